@@ -1,0 +1,1 @@
+//! Proves that a Linux sandbox leaves nothing behind.

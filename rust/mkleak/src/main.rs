@@ -1,0 +1,2 @@
+//! Plants exactly one named leak.
+fn main() {}
