@@ -1,0 +1,56 @@
+//! The one error family. Every message names the operation and the path, lower case, no full stop.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What can go wrong while observing, judging or reading saved data.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The caller asked for something that does not exist or is malformed. Exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// A system call on a path failed.
+    #[error("{op} {}: {source}", path.display())]
+    Io {
+        /// What was attempted, as an infinitive ("read", "open directory").
+        op: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// A saved file cannot be used. Exit code 2.
+    #[error("{}: {why}", path.display())]
+    Saved {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        why: String,
+    },
+}
+
+impl Error {
+    pub(crate) fn io(op: &'static str, path: impl AsRef<Path>, source: impl Into<io::Error>) -> Self {
+        Error::Io { op, path: path.as_ref().to_owned(), source: source.into() }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Error::Usage(message.into())
+    }
+
+    pub(crate) fn saved(path: impl AsRef<Path>, why: impl Into<String>) -> Self {
+        Error::Saved { path: path.as_ref().to_owned(), why: why.into() }
+    }
+
+    /// Whether the input is at fault (exit code 2), and not the machine.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Error::Usage(_) | Error::Saved { .. } => true,
+            Error::Io { .. } => false,
+        }
+    }
+}
+
+/// Result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
