@@ -1,1 +1,17 @@
 //! Proves that a Linux sandbox leaves nothing behind.
+//!
+//! [`observe::snapshot`] sees, [`judge::diff`] compares identities, [`Guard`] does both around a run and gives a [`Report`]
+//! whose verdict never says *clean* of what was not looked at.
+
+pub mod error;
+pub mod kind;
+pub mod parse;
+pub mod resource;
+pub mod scope;
+pub mod snapshot;
+pub mod text;
+
+pub use error::{Error, Result};
+pub use kind::{Kind, KindSet};
+pub use scope::Scope;
+pub use snapshot::Snapshot;

@@ -1,0 +1,495 @@
+//! What can be left behind: one record a kind, its identity apart from what merely describes it.
+//!
+//! Two records are the same resource exactly when their [`Identified::id`]s are equal. Counts, names and FD numbers alone
+//! are never an identity: all of them are reused.
+
+use serde::{Deserialize, Serialize};
+
+use crate::kind::Kind;
+use crate::parse::nslink::NsType;
+use crate::text::Text;
+
+/// A record with an identity.
+pub trait Identified {
+    /// What makes two records the same resource.
+    type Id<'a>: Ord
+    where
+        Self: 'a;
+    /// The kind of every such record.
+    const KIND: Kind;
+    /// The identity, ordered, within one boot of one machine.
+    fn id(&self) -> Self::Id<'_>;
+}
+
+macro_rules! identified {
+    ($type:ty, $kind:ident, |$r:ident| -> ($($part:ty),+ $(,)?) $id:expr) => {
+        impl Identified for $type {
+            type Id<'a> = ($($part,)+);
+            const KIND: Kind = Kind::$kind;
+            fn id(&self) -> Self::Id<'_> {
+                let $r = self;
+                $id
+            }
+        }
+    };
+}
+
+/// A thread group. Identity: pid and start time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Process {
+    /// Process id in the observer's pid namespace.
+    pub pid: u32,
+    /// Start time in clock ticks (1/100 s) after boot, field 22 of `/proc/PID/stat` (proc(5)).
+    pub start: u64,
+    /// Parent's process id.
+    pub ppid: u32,
+    /// State letter of proc(5); `Z` is a zombie.
+    pub state: char,
+    /// Process group.
+    pub pgrp: i32,
+    /// Session.
+    pub session: i32,
+    /// Command name, at most 15 bytes; the process chooses it.
+    pub comm: Text,
+}
+identified!(Process, Process, |r| -> (u32, u64) (r.pid, r.start));
+
+/// A descriptor in an FD table. Identity: process, table, number, and the open file as far as the kernel tells it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fd {
+    /// The owner.
+    pub pid: u32,
+    /// The owner's start time, as in [`Process::start`].
+    pub start: u64,
+    /// Thread whose table it is: `pid`, unless a thread has a table of its own (`CLONE_FILES` unshared).
+    pub table: u32,
+    /// The number.
+    pub fd: u32,
+    /// Device of a file with a path (`st_dev`, kernel encoding `major << 32 | minor`), else 0.
+    pub dev: u64,
+    /// Inode of a file with a path, else 0: then `target` names the object.
+    pub ino: u64,
+    /// `eventfd-id`, `map_id`, `prog_id` or `link_id` of fdinfo: tells anonymous inodes apart, which share one inode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    /// The text of the `/proc/PID/fd/N` link.
+    pub target: Text,
+    /// Unique id of the mount that a path was opened on (`STATX_MNT_ID_UNIQUE`, Linux 6.8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount: Option<u64>,
+    /// Descriptors in flight in this unix socket's receive queue (`scm_fds` of fdinfo), part of the identity: a
+    /// descriptor that nobody has received yet stands in no table.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub in_flight: u32,
+}
+identified!(Fd, Fd, |r| -> (u32, u64, u32, u32, u64, u64, Option<u64>, Option<&Text>, u32)
+    (r.pid, r.start, r.table, r.fd, r.dev, r.ino, r.serial, (r.ino == 0).then_some(&r.target), r.in_flight));
+
+fn is_zero(n: &u32) -> bool {
+    *n == 0
+}
+
+/// How a mount is told from every other.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountId {
+    /// The 64-bit id that is never reused (`statmount(2)`, Linux 6.8).
+    Unique(u64),
+    /// The whole mountinfo tuple, where the kernel has no unique id.
+    Tuple(Text),
+}
+
+/// A mount. Identity: mount namespace and unique id.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Inode of the mount namespace; 0 for a mount that is attached nowhere.
+    pub ns: u64,
+    /// The mount's own id.
+    pub id: MountId,
+    /// Where it is mounted; empty for a detached one.
+    pub target: Text,
+    /// Directory of the file system that forms its root.
+    pub root: Text,
+    /// File system type.
+    pub fs_type: Text,
+    /// Source, as mount(8) shows it.
+    pub source: Text,
+    /// Device of the file system, `major << 32 | minor`.
+    pub dev: u64,
+    /// `shared:N`, `master:N`, `unbindable`, or empty for private.
+    pub propagation: Text,
+    /// Who keeps it: `namespace`, or for a detached mount what was seen to pin it (`cwd of 12`, `fd 3 of 12`).
+    pub holder: String,
+}
+identified!(Mount, Mount, |r| -> (u64, &MountId) (r.ns, &r.id));
+
+/// A cgroup directory. Identity: hierarchy and kernfs inode, which holds a generation (kernfs_ino, Linux 5.5).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Cgroup {
+    /// `v2`, or the controllers of a v1 hierarchy as `/proc/PID/cgroup` writes them (`pids`, `name=systemd`).
+    pub hierarchy: Text,
+    /// Inode.
+    pub ino: u64,
+    /// Path below the hierarchy's mount, as `/proc/PID/cgroup` writes it.
+    pub path: Text,
+    /// The directory as the observer reaches it.
+    pub dir: Text,
+}
+identified!(Cgroup, Cgroup, |r| -> (&Text, u64) (&r.hierarchy, r.ino));
+
+/// A file lock. Identity: type, file, range, and the owner that `/proc/locks` names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lock {
+    /// `flock`, `posix`, `ofd`, `lease`, `deleg`, `layout` …
+    pub class: String,
+    /// Device of the file's super block, `major << 32 | minor`.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// First byte.
+    pub start: u64,
+    /// Last byte; none is the end of the file.
+    pub end: Option<u64>,
+    /// The process that took it, −1 for OFD; it may be dead: the lock belongs to the open file description.
+    pub pid: i64,
+    /// Counts equal locks (two shared OFD locks on one range).
+    pub nth: u32,
+    /// `read` or `write`.
+    pub access: String,
+    /// How many requests wait for it.
+    pub waiters: u32,
+}
+identified!(Lock, Lock, |r| -> (&str, u64, u64, u64, Option<u64>, i64, u32)
+    (&r.class, r.dev, r.ino, r.start, r.end, r.pid, r.nth));
+
+/// State of a lock file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LockFileState {
+    /// Nobody locks it and it names nobody: as it should be between runs.
+    Free,
+    /// Somebody locks it, or it names a living process.
+    Held,
+    /// It names a dead process and nobody locks it.
+    Stale,
+    /// Its content is neither empty nor a process id nor a JSON object with one.
+    Corrupt,
+}
+
+/// A lock file at a declared path. Identity: path, file and state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LockFile {
+    /// The path.
+    pub path: Text,
+    /// Device, `major << 32 | minor`.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// The state.
+    pub state: LockFileState,
+    /// The process id in its content.
+    pub pid: Option<u32>,
+}
+identified!(LockFile, Lockfile, |r| -> (&Text, u64, u64, LockFileState) (&r.path, r.dev, r.ino, r.state));
+
+/// A file of any type below a declared root. Identity: device, inode, birth time, and which of its links it is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct File {
+    /// Device, `major << 32 | minor`.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// Birth time in nanoseconds since the epoch; none where the file system has none.
+    pub birth: Option<i64>,
+    /// 0 for the first link inside the roots, 1 for the second …
+    pub link: u32,
+    /// Process id and start time of who maps a deleted file; none for a file with a path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapped_by: Option<(u32, u64)>,
+    /// The path.
+    pub path: Text,
+    /// `file`, `dir`, `symlink`, `fifo`, `socket`, `char`, `block`.
+    pub class: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Size in bytes.
+    pub size: u64,
+}
+identified!(File, File, |r| -> (u64, u64, Option<i64>, u32, Option<(u32, u64)>)
+    (r.dev, r.ino, r.birth, r.link, r.mapped_by));
+
+/// Class of an IPC object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IpcClass {
+    /// SysV shared memory.
+    Shm,
+    /// SysV semaphore set.
+    Sem,
+    /// SysV message queue.
+    Msg,
+    /// POSIX shared memory or named semaphore: a file in `/dev/shm`.
+    PosixShm,
+    /// POSIX message queue.
+    Mqueue,
+}
+
+/// An IPC object. Identity: IPC namespace, class, id (SysV ids hold a sequence number; POSIX objects have inode and
+/// birth time). The SysV `ctime` is no part of it: `semctl(SETVAL)` changes it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Ipc {
+    /// Inode of the IPC namespace (0 for POSIX shared memory, which belongs to a mount).
+    pub ns: u64,
+    /// The class.
+    pub class: IpcClass,
+    /// SysV id, or inode.
+    pub id: u64,
+    /// Birth time of POSIX objects, nanoseconds since the epoch.
+    pub birth: Option<i64>,
+    /// SysV key, or the path.
+    pub name: Text,
+    /// Owner.
+    pub uid: u32,
+    /// Size in bytes, semaphores, or messages.
+    pub size: u64,
+    /// Creator's process id (SysV shm), else the last sender's or 0.
+    pub creator: u32,
+    /// Attached processes (SysV shm).
+    pub attached: u64,
+}
+identified!(Ipc, Ipc, |r| -> (u64, IpcClass, u64, Option<i64>) (r.ns, r.class, r.id, r.birth));
+
+/// Who keeps a namespace.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NsHolder {
+    /// A process or one of its threads: pid and start time.
+    Process(u32, u64),
+    /// A descriptor: pid, start time, number.
+    Fd(u32, u64, u32),
+    /// A bind mount at this path.
+    Bind(Text),
+}
+
+/// A namespace. Identity: type, inode, and the id that is never reused (`NS_GET_ID`, Linux 6.18; for mount namespaces
+/// `NS_GET_MNTNS_ID`, Linux 6.11).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// The type.
+    pub ns_type: NsType,
+    /// Inode of the nsfs file.
+    pub ino: u64,
+    /// The unique id, where the kernel has one.
+    pub id: Option<u64>,
+    /// Some of its holders (at most eight).
+    pub holders: Vec<NsHolder>,
+}
+identified!(Namespace, Namespace, |r| -> (NsType, u64, Option<u64>) (r.ns_type, r.ino, r.id));
+
+/// Class of a network object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NetClass {
+    /// A network interface.
+    Interface,
+    /// A network namespace with a name below `/run/netns` or `/var/run/netns`.
+    NamedNetns,
+    /// A listening TCP or bound UDP socket.
+    Listener,
+    /// A listening or bound unix socket.
+    Unix,
+    /// An nftables table.
+    NftTable,
+}
+
+/// A network object. Identity: network namespace, class, number (interface index; socket inode; table handle; inode of the
+/// namespace) and, where numbers are reused, a name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Net {
+    /// Inode of the network namespace.
+    pub netns: u64,
+    /// The class.
+    pub class: NetClass,
+    /// Interface index, socket inode, table handle or namespace inode.
+    pub number: u64,
+    /// Part of the identity: address family and table name, path of a named namespace; else empty.
+    pub scope: Text,
+    /// Name or address, for people.
+    pub name: Text,
+    /// Owner, where the kernel tells it.
+    pub uid: Option<u32>,
+}
+identified!(Net, Net, |r| -> (u64, NetClass, u64, &Text) (r.netns, r.class, r.number, &r.scope));
+
+/// An attached loop device. Identity: device and `diskseq`, which no attachment reuses (Linux 5.15), and backing file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoopDevice {
+    /// Name, `loop0`.
+    pub device: Text,
+    /// Disk sequence number; 0 where the kernel has none.
+    pub diskseq: u64,
+    /// Backing file, as `/sys/block/loopN/loop/backing_file` writes it.
+    pub backing: Text,
+}
+identified!(LoopDevice, Loop, |r| -> (&Text, u64, &Text) (&r.device, r.diskseq, &r.backing));
+
+/// A kernel key. Identity: serial, type and description.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Key {
+    /// Serial number, random and positive.
+    pub serial: u32,
+    /// Type: `user`, `keyring` …
+    pub key_type: Text,
+    /// Description without the payload summary that the kernel appends.
+    pub description: Text,
+    /// Owner.
+    pub uid: u32,
+}
+identified!(Key, Key, |r| -> (u32, &Text, &Text) (r.serial, &r.key_type, &r.description));
+
+/// Class of a BPF object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BpfClass {
+    /// A program.
+    Prog,
+    /// A map.
+    Map,
+    /// A link.
+    Link,
+}
+
+/// A BPF object. Identity: class and id, which the kernel hands out cyclically.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Bpf {
+    /// The class.
+    pub class: BpfClass,
+    /// The id of `BPF_*_GET_NEXT_ID`.
+    pub id: u32,
+}
+identified!(Bpf, Bpf, |r| -> (BpfClass, u32) (r.class, r.id));
+
+/// Calls `$do!(field, Type, Variant)` for every kind, in report order. The one list of them.
+macro_rules! each_kind {
+    ($do:ident) => {
+        $do!(processes, Process, Process);
+        $do!(fds, Fd, Fd);
+        $do!(mounts, Mount, Mount);
+        $do!(cgroups, Cgroup, Cgroup);
+        $do!(locks, Lock, Lock);
+        $do!(lock_files, LockFile, Lockfile);
+        $do!(files, File, File);
+        $do!(ipc, Ipc, Ipc);
+        $do!(namespaces, Namespace, Namespace);
+        $do!(net, Net, Net);
+        $do!(loops, LoopDevice, Loop);
+        $do!(keys, Key, Key);
+        $do!(bpf, Bpf, Bpf);
+    };
+}
+pub(crate) use each_kind;
+
+/// Any resource. In JSON an object with its `kind` beside its own fields.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+#[allow(missing_docs, reason = "each variant wraps the record of its name")]
+pub enum Resource {
+    Process(Process),
+    Fd(Fd),
+    Mount(Mount),
+    Cgroup(Cgroup),
+    Lock(Lock),
+    Lockfile(LockFile),
+    File(File),
+    Ipc(Ipc),
+    Namespace(Namespace),
+    Net(Net),
+    Loop(LoopDevice),
+    Key(Key),
+    Bpf(Bpf),
+}
+
+macro_rules! from_record {
+    ($field:ident, $type:ident, $variant:ident) => {
+        impl From<$type> for Resource {
+            fn from(record: $type) -> Self {
+                Resource::$variant(record)
+            }
+        }
+    };
+}
+each_kind!(from_record);
+
+impl Resource {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Resource::Process(_) => Kind::Process,
+            Resource::Fd(_) => Kind::Fd,
+            Resource::Mount(_) => Kind::Mount,
+            Resource::Cgroup(_) => Kind::Cgroup,
+            Resource::Lock(_) => Kind::Lock,
+            Resource::Lockfile(_) => Kind::Lockfile,
+            Resource::File(_) => Kind::File,
+            Resource::Ipc(_) => Kind::Ipc,
+            Resource::Namespace(_) => Kind::Namespace,
+            Resource::Net(_) => Kind::Net,
+            Resource::Loop(_) => Kind::Loop,
+            Resource::Key(_) => Kind::Key,
+            Resource::Bpf(_) => Kind::Bpf,
+        }
+    }
+
+    /// The identity as one line, equal for equal resources and different for others of the same boot.
+    pub fn key(&self) -> String {
+        match self {
+            Resource::Process(r) => format!("process:{}@{}", r.pid, r.start),
+            Resource::Fd(r) => {
+                let table = if r.table == r.pid { String::new() } else { format!("/{}", r.table) };
+                let file = if r.ino == 0 { r.target.to_string() } else { format!("{}:{}", device(r.dev), r.ino) };
+                let serial = r.serial.map(|s| format!("#{s}")).unwrap_or_default();
+                let flight = if r.in_flight == 0 { String::new() } else { format!("+{}", r.in_flight) };
+                format!("fd:{}@{}{table}:{}={file}{serial}{flight}", r.pid, r.start, r.fd)
+            }
+            Resource::Mount(r) => match &r.id {
+                MountId::Unique(id) => format!("mount:{}:{id}", r.ns),
+                MountId::Tuple(tuple) => format!("mount:{}:{tuple}", r.ns),
+            },
+            Resource::Cgroup(r) => format!("cgroup:{}:{}", r.hierarchy, r.ino),
+            Resource::Lock(r) => {
+                let end = r.end.map_or("EOF".to_owned(), |e| e.to_string());
+                format!("lock:{}:{}:{}:{}-{end}:{}#{}", r.class, device(r.dev), r.ino, r.start, r.pid, r.nth)
+            }
+            Resource::Lockfile(r) => format!("lockfile:{}:{}:{}:{:?}", r.path, device(r.dev), r.ino, r.state),
+            Resource::File(r) => {
+                let birth = r.birth.map_or("?".to_owned(), |b| b.to_string());
+                let mapped = r.mapped_by.map(|(pid, start)| format!(":mapped {pid}@{start}")).unwrap_or_default();
+                format!("file:{}:{}@{birth}#{}{mapped}", device(r.dev), r.ino, r.link)
+            }
+            Resource::Ipc(r) => {
+                let birth = r.birth.map(|b| format!("@{b}")).unwrap_or_default();
+                format!("ipc:{}:{:?}:{}{birth}", r.ns, r.class, r.id)
+            }
+            Resource::Namespace(r) => {
+                let id = r.id.map(|id| format!("#{id}")).unwrap_or_default();
+                format!("namespace:{}:{}{id}", r.ns_type.as_str(), r.ino)
+            }
+            Resource::Net(r) => format!("net:{}:{:?}:{}:{}", r.netns, r.class, r.number, r.scope),
+            Resource::Loop(r) => format!("loop:{}:{}:{}", r.device, r.diskseq, r.backing),
+            Resource::Key(r) => format!("key:{:08x}:{}:{}", r.serial, r.key_type, r.description),
+            Resource::Bpf(r) => format!("bpf:{:?}:{}", r.class, r.id),
+        }
+    }
+}
+
+/// `major:minor` of a device in this crate's encoding.
+pub fn device(dev: u64) -> String {
+    format!("{}:{}", dev >> 32, dev & 0xffff_ffff)
+}
+
+/// This crate's encoding of a device.
+pub fn encode_device(major: u32, minor: u32) -> u64 {
+    u64::from(major) << 32 | u64::from(minor)
+}

@@ -1,0 +1,199 @@
+//! One observation of a scope, and how far it reached.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::kind::{Kind, KindSet};
+use crate::resource::{
+    Bpf, Cgroup, Fd, File, Identified, Ipc, Key, Lock, LockFile, LoopDevice, Mount, Namespace, Net, Process, each_kind,
+};
+use crate::scope::Scope;
+
+/// How much of a kind was seen. Ordered from worst to best, so that `min` merges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Not seen at all.
+    None,
+    /// Seen in part.
+    Partial,
+    /// Seen in full, but for what `docs/explanation/undetected.md` lists.
+    Full,
+}
+
+/// Coverage of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// How much was seen.
+    pub level: Level,
+    /// Why not more; empty when full.
+    pub reason: String,
+}
+
+impl Coverage {
+    /// Everything was seen.
+    pub fn full() -> Self {
+        Coverage { level: Level::Full, reason: String::new() }
+    }
+
+    /// The worse of two levels, both reasons.
+    pub fn merge(&mut self, other: Coverage) {
+        self.level = self.level.min(other.level);
+        if !other.reason.is_empty() && !self.reason.contains(&other.reason) {
+            if !self.reason.is_empty() {
+                self.reason.push_str("; ");
+            }
+            self.reason.push_str(&other.reason);
+        }
+    }
+}
+
+/// Coverage of every kind that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CoverageMap(pub BTreeMap<Kind, Coverage>);
+
+impl CoverageMap {
+    /// Notes that `kind` was seen no better than `level`, and why. The first reason of each kind is enough when many
+    /// objects fail alike.
+    pub fn lower(&mut self, kind: Kind, level: Level, reason: impl Into<String>) {
+        let coverage = Coverage { level, reason: reason.into() };
+        self.0.entry(kind).or_insert_with(Coverage::full).merge(coverage);
+    }
+}
+
+/// A process that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Unreadable {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in ticks after boot.
+    pub start: u64,
+    /// What could not be read: `fd`, `ns` …, and the kernel's answer.
+    pub what: String,
+}
+
+/// One observation. Every list is sorted by identity.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// Always [`Snapshot::SCHEMA`].
+    pub schema: String,
+    /// `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// When it began, nanoseconds since the epoch.
+    pub taken_ns: i64,
+    /// How long it took, nanoseconds.
+    pub took_ns: u64,
+    /// What it looked at.
+    pub scope: Scope,
+    /// The kinds that it looked for.
+    pub kinds: KindSet,
+    /// Roots of the file kind.
+    pub roots: Vec<PathBuf>,
+    /// How far it reached.
+    pub coverage: CoverageMap,
+    /// Processes that refused to be read.
+    pub unreadable: Vec<Unreadable>,
+    /// Numbers that are no resources: `dying_cgroups` …
+    pub gauges: BTreeMap<String, i64>,
+    /// See [`Process`]; likewise below.
+    pub processes: Vec<Process>,
+    #[allow(missing_docs)]
+    pub fds: Vec<Fd>,
+    #[allow(missing_docs)]
+    pub mounts: Vec<Mount>,
+    #[allow(missing_docs)]
+    pub cgroups: Vec<Cgroup>,
+    #[allow(missing_docs)]
+    pub locks: Vec<Lock>,
+    #[allow(missing_docs)]
+    pub lock_files: Vec<LockFile>,
+    #[allow(missing_docs)]
+    pub files: Vec<File>,
+    #[allow(missing_docs)]
+    pub ipc: Vec<Ipc>,
+    #[allow(missing_docs)]
+    pub namespaces: Vec<Namespace>,
+    #[allow(missing_docs)]
+    pub net: Vec<Net>,
+    #[allow(missing_docs)]
+    pub loops: Vec<LoopDevice>,
+    #[allow(missing_docs)]
+    pub keys: Vec<Key>,
+    #[allow(missing_docs)]
+    pub bpf: Vec<Bpf>,
+}
+
+impl Snapshot {
+    /// The version of the saved form.
+    pub const SCHEMA: &'static str = "leakcheck.snapshot/1";
+
+    /// An observation that has seen nothing yet of `kinds`.
+    pub fn empty(scope: Scope, kinds: KindSet) -> Self {
+        Snapshot {
+            schema: Self::SCHEMA.to_owned(),
+            boot_id: String::new(),
+            taken_ns: 0,
+            took_ns: 0,
+            scope,
+            kinds,
+            roots: Vec::new(),
+            coverage: CoverageMap(kinds.iter().map(|k| (k, Coverage::full())).collect()),
+            unreadable: Vec::new(),
+            gauges: BTreeMap::new(),
+            processes: Vec::new(),
+            fds: Vec::new(),
+            mounts: Vec::new(),
+            cgroups: Vec::new(),
+            locks: Vec::new(),
+            lock_files: Vec::new(),
+            files: Vec::new(),
+            ipc: Vec::new(),
+            namespaces: Vec::new(),
+            net: Vec::new(),
+            loops: Vec::new(),
+            keys: Vec::new(),
+            bpf: Vec::new(),
+        }
+    }
+
+    /// How many resources it holds.
+    pub fn len(&self) -> usize {
+        let mut n = 0;
+        macro_rules! add {
+            ($field:ident, $type:ident, $variant:ident) => {
+                n += self.$field.len();
+            };
+        }
+        each_kind!(add);
+        n
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts every list into identity order and removes what was seen twice.
+    pub fn normalise(&mut self) {
+        macro_rules! sort {
+            ($field:ident, $type:ident, $variant:ident) => {
+                if !self.$field.is_sorted_by(|a, b| a.id() < b.id()) {
+                    self.$field.sort_by(|a, b| a.id().cmp(&b.id()));
+                    self.$field.dedup_by(|a, b| a.id() == b.id());
+                }
+            };
+        }
+        each_kind!(sort);
+        self.unreadable.sort();
+        self.unreadable.dedup();
+    }
+
+    /// The process with this id, if it is in the snapshot.
+    pub fn process(&self, pid: u32) -> Option<&Process> {
+        let at = self.processes.binary_search_by_key(&pid, |p| p.pid).ok()?;
+        self.processes.get(at)
+    }
+}
