@@ -54,3 +54,15 @@ impl Error {
 
 /// Result with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// Whether the object went away while it was read.
+    pub(crate) fn is_gone(&self) -> bool {
+        match self {
+            Error::Io { source, .. } => {
+                matches!(source.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EINVAL))
+            }
+            Error::Usage(_) | Error::Saved { .. } => false,
+        }
+    }
+}

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::kind::{Kind, KindSet};
+use crate::parse::nslink::NsType;
 use crate::resource::{
     Bpf, Cgroup, Fd, File, Identified, Ipc, Key, Lock, LockFile, LoopDevice, Mount, Namespace, Net, Process, each_kind,
 };
@@ -96,6 +97,8 @@ pub struct Snapshot {
     pub coverage: CoverageMap,
     /// Processes that refused to be read.
     pub unreadable: Vec<Unreadable>,
+    /// Inodes of the observer's own namespaces.
+    pub own_ns: BTreeMap<NsType, u64>,
     /// Numbers that are no resources: `dying_cgroups` …
     pub gauges: BTreeMap<String, i64>,
     /// See [`Process`]; likewise below.
@@ -142,6 +145,7 @@ impl Snapshot {
             roots: Vec::new(),
             coverage: CoverageMap(kinds.iter().map(|k| (k, Coverage::full())).collect()),
             unreadable: Vec::new(),
+            own_ns: BTreeMap::new(),
             gauges: BTreeMap::new(),
             processes: Vec::new(),
             fds: Vec::new(),

@@ -1,0 +1,300 @@
+//! Whose residue is it? By descent, run token, cgroup, namespace, creator or holder; never by name or time alone.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::parse::nslink::NsType;
+use crate::resource::{Ipc, IpcClass, MountId, NetClass, NsHolder, Process, Resource};
+use crate::scope::Scope;
+use crate::snapshot::Snapshot;
+
+/// Whether a process belongs to the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Membership {
+    /// It descends from the run.
+    Run,
+    /// It does not.
+    Stranger,
+    /// It cannot be told.
+    Unknown,
+}
+
+/// By what residue is the run's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attribution {
+    /// The process descends from the run.
+    Descent,
+    /// The process has the run token in its environment.
+    Token,
+    /// It is in a cgroup that the run made.
+    Cgroup,
+    /// It is in a namespace that the run made.
+    Namespace,
+    /// A process of the run made it.
+    Creator,
+    /// A process of the run holds it.
+    Holder,
+    /// It is this process' own.
+    Own,
+    /// Everything in the scope is the run's.
+    Scope,
+    /// The kind cannot be attributed here: it may be somebody else's.
+    None,
+}
+
+/// Whose a resource is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The run's.
+    Run(Attribution),
+    /// Somebody else's: noise.
+    Stranger,
+    /// It cannot be told.
+    Unknown,
+}
+
+/// What is known of the run beyond the snapshots.
+pub trait Provenance {
+    /// Whether a process that is in the look belongs to the run.
+    fn process(&self, process: &Process) -> Membership;
+    /// Whether a process has the run's token.
+    fn token(&self, pid: u32) -> bool;
+    /// Whether a process id was the run's at any time while it was watched.
+    fn ever(&self, pid: u32) -> Membership;
+    /// Whether a process of the run made the file (or cgroup directory) at `path`.
+    fn creator(&self, path: &[u8]) -> Membership;
+    /// Whether a process of the run attached the mount.
+    fn mount(&self, id: u64) -> Membership;
+    /// Path of a process' cgroup, `hierarchy:path` lines of `/proc/PID/cgroup`.
+    fn cgroups(&self, pid: u32) -> Vec<(String, String)>;
+}
+
+/// Attributes what one look shows and the baseline does not.
+pub struct Attributor<'a, P> {
+    baseline: &'a Snapshot,
+    look: &'a Snapshot,
+    provenance: &'a P,
+    own_pid: Option<u32>,
+    processes: HashMap<u32, Owner>,
+    holders: HashMap<(NsType, u64), Vec<NsHolder>>,
+    old_namespaces: HashSet<u64>,
+}
+
+impl<'a, P: Provenance> Attributor<'a, P> {
+    /// `own_pid` is this process where its own descriptors count.
+    pub fn new(baseline: &'a Snapshot, look: &'a Snapshot, provenance: &'a P, own_pid: Option<u32>) -> Self {
+        let holders = look.namespaces.iter().map(|n| ((n.ns_type, n.ino), n.holders.clone())).collect();
+        let old_namespaces = baseline.namespaces.iter().map(|n| n.ino).collect();
+        let mut this =
+            Attributor { baseline, look, provenance, own_pid, processes: HashMap::new(), holders, old_namespaces };
+        this.processes = look.processes.iter().map(|p| (p.pid, this.process(p))).collect();
+        this.by_cgroup();
+        this
+    }
+
+    /// Whether a process of the run lives, and whether one is running or about to end.
+    pub fn alive(&self) -> (bool, bool) {
+        let run = |p: &&Process| matches!(self.owner_of_pid(p.pid), Owner::Run(a) if a != Attribution::Own);
+        let mut alive = self.look.processes.iter().filter(run).filter(|p| p.state != 'Z').peekable();
+        (alive.peek().is_some(), alive.any(|p| p.state == 'R'))
+    }
+
+    fn process(&self, p: &Process) -> Owner {
+        if Some(p.pid) == self.own_pid {
+            return Owner::Run(Attribution::Own);
+        }
+        let known = |old: &Process| (old.pid, old.start) == (p.pid, p.start);
+        if self.baseline.process(p.pid).is_some_and(known) {
+            return if self.baseline.scope == Scope::Host { Owner::Stranger } else { Owner::Run(Attribution::Scope) };
+        }
+        match self.provenance.process(p) {
+            Membership::Run => Owner::Run(Attribution::Descent),
+            _ if self.provenance.token(p.pid) => Owner::Run(Attribution::Token),
+            Membership::Stranger => Owner::Stranger,
+            Membership::Unknown => Owner::Unknown,
+        }
+    }
+
+    /// A process that cannot be told by descent is the run's when it sits in a cgroup that the run made.
+    fn by_cgroup(&mut self) {
+        let unknown: Vec<u32> =
+            self.processes.iter().filter(|(_, o)| **o == Owner::Unknown).map(|(pid, _)| *pid).collect();
+        if unknown.is_empty() {
+            return;
+        }
+        let old: HashSet<(&crate::text::Text, u64)> =
+            self.baseline.cgroups.iter().map(|c| (&c.hierarchy, c.ino)).collect();
+        let made: HashSet<(String, String)> = self
+            .look
+            .cgroups
+            .iter()
+            .filter(|c| !old.contains(&(&c.hierarchy, c.ino)))
+            .filter(|c| self.provenance.creator(c.dir.as_ref()) == Membership::Run)
+            .map(|c| (c.hierarchy.to_string(), c.path.to_string()))
+            .collect();
+        for pid in unknown {
+            if self.provenance.cgroups(pid).iter().any(|c| made.contains(c)) {
+                self.processes.insert(pid, Owner::Run(Attribution::Cgroup));
+            }
+        }
+    }
+
+    fn owner_of_pid(&self, pid: u32) -> Owner {
+        self.processes.get(&pid).copied().unwrap_or(Owner::Unknown)
+    }
+
+    /// Whether a namespace inode is new since the baseline.
+    pub fn fresh_ns(&self, ino: u64) -> bool {
+        ino != 0 && !self.old_namespaces.contains(&ino) && !self.old_namespaces.is_empty()
+    }
+
+    /// Whose `resource` is.
+    pub fn owner(&self, resource: &Resource) -> Owner {
+        if self.look.scope != Scope::Host && !matches!(resource, Resource::Process(_) | Resource::File(_)) {
+            return Owner::Run(Attribution::Scope);
+        }
+        match resource {
+            Resource::Process(p) => match self.owner_of_pid(p.pid) {
+                Owner::Stranger | Owner::Unknown if self.look.scope != Scope::Host => Owner::Run(Attribution::Scope),
+                other => other,
+            },
+            Resource::Fd(fd) => self.held_by([fd.pid]),
+            Resource::Mount(m) => self.mount(m.ns, &m.id, &m.holder),
+            Resource::Cgroup(c) => member(self.provenance.creator(c.dir.as_ref()), Attribution::Creator),
+            Resource::Lock(l) => {
+                let by_file = self.look.fds.iter().filter(|fd| fd.ino == l.ino && fd.ino != 0).map(|fd| fd.pid);
+                let taker = u32::try_from(l.pid).ok().filter(|p| self.processes.contains_key(p));
+                self.held_by(by_file.chain(taker))
+            }
+            Resource::Lockfile(f) => self.made(f.path.as_ref(), f.pid),
+            Resource::File(f) => match f.mapped_by {
+                Some((pid, _)) => self.held_by([pid]),
+                None => match self.made(f.path.as_ref(), None) {
+                    Owner::Unknown if self.look.scope != Scope::Host => Owner::Run(Attribution::Scope),
+                    other => other,
+                },
+            },
+            Resource::Ipc(i) => self.ipc(i),
+            Resource::Namespace(n) => self.namespace(&n.holders),
+            Resource::Net(n) => match n.class {
+                NetClass::Listener | NetClass::Unix => {
+                    let link = format!("socket:[{}]", n.number);
+                    let holders = self.look.fds.iter().filter(|fd| fd.target.as_ref() == link.as_bytes());
+                    match self.held_by(holders.map(|fd| fd.pid)) {
+                        Owner::Unknown => self.in_namespace(NsType::Net, n.netns),
+                        known => known,
+                    }
+                }
+                NetClass::NamedNetns => self.made(n.scope.as_ref(), None),
+                NetClass::Interface | NetClass::NftTable => self.in_namespace(NsType::Net, n.netns),
+            },
+            Resource::Bpf(b) => {
+                let link: &[u8] = b"anon_inode:bpf";
+                let holders = self
+                    .look
+                    .fds
+                    .iter()
+                    .filter(|fd| fd.serial == Some(u64::from(b.id)) && fd.target.as_ref().starts_with(link));
+                self.held_by(holders.map(|fd| fd.pid))
+            }
+            Resource::Loop(d) => member(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),
+            Resource::Key(_) => Owner::Unknown,
+        }
+    }
+
+    /// The run's if any holder is; a stranger's if all are.
+    fn held_by(&self, pids: impl IntoIterator<Item = u32>) -> Owner {
+        let mut worst = None;
+        for owner in pids.into_iter().map(|pid| self.owner_of_pid(pid)) {
+            match (owner, worst) {
+                (Owner::Run(Attribution::Own), _) => return owner,
+                (Owner::Run(_), _) => return Owner::Run(Attribution::Holder),
+                (Owner::Unknown, _) | (Owner::Stranger, None) => worst = Some(owner),
+                (Owner::Stranger, Some(_)) => {}
+            }
+        }
+        worst.unwrap_or(Owner::Unknown)
+    }
+
+    fn made(&self, path: &[u8], pid: Option<u32>) -> Owner {
+        match (self.provenance.creator(path), pid.map(|p| self.provenance.ever(p))) {
+            (Membership::Run, _) | (Membership::Unknown, Some(Membership::Run)) => Owner::Run(Attribution::Creator),
+            (Membership::Stranger, _) => Owner::Stranger,
+            (Membership::Unknown, _) => Owner::Unknown,
+        }
+    }
+
+    fn namespace(&self, holders: &[NsHolder]) -> Owner {
+        let by_process = self.held_by(holders.iter().filter_map(|h| match h {
+            NsHolder::Process(pid, _) | NsHolder::Fd(pid, _, _) => Some(*pid),
+            NsHolder::Bind(_) => None,
+        }));
+        if by_process != Owner::Unknown {
+            return by_process;
+        }
+        let bound = holders.iter().find_map(|h| match h {
+            NsHolder::Bind(path) => self.look.mounts.iter().find(|m| m.target == *path),
+            NsHolder::Process(..) | NsHolder::Fd(..) => None,
+        });
+        bound.map_or(Owner::Unknown, |m| self.mount(m.ns, &m.id, ""))
+    }
+
+    fn in_namespace(&self, ns_type: NsType, ino: u64) -> Owner {
+        if !self.fresh_ns(ino) {
+            return Owner::Unknown;
+        }
+        match self.holders.get(&(ns_type, ino)).map(|holders| self.namespace(holders)) {
+            Some(Owner::Run(_)) => Owner::Run(Attribution::Namespace),
+            Some(other) => other,
+            None => Owner::Unknown,
+        }
+    }
+
+    fn mount(&self, ns: u64, id: &MountId, holder: &str) -> Owner {
+        if let MountId::Unique(id) = id {
+            let by_event = member(self.provenance.mount(*id), Attribution::Creator);
+            if by_event != Owner::Unknown {
+                return by_event;
+            }
+        }
+        if ns == 0 {
+            let pid = holder.rsplit(' ').next().and_then(|word| word.parse().ok());
+            return pid.map_or(Owner::Unknown, |pid: u32| self.held_by([pid]));
+        }
+        if self.fresh_ns(ns) {
+            return self.in_namespace(NsType::Mnt, ns);
+        }
+        // An old namespace that strangers alone are in is theirs to mount in.
+        match self.holders.get(&(NsType::Mnt, ns)) {
+            Some(holders) if !self.is_own_mount_ns(ns) => self.namespace(holders),
+            _ => Owner::Unknown,
+        }
+    }
+
+    fn is_own_mount_ns(&self, ns: u64) -> bool {
+        self.look.own_ns.get(&NsType::Mnt) == Some(&ns)
+    }
+
+    fn ipc(&self, object: &Ipc) -> Owner {
+        if self.fresh_ns(object.ns) {
+            return self.in_namespace(NsType::Ipc, object.ns);
+        }
+        match object.class {
+            IpcClass::PosixShm => self.made(object.name.as_ref(), None),
+            IpcClass::Shm | IpcClass::Msg if object.creator > 1 => {
+                member(self.provenance.ever(object.creator), Attribution::Creator)
+            }
+            IpcClass::Shm | IpcClass::Msg | IpcClass::Sem | IpcClass::Mqueue => Owner::Unknown,
+        }
+    }
+}
+
+fn member(membership: Membership, by: Attribution) -> Owner {
+    match membership {
+        Membership::Run => Owner::Run(by),
+        Membership::Stranger => Owner::Stranger,
+        Membership::Unknown => Owner::Unknown,
+    }
+}

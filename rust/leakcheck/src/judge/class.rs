@@ -1,0 +1,73 @@
+//! Classes of residue.
+
+use serde::{Deserialize, Serialize};
+
+use crate::resource::{Cgroup, LockFileState, NetClass, NsHolder, Resource};
+use crate::snapshot::Snapshot;
+
+/// Why residue is still there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Class {
+    /// Nothing will remove it.
+    Orphaned,
+    /// A live holder keeps it.
+    Held,
+    /// The kernel is still freeing it.
+    Dying,
+    /// The target's recover command removed it, or its next run did.
+    Reclaimable,
+    /// There is more of it with every run.
+    Growing,
+}
+
+/// The class of residue as one snapshot shows it. The last two classes need a recovery or several runs, and are set by who
+/// made them. `fresh_ns` tells whether a namespace inode is new since the baseline, `populated` whether a cgroup has
+/// processes.
+pub fn classify(
+    resource: &Resource,
+    look: &Snapshot,
+    fresh_ns: impl Fn(u64) -> bool,
+    populated: impl Fn(&Cgroup) -> bool,
+) -> Class {
+    match resource {
+        Resource::Process(p) => match p.state {
+            'X' | 'x' => Class::Dying,
+            // Its parent lives and does not reap it.
+            'Z' if look.process(p.ppid).is_some() => Class::Held,
+            'Z' => Class::Dying,
+            _ => Class::Orphaned,
+        },
+        Resource::Fd(_) | Resource::Lock(_) => Class::Held,
+        Resource::Mount(m) if m.ns == 0 || fresh_ns(m.ns) => Class::Held,
+        Resource::Mount(_) => Class::Orphaned,
+        Resource::Cgroup(c) if populated(c) => Class::Held,
+        Resource::Cgroup(_) => Class::Orphaned,
+        Resource::Lockfile(f) => match f.state {
+            LockFileState::Held => Class::Held,
+            LockFileState::Free | LockFileState::Stale | LockFileState::Corrupt => Class::Orphaned,
+        },
+        Resource::File(f) if f.mapped_by.is_some() => Class::Held,
+        Resource::File(_) => Class::Orphaned,
+        Resource::Ipc(i) if i.attached > 0 || fresh_ns(i.ns) => Class::Held,
+        Resource::Ipc(_) => Class::Orphaned,
+        Resource::Namespace(n) => {
+            let bound_only = n.holders.iter().all(|h| match h {
+                NsHolder::Bind(_) => true,
+                NsHolder::Process(..) | NsHolder::Fd(..) => false,
+            });
+            if bound_only { Class::Orphaned } else { Class::Held }
+        }
+        Resource::Net(n) => match n.class {
+            NetClass::Listener | NetClass::Unix => Class::Held,
+            NetClass::NamedNetns => Class::Orphaned,
+            NetClass::Interface | NetClass::NftTable if fresh_ns(n.netns) => Class::Held,
+            NetClass::Interface | NetClass::NftTable => Class::Orphaned,
+        },
+        Resource::Bpf(b) => {
+            let held = look.fds.iter().any(|fd| fd.serial == Some(u64::from(b.id)) && fd.target.as_ref().starts_with(b"anon_inode:bpf"));
+            if held { Class::Held } else { Class::Orphaned }
+        }
+        Resource::Loop(_) | Resource::Key(_) => Class::Orphaned,
+    }
+}

@@ -1,0 +1,100 @@
+//! The pure comparison of two snapshots.
+
+use std::cmp::Ordering;
+
+use crate::error::{Error, Result};
+use crate::kind::KindSet;
+use crate::resource::{Identified, Resource, each_kind};
+use crate::resource::{
+    Bpf, Cgroup, Fd, File, Ipc, Key, Lock, LockFile, LockFileState, LoopDevice, Mount, Namespace, Net, Process,
+};
+use crate::snapshot::Snapshot;
+
+/// What differs, by identity.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Diff {
+    /// In the second snapshot only.
+    pub appeared: Vec<Resource>,
+    /// In the first snapshot only.
+    pub vanished: Vec<Resource>,
+}
+
+impl Diff {
+    /// Whether nothing differs.
+    pub fn is_empty(&self) -> bool {
+        self.appeared.is_empty() && self.vanished.is_empty()
+    }
+}
+
+/// Compares what both snapshots looked for.
+///
+/// # Errors
+/// [`Error::Usage`] when the two cannot be compared: other boots, other scopes, no common kind.
+pub fn diff(before: &Snapshot, after: &Snapshot) -> Result<Diff> {
+    let kinds = comparable(before, after)?;
+    let mut out = Diff::default();
+    macro_rules! merge {
+        ($field:ident, $type:ident, $variant:ident) => {
+            if kinds.contains(<$type as Identified>::KIND) {
+                merge_sorted(&before.$field, &after.$field, &mut out);
+            }
+        };
+    }
+    each_kind!(merge);
+    // A lock file that is free is as it should be, whoever made it.
+    let free = |r: &Resource| matches!(r, Resource::Lockfile(f) if f.state == LockFileState::Free);
+    out.appeared.retain(|r| !free(r));
+    out.vanished.retain(|r| !free(r));
+    Ok(out)
+}
+
+/// The kinds that both looked for.
+///
+/// # Errors
+/// See [`diff`].
+pub fn comparable(before: &Snapshot, after: &Snapshot) -> Result<KindSet> {
+    if before.boot_id != after.boot_id {
+        return Err(Error::usage(format!(
+            "the snapshots are from two boots ({} and {}): process ids, inodes and mount ids mean nothing across a boot, \
+             take both again",
+            before.boot_id, after.boot_id
+        )));
+    }
+    if before.scope != after.scope {
+        return Err(Error::usage(format!(
+            "the snapshots have two scopes ({} and {}): take both with one --scope",
+            before.scope, after.scope
+        )));
+    }
+    let kinds = before.kinds.and(after.kinds);
+    if kinds == KindSet::EMPTY {
+        return Err(Error::usage("the snapshots have no kind in common: take both with the same --kinds"));
+    }
+    if before.roots != after.roots && kinds.contains(crate::Kind::File) {
+        return Err(Error::usage(format!(
+            "the snapshots have other roots ({:?} and {:?}): take both with the same --roots",
+            before.roots, after.roots
+        )));
+    }
+    Ok(kinds)
+}
+
+fn merge_sorted<T: Identified + Clone + Into<Resource>>(before: &[T], after: &[T], out: &mut Diff) {
+    let (mut a, mut b) = (before.iter().peekable(), after.iter().peekable());
+    loop {
+        let order = match (a.peek(), b.peek()) {
+            (Some(x), Some(y)) => x.id().cmp(&y.id()),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return,
+        };
+        match order {
+            Ordering::Less => out.vanished.extend(a.next().cloned().map(Into::into)),
+            Ordering::Greater => out.appeared.extend(b.next().cloned().map(Into::into)),
+            Ordering::Equal => {
+                a.next();
+                b.next();
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! Diff, attribution, allow rules, settling, classes, verdict: pure, all of it tested on canned data.
+
+pub mod allow;
+pub mod attribute;
+pub mod class;
+pub mod diff;
+pub mod report;
+pub mod settle;
+pub mod verdict;

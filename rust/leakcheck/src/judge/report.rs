@@ -1,0 +1,159 @@
+//! The report: `leakcheck.report/1`. Fields are added, never renamed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::attribute::Attribution;
+use super::class::Class;
+use super::verdict::Verdict;
+use crate::kind::Kind;
+use crate::snapshot::{CoverageMap, Unreadable};
+
+/// Residue that nothing explains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Leak {
+    /// The kind.
+    pub kind: Kind,
+    /// Why it is still there.
+    pub class: Class,
+    /// One phrase: what it is.
+    pub label: String,
+    /// By what it is the run's.
+    pub attribution: Attribution,
+    /// The identity as one line.
+    pub key: String,
+    /// `resource` (the record), `who`, `since`, `look` (a command that shows more), and details by kind.
+    pub evidence: Map<String, Value>,
+}
+
+/// Residue that went away while settling.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Transient {
+    /// The kind.
+    pub kind: Kind,
+    /// What it was.
+    pub label: String,
+    /// Its identity.
+    pub key: String,
+    /// Milliseconds from the run's end to the first look that missed it.
+    pub gone_after_ms: f64,
+}
+
+/// Residue that a rule explains.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Allowed {
+    /// The kind.
+    pub kind: Kind,
+    /// What it is.
+    pub label: String,
+    /// Its identity.
+    pub key: String,
+    /// The rule's reason.
+    pub reason: String,
+}
+
+/// A rule that matched nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct UnusedRule {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its reason.
+    pub reason: String,
+}
+
+/// Something that was there before and is not any more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Vanished {
+    /// The kind.
+    pub kind: Kind,
+    /// What it was.
+    pub label: String,
+    /// Its identity.
+    pub key: String,
+}
+
+/// The command of a guarded run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Command {
+    /// Its arguments.
+    pub argv: Vec<String>,
+    /// Its exit code; −N when signal N ended it; none when it is not known.
+    pub exit: Option<i32>,
+}
+
+/// How settling went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Settling {
+    /// Looks made.
+    pub looks: u32,
+    /// Milliseconds from the run's end to the last look.
+    pub ms: f64,
+    /// Whether survivors or pressure made it longer.
+    pub extended: bool,
+}
+
+/// The report of one run, or of one comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// Always [`Report::SCHEMA`].
+    pub schema: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The boot that identities belong to.
+    pub boot_id: String,
+    /// What was left.
+    pub leaks: Vec<Leak>,
+    /// Residue that cannot be attributed, where only what can be counts.
+    pub unattributed: Vec<Leak>,
+    /// What went away while settling.
+    pub transient: Vec<Transient>,
+    /// What a rule explains.
+    pub allowed: Vec<Allowed>,
+    /// Rules that matched nothing.
+    pub unused_rules: Vec<UnusedRule>,
+    /// How many differences were attributed to somebody else.
+    pub noise: u64,
+    /// What is gone since the baseline (comparisons only: on a host it says nothing of a run).
+    pub vanished: Vec<Vanished>,
+    /// How far the observation reached.
+    pub coverage: CoverageMap,
+    /// Processes that refused to be read.
+    pub unreadable: Vec<Unreadable>,
+    /// Numbers that are no resources, before and after.
+    pub gauges: BTreeMap<String, [i64; 2]>,
+    /// What ran.
+    pub command: Option<Command>,
+    /// How settling went.
+    pub settle: Settling,
+    /// Milliseconds of each step.
+    pub timing_ms: BTreeMap<String, f64>,
+}
+
+impl Report {
+    /// The version of the JSON form.
+    pub const SCHEMA: &'static str = "leakcheck.report/1";
+
+    /// A report that has found nothing yet.
+    pub fn empty(boot_id: String, coverage: CoverageMap) -> Self {
+        Report {
+            schema: Self::SCHEMA.to_owned(),
+            verdict: Verdict::of(0, &coverage),
+            boot_id,
+            leaks: Vec::new(),
+            unattributed: Vec::new(),
+            transient: Vec::new(),
+            allowed: Vec::new(),
+            unused_rules: Vec::new(),
+            noise: 0,
+            vanished: Vec::new(),
+            coverage,
+            unreadable: Vec::new(),
+            gauges: BTreeMap::new(),
+            command: None,
+            settle: Settling::default(),
+            timing_ms: BTreeMap::new(),
+        }
+    }
+}

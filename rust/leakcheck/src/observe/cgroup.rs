@@ -1,0 +1,249 @@
+//! Cgroup directories, in every hierarchy that is mounted (cgroups(7)).
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
+use rustix::io::Errno;
+
+use super::procfs::{read_file, read_small};
+use crate::error::{Error, Result};
+use crate::kind::Kind;
+use crate::parse::{cgroup as parse, mountinfo};
+use crate::resource::Cgroup;
+use crate::snapshot::{Level, Snapshot};
+use crate::text::Text;
+
+/// A mounted hierarchy.
+#[derive(Clone, Debug)]
+pub(crate) struct Hierarchy {
+    /// `v2`, or the v1 controllers as `/proc/PID/cgroup` writes them.
+    pub(crate) name: String,
+    pub(crate) mount: PathBuf,
+    /// Cgroup that is the root of the mount.
+    pub(crate) root: String,
+}
+
+/// The hierarchies that are mounted, one mount each: the one that shows most.
+pub(crate) fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let text = read_file("/proc/self/mountinfo")?;
+    let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for m in mounts {
+        let name = match &*m.fs_type {
+            b"cgroup2" => "v2".to_owned(),
+            b"cgroup" => v1_name(&String::from_utf8_lossy(&m.super_options)),
+            _ => continue,
+        };
+        let mount = PathBuf::from(std::ffi::OsString::from(String::from_utf8_lossy(&m.mount_point).into_owned()));
+        let root = String::from_utf8_lossy(&m.root).into_owned();
+        match found.iter_mut().find(|h| h.name == name) {
+            Some(known) if known.root.len() > root.len() => *known = Hierarchy { name, mount, root },
+            Some(_) => {}
+            None => found.push(Hierarchy { name, mount, root }),
+        }
+    }
+    Ok(found)
+}
+
+fn v1_name(options: &str) -> String {
+    const OTHER: [&str; 9] =
+        ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods", "nofavordynmods", "none"];
+    let words: Vec<_> =
+        options.split(',').filter(|w| !OTHER.contains(w) && !w.starts_with("release_agent=")).collect();
+    words.join(",")
+}
+
+/// Appends every cgroup of every hierarchy.
+pub(crate) fn collect(out: &mut Snapshot) {
+    let all = match hierarchies() {
+        Ok(all) => all,
+        Err(e) => return out.coverage.lower(Kind::Cgroup, Level::None, e.to_string()),
+    };
+    unmounted_controllers(&all, out);
+    for hierarchy in &all {
+        walk(hierarchy, Path::new(""), out);
+        if hierarchy.name == "v2" {
+            dying(&hierarchy.mount, out);
+        }
+    }
+    if all.is_empty() {
+        out.coverage.lower(Kind::Cgroup, Level::None, "no cgroup hierarchy is mounted here");
+    }
+}
+
+/// Controllers that live in a hierarchy which is mounted nowhere here: what is made there is not seen.
+fn unmounted_controllers(all: &[Hierarchy], out: &mut Snapshot) {
+    let Ok(text) = read_file("/proc/self/cgroup") else { return };
+    let Ok(entries) = parse::parse(&text) else { return };
+    let hidden: Vec<String> = entries
+        .iter()
+        .map(|e| if e.hierarchy == 0 { "v2".to_owned() } else { String::from_utf8_lossy(e.controllers).into_owned() })
+        .filter(|name| !all.iter().any(|h| same_controllers(&h.name, name)))
+        .collect();
+    if !hidden.is_empty() {
+        let why = format!("hierarchy {} is mounted nowhere here", hidden.join(" and "));
+        out.coverage.lower(Kind::Cgroup, Level::Partial, why);
+    }
+}
+
+fn same_controllers(a: &str, b: &str) -> bool {
+    let sorted = |s: &str| {
+        let mut words: Vec<_> = s.split(',').map(str::to_owned).collect();
+        words.sort();
+        words
+    };
+    sorted(a) == sorted(b)
+}
+
+fn dying(mount: &Path, out: &mut Snapshot) {
+    let Ok(text) = read_file(mount.join("cgroup.stat")) else { return };
+    if let Some(n) = parse::parse_keyed(&text, b"nr_dying_descendants") {
+        out.gauges.insert("dying_cgroups".to_owned(), i64::try_from(n).unwrap_or(i64::MAX));
+    }
+}
+
+/// Appends `below` and what is under it; the root of a hierarchy is nobody's leak.
+fn walk(hierarchy: &Hierarchy, below: &Path, out: &mut Snapshot) {
+    let top = hierarchy.mount.join(below);
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = match rustix::fs::open(&top, flags, Mode::empty()) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT) => return,
+        Err(e) => {
+            let why = Error::io("open directory", &top, e).to_string();
+            return out.coverage.lower(Kind::Cgroup, Level::Partial, why);
+        }
+    };
+    let prefix = if hierarchy.root == "/" { String::new() } else { hierarchy.root.clone() };
+    let path = Path::new("/").join(below);
+    if below.as_os_str().is_empty() {
+        return children(hierarchy, &dir, &prefix, &top, out);
+    }
+    let path = format!("{prefix}{}", path.display());
+    if let Ok(st) = rustix::fs::statx(&dir, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::NLINK) {
+        push(hierarchy, st.stx_ino, path.as_bytes(), &top, out);
+        if st.stx_nlink > 2 {
+            children(hierarchy, &dir, &path, &top, out);
+        }
+    }
+}
+
+fn push(hierarchy: &Hierarchy, ino: u64, path: &[u8], dir: &Path, out: &mut Snapshot) {
+    out.cgroups.push(Cgroup {
+        hierarchy: Text::from(hierarchy.name.as_bytes()),
+        ino,
+        path: Text::from(path),
+        dir: Text::from(dir.as_os_str().as_encoded_bytes()),
+    });
+}
+
+fn children(hierarchy: &Hierarchy, dir: &OwnedFd, path: &str, full: &Path, out: &mut Snapshot) {
+    let mut names: Vec<std::ffi::CString> = Vec::new();
+    let mut buffer = [MaybeUninit::<u8>::uninit(); 8192];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(Ok(entry)) = entries.next() {
+        let name = entry.file_name();
+        if entry.file_type() == FileType::Directory && !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name.to_owned());
+        }
+    }
+    for name in names {
+        child(hierarchy, dir, &name, path, full, out);
+    }
+}
+
+fn child(hierarchy: &Hierarchy, dir: &OwnedFd, name: &CStr, path: &str, full: &Path, out: &mut Snapshot) {
+    use std::os::unix::ffi::OsStrExt;
+    let mask = StatxFlags::INO | StatxFlags::NLINK;
+    let Ok(st) = rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, mask) else { return };
+    let full = full.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
+    let path = format!("{path}/{}", String::from_utf8_lossy(name.to_bytes()));
+    push(hierarchy, st.stx_ino, path.as_bytes(), &full, out);
+    // kernfs counts its sub-directories in the link count: a leaf needs no second look.
+    if st.stx_nlink > 2 {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        if let Ok(sub) = rustix::fs::openat(dir, name, flags, Mode::empty()) {
+            children(hierarchy, &sub, &path, &full, out);
+        }
+    }
+}
+
+/// One cgroup scope: in which hierarchies the path exists.
+pub(crate) struct CgroupScope {
+    parts: Vec<(Hierarchy, PathBuf)>,
+}
+
+impl CgroupScope {
+    /// `path` is a directory below a cgroup mount, or a cgroup path as `/proc/PID/cgroup` writes it, which may exist in
+    /// several hierarchies.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when no hierarchy has it.
+    pub(crate) fn resolve(path: &Path) -> Result<Self> {
+        let all = hierarchies()?;
+        let mut parts: Vec<(Hierarchy, PathBuf)> = Vec::new();
+        for h in &all {
+            let below = match path.strip_prefix(&h.mount) {
+                Ok(below) => below.to_owned(),
+                Err(_) => {
+                    let below = path.strip_prefix("/").unwrap_or(path);
+                    let root = Path::new(h.root.trim_start_matches('/'));
+                    below.strip_prefix(root).unwrap_or(below).to_owned()
+                }
+            };
+            if h.mount.join(&below).join("cgroup.procs").exists() {
+                parts.push((h.clone(), below));
+            }
+        }
+        if parts.is_empty() {
+            let mounts: Vec<_> = all.iter().map(|h| h.mount.display().to_string()).collect();
+            return Err(Error::usage(format!(
+                "scope cgroup:{}: no such cgroup: give a directory below one of {}, or the path of /proc/PID/cgroup",
+                path.display(),
+                if mounts.is_empty() { "no mounted hierarchy".to_owned() } else { mounts.join(", ") }
+            )));
+        }
+        Ok(CgroupScope { parts })
+    }
+
+    /// Appends the cgroups of the scope.
+    pub(crate) fn collect(&self, out: &mut Snapshot) {
+        for (hierarchy, below) in &self.parts {
+            walk(hierarchy, below, out);
+        }
+    }
+
+    /// The processes of the scope, by `cgroup.procs` of each of its cgroups.
+    pub(crate) fn pids(&self, scratch: &mut Snapshot) -> Vec<u32> {
+        let from = scratch.cgroups.len();
+        self.collect(scratch);
+        let mut pids = Vec::new();
+        let mut text = vec![0u8; 1 << 16];
+        for cgroup in &scratch.cgroups[from..] {
+            use std::os::unix::ffi::OsStrExt;
+            let dir = Path::new(std::ffi::OsStr::from_bytes(cgroup.dir.as_ref()));
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let Ok(dir) = rustix::fs::open(dir, flags, Mode::empty()) else { continue };
+            // A large cgroup needs more than one buffer: then the whole file is read.
+            let small = read_small(dir.as_fd(), c"cgroup.procs", &mut text);
+            let whole;
+            let list: &[u8] = match small {
+                Ok(list) if list.len() < 4000 => list,
+                _ => {
+                    use std::os::unix::ffi::OsStrExt as _;
+                    let path = Path::new(std::ffi::OsStr::from_bytes(cgroup.dir.as_ref())).join("cgroup.procs");
+                    whole = read_file(path).unwrap_or_default();
+                    &whole
+                }
+            };
+            pids.extend(list.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse::<u32>().ok()));
+        }
+        pids.sort_unstable();
+        pids.dedup();
+        pids.retain(|&p| p > 0);
+        pids
+    }
+}

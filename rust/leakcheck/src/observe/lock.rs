@@ -1,0 +1,54 @@
+//! File locks, by `/proc/locks` (proc(5)): one read for the whole machine.
+
+use std::collections::{HashMap, HashSet};
+
+use super::procfs::read_file;
+use crate::kind::Kind;
+use crate::parse::locks;
+use crate::resource::{Lock, encode_device};
+use crate::snapshot::{Level, Snapshot};
+
+/// Appends the locks; outside the host scope those of the scope's processes and of the files that they have open.
+pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
+    let text = match read_file("/proc/locks") {
+        Ok(text) => text,
+        Err(e) => return out.coverage.lower(Kind::Lock, Level::None, e.to_string()),
+    };
+    let parsed = match locks::parse(&text) {
+        Ok(parsed) => parsed,
+        Err(e) => return out.coverage.lower(Kind::Lock, Level::None, format!("/proc/locks: {e}")),
+    };
+    let files: HashSet<u64> = out.fds.iter().filter(|fd| fd.ino != 0).map(|fd| fd.ino).collect();
+    let mut waiters: HashMap<(u64, u64), u32> = HashMap::new();
+    let mut found: Vec<Lock> = Vec::new();
+    for l in parsed {
+        let dev = encode_device(l.major, l.minor);
+        if l.blocked {
+            *waiters.entry((dev, l.inode)).or_default() += 1;
+            continue;
+        }
+        let ours = || u32::try_from(l.pid).is_ok_and(|pid| out.process(pid).is_some()) || files.contains(&l.inode);
+        if !whole_host && !ours() {
+            continue;
+        }
+        found.push(Lock {
+            class: l.kind.as_str().to_owned(),
+            dev,
+            ino: l.inode,
+            start: l.start,
+            end: l.end,
+            pid: i64::from(l.pid),
+            nth: 0,
+            access: l.access.as_str().to_owned(),
+            waiters: 0,
+        });
+    }
+    let mut seen: HashMap<(String, u64, u64, u64, Option<u64>, i64), u32> = HashMap::new();
+    for lock in &mut found {
+        let n = seen.entry((lock.class.clone(), lock.dev, lock.ino, lock.start, lock.end, lock.pid)).or_default();
+        lock.nth = *n;
+        *n += 1;
+        lock.waiters = waiters.get(&(lock.dev, lock.ino)).copied().unwrap_or(0);
+    }
+    out.locks.extend(found);
+}

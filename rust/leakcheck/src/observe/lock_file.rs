@@ -1,0 +1,114 @@
+//! Lock files at declared paths: held, free, stale or corrupt.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{major, minor};
+
+use super::procfs::read_file;
+use crate::error::Error;
+use crate::kind::Kind;
+use crate::parse::{locks, stat};
+use crate::resource::{LockFile, LockFileState, encode_device};
+use crate::snapshot::{Level, Snapshot};
+use crate::text::Text;
+
+/// A lock file says who has it in a few bytes; what is longer is read no further.
+const CONTENT: u64 = 4096;
+
+/// Appends the lock files among `paths`; a directory stands for the regular files in it. A path that does not exist holds
+/// no lock.
+pub(crate) fn collect(paths: &[PathBuf], out: &mut Snapshot) {
+    let locked = locked_inodes();
+    for path in paths {
+        let listed: Vec<PathBuf> = match std::fs::read_dir(path) {
+            Ok(entries) => entries.flatten().map(|e| e.path()).collect(),
+            Err(_) => vec![path.clone()],
+        };
+        for path in listed {
+            match look(&path, &locked) {
+                Ok(Some(file)) => out.lock_files.push(file),
+                Ok(None) => {}
+                Err(e) => out.coverage.lower(Kind::Lockfile, Level::Partial, e.to_string()),
+            }
+        }
+    }
+}
+
+fn locked_inodes() -> HashSet<u64> {
+    let text = read_file("/proc/locks").unwrap_or_default();
+    locks::parse(&text).unwrap_or_default().iter().filter(|l| !l.blocked).map(|l| l.inode).collect()
+}
+
+fn look(path: &Path, locked: &HashSet<u64>) -> Result<Option<LockFile>, Error> {
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    let file = match File::options().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(Error::io("open", path, e)),
+    };
+    let meta = file.metadata().map_err(|e| Error::io("stat", path, e))?;
+    if !meta.is_file() {
+        return Ok(None);
+    }
+    let mut content = Vec::new();
+    file.take(CONTENT).read_to_end(&mut content).map_err(|e| Error::io("read", path, e))?;
+    let owner = owner(&content);
+    let state = match &owner {
+        _ if locked.contains(&meta.ino()) => LockFileState::Held,
+        Owner::Nobody => LockFileState::Free,
+        Owner::Garbage => LockFileState::Corrupt,
+        Owner::Process { pid, start } if lives(*pid, *start) => LockFileState::Held,
+        Owner::Process { .. } => LockFileState::Stale,
+    };
+    Ok(Some(LockFile {
+        path: Text::from(path.as_os_str().as_encoded_bytes()),
+        dev: encode_device(major(meta.dev()), minor(meta.dev())),
+        ino: meta.ino(),
+        state,
+        pid: match owner {
+            Owner::Process { pid, .. } => Some(pid),
+            Owner::Nobody | Owner::Garbage => None,
+        },
+    }))
+}
+
+enum Owner {
+    Nobody,
+    Garbage,
+    Process { pid: u32, start: Option<u64> },
+}
+
+/// Reads `PID`, `PID START …` (as many lock files since UUCP) or a JSON object with `pid` and perhaps a start time.
+fn owner(content: &[u8]) -> Owner {
+    let Ok(text) = std::str::from_utf8(content) else { return Owner::Garbage };
+    let text = text.trim_matches(|c: char| c.is_whitespace() || c == '\0');
+    if text.is_empty() {
+        return Owner::Nobody;
+    }
+    if text.starts_with('{') {
+        let Ok(value) = serde_json::from_str::<serde_json::Value>(text) else { return Owner::Garbage };
+        let number = |names: &[&str]| names.iter().find_map(|n| value.get(n)?.as_u64());
+        let pid = number(&["pid", "PID", "holder", "owner_pid"]).and_then(|p| u32::try_from(p).ok());
+        return match pid {
+            Some(pid) => Owner::Process { pid, start: number(&["start_time", "start", "starttime", "start_ticks"]) },
+            None if value.get("pid").is_some_and(serde_json::Value::is_null) => Owner::Nobody,
+            None => Owner::Garbage,
+        };
+    }
+    let mut words = text.split_whitespace();
+    match words.next().and_then(|w| w.parse::<u32>().ok()).filter(|&p| p > 0) {
+        Some(pid) => Owner::Process { pid, start: words.next().and_then(|w| w.parse().ok()) },
+        None => Owner::Garbage,
+    }
+}
+
+/// Whether the process lives, and is the one that took the lock where the file says its start time.
+fn lives(pid: u32, start: Option<u64>) -> bool {
+    let Ok(text) = read_file(format!("/proc/{pid}/stat")) else { return false };
+    let Ok(stat) = stat::parse(&text) else { return false };
+    stat.state != b'Z' && start.is_none_or(|s| s == stat.start_time)
+}

@@ -1,0 +1,302 @@
+//! Scope → resources. One file a kind; processes come from a [`source`].
+
+mod cgroup;
+mod enter;
+mod file;
+mod kernel_objects;
+mod ipc;
+mod lock;
+mod lock_file;
+mod mount;
+mod namespace;
+mod net;
+mod netlink;
+mod procfs;
+mod source;
+mod sys;
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use crate::error::{Error, Result};
+use crate::kind::{Kind, KindSet};
+use crate::scope::Scope;
+use crate::snapshot::{Level, Snapshot, Unreadable};
+pub use file::DEFAULT_ROOTS;
+use namespace::Namespaces;
+use procfs::Procfs;
+use source::{ProcessSource, Sample, Selection, Wanted};
+
+/// What to observe.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What to look at.
+    pub scope: Scope,
+    /// What to look for; none means every kind that the scope can delimit.
+    pub kinds: Option<KindSet>,
+    /// Roots of the file kind; none means [`DEFAULT_ROOTS`] in the host scope and no files elsewhere.
+    pub roots: Option<Vec<PathBuf>>,
+    /// Lock files, or directories of them.
+    pub lock_files: Vec<PathBuf>,
+    /// Threads for the process pass; 0 means as many as there are CPUs, at most four.
+    pub threads: usize,
+    /// Whether the calling process' own descriptors count.
+    pub include_self: bool,
+    /// Descriptors of the calling process that are the observer's.
+    pub hidden_fds: Vec<RawFd>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            scope: Scope::Host,
+            kinds: None,
+            roots: None,
+            lock_files: Vec::new(),
+            threads: 0,
+            include_self: false,
+            hidden_fds: Vec::new(),
+        }
+    }
+}
+
+impl Options {
+    /// The kinds that a snapshot with these options looks for.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a kind was named that the scope cannot delimit.
+    pub fn effective_kinds(&self) -> Result<KindSet> {
+        let mut possible: Vec<Kind> = self.scope.kinds().into();
+        if self.roots.is_some() {
+            possible.push(Kind::File);
+        }
+        if !self.lock_files.is_empty() {
+            possible.push(Kind::Lockfile);
+        }
+        let possible: KindSet = possible.into_iter().collect();
+        match self.kinds {
+            None => Ok(possible),
+            Some(asked) if asked.and(possible) == asked => Ok(asked),
+            Some(asked) => {
+                let wrong: Vec<_> = asked.iter().filter(|k| !possible.contains(*k)).map(Kind::as_str).collect();
+                Err(Error::usage(format!(
+                    "scope {} cannot delimit {}: use scope host, or declare --roots or --lock-files",
+                    self.scope,
+                    wrong.join(" and ")
+                )))
+            }
+        }
+    }
+
+    /// The roots of the file kind.
+    pub fn effective_roots(&self) -> Vec<PathBuf> {
+        match &self.roots {
+            Some(roots) => roots.clone(),
+            None if self.scope == Scope::Host => DEFAULT_ROOTS.iter().map(PathBuf::from).collect(),
+            None => Vec::new(),
+        }
+    }
+}
+
+/// One observation at a time in a process: another one's descriptors would be seen as leaks.
+static OBSERVER: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    OBSERVER.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Observes. Leaves nothing behind and changes nothing.
+///
+/// # Errors
+/// [`Error::Usage`] for a scope that does not exist; [`Error::Io`] when `/proc` itself cannot be read. What else cannot be
+/// seen is in the snapshot's coverage.
+pub fn snapshot(options: &Options) -> Result<Snapshot> {
+    let _alone = alone();
+    let began = Instant::now();
+    let kinds = options.effective_kinds()?;
+    let mut out = Snapshot::empty(options.scope.clone(), kinds);
+    out.boot_id = boot_id()?;
+    out.taken_ns = now_ns();
+    out.own_ns = procfs::own_namespaces();
+    out.roots = if kinds.contains(Kind::File) { options.effective_roots() } else { Vec::new() };
+    let roots = out.roots.clone();
+    let threads = if options.threads > 0 { options.threads } else { default_threads() };
+    // The own process must be read before a second thread of ours opens descriptors.
+    let walk_beside = !roots.is_empty() && !options.include_self && threads > 1;
+    std::thread::scope(|scope| -> Result<()> {
+        let walking = walk_beside.then(|| scope.spawn(|| file::walk(&roots)));
+        observe(options, kinds, threads, &mut out)?;
+        let walk = match walking {
+            Some(handle) => handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            None => file::walk(&roots),
+        };
+        out.files.extend(walk.files);
+        for gap in walk.gaps {
+            out.coverage.lower(Kind::File, gap.level, gap.reason);
+        }
+        Ok(())
+    })?;
+    if kinds.contains(Kind::Ipc) {
+        // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
+        let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();
+        out.files.retain(|f| !(f.path.as_ref().starts_with(b"/dev/shm/") && shm.contains(&f.ino)));
+    }
+    out.normalise();
+    out.took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    Ok(out)
+}
+
+fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot) -> Result<()> {
+    let wants_namespaces = kinds.any(&[Kind::Namespace, Kind::Mount, Kind::Ipc, Kind::Net]);
+    let whole_host = options.scope == Scope::Host;
+    let wanted = Wanted {
+        // Outside the host scope a lock is the scope's by the descriptors that are open on its file.
+        fds: kinds.any(&[Kind::Fd, Kind::Mount, Kind::Namespace])
+            || kinds.contains(Kind::Lock) && !whole_host
+            || wants_namespaces && whole_host,
+        namespaces: wants_namespaces,
+        pins: kinds.contains(Kind::Mount),
+        maps: kinds.contains(Kind::File),
+        own: options.include_self,
+    };
+    let selection = match &options.scope {
+        Scope::Host => Selection::All,
+        Scope::Tree(pid) => Selection::Tree(*pid),
+        Scope::Cgroup(path) => {
+            let scope = cgroup::CgroupScope::resolve(path)?;
+            let pids = scope.pids(out);
+            if !kinds.contains(Kind::Cgroup) {
+                out.cgroups.clear();
+            }
+            Selection::Pids(pids)
+        }
+    };
+    let needs_processes = kinds.any(&[
+        Kind::Process,
+        Kind::Fd,
+        Kind::Mount,
+        Kind::Lock,
+        Kind::File,
+        Kind::Ipc,
+        Kind::Namespace,
+        Kind::Net,
+    ]);
+    let mut samples = if needs_processes || !whole_host {
+        Procfs::open(&options.hidden_fds)?.read(&selection, wanted, threads)?
+    } else {
+        Vec::new()
+    };
+    if let Scope::Tree(pid) = options.scope {
+        if !samples.iter().any(|s| s.process.pid == pid) {
+            return Err(Error::usage(format!("scope tree:{pid}: no such process: it has ended, or is a kernel thread")));
+        }
+    }
+    note_refusals(&samples, out);
+    if kinds.contains(Kind::File) {
+        out.files.extend(file::mapped(&mut samples));
+    }
+    let mut namespaces = if wants_namespaces { Namespaces::of(&samples) } else { Namespaces::of(&[]) };
+    if kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net, Kind::Ipc]) {
+        namespaces.mounts(out);
+        if kinds.contains(Kind::Mount) {
+            mount::collect_detached(&samples, out);
+        } else {
+            out.mounts.clear();
+        }
+    }
+    take_processes(samples, kinds, options, out);
+    if whole_host {
+        host_kinds(kinds, &namespaces, out);
+    }
+    if kinds.contains(Kind::Lock) {
+        lock::collect(whole_host, out);
+    }
+    if kinds.contains(Kind::Lockfile) {
+        lock_file::collect(&options.lock_files, out);
+    }
+    if kinds.contains(Kind::Namespace) {
+        namespaces.collect(out);
+    }
+    if !kinds.contains(Kind::Fd) {
+        out.fds.clear();
+    }
+    Ok(())
+}
+
+fn host_kinds(kinds: KindSet, namespaces: &Namespaces, out: &mut Snapshot) {
+    let views = if kinds.any(&[Kind::Net, Kind::Ipc]) { namespaces.views(&out.own_ns) } else { Vec::new() };
+    if kinds.contains(Kind::Cgroup) {
+        cgroup::collect(out);
+    }
+    if kinds.contains(Kind::Net) {
+        net::collect(&views, out);
+    }
+    if kinds.contains(Kind::Ipc) {
+        ipc::collect(&views, out);
+    }
+    if kinds.contains(Kind::Loop) {
+        kernel_objects::loops(out);
+    }
+    if kinds.contains(Kind::Key) {
+        kernel_objects::keys(out);
+    }
+    if kinds.contains(Kind::Bpf) {
+        kernel_objects::bpf(out);
+    }
+}
+
+fn take_processes(samples: Vec<Sample>, kinds: KindSet, options: &Options, out: &mut Snapshot) {
+    let own = std::process::id();
+    out.processes.reserve(samples.len());
+    out.fds.reserve(samples.iter().map(|s| s.fds.len()).sum());
+    for sample in samples {
+        // The observer itself is no leak; its descriptors are dropped unless they are what is asked about.
+        if sample.process.pid != own || options.include_self {
+            out.fds.extend(sample.fds);
+        }
+        out.processes.push(sample.process);
+    }
+    out.processes.sort_unstable_by_key(|p| p.pid);
+    if !kinds.any(&[Kind::Process, Kind::Fd, Kind::Lock]) {
+        out.processes.clear();
+    }
+}
+
+fn note_refusals(samples: &[Sample], out: &mut Snapshot) {
+    for sample in samples {
+        if let Some(what) = &sample.refused {
+            out.unreadable.push(Unreadable {
+                pid: sample.process.pid,
+                start: sample.process.start,
+                what: what.clone(),
+            });
+        }
+    }
+}
+
+/// Lowers the coverage of the kinds that unreadable processes could hide. The judge calls it with those that matter.
+pub(crate) fn lower_for_unreadable(unreadable: &[&Unreadable], coverage: &mut crate::snapshot::CoverageMap) {
+    let Some(first) = unreadable.first() else { return };
+    let why = format!("{} of pid {} cannot be read ({} in all)", first.what, first.pid, unreadable.len());
+    for kind in [Kind::Fd, Kind::Mount, Kind::Namespace] {
+        if coverage.0.contains_key(&kind) {
+            coverage.lower(kind, Level::Partial, why.clone());
+        }
+    }
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get().min(4))
+}
+
+pub(crate) fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+pub(crate) fn boot_id() -> Result<String> {
+    let text = procfs::read_file("/proc/sys/kernel/random/boot_id")?;
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}

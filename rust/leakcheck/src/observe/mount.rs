@@ -1,0 +1,182 @@
+//! Mounts of every reachable mount namespace, and mounts that are attached nowhere.
+//!
+//! Since Linux 6.8 `listmount(2)` and `statmount(2)` give ids that are never reused; before, mountinfo is read until two
+//! reads agree, and the whole tuple is the identity.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use super::procfs::read_file;
+use super::source::Sample;
+use super::sys::{self, MountStat};
+use crate::error::Result;
+use crate::kind::Kind;
+use crate::parse::mountinfo;
+use crate::resource::{Mount, MountId, encode_device};
+use crate::snapshot::{Level, Snapshot};
+use crate::text::Text;
+
+/// A mount namespace, and ways to reach it.
+pub(crate) struct MountNs {
+    pub(crate) ino: u64,
+    /// Opens it.
+    pub(crate) path: PathBuf,
+    /// A process in it, for kernels without `listmount`.
+    pub(crate) pid: Option<u32>,
+    pub(crate) own: bool,
+}
+
+/// Appends the mounts of one namespace.
+pub(crate) fn collect(ns: &MountNs, out: &mut Snapshot) {
+    match by_statmount(ns) {
+        Ok(mounts) => return out.mounts.extend(mounts),
+        // Gone meanwhile, with all it held.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) && !ns.own => return,
+        Err(_) => {}
+    }
+    let pid = if ns.own { Some("self".to_owned()) } else { ns.pid.map(|p| p.to_string()) };
+    let Some(pid) = pid else {
+        let why = format!("mount namespace {} is held by no process, and this kernel or user cannot list it", ns.ino);
+        return out.coverage.lower(Kind::Mount, Level::Partial, why);
+    };
+    match by_mountinfo(ns.ino, Path::new(&format!("/proc/{pid}/mountinfo"))) {
+        Ok(mounts) => out.mounts.extend(mounts),
+        Err(e) if e.is_gone() => {}
+        Err(e) => out.coverage.lower(Kind::Mount, Level::Partial, e.to_string()),
+    }
+}
+
+fn by_statmount(ns: &MountNs) -> std::io::Result<Vec<Mount>> {
+    let id = if ns.own {
+        0
+    } else {
+        let file = File::open(&ns.path)?;
+        sys::mount_ns_id(file.as_fd()).ok_or_else(std::io::Error::last_os_error)?
+    };
+    let mut mounts = Vec::new();
+    for mount in sys::listmount(id)? {
+        let stat = match MountStat::of(mount, id) {
+            Ok(stat) => stat,
+            // Unmounted between the two calls.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => continue,
+            Err(e) => return Err(e),
+        };
+        let (major, minor) = stat.device();
+        mounts.push(Mount {
+            ns: ns.ino,
+            id: MountId::Unique(mount),
+            target: Text::from(&*stat.point()),
+            root: Text::from(&*stat.root()),
+            fs_type: Text::from(&*stat.fs_type()),
+            source: Text::from(&*stat.source()),
+            dev: encode_device(major, minor),
+            propagation: Text::from(stat.propagation().as_bytes()),
+            holder: "namespace".to_owned(),
+        });
+    }
+    Ok(mounts)
+}
+
+/// `/proc/PID/mountinfo` (proc(5)) is no snapshot when it takes several reads: it is read until two reads agree.
+fn by_mountinfo(ns: u64, path: &Path) -> Result<Vec<Mount>> {
+    let mut text = read_file(path)?;
+    for _ in 0..16 {
+        let again = read_file(path)?;
+        if again == text {
+            break;
+        }
+        text = again;
+    }
+    let mounts = mountinfo::parse(&text).map_err(|e| crate::Error::usage(format!("{}: {e}", path.display())))?;
+    Ok(mounts
+        .into_iter()
+        .map(|m| {
+            let tuple = format!(
+                "{} {} {}:{} {} {} {} {}",
+                m.id,
+                m.parent_id,
+                m.major,
+                m.minor,
+                Text::from(&*m.root),
+                Text::from(&*m.mount_point),
+                Text::from(&*m.fs_type),
+                Text::from(&*m.source)
+            );
+            Mount {
+                ns,
+                id: MountId::Tuple(Text::from(tuple.as_bytes())),
+                target: Text::from(&*m.mount_point),
+                root: Text::from(&*m.root),
+                fs_type: Text::from(&*m.fs_type),
+                source: Text::from(&*m.source),
+                dev: encode_device(m.major, m.minor),
+                propagation: Text::from(m.propagation.to_string().as_bytes()),
+                holder: "namespace".to_owned(),
+            }
+        })
+        .collect())
+}
+
+/// Mounts that a descriptor or a directory of a process pins although no listed namespace has them: never attached
+/// (`fsmount(2)`, `open_tree(2)`) or lazily unmounted (`umount2(MNT_DETACH)`).
+pub(crate) fn collect_detached(samples: &[Sample], out: &mut Snapshot) {
+    let mut listed = HashSet::new();
+    let mut devices = HashSet::new();
+    for mount in &out.mounts {
+        devices.insert(mount.dev);
+        if let MountId::Unique(id) = mount.id {
+            listed.insert(id);
+        }
+    }
+    let unique = !listed.is_empty();
+    let mut found: HashMap<u64, Mount> = HashMap::new();
+    let mut note = |mount: Option<u64>, dev: u64, path: &[u8], holder: String| {
+        let (key, id) = match mount {
+            Some(id) if unique && !listed.contains(&id) => (id, MountId::Unique(id)),
+            // Without unique ids a foreign device is the only evidence.
+            None if !unique && !devices.contains(&dev) => {
+                (dev, MountId::Tuple(Text::from(format!("detached {}", crate::resource::device(dev)).as_bytes())))
+            }
+            Some(_) | None => return,
+        };
+        let empty = || Text::from(&b""[..]);
+        found.entry(key).or_insert_with(|| Mount {
+            ns: 0,
+            id,
+            target: empty(),
+            root: Text::from(path),
+            fs_type: empty(),
+            source: empty(),
+            dev,
+            propagation: empty(),
+            holder,
+        });
+    };
+    for sample in samples {
+        let pid = sample.process.pid;
+        for pin in &sample.pins {
+            note(pin.mount, pin.dev, &pin.path, format!("{} of {pid}", pin.what));
+        }
+        for fd in sample.fds.iter().filter(|fd| fd.ino != 0 && !is_kernel_internal(fd.target.as_ref())) {
+            note(fd.mount, fd.dev, fd.target.as_ref(), format!("fd {} of {pid}", fd.fd));
+        }
+    }
+    out.mounts.extend(found.into_values());
+}
+
+/// Files of mounts that the kernel keeps for itself, whose links look like paths.
+fn is_kernel_internal(target: &[u8]) -> bool {
+    const INTERNAL: [&[u8]; 8] = [
+        b"/memfd:",
+        b"/SYSV",
+        b"/dev/zero (deleted)",
+        b"/anon_hugepage",
+        b"/dmabuf:",
+        b"/secretmem",
+        b"/[aio]",
+        b"/i915",
+    ];
+    INTERNAL.iter().any(|prefix| target.starts_with(prefix))
+}

@@ -1,0 +1,136 @@
+//! Namespaces, by all three that can hold one: a process or thread, a descriptor, a bind mount (namespaces(7)).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::enter::NsView;
+use super::mount::{self, MountNs};
+use super::source::Sample;
+use super::sys;
+use crate::parse::nslink::{self, NsType};
+use crate::resource::{Mount, Namespace, NsHolder};
+use crate::snapshot::Snapshot;
+
+/// Holders named a namespace at most.
+const HOLDERS: usize = 8;
+
+struct Found {
+    holders: Vec<NsHolder>,
+    path: Option<PathBuf>,
+    pid: Option<u32>,
+}
+
+/// The namespaces that were found, and how each is reached.
+pub(crate) struct Namespaces {
+    found: BTreeMap<(NsType, u64), Found>,
+}
+
+impl Namespaces {
+    /// From what processes and their descriptors hold.
+    pub(crate) fn of(samples: &[Sample]) -> Self {
+        let mut all = Namespaces { found: BTreeMap::new() };
+        for sample in samples {
+            let (pid, start) = (sample.process.pid, sample.process.start);
+            for (ns_type, ino, link) in &sample.namespaces {
+                // A child's future namespace holds no process yet: it opens like any other.
+                let entry = all.add(*ns_type, *ino, NsHolder::Process(pid, start), format!("/proc/{pid}/{link}").into());
+                entry.pid.get_or_insert(pid);
+            }
+            for fd in &sample.fds {
+                if let Ok((ns_type, ino)) = nslink::parse(fd.target.as_ref()) {
+                    let path = format!("/proc/{pid}/task/{}/fd/{}", fd.table, fd.fd);
+                    all.add(ns_type, ino, NsHolder::Fd(pid, start, fd.fd), path.into());
+                }
+            }
+        }
+        all
+    }
+
+    fn add(&mut self, ns_type: NsType, ino: u64, holder: NsHolder, path: PathBuf) -> &mut Found {
+        let found =
+            self.found.entry((ns_type, ino)).or_insert(Found { holders: Vec::new(), path: None, pid: None });
+        if found.holders.len() < HOLDERS && found.holders.last() != Some(&holder) {
+            found.holders.push(holder);
+        }
+        found.path.get_or_insert(path);
+        found
+    }
+
+    /// Lists the mounts of every mount namespace, and follows the namespaces that are bind mounted in them, which may be
+    /// mount namespaces again.
+    pub(crate) fn mounts(&mut self, out: &mut Snapshot) {
+        let own = out.own_ns.get(&NsType::Mnt).copied();
+        let mut done = std::collections::BTreeSet::new();
+        loop {
+            let todo: Vec<MountNs> = self
+                .found
+                .iter()
+                .filter(|((t, ino), _)| *t == NsType::Mnt && !done.contains(ino))
+                .filter_map(|((_, ino), f)| {
+                    Some(MountNs { ino: *ino, path: f.path.clone()?, pid: f.pid, own: Some(*ino) == own })
+                })
+                .collect();
+            if todo.is_empty() {
+                return;
+            }
+            for ns in todo {
+                done.insert(ns.ino);
+                let from = out.mounts.len();
+                mount::collect(&ns, out);
+                self.follow_binds(&out.mounts[from..], &ns);
+            }
+        }
+    }
+
+    fn follow_binds(&mut self, mounts: &[Mount], ns: &MountNs) {
+        for m in mounts.iter().filter(|m| m.fs_type.as_ref() == b"nsfs") {
+            if let Ok((ns_type, ino)) = nslink::parse(m.root.as_ref()) {
+                let target = Path::new(std::ffi::OsStr::from_bytes(m.target.as_ref()));
+                let path = match ns.pid {
+                    _ if ns.own => target.to_owned(),
+                    Some(pid) => {
+                        Path::new(&format!("/proc/{pid}/root")).join(target.strip_prefix("/").unwrap_or(target))
+                    }
+                    None => continue,
+                };
+                self.add(ns_type, ino, NsHolder::Bind(m.target.clone()), path);
+            }
+        }
+    }
+
+    /// One view a namespace; `own` are the observer's.
+    pub(crate) fn views(&self, own: &BTreeMap<NsType, u64>) -> Vec<NsView> {
+        self.found
+            .iter()
+            .filter_map(|((ns_type, ino), f)| {
+                Some(NsView {
+                    ns_type: *ns_type,
+                    ino: *ino,
+                    path: f.path.clone()?,
+                    own: own.get(ns_type) == Some(ino),
+                })
+            })
+            .collect()
+    }
+
+    /// Appends the records.
+    pub(crate) fn collect(self, out: &mut Snapshot) {
+        for ((ns_type, ino), found) in self.found {
+            let id = found.path.as_deref().and_then(|path| unique_id(path, ns_type, ino));
+            out.namespaces.push(Namespace { ns_type, ino, id, holders: found.holders });
+        }
+    }
+}
+
+fn unique_id(path: &Path, ns_type: NsType, ino: u64) -> Option<u64> {
+    let file = File::open(path).ok()?;
+    // The pid in the path may have been reused.
+    if file.metadata().ok()?.ino() != ino {
+        return None;
+    }
+    sys::ns_id(file.as_fd()).or_else(|| (ns_type == NsType::Mnt).then(|| sys::mount_ns_id(file.as_fd())).flatten())
+}

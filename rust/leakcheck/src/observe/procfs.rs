@@ -1,0 +1,464 @@
+//! The `/proc` source: proc(5).
+//!
+//! Each process is read through one descriptor of its directory, so that a reused pid cannot mix two processes, and
+//! nothing here waits for a file system: links are read as text, `statx` is told not to synchronise.
+
+use std::ffi::CStr;
+use std::io::Write;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
+use rustix::io::Errno;
+
+use super::source::{Pin, ProcessSource, Sample, Selection, Wanted};
+use super::sys;
+use crate::error::{Error, Result};
+use crate::parse;
+use crate::parse::nslink::NsType;
+use crate::resource::{Fd, File, Process, encode_device};
+use crate::text::Text;
+
+/// Kernel threads carry this flag (`PF_KTHREAD`, include/linux/sched.h).
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// Never wait for a remote file system, never trigger an automount.
+const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
+/// From this many processes on, threads pay.
+const PARALLEL_FROM: usize = 48;
+
+/// Reads `/proc`.
+pub(crate) struct Procfs {
+    proc: OwnedFd,
+    own_pid: u32,
+    /// Descriptors of this process that belong to the observer.
+    hidden: Vec<RawFd>,
+}
+
+impl Procfs {
+    /// Opens `/proc`. `hidden` are descriptors of this process that are the observer's own.
+    pub(crate) fn open(hidden: &[RawFd]) -> Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc =
+            rustix::fs::open("/proc", flags, Mode::empty()).map_err(|e| Error::io("open directory", "/proc", e))?;
+        let mut hidden = hidden.to_vec();
+        hidden.push(proc.as_raw_fd());
+        Ok(Procfs { proc, own_pid: std::process::id(), hidden })
+    }
+
+    fn pids(&self) -> Result<Vec<u32>> {
+        let mut pids = Vec::with_capacity(512);
+        each_number(self.proc.as_fd(), |pid, _| pids.push(pid)).map_err(|e| Error::io("list", "/proc", e))?;
+        Ok(pids)
+    }
+
+    fn stat_only(&self, pid: u32) -> Option<(Process, u32, u32)> {
+        let mut buffer = [0u8; 1024];
+        let text = read_small(self.proc.as_fd(), &path(&format_args!("{pid}/stat")), &mut buffer).ok()?;
+        let stat = parse::stat::parse(text).ok()?;
+        Some((process_of(&stat), stat.flags, stat.num_threads))
+    }
+
+    fn select(&self, selection: &Selection) -> Result<Vec<u32>> {
+        match selection {
+            Selection::All => self.pids(),
+            Selection::Pids(pids) => Ok(pids.clone()),
+            Selection::Tree(root) => {
+                let mut parents: Vec<(u32, u32)> = Vec::new();
+                for pid in self.pids()? {
+                    if let Some((p, _, _)) = self.stat_only(pid) {
+                        parents.push((p.ppid, pid));
+                    }
+                }
+                parents.sort_unstable();
+                let mut tree = vec![*root];
+                let mut next = 0;
+                while let Some(&parent) = tree.get(next) {
+                    let from = parents.partition_point(|&(p, _)| p < parent);
+                    tree.extend(parents[from..].iter().take_while(|&&(p, _)| p == parent).map(|&(_, c)| c));
+                    next += 1;
+                }
+                Ok(tree)
+            }
+        }
+    }
+
+    fn sample(&self, pid: u32, wanted: Wanted, scratch: &mut Scratch) -> Option<Sample> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(&self.proc, path(&format_args!("{pid}")).as_c_str(), flags, Mode::empty()).ok()?;
+        let stat = read_small(dir.as_fd(), c"stat", &mut scratch.text).ok()?;
+        let stat = parse::stat::parse(stat).ok()?;
+        if stat.flags & PF_KTHREAD != 0 {
+            return None;
+        }
+        let mut sample = Sample {
+            process: process_of(&stat),
+            fds: Vec::new(),
+            namespaces: Vec::new(),
+            pins: Vec::new(),
+            deleted_maps: Vec::new(),
+            refused: None,
+        };
+        let (threads, zombie) = (stat.num_threads, matches!(stat.state, b'Z' | b'X' | b'x'));
+        if zombie && threads <= 1 {
+            return Some(sample);
+        }
+        let own = pid == self.own_pid;
+        let mut reader = Reader { dir: dir.as_fd(), scratch, sample: &mut sample, hidden: &[] };
+        let hidden;
+        if own {
+            hidden = [self.hidden.as_slice(), &[dir.as_raw_fd()]].concat();
+            reader.hidden = &hidden;
+        }
+        if wanted.fds && (!own || wanted.own) {
+            reader.fds(c"fd", pid);
+        }
+        if wanted.namespaces {
+            reader.namespaces("");
+        }
+        if wanted.pins {
+            reader.pins();
+        }
+        if wanted.maps && (!own || wanted.own) {
+            reader.maps();
+        }
+        if threads > 1 {
+            reader.threads(wanted, own);
+        }
+        Some(sample)
+    }
+}
+
+impl ProcessSource for Procfs {
+    fn read(&self, selection: &Selection, wanted: Wanted, threads: usize) -> Result<Vec<Sample>> {
+        let pids = self.select(selection)?;
+        let mut samples = Vec::with_capacity(pids.len());
+        let mut scratch = Scratch::new();
+        // This process first, while the only descriptors of the observer are those that it can name.
+        if pids.contains(&self.own_pid) {
+            samples.extend(self.sample(self.own_pid, wanted, &mut scratch));
+        }
+        let others: Vec<u32> = pids.into_iter().filter(|&p| p != self.own_pid).collect();
+        if threads <= 1 || others.len() < PARALLEL_FROM {
+            samples.extend(others.iter().filter_map(|&pid| self.sample(pid, wanted, &mut scratch)));
+            return Ok(samples);
+        }
+        let next = AtomicUsize::new(0);
+        let work = |scratch: &mut Scratch| {
+            let mut part = Vec::with_capacity(others.len() / threads + 1);
+            loop {
+                let from = next.fetch_add(16, Ordering::Relaxed);
+                let Some(chunk) = others.get(from..others.len().min(from + 16)).filter(|c| !c.is_empty()) else {
+                    return part;
+                };
+                part.extend(chunk.iter().filter_map(|&pid| self.sample(pid, wanted, scratch)));
+            }
+        };
+        std::thread::scope(|scope| {
+            let helpers: Vec<_> =
+                (1..threads).map(|_| scope.spawn(|| work(&mut Scratch::new()))).collect();
+            samples.extend(work(&mut scratch));
+            for helper in helpers {
+                match helper.join() {
+                    Ok(part) => samples.extend(part),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+        Ok(samples)
+    }
+}
+
+struct Scratch {
+    text: [u8; 4096],
+    link: [MaybeUninit<u8>; 4096],
+}
+
+impl Scratch {
+    fn new() -> Self {
+        Scratch { text: [0; 4096], link: [MaybeUninit::uninit(); 4096] }
+    }
+}
+
+struct Reader<'a> {
+    dir: BorrowedFd<'a>,
+    scratch: &'a mut Scratch,
+    sample: &'a mut Sample,
+    hidden: &'a [RawFd],
+}
+
+impl Reader<'_> {
+    fn refuse(&mut self, what: &str, error: Errno) {
+        // A process that is ending answers ENOENT or ESRCH: it is no gap.
+        if !matches!(error, Errno::NOENT | Errno::SRCH) && self.sample.refused.is_none() {
+            self.sample.refused = Some(format!("{what}: {}", std::io::Error::from(error)));
+        }
+    }
+
+    fn fds(&mut self, table: &CStr, tid: u32) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = match rustix::fs::openat(self.dir, table, flags, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(e) => return self.refuse("fd", e),
+        };
+        let own = dir.as_raw_fd();
+        let (pid, start) = (self.sample.process.pid, self.sample.process.start);
+        let (hidden, link) = (self.hidden, &mut self.scratch.link);
+        let fds = &mut self.sample.fds;
+        let result = each_number(dir.as_fd(), |number, name| {
+            if !hidden.is_empty() && (number == own as u32 || hidden.contains(&(number as RawFd))) {
+                return;
+            }
+            let Ok((target, _)) = rustix::fs::readlinkat_raw(&dir, name, &mut link[..]) else { return };
+            let mut fd = Fd {
+                pid,
+                start,
+                table: tid,
+                fd: number,
+                dev: 0,
+                ino: 0,
+                serial: None,
+                target: Text::from(&*target),
+                mount: None,
+                in_flight: 0,
+            };
+            if target.first() == Some(&b'/') {
+                let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
+                if let Ok(st) = rustix::fs::statx(&dir, name, QUIET, mask) {
+                    fd.dev = encode_device(st.stx_dev_major, st.stx_dev_minor);
+                    fd.ino = st.stx_ino;
+                    fd.mount = (st.stx_mask & sys::STATX_MNT_ID_UNIQUE != 0).then_some(st.stx_mnt_id);
+                }
+            }
+            fds.push(fd);
+        });
+        if let Err(e) = result {
+            self.refuse("fd", e);
+        }
+        self.serials(table, tid);
+    }
+
+    /// Anonymous inodes share one inode: only fdinfo tells those apart that have an id.
+    fn serials(&mut self, table: &CStr, tid: u32) {
+        let info_dir: &CStr = if table == c"fd" { c"fdinfo" } else { c"" };
+        for fd in self.sample.fds.iter_mut().filter(|fd| fd.table == tid && has_serial(fd.target.as_ref())) {
+            let name = if info_dir.is_empty() {
+                path(&format_args!("task/{tid}/fdinfo/{}", fd.fd))
+            } else {
+                path(&format_args!("fdinfo/{}", fd.fd))
+            };
+            if let Ok(text) = read_small(self.dir, name.as_c_str(), &mut self.scratch.text) {
+                let info = parse::fdinfo::parse(text);
+                fd.serial =
+                    info.eventfd_id.or(info.map_id.map(u64::from)).or(info.prog_id.map(u64::from)).or(info.link_id.map(u64::from));
+            }
+        }
+    }
+
+    fn namespaces(&mut self, prefix: &str) {
+        for name in
+            ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"]
+        {
+            let link = format!("{prefix}ns/{name}");
+            match rustix::fs::readlinkat_raw(self.dir, path(&format_args!("{link}")).as_c_str(), &mut self.scratch.link[..]) {
+                Ok((text, _)) => {
+                    if let Ok((ns_type, ino)) = parse::nslink::parse(text) {
+                        if !self.sample.namespaces.iter().any(|(t, i, _)| (*t, *i) == (ns_type, ino)) {
+                            self.sample.namespaces.push((ns_type, ino, link));
+                        }
+                    }
+                }
+                // A kernel without that type, or a process that is ending.
+                Err(Errno::NOENT | Errno::SRCH) => {}
+                Err(e) => return self.refuse("ns", e),
+            }
+        }
+    }
+
+    fn pins(&mut self) {
+        for (what, name) in [("cwd", c"cwd"), ("root", c"root")] {
+            let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
+            match rustix::fs::statx(self.dir, name, QUIET, mask) {
+                Ok(st) => {
+                    let text = rustix::fs::readlinkat_raw(self.dir, name, &mut self.scratch.link[..]);
+                    self.sample.pins.push(Pin {
+                        what,
+                        mount: (st.stx_mask & sys::STATX_MNT_ID_UNIQUE != 0).then_some(st.stx_mnt_id),
+                        dev: encode_device(st.stx_dev_major, st.stx_dev_minor),
+                        path: text.map(|(t, _)| t.to_vec()).unwrap_or_default(),
+                    });
+                }
+                Err(e) => return self.refuse(what, e),
+            }
+        }
+    }
+
+    fn maps(&mut self) {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let text = rustix::fs::openat(self.dir, c"maps", flags, Mode::empty()).and_then(|fd| read_all(fd.as_fd()));
+        match text {
+            Ok(text) => {
+                let (pid, start) = (self.sample.process.pid, self.sample.process.start);
+                for map in parse::maps::deleted(&text) {
+                    // Shared memory and memfds have no directory entry to begin with: they are IPC objects or FDs.
+                    if map.path.starts_with(b"/memfd:") || map.path.starts_with(b"/SYSV") || map.path.starts_with(b"/dev/zero") {
+                        continue;
+                    }
+                    self.sample.deleted_maps.push(File {
+                        dev: encode_device(map.major, map.minor),
+                        ino: map.inode,
+                        birth: None,
+                        link: 0,
+                        mapped_by: Some((pid, start)),
+                        path: Text::from(&*map.path),
+                        class: "file".to_owned(),
+                        mode: 0,
+                        uid: 0,
+                        size: 0,
+                    });
+                }
+                self.sample.deleted_maps.sort_by_key(|f| (f.dev, f.ino));
+                self.sample.deleted_maps.dedup_by_key(|f| (f.dev, f.ino));
+            }
+            Err(e) => self.refuse("maps", e),
+        }
+    }
+
+    /// Threads that left the group's FD table or namespaces: a thread is a process to the kernel.
+    fn threads(&mut self, wanted: Wanted, own: bool) {
+        if !(wanted.fds || wanted.namespaces) {
+            return;
+        }
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(dir) = rustix::fs::openat(self.dir, c"task", flags, Mode::empty()) else { return };
+        let mut tids = Vec::new();
+        if each_number(dir.as_fd(), |tid, _| tids.push(tid)).is_err() {
+            return;
+        }
+        drop(dir);
+        let pid = self.sample.process.pid;
+        for tid in tids.into_iter().filter(|&t| t != pid) {
+            if wanted.fds && (!own || wanted.own) {
+                match sys::same_fd_table(pid, tid) {
+                    Ok(true) => {}
+                    Ok(false) => self.fds(path(&format_args!("task/{tid}/fd")).as_c_str(), tid),
+                    Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                    Err(e) => self.refuse("thread's fd table", Errno::from_io_error(&e).unwrap_or(Errno::PERM)),
+                }
+            }
+            if wanted.namespaces {
+                self.namespaces(&format!("task/{tid}/"));
+            }
+        }
+    }
+}
+
+fn has_serial(target: &[u8]) -> bool {
+    target.starts_with(b"anon_inode:[eventfd]") || target.starts_with(b"anon_inode:bpf")
+}
+
+fn process_of(stat: &parse::stat::Stat<'_>) -> Process {
+    Process {
+        pid: stat.pid,
+        start: stat.start_time,
+        ppid: stat.ppid,
+        state: stat.state as char,
+        pgrp: stat.pgrp,
+        session: stat.session,
+        comm: Text::from(stat.comm),
+    }
+}
+
+/// A short path, formatted without the allocator.
+struct ShortPath([u8; 96]);
+
+impl ShortPath {
+    fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0).unwrap_or_default()
+    }
+}
+
+impl std::ops::Deref for ShortPath {
+    type Target = CStr;
+    fn deref(&self) -> &CStr {
+        self.as_c_str()
+    }
+}
+
+fn path(args: &std::fmt::Arguments<'_>) -> ShortPath {
+    let mut buffer = [0u8; 96];
+    // Paths here are numbers and fixed words; what did not fit would be cut and not be found.
+    let _ = (&mut buffer[..95]).write_fmt(*args);
+    ShortPath(buffer)
+}
+
+/// Calls `f` with each entry of `dir` whose name is a number.
+pub(super) fn each_number(dir: BorrowedFd<'_>, mut f: impl FnMut(u32, &CStr)) -> rustix::io::Result<()> {
+    let mut buffer = [MaybeUninit::<u8>::uninit(); 16384];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(entry) = entries.next() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if let Some(number) = number(name.to_bytes()) {
+            f(number, name);
+        }
+    }
+    Ok(())
+}
+
+fn number(name: &[u8]) -> Option<u32> {
+    if name.is_empty() || name.len() > 10 {
+        return None;
+    }
+    name.iter().try_fold(0u32, |n, b| {
+        let digit = b.wrapping_sub(b'0');
+        (digit < 10).then(|| n.checked_mul(10)?.checked_add(u32::from(digit))).flatten()
+    })
+}
+
+/// Reads a file that fits the buffer, in one read.
+pub(super) fn read_small<'b>(dir: BorrowedFd<'_>, name: &CStr, buffer: &'b mut [u8]) -> rustix::io::Result<&'b [u8]> {
+    let file = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let n = rustix::io::read(&file, &mut *buffer)?;
+    Ok(&buffer[..n])
+}
+
+/// Reads a file of any size.
+pub(super) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
+    let mut text = vec![0u8; 16384];
+    let mut len = 0;
+    loop {
+        match rustix::io::read(file, &mut text[len..]) {
+            Ok(0) => {
+                text.truncate(len);
+                return Ok(text);
+            }
+            Ok(n) => {
+                len += n;
+                if text.len() - len < 4096 {
+                    text.resize(text.len() * 2, 0);
+                }
+            }
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Reads a whole file of procfs or sysfs.
+pub(super) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    let path = path.as_ref();
+    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::io("open", path, e))?;
+    read_all(file.as_fd()).map_err(|e| Error::io("read", path, e))
+}
+
+/// The namespaces of the observer itself.
+pub(super) fn own_namespaces() -> std::collections::BTreeMap<NsType, u64> {
+    let links = ["mnt", "net", "ipc", "pid", "user", "uts", "cgroup", "time"].into_iter().filter_map(|name| {
+        let link = std::fs::read_link(format!("/proc/thread-self/ns/{name}")).ok()?;
+        parse::nslink::parse(link.as_os_str().as_encoded_bytes()).ok()
+    });
+    links.collect()
+}

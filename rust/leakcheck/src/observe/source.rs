@@ -1,0 +1,61 @@
+//! Where process facts come from. One source today, `/proc`; the trait is the seam for BPF iterators.
+
+use crate::error::Result;
+use crate::parse::nslink::NsType;
+use crate::resource::{Fd, File, Process};
+
+/// Which processes to read.
+#[derive(Clone, Debug)]
+pub(crate) enum Selection {
+    /// Every one but kernel threads.
+    All,
+    /// These, as far as they still live.
+    Pids(Vec<u32>),
+    /// This one and what descends from it by parent links.
+    Tree(u32),
+}
+
+/// Which facts to read of each; all but the first cost extra system calls.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wanted {
+    pub(crate) fds: bool,
+    pub(crate) namespaces: bool,
+    /// Mounts that the working and root directory keep alive.
+    pub(crate) pins: bool,
+    /// Deleted files that are mapped.
+    pub(crate) maps: bool,
+    /// The observer's own descriptors and mappings count.
+    pub(crate) own: bool,
+}
+
+/// A mount kept alive by a working or root directory.
+#[derive(Clone, Debug)]
+pub(crate) struct Pin {
+    pub(crate) what: &'static str,
+    /// Unique mount id (Linux 6.8), else none.
+    pub(crate) mount: Option<u64>,
+    pub(crate) dev: u64,
+    pub(crate) path: Vec<u8>,
+}
+
+/// What was read of one process.
+#[derive(Clone, Debug)]
+pub(crate) struct Sample {
+    pub(crate) process: Process,
+    pub(crate) fds: Vec<Fd>,
+    /// Type, inode, and the link below `/proc/PID` that names it.
+    pub(crate) namespaces: Vec<(NsType, u64, String)>,
+    pub(crate) pins: Vec<Pin>,
+    pub(crate) deleted_maps: Vec<File>,
+    /// What was refused, with the kernel's answer.
+    pub(crate) refused: Option<String>,
+}
+
+/// Reads processes.
+pub(crate) trait ProcessSource {
+    /// Reads the selected processes; one that ends meanwhile is left out.
+    ///
+    /// # Errors
+    /// When the source as a whole cannot be read.
+    fn read(&self, selection: &Selection, wanted: Wanted, threads: usize) -> Result<Vec<Sample>>;
+}

@@ -1,0 +1,156 @@
+//! The few system calls that no library wraps yet. Every `unsafe` block of the observer is here.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+const SYS_STATMOUNT: libc::c_long = 457;
+const SYS_LISTMOUNT: libc::c_long = 458;
+/// `STATX_MNT_ID_UNIQUE` (Linux 6.8).
+pub(crate) const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+/// `_IOR(0xb7, 5, __u64)` (Linux 6.11).
+const NS_GET_MNTNS_ID: libc::c_ulong = 0x8008_b705;
+/// `_IOR(0xb7, 13, __u64)` (Linux 6.18).
+const NS_GET_ID: libc::c_ulong = 0x8008_b70d;
+const LSMT_ROOT: u64 = u64::MAX;
+
+/// `struct mnt_id_req`, version 1 (Linux 6.11).
+#[repr(C)]
+struct MntIdReq {
+    size: u32,
+    spare: u32,
+    mnt_id: u64,
+    param: u64,
+    mnt_ns_id: u64,
+}
+
+fn check(n: libc::c_long) -> io::Result<usize> {
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+/// Unique ids of the mounts of a mount namespace (listmount(2), Linux 6.8; other namespaces 6.11). `ns` is a
+/// `NS_GET_MNTNS_ID`, or 0 for the caller's.
+pub(crate) fn listmount(ns: u64) -> io::Result<Vec<u64>> {
+    let mut ids = Vec::new();
+    let mut chunk = [0u64; 512];
+    loop {
+        let after = ids.last().copied().unwrap_or(0);
+        let req = MntIdReq { size: 32, spare: 0, mnt_id: LSMT_ROOT, param: after, mnt_ns_id: ns };
+        // SAFETY: `req` lives through the call and says its own size; the kernel writes at most `chunk.len()` ids.
+        let n = check(unsafe { libc::syscall(SYS_LISTMOUNT, &raw const req, chunk.as_mut_ptr(), chunk.len(), 0u32) })?;
+        ids.extend_from_slice(&chunk[..n]);
+        if n < chunk.len() {
+            return Ok(ids);
+        }
+    }
+}
+
+/// One mount as `statmount(2)` (Linux 6.8) describes it; strings are offsets into `text`.
+pub(crate) struct MountStat {
+    buffer: Vec<u64>,
+}
+
+impl MountStat {
+    const STRINGS: usize = 512;
+    /// SB_BASIC, MNT_BASIC, PROPAGATE_FROM, MNT_ROOT, MNT_POINT, FS_TYPE, SB_SOURCE.
+    const MASK: u64 = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x20 | 0x200;
+
+    /// Asks for one mount. `ns` as in [`listmount`].
+    pub(crate) fn of(id: u64, ns: u64) -> io::Result<Self> {
+        let req = MntIdReq { size: 32, spare: 0, mnt_id: id, param: Self::MASK, mnt_ns_id: ns };
+        let mut buffer = vec![0u64; 256];
+        loop {
+            let bytes = buffer.len() * size_of::<u64>();
+            // SAFETY: `req` lives through the call; the kernel writes at most `bytes` bytes into `buffer`.
+            let n = unsafe { libc::syscall(SYS_STATMOUNT, &raw const req, buffer.as_mut_ptr(), bytes, 0u32) };
+            match check(n) {
+                Ok(_) => return Ok(MountStat { buffer }),
+                Err(e) if e.raw_os_error() == Some(libc::EOVERFLOW) && bytes < 1 << 20 => {
+                    buffer.resize(buffer.len() * 4, 0);
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn u64_at(&self, offset: usize) -> u64 {
+        self.buffer[offset / 8]
+    }
+
+    fn u32_at(&self, offset: usize) -> u32 {
+        let word = self.buffer[offset / 8].to_ne_bytes();
+        let at = offset % 8;
+        u32::from_ne_bytes([word[at], word[at + 1], word[at + 2], word[at + 3]])
+    }
+
+    fn string(&self, offset: usize, bit: u64) -> Vec<u8> {
+        if self.u64_at(8) & bit == 0 {
+            return Vec::new();
+        }
+        let from = Self::STRINGS + self.u32_at(offset) as usize;
+        let bytes = self.buffer.iter().flat_map(|w| w.to_ne_bytes());
+        bytes.skip(from).take_while(|b| *b != 0).collect()
+    }
+
+    pub(crate) fn device(&self) -> (u32, u32) {
+        (self.u32_at(16), self.u32_at(20))
+    }
+
+    pub(crate) fn fs_type(&self) -> Vec<u8> {
+        self.string(36, 0x20)
+    }
+
+    pub(crate) fn root(&self) -> Vec<u8> {
+        self.string(104, 0x8)
+    }
+
+    pub(crate) fn point(&self) -> Vec<u8> {
+        self.string(108, 0x10)
+    }
+
+    pub(crate) fn source(&self) -> Vec<u8> {
+        self.string(124, 0x200)
+    }
+
+    /// As the optional fields of mountinfo write it.
+    pub(crate) fn propagation(&self) -> String {
+        let flags = self.u64_at(72);
+        let mut words = Vec::new();
+        if flags & libc::MS_SHARED != 0 {
+            words.push(format!("shared:{}", self.u64_at(80)));
+        }
+        if flags & libc::MS_SLAVE != 0 {
+            words.push(format!("master:{}", self.u64_at(88)));
+        }
+        if flags & libc::MS_UNBINDABLE != 0 {
+            words.push("unbindable".to_owned());
+        }
+        words.join(" ")
+    }
+}
+
+fn ns_ioctl(ns: BorrowedFd<'_>, request: libc::c_ulong) -> Option<u64> {
+    let mut id = 0u64;
+    // SAFETY: both requests write one u64 to the pointer, which lives through the call.
+    let done = unsafe { libc::ioctl(ns.as_raw_fd(), request, &raw mut id) };
+    (done == 0).then_some(id)
+}
+
+/// Id of a mount namespace for [`listmount`] (ioctl_nsfs(2), Linux 6.11).
+pub(crate) fn mount_ns_id(ns: BorrowedFd<'_>) -> Option<u64> {
+    ns_ioctl(ns, NS_GET_MNTNS_ID)
+}
+
+/// Id of any namespace, never reused (Linux 6.18).
+pub(crate) fn ns_id(ns: BorrowedFd<'_>) -> Option<u64> {
+    ns_ioctl(ns, NS_GET_ID)
+}
+
+/// Whether two threads share their FD table (kcmp(2), `KCMP_FILES`).
+pub(crate) fn same_fd_table(a: u32, b: u32) -> io::Result<bool> {
+    const KCMP_FILES: libc::c_long = 2;
+    // SAFETY: kcmp takes five numbers and touches no memory of ours.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_FILES, 0, 0) };
+    if order < 0 { Err(io::Error::last_os_error()) } else { Ok(order == 0) }
+}
