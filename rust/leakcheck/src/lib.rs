@@ -4,7 +4,9 @@
 //! whose verdict never says *clean* of what was not looked at.
 
 pub mod error;
+pub mod judge;
 pub mod kind;
+pub mod observe;
 pub mod parse;
 pub mod resource;
 pub mod scope;
