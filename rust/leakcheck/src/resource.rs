@@ -22,9 +22,9 @@ pub trait Identified {
 }
 
 macro_rules! identified {
-    ($type:ty, $kind:ident, |$r:ident| -> ($($part:ty),+ $(,)?) $id:expr) => {
+    ($type:ty, $kind:ident, |$r:ident| -> <$life:lifetime> ($($part:ty),+ $(,)?) $id:expr) => {
         impl Identified for $type {
-            type Id<'a> = ($($part,)+);
+            type Id<$life> = ($($part,)+);
             const KIND: Kind = Kind::$kind;
             fn id(&self) -> Self::Id<'_> {
                 let $r = self;
@@ -52,7 +52,7 @@ pub struct Process {
     /// Command name, at most 15 bytes; the process chooses it.
     pub comm: Text,
 }
-identified!(Process, Process, |r| -> (u32, u64) (r.pid, r.start));
+identified!(Process, Process, |r| -> <'a> (u32, u64) (r.pid, r.start));
 
 /// A descriptor in an FD table. Identity: process, table, number, and the open file as far as the kernel tells it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -82,7 +82,7 @@ pub struct Fd {
     #[serde(default, skip_serializing_if = "is_zero")]
     pub in_flight: u32,
 }
-identified!(Fd, Fd, |r| -> (u32, u64, u32, u32, u64, u64, Option<u64>, Option<&Text>, u32)
+identified!(Fd, Fd, |r| -> <'a> (u32, u64, u32, u32, u64, u64, Option<u64>, Option<&'a Text>, u32)
     (r.pid, r.start, r.table, r.fd, r.dev, r.ino, r.serial, (r.ino == 0).then_some(&r.target), r.in_flight));
 
 fn is_zero(n: &u32) -> bool {
@@ -121,7 +121,7 @@ pub struct Mount {
     /// Who keeps it: `namespace`, or for a detached mount what was seen to pin it (`cwd of 12`, `fd 3 of 12`).
     pub holder: String,
 }
-identified!(Mount, Mount, |r| -> (u64, &MountId) (r.ns, &r.id));
+identified!(Mount, Mount, |r| -> <'a> (u64, &'a MountId) (r.ns, &r.id));
 
 /// A cgroup directory. Identity: hierarchy and kernfs inode, which holds a generation (kernfs_ino, Linux 5.5).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -135,7 +135,7 @@ pub struct Cgroup {
     /// The directory as the observer reaches it.
     pub dir: Text,
 }
-identified!(Cgroup, Cgroup, |r| -> (&Text, u64) (&r.hierarchy, r.ino));
+identified!(Cgroup, Cgroup, |r| -> <'a> (&'a Text, u64) (&r.hierarchy, r.ino));
 
 /// A file lock. Identity: type, file, range, and the owner that `/proc/locks` names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -159,7 +159,7 @@ pub struct Lock {
     /// How many requests wait for it.
     pub waiters: u32,
 }
-identified!(Lock, Lock, |r| -> (&str, u64, u64, u64, Option<u64>, i64, u32)
+identified!(Lock, Lock, |r| -> <'a> (&'a str, u64, u64, u64, Option<u64>, i64, u32)
     (&r.class, r.dev, r.ino, r.start, r.end, r.pid, r.nth));
 
 /// State of a lock file.
@@ -190,7 +190,7 @@ pub struct LockFile {
     /// The process id in its content.
     pub pid: Option<u32>,
 }
-identified!(LockFile, Lockfile, |r| -> (&Text, u64, u64, LockFileState) (&r.path, r.dev, r.ino, r.state));
+identified!(LockFile, Lockfile, |r| -> <'a> (&'a Text, u64, u64, LockFileState) (&r.path, r.dev, r.ino, r.state));
 
 /// A file of any type below a declared root. Identity: device, inode, birth time, and which of its links it is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -217,7 +217,7 @@ pub struct File {
     /// Size in bytes.
     pub size: u64,
 }
-identified!(File, File, |r| -> (u64, u64, Option<i64>, u32, Option<(u32, u64)>)
+identified!(File, File, |r| -> <'a> (u64, u64, Option<i64>, u32, Option<(u32, u64)>)
     (r.dev, r.ino, r.birth, r.link, r.mapped_by));
 
 /// Class of an IPC object.
@@ -259,7 +259,7 @@ pub struct Ipc {
     /// Attached processes (SysV shm).
     pub attached: u64,
 }
-identified!(Ipc, Ipc, |r| -> (u64, IpcClass, u64, Option<i64>) (r.ns, r.class, r.id, r.birth));
+identified!(Ipc, Ipc, |r| -> <'a> (u64, IpcClass, u64, Option<i64>) (r.ns, r.class, r.id, r.birth));
 
 /// Who keeps a namespace.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -286,7 +286,7 @@ pub struct Namespace {
     /// Some of its holders (at most eight).
     pub holders: Vec<NsHolder>,
 }
-identified!(Namespace, Namespace, |r| -> (NsType, u64, Option<u64>) (r.ns_type, r.ino, r.id));
+identified!(Namespace, Namespace, |r| -> <'a> (NsType, u64, Option<u64>) (r.ns_type, r.ino, r.id));
 
 /// Class of a network object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -321,7 +321,7 @@ pub struct Net {
     /// Owner, where the kernel tells it.
     pub uid: Option<u32>,
 }
-identified!(Net, Net, |r| -> (u64, NetClass, u64, &Text) (r.netns, r.class, r.number, &r.scope));
+identified!(Net, Net, |r| -> <'a> (u64, NetClass, u64, &'a Text) (r.netns, r.class, r.number, &r.scope));
 
 /// An attached loop device. Identity: device and `diskseq`, which no attachment reuses (Linux 5.15), and backing file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -333,7 +333,7 @@ pub struct LoopDevice {
     /// Backing file, as `/sys/block/loopN/loop/backing_file` writes it.
     pub backing: Text,
 }
-identified!(LoopDevice, Loop, |r| -> (&Text, u64, &Text) (&r.device, r.diskseq, &r.backing));
+identified!(LoopDevice, Loop, |r| -> <'a> (&'a Text, u64, &'a Text) (&r.device, r.diskseq, &r.backing));
 
 /// A kernel key. Identity: serial, type and description.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -347,7 +347,7 @@ pub struct Key {
     /// Owner.
     pub uid: u32,
 }
-identified!(Key, Key, |r| -> (u32, &Text, &Text) (r.serial, &r.key_type, &r.description));
+identified!(Key, Key, |r| -> <'a> (u32, &'a Text, &'a Text) (r.serial, &r.key_type, &r.description));
 
 /// Class of a BPF object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -369,7 +369,7 @@ pub struct Bpf {
     /// The id of `BPF_*_GET_NEXT_ID`.
     pub id: u32,
 }
-identified!(Bpf, Bpf, |r| -> (BpfClass, u32) (r.class, r.id));
+identified!(Bpf, Bpf, |r| -> <'a> (BpfClass, u32) (r.class, r.id));
 
 /// Calls `$do!(field, Type, Variant)` for every kind, in report order. The one list of them.
 macro_rules! each_kind {

@@ -100,7 +100,7 @@ fn same_controllers(a: &str, b: &str) -> bool {
 
 fn dying(mount: &Path, out: &mut Snapshot) {
     let Ok(text) = read_file(mount.join("cgroup.stat")) else { return };
-    if let Some(n) = parse::parse_keyed(&text, b"nr_dying_descendants") {
+    if let Ok(Some(n)) = parse::keyed_value(&text, b"nr_dying_descendants") {
         out.gauges.insert("dying_cgroups".to_owned(), i64::try_from(n).unwrap_or(i64::MAX));
     }
 }

@@ -14,7 +14,6 @@ use rustix::io::Errno;
 
 use super::source::Sample;
 use crate::error::Error;
-use crate::kind::Kind;
 use crate::resource::{File, encode_device};
 use crate::snapshot::{Coverage, Level};
 use crate::text::Text;

@@ -22,7 +22,7 @@ pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
     let mut waiters: HashMap<(u64, u64), u32> = HashMap::new();
     let mut found: Vec<Lock> = Vec::new();
     for l in parsed {
-        let dev = encode_device(l.major, l.minor);
+        let dev = l.dev.map_or(0, |d| encode_device(d.major, d.minor));
         if l.blocked {
             *waiters.entry((dev, l.inode)).or_default() += 1;
             continue;
@@ -32,14 +32,14 @@ pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
             continue;
         }
         found.push(Lock {
-            class: l.kind.as_str().to_owned(),
+            class: l.kind.as_str().to_ascii_lowercase(),
             dev,
             ino: l.inode,
             start: l.start,
             end: l.end,
             pid: i64::from(l.pid),
             nth: 0,
-            access: l.access.as_str().to_owned(),
+            access: access(l.access).to_owned(),
             waiters: 0,
         });
     }
@@ -51,4 +51,13 @@ pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
         lock.waiters = waiters.get(&(lock.dev, lock.ino)).copied().unwrap_or(0);
     }
     out.locks.extend(found);
+}
+
+fn access(access: locks::Access) -> &'static str {
+    match access {
+        locks::Access::Read => "read",
+        locks::Access::Write => "write",
+        locks::Access::ReadWrite => "read-write",
+        locks::Access::Unlocked => "unlocked",
+    }
 }

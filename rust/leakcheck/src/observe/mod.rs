@@ -3,14 +3,10 @@
 mod cgroup;
 mod enter;
 mod file;
-mod kernel_objects;
-mod ipc;
 mod lock;
 mod lock_file;
 mod mount;
 mod namespace;
-mod net;
-mod netlink;
 mod procfs;
 mod source;
 mod sys;
@@ -229,21 +225,6 @@ fn host_kinds(kinds: KindSet, namespaces: &Namespaces, out: &mut Snapshot) {
     let views = if kinds.any(&[Kind::Net, Kind::Ipc]) { namespaces.views(&out.own_ns) } else { Vec::new() };
     if kinds.contains(Kind::Cgroup) {
         cgroup::collect(out);
-    }
-    if kinds.contains(Kind::Net) {
-        net::collect(&views, out);
-    }
-    if kinds.contains(Kind::Ipc) {
-        ipc::collect(&views, out);
-    }
-    if kinds.contains(Kind::Loop) {
-        kernel_objects::loops(out);
-    }
-    if kinds.contains(Kind::Key) {
-        kernel_objects::keys(out);
-    }
-    if kinds.contains(Kind::Bpf) {
-        kernel_objects::bpf(out);
     }
 }
 

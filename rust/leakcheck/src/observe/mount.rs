@@ -112,7 +112,7 @@ fn by_mountinfo(ns: u64, path: &Path) -> Result<Vec<Mount>> {
                 fs_type: Text::from(&*m.fs_type),
                 source: Text::from(&*m.source),
                 dev: encode_device(m.major, m.minor),
-                propagation: Text::from(m.propagation.to_string().as_bytes()),
+                propagation: Text::from(propagation(&m.propagation).as_bytes()),
                 holder: "namespace".to_owned(),
             }
         })
@@ -179,4 +179,14 @@ fn is_kernel_internal(target: &[u8]) -> bool {
         b"/i915",
     ];
     INTERNAL.iter().any(|prefix| target.starts_with(prefix))
+}
+
+fn propagation(p: &mountinfo::Propagation) -> String {
+    let numbered = [("shared", p.shared), ("master", p.master), ("propagate_from", p.propagate_from)];
+    let mut words: Vec<String> =
+        numbered.into_iter().filter_map(|(word, group)| Some(format!("{word}:{}", group?))).collect();
+    if p.unbindable {
+        words.push("unbindable".to_owned());
+    }
+    words.join(" ")
 }

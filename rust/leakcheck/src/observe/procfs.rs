@@ -300,18 +300,18 @@ impl Reader<'_> {
         match text {
             Ok(text) => {
                 let (pid, start) = (self.sample.process.pid, self.sample.process.start);
-                for map in parse::maps::deleted(&text) {
+                for map in parse::maps::deleted(&text).flatten() {
                     // Shared memory and memfds have no directory entry to begin with: they are IPC objects or FDs.
-                    if map.path.starts_with(b"/memfd:") || map.path.starts_with(b"/SYSV") || map.path.starts_with(b"/dev/zero") {
+                    if map.is_shared_anonymous() || map.path.starts_with(b"/memfd:") || map.path.starts_with(b"/SYSV") {
                         continue;
                     }
                     self.sample.deleted_maps.push(File {
-                        dev: encode_device(map.major, map.minor),
+                        dev: encode_device(map.dev.major, map.dev.minor),
                         ino: map.inode,
                         birth: None,
                         link: 0,
                         mapped_by: Some((pid, start)),
-                        path: Text::from(&*map.path),
+                        path: Text::from(map.path),
                         class: "file".to_owned(),
                         mode: 0,
                         uid: 0,
@@ -360,9 +360,9 @@ fn has_serial(target: &[u8]) -> bool {
 
 fn process_of(stat: &parse::stat::Stat<'_>) -> Process {
     Process {
-        pid: stat.pid,
+        pid: stat.pid.unsigned_abs(),
         start: stat.start_time,
-        ppid: stat.ppid,
+        ppid: stat.ppid.unsigned_abs(),
         state: stat.state as char,
         pgrp: stat.pgrp,
         session: stat.session,

@@ -1,0 +1,115 @@
+//! Looking at a namespace from inside it.
+//!
+//! setns(2) of a network or IPC namespace concerns the calling thread alone, so a fresh thread enters, looks and ends:
+//! nothing of the caller changes, and there is no way back to get wrong.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
+use rustix::fs::{self, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use crate::error::{Error, Result};
+use crate::kind::Kind;
+use crate::parse::nslink::NsType;
+use crate::snapshot::{Level, Snapshot};
+
+/// `f_type` of nsfs (statfs(2)).
+const NSFS_MAGIC: u64 = 0x6e73_6673;
+
+/// A reachable namespace and a path that opens it.
+#[derive(Clone, Debug)]
+pub(crate) struct NsView {
+    /// The type.
+    pub(crate) ns_type: NsType,
+    /// Inode of the nsfs file.
+    pub(crate) ino: u64,
+    /// `/proc/12/ns/net`, `/proc/12/fd/5` or a bind mount.
+    pub(crate) path: PathBuf,
+    /// Whether it is the observer's own, which needs no entering and no privilege.
+    pub(crate) own: bool,
+}
+
+/// Runs `f` in each namespace, in an order of its own, and returns the results in the order of `views`.
+///
+/// The observer's own namespaces are looked at from the calling thread, all others from one fresh thread, which ends
+/// before this returns. One that cannot be opened or entered gives an [`Error::Io`]; [`is_gone`] tells those that ended.
+pub(crate) fn inside<T: Send>(views: &[&NsView], mut f: impl FnMut(&NsView) -> T + Send) -> Vec<Result<T>> {
+    let mut results: Vec<Option<Result<T>>> = views.iter().map(|view| view.own.then(|| Ok(f(view)))).collect();
+    let others: Vec<&NsView> = views.iter().filter(|view| !view.own).copied().collect();
+    if !others.is_empty() {
+        let visit = || others.iter().map(|view| enter(view).map(|()| f(view))).collect::<Vec<_>>();
+        let visited = thread::scope(|scope| {
+            let visitor = thread::Builder::new().name("leakcheck-setns".into()).spawn_scoped(scope, visit)?;
+            Ok(visitor.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let visited = visited.unwrap_or_else(|e: io::Error| {
+            let errno = Errno::from_io_error(&e).unwrap_or(Errno::AGAIN);
+            let refused = |view: &&NsView| Err(Error::io("start a thread to enter namespace", &view.path, errno));
+            others.iter().map(refused).collect()
+        });
+        results.iter_mut().filter(|result| result.is_none()).zip(visited).for_each(|(slot, seen)| *slot = Some(seen));
+    }
+    results.into_iter().flatten().collect()
+}
+
+/// Whether an error of [`inside`] says that the namespace, or the process that led to it, ended in the meantime. That is
+/// no gap: what keeps a namespace alive otherwise leads to it at the next look.
+pub(crate) fn is_gone(error: &Error) -> bool {
+    let Error::Io { source, .. } = error else { return false };
+    let gone = [Errno::NOENT, Errno::SRCH, Errno::STALE];
+    gone.iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Lowers the coverage of `kind` for the namespaces that could not be entered: one reason for each kind of refusal.
+pub(crate) fn note_refused<'a>(kind: Kind, errors: impl Iterator<Item = &'a Error>, out: &mut Snapshot) {
+    let mut refusals: Vec<(String, usize)> = Vec::new();
+    for error in errors.filter(|e| !is_gone(e)) {
+        let Error::Io { op, source, .. } = error else { continue };
+        let why = format!("{op}: {source}");
+        match refusals.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, times)) => *times += 1,
+            None => refusals.push((why, 1)),
+        }
+    }
+    for (why, times) in refusals {
+        let needs = if why.contains("not permitted") || why.contains("denied") { "; needs CAP_SYS_ADMIN" } else { "" };
+        out.coverage.lower(kind, Level::Partial, format!("not seen in {times} namespaces: {why}{needs}"));
+    }
+}
+
+fn enter(view: &NsView) -> Result<()> {
+    let namespace = open(view)?;
+    move_into_link_name_space(namespace.as_fd(), Some(link_type(view.ns_type)))
+        .map_err(|e| Error::io("enter namespace", &view.path, e))
+}
+
+/// Opens the namespace that `view` means and no other: its path may lead elsewhere by now, since pids and descriptors
+/// are reused. `O_PATH` first, because opening whatever else is there may block (FIFO) or do something (device).
+fn open(view: &NsView) -> Result<OwnedFd> {
+    let failed = |e: Errno| Error::io("open namespace", &view.path, e);
+    let found = fs::open(&view.path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    let stat = fs::fstat(&found).map_err(failed)?;
+    let file_system = fs::fstatfs(&found).map_err(failed)?;
+    if stat.st_ino != view.ino || file_system.f_type as u64 != NSFS_MAGIC {
+        return Err(failed(Errno::STALE));
+    }
+    let through = format!("/proc/self/fd/{}", found.as_raw_fd());
+    fs::open(Path::new(&through), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)
+}
+
+fn link_type(ns_type: NsType) -> LinkNameSpaceType {
+    match ns_type {
+        NsType::Mnt => LinkNameSpaceType::Mount,
+        NsType::Pid => LinkNameSpaceType::ProcessID,
+        NsType::Net => LinkNameSpaceType::Network,
+        NsType::Ipc => LinkNameSpaceType::InterProcessCommunication,
+        NsType::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+        NsType::User => LinkNameSpaceType::User,
+        NsType::Cgroup => LinkNameSpaceType::ControlGroup,
+        NsType::Time => LinkNameSpaceType::Time,
+    }
+}
