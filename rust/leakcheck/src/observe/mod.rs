@@ -1,13 +1,20 @@
 //! Scope → resources. One file a kind; processes come from a [`source`].
 
+pub(crate) mod bpf;
 mod cgroup;
 mod enter;
 mod file;
+mod ipc;
+mod keys;
 mod lock;
 mod lock_file;
+mod loops;
 mod mount;
 mod namespace;
+mod net;
+mod netlink;
 mod procfs;
+pub(crate) mod sockdiag;
 mod source;
 mod sys;
 
@@ -186,7 +193,9 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     };
     if let Scope::Tree(pid) = options.scope {
         if !samples.iter().any(|s| s.process.pid == pid) {
-            return Err(Error::usage(format!("scope tree:{pid}: no such process: it has ended, or is a kernel thread")));
+            return Err(Error::usage(format!(
+                "scope tree:{pid}: no such process: it has ended, or is a kernel thread"
+            )));
         }
     }
     note_refusals(&samples, out);
@@ -225,6 +234,21 @@ fn host_kinds(kinds: KindSet, namespaces: &Namespaces, out: &mut Snapshot) {
     let views = if kinds.any(&[Kind::Net, Kind::Ipc]) { namespaces.views(&out.own_ns) } else { Vec::new() };
     if kinds.contains(Kind::Cgroup) {
         cgroup::collect(out);
+    }
+    if kinds.contains(Kind::Ipc) {
+        ipc::collect(&views, out);
+    }
+    if kinds.contains(Kind::Net) {
+        net::collect(&views, out);
+    }
+    if kinds.contains(Kind::Loop) {
+        loops::collect(out);
+    }
+    if kinds.contains(Kind::Key) {
+        keys::collect(out);
+    }
+    if kinds.contains(Kind::Bpf) {
+        bpf::collect(out);
     }
 }
 

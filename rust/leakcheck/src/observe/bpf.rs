@@ -1,0 +1,177 @@
+//! BPF programs, maps and links by their ids (bpf(2), linux/bpf.h).
+
+use std::fmt::Write;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::kind::Kind;
+use crate::resource::{Bpf, BpfClass};
+use crate::snapshot::{Level, Snapshot};
+use crate::text::Text;
+
+const CLASSES: [BpfClass; 3] = [BpfClass::Prog, BpfClass::Map, BpfClass::Link];
+
+/// Bound of one listing: ids are handed out cyclically, so a program that keeps loading could lead it on for ever.
+const MAX_OBJECTS: usize = 1 << 20;
+
+const OBJ_GET_INFO_BY_FD: u32 = 15;
+
+/// Appends every BPF object of the machine. Only CAP_SYS_ADMIN in the first user namespace may list them
+/// (`bpf_obj_get_next_id()`; CAP_BPF is not enough): without it, coverage is none.
+pub(crate) fn collect(out: &mut Snapshot) {
+    for class in CLASSES {
+        if let Err(errno) = list(class, out) {
+            match errno {
+                // Built without CONFIG_BPF_SYSCALL: there is nothing that could exist.
+                Errno::NOSYS => {}
+                Errno::PERM | Errno::ACCESS => {
+                    out.coverage.lower(Kind::Bpf, Level::None, "listing BPF objects needs CAP_SYS_ADMIN");
+                }
+                Errno::INVAL => {
+                    let why = format!("this kernel cannot list BPF {}s (Linux 4.13, links: 5.8)", name(class));
+                    out.coverage.lower(Kind::Bpf, Level::Partial, why);
+                }
+                other => {
+                    out.coverage.lower(Kind::Bpf, Level::Partial, format!("list BPF {}s: {other}", name(class)));
+                }
+            }
+        }
+    }
+}
+
+fn list(class: BpfClass, out: &mut Snapshot) -> Result<(), Errno> {
+    let mut id = 0;
+    for _ in 0..MAX_OBJECTS {
+        // struct { __u32 start_id; __u32 next_id; __u32 open_flags; }
+        let mut attr = Attr::default();
+        attr.set_u32(0, id);
+        match bpf(next_id_command(class), &mut attr) {
+            Ok(_) => id = attr.u32(1),
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(errno),
+        }
+        out.bpf.push(Bpf { class, id });
+    }
+    Err(Errno::OVERFLOW)
+}
+
+/// What an object is, for a report: its type, name, owner and age as far as the kernel tells them. None if it is gone or
+/// may not be opened.
+pub(crate) fn describe(class: BpfClass, id: u32) -> Option<String> {
+    let info = info(class, id)?;
+    let number = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes"));
+    let text = |at: usize| Text::from(info[at..at + 16].split(|byte| *byte == 0).next().unwrap_or_default());
+    let mut line = String::new();
+    // The offsets of struct bpf_prog_info, bpf_map_info and bpf_link_info; older kernels leave the rest zero.
+    let written = match class {
+        BpfClass::Prog => {
+            let load_time = u64::from_ne_bytes(info[40..48].try_into().expect("eight bytes"));
+            let kind = type_name(PROG_TYPES, number(0));
+            let age = load_time / 1_000_000_000;
+            write!(line, "{kind} program \"{}\", uid {}, loaded {age} s after boot", text(64), number(48))
+        }
+        BpfClass::Map => {
+            let kind = type_name(MAP_TYPES, number(0));
+            let (key, value, entries) = (number(8), number(12), number(16));
+            write!(line, "{kind} map \"{}\", {entries} entries of {key} + {value} bytes", text(24))
+        }
+        BpfClass::Link => write!(line, "{} link to program {}", type_name(LINK_TYPES, number(0)), number(8)),
+    };
+    written.ok().map(|()| line)
+}
+
+fn info(class: BpfClass, id: u32) -> Option<[u8; 128]> {
+    // struct { __u32 id; __u32 next_id; __u32 open_flags; }
+    let mut attr = Attr::default();
+    attr.set_u32(0, id);
+    let fd = bpf(fd_by_id_command(class), &mut attr).ok()?;
+    #[allow(unsafe_code)]
+    // SAFETY: BPF_*_GET_FD_BY_ID succeeded, hence it returned a new descriptor, which nothing else owns.
+    let object = unsafe { OwnedFd::from_raw_fd(fd) };
+    // A longer struct of a newer kernel is cut to this length, a shorter one of an older kernel fits.
+    let mut info = [0_u8; 128];
+    // struct { __u32 bpf_fd; __u32 info_len; __aligned_u64 info; }
+    let mut attr = Attr::default();
+    attr.set_u32(0, u32::try_from(object.as_raw_fd()).ok()?);
+    attr.set_u32(1, info.len() as u32);
+    attr.0[1] = info.as_mut_ptr().expose_provenance() as u64;
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr).ok()?;
+    Some(info)
+}
+
+/// `union bpf_attr`, as far as the commands here use it.
+#[derive(Default)]
+#[repr(C, align(8))]
+struct Attr([u64; 4]);
+
+impl Attr {
+    fn set_u32(&mut self, index: usize, value: u32) {
+        let mut pair = self.0[index / 2].to_ne_bytes();
+        pair[index % 2 * 4..][..4].copy_from_slice(&value.to_ne_bytes());
+        self.0[index / 2] = u64::from_ne_bytes(pair);
+    }
+
+    fn u32(&self, index: usize) -> u32 {
+        let pair = self.0[index / 2].to_ne_bytes();
+        u32::from_ne_bytes(pair[index % 2 * 4..][..4].try_into().expect("four bytes"))
+    }
+}
+
+/// bpf(2), which libc does not wrap. Returns what the command returns: a descriptor or 0.
+#[allow(unsafe_code)]
+fn bpf(command: u32, attr: &mut Attr) -> Result<i32, Errno> {
+    // SAFETY: `attr` is a live, exclusive buffer of the length that is passed. The commands of this module write nothing
+    // but `attr` and, for OBJ_GET_INFO_BY_FD, the `info_len` bytes at `info`, which outlive the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<Attr>()) };
+    if result < 0 {
+        let errno = std::io::Error::last_os_error();
+        return Err(Errno::from_io_error(&errno).unwrap_or(Errno::IO));
+    }
+    Ok(result as i32)
+}
+
+fn next_id_command(class: BpfClass) -> u32 {
+    match class {
+        BpfClass::Prog => 11,
+        BpfClass::Map => 12,
+        BpfClass::Link => 31,
+    }
+}
+
+fn fd_by_id_command(class: BpfClass) -> u32 {
+    match class {
+        BpfClass::Prog => 13,
+        BpfClass::Map => 14,
+        BpfClass::Link => 30,
+    }
+}
+
+fn name(class: BpfClass) -> &'static str {
+    match class {
+        BpfClass::Prog => "program",
+        BpfClass::Map => "map",
+        BpfClass::Link => "link",
+    }
+}
+
+fn type_name(names: &str, number: u32) -> String {
+    let name = usize::try_from(number).ok().and_then(|number| names.split_whitespace().nth(number));
+    name.map_or_else(|| format!("type {number}"), str::to_owned)
+}
+
+/// `enum bpf_prog_type`, in its order.
+const PROG_TYPES: &str = "unspec socket_filter kprobe sched_cls sched_act tracepoint xdp perf_event cgroup_skb \
+    cgroup_sock lwt_in lwt_out lwt_xmit sock_ops sk_skb cgroup_device sk_msg raw_tracepoint cgroup_sock_addr \
+    lwt_seg6local lirc_mode2 sk_reuseport flow_dissector cgroup_sysctl raw_tracepoint_writable cgroup_sockopt \
+    tracing struct_ops ext lsm sk_lookup syscall netfilter";
+
+/// `enum bpf_map_type`, in its order.
+const MAP_TYPES: &str = "unspec hash array prog_array perf_event_array percpu_hash percpu_array stack_trace \
+    cgroup_array lru_hash lru_percpu_hash lpm_trie array_of_maps hash_of_maps devmap sockmap cpumap xskmap sockhash \
+    cgroup_storage reuseport_sockarray percpu_cgroup_storage queue stack sk_storage devmap_hash struct_ops ringbuf \
+    inode_storage task_storage bloom_filter user_ringbuf cgrp_storage arena";
+
+/// `enum bpf_link_type`, in its order.
+const LINK_TYPES: &str = "unspec raw_tracepoint tracing cgroup iter netns xdp perf_event kprobe_multi struct_ops netfilter tcx \
+    uprobe_multi netkit sockmap";

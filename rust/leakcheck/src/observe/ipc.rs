@@ -1,0 +1,193 @@
+//! System V IPC, POSIX message queues (ipc_namespaces(7)) and POSIX shared memory (shm_overview(7)).
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use rustix::fd::OwnedFd;
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Statx, StatxFlags, openat, statx};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+use super::enter::{NsView, inside, note_refused};
+use crate::kind::Kind;
+use crate::parse::nslink::NsType;
+use crate::parse::sysvipc;
+use crate::resource::{Ipc, IpcClass};
+use crate::snapshot::{Level, Snapshot};
+use crate::text::Text;
+
+/// The file system that glibc's shm_open(3) and sem_open(3) use.
+const SHM_DIR: &str = "/dev/shm";
+
+/// Where mq_overview(7) has the queues of the observer's own IPC namespace mounted.
+const MQUEUE_DIR: &str = "/dev/mqueue";
+
+/// What one IPC namespace holds, and what could not be seen of it.
+#[derive(Default)]
+struct Seen {
+    objects: Vec<Ipc>,
+    gaps: Vec<String>,
+}
+
+/// Appends the IPC objects of every IPC namespace in `views`, and the files of the observer's own `/dev/shm`.
+pub(crate) fn collect(views: &[NsView], out: &mut Snapshot) {
+    let views: Vec<&NsView> = views.iter().filter(|view| view.ns_type == NsType::Ipc).collect();
+    let results = inside(&views, namespace);
+    note_refused(Kind::Ipc, results.iter().filter_map(|result| result.as_ref().err()), out);
+    for mut seen in results.into_iter().flatten() {
+        out.ipc.append(&mut seen.objects);
+        seen.gaps.into_iter().for_each(|gap| out.coverage.lower(Kind::Ipc, Level::Partial, gap));
+    }
+    match openat(CWD, SHM_DIR, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(dir) => {
+            if let Err(e) = files(dir.as_fd(), 0, IpcClass::PosixShm, &mut out.ipc) {
+                out.coverage.lower(Kind::Ipc, Level::Partial, format!("list {SHM_DIR}: {e}"));
+            }
+        }
+        // Without the directory, shm_open(3) has no place to create anything.
+        Err(Errno::NOENT) => {}
+        Err(e) => out.coverage.lower(Kind::Ipc, Level::Partial, format!("open {SHM_DIR}: {e}")),
+    }
+}
+
+/// Looks from a thread inside: `/proc/sysvipc` shows the IPC namespace of the thread that opens the file.
+fn namespace(view: &NsView) -> Seen {
+    let mut seen = Seen::default();
+    for class in [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg] {
+        if let Err(e) = system_v(class, view.ino, &mut seen.objects) {
+            seen.gaps.push(format!("read {}: {e}", place(class)));
+        }
+    }
+    if let Err(e) = queues(view, &mut seen.objects) {
+        seen.gaps.push(e);
+    }
+    seen
+}
+
+/// One table of proc_sysvipc(5). A kernel without CONFIG_SYSVIPC has none of them, and nothing could exist.
+fn system_v(class: IpcClass, ns: u64, objects: &mut Vec<Ipc>) -> io::Result<()> {
+    let text = match fs::read(place(class)) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && Path::new("/proc/self").exists() => return Ok(()),
+        text => text?,
+    };
+    let malformed = |e| io::Error::new(io::ErrorKind::InvalidData, e);
+    let record = |id: i32, key: i32, uid, size, creator: i32, attached| Ipc {
+        ns,
+        class,
+        id: id.cast_unsigned().into(),
+        birth: None,
+        name: Text::from(format!("key {:#010x}", key.cast_unsigned()).into_bytes()),
+        uid,
+        size,
+        creator: creator.try_into().unwrap_or(0),
+        attached,
+    };
+    match class {
+        IpcClass::Shm => {
+            let table = sysvipc::parse_shm(&text).map_err(malformed)?;
+            objects.extend(table.iter().map(|r| record(r.id, r.key, r.uid, r.size, r.cpid, r.nattch)));
+        }
+        IpcClass::Sem => {
+            let table = sysvipc::parse_sem(&text).map_err(malformed)?;
+            objects.extend(table.iter().map(|r| record(r.id, r.key, r.uid, r.nsems, 0, 0)));
+        }
+        IpcClass::Msg => {
+            let table = sysvipc::parse_msg(&text).map_err(malformed)?;
+            objects.extend(table.iter().map(|r| record(r.id, r.key, r.uid, r.qnum, r.lspid, 0)));
+        }
+        IpcClass::PosixShm | IpcClass::Mqueue => {}
+    }
+    Ok(())
+}
+
+/// Where objects of a class are listed.
+fn place(class: IpcClass) -> &'static str {
+    match class {
+        IpcClass::Shm => "/proc/sysvipc/shm",
+        IpcClass::Sem => "/proc/sysvipc/sem",
+        IpcClass::Msg => "/proc/sysvipc/msg",
+        IpcClass::PosixShm => SHM_DIR,
+        IpcClass::Mqueue => MQUEUE_DIR,
+    }
+}
+
+/// The POSIX message queues, by a mount of `mqueue` that is attached nowhere and ends with its descriptor (fsmount(2),
+/// Linux 5.2): always that of the current IPC namespace, which a `/dev/mqueue` need not be.
+fn queues(view: &NsView, objects: &mut Vec<Ipc>) -> Result<(), String> {
+    let failed = |e: Errno| format!("list message queues: {e}");
+    match detached_mqueue() {
+        Ok(mount) => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = openat(&mount, ".", flags, Mode::empty()).map_err(failed)?;
+            files(root.as_fd(), view.ino, IpcClass::Mqueue, objects).map_err(failed)
+        }
+        // No CONFIG_POSIX_MQUEUE: nothing can exist.
+        Err(Errno::NODEV) => Ok(()),
+        Err(e) if view.own => mounted_queues(view.ino, objects).map_err(|f| {
+            format!("message queues: fsmount: {e} (needs CAP_SYS_ADMIN and Linux 5.2); {MQUEUE_DIR}: {f}")
+        }),
+        Err(e) => Err(format!("message queues: fsmount: {e} (needs CAP_SYS_ADMIN and Linux 5.2)")),
+    }
+}
+
+fn detached_mqueue() -> Result<OwnedFd, Errno> {
+    let context = fsopen("mqueue", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    let attributes =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+}
+
+/// The queues as an unprivileged observer sees them: by the machine's own mount, if it is one of mqueue.
+fn mounted_queues(ns: u64, objects: &mut Vec<Ipc>) -> Result<(), String> {
+    const MQUEUE_MAGIC: u64 = 0x1980_0202;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = openat(CWD, MQUEUE_DIR, flags, Mode::empty()).map_err(|e| e.to_string())?;
+    let file_system = rustix::fs::fstatfs(&dir).map_err(|e| e.to_string())?;
+    if file_system.f_type as u64 != MQUEUE_MAGIC {
+        return Err("not mounted".into());
+    }
+    files(dir.as_fd(), ns, IpcClass::Mqueue, objects).map_err(|e| e.to_string())
+}
+
+/// The regular files directly in `dir`, each an object of `class`. One that vanishes meanwhile is not listed.
+fn files(dir: BorrowedFd<'_>, ns: u64, class: IpcClass, objects: &mut Vec<Ipc>) -> Result<(), Errno> {
+    for entry in Dir::read_from(dir)? {
+        let entry = entry?;
+        if !matches!(entry.file_type(), FileType::RegularFile | FileType::Unknown) {
+            continue;
+        }
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        let stat = match statx(dir, entry.file_name(), flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME) {
+            Ok(stat) => stat,
+            Err(Errno::NOENT) => continue,
+            Err(e) => return Err(e),
+        };
+        if FileType::from_raw_mode(stat.stx_mode.into()) == FileType::RegularFile {
+            let mut name = place(class).as_bytes().to_vec();
+            name.push(b'/');
+            name.extend_from_slice(entry.file_name().to_bytes());
+            objects.push(Ipc {
+                ns,
+                class,
+                id: stat.stx_ino,
+                birth: birth(&stat),
+                name: Text::from(name),
+                uid: stat.stx_uid,
+                // The size of a queue's file is that of its status line, which cannot be read without touching its times.
+                size: if class == IpcClass::Mqueue { 0 } else { stat.stx_size },
+                creator: 0,
+                attached: 0,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Birth time in nanoseconds since the epoch, where the file system keeps one (`STATX_BTIME`; mqueue does not).
+fn birth(stat: &Statx) -> Option<i64> {
+    let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+    known.then(|| stat.stx_btime.tv_sec * 1_000_000_000 + i64::from(stat.stx_btime.tv_nsec))
+}
