@@ -12,6 +12,7 @@ pub mod resource;
 pub mod scope;
 pub mod snapshot;
 pub mod text;
+pub mod watch;
 
 pub use error::{Error, Result};
 pub use kind::{Kind, KindSet};
