@@ -111,9 +111,26 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// `leakcheck-mkleak-PID-SUFFIX`, the name of whatever has a name.
+/// `leakcheck-mkleak-PID`, and `.INODE` of the pid namespace where it is not the first one: cgroups, keys and
+/// files are shared between pid namespaces, in each of which the same pid may be at work.
+pub(crate) fn tag() -> String {
+    // linux/proc_ns.h, PROC_PID_INIT_INO
+    const FIRST: &str = "pid:[4026531836]";
+    let pid = std::process::id();
+    let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+    match link
+        .to_str()
+        .filter(|&link| link != FIRST)
+        .and_then(|link| link.strip_prefix("pid:["))
+    {
+        Some(inode) => format!("leakcheck-mkleak-{pid}.{}", inode.trim_end_matches(']')),
+        None => format!("leakcheck-mkleak-{pid}"),
+    }
+}
+
+/// The tag and what it is, the name of whatever has a name.
 pub(crate) fn name(suffix: &str) -> String {
-    format!("leakcheck-mkleak-{}-{suffix}", std::process::id())
+    format!("{}-{suffix}", tag())
 }
 
 /// A step which removes a file; that it has gone already is fine.

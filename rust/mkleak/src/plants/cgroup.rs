@@ -13,7 +13,7 @@ use super::Plant;
 use crate::child::{Then, spawn};
 use crate::error::{During, Error, Result};
 use crate::facts;
-use crate::stage::{Planting, Stage, Undo, planting};
+use crate::stage::{Planting, Stage, Undo, planting, tag};
 
 const V2: &str = "v2";
 
@@ -55,7 +55,7 @@ pub(super) const PLANTS: &[Plant] = &[
         prepare: |stage| {
             let (parent, hierarchy) = any_hierarchy(stage)?;
             planting(move |undo| {
-                let top = parent.join(cgroup_name());
+                let top = parent.join(tag());
                 let leaf = top.join("second").join("third");
                 for path in [&top, &top.join("second"), &leaf] {
                     make(undo, path)?;
@@ -73,7 +73,7 @@ pub(super) const PLANTS: &[Plant] = &[
         prepare: |stage| {
             let (parent, hierarchy) = any_hierarchy(stage)?;
             planting(move |undo| {
-                let path = parent.join(cgroup_name());
+                let path = parent.join(tag());
                 make(undo, &path)?;
                 let procs = path.join("cgroup.procs");
                 let child = spawn(0, || {
@@ -89,14 +89,10 @@ pub(super) const PLANTS: &[Plant] = &[
     },
 ];
 
-fn cgroup_name() -> String {
-    format!("leakcheck-mkleak-{}", std::process::id())
-}
-
 fn empty(stage: &Stage, hierarchy: &'static str) -> Result<Planting> {
     let parent = parent(stage, hierarchy)?;
     planting(move |undo| {
-        let path = parent.join(cgroup_name());
+        let path = parent.join(tag());
         make(undo, &path)?;
         describe(&path, hierarchy)
     })

@@ -82,13 +82,13 @@ pub(super) const PLANTS: &[Plant] = &[
     Plant {
         name: "fd-eventfd",
         needs: &[],
-        what: "an eventfd",
+        what: "an eventfd left open, which shares its inode with other anonymous files",
         prepare: |_| one(|| eventfd(0, EventfdFlags::CLOEXEC).during("eventfd")),
     },
     Plant {
         name: "fd-epoll",
         needs: &[],
-        what: "an epoll instance",
+        what: "an epoll instance that watches nothing",
         prepare: |_| one(|| epoll::create(epoll::CreateFlags::CLOEXEC).during("epoll_create1")),
     },
     Plant {
@@ -121,7 +121,7 @@ pub(super) const PLANTS: &[Plant] = &[
     Plant {
         name: "fd-timerfd",
         needs: &[],
-        what: "a timerfd",
+        what: "a timerfd that is not armed",
         prepare: |_| {
             one(|| {
                 timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)

@@ -11,7 +11,7 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mkfifoat, mknodat};
 use super::Plant;
 use crate::error::{During, Result};
 use crate::facts;
-use crate::stage::{Planting, Stage, make_directory, planting, removal};
+use crate::stage::{Planting, Stage, make_directory, planting, removal, tag};
 
 /// What a terminal, a line-based parser, a UTF-8 decoder and an HTML page each stumble over.
 const HOSTILE: &[u8] = b"a\nb \x1b[31m\x1b]0;owned\x07 \xff\xfe <script>alert(1)&\"'";
@@ -48,10 +48,8 @@ pub(super) const PLANTS: &[Plant] = &[
         needs: &[],
         what: "the file of a unix socket that was closed",
         prepare: |stage| {
-            // A socket's address holds 108 bytes (unix(7)), which a deep directory and a long name exceed.
-            let path = stage
-                .dir()
-                .join(format!("mkleak-{}.sock", std::process::id()));
+            // A socket's address holds 108 bytes (unix(7)), which a deep directory nearly fills.
+            let path = stage.dir().join(format!("{}.sock", tag()));
             file(path, |path| {
                 UnixListener::bind(path).map(drop).on("bind", path)
             })
@@ -132,9 +130,7 @@ fn directory(stage: &mut Stage) -> Result<Planting> {
 }
 
 fn hidden_deep(stage: &mut Stage) -> Result<Planting> {
-    let mut path = stage
-        .dir()
-        .join(format!(".leakcheck-mkleak-{}", std::process::id()));
+    let mut path = stage.dir().join(format!(".{}", tag()));
     make_directory(stage.scaffold(), &path)?;
     for name in [".a", ".b", ".c"] {
         path.push(name);

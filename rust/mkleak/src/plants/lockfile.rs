@@ -12,7 +12,7 @@ use super::Plant;
 use crate::child::{Then, spawn};
 use crate::error::{During, Result};
 use crate::facts;
-use crate::stage::{Planting, Stage, planting, removal};
+use crate::stage::{Planting, Stage, planting, removal, tag};
 
 pub(super) const PLANTS: &[Plant] = &[
     Plant {
@@ -57,9 +57,7 @@ pub(super) const PLANTS: &[Plant] = &[
 ];
 
 fn lock_path(stage: &Stage) -> PathBuf {
-    stage
-        .dir()
-        .join(format!("leakcheck-mkleak-{}.lock", std::process::id()))
+    stage.dir().join(format!("{}.lock", tag()))
 }
 
 fn stale(path: PathBuf, content: impl FnOnce(i32) -> String + 'static) -> Result<Planting> {

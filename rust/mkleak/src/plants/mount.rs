@@ -36,7 +36,7 @@ pub(super) const PLANTS: &[Plant] = &[
     Plant {
         name: "mount-tmpfs",
         needs: &["root"],
-        what: "a tmpfs",
+        what: "a tmpfs mounted on a directory",
         prepare: |stage| mounted(stage, tmpfs),
     },
     Plant {
