@@ -76,8 +76,9 @@ impl Caller {
             return Err(io::Error::last_os_error()).during("signalfd");
         }
         // SAFETY: signalfd just returned this descriptor and nobody else has it.
+        let signals = unsafe { OwnedFd::from_raw_fd(signals) };
         Ok(Self {
-            signals: unsafe { OwnedFd::from_raw_fd(signals) },
+            signals,
             unread: Vec::new(),
         })
     }

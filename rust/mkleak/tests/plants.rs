@@ -84,7 +84,9 @@ fn named(facts: &Value) -> Vec<String> {
     for key in ["path", "device", "name", "peer", "leaf", "link"] {
         match facts[key].as_str() {
             // Debug of a path and of a lossy string differ in what is not UTF-8.
-            Some(text) if !text.contains('\u{fffd}') => named.push(debug(text)),
+            Some(text) if !text.contains('\u{fffd}') => {
+                named.push(debug(text).trim_start_matches('/').to_owned())
+            }
             _ => {}
         }
     }

@@ -118,8 +118,7 @@ fn parent(stage: &Stage, hierarchy: &str) -> Result<PathBuf> {
         .split(|&byte| byte == b'\n')
         .filter_map(Mount::parse)
         // The last one covers those before it.
-        .filter(|mount| mount.is_of(hierarchy))
-        .last()
+        .rfind(|mount| mount.is_of(hierarchy))
         .ok_or_else(|| {
             Error::Unavailable(format!("no cgroup hierarchy {hierarchy} is mounted here"))
         })?;

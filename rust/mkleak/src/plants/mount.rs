@@ -13,11 +13,12 @@ use rustix::mount::{
     unmount,
 };
 use rustix::process::chdir;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::{Value, json};
 
 use super::Plant;
 use crate::child::{Then, spawn};
-use crate::error::{During, Result};
+use crate::error::{During, Error, Result};
 use crate::facts;
 use crate::stage::{Planting, Stage, Undo, planting};
 
@@ -79,9 +80,7 @@ pub(super) const PLANTS: &[Plant] = &[
         prepare: |stage| {
             let (target, holder) = (stage.directory("mount")?, stage.file("mnt-ns")?);
             planting(move |undo| {
-                let (namespace, mut helper) = namespace_with_tmpfs(&target)?;
-                bind(undo, &namespace, &holder)?;
-                helper.run()?;
+                bind_on_some_cpu(undo, &target, &holder)?;
                 let mut facts = facts::of_path(&holder)?;
                 facts["target"] = json!(target);
                 Ok(facts)
@@ -191,6 +190,31 @@ fn namespace_with_tmpfs(target: &Path) -> Result<(PathBuf, Undo)> {
     let mut helper = Undo::default();
     helper.push(move || child.end());
     Ok((child.namespace("mnt"), helper))
+}
+
+/// A mount namespace can be bound only where an older one is in force, so that they can't hold each other. Linux
+/// 6.18 tells the age by an id that each CPU takes from a batch of its own: a younger namespace from another CPU
+/// may have the lower id, and binding it fails with EINVAL. On the CPU that made the caller's it works.
+fn bind_on_some_cpu(undo: &mut Undo, target: &Path, holder: &Path) -> Result<()> {
+    let attempt = |undo: &mut Undo| {
+        let (namespace, mut helper) = namespace_with_tmpfs(target)?;
+        bind(undo, &namespace, holder)?;
+        helper.run()
+    };
+    let mut outcome = attempt(undo);
+    let allowed = sched_getaffinity(None).during("sched_getaffinity")?;
+    for cpu in (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)) {
+        match &outcome {
+            Err(Error::Os { cause, .. }) if cause.kind() == io::ErrorKind::InvalidInput => {}
+            _ => break,
+        }
+        let mut only = CpuSet::new();
+        only.set(cpu);
+        sched_setaffinity(None, &only).during(format!("sched_setaffinity to CPU {cpu}"))?;
+        outcome = attempt(undo);
+        sched_setaffinity(None, &allowed).during("sched_setaffinity back")?;
+    }
+    outcome
 }
 
 /// Binds an nsfs file, which keeps its namespace alive (namespaces(7)).

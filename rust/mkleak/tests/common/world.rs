@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::linux::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -85,7 +86,7 @@ impl Place<'_> {
                 let info = info.unwrap_or_default();
                 for line in info
                     .lines()
-                    .filter(|line| line.starts_with("scm_fds:\t") && !line.ends_with("\t0"))
+                    .filter(|line| line.starts_with("scm_fds:") && !line.ends_with(" 0"))
                 {
                     world.insert(format!("flight {fd:?} {line}"));
                 }
@@ -106,9 +107,23 @@ impl Place<'_> {
         );
     }
 
-    /// What no namespace separates: only what carries mkleak's pid, since others may be testing too.
+    /// How mkleak calls what it makes: by its pid, and the pid namespace if that isn't the first.
+    fn tag(&self) -> String {
+        let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let inode: String = link
+            .to_string_lossy()
+            .chars()
+            .filter(char::is_ascii_digit)
+            .collect();
+        match inode.as_str() {
+            "4026531836" => format!("leakcheck-mkleak-{}", self.pid),
+            inode => format!("leakcheck-mkleak-{}.{inode}", self.pid),
+        }
+    }
+
+    /// What no namespace separates: only what carries mkleak's tag, since others may be testing too.
     fn machine_wide(&self, world: &mut World) {
-        let own = format!("leakcheck-mkleak-{}", self.pid);
+        let own = self.tag();
         lines("/proc/keys", "key", world, |line| line.contains(&own));
         for device in entries(Path::new("/sys/block")) {
             let backing = fs::read_to_string(device.join("loop/backing_file")).unwrap_or_default();
@@ -210,14 +225,8 @@ fn message_queues(world: &mut World) {
     ) else {
         return;
     };
-    for entry in rustix::fs::Dir::read_from(&tree)
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        if entry.file_name() != c"." && entry.file_name() != c".." {
-            world.insert(format!("mqueue {:?}", entry.file_name()));
-        }
+    for queue in entries(Path::new(&format!("/proc/self/fd/{}", tree.as_raw_fd()))) {
+        world.insert(format!("mqueue {:?}", name(&queue)));
     }
 }
 
