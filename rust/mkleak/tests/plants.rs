@@ -6,6 +6,7 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
@@ -116,7 +117,12 @@ fn plants_of(kind: &str, dir: &Path) {
 }
 
 fn plant(kind: &str, name: &str, dir: &Path) -> Result<(), String> {
-    let parent = CgroupParent::for_plant(name);
+    let Ok(parent) = CgroupParent::for_plant(name) else {
+        println!(
+            "{name}: skipped: this process's cgroup is another's, and the test can't make its own"
+        );
+        return Ok(());
+    };
     let mut arguments = vec![name, "--hold", "--dir", dir.to_str().expect("ASCII")];
     if let Some(parent) = &parent {
         arguments.extend(["--cgroup", parent.0.to_str().expect("ASCII")]);
@@ -234,19 +240,20 @@ fn skip(name: &str, mkleak: &mut Mkleak) -> Result<(), String> {
 struct CgroupParent(PathBuf);
 
 impl CgroupParent {
-    fn for_plant(plant: &str) -> Option<Self> {
-        let controller = plant.strip_prefix("cgroup-v1-").unwrap_or_default();
+    fn for_plant(plant: &str) -> io::Result<Option<Self>> {
         if !plant.starts_with("cgroup-") {
-            return None;
+            return Ok(None);
         }
-        let own = fs::read_to_string("/proc/self/cgroup").ok()?;
+        let controller = plant.strip_prefix("cgroup-v1-").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| {
-            line.split_once(':')?
-                .1
-                .strip_prefix(controller)?
-                .strip_prefix(':')
-        })?;
-        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+            let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+            controllers
+                .split(',')
+                .any(|one| one == controller)
+                .then_some(path)
+        });
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
         let mount = mounts
             .lines()
             .map(|line| line.split(' ').collect::<Vec<_>>())
@@ -255,16 +262,18 @@ impl CgroupParent {
                 controller => {
                     fields[2] == "cgroup" && fields[3].split(',').any(|option| option == controller)
                 }
-            })?;
+            });
+        let (Some(own), Some(mount)) = (own, mount) else {
+            return Ok(None);
+        };
         if own == "/" {
-            return None;
+            return Ok(None);
         }
-        let path = Path::new(mount[1]).join(format!(
-            "leakcheck-mkleak-test-{}",
-            fs::read_link("/proc/self/ns/pid").ok()?.display()
-        ));
-        fs::create_dir(&path).ok()?;
-        Some(Self(path))
+        let pid_namespace = fs::read_link("/proc/self/ns/pid")?;
+        let path =
+            Path::new(mount[1]).join(format!("leakcheck-mkleak-test-{}", pid_namespace.display()));
+        fs::create_dir(&path)?;
+        Ok(Some(Self(path)))
     }
 }
 

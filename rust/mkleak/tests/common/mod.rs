@@ -154,7 +154,8 @@ impl Drop for Directory {
 }
 
 /// Runs `body` in its own pid, mount, IPC and network namespaces, with fresh `/run` and `/dev/shm`, by starting
-/// this test program again in them with only the named test. Without the privilege for that, right here.
+/// this test program again in them with only the named test. Where not even a user namespace may be made, it says
+/// so and runs nothing: orphans would be the host's.
 pub(crate) fn in_disposable_place(test: &str, body: impl FnOnce(&Path)) {
     if let Some(dir) = env::var_os(INSIDE) {
         let dir = PathBuf::from(dir);
@@ -164,12 +165,16 @@ pub(crate) fn in_disposable_place(test: &str, body: impl FnOnce(&Path)) {
         body(&dir);
         return;
     }
-    let dir = Directory::new();
-    if !getuid().is_root() || !can_unshare() {
-        println!("no privilege for namespaces: planting on the host");
-        body(&dir.0);
+    if !unshare()
+        .arg("true")
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        println!("{test}: skipped: no namespaces may be made here");
         return;
     }
+    let dir = Directory::new();
     // The shell is the init that reaps orphans; a test program as PID 1 would not.
     let status = unshare()
         .args(["sh", "-c", "\"$@\"; exit $?", "sh"])
@@ -184,6 +189,9 @@ pub(crate) fn in_disposable_place(test: &str, body: impl FnOnce(&Path)) {
 
 fn unshare() -> Command {
     let mut command = Command::new("unshare");
+    if !getuid().is_root() {
+        command.args(["--user", "--map-root-user"]);
+    }
     command.args([
         "--pid",
         "--fork",
@@ -194,12 +202,4 @@ fn unshare() -> Command {
         "--kill-child",
     ]);
     command
-}
-
-fn can_unshare() -> bool {
-    unshare()
-        .arg("true")
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
 }
