@@ -86,13 +86,22 @@ impl Bell {
     }
 }
 
+/// The thread, and how it is parted from.
+struct Listener {
+    handle: JoinHandle<()>,
+    /// It holds copies of its own of what is slow to close, and nothing else.
+    has_left: Receiver<()>,
+    /// Dropped when our FDs are closed.
+    closing: SyncSender<()>,
+}
+
 /// A running watch. Belongs to the process that started it: in a forked child it knows nothing.
 ///
 /// Dropping it takes some 50 µs: the FDs are gone from the process when it returns, and the thread ends by itself. The kernel
 /// lets go of a fanotify group only after one or two grace periods (8–30 ms), which that thread waits out; [`Watch::close`] waits with it.
 pub struct Watch {
     shared: Option<Arc<Shared>>,
-    thread: Option<(JoinHandle<()>, Receiver<()>)>,
+    thread: Option<Listener>,
     owner: u32,
     fds: Vec<RawFd>,
 }
@@ -106,16 +115,17 @@ impl Watch {
         let fds = state.sources().map(|fd| fd.as_raw_fd()).chain(waiting).collect();
         let shared = Arc::new(Shared { state: Mutex::new(state), bell, stop: AtomicBool::new(false) });
         let (left, has_left) = sync_channel(1);
+        let (closing, closed) = sync_channel(0);
         let thread = {
             // The thread must take no signal from the program that it is a guest of.
             let _blocked = sys::BlockedSignals::all();
             let shared = Arc::clone(&shared);
             // Without the thread events wait in the kernel until they are asked for; that a buffer overflowed would be told.
-            thread::Builder::new().name("leakcheck-watch".into()).spawn(move || listen(shared, &left)).ok()
+            thread::Builder::new().name("leakcheck-watch".into()).spawn(move || listen(shared, &left, &closed)).ok()
         };
         let watch = Watch {
             shared: Some(shared),
-            thread: thread.map(|handle| (handle, has_left)),
+            thread: thread.map(|handle| Listener { handle, has_left, closing }),
             owner: std::process::id(),
             fds,
         };
@@ -204,13 +214,15 @@ impl Watch {
             std::mem::forget((shared, self.thread.take()));
             return None;
         }
-        let (handle, has_left) = self.thread.take()?;
+        let Listener { handle, has_left, closing } = self.thread.take()?;
         shared.stop.store(true, Ordering::Release);
         if let Some(bell) = &shared.bell {
             let _ = rustix::io::write(&bell.wake, &1u64.to_ne_bytes());
         }
         // The bound is for a thread that cannot leave; then this closes the FDs all the same, and waits for the kernel itself.
         let _ = has_left.recv_timeout(Duration::from_millis(200));
+        drop(shared);
+        drop(closing);
         Some(handle)
     }
 }
@@ -222,7 +234,7 @@ impl Drop for Watch {
 }
 
 /// The thread: takes events in as they come, so that no buffer overflows and every pid is looked at while it is fresh.
-fn listen(shared: Arc<Shared>, left: &SyncSender<()>) {
+fn listen(shared: Arc<Shared>, left: &SyncSender<()>, closed: &Receiver<()>) {
     while let Some(bell) = &shared.bell {
         if bell.wait().is_err() || shared.stop.load(Ordering::Acquire) {
             break;
@@ -230,8 +242,10 @@ fn listen(shared: Arc<Shared>, left: &SyncSender<()>) {
         shared.state.lock().unwrap_or_else(PoisonError::into_inner).take_in();
     }
     let mut slow = shared.state.lock().unwrap_or_else(PoisonError::into_inner).slow_to_close();
-    // From here on the FDs are the other thread's to close. The copies make its closing not the last one, hence quick.
+    // From here on the FDs are the other thread's to close. The copies make its closing not the last one, hence quick: the
+    // last one is the end of this thread.
     drop(shared);
     let _ = sys::unshare_files_keeping(&mut slow);
     let _ = left.send(());
+    let _ = closed.recv();
 }
