@@ -144,6 +144,67 @@ fn fork_and_reap() -> i32 {
     }
 }
 
+#[test]
+fn a_child_that_an_orphan_gives_to_its_reaper_is_unknown_not_a_stranger() {
+    let watch = Watch::start(&Options::default());
+    if !available(&watch.levels().descent) {
+        return;
+    }
+    let directory = scratch("/tmp");
+    let out = directory.path().join("pid");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &out, rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR).expect("a FIFO");
+    let [exe, arguments @ ..] = &role("giver")[..] else { unreachable!("a role has a program") };
+    let mut giver = Command::new(exe);
+    giver.args(arguments).env("LEAKCHECK_TEST_OUT", &out).stdout(Stdio::null());
+    let mut giver = giver.spawn().expect("start the giver");
+    // Ends when the orphan does: it alone keeps the FIFO open.
+    let text = fs::read_to_string(&out).expect("the pids");
+    giver.wait().expect("wait for the giver");
+    let pids: Vec<u32> = text.split_whitespace().map(|pid| pid.parse().expect("a pid")).collect();
+    let [orphan, given] = pids[..] else { panic!("two pids, not {text:?}") };
+    watch.sync();
+    assert_eq!(watch.was_run_pid(orphan), Run);
+    assert_eq!(watch.was_run_pid(given), Unknown);
+}
+
+#[test]
+#[ignore = "a role of the test above"]
+fn giver() {
+    let Some(out) = std::env::var_os("LEAKCHECK_TEST_OUT") else { return };
+    let out = fs::OpenOptions::new().write(true).open(out).expect("open the FIFO");
+    give_a_child_to_the_reaper(&out);
+}
+
+/// Forks a child, which outlives us, waits until it is adopted, clones with `CLONE_PARENT` and writes both pids.
+#[allow(unsafe_code)]
+fn give_a_child_to_the_reaper(mut out: &fs::File) {
+    use std::io::Write;
+    let me = rustix::process::getpid();
+    // SAFETY: the children use nothing but system calls and a stack buffer, and end by _exit; the lock of no other thread is needed.
+    unsafe {
+        let pid = libc::fork();
+        assert!(pid >= 0, "fork failed");
+        if pid > 0 {
+            libc::_exit(0);
+        }
+        while rustix::process::getppid() == Some(me) {
+            libc::sched_yield();
+        }
+        let given = libc::syscall(libc::SYS_clone, libc::CLONE_PARENT | libc::SIGCHLD, 0, 0, 0, 0);
+        if given == 0 {
+            libc::_exit(0);
+        }
+        let mut buffer = [0u8; 32];
+        let length = {
+            let mut rest = &mut buffer[..];
+            let _ = write!(rest, "{} {given}", libc::getpid());
+            32 - rest.len()
+        };
+        let _ = out.write_all(&buffer[..length]);
+        libc::_exit(0);
+    }
+}
+
 /// Runs a role in a new pid namespace, below a shell that is pid 1 there.
 fn in_pid_namespace(name: &str) {
     let status = Command::new("unshare")
