@@ -4,16 +4,22 @@
 //! whose verdict never says *clean* of what was not looked at.
 
 pub mod error;
+pub mod guard;
 pub mod judge;
 pub mod kind;
 pub mod observe;
 pub mod parse;
+pub mod persist;
 pub mod resource;
 pub mod scope;
 pub mod snapshot;
 pub mod text;
+pub mod watch;
 
 pub use error::{Error, Result};
+pub use guard::Guard;
+pub use judge::report::Report;
+pub use judge::verdict::Verdict;
 pub use kind::{Kind, KindSet};
 pub use scope::Scope;
 pub use snapshot::Snapshot;

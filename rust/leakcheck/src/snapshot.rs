@@ -63,6 +63,13 @@ impl CoverageMap {
         let coverage = Coverage { level, reason: reason.into() };
         self.0.entry(kind).or_insert_with(Coverage::full).merge(coverage);
     }
+
+    /// The worse of both, kind by kind.
+    pub fn merge(&mut self, other: &CoverageMap) {
+        for (kind, coverage) in &other.0 {
+            self.0.entry(*kind).or_insert_with(Coverage::full).merge(coverage.clone());
+        }
+    }
 }
 
 /// A process that could not be read.

@@ -5,20 +5,10 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 
 use crate::parse::nslink::NsType;
-use crate::resource::{Ipc, IpcClass, MountId, NetClass, NsHolder, Process, Resource};
+use crate::resource::{Ipc, IpcClass, Mount, MountId, NetClass, NsHolder, Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
-
-/// Whether a process belongs to the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Membership {
-    /// It descends from the run.
-    Run,
-    /// It does not.
-    Stranger,
-    /// It cannot be told.
-    Unknown,
-}
+pub use crate::watch::Membership;
 
 /// By what residue is the run's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -96,9 +86,14 @@ impl<'a, P: Provenance> Attributor<'a, P> {
 
     /// Whether a process of the run lives, and whether one is running or about to end.
     pub fn alive(&self) -> (bool, bool) {
-        let run = |p: &&Process| matches!(self.owner_of_pid(p.pid), Owner::Run(a) if a != Attribution::Own);
-        let mut alive = self.look.processes.iter().filter(run).filter(|p| p.state != 'Z').peekable();
-        (alive.peek().is_some(), alive.any(|p| p.state == 'R'))
+        let of_run = |p: &&Process| match self.owner_of_pid(p.pid) {
+            Owner::Run(Attribution::Own) | Owner::Stranger => false,
+            // In a scope what was there before is no survivor of the run.
+            Owner::Run(Attribution::Scope) => self.baseline.process(p.pid).is_none_or(|old| old.start != p.start),
+            Owner::Run(_) | Owner::Unknown => true,
+        };
+        let mut alive = self.look.processes.iter().filter(of_run).filter(|p| p.state != 'Z').peekable();
+        (alive.peek().is_some(), alive.any(|p| matches!(p.state, 'R' | 'D')))
     }
 
     fn process(&self, p: &Process) -> Owner {
@@ -145,6 +140,15 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         self.processes.get(&pid).copied().unwrap_or(Owner::Unknown)
     }
 
+    /// Whether a mount of a new namespace only repeats one that the baseline had elsewhere: a new mount namespace begins as a
+    /// copy.
+    pub fn is_copy(&self, mount: &Mount) -> bool {
+        let same = |old: &&Mount| {
+            (&old.target, &old.root, old.dev, &old.fs_type) == (&mount.target, &mount.root, mount.dev, &mount.fs_type)
+        };
+        self.fresh_ns(mount.ns) && self.baseline.mounts.iter().any(|old| same(&old))
+    }
+
     /// Whether a namespace inode is new since the baseline.
     pub fn fresh_ns(&self, ino: u64) -> bool {
         ino != 0 && !self.old_namespaces.contains(&ino) && !self.old_namespaces.is_empty()
@@ -187,7 +191,10 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                         known => known,
                     }
                 }
-                NetClass::NamedNetns => self.made(n.scope.as_ref(), None),
+                NetClass::NamedNetns => match self.look.mounts.iter().find(|m| m.target == n.scope) {
+                    Some(m) => self.mount(m.ns, &m.id, ""),
+                    None => self.made(n.scope.as_ref(), None),
+                },
                 NetClass::Interface | NetClass::NftTable => self.in_namespace(NsType::Net, n.netns),
             },
             Resource::Bpf(b) => {

@@ -2,6 +2,7 @@
 
 pub(crate) mod bpf;
 mod cgroup;
+pub(crate) mod detail;
 mod enter;
 mod file;
 mod ipc;
@@ -17,6 +18,7 @@ mod procfs;
 pub(crate) mod sockdiag;
 mod source;
 mod sys;
+mod wait;
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -28,6 +30,7 @@ use crate::kind::{Kind, KindSet};
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Unreadable};
 pub use file::DEFAULT_ROOTS;
+pub(crate) use wait::{pressure, wait_for_change};
 use namespace::Namespaces;
 use procfs::Procfs;
 use source::{ProcessSource, Sample, Selection, Wanted};
@@ -304,4 +307,20 @@ pub(crate) fn now_ns() -> i64 {
 pub(crate) fn boot_id() -> Result<String> {
     let text = procfs::read_file("/proc/sys/kernel/random/boot_id")?;
     Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+/// Mount points of the cgroup hierarchies.
+pub(crate) fn cgroup_mounts() -> Vec<PathBuf> {
+    cgroup::hierarchies().map(|all| all.into_iter().map(|h| h.mount).collect()).unwrap_or_default()
+}
+
+/// Hierarchy and path of each cgroup of a process, named as in [`crate::resource::Cgroup`].
+pub(crate) fn cgroups_of(pid: u32) -> Vec<(String, String)> {
+    let text = procfs::read_file(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let name = |e: &crate::parse::cgroup::CgroupEntry<'_>| match e.is_v2() {
+        true => "v2".to_owned(),
+        false => crate::text::Text::from(e.controllers).to_string(),
+    };
+    let entries = crate::parse::cgroup::parse(&text).unwrap_or_default();
+    entries.iter().map(|e| (name(e), crate::text::Text::from(e.path).to_string())).collect()
 }

@@ -6,7 +6,7 @@ use super::scan;
 
 /// What fdinfo says of one open file. A field is `None` where the kernel or the file's type does not print it.
 ///
-/// Some types print names that their users chose, without escaping newlines (io_uring before Linux 6.12 its
+/// Some types print names that their users chose, without escaping newlines (io_uring of older kernels its
 /// registered files, dma-buf its name), and can so forge a line. Hence the first of several equal keys counts,
 /// nothing after the beginning of an io_uring's own lines is read, and a caller believes a type's field only if
 /// the link (see [`super::fdlink`]) has that type.
@@ -46,7 +46,7 @@ pub struct FdInfo {
     pub clockid: Option<u32>,
     /// Of signalfd(2): bit N−1 for signal N.
     pub sigmask: Option<u64>,
-    /// Of a unix socket: how many FDs are in flight to it (`SCM_RIGHTS` of unix(7)); since Linux 5.7.
+    /// Of a unix socket: how many FDs are in flight to it (`SCM_RIGHTS` of unix(7)); since Linux 5.6.
     pub scm_fds: Option<u32>,
     /// Lines of an io_uring(7) were seen.
     pub is_io_uring: bool,

@@ -255,7 +255,7 @@ mod tests {
         let locks = parse(LOCKS).unwrap();
         assert_eq!((locks[4].id, locks[4].blocked), (5, false));
         assert_eq!((locks[5].id, locks[5].blocked), (5, true));
-        // Waiters of waiters are indented further, since Linux 5.13.
+        // Waiters of waiters are indented further by newer kernels.
         assert!(
             parse_line(b"5:    -> FLOCK  ADVISORY  WRITE 43 fe:00:9978125 0 EOF")
                 .unwrap()

@@ -1,6 +1,6 @@
 //! `/proc/sysvipc/shm`, `sem` and `msg` (proc_sysvipc(5)), for the reader's IPC namespace.
 //!
-//! Columns are found by their names in the header, because kernels add some (`rss` and `swap` in 2.6.38).
+//! Columns are found by their names in the header, because kernels add some (as once `rss` and `swap`).
 
 use super::error::{At, ParseError, Result};
 use super::scan;

@@ -1,0 +1,49 @@
+# Two commands do everything, on a fresh machine too: `make demo` and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-full lint lint-python bench detection clean
+# Cargo may be a rustup's that no profile script has put on PATH; runc and ip are in sbin.
+export PATH := $(PATH):/usr/sbin:/sbin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+bin := $(CURDIR)/.venv/bin
+in_venv := PATH="$(bin):$$PATH"
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (Debian packages as root) and build into .venv
+	@scripts/setup
+
+demo: setup ## the main job: guard around a clean bubblewrap run and around a runc run whose supervisor is killed
+	$(in_venv) examples/demo
+
+test: setup lint-python ## the cargo and pytest suites; what CI runs
+	cargo test --locked
+	$(bin)/pytest -m "not slow"
+
+test-full: setup lint ## as test, with the slow tests and ten times the property cases
+	PROPTEST_CASES=2560 cargo test --locked
+	$(bin)/pytest
+
+lint-python: setup
+	$(bin)/ruff check
+	$(bin)/ruff format --check
+	$(bin)/mypy
+	$(bin)/python -m mypy.stubtest leakcheck._native
+
+lint: lint-python ## ruff, mypy, stubtest, rustfmt and clippy
+	@for tool in cargo-fmt cargo-clippy; do command -v $$tool >/dev/null || \
+	  { echo "lint: no $$tool; run: rustup component add rustfmt clippy, or apt-get install rustfmt-web rust-web-clippy" >&2; exit 1; }; done
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+
+bench: setup ## measure against psutil, lsof and lsfd; writes docs/reference/performance.md
+	$(bin)/python benches/run.py
+
+detection: setup ## run every planted leak against leakcheck and its peers; writes docs/reference/detection.md
+	$(bin)/python tests/detection/table.py --write docs/reference/detection.md
+
+clean: ## remove what was built, the virtual environment too
+	rm -rf .venv target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis leakcheck/*.so
+	find leakcheck/_bin -type f ! -name __init__.py -delete
+	find leakcheck injectors tests build_backend -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,70 @@
+"""PEP 517 and PEP 660 backend: maturin's hooks, after cargo has built the helper programs.
+
+maturin packs one pyo3 module and no second binary (its issue 368). So the helpers are built first and copied to
+``leakcheck/_bin``, from where the ``include`` list of pyproject.toml takes them into a wheel and an editable install
+sees them in place.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import maturin
+from maturin import (
+    build_sdist,
+    get_requires_for_build_editable,
+    get_requires_for_build_sdist,
+    get_requires_for_build_wheel,
+    prepare_metadata_for_build_editable,
+    prepare_metadata_for_build_wheel,
+)
+
+__all__ = [
+    "build_editable",
+    "build_sdist",
+    "build_wheel",
+    "get_requires_for_build_editable",
+    "get_requires_for_build_sdist",
+    "get_requires_for_build_wheel",
+    "prepare_metadata_for_build_editable",
+    "prepare_metadata_for_build_wheel",
+]
+
+# maturin would fetch a Rust of its own for the binding where there is none; the helpers would still find no cargo.
+os.environ.setdefault("MATURIN_NO_INSTALL_RUST", "1")
+
+HELPERS = ("mkleak",)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
+    """Build the helpers, then the wheel (PEP 517)."""
+    _build_helpers()
+    return maturin.build_wheel(wheel_directory, config_settings, metadata_directory)
+
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    """Build the helpers, then the editable wheel (PEP 660)."""
+    _build_helpers()
+    return maturin.build_editable(wheel_directory, config_settings, metadata_directory)
+
+
+def _build_helpers():
+    if shutil.which("cargo") is None:
+        raise SystemExit(
+            "build leakcheck: no cargo on PATH; install Rust 1.88 or newer, or install a wheel, which needs none"
+        )
+    command = ["cargo", "build", "--release", "--locked", "--message-format=json-render-diagnostics"]
+    for name in HELPERS:
+        command += ["--package", name]
+    built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
+    # Where cargo puts a program depends on CARGO_TARGET_DIR, CARGO_BUILD_TARGET and its configuration: ask it.
+    programs = [message["executable"] for message in map(json.loads, built.splitlines()) if message.get("executable")]
+    directory = ROOT / "leakcheck" / "_bin"
+    for program in map(Path, programs):
+        fresh = directory / f".{program.name}.new"
+        shutil.copy2(program, fresh)
+        # A program that runs cannot be written to (ETXTBSY, open(2)), but its name can be given to a new file.
+        fresh.replace(directory / program.name)

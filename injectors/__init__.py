@@ -1,0 +1,1 @@
+"""Who does the harm: performs fault plans on a running target."""

@@ -1,0 +1,378 @@
+//! Evidence: what is looked up only for what differs. A detail that cannot be read is left out; the record stands by itself.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use super::procfs::read_file;
+use crate::parse;
+use crate::resource::{
+    Cgroup, Fd, File, IpcClass, Lock, LockFileState, Mount, Namespace, NetClass, NsHolder, Process, Resource,
+};
+use crate::snapshot::Snapshot;
+use crate::text::Text;
+
+/// What a resource is called, and everything that helps to understand it.
+pub(crate) struct Evidence {
+    /// One phrase.
+    pub(crate) label: String,
+    /// `resource`, `who`, `since`, `look` and details.
+    pub(crate) facts: Map<String, Value>,
+}
+
+struct Notes {
+    label: String,
+    who: String,
+    /// Nanoseconds since the epoch.
+    since: Option<i64>,
+    look: String,
+    details: Vec<(&'static str, Value)>,
+}
+
+/// Looks a resource up.
+pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
+    let notes = match resource {
+        Resource::Process(p) => process(p, look),
+        Resource::Fd(fd) => descriptor(fd, look),
+        Resource::Mount(m) => mount(m),
+        Resource::Cgroup(c) => cgroup(c),
+        Resource::Lock(l) => lock(l, look),
+        Resource::Lockfile(f) => Notes {
+            label: format!(
+                "{} lock file {}",
+                match f.state {
+                    LockFileState::Free => "free",
+                    LockFileState::Held => "held",
+                    LockFileState::Stale => "stale",
+                    LockFileState::Corrupt => "corrupt",
+                },
+                f.path
+            ),
+            who: f.pid.map_or("names no process".to_owned(), |pid| format!("names process {pid}")),
+            since: None,
+            look: format!("cat {}", quote(f.path.as_ref())),
+            details: Vec::new(),
+        },
+        Resource::File(f) => file(f),
+        Resource::Ipc(i) => Notes {
+            label: match i.class {
+                IpcClass::Shm => format!("SysV shared memory {} ({} bytes)", i.id, i.size),
+                IpcClass::Sem => format!("SysV semaphore set {} ({} semaphores)", i.id, i.size),
+                IpcClass::Msg => format!("SysV message queue {} ({} messages)", i.id, i.size),
+                IpcClass::PosixShm => format!("POSIX shared memory {}", i.name),
+                IpcClass::Mqueue => format!("POSIX message queue {}", i.name),
+            },
+            who: match i.creator {
+                0 => format!("uid {}", i.uid),
+                pid => format!("uid {}, made by {}", i.uid, name_of(pid, look)),
+            },
+            since: i.birth,
+            look: match i.class {
+                IpcClass::Shm => format!("ipcs -m -i {}", i.id),
+                IpcClass::Sem => format!("ipcs -s -i {}", i.id),
+                IpcClass::Msg => format!("ipcs -q -i {}", i.id),
+                IpcClass::PosixShm => format!("stat {}", quote(i.name.as_ref())),
+                IpcClass::Mqueue => "ls -l /dev/mqueue".to_owned(),
+            },
+            details: Vec::new(),
+        },
+        Resource::Namespace(n) => namespace(n, look),
+        Resource::Net(n) => Notes {
+            label: match n.class {
+                NetClass::Interface => format!("network interface {}", n.name),
+                NetClass::NamedNetns => format!("named network namespace {}", n.name),
+                NetClass::Listener => format!("socket {}", n.name),
+                NetClass::Unix => format!("unix socket {}", n.name),
+                NetClass::NftTable => format!("nftables table {}", n.name),
+            },
+            who: n.uid.map_or(format!("network namespace {}", n.netns), |uid| format!("uid {uid}")),
+            since: None,
+            look: match n.class {
+                NetClass::Interface => format!("ip -d link show {}", quote(n.name.as_ref())),
+                NetClass::NamedNetns => "ip netns list".to_owned(),
+                NetClass::Listener => "ss -tulnpe".to_owned(),
+                NetClass::Unix => "ss -xlpe".to_owned(),
+                NetClass::NftTable => "nft list tables".to_owned(),
+            },
+            details: Vec::new(),
+        },
+        Resource::Loop(d) => Notes {
+            label: format!("loop device {} on {}", d.device, d.backing),
+            who: "attached to its backing file".to_owned(),
+            since: None,
+            look: format!("losetup -l /dev/{}", d.device),
+            details: Vec::new(),
+        },
+        Resource::Key(k) => Notes {
+            label: format!("{} key {:#x} {}", k.key_type, k.serial, k.description),
+            who: format!("uid {}", k.uid),
+            since: None,
+            look: format!("grep {:08x} /proc/keys", k.serial),
+            details: Vec::new(),
+        },
+        Resource::Bpf(b) => {
+            let class = format!("{:?}", b.class).to_lowercase();
+            Notes {
+                label: format!("bpf {class} {}", b.id),
+                who: holders_of_bpf(b.id, look),
+                since: None,
+                look: format!("bpftool {class} show id {}", b.id),
+                details: Vec::new(),
+            }
+        }
+    };
+    let mut facts = Map::new();
+    facts.insert("resource".to_owned(), serde_json::to_value(resource).unwrap_or(Value::Null));
+    facts.insert("who".to_owned(), notes.who.into());
+    facts.insert("since".to_owned(), notes.since.and_then(iso).map_or(Value::Null, Value::from));
+    facts.insert("look".to_owned(), notes.look.into());
+    facts.extend(notes.details.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    Evidence { label: notes.label, facts }
+}
+
+fn process(p: &Process, look: &Snapshot) -> Notes {
+    let base = PathBuf::from(format!("/proc/{}", p.pid));
+    let mut details = Vec::new();
+    let argv = read_file(base.join("cmdline")).unwrap_or_default();
+    let argv = argv.strip_suffix(b"\0").unwrap_or(&argv);
+    let argv: Vec<u8> = argv.iter().map(|b| if *b == 0 { b' ' } else { *b }).collect();
+    if !argv.is_empty() {
+        details.push(("argv", Text::from(&*argv).to_string().into()));
+    }
+    if let Ok(exe) = std::fs::read_link(base.join("exe")) {
+        details.push(("exe", text_of(&exe).to_string().into()));
+    }
+    let mut who = format!("parent {}", name_of(p.ppid, look));
+    if let Ok(text) = read_file(base.join("status")) {
+        if let Some(uid) = parse::status::parse(&text).ok().and_then(|s| s.uid) {
+            details.push(("uid", uid[1].into()));
+            who.push_str(&format!(", uid {}", uid[1]));
+        }
+    }
+    if let Some(path) = own_cgroup(p.pid) {
+        details.push(("cgroup", path.into()));
+    }
+    let fds = look.fds.iter().filter(|fd| fd.pid == p.pid).count();
+    if fds > 0 {
+        details.push(("fds", fds.into()));
+    }
+    let what = if p.state == 'Z' { "zombie" } else { "process" };
+    let tail = if argv.is_empty() { String::new() } else { format!(": {}", shorten(&Text::from(&*argv).to_string(), 80)) };
+    Notes {
+        label: format!("{what} {} ({}){tail}", p.pid, p.comm),
+        who,
+        since: start_ns(p.start),
+        look: format!("cat /proc/{0}/status; ls -l /proc/{0}/fd", p.pid),
+        details,
+    }
+}
+
+/// The cgroup that says most: v2's if it is not the root, else the first v1 one that is not.
+fn own_cgroup(pid: u32) -> Option<String> {
+    let text = read_file(format!("/proc/{pid}/cgroup")).ok()?;
+    let entries = parse::cgroup::parse(&text).ok()?;
+    let best = entries.iter().rev().find(|e| e.path != b"/").or(entries.last())?;
+    Some(Text::from(best.path).to_string())
+}
+
+fn descriptor(fd: &Fd, look: &Snapshot) -> Notes {
+    let owner = name_of(fd.pid, look);
+    let table = if fd.table == fd.pid { String::new() } else { format!(" in the table of thread {}", fd.table) };
+    let mut details = Vec::new();
+    let info = format!("/proc/{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd);
+    if let Ok(text) = read_file(&info) {
+        let parsed = parse::fdinfo::parse(&text);
+        details.extend(parsed.flags.map(|f| ("flags", format!("{f:#o}").into())));
+        details.extend(parsed.pid.map(|pid| ("pidfd_of", pid.into())));
+        details.extend(parsed.scm_fds.filter(|n| *n > 0).map(|n| ("in_flight", n.into())));
+    }
+    if let Some(process) = look.process(fd.pid) {
+        details.push(("comm", process.comm.to_string().into()));
+    }
+    if let Ok(exe) = std::fs::read_link(format!("/proc/{}/exe", fd.pid)) {
+        details.push(("exe", text_of(&exe).to_string().into()));
+    }
+    let flight = match fd.in_flight {
+        0 => String::new(),
+        n => format!(" with {n} descriptors in flight"),
+    };
+    Notes {
+        label: format!("fd {} of {owner}{table}: {}{flight}", fd.fd, fd.target),
+        who: format!("held by {owner}"),
+        since: None,
+        look: format!("ls -l /proc/{0}/task/{1}/fd/{2}; cat /proc/{0}/task/{1}/fdinfo/{2}", fd.pid, fd.table, fd.fd),
+        details,
+    }
+}
+
+fn mount(m: &Mount) -> Notes {
+    let label = if m.ns == 0 {
+        format!("detached mount {} kept by {}", m.root, m.holder)
+    } else {
+        let from = if m.root.as_ref() == b"/" { String::new() } else { format!(" (its {})", m.root) };
+        format!("mount {} on {}: {}{from}", m.fs_type, m.target, m.source)
+    };
+    Notes {
+        label,
+        who: if m.ns == 0 { m.holder.clone() } else { format!("mount namespace {}", m.ns) },
+        since: None,
+        look: if m.ns == 0 { "ls -l /proc/*/cwd /proc/*/fd".to_owned() } else { format!("findmnt {}", quote(m.target.as_ref())) },
+        details: Vec::new(),
+    }
+}
+
+/// Processes of a cgroup; none when it cannot be read.
+pub(crate) fn cgroup_processes(c: &Cgroup) -> Option<Vec<u32>> {
+    let text = read_file(c.dir.as_path().join("cgroup.procs")).ok()?;
+    Some(text.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse().ok()).collect())
+}
+
+fn cgroup(c: &Cgroup) -> Notes {
+    let procs = cgroup_processes(c);
+    let populated = match procs.as_deref() {
+        None | Some([]) => "empty".to_owned(),
+        Some([pid]) => format!("holds process {pid}"),
+        Some(all) => format!("holds {} processes", all.len()),
+    };
+    Notes {
+        label: format!("cgroup {} {}", c.hierarchy, c.path),
+        who: populated,
+        since: None,
+        look: format!("cat {}", quote(&[c.dir.as_ref(), b"/cgroup.procs"].concat())),
+        details: procs.map(|all| ("processes", json!(all))).into_iter().collect(),
+    }
+}
+
+fn lock(l: &Lock, look: &Snapshot) -> Notes {
+    let has_line = |fd: &&Fd| {
+        let text = read_file(format!("/proc/{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd)).unwrap_or_default();
+        parse::fdinfo::parse(&text).locks.iter().any(|line| line.inode == l.ino)
+    };
+    // The `lock:` line of fdinfo stands at every descriptor of the open file description: those are the holders.
+    let candidates: Vec<&Fd> = look.fds.iter().filter(|fd| fd.ino == l.ino).collect();
+    let holders: Vec<&Fd> = candidates.iter().copied().filter(|fd| has_line(fd)).collect();
+    let path = holders.first().or(candidates.first()).map(|fd| fd.target.to_string());
+    let mut who: Vec<String> = holders.iter().map(|fd| format!("fd {} of {}", fd.fd, name_of(fd.pid, look))).collect();
+    who.dedup();
+    let taken = match u32::try_from(l.pid) {
+        Ok(pid) if pid > 0 => format!("taken by {}", name_of(pid, look)),
+        _ => "taken by an open file description".to_owned(),
+    };
+    let file = path.clone().unwrap_or_else(|| format!("inode {} on {}", l.ino, crate::resource::device(l.dev)));
+    Notes {
+        label: format!("{} {} lock on {file}", l.class, l.access),
+        who: if who.is_empty() { taken } else { format!("{taken}, held through {}", who.join(", ")) },
+        since: None,
+        look: format!("grep :{} /proc/locks", l.ino),
+        details: path.map(|p| ("path", p.into())).into_iter().collect(),
+    }
+}
+
+fn file(f: &File) -> Notes {
+    let mapped = f.mapped_by.map(|(pid, _)| pid);
+    Notes {
+        label: match mapped {
+            Some(pid) => format!("deleted file {} still mapped by {pid}", f.path),
+            None => format!("{} {}", f.class, f.path),
+        },
+        who: mapped.map_or(format!("uid {}, mode {:04o}", f.uid, f.mode), |pid| format!("held by {pid}")),
+        since: f.birth,
+        look: match mapped {
+            Some(pid) => format!("grep -F '(deleted)' /proc/{pid}/maps"),
+            None => format!("stat {}", quote(f.path.as_ref())),
+        },
+        details: Vec::new(),
+    }
+}
+
+fn namespace(n: &Namespace, look: &Snapshot) -> Notes {
+    let holders: Vec<String> = n
+        .holders
+        .iter()
+        .map(|h| match h {
+            NsHolder::Process(pid, _) => name_of(*pid, look),
+            NsHolder::Fd(pid, _, fd) => format!("fd {fd} of {}", name_of(*pid, look)),
+            NsHolder::Bind(path) => format!("bind mount {path}"),
+        })
+        .collect();
+    let inspect = match n.holders.first() {
+        Some(NsHolder::Process(pid, _)) => format!("ls -l /proc/{pid}/ns"),
+        Some(NsHolder::Fd(pid, _, fd)) => format!("ls -l /proc/{pid}/fd/{fd}"),
+        Some(NsHolder::Bind(path)) => format!("findmnt {}", quote(path.as_ref())),
+        None => "lsns".to_owned(),
+    };
+    Notes {
+        label: format!("{} namespace {}", n.ns_type.as_str(), n.ino),
+        who: format!("held by {}", holders.join(", ")),
+        since: None,
+        look: inspect,
+        details: Vec::new(),
+    }
+}
+
+fn holders_of_bpf(id: u32, look: &Snapshot) -> String {
+    let holders: Vec<String> = look
+        .fds
+        .iter()
+        .filter(|fd| fd.serial == Some(u64::from(id)) && fd.target.as_ref().starts_with(b"anon_inode:bpf"))
+        .map(|fd| format!("fd {} of {}", fd.fd, name_of(fd.pid, look)))
+        .collect();
+    if holders.is_empty() { "held by no descriptor".to_owned() } else { format!("held by {}", holders.join(", ")) }
+}
+
+fn name_of(pid: u32, look: &Snapshot) -> String {
+    match look.process(pid) {
+        Some(p) => format!("{pid} ({})", p.comm),
+        None => match read_file(format!("/proc/{pid}/comm")) {
+            Ok(comm) => format!("{pid} ({})", Text::from(comm.trim_ascii_end())),
+            Err(_) => format!("{pid} (gone)"),
+        },
+    }
+}
+
+fn text_of(path: &Path) -> Text {
+    Text::from(path.as_os_str().as_encoded_bytes())
+}
+
+/// A word for a POSIX shell. Bytes that a terminal must not see are written as `$'\xNN'`.
+pub(crate) fn quote(bytes: &[u8]) -> String {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(b);
+    if !bytes.is_empty() && bytes.iter().all(plain) {
+        return String::from_utf8_lossy(bytes).into_owned();
+    }
+    let printable = std::str::from_utf8(bytes).is_ok_and(|s| Text::from(bytes).to_string() == s);
+    if printable && !bytes.contains(&b'\'') {
+        return format!("'{}'", String::from_utf8_lossy(bytes));
+    }
+    let mut word = String::from("$'");
+    for b in bytes {
+        match b {
+            b'\'' => word.push_str("\\'"),
+            b'\\' => word.push_str("\\\\"),
+            b' '..=b'~' => word.push(char::from(*b)),
+            _ => word.push_str(&format!("\\x{b:02x}")),
+        }
+    }
+    word.push('\'');
+    word
+}
+
+fn shorten(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most - 1).chain(['…']).collect()
+}
+
+/// Start time in ticks since boot → nanoseconds since the epoch.
+pub(crate) fn start_ns(ticks: u64) -> Option<i64> {
+    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let per_second = rustix::param::clock_ticks_per_second();
+    let since_boot = i64::try_from(ticks.checked_mul(1_000_000_000 / per_second.max(1))?).ok()?;
+    Some(super::now_ns() - (boot.tv_sec * 1_000_000_000 + boot.tv_nsec) + since_boot)
+}
+
+fn iso(ns: i64) -> Option<String> {
+    let time = jiff::Timestamp::from_nanosecond(i128::from(ns)).ok()?;
+    time.round(jiff::Unit::Millisecond).ok().map(|t| t.to_string())
+}

@@ -1,0 +1,64 @@
+//! Waiting until something happens to residue.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::procfs::read_file;
+use crate::kind::Kind;
+use crate::resource::Resource;
+
+/// Descriptors waited on at most.
+const MOST: usize = 256;
+
+/// Returns when a process of the residue ends, a cgroup of it changes, a mount is added or removed (proc(5), mountinfo), or after
+/// `pause`.
+pub(crate) fn wait_for_change<'a>(residue: impl Iterator<Item = &'a Resource>, pause: Duration) {
+    let read = OFlags::RDONLY | OFlags::CLOEXEC;
+    let mut fds: Vec<(OwnedFd, PollFlags)> = Vec::new();
+    let mut mounts = false;
+    for resource in residue.take(MOST) {
+        match resource {
+            Resource::Process(p) if p.state != 'Z' => {
+                let pid = i32::try_from(p.pid).ok().and_then(Pid::from_raw);
+                let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+                fds.extend(pidfd.map(|fd| (fd, PollFlags::IN)));
+            }
+            Resource::Cgroup(c) => {
+                let events = rustix::fs::open(c.dir.as_path().join("cgroup.events"), read, Mode::empty());
+                fds.extend(events.ok().map(|fd| (fd, PollFlags::PRI)));
+            }
+            other => mounts |= matches!(other.kind(), Kind::Mount | Kind::Namespace),
+        }
+    }
+    if mounts {
+        let table = rustix::fs::open("/proc/self/mountinfo", read, Mode::empty());
+        fds.extend(table.ok().map(|fd| (fd, PollFlags::PRI)));
+    }
+    let mut set: Vec<PollFd<'_>> = fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();
+    let timeout = Timespec { tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: pause.subsec_nanos().into() };
+    // An interrupted wait is a short one: the next look tells.
+    let _ = poll(&mut set, Some(&timeout));
+}
+
+/// How much longer to wait: 2 when tasks stand in line for the processor or for memory, else 1. By pressure stall information
+/// where the kernel has it on, else by the load average.
+pub(crate) fn pressure() -> u32 {
+    let some = |resource: &str| {
+        let text = read_file(format!("/proc/pressure/{resource}")).ok()?;
+        let text = String::from_utf8(text).ok()?;
+        text.split_whitespace().find_map(|w| w.strip_prefix("avg10="))?.parse::<f64>().ok()
+    };
+    let stalled = match (some("cpu"), some("memory")) {
+        (None, None) => {
+            let cpus = std::thread::available_parallelism().map_or(1.0, |n| n.get() as f64);
+            let load = read_file("/proc/loadavg").ok().and_then(|t| String::from_utf8(t).ok());
+            load.and_then(|t| t.split(' ').next()?.parse::<f64>().ok()).is_some_and(|load| load > 1.5 * cpus)
+        }
+        (cpu, memory) => cpu.unwrap_or(0.0).max(memory.unwrap_or(0.0)) > 20.0,
+    };
+    if stalled { 2 } else { 1 }
+}

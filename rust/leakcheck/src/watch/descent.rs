@@ -1,0 +1,274 @@
+//! The set of processes that descend from the root process, built from the connector's events. Pure.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use super::answer::Membership;
+use super::connector::Event;
+
+/// A process id while it denoted one process. Times are `CLOCK_MONOTONIC` nanoseconds.
+#[derive(Debug)]
+struct Span {
+    membership: Membership,
+    /// The stamp of the fork event: not before the process's start time.
+    from: u64,
+    /// The stamp of the last thread's exit, or of the fork that reused the id.
+    to: Option<u64>,
+    threads: u32,
+    parent: u32,
+    /// When a stranger gave this id up, if that was so recent that its last deeds may not be read yet.
+    vacated: Option<u64>,
+}
+
+/// Between a process's start time and the reading of two clocks that compares it with a fork event.
+const CLOCK_SLACK: u64 = 2_000_000;
+/// A tick, and what may pass in the kernel between setting the start time and the fork event on a starved machine.
+const START_TO_FORK: u64 = 1_000_000_000;
+
+/// Members of the run, dead or alive, and those strangers who reuse a member's id.
+#[derive(Debug)]
+pub(super) struct Descent {
+    root: u32,
+    spans: HashMap<u32, Vec<Span>>,
+    live: HashSet<u32>,
+    /// Who may adopt orphans of the run: pid 1 and the root's ancestors. All others who can are members themselves.
+    reapers: Vec<u32>,
+    gone: VecDeque<(u64, u32)>,
+    late_exits: HashMap<u32, u32>,
+}
+
+impl Descent {
+    /// A run that consists of `root` alone.
+    pub(super) fn new(root: u32, reapers: Vec<u32>) -> Descent {
+        let mut descent = Descent {
+            root,
+            spans: HashMap::new(),
+            live: HashSet::new(),
+            reapers,
+            gone: VecDeque::new(),
+            late_exits: HashMap::new(),
+        };
+        // How many threads the root has is not known; the reuse of its id ends this span if its exits do not.
+        let span = Span { membership: Membership::Run, from: 0, to: None, threads: u32::MAX, parent: 0, vacated: None };
+        descent.spans.insert(root, vec![span]);
+        descent
+    }
+
+    fn open(&self, pid: u32) -> Option<&Span> {
+        self.spans.get(&pid)?.last().filter(|span| span.to.is_none())
+    }
+
+    fn open_mut(&mut self, pid: u32) -> Option<&mut Span> {
+        self.spans.get_mut(&pid)?.last_mut().filter(|span| span.to.is_none())
+    }
+
+    /// Takes one event in, in the order of the queue. `ppid_of` reads a live process's parent, `None` if it is gone.
+    pub(super) fn apply(&mut self, event: Event, ppid_of: &dyn Fn(u32) -> Option<u32>) {
+        match event {
+            Event::Fork { at, parent_tgid, child_pid, child_tgid } if child_pid == child_tgid => {
+                self.fork(at, parent_tgid, child_tgid, ppid_of);
+            }
+            Event::Fork { child_tgid, .. } => {
+                if let Some(span) = self.open_mut(child_tgid) {
+                    span.threads = span.threads.saturating_add(1);
+                }
+            }
+            Event::Exit { at, pid, tgid } => self.exit(at, pid, tgid),
+            Event::Ack { .. } | Event::Other { .. } => {}
+        }
+    }
+
+    fn fork(&mut self, at: u64, parent: u32, child: u32, ppid_of: &dyn Fn(u32) -> Option<u32>) {
+        let membership = match self.open(parent) {
+            Some(span) => span.membership,
+            None if self.reapers.contains(&parent) && self.has_adopted_member(ppid_of) => Membership::Unknown,
+            None => Membership::Stranger,
+        };
+        if let Some(span) = self.open_mut(child) {
+            // The parent may reap, and the id be reused, before the kernel sends the exit event, which then must not end the new process.
+            span.to = Some(at);
+            let owed = if span.threads == u32::MAX { 1 } else { span.threads };
+            self.late_exits.insert(child, owed);
+            self.live.remove(&child);
+        }
+        if membership != Membership::Stranger || self.spans.contains_key(&child) {
+            let vacated = self.gone.iter().rev().find(|(_, pid)| *pid == child).map(|(at, _)| *at);
+            let span = Span { membership, from: at, to: None, threads: 1, parent, vacated };
+            self.spans.entry(child).or_default().push(span);
+            self.live.insert(child);
+        }
+    }
+
+    /// Whether a process that looks like a reaper's child may be a member's: with `CLONE_PARENT` a member that was orphaned
+    /// gives birth to children of its reaper (runc's init does that).
+    fn has_adopted_member(&self, ppid_of: &dyn Fn(u32) -> Option<u32>) -> bool {
+        self.live.iter().any(|pid| {
+            let Some(span) = self.open(*pid) else { return false };
+            span.membership != Membership::Stranger
+                && self.open(span.parent).is_none()
+                && ppid_of(*pid).is_none_or(|ppid| self.reapers.contains(&ppid))
+        })
+    }
+
+    fn exit(&mut self, at: u64, pid: u32, tgid: u32) {
+        if let Some(owed) = self.late_exits.get_mut(&tgid) {
+            *owed -= 1;
+            if *owed == 0 {
+                self.late_exits.remove(&tgid);
+            }
+        } else if let Some(span) = self.open_mut(tgid) {
+            if span.threads < u32::MAX {
+                span.threads -= 1;
+            }
+            if span.threads == 0 {
+                span.to = Some(at);
+                self.live.remove(&tgid);
+            }
+        } else if pid == tgid {
+            self.gone.push_back((at, tgid));
+        }
+    }
+
+    /// Forgets strangers' exits before `at`: whatever they did is read by now.
+    pub(super) fn forget_gone_before(&mut self, at: u64) {
+        while self.gone.front().is_some_and(|(gone, _)| *gone < at) {
+            self.gone.pop_front();
+        }
+    }
+
+    /// What the process was that had this id somewhen between two times.
+    pub(super) fn within(&self, pid: u32, from: u64, to: u64) -> Membership {
+        let spans = self.spans.get(&pid).map_or(&[][..], Vec::as_slice);
+        let mut possible = spans.iter().filter(|span| span.from <= to && span.to.is_none_or(|end| end >= from));
+        let Some(first) = possible.next() else { return Membership::Stranger };
+        let mut membership = first.membership;
+        if first.from > from && first.vacated.is_some_and(|gone| gone >= from) {
+            membership = membership.agree(Membership::Stranger);
+        }
+        possible.fold(membership, |all, span| all.agree(span.membership))
+    }
+
+    /// What the process is that has this id and started at `start` (rounded down by up to one tick). `None`: not seen.
+    pub(super) fn of_process(&self, pid: u32, start: u64) -> Option<Membership> {
+        let spans = self.spans.get(&pid)?;
+        if pid == self.root && spans[0].to.is_none_or(|end| end > start) {
+            return Some(spans[0].membership);
+        }
+        let span = spans.iter().find(|span| span.from + CLOCK_SLACK >= start)?;
+        // Long before the fork, the id was another process's, of which nothing is known any more.
+        if span.from > start + START_TO_FORK { Some(Membership::Unknown) } else { Some(span.membership) }
+    }
+
+    /// Whether any member had this id. Unknown when a stranger had it too.
+    pub(super) fn ever(&self, pid: u32) -> Membership {
+        let Some(spans) = self.spans.get(&pid) else { return Membership::Stranger };
+        spans.iter().map(|span| span.membership).reduce(Membership::agree).unwrap_or(Membership::Stranger)
+    }
+
+    /// Whether this process lives and is not a stranger.
+    pub(super) fn is_live_member(&self, pid: u32) -> bool {
+        self.open(pid).is_some_and(|span| span.membership != Membership::Stranger)
+    }
+
+    /// Members other than the root whose exit was not seen, in order.
+    pub(super) fn live(&self) -> Vec<u32> {
+        let is_run = |pid: &u32| self.open(*pid).is_some_and(|span| span.membership == Membership::Run);
+        let mut live: Vec<u32> = self.live.iter().copied().filter(is_run).collect();
+        live.sort_unstable();
+        live
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Membership::{Run, Stranger, Unknown};
+    use super::*;
+
+    const ROOT: u32 = 100;
+
+    fn fork(at: u64, parent: u32, child: u32) -> Event {
+        Event::Fork { at, parent_tgid: parent, child_pid: child, child_tgid: child }
+    }
+
+    fn thread(at: u64, grandparent: u32, tid: u32, group: u32) -> Event {
+        Event::Fork { at, parent_tgid: grandparent, child_pid: tid, child_tgid: group }
+    }
+
+    fn exit(at: u64, pid: u32, tgid: u32) -> Event {
+        Event::Exit { at, pid, tgid }
+    }
+
+    fn after(events: &[Event]) -> Descent {
+        let mut descent = Descent::new(ROOT, vec![1, 50]);
+        for event in events {
+            descent.apply(*event, &|_| None);
+        }
+        descent
+    }
+
+    #[test]
+    fn an_orphan_stays_a_member_after_its_parents_death() {
+        let descent = after(&[fork(1, ROOT, 101), fork(2, 101, 102), exit(3, 101, 101), fork(4, 102, 103)]);
+        assert_eq!([101, 102, 103, 104].map(|pid| descent.ever(pid)), [Run, Run, Run, Stranger]);
+        assert_eq!(descent.live(), [102, 103]);
+    }
+
+    #[test]
+    fn a_process_lives_until_its_last_thread_ends() {
+        let mut descent = after(&[fork(1, ROOT, 101), thread(2, ROOT, 102, 101), exit(3, 101, 101)]);
+        assert_eq!(descent.live(), [101]);
+        descent.apply(exit(4, 102, 101), &|_| None);
+        assert_eq!(descent.live(), [0u32; 0]);
+        assert_eq!(descent.ever(102), Stranger, "a thread id is no process id");
+    }
+
+    #[test]
+    fn a_reused_id_is_told_apart_by_time() {
+        let descent = after(&[fork(10, ROOT, 101), exit(20, 101, 101), fork(30, 7, 101), exit(40, 101, 101)]);
+        assert_eq!(descent.within(101, 12, 18), Run);
+        assert_eq!(descent.within(101, 32, 38), Stranger);
+        assert_eq!(descent.within(101, 18, 35), Unknown);
+        assert_eq!(descent.ever(101), Unknown);
+    }
+
+    #[test]
+    fn a_start_time_chooses_between_the_processes_that_had_an_id() {
+        let second = 1_000_000_000;
+        let descent = after(&[fork(5 * second, ROOT, 101), exit(6 * second, 101, 101), fork(9 * second, 7, 101)]);
+        assert_eq!(descent.of_process(101, 5 * second - 9_000_000), Some(Run));
+        assert_eq!(descent.of_process(101, 9 * second - 9_000_000), Some(Stranger));
+        assert_eq!(descent.of_process(101, 12 * second), None);
+        assert_eq!(descent.of_process(101, 2 * second), Some(Unknown), "a process before any that was seen");
+        assert_eq!(descent.of_process(ROOT, 0), Some(Run));
+    }
+
+    #[test]
+    fn a_late_exit_event_does_not_end_the_process_that_reuses_the_id() {
+        let mut descent = after(&[fork(1, ROOT, 101), fork(2, ROOT, 101), exit(3, 101, 101)]);
+        assert_eq!(descent.live(), [101]);
+        descent.apply(exit(4, 101, 101), &|_| None);
+        assert_eq!(descent.live(), [0u32; 0]);
+    }
+
+    #[test]
+    fn an_id_that_a_stranger_has_just_given_up_is_not_yet_the_members() {
+        let mut descent = after(&[exit(10, 101, 101), fork(12, ROOT, 101)]);
+        assert_eq!(descent.within(101, 5, 20), Unknown);
+        assert_eq!(descent.within(101, 11, 20), Run);
+        descent.forget_gone_before(11);
+        assert!(descent.gone.is_empty());
+    }
+
+    #[test]
+    fn a_reapers_new_child_is_unknown_only_while_it_has_adopted_a_member() {
+        let orphaned = [fork(1, ROOT, 101), fork(2, 101, 102), exit(3, 101, 101)];
+        let of = |events: &[Event], ppid: u32| {
+            let mut descent = after(events);
+            descent.apply(fork(9, 1, 900), &|_| Some(ppid));
+            descent.ever(900)
+        };
+        assert_eq!(of(&orphaned, 1), Unknown);
+        assert_eq!(of(&orphaned, 77), Stranger, "adopted inside a nested pid namespace");
+        assert_eq!(of(&orphaned[..2], 1), Stranger, "nobody was orphaned");
+        assert_eq!(of(&[], 1), Stranger);
+    }
+}

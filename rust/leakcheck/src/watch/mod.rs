@@ -1,0 +1,237 @@
+//! Who did what during one run, on a noisy host, without touching anything.
+//!
+//! A [`Watch`] listens to what the kernel tells of the whole machine and keeps what concerns one run:
+//!
+//! - **descent**: the process connector reports every fork and exit, so a process that was orphaned, renamed and wiped of its environment is
+//!   still known by its parents. In a container `/proc` stands in, and an orphan is [`Membership::Unknown`] there.
+//! - **files**: fanotify reports every new name on a filesystem with the process that made it, which may long be dead.
+//! - **mounts**: likewise (Linux 6.14), for the mount namespace of the caller.
+//!
+//! Which of these there are is told by [`Watch::levels`]; nothing here fails.
+
+mod ancestry;
+mod answer;
+mod clock;
+mod connector;
+mod descent;
+mod fanotify;
+mod makers;
+mod state;
+mod sys;
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+
+pub use answer::{Levels, Maker, Membership};
+use state::State;
+
+/// What to watch.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The run is this process and all that it forks from now on, with all their descendants.
+    pub root: u32,
+    /// Whole filesystems, each named by any path on it. A filesystem mounted below a path is another one.
+    pub files: Vec<PathBuf>,
+    /// Whether to watch the caller's mount namespace.
+    pub mounts: bool,
+}
+
+impl Default for Options {
+    /// The calling process, no filesystem, no mounts.
+    fn default() -> Self {
+        Options { root: std::process::id(), files: Vec::new(), mounts: false }
+    }
+}
+
+struct Shared {
+    state: Mutex<State>,
+    bell: Option<Bell>,
+    stop: AtomicBool,
+}
+
+/// What the thread waits on: the sources, and an eventfd to end it.
+struct Bell {
+    epoll: OwnedFd,
+    wake: OwnedFd,
+}
+
+impl Bell {
+    fn over(state: &State) -> rustix::io::Result<Bell> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        for fd in state.sources().chain([wake.as_fd()]) {
+            epoll::add(&epoll, fd, EventData::new_u64(0), EventFlags::IN)?;
+        }
+        Ok(Bell { epoll, wake })
+    }
+
+    fn wait(&self) -> rustix::io::Result<()> {
+        let mut events = Vec::with_capacity(4);
+        loop {
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
+                Err(Errno::INTR) => {}
+                other => return other.map(|_| ()),
+            }
+        }
+    }
+}
+
+/// A running watch. Belongs to the process that started it: in a forked child it knows nothing.
+///
+/// Dropping it takes some 50 µs: the FDs are gone from the process when it returns, and the thread ends by itself. The kernel
+/// lets go of a fanotify group only after one or two grace periods (8–30 ms), which that thread waits out; [`Watch::close`] waits with it.
+pub struct Watch {
+    shared: Option<Arc<Shared>>,
+    thread: Option<(JoinHandle<()>, Receiver<()>)>,
+    owner: u32,
+    fds: Vec<RawFd>,
+}
+
+impl Watch {
+    /// Starts watching. What is not available on this machine or to this user is told by [`Watch::levels`].
+    pub fn start(options: &Options) -> Watch {
+        let state = State::open(options);
+        let bell = Bell::over(&state).ok();
+        let waiting = bell.iter().flat_map(|b| [b.epoll.as_raw_fd(), b.wake.as_raw_fd()]);
+        let fds = state.sources().map(|fd| fd.as_raw_fd()).chain(waiting).collect();
+        let shared = Arc::new(Shared { state: Mutex::new(state), bell, stop: AtomicBool::new(false) });
+        let (left, has_left) = sync_channel(1);
+        let thread = {
+            // The thread must take no signal from the program that it is a guest of.
+            let _blocked = sys::BlockedSignals::all();
+            let shared = Arc::clone(&shared);
+            // Without the thread events wait in the kernel until they are asked for; that a buffer overflowed would be told.
+            thread::Builder::new().name("leakcheck-watch".into()).spawn(move || listen(shared, &left)).ok()
+        };
+        let watch = Watch {
+            shared: Some(shared),
+            thread: thread.map(|handle| (handle, has_left)),
+            owner: std::process::id(),
+            fds,
+        };
+        if let Some(mut state) = watch.state() {
+            state.take_in();
+            if watch.thread.is_some() {
+                state.expect_own_thread();
+            }
+        }
+        watch
+    }
+
+    /// The state, but not in a forked child: there the thread is missing, perhaps in the middle of holding the lock, and
+    /// reading would steal the parent's events.
+    fn state(&self) -> Option<MutexGuard<'_, State>> {
+        let shared = self.shared.as_ref().filter(|_| std::process::id() == self.owner)?;
+        Some(shared.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Takes in everything that happened before this call. The questions below answer from what was taken in.
+    pub fn sync(&self) {
+        if let Some(mut state) = self.state() {
+            state.take_in();
+        }
+    }
+
+    /// How much each source saw so far.
+    pub fn levels(&self) -> Levels {
+        match self.state() {
+            Some(state) => state.levels(),
+            None => {
+                let none = crate::snapshot::Coverage {
+                    level: crate::snapshot::Level::None,
+                    reason: "the watch belongs to the parent process".to_owned(),
+                };
+                Levels { descent: none.clone(), files: Vec::new(), mounts: none }
+            }
+        }
+    }
+
+    /// Whether a process belongs to the run. It is named by its id and its start time in ticks after boot
+    /// (`/proc/PID/stat`, field 22), and may be alive, a zombie, or gone.
+    pub fn descends(&self, pid: u32, start_ticks: u64) -> Membership {
+        self.state().map_or(Membership::Unknown, |mut state| state.descends(pid, start_ticks))
+    }
+
+    /// Whether a process of this id was in the run at any time: for an id that something recorded, such as the creator of a SysV
+    /// object. Unknown if a stranger had the id as well.
+    pub fn was_run_pid(&self, pid: u32) -> Membership {
+        self.state().map_or(Membership::Unknown, |mut state| state.ever(pid))
+    }
+
+    /// Who made the file at `path`, or gave it that name. A symbolic link at the end is not followed. `None`: nobody since the
+    /// start, or its filesystem is not watched.
+    pub fn creator(&self, path: &Path) -> Option<Maker> {
+        self.state()?.maker_of_file(path)
+    }
+
+    /// Who attached the mount with this unique id (statx(2), `STATX_MNT_ID_UNIQUE`). `None`: nobody since the start, or not in
+    /// this mount namespace.
+    pub fn mount_creator(&self, unique_mnt_id: u64) -> Option<Maker> {
+        self.state()?.maker_of_mount(unique_mnt_id)
+    }
+
+    /// The run's processes whose end was not seen, without the root, in order.
+    pub fn live_run_pids(&self) -> Vec<u32> {
+        self.state().map_or_else(Vec::new, |mut state| state.live())
+    }
+
+    /// The watch's own FDs.
+    pub fn own_fds(&self) -> Vec<RawFd> {
+        self.fds.clone()
+    }
+
+    /// Stops, and returns when the thread has ended as well.
+    pub fn close(mut self) {
+        if let Some(thread) = self.stop() {
+            let _ = thread.join();
+        }
+    }
+
+    fn stop(&mut self) -> Option<JoinHandle<()>> {
+        let shared = self.shared.take()?;
+        if std::process::id() != self.owner {
+            // Taking the marks away would blind the parent, whose groups these are.
+            std::mem::forget((shared, self.thread.take()));
+            return None;
+        }
+        let (handle, has_left) = self.thread.take()?;
+        shared.stop.store(true, Ordering::Release);
+        if let Some(bell) = &shared.bell {
+            let _ = rustix::io::write(&bell.wake, &1u64.to_ne_bytes());
+        }
+        // The bound is for a thread that cannot leave; then this closes the FDs all the same, and waits for the kernel itself.
+        let _ = has_left.recv_timeout(Duration::from_millis(200));
+        Some(handle)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// The thread: takes events in as they come, so that no buffer overflows and every pid is looked at while it is fresh.
+fn listen(shared: Arc<Shared>, left: &SyncSender<()>) {
+    while let Some(bell) = &shared.bell {
+        if bell.wait().is_err() || shared.stop.load(Ordering::Acquire) {
+            break;
+        }
+        shared.state.lock().unwrap_or_else(PoisonError::into_inner).take_in();
+    }
+    let mut slow = shared.state.lock().unwrap_or_else(PoisonError::into_inner).slow_to_close();
+    // From here on the FDs are the other thread's to close. The copies make its closing not the last one, hence quick.
+    drop(shared);
+    let _ = sys::unshare_files_keeping(&mut slow);
+    let _ = left.send(());
+}

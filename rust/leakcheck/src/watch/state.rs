@@ -1,0 +1,272 @@
+//! Everything that the watch knows, and the one function that takes new events in.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::path::PathBuf;
+
+use crate::snapshot::{Coverage, Level};
+
+use super::ancestry::{self, Ancestry};
+use super::answer::{Levels, Maker, Membership};
+use super::connector::{Connector, Event};
+use super::descent::Descent;
+use super::fanotify::{self, Deed, Group};
+use super::makers::{Makers, locate};
+use super::{Options, clock};
+
+/// How many batches one pass reads before it lets go of the lock.
+const BATCHES: usize = 4096;
+const BATCH_BYTES: usize = 64 << 10;
+/// A process as young as this may be in `/proc` while its fork event is not sent yet.
+const YOUNG: u64 = 1_000_000_000;
+
+/// Descent as far as it is known: from the connector if there is one, else from `/proc`.
+struct Kin {
+    connector: Option<(Connector, Descent)>,
+    ancestry: Ancestry,
+    coverage: Coverage,
+    /// Whether an event of our own threads came through.
+    heard_ourselves: bool,
+}
+
+/// See the module.
+pub(super) struct State {
+    root: u32,
+    kin: Kin,
+    entries: Option<Group>,
+    mounts: Option<Group>,
+    makers: Makers,
+    levels_of_files: Vec<(PathBuf, Coverage)>,
+    level_of_mounts: Coverage,
+    buffer: Vec<u8>,
+}
+
+fn none(reason: String) -> Coverage {
+    Coverage { level: Level::None, reason }
+}
+
+fn partial(reason: &str) -> Coverage {
+    Coverage { level: Level::Partial, reason: reason.to_owned() }
+}
+
+impl State {
+    /// Opens what can be opened.
+    pub(super) fn open(options: &Options) -> State {
+        let (entries, levels_of_files) = open_entries(&options.files);
+        let (mounts, level_of_mounts) = if !options.mounts {
+            (None, none("mounts were not asked for".to_owned()))
+        } else {
+            match Group::for_mounts() {
+                Ok(group) => (Some(group), Coverage::full()),
+                Err(reason) => (None, none(reason)),
+            }
+        };
+        // Last, so that what is older than the subscription is older than the watch.
+        let connector = Connector::subscribe();
+        let ancestry = Ancestry::new(options.root, clock::boottime() / clock::tick());
+        let (connector, coverage) = match connector {
+            Ok(connector) => {
+                let descent = Descent::new(options.root, ancestry.reapers().to_vec());
+                (Some((connector, descent)), Coverage::full())
+            }
+            Err(reason) => (None, partial(&format!("{reason}; parents are read from /proc instead"))),
+        };
+        State {
+            root: options.root,
+            kin: Kin { connector, ancestry, coverage, heard_ourselves: false },
+            entries,
+            mounts,
+            makers: Makers::default(),
+            levels_of_files,
+            level_of_mounts,
+            buffer: vec![0; BATCH_BYTES],
+        }
+    }
+
+    /// The FDs whose readability means that there is something to take in.
+    pub(super) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let groups = self.entries.iter().chain(&self.mounts).map(|g| g.as_fd());
+        groups.chain(self.kin.connector.iter().map(|(c, _)| c.as_fd()))
+    }
+
+    /// The numbers of the groups' FDs: the ones that are slow to close.
+    pub(super) fn slow_to_close(&self) -> Vec<RawFd> {
+        self.entries.iter().chain(&self.mounts).map(|g| g.as_fd().as_raw_fd()).collect()
+    }
+
+    /// Lowers the level of descent when the connector did not report a thread that was certainly started.
+    pub(super) fn expect_own_thread(&mut self) {
+        if self.kin.connector.is_some() && !self.kin.heard_ourselves {
+            self.kin.coverage.merge(partial("process connector: an event that must have been sent did not come"));
+        }
+    }
+
+    /// Takes in all events that were raised before the call.
+    pub(super) fn take_in(&mut self) {
+        let State { kin, entries, mounts, makers, buffer, levels_of_files, level_of_mounts, .. } = self;
+        if let Some(group) = entries
+            && let Some(lost) = drain(group, kin, makers, buffer)
+        {
+            for (_, level) in levels_of_files.iter_mut().filter(|(_, c)| c.level != Level::None) {
+                level.merge(partial(&lost));
+            }
+        }
+        if let Some(group) = mounts
+            && let Some(lost) = drain(group, kin, makers, buffer)
+        {
+            level_of_mounts.merge(partial(&lost));
+        }
+        kin.take_in(clock::monotonic());
+        let quiet = entries.iter().chain(mounts.iter()).map(|g| g.quiet).min().unwrap_or(u64::MAX);
+        if let Some((_, descent)) = &mut kin.connector {
+            descent.forget_gone_before(quiet);
+        }
+    }
+
+    pub(super) fn levels(&self) -> Levels {
+        Levels {
+            descent: self.kin.coverage.clone(),
+            files: self.levels_of_files.clone(),
+            mounts: self.level_of_mounts.clone(),
+        }
+    }
+
+    pub(super) fn descends(&mut self, pid: u32, start: u64) -> Membership {
+        self.kin.of_process(self.root, pid, start)
+    }
+
+    pub(super) fn ever(&mut self, pid: u32) -> Membership {
+        let lossless = self.kin.coverage.level == Level::Full;
+        match &self.kin.connector {
+            Some((_, descent)) if lossless || descent.ever(pid) == Membership::Run => descent.ever(pid),
+            _ if self.kin.ancestry.remembers(pid) => Membership::Run,
+            _ => self.kin.ancestry.now(pid),
+        }
+    }
+
+    pub(super) fn live(&mut self) -> Vec<u32> {
+        if let Some((_, descent)) = &self.kin.connector {
+            return descent.live();
+        }
+        let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+        let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        let mut live: Vec<u32> =
+            pids.filter(|pid| *pid != self.root && self.kin.ancestry.now(*pid) == Membership::Run).collect();
+        live.sort_unstable();
+        live
+    }
+
+    pub(super) fn maker_of_file(&self, path: &std::path::Path) -> Option<Maker> {
+        self.makers.of_file(&locate(path)?)
+    }
+
+    pub(super) fn maker_of_mount(&self, id: u64) -> Option<Maker> {
+        self.makers.of_mount(id)
+    }
+}
+
+fn open_entries(paths: &[PathBuf]) -> (Option<Group>, Vec<(PathBuf, Coverage)>) {
+    if paths.is_empty() {
+        return (None, Vec::new());
+    }
+    match Group::for_entries() {
+        Err(reason) => (None, paths.iter().map(|path| (path.clone(), none(reason.clone()))).collect()),
+        Ok(group) => {
+            let level = |path: &PathBuf| match group.watch_filesystem(path) {
+                Ok(()) => (path.clone(), Coverage::full()),
+                Err(reason) => (path.clone(), none(reason)),
+            };
+            let levels = paths.iter().map(level).collect();
+            (Some(group), levels)
+        }
+    }
+}
+
+/// Reads a group until it is empty. Gives the reason if events are missing.
+fn drain(group: &mut Group, kin: &mut Kin, makers: &mut Makers, buffer: &mut [u8]) -> Option<String> {
+    let mut lost = None;
+    for _ in 0..BATCHES {
+        let asked = clock::monotonic();
+        let batch = match group.read(buffer) {
+            Ok([]) => {
+                group.quiet = asked;
+                break;
+            }
+            Ok(batch) => batch,
+            Err(error) => return Some(format!("fanotify: read: {error}")),
+        };
+        let now = clock::monotonic();
+        // A process is forked before it acts: the forks of all who acted in this batch are in the connector's queue by now.
+        kin.take_in(now);
+        for event in fanotify::parse(batch) {
+            match event {
+                Some(fanotify::Event { deed: Deed::Overflow, .. }) => {
+                    lost = Some("fanotify: the queue overflowed".into())
+                }
+                Some(fanotify::Event { pid, deed }) => {
+                    let membership = kin.within(pid, group.quiet, now);
+                    makers.record(deed, Maker { pid, membership });
+                }
+                None => lost = Some("fanotify: an event of unknown form".into()),
+            }
+        }
+    }
+    lost
+}
+
+impl Kin {
+    fn take_in(&mut self, until: u64) {
+        let Some((connector, descent)) = &mut self.connector else { return };
+        let me = std::process::id();
+        let heard = &mut self.heard_ourselves;
+        connector.read(until, |event| {
+            *heard |= matches!(event, Event::Fork { child_pid, child_tgid, .. } if child_tgid == me && child_pid != me);
+            descent.apply(event, &|pid| ancestry::stat(pid).map(|s| s.ppid));
+        });
+        if let Some(lost) = connector.lost() {
+            self.coverage.merge(partial(lost));
+        }
+    }
+
+    /// What the process was that had this id in that interval and is or was alive just now.
+    fn within(&mut self, pid: u32, from: u64, to: u64) -> Membership {
+        if pid == 0 {
+            // Outside our pid namespace, where no descendant of ours can be.
+            return Membership::Stranger;
+        }
+        let Some((_, descent)) = &self.connector else { return self.ancestry.now(pid) };
+        let seen = descent.within(pid, from, to);
+        if self.coverage.level == Level::Full {
+            return seen;
+        }
+        match (seen, self.ancestry.now(pid)) {
+            (Membership::Run, Membership::Run | Membership::Unknown) => Membership::Run,
+            (Membership::Run, Membership::Stranger) => Membership::Unknown,
+            (Membership::Stranger | Membership::Unknown, by_proc) => by_proc,
+        }
+    }
+
+    fn of_process(&mut self, root: u32, pid: u32, start: u64) -> Membership {
+        let Some((_, descent)) = &self.connector else { return self.ancestry.of_process(pid, start) };
+        if pid != root && self.ancestry.is_older(start) {
+            return Membership::Stranger;
+        }
+        let born = start.saturating_mul(clock::tick());
+        let seen = descent.of_process(pid, born.saturating_sub(clock::boottime_ahead()));
+        if self.coverage.level != Level::Full {
+            return match seen {
+                Some(Membership::Run) => Membership::Run,
+                Some(Membership::Stranger | Membership::Unknown) | None => self.ancestry.of_process(pid, start),
+            };
+        }
+        if let Some(seen) = seen {
+            return seen;
+        }
+        let by_member = || {
+            ancestry::stat(pid).is_some_and(|s| s.start == start && (s.ppid == root || descent.is_live_member(s.ppid)))
+        };
+        if clock::boottime().saturating_sub(born) < YOUNG && by_member() {
+            return Membership::Unknown;
+        }
+        Membership::Stranger
+    }
+}

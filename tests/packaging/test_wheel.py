@@ -1,0 +1,94 @@
+"""What we publish installs and works where there is no Rust."""
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+pytestmark = pytest.mark.packaging
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> str:
+    done = subprocess.run(
+        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 0, f"{command} exited with {done.returncode}:\n{done.stdout}"
+    return done.stdout
+
+
+def build_env() -> dict[str, str]:
+    # Third-party crates are compiled once for the checkout, the sdist and the tests.
+    target = os.environ.get("CARGO_TARGET_DIR", str(ROOT / "target"))
+    return os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "CARGO_TARGET_DIR": target}
+
+
+@pytest.fixture(scope="module", params=["the checkout", "the sdist"])
+def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("dist")
+    source = ROOT
+    if request.param == "the sdist":
+        if not (ROOT / ".git").exists():
+            pytest.skip("an sdist is made of the files that git tracks, and this is no git checkout")
+        hook = "import sys, leakcheck_build; print(leakcheck_build.build_sdist(sys.argv[1]))"
+        run(sys.executable, "-c", hook, directory, env=build_env() | {"PYTHONPATH": str(ROOT / "build_backend")})
+        (source,) = directory.glob("*.tar.gz")
+    pip_wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", directory]
+    run(*pip_wheel, source, env=build_env())
+    (built,) = directory.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def python_without_rust(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """Install the wheel into an empty environment; return its interpreter and the environment to use it in."""
+    home = tmp_path_factory.mktemp("home")
+    venv = home / "venv"
+    run(sys.executable, "-m", "venv", venv)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("CARGO", "RUST", "PYTHON"))}
+    env |= {"PATH": str(venv / "bin"), "HOME": str(home)}
+    assert not any(shutil.which(tool, path=env["PATH"]) for tool in ("cargo", "rustc", "rustup", "cc"))
+    run(venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--only-binary", ":all:", wheel, env=env, cwd=home)
+    return venv / "bin" / "python", env
+
+
+def test_one_wheel_serves_every_python_from_3_11(wheel: Path) -> None:
+    assert "-cp311-abi3-linux_" in wheel.name
+
+
+def test_the_wheel_holds_the_packages_and_nothing_of_the_tests(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        top = {name.split("/")[0] for name in archive.namelist()}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"leakcheck", "injectors"}
+
+
+def test_the_native_module_is_the_installed_one_and_works_without_rust(
+    python_without_rust: tuple[Path, dict[str, str]],
+) -> None:
+    python, env = python_without_rust
+    code = "import leakcheck._native as n; print(n.__version__, n.__file__)"
+    version, file = run(python, "-I", "-c", code, env=env, cwd=python.parent).split()
+    assert version
+    assert Path(file).is_relative_to(python.parent.parent)
+
+
+def test_the_helper_programs_travel_with_the_wheel_and_run(python_without_rust: tuple[Path, dict[str, str]]) -> None:
+    python, env = python_without_rust
+    code = (
+        "import subprocess; from leakcheck._bin import helper;"
+        "print(helper('mkleak')); subprocess.run([helper('mkleak'), '--list'], check=True)"
+    )
+    path, *plants = run(python, "-I", "-u", "-c", code, env=env, cwd=python.parent).splitlines()
+    assert Path(path).is_relative_to(python.parent.parent)
+    assert plants
+
+
+def test_the_command_is_installed(python_without_rust: tuple[Path, dict[str, str]]) -> None:
+    python, env = python_without_rust
+    assert "leakcheck" in run(python.with_name("leakcheck"), "--help", env=env, cwd=python.parent)
