@@ -1,5 +1,8 @@
 //! The ipc kind against real objects.
-#![allow(unsafe_code, reason = "System V and POSIX IPC have no safe wrapper here; each call is a number in, a number out")]
+#![allow(
+    unsafe_code,
+    reason = "System V and POSIX IPC have no safe wrapper here; each call is a number in, a number out"
+)]
 
 mod planted;
 
@@ -121,7 +124,9 @@ fn sees_the_objects_of_a_sandboxs_own_ipc_namespace_and_not_as_the_hosts() {
     let sandbox = Sandbox::new();
     let ns = sandbox.ipcns();
     // They go with their namespace; here there is nothing to remove them from.
-    sandbox.inside(|| std::mem::forget((queue(b"boxed"), [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg].map(SystemV::new))));
+    sandbox.inside(|| {
+        std::mem::forget((queue(b"boxed"), [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg].map(SystemV::new)))
+    });
     let ipc = see();
     let mut classes: Vec<IpcClass> = ipc.iter().filter(|r| r.ns == ns).map(|r| r.class).collect();
     classes.sort();

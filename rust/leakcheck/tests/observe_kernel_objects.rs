@@ -124,7 +124,8 @@ fn sees_a_key_exactly_until_it_is_unlinked() {
 fn a_description_that_imitates_the_list_makes_no_key() {
     on_a_thread(|| {
         join_session_keyring();
-        let forged = b"x: 1\n00beef01 I--Q---     1 perm 3f010000     0     0 user      forged: 16\nnonsense".as_slice();
+        let forged =
+            b"x: 1\n00beef01 I--Q---     1 perm 3f010000     0     0 user      forged: 16\nnonsense".as_slice();
         let serial = add_key("user", forged, b"secret");
         let found = see_keys();
         assert_eq!(find(&found, serial).expect("the key").description.as_bytes(), forged);

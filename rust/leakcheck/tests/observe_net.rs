@@ -17,8 +17,8 @@ use leakcheck::kind::Kind;
 use leakcheck::resource::{Net, NetClass};
 use leakcheck::snapshot::Level;
 use planted::{Sandbox, eventually, keep_only, look, on_a_thread, privileged};
-use rustix::thread::CapabilitySet;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
+use rustix::thread::CapabilitySet;
 
 fn see() -> Vec<Net> {
     look(&[Kind::Net]).net
