@@ -352,6 +352,9 @@ impl World<Found> for LiveWorld<'_> {
     }
 
     fn wait(&mut self, residue: &BTreeMap<String, Found>, pause: Duration) {
+        let zombie = |f: &Found| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
+        // Where only a reaper is waited for, the wait itself sees when it has come.
+        let pause = if residue.values().all(zombie) { pause.max(self.options.policy.at_least) } else { pause };
         observe::wait_for_change(residue.values().map(|f| &f.resource), pause);
     }
 

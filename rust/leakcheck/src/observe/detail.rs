@@ -112,8 +112,9 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
         },
         Resource::Bpf(b) => {
             let class = format!("{:?}", b.class).to_lowercase();
+            let what = super::bpf::describe(b.class, b.id).map(|text| format!(": {text}")).unwrap_or_default();
             Notes {
-                label: format!("bpf {class} {}", b.id),
+                label: format!("bpf {class} {}{what}", b.id),
                 who: holders_of_bpf(b.id, look),
                 since: None,
                 look: format!("bpftool {class} show id {}", b.id),
@@ -191,6 +192,9 @@ fn descriptor(fd: &Fd, look: &Snapshot) -> Notes {
     }
     if let Ok(exe) = std::fs::read_link(format!("/proc/{}/exe", fd.pid)) {
         details.push(("exe", text_of(&exe).to_string().into()));
+    }
+    if let parse::fdlink::FdLink::Socket(ino) = parse::fdlink::parse(fd.target.as_ref()) {
+        details.extend(super::sockdiag::describe_socket(ino).map(|text| ("socket", text.into())));
     }
     let flight = match fd.in_flight {
         0 => String::new(),

@@ -5,6 +5,7 @@ mod cgroup;
 pub(crate) mod detail;
 mod enter;
 mod file;
+mod in_flight;
 mod ipc;
 mod keys;
 mod lock;
@@ -31,6 +32,7 @@ use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Unreadable};
 pub use file::DEFAULT_ROOTS;
 pub(crate) use wait::{pressure, wait_for_change};
+use enter::NsView;
 use namespace::Namespaces;
 use procfs::Procfs;
 use source::{ProcessSource, Sample, Selection, Wanted};
@@ -228,8 +230,12 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
         }
     }
     take_processes(samples, kinds, options, out);
+    let views = if whole_host { namespaces.views(&out.own_ns) } else { Vec::new() };
+    if kinds.contains(Kind::Fd) {
+        in_flight::fill(&views, out);
+    }
     if whole_host {
-        host_kinds(kinds, &namespaces, out);
+        host_kinds(kinds, &views, out);
     }
     if kinds.contains(Kind::Lock) {
         lock::collect(whole_host, out);
@@ -246,16 +252,15 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     Ok(())
 }
 
-fn host_kinds(kinds: KindSet, namespaces: &Namespaces, out: &mut Snapshot) {
-    let views = if kinds.any(&[Kind::Net, Kind::Ipc]) { namespaces.views(&out.own_ns) } else { Vec::new() };
+fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
     if kinds.contains(Kind::Cgroup) {
         cgroup::collect(out);
     }
     if kinds.contains(Kind::Ipc) {
-        ipc::collect(&views, out);
+        ipc::collect(views, out);
     }
     if kinds.contains(Kind::Net) {
-        net::collect(&views, out);
+        net::collect(views, out);
     }
     if kinds.contains(Kind::Loop) {
         loops::collect(out);

@@ -155,6 +155,26 @@ impl SockDiag {
         })
     }
 
+    /// Inodes of unix sockets with something to receive.
+    pub(crate) fn unix_queued(&mut self) -> io::Result<Vec<u64>> {
+        const SHOW_RQLEN: u32 = 0x10;
+        const RQLEN: u16 = 4;
+        let mut request = [0; 24];
+        request[0] = libc::AF_UNIX as u8;
+        request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+        request[12..16].copy_from_slice(&SHOW_RQLEN.to_ne_bytes());
+        self.0.dump(SOCK_DIAG_BY_FAMILY, &request, |reply| {
+            for attribute in attributes(reply.get(16..).unwrap_or_default()) {
+                let attribute = attribute.map_err(malformed)?;
+                // struct unix_diag_rqlen: the receive queue first.
+                if attribute.kind == RQLEN && u32_at(attribute.payload, 0)? > 0 {
+                    return Ok(Some(u32_at(reply, 4)?.into()));
+                }
+            }
+            Ok(None)
+        })
+    }
+
     /// Netlink sockets (`struct netlink_diag_req`, linux/netlink_diag.h).
     fn netlink(&mut self) -> io::Result<Vec<Socket>> {
         const ALL_PROTOCOLS: u8 = 255;
