@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::procfs::read_file;
+use super::{bpf, sockdiag};
 use crate::parse;
 use crate::resource::{
     Cgroup, Fd, File, IpcClass, Lock, LockFileState, Mount, Namespace, NetClass, NsHolder, Process, Resource,
@@ -82,7 +83,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
                 NetClass::Interface => format!("network interface {}", n.name),
                 NetClass::NamedNetns => format!("named network namespace {}", n.name),
                 NetClass::Listener => format!("socket {}", n.name),
-                NetClass::Unix => format!("unix socket {}", n.name),
+                NetClass::Unix => format!("socket {}", n.name),
                 NetClass::NftTable => format!("nftables table {}", n.name),
             },
             who: n.uid.map_or(format!("network namespace {}", n.netns), |uid| format!("uid {uid}")),
@@ -117,7 +118,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
                 who: holders_of_bpf(b.id, look),
                 since: None,
                 look: format!("bpftool {class} show id {}", b.id),
-                details: Vec::new(),
+                details: bpf::describe(b.class, b.id).map(|object| ("object", object.into())).into_iter().collect(),
             }
         }
     };
@@ -192,17 +193,25 @@ fn descriptor(fd: &Fd, look: &Snapshot) -> Notes {
     if let Ok(exe) = std::fs::read_link(format!("/proc/{}/exe", fd.pid)) {
         details.push(("exe", text_of(&exe).to_string().into()));
     }
+    let socket = socket_inode(fd.target.as_ref()).and_then(sockdiag::describe_socket);
+    let target = socket.unwrap_or_else(|| fd.target.to_string());
     let flight = match fd.in_flight {
         0 => String::new(),
         n => format!(" with {n} descriptors in flight"),
     };
     Notes {
-        label: format!("fd {} of {owner}{table}: {}{flight}", fd.fd, fd.target),
+        label: format!("fd {} of {owner}{table}: {target}{flight}", fd.fd),
         who: format!("held by {owner}"),
         since: None,
         look: format!("ls -l /proc/{0}/task/{1}/fd/{2}; cat /proc/{0}/task/{1}/fdinfo/{2}", fd.pid, fd.table, fd.fd),
         details,
     }
+}
+
+/// The inode in `socket:[123]`, the link text of every socket (proc_pid_fd(5)).
+fn socket_inode(target: &[u8]) -> Option<u64> {
+    let digits = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 fn mount(m: &Mount) -> Notes {

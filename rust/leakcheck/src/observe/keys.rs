@@ -50,12 +50,12 @@ pub(crate) fn collect(out: &mut Snapshot) {
     };
     let me = rustix::process::geteuid().as_raw();
     let others: Vec<u32> = seen.hidden(&users).into_keys().filter(|uid| *uid != me).collect();
-    if !others.is_empty() {
-        if let Err(e) = seen.read_lists_of(&others) {
-            let whose: Vec<String> = others.iter().map(u32::to_string).collect();
-            let why = format!("keys of uid {} cannot be listed: {e}; needs CAP_SETUID", whose.join(", "));
-            out.coverage.lower(Kind::Key, Level::Partial, why);
-        }
+    if !others.is_empty()
+        && let Err(e) = seen.read_lists_of(&others)
+    {
+        let whose: Vec<String> = others.iter().map(u32::to_string).collect();
+        let why = format!("keys of uid {} cannot be listed: {e}; needs CAP_SETUID", whose.join(", "));
+        out.coverage.lower(Kind::Key, Level::Partial, why);
     }
     out.gauges.insert("hidden_keys".to_owned(), seen.hidden(&users).into_values().sum());
     out.keys.append(&mut seen.keys);
