@@ -69,6 +69,18 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The options that a snapshot was taken with.
+    pub fn like(snapshot: &Snapshot, include_self: bool) -> Self {
+        Options {
+            scope: snapshot.scope.clone(),
+            kinds: Some(snapshot.kinds),
+            roots: snapshot.kinds.contains(Kind::File).then(|| snapshot.roots.clone()),
+            lock_files: snapshot.lock_paths.clone(),
+            include_self,
+            ..Options::default()
+        }
+    }
+
     /// The kinds that a snapshot with these options looks for.
     ///
     /// # Errors
@@ -127,6 +139,7 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     out.taken_ns = now_ns();
     out.own_ns = procfs::own_namespaces();
     out.roots = if kinds.contains(Kind::File) { options.effective_roots() } else { Vec::new() };
+    out.lock_paths.clone_from(&options.lock_files);
     let roots = out.roots.clone();
     let threads = if options.threads > 0 { options.threads } else { default_threads() };
     // The own process must be read before a second thread of ours opens descriptors.
