@@ -109,6 +109,15 @@ fn an_accepted_unix_stream_is_not_listed_under_its_listeners_name() {
 }
 
 #[test]
+fn a_table_of_many_datagrams_is_seen_in_full() {
+    let name = |n: i32| format!("leakcheck-many-{}-{n}-{}", std::process::id(), "x".repeat(60));
+    let many: Vec<UnixDatagram> =
+        (0..500).map(|n| UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(name(n)).unwrap()).unwrap()).collect();
+    let net = see();
+    assert!(many.iter().all(|socket| find(&net, NetClass::Unix, inode(socket)).is_some()));
+}
+
+#[test]
 fn sees_what_a_sandboxs_own_network_namespace_holds_until_it_ends() {
     if !privileged("sees_what_a_sandboxs_own_network_namespace_holds_until_it_ends") {
         return;

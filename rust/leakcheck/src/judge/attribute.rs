@@ -206,12 +206,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 NetClass::Interface | NetClass::NftTable => self.in_namespace(NsType::Net, n.netns),
             },
             Resource::Bpf(b) => {
-                let link: &[u8] = b"anon_inode:bpf";
-                let holders = self
-                    .look
-                    .fds
-                    .iter()
-                    .filter(|fd| fd.serial == Some(u64::from(b.id)) && fd.target.as_ref().starts_with(link));
+                let holders = self.look.fds.iter().filter(|fd| b.is_open_in(fd));
                 self.held_by(holders.map(|fd| fd.pid))
             }
             Resource::Loop(d) => member(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),

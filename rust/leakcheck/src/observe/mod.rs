@@ -1,6 +1,6 @@
 //! Scope → resources. One file a kind; processes come from a [`source`].
 
-pub(crate) mod bpf;
+mod bpf;
 mod cgroup;
 pub(crate) mod detail;
 mod enter;
@@ -16,7 +16,7 @@ mod namespace;
 mod net;
 mod netlink;
 mod procfs;
-pub(crate) mod sockdiag;
+mod sockdiag;
 mod source;
 mod sys;
 mod wait;
@@ -306,7 +306,8 @@ fn note_refusals(samples: &[Sample], out: &mut Snapshot) {
 pub(crate) fn lower_for_unreadable(unreadable: &[&Unreadable], coverage: &mut crate::snapshot::CoverageMap) {
     let Some(first) = unreadable.first() else { return };
     let why = format!("{} of pid {} cannot be read ({} in all)", first.what, first.pid, unreadable.len());
-    for kind in [Kind::Fd, Kind::Mount, Kind::Namespace] {
+    // A namespace that only such a process holds is not found, nor what is in it.
+    for kind in [Kind::Fd, Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net] {
         if coverage.0.contains_key(&kind) {
             coverage.lower(kind, Level::Partial, why.clone());
         }

@@ -200,12 +200,14 @@ impl SockDiag {
     }
 }
 
+type Table = fn(&mut SockDiag) -> io::Result<Vec<Socket>>;
+
 /// One line for each of these socket inodes that the observer's own network namespace knows: protocol, addresses, state.
 /// Whole tables are read, so ask for all at once, and only for what is to be shown.
 pub(crate) fn describe(wanted: &BTreeSet<u64>) -> BTreeMap<u64, String> {
     let mut found = BTreeMap::new();
     let Ok(mut diag) = SockDiag::open() else { return found };
-    let tables: [fn(&mut SockDiag) -> io::Result<Vec<Socket>>; 5] = [
+    let tables: [Table; 5] = [
         |diag| diag.unix(Which::All),
         |diag| diag.netlink(),
         |diag| diag.packet(),

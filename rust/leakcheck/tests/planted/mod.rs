@@ -1,5 +1,5 @@
 //! What the observer tests plant, each with a guard that removes it, also when the test panics.
-#![allow(dead_code, reason = "every test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "every test binary uses a part")]
 
 use std::fs::File;
 use std::io::Read;
