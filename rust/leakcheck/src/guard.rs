@@ -18,7 +18,7 @@ use crate::kind::Kind;
 use crate::observe::{self, detail};
 use crate::resource::{NsHolder, Process, Resource};
 use crate::scope::Scope;
-use crate::snapshot::{CoverageMap, Snapshot, Unreadable};
+use crate::snapshot::{CoverageMap, Level, Snapshot, Unreadable};
 use crate::watch::{self, Watch};
 
 /// Environment variable that marks the processes of a run.
@@ -241,6 +241,12 @@ fn coverage<P: Provenance>(before: &Snapshot, after: &Snapshot, attributor: &Att
             Some(Owner::Run(_) | Owner::Unknown) => true,
         }
     };
+    // What the key quota counts beyond the list is a gap only when it grew.
+    let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
+    if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
+        let more = hidden(after) - hidden(before);
+        map.lower(Kind::Key, Level::Partial, format!("{more} new keys can be viewed by their possessors alone"));
+    }
     let gaps: Vec<&Unreadable> = after.unreadable.iter().filter(matters).collect();
     observe::lower_for_unreadable(&gaps, &mut map);
     map
@@ -352,6 +358,9 @@ impl World<Found> for LiveWorld<'_> {
     }
 
     fn wait(&mut self, residue: &BTreeMap<String, Found>, pause: Duration) {
+        let zombie = |f: &Found| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
+        // Where only a reaper is waited for, the wait itself sees when it has come.
+        let pause = if residue.values().all(zombie) { pause.max(self.options.policy.at_least) } else { pause };
         observe::wait_for_change(residue.values().map(|f| &f.resource), pause);
     }
 

@@ -84,7 +84,8 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         this
     }
 
-    /// Whether a process of the run lives, and whether one is running or about to end.
+    /// Whether a process of the run lives, and whether something of it is about to end: a process that runs, or a zombie that
+    /// its reaper has not collected yet.
     pub fn alive(&self) -> (bool, bool) {
         let of_run = |p: &&Process| match self.owner_of_pid(p.pid) {
             Owner::Run(Attribution::Own) | Owner::Stranger => false,
@@ -92,8 +93,15 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             Owner::Run(Attribution::Scope) => self.baseline.process(p.pid).is_none_or(|old| old.start != p.start),
             Owner::Run(_) | Owner::Unknown => true,
         };
-        let mut alive = self.look.processes.iter().filter(of_run).filter(|p| p.state != 'Z').peekable();
-        (alive.peek().is_some(), alive.any(|p| matches!(p.state, 'R' | 'D')))
+        let (dead, alive): (Vec<_>, Vec<_>) = self.look.processes.iter().filter(of_run).partition(|p| p.state == 'Z');
+        let ending = alive.iter().any(|p| matches!(p.state, 'R' | 'D')) || dead.iter().any(|p| self.is_adopted(p));
+        (!alive.is_empty(), ending)
+    }
+
+    /// Whether a zombie is in the hands of a reaper that was there before the run: init, or another subreaper. It goes when that
+    /// one waits for it, which may be at its next tick.
+    fn is_adopted(&self, zombie: &Process) -> bool {
+        self.owner_of_pid(zombie.ppid) == Owner::Stranger
     }
 
     fn process(&self, p: &Process) -> Owner {
@@ -198,12 +206,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 NetClass::Interface | NetClass::NftTable => self.in_namespace(NsType::Net, n.netns),
             },
             Resource::Bpf(b) => {
-                let link: &[u8] = b"anon_inode:bpf";
-                let holders = self
-                    .look
-                    .fds
-                    .iter()
-                    .filter(|fd| fd.serial == Some(u64::from(b.id)) && fd.target.as_ref().starts_with(link));
+                let holders = self.look.fds.iter().filter(|fd| b.is_open_in(fd));
                 self.held_by(holders.map(|fd| fd.pid))
             }
             Resource::Loop(d) => member(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),

@@ -65,7 +65,7 @@ pub fn classify(
             NetClass::Interface | NetClass::NftTable => Class::Orphaned,
         },
         Resource::Bpf(b) => {
-            let held = look.fds.iter().any(|fd| fd.serial == Some(u64::from(b.id)) && fd.target.as_ref().starts_with(b"anon_inode:bpf"));
+            let held = look.fds.iter().any(|fd| b.is_open_in(fd));
             if held { Class::Held } else { Class::Orphaned }
         }
         Resource::Loop(_) | Resource::Key(_) => Class::Orphaned,
