@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import prctl
 
@@ -44,11 +45,13 @@ def open_mixed(sets: int) -> list[object]:
     return kept
 
 
-def child(ready: int, parent: int, sets: int) -> None:
+def child(ready: int, parent: int, sets: int, cgroup: str | None) -> None:
     """Opens, says so, and waits for the end."""
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent:
         return
+    if cgroup:
+        Path(cgroup, "cgroup.procs").write_text("0")
     os.closerange(0, ready)
     os.closerange(ready + 1, 4096)
     kept = open_mixed(sets)
@@ -58,7 +61,7 @@ def child(ready: int, parent: int, sets: int) -> None:
         signal.pause()
 
 
-def start(processes: int, sets: int, pids: list[int]) -> None:
+def start(processes: int, sets: int, cgroup: str | None, pids: list[int]) -> None:
     """Forks the children into `pids` and waits until each has its FDs."""
     gc.freeze()  # A collection in a child would copy every page of it.
     reader, writer = os.pipe()
@@ -68,7 +71,7 @@ def start(processes: int, sets: int, pids: list[int]) -> None:
         if pid == 0:
             try:
                 os.close(reader)
-                child(writer, parent, sets)
+                child(writer, parent, sets, cgroup)
             finally:
                 os._exit(1)
         pids.append(pid)
@@ -99,13 +102,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--processes", type=int, default=1000, help=f"how many, at most {MOST_PROCESSES}")
     parser.add_argument("--sets", type=int, default=1, help=f"how many sets of 16 FDs each opens, at most {MOST_SETS}")
+    parser.add_argument("--cgroup", metavar="DIR", help="a directory of a cgroup hierarchy that the processes enter")
     options = parser.parse_args()
     if not (0 < options.processes <= MOST_PROCESSES and 0 < options.sets <= MOST_SETS):
         parser.error(f"at most {MOST_PROCESSES} processes with {MOST_SETS} sets each, and at least 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     pids: list[int] = []
     try:
-        start(options.processes, options.sets, pids)
+        start(options.processes, options.sets, options.cgroup, pids)
         fds = len(os.listdir(f"/proc/{pids[0]}/fd")) * len(pids)  # noqa: PTH208
         print("READY", len(pids), fds, flush=True)
         with contextlib.suppress(KeyboardInterrupt):
