@@ -3,6 +3,7 @@
 //! [`observe::snapshot`] sees, [`judge::diff`] compares identities, [`Guard`] does both around a run and gives a [`Report`]
 //! whose verdict never says *clean* of what was not looked at.
 
+pub mod doctor;
 pub mod error;
 pub mod guard;
 pub mod judge;
@@ -10,6 +11,7 @@ pub mod kind;
 pub mod observe;
 pub mod parse;
 pub mod persist;
+pub mod reap;
 pub mod resource;
 pub mod scope;
 pub mod snapshot;
