@@ -6,6 +6,7 @@
 //! In a test suite, three verbs do: [`NoLeaks::new`](testing::NoLeaks::new) guards a test, [`testing::verify_none`] a closure, and
 //! [`NoLeaks::report`](testing::NoLeaks::report) hands out the report instead of panicking. See [`testing`].
 
+pub mod doctor;
 pub mod error;
 pub mod guard;
 pub mod judge;
@@ -13,6 +14,7 @@ pub mod kind;
 pub mod observe;
 pub mod parse;
 pub mod persist;
+pub mod reap;
 pub mod resource;
 pub mod scope;
 pub mod snapshot;

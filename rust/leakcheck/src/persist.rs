@@ -62,7 +62,8 @@ pub(crate) fn check_schema(text: &str, path: &Path, wanted: &str, how: &str) -> 
     }
 }
 
-fn damaged(error: &serde_json::Error) -> String {
+/// What is wrong with a text that is no such JSON.
+pub(crate) fn damaged(error: &serde_json::Error) -> String {
     let what = match error.classify() {
         serde_json::error::Category::Eof => "is truncated",
         serde_json::error::Category::Syntax => "is not JSON",
