@@ -80,7 +80,10 @@ pub fn classify(
             NetClass::Interface | NetClass::NftTable => Class::Orphaned,
         },
         Resource::Bpf(b) => {
-            let held = look.fds.iter().any(|fd| fd.serial == Some(u64::from(b.id)) && fd.target.as_ref().starts_with(b"anon_inode:bpf"));
+            let held = look
+                .fds
+                .iter()
+                .any(|fd| fd.serial == Some(u64::from(b.id)) && fd.target.as_ref().starts_with(b"anon_inode:bpf"));
             if held { Class::Held } else { Class::Orphaned }
         }
         Resource::Loop(_) | Resource::Key(_) => Class::Orphaned,
