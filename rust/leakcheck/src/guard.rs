@@ -340,7 +340,8 @@ fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attributor: &At
         .iter()
         .filter_map(|(r, _)| match r {
             Resource::Namespace(n) => {
-                let by_leaked = |h: &NsHolder| matches!(h, NsHolder::Process(pid, start) if leaked.contains(&(*pid, *start)));
+                let by_leaked =
+                    |h: &NsHolder| matches!(h, NsHolder::Process(pid, start) if leaked.contains(&(*pid, *start)));
                 n.holders.iter().any(by_leaked).then_some(n.ino)
             }
             _ => None,
@@ -415,6 +416,9 @@ struct Live<'a> {
 
 impl Provenance for Live<'_> {
     fn process(&self, process: &Process) -> Membership {
+        if process.pid == std::process::id() {
+            return Membership::Run;
+        }
         self.watch.map_or(Membership::Unknown, |w| w.descends(process.pid, process.start))
     }
 

@@ -42,12 +42,9 @@ fn what_describes_a_resource_is_no_difference_but_its_identity_is() {
 
 #[test]
 fn a_free_lock_file_is_no_residue_but_any_other_state_is() {
-    for (state, residue) in [
-        (LockFileState::Free, 0),
-        (LockFileState::Held, 1),
-        (LockFileState::Stale, 1),
-        (LockFileState::Corrupt, 1),
-    ] {
+    for (state, residue) in
+        [(LockFileState::Free, 0), (LockFileState::Held, 1), (LockFileState::Stale, 1), (LockFileState::Corrupt, 1)]
+    {
         let d = diff(&host(), &with(host(), [lock_file("/run/l", state).into()])).unwrap();
         assert_eq!(d.appeared.len(), residue, "{state:?}");
     }

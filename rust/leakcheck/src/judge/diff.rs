@@ -4,10 +4,10 @@ use std::cmp::Ordering;
 
 use crate::error::{Error, Result};
 use crate::kind::KindSet;
-use crate::resource::{Identified, Resource, each_kind};
 use crate::resource::{
     Bpf, Cgroup, Fd, File, Ipc, Key, Lock, LockFile, LockFileState, LoopDevice, Mount, Namespace, Net, Process,
 };
+use crate::resource::{Identified, Resource, each_kind};
 use crate::snapshot::Snapshot;
 
 /// What differs, by identity.
