@@ -117,7 +117,8 @@ class Guards:
         with self.current.excusing():
             return (yield)
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    # Innermost, so that pytest's capture has replaced descriptors 1 and 2 already, as it has when the guard ends.
+    @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_call(self) -> Generator[None, object, object]:
         """Start the guard of a test without fixtures of its own."""
         if self.current is not None:

@@ -24,7 +24,7 @@ def attach(guard: ItemGuard, report: pytest.TestReport) -> None:
         data["unknown"] += [f"{kind}: {gap.level}, {gap.reason}" for kind, gap in found.gaps.items()]
         of_test = {(rule.kind, rule.reason) for rule in guard.rules}
         unused = [(rule.kind, rule.reason) for rule in found.unused_rules if (rule.kind, rule.reason) not in of_test]
-        data["unused"] = [list(rule) for rule in unused if rule[1] not in guard.settings.own_reasons]
+        data["unused"] = [list(rule) for rule in unused]
     if guard.report is not None or guard.failure is not None:
         report.leakcheck = data  # type: ignore[attr-defined]
     passed = report.passed and not guard.failed
