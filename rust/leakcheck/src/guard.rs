@@ -84,6 +84,11 @@ impl Guard {
         (TOKEN_NAME, &self.token)
     }
 
+    /// Adds rules for residue that turns out to be accepted while the run goes on; to be called before [`Guard::end`].
+    pub fn allow(&mut self, rules: Rules) {
+        self.options.rules.rules.extend(rules.rules);
+    }
+
     /// The observation before the run.
     pub fn baseline(&self) -> &Snapshot {
         &self.baseline
