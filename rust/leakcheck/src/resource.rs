@@ -369,6 +369,17 @@ pub struct Bpf {
     /// The id of `BPF_*_GET_NEXT_ID`.
     pub id: u32,
 }
+impl Bpf {
+    /// Whether a descriptor is this object's: its link names the class, its fdinfo the id.
+    pub fn is_open_in(&self, fd: &Fd) -> bool {
+        let link: &[u8] = match self.class {
+            BpfClass::Prog => b"anon_inode:bpf-prog",
+            BpfClass::Map => b"anon_inode:bpf-map",
+            BpfClass::Link => b"anon_inode:bpf_link",
+        };
+        fd.serial == Some(u64::from(self.id)) && fd.target.as_ref() == link
+    }
+}
 identified!(Bpf, Bpf, |r| -> <'a> (BpfClass, u32) (r.class, r.id));
 
 /// Calls `$do!(field, Type, Variant)` for every kind, in report order. The one list of them.

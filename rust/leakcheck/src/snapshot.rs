@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
 use crate::resource::{
-    Bpf, Cgroup, Fd, File, Identified, Ipc, Key, Lock, LockFile, LoopDevice, Mount, Namespace, Net, Process, each_kind,
+    Bpf, Cgroup, Fd, File, Identified, Ipc, Key, Lock, LockFile, LoopDevice, Mount, Namespace, Net, Process, Resource,
+    each_kind,
 };
 use crate::scope::Scope;
 
@@ -100,6 +101,8 @@ pub struct Snapshot {
     pub kinds: KindSet,
     /// Roots of the file kind.
     pub roots: Vec<PathBuf>,
+    /// Declared lock files, or directories of them.
+    pub lock_paths: Vec<PathBuf>,
     /// How far it reached.
     pub coverage: CoverageMap,
     /// Processes that refused to be read.
@@ -150,6 +153,7 @@ impl Snapshot {
             scope,
             kinds,
             roots: Vec::new(),
+            lock_paths: Vec::new(),
             coverage: CoverageMap(kinds.iter().map(|k| (k, Coverage::full())).collect()),
             unreadable: Vec::new(),
             own_ns: BTreeMap::new(),
@@ -180,6 +184,34 @@ impl Snapshot {
         }
         each_kind!(add);
         n
+    }
+
+    /// How many resources of one kind it holds.
+    pub fn count(&self, kind: Kind) -> usize {
+        let mut n = 0;
+        macro_rules! add {
+            ($field:ident, $type:ident, $variant:ident) => {
+                if kind == <$type as Identified>::KIND {
+                    n = self.$field.len();
+                }
+            };
+        }
+        each_kind!(add);
+        n
+    }
+
+    /// Its resources, of one kind or of all.
+    pub fn resources(&self, kind: Option<Kind>) -> Vec<Resource> {
+        let mut all = Vec::new();
+        macro_rules! add {
+            ($field:ident, $type:ident, $variant:ident) => {
+                if kind.is_none_or(|k| k == <$type as Identified>::KIND) {
+                    all.extend(self.$field.iter().cloned().map(Resource::from));
+                }
+            };
+        }
+        each_kind!(add);
+        all
     }
 
     /// Whether it holds nothing.

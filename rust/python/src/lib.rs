@@ -1,9 +1,296 @@
-//! The binding decides nothing: convert, call, convert.
-use pyo3::prelude::*;
+//! The binding decides nothing: convert, call, convert. Reports cross the boundary as JSON text.
 
-/// Native core of leakcheck.
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use leakcheck::guard;
+use leakcheck::judge::allow::Rules;
+use leakcheck::judge::report::Command;
+use leakcheck::judge::settle::Policy;
+use leakcheck::{Error, KindSet, observe};
+use pyo3::create_exception;
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use serde_json::Value;
+
+create_exception!(_native, NativeError, PyException, "The machine refused what the observation cannot do without.");
+create_exception!(_native, UsageError, NativeError, "The input is at fault; the message says what, where and what to do.");
+
+fn to_py(error: Error) -> PyErr {
+    let message = error.to_string();
+    if error.is_usage() { UsageError::new_err(message) } else { NativeError::new_err(message) }
+}
+
+fn options(
+    scope: &str,
+    kinds: Option<&str>,
+    roots: Option<Vec<PathBuf>>,
+    lock_files: Vec<PathBuf>,
+    threads: usize,
+    include_self: bool,
+) -> PyResult<observe::Options> {
+    Ok(observe::Options {
+        scope: scope.parse().map_err(to_py)?,
+        kinds: kinds.map(str::parse::<KindSet>).transpose().map_err(to_py)?,
+        roots,
+        lock_files,
+        threads,
+        include_self,
+        hidden_fds: Vec::new(),
+    })
+}
+
+fn rules(text: Option<&str>) -> PyResult<Rules> {
+    let parse = |text| Rules::parse(text, Path::new("allow rules"), leakcheck::judge::allow::today());
+    text.map_or(Ok(Rules::default()), |text| parse(text).map_err(to_py))
+}
+
+fn json(value: &impl serde::Serialize) -> PyResult<String> {
+    serde_json::to_string(value).map_err(|e| NativeError::new_err(format!("write JSON: {e}")))
+}
+
+fn to_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match value {
+        Value::Null => py.None().into_bound(py),
+        Value::Bool(b) => b.into_pyobject(py)?.to_owned().into_any(),
+        Value::Number(n) => match (n.as_i64(), n.as_u64(), n.as_f64()) {
+            (Some(i), _, _) => i.into_pyobject(py)?.into_any(),
+            (None, Some(u), _) => u.into_pyobject(py)?.into_any(),
+            (None, None, f) => f.into_pyobject(py)?.into_any(),
+        },
+        Value::String(s) => s.into_pyobject(py)?.into_any(),
+        Value::Array(items) => {
+            let items = items.iter().map(|v| to_object(py, v)).collect::<PyResult<Vec<_>>>()?;
+            PyList::new(py, items)?.into_any()
+        }
+        Value::Object(fields) => {
+            let dict = PyDict::new(py);
+            for (name, value) in fields {
+                dict.set_item(name, to_object(py, value)?)?;
+            }
+            dict.into_any()
+        }
+    })
+}
+
+/// One observation; immutable.
+#[pyclass(frozen, module = "leakcheck._native")]
+struct Snapshot(leakcheck::Snapshot);
+
+#[pymethods]
+impl Snapshot {
+    #[getter]
+    fn scope(&self) -> String {
+        self.0.scope.to_string()
+    }
+
+    #[getter]
+    fn kinds(&self) -> Vec<&'static str> {
+        self.0.kinds.iter().map(leakcheck::Kind::as_str).collect()
+    }
+
+    #[getter]
+    fn boot_id(&self) -> &str {
+        &self.0.boot_id
+    }
+
+    #[getter]
+    fn taken_ns(&self) -> i64 {
+        self.0.taken_ns
+    }
+
+    #[getter]
+    fn took_ns(&self) -> u64 {
+        self.0.took_ns
+    }
+
+    #[getter]
+    fn coverage(&self, py: Python<'_>) -> PyResult<Py<PyDict>> {
+        let dict = PyDict::new(py);
+        for (kind, coverage) in &self.0.coverage.0 {
+            let level = serde_json::to_value(coverage.level).unwrap_or(Value::Null);
+            dict.set_item(kind.as_str(), (to_object(py, &level)?, &coverage.reason))?;
+        }
+        Ok(dict.unbind())
+    }
+
+    #[getter]
+    fn unreadable(&self) -> Vec<(u32, String)> {
+        self.0.unreadable.iter().map(|u| (u.pid, u.what.clone())).collect()
+    }
+
+    #[getter]
+    fn gauges(&self) -> std::collections::BTreeMap<String, i64> {
+        self.0.gauges.clone()
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.len()
+    }
+
+    fn count(&self, kind: &str) -> PyResult<usize> {
+        Ok(self.0.count(kind.parse().map_err(to_py)?))
+    }
+
+    #[pyo3(signature = (kind=None))]
+    fn resources<'py>(&self, py: Python<'py>, kind: Option<&str>) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        let kind = kind.map(str::parse).transpose().map_err(to_py)?;
+        let records = self.0.resources(kind);
+        records
+            .iter()
+            .map(|r| to_object(py, &serde_json::to_value(r).map_err(|e| NativeError::new_err(e.to_string()))?))
+            .collect()
+    }
+
+    fn to_json(&self, py: Python<'_>) -> PyResult<String> {
+        py.detach(|| self.0.to_json()).map_err(to_py)
+    }
+
+    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        py.detach(|| self.0.save(&path)).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn from_json(text: &str) -> PyResult<Self> {
+        leakcheck::Snapshot::from_json(text, Path::new("snapshot")).map(Snapshot).map_err(to_py)
+    }
+
+    #[staticmethod]
+    fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        py.detach(|| leakcheck::Snapshot::load(&path)).map(Snapshot).map_err(to_py)
+    }
+}
+
+/// A run: baseline and event sources at construction, settle and verdict at the end.
+#[pyclass(frozen, module = "leakcheck._native")]
+struct Guard(Mutex<Option<guard::Guard>>);
+
+impl Guard {
+    fn with<T: Send>(&self, py: Python<'_>, f: impl FnOnce(&mut guard::Guard) -> T + Send) -> PyResult<T> {
+        py.detach(|| self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(f))
+            .ok_or_else(|| UsageError::new_err("this guard was abandoned: begin another one"))
+    }
+}
+
+#[pymethods]
+impl Guard {
+    #[new]
+    #[pyo3(signature = (*, scope="host", kinds=None, roots=None, lock_files=Vec::new(), allow=None, settle_ms=500,
+        include_self=false, attributed_only=false))]
+    #[allow(clippy::too_many_arguments, reason = "keyword arguments of the Python constructor")]
+    fn new(
+        py: Python<'_>,
+        scope: &str,
+        kinds: Option<&str>,
+        roots: Option<Vec<PathBuf>>,
+        lock_files: Vec<PathBuf>,
+        allow: Option<&str>,
+        settle_ms: u64,
+        include_self: bool,
+        attributed_only: bool,
+    ) -> PyResult<Self> {
+        let options = guard::Options {
+            observe: options(scope, kinds, roots, lock_files, 0, include_self)?,
+            rules: rules(allow)?,
+            policy: Policy::new(Duration::from_millis(settle_ms)),
+            attributed_only,
+        };
+        py.detach(|| guard::Guard::begin(options)).map(|g| Guard(Mutex::new(Some(g)))).map_err(to_py)
+    }
+
+    #[getter]
+    fn token(&self, py: Python<'_>) -> PyResult<(String, String)> {
+        self.with(py, |run| (run.token().0.to_owned(), run.token().1.to_owned()))
+    }
+
+    #[pyo3(signature = (argv=None, exit=None))]
+    fn end(&self, py: Python<'_>, argv: Option<Vec<String>>, exit: Option<i32>) -> PyResult<String> {
+        let command = argv.map(|argv| Command { argv, exit });
+        json(&self.with(py, |run| run.end(command))?.map_err(to_py)?)
+    }
+
+    fn recovered(&self, py: Python<'_>) -> PyResult<String> {
+        json(&self.with(py, guard::Guard::recovered)?.map_err(to_py)?)
+    }
+
+    fn abandon(&self, py: Python<'_>) {
+        py.detach(|| drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take()));
+    }
+}
+
+#[pyfunction]
+#[pyo3(signature = (*, scope="host", kinds=None, roots=None, lock_files=Vec::new(), threads=0, include_self=false))]
+fn snapshot(
+    py: Python<'_>,
+    scope: &str,
+    kinds: Option<&str>,
+    roots: Option<Vec<PathBuf>>,
+    lock_files: Vec<PathBuf>,
+    threads: usize,
+    include_self: bool,
+) -> PyResult<Snapshot> {
+    let options = options(scope, kinds, roots, lock_files, threads, include_self)?;
+    py.detach(|| observe::snapshot(&options)).map(Snapshot).map_err(to_py)
+}
+
+#[pyfunction]
+#[pyo3(signature = (before, after, *, allow=None))]
+fn diff(py: Python<'_>, before: &Snapshot, after: &Snapshot, allow: Option<&str>) -> PyResult<String> {
+    let rules = rules(allow)?;
+    json(&py.detach(|| guard::compare(&before.0, &after.0, &rules)).map_err(to_py)?)
+}
+
+#[pyfunction]
+#[pyo3(signature = (before, *, allow=None, settle_ms=500, include_self=false))]
+fn settle(
+    py: Python<'_>,
+    before: &Snapshot,
+    allow: Option<&str>,
+    settle_ms: u64,
+    include_self: bool,
+) -> PyResult<String> {
+    let options = guard::Options {
+        observe: observe::Options::like(&before.0, include_self),
+        rules: rules(allow)?,
+        policy: Policy::new(Duration::from_millis(settle_ms)),
+        attributed_only: false,
+    };
+    json(&py.detach(|| guard::verify_none(&before.0, &options)).map_err(to_py)?)
+}
+
+#[pyfunction]
+fn check_allow(text: &str, path: PathBuf) -> PyResult<usize> {
+    let rules = Rules::parse(text, &path, leakcheck::judge::allow::today()).map_err(to_py)?;
+    Ok(rules.rules.len())
+}
+
+#[pyfunction]
+#[pyo3(signature = (*, scope="host", kinds=None, roots=None))]
+fn doctor(py: Python<'_>, scope: &str, kinds: Option<&str>, roots: Option<Vec<PathBuf>>) -> PyResult<String> {
+    let options = options(scope, kinds, roots, Vec::new(), 0, false)?;
+    json(&py.detach(|| leakcheck::doctor::doctor(&options)).map_err(to_py)?)
+}
+
+#[pyfunction]
+#[pyo3(signature = (report, path, *, apply=false))]
+fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<String> {
+    let reap = || leakcheck::reap::reap(&leakcheck::reap::load(report, &path)?, apply);
+    json(&py.detach(reap).map_err(to_py)?)
+}
+
+/// Native core of leakcheck: observe and judge.
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    const __version__: &str = env!("CARGO_PKG_VERSION");
+    use super::{Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, reap, settle, snapshot};
+    use pyo3::prelude::*;
+
+    #[pymodule_init]
+    fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        m.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        m.add("KINDS", pyo3::types::PyTuple::new(m.py(), leakcheck::Kind::ALL.map(leakcheck::Kind::as_str))?)?;
+        m.add("DEFAULT_ROOTS", pyo3::types::PyTuple::new(m.py(), leakcheck::observe::DEFAULT_ROOTS)?)
+    }
 }

@@ -175,3 +175,82 @@ const MAP_TYPES: &str = "unspec hash array prog_array perf_event_array percpu_ha
 /// `enum bpf_link_type`, in its order.
 const LINK_TYPES: &str = "unspec raw_tracepoint tracing cgroup iter netns xdp perf_event kprobe_multi struct_ops netfilter tcx \
     uprobe_multi netkit sockmap";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::KindSet;
+    use crate::scope::Scope;
+
+    fn see() -> Snapshot {
+        let mut out = Snapshot::empty(Scope::Host, KindSet::all());
+        collect(&mut out);
+        out
+    }
+
+    /// An array map of one entry, named as BPF_MAP_CREATE allows; none where bpf(2) refuses.
+    fn create_map(name: &[u8; 16]) -> Option<OwnedFd> {
+        #[repr(C)]
+        struct Create {
+            numbers: [u32; 7],
+            name: [u8; 16],
+        }
+        let create = Create { numbers: [2, 4, 8, 1, 0, 0, 0], name: *name };
+        #[allow(unsafe_code)]
+        // SAFETY: the kernel reads `create`, of the length that is passed; on success the descriptor is new.
+        unsafe {
+            let fd = libc::syscall(libc::SYS_bpf, 0, &raw const create, size_of::<Create>());
+            (fd >= 0).then(|| OwnedFd::from_raw_fd(fd as i32))
+        }
+    }
+
+    #[test]
+    fn sees_a_map_until_its_last_descriptor_is_closed() {
+        let before = see();
+        let Some(map) = create_map(b"leakcheck_map\0\0\0") else {
+            assert_eq!(before.coverage.0[&Kind::Bpf].level, Level::None, "who may not create may not list");
+            return;
+        };
+        assert_eq!(before.coverage.0[&Kind::Bpf].level, Level::Full, "{:?}", before.coverage);
+        let fdinfo = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd())).unwrap();
+        let id = fdinfo.lines().find_map(|line| line.strip_prefix("map_id:")).expect("map_id").trim().parse().unwrap();
+        let planted = Bpf { class: BpfClass::Map, id };
+        assert!(!before.bpf.contains(&planted));
+        assert!(see().bpf.contains(&planted));
+        let described = describe(BpfClass::Map, id);
+        assert_eq!(described.as_deref(), Some("array map \"leakcheck_map\", 1 entries of 4 + 8 bytes"));
+        drop(map);
+        // The kernel may finish from a work queue.
+        let began = std::time::Instant::now();
+        while see().bpf.contains(&planted) {
+            assert!(began.elapsed().as_secs() < 5, "the map is gone");
+            std::thread::yield_now();
+        }
+        assert_eq!(describe(BpfClass::Map, id), None);
+    }
+
+    #[test]
+    fn without_privilege_it_sees_none_and_says_so() {
+        let unprivileged = || {
+            let none = rustix::thread::CapabilitySet::empty();
+            let sets = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+            rustix::thread::set_capabilities(None, sets).expect("capabilities can be dropped");
+            see()
+        };
+        let found = std::thread::scope(|scope| scope.spawn(unprivileged).join().unwrap());
+        assert!(found.bpf.is_empty());
+        let coverage = &found.coverage.0[&Kind::Bpf];
+        assert_eq!(
+            (coverage.level, coverage.reason.as_str()),
+            (Level::None, "listing BPF objects needs CAP_SYS_ADMIN")
+        );
+    }
+
+    #[test]
+    fn a_type_that_is_newer_than_this_list_is_shown_by_its_number() {
+        assert_eq!(type_name(PROG_TYPES, 32), "netfilter");
+        assert_eq!(type_name(MAP_TYPES, 33), "arena");
+        assert_eq!(type_name(LINK_TYPES, 14), "sockmap");
+        assert_eq!(type_name(LINK_TYPES, 99), "type 99");
+    }
+}

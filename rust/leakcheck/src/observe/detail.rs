@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 
 use super::procfs::read_file;
+use super::{bpf, sockdiag};
 use crate::parse;
 use crate::resource::{
-    Cgroup, Fd, File, IpcClass, Lock, LockFileState, Mount, Namespace, NetClass, NsHolder, Process, Resource,
+    Bpf, Cgroup, Fd, File, IpcClass, Lock, LockFileState, Mount, Namespace, NetClass, NsHolder, Process, Resource,
 };
 use crate::snapshot::Snapshot;
 use crate::text::Text;
@@ -82,7 +83,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
                 NetClass::Interface => format!("network interface {}", n.name),
                 NetClass::NamedNetns => format!("named network namespace {}", n.name),
                 NetClass::Listener => format!("socket {}", n.name),
-                NetClass::Unix => format!("unix socket {}", n.name),
+                NetClass::Unix => format!("socket {}", n.name),
                 NetClass::NftTable => format!("nftables table {}", n.name),
             },
             who: n.uid.map_or(format!("network namespace {}", n.netns), |uid| format!("uid {uid}")),
@@ -114,10 +115,10 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
             let class = format!("{:?}", b.class).to_lowercase();
             Notes {
                 label: format!("bpf {class} {}", b.id),
-                who: holders_of_bpf(b.id, look),
+                who: holders_of_bpf(b, look),
                 since: None,
                 look: format!("bpftool {class} show id {}", b.id),
-                details: Vec::new(),
+                details: bpf::describe(b.class, b.id).map(|object| ("object", object.into())).into_iter().collect(),
             }
         }
     };
@@ -192,17 +193,25 @@ fn descriptor(fd: &Fd, look: &Snapshot) -> Notes {
     if let Ok(exe) = std::fs::read_link(format!("/proc/{}/exe", fd.pid)) {
         details.push(("exe", text_of(&exe).to_string().into()));
     }
+    let socket = socket_inode(fd.target.as_ref()).and_then(sockdiag::describe_socket);
+    let target = socket.unwrap_or_else(|| fd.target.to_string());
     let flight = match fd.in_flight {
         0 => String::new(),
         n => format!(" with {n} descriptors in flight"),
     };
     Notes {
-        label: format!("fd {} of {owner}{table}: {}{flight}", fd.fd, fd.target),
+        label: format!("fd {} of {owner}{table}: {target}{flight}", fd.fd),
         who: format!("held by {owner}"),
         since: None,
         look: format!("ls -l /proc/{0}/task/{1}/fd/{2}; cat /proc/{0}/task/{1}/fdinfo/{2}", fd.pid, fd.table, fd.fd),
         details,
     }
+}
+
+/// The inode in `socket:[123]`, the link text of every socket (proc_pid_fd(5)).
+fn socket_inode(target: &[u8]) -> Option<u64> {
+    let digits = target.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 fn mount(m: &Mount) -> Notes {
@@ -310,11 +319,11 @@ fn namespace(n: &Namespace, look: &Snapshot) -> Notes {
     }
 }
 
-fn holders_of_bpf(id: u32, look: &Snapshot) -> String {
+fn holders_of_bpf(object: &Bpf, look: &Snapshot) -> String {
     let holders: Vec<String> = look
         .fds
         .iter()
-        .filter(|fd| fd.serial == Some(u64::from(id)) && fd.target.as_ref().starts_with(b"anon_inode:bpf"))
+        .filter(|fd| object.is_open_in(fd))
         .map(|fd| format!("fd {} of {}", fd.fd, name_of(fd.pid, look)))
         .collect();
     if holders.is_empty() { "held by no descriptor".to_owned() } else { format!("held by {}", holders.join(", ")) }

@@ -113,3 +113,71 @@ fn link_type(ns_type: NsType) -> LinkNameSpaceType {
         NsType::Time => LinkNameSpaceType::Time,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn own_net() -> NsView {
+        let path = PathBuf::from("/proc/thread-self/ns/net");
+        let ino = std::fs::metadata(&path).unwrap().ino();
+        NsView { ns_type: NsType::Net, ino, path, own: true }
+    }
+
+    #[test]
+    fn the_own_namespace_is_looked_at_from_the_calling_thread() {
+        let view = own_net();
+        let me = thread::current().id();
+        let seen = inside(&[&view, &view], |_| thread::current().id());
+        assert!(seen.into_iter().all(|id| id.unwrap() == me));
+    }
+
+    #[test]
+    fn results_come_in_the_order_of_the_views() {
+        let own = own_net();
+        let missing = NsView { path: "/proc/0/ns/net".into(), own: false, ..own.clone() };
+        let seen = inside(&[&missing, &own, &missing], |view| view.ino);
+        assert_eq!(*seen[1].as_ref().unwrap(), own.ino);
+        for gone in [&seen[0], &seen[2]] {
+            let error = gone.as_ref().unwrap_err();
+            assert!(is_gone(error), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_leads_to_another_namespace_by_now_is_gone() {
+        let own = own_net();
+        let reused = NsView { ino: own.ino + 1, own: false, ..own };
+        let error = inside(&[&reused], |_| ()).remove(0).unwrap_err();
+        assert!(is_gone(&error), "{error}");
+    }
+
+    #[test]
+    fn a_fifo_in_the_place_of_a_namespace_blocks_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        rustix::fs::mknodat(fs::CWD, &path, fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let ino = std::fs::metadata(&path).unwrap().ino();
+        let fifo = NsView { ns_type: NsType::Net, ino, path, own: false };
+        assert!(is_gone(&inside(&[&fifo], |_| ()).remove(0).unwrap_err()));
+    }
+
+    #[test]
+    fn many_refusals_of_one_sort_are_one_reason() {
+        let refused = || Error::io("enter namespace", "/proc/1/ns/net", Errno::PERM);
+        let gone = Error::io("open namespace", "/proc/2/ns/net", Errno::NOENT);
+        let mut out = Snapshot::empty(crate::scope::Scope::Host, crate::kind::KindSet::all());
+        note_refused(Kind::Net, [refused(), gone, refused()].iter(), &mut out);
+        let coverage = &out.coverage.0[&Kind::Net];
+        assert_eq!(coverage.level, Level::Partial);
+        assert_eq!(
+            coverage.reason,
+            "not seen in 2 namespaces: enter namespace: Operation not permitted (os error 1); needs CAP_SYS_ADMIN"
+        );
+        let mut out = Snapshot::empty(crate::scope::Scope::Host, crate::kind::KindSet::all());
+        note_refused(Kind::Net, [Error::io("open namespace", "/proc/2/ns/net", Errno::SRCH)].iter(), &mut out);
+        assert_eq!(out.coverage.0[&Kind::Net].level, Level::Full, "what ended is no gap");
+    }
+}

@@ -50,12 +50,12 @@ pub(crate) fn collect(out: &mut Snapshot) {
     };
     let me = rustix::process::geteuid().as_raw();
     let others: Vec<u32> = seen.hidden(&users).into_keys().filter(|uid| *uid != me).collect();
-    if !others.is_empty() {
-        if let Err(e) = seen.read_lists_of(&others) {
-            let whose: Vec<String> = others.iter().map(u32::to_string).collect();
-            let why = format!("keys of uid {} cannot be listed: {e}; needs CAP_SETUID", whose.join(", "));
-            out.coverage.lower(Kind::Key, Level::Partial, why);
-        }
+    if !others.is_empty()
+        && let Err(e) = seen.read_lists_of(&others)
+    {
+        let whose: Vec<String> = others.iter().map(u32::to_string).collect();
+        let why = format!("keys of uid {} cannot be listed: {e}; needs CAP_SETUID", whose.join(", "));
+        out.coverage.lower(Kind::Key, Level::Partial, why);
     }
     out.gauges.insert("hidden_keys".to_owned(), seen.hidden(&users).into_values().sum());
     out.keys.append(&mut seen.keys);
@@ -83,7 +83,7 @@ impl Seen {
                 Err(_) => continue,
             };
             self.listed.insert(line.serial, key.uid);
-            if !collected {
+            if !collected && !is_bookkeeping(&key) {
                 self.keys.push(key);
             }
         }
@@ -117,6 +117,13 @@ impl Seen {
         }
         read
     }
+}
+
+/// The kernel gives each user that ever comes near keyrings two of its own, and keeps them (user-keyring(7),
+/// user-session-keyring(7)): the user's first login leaves them, not a run. What is in them is seen.
+fn is_bookkeeping(key: &Key) -> bool {
+    let names = [format!("_uid.{}", key.uid), format!("_uid_ses.{}", key.uid)];
+    key.key_type.as_ref() == b"keyring" && names.iter().any(|name| key.description.as_ref() == name.as_bytes())
 }
 
 /// The key as the list has it: type cut to 9 bytes, description with the payload's summary, which is taken off.

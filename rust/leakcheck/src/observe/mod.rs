@@ -1,10 +1,11 @@
 //! Scope → resources. One file a kind; processes come from a [`source`].
 
-pub(crate) mod bpf;
+mod bpf;
 mod cgroup;
 pub(crate) mod detail;
 mod enter;
 mod file;
+mod in_flight;
 mod ipc;
 mod keys;
 mod lock;
@@ -33,6 +34,7 @@ pub(crate) use cgroup::{Hierarchy, hierarchies};
 pub use file::DEFAULT_ROOTS;
 pub(crate) use file::class_name;
 pub(crate) use wait::{pressure, wait_for_change};
+use enter::NsView;
 use namespace::Namespaces;
 use procfs::Procfs;
 use source::{ProcessSource, Sample, Selection, Wanted};
@@ -71,6 +73,18 @@ impl Default for Options {
 }
 
 impl Options {
+    /// The options that a snapshot was taken with.
+    pub fn like(snapshot: &Snapshot, include_self: bool) -> Self {
+        Options {
+            scope: snapshot.scope.clone(),
+            kinds: Some(snapshot.kinds),
+            roots: snapshot.kinds.contains(Kind::File).then(|| snapshot.roots.clone()),
+            lock_files: snapshot.lock_paths.clone(),
+            include_self,
+            ..Options::default()
+        }
+    }
+
     /// The kinds that a snapshot with these options looks for.
     ///
     /// # Errors
@@ -129,6 +143,7 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     out.taken_ns = now_ns();
     out.own_ns = procfs::own_namespaces();
     out.roots = if kinds.contains(Kind::File) { options.effective_roots() } else { Vec::new() };
+    out.lock_paths.clone_from(&options.lock_files);
     let roots = out.roots.clone();
     let threads = if options.threads > 0 { options.threads } else { default_threads() };
     // The own process must be read before a second thread of ours opens descriptors.
@@ -217,8 +232,12 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
         }
     }
     take_processes(samples, kinds, options, out);
+    let views = if whole_host { namespaces.views(&out.own_ns) } else { Vec::new() };
+    if kinds.contains(Kind::Fd) {
+        in_flight::fill(&views, out);
+    }
     if whole_host {
-        host_kinds(kinds, &namespaces, out);
+        host_kinds(kinds, &views, out);
     }
     if kinds.contains(Kind::Lock) {
         lock::collect(whole_host, out);
@@ -235,16 +254,15 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     Ok(())
 }
 
-fn host_kinds(kinds: KindSet, namespaces: &Namespaces, out: &mut Snapshot) {
-    let views = if kinds.any(&[Kind::Net, Kind::Ipc]) { namespaces.views(&out.own_ns) } else { Vec::new() };
+fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
     if kinds.contains(Kind::Cgroup) {
         cgroup::collect(out);
     }
     if kinds.contains(Kind::Ipc) {
-        ipc::collect(&views, out);
+        ipc::collect(views, out);
     }
     if kinds.contains(Kind::Net) {
-        net::collect(&views, out);
+        net::collect(views, out);
     }
     if kinds.contains(Kind::Loop) {
         loops::collect(out);
@@ -290,7 +308,8 @@ fn note_refusals(samples: &[Sample], out: &mut Snapshot) {
 pub(crate) fn lower_for_unreadable(unreadable: &[&Unreadable], coverage: &mut crate::snapshot::CoverageMap) {
     let Some(first) = unreadable.first() else { return };
     let why = format!("{} of pid {} cannot be read ({} in all)", first.what, first.pid, unreadable.len());
-    for kind in [Kind::Fd, Kind::Mount, Kind::Namespace] {
+    // A namespace that only such a process holds is not found, nor what is in it.
+    for kind in [Kind::Fd, Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net] {
         if coverage.0.contains_key(&kind) {
             coverage.lower(kind, Level::Partial, why.clone());
         }

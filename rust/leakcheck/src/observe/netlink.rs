@@ -143,3 +143,40 @@ fn frame(request_type: u16, sequence: u32, request: &[u8]) -> Vec<u8> {
     bytes.extend(request);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RTM_GETLINK: u16 = 18;
+
+    #[test]
+    fn a_reply_that_is_longer_than_the_buffer_is_asked_for_again() {
+        let mut netlink = Netlink::open(None).unwrap();
+        netlink.buffer.truncate(64);
+        let links = netlink.dump(RTM_GETLINK, &[0; 16], |reply| Ok(Some(reply.len()))).unwrap();
+        assert!(!links.is_empty(), "every network namespace has a loopback");
+        assert_eq!(netlink.buffer.len() % BUFFER, 0);
+        assert_eq!(netlink.dump(RTM_GETLINK, &[0; 16], |_| Ok(Some(()))).unwrap().len(), links.len());
+    }
+
+    #[test]
+    fn what_the_kernel_refuses_is_an_error_with_its_number() {
+        let mut netlink = Netlink::open(Some(rustix::net::netlink::SOCK_DIAG)).unwrap();
+        let refused = netlink.dump(20, &[255; 56], |_| Ok(Some(()))).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+        let refused = netlink.dump(20, &[], |_| Ok(Some(()))).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+    }
+
+    #[test]
+    fn a_malformed_reply_is_an_error_at_once() {
+        let mut passes = 0;
+        let mut netlink = Netlink::open(None).unwrap();
+        let outcome = netlink.dump(RTM_GETLINK, &[0; 16], |_| -> io::Result<Option<()>> {
+            passes += 1;
+            Err(io::Error::other("malformed"))
+        });
+        assert_eq!((passes, outcome.is_err()), (1, true));
+    }
+}

@@ -155,6 +155,26 @@ impl SockDiag {
         })
     }
 
+    /// Inodes of unix sockets with something to receive.
+    pub(crate) fn unix_queued(&mut self) -> io::Result<Vec<u64>> {
+        const SHOW_RQLEN: u32 = 0x10;
+        const RQLEN: u16 = 4;
+        let mut request = [0; 24];
+        request[0] = libc::AF_UNIX as u8;
+        request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+        request[12..16].copy_from_slice(&SHOW_RQLEN.to_ne_bytes());
+        self.0.dump(SOCK_DIAG_BY_FAMILY, &request, |reply| {
+            for attribute in attributes(reply.get(16..).unwrap_or_default()) {
+                let attribute = attribute.map_err(malformed)?;
+                // struct unix_diag_rqlen: the receive queue first.
+                if attribute.kind == RQLEN && u32_at(attribute.payload, 0)? > 0 {
+                    return Ok(Some(u32_at(reply, 4)?.into()));
+                }
+            }
+            Ok(None)
+        })
+    }
+
     /// Netlink sockets (`struct netlink_diag_req`, linux/netlink_diag.h).
     fn netlink(&mut self) -> io::Result<Vec<Socket>> {
         const ALL_PROTOCOLS: u8 = 255;
@@ -180,12 +200,14 @@ impl SockDiag {
     }
 }
 
+type Table = fn(&mut SockDiag) -> io::Result<Vec<Socket>>;
+
 /// One line for each of these socket inodes that the observer's own network namespace knows: protocol, addresses, state.
 /// Whole tables are read, so ask for all at once, and only for what is to be shown.
 pub(crate) fn describe(wanted: &BTreeSet<u64>) -> BTreeMap<u64, String> {
     let mut found = BTreeMap::new();
     let Ok(mut diag) = SockDiag::open() else { return found };
-    let tables: [fn(&mut SockDiag) -> io::Result<Vec<Socket>>; 5] = [
+    let tables: [Table; 5] = [
         |diag| diag.unix(Which::All),
         |diag| diag.netlink(),
         |diag| diag.packet(),
@@ -278,4 +300,76 @@ fn netlink_protocol(protocol: u8) -> String {
         other => return format!("protocol {other}"),
     };
     name.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::os::fd::AsRawFd;
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener, UnixStream};
+
+    use super::*;
+
+    fn describe_fd(socket: &impl AsRawFd) -> String {
+        let meta = std::fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd())).unwrap();
+        describe_socket(meta.ino()).expect("a socket of this namespace")
+    }
+
+    #[test]
+    fn describes_internet_sockets_by_addresses_and_state() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (here, there) = (client.local_addr().unwrap(), listener.local_addr().unwrap());
+        assert_eq!(describe_fd(&listener), format!("tcp {there} listening"));
+        assert_eq!(describe_fd(&client), format!("tcp {here} to {there} established"));
+        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert_eq!(describe_fd(&udp), format!("udp {} unconnected", udp.local_addr().unwrap()));
+    }
+
+    #[test]
+    fn describes_unix_and_netlink_sockets() {
+        let address = UnixAddress::from_abstract_name(format!("leakcheck\n{}", std::process::id())).unwrap();
+        let listener = UnixListener::bind_addr(&address).unwrap();
+        assert_eq!(describe_fd(&listener), format!("unix stream @leakcheck\\n{} listening", std::process::id()));
+        let (one, _other) = UnixStream::pair().unwrap();
+        assert_eq!(describe_fd(&one), "unix stream unnamed established");
+        // The kernel lists a netlink socket from when it has a port.
+        let route =
+            rustix::net::socket(rustix::net::AddressFamily::NETLINK, rustix::net::SocketType::RAW, None).unwrap();
+        rustix::net::bind(&route, &rustix::net::netlink::SocketAddrNetlink::new(0, 0)).unwrap();
+        let described = describe_fd(&route);
+        assert!(described.starts_with("netlink route port ") && !described.ends_with(" 0"), "{described}");
+    }
+
+    #[test]
+    fn an_unknown_inode_has_no_description() {
+        assert_eq!(describe_socket(u64::MAX), None);
+    }
+
+    #[test]
+    fn two_sockets_never_share_a_cookie() {
+        let one = TcpListener::bind("127.0.0.1:0").unwrap();
+        let cookies = |diag: &mut SockDiag| {
+            let listed = diag.inet(Transport::Tcp, Which::Reachable).unwrap();
+            listed.into_iter().map(|socket| socket.cookie).collect::<BTreeSet<_>>()
+        };
+        let mut diag = SockDiag::open().unwrap();
+        let before = cookies(&mut diag);
+        assert!(!before.is_empty() && !before.contains(&0));
+        let port = one.local_addr().unwrap();
+        drop(one);
+        let again = TcpListener::bind(port).unwrap();
+        let inode = std::fs::metadata(format!("/proc/self/fd/{}", again.as_raw_fd())).unwrap().ino();
+        let listed = diag.inet(Transport::Tcp, Which::Reachable).unwrap();
+        let socket = listed.iter().find(|socket| socket.ino == inode).expect("the second listener");
+        assert!(!before.contains(&socket.cookie), "same address, another socket");
+    }
+
+    #[test]
+    fn a_reply_that_is_too_short_is_an_error() {
+        assert!(cookie(&[0; 51], 44).is_err());
+        assert!(address(&[0; 20], libc::AF_INET6 as u8, 4, 8).is_err());
+    }
 }

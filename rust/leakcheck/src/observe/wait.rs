@@ -1,7 +1,7 @@
 //! Waiting until something happens to residue.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -9,17 +9,22 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::procfs::read_file;
 use crate::kind::Kind;
-use crate::resource::Resource;
+use crate::parse::stat;
+use crate::resource::{Process, Resource};
 
 /// Descriptors waited on at most.
 const MOST: usize = 256;
 
-/// Returns when a process of the residue ends, a cgroup of it changes, a mount is added or removed (proc(5), mountinfo), or after
-/// `pause`.
+/// A reaper's `wait` raises no event: zombies are looked at this often.
+const ZOMBIES: Duration = Duration::from_millis(5);
+
+/// Returns when a process of the residue ends or is reaped, a cgroup of it changes, a mount is added or removed (proc(5),
+/// mountinfo), or after `pause`.
 pub(crate) fn wait_for_change<'a>(residue: impl Iterator<Item = &'a Resource>, pause: Duration) {
     let read = OFlags::RDONLY | OFlags::CLOEXEC;
     let mut fds: Vec<(OwnedFd, PollFlags)> = Vec::new();
     let mut mounts = false;
+    let mut zombies = Vec::new();
     for resource in residue.take(MOST) {
         match resource {
             Resource::Process(p) if p.state != 'Z' => {
@@ -27,6 +32,7 @@ pub(crate) fn wait_for_change<'a>(residue: impl Iterator<Item = &'a Resource>, p
                 let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
                 fds.extend(pidfd.map(|fd| (fd, PollFlags::IN)));
             }
+            Resource::Process(p) => zombies.push(p),
             Resource::Cgroup(c) => {
                 let events = rustix::fs::open(c.dir.as_path().join("cgroup.events"), read, Mode::empty());
                 fds.extend(events.ok().map(|fd| (fd, PollFlags::PRI)));
@@ -39,9 +45,25 @@ pub(crate) fn wait_for_change<'a>(residue: impl Iterator<Item = &'a Resource>, p
         fds.extend(table.ok().map(|fd| (fd, PollFlags::PRI)));
     }
     let mut set: Vec<PollFd<'_>> = fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();
-    let timeout = Timespec { tv_sec: pause.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: pause.subsec_nanos().into() };
-    // An interrupted wait is a short one: the next look tells.
-    let _ = poll(&mut set, Some(&timeout));
+    let until = Instant::now() + pause;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        let step = if zombies.is_empty() { left } else { left.min(ZOMBIES) };
+        // An interrupted wait is a short one: the next look tells.
+        let events = poll(&mut set, Some(&timespec(step))).unwrap_or(1);
+        if events > 0 || step == left || zombies.iter().any(|p| !is_there(p)) {
+            return;
+        }
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: duration.subsec_nanos().into() }
+}
+
+fn is_there(process: &Process) -> bool {
+    let text = read_file(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
+    stat::parse(&text).is_ok_and(|stat| stat.start_time == process.start)
 }
 
 /// How much longer to wait: 2 when tasks stand in line for the processor or for memory, else 1. By pressure stall information

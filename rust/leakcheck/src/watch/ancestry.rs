@@ -26,6 +26,17 @@ const DEEPEST: usize = 1024;
 /// Verdicts kept for processes that were asked for.
 const REMEMBERED: usize = 1 << 16;
 
+/// Whether orphans may be handed to this process: pid 1, and who asked for it (`PR_SET_CHILD_SUBREAPER`, told only to itself).
+fn may_reap(pid: u32) -> bool {
+    pid == 1 || pid != std::process::id() || !matches!(rustix::process::child_subreaper(), Ok(None))
+}
+
+/// Whether it has children now; true if that cannot be read (`/proc/PID/task/TID/children` is a kernel option).
+fn has_children(pid: u32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().any(|t| fs::read(t.path().join("children")).map_or(true, |children| !children.is_empty()))
+}
+
 /// Walks chains of parents.
 #[derive(Debug)]
 pub(super) struct Ancestry {
@@ -35,6 +46,8 @@ pub(super) struct Ancestry {
     began: u64,
     /// Who may adopt orphans: pid 1 of our namespace and the root's ancestors at the start. Later ones are among them.
     reapers: Vec<u32>,
+    /// Whether a child of the root may be a stranger's orphan.
+    root_adopts: bool,
     verdicts: HashMap<(u32, u64), Membership>,
 }
 
@@ -48,7 +61,8 @@ impl Ancestry {
             pid = stat.ppid;
         }
         let root_start = stat(root).map_or(0, |s| s.start);
-        Ancestry { root, root_start, began, reapers, verdicts: HashMap::new() }
+        let root_adopts = may_reap(root) && has_children(root);
+        Ancestry { root, root_start, began, reapers, root_adopts, verdicts: HashMap::new() }
     }
 
     /// Who may adopt orphans of the run.
@@ -116,6 +130,9 @@ impl Ancestry {
             let Some(next) = stat(parent) else { continue };
             // A parent that is still the parent after it was read was not a stranger under a reused id.
             if stat(pid).is_some_and(|s| (s.ppid, s.start) == (parent, start)) {
+                if parent == self.root && self.root_adopts {
+                    return Membership::Unknown;
+                }
                 (pid, start) = (parent, next.start);
             }
         }

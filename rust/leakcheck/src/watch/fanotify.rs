@@ -90,7 +90,8 @@ fn parse_one(event: &[u8]) -> Option<Event> {
         match info[0] {
             INFO_FID => target = Some(handle(info)?.0),
             INFO_DFID_NAME => entry = Some(handle(info)?),
-            INFO_MNT => mount = Some(u64::from_ne_bytes(array(info, 4)?)),
+            // The id is aligned to its size.
+            INFO_MNT => mount = Some(u64::from_ne_bytes(array(info, 8)?)),
             _ => {}
         }
         infos = &infos[len..];
@@ -277,7 +278,8 @@ mod tests {
     #[test]
     fn a_mount_that_is_attached_is_told_from_one_that_moves() {
         let mut info = vec![INFO_MNT, 0];
-        info.extend(12u16.to_ne_bytes());
+        info.extend(16u16.to_ne_bytes());
+        info.extend([0; 4]);
         info.extend(0x8000_0001u64.to_ne_bytes());
         let attached = parse(&event(FAN_MNT_ATTACH, 5, &[info.clone()]));
         assert_eq!(attached, [Some(Event { pid: 5, deed: Deed::Attached(0x8000_0001) })]);

@@ -22,7 +22,7 @@ mod sys;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -86,13 +86,22 @@ impl Bell {
     }
 }
 
+/// The thread, and how it is parted from.
+struct Listener {
+    handle: JoinHandle<()>,
+    /// It holds copies of its own of what is slow to close, and nothing else.
+    has_left: Receiver<()>,
+    /// Dropped when our FDs are closed.
+    closing: SyncSender<()>,
+}
+
 /// A running watch. Belongs to the process that started it: in a forked child it knows nothing.
 ///
-/// Dropping it takes some 50 µs: the FDs are gone from the process when it returns, and the thread ends by itself. The kernel
-/// lets go of a fanotify group only after one or two grace periods (8–30 ms), which that thread waits out; [`Watch::close`] waits with it.
+/// Dropping it takes some 100 µs; then its FDs are closed and its thread has ended. What the kernel waits for when it lets go of a
+/// fanotify group (8–30 ms), it waits for in the exit of that thread, which stays listed in `/proc/self/task` until then.
 pub struct Watch {
     shared: Option<Arc<Shared>>,
-    thread: Option<(JoinHandle<()>, Receiver<()>)>,
+    thread: Option<Listener>,
     owner: u32,
     fds: Vec<RawFd>,
 }
@@ -106,16 +115,17 @@ impl Watch {
         let fds = state.sources().map(|fd| fd.as_raw_fd()).chain(waiting).collect();
         let shared = Arc::new(Shared { state: Mutex::new(state), bell, stop: AtomicBool::new(false) });
         let (left, has_left) = sync_channel(1);
+        let (closing, closed) = sync_channel(0);
         let thread = {
             // The thread must take no signal from the program that it is a guest of.
             let _blocked = sys::BlockedSignals::all();
             let shared = Arc::clone(&shared);
             // Without the thread events wait in the kernel until they are asked for; that a buffer overflowed would be told.
-            thread::Builder::new().name("leakcheck-watch".into()).spawn(move || listen(shared, &left)).ok()
+            thread::Builder::new().name("leakcheck-watch".into()).spawn(move || listen(shared, &left, &closed)).ok()
         };
         let watch = Watch {
             shared: Some(shared),
-            thread: thread.map(|handle| (handle, has_left)),
+            thread: thread.map(|handle| Listener { handle, has_left, closing }),
             owner: std::process::id(),
             fds,
         };
@@ -190,28 +200,25 @@ impl Watch {
         self.fds.clone()
     }
 
-    /// Stops, and returns when the thread has ended as well.
-    pub fn close(mut self) {
-        if let Some(thread) = self.stop() {
-            let _ = thread.join();
-        }
-    }
-
-    fn stop(&mut self) -> Option<JoinHandle<()>> {
-        let shared = self.shared.take()?;
+    fn stop(&mut self) {
+        let Some(shared) = self.shared.take() else { return };
         if std::process::id() != self.owner {
             // Taking the marks away would blind the parent, whose groups these are.
             std::mem::forget((shared, self.thread.take()));
-            return None;
+            return;
         }
-        let (handle, has_left) = self.thread.take()?;
+        let Some(Listener { handle, has_left, closing }) = self.thread.take() else { return };
         shared.stop.store(true, Ordering::Release);
         if let Some(bell) = &shared.bell {
             let _ = rustix::io::write(&bell.wake, &1u64.to_ne_bytes());
         }
         // The bound is for a thread that cannot leave; then this closes the FDs all the same, and waits for the kernel itself.
-        let _ = has_left.recv_timeout(Duration::from_millis(200));
-        Some(handle)
+        let left = has_left.recv_timeout(Duration::from_millis(200)) != Err(RecvTimeoutError::Timeout);
+        drop(shared);
+        drop(closing);
+        if left {
+            let _ = handle.join();
+        }
     }
 }
 
@@ -222,7 +229,7 @@ impl Drop for Watch {
 }
 
 /// The thread: takes events in as they come, so that no buffer overflows and every pid is looked at while it is fresh.
-fn listen(shared: Arc<Shared>, left: &SyncSender<()>) {
+fn listen(shared: Arc<Shared>, left: &SyncSender<()>, closed: &Receiver<()>) {
     while let Some(bell) = &shared.bell {
         if bell.wait().is_err() || shared.stop.load(Ordering::Acquire) {
             break;
@@ -230,8 +237,10 @@ fn listen(shared: Arc<Shared>, left: &SyncSender<()>) {
         shared.state.lock().unwrap_or_else(PoisonError::into_inner).take_in();
     }
     let mut slow = shared.state.lock().unwrap_or_else(PoisonError::into_inner).slow_to_close();
-    // From here on the FDs are the other thread's to close. The copies make its closing not the last one, hence quick.
+    // From here on the FDs are the other thread's to close. The copies make its closing not the last one, hence quick: the
+    // last one is the end of this thread.
     drop(shared);
     let _ = sys::unshare_files_keeping(&mut slow);
     let _ = left.send(());
+    let _ = closed.recv();
 }

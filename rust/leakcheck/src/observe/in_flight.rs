@@ -1,0 +1,43 @@
+//! Descriptors in flight: sent over a unix socket with `SCM_RIGHTS` and not received yet, they stand in no table (unix(7)).
+//! `scm_fds` of fdinfo counts them (Linux 5.10). Only a socket with something in its queue can have any, so of a whole host only
+//! those are asked that `sock_diag` says have one.
+
+use std::collections::HashSet;
+
+use super::enter::{NsView, inside};
+use super::procfs::read_file;
+use super::sockdiag::SockDiag;
+use crate::parse::nslink::NsType;
+use crate::parse::fdinfo;
+use crate::parse::fdlink::{self, FdLink};
+use crate::snapshot::Snapshot;
+
+/// Above this many unix sockets to ask one by one, the queues are dumped first.
+const ASK_ALL: usize = 64;
+
+/// Fills in [`crate::resource::Fd::in_flight`].
+pub(crate) fn fill(views: &[NsView], out: &mut Snapshot) {
+    let sockets = out.fds.iter().filter(|fd| socket(fd.target.as_ref()).is_some()).count();
+    let queued: Option<HashSet<u64>> = (sockets > ASK_ALL && !views.is_empty()).then(|| {
+        let net: Vec<&NsView> = views.iter().filter(|v| v.ns_type == NsType::Net).collect();
+        let dumps = inside(&net, |_| SockDiag::open().and_then(|mut diag| diag.unix_queued()).unwrap_or_default());
+        dumps.into_iter().flatten().flatten().collect()
+    });
+    for fd in &mut out.fds {
+        let Some(ino) = socket(fd.target.as_ref()) else { continue };
+        if queued.as_ref().is_some_and(|q| !q.contains(&ino)) {
+            continue;
+        }
+        let path = format!("/proc/{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd);
+        if let Ok(text) = read_file(path) {
+            fd.in_flight = fdinfo::parse(&text).scm_fds.unwrap_or(0);
+        }
+    }
+}
+
+fn socket(target: &[u8]) -> Option<u64> {
+    match fdlink::parse(target) {
+        FdLink::Socket(ino) => Some(ino),
+        _ => None,
+    }
+}

@@ -1,0 +1,209 @@
+//! Helper processes: made with a known state, held by nothing of the caller's, ended without a race.
+//!
+//! A child that has not been reaped keeps its pid, so no pidfd needs to stay open (it would show as an
+//! extra FD of this process): one is opened for the moment of the signal.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use rustix::fs::{Mode, OFlags, open};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_open,
+    pidfd_send_signal, waitid,
+};
+
+use crate::error::{During, Error, Result};
+
+/// What a helper does once it is set up.
+pub(crate) enum Then {
+    /// Waits for ever, with at most this one FD besides its `/dev/null`s.
+    Pause(Option<OwnedFd>),
+    /// Stops itself by SIGSTOP.
+    Stop,
+    Exit,
+}
+
+/// A direct child, not reaped.
+#[derive(Clone, Copy)]
+pub(crate) struct Child(Pid);
+
+impl Child {
+    pub(crate) fn pid(self) -> i32 {
+        self.0.as_raw_nonzero().get()
+    }
+
+    /// One of its namespaces, e.g. `net`.
+    pub(crate) fn namespace(self, entry: &str) -> PathBuf {
+        format!("/proc/{}/ns/{entry}", self.pid()).into()
+    }
+
+    /// Waits until it is a zombie or stopped, and leaves it so.
+    pub(crate) fn wait_unreaped(self, state: WaitIdOptions) -> Result<()> {
+        waitid(WaitId::Pid(self.0), state | WaitIdOptions::NOWAIT)
+            .map(drop)
+            .during(format!("wait for child {}", self.pid()))
+    }
+
+    pub(crate) fn pidfd(self) -> Result<OwnedFd> {
+        pidfd_open(self.0, PidfdFlags::empty())
+            .during(format!("pidfd_open of child {}", self.pid()))
+    }
+
+    /// Kills it if it lives, and reaps it.
+    pub(crate) fn end(self) -> Result<()> {
+        let pidfd = self.pidfd()?;
+        match pidfd_send_signal(&pidfd, Signal::KILL) {
+            // A zombie may be signalled in vain, or not at all.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error).during(format!("kill child {}", self.pid())),
+        }
+        waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
+            .map(drop)
+            .during(format!("reap child {}", self.pid()))
+    }
+}
+
+/// Makes a child in the given new namespaces (`CLONE_NEW*`), runs `setup` in it, and returns when that is done
+/// (or has failed, with the child reaped).
+pub(crate) fn spawn(
+    namespaces: libc::c_int,
+    setup: impl FnOnce() -> Result<Then>,
+) -> Result<Child> {
+    let (outcome, report) = pipe_with(PipeFlags::CLOEXEC).during("pipe")?;
+    let Some(pid) = clone3(namespaces).during("clone3")? else {
+        drop(outcome);
+        run_child(report, setup);
+    };
+    let child = Child(pid);
+    drop(report);
+    let mut answer = Vec::new();
+    let read = std::fs::File::from(outcome).read_to_end(&mut answer);
+    if let Ok([]) = read.as_ref().map(|_| answer.as_slice()) {
+        return Ok(child);
+    }
+    child.end()?;
+    match answer.split_first_chunk() {
+        Some((errno, operation)) => Err(Error::Os {
+            operation: String::from_utf8_lossy(operation).into_owned(),
+            cause: io::Error::from_raw_os_error(i32::from_ne_bytes(*errno)),
+        }),
+        None => Err(Error::Failed("the helper process gave no answer".into())),
+    }
+}
+
+/// The child's life. `report` closes, here or by exec, when it is set up.
+fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
+    let outcome = detach().and_then(|()| setup()).and_then(|then| {
+        let kept = if let Then::Pause(Some(fd)) = &then {
+            Some(fd.as_raw_fd())
+        } else {
+            None
+        };
+        close_all_but([Some(report.as_raw_fd()), kept])?;
+        Ok(then)
+    });
+    match outcome {
+        Ok(then) => {
+            drop(report);
+            match then {
+                Then::Pause(_kept) => pause(),
+                Then::Stop => {
+                    let _ = kill_process(getpid(), Signal::STOP);
+                    pause()
+                }
+                Then::Exit => exit(0),
+            }
+        }
+        Err(error) => {
+            let (errno, text) = match error {
+                Error::Os { operation, cause } => {
+                    (cause.raw_os_error().unwrap_or(libc::EIO), operation)
+                }
+                other => (libc::EIO, other.to_string()),
+            };
+            let mut message = errno.to_ne_bytes().to_vec();
+            message.extend_from_slice(text.as_bytes());
+            let _ = std::fs::File::from(report).write_all(&message);
+            exit(1)
+        }
+    }
+}
+
+/// Lets go of the caller: its terminal or pipes (a helper that holds one hangs who reads it), its working
+/// directory, and this program's signal mask.
+#[allow(unsafe_code)]
+fn detach() -> Result<()> {
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
+        .during("open /dev/null")?;
+    rustix::stdio::dup2_stdin(&null).during("dup2 stdin")?;
+    rustix::stdio::dup2_stdout(&null).during("dup2 stdout")?;
+    rustix::stdio::dup2_stderr(&null).during("dup2 stderr")?;
+    rustix::process::chdir("/").during("chdir /")?;
+    // SAFETY: an all-zero set is the empty one on Linux, and only the mask of this new process changes.
+    unsafe {
+        let empty: libc::sigset_t = std::mem::zeroed();
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut());
+    }
+    // What this process inherited without close-on-exec would otherwise live on through an exec.
+    close_range(3, RawFd::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()).during("close_range")
+}
+
+fn close_all_but(kept: [Option<RawFd>; 2]) -> Result<()> {
+    let mut kept: Vec<RawFd> = kept.into_iter().flatten().collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept.into_iter().chain([RawFd::MAX]) {
+        if first < fd {
+            close_range(first, fd - 1, 0).during("close_range")?;
+        }
+        first = fd.saturating_add(1);
+    }
+    Ok(())
+}
+
+/// close_range(2), Linux 5.9 (`CLOSE_RANGE_CLOEXEC` 5.11).
+#[allow(unsafe_code)]
+fn close_range(first: RawFd, last: RawFd, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: only called in a fresh child, which uses none of these descriptors afterwards.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// clone3(2), Linux 5.3: unlike clone(2) it takes `CLONE_NEWTIME`. `None` in the child.
+#[allow(unsafe_code)]
+fn clone3(namespaces: libc::c_int) -> io::Result<Option<Pid>> {
+    // SAFETY: an all-zero `clone_args` is valid. Without CLONE_VM this is fork(2): the child has a copy of
+    // the memory, and as this process has one thread, no lock in it is held by a thread that is gone.
+    let pid = unsafe {
+        let mut arguments: libc::clone_args = std::mem::zeroed();
+        arguments.flags = u64::from(namespaces.cast_unsigned());
+        arguments.exit_signal = libc::SIGCHLD.cast_unsigned().into();
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut arguments,
+            size_of_val(&arguments),
+        )
+    };
+    match i32::try_from(pid) {
+        Ok(0) => Ok(None),
+        Ok(pid) if pid > 0 => Ok(Pid::from_raw(pid)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Waits until a signal ends this process.
+pub(crate) fn pause() -> ! {
+    loop {
+        rustix::event::pause();
+    }
+}
+
+#[allow(unsafe_code)]
+fn exit(code: i32) -> ! {
+    // SAFETY: ends the process at once; the parent's exit handlers and buffers are not this child's to run.
+    unsafe { libc::_exit(code) }
+}

@@ -1,0 +1,131 @@
+//! Loop devices that stay attached (loop(4)).
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::Plant;
+use crate::error::{During, Error, Result};
+use crate::facts;
+use crate::stage::{Planting, Stage, Undo, planting, removal};
+
+// linux/loop.h; the libc crate has them not on every target.
+const LOOP_SET_FD: libc::c_ulong = 0x4C00;
+const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
+const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
+
+pub(super) const PLANTS: &[Plant] = &[
+    Plant {
+        name: "loop-attached",
+        needs: &["root", "/dev/loop-control"],
+        what: "a loop device with a backing file",
+        prepare: |stage| {
+            let path = stage.path("disk");
+            backing_file(stage.scaffold(), &path)?;
+            planting(move |undo| attach(undo, &path))
+        },
+    },
+    Plant {
+        name: "loop-deleted-backing",
+        needs: &["root", "/dev/loop-control"],
+        what: "a loop device whose backing file was deleted",
+        prepare: deleted_backing,
+    },
+];
+
+fn deleted_backing(stage: &mut Stage) -> Result<Planting> {
+    let path = stage.path("disk");
+    planting(move |undo| {
+        let mut made = Undo::default();
+        backing_file(&mut made, &path)?;
+        let facts = attach(undo, &path)?;
+        made.run()?;
+        Ok(facts)
+    })
+}
+
+fn backing_file(undo: &mut Undo, path: &Path) -> Result<()> {
+    let file = File::create_new(path).on("create", path)?;
+    undo.push(removal(path));
+    file.set_len(64 * 1024).on("truncate", path)
+}
+
+fn attach(undo: &mut Undo, backing: &Path) -> Result<serde_json::Value> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(backing)
+        .on("open", backing)?;
+    let device = attach_to_free(&file)?;
+    let mut facts = facts::of_path(backing)?;
+    facts["device"] = json!(device);
+    let backing = backing.to_owned();
+    undo.push(move || detach(&device, &backing));
+    Ok(facts)
+}
+
+/// Another process may take the free device first: hence more than one try.
+fn attach_to_free(file: &File) -> Result<PathBuf> {
+    let path = Path::new("/dev/loop-control");
+    let control = match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::Unavailable("no /dev/loop-control here".into()));
+        }
+        opened => opened.on("open", path)?,
+    };
+    for _ in 0..16 {
+        let number = ioctl(&control, LOOP_CTL_GET_FREE, 0).during("LOOP_CTL_GET_FREE")?;
+        let path = PathBuf::from(format!("/dev/loop{number}"));
+        let device = match OpenOptions::new().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::Unavailable(format!("{path:?} has no node here")));
+            }
+            opened => opened.on("open", &path)?,
+        };
+        match ioctl(&device, LOOP_SET_FD, file.as_raw_fd()) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
+            done => return done.on("LOOP_SET_FD", &path).map(|_| path),
+        }
+    }
+    Err(Error::Failed(
+        "every free loop device was taken by somebody else".into(),
+    ))
+}
+
+fn detach(device: &Path, backing: &Path) -> Result<()> {
+    let opened = File::open(device).on("open", device)?;
+    ioctl(&opened, LOOP_CLR_FD, 0).on("LOOP_CLR_FD", device)?;
+    drop(opened);
+    // While somebody else has the device open, the kernel only notes that it is to go (loop(4), autoclear).
+    let attached = Path::new("/sys/block")
+        .join(device.file_name().unwrap_or_default())
+        .join("loop/backing_file");
+    match fs::read(&attached) {
+        // A deleted file's path has a mark behind it.
+        Ok(file) if file.starts_with(backing.as_os_str().as_bytes()) => Err(Error::Failed(
+            format!("{device:?} is still attached: another process has it open"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+#[allow(unsafe_code)]
+fn ioctl(file: &File, request: libc::c_ulong, argument: libc::c_int) -> io::Result<libc::c_int> {
+    // SAFETY: these three requests take an integer and touch no memory.
+    let result = unsafe {
+        libc::ioctl(
+            file.as_raw_fd(),
+            request as libc::Ioctl,
+            libc::c_long::from(argument),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}

@@ -1,0 +1,276 @@
+//! Network objects that stay: interfaces, a named namespace, a table, listening sockets.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::netlink::{Family, Message, request};
+use super::{Plant, namespace};
+use crate::error::{During, Error, Result};
+use crate::facts;
+use crate::stage::{self, Planting, Stage, Undo, make_directory, planting, removal};
+
+// linux/rtnetlink.h, linux/if_link.h, linux/veth.h
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+/// `struct ifinfomsg`, all zero.
+const IFINFOMSG: [u8; 16] = [0; 16];
+
+// linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
+const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
+const NFNL_MSG_BATCH_END: u16 = 0x11;
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFT_MSG_NEWTABLE: u16 = 0;
+const NFT_MSG_DELTABLE: u16 = 2;
+const NFTA_TABLE_NAME: u16 = 1;
+const NFPROTO_INET: u8 = 1;
+
+pub(super) const PLANTS: &[Plant] = &[
+    Plant {
+        name: "net-veth",
+        needs: &["root", "veth"],
+        what: "a pair of virtual Ethernet devices, both ends here",
+        prepare: |_| veth(None),
+    },
+    Plant {
+        name: "net-veth-other-ns",
+        needs: &["root", "veth"],
+        what: "a pair of virtual Ethernet devices, the far end in another network namespace",
+        prepare: |stage| {
+            let (path, mut helper) = namespace::of_helper("net", libc::CLONE_NEWNET)?;
+            let other = File::open(&path).on("open", &path)?;
+            helper.run()?;
+            let other = OwnedFd::from(other);
+            let number = other.as_raw_fd();
+            stage.scaffold().keep(other);
+            veth(Some(number))
+        },
+    },
+    Plant {
+        name: "net-tap",
+        needs: &["root", "tun"],
+        what: "a persistent tap device, which needs no process to live",
+        prepare: |_| planting(tap),
+    },
+    Plant {
+        name: "net-dummy",
+        needs: &["root", "dummy"],
+        what: "a dummy interface",
+        prepare: |_| {
+            planting(|undo| {
+                let name = interface("d");
+                let link = new_link(&name, "dummy", |info| info);
+                request(&Family::Route, [link]).during("make a dummy interface")?;
+                interface_facts(undo, name)
+            })
+        },
+    },
+    Plant {
+        name: "net-named-netns",
+        needs: &["root"],
+        what: "a network namespace with a name: an nsfs file bound in /run/netns, as `ip netns add` makes it",
+        prepare: named_netns,
+    },
+    Plant {
+        name: "net-nft-table",
+        needs: &["root", "nft"],
+        what: "an empty nftables table of the inet family",
+        prepare: |_| planting(nft_table),
+    },
+    Plant {
+        name: "net-tcp-listen",
+        needs: &[],
+        what: "a TCP socket that listens on a port of the loopback address",
+        prepare: |_| {
+            planting(|undo| {
+                let listener = TcpListener::bind(("127.0.0.1", 0)).during("listen on 127.0.0.1")?;
+                let mut facts = facts::of_fd(&listener)?;
+                facts["port"] = json!(listener.local_addr().during("getsockname")?.port());
+                undo.keep(listener);
+                Ok(facts)
+            })
+        },
+    },
+    Plant {
+        name: "net-abstract-unix",
+        needs: &[],
+        what: "a unix socket that listens on an abstract name, of which no file tells",
+        prepare: |_| {
+            planting(|undo| {
+                let name = stage::name("abstract");
+                let address = SocketAddr::from_abstract_name(&name).during("abstract name")?;
+                let listener =
+                    UnixListener::bind_addr(&address).during("listen on an abstract name")?;
+                let mut facts = facts::of_fd(&listener)?;
+                facts["name"] = json!(format!("@{name}"));
+                undo.keep(listener);
+                Ok(facts)
+            })
+        },
+    },
+];
+
+/// At most 15 bytes (IFNAMSIZ), and a pid has up to 7 digits.
+fn interface(suffix: &str) -> String {
+    format!("mkleak{}{suffix}", std::process::id())
+}
+
+fn new_link(name: &str, kind: &str, data: impl FnOnce(Message) -> Message) -> Message {
+    Message::acknowledged(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &IFINFOMSG)
+        .string(IFLA_IFNAME, name)
+        .nested(IFLA_LINKINFO, |info| {
+            data(info.string(IFLA_INFO_KIND, kind))
+        })
+}
+
+fn veth(other: Option<i32>) -> Result<Planting> {
+    planting(move |undo| {
+        let (name, peer) = (interface("a"), interface("b"));
+        let link = new_link(&name, "veth", |info| {
+            info.nested(IFLA_INFO_DATA, |data| {
+                data.nested(VETH_INFO_PEER, |end| {
+                    let end = end.raw(&IFINFOMSG).string(IFLA_IFNAME, &peer);
+                    match other {
+                        Some(netns) => end.attribute(IFLA_NET_NS_FD, &netns.to_ne_bytes()),
+                        None => end,
+                    }
+                })
+            })
+        });
+        request(&Family::Route, [link]).during("make a veth pair")?;
+        let mut facts = interface_facts(undo, name)?;
+        facts["peer"] = json!(peer);
+        Ok(facts)
+    })
+}
+
+/// The way back of an interface (with its peer, if it has one), and its facts.
+fn interface_facts(undo: &mut Undo, name: String) -> Result<Value> {
+    let removed = name.clone();
+    undo.push(move || {
+        let message =
+            Message::acknowledged(RTM_DELLINK, 0, &IFINFOMSG).string(IFLA_IFNAME, &removed);
+        request(&Family::Route, [message]).during(format!("delete the interface {removed}"))
+    });
+    let index = rustix::net::netdevice::name_to_index(
+        rustix::net::socket(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::DGRAM,
+            None,
+        )
+        .during("socket")?,
+        &name,
+    )
+    .during(format!("index of {name}"))?;
+    Ok(json!({"name": name, "ifindex": index}))
+}
+
+// linux/if_tun.h
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
+const IFF_TAP: libc::c_short = 2;
+const IFF_NO_PI: libc::c_short = 0x1000;
+
+#[allow(unsafe_code)]
+fn tap(undo: &mut Undo) -> Result<Value> {
+    let path = Path::new("/dev/net/tun");
+    let tun = match OpenOptions::new().read(true).write(true).open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Error::Unavailable("no /dev/net/tun here".into()));
+        }
+        opened => opened.on("open", path)?,
+    };
+    let name = interface("t");
+    // SAFETY: an all-zero `ifreq` is valid; the kernel reads and writes it for TUNSETIFF only.
+    let (named, persistent) = unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request
+            .ifr_name
+            .iter_mut()
+            .take(libc::IFNAMSIZ - 1)
+            .zip(name.bytes())
+        {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI;
+        let named = libc::ioctl(tun.as_raw_fd(), TUNSETIFF as libc::Ioctl, &raw mut request);
+        let error = io::Error::last_os_error();
+        let named = if named < 0 { Err(error) } else { Ok(()) };
+        let persistent = libc::ioctl(
+            tun.as_raw_fd(),
+            TUNSETPERSIST as libc::Ioctl,
+            1 as libc::c_ulong,
+        );
+        (
+            named,
+            if persistent < 0 {
+                Err(io::Error::last_os_error())
+            } else {
+                Ok(())
+            },
+        )
+    };
+    named.on("TUNSETIFF", path)?;
+    persistent.on("TUNSETPERSIST", path)?;
+    interface_facts(undo, name)
+}
+
+fn named_netns(stage: &mut Stage) -> Result<Planting> {
+    let directory = Path::new("/run/netns");
+    if !directory.exists() {
+        make_directory(stage.scaffold(), directory)?;
+    }
+    let path = directory.join(stage::name("netns"));
+    planting(move |undo| {
+        fs::File::create_new(&path).on("create", &path)?;
+        undo.push(removal(&path));
+        let mut facts = namespace::bound(undo, "net", libc::CLONE_NEWNET, &path)?;
+        facts["name"] = json!(stage::name("netns"));
+        Ok(facts)
+    })
+}
+
+fn nft_table(undo: &mut Undo) -> Result<Value> {
+    let name = stage::name("table");
+    change_table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, &name)
+        .during("make an nftables table")?;
+    let removed = name.clone();
+    undo.push(move || {
+        change_table(NFT_MSG_DELTABLE, 0, &removed).during("delete the nftables table")
+    });
+    Ok(json!({"family": "inet", "name": name}))
+}
+
+/// nftables takes changes in batches only.
+fn change_table(change: u16, flags: u16, name: &str) -> io::Result<()> {
+    // `struct nfgenmsg`: family, version, and the subsystem in network order for the batch's ends.
+    let subsystem = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+    let end = [0, 0, subsystem[0], subsystem[1]];
+    request(
+        &Family::Netfilter,
+        [
+            Message::new(NFNL_MSG_BATCH_BEGIN, 0, &end),
+            Message::acknowledged(
+                NFNL_SUBSYS_NFTABLES << 8 | change,
+                flags,
+                &[NFPROTO_INET, 0, 0, 0],
+            )
+            .string(NFTA_TABLE_NAME, name),
+            Message::new(NFNL_MSG_BATCH_END, 0, &end),
+        ],
+    )
+}

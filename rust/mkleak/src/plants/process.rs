@@ -1,0 +1,197 @@
+//! Processes that stay behind.
+
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::ptr;
+
+use rustix::process::{WaitIdOptions, setsid};
+use serde_json::{Value, json};
+
+use super::Plant;
+use crate::child::{Then, spawn};
+use crate::cli::PAUSE;
+use crate::error::{During, Error, Result};
+use crate::orphan::orphan;
+use crate::stage::{Planting, Stage, Undo, planting, removal};
+
+/// A name such as kernel threads have, which people filter out of `ps`.
+const DISGUISE: &str = "kworker/u8:3-ev";
+
+pub(super) const PLANTS: &[Plant] = &[
+    Plant {
+        name: "zombie",
+        needs: &[],
+        what: "a child that exited and that its parent has not reaped",
+        prepare: |_| child(|| Ok(Then::Exit), Some(WaitIdOptions::EXITED)),
+    },
+    Plant {
+        name: "orphan",
+        needs: &[],
+        what: "a daemon: forked twice, in its own session, its parent gone",
+        prepare: |_| daemon(|| Ok(Then::Pause(None))),
+    },
+    Plant {
+        name: "renamed-wiped",
+        needs: &[],
+        what: "an orphan that took a kernel thread's name and overwrote its arguments and environment",
+        prepare: |_| {
+            daemon(|| {
+                rename_and_wipe()?;
+                Ok(Then::Pause(None))
+            })
+        },
+    },
+    Plant {
+        name: "hostile-comm",
+        needs: &[],
+        what: "an orphan whose comm holds a parenthesis, blanks and a newline, as if it were the rest of its stat line",
+        prepare: |_| {
+            daemon(|| {
+                rustix::thread::set_name(c"a) Z 1\n1 (b").during("prctl PR_SET_NAME")?;
+                Ok(Then::Pause(None))
+            })
+        },
+    },
+    Plant {
+        name: "stopped",
+        needs: &[],
+        what: "a child that stopped itself by SIGSTOP",
+        prepare: |_| child(|| Ok(Then::Stop), Some(WaitIdOptions::STOPPED)),
+    },
+    Plant {
+        name: "child-in-own-session",
+        needs: &[],
+        what: "a child that left its parent's session and process group",
+        prepare: |_| {
+            child(
+                || {
+                    setsid().during("setsid")?;
+                    Ok(Then::Pause(None))
+                },
+                None,
+            )
+        },
+    },
+    Plant {
+        name: "deleted-exe",
+        needs: &[],
+        what: "a child that runs an executable which was deleted",
+        prepare: deleted_exe,
+    },
+];
+
+fn child(
+    setup: impl FnOnce() -> Result<Then> + 'static,
+    until: Option<WaitIdOptions>,
+) -> Result<Planting> {
+    planting(move |undo| {
+        let child = spawn(0, setup)?;
+        undo.push(move || child.end());
+        if let Some(state) = until {
+            child.wait_unreaped(state)?;
+        }
+        Ok(json!({"pid": child.pid()}))
+    })
+}
+
+fn daemon(setup: impl FnOnce() -> Result<Then> + 'static) -> Result<Planting> {
+    planting(move |undo| {
+        let orphan = orphan(|| Ok(()), setup)?;
+        let pid = orphan.pid();
+        undo.push(move || orphan.end());
+        Ok(json!({"pid": pid}))
+    })
+}
+
+/// Overwrites what `/proc/PID/{comm,cmdline,environ}` show of this process.
+#[allow(unsafe_code)]
+fn rename_and_wipe() -> Result<()> {
+    let comm = CString::new(DISGUISE)
+        .map_err(io::Error::from)
+        .during("name")?;
+    rustix::thread::set_name(&comm).during("prctl PR_SET_NAME")?;
+    let stat = fs::read_to_string("/proc/self/stat").during("read /proc/self/stat")?;
+    let fields: Vec<usize> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_ascii_whitespace()
+        .map(|field| field.parse().unwrap_or(0))
+        .collect();
+    // proc_pid_stat(5): arg_start, arg_end, env_start and env_end are the fields 48 to 51; the third comes first here.
+    let Some(&[arg_start, arg_end, env_start, env_end]) = fields.get(45..49) else {
+        return Err(Error::Failed(
+            "/proc/self/stat has no argument addresses".into(),
+        ));
+    };
+    for (start, end) in [(arg_start, arg_end), (env_start, env_end)] {
+        if start == 0 || end < start {
+            return Err(Error::Unavailable(
+                "the kernel hides the argument addresses".into(),
+            ));
+        }
+        // SAFETY: the kernel put these writable strings on the stack of this process (a fork, so they are its
+        // own copy), and nothing reads the arguments or the environment after this.
+        unsafe {
+            ptr::write_bytes(
+                ptr::with_exposed_provenance_mut::<u8>(start),
+                0,
+                end - start,
+            )
+        };
+    }
+    let length = DISGUISE.len().min((arg_end - arg_start).saturating_sub(1));
+    // SAFETY: as above; the copy stays inside the argument area and leaves its last byte zero.
+    unsafe {
+        ptr::copy_nonoverlapping(
+            DISGUISE.as_ptr(),
+            ptr::with_exposed_provenance_mut(arg_start),
+            length,
+        )
+    };
+    Ok(())
+}
+
+fn deleted_exe(stage: &mut Stage) -> Result<Planting> {
+    let path = stage.path("exe");
+    planting(move |undo| {
+        let mut copied = Undo::default();
+        copied.push(removal(&path));
+        copy_own_exe(&path)?;
+        let exe = CString::new(path.as_os_str().as_encoded_bytes())
+            .map_err(io::Error::from)
+            .on("exec", &path)?;
+        let argument = CString::new(PAUSE)
+            .map_err(io::Error::from)
+            .on("exec", &path)?;
+        let child = spawn(0, || Err(exec(&[&exe, &argument])).on("exec", &path))?;
+        undo.push(move || child.end());
+        copied.run()?;
+        Ok::<Value, Error>(json!({"pid": child.pid(), "exe": path}))
+    })
+}
+
+fn copy_own_exe(to: &Path) -> Result<()> {
+    let bytes = fs::read("/proc/self/exe").during("read /proc/self/exe")?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o700)
+        .open(to)
+        .on("create", to)?;
+    file.write_all(&bytes).on("write", to)
+}
+
+/// execve(2) with an empty environment; comes back only with an error.
+#[allow(unsafe_code)]
+fn exec(arguments: &[&CString]) -> io::Error {
+    let mut pointers: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
+    pointers.push(ptr::null());
+    let environment = [ptr::null()];
+    // SAFETY: both vectors end with a null pointer and their strings outlive the call.
+    unsafe { libc::execve(pointers[0], pointers.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}

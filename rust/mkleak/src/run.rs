@@ -1,0 +1,129 @@
+//! The conversation with the caller: `WAITING`, `READY`, `CLEAN`.
+
+use std::io::{self, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::ptr;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use serde_json::{Value, json};
+
+use crate::cli::Job;
+use crate::error::{During, Error, Result};
+use crate::stage::{Stage, Undo};
+
+/// Makes the plant, tells the caller, and cleans up when told to.
+pub(crate) fn run(job: &Job) -> Result<()> {
+    let mut caller = Caller::new()?;
+    let mut stage = Stage::new(&job.dir, job.cgroup.as_deref());
+    let plant = (job.entry.plant.prepare)(&mut stage)?;
+    if job.hold {
+        let told = caller.tell("WAITING", Some(&json!({"pid": std::process::id()})));
+        if told == Next::Stop || caller.wait()? == Next::Stop {
+            return stage.scaffold().run();
+        }
+    }
+
+    let mut undo = Undo::default();
+    let mut facts = plant(&mut undo)?;
+    facts["kind"] = json!(job.entry.kind);
+    let mut next = caller.tell("READY", Some(&facts));
+    if next == Next::GoOn {
+        next = caller.wait()?;
+    }
+    undo.run()?;
+
+    if !job.hold {
+        stage.scaffold().run()?;
+    }
+    let told = caller.tell("CLEAN", None);
+    if job.hold && next == Next::GoOn && told == Next::GoOn {
+        caller.wait()?;
+    }
+    stage.scaffold().run()
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    GoOn,
+    /// The caller hung up, or a signal asks to end.
+    Stop,
+}
+
+/// The two ends on which the caller is heard: stdin, and the signals that ask to end.
+struct Caller {
+    signals: OwnedFd,
+    unread: Vec<u8>,
+}
+
+impl Caller {
+    #[allow(unsafe_code)]
+    fn new() -> Result<Self> {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: the calls initialise and then read one local set; with SIG_DFL no handler runs.
+        let signals = unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                libc::sigaddset(set.as_mut_ptr(), signal);
+            }
+            libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
+            // An inherited SIG_IGN would make the kernel reap our children, and their pids could be
+            // another's before we signal them (sigaction(2), SA_NOCLDWAIT).
+            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+            libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC)
+        };
+        if signals < 0 {
+            return Err(io::Error::last_os_error()).during("signalfd");
+        }
+        // SAFETY: signalfd just returned this descriptor and nobody else has it.
+        let signals = unsafe { OwnedFd::from_raw_fd(signals) };
+        Ok(Self {
+            signals,
+            unread: Vec::new(),
+        })
+    }
+
+    fn tell(&self, word: &str, facts: Option<&Value>) -> Next {
+        let line = facts.map_or_else(|| format!("{word}\n"), |facts| format!("{word} {facts}\n"));
+        let mut out = io::stdout();
+        match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {
+            Ok(()) => Next::GoOn,
+            Err(_) => Next::Stop,
+        }
+    }
+
+    /// Waits for a line. Bytes after it are the next wait's.
+    fn wait(&mut self) -> Result<Next> {
+        loop {
+            if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
+                self.unread.drain(..=end);
+                return Ok(Next::GoOn);
+            }
+            let stdin = io::stdin();
+            let mut ends = [
+                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN),
+            ];
+            poll(&mut ends, None).during("poll stdin")?;
+            if !ends[0].revents().is_empty() {
+                return Ok(Next::Stop);
+            }
+            let mut bytes = [0; 256];
+            match rustix::io::read(stdin.as_fd(), &mut bytes) {
+                Ok(0) => return Ok(Next::Stop),
+                Ok(length) => self.unread.extend_from_slice(&bytes[..length]),
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                Err(error) => {
+                    return Err(Error::Os {
+                        operation: "read stdin".into(),
+                        cause: error.into(),
+                    });
+                }
+            }
+            // A caller that sends no newline must not make this grow.
+            if self.unread.len() > 4096 {
+                self.unread.clear();
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Everything that a plant could change, looked at in the simplest way: as lines of text.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::linux::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
+
+/// One look. Each line begins with what it is about: `process`, `fd`, `mount` …
+pub(crate) type World = BTreeSet<String>;
+
+/// Where to look.
+pub(crate) struct Place<'a> {
+    /// mkleak's pid.
+    pub(crate) pid: u32,
+    /// Where file-like plants go.
+    pub(crate) dir: &'a Path,
+}
+
+impl Place<'_> {
+    pub(crate) fn look(&self) -> World {
+        let mut world = World::new();
+        self.processes(&mut world);
+        self.own(&mut world);
+        for root in [self.dir, Path::new("/dev/shm"), Path::new("/run")] {
+            files(root, &mut world);
+        }
+        for class in ["shm", "sem", "msg"] {
+            lines(
+                &format!("/proc/sysvipc/{class}"),
+                "sysvipc",
+                &mut world,
+                |_| true,
+            );
+        }
+        message_queues(&mut world);
+        networks(&mut world);
+        self.machine_wide(&mut world);
+        world
+    }
+
+    /// Processes with their state, namespaces and locks.
+    fn processes(&self, world: &mut World) {
+        for process in numbered("/proc") {
+            let Ok(stat) = fs::read(process.join("stat")) else {
+                continue;
+            };
+            let stat = String::from_utf8_lossy(&stat);
+            let (comm, rest) = stat.rsplit_once(") ").unwrap_or_default();
+            // Running and sleeping come and go.
+            let state = rest
+                .chars()
+                .next()
+                .filter(|state| "ZT".contains(*state))
+                .unwrap_or('-');
+            world.insert(format!("process {comm:?} {state}"));
+            for namespace in entries(&process.join("ns")) {
+                if let Ok(link) = fs::read_link(&namespace) {
+                    world.insert(format!("ns {link:?}"));
+                }
+            }
+            for info in entries(&process.join("fdinfo")) {
+                let text = fs::read_to_string(&info).unwrap_or_default();
+                for line in text.lines().filter(|line| line.starts_with("lock:")) {
+                    world.insert(format!("lock {info:?} {line}"));
+                }
+            }
+        }
+    }
+
+    /// What belongs to mkleak itself: its threads' FDs, its deleted mappings, its working directory, its mounts.
+    fn own(&self, world: &mut World) {
+        let own = PathBuf::from(format!("/proc/{}", self.pid));
+        for task in numbered(own.join("task")) {
+            for fd in entries(&task.join("fd")) {
+                let Ok(link) = fs::read_link(&fd) else {
+                    continue;
+                };
+                world.insert(format!("fd {fd:?} {link:?}"));
+                let info =
+                    fs::read_to_string(task.join("fdinfo").join(fd.file_name().expect("a number")));
+                let info = info.unwrap_or_default();
+                for line in info
+                    .lines()
+                    .filter(|line| line.starts_with("scm_fds:") && !line.ends_with(" 0"))
+                {
+                    world.insert(format!("flight {fd:?} {line}"));
+                }
+            }
+        }
+        let maps = own.join("maps");
+        lines(maps.to_str().expect("ASCII"), "maps", world, |line| {
+            line.ends_with("(deleted)")
+        });
+        if let Ok(cwd) = fs::metadata(own.join("cwd")) {
+            world.insert(format!("cwd {}:{}", cwd.st_dev(), cwd.st_ino()));
+        }
+        lines(
+            own.join("mountinfo").to_str().expect("ASCII"),
+            "mount",
+            world,
+            |_| true,
+        );
+    }
+
+    /// How mkleak calls what it makes: by its pid, and the pid namespace if that isn't the first.
+    fn tag(&self) -> String {
+        let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
+        let inode: String = link
+            .to_string_lossy()
+            .chars()
+            .filter(char::is_ascii_digit)
+            .collect();
+        match inode.as_str() {
+            "4026531836" => format!("leakcheck-mkleak-{}", self.pid),
+            inode => format!("leakcheck-mkleak-{}.{inode}", self.pid),
+        }
+    }
+
+    /// What no namespace separates: only what carries mkleak's tag, since others may be testing too.
+    fn machine_wide(&self, world: &mut World) {
+        let own = self.tag();
+        lines("/proc/keys", "key", world, |line| line.contains(&own));
+        for device in entries(Path::new("/sys/block")) {
+            let backing = fs::read_to_string(device.join("loop/backing_file")).unwrap_or_default();
+            if backing.contains(self.dir.to_str().expect("ASCII")) {
+                world.insert(format!("loop {device:?} {backing:?}"));
+            }
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        for mount in mounts.lines().filter(|line| line.contains(" cgroup")) {
+            let point = mount.split(' ').nth(1).expect("a mount point");
+            for top in entries(Path::new(point)) {
+                if name(&top).starts_with("leakcheck-mkleak-") {
+                    cgroups(&top, &own, world);
+                }
+            }
+        }
+    }
+}
+
+fn cgroups(path: &Path, own: &str, world: &mut World) {
+    if path.to_string_lossy().contains(own) {
+        let populated = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+        world.insert(format!("cgroup {path:?} {populated:?}"));
+    }
+    for below in entries(path).into_iter().filter(|below| below.is_dir()) {
+        cgroups(&below, own, world);
+    }
+}
+
+fn files(path: &Path, world: &mut World) {
+    for entry in entries(path) {
+        let Ok(status) = entry.symlink_metadata() else {
+            continue;
+        };
+        world.insert(format!("file {entry:?} {:o}", status.st_mode() & 0o170_000));
+        if status.is_dir() {
+            files(&entry, world);
+        }
+    }
+}
+
+fn networks(world: &mut World) {
+    lines("/proc/net/dev", "interface", world, |line| {
+        line.contains("mkleak")
+    });
+    lines("/proc/net/tcp", "tcp", world, |line| {
+        line.split_ascii_whitespace().nth(3) == Some("0A")
+    });
+    lines("/proc/net/unix", "unix", world, |line| {
+        line.contains("leakcheck-mkleak-")
+    });
+    if let Ok(answer) = nft_tables() {
+        let text = String::from_utf8_lossy(&answer);
+        for table in text
+            .split('\0')
+            .filter_map(|part| Some(&part[part.find("leakcheck-mkleak-")?..]))
+        {
+            world.insert(format!("nft {table}"));
+        }
+    }
+}
+
+/// The kernel's list of the inet family's tables, raw (NFT_MSG_GETTABLE, NLM_F_DUMP).
+fn nft_tables() -> io::Result<Vec<u8>> {
+    let socket = rustix::net::socket(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        Some(netlink::NETFILTER),
+    )?;
+    rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
+    let mut request = Vec::new();
+    request.extend(20_u32.to_ne_bytes());
+    request.extend((10_u16 << 8 | 1).to_ne_bytes());
+    request.extend(0x301_u16.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([1, 0, 0, 0]);
+    rustix::net::send(&socket, &request, SendFlags::empty())?;
+    let mut answer = vec![0; 65536];
+    let (length, _) = rustix::net::recv(&socket, &mut answer, RecvFlags::empty())?;
+    answer.truncate(length);
+    Ok(answer)
+}
+
+/// Message queues are files of a file system that need not be mounted: `/proc/PID/fd` has none of a closed one.
+fn message_queues(world: &mut World) {
+    use rustix::mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen,
+    };
+    let Ok(context) = fsopen("mqueue", FsOpenFlags::FSOPEN_CLOEXEC) else {
+        return;
+    };
+    let Ok(()) = fsconfig_create(&context) else {
+        return;
+    };
+    let Ok(tree) = fsmount(
+        &context,
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::empty(),
+    ) else {
+        return;
+    };
+    for queue in entries(Path::new(&format!("/proc/self/fd/{}", tree.as_raw_fd()))) {
+        world.insert(format!("mqueue {:?}", name(&queue)));
+    }
+}
+
+fn lines(path: &str, about: &str, world: &mut World, wanted: impl Fn(&str) -> bool) {
+    let text = fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    // The count of bytes in an interface's line is no difference.
+    let first = if about == "interface" { 1 } else { usize::MAX };
+    for line in text.lines().filter(|line| wanted(line)) {
+        let kept: Vec<_> = line.split_ascii_whitespace().take(first).collect();
+        world.insert(format!("{about} {}", kept.join(" ")));
+    }
+}
+
+fn entries(path: &Path) -> Vec<PathBuf> {
+    fs::read_dir(path)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect()
+}
+
+fn numbered(path: impl AsRef<Path>) -> Vec<PathBuf> {
+    let mut found = entries(path.as_ref());
+    found.retain(|path| name(path).bytes().all(|byte| byte.is_ascii_digit()));
+    found
+}
+
+fn name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
