@@ -1,4 +1,16 @@
 //! A run between two observations: baseline, run, settle, verdict.
+//!
+//! ```no_run
+//! use leakcheck::{Guard, Options, Verdict};
+//!
+//! # fn main() -> leakcheck::Result<()> {
+//! let mut guard = Guard::begin(Options::default())?;
+//! // … run the sandbox, with `guard.token()` in its environment if something else starts it …
+//! let report = guard.end(None)?;
+//! assert_eq!(report.verdict, Verdict::Clean, "{}", leakcheck::testing::describe(&report));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use leakcheck::guard::compare;
 use leakcheck::judge::allow::Rules;
 use leakcheck::judge::diff::diff;
 use leakcheck::resource::*;
-use leakcheck::snapshot::Level;
+use leakcheck::snapshot::{Level, Unreadable};
 use leakcheck::{Error, Kind, KindSet, Scope, Snapshot, Verdict};
 
 fn usage(before: &Snapshot, after: &Snapshot) -> String {
@@ -91,4 +91,26 @@ fn helpers_outside_the_kinds_are_not_compared() {
     let before = Snapshot { kinds: only, ..host() };
     let after = Snapshot { kinds: only, ..with(host(), [process(50, 10).into()]) };
     assert!(diff(&before, &after).unwrap().is_empty());
+}
+
+#[test]
+fn a_process_that_refuses_to_be_read_makes_unknown_only_when_it_may_be_the_runs() {
+    let refusing = |mut s: Snapshot, pid: u32, start: u64| {
+        s.unreadable.push(Unreadable { pid, start, what: "fd: Permission denied".to_owned() });
+        with(s, [process(pid, start).into()])
+    };
+    let old = refusing(host(), 40, 1);
+    let same = compare(&old, &old, &Rules::default()).unwrap();
+    assert_eq!((same.verdict, same.unreadable.len()), (Verdict::Clean, 1), "listed, and nothing more");
+    // Even when the process itself is explained, what it holds is not known.
+    let new = refusing(old.clone(), 50, 10);
+    let today = jiff::civil::date(2026, 1, 1);
+    let text = "[[allow]]\nkind='process'\nreason='r'\nmatch={pid='50'}";
+    let rules = Rules::parse(text, std::path::Path::new("allow.toml"), today).unwrap();
+    let report = compare(&old, &new, &rules).unwrap();
+    assert_eq!((report.verdict, report.leaks.len(), report.allowed.len()), (Verdict::Unknown, 0, 1));
+    for kind in Kind::ALL {
+        let level = if matches!(kind, Kind::Fd | Kind::Mount | Kind::Namespace) { Level::Partial } else { Level::Full };
+        assert_eq!(report.coverage.0[&kind].level, level, "{kind}");
+    }
 }
