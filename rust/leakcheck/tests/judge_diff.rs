@@ -64,6 +64,8 @@ fn snapshots_that_mean_different_things_are_refused_with_what_to_do() {
     assert!(usage(&only(Kind::Process), &only(Kind::Mount)).contains("same --kinds"));
     let rooted = Snapshot { roots: vec!["/elsewhere".into()], ..host() };
     assert!(usage(&host(), &rooted).contains("same --roots"));
+    let locked = Snapshot { lock_paths: vec!["/run/box.lock".into()], ..host() };
+    assert!(usage(&host(), &locked).contains("same --lock-files"));
 }
 
 #[test]

@@ -76,6 +76,12 @@ pub fn comparable(before: &Snapshot, after: &Snapshot) -> Result<KindSet> {
             before.roots, after.roots
         )));
     }
+    if before.lock_paths != after.lock_paths && kinds.contains(crate::Kind::Lockfile) {
+        return Err(Error::usage(format!(
+            "the snapshots have other lock files ({:?} and {:?}): take both with the same --lock-files",
+            before.lock_paths, after.lock_paths
+        )));
+    }
     Ok(kinds)
 }
 
