@@ -1,5 +1,103 @@
-"""Proves that a Linux sandbox leaves nothing behind."""
+"""Proves that a Linux sandbox leaves nothing behind.
 
-from leakcheck._native import __version__
+`guard` around some code, or `snapshot` before it and `verify_none` after it; `diff` compares two saved snapshots.
+Nothing is called *clean* that was not looked at: a gap raises `CoverageError`.
+"""
 
-__all__ = ["__version__"]
+import gc
+import os
+from collections.abc import Sequence
+
+from leakcheck import _native
+from leakcheck._native import DEFAULT_ROOTS, KINDS, Snapshot, __version__
+from leakcheck.allow import Allow, AllowRule, to_toml
+from leakcheck.errors import CoverageError, LeakError, NativeError, UsageError
+from leakcheck.guard import Guard, Kinds, LeakcheckWarning, OnUnknown, enforce, guard, kinds_text, milliseconds
+from leakcheck.report import Coverage, Leak, Report
+
+__all__ = [
+    "DEFAULT_ROOTS",
+    "KINDS",
+    "AllowRule",
+    "Coverage",
+    "CoverageError",
+    "Guard",
+    "Leak",
+    "LeakError",
+    "LeakcheckWarning",
+    "NativeError",
+    "Report",
+    "Snapshot",
+    "UsageError",
+    "__version__",
+    "diff",
+    "guard",
+    "snapshot",
+    "verify_none",
+]
+
+
+def snapshot(
+    *,
+    scope: str = "host",
+    kinds: Kinds = None,
+    roots: Sequence[str | os.PathLike[str]] | None = None,
+    lock_files: Sequence[str | os.PathLike[str]] = (),
+    threads: int = 0,
+    include_self: bool = True,
+) -> Snapshot:
+    """Observe once; the GIL is released meanwhile.
+
+    Args:
+        scope: ``"host"``, ``"cgroup:PATH"`` or ``"tree:PID"``.
+        kinds: what to look at; None is every kind that the scope can delimit.
+        roots: directories whose files count; None is `DEFAULT_ROOTS`.
+        lock_files: paths at which lock files are expected.
+        threads: how many threads read /proc; 0 chooses by the number of CPUs.
+        include_self: whether this process's own descriptors count.
+
+    Raises:
+        UsageError: unknown kind or scope, dead process, missing cgroup.
+        NativeError: the machine refused something that the observation cannot do without.
+    """
+    return _native.snapshot(
+        scope=scope,
+        kinds=kinds_text(kinds),
+        roots=None if roots is None else [os.fspath(root) for root in roots],
+        lock_files=[os.fspath(path) for path in lock_files],
+        threads=threads,
+        include_self=include_self,
+    )
+
+
+def diff(before: Snapshot, after: Snapshot, *, allow: Allow = None) -> Report:
+    """Compare two snapshots of one boot by identity; pure, nothing settles.
+
+    Raises:
+        UsageError: the snapshots are of different boots, scopes or kinds, or an allow rule is wrong.
+    """
+    return Report.from_json(_native.diff(before, after, allow=to_toml(allow)))
+
+
+def verify_none(
+    since: Snapshot,
+    *,
+    allow: Allow = None,
+    settle: float = 0.5,
+    on_unknown: OnUnknown = "raise",
+    include_self: bool = True,
+) -> Report:
+    """Verify that nothing is there that `since` had not; return the report if so.
+
+    Garbage is collected first, then the residue has `settle` seconds (0 to 3600) to go away. Without a guard around it
+    nothing is known of who made what, so on a busy machine name the kinds or the scope in `snapshot`. `include_self`
+    must be as it was there.
+
+    Raises:
+        LeakError: something is left; its message lists it.
+        CoverageError: not everything could be looked at, unless `on_unknown` is ``"warn"`` or ``"ignore"``.
+        UsageError, NativeError: as `snapshot` and `diff` do.
+    """
+    gc.collect()
+    text = _native.settle(since, allow=to_toml(allow), settle_ms=milliseconds(settle), include_self=include_self)
+    return enforce(Report.from_json(text), on_unknown)

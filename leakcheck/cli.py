@@ -1,8 +1,197 @@
-"""The `leakcheck` command."""
+"""The `leakcheck` command: its line is parsed here, `leakcheck.commands` does the work.
 
-from leakcheck import __version__
+Exit codes: 0 clean, 1 leaked, 2 usage or configuration, 3 unknown, 4 the target could not be run, 130 interrupted.
+"""
+
+import contextlib
+import enum
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from leakcheck import __version__, commands
+from leakcheck._native import NativeError, UsageError
+from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE, GuardOptions
+from leakcheck.guard import milliseconds
+from leakcheck.render import printable
+from leakcheck.supervise import GivenUp, TargetError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Proves that a Linux sandbox leaves nothing behind.",
+    epilog="Exit codes: 0 clean, 1 leaked, 2 usage, 3 unknown, 4 the command could not be run, 130 interrupted.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
-def main() -> None:
-    """Print the version."""
-    print(f"leakcheck {__version__}")
+class ExitCode(enum.StrEnum):
+    """Whose exit code a clean `guard` gives."""
+
+    LEAKCHECK = "leakcheck"
+    COMMAND = "command"
+
+
+_ROOTS = "Directories whose files count; may be repeated. Default: /tmp, /var/tmp, /dev/shm, /run."
+Scope = Annotated[str, typer.Option(metavar="SCOPE", help="host, cgroup:PATH or tree:PID.")]
+Kinds = Annotated[
+    str | None, typer.Option(metavar="KIND,…", help="What to look at. Default: all the scope can delimit.")
+]
+Roots = Annotated[list[str] | None, typer.Option(metavar="DIR,…", help=_ROOTS)]
+LockFiles = Annotated[
+    list[str] | None, typer.Option(metavar="PATH,…", help="The target's lock files; may be repeated.")
+]
+AllowFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="TOML [[allow]] rules: kind, match, reason, expires.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a report on stderr.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save the JSON, whole or not at all.")
+]
+Settle = Annotated[float, typer.Option(metavar="SECONDS", help="How long asynchronous teardown may take.")]
+Recover = Annotated[
+    str | None, typer.Option(metavar="CMD", help="The target's own clean-up, for sh -c, run when settled.")
+]
+DemoLeak = Annotated[str | None, typer.Option(metavar="KIND", help="Plant a leak, show its report, take it away.")]
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    demo_leak: DemoLeak = None,
+) -> None:
+    """Proves that a Linux sandbox leaves nothing behind."""
+    if version:
+        print(f"leakcheck {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is not None:
+        if demo_leak is not None:
+            raise UsageError(f"--demo-leak {demo_leak}: give it without a command, or as an option of guard")
+        return
+    if demo_leak is None:
+        raise UsageError("no command given: try leakcheck guard -- CMD, or leakcheck --help")
+    raise typer.Exit(commands.demo(demo_leak, GuardOptions(observe=_observe("host", None, None, None))))
+
+
+@app.command()
+def snapshot(
+    output: Output = None,
+    scope: Scope = "host",
+    kinds: Kinds = None,
+    roots: Roots = None,
+    lock_files: LockFiles = None,
+    json: Json = False,
+) -> None:
+    """Observe once: a table of what was seen, JSON, or a file that diff reads."""
+    raise typer.Exit(commands.snapshot(_observe(scope, kinds, roots, lock_files), output, as_json=json))
+
+
+@app.command()
+def diff(
+    before: Annotated[Path, typer.Argument(metavar="A", help="The earlier snapshot.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The later one, of the same boot.")],
+    allow: AllowFile = None,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Compare two saved snapshots."""
+    raise typer.Exit(commands.diff(before, after, allow, output, as_json=json))
+
+
+# The command's own options are the command's: whatever follows its name is left alone, with or without "--".
+@app.command(context_settings={"allow_interspersed_args": False})
+def guard(
+    command: Annotated[list[str] | None, typer.Argument(metavar="-- CMD [ARG]…", help="What to run.")] = None,
+    scope: Scope = "host",
+    kinds: Kinds = None,
+    roots: Roots = None,
+    lock_files: LockFiles = None,
+    allow: AllowFile = None,
+    settle: Settle = 0.5,
+    json: Json = False,
+    output: Output = None,
+    recover: Recover = None,
+    exit_code: Annotated[ExitCode, typer.Option(help="Whose exit code to give when clean.")] = ExitCode.LEAKCHECK,
+    demo_leak: DemoLeak = None,
+) -> None:
+    """Run a command and report what it leaves behind."""
+    options = GuardOptions(
+        observe=_observe(scope, kinds, roots, lock_files),
+        allow=allow,
+        settle_ms=milliseconds(settle),
+        json=json,
+        output=output,
+        recover=recover,
+        pass_exit=exit_code is ExitCode.COMMAND,
+    )
+    if demo_leak is not None:
+        if command:
+            raise UsageError(f"--demo-leak {demo_leak}: takes no command, it runs mkleak")
+        raise typer.Exit(commands.demo(demo_leak, options))
+    if not command:
+        raise UsageError("no command to guard: write leakcheck guard [OPTIONS] -- CMD [ARG]…")
+    raise typer.Exit(commands.guard(command, options))
+
+
+def main() -> NoReturn:
+    """Run the command line and exit; a failure is one line on stderr, a traceback only with ``LEAKCHECK_DEBUG=1``."""
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of stdout went away; what is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = UNKNOWN
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        code = typer.main.get_command(app).main(prog_name="leakcheck", standalone_mode=False)
+    except typer.TyperException as error:
+        return _fail(USAGE, error.format_message())
+    except UsageError as error:
+        return _fail(USAGE, str(error))
+    except TargetError as error:
+        return _fail(TARGET, str(error))
+    except (GivenUp, KeyboardInterrupt):
+        _fail(INTERRUPTED, "interrupted again: left without a verdict; the command may still run")
+        # A thread may be inside the native core, and must not be waited for.
+        os._exit(INTERRUPTED)
+    except BrokenPipeError:
+        raise
+    except (NativeError, OSError) as error:
+        return _fail(UNKNOWN, f"unknown: {error}")
+    except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever crashed it
+        what = f"{type(error).__name__}: {error}"
+        return _fail(UNKNOWN, f"unknown: internal error, {what}; LEAKCHECK_DEBUG=1 shows where")
+    return code if isinstance(code, int) else 0
+
+
+def _fail(code: int, message: str) -> int:
+    if os.environ.get("LEAKCHECK_DEBUG") == "1":
+        traceback.print_exc()
+    with contextlib.suppress(BrokenPipeError):
+        print("leakcheck:", printable(" ".join(message.split())), file=sys.stderr, flush=True)
+    return code
+
+
+def _observe(scope: str, kinds: str | None, roots: list[str] | None, lock_files: list[str] | None) -> dict[str, Any]:
+    return {
+        "scope": scope,
+        "kinds": kinds,
+        "roots": _paths(roots) if roots else None,
+        "lock_files": _paths(lock_files or []),
+    }
+
+
+def _paths(given: list[str]) -> list[str]:
+    return [str(Path(path).absolute()) for several in given for path in several.split(",") if path]

@@ -12,7 +12,7 @@ pub struct Policy {
     pub looks: u32,
     /// And at least so long, since the run's end.
     pub at_least: Duration,
-    /// In no case longer, even while survivors still run.
+    /// In no case longer, even while survivors still run; zero makes one look.
     pub at_most: Duration,
     /// The first pause; each is twice the one before …
     pub first_pause: Duration,
@@ -21,12 +21,13 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The policy for a given least time: at least six looks, at most eight times as long.
+    /// The policy for a given least time: at least six looks, at most eight times as long. Zero makes one look, which cannot tell
+    /// a leak from what is about to go.
     pub fn new(at_least: Duration) -> Self {
         Policy {
             looks: 6,
             at_least,
-            at_most: at_least * 8,
+            at_most: at_least.saturating_mul(8),
             first_pause: Duration::from_millis(1),
             longest_pause: Duration::from_millis(100),
         }
@@ -89,15 +90,16 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
     let mut out =
         Settled { residue: first.residue, transient: Vec::new(), looks: 1, took: world.elapsed(), extended: false };
     let (mut lives, mut running) = (first.run_lives, first.running);
-    let at_least = policy.at_least * world.pressure().max(1);
+    let at_least = policy.at_least.saturating_mul(world.pressure().max(1));
     let mut pause = policy.first_pause;
-    while !out.residue.is_empty() {
-        let done = out.looks >= policy.looks && out.took >= at_least;
-        out.extended |= out.took > policy.at_least;
-        if done && !running || out.took >= policy.at_most {
+    // A survivor that is no residue itself, because processes were not asked for, may still leave some.
+    while !out.residue.is_empty() || lives {
+        let enough = out.looks >= policy.looks && out.took >= policy.at_least;
+        if enough && out.took >= at_least && !running || out.took >= policy.at_most {
             break;
         }
-        world.wait(&out.residue, pause);
+        out.extended |= enough;
+        world.wait(&out.residue, pause.min(policy.at_most - out.took));
         pause = (pause * 2).min(policy.longest_pause);
         let look = world.look()?;
         out.looks += 1;

@@ -425,7 +425,7 @@ pub(super) fn read_small<'b>(dir: BorrowedFd<'_>, name: &CStr, buffer: &'b mut [
 }
 
 /// Reads a file of any size.
-pub(super) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
+pub(crate) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
     let mut text = vec![0u8; 16384];
     let mut len = 0;
     loop {
@@ -447,7 +447,7 @@ pub(super) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
 }
 
 /// Reads a whole file of procfs or sysfs.
-pub(super) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     let path = path.as_ref();
     let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Error::io("open", path, e))?;

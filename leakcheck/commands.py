@@ -1,0 +1,181 @@
+"""What the subcommands do; each returns the exit code. `leakcheck.cli` parses the command line."""
+
+import contextlib
+import glob
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from rich.console import Console
+
+from leakcheck import _native
+from leakcheck.allow import AllowRule, read_allow_file
+from leakcheck.demo import demo_of, planted
+from leakcheck.render import print_report, print_snapshot
+from leakcheck.report import Report
+from leakcheck.save import check_writable, save
+from leakcheck.supervise import Interrupts, in_background, run
+
+__all__ = [
+    "CLEAN",
+    "INTERRUPTED",
+    "LEAKED",
+    "TARGET",
+    "UNKNOWN",
+    "USAGE",
+    "GuardOptions",
+    "demo",
+    "diff",
+    "guard",
+    "snapshot",
+]
+
+CLEAN, LEAKED, USAGE, UNKNOWN, TARGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
+_EXIT = {"clean": CLEAN, "leaked": LEAKED, "unknown": UNKNOWN}
+
+# What is guarded: given the environment, it yields the command line and its exit code, and ends what it began on exit.
+_Action: TypeAlias = Callable[[Mapping[str, str], Interrupts], AbstractContextManager[tuple[list[str], int | None]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardOptions:
+    """The options of ``leakcheck guard``; `observe` are the native guard's own, `settle_ms` is in milliseconds."""
+
+    observe: Mapping[str, Any]
+    allow: Path | None = None
+    settle_ms: int = 500
+    json: bool = False
+    output: Path | None = None
+    recover: str | None = None
+    pass_exit: bool = False
+
+
+def snapshot(observe: Mapping[str, Any], output: Path | None, *, as_json: bool) -> int:
+    """Take a snapshot: into a file, as JSON on stdout, or as a table of what was seen."""
+    if output is not None:
+        check_writable(output)
+    taken = _native.snapshot(**observe)
+    if output is not None:
+        save(output, taken.to_json())
+    if as_json:
+        print(taken.to_json())
+    elif output is None:
+        print_snapshot(taken, Console())
+    return CLEAN
+
+
+def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, as_json: bool) -> int:
+    """Compare two saved snapshots; the exit code is the verdict's."""
+    if output is not None:
+        check_writable(output)
+    rules = "" if allow is None else read_allow_file(allow)
+    first, second = _native.Snapshot.load(str(before)), _native.Snapshot.load(str(after))
+    own = _own_rules([before, after], second)
+    report = _native.diff(first, second, allow=rules + "\n" + "\n".join(rule.to_toml() for rule in own))
+    return _EXIT[_deliver(report, as_json=as_json, output=output).verdict]
+
+
+def guard(argv: Sequence[str], options: GuardOptions) -> int:
+    """Run `argv` between a baseline and a verdict."""
+
+    @contextlib.contextmanager
+    def command(env: Mapping[str, str], interrupts: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
+        yield list(argv), run(argv, env, interrupts)
+
+    return _guarded(command, options)
+
+
+def demo(name: str, options: GuardOptions) -> int:
+    """Plant a leak of the kind or plant called `name`, report it as a guarded command's, and take it away again."""
+    shown = demo_of(name)
+    if options.observe["kinds"] is None:
+        # A leaked process' descriptors are folded into it, so where they are the point they are looked at alone.
+        kinds = shown.kind if shown.kind in ("fd", "process") else f"process,{shown.kind}"
+        options = replace(options, observe={**options.observe, "kinds": kinds})
+
+    @contextlib.contextmanager
+    def plant(env: Mapping[str, str], _interrupts: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
+        with planted(shown, env) as plant:
+            yield ["mkleak", plant], None
+        _say(f"demo over: mkleak took its leak ({plant}) away again")
+
+    return _guarded(plant, options)
+
+
+def _guarded(action: _Action, options: GuardOptions) -> int:
+    allow = None if options.allow is None else read_allow_file(options.allow)
+    if options.output is not None:
+        check_writable(options.output)
+    with Interrupts() as interrupts:
+        with _progress("taking the baseline"):
+            watched = _native.Guard(**options.observe, allow=allow, settle_ms=options.settle_ms)
+        try:
+            if interrupts.seen():
+                return INTERRUPTED
+            name, value = watched.token
+            env = {**os.environ, name: value}
+            with action(env, interrupts) as (argv, exit_code):
+                with _progress("settling"):
+                    text = in_background(lambda: watched.end(argv, exit_code))
+                if options.recover is not None:
+                    text = _recovered(watched, options.recover, env, interrupts)
+                report = _deliver(text, as_json=options.json, output=options.output)
+        finally:
+            watched.abandon()
+    if interrupts.seen():
+        return INTERRUPTED
+    if options.pass_exit and report.verdict == "clean" and exit_code is not None:
+        return exit_code if exit_code >= 0 else 128 - exit_code
+    return _EXIT[report.verdict]
+
+
+def _recovered(watched: _native.Guard, recover: str, env: Mapping[str, str], interrupts: Interrupts) -> str:
+    # Its output is no output of the guarded command's, so it goes to stderr as ours does.
+    code = run(["/bin/sh", "-c", recover], env, interrupts, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno())
+    if code != 0:
+        ended = f"exited with {code}" if code > 0 else f"was killed by signal {-code}"
+        _say(f"recover command {shlex.quote(recover)} {ended}")
+    with _progress("settling after the recover command"):
+        return in_background(watched.recovered)
+
+
+def _deliver(text: str, *, as_json: bool, output: Path | None) -> Report:
+    report = Report.from_json(text)
+    if not as_json:
+        print_report(report, Console(stderr=True))
+    if output is not None:
+        save(output, text)
+    if as_json:
+        print(text, flush=True)
+    return report
+
+
+def _own_rules(files: Sequence[Path], later: _native.Snapshot) -> list[AllowRule]:
+    """Rules for the saved snapshots themselves, where they lie in a root that the later one looked at."""
+    seen = {resource.get("path") for resource in later.resources("file")} if "file" in later.kinds else set()
+    absolute = [str(file.resolve()) for file in files]
+    reason = "a saved snapshot, which this comparison reads"
+    return [AllowRule("file", {"path": glob.escape(path)}, reason=reason) for path in absolute if path in seen]
+
+
+@contextlib.contextmanager
+def _progress(phase: str) -> Generator[None, None, None]:
+    """Show `phase` on a terminal meanwhile. No animation: its thread and its hidden cursor would outlive a SIGKILL."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    print(f"leakcheck: {phase} …", end="", file=sys.stderr, flush=True)
+    try:
+        yield
+    finally:
+        print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+def _say(message: str) -> None:
+    print(f"leakcheck: {message}", file=sys.stderr)

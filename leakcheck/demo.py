@@ -1,0 +1,112 @@
+"""A real leak to look at: planted by mkleak, taken away again."""
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+from collections.abc import Generator, Mapping, Sequence
+
+from leakcheck._bin import helper
+from leakcheck._native import KINDS, UsageError
+from leakcheck.supervise import TargetError
+
+__all__ = ["Demo", "demo_of", "planted"]
+
+# mkleak's code for "this plant can't exist here", with the reason on stderr.
+_NOT_HERE = 77
+_READY_SECONDS = 30.0
+# The plants that say most about their kind; the others of the kind are tried after them.
+_FIRST = (
+    "orphan",
+    "file-temp",
+    "mount-tmpfs",
+    "cgroup-v2",
+    "lock-flock",
+    "shm-sysv",
+    "net-named-netns",
+    "lockfile-stale",
+)
+
+
+class Demo:
+    """What to show: one kind of leak, and the plants that make one."""
+
+    def __init__(self, kind: str, plants: Sequence[str]) -> None:
+        self.kind = kind
+        self.plants = plants
+
+
+def demo_of(name: str) -> Demo:
+    """Return the demonstration called `name`: a kind, or one of mkleak's plants.
+
+    Raises:
+        UsageError: there is no such kind and no such plant.
+    """
+    try:
+        listed = subprocess.run(
+            [helper("mkleak"), "--list", "--json"], stdin=subprocess.DEVNULL, capture_output=True, check=True
+        )
+        plants = {plant["name"]: plant["kind"] for plant in json.loads(listed.stdout)}
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        raise TargetError(f"list plants: {error}") from error
+    if name in plants:
+        return Demo(plants[name], [name])
+    of_kind = sorted((plant for plant, kind in plants.items() if kind == name), key=lambda plant: plant not in _FIRST)
+    if not of_kind:
+        raise UsageError(f"demo leak {name!r}: give a kind ({', '.join(KINDS)}) or a plant (mkleak --list)")
+    return Demo(name, of_kind)
+
+
+@contextlib.contextmanager
+def planted(demo: Demo, env: Mapping[str, str]) -> Generator[str, None, None]:
+    """Yield the name of the plant that was made; take the leak away afterwards.
+
+    mkleak cleans up at the end of its stdin, so the leak goes even when this process is killed.
+
+    Raises:
+        TargetError: none of the plants can exist on this machine, or one failed.
+    """
+    for plant in demo.plants:
+        with _mkleak(plant, env) as (mkleak, answer):
+            if answer.startswith("READY"):
+                yield plant
+                return
+        if mkleak.returncode != _NOT_HERE:
+            break
+    raise TargetError(f"plant {plant}: {answer or f'mkleak ended with {mkleak.returncode}'}")
+
+
+@contextlib.contextmanager
+def _mkleak(plant: str, env: Mapping[str, str]) -> Generator[tuple[subprocess.Popen[bytes], str], None, None]:
+    """Yield mkleak and the first line that it says: READY, or why not."""
+    stdin, orders = os.pipe2(os.O_CLOEXEC)
+    answers, stdout = os.pipe2(os.O_CLOEXEC)
+    try:
+        try:
+            mkleak = subprocess.Popen([helper("mkleak"), plant], env=env, stdin=stdin, stdout=stdout, stderr=stdout)
+        finally:
+            os.close(stdin)
+            os.close(stdout)
+        try:
+            yield mkleak, _first_line(answers)
+        finally:
+            # The end of its stdin is the order to clean up.
+            os.close(orders)
+            mkleak.wait()
+    finally:
+        os.close(answers)
+
+
+def _first_line(answers: int) -> str:
+    # Not to the end of the pipe: a planted process may hold it open.
+    said = b""
+    readable = select.poll()
+    readable.register(answers, select.POLLIN)
+    while b"\n" not in said:
+        if not readable.poll(_READY_SECONDS * 1000):
+            raise TargetError(f"plant a leak: mkleak said nothing for {_READY_SECONDS:.0f} s")
+        if not (chunk := os.read(answers, 65536)):
+            break
+        said += chunk
+    return said.decode(errors="backslashreplace").partition("\n")[0]

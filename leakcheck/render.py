@@ -1,0 +1,155 @@
+"""A report as text: one line a leak, with what, who, since when and how to look further.
+
+Names in reports are hostile input. The native core escapes them; here nothing is ever read as markup, and what could
+still steer a terminal is escaped once more.
+"""
+
+import datetime
+import shlex
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from leakcheck._native import Snapshot
+from leakcheck.report import Leak, Report
+
+__all__ = ["leak_line", "lines", "print_report", "print_snapshot", "printable", "summary"]
+
+_VERDICT_STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
+_SHOWN = 20
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with what is unprintable written as ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
+    )
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print `report` for people; one line a finding, which only the terminal wraps."""
+    for line in lines(report):
+        console.print(line, soft_wrap=True, highlight=False)
+
+
+def summary(report: Report) -> str:
+    """Return `report` as plain text, as exceptions and test reports show it."""
+    return "\n".join(line.plain for line in lines(report, leaks_shown=_SHOWN))
+
+
+def leak_line(leak: Leak) -> str:
+    """Return one plain line for `leak`."""
+    return _leak_line(leak).plain
+
+
+def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
+    """Yield the report's lines, the verdict first; all leaks unless `leaks_shown` limits them."""
+    yield _verdict_line(report)
+    shown = report.leaks[:leaks_shown]
+    for leak in shown:
+        yield _leak_line(leak)
+    if len(shown) < len(report.leaks):
+        yield _line("  ", f"… and {len(report.leaks) - len(shown)} more")
+    for leak in report.unattributed:
+        yield _line("  ", ("unattributed ", "yellow"), _leak_line(leak).plain.strip())
+    for transient in report.transient:
+        gone = f"gone after {transient.gone_after_ms:.0f} ms"
+        yield _line("  ", ("transient ", "dim"), f"{transient.kind}  {transient.label}", ("  " + gone, "dim"))
+    for allowed in report.allowed:
+        yield _line(
+            "  ", ("allowed ", "dim"), f"{allowed.kind}  {allowed.label}", ("  reason: " + allowed.reason, "dim")
+        )
+    for rule in report.unused_rules:
+        yield _line("  ", ("unused rule ", "yellow"), f"{rule.kind}  reason: {rule.reason}")
+    for kind, gap in report.gaps.items():
+        yield _line("  ", ("not fully seen ", "yellow"), f"{kind}: {gap.level}, {gap.reason or 'no reason given'}")
+    if report.unreadable:
+        yield _line(
+            "  ",
+            ("unreadable ", "dim"),
+            f"{_count(len(report.unreadable), 'process', 'processes')} of others, there before",
+        )
+
+
+def _verdict_line(report: Report) -> Text:
+    parts: list[str | tuple[str, str]] = ["leakcheck: ", (report.verdict, _VERDICT_STYLE[report.verdict])]
+    if report.leaks:
+        parts.append(f", {_count(len(report.leaks), 'leak')}")
+    elif report.verdict == "unknown":
+        gaps = ", ".join(report.gaps)
+        parts.append(f", no leak seen, but not everything was looked at{': ' + gaps if gaps else ''}")
+    if report.command is not None:
+        parts.append(f" after {shlex.join(report.command.argv)} ({_ended(report.command.exit)})")
+    if report.settle is not None and (report.leaks or report.transient):
+        extended = ", extended under pressure" if report.settle.extended else ""
+        parts.append(
+            (f", settled for {report.settle.ms:.0f} ms in {_count(report.settle.looks, 'look')}{extended}", "dim")
+        )
+    return _line(*parts)
+
+
+def _leak_line(leak: Leak) -> Text:
+    parts: list[str | tuple[str, str]] = [
+        "  ",
+        (f"{leak.kind:<9} ", "bold"),
+        (f"{leak.class_:<11} ", "red"),
+        leak.label,
+    ]
+    if leak.who:
+        parts += [(" · ", "dim"), leak.who]
+    if leak.since:
+        parts += [(" · ", "dim"), f"since {_local(leak.since)}"]
+    if leak.attribution == "none":
+        parts += [(" · ", "dim"), ("nothing ties it to the run", "yellow")]
+    if leak.look:
+        parts += [(" · look: ", "dim"), (leak.look, "cyan")]
+    return _line(*parts)
+
+
+def _line(*parts: str | tuple[str, str]) -> Text:
+    text = Text()
+    for part in parts:
+        content, style = (part, "") if isinstance(part, str) else part
+        text.append(printable(content), style=style or None)
+    return text
+
+
+def _ended(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "not seen to end"
+    return f"killed by signal {-exit_code}" if exit_code < 0 else f"exit {exit_code}"
+
+
+def _local(since: str) -> str:
+    try:
+        when = datetime.datetime.fromisoformat(since).astimezone()
+    except (ValueError, OverflowError, OSError):
+        return since
+    today = datetime.datetime.now(when.tzinfo).date()
+    return f"{when:%H:%M:%S}" if when.date() == today else f"{when:%Y-%m-%d %H:%M:%S}"
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def print_snapshot(snapshot: Snapshot, console: Console) -> None:
+    """Print what `snapshot` counted and how far it saw, one line a kind."""
+    took = f"{snapshot.took_ns / 1e6:.1f} ms"
+    console.print(
+        _line(f"{_count(len(snapshot), 'resource')} in scope {snapshot.scope}, seen in {took}"), soft_wrap=True
+    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("kind", "count", "coverage", "why not full"):
+        table.add_column(heading, justify="right" if heading == "count" else "left")
+    for kind in snapshot.kinds:
+        level, reason = snapshot.coverage.get(kind, ("none", "not looked at"))
+        style = {"full": "green", "partial": "yellow"}.get(level, "red")
+        table.add_row(kind, str(snapshot.count(kind)), _line((level, style)), _line(reason))
+    console.print(table)
+    for name, number in snapshot.gauges.items():
+        console.print(_line(f"{name}: {number}"), soft_wrap=True)

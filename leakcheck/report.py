@@ -1,0 +1,177 @@
+"""The report as typed, frozen data; its JSON is the contract ``leakcheck.report/1``."""
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from leakcheck._native import UsageError
+
+__all__ = [
+    "SCHEMA",
+    "Allowed",
+    "Command",
+    "Coverage",
+    "Leak",
+    "Report",
+    "Settle",
+    "Transient",
+    "UnusedRule",
+    "Vanished",
+    "Verdict",
+]
+
+SCHEMA = "leakcheck.report/1"
+
+Verdict: TypeAlias = Literal["clean", "leaked", "unknown"]
+Level: TypeAlias = Literal["full", "partial", "none"]
+
+
+class Leak(msgspec.Struct, frozen=True, kw_only=True):
+    r"""Residue that no allow rule explains.
+
+    `label` is one printable phrase for the resource: bytes of hostile names are already escaped as ``\xNN``. `key` is
+    the identity within one boot, equal exactly when two observations saw the same resource. `evidence` holds
+    ``resource`` (the whole record), ``who`` (who made or holds it), ``since`` (ISO 8601), ``look`` (a shell command)
+    and details by kind.
+    """
+
+    kind: str
+    class_: str = msgspec.field(name="class")
+    label: str
+    attribution: str = "none"
+    key: str = ""
+    evidence: dict[str, Any] = {}
+
+    @property
+    def who(self) -> str | None:
+        """Who made the resource or holds it, as one phrase; None when nothing told."""
+        return _text(self.evidence.get("who"))
+
+    @property
+    def since(self) -> str | None:
+        """When it came to be, ISO 8601 in UTC; None where the kernel keeps no time."""
+        return _text(self.evidence.get("since"))
+
+    @property
+    def look(self) -> str | None:
+        """A shell command that shows more of it."""
+        return _text(self.evidence.get("look"))
+
+
+class Transient(msgspec.Struct, frozen=True, kw_only=True):
+    """Residue that went away while settling, `gone_after_ms` milliseconds after the run's end."""
+
+    kind: str
+    label: str
+    key: str = ""
+    gone_after_ms: float = 0
+
+
+class Allowed(msgspec.Struct, frozen=True, kw_only=True):
+    """Residue that an allow rule explains, with the rule's reason."""
+
+    kind: str
+    label: str
+    key: str = ""
+    reason: str = ""
+
+
+class UnusedRule(msgspec.Struct, frozen=True, kw_only=True):
+    """An allow rule that matched nothing: perhaps what it excused is mended."""
+
+    kind: str
+    reason: str = ""
+
+
+class Vanished(msgspec.Struct, frozen=True, kw_only=True):
+    """What the baseline had and the last look had not."""
+
+    kind: str
+    label: str
+    key: str = ""
+
+
+class Coverage(msgspec.Struct, frozen=True, kw_only=True):
+    """How far a kind was seen; anything but ``full`` carries the reason."""
+
+    level: Level
+    reason: str = ""
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    """The guarded command. `exit` is negative for a signal (-9: SIGKILL) and None when it was not seen to end."""
+
+    argv: list[str]
+    exit: int | None = None
+
+
+class Settle(msgspec.Struct, frozen=True, kw_only=True):
+    """How long the residue was watched: `looks` observations in `ms` milliseconds."""
+
+    looks: int = 0
+    ms: float = 0
+    extended: bool = False
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run left behind, and what was not looked at.
+
+    `verdict` is ``clean`` only when every kind that was asked for was seen in full. `noise` counts residue that
+    certainly belongs to others; `unattributed` is residue that nothing ties to the run, set apart when only attributed
+    leaks were wanted. `gauges` are numbers that are no resources (dying cgroups), before and after; `timing_ms` is by
+    step.
+    """
+
+    verdict: Verdict
+    schema: str = SCHEMA
+    boot_id: str = ""
+    leaks: list[Leak] = []
+    transient: list[Transient] = []
+    allowed: list[Allowed] = []
+    unused_rules: list[UnusedRule] = []
+    noise: int = 0
+    unattributed: list[Leak] = []
+    coverage: dict[str, Coverage] = {}
+    unreadable: list[Any] = []
+    command: Command | None = None
+    settle: Settle | None = None
+    timing_ms: dict[str, float] = {}
+    vanished: list[Vanished] = []
+    gauges: dict[str, tuple[int, int]] = {}
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Report":
+        """Decode a report; unknown fields are ignored.
+
+        Raises:
+            UsageError: not JSON, not a report, or of another schema version.
+        """
+        try:
+            version = msgspec.json.decode(text, type=_Versioned).schema
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise UsageError(f"not a leakcheck report: {error}; give a file that guard -o or diff -o wrote") from error
+        if version != SCHEMA:
+            raise UsageError(
+                f"report of schema {version!r}, this leakcheck reads {SCHEMA}: make it again with this version"
+            )
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.MsgspecError as error:
+            raise UsageError(f"damaged leakcheck report: {error}; make it again") from error
+
+    def to_json(self) -> str:
+        """Encode as one line of JSON, which `from_json` reads back."""
+        return msgspec.json.encode(self).decode()
+
+    @property
+    def gaps(self) -> dict[str, Coverage]:
+        """The kinds that were not seen in full."""
+        return {kind: coverage for kind, coverage in self.coverage.items() if coverage.level != "full"}
+
+
+class _Versioned(msgspec.Struct):
+    schema: str
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
