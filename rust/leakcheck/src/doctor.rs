@@ -156,7 +156,7 @@ pub fn doctor(options: &Options) -> Result<Examination> {
     let mut options = options.clone();
     options.hidden_fds.extend(watch.own_fds());
     let look = observe::snapshot(&options)?;
-    watch.close();
+    drop(watch);
 
     let user = user();
     let mut seen = look.coverage.clone();
