@@ -34,12 +34,15 @@ class Place:
         namespace = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
         return self.dir / f"leakcheck-mkleak-{pid}{'' if namespace == FIRST_PID_NS else '.' + namespace}.lock"
 
-    def cgroup_for(self, plant: str) -> Path | None:
-        """Return the directory below which a cgroup plant goes: of its hierarchy."""
-        if not plant.startswith("cgroup-"):
-            return None
-        controller = plant.removeprefix("cgroup-v1-")
-        return self.cgroups.get(controller) if controller != plant else self.cgroups.get("v2", self.cgroups.get("pids"))
+    def options(self, plant: str) -> list[str]:
+        """Return the options that make mkleak plant here: a cgroup plant goes into the hierarchy that it is of."""
+        options = ["--dir", str(self.dir)]
+        if plant.startswith("cgroup-"):
+            controller = plant.removeprefix("cgroup-v1-")
+            hierarchy = controller if controller != plant else "v2" if "v2" in self.cgroups else "pids"
+            # Where no cgroup could be made, mkleak says why.
+            options += ["--cgroup", str(self.cgroups[hierarchy])] if hierarchy in self.cgroups else []
+        return options
 
 
 def run_inside(program: Path, arguments: list[str]) -> int:
@@ -95,8 +98,10 @@ def own_cgroups(name: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # The processes of the place are gone by now; cgroups that a killed mkleak left behind are not.
         for path in made:
-            path.rmdir()
+            for below, _, _ in os.walk(path, topdown=False):
+                os.rmdir(below)
 
 
 def missing_tools() -> list[str]:

@@ -56,14 +56,18 @@ class Mkleak:
         try:
             self._process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
-            # Popen signals through the child that it has not reaped: the pid is nobody else's.
-            self._process.kill()
-            self._process.wait()
+            self.kill()
             raise
         finally:
             self._process.stdout.close()
         if error is None and self._process.returncode != 0:
             raise RuntimeError(f"mkleak ended with {self._process.returncode}: {self._said()}")
+
+    def kill(self) -> None:
+        """End mkleak so that it cannot clean up."""
+        # Popen signals the child that it has not reaped: the pid is nobody else's.
+        self._process.kill()
+        self._process.wait()
 
     def go_on(self) -> None:
         assert self._process.stdin
