@@ -62,7 +62,9 @@ def guard(plant: Plant, where: place.Place) -> dict[str, Any] | None:
         )
     text = (where.scratch / "report").read_text()
     if not text:
-        raise RuntimeError(f"leakcheck guard ended with {done.returncode}: {(where.scratch / 'guard-complaints').read_text()}")
+        raise RuntimeError(
+            f"leakcheck guard ended with {done.returncode}: {(where.scratch / 'guard-complaints').read_text()}"
+        )
     judged: dict[str, Any] = json.loads(text)
     status = judged["command"]["exit"]
     if status not in (0, UNAVAILABLE):

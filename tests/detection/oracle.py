@@ -4,10 +4,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from leakcheck import _native
 from plants import Plant
+
+from leakcheck import _native
 
 Facts = dict[str, Any]
 Resource = dict[str, Any]
@@ -126,7 +128,7 @@ def mount_of_fd(_: str, facts: Facts) -> Iterator[Match]:
 def cgroup(name: str, facts: Facts) -> Iterator[Match]:
     yield with_fields("cgroup", dir=facts["path"], ino=facts["ino"], hierarchy=facts["hierarchy"])
     if name == "cgroup-nested":
-        yield with_fields("cgroup", dir=os.path.dirname(facts["leaf"]))
+        yield with_fields("cgroup", dir=str(Path(facts["leaf"]).parent))
         yield with_fields("cgroup", dir=facts["leaf"])
     if name == "cgroup-populated":
         yield with_fields("process", pid=facts["pid"])
@@ -183,7 +185,7 @@ def socket(name: str, facts: Facts) -> Iterator[Match]:
 
 
 def loop(_: str, facts: Facts) -> Iterator[Match]:
-    device = os.path.basename(facts["device"])
+    device = Path(facts["device"]).name
     yield lambda r: r["kind"] == "loop" and r["device"] == device and plain(r["backing"]).startswith(facts["path"])
 
 

@@ -30,8 +30,8 @@ class Place:
         return [self.dir, Path("/dev/shm"), Path("/run")]
 
     def lock_file(self, pid: int) -> Path:
-        """Return where the mkleak of this pid puts its lock file: its tag has the pid namespace too, unless that is the first."""
-        namespace = re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+        """Return where the mkleak of this pid puts its lock file: its tag tells pid namespaces apart."""
+        namespace = re.sub(r"\D", "", str(Path("/proc/self/ns/pid").readlink()))
         return self.dir / f"leakcheck-mkleak-{pid}{'' if namespace == FIRST_PID_NS else '.' + namespace}.lock"
 
     def options(self, plant: str) -> list[str]:
@@ -101,7 +101,7 @@ def own_cgroups(name: str) -> Iterator[None]:
         # The processes of the place are gone by now; cgroups that a killed mkleak left behind are not.
         for path in made:
             for below, _, _ in os.walk(path, topdown=False):
-                os.rmdir(below)
+                Path(below).rmdir()
 
 
 def missing_tools() -> list[str]:
