@@ -28,7 +28,7 @@ const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
 /// From this many processes on, threads pay.
 const PARALLEL_FROM: usize = 48;
 /// How many processes a thread takes at a time: few, so that all end together.
-const CHUNK: usize = 16;
+const CHUNK: usize = 4;
 
 /// Reads `/proc`.
 pub(crate) struct Procfs {
