@@ -1,4 +1,16 @@
 //! A run between two observations: baseline, run, settle, verdict.
+//!
+//! ```no_run
+//! use leakcheck::{Guard, Options, Verdict};
+//!
+//! # fn main() -> leakcheck::Result<()> {
+//! let mut guard = Guard::begin(Options::default())?;
+//! // … run the sandbox, with `guard.token()` in its environment if something else starts it …
+//! let report = guard.end(None)?;
+//! assert_eq!(report.verdict, Verdict::Clean, "{}", leakcheck::testing::describe(&report));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -82,6 +94,11 @@ impl Guard {
     /// Name and value of the environment variable that the run's processes should have.
     pub fn token(&self) -> (&'static str, &str) {
         (TOKEN_NAME, &self.token)
+    }
+
+    /// Adds rules for residue that turns out to be accepted while the run goes on; to be called before [`Guard::end`].
+    pub fn allow(&mut self, rules: Rules) {
+        self.options.rules.rules.extend(rules.rules);
     }
 
     /// The observation before the run.
@@ -340,7 +357,8 @@ fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attributor: &At
         .iter()
         .filter_map(|(r, _)| match r {
             Resource::Namespace(n) => {
-                let by_leaked = |h: &NsHolder| matches!(h, NsHolder::Process(pid, start) if leaked.contains(&(*pid, *start)));
+                let by_leaked =
+                    |h: &NsHolder| matches!(h, NsHolder::Process(pid, start) if leaked.contains(&(*pid, *start)));
                 n.holders.iter().any(by_leaked).then_some(n.ino)
             }
             _ => None,
@@ -415,6 +433,9 @@ struct Live<'a> {
 
 impl Provenance for Live<'_> {
     fn process(&self, process: &Process) -> Membership {
+        if process.pid == std::process::id() {
+            return Membership::Run;
+        }
         self.watch.map_or(Membership::Unknown, |w| w.descends(process.pid, process.start))
     }
 

@@ -57,7 +57,10 @@ pub(crate) fn check_schema(text: &str, path: &Path, wanted: &str, how: &str) -> 
     let header: Header = serde_json::from_str(text).map_err(|e| Error::saved(path, damaged(&e)))?;
     match header.schema.as_deref() {
         Some(schema) if schema == wanted => Ok(()),
-        Some(other) => Err(Error::saved(path, format!("has schema {other:?}, this version reads {wanted:?}: make it again with `{how}`"))),
+        Some(other) => Err(Error::saved(
+            path,
+            format!("has schema {other:?}, this version reads {wanted:?}: make it again with `{how}`"),
+        )),
         None => Err(Error::saved(path, format!("has no schema, {wanted:?} was expected: make it with `{how}`"))),
     }
 }

@@ -8,6 +8,7 @@
 //! ```
 
 use std::fs::File;
+use std::panic::AssertUnwindSafe;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -55,7 +56,8 @@ fn a_child_that_is_left_running_is_reported_until_it_is_gone() {
 fn a_descriptor_that_is_left_open_fails_the_test_and_is_named() {
     let guard = Options::default().settle(Duration::from_millis(50)).guard();
     let file = File::open("/etc/passwd").unwrap();
-    let message = *std::panic::catch_unwind(move || drop(guard)).unwrap_err().downcast::<String>().unwrap();
+    let message =
+        *std::panic::catch_unwind(AssertUnwindSafe(|| drop(guard))).unwrap_err().downcast::<String>().unwrap();
     assert!(message.contains("leaked 1:") && message.contains("/etc/passwd"), "{message}");
     drop(file);
 }

@@ -44,14 +44,23 @@ fn a_wrong_file_is_refused_with_its_line_and_what_to_do() {
             &format!("{GOOD}\n[[allow]]\nkind = 'files'\nreason = 'r'"),
             &["rule at line 8", "unknown kind \"files\"", "choose from process, fd"][..],
         ),
-        (&format!("{GOOD}[[allow]]\nkind = 'file'\nreason = '  '"), &["rule at line 7", "reason is empty", "say why"][..]),
+        (
+            &format!("{GOOD}[[allow]]\nkind = 'file'\nreason = '  '"),
+            &["rule at line 7", "reason is empty", "say why"][..],
+        ),
         (
             "[[allow]]\nkind = 'fd'\nreason = 'r'\n[allow.match]\npath = '/x'",
             &["rule at line 1", "fd has no detail \"path\"", "choose from pid, fd, target"][..],
         ),
-        ("[[allow]]\nkind = 'file'\nreason = 'r'\nmatch = { path = '[' }", &["rule at line 1", "pattern \"[\" of path"][..]),
+        (
+            "[[allow]]\nkind = 'file'\nreason = 'r'\nmatch = { path = '[' }",
+            &["rule at line 1", "pattern \"[\" of path"][..],
+        ),
         ("[[allow]]\nkind = 'file'\nreason = 'r'\nexpires = 10:00:00", &["rule at line 1", "write a date such as"][..]),
-        ("[[allow]]\nkind = 'file'\nreason = 'r'\nexpires = 2026-06-14", &["rule at line 1", "expired on 2026-06-14", "remove the rule"][..]),
+        (
+            "[[allow]]\nkind = 'file'\nreason = 'r'\nexpires = 2026-06-14",
+            &["rule at line 1", "expired on 2026-06-14", "remove the rule"][..],
+        ),
     ] {
         let message = refused(text);
         for part in parts {

@@ -16,6 +16,7 @@ const NOBODYS: u32 = 70;
 /// There before the run.
 const OLD: u32 = 40;
 const OLD_MNT: u64 = 100;
+const OLD_NS: u64 = 101;
 const NEW_NS: u64 = 200;
 
 /// Processes whose membership is known as their names say.
@@ -24,8 +25,9 @@ fn known() -> Known {
 }
 
 fn before() -> Snapshot {
-    let old = namespace(NsType::Mnt, OLD_MNT, vec![NsHolder::Process(OLD, 1)]);
-    with(host(), [process(OLD, 1).into(), old.into()])
+    let old = |ns_type, ino| namespace(ns_type, ino, vec![NsHolder::Process(OLD, 1)]).into();
+    let namespaces = [(NsType::Mnt, OLD_MNT), (NsType::Ipc, OLD_NS), (NsType::Net, OLD_NS)];
+    with(host(), namespaces.map(|(t, ino)| old(t, ino)).into_iter().chain([process(OLD, 1).into()]))
 }
 
 fn owner_in(look: Snapshot, known: &Known, resource: &Resource) -> Owner {
@@ -74,7 +76,8 @@ fn a_process_of_unknown_descent_is_the_runs_in_a_cgroup_that_the_run_made() {
 
 #[test]
 fn what_a_process_holds_is_its_owners() {
-    for (pid, expected) in [(MINE, HOLDER), (THEIRS, Owner::Stranger), (NOBODYS, Owner::Unknown), (99, Owner::Unknown)] {
+    for (pid, expected) in [(MINE, HOLDER), (THEIRS, Owner::Stranger), (NOBODYS, Owner::Unknown), (99, Owner::Unknown)]
+    {
         assert_eq!(owner(fd(pid, 3, "pipe:[1]")), expected, "fd of {pid}");
         let mapped = File { mapped_by: Some((pid, 10)), ..file("/tmp/x", 3) };
         assert_eq!(owner(mapped), expected, "mapped by {pid}");
@@ -83,7 +86,11 @@ fn what_a_process_holds_is_its_owners() {
         let detached = Mount { ns: 0, holder: format!("cwd of {pid}"), ..mount(0, 9, "") };
         assert_eq!(owner(detached), expected, "detached mount pinned by {pid}");
         let socket = with(host(), [fd(pid, 3, "socket:[77]").into()]);
-        assert_eq!(owner_in(socket, &known(), &net(1, NetClass::Listener, 77).into()), expected, "socket of {pid}");
+        assert_eq!(
+            owner_in(socket, &known(), &net(OLD_NS, NetClass::Listener, 77).into()),
+            expected,
+            "socket of {pid}"
+        );
         let object = with(host(), [Fd { serial: Some(4), ..fd(pid, 3, "anon_inode:bpf-map") }.into()]);
         assert_eq!(owner_in(object, &known(), &bpf(BpfClass::Map, 4).into()), expected, "bpf map of {pid}");
     }
@@ -91,9 +98,8 @@ fn what_a_process_holds_is_its_owners() {
 
 #[test]
 fn one_holder_of_the_run_among_strangers_is_enough() {
-    let shared = |pids: &[u32]| {
-        owner(namespace(NsType::Net, NEW_NS, pids.iter().map(|p| NsHolder::Process(*p, 10)).collect()))
-    };
+    let shared =
+        |pids: &[u32]| owner(namespace(NsType::Net, NEW_NS, pids.iter().map(|p| NsHolder::Process(*p, 10)).collect()));
     assert_eq!(shared(&[THEIRS, NOBODYS, MINE]), HOLDER);
     assert_eq!(shared(&[THEIRS, OLD]), Owner::Stranger);
     assert_eq!(shared(&[THEIRS, NOBODYS]), Owner::Unknown);
@@ -131,14 +137,14 @@ fn what_somebody_made_is_its_makers() {
     let mounts = |m| Known { mounts: vec![(5, m)], ..known() };
     assert_eq!(by_maker(mounts, &mount(OLD_MNT, 5, "/mnt").into())[..2], expected[..2]);
     let shm = |m| Known { ever: vec![(4711, m)], ..known() };
-    assert_eq!(by_maker(shm, &ipc(1, IpcClass::Shm, 4711).into()), expected);
+    assert_eq!(by_maker(shm, &ipc(OLD_NS, IpcClass::Shm, 4711).into()), expected);
 }
 
 #[test]
 fn what_only_shows_that_the_run_had_a_hand_in_it_never_makes_it_a_strangers() {
     let expected = [CREATOR, Owner::Unknown, Owner::Unknown];
     let sender = |m| Known { ever: vec![(4711, m)], ..known() };
-    assert_eq!(by_maker(sender, &ipc(1, IpcClass::Msg, 4711).into()), expected);
+    assert_eq!(by_maker(sender, &ipc(OLD_NS, IpcClass::Msg, 4711).into()), expected);
     let backing = |m| Known { creators: vec![("/img", m)], ..known() };
     assert_eq!(by_maker(backing, &loop_device().into()), expected);
 }
@@ -154,10 +160,10 @@ fn a_stale_lock_file_of_unknown_making_is_the_runs_when_it_names_a_process_of_th
 fn kinds_that_nothing_attributes_are_unknown() {
     for resource in [
         Resource::from(key()),
-        ipc(1, IpcClass::Sem, 0).into(),
-        ipc(1, IpcClass::Mqueue, 0).into(),
-        net(1, NetClass::Interface, 2).into(),
-        net(1, NetClass::NftTable, 2).into(),
+        ipc(OLD_NS, IpcClass::Sem, 0).into(),
+        ipc(OLD_NS, IpcClass::Mqueue, 0).into(),
+        net(OLD_NS, NetClass::Interface, 2).into(),
+        net(OLD_NS, NetClass::NftTable, 2).into(),
         bpf(BpfClass::Prog, 3).into(),
     ] {
         assert_eq!(owner(resource.clone()), Owner::Unknown, "{resource:?}");
@@ -166,11 +172,9 @@ fn kinds_that_nothing_attributes_are_unknown() {
 
 #[test]
 fn what_is_inside_a_new_namespace_is_its_holders() {
-    for (pid, expected) in [
-        (MINE, Owner::Run(Attribution::Namespace)),
-        (THEIRS, Owner::Stranger),
-        (NOBODYS, Owner::Unknown),
-    ] {
+    for (pid, expected) in
+        [(MINE, Owner::Run(Attribution::Namespace)), (THEIRS, Owner::Stranger), (NOBODYS, Owner::Unknown)]
+    {
         let inside = |ns_type: NsType, resource: Resource| {
             let ns = namespace(ns_type, NEW_NS, vec![NsHolder::Process(pid, 10)]);
             owner_in(with(host(), [ns.into(), resource.clone()]), &known(), &resource)
@@ -236,7 +240,8 @@ fn in_a_scope_everything_is_the_runs() {
         let look = with(scoped(scope), [OLD, THEIRS].map(|p| process(p, if p == OLD { 1 } else { 10 }).into()));
         let known = known();
         let attributor = Attributor::new(&baseline, &look, &known, None);
-        for resource in one_of_each().into_iter().chain([process(THEIRS, 10).into()]) {
+        let others = one_of_each().into_iter().filter(|r| r.kind() != Kind::Process);
+        for resource in others.chain([process(THEIRS, 10).into()]) {
             assert_eq!(attributor.owner(&resource), Owner::Run(Attribution::Scope), "{resource:?}");
         }
         assert_eq!(attributor.alive(), (true, false), "the new process lives");
@@ -265,7 +270,11 @@ fn who_of_the_run_lives_and_runs() {
     assert_eq!(alive(MINE, 'S'), (true, false));
     assert_eq!(alive(MINE, 'R'), (true, true));
     assert_eq!(alive(MINE, 'D'), (true, true));
-    assert_eq!(alive(MINE, 'Z'), (false, false), "a zombie does nothing any more");
+    assert_eq!(alive(MINE, 'Z'), (false, true), "init has yet to reap it");
+    let zombie = Process { state: 'Z', ppid: MINE, ..process(MINE + 1, 10) };
+    let look = with(host(), [process(MINE, 10), zombie].map(Resource::from));
+    let of_run = Known { processes: vec![(MINE, Run), (MINE + 1, Run)], ..Known::default() };
+    assert_eq!(Attributor::new(&before(), &look, &of_run, None).alive(), (true, false), "its parent does not reap it");
     assert_eq!(alive(NOBODYS, 'R'), (true, true), "it may be the run's");
     assert_eq!(alive(THEIRS, 'R'), (false, false));
 }
@@ -274,10 +283,8 @@ fn who_of_the_run_lives_and_runs() {
 fn each_residue_has_its_class() {
     use Class::{Dying, Held, Orphaned};
     let zombie = |ppid| Process { state: 'Z', ppid, ..process(MINE, 10) };
-    let look = with(
-        host(),
-        [process(OLD, 1).into(), Fd { serial: Some(4), ..fd(OLD, 3, "anon_inode:bpf-map") }.into()],
-    );
+    let look =
+        with(host(), [process(OLD, 1).into(), Fd { serial: Some(4), ..fd(OLD, 3, "anon_inode:bpf-map") }.into()]);
     let table: Vec<(Resource, Class)> = vec![
         (process(MINE, 10).into(), Orphaned),
         (zombie(OLD).into(), Held),
@@ -295,16 +302,16 @@ fn each_residue_has_its_class() {
         (lock_file("/l", LockFileState::Corrupt).into(), Orphaned),
         (file("/tmp/f", 1).into(), Orphaned),
         (File { mapped_by: Some((MINE, 10)), ..file("/tmp/f", 1) }.into(), Held),
-        (ipc(1, IpcClass::Sem, 0).into(), Orphaned),
+        (ipc(OLD_NS, IpcClass::Sem, 0).into(), Orphaned),
         (ipc(NEW_NS, IpcClass::Sem, 0).into(), Held),
-        (Ipc { attached: 1, ..ipc(1, IpcClass::Shm, 0) }.into(), Held),
+        (Ipc { attached: 1, ..ipc(OLD_NS, IpcClass::Shm, 0) }.into(), Held),
         (namespace(NsType::Net, NEW_NS, vec![NsHolder::Process(MINE, 10)]).into(), Held),
         (namespace(NsType::Net, NEW_NS, vec![NsHolder::Bind(text("/b")), NsHolder::Fd(MINE, 10, 3)]).into(), Held),
         (namespace(NsType::Net, NEW_NS, vec![NsHolder::Bind(text("/b"))]).into(), Orphaned),
-        (net(1, NetClass::Listener, 1).into(), Held),
-        (net(1, NetClass::Unix, 1).into(), Held),
-        (net(1, NetClass::NamedNetns, 1).into(), Orphaned),
-        (net(1, NetClass::Interface, 1).into(), Orphaned),
+        (net(OLD_NS, NetClass::Listener, 1).into(), Held),
+        (net(OLD_NS, NetClass::Unix, 1).into(), Held),
+        (net(OLD_NS, NetClass::NamedNetns, 1).into(), Orphaned),
+        (net(OLD_NS, NetClass::Interface, 1).into(), Orphaned),
         (net(NEW_NS, NetClass::NftTable, 1).into(), Held),
         (bpf(BpfClass::Map, 4).into(), Held),
         (bpf(BpfClass::Map, 5).into(), Orphaned),

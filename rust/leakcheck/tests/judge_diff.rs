@@ -7,7 +7,7 @@ use leakcheck::guard::compare;
 use leakcheck::judge::allow::Rules;
 use leakcheck::judge::diff::diff;
 use leakcheck::resource::*;
-use leakcheck::snapshot::Level;
+use leakcheck::snapshot::{Level, Unreadable};
 use leakcheck::{Error, Kind, KindSet, Scope, Snapshot, Verdict};
 
 fn usage(before: &Snapshot, after: &Snapshot) -> String {
@@ -42,12 +42,9 @@ fn what_describes_a_resource_is_no_difference_but_its_identity_is() {
 
 #[test]
 fn a_free_lock_file_is_no_residue_but_any_other_state_is() {
-    for (state, residue) in [
-        (LockFileState::Free, 0),
-        (LockFileState::Held, 1),
-        (LockFileState::Stale, 1),
-        (LockFileState::Corrupt, 1),
-    ] {
+    for (state, residue) in
+        [(LockFileState::Free, 0), (LockFileState::Held, 1), (LockFileState::Stale, 1), (LockFileState::Corrupt, 1)]
+    {
         let d = diff(&host(), &with(host(), [lock_file("/run/l", state).into()])).unwrap();
         assert_eq!(d.appeared.len(), residue, "{state:?}");
     }
@@ -67,6 +64,8 @@ fn snapshots_that_mean_different_things_are_refused_with_what_to_do() {
     assert!(usage(&only(Kind::Process), &only(Kind::Mount)).contains("same --kinds"));
     let rooted = Snapshot { roots: vec!["/elsewhere".into()], ..host() };
     assert!(usage(&host(), &rooted).contains("same --roots"));
+    let locked = Snapshot { lock_paths: vec!["/run/box.lock".into()], ..host() };
+    assert!(usage(&host(), &locked).contains("same --lock-files"));
 }
 
 #[test]
@@ -94,4 +93,26 @@ fn helpers_outside_the_kinds_are_not_compared() {
     let before = Snapshot { kinds: only, ..host() };
     let after = Snapshot { kinds: only, ..with(host(), [process(50, 10).into()]) };
     assert!(diff(&before, &after).unwrap().is_empty());
+}
+
+#[test]
+fn a_process_that_refuses_to_be_read_makes_unknown_only_when_it_may_be_the_runs() {
+    let refusing = |mut s: Snapshot, pid: u32, start: u64| {
+        s.unreadable.push(Unreadable { pid, start, what: "fd: Permission denied".to_owned() });
+        with(s, [process(pid, start).into()])
+    };
+    let old = refusing(host(), 40, 1);
+    let same = compare(&old, &old, &Rules::default()).unwrap();
+    assert_eq!((same.verdict, same.unreadable.len()), (Verdict::Clean, 1), "listed, and nothing more");
+    // Even when the process itself is explained, what it holds is not known.
+    let new = refusing(old.clone(), 50, 10);
+    let today = jiff::civil::date(2026, 1, 1);
+    let text = "[[allow]]\nkind='process'\nreason='r'\nmatch={pid='50'}";
+    let rules = Rules::parse(text, std::path::Path::new("allow.toml"), today).unwrap();
+    let report = compare(&old, &new, &rules).unwrap();
+    assert_eq!((report.verdict, report.leaks.len(), report.allowed.len()), (Verdict::Unknown, 0, 1));
+    for kind in Kind::ALL {
+        let level = if matches!(kind, Kind::Fd | Kind::Mount | Kind::Namespace) { Level::Partial } else { Level::Full };
+        assert_eq!(report.coverage.0[&kind].level, level, "{kind}");
+    }
 }

@@ -18,7 +18,18 @@ use proptest::sample::select;
 
 /// Bytes as an attacker would choose them, and often the same ones.
 fn text() -> impl Strategy<Value = Text> {
-    let nasty = select(vec![&b""[..], b"a", b"b:c", b"1:2", b"a\\n", b"a\n", b"\xff\xfe", b"\x1b[31m", b"<b>&\"'", b"#1@2 (x)"]);
+    let nasty = select(vec![
+        &b""[..],
+        b"a",
+        b"b:c",
+        b"1:2",
+        b"a\\n",
+        b"a\n",
+        b"\xff\xfe",
+        b"\x1b[31m",
+        b"<b>&\"'",
+        b"#1@2 (x)",
+    ]);
     prop_oneof![3 => nasty.prop_map(Text::from), 1 => vec(any::<u8>(), 0..12).prop_map(Text::from)]
 }
 
@@ -32,9 +43,9 @@ fn small() -> impl Strategy<Value = u32> {
 }
 
 fn process() -> impl Strategy<Value = Resource> {
-    (small(), number(), small(), any::<char>(), any::<i32>(), text()).prop_map(|(pid, start, ppid, state, pgrp, comm)| {
-        Process { pid, start, ppid, state, pgrp, session: pgrp, comm }.into()
-    })
+    (small(), number(), small(), any::<char>(), any::<i32>(), text()).prop_map(
+        |(pid, start, ppid, state, pgrp, comm)| Process { pid, start, ppid, state, pgrp, session: pgrp, comm }.into(),
+    )
 }
 
 fn fd() -> impl Strategy<Value = Resource> {
@@ -43,13 +54,15 @@ fn fd() -> impl Strategy<Value = Resource> {
         |((pid, start, table, fd), dev, ino, serial, target, in_flight)| {
             // Only a file with a path has a device and an inode.
             let dev = if ino == 0 { 0 } else { dev };
+            let target = Text::from([b"pipe:", target.as_bytes()].concat());
             Fd { pid, start, table, fd, dev, ino, serial, target, mount: serial, in_flight }.into()
         },
     )
 }
 
 fn mount() -> impl Strategy<Value = Resource> {
-    let id = prop_oneof![number().prop_map(MountId::Unique), text().prop_map(MountId::Tuple)];
+    let tuple = |n, point| MountId::Tuple(Text::from(format!("{n} 1 0:{n} / {point} tmpfs none").as_bytes()));
+    let id = prop_oneof![number().prop_map(MountId::Unique), (number(), text()).prop_map(move |(n, p)| tuple(n, p))];
     (number(), id, text(), text(), number(), ".*").prop_map(|(ns, id, target, root, dev, holder)| {
         let (fs_type, source, propagation) = (root.clone(), target.clone(), target.clone());
         Mount { ns, id, target, root, fs_type, source, dev, propagation, holder }.into()
@@ -57,7 +70,8 @@ fn mount() -> impl Strategy<Value = Resource> {
 }
 
 fn cgroup() -> impl Strategy<Value = Resource> {
-    (text(), number(), text()).prop_map(|(hierarchy, ino, path)| Cgroup { hierarchy, ino, dir: path.clone(), path }.into())
+    (text(), number(), text())
+        .prop_map(|(hierarchy, ino, path)| Cgroup { hierarchy, ino, dir: path.clone(), path }.into())
 }
 
 fn lock() -> impl Strategy<Value = Resource> {
@@ -78,7 +92,8 @@ fn file() -> impl Strategy<Value = Resource> {
     let mapped = proptest::option::of((small(), number()));
     (number(), number(), proptest::option::of(any::<i64>()), small(), mapped, text()).prop_map(
         |(dev, ino, birth, link, mapped_by, path)| {
-            File { dev, ino, birth, link, mapped_by, path, class: "fifo".to_owned(), mode: link, uid: link, size: ino }.into()
+            File { dev, ino, birth, link, mapped_by, path, class: "fifo".to_owned(), mode: link, uid: link, size: ino }
+                .into()
         },
     )
 }
@@ -107,16 +122,19 @@ fn net() -> impl Strategy<Value = Resource> {
 }
 
 fn loop_device() -> impl Strategy<Value = Resource> {
-    (text(), number(), text()).prop_map(|(device, diskseq, backing)| LoopDevice { device, diskseq, backing }.into())
+    let device = select(vec!["loop0", "loop1"]).prop_map(|name| Text::from(name.as_bytes()));
+    (device, number(), text()).prop_map(|(device, diskseq, backing)| LoopDevice { device, diskseq, backing }.into())
 }
 
 fn key() -> impl Strategy<Value = Resource> {
-    (small(), text(), text())
+    let key_type = select(vec!["user", "keyring", ".request_key_auth"]).prop_map(|name| Text::from(name.as_bytes()));
+    (small(), key_type, text())
         .prop_map(|(serial, key_type, description)| Key { serial, key_type, description, uid: serial }.into())
 }
 
 fn bpf() -> impl Strategy<Value = Resource> {
-    (select(vec![BpfClass::Prog, BpfClass::Map, BpfClass::Link]), small()).prop_map(|(class, id)| Bpf { class, id }.into())
+    (select(vec![BpfClass::Prog, BpfClass::Map, BpfClass::Link]), small())
+        .prop_map(|(class, id)| Bpf { class, id }.into())
 }
 
 fn of_kind(kind: Kind) -> BoxedStrategy<Resource> {
@@ -170,7 +188,9 @@ fn snapshot() -> impl Strategy<Value = Snapshot> {
                 took_ns,
                 ..Snapshot::empty(Scope::Host, KindSet::all())
             };
-            canned::with(empty, resources)
+            let mut snapshot = canned::with(empty, resources);
+            snapshot.normalise();
+            snapshot
         },
     )
 }
@@ -188,9 +208,7 @@ fn remove(snapshot: &mut Snapshot, gone: &BTreeSet<String>) {
     macro_rules! drop_gone {
         ($($field:ident),+) => { $(snapshot.$field.retain(|r| !gone.contains(&Resource::from(r.clone()).key()));)+ };
     }
-    drop_gone!(
-        processes, fds, mounts, cgroups, locks, lock_files, files, ipc, namespaces, net, loops, keys, bpf
-    );
+    drop_gone!(processes, fds, mounts, cgroups, locks, lock_files, files, ipc, namespaces, net, loops, keys, bpf);
 }
 
 /// The identity as data, apart from its text.

@@ -205,6 +205,11 @@ impl Guard {
         self.with(py, |run| (run.token().0.to_owned(), run.token().1.to_owned()))
     }
 
+    fn allow(&self, py: Python<'_>, text: &str) -> PyResult<()> {
+        let more = rules(Some(text))?;
+        self.with(py, |run| run.allow(more))
+    }
+
     #[pyo3(signature = (argv=None, exit=None))]
     fn end(&self, py: Python<'_>, argv: Option<Vec<String>>, exit: Option<i32>) -> PyResult<String> {
         let command = argv.map(|argv| Command { argv, exit });

@@ -105,8 +105,8 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         this
     }
 
-    /// Whether a process of the run lives, and whether something of it is about to end: a process that runs, or a zombie that
-    /// its reaper has not collected yet.
+    /// Whether a process of the run lives, and whether something of it is about to end: a process that runs,
+    /// or a zombie that its reaper has not collected yet.
     pub fn alive(&self) -> (bool, bool) {
         let of_run = |p: &&Process| match self.owner_of_pid(p.pid) {
             Owner::Run(Attribution::Own) | Owner::Stranger => false,
@@ -114,15 +114,23 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             Owner::Run(Attribution::Scope) => self.baseline.process(p.pid).is_none_or(|old| old.start != p.start),
             Owner::Run(_) | Owner::Unknown => true,
         };
-        let (dead, alive): (Vec<_>, Vec<_>) = self.look.processes.iter().filter(of_run).partition(|p| p.state == 'Z');
-        let ending = alive.iter().any(|p| matches!(p.state, 'R' | 'D')) || dead.iter().any(|p| self.is_adopted(p));
-        (!alive.is_empty(), ending)
+        let (mut lives, mut running) = (false, false);
+        for p in self.look.processes.iter().filter(of_run) {
+            match p.state {
+                'Z' | 'X' | 'x' => running |= self.is_adopted(p),
+                state => {
+                    lives = true;
+                    running |= matches!(state, 'R' | 'D');
+                }
+            }
+        }
+        (lives, running)
     }
 
-    /// Whether a zombie is in the hands of a reaper that was there before the run: init, or another subreaper. It goes when that
-    /// one waits for it, which may be at its next tick.
+    /// Whether the parent of a zombie is nobody of the run: then it is for init or a subreaper to reap, and some inits take two
+    /// seconds.
     fn is_adopted(&self, zombie: &Process) -> bool {
-        self.owner_of_pid(zombie.ppid) == Owner::Stranger
+        self.look.process(zombie.ppid).is_none_or(|parent| self.provenance.process(parent) != Membership::Run)
     }
 
     fn process(&self, p: &Process) -> Owner {
@@ -136,6 +144,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         match self.provenance.process(p) {
             Membership::Run => Owner::Run(Attribution::Descent),
             _ if self.provenance.token(p.pid) => Owner::Run(Attribution::Token),
+            _ if self.baseline.scope != Scope::Host => Owner::Run(Attribution::Scope),
             Membership::Stranger => Owner::Stranger,
             Membership::Unknown => Owner::Unknown,
         }
@@ -194,10 +203,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             return Owner::Run(Attribution::Scope);
         }
         match resource {
-            Resource::Process(p) => match self.owner_of_pid(p.pid) {
-                Owner::Stranger | Owner::Unknown if self.look.scope != Scope::Host => Owner::Run(Attribution::Scope),
-                other => other,
-            },
+            Resource::Process(p) => self.owner_of_pid(p.pid),
             Resource::Fd(fd) => self.held_by([fd.pid]),
             Resource::Mount(m) => self.mount(m.ns, &m.id, &m.holder),
             Resource::Cgroup(c) => member(self.provenance.creator(c.dir.as_ref()), Attribution::Creator),
@@ -335,13 +341,9 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         }
         match object.class {
             IpcClass::PosixShm => self.made(object.name.as_ref(), None),
-            IpcClass::Shm if object.creator > 1 => {
-                member(self.provenance.ever(object.creator), Attribution::Creator)
-            }
+            IpcClass::Shm if object.creator > 1 => member(self.provenance.ever(object.creator), Attribution::Creator),
             // Of a queue the kernel tells only who sent last.
-            IpcClass::Msg if object.creator > 1 => {
-                by_hint(self.provenance.ever(object.creator), Attribution::Creator)
-            }
+            IpcClass::Msg if object.creator > 1 => by_hint(self.provenance.ever(object.creator), Attribution::Creator),
             IpcClass::Shm | IpcClass::Msg | IpcClass::Sem | IpcClass::Mqueue => Owner::Unknown,
         }
     }

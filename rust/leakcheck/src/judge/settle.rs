@@ -47,7 +47,7 @@ pub struct Look<T> {
     pub residue: BTreeMap<String, T>,
     /// Whether a process of the run lives: then new residue may still be the run's.
     pub run_lives: bool,
-    /// Whether such a process is running, and so may be about to end or to clean up.
+    /// Whether such a process is running, and so may be about to end or to clean up, or is a zombie that init has yet to reap.
     pub running: bool,
 }
 

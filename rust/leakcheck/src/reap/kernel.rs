@@ -28,11 +28,12 @@ pub(super) fn ipc(object: &Ipc, resource: &Resource, now: &Now, apply: bool) -> 
 
 fn try_ipc(object: &Ipc, resource: &Resource, now: &Now, apply: bool) -> Result<Outcome, Outcome> {
     let verb = Verb::Remove;
-    present(resource, verb, now)?;
     if Some(object.ns) != own_namespace("ipc") {
+        present(resource, Verb::None, now)?;
         return Err(Outcome::skipped(Verb::None, format!("goes with IPC namespace {}, which is not ours", object.ns)));
     }
     if object.class == IpcClass::Mqueue {
+        present(resource, verb, now)?;
         let same =
             |i: &&Ipc| i.class == object.class && i.ns == object.ns && i.id == object.id && i.name == object.name;
         let name = object.name.as_bytes().rsplit(|b| *b == b'/').next().unwrap_or_default();

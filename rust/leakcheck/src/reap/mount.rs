@@ -121,24 +121,37 @@ fn verify(mount: &Mount, held: &OwnedFd, table: &[mountinfo::Mount<'_>]) -> Resu
             st.stx_mask & STATX_MNT_ID_UNIQUE != 0 && st.stx_mnt_id == *wanted
         }
         // These ids are reused: everything else must be the same as well.
-        MountId::Tuple(tuple) => table.iter().any(|m| {
-            m.id == id
-                && tuple_id(tuple) == u64::from(id)
-                && encode_device(m.major, m.minor) == mount.dev
-                && [&m.mount_point, &m.root, &m.fs_type, &m.source].map(|b| &**b)
-                    == [&mount.target, &mount.root, &mount.fs_type, &mount.source].map(Text::as_bytes)
-        }),
+        MountId::Tuple(tuple) => {
+            tuple_id(tuple) == u64::from(id) && table.iter().any(|m| m.id == id && is_line_of(m, mount))
+        }
     };
     Ok(same.then_some(id))
 }
 
+/// Whether a line of mountinfo says what the record says, but for its id.
+fn is_line_of(line: &mountinfo::Mount<'_>, mount: &Mount) -> bool {
+    encode_device(line.major, line.minor) == mount.dev
+        && [&line.mount_point, &line.root, &line.fs_type, &line.source].map(|bytes| &**bytes)
+            == [&mount.target, &mount.root, &mount.fs_type, &mount.source].map(Text::as_bytes)
+}
+
 /// What is said of a mount that is not the topmost at its target.
 fn absent(mount: &Mount, targets: &HashSet<Vec<u8>>, apply: bool) -> Outcome {
-    let MountId::Unique(id) = mount.id else { return Outcome::replaced(Verb::Unmount) };
-    let Ok(stat) = MountStat::of(id, 0) else { return Outcome::gone(Verb::Unmount) };
-    if stat.point() != mount.target.as_bytes() {
-        let why = format!("it was moved to {}", Text::from(&*stat.point()));
-        return Outcome::new(Verb::Unmount, Status::Failed, why);
+    match &mount.id {
+        MountId::Unique(id) => {
+            let Ok(stat) = MountStat::of(*id, 0) else { return Outcome::gone(Verb::Unmount) };
+            if stat.point() != mount.target.as_bytes() {
+                let why = format!("it was moved to {}", Text::from(&*stat.point()));
+                return Outcome::new(Verb::Unmount, Status::Failed, why);
+            }
+        }
+        MountId::Tuple(tuple) => {
+            let table = read_file("/proc/self/mountinfo").unwrap_or_default();
+            let table = mountinfo::parse(&table).unwrap_or_default();
+            if !table.iter().any(|m| u64::from(m.id) == tuple_id(tuple) && is_line_of(m, mount)) {
+                return Outcome::replaced(Verb::Unmount);
+            }
+        }
     }
     let uncovered = |target: &Vec<u8>| mount.target.as_path().starts_with(Text::from(&**target).as_path());
     if !apply && targets.iter().any(uncovered) {
