@@ -9,7 +9,8 @@ use leakcheck::{Kind, Scope, Snapshot};
 
 const PROCESSES: u32 = 1000;
 const FDS_EACH: u32 = 15;
-const STAT: &[u8] = b"5648 (head) R 5646 5646 4201 0 -1 4194304 103 0 0 0 7 8 0 0 20 0 1 0 71831 2998272 415 18446744073709551615 \
+const STAT: &[u8] =
+    b"5648 (head) R 5646 5646 4201 0 -1 4194304 103 0 0 0 7 8 0 0 20 0 1 0 71831 2998272 415 18446744073709551615 \
     94017488793600 94017488817705 140735719213536 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0 94017488833552 94017488835168 \
     94018296213504 140735719217851 140735719217870 140735719217870 140735719219178 0\n";
 const FDINFO: &[u8] =
@@ -25,15 +26,7 @@ fn snapshot() -> Snapshot {
     let mut out = Snapshot::empty(Scope::Host, kinds);
     for pid in 1000..1000 + PROCESSES {
         let start = u64::from(pid) * 7;
-        out.processes.push(Process {
-            pid,
-            start,
-            ppid: 1,
-            state: 'S',
-            pgrp: 1,
-            session: 1,
-            comm: b"python3".into(),
-        });
+        out.processes.push(Process { pid, start, ppid: 1, state: 'S', pgrp: 1, session: 1, comm: b"python3".into() });
         out.fds.extend((0..FDS_EACH).map(|fd| descriptor(pid, start, fd)));
     }
     out
