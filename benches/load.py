@@ -76,15 +76,17 @@ def start(processes: int, sets: int, cgroup: str | None, pids: list[int]) -> Non
                 os._exit(1)
         pids.append(pid)
     os.close(writer)
-    missing = processes
-    while missing:
+    ready = 0
+    while True:
         if not select.select([reader], [], [], READY_WITHIN)[0]:
-            raise TimeoutError(f"{missing} of {processes} processes are not ready after {READY_WITHIN:.0f} s")
-        got = len(os.read(reader, 4096))
-        if got == 0:
-            raise RuntimeError(f"{missing} of {processes} processes could not open their FDs")
-        missing -= got
+            raise TimeoutError(f"{ready} of {processes} processes are ready after {READY_WITHIN:.0f} s")
+        said = os.read(reader, 4096)
+        if not said:
+            break  # Each has closed its end, so that its FDs are those of the sets.
+        ready += len(said)
     os.close(reader)
+    if ready < processes:
+        raise RuntimeError(f"{processes - ready} of {processes} processes could not open their FDs")
 
 
 def stop(pids: list[int]) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 #: Start time in seconds since the epoch, state, parent, and the target of each FD by its number.
 Seen = tuple[float, str, int, dict[int, str]]
@@ -54,7 +56,7 @@ def targets(pid: int) -> dict[int, str]:
     for number in numbers:
         try:
             found[int(number)] = os.readlink(folder + number)  # noqa: PTH115
-        except OSError:  # noqa: PERF203 (closed since, or PID 1 refuses)
+        except OSError:  # Closed since, or PID 1, which may refuse even root.
             continue
     return found
 
@@ -66,8 +68,8 @@ def with_command(argv: list[str]) -> None:
         subprocess.run(argv, stdout=sink, stderr=sink, check=False)
 
 
-def of_native(snapshot: Any, pids: Container[int]) -> dict[int, Seen]:  # noqa: ANN401
-    """leakcheck's records of some processes, in psutil's terms."""
+def of_native(snapshot: Any, pids: Container[int]) -> dict[int, Seen]:
+    """The records of some processes in a leakcheck snapshot, in psutil's terms."""
     ticks = os.sysconf("SC_CLK_TCK")
     boot = psutil.boot_time()
     fds: dict[int, dict[int, str]] = {}

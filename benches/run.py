@@ -17,9 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import peers
 import psutil
@@ -27,10 +27,14 @@ import soak
 
 from leakcheck import _native
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "reference" / "performance.md"
 READY_WITHIN = 120.0
 Milliseconds = float
+WHOLE = "processes and FDs, whole machine"
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,11 @@ def timed(run: Callable[[], object]) -> Milliseconds:
     return took * 1000
 
 
+def middle(times: list[Milliseconds]) -> str:
+    """The median, for people."""
+    return f"{statistics.median(times):.1f} ms"
+
+
 def interleaved(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[Milliseconds]]:
     """Times of each contestant, in rounds of one call each."""
     times: dict[str, list[Milliseconds]] = {name: [] for name in contestants}
@@ -150,16 +159,15 @@ def whole_machine(processes: int, rounds: int) -> tuple[list[Row], str]:
     rows = []
     for name, says_how in says.items():
         if name not in times:
-            rows.append(Row("processes and FDs, whole machine", says_how, "not installed", "", "", False))
+            rows.append(Row(WHOLE, says_how, "not installed", "", "", passed=False))
             continue
         median = statistics.median(times[name])
         ratio = median / native
         limit = limits.get(name)
-        compared = "" if name == "native" else f"{ratio:.1f} ×"
-        target = f"≥ {limit:g} ×" if limit else ""
-        rows.append(
-            Row("processes and FDs, whole machine", says_how, f"{median:.1f} ms", compared, target, ratio >= limit if limit else None)
-        )
+        compared = "" if name == "native" else f"{ratio:.1f} times"
+        target = f"≥ {limit:g} times" if limit else ""
+        passed = ratio >= limit if limit else None
+        rows.append(Row(WHOLE, says_how, f"{median:.1f} ms", compared, target, passed))
     return [*rows, diff], f"{len(standing.pids):,} processes with {standing.fds:,} FDs"
 
 
@@ -201,19 +209,23 @@ def quiet_machine(rounds: int) -> list[Row]:
     times = interleaved({"host": _native.snapshot, "guard": guard}, rounds)
     seen = len(_native.snapshot())
     return [
-        Row(f"every kind, whole machine, no load ({seen:,} resources)", "`snapshot()`", f"{statistics.median(times['host']):.1f} ms"),
-        Row("guard around nothing, no load", "`Guard().end()`", f"{statistics.median(times['guard']):.1f} ms"),
+        Row(f"every kind, whole machine, no load ({seen:,} resources)", "`snapshot()`", middle(times["host"])),
+        Row("guard around nothing, no load", "`Guard().end()`", middle(times["guard"])),
     ]
 
 
 def endurance(snapshots: int) -> Row:
     """Many snapshots in a process of their own."""
     result = soak.in_own_process(snapshots)
-    measured = f"RSS {result.growth_kib:+d} KiB after the first {soak.WARM_UP}, {result.fds_left:+d} FDs, {result.seconds:.0f} s"
+    measured = f"RSS {result.growth_kib:+d} KiB, FDs {result.fds_left:+d}, {result.seconds:.0f} s"
     passed = result.growth_kib <= soak.NOISE_KIB and result.fds_left == 0
     return Row(
-        f"{result.snapshots:,} snapshots in one process", f'`snapshot(kinds="{soak.KINDS}")`', measured, "",
-        f"no growth (≤ {soak.NOISE_KIB} KiB), no FD", passed,
+        f"{result.snapshots:,} snapshots in one process, after the first {soak.WARM_UP}",
+        f'`snapshot(kinds="{soak.KINDS}")`',
+        measured,
+        "",
+        f"no growth (≤ {soak.NOISE_KIB} KiB), no FD",
+        passed,
     )
 
 
@@ -253,12 +265,12 @@ Written by `make bench`; not edited by hand. Medians of {rounds} interleaved rou
 |---|---|---|---|---|---|
 {rows}
 
-Before the rounds, the run fails unless leakcheck and psutil with `readlink` see the same pid, start time, state, parent and target of every
-FD of the load. leakcheck's time includes more than that: device, inode and mount of each file, the id of each eventfd, and which sockets
-hold descriptors in flight.
+Before the rounds, the run fails unless leakcheck and psutil with `readlink` see the same pid, start time, state, parent
+and target of every FD of the load. leakcheck's time includes more than that: device, inode and mount of each file, the
+id of each eventfd, and which sockets hold descriptors in flight.
 
-psutil is compared by the row in which it reads what leakcheck reads. `process_iter()` keeps its objects and then returns the start time that it
-remembers, which is not a reading: it would not notice a reused pid. Both rows are shown.
+psutil is compared by the row in which it reads what leakcheck reads. `process_iter()` keeps its objects and then gives
+the start time that it remembers, which is not a reading: it would not notice a reused pid. Both rows are shown.
 """
 
 

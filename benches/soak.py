@@ -42,7 +42,7 @@ def open_fds() -> int:
 
 def run(snapshots: int) -> Result:
     """Takes `snapshots` of the whole machine after a warm-up."""
-    from leakcheck import _native  # noqa: PLC0415 (not needed by who starts this in another process)
+    from leakcheck import _native
 
     began = time.monotonic()
     sizes: list[int] = []

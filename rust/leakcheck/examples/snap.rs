@@ -19,7 +19,13 @@ fn main() -> leakcheck::Result<()> {
 
     let seen = snapshot(&options)?;
     let kinds: Vec<_> = seen.kinds.iter().map(|k| k.as_str()).collect();
-    println!("{} resources ({} processes, {} fds) of {}", seen.len(), seen.processes.len(), seen.fds.len(), kinds.join(","));
+    println!(
+        "{} resources ({} processes, {} fds) of {}",
+        seen.len(),
+        seen.processes.len(),
+        seen.fds.len(),
+        kinds.join(",")
+    );
     for (kind, coverage) in seen.coverage.0.iter().filter(|(_, c)| !c.reason.is_empty()) {
         println!("{}: {:?}: {}", kind.as_str(), coverage.level, coverage.reason);
     }

@@ -51,8 +51,7 @@ pub(crate) fn hierarchies() -> Result<Vec<Hierarchy>> {
 fn v1_name(options: &str) -> String {
     const OTHER: [&str; 9] =
         ["rw", "ro", "xattr", "noprefix", "clone_children", "cpuset_v2_mode", "favordynmods", "nofavordynmods", "none"];
-    let words: Vec<_> =
-        options.split(',').filter(|w| !OTHER.contains(w) && !w.starts_with("release_agent=")).collect();
+    let words: Vec<_> = options.split(',').filter(|w| !OTHER.contains(w) && !w.starts_with("release_agent=")).collect();
     words.join(",")
 }
 

@@ -28,7 +28,7 @@ const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
 /// From this many processes on, threads pay.
 const PARALLEL_FROM: usize = 48;
 /// How many processes a thread takes at a time: few, so that all end together.
-const CHUNK: usize = 16;
+const CHUNK: usize = 4;
 
 /// Reads `/proc`.
 pub(crate) struct Procfs {
@@ -246,14 +246,14 @@ impl Reader<'_> {
         if let Err(e) = result {
             self.refuse("fd", e);
         }
-        self.from_fdinfo(table, tid);
+        self.ask_fdinfo(table, tid);
         // One allocation of the right size: a helper thread's heap grows page by page.
         self.sample.fds.reserve_exact(self.scratch.fds.len());
         self.sample.fds.append(&mut self.scratch.fds);
     }
 
     /// What only fdinfo tells: which of the anonymous inodes, that all share one inode, and what a socket's queue holds.
-    fn from_fdinfo(&mut self, table: &CStr, tid: u32) {
+    fn ask_fdinfo(&mut self, table: &CStr, tid: u32) {
         let info_dir: &CStr = if table == c"fd" { c"fdinfo" } else { c"" };
         let Scratch { fds, text, .. } = &mut *self.scratch;
         let queues = self.wanted.queues;
@@ -281,10 +281,11 @@ impl Reader<'_> {
             let link = path(&format_args!("{prefix}ns/{name}"));
             match rustix::fs::readlinkat_raw(self.dir, &*link, &mut self.scratch.link[..]) {
                 Ok((text, _)) => {
-                    if let Ok((ns_type, ino)) = parse::nslink::parse(text) {
-                        if !self.sample.namespaces.iter().any(|(t, i, _)| (*t, *i) == (ns_type, ino)) {
-                            self.sample.namespaces.push((ns_type, ino, format!("{prefix}ns/{name}")));
-                        }
+                    let known = &mut self.sample.namespaces;
+                    if let Ok((ns_type, ino)) = parse::nslink::parse(text)
+                        && !known.iter().any(|(t, i, _)| (*t, *i) == (ns_type, ino))
+                    {
+                        known.push((ns_type, ino, format!("{prefix}ns/{name}")));
                     }
                 }
                 // A kernel without that type, or a process that is ending.
