@@ -166,7 +166,7 @@ fn no_time_at_all_is_one_look_and_an_endless_time_does_not_overflow() {
 fn what_only_the_last_look_saw_is_looked_at_once_more() {
     // A survivor that blocks keeps the run alive; the sixth look also meets a file that somebody is just about to remove.
     let survivor: Scene = (&["p"], true, false);
-    let short = Policy { looks: 6, ..Policy::new(MS) };
+    let short = Policy { looks: 6, ..Policy::new(10 * MS) };
     let passing: [Scene; 7] =
         [survivor, survivor, survivor, survivor, survivor, (&["f", "p"], true, false), survivor];
     let settled = settle(&short, &mut world(&passing)).unwrap();
