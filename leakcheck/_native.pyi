@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from typing import Any, Self, final
 
 __all__ = [
+    "DEFAULT_ROOTS",
+    "KINDS",
     "Guard",
     "NativeError",
     "Snapshot",
     "UsageError",
+    "__version__",
     "check_allow",
     "diff",
     "doctor",
     "reap",
     "settle",
     "snapshot",
-    "__version__",
-    "KINDS",
-    "DEFAULT_ROOTS",
 ]
 
 __version__: str
