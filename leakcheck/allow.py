@@ -66,7 +66,7 @@ def read_allow_file(path: str | os.PathLike[str]) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"read allow file {os.fspath(path)}: {error.strerror or error}") from error
+        raise UsageError(f"read allow file {os.fspath(path)}: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"read allow file {os.fspath(path)}: not UTF-8 at byte {error.start}") from error
     check_allow(text, os.fspath(path))

@@ -86,7 +86,7 @@ def guard(argv: Sequence[str], options: GuardOptions) -> int:
 
     @contextlib.contextmanager
     def command(env: Mapping[str, str], interrupts: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
-        yield list(argv), run(argv, env, interrupts)
+        yield [_shown(argument) for argument in argv], run(argv, env, interrupts)
 
     return _guarded(command, options)
 
@@ -175,6 +175,11 @@ def _progress(phase: str) -> Generator[None, None, None]:
         yield
     finally:
         print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+
+
+def _shown(argument: str) -> str:
+    # An argument need not be UTF-8 (execve(2)), but JSON must.
+    return os.fsencode(argument).decode("utf-8", "backslashreplace")
 
 
 def _say(message: str) -> None:

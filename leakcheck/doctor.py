@@ -5,14 +5,11 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from leakcheck import _native
-from leakcheck.render import line, table
+from leakcheck.render import coverage, line
 
 __all__ = ["doctor"]
-
-_LEVEL = {"full": "green", "partial": "yellow", "none": "red"}
 
 
 class _Finding(msgspec.Struct, frozen=True):
@@ -78,8 +75,12 @@ def _print(found: _Examination, console: Console) -> None:
         say(("in a user namespace: capabilities count for less", "yellow"))
     for hint in found.container.hints:
         say(("looks like a container: ", "yellow"), hint)
-    console.print(_findings("kind", list(found.kinds.items())))
-    console.print(_findings("source", [(source.name, source) for source in found.sources]))
+    for kind, finding in found.kinds.items():
+        say(f"{kind:<10} ", *coverage(finding.level, finding.reason, finding.fix))
+    for source in found.sources:
+        if source.level != "full":
+            say(f"source {source.name} ", *coverage(source.level, source.reason, source.fix))
+    say(("sources in full: ", "dim"), ", ".join(source.name for source in found.sources if source.level == "full"))
     for refusal in found.unreadable:
         say(("unreadable ", "yellow"), f"process {refusal.pid} ({refusal.comm}): {refusal.what}")
     style = "green" if found.guard.verdict == "clean" else "yellow"
@@ -87,11 +88,3 @@ def _print(found: _Examination, console: Console) -> None:
     say("the best verdict of a guard here is ", (found.guard.verdict, style), because)
     if found.undetected:
         say((f"what leakcheck cannot see anywhere: {found.undetected}", "dim"))
-
-
-def _findings(heading: str, findings: list[tuple[str, _Finding]]) -> Table:
-    rows = [
-        (line(name), line((finding.level, _LEVEL.get(finding.level, ""))), line(finding.reason), line(finding.fix))
-        for name, finding in findings
-    ]
-    return table((heading, "seen", "why not better", "what to do"), rows)

@@ -6,16 +6,15 @@ still steer a terminal is escaped once more.
 
 import datetime
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from leakcheck._native import Snapshot
 from leakcheck.report import Leak, Report
 
-__all__ = ["leak_line", "line", "lines", "print_report", "print_snapshot", "printable", "summary", "table"]
+__all__ = ["coverage", "leak_line", "line", "lines", "print_report", "print_snapshot", "printable", "summary"]
 
 _VERDICT_STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
 _SHOWN = 20
@@ -143,21 +142,14 @@ def print_snapshot(snapshot: Snapshot, console: Console) -> None:
     took = f"{snapshot.took_ns / 1e6:.1f} ms"
     seen = f"{_count(len(snapshot), 'resource')} in scope {snapshot.scope}, seen in {took}"
     console.print(line(seen), soft_wrap=True)
-    rows = []
     for kind in snapshot.kinds:
         level, reason = snapshot.coverage.get(kind, ("none", "not looked at"))
-        style = {"full": "green", "partial": "yellow"}.get(level, "red")
-        rows.append((line(kind), line(f"{snapshot.count(kind):>7}"), line((level, style)), line(reason)))
-    console.print(table(("kind", "count", "coverage", "why not full"), rows))
+        console.print(line(f"{kind:<10} {snapshot.count(kind):>7}  ", *coverage(level, reason)), soft_wrap=True)
     for name, number in snapshot.gauges.items():
         console.print(line(f"{name}: {number}"), soft_wrap=True)
 
 
-def table(headings: Sequence[str], rows: Sequence[Sequence[Text]]) -> Table:
-    """Return a plain table; nothing in it is read as markup."""
-    made = Table(box=None, pad_edge=False)
-    for heading in headings:
-        made.add_column(Text(heading), overflow="fold")
-    for row in rows:
-        made.add_row(*row)
-    return made
+def coverage(level: str, *reasons: str) -> list[str | tuple[str, str]]:
+    """Return a coverage level and what explains it, as parts of a line."""
+    style = {"full": "green", "partial": "yellow"}.get(level, "red")
+    return [(level, style), *(f"; {reason}" if n else f": {reason}" for n, reason in enumerate(filter(None, reasons)))]

@@ -84,7 +84,7 @@ def _replace(directory: int, target: Path, data: bytes) -> None:
 def _is_special(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 

@@ -337,7 +337,9 @@ fn residue<P: Provenance>(appeared: Vec<Resource>, attributor: &Attributor<'_, P
         match attributor.owner(&resource) {
             Owner::Run(by) => out.found.push((resource, by)),
             Owner::Unknown => out.found.push((resource, Attribution::None)),
-            Owner::Stranger => out.noise += 1,
+            Owner::Stranger if attributor.tells_noise() => out.noise += 1,
+            // Between two snapshots a process that was there before may have leaked as well as a new one.
+            Owner::Stranger => out.found.push((resource, Attribution::None)),
         }
     }
     fold(&mut out.found, attributor);
@@ -462,6 +464,10 @@ impl Provenance for Live<'_> {
 
     fn cgroups(&self, pid: u32) -> Vec<(String, String)> {
         observe::cgroups_of(pid)
+    }
+
+    fn knows_the_run(&self) -> bool {
+        self.watch.is_some()
     }
 }
 

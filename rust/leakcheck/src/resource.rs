@@ -140,7 +140,7 @@ identified!(Cgroup, Cgroup, |r| -> <'a> (&'a Text, u64) (&r.hierarchy, r.ino));
 /// A file lock. Identity: type, file, range, and the owner that `/proc/locks` names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lock {
-    /// `flock`, `posix`, `ofd`, `lease`, `deleg`, `layout` …
+    /// `flock`, `posix`, `ofdlck`, `lease`, `deleg`, `layout` …: the word of `/proc/locks`.
     pub class: String,
     /// Device of the file's super block, `major << 32 | minor`.
     pub dev: u64,

@@ -130,6 +130,17 @@ fn a_comparison_names_what_appeared_and_what_vanished() {
 }
 
 #[test]
+fn a_comparison_counts_what_a_process_leaked_that_was_there_before() {
+    let daemon = || [process(7, 70).into(), fd(7, 0, "/dev/null").into()];
+    let mut leaked = fd(7, 5, "pipe:[9]");
+    leaked.start = 70;
+    let after = with(with(host(), daemon()), [leaked.into()]);
+    let report = compare(&with(host(), daemon()), &after, &Rules::default()).unwrap();
+    let found: Vec<_> = report.leaks.iter().map(|l| (l.kind, l.attribution)).collect();
+    assert_eq!(found, [(Kind::Fd, Attribution::None)]);
+}
+
+#[test]
 fn hostile_names_are_escaped_in_labels_and_keys() {
     let name = b"/tmp/\x1b]0;x\x07\n\xff<script>";
     let report = compare(&host(), &with(host(), [file(name, 9).into()]), &Rules::default()).unwrap();

@@ -92,14 +92,17 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
     let (mut lives, mut running) = (first.run_lives, first.running);
     let at_least = policy.at_least.saturating_mul(world.pressure().max(1));
     let mut pause = policy.first_pause;
+    let mut young = false;
     // A survivor that is no residue itself, because processes were not asked for, may still leave some.
     while !out.residue.is_empty() || lives {
         let enough = out.looks >= policy.looks && out.took >= policy.at_least;
-        if enough && out.took >= at_least && !running || out.took >= policy.at_most {
+        let done = enough && out.took >= at_least && !running || out.took >= policy.at_most;
+        // What only the last look has seen may be on its way out: one more look confirms it, and adds nothing.
+        if done && !young {
             break;
         }
         out.extended |= enough;
-        world.wait(&out.residue, pause.min(policy.at_most - out.took));
+        world.wait(&out.residue, pause.min(policy.at_most.saturating_sub(out.took)));
         pause = (pause * 2).min(policy.longest_pause);
         let look = world.look()?;
         out.looks += 1;
@@ -107,9 +110,12 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
         let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
             std::mem::take(&mut out.residue).into_iter().partition(|(key, _)| look.residue.contains_key(key));
         out.transient.extend(gone.into_values().map(|t| (t, out.took)));
+        young = false;
         for (key, seen) in look.residue {
+            let known = kept.contains_key(&key);
             // What first appears while nothing of the run lives is not the run's.
-            if lives || kept.contains_key(&key) {
+            if known || lives && !done {
+                young |= !known;
                 out.residue.insert(key, seen);
             }
         }

@@ -264,8 +264,9 @@ fn lock(l: &Lock, look: &Snapshot) -> Notes {
     let mut who: Vec<String> = holders.iter().map(|fd| format!("fd {} of {}", fd.fd, name_of(fd.pid, look))).collect();
     who.dedup();
     let taken = match u32::try_from(l.pid) {
-        Ok(pid) if pid > 0 => format!("taken by {}", name_of(pid, look)),
-        _ => "taken by an open file description".to_owned(),
+        Ok(0) => "taken by a process that has no pid here".to_owned(),
+        Ok(pid) => format!("taken by {}", name_of(pid, look)),
+        Err(_) => "taken by an open file description".to_owned(),
     };
     let file = path.clone().unwrap_or_else(|| format!("inode {} on {}", l.ino, crate::resource::device(l.dev)));
     Notes {

@@ -1,12 +1,23 @@
-//! File locks, by `/proc/locks` (proc(5)): one read for the whole machine.
+//! File locks, by `/proc/locks` (proc(5)): one read for the whole machine. Within a pid namespace that leaves out the locks
+//! whose taker has no pid there, also those of a dead taker, which a child may have inherited: there the `lock:` lines of fdinfo
+//! are read as well.
 
 use std::collections::{HashMap, HashSet};
 
 use super::procfs::read_file;
 use crate::kind::Kind;
-use crate::parse::locks;
-use crate::resource::{Lock, encode_device};
+use crate::parse::nslink::NsType;
+use crate::parse::{fdinfo, locks};
+use crate::resource::{Fd, Lock, encode_device};
 use crate::snapshot::{Level, Snapshot};
+
+/// Inode of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+const FIRST_PID_NS: u64 = 0xEFFF_FFFC;
+
+/// Whether `/proc/locks` leaves locks out here, so that [`collect`] needs the descriptors.
+pub(crate) fn some_are_hidden(look: &Snapshot) -> bool {
+    look.own_ns.get(&NsType::Pid).is_some_and(|ino| *ino != FIRST_PID_NS)
+}
 
 /// Appends the locks; outside the host scope those of the scope's processes and of the files that they have open.
 pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
@@ -31,17 +42,10 @@ pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
         if !whole_host && !ours() {
             continue;
         }
-        found.push(Lock {
-            class: l.kind.as_str().to_ascii_lowercase(),
-            dev,
-            ino: l.inode,
-            start: l.start,
-            end: l.end,
-            pid: i64::from(l.pid),
-            nth: 0,
-            access: access(l.access).to_owned(),
-            waiters: 0,
-        });
+        found.push(record(&l));
+    }
+    if some_are_hidden(out) {
+        hidden(&out.fds, &mut found);
     }
     let mut seen: HashMap<(String, u64, u64, u64, Option<u64>, i64), u32> = HashMap::new();
     for lock in &mut found {
@@ -51,6 +55,33 @@ pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
         lock.waiters = waiters.get(&(lock.dev, lock.ino)).copied().unwrap_or(0);
     }
     out.locks.extend(found);
+}
+
+fn record(l: &locks::Lock) -> Lock {
+    Lock {
+        class: l.kind.as_str().to_ascii_lowercase(),
+        dev: l.dev.map_or(0, |d| encode_device(d.major, d.minor)),
+        ino: l.inode,
+        start: l.start,
+        end: l.end,
+        pid: i64::from(l.pid),
+        nth: 0,
+        access: access(l.access).to_owned(),
+        waiters: 0,
+    }
+}
+
+/// Appends the locks at open files whose taker has no pid here. Every descriptor of one open file description has the line: it
+/// counts once.
+fn hidden(fds: &[Fd], found: &mut Vec<Lock>) {
+    let key = |l: &Lock| (l.class.clone(), l.dev, l.ino, l.start, l.end);
+    let mut known = HashSet::new();
+    for fd in fds.iter().filter(|fd| fd.ino != 0) {
+        let text = read_file(format!("/proc/{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd)).unwrap_or_default();
+        let lines = fdinfo::parse(&text).locks;
+        let locks = lines.iter().filter(|l| !l.blocked && l.pid == 0).map(record);
+        found.extend(locks.filter(|lock| known.insert(key(lock))));
+    }
 }
 
 fn access(access: locks::Access) -> &'static str {

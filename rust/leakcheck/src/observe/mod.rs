@@ -177,7 +177,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     let wanted = Wanted {
         // Outside the host scope a lock is the scope's by the descriptors that are open on its file.
         fds: kinds.any(&[Kind::Fd, Kind::Mount, Kind::Namespace])
-            || kinds.contains(Kind::Lock) && !whole_host
+            || kinds.contains(Kind::Lock) && (!whole_host || lock::some_are_hidden(out))
             || wants_namespaces && whole_host,
         namespaces: if wants_namespaces {
             NAMESPACES

@@ -1,0 +1,5 @@
+"""``python -m leakcheck`` is the command."""
+
+from leakcheck.cli import main
+
+main()

@@ -1,0 +1,108 @@
+"""A disposable place to plant in: own namespaces, fresh directories, cgroups of its own. Leaks there harm nobody."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+# PROC_PID_INIT_INO of linux/proc_ns.h
+FIRST_PID_NS = "4026531836"
+INSIDE = "LEAKCHECK_DETECTION_PLACE"
+NAMESPACES = ["--mount", "--ipc", "--net", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where plants go, and what is watched there."""
+
+    dir: Path
+    scratch: Path
+    cgroups: dict[str, Path]
+
+    @property
+    def roots(self) -> list[Path]:
+        return [self.dir, Path("/dev/shm"), Path("/run")]
+
+    def lock_file(self, pid: int) -> Path:
+        """Return where the mkleak of this pid puts its lock file: its tag tells pid namespaces apart."""
+        namespace = re.sub(r"\D", "", str(Path("/proc/self/ns/pid").readlink()))
+        return self.dir / f"leakcheck-mkleak-{pid}{'' if namespace == FIRST_PID_NS else '.' + namespace}.lock"
+
+    def options(self, plant: str) -> list[str]:
+        """Return the options that make mkleak plant here: a cgroup plant goes into the hierarchy that it is of."""
+        options = ["--dir", str(self.dir)]
+        if plant.startswith("cgroup-"):
+            controller = plant.removeprefix("cgroup-v1-")
+            hierarchy = controller if controller != plant else "v2" if "v2" in self.cgroups else "pids"
+            # Where no cgroup could be made, mkleak says why.
+            options += ["--cgroup", str(self.cgroups[hierarchy])] if hierarchy in self.cgroups else []
+        return options
+
+
+def run_inside(program: Path, arguments: list[str]) -> int:
+    """Run this program again in a fresh place, with `INSIDE` in its environment; return its exit code."""
+    # A shell as PID 1 reaps orphans; as PID 1 the program itself would be their parent, and psutil would see children.
+    user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
+    with tempfile.TemporaryDirectory(prefix="leakcheck-detection-") as base, own_cgroups(Path(base).name):
+        command = ["unshare", *user, *NAMESPACES, "sh", "-c", '"$@"; exit $?', "sh", sys.executable, str(program)]
+        done = subprocess.run([*command, *arguments], env={**os.environ, INSIDE: base}, check=False)
+    return done.returncode
+
+
+def enter() -> Place | None:
+    """Return the place if this program runs inside one, with fresh file systems mounted; else none."""
+    base = os.environ.get(INSIDE)
+    if base is None:
+        return None
+    place = Place(Path(base, "plants"), Path(base, "scratch"), cgroups_named(Path(base).name))
+    for fresh in (place.dir, place.scratch):
+        fresh.mkdir()
+    # `unshare --mount` has made every mount private: these are in no other namespace.
+    for target in (place.dir, Path("/dev/shm"), Path("/run")):
+        subprocess.run(["mount", "-t", "tmpfs", "leakcheck-detection", target], check=True)
+    return place
+
+
+def hierarchies() -> dict[str, Path]:
+    """Return the mount point of each cgroup hierarchy, by `v2` or v1 controller."""
+    found = {}
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, point, fs_type, options, *_ = line.split(" ")
+        if fs_type == "cgroup2":
+            found["v2"] = Path(point)
+        elif fs_type == "cgroup":
+            found.update({option: Path(point) for option in options.split(",")})
+    return found
+
+
+def cgroups_named(name: str) -> dict[str, Path]:
+    return {key: point / name for key, point in hierarchies().items() if (point / name).is_dir()}
+
+
+@contextmanager
+def own_cgroups(name: str) -> Iterator[None]:
+    """Make an empty cgroup in each hierarchy, at its root: the caller's own one may be somebody else's."""
+    made = []
+    for point in sorted(set(hierarchies().values())):
+        try:
+            (point / name).mkdir()
+        except OSError:
+            continue  # read-only or not permitted: its plants say so
+        made.append(point / name)
+    try:
+        yield
+    finally:
+        # The processes of the place are gone by now; cgroups that a killed mkleak left behind are not.
+        for path in made:
+            for below, _, _ in os.walk(path, topdown=False):
+                Path(below).rmdir()
+
+
+def missing_tools() -> list[str]:
+    return [tool for tool in ("unshare", "mount", "findmnt", "find", "lsof") if shutil.which(tool) is None]

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Runs every plant of mkleak against leakcheck and its peers, in a disposable place, and writes the table."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import guarded
+import oracle
+import page
+import place
+from peers.psutil_fixture import usage
+from plants import Mkleak, Plant, UnavailableError, every_plant
+
+HERE = Path(__file__).resolve().parent
+PEERS = ("psutil", "lsof", "findmnt+find")
+
+
+@dataclass
+class Row:
+    """What each tool saw of one plant."""
+
+    plant: Plant
+    found: dict[str, bool] = field(default_factory=dict)
+    clean: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    guard: str = "-"
+    skipped: str | None = None
+
+    @property
+    def keys(self) -> list[str]:
+        return [leak["key"] for leak in self.report["leaks"]]
+
+
+def main() -> int:
+    options = arguments()
+    missing = place.missing_tools()
+    if missing:
+        print(f"table.py: missing {', '.join(missing)}: run `make setup`", file=sys.stderr)
+        return 2
+    inside = place.enter()
+    if inside is None:
+        return place.run_inside(Path(__file__).resolve(), sys.argv[1:])
+    chosen = [p for p in every_plant() if not options.plants or p.name in options.plants]
+    peers = () if options.leakcheck_only else PEERS
+    watch(inside, peers, inside.dir / "warm-up.lock")()
+    rows = [run(plant, inside, peers) for plant in chosen]
+    if not options.leakcheck_only:
+        # After all else: what these leave behind stays until the place goes.
+        for row in rows:
+            row.guard = guarded.verdict(row.plant, inside)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows]))
+    if options.write:
+        options.write.parent.mkdir(parents=True, exist_ok=True)
+        options.write.write_text(page.render(rows))
+    wrong = [(row, why) for row in rows if (why := complaint(row))]
+    for row, why in wrong:
+        print(f"{row.plant.name}: {why}", file=sys.stderr)
+    print(page.summary(rows, ("leakcheck", *peers)))
+    return 1 if wrong else 0
+
+
+def complaint(row: Row) -> str | None:
+    """Return why leakcheck's part of the row is not as it has to be."""
+    if row.skipped:
+        return None
+    if not row.found["leakcheck"]:
+        return f"missed: {row.facts} is not in {row.keys}"
+    if not row.clean:
+        return f"not clean again: {row.left}"
+    return f"guard: {row.guard}" if row.guard in ("no", "false alarm") else None
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
+    parser.add_argument("--leakcheck-only", action="store_true", help="leave the peers out")
+    parser.add_argument("plants", nargs="*", help="only these")
+    return parser.parse_args()
+
+
+def watch(where: place.Place, peers: tuple[str, ...], lock_file: Path) -> Callable[[], dict[str, Any]]:
+    """Return what looks once with every tool."""
+    tools: dict[str, Callable[[], Any]] = {
+        "psutil": usage,
+        "lsof": lambda: script(where, "lsof_diff.sh"),
+        "findmnt+find": lambda: script(where, "findmnt_find.sh", *where.roots, *sorted(set(where.cgroups.values()))),
+    }
+    return lambda: {
+        **{peer: tools[peer]() for peer in peers},
+        "leakcheck": oracle.look([str(root) for root in where.roots], [str(lock_file)]),
+    }
+
+
+def script(where: place.Place, name: str, *arguments: Path) -> str:
+    # To a file: a pipe of the runner's would be new in every listing.
+    output = where.scratch / "listing"
+    with output.open("wb") as listing:
+        subprocess.run([HERE / "peers" / name, *arguments], stdout=listing, stderr=subprocess.DEVNULL, check=False)
+    return output.read_text(errors="surrogateescape")
+
+
+def run(plant: Plant, where: place.Place, peers: tuple[str, ...]) -> Row:
+    row = Row(plant)
+    try:
+        with Mkleak([plant.name, "--hold", *where.options(plant.name)], where.scratch / "complaints") as mkleak:
+            pid = mkleak.expect("WAITING")["pid"]
+            look = watch(where, peers, where.lock_file(pid))
+            before = look()
+            mkleak.go_on()
+            row.facts = mkleak.expect("READY")
+            after = look()
+            row.report = oracle.diff(before["leakcheck"], after["leakcheck"])
+            row.found = {peer: before[peer] != after[peer] for peer in peers}
+            row.found["leakcheck"] = oracle.is_found(plant, row.facts, row.report)
+            mkleak.go_on()
+            mkleak.expect("CLEAN")
+            settled = oracle.settle(before["leakcheck"])
+            row.clean = oracle.is_clean(plant, row.facts, settled)
+            row.left = [leak["key"] for leak in settled["leaks"]]
+            mkleak.go_on()
+    except UnavailableError as unavailable:
+        row.skipped = str(unavailable)
+    return row
+
+
+if __name__ == "__main__":
+    sys.exit(main())
