@@ -40,7 +40,7 @@ fn descriptor(pid: u32, start: u64, fd: u32) -> Fd {
         2 => format!("pipe:[{number}]"),
         _ => "anon_inode:[eventfd]".to_owned(),
     };
-    let file = fd % 4 == 0;
+    let file = fd.is_multiple_of(4);
     Fd {
         pid,
         start,

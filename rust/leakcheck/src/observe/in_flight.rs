@@ -7,9 +7,9 @@ use std::collections::HashSet;
 use super::enter::{NsView, inside};
 use super::procfs::read_file;
 use super::sockdiag::SockDiag;
-use crate::parse::nslink::NsType;
 use crate::parse::fdinfo;
 use crate::parse::fdlink::{self, FdLink};
+use crate::parse::nslink::NsType;
 use crate::snapshot::Snapshot;
 
 /// Above this many unix sockets to ask one by one, the queues are dumped first.
@@ -36,8 +36,8 @@ pub(crate) fn fill(views: &[NsView], out: &mut Snapshot) {
 }
 
 fn socket(target: &[u8]) -> Option<u64> {
-    match fdlink::parse(target) {
-        FdLink::Socket(ino) => Some(ino),
-        _ => None,
+    match target.starts_with(b"socket:").then(|| fdlink::parse(target)) {
+        Some(FdLink::Socket(ino)) => Some(ino),
+        Some(_) | None => None,
     }
 }

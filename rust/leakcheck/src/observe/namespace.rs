@@ -37,10 +37,11 @@ impl Namespaces {
             let (pid, start) = (sample.process.pid, sample.process.start);
             for (ns_type, ino, link) in &sample.namespaces {
                 // A child's future namespace holds no process yet: it opens like any other.
-                let entry = all.add(*ns_type, *ino, NsHolder::Process(pid, start), || format!("/proc/{pid}/{link}").into());
+                let entry =
+                    all.add(*ns_type, *ino, NsHolder::Process(pid, start), || format!("/proc/{pid}/{link}").into());
                 entry.pid.get_or_insert(pid);
             }
-            for fd in &sample.fds {
+            for fd in sample.fds.iter().filter(|fd| may_be_namespace(fd.target.as_ref())) {
                 if let Ok((ns_type, ino)) = nslink::parse(fd.target.as_ref()) {
                     let path = || format!("/proc/{pid}/task/{}/fd/{}", fd.table, fd.fd).into();
                     all.add(ns_type, ino, NsHolder::Fd(pid, start, fd.fd), path);
@@ -51,8 +52,7 @@ impl Namespaces {
     }
 
     fn add(&mut self, ns_type: NsType, ino: u64, holder: NsHolder, path: impl FnOnce() -> PathBuf) -> &mut Found {
-        let found =
-            self.found.entry((ns_type, ino)).or_insert(Found { holders: Vec::new(), path: None, pid: None });
+        let found = self.found.entry((ns_type, ino)).or_insert(Found { holders: Vec::new(), path: None, pid: None });
         if found.holders.len() < HOLDERS && found.holders.last() != Some(&holder) {
             found.holders.push(holder);
         }
@@ -107,12 +107,7 @@ impl Namespaces {
         self.found
             .iter()
             .filter_map(|((ns_type, ino), f)| {
-                Some(NsView {
-                    ns_type: *ns_type,
-                    ino: *ino,
-                    path: f.path.clone()?,
-                    own: own.get(ns_type) == Some(ino),
-                })
+                Some(NsView { ns_type: *ns_type, ino: *ino, path: f.path.clone()?, own: own.get(ns_type) == Some(ino) })
             })
             .collect()
     }
@@ -124,6 +119,11 @@ impl Namespaces {
             out.namespaces.push(Namespace { ns_type, ino, id, holders: found.holders });
         }
     }
+}
+
+/// Tells most links apart faster than an error of the parser, which holds a copy of the line.
+fn may_be_namespace(target: &[u8]) -> bool {
+    NsType::ALL.iter().any(|t| target.starts_with(t.as_str().as_bytes()))
 }
 
 fn unique_id(path: &Path, ns_type: NsType, ino: u64) -> Option<u64> {
