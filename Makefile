@@ -17,13 +17,11 @@ setup: ## install what is missing (Debian packages as root) and build into .venv
 demo: setup ## the main job: guard around a clean bubblewrap run and around a runc run whose supervisor is killed
 	$(in_venv) examples/demo
 
-test: setup lint-python ## the cargo and pytest suites; what CI runs
-	cargo test --locked
-	$(bin)/pytest -m "not slow"
+test: setup lint-python ## the cargo and pytest suites, under leakcheck itself; what CI runs
+	$(in_venv) scripts/self-check sh -c 'cargo test --locked && pytest -m "not slow"'
 
 test-full: setup lint ## as test, with the slow tests and ten times the property cases
-	PROPTEST_CASES=2560 cargo test --locked
-	$(bin)/pytest
+	PROPTEST_CASES=2560 $(in_venv) scripts/self-check sh -c 'cargo test --locked && pytest'
 
 lint-python: setup
 	$(bin)/ruff check

@@ -16,7 +16,9 @@ import typer
 from leakcheck import __version__, commands
 from leakcheck._native import NativeError, UsageError
 from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE, GuardOptions
+from leakcheck.doctor import doctor as run_doctor
 from leakcheck.guard import milliseconds
+from leakcheck.reap import reap as run_reap
 from leakcheck.render import printable
 from leakcheck.supervise import GivenUp, TargetError
 
@@ -139,6 +141,24 @@ def guard(
     if not command:
         raise UsageError("no command to guard: write leakcheck guard [OPTIONS] -- CMD [ARG]…")
     raise typer.Exit(commands.guard(command, options))
+
+
+@app.command()
+def doctor(scope: Scope = "host", kinds: Kinds = None, roots: Roots = None, json: Json = False) -> None:
+    """Say what this machine and user can and cannot see, and how to get more."""
+    observe = _observe(scope, kinds, roots, None)
+    del observe["lock_files"]
+    raise typer.Exit(run_doctor(observe, as_json=json))
+
+
+@app.command()
+def reap(
+    report: Annotated[Path, typer.Option("--diff", metavar="FILE", help="A report saved by guard or diff.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it only say what would be removed.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove what a saved report attributes to its run, and nothing else."""
+    raise typer.Exit(run_reap(report, apply=yes, as_json=json))
 
 
 def main() -> NoReturn:

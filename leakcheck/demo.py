@@ -52,6 +52,10 @@ def demo_of(name: str) -> Demo:
         raise TargetError(f"list plants: {error}") from error
     if name in plants:
         return Demo(plants[name], [name])
+    if name == "lockfile":
+        # A lock file is looked for where the target declares it, and mkleak's name holds its own pid.
+        how = "leakcheck guard --lock-files /tmp/box.lock -- sh -c 'echo $$ > /tmp/box.lock'"
+        raise UsageError(f"demo leak {name!r}: only declared lock files are looked at; try {how}")
     of_kind = sorted((plant for plant, kind in plants.items() if kind == name), key=lambda plant: plant not in _FIRST)
     if not of_kind:
         raise UsageError(f"demo leak {name!r}: give a kind ({', '.join(KINDS)}) or a plant (mkleak --list)")

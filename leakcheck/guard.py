@@ -105,6 +105,10 @@ class Run:
         gc.collect()
         return Report.from_json(await asyncio.to_thread(self._native.end))
 
+    def allow(self, text: str) -> None:
+        """Add the rules of an allow file's `text` before the end."""
+        self._native.allow(text)
+
     def abandon(self) -> None:
         """Give up without a verdict."""
         self._restore()

@@ -1,1 +1,166 @@
-"""The pytest plugin."""
+"""The pytest plugin: every test of a suite, or those that ask for it, leave nothing behind.
+
+A test is guarded from the setup of its first function-scoped fixture to the teardown of its last. What a fixture of
+class, module, package or session scope makes is therefore in the baseline of the test that happened to ask for it
+first. One that a test asks for with `getfixturevalue` in mid-run is observed on its own, and what it made is not the
+test's either.
+
+A test that passed and left something is *leaked*: an outcome of its own, which fails the session. A test that failed
+stays failed, with its own error, and its leaks are listed beside.
+"""
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from leakcheck._native import UsageError
+from leakcheck.guard import LeakcheckWarning
+from leakcheck.pytest_item import ItemGuard, LeakCheck, Settings, marker_rule
+from leakcheck.pytest_summary import Summary, attach
+
+__all__ = ["LeakCheck"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the option and the ini settings."""
+    group = parser.getgroup("leakcheck")
+    group.addoption(
+        "--leakcheck",
+        nargs="?",
+        const="",
+        default=None,
+        metavar="KINDS",
+        help="guard every test; --leakcheck=KIND,… chooses what to look at",
+    )
+    parser.addini("leakcheck_kinds", "kinds that guarded tests are checked for", type="args", default=[])
+    parser.addini("leakcheck_allow", "TOML file of [[allow]] rules, relative to the root directory", default="")
+    parser.addini("leakcheck_settle", "seconds for asynchronous teardown (default: 0.5)", default="0.5")
+    parser.addini("leakcheck_unknown", "what an unknown verdict does: warn or fail (default: warn)", default="warn")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(args: list[str]) -> None:
+    """Keep ``--leakcheck tests/`` from taking the path for kinds: they are given with ``=`` only."""
+    end = args.index("--") if "--" in args else len(args)
+    args[:end] = ["--leakcheck=" if arg == "--leakcheck" else arg for arg in args[:end]]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the settings and register the marker."""
+    config.addinivalue_line(
+        "markers",
+        "leaks_allowed(kind, *, reason, expires=None, **match): residue of this kind whose details match the globs may "
+        "stay. The reason is required; a rule that matched nothing is a warning.",
+    )
+    try:
+        settings = Settings.of(config)
+    except UsageError as error:
+        raise pytest.UsageError(f"leakcheck: {error}") from error
+    config.pluginmanager.register(Guards(settings), "leakcheck-guards")
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Summary(config, settings), "leakcheck-summary")
+
+
+@pytest.fixture
+def leakcheck(request: pytest.FixtureRequest) -> LeakCheck:
+    """Guard this test: it fails as *leaked* if it passes and leaves something behind."""
+    guards = request.config.pluginmanager.get_plugin("leakcheck-guards")
+    if not isinstance(guards, Guards) or guards.current is None:
+        raise UsageError("fixture leakcheck: ask for it as an argument of the test, not in mid-test")
+    return LeakCheck(guards.current)
+
+
+class Guards:
+    """The hooks around each test, where tests run: in this process or in an xdist worker."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.current: ItemGuard | None = None
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Refuse markers that state no rule, before any test runs; an xdist worker reports them test by test."""
+        if hasattr(config, "workerinput"):
+            return
+        for item in items:
+            for mark in item.iter_markers("leaks_allowed"):
+                try:
+                    marker_rule(mark)
+                except UsageError as error:
+                    raise pytest.UsageError(f"{item.nodeid}: {error}") from error
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Prepare a guard; the first function-scoped fixture, or the test itself, starts it."""
+        if self.settings.whole_suite or "leakcheck" in getattr(item, "fixturenames", ()):
+            guard = self.current = ItemGuard(item, self.settings)
+            own_teardown = item.teardown
+
+            # A node's teardown runs after its fixtures' finalizers and before any node above it is torn down.
+            def teardown() -> None:
+                try:
+                    own_teardown()
+                finally:
+                    guard.finish()
+
+            item.teardown = teardown  # type: ignore[method-assign]
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
+        """Start the guard before a function-scoped fixture; keep what others make out of it."""
+        if self.current is None:
+            return (yield)
+        if fixturedef.scope == "function":
+            self.current.start()
+            return (yield)
+        with self.current.excusing():
+            return (yield)
+
+    # Innermost, so that pytest's capture has replaced descriptors 1 and 2 already, as it has when the guard ends.
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_call(self) -> Generator[None, object, object]:
+        """Start the guard of a test without fixtures of its own."""
+        if self.current is not None:
+            self.current.start()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Attach what was found to the teardown's report, the first one after the guard's end."""
+        report = yield
+        guard = self.current
+        if guard is None or guard.item is not item:
+            return report
+        guard.failed |= report.failed
+        if call.when == "teardown":
+            self.current = None
+            guard.abandon()
+            attach(guard, report)
+            _warn_of_unused(guard)
+        return report
+
+    def pytest_keyboard_interrupt(self) -> None:
+        """Leave no guard running when the session is cut short."""
+        self._abandon()
+
+    def pytest_unconfigure(self) -> None:
+        """Leave no guard running after an internal error."""
+        self._abandon()
+
+    def _abandon(self) -> None:
+        if self.current is not None:
+            self.current.abandon()
+            self.current = None
+
+
+def _warn_of_unused(guard: ItemGuard) -> None:
+    # A test that failed or was cut short may not have come to what its rules speak of.
+    if guard.report is None or guard.failed:
+        return
+    unused = {(rule.kind, rule.reason) for rule in guard.report.unused_rules}
+    for rule in guard.rules:
+        if (rule.kind, rule.reason) in unused:
+            guard.item.warn(LeakcheckWarning(f"leaks_allowed({rule.kind!r}, reason={rule.reason!r}) matched nothing"))

@@ -6,7 +6,7 @@ still steer a terminal is escaped once more.
 
 import datetime
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -15,7 +15,7 @@ from rich.text import Text
 from leakcheck._native import Snapshot
 from leakcheck.report import Leak, Report
 
-__all__ = ["leak_line", "lines", "print_report", "print_snapshot", "printable", "summary"]
+__all__ = ["leak_line", "line", "lines", "print_report", "print_snapshot", "printable", "summary", "table"]
 
 _VERDICT_STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
 _SHOWN = 20
@@ -32,13 +32,13 @@ def printable(text: str) -> str:
 
 def print_report(report: Report, console: Console) -> None:
     """Print `report` for people; one line a finding, which only the terminal wraps."""
-    for line in lines(report):
-        console.print(line, soft_wrap=True, highlight=False)
+    for text in lines(report):
+        console.print(text, soft_wrap=True, highlight=False)
 
 
 def summary(report: Report) -> str:
     """Return `report` as plain text, as exceptions and test reports show it."""
-    return "\n".join(line.plain for line in lines(report, leaks_shown=_SHOWN))
+    return "\n".join(text.plain for text in lines(report, leaks_shown=_SHOWN))
 
 
 def leak_line(leak: Leak) -> str:
@@ -53,22 +53,22 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
     for leak in shown:
         yield _leak_line(leak)
     if len(shown) < len(report.leaks):
-        yield _line("  ", f"… and {len(report.leaks) - len(shown)} more")
+        yield line("  ", f"… and {len(report.leaks) - len(shown)} more")
     for leak in report.unattributed:
-        yield _line("  ", ("unattributed ", "yellow"), _leak_line(leak).plain.strip())
+        yield line("  ", ("unattributed ", "yellow"), _leak_line(leak).plain.strip())
     for transient in report.transient:
         gone = f"gone after {transient.gone_after_ms:.0f} ms"
-        yield _line("  ", ("transient ", "dim"), f"{transient.kind}  {transient.label}", ("  " + gone, "dim"))
+        yield line("  ", ("transient ", "dim"), f"{transient.kind}  {transient.label}", ("  " + gone, "dim"))
     for allowed in report.allowed:
-        yield _line(
+        yield line(
             "  ", ("allowed ", "dim"), f"{allowed.kind}  {allowed.label}", ("  reason: " + allowed.reason, "dim")
         )
     for rule in report.unused_rules:
-        yield _line("  ", ("unused rule ", "yellow"), f"{rule.kind}  reason: {rule.reason}")
+        yield line("  ", ("unused rule ", "yellow"), f"{rule.kind}  reason: {rule.reason}")
     for kind, gap in report.gaps.items():
-        yield _line("  ", ("not fully seen ", "yellow"), f"{kind}: {gap.level}, {gap.reason or 'no reason given'}")
+        yield line("  ", ("not fully seen ", "yellow"), f"{kind}: {gap.level}, {gap.reason or 'no reason given'}")
     if report.unreadable:
-        yield _line(
+        yield line(
             "  ",
             ("unreadable ", "dim"),
             f"{_count(len(report.unreadable), 'process', 'processes')} of others, there before",
@@ -89,7 +89,7 @@ def _verdict_line(report: Report) -> Text:
         parts.append(
             (f", settled for {report.settle.ms:.0f} ms in {_count(report.settle.looks, 'look')}{extended}", "dim")
         )
-    return _line(*parts)
+    return line(*parts)
 
 
 def _leak_line(leak: Leak) -> Text:
@@ -107,10 +107,11 @@ def _leak_line(leak: Leak) -> Text:
         parts += [(" · ", "dim"), ("nothing ties it to the run", "yellow")]
     if leak.look:
         parts += [(" · look: ", "dim"), (leak.look, "cyan")]
-    return _line(*parts)
+    return line(*parts)
 
 
-def _line(*parts: str | tuple[str, str]) -> Text:
+def line(*parts: str | tuple[str, str]) -> Text:
+    """Return one line of plain or styled parts, everything unprintable escaped."""
     text = Text()
     for part in parts:
         content, style = (part, "") if isinstance(part, str) else part
@@ -140,16 +141,23 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 def print_snapshot(snapshot: Snapshot, console: Console) -> None:
     """Print what `snapshot` counted and how far it saw, one line a kind."""
     took = f"{snapshot.took_ns / 1e6:.1f} ms"
-    console.print(
-        _line(f"{_count(len(snapshot), 'resource')} in scope {snapshot.scope}, seen in {took}"), soft_wrap=True
-    )
-    table = Table(box=None, pad_edge=False)
-    for heading in ("kind", "count", "coverage", "why not full"):
-        table.add_column(heading, justify="right" if heading == "count" else "left")
+    seen = f"{_count(len(snapshot), 'resource')} in scope {snapshot.scope}, seen in {took}"
+    console.print(line(seen), soft_wrap=True)
+    rows = []
     for kind in snapshot.kinds:
         level, reason = snapshot.coverage.get(kind, ("none", "not looked at"))
         style = {"full": "green", "partial": "yellow"}.get(level, "red")
-        table.add_row(kind, str(snapshot.count(kind)), _line((level, style)), _line(reason))
-    console.print(table)
+        rows.append((line(kind), line(f"{snapshot.count(kind):>7}"), line((level, style)), line(reason)))
+    console.print(table(("kind", "count", "coverage", "why not full"), rows))
     for name, number in snapshot.gauges.items():
-        console.print(_line(f"{name}: {number}"), soft_wrap=True)
+        console.print(line(f"{name}: {number}"), soft_wrap=True)
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[Text]]) -> Table:
+    """Return a plain table; nothing in it is read as markup."""
+    made = Table(box=None, pad_edge=False)
+    for heading in headings:
+        made.add_column(Text(heading), overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made

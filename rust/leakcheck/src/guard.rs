@@ -1,4 +1,16 @@
 //! A run between two observations: baseline, run, settle, verdict.
+//!
+//! ```no_run
+//! use leakcheck::{Guard, Options, Verdict};
+//!
+//! # fn main() -> leakcheck::Result<()> {
+//! let mut guard = Guard::begin(Options::default())?;
+//! // … run the sandbox, with `guard.token()` in its environment if something else starts it …
+//! let report = guard.end(None)?;
+//! assert_eq!(report.verdict, Verdict::Clean, "{}", leakcheck::testing::describe(&report));
+//! # Ok(())
+//! # }
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
@@ -14,7 +26,7 @@ use crate::judge::diff;
 use crate::judge::report::{Allowed, Command, Leak, Report, Settling, Transient, UnusedRule, Vanished};
 use crate::judge::settle::{Look, Policy, Settled, World, settle};
 use crate::judge::verdict::Verdict;
-use crate::kind::Kind;
+use crate::kind::{Kind, KindSet};
 use crate::observe::{self, detail};
 use crate::resource::{NsHolder, Process, Resource};
 use crate::scope::Scope;
@@ -41,6 +53,8 @@ pub struct Options {
 /// [token](Guard::token) in its environment; with `include_self` also what this process itself opens.
 pub struct Guard {
     options: Options,
+    /// What is judged; what is observed may be more.
+    asked: KindSet,
     watch: Watch,
     token: String,
     baseline: Snapshot,
@@ -54,7 +68,9 @@ impl Guard {
     /// # Errors
     /// What [`observe::snapshot`] raises.
     pub fn begin(mut options: Options) -> Result<Self> {
-        let kinds = options.observe.effective_kinds()?;
+        let asked = options.observe.effective_kinds()?;
+        let kinds = with_helpers(asked);
+        options.observe.kinds = Some(kinds);
         let mut files: Vec<PathBuf> = Vec::new();
         if options.observe.scope == Scope::Host {
             if kinds.any(&[Kind::File, Kind::Ipc, Kind::Lockfile]) {
@@ -71,13 +87,18 @@ impl Guard {
         let watch = Watch::start(&watch::Options { root: std::process::id(), files, mounts });
         options.observe.hidden_fds.extend(watch.own_fds());
         let baseline = observe::snapshot(&options.observe)?;
-        let token = token();
-        Ok(Guard { options, watch, token, baseline, began: Instant::now(), report: None })
+        let token = random_token();
+        Ok(Guard { options, asked, watch, token, baseline, began: Instant::now(), report: None })
     }
 
     /// Name and value of the environment variable that the run's processes should have.
     pub fn token(&self) -> (&'static str, &str) {
         (TOKEN_NAME, &self.token)
+    }
+
+    /// Adds rules for residue that turns out to be accepted while the run goes on; to be called before [`Guard::end`].
+    pub fn allow(&mut self, rules: Rules) {
+        self.options.rules.rules.extend(rules.rules);
     }
 
     /// The observation before the run.
@@ -124,8 +145,22 @@ impl Guard {
 
     fn judge(&self) -> Result<Report> {
         let live = Live { watch: Some(&self.watch), token: Some(&self.token) };
-        judge(&self.baseline, &self.options, &live)
+        judge(&self.baseline, &self.options, self.asked, &live)
     }
+}
+
+/// What must be observed to judge `asked`: by processes one knows whose residue is, and whether more may come; by descriptors
+/// who holds a lock, a socket, a mount, a namespace or a BPF object; by namespaces whose the things inside are.
+fn with_helpers(asked: KindSet) -> KindSet {
+    use Kind::{Bpf, Fd, Ipc, Lock, Mount, Namespace, Net, Process};
+    let mut helpers = vec![Process];
+    if asked.any(&[Lock, Mount, Ipc, Namespace, Net, Bpf]) {
+        helpers.push(Fd);
+    }
+    if asked.any(&[Mount, Ipc, Net]) {
+        helpers.push(Namespace);
+    }
+    asked.iter().chain(helpers).collect()
 }
 
 /// Waits for teardown since `baseline` and judges what is left, with no knowledge of who made it: everything that appeared
@@ -134,7 +169,8 @@ impl Guard {
 /// # Errors
 /// What [`observe::snapshot`] and [`diff::diff`] raise.
 pub fn verify_none(baseline: &Snapshot, options: &Options) -> Result<Report> {
-    judge(baseline, options, &Live { watch: None, token: None })
+    let asked = options.observe.effective_kinds()?.and(baseline.kinds);
+    judge(baseline, options, asked, &Live { watch: None, token: None })
 }
 
 /// Judges two snapshots that were taken before: no waiting, nothing looked up of the time between.
@@ -145,8 +181,13 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
     let all = diff::diff(before, after)?;
     let live = Live { watch: None, token: None };
     let attributor = Attributor::new(before, after, &live, None);
+    let asked = before.kinds.and(after.kinds);
     let residue = residue(all.appeared, &attributor);
-    let mut report = Report::empty(after.boot_id.clone(), coverage(before, after, &attributor));
+    let mut coverage = coverage(before, after, asked, &attributor);
+    for kind in Kind::ALL.into_iter().filter(|k| before.kinds.contains(*k) != after.kinds.contains(*k)) {
+        coverage.lower(kind, Level::None, "only one of the two snapshots looked for it");
+    }
+    let mut report = Report::empty(after.boot_id.clone(), coverage);
     report.unreadable.clone_from(&after.unreadable);
     for resource in all.vanished {
         let label = detail::evidence(&resource, before).label;
@@ -158,15 +199,15 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
     Ok(report)
 }
 
-fn judge(baseline: &Snapshot, options: &Options, live: &Live<'_>) -> Result<Report> {
-    let mut world = LiveWorld { baseline, options, live, began: Instant::now(), last: None, looks_ms: 0.0 };
+fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>) -> Result<Report> {
+    let mut world = LiveWorld { baseline, options, asked, live, began: Instant::now(), last: None, looks_ms: 0.0 };
     let settled = settle(&options.policy, &mut world)?;
     let Some(last) = world.last.take() else {
         return Err(crate::Error::usage("settling made no look"));
     };
     let own = options.observe.include_self.then(std::process::id);
     let attributor = Attributor::new(baseline, &last.look, live, own);
-    let mut report = Report::empty(last.look.boot_id.clone(), coverage(baseline, &last.look, &attributor));
+    let mut report = Report::empty(last.look.boot_id.clone(), coverage(baseline, &last.look, asked, &attributor));
     report.unreadable.clone_from(&last.look.unreadable);
     report.noise = last.noise;
     report.timing_ms.insert("baseline".to_owned(), baseline.took_ns as f64 / 1e6);
@@ -193,7 +234,7 @@ fn finish(report: &mut Report, found: Vec<Found>, rules: &Rules, attributed_only
     for Found { resource, by, class, label, facts } in found {
         let (kind, key) = (resource.kind(), resource.key());
         let fields = facts.get("resource").cloned().unwrap_or(Value::Null);
-        let detail = |name: &str| facts.get(name).or_else(|| fields.get(name)).map(plain);
+        let detail = |name: &str| facts.get(name).or_else(|| fields.get(name)).and_then(|value| plain(name, value));
         if let Some(n) = rules.explains(kind, detail) {
             used.insert(n);
             report.allowed.push(Allowed { kind, label, key, reason: rules.rules[n].reason.clone() });
@@ -213,10 +254,13 @@ fn finish(report: &mut Report, found: Vec<Found>, rules: &Rules, attributed_only
     report.verdict = Verdict::of(report.leaks.len(), &report.coverage);
 }
 
-fn plain(value: &Value) -> String {
+/// A detail as rules match it: as it is shown. What is not known matches nothing.
+fn plain(name: &str, value: &Value) -> Option<String> {
     match value {
-        Value::String(s) => s.clone(),
-        other => other.to_string(),
+        Value::Null => None,
+        Value::String(s) => Some(s.clone()),
+        Value::Number(n) if name == "mode" => n.as_u64().map(|mode| format!("{mode:04o}")),
+        other => Some(other.to_string()),
     }
 }
 
@@ -228,10 +272,15 @@ fn gauges(before: &Snapshot, after: &Snapshot, report: &mut Report) {
 
 /// The worse of both observations. Processes that refused to be read, were there before and are not the run's, are listed and
 /// lower nothing.
-fn coverage<P: Provenance>(before: &Snapshot, after: &Snapshot, attributor: &Attributor<'_, P>) -> CoverageMap {
+fn coverage<P: Provenance>(
+    before: &Snapshot,
+    after: &Snapshot,
+    asked: KindSet,
+    attributor: &Attributor<'_, P>,
+) -> CoverageMap {
     let mut map = before.coverage.clone();
     map.merge(&after.coverage);
-    map.0.retain(|kind, _| before.kinds.and(after.kinds).contains(*kind));
+    map.0.retain(|kind, _| asked.contains(*kind));
     let matters = |u: &&Unreadable| {
         let before = before.unreadable.iter().any(|old| (old.pid, old.start) == (u.pid, u.start));
         let owner = after.process(u.pid).map(|p| attributor.owner(&Resource::Process(p.clone())));
@@ -308,7 +357,8 @@ fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attributor: &At
         .iter()
         .filter_map(|(r, _)| match r {
             Resource::Namespace(n) => {
-                let by_leaked = |h: &NsHolder| matches!(h, NsHolder::Process(pid, start) if leaked.contains(&(*pid, *start)));
+                let by_leaked =
+                    |h: &NsHolder| matches!(h, NsHolder::Process(pid, start) if leaked.contains(&(*pid, *start)));
                 n.holders.iter().any(by_leaked).then_some(n.ino)
             }
             _ => None,
@@ -329,6 +379,7 @@ struct LastLook {
 struct LiveWorld<'a> {
     baseline: &'a Snapshot,
     options: &'a Options,
+    asked: KindSet,
     live: &'a Live<'a>,
     began: Instant,
     last: Option<LastLook>,
@@ -343,7 +394,8 @@ impl World<Found> for LiveWorld<'_> {
             watch.sync();
         }
         self.looks_ms += look.took_ns as f64 / 1e6;
-        let appeared = diff::diff(self.baseline, &look)?.appeared;
+        let mut appeared = diff::diff(self.baseline, &look)?.appeared;
+        appeared.retain(|r| self.asked.contains(r.kind()));
         let own = self.options.observe.include_self.then(std::process::id);
         let attributor = Attributor::new(self.baseline, &look, self.live, own);
         let residue = residue(appeared, &attributor);
@@ -381,6 +433,9 @@ struct Live<'a> {
 
 impl Provenance for Live<'_> {
     fn process(&self, process: &Process) -> Membership {
+        if process.pid == std::process::id() {
+            return Membership::Run;
+        }
         self.watch.map_or(Membership::Unknown, |w| w.descends(process.pid, process.start))
     }
 
@@ -410,7 +465,7 @@ impl Provenance for Live<'_> {
     }
 }
 
-fn token() -> String {
+pub(crate) fn random_token() -> String {
     let mut bytes = [0u8; 16];
     // The kernel's pool is ready long before any program of ours runs; a short answer only shortens the token.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);

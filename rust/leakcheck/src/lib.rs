@@ -2,7 +2,11 @@
 //!
 //! [`observe::snapshot`] sees, [`judge::diff`] compares identities, [`Guard`] does both around a run and gives a [`Report`]
 //! whose verdict never says *clean* of what was not looked at.
+//!
+//! In a test suite, three verbs do: [`NoLeaks::new`](testing::NoLeaks::new) guards a test, [`testing::verify_none`] a closure, and
+//! [`NoLeaks::report`](testing::NoLeaks::report) hands out the report instead of panicking. See [`testing`].
 
+pub mod doctor;
 pub mod error;
 pub mod guard;
 pub mod judge;
@@ -10,16 +14,19 @@ pub mod kind;
 pub mod observe;
 pub mod parse;
 pub mod persist;
+pub mod reap;
 pub mod resource;
 pub mod scope;
 pub mod snapshot;
+pub mod testing;
 pub mod text;
 pub mod watch;
 
 pub use error::{Error, Result};
-pub use guard::Guard;
-pub use judge::report::Report;
+pub use guard::{Guard, Options};
+pub use judge::report::{Leak, Report};
 pub use judge::verdict::Verdict;
 pub use kind::{Kind, KindSet};
 pub use scope::Scope;
 pub use snapshot::Snapshot;
+pub use testing::NoLeaks;

@@ -57,12 +57,16 @@ pub(crate) fn check_schema(text: &str, path: &Path, wanted: &str, how: &str) -> 
     let header: Header = serde_json::from_str(text).map_err(|e| Error::saved(path, damaged(&e)))?;
     match header.schema.as_deref() {
         Some(schema) if schema == wanted => Ok(()),
-        Some(other) => Err(Error::saved(path, format!("has schema {other:?}, this version reads {wanted:?}: make it again with `{how}`"))),
+        Some(other) => Err(Error::saved(
+            path,
+            format!("has schema {other:?}, this version reads {wanted:?}: make it again with `{how}`"),
+        )),
         None => Err(Error::saved(path, format!("has no schema, {wanted:?} was expected: make it with `{how}`"))),
     }
 }
 
-fn damaged(error: &serde_json::Error) -> String {
+/// What is wrong with a text that is no such JSON.
+pub(crate) fn damaged(error: &serde_json::Error) -> String {
     let what = match error.classify() {
         serde_json::error::Category::Eof => "is truncated",
         serde_json::error::Category::Syntax => "is not JSON",
@@ -73,27 +77,37 @@ fn damaged(error: &serde_json::Error) -> String {
 }
 
 /// Writes a file so that a reader sees the old one or the new one: a temporary file in the same directory, fsync, rename.
+/// A symbolic link is followed. What is no regular file, such as `/dev/stdout` or a pipe, is written to and never replaced.
 ///
 /// # Errors
 /// [`Error::Io`] that names the path; the temporary file is gone then.
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
+    if fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
+        let write = || File::options().write(true).open(path)?.write_all(content);
+        return write().map_err(|e| Error::io("write", path, e));
+    }
+    let resolved = fs::canonicalize(path);
+    let path = resolved.as_deref().unwrap_or(path);
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let Some(name) = path.file_name() else {
-        return Err(Error::usage(format!("{}: is not a file name", path.display())));
-    };
-    let beside = directory.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&beside)?;
+    if path.file_name().is_none() || path.is_dir() {
+        return Err(Error::usage(format!("{}: is a directory: name a file", path.display())));
+    }
+    // In a shared directory nobody else may choose what the name leads to: it is random and must be new.
+    let beside = directory.join(format!(".leakcheck-{}.tmp", crate::guard::random_token()));
+    let mut file = File::create_new(&beside).map_err(|e| Error::io("write", path, e))?;
+    let mut write = || -> std::io::Result<()> {
         file.write_all(content)?;
         file.sync_all()?;
-        fs::rename(&beside, path)?;
-        File::open(directory)?.sync_all()
+        fs::rename(&beside, path)
     };
     write().map_err(|e| {
         let _ = fs::remove_file(&beside);
         Error::io("write", path, e)
-    })
+    })?;
+    // A directory that may be written but not read cannot be synced.
+    let synced = File::open(directory).map_or(Ok(()), |d| d.sync_all());
+    synced.map_err(|e| Error::io("sync directory", directory, e))
 }

@@ -205,6 +205,11 @@ impl Guard {
         self.with(py, |run| (run.token().0.to_owned(), run.token().1.to_owned()))
     }
 
+    fn allow(&self, py: Python<'_>, text: &str) -> PyResult<()> {
+        let more = rules(Some(text))?;
+        self.with(py, |run| run.allow(more))
+    }
+
     #[pyo3(signature = (argv=None, exit=None))]
     fn end(&self, py: Python<'_>, argv: Option<Vec<String>>, exit: Option<i32>) -> PyResult<String> {
         let command = argv.map(|argv| Command { argv, exit });
@@ -266,11 +271,25 @@ fn check_allow(text: &str, path: PathBuf) -> PyResult<usize> {
     Ok(rules.rules.len())
 }
 
+#[pyfunction]
+#[pyo3(signature = (*, scope="host", kinds=None, roots=None))]
+fn doctor(py: Python<'_>, scope: &str, kinds: Option<&str>, roots: Option<Vec<PathBuf>>) -> PyResult<String> {
+    let options = options(scope, kinds, roots, Vec::new(), 0, false)?;
+    json(&py.detach(|| leakcheck::doctor::doctor(&options)).map_err(to_py)?)
+}
+
+#[pyfunction]
+#[pyo3(signature = (report, path, *, apply=false))]
+fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<String> {
+    let reap = || leakcheck::reap::reap(&leakcheck::reap::load(report, &path)?, apply);
+    json(&py.detach(reap).map_err(to_py)?)
+}
+
 /// Native core of leakcheck: observe and judge.
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::{Guard, NativeError, Snapshot, UsageError, check_allow, diff, settle, snapshot};
+    use super::{Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, reap, settle, snapshot};
     use pyo3::prelude::*;
 
     #[pymodule_init]

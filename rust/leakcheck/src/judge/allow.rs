@@ -53,8 +53,7 @@ impl Rules {
     /// [`Error::Saved`] that names the file, the line and what to do, for a wrong key or kind, a bad pattern, an empty
     /// reason, and a rule that expired before `today`.
     pub fn parse(text: &str, path: &Path, today: jiff::civil::Date) -> Result<Self> {
-        let document: Document =
-            toml::from_str(text).map_err(|e| Error::saved(path, toml_message(&e, text)))?;
+        let document: Document = toml::from_str(text).map_err(|e| Error::saved(path, toml_message(&e, text)))?;
         let rules = document.allow.into_iter().map(|raw| {
             let line = text[..raw.span().start.min(text.len())].matches('\n').count() + 1;
             rule(raw.into_inner(), today).map_err(|why| Error::saved(path, format!("rule at line {line}: {why}")))

@@ -1,11 +1,13 @@
 //! Whose residue is it? By descent, run token, cgroup, namespace, creator or holder; never by name or time alone.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::kind::Kind;
 use crate::parse::nslink::NsType;
-use crate::resource::{Ipc, IpcClass, Mount, MountId, NetClass, NsHolder, Process, Resource};
+use crate::resource::{Ipc, IpcClass, Lock, Mount, MountId, NetClass, NsHolder, Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
 pub use crate::watch::Membership;
@@ -32,6 +34,23 @@ pub enum Attribution {
     Scope,
     /// The kind cannot be attributed here: it may be somebody else's.
     None,
+}
+
+impl fmt::Display for Attribution {
+    /// The word of the JSON form.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Attribution::Descent => "descent",
+            Attribution::Token => "token",
+            Attribution::Cgroup => "cgroup",
+            Attribution::Namespace => "namespace",
+            Attribution::Creator => "creator",
+            Attribution::Holder => "holder",
+            Attribution::Own => "own",
+            Attribution::Scope => "scope",
+            Attribution::None => "none",
+        })
+    }
 }
 
 /// Whose a resource is.
@@ -69,6 +88,7 @@ pub struct Attributor<'a, P> {
     own_pid: Option<u32>,
     processes: HashMap<u32, Owner>,
     holders: HashMap<(NsType, u64), Vec<NsHolder>>,
+    /// Inodes, which namespaces of all types draw from one counter.
     old_namespaces: HashSet<u64>,
 }
 
@@ -76,7 +96,8 @@ impl<'a, P: Provenance> Attributor<'a, P> {
     /// `own_pid` is this process where its own descriptors count.
     pub fn new(baseline: &'a Snapshot, look: &'a Snapshot, provenance: &'a P, own_pid: Option<u32>) -> Self {
         let holders = look.namespaces.iter().map(|n| ((n.ns_type, n.ino), n.holders.clone())).collect();
-        let old_namespaces = baseline.namespaces.iter().map(|n| n.ino).collect();
+        let seen = baseline.namespaces.iter().map(|n| n.ino).chain(baseline.mounts.iter().map(|m| m.ns));
+        let old_namespaces = seen.chain(baseline.own_ns.values().copied()).collect();
         let mut this =
             Attributor { baseline, look, provenance, own_pid, processes: HashMap::new(), holders, old_namespaces };
         this.processes = look.processes.iter().map(|p| (p.pid, this.process(p))).collect();
@@ -84,8 +105,8 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         this
     }
 
-    /// Whether a process of the run lives, and whether something of it is about to end: a process that runs, or a zombie that
-    /// its reaper has not collected yet.
+    /// Whether a process of the run lives, and whether something of it is about to end: a process that runs,
+    /// or a zombie that its reaper has not collected yet.
     pub fn alive(&self) -> (bool, bool) {
         let of_run = |p: &&Process| match self.owner_of_pid(p.pid) {
             Owner::Run(Attribution::Own) | Owner::Stranger => false,
@@ -93,15 +114,23 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             Owner::Run(Attribution::Scope) => self.baseline.process(p.pid).is_none_or(|old| old.start != p.start),
             Owner::Run(_) | Owner::Unknown => true,
         };
-        let (dead, alive): (Vec<_>, Vec<_>) = self.look.processes.iter().filter(of_run).partition(|p| p.state == 'Z');
-        let ending = alive.iter().any(|p| matches!(p.state, 'R' | 'D')) || dead.iter().any(|p| self.is_adopted(p));
-        (!alive.is_empty(), ending)
+        let (mut lives, mut running) = (false, false);
+        for p in self.look.processes.iter().filter(of_run) {
+            match p.state {
+                'Z' | 'X' | 'x' => running |= self.is_adopted(p),
+                state => {
+                    lives = true;
+                    running |= matches!(state, 'R' | 'D');
+                }
+            }
+        }
+        (lives, running)
     }
 
-    /// Whether a zombie is in the hands of a reaper that was there before the run: init, or another subreaper. It goes when that
-    /// one waits for it, which may be at its next tick.
+    /// Whether the parent of a zombie is nobody of the run: then it is for init or a subreaper to reap, and some inits take two
+    /// seconds.
     fn is_adopted(&self, zombie: &Process) -> bool {
-        self.owner_of_pid(zombie.ppid) == Owner::Stranger
+        self.look.process(zombie.ppid).is_none_or(|parent| self.provenance.process(parent) != Membership::Run)
     }
 
     fn process(&self, p: &Process) -> Owner {
@@ -115,6 +144,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         match self.provenance.process(p) {
             Membership::Run => Owner::Run(Attribution::Descent),
             _ if self.provenance.token(p.pid) => Owner::Run(Attribution::Token),
+            _ if self.baseline.scope != Scope::Host => Owner::Run(Attribution::Scope),
             Membership::Stranger => Owner::Stranger,
             Membership::Unknown => Owner::Unknown,
         }
@@ -159,7 +189,12 @@ impl<'a, P: Provenance> Attributor<'a, P> {
 
     /// Whether a namespace inode is new since the baseline.
     pub fn fresh_ns(&self, ino: u64) -> bool {
-        ino != 0 && !self.old_namespaces.contains(&ino) && !self.old_namespaces.is_empty()
+        // Every mount namespace has mounts; of the other types the baseline must have looked for namespaces.
+        let looked_for = || {
+            self.baseline.kinds.contains(Kind::Namespace)
+                || self.baseline.kinds.contains(Kind::Mount) && self.look.mounts.iter().any(|m| m.ns == ino)
+        };
+        ino != 0 && !self.old_namespaces.contains(&ino) && looked_for()
     }
 
     /// Whose `resource` is.
@@ -168,18 +203,11 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             return Owner::Run(Attribution::Scope);
         }
         match resource {
-            Resource::Process(p) => match self.owner_of_pid(p.pid) {
-                Owner::Stranger | Owner::Unknown if self.look.scope != Scope::Host => Owner::Run(Attribution::Scope),
-                other => other,
-            },
+            Resource::Process(p) => self.owner_of_pid(p.pid),
             Resource::Fd(fd) => self.held_by([fd.pid]),
             Resource::Mount(m) => self.mount(m.ns, &m.id, &m.holder),
             Resource::Cgroup(c) => member(self.provenance.creator(c.dir.as_ref()), Attribution::Creator),
-            Resource::Lock(l) => {
-                let by_file = self.look.fds.iter().filter(|fd| fd.ino == l.ino && fd.ino != 0).map(|fd| fd.pid);
-                let taker = u32::try_from(l.pid).ok().filter(|p| self.processes.contains_key(p));
-                self.held_by(by_file.chain(taker))
-            }
+            Resource::Lock(l) => self.lock(l),
             Resource::Lockfile(f) => self.made(f.path.as_ref(), f.pid),
             Resource::File(f) => match f.mapped_by {
                 Some((pid, _)) => self.held_by([pid]),
@@ -209,9 +237,28 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 let holders = self.look.fds.iter().filter(|fd| b.is_open_in(fd));
                 self.held_by(holders.map(|fd| fd.pid))
             }
-            Resource::Loop(d) => member(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),
+            Resource::Loop(d) => by_hint(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),
             Resource::Key(_) => Owner::Unknown,
         }
+    }
+
+    /// A POSIX lock or lease is its process'; the others belong to an open file description, which any process that has the
+    /// file open may share.
+    fn lock(&self, lock: &Lock) -> Owner {
+        let taker = u32::try_from(lock.pid).ok().filter(|p| self.processes.contains_key(p));
+        if let ("posix" | "lease", Some(pid)) = (lock.class.as_str(), taker) {
+            return self.held_by([pid]);
+        }
+        let opened = |same: &dyn Fn(u64) -> bool| -> Vec<u32> {
+            let fds = self.look.fds.iter().filter(|fd| fd.ino == lock.ino && fd.ino != 0 && same(fd.dev));
+            fds.map(|fd| fd.pid).collect()
+        };
+        let mut holders = opened(&|dev| dev == lock.dev);
+        if holders.is_empty() {
+            // On overlay and btrfs, `/proc/locks` and stat(2) name two devices.
+            holders = opened(&|_| true);
+        }
+        self.held_by(holders.into_iter().chain(taker))
     }
 
     /// The run's if any holder is; a stranger's if all are.
@@ -241,14 +288,15 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             NsHolder::Process(pid, _) | NsHolder::Fd(pid, _, _) => Some(*pid),
             NsHolder::Bind(_) => None,
         }));
-        if by_process != Owner::Unknown {
+        if let Owner::Run(_) = by_process {
             return by_process;
         }
         let bound = holders.iter().find_map(|h| match h {
             NsHolder::Bind(path) => self.look.mounts.iter().find(|m| m.target == *path),
             NsHolder::Process(..) | NsHolder::Fd(..) => None,
         });
-        bound.map_or(Owner::Unknown, |m| self.mount(m.ns, &m.id, ""))
+        // Whoever is inside a namespace that the run bound somewhere, the bind mount keeps it.
+        bound.map_or(by_process, |m| self.mount(m.ns, &m.id, ""))
     }
 
     fn in_namespace(&self, ns_type: NsType, ino: u64) -> Owner {
@@ -293,11 +341,19 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         }
         match object.class {
             IpcClass::PosixShm => self.made(object.name.as_ref(), None),
-            IpcClass::Shm | IpcClass::Msg if object.creator > 1 => {
-                member(self.provenance.ever(object.creator), Attribution::Creator)
-            }
+            IpcClass::Shm if object.creator > 1 => member(self.provenance.ever(object.creator), Attribution::Creator),
+            // Of a queue the kernel tells only who sent last.
+            IpcClass::Msg if object.creator > 1 => by_hint(self.provenance.ever(object.creator), Attribution::Creator),
             IpcClass::Shm | IpcClass::Msg | IpcClass::Sem | IpcClass::Mqueue => Owner::Unknown,
         }
+    }
+}
+
+/// Of what tells only that the run had a hand in it: a stranger's hand does not make it the stranger's.
+fn by_hint(membership: Membership, by: Attribution) -> Owner {
+    match membership {
+        Membership::Run => Owner::Run(by),
+        Membership::Stranger | Membership::Unknown => Owner::Unknown,
     }
 }
 

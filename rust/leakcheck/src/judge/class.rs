@@ -1,5 +1,7 @@
 //! Classes of residue.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::resource::{Cgroup, LockFileState, NetClass, NsHolder, Resource};
@@ -19,6 +21,19 @@ pub enum Class {
     Reclaimable,
     /// There is more of it with every run.
     Growing,
+}
+
+impl fmt::Display for Class {
+    /// The word of the JSON form.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Class::Orphaned => "orphaned",
+            Class::Held => "held",
+            Class::Dying => "dying",
+            Class::Reclaimable => "reclaimable",
+            Class::Growing => "growing",
+        })
+    }
 }
 
 /// The class of residue as one snapshot shows it. The last two classes need a recovery or several runs, and are set by who

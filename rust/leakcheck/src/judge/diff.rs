@@ -4,10 +4,10 @@ use std::cmp::Ordering;
 
 use crate::error::{Error, Result};
 use crate::kind::KindSet;
-use crate::resource::{Identified, Resource, each_kind};
 use crate::resource::{
     Bpf, Cgroup, Fd, File, Ipc, Key, Lock, LockFile, LockFileState, LoopDevice, Mount, Namespace, Net, Process,
 };
+use crate::resource::{Identified, Resource, each_kind};
 use crate::snapshot::Snapshot;
 
 /// What differs, by identity.
@@ -74,6 +74,12 @@ pub fn comparable(before: &Snapshot, after: &Snapshot) -> Result<KindSet> {
         return Err(Error::usage(format!(
             "the snapshots have other roots ({:?} and {:?}): take both with the same --roots",
             before.roots, after.roots
+        )));
+    }
+    if before.lock_paths != after.lock_paths && kinds.contains(crate::Kind::Lockfile) {
+        return Err(Error::usage(format!(
+            "the snapshots have other lock files ({:?} and {:?}): take both with the same --lock-files",
+            before.lock_paths, after.lock_paths
         )));
     }
     Ok(kinds)

@@ -21,12 +21,13 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The policy for a given least time: at least six looks, at most eight times as long.
+    /// The policy for a given least time: at least six looks, at most eight times as long. Zero makes one look, which cannot tell
+    /// a leak from what is about to go.
     pub fn new(at_least: Duration) -> Self {
         Policy {
-            looks: 6,
+            looks: if at_least.is_zero() { 1 } else { 6 },
             at_least,
-            at_most: at_least * 8,
+            at_most: at_least.saturating_mul(8),
             first_pause: Duration::from_millis(1),
             longest_pause: Duration::from_millis(100),
         }
@@ -46,7 +47,7 @@ pub struct Look<T> {
     pub residue: BTreeMap<String, T>,
     /// Whether a process of the run lives: then new residue may still be the run's.
     pub run_lives: bool,
-    /// Whether such a process is running, and so may be about to end or to clean up.
+    /// Whether such a process is running, and so may be about to end or to clean up, or is a zombie that init has yet to reap.
     pub running: bool,
 }
 
@@ -89,16 +90,19 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
     let mut out =
         Settled { residue: first.residue, transient: Vec::new(), looks: 1, took: world.elapsed(), extended: false };
     let (mut lives, mut running) = (first.run_lives, first.running);
-    let at_least = policy.at_least * world.pressure().max(1);
+    let at_least = policy.at_least.saturating_mul(world.pressure().max(1));
     let mut pause = policy.first_pause;
-    while !out.residue.is_empty() {
-        // On a machine so busy that one look outlasts every bound, the looks still count: one alone cannot tell what stays.
+    // A survivor that is no residue itself, because processes were not asked for, may still leave some.
+    while !out.residue.is_empty() || lives {
+        // Where one look outlasts every bound, as on a starved machine, their number still holds: one look alone cannot
+        // tell a leak from what was seen in passing.
         let looked = out.looks >= policy.looks;
-        out.extended |= out.took > policy.at_least;
-        if looked && (out.took >= at_least && !running || out.took >= policy.at_most) {
+        let enough = looked && out.took >= policy.at_least;
+        if enough && out.took >= at_least && !running || looked && out.took >= policy.at_most {
             break;
         }
-        world.wait(&out.residue, pause);
+        out.extended |= enough;
+        world.wait(&out.residue, pause.min(policy.at_most.saturating_sub(out.took)));
         pause = (pause * 2).min(policy.longest_pause);
         let look = world.look()?;
         out.looks += 1;

@@ -221,21 +221,16 @@ impl CgroupScope {
         let from = scratch.cgroups.len();
         self.collect(scratch);
         let mut pids = Vec::new();
-        let mut text = vec![0u8; 1 << 16];
+        let mut text = [0u8; 4096];
         for cgroup in &scratch.cgroups[from..] {
-            use std::os::unix::ffi::OsStrExt;
-            let dir = Path::new(std::ffi::OsStr::from_bytes(cgroup.dir.as_ref()));
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let Ok(dir) = rustix::fs::open(dir, flags, Mode::empty()) else { continue };
-            // A large cgroup needs more than one buffer: then the whole file is read.
-            let small = read_small(dir.as_fd(), c"cgroup.procs", &mut text);
+            let Ok(dir) = rustix::fs::open(cgroup.dir.as_path(), flags, Mode::empty()) else { continue };
             let whole;
-            let list: &[u8] = match small {
+            let list: &[u8] = match read_small(dir.as_fd(), c"cgroup.procs", &mut text) {
                 Ok(list) if list.len() < 4000 => list,
+                // A large cgroup needs more than one buffer.
                 _ => {
-                    use std::os::unix::ffi::OsStrExt as _;
-                    let path = Path::new(std::ffi::OsStr::from_bytes(cgroup.dir.as_ref())).join("cgroup.procs");
-                    whole = read_file(path).unwrap_or_default();
+                    whole = read_file(cgroup.dir.as_path().join("cgroup.procs")).unwrap_or_default();
                     &whole
                 }
             };

@@ -164,7 +164,7 @@ fn record(st: &Statx, path: &[u8], class: FileType) -> File {
     }
 }
 
-fn class_name(class: FileType) -> &'static str {
+pub(crate) fn class_name(class: FileType) -> &'static str {
     match class {
         FileType::RegularFile => "file",
         FileType::Directory => "dir",

@@ -15,27 +15,29 @@ mod mount;
 mod namespace;
 mod net;
 mod netlink;
-mod procfs;
-mod sockdiag;
+pub(crate) mod procfs;
+pub(crate) mod sockdiag;
 mod source;
-mod sys;
+pub(crate) mod sys;
 mod wait;
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Unreadable};
+pub(crate) use cgroup::{Hierarchy, hierarchies};
 pub use file::DEFAULT_ROOTS;
+pub(crate) use file::class_name;
 pub(crate) use wait::{pressure, wait_for_change};
 use enter::NsView;
 use namespace::Namespaces;
 use procfs::Procfs;
-use source::{ProcessSource, Sample, Selection, Wanted};
+use source::{NAMESPACES, ProcessSource, Sample, Selection, Wanted};
 
 /// What to observe.
 #[derive(Clone, Debug)]
@@ -177,7 +179,15 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
         fds: kinds.any(&[Kind::Fd, Kind::Mount, Kind::Namespace])
             || kinds.contains(Kind::Lock) && !whole_host
             || wants_namespaces && whole_host,
-        namespaces: wants_namespaces,
+        namespaces: if wants_namespaces {
+            NAMESPACES
+        } else if whole_host && kinds.contains(Kind::Fd) {
+            // Where to ask which unix sockets have something in their queue, and so perhaps descriptors.
+            &["net"]
+        } else {
+            &[]
+        },
+        queues: !whole_host && kinds.contains(Kind::Fd),
         pins: kinds.contains(Kind::Mount),
         maps: kinds.contains(Kind::File),
         own: options.include_self,
@@ -220,7 +230,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     if kinds.contains(Kind::File) {
         out.files.extend(file::mapped(&mut samples));
     }
-    let mut namespaces = if wants_namespaces { Namespaces::of(&samples) } else { Namespaces::of(&[]) };
+    let mut namespaces = if wanted.namespaces.is_empty() { Namespaces::of(&[]) } else { Namespaces::of(&samples) };
     if kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net, Kind::Ipc]) {
         namespaces.mounts(out);
         if kinds.contains(Kind::Mount) {
@@ -231,7 +241,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     }
     take_processes(samples, kinds, options, out);
     let views = if whole_host { namespaces.views(&out.own_ns) } else { Vec::new() };
-    if kinds.contains(Kind::Fd) {
+    if whole_host && kinds.contains(Kind::Fd) {
         in_flight::fill(&views, out);
     }
     if whole_host {
@@ -284,7 +294,6 @@ fn take_processes(samples: Vec<Sample>, kinds: KindSet, options: &Options, out: 
         }
         out.processes.push(sample.process);
     }
-    out.processes.sort_unstable_by_key(|p| p.pid);
     if !kinds.any(&[Kind::Process, Kind::Fd, Kind::Lock]) {
         out.processes.clear();
     }
@@ -315,7 +324,9 @@ pub(crate) fn lower_for_unreadable(unreadable: &[&Unreadable], coverage: &mut cr
 }
 
 fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(4))
+    // The standard library reads a dozen cgroup files for each answer.
+    static THREADS: OnceLock<usize> = OnceLock::new();
+    *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(4)))
 }
 
 pub(crate) fn now_ns() -> i64 {

@@ -37,26 +37,26 @@ impl Namespaces {
             let (pid, start) = (sample.process.pid, sample.process.start);
             for (ns_type, ino, link) in &sample.namespaces {
                 // A child's future namespace holds no process yet: it opens like any other.
-                let entry = all.add(*ns_type, *ino, NsHolder::Process(pid, start), format!("/proc/{pid}/{link}").into());
+                let entry = all.add(*ns_type, *ino, NsHolder::Process(pid, start), || format!("/proc/{pid}/{link}").into());
                 entry.pid.get_or_insert(pid);
             }
             for fd in &sample.fds {
                 if let Ok((ns_type, ino)) = nslink::parse(fd.target.as_ref()) {
-                    let path = format!("/proc/{pid}/task/{}/fd/{}", fd.table, fd.fd);
-                    all.add(ns_type, ino, NsHolder::Fd(pid, start, fd.fd), path.into());
+                    let path = || format!("/proc/{pid}/task/{}/fd/{}", fd.table, fd.fd).into();
+                    all.add(ns_type, ino, NsHolder::Fd(pid, start, fd.fd), path);
                 }
             }
         }
         all
     }
 
-    fn add(&mut self, ns_type: NsType, ino: u64, holder: NsHolder, path: PathBuf) -> &mut Found {
+    fn add(&mut self, ns_type: NsType, ino: u64, holder: NsHolder, path: impl FnOnce() -> PathBuf) -> &mut Found {
         let found =
             self.found.entry((ns_type, ino)).or_insert(Found { holders: Vec::new(), path: None, pid: None });
         if found.holders.len() < HOLDERS && found.holders.last() != Some(&holder) {
             found.holders.push(holder);
         }
-        found.path.get_or_insert(path);
+        found.path.get_or_insert_with(path);
         found
     }
 
@@ -97,7 +97,7 @@ impl Namespaces {
                     }
                     None => continue,
                 };
-                self.add(ns_type, ino, NsHolder::Bind(m.target.clone()), path);
+                self.add(ns_type, ino, NsHolder::Bind(m.target.clone()), || path);
             }
         }
     }

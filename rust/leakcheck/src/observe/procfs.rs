@@ -27,6 +27,8 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
 /// From this many processes on, threads pay.
 const PARALLEL_FROM: usize = 48;
+/// How many processes a thread takes at a time: few, so that all end together.
+const CHUNK: usize = 16;
 
 /// Reads `/proc`.
 pub(crate) struct Procfs {
@@ -105,7 +107,7 @@ impl Procfs {
             return Some(sample);
         }
         let own = pid == self.own_pid;
-        let mut reader = Reader { dir: dir.as_fd(), scratch, sample: &mut sample, hidden: &[] };
+        let mut reader = Reader { dir: dir.as_fd(), wanted, scratch, sample: &mut sample, hidden: &[] };
         let hidden;
         if own {
             hidden = [self.hidden.as_slice(), &[dir.as_raw_fd()]].concat();
@@ -114,9 +116,7 @@ impl Procfs {
         if wanted.fds && (!own || wanted.own) {
             reader.fds(c"fd", pid);
         }
-        if wanted.namespaces {
-            reader.namespaces("");
-        }
+        reader.namespaces("");
         if wanted.pins {
             reader.pins();
         }
@@ -124,7 +124,7 @@ impl Procfs {
             reader.maps();
         }
         if threads > 1 {
-            reader.threads(wanted, own);
+            reader.threads(own);
         }
         Some(sample)
     }
@@ -142,23 +142,32 @@ impl ProcessSource for Procfs {
         let others: Vec<u32> = pids.into_iter().filter(|&p| p != self.own_pid).collect();
         if threads <= 1 || others.len() < PARALLEL_FROM {
             samples.extend(others.iter().filter_map(|&pid| self.sample(pid, wanted, &mut scratch)));
-            return Ok(samples);
+        } else {
+            self.read_parallel(&others, wanted, threads, &mut samples);
         }
+        // A thousand processes are sorted faster than all their descriptors, which come in order.
+        samples.sort_unstable_by_key(|s| s.process.pid);
+        Ok(samples)
+    }
+}
+
+impl Procfs {
+    fn read_parallel(&self, pids: &[u32], wanted: Wanted, threads: usize, samples: &mut Vec<Sample>) {
         let next = AtomicUsize::new(0);
-        let work = |scratch: &mut Scratch| {
-            let mut part = Vec::with_capacity(others.len() / threads + 1);
+        let work = || {
+            let mut scratch = Scratch::new();
+            let mut part = Vec::with_capacity(pids.len() / threads + CHUNK);
             loop {
-                let from = next.fetch_add(16, Ordering::Relaxed);
-                let Some(chunk) = others.get(from..others.len().min(from + 16)).filter(|c| !c.is_empty()) else {
+                let from = next.fetch_add(CHUNK, Ordering::Relaxed);
+                let Some(chunk) = pids.get(from..pids.len().min(from + CHUNK)).filter(|c| !c.is_empty()) else {
                     return part;
                 };
-                part.extend(chunk.iter().filter_map(|&pid| self.sample(pid, wanted, scratch)));
+                part.extend(chunk.iter().filter_map(|&pid| self.sample(pid, wanted, &mut scratch)));
             }
         };
         std::thread::scope(|scope| {
-            let helpers: Vec<_> =
-                (1..threads).map(|_| scope.spawn(|| work(&mut Scratch::new()))).collect();
-            samples.extend(work(&mut scratch));
+            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            samples.extend(work());
             for helper in helpers {
                 match helper.join() {
                     Ok(part) => samples.extend(part),
@@ -166,23 +175,24 @@ impl ProcessSource for Procfs {
                 }
             }
         });
-        Ok(samples)
     }
 }
 
 struct Scratch {
     text: [u8; 4096],
+    fds: Vec<Fd>,
     link: [MaybeUninit<u8>; 4096],
 }
 
 impl Scratch {
     fn new() -> Self {
-        Scratch { text: [0; 4096], link: [MaybeUninit::uninit(); 4096] }
+        Scratch { text: [0; 4096], fds: Vec::with_capacity(64), link: [MaybeUninit::uninit(); 4096] }
     }
 }
 
 struct Reader<'a> {
     dir: BorrowedFd<'a>,
+    wanted: Wanted,
     scratch: &'a mut Scratch,
     sample: &'a mut Sample,
     hidden: &'a [RawFd],
@@ -204,8 +214,8 @@ impl Reader<'_> {
         };
         let own = dir.as_raw_fd();
         let (pid, start) = (self.sample.process.pid, self.sample.process.start);
-        let (hidden, link) = (self.hidden, &mut self.scratch.link);
-        let fds = &mut self.sample.fds;
+        let hidden = self.hidden;
+        let Scratch { fds, link, .. } = &mut *self.scratch;
         let result = each_number(dir.as_fd(), |number, name| {
             if !hidden.is_empty() && (number == own as u32 || hidden.contains(&(number as RawFd))) {
                 return;
@@ -236,36 +246,44 @@ impl Reader<'_> {
         if let Err(e) = result {
             self.refuse("fd", e);
         }
-        self.serials(table, tid);
+        self.from_fdinfo(table, tid);
+        // One allocation of the right size: a helper thread's heap grows page by page.
+        self.sample.fds.reserve_exact(self.scratch.fds.len());
+        self.sample.fds.append(&mut self.scratch.fds);
     }
 
-    /// Anonymous inodes share one inode: only fdinfo tells those apart that have an id.
-    fn serials(&mut self, table: &CStr, tid: u32) {
+    /// What only fdinfo tells: which of the anonymous inodes, that all share one inode, and what a socket's queue holds.
+    fn from_fdinfo(&mut self, table: &CStr, tid: u32) {
         let info_dir: &CStr = if table == c"fd" { c"fdinfo" } else { c"" };
-        for fd in self.sample.fds.iter_mut().filter(|fd| fd.table == tid && has_serial(fd.target.as_ref())) {
+        let Scratch { fds, text, .. } = &mut *self.scratch;
+        let queues = self.wanted.queues;
+        let asked = |target: &[u8]| has_serial(target) || queues && target.starts_with(b"socket:");
+        for fd in fds.iter_mut().filter(|fd| asked(fd.target.as_ref())) {
             let name = if info_dir.is_empty() {
                 path(&format_args!("task/{tid}/fdinfo/{}", fd.fd))
             } else {
                 path(&format_args!("fdinfo/{}", fd.fd))
             };
-            if let Ok(text) = read_small(self.dir, name.as_c_str(), &mut self.scratch.text) {
+            if let Ok(text) = read_small(self.dir, name.as_c_str(), text) {
                 let info = parse::fdinfo::parse(text);
-                fd.serial =
-                    info.eventfd_id.or(info.map_id.map(u64::from)).or(info.prog_id.map(u64::from)).or(info.link_id.map(u64::from));
+                if has_serial(fd.target.as_ref()) {
+                    let bpf = info.map_id.or(info.prog_id).or(info.link_id);
+                    fd.serial = info.eventfd_id.or(bpf.map(u64::from));
+                } else {
+                    fd.in_flight = info.scm_fds.unwrap_or(0);
+                }
             }
         }
     }
 
     fn namespaces(&mut self, prefix: &str) {
-        for name in
-            ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"]
-        {
-            let link = format!("{prefix}ns/{name}");
-            match rustix::fs::readlinkat_raw(self.dir, path(&format_args!("{link}")).as_c_str(), &mut self.scratch.link[..]) {
+        for name in self.wanted.namespaces {
+            let link = path(&format_args!("{prefix}ns/{name}"));
+            match rustix::fs::readlinkat_raw(self.dir, &*link, &mut self.scratch.link[..]) {
                 Ok((text, _)) => {
                     if let Ok((ns_type, ino)) = parse::nslink::parse(text) {
                         if !self.sample.namespaces.iter().any(|(t, i, _)| (*t, *i) == (ns_type, ino)) {
-                            self.sample.namespaces.push((ns_type, ino, link));
+                            self.sample.namespaces.push((ns_type, ino, format!("{prefix}ns/{name}")));
                         }
                     }
                 }
@@ -326,8 +344,9 @@ impl Reader<'_> {
     }
 
     /// Threads that left the group's FD table or namespaces: a thread is a process to the kernel.
-    fn threads(&mut self, wanted: Wanted, own: bool) {
-        if !(wanted.fds || wanted.namespaces) {
+    fn threads(&mut self, own: bool) {
+        let wanted = self.wanted;
+        if !wanted.fds && wanted.namespaces.is_empty() {
             return;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -347,7 +366,7 @@ impl Reader<'_> {
                     Err(e) => self.refuse("thread's fd table", Errno::from_io_error(&e).unwrap_or(Errno::PERM)),
                 }
             }
-            if wanted.namespaces {
+            if !wanted.namespaces.is_empty() {
                 self.namespaces(&format!("task/{tid}/"));
             }
         }
@@ -425,7 +444,7 @@ pub(super) fn read_small<'b>(dir: BorrowedFd<'_>, name: &CStr, buffer: &'b mut [
 }
 
 /// Reads a file of any size.
-pub(super) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
+pub(crate) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
     let mut text = vec![0u8; 16384];
     let mut len = 0;
     loop {
@@ -447,7 +466,7 @@ pub(super) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
 }
 
 /// Reads a whole file of procfs or sysfs.
-pub(super) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     let path = path.as_ref();
     let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(|e| Error::io("open", path, e))?;

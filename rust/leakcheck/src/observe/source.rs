@@ -15,11 +15,18 @@ pub(crate) enum Selection {
     Tree(u32),
 }
 
+/// Every namespace that a process is in, or that its children will be in (namespaces(7)).
+pub(crate) const NAMESPACES: &[&str] =
+    &["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"];
+
 /// Which facts to read of each; all but the first cost extra system calls.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wanted {
     pub(crate) fds: bool,
-    pub(crate) namespaces: bool,
+    /// Which links below `/proc/PID/ns`.
+    pub(crate) namespaces: &'static [&'static str],
+    /// Descriptors in flight to each socket, asked one by one.
+    pub(crate) queues: bool,
     /// Mounts that the working and root directory keep alive.
     pub(crate) pins: bool,
     /// Deleted files that are mapped.

@@ -1,0 +1,97 @@
+"""``leakcheck doctor``: what this machine and user can and cannot see, and how to get more."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from leakcheck import _native
+from leakcheck.render import line, table
+
+__all__ = ["doctor"]
+
+_LEVEL = {"full": "green", "partial": "yellow", "none": "red"}
+
+
+class _Finding(msgspec.Struct, frozen=True):
+    level: str
+    reason: str = ""
+    fix: str = ""
+    name: str = ""
+
+
+class _User(msgspec.Struct, frozen=True):
+    uid: int
+    capabilities: list[str]
+
+
+class _Container(msgspec.Struct, frozen=True):
+    initial_pid_namespace: bool
+    initial_user_namespace: bool
+    hints: list[str]
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    pid: int
+    comm: str
+    what: str
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    verdict: str
+    because: str = ""
+
+
+class _Examination(msgspec.Struct, frozen=True):
+    kernel: str
+    user: _User
+    cgroups: str
+    container: _Container
+    kinds: dict[str, _Finding]
+    sources: list[_Finding]
+    unreadable: list[_Refusal]
+    guard: _Answer
+    undetected: str = ""
+
+
+def doctor(observe: Mapping[str, Any], *, as_json: bool) -> int:
+    """Examine the machine and print what was found; always 0, whatever it is."""
+    text = _native.doctor(**observe)
+    if as_json:
+        print(text)
+    else:
+        _print(msgspec.json.decode(text, type=_Examination), Console())
+    return 0
+
+
+def _print(found: _Examination, console: Console) -> None:
+    def say(*parts: str | tuple[str, str]) -> None:
+        console.print(line(*parts), soft_wrap=True)
+
+    capabilities = len(found.user.capabilities)
+    say(f"kernel {found.kernel}, uid {found.user.uid} with {capabilities} capabilities, cgroups {found.cgroups}")
+    if not found.container.initial_pid_namespace:
+        say(("in a container's pid namespace: processes outside are not seen", "yellow"))
+    if not found.container.initial_user_namespace:
+        say(("in a user namespace: capabilities count for less", "yellow"))
+    for hint in found.container.hints:
+        say(("looks like a container: ", "yellow"), hint)
+    console.print(_findings("kind", list(found.kinds.items())))
+    console.print(_findings("source", [(source.name, source) for source in found.sources]))
+    for refusal in found.unreadable:
+        say(("unreadable ", "yellow"), f"process {refusal.pid} ({refusal.comm}): {refusal.what}")
+    style = "green" if found.guard.verdict == "clean" else "yellow"
+    because = f": {found.guard.because}" if found.guard.because else ""
+    say("the best verdict of a guard here is ", (found.guard.verdict, style), because)
+    if found.undetected:
+        say((f"what leakcheck cannot see anywhere: {found.undetected}", "dim"))
+
+
+def _findings(heading: str, findings: list[tuple[str, _Finding]]) -> Table:
+    rows = [
+        (line(name), line((finding.level, _LEVEL.get(finding.level, ""))), line(finding.reason), line(finding.fix))
+        for name, finding in findings
+    ]
+    return table((heading, "seen", "why not better", "what to do"), rows)

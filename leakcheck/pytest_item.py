@@ -1,0 +1,214 @@
+"""The guard of one test, from its first function-scoped fixture to the end of its last."""
+
+import contextlib
+import datetime
+import getpass
+import glob
+import os
+import tempfile
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from leakcheck import _native
+from leakcheck.allow import AllowRule, read_allow_file
+from leakcheck.guard import Run, milliseconds
+from leakcheck.report import Report
+
+__all__ = ["ItemGuard", "LeakCheck", "Settings", "marker_rule"]
+
+# The kinds whose residue can be attributed to this process and its children on a busy host.
+DEFAULT_KINDS = "process,fd,mount,cgroup,lock,file,ipc,namespace"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the command line and the ini file ask for, checked."""
+
+    whole_suite: bool
+    kinds: str
+    allow: str
+    settle_ms: int
+    unknown_fails: bool
+    attributed_only: bool
+    own_reasons: frozenset[str]
+
+    @classmethod
+    def of(cls, config: pytest.Config) -> "Settings":
+        """Read the settings; raise `UsageError` that says which one is wrong."""
+        option: str | None = config.getoption("leakcheck")
+        kinds = option or ",".join(config.getini("leakcheck_kinds")) or DEFAULT_KINDS
+        for kind in kinds.split(","):
+            if kind.strip() not in _native.KINDS:
+                known = ", ".join(_native.KINDS)
+                raise _native.UsageError(f"--leakcheck={kinds}: unknown kind {kind.strip()!r}: choose from {known}")
+        unknown = config.getini("leakcheck_unknown")
+        if unknown not in ("warn", "fail"):
+            raise _native.UsageError(f"leakcheck_unknown = {unknown}: write warn or fail")
+        settle = config.getini("leakcheck_settle")
+        try:
+            settle_ms = milliseconds(float(settle))
+        except ValueError as error:
+            raise _native.UsageError(f"leakcheck_settle = {settle}: give seconds from 0 to 3600") from error
+        file = config.getini("leakcheck_allow")
+        own = _pytest_rules(config)
+        return cls(
+            whole_suite=option is not None,
+            kinds=kinds,
+            allow="\n".join([read_allow_file(config.rootpath / file) if file else "", *(r.to_toml() for r in own)]),
+            settle_ms=settle_ms,
+            unknown_fails=unknown == "fail",
+            # Neighbours of an xdist worker leave traces that nothing ties to either.
+            attributed_only="PYTEST_XDIST_WORKER" in os.environ,
+            own_reasons=frozenset(rule.reason for rule in own),
+        )
+
+
+class ItemGuard:
+    """Guards one test item. It starts as late and ends as early as the test's own part of the run protocol allows."""
+
+    def __init__(self, item: pytest.Item, settings: Settings) -> None:
+        self.item = item
+        self.settings = settings
+        self.rules = [marker_rule(mark) for mark in item.iter_markers("leaks_allowed")]
+        self.report: Report | None = None
+        self.failure: str | None = None
+        self.failed = False
+        self._run: Run | None = None
+        self._excused: set[str] = set()
+        self._excusing = False
+        self._over = False
+
+    def start(self) -> None:
+        """Take the baseline, unless it is taken already: what exists now is not the test's."""
+        if self._run is not None or self._over:
+            return
+        allow = "\n".join([self.settings.allow, *(rule.to_toml() for rule in self.rules)])
+        try:
+            self._run = Run(
+                kinds=self.settings.kinds,
+                allow=allow,
+                settle_ms=self.settings.settle_ms,
+                attributed_only=self.settings.attributed_only,
+            )
+        except _native.NativeError as error:
+            self._over, self.failure = True, f"no baseline: {error}"
+
+    def allow(self, rule: AllowRule) -> None:
+        """Add a rule for this test while it runs."""
+        text = rule.to_toml()
+        _native.check_allow(text, f"rule of {self.item.nodeid}")
+        self.rules.append(rule)
+        if self._run is not None:
+            self._run.allow(text)
+
+    @contextlib.contextmanager
+    def excusing(self) -> Generator[None, None, None]:
+        """Don't blame the test for what a fixture of higher scope makes that it asked for in mid-test."""
+        if self._run is None or self._excusing:
+            yield
+            return
+        self._excusing = True
+        # Not two snapshots: a comparison takes what a process of the baseline opens later for somebody else's.
+        fixture = _native.Guard(kinds=self.settings.kinds, settle_ms=0, include_self=True)
+        try:
+            yield
+        finally:
+            self._excusing = False
+            made = Report.from_json(fixture.end())
+            fixture.abandon()
+            self._excused.update(leak.key for leak in made.leaks)
+
+    def snapshot(self) -> _native.Snapshot:
+        """Observe what the guard observes, now."""
+        return _native.snapshot(kinds=self.settings.kinds, include_self=True)
+
+    def finish(self) -> None:
+        """Settle and judge; a check that fails is unknown, and never the test's own error."""
+        run, self._run = self._run, None
+        self._over = True
+        if run is None:
+            return
+        try:
+            report = run.end()
+        except _native.NativeError as error:
+            self.failure = f"the check itself failed: {error}"
+            return
+        unused = [rule for rule in report.unused_rules if rule.reason not in self.settings.own_reasons]
+        self.report = _without(msgspec.structs.replace(report, unused_rules=unused), self._excused)
+
+    def abandon(self) -> None:
+        """Give up without a verdict; harmless when finished."""
+        run, self._run = self._run, None
+        self._over = True
+        if run is not None:
+            run.abandon()
+
+
+class LeakCheck:
+    """What the fixture `leakcheck` gives a test: it is guarded, whether or not the whole suite is."""
+
+    def __init__(self, guard: ItemGuard) -> None:
+        self._guard = guard
+
+    def allow(self, kind: str, reason: str, **match: str) -> None:
+        """Allow residue of `kind` whose details match the globs of `match`, as the marker ``leaks_allowed`` does."""
+        self._guard.allow(AllowRule(kind, match, reason=reason))
+
+    def snapshot(self) -> _native.Snapshot:
+        """Observe the guarded kinds now, this process included."""
+        return self._guard.snapshot()
+
+    @property
+    def report(self) -> Report | None:
+        """The report, once the test's function-scoped fixtures are torn down; None before and when the check failed."""
+        return self._guard.report
+
+
+def marker_rule(mark: pytest.Mark) -> AllowRule:
+    """Return the rule that ``leaks_allowed(kind, reason=…, **match)`` states; raise `UsageError` if it states none."""
+    arguments: dict[str, Any] = dict(mark.kwargs)
+    reason, expires = arguments.pop("reason", None), arguments.pop("expires", None)
+    how = 'write leaks_allowed("file", reason="why", path="/tmp/glob*")'
+    if len(mark.args) != 1 or not isinstance(mark.args[0], str):
+        raise _native.UsageError(f"leaks_allowed{mark.args}: give one kind: {how}")
+    if not isinstance(reason, str) or not reason.strip():
+        raise _native.UsageError(f"leaks_allowed({mark.args[0]!r}): give a reason: {how}")
+    if expires is not None and not isinstance(expires, datetime.date):
+        raise _native.UsageError(f"leaks_allowed({mark.args[0]!r}): expires={expires!r}: give a datetime.date")
+    match = {name: str(glob) for name, glob in arguments.items()}
+    rule = AllowRule(mark.args[0], match, reason=reason, expires=expires)
+    _native.check_allow(rule.to_toml(), f"leaks_allowed({mark.args[0]!r})")
+    return rule
+
+
+def _without(report: Report, keys: set[str]) -> Report:
+    leaks = [leak for leak in report.leaks if leak.key not in keys]
+    if len(leaks) == len(report.leaks):
+        return report
+    verdict = "leaked" if leaks else "unknown" if report.gaps else "clean"
+    return msgspec.structs.replace(report, leaks=leaks, verdict=verdict)
+
+
+def _pytest_rules(config: pytest.Config) -> list[AllowRule]:
+    """What pytest and Python themselves leave on purpose, and remove or reuse in later runs."""
+    base = config.getoption("basetemp", None)
+    if base is None:
+        try:
+            user = getpass.getuser()
+        except (ImportError, OSError, KeyError):
+            user = "unknown"
+        base = Path(os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir()) / f"pytest-of-{user}"
+    cache = config.rootpath / config.getini("cache_dir") if config.pluginmanager.has_plugin("cacheprovider") else None
+    rules: Mapping[str, str] = {
+        f"{glob.escape(str(Path(base).resolve()))}": "pytest: base of tmp_path, of which it keeps the last three",
+        f"{glob.escape(str(Path(base).resolve()))}/*": "pytest: tmp_path, of which it keeps the last three",
+        "*/__pycache__": "python: bytecode cache",
+        "*/__pycache__/*": "python: compiled module",
+        **({f"{glob.escape(str(cache))}*": "pytest: cache directory"} if cache is not None else {}),
+    }
+    return [AllowRule("file", {"path": path}, reason=reason) for path, reason in rules.items()]

@@ -1,0 +1,131 @@
+"""How the plugin reports: a result of its own, a section at the end, a type of its own in JUnit XML."""
+
+from typing import Any
+
+import pytest
+
+from leakcheck.pytest_item import ItemGuard, Settings
+from leakcheck.render import leak_line, printable, summary
+
+__all__ = ["Summary", "attach"]
+
+_LEAKED = "leakcheck: leaked"
+
+
+def attach(guard: ItemGuard, report: pytest.TestReport) -> None:
+    """Put the guard's findings on `report`, as plain data that xdist can send; a passed test's leak is its result."""
+    found = guard.report
+    data: dict[str, Any] = {"leaked": False, "leaks": [], "unattributed": {}, "unknown": [], "unused": []}
+    if guard.failure is not None:
+        data["unknown"] = [guard.failure]
+    if found is not None:
+        data["leaks"] = [leak_line(leak).strip() for leak in found.leaks]
+        data["unattributed"] = {leak.key: leak_line(leak).strip() for leak in found.unattributed}
+        data["unknown"] += [f"{kind}: {gap.level}, {gap.reason}" for kind, gap in found.gaps.items()]
+        of_test = {(rule.kind, rule.reason) for rule in guard.rules}
+        unused = [(rule.kind, rule.reason) for rule in found.unused_rules if (rule.kind, rule.reason) not in of_test]
+        data["unused"] = [list(rule) for rule in unused]
+    if guard.report is not None or guard.failure is not None:
+        report.leakcheck = data  # type: ignore[attr-defined]
+    passed = report.passed and not guard.failed
+    if found is not None and found.leaks:
+        text = summary(found)
+        if passed:
+            data["leaked"] = True
+            report.outcome, report.longrepr = "failed", text
+        else:
+            report.sections.append(("leakcheck, seen after teardown", text))
+    elif data["unknown"] and passed and guard.settings.unknown_fails:
+        report.outcome = "failed"
+        report.longrepr = "leakcheck: unknown\n" + "\n".join(printable(why) for why in data["unknown"])
+
+
+class Summary:
+    """Collects what the tests' reports carry and shows it, in the process that talks to the user."""
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self._config = config
+        self._settings = settings
+        self._leaking: list[tuple[str, bool, list[str]]] = []
+        self._unattributed: dict[str, str] = {}
+        self._unknown: dict[str, int] = {}
+        self._unused: set[tuple[str, str]] | None = None
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(
+        self, report: pytest.TestReport
+    ) -> tuple[str, str, tuple[str, dict[str, bool]]] | None:
+        """Give "passed but leaked" its own category, letter and word."""
+        if getattr(report, "leakcheck", {}).get("leaked"):
+            return "leaked", "L", ("LEAKED", {"red": True})
+        return None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Collect; a test counts once, so what leaked no longer counts as passed."""
+        data = getattr(report, "leakcheck", None)
+        if data is None:
+            return
+        if data["leaks"]:
+            self._leaking.append((report.nodeid, data["leaked"], data["leaks"]))
+        if data["leaked"]:
+            self._uncount(report.nodeid)
+        self._unattributed.update(data["unattributed"])
+        for why in data["unknown"]:
+            self._unknown[why] = self._unknown.get(why, 0) + 1
+        unused = {(kind, reason) for kind, reason in data["unused"]}
+        self._unused = unused if self._unused is None else self._unused & unused
+
+    def _uncount(self, nodeid: str) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if terminal is None:
+            return
+        passed = terminal.stats.get("passed", [])
+        passed[:] = [report for report in passed if report.nodeid != nodeid]
+        if not passed:
+            terminal.stats.pop("passed", None)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show which tests leaked what, once what cannot be blamed on any, and what was not looked at."""
+        write = terminalreporter
+        if self._leaking:
+            write.write_sep("=", f"leakcheck: {_tests(len(self._leaking))} left something behind", red=True)
+            for nodeid, only_leaked, leaks in self._leaking:
+                write.write_line(f"{'LEAKED' if only_leaked else 'FAILED and leaked'} {nodeid}", red=True)
+                for leak in leaks:
+                    write.write_line(f"  {leak}")
+                if not only_leaked and any(leak.startswith("fd ") for leak in leaks):
+                    write.write_line(
+                        "  (the traceback of a failed test keeps its local variables alive, and what they hold open)"
+                    )
+        if self._unattributed:
+            write.write_sep("=", "leakcheck: unattributed", yellow=True)
+            write.write_line(
+                "Appeared while tests ran side by side; nothing tells which of them made it, or whether any did."
+            )
+            for line in self._unattributed.values():
+                write.write_line(f"  {line}")
+        if self._unknown:
+            write.write_sep("=", "leakcheck: unknown", yellow=True)
+            for why, tests in self._unknown.items():
+                write.write_line(f"  {printable(why)} ({_tests(tests)})")
+        if self._unused:
+            write.write_sep("=", "leakcheck: unused allow rules", yellow=True)
+            for kind, reason in sorted(self._unused):
+                write.write_line(f"  {kind}: {printable(reason)}")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        """Give leaks the type ``leak`` in JUnit XML, just before it is written."""
+        # pytest offers no hook for an element's attributes; without the plugin, or if its inside changes, the type is
+        # missing.
+        xml = next((p for p in self._config.pluginmanager.get_plugins() if type(p).__name__ == "LogXML"), None)
+        for reporter in getattr(xml, "node_reporters_ordered", []):
+            for error in reporter.to_xml().iter("error"):
+                if _LEAKED in error.get("message", ""):
+                    error.set("type", "leak")
+                    error.set("message", "passed but leaked")
+
+
+def _tests(number: int) -> str:
+    return f"{number} test{'' if number == 1 else 's'}"

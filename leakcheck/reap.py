@@ -1,0 +1,55 @@
+"""``leakcheck reap``: remove what a saved report attributes to its run."""
+
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from leakcheck import _native
+from leakcheck.render import line
+
+__all__ = ["reap"]
+
+_STYLE = {"would": "yellow", "done": "green", "gone": "dim", "skipped": "dim", "failed": "bold red"}
+
+
+class _Action(msgspec.Struct, frozen=True):
+    kind: str
+    label: str
+    action: str
+    status: str
+    why: str = ""
+
+
+def reap(file: Path, *, apply: bool, as_json: bool) -> int:
+    """Remove, or without `apply` only say what would be removed; 1 when something could not be, else 0."""
+    try:
+        report = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise _native.UsageError(f"read report {file}: {(error.strerror or str(error)).lower()}") from error
+    except UnicodeDecodeError as error:
+        raise _native.UsageError(f"read report {file}: not UTF-8 at byte {error.start}") from error
+    text = _native.reap(report, str(file), apply=apply)
+    actions = msgspec.json.decode(text, type=list[_Action])
+    if as_json:
+        print(text)
+    else:
+        _print(actions, Console(), apply=apply)
+    return 1 if any(action.status == "failed" for action in actions) else 0
+
+
+def _print(actions: list[_Action], console: Console, *, apply: bool) -> None:
+    for action in actions:
+        what = f"{action.action} " if action.action != "none" else ""
+        parts: list[str | tuple[str, str]] = [
+            (f"{action.status:<8} ", _STYLE.get(action.status, "")),
+            f"{what}{action.kind}: {action.label}",
+        ]
+        if action.why:
+            parts.append((f" · {action.why}", "dim"))
+        console.print(line(*parts), soft_wrap=True)
+    waiting = sum(action.status == "would" for action in actions)
+    if not actions:
+        console.print("nothing to remove: the report lists no leak", soft_wrap=True)
+    elif not apply and waiting:
+        console.print(f"nothing was removed: add --yes to remove {waiting} of {len(actions)}", soft_wrap=True)

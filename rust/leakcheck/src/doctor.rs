@@ -1,0 +1,311 @@
+//! What this machine and this user can and cannot see, and how to get more: `leakcheck doctor`.
+//!
+//! Nothing is guessed from version numbers: one snapshot is taken, one watch is started, and every kernel interface that the
+//! observer prefers is called once.
+
+mod advice;
+mod source;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::judge::verdict::Verdict;
+use crate::kind::Kind;
+use crate::observe::procfs::read_file;
+use crate::observe::{self, Options};
+use crate::parse::nslink::NsType;
+use crate::scope::Scope;
+use crate::snapshot::{Coverage, CoverageMap, Level, Snapshot};
+use crate::text::Text;
+use crate::watch::{self, Watch};
+
+/// Inodes of the initial namespaces (`PROC_PID_INIT_INO`, `PROC_USER_INIT_INO`, include/linux/proc_ns.h).
+const INITIAL_PID_NS: u64 = 0xEFFF_FFFC;
+const INITIAL_USER_NS: u64 = 0xEFFF_FFFD;
+
+/// Everything that was found out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Examination {
+    /// Always [`Examination::SCHEMA`].
+    pub schema: String,
+    /// The kernel's release, as `uname -r` gives it.
+    pub kernel: String,
+    /// As whom it looks.
+    pub user: User,
+    /// Which cgroup hierarchies are mounted.
+    pub cgroups: CgroupVersion,
+    /// Each of them.
+    pub hierarchies: Vec<Hierarchy>,
+    /// Whether it looks from inside a container.
+    pub container: Container,
+    /// What one snapshot saw of each kind. Unlike in a guard's verdict, a process that refused to be read counts here
+    /// whosoever it is.
+    pub kinds: BTreeMap<Kind, Finding>,
+    /// The interfaces of the kernel that the observer prefers.
+    pub sources: Vec<Source>,
+    /// Processes that refused to be read.
+    pub unreadable: Vec<Refusal>,
+    /// What a guard with these options would answer of a run that leaves nothing.
+    pub guard: Answer,
+    /// The page that lists what leakcheck cannot see anywhere.
+    pub undetected: String,
+}
+
+/// The user and what is permitted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    /// Effective user id.
+    pub uid: u32,
+    /// Names of the effective capabilities (capabilities(7)); of unknown ones their numbers.
+    pub capabilities: Vec<String>,
+}
+
+/// Which cgroup hierarchies are mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CgroupVersion {
+    /// Version 1 only.
+    V1,
+    /// Version 2 only.
+    V2,
+    /// Both.
+    Hybrid,
+    /// None.
+    None,
+}
+
+/// A mounted cgroup hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hierarchy {
+    /// `v2`, or the v1 controllers.
+    pub name: String,
+    /// Where it is mounted.
+    pub mount: Text,
+}
+
+/// Whether it looks from inside a container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    /// Whether this is the machine's first pid namespace: otherwise the processes outside are not seen.
+    pub initial_pid_namespace: bool,
+    /// Whether this is the machine's first user namespace: otherwise capabilities count for less.
+    pub initial_user_namespace: bool,
+    /// What else speaks for a container.
+    pub hints: Vec<String>,
+}
+
+/// How well something is seen, why not better, and what would help.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// How well.
+    pub level: Level,
+    /// Why not better; empty when full.
+    pub reason: String,
+    /// What to do about it; empty when full.
+    pub fix: String,
+}
+
+/// An interface of the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its name; `fanotify: PATH` for each watched file system.
+    pub name: String,
+    /// How well it works.
+    #[serde(flatten)]
+    pub finding: Finding,
+}
+
+/// A process that refused to be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Process id.
+    pub pid: u32,
+    /// Command name.
+    pub comm: Text,
+    /// What was refused, and how.
+    pub what: String,
+}
+
+/// What a guard would answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The best verdict that is possible: `clean` or `unknown`.
+    pub verdict: Verdict,
+    /// Why no better one.
+    pub because: String,
+}
+
+impl Examination {
+    /// The version of the JSON form.
+    pub const SCHEMA: &'static str = "leakcheck.doctor/1";
+}
+
+/// Examines the machine: one snapshot with `options`, and one watch on the roots and the cgroup hierarchies.
+///
+/// # Errors
+/// What [`observe::snapshot`] raises.
+pub fn doctor(options: &Options) -> Result<Examination> {
+    let hierarchies = observe::hierarchies().unwrap_or_default();
+    let mut files: Vec<PathBuf> = options.effective_roots();
+    files.extend(hierarchies.iter().map(|h| h.mount.clone()));
+    let watch = Watch::start(&watch::Options { root: std::process::id(), files, mounts: true });
+    let levels = watch.levels();
+    let mut options = options.clone();
+    options.hidden_fds.extend(watch.own_fds());
+    let look = observe::snapshot(&options)?;
+    drop(watch);
+
+    let user = user();
+    let mut seen = look.coverage.clone();
+    let gaps: Vec<_> = look.unreadable.iter().collect();
+    observe::lower_for_unreadable(&gaps, &mut seen);
+    let findings = |(kind, c): (&Kind, &Coverage)| {
+        let fix = advice::of_kind(*kind, c, &user, &hierarchies);
+        (*kind, Finding { level: c.level, reason: c.reason.clone(), fix })
+    };
+    let container = container(&look);
+    let sources = source::examine(&levels, &user, &container);
+    let unreadable =
+        look.unreadable.iter().map(|u| Refusal { pid: u.pid, comm: comm(&look, u.pid), what: u.what.clone() });
+    let guard = answer(&look.coverage, &levels, options.scope == Scope::Host);
+    Ok(Examination {
+        schema: Examination::SCHEMA.to_owned(),
+        kernel: kernel(),
+        cgroups: version(hierarchies.iter().map(|h| h.name.as_str())),
+        hierarchies: hierarchies
+            .iter()
+            .map(|h| Hierarchy { name: h.name.clone(), mount: Text::from(h.mount.as_path()) })
+            .collect(),
+        kinds: seen.0.iter().map(findings).collect(),
+        unreadable: unreadable.collect(),
+        user,
+        container,
+        sources,
+        guard,
+        undetected: "docs/explanation/undetected.md".to_owned(),
+    })
+}
+
+/// A process that was there before and cannot be read lowers nothing in a guard; a kind that is not seen in full does.
+fn answer(coverage: &CoverageMap, levels: &watch::Levels, host: bool) -> Answer {
+    let gaps: Vec<String> = coverage
+        .0
+        .iter()
+        .filter(|(_, c)| c.level != Level::Full)
+        .map(|(kind, c)| format!("{kind}: {}", c.reason))
+        .collect();
+    let verdict = Verdict::of(0, coverage);
+    let blind = [&levels.descent, &levels.mounts].into_iter().chain(levels.files.iter().map(|(_, c)| c));
+    let blind = blind.filter(|c| host && c.level != Level::Full).map(|c| c.reason.as_str()).next();
+    let blind = blind.map(|why| format!("what others leave meanwhile may count as the run's: {why}"));
+    let because = gaps.into_iter().chain(blind).collect::<Vec<_>>().join("; ");
+    Answer { verdict, because }
+}
+
+fn kernel() -> String {
+    let name = rustix::system::uname();
+    name.release().to_string_lossy().into_owned()
+}
+
+fn version<'a>(names: impl Iterator<Item = &'a str>) -> CgroupVersion {
+    let (mut v1, mut v2) = (false, false);
+    for name in names {
+        match name {
+            "v2" => v2 = true,
+            // A named hierarchy without controllers is systemd's book-keeping, and a v1 hierarchy all the same.
+            _ => v1 = true,
+        }
+    }
+    match (v1, v2) {
+        (true, true) => CgroupVersion::Hybrid,
+        (true, false) => CgroupVersion::V1,
+        (false, true) => CgroupVersion::V2,
+        (false, false) => CgroupVersion::None,
+    }
+}
+
+fn user() -> User {
+    let text = read_file("/proc/self/status").unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let mask = text.lines().find_map(|l| u64::from_str_radix(l.strip_prefix("CapEff:")?.trim(), 16).ok()).unwrap_or(0);
+    User { uid: rustix::process::geteuid().as_raw(), capabilities: capabilities(mask) }
+}
+
+/// Names by bit number, linux/capability.h.
+const CAPABILITIES: &str = "chown dac_override dac_read_search fowner fsetid kill setgid setuid setpcap linux_immutable \
+    net_bind_service net_broadcast net_admin net_raw ipc_lock ipc_owner sys_module sys_rawio sys_chroot sys_ptrace sys_pacct \
+    sys_admin sys_boot sys_nice sys_resource sys_time sys_tty_config mknod lease audit_write audit_control setfcap \
+    mac_override mac_admin syslog wake_alarm block_suspend audit_read perfmon bpf checkpoint_restore";
+
+fn capabilities(mask: u64) -> Vec<String> {
+    let names: Vec<&str> = CAPABILITIES.split_whitespace().collect();
+    let name = |bit: usize| names.get(bit).map_or_else(|| format!("cap_{bit}"), |name| format!("cap_{name}"));
+    (0..64).filter(|bit| mask >> bit & 1 == 1).map(name).collect()
+}
+
+impl User {
+    fn may(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|c| c == capability)
+    }
+}
+
+fn container(look: &Snapshot) -> Container {
+    let is = |ns_type, initial| look.own_ns.get(&ns_type) == Some(&initial);
+    let mut hints = Vec::new();
+    for path in ["/.dockerenv", "/run/.containerenv", "/run/systemd/container"] {
+        if std::fs::exists(path).unwrap_or(false) {
+            hints.push(format!("{path} exists"));
+        }
+    }
+    let environ = read_file("/proc/1/environ").unwrap_or_default();
+    if let Some(entry) = environ.split(|b| *b == 0).find(|e| e.starts_with(b"container=")) {
+        hints.push(format!("process 1 has {}", Text::from(entry)));
+    }
+    Container {
+        initial_pid_namespace: is(NsType::Pid, INITIAL_PID_NS),
+        initial_user_namespace: is(NsType::User, INITIAL_USER_NS),
+        hints,
+    }
+}
+
+fn comm(look: &Snapshot, pid: u32) -> Text {
+    match look.process(pid) {
+        Some(process) => process.comm.clone(),
+        None => Text::from(read_file(format!("/proc/{pid}/comm")).unwrap_or_default().trim_ascii_end()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_named_by_their_bits() {
+        assert_eq!(capabilities(0), Vec::<String>::new());
+        assert_eq!(capabilities(1 << 21 | 1 << 12 | 1), ["cap_chown", "cap_net_admin", "cap_sys_admin"]);
+        assert_eq!(capabilities(1 << 40 | 1 << 63), ["cap_checkpoint_restore", "cap_63"]);
+    }
+
+    #[test]
+    fn hierarchies_of_both_versions_make_a_hybrid() {
+        let of = |names: &[&str]| version(names.iter().copied());
+        assert_eq!(of(&[]), CgroupVersion::None);
+        assert_eq!(of(&["v2"]), CgroupVersion::V2);
+        assert_eq!(of(&["cpu,cpuacct", "name=systemd"]), CgroupVersion::V1);
+        assert_eq!(of(&["pids", "v2"]), CgroupVersion::Hybrid);
+    }
+
+    #[test]
+    fn a_guard_is_unknown_by_gaps_and_told_so() {
+        let full = Coverage::full();
+        let levels = watch::Levels { descent: full.clone(), files: Vec::new(), mounts: full };
+        let mut map = CoverageMap::default();
+        map.0.insert(Kind::Process, Coverage::full());
+        assert_eq!(answer(&map, &levels, true), Answer { verdict: Verdict::Clean, because: String::new() });
+        map.lower(Kind::Bpf, Level::None, "why");
+        assert_eq!(answer(&map, &levels, true), Answer { verdict: Verdict::Unknown, because: "bpf: why".to_owned() });
+    }
+}

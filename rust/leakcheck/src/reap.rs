@@ -1,0 +1,349 @@
+//! Removes what a saved report attributes to a run, and nothing else: `leakcheck reap --diff FILE`.
+//!
+//! A report may be old when it is read. Each resource is therefore looked up again by its whole identity, held by a descriptor
+//! where the kernel allows it (pidfd, `O_PATH`), and what is another one by now is left alone. What only exists as long as
+//! something holds it is not touched: it goes with its holder. What nothing attributes to the run is listed and stays.
+
+mod cgroup;
+mod file;
+mod kernel;
+mod mount;
+mod now;
+mod process;
+mod sys;
+
+use std::cmp::Reverse;
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::judge::attribute::Attribution;
+use crate::judge::report::{Leak, Report};
+use crate::kind::Kind;
+use crate::observe;
+use crate::persist;
+use crate::resource::{IpcClass, NetClass, Resource};
+use now::Now;
+
+/// What is done to a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// `SIGKILL` through a pidfd (pidfd_send_signal(2)).
+    Kill,
+    /// umount2(2) with `MNT_DETACH`.
+    Unmount,
+    /// A directory of a cgroup hierarchy (rmdir(2)).
+    Rmdir,
+    /// A name in a file system (unlinkat(2)).
+    Unlink,
+    /// A kernel object with an id: SysV IPC (`IPC_RMID`), a message queue, an interface, a key.
+    Remove,
+    /// The backing file of a loop device (`LOOP_CLR_FD`).
+    Detach,
+    /// Nothing.
+    None,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It is there and is the one of the report: it would be removed.
+    Would,
+    /// It was removed.
+    Done,
+    /// It is not there any more, or something else is in its place.
+    Gone,
+    /// It is left alone on purpose.
+    Skipped,
+    /// It is still there, and should not be.
+    Failed,
+}
+
+macro_rules! named {
+    ($type:ty: $($variant:ident $name:literal),+) => {
+        impl fmt::Display for $type {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.pad(match self { $(Self::$variant => $name),+ })
+            }
+        }
+    };
+}
+named!(Verb: Kill "kill", Unmount "unmount", Rmdir "rmdir", Unlink "unlink", Remove "remove", Detach "detach", None "none");
+named!(Status: Would "would", Done "done", Gone "gone", Skipped "skipped", Failed "failed");
+
+/// One resource of the report, and what was done about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Action {
+    /// The kind.
+    pub kind: Kind,
+    /// What it is, as the report says it.
+    pub label: String,
+    /// Its identity, as the report says it.
+    pub key: String,
+    /// What is done to such a resource.
+    pub action: Verb,
+    /// What came of it.
+    pub status: Status,
+    /// The reason, or what to do; empty when there is nothing to add.
+    pub why: String,
+}
+
+/// [`Action`] without the words of the report.
+#[derive(Clone, Debug)]
+struct Outcome {
+    verb: Verb,
+    status: Status,
+    why: String,
+}
+
+impl Outcome {
+    fn new(verb: Verb, status: Status, why: impl Into<String>) -> Self {
+        Outcome { verb, status, why: why.into() }
+    }
+
+    fn gone(verb: Verb) -> Self {
+        Self::new(verb, Status::Gone, "it is not there any more")
+    }
+
+    fn replaced(verb: Verb) -> Self {
+        Self::new(verb, Status::Gone, "it is another one now")
+    }
+
+    fn skipped(verb: Verb, why: impl Into<String>) -> Self {
+        Self::new(verb, Status::Skipped, why)
+    }
+
+    fn failed(verb: Verb, operation: &str, error: impl Into<std::io::Error>) -> Self {
+        Self::new(verb, Status::Failed, format!("{operation}: {}", error.into()))
+    }
+
+    /// It was verified: removes it, or says that it would be.
+    fn act<E: Into<std::io::Error>>(
+        verb: Verb,
+        apply: bool,
+        operation: &str,
+        remove: impl FnOnce() -> std::result::Result<(), E>,
+    ) -> Self {
+        if !apply {
+            return Self::new(verb, Status::Would, "");
+        }
+        match remove() {
+            Ok(()) => Self::new(verb, Status::Done, ""),
+            Err(e) => Self::failed(verb, operation, e),
+        }
+    }
+
+    /// Whether nothing of it is left, or would be.
+    fn leaves_nothing(&self) -> bool {
+        matches!(self.status, Status::Would | Status::Done | Status::Gone)
+    }
+}
+
+/// Reads a saved report; `path` names it in errors.
+///
+/// # Errors
+/// [`Error::Saved`] for another schema or version, a truncated or damaged text, and a report from another boot, whose
+/// identities mean nothing any more.
+pub fn load(text: &str, path: &Path) -> Result<Report> {
+    persist::check_schema(text, path, Report::SCHEMA, "leakcheck guard --json -- COMMAND > FILE")?;
+    let report: Report = serde_json::from_str(text).map_err(|e| Error::saved(path, persist::damaged(&e)))?;
+    match stale(&report)? {
+        None => Ok(report),
+        Some(why) => Err(Error::saved(path, why)),
+    }
+}
+
+fn stale(report: &Report) -> Result<Option<String>> {
+    let now = observe::boot_id()?;
+    Ok((report.boot_id != now).then(|| {
+        format!(
+            "is from another boot ({:?}, this one is {now:?}): only files of it can be left, and nothing proves which. Remove \
+             those by hand, or make a report of a new run with `leakcheck guard --json`",
+            report.boot_id
+        )
+    }))
+}
+
+/// Removes what `report` attributes to its run; with `apply` unset only says what that would be. The actions come in the order
+/// in which they are taken: what holds before what is held, children before parents.
+///
+/// # Errors
+/// [`Error::Usage`] for a report from another boot; what [`observe::snapshot`] raises. A resource that cannot be removed is no
+/// error: its action says `failed`.
+pub fn reap(report: &Report, apply: bool) -> Result<Vec<Action>> {
+    if let Some(why) = stale(report)? {
+        return Err(Error::usage(format!("the report {why}")));
+    }
+    let mut tasks = Vec::new();
+    let mut left = Vec::new();
+    for leak in report.leaks.iter().chain(&report.unattributed) {
+        match record(leak) {
+            Ok(resource) => tasks.push((leak, resource)),
+            Err(why) => left.push((leak, Outcome::skipped(Verb::None, why))),
+        }
+    }
+    tasks.sort_by(|(_, a), (_, b)| rank(a).cmp(&rank(b)));
+    let (leaks, resources): (Vec<&Leak>, Vec<Resource>) = tasks.into_iter().unzip();
+    let outcomes = Reaper::new(&resources, apply).run()?;
+    let all = leaks.into_iter().zip(outcomes).chain(left);
+    Ok(all.map(|(leak, outcome)| action(leak, outcome)).collect())
+}
+
+fn action(leak: &Leak, outcome: Outcome) -> Action {
+    let Outcome { verb, status, why } = outcome;
+    Action { kind: leak.kind, label: leak.label.clone(), key: leak.key.clone(), action: verb, status, why }
+}
+
+/// The record of a leak that may be removed, or why it may not.
+fn record(leak: &Leak) -> std::result::Result<Resource, String> {
+    match leak.attribution {
+        Attribution::None => return Err("nothing attributes it to the run: it may be somebody else's".to_owned()),
+        Attribution::Own => return Err("it belongs to the process that made the report".to_owned()),
+        Attribution::Descent
+        | Attribution::Token
+        | Attribution::Cgroup
+        | Attribution::Namespace
+        | Attribution::Creator
+        | Attribution::Holder
+        | Attribution::Scope => {}
+    }
+    let Some(value) = leak.evidence.get("resource") else {
+        return Err("the report holds no record of it".to_owned());
+    };
+    let resource: Resource =
+        serde_json::from_value(value.clone()).map_err(|e| format!("its record in the report is damaged: {e}"))?;
+    if resource.kind() != leak.kind || resource.key() != leak.key {
+        return Err("its record in the report is another resource's than its key".to_owned());
+    }
+    Ok(resource)
+}
+
+fn stage(resource: &Resource) -> Stage {
+    match resource {
+        // A zombie goes when its parent does.
+        Resource::Process(p) if p.state == 'Z' => Stage::Zombie,
+        Resource::Process(_) => Stage::Process,
+        Resource::Net(n) => match n.class {
+            NetClass::NamedNetns => Stage::NamedNetns,
+            NetClass::Interface => Stage::Kernel,
+            NetClass::NftTable | NetClass::Listener | NetClass::Unix => Stage::Held,
+        },
+        Resource::Mount(_) => Stage::Mount,
+        Resource::Loop(_) | Resource::Key(_) => Stage::Kernel,
+        Resource::Ipc(i) if i.class != IpcClass::PosixShm => Stage::Kernel,
+        Resource::Cgroup(_) => Stage::Cgroup,
+        Resource::File(f) if f.mapped_by.is_some() => Stage::Held,
+        Resource::File(_) | Resource::Ipc(_) | Resource::Lockfile(_) => Stage::File,
+        Resource::Fd(_) | Resource::Lock(_) | Resource::Namespace(_) | Resource::Bpf(_) => Stage::Held,
+    }
+}
+
+/// The order within a stage. Compared in reverse, a path comes before the directory that holds it.
+fn rank(resource: &Resource) -> (Stage, Reverse<(&[u8], u64)>) {
+    let (path, number): (&[u8], u64) = match resource {
+        // Of several at one target the youngest lies on top.
+        Resource::Mount(m) => (m.target.as_ref(), mount::age(&m.id)),
+        Resource::Cgroup(c) => (c.dir.as_ref(), 0),
+        Resource::File(f) => (f.path.as_ref(), 0),
+        Resource::Lockfile(f) => (f.path.as_ref(), 0),
+        Resource::Ipc(i) => (i.name.as_ref(), i.id),
+        _ => (b"", 0),
+    };
+    (stage(resource), Reverse((path, number)))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Process,
+    Zombie,
+    NamedNetns,
+    Mount,
+    Kernel,
+    Cgroup,
+    File,
+    Held,
+}
+
+/// What the removal of one resource needs to know of the others.
+struct Reaper<'a> {
+    resources: &'a [Resource],
+    apply: bool,
+    processes: process::Processes,
+    files: file::Files,
+    now: Option<Now>,
+}
+
+impl<'a> Reaper<'a> {
+    fn new(resources: &'a [Resource], apply: bool) -> Self {
+        Reaper {
+            resources,
+            apply,
+            processes: process::Processes::new(apply),
+            files: file::Files::new(apply),
+            now: None,
+        }
+    }
+
+    /// One outcome for each resource, in their order.
+    fn run(&mut self) -> Result<Vec<Outcome>> {
+        let mut outcomes = Vec::new();
+        for group in self.resources.chunk_by(|a, b| stage(a) == stage(b)) {
+            match stage(&group[0]) {
+                Stage::Process => {
+                    let all: Vec<_> = group
+                        .iter()
+                        .filter_map(|r| if let Resource::Process(p) = r { Some(p) } else { None })
+                        .collect();
+                    outcomes.extend(self.processes.kill(&all));
+                }
+                Stage::Mount => {
+                    let all: Vec<_> =
+                        group.iter().filter_map(|r| if let Resource::Mount(m) = r { Some(m) } else { None }).collect();
+                    outcomes.extend(mount::unmount_all(&all, self.apply));
+                }
+                Stage::Zombie | Stage::NamedNetns | Stage::Kernel | Stage::Cgroup | Stage::File | Stage::Held => {
+                    for resource in group {
+                        outcomes.push(self.one(resource)?);
+                    }
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
+    fn one(&mut self, resource: &Resource) -> Result<Outcome> {
+        let apply = self.apply;
+        Ok(match resource {
+            Resource::Process(p) => self.processes.bury(p),
+            Resource::Mount(m) => mount::unmount_all(&[m], self.apply).remove(0),
+            Resource::Cgroup(c) => cgroup::remove(c, self.resources, &self.processes, self.apply),
+            Resource::File(f) if f.mapped_by.is_none() => self.files.remove(f),
+            Resource::Ipc(i) if i.class == IpcClass::PosixShm => self.files.remove_shm(i),
+            Resource::Net(n) if n.class == NetClass::NamedNetns => mount::named_netns(n, self.apply),
+            Resource::Loop(d) => kernel::loop_device(d, self.apply),
+            Resource::Lockfile(f) => {
+                self.look()?;
+                self.files.remove_lock_file(f, self.now.as_ref())
+            }
+            Resource::Ipc(i) => kernel::ipc(i, resource, self.look()?, apply),
+            Resource::Net(n) => kernel::net(n, resource, self.look()?, apply),
+            Resource::Key(k) => kernel::key(k, resource, self.look()?, apply),
+            Resource::Bpf(b) => self.look()?.held(resource, &kernel::bpf_advice(b)),
+            Resource::File(_) | Resource::Fd(_) | Resource::Lock(_) | Resource::Namespace(_) => {
+                self.look()?.held(resource, "")
+            }
+        })
+    }
+
+    /// What there is once the processes have ended and the mounts are gone: what they held is free by then.
+    fn look(&mut self) -> Result<&Now> {
+        match &mut self.now {
+            Some(now) => Ok(now),
+            empty @ None => Ok(empty.insert(Now::of(self.resources)?)),
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Removes names of files: by the directory that holds them, reached without following a link, after comparing device, inode
+//! and birth time.
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+
+use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Statx, StatxFlags};
+use rustix::io::Errno;
+
+use super::now::Now;
+use super::{Outcome, Status, Verb};
+use crate::observe::class_name;
+use crate::resource::{File, Ipc, LockFile, LockFileState, encode_device};
+use crate::text::Text;
+
+/// `STATX_ATTR_MOUNT_ROOT` (Linux 5.8).
+pub(super) const MOUNT_ROOT: u64 = 0x2000;
+
+/// A name in a directory that is held open.
+pub(super) struct Place {
+    pub(super) dir: OwnedFd,
+    pub(super) name: CString,
+}
+
+impl Place {
+    /// Walks to the directory one name at a time: no link is followed, and a path may be longer than `PATH_MAX`.
+    pub(super) fn of(path: &Path, verb: Verb) -> Result<Place, Outcome> {
+        let odd = || Outcome::new(verb, Status::Failed, "its path in the report is not absolute or has no name");
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return Err(odd()) };
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let mut components = parent.components();
+        if components.next() != Some(Component::RootDir) {
+            return Err(odd());
+        }
+        let opened = |result: rustix::io::Result<OwnedFd>| {
+            result.map_err(|e| match e {
+                Errno::NOENT => Outcome::gone(verb),
+                Errno::NOTDIR | Errno::LOOP => Outcome::replaced(verb),
+                other => Outcome::failed(verb, "open its directory", other),
+            })
+        };
+        let mut dir = opened(rustix::fs::open("/", flags, Mode::empty()))?;
+        for component in components {
+            let Component::Normal(name) = component else { return Err(odd()) };
+            dir = opened(rustix::fs::openat(&dir, name, flags, Mode::empty()))?;
+        }
+        let name = CString::new(name.as_bytes()).map_err(|_| odd())?;
+        Ok(Place { dir, name })
+    }
+
+    /// What has the name now, without waiting for a server or an automounter.
+    pub(super) fn stat(&self, verb: Verb) -> Result<Statx, Outcome> {
+        let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        rustix::fs::statx(&self.dir, &self.name, flags, mask).map_err(|e| match e {
+            Errno::NOENT => Outcome::gone(verb),
+            other => Outcome::failed(verb, "stat", other),
+        })
+    }
+
+    /// The file itself, not opened.
+    pub(super) fn hold(&self, verb: Verb) -> Result<OwnedFd, Outcome> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        rustix::fs::openat(&self.dir, &self.name, flags, Mode::empty()).map_err(|e| match e {
+            Errno::NOENT => Outcome::gone(verb),
+            other => Outcome::failed(verb, "open", other),
+        })
+    }
+
+    pub(super) fn unlink(&self, directory: bool) -> rustix::io::Result<()> {
+        let flags = if directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
+        rustix::fs::unlinkat(&self.dir, &self.name, flags)
+    }
+}
+
+fn birth(st: &Statx) -> Option<i64> {
+    let known = st.stx_mask & StatxFlags::BTIME.bits() != 0;
+    known.then(|| st.stx_btime.tv_sec * 1_000_000_000 + i64::from(st.stx_btime.tv_nsec))
+}
+
+fn kind_of(st: &Statx) -> FileType {
+    FileType::from_raw_mode(st.stx_mode.into())
+}
+
+/// The files of a report.
+pub(super) struct Files {
+    apply: bool,
+    /// Paths that are free, or would be.
+    free: HashSet<Vec<u8>>,
+}
+
+impl Files {
+    pub(super) fn new(apply: bool) -> Self {
+        Files { apply, free: HashSet::new() }
+    }
+
+    fn note(&mut self, path: &Text, outcome: Result<Outcome, Outcome>) -> Outcome {
+        let outcome = outcome.unwrap_or_else(|outcome| outcome);
+        if outcome.leaves_nothing() {
+            self.free.insert(path.as_bytes().to_vec());
+        }
+        outcome
+    }
+
+    /// A file of any type.
+    pub(super) fn remove(&mut self, file: &File) -> Outcome {
+        let outcome = self.try_remove(file);
+        self.note(&file.path, outcome)
+    }
+
+    fn try_remove(&self, file: &File) -> Result<Outcome, Outcome> {
+        let place = Place::of(file.path.as_path(), Verb::Unlink)?;
+        let st = place.stat(Verb::Unlink)?;
+        if st.stx_attributes.bits() & MOUNT_ROOT != 0 {
+            return Ok(Outcome::new(Verb::Unlink, Status::Failed, "a mount lies over it"));
+        }
+        let same = (encode_device(st.stx_dev_major, st.stx_dev_minor), st.stx_ino) == (file.dev, file.ino)
+            && birth(&st) == file.birth
+            // Without a birth time the inode may have been used again: then the type and the owner must be the same as well.
+            && (file.birth.is_some() || st.stx_uid == file.uid && class_name(kind_of(&st)) == file.class);
+        if !same {
+            return Err(Outcome::replaced(Verb::Unlink));
+        }
+        let directory = kind_of(&st) == FileType::Directory;
+        if directory {
+            self.empty(&place, file)?;
+        }
+        Ok(Outcome::act(Verb::Unlink, self.apply, "unlinkat", || place.unlink(directory)))
+    }
+
+    /// Whether a directory holds nothing but what is removed.
+    fn empty(&self, place: &Place, file: &File) -> Result<(), Outcome> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let failed = |e| Outcome::failed(Verb::Unlink, "list the directory", e);
+        let dir = rustix::fs::openat(&place.dir, &place.name, flags, Mode::empty()).map_err(failed)?;
+        for entry in Dir::read_from(dir.as_fd()).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_bytes();
+            if matches!(name, b"." | b"..") {
+                continue;
+            }
+            let path = [file.path.as_ref(), b"/", name].concat();
+            if self.apply || !self.free.contains(&path) {
+                let why = format!("is not empty: holds {}, which is not removed", Text::from(name));
+                return Err(Outcome::new(Verb::Unlink, Status::Failed, why));
+            }
+        }
+        Ok(())
+    }
+
+    /// POSIX shared memory: a regular file of `/dev/shm` (shm_overview(7)). Its record has no device: the directory says it.
+    pub(super) fn remove_shm(&mut self, object: &Ipc) -> Outcome {
+        let outcome = self.try_remove_shm(object);
+        self.note(&object.name, outcome)
+    }
+
+    fn try_remove_shm(&self, object: &Ipc) -> Result<Outcome, Outcome> {
+        let place = place_of_declared(&object.name)?;
+        let st = place.stat(Verb::Unlink)?;
+        let same = kind_of(&st) == FileType::RegularFile
+            && (st.stx_ino, birth(&st), st.stx_uid) == (object.id, object.birth, object.uid);
+        if !same {
+            return Err(Outcome::replaced(Verb::Unlink));
+        }
+        Ok(Outcome::act(Verb::Unlink, self.apply, "unlinkat", || place.unlink(false)))
+    }
+
+    /// A lock file. Its record has no birth time, so what it says must be residue still: a file that somebody holds, or that
+    /// is free as it should be between runs, stays. It is locked while it is removed.
+    pub(super) fn remove_lock_file(&mut self, file: &LockFile, now: Option<&Now>) -> Outcome {
+        let outcome = self.try_remove_lock_file(file, now);
+        self.note(&file.path, outcome)
+    }
+
+    fn try_remove_lock_file(&self, file: &LockFile, now: Option<&Now>) -> Result<Outcome, Outcome> {
+        let place = place_of_declared(&file.path)?;
+        let st = place.stat(Verb::Unlink)?;
+        let identity = (encode_device(st.stx_dev_major, st.stx_dev_minor), st.stx_ino);
+        if kind_of(&st) != FileType::RegularFile || identity != (file.dev, file.ino) {
+            return Err(Outcome::replaced(Verb::Unlink));
+        }
+        let Some(seen) = now.and_then(|n| n.snapshot.lock_files.iter().find(|l| l.path == file.path)) else {
+            return Err(Outcome::skipped(Verb::Unlink, "its content cannot be read"));
+        };
+        match seen.state {
+            LockFileState::Held => {
+                let who = seen.pid.map_or("somebody".to_owned(), |pid| format!("process {pid}"));
+                return Err(Outcome::skipped(Verb::Unlink, format!("{who} holds it")));
+            }
+            LockFileState::Free if file.state != LockFileState::Free => {
+                return Err(Outcome::new(Verb::Unlink, Status::Gone, "it is free now, as it should be between runs"));
+            }
+            LockFileState::Free | LockFileState::Stale | LockFileState::Corrupt => {}
+        }
+        if seen.pid != file.pid {
+            return Err(Outcome::replaced(Verb::Unlink));
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = rustix::fs::openat(&place.dir, &place.name, flags, Mode::empty())
+            .map_err(|e| Outcome::failed(Verb::Unlink, "open", e))?;
+        match rustix::fs::flock(&open, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(Errno::WOULDBLOCK) => return Err(Outcome::skipped(Verb::Unlink, "somebody holds it")),
+            Err(e) => return Err(Outcome::failed(Verb::Unlink, "flock", e)),
+        }
+        Ok(Outcome::act(Verb::Unlink, self.apply, "unlinkat", || place.unlink(false)))
+    }
+}
+
+/// A path that the user or the system declared may lead through links; its last name may not be one.
+fn place_of_declared(path: &Text) -> Result<Place, Outcome> {
+    let path = path.as_path();
+    match (path.parent().map(std::fs::canonicalize), path.file_name()) {
+        (Some(Ok(parent)), Some(name)) => Place::of(&parent.join(name), Verb::Unlink),
+        (Some(Err(e)), _) if e.kind() == std::io::ErrorKind::NotFound => Err(Outcome::gone(Verb::Unlink)),
+        (Some(Err(e)), _) => Err(Outcome::failed(Verb::Unlink, "resolve its directory", e)),
+        (None, _) | (_, None) => Place::of(path, Verb::Unlink),
+    }
+}

@@ -1,0 +1,190 @@
+//! Ends processes, each through a pidfd whose start time was compared.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, test_kill_process};
+
+use super::{Outcome, Status, Verb};
+use crate::observe::procfs::read_file;
+use crate::parse::stat;
+use crate::resource::Process;
+
+/// `PF_KTHREAD`, include/linux/sched.h.
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// How many pidfds are open at once: far below the usual limit of 1,024 descriptors.
+const BATCH: usize = 256;
+/// How long a killed process may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a parent may take to wait for a zombie.
+const BURIAL: Duration = Duration::from_millis(500);
+/// A chain of parents longer than this is none.
+const GENERATIONS: usize = 4096;
+
+/// What there is to know of `/proc/PID/stat`.
+struct Seen {
+    start: u64,
+    parent: i32,
+    state: u8,
+    threads: u32,
+    flags: u32,
+}
+
+fn see(pid: u32) -> Option<Seen> {
+    let text = read_file(format!("/proc/{pid}/stat")).ok()?;
+    let s = stat::parse(&text).ok()?;
+    Some(Seen { start: s.start_time, parent: s.ppid, state: s.state, threads: s.num_threads, flags: s.flags })
+}
+
+/// The processes of a report.
+pub(super) struct Processes {
+    apply: bool,
+    /// This process and those that it descends from.
+    spared: HashSet<u32>,
+    /// Those that are ended, or would be.
+    ended: HashSet<u32>,
+}
+
+impl Processes {
+    pub(super) fn new(apply: bool) -> Self {
+        let mut spared = HashSet::new();
+        let mut pid = std::process::id();
+        while pid > 0 && spared.len() < GENERATIONS && spared.insert(pid) {
+            pid = see(pid).map_or(0, |s| s.parent.try_into().unwrap_or(0));
+        }
+        Processes { apply, spared, ended: HashSet::new() }
+    }
+
+    /// Whether a process is one that is ended, or would be.
+    pub(super) fn ends(&self, pid: u32) -> bool {
+        self.ended.contains(&pid)
+    }
+
+    /// Kills all of them and waits, within bounds, until they have ended: then what they held is free.
+    pub(super) fn kill(&mut self, processes: &[&Process]) -> Vec<Outcome> {
+        let mut outcomes = Vec::with_capacity(processes.len());
+        let deadline = Instant::now() + PATIENCE;
+        for batch in processes.chunks(BATCH) {
+            let mut killed: Vec<(usize, OwnedFd)> = Vec::new();
+            for process in batch {
+                let outcome = match self.verify(process) {
+                    Err(outcome) => outcome,
+                    Ok(pidfd) => self.signal(process, &pidfd).unwrap_or_else(|| {
+                        killed.push((outcomes.len(), pidfd));
+                        Outcome::new(Verb::Kill, Status::Done, "")
+                    }),
+                };
+                outcomes.push(outcome);
+            }
+            let (numbers, pidfds): (Vec<usize>, Vec<OwnedFd>) = killed.into_iter().unzip();
+            for left in wait(&pidfds, PollFlags::IN, deadline) {
+                let number = numbers[left];
+                let state = see(processes[number].pid).map_or('?', |s| char::from(s.state));
+                let why = format!("did not end within {} s of SIGKILL (state {state})", PATIENCE.as_secs());
+                outcomes[number] = Outcome::new(Verb::Kill, Status::Failed, why);
+            }
+        }
+        for (process, outcome) in processes.iter().zip(&outcomes) {
+            if matches!(outcome.status, Status::Would | Status::Done) {
+                self.ended.insert(process.pid);
+            }
+        }
+        outcomes
+    }
+
+    /// A pidfd of exactly the process of the record. The pidfd is opened first: whatever it refers to cannot be replaced while
+    /// the start time is read.
+    fn verify(&self, process: &Process) -> Result<OwnedFd, Outcome> {
+        let skip = |why: &str| Err(Outcome::skipped(Verb::Kill, why));
+        let Some(pid) = i32::try_from(process.pid).ok().filter(|p| *p > 1).and_then(Pid::from_raw) else {
+            return skip("no process of a run has this id");
+        };
+        if self.spared.contains(&process.pid) {
+            return skip("it is this process or one that this process descends from");
+        }
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(Errno::SRCH) => return Err(Outcome::gone(Verb::Kill)),
+            // The id of a thread: the process that had it is gone.
+            Err(Errno::INVAL | Errno::NOENT) => return Err(Outcome::replaced(Verb::Kill)),
+            Err(e) => return Err(Outcome::failed(Verb::Kill, "pidfd_open", e)),
+        };
+        match see(process.pid) {
+            None => Err(Outcome::gone(Verb::Kill)),
+            Some(seen) if seen.start != process.start => Err(Outcome::replaced(Verb::Kill)),
+            Some(seen) if seen.flags & PF_KTHREAD != 0 => skip("it is a kernel thread"),
+            Some(seen) if seen.state == b'Z' && seen.threads <= 1 => Err(Outcome::new(
+                Verb::Kill,
+                Status::Gone,
+                format!("it ended; its parent {} has yet to wait for it", seen.parent),
+            )),
+            Some(_) => Ok(pidfd),
+        }
+    }
+
+    /// None when the signal was sent.
+    fn signal(&self, process: &Process, pidfd: &OwnedFd) -> Option<Outcome> {
+        let sent = match (self.apply, Pid::from_raw(process.pid.cast_signed())) {
+            (true, _) => pidfd_send_signal(pidfd, Signal::KILL),
+            // Sends nothing, and tells whether a signal would be permitted (kill(2)).
+            (false, Some(pid)) => test_kill_process(pid),
+            (false, None) => Err(Errno::SRCH),
+        };
+        match sent {
+            Ok(()) if self.apply => None,
+            Ok(()) => Some(Outcome::new(Verb::Kill, Status::Would, "")),
+            Err(Errno::SRCH) => Some(Outcome::gone(Verb::Kill)),
+            Err(e) => Some(Outcome::failed(Verb::Kill, "send SIGKILL", e)),
+        }
+    }
+
+    /// A zombie: there is nothing to kill. It goes when its parent waits for it or ends.
+    pub(super) fn bury(&mut self, process: &Process) -> Outcome {
+        let Some(seen) = see(process.pid) else { return Outcome::gone(Verb::None) };
+        if seen.start != process.start {
+            return Outcome::replaced(Verb::None);
+        }
+        let parent = process.ppid;
+        let by_parent = self.ends(parent);
+        if by_parent && !self.apply {
+            self.ended.insert(process.pid);
+            return Outcome::new(Verb::None, Status::Would, format!("a zombie: it goes with its parent {parent}"));
+        }
+        if by_parent && let Some(pid) = Pid::from_raw(process.pid.cast_signed()) {
+            // Since Linux 6.9 a pidfd hangs up when its process has been waited for.
+            let pidfd: Vec<OwnedFd> = pidfd_open(pid, PidfdFlags::empty()).into_iter().collect();
+            wait(&pidfd, PollFlags::empty(), Instant::now() + BURIAL);
+        }
+        match see(process.pid) {
+            Some(seen) if seen.start == process.start => {
+                let why =
+                    format!("a zombie cannot be killed: it goes when its parent {} waits for it or ends", seen.parent);
+                Outcome::skipped(Verb::None, why)
+            }
+            Some(_) | None => Outcome::new(Verb::None, Status::Gone, format!("went with its parent {parent}")),
+        }
+    }
+}
+
+/// Waits until each has one of `flags` (or has hung up); gives those that have not by `deadline`.
+fn wait(pidfds: &[OwnedFd], flags: PollFlags, deadline: Instant) -> Vec<usize> {
+    let mut left: Vec<usize> = (0..pidfds.len()).collect();
+    while !left.is_empty() {
+        let rest = deadline.saturating_duration_since(Instant::now());
+        let mut set: Vec<_> = left.iter().map(|at| PollFd::from_borrowed_fd(pidfds[*at].as_fd(), flags)).collect();
+        let timeout = Timespec { tv_sec: rest.as_secs().cast_signed(), tv_nsec: rest.subsec_nanos().into() };
+        match poll(&mut set, Some(&timeout)) {
+            Ok(0) => break,
+            Err(Errno::INTR) if !rest.is_zero() => continue,
+            Err(_) => break,
+            Ok(_) => {}
+        }
+        let ended: Vec<bool> = set.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut ended = ended.into_iter();
+        left.retain(|_| !ended.next().unwrap_or(false));
+    }
+    left
+}

@@ -1,0 +1,325 @@
+//! Whose residue is it, and why is it still there: tables on canned data.
+
+mod canned;
+
+use canned::*;
+use leakcheck::judge::attribute::Membership::{self, Run, Stranger};
+use leakcheck::judge::attribute::{Attribution, Attributor, Owner};
+use leakcheck::judge::class::{Class, classify};
+use leakcheck::parse::nslink::NsType;
+use leakcheck::resource::*;
+use leakcheck::{Kind, KindSet, Scope, Snapshot};
+
+const MINE: u32 = 50;
+const THEIRS: u32 = 60;
+const NOBODYS: u32 = 70;
+/// There before the run.
+const OLD: u32 = 40;
+const OLD_MNT: u64 = 100;
+const OLD_NS: u64 = 101;
+const NEW_NS: u64 = 200;
+
+/// Processes whose membership is known as their names say.
+fn known() -> Known {
+    Known { processes: vec![(MINE, Run), (THEIRS, Stranger)], ..Known::default() }
+}
+
+fn before() -> Snapshot {
+    let old = |ns_type, ino| namespace(ns_type, ino, vec![NsHolder::Process(OLD, 1)]).into();
+    let namespaces = [(NsType::Mnt, OLD_MNT), (NsType::Ipc, OLD_NS), (NsType::Net, OLD_NS)];
+    with(host(), namespaces.map(|(t, ino)| old(t, ino)).into_iter().chain([process(OLD, 1).into()]))
+}
+
+fn owner_in(look: Snapshot, known: &Known, resource: &Resource) -> Owner {
+    let look = with(look, [OLD, MINE, THEIRS, NOBODYS].map(|pid| process(pid, if pid == OLD { 1 } else { 10 }).into()));
+    let before = before();
+    Attributor::new(&before, &look, known, None).owner(resource)
+}
+
+fn owner(resource: impl Into<Resource>) -> Owner {
+    let resource = resource.into();
+    owner_in(with(host(), [resource.clone()]), &known(), &resource)
+}
+
+const HOLDER: Owner = Owner::Run(Attribution::Holder);
+const CREATOR: Owner = Owner::Run(Attribution::Creator);
+
+/// What a fact about the maker makes of the owner.
+fn by_maker(known: impl Fn(Membership) -> Known, resource: &Resource) -> [Owner; 3] {
+    [Run, Stranger, Membership::Unknown].map(|m| owner_in(with(host(), [resource.clone()]), &known(m), resource))
+}
+
+#[test]
+fn a_process_is_the_runs_by_descent_then_by_token() {
+    assert_eq!(owner(process(MINE, 10)), Owner::Run(Attribution::Descent));
+    assert_eq!(owner(process(THEIRS, 10)), Owner::Stranger);
+    assert_eq!(owner(process(NOBODYS, 10)), Owner::Unknown);
+    assert_eq!(owner(process(OLD, 1)), Owner::Stranger, "what was there before is not the run's");
+    let marked = Known { tokens: vec![THEIRS, NOBODYS], ..known() };
+    for pid in [THEIRS, NOBODYS] {
+        assert_eq!(owner_in(host(), &marked, &process(pid, 10).into()), Owner::Run(Attribution::Token));
+    }
+}
+
+#[test]
+fn a_process_of_unknown_descent_is_the_runs_in_a_cgroup_that_the_run_made() {
+    let look = || with(host(), [cgroup(9, "/box").into()]);
+    let made = |m| Known {
+        creators: vec![("/sys/fs/cgroup/box", m)],
+        cgroups: vec![(NOBODYS, "/box"), (THEIRS, "/box")],
+        ..known()
+    };
+    assert_eq!(owner_in(look(), &made(Run), &process(NOBODYS, 10).into()), Owner::Run(Attribution::Cgroup));
+    assert_eq!(owner_in(look(), &made(Run), &process(THEIRS, 10).into()), Owner::Stranger, "descent says more");
+    assert_eq!(owner_in(look(), &made(Stranger), &process(NOBODYS, 10).into()), Owner::Unknown);
+}
+
+#[test]
+fn what_a_process_holds_is_its_owners() {
+    for (pid, expected) in [(MINE, HOLDER), (THEIRS, Owner::Stranger), (NOBODYS, Owner::Unknown), (99, Owner::Unknown)]
+    {
+        assert_eq!(owner(fd(pid, 3, "pipe:[1]")), expected, "fd of {pid}");
+        let mapped = File { mapped_by: Some((pid, 10)), ..file("/tmp/x", 3) };
+        assert_eq!(owner(mapped), expected, "mapped by {pid}");
+        assert_eq!(owner(namespace(NsType::Net, NEW_NS, vec![NsHolder::Process(pid, 10)])), expected);
+        assert_eq!(owner(namespace(NsType::Net, NEW_NS, vec![NsHolder::Fd(pid, 10, 3)])), expected);
+        let detached = Mount { ns: 0, holder: format!("cwd of {pid}"), ..mount(0, 9, "") };
+        assert_eq!(owner(detached), expected, "detached mount pinned by {pid}");
+        let socket = with(host(), [fd(pid, 3, "socket:[77]").into()]);
+        assert_eq!(
+            owner_in(socket, &known(), &net(OLD_NS, NetClass::Listener, 77).into()),
+            expected,
+            "socket of {pid}"
+        );
+        let object = with(host(), [Fd { serial: Some(4), ..fd(pid, 3, "anon_inode:bpf-map") }.into()]);
+        assert_eq!(owner_in(object, &known(), &bpf(BpfClass::Map, 4).into()), expected, "bpf map of {pid}");
+    }
+}
+
+#[test]
+fn one_holder_of_the_run_among_strangers_is_enough() {
+    let shared =
+        |pids: &[u32]| owner(namespace(NsType::Net, NEW_NS, pids.iter().map(|p| NsHolder::Process(*p, 10)).collect()));
+    assert_eq!(shared(&[THEIRS, NOBODYS, MINE]), HOLDER);
+    assert_eq!(shared(&[THEIRS, OLD]), Owner::Stranger);
+    assert_eq!(shared(&[THEIRS, NOBODYS]), Owner::Unknown);
+    assert_eq!(shared(&[NOBODYS, THEIRS]), Owner::Unknown);
+}
+
+#[test]
+fn a_lock_is_its_takers_or_that_of_whoever_has_the_file_open() {
+    for (pid, expected) in [(MINE, HOLDER), (THEIRS, Owner::Stranger), (NOBODYS, Owner::Unknown)] {
+        assert_eq!(owner(lock("posix", 3, pid.into())), expected, "posix lock of {pid}");
+        let opened = || with(host(), [fd_on(pid, 7, 3).into()]);
+        for class in ["flock", "ofd"] {
+            assert_eq!(owner_in(opened(), &known(), &lock(class, 3, -1).into()), expected, "{class} through {pid}");
+            assert_eq!(owner_in(opened(), &known(), &lock(class, 3, 4711).into()), expected, "its taker is dead");
+        }
+    }
+    let neighbour = with(host(), [fd_on(MINE, 7, 3).into()]);
+    let theirs = owner_in(neighbour, &known(), &lock("posix", 3, THEIRS.into()).into());
+    assert_eq!(theirs, Owner::Stranger, "to have the file open is not to have its POSIX lock");
+    let other_device = with(host(), [fd_on(MINE, 8, 3).into(), fd_on(THEIRS, 7, 3).into()]);
+    assert_eq!(owner_in(other_device, &known(), &lock("flock", 3, -1).into()), Owner::Stranger, "inodes recur");
+    let overlay = with(host(), [fd_on(MINE, 8, 3).into()]);
+    assert_eq!(owner_in(overlay, &known(), &lock("flock", 3, -1).into()), HOLDER, "no descriptor on the lock's device");
+    assert_eq!(owner(lock("flock", 3, -1)), Owner::Unknown);
+}
+
+#[test]
+fn what_somebody_made_is_its_makers() {
+    let expected = [CREATOR, Owner::Stranger, Owner::Unknown];
+    let files = |m| Known { creators: vec![("/tmp/f", m), ("/dev/shm/x", m), ("/sys/fs/cgroup/a", m)], ..known() };
+    assert_eq!(by_maker(files, &file("/tmp/f", 3).into()), expected);
+    assert_eq!(by_maker(files, &lock_file("/tmp/f", LockFileState::Stale).into()), expected);
+    assert_eq!(by_maker(files, &cgroup(6, "/a").into()), expected);
+    assert_eq!(by_maker(files, &ipc(0, IpcClass::PosixShm, 0).into()), expected);
+    let mounts = |m| Known { mounts: vec![(5, m)], ..known() };
+    assert_eq!(by_maker(mounts, &mount(OLD_MNT, 5, "/mnt").into())[..2], expected[..2]);
+    let shm = |m| Known { ever: vec![(4711, m)], ..known() };
+    assert_eq!(by_maker(shm, &ipc(OLD_NS, IpcClass::Shm, 4711).into()), expected);
+}
+
+#[test]
+fn what_only_shows_that_the_run_had_a_hand_in_it_never_makes_it_a_strangers() {
+    let expected = [CREATOR, Owner::Unknown, Owner::Unknown];
+    let sender = |m| Known { ever: vec![(4711, m)], ..known() };
+    assert_eq!(by_maker(sender, &ipc(OLD_NS, IpcClass::Msg, 4711).into()), expected);
+    let backing = |m| Known { creators: vec![("/img", m)], ..known() };
+    assert_eq!(by_maker(backing, &loop_device().into()), expected);
+}
+
+#[test]
+fn a_stale_lock_file_of_unknown_making_is_the_runs_when_it_names_a_process_of_the_run() {
+    let names = |m| Known { ever: vec![(4711, m)], ..known() };
+    let stale = LockFile { pid: Some(4711), ..lock_file("/run/l", LockFileState::Stale) };
+    assert_eq!(by_maker(names, &stale.into()), [CREATOR, Owner::Unknown, Owner::Unknown]);
+}
+
+#[test]
+fn kinds_that_nothing_attributes_are_unknown() {
+    for resource in [
+        Resource::from(key()),
+        ipc(OLD_NS, IpcClass::Sem, 0).into(),
+        ipc(OLD_NS, IpcClass::Mqueue, 0).into(),
+        net(OLD_NS, NetClass::Interface, 2).into(),
+        net(OLD_NS, NetClass::NftTable, 2).into(),
+        bpf(BpfClass::Prog, 3).into(),
+    ] {
+        assert_eq!(owner(resource.clone()), Owner::Unknown, "{resource:?}");
+    }
+}
+
+#[test]
+fn what_is_inside_a_new_namespace_is_its_holders() {
+    for (pid, expected) in
+        [(MINE, Owner::Run(Attribution::Namespace)), (THEIRS, Owner::Stranger), (NOBODYS, Owner::Unknown)]
+    {
+        let inside = |ns_type: NsType, resource: Resource| {
+            let ns = namespace(ns_type, NEW_NS, vec![NsHolder::Process(pid, 10)]);
+            owner_in(with(host(), [ns.into(), resource.clone()]), &known(), &resource)
+        };
+        assert_eq!(inside(NsType::Net, net(NEW_NS, NetClass::Interface, 2).into()), expected);
+        assert_eq!(inside(NsType::Net, net(NEW_NS, NetClass::Listener, 2).into()), expected);
+        assert_eq!(inside(NsType::Mnt, mount(NEW_NS, 9, "/x").into()), expected);
+        assert_eq!(inside(NsType::Ipc, ipc(NEW_NS, IpcClass::Sem, 0).into()), expected);
+    }
+}
+
+#[test]
+fn a_namespace_that_the_run_bound_is_the_runs_whoever_is_inside() {
+    let bound = |m, pid| {
+        let ns = namespace(NsType::Net, NEW_NS, vec![NsHolder::Process(pid, 10), NsHolder::Bind(text("/run/netns/a"))]);
+        let look = with(host(), [mount(OLD_MNT, 5, "/run/netns/a").into(), ns.clone().into()]);
+        owner_in(look, &Known { mounts: vec![(5, m)], ..known() }, &ns.into())
+    };
+    assert_eq!(bound(Run, THEIRS), CREATOR);
+    assert_eq!(bound(Stranger, MINE), HOLDER);
+    assert_eq!(bound(Stranger, THEIRS), Owner::Stranger);
+}
+
+#[test]
+fn a_mount_in_a_namespace_that_strangers_alone_are_in_is_theirs() {
+    let look = || with(host(), [namespace(NsType::Mnt, OLD_MNT, vec![NsHolder::Process(OLD, 1)]).into()]);
+    assert_eq!(owner_in(look(), &known(), &mount(OLD_MNT, 9, "/x").into()), Owner::Stranger);
+    let mut ours = look();
+    ours.own_ns.insert(NsType::Mnt, OLD_MNT);
+    assert_eq!(owner_in(ours, &known(), &mount(OLD_MNT, 9, "/x").into()), Owner::Unknown, "in ours anybody may mount");
+}
+
+#[test]
+fn a_copy_of_an_old_mount_in_a_new_namespace_is_recognised() {
+    let baseline = with(before(), [mount(OLD_MNT, 1, "/data").into()]);
+    let look = with(host(), [mount(NEW_NS, 8, "/data").into(), mount(NEW_NS, 9, "/new").into()]);
+    let known = known();
+    let attributor = Attributor::new(&baseline, &look, &known, None);
+    assert!(attributor.is_copy(&look.mounts[0]) && !attributor.is_copy(&look.mounts[1]));
+    assert!(!attributor.is_copy(&mount(OLD_MNT, 10, "/data")), "a second mount over it is new");
+}
+
+#[test]
+fn a_namespace_is_new_only_against_a_baseline_that_looked_for_it() {
+    let only = |kind: Kind, mut s: Snapshot| {
+        s.kinds = [kind].into_iter().collect::<KindSet>();
+        s
+    };
+    let known = known();
+    let look = with(host(), [mount(NEW_NS, 8, "/data").into()]);
+    let blind = only(Kind::Process, host());
+    assert!(!Attributor::new(&blind, &look, &known, None).fresh_ns(NEW_NS));
+    let mounts = only(Kind::Mount, with(host(), [mount(OLD_MNT, 1, "/data").into()]));
+    let by_mounts = Attributor::new(&mounts, &look, &known, None);
+    assert!(by_mounts.fresh_ns(NEW_NS) && !by_mounts.fresh_ns(OLD_MNT) && !by_mounts.fresh_ns(0));
+    assert!(!by_mounts.fresh_ns(300), "of an IPC namespace the mounts tell nothing");
+}
+
+#[test]
+fn in_a_scope_everything_is_the_runs() {
+    for scope in [Scope::Tree(OLD), Scope::Cgroup("/box".into())] {
+        let baseline = with(scoped(scope.clone()), [process(OLD, 1).into()]);
+        let look = with(scoped(scope), [OLD, THEIRS].map(|p| process(p, if p == OLD { 1 } else { 10 }).into()));
+        let known = known();
+        let attributor = Attributor::new(&baseline, &look, &known, None);
+        let others = one_of_each().into_iter().filter(|r| r.kind() != Kind::Process);
+        for resource in others.chain([process(THEIRS, 10).into()]) {
+            assert_eq!(attributor.owner(&resource), Owner::Run(Attribution::Scope), "{resource:?}");
+        }
+        assert_eq!(attributor.alive(), (true, false), "the new process lives");
+        let same = Attributor::new(&baseline, &baseline, &known, None);
+        assert_eq!(same.alive(), (false, false), "what was there before is no survivor");
+    }
+}
+
+#[test]
+fn the_own_process_owns_what_it_opens_but_is_no_survivor() {
+    let baseline = with(host(), [process(OLD, 1).into()]);
+    let look = with(host(), [process(OLD, 1).into(), fd(OLD, 3, "pipe:[1]").into()]);
+    let known = known();
+    let own = Attributor::new(&baseline, &look, &known, Some(OLD));
+    assert_eq!(own.owner(&look.fds[0].clone().into()), Owner::Run(Attribution::Own));
+    assert_eq!(own.alive(), (false, false));
+    assert_eq!(Attributor::new(&baseline, &look, &known, None).owner(&look.fds[0].clone().into()), Owner::Stranger);
+}
+
+#[test]
+fn who_of_the_run_lives_and_runs() {
+    let alive = |pid: u32, state: char| {
+        let look = with(host(), [Process { state, ..process(pid, 10) }.into()]);
+        Attributor::new(&before(), &look, &known(), None).alive()
+    };
+    assert_eq!(alive(MINE, 'S'), (true, false));
+    assert_eq!(alive(MINE, 'R'), (true, true));
+    assert_eq!(alive(MINE, 'D'), (true, true));
+    assert_eq!(alive(MINE, 'Z'), (false, true), "init has yet to reap it");
+    let zombie = Process { state: 'Z', ppid: MINE, ..process(MINE + 1, 10) };
+    let look = with(host(), [process(MINE, 10), zombie].map(Resource::from));
+    let of_run = Known { processes: vec![(MINE, Run), (MINE + 1, Run)], ..Known::default() };
+    assert_eq!(Attributor::new(&before(), &look, &of_run, None).alive(), (true, false), "its parent does not reap it");
+    assert_eq!(alive(NOBODYS, 'R'), (true, true), "it may be the run's");
+    assert_eq!(alive(THEIRS, 'R'), (false, false));
+}
+
+#[test]
+fn each_residue_has_its_class() {
+    use Class::{Dying, Held, Orphaned};
+    let zombie = |ppid| Process { state: 'Z', ppid, ..process(MINE, 10) };
+    let look =
+        with(host(), [process(OLD, 1).into(), Fd { serial: Some(4), ..fd(OLD, 3, "anon_inode:bpf-map") }.into()]);
+    let table: Vec<(Resource, Class)> = vec![
+        (process(MINE, 10).into(), Orphaned),
+        (zombie(OLD).into(), Held),
+        (zombie(4711).into(), Dying),
+        (Process { state: 'X', ..process(MINE, 10) }.into(), Dying),
+        (fd(MINE, 3, "pipe:[1]").into(), Held),
+        (lock("flock", 3, 1).into(), Held),
+        (mount(OLD_MNT, 1, "/m").into(), Orphaned),
+        (mount(NEW_NS, 1, "/m").into(), Held),
+        (mount(0, 1, "").into(), Held),
+        (cgroup(6, "/empty").into(), Orphaned),
+        (cgroup(6, "/populated").into(), Held),
+        (lock_file("/l", LockFileState::Held).into(), Held),
+        (lock_file("/l", LockFileState::Stale).into(), Orphaned),
+        (lock_file("/l", LockFileState::Corrupt).into(), Orphaned),
+        (file("/tmp/f", 1).into(), Orphaned),
+        (File { mapped_by: Some((MINE, 10)), ..file("/tmp/f", 1) }.into(), Held),
+        (ipc(OLD_NS, IpcClass::Sem, 0).into(), Orphaned),
+        (ipc(NEW_NS, IpcClass::Sem, 0).into(), Held),
+        (Ipc { attached: 1, ..ipc(OLD_NS, IpcClass::Shm, 0) }.into(), Held),
+        (namespace(NsType::Net, NEW_NS, vec![NsHolder::Process(MINE, 10)]).into(), Held),
+        (namespace(NsType::Net, NEW_NS, vec![NsHolder::Bind(text("/b")), NsHolder::Fd(MINE, 10, 3)]).into(), Held),
+        (namespace(NsType::Net, NEW_NS, vec![NsHolder::Bind(text("/b"))]).into(), Orphaned),
+        (net(OLD_NS, NetClass::Listener, 1).into(), Held),
+        (net(OLD_NS, NetClass::Unix, 1).into(), Held),
+        (net(OLD_NS, NetClass::NamedNetns, 1).into(), Orphaned),
+        (net(OLD_NS, NetClass::Interface, 1).into(), Orphaned),
+        (net(NEW_NS, NetClass::NftTable, 1).into(), Held),
+        (bpf(BpfClass::Map, 4).into(), Held),
+        (bpf(BpfClass::Map, 5).into(), Orphaned),
+        (loop_device().into(), Orphaned),
+        (key().into(), Orphaned),
+    ];
+    for (resource, class) in table {
+        let populated = |c: &Cgroup| c.path.as_ref() == b"/populated";
+        assert_eq!(classify(&resource, &look, |ns| ns == NEW_NS, populated), class, "{resource:?}");
+    }
+}

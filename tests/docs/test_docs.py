@@ -1,0 +1,44 @@
+"""The commands that the documentation shows do what it says."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(ROOT.glob("docs/**/*.md")) + [ROOT / "README.md"]
+FENCE = re.compile(r"^```sh(?: exit=(\d+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
+
+with_commands = [page for page in PAGES if FENCE.search(page.read_text())]
+
+
+@pytest.mark.parametrize("page", with_commands, ids=lambda page: page.name)
+def test_every_command_of_the_page_exits_as_the_page_says(page: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: the pages are written for it")
+    environment = {**os.environ, "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}:/usr/sbin:/sbin"}
+    for wanted, script in FENCE.findall(page.read_text()):
+        for command in script.strip().splitlines():
+            with (tmp_path / "output").open("w+") as output:
+                done = subprocess.run(
+                    # A private mount namespace and an empty /tmp: what the page makes goes with it.
+                    ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs tmpfs /tmp && {command}"],
+                    cwd=tmp_path,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    timeout=120,
+                    check=False,
+                )
+                output.seek(0)
+                assert done.returncode == int(wanted or 0), f"{command}\n{output.read()}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_of_the_page_leads_somewhere(page: Path) -> None:
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
