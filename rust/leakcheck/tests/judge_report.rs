@@ -130,6 +130,19 @@ fn a_comparison_names_what_appeared_and_what_vanished() {
 }
 
 #[test]
+fn a_comparison_counts_what_a_process_of_the_first_snapshot_holds_in_the_second() {
+    let before = with(host(), [process(40, 10).into()]);
+    let after = with(host(), [process(40, 10).into(), fd(40, 3, "pipe:[7]").into()]);
+    let report = compare(&before, &after, &Rules::default()).unwrap();
+    assert_eq!(
+        report.leaks.iter().map(|l| l.kind).collect::<Vec<_>>(),
+        [Kind::Fd],
+        "no run was watched: nobody is a stranger"
+    );
+    assert_eq!((report.leaks[0].attribution, report.noise), (Attribution::None, 0));
+}
+
+#[test]
 fn hostile_names_are_escaped_in_labels_and_keys() {
     let name = b"/tmp/\x1b]0;x\x07\n\xff<script>";
     let report = compare(&host(), &with(host(), [file(name, 9).into()]), &Rules::default()).unwrap();
