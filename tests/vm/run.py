@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Boots Debian's cloud kernel (6.1: pure cgroup v2, no statmount, no unique mount ids) with ``vm_check`` in an initramfs.
+"""Boots Debian's cloud kernel (6.1: cgroup v2 alone, no statmount, no unique mount ids) with ``vm_check`` as its task.
 
 Needs qemu-system-x86_64 and a static busybox; the kernel package is fetched with apt-get and unpacked, not installed.
 Everything is kept in a cache directory. The machine has neither disk nor network, and ends itself or by the timeout.
@@ -22,7 +22,20 @@ MODULES = (
     "veth", "tun", "dummy", "nf_tables", "loop", "overlay",
     "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "af_packet_diag",
 )  # fmt: skip
-QEMU = ("qemu-system-x86_64", "-accel", "tcg", "-m", "512", "-display", "none", "-monitor", "none", "-nic", "none", "-no-reboot")
+QEMU = (
+    "qemu-system-x86_64",
+    "-accel",
+    "tcg",
+    "-m",
+    "512",
+    "-display",
+    "none",
+    "-monitor",
+    "none",
+    "-nic",
+    "none",
+    "-no-reboot",
+)
 
 
 class UnavailableError(Exception):
@@ -77,7 +90,9 @@ def module_files(tree: Path, wanted: Iterable[str]) -> list[Path]:
 
 def libraries(program: Path) -> list[Path]:
     """Return the shared objects that a program is loaded with, its loader too (ldd(1))."""
-    listing = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    listing = subprocess.run(
+        ["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False
+    )
     return [Path(path) for path in re.findall(r"(/\S+) \(0x", listing.stdout)]
 
 
@@ -115,7 +130,9 @@ def boot(image: Path, initrd: Path, serial: Path, timeout: float) -> str:
 
 def build_check() -> Path:
     """Build the program that checks, and return its path."""
-    subprocess.run(["cargo", "build", "--locked", "--package", "leakcheck", "--example", "vm_check"], cwd=ROOT, check=True)
+    subprocess.run(
+        ["cargo", "build", "--locked", "--package", "leakcheck", "--example", "vm_check"], cwd=ROOT, check=True
+    )
     return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/examples/vm_check"
 
 
@@ -139,7 +156,9 @@ def run(mkleak: Path, cache: Path, timeout: float) -> str:
 def main() -> int:
     """Print what the machine says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cache", type=Path, default=ROOT / "target/vm", help="where the kernel and the image are kept")
+    parser.add_argument(
+        "--cache", type=Path, default=ROOT / "target/vm", help="where the kernel and the image are kept"
+    )
     parser.add_argument("--timeout", type=float, default=600, help="seconds")
     parser.add_argument("mkleak", type=Path, help="the mkleak program")
     args = parser.parse_args()

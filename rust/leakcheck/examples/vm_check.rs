@@ -256,7 +256,11 @@ fn end_processes(report: &Report) -> Result<(), Failure> {
 fn wants(report: &Report, kinds: &[Kind]) -> Result<Done, Failure> {
     let missing: Vec<&str> =
         kinds.iter().filter(|k| !report.leaks.iter().any(|l| l.kind == **k)).map(|k| k.as_str()).collect();
-    if missing.is_empty() { Ok(Done::Ok(labels(report))) } else { Err(format!("no {missing:?} in: {}", labels(report)).into()) }
+    if missing.is_empty() {
+        Ok(Done::Ok(labels(report)))
+    } else {
+        Err(format!("no {missing:?} in: {}", labels(report)).into())
+    }
 }
 
 fn orphan() -> Result<Done, Failure> {
