@@ -434,6 +434,10 @@ struct Live<'a> {
 }
 
 impl Provenance for Live<'_> {
+    fn watched(&self) -> bool {
+        self.watch.is_some()
+    }
+
     fn process(&self, process: &Process) -> Membership {
         if process.pid == std::process::id() {
             return Membership::Run;

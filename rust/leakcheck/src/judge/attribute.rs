@@ -66,6 +66,11 @@ pub enum Owner {
 
 /// What is known of the run beyond the snapshots.
 pub trait Provenance {
+    /// Whether there was a run to watch. A comparison of two snapshots knows of none: then nothing that appeared is a
+    /// stranger's, whoever holds it.
+    fn watched(&self) -> bool {
+        true
+    }
     /// Whether a process that is in the look belongs to the run.
     fn process(&self, process: &Process) -> Membership;
     /// Whether a process has the run's token.
@@ -208,6 +213,15 @@ impl<'a, P: Provenance> Attributor<'a, P> {
 
     /// Whose `resource` is.
     pub fn owner(&self, resource: &Resource) -> Owner {
+        match self.told_owner(resource) {
+            Owner::Stranger if !self.provenance.watched() && !matches!(resource, Resource::Process(_)) => {
+                Owner::Unknown
+            }
+            told => told,
+        }
+    }
+
+    fn told_owner(&self, resource: &Resource) -> Owner {
         if self.look.scope != Scope::Host && !matches!(resource, Resource::Process(_) | Resource::File(_)) {
             return Owner::Run(Attribution::Scope);
         }

@@ -111,6 +111,8 @@ fn descend(dir: &OwnedFd, path: &[u8], dev: u64, depth: usize, out: &mut Walk) {
     while let Some(entry) = entries.next() {
         let entry = match entry {
             Ok(entry) => entry,
+            // Removed since it was opened (getdents(2)): what was in it is not there either.
+            Err(Errno::NOENT) => return,
             Err(e) => return out.gap(Level::Partial, format!("list {}: {}", Text::from(path), std::io::Error::from(e))),
         };
         let name = entry.file_name();
