@@ -1,9 +1,10 @@
 """Many guards of a clean bubblewrap run, several at once, amid noise: emits every report that is not as it should be.
 
 All of it happens in a mount namespace of its own with an empty ``/tmp``: what else is in the host's would make every
-look long. Everything else is the host's. The guards see one another's runs too, as on a busy judge. Each line of standard
-output is a JSON object: a report that is not ``clean``, or what a worker measured, with its number of ``runs``; the last
-one is ``{"seconds": …, "acts": …}``, of the whole and of its noise.
+look long. Everything else is the host's. The guards see one another's runs too, as on a busy judge.
+
+Each line of output is a JSON object: a report that is not ``clean``, or what a worker measured, with its number of
+``runs``; the last one is ``{"seconds": …, "acts": …}``, of the whole and of its noise.
 """
 
 import argparse
