@@ -83,10 +83,6 @@ pub trait Provenance {
     fn mount(&self, id: u64) -> Membership;
     /// Path of a process' cgroup, `hierarchy:path` lines of `/proc/PID/cgroup`.
     fn cgroups(&self, pid: u32) -> Vec<(String, String)>;
-    /// Whether there is a run whose residue can be told from other people's; not so when two snapshots are compared.
-    fn knows_the_run(&self) -> bool {
-        true
-    }
 }
 
 /// Attributes what one look shows and the baseline does not.
@@ -112,11 +108,6 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         this.processes = look.processes.iter().map(|p| (p.pid, this.process(p))).collect();
         this.by_cgroup();
         this
-    }
-
-    /// Whether what is a stranger's does not count: see [`Provenance::knows_the_run`].
-    pub fn tells_noise(&self) -> bool {
-        self.provenance.knows_the_run()
     }
 
     /// Whether a process of the run lives, and whether something of it is about to end: a process that runs,
