@@ -187,7 +187,12 @@ fn mentions(resource: &Value, facts: &Value) -> bool {
 }
 
 fn labels(report: &Report) -> String {
-    report.leaks.iter().map(|l| format!("{} ({}, by {})", l.label, l.kind, l.attribution)).collect::<Vec<_>>().join("; ")
+    report
+        .leaks
+        .iter()
+        .map(|l| format!("{} ({}, by {})", l.label, l.kind, l.attribution))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn gaps(report: &Report) -> String {
