@@ -89,7 +89,23 @@ def command(runs):
     emit({"runs": runs})
 
 
-HOW = {"library": library, "command": command}
+def leaking(runs):
+    """Guard a run that leaves one file: it must be named, and nothing else."""
+    from leakcheck._native import Guard
+
+    for number in range(runs):
+        left = Path(f"/var/tmp/leakcheck-left-{os.getpid()}-{number}")
+        guard = Guard()
+        code = subprocess.run([*CLEAN[:-1], "--bind", "/var/tmp", "/var/tmp", "touch", left], check=False).returncode
+        report = json.loads(guard.end())
+        guard.abandon()
+        left.unlink()
+        if [(leak["label"], leak["attribution"]) for leak in report["leaks"]] != [(f"file {left}", "creator")]:
+            emit({"verdict": report["verdict"], "exit": code, "left": str(left), "leaks": report["leaks"]})
+    emit({"runs": runs})
+
+
+HOW = {"library": library, "command": command, "leaking": leaking}
 
 
 def private_tmp():
@@ -145,14 +161,16 @@ def main():
     parser.add_argument("--worker", choices=HOW, help="only these runs, one after the other")
     parser.add_argument("--at-once", type=int, default=16, help="workers")
     parser.add_argument("--by-command", type=int, default=0, help="how many of the runs are by the command")
+    parser.add_argument("--leaking", action="store_true", help="each run leaves a file")
     parser.add_argument("runs", type=int)
     args = parser.parse_args()
     noise.call("prctl", noise.PR_SET_PDEATHSIG, signal.SIGKILL)
     if args.worker:
         return HOW[args.worker](args.runs)
     private_tmp()
+    how = "leaking" if args.leaking else "library"
     jobs = [("command", runs) for runs in shares(args.by_command, 2)]
-    jobs += [("library", runs) for runs in shares(args.runs - args.by_command, args.at_once - 2)]
+    jobs += [(how, runs) for runs in shares(args.runs - args.by_command, args.at_once - 2)]
     with amid_noise() as neighbour:
         began = time.monotonic()
         all_of([(how, runs) for how, runs in jobs if runs])

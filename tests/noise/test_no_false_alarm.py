@@ -9,16 +9,29 @@ from pathlib import Path
 import pytest
 
 RUNS = 1000
+LEAKING_RUNS = 40
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="others' processes cannot be read: the verdict is unknown")
 
 
-def test_a_thousand_guards_of_a_clean_run_raise_no_alarm_amid_noise() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: others' processes cannot be read, and the verdict is unknown")
+def amid_noise(*options: str, runs: int) -> list[dict]:
     # Init may take two seconds to reap what bubblewrap leaves to it, and a run is not over before: hence many at once.
-    argv = [sys.executable, Path(__file__).with_name("guards.py"), "--at-once", "20", "--by-command", "40", str(RUNS)]
+    argv = [sys.executable, Path(__file__).with_name("guards.py"), "--at-once", "20", *options, str(runs)]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, timeout=290, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(line["runs"] for line in lines if "runs" in line) == runs
+    return lines
+
+
+@needs_root
+def test_a_thousand_guards_of_a_clean_run_raise_no_alarm_amid_noise() -> None:
+    lines = amid_noise("--by-command", "40", runs=RUNS)
     print(lines[-1], *(line["mean"] for line in lines if "mean" in line), sep="\n")
     assert [line for line in lines if "verdict" in line] == []
-    assert sum(line["runs"] for line in lines if "runs" in line) == RUNS
     assert sum(line["noise"] for line in lines if "noise" in line) > RUNS, "there was noise to be told from the runs"
+
+
+@needs_root
+def test_amid_the_same_noise_a_file_that_a_run_leaves_is_named_and_nothing_else() -> None:
+    lines = amid_noise("--leaking", runs=LEAKING_RUNS)
+    assert [line for line in lines if "verdict" in line] == []

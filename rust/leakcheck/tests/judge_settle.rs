@@ -16,10 +16,19 @@ struct Script {
     now: Duration,
     pauses: Vec<Duration>,
     pressure: u32,
+    look_takes: Duration,
 }
 
 fn world(scenes: &[Scene]) -> Script {
-    Script { scenes: scenes.to_vec(), looks: 0, fails_at: None, now: Duration::ZERO, pauses: Vec::new(), pressure: 1 }
+    Script {
+        scenes: scenes.to_vec(),
+        looks: 0,
+        fails_at: None,
+        now: Duration::ZERO,
+        pauses: Vec::new(),
+        pressure: 1,
+        look_takes: Duration::ZERO,
+    }
 }
 
 impl World<&'static str> for Script {
@@ -29,6 +38,7 @@ impl World<&'static str> for Script {
         }
         let (residue, run_lives, running) = self.scenes[self.looks.min(self.scenes.len() - 1)];
         self.looks += 1;
+        self.now += self.look_takes;
         Ok(Look { residue: residue.iter().map(|r| ((*r).to_owned(), *r)).collect(), run_lives, running })
     }
 
@@ -82,6 +92,17 @@ fn residue_stays_through_at_least_so_many_looks_and_so_much_time() {
     let slow = Policy { looks: 6, at_least: MS, at_most: 5000 * MS, first_pause: MS, longest_pause: MS };
     let settled = settle(&slow, &mut world(&[(&["a"], false, false)])).unwrap();
     assert_eq!((settled.looks, settled.took), (6, 5 * MS), "looks count even when the time is over");
+}
+
+#[test]
+fn where_one_look_outlasts_every_bound_the_number_of_looks_still_holds() {
+    let seen_in_passing = [(&["noise"][..], false, false), (&[][..], false, false)];
+    let mut starved = Script { look_takes: 9000 * MS, ..world(&seen_in_passing) };
+    let settled = run(&mut starved);
+    assert_eq!((left(&settled), settled.looks, settled.transient.len()), (vec![], 2, 1));
+    let mut starved = Script { look_takes: 9000 * MS, ..world(&[(&["p"], true, true)]) };
+    let settled = run(&mut starved);
+    assert_eq!((left(&settled), settled.looks), (vec!["p"], 6), "and it ends");
 }
 
 #[test]

@@ -220,3 +220,35 @@ fn propagation(p: &mountinfo::Propagation) -> String {
     }
     words.join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+
+    fn tuples(mounts: Result<Vec<Mount>>) -> BTreeSet<MountId> {
+        mounts.unwrap().into_iter().map(|m| m.id).collect()
+    }
+
+    #[test]
+    fn a_namespace_reads_the_same_from_inside_and_from_outside() {
+        let path = PathBuf::from("/proc/self/ns/mnt");
+        let ino = std::fs::metadata(&path).unwrap().ino();
+        let ns = MountNs { ino, path, pid: None, own: false };
+        if matches!(&from_inside(&ns), Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EPERM)) {
+            return;
+        }
+        // Others may mount between the two readings.
+        let outside = || tuples(by_mountinfo(ino, CWD, Path::new("/proc/self/mountinfo")));
+        assert!((0..20).any(|_| tuples(from_inside(&ns)) == outside()));
+    }
+
+    #[test]
+    fn the_number_of_a_mount_is_its_unique_id_or_the_first_of_its_tuple() {
+        assert_eq!(number(&MountId::Unique(1 << 32)), Some(1 << 32));
+        assert_eq!(number(&MountId::Tuple(Text::from(&b"31 1 0:27 / /tmp tmpfs tmpfs"[..]))), Some(31));
+        assert_eq!(number(&detached("31", 27)), None);
+    }
+}
