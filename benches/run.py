@@ -138,6 +138,7 @@ def interleaved(contestants: dict[str, Callable[[], object]], rounds: int) -> di
 
 def prove_same(standing: Load) -> None:
     """Fails unless leakcheck and psutil + readlink see the same processes and targets of the load."""
+    peers.until_blocked(standing.pids)
     native = peers.of_native(_native.snapshot(kinds="process,fd"), standing.pids)
     peer = {pid: seen for pid, seen in peers.with_psutil().items() if pid in standing.pids}
     if native != peer:
