@@ -1,7 +1,7 @@
 # Two commands do everything, on a fresh machine too: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-full lint lint-python bench detection clean
+.PHONY: help setup setup-full demo test test-full lint lint-python bench detection clean
 # Cargo may be a rustup's that no profile script has put on PATH; runc and ip are in sbin.
 export PATH := $(PATH):/usr/sbin:/sbin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -14,13 +14,16 @@ help: ## this list
 setup: ## install what is missing (Debian packages as root) and build into .venv
 	@scripts/setup
 
+setup-full:
+	@scripts/setup full
+
 demo: setup ## the main job: guard around a clean bubblewrap run and around a runc run whose supervisor is killed
 	$(in_venv) examples/demo
 
 test: setup lint-python ## the cargo and pytest suites, under leakcheck itself; what CI runs
 	$(in_venv) scripts/self-check sh -c 'cargo test --locked && pytest -m "not slow"'
 
-test-full: setup lint ## as test, with the slow tests and ten times the property cases
+test-full: setup-full lint ## as test, with the slow tests (a virtual machine among them) and ten times the property cases
 	PROPTEST_CASES=2560 $(in_venv) scripts/self-check sh -c 'cargo test --locked && pytest'
 
 lint-python: setup

@@ -12,7 +12,7 @@ from leakcheck import _native
 from leakcheck._native import DEFAULT_ROOTS, KINDS, Snapshot, __version__
 from leakcheck.allow import Allow, AllowRule, to_toml
 from leakcheck.errors import CoverageError, LeakError, NativeError, UsageError
-from leakcheck.guard import Guard, Kinds, LeakcheckWarning, OnUnknown, enforce, guard, kinds_text, milliseconds
+from leakcheck.guarding import Guard, Kinds, LeakcheckWarning, OnUnknown, enforce, guard, kinds_text, milliseconds
 from leakcheck.report import Coverage, Leak, Report
 
 __all__ = [

@@ -1,7 +1,23 @@
 """Native core of leakcheck: observe and judge. Reports cross the boundary as JSON text."""
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Self, final
+
+__all__ = [
+    "DEFAULT_ROOTS",
+    "KINDS",
+    "Guard",
+    "NativeError",
+    "Snapshot",
+    "UsageError",
+    "__version__",
+    "check_allow",
+    "diff",
+    "doctor",
+    "reap",
+    "settle",
+    "snapshot",
+]
 
 __version__: str
 KINDS: tuple[str, ...]
@@ -47,18 +63,18 @@ class Snapshot:
 class Guard:
     """A run: baseline and event sources at construction, settle and verdict at the end."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         scope: str = "host",
         kinds: str | None = None,
         roots: Sequence[str] | None = None,
-        lock_files: Sequence[str] = (),
+        lock_files: Sequence[str] = ...,
         allow: str | None = None,
         settle_ms: int = 500,
         include_self: bool = False,
         attributed_only: bool = False,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def token(self) -> tuple[str, str]: ...
     def allow(self, text: str) -> None: ...
@@ -71,7 +87,7 @@ def snapshot(
     scope: str = "host",
     kinds: str | None = None,
     roots: Sequence[str] | None = None,
-    lock_files: Sequence[str] = (),
+    lock_files: Sequence[str] = ...,
     threads: int = 0,
     include_self: bool = False,
 ) -> Snapshot: ...

@@ -17,7 +17,7 @@ from leakcheck import __version__, commands
 from leakcheck._native import NativeError, UsageError
 from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE, GuardOptions
 from leakcheck.doctor import doctor as run_doctor
-from leakcheck.guard import milliseconds
+from leakcheck.guarding import milliseconds
 from leakcheck.reap import reap as run_reap
 from leakcheck.render import printable
 from leakcheck.supervise import GivenUp, TargetError

@@ -16,7 +16,7 @@ import pytest
 
 from leakcheck import _native
 from leakcheck.allow import AllowRule, read_allow_file
-from leakcheck.guard import Run, milliseconds
+from leakcheck.guarding import Run, milliseconds
 from leakcheck.report import Report
 
 __all__ = ["ItemGuard", "LeakCheck", "Settings", "marker_rule"]

@@ -9,13 +9,14 @@ A test that passed and left something is *leaked*: an outcome of its own, which 
 stays failed, with its own error, and its leaks are listed beside.
 """
 
+import copy
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 from leakcheck._native import UsageError
-from leakcheck.guard import LeakcheckWarning
+from leakcheck.guarding import LeakcheckWarning
 from leakcheck.pytest_item import ItemGuard, LeakCheck, Settings, marker_rule
 from leakcheck.pytest_summary import Summary, attach
 
@@ -40,10 +41,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(args: list[str]) -> None:
+def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
     """Keep ``--leakcheck tests/`` from taking the path for kinds: they are given with ``=`` only."""
     end = args.index("--") if "--" in args else len(args)
-    args[:end] = ["--leakcheck=" if arg == "--leakcheck" else arg for arg in args[:end]]
+    if "--leakcheck" in args[:end]:
+        args[:end] = ["--leakcheck=" if arg == "--leakcheck" else arg for arg in args[:end]]
+        # pytest has looked for paths already, because it loads their conftest files next.
+        again = parser.parse_known_args(args, namespace=copy.copy(early_config.option))
+        early_config.known_args_namespace.file_or_dir = again.file_or_dir
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -48,10 +48,10 @@ class Machine:
     def cargo(self, version: str) -> None:
         self.fake("cargo", f"echo cargo {version}")
 
-    def setup(self) -> tuple[int, str]:
+    def setup(self, *arguments: str) -> tuple[int, str]:
         env = {"PATH": str(self.bin), "HOME": "/nonexistent", "LANG": os.environ.get("LANG", "C.UTF-8")}
         done = subprocess.run(
-            [self.script], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+            [self.script, *arguments], env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
         )
         return done.returncode, done.stderr
 
@@ -75,6 +75,15 @@ def test_root_gets_exactly_the_packages_that_are_missing(machine: Machine) -> No
     (machine.bin / "lsfd").unlink()
     machine.setup()
     assert machine.installed() == ["bubblewrap", "util-linux-extra"]
+
+
+def test_the_virtual_machine_is_installed_for_the_full_suite_alone(machine: Machine) -> None:
+    machine.setup("full")
+    assert machine.installed() == ["qemu-system-x86"]
+    machine.fake("qemu-system-x86_64", "exit 0")
+    machine.log.write_text("")
+    machine.setup("full")
+    assert machine.installed() == []
 
 
 def test_an_ordinary_user_is_told_the_exact_line_and_nothing_is_touched(machine: Machine) -> None:

@@ -332,7 +332,9 @@ def _ends(pidfd: int) -> bool:
 class TestCrashes:
     def test_a_crash_of_ours_is_unknown_and_never_clean(self, tmp_path: Path) -> None:
         (tmp_path / "sitecustomize.py").write_text(
-            "import leakcheck.commands as c\ndef boom(*a, **k): raise ZeroDivisionError('boom')\nc.print_report = boom\n"
+            "import leakcheck.commands\n"
+            "def boom(*_): raise ZeroDivisionError('boom')\n"
+            "leakcheck.commands.print_report = boom\n"
         )
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         done = leakcheck("guard", *QUICK, "--", "true", env=environment)

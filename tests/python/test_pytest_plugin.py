@@ -389,17 +389,17 @@ class TestConfiguration:
 
 UNKNOWN = """
     import pytest
-    from leakcheck import guard
+    from leakcheck import guarding
     @pytest.fixture(autouse=True)
     def nothing_to_see(monkeypatch):
-        real = guard.Run.end
+        real = guarding.Run.end
         def end(self):
             report = real(self)
             import msgspec
             from leakcheck.report import Coverage
             gap = {"fd": Coverage(level="none", reason="a reason [bold]told[/]")}
             return msgspec.structs.replace(report, verdict="unknown", coverage=gap)
-        guard.Run.end = end
+        guarding.Run.end = end
     def test_it():
         pass
 """
@@ -422,11 +422,11 @@ def test_unknown_fails_where_the_ini_file_says_so(pytester: pytest.Pytester) -> 
 def test_a_check_that_crashes_is_unknown_and_never_the_tests_error(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
-        from leakcheck import guard, NativeError
+        from leakcheck import NativeError, guarding
         def test_it(monkeypatch):
             def end(self):
                 raise NativeError("read /proc: no")
-            guard.Run.end = end
+            guarding.Run.end = end
         """
     )
     result = run(pytester, KINDS)

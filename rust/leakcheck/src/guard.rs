@@ -12,26 +12,28 @@
 //! # }
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+mod live;
+mod residue;
 
-use serde_json::Value;
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::judge::allow::Rules;
-use crate::judge::attribute::{Attribution, Attributor, Membership, Owner, Provenance};
-use crate::judge::class::{Class, classify};
+use crate::judge::attribute::Attributor;
+use crate::judge::class::Class;
 use crate::judge::diff;
-use crate::judge::report::{Allowed, Command, Leak, Report, Settling, Transient, UnusedRule, Vanished};
-use crate::judge::settle::{Look, Policy, Settled, World, settle};
+use crate::judge::report::{Command, Report, Settling, Transient, Vanished};
+use crate::judge::settle::{Policy, Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::observe::{self, detail};
-use crate::resource::{NsHolder, Process, Resource};
 use crate::scope::Scope;
-use crate::snapshot::{CoverageMap, Level, Snapshot, Unreadable};
+use crate::snapshot::{Level, Snapshot};
 use crate::watch::{self, Watch};
+use live::{Live, LiveWorld};
+use residue::{Found, coverage, finish, gauges, residue};
 
 /// Environment variable that marks the processes of a run.
 pub const TOKEN_NAME: &str = "LEAKCHECK_RUN";
@@ -226,249 +228,6 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
     finish(&mut report, residue.into_values().collect(), &options.rules, options.attributed_only);
     gauges(baseline, &last.look, &mut report);
     Ok(report)
-}
-
-/// Sorts what was found into leaks and what rules explain, and gives the verdict.
-fn finish(report: &mut Report, found: Vec<Found>, rules: &Rules, attributed_only: bool) {
-    let mut used = BTreeSet::new();
-    for Found { resource, by, class, label, facts } in found {
-        let (kind, key) = (resource.kind(), resource.key());
-        let fields = facts.get("resource").cloned().unwrap_or(Value::Null);
-        let detail = |name: &str| facts.get(name).or_else(|| fields.get(name)).and_then(|value| plain(name, value));
-        if let Some(n) = rules.explains(kind, detail) {
-            used.insert(n);
-            report.allowed.push(Allowed { kind, label, key, reason: rules.rules[n].reason.clone() });
-            continue;
-        }
-        let leak = Leak { kind, class, label, attribution: by, key, evidence: facts };
-        if attributed_only && by == Attribution::None {
-            report.unattributed.push(leak);
-        } else {
-            report.leaks.push(leak);
-        }
-    }
-    report.leaks.sort_by(|a, b| (a.kind, &a.key).cmp(&(b.kind, &b.key)));
-    for (_, rule) in rules.rules.iter().enumerate().filter(|(n, _)| !used.contains(n)) {
-        report.unused_rules.push(UnusedRule { kind: rule.kind, reason: rule.reason.clone() });
-    }
-    report.verdict = Verdict::of(report.leaks.len(), &report.coverage);
-}
-
-/// A detail as rules match it: as it is shown. What is not known matches nothing.
-fn plain(name: &str, value: &Value) -> Option<String> {
-    match value {
-        Value::Null => None,
-        Value::String(s) => Some(s.clone()),
-        Value::Number(n) if name == "mode" => n.as_u64().map(|mode| format!("{mode:04o}")),
-        other => Some(other.to_string()),
-    }
-}
-
-fn gauges(before: &Snapshot, after: &Snapshot, report: &mut Report) {
-    for (name, now) in &after.gauges {
-        report.gauges.insert(name.clone(), [before.gauges.get(name).copied().unwrap_or(0), *now]);
-    }
-}
-
-/// The worse of both observations. Processes that refused to be read, were there before and are not the run's, are listed and
-/// lower nothing.
-fn coverage<P: Provenance>(
-    before: &Snapshot,
-    after: &Snapshot,
-    asked: KindSet,
-    attributor: &Attributor<'_, P>,
-) -> CoverageMap {
-    let mut map = before.coverage.clone();
-    map.merge(&after.coverage);
-    map.0.retain(|kind, _| asked.contains(*kind));
-    let matters = |u: &&Unreadable| {
-        let before = before.unreadable.iter().any(|old| (old.pid, old.start) == (u.pid, u.start));
-        let owner = after.process(u.pid).map(|p| attributor.owner(&Resource::Process(p.clone())));
-        match owner {
-            Some(Owner::Stranger) => false,
-            Some(Owner::Run(Attribution::Scope)) | None => !before,
-            Some(Owner::Run(_) | Owner::Unknown) => true,
-        }
-    };
-    // What the key quota counts beyond the list is a gap only when it grew.
-    let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
-    if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
-        let more = hidden(after) - hidden(before);
-        map.lower(Kind::Key, Level::Partial, format!("{more} new keys can be viewed by their possessors alone"));
-    }
-    let gaps: Vec<&Unreadable> = after.unreadable.iter().filter(matters).collect();
-    observe::lower_for_unreadable(&gaps, &mut map);
-    map
-}
-
-/// Residue with all that a report needs of it, looked up while it is there.
-#[derive(Clone)]
-struct Found {
-    resource: Resource,
-    by: Attribution,
-    class: Class,
-    label: String,
-    facts: serde_json::Map<String, Value>,
-}
-
-impl Found {
-    fn new<P: Provenance>(
-        resource: Resource,
-        by: Attribution,
-        look: &Snapshot,
-        attributor: &Attributor<'_, P>,
-    ) -> Self {
-        let populated = |c: &crate::resource::Cgroup| detail::cgroup_processes(c).is_some_and(|p| !p.is_empty());
-        let class = classify(&resource, look, |ns| attributor.fresh_ns(ns), populated);
-        let evidence = detail::evidence(&resource, look);
-        Found { resource, by, class, label: evidence.label, facts: evidence.facts }
-    }
-}
-
-struct Residue {
-    found: Vec<(Resource, Attribution)>,
-    noise: u64,
-}
-
-/// What is not a stranger's, without what only repeats another leak.
-fn residue<P: Provenance>(appeared: Vec<Resource>, attributor: &Attributor<'_, P>) -> Residue {
-    let mut out = Residue { found: Vec::new(), noise: 0 };
-    for resource in appeared {
-        match attributor.owner(&resource) {
-            Owner::Run(by) => out.found.push((resource, by)),
-            Owner::Unknown => out.found.push((resource, Attribution::None)),
-            Owner::Stranger if attributor.tells_noise() => out.noise += 1,
-            // Between two snapshots a process that was there before may have leaked as well as a new one.
-            Owner::Stranger => out.found.push((resource, Attribution::None)),
-        }
-    }
-    fold(&mut out.found, attributor);
-    out
-}
-
-/// A leaked process' descriptors, and the mounts of a namespace that a leaked process is in, go with it: one leak, one line.
-fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attributor: &Attributor<'_, P>) {
-    let leaked: HashSet<(u32, u64)> = found
-        .iter()
-        .filter_map(|(r, _)| match r {
-            Resource::Process(p) => Some((p.pid, p.start)),
-            _ => None,
-        })
-        .collect();
-    let inhabited: HashSet<u64> = found
-        .iter()
-        .filter_map(|(r, _)| match r {
-            Resource::Namespace(n) => {
-                let by_leaked =
-                    |h: &NsHolder| matches!(h, NsHolder::Process(pid, start) if leaked.contains(&(*pid, *start)));
-                n.holders.iter().any(by_leaked).then_some(n.ino)
-            }
-            _ => None,
-        })
-        .collect();
-    found.retain(|(r, _)| match r {
-        Resource::Fd(fd) => !leaked.contains(&(fd.pid, fd.start)),
-        Resource::Mount(m) => !inhabited.contains(&m.ns) && !attributor.is_copy(m),
-        _ => true,
-    });
-}
-
-struct LastLook {
-    look: Snapshot,
-    noise: u64,
-}
-
-struct LiveWorld<'a> {
-    baseline: &'a Snapshot,
-    options: &'a Options,
-    asked: KindSet,
-    live: &'a Live<'a>,
-    began: Instant,
-    last: Option<LastLook>,
-    looks_ms: f64,
-}
-
-impl World<Found> for LiveWorld<'_> {
-    fn look(&mut self) -> Result<Look<Found>> {
-        let look = observe::snapshot(&self.options.observe)?;
-        if let Some(watch) = self.live.watch {
-            // What the snapshot saw happened before now.
-            watch.sync();
-        }
-        self.looks_ms += look.took_ns as f64 / 1e6;
-        let mut appeared = diff::diff(self.baseline, &look)?.appeared;
-        appeared.retain(|r| self.asked.contains(r.kind()));
-        let own = self.options.observe.include_self.then(std::process::id);
-        let attributor = Attributor::new(self.baseline, &look, self.live, own);
-        let residue = residue(appeared, &attributor);
-        let (run_lives, running) = attributor.alive();
-        let found = residue
-            .found
-            .into_iter()
-            .map(|(resource, by)| (resource.key(), Found::new(resource, by, &look, &attributor)))
-            .collect();
-        self.last = Some(LastLook { look, noise: residue.noise });
-        Ok(Look { residue: found, run_lives, running })
-    }
-
-    fn wait(&mut self, residue: &BTreeMap<String, Found>, pause: Duration) {
-        let zombie = |f: &Found| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
-        // Where only a reaper is waited for, the wait itself sees when it has come.
-        let pause = if residue.values().all(zombie) { pause.max(self.options.policy.at_least) } else { pause };
-        observe::wait_for_change(residue.values().map(|f| &f.resource), pause);
-    }
-
-    fn elapsed(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    fn pressure(&self) -> u32 {
-        observe::pressure()
-    }
-}
-
-/// What is known of the run: by the watch, by the token, by `/proc`.
-struct Live<'a> {
-    watch: Option<&'a Watch>,
-    token: Option<&'a str>,
-}
-
-impl Provenance for Live<'_> {
-    fn process(&self, process: &Process) -> Membership {
-        if process.pid == std::process::id() {
-            return Membership::Run;
-        }
-        self.watch.map_or(Membership::Unknown, |w| w.descends(process.pid, process.start))
-    }
-
-    fn token(&self, pid: u32) -> bool {
-        let Some(token) = self.token else { return false };
-        let entry = format!("{TOKEN_NAME}={token}");
-        let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environ.split(|b| *b == 0).any(|e| e == entry.as_bytes())
-    }
-
-    fn ever(&self, pid: u32) -> Membership {
-        self.watch.map_or(Membership::Unknown, |w| w.was_run_pid(pid))
-    }
-
-    fn creator(&self, path: &[u8]) -> Membership {
-        use std::os::unix::ffi::OsStrExt;
-        let path = Path::new(std::ffi::OsStr::from_bytes(path));
-        self.watch.and_then(|w| w.creator(path)).map_or(Membership::Unknown, |m| m.membership)
-    }
-
-    fn mount(&self, id: u64) -> Membership {
-        self.watch.and_then(|w| w.mount_creator(id)).map_or(Membership::Unknown, |m| m.membership)
-    }
-
-    fn cgroups(&self, pid: u32) -> Vec<(String, String)> {
-        observe::cgroups_of(pid)
-    }
-
-    fn knows_the_run(&self) -> bool {
-        self.watch.is_some()
-    }
 }
 
 pub(crate) fn random_token() -> String {

@@ -74,7 +74,7 @@ pub struct Fd {
     pub serial: Option<u64>,
     /// The text of the `/proc/PID/fd/N` link.
     pub target: Text,
-    /// Unique id of the mount that a path was opened on (`STATX_MNT_ID_UNIQUE`, Linux 6.8).
+    /// Id of the mount that a path was opened on: unique since Linux 6.8 (`STATX_MNT_ID_UNIQUE`), before that mountinfo's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<u64>,
     /// Descriptors in flight in this unix socket's receive queue (`scm_fds` of fdinfo), part of the identity: a

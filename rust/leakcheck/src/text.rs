@@ -187,10 +187,7 @@ mod tests {
 
     #[test]
     fn printable_unicode_stays_and_everything_else_is_escaped() {
-        assert_eq!(
-            shown("a b (ü) 日本 🦀 <b>".as_bytes()),
-            "a b (ü) 日本 🦀 <b>"
-        );
+        assert_eq!(shown("a b (ü) 日本 🦀 <b>".as_bytes()), "a b (ü) 日本 🦀 <b>");
         assert_eq!(shown(b"a\\b\n\t\r"), "a\\\\b\\n\\t\\r");
         assert_eq!(shown(b"\x00\x1b[31m\x7f"), "\\x00\\x1b[31m\\x7f");
         assert_eq!(shown("\u{9b}31m".as_bytes()), "\\xc2\\x9b31m");
@@ -214,9 +211,7 @@ mod tests {
 
     #[test]
     fn a_bad_escape_is_refused_with_its_place() {
-        for bad in [
-            "ab\\", "ab\\q", "ab\\x", "ab\\x1", "ab\\xg0", "ab\\X41", "ab\\xü",
-        ] {
+        for bad in ["ab\\", "ab\\q", "ab\\x", "ab\\x1", "ab\\xg0", "ab\\X41", "ab\\xü"] {
             assert_eq!(Text::parse(bad), Err(BadEscape { offset: 2 }), "{bad}");
         }
     }
@@ -230,10 +225,7 @@ mod tests {
         let from_value: Text = serde_json::from_value(serde_json::json!("a\\x00")).unwrap();
         assert_eq!(from_value.as_bytes(), b"a\0");
         let refused = serde_json::from_str::<Text>(r#""\\q""#).unwrap_err();
-        assert!(
-            refused.to_string().contains("bad escape at byte 0"),
-            "{refused}"
-        );
+        assert!(refused.to_string().contains("bad escape at byte 0"), "{refused}");
     }
 
     #[test]

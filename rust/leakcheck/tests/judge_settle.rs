@@ -167,8 +167,7 @@ fn what_only_the_last_look_saw_is_looked_at_once_more() {
     // A survivor that blocks keeps the run alive; the sixth look also meets a file that somebody is just about to remove.
     let survivor: Scene = (&["p"], true, false);
     let short = Policy { looks: 6, ..Policy::new(10 * MS) };
-    let passing: [Scene; 7] =
-        [survivor, survivor, survivor, survivor, survivor, (&["f", "p"], true, false), survivor];
+    let passing: [Scene; 7] = [survivor, survivor, survivor, survivor, survivor, (&["f", "p"], true, false), survivor];
     let settled = settle(&short, &mut world(&passing)).unwrap();
     assert_eq!((left(&settled), settled.transient.len(), settled.looks), (vec!["p"], 1, 7));
     // One that stays is the run's, and the extra look adds nothing of its own.

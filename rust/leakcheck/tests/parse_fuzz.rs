@@ -33,11 +33,7 @@ impl Random {
         // What the grammars are made of, more often than chance would have it.
         const TELLING: &[u8] = b" \n\t:()[]-/\\0179x,\0\xff\x80";
         let byte = self.next().to_le_bytes()[0];
-        if byte < 0x80 {
-            TELLING[usize::from(byte) % TELLING.len()]
-        } else {
-            byte.wrapping_mul(31)
-        }
+        if byte < 0x80 { TELLING[usize::from(byte) % TELLING.len()] } else { byte.wrapping_mul(31) }
     }
 }
 
@@ -70,9 +66,7 @@ fn mutate(input: &mut Vec<u8>, random: &mut Random) {
 
 fn setting(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
-        Ok(text) => text
-            .parse()
-            .unwrap_or_else(|_| panic!("{name} is not a number: {text:?}")),
+        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is not a number: {text:?}")),
         Err(_) => default,
     }
 }
@@ -108,10 +102,7 @@ fn mutated_samples_neither_panic_nor_take_long() {
     }
     // A fuzz whose inputs are never refused, or always, reaches nothing but the first check.
     let total = iterations * CASES.len() as u64;
-    assert!(
-        total < 1000 || (refused > total / 10 && refused < total * 95 / 100),
-        "{refused} of {total} refused"
-    );
+    assert!(total < 1000 || (refused > total / 10 && refused < total * 95 / 100), "{refused} of {total} refused");
 }
 
 #[test]

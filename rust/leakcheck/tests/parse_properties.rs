@@ -16,10 +16,8 @@ use proptest::prelude::*;
 
 /// Bytes as an attacker picks them: any, but those that grammars are made of more often.
 fn hostile(length: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u8>> {
-    let byte = prop_oneof![
-        any::<u8>(),
-        proptest::sample::select(b" \n\t\r:()[]-/\\#01x\x1b\x7f\xff\xc2\x9b".as_slice()),
-    ];
+    let byte =
+        prop_oneof![any::<u8>(), proptest::sample::select(b" \n\t\r:()[]-/\\#01x\x1b\x7f\xff\xc2\x9b".as_slice()),];
     vec(byte, length)
 }
 

@@ -10,8 +10,7 @@ use std::path::PathBuf;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_open,
-    pidfd_send_signal, waitid,
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_open, pidfd_send_signal, waitid,
 };
 
 use crate::error::{During, Error, Result};
@@ -47,8 +46,7 @@ impl Child {
     }
 
     pub(crate) fn pidfd(self) -> Result<OwnedFd> {
-        pidfd_open(self.0, PidfdFlags::empty())
-            .during(format!("pidfd_open of child {}", self.pid()))
+        pidfd_open(self.0, PidfdFlags::empty()).during(format!("pidfd_open of child {}", self.pid()))
     }
 
     /// Kills it if it lives, and reaps it.
@@ -67,10 +65,7 @@ impl Child {
 
 /// Makes a child in the given new namespaces (`CLONE_NEW*`), runs `setup` in it, and returns when that is done
 /// (or has failed, with the child reaped).
-pub(crate) fn spawn(
-    namespaces: libc::c_int,
-    setup: impl FnOnce() -> Result<Then>,
-) -> Result<Child> {
+pub(crate) fn spawn(namespaces: libc::c_int, setup: impl FnOnce() -> Result<Then>) -> Result<Child> {
     let (outcome, report) = pipe_with(PipeFlags::CLOEXEC).during("pipe")?;
     let Some(pid) = clone3(namespaces).during("clone3")? else {
         drop(outcome);
@@ -96,11 +91,7 @@ pub(crate) fn spawn(
 /// The child's life. `report` closes, here or by exec, when it is set up.
 fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
     let outcome = detach().and_then(|()| setup()).and_then(|then| {
-        let kept = if let Then::Pause(Some(fd)) = &then {
-            Some(fd.as_raw_fd())
-        } else {
-            None
-        };
+        let kept = if let Then::Pause(Some(fd)) = &then { Some(fd.as_raw_fd()) } else { None };
         close_all_but([Some(report.as_raw_fd()), kept])?;
         Ok(then)
     });
@@ -118,9 +109,7 @@ fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
         }
         Err(error) => {
             let (errno, text) = match error {
-                Error::Os { operation, cause } => {
-                    (cause.raw_os_error().unwrap_or(libc::EIO), operation)
-                }
+                Error::Os { operation, cause } => (cause.raw_os_error().unwrap_or(libc::EIO), operation),
                 other => (libc::EIO, other.to_string()),
             };
             let mut message = errno.to_ne_bytes().to_vec();
@@ -135,8 +124,7 @@ fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
 /// directory, and this program's signal mask.
 #[allow(unsafe_code)]
 fn detach() -> Result<()> {
-    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())
-        .during("open /dev/null")?;
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).during("open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).during("dup2 stdin")?;
     rustix::stdio::dup2_stdout(&null).during("dup2 stdout")?;
     rustix::stdio::dup2_stderr(&null).during("dup2 stderr")?;
@@ -182,11 +170,7 @@ fn clone3(namespaces: libc::c_int) -> io::Result<Option<Pid>> {
         let mut arguments: libc::clone_args = std::mem::zeroed();
         arguments.flags = u64::from(namespaces.cast_unsigned());
         arguments.exit_signal = libc::SIGCHLD.cast_unsigned().into();
-        libc::syscall(
-            libc::SYS_clone3,
-            &raw mut arguments,
-            size_of_val(&arguments),
-        )
+        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments))
     };
     match i32::try_from(pid) {
         Ok(0) => Ok(None),

@@ -80,23 +80,13 @@ pub(crate) fn parse(arguments: &[OsString]) -> Result<Request, String> {
         Some(dir) => dir,
         None => existing_directory("--dir", &OsString::from("/tmp"))?,
     };
-    Ok(Request::Plant(Job {
-        entry,
-        dir,
-        cgroup,
-        hold,
-    }))
+    Ok(Request::Plant(Job { entry, dir, cgroup, hold }))
 }
 
 /// The path made absolute, since plants change the working directory.
 fn existing_directory(option: &str, path: &OsString) -> Result<PathBuf, String> {
-    let absolute =
-        std::fs::canonicalize(path).map_err(|error| format!("{option} {path:?}: {error}"))?;
-    if absolute.is_dir() {
-        Ok(absolute)
-    } else {
-        Err(format!("{option} {path:?}: not a directory"))
-    }
+    let absolute = std::fs::canonicalize(path).map_err(|error| format!("{option} {path:?}: {error}"))?;
+    if absolute.is_dir() { Ok(absolute) } else { Err(format!("{option} {path:?}: not a directory")) }
 }
 
 fn unknown(name: &str) -> String {
@@ -147,11 +137,7 @@ pub(crate) fn list(as_json: bool) -> String {
         return format!("{}\n", json!(plants));
     }
     plants::all().fold(String::new(), |mut lines, Entry { kind, plant }| {
-        let needs = if plant.needs.is_empty() {
-            "-".to_owned()
-        } else {
-            plant.needs.join(",")
-        };
+        let needs = if plant.needs.is_empty() { "-".to_owned() } else { plant.needs.join(",") };
         let _ = writeln!(lines, "{:24} {:10} {needs}", plant.name, kind);
         lines
     })
@@ -192,11 +178,7 @@ mod tests {
         names.dedup();
         assert_eq!(names.len(), planted);
         for Entry { plant, .. } in plants::all() {
-            assert!(
-                plant.what.contains(" ") && !plant.what.ends_with('.'),
-                "{}",
-                plant.name
-            );
+            assert!(plant.what.contains(" ") && !plant.what.ends_with('.'), "{}", plant.name);
         }
     }
 }

@@ -54,17 +54,11 @@ pub(crate) trait During<T> {
 
 impl<T, E: Into<io::Error>> During<T> for std::result::Result<T, E> {
     fn during(self, operation: impl Display) -> Result<T> {
-        self.map_err(|cause| Error::Os {
-            operation: operation.to_string(),
-            cause: cause.into(),
-        })
+        self.map_err(|cause| Error::Os { operation: operation.to_string(), cause: cause.into() })
     }
 
     fn on(self, operation: &str, path: &Path) -> Result<T> {
         // Debug, since the path of a hostile plant would otherwise break the line.
-        self.map_err(|cause| Error::Os {
-            operation: format!("{operation} {path:?}"),
-            cause: cause.into(),
-        })
+        self.map_err(|cause| Error::Os { operation: format!("{operation} {path:?}"), cause: cause.into() })
     }
 }

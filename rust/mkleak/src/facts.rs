@@ -18,8 +18,7 @@ pub(crate) fn of_fd(fd: impl AsFd) -> Result<Value> {
     let stat = fstat(&fd).during(format!("fstat fd {number}"))?;
     let link = Path::new("/proc/self/fd").join(number.to_string());
     let target = fs::read_link(&link).on("readlink", &link)?;
-    let mut facts =
-        json!({"pid": std::process::id(), "fd": number, "link": text(target.as_os_str())});
+    let mut facts = json!({"pid": std::process::id(), "fd": number, "link": text(target.as_os_str())});
     merge(&mut facts, of_stat(&stat));
     Ok(facts)
 }

@@ -9,8 +9,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::fstat;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setsid};
 
@@ -28,24 +28,14 @@ pub(crate) struct Orphan {
 }
 
 /// Double fork and setsid: `first` runs in the process in the middle, which then dies; `setup` in the orphan.
-pub(crate) fn orphan(
-    first: impl FnOnce() -> Result<()>,
-    setup: impl FnOnce() -> Result<Then>,
-) -> Result<Orphan> {
-    let (here, there) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .during("socketpair")?;
+pub(crate) fn orphan(first: impl FnOnce() -> Result<()>, setup: impl FnOnce() -> Result<Then>) -> Result<Orphan> {
+    let (here, there) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).during("socketpair")?;
     let middle = spawn(0, || {
         setsid().during("setsid")?;
         first()?;
         let child = spawn(0, setup)?;
-        let sent = child
-            .pidfd()
-            .and_then(|pidfd| send_fd(&there, pidfd.as_fd()));
+        let sent = child.pidfd().and_then(|pidfd| send_fd(&there, pidfd.as_fd()));
         if let Err(error) = sent {
             child.end()?;
             return Err(error);
@@ -73,11 +63,7 @@ impl Orphan {
             .ok_or_else(|| Error::Failed("the orphan's pid can't be read from its pidfd".into()))?;
         let start_time = start_time(pid)?;
         let inode = fstat(pidfd).during("fstat pidfd")?.st_ino;
-        Ok(Self {
-            pid,
-            start_time,
-            inode,
-        })
+        Ok(Self { pid, start_time, inode })
     }
 
     pub(crate) fn pid(&self) -> i32 {
@@ -91,8 +77,7 @@ impl Orphan {
             opened => opened.during(format!("pidfd_open of orphan {}", self.pid()))?,
         };
         // Read after the pidfd was opened: what is compared is what would be signalled.
-        let same = Self::of(&pidfd)
-            .is_ok_and(|now| now.start_time == self.start_time && now.inode == self.inode);
+        let same = Self::of(&pidfd).is_ok_and(|now| now.start_time == self.start_time && now.inode == self.inode);
         if !same || pidfd_send_signal(&pidfd, Signal::KILL) == Err(Errno::SRCH) {
             return Ok(());
         }
@@ -104,10 +89,7 @@ impl Orphan {
     fn wait_until_gone(&self, pidfd: &OwnedFd) -> Result<()> {
         let mut exited = [PollFd::new(pidfd, PollFlags::IN)];
         if poll(&mut exited, Some(&milliseconds(5000))).during("poll pidfd")? == 0 {
-            return Err(Error::Failed(format!(
-                "orphan {} did not die of SIGKILL within 5 s",
-                self.pid()
-            )));
+            return Err(Error::Failed(format!("orphan {} did not die of SIGKILL within 5 s", self.pid())));
         }
         for _ in 0..200 {
             if facts::fdinfo(pidfd, "Pid")?.as_deref() == Some("-1") {
@@ -119,18 +101,12 @@ impl Orphan {
                 return Ok(());
             }
         }
-        Err(Error::Failed(format!(
-            "orphan {} is dead, but whoever adopted it does not reap it",
-            self.pid()
-        )))
+        Err(Error::Failed(format!("orphan {} is dead, but whoever adopted it does not reap it", self.pid())))
     }
 }
 
 fn milliseconds(count: i64) -> Timespec {
-    Timespec {
-        tv_sec: count / 1000,
-        tv_nsec: count % 1000 * 1_000_000,
-    }
+    Timespec { tv_sec: count / 1000, tv_nsec: count % 1000 * 1_000_000 }
 }
 
 /// The 22nd field of proc_pid_stat(5), in clock ticks since boot.
@@ -140,14 +116,7 @@ fn start_time(pid: Pid) -> Result<u64> {
     // The name before it may hold spaces and parentheses, hence from its last one.
     stat.rsplit(|&byte| byte == b')')
         .next()
-        .and_then(|rest| {
-            std::str::from_utf8(rest)
-                .ok()?
-                .split_ascii_whitespace()
-                .nth(19)?
-                .parse()
-                .ok()
-        })
+        .and_then(|rest| std::str::from_utf8(rest).ok()?.split_ascii_whitespace().nth(19)?.parse().ok())
         .ok_or_else(|| Error::Failed(format!("{path}: no start time in it")))
 }
 
@@ -157,14 +126,7 @@ pub(crate) fn send_fd(socket: impl AsFd, fd: std::os::fd::BorrowedFd<'_>) -> Res
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [fd];
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    sendmsg(
-        socket,
-        &[IoSlice::new(b".")],
-        &mut control,
-        SendFlags::NOSIGNAL,
-    )
-    .map(drop)
-    .during("send an FD")
+    sendmsg(socket, &[IoSlice::new(b".")], &mut control, SendFlags::NOSIGNAL).map(drop).during("send an FD")
 }
 
 /// Receives an FD that is already there.
@@ -172,13 +134,8 @@ pub(crate) fn receive_fd(socket: impl AsFd) -> Result<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    recvmsg(
-        socket,
-        &mut [IoSliceMut::new(&mut byte)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT,
-    )
-    .during("receive an FD")?;
+    recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)
+        .during("receive an FD")?;
     control
         .drain()
         .find_map(|message| match message {

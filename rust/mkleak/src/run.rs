@@ -77,10 +77,7 @@ impl Caller {
         }
         // SAFETY: signalfd just returned this descriptor and nobody else has it.
         let signals = unsafe { OwnedFd::from_raw_fd(signals) };
-        Ok(Self {
-            signals,
-            unread: Vec::new(),
-        })
+        Ok(Self { signals, unread: Vec::new() })
     }
 
     fn tell(&self, word: &str, facts: Option<&Value>) -> Next {
@@ -100,10 +97,8 @@ impl Caller {
                 return Ok(Next::GoOn);
             }
             let stdin = io::stdin();
-            let mut ends = [
-                PollFd::new(&self.signals, PollFlags::IN),
-                PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN),
-            ];
+            let mut ends =
+                [PollFd::new(&self.signals, PollFlags::IN), PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN)];
             poll(&mut ends, None).during("poll stdin")?;
             if !ends[0].revents().is_empty() {
                 return Ok(Next::Stop);
@@ -114,10 +109,7 @@ impl Caller {
                 Ok(length) => self.unread.extend_from_slice(&bytes[..length]),
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
                 Err(error) => {
-                    return Err(Error::Os {
-                        operation: "read stdin".into(),
-                        cause: error.into(),
-                    });
+                    return Err(Error::Os { operation: "read stdin".into(), cause: error.into() });
                 }
             }
             // A caller that sends no newline must not make this grow.

@@ -47,9 +47,7 @@ impl Drop for Undo {
 /// The second half of a plant: makes the leak, pushes the way back, and gives the facts for `READY`.
 pub(crate) type Planting = Box<dyn FnOnce(&mut Undo) -> Result<Value>>;
 
-pub(crate) fn planting(
-    plant: impl FnOnce(&mut Undo) -> Result<Value> + 'static,
-) -> Result<Planting> {
+pub(crate) fn planting(plant: impl FnOnce(&mut Undo) -> Result<Value> + 'static) -> Result<Planting> {
     Ok(Box::new(plant))
 }
 
@@ -62,11 +60,7 @@ pub(crate) struct Stage<'a> {
 
 impl<'a> Stage<'a> {
     pub(crate) fn new(dir: &'a Path, cgroup: Option<&'a Path>) -> Self {
-        Self {
-            dir,
-            cgroup,
-            scaffold: Undo::default(),
-        }
+        Self { dir, cgroup, scaffold: Undo::default() }
     }
 
     /// Where file-like plants go.
@@ -118,11 +112,7 @@ pub(crate) fn tag() -> String {
     const FIRST: &str = "pid:[4026531836]";
     let pid = std::process::id();
     let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-    match link
-        .to_str()
-        .filter(|&link| link != FIRST)
-        .and_then(|link| link.strip_prefix("pid:["))
-    {
+    match link.to_str().filter(|&link| link != FIRST).and_then(|link| link.strip_prefix("pid:[")) {
         Some(inode) => format!("leakcheck-mkleak-{pid}.{}", inode.trim_end_matches(']')),
         None => format!("leakcheck-mkleak-{pid}"),
     }
@@ -137,9 +127,7 @@ pub(crate) fn name(suffix: &str) -> String {
 pub(crate) fn removal(path: &Path) -> impl FnOnce() -> Result<()> + 'static {
     let path = path.to_owned();
     move || match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).on("unlink", &path)
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("unlink", &path),
         _ => Ok(()),
     }
 }
@@ -166,11 +154,7 @@ mod tests {
             let seen = Rc::clone(&seen);
             undo.push(move || {
                 seen.borrow_mut().push(step);
-                if step == 1 {
-                    Ok(())
-                } else {
-                    Err(Error::Failed(format!("step {step}")))
-                }
+                if step == 1 { Ok(()) } else { Err(Error::Failed(format!("step {step}"))) }
             });
         }
         assert_eq!(undo.run().unwrap_err().to_string(), "step 3");

@@ -85,9 +85,7 @@ fn named(facts: &Value) -> Vec<String> {
     for key in ["path", "device", "name", "peer", "leaf", "link"] {
         match facts[key].as_str() {
             // Debug of a path and of a lossy string differ in what is not UTF-8.
-            Some(text) if !text.contains('\u{fffd}') => {
-                named.push(debug(text).trim_start_matches('/').to_owned())
-            }
+            Some(text) if !text.contains('\u{fffd}') => named.push(debug(text).trim_start_matches('/').to_owned()),
             _ => {}
         }
     }
@@ -98,10 +96,7 @@ fn named(facts: &Value) -> Vec<String> {
 }
 
 fn plants_of(kind: &str, dir: &Path) {
-    let list = Command::new(env!("CARGO_BIN_EXE_mkleak"))
-        .args(["--list", "--json"])
-        .output()
-        .expect("mkleak --list");
+    let list = Command::new(env!("CARGO_BIN_EXE_mkleak")).args(["--list", "--json"]).output().expect("mkleak --list");
     let list: Vec<Value> = serde_json::from_slice(&list.stdout).expect("a JSON array");
     let names: Vec<&str> = list
         .iter()
@@ -109,18 +104,13 @@ fn plants_of(kind: &str, dir: &Path) {
         .map(|plant| plant["name"].as_str().expect("a name"))
         .collect();
     assert!(names.len() >= 2, "{kind} has {names:?}");
-    let failed: Vec<String> = names
-        .iter()
-        .filter_map(|name| plant(kind, name, dir).err())
-        .collect();
+    let failed: Vec<String> = names.iter().filter_map(|name| plant(kind, name, dir).err()).collect();
     assert!(failed.is_empty(), "{}", failed.join("\n"));
 }
 
 fn plant(kind: &str, name: &str, dir: &Path) -> Result<(), String> {
     let Ok(parent) = CgroupParent::for_plant(name) else {
-        println!(
-            "{name}: skipped: this process's cgroup is another's, and the test can't make its own"
-        );
+        println!("{name}: skipped: this process's cgroup is another's, and the test can't make its own");
         return Ok(());
     };
     let mut arguments = vec![name, "--hold", "--dir", dir.to_str().expect("ASCII")];
@@ -131,10 +121,7 @@ fn plant(kind: &str, name: &str, dir: &Path) -> Result<(), String> {
     let Some(_) = mkleak.facts("WAITING ") else {
         return skip(name, &mut mkleak);
     };
-    let place = Place {
-        pid: mkleak.pid(),
-        dir,
-    };
+    let place = Place { pid: mkleak.pid(), dir };
     let before = place.look();
     mkleak.send("\n");
     let Some(facts) = mkleak.facts("READY ") else {
@@ -149,53 +136,31 @@ fn plant(kind: &str, name: &str, dir: &Path) -> Result<(), String> {
 
     check(name, expected(kind, name), &facts, &before, &planted)?;
     if clean.as_deref() != Some("CLEAN") || !status.success() || !complaint.is_empty() {
-        return Err(format!(
-            "{name}: after READY came {clean:?}, {status}, {complaint:?}"
-        ));
+        return Err(format!("{name}: after READY came {clean:?}, {status}, {complaint:?}"));
     }
     if before != after {
-        return Err(format!(
-            "{name}: after CLEAN {}",
-            difference(&before, &after)
-        ));
+        return Err(format!("{name}: after CLEAN {}", difference(&before, &after)));
     }
     println!("{name}: planted and gone");
     Ok(())
 }
 
-fn check(
-    name: &str,
-    expected: &[(&str, usize)],
-    facts: &Value,
-    before: &World,
-    planted: &World,
-) -> Result<(), String> {
+fn check(name: &str, expected: &[(&str, usize)], facts: &Value, before: &World, planted: &World) -> Result<(), String> {
     let added: Vec<&String> = planted.difference(before).collect();
     let mut sorts = BTreeMap::new();
     for line in &added {
-        *sorts
-            .entry(line.split(' ').next().unwrap_or_default())
-            .or_insert(0) += 1;
+        *sorts.entry(line.split(' ').next().unwrap_or_default()).or_insert(0) += 1;
     }
     if !sorts.into_iter().eq(expected.iter().copied()) {
-        return Err(format!(
-            "{name}: {expected:?} expected, but {}",
-            difference(before, planted)
-        ));
+        return Err(format!("{name}: {expected:?} expected, but {}", difference(before, planted)));
     }
     // An FD under the same number, or a working directory elsewhere, takes the place of another line.
     let replaced = usize::from(matches!(name, "fd-same-number" | "mount-lazy-cwd"));
     if before.difference(planted).count() != replaced {
-        return Err(format!(
-            "{name}: more than the leak: {}",
-            difference(before, planted)
-        ));
+        return Err(format!("{name}: more than the leak: {}", difference(before, planted)));
     }
     let seen = |text: &String| added.iter().any(|line| line.contains(text.as_str()));
-    let missing: Vec<String> = named(facts)
-        .into_iter()
-        .filter(|text| !seen(text))
-        .collect();
+    let missing: Vec<String> = named(facts).into_iter().filter(|text| !seen(text)).collect();
     // Facts of the scaffolding (a mount's pid, a loop device's file) are in other lines, but one has to be in these.
     if missing.len() == named(facts).len() && !named(facts).is_empty() && !names_by_device(name) {
         return Err(format!("{name}: READY says {facts}, but {added:?}"));
@@ -248,21 +213,13 @@ impl CgroupParent {
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let own = own.lines().find_map(|line| {
             let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-            controllers
-                .split(',')
-                .any(|one| one == controller)
-                .then_some(path)
+            controllers.split(',').any(|one| one == controller).then_some(path)
         });
         let mounts = fs::read_to_string("/proc/self/mounts")?;
-        let mount = mounts
-            .lines()
-            .map(|line| line.split(' ').collect::<Vec<_>>())
-            .find(|fields| match controller {
-                "" => fields[2] == "cgroup2",
-                controller => {
-                    fields[2] == "cgroup" && fields[3].split(',').any(|option| option == controller)
-                }
-            });
+        let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|fields| match controller {
+            "" => fields[2] == "cgroup2",
+            controller => fields[2] == "cgroup" && fields[3].split(',').any(|option| option == controller),
+        });
         let (Some(own), Some(mount)) = (own, mount) else {
             return Ok(None);
         };
@@ -270,8 +227,7 @@ impl CgroupParent {
             return Ok(None);
         }
         let pid_namespace = fs::read_link("/proc/self/ns/pid")?;
-        let path =
-            Path::new(mount[1]).join(format!("leakcheck-mkleak-test-{}", pid_namespace.display()));
+        let path = Path::new(mount[1]).join(format!("leakcheck-mkleak-test-{}", pid_namespace.display()));
         fs::create_dir(&path)?;
         Ok(Some(Self(path)))
     }

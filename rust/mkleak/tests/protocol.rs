@@ -10,23 +10,13 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
 fn mkleak(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_mkleak"))
-        .args(arguments)
-        .output()
-        .expect("mkleak starts")
+    Command::new(env!("CARGO_BIN_EXE_mkleak")).args(arguments).output().expect("mkleak starts")
 }
 
 /// mkleak started by a shell that first does something to it.
 fn after(preparation: &str, arguments: &[&str]) -> Mkleak {
     let mut command = Command::new("sh");
-    command
-        .args([
-            "-c",
-            &format!("{preparation}; exec \"$@\""),
-            "sh",
-            env!("CARGO_BIN_EXE_mkleak"),
-        ])
-        .args(arguments);
+    command.args(["-c", &format!("{preparation}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_mkleak")]).args(arguments);
     Mkleak::start_as(command)
 }
 
@@ -35,10 +25,7 @@ fn the_list_has_48_plants_and_two_of_each_kind() {
     let list: Vec<Value> = serde_json::from_slice(&mkleak(&["--list", "--json"]).stdout).unwrap();
     let mut kinds = BTreeMap::new();
     for plant in &list {
-        assert!(
-            plant["needs"].is_array() && plant["what"].is_string(),
-            "{plant}"
-        );
+        assert!(plant["needs"].is_array() && plant["what"].is_string(), "{plant}");
         *kinds.entry(plant["kind"].as_str().unwrap()).or_insert(0) += 1;
     }
     let names: Vec<_> = kinds.keys().copied().collect();
@@ -63,34 +50,21 @@ fn the_list_has_48_plants_and_two_of_each_kind() {
     assert!(kinds.values().all(|&plants| plants >= 2), "{kinds:?}");
     assert!(list.len() >= 48);
     let plain = String::from_utf8(mkleak(&["--list"]).stdout).unwrap();
-    let first: Vec<_> = plain
-        .lines()
-        .map(|line| line.split(' ').next().unwrap())
-        .collect();
-    assert!(
-        list.iter()
-            .map(|plant| plant["name"].as_str().unwrap())
-            .eq(first)
-    );
+    let first: Vec<_> = plain.lines().map(|line| line.split(' ').next().unwrap()).collect();
+    assert!(list.iter().map(|plant| plant["name"].as_str().unwrap()).eq(first));
 }
 
 #[test]
 fn an_unknown_plant_is_a_usage_error_that_names_the_near_ones() {
     let output = mkleak(&["zombi"]);
     assert_eq!(output.status.code(), Some(2));
-    assert_eq!(
-        String::from_utf8(output.stderr).unwrap(),
-        "mkleak: unknown plant \"zombi\"; near it: zombie\n"
-    );
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "mkleak: unknown plant \"zombi\"; near it: zombie\n");
 }
 
 #[test]
 fn usage_errors_are_one_line_and_plant_nothing() {
     for (arguments, said) in [
-        (
-            &["file-temp", "--dir", "/nonexistent"][..],
-            "\"/nonexistent\"",
-        ),
+        (&["file-temp", "--dir", "/nonexistent"][..], "\"/nonexistent\""),
         (&["file-temp", "--dir", "/dev/null"], "not a directory"),
         (&["file-temp", "--dir"], "--dir needs a directory"),
         (&["file-temp", "--hodl"], "\"--hodl\""),
@@ -100,10 +74,7 @@ fn usage_errors_are_one_line_and_plant_nothing() {
         let output = mkleak(arguments);
         let complaint = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
-        assert!(
-            output.stdout.is_empty() && complaint.lines().count() == 1 && complaint.contains(said),
-            "{complaint}"
-        );
+        assert!(output.stdout.is_empty() && complaint.lines().count() == 1 && complaint.contains(said), "{complaint}");
     }
 }
 
@@ -113,10 +84,7 @@ fn without_hold_it_plants_at_once_and_one_line_ends_it() {
     let mut mkleak = Mkleak::start(&["file-temp", "--dir", dir.as_str()]);
     let facts = mkleak.facts("READY ").unwrap();
     assert_eq!(facts["kind"], "file");
-    assert_eq!(
-        dir.entries(),
-        [std::path::Path::new(facts["path"].as_str().unwrap())]
-    );
+    assert_eq!(dir.entries(), [std::path::Path::new(facts["path"].as_str().unwrap())]);
     mkleak.send("\n");
     assert_eq!(mkleak.line().as_deref(), Some("CLEAN"));
     assert_eq!(mkleak.line(), None);
@@ -176,77 +144,57 @@ fn a_killed_mkleak_leaves_the_leak() {
 fn what_is_half_planted_is_undone() {
     let dir = Directory::new();
     // Five FDs: three, the one for signals, and the file to lock, but not its copy for the child.
-    let mut mkleak = after(
-        "ulimit -n 5",
-        &["lock-orphaned", "--hold", "--dir", dir.as_str()],
-    );
+    let mut mkleak = after("ulimit -n 5", &["lock-orphaned", "--hold", "--dir", dir.as_str()]);
     mkleak.send("\n");
     assert!(mkleak.facts("WAITING ").is_some());
     assert_eq!(mkleak.line(), None);
     let (status, complaint) = mkleak.end();
     assert_eq!(status.code(), Some(4), "{complaint}");
-    assert!(
-        complaint.starts_with("mkleak: lock-orphaned: dup ") && complaint.lines().count() == 1,
-        "{complaint}"
-    );
+    assert!(complaint.starts_with("mkleak: lock-orphaned: dup ") && complaint.lines().count() == 1, "{complaint}");
     assert!(dir.entries().is_empty());
 }
 
 #[test]
 fn a_caller_that_ignores_the_death_of_children_gets_its_zombie_all_the_same() {
-    in_disposable_place(
-        "a_caller_that_ignores_the_death_of_children_gets_its_zombie_all_the_same",
-        |_| {
-            let mut mkleak = after("trap '' CHLD", &["zombie"]);
-            assert!(mkleak.facts("READY ").is_some());
-            mkleak.send("\n");
-            assert_eq!(mkleak.line().as_deref(), Some("CLEAN"));
-        },
-    );
+    in_disposable_place("a_caller_that_ignores_the_death_of_children_gets_its_zombie_all_the_same", |_| {
+        let mut mkleak = after("trap '' CHLD", &["zombie"]);
+        assert!(mkleak.facts("READY ").is_some());
+        mkleak.send("\n");
+        assert_eq!(mkleak.line().as_deref(), Some("CLEAN"));
+    });
 }
 
 #[test]
 fn an_orphan_holds_neither_the_callers_pipes_nor_its_directory() {
-    in_disposable_place(
-        "an_orphan_holds_neither_the_callers_pipes_nor_its_directory",
-        |dir| {
-            std::env::set_current_dir(dir).unwrap();
-            let mut mkleak = Mkleak::start(&["orphan"]);
-            let pid = mkleak.facts("READY ").unwrap()["pid"].as_i64().unwrap();
-            mkleak.signal(Signal::KILL);
-            // With the pipe held, this would not come to an end but to the time limit.
-            assert_eq!(mkleak.line(), None);
-            let link = |entry: &str| std::fs::read_link(format!("/proc/{pid}/{entry}")).unwrap();
-            assert_eq!(link("cwd"), std::path::Path::new("/"));
-            let fds = std::fs::read_dir(format!("/proc/{pid}/fd"))
-                .unwrap()
-                .count();
-            assert_eq!(fds, 3);
-            assert_eq!(link("fd/1"), std::path::Path::new("/dev/null"));
-            // Seen alive a moment ago, and nobody else ends it: the pid is still its own.
-            let orphan = i32::try_from(pid)
-                .ok()
-                .filter(|&pid| pid > 1)
-                .and_then(Pid::from_raw);
-            let pidfd = pidfd_open(orphan.unwrap(), PidfdFlags::empty()).unwrap();
-            pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
-        },
-    );
+    in_disposable_place("an_orphan_holds_neither_the_callers_pipes_nor_its_directory", |dir| {
+        std::env::set_current_dir(dir).unwrap();
+        let mut mkleak = Mkleak::start(&["orphan"]);
+        let pid = mkleak.facts("READY ").unwrap()["pid"].as_i64().unwrap();
+        mkleak.signal(Signal::KILL);
+        // With the pipe held, this would not come to an end but to the time limit.
+        assert_eq!(mkleak.line(), None);
+        let link = |entry: &str| std::fs::read_link(format!("/proc/{pid}/{entry}")).unwrap();
+        assert_eq!(link("cwd"), std::path::Path::new("/"));
+        let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
+        assert_eq!(fds, 3);
+        assert_eq!(link("fd/1"), std::path::Path::new("/dev/null"));
+        // Seen alive a moment ago, and nobody else ends it: the pid is still its own.
+        let orphan = i32::try_from(pid).ok().filter(|&pid| pid > 1).and_then(Pid::from_raw);
+        let pidfd = pidfd_open(orphan.unwrap(), PidfdFlags::empty()).unwrap();
+        pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
+    });
 }
 
 #[test]
 fn the_wiped_process_shows_another_name_and_no_environment() {
-    in_disposable_place(
-        "the_wiped_process_shows_another_name_and_no_environment",
-        |_| {
-            let mut mkleak = after("export RUN_TOKEN=visible", &["renamed-wiped"]);
-            let pid = mkleak.facts("READY ").unwrap()["pid"].as_u64().unwrap();
-            let read = |entry: &str| std::fs::read(format!("/proc/{pid}/{entry}")).unwrap();
-            assert_eq!(read("comm"), b"kworker/u8:3-ev\n");
-            assert!(read("cmdline").starts_with(b"kworker/u8:3"));
-            assert!(read("environ").iter().all(|&byte| byte == 0));
-            mkleak.send("\n");
-            assert_eq!(mkleak.line().as_deref(), Some("CLEAN"));
-        },
-    );
+    in_disposable_place("the_wiped_process_shows_another_name_and_no_environment", |_| {
+        let mut mkleak = after("export RUN_TOKEN=visible", &["renamed-wiped"]);
+        let pid = mkleak.facts("READY ").unwrap()["pid"].as_u64().unwrap();
+        let read = |entry: &str| std::fs::read(format!("/proc/{pid}/{entry}")).unwrap();
+        assert_eq!(read("comm"), b"kworker/u8:3-ev\n");
+        assert!(read("cmdline").starts_with(b"kworker/u8:3"));
+        assert!(read("environ").iter().all(|&byte| byte == 0));
+        mkleak.send("\n");
+        assert_eq!(mkleak.line().as_deref(), Some("CLEAN"));
+    });
 }

@@ -16,7 +16,12 @@ use pyo3::types::{PyDict, PyList};
 use serde_json::Value;
 
 create_exception!(_native, NativeError, PyException, "The machine refused what the observation cannot do without.");
-create_exception!(_native, UsageError, NativeError, "The input is at fault; the message says what, where and what to do.");
+create_exception!(
+    _native,
+    UsageError,
+    NativeError,
+    "The input is at fault; the message says what, where and what to do."
+);
 
 fn to_py(error: Error) -> PyErr {
     let message = error.to_string();

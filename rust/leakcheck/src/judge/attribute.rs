@@ -66,6 +66,11 @@ pub enum Owner {
 
 /// What is known of the run beyond the snapshots.
 pub trait Provenance {
+    /// Whether there was a run to watch. A comparison of two snapshots knows of none: then nothing that appeared is a
+    /// stranger's, whoever holds it.
+    fn watched(&self) -> bool {
+        true
+    }
     /// Whether a process that is in the look belongs to the run.
     fn process(&self, process: &Process) -> Membership;
     /// Whether a process has the run's token.
@@ -78,10 +83,6 @@ pub trait Provenance {
     fn mount(&self, id: u64) -> Membership;
     /// Path of a process' cgroup, `hierarchy:path` lines of `/proc/PID/cgroup`.
     fn cgroups(&self, pid: u32) -> Vec<(String, String)>;
-    /// Whether there is a run whose residue can be told from other people's; not so when two snapshots are compared.
-    fn knows_the_run(&self) -> bool {
-        true
-    }
 }
 
 /// Attributes what one look shows and the baseline does not.
@@ -107,11 +108,6 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         this.processes = look.processes.iter().map(|p| (p.pid, this.process(p))).collect();
         this.by_cgroup();
         this
-    }
-
-    /// Whether what is a stranger's does not count: see [`Provenance::knows_the_run`].
-    pub fn tells_noise(&self) -> bool {
-        self.provenance.knows_the_run()
     }
 
     /// Whether a process of the run lives, and whether something of it is about to end: a process that runs,
@@ -208,6 +204,15 @@ impl<'a, P: Provenance> Attributor<'a, P> {
 
     /// Whose `resource` is.
     pub fn owner(&self, resource: &Resource) -> Owner {
+        match self.told_owner(resource) {
+            Owner::Stranger if !self.provenance.watched() && !matches!(resource, Resource::Process(_)) => {
+                Owner::Unknown
+            }
+            told => told,
+        }
+    }
+
+    fn told_owner(&self, resource: &Resource) -> Owner {
         if self.look.scope != Scope::Host && !matches!(resource, Resource::Process(_) | Resource::File(_)) {
             return Owner::Run(Attribution::Scope);
         }

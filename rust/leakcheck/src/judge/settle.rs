@@ -12,7 +12,7 @@ pub struct Policy {
     pub looks: u32,
     /// And at least so long, since the run's end.
     pub at_least: Duration,
-    /// In no case longer, even while survivors still run; zero makes one look.
+    /// No longer, even while survivors still run, once there were so many looks.
     pub at_most: Duration,
     /// The first pause; each is twice the one before …
     pub first_pause: Duration,
@@ -25,7 +25,7 @@ impl Policy {
     /// a leak from what is about to go.
     pub fn new(at_least: Duration) -> Self {
         Policy {
-            looks: 6,
+            looks: if at_least.is_zero() { 1 } else { 6 },
             at_least,
             at_most: at_least.saturating_mul(8),
             first_pause: Duration::from_millis(1),
@@ -95,8 +95,11 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
     let mut young = false;
     // A survivor that is no residue itself, because processes were not asked for, may still leave some.
     while !out.residue.is_empty() || lives {
-        let enough = out.looks >= policy.looks && out.took >= policy.at_least;
-        let done = enough && out.took >= at_least && !running || out.took >= policy.at_most;
+        // Where one look outlasts every bound, as on a starved machine, their number still holds: one look alone cannot
+        // tell a leak from what was seen in passing.
+        let looked = out.looks >= policy.looks;
+        let enough = looked && out.took >= policy.at_least;
+        let done = enough && out.took >= at_least && !running || looked && out.took >= policy.at_most;
         // What only the last look has seen may be on its way out: one more look confirms it, and adds nothing.
         if done && !young {
             break;

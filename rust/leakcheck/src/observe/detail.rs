@@ -144,11 +144,11 @@ fn process(p: &Process, look: &Snapshot) -> Notes {
         details.push(("exe", text_of(&exe).to_string().into()));
     }
     let mut who = format!("parent {}", name_of(p.ppid, look));
-    if let Ok(text) = read_file(base.join("status")) {
-        if let Some(uid) = parse::status::parse(&text).ok().and_then(|s| s.uid) {
-            details.push(("uid", uid[1].into()));
-            who.push_str(&format!(", uid {}", uid[1]));
-        }
+    if let Ok(text) = read_file(base.join("status"))
+        && let Some(uid) = parse::status::parse(&text).ok().and_then(|s| s.uid)
+    {
+        details.push(("uid", uid[1].into()));
+        who.push_str(&format!(", uid {}", uid[1]));
     }
     if let Some(path) = own_cgroup(p.pid) {
         details.push(("cgroup", path.into()));
@@ -158,7 +158,8 @@ fn process(p: &Process, look: &Snapshot) -> Notes {
         details.push(("fds", fds.into()));
     }
     let what = if p.state == 'Z' { "zombie" } else { "process" };
-    let tail = if argv.is_empty() { String::new() } else { format!(": {}", shorten(&Text::from(&*argv).to_string(), 80)) };
+    let tail =
+        if argv.is_empty() { String::new() } else { format!(": {}", shorten(&Text::from(&*argv).to_string(), 80)) };
     Notes {
         label: format!("{what} {} ({}){tail}", p.pid, p.comm),
         who,
@@ -225,7 +226,11 @@ fn mount(m: &Mount) -> Notes {
         label,
         who: if m.ns == 0 { m.holder.clone() } else { format!("mount namespace {}", m.ns) },
         since: None,
-        look: if m.ns == 0 { "ls -l /proc/*/cwd /proc/*/fd".to_owned() } else { format!("findmnt {}", quote(m.target.as_ref())) },
+        look: if m.ns == 0 {
+            "ls -l /proc/*/cwd /proc/*/fd".to_owned()
+        } else {
+            format!("findmnt {}", quote(m.target.as_ref()))
+        },
         details: Vec::new(),
     }
 }

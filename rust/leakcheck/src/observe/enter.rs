@@ -12,6 +12,7 @@ use rustix::fs::{self, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::sys;
 use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
@@ -36,7 +37,7 @@ pub(crate) struct NsView {
 /// Runs `f` in each namespace, in an order of its own, and returns the results in the order of `views`.
 ///
 /// The observer's own namespaces are looked at from the calling thread, all others from one fresh thread, which ends
-/// before this returns. One that cannot be opened or entered gives an [`Error::Io`]; [`is_gone`] tells those that ended.
+/// before this returns; after a mount namespace, absolute paths lead elsewhere in it. One that cannot be opened or entered gives an [`Error::Io`]; [`is_gone`] tells those that ended.
 pub(crate) fn inside<T: Send>(views: &[&NsView], mut f: impl FnMut(&NsView) -> T + Send) -> Vec<Result<T>> {
     let mut results: Vec<Option<Result<T>>> = views.iter().map(|view| view.own.then(|| Ok(f(view)))).collect();
     let others: Vec<&NsView> = views.iter().filter(|view| !view.own).copied().collect();
@@ -83,6 +84,9 @@ pub(crate) fn note_refused<'a>(kind: Kind, errors: impl Iterator<Item = &'a Erro
 
 fn enter(view: &NsView) -> Result<()> {
     let namespace = open(view)?;
+    if view.ns_type == NsType::Mnt {
+        sys::unshare_root_and_cwd().map_err(|e| Error::io("unshare root and working directory for", &view.path, e))?;
+    }
     move_into_link_name_space(namespace.as_fd(), Some(link_type(view.ns_type)))
         .map_err(|e| Error::io("enter namespace", &view.path, e))
 }

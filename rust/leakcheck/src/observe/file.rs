@@ -95,8 +95,7 @@ fn open_dir(at: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<OwnedFd> 
 }
 
 fn stat(at: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<Statx> {
-    let flags =
-        AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
     rustix::fs::statx(at, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
 }
 
@@ -111,7 +110,11 @@ fn descend(dir: &OwnedFd, path: &[u8], dev: u64, depth: usize, out: &mut Walk) {
     while let Some(entry) = entries.next() {
         let entry = match entry {
             Ok(entry) => entry,
-            Err(e) => return out.gap(Level::Partial, format!("list {}: {}", Text::from(path), std::io::Error::from(e))),
+            // Removed since it was opened (getdents(2)): what was in it is not there either.
+            Err(Errno::NOENT) => return,
+            Err(e) => {
+                return out.gap(Level::Partial, format!("list {}: {}", Text::from(path), std::io::Error::from(e)));
+            }
         };
         let name = entry.file_name();
         if matches!(name.to_bytes(), b"." | b"..") {
@@ -139,7 +142,9 @@ fn descend(dir: &OwnedFd, path: &[u8], dev: u64, depth: usize, out: &mut Walk) {
         match open_dir(dir, &name) {
             Ok(sub) => descend(&sub, &full, dev, depth + 1, out),
             Err(Errno::NOENT) => {}
-            Err(e) => out.gap(Level::Partial, format!("open directory {}: {}", Text::from(&*full), std::io::Error::from(e))),
+            Err(e) => {
+                out.gap(Level::Partial, format!("open directory {}: {}", Text::from(&*full), std::io::Error::from(e)))
+            }
         }
     }
 }

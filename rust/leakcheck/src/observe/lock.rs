@@ -47,7 +47,7 @@ pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
     if some_are_hidden(out) {
         hidden(&out.fds, &mut found);
     }
-    let mut seen: HashMap<(String, u64, u64, u64, Option<u64>, i64), u32> = HashMap::new();
+    let mut seen: HashMap<_, u32> = HashMap::new();
     for lock in &mut found {
         let n = seen.entry((lock.class.clone(), lock.dev, lock.ino, lock.start, lock.end, lock.pid)).or_default();
         lock.nth = *n;

@@ -31,13 +31,13 @@ use crate::kind::{Kind, KindSet};
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Unreadable};
 pub(crate) use cgroup::{Hierarchy, hierarchies};
+use enter::NsView;
 pub use file::DEFAULT_ROOTS;
 pub(crate) use file::class_name;
-pub(crate) use wait::{pressure, wait_for_change};
-use enter::NsView;
 use namespace::Namespaces;
 use procfs::Procfs;
 use source::{NAMESPACES, ProcessSource, Sample, Selection, Wanted};
+pub(crate) use wait::{pressure, wait_for_change};
 
 /// What to observe.
 #[derive(Clone, Debug)]
@@ -219,12 +219,10 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     } else {
         Vec::new()
     };
-    if let Scope::Tree(pid) = options.scope {
-        if !samples.iter().any(|s| s.process.pid == pid) {
-            return Err(Error::usage(format!(
-                "scope tree:{pid}: no such process: it has ended, or is a kernel thread"
-            )));
-        }
+    if let Scope::Tree(pid) = options.scope
+        && !samples.iter().any(|s| s.process.pid == pid)
+    {
+        return Err(Error::usage(format!("scope tree:{pid}: no such process: it has ended, or is a kernel thread")));
     }
     note_refusals(&samples, out);
     if kinds.contains(Kind::File) {

@@ -5,15 +5,20 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use super::procfs::read_file;
+use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::enter::{self, NsView};
+use super::procfs::read_all;
 use super::source::Sample;
 use super::sys::{self, MountStat};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::parse::mountinfo;
+use crate::parse::nslink::NsType;
 use crate::resource::{Mount, MountId, encode_device};
 use crate::snapshot::{Level, Snapshot};
 use crate::text::Text;
@@ -37,15 +42,29 @@ pub(crate) fn collect(ns: &MountNs, out: &mut Snapshot) {
         Err(_) => {}
     }
     let pid = if ns.own { Some("self".to_owned()) } else { ns.pid.map(|p| p.to_string()) };
-    let Some(pid) = pid else {
-        let why = format!("mount namespace {} is held by no process, and this kernel or user cannot list it", ns.ino);
-        return out.coverage.lower(Kind::Mount, Level::Partial, why);
+    let listed = match pid {
+        Some(pid) => {
+            let path = format!("/proc/{pid}/mountinfo");
+            by_mountinfo(ns.ino, CWD, Path::new(&path))
+        }
+        None => from_inside(ns),
     };
-    match by_mountinfo(ns.ino, Path::new(&format!("/proc/{pid}/mountinfo"))) {
+    match listed {
         Ok(mounts) => out.mounts.extend(mounts),
         Err(e) if e.is_gone() => {}
         Err(e) => out.coverage.lower(Kind::Mount, Level::Partial, e.to_string()),
     }
+}
+
+/// A namespace that no process is in, where the kernel cannot list it by its id: a thread enters it.
+fn from_inside(ns: &MountNs) -> Result<Vec<Mount>> {
+    let failed = |e: Errno| Error::io("open directory", "/proc", e);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    // In there, another procfs or none may be mounted on /proc.
+    let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(failed)?;
+    let view = NsView { ns_type: NsType::Mnt, ino: ns.ino, path: ns.path.clone(), own: false };
+    let read = |_: &NsView| by_mountinfo(ns.ino, proc.as_fd(), Path::new("thread-self/mountinfo"));
+    enter::inside(&[&view], read).pop().unwrap_or_else(|| Err(failed(Errno::STALE)))?
 }
 
 fn by_statmount(ns: &MountNs) -> std::io::Result<Vec<Mount>> {
@@ -80,10 +99,13 @@ fn by_statmount(ns: &MountNs) -> std::io::Result<Vec<Mount>> {
 }
 
 /// `/proc/PID/mountinfo` (proc(5)) is no snapshot when it takes several reads: it is read until two reads agree.
-fn by_mountinfo(ns: u64, path: &Path) -> Result<Vec<Mount>> {
-    let mut text = read_file(path)?;
+fn by_mountinfo(ns: u64, at: BorrowedFd<'_>, path: &Path) -> Result<Vec<Mount>> {
+    let failed = |op| move |e: Errno| Error::io(op, path, e);
+    let file = rustix::fs::openat(at, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed("open"))?;
+    let mut text = read_all(file.as_fd()).map_err(failed("read"))?;
     for _ in 0..16 {
-        let again = read_file(path)?;
+        rustix::fs::seek(&file, SeekFrom::Start(0)).map_err(failed("seek"))?;
+        let again = read_all(file.as_fd()).map_err(failed("read"))?;
         if again == text {
             break;
         }
@@ -122,23 +144,16 @@ fn by_mountinfo(ns: u64, path: &Path) -> Result<Vec<Mount>> {
 /// Mounts that a descriptor or a directory of a process pins although no listed namespace has them: never attached
 /// (`fsmount(2)`, `open_tree(2)`) or lazily unmounted (`umount2(MNT_DETACH)`).
 pub(crate) fn collect_detached(samples: &[Sample], out: &mut Snapshot) {
-    let mut listed = HashSet::new();
-    let mut devices = HashSet::new();
-    for mount in &out.mounts {
-        devices.insert(mount.dev);
-        if let MountId::Unique(id) = mount.id {
-            listed.insert(id);
-        }
-    }
-    let unique = !listed.is_empty();
+    let devices: HashSet<u64> = out.mounts.iter().map(|m| m.dev).collect();
+    let unique = out.mounts.iter().any(|m| matches!(m.id, MountId::Unique(_)));
+    let listed: HashSet<u64> = out.mounts.iter().filter_map(|m| number(&m.id)).collect();
     let mut found: HashMap<u64, Mount> = HashMap::new();
     let mut note = |mount: Option<u64>, dev: u64, path: &[u8], holder: String| {
         let (key, id) = match mount {
             Some(id) if unique && !listed.contains(&id) => (id, MountId::Unique(id)),
-            // Without unique ids a foreign device is the only evidence.
-            None if !unique && !devices.contains(&dev) => {
-                (dev, MountId::Tuple(Text::from(format!("detached {}", crate::resource::device(dev)).as_bytes())))
-            }
+            Some(id) if !unique && !listed.contains(&id) => (id, detached(&id.to_string(), dev)),
+            // Without ids (before Linux 5.8) a foreign device is the only evidence.
+            None if !unique && !devices.contains(&dev) => (dev, detached("", dev)),
             Some(_) | None => return,
         };
         let empty = || Text::from(&b""[..]);
@@ -164,6 +179,21 @@ pub(crate) fn collect_detached(samples: &[Sample], out: &mut Snapshot) {
         }
     }
     out.mounts.extend(found.into_values());
+}
+
+/// The number by which statx(2) names a mount. A tuple begins with it.
+fn number(id: &MountId) -> Option<u64> {
+    match id {
+        MountId::Unique(id) => Some(*id),
+        MountId::Tuple(tuple) => {
+            let digits = tuple.as_ref().split(|b| *b == b' ').next()?;
+            std::str::from_utf8(digits).ok()?.parse().ok()
+        }
+    }
+}
+
+fn detached(id: &str, dev: u64) -> MountId {
+    MountId::Tuple(Text::from(format!("detached {id} {}", crate::resource::device(dev)).as_bytes()))
 }
 
 /// Files of mounts that the kernel keeps for itself, whose links look like paths.

@@ -238,7 +238,7 @@ impl Reader<'_> {
                 if let Ok(st) = rustix::fs::statx(&dir, name, QUIET, mask) {
                     fd.dev = encode_device(st.stx_dev_major, st.stx_dev_minor);
                     fd.ino = st.stx_ino;
-                    fd.mount = (st.stx_mask & sys::STATX_MNT_ID_UNIQUE != 0).then_some(st.stx_mnt_id);
+                    fd.mount = sys::mount_of(&st);
                 }
             }
             fds.push(fd);
@@ -303,7 +303,7 @@ impl Reader<'_> {
                     let text = rustix::fs::readlinkat_raw(self.dir, name, &mut self.scratch.link[..]);
                     self.sample.pins.push(Pin {
                         what,
-                        mount: (st.stx_mask & sys::STATX_MNT_ID_UNIQUE != 0).then_some(st.stx_mnt_id),
+                        mount: sys::mount_of(&st),
                         dev: encode_device(st.stx_dev_major, st.stx_dev_minor),
                         path: text.map(|(t, _)| t.to_vec()).unwrap_or_default(),
                     });

@@ -9,6 +9,8 @@ const SYS_STATMOUNT: libc::c_long = 457;
 const SYS_LISTMOUNT: libc::c_long = 458;
 /// `STATX_MNT_ID_UNIQUE` (Linux 6.8).
 pub(crate) const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+/// `STATX_MNT_ID` (Linux 5.8): the id of mountinfo, which is reused. Given by older kernels where the unique one is asked for.
+const STATX_MNT_ID: u32 = 0x1000;
 /// `_IOR(0xb7, 5, __u64)` (Linux 6.11).
 const NS_GET_MNTNS_ID: libc::c_ulong = 0x8008_b705;
 /// `_IOR(0xb7, 13, __u64)` (Linux 6.18).
@@ -128,6 +130,18 @@ impl MountStat {
         }
         words.join(" ")
     }
+}
+
+/// Which mount a file was reached through: the unique id where the kernel has it, else that of mountinfo (statx(2)).
+pub(crate) fn mount_of(st: &rustix::fs::Statx) -> Option<u64> {
+    (st.stx_mask & (STATX_MNT_ID_UNIQUE | STATX_MNT_ID) != 0).then_some(st.stx_mnt_id)
+}
+
+/// Gives the calling thread a root and working directory of its own (unshare(2), `CLONE_FS`), without which setns(2) refuses a
+/// mount namespace.
+pub(crate) fn unshare_root_and_cwd() -> io::Result<()> {
+    // SAFETY: CLONE_FS concerns paths alone; no memory, descriptor or id of another thread changes.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }.map_err(Into::into)
 }
 
 fn ns_ioctl(ns: BorrowedFd<'_>, request: libc::c_ulong) -> Option<u64> {

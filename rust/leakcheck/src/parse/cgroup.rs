@@ -28,9 +28,7 @@ impl CgroupEntry<'_> {
     /// Whether the hierarchy has this controller, or this whole `name=…`.
     #[must_use]
     pub fn has_controller(&self, name: &[u8]) -> bool {
-        self.controllers
-            .split(|byte| *byte == b',')
-            .any(|controller| controller == name)
+        self.controllers.split(|byte| *byte == b',').any(|controller| controller == name)
     }
 }
 
@@ -51,12 +49,7 @@ fn parse_line(at: At<'_>) -> Result<CgroupEntry<'_>> {
         return Err(at.error("path"));
     }
     let (path, deleted) = split_deleted(printed);
-    Ok(CgroupEntry {
-        hierarchy,
-        controllers,
-        path,
-        deleted,
-    })
+    Ok(CgroupEntry { hierarchy, controllers, path, deleted })
 }
 
 /// A controller that the kernel was built with: a line of `/proc/cgroups`.
@@ -77,22 +70,13 @@ pub struct Controller<'a> {
 /// # Errors
 /// If a line has not the four columns of cgroups(7), or the last one was cut.
 pub fn parse_controllers(input: &[u8]) -> Result<Vec<Controller<'_>>> {
-    scan::lines("cgroups", input)?
-        .filter(|at| !at.line.starts_with(b"#"))
-        .map(parse_controller)
-        .collect()
+    scan::lines("cgroups", input)?.filter(|at| !at.line.starts_with(b"#")).map(parse_controller).collect()
 }
 
 fn parse_controller(at: At<'_>) -> Result<Controller<'_>> {
     let (name, counts) = at.need("subsys_name", scan::split_once(at.line, b'\t'))?;
-    let [hierarchy, num_cgroups, enabled] =
-        at.need("hierarchy, num_cgroups, enabled", scan::numbers(counts))?;
-    Ok(Controller {
-        name,
-        hierarchy,
-        num_cgroups,
-        enabled: enabled != 0,
-    })
+    let [hierarchy, num_cgroups, enabled] = at.need("hierarchy, num_cgroups, enabled", scan::numbers(counts))?;
+    Ok(Controller { name, hierarchy, num_cgroups, enabled: enabled != 0 })
 }
 
 /// Reads a flat keyed file, such as `cgroup.events` or `cgroup.stat`, into its keys and values (the kernel's
@@ -101,9 +85,7 @@ fn parse_controller(at: At<'_>) -> Result<Controller<'_>> {
 /// # Errors
 /// If a line is not a key, one space and a number, or the last one was cut.
 pub fn parse_keyed(input: &[u8]) -> Result<Vec<(&[u8], u64)>> {
-    scan::lines("flat keyed file", input)?
-        .map(parse_pair)
-        .collect()
+    scan::lines("flat keyed file", input)?.map(parse_pair).collect()
 }
 
 /// The value of one key of a flat keyed file, without allocating; `None` if it has no such key.
@@ -130,19 +112,15 @@ mod tests {
     use super::*;
 
     const HYBRID: &[u8] = b"9:name=systemd:/\n8:pids:/\n4:memory:/sandbox/af84\n2:cpu,cpuacct:/\n0::/a:b/c (deleted)\n";
-    const CONTROLLERS: &[u8] = b"#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpuset\t3\t1\t1\nmemory\t4\t15\t1\nhugetlb\t0\t1\t0\n";
+    const CONTROLLERS: &[u8] =
+        b"#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpuset\t3\t1\t1\nmemory\t4\t15\t1\nhugetlb\t0\t1\t0\n";
 
     #[test]
     fn reads_v1_named_and_v2_hierarchies() {
         let entries = parse(HYBRID).unwrap();
-        assert_eq!(
-            (entries[0].hierarchy, entries[0].controllers),
-            (9, b"name=systemd".as_slice())
-        );
+        assert_eq!((entries[0].hierarchy, entries[0].controllers), (9, b"name=systemd".as_slice()));
         assert_eq!(entries[2].path, b"/sandbox/af84");
-        assert!(
-            entries[3].has_controller(b"cpuacct") && !entries[3].has_controller(b"cpu,cpuacct")
-        );
+        assert!(entries[3].has_controller(b"cpuacct") && !entries[3].has_controller(b"cpu,cpuacct"));
         assert!(entries[4].is_v2() && !entries[3].is_v2());
     }
 
@@ -155,12 +133,7 @@ mod tests {
     #[test]
     fn reads_the_controllers() {
         let controllers = parse_controllers(CONTROLLERS).unwrap();
-        let memory = Controller {
-            name: b"memory",
-            hierarchy: 4,
-            num_cgroups: 15,
-            enabled: true,
-        };
+        let memory = Controller { name: b"memory", hierarchy: 4, num_cgroups: 15, enabled: true };
         assert_eq!(controllers[1], memory);
         assert!(!controllers[2].enabled);
     }
@@ -172,10 +145,7 @@ mod tests {
             [(b"populated".as_slice(), 1), (b"frozen".as_slice(), 0)]
         );
         let stat = b"nr_descendants 3\nnr_dying_descendants 12\n";
-        assert_eq!(
-            keyed_value(stat, b"nr_dying_descendants").unwrap(),
-            Some(12)
-        );
+        assert_eq!(keyed_value(stat, b"nr_dying_descendants").unwrap(), Some(12));
         assert_eq!(keyed_value(stat, b"nr_dying").unwrap(), None);
     }
 
@@ -191,18 +161,9 @@ mod tests {
         ] {
             assert_eq!(parse(line).unwrap_err().field(), field);
         }
-        assert_eq!(
-            parse_controllers(b"cpu 1 1 1\n").unwrap_err().field(),
-            "subsys_name"
-        );
-        assert_eq!(
-            parse_controllers(b"cpu\t1\t1\n").unwrap_err().field(),
-            "hierarchy, num_cgroups, enabled"
-        );
-        assert_eq!(
-            parse_controllers(b"cpu\t1\t1\t1\t1\n").unwrap_err().field(),
-            "hierarchy, num_cgroups, enabled"
-        );
+        assert_eq!(parse_controllers(b"cpu 1 1 1\n").unwrap_err().field(), "subsys_name");
+        assert_eq!(parse_controllers(b"cpu\t1\t1\n").unwrap_err().field(), "hierarchy, num_cgroups, enabled");
+        assert_eq!(parse_controllers(b"cpu\t1\t1\t1\t1\n").unwrap_err().field(), "hierarchy, num_cgroups, enabled");
         assert_eq!(parse_keyed(b"populated\n").unwrap_err().field(), "key");
         assert_eq!(keyed_value(b"a max\n", b"b").unwrap_err().field(), "value");
     }

@@ -28,12 +28,7 @@ impl ParseError {
     pub(super) fn new(format: &'static str, field: &'static str, line: &[u8]) -> Self {
         let excerpt = &line[..line.len().min(EXCERPT_MAX)];
         let cut = excerpt.len() < line.len();
-        Self(Box::new(Detail {
-            format,
-            field,
-            excerpt: excerpt.into(),
-            cut,
-        }))
+        Self(Box::new(Detail { format, field, excerpt: excerpt.into(), cut }))
     }
 
     /// Which format was expected, by the kernel's name for it: `stat`, `mountinfo` …
@@ -81,10 +76,7 @@ mod tests {
     #[test]
     fn an_error_names_format_and_field_and_quotes_a_bounded_excerpt() {
         let error = ParseError::new("stat", "ppid", b"1 (\x1b[2J) R");
-        assert_eq!(
-            error.to_string(),
-            "malformed stat: no valid ppid in `1 (\\x1b[2J) R`"
-        );
+        assert_eq!(error.to_string(), "malformed stat: no valid ppid in `1 (\\x1b[2J) R`");
         let long = ParseError::new("maps", "dev", &[b'x'; 100_000]);
         assert_eq!(long.excerpt().as_bytes().len(), 96);
         assert!(long.to_string().ends_with("x`…"), "{long}");

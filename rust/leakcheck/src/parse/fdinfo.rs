@@ -69,10 +69,7 @@ pub fn parse(input: &[u8]) -> FdInfo {
             None => (std::mem::take(&mut rest), false),
         };
         if let Err(field) = read_line(&mut info, line, complete) {
-            let at = At {
-                format: "fdinfo",
-                line,
-            };
+            let at = At { format: "fdinfo", line };
             info.malformed.get_or_insert_with(|| at.error(field));
         }
     }
@@ -91,20 +88,14 @@ fn read_line(info: &mut FdInfo, line: &[u8], complete: bool) -> Result<(), &'sta
     let Some((key, value)) = scan::split_once(line, b':') else {
         return Ok(());
     };
-    let value = Value {
-        text: scan::trim_blanks(value),
-        complete,
-    };
+    let value = Value { text: scan::trim_blanks(value), complete };
     match key {
         b"pos" => value.store("pos", &mut info.pos, scan::signed),
         b"flags" => value.store("flags", &mut info.flags, scan::octal),
         b"mnt_id" => value.store("mnt_id", &mut info.mnt_id, scan::unsigned),
         b"ino" => value.store("ino", &mut info.ino, scan::unsigned),
         b"lock" => {
-            let lock = locks::parse_line(value.text)
-                .ok()
-                .filter(|_| complete)
-                .ok_or("lock")?;
+            let lock = locks::parse_line(value.text).ok().filter(|_| complete).ok_or("lock")?;
             info.locks.push(lock);
             Ok(())
         }
@@ -112,9 +103,7 @@ fn read_line(info: &mut FdInfo, line: &[u8], complete: bool) -> Result<(), &'sta
         b"eventfd-count" => value.store("eventfd-count", &mut info.eventfd_count, scan::hex),
         b"Pid" => value.store("Pid", &mut info.pid, scan::signed),
         b"NSpid" if info.ns_pids.is_empty() => {
-            info.ns_pids = scan::pid_list(value.text)
-                .filter(|_| complete)
-                .ok_or("NSpid")?;
+            info.ns_pids = scan::pid_list(value.text).filter(|_| complete).ok_or("NSpid")?;
             Ok(())
         }
         b"map_id" => value.store("map_id", &mut info.map_id, scan::unsigned),
@@ -164,8 +153,7 @@ mod tests {
 
     /// The four lines that this kernel prints for every file, before a type's own.
     fn with(own: &str) -> FdInfo {
-        let info =
-            parse(format!("pos:\t0\nflags:\t02000002\nmnt_id:\t17\nino:\t1038\n{own}").as_bytes());
+        let info = parse(format!("pos:\t0\nflags:\t02000002\nmnt_id:\t17\nino:\t1038\n{own}").as_bytes());
         assert_eq!((info.pos, info.flags), (Some(0), Some(0o2_000_002)));
         assert_eq!((info.mnt_id, info.ino), (Some(17), Some(1038)));
         assert_eq!(info.malformed, None);
@@ -209,15 +197,9 @@ mod tests {
     #[test]
     fn a_pidfd_tells_its_process_until_that_was_reaped() {
         let alive = with("Pid:\t42\nNSpid:\t42\t1\n");
-        assert_eq!(
-            (alive.pid, alive.ns_pids.as_slice()),
-            (Some(42), [42, 1].as_slice())
-        );
+        assert_eq!((alive.pid, alive.ns_pids.as_slice()), (Some(42), [42, 1].as_slice()));
         let reaped = with("Pid:\t-1\nNSpid:\t-1\n");
-        assert_eq!(
-            (reaped.pid, reaped.ns_pids.as_slice()),
-            (Some(-1), [-1].as_slice())
-        );
+        assert_eq!((reaped.pid, reaped.ns_pids.as_slice()), (Some(-1), [-1].as_slice()));
     }
 
     #[test]
@@ -230,18 +212,14 @@ mod tests {
             "prog_type:\t1\nprog_jited:\t1\nprog_tag:\t59f4a931744dcdc6\nmemlock:\t4096\nprog_id:\t97\nrun_time_ns:\t0\n",
         );
         assert_eq!(prog.prog_id, Some(97));
-        let link = with(
-            "link_type:\tcgroup\nlink_id:\t6\nprog_tag:\t59f4a931744dcdc6\nprog_id:\t97\ncgroup_id:\t1\n",
-        );
+        let link = with("link_type:\tcgroup\nlink_id:\t6\nprog_tag:\t59f4a931744dcdc6\nprog_id:\t97\ncgroup_id:\t1\n");
         assert_eq!((link.link_id, link.prog_id), (Some(6), Some(97)));
         assert_eq!(with("btf_id:\t3\n").btf_id, Some(3));
     }
 
     #[test]
     fn timerfd_signalfd_and_unix_sockets_have_their_fields() {
-        let timer = with(
-            "clockid: 1\nticks: 0\nsettime flags: 00\nit_value: (0, 0)\nit_interval: (0, 0)\n",
-        );
+        let timer = with("clockid: 1\nticks: 0\nsettime flags: 00\nit_value: (0, 0)\nit_interval: (0, 0)\n");
         assert_eq!(timer.clockid, Some(1));
         assert_eq!(with("sigmask:\t0000000000000200\n").sigmask, Some(0x200));
         assert_eq!(with("scm_fds: 2\n").scm_fds, Some(2));
@@ -258,9 +236,7 @@ mod tests {
 
     #[test]
     fn a_file_registered_with_an_io_uring_cannot_forge_a_line() {
-        let info = with(
-            "SqMask:\t0x3\nSqHead:\t0\nUserFiles:\t1\n    0: x\nscm_fds: 9\nlock:\t1: FLOCK\n",
-        );
+        let info = with("SqMask:\t0x3\nSqHead:\t0\nUserFiles:\t1\n    0: x\nscm_fds: 9\nlock:\t1: FLOCK\n");
         assert!(info.is_io_uring);
         assert_eq!((info.scm_fds, info.locks.len()), (None, 0));
     }
@@ -272,9 +248,7 @@ mod tests {
 
     #[test]
     fn unknown_lines_are_ignored() {
-        let info = with(
-            "pending:\t0\ntotal:\t0\nAPI:\taa:0:80000000000001ff\niff:\ttap0\nno colon\n\ncut",
-        );
+        let info = with("pending:\t0\ntotal:\t0\nAPI:\taa:0:80000000000001ff\niff:\ttap0\nno colon\n\ncut");
         assert!(!info.is_io_uring);
     }
 
@@ -290,10 +264,7 @@ mod tests {
         ] {
             let info = parse(input);
             assert_eq!(info.malformed.as_ref().unwrap().field(), field);
-            assert_eq!(
-                (info.mnt_id, info.pos, info.ino, info.locks.len()),
-                (Some(3), None, None, 0)
-            );
+            assert_eq!((info.mnt_id, info.pos, info.ino, info.locks.len()), (Some(3), None, None, 0));
         }
     }
 }

@@ -61,9 +61,7 @@ fn pseudo(link: &[u8]) -> Option<FdLink<'_>> {
         b"pipe" => inode().map(FdLink::Pipe),
         b"pidfd" => inode().map(|_| FdLink::AnonInode(b"[pidfd]")),
         b"anon_inode" => Some(FdLink::AnonInode(rest)),
-        _ => nslink::parse(link)
-            .ok()
-            .map(|(ns_type, inode)| FdLink::Namespace(ns_type, inode)),
+        _ => nslink::parse(link).ok().map(|(ns_type, inode)| FdLink::Namespace(ns_type, inode)),
     }
 }
 
@@ -74,37 +72,16 @@ mod tests {
     #[test]
     fn reads_the_links_that_this_kernel_printed() {
         for (link, expected) in [
-            (
-                &b"/dev/null"[..],
-                FdLink::Path {
-                    path: b"/dev/null",
-                    deleted: false,
-                },
-            ),
+            (&b"/dev/null"[..], FdLink::Path { path: b"/dev/null", deleted: false }),
             (b"socket:[16657]", FdLink::Socket(16657)),
             (b"pipe:[14275]", FdLink::Pipe(14275)),
             (b"anon_inode:[eventpoll]", FdLink::AnonInode(b"[eventpoll]")),
             (b"anon_inode:inotify", FdLink::AnonInode(b"inotify")),
             (b"anon_inode:bpf-map", FdLink::AnonInode(b"bpf-map")),
             (b"anon_inode:[pidfd]", FdLink::AnonInode(b"[pidfd]")),
-            (
-                b"net:[4026532180]",
-                FdLink::Namespace(NsType::Net, 4_026_532_180),
-            ),
-            (
-                b"/memfd:a b\n(x) (deleted)",
-                FdLink::Memfd {
-                    name: b"a b\n(x)",
-                    deleted: true,
-                },
-            ),
-            (
-                b"/lcq (deleted)",
-                FdLink::Path {
-                    path: b"/lcq",
-                    deleted: true,
-                },
-            ),
+            (b"net:[4026532180]", FdLink::Namespace(NsType::Net, 4_026_532_180)),
+            (b"/memfd:a b\n(x) (deleted)", FdLink::Memfd { name: b"a b\n(x)", deleted: true }),
+            (b"/lcq (deleted)", FdLink::Path { path: b"/lcq", deleted: true }),
         ] {
             assert_eq!(parse(link), expected);
         }
@@ -118,62 +95,23 @@ mod tests {
     #[test]
     fn a_living_file_may_be_named_deleted_and_is_only_maybe_deleted() {
         let living = b"/tmp/t/a\nb \\ (deleted)\xff";
-        assert_eq!(
-            parse(living),
-            FdLink::Path {
-                path: living,
-                deleted: false
-            }
-        );
+        assert_eq!(parse(living), FdLink::Path { path: living, deleted: false });
         let deleted = b"/tmp/t/a\nb \\ (deleted)\xff (deleted)";
-        assert_eq!(
-            parse(deleted),
-            FdLink::Path {
-                path: living,
-                deleted: true
-            }
-        );
-        assert_eq!(
-            parse(b"/tmp/x (deleted)"),
-            FdLink::Path {
-                path: b"/tmp/x",
-                deleted: true
-            }
-        );
+        assert_eq!(parse(deleted), FdLink::Path { path: living, deleted: true });
+        assert_eq!(parse(b"/tmp/x (deleted)"), FdLink::Path { path: b"/tmp/x", deleted: true });
     }
 
     #[test]
     fn a_file_cannot_pose_as_a_socket() {
         let path = b"/tmp/socket:[1]";
-        assert_eq!(
-            parse(path),
-            FdLink::Path {
-                path,
-                deleted: false
-            }
-        );
+        assert_eq!(parse(path), FdLink::Path { path, deleted: false });
         assert_eq!(parse(b"socket:[1]x"), FdLink::Other(b"socket:[1]x"));
-        assert_eq!(
-            parse(b"/memfd:x"),
-            FdLink::Memfd {
-                name: b"x",
-                deleted: false
-            }
-        );
+        assert_eq!(parse(b"/memfd:x"), FdLink::Memfd { name: b"x", deleted: false });
     }
 
     #[test]
     fn anything_else_is_kept_as_it_is() {
-        for link in [
-            &b""[..],
-            b"x",
-            b":",
-            b"socket:[",
-            b"socket:[-1]",
-            b"foo:[1]",
-            b" (deleted)",
-            b"\xff",
-        ] {
+        for link in [&b""[..], b"x", b":", b"socket:[", b"socket:[-1]", b"foo:[1]", b" (deleted)", b"\xff"] {
             assert_eq!(parse(link), FdLink::Other(link));
         }
     }

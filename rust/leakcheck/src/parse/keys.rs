@@ -58,33 +58,15 @@ pub fn parse(input: &[u8]) -> Result<Vec<Key<'_>>> {
 
 fn parse_line(at: At<'_>) -> Result<Key<'_>> {
     let mut rest = at.line;
-    let serial = at.need(
-        "serial",
-        scan::field(&mut rest)
-            .filter(|text| text.len() == 8)
-            .and_then(scan::hex),
-    )?;
+    let serial = at.need("serial", scan::field(&mut rest).filter(|text| text.len() == 8).and_then(scan::hex))?;
     let flags = at.need("flags", scan::field(&mut rest).and_then(flags))?;
     let usage = at.need("usage", scan::unsigned(scan::word(&mut rest)))?;
-    let timeout = at.need(
-        "timeout",
-        Some(scan::word(&mut rest)).filter(|text| is_timeout(text)),
-    )?;
+    let timeout = at.need("timeout", Some(scan::word(&mut rest)).filter(|text| is_timeout(text)))?;
     let perm = at.need("permissions", scan::hex(scan::word(&mut rest)))?;
     let uid = at.need("uid", scan::wrapped_id(scan::word(&mut rest)))?;
     let gid = at.need("gid", scan::wrapped_id(scan::word(&mut rest)))?;
     let (key_type, description) = at.need("type", rest.strip_prefix(b" ").and_then(split_type))?;
-    Ok(Key {
-        serial,
-        flags,
-        usage,
-        timeout,
-        perm,
-        uid,
-        gid,
-        key_type,
-        description,
-    })
+    Ok(Key { serial, flags, usage, timeout, perm, uid, gid, key_type, description })
 }
 
 /// `%-9.9s ` and the rest: padding must go to the type, for a description may begin with spaces.
@@ -95,11 +77,7 @@ fn split_type(text: &[u8]) -> Option<(&[u8], &[u8])> {
 
 fn flags(text: &[u8]) -> Option<[u8; 7]> {
     let flags: [u8; 7] = text.try_into().ok()?;
-    flags
-        .iter()
-        .zip(b"IRDQUNi")
-        .all(|(flag, name)| flag == name || *flag == b'-')
-        .then_some(flags)
+    flags.iter().zip(b"IRDQUNi").all(|(flag, name)| flag == name || *flag == b'-').then_some(flags)
 }
 
 fn is_timeout(text: &[u8]) -> bool {
@@ -141,12 +119,7 @@ pub fn parse_key_users(input: &[u8]) -> Result<Vec<KeyUser>> {
 
 fn parse_user(at: At<'_>) -> Result<KeyUser> {
     let mut rest = at.line;
-    let uid = at.need(
-        "uid",
-        scan::word(&mut rest)
-            .strip_suffix(b":")
-            .and_then(scan::wrapped_id),
-    )?;
+    let uid = at.need("uid", scan::word(&mut rest).strip_suffix(b":").and_then(scan::wrapped_id))?;
     let usage = at.need("usage", scan::unsigned(scan::word(&mut rest)))?;
     let (nkeys, nikeys) = at.need("nkeys/nikeys", pair(scan::word(&mut rest)))?;
     let (qnkeys, maxkeys) = at.need("qnkeys/maxkeys", pair(scan::word(&mut rest)))?;
@@ -154,16 +127,7 @@ fn parse_user(at: At<'_>) -> Result<KeyUser> {
     if !scan::trim_blanks(rest).is_empty() {
         return Err(at.error("end of line"));
     }
-    Ok(KeyUser {
-        uid,
-        usage,
-        nkeys,
-        nikeys,
-        qnkeys,
-        maxkeys,
-        qnbytes,
-        maxbytes,
-    })
+    Ok(KeyUser { uid, usage, nkeys, nikeys, qnkeys, maxkeys, qnbytes, maxbytes })
 }
 
 fn pair(text: &[u8]) -> Option<(u32, u32)> {
@@ -175,8 +139,7 @@ fn pair(text: &[u8]) -> Option<(u32, u32)> {
 mod tests {
     use super::*;
 
-    const KEYS: &[u8] =
-        b"03d9dcdd I--Q---     1 perm 1f3f0000     0 65534 keyring   _uid_ses.0: 1\n\
+    const KEYS: &[u8] = b"03d9dcdd I--Q---     1 perm 1f3f0000     0 65534 keyring   _uid_ses.0: 1\n\
 23845f62 I------     1 perm 1f0b0000     0     0 keyring   .builtin_trusted_keys: empty\n\
 2ab41a57 I--Q--i   100   3d 3f010000 -1294967296    -1 dns_resol  a\nb: c\n\nx: 7\n\
 3c77bcd6 I------     1 expd 1f030000     0     0 user      : 0\n";
@@ -201,10 +164,7 @@ mod tests {
     fn a_description_may_begin_with_a_space_and_go_on_after_newlines() {
         let keys = parse(KEYS).unwrap();
         assert_eq!(keys.len(), 4);
-        assert_eq!(
-            (keys[2].key_type, keys[2].timeout),
-            (b"dns_resol".as_slice(), b"3d".as_slice())
-        );
+        assert_eq!((keys[2].key_type, keys[2].timeout), (b"dns_resol".as_slice(), b"3d".as_slice()));
         assert_eq!(keys[2].description, b" a\nb: c\n\nx: 7");
         assert_eq!(keys[3].description, b": 0");
     }
@@ -217,10 +177,8 @@ mod tests {
 
     #[test]
     fn reads_the_quota_of_each_user() {
-        let users = parse_key_users(
-            b"    0:     9 8/8 3/1000000 40/25000000\n 1000:     2 1/1 1/200 9/20000\n",
-        )
-        .unwrap();
+        let users =
+            parse_key_users(b"    0:     9 8/8 3/1000000 40/25000000\n 1000:     2 1/1 1/200 9/20000\n").unwrap();
         let root = KeyUser {
             uid: 0,
             usage: 9,
@@ -247,23 +205,12 @@ mod tests {
             (b"03d9dcdd I--Q--- 1 perm 1f3f0000 x\n", "uid"),
             (b"03d9dcdd I--Q--- 1 perm 1f3f0000 0 x\n", "gid"),
             (b"03d9dcdd I--Q--- 1 perm 1f3f0000 0 0 user\n", "type"),
-            (
-                b"03d9dcdd I--Q--- 1 perm 1f3f0000 0 0 user      x",
-                "end of line",
-            ),
+            (b"03d9dcdd I--Q--- 1 perm 1f3f0000 0 0 user      x", "end of line"),
         ] {
             assert_eq!(parse(line).unwrap_err().field(), field);
         }
         assert_eq!(parse_key_users(b"0 1\n").unwrap_err().field(), "uid");
-        assert_eq!(
-            parse_key_users(b"0: 1 1\n").unwrap_err().field(),
-            "nkeys/nikeys"
-        );
-        assert_eq!(
-            parse_key_users(b"0: 1 1/1 1/1 1/1 1\n")
-                .unwrap_err()
-                .field(),
-            "end of line"
-        );
+        assert_eq!(parse_key_users(b"0: 1 1\n").unwrap_err().field(), "nkeys/nikeys");
+        assert_eq!(parse_key_users(b"0: 1 1/1 1/1 1/1 1\n").unwrap_err().field(), "end of line");
     }
 }

@@ -40,15 +40,8 @@ impl LockKind {
         }
     }
 
-    const ALL: [Self; 7] = [
-        Self::Flock,
-        Self::Posix,
-        Self::Ofd,
-        Self::Lease,
-        Self::Deleg,
-        Self::Layout,
-        Self::AccessPosix,
-    ];
+    const ALL: [Self; 7] =
+        [Self::Flock, Self::Posix, Self::Ofd, Self::Lease, Self::Deleg, Self::Layout, Self::AccessPosix];
 }
 
 /// What a lock permits its holder.
@@ -111,9 +104,7 @@ const FORMAT: &str = "locks";
 /// # Errors
 /// If a line is no lock or the last one was cut.
 pub fn parse(input: &[u8]) -> Result<Vec<Lock>> {
-    scan::lines(FORMAT, input)?
-        .map(|at| parse_line(at.line))
-        .collect()
+    scan::lines(FORMAT, input)?.map(|at| parse_line(at.line)).collect()
 }
 
 /// Reads one line without its newline: of `/proc/locks`, or what follows `lock:` in fdinfo.
@@ -121,28 +112,15 @@ pub fn parse(input: &[u8]) -> Result<Vec<Lock>> {
 /// # Errors
 /// If a column is missing, unknown or one too many.
 pub fn parse_line(line: &[u8]) -> Result<Lock> {
-    let at = At {
-        format: FORMAT,
-        line,
-    };
+    let at = At { format: FORMAT, line };
     let mut rest = line;
-    let id = at.need(
-        "id",
-        scan::word(&mut rest)
-            .strip_suffix(b":")
-            .and_then(scan::unsigned),
-    )?;
+    let id = at.need("id", scan::word(&mut rest).strip_suffix(b":").and_then(scan::unsigned))?;
     let mut word = scan::word(&mut rest);
     let blocked = word == b"->";
     if blocked {
         word = scan::word(&mut rest);
     }
-    let kind = at.need(
-        "kind",
-        LockKind::ALL
-            .into_iter()
-            .find(|kind| kind.as_str().as_bytes() == word),
-    )?;
+    let kind = at.need("kind", LockKind::ALL.into_iter().find(|kind| kind.as_str().as_bytes() == word))?;
     let (mandatory, lease) = at.need("mode", mode(scan::word(&mut rest)))?;
     let access = at.need("access", access(scan::word(&mut rest)))?;
     let pid = at.need("pid", scan::signed(scan::word(&mut rest)))?;
@@ -155,19 +133,7 @@ pub fn parse_line(line: &[u8]) -> Result<Lock> {
     if !scan::trim_blanks(rest).is_empty() {
         return Err(at.error("end of line"));
     }
-    Ok(Lock {
-        id,
-        blocked,
-        kind,
-        mandatory,
-        lease,
-        access,
-        pid,
-        dev,
-        inode,
-        start,
-        end,
-    })
+    Ok(Lock { id, blocked, kind, mandatory, lease, access, pid, dev, inode, start, end })
 }
 
 fn mode(word: &[u8]) -> Option<(bool, Option<LeaseState>)> {
@@ -198,8 +164,7 @@ fn file(word: &[u8]) -> Option<(Option<Device>, u64)> {
     let colon = memchr::memrchr(b':', word)?;
     let (dev, inode) = (&word[..colon], &word[colon + 1..]);
     // Before Linux 5.5 the inode was printed with %ld, and overlayfs sets its top bit.
-    let inode =
-        scan::unsigned(inode).or_else(|| scan::signed::<i64>(inode).map(i64::cast_unsigned))?;
+    let inode = scan::unsigned(inode).or_else(|| scan::signed::<i64>(inode).map(i64::cast_unsigned))?;
     Some((Some(Device::from_hex(dev)?), inode))
 }
 
@@ -214,18 +179,12 @@ mod tests {
 5: FLOCK  ADVISORY  WRITE 1 fe:00:9978125 0 EOF\n\
 5: -> FLOCK  ADVISORY  WRITE 42 fe:00:9978125 0 EOF\n";
 
-    const DISK: Device = Device {
-        major: 0xfe,
-        minor: 0,
-    };
+    const DISK: Device = Device { major: 0xfe, minor: 0 };
 
     #[test]
     fn reads_one_lock_of_every_interface() {
         let locks = parse(LOCKS).unwrap();
-        let kinds: Vec<_> = locks
-            .iter()
-            .map(|lock| (lock.kind, lock.access, lock.pid, lock.inode))
-            .collect();
+        let kinds: Vec<_> = locks.iter().map(|lock| (lock.kind, lock.access, lock.pid, lock.inode)).collect();
         assert_eq!(
             kinds,
             [
@@ -237,15 +196,8 @@ mod tests {
                 (LockKind::Flock, Access::Write, 42, 9_978_125),
             ]
         );
-        assert!(
-            locks
-                .iter()
-                .all(|lock| lock.dev == Some(DISK) && !lock.mandatory)
-        );
-        assert_eq!(
-            (locks[3].start, locks[3].end, locks[4].end),
-            (5, Some(14), None)
-        );
+        assert!(locks.iter().all(|lock| lock.dev == Some(DISK) && !lock.mandatory));
+        assert_eq!((locks[3].start, locks[3].end, locks[4].end), (5, Some(14), None));
         assert_eq!(locks[0].lease, Some(LeaseState::Active));
         assert_eq!(locks[1].lease, Some(LeaseState::Breaking));
     }
@@ -256,25 +208,14 @@ mod tests {
         assert_eq!((locks[4].id, locks[4].blocked), (5, false));
         assert_eq!((locks[5].id, locks[5].blocked), (5, true));
         // Waiters of waiters are indented further by newer kernels.
-        assert!(
-            parse_line(b"5:    -> FLOCK  ADVISORY  WRITE 43 fe:00:9978125 0 EOF")
-                .unwrap()
-                .blocked
-        );
+        assert!(parse_line(b"5:    -> FLOCK  ADVISORY  WRITE 43 fe:00:9978125 0 EOF").unwrap().blocked);
     }
 
     #[test]
     fn reads_the_forms_of_other_kernels() {
         let none = parse_line(b"1: LEASE  BREAKER   WRITE 0 <none>:0 0 EOF").unwrap();
-        assert_eq!(
-            (none.dev, none.inode, none.lease),
-            (None, 0, Some(LeaseState::Breaker))
-        );
-        assert!(
-            parse_line(b"6: POSIX  MANDATORY WRITE 9 08:01:3 0 0")
-                .unwrap()
-                .mandatory
-        );
+        assert_eq!((none.dev, none.inode, none.lease), (None, 0, Some(LeaseState::Breaker)));
+        assert!(parse_line(b"6: POSIX  MANDATORY WRITE 9 08:01:3 0 0").unwrap().mandatory);
         let noinode = parse_line(b"7: ACCESS *NOINODE* READ  9 <none>:0 0 EOF").unwrap();
         assert_eq!(noinode.kind, LockKind::AccessPosix);
         let msnfs = parse_line(b"8: FLOCK  MSNFS     RW    9 08:01:3 0 EOF").unwrap();
@@ -307,10 +248,7 @@ mod tests {
         ] {
             assert_eq!(parse_line(line).unwrap_err().field(), field);
         }
-        assert_eq!(
-            parse(&LOCKS[..LOCKS.len() - 1]).unwrap_err().field(),
-            "end of line"
-        );
+        assert_eq!(parse(&LOCKS[..LOCKS.len() - 1]).unwrap_err().field(), "end of line");
         assert_eq!(parse(b"").unwrap(), []);
     }
 }

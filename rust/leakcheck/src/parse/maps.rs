@@ -54,28 +54,14 @@ const FORMAT: &str = "maps";
 /// # Errors
 /// If one of the five columns before the path is missing or malformed.
 pub fn parse_line(line: &[u8]) -> Result<Mapping<'_>> {
-    let at = At {
-        format: FORMAT,
-        line,
-    };
+    let at = At { format: FORMAT, line };
     let mut rest = line;
     let (start, end) = at.need("address", scan::field(&mut rest).and_then(range))?;
-    let perms = at.need(
-        "perms",
-        scan::field(&mut rest).and_then(|perms| perms.try_into().ok()),
-    )?;
+    let perms = at.need("perms", scan::field(&mut rest).and_then(|perms| perms.try_into().ok()))?;
     let offset = at.need("offset", scan::field(&mut rest).and_then(scan::hex))?;
     let dev = at.need("dev", scan::field(&mut rest).and_then(Device::from_hex))?;
     let inode = at.need("inode", scan::unsigned(scan::word(&mut rest)))?;
-    Ok(Mapping {
-        start,
-        end,
-        perms,
-        offset,
-        dev,
-        inode,
-        path: scan::trim_blanks(rest),
-    })
+    Ok(Mapping { start, end, perms, offset, dev, inode, path: scan::trim_blanks(rest) })
 }
 
 fn range(text: &[u8]) -> Option<(u64, u64)> {
@@ -104,15 +90,12 @@ impl<'a> Iterator for Deleted<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b" (deleted)\n"));
         while let Some(suffix) = FINDER.find(self.rest) {
-            let start =
-                memchr::memrchr(b'\n', &self.rest[..suffix]).map_or(0, |newline| newline + 1);
+            let start = memchr::memrchr(b'\n', &self.rest[..suffix]).map_or(0, |newline| newline + 1);
             let line = &self.rest[start..suffix];
             self.rest = &self.rest[suffix + DELETED.len() + 1..];
             match parse_line(line) {
                 // `[anon:… (deleted)]` cannot be; other names without a slash are no files.
-                Ok(Mapping {
-                    dev, inode, path, ..
-                }) if path.starts_with(b"/") => {
+                Ok(Mapping { dev, inode, path, .. }) if path.starts_with(b"/") => {
                     return Some(Ok(DeletedMapping { dev, inode, path }));
                 }
                 Ok(_) => {}
@@ -121,13 +104,7 @@ impl<'a> Iterator for Deleted<'a> {
         }
         let rest = std::mem::take(&mut self.rest);
         let cut = &rest[memchr::memrchr(b'\n', rest).map_or(0, |newline| newline + 1)..];
-        (!cut.is_empty()).then(|| {
-            Err(At {
-                format: FORMAT,
-                line: cut,
-            }
-            .error("end of line"))
-        })
+        (!cut.is_empty()).then(|| Err(At { format: FORMAT, line: cut }.error("end of line")))
     }
 }
 
@@ -145,55 +122,22 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
 
     #[test]
     fn reads_every_line_of_a_process() {
-        let lines: Vec<_> = MAPS
-            .split_inclusive(|byte| *byte == b'\n')
-            .map(|line| &line[..line.len() - 1])
-            .collect();
+        let lines: Vec<_> = MAPS.split_inclusive(|byte| *byte == b'\n').map(|line| &line[..line.len() - 1]).collect();
         let head = parse_line(lines[0]).unwrap();
-        assert_eq!(
-            (head.start, head.end, head.inode),
-            (0x5564_5bc9_4000, 0x5564_5bc9_6000, 247_278)
-        );
-        assert_eq!(
-            (&head.perms, head.dev),
-            (
-                b"r--p",
-                Device {
-                    major: 254,
-                    minor: 0
-                }
-            )
-        );
-        let paths: Vec<_> = lines[..4]
-            .iter()
-            .map(|line| parse_line(line).unwrap().path)
-            .collect();
-        assert_eq!(
-            paths,
-            [
-                &b"/usr/bin/head"[..],
-                b"[heap]",
-                b"",
-                b"/dev/zero (deleted)"
-            ]
-        );
+        assert_eq!((head.start, head.end, head.inode), (0x5564_5bc9_4000, 0x5564_5bc9_6000, 247_278));
+        assert_eq!((&head.perms, head.dev), (b"r--p", Device { major: 254, minor: 0 }));
+        let paths: Vec<_> = lines[..4].iter().map(|line| parse_line(line).unwrap().path).collect();
+        assert_eq!(paths, [&b"/usr/bin/head"[..], b"[heap]", b"", b"/dev/zero (deleted)"]);
         assert_eq!(parse_line(lines[6]).unwrap().end, 0xffff_ffff_ff60_1000);
     }
 
     #[test]
     fn finds_what_only_mappings_keep_alive() {
         let found: Vec<_> = deleted(MAPS).map(|mapping| mapping.unwrap()).collect();
-        let names: Vec<_> = found
-            .iter()
-            .map(|mapping| (mapping.inode, mapping.path))
-            .collect();
+        let names: Vec<_> = found.iter().map(|mapping| (mapping.inode, mapping.path)).collect();
         assert_eq!(
             names,
-            [
-                (1025, &b"/dev/zero"[..]),
-                (1024, b"/memfd:a b\\012(x)"),
-                (9_978_130, b"/tmp/t/a\\012b \\ (deleted)\xff"),
-            ]
+            [(1025, &b"/dev/zero"[..]), (1024, b"/memfd:a b\\012(x)"), (9_978_130, b"/tmp/t/a\\012b \\ (deleted)\xff"),]
         );
         assert!(found[0].is_shared_anonymous() && !found[1].is_shared_anonymous());
     }
@@ -203,10 +147,7 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
         let mut text = b"garbage (deleted)\n".to_vec();
         text.extend_from_slice(MAPS);
         let found: Vec<_> = deleted(&text).collect();
-        assert_eq!(
-            (found.len(), found[0].as_ref().unwrap_err().field()),
-            (4, "address")
-        );
+        assert_eq!((found.len(), found[0].as_ref().unwrap_err().field()), (4, "address"));
     }
 
     #[test]

@@ -53,10 +53,7 @@ impl Device {
     /// From `st_dev` in glibc's encoding (makedev(3)).
     #[must_use]
     pub fn from_raw(raw: u64) -> Self {
-        Self {
-            major: libc::major(raw),
-            minor: libc::minor(raw),
-        }
+        Self { major: libc::major(raw), minor: libc::minor(raw) }
     }
 
     /// To `st_dev` in glibc's encoding (makedev(3)).
@@ -68,10 +65,7 @@ impl Device {
     /// From `major:minor` in hexadecimal, the form of `/proc/locks` and `/proc/PID/maps`.
     fn from_hex(text: &[u8]) -> Option<Self> {
         let (major, minor) = scan::split_once(text, b':')?;
-        Some(Self {
-            major: scan::hex(major)?,
-            minor: scan::hex(minor)?,
-        })
+        Some(Self { major: scan::hex(major)?, minor: scan::hex(minor)? })
     }
 }
 
@@ -85,25 +79,13 @@ mod tests {
             let device = Device { major, minor };
             assert_eq!(Device::from_raw(device.to_raw()), device);
         }
-        assert_eq!(
-            Device::from_hex(b"fe:00"),
-            Some(Device {
-                major: 254,
-                minor: 0
-            })
-        );
+        assert_eq!(Device::from_hex(b"fe:00"), Some(Device { major: 254, minor: 0 }));
         assert_eq!(Device::from_hex(b"fe00"), None);
     }
 
     #[test]
     fn a_name_that_is_only_the_suffix_is_a_name() {
-        assert_eq!(
-            split_deleted(b" (deleted)"),
-            (b" (deleted)".as_slice(), false)
-        );
-        assert_eq!(
-            split_deleted(b"/a (deleted) (deleted)"),
-            (b"/a (deleted)".as_slice(), true)
-        );
+        assert_eq!(split_deleted(b" (deleted)"), (b" (deleted)".as_slice(), false));
+        assert_eq!(split_deleted(b"/a (deleted) (deleted)"), (b"/a (deleted)".as_slice(), true));
     }
 }

@@ -148,15 +148,7 @@ fn unescape(text: &[u8]) -> Cow<'_, [u8]> {
     let mut rest = &text[first..];
     while let Some((byte, after)) = rest.split_first() {
         match (byte, after) {
-            (
-                b'\\',
-                [
-                    a @ b'0'..=b'3',
-                    b @ b'0'..=b'7',
-                    c @ b'0'..=b'7',
-                    after @ ..,
-                ],
-            ) => {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
                 bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
                 rest = after;
             }
@@ -173,8 +165,7 @@ fn unescape(text: &[u8]) -> Cow<'_, [u8]> {
 mod tests {
     use super::*;
 
-    const REAL: &[u8] =
-        br"43 42 254:0 / / rw,relatime - ext4 /dev/vda rw,discard,resv_strict,resuid=65534
+    const REAL: &[u8] = br"43 42 254:0 / / rw,relatime - ext4 /dev/vda rw,discard,resv_strict,resuid=65534
 65 43 0:41 / /tmp/t/sp\040ace rw,relatime - tmpfs sp\040ace rw,size=4k
 66 43 0:42 / /tmp/t/nl\012x rw,relatime - tmpfs nl\012x rw,size=4k
 67 43 0:43 / /tmp/t/tab\011x rw,relatime - tmpfs tab\011x rw,size=4k
@@ -210,58 +201,25 @@ mod tests {
     #[test]
     fn escaped_names_come_back() {
         let mounts = parse(REAL).unwrap();
-        let names: Vec<&[u8]> = mounts[1..7]
-            .iter()
-            .map(|mount| &mount.mount_point[7..])
-            .collect();
-        assert_eq!(
-            names,
-            [
-                &b"sp ace"[..],
-                b"nl\nx",
-                b"tab\tx",
-                b"bs\\x",
-                b"h#x",
-                b"a - b"
-            ]
-        );
-        assert!(
-            mounts[1..7]
-                .iter()
-                .all(|mount| *mount.source == mount.mount_point[7..])
-        );
+        let names: Vec<&[u8]> = mounts[1..7].iter().map(|mount| &mount.mount_point[7..]).collect();
+        assert_eq!(names, [&b"sp ace"[..], b"nl\nx", b"tab\tx", b"bs\\x", b"h#x", b"a - b"]);
+        assert!(mounts[1..7].iter().all(|mount| *mount.source == mount.mount_point[7..]));
     }
 
     #[test]
     fn an_empty_source_differs_from_no_source() {
         let mounts = parse(REAL).unwrap();
-        assert_eq!(
-            (&*mounts[7].source, &*mounts[7].super_options),
-            (&b""[..], &b"rw,size=4k"[..])
-        );
+        assert_eq!((&*mounts[7].source, &*mounts[7].super_options), (&b""[..], &b"rw,size=4k"[..]));
         assert_eq!(&*mounts[8].source, b"none");
     }
 
     #[test]
     fn propagation_is_read_and_unknown_optional_fields_are_ignored() {
         let mounts = parse(REAL).unwrap();
-        assert_eq!(
-            mounts[9].propagation,
-            Propagation {
-                shared: Some(2),
-                master: Some(1),
-                ..Default::default()
-            }
-        );
+        assert_eq!(mounts[9].propagation, Propagation { shared: Some(2), master: Some(1), ..Default::default() });
         assert!(mounts[10].propagation.unbindable);
-        let future =
-            parse(b"1 2 0:3 / /a rw new:x,y master:4 propagate_from:5 other - fuse.a b rw\n")
-                .unwrap();
-        let expected = Propagation {
-            master: Some(4),
-            propagate_from: Some(5),
-            ..Default::default()
-        };
+        let future = parse(b"1 2 0:3 / /a rw new:x,y master:4 propagate_from:5 other - fuse.a b rw\n").unwrap();
+        let expected = Propagation { master: Some(4), propagate_from: Some(5), ..Default::default() };
         assert_eq!(future[0].propagation, expected);
     }
 
@@ -278,14 +236,7 @@ mod tests {
 
     #[test]
     fn a_backslash_without_three_octal_digits_stays() {
-        for text in [
-            &br"a\"[..],
-            br"a\0",
-            br"a\04",
-            br"a\04x",
-            br"a\900",
-            br"a\400",
-        ] {
+        for text in [&br"a\"[..], br"a\0", br"a\04", br"a\04x", br"a\900", br"a\400"] {
             assert_eq!(&*unescape(text), text);
         }
         assert_eq!(&*unescape(br"\377\\040"), b"\xff\\ ");

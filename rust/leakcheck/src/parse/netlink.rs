@@ -124,15 +124,8 @@ impl<'a> Iterator for Attributes<'a> {
         let header = || {
             let (length, body) = rest.split_first_chunk()?;
             let kind = body.first_chunk()?;
-            let (payload, after) =
-                frame(rest, ATTRIBUTE_HEADER, u16::from_ne_bytes(*length).into())?;
-            Some((
-                Attribute {
-                    kind: u16::from_ne_bytes(*kind) & !TYPE_FLAGS,
-                    payload,
-                },
-                after,
-            ))
+            let (payload, after) = frame(rest, ATTRIBUTE_HEADER, u16::from_ne_bytes(*length).into())?;
+            Some((Attribute { kind: u16::from_ne_bytes(*kind) & !TYPE_FLAGS, payload }, after))
         };
         let Some((attribute, after)) = header() else {
             return Some(Err(ParseError::new("netlink attribute", "nla_len", rest)));
@@ -176,48 +169,21 @@ mod tests {
     fn messages_and_attributes_are_aligned() {
         let datagram = [message(16, b"abcde"), message(3, b"")].concat();
         let found: Vec<_> = messages(&datagram).map(Result::unwrap).collect();
-        assert_eq!(
-            found[0],
-            Message {
-                kind: 16,
-                flags: 2,
-                seq: 3,
-                pid: 4,
-                payload: b"abcde"
-            }
-        );
-        assert_eq!(
-            (found.len(), found[1].kind, found[1].payload),
-            (2, 3, b"".as_slice())
-        );
+        assert_eq!(found[0], Message { kind: 16, flags: 2, seq: 3, pid: 4, payload: b"abcde" });
+        assert_eq!((found.len(), found[1].kind, found[1].payload), (2, 3, b"".as_slice()));
         let nest = attribute(7, b"lo\0");
-        let payload = [
-            attribute(0x8000 | 5, &nest),
-            attribute(0x4000 | 6, &9_u32.to_ne_bytes()),
-        ]
-        .concat();
+        let payload = [attribute(0x8000 | 5, &nest), attribute(0x4000 | 6, &9_u32.to_ne_bytes())].concat();
         let found: Vec<_> = attributes(&payload).map(Result::unwrap).collect();
-        assert_eq!(
-            (found[0].kind, found[1].kind, found[1].u32()),
-            (5, 6, Some(9))
-        );
+        assert_eq!((found[0].kind, found[1].kind, found[1].u32()), (5, 6, Some(9)));
         let inner: Vec<_> = attributes(found[0].payload).map(Result::unwrap).collect();
-        assert_eq!(
-            (inner[0].kind, inner[0].string(), inner[0].u64()),
-            (7, b"lo".as_slice(), None)
-        );
+        assert_eq!((inner[0].kind, inner[0].string(), inner[0].u64()), (7, b"lo".as_slice(), None));
     }
 
     #[test]
     fn the_last_one_may_lack_its_padding() {
         let mut payload = attribute(1, b"x");
         payload.truncate(5);
-        assert_eq!(
-            attributes(&payload)
-                .map(|attribute| attribute.unwrap().payload)
-                .collect::<Vec<_>>(),
-            [b"x"]
-        );
+        assert_eq!(attributes(&payload).map(|attribute| attribute.unwrap().payload).collect::<Vec<_>>(), [b"x"]);
     }
 
     #[test]
@@ -233,10 +199,7 @@ mod tests {
             let mut payload = attribute(1, b"abcd");
             payload[..2].copy_from_slice(&length.to_ne_bytes());
             let found: Vec<_> = attributes(&payload).collect();
-            assert_eq!(
-                (found.len(), found[0].as_ref().unwrap_err().field()),
-                (1, "nla_len")
-            );
+            assert_eq!((found.len(), found[0].as_ref().unwrap_err().field()), (1, "nla_len"));
         }
         assert!(messages(&[1, 2, 3]).next().unwrap().is_err());
         assert!(attributes(&[1, 2, 3]).next().unwrap().is_err());

@@ -34,16 +34,8 @@ pub enum NsType {
 
 impl NsType {
     /// Every type.
-    pub const ALL: [Self; 8] = [
-        Self::Mnt,
-        Self::Pid,
-        Self::Net,
-        Self::Ipc,
-        Self::Uts,
-        Self::User,
-        Self::Cgroup,
-        Self::Time,
-    ];
+    pub const ALL: [Self; 8] =
+        [Self::Mnt, Self::Pid, Self::Net, Self::Ipc, Self::Uts, Self::User, Self::Cgroup, Self::Time];
 
     /// The name in `/proc/PID/ns` and in link texts.
     #[must_use]
@@ -87,14 +79,9 @@ impl fmt::Display for NsType {
 /// # Errors
 /// If the type is not known or the inode is not a number in brackets.
 pub fn parse(link: &[u8]) -> Result<(NsType, u64)> {
-    let at = At {
-        format: "namespace link",
-        line: link,
-    };
+    let at = At { format: "namespace link", line: link };
     let (name, inode) = at.need("type", scan::split_once(link, b':'))?;
-    let known = NsType::ALL
-        .into_iter()
-        .find(|ns_type| ns_type.as_str().as_bytes() == name);
+    let known = NsType::ALL.into_iter().find(|ns_type| ns_type.as_str().as_bytes() == name);
     let ns_type = at.need("type", known)?;
     let inode = at.need("inode", bracketed(inode).and_then(scan::unsigned))?;
     Ok((ns_type, inode))
@@ -111,14 +98,8 @@ mod tests {
 
     #[test]
     fn reads_the_links_of_a_process() {
-        assert_eq!(
-            parse(b"mnt:[4026531832]").unwrap(),
-            (NsType::Mnt, 4_026_531_832)
-        );
-        assert_eq!(
-            parse(b"cgroup:[4026531835]").unwrap(),
-            (NsType::Cgroup, 4_026_531_835)
-        );
+        assert_eq!(parse(b"mnt:[4026531832]").unwrap(), (NsType::Mnt, 4_026_531_832));
+        assert_eq!(parse(b"cgroup:[4026531835]").unwrap(), (NsType::Cgroup, 4_026_531_835));
         for ns_type in NsType::ALL {
             let link = format!("{ns_type}:[17]");
             assert_eq!(parse(link.as_bytes()).unwrap(), (ns_type, 17));
@@ -127,9 +108,7 @@ mod tests {
 
     #[test]
     fn each_type_has_its_own_flag() {
-        let flags = NsType::ALL
-            .into_iter()
-            .fold(0, |flags, ns_type| flags | ns_type.flag());
+        let flags = NsType::ALL.into_iter().fold(0, |flags, ns_type| flags | ns_type.flag());
         assert_eq!(flags.count_ones(), 8);
     }
 

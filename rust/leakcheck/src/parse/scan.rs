@@ -32,9 +32,7 @@ fn radix<T: TryFrom<u64>>(digits: &[u8], radix: u32) -> Option<T> {
     }
     let value = digits.iter().try_fold(0_u64, |value, digit| {
         let digit = char::from(*digit).to_digit(radix)?;
-        value
-            .checked_mul(u64::from(radix))?
-            .checked_add(u64::from(digit))
+        value.checked_mul(u64::from(radix))?.checked_add(u64::from(digit))
     })?;
     T::try_from(value).ok()
 }
@@ -109,10 +107,7 @@ impl<'a> Iterator for Lines<'a> {
 }
 
 /// The lines of a text that must end with a newline, with the error context of each.
-pub(super) fn lines<'a>(
-    format: &'static str,
-    text: &'a [u8],
-) -> Result<impl Iterator<Item = At<'a>> + use<'a>> {
+pub(super) fn lines<'a>(format: &'static str, text: &'a [u8]) -> Result<impl Iterator<Item = At<'a>> + use<'a>> {
     if !text.is_empty() && !text.ends_with(b"\n") {
         let start = memchr::memrchr(b'\n', text).map_or(0, |newline| newline + 1);
         return Err(ParseError::new(format, "end of line", &text[start..]));
@@ -144,9 +139,6 @@ mod tests {
         assert_eq!(lines("locks", b"").unwrap().count(), 0);
         assert_eq!(lines("locks", b"a\n\nb\n").unwrap().count(), 3);
         let error = lines("locks", b"a\nbc").err().unwrap();
-        assert_eq!(
-            (error.field(), error.excerpt().as_bytes()),
-            ("end of line", b"bc".as_slice())
-        );
+        assert_eq!((error.field(), error.excerpt().as_bytes()), ("end of line", b"bc".as_slice()));
     }
 }

@@ -40,15 +40,9 @@ pub struct Stat<'a> {
 /// # Errors
 /// If one of those fields is missing, out of range or not ended by a space or newline.
 pub fn parse(input: &[u8]) -> Result<Stat<'_>> {
-    let at = At {
-        format: "stat",
-        line: input,
-    };
+    let at = At { format: "stat", line: input };
     let open = at.need("comm", memchr::memchr(b'(', input))?;
-    let close = at.need(
-        "comm",
-        memchr::memrchr(b')', input).filter(|close| *close > open),
-    )?;
+    let close = at.need("comm", memchr::memrchr(b')', input).filter(|close| *close > open))?;
     let mut before = Scanner(&input[..open]);
     let pid = at.need("pid", before.signed32().filter(|_| before.0.is_empty()))?;
     let comm = &input[open + 1..close];
@@ -61,34 +55,15 @@ pub fn parse(input: &[u8]) -> Result<Stat<'_>> {
     let session = at.need("session", fields.signed32())?;
     let tty_nr = at.need("tty_nr", fields.signed32())?;
     at.need("tpgid", fields.skip(1))?;
-    let flags = at.need(
-        "flags",
-        fields.unsigned().and_then(|flags| flags.try_into().ok()),
-    )?;
+    let flags = at.need("flags", fields.unsigned().and_then(|flags| flags.try_into().ok()))?;
     at.need("page fault counts", fields.skip(4))?;
     let utime = at.need("utime", fields.unsigned())?;
     let stime = at.need("stime", fields.unsigned())?;
     at.need("children's times and priority", fields.skip(4))?;
-    let num_threads = at.need(
-        "num_threads",
-        fields.unsigned().and_then(|n| n.try_into().ok()),
-    )?;
+    let num_threads = at.need("num_threads", fields.unsigned().and_then(|n| n.try_into().ok()))?;
     at.need("itrealvalue", fields.skip(1))?;
     let start_time = at.need("starttime", fields.unsigned())?;
-    Ok(Stat {
-        pid,
-        comm,
-        state: *state,
-        ppid,
-        pgrp,
-        session,
-        tty_nr,
-        flags,
-        utime,
-        stime,
-        num_threads,
-        start_time,
-    })
+    Ok(Stat { pid, comm, state: *state, ppid, pgrp, session, tty_nr, flags, utime, stime, num_threads, start_time })
 }
 
 /// A cursor over fields that each end with one space or newline.
@@ -125,11 +100,7 @@ impl Scanner<'_> {
 
     fn skip(&mut self, fields: usize) -> Option<()> {
         for _ in 0..fields {
-            let space = self
-                .0
-                .iter()
-                .position(|byte| *byte == b' ')
-                .filter(|at| *at > 0)?;
+            let space = self.0.iter().position(|byte| *byte == b' ').filter(|at| *at > 0)?;
             self.0 = &self.0[space + 1..];
         }
         Some(())
@@ -165,10 +136,7 @@ mod tests {
     #[test]
     fn a_comm_that_imitates_the_rest_of_the_line_stays_a_comm() {
         let stat = parse(HOSTILE_ZOMBIE).unwrap();
-        assert_eq!(
-            (stat.pid, stat.comm, stat.state),
-            (43, b") (\n R 1 2".as_slice(), b'Z')
-        );
+        assert_eq!((stat.pid, stat.comm, stat.state), (43, b") (\n R 1 2".as_slice(), b'Z'));
         assert_eq!((stat.ppid, stat.start_time), (1, 78225));
     }
 
@@ -197,10 +165,7 @@ mod tests {
             (b"1 (a)R 1 ", "state"),
             (b"1 (a) R 2147483648 ", "ppid"),
             (b"1 (a) R 1 1 1 0 -1 4294967296 ", "flags"),
-            (
-                b"1 (a) R 1 1 1 0 -1 4 0 0 0 0 18446744073709551616 ",
-                "utime",
-            ),
+            (b"1 (a) R 1 1 1 0 -1 4 0 0 0 0 18446744073709551616 ", "utime"),
         ] {
             assert_eq!(parse(input).unwrap_err().field(), field);
         }

@@ -35,27 +35,13 @@ pub fn parse(input: &[u8]) -> Result<Status> {
         let (key, value) = at.need("key", scan::split_once(at.line, b':'))?;
         let value = scan::trim_blanks(value);
         match key {
-            b"State" if status.state.is_none() => {
-                status.state = Some(at.need("State", value.first().copied())?)
-            }
-            b"Tgid" if status.tgid.is_none() => {
-                status.tgid = Some(at.need("Tgid", scan::signed(value))?)
-            }
-            b"Pid" if status.pid.is_none() => {
-                status.pid = Some(at.need("Pid", scan::signed(value))?)
-            }
-            b"PPid" if status.ppid.is_none() => {
-                status.ppid = Some(at.need("PPid", scan::signed(value))?)
-            }
-            b"Uid" if status.uid.is_none() => {
-                status.uid = Some(at.need("Uid", scan::numbers(value))?)
-            }
-            b"Gid" if status.gid.is_none() => {
-                status.gid = Some(at.need("Gid", scan::numbers(value))?)
-            }
-            b"NSpid" if status.ns_pids.is_empty() => {
-                status.ns_pids = at.need("NSpid", scan::pid_list(value))?
-            }
+            b"State" if status.state.is_none() => status.state = Some(at.need("State", value.first().copied())?),
+            b"Tgid" if status.tgid.is_none() => status.tgid = Some(at.need("Tgid", scan::signed(value))?),
+            b"Pid" if status.pid.is_none() => status.pid = Some(at.need("Pid", scan::signed(value))?),
+            b"PPid" if status.ppid.is_none() => status.ppid = Some(at.need("PPid", scan::signed(value))?),
+            b"Uid" if status.uid.is_none() => status.uid = Some(at.need("Uid", scan::numbers(value))?),
+            b"Gid" if status.gid.is_none() => status.gid = Some(at.need("Gid", scan::numbers(value))?),
+            b"NSpid" if status.ns_pids.is_empty() => status.ns_pids = at.need("NSpid", scan::pid_list(value))?,
             b"Threads" if status.threads.is_none() => {
                 status.threads = Some(at.need("Threads", scan::unsigned(value))?);
             }
@@ -91,13 +77,7 @@ Kthread:\t0\nThreads:\t1\nSigQ:\t1/96365\nSpeculationIndirectBranch:\talways ena
     #[test]
     fn a_missing_field_is_none() {
         assert_eq!(parse(b"").unwrap(), Status::default());
-        assert_eq!(
-            parse(b"Name:\tx\nPid:\t3\n").unwrap(),
-            Status {
-                pid: Some(3),
-                ..Status::default()
-            }
-        );
+        assert_eq!(parse(b"Name:\tx\nPid:\t3\n").unwrap(), Status { pid: Some(3), ..Status::default() });
     }
 
     #[test]

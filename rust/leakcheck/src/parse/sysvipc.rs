@@ -184,10 +184,7 @@ struct Columns<'a> {
 
 impl<'a> Columns<'a> {
     fn split(at: At<'a>) -> Result<Self> {
-        let mut columns = Self {
-            words: [b""; MAX_COLUMNS],
-            count: 0,
-        };
+        let mut columns = Self { words: [b""; MAX_COLUMNS], count: 0 };
         let mut rest = at.line;
         loop {
             let word = scan::word(&mut rest);
@@ -212,11 +209,7 @@ struct Row<'a> {
 
 impl Row<'_> {
     fn get(&self, name: &str) -> Option<&[u8]> {
-        let column = self
-            .header
-            .words()
-            .iter()
-            .position(|word| *word == name.as_bytes())?;
+        let column = self.header.words().iter().position(|word| *word == name.as_bytes())?;
         Some(self.values.words[column])
     }
 
@@ -229,37 +222,24 @@ impl Row<'_> {
     }
 
     fn perms(&self) -> Result<u32> {
-        self.at
-            .need("perms", self.get("perms").and_then(scan::octal))
+        self.at.need("perms", self.get("perms").and_then(scan::octal))
     }
 
     fn optional(&self, name: &'static str) -> Result<Option<u64>> {
-        self.get(name)
-            .map(|value| self.at.need(name, scan::unsigned(value)))
-            .transpose()
+        self.get(name).map(|value| self.at.need(name, scan::unsigned(value))).transpose()
     }
 }
 
-fn rows<T>(
-    format: &'static str,
-    input: &[u8],
-    read: impl Fn(&Row<'_>) -> Result<T>,
-) -> Result<Vec<T>> {
+fn rows<T>(format: &'static str, input: &[u8], read: impl Fn(&Row<'_>) -> Result<T>) -> Result<Vec<T>> {
     let mut lines = scan::lines(format, input)?;
-    let first = lines
-        .next()
-        .ok_or_else(|| ParseError::new(format, "header", input))?;
+    let first = lines.next().ok_or_else(|| ParseError::new(format, "header", input))?;
     let header = Columns::split(first)?;
     if !header.words().contains(&b"key".as_slice()) {
         return Err(first.error("header"));
     }
     lines
         .map(|at| {
-            let row = Row {
-                at,
-                header: &header,
-                values: Columns::split(at)?,
-            };
+            let row = Row { at, header: &header, values: Columns::split(at)? };
             if row.values.count != header.count {
                 return Err(at.error("number of columns"));
             }
@@ -278,17 +258,9 @@ mod tests {
 
     #[test]
     fn reads_a_segment() {
-        let [shm] = parse_shm(SHM).unwrap()[..] else {
-            panic!()
-        };
-        assert_eq!(
-            (shm.key, shm.id, shm.perms, shm.size, shm.cpid),
-            (0x1234, 0, 0o600, 5000, 1)
-        );
-        assert_eq!(
-            (shm.nattch, shm.ctime, shm.rss, shm.swap),
-            (0, 1_795_226_056, Some(0), Some(0))
-        );
+        let [shm] = parse_shm(SHM).unwrap()[..] else { panic!() };
+        assert_eq!((shm.key, shm.id, shm.perms, shm.size, shm.cpid), (0x1234, 0, 0o600, 5000, 1));
+        assert_eq!((shm.nattch, shm.ctime, shm.rss, shm.swap), (0, 1_795_226_056, Some(0), Some(0)));
     }
 
     #[test]
@@ -296,48 +268,28 @@ mod tests {
         let sems = parse_sem(SEM).unwrap();
         assert_eq!((sems[0].key, sems[1].key, sems[1].id), (0x7777_7777, 0, 1));
         assert_eq!((sems[0].nsems, sems[0].perms, sems[0].otime), (3, 0o640, 0));
-        let [msg] = parse_msg(MSG).unwrap()[..] else {
-            panic!()
-        };
+        let [msg] = parse_msg(MSG).unwrap()[..] else { panic!() };
         assert_eq!((msg.key, msg.qnum, msg.ctime), (-4096, 0, 1_795_226_056));
     }
 
     #[test]
     fn columns_are_found_by_name() {
         let swapped = b"future ctime otime cgid cuid gid uid nsems perms semid key\n9 8 7 6 5 4 3 2 1640 1 -1\n";
-        let expected = Sem {
-            key: -1,
-            id: 1,
-            perms: 0o1640,
-            nsems: 2,
-            uid: 3,
-            gid: 4,
-            cuid: 5,
-            cgid: 6,
-            otime: 7,
-            ctime: 8,
-        };
+        let expected =
+            Sem { key: -1, id: 1, perms: 0o1640, nsems: 2, uid: 3, gid: 4, cuid: 5, cgid: 6, otime: 7, ctime: 8 };
         assert_eq!(parse_sem(swapped).unwrap(), [expected]);
     }
 
     #[test]
     fn a_segment_of_an_old_kernel_has_no_rss() {
         let old = b"key shmid perms size cpid lpid nattch uid gid cuid cgid atime dtime ctime\n1 2 1600 3 4 5 6 7 8 9 10 11 12 13\n";
-        let [shm] = parse_shm(old).unwrap()[..] else {
-            panic!()
-        };
-        assert_eq!(
-            (shm.rss, shm.swap, shm.perms & 0o1000),
-            (None, None, 0o1000)
-        );
+        let [shm] = parse_shm(old).unwrap()[..] else { panic!() };
+        assert_eq!((shm.rss, shm.swap, shm.perms & 0o1000), (None, None, 0o1000));
     }
 
     #[test]
     fn a_header_alone_is_an_empty_list_and_no_header_is_an_error() {
-        assert_eq!(
-            parse_msg(&MSG[..=memchr::memchr(b'\n', MSG).unwrap()]).unwrap(),
-            []
-        );
+        assert_eq!(parse_msg(&MSG[..=memchr::memchr(b'\n', MSG).unwrap()]).unwrap(), []);
         for (input, field) in [
             (&b""[..], "header"),
             (b"\n", "header"),
@@ -350,15 +302,7 @@ mod tests {
         ] {
             assert_eq!(parse_sem(input).unwrap_err().field(), field);
         }
-        assert_eq!(
-            parse_sem("key ".repeat(33).as_bytes()).unwrap_err().field(),
-            "end of line"
-        );
-        assert_eq!(
-            parse_sem(format!("{}\n", "key ".repeat(33)).as_bytes())
-                .unwrap_err()
-                .field(),
-            "number of columns"
-        );
+        assert_eq!(parse_sem("key ".repeat(33).as_bytes()).unwrap_err().field(), "end of line");
+        assert_eq!(parse_sem(format!("{}\n", "key ".repeat(33)).as_bytes()).unwrap_err().field(), "number of columns");
     }
 }

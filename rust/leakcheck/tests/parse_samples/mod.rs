@@ -24,12 +24,7 @@ impl Case {
         let start = now();
         let parsed = (self.parse)(input);
         let spent = now() - start;
-        assert!(
-            spent < Duration::from_millis(500),
-            "{} took {spent:?} for {} bytes",
-            self.format,
-            input.len()
-        );
+        assert!(spent < Duration::from_millis(500), "{} took {spent:?} for {} bytes", self.format, input.len());
         parsed
     }
 }
@@ -46,10 +41,7 @@ fn ok<T, E: Borrow<ParseError>>(parsed: std::result::Result<T, E>) -> bool {
         Err(error) => {
             // An error is shown, so showing it is part of surviving.
             let shown = error.borrow().to_string();
-            assert!(
-                shown.len() < 1024 && !shown.contains(char::is_control),
-                "{shown:?}"
-            );
+            assert!(shown.len() < 1024 && !shown.contains(char::is_control), "{shown:?}");
             false
         }
     }
@@ -62,11 +54,7 @@ fn all<T>(items: impl Iterator<Item = Result<T>>) -> bool {
 
 fn netlink(datagram: &[u8]) -> bool {
     all(netlink::messages(datagram).inspect(|message| {
-        for attribute in message
-            .iter()
-            .flat_map(|message| netlink::attributes(message.payload))
-            .flatten()
-        {
+        for attribute in message.iter().flat_map(|message| netlink::attributes(message.payload)).flatten() {
             black_box((attribute.u32(), attribute.u64(), attribute.string()));
             all(netlink::attributes(attribute.payload));
         }

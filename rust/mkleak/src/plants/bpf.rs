@@ -42,11 +42,7 @@ pub(super) const PLANTS: &[Plant] = &[
     },
 ];
 
-fn held(
-    make: fn() -> io::Result<OwnedFd>,
-    id: &'static str,
-    operation: &'static str,
-) -> Result<Planting> {
+fn held(make: fn() -> io::Result<OwnedFd>, id: &'static str, operation: &'static str) -> Result<Planting> {
     planting(move |undo| {
         let object = make().during(operation)?;
         let mut facts = facts::of_fd(&object)?;
@@ -57,19 +53,14 @@ fn held(
 }
 
 fn number(object: &OwnedFd, field: &str) -> Result<Value> {
-    Ok(facts::fdinfo(object, field)?
-        .and_then(|id| id.parse::<u32>().ok())
-        .into())
+    Ok(facts::fdinfo(object, field)?.and_then(|id| id.parse::<u32>().ok()).into())
 }
 
 fn pinned(stage: &mut Stage) -> Result<Planting> {
     let bpffs = stage.directory("bpffs")?;
-    mount("leakcheck-mkleak", &bpffs, "bpf", MountFlags::empty(), None)
-        .on("mount bpffs", &bpffs)?;
+    mount("leakcheck-mkleak", &bpffs, "bpf", MountFlags::empty(), None).on("mount bpffs", &bpffs)?;
     let path = bpffs.join("map");
-    stage
-        .scaffold()
-        .push(move || unmount(&bpffs, UnmountFlags::empty()).on("unmount", &bpffs));
+    stage.scaffold().push(move || unmount(&bpffs, UnmountFlags::empty()).on("unmount", &bpffs));
     planting(move |undo| {
         let map = create_map().during("bpf(BPF_MAP_CREATE)")?;
         pin(&map, &path).on("bpf(BPF_OBJ_PIN)", &path)?;
@@ -172,16 +163,6 @@ fn bpf_fd<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
 #[allow(unsafe_code)]
 fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<libc::c_int> {
     // SAFETY: T is one of the structures above, of that size, and the buffers that it points to live in the caller.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attributes),
-            size_of::<T>(),
-        )
-    };
-    i32::try_from(result)
-        .ok()
-        .filter(|&result| result >= 0)
-        .ok_or_else(io::Error::last_os_error)
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    i32::try_from(result).ok().filter(|&result| result >= 0).ok_or_else(io::Error::last_os_error)
 }

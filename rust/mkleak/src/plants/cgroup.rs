@@ -119,32 +119,22 @@ fn parent(stage: &Stage, hierarchy: &str) -> Result<PathBuf> {
         .filter_map(Mount::parse)
         // The last one covers those before it.
         .rfind(|mount| mount.is_of(hierarchy))
-        .ok_or_else(|| {
-            Error::Unavailable(format!("no cgroup hierarchy {hierarchy} is mounted here"))
-        })?;
+        .ok_or_else(|| Error::Unavailable(format!("no cgroup hierarchy {hierarchy} is mounted here")))?;
     if let Some(given) = stage.cgroup() {
         if given.starts_with(&mount.point) {
             return Ok(given.to_owned());
         }
-        return Err(Error::Failed(format!(
-            "--cgroup {given:?} is not in the hierarchy mounted on {:?}",
-            mount.point
-        )));
+        return Err(Error::Failed(format!("--cgroup {given:?} is not in the hierarchy mounted on {:?}", mount.point)));
     }
     let own = fs::read("/proc/self/cgroup").during("read /proc/self/cgroup")?;
     let own = own
         .split(|&byte| byte == b'\n')
         .find_map(|line| own_path(line, hierarchy))
-        .ok_or_else(|| {
-            Error::Unavailable(format!("/proc/self/cgroup has no line for {hierarchy}"))
-        })?;
+        .ok_or_else(|| Error::Unavailable(format!("/proc/self/cgroup has no line for {hierarchy}")))?;
     // The mount shows the hierarchy from its root on, which need not be the hierarchy's (cgroup namespaces).
-    let below = own.strip_prefix(&mount.root).map_err(|_| {
-        Error::Unavailable(format!(
-            "own cgroup {own:?} is outside of what {:?} shows",
-            mount.point
-        ))
-    })?;
+    let below = own
+        .strip_prefix(&mount.root)
+        .map_err(|_| Error::Unavailable(format!("own cgroup {own:?} is outside of what {:?} shows", mount.point)))?;
     Ok(mount.point.join(below))
 }
 
@@ -173,10 +163,7 @@ impl Mount {
             return self.fstype == b"cgroup2";
         }
         self.fstype == b"cgroup"
-            && self
-                .options
-                .split(|&byte| byte == b',')
-                .any(|option| option == hierarchy.as_bytes())
+            && self.options.split(|&byte| byte == b',').any(|option| option == hierarchy.as_bytes())
     }
 }
 
@@ -186,15 +173,7 @@ fn unescape(field: &[u8]) -> PathBuf {
     let mut rest = field;
     while let [first, tail @ ..] = rest {
         match (first, tail) {
-            (
-                b'\\',
-                [
-                    a @ b'0'..=b'3',
-                    b @ b'0'..=b'7',
-                    c @ b'0'..=b'7',
-                    after @ ..,
-                ],
-            ) => {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
                 bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
                 rest = after;
             }
@@ -214,9 +193,7 @@ fn own_path(line: &[u8], hierarchy: &str) -> Option<PathBuf> {
     let this = if hierarchy == V2 {
         id == b"0" && controllers.is_empty()
     } else {
-        controllers
-            .split(|&byte| byte == b',')
-            .any(|controller| controller == hierarchy.as_bytes())
+        controllers.split(|&byte| byte == b',').any(|controller| controller == hierarchy.as_bytes())
     };
     this.then(|| OsStr::from_bytes(path).into())
 }
@@ -243,15 +220,9 @@ fn remove(path: &Path) -> Result<()> {
 /// `cgroup.events` tells of a change as an exceptional condition (Documentation/admin-guide/cgroup-v2.rst); v1
 /// has nothing to tell, and the timeout alone bounds the wait.
 fn wait_for_change(path: &Path) {
-    let limit = Timespec {
-        tv_sec: 0,
-        tv_nsec: 10_000_000,
-    };
+    let limit = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
     let events = fs::File::open(path.join("cgroup.events"));
-    let mut ends: Vec<_> = events
-        .iter()
-        .map(|events| PollFd::new(events, PollFlags::PRI))
-        .collect();
+    let mut ends: Vec<_> = events.iter().map(|events| PollFd::new(events, PollFlags::PRI)).collect();
     let _ = poll(&mut ends, Some(&limit));
 }
 
@@ -270,14 +241,8 @@ mod tests {
 
     #[test]
     fn the_own_cgroup_is_found_in_hybrid_hierarchies_and_may_hold_colons() {
-        assert_eq!(
-            own_path(b"4:cpu,cpuacct:/a:b", "cpuacct").unwrap(),
-            Path::new("/a:b")
-        );
-        assert_eq!(
-            own_path(b"0::/user.slice", V2).unwrap(),
-            Path::new("/user.slice")
-        );
+        assert_eq!(own_path(b"4:cpu,cpuacct:/a:b", "cpuacct").unwrap(), Path::new("/a:b"));
+        assert_eq!(own_path(b"0::/user.slice", V2).unwrap(), Path::new("/user.slice"));
         assert_eq!(own_path(b"9:name=systemd:/", V2), None);
         assert_eq!(own_path(b"4:cpu,cpuacct:/", "cpuset"), None);
     }

@@ -39,9 +39,7 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a directory left open",
         prepare: |stage| {
             let path = stage.dir().to_owned();
-            one(move || {
-                open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).on("open", &path)
-            })
+            one(move || open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).on("open", &path))
         },
     },
     Plant {
@@ -63,21 +61,13 @@ pub(super) const PLANTS: &[Plant] = &[
         name: "fd-memfd",
         needs: &[],
         what: "a memfd: a file that no directory ever held",
-        prepare: |_| {
-            one(|| memfd_create(stage::name("memfd"), MemfdFlags::CLOEXEC).during("memfd_create"))
-        },
+        prepare: |_| one(|| memfd_create(stage::name("memfd"), MemfdFlags::CLOEXEC).during("memfd_create")),
     },
     Plant {
         name: "fd-pipe",
         needs: &[],
         what: "the reading end of a pipe, the writing end closed",
-        prepare: |_| {
-            one(|| {
-                pipe_with(PipeFlags::CLOEXEC)
-                    .map(|(read, _write)| read)
-                    .during("pipe")
-            })
-        },
+        prepare: |_| one(|| pipe_with(PipeFlags::CLOEXEC).map(|(read, _write)| read).during("pipe")),
     },
     Plant {
         name: "fd-eventfd",
@@ -104,10 +94,8 @@ pub(super) const PLANTS: &[Plant] = &[
         prepare: |stage| {
             let path = stage.dir().to_owned();
             one(move || {
-                let inotify =
-                    inotify::init(inotify::CreateFlags::CLOEXEC).during("inotify_init1")?;
-                inotify::add_watch(&inotify, &path, inotify::WatchFlags::DELETE_SELF)
-                    .on("inotify_add_watch", &path)?;
+                let inotify = inotify::init(inotify::CreateFlags::CLOEXEC).during("inotify_init1")?;
+                inotify::add_watch(&inotify, &path, inotify::WatchFlags::DELETE_SELF).on("inotify_add_watch", &path)?;
                 Ok(inotify)
             })
         },
@@ -122,19 +110,9 @@ pub(super) const PLANTS: &[Plant] = &[
         name: "fd-timerfd",
         needs: &[],
         what: "a timerfd that is not armed",
-        prepare: |_| {
-            one(|| {
-                timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC)
-                    .during("timerfd_create")
-            })
-        },
+        prepare: |_| one(|| timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).during("timerfd_create")),
     },
-    Plant {
-        name: "fd-signalfd",
-        needs: &[],
-        what: "a signalfd for SIGUSR1",
-        prepare: |_| one(signalfd),
-    },
+    Plant { name: "fd-signalfd", needs: &[], what: "a signalfd for SIGUSR1", prepare: |_| one(signalfd) },
     Plant {
         name: "fd-unix-socket",
         needs: &[],
@@ -146,15 +124,7 @@ pub(super) const PLANTS: &[Plant] = &[
         needs: &[],
         what: "a TCP socket that is neither bound nor connected, hence not in /proc/net/tcp",
         prepare: |_| {
-            one(|| {
-                socket_with(
-                    AddressFamily::INET,
-                    SocketType::STREAM,
-                    SocketFlags::CLOEXEC,
-                    None,
-                )
-                .during("socket")
-            })
+            one(|| socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::CLOEXEC, None).during("socket"))
         },
     },
     Plant {
@@ -188,12 +158,7 @@ fn one(open: impl FnOnce() -> Result<OwnedFd> + 'static) -> Result<Planting> {
 }
 
 fn deleted_file(path: &Path) -> Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(path)
-        .on("create", path)?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).on("create", path)?;
     removal(path)()?;
     Ok(file)
 }
@@ -255,36 +220,25 @@ fn thread_table(stage: &mut Stage) -> Result<Planting> {
     let ask = orders.clone();
     stage.scaffold().push(move || {
         drop(orders);
-        thread
-            .join()
-            .map_err(|_| Error::Failed("the thread with its own FD table panicked".into()))
+        thread.join().map_err(|_| Error::Failed("the thread with its own FD table panicked".into()))
     });
     let gone = |_| Error::Failed("the thread with its own FD table is gone".into());
     answers.recv().map_err(gone)??;
     planting(move |undo| {
-        ask.send(Order::Open)
-            .map_err(|_| Error::Failed("the thread takes no orders".into()))?;
+        ask.send(Order::Open).map_err(|_| Error::Failed("the thread takes no orders".into()))?;
         let (tid, fd) = answers.recv().map_err(gone)??;
         undo.push(move || {
-            ask.send(Order::Close)
-                .map_err(|_| Error::Failed("the thread takes no orders".into()))?;
+            ask.send(Order::Close).map_err(|_| Error::Failed("the thread takes no orders".into()))?;
             answers.recv().map_err(gone)?.map(drop)
         });
         let mut facts = facts::of_path(&path)?;
-        facts::merge(
-            &mut facts,
-            json!({"pid": std::process::id(), "tid": tid, "fd": fd}),
-        );
+        facts::merge(&mut facts, json!({"pid": std::process::id(), "tid": tid, "fd": fd}));
         Ok(facts)
     })
 }
 
 #[allow(unsafe_code)]
-fn private_table(
-    path: &Path,
-    inbox: &mpsc::Receiver<Order>,
-    outbox: &mpsc::Sender<Result<(i32, i32)>>,
-) {
+fn private_table(path: &Path, inbox: &mpsc::Receiver<Order>, outbox: &mpsc::Sender<Result<(i32, i32)>>) {
     // SAFETY: this thread touches only FDs that it opens itself; its copies of the others go with it.
     let unshared = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) };
     let tid = rustix::thread::gettid().as_raw_nonzero().get();
@@ -309,13 +263,8 @@ fn private_table(
 
 fn in_flight(stage: &mut Stage) -> Result<Planting> {
     let path = stage.file("in-flight")?;
-    let (sender, receiver) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .during("socketpair")?;
+    let (sender, receiver) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).during("socketpair")?;
     let (sender, receiver) = (stage.share(sender), stage.share(receiver));
     planting(move |undo| {
         let file = File::open(&path).on("open", &path)?;
@@ -353,21 +302,9 @@ const MAPPED: usize = 4096;
 #[allow(unsafe_code)]
 fn map(file: &File) -> io::Result<usize> {
     // SAFETY: a new mapping at an address of the kernel's choice, which no code reads or writes.
-    let address = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            MAPPED,
-            libc::PROT_READ,
-            libc::MAP_SHARED,
-            file.as_raw_fd(),
-            0,
-        )
-    };
-    if address == libc::MAP_FAILED {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(address.expose_provenance())
-    }
+    let address =
+        unsafe { libc::mmap(std::ptr::null_mut(), MAPPED, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
+    if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address.expose_provenance()) }
 }
 
 #[allow(unsafe_code)]

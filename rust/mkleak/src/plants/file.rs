@@ -21,27 +21,14 @@ pub(super) const PLANTS: &[Plant] = &[
         name: "file-temp",
         needs: &[],
         what: "a temporary file with some bytes in it",
-        prepare: |stage| {
-            file(stage.path("temp"), |path| {
-                fs::write(path, "leftover\n").on("write", path)
-            })
-        },
+        prepare: |stage| file(stage.path("temp"), |path| fs::write(path, "leftover\n").on("write", path)),
     },
-    Plant {
-        name: "file-dir",
-        needs: &[],
-        what: "an empty directory",
-        prepare: directory,
-    },
+    Plant { name: "file-dir", needs: &[], what: "an empty directory", prepare: directory },
     Plant {
         name: "file-fifo",
         needs: &[],
         what: "a FIFO that nobody has open",
-        prepare: |stage| {
-            file(stage.path("fifo"), |path| {
-                mkfifoat(CWD, path, Mode::RUSR).on("mkfifo", path)
-            })
-        },
+        prepare: |stage| file(stage.path("fifo"), |path| mkfifoat(CWD, path, Mode::RUSR).on("mkfifo", path)),
     },
     Plant {
         name: "file-socket",
@@ -50,9 +37,7 @@ pub(super) const PLANTS: &[Plant] = &[
         prepare: |stage| {
             // A socket's address holds 108 bytes (unix(7)), which a deep directory nearly fills.
             let path = stage.dir().join(format!("{}.sock", tag()));
-            file(path, |path| {
-                UnixListener::bind(path).map(drop).on("bind", path)
-            })
+            file(path, |path| UnixListener::bind(path).map(drop).on("bind", path))
         },
     },
     Plant {
@@ -61,14 +46,7 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a character device node, the same as /dev/null's",
         prepare: |stage| {
             file(stage.path("device"), |path| {
-                mknodat(
-                    CWD,
-                    path,
-                    FileType::CharacterDevice,
-                    Mode::RUSR,
-                    makedev(1, 3),
-                )
-                .on("mknod", path)
+                mknodat(CWD, path, FileType::CharacterDevice, Mode::RUSR, makedev(1, 3)).on("mknod", path)
             })
         },
     },
@@ -96,11 +74,7 @@ pub(super) const PLANTS: &[Plant] = &[
         name: "file-deleted-suffix",
         needs: &[],
         what: "a file whose name ends in ' (deleted)', as /proc marks files that are gone",
-        prepare: |stage| {
-            file(stage.path("file (deleted)"), |path| {
-                fs::write(path, "").on("create", path)
-            })
-        },
+        prepare: |stage| file(stage.path("file (deleted)"), |path| fs::write(path, "").on("create", path)),
     },
     Plant {
         name: "file-hidden-deep",
@@ -136,7 +110,5 @@ fn hidden_deep(stage: &mut Stage) -> Result<Planting> {
         path.push(name);
         make_directory(stage.scaffold(), &path)?;
     }
-    file(path.join(".hidden"), |path| {
-        fs::write(path, "leftover\n").on("write", path)
-    })
+    file(path.join(".hidden"), |path| fs::write(path, "leftover\n").on("write", path))
 }

@@ -78,16 +78,10 @@ pub(super) const PLANTS: &[Plant] = &[
 ];
 
 fn c_name(name: &str) -> Result<CString> {
-    CString::new(format!("/{name}"))
-        .map_err(io::Error::from)
-        .during("name")
+    CString::new(format!("/{name}")).map_err(io::Error::from).during("name")
 }
 
-fn sysv(
-    class: &'static str,
-    make: fn() -> libc::c_int,
-    remove: fn(libc::c_int) -> libc::c_int,
-) -> Result<Planting> {
+fn sysv(class: &'static str, make: fn() -> libc::c_int, remove: fn(libc::c_int) -> libc::c_int) -> Result<Planting> {
     planting(move |undo| {
         let id = make();
         if id < 0 {
@@ -141,12 +135,7 @@ fn remove_msg(id: libc::c_int) -> libc::c_int {
 fn make_posix_sem(name: &CString) -> io::Result<()> {
     // SAFETY: the name is null-terminated; the semaphore is closed once and used by nobody.
     unsafe {
-        let semaphore = libc::sem_open(
-            name.as_ptr(),
-            libc::O_CREAT | libc::O_EXCL,
-            0o600 as libc::c_uint,
-            1,
-        );
+        let semaphore = libc::sem_open(name.as_ptr(), libc::O_CREAT | libc::O_EXCL, 0o600 as libc::c_uint, 1);
         if semaphore == libc::SEM_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -170,12 +159,7 @@ fn make_mqueue(name: &CString) -> io::Result<()> {
     // SAFETY: the name is null-terminated, the null attributes ask for the defaults, and the descriptor is
     // closed once.
     unsafe {
-        let queue = libc::mq_open(
-            name.as_ptr(),
-            flags,
-            0o600 as libc::c_uint,
-            std::ptr::null::<libc::mq_attr>(),
-        );
+        let queue = libc::mq_open(name.as_ptr(), flags, 0o600 as libc::c_uint, std::ptr::null::<libc::mq_attr>());
         if queue < 0 {
             return Err(io::Error::last_os_error());
         }

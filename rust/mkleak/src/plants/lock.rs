@@ -23,9 +23,7 @@ pub(super) const PLANTS: &[Plant] = &[
             lock(
                 stage,
                 "FLOCK",
-                |file| {
-                    flock(file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from)
-                },
+                |file| flock(file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from),
                 |file| flock(file, FlockOperation::Unlock).map_err(io::Error::from),
             )
         },
@@ -38,10 +36,7 @@ pub(super) const PLANTS: &[Plant] = &[
             lock(
                 stage,
                 "POSIX",
-                |file| {
-                    fcntl_lock(file, FlockOperation::NonBlockingLockExclusive)
-                        .map_err(io::Error::from)
-                },
+                |file| fcntl_lock(file, FlockOperation::NonBlockingLockExclusive).map_err(io::Error::from),
                 |file| fcntl_lock(file, FlockOperation::Unlock).map_err(io::Error::from),
             )
         },
@@ -50,27 +45,13 @@ pub(super) const PLANTS: &[Plant] = &[
         name: "lock-ofd",
         needs: &[],
         what: "a lock of an open file description on ten bytes, for which /proc/locks names no process",
-        prepare: |stage| {
-            lock(
-                stage,
-                "OFDLCK",
-                |file| ofd(file, libc::F_WRLCK),
-                |file| ofd(file, libc::F_UNLCK),
-            )
-        },
+        prepare: |stage| lock(stage, "OFDLCK", |file| ofd(file, libc::F_WRLCK), |file| ofd(file, libc::F_UNLCK)),
     },
     Plant {
         name: "lock-lease",
         needs: &[],
         what: "a write lease on a file",
-        prepare: |stage| {
-            lock(
-                stage,
-                "LEASE",
-                |file| lease(file, libc::F_WRLCK),
-                |file| lease(file, libc::F_UNLCK),
-            )
-        },
+        prepare: |stage| lock(stage, "LEASE", |file| lease(file, libc::F_WRLCK), |file| lease(file, libc::F_UNLCK)),
     },
     Plant {
         name: "lock-orphaned",
@@ -84,11 +65,7 @@ type Change = fn(&File) -> io::Result<()>;
 
 fn lock(stage: &mut Stage, class: &'static str, take: Change, release: Change) -> Result<Planting> {
     let path = stage.file("locked")?;
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .on("open", &path)?;
+    let file = OpenOptions::new().read(true).write(true).open(&path).on("open", &path)?;
     let file = stage.share(file);
     planting(move |undo| {
         take(&file).during(format!("{class} lock on {path:?}"))?;
@@ -108,11 +85,7 @@ fn ofd(file: &File, class: libc::c_int) -> io::Result<()> {
         range.l_len = 10;
         libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range)
     };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// F_SETLEASE of fcntl(2): a write lease wants the only open descriptor, and the file's owner or CAP_LEASE.
@@ -120,11 +93,7 @@ fn ofd(file: &File, class: libc::c_int) -> io::Result<()> {
 fn lease(file: &File, class: libc::c_int) -> io::Result<()> {
     // SAFETY: no memory is passed.
     let done = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, class) };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn orphaned(stage: &mut Stage) -> Result<Planting> {

@@ -26,12 +26,7 @@ pub(super) const PLANTS: &[Plant] = &[
         needs: &[],
         what: "a lock file in JSON with the pid and the start time of a process that is dead",
         prepare: |stage| {
-            stale(lock_path(stage), |pid| {
-                format!(
-                    "{}\n",
-                    json!({"pid": pid, "start_time": 1, "host": "localhost"})
-                )
-            })
+            stale(lock_path(stage), |pid| format!("{}\n", json!({"pid": pid, "start_time": 1, "host": "localhost"})))
         },
     },
     Plant {
@@ -42,8 +37,7 @@ pub(super) const PLANTS: &[Plant] = &[
             let path = lock_path(stage);
             planting(move |undo| {
                 undo.push(removal(&path));
-                fs::write(&path, b"{\"pid\": 12\x00\x00\xff\xfe\x1b[2J garbage")
-                    .on("write", &path)?;
+                fs::write(&path, b"{\"pid\": 12\x00\x00\xff\xfe\x1b[2J garbage").on("write", &path)?;
                 facts::of_path(&path)
             })
         },
@@ -78,11 +72,7 @@ fn stale(path: PathBuf, content: impl FnOnce(i32) -> String + 'static) -> Result
 fn held(stage: &mut Stage) -> Result<Planting> {
     let path = lock_path(stage);
     planting(move |undo| {
-        let mut file: File = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .on("create", &path)?;
+        let mut file: File = OpenOptions::new().write(true).create_new(true).open(&path).on("create", &path)?;
         undo.push(removal(&path));
         flock(&file, FlockOperation::NonBlockingLockExclusive).on("flock", &path)?;
         writeln!(file, "{}", std::process::id()).on("write", &path)?;

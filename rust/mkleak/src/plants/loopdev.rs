@@ -55,11 +55,7 @@ fn backing_file(undo: &mut Undo, path: &Path) -> Result<()> {
 }
 
 fn attach(undo: &mut Undo, backing: &Path) -> Result<serde_json::Value> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(backing)
-        .on("open", backing)?;
+    let file = OpenOptions::new().read(true).write(true).open(backing).on("open", backing)?;
     let device = attach_to_free(&file)?;
     let mut facts = facts::of_path(backing)?;
     facts["device"] = json!(device);
@@ -91,9 +87,7 @@ fn attach_to_free(file: &File) -> Result<PathBuf> {
             done => return done.on("LOOP_SET_FD", &path).map(|_| path),
         }
     }
-    Err(Error::Failed(
-        "every free loop device was taken by somebody else".into(),
-    ))
+    Err(Error::Failed("every free loop device was taken by somebody else".into()))
 }
 
 fn detach(device: &Path, backing: &Path) -> Result<()> {
@@ -101,14 +95,12 @@ fn detach(device: &Path, backing: &Path) -> Result<()> {
     ioctl(&opened, LOOP_CLR_FD, 0).on("LOOP_CLR_FD", device)?;
     drop(opened);
     // While somebody else has the device open, the kernel only notes that it is to go (loop(4), autoclear).
-    let attached = Path::new("/sys/block")
-        .join(device.file_name().unwrap_or_default())
-        .join("loop/backing_file");
+    let attached = Path::new("/sys/block").join(device.file_name().unwrap_or_default()).join("loop/backing_file");
     match fs::read(&attached) {
         // A deleted file's path has a mark behind it.
-        Ok(file) if file.starts_with(backing.as_os_str().as_bytes()) => Err(Error::Failed(
-            format!("{device:?} is still attached: another process has it open"),
-        )),
+        Ok(file) if file.starts_with(backing.as_os_str().as_bytes()) => {
+            Err(Error::Failed(format!("{device:?} is still attached: another process has it open")))
+        }
         _ => Ok(()),
     }
 }
@@ -116,16 +108,6 @@ fn detach(device: &Path, backing: &Path) -> Result<()> {
 #[allow(unsafe_code)]
 fn ioctl(file: &File, request: libc::c_ulong, argument: libc::c_int) -> io::Result<libc::c_int> {
     // SAFETY: these three requests take an integer and touch no memory.
-    let result = unsafe {
-        libc::ioctl(
-            file.as_raw_fd(),
-            request as libc::Ioctl,
-            libc::c_long::from(argument),
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request as libc::Ioctl, libc::c_long::from(argument)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

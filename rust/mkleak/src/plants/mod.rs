@@ -53,9 +53,7 @@ const KINDS: [(&str, &[Plant]); 13] = [
 ];
 
 pub(crate) fn all() -> impl Iterator<Item = Entry> {
-    KINDS
-        .into_iter()
-        .flat_map(|(kind, plants)| plants.iter().map(move |plant| Entry { kind, plant }))
+    KINDS.into_iter().flat_map(|(kind, plants)| plants.iter().map(move |plant| Entry { kind, plant }))
 }
 
 pub(crate) fn find(name: &str) -> Option<Entry> {

@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::CWD;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags,
-    UnmountFlags, fsconfig_create, fsmount, fsopen, mount, mount_bind, mount_change, open_tree,
-    unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsmount, fsopen, mount, mount_bind, mount_change, open_tree, unmount,
 };
 use rustix::process::chdir;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -29,9 +28,7 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a directory bound onto another",
         prepare: |stage| {
             let source = stage.directory("source")?;
-            mounted(stage, move |target| {
-                mount_bind(&source, target).on("bind mount", target)
-            })
+            mounted(stage, move |target| mount_bind(&source, target).on("bind mount", target))
         },
     },
     Plant {
@@ -100,12 +97,8 @@ pub(super) const PLANTS: &[Plant] = &[
         prepare: |stage| {
             let path = stage.dir().to_owned();
             detached(move || {
-                open_tree(
-                    CWD,
-                    &path,
-                    OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
-                )
-                .on("open_tree", &path)
+                open_tree(CWD, &path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
+                    .on("open_tree", &path)
             })
         },
     },
@@ -113,44 +106,22 @@ pub(super) const PLANTS: &[Plant] = &[
 
 fn tmpfs(target: &Path) -> Result<()> {
     let size = c"size=64k,mode=700";
-    mount(
-        "leakcheck-mkleak",
-        target,
-        "tmpfs",
-        MountFlags::empty(),
-        size,
-    )
-    .on("mount tmpfs", target)
+    mount("leakcheck-mkleak", target, "tmpfs", MountFlags::empty(), size).on("mount tmpfs", target)
 }
 
 fn overlay(above: &Path, below: &Path, target: &Path) -> Result<()> {
     let options = format!("lowerdir={}:{}", escaped(above), escaped(below));
-    let options = CString::new(options)
-        .map_err(io::Error::from)
-        .on("mount overlay", target)?;
-    mount(
-        "leakcheck-mkleak",
-        target,
-        "overlay",
-        MountFlags::empty(),
-        options.as_c_str(),
-    )
-    .on("mount overlay", target)
+    let options = CString::new(options).map_err(io::Error::from).on("mount overlay", target)?;
+    mount("leakcheck-mkleak", target, "overlay", MountFlags::empty(), options.as_c_str()).on("mount overlay", target)
 }
 
 /// In overlay's options a colon separates layers and a comma options (Documentation/filesystems/overlayfs.rst).
 fn escaped(path: &Path) -> String {
-    path.to_string_lossy()
-        .replace('\\', "\\\\")
-        .replace(':', "\\:")
-        .replace(',', "\\,")
+    path.to_string_lossy().replace('\\', "\\\\").replace(':', "\\:").replace(',', "\\,")
 }
 
 /// A mount in the caller's own namespace, on a fresh directory.
-fn mounted(
-    stage: &mut Stage,
-    attach: impl FnOnce(&Path) -> Result<()> + 'static,
-) -> Result<Planting> {
+fn mounted(stage: &mut Stage, attach: impl FnOnce(&Path) -> Result<()> + 'static) -> Result<Planting> {
     let target = stage.directory("mount")?;
     planting(move |undo| {
         attach(&target)?;
@@ -236,18 +207,11 @@ fn detached(open: impl FnOnce() -> Result<OwnedFd> + 'static) -> Result<Planting
 }
 
 fn mount_id(tree: &OwnedFd) -> Result<Value> {
-    Ok(facts::fdinfo(tree, "mnt_id")?
-        .and_then(|id| id.parse::<u64>().ok())
-        .into())
+    Ok(facts::fdinfo(tree, "mnt_id")?.and_then(|id| id.parse::<u64>().ok()).into())
 }
 
 fn detached_tmpfs() -> Result<OwnedFd> {
     let context = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).during("fsopen tmpfs")?;
     fsconfig_create(&context).during("fsconfig")?;
-    fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )
-    .during("fsmount")
+    fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).during("fsmount")
 }

@@ -97,19 +97,15 @@ const CLONE_NEWTIME: libc::c_int = 0x80;
 fn held_by_child(entry: &'static str, flag: libc::c_int) -> Result<Planting> {
     planting(move |undo| {
         if !Path::new("/proc/self/ns").join(entry).exists() {
-            return Err(Error::Unavailable(format!(
-                "this kernel has no {entry} namespaces"
-            )));
+            return Err(Error::Unavailable(format!("this kernel has no {entry} namespaces")));
         }
         let child = spawn(flag, || Ok(Then::Pause(None)))?;
         undo.push(move || child.end());
         let path = child.namespace(entry);
         let link = fs::read_link(&path).on("readlink", &path)?;
         let link = link.to_string_lossy();
-        let inode: Option<u64> = link
-            .split_once('[')
-            .and_then(|(_, rest)| rest.strip_suffix(']'))
-            .and_then(|inode| inode.parse().ok());
+        let inode: Option<u64> =
+            link.split_once('[').and_then(|(_, rest)| rest.strip_suffix(']')).and_then(|inode| inode.parse().ok());
         Ok(json!({"pid": child.pid(), "ns": entry, "ino": inode, "link": link}))
     })
 }
@@ -123,12 +119,7 @@ pub(super) fn of_helper(entry: &str, flag: libc::c_int) -> Result<(PathBuf, Undo
 }
 
 /// A new namespace held by a bind mount on `holder`, as `ip netns add` does it.
-pub(super) fn bound(
-    undo: &mut Undo,
-    entry: &str,
-    flag: libc::c_int,
-    holder: &Path,
-) -> Result<Value> {
+pub(super) fn bound(undo: &mut Undo, entry: &str, flag: libc::c_int, holder: &Path) -> Result<Value> {
     let (namespace, mut helper) = of_helper(entry, flag)?;
     mount::bind(undo, &namespace, holder)?;
     helper.run()?;

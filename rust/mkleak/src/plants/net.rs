@@ -113,8 +113,7 @@ pub(super) const PLANTS: &[Plant] = &[
             planting(|undo| {
                 let name = stage::name("abstract");
                 let address = SocketAddr::from_abstract_name(&name).during("abstract name")?;
-                let listener =
-                    UnixListener::bind_addr(&address).during("listen on an abstract name")?;
+                let listener = UnixListener::bind_addr(&address).during("listen on an abstract name")?;
                 let mut facts = facts::of_fd(&listener)?;
                 facts["name"] = json!(format!("@{name}"));
                 undo.keep(listener);
@@ -132,9 +131,7 @@ fn interface(suffix: &str) -> String {
 fn new_link(name: &str, kind: &str, data: impl FnOnce(Message) -> Message) -> Message {
     Message::acknowledged(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &IFINFOMSG)
         .string(IFLA_IFNAME, name)
-        .nested(IFLA_LINKINFO, |info| {
-            data(info.string(IFLA_INFO_KIND, kind))
-        })
+        .nested(IFLA_LINKINFO, |info| data(info.string(IFLA_INFO_KIND, kind)))
 }
 
 fn veth(other: Option<i32>) -> Result<Planting> {
@@ -162,17 +159,11 @@ fn veth(other: Option<i32>) -> Result<Planting> {
 fn interface_facts(undo: &mut Undo, name: String) -> Result<Value> {
     let removed = name.clone();
     undo.push(move || {
-        let message =
-            Message::acknowledged(RTM_DELLINK, 0, &IFINFOMSG).string(IFLA_IFNAME, &removed);
+        let message = Message::acknowledged(RTM_DELLINK, 0, &IFINFOMSG).string(IFLA_IFNAME, &removed);
         request(&Family::Route, [message]).during(format!("delete the interface {removed}"))
     });
     let index = rustix::net::netdevice::name_to_index(
-        rustix::net::socket(
-            rustix::net::AddressFamily::UNIX,
-            rustix::net::SocketType::DGRAM,
-            None,
-        )
-        .during("socket")?,
+        rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None).during("socket")?,
         &name,
     )
     .during(format!("index of {name}"))?;
@@ -198,31 +189,15 @@ fn tap(undo: &mut Undo) -> Result<Value> {
     // SAFETY: an all-zero `ifreq` is valid; the kernel reads and writes it for TUNSETIFF only.
     let (named, persistent) = unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request
-            .ifr_name
-            .iter_mut()
-            .take(libc::IFNAMSIZ - 1)
-            .zip(name.bytes())
-        {
+        for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
             *to = from as libc::c_char;
         }
         request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI;
         let named = libc::ioctl(tun.as_raw_fd(), TUNSETIFF as libc::Ioctl, &raw mut request);
         let error = io::Error::last_os_error();
         let named = if named < 0 { Err(error) } else { Ok(()) };
-        let persistent = libc::ioctl(
-            tun.as_raw_fd(),
-            TUNSETPERSIST as libc::Ioctl,
-            1 as libc::c_ulong,
-        );
-        (
-            named,
-            if persistent < 0 {
-                Err(io::Error::last_os_error())
-            } else {
-                Ok(())
-            },
-        )
+        let persistent = libc::ioctl(tun.as_raw_fd(), TUNSETPERSIST as libc::Ioctl, 1 as libc::c_ulong);
+        (named, if persistent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) })
     };
     named.on("TUNSETIFF", path)?;
     persistent.on("TUNSETPERSIST", path)?;
@@ -246,12 +221,9 @@ fn named_netns(stage: &mut Stage) -> Result<Planting> {
 
 fn nft_table(undo: &mut Undo) -> Result<Value> {
     let name = stage::name("table");
-    change_table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, &name)
-        .during("make an nftables table")?;
+    change_table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, &name).during("make an nftables table")?;
     let removed = name.clone();
-    undo.push(move || {
-        change_table(NFT_MSG_DELTABLE, 0, &removed).during("delete the nftables table")
-    });
+    undo.push(move || change_table(NFT_MSG_DELTABLE, 0, &removed).during("delete the nftables table"));
     Ok(json!({"family": "inet", "name": name}))
 }
 
@@ -264,12 +236,8 @@ fn change_table(change: u16, flags: u16, name: &str) -> io::Result<()> {
         &Family::Netfilter,
         [
             Message::new(NFNL_MSG_BATCH_BEGIN, 0, &end),
-            Message::acknowledged(
-                NFNL_SUBSYS_NFTABLES << 8 | change,
-                flags,
-                &[NFPROTO_INET, 0, 0, 0],
-            )
-            .string(NFTA_TABLE_NAME, name),
+            Message::acknowledged(NFNL_SUBSYS_NFTABLES << 8 | change, flags, &[NFPROTO_INET, 0, 0, 0])
+                .string(NFTA_TABLE_NAME, name),
             Message::new(NFNL_MSG_BATCH_END, 0, &end),
         ],
     )

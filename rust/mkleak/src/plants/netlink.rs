@@ -4,9 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::net::netlink::{self, SocketAddrNetlink};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with,
-};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
@@ -82,21 +80,13 @@ pub(super) enum Family {
 }
 
 /// Sends messages, of which exactly one asks for an acknowledgement, and waits for it.
-pub(super) fn request(
-    family: &Family,
-    messages: impl IntoIterator<Item = Message>,
-) -> io::Result<()> {
+pub(super) fn request(family: &Family, messages: impl IntoIterator<Item = Message>) -> io::Result<()> {
     let protocol = match family {
         // NETLINK_ROUTE is the protocol 0.
         Family::Route => None,
         Family::Netfilter => Some(netlink::NETFILTER),
     };
-    let socket: OwnedFd = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        SocketFlags::CLOEXEC,
-        protocol,
-    )?;
+    let socket: OwnedFd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
     rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
     let bytes: Vec<u8> = messages.into_iter().flat_map(Message::finish).collect();
     send(&socket, &bytes, SendFlags::empty())?;
@@ -107,20 +97,12 @@ pub(super) fn request(
 
 /// An acknowledgement is an error message with the number 0 in it.
 fn outcome(answer: &[u8]) -> io::Result<()> {
-    let class = answer
-        .get(4..6)
-        .map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
-    let errno = answer
-        .get(HEADER..)
-        .and_then(|rest| rest.first_chunk())
-        .map(|bytes| i32::from_ne_bytes(*bytes));
+    let class = answer.get(4..6).map(|bytes| u16::from_ne_bytes([bytes[0], bytes[1]]));
+    let errno = answer.get(HEADER..).and_then(|rest| rest.first_chunk()).map(|bytes| i32::from_ne_bytes(*bytes));
     match (class, errno) {
         (Some(NLMSG_ERROR), Some(0)) => Ok(()),
         (Some(NLMSG_ERROR), Some(errno)) => Err(io::Error::from_raw_os_error(-errno)),
-        _ => Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            "the kernel's answer is no acknowledgement",
-        )),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is no acknowledgement")),
     }
 }
 
@@ -140,10 +122,7 @@ mod tests {
     #[test]
     fn a_refusal_is_its_errno() {
         let mut answer = Message::new(NLMSG_ERROR, 0, &(-libc::EOPNOTSUPP).to_ne_bytes()).finish();
-        assert_eq!(
-            outcome(&answer).unwrap_err().raw_os_error(),
-            Some(libc::EOPNOTSUPP)
-        );
+        assert_eq!(outcome(&answer).unwrap_err().raw_os_error(), Some(libc::EOPNOTSUPP));
         answer[HEADER..HEADER + 4].fill(0);
         assert!(outcome(&answer).is_ok());
         assert!(outcome(&answer[..10]).is_err());

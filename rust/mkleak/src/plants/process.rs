@@ -83,10 +83,7 @@ pub(super) const PLANTS: &[Plant] = &[
     },
 ];
 
-fn child(
-    setup: impl FnOnce() -> Result<Then> + 'static,
-    until: Option<WaitIdOptions>,
-) -> Result<Planting> {
+fn child(setup: impl FnOnce() -> Result<Then> + 'static, until: Option<WaitIdOptions>) -> Result<Planting> {
     planting(move |undo| {
         let child = spawn(0, setup)?;
         undo.push(move || child.end());
@@ -109,9 +106,7 @@ fn daemon(setup: impl FnOnce() -> Result<Then> + 'static) -> Result<Planting> {
 /// Overwrites what `/proc/PID/{comm,cmdline,environ}` show of this process.
 #[allow(unsafe_code)]
 fn rename_and_wipe() -> Result<()> {
-    let comm = CString::new(DISGUISE)
-        .map_err(io::Error::from)
-        .during("name")?;
+    let comm = CString::new(DISGUISE).map_err(io::Error::from).during("name")?;
     rustix::thread::set_name(&comm).during("prctl PR_SET_NAME")?;
     let stat = fs::read_to_string("/proc/self/stat").during("read /proc/self/stat")?;
     let fields: Vec<usize> = stat
@@ -123,35 +118,19 @@ fn rename_and_wipe() -> Result<()> {
         .collect();
     // proc_pid_stat(5): arg_start, arg_end, env_start and env_end are the fields 48 to 51; the third comes first here.
     let Some(&[arg_start, arg_end, env_start, env_end]) = fields.get(45..49) else {
-        return Err(Error::Failed(
-            "/proc/self/stat has no argument addresses".into(),
-        ));
+        return Err(Error::Failed("/proc/self/stat has no argument addresses".into()));
     };
     for (start, end) in [(arg_start, arg_end), (env_start, env_end)] {
         if start == 0 || end < start {
-            return Err(Error::Unavailable(
-                "the kernel hides the argument addresses".into(),
-            ));
+            return Err(Error::Unavailable("the kernel hides the argument addresses".into()));
         }
         // SAFETY: the kernel put these writable strings on the stack of this process (a fork, so they are its
         // own copy), and nothing reads the arguments or the environment after this.
-        unsafe {
-            ptr::write_bytes(
-                ptr::with_exposed_provenance_mut::<u8>(start),
-                0,
-                end - start,
-            )
-        };
+        unsafe { ptr::write_bytes(ptr::with_exposed_provenance_mut::<u8>(start), 0, end - start) };
     }
     let length = DISGUISE.len().min((arg_end - arg_start).saturating_sub(1));
     // SAFETY: as above; the copy stays inside the argument area and leaves its last byte zero.
-    unsafe {
-        ptr::copy_nonoverlapping(
-            DISGUISE.as_ptr(),
-            ptr::with_exposed_provenance_mut(arg_start),
-            length,
-        )
-    };
+    unsafe { ptr::copy_nonoverlapping(DISGUISE.as_ptr(), ptr::with_exposed_provenance_mut(arg_start), length) };
     Ok(())
 }
 
@@ -161,12 +140,8 @@ fn deleted_exe(stage: &mut Stage) -> Result<Planting> {
         let mut copied = Undo::default();
         copied.push(removal(&path));
         copy_own_exe(&path)?;
-        let exe = CString::new(path.as_os_str().as_encoded_bytes())
-            .map_err(io::Error::from)
-            .on("exec", &path)?;
-        let argument = CString::new(PAUSE)
-            .map_err(io::Error::from)
-            .on("exec", &path)?;
+        let exe = CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::from).on("exec", &path)?;
+        let argument = CString::new(PAUSE).map_err(io::Error::from).on("exec", &path)?;
         let child = spawn(0, || Err(exec(&[&exe, &argument])).on("exec", &path))?;
         undo.push(move || child.end());
         copied.run()?;
@@ -176,12 +151,7 @@ fn deleted_exe(stage: &mut Stage) -> Result<Planting> {
 
 fn copy_own_exe(to: &Path) -> Result<()> {
     let bytes = fs::read("/proc/self/exe").during("read /proc/self/exe")?;
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o700)
-        .open(to)
-        .on("create", to)?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(to).on("create", to)?;
     file.write_all(&bytes).on("write", to)
 }
 

@@ -31,19 +31,11 @@ impl Mkleak {
     }
 
     pub(crate) fn start_as(mut command: Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("mkleak starts");
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mkleak starts");
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        Self {
-            child,
-            stdin,
-            stdout,
-        }
+        Self { child, stdin, stdout }
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -52,11 +44,7 @@ impl Mkleak {
 
     pub(crate) fn send(&mut self, text: &str) {
         // A mkleak that has ended is seen by what it said, not by a broken pipe here.
-        let _ = self
-            .stdin
-            .as_mut()
-            .expect("stdin is open")
-            .write_all(text.as_bytes());
+        let _ = self.stdin.as_mut().expect("stdin is open").write_all(text.as_bytes());
     }
 
     pub(crate) fn hang_up(&mut self) {
@@ -73,22 +61,11 @@ impl Mkleak {
     pub(crate) fn line(&mut self) -> Option<String> {
         if self.stdout.buffer().is_empty() {
             let mut ends = [PollFd::new(self.stdout.get_ref(), PollFlags::IN)];
-            let limit = Timespec {
-                tv_sec: 10,
-                tv_nsec: 0,
-            };
-            assert_eq!(
-                poll(&mut ends, Some(&limit)),
-                Ok(1),
-                "mkleak says nothing for 10 s"
-            );
+            let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
+            assert_eq!(poll(&mut ends, Some(&limit)), Ok(1), "mkleak says nothing for 10 s");
         }
         let mut line = String::new();
-        match self
-            .stdout
-            .read_line(&mut line)
-            .expect("mkleak writes UTF-8")
-        {
+        match self.stdout.read_line(&mut line).expect("mkleak writes UTF-8") {
             0 => None,
             _ => Some(line.trim_end_matches('\n').to_owned()),
         }
@@ -97,9 +74,7 @@ impl Mkleak {
     /// The facts of the line that begins with this word; `None` if mkleak ended instead.
     pub(crate) fn facts(&mut self, word: &str) -> Option<Value> {
         let line = self.line()?;
-        let facts = line
-            .strip_prefix(word)
-            .unwrap_or_else(|| panic!("{word} expected, not {line:?}"));
+        let facts = line.strip_prefix(word).unwrap_or_else(|| panic!("{word} expected, not {line:?}"));
         Some(serde_json::from_str(facts).unwrap_or_else(|error| panic!("{line:?}: {error}")))
     }
 
@@ -108,9 +83,7 @@ impl Mkleak {
         self.hang_up();
         let mut complaint = String::new();
         let stderr = self.child.stderr.as_mut().expect("stderr is piped");
-        stderr
-            .read_to_string(&mut complaint)
-            .expect("stderr is UTF-8");
+        stderr.read_to_string(&mut complaint).expect("stderr is UTF-8");
         (self.child.wait().expect("mkleak is ours"), complaint)
     }
 }
@@ -140,10 +113,7 @@ impl Directory {
     }
 
     pub(crate) fn entries(&self) -> Vec<PathBuf> {
-        fs::read_dir(&self.0)
-            .expect("read_dir")
-            .map(|entry| entry.expect("entry").path())
-            .collect()
+        fs::read_dir(&self.0).expect("read_dir").map(|entry| entry.expect("entry").path()).collect()
     }
 }
 
@@ -165,12 +135,7 @@ pub(crate) fn in_disposable_place(test: &str, body: impl FnOnce(&Path)) {
         body(&dir);
         return;
     }
-    if !unshare()
-        .arg("true")
-        .stderr(Stdio::null())
-        .status()
-        .is_ok_and(|status| status.success())
-    {
+    if !unshare().arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
         println!("{test}: skipped: no namespaces may be made here");
         return;
     }
@@ -192,14 +157,6 @@ fn unshare() -> Command {
     if !getuid().is_root() {
         command.args(["--user", "--map-root-user"]);
     }
-    command.args([
-        "--pid",
-        "--fork",
-        "--mount-proc",
-        "--mount",
-        "--ipc",
-        "--net",
-        "--kill-child",
-    ]);
+    command.args(["--pid", "--fork", "--mount-proc", "--mount", "--ipc", "--net", "--kill-child"]);
     command
 }

@@ -30,12 +30,7 @@ impl Place<'_> {
             files(root, &mut world);
         }
         for class in ["shm", "sem", "msg"] {
-            lines(
-                &format!("/proc/sysvipc/{class}"),
-                "sysvipc",
-                &mut world,
-                |_| true,
-            );
+            lines(&format!("/proc/sysvipc/{class}"), "sysvipc", &mut world, |_| true);
         }
         message_queues(&mut world);
         networks(&mut world);
@@ -52,11 +47,7 @@ impl Place<'_> {
             let stat = String::from_utf8_lossy(&stat);
             let (comm, rest) = stat.rsplit_once(") ").unwrap_or_default();
             // Running and sleeping come and go.
-            let state = rest
-                .chars()
-                .next()
-                .filter(|state| "ZT".contains(*state))
-                .unwrap_or('-');
+            let state = rest.chars().next().filter(|state| "ZT".contains(*state)).unwrap_or('-');
             world.insert(format!("process {comm:?} {state}"));
             for namespace in entries(&process.join("ns")) {
                 if let Ok(link) = fs::read_link(&namespace) {
@@ -81,40 +72,25 @@ impl Place<'_> {
                     continue;
                 };
                 world.insert(format!("fd {fd:?} {link:?}"));
-                let info =
-                    fs::read_to_string(task.join("fdinfo").join(fd.file_name().expect("a number")));
+                let info = fs::read_to_string(task.join("fdinfo").join(fd.file_name().expect("a number")));
                 let info = info.unwrap_or_default();
-                for line in info
-                    .lines()
-                    .filter(|line| line.starts_with("scm_fds:") && !line.ends_with(" 0"))
-                {
+                for line in info.lines().filter(|line| line.starts_with("scm_fds:") && !line.ends_with(" 0")) {
                     world.insert(format!("flight {fd:?} {line}"));
                 }
             }
         }
         let maps = own.join("maps");
-        lines(maps.to_str().expect("ASCII"), "maps", world, |line| {
-            line.ends_with("(deleted)")
-        });
+        lines(maps.to_str().expect("ASCII"), "maps", world, |line| line.ends_with("(deleted)"));
         if let Ok(cwd) = fs::metadata(own.join("cwd")) {
             world.insert(format!("cwd {}:{}", cwd.st_dev(), cwd.st_ino()));
         }
-        lines(
-            own.join("mountinfo").to_str().expect("ASCII"),
-            "mount",
-            world,
-            |_| true,
-        );
+        lines(own.join("mountinfo").to_str().expect("ASCII"), "mount", world, |_| true);
     }
 
     /// How mkleak calls what it makes: by its pid, and the pid namespace if that isn't the first.
     fn tag(&self) -> String {
         let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
-        let inode: String = link
-            .to_string_lossy()
-            .chars()
-            .filter(char::is_ascii_digit)
-            .collect();
+        let inode: String = link.to_string_lossy().chars().filter(char::is_ascii_digit).collect();
         match inode.as_str() {
             "4026531836" => format!("leakcheck-mkleak-{}", self.pid),
             inode => format!("leakcheck-mkleak-{}.{inode}", self.pid),
@@ -166,21 +142,12 @@ fn files(path: &Path, world: &mut World) {
 }
 
 fn networks(world: &mut World) {
-    lines("/proc/net/dev", "interface", world, |line| {
-        line.contains("mkleak")
-    });
-    lines("/proc/net/tcp", "tcp", world, |line| {
-        line.split_ascii_whitespace().nth(3) == Some("0A")
-    });
-    lines("/proc/net/unix", "unix", world, |line| {
-        line.contains("leakcheck-mkleak-")
-    });
+    lines("/proc/net/dev", "interface", world, |line| line.contains("mkleak"));
+    lines("/proc/net/tcp", "tcp", world, |line| line.split_ascii_whitespace().nth(3) == Some("0A"));
+    lines("/proc/net/unix", "unix", world, |line| line.contains("leakcheck-mkleak-"));
     if let Ok(answer) = nft_tables() {
         let text = String::from_utf8_lossy(&answer);
-        for table in text
-            .split('\0')
-            .filter_map(|part| Some(&part[part.find("leakcheck-mkleak-")?..]))
-        {
+        for table in text.split('\0').filter_map(|part| Some(&part[part.find("leakcheck-mkleak-")?..])) {
             world.insert(format!("nft {table}"));
         }
     }
@@ -188,11 +155,7 @@ fn networks(world: &mut World) {
 
 /// The kernel's list of the inet family's tables, raw (NFT_MSG_GETTABLE, NLM_F_DUMP).
 fn nft_tables() -> io::Result<Vec<u8>> {
-    let socket = rustix::net::socket(
-        AddressFamily::NETLINK,
-        SocketType::RAW,
-        Some(netlink::NETFILTER),
-    )?;
+    let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::NETFILTER))?;
     rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
     let mut request = Vec::new();
     request.extend(20_u32.to_ne_bytes());
@@ -209,20 +172,14 @@ fn nft_tables() -> io::Result<Vec<u8>> {
 
 /// Message queues are files of a file system that need not be mounted: `/proc/PID/fd` has none of a closed one.
 fn message_queues(world: &mut World) {
-    use rustix::mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen,
-    };
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
     let Ok(context) = fsopen("mqueue", FsOpenFlags::FSOPEN_CLOEXEC) else {
         return;
     };
     let Ok(()) = fsconfig_create(&context) else {
         return;
     };
-    let Ok(tree) = fsmount(
-        &context,
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    ) else {
+    let Ok(tree) = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()) else {
         return;
     };
     for queue in entries(Path::new(&format!("/proc/self/fd/{}", tree.as_raw_fd()))) {
@@ -242,12 +199,7 @@ fn lines(path: &str, about: &str, world: &mut World, wanted: impl Fn(&str) -> bo
 }
 
 fn entries(path: &Path) -> Vec<PathBuf> {
-    fs::read_dir(path)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect()
+    fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 fn numbered(path: impl AsRef<Path>) -> Vec<PathBuf> {
@@ -257,8 +209,5 @@ fn numbered(path: impl AsRef<Path>) -> Vec<PathBuf> {
 }
 
 fn name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -1,0 +1,115 @@
+//! The machine as it settles, and what is known of the run beyond what looks show.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::residue::{Found, residue};
+use super::{Options, TOKEN_NAME};
+use crate::error::Result;
+use crate::judge::attribute::{Attributor, Membership, Provenance};
+use crate::judge::diff;
+use crate::judge::settle::{Look, World};
+use crate::kind::KindSet;
+use crate::observe;
+use crate::resource::{Process, Resource};
+use crate::snapshot::Snapshot;
+use crate::watch::Watch;
+
+pub(super) struct LastLook {
+    pub(super) look: Snapshot,
+    pub(super) noise: u64,
+}
+
+pub(super) struct LiveWorld<'a> {
+    pub(super) baseline: &'a Snapshot,
+    pub(super) options: &'a Options,
+    pub(super) asked: KindSet,
+    pub(super) live: &'a Live<'a>,
+    pub(super) began: Instant,
+    pub(super) last: Option<LastLook>,
+    pub(super) looks_ms: f64,
+}
+
+impl World<Found> for LiveWorld<'_> {
+    fn look(&mut self) -> Result<Look<Found>> {
+        let look = observe::snapshot(&self.options.observe)?;
+        if let Some(watch) = self.live.watch {
+            // What the snapshot saw happened before now.
+            watch.sync();
+        }
+        self.looks_ms += look.took_ns as f64 / 1e6;
+        let mut appeared = diff::diff(self.baseline, &look)?.appeared;
+        appeared.retain(|r| self.asked.contains(r.kind()));
+        let own = self.options.observe.include_self.then(std::process::id);
+        let attributor = Attributor::new(self.baseline, &look, self.live, own);
+        let residue = residue(appeared, &attributor);
+        let (run_lives, running) = attributor.alive();
+        let found = residue
+            .found
+            .into_iter()
+            .map(|(resource, by)| (resource.key(), Found::new(resource, by, &look, &attributor)))
+            .collect();
+        self.last = Some(LastLook { look, noise: residue.noise });
+        Ok(Look { residue: found, run_lives, running })
+    }
+
+    fn wait(&mut self, residue: &BTreeMap<String, Found>, pause: Duration) {
+        let zombie = |f: &Found| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
+        // Where only a reaper is waited for, the wait itself sees when it has come.
+        let pause = if residue.values().all(zombie) { pause.max(self.options.policy.at_least) } else { pause };
+        observe::wait_for_change(residue.values().map(|f| &f.resource), pause);
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn pressure(&self) -> u32 {
+        observe::pressure()
+    }
+}
+
+/// What is known of the run: by the watch, by the token, by `/proc`.
+pub(super) struct Live<'a> {
+    pub(super) watch: Option<&'a Watch>,
+    pub(super) token: Option<&'a str>,
+}
+
+impl Provenance for Live<'_> {
+    fn watched(&self) -> bool {
+        self.watch.is_some()
+    }
+
+    fn process(&self, process: &Process) -> Membership {
+        if process.pid == std::process::id() {
+            return Membership::Run;
+        }
+        self.watch.map_or(Membership::Unknown, |w| w.descends(process.pid, process.start))
+    }
+
+    fn token(&self, pid: u32) -> bool {
+        let Some(token) = self.token else { return false };
+        let entry = format!("{TOKEN_NAME}={token}");
+        let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environ.split(|b| *b == 0).any(|e| e == entry.as_bytes())
+    }
+
+    fn ever(&self, pid: u32) -> Membership {
+        self.watch.map_or(Membership::Unknown, |w| w.was_run_pid(pid))
+    }
+
+    fn creator(&self, path: &[u8]) -> Membership {
+        use std::os::unix::ffi::OsStrExt;
+        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        self.watch.and_then(|w| w.creator(path)).map_or(Membership::Unknown, |m| m.membership)
+    }
+
+    fn mount(&self, id: u64) -> Membership {
+        self.watch.and_then(|w| w.mount_creator(id)).map_or(Membership::Unknown, |m| m.membership)
+    }
+
+    fn cgroups(&self, pid: u32) -> Vec<(String, String)> {
+        observe::cgroups_of(pid)
+    }
+}

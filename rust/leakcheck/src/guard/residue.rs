@@ -1,0 +1,158 @@
+//! From what one look shows and the baseline does not, to leaks with their evidence.
+
+use std::collections::{BTreeSet, HashSet};
+
+use serde_json::Value;
+
+use crate::judge::allow::Rules;
+use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
+use crate::judge::class::{Class, classify};
+use crate::judge::report::{Allowed, Leak, Report, UnusedRule};
+use crate::judge::verdict::Verdict;
+use crate::kind::{Kind, KindSet};
+use crate::observe::{self, detail};
+use crate::resource::{NsHolder, Resource};
+use crate::snapshot::{CoverageMap, Level, Snapshot, Unreadable};
+
+/// Sorts what was found into leaks and what rules explain, and gives the verdict.
+pub(super) fn finish(report: &mut Report, found: Vec<Found>, rules: &Rules, attributed_only: bool) {
+    let mut used = BTreeSet::new();
+    for Found { resource, by, class, label, facts } in found {
+        let (kind, key) = (resource.kind(), resource.key());
+        let fields = facts.get("resource").cloned().unwrap_or(Value::Null);
+        let detail = |name: &str| facts.get(name).or_else(|| fields.get(name)).and_then(|value| plain(name, value));
+        if let Some(n) = rules.explains(kind, detail) {
+            used.insert(n);
+            report.allowed.push(Allowed { kind, label, key, reason: rules.rules[n].reason.clone() });
+            continue;
+        }
+        let leak = Leak { kind, class, label, attribution: by, key, evidence: facts };
+        if attributed_only && by == Attribution::None {
+            report.unattributed.push(leak);
+        } else {
+            report.leaks.push(leak);
+        }
+    }
+    report.leaks.sort_by(|a, b| (a.kind, &a.key).cmp(&(b.kind, &b.key)));
+    for (_, rule) in rules.rules.iter().enumerate().filter(|(n, _)| !used.contains(n)) {
+        report.unused_rules.push(UnusedRule { kind: rule.kind, reason: rule.reason.clone() });
+    }
+    report.verdict = Verdict::of(report.leaks.len(), &report.coverage);
+}
+
+/// A detail as rules match it: as it is shown. What is not known matches nothing.
+pub(super) fn plain(name: &str, value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(s) => Some(s.clone()),
+        Value::Number(n) if name == "mode" => n.as_u64().map(|mode| format!("{mode:04o}")),
+        other => Some(other.to_string()),
+    }
+}
+
+pub(super) fn gauges(before: &Snapshot, after: &Snapshot, report: &mut Report) {
+    for (name, now) in &after.gauges {
+        report.gauges.insert(name.clone(), [before.gauges.get(name).copied().unwrap_or(0), *now]);
+    }
+}
+
+/// The worse of both observations. Processes that refused to be read, were there before and are not the run's, are listed and
+/// lower nothing.
+pub(super) fn coverage<P: Provenance>(
+    before: &Snapshot,
+    after: &Snapshot,
+    asked: KindSet,
+    attributor: &Attributor<'_, P>,
+) -> CoverageMap {
+    let mut map = before.coverage.clone();
+    map.merge(&after.coverage);
+    map.0.retain(|kind, _| asked.contains(*kind));
+    let matters = |u: &&Unreadable| {
+        let before = before.unreadable.iter().any(|old| (old.pid, old.start) == (u.pid, u.start));
+        let owner = after.process(u.pid).map(|p| attributor.owner(&Resource::Process(p.clone())));
+        match owner {
+            Some(Owner::Stranger) => false,
+            Some(Owner::Run(Attribution::Scope)) | None => !before,
+            Some(Owner::Run(_) | Owner::Unknown) => true,
+        }
+    };
+    // What the key quota counts beyond the list is a gap only when it grew.
+    let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
+    if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
+        let more = hidden(after) - hidden(before);
+        map.lower(Kind::Key, Level::Partial, format!("{more} new keys can be viewed by their possessors alone"));
+    }
+    let gaps: Vec<&Unreadable> = after.unreadable.iter().filter(matters).collect();
+    observe::lower_for_unreadable(&gaps, &mut map);
+    map
+}
+
+/// Residue with all that a report needs of it, looked up while it is there.
+#[derive(Clone)]
+pub(super) struct Found {
+    pub(super) resource: Resource,
+    pub(super) by: Attribution,
+    pub(super) class: Class,
+    pub(super) label: String,
+    pub(super) facts: serde_json::Map<String, Value>,
+}
+
+impl Found {
+    pub(super) fn new<P: Provenance>(
+        resource: Resource,
+        by: Attribution,
+        look: &Snapshot,
+        attributor: &Attributor<'_, P>,
+    ) -> Self {
+        let populated = |c: &crate::resource::Cgroup| detail::cgroup_processes(c).is_some_and(|p| !p.is_empty());
+        let class = classify(&resource, look, |ns| attributor.fresh_ns(ns), populated);
+        let evidence = detail::evidence(&resource, look);
+        Found { resource, by, class, label: evidence.label, facts: evidence.facts }
+    }
+}
+
+pub(super) struct Residue {
+    pub(super) found: Vec<(Resource, Attribution)>,
+    pub(super) noise: u64,
+}
+
+/// What is not a stranger's, without what only repeats another leak.
+pub(super) fn residue<P: Provenance>(appeared: Vec<Resource>, attributor: &Attributor<'_, P>) -> Residue {
+    let mut out = Residue { found: Vec::new(), noise: 0 };
+    for resource in appeared {
+        match attributor.owner(&resource) {
+            Owner::Run(by) => out.found.push((resource, by)),
+            Owner::Unknown => out.found.push((resource, Attribution::None)),
+            Owner::Stranger => out.noise += 1,
+        }
+    }
+    fold(&mut out.found, attributor);
+    out
+}
+
+/// A leaked process' descriptors, and the mounts of a namespace that a leaked process is in, go with it: one leak, one line.
+pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attributor: &Attributor<'_, P>) {
+    let leaked: HashSet<(u32, u64)> = found
+        .iter()
+        .filter_map(|(r, _)| match r {
+            Resource::Process(p) => Some((p.pid, p.start)),
+            _ => None,
+        })
+        .collect();
+    let inhabited: HashSet<u64> = found
+        .iter()
+        .filter_map(|(r, _)| match r {
+            Resource::Namespace(n) => {
+                let by_leaked =
+                    |h: &NsHolder| matches!(h, NsHolder::Process(pid, start) if leaked.contains(&(*pid, *start)));
+                n.holders.iter().any(by_leaked).then_some(n.ino)
+            }
+            _ => None,
+        })
+        .collect();
+    found.retain(|(r, _)| match r {
+        Resource::Fd(fd) => !leaked.contains(&(fd.pid, fd.start)),
+        Resource::Mount(m) => !inhabited.contains(&m.ns) && !attributor.is_copy(m),
+        _ => true,
+    });
+}
