@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
 
 #: Start time in seconds since the epoch, state, parent, and the target of each FD by its number.
 Seen = tuple[float, str, int, dict[int, str]]
@@ -43,6 +44,16 @@ def with_psutil(*, fresh: bool = True) -> dict[int, Seen]:
             continue
         found[process.pid] = (start, state, parent, targets(process.pid))
     return found
+
+
+def until_blocked(pids: Iterable[int]) -> None:
+    """Returns when none of these runs any more: two lists that are taken in turn should have the same states."""
+    deadline = time.monotonic() + 30
+    for pid in pids:
+        while psutil.Process(pid).status() == psutil.STATUS_RUNNING:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"process {pid} still runs")
+            os.sched_yield()
 
 
 def targets(pid: int) -> dict[int, str]:

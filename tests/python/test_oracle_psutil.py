@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,9 @@ def family(folder: os.PathLike[str]) -> Iterator[psutil.Process]:
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as program:
         assert program.stdout
         assert program.stdout.readline() == "READY\n"
-        yield psutil.Process(program.pid)
+        parent = psutil.Process(program.pid)
+        quiet(parent)
+        yield parent
         program.communicate(timeout=30)
     assert program.returncode == 0
 
@@ -66,6 +69,14 @@ def family(folder: os.PathLike[str]) -> Iterator[psutil.Process]:
 def parent(tmp_path: os.PathLike[str]) -> Iterator[psutil.Process]:
     with family(tmp_path) as process:
         yield process
+
+
+def quiet(parent: psutil.Process) -> None:
+    """Returns when none of the family runs: after READY the parent has yet to reach its read, which nothing tells."""
+    deadline = time.monotonic() + 30
+    while any(p.status() == psutil.STATUS_RUNNING for p in [parent, *parent.children(recursive=True)]):
+        assert time.monotonic() < deadline
+        os.sched_yield()
 
 
 def links(pid: int) -> dict[int, bytes]:
