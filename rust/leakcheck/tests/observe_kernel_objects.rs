@@ -48,8 +48,15 @@ fn attach(backing: &File) -> (String, File) {
     panic!("no loop device stays free");
 }
 
+/// One test at a time: to read the keys of others, a look makes the whole process undumpable for a moment.
+fn alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    ALONE.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 #[test]
 fn sees_an_attached_loop_device_with_a_hostile_backing_name_until_it_is_detached() {
+    let _alone = alone();
     if !privileged("sees_an_attached_loop_device") || !Path::new("/dev/loop-control").exists() {
         eprintln!("not run: no /dev/loop-control");
         return;
@@ -107,6 +114,7 @@ fn find(keys: &[Key], serial: u32) -> Option<&Key> {
 
 #[test]
 fn sees_a_key_exactly_until_it_is_unlinked() {
+    let _alone = alone();
     on_a_thread(|| {
         join_session_keyring();
         let description = b"leakcheck: a b: 16\x1b[1m\xff".as_slice();
@@ -122,6 +130,7 @@ fn sees_a_key_exactly_until_it_is_unlinked() {
 
 #[test]
 fn a_description_that_imitates_the_list_makes_no_key() {
+    let _alone = alone();
     on_a_thread(|| {
         join_session_keyring();
         let forged =
@@ -136,6 +145,7 @@ fn a_description_that_imitates_the_list_makes_no_key() {
 
 #[test]
 fn a_revoked_key_is_still_a_key_and_an_invalidated_one_is_none() {
+    let _alone = alone();
     on_a_thread(|| {
         join_session_keyring();
         let revoked = add_key("user", b"leakcheck revoked: 7", b"secret");
@@ -152,6 +162,7 @@ fn a_revoked_key_is_still_a_key_and_an_invalidated_one_is_none() {
 
 #[test]
 fn root_sees_other_users_keys_and_stays_as_it_was() {
+    let _alone = alone();
     const OTHER: u32 = 54_321;
     if !privileged("root_sees_other_users_keys_and_stays_as_it_was") {
         return;
