@@ -6,7 +6,8 @@ still steer a terminal is escaped once more.
 
 import datetime
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from typing import TypeAlias
 
 from rich.console import Console
 from rich.text import Text
@@ -55,13 +56,10 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
         yield line("  ", f"… and {len(report.leaks) - len(shown)} more")
     for leak in report.unattributed:
         yield line("  ", ("unattributed ", "yellow"), _leak_line(leak).plain.strip())
-    for transient in report.transient:
-        gone = f"gone after {transient.gone_after_ms:.0f} ms"
-        yield line("  ", ("transient ", "dim"), f"{transient.kind}  {transient.label}", ("  " + gone, "dim"))
-    for allowed in report.allowed:
-        yield line(
-            "  ", ("allowed ", "dim"), f"{allowed.kind}  {allowed.label}", ("  reason: " + allowed.reason, "dim")
-        )
+    passing = [(t.kind, t.label, f"gone after {t.gone_after_ms:.0f} ms") for t in report.transient]
+    yield from _listing("transient ", passing, by=lambda entry: entry[0])
+    accepted = [(a.kind, a.label, f"reason: {a.reason}") for a in report.allowed]
+    yield from _listing("allowed ", accepted, by=lambda entry: (entry[0], entry[2]))
     for rule in report.unused_rules:
         yield line("  ", ("unused rule ", "yellow"), f"{rule.kind}  reason: {rule.reason}")
     for kind, gap in report.gaps.items():
@@ -74,6 +72,22 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
         )
 
 
+_FEW = 5
+_Entry: TypeAlias = tuple[str, str, str]
+
+
+def _listing(word: str, entries: list[_Entry], by: Callable[[_Entry], Hashable]) -> Iterator[Text]:
+    """Yield a line an entry (kind, label, remark), the first few of each group; the report's JSON has them all."""
+    groups: dict[Hashable, list[_Entry]] = {}
+    for entry in entries:
+        groups.setdefault(by(entry), []).append(entry)
+    for group in groups.values():
+        for kind, label, remark in group[:_FEW]:
+            yield line("  ", (word, "dim"), f"{kind}  {label}", ("  " + remark, "dim"))
+        if (more := len(group) - _FEW) > 0:
+            yield line("  ", (word, "dim"), f"{group[0][0]}  and {more} more: see --json")
+
+
 def _verdict_line(report: Report) -> Text:
     parts: list[str | tuple[str, str]] = ["leakcheck: ", (report.verdict, _VERDICT_STYLE[report.verdict])]
     if report.leaks:
@@ -84,7 +98,7 @@ def _verdict_line(report: Report) -> Text:
     if report.command is not None:
         parts.append(f" after {shlex.join(report.command.argv)} ({_ended(report.command.exit)})")
     if report.settle is not None and (report.leaks or report.transient):
-        extended = ", extended under pressure" if report.settle.extended else ""
+        extended = ", extended" if report.settle.extended else ""
         parts.append(
             (f", settled for {report.settle.ms:.0f} ms in {_count(report.settle.looks, 'look')}{extended}", "dim")
         )

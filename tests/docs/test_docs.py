@@ -24,8 +24,7 @@ def test_every_command_of_the_page_exits_as_the_page_says(page: Path, tmp_path: 
         for command in script.strip().splitlines():
             with (tmp_path / "output").open("w+") as output:
                 done = subprocess.run(
-                    # A private mount namespace and an empty /tmp: what the page makes goes with it.
-                    ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs tmpfs /tmp && {command}"],
+                    ["sh", "-c", command],
                     cwd=tmp_path,
                     env=environment,
                     stdin=subprocess.DEVNULL,

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::judge::allow::Rules;
-use crate::judge::attribute::Attributor;
+use crate::judge::attribute::{Attribution, Attributor};
 use crate::judge::class::Class;
 use crate::judge::diff;
 use crate::judge::report::{Command, Report, Settling, Transient, Vanished};
@@ -217,7 +217,10 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
     report.timing_ms.insert("looking".to_owned(), world.looks_ms);
     let Settled { residue, transient, looks, took, extended } = settled;
     report.settle = Settling { looks, ms: ms(took), extended };
-    for (found, after) in transient {
+    // What went before it could be attributed tells nothing of the run.
+    let (told, untold): (Vec<_>, Vec<_>) = transient.into_iter().partition(|(f, _)| f.by != Attribution::None);
+    report.noise += untold.len() as u64;
+    for (found, after) in told {
         report.transient.push(Transient {
             kind: found.resource.kind(),
             label: found.label,
