@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::mem::size_of;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 const SYS_STATMOUNT: libc::c_long = 457;
@@ -48,9 +47,9 @@ pub(crate) fn listmount(ns: u64) -> io::Result<Vec<u64>> {
     }
 }
 
-/// One mount as `statmount(2)` (Linux 6.8) describes it; strings are offsets into `text`.
+/// One mount as `statmount(2)` (Linux 6.8) describes it: numbers at fixed offsets, strings behind them.
 pub(crate) struct MountStat {
-    buffer: Vec<u64>,
+    buffer: Vec<u8>,
 }
 
 impl MountStat {
@@ -61,14 +60,13 @@ impl MountStat {
     /// Asks for one mount. `ns` as in [`listmount`].
     pub(crate) fn of(id: u64, ns: u64) -> io::Result<Self> {
         let req = MntIdReq { size: 32, spare: 0, mnt_id: id, param: Self::MASK, mnt_ns_id: ns };
-        let mut buffer = vec![0u64; 256];
+        let mut buffer = vec![0u8; 2048];
         loop {
-            let bytes = buffer.len() * size_of::<u64>();
-            // SAFETY: `req` lives through the call; the kernel writes at most `bytes` bytes into `buffer`.
-            let n = unsafe { libc::syscall(SYS_STATMOUNT, &raw const req, buffer.as_mut_ptr(), bytes, 0u32) };
+            // SAFETY: `req` lives through the call; the kernel writes at most `buffer.len()` bytes into `buffer`.
+            let n = unsafe { libc::syscall(SYS_STATMOUNT, &raw const req, buffer.as_mut_ptr(), buffer.len(), 0u32) };
             match check(n) {
                 Ok(_) => return Ok(MountStat { buffer }),
-                Err(e) if e.raw_os_error() == Some(libc::EOVERFLOW) && bytes < 1 << 20 => {
+                Err(e) if e.raw_os_error() == Some(libc::EOVERFLOW) && buffer.len() < 1 << 20 => {
                     buffer.resize(buffer.len() * 4, 0);
                 }
                 Err(e) => return Err(e),
@@ -76,42 +74,43 @@ impl MountStat {
         }
     }
 
+    fn bytes_at<const N: usize>(&self, offset: usize) -> [u8; N] {
+        self.buffer.get(offset..).and_then(<[u8]>::first_chunk).copied().unwrap_or([0; N])
+    }
+
     fn u64_at(&self, offset: usize) -> u64 {
-        self.buffer[offset / 8]
+        u64::from_ne_bytes(self.bytes_at(offset))
     }
 
     fn u32_at(&self, offset: usize) -> u32 {
-        let word = self.buffer[offset / 8].to_ne_bytes();
-        let at = offset % 8;
-        u32::from_ne_bytes([word[at], word[at + 1], word[at + 2], word[at + 3]])
+        u32::from_ne_bytes(self.bytes_at(offset))
     }
 
-    fn string(&self, offset: usize, bit: u64) -> Vec<u8> {
+    fn string(&self, offset: usize, bit: u64) -> &[u8] {
         if self.u64_at(8) & bit == 0 {
-            return Vec::new();
+            return b"";
         }
-        let from = Self::STRINGS + self.u32_at(offset) as usize;
-        let bytes = self.buffer.iter().flat_map(|w| w.to_ne_bytes());
-        bytes.skip(from).take_while(|b| *b != 0).collect()
+        let text = self.buffer.get(Self::STRINGS + self.u32_at(offset) as usize..).unwrap_or_default();
+        text.split(|b| *b == 0).next().unwrap_or_default()
     }
 
     pub(crate) fn device(&self) -> (u32, u32) {
         (self.u32_at(16), self.u32_at(20))
     }
 
-    pub(crate) fn fs_type(&self) -> Vec<u8> {
+    pub(crate) fn fs_type(&self) -> &[u8] {
         self.string(36, 0x20)
     }
 
-    pub(crate) fn root(&self) -> Vec<u8> {
+    pub(crate) fn root(&self) -> &[u8] {
         self.string(104, 0x8)
     }
 
-    pub(crate) fn point(&self) -> Vec<u8> {
+    pub(crate) fn point(&self) -> &[u8] {
         self.string(108, 0x10)
     }
 
-    pub(crate) fn source(&self) -> Vec<u8> {
+    pub(crate) fn source(&self) -> &[u8] {
         self.string(124, 0x200)
     }
 

@@ -141,7 +141,7 @@ fn absent(mount: &Mount, targets: &HashSet<Vec<u8>>, apply: bool) -> Outcome {
         MountId::Unique(id) => {
             let Ok(stat) = MountStat::of(*id, 0) else { return Outcome::gone(Verb::Unmount) };
             if stat.point() != mount.target.as_bytes() {
-                let why = format!("it was moved to {}", Text::from(&*stat.point()));
+                let why = format!("it was moved to {}", Text::from(stat.point()));
                 return Outcome::new(Verb::Unmount, Status::Failed, why);
             }
         }
