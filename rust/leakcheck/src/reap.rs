@@ -207,6 +207,7 @@ fn record(leak: &Leak) -> std::result::Result<Resource, String> {
         | Attribution::Token
         | Attribution::Cgroup
         | Attribution::Namespace
+        | Attribution::Uid
         | Attribution::Creator
         | Attribution::Holder
         | Attribution::Scope => {}

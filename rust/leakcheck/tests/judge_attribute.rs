@@ -323,3 +323,28 @@ fn each_residue_has_its_class() {
         assert_eq!(classify(&resource, &look, |ns| ns == NEW_NS, populated), class, "{resource:?}");
     }
 }
+
+#[test]
+fn a_process_of_unknown_descent_is_the_runs_in_a_new_namespace_that_the_run_is_in() {
+    let shared = |ino, pids: &[u32]| {
+        let holders = pids.iter().map(|pid| NsHolder::Process(*pid, 10)).collect();
+        with(host(), [namespace(NsType::Mnt, ino, holders).into()])
+    };
+    let who = |look, pid| owner_in(look, &known(), &process(pid, 10).into());
+    assert_eq!(who(shared(NEW_NS, &[MINE, NOBODYS]), NOBODYS), Owner::Run(Attribution::Namespace));
+    assert_eq!(who(shared(OLD_MNT, &[MINE, NOBODYS]), NOBODYS), Owner::Unknown, "everybody may be in an old one");
+    assert_eq!(who(shared(NEW_NS, &[THEIRS, NOBODYS]), NOBODYS), Owner::Unknown);
+    assert_eq!(who(shared(NEW_NS, &[MINE, THEIRS]), THEIRS), Owner::Stranger, "descent says more");
+}
+
+#[test]
+fn what_a_user_of_the_run_alone_owns_is_the_runs_when_nothing_else_tells() {
+    let key = |uid| -> Resource { Key { serial: 7, key_type: text("user"), description: text("k"), uid }.into() };
+    let judge = 4_000;
+    let with_uids = |uids: &[(u32, u32)]| Known { uids: uids.to_vec(), ..known() };
+    let who = |known: &Known, uid| owner_in(with(host(), [key(uid)]), known, &key(uid));
+    assert_eq!(who(&with_uids(&[(MINE, judge), (THEIRS, 33)]), judge), Owner::Run(Attribution::Uid));
+    assert_eq!(who(&with_uids(&[(MINE, judge), (THEIRS, judge)]), judge), Owner::Unknown, "others have it as well");
+    assert_eq!(who(&with_uids(&[(MINE, 0)]), 0), Owner::Unknown, "root is nobody's alone");
+    assert_eq!(who(&with_uids(&[(MINE, judge)]), 33), Owner::Unknown);
+}

@@ -109,6 +109,10 @@ impl Provenance for Live<'_> {
         self.watch.and_then(|w| w.mount_creator(id)).map_or(Membership::Unknown, |m| m.membership)
     }
 
+    fn uid(&self, pid: u32) -> Option<u32> {
+        observe::uid_of(pid)
+    }
+
     fn cgroups(&self, pid: u32) -> Vec<(String, String)> {
         observe::cgroups_of(pid)
     }

@@ -1,5 +1,6 @@
 //! Whose residue is it? By descent, run token, cgroup, namespace, creator or holder; never by name or time alone.
 
+use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 
@@ -24,6 +25,8 @@ pub enum Attribution {
     Cgroup,
     /// It is in a namespace that the run made.
     Namespace,
+    /// Its owner is a user that processes of the run have, and nobody else's.
+    Uid,
     /// A process of the run made it.
     Creator,
     /// A process of the run holds it.
@@ -44,6 +47,7 @@ impl fmt::Display for Attribution {
             Attribution::Token => "token",
             Attribution::Cgroup => "cgroup",
             Attribution::Namespace => "namespace",
+            Attribution::Uid => "uid",
             Attribution::Creator => "creator",
             Attribution::Holder => "holder",
             Attribution::Own => "own",
@@ -83,6 +87,8 @@ pub trait Provenance {
     fn mount(&self, id: u64) -> Membership;
     /// Path of a process' cgroup, `hierarchy:path` lines of `/proc/PID/cgroup`.
     fn cgroups(&self, pid: u32) -> Vec<(String, String)>;
+    /// Effective user id of a process; none when it has ended.
+    fn uid(&self, pid: u32) -> Option<u32>;
 }
 
 /// Attributes what one look shows and the baseline does not.
@@ -95,6 +101,8 @@ pub struct Attributor<'a, P> {
     holders: HashMap<(NsType, u64), Vec<NsHolder>>,
     /// Inodes, which namespaces of all types draw from one counter.
     old_namespaces: HashSet<u64>,
+    /// Users of the run alone; looked up when first asked for.
+    uids: OnceCell<HashSet<u32>>,
 }
 
 impl<'a, P: Provenance> Attributor<'a, P> {
@@ -103,10 +111,11 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         let holders = look.namespaces.iter().map(|n| ((n.ns_type, n.ino), n.holders.clone())).collect();
         let seen = baseline.namespaces.iter().map(|n| n.ino).chain(baseline.mounts.iter().map(|m| m.ns));
         let old_namespaces = seen.chain(baseline.own_ns.values().copied()).collect();
-        let mut this =
-            Attributor { baseline, look, provenance, own_pid, processes: HashMap::new(), holders, old_namespaces };
+        let (processes, uids) = (HashMap::new(), OnceCell::new());
+        let mut this = Attributor { baseline, look, provenance, own_pid, processes, holders, old_namespaces, uids };
         this.processes = look.processes.iter().map(|p| (p.pid, this.process(p))).collect();
         this.by_cgroup();
+        this.by_namespace();
         this
     }
 
@@ -157,8 +166,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
 
     /// A process that cannot be told by descent is the run's when it sits in a cgroup that the run made.
     fn by_cgroup(&mut self) {
-        let unknown: Vec<u32> =
-            self.processes.iter().filter(|(_, o)| **o == Owner::Unknown).map(|(pid, _)| *pid).collect();
+        let unknown = self.unknown();
         if unknown.is_empty() {
             return;
         }
@@ -177,6 +185,44 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 self.processes.insert(pid, Owner::Run(Attribution::Cgroup));
             }
         }
+    }
+
+    /// Likewise when it shares a namespace that is new since the baseline with a process of the run.
+    fn by_namespace(&mut self) {
+        for pid in self.unknown() {
+            let shares = |holders: &[NsHolder]| {
+                let pids = holders.iter().filter_map(|h| match h {
+                    NsHolder::Process(pid, _) => Some(*pid),
+                    NsHolder::Fd(..) | NsHolder::Bind(_) => None,
+                });
+                let of_run = |p: u32| matches!(self.owner_of_pid(p), Owner::Run(a) if a != Attribution::Own);
+                pids.clone().any(|p| p == pid) && pids.clone().any(of_run)
+            };
+            if self.holders.iter().any(|((_, ino), holders)| self.fresh_ns(*ino) && shares(holders)) {
+                self.processes.insert(pid, Owner::Run(Attribution::Namespace));
+            }
+        }
+    }
+
+    fn unknown(&self) -> Vec<u32> {
+        self.processes.iter().filter(|(_, owner)| **owner == Owner::Unknown).map(|(pid, _)| *pid).collect()
+    }
+
+    /// Whether processes of the run have this user, and no other process has.
+    fn is_user_of_the_run(&self, uid: u32) -> bool {
+        let users = || {
+            let mut users: HashSet<u32> = HashSet::new();
+            let mut others: HashSet<u32> = [0].into();
+            for p in &self.look.processes {
+                let set = match self.owner_of_pid(p.pid) {
+                    Owner::Run(Attribution::Own) | Owner::Stranger | Owner::Unknown => &mut others,
+                    Owner::Run(_) => &mut users,
+                };
+                set.extend(self.provenance.uid(p.pid));
+            }
+            users.difference(&others).copied().collect()
+        };
+        self.uids.get_or_init(users).contains(&uid)
     }
 
     fn owner_of_pid(&self, pid: u32) -> Owner {
@@ -207,6 +253,9 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         match self.told_owner(resource) {
             Owner::Stranger if !self.provenance.watched() && !matches!(resource, Resource::Process(_)) => {
                 Owner::Unknown
+            }
+            Owner::Unknown if owning_user(resource).is_some_and(|uid| self.is_user_of_the_run(uid)) => {
+                Owner::Run(Attribution::Uid)
             }
             told => told,
         }
@@ -360,6 +409,26 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             IpcClass::Msg if object.creator > 1 => by_hint(self.provenance.ever(object.creator), Attribution::Creator),
             IpcClass::Shm | IpcClass::Msg | IpcClass::Sem | IpcClass::Mqueue => Owner::Unknown,
         }
+    }
+}
+
+/// The user that an object belongs to, where it has one.
+fn owning_user(resource: &Resource) -> Option<u32> {
+    match resource {
+        Resource::File(r) if r.mapped_by.is_none() => Some(r.uid),
+        Resource::Ipc(r) => Some(r.uid),
+        Resource::Net(r) => r.uid,
+        Resource::Key(r) => Some(r.uid),
+        Resource::Process(_)
+        | Resource::Fd(_)
+        | Resource::Mount(_)
+        | Resource::Cgroup(_)
+        | Resource::Lock(_)
+        | Resource::Lockfile(_)
+        | Resource::File(_)
+        | Resource::Namespace(_)
+        | Resource::Loop(_)
+        | Resource::Bpf(_) => None,
     }
 }
 

@@ -352,3 +352,9 @@ pub(crate) fn cgroups_of(pid: u32) -> Vec<(String, String)> {
     let entries = crate::parse::cgroup::parse(&text).unwrap_or_default();
     entries.iter().map(|e| (name(e), crate::text::Text::from(e.path).to_string())).collect()
 }
+
+/// Effective user id of a process.
+pub(crate) fn uid_of(pid: u32) -> Option<u32> {
+    let text = procfs::read_file(format!("/proc/{pid}/status")).ok()?;
+    crate::parse::status::parse(&text).ok()?.uid.map(|uids| uids[1])
+}

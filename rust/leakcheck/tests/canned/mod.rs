@@ -173,6 +173,7 @@ pub(crate) struct Known {
     pub(crate) creators: Vec<(&'static str, Membership)>,
     pub(crate) mounts: Vec<(u64, Membership)>,
     pub(crate) cgroups: Vec<(u32, &'static str)>,
+    pub(crate) uids: Vec<(u32, u32)>,
 }
 
 fn find<K: PartialEq>(list: &[(K, Membership)], key: K) -> Membership {
@@ -198,6 +199,10 @@ impl Provenance for Known {
 
     fn mount(&self, id: u64) -> Membership {
         find(&self.mounts, id)
+    }
+
+    fn uid(&self, pid: u32) -> Option<u32> {
+        self.uids.iter().find(|(p, _)| *p == pid).map(|(_, uid)| *uid)
     }
 
     fn cgroups(&self, pid: u32) -> Vec<(String, String)> {
