@@ -18,13 +18,13 @@ setup-full:
 	@scripts/setup full
 
 demo: setup ## the main job: guard around a clean bubblewrap run and around a runc run whose supervisor is killed
-	$(in_venv) examples/demo
+	$(in_venv) scripts/mounted-root examples/demo
 
 test: setup lint-python ## the cargo and pytest suites, under leakcheck itself; what CI runs
-	$(in_venv) scripts/self-check sh -c 'cargo test --locked && pytest -m "not slow"'
+	$(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && pytest -m "not slow"'
 
 test-full: setup-full lint ## as test, with the slow tests (a virtual machine among them) and ten times the property cases
-	PROPTEST_CASES=2560 $(in_venv) scripts/self-check sh -c 'cargo test --locked && pytest'
+	PROPTEST_CASES=2560 $(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && pytest'
 
 lint-python: setup
 	$(bin)/ruff check
