@@ -126,7 +126,7 @@ fn a_path_that_cannot_be_watched_says_why_and_hinders_no_other() {
 #[test]
 fn a_mount_is_attributed_to_the_task_that_attached_it() {
     let probe = Watch::start(&Options { mounts: true, ..Options::default() });
-    if !available(&probe.levels().mounts) {
+    if !available(&probe.levels().mounts) || !available(&probe.levels().descent) {
         return;
     }
     let status = Command::new("unshare")
