@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -163,14 +163,36 @@ def reap(
 
 def main() -> NoReturn:
     """Run the command line and exit; a failure is one line on stderr, a traceback only with ``LEAKCHECK_DEBUG=1``."""
-    try:
-        code = _run()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of stdout went away; what is still buffered must not fail again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = UNKNOWN
+    _fill_closed_stdio()
+    code = _run()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError as error:
+            # What is still buffered must not fail again at exit: Python would make the code 120 of it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            # Nobody has read that it is clean; every other code says "not clean" by itself.
+            code = code or _fail(UNKNOWN, f"unknown: {error}")
     sys.exit(code)
+
+
+def _fill_closed_stdio() -> None:
+    """Put something onto each of descriptors 0 to 2 that is closed, lest another file get its number and our output.
+
+    What is written there fails with EBADF, as on a closed descriptor, and the guarded command gets it closed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is this one.
+            os.open(os.devnull, os.O_WRONLY if number == 0 else os.O_RDONLY)
+    sys.stdout = sys.stdout or _writer(1)
+    sys.stderr = sys.stderr or _writer(2)
+
+
+def _writer(number: int) -> TextIO:
+    return open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _run() -> int:
@@ -186,8 +208,9 @@ def _run() -> int:
         _fail(INTERRUPTED, "interrupted again: left without a verdict; the command may still run")
         # A thread may be inside the native core, and must not be waited for.
         os._exit(INTERRUPTED)
-    except BrokenPipeError:
-        raise
+    except (BrokenPipeError, SystemExit):
+        # Both rich and typer make sys.exit(1), which is "leaked", of a broken pipe.
+        return _fail(UNKNOWN, "unknown: the reader of the output went away")
     except (NativeError, OSError) as error:
         return _fail(UNKNOWN, f"unknown: {error}")
     except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever crashed it
@@ -197,9 +220,10 @@ def _run() -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    if os.environ.get("LEAKCHECK_DEBUG") == "1":
-        traceback.print_exc()
-    with contextlib.suppress(BrokenPipeError):
+    # Where stderr itself is closed or full, the code alone has to tell.
+    with contextlib.suppress(OSError):
+        if os.environ.get("LEAKCHECK_DEBUG") == "1":
+            traceback.print_exc()
         print("leakcheck:", printable(" ".join(message.split())), file=sys.stderr, flush=True)
     return code
 

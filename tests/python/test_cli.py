@@ -366,10 +366,48 @@ class TestCrashes:
         assert last.startswith("leakcheck: unknown, no leak seen, but not everything was looked at")
         assert "not fully seen" in last
 
-    def test_a_reader_that_went_away_is_no_traceback(self) -> None:
-        command = f"{sys.executable} -m leakcheck snapshot --kinds process --json | true"
-        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            "snapshot --kinds process",
+            "snapshot --kinds process --json",
+            "guard --kinds process --settle 0.05 --json -- true",
+            "doctor --kinds process",
+            "--version",
+        ],
+    )
+    def test_a_reader_that_went_away_gives_3_and_no_traceback(self, arguments: str) -> None:
+        read, write = os.pipe()
+        os.close(read)
+        command = [sys.executable, "-m", "leakcheck", *arguments.split()]
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        os.close(write)
+        assert done.returncode == 3
+        assert done.stderr.startswith("leakcheck: unknown: ")
+        assert len(done.stderr.splitlines()) == 1
+
+    @pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-", ">&- 2>&-", "<&- 2>&-", "--json >/dev/full"])
+    def test_a_clean_verdict_that_could_not_be_printed_gives_3_and_no_traceback(self, redirected: str) -> None:
+        done = shell(f"{sys.executable} -m leakcheck guard --kinds process --settle 0.05 {redirected} -- true")
+        assert done.returncode == 3
         assert "Traceback" not in done.stderr
+        assert "Exception" not in done.stderr
+
+    def test_a_failure_that_could_not_be_printed_keeps_its_code(self) -> None:
+        for redirection in ("2>/dev/full", "2>&-"):
+            assert shell(f"{sys.executable} -m leakcheck guard -- no-such-command {redirection}").returncode == 4
+            assert shell(f"{sys.executable} -m leakcheck nonsense {redirection}").returncode == 2
+
+    def test_a_closed_stdout_that_nothing_is_printed_to_is_no_failure_and_the_command_gets_it_closed(self) -> None:
+        script = "test ! -e /proc/self/fd/1 && exit 7"
+        guard = "guard --kinds process --settle 0.05 --exit-code command"
+        done = shell(f"{sys.executable} -m leakcheck {guard} -- sh -c '{script}' >&-")
+        assert done.returncode == 7, done.stderr
+        assert shell(f"{sys.executable} -m leakcheck guard --kinds process --json -- true >&-").returncode == 3
+
+
+def shell(command: str, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, check=False, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def test_version_and_help_give_0() -> None:
