@@ -190,3 +190,32 @@ def test_a_signal_while_settling_leaves_nothing_of_leakchecks(place: Path, numbe
     finally:
         os.close(pidfd)
         os.close(end)
+
+
+def test_a_second_ctrl_c_while_settling_leaves_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "begun")
+    os.mkfifo(tmp_path / "end")
+    end = os.open(tmp_path / "end", os.O_RDWR)
+    # What settling waits for is the background process, which lives until it has read a line.
+    script = "(trap '' INT; echo >begun; read line <end) </dev/null >/dev/null 2>&1 &"
+    options = ("--kinds", "process", "--settle", "600")
+    command = [sys.executable, "-m", "leakcheck", "guard", *options, "--", "sh", "-c", script]
+    process = subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        (tmp_path / "begun").read_text()
+        ended = select.poll()
+        ended.register(pidfd, select.POLLIN)
+        # A signal that comes before the one before it is taken is merged with it.
+        for _ in range(300):
+            signal.pidfd_send_signal(pidfd, signal.SIGINT)
+            if ended.poll(100):
+                break
+        assert process.wait(timeout=1) == 130
+    finally:
+        os.write(end, b"\n")
+        if process.poll() is None:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            process.wait()
+        os.close(pidfd)
+        os.close(end)

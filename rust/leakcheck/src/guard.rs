@@ -29,6 +29,7 @@ use crate::judge::settle::{Policy, Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::observe::{self, detail};
+use crate::resource::Resource;
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot};
 use crate::watch::{self, Watch};
@@ -75,7 +76,7 @@ impl Guard {
         options.observe.kinds = Some(kinds);
         let mut files: Vec<PathBuf> = Vec::new();
         if options.observe.scope == Scope::Host {
-            if kinds.any(&[Kind::File, Kind::Ipc, Kind::Lockfile]) {
+            if kinds.any(&[Kind::File, Kind::Ipc, Kind::Lockfile, Kind::Loop, Kind::Net]) {
                 files.extend(options.observe.effective_roots());
                 files.extend(options.observe.lock_files.iter().filter_map(|f| Some(f.parent()?.to_owned())));
                 files.push("/dev/shm".into());
@@ -85,7 +86,7 @@ impl Guard {
             }
         }
         // Watching starts before the baseline: what is new afterwards has its event.
-        let mounts = kinds.contains(Kind::Mount) && options.observe.scope == Scope::Host;
+        let mounts = kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net]) && options.observe.scope == Scope::Host;
         let watch = Watch::start(&watch::Options { root: std::process::id(), files, mounts });
         options.observe.hidden_fds.extend(watch.own_fds());
         let baseline = observe::snapshot(&options.observe)?;
@@ -180,7 +181,14 @@ pub fn verify_none(baseline: &Snapshot, options: &Options) -> Result<Report> {
 /// # Errors
 /// [`Error::Usage`](crate::Error::Usage) when they cannot be compared.
 pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Report> {
-    let all = diff::diff(before, after)?;
+    let mut all = diff::diff(before, after)?;
+    // Each snapshot saw who took it.
+    let observer = |r: &Resource| match r {
+        Resource::Process(p) => [before.observer, after.observer].contains(&Some((p.pid, p.start))),
+        _ => false,
+    };
+    all.appeared.retain(|r| !observer(r));
+    all.vanished.retain(|r| !observer(r));
     let live = Live { watch: None, token: None };
     let attributor = Attributor::new(before, after, &live, None);
     let asked = before.kinds.and(after.kinds);

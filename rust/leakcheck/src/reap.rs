@@ -212,6 +212,9 @@ fn record(leak: &Leak) -> std::result::Result<Resource, String> {
         | Attribution::Holder
         | Attribution::Scope => {}
     }
+    if leak.attribution == Attribution::Scope && matches!(leak.kind, Kind::File | Kind::Lockfile) {
+        return Err("a scope does not tell who made a file: it may be somebody else's".to_owned());
+    }
     let Some(value) = leak.evidence.get("resource") else {
         return Err("the report holds no record of it".to_owned());
     };

@@ -109,6 +109,9 @@ pub struct Snapshot {
     pub unreadable: Vec<Unreadable>,
     /// Inodes of the observer's own namespaces.
     pub own_ns: BTreeMap<NsType, u64>,
+    /// Process id and start time of the observer, which is no leak of anybody's.
+    #[serde(default)]
+    pub observer: Option<(u32, u64)>,
     /// Numbers that are no resources: `dying_cgroups` …
     pub gauges: BTreeMap<String, i64>,
     /// See [`Process`]; likewise below.
@@ -157,6 +160,7 @@ impl Snapshot {
             coverage: CoverageMap(kinds.iter().map(|k| (k, Coverage::full())).collect()),
             unreadable: Vec::new(),
             own_ns: BTreeMap::new(),
+            observer: None,
             gauges: BTreeMap::new(),
             processes: Vec::new(),
             fds: Vec::new(),

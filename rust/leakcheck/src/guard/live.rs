@@ -10,9 +10,10 @@ use crate::error::Result;
 use crate::judge::attribute::{Attributor, Membership, Provenance};
 use crate::judge::diff;
 use crate::judge::settle::{Look, World};
-use crate::kind::KindSet;
+use crate::kind::{Kind, KindSet};
 use crate::observe;
 use crate::resource::{Process, Resource};
+use crate::scope::Scope;
 use crate::snapshot::Snapshot;
 use crate::watch::Watch;
 
@@ -31,9 +32,33 @@ pub(super) struct LiveWorld<'a> {
     pub(super) looks_ms: f64,
 }
 
+impl LiveWorld<'_> {
+    /// One look. A scope that is gone after the run has nothing in it any more but files.
+    fn observe(&self) -> Result<Snapshot> {
+        let options = &self.options.observe;
+        match observe::snapshot(options) {
+            Err(e) if e.is_usage() && options.scope != Scope::Host => {
+                let files: KindSet = [Kind::File, Kind::Lockfile].into_iter().collect();
+                let files = files.and(self.baseline.kinds);
+                let mut look = Snapshot::empty(options.scope.clone(), self.baseline.kinds);
+                if files != KindSet::EMPTY {
+                    let host = observe::Options { scope: Scope::Host, kinds: Some(files), ..options.clone() };
+                    look = Snapshot { scope: options.scope.clone(), ..observe::snapshot(&host)? };
+                }
+                look.boot_id.clone_from(&self.baseline.boot_id);
+                look.kinds = self.baseline.kinds;
+                look.roots.clone_from(&self.baseline.roots);
+                look.lock_paths.clone_from(&self.baseline.lock_paths);
+                Ok(look)
+            }
+            other => other,
+        }
+    }
+}
+
 impl World<Found> for LiveWorld<'_> {
     fn look(&mut self) -> Result<Look<Found>> {
-        let look = observe::snapshot(&self.options.observe)?;
+        let look = self.observe()?;
         if let Some(watch) = self.live.watch {
             // What the snapshot saw happened before now.
             watch.sync();

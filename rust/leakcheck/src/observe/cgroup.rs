@@ -141,12 +141,25 @@ fn push(hierarchy: &Hierarchy, ino: u64, path: &[u8], dir: &Path, out: &mut Snap
 
 fn children(hierarchy: &Hierarchy, dir: &OwnedFd, path: &str, full: &Path, out: &mut Snapshot) {
     let mut names: Vec<std::ffi::CString> = Vec::new();
-    let mut buffer = [MaybeUninit::<u8>::uninit(); 8192];
-    let mut entries = RawDir::new(dir, &mut buffer);
-    while let Some(Ok(entry)) = entries.next() {
-        let name = entry.file_name();
-        if entry.file_type() == FileType::Directory && !matches!(name.to_bytes(), b"." | b"..") {
-            names.push(name.to_owned());
+    {
+        // Not on the stack: the walk recurses.
+        let mut buffer = vec![MaybeUninit::<u8>::uninit(); 8192];
+        let mut entries = RawDir::new(dir, &mut buffer[..]);
+        while let Some(entry) = entries.next() {
+            match entry {
+                Ok(entry) => {
+                    let name = entry.file_name();
+                    if entry.file_type() == FileType::Directory && !matches!(name.to_bytes(), b"." | b"..") {
+                        names.push(name.to_owned());
+                    }
+                }
+                Err(Errno::NOENT) => break,
+                Err(e) => {
+                    let why = Error::io("list", full, e).to_string();
+                    out.coverage.lower(Kind::Cgroup, Level::Partial, why);
+                    break;
+                }
+            }
         }
     }
     for name in names {
@@ -220,6 +233,7 @@ impl CgroupScope {
         let from = scratch.cgroups.len();
         self.collect(scratch);
         let mut pids = Vec::new();
+        let mut gaps = Vec::new();
         let mut text = [0u8; 4096];
         for cgroup in &scratch.cgroups[from..] {
             let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -228,16 +242,39 @@ impl CgroupScope {
             let list: &[u8] = match read_small(dir.as_fd(), c"cgroup.procs", &mut text) {
                 Ok(list) if list.len() < 4000 => list,
                 // A large cgroup needs more than one buffer.
-                _ => {
+                Ok(_) => {
                     whole = read_file(cgroup.dir.as_path().join("cgroup.procs")).unwrap_or_default();
                     &whole
                 }
+                Err(Errno::NOENT | Errno::NODEV) => continue,
+                // A threaded cgroup (cgroups(7)) lists threads alone.
+                Err(Errno::OPNOTSUPP) => {
+                    let threads = read_file(cgroup.dir.as_path().join("cgroup.threads")).unwrap_or_default();
+                    pids.extend(numbers(&threads).filter_map(thread_group));
+                    continue;
+                }
+                Err(e) => {
+                    gaps.push(Error::io("read", cgroup.dir.as_path().join("cgroup.procs"), e).to_string());
+                    continue;
+                }
             };
-            pids.extend(list.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse::<u32>().ok()));
+            pids.extend(numbers(list));
+        }
+        for gap in gaps {
+            scratch.coverage.lower(Kind::Process, Level::Partial, gap);
         }
         pids.sort_unstable();
         pids.dedup();
         pids.retain(|&p| p > 0);
         pids
     }
+}
+
+fn numbers(list: &[u8]) -> impl Iterator<Item = u32> {
+    list.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse().ok())
+}
+
+fn thread_group(tid: u32) -> Option<u32> {
+    let text = read_file(format!("/proc/{tid}/status")).ok()?;
+    crate::parse::status::parse(&text).ok()?.tgid?.try_into().ok()
 }

@@ -48,6 +48,8 @@ impl Walk {
 pub(crate) fn walk(roots: &[PathBuf]) -> Walk {
     let mut out = Walk::default();
     let mut seen = Vec::new();
+    // One buffer for all levels: the walk recurses, and a thread's stack is small.
+    let mut buffer = vec![MaybeUninit::<u8>::uninit(); 16384];
     for root in roots {
         match open_root(root) {
             Ok(Some((dir, st))) => {
@@ -57,7 +59,7 @@ pub(crate) fn walk(roots: &[PathBuf]) -> Walk {
                 }
                 seen.push((dev, st.stx_ino));
                 let path = std::fs::canonicalize(root).unwrap_or_else(|_| root.clone());
-                descend(&dir, path.as_os_str().as_encoded_bytes(), dev, 0, &mut out);
+                descend(&dir, path.as_os_str().as_encoded_bytes(), dev, 0, &mut buffer, &mut out);
             }
             // A root that does not exist holds no file.
             Ok(None) => {}
@@ -103,10 +105,9 @@ fn device_of(st: &Statx) -> u64 {
     encode_device(st.stx_dev_major, st.stx_dev_minor)
 }
 
-fn descend(dir: &OwnedFd, path: &[u8], dev: u64, depth: usize, out: &mut Walk) {
+fn descend(dir: &OwnedFd, path: &[u8], dev: u64, depth: usize, buffer: &mut [MaybeUninit<u8>], out: &mut Walk) {
     let mut subdirs: Vec<CString> = Vec::new();
-    let mut buffer = [MaybeUninit::<u8>::uninit(); 16384];
-    let mut entries = RawDir::new(dir.as_fd(), &mut buffer);
+    let mut entries = RawDir::new(dir.as_fd(), &mut *buffer);
     while let Some(entry) = entries.next() {
         let entry = match entry {
             Ok(entry) => entry,
@@ -121,7 +122,16 @@ fn descend(dir: &OwnedFd, path: &[u8], dev: u64, depth: usize, out: &mut Walk) {
             continue;
         }
         // Gone since it was listed: it is not there.
-        let Ok(st) = stat(dir, name) else { continue };
+        let st = match stat(dir, name) {
+            Ok(st) => st,
+            // Gone since it was listed.
+            Err(Errno::NOENT) => continue,
+            Err(e) => {
+                let full = [path, b"/", name.to_bytes()].concat();
+                out.gap(Level::Partial, format!("stat {}: {}", Text::from(&*full), std::io::Error::from(e)));
+                continue;
+            }
+        };
         if st.stx_attributes.bits() & MOUNT_ROOT != 0 || device_of(&st) != dev {
             // A mount: the mount kind has it, and what is below it belongs to another file system.
             continue;
@@ -140,7 +150,7 @@ fn descend(dir: &OwnedFd, path: &[u8], dev: u64, depth: usize, out: &mut Walk) {
             continue;
         }
         match open_dir(dir, &name) {
-            Ok(sub) => descend(&sub, &full, dev, depth + 1, out),
+            Ok(sub) => descend(&sub, &full, dev, depth + 1, buffer, out),
             Err(Errno::NOENT) => {}
             Err(e) => {
                 out.gap(Level::Partial, format!("open directory {}: {}", Text::from(&*full), std::io::Error::from(e)))

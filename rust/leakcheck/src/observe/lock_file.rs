@@ -22,7 +22,10 @@ const CONTENT: u64 = 4096;
 /// Appends the lock files among `paths`; a directory stands for the regular files in it. A path that does not exist holds
 /// no lock.
 pub(crate) fn collect(paths: &[PathBuf], out: &mut Snapshot) {
-    let locked = locked_inodes();
+    let locked = match Locked::read() {
+        Ok(locked) => locked,
+        Err(e) => return out.coverage.lower(Kind::Lockfile, Level::None, e.to_string()),
+    };
     for path in paths {
         let listed: Vec<PathBuf> = match std::fs::read_dir(path) {
             Ok(entries) => entries.flatten().map(|e| e.path()).collect(),
@@ -38,12 +41,26 @@ pub(crate) fn collect(paths: &[PathBuf], out: &mut Snapshot) {
     }
 }
 
-fn locked_inodes() -> HashSet<u64> {
-    let text = read_file("/proc/locks").unwrap_or_default();
-    locks::parse(&text).unwrap_or_default().iter().filter(|l| !l.blocked).map(|l| l.inode).collect()
+/// Files of an overlay and of btrfs have one device in `/proc/locks` and another in stat(2).
+const OTHER_DEVICE: [u64; 2] = [0x794c_7630, 0x9123_683e];
+
+struct Locked(HashSet<(u64, u64)>);
+
+impl Locked {
+    fn read() -> Result<Self, Error> {
+        let text = read_file("/proc/locks")?;
+        let locks = locks::parse(&text).map_err(|e| Error::usage(format!("/proc/locks: {e}")))?;
+        let held = locks.iter().filter(|l| !l.blocked);
+        Ok(Locked(held.map(|l| (l.dev.map_or(0, |d| encode_device(d.major, d.minor)), l.inode)).collect()))
+    }
+
+    fn has(&self, file: &File, dev: u64, ino: u64) -> bool {
+        let elsewhere = || rustix::fs::fstatfs(file).is_ok_and(|fs| OTHER_DEVICE.contains(&(fs.f_type as u64)));
+        self.0.contains(&(dev, ino)) || elsewhere() && self.0.iter().any(|(_, held)| *held == ino)
+    }
 }
 
-fn look(path: &Path, locked: &HashSet<u64>) -> Result<Option<LockFile>, Error> {
+fn look(path: &Path, locked: &Locked) -> Result<Option<LockFile>, Error> {
     let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
     let file = match File::options().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
@@ -54,11 +71,13 @@ fn look(path: &Path, locked: &HashSet<u64>) -> Result<Option<LockFile>, Error> {
     if !meta.is_file() {
         return Ok(None);
     }
+    let dev = encode_device(major(meta.dev()), minor(meta.dev()));
+    let held = locked.has(&file, dev, meta.ino());
     let mut content = Vec::new();
     file.take(CONTENT).read_to_end(&mut content).map_err(|e| Error::io("read", path, e))?;
     let owner = owner(&content);
     let state = match &owner {
-        _ if locked.contains(&meta.ino()) => LockFileState::Held,
+        _ if held => LockFileState::Held,
         Owner::Nobody => LockFileState::Free,
         Owner::Garbage => LockFileState::Corrupt,
         Owner::Process { pid, start } if lives(*pid, *start) => LockFileState::Held,
@@ -66,7 +85,7 @@ fn look(path: &Path, locked: &HashSet<u64>) -> Result<Option<LockFile>, Error> {
     };
     Ok(Some(LockFile {
         path: Text::from(path.as_os_str().as_encoded_bytes()),
-        dev: encode_device(major(meta.dev()), minor(meta.dev())),
+        dev,
         ino: meta.ino(),
         state,
         pid: match owner {

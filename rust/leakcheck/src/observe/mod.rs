@@ -146,21 +146,13 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     out.lock_paths.clone_from(&options.lock_files);
     let roots = out.roots.clone();
     let threads = if options.threads > 0 { options.threads } else { default_threads() };
-    // The own process must be read before a second thread of ours opens descriptors.
-    let walk_beside = !roots.is_empty() && !options.include_self && threads > 1;
-    std::thread::scope(|scope| -> Result<()> {
-        let walking = walk_beside.then(|| scope.spawn(|| file::walk(&roots)));
-        observe(options, kinds, threads, &mut out)?;
-        let walk = match walking {
-            Some(handle) => handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            None => file::walk(&roots),
-        };
-        out.files.extend(walk.files);
-        for gap in walk.gaps {
-            out.coverage.lower(Kind::File, gap.level, gap.reason);
-        }
-        Ok(())
-    })?;
+    // Processes first, and what they may leave afterwards: who was not seen any more has left what it will.
+    observe(options, kinds, threads, &mut out)?;
+    let walk = file::walk(&roots);
+    out.files.extend(walk.files);
+    for gap in walk.gaps {
+        out.coverage.lower(Kind::File, gap.level, gap.reason);
+    }
     if kinds.contains(Kind::Ipc) {
         // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
         let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();
@@ -289,6 +281,9 @@ fn take_processes(samples: Vec<Sample>, kinds: KindSet, options: &Options, out: 
         // The observer itself is no leak; its descriptors are dropped unless they are what is asked about.
         if sample.process.pid != own || options.include_self {
             out.fds.extend(sample.fds);
+        }
+        if sample.process.pid == own {
+            out.observer = Some((own, sample.process.start));
         }
         out.processes.push(sample.process);
     }

@@ -86,13 +86,24 @@ impl Procfs {
         }
     }
 
-    fn sample(&self, pid: u32, wanted: Wanted, scratch: &mut Scratch) -> Option<Sample> {
+    /// Reads one process; none when it has ended, or is a kernel thread.
+    ///
+    /// # Errors
+    /// When this process may open no more files: then nothing can be said of any other.
+    fn sample(&self, pid: u32, wanted: Wanted, scratch: &mut Scratch) -> Result<Option<Sample>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let dir = rustix::fs::openat(&self.proc, path(&format_args!("{pid}")).as_c_str(), flags, Mode::empty()).ok()?;
-        let stat = read_small(dir.as_fd(), c"stat", &mut scratch.text).ok()?;
-        let stat = parse::stat::parse(stat).ok()?;
+        let opened = rustix::fs::openat(&self.proc, path(&format_args!("{pid}")).as_c_str(), flags, Mode::empty())
+            .and_then(|dir| Ok((read_small(dir.as_fd(), c"stat", &mut scratch.text)?.len(), dir)));
+        let (length, dir) = match opened {
+            Ok(opened) => opened,
+            Err(Errno::NOENT | Errno::SRCH) => return Ok(None),
+            // `hidepid=1` (proc(5)): that it is there is all that can be seen.
+            Err(e @ (Errno::ACCESS | Errno::PERM)) => return Ok(Some(hidden_process(pid, e))),
+            Err(e) => return Err(Error::io("open", format!("/proc/{pid}/stat"), e)),
+        };
+        let Ok(stat) = parse::stat::parse(&scratch.text[..length]) else { return Ok(None) };
         if stat.flags & PF_KTHREAD != 0 {
-            return None;
+            return Ok(None);
         }
         let mut sample = Sample {
             process: process_of(&stat),
@@ -104,7 +115,7 @@ impl Procfs {
         };
         let (threads, zombie) = (stat.num_threads, matches!(stat.state, b'Z' | b'X' | b'x'));
         if zombie && threads <= 1 {
-            return Some(sample);
+            return Ok(Some(sample));
         }
         let own = pid == self.own_pid;
         let mut reader = Reader { dir: dir.as_fd(), wanted, scratch, sample: &mut sample, hidden: &[] };
@@ -126,7 +137,7 @@ impl Procfs {
         if threads > 1 {
             reader.threads(own);
         }
-        Some(sample)
+        Ok(Some(sample))
     }
 }
 
@@ -137,13 +148,15 @@ impl ProcessSource for Procfs {
         let mut scratch = Scratch::new();
         // This process first, while the only descriptors of the observer are those that it can name.
         if pids.contains(&self.own_pid) {
-            samples.extend(self.sample(self.own_pid, wanted, &mut scratch));
+            samples.extend(self.sample(self.own_pid, wanted, &mut scratch)?);
         }
         let others: Vec<u32> = pids.into_iter().filter(|&p| p != self.own_pid).collect();
         if threads <= 1 || others.len() < PARALLEL_FROM {
-            samples.extend(others.iter().filter_map(|&pid| self.sample(pid, wanted, &mut scratch)));
+            for &pid in &others {
+                samples.extend(self.sample(pid, wanted, &mut scratch)?);
+            }
         } else {
-            self.read_parallel(&others, wanted, threads, &mut samples);
+            self.read_parallel(&others, wanted, threads, &mut samples)?;
         }
         // A thousand processes are sorted faster than all their descriptors, which come in order.
         samples.sort_unstable_by_key(|s| s.process.pid);
@@ -152,29 +165,32 @@ impl ProcessSource for Procfs {
 }
 
 impl Procfs {
-    fn read_parallel(&self, pids: &[u32], wanted: Wanted, threads: usize, samples: &mut Vec<Sample>) {
+    fn read_parallel(&self, pids: &[u32], wanted: Wanted, threads: usize, samples: &mut Vec<Sample>) -> Result<()> {
         let next = AtomicUsize::new(0);
-        let work = || {
+        let work = || -> Result<Vec<Sample>> {
             let mut scratch = Scratch::new();
             let mut part = Vec::with_capacity(pids.len() / threads + CHUNK);
             loop {
                 let from = next.fetch_add(CHUNK, Ordering::Relaxed);
                 let Some(chunk) = pids.get(from..pids.len().min(from + CHUNK)).filter(|c| !c.is_empty()) else {
-                    return part;
+                    return Ok(part);
                 };
-                part.extend(chunk.iter().filter_map(|&pid| self.sample(pid, wanted, &mut scratch)));
+                for &pid in chunk {
+                    part.extend(self.sample(pid, wanted, &mut scratch)?);
+                }
             }
         };
         std::thread::scope(|scope| {
             let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
-            samples.extend(work());
+            samples.extend(work()?);
             for helper in helpers {
                 match helper.join() {
-                    Ok(part) => samples.extend(part),
+                    Ok(part) => samples.extend(part?),
                     Err(panic) => std::panic::resume_unwind(panic),
                 }
             }
-        });
+            Ok(())
+        })
     }
 }
 
@@ -220,7 +236,12 @@ impl Reader<'_> {
             if !hidden.is_empty() && (number == own as u32 || hidden.contains(&(number as RawFd))) {
                 return;
             }
-            let Ok((target, _)) = rustix::fs::readlinkat_raw(&dir, name, &mut link[..]) else { return };
+            let target: &[u8] = match rustix::fs::readlinkat_raw(&dir, name, &mut link[..]) {
+                Ok((target, _)) => target,
+                // A path longer than a page; the file itself is known all the same.
+                Err(Errno::NAMETOOLONG) => b"/(a path longer than 4096 bytes)",
+                Err(_) => return,
+            };
             let mut fd = Fd {
                 pid,
                 start,
@@ -376,6 +397,18 @@ impl Reader<'_> {
 
 fn has_serial(target: &[u8]) -> bool {
     target.starts_with(b"anon_inode:[eventfd]") || target.starts_with(b"anon_inode:bpf")
+}
+
+fn hidden_process(pid: u32, error: Errno) -> Sample {
+    let comm = Text::from(&b""[..]);
+    Sample {
+        process: Process { pid, start: 0, ppid: 0, state: '?', pgrp: 0, session: 0, comm },
+        fds: Vec::new(),
+        namespaces: Vec::new(),
+        pins: Vec::new(),
+        deleted_maps: Vec::new(),
+        refused: Some(format!("stat: {}", std::io::Error::from(error))),
+    }
 }
 
 fn process_of(stat: &parse::stat::Stat<'_>) -> Process {

@@ -1,4 +1,4 @@
-//! The few system calls that no library wraps yet. Every `unsafe` block of the observer is here.
+//! The few system calls that no library wraps yet. What bpf(2) and keyctl(2) need is in `bpf.rs` and `keys.rs`.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -35,7 +35,9 @@ pub(crate) fn wait_for_change<'a>(residue: impl Iterator<Item = &'a Resource>, p
             Resource::Process(p) => zombies.push(p),
             Resource::Cgroup(c) => {
                 let events = rustix::fs::open(c.dir.as_path().join("cgroup.events"), read, Mode::empty());
-                fds.extend(events.ok().map(|fd| (fd, PollFlags::PRI)));
+                // A kernfs file is ready until it has been read once (kernfs_generic_poll).
+                let events = events.ok().filter(|fd| rustix::io::read(fd, &mut [0u8; 256]).is_ok());
+                fds.extend(events.map(|fd| (fd, PollFlags::PRI)));
             }
             other => mounts |= matches!(other.kind(), Kind::Mount | Kind::Namespace),
         }

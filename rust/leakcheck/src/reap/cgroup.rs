@@ -84,7 +84,9 @@ fn members(dir: &OwnedFd) -> Vec<u32> {
 /// Until `cgroup.events` changes (v2), at most a moment.
 fn wait(dir: &OwnedFd) {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let events = rustix::fs::openat(dir, c"cgroup.events", flags, Mode::empty());
+    // A kernfs file is ready until it has been read once (kernfs_generic_poll).
+    let events = rustix::fs::openat(dir, c"cgroup.events", flags, Mode::empty())
+        .and_then(|fd| rustix::io::read(&fd, &mut [0u8; 256]).map(|_| fd));
     let mut set: Vec<_> = events.iter().map(|fd| PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::PRI)).collect();
     let timeout = Timespec { tv_sec: 0, tv_nsec: PAUSE.subsec_nanos().into() };
     let _ = poll(&mut set, Some(&timeout));
