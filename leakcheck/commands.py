@@ -20,7 +20,7 @@ from leakcheck.demo import demo_of, planted
 from leakcheck.render import print_report, print_snapshot
 from leakcheck.report import Report
 from leakcheck.save import check_writable, save
-from leakcheck.supervise import Interrupts, in_background, run
+from leakcheck.supervise import GivenUp, Interrupts, in_background, run
 
 __all__ = [
     "CLEAN",
@@ -127,7 +127,9 @@ def _guarded(action: _Action, options: GuardOptions) -> int:
                     text = _recovered(watched, options.recover, env, interrupts)
                 report = _deliver(text, as_json=options.json, output=options.output)
         finally:
-            watched.abandon()
+            # After a second Ctrl-C a thread may still settle with the guard, and abandoning waits for that.
+            if not isinstance(sys.exception(), GivenUp):
+                watched.abandon()
     if interrupts.seen():
         return INTERRUPTED
     if options.pass_exit and report.verdict == "clean" and exit_code is not None:
