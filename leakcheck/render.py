@@ -60,6 +60,9 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
     yield from _listing("transient ", passing, by=lambda entry: entry[0])
     accepted = [(a.kind, a.label, f"reason: {a.reason}") for a in report.allowed]
     yield from _listing("allowed ", accepted, by=lambda entry: (entry[0], entry[2]))
+    if _is_comparison(report):
+        gone = [(v.kind, v.label, "only in the earlier snapshot") for v in report.vanished]
+        yield from _listing("vanished ", gone, by=lambda entry: entry[0])
     for rule in report.unused_rules:
         yield line("  ", ("unused rule ", "yellow"), f"{rule.kind}  reason: {rule.reason}")
     for kind, gap in report.gaps.items():
@@ -88,16 +91,25 @@ def _listing(word: str, entries: list[_Entry], by: Callable[[_Entry], Hashable])
             yield line("  ", (word, "dim"), f"{group[0][0]}  and {more} more: see --json")
 
 
+def _is_comparison(report: Report) -> bool:
+    """Whether two snapshots were compared. During a run much of others goes away, and that is no news."""
+    return report.command is None and (report.settle is None or not report.settle.looks)
+
+
 def _verdict_line(report: Report) -> Text:
     parts: list[str | tuple[str, str]] = ["leakcheck: ", (report.verdict, _VERDICT_STYLE[report.verdict])]
-    if report.leaks:
-        parts.append(f", {_count(len(report.leaks), 'leak')}")
+    reclaimable = sum(leak.class_ == "reclaimable" for leak in report.leaks)
+    if leaks := len(report.leaks) - reclaimable:
+        parts.append(f", {_count(leaks, 'leak')}")
     elif report.verdict == "unknown":
         gaps = ", ".join(report.gaps)
         parts.append(f", no leak seen, but not everything was looked at{': ' + gaps if gaps else ''}")
+    if reclaimable:
+        # The target's own clean-up removed them, so they count for no verdict.
+        parts.append(f", {reclaimable} reclaimable")
     if report.command is not None:
         parts.append(f" after {shlex.join(report.command.argv)} ({_ended(report.command.exit)})")
-    if report.settle is not None and (report.leaks or report.transient):
+    if report.settle is not None and report.settle.looks and (report.leaks or report.transient):
         extended = ", extended" if report.settle.extended else ""
         parts.append(
             (f", settled for {report.settle.ms:.0f} ms in {_count(report.settle.looks, 'look')}{extended}", "dim")

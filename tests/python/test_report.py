@@ -130,6 +130,22 @@ class TestText:
         assert "not fully seen key: partial, other users' keyrings" in text
         assert "unknown, no leak seen, but not everything was looked at: key" in text
 
+    def test_what_the_targets_clean_up_removed_is_counted_apart_from_leaks(self) -> None:
+        removed = leak(**{"class": "reclaimable"})
+        assert rendered(report(leaks=[removed])).startswith("leakcheck: clean, 1 reclaimable after ./judge")
+        both = rendered(report(verdict="leaked", leaks=[removed, leak()]))
+        assert both.startswith("leakcheck: leaked, 1 leak, 1 reclaimable after ./judge")
+
+    def test_a_comparison_does_not_speak_of_settling_and_lists_the_first_of_what_vanished(self) -> None:
+        vanished = [{"kind": "file", "label": f"file /tmp/{n}", "key": f"{n}"} for n in range(7)]
+        settle = {"looks": 0, "ms": 0, "extended": False}
+        compared: dict[str, Any] = {"verdict": "leaked", "leaks": [leak()], "vanished": vanished}
+        text = rendered(report(**compared, settle=settle, command=None))
+        assert "settled" not in text
+        assert text.count("vanished file  file /tmp/") == 5
+        assert "vanished file  and 2 more: see --json" in text
+        assert "vanished" not in rendered(report(**compared))
+
     @pytest.mark.parametrize(
         ("code", "words"), [(0, "exit 0"), (7, "exit 7"), (-9, "killed by signal 9"), (None, "not seen to end")]
     )
