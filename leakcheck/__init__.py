@@ -12,7 +12,17 @@ from leakcheck import _native
 from leakcheck._native import DEFAULT_ROOTS, KINDS, Snapshot, __version__
 from leakcheck.allow import Allow, AllowRule, to_toml
 from leakcheck.errors import CoverageError, LeakError, NativeError, UsageError
-from leakcheck.guarding import Guard, Kinds, LeakcheckWarning, OnUnknown, enforce, guard, kinds_text, milliseconds
+from leakcheck.guarding import (
+    Guard,
+    Kinds,
+    LeakcheckWarning,
+    OnUnknown,
+    enforce,
+    existing_roots,
+    guard,
+    kinds_text,
+    milliseconds,
+)
 from leakcheck.report import Coverage, Leak, Report
 
 __all__ = [
@@ -57,13 +67,13 @@ def snapshot(
         include_self: whether this process's own descriptors count.
 
     Raises:
-        UsageError: unknown kind or scope, dead process, missing cgroup.
+        UsageError: unknown kind or scope, dead process, missing cgroup or root.
         NativeError: the machine refused something that the observation cannot do without.
     """
     return _native.snapshot(
         scope=scope,
         kinds=kinds_text(kinds),
-        roots=None if roots is None else [os.fspath(root) for root in roots],
+        roots=None if roots is None else existing_roots([os.fspath(root) for root in roots]),
         lock_files=[os.fspath(path) for path in lock_files],
         threads=threads,
         include_self=include_self,

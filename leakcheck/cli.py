@@ -17,7 +17,7 @@ from leakcheck import __version__, commands
 from leakcheck._native import NativeError, UsageError
 from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE, GuardOptions
 from leakcheck.doctor import doctor as run_doctor
-from leakcheck.guarding import milliseconds
+from leakcheck.guarding import existing_roots, milliseconds
 from leakcheck.reap import reap as run_reap
 from leakcheck.render import printable
 from leakcheck.supervise import GivenUp, TargetError
@@ -232,10 +232,13 @@ def _observe(scope: str, kinds: str | None, roots: list[str] | None, lock_files:
     return {
         "scope": scope,
         "kinds": kinds,
-        "roots": _paths(roots) if roots else None,
-        "lock_files": _paths(lock_files or []),
+        "roots": None if roots is None else existing_roots(_paths(roots, "--roots"), "--roots"),
+        "lock_files": _paths(lock_files or [], "--lock-files"),
     }
 
 
-def _paths(given: list[str]) -> list[str]:
-    return [str(Path(path).absolute()) for several in given for path in several.split(",") if path]
+def _paths(given: list[str], option: str) -> list[str]:
+    paths = [str(Path(path).absolute()) for several in given for path in several.split(",") if path]
+    if given and not paths:
+        raise UsageError(f"{option} {','.join(given)!r}: names no path")
+    return paths

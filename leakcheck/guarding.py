@@ -6,8 +6,10 @@ import functools
 import gc
 import inspect
 import os
+import stat
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, cast
 
@@ -17,7 +19,18 @@ from leakcheck.errors import CoverageError, LeakError
 from leakcheck.render import summary
 from leakcheck.report import Report
 
-__all__ = ["Guard", "Kinds", "LeakcheckWarning", "OnUnknown", "Run", "enforce", "guard", "kinds_text", "milliseconds"]
+__all__ = [
+    "Guard",
+    "Kinds",
+    "LeakcheckWarning",
+    "OnUnknown",
+    "Run",
+    "enforce",
+    "existing_roots",
+    "guard",
+    "kinds_text",
+    "milliseconds",
+]
 
 Kinds: TypeAlias = str | Iterable[str] | None
 """Kinds of resource: ``"process,fd"``, ``["process", "fd"]``, or None for every kind that the scope can delimit."""
@@ -41,6 +54,23 @@ def milliseconds(seconds: float) -> int:
     if not 0 <= seconds <= 3600:
         raise _native.UsageError(f"settle time {seconds}: give seconds from 0 to 3600")
     return round(seconds * 1000)
+
+
+def existing_roots(roots: Sequence[str] | None, option: str = "roots") -> Sequence[str] | None:
+    """Return `roots` if each is a directory; the message of the `UsageError` otherwise names `option`.
+
+    A default root may be missing, but where a declared one is, nothing would be looked at and all would be clean.
+    """
+    for root in roots or ():
+        try:
+            mode = Path(root).stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            raise _native.UsageError(f"{option} {root}: no such directory") from None
+        except (OSError, ValueError):
+            continue  # The observation says what it could not see.
+        if not stat.S_ISDIR(mode):
+            raise _native.UsageError(f"{option} {root}: not a directory")
+    return roots
 
 
 def enforce(report: Report, on_unknown: OnUnknown = "raise") -> Report:
@@ -77,7 +107,7 @@ class Run:
         self._native = _native.Guard(
             scope=scope,
             kinds=kinds,
-            roots=roots,
+            roots=existing_roots(roots),
             lock_files=lock_files,
             allow=allow,
             settle_ms=settle_ms,
@@ -244,7 +274,8 @@ def guard(
             test suites with parallel neighbours; the rest is in `Report.unattributed`.
 
     Raises:
-        UsageError: at once or on entry, for an unknown kind or scope, a bad allow rule or a settle time out of range.
+        UsageError: at once or on entry, for an unknown kind or scope, a missing root, a bad allow rule or a settle time
+            out of range.
         LeakError, CoverageError: on exit, as the verdict says.
         NativeError: the machine refused something that the observation cannot do without.
     """

@@ -303,3 +303,14 @@ def test_a_guard_leaves_no_descriptor_and_no_thread_of_its_own(tmp_path: Path) -
         assert look() == before, (before, look())
     """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, timeout=120)
+
+
+def test_a_declared_root_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    guarded = guard(kinds="file", roots=[root], settle=0.01, on_unknown="ignore")
+    for observe in (guarded.__enter__, lambda: leakcheck.snapshot(kinds="file", roots=[root])):
+        with pytest.raises(UsageError, match=f"roots {root}: no such directory"):
+            observe()
+    root.mkdir()
+    with guarded:
+        pass
