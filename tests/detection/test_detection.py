@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# A chroot (user_namespaces(7)): paths of other mount namespaces do not begin at its root, and it has no user namespaces.
+# A chroot (user_namespaces(7)): other mount namespaces do not begin at its root, and it has no user namespaces.
 CHROOTED = subprocess.run(["unshare", "--user", "true"], capture_output=True, check=False).returncode != 0
 not_in_a_chroot = pytest.mark.skipif(CHROOTED, reason="no user namespace can be made here: a chroot, or forbidden")
 

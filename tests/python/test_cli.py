@@ -289,7 +289,7 @@ def test_doctor_says_what_can_be_seen() -> None:
 
 
 class TestDemo:
-    @pytest.mark.parametrize("name", ["process", "file", "fd", "fd-memfd"])
+    @pytest.mark.parametrize("name", ["process", "file", "fd", "fd-memfd", "lockfile", "lockfile-corrupt"])
     def test_a_planted_leak_is_reported_and_taken_away_again(self, name: str) -> None:
         done = leakcheck("--demo-leak", name)
         assert done.returncode == 1, done.stderr
