@@ -6,6 +6,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -94,18 +95,25 @@ def guard(argv: Sequence[str], options: GuardOptions) -> int:
 def demo(name: str, options: GuardOptions) -> int:
     """Plant a leak of the kind or plant called `name`, report it as a guarded command's, and take it away again."""
     shown = demo_of(name)
-    if options.observe["kinds"] is None:
+    observe = dict(options.observe)
+    if observe["kinds"] is None:
         # A leaked process' descriptors are folded into it, so where they are the point they are looked at alone.
-        kinds = shown.kind if shown.kind in ("fd", "process") else f"process,{shown.kind}"
-        options = replace(options, observe={**options.observe, "kinds": kinds})
+        observe["kinds"] = shown.kind if shown.kind in ("fd", "lockfile", "process") else f"process,{shown.kind}"
 
-    @contextlib.contextmanager
-    def plant(env: Mapping[str, str], _interrupts: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
-        with planted(shown, env) as plant:
-            yield ["mkleak", plant], None
-        _say(f"demo over: mkleak took its leak ({plant}) away again")
+    with contextlib.ExitStack() as stack:
+        directory = None
+        if shown.kind == "lockfile":
+            # A lock file is looked for only where it is declared, and mkleak's name holds its own pid.
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="leakcheck-demo-"))
+            observe["lock_files"] = [*observe["lock_files"], directory]
 
-    return _guarded(plant, options)
+        @contextlib.contextmanager
+        def plant(env: Mapping[str, str], _: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
+            with planted(shown, env, directory) as plant:
+                yield ["mkleak", plant], None
+            _say(f"demo over: mkleak took its leak ({plant}) away again")
+
+        return _guarded(plant, replace(options, observe=observe))
 
 
 def _guarded(action: _Action, options: GuardOptions) -> int:

@@ -52,10 +52,6 @@ def demo_of(name: str) -> Demo:
         raise TargetError(f"list plants: {error}") from error
     if name in plants:
         return Demo(plants[name], [name])
-    if name == "lockfile":
-        # A lock file is looked for where the target declares it, and mkleak's name holds its own pid.
-        how = "leakcheck guard --lock-files /tmp/box.lock -- sh -c 'echo $$ > /tmp/box.lock'"
-        raise UsageError(f"demo leak {name!r}: only declared lock files are looked at; try {how}")
     of_kind = sorted((plant for plant, kind in plants.items() if kind == name), key=lambda plant: plant not in _FIRST)
     if not of_kind:
         raise UsageError(f"demo leak {name!r}: give a kind ({', '.join(KINDS)}) or a plant (mkleak --list)")
@@ -63,8 +59,8 @@ def demo_of(name: str) -> Demo:
 
 
 @contextlib.contextmanager
-def planted(demo: Demo, env: Mapping[str, str]) -> Generator[str, None, None]:
-    """Yield the name of the plant that was made; take the leak away afterwards.
+def planted(demo: Demo, env: Mapping[str, str], directory: str | None = None) -> Generator[str, None, None]:
+    """Yield the name of the plant that was made, in `directory` if it is a file; take the leak away afterwards.
 
     mkleak cleans up at the end of its stdin, so the leak goes even when this process is killed.
 
@@ -72,7 +68,7 @@ def planted(demo: Demo, env: Mapping[str, str]) -> Generator[str, None, None]:
         TargetError: none of the plants can exist on this machine, or one failed.
     """
     for plant in demo.plants:
-        with _mkleak(plant, env) as (mkleak, answer):
+        with _mkleak(plant, env, directory) as (mkleak, answer):
             if answer.startswith("READY"):
                 yield plant
                 return
@@ -82,13 +78,16 @@ def planted(demo: Demo, env: Mapping[str, str]) -> Generator[str, None, None]:
 
 
 @contextlib.contextmanager
-def _mkleak(plant: str, env: Mapping[str, str]) -> Generator[tuple[subprocess.Popen[bytes], str], None, None]:
+def _mkleak(
+    plant: str, env: Mapping[str, str], directory: str | None
+) -> Generator[tuple[subprocess.Popen[bytes], str], None, None]:
     """Yield mkleak and the first line that it says: READY, or why not."""
     stdin, orders = os.pipe2(os.O_CLOEXEC)
     answers, stdout = os.pipe2(os.O_CLOEXEC)
     try:
         try:
-            mkleak = subprocess.Popen([helper("mkleak"), plant], env=env, stdin=stdin, stdout=stdout, stderr=stdout)
+            command = [str(helper("mkleak")), plant, *(["--dir", directory] if directory is not None else [])]
+            mkleak = subprocess.Popen(command, env=env, stdin=stdin, stdout=stdout, stderr=stdout)
         finally:
             os.close(stdin)
             os.close(stdout)
