@@ -14,7 +14,10 @@ __all__ = ["check_writable", "save"]
 
 
 def check_writable(path: Path) -> None:
-    """Raise `UsageError` if a file at `path` could not be written, before anything was run for it; writes nothing."""
+    """Raise `UsageError` if a file at `path` could not be written, before anything was run for it.
+
+    It really makes a file in the directory, mostly one without a name: what access(2) permits, /proc still refuses.
+    """
     with _naming(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory; name a file in it")
@@ -23,8 +26,17 @@ def check_writable(path: Path) -> None:
         parent = path.parent
         if not parent.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, f"no directory {parent}; create it first")
-        if not os.access(parent, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, f"no permission to write into {parent}")
+        # The draft of a file that a symbolic link names lies beside that file.
+        directory = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            file, draft = _draft(directory, path.name)
+            os.close(file)
+            if draft is not None:
+                os.unlink(draft, dir_fd=directory)
+        except OSError as error:
+            raise OSError(error.errno, f"cannot make a file in {parent}: {os.strerror(error.errno or 0)}") from error
+        finally:
+            os.close(directory)
 
 
 def save(path: Path, text: str) -> None:
@@ -50,18 +62,25 @@ def save(path: Path, text: str) -> None:
             os.close(directory)
 
 
-def _replace(directory: int, target: Path, data: bytes) -> None:
-    draft = f".{target.name[:200]}.{secrets.token_hex(4)}"
+def _draft(directory: int, name: str) -> tuple[int, str | None]:
+    """Return a new file in `directory`, open for writing, and its own name if it could not do without."""
     try:
-        file = os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=directory)
+        return os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=directory), None
     except OSError as error:
         # NFS, FUSE and old overlays have no O_TMPFILE.
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT):
             raise
-        file = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=directory)
-        named = True
-    else:
-        named = False
+    draft = _draft_name(name)
+    return os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=directory), draft
+
+
+def _draft_name(name: str) -> str:
+    return f".{name[:200]}.{secrets.token_hex(4)}"
+
+
+def _replace(directory: int, target: Path, data: bytes) -> None:
+    file, own = _draft(directory, target.name)
+    named, draft = own is not None, own or _draft_name(target.name)
     try:
         with os.fdopen(file, "wb") as stream:
             stream.write(data)

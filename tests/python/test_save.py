@@ -93,3 +93,18 @@ def test_a_bad_place_is_told_before_anything_is_run(tmp_path: Path, where: str, 
     with pytest.raises(UsageError, match=why):
         check_writable(tmp_path / where)
     assert names(tmp_path) == ["file"]
+
+
+def test_a_directory_that_takes_no_new_files_is_told_before_anything_is_run() -> None:
+    with pytest.raises(UsageError, match=r"write /proc/x: cannot make a file in /proc"):
+        check_writable(Path("/proc/x"))
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_looking_whether_a_place_is_writable_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
+) -> None:
+    if not unnamed:
+        monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # what NFS makes of it: EISDIR
+    check_writable(tmp_path / "out.json")
+    assert names(tmp_path) == []
