@@ -112,16 +112,30 @@ class ItemGuard:
         if self._run is None or self._excusing:
             yield
             return
-        self._excusing = True
         # Not two snapshots: a comparison takes what a process of the baseline opens later for somebody else's.
-        fixture = _native.Guard(kinds=self.settings.kinds, settle_ms=0, include_self=True)
+        try:
+            fixture = _native.Guard(kinds=self.settings.kinds, settle_ms=0, include_self=True)
+        except _native.NativeError as error:
+            self._give_up(f"no baseline of a fixture: {error}")
+            yield
+            return
+        self._excusing = True
         try:
             yield
         finally:
             self._excusing = False
-            made = Report.from_json(fixture.end())
+            try:
+                made = Report.from_json(fixture.end())
+            except _native.NativeError as error:
+                self._give_up(f"the check of a fixture failed: {error}")
+            else:
+                self._excused.update(leak.key for leak in made.leaks)
             fixture.abandon()
-            self._excused.update(leak.key for leak in made.leaks)
+
+    def _give_up(self, why: str) -> None:
+        """Leave the test without a verdict: what is the fixture's can't be told from what is the test's."""
+        self.abandon()
+        self.failure = why
 
     def snapshot(self) -> _native.Snapshot:
         """Observe what the guard observes, now."""

@@ -62,7 +62,7 @@ class Summary:
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Collect; a test counts once, so what leaked no longer counts as passed."""
+        """Collect; a test counts once, so what leaked no longer counts as passed or skipped."""
         data = getattr(report, "leakcheck", None)
         if data is None:
             return
@@ -80,10 +80,12 @@ class Summary:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None:
             return
-        passed = terminal.stats.get("passed", [])
-        passed[:] = [report for report in passed if report.nodeid != nodeid]
-        if not passed:
-            terminal.stats.pop("passed", None)
+        # Whatever it was before the teardown, other than failed.
+        for category in ("passed", "skipped", "xfailed", "xpassed"):
+            counted = terminal.stats.get(category, [])
+            counted[:] = [report for report in counted if report.nodeid != nodeid]
+            if not counted:
+                terminal.stats.pop(category, None)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show which tests leaked what, once what cannot be blamed on any, and what was not looked at."""

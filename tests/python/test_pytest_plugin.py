@@ -434,6 +434,49 @@ def test_a_check_that_crashes_is_unknown_and_never_the_tests_error(pytester: pyt
     result.stdout.fnmatch_lines(["*leakcheck: unknown*", "*the check itself failed: read /proc: no*"])
 
 
+@pytest.mark.parametrize("broken", ["__new__", "end"])
+def test_a_check_of_a_fixture_that_crashes_is_unknown_and_blames_nobody(pytester: pytest.Pytester, broken: str) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        from leakcheck import NativeError, pytest_item
+        kept = []
+        class Broken:
+            def __init__(self, **options):
+                if {broken!r} == "__new__":
+                    raise NativeError("read /proc: no")
+            def end(self):
+                raise NativeError("read /proc: no")
+            def abandon(self):
+                pass
+        @pytest.fixture(scope="module")
+        def file():
+            kept.append(open("/etc/passwd"))
+        def test_it(request, monkeypatch):
+            monkeypatch.setattr(pytest_item._native, "Guard", Broken)
+            request.getfixturevalue("file")
+        """
+    )
+    result = run(pytester, KINDS)
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*leakcheck: unknown*", "*fixture*: read /proc: no*"])
+
+
+@pytest.mark.parametrize("outcome", ["pytest.skip('no')", "pytest.xfail('no')"])
+def test_a_skipped_test_that_leaked_is_counted_once(pytester: pytest.Pytester, outcome: str) -> None:
+    pytester.makepyfile(
+        f"""
+        import pytest
+        kept = []
+        def test_it():
+            kept.append(open("/etc/passwd"))
+            {outcome}
+        """
+    )
+    result = run(pytester, KINDS)
+    result.stdout.re_match_lines([r"=+ 1 leaked in .*"])
+
+
 def test_ctrl_c_in_a_guarded_test_ends_the_session_at_once(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it():\n    raise KeyboardInterrupt\n")
     result = run(pytester, KINDS)
