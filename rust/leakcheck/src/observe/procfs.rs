@@ -250,7 +250,7 @@ impl Reader<'_> {
                 dev: 0,
                 ino: 0,
                 serial: None,
-                target: Text::from(&*target),
+                target: Text::from(target),
                 mount: None,
                 in_flight: 0,
             };
