@@ -1,0 +1,185 @@
+//! An arena's cgroup in every hierarchy that is mounted, below the caller's own (cgroups(7)).
+//!
+//! Cgroup directories are the one thing that does not die with its processes. So each arena holds a lock (flock(2)) on its first
+//! directory: what a dead warden left is what nobody locks, whatever its name or number.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::event::{Timespec, poll};
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+
+const PREFIX: &str = "leakcheck-arena-";
+
+/// A hierarchy and the directory of our own cgroup in it.
+#[derive(Clone, Debug)]
+pub(crate) struct Hierarchy {
+    /// `v2`, or the controllers as `/proc/PID/cgroup` writes them.
+    pub(crate) name: String,
+    /// Where it is mounted.
+    pub(crate) mount: PathBuf,
+    own: PathBuf,
+}
+
+/// The hierarchies that are mounted and that can be written to here.
+pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+    let own = fs::read_to_string("/proc/self/cgroup")?;
+    let mut found: Vec<Hierarchy> = Vec::new();
+    for line in own.lines() {
+        let mut parts = line.splitn(3, ':');
+        let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let v2 = number == "0";
+        let mounted = mounts.lines().filter_map(|line| mount_of(line, v2, controllers)).find_map(|(root, mount)| {
+            let below = path.strip_prefix(root.trim_end_matches('/'))?;
+            Some((mount.clone(), mount.join(below.trim_start_matches('/'))))
+        });
+        if let Some((mount, own)) = mounted {
+            let name = if v2 { "v2".to_owned() } else { controllers.to_owned() };
+            found.push(Hierarchy { name, mount, own });
+        }
+    }
+    Ok(found)
+}
+
+fn mount_of(line: &str, v2: bool, controllers: &str) -> Option<(String, PathBuf)> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut right = right.split(' ');
+    let (fs_type, options) = (right.next()?, right.nth(1)?);
+    let fits = match fs_type {
+        "cgroup2" => v2,
+        "cgroup" => !v2 && controllers.split(',').all(|c| options.split(',').any(|o| o == c)),
+        _ => false,
+    };
+    let fields: Vec<&str> = left.split(' ').collect();
+    fits.then(|| Some((fields.get(3)?.to_string(), PathBuf::from(fields.get(4)?))))?
+}
+
+/// The cgroup directories of one arena.
+pub(crate) struct Cgroups {
+    /// Hierarchy name and directory.
+    pub(crate) dirs: Vec<(String, PathBuf)>,
+    lock: Option<OwnedFd>,
+}
+
+impl Cgroups {
+    /// Makes the directories; the first is locked before the others are made.
+    pub(crate) fn make(all: &[Hierarchy], name: &str) -> io::Result<Self> {
+        let mut made = Cgroups { dirs: Vec::new(), lock: None };
+        for hierarchy in all {
+            let dir = hierarchy.own.join(format!("{PREFIX}{name}"));
+            let done = fs::create_dir(&dir).and_then(|()| {
+                made.dirs.push((hierarchy.name.clone(), dir.clone()));
+                if made.lock.is_none() {
+                    made.lock = Some(lock(&dir)?.ok_or_else(|| io::Error::other("locked by somebody else"))?);
+                }
+                if hierarchy.name.split(',').any(|c| c == "cpuset") {
+                    inherit_cpuset(&dir)?;
+                }
+                Ok(())
+            });
+            if let Err(e) = done {
+                let _ = made.remove();
+                return Err(io::Error::new(e.kind(), format!("make cgroup {}: {e}", dir.display())));
+            }
+        }
+        Ok(made)
+    }
+
+    /// Moves the calling process into all of them.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        for (_, dir) in &self.dirs {
+            let path = dir.join("cgroup.procs");
+            fs::write(&path, "0").map_err(|e| io::Error::new(e.kind(), format!("write {}: {e}", path.display())))?;
+        }
+        Ok(())
+    }
+
+    /// Writes a limit to the hierarchy that has such a file.
+    pub(crate) fn limit(&self, file: &str, value: &str) -> io::Result<()> {
+        let path = self.dirs.iter().map(|(_, dir)| dir.join(file)).find(|p| p.exists());
+        let path = path.ok_or_else(|| io::Error::other(format!("cgroup limit {file}: no hierarchy here has it")))?;
+        fs::write(&path, value).map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))
+    }
+
+    /// Removes them and all below, the locked one last.
+    pub(crate) fn remove(&mut self) -> io::Result<()> {
+        let mut failed = Ok(());
+        while let Some((_, dir)) = self.dirs.pop() {
+            failed = remove_tree(&dir).and(failed);
+        }
+        self.lock = None;
+        failed
+    }
+
+    /// Gives the lock away: to be called in a process that must not hold it.
+    pub(crate) fn forget(&mut self) {
+        self.lock = None;
+        self.dirs.clear();
+    }
+}
+
+/// Removes what a warden that was killed left: every arena's cgroups whose lock is free.
+pub(crate) fn sweep(all: &[Hierarchy]) {
+    let mut names: Vec<String> = Vec::new();
+    for hierarchy in all {
+        let entries = fs::read_dir(&hierarchy.own).into_iter().flatten().flatten();
+        let found = entries.filter_map(|e| e.file_name().into_string().ok()).filter(|n| n.starts_with(PREFIX));
+        names.extend(found);
+    }
+    names.sort();
+    names.dedup();
+    for name in names {
+        let dirs: Vec<PathBuf> = all.iter().map(|h| h.own.join(&name)).collect();
+        // The first of those that are left is the locked one: it is made first and removed last.
+        let Some(first) = dirs.iter().find(|d| d.exists()) else { continue };
+        if let Ok(Some(_held)) = lock(first) {
+            for dir in dirs.iter().rev() {
+                let _ = remove_tree(dir);
+            }
+        }
+    }
+}
+
+fn lock(dir: &Path) -> io::Result<Option<OwnedFd>> {
+    let fd = rustix::fs::open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(fd)),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// A v1 cpuset takes no process before it has processors and memory nodes (cpuset(7)).
+fn inherit_cpuset(dir: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let parent = dir.parent().unwrap_or(dir);
+        let inherited = fs::read_to_string(parent.join(file))?;
+        fs::write(dir.join(file), inherited.trim())?;
+    }
+    Ok(())
+}
+
+fn remove_tree(dir: &Path) -> io::Result<()> {
+    let children = match fs::read_dir(dir) {
+        Ok(children) => children,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    };
+    for child in children.flatten().filter(|c| c.file_type().is_ok_and(|t| t.is_dir())) {
+        remove_tree(&child.path())?;
+    }
+    // The last process may be dead and not yet gone from its cgroup: there is no event for that on v1.
+    for _ in 0..500 {
+        match fs::remove_dir(dir) {
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 }));
+            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => return other,
+        }
+    }
+    Err(io::Error::other(format!("remove cgroup {}: still in use", dir.display())))
+}

@@ -1,0 +1,192 @@
+//! The process that stands in an arena's cgroups and outside its namespaces: it clones init, starts commands inside, and tells how
+//! they ended. The first move into a v1 cgroup waits for the kernel, so it is made ahead of time.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::cgroups::Cgroups;
+use crate::message::{Answer, Options, Run, Up, receive, send};
+use crate::sys;
+
+const NAMESPACES: i32 = libc::CLONE_NEWNS
+    | libc::CLONE_NEWPID
+    | libc::CLONE_NEWIPC
+    | libc::CLONE_NEWUTS
+    | libc::CLONE_NEWNET
+    | libc::CLONE_NEWCGROUP;
+
+/// Never returns. From `warden` come first the options; after that the warden only listens.
+pub(crate) fn run(parent: i32, warden: OwnedFd, mut cgroups: Cgroups) -> ! {
+    sys::die_with_parent(parent);
+    sys::set_name(c"arena-spawner");
+    let entered = cgroups.enter();
+    let dirs = cgroups.dirs.iter().map(|(name, dir)| (name.clone(), dir.display().to_string())).collect();
+    let Ok(Some((options, mut fds))) = receive::<Options>(&warden) else { sys::exit(0) };
+    let outcome = entered.and_then(|()| {
+        for (file, value) in &options.limits {
+            cgroups.limit(file, value)?;
+        }
+        let owner = fds.pop().ok_or_else(|| io::Error::other("no socket of the owner"))?;
+        bring_up(&warden, &options, dirs, owner)
+    });
+    cgroups.forget();
+    match outcome {
+        Ok(arena) => arena.serve(&warden),
+        Err(e) => {
+            let _ = send(&warden, &Answer::Error(e.to_string()), &[]);
+            sys::exit(1)
+        }
+    }
+}
+
+struct Arena {
+    init: OwnedFd,
+    init_pid: i32,
+    // Its end closes with this process, which init takes as the end of everything.
+    _alive: OwnedFd,
+    owner: OwnedFd,
+    signals: OwnedFd,
+    enter: i32,
+}
+
+fn bring_up(warden: &OwnedFd, options: &Options, cgroups: Vec<(String, String)>, owner: OwnedFd) -> io::Result<Arena> {
+    let signals = sys::signals()?;
+    let (ours, inits) = pair()?;
+    let flags = if options.host_network { NAMESPACES & !libc::CLONE_NEWNET } else { NAMESPACES };
+    let child = match sys::fork(flags as u64)? {
+        None => {
+            drop(ours);
+            crate::init::run(inits, options)
+        }
+        Some(child) => child,
+    };
+    drop(inits);
+    let (answer, fds) = receive::<Answer>(&ours)?.ok_or_else(|| io::Error::other("init ended before it was up"))?;
+    let up = match answer {
+        Answer::Up(up) => up,
+        Answer::Error(why) => {
+            wait_for(&child.pidfd);
+            while sys::reap().is_some() {}
+            return Err(io::Error::other(why));
+        }
+        Answer::Pid(_) | Answer::Done => return Err(io::Error::other("init answered nonsense")),
+    };
+    // Children of this process are born in the arena's pid namespace from here on.
+    sys::setns(child.pidfd.as_fd(), libc::CLONE_NEWPID)?;
+    let up = Up { init: child.pid, cgroups, ..up };
+    let sent: Vec<BorrowedFd<'_>> = std::iter::once(&child.pidfd).chain(&fds).map(AsFd::as_fd).collect();
+    send(warden, &Answer::Up(up), &sent)?;
+    let enter = flags & !libc::CLONE_NEWPID;
+    Ok(Arena { init: child.pidfd, init_pid: child.pid, _alive: ours, owner, signals, enter })
+}
+
+impl Arena {
+    fn serve(self, warden: &OwnedFd) -> ! {
+        let mut running: HashMap<i32, OwnedFd> = HashMap::new();
+        loop {
+            let mut set = [
+                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::new(&self.owner, PollFlags::IN),
+                PollFd::new(warden, PollFlags::empty()),
+            ];
+            let _ = poll(&mut set, None);
+            let [signalled, asked, left] = [0, 1, 2].map(|n| set[n].revents());
+            if !signalled.is_empty() {
+                while sys::next_signal(&self.signals).is_some() {}
+                while let Some((pid, status)) = sys::reap() {
+                    if let Some(pipe) = running.remove(&pid) {
+                        let _ = rustix::io::write(&pipe, &status.to_ne_bytes());
+                    }
+                    if pid == self.init_pid {
+                        sys::exit(0);
+                    }
+                }
+            }
+            if left.intersects(PollFlags::HUP | PollFlags::ERR) {
+                sys::exit(0);
+            }
+            if asked.contains(PollFlags::IN) && !self.answer(&mut running) {
+                sys::exit(0);
+            }
+        }
+    }
+
+    fn answer(&self, running: &mut HashMap<i32, OwnedFd>) -> bool {
+        let answer = match receive::<Run>(&self.owner) {
+            Ok(None) => return false,
+            Ok(Some((run, fds))) => match self.start(&run, fds) {
+                Ok((pid, pidfd, pipe)) => {
+                    running.insert(pid, pipe);
+                    return send(&self.owner, &Answer::Pid(pid), &[pidfd.as_fd()]).is_ok();
+                }
+                Err(e) => Answer::Error(format!("start {}: {e}", run.argv.first().map_or("", |s| s))),
+            },
+            Err(e) => Answer::Error(e.to_string()),
+        };
+        send(&self.owner, &answer, &[]).is_ok()
+    }
+
+    fn start(&self, run: &Run, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd, OwnedFd)> {
+        let strings = |all: &[String]| -> io::Result<Vec<CString>> {
+            all.iter().map(|s| CString::new(s.as_str()).map_err(io::Error::other)).collect()
+        };
+        let (argv, env, cwd) = (strings(&run.argv)?, strings(&run.env)?, CString::new(run.cwd.as_str())?);
+        let [stdin, stdout, stderr, pipe] =
+            <[OwnedFd; 4]>::try_from(fds).map_err(|_| io::Error::other("four descriptors are needed"))?;
+        if argv.is_empty() {
+            return Err(io::Error::other("no command"));
+        }
+        let (ours, theirs) = pair()?;
+        let Some(child) = sys::fork(0)? else {
+            drop(ours);
+            let failed = self.become_command(&argv, &env, &cwd, [&stdin, &stdout, &stderr]);
+            let _ = send(&theirs, &failed.to_string(), &[]);
+            sys::exit(127)
+        };
+        drop(theirs);
+        // Closed by exec, or a message says why there was none.
+        match receive::<String>(&ours)? {
+            None => Ok((child.pid, child.pidfd, pipe)),
+            Some((why, _)) => {
+                wait_for(&child.pidfd);
+                while sys::reap().is_some() {}
+                Err(io::Error::other(why))
+            }
+        }
+    }
+
+    fn become_command(&self, argv: &[CString], env: &[CString], cwd: &CString, stdio: [&OwnedFd; 3]) -> io::Error {
+        let prepared = || -> io::Result<()> {
+            sys::setns(self.init.as_fd(), self.enter)?;
+            rustix::process::chdir(cwd.as_c_str())
+                .map_err(|e| io::Error::other(format!("working directory {}: {e}", cwd.to_string_lossy())))?;
+            // Above 2 first: one of the three may be in another's place.
+            let above: Vec<OwnedFd> =
+                stdio.iter().map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 10)).collect::<Result<_, _>>()?;
+            for (number, fd) in above.iter().enumerate() {
+                sys::dup_onto(fd.as_fd(), i32::try_from(number).unwrap_or(0))?;
+            }
+            let _ = rustix::process::setsid();
+            sys::close_from_at_exec(3);
+            sys::default_signals();
+            Ok(())
+        };
+        match prepared() {
+            Ok(()) => sys::exec(argv, env),
+            Err(e) => e,
+        }
+    }
+}
+
+fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+fn wait_for(pidfd: &OwnedFd) {
+    let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], None);
+}

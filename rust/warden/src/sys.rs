@@ -1,0 +1,167 @@
+//! The few system calls that rustix does not wrap safely: fork and clone3 of this single-threaded program, exec, wait.
+#![allow(unsafe_code, reason = "fork, clone3, exec and ioctl have no safe wrapper; each block says why it is sound")]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+/// A child as its parent sees it.
+pub(crate) struct Child {
+    /// Its process id, which is over 1.
+    pub(crate) pid: i32,
+    /// The descriptor by which it is signalled and waited for.
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Forks, with new namespaces by `flags` (`CLONE_NEW*`); `None` in the child.
+pub(crate) fn fork(flags: u64) -> io::Result<Option<Child>> {
+    let mut pidfd: i32 = -1;
+    // SAFETY: all-zero clone_args are valid (clone(2)).
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags | libc::CLONE_PIDFD as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: without CLONE_VM this is fork(2); the program has one thread, so the child may go on as it likes.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    match i32::try_from(pid).unwrap_or(-1) {
+        0 => Ok(None),
+        pid if pid > 1 => {
+            // SAFETY: the kernel made this descriptor for us (CLONE_PIDFD), and it has no other owner.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Some(Child { pid, pidfd }))
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Ends this process at once, running nothing of its parent's.
+pub(crate) fn exit(code: i32) -> ! {
+    // SAFETY: _exit(2) does not return and touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// Enters namespaces of the process behind `pidfd` (setns(2), Linux 5.8).
+pub(crate) fn setns(pidfd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
+    // SAFETY: takes a descriptor and flags only.
+    check(unsafe { libc::setns(pidfd.as_raw_fd(), flags) })
+}
+
+/// Replaces this process (execvpe(3)); returns only the error.
+pub(crate) fn exec(argv: &[CString], env: &[CString]) -> io::Error {
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv_p, env_p) = (pointers(argv), pointers(env));
+    // SAFETY: both arrays end in a null pointer, and their strings outlive the call.
+    unsafe { libc::execvpe(argv_p[0], argv_p.as_ptr(), env_p.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Reaps one ended child, if there is one: pid and wait status.
+pub(crate) fn reap() -> Option<(i32, i32)> {
+    let mut status = 0;
+    // SAFETY: writes one int to which we hand a valid pointer.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) };
+    (pid > 0).then_some((pid, status))
+}
+
+/// SIGKILL at the parent's death (prctl(2)).
+pub(crate) fn die_with_parent(parent: i32) {
+    // SAFETY: takes numbers only.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // SAFETY: has no arguments. Inside a new pid namespace the parent has no number: 0.
+    let now = unsafe { libc::getppid() };
+    if now != parent && now != 0 {
+        exit(1);
+    }
+}
+
+/// Orphans of our children become ours to reap (prctl(2)).
+pub(crate) fn become_subreaper() {
+    // SAFETY: takes numbers only.
+    unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1) };
+}
+
+/// The name in `/proc/PID/comm`.
+pub(crate) fn set_name(name: &std::ffi::CStr) {
+    // SAFETY: the kernel reads at most 16 bytes of a string that ends in a zero.
+    unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
+}
+
+/// Blocks every signal, and opens a descriptor that tells of SIGCHLD and SIGTERM (signalfd(2)).
+pub(crate) fn signals() -> io::Result<OwnedFd> {
+    // SAFETY: both sets are ours; sigfillset and sigaddset only write to them.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut()))?;
+        let mut told: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut told);
+        libc::sigaddset(&raw mut told, libc::SIGCHLD);
+        libc::sigaddset(&raw mut told, libc::SIGTERM);
+        let fd = libc::signalfd(-1, &raw const told, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        check(fd)?;
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Unblocks every signal and gives each its default action, as a command expects it.
+pub(crate) fn default_signals() {
+    // SAFETY: the set is ours, and SIG_DFL is no function of ours.
+    unsafe {
+        for number in 1..=64 {
+            libc::signal(number, libc::SIG_DFL);
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+    }
+}
+
+/// The next signal of a [`signals`] descriptor.
+pub(crate) fn next_signal(fd: &OwnedFd) -> Option<i32> {
+    let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
+    let n = rustix::io::read(fd, &mut info).ok()?;
+    (n >= 4).then(|| i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
+}
+
+/// Brings the loopback interface up (netdevice(7)).
+pub(crate) fn loopback_up() -> io::Result<()> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    // SAFETY: an all-zero ifreq is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[0] = b'l' as libc::c_char;
+    request.ifr_name[1] = b'o' as libc::c_char;
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads an ifreq, which outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
+}
+
+/// Makes a descriptor survive exec as `number`.
+pub(crate) fn dup_onto(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    // SAFETY: this process is about to exec; whatever `number` was is not used any more.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), number) })
+}
+
+/// Closes descriptors from `first` on at exec (close_range(2), Linux 5.11).
+pub(crate) fn close_from_at_exec(first: u32) {
+    // SAFETY: only marks descriptors.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+/// Takes the descriptor 0 that this program was started with.
+pub(crate) fn take_stdin() -> OwnedFd {
+    // SAFETY: called once, at the start; nothing else owns descriptor 0.
+    unsafe { OwnedFd::from_raw_fd(0) }
+}
+
+/// `pivot_root(".", ".")` (pivot_root(2)): the old root lies on top of the new one afterwards.
+pub(crate) fn pivot_here() -> io::Result<()> {
+    // SAFETY: both paths are static strings.
+    check(unsafe { libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()) } as i32)
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
