@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
-    mount_remount, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_change,
+    mount_remount, move_mount, open_tree, unmount,
 };
 
-use crate::message::Options;
+use crate::message::{Options, Steps};
 use crate::sys;
 
 /// Fresh tmpfs, with their modes. `/dev` is one too.
@@ -45,14 +45,22 @@ pub(crate) struct Root {
 /// Where the overlay is put together before it becomes the root; every Linux has it, and it gets a fresh tmpfs anyway.
 const STAGE: &str = "/tmp";
 
-/// Builds the root and makes it this process' own. `step` is told before each step.
-pub(crate) fn make(options: &Options, step: &mut dyn FnMut(&str) -> io::Result<()>) -> io::Result<Root> {
-    step("private mounts")?;
+/// Builds the root and makes it this process' own.
+pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
+    steps.begin("private mounts")?;
     let everything = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     // A root that is no mount point (chroot) has no propagation of its own.
     let _ = mount_change("/", everything);
     let host_mounts = host_mounts()?;
-    step("writable layer")?;
+    steps.begin("bind sources")?;
+    // Cloned before the stage hides what is below it.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mut binds = Vec::new();
+    for (source, target, read_only) in &options.binds {
+        let tree = open_tree(CWD, source.as_str(), flags).map_err(|e| named(e.into(), &format!("bind {source}")))?;
+        binds.push((tree, Path::new(source).is_dir(), target, *read_only));
+    }
+    steps.begin("writable layer")?;
     tmpfs(Path::new(STAGE), 0o700, options.size)?;
     let root = Path::new(STAGE).join("root");
     for name in ["upper", "work", "root"] {
@@ -60,16 +68,16 @@ pub(crate) fn make(options: &Options, step: &mut dyn FnMut(&str) -> io::Result<(
     }
     fs::set_permissions(Path::new(STAGE).join("upper"), fs::Permissions::from_mode(0o755))?;
     let upper = open_dir(&Path::new(STAGE).join("upper"))?;
-    step("overlay")?;
+    steps.begin("overlay")?;
     let data = format!("lowerdir=/,upperdir={STAGE}/upper,workdir={STAGE}/work,xino=on,redirect_dir=on,index=off");
     let data = std::ffi::CString::new(data).map_err(io::Error::other)?;
     mount("overlay", &root, "overlay", MountFlags::empty(), Some(data.as_c_str()))
         .map_err(|e| named(e.into(), "mount an overlay of / (on two overlays already?)"))?;
     let mut fresh = Vec::new();
-    step("devices")?;
+    steps.begin("devices")?;
     devices(&root, options)?;
     fresh.push(("/dev".to_owned(), open_dir(&root.join("dev"))?));
-    step("temporary directories")?;
+    steps.begin("temporary directories")?;
     for (path, mode) in FRESH {
         let target = below(&root, path);
         if !target.is_dir() {
@@ -80,21 +88,21 @@ pub(crate) fn make(options: &Options, step: &mut dyn FnMut(&str) -> io::Result<(
     }
     fs::DirBuilder::new().mode(0o1777).create(below(&root, "/run/lock"))?;
     fs::set_permissions(below(&root, "/run/lock"), fs::Permissions::from_mode(0o1777))?;
-    step("proc")?;
+    steps.begin("proc")?;
     plain("proc", &below(&root, "/proc"))?;
     let proc = open_dir(&below(&root, "/proc"))?;
-    step("sys")?;
+    steps.begin("sys")?;
     plain("sysfs", &below(&root, "/sys"))?;
-    step("cgroups")?;
+    steps.begin("cgroups")?;
     cgroups(&root, &host_mounts)?;
-    step("submounts")?;
+    steps.begin("submounts")?;
     let not_covered = submounts(&root, &host_mounts);
-    step("binds")?;
-    for (source, target, read_only) in &options.binds {
-        bind(source, &below(&root, target), *read_only)
-            .map_err(|e| named(e, &format!("bind {source} to {target} in the arena")))?;
+    steps.begin("binds")?;
+    for (tree, is_dir, target, read_only) in binds {
+        attach(&tree, is_dir, &below(&root, target), read_only)
+            .map_err(|e| named(e, &format!("bind to {target} in the arena")))?;
     }
-    step("pivot")?;
+    steps.begin("pivot")?;
     rustix::process::chdir(&root)?;
     sys::pivot_here().map_err(|e| named(e, "pivot_root (is / a mount point?)"))?;
     unmount(".", UnmountFlags::DETACH)?;
@@ -141,7 +149,8 @@ fn devices(root: &Path, options: &Options) -> io::Result<()> {
         let class = if host.file_type().is_block_device() { FileType::BlockDevice } else { FileType::CharacterDevice };
         node(&dev.join(name), class, host.rdev())?;
     }
-    let links = [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")];
+    let links =
+        [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")];
     for (name, to) in links {
         symlink(to, dev.join(name))?;
     }
@@ -152,7 +161,8 @@ fn devices(root: &Path, options: &Options) -> io::Result<()> {
 }
 
 fn node(path: &Path, class: FileType, dev: u64) -> io::Result<()> {
-    mknodat(CWD, path, class, Mode::from_raw_mode(0o666), dev).map_err(|e| named(e.into(), &format!("make {}", path.display())))?;
+    mknodat(CWD, path, class, Mode::from_raw_mode(0o666), dev)
+        .map_err(|e| named(e.into(), &format!("make {}", path.display())))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
 }
 
@@ -215,25 +225,37 @@ fn submounts(root: &Path, host: &[HostMount]) -> Vec<String> {
         if OURS.iter().any(|ours| Path::new(&m.target).starts_with(ours)) {
             continue;
         }
-        if let Err(e) = bind(&m.target, &below(root, &m.target), true) {
+        if let Err(e) = bind(&m.target, &below(root, &m.target)) {
             not_covered.push(format!("{}: {e}", m.target));
         }
     }
     not_covered
 }
 
-fn bind(source: &str, target: &Path, read_only: bool) -> io::Result<()> {
-    if !target.exists() {
-        if Path::new(source).is_dir() {
-            fs::create_dir_all(target)?;
-        } else {
-            fs::write(target, "")?;
-        }
-    }
-    if !read_only {
-        return Ok(mount_bind_recursive(source, target)?);
-    }
+fn bind(source: &str, target: &Path) -> io::Result<()> {
+    make_place(target, Path::new(source).is_dir())?;
     mount_bind(source, target)?;
+    read_only(target)
+}
+
+fn attach(tree: &OwnedFd, is_dir: bool, target: &Path, only_read: bool) -> io::Result<()> {
+    make_place(target, is_dir)?;
+    move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    if only_read { read_only(target) } else { Ok(()) }
+}
+
+fn make_place(target: &Path, is_dir: bool) -> io::Result<()> {
+    if target.exists() {
+        return Ok(());
+    }
+    if is_dir {
+        return fs::create_dir_all(target);
+    }
+    fs::create_dir_all(target.parent().unwrap_or(target))?;
+    fs::write(target, "")
+}
+
+fn read_only(target: &Path) -> io::Result<()> {
     // Flags that the mount has already must be named again (mount(2), EPERM).
     let kept = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     Ok(mount_remount(target, kept, "")?)
