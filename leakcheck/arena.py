@@ -285,7 +285,7 @@ class _Warden:
         null = subprocess.DEVNULL
         with theirs:
             try:
-                command = [helper("warden"), str(self._owner)]
+                command = [str(helper("warden")), str(self._owner)]
                 # Nobody's pipe is held by it: it may outlive us.
                 self._process = subprocess.Popen(command, env=env, stdin=theirs, stdout=null, stderr=null)
             except OSError as error:

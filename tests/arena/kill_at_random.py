@@ -1,7 +1,7 @@
-"""Kills owners of arenas, their wardens or their process groups at random instants, and says what is left a second later.
+"""Kills owners of arenas, their wardens or their groups at random instants, and says what is left a second later.
 
-Usage: kill_at_random.py COUNT SEED. Run as a program of its own: it adopts every orphan (PR_SET_CHILD_SUBREAPER), so that
-"no process is left" means that it has no child any more.
+Usage: kill_at_random.py COUNT SEED. Run as a program of its own: it adopts every orphan (PR_SET_CHILD_SUBREAPER), so
+that "no process is left" means that it has no child any more.
 """
 
 import contextlib
@@ -9,7 +9,6 @@ import fcntl
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable

@@ -40,7 +40,7 @@ def test_an_arena_has_its_own_processes_mounts_network_host_name_and_cgroups(tmp
     with Arena(hostname="trial") as arena:
         assert output_of(arena, "hostname", tmp_path).strip() == "trial"
         namespaces = output_of(arena, "readlink /proc/self/ns/*", tmp_path).split()
-        ours = [os.readlink(f"/proc/self/ns/{name}") for name in ("cgroup", "ipc", "mnt", "net", "pid", "uts")]
+        ours = [str(Path("/proc/self/ns", name).readlink()) for name in ("cgroup", "ipc", "mnt", "net", "pid", "uts")]
         assert not set(ours) & set(namespaces)
         assert output_of(arena, "ls /sys/class/net", tmp_path).split() == ["lo"]
         assert {line.rsplit(":", 1)[1] for line in output_of(arena, "cat /proc/self/cgroup", tmp_path).split()} == {"/"}
@@ -100,9 +100,8 @@ def test_a_command_that_does_not_exist_is_told_and_the_arena_goes_on() -> None:
 
 def test_the_writable_layer_and_the_temporary_directories_can_be_filled(tmp_path: Path) -> None:
     with Arena(size=1 << 20) as arena:
-        said = output_of(
-            arena, "dd if=/dev/zero of=/root/big bs=64k 2>&1; dd if=/dev/zero of=/tmp/big bs=64k 2>&1; true", tmp_path
-        )
+        fill = "for place in /root /tmp; do dd if=/dev/zero of=$place/big bs=64k 2>&1; done; true"
+        said = output_of(arena, fill, tmp_path)
         assert said.count("No space left on device") == 2
 
 
@@ -122,7 +121,9 @@ def test_limits_hold_for_all_that_runs_inside(tmp_path: Path) -> None:
 
 def test_the_hosts_network_can_be_shared(tmp_path: Path) -> None:
     with Arena(network="host") as arena:
-        assert output_of(arena, "readlink /proc/self/ns/net", tmp_path).strip() == os.readlink("/proc/self/ns/net")
+        assert output_of(arena, "readlink /proc/self/ns/net", tmp_path).strip() == str(
+            Path("/proc/self/ns/net").readlink()
+        )
 
 
 def test_each_step_of_the_bring_up_may_fail_and_all_before_it_is_undone() -> None:
@@ -147,10 +148,13 @@ def test_what_cannot_be_is_refused_with_the_reason(tmp_path: Path) -> None:
         Arena(devices=["nosuch"]).up()
 
 
-def test_the_root_of_an_arena_takes_one_more_overlay_level_and_a_third_is_refused_with_the_reason(
+def test_an_arena_in_an_arena_comes_up_and_a_third_level_is_refused_with_the_reason(
     tmp_path: Path,
 ) -> None:
-    script = "import sys; from leakcheck.arena import *\nwith Arena() as a: sys.exit(a.run(sys.argv[1:]) if sys.argv[1:] else 0)"
+    script = (
+        "import sys; from leakcheck.arena import *\n"
+        "with Arena() as a: sys.exit(a.run(sys.argv[1:]) if sys.argv[1:] else 0)"
+    )
     with Arena() as arena:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         assert arena.run([sys.executable, "-c", script], env=env) == 0, "an arena in an arena"
