@@ -5,6 +5,8 @@ failed, 4 when the target cannot be run here. As root everything runs inside a p
 nothing outlives the check.
 """
 
+import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -30,6 +32,7 @@ _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 # Beyond a submission's wall limit: start, teardown, and a machine under load.
 _GRACE = 30.0
 _START = 20.0
+_NUMBERS = itertools.count()
 # Process 1 of the enclosure stays a shell, which reaps; /run is fresh, because runtimes keep registries there.
 _INSIDE = 'mount -t tmpfs -o mode=755 none /run && mkdir -p /run/lock && "$@"; exit $?'
 
@@ -193,6 +196,7 @@ def enclosed(target: Target, only: Sequence[str] = CHECKS, name: str = "") -> li
     """Do as `check`, for root inside pid, mount, net, ipc and uts namespaces, whose end ends all that was started."""
     if os.geteuid() != 0:
         return check(target, only, name)
+    name = name or f"leakcheck-{target.name}-{os.getpid()}-{next(_NUMBERS)}"
     enclosure = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc", "--uts"]
     inner = [sys.executable, "-m", "leakcheck.conformance", "--json", "--here", str(target.path), name, *only]
     done = subprocess.run(
@@ -202,11 +206,24 @@ def enclosed(target: Target, only: Sequence[str] = CHECKS, name: str = "") -> li
         env=os.environ | target.init_env,
         check=False,
     )
+    _remove_cgroups(target, name)
     try:
         return msgspec.json.decode(done.stdout, type=list[Finding])
     except msgspec.DecodeError as error:
         said = done.stderr.decode(errors="replace").strip()[-400:]
         raise TargetError(f"{target.name}: the check itself ended with {done.returncode}: {said}") from error
+
+
+def _remove_cgroups(target: Target, name: str) -> None:
+    """Remove the empty cgroups of a box whose processes are gone: namespaces die by themselves, these do not."""
+    declared = target.paths(Box(number=0, work=Path("/"), name=name)).cgroups
+    mounts = [
+        mount.split()[4] for mount in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in mount
+    ]
+    for top in (Path(mount, cgroup) for mount in mounts for cgroup in declared):
+        for directory in [*sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True), top]:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 def tried(target: Target) -> Availability:

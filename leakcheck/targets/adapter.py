@@ -87,11 +87,19 @@ class Status(_Table, frozen=True):
 
 
 class Paths(_Table, frozen=True):
-    """Globs of what the target keeps on disk, for the campaigns on locks and state."""
+    """What the target makes beside its processes.
+
+    Args:
+        locks: globs of its lock files.
+        state: globs of its state files.
+        temp: globs of its temporary files.
+        cgroups: cgroups that it makes, by their exact paths below each hierarchy (or below the caller's cgroup there).
+    """
 
     locks: list[str] = []
     state: list[str] = []
     temp: list[str] = []
+    cgroups: list[str] = []
 
 
 class Probe(_Table, frozen=True):
@@ -222,7 +230,7 @@ def _places(
                 (f"files {file.json}", t, limited | numbers | {"program"}) for t in _strings(load_json(path, file))
             )
     yield ("status.file", adapter.status.file, _STATIC)
-    for field in ("locks", "state", "temp"):
+    for field in ("locks", "state", "temp", "cgroups"):
         yield from ((f"paths.{field}", text, _STATIC) for text in getattr(adapter.paths, field))
 
 

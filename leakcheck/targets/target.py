@@ -13,7 +13,7 @@ import msgspec
 from leakcheck.errors import UsageError
 from leakcheck.submissions import Submission, Verdict
 from leakcheck.supervise import TargetError
-from leakcheck.targets.adapter import Adapter, Values, fill, fill_argv, fill_json, load_json, read_adapter
+from leakcheck.targets.adapter import Adapter, Paths, Values, fill, fill_argv, fill_json, load_json, read_adapter
 from leakcheck.targets.executables import find, places
 
 __all__ = ["Availability", "Box", "Launch", "Outcome", "Target"]
@@ -167,11 +167,19 @@ class Target:
         """Return where the target writes its verdict; None where the exit code is all there is."""
         return Path(fill(self.adapter.status.file, self._values(box))) if self.adapter.status.file else None
 
-    def paths(self, box: Box) -> dict[str, list[str]]:
-        """Return the globs of its ``locks``, ``state`` and ``temp``."""
-        values = self._values(box)
-        named = {"locks": self.adapter.paths.locks, "state": self.adapter.paths.state, "temp": self.adapter.paths.temp}
-        return {what: [fill(glob, values) for glob in globs] for what, globs in named.items()}
+    def paths(self, box: Box) -> Paths:
+        """Return what it makes beside its processes in `box`, with the placeholders filled."""
+        values, declared = self._values(box), self.adapter.paths
+
+        def filled(texts: list[str]) -> list[str]:
+            return [fill(text, values) for text in texts]
+
+        return Paths(
+            locks=filled(declared.locks),
+            state=filled(declared.state),
+            temp=filled(declared.temp),
+            cgroups=filled(declared.cgroups),
+        )
 
     def status(self, returncode: int, box: Box) -> Outcome:
         """Return what the target says after a launch in `box` that ended with `returncode`, negative for a signal.
