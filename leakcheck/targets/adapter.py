@@ -1,0 +1,308 @@
+"""An adapter: what leakcheck knows of a sandbox that somebody else wrote, as a TOML file.
+
+Strings hold placeholders: ``{program}`` (an element of its own; the submission's argv takes its place), ``{box}``,
+``{name}``, ``{work}``, ``{wall}`` and ``{cpu}`` (seconds), ``{memory}`` (bytes), ``{memory_mib}``, ``{processes}`` and
+``{exe:NAME}`` (the path of a program). ``{{`` and ``}}`` are braces.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from leakcheck.errors import UsageError
+from leakcheck.submissions import Verdict
+
+__all__ = ["Adapter", "File", "Needs", "Paths", "Probe", "Status", "Values", "fill", "fill_json", "read_adapter"]
+
+Argv: TypeAlias = list[str]
+Values: TypeAlias = dict[str, str | int | Sequence[str]]
+
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+_STATIC = {"box", "name", "work"}
+_LIMITS = {"wall", "cpu", "memory", "memory_mib", "processes"}
+_NAMES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Needs(_Table, frozen=True):
+    """What has to be there.
+
+    Args:
+        root: whether only root can run it.
+        binaries: programs, found as `leakcheck.targets.executables.find` does; ``{exe:NAME}`` may name these.
+        install: the command that installs it, shown where it is missing.
+        init_env: what has to be in the environment of PID 1.
+    """
+
+    root: bool = False
+    binaries: list[str] = []
+    install: str = ""
+    init_env: dict[str, str] = {}
+
+
+class File(_Table, frozen=True):
+    """A file to write before each launch: `text`, or `json`, a JSON file beside the adapter.
+
+    In JSON the placeholders are filled value by value, so that no argument has to be quoted, and the string
+    ``{number:LIMIT}`` becomes a number.
+    """
+
+    path: str
+    text: str | None = None
+    json: str | None = None
+
+
+class Status(_Table, frozen=True):
+    """How the verdict is read.
+
+    Args:
+        source: ``exit`` reads the exit code alone; ``meta`` a file of ``key:value`` lines, as isolate writes;
+            ``json`` a JSON object.
+        file: that file.
+        timeout: exit codes that mean TLE.
+        internal: exit codes that mean IE, because the target itself uses them.
+        verdict: key of the verdict in `file`.
+        verdicts: the target's word → verdict; a word that is not there is an error.
+        absent: the verdict where `file` lacks that key.
+        exit_code: key of the exit code in `file`.
+        signal: key of the signal in `file`.
+    """
+
+    source: Literal["exit", "meta", "json"] = "exit"
+    file: str = ""
+    timeout: list[int] = []
+    internal: list[int] = []
+    verdict: str = ""
+    verdicts: dict[str, Verdict] = {}
+    absent: Verdict | None = None
+    exit_code: str = ""
+    signal: str = ""
+
+
+class Paths(_Table, frozen=True):
+    """What the target makes beside its processes.
+
+    Args:
+        locks: globs of its lock files.
+        state: globs of its state files.
+        temp: globs of its temporary files.
+        cgroups: cgroups that it makes, by their exact paths below each hierarchy (or below the caller's cgroup there).
+    """
+
+    locks: list[str] = []
+    state: list[str] = []
+    temp: list[str] = []
+    cgroups: list[str] = []
+
+
+class Probe(_Table, frozen=True):
+    """How a payload can see that the isolation is on.
+
+    Args:
+        namespaces: types whose link in /proc/self/ns must differ from the outside's.
+        hidden: whether a file beside `{work}` must be out of sight.
+        kernel: whether the payload must see another kernel than ours (``uname -v``).
+        none: why there is nothing to see; only for a target that isolates nothing.
+    """
+
+    namespaces: list[str] = []
+    hidden: bool = False
+    kernel: bool = False
+    none: str = ""
+
+
+class Adapter(_Table, frozen=True):
+    """One target as data; `leakcheck.targets.target.Target` runs it.
+
+    Args:
+        name: lower case, unique.
+        summary: one line on what it is and whose wall limit it has.
+        version: prints its version on stdout; empty where it has none.
+        launch: runs one submission; has ``{program}`` or writes it to a file.
+        env: added to the environment of every command.
+        prepare: run in order before each launch; must be repeatable.
+        recover: run in order after a crash; must be repeatable and succeed where there is nothing to do.
+        files: written before each launch, after `prepare`.
+        may_lack_signal: whether a death by signal may come back as a bare exit code.
+    """
+
+    name: str
+    summary: str
+    launch: Argv
+    probe: Probe
+    version: Argv = []
+    env: dict[str, str] = {}
+    prepare: list[Argv] = []
+    recover: list[Argv] = []
+    files: list[File] = []
+    needs: Needs = Needs()
+    status: Status = Status()
+    paths: Paths = Paths()
+    may_lack_signal: bool = False
+
+
+def read_adapter(path: Path) -> Adapter:
+    """Return the checked adapter in the TOML file at `path`.
+
+    Raises:
+        UsageError: it cannot be read, is no TOML, or a field is unknown, missing or wrong; says which and what to do.
+    """
+    try:
+        adapter = msgspec.toml.decode(path.read_bytes(), type=Adapter)
+    except OSError as error:
+        raise UsageError(f"read adapter {path}: {(error.strerror or str(error)).lower()}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"adapter {path}: {error}") from error
+    check(adapter, path)
+    return adapter
+
+
+def load_json(path: Path, file: File) -> Any:
+    """Return the JSON template of `file`, which lies beside the adapter at `path`; raise `UsageError`."""
+    template = path.parent / (file.json or "")
+    try:
+        return json.loads(template.read_bytes())
+    except OSError as error:
+        raise UsageError(
+            f"adapter {path}: files: json: read {template}: {(error.strerror or str(error)).lower()}"
+        ) from error
+    except ValueError as error:
+        raise UsageError(f"adapter {path}: files: json: {template} is no JSON: {error}") from error
+
+
+def check(adapter: Adapter, path: Path) -> None:
+    """Raise `UsageError` where `adapter`, read from `path`, contradicts itself."""
+
+    def wrong(field: str, what: str) -> UsageError:
+        return UsageError(f"adapter {path}: {field}: {what}")
+
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", adapter.name):
+        raise wrong("name", f"{adapter.name!r} must be lower-case letters, digits and dashes")
+    if not adapter.launch:
+        raise wrong("launch", "is empty; give the argv that runs {program}")
+    uses_program = False
+    for field, text, allowed in _places(adapter, path, wrong):
+        for match in _PLACEHOLDER.finditer(text):
+            name = match[1]
+            if name is None:
+                continue
+            if name not in allowed:
+                hint = "list it in needs.binaries" if name.startswith("exe:") else f"known here: {_listed(allowed)}"
+                raise wrong(field, f"unknown placeholder {{{name}}}; {hint}")
+            if name.startswith(("program", "number:")) and match[0] != text:
+                raise wrong(field, f"{text!r}: {match[0]} must be an element of its own")
+            uses_program = uses_program or name == "program"
+    if not uses_program:
+        raise wrong("launch", "has no {program}, so nothing would be run; put it where the submission's argv goes")
+    _check_status(adapter.status, wrong)
+    _check_probe(adapter.probe, wrong)
+
+
+def _places(
+    adapter: Adapter, path: Path, wrong: Callable[[str, str], UsageError]
+) -> Iterator[tuple[str, str, set[str]]]:
+    """Yield every string that may hold placeholders, with its field and those that may be there."""
+    programs = {f"exe:{name}" for name in adapter.needs.binaries}
+    limited = _STATIC | _LIMITS | programs
+    yield from (("launch", text, limited | {"program"}) for text in adapter.launch)
+    yield from (("version", text, programs) for text in adapter.version)
+    yield from (("env", text, _STATIC | programs) for text in adapter.env.values())
+    for field, commands in (("prepare", adapter.prepare), ("recover", adapter.recover)):
+        if [] in commands:
+            raise wrong(field, "has an empty command; take it out")
+        yield from ((field, text, _STATIC | programs) for command in commands for text in command)
+    for file in adapter.files:
+        if (file.text is None) == (file.json is None):
+            raise wrong("files", f"{file.path}: give either text or json")
+        yield ("files.path", file.path, _STATIC)
+        if file.text is not None:
+            yield (f"files {file.path}", file.text, limited)
+        else:
+            numbers = {f"number:{name}" for name in _LIMITS}
+            yield from (
+                (f"files {file.json}", t, limited | numbers | {"program"}) for t in _strings(load_json(path, file))
+            )
+    yield ("status.file", adapter.status.file, _STATIC)
+    for field in ("locks", "state", "temp", "cgroups"):
+        yield from ((f"paths.{field}", text, _STATIC) for text in getattr(adapter.paths, field))
+
+
+def _check_status(status: Status, wrong: Callable[[str, str], UsageError]) -> None:
+    if status.source == "exit":
+        if status.file or status.verdict or status.verdicts or status.exit_code or status.signal:
+            raise wrong("status", 'source is "exit", which reads no file; set it to "meta" or "json"')
+        return
+    if not status.file:
+        raise wrong("status.file", f'missing; source "{status.source}" reads one')
+    if bool(status.verdict) != bool(status.verdicts):
+        raise wrong("status", "verdict (the key) and verdicts (the words under it) go together")
+
+
+def _check_probe(probe: Probe, wrong: Callable[[str, str], UsageError]) -> None:
+    for name in probe.namespaces:
+        if name not in _NAMES:
+            raise wrong("probe.namespaces", f"unknown type {name!r}; one of {', '.join(_NAMES)}")
+    if bool(probe.namespaces or probe.hidden or probe.kernel) == bool(probe.none):
+        raise wrong("probe", "give namespaces, hidden or kernel, or none with the reason why nothing can be seen")
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(f"{{{name}}}" for name in sorted(names))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def fill(text: str, values: Values) -> str:
+    """Return `text` with its placeholders filled from `values`."""
+
+    def one(match: re.Match[str]) -> str:
+        return match[0][0] if match[1] is None else str(values[match[1]])
+
+    return _PLACEHOLDER.sub(one, text)
+
+
+def fill_argv(argv: Sequence[str], values: Values) -> list[str]:
+    """Return `argv` filled; the element ``{program}`` becomes as many as the program has."""
+    filled: list[str] = []
+    for text in argv:
+        filled.extend(_program(values) if text == "{program}" else [fill(text, values)])
+    return filled
+
+
+def fill_json(value: Any, values: Values) -> Any:
+    """Return the JSON `value` with every string filled; ``{number:LIMIT}`` becomes a number."""
+    if isinstance(value, str):
+        whole = _PLACEHOLDER.fullmatch(value)
+        if whole and whole[1] is not None and whole[1].startswith("number:"):
+            return values[whole[1].removeprefix("number:")]
+        return fill(value, values)
+    if isinstance(value, dict):
+        return {key: fill_json(inner, values) for key, inner in value.items()}
+    if isinstance(value, list):
+        filled: list[Any] = []
+        for inner in value:
+            filled.extend(_program(values) if inner == "{program}" else [fill_json(inner, values)])
+        return filled
+    return value
+
+
+def _program(values: Values) -> Sequence[str]:
+    program = values["program"]
+    assert not isinstance(program, (str, int))  # noqa: S101 - `Target.launch` puts a tuple there
+    return program

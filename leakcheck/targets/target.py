@@ -1,0 +1,300 @@
+"""A target: a sandbox under test with the adapter that describes it, and what its runs mean."""
+
+import json
+import os
+import signal as signals
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from leakcheck.errors import UsageError
+from leakcheck.submissions import Submission, Verdict
+from leakcheck.supervise import TargetError
+from leakcheck.targets.adapter import Adapter, Paths, Values, fill, fill_argv, fill_json, load_json, read_adapter
+from leakcheck.targets.executables import find, places
+
+__all__ = ["Availability", "Box", "Launch", "Outcome", "Target"]
+
+_MIB = 1 << 20
+# One line a namespace link, then whether the path in $1 is there, then which kernel this is.
+_PROBE = """\
+for n in cgroup ipc mnt net pid time user uts; do echo "ns $n $(readlink /proc/self/ns/$n)"; done
+[ -e "$1" ] && echo "seen marker"
+echo "kernel $(uname -v)"
+echo "probe ran"
+"""
+
+
+class Box(msgspec.Struct, frozen=True):
+    """Where a run takes place.
+
+    Args:
+        number: the box, from 0; two runs at the same time have different ones.
+        work: an empty directory under /tmp, for this box alone.
+        name: unique on the machine where the target has a registry there; made from the box where not given.
+    """
+
+    number: int
+    work: Path
+    name: str = ""
+
+
+class Availability(msgspec.Struct, frozen=True):
+    """Whether a target can be run here; `reason` and `hint` are empty when it is ready."""
+
+    state: Literal["ready", "missing", "unable"]
+    reason: str = ""
+    hint: str = ""
+
+
+class Launch(msgspec.Struct, frozen=True):
+    """What to run: `files` (path → content) are written first, then `argv` with `env` added to the environment."""
+
+    argv: list[str]
+    env: dict[str, str]
+    files: dict[str, str]
+
+    def write(self) -> None:
+        """Write the files and make the directories they are in."""
+        for path, text in self.files.items():
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(text, encoding="utf-8")
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What the target said of a submission."""
+
+    verdict: Verdict
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+class Target:
+    """A sandbox that leakcheck knows how to run, to recover and to read. Made from the adapter file at `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.adapter: Adapter = read_adapter(path)
+        self._json = {file.path: load_json(path, file) for file in self.adapter.files if file.json is not None}
+
+    def __repr__(self) -> str:
+        return f"Target({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """The target's name."""
+        return self.adapter.name
+
+    @property
+    def init_env(self) -> Mapping[str, str]:
+        """What the environment of the arena's PID 1 must have."""
+        return self.adapter.needs.init_env
+
+    def found(self) -> dict[str, str | None]:
+        """Return each program that the target needs, with its path where there is one."""
+        return {name: find(name) for name in self.adapter.needs.binaries}
+
+    def availability(self) -> Availability:
+        """Tell whether its programs are there and the user may run it; `leakcheck.conformance.tried` also tries it."""
+        missing = [name for name, path in self.found().items() if path is None]
+        if missing:
+            reason = f"no {', '.join(missing)} in {os.pathsep.join(places())}"
+            return Availability("missing", reason, self.adapter.needs.install)
+        if self.adapter.needs.root and os.geteuid() != 0:
+            return Availability("unable", "only root can run it", f"sudo leakcheck …; {self.name} needs root")
+        return Availability("ready")
+
+    def version(self) -> str:
+        """Return the version in the program's own words, on one line; empty where it has none or does not answer."""
+        if not self.adapter.version:
+            return ""
+        try:
+            argv = fill_argv(self.adapter.version, self._programs())
+            done = subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=20,
+                check=False,
+            )
+        except (TargetError, OSError, subprocess.TimeoutExpired):
+            return ""
+        lines = [line.strip() for line in (done.stdout or done.stderr).splitlines()]
+        # proot answers with a banner first.
+        return next((line for line in lines if any(c.isdigit() for c in line)), "")
+
+    def prepare_commands(self, box: Box) -> list[list[str]]:
+        """Return what to run before a launch in `box`, in order."""
+        return [fill_argv(argv, self._values(box)) for argv in self.adapter.prepare]
+
+    def recover_commands(self, box: Box) -> list[list[str]]:
+        """Return what to run in order after a crash in `box`. Where there is nothing to do they succeed too."""
+        return [fill_argv(argv, self._values(box)) for argv in self.adapter.recover]
+
+    def env(self, box: Box) -> dict[str, str]:
+        """Return what its commands need in their environment."""
+        return {name: fill(text, self._values(box)) for name, text in self.adapter.env.items()}
+
+    def launch(self, submission: Submission, box: Box) -> Launch:
+        """Return how to run `submission` in `box`.
+
+        Raises:
+            TargetError: a program that it needs is not there.
+        """
+        values = self._values(box) | {
+            "program": submission.program,
+            "wall": submission.wall,
+            "cpu": submission.cpu,
+            "memory": submission.memory,
+            "memory_mib": max(1, submission.memory // _MIB),
+            "processes": submission.processes,
+        }
+        files = {}
+        for file in self.adapter.files:
+            if file.text is not None:
+                content = fill(file.text, values)
+            else:
+                content = json.dumps(fill_json(self._json[file.path], values), indent=1)
+            files[fill(file.path, values)] = content
+        return Launch(argv=fill_argv(self.adapter.launch, values), env=self.env(box), files=files)
+
+    def status_file(self, box: Box) -> Path | None:
+        """Return where the target writes its verdict; None where the exit code is all there is."""
+        return Path(fill(self.adapter.status.file, self._values(box))) if self.adapter.status.file else None
+
+    def paths(self, box: Box) -> Paths:
+        """Return what it makes beside its processes in `box`, with the placeholders filled."""
+        values, declared = self._values(box), self.adapter.paths
+
+        def filled(texts: list[str]) -> list[str]:
+            return [fill(text, values) for text in texts]
+
+        return Paths(
+            locks=filled(declared.locks),
+            state=filled(declared.state),
+            temp=filled(declared.temp),
+            cgroups=filled(declared.cgroups),
+        )
+
+    def status(self, returncode: int, box: Box) -> Outcome:
+        """Return what the target says after a launch in `box` that ended with `returncode`, negative for a signal.
+
+        Raises:
+            TargetError: it was to write a status file, which is not there or not readable.
+        """
+        path = self.status_file(box)
+        if path is None:
+            return self._from_exit(returncode)
+        return self._from_file(self._read_status(path, returncode), path)
+
+    def _from_exit(self, returncode: int) -> Outcome:
+        status = self.adapter.status
+        if returncode in status.internal:
+            return Outcome("IE", exit_code=returncode)
+        if returncode in status.timeout:
+            return Outcome("TLE", exit_code=returncode)
+        # A shell's convention, which most sandboxes keep: 128 and the signal.
+        number = -returncode if returncode < 0 else returncode - 128
+        if number in signals.valid_signals():
+            return Outcome("RE", signal=number)
+        return Outcome("RE" if returncode else "OK", exit_code=returncode)
+
+    def _read_status(self, path: Path, returncode: int) -> dict[str, object]:
+        try:
+            text = path.read_bytes().decode()
+        except OSError as error:
+            raise TargetError(
+                f"{self.name}: status file {path}: {(error.strerror or str(error)).lower()}; "
+                f"the target ended with {returncode} before it had written one"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise TargetError(f"{self.name}: status file {path}: not UTF-8 at byte {error.start}") from error
+        if self.adapter.status.source == "json":
+            try:
+                content = json.loads(text)
+            except ValueError as error:
+                raise TargetError(f"{self.name}: status file {path}: no JSON: {error}") from error
+            if not isinstance(content, dict):
+                raise TargetError(f"{self.name}: status file {path}: no JSON object")
+            return content
+        fields: dict[str, object] = {}
+        for number, line in enumerate(text.splitlines(), 1):
+            key, colon, value = line.partition(":")
+            if not colon:
+                raise TargetError(f"{self.name}: status file {path}: line {number} is no key:value: {line[:80]!r}")
+            fields[key.strip()] = value.strip()
+        return fields
+
+    def _from_file(self, fields: dict[str, object], path: Path) -> Outcome:
+        status = self.adapter.status
+
+        def number(key: str) -> int | None:
+            value = fields.get(key) if key else None
+            if value is None:
+                return None
+            try:
+                return int(str(value))
+            except ValueError as error:
+                raise TargetError(f"{self.name}: status file {path}: {key} is no number: {value!r}") from error
+
+        exit_code, signal = number(status.exit_code), number(status.signal)
+        word = fields.get(status.verdict) if status.verdict else None
+        if word is not None:
+            if str(word) not in status.verdicts:
+                known = ", ".join(status.verdicts)
+                raise TargetError(f"{self.name}: status file {path}: unknown {status.verdict} {word!r}, not of {known}")
+            return Outcome(status.verdicts[str(word)], exit_code=exit_code, signal=signal)
+        if status.verdict and status.absent is None:
+            raise TargetError(f"{self.name}: status file {path}: has no {status.verdict}")
+        if signal:
+            return Outcome("RE", signal=signal)
+        if exit_code:
+            return Outcome("RE", exit_code=exit_code)
+        return Outcome(status.absent or "OK", exit_code=exit_code)
+
+    def probe(self, marker: Path) -> Submission:
+        """Return the submission whose output `isolation_gaps` reads; `marker` is a file outside `{work}`."""
+        return Submission(name="probe", program=("/bin/sh", "-c", _PROBE, "probe", str(marker)))
+
+    def isolation_gaps(self, output: str, outside: Mapping[str, str], kernel: str) -> list[str]:
+        """Return what is not isolated, by the probe's output.
+
+        Args:
+            output: what the probe printed inside.
+            outside: namespace type → link of /proc/self/ns where the target was started.
+            kernel: `uname -v` there.
+        """
+        declared = self.adapter.probe
+        lines = output.splitlines()
+        if "probe ran" not in lines:
+            return ["the probe did not run to its end"]
+        inside = dict(line.split(" ", 2)[1:] for line in lines if line.startswith("ns ") and line.count(" ") >= 2)
+        gaps = []
+        for kind in declared.namespaces:
+            if not inside.get(kind):
+                gaps.append(f"the payload could not read its {kind} namespace")
+            elif inside[kind] == outside.get(kind):
+                gaps.append(f"the payload is in the outside's {kind} namespace, {inside[kind]}")
+        if declared.hidden and "seen marker" in lines:
+            gaps.append("the payload sees a file of the outside that the target should hide")
+        if declared.kernel and f"kernel {kernel}" in lines:
+            gaps.append(f"the payload runs on our kernel, {kernel}")
+        return gaps
+
+    def _programs(self) -> Values:
+        found = self.found()
+        if missing := [name for name, path in found.items() if path is None]:
+            hint = f"; install it: {self.adapter.needs.install}" if self.adapter.needs.install else ""
+            raise TargetError(f"{self.name}: no {', '.join(missing)} in {os.pathsep.join(places())}{hint}")
+        return {f"exe:{name}": path for name, path in found.items() if path is not None}
+
+    def _values(self, box: Box) -> Values:
+        if not box.work.is_absolute():
+            raise UsageError(f"{self.name}: work directory {box.work} is not absolute")
+        name = box.name or f"leakcheck-{self.name}-{box.number}"
+        return self._programs() | {"box": box.number, "work": str(box.work), "name": name}
