@@ -1,7 +1,7 @@
 """An adapter: what leakcheck knows of a sandbox that somebody else wrote, as a TOML file.
 
 Strings hold placeholders: ``{program}`` (an element of its own; the submission's argv takes its place), ``{box}``,
-``{name}``, ``{work}``, ``{wall}`` and ``{cpu}`` (seconds), ``{memory}`` (bytes), ``{memory_mib}``, ``{processes}`` and
+``{name}``, ``{work}``, ``{wall}`` and ``{cpu}`` (seconds), ``{memory}`` (bytes), ``{memory_kib}``, ``{memory_mib}``, ``{processes}`` and
 ``{exe:NAME}`` (the path of a program). ``{{`` and ``}}`` are braces.
 """
 
@@ -23,7 +23,7 @@ Values: TypeAlias = dict[str, str | int | Sequence[str]]
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _STATIC = {"box", "name", "work"}
-_LIMITS = {"wall", "cpu", "memory", "memory_mib", "processes"}
+_LIMITS = {"wall", "cpu", "memory", "memory_kib", "memory_mib", "processes"}
 _NAMES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 

@@ -151,6 +151,7 @@ class Target:
             "wall": submission.wall,
             "cpu": submission.cpu,
             "memory": submission.memory,
+            "memory_kib": max(1, submission.memory // 1024),
             "memory_mib": max(1, submission.memory // _MIB),
             "processes": submission.processes,
         }
