@@ -44,6 +44,7 @@ fn options(
         threads,
         include_self,
         hidden_fds: Vec::new(),
+        arena: None,
     })
 }
 

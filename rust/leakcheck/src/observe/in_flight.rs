@@ -23,12 +23,14 @@ pub(crate) fn fill(views: &[NsView], out: &mut Snapshot) {
         let dumps = inside(&net, |_| SockDiag::open().and_then(|mut diag| diag.unix_queued()).unwrap_or_default());
         dumps.into_iter().flatten().flatten().collect()
     });
+    let arena = out.arena.clone();
     for fd in &mut out.fds {
         let Some(ino) = socket(fd.target.as_ref()) else { continue };
         if queued.as_ref().is_some_and(|q| !q.contains(&ino)) {
             continue;
         }
-        let path = format!("/proc/{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd);
+        let below = format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd);
+        let path = crate::arena::proc_path(arena.as_deref(), below);
         if let Ok(text) = read_file(path) {
             fd.in_flight = fdinfo::parse(&text).scm_fds.unwrap_or(0);
         }

@@ -40,7 +40,15 @@ pub(crate) fn collect(views: &[NsView], out: &mut Snapshot) {
         out.ipc.append(&mut seen.objects);
         seen.gaps.into_iter().for_each(|gap| out.coverage.lower(Kind::Ipc, Level::Partial, gap));
     }
-    match openat(CWD, SHM_DIR, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let shm = match out.arena.as_deref() {
+        None => openat(CWD, SHM_DIR, flags, Mode::empty()),
+        Some(arena) => match arena.roots.iter().find(|(path, _)| path == Path::new(SHM_DIR)) {
+            Some((_, root)) => openat(root, ".", flags, Mode::empty()),
+            None => arena.open_inside(Path::new(SHM_DIR), flags),
+        },
+    };
+    match shm {
         Ok(dir) => {
             if let Err(e) = files(dir.as_fd(), 0, IpcClass::PosixShm, &mut out.ipc) {
                 out.coverage.lower(Kind::Ipc, Level::Partial, format!("list {SHM_DIR}: {e}"));

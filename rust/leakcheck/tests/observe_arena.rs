@@ -1,0 +1,68 @@
+//! An arena seen from outside: what is planted inside is found, and nothing else. Needs root.
+
+mod arena_support;
+
+use std::collections::BTreeSet;
+
+use arena_support::Arena;
+use leakcheck::judge::attribute::Attribution;
+use leakcheck::judge::diff::diff;
+use leakcheck::resource::{FileState, Resource};
+use leakcheck::{Kind, Report, Verdict};
+
+fn labels(report: &Report) -> BTreeSet<&str> {
+    report.leaks.iter().map(|l| l.label.as_str()).collect()
+}
+
+#[test]
+fn an_arena_that_nobody_touches_does_not_change() {
+    let Some(arena) = Arena::up() else { return };
+    let before = arena.snapshot(&[]);
+    eprintln!("{:?}", before.coverage);
+    assert!(before.processes.iter().any(|p| p.pid == 1 && p.comm.as_ref() == b"arena-init"), "{:?}", before.processes);
+    arena.sh("true");
+    let after = arena.snapshot(&[]);
+    let changes = diff(&before, &after).unwrap();
+    let ours = |r: &&Resource| !matches!(r.kind(), Kind::Loop | Kind::Key | Kind::Bpf);
+    assert_eq!(changes.appeared.iter().filter(ours).collect::<Vec<_>>(), Vec::<&Resource>::new());
+    assert_eq!(changes.vanished.iter().filter(ours).collect::<Vec<_>>(), Vec::<&Resource>::new());
+}
+
+#[test]
+fn an_orphan_is_found_by_its_pid_inside() {
+    let Some(arena) = Arena::up() else { return };
+    let report = arena.guarded(&[Kind::Process], "sleep 1000 >/dev/null & exit 0");
+    assert_eq!(report.verdict, Verdict::Leaked, "{report:?}");
+    assert_eq!(report.leaks.len(), 1, "{:?}", labels(&report));
+    assert!(report.leaks[0].label.ends_with("(sleep): sleep 1000"), "{:?}", labels(&report));
+    assert_eq!(report.leaks[0].attribution, Attribution::Scope);
+    assert!(report.settle.ms < 3000.0, "{:?}", report.settle);
+}
+
+#[test]
+fn files_are_told_apart_as_created_changed_and_deleted() {
+    let Some(arena) = Arena::up() else { return };
+    let script = "mkdir -p /etc/new.d && echo x >/etc/new.d/a && echo x >>/etc/passwd && rm /etc/group && chmod 600 /etc/hosts \
+                  && echo x >/tmp/t";
+    let report = arena.guarded(&[Kind::File], script);
+    let mut found: Vec<(String, Option<FileState>)> = report
+        .leaks
+        .iter()
+        .map(|l| serde_json::from_value(l.evidence["resource"].clone()).unwrap())
+        .map(|r| match r {
+            Resource::File(f) => (f.path.to_string(), f.state),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    found.sort();
+    let expected = [
+        ("/etc/group", Some(FileState::Deleted)),
+        ("/etc/hosts", Some(FileState::Changed)),
+        ("/etc/new.d", Some(FileState::Created)),
+        ("/etc/new.d/a", Some(FileState::Created)),
+        ("/etc/passwd", Some(FileState::Changed)),
+        ("/tmp/t", None),
+    ];
+    assert_eq!(found, expected.map(|(path, state)| (path.to_owned(), state)));
+    assert_eq!(report.gauges["touched_files"], [0, 0]);
+}
