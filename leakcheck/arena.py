@@ -20,14 +20,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from leakcheck import _native
 from leakcheck._bin import helper
 from leakcheck._native import UsageError
-from leakcheck.supervise import TargetError
+from leakcheck.supervise import Interrupts, TargetError
 
-__all__ = ["Arena", "ArenaError", "Process", "shutdown"]
+__all__ = ["Arena", "ArenaError", "Process", "run_in_arena", "shutdown"]
 
 _PACKET = 1 << 20
 _MOST_FDS = 253
+_FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is made there
 
 
 class ArenaError(TargetError):
@@ -229,7 +231,7 @@ class Arena:
             os.close(null)
         if "pid" not in answer:
             os.close(status)
-            raise TargetError(answer.get("error", "the arena is gone"))
+            raise TargetError(str(answer.get("error", "the arena is gone")) + _hint(argv[0], cwd))
         process = Process(argv, answer["pid"], fds[0], status)
         self._processes.append(process)
         return process
@@ -254,6 +256,18 @@ class Arena:
         return found - {0, self.init, self.spawner}
 
     @property
+    def view(self) -> _native.ArenaView:
+        """What the oracle needs to look in from outside: `leakcheck.snapshot` and `leakcheck.guard` take it."""
+        _, proc, upper, *roots = self._fds
+        return _native.ArenaView(
+            proc=proc,
+            layers=[("/", upper, "/")],
+            roots=list(zip(self.root_paths, roots, strict=True)),
+            cgroups=list(self.cgroups.items()),
+            not_covered=self.not_covered,
+        )
+
+    @property
     def spawner(self) -> int:
         """The host's process id of what starts commands inside."""
         return int(Path(f"/proc/{self.init}/stat").read_text().rpartition(")")[2].split()[1])
@@ -265,10 +279,39 @@ class Arena:
         return f"enter it: nsenter -t {self.init} -a; end it: kill -TERM {warden}"
 
 
+def run_in_arena(
+    arena: Arena,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    interrupts: Interrupts,
+    *,
+    stdout: int | None = None,
+    stdin: int | None = None,
+) -> int:
+    """Run `argv` in `arena`, in our working directory, as `leakcheck.supervise.run` does on the host.
+
+    Raises:
+        TargetError: there is no such command there, or no such directory; it cannot be executed.
+        GivenUp: a second SIGINT came.
+    """
+    # Our own standard input, where none is given.
+    process = arena.popen(argv, env=env, cwd=str(Path.cwd()), stdin=0 if stdin is None else stdin, stdout=stdout)
+    with interrupts.reaching(process.pidfd, pass_int=True):
+        return process.wait()
+
+
 def shutdown() -> None:
     """End this process' warden, and with it its arenas that are not to be kept; the next arena starts another."""
     if (warden := _Warden.running()) is not None:
         warden.close()
+
+
+def _hint(program: str, cwd: str) -> str:
+    """Return what to do about a command or directory that the host has and the arena does not show."""
+    for path in (cwd, program):
+        if path.startswith(_FRESH) and Path(path).exists():
+            return f"; an arena has {', '.join(_FRESH)} anew: bind what it needs of them"
+    return ""
 
 
 class _Warden:
@@ -287,7 +330,7 @@ class _Warden:
             try:
                 command = [str(helper("warden")), str(self._owner)]
                 # Nobody's pipe is held by it: it may outlive us.
-                self._process = subprocess.Popen(command, env=env, stdin=theirs, stdout=null, stderr=null)
+                self._process = subprocess.Popen(command, env=env, stdin=theirs.fileno(), stdout=null, stderr=null)
             except OSError as error:
                 ours.close()
                 raise ArenaError(f"start the warden: {error}") from error

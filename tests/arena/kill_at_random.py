@@ -60,9 +60,7 @@ def own(pipe: int) -> None:
     while True:
         try:
             with Arena() as arena:
-                arena.popen(
-                    ["/bin/sh", "-c", "mount -t tmpfs x /mnt; touch /etc/litter; sleep 1000"], stdout=subprocess.DEVNULL
-                )
+                arena.popen(["/bin/sh", "-c", "mount -t tmpfs x /mnt; touch /etc/litter; sleep 1000"])
                 arena.run(["/bin/true"])
         except (ArenaError, TargetError):
             time.sleep(10)
