@@ -20,6 +20,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from leakcheck import _native
 from leakcheck._bin import helper
 from leakcheck._native import UsageError
@@ -165,7 +167,8 @@ class Arena:
         self.cgroups: dict[str, str] = dict(up["cgroups"])
         self.steps: list[str] = up["steps"]
         self.not_covered: list[str] = up["not_covered"]
-        self.root_paths: list[str] = up["roots"]
+        self._layer_paths: list[str] = up["layers"]
+        self._root_paths: list[str] = up["roots"]
         if self._keep:
             warden.keep(self._id)
         return self
@@ -247,22 +250,25 @@ class Arena:
 
     def pids(self) -> set[int]:
         """Return the host's process ids of all that runs inside, init apart."""
-        name, directory = next(iter(self.cgroups.items()))
-        del name
         found: set[int] = set()
-        for path, _, _ in os.walk(directory):
-            with contextlib.suppress(FileNotFoundError):
-                found.update(int(pid) for pid in Path(path, "cgroup.procs").read_text().split())
+        if not self.cgroups:
+            for top in (self.init, self.spawner):
+                found.update(child.pid for child in psutil.Process(top).children(recursive=True))
+        for directory in list(self.cgroups.values())[:1]:
+            for path, _, _ in os.walk(directory):
+                with contextlib.suppress(FileNotFoundError):
+                    found.update(int(pid) for pid in Path(path, "cgroup.procs").read_text().split())
         return found - {0, self.init, self.spawner}
 
     @property
     def view(self) -> _native.ArenaView:
         """What the oracle needs to look in from outside: `leakcheck.snapshot` and `leakcheck.guard` take it."""
-        _, proc, upper, *roots = self._fds
+        _, proc, *parts = self._fds
+        layers = [(path, fd, path) for path, fd in zip(self._layer_paths, parts, strict=False)]
         return _native.ArenaView(
             proc=proc,
-            layers=[("/", upper, "/")],
-            roots=list(zip(self.root_paths, roots, strict=True)),
+            layers=layers,
+            roots=list(zip(self._root_paths, parts[len(layers) :], strict=True)),
             cgroups=list(self.cgroups.items()),
             not_covered=self.not_covered,
         )

@@ -29,8 +29,8 @@ class Interrupts:
     """What the user or a supervisor of ours wants to end, while it is entered.
 
     A first SIGINT is only noted where the command is in our process group and got it from the terminal too. SIGTERM and
-    SIGHUP reach us alone, so they are passed on, and so is SIGINT to a command in an arena. A signal that was ignored when we were started (nohup, ``&`` in sh)
-    stays ignored.
+    SIGHUP reach us alone, so they are passed on, and so is SIGINT to a command in an arena. A signal that was ignored
+    when we were started (nohup, ``&`` in sh) stays ignored.
     """
 
     def __init__(self) -> None:

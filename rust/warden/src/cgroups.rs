@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{Timespec, poll};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{Access, FlockOperation, Mode, OFlags, flock};
 
 const PREFIX: &str = "leakcheck-arena-";
 
@@ -37,6 +37,10 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
             Some(mount.join(below.trim_start_matches('/')))
         });
         if let Some(own) = mounted {
+            // An ordinary user has those that were delegated; for root it is an error that it cannot write.
+            if !rustix::process::geteuid().is_root() && rustix::fs::access(&own, Access::WRITE_OK).is_err() {
+                continue;
+            }
             let name = if v2 { "v2".to_owned() } else { controllers.to_owned() };
             found.push(Hierarchy { name, own });
         }

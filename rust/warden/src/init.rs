@@ -19,13 +19,17 @@ pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
     let built = build(options, steps);
     let told = match &built {
         Ok(root) => {
-            let roots = root.fresh.iter().map(|(path, _)| path.clone()).collect();
-            let up = Up { roots, not_covered: root.not_covered.clone(), steps: steps.begun.clone(), ..Up::default() };
-            let fds: Vec<BorrowedFd<'_>> = [&root.proc, &root.upper]
-                .into_iter()
-                .chain(root.fresh.iter().map(|(_, fd)| fd))
-                .map(AsFd::as_fd)
-                .collect();
+            let paths = |parts: &[(String, OwnedFd)]| parts.iter().map(|(path, _)| path.clone()).collect();
+            let up = Up {
+                layers: paths(&root.layers),
+                roots: paths(&root.fresh),
+                not_covered: root.not_covered.clone(),
+                steps: steps.begun.clone(),
+                ..Up::default()
+            };
+            let parts = root.layers.iter().chain(&root.fresh);
+            let fds: Vec<BorrowedFd<'_>> =
+                std::iter::once(&root.proc).chain(parts.map(|(_, fd)| fd)).map(AsFd::as_fd).collect();
             send(&spawner, &Answer::Up(up), &fds)
         }
         Err(e) => fail(&spawner, &steps.at(e)),

@@ -93,9 +93,11 @@ pub(crate) struct Up {
     pub(crate) init: i32,
     /// Hierarchy, directory.
     pub(crate) cgroups: Vec<(String, String)>,
+    /// Where overlays are; the descriptors of their upper layers come after that of `/proc`, in this order.
+    pub(crate) layers: Vec<String>,
     /// Paths of the fresh tmpfs; their descriptors come last, in this order.
     pub(crate) roots: Vec<String>,
-    /// Submounts of the host that are not in the arena, with the reason.
+    /// What of the host is not in the arena, or can only be read there, with the reason.
     pub(crate) not_covered: Vec<String>,
     /// The steps of the bring-up, in order.
     pub(crate) steps: Vec<String>,

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind, mount_change,
-    mount_remount, move_mount, open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
+    mount_bind_recursive, mount_change, mount_remount, move_mount, open_tree, unmount,
 };
 
 use crate::message::{Options, Steps};
@@ -32,13 +32,13 @@ const DEVICES: [(&str, u32, u32); 8] = [
 
 /// What was made.
 pub(crate) struct Root {
-    /// Root of the overlay's upper layer.
-    pub(crate) upper: OwnedFd,
+    /// Where each overlay is, and the root of its upper layer.
+    pub(crate) layers: Vec<(String, OwnedFd)>,
     /// The arena's `/proc`.
     pub(crate) proc: OwnedFd,
     /// Path and descriptor of each fresh tmpfs.
     pub(crate) fresh: Vec<(String, OwnedFd)>,
-    /// Submounts of the host that are not here, or only to be read.
+    /// What of the host is not here, or only to be read, with the reason.
     pub(crate) not_covered: Vec<String>,
 }
 
@@ -66,13 +66,9 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     for name in ["upper", "work", "root"] {
         fs::create_dir(Path::new(STAGE).join(name))?;
     }
-    fs::set_permissions(Path::new(STAGE).join("upper"), fs::Permissions::from_mode(0o755))?;
-    let upper = open_dir(&Path::new(STAGE).join("upper"))?;
     steps.begin("overlay")?;
-    let data = format!("lowerdir=/,upperdir={STAGE}/upper,workdir={STAGE}/work,xino=on,redirect_dir=on,index=off");
-    let data = std::ffi::CString::new(data).map_err(io::Error::other)?;
-    mount("overlay", &root, "overlay", MountFlags::empty(), Some(data.as_c_str()))
-        .map_err(|e| named(e.into(), "mount an overlay of / (on two overlays already?)"))?;
+    let mut not_covered = Vec::new();
+    let layers = if sys::is_root() { whole_overlay(&root)? } else { overlays(&root, &mut not_covered)? };
     let mut fresh = Vec::new();
     steps.begin("devices")?;
     devices(&root, options)?;
@@ -94,9 +90,12 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     steps.begin("sys")?;
     plain("sysfs", &below(&root, "/sys"))?;
     steps.begin("cgroups")?;
-    cgroups(&root, &host_mounts)?;
+    match cgroups(&root, &host_mounts) {
+        Err(e) if !sys::is_root() => not_covered.push(format!("/sys/fs/cgroup: {e}")),
+        other => other?,
+    }
     steps.begin("submounts")?;
-    let not_covered = submounts(&root, &host_mounts);
+    submounts(&root, &host_mounts, &mut not_covered);
     steps.begin("binds")?;
     for (tree, is_dir, target, read_only) in binds {
         attach(&tree, is_dir, &below(&root, target), read_only)
@@ -107,7 +106,57 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     sys::pivot_here().map_err(|e| named(e, "pivot_root (is / a mount point?)"))?;
     unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
-    Ok(Root { upper, proc, fresh, not_covered })
+    Ok(Root { layers, proc, fresh, not_covered })
+}
+
+fn whole_overlay(root: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
+    // xino: /proc/locks and stat agree on the device; redirect_dir: directories of the host can be renamed.
+    let upper = overlay("/", "", root, "xino=on,redirect_dir=on,index=off")
+        .map_err(|e| named(e, "mount an overlay of / (on two overlays already?)"))?;
+    Ok(vec![("/".to_owned(), upper)])
+}
+
+/// A user namespace may not see below the mounts that it was born with, so what has such mounts has no overlay: each directory of the
+/// root gets one of its own, or is bound to be read.
+fn overlays(root: &Path, not_covered: &mut Vec<String>) -> io::Result<Vec<(String, OwnedFd)>> {
+    let mut layers = Vec::new();
+    for entry in fs::read_dir("/")?.flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let (Some(text), Ok(class)) = (path.to_str(), entry.file_type()) else { continue };
+        let place = root.join(&name);
+        if class.is_symlink() {
+            symlink(fs::read_link(&path)?, place)?;
+            continue;
+        }
+        let fresh = FRESH.iter().any(|(fresh, _)| *fresh == text) || ["/dev", "/proc", "/sys"].contains(&text);
+        if !class.is_dir() || fresh {
+            make_place(&place, class.is_dir())?;
+            continue;
+        }
+        fs::create_dir(&place)?;
+        match overlay(text, &format!("{}/", name.display()), &place, "userxattr") {
+            Ok(upper) => layers.push((text.to_owned(), upper)),
+            Err(e) => {
+                let bound = mount_bind_recursive(text, &place).map(|()| read_only(&place));
+                let how = if bound.is_ok() { "as on the host" } else { "not there" };
+                not_covered.push(format!("{text}: {how}, as no overlay can be made of it: {e}"));
+            }
+        }
+    }
+    Ok(layers)
+}
+
+fn overlay(lower: &str, name: &str, place: &Path, options: &str) -> io::Result<OwnedFd> {
+    let upper = format!("{STAGE}/upper/{name}");
+    let work = format!("{STAGE}/work/{name}");
+    for dir in [&upper, &work] {
+        fs::create_dir_all(dir)?;
+    }
+    fs::set_permissions(&upper, fs::Permissions::from_mode(fs::metadata(lower)?.permissions().mode()))?;
+    let data = format!("lowerdir={lower},upperdir={upper},workdir={work},{options}");
+    let data = std::ffi::CString::new(data).map_err(io::Error::other)?;
+    mount("overlay", place, "overlay", MountFlags::empty(), Some(data.as_c_str()))?;
+    open_dir(Path::new(&upper))
 }
 
 fn named(e: io::Error, what: &str) -> io::Error {
@@ -141,6 +190,9 @@ fn devices(root: &Path, options: &Options) -> io::Result<()> {
         fs::create_dir(dev.join(dir))?;
     }
     for (name, major, minor) in DEVICES {
+        if !sys::is_root() && !Path::new("/dev").join(name).exists() {
+            continue;
+        }
         node(&dev.join(name), FileType::CharacterDevice, makedev(major, minor))?;
     }
     for name in &options.devices {
@@ -154,13 +206,21 @@ fn devices(root: &Path, options: &Options) -> io::Result<()> {
     for (name, to) in links {
         symlink(to, dev.join(name))?;
     }
-    let ptys = Some(c"newinstance,ptmxmode=0666,mode=0620,gid=5");
+    // Group 5, tty, is not known in a user namespace of ours.
+    let ptys =
+        Some(if sys::is_root() { c"newinstance,ptmxmode=0666,mode=0620,gid=5" } else { c"newinstance,ptmxmode=0666" });
     mount("devpts", dev.join("pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, ptys)
         .map_err(|e| named(e.into(), "mount devpts"))?;
     plain("mqueue", &dev.join("mqueue"))
 }
 
+/// A user namespace makes no devices: there the host's own node is bound.
 fn node(path: &Path, class: FileType, dev: u64) -> io::Result<()> {
+    if !sys::is_root() {
+        let host = Path::new("/dev").join(path.strip_prefix(Path::new(STAGE).join("root/dev")).unwrap_or(path));
+        fs::write(path, "")?;
+        return mount_bind(&host, path).map_err(|e| named(e.into(), &format!("bind {}", host.display())));
+    }
     mknodat(CWD, path, class, Mode::from_raw_mode(0o666), dev)
         .map_err(|e| named(e.into(), &format!("make {}", path.display())))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
@@ -218,9 +278,11 @@ fn cgroups(root: &Path, host: &[HostMount]) -> io::Result<()> {
 }
 
 /// What the overlay of `/` does not show. A directory is bound so that it can be read; what cannot be bound is told.
-fn submounts(root: &Path, host: &[HostMount]) -> Vec<String> {
+fn submounts(root: &Path, host: &[HostMount], not_covered: &mut Vec<String>) {
     const OURS: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/run"];
-    let mut not_covered = Vec::new();
+    if !sys::is_root() {
+        return;
+    }
     for m in host.iter().filter(|m| m.target != "/") {
         if OURS.iter().any(|ours| Path::new(&m.target).starts_with(ours)) {
             continue;
@@ -229,7 +291,6 @@ fn submounts(root: &Path, host: &[HostMount]) -> Vec<String> {
             not_covered.push(format!("{}: {e}", m.target));
         }
     }
-    not_covered
 }
 
 fn bind(source: &str, target: &Path) -> io::Result<()> {

@@ -22,9 +22,14 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
 
 /// Never returns. From `warden` come first the options; after that the warden only listens.
 pub(crate) fn run(parent: i32, warden: OwnedFd, mut cgroups: Cgroups) -> ! {
+    let entered = cgroups.enter().and_then(|()| {
+        sys::become_root_of_namespace().map_err(|e| {
+            io::Error::new(e.kind(), format!("make a user namespace (may ordinary users? see user_namespaces(7)): {e}"))
+        })
+    });
+    // After the change of credentials, which clears it.
     sys::die_with_parent(parent);
     sys::set_name(c"arena-spawner");
-    let entered = cgroups.enter();
     let dirs = cgroups.dirs.iter().map(|(name, dir)| (name.clone(), dir.display().to_string())).collect();
     let Ok(Some((options, mut fds))) = receive::<Options>(&warden) else { sys::exit(0) };
     let mut steps = Steps::new(&options);

@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A child as its parent sees it.
 pub(crate) struct Child {
@@ -44,6 +45,27 @@ pub(crate) fn exit(code: i32) -> ! {
 pub(crate) fn setns(pidfd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
     // SAFETY: takes a descriptor and flags only.
     check(unsafe { libc::setns(pidfd.as_raw_fd(), flags) })
+}
+
+/// Whether this is root outside any user namespace that we made.
+pub(crate) fn is_root() -> bool {
+    ROOT.load(Ordering::Relaxed)
+}
+
+static ROOT: AtomicBool = AtomicBool::new(true);
+
+/// Makes an ordinary user root of a user namespace of its own (user_namespaces(7)); nothing for root.
+pub(crate) fn become_root_of_namespace() -> io::Result<()> {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    if uid.is_root() {
+        return Ok(());
+    }
+    ROOT.store(false, Ordering::Relaxed);
+    // SAFETY: takes flags only; the program has one thread.
+    check(unsafe { libc::unshare(libc::CLONE_NEWUSER) })?;
+    std::fs::write("/proc/self/uid_map", format!("0 {} 1", uid.as_raw()))?;
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/gid_map", format!("0 {} 1", gid.as_raw()))
 }
 
 /// Replaces this process (execvpe(3)); returns only the error.
