@@ -66,3 +66,27 @@ fn files_are_told_apart_as_created_changed_and_deleted() {
     assert_eq!(found, expected.map(|(path, state)| (path.to_owned(), state)));
     assert_eq!(report.gauges["touched_files"], [0, 0]);
 }
+
+/// `cargo test --release -p leakcheck --test observe_arena -- --ignored --nocapture`
+#[test]
+#[ignore = "measures, and asserts nothing"]
+fn what_a_snapshot_costs() {
+    let Some(arena) = Arena::up() else { return };
+    for _ in 0..6 {
+        arena.sh("sleep 1000 & exit 0");
+    }
+    arena.sh("for n in 1 2 3 4 5 6 7 8; do echo x >/tmp/$n; echo x >/etc/$n; done");
+    let measure = |kinds: &[Kind]| {
+        let mut times: Vec<u64> = (0..200).map(|_| arena.snapshot(kinds).took_ns / 1000).collect();
+        times.sort_unstable();
+        (times[0], times[100])
+    };
+    for kind in Kind::ALL {
+        if kind != Kind::Lockfile {
+            let (least, median) = measure(&[kind]);
+            println!("{kind:10} {least:6} {median:6} µs");
+        }
+    }
+    let (least, median) = measure(&[]);
+    println!("{:10} {least:6} {median:6} µs; {} processes", "all", arena.snapshot(&[]).processes.len());
+}

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::procfs::read_file;
+use super::procfs::{Fdinfo, read_file};
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
 use crate::parse::{fdinfo, locks};
@@ -86,10 +86,9 @@ fn record(l: &locks::Lock) -> Lock {
 fn hidden(out: &Snapshot, found: &mut Vec<Lock>) {
     let key = |l: &Lock| (l.class.clone(), l.dev, l.ino, l.start, l.end);
     let mut known = HashSet::new();
+    let Ok(mut infos) = Fdinfo::open(out.arena.as_deref()) else { return };
     for fd in out.fds.iter().filter(|fd| fd.ino != 0) {
-        let info = out.proc(format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd));
-        let text = read_file(info).unwrap_or_default();
-        let lines = fdinfo::parse(&text).locks;
+        let lines = fdinfo::parse(infos.of(fd)).locks;
         let locks = lines.iter().filter(|l| !l.blocked && l.pid == 0).map(record);
         found.extend(locks.filter(|lock| known.insert(key(lock))));
     }

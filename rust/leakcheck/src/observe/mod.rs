@@ -30,10 +30,11 @@ use std::time::{Instant, SystemTime};
 use crate::arena::{ArenaView, proc_path};
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
+use crate::parse::nslink::NsType;
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Unreadable};
 pub(crate) use cgroup::{Hierarchy, hierarchies};
-use enter::NsView;
+use enter::{NsView, inside_while};
 pub use file::DEFAULT_ROOTS;
 pub(crate) use file::class_name;
 use namespace::Namespaces;
@@ -171,13 +172,27 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
         None => options.effective_roots(),
     };
     out.lock_paths.clone_from(&options.lock_files);
-    let roots = out.roots.clone();
     let threads = if options.threads > 0 { options.threads } else { default_threads() };
     // Processes first, and what they may leave afterwards: who was not seen any more has left what it will.
     observe(options, kinds, threads, &mut out)?;
-    let walk = match &options.arena {
-        None => file::walk(&roots),
-        Some(_) if !kinds.contains(Kind::File) => file::Walk::default(),
+    if options.arena.is_none() {
+        files(&mut out);
+    }
+    if kinds.contains(Kind::Ipc) {
+        // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
+        let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();
+        out.files.retain(|f| !(f.path.as_ref().starts_with(b"/dev/shm/") && shm.contains(&f.ino)));
+    }
+    out.normalise();
+    out.took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    Ok(out)
+}
+
+/// Appends the files below the roots, or of the arena.
+fn files(out: &mut Snapshot) {
+    let walk = match out.arena.as_deref() {
+        None => file::walk(&out.roots),
+        Some(_) if !out.kinds.contains(Kind::File) => return,
         Some(arena) => {
             let mut walk = file::walk_open(&arena.roots);
             out.gauges.insert("touched_files".to_owned(), overlay::walk(arena, &mut walk));
@@ -188,14 +203,6 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     for gap in walk.gaps {
         out.coverage.lower(Kind::File, gap.level, gap.reason);
     }
-    if kinds.contains(Kind::Ipc) {
-        // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
-        let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();
-        out.files.retain(|f| !(f.path.as_ref().starts_with(b"/dev/shm/") && shm.contains(&f.ino)));
-    }
-    out.normalise();
-    out.took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    Ok(out)
 }
 
 fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot) -> Result<()> {
@@ -293,15 +300,46 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     Ok(())
 }
 
+/// What is seen from inside a namespace.
+enum Seen {
+    Ipc(ipc::Seen),
+    Net(net::Seen),
+}
+
 fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
     if kinds.contains(Kind::Cgroup) {
         cgroup::collect(out);
     }
+    let asked = |view: &&NsView| match view.ns_type {
+        NsType::Ipc => kinds.contains(Kind::Ipc),
+        NsType::Net => kinds.contains(Kind::Net),
+        _ => false,
+    };
+    let asked: Vec<&NsView> = views.iter().filter(asked).collect();
+    let look = |view: &NsView| match view.ns_type {
+        NsType::Ipc => Seen::Ipc(ipc::namespace(view)),
+        _ => Seen::Net(net::namespace(view)),
+    };
+    // One thread for all of them; of an arena, which is small, it is the longest part, and the files are walked meanwhile.
+    let (seen, ()) = inside_while(&asked, look, || {
+        if out.arena.is_some() {
+            files(out);
+        }
+    });
+    let (mut of_ipc, mut of_net) = (Vec::new(), Vec::new());
+    for (view, seen) in asked.iter().zip(seen) {
+        match seen {
+            Ok(Seen::Ipc(seen)) => of_ipc.push(Ok(seen)),
+            Ok(Seen::Net(seen)) => of_net.push(Ok(seen)),
+            Err(e) if view.ns_type == NsType::Ipc => of_ipc.push(Err(e)),
+            Err(e) => of_net.push(Err(e)),
+        }
+    }
     if kinds.contains(Kind::Ipc) {
-        ipc::collect(views, out);
+        ipc::collect(of_ipc, out);
     }
     if kinds.contains(Kind::Net) {
-        net::collect(views, out);
+        net::collect(of_net, out);
     }
     if kinds.contains(Kind::Loop) {
         loops::collect(out);
@@ -386,8 +424,12 @@ pub(crate) fn now_ns() -> i64 {
 }
 
 pub(crate) fn boot_id() -> Result<String> {
-    let text = procfs::read_file("/proc/sys/kernel/random/boot_id")?;
-    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+    static BOOT: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT.get() {
+        return Ok(known.clone());
+    }
+    let text = read_file("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT.get_or_init(|| String::from_utf8_lossy(&text).trim().to_owned()).clone())
 }
 
 /// Mount points of the cgroup hierarchies.

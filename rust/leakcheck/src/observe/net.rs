@@ -13,12 +13,11 @@ use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
-use super::enter::{NsView, inside, note_refused};
+use super::enter::{NsView, note_refused};
 use super::netlink::{Netlink, malformed};
 use super::sockdiag::{SockDiag, Socket, Transport, Which};
 use crate::kind::Kind;
 use crate::parse::netlink::attributes;
-use crate::parse::nslink::NsType;
 use crate::resource::{Net, NetClass};
 use crate::snapshot::{Level, Snapshot};
 use crate::text::Text;
@@ -28,15 +27,13 @@ const NAMED: [&str; 2] = ["/run/netns", "/var/run/netns"];
 
 /// What one network namespace holds, and what could not be seen of it.
 #[derive(Default)]
-struct Seen {
+pub(super) struct Seen {
     objects: Vec<Net>,
     gaps: Vec<String>,
 }
 
-/// Appends the network objects of every network namespace in `views`, and the named namespaces.
-pub(crate) fn collect(views: &[NsView], out: &mut Snapshot) {
-    let views: Vec<&NsView> = views.iter().filter(|view| view.ns_type == NsType::Net).collect();
-    let results = inside(&views, namespace);
+/// Appends what [`namespace`] saw of the network namespaces, and the named namespaces.
+pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     note_refused(Kind::Net, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
         out.net.append(&mut seen.objects);
@@ -64,7 +61,7 @@ pub(crate) fn collect(views: &[NsView], out: &mut Snapshot) {
 }
 
 /// Looks from a thread inside: a netlink socket belongs to the namespace that it was created in.
-fn namespace(view: &NsView) -> Seen {
+pub(super) fn namespace(view: &NsView) -> Seen {
     let mut seen = Seen::default();
     seen.note("list interfaces", interfaces(view.ino));
     match SockDiag::open() {

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
@@ -503,6 +504,44 @@ pub(super) fn read_small<'b>(dir: BorrowedFd<'_>, name: &CStr, buffer: &'b mut [
     let file = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let n = rustix::io::read(&file, &mut *buffer)?;
     Ok(&buffer[..n])
+}
+
+/// The fdinfo files of many descriptors, read through one descriptor of `/proc`, the arena's if there is one.
+pub(super) struct Fdinfo {
+    proc: OwnedFd,
+    text: Vec<u8>,
+}
+
+impl Fdinfo {
+    pub(super) fn open(arena: Option<&ArenaView>) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc = match arena {
+            None => rustix::fs::open("/proc", flags, Mode::empty()),
+            Some(arena) => rustix::fs::openat(&arena.proc, c".", flags, Mode::empty()),
+        };
+        let proc = proc.map_err(|e| Error::io("open directory", "/proc", e))?;
+        Ok(Fdinfo { proc, text: Vec::with_capacity(16384) })
+    }
+
+    /// The text; empty when the descriptor is gone.
+    pub(super) fn of(&mut self, fd: &Fd) -> &[u8] {
+        let name = if fd.table == fd.pid {
+            path(&format_args!("{}/fdinfo/{}", fd.pid, fd.fd))
+        } else {
+            path(&format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd))
+        };
+        self.text.clear();
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::openat(&self.proc, name.as_c_str(), flags, Mode::empty()) else { return &[] };
+        while let Ok(more @ 1..) = rustix::io::read(&file, spare_capacity(&mut self.text)) {
+            // What is longer than a page comes in several reads, and the last is short.
+            if more < 2048 {
+                break;
+            }
+            self.text.reserve(16384);
+        }
+        &self.text
+    }
 }
 
 /// Reads a file of any size.

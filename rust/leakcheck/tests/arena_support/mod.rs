@@ -97,9 +97,10 @@ impl Arena {
         let (status, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let (output, out) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let null = File::open("/dev/null").unwrap();
+        let stderr = std::io::stderr();
         let env = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
         let commands = self.commands.as_ref().unwrap();
-        let fds = [null.as_fd(), out.as_fd(), rustix::stdio::stderr(), theirs.as_fd()];
+        let fds = [null.as_fd(), out.as_fd(), stderr.as_fd(), theirs.as_fd()];
         send(commands, &json!({"argv": argv, "env": env, "cwd": "/"}), &fds);
         let (answer, mut fds) = receive(commands);
         assert!(answer.get("pid").is_some(), "{argv:?}: {answer}");
