@@ -21,6 +21,7 @@ from leakcheck.guarding import existing_roots, milliseconds
 from leakcheck.reap import reap as run_reap
 from leakcheck.render import printable
 from leakcheck.supervise import GivenUp, TargetError
+from leakcheck.targets.listing import targets as list_targets
 
 __all__ = ["app", "main"]
 
@@ -159,6 +160,12 @@ def reap(
 ) -> None:
     """Remove what a saved report attributes to its run, and nothing else."""
     raise typer.Exit(run_reap(report, apply=yes, as_json=json))
+
+
+@app.command()
+def targets(json: Json = False) -> None:
+    """List the sandboxes there are adapters for, and try which of them can run here."""
+    raise typer.Exit(list_targets(as_json=json))
 
 
 def main() -> NoReturn:

@@ -234,7 +234,7 @@ def tried(target: Target) -> Availability:
     failed = next((finding for finding in enclosed(target, ["ok"]) if not finding.passed), None)
     if failed is None:
         return state
-    return Availability("unable", f"a trial failed: {failed.detail}", f"see leakcheck.conformance for {target.name}")
+    return Availability("unable", f"tried: {failed.detail}", f"more: python -m leakcheck.conformance {target.name}")
 
 
 def main(arguments: Sequence[str]) -> int:
