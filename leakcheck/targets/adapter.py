@@ -1,8 +1,8 @@
 """An adapter: what leakcheck knows of a sandbox that somebody else wrote, as a TOML file.
 
 Strings hold placeholders: ``{program}`` (an element of its own; the submission's argv takes its place), ``{box}``,
-``{name}``, ``{work}``, ``{wall}`` and ``{cpu}`` (seconds), ``{memory}`` (bytes), ``{memory_kib}``, ``{memory_mib}``, ``{processes}`` and
-``{exe:NAME}`` (the path of a program). ``{{`` and ``}}`` are braces.
+``{name}``, ``{work}``, ``{wall}`` and ``{cpu}`` (seconds), ``{memory}`` (bytes), ``{memory_kib}``, ``{memory_mib}``,
+``{processes}`` and ``{exe:NAME}`` (the path of a program). ``{{`` and ``}}`` are braces.
 """
 
 import json

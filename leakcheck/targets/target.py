@@ -123,8 +123,8 @@ class Target:
             )
         except (TargetError, OSError, subprocess.TimeoutExpired):
             return ""
-        lines = [line.strip() for line in (done.stdout or done.stderr).splitlines()]
-        # proot answers with a banner first.
+        # proot's is the last word of a banner.
+        lines = [line.strip(" |_/\\") for line in (done.stdout or done.stderr).splitlines()]
         return next((line for line in lines if any(c.isdigit() for c in line)), "")
 
     def prepare_commands(self, box: Box) -> list[list[str]]:
