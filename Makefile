@@ -1,7 +1,7 @@
 # Two commands do everything, on a fresh machine too: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full demo test test-full lint lint-python bench detection clean
+.PHONY: help setup setup-full targets demo test test-full lint lint-python bench detection clean
 # Cargo may be a rustup's that no profile script has put on PATH; runc and ip are in sbin.
 export PATH := $(PATH):/usr/sbin:/sbin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -16,6 +16,9 @@ setup: ## install what is missing (Debian packages as root) and build into .venv
 
 setup-full:
 	@scripts/setup full
+
+targets: ## install the sandboxes that others wrote into .targets and as Debian packages; ten minutes at first
+	@scripts/targets
 
 demo: setup ## the main job: guard around a clean bubblewrap run and around a runc run whose supervisor is killed
 	$(in_venv) scripts/mounted-root examples/demo

@@ -28,6 +28,7 @@ from leakcheck.reap import reap as run_reap
 from leakcheck.render import printable
 from leakcheck.supervise import GivenUp, TargetError
 from leakcheck.targets import load as load_target
+from leakcheck.targets.listing import targets as list_targets
 
 __all__ = ["app", "main"]
 
@@ -217,6 +218,12 @@ def leaks(
         settle=settle,
     )
     raise typer.Exit(run_leaks(load_target(target), options, output, as_json=json))
+
+
+@app.command()
+def targets(json: Json = False) -> None:
+    """List the sandboxes there are adapters for, and try which of them can run here."""
+    raise typer.Exit(list_targets(as_json=json))
 
 
 def main() -> NoReturn:

@@ -33,8 +33,15 @@ _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 _GRACE = 30.0
 _START = 20.0
 _NUMBERS = itertools.count()
-# Process 1 of the enclosure stays a shell, which reaps; /run is fresh, because runtimes keep registries there.
-_INSIDE = 'mount -t tmpfs -o mode=755 none /run && mkdir -p /run/lock && "$@"; exit $?'
+# Process 1 of the enclosure stays a shell, which reaps. /run and /tmp are fresh, because runtimes keep registries and
+# litter there; the adapter's directory, $1, is seen through a bind.
+_INSIDE = """
+mount -t tmpfs -o mode=755 none /run && mkdir -p /run/lock /run/adapter && mount --bind "$1" /run/adapter || exit 1
+[ "$2" = keep ] || mount -t tmpfs -o mode=1777 none /tmp || exit 1
+shift 2
+"$@"
+exit $?
+"""
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -198,12 +205,25 @@ def enclosed(target: Target, only: Sequence[str] = CHECKS, name: str = "") -> li
         return check(target, only, name)
     name = name or f"leakcheck-{target.name}-{os.getpid()}-{next(_NUMBERS)}"
     enclosure = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc", "--uts"]
-    inner = [sys.executable, "-m", "leakcheck.conformance", "--json", "--here", str(target.path), name, *only]
+    path = target.path.resolve()
+    inner = [
+        sys.executable,
+        "-m",
+        "leakcheck.conformance",
+        "--json",
+        "--here",
+        f"/run/adapter/{path.name}",
+        name,
+        *only,
+    ]
+    needed = [sys.prefix, __file__, *(found for found in target.found().values() if found)]
+    keep = any(Path(one).resolve().is_relative_to("/tmp") for one in needed)
     done = subprocess.run(
-        [*enclosure, "/bin/sh", "-c", _INSIDE, "sh", *inner],
+        [*enclosure, "/bin/sh", "-c", _INSIDE, "sh", str(path.parent), "keep" if keep else "cover", *inner],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         env=os.environ | target.init_env,
+        cwd="/",
         check=False,
     )
     _remove_cgroups(target, name)
@@ -217,10 +237,10 @@ def enclosed(target: Target, only: Sequence[str] = CHECKS, name: str = "") -> li
 def _remove_cgroups(target: Target, name: str) -> None:
     """Remove the empty cgroups of a box whose processes are gone: namespaces die by themselves, these do not."""
     declared = target.paths(Box(number=0, work=Path("/"), name=name)).cgroups
-    mounts = [
-        mount.split()[4] for mount in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup" in mount
-    ]
-    for top in (Path(mount, cgroup) for mount in mounts for cgroup in declared):
+    mountinfo = Path("/proc/self/mountinfo").read_text().splitlines()
+    mounts = [record.split()[4] for record in mountinfo if " - cgroup" in record]
+    own = {line.split(":", 2)[2].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines()}
+    for top in (Path(mount, parent, cgroup) for mount in mounts for parent in {"", *own} for cgroup in declared):
         for directory in [*sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True), top]:
             with contextlib.suppress(OSError):
                 directory.rmdir()
@@ -234,7 +254,7 @@ def tried(target: Target) -> Availability:
     failed = next((finding for finding in enclosed(target, ["ok"]) if not finding.passed), None)
     if failed is None:
         return state
-    return Availability("unable", f"a trial failed: {failed.detail}", f"see leakcheck.conformance for {target.name}")
+    return Availability("unable", f"tried: {failed.detail}", f"more: python -m leakcheck.conformance {target.name}")
 
 
 def main(arguments: Sequence[str]) -> int:

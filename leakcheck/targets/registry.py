@@ -13,7 +13,7 @@ _ADAPTERS = Path(__file__).parent / "adapters"
 
 def builtin() -> list[Target]:
     """Return the targets that come with leakcheck, by name."""
-    return [Target(path) for path in sorted(_ADAPTERS.glob("*.toml"))]
+    return [Target(path) for path in sorted(_ADAPTERS.glob("*.toml"), key=lambda path: path.stem)]
 
 
 def load(name_or_path: str | os.PathLike[str]) -> Target:

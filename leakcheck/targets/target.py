@@ -14,7 +14,7 @@ from leakcheck.errors import UsageError
 from leakcheck.submissions import Submission, Verdict
 from leakcheck.supervise import TargetError
 from leakcheck.targets.adapter import Adapter, Paths, Values, fill, fill_argv, fill_json, load_json, read_adapter
-from leakcheck.targets.executables import find, places
+from leakcheck.targets.executables import find
 
 __all__ = ["Availability", "Box", "Launch", "Outcome", "Target"]
 
@@ -101,10 +101,9 @@ class Target:
         """Tell whether its programs are there and the user may run it; `leakcheck.conformance.tried` also tries it."""
         missing = [name for name, path in self.found().items() if path is None]
         if missing:
-            reason = f"no {', '.join(missing)} in {os.pathsep.join(places())}"
-            return Availability("missing", reason, self.adapter.needs.install)
+            return Availability("missing", _absent(missing), self.adapter.needs.install)
         if self.adapter.needs.root and os.geteuid() != 0:
-            return Availability("unable", "only root can run it", f"sudo leakcheck …; {self.name} needs root")
+            return Availability("unable", "only root can run it", "run leakcheck with sudo")
         return Availability("ready")
 
     def version(self) -> str:
@@ -124,8 +123,8 @@ class Target:
             )
         except (TargetError, OSError, subprocess.TimeoutExpired):
             return ""
-        lines = [line.strip() for line in (done.stdout or done.stderr).splitlines()]
-        # proot answers with a banner first.
+        # proot's is the last word of a banner.
+        lines = [line.strip(" |_/\\") for line in (done.stdout or done.stderr).splitlines()]
         return next((line for line in lines if any(c.isdigit() for c in line)), "")
 
     def prepare_commands(self, box: Box) -> list[list[str]]:
@@ -294,7 +293,7 @@ class Target:
         found = self.found()
         if missing := [name for name, path in found.items() if path is None]:
             hint = f"; install it: {self.adapter.needs.install}" if self.adapter.needs.install else ""
-            raise TargetError(f"{self.name}: no {', '.join(missing)} in {os.pathsep.join(places())}{hint}")
+            raise TargetError(f"{self.name}: {_absent(missing)}{hint}")
         return {f"exe:{name}": path for name, path in found.items() if path is not None}
 
     def _values(self, box: Box) -> Values:
@@ -302,3 +301,7 @@ class Target:
             raise UsageError(f"{self.name}: work directory {box.work} is not absolute")
         name = box.name or f"leakcheck-{self.name}-{box.number}"
         return self._programs() | {"box": box.number, "work": str(box.work), "name": name}
+
+
+def _absent(programs: list[str]) -> str:
+    return f"no {' and no '.join(programs)} in .targets/bin, $LEAKCHECK_TARGETS/bin, $PATH, /usr/sbin or /sbin"

@@ -120,6 +120,8 @@ fn whole_overlay(root: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
 /// root gets one of its own, or is bound to be read.
 fn overlays(root: &Path, not_covered: &mut Vec<String>) -> io::Result<Vec<(String, OwnedFd)>> {
     let mut layers = Vec::new();
+    // The new root has to be a mount point.
+    tmpfs(root, 0o755, 0)?;
     for entry in fs::read_dir("/")?.flatten() {
         let (name, path) = (entry.file_name(), entry.path());
         let (Some(text), Ok(class)) = (path.to_str(), entry.file_type()) else { continue };

@@ -1,0 +1,65 @@
+"""``leakcheck targets``: which sandboxes there are adapters for, and which can run here."""
+
+import concurrent.futures
+import os
+
+import msgspec
+from rich.console import Console
+
+from leakcheck.conformance import tried
+from leakcheck.render import line
+from leakcheck.supervise import TargetError
+from leakcheck.targets.registry import builtin
+from leakcheck.targets.target import Availability, Target
+
+__all__ = ["targets"]
+
+_STYLE = {"ready": "green", "missing": "dim", "unable": "yellow"}
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    name: str
+    summary: str
+    state: str
+    version: str
+    reason: str
+    hint: str
+    adapter: str
+
+
+class _Listing(msgspec.Struct, frozen=True):
+    schema: str
+    targets: list[_Entry]
+
+
+def targets(*, as_json: bool) -> int:
+    """Try each target with one submission and print what was found; always 0, whatever it is."""
+    # Two tries at a time a processor would make each look slow, and one is mostly waiting.
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        entries = list(pool.map(_entry, builtin()))
+    if as_json:
+        print(msgspec.json.encode(_Listing("leakcheck.targets/1", entries)).decode())
+    else:
+        _print(entries, Console())
+    return 0
+
+
+def _entry(target: Target) -> _Entry:
+    try:
+        state = tried(target)
+    except TargetError as error:
+        state = Availability("unable", str(error), "")
+    version = "" if state.state == "missing" else target.version()
+    summary, path = target.adapter.summary, str(target.path)
+    return _Entry(target.name, summary, state.state, version, state.reason, state.hint, path)
+
+
+def _print(entries: list[_Entry], console: Console) -> None:
+    for entry in entries:
+        told = entry.version or entry.summary
+        console.print(line(f"{entry.name:<10} ", (f"{entry.state:<8}", _STYLE[entry.state]), told), soft_wrap=True)
+        if entry.reason:
+            hint = f"; {entry.hint}" if entry.hint else ""
+            console.print(line(" " * 19, entry.reason, (hint, "dim")), soft_wrap=True)
+    ready = sum(entry.state == "ready" for entry in entries)
+    console.print(line(f"{ready} of {len(entries)} can be run here"), soft_wrap=True)
