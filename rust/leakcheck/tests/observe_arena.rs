@@ -3,12 +3,13 @@
 mod arena_support;
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
-use arena_support::Arena;
+use arena_support::{Arena, binary};
 use leakcheck::judge::attribute::Attribution;
 use leakcheck::judge::diff::diff;
 use leakcheck::resource::{FileState, Resource};
-use leakcheck::{Kind, Report, Verdict};
+use leakcheck::{Kind, Report, Verdict, observe};
 
 fn labels(report: &Report) -> BTreeSet<&str> {
     report.leaks.iter().map(|l| l.label.as_str()).collect()
@@ -65,6 +66,69 @@ fn files_are_told_apart_as_created_changed_and_deleted() {
     ];
     assert_eq!(found, expected.map(|(path, state)| (path.to_owned(), state)));
     assert_eq!(report.gauges["touched_files"], [0, 0]);
+}
+
+/// Kinds of which others on the machine may make some.
+const SHARED: [Kind; 3] = [Kind::Loop, Kind::Key, Kind::Bpf];
+
+/// Runs one of mkleak's plants with a baseline before it, and says what is wrong; none when it cannot exist here.
+fn plant(arena: &Arena, program: &str, name: &str, kind: Kind) -> Option<Result<(), String>> {
+    let dir = if kind == Kind::File { "/var/lib" } else { "/tmp" };
+    let mut mkleak = arena.start(&[program, name, "--dir", dir, "--hold"]);
+    mkleak.line()?;
+    let options = observe::Options { lock_files: vec!["/tmp".into()], ..arena.options(&[]) };
+    let look = || observe::snapshot(&options).unwrap();
+    let before = look();
+    mkleak.go();
+    let Some(facts) = mkleak.line() else {
+        eprintln!("{name} cannot exist here");
+        return None;
+    };
+    let appeared = diff(&before, &look()).unwrap().appeared;
+    let kinds: BTreeSet<Kind> = appeared.iter().map(Resource::kind).collect();
+    // A deleted file that is only mapped is no descriptor.
+    let wanted = if name == "mmap-deleted" { Kind::File } else { kind };
+    let found = kinds.contains(&wanted);
+    mkleak.go();
+    mkleak.line();
+    let began = Instant::now();
+    let mut left;
+    loop {
+        left = diff(&before, &look()).unwrap().appeared;
+        left.retain(|r| !SHARED.contains(&r.kind()) || r.kind() == kind);
+        if left.is_empty() || began.elapsed() > Duration::from_secs(5) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    mkleak.wait();
+    Some(match (found, left.is_empty()) {
+        (false, _) => Err(format!("{name}: not found: {facts}; appeared: {kinds:?}")),
+        (true, false) => Err(format!("{name}: left after it was cleaned: {left:?}")),
+        (true, true) => Ok(()),
+    })
+}
+
+#[test]
+fn every_plant_is_found_and_gone_again() {
+    let loops = (0..8).map(|n| format!("loop{n}")).chain(["loop-control".to_owned()]);
+    let devices: Vec<String> = loops.filter(|name| std::path::Path::new("/dev").join(name).exists()).collect();
+    let Some(arena) = Arena::with(serde_json::json!({"devices": devices})) else { return };
+    let program = binary("mkleak", "mkleak");
+    let list = std::process::Command::new(&program).args(["--list", "--json"]).output().unwrap();
+    let list: Vec<serde_json::Value> = serde_json::from_slice(&list.stdout).unwrap();
+    let mut seen = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for entry in &list {
+        let (name, kind) = (entry["name"].as_str().unwrap(), entry["kind"].as_str().unwrap().parse().unwrap());
+        match plant(&arena, program.to_str().unwrap(), name, kind) {
+            None => eprintln!("{name}: skipped"),
+            Some(Ok(())) => drop(seen.insert(kind)),
+            Some(Err(why)) => wrong.push(why),
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    eprintln!("{seen:?}");
 }
 
 /// `cargo test --release -p leakcheck --test observe_arena -- --ignored --nocapture`
