@@ -1,7 +1,7 @@
 //! A real arena, made by the warden, and commands that run in it.
 
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut, Read};
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -15,7 +15,6 @@ use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
 };
-use rustix::process::{Signal, pidfd_send_signal};
 use serde_json::{Value, json};
 
 pub(crate) struct Arena {
@@ -28,9 +27,10 @@ pub(crate) struct Arena {
 
 /// A command that was started in an arena.
 pub(crate) struct Running {
-    pidfd: OwnedFd,
+    _pidfd: OwnedFd,
     status: File,
-    output: File,
+    input: File,
+    output: BufReader<File>,
 }
 
 impl Arena {
@@ -45,7 +45,7 @@ impl Arena {
             return None;
         }
         let (socket, theirs) = pair();
-        let warden = Command::new(warden_binary())
+        let warden = Command::new(binary("leakcheck-warden", "warden"))
             .arg(std::process::id().to_string())
             .stdin(Stdio::from(theirs))
             .spawn()
@@ -96,15 +96,16 @@ impl Arena {
     pub(crate) fn start(&self, argv: &[&str]) -> Running {
         let (status, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let (output, out) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-        let null = File::open("/dev/null").unwrap();
+        let (stdin, input) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let stderr = std::io::stderr();
         let env = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
         let commands = self.commands.as_ref().unwrap();
-        let fds = [null.as_fd(), out.as_fd(), stderr.as_fd(), theirs.as_fd()];
+        let fds = [stdin.as_fd(), out.as_fd(), stderr.as_fd(), theirs.as_fd()];
         send(commands, &json!({"argv": argv, "env": env, "cwd": "/"}), &fds);
         let (answer, mut fds) = receive(commands);
         assert!(answer.get("pid").is_some(), "{argv:?}: {answer}");
-        Running { pidfd: fds.pop().unwrap(), status: status.into(), output: output.into() }
+        let output = BufReader::new(output.into());
+        Running { _pidfd: fds.pop().unwrap(), status: status.into(), input: input.into(), output }
     }
 
     /// Runs a shell script, which must succeed; its descendants may live on.
@@ -113,31 +114,26 @@ impl Arena {
         assert_eq!(status, 0, "{script}");
     }
 
-    pub(crate) fn python(&self, script: &str) -> Running {
-        self.start(&["/usr/bin/python3", "-c", script])
-    }
 }
 
 impl Running {
     /// The wait status.
     pub(crate) fn wait(mut self) -> i32 {
+        drop(self.input);
         let mut status = [0; 4];
         self.status.read_exact(&mut status).expect("the spawner tells how it ended");
         i32::from_ne_bytes(status)
     }
 
-    /// Waits until it has written a line.
-    pub(crate) fn ready(mut self) -> Self {
-        let mut byte = [0];
-        while byte != *b"\n" {
-            assert_eq!(self.output.read(&mut byte).unwrap(), 1, "it ended before it was ready");
-        }
-        self
+    /// Waits for a line; none when it has ended.
+    pub(crate) fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        (self.output.read_line(&mut line).unwrap() > 0).then_some(line)
     }
 
-    pub(crate) fn kill(self) {
-        pidfd_send_signal(&self.pidfd, Signal::KILL).unwrap();
-        self.wait();
+    /// Writes an empty line.
+    pub(crate) fn go(&mut self) {
+        self.input.write_all(b"\n").unwrap();
     }
 }
 
@@ -155,12 +151,14 @@ impl Drop for Arena {
     }
 }
 
-fn warden_binary() -> PathBuf {
+/// A program of this workspace, built when it is not there.
+pub(crate) fn binary(package: &str, name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap();
-    let path = exe.parent().unwrap().with_file_name("warden");
+    let path = exe.parent().unwrap().with_file_name(name);
     if !path.exists() {
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        assert!(build.args(["build", "-p", "leakcheck-warden"]).status().unwrap().success());
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+        assert!(build.args(["build", "--profile", profile, "-p", package]).status().unwrap().success());
     }
     path
 }
