@@ -16,7 +16,7 @@ import msgspec
 from leakcheck.campaigns.ending import ENDINGS, KILLS, Ending, Kill, deal
 from leakcheck.campaigns.result import Campaign, Criterion, Finding, Outcome, Residue
 from leakcheck.campaigns.statistics import upper_bound
-from leakcheck.campaigns.trial import Trial, bare_rate, probe, run_length, run_trial
+from leakcheck.campaigns.trial import Left, Trial, bare_rate, first_run, probe, run_length, run_trial
 from leakcheck.errors import UsageError
 from leakcheck.report import Verdict
 from leakcheck.supervise import TargetError
@@ -91,6 +91,7 @@ def leaks(
     if gaps := probe(target, host=options.host):
         raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
     run_ms = run_length(target, host=options.host)
+    first = [] if options.host else first_run(target, host=options.host, settle=options.settle)
     jobs = 1 if options.host else options.jobs or os.cpu_count() or 1
     began = time.monotonic()
     trials: list[Trial] = []
@@ -105,7 +106,7 @@ def leaks(
     if not trials:
         raise failure or TargetError(f"{target.name}: stopped before the first trial was made")
     took = time.monotonic() - began
-    return _judged(target, options, trials, run_ms, took, jobs, failure)
+    return _judged(target, options, trials, first, run_ms, took, jobs, failure)
 
 
 def _endings(options: LeaksOptions, run_ms: float) -> Iterable[Ending]:
@@ -146,6 +147,7 @@ def _judged(
     target: Target,
     options: LeaksOptions,
     trials: Sequence[Trial],
+    first: Sequence[Left],
     run_ms: float,
     took: float,
     jobs: int,
@@ -184,6 +186,8 @@ def _judged(
         endings={ending: dict(count) for ending, count in endings.items()},
         criteria=criteria,
         findings=_findings(target, options, trials),
+        first_run=_summed([first]),
+        untied=_summed([trial.untied for trial in trials]),
         coverage={kind: reason for trial in trials for kind, reason in trial.gaps.items()},
         run_ms=round(run_ms, 3),
         rate=round(len(trials) / took, 2),
@@ -207,7 +211,7 @@ def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) ->
     for trial in trials:
         if trial.outcome != "clean":
             who = trial.ending.kill or trial.ending.name
-            what = tuple(sorted({(one.kind, one.class_) for one in trial.left}))
+            what = tuple(sorted({(one.kind, one.class_, one.by) for one in trial.left}))
             groups[trial.ending.group, who, trial.outcome, what, _shape(trial.detail)].append(trial)
     findings = []
     for alike in groups.values():
@@ -216,7 +220,7 @@ def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) ->
         words = ["leakcheck", "leaks", "--target", _named(target)]
         words += ["--plan", plan, "--iterations", "20" if first.ending.kill else "1"] + ["--host"] * options.host
         replay = shlex.join(words)
-        left = _residue(alike)
+        left = _summed([trial.left for trial in alike])
         name = hashlib.sha256(repr((target.name, first.ending.group, first.ending.kill, first.outcome, left)).encode())
         findings.append(
             Finding(
@@ -238,18 +242,21 @@ def _named(target: Target) -> str:
     return target.name if any(target.path == known.path for known in builtin()) else str(target.path)
 
 
-def _residue(trials: Sequence[Trial]) -> list[Residue]:
-    counts: Counter[tuple[str, str]] = Counter()
-    within: Counter[tuple[str, str]] = Counter()
-    labels: dict[tuple[str, str], str] = {}
-    for trial in trials:
-        for one in trial.left:
-            counts[one.kind, one.class_] += 1
-            labels.setdefault((one.kind, one.class_), one.label)
-        within.update({(one.kind, one.class_) for one in trial.left})
+def _summed(lists: Sequence[Sequence[Left]]) -> list[Residue]:
+    """Return what is in the lists, one a trial, summed by kind and class."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    within: Counter[tuple[str, str, str]] = Counter()
+    labels: dict[tuple[str, str, str], str] = {}
+    for left in lists:
+        for one in left:
+            counts[one.kind, one.class_, one.by] += 1
+            labels.setdefault((one.kind, one.class_, one.by), one.label)
+        within.update({(one.kind, one.class_, one.by) for one in left})
     return [
-        Residue(kind=kind, class_=class_, label=labels[kind, class_], count=count, trials=within[kind, class_])
-        for (kind, class_), count in sorted(counts.items())
+        Residue(
+            kind=kind, class_=class_, by=by, label=labels[kind, class_, by], count=n, trials=within[kind, class_, by]
+        )
+        for (kind, class_, by), n in sorted(counts.items())
     ]
 
 

@@ -107,8 +107,11 @@ class ArenaPlace:
         self._before = _native.snapshot(arena=self._arena.view)
 
     def look(self) -> Report:
-        """Settle, and return what is there that was not."""
-        return Report.from_json(_native.settle(self._before, settle_ms=self._settle_ms))
+        """Settle, and return what is there that was not; what nothing ties to the arena is set apart."""
+        report = Report.from_json(_native.settle(self._before, settle_ms=self._settle_ms))
+        tied = [leak for leak in report.leaks if leak.attribution != "none"]
+        untied = [leak for leak in report.leaks if leak.attribution == "none"]
+        return msgspec.structs.replace(report, leaks=tied, unattributed=[*report.unattributed, *untied])
 
 
 class HostPlace:

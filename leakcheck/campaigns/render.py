@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.text import Text
 
-from leakcheck.campaigns.result import Campaign, Finding
+from leakcheck.campaigns.result import Campaign, Finding, Residue
 from leakcheck.render import line
 
 __all__ = ["lines", "print_campaign"]
@@ -42,6 +42,10 @@ def lines(campaign: Campaign) -> Iterator[Text]:
         yield from _finding(finding)
     if (more := len(campaign.findings) - _SHOWN) > 0:
         yield line(f"  … and {more} more findings: see --json")
+    for left in campaign.first_run:
+        yield line("  ", ("first run ", "cyan"), f"{left.count} {left.kind} {left.class_}: {left.label}")
+    for left in campaign.untied:
+        yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.label}; it may be anybody's")
     for criterion in campaign.criteria:
         limit = "" if criterion.limit is None else f", limit {criterion.limit}"
         word = {True: ("pass", "green"), False: ("fail", "red"), None: ("    ", "")}[criterion.passed]
@@ -60,11 +64,15 @@ def lines(campaign: Campaign) -> Iterator[Text]:
 
 
 def _finding(finding: Finding) -> Iterator[Text]:
-    what = ", ".join(f"{left.count} {left.kind} {left.class_}" for left in finding.leaks) or "nothing left"
+    what = ", ".join(f"{left.count} {left.kind} {_class(left)}" for left in finding.leaks) or "nothing left"
     style = _OUTCOME_STYLE.get(finding.outcome, "red")
     yield line("  ", (f"{finding.outcome:<9} ", style), f"{finding.ending}, {finding.trials} trials: {what}")
     for left in finding.leaks[:3]:
-        yield line(f"            {left.class_:<11} {left.kind}  {left.label}")
+        yield line(f"            {left.kind:<9} {_class(left)}  {left.label}")
     if finding.detail:
         yield line(("            ", "dim"), finding.detail)
     yield line(("            replay: ", "dim"), (finding.replay, "cyan"))
+
+
+def _class(left: Residue) -> str:
+    return f"{left.class_} by {left.by}" if left.by else left.class_

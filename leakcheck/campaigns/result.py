@@ -16,11 +16,16 @@ or the next submission in that box failed; the target said another status than i
 
 
 class Residue(msgspec.Struct, frozen=True, kw_only=True):
-    """What trials left, of one kind and class; `count` is how many in how many `trials`, `label` an example."""
+    """What trials left, of one kind and class; `count` is how many in how many `trials`, `label` an example.
+
+    `by` says what took away that which is reclaimable: ``recovery``, ``next run``, or ``time`` where the target has no
+    recovery and it just took longer.
+    """
 
     kind: str
     class_: str = msgspec.field(name="class")
     label: str
+    by: str = ""
     count: int = 1
     trials: int = 1
 
@@ -50,9 +55,10 @@ class Criterion(msgspec.Struct, frozen=True, kw_only=True):
 class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     """The whole result.
 
-    `endings` gives outcome counts by ending, `phases_ms` the median time of a trial's phases, `settle_ms` the
-    median, 95th percentile and maximum until residue was gone, of those trials in which it went. `error` is why no
-    further trial could be made.
+    `first_run` is what the very first run left for good, `untied` what came up meanwhile on the machine and nothing
+    ties to a trial. `endings` gives outcome counts by ending, `phases_ms` the median time of a trial's phases,
+    `settle_ms` the median, 95th percentile and maximum until residue was gone, of those trials in which it went.
+    `error` is why no further trial could be made.
     """
 
     campaign: str
@@ -66,6 +72,8 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     endings: dict[str, dict[str, int]]
     criteria: list[Criterion]
     findings: list[Finding]
+    first_run: list[Residue] = []
+    untied: list[Residue] = []
     coverage: dict[str, str] = {}
     run_ms: float = 0
     rate: float = 0

@@ -5,6 +5,7 @@ import os
 import select
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
@@ -18,23 +19,26 @@ from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Box, Target
 
-__all__ = ["Trial", "bare_rate", "probe", "run_length", "run_trial"]
+__all__ = ["Left", "Trial", "bare_rate", "first_run", "probe", "run_length", "run_trial"]
 
 # Beyond a submission's wall limit: start and teardown of the slowest target on a machine under load.
 _GRACE = 30.0
 _NEXT = BUILTIN["ok"]
+# No namespace isolates these: one that is new may be anybody's on the machine.
+_EVERYBODYS = ("key", "loop", "bpf")
 
 
 class Left(msgspec.Struct, frozen=True):
-    """One thing that a trial left, with the class that the later stages gave it."""
+    """One thing that a trial left, with the class that the later stages gave it; `by` is what took it away."""
 
     kind: str
     class_: str
     label: str
+    by: str = ""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What one trial showed; times in milliseconds."""
+    """What one trial showed; times in milliseconds. What nothing ties to it is `untied`, and counts for nothing."""
 
     ending: Ending
     outcome: Outcome
@@ -43,6 +47,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     phases_ms: dict[str, float] = {}
     settled_ms: float | None = None
     gaps: dict[str, str] = {}
+    untied: list[Left] = []
 
 
 class _Stages:
@@ -169,12 +174,14 @@ def _stages(stages: _Stages, ending: Ending) -> Trial:
         first = stages.place.look()
     settled = max((gone.gone_after_ms for gone in first.transient), default=None)
     gaps = {kind: gap.reason for kind, gap in first.gaps.items()}
+    unseen = {kind: reason for kind, reason in gaps.items() if kind not in _EVERYBODYS}
     left, outcome, detail = _after(stages, ending, argv, first)
     if outcome == "clean" and wrong:
         outcome, detail = "wrong", wrong
-    elif outcome == "clean" and first.verdict == "unknown":
-        outcome, detail = "unknown", "; ".join(f"{kind}: {reason}" for kind, reason in gaps.items())
-    return Trial(ending=ending, outcome=outcome, left=left, detail=detail, settled_ms=settled, gaps=gaps)
+    elif outcome == "clean" and unseen:
+        outcome, detail = "unknown", "; ".join(f"{kind}: {reason}" for kind, reason in unseen.items())
+    untied = [Left(leak.kind, leak.class_, leak.label) for leak in first.unattributed]
+    return Trial(ending=ending, outcome=outcome, left=left, detail=detail, settled_ms=settled, gaps=gaps, untied=untied)
 
 
 def _after(stages: _Stages, ending: Ending, argv: Sequence[str], first: Report) -> tuple[list[Left], Outcome, str]:
@@ -186,24 +193,24 @@ def _after(stages: _Stages, ending: Ending, argv: Sequence[str], first: Report) 
     stay = {leak.key: leak for leak in first.leaks}
     failures = []
 
-    def looked_again(gone_class: str) -> None:
+    def looked_again(after: str) -> None:
         nonlocal report, stay
         report = stages.place.look()
         now = {leak.key for leak in report.leaks}
-        left.extend(Left(leak.kind, gone_class, leak.label) for key, leak in stay.items() if key not in now)
+        left.extend(Left(leak.kind, "reclaimable", leak.label, after) for key, leak in stay.items() if key not in now)
         stay = {key: leak for key, leak in stay.items() if key in now}
 
     with stages.phase("recover"):
         if wrong := stages.recover():
             failures.append(f"recovery: {wrong}")
         if stay:
-            looked_again("reclaimable")
+            looked_again("recovery" if stages.target.adapter.recover else "time")
     with stages.phase("next"):
         if wrong := stages.again():
             failures.append(f"next submission: {wrong}")
         if stay:
             before_next = stay
-            looked_again("reclaimable")
+            looked_again("next run")
             _mark_replaced(left, before_next, stay, report)
         if stay:
             left.extend(_grown(stages, ending, argv, stay))
@@ -219,7 +226,7 @@ def _mark_replaced(left: list[Left], before: dict[str, Leak], stay: dict[str, Le
     labels = {(leak.kind, _place_of(leak)) for leak in report.leaks}
     for key, leak in before.items():
         if key not in stay and (leak.kind, _place_of(leak)) in labels:
-            left.remove(Left(leak.kind, "reclaimable", leak.label))
+            left.remove(Left(leak.kind, "reclaimable", leak.label, "next run"))
             left.append(Left(leak.kind, "bounded", leak.label))
 
 
@@ -254,8 +261,37 @@ def _place_of(leak: Leak) -> str:
     return leak.label
 
 
-def _in_a_place(target: Target, host: bool, work: Callable[[_Stages], object]) -> None:
-    place: Place = HostPlace(target, 0) if host else ArenaPlace(target, 0)
+def first_run(target: Target, *, host: bool, settle: float) -> list[Left]:
+    """Return what the very first run in a place leaves for good, which a trial's warm-up hides from it.
+
+    It is bounded if a second and a third run leave no more of it, growing if they do.
+    """
+    left: list[Left] = []
+
+    def look(stages: _Stages) -> None:
+        argv = stages.prepare(_NEXT)
+        stages.place.begin()
+        stages.run(argv, _NEXT)
+        first = stages.place.look()
+        if not first.leaks:
+            return
+        # Making the box ready again replaces files of its own, so what counts is from the second run to the third.
+        counts = []
+        for _ in range(2):
+            stages.again()
+            counts.append(Counter(leak.kind for leak in stages.place.look().leaks))
+        second, third = counts
+        left.extend(
+            Left(leak.kind, "growing" if third[leak.kind] > second[leak.kind] else "bounded", leak.label)
+            for leak in first.leaks
+        )
+
+    _in_a_place(target, host, look, settle)
+    return left
+
+
+def _in_a_place(target: Target, host: bool, work: Callable[[_Stages], object], settle: float = 0) -> None:
+    place: Place = HostPlace(target, settle) if host else ArenaPlace(target, settle)
     with place:
         work(_Stages(target, place, 0))
 
