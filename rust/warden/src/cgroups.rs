@@ -101,6 +101,24 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Where v2 has controllers, moves the calling process and `init` into a leaf, and enables all controllers for what is made beside
+    /// it: a v2 cgroup that has processes gives no controller to its children (cgroups(7), no internal processes rule). The namespace's
+    /// root stays above the leaf.
+    pub(crate) fn make_room(&self, init: i32) -> io::Result<()> {
+        let Some((_, dir)) = self.dirs.iter().find(|(name, _)| name == "v2") else { return Ok(()) };
+        let controllers = fs::read_to_string(dir.join("cgroup.controllers"))?;
+        if controllers.trim().is_empty() {
+            return Ok(());
+        }
+        let leaf = dir.join("init");
+        fs::create_dir(&leaf)?;
+        for process in ["0".to_owned(), init.to_string()] {
+            fs::write(leaf.join("cgroup.procs"), process)?;
+        }
+        let enabled: Vec<String> = controllers.split_whitespace().map(|c| format!("+{c}")).collect();
+        fs::write(dir.join("cgroup.subtree_control"), enabled.join(" "))
+    }
+
     /// Writes a limit to the hierarchy that has such a file.
     pub(crate) fn limit(&self, file: &str, value: &str) -> io::Result<()> {
         let path = self.dirs.iter().map(|(_, dir)| dir.join(file)).find(|p| p.exists());

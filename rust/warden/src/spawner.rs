@@ -30,7 +30,6 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, mut cgroups: Cgroups) -> ! {
     // After the change of credentials, which clears it.
     sys::die_with_parent(parent);
     sys::set_name(c"arena-spawner");
-    let dirs = cgroups.dirs.iter().map(|(name, dir)| (name.clone(), dir.display().to_string())).collect();
     let Ok(Some((options, mut fds))) = receive::<Options>(&warden) else { sys::exit(0) };
     let mut steps = Steps::new(&options);
     let outcome = (|| {
@@ -41,7 +40,7 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, mut cgroups: Cgroups) -> ! {
             cgroups.limit(file, value)?;
         }
         let owner = fds.pop().ok_or_else(|| io::Error::other("no socket of the owner"))?;
-        bring_up(&warden, &options, dirs, owner, &mut steps)
+        bring_up(&warden, &options, &cgroups, owner, &mut steps)
     })();
     cgroups.forget();
     match outcome {
@@ -69,7 +68,7 @@ struct Arena {
 fn bring_up(
     warden: &OwnedFd,
     options: &Options,
-    cgroups: Vec<(String, String)>,
+    cgroups: &Cgroups,
     owner: OwnedFd,
     steps: &mut Steps,
 ) -> io::Result<Arena> {
@@ -96,9 +95,11 @@ fn bring_up(
         }
         Answer::Pid(_) | Answer::Done => return Err(io::Error::other("init answered nonsense")),
     };
+    cgroups.make_room(child.pid)?;
     // Children of this process are born in the arena's pid namespace from here on.
     sys::setns(child.pidfd.as_fd(), libc::CLONE_NEWPID)?;
-    let up = Up { init: child.pid, cgroups, ..up };
+    let dirs = cgroups.dirs.iter().map(|(name, dir)| (name.clone(), dir.display().to_string())).collect();
+    let up = Up { init: child.pid, cgroups: dirs, ..up };
     let sent: Vec<BorrowedFd<'_>> = std::iter::once(&child.pidfd).chain(&fds).map(AsFd::as_fd).collect();
     send(warden, &Answer::Up(up), &sent)?;
     let enter = flags & !libc::CLONE_NEWPID;
