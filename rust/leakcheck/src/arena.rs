@@ -2,7 +2,7 @@
 //!
 //! Whoever made the arena hands the descriptors over; nothing here enters its mount or pid namespace.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Display};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::observe::Judged;
+use crate::observe::{Doors, Judged};
 use crate::parse::mountinfo;
 use crate::resource::encode_device;
 
@@ -43,6 +43,10 @@ pub struct ArenaView {
     host_devices: HashSet<u64>,
     /// What comparing files with the lower layer gave.
     judged: Mutex<Judged>,
+    /// Into the namespaces of PID 1.
+    doors: Mutex<Doors>,
+    /// Ids of the namespaces that PID 1 is in, by inode: it stays in them, so neither is reused.
+    pub(crate) namespaces: Mutex<HashMap<u64, u64>>,
 }
 
 impl ArenaView {
@@ -60,8 +64,8 @@ impl ArenaView {
         let text = crate::observe::read_file("/proc/self/mountinfo")?;
         let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
         let host_devices = mounts.iter().map(|m| encode_device(m.major, m.minor)).collect();
-        let judged = Mutex::new(Judged::default());
-        Ok(ArenaView { proc, layers, roots, cgroups, not_covered, host_devices, judged })
+        let (judged, doors, namespaces) = Default::default();
+        Ok(ArenaView { proc, layers, roots, cgroups, not_covered, host_devices, judged, doors, namespaces })
     }
 
     /// Its `/proc` as a path, for what is looked up rarely.
@@ -88,6 +92,10 @@ impl ArenaView {
 
     pub(crate) fn is_host_device(&self, dev: u64) -> bool {
         self.host_devices.contains(&dev)
+    }
+
+    pub(crate) fn doors(&self) -> MutexGuard<'_, Doors> {
+        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn judged(&self) -> MutexGuard<'_, Judged> {

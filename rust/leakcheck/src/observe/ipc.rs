@@ -5,12 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Statx, StatxFlags, openat, statx};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Statx, StatxFlags, openat, statx};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::enter::{NsView, note_refused};
-use super::procfs::read_file;
+use super::procfs::read_all;
 use crate::kind::Kind;
 use crate::parse::sysvipc;
 use crate::resource::{Ipc, IpcClass};
@@ -30,12 +30,22 @@ pub(super) struct Seen {
     gaps: Vec<String>,
 }
 
-/// Appends what [`namespace`] saw of the IPC namespaces, and the files of `/dev/shm`, the arena's if there is one.
+impl Seen {
+    pub(super) fn is_whole(&self) -> bool {
+        self.gaps.is_empty()
+    }
+}
+
+/// Appends what a [`Door`] of each showed of the IPC namespaces, and the files of `/dev/shm`, the arena's if there is one.
 pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     note_refused(Kind::Ipc, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
         out.ipc.append(&mut seen.objects);
         seen.gaps.into_iter().for_each(|gap| out.coverage.lower(Kind::Ipc, Level::Partial, gap));
+    }
+    if out.arena.is_some() {
+        // The tables name the observer's pids (`sysvipc_proc_open()`), which mean others in an arena.
+        out.ipc.iter_mut().for_each(|object| object.creator = 0);
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let shm = match out.arena.as_deref() {
@@ -57,31 +67,59 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     }
 }
 
-/// Looks from a thread inside: `/proc/sysvipc` shows the IPC namespace of the thread that opens the file.
-pub(super) fn namespace(view: &NsView) -> Seen {
-    let mut seen = Seen::default();
-    for class in [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg] {
-        if let Err(e) = system_v(class, view.ino, &mut seen.objects) {
-            seen.gaps.push(format!("read {}: {e}", place(class)));
-        }
-    }
-    if let Err(e) = queues(view, &mut seen.objects) {
-        seen.gaps.push(e);
-    }
-    seen
+/// What an IPC namespace is looked at through: opened from a thread inside, good for every thread afterwards. None stands for what
+/// the kernel was built without, where nothing could exist.
+pub(super) struct Door {
+    tables: [(IpcClass, Result<Option<OwnedFd>, String>); 3],
+    queues: Result<Option<OwnedFd>, String>,
 }
 
-/// One table of proc_sysvipc(5). A kernel without CONFIG_SYSVIPC has none of them, and nothing could exist.
-fn system_v(class: IpcClass, ns: u64, objects: &mut Vec<Ipc>) -> io::Result<()> {
-    let text = match read_file(place(class)) {
-        Err(crate::Error::Io { source, .. })
-            if source.kind() == io::ErrorKind::NotFound && Path::new("/proc/self").exists() =>
-        {
-            return Ok(());
+impl Door {
+    /// `/proc/sysvipc` shows the IPC namespace of the thread that opens the file, whoever reads it.
+    pub(super) fn open(view: &NsView) -> Self {
+        let table = |class| {
+            let opened = match openat(CWD, place(class), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+                Ok(table) => Ok(Some(table)),
+                // A kernel without CONFIG_SYSVIPC has none of them.
+                Err(Errno::NOENT) if Path::new("/proc/self").exists() => Ok(None),
+                Err(e) => Err(format!("read {}: {}", place(class), io::Error::from(e))),
+            };
+            (class, opened)
+        };
+        Door { tables: [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg].map(table), queues: queues(view) }
+    }
+
+    /// Lists what the namespace holds now.
+    pub(super) fn look(&self, view: &NsView) -> Seen {
+        let mut seen = Seen::default();
+        for (class, table) in &self.tables {
+            match table {
+                Ok(Some(table)) => {
+                    if let Err(e) = system_v(table, *class, view.ino, &mut seen.objects) {
+                        seen.gaps.push(format!("read {}: {e}", place(*class)));
+                    }
+                }
+                Ok(None) => {}
+                Err(why) => seen.gaps.push(why.clone()),
+            }
         }
-        Err(crate::Error::Io { source, .. }) => return Err(source),
-        text => text.map_err(io::Error::other)?,
-    };
+        match &self.queues {
+            Ok(Some(dir)) => {
+                if let Err(e) = files(dir.as_fd(), view.ino, IpcClass::Mqueue, &mut seen.objects) {
+                    seen.gaps.push(format!("list message queues: {e}"));
+                }
+            }
+            Ok(None) => {}
+            Err(why) => seen.gaps.push(why.clone()),
+        }
+        seen
+    }
+}
+
+/// One table of proc_sysvipc(5).
+fn system_v(table: &OwnedFd, class: IpcClass, ns: u64, objects: &mut Vec<Ipc>) -> io::Result<()> {
+    rustix::fs::seek(table, SeekFrom::Start(0))?;
+    let text = read_all(table.as_fd())?;
     let malformed = |e| io::Error::new(io::ErrorKind::InvalidData, e);
     let record = |id: i32, key: i32, uid, size, creator: i32, attached| Ipc {
         ns,
@@ -125,17 +163,15 @@ fn place(class: IpcClass) -> &'static str {
 
 /// The POSIX message queues, by a mount of `mqueue` that is attached nowhere and ends with its descriptor (fsmount(2),
 /// Linux 5.2): always that of the current IPC namespace, which a `/dev/mqueue` need not be.
-fn queues(view: &NsView, objects: &mut Vec<Ipc>) -> Result<(), String> {
-    let failed = |e: Errno| format!("list message queues: {e}");
+fn queues(view: &NsView) -> Result<Option<OwnedFd>, String> {
     match detached_mqueue() {
         Ok(mount) => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let root = openat(&mount, ".", flags, Mode::empty()).map_err(failed)?;
-            files(root.as_fd(), view.ino, IpcClass::Mqueue, objects).map_err(failed)
+            openat(&mount, ".", flags, Mode::empty()).map(Some).map_err(|e| format!("list message queues: {e}"))
         }
         // No CONFIG_POSIX_MQUEUE: nothing can exist.
-        Err(Errno::NODEV) => Ok(()),
-        Err(e) if view.own => mounted_queues(view.ino, objects).map_err(|f| {
+        Err(Errno::NODEV) => Ok(None),
+        Err(e) if view.own => mounted_queues().map(Some).map_err(|f| {
             format!("message queues: fsmount: {e} (needs CAP_SYS_ADMIN and Linux 5.2); {MQUEUE_DIR}: {f}")
         }),
         Err(e) => Err(format!("message queues: fsmount: {e} (needs CAP_SYS_ADMIN and Linux 5.2)")),
@@ -151,7 +187,7 @@ fn detached_mqueue() -> Result<OwnedFd, Errno> {
 }
 
 /// The queues as an unprivileged observer sees them: by the machine's own mount, if it is one of mqueue.
-fn mounted_queues(ns: u64, objects: &mut Vec<Ipc>) -> Result<(), String> {
+fn mounted_queues() -> Result<OwnedFd, String> {
     const MQUEUE_MAGIC: u64 = 0x1980_0202;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = openat(CWD, MQUEUE_DIR, flags, Mode::empty()).map_err(|e| e.to_string())?;
@@ -159,7 +195,7 @@ fn mounted_queues(ns: u64, objects: &mut Vec<Ipc>) -> Result<(), String> {
     if file_system.f_type as u64 != MQUEUE_MAGIC {
         return Err("not mounted".into());
     }
-    files(dir.as_fd(), ns, IpcClass::Mqueue, objects).map_err(|e| e.to_string())
+    Ok(dir)
 }
 
 /// The regular files directly in `dir`, each an object of `class`. One that vanishes meanwhile is not listed.

@@ -3,6 +3,7 @@
 mod bpf;
 mod cgroup;
 pub(crate) mod detail;
+mod doors;
 mod enter;
 mod file;
 mod in_flight;
@@ -34,7 +35,8 @@ use crate::parse::nslink::NsType;
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Unreadable};
 pub(crate) use cgroup::{Hierarchy, hierarchies};
-use enter::{NsView, inside_while};
+pub(crate) use doors::Doors;
+use enter::NsView;
 pub use file::DEFAULT_ROOTS;
 pub(crate) use file::class_name;
 use namespace::Namespaces;
@@ -300,12 +302,6 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     Ok(())
 }
 
-/// What is seen from inside a namespace.
-enum Seen {
-    Ipc(ipc::Seen),
-    Net(net::Seen),
-}
-
 fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
     if kinds.contains(Kind::Cgroup) {
         cgroup::collect(out);
@@ -316,25 +312,11 @@ fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
         _ => false,
     };
     let asked: Vec<&NsView> = views.iter().filter(asked).collect();
-    let look = |view: &NsView| match view.ns_type {
-        NsType::Ipc => Seen::Ipc(ipc::namespace(view)),
-        _ => Seen::Net(net::namespace(view)),
-    };
-    // One thread for all of them; of an arena, which is small, it is the longest part, and the files are walked meanwhile.
-    let (seen, ()) = inside_while(&asked, look, || {
+    let (of_ipc, of_net) = doors::look(&asked, out, |out| {
         if out.arena.is_some() {
             files(out);
         }
     });
-    let (mut of_ipc, mut of_net) = (Vec::new(), Vec::new());
-    for (view, seen) in asked.iter().zip(seen) {
-        match seen {
-            Ok(Seen::Ipc(seen)) => of_ipc.push(Ok(seen)),
-            Ok(Seen::Net(seen)) => of_net.push(Ok(seen)),
-            Err(e) if view.ns_type == NsType::Ipc => of_ipc.push(Err(e)),
-            Err(e) => of_net.push(Err(e)),
-        }
-    }
     if kinds.contains(Kind::Ipc) {
         ipc::collect(of_ipc, out);
     }

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use super::enter::NsView;
 use super::mount::{self, MountNs};
@@ -126,7 +126,16 @@ impl Namespaces {
     /// Appends the records.
     pub(crate) fn collect(self, out: &mut Snapshot) {
         for ((ns_type, ino), found) in self.found {
-            let id = found.path.as_deref().and_then(|path| unique_id(path, ns_type, ino));
+            let ask = || found.path.as_deref().and_then(|path| unique_id(path, ns_type, ino));
+            let id = match self.arena.as_deref().filter(|_| found.pid == Some(1)) {
+                None => ask(),
+                Some(arena) => {
+                    let mut known = arena.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+                    let id = known.get(&ino).copied().or_else(ask);
+                    known.extend(id.map(|id| (ino, id)));
+                    id
+                }
+            };
             out.namespaces.push(Namespace { ns_type, ino, id, holders: found.holders });
         }
     }

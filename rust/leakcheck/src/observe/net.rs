@@ -32,7 +32,7 @@ pub(super) struct Seen {
     gaps: Vec<String>,
 }
 
-/// Appends what [`namespace`] saw of the network namespaces, and the named namespaces.
+/// Appends what a [`Door`] of each showed of the network namespaces, and the named namespaces.
 pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     note_refused(Kind::Net, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
@@ -60,27 +60,62 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     }
 }
 
-/// Looks from a thread inside: a netlink socket belongs to the namespace that it was created in.
-pub(super) fn namespace(view: &NsView) -> Seen {
-    let mut seen = Seen::default();
-    seen.note("list interfaces", interfaces(view.ino));
-    match SockDiag::open() {
-        Ok(mut diag) => {
-            let listener = |socket| socket_record(view.ino, NetClass::Listener, socket);
-            let unix = |socket| socket_record(view.ino, NetClass::Unix, socket);
-            let mut list =
-                |transport| diag.inet(transport, Which::Reachable).map(|s| s.into_iter().map(listener).collect());
-            seen.note("list TCP sockets", list(Transport::Tcp));
-            seen.note("list UDP sockets", list(Transport::Udp));
-            seen.note("list unix sockets", diag.unix(Which::Reachable).map(|s| s.into_iter().map(unix).collect()));
-        }
-        Err(e) => seen.note("list sockets", Err(e)),
+/// What a network namespace is looked at through: a netlink socket belongs to the namespace that it was created in, whoever uses it.
+pub(super) struct Door {
+    route: io::Result<Netlink>,
+    diag: io::Result<SockDiag>,
+    /// None on a kernel without nfnetlink, which has no nftables.
+    filter: io::Result<Option<Netlink>>,
+}
+
+impl Door {
+    /// Opens the sockets; to be called from a thread inside. `kept` is for one that other threads use later.
+    pub(super) fn open(kept: bool) -> Self {
+        let filter = match Netlink::open(Some(NETFILTER), kept) {
+            Ok(netlink) => Ok(Some(netlink)),
+            Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(None),
+            Err(e) => Err(e),
+        };
+        Door { route: Netlink::open(None, kept), diag: SockDiag::open_kept(kept), filter }
     }
-    seen.note("list nftables tables", tables(view.ino));
-    seen
+
+    /// Lists what the namespace holds now.
+    pub(super) fn look(&mut self, view: &NsView) -> Seen {
+        let mut seen = Seen::default();
+        let links = self.route.as_mut().map_err(again).and_then(|route| interfaces(route, view.ino));
+        seen.note("list interfaces", links);
+        match &mut self.diag {
+            Ok(diag) => {
+                let listener = |socket| socket_record(view.ino, NetClass::Listener, socket);
+                let unix = |socket| socket_record(view.ino, NetClass::Unix, socket);
+                let mut list =
+                    |transport| diag.inet(transport, Which::Reachable).map(|s| s.into_iter().map(listener).collect());
+                seen.note("list TCP sockets", list(Transport::Tcp));
+                seen.note("list UDP sockets", list(Transport::Udp));
+                seen.note("list unix sockets", diag.unix(Which::Reachable).map(|s| s.into_iter().map(unix).collect()));
+            }
+            Err(e) => seen.note("list sockets", Err(again(e))),
+        }
+        let tables = match &mut self.filter {
+            Ok(Some(filter)) => tables(filter, view.ino),
+            Ok(None) => Ok(Vec::new()),
+            Err(e) => Err(again(e)),
+        };
+        seen.note("list nftables tables", tables);
+        seen
+    }
+}
+
+/// An error to be told once more.
+fn again(e: &mut io::Error) -> io::Error {
+    e.raw_os_error().map_or_else(|| io::Error::other(e.to_string()), io::Error::from_raw_os_error)
 }
 
 impl Seen {
+    pub(super) fn is_whole(&self) -> bool {
+        self.gaps.is_empty()
+    }
+
     fn note(&mut self, what: &str, listed: io::Result<Vec<Net>>) {
         match listed {
             Ok(objects) => self.objects.extend(objects),
@@ -100,7 +135,7 @@ fn socket_record(netns: u64, class: NetClass, socket: Socket) -> Net {
 
 /// Interfaces (rtnetlink(7), `RTM_GETLINK`) but those that exist exactly as long as their namespace does: its loopback,
 /// and the tunnel drivers' fallback devices. They would be reported as so many leaks of one leaked namespace.
-fn interfaces(netns: u64) -> io::Result<Vec<Net>> {
+fn interfaces(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
     const RTM_GETLINK: u16 = 18;
     const IFLA_IFNAME: u16 = 3;
     const IFLA_LINKINFO: u16 = 18;
@@ -112,7 +147,7 @@ fn interfaces(netns: u64) -> io::Result<Vec<Net>> {
     request.extend(8_u16.to_ne_bytes());
     request.extend(IFLA_EXT_MASK.to_ne_bytes());
     request.extend(RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
-    Netlink::open(None)?.dump(RTM_GETLINK, &request, |reply| {
+    netlink.dump(RTM_GETLINK, &request, |reply| {
         let field = |at: usize| reply.get(at..).and_then(<[u8]>::first_chunk).map(|word| u32::from_ne_bytes(*word));
         let (Some(index), Some(flags)) = (field(4), field(8)) else {
             return Err(malformed("RTM_NEWLINK is too short"));
@@ -155,17 +190,11 @@ fn is_fallback_tunnel(name: &[u8], driver: &[u8]) -> bool {
 }
 
 /// nftables tables (`NFT_MSG_GETTABLE`, linux/netfilter/nf_tables.h); the kernel answers none but CAP_NET_ADMIN.
-fn tables(netns: u64) -> io::Result<Vec<Net>> {
+fn tables(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
     const SUBSYSTEM_NFTABLES: u16 = 10;
     const NFT_MSG_GETTABLE: u16 = 1;
     const NFTA_TABLE_NAME: u16 = 1;
     const NFTA_TABLE_HANDLE: u16 = 4;
-    let mut netlink = match Netlink::open(Some(NETFILTER)) {
-        Ok(netlink) => netlink,
-        // A kernel without nfnetlink has no nftables: nothing can exist.
-        Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT) => return Ok(Vec::new()),
-        Err(e) => return Err(e),
-    };
     // struct nfgenmsg, every family
     let listed = netlink.dump(SUBSYSTEM_NFTABLES << 8 | NFT_MSG_GETTABLE, &[0; 4], |reply| {
         let Some((header, rest)) = reply.split_first_chunk::<4>() else {

@@ -33,6 +33,8 @@ pub(crate) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
+    /// Used by threads of other namespaces, where no new socket could take its place.
+    kept: bool,
 }
 
 /// Why one pass over a table did not give it.
@@ -50,8 +52,8 @@ impl<E: Into<io::Error>> From<E> for Failure {
 
 impl Netlink {
     /// Opens a socket of one of the protocols in [`rustix::net::netlink`], none being `NETLINK_ROUTE`.
-    pub(crate) fn open(protocol: Option<Protocol>) -> io::Result<Self> {
-        Ok(Netlink { protocol, socket: connected(protocol)?, sequence: 0, buffer: vec![0; BUFFER] })
+    pub(crate) fn open(protocol: Option<Protocol>, kept: bool) -> io::Result<Self> {
+        Ok(Netlink { protocol, socket: connected(protocol)?, sequence: 0, buffer: vec![0; BUFFER], kept })
     }
 
     /// Sends one dump request and returns what `each` makes of the payload of every reply. A dump that the kernel
@@ -88,6 +90,9 @@ impl Netlink {
                 Err(Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
             };
+            if length > datagram.len() && self.kept {
+                return Err(io::Error::from_raw_os_error(libc::EMSGSIZE).into());
+            }
             if length > datagram.len() {
                 // What was cut may have been the end of the dump, so nothing says when the socket can take the next one.
                 self.buffer.resize(length.next_multiple_of(BUFFER), 0);
@@ -152,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_reply_that_is_longer_than_the_buffer_is_asked_for_again() {
-        let mut netlink = Netlink::open(None).unwrap();
+        let mut netlink = Netlink::open(None, false).unwrap();
         netlink.buffer.truncate(64);
         let links = netlink.dump(RTM_GETLINK, &[0; 16], |reply| Ok(Some(reply.len()))).unwrap();
         assert!(!links.is_empty(), "every network namespace has a loopback");
@@ -172,7 +177,7 @@ mod tests {
     #[test]
     fn a_malformed_reply_is_an_error_at_once() {
         let mut passes = 0;
-        let mut netlink = Netlink::open(None).unwrap();
+        let mut netlink = Netlink::open(None, false).unwrap();
         let outcome = netlink.dump(RTM_GETLINK, &[0; 16], |_| -> io::Result<Option<()>> {
             passes += 1;
             Err(io::Error::other("malformed"))

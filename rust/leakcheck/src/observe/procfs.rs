@@ -206,11 +206,13 @@ struct Scratch {
     text: [u8; 4096],
     fds: Vec<Fd>,
     link: [MaybeUninit<u8>; 4096],
+    /// Mounts that working and root directories were seen on.
+    pinned: Vec<u64>,
 }
 
 impl Scratch {
     fn new() -> Self {
-        Scratch { text: [0; 4096], fds: Vec::with_capacity(64), link: [MaybeUninit::uninit(); 4096] }
+        Scratch { text: [0; 4096], fds: Vec::with_capacity(64), link: [MaybeUninit::uninit(); 4096], pinned: Vec::new() }
     }
 }
 
@@ -330,7 +332,10 @@ impl Reader<'_> {
         for (what, name) in [("cwd", c"cwd"), ("root", c"root")] {
             let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
             match rustix::fs::statx(self.dir, name, QUIET, mask) {
+                // One process is enough to tell what keeps a mount.
+                Ok(st) if sys::mount_of(&st).is_some_and(|id| self.scratch.pinned.contains(&id)) => {}
                 Ok(st) => {
+                    self.scratch.pinned.extend(sys::mount_of(&st));
                     let text = rustix::fs::readlinkat_raw(self.dir, name, &mut self.scratch.link[..]);
                     self.sample.pins.push(Pin {
                         what,

@@ -66,7 +66,12 @@ pub(crate) struct SockDiag(Netlink);
 
 impl SockDiag {
     pub(crate) fn open() -> io::Result<Self> {
-        Netlink::open(Some(SOCK_DIAG)).map(SockDiag)
+        Self::open_kept(false)
+    }
+
+    /// As [`open`](Self::open); `kept` is for one that threads of other namespaces use later.
+    pub(super) fn open_kept(kept: bool) -> io::Result<Self> {
+        Netlink::open(Some(SOCK_DIAG), kept).map(SockDiag)
     }
 
     /// TCP or UDP sockets over IPv4 and IPv6 (`struct inet_diag_req_v2`, linux/inet_diag.h).
