@@ -14,6 +14,7 @@ from leakcheck.allow import Allow, AllowRule, to_toml
 from leakcheck.errors import CoverageError, LeakError, NativeError, UsageError
 from leakcheck.guarding import (
     Guard,
+    InArena,
     Kinds,
     LeakcheckWarning,
     OnUnknown,
@@ -22,6 +23,7 @@ from leakcheck.guarding import (
     guard,
     kinds_text,
     milliseconds,
+    view_of,
 )
 from leakcheck.report import Coverage, Leak, Report
 
@@ -55,6 +57,7 @@ def snapshot(
     lock_files: Sequence[str | os.PathLike[str]] = (),
     threads: int = 0,
     include_self: bool = True,
+    arena: InArena | None = None,
 ) -> Snapshot:
     """Observe once; the GIL is released meanwhile.
 
@@ -64,7 +67,8 @@ def snapshot(
         roots: directories whose files count; None is `DEFAULT_ROOTS`.
         lock_files: paths at which lock files are expected.
         threads: how many threads read /proc; 0 chooses by the number of CPUs.
-        include_self: whether this process's own descriptors count.
+        include_self: whether this process's own descriptors count; in an arena they do not.
+        arena: the disposable host to look at, all of it, instead of `scope` and `roots`.
 
     Raises:
         UsageError: unknown kind or scope, dead process, missing cgroup or root.
@@ -77,6 +81,7 @@ def snapshot(
         lock_files=[os.fspath(path) for path in lock_files],
         threads=threads,
         include_self=include_self,
+        arena=view_of(arena),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any, Self, final
 __all__ = [
     "DEFAULT_ROOTS",
     "KINDS",
+    "ArenaView",
     "Guard",
     "NativeError",
     "Snapshot",
@@ -60,6 +61,27 @@ class Snapshot:
     def load(path: str) -> Snapshot: ...
 
 @final
+class ArenaView:
+    """What an arena is seen through from outside. The descriptors are copied; the paths are those inside it.
+
+    Args:
+        proc: the arena's own /proc.
+        layers: path, upper layer and host's directory below of each overlay.
+        roots: path and root of each fresh file system.
+        cgroups: hierarchy, as /proc/PID/cgroup writes it or ``"v2"``, and the host's directory of the arena's cgroup.
+        not_covered: submounts of the host that are not seen, with the reason.
+    """
+
+    def __new__(
+        cls,
+        proc: int,
+        layers: Sequence[tuple[str, int, str]],
+        roots: Sequence[tuple[str, int]],
+        cgroups: Sequence[tuple[str, str]],
+        not_covered: Sequence[str] = ...,
+    ) -> Self: ...
+
+@final
 class Guard:
     """A run: baseline and event sources at construction, settle and verdict at the end."""
 
@@ -74,6 +96,7 @@ class Guard:
         settle_ms: int = 500,
         include_self: bool = False,
         attributed_only: bool = False,
+        arena: ArenaView | None = None,
     ) -> Self: ...
     @property
     def token(self) -> tuple[str, str]: ...
@@ -90,6 +113,7 @@ def snapshot(
     lock_files: Sequence[str] = ...,
     threads: int = 0,
     include_self: bool = False,
+    arena: ArenaView | None = None,
 ) -> Snapshot: ...
 def diff(before: Snapshot, after: Snapshot, *, allow: str | None = None) -> str: ...
 def settle(before: Snapshot, *, allow: str | None = None, settle_ms: int = 500, include_self: bool = False) -> str: ...

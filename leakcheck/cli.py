@@ -6,21 +6,28 @@ Exit codes: 0 clean, 1 leaked, 2 usage or configuration, 3 unknown, 4 the target
 import contextlib
 import enum
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 
 from leakcheck import __version__, commands
 from leakcheck._native import NativeError, UsageError
+from leakcheck.arena import Arena
+from leakcheck.campaigns.command import run_leaks
+from leakcheck.campaigns.ending import ENDINGS, KILLS, Kill
+from leakcheck.campaigns.ending import parse as parse_plan
+from leakcheck.campaigns.leaks import LeaksOptions
 from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE, GuardOptions
 from leakcheck.doctor import doctor as run_doctor
 from leakcheck.guarding import existing_roots, milliseconds
 from leakcheck.reap import reap as run_reap
 from leakcheck.render import printable
 from leakcheck.supervise import GivenUp, TargetError
+from leakcheck.targets import load as load_target
 from leakcheck.targets.listing import targets as list_targets
 
 __all__ = ["app", "main"]
@@ -124,10 +131,27 @@ def guard(
     recover: Recover = None,
     exit_code: Annotated[ExitCode, typer.Option(help="Whose exit code to give when clean.")] = ExitCode.LEAKCHECK,
     demo_leak: DemoLeak = None,
+    arena: Annotated[bool, typer.Option("--arena", help="Run it in a disposable host of its own.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the arena up, and say how to enter it.")] = False,
+    size: Annotated[str | None, typer.Option(metavar="BYTES", help="Writable layer of the arena: 64M, 1G …")] = None,
+    network: Annotated[str, typer.Option(metavar="own|host", help="The arena's network.")] = "own",
+    bind: Annotated[
+        list[str] | None, typer.Option(metavar="SRC[:DST][:ro]", help="Show this path of the host in the arena.")
+    ] = None,
+    limit: Annotated[
+        list[str] | None, typer.Option(metavar="FILE=VALUE", help="Cgroup limit of the arena, as pids.max=100.")
+    ] = None,
 ) -> None:
     """Run a command and report what it leaves behind."""
+    place = _arena(size, network, bind or [], limit or [], keep=keep) if arena else None
+    if not arena and (keep or size or network != "own" or bind or limit):
+        raise UsageError("--keep, --size, --network, --bind and --limit are an arena's: give --arena too")
+    if arena and (scope != "host" or roots):
+        raise UsageError("--arena: all of an arena is looked at; leave out --scope and --roots")
     options = GuardOptions(
         observe=_observe(scope, kinds, roots, lock_files),
+        arena=place,
+        keep=keep,
         allow=allow,
         settle_ms=milliseconds(settle),
         json=json,
@@ -160,6 +184,40 @@ def reap(
 ) -> None:
     """Remove what a saved report attributes to its run, and nothing else."""
     raise typer.Exit(run_reap(report, apply=yes, as_json=json))
+
+
+@app.command()
+def leaks(
+    target: Annotated[str, typer.Option(metavar="TARGET", help="A built-in target's name, or an adapter's path.")],
+    iterations: Annotated[int, typer.Option(metavar="N", help="Trials, dealt by turns to the endings.")] = 100,
+    endings: Annotated[str, typer.Option(metavar="ENDING,…", help="Of: normal, timeout, crash, forced.")] = ",".join(
+        ENDINGS
+    ),
+    kill: Annotated[
+        str, typer.Option(metavar="WHO,…", help="Whom a forced ending kills: supervisor, tree, freeze (then tree).")
+    ] = ",".join(KILLS),
+    plan: Annotated[
+        str | None, typer.Option(metavar="PLAN", help="One ending for every trial, as a replay line gives it.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(metavar="J", help="Trials at a time; 0: one a CPU.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the instants of the forced kills.")] = 0,
+    host: Annotated[bool, typer.Option("--host", help="Run on the host instead of in arenas.")] = False,
+    settle: Settle = 0.25,
+    json: Json = False,
+    output: Output = None,
+) -> None:
+    """Run a target again and again, end it in every way, and report what it leaves behind."""
+    options = LeaksOptions(
+        iterations=iterations,
+        endings=_words(endings),
+        kills=cast("list[Kill]", _words(kill)),
+        plan=None if plan is None else parse_plan(plan),
+        jobs=jobs,
+        seed=seed,
+        host=host,
+        settle=settle,
+    )
+    raise typer.Exit(run_leaks(load_target(target), options, output, as_json=json))
 
 
 @app.command()
@@ -242,6 +300,42 @@ def _observe(scope: str, kinds: str | None, roots: list[str] | None, lock_files:
         "roots": None if roots is None else existing_roots(_paths(roots, "--roots"), "--roots"),
         "lock_files": _paths(lock_files or [], "--lock-files"),
     }
+
+
+def _arena(size: str | None, network: str, binds: list[str], limits: list[str], *, keep: bool) -> Arena:
+    def limit(text: str) -> tuple[str, str]:
+        name, equals, value = text.partition("=")
+        if not equals or not value:
+            raise UsageError(f"--limit {text!r}: give FILE=VALUE, such as pids.max=100")
+        return name, value
+
+    return Arena(
+        size=None if size is None else _bytes(size, "--size"),
+        network=network,
+        binds=[_bind(text) for text in binds],
+        limits=dict(limit(text) for text in limits),
+        keep=keep,
+    )
+
+
+def _bind(text: str) -> tuple[str, str, bool]:
+    source, *rest = text.split(":")
+    read_only = rest[-1:] == ["ro"]
+    target = rest[: len(rest) - read_only] or [str(Path(source).absolute())]
+    if not source or len(target) != 1 or not target[0].startswith("/"):
+        raise UsageError(f"--bind {text!r}: give SRC, SRC:DST or SRC:DST:ro, DST being absolute")
+    return source, target[0], read_only
+
+
+def _bytes(text: str, option: str) -> int:
+    found = re.fullmatch(r"(\d+)([KMG]?)", text)
+    if found is None:
+        raise UsageError(f"{option} {text!r}: give bytes, as in 1048576, 64M or 1G")
+    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
+
+
+def _words(given: str) -> list[str]:
+    return [word for word in given.split(",") if word]
 
 
 def _paths(given: list[str], option: str) -> list[str]:

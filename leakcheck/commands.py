@@ -1,6 +1,7 @@
 """What the subcommands do; each returns the exit code. `leakcheck.cli` parses the command line."""
 
 import contextlib
+import functools
 import glob
 import os
 import shlex
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from leakcheck import _native
 from leakcheck.allow import AllowRule, read_allow_file
+from leakcheck.arena import Arena, run_in_arena
 from leakcheck.demo import demo_of, planted
 from leakcheck.render import print_report, print_snapshot
 from leakcheck.report import Report
@@ -55,6 +57,8 @@ class GuardOptions:
     output: Path | None = None
     recover: str | None = None
     pass_exit: bool = False
+    arena: Arena | None = None
+    keep: bool = False
 
 
 def snapshot(observe: Mapping[str, Any], output: Path | None, *, as_json: bool) -> int:
@@ -87,7 +91,8 @@ def guard(argv: Sequence[str], options: GuardOptions) -> int:
 
     @contextlib.contextmanager
     def command(env: Mapping[str, str], interrupts: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
-        yield [_shown(argument) for argument in argv], run(argv, env, interrupts)
+        started = run if options.arena is None else functools.partial(run_in_arena, options.arena)
+        yield [_shown(argument) for argument in argv], started(argv, env, interrupts)
 
     return _guarded(command, options)
 
@@ -109,7 +114,7 @@ def demo(name: str, options: GuardOptions) -> int:
 
         @contextlib.contextmanager
         def plant(env: Mapping[str, str], _: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
-            with planted(shown, env, directory) as plant:
+            with planted(shown, env, directory, options.arena) as plant:
                 yield ["mkleak", plant], None
             _say(f"demo over: mkleak took its leak ({plant}) away again")
 
@@ -120,9 +125,9 @@ def _guarded(action: _Action, options: GuardOptions) -> int:
     allow = None if options.allow is None else read_allow_file(options.allow)
     if options.output is not None:
         check_writable(options.output)
-    with Interrupts() as interrupts:
+    with Interrupts() as interrupts, _arena(options) as place:
         with _progress("taking the baseline"):
-            watched = _native.Guard(**options.observe, allow=allow, settle_ms=options.settle_ms)
+            watched = _native.Guard(**options.observe, **place, allow=allow, settle_ms=options.settle_ms)
         try:
             if interrupts.seen():
                 return INTERRUPTED
@@ -132,7 +137,7 @@ def _guarded(action: _Action, options: GuardOptions) -> int:
                 with _progress("settling"):
                     text = in_background(lambda: watched.end(argv, exit_code))
                 if options.recover is not None:
-                    text = _recovered(watched, options.recover, env, interrupts)
+                    text = _recovered(watched, options, env, interrupts)
                 report = _deliver(text, as_json=options.json, output=options.output)
         finally:
             # After a second Ctrl-C a thread may still settle with the guard, and abandoning waits for that.
@@ -145,9 +150,28 @@ def _guarded(action: _Action, options: GuardOptions) -> int:
     return _EXIT[report.verdict]
 
 
-def _recovered(watched: _native.Guard, recover: str, env: Mapping[str, str], interrupts: Interrupts) -> str:
+@contextlib.contextmanager
+def _arena(options: GuardOptions) -> Generator[dict[str, Any], None, None]:
+    """Bring the arena up, if the command is to run in one; yield what the native guard needs to look into it."""
+    if (arena := options.arena) is None:
+        yield {}
+        return
+    with _progress("bringing up an arena"):
+        arena.up()
+    try:
+        yield {"arena": arena.view}
+    finally:
+        if options.keep:
+            _say(f"the arena is still up; {arena.how_to_enter}")
+        arena.down()
+
+
+def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, str], interrupts: Interrupts) -> str:
+    recover = options.recover or ""
+    started = run if options.arena is None else functools.partial(run_in_arena, options.arena)
     # Its output is no output of the guarded command's, so it goes to stderr as ours does.
-    code = run(["/bin/sh", "-c", recover], env, interrupts, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno())
+    stderr = sys.stderr.fileno()
+    code = started(["/bin/sh", "-c", recover], env, interrupts, stdin=subprocess.DEVNULL, stdout=stderr)
     if code != 0:
         ended = f"exited with {code}" if code > 0 else f"was killed by signal {-code}"
         _say(f"recover command {shlex.quote(recover)} {ended}")

@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 from leakcheck._bin import helper
 from leakcheck._native import KINDS, UsageError
+from leakcheck.arena import Arena, Process
 from leakcheck.supervise import TargetError
 
 __all__ = ["Demo", "demo_of", "planted"]
@@ -59,7 +60,9 @@ def demo_of(name: str) -> Demo:
 
 
 @contextlib.contextmanager
-def planted(demo: Demo, env: Mapping[str, str], directory: str | None = None) -> Generator[str, None, None]:
+def planted(
+    demo: Demo, env: Mapping[str, str], directory: str | None = None, arena: Arena | None = None
+) -> Generator[str, None, None]:
     """Yield the name of the plant that was made, in `directory` if it is a file; take the leak away afterwards.
 
     mkleak cleans up at the end of its stdin, so the leak goes even when this process is killed.
@@ -68,7 +71,7 @@ def planted(demo: Demo, env: Mapping[str, str], directory: str | None = None) ->
         TargetError: none of the plants can exist on this machine, or one failed.
     """
     for plant in demo.plants:
-        with _mkleak(plant, env, directory) as (mkleak, answer):
+        with _mkleak(plant, env, directory, arena) as (mkleak, answer):
             if answer.startswith("READY"):
                 yield plant
                 return
@@ -79,15 +82,19 @@ def planted(demo: Demo, env: Mapping[str, str], directory: str | None = None) ->
 
 @contextlib.contextmanager
 def _mkleak(
-    plant: str, env: Mapping[str, str], directory: str | None
-) -> Generator[tuple[subprocess.Popen[bytes], str], None, None]:
+    plant: str, env: Mapping[str, str], directory: str | None, arena: Arena | None
+) -> Generator[tuple[subprocess.Popen[bytes] | Process, str], None, None]:
     """Yield mkleak and the first line that it says: READY, or why not."""
     stdin, orders = os.pipe2(os.O_CLOEXEC)
     answers, stdout = os.pipe2(os.O_CLOEXEC)
     try:
         try:
             command = [str(helper("mkleak")), plant, *(["--dir", directory] if directory is not None else [])]
-            mkleak = subprocess.Popen(command, env=env, stdin=stdin, stdout=stdout, stderr=stdout)
+            mkleak: subprocess.Popen[bytes] | Process
+            if arena is None:
+                mkleak = subprocess.Popen(command, env=env, stdin=stdin, stdout=stdout, stderr=stdout)
+            else:
+                mkleak = arena.popen(command, env=env, stdin=stdin, stdout=stdout, stderr=stdout)
         finally:
             os.close(stdin)
             os.close(stdout)

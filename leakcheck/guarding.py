@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, ParamSpec, Self, TypeAlias, TypeVar, cast
+from typing import Any, Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast
 
 from leakcheck import _native
 from leakcheck.allow import Allow, to_toml
@@ -21,6 +21,7 @@ from leakcheck.report import Report
 
 __all__ = [
     "Guard",
+    "InArena",
     "Kinds",
     "LeakcheckWarning",
     "OnUnknown",
@@ -30,11 +31,21 @@ __all__ = [
     "guard",
     "kinds_text",
     "milliseconds",
+    "view_of",
 ]
 
 Kinds: TypeAlias = str | Iterable[str] | None
 """Kinds of resource: ``"process,fd"``, ``["process", "fd"]``, or None for every kind that the scope can delimit."""
 OnUnknown: TypeAlias = Literal["raise", "warn", "ignore"]
+
+
+class _Viewed(Protocol):
+    @property
+    def view(self) -> _native.ArenaView: ...
+
+
+InArena: TypeAlias = _native.ArenaView | _Viewed
+"""An arena, or what one is seen through."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -47,6 +58,11 @@ class LeakcheckWarning(UserWarning):
 def kinds_text(kinds: Kinds) -> str | None:
     """Return `kinds` as the native core takes it."""
     return kinds if kinds is None or isinstance(kinds, str) else ",".join(kinds)
+
+
+def view_of(arena: InArena | None) -> _native.ArenaView | None:
+    """Return what `arena` is seen through."""
+    return arena if arena is None or isinstance(arena, _native.ArenaView) else arena.view
 
 
 def milliseconds(seconds: float) -> int:
@@ -101,6 +117,7 @@ class Run:
         allow: str | None = None,
         settle_ms: int = 500,
         attributed_only: bool = False,
+        arena: InArena | None = None,
     ) -> None:
         # Garbage of earlier code that a collection would close in mid-run is not the run's.
         gc.collect()
@@ -113,6 +130,7 @@ class Run:
             settle_ms=settle_ms,
             include_self=True,
             attributed_only=attributed_only,
+            arena=view_of(arena),
         )
         self._token, value = self._native.token
         self._before = os.environ.get(self._token)
@@ -249,6 +267,7 @@ def guard(
     settle: float = 0.5,
     on_unknown: OnUnknown = "raise",
     attributed_only: bool = False,
+    arena: InArena | None = None,
 ) -> Guard:
     """Check that some code of this process leaves nothing behind.
 
@@ -272,6 +291,8 @@ def guard(
             `LeakcheckWarning`, or ``"ignore"``; the report says ``unknown`` in any case, never ``clean``.
         attributed_only: report residue only if descent, cgroup, namespace, run token or uid ties it to this run. For
             test suites with parallel neighbours; the rest is in `Report.unattributed`.
+        arena: the disposable host in which the code runs something; all of it is looked at instead of `scope` and
+            `roots`, everything new in it is the run's, and this process's descriptors do not count.
 
     Raises:
         UsageError: at once or on entry, for an unknown kind or scope, a missing root, a bad allow rule or a settle time
@@ -287,6 +308,7 @@ def guard(
         "allow": to_toml(allow),
         "settle_ms": milliseconds(settle),
         "attributed_only": attributed_only,
+        "arena": arena,
     }
     return Guard(options, on_unknown)
 

@@ -16,7 +16,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         name: what reports call it.
         program: its argv inside the sandbox.
-        wall: wall-clock limit in seconds; at least 1, as most targets count whole ones.
+        wall: wall-clock limit in seconds; some targets take only whole ones.
         cpu: limit of processor time in seconds.
         memory: limit in bytes.
         processes: how many processes and threads at once.
@@ -27,7 +27,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     program: tuple[str, ...]
-    wall: int = 10
+    wall: float = 10
     cpu: int = 10
     memory: int = 256 << 20
     processes: int = 64
@@ -36,7 +36,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     expect_signal: int | None = None
 
 
-def _shell(name: str, script: str, *, wall: int = 10, expect: Verdict, **more: int) -> Submission:
+def _shell(name: str, script: str, *, wall: float = 10, expect: Verdict, **more: int) -> Submission:
     return Submission(name=name, program=("/bin/sh", "-c", script), wall=wall, expect=expect, **more)
 
 

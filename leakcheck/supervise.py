@@ -28,9 +28,9 @@ class GivenUp(BaseException):
 class Interrupts:
     """What the user or a supervisor of ours wants to end, while it is entered.
 
-    A first SIGINT is only noted: the command is in our process group and got it from the terminal too. SIGTERM and
-    SIGHUP reach us alone, so they are passed on. A signal that was ignored when we were started (nohup, ``&`` in sh)
-    stays ignored.
+    A first SIGINT is only noted where the command is in our process group and got it from the terminal too. SIGTERM and
+    SIGHUP reach us alone, so they are passed on, and so is SIGINT to a command in an arena. A signal that was ignored
+    when we were started (nohup, ``&`` in sh) stays ignored.
     """
 
     def __init__(self) -> None:
@@ -38,6 +38,7 @@ class Interrupts:
         self._asked = False
         self._waiting: list[int] = []
         self._pidfd: int | None = None
+        self._pass_int = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -63,9 +64,10 @@ class Interrupts:
         return self._seen
 
     @contextlib.contextmanager
-    def reaching(self, pidfd: int) -> Generator[None, None, None]:
+    def reaching(self, pidfd: int, *, pass_int: bool = False) -> Generator[None, None, None]:
         """Pass signals on to the process of `pidfd` meanwhile, also those that came before it was there."""
         self._pidfd = pidfd
+        self._pass_int = pass_int
         try:
             while self._waiting:
                 self._forward(self._waiting.pop(0))
@@ -73,10 +75,12 @@ class Interrupts:
         finally:
             self._pidfd = None
 
-    def _on_int(self, _number: int, _frame: FrameType | None) -> None:
+    def _on_int(self, number: int, _frame: FrameType | None) -> None:
         if self._asked:
             raise GivenUp
         self._asked = self._seen = True
+        if self._pass_int:
+            self._forward(number)
 
     def _on_end(self, number: int, _frame: FrameType | None) -> None:
         self._seen = True

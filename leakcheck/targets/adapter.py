@@ -19,7 +19,7 @@ from leakcheck.submissions import Verdict
 __all__ = ["Adapter", "File", "Needs", "Paths", "Probe", "Status", "Values", "fill", "fill_json", "read_adapter"]
 
 Argv: TypeAlias = list[str]
-Values: TypeAlias = dict[str, str | int | Sequence[str]]
+Values: TypeAlias = dict[str, str | int | float | Sequence[str]]
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _STATIC = {"box", "name", "work"}
@@ -130,6 +130,7 @@ class Adapter(_Table, frozen=True):
         prepare: run in order before each launch; must be repeatable.
         recover: run in order after a crash; must be repeatable and succeed where there is nothing to do.
         files: written before each launch, after `prepare`.
+        shortest_wall: the shortest wall limit that it takes, in seconds.
         may_lack_signal: whether a death by signal may come back as a bare exit code.
     """
 
@@ -145,6 +146,7 @@ class Adapter(_Table, frozen=True):
     needs: Needs = Needs()
     status: Status = Status()
     paths: Paths = Paths()
+    shortest_wall: float = 0.1
     may_lack_signal: bool = False
 
 
@@ -304,5 +306,5 @@ def fill_json(value: Any, values: Values) -> Any:
 
 def _program(values: Values) -> Sequence[str]:
     program = values["program"]
-    assert not isinstance(program, (str, int))  # noqa: S101 - `Target.launch` puts a tuple there
+    assert not isinstance(program, (str, int, float))  # noqa: S101 - `Target.launch` puts a tuple there
     return program

@@ -4,7 +4,7 @@ import json
 import os
 import signal as signals
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -147,7 +147,8 @@ class Target:
         """
         values = self._values(box) | {
             "program": submission.program,
-            "wall": submission.wall,
+            # Some take only whole seconds, and choke on 10.0.
+            "wall": int(submission.wall) if submission.wall == int(submission.wall) else submission.wall,
             "cpu": submission.cpu,
             "memory": submission.memory,
             "memory_kib": max(1, submission.memory // 1024),
@@ -181,8 +182,10 @@ class Target:
             cgroups=filled(declared.cgroups),
         )
 
-    def status(self, returncode: int, box: Box) -> Outcome:
+    def status(self, returncode: int, box: Box, outside: Callable[[Path], Path] = Path) -> Outcome:
         """Return what the target says after a launch in `box` that ended with `returncode`, negative for a signal.
+
+        Where the target ran under another root, `outside` says where a path of its own is for us.
 
         Raises:
             TargetError: it was to write a status file, which is not there or not readable.
@@ -190,7 +193,7 @@ class Target:
         path = self.status_file(box)
         if path is None:
             return self._from_exit(returncode)
-        return self._from_file(self._read_status(path, returncode), path)
+        return self._from_file(self._read_status(outside(path), returncode), path)
 
     def _from_exit(self, returncode: int) -> Outcome:
         status = self.adapter.status

@@ -52,13 +52,21 @@ pub struct Options {
     pub attributed_only: bool,
 }
 
+impl Options {
+    /// This process, where its own descriptors count: an arena has none of them.
+    fn own_pid(&self) -> Option<u32> {
+        (self.observe.include_self && self.observe.arena.is_none()).then(std::process::id)
+    }
+}
+
 /// A guarded run. The run is whatever this process starts from [`Guard::begin`] on, what descends from that, and what has the
 /// [token](Guard::token) in its environment; with `include_self` also what this process itself opens.
 pub struct Guard {
     options: Options,
     /// What is judged; what is observed may be more.
     asked: KindSet,
-    watch: Watch,
+    /// None in an arena, where everything is the run's.
+    watch: Option<Watch>,
     token: String,
     baseline: Snapshot,
     began: Instant,
@@ -75,7 +83,8 @@ impl Guard {
         let kinds = with_helpers(asked);
         options.observe.kinds = Some(kinds);
         let mut files: Vec<PathBuf> = Vec::new();
-        if options.observe.scope == Scope::Host {
+        let host = options.observe.scope == Scope::Host && options.observe.arena.is_none();
+        if host {
             if kinds.any(&[Kind::File, Kind::Ipc, Kind::Lockfile, Kind::Loop, Kind::Net]) {
                 files.extend(options.observe.effective_roots());
                 files.extend(options.observe.lock_files.iter().filter_map(|f| Some(f.parent()?.to_owned())));
@@ -86,9 +95,10 @@ impl Guard {
             }
         }
         // Watching starts before the baseline: what is new afterwards has its event.
-        let mounts = kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net]) && options.observe.scope == Scope::Host;
-        let watch = Watch::start(&watch::Options { root: std::process::id(), files, mounts });
-        options.observe.hidden_fds.extend(watch.own_fds());
+        let mounts = kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net]) && host;
+        let watched = || Watch::start(&watch::Options { root: std::process::id(), files, mounts });
+        let watch = options.observe.arena.is_none().then(watched);
+        options.observe.hidden_fds.extend(watch.iter().flat_map(Watch::own_fds));
         let baseline = observe::snapshot(&options.observe)?;
         let token = random_token();
         Ok(Guard { options, asked, watch, token, baseline, began: Instant::now(), report: None })
@@ -147,7 +157,8 @@ impl Guard {
     }
 
     fn judge(&self) -> Result<Report> {
-        let live = Live { watch: Some(&self.watch), token: Some(&self.token) };
+        let arena = self.options.observe.arena.as_deref();
+        let live = Live { watch: self.watch.as_ref(), token: Some(&self.token), arena };
         judge(&self.baseline, &self.options, self.asked, &live)
     }
 }
@@ -173,7 +184,8 @@ fn with_helpers(asked: KindSet) -> KindSet {
 /// What [`observe::snapshot`] and [`diff::diff`] raise.
 pub fn verify_none(baseline: &Snapshot, options: &Options) -> Result<Report> {
     let asked = options.observe.effective_kinds()?.and(baseline.kinds);
-    judge(baseline, options, asked, &Live { watch: None, token: None })
+    let arena = options.observe.arena.as_deref();
+    judge(baseline, options, asked, &Live { watch: None, token: None, arena })
 }
 
 /// Judges two snapshots that were taken before: no waiting, nothing looked up of the time between.
@@ -189,7 +201,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
     };
     all.appeared.retain(|r| !observer(r));
     all.vanished.retain(|r| !observer(r));
-    let live = Live { watch: None, token: None };
+    let live = Live { watch: None, token: None, arena: after.arena.as_deref() };
     let attributor = Attributor::new(before, after, &live, None);
     let asked = before.kinds.and(after.kinds);
     let residue = residue(all.appeared, &attributor);
@@ -198,6 +210,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
         coverage.lower(kind, Level::None, "only one of the two snapshots looked for it");
     }
     let mut report = Report::empty(after.boot_id.clone(), coverage);
+    report.scope.clone_from(&after.scope);
     report.unreadable.clone_from(&after.unreadable);
     for resource in all.vanished {
         let label = detail::evidence(&resource, before).label;
@@ -215,9 +228,10 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
     let Some(last) = world.last.take() else {
         return Err(crate::Error::usage("settling made no look"));
     };
-    let own = options.observe.include_self.then(std::process::id);
+    let own = options.own_pid();
     let attributor = Attributor::new(baseline, &last.look, live, own);
     let mut report = Report::empty(last.look.boot_id.clone(), coverage(baseline, &last.look, asked, &attributor));
+    report.scope.clone_from(&last.look.scope);
     report.unreadable.clone_from(&last.look.unreadable);
     report.noise = last.noise;
     report.timing_ms.insert("baseline".to_owned(), baseline.took_ns as f64 / 1e6);

@@ -6,6 +6,7 @@
 //! In a test suite, three verbs do: [`NoLeaks::new`](testing::NoLeaks::new) guards a test, [`testing::verify_none`] a closure, and
 //! [`NoLeaks::report`](testing::NoLeaks::report) hands out the report instead of panicking. See [`testing`].
 
+pub mod arena;
 pub mod doctor;
 pub mod error;
 pub mod guard;
@@ -22,6 +23,7 @@ pub mod testing;
 pub mod text;
 pub mod watch;
 
+pub use arena::{ArenaView, Layer};
 pub use error::{Error, Result};
 pub use guard::{Guard, Options};
 pub use judge::report::{Leak, Report};

@@ -25,6 +25,7 @@ use crate::kind::Kind;
 use crate::observe;
 use crate::persist;
 use crate::resource::{IpcClass, NetClass, Resource};
+use crate::scope::Scope;
 use now::Now;
 
 /// What is done to a resource.
@@ -177,6 +178,10 @@ fn stale(report: &Report) -> Result<Option<String>> {
 pub fn reap(report: &Report, apply: bool) -> Result<Vec<Action>> {
     if let Some(why) = stale(report)? {
         return Err(Error::usage(format!("the report {why}")));
+    }
+    if report.scope == Scope::Arena {
+        // Its pids and paths mean others here.
+        return Err(Error::usage("the report is of an arena, which goes as a whole: take the arena down"));
     }
     let mut tasks = Vec::new();
     let mut left = Vec::new();

@@ -216,9 +216,42 @@ pub struct File {
     pub uid: u32,
     /// Size in bytes.
     pub size: u64,
+    /// In an overlay of an arena: what became of it, compared with the layer below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<FileState>,
+    /// Of a changed or deleted file, whose device and inode are those of the layer below: a digest of path, content and
+    /// attributes, so that a second change is told from the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<u64>,
 }
-identified!(File, File, |r| -> <'a> (u64, u64, Option<i64>, u32, Option<(u32, u64)>)
-    (r.dev, r.ino, r.birth, r.link, r.mapped_by));
+identified!(File, File, |r| -> <'a> (u64, u64, Option<i64>, u32, Option<(u32, u64)>, Option<FileState>, Option<u64>)
+    (r.dev, r.ino, r.birth, r.link, r.mapped_by, r.state, r.version));
+
+/// What became of a file that an overlay's upper layer holds, compared with the layer below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FileState {
+    /// The layer below has none of that name.
+    Created,
+    /// Content, type, owner, mode or extended attributes differ; of a directory also that another one took its place.
+    Changed,
+    /// It is gone.
+    Deleted,
+    /// It was copied up, and differs in its times at most. No residue: counted by the gauge `touched_files`.
+    Touched,
+}
+
+impl FileState {
+    /// The word of the JSON form.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FileState::Created => "created",
+            FileState::Changed => "changed",
+            FileState::Deleted => "deleted",
+            FileState::Touched => "touched",
+        }
+    }
+}
 
 /// Class of an IPC object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -477,7 +510,9 @@ impl Resource {
             Resource::File(r) => {
                 let birth = r.birth.map_or("?".to_owned(), |b| b.to_string());
                 let mapped = r.mapped_by.map(|(pid, start)| format!(":mapped {pid}@{start}")).unwrap_or_default();
-                format!("file:{}:{}@{birth}#{}{mapped}", device(r.dev), r.ino, r.link)
+                let state = r.state.map(|s| format!(":{}", s.as_str())).unwrap_or_default();
+                let version = r.version.map(|v| format!(":{v:016x}")).unwrap_or_default();
+                format!("file:{}:{}@{birth}#{}{mapped}{state}{version}", device(r.dev), r.ino, r.link)
             }
             Resource::Ipc(r) => {
                 let birth = r.birth.map(|b| format!("@{b}")).unwrap_or_default();

@@ -20,6 +20,8 @@ pub enum Scope {
     Cgroup(PathBuf),
     /// One process and its descendants, by parent links: an orphan that was adopted elsewhere is outside.
     Tree(u32),
+    /// A disposable host, all of it: see [`ArenaView`](crate::ArenaView), without which it cannot be looked at.
+    Arena,
 }
 
 impl Scope {
@@ -28,7 +30,7 @@ impl Scope {
     pub fn kinds(&self) -> KindSet {
         use Kind::{Cgroup, Fd, Lock, Mount, Namespace, Process};
         match self {
-            Scope::Host => KindSet::all(),
+            Scope::Host | Scope::Arena => KindSet::all(),
             Scope::Cgroup(_) => [Process, Fd, Mount, Cgroup, Lock, Namespace].into_iter().collect(),
             Scope::Tree(_) => [Process, Fd, Mount, Lock, Namespace].into_iter().collect(),
         }
@@ -41,6 +43,7 @@ impl fmt::Display for Scope {
             Scope::Host => f.write_str("host"),
             Scope::Cgroup(path) => write!(f, "cgroup:{}", path.display()),
             Scope::Tree(pid) => write!(f, "tree:{pid}"),
+            Scope::Arena => f.write_str("arena"),
         }
     }
 }
@@ -52,6 +55,7 @@ impl FromStr for Scope {
         let wrong = || Error::usage(format!("unknown scope {s:?}: write host, cgroup:PATH or tree:PID"));
         match s.split_once(':') {
             None if s == "host" => Ok(Scope::Host),
+            None if s == "arena" => Ok(Scope::Arena),
             Some(("cgroup", path)) if path.starts_with('/') => Ok(Scope::Cgroup(path.into())),
             Some(("cgroup", path)) => Err(Error::usage(format!("scope cgroup:{path}: the path must be absolute"))),
             Some(("tree", pid)) => match pid.parse::<u32>() {

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::arena::{self, ArenaView};
 use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
 use crate::resource::{
@@ -140,6 +142,9 @@ pub struct Snapshot {
     pub keys: Vec<Key>,
     #[allow(missing_docs)]
     pub bpf: Vec<Bpf>,
+    /// The arena that was looked at, for what is looked up later; a saved snapshot has none.
+    #[serde(skip)]
+    pub arena: Option<Arc<ArenaView>>,
 }
 
 impl Snapshot {
@@ -175,6 +180,7 @@ impl Snapshot {
             loops: Vec::new(),
             keys: Vec::new(),
             bpf: Vec::new(),
+            arena: None,
         }
     }
 
@@ -236,6 +242,11 @@ impl Snapshot {
         each_kind!(sort);
         self.unreadable.sort();
         self.unreadable.dedup();
+    }
+
+    /// A path below the `/proc` that the pids here belong to.
+    pub(crate) fn proc(&self, below: impl std::fmt::Display) -> PathBuf {
+        arena::proc_path(self.arena.as_deref(), below)
     }
 
     /// The process with this id, if it is in the snapshot.

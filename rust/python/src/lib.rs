@@ -1,7 +1,7 @@
 //! The binding decides nothing: convert, call, convert. Reports cross the boundary as JSON text.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use leakcheck::guard;
@@ -14,6 +14,9 @@ use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::Value;
+
+mod arena;
+use arena::ArenaView;
 
 create_exception!(_native, NativeError, PyException, "The machine refused what the observation cannot do without.");
 create_exception!(
@@ -35,6 +38,7 @@ fn options(
     lock_files: Vec<PathBuf>,
     threads: usize,
     include_self: bool,
+    arena: Option<&ArenaView>,
 ) -> PyResult<observe::Options> {
     Ok(observe::Options {
         scope: scope.parse().map_err(to_py)?,
@@ -44,6 +48,7 @@ fn options(
         threads,
         include_self,
         hidden_fds: Vec::new(),
+        arena: arena.map(|a| Arc::clone(&a.0)),
     })
 }
 
@@ -183,7 +188,7 @@ impl Guard {
 impl Guard {
     #[new]
     #[pyo3(signature = (*, scope="host", kinds=None, roots=None, lock_files=Vec::new(), allow=None, settle_ms=500,
-        include_self=false, attributed_only=false))]
+        include_self=false, attributed_only=false, arena=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of the Python constructor")]
     fn new(
         py: Python<'_>,
@@ -195,9 +200,10 @@ impl Guard {
         settle_ms: u64,
         include_self: bool,
         attributed_only: bool,
+        arena: Option<&ArenaView>,
     ) -> PyResult<Self> {
         let options = guard::Options {
-            observe: options(scope, kinds, roots, lock_files, 0, include_self)?,
+            observe: options(scope, kinds, roots, lock_files, 0, include_self, arena)?,
             rules: rules(allow)?,
             policy: Policy::new(Duration::from_millis(settle_ms)),
             attributed_only,
@@ -231,7 +237,9 @@ impl Guard {
 }
 
 #[pyfunction]
-#[pyo3(signature = (*, scope="host", kinds=None, roots=None, lock_files=Vec::new(), threads=0, include_self=false))]
+#[pyo3(signature = (*, scope="host", kinds=None, roots=None, lock_files=Vec::new(), threads=0, include_self=false,
+    arena=None))]
+#[allow(clippy::too_many_arguments, reason = "keyword arguments of the Python function")]
 fn snapshot(
     py: Python<'_>,
     scope: &str,
@@ -240,8 +248,9 @@ fn snapshot(
     lock_files: Vec<PathBuf>,
     threads: usize,
     include_self: bool,
+    arena: Option<&ArenaView>,
 ) -> PyResult<Snapshot> {
-    let options = options(scope, kinds, roots, lock_files, threads, include_self)?;
+    let options = options(scope, kinds, roots, lock_files, threads, include_self, arena)?;
     py.detach(|| observe::snapshot(&options)).map(Snapshot).map_err(to_py)
 }
 
@@ -279,7 +288,7 @@ fn check_allow(text: &str, path: PathBuf) -> PyResult<usize> {
 #[pyfunction]
 #[pyo3(signature = (*, scope="host", kinds=None, roots=None))]
 fn doctor(py: Python<'_>, scope: &str, kinds: Option<&str>, roots: Option<Vec<PathBuf>>) -> PyResult<String> {
-    let options = options(scope, kinds, roots, Vec::new(), 0, false)?;
+    let options = options(scope, kinds, roots, Vec::new(), 0, false, None)?;
     json(&py.detach(|| leakcheck::doctor::doctor(&options)).map_err(to_py)?)
 }
 
@@ -294,7 +303,7 @@ fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<St
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::{Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, reap, settle, snapshot};
+    use super::{ArenaView, Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, reap, settle, snapshot};
     use pyo3::prelude::*;
 
     #[pymodule_init]

@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::event::{Timespec, poll};
-use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use rustix::fs::{Access, FlockOperation, Mode, OFlags, flock};
 
 const PREFIX: &str = "leakcheck-arena-";
 
@@ -18,8 +18,6 @@ const PREFIX: &str = "leakcheck-arena-";
 pub(crate) struct Hierarchy {
     /// `v2`, or the controllers as `/proc/PID/cgroup` writes them.
     pub(crate) name: String,
-    /// Where it is mounted.
-    pub(crate) mount: PathBuf,
     own: PathBuf,
 }
 
@@ -30,15 +28,21 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in own.lines() {
         let mut parts = line.splitn(3, ':');
-        let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
         let v2 = number == "0";
         let mounted = mounts.lines().filter_map(|line| mount_of(line, v2, controllers)).find_map(|(root, mount)| {
             let below = path.strip_prefix(root.trim_end_matches('/'))?;
-            Some((mount.clone(), mount.join(below.trim_start_matches('/'))))
+            Some(mount.join(below.trim_start_matches('/')))
         });
-        if let Some((mount, own)) = mounted {
+        if let Some(own) = mounted {
+            // An ordinary user has those that were delegated; for root it is an error that it cannot write.
+            if !rustix::process::geteuid().is_root() && rustix::fs::access(&own, Access::WRITE_OK).is_err() {
+                continue;
+            }
             let name = if v2 { "v2".to_owned() } else { controllers.to_owned() };
-            found.push(Hierarchy { name, mount, own });
+            found.push(Hierarchy { name, own });
         }
     }
     Ok(found)
@@ -101,7 +105,8 @@ impl Cgroups {
     pub(crate) fn limit(&self, file: &str, value: &str) -> io::Result<()> {
         let path = self.dirs.iter().map(|(_, dir)| dir.join(file)).find(|p| p.exists());
         let path = path.ok_or_else(|| io::Error::other(format!("cgroup limit {file}: no hierarchy here has it")))?;
-        fs::write(&path, value).map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))
+        fs::write(&path, value)
+            .map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))
     }
 
     /// Removes them and all below, the locked one last.

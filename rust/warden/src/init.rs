@@ -5,38 +5,46 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use crate::message::{Answer, Options, Up, send};
+use crate::message::{Answer, Options, Steps, Up, send};
 use crate::{root, sys};
 
 /// Never returns. `spawner` is a socket whose other end closes when the spawner is gone, and with it everything here ends.
-pub(crate) fn run(spawner: OwnedFd, options: &Options) -> ! {
+pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
     sys::die_with_parent(0);
     sys::set_name(c"arena-init");
-    let signals = match sys::signals() {
-        Ok(signals) => signals,
+    let children = match sys::block_signals().and_then(|()| sys::signal_fd(libc::SIGCHLD)) {
+        Ok(children) => children,
         Err(e) => fail(&spawner, &e.to_string()),
     };
-    let mut up = Up::default();
-    let built = build(options, &mut up);
+    let built = build(options, steps);
     let told = match &built {
         Ok(root) => {
+            let paths = |parts: &[(String, OwnedFd)]| parts.iter().map(|(path, _)| path.clone()).collect();
+            let up = Up {
+                layers: paths(&root.layers),
+                roots: paths(&root.fresh),
+                not_covered: root.not_covered.clone(),
+                steps: steps.begun.clone(),
+                ..Up::default()
+            };
+            let parts = root.layers.iter().chain(&root.fresh);
             let fds: Vec<BorrowedFd<'_>> =
-                [&root.proc, &root.upper].into_iter().chain(root.fresh.iter().map(|(_, fd)| fd)).map(AsFd::as_fd).collect();
+                std::iter::once(&root.proc).chain(parts.map(|(_, fd)| fd)).map(AsFd::as_fd).collect();
             send(&spawner, &Answer::Up(up), &fds)
         }
-        Err(e) => fail(&spawner, &format!("{e}; at step {:?}", up.steps.last().map_or("start", |s| s))),
+        Err(e) => fail(&spawner, &steps.at(e)),
     };
     drop(built);
     if told.is_err() {
         sys::exit(1);
     }
     loop {
-        let mut set = [PollFd::new(&signals, PollFlags::IN), PollFd::new(&spawner, PollFlags::empty())];
+        let mut set = [PollFd::new(&children, PollFlags::IN), PollFd::new(&spawner, PollFlags::empty())];
         let _ = poll(&mut set, None);
         if set[1].revents().intersects(PollFlags::HUP | PollFlags::ERR) {
             sys::exit(0);
         }
-        while sys::next_signal(&signals).is_some() {}
+        sys::drain(&children);
         while sys::reap().is_some() {}
     }
 }
@@ -46,23 +54,14 @@ fn fail(spawner: &OwnedFd, why: &str) -> ! {
     sys::exit(1)
 }
 
-fn build(options: &Options, up: &mut Up) -> io::Result<root::Root> {
-    let mut step = |name: &str| {
-        up.steps.push(name.to_owned());
-        if options.fail.as_deref() == Some(name) {
-            return Err(io::Error::other("failed as asked"));
-        }
-        Ok(())
-    };
-    step("host name")?;
+fn build(options: &Options, steps: &mut Steps) -> io::Result<root::Root> {
+    steps.begin("host name")?;
     rustix::system::sethostname(if options.hostname.is_empty() { b"arena" } else { options.hostname.as_bytes() })?;
-    step("loopback")?;
+    steps.begin("loopback")?;
     if !options.host_network {
         sys::loopback_up()?;
     }
-    let root = root::make(options, &mut step)?;
-    step("ready")?;
-    up.roots = root.fresh.iter().map(|(path, _)| path.clone()).collect();
-    up.not_covered.clone_from(&root.not_covered);
+    let root = root::make(options, steps)?;
+    steps.begin("ready")?;
     Ok(root)
 }

@@ -37,23 +37,31 @@ fn run() -> io::Result<()> {
     let owner = pidfd_open(owner_pid, PidfdFlags::empty())?;
     let socket = sys::take_stdin();
     let _ = rustix::process::setsid();
-    let signals = sys::signals()?;
+    sys::block_signals()?;
+    let (children, term) = (sys::signal_fd(libc::SIGCHLD)?, sys::signal_fd(libc::SIGTERM)?);
     sys::become_subreaper();
     // Nothing of the owner's directory is kept busy.
     rustix::process::chdir("/")?;
-    let hierarchies = cgroups::hierarchies()?;
+    let hierarchies = match cgroups::hierarchies() {
+        Ok(hierarchies) => hierarchies,
+        Err(e) => return send(&socket, &Answer::Error(format!("list the cgroup hierarchies: {e}")), &[]),
+    };
     cgroups::sweep(&hierarchies);
-    Warden { socket, owner, signals, hierarchies, arenas: BTreeMap::new(), spare: None, next: 0 }.serve()
+    Warden { socket, owner, children, term, hierarchies, arenas: BTreeMap::new(), spares: Vec::new(), next: 0 }.serve()
 }
+
+/// How many spawners are prepared at a time.
+const SPARES: usize = 8;
 
 struct Warden {
     socket: OwnedFd,
     owner: OwnedFd,
-    signals: OwnedFd,
+    children: OwnedFd,
+    term: OwnedFd,
     hierarchies: Vec<Hierarchy>,
     arenas: BTreeMap<u64, Arena>,
-    /// A spawner in cgroups of its own, which waits for its options.
-    spare: Option<Arena>,
+    /// Spawners in cgroups of their own, which wait for their options.
+    spares: Vec<Arena>,
     next: u64,
 }
 
@@ -69,27 +77,26 @@ impl Warden {
     fn serve(mut self) -> io::Result<()> {
         let mut owned = true;
         loop {
-            let mut set = vec![PollFd::new(&self.signals, PollFlags::IN)];
+            let mut set = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.term, PollFlags::IN)];
             if owned {
                 set.extend([PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.owner, PollFlags::IN)]);
             }
             let _ = poll(&mut set, None);
             let ready: Vec<PollFlags> = set.iter().map(PollFd::revents).collect();
             drop(set);
-            while let Some(signal) = sys::next_signal(&self.signals) {
-                if signal == libc::SIGTERM {
-                    return self.end();
-                }
+            if !ready[1].is_empty() {
+                return self.end();
             }
+            sys::drain(&self.children);
             while sys::reap().is_some() {}
             let gone = |n: usize| ready.get(n).is_some_and(|r| !r.is_empty());
-            if owned && gone(1) {
+            if owned && gone(2) {
                 owned = match receive::<Request>(&self.socket) {
                     Ok(Some((request, fds))) => self.answer(request, fds),
                     Ok(None) => false,
                     Err(e) => send(&self.socket, &Answer::Error(format!("request: {e}")), &[]).is_ok(),
                 };
-            } else if owned && gone(2) {
+            } else if owned && gone(3) {
                 owned = false;
             }
             if !owned {
@@ -97,7 +104,7 @@ impl Warden {
                     if arena.kept && arena.lives() {
                         self.arenas.insert(self.arenas.len() as u64, arena);
                     } else {
-                        let _ = arena.down();
+                        let _ = arena.down(&self.children);
                     }
                 }
                 if self.arenas.is_empty() {
@@ -108,8 +115,12 @@ impl Warden {
     }
 
     fn end(mut self) -> io::Result<()> {
-        let rest = std::mem::take(&mut self.arenas).into_values().chain(self.spare.take());
-        rest.map(|mut arena| arena.down()).fold(Ok(()), |failed, done| done.and(failed))
+        let rest = std::mem::take(&mut self.arenas).into_values().chain(self.spares);
+        let mut outcome = Ok(());
+        for mut arena in rest {
+            outcome = arena.down(&self.children).and(outcome);
+        }
+        outcome
     }
 
     fn answer(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> bool {
@@ -117,13 +128,17 @@ impl Warden {
             Request::Up { options } => match self.up(&options, fds.pop()) {
                 Ok((up, fds)) => {
                     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                    let sent = send(&self.socket, &Answer::Up(up), &fds).is_ok();
-                    self.prepare();
-                    return sent;
+                    return send(&self.socket, &Answer::Up(up), &fds).is_ok();
                 }
                 Err(e) => Err(e),
             },
-            Request::Down { id } => self.arenas.remove(&id).map_or(Ok(()), |mut arena| arena.down()),
+            Request::Down { id } => {
+                let outcome = self.arenas.remove(&id).map_or(Ok(()), |mut arena| arena.down(&self.children));
+                let answer = outcome.map_or_else(|e| Answer::Error(e.to_string()), |()| Answer::Done);
+                let sent = send(&self.socket, &answer, &[]).is_ok();
+                self.prepare();
+                return sent;
+            }
             Request::Keep { id } => {
                 self.arenas.get_mut(&id).map(|a| a.kept = true).ok_or_else(|| io::Error::other("no such arena"))
             }
@@ -134,7 +149,7 @@ impl Warden {
 
     fn up(&mut self, options: &Options, owner: Option<OwnedFd>) -> io::Result<(Up, Vec<OwnedFd>)> {
         let owner = owner.ok_or_else(|| io::Error::other("no socket for commands came with the request"))?;
-        let mut arena = match self.spare.take() {
+        let mut arena = match self.spares.pop() {
             Some(spare) => spare,
             None => self.spawn()?,
         };
@@ -148,7 +163,7 @@ impl Warden {
         let (mut up, fds) = match up {
             Ok(up) => up,
             Err(e) => {
-                arena.down()?;
+                arena.down(&self.children)?;
                 return Err(e);
             }
         };
@@ -159,11 +174,15 @@ impl Warden {
         Ok((up, fds))
     }
 
-    /// The move into v1 cgroups takes some 10 ms of waiting: the next arena's spawner makes it while this one is used.
+    /// Who asked for two arenas will want more. The first move into a v1 cgroup waits some 10 ms for the kernel, those right after it
+    /// do not, and all other changes of cgroups wait meanwhile: so several spawners make it together, between two arenas.
     fn prepare(&mut self) {
-        if self.spare.is_none() {
+        if self.next < 2 || !self.spares.is_empty() {
+            return;
+        }
+        for _ in 0..SPARES {
             // What fails here fails again, and is told, when the arena is asked for.
-            self.spare = self.spawn().ok();
+            self.spares.extend(self.spawn());
         }
     }
 
@@ -183,28 +202,36 @@ impl Warden {
 
 impl Arena {
     fn lives(&self) -> bool {
-        self.init.as_ref().is_some_and(|init| !ended(init, 0))
+        self.init.as_ref().is_some_and(|init| !ended(init))
     }
 
     /// Ends every process and removes the cgroups: with init goes all of its pid namespace (pid_namespaces(7)).
-    fn down(&mut self) -> io::Result<()> {
+    fn down(&mut self, children: &OwnedFd) -> io::Result<()> {
         if let Some(init) = &self.init {
             let _ = pidfd_send_signal(init, Signal::KILL);
-            ended(init, 10_000);
+            wait(init, children);
         }
-        // The spawner reaps init and ends; one that never came so far is ended.
-        if self.init.is_none() || !ended(&self.spawner, 2_000) {
-            let _ = pidfd_send_signal(&self.spawner, Signal::KILL);
-            ended(&self.spawner, 2_000);
-        }
-        while sys::reap().is_some() {}
+        let _ = pidfd_send_signal(&self.spawner, Signal::KILL);
+        wait(&self.spawner, children);
         self.cgroups.remove()
     }
 }
 
-fn ended(pidfd: &OwnedFd, ms: i64) -> bool {
-    let timeout = Timespec { tv_sec: ms / 1000, tv_nsec: ms % 1000 * 1_000_000 };
-    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout)).is_ok_and(|n| n > 0)
+fn ended(pidfd: &OwnedFd) -> bool {
+    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&Timespec::default())).is_ok_and(|n| n > 0)
+}
+
+/// Waits for the end of a process that was killed. Its orphans come to us meanwhile, and a pid namespace ends only when all in it
+/// were reaped (pid_namespaces(7)).
+fn wait(pidfd: &OwnedFd, children: &OwnedFd) {
+    loop {
+        while sys::reap().is_some() {}
+        if ended(pidfd) {
+            return;
+        }
+        let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN), PollFd::new(children, PollFlags::IN)], None);
+        sys::drain(children);
+    }
 }
 
 fn random_name() -> io::Result<String> {

@@ -35,6 +35,33 @@ pub(crate) struct Options {
     pub(crate) fail: Option<String>,
 }
 
+/// The steps of one bring-up. In tests one of them is made to fail.
+pub(crate) struct Steps {
+    /// Those that were begun, in order.
+    pub(crate) begun: Vec<String>,
+    fail: Option<String>,
+}
+
+impl Steps {
+    pub(crate) fn new(options: &Options) -> Self {
+        Steps { begun: Vec::new(), fail: options.fail.clone() }
+    }
+
+    /// Notes that a step begins; fails if it is the one that is to fail.
+    pub(crate) fn begin(&mut self, name: &str) -> io::Result<()> {
+        self.begun.push(name.to_owned());
+        if self.fail.as_deref() == Some(name) {
+            return Err(io::Error::other("failed as asked"));
+        }
+        Ok(())
+    }
+
+    /// The step at which an error came, for its message.
+    pub(crate) fn at(&self, e: &io::Error) -> String {
+        format!("{e}; at step {:?}", self.begun.last().map_or("start", |s| s))
+    }
+}
+
 /// What the owner asks the warden for.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
@@ -66,9 +93,11 @@ pub(crate) struct Up {
     pub(crate) init: i32,
     /// Hierarchy, directory.
     pub(crate) cgroups: Vec<(String, String)>,
+    /// Where overlays are; the descriptors of their upper layers come after that of `/proc`, in this order.
+    pub(crate) layers: Vec<String>,
     /// Paths of the fresh tmpfs; their descriptors come last, in this order.
     pub(crate) roots: Vec<String>,
-    /// Submounts of the host that are not in the arena, with the reason.
+    /// What of the host is not in the arena, or can only be read there, with the reason.
     pub(crate) not_covered: Vec<String>,
     /// The steps of the bring-up, in order.
     pub(crate) steps: Vec<String>,

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change,
-    mount_remount, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
+    mount_bind_recursive, mount_change, mount_remount, move_mount, open_tree, unmount,
 };
 
-use crate::message::Options;
+use crate::message::{Options, Steps};
 use crate::sys;
 
 /// Fresh tmpfs, with their modes. `/dev` is one too.
@@ -32,44 +32,48 @@ const DEVICES: [(&str, u32, u32); 8] = [
 
 /// What was made.
 pub(crate) struct Root {
-    /// Root of the overlay's upper layer.
-    pub(crate) upper: OwnedFd,
+    /// Where each overlay is, and the root of its upper layer.
+    pub(crate) layers: Vec<(String, OwnedFd)>,
     /// The arena's `/proc`.
     pub(crate) proc: OwnedFd,
     /// Path and descriptor of each fresh tmpfs.
     pub(crate) fresh: Vec<(String, OwnedFd)>,
-    /// Submounts of the host that are not here, or only to be read.
+    /// What of the host is not here, or only to be read, with the reason.
     pub(crate) not_covered: Vec<String>,
 }
 
 /// Where the overlay is put together before it becomes the root; every Linux has it, and it gets a fresh tmpfs anyway.
 const STAGE: &str = "/tmp";
 
-/// Builds the root and makes it this process' own. `step` is told before each step.
-pub(crate) fn make(options: &Options, step: &mut dyn FnMut(&str) -> io::Result<()>) -> io::Result<Root> {
-    step("private mounts")?;
+/// Builds the root and makes it this process' own.
+pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
+    steps.begin("private mounts")?;
     let everything = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     // A root that is no mount point (chroot) has no propagation of its own.
     let _ = mount_change("/", everything);
     let host_mounts = host_mounts()?;
-    step("writable layer")?;
+    steps.begin("bind sources")?;
+    // Cloned before the stage hides what is below it.
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mut binds = Vec::new();
+    for (source, target, read_only) in &options.binds {
+        let tree = open_tree(CWD, source.as_str(), flags).map_err(|e| named(e.into(), &format!("bind {source}")))?;
+        binds.push((tree, Path::new(source).is_dir(), target, *read_only));
+    }
+    steps.begin("writable layer")?;
     tmpfs(Path::new(STAGE), 0o700, options.size)?;
     let root = Path::new(STAGE).join("root");
     for name in ["upper", "work", "root"] {
         fs::create_dir(Path::new(STAGE).join(name))?;
     }
-    fs::set_permissions(Path::new(STAGE).join("upper"), fs::Permissions::from_mode(0o755))?;
-    let upper = open_dir(&Path::new(STAGE).join("upper"))?;
-    step("overlay")?;
-    let data = format!("lowerdir=/,upperdir={STAGE}/upper,workdir={STAGE}/work,xino=on,redirect_dir=on,index=off");
-    let data = std::ffi::CString::new(data).map_err(io::Error::other)?;
-    mount("overlay", &root, "overlay", MountFlags::empty(), Some(data.as_c_str()))
-        .map_err(|e| named(e.into(), "mount an overlay of / (on two overlays already?)"))?;
+    steps.begin("overlay")?;
+    let mut not_covered = Vec::new();
+    let layers = if sys::is_root() { whole_overlay(&root)? } else { overlays(&root, &mut not_covered)? };
     let mut fresh = Vec::new();
-    step("devices")?;
+    steps.begin("devices")?;
     devices(&root, options)?;
     fresh.push(("/dev".to_owned(), open_dir(&root.join("dev"))?));
-    step("temporary directories")?;
+    steps.begin("temporary directories")?;
     for (path, mode) in FRESH {
         let target = below(&root, path);
         if !target.is_dir() {
@@ -80,26 +84,81 @@ pub(crate) fn make(options: &Options, step: &mut dyn FnMut(&str) -> io::Result<(
     }
     fs::DirBuilder::new().mode(0o1777).create(below(&root, "/run/lock"))?;
     fs::set_permissions(below(&root, "/run/lock"), fs::Permissions::from_mode(0o1777))?;
-    step("proc")?;
+    steps.begin("proc")?;
     plain("proc", &below(&root, "/proc"))?;
     let proc = open_dir(&below(&root, "/proc"))?;
-    step("sys")?;
+    steps.begin("sys")?;
     plain("sysfs", &below(&root, "/sys"))?;
-    step("cgroups")?;
-    cgroups(&root, &host_mounts)?;
-    step("submounts")?;
-    let not_covered = submounts(&root, &host_mounts);
-    step("binds")?;
-    for (source, target, read_only) in &options.binds {
-        bind(source, &below(&root, target), *read_only)
-            .map_err(|e| named(e, &format!("bind {source} to {target} in the arena")))?;
+    steps.begin("cgroups")?;
+    match cgroups(&root, &host_mounts) {
+        Err(e) if !sys::is_root() => not_covered.push(format!("/sys/fs/cgroup: {e}")),
+        other => other?,
     }
-    step("pivot")?;
+    steps.begin("submounts")?;
+    submounts(&root, &host_mounts, &mut not_covered);
+    steps.begin("binds")?;
+    for (tree, is_dir, target, read_only) in binds {
+        attach(&tree, is_dir, &below(&root, target), read_only)
+            .map_err(|e| named(e, &format!("bind to {target} in the arena")))?;
+    }
+    steps.begin("pivot")?;
     rustix::process::chdir(&root)?;
     sys::pivot_here().map_err(|e| named(e, "pivot_root (is / a mount point?)"))?;
     unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
-    Ok(Root { upper, proc, fresh, not_covered })
+    Ok(Root { layers, proc, fresh, not_covered })
+}
+
+fn whole_overlay(root: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
+    // xino: /proc/locks and stat agree on the device; redirect_dir: directories of the host can be renamed.
+    let upper = overlay("/", "", root, "xino=on,redirect_dir=on,index=off")
+        .map_err(|e| named(e, "mount an overlay of / (on two overlays already?)"))?;
+    Ok(vec![("/".to_owned(), upper)])
+}
+
+/// A user namespace may not see below the mounts that it was born with, so what has such mounts has no overlay: each directory of the
+/// root gets one of its own, or is bound to be read.
+fn overlays(root: &Path, not_covered: &mut Vec<String>) -> io::Result<Vec<(String, OwnedFd)>> {
+    let mut layers = Vec::new();
+    // The new root has to be a mount point.
+    tmpfs(root, 0o755, 0)?;
+    for entry in fs::read_dir("/")?.flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let (Some(text), Ok(class)) = (path.to_str(), entry.file_type()) else { continue };
+        let place = root.join(&name);
+        if class.is_symlink() {
+            symlink(fs::read_link(&path)?, place)?;
+            continue;
+        }
+        let fresh = FRESH.iter().any(|(fresh, _)| *fresh == text) || ["/dev", "/proc", "/sys"].contains(&text);
+        if !class.is_dir() || fresh {
+            make_place(&place, class.is_dir())?;
+            continue;
+        }
+        fs::create_dir(&place)?;
+        match overlay(text, &format!("{}/", name.display()), &place, "userxattr") {
+            Ok(upper) => layers.push((text.to_owned(), upper)),
+            Err(e) => {
+                let bound = mount_bind_recursive(text, &place).map(|()| read_only(&place));
+                let how = if bound.is_ok() { "as on the host" } else { "not there" };
+                not_covered.push(format!("{text}: {how}, as no overlay can be made of it: {e}"));
+            }
+        }
+    }
+    Ok(layers)
+}
+
+fn overlay(lower: &str, name: &str, place: &Path, options: &str) -> io::Result<OwnedFd> {
+    let upper = format!("{STAGE}/upper/{name}");
+    let work = format!("{STAGE}/work/{name}");
+    for dir in [&upper, &work] {
+        fs::create_dir_all(dir)?;
+    }
+    fs::set_permissions(&upper, fs::Permissions::from_mode(fs::metadata(lower)?.permissions().mode()))?;
+    let data = format!("lowerdir={lower},upperdir={upper},workdir={work},{options}");
+    let data = std::ffi::CString::new(data).map_err(io::Error::other)?;
+    mount("overlay", place, "overlay", MountFlags::empty(), Some(data.as_c_str()))?;
+    open_dir(Path::new(&upper))
 }
 
 fn named(e: io::Error, what: &str) -> io::Error {
@@ -133,6 +192,9 @@ fn devices(root: &Path, options: &Options) -> io::Result<()> {
         fs::create_dir(dev.join(dir))?;
     }
     for (name, major, minor) in DEVICES {
+        if !sys::is_root() && !Path::new("/dev").join(name).exists() {
+            continue;
+        }
         node(&dev.join(name), FileType::CharacterDevice, makedev(major, minor))?;
     }
     for name in &options.devices {
@@ -141,18 +203,28 @@ fn devices(root: &Path, options: &Options) -> io::Result<()> {
         let class = if host.file_type().is_block_device() { FileType::BlockDevice } else { FileType::CharacterDevice };
         node(&dev.join(name), class, host.rdev())?;
     }
-    let links = [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")];
+    let links =
+        [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")];
     for (name, to) in links {
         symlink(to, dev.join(name))?;
     }
-    let ptys = Some(c"newinstance,ptmxmode=0666,mode=0620,gid=5");
+    // Group 5, tty, is not known in a user namespace of ours.
+    let ptys =
+        Some(if sys::is_root() { c"newinstance,ptmxmode=0666,mode=0620,gid=5" } else { c"newinstance,ptmxmode=0666" });
     mount("devpts", dev.join("pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, ptys)
         .map_err(|e| named(e.into(), "mount devpts"))?;
     plain("mqueue", &dev.join("mqueue"))
 }
 
+/// A user namespace makes no devices: there the host's own node is bound.
 fn node(path: &Path, class: FileType, dev: u64) -> io::Result<()> {
-    mknodat(CWD, path, class, Mode::from_raw_mode(0o666), dev).map_err(|e| named(e.into(), &format!("make {}", path.display())))?;
+    if !sys::is_root() {
+        let host = Path::new("/dev").join(path.strip_prefix(Path::new(STAGE).join("root/dev")).unwrap_or(path));
+        fs::write(path, "")?;
+        return mount_bind(&host, path).map_err(|e| named(e.into(), &format!("bind {}", host.display())));
+    }
+    mknodat(CWD, path, class, Mode::from_raw_mode(0o666), dev)
+        .map_err(|e| named(e.into(), &format!("make {}", path.display())))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
 }
 
@@ -208,32 +280,45 @@ fn cgroups(root: &Path, host: &[HostMount]) -> io::Result<()> {
 }
 
 /// What the overlay of `/` does not show. A directory is bound so that it can be read; what cannot be bound is told.
-fn submounts(root: &Path, host: &[HostMount]) -> Vec<String> {
+fn submounts(root: &Path, host: &[HostMount], not_covered: &mut Vec<String>) {
     const OURS: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/run"];
-    let mut not_covered = Vec::new();
+    if !sys::is_root() {
+        return;
+    }
     for m in host.iter().filter(|m| m.target != "/") {
         if OURS.iter().any(|ours| Path::new(&m.target).starts_with(ours)) {
             continue;
         }
-        if let Err(e) = bind(&m.target, &below(root, &m.target), true) {
+        if let Err(e) = bind(&m.target, &below(root, &m.target)) {
             not_covered.push(format!("{}: {e}", m.target));
         }
     }
-    not_covered
 }
 
-fn bind(source: &str, target: &Path, read_only: bool) -> io::Result<()> {
-    if !target.exists() {
-        if Path::new(source).is_dir() {
-            fs::create_dir_all(target)?;
-        } else {
-            fs::write(target, "")?;
-        }
-    }
-    if !read_only {
-        return Ok(mount_bind_recursive(source, target)?);
-    }
+fn bind(source: &str, target: &Path) -> io::Result<()> {
+    make_place(target, Path::new(source).is_dir())?;
     mount_bind(source, target)?;
+    read_only(target)
+}
+
+fn attach(tree: &OwnedFd, is_dir: bool, target: &Path, only_read: bool) -> io::Result<()> {
+    make_place(target, is_dir)?;
+    move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+    if only_read { read_only(target) } else { Ok(()) }
+}
+
+fn make_place(target: &Path, is_dir: bool) -> io::Result<()> {
+    if target.exists() {
+        return Ok(());
+    }
+    if is_dir {
+        return fs::create_dir_all(target);
+    }
+    fs::create_dir_all(target.parent().unwrap_or(target))?;
+    fs::write(target, "")
+}
+
+fn read_only(target: &Path) -> io::Result<()> {
     // Flags that the mount has already must be named again (mount(2), EPERM).
     let kept = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
     Ok(mount_remount(target, kept, "")?)

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::cgroups::Cgroups;
-use crate::message::{Answer, Options, Run, Up, receive, send};
+use crate::message::{Answer, Options, Run, Steps, Up, receive, send};
 use crate::sys;
 
 const NAMESPACES: i32 = libc::CLONE_NEWNS
@@ -22,23 +22,35 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
 
 /// Never returns. From `warden` come first the options; after that the warden only listens.
 pub(crate) fn run(parent: i32, warden: OwnedFd, mut cgroups: Cgroups) -> ! {
+    let entered = cgroups.enter().and_then(|()| {
+        sys::become_root_of_namespace().map_err(|e| {
+            io::Error::new(e.kind(), format!("make a user namespace (may ordinary users? see user_namespaces(7)): {e}"))
+        })
+    });
+    // After the change of credentials, which clears it.
     sys::die_with_parent(parent);
     sys::set_name(c"arena-spawner");
-    let entered = cgroups.enter();
     let dirs = cgroups.dirs.iter().map(|(name, dir)| (name.clone(), dir.display().to_string())).collect();
     let Ok(Some((options, mut fds))) = receive::<Options>(&warden) else { sys::exit(0) };
-    let outcome = entered.and_then(|()| {
+    let mut steps = Steps::new(&options);
+    let outcome = (|| {
+        steps.begin("cgroups")?;
+        entered?;
+        steps.begin("limits")?;
         for (file, value) in &options.limits {
             cgroups.limit(file, value)?;
         }
         let owner = fds.pop().ok_or_else(|| io::Error::other("no socket of the owner"))?;
-        bring_up(&warden, &options, dirs, owner)
-    });
+        bring_up(&warden, &options, dirs, owner, &mut steps)
+    })();
     cgroups.forget();
     match outcome {
         Ok(arena) => arena.serve(&warden),
         Err(e) => {
-            let _ = send(&warden, &Answer::Error(e.to_string()), &[]);
+            let why = e.to_string();
+            // What init could not do it has told with its step.
+            let why = if why.contains("; at step ") { why } else { steps.at(&e) };
+            let _ = send(&warden, &Answer::Error(why), &[]);
             sys::exit(1)
         }
     }
@@ -50,18 +62,26 @@ struct Arena {
     // Its end closes with this process, which init takes as the end of everything.
     _alive: OwnedFd,
     owner: OwnedFd,
-    signals: OwnedFd,
+    children: OwnedFd,
     enter: i32,
 }
 
-fn bring_up(warden: &OwnedFd, options: &Options, cgroups: Vec<(String, String)>, owner: OwnedFd) -> io::Result<Arena> {
-    let signals = sys::signals()?;
+fn bring_up(
+    warden: &OwnedFd,
+    options: &Options,
+    cgroups: Vec<(String, String)>,
+    owner: OwnedFd,
+    steps: &mut Steps,
+) -> io::Result<Arena> {
+    steps.begin("namespaces")?;
+    sys::block_signals()?;
+    let children = sys::signal_fd(libc::SIGCHLD)?;
     let (ours, inits) = pair()?;
     let flags = if options.host_network { NAMESPACES & !libc::CLONE_NEWNET } else { NAMESPACES };
     let child = match sys::fork(flags as u64)? {
         None => {
             drop(ours);
-            crate::init::run(inits, options)
+            crate::init::run(inits, options, steps)
         }
         Some(child) => child,
     };
@@ -82,7 +102,7 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: Vec<(String, String)>,
     let sent: Vec<BorrowedFd<'_>> = std::iter::once(&child.pidfd).chain(&fds).map(AsFd::as_fd).collect();
     send(warden, &Answer::Up(up), &sent)?;
     let enter = flags & !libc::CLONE_NEWPID;
-    Ok(Arena { init: child.pidfd, init_pid: child.pid, _alive: ours, owner, signals, enter })
+    Ok(Arena { init: child.pidfd, init_pid: child.pid, _alive: ours, owner, children, enter })
 }
 
 impl Arena {
@@ -90,14 +110,14 @@ impl Arena {
         let mut running: HashMap<i32, OwnedFd> = HashMap::new();
         loop {
             let mut set = [
-                PollFd::new(&self.signals, PollFlags::IN),
+                PollFd::new(&self.children, PollFlags::IN),
                 PollFd::new(&self.owner, PollFlags::IN),
                 PollFd::new(warden, PollFlags::empty()),
             ];
             let _ = poll(&mut set, None);
             let [signalled, asked, left] = [0, 1, 2].map(|n| set[n].revents());
             if !signalled.is_empty() {
-                while sys::next_signal(&self.signals).is_some() {}
+                sys::drain(&self.children);
                 while let Some((pid, status)) = sys::reap() {
                     if let Some(pipe) = running.remove(&pid) {
                         let _ = rustix::io::write(&pipe, &status.to_ne_bytes());

@@ -4,6 +4,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A child as its parent sees it.
 pub(crate) struct Child {
@@ -44,6 +45,27 @@ pub(crate) fn exit(code: i32) -> ! {
 pub(crate) fn setns(pidfd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
     // SAFETY: takes a descriptor and flags only.
     check(unsafe { libc::setns(pidfd.as_raw_fd(), flags) })
+}
+
+/// Whether this is root outside any user namespace that we made.
+pub(crate) fn is_root() -> bool {
+    ROOT.load(Ordering::Relaxed)
+}
+
+static ROOT: AtomicBool = AtomicBool::new(true);
+
+/// Makes an ordinary user root of a user namespace of its own (user_namespaces(7)); nothing for root.
+pub(crate) fn become_root_of_namespace() -> io::Result<()> {
+    let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+    if uid.is_root() {
+        return Ok(());
+    }
+    ROOT.store(false, Ordering::Relaxed);
+    // SAFETY: takes flags only; the program has one thread.
+    check(unsafe { libc::unshare(libc::CLONE_NEWUSER) })?;
+    std::fs::write("/proc/self/uid_map", format!("0 {} 1", uid.as_raw()))?;
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/gid_map", format!("0 {} 1", gid.as_raw()))
 }
 
 /// Replaces this process (execvpe(3)); returns only the error.
@@ -88,17 +110,23 @@ pub(crate) fn set_name(name: &std::ffi::CStr) {
     unsafe { libc::prctl(libc::PR_SET_NAME, name.as_ptr()) };
 }
 
-/// Blocks every signal, and opens a descriptor that tells of SIGCHLD and SIGTERM (signalfd(2)).
-pub(crate) fn signals() -> io::Result<OwnedFd> {
-    // SAFETY: both sets are ours; sigfillset and sigaddset only write to them.
+/// Blocks every signal (sigprocmask(2)).
+pub(crate) fn block_signals() -> io::Result<()> {
+    // SAFETY: the set is ours; sigfillset only writes to it.
     unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
-        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut()))?;
+        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut()))
+    }
+}
+
+/// A descriptor that can be read when blocked signal `number` is pending (signalfd(2)).
+pub(crate) fn signal_fd(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: the set is ours; the descriptor is new, and it has no other owner.
+    unsafe {
         let mut told: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut told);
-        libc::sigaddset(&raw mut told, libc::SIGCHLD);
-        libc::sigaddset(&raw mut told, libc::SIGTERM);
+        libc::sigaddset(&raw mut told, number);
         let fd = libc::signalfd(-1, &raw const told, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
         check(fd)?;
         Ok(OwnedFd::from_raw_fd(fd))
@@ -118,11 +146,10 @@ pub(crate) fn default_signals() {
     }
 }
 
-/// The next signal of a [`signals`] descriptor.
-pub(crate) fn next_signal(fd: &OwnedFd) -> Option<i32> {
+/// Takes what a [`signal_fd`] has to tell.
+pub(crate) fn drain(fd: &OwnedFd) {
     let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
-    let n = rustix::io::read(fd, &mut info).ok()?;
-    (n >= 4).then(|| i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
+    while rustix::io::read(fd, &mut info).is_ok() {}
 }
 
 /// Brings the loopback interface up (netdevice(7)).

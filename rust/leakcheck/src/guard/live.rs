@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
+
 use super::residue::{Found, residue};
 use super::{Options, TOKEN_NAME};
+use crate::arena::{ArenaView, proc_path};
 use crate::error::Result;
 use crate::judge::attribute::{Attributor, Membership, Provenance};
 use crate::judge::diff;
@@ -37,7 +40,7 @@ impl LiveWorld<'_> {
     fn observe(&self) -> Result<Snapshot> {
         let options = &self.options.observe;
         match observe::snapshot(options) {
-            Err(e) if e.is_usage() && options.scope != Scope::Host => {
+            Err(e) if e.is_usage() && options.scope != Scope::Host && options.arena.is_none() => {
                 let files: KindSet = [Kind::File, Kind::Lockfile].into_iter().collect();
                 let files = files.and(self.baseline.kinds);
                 let mut look = Snapshot::empty(options.scope.clone(), self.baseline.kinds);
@@ -66,7 +69,7 @@ impl World<Found> for LiveWorld<'_> {
         self.looks_ms += look.took_ns as f64 / 1e6;
         let mut appeared = diff::diff(self.baseline, &look)?.appeared;
         appeared.retain(|r| self.asked.contains(r.kind()));
-        let own = self.options.observe.include_self.then(std::process::id);
+        let own = self.options.own_pid();
         let attributor = Attributor::new(self.baseline, &look, self.live, own);
         let residue = residue(appeared, &attributor);
         let (run_lives, running) = attributor.alive();
@@ -83,7 +86,8 @@ impl World<Found> for LiveWorld<'_> {
         let zombie = |f: &Found| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
         // Where only a reaper is waited for, the wait itself sees when it has come.
         let pause = if residue.values().all(zombie) { pause.max(self.options.policy.at_least) } else { pause };
-        observe::wait_for_change(residue.values().map(|f| &f.resource), pause);
+        let arena = self.options.observe.arena.as_deref();
+        observe::wait_for_change(residue.values().map(|f| &f.resource), arena, pause);
     }
 
     fn elapsed(&self) -> Duration {
@@ -99,6 +103,8 @@ impl World<Found> for LiveWorld<'_> {
 pub(super) struct Live<'a> {
     pub(super) watch: Option<&'a Watch>,
     pub(super) token: Option<&'a str>,
+    /// Whose pids they are.
+    pub(super) arena: Option<&'a ArenaView>,
 }
 
 impl Provenance for Live<'_> {
@@ -107,7 +113,7 @@ impl Provenance for Live<'_> {
     }
 
     fn process(&self, process: &Process) -> Membership {
-        if process.pid == std::process::id() {
+        if self.arena.is_none() && process.pid == std::process::id() {
             return Membership::Run;
         }
         self.watch.map_or(Membership::Unknown, |w| w.descends(process.pid, process.start))
@@ -116,7 +122,7 @@ impl Provenance for Live<'_> {
     fn token(&self, pid: u32) -> bool {
         let Some(token) = self.token else { return false };
         let entry = format!("{TOKEN_NAME}={token}");
-        let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environ = std::fs::read(proc_path(self.arena, format_args!("{pid}/environ"))).unwrap_or_default();
         environ.split(|b| *b == 0).any(|e| e == entry.as_bytes())
     }
 
@@ -127,6 +133,11 @@ impl Provenance for Live<'_> {
     fn creator(&self, path: &[u8]) -> Membership {
         use std::os::unix::ffi::OsStrExt;
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        if let Some(arena) = self.arena {
+            // A path that the arena alone has.
+            let inside = arena.open_inside(path, OFlags::PATH).is_ok();
+            return if inside && !path.exists() { Membership::Run } else { Membership::Unknown };
+        }
         self.watch.and_then(|w| w.creator(path)).map_or(Membership::Unknown, |m| m.membership)
     }
 
@@ -135,10 +146,10 @@ impl Provenance for Live<'_> {
     }
 
     fn uid(&self, pid: u32) -> Option<u32> {
-        observe::uid_of(pid)
+        observe::uid_of(pid, self.arena)
     }
 
     fn cgroups(&self, pid: u32) -> Vec<(String, String)> {
-        observe::cgroups_of(pid)
+        observe::cgroups_of(pid, self.arena)
     }
 }

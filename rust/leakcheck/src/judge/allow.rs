@@ -129,7 +129,7 @@ pub fn details(kind: Kind) -> &'static [&'static str] {
         Kind::Cgroup => &["hierarchy", "path", "dir"],
         Kind::Lock => &["class", "ino", "pid", "access", "path"],
         Kind::Lockfile => &["path", "state", "pid"],
-        Kind::File => &["path", "class", "uid", "mode"],
+        Kind::File => &["path", "class", "uid", "mode", "state"],
         Kind::Ipc => &["class", "id", "name", "uid"],
         Kind::Namespace => &["ns_type", "ino"],
         Kind::Net => &["class", "name", "scope", "netns", "uid"],

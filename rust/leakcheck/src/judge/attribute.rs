@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
-use crate::resource::{Ipc, IpcClass, Lock, Mount, MountId, NetClass, NsHolder, Process, Resource};
+use crate::resource::{Ipc, IpcClass, Lock, Mount, MountId, NetClass, NsHolder, Process, Resource, encode_device};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
 pub use crate::watch::Membership;
@@ -144,7 +144,11 @@ impl<'a, P: Provenance> Attributor<'a, P> {
     /// Whether the parent of a zombie is nobody of the run: then it is for init or a subreaper to reap, and some inits take two
     /// seconds.
     fn is_adopted(&self, zombie: &Process) -> bool {
-        self.look.process(zombie.ppid).is_none_or(|parent| self.provenance.process(parent) != Membership::Run)
+        self.look.process(zombie.ppid).is_none_or(|parent| match self.look.scope {
+            // Of what an arena had before, only its init reaps.
+            Scope::Arena => self.baseline.process(parent.pid).is_some_and(|old| old.start == parent.start),
+            Scope::Host | Scope::Cgroup(_) | Scope::Tree(_) => self.provenance.process(parent) != Membership::Run,
+        })
     }
 
     fn process(&self, p: &Process) -> Owner {
@@ -154,6 +158,9 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         let known = |old: &Process| (old.pid, old.start) == (p.pid, p.start);
         if self.baseline.process(p.pid).is_some_and(known) {
             return if self.baseline.scope == Scope::Host { Owner::Stranger } else { Owner::Run(Attribution::Scope) };
+        }
+        if self.look.scope == Scope::Arena {
+            return Owner::Run(Attribution::Scope);
         }
         match self.provenance.process(p) {
             Membership::Run => Owner::Run(Attribution::Descent),
@@ -250,6 +257,9 @@ impl<'a, P: Provenance> Attributor<'a, P> {
 
     /// Whose `resource` is.
     pub fn owner(&self, resource: &Resource) -> Owner {
+        if self.look.scope == Scope::Arena {
+            return self.in_arena(resource);
+        }
         match self.told_owner(resource) {
             Owner::Stranger if !self.provenance.watched() && !matches!(resource, Resource::Process(_)) => {
                 Owner::Unknown
@@ -261,8 +271,30 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         }
     }
 
+    /// What is new in an arena is the run's, but for what no namespace isolates: that must be tied to it.
+    fn in_arena(&self, resource: &Resource) -> Owner {
+        let shared_net = |ino: u64| self.look.own_ns.get(&NsType::Net) == Some(&ino);
+        match resource {
+            Resource::Key(_) => Owner::Unknown,
+            Resource::Bpf(_) => match self.told_owner(resource) {
+                Owner::Stranger => Owner::Unknown,
+                told => told,
+            },
+            Resource::Loop(d) => {
+                let number = d.device.as_ref().strip_prefix(b"loop").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+                // Block major 7 (Documentation/admin-guide/devices.txt).
+                let mounted = number.is_some_and(|n: u32| self.look.mounts.iter().any(|m| m.dev == encode_device(7, n)));
+                if mounted { Owner::Run(Attribution::Holder) } else { self.told_owner(resource) }
+            }
+            // An arena may have been given the host's network.
+            Resource::Net(n) if shared_net(n.netns) => self.told_owner(resource),
+            _ => Owner::Run(Attribution::Scope),
+        }
+    }
+
     fn told_owner(&self, resource: &Resource) -> Owner {
-        if self.look.scope != Scope::Host && !matches!(resource, Resource::Process(_) | Resource::File(_)) {
+        let part = matches!(self.look.scope, Scope::Cgroup(_) | Scope::Tree(_));
+        if part && !matches!(resource, Resource::Process(_) | Resource::File(_)) {
             return Owner::Run(Attribution::Scope);
         }
         match resource {

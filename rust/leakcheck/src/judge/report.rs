@@ -9,6 +9,7 @@ use super::attribute::Attribution;
 use super::class::Class;
 use super::verdict::Verdict;
 use crate::kind::Kind;
+use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Unreadable};
 
 /// Residue that nothing explains.
@@ -103,6 +104,9 @@ pub struct Report {
     pub verdict: Verdict,
     /// The boot that identities belong to.
     pub boot_id: String,
+    /// What was looked at.
+    #[serde(default)]
+    pub scope: Scope,
     /// What was left.
     pub leaks: Vec<Leak>,
     /// Residue that cannot be attributed, where only what can be counts.
@@ -141,6 +145,7 @@ impl Report {
             schema: Self::SCHEMA.to_owned(),
             verdict: Verdict::of(0, &coverage),
             boot_id,
+            scope: Scope::Host,
             leaks: Vec::new(),
             unattributed: Vec::new(),
             transient: Vec::new(),

@@ -9,6 +9,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
 use super::procfs::{read_file, read_small};
+use crate::arena::ArenaView;
 use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::parse::{cgroup as parse, mountinfo};
@@ -57,6 +58,9 @@ fn v1_name(options: &str) -> String {
 
 /// Appends every cgroup of every hierarchy.
 pub(crate) fn collect(out: &mut Snapshot) {
+    if let Some(arena) = out.arena.clone() {
+        return below_arena(&arena, out);
+    }
     let all = match hierarchies() {
         Ok(all) => all,
         Err(e) => return out.coverage.lower(Kind::Cgroup, Level::None, e.to_string()),
@@ -70,6 +74,25 @@ pub(crate) fn collect(out: &mut Snapshot) {
     }
     if all.is_empty() {
         out.coverage.lower(Kind::Cgroup, Level::None, "no cgroup hierarchy is mounted here");
+    }
+}
+
+/// Appends the cgroups below the arena's own, with paths from there.
+fn below_arena(arena: &ArenaView, out: &mut Snapshot) {
+    for (name, dir) in &arena.cgroups {
+        let links = rustix::fs::statx(rustix::fs::CWD, dir, AtFlags::empty(), StatxFlags::NLINK);
+        // kernfs counts sub-directories in the link count: most arenas have none.
+        if links.is_ok_and(|st| st.stx_nlink <= 2) {
+            continue;
+        }
+        walk(&Hierarchy { name: name.clone(), mount: dir.clone(), root: "/".to_owned() }, Path::new(""), out);
+    }
+    match arena.cgroups.iter().find(|(name, _)| name == "v2") {
+        Some((_, dir)) => dying(dir, out),
+        None if arena.cgroups.is_empty() => {
+            out.coverage.lower(Kind::Cgroup, Level::None, "the arena has no cgroup of its own");
+        }
+        None => {}
     }
 }
 

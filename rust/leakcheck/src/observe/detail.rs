@@ -1,6 +1,6 @@
 //! Evidence: what is looked up only for what differs. A detail that cannot be read is left out; the record stands by itself.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -8,7 +8,7 @@ use super::procfs::read_file;
 use super::{bpf, sockdiag};
 use crate::parse;
 use crate::resource::{
-    Bpf, Cgroup, Fd, File, IpcClass, Lock, LockFileState, Mount, Namespace, NetClass, NsHolder, Process, Resource,
+    Bpf, Cgroup, Fd, File, FileState, IpcClass, Lock, LockFileState, Mount, Namespace, NetClass, NsHolder, Process, Resource,
 };
 use crate::snapshot::Snapshot;
 use crate::text::Text;
@@ -36,7 +36,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
         Resource::Process(p) => process(p, look),
         Resource::Fd(fd) => descriptor(fd, look),
         Resource::Mount(m) => mount(m),
-        Resource::Cgroup(c) => cgroup(c),
+        Resource::Cgroup(c) => cgroup(c, look),
         Resource::Lock(l) => lock(l, look),
         Resource::Lockfile(f) => Notes {
             label: format!(
@@ -132,7 +132,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
 }
 
 fn process(p: &Process, look: &Snapshot) -> Notes {
-    let base = PathBuf::from(format!("/proc/{}", p.pid));
+    let base = look.proc(p.pid);
     let mut details = Vec::new();
     let argv = read_file(base.join("cmdline")).unwrap_or_default();
     let argv = argv.strip_suffix(b"\0").unwrap_or(&argv);
@@ -150,7 +150,7 @@ fn process(p: &Process, look: &Snapshot) -> Notes {
         details.push(("uid", uid[1].into()));
         who.push_str(&format!(", uid {}", uid[1]));
     }
-    if let Some(path) = own_cgroup(p.pid) {
+    if let Some(path) = own_cgroup(&base) {
         details.push(("cgroup", path.into()));
     }
     let fds = look.fds.iter().filter(|fd| fd.pid == p.pid).count();
@@ -170,8 +170,8 @@ fn process(p: &Process, look: &Snapshot) -> Notes {
 }
 
 /// The cgroup that says most: v2's if it is not the root, else the first v1 one that is not.
-fn own_cgroup(pid: u32) -> Option<String> {
-    let text = read_file(format!("/proc/{pid}/cgroup")).ok()?;
+fn own_cgroup(process: &Path) -> Option<String> {
+    let text = read_file(process.join("cgroup")).ok()?;
     let entries = parse::cgroup::parse(&text).ok()?;
     let best = entries.iter().rev().find(|e| e.path != b"/").or(entries.last())?;
     Some(Text::from(best.path).to_string())
@@ -181,7 +181,7 @@ fn descriptor(fd: &Fd, look: &Snapshot) -> Notes {
     let owner = name_of(fd.pid, look);
     let table = if fd.table == fd.pid { String::new() } else { format!(" in the table of thread {}", fd.table) };
     let mut details = Vec::new();
-    let info = format!("/proc/{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd);
+    let info = look.proc(format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd));
     if let Ok(text) = read_file(&info) {
         let parsed = parse::fdinfo::parse(&text);
         details.extend(parsed.flags.map(|f| ("flags", format!("{f:#o}").into())));
@@ -191,7 +191,7 @@ fn descriptor(fd: &Fd, look: &Snapshot) -> Notes {
     if let Some(process) = look.process(fd.pid) {
         details.push(("comm", process.comm.to_string().into()));
     }
-    if let Ok(exe) = std::fs::read_link(format!("/proc/{}/exe", fd.pid)) {
+    if let Ok(exe) = std::fs::read_link(look.proc(format_args!("{}/exe", fd.pid))) {
         details.push(("exe", text_of(&exe).to_string().into()));
     }
     let socket = socket_inode(fd.target.as_ref()).and_then(sockdiag::describe_socket);
@@ -241,11 +241,12 @@ pub(crate) fn cgroup_processes(c: &Cgroup) -> Option<Vec<u32>> {
     Some(text.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse().ok()).collect())
 }
 
-fn cgroup(c: &Cgroup) -> Notes {
+fn cgroup(c: &Cgroup, look: &Snapshot) -> Notes {
     let procs = cgroup_processes(c);
     let populated = match procs.as_deref() {
         None | Some([]) => "empty".to_owned(),
-        Some([pid]) => format!("holds process {pid}"),
+        Some([pid]) if look.arena.is_none() => format!("holds process {pid}"),
+        Some([_]) => "holds one process".to_owned(),
         Some(all) => format!("holds {} processes", all.len()),
     };
     Notes {
@@ -253,13 +254,15 @@ fn cgroup(c: &Cgroup) -> Notes {
         who: populated,
         since: None,
         look: format!("cat {}", quote(&[c.dir.as_ref(), b"/cgroup.procs"].concat())),
-        details: procs.map(|all| ("processes", json!(all))).into_iter().collect(),
+        // cgroupfs tells the observer its own pids.
+        details: procs.filter(|_| look.arena.is_none()).map(|all| ("processes", json!(all))).into_iter().collect(),
     }
 }
 
 fn lock(l: &Lock, look: &Snapshot) -> Notes {
     let has_line = |fd: &&Fd| {
-        let text = read_file(format!("/proc/{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd)).unwrap_or_default();
+        let info = look.proc(format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd));
+        let text = read_file(info).unwrap_or_default();
         parse::fdinfo::parse(&text).locks.iter().any(|line| line.inode == l.ino)
     };
     // The `lock:` line of fdinfo stands at every descriptor of the open file description: those are the holders.
@@ -288,7 +291,10 @@ fn file(f: &File) -> Notes {
     Notes {
         label: match mapped {
             Some(pid) => format!("deleted file {} still mapped by {pid}", f.path),
-            None => format!("{} {}", f.class, f.path),
+            None => match f.state {
+                None | Some(FileState::Created) => format!("{} {}", f.class, f.path),
+                Some(state) => format!("{} {} {}", state.as_str(), f.class, f.path),
+            },
         },
         who: mapped.map_or(format!("uid {}, mode {:04o}", f.uid, f.mode), |pid| format!("held by {pid}")),
         since: f.birth,
@@ -338,7 +344,7 @@ fn holders_of_bpf(object: &Bpf, look: &Snapshot) -> String {
 fn name_of(pid: u32, look: &Snapshot) -> String {
     match look.process(pid) {
         Some(p) => format!("{pid} ({})", p.comm),
-        None => match read_file(format!("/proc/{pid}/comm")) {
+        None => match read_file(look.proc(format_args!("{pid}/comm"))) {
             Ok(comm) => format!("{pid} ({})", Text::from(comm.trim_ascii_end())),
             Err(_) => format!("{pid} (gone)"),
         },

@@ -21,9 +21,9 @@ use crate::text::Text;
 /// Roots of the file kind when none are declared.
 pub const DEFAULT_ROOTS: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run"];
 /// Directories deeper than this are not entered: each level holds a descriptor.
-const DEPTH: usize = 200;
+pub(super) const DEPTH: usize = 200;
 /// `STATX_ATTR_MOUNT_ROOT` (Linux 5.8).
-const MOUNT_ROOT: u64 = 0x2000;
+pub(super) const MOUNT_ROOT: u64 = 0x2000;
 /// Magic numbers (statfs(2)) of file systems whose server may not answer: NFS, CIFS, SMB2, FUSE, 9p, Ceph, AFS, Coda.
 const REMOTE: [u64; 8] =
     [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x7375_7245];
@@ -36,7 +36,7 @@ pub(crate) struct Walk {
 }
 
 impl Walk {
-    fn gap(&mut self, level: Level, reason: String) {
+    pub(super) fn gap(&mut self, level: Level, reason: String) {
         // One unreadable directory in a thousand is told as clearly as a thousand.
         if self.gaps.len() < 8 {
             self.gaps.push(Coverage { level, reason });
@@ -70,6 +70,37 @@ pub(crate) fn walk(roots: &[PathBuf]) -> Walk {
     out
 }
 
+/// Walks roots that are open already, each with the path that its files are reported below.
+pub(crate) fn walk_open(roots: &[(PathBuf, OwnedFd)]) -> Walk {
+    let mut out = Walk::default();
+    let mut buffer = vec![MaybeUninit::uninit(); 16384];
+    for (path, root) in roots {
+        let opened = open_dir(root, c".").and_then(|dir| Ok((stat(&dir, c"")?, dir)));
+        match opened {
+            Ok((st, dir)) => {
+                descend(&dir, path.as_os_str().as_encoded_bytes(), device_of(&st), 0, &mut buffer, &mut out);
+            }
+            Err(e) => out.gap(Level::Partial, Error::io("open directory", path, e).to_string()),
+        }
+    }
+    number_links(&mut out.files);
+    out
+}
+
+/// The names in a directory but `.` and `..`.
+pub(super) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
+    let mut buffer = vec![MaybeUninit::<u8>::uninit(); 8192];
+    let mut entries = RawDir::new(dir.as_fd(), &mut buffer[..]);
+    let mut names = Vec::new();
+    while let Some(entry) = entries.next() {
+        let name = entry?.file_name().to_owned();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
 fn open_root(root: &Path) -> Result<Option<(OwnedFd, Statx)>, String> {
     let path_only = OFlags::PATH | OFlags::CLOEXEC;
     let place = match rustix::fs::open(root, path_only, Mode::empty()) {
@@ -87,7 +118,7 @@ fn open_root(root: &Path) -> Result<Option<(OwnedFd, Statx)>, String> {
     Ok(Some((dir, st)))
 }
 
-fn open_dir(at: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<OwnedFd> {
+pub(super) fn open_dir(at: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     // Only the owner may ask not to change the access time (open(2), O_NOATIME).
     match rustix::fs::openat(at, name, flags | OFlags::NOATIME, Mode::empty()) {
@@ -96,7 +127,7 @@ fn open_dir(at: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<OwnedFd> 
     }
 }
 
-fn stat(at: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<Statx> {
+pub(super) fn stat(at: impl AsFd, name: &std::ffi::CStr) -> rustix::io::Result<Statx> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
     rustix::fs::statx(at, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
 }
@@ -159,7 +190,7 @@ fn descend(dir: &OwnedFd, path: &[u8], dev: u64, depth: usize, buffer: &mut [May
     }
 }
 
-fn record(st: &Statx, path: &[u8], class: FileType) -> File {
+pub(super) fn record(st: &Statx, path: &[u8], class: FileType) -> File {
     let birth = (st.stx_mask & StatxFlags::BTIME.bits() != 0)
         .then(|| st.stx_btime.tv_sec * 1_000_000_000 + i64::from(st.stx_btime.tv_nsec));
     File {
@@ -174,6 +205,8 @@ fn record(st: &Statx, path: &[u8], class: FileType) -> File {
         mode: u32::from(st.stx_mode) & 0o7777,
         uid: st.stx_uid,
         size: st.stx_size,
+        state: None,
+        version: None,
     }
 }
 

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use super::enter::{NsView, inside};
-use super::procfs::read_file;
+use super::procfs::Fdinfo;
 use super::sockdiag::SockDiag;
 use crate::parse::fdinfo;
 use crate::parse::fdlink::{self, FdLink};
@@ -23,15 +23,13 @@ pub(crate) fn fill(views: &[NsView], out: &mut Snapshot) {
         let dumps = inside(&net, |_| SockDiag::open().and_then(|mut diag| diag.unix_queued()).unwrap_or_default());
         dumps.into_iter().flatten().flatten().collect()
     });
+    let Ok(mut infos) = Fdinfo::open(out.arena.as_deref()) else { return };
     for fd in &mut out.fds {
         let Some(ino) = socket(fd.target.as_ref()) else { continue };
         if queued.as_ref().is_some_and(|q| !q.contains(&ino)) {
             continue;
         }
-        let path = format!("/proc/{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd);
-        if let Ok(text) = read_file(path) {
-            fd.in_flight = fdinfo::parse(&text).scm_fds.unwrap_or(0);
-        }
+        fd.in_flight = fdinfo::parse(infos.of(fd)).scm_fds.unwrap_or(0);
     }
 }
 

@@ -1,6 +1,5 @@
 //! System V IPC, POSIX message queues (ipc_namespaces(7)) and POSIX shared memory (shm_overview(7)).
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -10,9 +9,9 @@ use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, Statx, StatxFlags, o
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::enter::{NsView, inside, note_refused};
+use super::enter::{NsView, note_refused};
+use super::procfs::read_file;
 use crate::kind::Kind;
-use crate::parse::nslink::NsType;
 use crate::parse::sysvipc;
 use crate::resource::{Ipc, IpcClass};
 use crate::snapshot::{Level, Snapshot};
@@ -26,21 +25,27 @@ const MQUEUE_DIR: &str = "/dev/mqueue";
 
 /// What one IPC namespace holds, and what could not be seen of it.
 #[derive(Default)]
-struct Seen {
+pub(super) struct Seen {
     objects: Vec<Ipc>,
     gaps: Vec<String>,
 }
 
-/// Appends the IPC objects of every IPC namespace in `views`, and the files of the observer's own `/dev/shm`.
-pub(crate) fn collect(views: &[NsView], out: &mut Snapshot) {
-    let views: Vec<&NsView> = views.iter().filter(|view| view.ns_type == NsType::Ipc).collect();
-    let results = inside(&views, namespace);
+/// Appends what [`namespace`] saw of the IPC namespaces, and the files of `/dev/shm`, the arena's if there is one.
+pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     note_refused(Kind::Ipc, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
         out.ipc.append(&mut seen.objects);
         seen.gaps.into_iter().for_each(|gap| out.coverage.lower(Kind::Ipc, Level::Partial, gap));
     }
-    match openat(CWD, SHM_DIR, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let shm = match out.arena.as_deref() {
+        None => openat(CWD, SHM_DIR, flags, Mode::empty()),
+        Some(arena) => match arena.roots.iter().find(|(path, _)| path == Path::new(SHM_DIR)) {
+            Some((_, root)) => openat(root, ".", flags, Mode::empty()),
+            None => arena.open_inside(Path::new(SHM_DIR), flags),
+        },
+    };
+    match shm {
         Ok(dir) => {
             if let Err(e) = files(dir.as_fd(), 0, IpcClass::PosixShm, &mut out.ipc) {
                 out.coverage.lower(Kind::Ipc, Level::Partial, format!("list {SHM_DIR}: {e}"));
@@ -53,7 +58,7 @@ pub(crate) fn collect(views: &[NsView], out: &mut Snapshot) {
 }
 
 /// Looks from a thread inside: `/proc/sysvipc` shows the IPC namespace of the thread that opens the file.
-fn namespace(view: &NsView) -> Seen {
+pub(super) fn namespace(view: &NsView) -> Seen {
     let mut seen = Seen::default();
     for class in [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg] {
         if let Err(e) = system_v(class, view.ino, &mut seen.objects) {
@@ -68,9 +73,14 @@ fn namespace(view: &NsView) -> Seen {
 
 /// One table of proc_sysvipc(5). A kernel without CONFIG_SYSVIPC has none of them, and nothing could exist.
 fn system_v(class: IpcClass, ns: u64, objects: &mut Vec<Ipc>) -> io::Result<()> {
-    let text = match fs::read(place(class)) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound && Path::new("/proc/self").exists() => return Ok(()),
-        text => text?,
+    let text = match read_file(place(class)) {
+        Err(crate::Error::Io { source, .. })
+            if source.kind() == io::ErrorKind::NotFound && Path::new("/proc/self").exists() =>
+        {
+            return Ok(());
+        }
+        Err(crate::Error::Io { source, .. }) => return Err(source),
+        text => text.map_err(io::Error::other)?,
     };
     let malformed = |e| io::Error::new(io::ErrorKind::InvalidData, e);
     let record = |id: i32, key: i32, uid, size, creator: i32, attached| Ipc {

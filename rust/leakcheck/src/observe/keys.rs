@@ -10,10 +10,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::thread;
 
 use rustix::io::Errno;
 
+use super::procfs::read_all;
 use crate::kind::Kind;
 use crate::parse::keys;
 use crate::resource::Key;
@@ -41,7 +43,7 @@ pub(crate) fn collect(out: &mut Snapshot) {
         Err(e) if e.kind() == io::ErrorKind::NotFound && describe(1) == Err(Errno::NOSYS) => return,
         Err(e) => return out.coverage.lower(Kind::Key, Level::None, format!("read {LIST}: {e}")),
     }
-    let users = match fs::read(USERS).and_then(|text| keys::parse_key_users(&text).map(owners).map_err(malformed)) {
+    let users = match read(USERS).and_then(|text| keys::parse_key_users(&text).map(owners).map_err(malformed)) {
         Ok(users) => users,
         Err(e) => {
             out.coverage.lower(Kind::Key, Level::Partial, format!("read {USERS}: {e}"));
@@ -61,6 +63,11 @@ pub(crate) fn collect(out: &mut Snapshot) {
     out.keys.append(&mut seen.keys);
 }
 
+/// In few reads: the file tells no size.
+fn read(path: &str) -> io::Result<Vec<u8>> {
+    read_all(fs::File::open(path)?.as_fd()).map_err(Into::into)
+}
+
 fn owners(users: Vec<keys::KeyUser>) -> BTreeMap<u32, i64> {
     users.into_iter().map(|user| (user.uid, user.nkeys.into())).collect()
 }
@@ -68,7 +75,7 @@ fn owners(users: Vec<keys::KeyUser>) -> BTreeMap<u32, i64> {
 impl Seen {
     /// Reads the list as the calling thread may view it.
     fn read_list(&mut self) -> io::Result<()> {
-        let text = fs::read(LIST)?;
+        let text = read(LIST)?;
         for line in keys::parse(&text).map_err(malformed)? {
             let [.., dead, _, _, _, invalidated] = line.flags;
             let collected = dead == b'D' || invalidated == b'i' || line.usage == 0;

@@ -4,11 +4,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::procfs::read_file;
+use super::procfs::{Fdinfo, read_file};
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
 use crate::parse::{fdinfo, locks};
-use crate::resource::{Fd, Lock, encode_device};
+use crate::resource::{Lock, encode_device};
 use crate::snapshot::{Level, Snapshot};
 
 /// Inode of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
@@ -16,12 +16,12 @@ const FIRST_PID_NS: u64 = 0xEFFF_FFFC;
 
 /// Whether `/proc/locks` leaves locks out here, so that [`collect`] needs the descriptors.
 pub(crate) fn some_are_hidden(look: &Snapshot) -> bool {
-    look.own_ns.get(&NsType::Pid).is_some_and(|ino| *ino != FIRST_PID_NS)
+    look.arena.is_some() || look.own_ns.get(&NsType::Pid).is_some_and(|ino| *ino != FIRST_PID_NS)
 }
 
 /// Appends the locks; outside the host scope those of the scope's processes and of the files that they have open.
 pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
-    let text = match read_file("/proc/locks") {
+    let text = match read_file(out.proc("locks")) {
         Ok(text) => text,
         Err(e) => return out.coverage.lower(Kind::Lock, Level::None, e.to_string()),
     };
@@ -30,6 +30,12 @@ pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
         Err(e) => return out.coverage.lower(Kind::Lock, Level::None, format!("/proc/locks: {e}")),
     };
     let files: HashSet<u64> = out.fds.iter().filter(|fd| fd.ino != 0).map(|fd| fd.ino).collect();
+    let in_arena = out.arena.as_deref().map(|arena| {
+        // Locks of open file descriptions are listed for the whole machine, all others by the pid namespace.
+        let open: HashSet<(u64, u64)> = out.fds.iter().filter(|fd| fd.ino != 0).map(|fd| (fd.dev, fd.ino)).collect();
+        let devices: HashSet<u64> = out.mounts.iter().map(|m| m.dev).filter(|d| !arena.is_host_device(*d)).collect();
+        move |pid: i32, dev: u64, ino: u64| pid > 0 || open.contains(&(dev, ino)) || devices.contains(&dev)
+    });
     let mut waiters: HashMap<(u64, u64), u32> = HashMap::new();
     let mut found: Vec<Lock> = Vec::new();
     for l in parsed {
@@ -39,13 +45,17 @@ pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
             continue;
         }
         let ours = || u32::try_from(l.pid).is_ok_and(|pid| out.process(pid).is_some()) || files.contains(&l.inode);
-        if !whole_host && !ours() {
+        let ours = match &in_arena {
+            Some(in_arena) => in_arena(l.pid, dev, l.inode),
+            None => whole_host || ours(),
+        };
+        if !ours {
             continue;
         }
         found.push(record(&l));
     }
     if some_are_hidden(out) {
-        hidden(&out.fds, &mut found);
+        hidden(out, &mut found);
     }
     let mut seen: HashMap<_, u32> = HashMap::new();
     for lock in &mut found {
@@ -73,12 +83,12 @@ fn record(l: &locks::Lock) -> Lock {
 
 /// Appends the locks at open files whose taker has no pid here. Every descriptor of one open file description has the line: it
 /// counts once.
-fn hidden(fds: &[Fd], found: &mut Vec<Lock>) {
+fn hidden(out: &Snapshot, found: &mut Vec<Lock>) {
     let key = |l: &Lock| (l.class.clone(), l.dev, l.ino, l.start, l.end);
     let mut known = HashSet::new();
-    for fd in fds.iter().filter(|fd| fd.ino != 0) {
-        let text = read_file(format!("/proc/{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd)).unwrap_or_default();
-        let lines = fdinfo::parse(&text).locks;
+    let Ok(mut infos) = Fdinfo::open(out.arena.as_deref()) else { return };
+    for fd in out.fds.iter().filter(|fd| fd.ino != 0) {
+        let lines = fdinfo::parse(infos.of(fd)).locks;
         let locks = lines.iter().filter(|l| !l.blocked && l.pid == 0).map(record);
         found.extend(locks.filter(|lock| known.insert(key(lock))));
     }

@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{major, minor};
+use rustix::fs::{Dir, OFlags, major, minor};
 
 use super::procfs::read_file;
+use crate::arena::{ArenaView, proc_path};
 use crate::error::Error;
 use crate::kind::Kind;
 use crate::parse::{locks, stat};
@@ -22,17 +23,16 @@ const CONTENT: u64 = 4096;
 /// Appends the lock files among `paths`; a directory stands for the regular files in it. A path that does not exist holds
 /// no lock.
 pub(crate) fn collect(paths: &[PathBuf], out: &mut Snapshot) {
-    let locked = match Locked::read() {
+    let arena = out.arena.clone();
+    let inside = Inside(arena.as_deref());
+    let locked = match Locked::read(out) {
         Ok(locked) => locked,
         Err(e) => return out.coverage.lower(Kind::Lockfile, Level::None, e.to_string()),
     };
     for path in paths {
-        let listed: Vec<PathBuf> = match std::fs::read_dir(path) {
-            Ok(entries) => entries.flatten().map(|e| e.path()).collect(),
-            Err(_) => vec![path.clone()],
-        };
+        let listed = inside.list(path).unwrap_or_else(|| vec![path.clone()]);
         for path in listed {
-            match look(&path, &locked) {
+            match look(&path, &inside, &locked) {
                 Ok(Some(file)) => out.lock_files.push(file),
                 Ok(None) => {}
                 Err(e) => out.coverage.lower(Kind::Lockfile, Level::Partial, e.to_string()),
@@ -44,14 +44,40 @@ pub(crate) fn collect(paths: &[PathBuf], out: &mut Snapshot) {
 /// Files of an overlay and of btrfs have one device in `/proc/locks` and another in stat(2).
 const OTHER_DEVICE: [u64; 2] = [0x794c_7630, 0x9123_683e];
 
+/// Where the paths lead: in the arena if there is one.
+struct Inside<'a>(Option<&'a ArenaView>);
+
+impl Inside<'_> {
+    fn open(&self, path: &Path, flags: i32) -> io::Result<File> {
+        match self.0 {
+            None => File::options().read(true).custom_flags(flags).open(path),
+            Some(arena) => Ok(arena.open_inside(path, OFlags::from_bits_retain(flags.cast_unsigned()))?.into()),
+        }
+    }
+
+    /// What is in a directory; none for anything else.
+    fn list(&self, path: &Path) -> Option<Vec<PathBuf>> {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = Dir::read_from(self.open(path, libc::O_DIRECTORY | libc::O_NONBLOCK | libc::O_CLOEXEC).ok()?).ok()?;
+        let names = dir.flatten().map(|e| e.file_name().to_owned()).filter(|n| !matches!(n.to_bytes(), b"." | b".."));
+        Some(names.map(|n| path.join(std::ffi::OsStr::from_bytes(n.to_bytes()))).collect())
+    }
+
+    fn stat(&self, pid: u32) -> Option<Vec<u8>> {
+        read_file(proc_path(self.0, format_args!("{pid}/stat"))).ok()
+    }
+}
+
 struct Locked(HashSet<(u64, u64)>);
 
 impl Locked {
-    fn read() -> Result<Self, Error> {
-        let text = read_file("/proc/locks")?;
+    fn read(look: &Snapshot) -> Result<Self, Error> {
+        let text = read_file(look.proc("locks"))?;
         let locks = locks::parse(&text).map_err(|e| Error::usage(format!("/proc/locks: {e}")))?;
         let held = locks.iter().filter(|l| !l.blocked);
-        Ok(Locked(held.map(|l| (l.dev.map_or(0, |d| encode_device(d.major, d.minor)), l.inode)).collect()))
+        let listed = held.map(|l| (l.dev.map_or(0, |d| encode_device(d.major, d.minor)), l.inode));
+        // Those whose taker has no pid here are found by their descriptors alone.
+        Ok(Locked(listed.chain(look.locks.iter().map(|l| (l.dev, l.ino))).collect()))
     }
 
     fn has(&self, file: &File, dev: u64, ino: u64) -> bool {
@@ -60,9 +86,9 @@ impl Locked {
     }
 }
 
-fn look(path: &Path, locked: &Locked) -> Result<Option<LockFile>, Error> {
+fn look(path: &Path, inside: &Inside<'_>, locked: &Locked) -> Result<Option<LockFile>, Error> {
     let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    let file = match File::options().read(true).custom_flags(flags).open(path) {
+    let file = match inside.open(path, flags) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(Error::io("open", path, e)),
@@ -80,7 +106,7 @@ fn look(path: &Path, locked: &Locked) -> Result<Option<LockFile>, Error> {
         _ if held => LockFileState::Held,
         Owner::Nobody => LockFileState::Free,
         Owner::Garbage => LockFileState::Corrupt,
-        Owner::Process { pid, start } if lives(*pid, *start) => LockFileState::Held,
+        Owner::Process { pid, start } if lives(inside.stat(*pid), *start) => LockFileState::Held,
         Owner::Process { .. } => LockFileState::Stale,
     };
     Ok(Some(LockFile {
@@ -126,8 +152,8 @@ fn owner(content: &[u8]) -> Owner {
 }
 
 /// Whether the process lives, and is the one that took the lock where the file says its start time.
-fn lives(pid: u32, start: Option<u64>) -> bool {
-    let Ok(text) = read_file(format!("/proc/{pid}/stat")) else { return false };
+fn lives(stat_text: Option<Vec<u8>>, start: Option<u64>) -> bool {
+    let Some(text) = stat_text else { return false };
     let Ok(stat) = stat::parse(&text) else { return false };
     stat.state != b'Z' && start.is_none_or(|s| s == stat.start_time)
 }

@@ -15,6 +15,7 @@ mod mount;
 mod namespace;
 mod net;
 mod netlink;
+mod overlay;
 pub(crate) mod procfs;
 pub(crate) mod sockdiag;
 mod source;
@@ -23,19 +24,23 @@ mod wait;
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
+use crate::arena::{ArenaView, proc_path};
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
+use crate::parse::nslink::NsType;
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Unreadable};
 pub(crate) use cgroup::{Hierarchy, hierarchies};
-use enter::NsView;
+use enter::{NsView, inside_while};
 pub use file::DEFAULT_ROOTS;
 pub(crate) use file::class_name;
 use namespace::Namespaces;
+pub(crate) use overlay::Judged;
 use procfs::Procfs;
+pub(crate) use procfs::read_file;
 use source::{NAMESPACES, ProcessSource, Sample, Selection, Wanted};
 pub(crate) use wait::{pressure, wait_for_change};
 
@@ -56,6 +61,8 @@ pub struct Options {
     pub include_self: bool,
     /// Descriptors of the calling process that are the observer's.
     pub hidden_fds: Vec<RawFd>,
+    /// The arena to look at, instead of what `scope` and `roots` say.
+    pub arena: Option<Arc<ArenaView>>,
 }
 
 impl Default for Options {
@@ -68,6 +75,7 @@ impl Default for Options {
             threads: 0,
             include_self: false,
             hidden_fds: Vec::new(),
+            arena: None,
         }
     }
 }
@@ -78,9 +86,10 @@ impl Options {
         Options {
             scope: snapshot.scope.clone(),
             kinds: Some(snapshot.kinds),
-            roots: snapshot.kinds.contains(Kind::File).then(|| snapshot.roots.clone()),
+            roots: (snapshot.kinds.contains(Kind::File) && snapshot.scope != Scope::Arena).then(|| snapshot.roots.clone()),
             lock_files: snapshot.lock_paths.clone(),
             include_self,
+            arena: snapshot.arena.clone(),
             ..Options::default()
         }
     }
@@ -90,6 +99,15 @@ impl Options {
     /// # Errors
     /// [`Error::Usage`] when a kind was named that the scope cannot delimit.
     pub fn effective_kinds(&self) -> Result<KindSet> {
+        match (&self.arena, &self.scope) {
+            (None, Scope::Arena) => return Err(Error::usage("scope arena: which one? Give the arena itself")),
+            (Some(_), Scope::Host | Scope::Arena) if self.roots.is_none() => {}
+            (Some(_), Scope::Host | Scope::Arena) => {
+                return Err(Error::usage("an arena's files are all looked at: declare no roots beside it"));
+            }
+            (Some(_), other) => return Err(Error::usage(format!("scope {other} and an arena exclude each other"))),
+            (None, _) => {}
+        }
         let mut possible: Vec<Kind> = self.scope.kinds().into();
         if self.roots.is_some() {
             possible.push(Kind::File);
@@ -115,6 +133,7 @@ impl Options {
     /// The roots of the file kind.
     pub fn effective_roots(&self) -> Vec<PathBuf> {
         match &self.roots {
+            _ if self.arena.is_some() => Vec::new(),
             Some(roots) => roots.clone(),
             None if self.scope == Scope::Host => DEFAULT_ROOTS.iter().map(PathBuf::from).collect(),
             None => Vec::new(),
@@ -138,20 +157,26 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     let _alone = alone();
     let began = Instant::now();
     let kinds = options.effective_kinds()?;
-    let mut out = Snapshot::empty(options.scope.clone(), kinds);
+    let scope = if options.arena.is_some() { Scope::Arena } else { options.scope.clone() };
+    let mut out = Snapshot::empty(scope, kinds);
+    if let Some(arena) = &options.arena {
+        arena.check()?;
+        out.arena = Some(Arc::clone(arena));
+    }
     out.boot_id = boot_id()?;
     out.taken_ns = now_ns();
     out.own_ns = procfs::own_namespaces();
-    out.roots = if kinds.contains(Kind::File) { options.effective_roots() } else { Vec::new() };
+    out.roots = match &options.arena {
+        _ if !kinds.contains(Kind::File) => Vec::new(),
+        Some(arena) => arena.layers.iter().map(|l| &l.path).chain(arena.roots.iter().map(|(p, _)| p)).cloned().collect(),
+        None => options.effective_roots(),
+    };
     out.lock_paths.clone_from(&options.lock_files);
-    let roots = out.roots.clone();
     let threads = if options.threads > 0 { options.threads } else { default_threads() };
     // Processes first, and what they may leave afterwards: who was not seen any more has left what it will.
     observe(options, kinds, threads, &mut out)?;
-    let walk = file::walk(&roots);
-    out.files.extend(walk.files);
-    for gap in walk.gaps {
-        out.coverage.lower(Kind::File, gap.level, gap.reason);
+    if options.arena.is_none() {
+        files(&mut out);
     }
     if kinds.contains(Kind::Ipc) {
         // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
@@ -163,9 +188,28 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     Ok(out)
 }
 
+/// Appends the files below the roots, or of the arena.
+fn files(out: &mut Snapshot) {
+    let walk = match out.arena.as_deref() {
+        None => file::walk(&out.roots),
+        Some(_) if !out.kinds.contains(Kind::File) => return,
+        Some(arena) => {
+            let mut walk = file::walk_open(&arena.roots);
+            out.gauges.insert("touched_files".to_owned(), overlay::walk(arena, &mut walk));
+            walk
+        }
+    };
+    out.files.extend(walk.files);
+    for gap in walk.gaps {
+        out.coverage.lower(Kind::File, gap.level, gap.reason);
+    }
+}
+
 fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot) -> Result<()> {
     let wants_namespaces = kinds.any(&[Kind::Namespace, Kind::Mount, Kind::Ipc, Kind::Net]);
-    let whole_host = options.scope == Scope::Host;
+    let arena = out.arena.clone();
+    // Of an arena everything is looked at too, and by its own pids.
+    let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
     let wanted = Wanted {
         // Outside the host scope a lock is the scope's by the descriptors that are open on its file.
         fds: kinds.any(&[Kind::Fd, Kind::Mount, Kind::Namespace])
@@ -182,10 +226,10 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
         queues: !whole_host && kinds.contains(Kind::Fd),
         pins: kinds.contains(Kind::Mount),
         maps: kinds.contains(Kind::File),
-        own: options.include_self,
+        own: options.include_self && arena.is_none(),
     };
-    let selection = match &options.scope {
-        Scope::Host => Selection::All,
+    let selection = match &out.scope.clone() {
+        Scope::Host | Scope::Arena => Selection::All,
         Scope::Tree(pid) => Selection::Tree(*pid),
         Scope::Cgroup(path) => {
             let scope = cgroup::CgroupScope::resolve(path)?;
@@ -207,7 +251,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
         Kind::Net,
     ]);
     let mut samples = if needs_processes || !whole_host {
-        Procfs::open(&options.hidden_fds)?.read(&selection, wanted, threads)?
+        Procfs::open(&options.hidden_fds, arena.as_deref())?.read(&selection, wanted, threads)?
     } else {
         Vec::new()
     };
@@ -220,7 +264,8 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     if kinds.contains(Kind::File) {
         out.files.extend(file::mapped(&mut samples));
     }
-    let mut namespaces = if wanted.namespaces.is_empty() { Namespaces::of(&[]) } else { Namespaces::of(&samples) };
+    let held: &[Sample] = if wanted.namespaces.is_empty() { &[] } else { &samples };
+    let mut namespaces = Namespaces::of(held, arena.as_ref());
     if kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net, Kind::Ipc]) {
         namespaces.mounts(out);
         if kinds.contains(Kind::Mount) {
@@ -237,6 +282,9 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     if whole_host {
         host_kinds(kinds, &views, out);
     }
+    if let Some(arena) = &arena {
+        note_limits(arena, out);
+    }
     if kinds.contains(Kind::Lock) {
         lock::collect(whole_host, out);
     }
@@ -252,15 +300,46 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     Ok(())
 }
 
+/// What is seen from inside a namespace.
+enum Seen {
+    Ipc(ipc::Seen),
+    Net(net::Seen),
+}
+
 fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
     if kinds.contains(Kind::Cgroup) {
         cgroup::collect(out);
     }
+    let asked = |view: &&NsView| match view.ns_type {
+        NsType::Ipc => kinds.contains(Kind::Ipc),
+        NsType::Net => kinds.contains(Kind::Net),
+        _ => false,
+    };
+    let asked: Vec<&NsView> = views.iter().filter(asked).collect();
+    let look = |view: &NsView| match view.ns_type {
+        NsType::Ipc => Seen::Ipc(ipc::namespace(view)),
+        _ => Seen::Net(net::namespace(view)),
+    };
+    // One thread for all of them; of an arena, which is small, it is the longest part, and the files are walked meanwhile.
+    let (seen, ()) = inside_while(&asked, look, || {
+        if out.arena.is_some() {
+            files(out);
+        }
+    });
+    let (mut of_ipc, mut of_net) = (Vec::new(), Vec::new());
+    for (view, seen) in asked.iter().zip(seen) {
+        match seen {
+            Ok(Seen::Ipc(seen)) => of_ipc.push(Ok(seen)),
+            Ok(Seen::Net(seen)) => of_net.push(Ok(seen)),
+            Err(e) if view.ns_type == NsType::Ipc => of_ipc.push(Err(e)),
+            Err(e) => of_net.push(Err(e)),
+        }
+    }
     if kinds.contains(Kind::Ipc) {
-        ipc::collect(views, out);
+        ipc::collect(of_ipc, out);
     }
     if kinds.contains(Kind::Net) {
-        net::collect(views, out);
+        net::collect(of_net, out);
     }
     if kinds.contains(Kind::Loop) {
         loops::collect(out);
@@ -273,8 +352,25 @@ fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
     }
 }
 
+/// What an arena cannot tell.
+fn note_limits(arena: &ArenaView, out: &mut Snapshot) {
+    let shared = [
+        (Kind::Loop, "loop devices are the whole machine's: tied to the arena by their backing file"),
+        (Kind::Key, "keys are the whole machine's: a new one is nobody's for sure"),
+        (Kind::Bpf, "BPF objects are the whole machine's: tied to the arena by the descriptors that hold them"),
+    ];
+    for (kind, why) in shared.into_iter().filter(|(kind, _)| out.kinds.contains(*kind)) {
+        out.coverage.lower(kind, Level::Full, why);
+    }
+    if out.kinds.contains(Kind::File) && !arena.not_covered.is_empty() {
+        let why = format!("not seen: {}", arena.not_covered.join(", "));
+        out.coverage.lower(Kind::File, Level::Partial, why);
+    }
+}
+
 fn take_processes(samples: Vec<Sample>, kinds: KindSet, options: &Options, out: &mut Snapshot) {
-    let own = std::process::id();
+    // The pids of an arena are none of ours.
+    let own = if out.arena.is_some() { 0 } else { std::process::id() };
     out.processes.reserve(samples.len());
     out.fds.reserve(samples.iter().map(|s| s.fds.len()).sum());
     for sample in samples {
@@ -328,8 +424,12 @@ pub(crate) fn now_ns() -> i64 {
 }
 
 pub(crate) fn boot_id() -> Result<String> {
-    let text = procfs::read_file("/proc/sys/kernel/random/boot_id")?;
-    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+    static BOOT: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT.get() {
+        return Ok(known.clone());
+    }
+    let text = read_file("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT.get_or_init(|| String::from_utf8_lossy(&text).trim().to_owned()).clone())
 }
 
 /// Mount points of the cgroup hierarchies.
@@ -338,8 +438,8 @@ pub(crate) fn cgroup_mounts() -> Vec<PathBuf> {
 }
 
 /// Hierarchy and path of each cgroup of a process, named as in [`crate::resource::Cgroup`].
-pub(crate) fn cgroups_of(pid: u32) -> Vec<(String, String)> {
-    let text = procfs::read_file(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+pub(crate) fn cgroups_of(pid: u32, arena: Option<&ArenaView>) -> Vec<(String, String)> {
+    let text = read_file(proc_path(arena, format_args!("{pid}/cgroup"))).unwrap_or_default();
     let name = |e: &crate::parse::cgroup::CgroupEntry<'_>| match e.is_v2() {
         true => "v2".to_owned(),
         false => crate::text::Text::from(e.controllers).to_string(),
@@ -349,7 +449,7 @@ pub(crate) fn cgroups_of(pid: u32) -> Vec<(String, String)> {
 }
 
 /// Effective user id of a process.
-pub(crate) fn uid_of(pid: u32) -> Option<u32> {
-    let text = procfs::read_file(format!("/proc/{pid}/status")).ok()?;
+pub(crate) fn uid_of(pid: u32, arena: Option<&ArenaView>) -> Option<u32> {
+    let text = read_file(proc_path(arena, format_args!("{pid}/status"))).ok()?;
     crate::parse::status::parse(&text).ok()?.uid.map(|uids| uids[1])
 }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
@@ -15,6 +16,7 @@ use super::enter::{self, NsView};
 use super::procfs::read_all;
 use super::source::Sample;
 use super::sys::{self, MountStat};
+use crate::arena::{ArenaView, proc_path};
 use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::parse::mountinfo;
@@ -31,6 +33,8 @@ pub(crate) struct MountNs {
     /// A process in it, for kernels without `listmount`.
     pub(crate) pid: Option<u32>,
     pub(crate) own: bool,
+    /// Whose `/proc` has that process.
+    pub(crate) arena: Option<Arc<ArenaView>>,
 }
 
 /// Appends the mounts of one namespace.
@@ -44,8 +48,8 @@ pub(crate) fn collect(ns: &MountNs, out: &mut Snapshot) {
     let pid = if ns.own { Some("self".to_owned()) } else { ns.pid.map(|p| p.to_string()) };
     let listed = match pid {
         Some(pid) => {
-            let path = format!("/proc/{pid}/mountinfo");
-            by_mountinfo(ns.ino, CWD, Path::new(&path))
+            let path = proc_path(ns.arena.as_deref().filter(|_| !ns.own), format_args!("{pid}/mountinfo"));
+            by_mountinfo(ns.ino, CWD, &path)
         }
         None => from_inside(ns),
     };
@@ -236,7 +240,7 @@ mod tests {
     fn a_namespace_reads_the_same_from_inside_and_from_outside() {
         let path = PathBuf::from("/proc/self/ns/mnt");
         let ino = std::fs::metadata(&path).unwrap().ino();
-        let ns = MountNs { ino, path, pid: None, own: false };
+        let ns = MountNs { ino, path, pid: None, own: false, arena: None };
         if matches!(&from_inside(&ns), Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EPERM)) {
             return;
         }

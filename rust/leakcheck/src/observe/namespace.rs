@@ -6,11 +6,13 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::enter::NsView;
 use super::mount::{self, MountNs};
 use super::source::Sample;
 use super::sys;
+use crate::arena::{ArenaView, proc_path};
 use crate::parse::nslink::{self, NsType};
 use crate::resource::{Mount, Namespace, NsHolder};
 use crate::snapshot::Snapshot;
@@ -27,23 +29,25 @@ struct Found {
 /// The namespaces that were found, and how each is reached.
 pub(crate) struct Namespaces {
     found: BTreeMap<(NsType, u64), Found>,
+    arena: Option<Arc<ArenaView>>,
 }
 
 impl Namespaces {
-    /// From what processes and their descriptors hold.
-    pub(crate) fn of(samples: &[Sample]) -> Self {
-        let mut all = Namespaces { found: BTreeMap::new() };
+    /// From what processes, the arena's if there is one, and their descriptors hold.
+    pub(crate) fn of(samples: &[Sample], arena: Option<&Arc<ArenaView>>) -> Self {
+        let view = arena.map(AsRef::as_ref);
+        let mut all = Namespaces { found: BTreeMap::new(), arena: arena.cloned() };
         for sample in samples {
             let (pid, start) = (sample.process.pid, sample.process.start);
             for (ns_type, ino, link) in &sample.namespaces {
                 // A child's future namespace holds no process yet: it opens like any other.
-                let entry =
-                    all.add(*ns_type, *ino, NsHolder::Process(pid, start), || format!("/proc/{pid}/{link}").into());
+                let path = || proc_path(view, format_args!("{pid}/{link}"));
+                let entry = all.add(*ns_type, *ino, NsHolder::Process(pid, start), path);
                 entry.pid.get_or_insert(pid);
             }
             for fd in sample.fds.iter().filter(|fd| may_be_namespace(fd.target.as_ref())) {
                 if let Ok((ns_type, ino)) = nslink::parse(fd.target.as_ref()) {
-                    let path = || format!("/proc/{pid}/task/{}/fd/{}", fd.table, fd.fd).into();
+                    let path = || proc_path(view, format_args!("{pid}/task/{}/fd/{}", fd.table, fd.fd));
                     all.add(ns_type, ino, NsHolder::Fd(pid, start, fd.fd), path);
                 }
             }
@@ -71,7 +75,13 @@ impl Namespaces {
                 .iter()
                 .filter(|((t, ino), _)| *t == NsType::Mnt && !done.contains(ino))
                 .filter_map(|((_, ino), f)| {
-                    Some(MountNs { ino: *ino, path: f.path.clone()?, pid: f.pid, own: Some(*ino) == own })
+                    Some(MountNs {
+                        ino: *ino,
+                        path: f.path.clone()?,
+                        pid: f.pid,
+                        own: Some(*ino) == own,
+                        arena: self.arena.clone(),
+                    })
                 })
                 .collect();
             if todo.is_empty() {
@@ -93,7 +103,8 @@ impl Namespaces {
                 let path = match ns.pid {
                     _ if ns.own => target.to_owned(),
                     Some(pid) => {
-                        Path::new(&format!("/proc/{pid}/root")).join(target.strip_prefix("/").unwrap_or(target))
+                        proc_path(ns.arena.as_deref(), format_args!("{pid}/root"))
+                            .join(target.strip_prefix("/").unwrap_or(target))
                     }
                     None => continue,
                 };

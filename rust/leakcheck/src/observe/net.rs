@@ -6,17 +6,18 @@
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use rustix::fd::AsRawFd;
+use rustix::fs::{AtFlags, CWD, OFlags, StatxFlags, statx};
+use rustix::io::Errno;
 use rustix::net::netlink::NETFILTER;
 
-use super::enter::{NsView, inside, note_refused};
+use super::enter::{NsView, note_refused};
 use super::netlink::{Netlink, malformed};
 use super::sockdiag::{SockDiag, Socket, Transport, Which};
 use crate::kind::Kind;
 use crate::parse::netlink::attributes;
-use crate::parse::nslink::NsType;
 use crate::resource::{Net, NetClass};
 use crate::snapshot::{Level, Snapshot};
 use crate::text::Text;
@@ -26,30 +27,41 @@ const NAMED: [&str; 2] = ["/run/netns", "/var/run/netns"];
 
 /// What one network namespace holds, and what could not be seen of it.
 #[derive(Default)]
-struct Seen {
+pub(super) struct Seen {
     objects: Vec<Net>,
     gaps: Vec<String>,
 }
 
-/// Appends the network objects of every network namespace in `views`, and the named namespaces.
-pub(crate) fn collect(views: &[NsView], out: &mut Snapshot) {
-    let views: Vec<&NsView> = views.iter().filter(|view| view.ns_type == NsType::Net).collect();
-    let results = inside(&views, namespace);
+/// Appends what [`namespace`] saw of the network namespaces, and the named namespaces.
+pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     note_refused(Kind::Net, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
         out.net.append(&mut seen.objects);
         seen.gaps.into_iter().for_each(|gap| out.coverage.lower(Kind::Net, Level::Partial, gap));
     }
     let mut known = Vec::new();
+    let mut inside_arena;
     for dir in NAMED {
-        if let Err(e) = named(Path::new(dir), &mut known, &mut out.net) {
+        let place = match out.arena.as_deref() {
+            None => Ok(PathBuf::from(dir)),
+            Some(arena) => match arena.open_inside(Path::new(dir), OFlags::PATH | OFlags::DIRECTORY) {
+                Ok(fd) => {
+                    inside_arena = fd;
+                    Ok(format!("/proc/self/fd/{}", inside_arena.as_raw_fd()).into())
+                }
+                Err(Errno::NOENT) => continue,
+                Err(e) => Err(e.into()),
+            },
+        };
+        let listed = place.and_then(|place| named(&place, Path::new(dir), &mut known, &mut out.net));
+        if let Err(e) = listed {
             out.coverage.lower(Kind::Net, Level::Partial, format!("list {dir}: {e}"));
         }
     }
 }
 
 /// Looks from a thread inside: a netlink socket belongs to the namespace that it was created in.
-fn namespace(view: &NsView) -> Seen {
+pub(super) fn namespace(view: &NsView) -> Seen {
     let mut seen = Seen::default();
     seen.note("list interfaces", interfaces(view.ino));
     match SockDiag::open() {
@@ -195,8 +207,9 @@ fn nft_family(number: u8) -> String {
 
 /// The entries of a directory of ip-netns(8). A file that no namespace is bound over any more is an entry too: it is what
 /// a half-done removal leaves. `known` holds the directories that were read under another name.
-fn named(dir: &Path, known: &mut Vec<(u32, u32, u64)>, net: &mut Vec<Net>) -> io::Result<()> {
-    let identity = match identity(dir) {
+/// `place` leads to it, `dir` is what it is called.
+fn named(place: &Path, dir: &Path, known: &mut Vec<(u32, u32, u64)>, net: &mut Vec<Net>) -> io::Result<()> {
+    let identity = match identity(place) {
         Ok(identity) => identity,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
@@ -206,7 +219,7 @@ fn named(dir: &Path, known: &mut Vec<(u32, u32, u64)>, net: &mut Vec<Net>) -> io
     }
     known.push(identity);
     let nsfs = self::identity(Path::new("/proc/self/ns/net"))?;
-    for entry in fs::read_dir(dir)? {
+    for entry in fs::read_dir(place)? {
         let path = entry?.path();
         let (major, minor, ino) = match self::identity(&path) {
             Ok(identity) => identity,
@@ -219,6 +232,7 @@ fn named(dir: &Path, known: &mut Vec<(u32, u32, u64)>, net: &mut Vec<Net>) -> io
             name.extend(b" (no namespace)");
         }
         let netns = if is_namespace { ino } else { 0 };
+        let path = dir.join(path.file_name().unwrap_or_default());
         let (scope, class) = (Text::from(path.as_path()), NetClass::NamedNetns);
         net.push(Net { netns, class, number: ino, scope, name: name.into(), uid: None });
     }

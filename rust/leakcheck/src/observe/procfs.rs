@@ -10,11 +10,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
 use super::source::{Pin, ProcessSource, Sample, Selection, Wanted};
 use super::sys;
+use crate::arena::ArenaView;
 use crate::error::{Error, Result};
 use crate::parse;
 use crate::parse::nslink::NsType;
@@ -39,14 +41,19 @@ pub(crate) struct Procfs {
 }
 
 impl Procfs {
-    /// Opens `/proc`. `hidden` are descriptors of this process that are the observer's own.
-    pub(crate) fn open(hidden: &[RawFd]) -> Result<Self> {
+    /// Opens `/proc`, the arena's if there is one. `hidden` are descriptors of this process that are the observer's own.
+    pub(crate) fn open(hidden: &[RawFd], arena: Option<&ArenaView>) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let proc =
-            rustix::fs::open("/proc", flags, Mode::empty()).map_err(|e| Error::io("open directory", "/proc", e))?;
+        let opened = match arena {
+            None => rustix::fs::open("/proc", flags, Mode::empty()),
+            Some(arena) => rustix::fs::openat(&arena.proc, c".", flags, Mode::empty()),
+        };
+        let proc = opened.map_err(|e| Error::io("open directory", "/proc", e))?;
         let mut hidden = hidden.to_vec();
         hidden.push(proc.as_raw_fd());
-        Ok(Procfs { proc, own_pid: std::process::id(), hidden })
+        // No process of an arena is the observer.
+        let own_pid = if arena.is_some() { 0 } else { std::process::id() };
+        Ok(Procfs { proc, own_pid, hidden })
     }
 
     fn pids(&self) -> Result<Vec<u32>> {
@@ -118,7 +125,8 @@ impl Procfs {
             return Ok(Some(sample));
         }
         let own = pid == self.own_pid;
-        let mut reader = Reader { dir: dir.as_fd(), wanted, scratch, sample: &mut sample, hidden: &[] };
+        let foreign = self.own_pid == 0;
+        let mut reader = Reader { dir: dir.as_fd(), wanted, scratch, sample: &mut sample, hidden: &[], foreign };
         let hidden;
         if own {
             hidden = [self.hidden.as_slice(), &[dir.as_raw_fd()]].concat();
@@ -212,6 +220,8 @@ struct Reader<'a> {
     scratch: &'a mut Scratch,
     sample: &'a mut Sample,
     hidden: &'a [RawFd],
+    /// Whether the pids are of another pid namespace than the observer's.
+    foreign: bool,
 }
 
 impl Reader<'_> {
@@ -356,6 +366,8 @@ impl Reader<'_> {
                         mode: 0,
                         uid: 0,
                         size: 0,
+                        state: None,
+                        version: None,
                     });
                 }
                 self.sample.deleted_maps.sort_by_key(|f| (f.dev, f.ino));
@@ -380,7 +392,9 @@ impl Reader<'_> {
         drop(dir);
         let pid = self.sample.process.pid;
         for tid in tids.into_iter().filter(|&t| t != pid) {
-            if wanted.fds && (!own || wanted.own) {
+            if wanted.fds && self.foreign {
+                self.foreign_table(tid);
+            } else if wanted.fds && (!own || wanted.own) {
                 match sys::same_fd_table(pid, tid) {
                     Ok(true) => {}
                     Ok(false) => self.fds(path(&format_args!("task/{tid}/fd")).as_c_str(), tid),
@@ -391,6 +405,21 @@ impl Reader<'_> {
             if !wanted.namespaces.is_empty() {
                 self.namespaces(&format!("task/{tid}/"));
             }
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// A thread of another pid namespace, which kcmp(2) cannot name: its table is one of its own when it lists other files.
+    fn foreign_table(&mut self, tid: u32) {
+        let pid = self.sample.process.pid;
+        let from = self.sample.fds.len();
+        self.fds(path(&format_args!("task/{tid}/fd")).as_c_str(), tid);
+        let (known, listed) = self.sample.fds.split_at(from);
+        let group = known.iter().filter(|fd| fd.table == pid);
+        let same = |(a, b): (&Fd, &Fd)| (a.fd, &a.target, a.ino, a.serial) == (b.fd, &b.target, b.ino, b.serial);
+        if group.clone().count() == listed.len() && group.zip(listed).all(same) {
+            self.sample.fds.truncate(from);
         }
     }
 }
@@ -475,6 +504,44 @@ pub(super) fn read_small<'b>(dir: BorrowedFd<'_>, name: &CStr, buffer: &'b mut [
     let file = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let n = rustix::io::read(&file, &mut *buffer)?;
     Ok(&buffer[..n])
+}
+
+/// The fdinfo files of many descriptors, read through one descriptor of `/proc`, the arena's if there is one.
+pub(super) struct Fdinfo {
+    proc: OwnedFd,
+    text: Vec<u8>,
+}
+
+impl Fdinfo {
+    pub(super) fn open(arena: Option<&ArenaView>) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc = match arena {
+            None => rustix::fs::open("/proc", flags, Mode::empty()),
+            Some(arena) => rustix::fs::openat(&arena.proc, c".", flags, Mode::empty()),
+        };
+        let proc = proc.map_err(|e| Error::io("open directory", "/proc", e))?;
+        Ok(Fdinfo { proc, text: Vec::with_capacity(16384) })
+    }
+
+    /// The text; empty when the descriptor is gone.
+    pub(super) fn of(&mut self, fd: &Fd) -> &[u8] {
+        let name = if fd.table == fd.pid {
+            path(&format_args!("{}/fdinfo/{}", fd.pid, fd.fd))
+        } else {
+            path(&format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd))
+        };
+        self.text.clear();
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let Ok(file) = rustix::fs::openat(&self.proc, name.as_c_str(), flags, Mode::empty()) else { return &[] };
+        while let Ok(more @ 1..) = rustix::io::read(&file, spare_capacity(&mut self.text)) {
+            // What is longer than a page comes in several reads, and the last is short.
+            if more < 2048 {
+                break;
+            }
+            self.text.reserve(16384);
+        }
+        &self.text
+    }
 }
 
 /// Reads a file of any size.

@@ -8,6 +8,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::procfs::read_file;
+use crate::arena::{ArenaView, proc_path};
 use crate::kind::Kind;
 use crate::parse::stat;
 use crate::resource::{Process, Resource};
@@ -19,15 +20,20 @@ const MOST: usize = 256;
 const ZOMBIES: Duration = Duration::from_millis(5);
 
 /// Returns when a process of the residue ends or is reaped, a cgroup of it changes, a mount is added or removed (proc(5),
-/// mountinfo), or after `pause`.
-pub(crate) fn wait_for_change<'a>(residue: impl Iterator<Item = &'a Resource>, pause: Duration) {
+/// mountinfo), or after `pause`. The pids of an arena name other processes here, and a pidfd would be a stranger's: they are
+/// looked at.
+pub(crate) fn wait_for_change<'a>(
+    residue: impl Iterator<Item = &'a Resource>,
+    arena: Option<&ArenaView>,
+    pause: Duration,
+) {
     let read = OFlags::RDONLY | OFlags::CLOEXEC;
     let mut fds: Vec<(OwnedFd, PollFlags)> = Vec::new();
     let mut mounts = false;
     let mut zombies = Vec::new();
     for resource in residue.take(MOST) {
         match resource {
-            Resource::Process(p) if p.state != 'Z' => {
+            Resource::Process(p) if p.state != 'Z' && arena.is_none() => {
                 let pid = i32::try_from(p.pid).ok().and_then(Pid::from_raw);
                 let pidfd = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
                 fds.extend(pidfd.map(|fd| (fd, PollFlags::IN)));
@@ -43,7 +49,8 @@ pub(crate) fn wait_for_change<'a>(residue: impl Iterator<Item = &'a Resource>, p
         }
     }
     if mounts {
-        let table = rustix::fs::open("/proc/self/mountinfo", read, Mode::empty());
+        let whose = if arena.is_some() { "1" } else { "self" };
+        let table = rustix::fs::open(proc_path(arena, format_args!("{whose}/mountinfo")), read, Mode::empty());
         fds.extend(table.ok().map(|fd| (fd, PollFlags::PRI)));
     }
     let mut set: Vec<PollFd<'_>> = fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();
@@ -53,7 +60,7 @@ pub(crate) fn wait_for_change<'a>(residue: impl Iterator<Item = &'a Resource>, p
         let step = if zombies.is_empty() { left } else { left.min(ZOMBIES) };
         // An interrupted wait is a short one: the next look tells.
         let events = poll(&mut set, Some(&timespec(step))).unwrap_or(1);
-        if events > 0 || step == left || zombies.iter().any(|p| !is_there(p)) {
+        if events > 0 || step == left || zombies.iter().any(|p| !is_there(p, arena)) {
             return;
         }
     }
@@ -63,9 +70,10 @@ fn timespec(duration: Duration) -> Timespec {
     Timespec { tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: duration.subsec_nanos().into() }
 }
 
-fn is_there(process: &Process) -> bool {
-    let text = read_file(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
-    stat::parse(&text).is_ok_and(|stat| stat.start_time == process.start)
+/// Whether it is there still, and as it was: a zombie that was none has ended since.
+fn is_there(process: &Process, arena: Option<&ArenaView>) -> bool {
+    let text = read_file(proc_path(arena, format_args!("{}/stat", process.pid))).unwrap_or_default();
+    stat::parse(&text).is_ok_and(|s| s.start_time == process.start && (s.state == b'Z') == (process.state == 'Z'))
 }
 
 /// How much longer to wait: 2 when tasks stand in line for the processor or for memory, else 1. By pressure stall information

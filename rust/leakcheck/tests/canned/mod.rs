@@ -92,6 +92,8 @@ pub(crate) fn file(path: impl AsRef<[u8]>, ino: u64) -> File {
         mode: 0o644,
         uid: 0,
         size: 1,
+        state: None,
+        version: None,
     }
 }
 

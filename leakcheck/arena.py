@@ -1,0 +1,399 @@
+"""Arenas: disposable hosts, each for one trial (`Arena`), made and taken away by the warden.
+
+An arena has pid, mount, ipc, uts, net and cgroup namespaces of its own, an overlay of the host's root, fresh temporary
+directories, and a cgroup in every hierarchy. What is run in it sees a host; the oracle sees all that it left
+(namespaces(7), overlayfs in the kernel's documentation).
+"""
+
+import array
+import atexit
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from leakcheck import _native
+from leakcheck._bin import helper
+from leakcheck._native import UsageError
+from leakcheck.supervise import Interrupts, TargetError
+
+__all__ = ["Arena", "ArenaError", "Process", "run_in_arena", "shutdown"]
+
+_PACKET = 1 << 20
+_MOST_FDS = 253
+_FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is made there
+
+
+class ArenaError(TargetError):
+    """An arena could not be brought up or taken away; the message says at which step, and nothing is left of it."""
+
+
+class Process:
+    """A command in an arena. `pid` is its process id on the host; its `returncode` is as `subprocess.Popen`'s."""
+
+    def __init__(self, argv: Sequence[str], pid: int, pidfd: int, status: int) -> None:
+        self.argv = list(argv)
+        self.pid = pid
+        self.pidfd = pidfd
+        self.returncode: int | None = None
+        self._status = status
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code, or -N for signal N, when it has ended; -9 too where the arena ended with it inside.
+
+        Raises:
+            subprocess.TimeoutExpired: it still runs after `timeout` seconds.
+        """
+        if self.returncode is None:
+            ended = select.poll()
+            ended.register(self._status, select.POLLIN)
+            if not ended.poll(None if timeout is None else max(timeout, 0) * 1000):
+                raise subprocess.TimeoutExpired(self.argv, timeout or 0)
+            told = os.read(self._status, 4)
+            self.returncode = (
+                os.waitstatus_to_exitcode(int.from_bytes(told, "little")) if len(told) == 4 else -signal.SIGKILL
+            )
+            os.close(self._status)
+        return self.returncode
+
+    def poll(self) -> int | None:
+        """Return what `wait` does if it has ended, None otherwise."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self.wait(0)
+        return None
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, by a descriptor: never to another process that got its number (pidfd_send_signal(2))."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def close(self) -> None:
+        """Close its descriptors; the process goes on if it has not ended."""
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+        if self.returncode is None:
+            self.returncode = -signal.SIGKILL
+            os.close(self._status)
+
+
+class Arena:
+    """A disposable host. Entered, it is up; left, nothing of it is there any more.
+
+    Args:
+        size: bytes that may be written to the root and to each of the fresh temporary directories; None is what the
+            kernel gives a tmpfs, half of memory.
+        network: ``"own"``, a new one with loopback only, or ``"host"``.
+        binds: ``(source on the host, place in the arena, read only)``.
+        limits: control file of a cgroup hierarchy to value, for all that runs in the arena: ``{"pids.max": 200}``.
+        hostname: its name inside.
+        devices: device nodes of the host beyond the usual ones, by name below /dev.
+        keep: leave it up at the end of this process; `how_to_enter` says how to look around and how to end it.
+        fail_at: a step of the bring-up (`steps`) that is to fail, for tests.
+
+    Raises:
+        ArenaError: on entry; it says which step failed and why. What was done up to there is undone.
+        UsageError: a size, limit or network that cannot be.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int | None = None,
+        network: str = "own",
+        binds: Sequence[tuple[str | os.PathLike[str], str, bool]] = (),
+        limits: Mapping[str, int | str] | None = None,
+        hostname: str = "arena",
+        devices: Sequence[str] = (),
+        keep: bool = False,
+        fail_at: str | None = None,
+    ) -> None:
+        if size is not None and size < 65536:
+            raise UsageError(f"arena size {size}: give bytes, at least 65536")
+        if network not in ("own", "host"):
+            raise UsageError(f"arena network {network!r}: give 'own' or 'host'")
+        for name in limits or ():
+            if "/" in name or "." not in name:
+                raise UsageError(f"arena limit {name!r}: give a cgroup control file, such as 'pids.max'")
+        for source, _, _ in binds:
+            if not Path(source).exists():
+                raise UsageError(f"arena bind {os.fspath(source)}: no such file or directory")
+        self._options = {
+            "size": size or 0,
+            "host_network": network == "host",
+            "binds": [[str(Path(source).absolute()), target, read_only] for source, target, read_only in binds],
+            "hostname": hostname,
+            "devices": list(devices),
+            "limits": [[name, str(value)] for name, value in (limits or {}).items()],
+            "fail": fail_at,
+        }
+        self._keep = keep
+        self._warden: _Warden | None = None
+        self._id = 0
+        self._lock = threading.Lock()
+        self._fds: list[int] = []
+        self._processes: list[Process] = []
+
+    def up(self) -> Self:
+        """Bring it up; `with` does."""
+        if self._warden is not None:
+            raise RuntimeError("bring up an arena that is up")
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            warden = _Warden.get()
+            answer, fds = warden.ask({"op": "up", "options": self._options}, [theirs.fileno()])
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        up = answer["up"]
+        self._warden, self._id, self._socket, self._fds = warden, up["id"], ours, fds
+        self.init: int = up["init"]
+        self.cgroups: dict[str, str] = dict(up["cgroups"])
+        self.steps: list[str] = up["steps"]
+        self.not_covered: list[str] = up["not_covered"]
+        self._layer_paths: list[str] = up["layers"]
+        self._root_paths: list[str] = up["roots"]
+        if self._keep:
+            warden.keep(self._id)
+        return self
+
+    def down(self) -> None:
+        """Take it away, with all that runs in it."""
+        if self._warden is None:
+            return
+        warden, self._warden = self._warden, None
+        for process in self._processes:
+            process.close()
+        self._processes.clear()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds = []
+        self._socket.close()
+        if not self._keep:
+            warden.ask({"op": "down", "id": self._id})
+
+    def __enter__(self) -> Self:
+        return self.up()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    def popen(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "/",
+        stdin: int = subprocess.DEVNULL,
+        stdout: int | None = None,
+        stderr: int | None = None,
+    ) -> Process:
+        """Start a command inside, in a session of its own; None is our own stream, `subprocess.DEVNULL` none.
+
+        Raises:
+            TargetError: there is no such command in the arena, or it cannot be executed.
+        """
+        if self._warden is None:
+            raise RuntimeError("run something in an arena that is not up")
+        request = {
+            "argv": [os.fspath(argument) for argument in argv],
+            "env": [f"{name}={value}" for name, value in (os.environ if env is None else env).items()],
+            "cwd": cwd,
+        }
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        status, theirs = os.pipe2(os.O_CLOEXEC)
+        given = ((0, stdin), (1, stdout), (2, stderr))
+        streams = [number if fd is None else null if fd == subprocess.DEVNULL else fd for number, fd in given]
+        try:
+            with self._lock:
+                _send(self._socket, request, [*streams, theirs])
+                answer, fds = _receive(self._socket)
+        except BaseException:
+            os.close(status)
+            raise
+        finally:
+            os.close(theirs)
+            os.close(null)
+        if "pid" not in answer:
+            os.close(status)
+            raise TargetError(str(answer.get("error", "the arena is gone")) + _hint(argv[0], cwd))
+        process = Process(argv, answer["pid"], fds[0], status)
+        self._processes.append(process)
+        return process
+
+    def run(self, argv: Sequence[str], *, timeout: float | None = None, **options: Any) -> int:
+        """Run a command inside to its end, as `popen` starts it, and return its exit code (-N: signal N)."""
+        process = self.popen(argv, **options)
+        try:
+            return process.wait(timeout)
+        finally:
+            self._processes.remove(process)
+            process.close()
+
+    def pids(self) -> set[int]:
+        """Return the host's process ids of all that runs inside, init apart."""
+        found: set[int] = set()
+        if not self.cgroups:
+            for top in (self.init, self.spawner):
+                found.update(child.pid for child in psutil.Process(top).children(recursive=True))
+        for directory in list(self.cgroups.values())[:1]:
+            for path, _, _ in os.walk(directory):
+                with contextlib.suppress(FileNotFoundError):
+                    found.update(int(pid) for pid in Path(path, "cgroup.procs").read_text().split())
+        return found - {0, self.init, self.spawner}
+
+    @property
+    def view(self) -> _native.ArenaView:
+        """What the oracle needs to look in from outside: `leakcheck.snapshot` and `leakcheck.guard` take it."""
+        _, proc, *parts = self._fds
+        layers = [(path, fd, path) for path, fd in zip(self._layer_paths, parts, strict=False)]
+        return _native.ArenaView(
+            proc=proc,
+            layers=layers,
+            roots=list(zip(self._root_paths, parts[len(layers) :], strict=True)),
+            cgroups=list(self.cgroups.items()),
+            not_covered=self.not_covered,
+        )
+
+    @property
+    def spawner(self) -> int:
+        """The host's process id of what starts commands inside."""
+        return int(Path(f"/proc/{self.init}/stat").read_text().rpartition(")")[2].split()[1])
+
+    @property
+    def how_to_enter(self) -> str:
+        """The commands that enter an arena which was kept, and that end it."""
+        warden = self._warden.pid if self._warden else 0
+        return f"enter it: nsenter -t {self.init} -a; end it: kill -TERM {warden}"
+
+
+def run_in_arena(
+    arena: Arena,
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    interrupts: Interrupts,
+    *,
+    stdout: int | None = None,
+    stdin: int | None = None,
+) -> int:
+    """Run `argv` in `arena`, in our working directory, as `leakcheck.supervise.run` does on the host.
+
+    Raises:
+        TargetError: there is no such command there, or no such directory; it cannot be executed.
+        GivenUp: a second SIGINT came.
+    """
+    # Our own standard input, where none is given.
+    process = arena.popen(argv, env=env, cwd=str(Path.cwd()), stdin=0 if stdin is None else stdin, stdout=stdout)
+    with interrupts.reaching(process.pidfd, pass_int=True):
+        return process.wait()
+
+
+def shutdown() -> None:
+    """End this process' warden, and with it its arenas that are not to be kept; the next arena starts another."""
+    if (warden := _Warden.running()) is not None:
+        warden.close()
+
+
+def _hint(program: str, cwd: str) -> str:
+    """Return what to do about a command or directory that the host has and the arena does not show."""
+    for path in (cwd, program):
+        if path.startswith(_FRESH) and Path(path).exists():
+            return f"; an arena has {', '.join(_FRESH)} anew: bind what it needs of them"
+    return ""
+
+
+class _Warden:
+    """The warden of this process: made when the first arena is, gone with this process."""
+
+    _one: "_Warden | None" = None
+    _making = threading.Lock()
+
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # firejail takes a pid namespace for a sandbox and lets go of its own, unless PID 1's environment says this.
+        env = {"container": "lxc", "PATH": os.environ.get("PATH", os.defpath)}
+        null = subprocess.DEVNULL
+        with theirs:
+            try:
+                command = [str(helper("warden")), str(self._owner)]
+                # Nobody's pipe is held by it: it may outlive us.
+                self._process = subprocess.Popen(command, env=env, stdin=theirs.fileno(), stdout=null, stderr=null)
+            except OSError as error:
+                ours.close()
+                raise ArenaError(f"start the warden: {error}") from error
+        self._socket = ours
+        self._lock = threading.Lock()
+        self._keeps = False
+        self.pid = self._process.pid
+
+    @classmethod
+    def get(cls) -> "_Warden":
+        with cls._making:
+            one = cls.running()
+            if one is None:
+                one = cls._one = cls()
+            return one
+
+    @classmethod
+    def running(cls) -> "_Warden | None":
+        one = cls._one
+        return None if one is None or one._owner != os.getpid() or one._process.poll() is not None else one
+
+    def ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        with self._lock:
+            try:
+                _send(self._socket, request, fds)
+                answer, received = _receive(self._socket)
+            except OSError as error:
+                raise ArenaError(f"ask the warden: {error}") from error
+        if "error" in answer:
+            raise ArenaError(f"arena: {answer['error']}")
+        return answer, received
+
+    def keep(self, arena: int) -> None:
+        self.ask({"op": "keep", "id": arena})
+        self._keeps = True
+
+    def close(self) -> None:
+        self._socket.close()
+        if not self._keeps:
+            self._process.wait()
+
+
+atexit.register(shutdown)
+
+
+def _send(channel: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> None:
+    socket.send_fds(channel, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
+
+
+def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    space = socket.CMSG_SPACE(_MOST_FDS * array.array("i").itemsize)
+    data, control, _, _ = channel.recvmsg(_PACKET, space, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    if not data:
+        return {"error": "it is gone"}, list(fds)
+    answer = json.loads(data)
+    return (answer if isinstance(answer, dict) else {answer: True}), list(fds)

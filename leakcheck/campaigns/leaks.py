@@ -1,0 +1,274 @@
+"""The campaign ``leaks``: does a target leave anything behind, however its runs end?"""
+
+import hashlib
+import os
+import random
+import re
+import shlex
+import statistics
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+import msgspec
+
+from leakcheck.campaigns.ending import ENDINGS, KILLS, Ending, Kill, deal
+from leakcheck.campaigns.result import Campaign, Criterion, Finding, Outcome, Residue
+from leakcheck.campaigns.statistics import upper_bound
+from leakcheck.campaigns.trial import Trial, bare_rate, probe, run_length, run_trial
+from leakcheck.errors import UsageError
+from leakcheck.report import Verdict
+from leakcheck.supervise import TargetError
+from leakcheck.targets import Target, builtin
+
+__all__ = ["LeaksOptions", "leaks"]
+
+_WORST: tuple[Outcome, ...] = ("wedged", "leaked", "wrong", "unknown", "reclaimed", "clean")
+
+
+class LeaksOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to try.
+
+    Args:
+        iterations: how many trials, dealt by turns to the endings.
+        endings: which of ``normal``, ``timeout``, ``crash`` and ``forced``.
+        kills: whom a forced ending kills: ``supervisor``, ``tree``, ``freeze`` (the tree, stopped first).
+        plan: one ending that every trial has instead, such as a replay line gives.
+        jobs: trials at the same time; 0 is one for each CPU.
+        seed: of the instants of the forced endings.
+        host: run on the host instead of in arenas, where only what is tied to the run counts.
+        settle: seconds that asynchronous teardown may take.
+    """
+
+    iterations: int = 100
+    endings: Sequence[str] = ENDINGS
+    kills: Sequence[Kill] = KILLS
+    plan: Ending | None = None
+    jobs: int = 0
+    seed: int = 0
+    host: bool = False
+    settle: float = 0.25
+
+    def check(self) -> None:
+        """Raise `UsageError` for what cannot be."""
+        if self.iterations < 1:
+            raise UsageError(f"--iterations {self.iterations}: give at least 1")
+        if not 0 <= self.jobs <= 256:
+            raise UsageError(f"--jobs {self.jobs}: give 1 to 256, or 0 for one a CPU")
+        if not 0 <= self.settle <= 60:
+            raise UsageError(f"--settle {self.settle}: give seconds from 0 to 60")
+        for option, given, known in (("--endings", self.endings, ENDINGS), ("--kill", self.kills, KILLS)):
+            if not given:
+                raise UsageError(f"{option}: names none of {', '.join(known)}")
+            if unknown := [one for one in given if one not in known]:
+                raise UsageError(f"{option} {unknown[0]!r}: one of {', '.join(known)}")
+        if self.host and self.jobs > 1:
+            raise UsageError("--host --jobs: on the host trials see each other, so make one at a time")
+
+
+def leaks(
+    target: Target,
+    options: LeaksOptions,
+    *,
+    progress: Callable[[Trial, int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+) -> Campaign:
+    """Run the campaign.
+
+    `progress` is told of every trial with how many were made; once `stop` returns true no further one is begun, and
+    the result is that of those made.
+
+    Raises:
+        UsageError: an option cannot be.
+        TargetError: the target cannot be run here, or its isolation is not on.
+    """
+    options.check()
+    state = target.availability()
+    if state.state != "ready":
+        hint = f"; {state.hint}" if state.hint else ""
+        raise TargetError(f"{target.name}: {state.state}: {state.reason}{hint}")
+    if gaps := probe(target, host=options.host):
+        raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
+    run_ms = run_length(target, host=options.host)
+    jobs = 1 if options.host else options.jobs or os.cpu_count() or 1
+    began = time.monotonic()
+    trials: list[Trial] = []
+    failure: TargetError | None = None
+    try:
+        for trial in _made(target, options, _endings(options, run_ms), jobs, stop):
+            trials.append(trial)
+            if progress is not None:
+                progress(trial, len(trials))
+    except TargetError as error:
+        failure = error
+    if not trials:
+        raise failure or TargetError(f"{target.name}: stopped before the first trial was made")
+    took = time.monotonic() - began
+    return _judged(target, options, trials, run_ms, took, jobs, failure)
+
+
+def _endings(options: LeaksOptions, run_ms: float) -> Iterable[Ending]:
+    if options.plan is not None:
+        return [options.plan] * options.iterations
+    generator = random.Random(options.seed)  # noqa: S311 - a repeatable plan, no secret
+    return deal(options.endings, options.kills, options.iterations, run_ms, generator)
+
+
+def _made(
+    target: Target, options: LeaksOptions, endings: Iterable[Ending], jobs: int, stop: Callable[[], bool] | None
+) -> Iterator[Trial]:
+    """Yield trials as they are made, `jobs` at a time."""
+    rest = iter(endings)
+    with ThreadPoolExecutor(jobs, thread_name_prefix="leakcheck") as pool:
+        running: set[Future[Trial]] = set()
+        numbers = iter(range(options.iterations))
+
+        def begin() -> None:
+            if not (stop and stop()) and (ending := next(rest, None)) is not None:
+                work = pool.submit(
+                    run_trial, target, ending, next(numbers) % 100, host=options.host, settle=options.settle
+                )
+                running.add(work)
+
+        for _ in range(jobs):
+            begin()
+        while running:
+            # With a timeout, so that a signal's handler gets its turn.
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for one in done:
+                running.discard(one)
+                yield one.result()
+                begin()
+
+
+def _judged(
+    target: Target,
+    options: LeaksOptions,
+    trials: Sequence[Trial],
+    run_ms: float,
+    took: float,
+    jobs: int,
+    failure: TargetError | None,
+) -> Campaign:
+    outcomes = Counter(str(trial.outcome) for trial in trials)
+    endings: dict[str, Counter[str]] = defaultdict(Counter)
+    for trial in trials:
+        endings[trial.ending.group][trial.outcome] += 1
+    leaked = outcomes["leaked"] + outcomes["wedged"]
+    verdict = _verdict(outcomes, failure)
+    bound = upper_bound(leaked, len(trials))
+    criteria = [
+        Criterion(name="trials that left something for good", passed=leaked == 0, measured=leaked, limit=0),
+        Criterion(
+            name="recoveries or next submissions that failed",
+            passed=outcomes["wedged"] == 0,
+            measured=outcomes["wedged"],
+            limit=0,
+        ),
+        Criterion(name="wrong statuses", passed=outcomes["wrong"] == 0, measured=outcomes["wrong"], limit=0),
+        Criterion(name="trials not fully seen", passed=outcomes["unknown"] == 0, measured=outcomes["unknown"], limit=0),
+        Criterion(name="95 % upper bound of the leak rate", passed=None, measured=round(bound, 6), limit=None),
+    ]
+    settled = sorted(trial.settled_ms for trial in trials if trial.settled_ms is not None)
+    phases = sorted({name for trial in trials for name in trial.phases_ms})
+    return Campaign(
+        campaign="leaks",
+        target=target.name,
+        version=target.version(),
+        seed=options.seed,
+        wanted=options.iterations,
+        trials=len(trials),
+        verdict=verdict,
+        outcomes=dict(outcomes),
+        endings={ending: dict(count) for ending, count in endings.items()},
+        criteria=criteria,
+        findings=_findings(target, options, trials),
+        coverage={kind: reason for trial in trials for kind, reason in trial.gaps.items()},
+        run_ms=round(run_ms, 3),
+        rate=round(len(trials) / took, 2),
+        bare_rate=round(bare_rate(run_ms, jobs), 2),
+        phases_ms={name: _median(t.phases_ms[name] for t in trials if name in t.phases_ms) for name in phases},
+        settle_ms=_spread(settled),
+        interrupted=len(trials) < options.iterations and failure is None,
+        error="" if failure is None else str(failure),
+    )
+
+
+def _verdict(outcomes: Counter[str], failure: TargetError | None) -> Verdict:
+    if outcomes["leaked"] or outcomes["wedged"]:
+        return "leaked"
+    return "unknown" if outcomes["unknown"] or outcomes["wrong"] or failure else "clean"
+
+
+def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) -> list[Finding]:
+    """Group trials that ended alike and left the same kinds of thing; the most first."""
+    groups: dict[tuple[object, ...], list[Trial]] = defaultdict(list)
+    for trial in trials:
+        if trial.outcome != "clean":
+            who = trial.ending.kill or trial.ending.name
+            what = tuple(sorted({(one.kind, one.class_) for one in trial.left}))
+            groups[trial.ending.group, who, trial.outcome, what, _shape(trial.detail)].append(trial)
+    findings = []
+    for alike in groups.values():
+        first = alike[0]
+        plan = first.ending.plan
+        words = ["leakcheck", "leaks", "--target", _named(target)]
+        words += ["--plan", plan, "--iterations", "20" if first.ending.kill else "1"] + ["--host"] * options.host
+        replay = shlex.join(words)
+        left = _residue(alike)
+        name = hashlib.sha256(repr((target.name, first.ending.group, first.ending.kill, first.outcome, left)).encode())
+        findings.append(
+            Finding(
+                id=name.hexdigest()[:8],
+                ending=first.ending.group,
+                plan=plan,
+                outcome=first.outcome,
+                leaks=left,
+                trials=len(alike),
+                replay=replay,
+                detail=first.detail,
+            )
+        )
+    return sorted(findings, key=lambda one: (_WORST.index(one.outcome), -one.trials))
+
+
+def _named(target: Target) -> str:
+    """Return what `--target` takes."""
+    return target.name if any(target.path == known.path for known in builtin()) else str(target.path)
+
+
+def _residue(trials: Sequence[Trial]) -> list[Residue]:
+    counts: Counter[tuple[str, str]] = Counter()
+    within: Counter[tuple[str, str]] = Counter()
+    labels: dict[tuple[str, str], str] = {}
+    for trial in trials:
+        for one in trial.left:
+            counts[one.kind, one.class_] += 1
+            labels.setdefault((one.kind, one.class_), one.label)
+        within.update({(one.kind, one.class_) for one in trial.left})
+    return [
+        Residue(kind=kind, class_=class_, label=labels[kind, class_], count=count, trials=within[kind, class_])
+        for (kind, class_), count in sorted(counts.items())
+    ]
+
+
+def _shape(text: str) -> str:
+    """Return a message without its numbers, so that those of several trials are alike."""
+    return re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "N", text)[:80]
+
+
+def _median(values: Iterable[float]) -> float:
+    return round(statistics.median(values), 3)
+
+
+def _spread(sorted_values: Sequence[float]) -> dict[str, float]:
+    if not sorted_values:
+        return {}
+    late = sorted_values[min(len(sorted_values) - 1, int(len(sorted_values) * 0.95))]
+    return {
+        "trials": len(sorted_values),
+        "median": round(statistics.median(sorted_values), 3),
+        "p95": round(late, 3),
+        "max": round(sorted_values[-1], 3),
+    }

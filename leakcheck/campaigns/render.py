@@ -1,0 +1,70 @@
+"""A campaign's result as text."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.text import Text
+
+from leakcheck.campaigns.result import Campaign, Finding
+from leakcheck.render import line
+
+__all__ = ["lines", "print_campaign"]
+
+_STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
+_OUTCOME_STYLE = {"clean": "green", "reclaimed": "cyan", "unknown": "yellow", "wrong": "yellow"}
+_SHOWN = 12
+
+
+def print_campaign(campaign: Campaign, console: Console) -> None:
+    """Print `campaign` for people."""
+    for text in lines(campaign):
+        console.print(text, soft_wrap=True, highlight=False)
+
+
+def lines(campaign: Campaign) -> Iterator[Text]:
+    """Yield the lines, the verdict first."""
+    made = (
+        f"{campaign.trials} trials"
+        if campaign.trials == campaign.wanted
+        else (f"{campaign.trials} of {campaign.wanted} trials")
+    )
+    named = f"{campaign.target} ({campaign.version})" if campaign.version else campaign.target
+    why = ", interrupted" if campaign.interrupted else ""
+    yield line(
+        "leakcheck: ", (campaign.verdict, _STYLE[campaign.verdict]), f", {named}, {made}{why}, seed {campaign.seed}"
+    )
+    for ending, outcomes in campaign.endings.items():
+        parts: list[str | tuple[str, str]] = [f"  {ending:<8} "]
+        for number, (outcome, count) in enumerate(sorted(outcomes.items())):
+            parts += [", " if number else "", (f"{count} {outcome}", _OUTCOME_STYLE.get(outcome, "red"))]
+        yield line(*parts)
+    for finding in campaign.findings[:_SHOWN]:
+        yield from _finding(finding)
+    if (more := len(campaign.findings) - _SHOWN) > 0:
+        yield line(f"  … and {more} more findings: see --json")
+    for criterion in campaign.criteria:
+        limit = "" if criterion.limit is None else f", limit {criterion.limit}"
+        word = {True: ("pass", "green"), False: ("fail", "red"), None: ("    ", "")}[criterion.passed]
+        yield line("  ", word, f"  {criterion.name}: {criterion.measured}{limit}")
+    for kind, reason in campaign.coverage.items():
+        yield line("  ", ("not fully seen ", "yellow"), f"{kind}: {reason}")
+    if campaign.error:
+        yield line("  ", ("stopped ", "yellow"), campaign.error)
+    settle = ", ".join(f"{name} {value:g}" for name, value in campaign.settle_ms.items())
+    if settle:
+        yield line(("  settle ms  ", "dim"), settle)
+    phases = ", ".join(f"{name} {value:.1f}" for name, value in campaign.phases_ms.items())
+    yield line(("  phases ms (median)  ", "dim"), phases)
+    bare = f"; {campaign.bare_rate:g}/s unverified" if campaign.bare_rate else ""
+    yield line(("  rate  ", "dim"), f"{campaign.rate:g} verified trials/s{bare}; a run takes {campaign.run_ms:.1f} ms")
+
+
+def _finding(finding: Finding) -> Iterator[Text]:
+    what = ", ".join(f"{left.count} {left.kind} {left.class_}" for left in finding.leaks) or "nothing left"
+    style = _OUTCOME_STYLE.get(finding.outcome, "red")
+    yield line("  ", (f"{finding.outcome:<9} ", style), f"{finding.ending}, {finding.trials} trials: {what}")
+    for left in finding.leaks[:3]:
+        yield line(f"            {left.class_:<11} {left.kind}  {left.label}")
+    if finding.detail:
+        yield line(("            ", "dim"), finding.detail)
+    yield line(("            replay: ", "dim"), (finding.replay, "cyan"))

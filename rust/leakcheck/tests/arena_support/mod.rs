@@ -1,0 +1,192 @@
+//! A real arena, made by the warden, and commands that run in it.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+
+use leakcheck::guard::{self, Guard};
+use leakcheck::judge::settle::Policy;
+use leakcheck::{ArenaView, Kind, KindSet, Layer, Report, Snapshot, observe};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use serde_json::{Value, json};
+
+pub(crate) struct Arena {
+    pub(crate) view: Arc<ArenaView>,
+    commands: Option<OwnedFd>,
+    socket: Option<OwnedFd>,
+    id: u64,
+    warden: Child,
+}
+
+/// A command that was started in an arena.
+pub(crate) struct Running {
+    _pidfd: OwnedFd,
+    status: File,
+    input: File,
+    output: BufReader<File>,
+}
+
+impl Arena {
+    /// None, and a word of why, where arenas cannot be made.
+    pub(crate) fn up() -> Option<Arena> {
+        Arena::with(json!({}))
+    }
+
+    pub(crate) fn with(options: Value) -> Option<Arena> {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root");
+            return None;
+        }
+        let (socket, theirs) = pair();
+        let warden = Command::new(binary("leakcheck-warden", "warden"))
+            .arg(std::process::id().to_string())
+            .stdin(Stdio::from(theirs))
+            .spawn()
+            .expect("the warden starts");
+        let (commands, inside) = pair();
+        send(&socket, &json!({"op": "up", "options": options}), &[inside.as_fd()]);
+        drop(inside);
+        let (answer, fds) = receive(&socket);
+        let Some(up) = answer.get("up") else { panic!("no arena: {answer}") };
+        let mut fds = fds.into_iter().skip(1);
+        let (proc, upper) = (fds.next().unwrap(), fds.next().unwrap());
+        let strings = |v: &Value| -> Vec<String> {
+            v.as_array().unwrap().iter().map(|s| s.as_str().unwrap().to_owned()).collect()
+        };
+        let roots = strings(&up["roots"]).into_iter().map(PathBuf::from).zip(fds).collect();
+        let cgroups = up["cgroups"].as_array().unwrap().iter().map(strings);
+        let cgroups = cgroups.map(|pair| (pair[0].clone(), PathBuf::from(&pair[1]))).collect();
+        let layers = vec![Layer { path: "/".into(), upper, lower: "/".into() }];
+        let view = ArenaView::new(proc, layers, roots, cgroups, strings(&up["not_covered"])).unwrap();
+        let id = up["id"].as_u64().unwrap();
+        Some(Arena { view: Arc::new(view), commands: Some(commands), socket: Some(socket), id, warden })
+    }
+
+    pub(crate) fn options(&self, kinds: &[Kind]) -> observe::Options {
+        let kinds: KindSet = kinds.iter().copied().collect();
+        let kinds = (kinds != KindSet::EMPTY).then_some(kinds);
+        observe::Options { kinds, arena: Some(Arc::clone(&self.view)), ..observe::Options::default() }
+    }
+
+    /// Of every kind when none is named.
+    pub(crate) fn snapshot(&self, kinds: &[Kind]) -> Snapshot {
+        observe::snapshot(&self.options(kinds)).unwrap()
+    }
+
+    pub(crate) fn guard(&self, kinds: &[Kind]) -> Guard {
+        let policy = Policy::new(std::time::Duration::from_millis(60));
+        Guard::begin(guard::Options { observe: self.options(kinds), policy, ..guard::Options::default() }).unwrap()
+    }
+
+    /// Runs a shell script to its end under a guard.
+    pub(crate) fn guarded(&self, kinds: &[Kind], script: &str) -> Report {
+        let mut guard = self.guard(kinds);
+        self.sh(script);
+        guard.end(None).unwrap()
+    }
+
+    /// Starts a program.
+    pub(crate) fn start(&self, argv: &[&str]) -> Running {
+        let (status, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let (output, out) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let (stdin, input) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+        let stderr = std::io::stderr();
+        let env = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
+        let commands = self.commands.as_ref().unwrap();
+        let fds = [stdin.as_fd(), out.as_fd(), stderr.as_fd(), theirs.as_fd()];
+        send(commands, &json!({"argv": argv, "env": env, "cwd": "/"}), &fds);
+        let (answer, mut fds) = receive(commands);
+        assert!(answer.get("pid").is_some(), "{argv:?}: {answer}");
+        let output = BufReader::new(output.into());
+        Running { _pidfd: fds.pop().unwrap(), status: status.into(), input: input.into(), output }
+    }
+
+    /// Runs a shell script, which must succeed; its descendants may live on.
+    pub(crate) fn sh(&self, script: &str) {
+        let status = self.start(&["/bin/sh", "-c", script]).wait();
+        assert_eq!(status, 0, "{script}");
+    }
+
+}
+
+impl Running {
+    /// The wait status.
+    pub(crate) fn wait(mut self) -> i32 {
+        drop(self.input);
+        let mut status = [0; 4];
+        self.status.read_exact(&mut status).expect("the spawner tells how it ended");
+        i32::from_ne_bytes(status)
+    }
+
+    /// Waits for a line; none when it has ended.
+    pub(crate) fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        (self.output.read_line(&mut line).unwrap() > 0).then_some(line)
+    }
+
+    /// Writes an empty line.
+    pub(crate) fn go(&mut self) {
+        self.input.write_all(b"\n").unwrap();
+    }
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            send(&socket, &json!({"op": "down", "id": self.id}), &[]);
+            let (answer, _) = receive(&socket);
+            if !std::thread::panicking() {
+                assert_eq!(answer, json!("done"));
+            }
+        }
+        self.commands = None;
+        let _ = self.warden.wait();
+    }
+}
+
+/// A program of this workspace, built when it is not there.
+pub(crate) fn binary(package: &str, name: &str) -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let path = exe.parent().unwrap().with_file_name(name);
+    if !path.exists() {
+        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+        assert!(build.args(["build", "--profile", profile, "-p", package]).status().unwrap().success());
+    }
+    path
+}
+
+fn pair() -> (OwnedFd, OwnedFd) {
+    socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap()
+}
+
+fn send(socket: &OwnedFd, message: &Value, fds: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+    }
+    sendmsg(socket, &[IoSlice::new(message.to_string().as_bytes())], &mut control, SendFlags::NOSIGNAL).unwrap();
+}
+
+fn receive(socket: &OwnedFd) -> (Value, Vec<OwnedFd>) {
+    let mut text = vec![0u8; 1 << 16];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let n = recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut control, RecvFlags::CMSG_CLOEXEC).unwrap().bytes;
+    assert!(n > 0, "the warden ended");
+    let mut fds = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    (serde_json::from_slice(&text[..n]).unwrap(), fds)
+}

@@ -1,0 +1,42 @@
+//! An arena's descriptors, as whoever made it holds them: copied, so that either side may close its own.
+
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use crate::{UsageError, to_py};
+
+/// What an arena is seen through.
+#[pyclass(frozen, module = "leakcheck._native")]
+pub(crate) struct ArenaView(pub(crate) Arc<leakcheck::ArenaView>);
+
+#[pymethods]
+impl ArenaView {
+    #[new]
+    #[pyo3(signature = (proc, layers, roots, cgroups, not_covered=Vec::new()))]
+    fn new(
+        proc: RawFd,
+        layers: Vec<(PathBuf, RawFd, PathBuf)>,
+        roots: Vec<(PathBuf, RawFd)>,
+        cgroups: Vec<(String, PathBuf)>,
+        not_covered: Vec<String>,
+    ) -> PyResult<Self> {
+        let layer = |(path, upper, lower)| Ok(leakcheck::Layer { path, upper: copy(upper)?, lower });
+        let layers = layers.into_iter().map(layer).collect::<PyResult<_>>()?;
+        let roots = roots.into_iter().map(|(path, fd)| Ok((path, copy(fd)?))).collect::<PyResult<_>>()?;
+        let view = leakcheck::ArenaView::new(copy(proc)?, layers, roots, cgroups, not_covered).map_err(to_py)?;
+        Ok(ArenaView(Arc::new(view)))
+    }
+}
+
+#[allow(unsafe_code)]
+fn copy(fd: RawFd) -> PyResult<OwnedFd> {
+    if fd < 0 {
+        return Err(UsageError::new_err(format!("{fd} is no descriptor")));
+    }
+    // SAFETY: borrowed for one fcntl(F_DUPFD_CLOEXEC), which answers EBADF if nothing is open there.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    borrowed.try_clone_to_owned().map_err(PyErr::from)
+}

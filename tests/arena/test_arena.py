@@ -1,0 +1,216 @@
+"""Arenas come up whole or not at all, are what they say inside, and go without a trace."""
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+import leakcheck
+from leakcheck.arena import Arena, ArenaError, shutdown
+from leakcheck.supervise import TargetError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+LEFT_KINDS = "process,fd,mount,cgroup,ipc,net,lock,namespace"
+
+
+@contextlib.contextmanager
+def nothing_left() -> Generator[None, None, None]:
+    shutdown()
+    with leakcheck.guard(kinds=LEFT_KINDS, attributed_only=True, settle=2):
+        yield
+        # The warden stays for the next arena, with what it prepared for it.
+        shutdown()
+
+
+def output_of(arena: Arena, script: str, tmp_path: Path) -> str:
+    path = tmp_path / "output"
+    with path.open("wb") as file:
+        assert arena.run(["/bin/sh", "-c", script], stdout=file.fileno(), stderr=file.fileno()) == 0, path.read_text()
+    return path.read_text()
+
+
+def test_an_arena_has_its_own_processes_mounts_network_host_name_and_cgroups(tmp_path: Path) -> None:
+    with Arena(hostname="trial") as arena:
+        assert output_of(arena, "hostname", tmp_path).strip() == "trial"
+        namespaces = output_of(arena, "readlink /proc/self/ns/*", tmp_path).split()
+        ours = [str(Path("/proc/self/ns", name).readlink()) for name in ("cgroup", "ipc", "mnt", "net", "pid", "uts")]
+        assert not set(ours) & set(namespaces)
+        assert output_of(arena, "ls /sys/class/net", tmp_path).split() == ["lo"]
+        assert {line.rsplit(":", 1)[1] for line in output_of(arena, "cat /proc/self/cgroup", tmp_path).split()} == {"/"}
+        processes = output_of(arena, "ls /proc", tmp_path).split()
+        assert len([name for name in processes if name.isdigit()]) == 3, "init, the shell and ls"
+
+
+def test_what_is_written_anywhere_in_an_arena_is_not_on_the_host(tmp_path: Path) -> None:
+    places = [
+        "/etc/leakcheck-litter",
+        "/root/litter",
+        "/tmp/litter",
+        "/var/lib/litter",
+        "/dev/shm/litter",
+        "/run/litter",
+    ]
+    with nothing_left(), Arena() as arena:
+        for place in places:
+            output_of(arena, f"echo x > {place}; cat {place}", tmp_path)
+        assert arena.run(["/bin/rm", "/etc/hostname"]) == 0
+    assert not [place for place in places if Path(place).exists()]
+    assert Path("/etc/hostname").exists()
+
+
+def test_everything_that_runs_in_an_arena_ends_with_it() -> None:
+    with nothing_left():
+        with Arena() as arena:
+            arena.run(["/bin/sh", "-c", "setsid sleep 1000 & mount -t tmpfs x /mnt; mkdir /sys/fs/cgroup/*/sub; true"])
+            running = arena.popen(["/bin/sleep", "1000"])
+            pids = arena.pids()
+            assert len(pids) == 2 and running.pid in pids
+            assert running.poll() is None
+        assert running.returncode == -9
+        for pid in pids:
+            assert not Path(f"/proc/{pid}").exists()
+
+
+def test_exit_codes_and_signals_of_commands_come_back() -> None:
+    with Arena() as arena:
+        assert arena.run(["/bin/sh", "-c", "exit 3"]) == 3
+        assert arena.run(["/bin/sh", "-c", "kill -SEGV $$"]) == -11
+        slow = arena.popen(["/bin/sleep", "1000"])
+        with pytest.raises(subprocess.TimeoutExpired):
+            slow.wait(0.01)
+        slow.kill()
+        assert slow.wait(10) == -9
+
+
+def test_a_command_that_does_not_exist_is_told_and_the_arena_goes_on() -> None:
+    with Arena() as arena:
+        with pytest.raises(TargetError, match="start /no/such: No such file"):
+            arena.popen(["/no/such"])
+        with pytest.raises(TargetError, match="working directory /no/where"):
+            arena.popen(["/bin/true"], cwd="/no/where")
+        assert arena.run(["/bin/true"]) == 0
+
+
+def test_the_writable_layer_and_the_temporary_directories_can_be_filled(tmp_path: Path) -> None:
+    with Arena(size=1 << 20) as arena:
+        fill = "for place in /root /tmp; do dd if=/dev/zero of=$place/big bs=64k 2>&1; done; true"
+        said = output_of(arena, fill, tmp_path)
+        assert said.count("No space left on device") == 2
+
+
+def test_a_bound_directory_is_there_and_can_be_read_only(tmp_path: Path) -> None:
+    (tmp_path / "given").write_text("hello")
+    with Arena(binds=[(tmp_path, "/mnt/ro", True), (tmp_path, "/mnt/rw", False)]) as arena:
+        assert arena.run(["/bin/sh", "-c", "grep -q hello /mnt/ro/given"]) == 0
+        assert arena.run(["/bin/sh", "-c", "touch /mnt/ro/x 2>/dev/null"]) != 0
+        assert arena.run(["/bin/sh", "-c", "touch /mnt/rw/x"]) == 0
+    assert (tmp_path / "x").exists()
+
+
+def test_limits_hold_for_all_that_runs_inside(tmp_path: Path) -> None:
+    with Arena(limits={"pids.max": 8}) as arena, pytest.raises(AssertionError, match="Cannot fork"):
+        output_of(arena, "for i in 1 2 3 4 5 6 7 8 9; do sleep 5 & done; wait", tmp_path)
+
+
+def test_the_hosts_network_can_be_shared(tmp_path: Path) -> None:
+    with Arena(network="host") as arena:
+        assert output_of(arena, "readlink /proc/self/ns/net", tmp_path).strip() == str(
+            Path("/proc/self/ns/net").readlink()
+        )
+
+
+def test_each_step_of_the_bring_up_may_fail_and_all_before_it_is_undone() -> None:
+    with Arena() as arena:
+        steps = arena.steps
+    assert len(steps) > 10
+    for step in steps:
+        with nothing_left(), pytest.raises(ArenaError, match=re.escape(f'failed as asked; at step "{step}"')):
+            Arena(fail_at=step).up()
+
+
+def test_what_cannot_be_is_refused_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(leakcheck.UsageError, match="size 1"):
+        Arena(size=1)
+    with pytest.raises(leakcheck.UsageError, match="network 'none'"):
+        Arena(network="none")
+    with pytest.raises(leakcheck.UsageError, match="no such file"):
+        Arena(binds=[(tmp_path / "nosuch", "/mnt", True)])
+    with nothing_left(), pytest.raises(ArenaError, match=r"no\.such: no hierarchy here has it; at step .limits."):
+        Arena(limits={"no.such": 1}).up()
+    with nothing_left(), pytest.raises(ArenaError, match="device nosuch"):
+        Arena(devices=["nosuch"]).up()
+
+
+def test_an_arena_in_an_arena_comes_up_and_a_third_level_is_refused_with_the_reason(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import sys; from leakcheck.arena import *\n"
+        "with Arena() as a: sys.exit(a.run(sys.argv[1:]) if sys.argv[1:] else 0)"
+    )
+    with Arena() as arena:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        assert arena.run([sys.executable, "-c", script], env=env) == 0, "an arena in an arena"
+        nested = [sys.executable, "-c", script, sys.executable, "-c", script]
+        with (tmp_path / "said").open("wb") as file:
+            assert arena.run(nested, env=env, stderr=file.fileno()) != 0
+        assert "overlay" in (tmp_path / "said").read_text().splitlines()[-1]
+
+
+def test_arenas_live_side_by_side_and_go_independently() -> None:
+    with nothing_left():
+        arenas = [Arena().up() for _ in range(5)]
+        for number, arena in enumerate(arenas):
+            assert arena.run(["/bin/sh", "-c", f"echo {number} > /tmp/number"]) == 0
+        for number, arena in reversed(list(enumerate(arenas))):
+            assert arena.run(["/bin/sh", "-c", f"grep -q {number} /tmp/number"]) == 0
+            arena.down()
+
+
+def test_arenas_may_be_used_from_several_threads() -> None:
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(5):
+                with Arena() as arena:
+                    assert arena.run(["/bin/true"]) == 0
+        except BaseException as error:  # noqa: BLE001 - reported below
+            failures.append(error)
+
+    with nothing_left():
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failures
+
+
+def test_an_arena_outlives_no_forked_child_that_never_used_it() -> None:
+    with Arena() as arena:
+        child = os.fork()
+        if child == 0:
+            os._exit(0)
+        os.waitpid(child, 0)
+        assert arena.run(["/bin/true"]) == 0
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
+def test_killed_at_any_instant_owner_warden_or_both_leave_nothing(count: int) -> None:
+    program = Path(__file__).with_name("kill_at_random.py")
+    done = subprocess.run(
+        [sys.executable, program, str(count), "1"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
