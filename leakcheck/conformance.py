@@ -217,7 +217,7 @@ def enclosed(target: Target, only: Sequence[str] = CHECKS, name: str = "") -> li
         *only,
     ]
     needed = [sys.prefix, __file__, *(found for found in target.found().values() if found)]
-    keep = any(Path(one).resolve().is_relative_to("/tmp") for one in needed)
+    keep = any(Path(one).resolve().is_relative_to("/tmp") for one in needed)  # noqa: S108
     done = subprocess.run(
         [*enclosure, "/bin/sh", "-c", _INSIDE, "sh", str(path.parent), "keep" if keep else "cover", *inner],
         stdin=subprocess.DEVNULL,

@@ -245,7 +245,7 @@ class Target:
             except ValueError as error:
                 raise TargetError(f"{self.name}: status file {path}: {key} is no number: {value!r}") from error
 
-        exit_code, signal = number(status.exit_code), number(status.signal)
+        exit_code, signal = number(status.exit_code), number(status.signal) or None
         word = fields.get(status.verdict) if status.verdict else None
         if word is not None:
             if str(word) not in status.verdicts:

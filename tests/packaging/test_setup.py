@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = ["bash", "cut", "dirname", "env", "head", "sort"]
-PRESENT = ["bwrap", "runc", "busybox", "lsof", "findmnt", "lsfd", "ps", "ip", "python3"]
+PRESENT = ["bwrap", "runc", "firejail", "busybox", "lsof", "findmnt", "lsfd", "ps", "ip", "python3"]
 
 
 class Machine:

@@ -1,0 +1,240 @@
+"""What an adapter may say, what is refused and with which words; nothing is run but /bin/sh."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from leakcheck.errors import UsageError
+from leakcheck.submissions import BUILTIN, Submission
+from leakcheck.supervise import TargetError
+from leakcheck.targets import Box, Outcome, Target, builtin, load
+
+MINIMAL = """
+name = "mine"
+summary = "a test's"
+launch = ["/bin/sh", "{program}"]
+probe = { none = "isolates nothing" }
+"""
+BOX = Box(number=3, work=Path("/tmp/work"))
+
+
+def adapter(directory: Path, text: str, *more: str) -> Path:
+    path = directory / "mine.toml"
+    path.write_text(text + "\n".join(more))
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UsageError) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def with_status(directory: Path, status: str) -> Target:
+    return load(adapter(directory, MINIMAL, "[status]", status))
+
+
+def test_a_minimal_adapter_is_enough(tmp_path: Path) -> None:
+    target = load(adapter(tmp_path, MINIMAL))
+    launch = target.launch(BUILTIN["crash_exit"], BOX)
+    assert launch.argv == ["/bin/sh", "/bin/sh", "-c", "exit 3"]
+    assert (launch.env, launch.files, target.recover_commands(BOX), target.version()) == ({}, {}, [], "")
+
+
+def test_every_placeholder_is_filled(tmp_path: Path) -> None:
+    text = MINIMAL.replace(
+        '"{program}"]',
+        '"{program}", "{box} {name} {work} {wall} {cpu} {memory} {memory_kib} {memory_mib} {processes} {{x}}", '
+        '"{exe:sh}"]',
+    )
+    launch = load(adapter(tmp_path, text, 'needs = { binaries = ["sh"] }')).launch(
+        Submission(name="x", program=("a", "{box}"), wall=2, cpu=1, memory=64 << 20, processes=7), BOX
+    )
+    # What the submission brings is no template.
+    assert launch.argv[1:3] == ["a", "{box}"]
+    assert launch.argv[3] == "3 leakcheck-mine-3 /tmp/work 2 1 67108864 65536 64 7 {x}"
+    assert Path(launch.argv[4]).name == "sh"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('name = "mine"', "", "missing required field `name`"),
+        ('name = "mine"', 'name = "My Box"', "name: 'My Box' must be lower-case"),
+        ('name = "mine"', 'name = "mine"\nlunch = 1', "unknown field `lunch`"),
+        ('name = "mine"', "name = 3", "$.name"),
+        ('name = "mine"', 'name = "mine', "mine.toml: "),
+        ('"{program}"', '"x"', "launch: has no {program}"),
+        ('"{program}"', '"{program}", "{wal}"', "launch: unknown placeholder {wal}; known here: {box}, {cpu}"),
+        ('"{program}"', '"{program}", "{exe:nsjail}"', "{exe:nsjail}; list it in needs.binaries"),
+        ('"{program}"', '"--run={program}"', "must be an element of its own"),
+        ('["/bin/sh", "{program}"]', "[]", "launch: is empty"),
+        ('{ none = "isolates nothing" }', "{}", "probe: give namespaces, hidden or kernel"),
+        ('{ none = "isolates nothing" }', '{ namespaces = ["pod"] }', "unknown type 'pod'; one of cgroup, ipc"),
+        ("probe =", "recover = [[]]\nprobe =", "recover: has an empty command"),
+        ("probe =", 'recover = [["rm", "{wall}"]]\nprobe =', "recover: unknown placeholder {wall}"),
+        ("probe =", 'status = { source = "meta" }\nprobe =', "status.file: missing"),
+        ("probe =", 'status = { file = "/x" }\nprobe =', 'source is "exit", which reads no file'),
+        ("probe =", 'status = { source = "json", file = "/x", verdict = "v" }\nprobe =', "go together"),
+        ("probe =", 'status = { source = "xml" }\nprobe =', "$.status.source"),
+        ("probe =", 'files = [{ path = "/x" }]\nprobe =', "/x: give either text or json"),
+        ("probe =", 'files = [{ path = "/x", json = "no.json" }]\nprobe =', "no.json: no such file"),
+        ("probe =", 'files = [{ path = "/x", json = "mine.toml" }]\nprobe =', "is no JSON"),
+    ],
+)
+def test_what_is_wrong_is_refused_by_file_and_field(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in MINIMAL
+    assert said in refusal(adapter(tmp_path, MINIMAL.replace(old, new, 1)))
+
+
+def test_an_adapter_that_is_not_there_is_refused_by_its_path(tmp_path: Path) -> None:
+    assert "no such file" in refusal(tmp_path / "none.toml")
+
+
+def test_an_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=r"unknown target 'docker': one of bwrap, .*youki, or the path"):
+        load("docker")
+
+
+def test_json_takes_arguments_unquoted_and_numbers_as_numbers(tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(
+        '{"args": ["{wall}", "{program}"], "limit": "{number:memory}", "deep": [{"n": "{name}"}]}'
+    )
+    target = load(adapter(tmp_path, MINIMAL, 'files = [{ path = "{work}/c.json", json = "b.json" }]'))
+    hostile = ("/bin/echo", 'a"b\\\n{name}')
+    launch = target.launch(Submission(name="x", program=hostile, wall=5, memory=9), BOX)
+    filled = json.loads(launch.files["/tmp/work/c.json"])
+    assert filled == {"args": ["5", *hostile], "limit": 9, "deep": [{"n": "leakcheck-mine-3"}]}
+
+
+def test_files_are_written_with_their_directories(tmp_path: Path) -> None:
+    target = load(adapter(tmp_path, MINIMAL, 'files = [{ path = "{work}/a/b", text = "box {box}" }]'))
+    target.launch(BUILTIN["ok"], Box(number=1, work=tmp_path)).write()
+    assert (tmp_path / "a/b").read_text() == "box 1"
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        (0, Outcome("OK", exit_code=0)),
+        (3, Outcome("RE", exit_code=3)),
+        (124, Outcome("TLE", exit_code=124)),
+        (126, Outcome("IE", exit_code=126)),
+        (139, Outcome("RE", signal=11)),
+        (-11, Outcome("RE", signal=11)),
+        (255, Outcome("RE", exit_code=255)),
+    ],
+)
+def test_an_exit_code_reads_as_a_verdict(tmp_path: Path, code: int, outcome: Outcome) -> None:
+    assert with_status(tmp_path, "timeout = [124]\ninternal = [126]").status(code, BOX) == outcome
+
+
+META = """
+source = "meta"
+file = "{work}/meta"
+verdict = "status"
+verdicts = { TO = "TLE", SG = "RE" }
+absent = "OK"
+exit_code = "exitcode"
+signal = "exitsig"
+"""
+JSON = META.replace('"meta"', '"json"')
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "outcome"),
+    [
+        (META, "time:0.1\nexitcode:0\n", Outcome("OK", exit_code=0)),
+        (META, "status:TO\nmessage:a:b\n", Outcome("TLE")),
+        (META, "exitsig:11\nstatus:SG\n", Outcome("RE", signal=11)),
+        (JSON, '{"status": "TO", "exitcode": null}', Outcome("TLE")),
+        (JSON, '{"exitcode": 3, "exitsig": 0}', Outcome("RE", exit_code=3)),
+    ],
+)
+def test_a_status_file_reads_as_a_verdict(tmp_path: Path, status: str, text: str, outcome: Outcome) -> None:
+    (tmp_path / "meta").write_text(text)
+    assert with_status(tmp_path, status).status(0, Box(number=0, work=tmp_path)) == outcome
+
+
+@pytest.mark.parametrize(
+    ("status", "content", "said"),
+    [
+        (META, None, r"no such file or directory; the target ended with 2 before it had written one"),
+        (META, b"\x80", "not UTF-8 at byte 0"),
+        (META, b"status:TO\ngarbage", "line 2 is no key:value: 'garbage'"),
+        (META, b"status:ZZ", "unknown status 'ZZ', not of TO, SG"),
+        (META, b"exitcode:many", "exitcode is no number: 'many'"),
+        (META.replace('absent = "OK"', ""), b"exitcode:0", "has no status"),
+        (JSON, b"", "no JSON"),
+        (JSON, b"[1]", "no JSON object"),
+        (JSON, b'{"status": "T', "no JSON"),
+    ],
+)
+def test_an_absent_or_garbled_status_file_is_an_error_and_no_pass(
+    tmp_path: Path, status: str, content: bytes | None, said: str
+) -> None:
+    if content is not None:
+        (tmp_path / "meta").write_bytes(content)
+    with pytest.raises(TargetError, match=f"mine: status file {tmp_path}/meta: .*{said}"):
+        with_status(tmp_path, status).status(2, Box(number=0, work=tmp_path))
+
+
+def test_a_missing_program_is_told_with_the_way_to_install_it(tmp_path: Path) -> None:
+    needs = 'needs = { binaries = ["no-such-sandbox", "sh"], install = "apt-get install nothing" }'
+    target = load(adapter(tmp_path, MINIMAL, needs))
+    state = target.availability()
+    assert (state.state, state.hint) == ("missing", "apt-get install nothing")
+    assert state.reason.startswith("no no-such-sandbox in ")
+    with pytest.raises(TargetError, match=r"no no-such-sandbox .*; install it: apt-get install nothing"):
+        target.launch(BUILTIN["ok"], BOX)
+
+
+def test_a_target_that_needs_root_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load(adapter(tmp_path, MINIMAL, "needs = { root = true }"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    state = target.availability()
+    assert (state.state, state.reason) == ("unable", "only root can run it")
+
+
+def test_programs_are_looked_up_in_leakcheck_targets_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "bin/very-own-sandbox"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho banner\necho '|__ 4.2'\n")
+    program.chmod(0o755)
+    needs = 'version = ["{exe:very-own-sandbox}"]\nneeds = { binaries = ["very-own-sandbox"] }'
+    target = load(adapter(tmp_path, MINIMAL, needs))
+    assert target.availability().state == "missing"
+    monkeypatch.setenv("LEAKCHECK_TARGETS", str(tmp_path))
+    assert target.availability().state == "ready"
+    assert target.version() == "4.2"
+
+
+def test_the_probe_tells_each_isolation_that_is_off(tmp_path: Path) -> None:
+    probe = 'probe = { namespaces = ["pid", "net", "mnt"], hidden = true, kernel = true }'
+    target = load(adapter(tmp_path, MINIMAL.replace('probe = { none = "isolates nothing" }', probe)))
+    outside = {"pid": "pid:[1]", "net": "net:[2]", "mnt": "mnt:[3]"}
+    isolated = "ns pid pid:[7]\nns net net:[8]\nns mnt mnt:[9]\nkernel #1 other\nprobe ran\n"
+    assert target.isolation_gaps(isolated, outside, "#5 ours") == []
+    bare = "ns pid pid:[1]\nns net net:[8]\nns mnt \nseen marker\nkernel #5 ours\nprobe ran\n"
+    gaps = target.isolation_gaps(bare, outside, "#5 ours")
+    assert [gap.split(",")[0] for gap in gaps] == [
+        "the payload is in the outside's pid namespace",
+        "the payload could not read its mnt namespace",
+        "the payload sees a file of the outside that the target should hide",
+        "the payload runs on our kernel",
+    ]
+    assert target.isolation_gaps("ns pid pid:[7]\n", outside, "") == ["the probe did not run to its end"]
+
+
+def test_the_built_in_targets_are_those_that_the_design_names() -> None:
+    names = (
+        "bwrap command crun firejail hakoniwa isolate lxc nsjail nspawn podman proot runc runc-new runsc srt unshare "
+        "youki"
+    )
+    assert " ".join(target.name for target in builtin()) == names
+    for target in builtin():
+        assert target.path.stem == target.name
+        assert target.adapter.needs.install

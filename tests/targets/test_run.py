@@ -1,0 +1,105 @@
+"""Every target that can be run here, for real: known verdicts, isolation proved, recovery after a crash."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from leakcheck.conformance import CHECKS, Finding, enclosed, tried
+from leakcheck.targets import Target, builtin, load
+
+EXAMPLE = Path(__file__).parents[2] / "examples/adapter/mysandbox.toml"
+# The tries here run as root, in namespaces of their own.
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def failures(findings: list[Finding]) -> list[str]:
+    return [f"{finding.check}: {finding.detail}" for finding in findings if not finding.passed]
+
+
+@pytest.mark.parametrize("target", [*builtin(), load(EXAMPLE)], ids=lambda target: target.name)
+def test_the_target_conforms(target: Target) -> None:
+    state = tried(target)
+    if state.state != "ready":
+        pytest.skip(f"{state.state}: {state.reason}; {state.hint}")
+    findings = enclosed(target)
+    assert failures(findings) == []
+    assert [finding.check for finding in findings] == list(CHECKS)
+    left = [path for path in cgroups() if f"leakcheck-{target.name}-{os.getpid()}-" in path.name]
+    assert left == []
+
+
+def cgroups() -> list[Path]:
+    return [Path(directory) for directory, _, _ in os.walk("/sys/fs/cgroup")]
+
+
+def test_the_probe_catches_firejail_where_it_drops_its_isolation() -> None:
+    target = load("firejail")
+    if tried(target).state != "ready":
+        pytest.skip("firejail cannot be run here")
+    needs = msgspec.structs.replace(target.adapter.needs, init_env={})
+    target.adapter = msgspec.structs.replace(target.adapter, needs=needs)
+    findings = enclosed(target, ["ok", "probe"])
+    assert findings[0].passed, "it says that all is well"
+    assert "in the outside's pid namespace" in findings[1].detail
+
+
+@pytest.mark.parametrize(
+    ("launch", "recover", "failing"),
+    [
+        # Says OK whatever happens.
+        ('["/bin/sh", "-c", "\\"$@\\"; exit 0", "sh", "/usr/bin/timeout", "1", "{program}"]', "", "timeout"),
+        # Has no wall limit, but is ended by the check: it must be told, not waited for.
+        ('["/bin/sh", "-c", "\\"$@\\"; exit 1", "sh", "/usr/bin/timeout", "1", "{program}"]', "", "ok"),
+        ('["/usr/bin/timeout", "1", "{program}"]', 'recover = [["/bin/false"]]', "recovery"),
+        ('["/usr/bin/timeout", "1", "{program}"]', "", "probe"),
+    ],
+)
+def test_an_adapter_that_is_wrong_fails_the_check_that_it_should(
+    tmp_path: Path, launch: str, recover: str, failing: str
+) -> None:
+    path = tmp_path / "wrong.toml"
+    probe = 'probe = { namespaces = ["pid"] }\nstatus = { timeout = [124] }'
+    path.write_text(f'name = "wrong"\nsummary = "x"\nlaunch = {launch}\n{recover}\n{probe}\n')
+    findings = {finding.check: finding for finding in enclosed(load(path))}
+    assert not findings[failing].passed
+    assert findings[failing].detail
+
+
+def test_the_listing_tells_each_target_and_its_state() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "leakcheck", "targets", "--json"],
+        stdout=subprocess.PIPE,
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+    listing = msgspec.json.decode(done.stdout)
+    assert listing["schema"] == "leakcheck.targets/1"
+    found = {entry["name"]: entry for entry in listing["targets"]}
+    assert list(found) == [target.name for target in builtin()]
+    assert found["command"]["state"] == "ready"
+    assert "coreutils" in found["command"]["version"]
+    for entry in found.values():
+        assert entry["state"] in {"ready", "missing", "unable"}
+        assert bool(entry["reason"]) == (entry["state"] != "ready")
+
+
+def test_the_check_can_be_run_as_a_command(tmp_path: Path) -> None:
+    def run(target: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "leakcheck.conformance", target]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+    done = run(str(EXAMPLE))
+    assert (done.returncode, [line.split()[:2] for line in done.stdout.splitlines()]) == (
+        0,
+        [["ok", c] for c in CHECKS],
+    )
+    assert run("docker").returncode == 2
+    absent = tmp_path / "absent.toml"
+    absent.write_text(EXAMPLE.read_text().replace('"timeout"]', '"timeout", "no-such-sandbox"]'))
+    done = run(str(absent))
+    assert done.returncode == 4
+    assert "no no-such-sandbox in" in done.stderr
