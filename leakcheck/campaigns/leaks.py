@@ -24,6 +24,7 @@ from leakcheck.targets import Target, builtin
 
 __all__ = ["LeaksOptions", "leaks"]
 
+_LABELS = 8
 _WORST: tuple[Outcome, ...] = ("wedged", "leaked", "wrong", "unknown", "reclaimed", "clean")
 
 
@@ -246,23 +247,28 @@ def _summed(lists: Sequence[Sequence[Left]]) -> list[Residue]:
     """Return what is in the lists, one a trial, summed by kind and class."""
     counts: Counter[tuple[str, str, str]] = Counter()
     within: Counter[tuple[str, str, str]] = Counter()
-    labels: dict[tuple[str, str, str], str] = {}
+    labels: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
     for left in lists:
         for one in left:
             counts[one.kind, one.class_, one.by] += 1
-            labels.setdefault((one.kind, one.class_, one.by), one.label)
+            labels[one.kind, one.class_, one.by].setdefault(_shape(one.label), one.label)
         within.update({(one.kind, one.class_, one.by) for one in left})
     return [
         Residue(
-            kind=kind, class_=class_, by=by, label=labels[kind, class_, by], count=n, trials=within[kind, class_, by]
+            kind=kind,
+            class_=class_,
+            by=by,
+            labels=list(labels[kind, class_, by].values())[:_LABELS],
+            count=count,
+            trials=within[kind, class_, by],
         )
-        for (kind, class_, by), n in sorted(counts.items())
+        for (kind, class_, by), count in sorted(counts.items())
     ]
 
 
 def _shape(text: str) -> str:
     """Return a message without its numbers, so that those of several trials are alike."""
-    return re.sub(r"[0-9a-f]*[0-9][0-9a-f]*", "N", text)[:80]
+    return re.sub(r"\w*\d\w*", "N", text)[:120]
 
 
 def _median(values: Iterable[float]) -> float:

@@ -13,6 +13,7 @@ __all__ = ["lines", "print_campaign"]
 _STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
 _OUTCOME_STYLE = {"clean": "green", "reclaimed": "cyan", "unknown": "yellow", "wrong": "yellow"}
 _SHOWN = 12
+_LABELS = 3
 
 
 def print_campaign(campaign: Campaign, console: Console) -> None:
@@ -43,9 +44,11 @@ def lines(campaign: Campaign) -> Iterator[Text]:
     if (more := len(campaign.findings) - _SHOWN) > 0:
         yield line(f"  … and {more} more findings: see --json")
     for left in campaign.first_run:
-        yield line("  ", ("first run ", "cyan"), f"{left.count} {left.kind} {left.class_}: {left.label}")
+        yield line(
+            "  ", ("first run ", "cyan"), f"{left.count} {left.kind} {left.class_}: {'; '.join(left.labels[:_LABELS])}"
+        )
     for left in campaign.untied:
-        yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.label}; it may be anybody's")
+        yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.labels[0]}; it may be anybody's")
     for criterion in campaign.criteria:
         limit = "" if criterion.limit is None else f", limit {criterion.limit}"
         word = {True: ("pass", "green"), False: ("fail", "red"), None: ("    ", "")}[criterion.passed]
@@ -67,8 +70,9 @@ def _finding(finding: Finding) -> Iterator[Text]:
     what = ", ".join(f"{left.count} {left.kind} {_class(left)}" for left in finding.leaks) or "nothing left"
     style = _OUTCOME_STYLE.get(finding.outcome, "red")
     yield line("  ", (f"{finding.outcome:<9} ", style), f"{finding.ending}, {finding.trials} trials: {what}")
-    for left in finding.leaks[:3]:
-        yield line(f"            {left.kind:<9} {_class(left)}  {left.label}")
+    for left in finding.leaks:
+        for label in left.labels[:_LABELS]:
+            yield line(f"            {label}")
     if finding.detail:
         yield line(("            ", "dim"), finding.detail)
     yield line(("            replay: ", "dim"), (finding.replay, "cyan"))

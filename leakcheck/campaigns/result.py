@@ -16,15 +16,15 @@ or the next submission in that box failed; the target said another status than i
 
 
 class Residue(msgspec.Struct, frozen=True, kw_only=True):
-    """What trials left, of one kind and class; `count` is how many in how many `trials`, `label` an example.
+    """What trials left, of one kind and class; `count` is how many in how many `trials`.
 
-    `by` says what took away that which is reclaimable: ``recovery``, ``next run``, or ``time`` where the target has no
+    `labels` has the first of each shape, numbers apart, eight at most. `by` says what took away that which is reclaimable: ``recovery``, ``next run``, or ``time`` where the target has no
     recovery and it just took longer.
     """
 
     kind: str
     class_: str = msgspec.field(name="class")
-    label: str
+    labels: list[str]
     by: str = ""
     count: int = 1
     trials: int = 1

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::event::{Timespec, poll};
@@ -137,10 +137,9 @@ impl Cgroups {
         failed
     }
 
-    /// Gives the lock away: to be called in a process that must not hold it.
-    pub(crate) fn forget(&mut self) {
-        self.lock = None;
-        self.dirs.clear();
+    /// Leaves the lock to the process that made it: to be called in one that it forked.
+    pub(crate) fn disown(&mut self) {
+        self.lock.take().map(IntoRawFd::into_raw_fd);
     }
 }
 

@@ -35,7 +35,7 @@ fn run() -> io::Result<()> {
         return Err(io::Error::other("is started by leakcheck, with its process id and a socket as standard input"));
     };
     let owner = pidfd_open(owner_pid, PidfdFlags::empty())?;
-    let socket = sys::take_stdin();
+    let socket = sys::take_stdin()?;
     let _ = rustix::process::setsid();
     sys::block_signals()?;
     let (children, term) = (sys::signal_fd(libc::SIGCHLD)?, sys::signal_fd(libc::SIGTERM)?);
@@ -187,12 +187,15 @@ impl Warden {
     }
 
     fn spawn(&self) -> io::Result<Arena> {
-        let cgroups = Cgroups::make(&self.hierarchies, &random_name()?)?;
+        let mut cgroups = Cgroups::make(&self.hierarchies, &random_name()?)?;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let parent = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         match sys::fork(0)? {
             None => {
-                drop(ours);
+                // Nothing of ours, nor of other arenas, is for it to hold.
+                cgroups.disown();
+                std::mem::forget(ours);
+                sys::close_all_but(theirs.as_fd());
                 spawner::run(parent, theirs, cgroups)
             }
             Some(child) => Ok(Arena { cgroups, socket: ours, spawner: child.pidfd, init: None, kept: false }),

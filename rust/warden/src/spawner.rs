@@ -21,7 +21,7 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWCGROUP;
 
 /// Never returns. From `warden` come first the options; after that the warden only listens.
-pub(crate) fn run(parent: i32, warden: OwnedFd, mut cgroups: Cgroups) -> ! {
+pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups) -> ! {
     let entered = cgroups.enter().and_then(|()| {
         sys::become_root_of_namespace().map_err(|e| {
             io::Error::new(e.kind(), format!("make a user namespace (may ordinary users? see user_namespaces(7)): {e}"))
@@ -42,7 +42,6 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, mut cgroups: Cgroups) -> ! {
         let owner = fds.pop().ok_or_else(|| io::Error::other("no socket of the owner"))?;
         bring_up(&warden, &options, &cgroups, owner, &mut steps)
     })();
-    cgroups.forget();
     match outcome {
         Ok(arena) => arena.serve(&warden),
         Err(e) => {
@@ -79,7 +78,7 @@ fn bring_up(
     let flags = if options.host_network { NAMESPACES & !libc::CLONE_NEWNET } else { NAMESPACES };
     let child = match sys::fork(flags as u64)? {
         None => {
-            drop(ours);
+            sys::close_all_but(inits.as_fd());
             crate::init::run(inits, options, steps)
         }
         Some(child) => child,

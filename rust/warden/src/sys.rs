@@ -177,10 +177,25 @@ pub(crate) fn close_from_at_exec(first: u32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
-/// Takes the descriptor 0 that this program was started with.
-pub(crate) fn take_stdin() -> OwnedFd {
-    // SAFETY: called once, at the start; nothing else owns descriptor 0.
-    unsafe { OwnedFd::from_raw_fd(0) }
+/// Takes the descriptor 0 that this program was started with, and puts standard output, `/dev/null`, in its place.
+pub(crate) fn take_stdin() -> io::Result<OwnedFd> {
+    // SAFETY: called once, at the start; nothing else owns descriptor 0, and it lives on.
+    let stdin = unsafe { BorrowedFd::borrow_raw(0) };
+    let taken = rustix::io::fcntl_dupfd_cloexec(stdin, 3)?;
+    // SAFETY: as above for descriptor 1.
+    dup_onto(unsafe { BorrowedFd::borrow_raw(1) }, 0)?;
+    Ok(taken)
+}
+
+/// Closes what a fork inherited, all but `kept` and the standard streams. Whatever owned them must not be dropped any more.
+pub(crate) fn close_all_but(kept: BorrowedFd<'_>) {
+    let kept = kept.as_raw_fd().unsigned_abs();
+    for (first, last) in [(3, kept.saturating_sub(1)), (kept + 1, u32::MAX)] {
+        if first <= last {
+            // SAFETY: called right after a fork, in a process that goes on with `kept` alone and drops no owner of another.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    }
 }
 
 /// `pivot_root(".", ".")` (pivot_root(2)): the old root lies on top of the new one afterwards.

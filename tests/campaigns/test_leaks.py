@@ -1,0 +1,242 @@
+"""`leakcheck leaks` says of targets whose leaks are known by construction what they leave, and of what class it is."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leakcheck.campaigns import Campaign, LeaksOptions, leaks
+from leakcheck.campaigns.ending import parse
+from leakcheck.errors import UsageError
+from leakcheck.supervise import TargetError
+from leakcheck.targets import Target, load
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+LEAKCHECK = [sys.executable, "-m", "leakcheck"]
+SETTLE = 0.1
+
+
+def target(tmp_path: Path, script: str, *, recover: str = "", name: str = "made") -> Target:
+    """Make a target of a shell script, which runs its arguments."""
+    path = tmp_path / f"{name}.toml"
+    lines = [
+        f'name = "{name}"',
+        'summary = "made by a test"',
+        f"launch = ['/bin/sh', '-c', '''{script}''', 'sh', '/usr/bin/timeout', '{{wall}}', '{{program}}']",
+        "status = { timeout = [124] }",
+        'probe = { none = "isolates nothing" }',
+    ]
+    if recover:
+        lines.insert(2, f"recover = [['/bin/sh', '-c', '''{recover}''']]")
+    path.write_text("\n".join(lines))
+    return load(path)
+
+
+def run(made: Target, plan: str, iterations: int = 2, **options: Any) -> Campaign:
+    return leaks(made, LeaksOptions(iterations=iterations, plan=parse(plan), settle=SETTLE, **options))
+
+
+def left(campaign: Campaign) -> set[tuple[str, str]]:
+    return {(one.kind, one.class_) for finding in campaign.findings for one in finding.leaks}
+
+
+def test_a_target_that_leaves_nothing_is_clean_however_it_ends(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    campaign = leaks(made, LeaksOptions(iterations=12, endings=["normal", "timeout", "crash"], settle=SETTLE))
+    assert campaign.verdict == "clean", campaign.findings
+    assert campaign.endings == {name: {"clean": 4} for name in ("normal", "timeout", "crash")}
+    assert campaign.outcomes == {"clean": 12}
+    assert all(criterion.passed is not False for criterion in campaign.criteria)
+
+
+def test_a_file_more_with_each_run_is_growing(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, 'mktemp /var/lib/litter-XXXXXX >/dev/null; exec "$@"'), "normal")
+    assert (campaign.verdict, left(campaign)) == ("leaked", {("file", "growing")})
+    assert [one.class_ for one in campaign.first_run] == ["growing"]
+
+
+def test_a_file_that_each_run_makes_anew_in_the_same_place_is_bounded(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, 'rm -f /var/lib/litter; echo $$ >/var/lib/litter; exec "$@"'), "normal")
+    assert (campaign.verdict, left(campaign)) == ("leaked", {("file", "bounded")})
+
+
+def test_what_only_the_first_run_makes_is_told_apart_from_leaks(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, 'mkdir -p /var/lib/litter; exec "$@"'), "normal")
+    assert campaign.verdict == "clean"
+    assert [(one.kind, one.class_) for one in campaign.first_run] == [("file", "bounded")]
+
+
+def test_what_the_recovery_removes_is_reclaimable_and_no_leak(tmp_path: Path) -> None:
+    made = target(
+        tmp_path, 'mkdir /var/lib/box && "$@"; c=$?; rmdir /var/lib/box; exit $c', recover="rm -rf /var/lib/box"
+    )
+    campaign = run(made, "forced:supervisor@300ms,sleeping")
+    reclaimed = {(one.kind, one.class_, one.by) for finding in campaign.findings for one in finding.leaks}
+    assert ("file", "reclaimable", "recovery") in reclaimed
+
+
+def test_a_box_that_is_left_locked_is_wedged(tmp_path: Path) -> None:
+    made = target(tmp_path, 'mkdir /var/lib/box || exit 9; "$@"; c=$?; rmdir /var/lib/box; exit $c')
+    campaign = run(made, "forced:tree@300ms,sleeping")
+    assert campaign.outcomes == {"wedged": 2}
+    assert campaign.verdict == "leaked"
+    assert "next submission: status RE, not OK: mkdir: cannot create directory" in campaign.findings[0].detail
+
+
+def test_a_payload_that_outlives_its_supervisor_is_found(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, '"$@"; exit $?'), "forced:supervisor@300ms,sleeping")
+    assert ("process", "growing") in left(campaign)
+
+
+def test_an_edit_of_the_hosts_files_is_found_and_one_that_only_opened_them_is_none(tmp_path: Path) -> None:
+    edits = run(target(tmp_path, 'echo "# $$" >> /etc/hosts; rm -f /etc/issue; exec "$@"'), "normal")
+    labels = " ".join(label for finding in edits.findings for one in finding.leaks for label in one.labels)
+    assert "changed file /etc/hosts" in labels
+    # Deleted by the first run already, which the warm-up hides.
+    assert any("/etc/issue" in label for one in edits.first_run for label in one.labels)
+    opens = run(target(tmp_path, ': >> /etc/hosts; chmod --reference=/etc/hosts /etc/hosts; exec "$@"'), "normal")
+    assert opens.verdict == "clean", opens.findings
+    assert not opens.first_run
+
+
+def test_a_wrong_status_is_told_and_no_verdict_of_clean(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, '"$@"; c=$?; [ $c = 3 ] && exit 0; exit $c'), "crash:exit")
+    assert campaign.outcomes == {"wrong": 2}
+    assert campaign.verdict == "unknown"
+
+
+def test_a_target_that_does_not_work_is_an_error_before_any_trial(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="made: status RE, not OK: it is broken"):
+        run(target(tmp_path, "echo it is broken >&2; exit 5"), "normal")
+
+
+def test_a_target_whose_isolation_is_off_is_not_tried(tmp_path: Path) -> None:
+    path = tmp_path / "off.toml"
+    text = target(tmp_path, 'exec "$@"').path.read_text()
+    path.write_text(text.replace('none = "isolates nothing"', 'namespaces = ["pid"]').replace('"made"', '"off"', 1))
+    with pytest.raises(
+        TargetError, match="off: its isolation is not on: the payload is in the outside's pid namespace"
+    ):
+        leaks(load(path), LeaksOptions(iterations=1))
+
+
+def test_bubblewrap_leaves_nothing_and_without_die_with_parent_its_payload(tmp_path: Path) -> None:
+    # Killed before it has asked for the signal at its parent's death, the inner process of bwrap lives on: so no kills.
+    campaign = leaks(load("bwrap"), LeaksOptions(iterations=60, endings=["normal", "timeout", "crash"]))
+    assert (campaign.verdict, campaign.outcomes) == ("clean", {"clean": 60}), campaign.findings
+    assert "bubblewrap" in campaign.version
+    path = tmp_path / "without.toml"
+    path.write_text(load("bwrap").path.read_text().replace('"--die-with-parent", ', ""))
+    without = run(load(path), "forced:supervisor@300ms,sleeping")
+    assert without.verdict == "leaked"
+    assert ("process", "growing") in left(without)
+
+
+def test_a_replay_line_shows_the_finding_again(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, 'mktemp /var/lib/litter-XXXXXX >/dev/null; exec "$@"'), "normal", iterations=1)
+    words = shlex.split(campaign.findings[0].replay)
+    assert words[0] == "leakcheck"
+    again = subprocess.run(
+        [*LEAKCHECK, *words[1:], "--json"], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    assert again.returncode == 1
+    assert json.loads(again.stdout)["findings"][0]["leaks"][0]["kind"] == "file"
+
+
+def test_the_json_keeps_the_contract(tmp_path: Path) -> None:
+    made = target(tmp_path, 'mktemp /var/lib/litter-XXXXXX >/dev/null; exec "$@"')
+    output = tmp_path / "campaign.json"
+    command = [*LEAKCHECK, "leaks", "--target", made.path, "--iterations", "4", "--seed", "7", "--json", "-o", output]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert json.loads(output.read_text()) == json.loads(done.stdout)
+    result = json.loads(done.stdout)
+    assert (result["schema"], result["campaign"], result["target"]) == ("leakcheck.campaign/1", "leaks", "made")
+    assert (result["seed"], result["trials"], result["verdict"]) == (7, 4, "leaked")
+    assert {"name", "pass", "measured", "limit"} == set(result["criteria"][0])
+    assert {"id", "plan", "outcome", "leaks", "replay"} <= set(result["findings"][0])
+    assert {"up", "warm-up", "baseline", "run", "settle", "down"} <= set(result["phases_ms"])
+
+
+def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    command = [*LEAKCHECK, "leaks", "--target", made.path, "--iterations", "100000", "--endings", "normal", "--json"]
+    with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        campaign = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        children = Path(f"/proc/{campaign.pid}/task/{campaign.pid}/children")
+        until = time.monotonic() + 30
+        # It is well under way when its warden has prepared arenas ahead.
+        while time.monotonic() < until and not _grandchildren(children):
+            time.sleep(0.02)
+        time.sleep(1)
+        campaign.send_signal(signal.SIGINT)
+        assert campaign.wait(30) == 130, (tmp_path / "err").read_text()
+    result = json.loads((tmp_path / "out").read_text())
+    assert result["interrupted"] is True
+    assert 0 < result["trials"] < 100000
+    assert result["outcomes"] == {"clean": result["trials"]}
+
+
+def _grandchildren(children: Path) -> bool:
+    return any(Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in children.read_text().split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--target", "nosuch"], 2, "unknown target 'nosuch': one of"),
+        (["--target", "bwrap", "--iterations", "0"], 2, "--iterations 0: give at least 1"),
+        (["--target", "bwrap", "--endings", "normal,odd"], 2, "--endings 'odd': one of normal, timeout, crash, forced"),
+        (["--target", "bwrap", "--kill", "me"], 2, "--kill 'me': one of supervisor, tree, freeze"),
+        (["--target", "bwrap", "--plan", "odd"], 2, "plan 'odd': give normal"),
+        (["--target", "bwrap", "--settle", "-1"], 2, "--settle -1.0: give seconds from 0 to 60"),
+        (["--target", "bwrap", "--jobs", "2", "--host"], 2, "--host --jobs: on the host"),
+        (["--target", "/nosuch.toml"], 2, "read adapter /nosuch.toml: no such file"),
+    ],
+)
+def test_bad_input_is_told(arguments: list[str], code: int, message: str) -> None:
+    done = subprocess.run(
+        [*LEAKCHECK, "leaks", *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code
+    assert message in done.stderr
+    assert re.fullmatch(r"leakcheck: .*\n", done.stderr), "one line"
+
+
+def test_a_missing_program_is_exit_4_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "gone.toml"
+    text = target(tmp_path, 'exec "$@"').path.read_text().replace('"made"', '"gone"', 1)
+    path.write_text(text + '\nneeds = { binaries = ["no-such-sandbox"], install = "apt-get install it" }\n')
+    done = subprocess.run(
+        [*LEAKCHECK, "leaks", "--target", path], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4
+    assert "gone: missing: no no-such-sandbox in" in done.stderr
+    assert "apt-get install it" in done.stderr
+
+
+def test_on_the_host_only_what_is_tied_to_the_run_counts(tmp_path: Path) -> None:
+    made = target(tmp_path, 'mktemp /tmp/leakcheck-litter-XXXXXX >/dev/null; exec "$@"')
+    try:
+        campaign = leaks(made, LeaksOptions(iterations=2, endings=["normal"], host=True, settle=SETTLE))
+        assert campaign.verdict == "leaked"
+        assert {kind for kind, _ in left(campaign)} == {"file"}
+    finally:
+        for litter in Path("/tmp").glob("leakcheck-litter-*"):
+            litter.unlink()
+
+
+def test_options_are_checked_before_anything_runs() -> None:
+    with pytest.raises(UsageError, match="--endings: names none"):
+        LeaksOptions(endings=[]).check()
+    with pytest.raises(UsageError, match="--jobs 1000"):
+        LeaksOptions(jobs=1000).check()
