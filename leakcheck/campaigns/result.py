@@ -18,8 +18,8 @@ or the next submission in that box failed; the target said another status than i
 class Residue(msgspec.Struct, frozen=True, kw_only=True):
     """What trials left, of one kind and class; `count` is how many in how many `trials`.
 
-    `labels` has the first of each shape, numbers apart, eight at most. `by` says what took away that which is reclaimable: ``recovery``, ``next run``, or ``time`` where the target has no
-    recovery and it just took longer.
+    `labels` has the first of each shape, numbers apart, eight at most. `by` says what took away that which is
+    reclaimable: ``recovery``, ``next run``, or ``time`` where the target has no recovery and it just took longer.
     """
 
     kind: str
