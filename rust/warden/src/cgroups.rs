@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::event::{Timespec, poll};
@@ -86,6 +86,11 @@ impl Cgroups {
             }
         }
         Ok(made)
+    }
+
+    /// The descriptor that holds the lock.
+    pub(crate) fn lock(&self) -> Option<BorrowedFd<'_>> {
+        self.lock.as_ref().map(AsFd::as_fd)
     }
 
     /// Moves the calling process into all of them.

@@ -9,7 +9,11 @@ use crate::message::{Answer, Options, Up, send};
 use crate::{root, sys};
 
 /// Never returns. `spawner` is a socket whose other end closes when the spawner is gone, and with it everything here ends.
-pub(crate) fn run(spawner: OwnedFd, options: &Options) -> ! {
+/// `lock` is held on to, so that nobody takes the arena for abandoned while this process lives; all else that was inherited is
+/// closed.
+pub(crate) fn run(spawner: OwnedFd, lock: Option<BorrowedFd<'_>>, options: &Options) -> ! {
+    let kept: Vec<BorrowedFd<'_>> = lock.into_iter().chain([spawner.as_fd()]).collect();
+    sys::keep_only(&kept);
     sys::die_with_parent(0);
     sys::set_name(c"arena-init");
     let signals = match sys::signals() {

@@ -32,7 +32,7 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, mut cgroups: Cgroups) -> ! {
             cgroups.limit(file, value)?;
         }
         let owner = fds.pop().ok_or_else(|| io::Error::other("no socket of the owner"))?;
-        bring_up(&warden, &options, dirs, owner)
+        bring_up(&warden, &options, dirs, owner, cgroups.lock())
     });
     cgroups.forget();
     match outcome {
@@ -54,14 +54,20 @@ struct Arena {
     enter: i32,
 }
 
-fn bring_up(warden: &OwnedFd, options: &Options, cgroups: Vec<(String, String)>, owner: OwnedFd) -> io::Result<Arena> {
+fn bring_up(
+    warden: &OwnedFd,
+    options: &Options,
+    cgroups: Vec<(String, String)>,
+    owner: OwnedFd,
+    lock: Option<BorrowedFd<'_>>,
+) -> io::Result<Arena> {
     let signals = sys::signals()?;
     let (ours, inits) = pair()?;
     let flags = if options.host_network { NAMESPACES & !libc::CLONE_NEWNET } else { NAMESPACES };
     let child = match sys::fork(flags as u64)? {
         None => {
             drop(ours);
-            crate::init::run(inits, options)
+            crate::init::run(inits, lock, options)
         }
         Some(child) => child,
     };

@@ -150,6 +150,20 @@ pub(crate) fn close_from_at_exec(first: u32) {
     unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
+/// Closes every descriptor but these, in a process that was forked and never returns to what owned the others.
+pub(crate) fn keep_only(kept: &[BorrowedFd<'_>]) {
+    let mut numbers: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).collect();
+    numbers.sort_unstable();
+    let mut first = 0;
+    for number in numbers.into_iter().chain([u32::MAX]) {
+        if number > first {
+            // SAFETY: the frames that own these descriptors are the parent's; here they are never run again.
+            unsafe { libc::syscall(libc::SYS_close_range, first, number - 1, 0) };
+        }
+        first = number.saturating_add(1);
+    }
+}
+
 /// Takes the descriptor 0 that this program was started with.
 pub(crate) fn take_stdin() -> OwnedFd {
     // SAFETY: called once, at the start; nothing else owns descriptor 0.
