@@ -24,14 +24,18 @@ pub(crate) fn run(spawner: OwnedFd, lock: Option<BorrowedFd<'_>>, options: &Opti
     let built = build(options, &mut up);
     let told = match &built {
         Ok(root) => {
-            let fds: Vec<BorrowedFd<'_>> =
-                [&root.proc, &root.upper].into_iter().chain(root.fresh.iter().map(|(_, fd)| fd)).map(AsFd::as_fd).collect();
+            let fds: Vec<BorrowedFd<'_>> = [&root.proc, &root.upper]
+                .into_iter()
+                .chain(root.fresh.iter().map(|(_, fd)| fd))
+                .map(AsFd::as_fd)
+                .collect();
             send(&spawner, &Answer::Up(up), &fds)
         }
         Err(e) => fail(&spawner, &format!("{e}; at step {:?}", up.steps.last().map_or("start", |s| s))),
     };
     drop(built);
-    if told.is_err() {
+    // Only now is there nothing of the bring-up left that a first look would see go.
+    if told.and_then(|()| send(&spawner, &Answer::Done, &[])).is_err() {
         sys::exit(1);
     }
     loop {

@@ -82,6 +82,10 @@ fn bring_up(
         }
         Answer::Pid(_) | Answer::Done => return Err(io::Error::other("init answered nonsense")),
     };
+    match receive::<Answer>(&ours)? {
+        Some((Answer::Done, _)) => {}
+        _ => return Err(io::Error::other("init ended as soon as it was up")),
+    }
     // Children of this process are born in the arena's pid namespace from here on.
     sys::setns(child.pidfd.as_fd(), libc::CLONE_NEWPID)?;
     let up = Up { init: child.pid, cgroups, ..up };
