@@ -30,7 +30,9 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in own.lines() {
         let mut parts = line.splitn(3, ':');
-        let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else { continue };
+        let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+            continue;
+        };
         let v2 = number == "0";
         let mounted = mounts.lines().filter_map(|line| mount_of(line, v2, controllers)).find_map(|(root, mount)| {
             let below = path.strip_prefix(root.trim_end_matches('/'))?;
@@ -106,7 +108,8 @@ impl Cgroups {
     pub(crate) fn limit(&self, file: &str, value: &str) -> io::Result<()> {
         let path = self.dirs.iter().map(|(_, dir)| dir.join(file)).find(|p| p.exists());
         let path = path.ok_or_else(|| io::Error::other(format!("cgroup limit {file}: no hierarchy here has it")))?;
-        fs::write(&path, value).map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))
+        fs::write(&path, value)
+            .map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))
     }
 
     /// Removes them and all below, the locked one last.

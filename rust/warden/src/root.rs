@@ -141,7 +141,8 @@ fn devices(root: &Path, options: &Options) -> io::Result<()> {
         let class = if host.file_type().is_block_device() { FileType::BlockDevice } else { FileType::CharacterDevice };
         node(&dev.join(name), class, host.rdev())?;
     }
-    let links = [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")];
+    let links =
+        [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")];
     for (name, to) in links {
         symlink(to, dev.join(name))?;
     }
@@ -152,7 +153,8 @@ fn devices(root: &Path, options: &Options) -> io::Result<()> {
 }
 
 fn node(path: &Path, class: FileType, dev: u64) -> io::Result<()> {
-    mknodat(CWD, path, class, Mode::from_raw_mode(0o666), dev).map_err(|e| named(e.into(), &format!("make {}", path.display())))?;
+    mknodat(CWD, path, class, Mode::from_raw_mode(0o666), dev)
+        .map_err(|e| named(e.into(), &format!("make {}", path.display())))?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))
 }
 
