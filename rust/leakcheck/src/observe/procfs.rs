@@ -212,7 +212,12 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Self {
-        Scratch { text: [0; 4096], fds: Vec::with_capacity(64), link: [MaybeUninit::uninit(); 4096], pinned: Vec::new() }
+        Scratch {
+            text: [0; 4096],
+            fds: Vec::with_capacity(64),
+            link: [MaybeUninit::uninit(); 4096],
+            pinned: Vec::new(),
+        }
     }
 }
 

@@ -113,7 +113,6 @@ impl Arena {
         let status = self.start(&["/bin/sh", "-c", script]).wait();
         assert_eq!(status, 0, "{script}");
     }
-
 }
 
 impl Running {
