@@ -39,7 +39,6 @@ Kinds: TypeAlias = str | Iterable[str] | None
 OnUnknown: TypeAlias = Literal["raise", "warn", "ignore"]
 
 
-
 class _Viewed(Protocol):
     @property
     def view(self) -> _native.ArenaView: ...
