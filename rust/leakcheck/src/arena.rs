@@ -87,7 +87,9 @@ impl ArenaView {
     /// [`Error::Io`] that names the arena's `/proc` when it is gone.
     pub(crate) fn check(&self) -> Result<()> {
         let stat = rustix::fs::openat(&self.proc, c"1/stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        stat.map(drop).map_err(|e| Error::io("find PID 1 of the arena in", "/proc", if e == Errno::NOENT { Errno::SRCH } else { e }))
+        stat.map(drop).map_err(|e| {
+            Error::io("find PID 1 of the arena in", "/proc", if e == Errno::NOENT { Errno::SRCH } else { e })
+        })
     }
 
     pub(crate) fn is_host_device(&self, dev: u64) -> bool {

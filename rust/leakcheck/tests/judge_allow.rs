@@ -137,8 +137,8 @@ fn unused_rules_are_reported_with_their_reason() {
 
 #[test]
 fn every_detail_that_a_rule_may_name_is_known_of_some_record() {
-    // Looked up in /proc of a live process, or by who holds it; a canned record has none of these.
-    let looked_up = ["argv", "exe", "cgroup", "uid", "comm", "path"];
+    // Looked up in /proc of a live process, or by who holds it, or known in an arena only; a canned record has none of these.
+    let looked_up = ["argv", "exe", "cgroup", "uid", "comm", "path", "state"];
     for resource in one_of_each() {
         let kind = resource.kind();
         for name in details(kind) {

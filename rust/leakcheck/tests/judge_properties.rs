@@ -92,8 +92,10 @@ fn file() -> impl Strategy<Value = Resource> {
     let mapped = proptest::option::of((small(), number()));
     (number(), number(), proptest::option::of(any::<i64>()), small(), mapped, text()).prop_map(
         |(dev, ino, birth, link, mapped_by, path)| {
-            let (class, state, version) = ("fifo".to_owned(), birth.map(|_| FileState::Changed), birth.map(|b| b as u64));
-            File { dev, ino, birth, link, mapped_by, path, class, mode: link, uid: link, size: ino, state, version }.into()
+            let (class, state, version) =
+                ("fifo".to_owned(), birth.map(|_| FileState::Changed), birth.map(|b| b as u64));
+            File { dev, ino, birth, link, mapped_by, path, class, mode: link, uid: link, size: ino, state, version }
+                .into()
         },
     )
 }

@@ -303,7 +303,9 @@ fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<St
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::{ArenaView, Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, reap, settle, snapshot};
+    use super::{
+        ArenaView, Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, reap, settle, snapshot,
+    };
     use pyo3::prelude::*;
 
     #[pymodule_init]

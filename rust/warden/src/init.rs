@@ -35,7 +35,8 @@ pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
         Err(e) => fail(&spawner, &steps.at(e)),
     };
     drop(built);
-    if told.is_err() {
+    // Only now is there nothing of the bring-up left that a first look would see go.
+    if told.and_then(|()| send(&spawner, &Answer::Done, &[])).is_err() {
         sys::exit(1);
     }
     loop {

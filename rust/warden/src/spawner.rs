@@ -94,6 +94,9 @@ fn bring_up(
         }
         Answer::Pid(_) | Answer::Done => return Err(io::Error::other("init answered nonsense")),
     };
+    if receive::<Answer>(&ours)?.is_none() {
+        return Err(io::Error::other("init ended when it was up"));
+    }
     cgroups.make_room(child.pid)?;
     // Children of this process are born in the arena's pid namespace from here on.
     sys::setns(child.pidfd.as_fd(), libc::CLONE_NEWPID)?;

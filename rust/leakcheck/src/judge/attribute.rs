@@ -281,9 +281,11 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 told => told,
             },
             Resource::Loop(d) => {
-                let number = d.device.as_ref().strip_prefix(b"loop").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
+                let number =
+                    d.device.as_ref().strip_prefix(b"loop").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
                 // Block major 7 (Documentation/admin-guide/devices.txt).
-                let mounted = number.is_some_and(|n: u32| self.look.mounts.iter().any(|m| m.dev == encode_device(7, n)));
+                let mounted =
+                    number.is_some_and(|n: u32| self.look.mounts.iter().any(|m| m.dev == encode_device(7, n)));
                 if mounted { Owner::Run(Attribution::Holder) } else { self.told_owner(resource) }
             }
             // An arena may have been given the host's network.

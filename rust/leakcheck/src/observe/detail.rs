@@ -8,7 +8,8 @@ use super::procfs::read_file;
 use super::{bpf, sockdiag};
 use crate::parse;
 use crate::resource::{
-    Bpf, Cgroup, Fd, File, FileState, IpcClass, Lock, LockFileState, Mount, Namespace, NetClass, NsHolder, Process, Resource,
+    Bpf, Cgroup, Fd, File, FileState, IpcClass, Lock, LockFileState, Mount, Namespace, NetClass, NsHolder, Process,
+    Resource,
 };
 use crate::snapshot::Snapshot;
 use crate::text::Text;

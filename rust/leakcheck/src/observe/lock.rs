@@ -8,7 +8,7 @@ use super::procfs::{Fdinfo, read_file};
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
 use crate::parse::{fdinfo, locks};
-use crate::resource::{Lock, encode_device};
+use crate::resource::{Fd, Lock, encode_device};
 use crate::snapshot::{Level, Snapshot};
 
 /// Inode of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
@@ -87,11 +87,22 @@ fn hidden(out: &Snapshot, found: &mut Vec<Lock>) {
     let key = |l: &Lock| (l.class.clone(), l.dev, l.ino, l.start, l.end);
     let mut known = HashSet::new();
     let Ok(mut infos) = Fdinfo::open(out.arena.as_deref()) else { return };
-    for fd in out.fds.iter().filter(|fd| fd.ino != 0) {
+    let locked = locked_inodes(out);
+    let asked = |fd: &&Fd| fd.ino != 0 && locked.as_ref().is_none_or(|locked| locked.contains(&fd.ino));
+    for fd in out.fds.iter().filter(asked) {
         let lines = fdinfo::parse(infos.of(fd)).locks;
         let locks = lines.iter().filter(|l| !l.blocked && l.pid == 0).map(record);
         found.extend(locks.filter(|lock| known.insert(key(lock))));
     }
+}
+
+/// The inodes of all locked files of the machine, where the observer may see every lock and only the arena's list is short.
+fn locked_inodes(out: &Snapshot) -> Option<HashSet<u64>> {
+    if out.own_ns.get(&NsType::Pid) != Some(&FIRST_PID_NS) {
+        return None;
+    }
+    let text = read_file("/proc/locks").ok()?;
+    Some(locks::parse(&text).ok()?.iter().map(|l| l.inode).collect())
 }
 
 fn access(access: locks::Access) -> &'static str {

@@ -88,7 +88,8 @@ impl Options {
         Options {
             scope: snapshot.scope.clone(),
             kinds: Some(snapshot.kinds),
-            roots: (snapshot.kinds.contains(Kind::File) && snapshot.scope != Scope::Arena).then(|| snapshot.roots.clone()),
+            roots: (snapshot.kinds.contains(Kind::File) && snapshot.scope != Scope::Arena)
+                .then(|| snapshot.roots.clone()),
             lock_files: snapshot.lock_paths.clone(),
             include_self,
             arena: snapshot.arena.clone(),
@@ -170,7 +171,9 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     out.own_ns = procfs::own_namespaces();
     out.roots = match &options.arena {
         _ if !kinds.contains(Kind::File) => Vec::new(),
-        Some(arena) => arena.layers.iter().map(|l| &l.path).chain(arena.roots.iter().map(|(p, _)| p)).cloned().collect(),
+        Some(arena) => {
+            arena.layers.iter().map(|l| &l.path).chain(arena.roots.iter().map(|(p, _)| p)).cloned().collect()
+        }
         None => options.effective_roots(),
     };
     out.lock_paths.clone_from(&options.lock_files);

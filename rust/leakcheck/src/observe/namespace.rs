@@ -102,10 +102,8 @@ impl Namespaces {
                 let target = Path::new(std::ffi::OsStr::from_bytes(m.target.as_ref()));
                 let path = match ns.pid {
                     _ if ns.own => target.to_owned(),
-                    Some(pid) => {
-                        proc_path(ns.arena.as_deref(), format_args!("{pid}/root"))
-                            .join(target.strip_prefix("/").unwrap_or(target))
-                    }
+                    Some(pid) => proc_path(ns.arena.as_deref(), format_args!("{pid}/root"))
+                        .join(target.strip_prefix("/").unwrap_or(target)),
                     None => continue,
                 };
                 self.add(ns_type, ino, NsHolder::Bind(m.target.clone()), || path);

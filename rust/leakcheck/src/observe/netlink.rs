@@ -167,7 +167,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_refuses_is_an_error_with_its_number() {
-        let mut netlink = Netlink::open(Some(rustix::net::netlink::SOCK_DIAG)).unwrap();
+        let mut netlink = Netlink::open(Some(rustix::net::netlink::SOCK_DIAG), false).unwrap();
         let refused = netlink.dump(20, &[255; 56], |_| Ok(Some(()))).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
         let refused = netlink.dump(20, &[], |_| Ok(Some(()))).unwrap_err();

@@ -212,7 +212,12 @@ struct Scratch {
 
 impl Scratch {
     fn new() -> Self {
-        Scratch { text: [0; 4096], fds: Vec::with_capacity(64), link: [MaybeUninit::uninit(); 4096], pinned: Vec::new() }
+        Scratch {
+            text: [0; 4096],
+            fds: Vec::with_capacity(64),
+            link: [MaybeUninit::uninit(); 4096],
+            pinned: Vec::new(),
+        }
     }
 }
 
@@ -581,9 +586,11 @@ pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
 
 /// The namespaces of the observer itself.
 pub(super) fn own_namespaces() -> std::collections::BTreeMap<NsType, u64> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(dir) = rustix::fs::open("/proc/thread-self/ns", flags, Mode::empty()) else { return Default::default() };
     let links = ["mnt", "net", "ipc", "pid", "user", "uts", "cgroup", "time"].into_iter().filter_map(|name| {
-        let link = std::fs::read_link(format!("/proc/thread-self/ns/{name}")).ok()?;
-        parse::nslink::parse(link.as_os_str().as_encoded_bytes()).ok()
+        let link = rustix::fs::readlinkat(&dir, name, Vec::with_capacity(32)).ok()?;
+        parse::nslink::parse(link.as_bytes()).ok()
     });
     links.collect()
 }

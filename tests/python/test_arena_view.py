@@ -1,0 +1,60 @@
+"""Snapshots and guards of an arena, by the view that it is seen through. A directory stands for its one fresh root."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import leakcheck
+from leakcheck import _native
+
+
+@pytest.fixture
+def view(tmp_path: Path) -> Iterator[_native.ArenaView]:
+    proc, root = (os.open(path, os.O_RDONLY | os.O_DIRECTORY) for path in ("/proc", tmp_path))
+    try:
+        yield _native.ArenaView(proc, [], [("/fresh", root)], [])
+    finally:
+        os.close(proc)
+        os.close(root)
+
+
+class Arena:
+    def __init__(self, view: _native.ArenaView) -> None:
+        self.view = view
+
+
+def test_paths_are_those_inside(view: _native.ArenaView, tmp_path: Path) -> None:
+    before = leakcheck.snapshot(kinds="file", arena=view)
+    assert (before.scope, before.gauges["touched_files"]) == ("arena", 0)
+    (tmp_path / "left").touch()
+    after = leakcheck.snapshot(kinds="file", arena=Arena(view))
+    assert [leak.label for leak in leakcheck.diff(before, after).leaks] == ["file /fresh/left"]
+    with pytest.raises(leakcheck.LeakError, match="/fresh/left"):
+        leakcheck.verify_none(before, settle=0)
+
+
+def test_a_guard_takes_an_arena(view: _native.ArenaView, tmp_path: Path) -> None:
+    with pytest.raises(leakcheck.LeakError, match="/fresh/left"), leakcheck.guard(kinds="file", settle=0, arena=view):
+        (tmp_path / "left").touch()
+    with leakcheck.guard(kinds="file", settle=0, arena=view):
+        pass
+
+
+@pytest.mark.parametrize("options", [{"scope": "tree:1"}, {"roots": ["/tmp"]}])
+def test_an_arena_excludes_other_scopes_and_roots(view: _native.ArenaView, options: dict[str, object]) -> None:
+    with pytest.raises(leakcheck.UsageError):
+        leakcheck.snapshot(arena=view, **options)  # type: ignore[arg-type]
+
+
+def test_descriptors_that_are_none_are_refused() -> None:
+    with pytest.raises(leakcheck.UsageError):
+        _native.ArenaView(-1, [], [], [])
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _native.ArenaView(999999, [], [], [])
+
+
+def test_scope_arena_without_one_says_what_is_missing() -> None:
+    with pytest.raises(leakcheck.UsageError, match="which one"):
+        leakcheck.snapshot(scope="arena")
