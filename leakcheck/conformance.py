@@ -1,12 +1,9 @@
 """Checks an adapter, also somebody else's, against a run of the real sandbox.
 
 ``python -m leakcheck.conformance bwrap`` or ``… ./mine.toml`` prints what it found; exit code 1 when a check
-failed, 4 when the target cannot be run here. As root everything runs inside a pid namespace, so that
-nothing outlives the check.
+failed, 4 when the target cannot be run here. Everything runs in an arena, so that nothing outlives the check.
 """
 
-import contextlib
-import itertools
 import os
 import subprocess
 import sys
@@ -18,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from leakcheck._native import UsageError
+from leakcheck.arena import Arena
 from leakcheck.render import printable
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.supervise import TargetError
@@ -32,16 +30,10 @@ _NAMESPACES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 # Beyond a submission's wall limit: start, teardown, and a machine under load.
 _GRACE = 30.0
 _START = 20.0
-_NUMBERS = itertools.count()
-# Process 1 of the enclosure stays a shell, which reaps. /run and /tmp are fresh, because runtimes keep registries and
-# litter there; the adapter's directory, $1, is seen through a bind.
-_INSIDE = """
-mount -t tmpfs -o mode=755 none /run && mkdir -p /run/lock /run/adapter && mount --bind "$1" /run/adapter || exit 1
-[ "$2" = keep ] || mount -t tmpfs -o mode=1777 none /tmp || exit 1
-shift 2
-"$@"
-exit $?
-"""
+# What an arena has anew: what is needed of the host's has to be bound.
+_FRESH = ("/tmp", "/run", "/var/tmp", "/dev/shm")  # noqa: S108 - names to compare with, nothing is made there
+# Every check of an arena, beside the runs' own limits.
+_LIMIT = 600.0
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -62,12 +54,12 @@ class _Run(msgspec.Struct, frozen=True):
 class _Bench:
     """A directory of its own under /tmp with one box, and what runs in it."""
 
-    def __init__(self, target: Target, base: Path, name: str) -> None:
+    def __init__(self, target: Target, base: Path) -> None:
         self.target = target
         self.base = base
         self.marker = base / "marker"
         self.marker.touch()
-        self.box = Box(number=0, work=base / "box", name=name)
+        self.box = Box(number=0, work=base / "box", name=f"leakcheck-{target.name}-{os.getpid()}")
         self.box.work.mkdir()
 
     def commands(self, what: str, commands: Iterable[Sequence[str]]) -> None:
@@ -119,19 +111,18 @@ class _Bench:
         return _Run(child.returncode, self.output("stdout"), self.output("stderr"))
 
 
-def check(target: Target, only: Sequence[str] = CHECKS, name: str = "") -> list[Finding]:
+def check(target: Target, only: Sequence[str] = CHECKS) -> list[Finding]:
     """Run the checks `only` of `target` where the caller is, and return what each found.
 
     A crash leaves processes behind where the target does not recover them: run it where those cannot matter, as
-    `enclosed` does. `name` is the box's, if it should not be made from this process's id.
+    `enclosed` does.
     """
     unknown = [one for one in only if one not in CHECKS]
     if unknown:
         raise UsageError(f"unknown check {unknown[0]!r}: one of {', '.join(CHECKS)}")
-    name = name or f"leakcheck-{target.name}-{os.getpid()}"
     findings = []
     with tempfile.TemporaryDirectory(prefix="leakcheck-", dir="/tmp", ignore_cleanup_errors=True) as base:
-        bench = _Bench(target, Path(base), name)
+        bench = _Bench(target, Path(base))
         for one in only:
             began = time.monotonic()
             try:
@@ -199,55 +190,34 @@ def _last(done: _Run) -> str:
     return printable(" | ".join(lines[-3:]))[-400:] or "it printed nothing"
 
 
-def enclosed(target: Target, only: Sequence[str] = CHECKS, name: str = "") -> list[Finding]:
-    """Do as `check`, for root inside pid, mount, net, ipc and uts namespaces, whose end ends all that was started."""
-    if os.geteuid() != 0:
-        return check(target, only, name)
-    name = name or f"leakcheck-{target.name}-{os.getpid()}-{next(_NUMBERS)}"
-    enclosure = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--net", "--ipc", "--uts"]
+def enclosed(target: Target, only: Sequence[str] = CHECKS) -> list[Finding]:
+    """Do as `check` in an arena, with which all that was started and left goes away.
+
+    Raises:
+        TargetError: there could be no arena, or the check itself ended before it had an answer.
+    """
     path = target.path.resolve()
-    inner = [
-        sys.executable,
-        "-m",
-        "leakcheck.conformance",
-        "--json",
-        "--here",
-        f"/run/adapter/{path.name}",
-        name,
-        *only,
-    ]
-    needed = [sys.prefix, __file__, *(found for found in target.found().values() if found)]
-    keep = any(Path(one).resolve().is_relative_to("/tmp") for one in needed)  # noqa: S108
-    done = subprocess.run(
-        [*enclosure, "/bin/sh", "-c", _INSIDE, "sh", str(path.parent), "keep" if keep else "cover", *inner],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        env=os.environ | target.init_env,
-        cwd="/",
-        check=False,
-    )
-    _remove_cgroups(target, name)
-    try:
-        return msgspec.json.decode(done.stdout, type=list[Finding])
-    except msgspec.DecodeError as error:
-        said = done.stderr.decode(errors="replace").strip()[-400:]
-        raise TargetError(f"{target.name}: the check itself ended with {done.returncode}: {said}") from error
-
-
-def _remove_cgroups(target: Target, name: str) -> None:
-    """Remove the empty cgroups of a box whose processes are gone: namespaces die by themselves, these do not."""
-    declared = target.paths(Box(number=0, work=Path("/"), name=name)).cgroups
-    mountinfo = Path("/proc/self/mountinfo").read_text().splitlines()
-    mounts = [record.split()[4] for record in mountinfo if " - cgroup" in record]
-    own = {line.split(":", 2)[2].strip("/") for line in Path("/proc/self/cgroup").read_text().splitlines()}
-    for top in (Path(mount, parent, cgroup) for mount in mounts for parent in {"", *own} for cgroup in declared):
-        for directory in [*sorted((path for path in top.rglob("*") if path.is_dir()), reverse=True), top]:
-            with contextlib.suppress(OSError):
-                directory.rmdir()
+    inner = [sys.executable, "-m", "leakcheck.conformance", "--json", "--here", str(path), *only]
+    needed = [path, Path(sys.prefix), Path(__file__).parents[1]]
+    needed += [Path(program) for program in target.found().values() if program]
+    shown = {str(one if one.is_dir() else one.parent) for one in needed if str(one).startswith(_FRESH)}
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+        Arena(binds=[(one, one, True) for one in sorted(shown)]) as arena,
+    ):
+        code = arena.run(inner, timeout=_LIMIT, stdout=out.fileno(), stderr=err.fileno())
+        out.seek(0)
+        err.seek(0)
+        try:
+            return msgspec.json.decode(out.read(), type=list[Finding])
+        except msgspec.DecodeError as error:
+            said = printable(err.read().decode(errors="replace").strip())[-400:]
+            raise TargetError(f"{target.name}: the check itself ended with {code}: {said}") from error
 
 
 def tried(target: Target) -> Availability:
-    """Return the availability of `target`, and find out by running the submission ``ok`` whether it can run here."""
+    """Return the availability of `target`, and find out by the submission ``ok``, in an arena, whether it can run."""
     state = target.availability()
     if state.state != "ready":
         return state
@@ -258,10 +228,10 @@ def tried(target: Target) -> Availability:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run ``python -m leakcheck.conformance TARGET``; ``--json --here PATH NAME CHECK…`` is for `enclosed`."""
+    """Run ``python -m leakcheck.conformance TARGET``; ``--json --here PATH CHECK…`` is for `enclosed`."""
     if arguments[:2] == ["--json", "--here"]:
-        path, name, *only = arguments[2:]
-        sys.stdout.buffer.write(msgspec.json.encode(check(load(path), only, name)))
+        path, *only = arguments[2:]
+        sys.stdout.buffer.write(msgspec.json.encode(check(load(path), only)))
         return 0
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m leakcheck.conformance TARGET|ADAPTER.toml", file=sys.stderr)

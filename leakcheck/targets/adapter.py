@@ -38,13 +38,11 @@ class Needs(_Table, frozen=True):
         root: whether only root can run it.
         binaries: programs, found as `leakcheck.targets.executables.find` does; ``{exe:NAME}`` may name these.
         install: the command that installs it, shown where it is missing.
-        init_env: what has to be in the environment of PID 1.
     """
 
     root: bool = False
     binaries: list[str] = []
     install: str = ""
-    init_env: dict[str, str] = {}
 
 
 class File(_Table, frozen=True):
@@ -93,13 +91,11 @@ class Paths(_Table, frozen=True):
         locks: globs of its lock files.
         state: globs of its state files.
         temp: globs of its temporary files.
-        cgroups: cgroups that it makes, by their exact paths below each hierarchy (or below the caller's cgroup there).
     """
 
     locks: list[str] = []
     state: list[str] = []
     temp: list[str] = []
-    cgroups: list[str] = []
 
 
 class Probe(_Table, frozen=True):
@@ -232,7 +228,7 @@ def _places(
                 (f"files {file.json}", t, limited | numbers | {"program"}) for t in _strings(load_json(path, file))
             )
     yield ("status.file", adapter.status.file, _STATIC)
-    for field in ("locks", "state", "temp", "cgroups"):
+    for field in ("locks", "state", "temp"):
         yield from ((f"paths.{field}", text, _STATIC) for text in getattr(adapter.paths, field))
 
 

@@ -88,11 +88,6 @@ class Target:
         """The target's name."""
         return self.adapter.name
 
-    @property
-    def init_env(self) -> Mapping[str, str]:
-        """What the environment of the arena's PID 1 must have."""
-        return self.adapter.needs.init_env
-
     def found(self) -> dict[str, str | None]:
         """Return each program that the target needs, with its path where there is one."""
         return {name: find(name) for name in self.adapter.needs.binaries}
@@ -179,7 +174,6 @@ class Target:
             locks=filled(declared.locks),
             state=filled(declared.state),
             temp=filled(declared.temp),
-            cgroups=filled(declared.cgroups),
         )
 
     def status(self, returncode: int, box: Box, outside: Callable[[Path], Path] = Path) -> Outcome:

@@ -68,6 +68,13 @@ def test_the_wheel_holds_the_packages_and_nothing_of_the_tests(wheel: Path) -> N
     assert {name for name in top if not name.endswith(".dist-info")} == {"leakcheck", "injectors"}
 
 
+def test_the_wheel_holds_every_adapter(wheel: Path) -> None:
+    directory = "leakcheck/targets/adapters"
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if name.startswith(directory)}
+    assert packed == {f"{directory}/{path.name}" for path in (ROOT / directory).iterdir()}
+
+
 def test_the_native_module_is_the_installed_one_and_works_without_rust(
     python_without_rust: tuple[Path, dict[str, str]],
 ) -> None:
