@@ -224,12 +224,25 @@ def test_a_missing_program_is_exit_4_with_the_reason(tmp_path: Path) -> None:
     assert "apt-get install it" in done.stderr
 
 
-def test_on_the_host_only_what_is_tied_to_the_run_counts(tmp_path: Path) -> None:
-    made = target(tmp_path, 'mktemp /tmp/leakcheck-litter-XXXXXX >/dev/null; exec "$@"')
+def test_on_the_host_only_what_is_tied_to_the_run_counts_and_reap_removes_it(tmp_path: Path) -> None:
+    made = target(tmp_path, 'mktemp /tmp/leakcheck-litter-XXXXXX >/dev/null; sleep 300 & exec "$@"')
+    neighbour = Path("/tmp/leakcheck-litter-of-a-neighbour")
+    output = tmp_path / "campaign.json"
+    options = ["--host", "--iterations", "2", "--endings", "normal", "--settle", "0.1", "-o", output]
     try:
-        campaign = leaks(made, LeaksOptions(iterations=2, endings=["normal"], host=True, settle=SETTLE))
-        assert campaign.verdict == "leaked"
-        assert {kind for kind, _ in left(campaign)} == {"file"}
+        done = subprocess.Popen([*LEAKCHECK, "leaks", "--target", made.path, *options], stderr=subprocess.DEVNULL)
+        time.sleep(1)
+        neighbour.touch()
+        assert done.wait() == 1
+        result = json.loads(output.read_text())
+        kinds = {one["kind"] for finding in result["findings"] for one in finding["leaks"]}
+        assert kinds == {"file", "process"}, result["findings"]
+        left_before = set(Path("/tmp").glob("leakcheck-litter-*"))
+        reap = [*LEAKCHECK, "reap", "--diff", output]
+        assert subprocess.run(reap, stdout=subprocess.DEVNULL, check=False).returncode == 0
+        assert set(Path("/tmp").glob("leakcheck-litter-*")) == left_before, "without --yes nothing is removed"
+        assert subprocess.run([*reap, "--yes"], stdout=subprocess.DEVNULL, check=False).returncode == 0
+        assert set(Path("/tmp").glob("leakcheck-litter-*")) == {neighbour}, "all runs' own, and nobody else's"
     finally:
         for litter in Path("/tmp").glob("leakcheck-litter-*"):
             litter.unlink()
