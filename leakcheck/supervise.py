@@ -140,7 +140,9 @@ def in_background(work: Callable[[], _T]) -> _T:
 
     thread = threading.Thread(target=worker, name="leakcheck", daemon=True)
     thread.start()
-    thread.join()
+    # Now and then back in Python: the kernel may give the signal to another thread, and that does not wake this one.
+    while thread.is_alive():
+        thread.join(0.2)
     if failure:
         raise failure[0]
     return outcome[0]

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from leakcheck.campaigns import Campaign, LeaksOptions, leaks
@@ -172,22 +173,17 @@ def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> No
     command = [*LEAKCHECK, "leaks", "--target", made.path, "--iterations", "100000", "--endings", "normal", "--json"]
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         campaign = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        children = Path(f"/proc/{campaign.pid}/task/{campaign.pid}/children")
+        # It is well under way when its warden is there.
         until = time.monotonic() + 30
-        # It is well under way when its warden has prepared arenas ahead.
-        while time.monotonic() < until and not _grandchildren(children):
+        while time.monotonic() < until and not psutil.Process(campaign.pid).children(recursive=True):
             time.sleep(0.02)
-        time.sleep(1)
+        time.sleep(2)
         campaign.send_signal(signal.SIGINT)
         assert campaign.wait(30) == 130, (tmp_path / "err").read_text()
     result = json.loads((tmp_path / "out").read_text())
     assert result["interrupted"] is True
     assert 0 < result["trials"] < 100000
     assert result["outcomes"] == {"clean": result["trials"]}
-
-
-def _grandchildren(children: Path) -> bool:
-    return any(Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in children.read_text().split())
 
 
 @pytest.mark.parametrize(
