@@ -18,8 +18,6 @@ const PREFIX: &str = "leakcheck-arena-";
 pub(crate) struct Hierarchy {
     /// `v2`, or the controllers as `/proc/PID/cgroup` writes them.
     pub(crate) name: String,
-    /// Where it is mounted.
-    pub(crate) mount: PathBuf,
     own: PathBuf,
 }
 
@@ -36,11 +34,11 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
         let v2 = number == "0";
         let mounted = mounts.lines().filter_map(|line| mount_of(line, v2, controllers)).find_map(|(root, mount)| {
             let below = path.strip_prefix(root.trim_end_matches('/'))?;
-            Some((mount.clone(), mount.join(below.trim_start_matches('/'))))
+            Some(mount.join(below.trim_start_matches('/')))
         });
-        if let Some((mount, own)) = mounted {
+        if let Some(own) = mounted {
             let name = if v2 { "v2".to_owned() } else { controllers.to_owned() };
-            found.push(Hierarchy { name, mount, own });
+            found.push(Hierarchy { name, own });
         }
     }
     Ok(found)
