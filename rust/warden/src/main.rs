@@ -109,7 +109,13 @@ impl Warden {
 
     fn end(mut self) -> io::Result<()> {
         let rest = std::mem::take(&mut self.arenas).into_values().chain(self.spare.take());
-        rest.map(|mut arena| arena.down()).fold(Ok(()), |failed, done| done.and(failed))
+        // All of them, whichever fails.
+        let mut ended = Ok(());
+        for mut arena in rest {
+            let down = arena.down();
+            ended = ended.and(down);
+        }
+        ended
     }
 
     fn answer(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> bool {
