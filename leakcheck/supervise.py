@@ -69,6 +69,8 @@ class Interrupts:
         self._pidfd = pidfd
         self._pass_int = pass_int
         try:
+            if pass_int and self._asked:
+                self._forward(signal.SIGINT)
             while self._waiting:
                 self._forward(self._waiting.pop(0))
             yield

@@ -7,13 +7,14 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::enter::{self, NsView};
-use super::procfs::read_all;
+use super::read::read_all;
 use super::source::Sample;
 use super::sys::{self, MountStat};
 use crate::arena::{ArenaView, proc_path};
@@ -37,9 +38,41 @@ pub(crate) struct MountNs {
     pub(crate) arena: Option<Arc<ArenaView>>,
 }
 
+/// The mounts of an arena's first mount namespace, and the table whose poll(2) tells of a change since (proc(5), mountinfo).
+pub(crate) struct Listed {
+    ino: u64,
+    table: File,
+    mounts: Vec<Mount>,
+}
+
+impl Listed {
+    fn is_current(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut [PollFd::new(&self.table, PollFlags::PRI)], Some(&now)), Ok(0))
+    }
+}
+
+/// Of PID 1's namespace in an arena, which stays the same one, the list is read again only after a change.
+fn by_event(ns: &MountNs, arena: &ArenaView) -> std::io::Result<Vec<Mount>> {
+    let mut listed = arena.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+    let table = match listed.take().filter(|old| old.ino == ns.ino) {
+        Some(old) if old.is_current() => return Ok(listed.insert(old).mounts.clone()),
+        // The event is taken before the list is read: a change meanwhile is another one.
+        Some(old) => old.table,
+        None => File::open(proc_path(Some(arena), "1/mountinfo"))?,
+    };
+    let mounts = by_statmount(ns)?;
+    *listed = Some(Listed { ino: ns.ino, table, mounts: mounts.clone() });
+    Ok(mounts)
+}
+
 /// Appends the mounts of one namespace.
 pub(crate) fn collect(ns: &MountNs, out: &mut Snapshot) {
-    match by_statmount(ns) {
+    let listed = match ns.arena.as_deref().filter(|_| ns.pid == Some(1) && !ns.own) {
+        Some(arena) => by_event(ns, arena),
+        None => by_statmount(ns),
+    };
+    match listed {
         Ok(mounts) => return out.mounts.extend(mounts),
         // Gone meanwhile, with all it held.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) && !ns.own => return,
