@@ -112,10 +112,9 @@ def test_bad_options_are_told(arguments: list[str], message: str) -> None:
 
 
 def test_options_reach_the_arena() -> None:
-    done = guard(
-        "--arena", "--limit", "pids.max=5", "--network", "host", "--size", "1M", "--",
-        "sh", "-c", "readlink /proc/self/ns/net; cat /sys/fs/cgroup/pids/pids.max; dd if=/dev/zero of=/big bs=1M count=9",
-    )  # fmt: skip
+    script = "readlink /proc/self/ns/net; cat /sys/fs/cgroup/pids/pids.max; dd if=/dev/zero of=/big bs=1M count=9"
+    options = ["--limit", "pids.max=5", "--network", "host", "--size", "1M"]
+    done = guard("--arena", *options, "--", "sh", "-c", script)
     assert done.stdout.split() == [str(Path("/proc/self/ns/net").readlink()), "5"]
     assert "No space left" in done.stderr
 

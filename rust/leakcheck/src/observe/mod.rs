@@ -276,7 +276,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     if kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net, Kind::Ipc]) {
         namespaces.mounts(out);
         if kinds.contains(Kind::Mount) {
-            mount::collect_detached(&samples, out);
+            mount::collect_detached(&samples, arena.is_some(), out);
         } else {
             out.mounts.clear();
         }

@@ -180,7 +180,8 @@ fn by_mountinfo(ns: u64, at: BorrowedFd<'_>, path: &Path) -> Result<Vec<Mount>> 
 
 /// Mounts that a descriptor or a directory of a process pins although no listed namespace has them: never attached
 /// (`fsmount(2)`, `open_tree(2)`) or lazily unmounted (`umount2(MNT_DETACH)`).
-pub(crate) fn collect_detached(samples: &[Sample], out: &mut Snapshot) {
+/// A process in an `arena` may have got a file of the host's from who started it: a mount that we have ourselves is attached.
+pub(crate) fn collect_detached(samples: &[Sample], arena: bool, out: &mut Snapshot) {
     let devices: HashSet<u64> = out.mounts.iter().map(|m| m.dev).collect();
     let unique = out.mounts.iter().any(|m| matches!(m.id, MountId::Unique(_)));
     let listed: HashSet<u64> = out.mounts.iter().filter_map(|m| number(&m.id)).collect();
@@ -215,7 +216,20 @@ pub(crate) fn collect_detached(samples: &[Sample], out: &mut Snapshot) {
             note(fd.mount, fd.dev, fd.target.as_ref(), format!("fd {} of {pid}", fd.fd));
         }
     }
+    if arena && !found.is_empty() {
+        let ours = own_ids(unique);
+        found.retain(|id, _| !ours.contains(id));
+    }
     out.mounts.extend(found.into_values());
+}
+
+/// The ids of the mounts in our own namespace, as statx(2) gives them.
+fn own_ids(unique: bool) -> HashSet<u64> {
+    if unique {
+        return sys::listmount(0).into_iter().flatten().collect();
+    }
+    let listed = by_mountinfo(0, CWD, Path::new("/proc/self/mountinfo"));
+    listed.into_iter().flatten().filter_map(|m| number(&m.id)).collect()
 }
 
 /// The number by which statx(2) names a mount. A tuple begins with it.
