@@ -109,9 +109,11 @@ def _campaign(
 ) -> Campaign:
     if gaps := probe(target, host=options.host):
         raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
-    run_ms = run_length(target, host=options.host)
-    first = [] if options.host else first_run(target, host=options.host, settle=options.settle)
     jobs = 1 if options.host else options.jobs or os.cpu_count() or 1
+    # As many at a time as later on, lest all kills come early in runs that then take longer.
+    with ThreadPoolExecutor(jobs) as pool:
+        run_ms = statistics.median(pool.map(lambda _: run_length(target, host=options.host), range(jobs)))
+    first = [] if options.host else first_run(target, host=options.host, settle=options.settle)
     began = time.monotonic()
     trials: list[Trial] = []
     failure: TargetError | None = None
