@@ -138,7 +138,7 @@ def run_trial(target: Target, ending: Ending, number: int, *, host: bool, settle
     """Make one trial of `target` from start to end; `settle` in seconds.
 
     Raises:
-        TargetError: no place could be made, or the target does not work there even before the baseline.
+        TargetError: no place could be made, or the box could not be made ready in it.
     """
     began = time.monotonic()
     place: Place = HostPlace(target, settle) if host else ArenaPlace(target, settle)
@@ -155,8 +155,8 @@ def run_trial(target: Target, ending: Ending, number: int, *, host: bool, settle
 def _stages(stages: _Stages, ending: Ending) -> Trial:
     submission = ending.submission(stages.target.adapter.shortest_wall)
     with stages.phase("warm-up"):
-        if wrong := stages.run(stages.prepare(_NEXT), _NEXT):
-            raise TargetError(f"{stages.target.name}: warm-up run: {wrong}")
+        if wrong := stages.again():
+            return Trial(ending=ending, outcome="wrong", detail=f"warm-up run: {wrong}")
     with stages.phase("prepare"):
         argv = stages.prepare(submission)
     with stages.phase("baseline"):
