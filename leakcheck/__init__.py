@@ -1,6 +1,7 @@
 """Proves that a Linux sandbox leaves nothing behind.
 
-`guard` around some code, or `snapshot` before it and `verify_none` after it; `diff` compares two saved snapshots.
+`guard` around some code, or `snapshot` before it and `verify_none` after it; `diff` compares two saved snapshots. An
+`Arena` is a disposable host to run something in, which both can look into.
 Nothing is called *clean* that was not looked at: a gap raises `CoverageError`.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from leakcheck import _native
 from leakcheck._native import DEFAULT_ROOTS, KINDS, Snapshot, __version__
 from leakcheck.allow import Allow, AllowRule, to_toml
+from leakcheck.arena import Arena, ArenaError
 from leakcheck.errors import CoverageError, LeakError, NativeError, UsageError
 from leakcheck.guarding import (
     Guard,
@@ -31,6 +33,8 @@ __all__ = [
     "DEFAULT_ROOTS",
     "KINDS",
     "AllowRule",
+    "Arena",
+    "ArenaError",
     "Coverage",
     "CoverageError",
     "Guard",

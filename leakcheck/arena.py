@@ -20,8 +20,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import psutil
-
 from leakcheck import _native
 from leakcheck._bin import helper
 from leakcheck._native import UsageError
@@ -252,6 +250,8 @@ class Arena:
         """Return the host's process ids of all that runs inside, init apart."""
         found: set[int] = set()
         if not self.cgroups:
+            import psutil
+
             for top in (self.init, self.spawner):
                 found.update(child.pid for child in psutil.Process(top).children(recursive=True))
         for directory in list(self.cgroups.values())[:1]:

@@ -178,7 +178,9 @@ def doctor(scope: Scope = "host", kinds: Kinds = None, roots: Roots = None, json
 
 @app.command()
 def reap(
-    report: Annotated[Path, typer.Option("--diff", metavar="FILE", help="A report saved by guard or diff.")],
+    report: Annotated[
+        Path, typer.Option("--diff", metavar="FILE", help="A report saved by guard, diff or leaks --host.")
+    ],
     yes: Annotated[bool, typer.Option("--yes", help="Remove; without it only say what would be removed.")] = False,
     json: Json = False,
 ) -> None:

@@ -6,6 +6,7 @@ import msgspec
 from rich.console import Console
 
 from leakcheck import _native
+from leakcheck.campaigns.result import SCHEMA as CAMPAIGN
 from leakcheck.render import line
 
 __all__ = ["reap"]
@@ -29,13 +30,31 @@ def reap(file: Path, *, apply: bool, as_json: bool) -> int:
         raise _native.UsageError(f"read report {file}: {(error.strerror or str(error)).lower()}") from error
     except UnicodeDecodeError as error:
         raise _native.UsageError(f"read report {file}: not UTF-8 at byte {error.start}") from error
-    text = _native.reap(report, str(file), apply=apply)
+    text = _native.reap(_of_campaign(report, file) or report, str(file), apply=apply)
     actions = msgspec.json.decode(text, type=list[_Action])
     if as_json:
         print(text)
     else:
         _print(actions, Console(), apply=apply)
     return 1 if any(action.status == "failed" for action in actions) else 0
+
+
+class _Campaign(msgspec.Struct):
+    schema: str = ""
+    report: msgspec.Raw = msgspec.Raw(b"null")
+
+
+def _of_campaign(text: str, file: Path) -> str | None:
+    """Return the report within a campaign's result; None if `text` is none."""
+    try:
+        campaign = msgspec.json.decode(text, type=_Campaign)
+    except msgspec.MsgspecError:
+        return None
+    if campaign.schema != CAMPAIGN:
+        return None
+    if bytes(campaign.report) == b"null":
+        raise _native.UsageError(f"reap {file}: this campaign ran in arenas, which left nothing on the host")
+    return bytes(campaign.report).decode()
 
 
 def _print(actions: list[_Action], console: Console, *, apply: bool) -> None:

@@ -69,6 +69,8 @@ class Interrupts:
         self._pidfd = pidfd
         self._pass_int = pass_int
         try:
+            if pass_int and self._asked:
+                self._forward(signal.SIGINT)
             while self._waiting:
                 self._forward(self._waiting.pop(0))
             yield
@@ -140,7 +142,9 @@ def in_background(work: Callable[[], _T]) -> _T:
 
     thread = threading.Thread(target=worker, name="leakcheck", daemon=True)
     thread.start()
-    thread.join()
+    # Now and then back in Python: the kernel may give the signal to another thread, and that does not wake this one.
+    while thread.is_alive():
+        thread.join(0.2)
     if failure:
         raise failure[0]
     return outcome[0]

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import msgspec
 
+from leakcheck import _native
 from leakcheck.campaigns.ending import ENDINGS, KILLS, Ending, Kill, deal
 from leakcheck.campaigns.result import Campaign, Criterion, Finding, Outcome, Residue
 from leakcheck.campaigns.statistics import upper_bound
@@ -89,11 +90,30 @@ def leaks(
     if state.state != "ready":
         hint = f"; {state.hint}" if state.hint else ""
         raise TargetError(f"{target.name}: {state.state}: {state.reason}{hint}")
+    if not options.host:
+        return _campaign(target, options, progress, stop)
+    # What all runs of the campaign leave on the host, the warm-up runs too: for `leakcheck reap`.
+    whole = _native.Guard(settle_ms=500, attributed_only=True)
+    try:
+        campaign = _campaign(target, options, progress, stop)
+        return msgspec.structs.replace(campaign, report=msgspec.Raw(whole.end().encode()))
+    finally:
+        whole.abandon()
+
+
+def _campaign(
+    target: Target,
+    options: LeaksOptions,
+    progress: Callable[[Trial, int], None] | None,
+    stop: Callable[[], bool] | None,
+) -> Campaign:
     if gaps := probe(target, host=options.host):
         raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
-    run_ms = run_length(target, host=options.host)
-    first = [] if options.host else first_run(target, host=options.host, settle=options.settle)
     jobs = 1 if options.host else options.jobs or os.cpu_count() or 1
+    # As many at a time as later on, lest all kills come early in runs that then take longer.
+    with ThreadPoolExecutor(jobs) as pool:
+        run_ms = statistics.median(pool.map(lambda _: run_length(target, host=options.host), range(jobs)))
+    first = [] if options.host else first_run(target, host=options.host, settle=options.settle)
     began = time.monotonic()
     trials: list[Trial] = []
     failure: TargetError | None = None

@@ -135,7 +135,9 @@ class HostPlace:
     ) -> None:
         if self._guard is not None:
             self._guard.abandon()
-        shutil.rmtree(self._base, ignore_errors=True)
+        # What a leaked mount shows below it is not ours to remove: then the directory stays, and is in the report.
+        if not any(part.mountpoint.startswith(str(self._base)) for part in psutil.disk_partitions(all=True)):
+            shutil.rmtree(self._base, ignore_errors=True)
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
         """Start a command in a session of its own."""

@@ -58,7 +58,8 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     `first_run` is what the very first run left for good, `untied` what came up meanwhile on the machine and nothing
     ties to a trial. `endings` gives outcome counts by ending, `phases_ms` the median time of a trial's phases,
     `settle_ms` the median, 95th percentile and maximum until residue was gone, of those trials in which it went.
-    `error` is why no further trial could be made.
+    `error` is why no further trial could be made. `report` is that of the whole campaign where it ran on the host,
+    which ``leakcheck reap`` reads; null otherwise.
     """
 
     campaign: str
@@ -74,6 +75,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     findings: list[Finding]
     first_run: list[Residue] = []
     untied: list[Residue] = []
+    report: msgspec.Raw = msgspec.Raw(b"null")
     coverage: dict[str, str] = {}
     run_ms: float = 0
     rate: float = 0

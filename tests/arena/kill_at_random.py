@@ -119,13 +119,22 @@ def one(generator: random.Random, before: set[Path]) -> str | None:
         os.close(fd)
     if rest:
         return f"{whom}: left {described(rest)}"
-    left = own_cgroups() - before
     if whom in ("warden", "both"):
-        if full := [path for path in left if in_use(path)]:
+        if full := [path for path in own_cgroups() - before if in_use(path)]:
             return f"{whom}: cgroups {full} are in use"
-    elif left:
+    elif left := left_for(1, before):
         return f"{whom}: cgroups {left} left"
     return None
+
+
+def left_for(seconds: float, before: set[Path]) -> set[Path]:
+    """Return what is there after some time: at first it may be another owner's that is just going away."""
+    until = time.monotonic() + seconds
+    left = own_cgroups() - before
+    while left and time.monotonic() < until:
+        time.sleep(0.01)
+        left &= own_cgroups()
+    return left
 
 
 def main() -> int:
@@ -138,7 +147,7 @@ def main() -> int:
     with Arena():
         pass
     shutdown()
-    if swept := own_cgroups() - before:
+    if swept := left_for(1, before):
         failures.append(f"not swept: {swept}")
     if Path("/etc/litter").exists():
         failures.append("a file of an arena is on the host")

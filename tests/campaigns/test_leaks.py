@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from leakcheck.campaigns import Campaign, LeaksOptions, leaks
@@ -172,22 +173,17 @@ def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> No
     command = [*LEAKCHECK, "leaks", "--target", made.path, "--iterations", "100000", "--endings", "normal", "--json"]
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         campaign = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        children = Path(f"/proc/{campaign.pid}/task/{campaign.pid}/children")
+        # It is well under way when its warden is there.
         until = time.monotonic() + 30
-        # It is well under way when its warden has prepared arenas ahead.
-        while time.monotonic() < until and not _grandchildren(children):
+        while time.monotonic() < until and not psutil.Process(campaign.pid).children(recursive=True):
             time.sleep(0.02)
-        time.sleep(1)
+        time.sleep(2)
         campaign.send_signal(signal.SIGINT)
         assert campaign.wait(30) == 130, (tmp_path / "err").read_text()
     result = json.loads((tmp_path / "out").read_text())
     assert result["interrupted"] is True
     assert 0 < result["trials"] < 100000
     assert result["outcomes"] == {"clean": result["trials"]}
-
-
-def _grandchildren(children: Path) -> bool:
-    return any(Path(f"/proc/{pid}/task/{pid}/children").read_text() for pid in children.read_text().split())
 
 
 @pytest.mark.parametrize(
@@ -224,12 +220,25 @@ def test_a_missing_program_is_exit_4_with_the_reason(tmp_path: Path) -> None:
     assert "apt-get install it" in done.stderr
 
 
-def test_on_the_host_only_what_is_tied_to_the_run_counts(tmp_path: Path) -> None:
-    made = target(tmp_path, 'mktemp /tmp/leakcheck-litter-XXXXXX >/dev/null; exec "$@"')
+def test_on_the_host_only_what_is_tied_to_the_run_counts_and_reap_removes_it(tmp_path: Path) -> None:
+    made = target(tmp_path, 'mktemp /tmp/leakcheck-litter-XXXXXX >/dev/null; sleep 300 & exec "$@"')
+    neighbour = Path("/tmp/leakcheck-litter-of-a-neighbour")
+    output = tmp_path / "campaign.json"
+    options = ["--host", "--iterations", "2", "--endings", "normal", "--settle", "0.1", "-o", output]
     try:
-        campaign = leaks(made, LeaksOptions(iterations=2, endings=["normal"], host=True, settle=SETTLE))
-        assert campaign.verdict == "leaked"
-        assert {kind for kind, _ in left(campaign)} == {"file"}
+        done = subprocess.Popen([*LEAKCHECK, "leaks", "--target", made.path, *options], stderr=subprocess.DEVNULL)
+        time.sleep(1)
+        neighbour.touch()
+        assert done.wait() == 1
+        result = json.loads(output.read_text())
+        kinds = {one["kind"] for finding in result["findings"] for one in finding["leaks"]}
+        assert kinds == {"file", "process"}, result["findings"]
+        left_before = set(Path("/tmp").glob("leakcheck-litter-*"))
+        reap = [*LEAKCHECK, "reap", "--diff", output]
+        assert subprocess.run(reap, stdout=subprocess.DEVNULL, check=False).returncode == 0
+        assert set(Path("/tmp").glob("leakcheck-litter-*")) == left_before, "without --yes nothing is removed"
+        assert subprocess.run([*reap, "--yes"], stdout=subprocess.DEVNULL, check=False).returncode == 0
+        assert set(Path("/tmp").glob("leakcheck-litter-*")) == {neighbour}, "all runs' own, and nobody else's"
     finally:
         for litter in Path("/tmp").glob("leakcheck-litter-*"):
             litter.unlink()

@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::observe::{Doors, Judged};
+use crate::observe::{Doors, Judged, Listed};
 use crate::parse::mountinfo;
 use crate::resource::encode_device;
 
@@ -45,6 +45,8 @@ pub struct ArenaView {
     judged: Mutex<Judged>,
     /// Into the namespaces of PID 1.
     doors: Mutex<Doors>,
+    /// What PID 1's mount namespace had, until it changed.
+    pub(crate) mounts: Mutex<Option<Listed>>,
     /// Ids of the namespaces that PID 1 is in, by inode: it stays in them, so neither is reused.
     pub(crate) namespaces: Mutex<HashMap<u64, u64>>,
 }
@@ -64,8 +66,8 @@ impl ArenaView {
         let text = crate::observe::read_file("/proc/self/mountinfo")?;
         let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
         let host_devices = mounts.iter().map(|m| encode_device(m.major, m.minor)).collect();
-        let (judged, doors, namespaces) = Default::default();
-        Ok(ArenaView { proc, layers, roots, cgroups, not_covered, host_devices, judged, doors, namespaces })
+        let (judged, doors, mounts, namespaces) = Default::default();
+        Ok(ArenaView { proc, layers, roots, cgroups, not_covered, host_devices, judged, doors, mounts, namespaces })
     }
 
     /// Its `/proc` as a path, for what is looked up rarely.

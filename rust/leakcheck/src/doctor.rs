@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::Result;
 use crate::judge::verdict::Verdict;
 use crate::kind::Kind;
-use crate::observe::procfs::read_file;
+use crate::observe::read::read_file;
 use crate::observe::{self, Options};
 use crate::parse::nslink::NsType;
 use crate::scope::Scope;

@@ -53,6 +53,7 @@ fn the_fields_of_a_report_keep_their_names() {
         "schema": "leakcheck.report/1",
         "verdict": "leaked",
         "boot_id": "boot",
+        "scope": "host",
         "leaks": [and(json!({"class": "orphaned", "attribution": "creator", "evidence": evidence}))],
         "unattributed": [and(json!({"class": "orphaned", "attribution": "none", "evidence": evidence}))],
         "transient": [and(json!({"gone_after_ms": 1.5}))],

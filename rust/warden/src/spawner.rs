@@ -111,14 +111,16 @@ fn bring_up(
 impl Arena {
     fn serve(self, warden: &OwnedFd) -> ! {
         let mut running: HashMap<i32, OwnedFd> = HashMap::new();
+        let mut owned = true;
         loop {
-            let mut set = [
-                PollFd::new(&self.children, PollFlags::IN),
-                PollFd::new(&self.owner, PollFlags::IN),
-                PollFd::new(warden, PollFlags::empty()),
-            ];
+            let mut set = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(warden, PollFlags::empty())];
+            if owned {
+                set.push(PollFd::new(&self.owner, PollFlags::IN));
+            }
             let _ = poll(&mut set, None);
-            let [signalled, asked, left] = [0, 1, 2].map(|n| set[n].revents());
+            let ready = |n: usize| set.get(n).map_or(PollFlags::empty(), PollFd::revents);
+            let (signalled, left, asked) = (ready(0), ready(1), ready(2));
+            drop(set);
             if !signalled.is_empty() {
                 sys::drain(&self.children);
                 while let Some((pid, status)) = sys::reap() {
@@ -133,9 +135,8 @@ impl Arena {
             if left.intersects(PollFlags::HUP | PollFlags::ERR) {
                 sys::exit(0);
             }
-            if asked.contains(PollFlags::IN) && !self.answer(&mut running) {
-                sys::exit(0);
-            }
+            // Without an owner nothing more is started; whether the arena stays is for the warden to say.
+            owned = owned && (asked.is_empty() || self.answer(&mut running));
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
-use super::procfs::{read_file, read_small};
+use super::read::{read_file, read_small};
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
 use crate::kind::Kind;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::procfs::read_file;
+use super::read::read_file;
 use super::{bpf, sockdiag};
 use crate::parse;
 use crate::resource::{

@@ -5,7 +5,7 @@
 use std::collections::HashSet;
 
 use super::enter::{NsView, inside};
-use super::procfs::Fdinfo;
+use super::read::Fdinfo;
 use super::sockdiag::SockDiag;
 use crate::parse::fdinfo;
 use crate::parse::fdlink::{self, FdLink};

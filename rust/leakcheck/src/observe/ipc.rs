@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::enter::{NsView, note_refused};
-use super::procfs::read_all;
+use super::read::read_all;
 use crate::kind::Kind;
 use crate::parse::sysvipc;
 use crate::resource::{Ipc, IpcClass};

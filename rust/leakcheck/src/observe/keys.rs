@@ -15,7 +15,7 @@ use std::thread;
 
 use rustix::io::Errno;
 
-use super::procfs::read_all;
+use super::read::read_all;
 use crate::kind::Kind;
 use crate::parse::keys;
 use crate::resource::Key;

@@ -4,7 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::procfs::{Fdinfo, read_file};
+use super::read::{Fdinfo, read_file};
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
 use crate::parse::{fdinfo, locks};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Dir, OFlags, major, minor};
 
-use super::procfs::read_file;
+use super::read::read_file;
 use crate::arena::{ArenaView, proc_path};
 use crate::error::Error;
 use crate::kind::Kind;

@@ -18,6 +18,7 @@ mod net;
 mod netlink;
 mod overlay;
 pub(crate) mod procfs;
+pub(crate) mod read;
 pub(crate) mod sockdiag;
 mod source;
 pub(crate) mod sys;
@@ -39,10 +40,11 @@ pub(crate) use doors::Doors;
 use enter::NsView;
 pub use file::DEFAULT_ROOTS;
 pub(crate) use file::class_name;
+pub(crate) use mount::Listed;
 use namespace::Namespaces;
 pub(crate) use overlay::Judged;
 use procfs::Procfs;
-pub(crate) use procfs::read_file;
+pub(crate) use read::read_file;
 use source::{NAMESPACES, ProcessSource, Sample, Selection, Wanted};
 pub(crate) use wait::{pressure, wait_for_change};
 
@@ -274,7 +276,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     if kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net, Kind::Ipc]) {
         namespaces.mounts(out);
         if kinds.contains(Kind::Mount) {
-            mount::collect_detached(&samples, out);
+            mount::collect_detached(&samples, arena.is_some(), out);
         } else {
             out.mounts.clear();
         }

@@ -7,13 +7,14 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::enter::{self, NsView};
-use super::procfs::read_all;
+use super::read::read_all;
 use super::source::Sample;
 use super::sys::{self, MountStat};
 use crate::arena::{ArenaView, proc_path};
@@ -37,9 +38,41 @@ pub(crate) struct MountNs {
     pub(crate) arena: Option<Arc<ArenaView>>,
 }
 
+/// The mounts of an arena's first mount namespace, and the table whose poll(2) tells of a change since (proc(5), mountinfo).
+pub(crate) struct Listed {
+    ino: u64,
+    table: File,
+    mounts: Vec<Mount>,
+}
+
+impl Listed {
+    fn is_current(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(poll(&mut [PollFd::new(&self.table, PollFlags::PRI)], Some(&now)), Ok(0))
+    }
+}
+
+/// Of PID 1's namespace in an arena, which stays the same one, the list is read again only after a change.
+fn by_event(ns: &MountNs, arena: &ArenaView) -> std::io::Result<Vec<Mount>> {
+    let mut listed = arena.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+    let table = match listed.take().filter(|old| old.ino == ns.ino) {
+        Some(old) if old.is_current() => return Ok(listed.insert(old).mounts.clone()),
+        // The event is taken before the list is read: a change meanwhile is another one.
+        Some(old) => old.table,
+        None => File::open(proc_path(Some(arena), "1/mountinfo"))?,
+    };
+    let mounts = by_statmount(ns)?;
+    *listed = Some(Listed { ino: ns.ino, table, mounts: mounts.clone() });
+    Ok(mounts)
+}
+
 /// Appends the mounts of one namespace.
 pub(crate) fn collect(ns: &MountNs, out: &mut Snapshot) {
-    match by_statmount(ns) {
+    let listed = match ns.arena.as_deref().filter(|_| ns.pid == Some(1) && !ns.own) {
+        Some(arena) => by_event(ns, arena),
+        None => by_statmount(ns),
+    };
+    match listed {
         Ok(mounts) => return out.mounts.extend(mounts),
         // Gone meanwhile, with all it held.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) && !ns.own => return,
@@ -147,7 +180,8 @@ fn by_mountinfo(ns: u64, at: BorrowedFd<'_>, path: &Path) -> Result<Vec<Mount>> 
 
 /// Mounts that a descriptor or a directory of a process pins although no listed namespace has them: never attached
 /// (`fsmount(2)`, `open_tree(2)`) or lazily unmounted (`umount2(MNT_DETACH)`).
-pub(crate) fn collect_detached(samples: &[Sample], out: &mut Snapshot) {
+/// A process in an `arena` may have got a file of the host's from who started it: a mount that we have ourselves is attached.
+pub(crate) fn collect_detached(samples: &[Sample], arena: bool, out: &mut Snapshot) {
     let devices: HashSet<u64> = out.mounts.iter().map(|m| m.dev).collect();
     let unique = out.mounts.iter().any(|m| matches!(m.id, MountId::Unique(_)));
     let listed: HashSet<u64> = out.mounts.iter().filter_map(|m| number(&m.id)).collect();
@@ -182,7 +216,20 @@ pub(crate) fn collect_detached(samples: &[Sample], out: &mut Snapshot) {
             note(fd.mount, fd.dev, fd.target.as_ref(), format!("fd {} of {pid}", fd.fd));
         }
     }
+    if arena && !found.is_empty() {
+        let ours = own_ids(unique);
+        found.retain(|id, _| !ours.contains(id));
+    }
     out.mounts.extend(found.into_values());
+}
+
+/// The ids of the mounts in our own namespace, as statx(2) gives them.
+fn own_ids(unique: bool) -> HashSet<u64> {
+    if unique {
+        return sys::listmount(0).into_iter().flatten().collect();
+    }
+    let listed = by_mountinfo(0, CWD, Path::new("/proc/self/mountinfo"));
+    listed.into_iter().flatten().filter_map(|m| number(&m.id)).collect()
 }
 
 /// The number by which statx(2) names a mount. A tuple begins with it.

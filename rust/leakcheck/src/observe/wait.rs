@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::procfs::read_file;
+use super::read::read_file;
 use crate::arena::{ArenaView, proc_path};
 use crate::kind::Kind;
 use crate::parse::stat;

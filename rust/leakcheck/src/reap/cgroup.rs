@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::file::Place;
 use super::process::Processes;
 use super::{Outcome, Status, Verb};
-use crate::observe::procfs::read_all;
+use crate::observe::read::read_all;
 use crate::resource::{Cgroup, Resource};
 use crate::text::Text;
 

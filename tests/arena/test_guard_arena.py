@@ -1,0 +1,196 @@
+"""`leakcheck guard --arena` and its options, as a user meets them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from leakcheck.arena import Arena
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+LEAKCHECK = [sys.executable, "-m", "leakcheck"]
+
+
+def guard(*arguments: str | Path, cwd: str = "/") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LEAKCHECK, "guard", *arguments],
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+def report(*arguments: str | Path) -> dict[str, Any]:
+    done = guard("--json", *arguments)
+    assert done.stdout, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def test_a_command_that_leaves_nothing_is_clean_and_its_output_comes_through() -> None:
+    done = guard("--arena", "--", "sh", "-c", "echo out; echo err >&2; mkdir /opt/x; rmdir /opt/x")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out\n"
+    assert "err\n" in done.stderr
+    assert "leakcheck: clean" in done.stderr
+
+
+def test_whatever_is_written_anywhere_is_found_and_not_on_the_host() -> None:
+    script = "mkdir /srv/made; echo x >> /etc/hosts; rm /etc/hostname; sleep 600 >/dev/null 2>&1 &"
+    found = report("--arena", "--settle", "0.1", "--", "sh", "-c", script)
+    labels = " ".join(leak["label"] for leak in found["leaks"])
+    for wanted in ("dir /srv/made", "changed file /etc/hosts", "deleted file /etc/hostname", "(sleep)"):
+        assert wanted in labels
+    assert {leak["attribution"] for leak in found["leaks"]} == {"scope"}
+    assert not Path("/srv/made").exists()
+
+
+def test_a_leaked_process_that_holds_our_output_is_one_leak_and_no_detached_mount(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("wb") as out:
+        command = [*LEAKCHECK, "guard", "--arena", "-o", tmp_path / "report", "--settle", "0.1", "--"]
+        done = subprocess.run(
+            [*command, "sh", "-c", "sleep 600 &"],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert [leak["kind"] for leak in json.loads((tmp_path / "report").read_text())["leaks"]] == ["process"]
+
+
+def test_the_recovery_runs_in_the_arena_too() -> None:
+    done = guard("--arena", "--settle", "0.1", "--recover", "rm /srv/x", "--", "touch", "/srv/x")
+    assert done.returncode == 0, done.stderr
+    assert "1 reclaimable" in done.stderr
+
+
+def test_exit_codes_are_those_of_any_guard() -> None:
+    assert guard("--arena", "--exit-code", "command", "--", "sh", "-c", "exit 5").returncode == 5
+    missing = guard("--arena", "--", "/no/such")
+    assert missing.returncode == 4
+    assert "start /no/such: No such file" in missing.stderr
+
+
+def test_a_working_directory_that_an_arena_has_anew_is_told_with_what_to_do(tmp_path: Path) -> None:
+    hidden = guard("--arena", "--", "true", cwd=str(tmp_path))
+    assert hidden.returncode == 4
+    assert "an arena has /tmp, /run, /var/tmp, /dev anew" in hidden.stderr
+    shown = guard("--arena", "--bind", str(tmp_path), "--", "touch", "x", cwd=str(tmp_path))
+    assert shown.returncode == 0, shown.stderr
+    assert (tmp_path / "x").exists(), "what is bound is the host's"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--keep", "--", "true"], "are an arena's: give --arena too"),
+        (["--arena", "--scope", "tree:1", "--", "true"], "--arena: all of an arena is looked at"),
+        (["--arena", "--size", "much", "--", "true"], "--size 'much': give bytes"),
+        (["--arena", "--network", "none", "--", "true"], "network 'none': give 'own' or 'host'"),
+        (["--arena", "--bind", "/etc:x", "--", "true"], "--bind '/etc:x': give SRC"),
+        (["--arena", "--bind", "/nosuch", "--", "true"], "bind /nosuch: no such file"),
+        (["--arena", "--limit", "pids.max", "--", "true"], "--limit 'pids.max': give FILE=VALUE"),
+    ],
+)
+def test_bad_options_are_told(arguments: list[str], message: str) -> None:
+    done = guard(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+def test_options_reach_the_arena() -> None:
+    script = "readlink /proc/self/ns/net; cat /sys/fs/cgroup/pids/pids.max; dd if=/dev/zero of=/big bs=1M count=9"
+    options = ["--limit", "pids.max=5", "--network", "host", "--size", "1M"]
+    done = guard("--arena", *options, "--", "sh", "-c", script)
+    assert done.stdout.split() == [str(Path("/proc/self/ns/net").readlink()), "5"]
+    assert "No space left" in done.stderr
+
+
+def test_a_kept_arena_stays_up_until_its_warden_is_told_to_end_it() -> None:
+    done = guard("--arena", "--keep", "--settle", "0.1", "--", "touch", "/srv/x")
+    assert done.returncode == 1
+    found = re.search(r"nsenter -t (\d+) -a; end it: kill -TERM (\d+)", done.stderr)
+    assert found, done.stderr
+    init, warden = int(found[1]), int(found[2])
+    inside = subprocess.run(["nsenter", "-t", str(init), "-a", "ls", "/srv/x"], capture_output=True, check=False)
+    assert inside.returncode == 0, inside.stderr
+    assert psutil.Process(warden).name() == "warden"
+    pidfd = os.pidfd_open(init)
+    psutil.Process(warden).send_signal(signal.SIGTERM)
+    try:
+        until = time.monotonic() + 10
+        while psutil.pid_exists(warden) and time.monotonic() < until:
+            time.sleep(0.01)
+        with pytest.raises(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, 0)
+    finally:
+        os.close(pidfd)
+
+
+def test_ctrl_c_reaches_the_command_in_the_arena(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    script = "trap 'echo interrupted; exit 0' INT; echo ready; while :; do sleep 0.1; done"
+    with output.open("wb") as out:
+        process = subprocess.Popen(
+            [*LEAKCHECK, "guard", "--arena", "--", "sh", "-c", script],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.DEVNULL,
+        )
+        until = time.monotonic() + 30
+        while "ready" not in output.read_text() and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert output.read_text() == "ready\ninterrupted\n"
+
+
+def test_without_write_access_to_cgroups_an_arena_is_refused_with_the_reason(tmp_path: Path) -> None:
+    script = (
+        "for m in $(awk '$3 ~ /^cgroup/ {print $2}' /proc/mounts); do mount -o remount,bind,ro $m; done; "
+        'exec "$@" guard --arena -- true'
+    )
+    with Arena() as arena, (tmp_path / "err").open("wb") as err:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        assert arena.run(["/bin/sh", "-c", script, "sh", *LEAKCHECK], env=env, stderr=err.fileno()) == 4
+    said = (tmp_path / "err").read_text()
+    assert re.search(r"arena: make cgroup /sys/fs/cgroup/\S+: Read-only file system", said), said
+
+
+def test_a_writable_layer_too_small_to_come_up_in_is_refused_and_nothing_stays() -> None:
+    done = guard("--arena", "--size", "64K", "--", "true")
+    assert done.returncode in (0, 4)
+    if done.returncode == 4:
+        assert re.search(r"at step \"[a-z ]+\"", done.stderr)
+
+
+def test_an_ordinary_user_gets_an_arena_of_a_user_namespace_and_is_told_what_it_lacks(tmp_path: Path) -> None:
+    # Within an arena everything can be made readable without a trace.
+    script = (
+        "chmod a+rx /root; exec setpriv --reuid=65534 --regid=65534 --clear-groups "
+        '"$@" guard --json --arena --settle 0.1 -- sh -c "id -u; echo x > /home/litter"'
+    )
+    with Arena() as arena, (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": "/"}
+        argv = ["/bin/sh", "-c", script, "sh", *LEAKCHECK]
+        code = arena.run(argv, env=env, stdout=out.fileno(), stderr=err.fileno())
+    assert code == 1, (tmp_path / "err").read_text()
+    first, _, text = (tmp_path / "out").read_text().partition("\n")
+    assert first == "0", "root of its own namespace"
+    found = json.loads(text)
+    assert "file /home/litter" in [leak["label"].partition(" ·")[0] for leak in found["leaks"]]
+    assert any(coverage["level"] != "full" for coverage in found["coverage"].values())
