@@ -1,4 +1,4 @@
-"""Measures leakcheck beside psutil, lsof and lsfd, and writes docs/reference/performance.md.
+"""Measures leakcheck beside psutil, lsof and lsfd, and arenas beside bubblewrap; writes docs/reference/performance.md.
 
 All of them look at the same machine in the same minutes: rounds are interleaved (A B C D, A B C D …), so that a slow
 minute of the machine is slow for everybody, and medians are compared. Ends with 1 when a target is missed.
@@ -16,14 +16,15 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import arenas
 import peers
 import psutil
 import soak
+from measure import Row, interleaved, middle, timed
 
 from leakcheck import _native
 
@@ -33,24 +34,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "reference" / "performance.md"
 READY_WITHIN = 120.0
-Milliseconds = float
 WHOLE = "processes and FDs, whole machine"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the page. `limit` is (at least, times) or (at most, unit), None for what has no target."""
-
-    what: str
-    how: str
-    median: str
-    compared: str = ""
-    target: str = ""
-    passed: bool | None = None
-
-    def __str__(self) -> str:
-        verdict = {True: "pass", False: "**FAIL**", None: ""}[self.passed]
-        return f"| {self.what} | {self.how} | {self.median} | {self.compared} | {self.target} | {verdict} |"
 
 
 @dataclass(frozen=True)
@@ -98,20 +82,6 @@ def own_cgroup() -> Iterator[Path | None]:
     yield None
 
 
-def timed(run: Callable[[], object]) -> Milliseconds:
-    """Wall clock of one call; what it returns is freed afterwards."""
-    began = time.perf_counter()
-    kept = run()
-    took = time.perf_counter() - began
-    del kept
-    return took * 1000
-
-
-def middle(times: list[Milliseconds]) -> str:
-    """The median, for people."""
-    return f"{statistics.median(times):.1f} ms"
-
-
 @contextlib.contextmanager
 def realtime(wanted: bool) -> Iterator[None]:
     """Keeps what else runs on the machine off the CPUs; programs that are started meanwhile inherit it (sched(7))."""
@@ -123,17 +93,6 @@ def realtime(wanted: bool) -> Iterator[None]:
         yield
     finally:
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
-def interleaved(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[Milliseconds]]:
-    """Times of each contestant, in rounds of one call each."""
-    times: dict[str, list[Milliseconds]] = {name: [] for name in contestants}
-    for run in contestants.values():
-        run()  # The first call pays for imports, caches and page tables.
-    for _ in range(rounds):
-        for name, run in contestants.items():
-            times[name].append(timed(run))
-    return times
 
 
 def prove_same(standing: Load) -> None:
@@ -309,6 +268,7 @@ def main() -> int:
     rows, described = whole_machine(options.processes, options.rounds, first=options.realtime)
     rows += cgroup_scope(options.rounds * 20, first=options.realtime)
     rows += quiet_machine(options.rounds)
+    rows += arenas.rows(options.rounds * 4, options.rounds * 6)
     rows.append(endurance(options.snapshots))
     table = "\n".join(map(str, rows))
     page = PAGE_TEXT.format(rounds=options.rounds, machine=facts, load=described, rows=table)

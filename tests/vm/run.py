@@ -136,8 +136,8 @@ def build_check() -> Path:
     return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/examples/vm_check"
 
 
-def run(mkleak: Path, cache: Path, timeout: float) -> str:
-    """Build what is needed, boot, and return what was said.
+def run(helpers: dict[str, Path], cache: Path, timeout: float) -> str:
+    """Build what is needed, boot, and return what was said. `helpers`: mkleak and the warden.
 
     Raises:
         UnavailableError: something is missing here.
@@ -149,7 +149,7 @@ def run(mkleak: Path, cache: Path, timeout: float) -> str:
     cache.mkdir(parents=True, exist_ok=True)
     image, tree = kernel(cache)
     initrd = cache / "initramfs.gz"
-    initrd.write_bytes(initramfs({"vm_check": build_check(), "mkleak": mkleak}, module_files(tree, MODULES)))
+    initrd.write_bytes(initramfs({"vm_check": build_check(), **helpers}, module_files(tree, MODULES)))
     return boot(image, initrd, cache / "serial.txt", timeout)
 
 
@@ -161,9 +161,10 @@ def main() -> int:
     )
     parser.add_argument("--timeout", type=float, default=600, help="seconds")
     parser.add_argument("mkleak", type=Path, help="the mkleak program")
+    parser.add_argument("warden", type=Path, help="the warden program")
     args = parser.parse_args()
     try:
-        print(run(args.mkleak, args.cache, args.timeout))
+        print(run({"mkleak": args.mkleak, "warden": args.warden}, args.cache, args.timeout))
     except UnavailableError as missing:
         print(f"run.py: {missing}", file=sys.stderr)
         return 2

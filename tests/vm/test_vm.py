@@ -17,12 +17,24 @@ UNAVAILABLE = 2
 UNDETECTED: dict[str, str] = {}
 # What cannot exist there: the hierarchies of cgroup v1.
 IMPOSSIBLE = {"cgroup-v1-pids", "cgroup-v1-memory", "cgroup-v1-freezer", "cgroup-v1-cpu"}
+# What arenas promise beside finding each plant.
+ARENAS = {
+    "arena-leaves-nothing",
+    "arena-passes-controllers-on",
+    "arena-limit-holds",
+    "arena-below-a-cgroup-without-controllers",
+    "arena-guard-of-an-orphan",
+    "arena-of-a-killed-warden-is-swept",
+}
 
 
 @pytest.mark.slow
-def test_every_plant_is_found_and_real_runs_are_judged_on_linux_6_1_with_cgroup_v2_alone() -> None:
+def test_every_plant_is_found_in_arenas_too_and_real_runs_are_judged_on_linux_6_1_with_cgroup_v2_alone() -> None:
     done = subprocess.run(
-        [sys.executable, RUN, "--timeout", "240", helper("mkleak")], capture_output=True, text=True, check=False
+        [sys.executable, RUN, "--timeout", "400", helper("mkleak"), helper("warden")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode == UNAVAILABLE:
         pytest.skip(done.stderr.strip().splitlines()[-1])
@@ -33,7 +45,10 @@ def test_every_plant_is_found_and_real_runs_are_judged_on_linux_6_1_with_cgroup_
     results = re.findall(r"^(ok|FAIL|skip) +(\S+): (.*)$", said, re.MULTILINE)
     by_word = {word: {name: why for result, name, why in results if result == word} for word in ("ok", "FAIL", "skip")}
     assert by_word["FAIL"].keys() == UNDETECTED.keys(), by_word["FAIL"]
-    assert by_word["skip"].keys() == IMPOSSIBLE, by_word["skip"]
+    impossible = IMPOSSIBLE | {f"arena-{name}" for name in IMPOSSIBLE}
+    assert by_word["skip"].keys() == impossible, by_word["skip"]
     assert sum(name.startswith("guard-of-") for name in by_word["ok"]) == 5
+    assert by_word["ok"].keys() >= ARENAS
+    assert re.search(r"^on the initial ramfs: arena: .*switch_root.*; at step ", said, re.MULTILINE), said
     passed, failed, skipped = (len(by_word[word]) for word in ("ok", "FAIL", "skip"))
     assert f"{passed} passed, {failed} failed, {skipped} skipped\nvm_check ended with 0" in said

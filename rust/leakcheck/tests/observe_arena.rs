@@ -3,7 +3,6 @@
 mod arena_support;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
 
 use arena_support::{Arena, binary};
 use leakcheck::judge::attribute::Attribution;
@@ -219,53 +218,6 @@ fn an_arena_excludes_other_scopes_and_roots() {
     assert!(observe::snapshot(&none).unwrap_err().is_usage());
 }
 
-/// Kinds of which others on the machine may make some.
-const SHARED: [Kind; 3] = [Kind::Loop, Kind::Key, Kind::Bpf];
-
-/// Runs one of mkleak's plants with a baseline before it, and says what is wrong; none when it cannot exist here.
-fn plant(arena: &Arena, program: &str, name: &str, kind: Kind) -> Option<Result<(), String>> {
-    let dir = if kind == Kind::File { "/var/lib" } else { "/tmp" };
-    let mut mkleak = arena.start(&[program, name, "--dir", dir, "--hold"]);
-    mkleak.line()?;
-    // Looking into a declared lock file breaks a lease on it, and that ends the plant (fcntl(2), SIGIO).
-    let lock_files = if kind == Kind::Lockfile { vec!["/tmp".into()] } else { Vec::new() };
-    let options = observe::Options { lock_files, ..arena.options(&[]) };
-    let look = || observe::snapshot(&options).unwrap();
-    let before = look();
-    mkleak.go();
-    let Some(facts) = mkleak.line() else {
-        eprintln!("{name} cannot exist here");
-        return None;
-    };
-    let appeared = diff(&before, &look()).unwrap().appeared;
-    let kinds: BTreeSet<Kind> = appeared.iter().map(Resource::kind).collect();
-    // A deleted file that is only mapped is no descriptor.
-    let wanted = if name == "mmap-deleted" { Kind::File } else { kind };
-    let found = kinds.contains(&wanted);
-    mkleak.go();
-    let cleaned = mkleak.line();
-    let began = Instant::now();
-    let mut left;
-    loop {
-        left = diff(&before, &look()).unwrap().appeared;
-        left.retain(|r| !SHARED.contains(&r.kind()) || r.kind() == kind);
-        if left.is_empty() || began.elapsed() > Duration::from_secs(5) {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    mkleak.go();
-    let status = mkleak.wait();
-    if cleaned.is_none() {
-        return Some(Err(format!("{name}: ended before it cleaned: wait status {status:#x}")));
-    }
-    Some(match (found, left.is_empty()) {
-        (false, _) => Err(format!("{name}: not found: {facts}; appeared: {kinds:?}")),
-        (true, false) => Err(format!("{name}: left after it was cleaned: {left:?}")),
-        (true, true) => Ok(()),
-    })
-}
-
 #[test]
 fn every_plant_is_found_and_gone_again() {
     let loops = (0..8).map(|n| format!("loop{n}")).chain(["loop-control".to_owned()]);
@@ -278,7 +230,7 @@ fn every_plant_is_found_and_gone_again() {
     let mut wrong = Vec::new();
     for entry in &list {
         let (name, kind) = (entry["name"].as_str().unwrap(), entry["kind"].as_str().unwrap().parse().unwrap());
-        match plant(&arena, program.to_str().unwrap(), name, kind) {
+        match arena.plant(program.to_str().unwrap(), name, kind) {
             None => eprintln!("{name}: skipped"),
             Some(Ok(())) => drop(seen.insert(kind)),
             Some(Err(why)) => wrong.push(why),

@@ -12,6 +12,7 @@ use rustix::event::{Timespec, poll};
 use rustix::fs::{Access, FlockOperation, Mode, OFlags, flock};
 
 const PREFIX: &str = "leakcheck-arena-";
+const V2: &str = "v2";
 
 /// A hierarchy and the directory of our own cgroup in it.
 #[derive(Clone, Debug)]
@@ -41,7 +42,7 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
             if !rustix::process::geteuid().is_root() && rustix::fs::access(&own, Access::WRITE_OK).is_err() {
                 continue;
             }
-            let name = if v2 { "v2".to_owned() } else { controllers.to_owned() };
+            let name = if v2 { V2.to_owned() } else { controllers.to_owned() };
             found.push(Hierarchy { name, own });
         }
     }
@@ -92,10 +93,17 @@ impl Cgroups {
         Ok(made)
     }
 
-    /// Moves the calling process into all of them.
-    pub(crate) fn enter(&self) -> io::Result<()> {
-        for (_, dir) in &self.dirs {
-            let path = dir.join("cgroup.procs");
+    /// The directory that a process can be born into; later moves on v2 wait for the kernel.
+    pub(crate) fn cradle(&self) -> Option<OwnedFd> {
+        let (_, dir) = self.dirs.iter().find(|(name, _)| name == V2)?;
+        rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+    }
+
+    /// Moves the calling process, which has one thread, into all of them; `born`: into the [`cradle`](Self::cradle).
+    pub(crate) fn enter(&self, born: bool) -> io::Result<()> {
+        for (name, dir) in self.dirs.iter().filter(|(name, _)| !(born && name == V2)) {
+            // A thread that moves itself alone (v1) does not take the lock for which a move of a process waits some 10 ms.
+            let path = dir.join(if name == V2 { "cgroup.procs" } else { "tasks" });
             fs::write(&path, "0").map_err(|e| io::Error::new(e.kind(), format!("write {}: {e}", path.display())))?;
         }
         Ok(())
@@ -105,7 +113,7 @@ impl Cgroups {
     /// it: a v2 cgroup that has processes gives no controller to its children (cgroups(7), no internal processes rule). The namespace's
     /// root stays above the leaf.
     pub(crate) fn make_room(&self, init: i32) -> io::Result<()> {
-        let Some((_, dir)) = self.dirs.iter().find(|(name, _)| name == "v2") else { return Ok(()) };
+        let Some((_, dir)) = self.dirs.iter().find(|(name, _)| name == V2) else { return Ok(()) };
         let controllers = fs::read_to_string(dir.join("cgroup.controllers"))?;
         if controllers.trim().is_empty() {
             return Ok(());

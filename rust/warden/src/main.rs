@@ -190,13 +190,19 @@ impl Warden {
         let mut cgroups = Cgroups::make(&self.hierarchies, &random_name()?)?;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let parent = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-        match sys::fork(0)? {
+        let cradle = cgroups.cradle();
+        // Where one may not be born into it, the move tells why.
+        let (child, born) = match sys::fork(0, cradle.as_ref().map(AsFd::as_fd)) {
+            Ok(child) => (child, cradle.is_some()),
+            Err(_) => (sys::fork(0, None)?, false),
+        };
+        match child {
             None => {
                 // Nothing of ours, nor of other arenas, is for it to hold.
                 cgroups.disown();
-                std::mem::forget(ours);
+                std::mem::forget((ours, cradle));
                 sys::close_all_but(theirs.as_fd());
-                spawner::run(parent, theirs, cgroups)
+                spawner::run(parent, theirs, cgroups, born)
             }
             Some(child) => Ok(Arena { cgroups, socket: ours, spawner: child.pidfd, init: None, kept: false }),
         }

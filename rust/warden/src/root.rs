@@ -52,6 +52,10 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     // A root that is no mount point (chroot) has no propagation of its own.
     let _ = mount_change("/", everything);
     let host_mounts = host_mounts()?;
+    if host_mounts.iter().rfind(|m| m.target == "/").is_some_and(|m| m.fs_type == "rootfs") {
+        // pivot_root(2), EINVAL: it is mounted on nothing.
+        return Err(io::Error::other("/ is the kernel's initial ramfs, which cannot be pivoted: switch_root(8) first"));
+    }
     steps.begin("bind sources")?;
     // Cloned before the stage hides what is below it.
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

@@ -1,5 +1,5 @@
 //! The process that stands in an arena's cgroups and outside its namespaces: it clones init, starts commands inside, and tells how
-//! they ended. The first move into a v1 cgroup waits for the kernel, so it is made ahead of time.
+//! they ended. It is made ahead of time.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -20,9 +20,9 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWCGROUP;
 
-/// Never returns. From `warden` come first the options; after that the warden only listens.
-pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups) -> ! {
-    let entered = cgroups.enter().and_then(|()| {
+/// Never returns. From `warden` come first the options; after that the warden only listens. `born`: in the v2 cgroup.
+pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, born: bool) -> ! {
+    let entered = cgroups.enter(born).and_then(|()| {
         sys::become_root_of_namespace().map_err(|e| {
             io::Error::new(e.kind(), format!("make a user namespace (may ordinary users? see user_namespaces(7)): {e}"))
         })
@@ -76,7 +76,7 @@ fn bring_up(
     let children = sys::signal_fd(libc::SIGCHLD)?;
     let (ours, inits) = pair()?;
     let flags = if options.host_network { NAMESPACES & !libc::CLONE_NEWNET } else { NAMESPACES };
-    let child = match sys::fork(flags as u64)? {
+    let child = match sys::fork(flags as u64, None)? {
         None => {
             sys::close_all_but(inits.as_fd());
             crate::init::run(inits, options, steps)
@@ -166,7 +166,7 @@ impl Arena {
             return Err(io::Error::other("no command"));
         }
         let (ours, theirs) = pair()?;
-        let Some(child) = sys::fork(0)? else {
+        let Some(child) = sys::fork(0, None)? else {
             drop(ours);
             let failed = self.become_command(&argv, &env, &cwd, [&stdin, &stdout, &stderr]);
             let _ = send(&theirs, &failed.to_string(), &[]);

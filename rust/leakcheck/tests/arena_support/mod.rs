@@ -1,5 +1,7 @@
 //! A real arena, made by the warden, and commands that run in it.
+#![allow(dead_code, reason = "each program uses some of it")]
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -7,9 +9,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use leakcheck::guard::{self, Guard};
+use leakcheck::judge::diff::diff;
 use leakcheck::judge::settle::Policy;
+use leakcheck::resource::Resource;
 use leakcheck::{ArenaView, Kind, KindSet, Layer, Report, Snapshot, observe};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -24,6 +29,9 @@ pub(crate) struct Arena {
     id: u64,
     warden: Child,
 }
+
+/// Kinds of which others on the machine may make some.
+const SHARED: [Kind; 3] = [Kind::Loop, Kind::Key, Kind::Bpf];
 
 /// A command that was started in an arena.
 pub(crate) struct Running {
@@ -44,8 +52,13 @@ impl Arena {
             eprintln!("skipped: needs root");
             return None;
         }
+        Some(Arena::made(options).unwrap_or_else(|why| panic!("no arena: {why}")))
+    }
+
+    /// The warden's own words where it makes none.
+    pub(crate) fn made(options: Value) -> Result<Arena, String> {
         let (socket, theirs) = pair();
-        let warden = Command::new(binary("leakcheck-warden", "warden"))
+        let mut warden = Command::new(binary("leakcheck-warden", "warden"))
             .arg(std::process::id().to_string())
             .stdin(Stdio::from(theirs))
             .spawn()
@@ -54,7 +67,11 @@ impl Arena {
         send(&socket, &json!({"op": "up", "options": options}), &[inside.as_fd()]);
         drop(inside);
         let (answer, fds) = receive(&socket);
-        let Some(up) = answer.get("up") else { panic!("no arena: {answer}") };
+        let Some(up) = answer.get("up") else {
+            drop(socket);
+            let _ = warden.wait();
+            return Err(answer["error"].as_str().map_or_else(|| answer.to_string(), str::to_owned));
+        };
         let mut fds = fds.into_iter().skip(1);
         let (proc, upper) = (fds.next().unwrap(), fds.next().unwrap());
         let strings = |v: &Value| -> Vec<String> {
@@ -66,7 +83,14 @@ impl Arena {
         let layers = vec![Layer { path: "/".into(), upper, lower: "/".into() }];
         let view = ArenaView::new(proc, layers, roots, cgroups, strings(&up["not_covered"])).unwrap();
         let id = up["id"].as_u64().unwrap();
-        Some(Arena { view: Arc::new(view), commands: Some(commands), socket: Some(socket), id, warden })
+        Ok(Arena { view: Arc::new(view), commands: Some(commands), socket: Some(socket), id, warden })
+    }
+
+    /// SIGKILL for its warden, and with it for all that runs inside; cgroup directories are left.
+    pub(crate) fn kill_warden(mut self) {
+        self.warden.kill().unwrap();
+        self.warden.wait().unwrap();
+        self.socket = None;
     }
 
     pub(crate) fn options(&self, kinds: &[Kind]) -> observe::Options {
@@ -81,7 +105,7 @@ impl Arena {
     }
 
     pub(crate) fn guard(&self, kinds: &[Kind]) -> Guard {
-        let policy = Policy::new(std::time::Duration::from_millis(60));
+        let policy = Policy::new(Duration::from_millis(60));
         Guard::begin(guard::Options { observe: self.options(kinds), policy, ..guard::Options::default() }).unwrap()
     }
 
@@ -112,6 +136,50 @@ impl Arena {
     pub(crate) fn sh(&self, script: &str) {
         let status = self.start(&["/bin/sh", "-c", script]).wait();
         assert_eq!(status, 0, "{script}");
+    }
+
+    /// Runs one of mkleak's plants with a baseline before it, and says what is wrong; none when it cannot exist here.
+    pub(crate) fn plant(&self, program: &str, name: &str, kind: Kind) -> Option<Result<(), String>> {
+        let dir = if kind == Kind::File { "/var/lib" } else { "/tmp" };
+        let mut mkleak = self.start(&[program, name, "--dir", dir, "--hold"]);
+        mkleak.line()?;
+        // Looking into a declared lock file breaks a lease on it, and that ends the plant (fcntl(2), SIGIO).
+        let lock_files = if kind == Kind::Lockfile { vec!["/tmp".into()] } else { Vec::new() };
+        let options = observe::Options { lock_files, ..self.options(&[]) };
+        let look = || observe::snapshot(&options).unwrap();
+        let before = look();
+        mkleak.go();
+        let Some(facts) = mkleak.line() else {
+            eprintln!("{name} cannot exist here");
+            return None;
+        };
+        let appeared = diff(&before, &look()).unwrap().appeared;
+        let kinds: BTreeSet<Kind> = appeared.iter().map(Resource::kind).collect();
+        // A deleted file that is only mapped is no descriptor.
+        let wanted = if name == "mmap-deleted" { Kind::File } else { kind };
+        let found = kinds.contains(&wanted);
+        mkleak.go();
+        let cleaned = mkleak.line();
+        let began = Instant::now();
+        let mut left;
+        loop {
+            left = diff(&before, &look()).unwrap().appeared;
+            left.retain(|r| !SHARED.contains(&r.kind()) || r.kind() == kind);
+            if left.is_empty() || began.elapsed() > Duration::from_secs(5) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        mkleak.go();
+        let status = mkleak.wait();
+        if cleaned.is_none() {
+            return Some(Err(format!("{name}: ended before it cleaned: wait status {status:#x}")));
+        }
+        Some(match (found, left.is_empty()) {
+            (false, _) => Err(format!("{name}: not found: {facts}; appeared: {kinds:?}")),
+            (true, false) => Err(format!("{name}: left after it was cleaned: {left:?}")),
+            (true, true) => Ok(()),
+        })
     }
 }
 

@@ -1,8 +1,11 @@
 //! Checks leakcheck on the machine that it is run on, as root: every plant of `mkleak` must be found and be gone again, and a
-//! few real runs must be judged right. For a bare virtual machine with another kernel than the developer's (`tests/vm`).
+//! few real runs must be judged right, on the host and in arenas. For a bare virtual machine with another kernel than the
+//! developer's (`tests/vm`).
 //!
-//! `vm_check MKLEAK` prints a line for each check (`ok`, `FAIL` or `skip`, its name, and why), the coverage of a clean run, and
-//! at last `N passed, N failed, N skipped`.
+//! `vm_check MKLEAK` prints a line for each check (`ok`, `FAIL` or `skip`, its name, and why), and at last
+//! `N passed, N failed, N skipped`. `vm_check --arena` prints only whether the warden, which lies beside it, makes an arena.
+
+mod arenas;
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -54,7 +57,11 @@ impl Tally {
 }
 
 fn main() -> Result<(), Failure> {
-    let mkleak = std::env::args_os().nth(1).map(PathBuf::from).ok_or("usage: vm_check MKLEAK")?;
+    let mkleak = std::env::args_os().nth(1).map(PathBuf::from).ok_or("usage: vm_check MKLEAK | --arena")?;
+    if mkleak.as_os_str() == "--arena" {
+        println!("arena: {}", arenas::whether());
+        return Ok(());
+    }
     let listed = Command::new(&mkleak).args(["--list", "--json"]).output()?;
     let plants: Vec<Value> = serde_json::from_slice(&listed.stdout)?;
     let mut tally = Tally::default();
@@ -65,6 +72,7 @@ fn main() -> Result<(), Failure> {
     for (name, check) in RUNS {
         tally.note(name, check());
     }
+    arenas::check(&mkleak, &plants, &mut tally);
     println!("{} passed, {} failed, {} skipped", tally.passed, tally.failed, tally.skipped);
     Ok(())
 }
