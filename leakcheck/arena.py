@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,12 +39,26 @@ class ArenaError(TargetError):
 class Process:
     """A command in an arena. `pid` is its process id on the host; its `returncode` is as `subprocess.Popen`'s."""
 
-    def __init__(self, argv: Sequence[str], pid: int, pidfd: int, status: int) -> None:
+    def __init__(
+        self,
+        argv: Sequence[str | os.PathLike[str]],
+        pid: int,
+        pidfd: int,
+        status: int,
+        done: Callable[["Process"], None],
+    ) -> None:
         self.argv = list(argv)
         self.pid = pid
         self.pidfd = pidfd
         self.returncode: int | None = None
         self._status = status
+        self._done = done
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def wait(self, timeout: float | None = None) -> int:
         """Return the exit code, or -N for signal N, when it has ended; -9 too where the arena ended with it inside.
@@ -61,7 +75,6 @@ class Process:
             self.returncode = (
                 os.waitstatus_to_exitcode(int.from_bytes(told, "little")) if len(told) == 4 else -signal.SIGKILL
             )
-            os.close(self._status)
         return self.returncode
 
     def poll(self) -> int | None:
@@ -72,21 +85,23 @@ class Process:
 
     def send_signal(self, number: int) -> None:
         """Send a signal, by a descriptor: never to another process that got its number (pidfd_send_signal(2))."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, number)
+        if self.pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
 
     def kill(self) -> None:
         """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Close its descriptors; the process goes on if it has not ended."""
+        """Close its descriptors, as the end of a `with` does; the process goes on if it has not ended."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
-            self.pidfd = -1
-        if self.returncode is None:
-            self.returncode = -signal.SIGKILL
             os.close(self._status)
+            self.pidfd = -1
+            if self.returncode is None:
+                self.returncode = -signal.SIGKILL
+            self._done(self)
 
 
 class Arena:
@@ -120,8 +135,8 @@ class Arena:
         keep: bool = False,
         fail_at: str | None = None,
     ) -> None:
-        if size is not None and size < 65536:
-            raise UsageError(f"arena size {size}: give bytes, at least 65536")
+        if size is not None and not 65536 <= size < 1 << 50:
+            raise UsageError(f"arena size {size}: give bytes, from 65536 to 2**50")
         if network not in ("own", "host"):
             raise UsageError(f"arena network {network!r}: give 'own' or 'host'")
         for name in limits or ():
@@ -140,11 +155,12 @@ class Arena:
             "fail": fail_at,
         }
         self._keep = keep
+        self._kept = ""
         self._warden: _Warden | None = None
         self._id = 0
         self._lock = threading.Lock()
         self._fds: list[int] = []
-        self._processes: list[Process] = []
+        self._processes: set[Process] = set()
 
     def up(self) -> Self:
         """Bring it up; `with` does."""
@@ -167,6 +183,7 @@ class Arena:
         self.not_covered: list[str] = up["not_covered"]
         self._layer_paths: list[str] = up["layers"]
         self._root_paths: list[str] = up["roots"]
+        self._kept = f"enter it: nsenter -t {self.init} -a; end it: kill -TERM {warden.pid}"
         if self._keep:
             warden.keep(self._id)
         return self
@@ -176,9 +193,8 @@ class Arena:
         if self._warden is None:
             return
         warden, self._warden = self._warden, None
-        for process in self._processes:
+        for process in list(self._processes):
             process.close()
-        self._processes.clear()
         for fd in self._fds:
             os.close(fd)
         self._fds = []
@@ -196,7 +212,7 @@ class Arena:
 
     def popen(
         self,
-        argv: Sequence[str],
+        argv: Sequence[str | os.PathLike[str]],
         *,
         env: Mapping[str, str] | None = None,
         cwd: str = "/",
@@ -209,45 +225,54 @@ class Arena:
         Raises:
             TargetError: there is no such command in the arena, or it cannot be executed.
         """
-        if self._warden is None:
-            raise RuntimeError("run something in an arena that is not up")
-        request = {
-            "argv": [os.fspath(argument) for argument in argv],
-            "env": [f"{name}={value}" for name, value in (os.environ if env is None else env).items()],
-            "cwd": cwd,
-        }
+        if not argv:
+            raise UsageError("run in an arena: no command")
+        self._check_up("run something")
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         status, theirs = os.pipe2(os.O_CLOEXEC)
-        given = ((0, stdin), (1, stdout), (2, stderr))
-        streams = [number if fd is None else null if fd == subprocess.DEVNULL else fd for number, fd in given]
+        # Not in the message: they need be no UTF-8, and may be large.
+        strings = os.memfd_create("leakcheck-command")
+        streams = [
+            number if fd is None else null if fd == subprocess.DEVNULL else fd
+            for number, fd in enumerate((stdin, stdout, stderr))
+        ]
         try:
+            os.pwrite(strings, _strings(cwd, argv, os.environ if env is None else env), 0)
             with self._lock:
-                _send(self._socket, request, [*streams, theirs])
-                answer, fds = _receive(self._socket)
+                answer, fds = _ask(self._socket, {"argc": len(argv)}, [*streams, theirs, strings])
+        except OSError as error:
+            os.close(status)
+            raise TargetError(f"start {os.fsdecode(argv[0])} in an arena: {error}") from error
         except BaseException:
             os.close(status)
             raise
         finally:
             os.close(theirs)
             os.close(null)
+            os.close(strings)
         if "pid" not in answer:
             os.close(status)
-            raise TargetError(str(answer.get("error", "the arena is gone")) + _hint(argv[0], cwd))
-        process = Process(argv, answer["pid"], fds[0], status)
-        self._processes.append(process)
+            raise TargetError(str(answer.get("error", "the arena is gone")) + _hint(os.fsdecode(argv[0]), cwd))
+        process = Process(argv, answer["pid"], fds[0], status, self._processes.discard)
+        self._processes.add(process)
         return process
 
-    def run(self, argv: Sequence[str], *, timeout: float | None = None, **options: Any) -> int:
-        """Run a command inside to its end, as `popen` starts it, and return its exit code (-N: signal N)."""
-        process = self.popen(argv, **options)
-        try:
-            return process.wait(timeout)
-        finally:
-            self._processes.remove(process)
-            process.close()
+    def run(self, argv: Sequence[str | os.PathLike[str]], *, timeout: float | None = None, **options: Any) -> int:
+        """Run a command inside to its end, as `popen` starts it, and return its exit code (-N: signal N).
+
+        Raises:
+            subprocess.TimeoutExpired: it still ran after `timeout` seconds; then it was killed.
+        """
+        with self.popen(argv, **options) as process:
+            try:
+                return process.wait(timeout)
+            except BaseException:
+                process.kill()
+                raise
 
     def pids(self) -> set[int]:
         """Return the host's process ids of all that runs inside, init apart."""
+        self._check_up("list processes")
         found: set[int] = set()
         if not self.cgroups:
             import psutil
@@ -263,6 +288,7 @@ class Arena:
     @property
     def view(self) -> _native.ArenaView:
         """What the oracle needs to look in from outside: `leakcheck.snapshot` and `leakcheck.guard` take it."""
+        self._check_up("look")
         _, proc, *parts = self._fds
         layers = [(path, fd, path) for path, fd in zip(self._layer_paths, parts, strict=False)]
         return _native.ArenaView(
@@ -280,9 +306,13 @@ class Arena:
 
     @property
     def how_to_enter(self) -> str:
-        """The commands that enter an arena which was kept, and that end it."""
-        warden = self._warden.pid if self._warden else 0
-        return f"enter it: nsenter -t {self.init} -a; end it: kill -TERM {warden}"
+        """The commands that enter an arena which was kept, and that end it with all others of the same warden."""
+        self._check_up("say how to enter", was=True)
+        return self._kept
+
+    def _check_up(self, what: str, *, was: bool = False) -> None:
+        if self._warden is None and not (was and self._kept):
+            raise UsageError(f"{what} in an arena that is not up: enter it, or call up()")
 
 
 def run_in_arena(
@@ -356,13 +386,13 @@ class _Warden:
     @classmethod
     def running(cls) -> "_Warden | None":
         one = cls._one
-        return None if one is None or one._owner != os.getpid() or one._process.poll() is not None else one
+        gone = one is None or one._owner != os.getpid() or one._socket.fileno() < 0 or one._process.poll() is not None
+        return None if gone else one
 
     def ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
         with self._lock:
             try:
-                _send(self._socket, request, fds)
-                answer, received = _receive(self._socket)
+                answer, received = _ask(self._socket, request, fds)
             except OSError as error:
                 raise ArenaError(f"ask the warden: {error}") from error
         if "error" in answer:
@@ -374,6 +404,7 @@ class _Warden:
         self._keeps = True
 
     def close(self) -> None:
+        _Warden._one = None
         self._socket.close()
         if not self._keeps:
             self._process.wait()
@@ -382,8 +413,23 @@ class _Warden:
 atexit.register(shutdown)
 
 
-def _send(channel: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> None:
-    socket.send_fds(channel, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
+def _strings(cwd: str, argv: Sequence[str | os.PathLike[str]], env: Mapping[str, str]) -> bytes:
+    """Return working directory, arguments and environment, each with a zero byte at its end."""
+    strings = [cwd, *argv, *(f"{name}={value}" for name, value in env.items())]
+    for string in map(os.fsencode, strings):
+        if b"\0" in string:
+            raise UsageError(f"run in an arena: {string!r} has a zero byte in it")
+    return b"".join(os.fsencode(string) + b"\0" for string in strings)
+
+
+def _ask(channel: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
+    """Send a message and return the answer to it; broken off between the two, the channel is of no use any more."""
+    try:
+        socket.send_fds(channel, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
+        return _receive(channel)
+    except BaseException:
+        channel.close()
+        raise
 
 
 def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:

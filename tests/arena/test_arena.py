@@ -3,9 +3,11 @@
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Generator
 from pathlib import Path
 
@@ -214,3 +216,119 @@ def test_killed_at_any_instant_owner_warden_or_both_leave_nothing(count: int) ->
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_no_exit_status_is_lost_when_another_command_cannot_be_started() -> None:
+    with Arena() as arena:
+        for _ in range(30):
+            running = [arena.popen(["/bin/true"]) for _ in range(3)]
+            with pytest.raises(TargetError):
+                arena.popen(["/no/such"])
+            assert [one.wait(10) for one in running] == [0, 0, 0]
+
+
+def test_a_symbolic_link_does_not_lead_a_bind_out_of_the_arena(tmp_path: Path) -> None:
+    # Debian's /var/run is one, to the absolute path /run.
+    given = tmp_path / "given"
+    given.write_text("hello")
+    places = ["/var/run/leakcheck-bound", "/../../srv/leakcheck-bound"]
+    with Arena(binds=[(given, place, True) for place in places]) as arena:
+        for place in ("/run/leakcheck-bound", "/srv/leakcheck-bound"):
+            assert arena.run(["/bin/grep", "-q", "hello", place]) == 0
+            assert not Path(place).exists()
+
+
+def test_a_read_only_bind_is_so_below_its_mounts_too() -> None:
+    with Arena(binds=[("/", "/mnt", True)]) as arena:
+        assert arena.run(["/bin/sh", "-c", "touch /mnt/dev/shm/leakcheck-x 2>/dev/null"]) != 0
+    assert not Path("/dev/shm/leakcheck-x").exists()
+
+
+def test_arguments_and_environment_may_be_large_and_no_utf_8(tmp_path: Path) -> None:
+    with Arena() as arena:
+        env = {"PATH": "/usr/bin:/bin", "ODD": os.fsdecode(b"a\xff"), "BIG": "x" * 120_000, "BIGGER": "y" * 120_000}
+        script = 'printf %s "$1$ODD"; [ ${#BIG} = 120000 ]'
+        with (tmp_path / "output").open("wb") as file:
+            argv = ["/bin/sh", "-c", script, "sh", os.fsdecode(b"\xfe")]
+            assert arena.run(argv, env=env, stdout=file.fileno()) == 0
+        assert (tmp_path / "output").read_bytes() == b"\xfea\xff"
+        with pytest.raises(leakcheck.UsageError, match="zero byte"):
+            arena.run(["/bin/echo", "a\0b"])
+
+
+def test_an_exception_amid_a_request_leaves_the_next_arena_well() -> None:
+    class TooLateError(Exception):
+        pass
+
+    def late(_number: int, _frame: object) -> None:
+        raise TooLateError
+
+    before = signal.signal(signal.SIGALRM, late)
+    try:
+        for number in range(20):
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 * (number + 1))
+            with contextlib.suppress(TooLateError, ArenaError), Arena():
+                time.sleep(0.05)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            with Arena() as arena:
+                assert arena.run(["/bin/true"]) == 0
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_what_needs_an_arena_that_is_up_says_so() -> None:
+    arena = Arena()
+    for act in (lambda: arena.view, arena.pids, lambda: arena.how_to_enter, lambda: arena.popen(["/bin/true"])):
+        with pytest.raises(leakcheck.UsageError, match="in an arena that is not up"):
+            act()
+    with arena, pytest.raises(leakcheck.UsageError, match="no command"):
+        arena.run([])
+
+
+def test_commands_that_ended_hold_no_descriptors() -> None:
+    with Arena() as arena:
+        arena.run(["/bin/true"])
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for _ in range(20):
+            arena.run(["/bin/true"])
+            with arena.popen(["/bin/true"]) as process:
+                assert process.wait(10) == 0
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_command_that_takes_too_long_is_killed() -> None:
+    with Arena() as arena:
+        with pytest.raises(subprocess.TimeoutExpired):
+            arena.run(["/bin/sleep", "600"], timeout=0.05)
+        until = time.monotonic() + 10
+        while arena.pids() and time.monotonic() < until:
+            time.sleep(0.01)
+        assert not arena.pids()
+
+
+def test_how_to_end_a_kept_arena_is_known_when_it_was_left_and_the_next_has_a_warden_of_its_own() -> None:
+    with Arena(keep=True) as kept:
+        pass
+    told = re.search(r"nsenter -t (\d+) -a; end it: kill -TERM (\d+)", kept.how_to_enter)
+    assert told
+    warden = int(told[2])
+    assert warden > 1
+    pidfd = os.pidfd_open(warden)
+    try:
+        shutdown()
+        with Arena() as arena:
+            assert arena.run(["/bin/true"]) == 0
+        assert Path(f"/proc/{told[1]}").exists()
+        children = Path(f"/proc/{warden}/task/{warden}/children").read_text().split()
+        assert len(children) == 1, "the kept arena's, and none that was prepared"
+    finally:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        os.close(pidfd)
+    os.waitpid(warden, 0)
+    assert not Path(f"/proc/{told[1]}").exists()
+
+
+def test_all_of_an_arenas_directories_have_the_size_that_was_given(tmp_path: Path) -> None:
+    with Arena(size=1 << 20) as arena:
+        said = output_of(arena, "df --output=size -k /dev /tmp /run /var/tmp /dev/shm | tail -n +2", tmp_path)
+    assert said.split() == ["1024"] * 5

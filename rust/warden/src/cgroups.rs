@@ -78,7 +78,7 @@ impl Cgroups {
             let done = fs::create_dir(&dir).and_then(|()| {
                 made.dirs.push((hierarchy.name.clone(), dir.clone()));
                 if made.lock.is_none() {
-                    made.lock = Some(lock(&dir)?.ok_or_else(|| io::Error::other("locked by somebody else"))?);
+                    made.lock = Some(lock(&dir)?.ok_or(io::ErrorKind::WouldBlock)?);
                 }
                 if hierarchy.name.split(',').any(|c| c == "cpuset") {
                     inherit_cpuset(&dir)?;
@@ -86,7 +86,6 @@ impl Cgroups {
                 Ok(())
             });
             if let Err(e) = done {
-                let _ = made.remove();
                 return Err(io::Error::new(e.kind(), format!("make cgroup {}: {e}", dir.display())));
             }
         }
@@ -145,9 +144,15 @@ impl Cgroups {
         failed
     }
 
-    /// Leaves the lock to the process that made it: to be called in one that it forked.
+    /// Leaves the lock to the process that made it: to be called in one that it forked, which must not drop them.
     pub(crate) fn disown(&mut self) {
         self.lock.take().map(IntoRawFd::into_raw_fd);
+    }
+}
+
+impl Drop for Cgroups {
+    fn drop(&mut self) {
+        let _ = self.remove();
     }
 }
 

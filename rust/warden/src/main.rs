@@ -53,6 +53,9 @@ fn run() -> io::Result<()> {
 /// How many spawners are prepared at a time.
 const SPARES: usize = 8;
 
+/// How often cgroups are tried to be made that somebody else took.
+const TRIES: usize = 20;
+
 struct Warden {
     socket: OwnedFd,
     owner: OwnedFd,
@@ -100,6 +103,9 @@ impl Warden {
                 owned = false;
             }
             if !owned {
+                for mut spare in std::mem::take(&mut self.spares) {
+                    let _ = spare.down(&self.children);
+                }
                 for (_, mut arena) in std::mem::take(&mut self.arenas) {
                     if arena.kept && arena.lives() {
                         self.arenas.insert(self.arenas.len() as u64, arena);
@@ -186,8 +192,19 @@ impl Warden {
         }
     }
 
+    /// Another warden's sweep may take a directory between its making and its locking: then there is another name.
+    fn make_cgroups(&self) -> io::Result<Cgroups> {
+        for _ in 0..TRIES {
+            match Cgroups::make(&self.hierarchies, &random_name()?) {
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {}
+                other => return other,
+            }
+        }
+        Cgroups::make(&self.hierarchies, &random_name()?)
+    }
+
     fn spawn(&self) -> io::Result<Arena> {
-        let mut cgroups = Cgroups::make(&self.hierarchies, &random_name()?)?;
+        let mut cgroups = self.make_cgroups()?;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let parent = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         let cradle = cgroups.cradle();

@@ -77,12 +77,12 @@ pub(crate) enum Request {
     Keep { id: u64 },
 }
 
-/// What the owner asks an arena's spawner for. With it come stdin, stdout, stderr, and a pipe for the wait status.
+/// What the owner asks an arena's spawner for. With it come stdin, stdout, stderr, a pipe for the wait status, and a memory file: the
+/// working directory, the arguments and the environment, each with a zero byte at its end. They need be no UTF-8, and may be large.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Run {
-    pub(crate) argv: Vec<String>,
-    pub(crate) env: Vec<String>,
-    pub(crate) cwd: String,
+    /// How many arguments there are, the command's name among them.
+    pub(crate) argc: usize,
 }
 
 /// An arena that is up, as init tells the spawner, the spawner the warden and the warden the owner.

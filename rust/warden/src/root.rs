@@ -3,14 +3,14 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_bind,
-    mount_bind_recursive, mount_change, mount_remount, move_mount, open_tree, unmount,
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
+    open_tree, unmount,
 };
 
 use crate::message::{Options, Steps};
@@ -46,6 +46,9 @@ pub(crate) struct Root {
 const STAGE: &str = "/tmp";
 
 /// Builds the root and makes it this process' own.
+///
+/// What is needed of the host is taken first; then the new root is entered, and only there is anything made by its path: a symbolic
+/// link in it cannot lead back to the host.
 pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     steps.begin("private mounts")?;
     let everything = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
@@ -57,13 +60,15 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
         return Err(io::Error::other("/ is the kernel's initial ramfs, which cannot be pivoted: switch_root(8) first"));
     }
     steps.begin("bind sources")?;
-    // Cloned before the stage hides what is below it.
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mut binds = Vec::new();
     for (source, target, read_only) in &options.binds {
-        let tree = open_tree(CWD, source.as_str(), flags).map_err(|e| named(e.into(), &format!("bind {source}")))?;
-        binds.push((tree, Path::new(source).is_dir(), target, *read_only));
+        let tree = Tree::of(Path::new(source), true, *read_only).map_err(|e| named(e, &format!("bind {source}")))?;
+        binds.push((tree, Path::new(target)));
     }
+    let mut not_covered = Vec::new();
+    let submounts = submounts(&host_mounts, &mut not_covered);
+    let nodes = nodes(options)?;
+    let cgroup_links = cgroup_links(&host_mounts)?;
     steps.begin("writable layer")?;
     tmpfs(Path::new(STAGE), 0o700, options.size)?;
     let root = Path::new(STAGE).join("root");
@@ -71,52 +76,85 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
         fs::create_dir(Path::new(STAGE).join(name))?;
     }
     steps.begin("overlay")?;
-    let mut not_covered = Vec::new();
     let layers = if sys::is_root() { whole_overlay(&root)? } else { overlays(&root, &mut not_covered)? };
-    let mut fresh = Vec::new();
-    steps.begin("devices")?;
-    devices(&root, options)?;
-    fresh.push(("/dev".to_owned(), open_dir(&root.join("dev"))?));
-    steps.begin("temporary directories")?;
-    for (path, mode) in FRESH {
-        let target = below(&root, path);
-        if !target.is_dir() {
-            fs::create_dir_all(&target)?;
-        }
-        tmpfs(&target, mode, options.size)?;
-        fresh.push((path.to_owned(), open_dir(&target)?));
-    }
-    fs::DirBuilder::new().mode(0o1777).create(below(&root, "/run/lock"))?;
-    fs::set_permissions(below(&root, "/run/lock"), fs::Permissions::from_mode(0o1777))?;
-    steps.begin("proc")?;
-    plain("proc", &below(&root, "/proc"))?;
-    let proc = open_dir(&below(&root, "/proc"))?;
-    steps.begin("sys")?;
-    plain("sysfs", &below(&root, "/sys"))?;
-    steps.begin("cgroups")?;
-    match cgroups(&root, &host_mounts) {
-        Err(e) if !sys::is_root() => not_covered.push(format!("/sys/fs/cgroup: {e}")),
-        other => other?,
-    }
-    steps.begin("submounts")?;
-    submounts(&root, &host_mounts, &mut not_covered);
-    steps.begin("binds")?;
-    for (tree, is_dir, target, read_only) in binds {
-        attach(&tree, is_dir, &below(&root, target), read_only)
-            .map_err(|e| named(e, &format!("bind to {target} in the arena")))?;
-    }
     steps.begin("pivot")?;
     rustix::process::chdir(&root)?;
     sys::pivot_here().map_err(|e| named(e, "pivot_root (is / a mount point?)"))?;
+    // The old root lies on the new one for these two: a user namespace mounts them only while it sees others of their kind.
+    steps.begin("proc")?;
+    plain("proc", Path::new("/proc"))?;
+    let proc = open_dir(Path::new("/proc"))?;
+    steps.begin("sys")?;
+    plain("sysfs", Path::new("/sys"))?;
+    steps.begin("old root")?;
     unmount(".", UnmountFlags::DETACH)?;
     rustix::process::chdir("/")?;
+    let mut fresh = Vec::new();
+    steps.begin("devices")?;
+    devices(&nodes, options.size)?;
+    fresh.push(("/dev".to_owned(), open_dir(Path::new("/dev"))?));
+    steps.begin("temporary directories")?;
+    for (path, mode) in FRESH {
+        let target = Path::new(path);
+        if !target.is_dir() {
+            fs::create_dir_all(target)?;
+        }
+        tmpfs(target, mode, options.size)?;
+        fresh.push((path.to_owned(), open_dir(target)?));
+    }
+    fs::DirBuilder::new().mode(0o1777).create("/run/lock")?;
+    fs::set_permissions("/run/lock", fs::Permissions::from_mode(0o1777))?;
+    steps.begin("cgroups")?;
+    match cgroups(&host_mounts, &cgroup_links) {
+        Err(e) if !sys::is_root() => not_covered.push(format!("{CGROUPS}: {e}")),
+        other => other?,
+    }
+    steps.begin("submounts")?;
+    for (tree, target) in &submounts {
+        if let Err(e) = tree.attach(target) {
+            not_covered.push(format!("{}: {e}", target.display()));
+        }
+    }
+    steps.begin("binds")?;
+    for (tree, target) in &binds {
+        tree.attach(target).map_err(|e| named(e, &format!("bind to {} in the arena", target.display())))?;
+    }
     Ok(Root { layers, proc, fresh, not_covered })
+}
+
+/// A part of the host's file systems, cloned and attached nowhere yet (open_tree(2)).
+struct Tree {
+    fd: OwnedFd,
+    is_dir: bool,
+}
+
+impl Tree {
+    fn of(source: &Path, recursive: bool, read_only: bool) -> io::Result<Self> {
+        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+        let fd = open_tree(CWD, source, flags)?;
+        if read_only {
+            sys::make_read_only(fd.as_fd(), recursive)?;
+        }
+        Ok(Tree { fd, is_dir: source.is_dir() })
+    }
+
+    fn attach(&self, target: &Path) -> io::Result<()> {
+        make_place(target, self.is_dir)?;
+        Ok(move_mount(&self.fd, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+    }
 }
 
 fn whole_overlay(root: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
     // xino: /proc/locks and stat agree on the device; redirect_dir: directories of the host can be renamed.
-    let upper = overlay("/", "", root, "xino=on,redirect_dir=on,index=off")
-        .map_err(|e| named(e, "mount an overlay of / (on two overlays already?)"))?;
+    let upper = overlay("/", "", root, "xino=on,redirect_dir=on,index=off").map_err(|e| {
+        let why = match e.raw_os_error() {
+            Some(libc::ENODEV) => "mount an overlay of /: this kernel has no overlay file system; modprobe overlay",
+            Some(libc::EINVAL) => "mount an overlay of / (on two overlays already?)",
+            _ => "mount an overlay of /",
+        };
+        named(e, why)
+    })?;
     Ok(vec![("/".to_owned(), upper)])
 }
 
@@ -143,7 +181,7 @@ fn overlays(root: &Path, not_covered: &mut Vec<String>) -> io::Result<Vec<(Strin
         match overlay(text, &format!("{}/", name.display()), &place, "userxattr") {
             Ok(upper) => layers.push((text.to_owned(), upper)),
             Err(e) => {
-                let bound = mount_bind_recursive(text, &place).map(|()| read_only(&place));
+                let bound = Tree::of(&path, true, true).and_then(|tree| tree.attach(&place));
                 let how = if bound.is_ok() { "as on the host" } else { "not there" };
                 not_covered.push(format!("{text}: {how}, as no overlay can be made of it: {e}"));
             }
@@ -169,10 +207,6 @@ fn named(e: io::Error, what: &str) -> io::Error {
     io::Error::new(e.kind(), format!("{what}: {e}"))
 }
 
-fn below(root: &Path, path: &str) -> PathBuf {
-    root.join(path.trim_start_matches('/'))
-}
-
 fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
@@ -189,23 +223,49 @@ fn tmpfs(target: &Path, mode: u32, size: u64) -> io::Result<()> {
         .map_err(|e| named(e.into(), &format!("mount tmpfs on {}", target.display())))
 }
 
-fn devices(root: &Path, options: &Options) -> io::Result<()> {
-    let dev = root.join("dev");
-    tmpfs(&dev, 0o755, 0)?;
-    for dir in ["pts", "shm", "mqueue", "net"] {
-        fs::create_dir(dev.join(dir))?;
-    }
+/// A device to be, by its name below `/dev`. A user namespace makes none: there the host's own node is bound.
+enum Node {
+    Made(FileType, u64),
+    Bound(Tree),
+}
+
+fn nodes(options: &Options) -> io::Result<Vec<(String, Node)>> {
+    let mut nodes = Vec::new();
     for (name, major, minor) in DEVICES {
-        if !sys::is_root() && !Path::new("/dev").join(name).exists() {
-            continue;
+        let host = Path::new("/dev").join(name);
+        if sys::is_root() {
+            nodes.push((name.to_owned(), Node::Made(FileType::CharacterDevice, makedev(major, minor))));
+        } else if host.exists() {
+            nodes.push((name.to_owned(), Node::Bound(Tree::of(&host, false, false)?)));
         }
-        node(&dev.join(name), FileType::CharacterDevice, makedev(major, minor))?;
     }
     for name in &options.devices {
         use std::os::unix::fs::{FileTypeExt, MetadataExt};
-        let host = fs::metadata(Path::new("/dev").join(name)).map_err(|e| named(e, &format!("device {name}")))?;
-        let class = if host.file_type().is_block_device() { FileType::BlockDevice } else { FileType::CharacterDevice };
-        node(&dev.join(name), class, host.rdev())?;
+        let host = Path::new("/dev").join(name);
+        let found = fs::metadata(&host).map_err(|e| named(e, &format!("device {name}")))?;
+        let class = if found.file_type().is_block_device() { FileType::BlockDevice } else { FileType::CharacterDevice };
+        let node =
+            if sys::is_root() { Node::Made(class, found.rdev()) } else { Node::Bound(Tree::of(&host, false, false)?) };
+        nodes.push((name.clone(), node));
+    }
+    Ok(nodes)
+}
+
+fn devices(nodes: &[(String, Node)], size: u64) -> io::Result<()> {
+    let dev = Path::new("/dev");
+    tmpfs(dev, 0o755, size)?;
+    for dir in ["pts", "shm", "mqueue", "net"] {
+        fs::create_dir(dev.join(dir))?;
+    }
+    for (name, node) in nodes {
+        let path = dev.join(name);
+        let made = match node {
+            Node::Bound(tree) => tree.attach(&path),
+            Node::Made(class, device) => mknodat(CWD, &path, *class, Mode::from_raw_mode(0o666), *device)
+                .map_err(io::Error::from)
+                .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o666))),
+        };
+        made.map_err(|e| named(e, &format!("make {}", path.display())))?;
     }
     let links =
         [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")];
@@ -218,18 +278,6 @@ fn devices(root: &Path, options: &Options) -> io::Result<()> {
     mount("devpts", dev.join("pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, ptys)
         .map_err(|e| named(e.into(), "mount devpts"))?;
     plain("mqueue", &dev.join("mqueue"))
-}
-
-/// A user namespace makes no devices: there the host's own node is bound.
-fn node(path: &Path, class: FileType, dev: u64) -> io::Result<()> {
-    if !sys::is_root() {
-        let host = Path::new("/dev").join(path.strip_prefix(Path::new(STAGE).join("root/dev")).unwrap_or(path));
-        fs::write(path, "")?;
-        return mount_bind(&host, path).map_err(|e| named(e.into(), &format!("bind {}", host.display())));
-    }
-    mknodat(CWD, path, class, Mode::from_raw_mode(0o666), dev)
-        .map_err(|e| named(e.into(), &format!("make {}", path.display())))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o666))
 }
 
 /// A line of mountinfo (proc(5)).
@@ -256,18 +304,27 @@ fn unescape(field: &str) -> String {
         .fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
 }
 
+const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// Where the hierarchies stand in a tmpfs, the symbolic links beside them (`cpu` → `cpu,cpuacct`): name and target.
+fn cgroup_links(host: &[HostMount]) -> io::Result<Option<Vec<(PathBuf, PathBuf)>>> {
+    if !host.iter().any(|m| m.target == CGROUPS && m.fs_type == "tmpfs") {
+        return Ok(None);
+    }
+    let links = fs::read_dir(CGROUPS)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_symlink()));
+    links.map(|e| Ok((e.path(), fs::read_link(e.path())?))).collect::<io::Result<_>>().map(Some)
+}
+
 /// The same hierarchies at the same places. In the new cgroup namespace each shows the arena's own cgroup as its root.
-fn cgroups(root: &Path, host: &[HostMount]) -> io::Result<()> {
-    const TOP: &str = "/sys/fs/cgroup";
-    if host.iter().any(|m| m.target == TOP && m.fs_type == "tmpfs") {
-        tmpfs(&below(root, TOP), 0o755, 0)?;
-        for entry in fs::read_dir(TOP)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_symlink())) {
-            symlink(fs::read_link(entry.path())?, below(root, TOP).join(entry.file_name()))?;
+fn cgroups(host: &[HostMount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::Result<()> {
+    if let Some(links) = links {
+        tmpfs(Path::new(CGROUPS), 0o755, 0)?;
+        for (path, target) in links {
+            symlink(target, path)?;
         }
     }
-    for m in host.iter().filter(|m| m.fs_type.starts_with("cgroup") && m.target.starts_with(TOP)) {
-        let target = below(root, &m.target);
-        fs::create_dir_all(&target)?;
+    for m in host.iter().filter(|m| m.fs_type.starts_with("cgroup") && m.target.starts_with(CGROUPS)) {
+        fs::create_dir_all(&m.target)?;
         const NOT_PASSED: [&str; 4] = ["rw", "ro", "nsdelegate", "memory_recursiveprot"];
         let mut words: Vec<&str> = m.options.split(',').filter(|w| !NOT_PASSED.contains(w)).collect();
         words.retain(|w| !w.starts_with("release_agent="));
@@ -277,38 +334,28 @@ fn cgroups(root: &Path, host: &[HostMount]) -> io::Result<()> {
         let data = std::ffi::CString::new(words.join(",")).map_err(io::Error::other)?;
         let data = (m.fs_type == "cgroup").then_some(data.as_c_str());
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("cgroup", &target, m.fs_type.as_str(), flags, data)
+        mount("cgroup", m.target.as_str(), m.fs_type.as_str(), flags, data)
             .map_err(|e| named(e.into(), &format!("mount {} on {}", m.fs_type, m.target)))?;
     }
     Ok(())
 }
 
-/// What the overlay of `/` does not show. A directory is bound so that it can be read; what cannot be bound is told.
-fn submounts(root: &Path, host: &[HostMount], not_covered: &mut Vec<String>) {
+/// What the overlay of `/` does not show, to be bound so that it can be read; what cannot be is told.
+fn submounts(host: &[HostMount], not_covered: &mut Vec<String>) -> Vec<(Tree, PathBuf)> {
     const OURS: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/run"];
-    if !sys::is_root() {
-        return;
-    }
-    for m in host.iter().filter(|m| m.target != "/") {
-        if OURS.iter().any(|ours| Path::new(&m.target).starts_with(ours)) {
+    let mut trees = Vec::new();
+    // In a user namespace what has submounts is bound as a whole.
+    for m in host.iter().filter(|m| m.target != "/" && sys::is_root()) {
+        let target = Path::new(&m.target);
+        if OURS.iter().any(|ours| target.starts_with(ours)) {
             continue;
         }
-        if let Err(e) = bind(&m.target, &below(root, &m.target)) {
-            not_covered.push(format!("{}: {e}", m.target));
+        match Tree::of(target, false, true) {
+            Ok(tree) => trees.push((tree, target.to_owned())),
+            Err(e) => not_covered.push(format!("{}: {e}", m.target)),
         }
     }
-}
-
-fn bind(source: &str, target: &Path) -> io::Result<()> {
-    make_place(target, Path::new(source).is_dir())?;
-    mount_bind(source, target)?;
-    read_only(target)
-}
-
-fn attach(tree: &OwnedFd, is_dir: bool, target: &Path, only_read: bool) -> io::Result<()> {
-    make_place(target, is_dir)?;
-    move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-    if only_read { read_only(target) } else { Ok(()) }
+    trees
 }
 
 fn make_place(target: &Path, is_dir: bool) -> io::Result<()> {
@@ -320,10 +367,4 @@ fn make_place(target: &Path, is_dir: bool) -> io::Result<()> {
     }
     fs::create_dir_all(target.parent().unwrap_or(target))?;
     fs::write(target, "")
-}
-
-fn read_only(target: &Path) -> io::Result<()> {
-    // Flags that the mount has already must be named again (mount(2), EPERM).
-    let kept = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    Ok(mount_remount(target, kept, "")?)
 }

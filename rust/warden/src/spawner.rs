@@ -148,7 +148,7 @@ impl Arena {
                     running.insert(pid, pipe);
                     return send(&self.owner, &Answer::Pid(pid), &[pidfd.as_fd()]).is_ok();
                 }
-                Err(e) => Answer::Error(format!("start {}: {e}", run.argv.first().map_or("", |s| s))),
+                Err(e) => Answer::Error(format!("start {e}")),
             },
             Err(e) => Answer::Error(e.to_string()),
         };
@@ -156,15 +156,21 @@ impl Arena {
     }
 
     fn start(&self, run: &Run, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd, OwnedFd)> {
-        let strings = |all: &[String]| -> io::Result<Vec<CString>> {
-            all.iter().map(|s| CString::new(s.as_str()).map_err(io::Error::other)).collect()
+        let [stdin, stdout, stderr, pipe, strings] =
+            <[OwnedFd; 5]>::try_from(fds).map_err(|_| io::Error::other("five descriptors are needed"))?;
+        let mut text = Vec::new();
+        std::io::Read::read_to_end(&mut std::fs::File::from(strings), &mut text)?;
+        let mut strings = text
+            .split_inclusive(|byte| *byte == 0)
+            .map(|s| CString::from_vec_with_nul(s.to_vec()).map_err(io::Error::other))
+            .collect::<io::Result<Vec<_>>>()?
+            .into_iter();
+        let cwd = strings.next().ok_or_else(|| io::Error::other("no working directory"))?;
+        let argv: Vec<CString> = strings.by_ref().take(run.argc).collect();
+        let env: Vec<CString> = strings.collect();
+        let Some(program) = argv.first().map(|s| s.to_string_lossy().into_owned()) else {
+            return Err(io::Error::other("nothing: no command"));
         };
-        let (argv, env, cwd) = (strings(&run.argv)?, strings(&run.env)?, CString::new(run.cwd.as_str())?);
-        let [stdin, stdout, stderr, pipe] =
-            <[OwnedFd; 4]>::try_from(fds).map_err(|_| io::Error::other("four descriptors are needed"))?;
-        if argv.is_empty() {
-            return Err(io::Error::other("no command"));
-        }
         let (ours, theirs) = pair()?;
         let Some(child) = sys::fork(0, None)? else {
             drop(ours);
@@ -176,11 +182,8 @@ impl Arena {
         // Closed by exec, or a message says why there was none.
         match receive::<String>(&ours)? {
             None => Ok((child.pid, child.pidfd, pipe)),
-            Some((why, _)) => {
-                wait_for(&child.pidfd);
-                while sys::reap().is_some() {}
-                Err(io::Error::other(why))
-            }
+            // It is reaped with all others, whose statuses are awaited.
+            Some((why, _)) => Err(io::Error::other(format!("{program}: {why}"))),
         }
     }
 

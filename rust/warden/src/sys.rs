@@ -206,6 +206,20 @@ pub(crate) fn close_all_but(kept: BorrowedFd<'_>) {
     }
 }
 
+/// Makes a mount, or all below it too, read-only (mount_setattr(2), Linux 5.12).
+pub(crate) fn make_read_only(tree: BorrowedFd<'_>, recursive: bool) -> io::Result<()> {
+    // SAFETY: all-zero attributes are valid.
+    let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };
+    attributes.attr_set = libc::MOUNT_ATTR_RDONLY;
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    let size = size_of::<libc::mount_attr>();
+    // SAFETY: the path is a static string, and the kernel reads `size` bytes of the attributes.
+    let done = unsafe {
+        libc::syscall(libc::SYS_mount_setattr, tree.as_raw_fd(), c"".as_ptr(), flags, &raw const attributes, size)
+    };
+    check(i32::try_from(done).unwrap_or(-1))
+}
+
 /// `pivot_root(".", ".")` (pivot_root(2)): the old root lies on top of the new one afterwards.
 pub(crate) fn pivot_here() -> io::Result<()> {
     // SAFETY: both paths are static strings.

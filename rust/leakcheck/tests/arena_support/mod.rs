@@ -122,10 +122,14 @@ impl Arena {
         let (output, out) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let (stdin, input) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         let stderr = std::io::stderr();
-        let env = ["PATH=/usr/sbin:/usr/bin:/sbin:/bin"];
         let commands = self.commands.as_ref().unwrap();
-        let fds = [stdin.as_fd(), out.as_fd(), stderr.as_fd(), theirs.as_fd()];
-        send(commands, &json!({"argv": argv, "env": env, "cwd": "/"}), &fds);
+        let strings = rustix::fs::memfd_create("strings", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        for string in std::iter::once(&"/").chain(argv).chain(&["PATH=/usr/sbin:/usr/bin:/sbin:/bin"]) {
+            rustix::io::write(&strings, format!("{string}\0").as_bytes()).unwrap();
+        }
+        rustix::fs::seek(&strings, rustix::fs::SeekFrom::Start(0)).unwrap();
+        let fds = [stdin.as_fd(), out.as_fd(), stderr.as_fd(), theirs.as_fd(), strings.as_fd()];
+        send(commands, &json!({"argc": argv.len()}), &fds);
         let (answer, mut fds) = receive(commands);
         assert!(answer.get("pid").is_some(), "{argv:?}: {answer}");
         let output = BufReader::new(output.into());
