@@ -1,7 +1,7 @@
 # Two commands do everything, on a fresh machine too: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full targets demo test test-full lint lint-python bench detection clean
+.PHONY: help setup setup-full targets demo test test-full lint lint-python bench detection findings clean
 # Cargo may be a rustup's that no profile script has put on PATH; runc and ip are in sbin.
 export PATH := $(PATH):/usr/sbin:/sbin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -26,7 +26,7 @@ demo: setup ## the main job: guard around a clean bubblewrap run and around a ru
 test: setup lint-python ## the cargo and pytest suites, under leakcheck itself; what CI runs
 	$(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && pytest -m "not slow"'
 
-test-full: setup-full lint ## as test, with the slow tests (a virtual machine among them) and ten times the property cases
+test-full: setup-full targets lint ## as test, with the slow tests (a virtual machine among them) and ten times the property cases
 	PROPTEST_CASES=2560 $(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && pytest'
 
 lint-python: setup
@@ -46,6 +46,9 @@ bench: setup ## measure against psutil, lsof and lsfd; writes docs/reference/per
 
 detection: setup ## run every planted leak against leakcheck and its peers; writes docs/reference/detection.md
 	$(bin)/python tests/detection/table.py --write docs/reference/detection.md
+
+findings: setup ## run the campaign leaks on every target that is ready; writes the table of docs/explanation/findings.md; an hour
+	$(bin)/python scripts/findings
 
 clean: ## remove what was built, the virtual environment too
 	rm -rf .venv target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis leakcheck/*.so

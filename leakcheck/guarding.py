@@ -129,7 +129,8 @@ class Run:
             allow=allow,
             settle_ms=settle_ms,
             include_self=True,
-            attributed_only=attributed_only,
+            # Any other process of the machine may make a key.
+            attributed_only=attributed_only or arena is not None,
             arena=view_of(arena),
         )
         self._token, value = self._native.token
@@ -292,7 +293,8 @@ def guard(
         attributed_only: report residue only if descent, cgroup, namespace, run token or uid ties it to this run. For
             test suites with parallel neighbours; the rest is in `Report.unattributed`.
         arena: the disposable host in which the code runs something; all of it is looked at instead of `scope` and
-            `roots`, everything new in it is the run's, and this process's descriptors do not count.
+            `roots`, everything new in it is the run's, and this process's descriptors do not count. What no namespace
+            isolates (keys, some loop devices and BPF objects) is in `Report.unattributed`.
 
     Raises:
         UsageError: at once or on entry, for an unknown kind or scope, a missing root, a bad allow rule or a settle time

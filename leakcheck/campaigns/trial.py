@@ -24,8 +24,6 @@ __all__ = ["Left", "Trial", "bare_rate", "first_run", "probe", "run_length", "ru
 # Beyond a submission's wall limit: start and teardown of the slowest target on a machine under load.
 _GRACE = 30.0
 _NEXT = BUILTIN["ok"]
-# No namespace isolates these: one that is new may be anybody's on the machine.
-_EVERYBODYS = ("key", "loop", "bpf")
 
 
 class Left(msgspec.Struct, frozen=True):
@@ -138,7 +136,7 @@ def run_trial(target: Target, ending: Ending, number: int, *, host: bool, settle
     """Make one trial of `target` from start to end; `settle` in seconds.
 
     Raises:
-        TargetError: no place could be made, or the target does not work there even before the baseline.
+        TargetError: no place could be made, or the box could not be made ready in it.
     """
     began = time.monotonic()
     place: Place = HostPlace(target, settle) if host else ArenaPlace(target, settle)
@@ -155,8 +153,8 @@ def run_trial(target: Target, ending: Ending, number: int, *, host: bool, settle
 def _stages(stages: _Stages, ending: Ending) -> Trial:
     submission = ending.submission(stages.target.adapter.shortest_wall)
     with stages.phase("warm-up"):
-        if wrong := stages.run(stages.prepare(_NEXT), _NEXT):
-            raise TargetError(f"{stages.target.name}: warm-up run: {wrong}")
+        if wrong := stages.again():
+            return Trial(ending=ending, outcome="wrong", detail=f"warm-up run: {wrong}")
     with stages.phase("prepare"):
         argv = stages.prepare(submission)
     with stages.phase("baseline"):
@@ -174,12 +172,11 @@ def _stages(stages: _Stages, ending: Ending) -> Trial:
         first = stages.place.look()
     settled = max((gone.gone_after_ms for gone in first.transient), default=None)
     gaps = {kind: gap.reason for kind, gap in first.gaps.items()}
-    unseen = {kind: reason for kind, reason in gaps.items() if kind not in _EVERYBODYS}
     left, outcome, detail = _after(stages, ending, argv, first)
     if outcome == "clean" and wrong:
         outcome, detail = "wrong", wrong
-    elif outcome == "clean" and unseen:
-        outcome, detail = "unknown", "; ".join(f"{kind}: {reason}" for kind, reason in unseen.items())
+    elif outcome == "clean" and gaps:
+        outcome, detail = "unknown", "; ".join(f"{kind}: {reason}" for kind, reason in gaps.items())
     untied = [Left(leak.kind, leak.class_, leak.label) for leak in first.unattributed]
     return Trial(ending=ending, outcome=outcome, left=left, detail=detail, settled_ms=settled, gaps=gaps, untied=untied)
 

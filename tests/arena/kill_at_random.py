@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import prctl
@@ -120,20 +120,24 @@ def one(generator: random.Random, before: set[Path]) -> str | None:
     if rest:
         return f"{whom}: left {described(rest)}"
     if whom in ("warden", "both"):
-        if full := [path for path in own_cgroups() - before if in_use(path)]:
+        if full := left_for(1, before, in_use):
             return f"{whom}: cgroups {full} are in use"
     elif left := left_for(1, before):
         return f"{whom}: cgroups {left} left"
     return None
 
 
-def left_for(seconds: float, before: set[Path]) -> set[Path]:
-    """Return what is there after some time: at first it may be another owner's that is just going away."""
+def left_for(seconds: float, before: set[Path], counts: Callable[[Path], bool] = lambda _: True) -> set[Path]:
+    """Return what is there after some time: at first it may be another owner's that is just coming or going."""
+
+    def now() -> set[Path]:
+        return {path for path in own_cgroups() - before if counts(path)}
+
     until = time.monotonic() + seconds
-    left = own_cgroups() - before
+    left = now()
     while left and time.monotonic() < until:
         time.sleep(0.01)
-        left &= own_cgroups()
+        left &= now()
     return left
 
 

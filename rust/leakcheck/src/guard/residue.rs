@@ -80,7 +80,9 @@ pub(super) fn coverage<P: Provenance>(
     let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
     if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
         let more = hidden(after) - hidden(before);
-        map.lower(Kind::Key, Level::Partial, format!("{more} new keys can be viewed by their possessors alone"));
+        // To an arena no key is tied in any case.
+        let level = if after.arena.is_some() { Level::Full } else { Level::Partial };
+        map.lower(Kind::Key, level, format!("{more} new keys can be viewed by their possessors alone"));
     }
     let gaps: Vec<&Unreadable> = after.unreadable.iter().filter(matters).collect();
     observe::lower_for_unreadable(&gaps, &mut map);
