@@ -180,8 +180,7 @@ impl Warden {
         Ok((up, fds))
     }
 
-    /// Who asked for two arenas will want more. The first move into a v1 cgroup waits some 10 ms for the kernel, those right after it
-    /// do not, and all other changes of cgroups wait meanwhile: so several spawners make it together, between two arenas.
+    /// Who asked for two arenas will want more: spawners and their cgroups are made ahead, several at a time, between two arenas.
     fn prepare(&mut self) {
         if self.next < 2 || !self.spares.is_empty() {
             return;
