@@ -103,30 +103,19 @@ impl Warden {
                 owned = false;
             }
             if !owned {
-                for mut spare in std::mem::take(&mut self.spares) {
-                    let _ = spare.down(&self.children);
+                let (kept, others): (Vec<Arena>, Vec<Arena>) =
+                    std::mem::take(&mut self.arenas).into_values().partition(|arena| arena.kept && arena.lives());
+                let _ = all_down(others.into_iter().chain(std::mem::take(&mut self.spares)), &self.children);
+                if kept.is_empty() {
+                    return Ok(());
                 }
-                for (_, mut arena) in std::mem::take(&mut self.arenas) {
-                    if arena.kept && arena.lives() {
-                        self.arenas.insert(self.arenas.len() as u64, arena);
-                    } else {
-                        let _ = arena.down(&self.children);
-                    }
-                }
-                if self.arenas.is_empty() {
-                    return self.end();
-                }
+                self.arenas = (0..).zip(kept).collect();
             }
         }
     }
 
-    fn end(mut self) -> io::Result<()> {
-        let rest = std::mem::take(&mut self.arenas).into_values().chain(self.spares);
-        let mut outcome = Ok(());
-        for mut arena in rest {
-            outcome = arena.down(&self.children).and(outcome);
-        }
-        outcome
+    fn end(self) -> io::Result<()> {
+        all_down(self.arenas.into_values().chain(self.spares), &self.children)
     }
 
     fn answer(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> bool {
@@ -232,14 +221,28 @@ impl Arena {
 
     /// Ends every process and removes the cgroups: with init goes all of its pid namespace (pid_namespaces(7)).
     fn down(&mut self, children: &OwnedFd) -> io::Result<()> {
-        if let Some(init) = &self.init {
-            let _ = pidfd_send_signal(init, Signal::KILL);
-            wait(init, children);
+        self.kill();
+        for pidfd in self.init.iter().chain([&self.spawner]) {
+            wait(pidfd, children);
         }
-        let _ = pidfd_send_signal(&self.spawner, Signal::KILL);
-        wait(&self.spawner, children);
         self.cgroups.remove()
     }
+
+    fn kill(&self) {
+        for pidfd in self.init.iter().chain([&self.spawner]) {
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        }
+    }
+}
+
+/// Takes them down side by side.
+fn all_down(arenas: impl Iterator<Item = Arena>, children: &OwnedFd) -> io::Result<()> {
+    let all: Vec<Arena> = arenas.inspect(Arena::kill).collect();
+    let mut outcome = Ok(());
+    for mut arena in all {
+        outcome = arena.down(children).and(outcome);
+    }
+    outcome
 }
 
 fn ended(pidfd: &OwnedFd) -> bool {
