@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use leakcheck::guard::{self, Guard};
@@ -224,14 +224,17 @@ impl Drop for Arena {
 
 /// A program of this workspace, built when it is not there.
 pub(crate) fn binary(package: &str, name: &str) -> PathBuf {
-    let exe = std::env::current_exe().unwrap();
-    let path = exe.parent().unwrap().with_file_name(name);
-    if !path.exists() {
-        let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    // Also where there is one: it may be an older one. Without cargo there is what was put there.
+    if let Some(cargo) = std::env::var_os("CARGO")
+        && built.insert(package.to_owned())
+    {
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
-        assert!(build.args(["build", "--profile", profile, "-p", package]).status().unwrap().success());
+        let build = Command::new(cargo).args(["build", "--quiet", "--profile", profile, "-p", package]).status();
+        assert!(build.unwrap().success());
     }
-    path
+    std::env::current_exe().unwrap().parent().unwrap().with_file_name(name)
 }
 
 fn pair() -> (OwnedFd, OwnedFd) {
