@@ -75,11 +75,11 @@ impl Cgroups {
         let mut made = Cgroups { dirs: Vec::new(), lock: None };
         for hierarchy in all {
             let dir = hierarchy.own.join(format!("{PREFIX}{name}"));
-            let done = fs::create_dir(&dir).and_then(|()| {
+            let locked =
+                if made.lock.is_none() { make_locked(&dir).map(Some) } else { fs::create_dir(&dir).map(|()| None) };
+            let done = locked.and_then(|lock| {
                 made.dirs.push((hierarchy.name.clone(), dir.clone()));
-                if made.lock.is_none() {
-                    made.lock = Some(lock(&dir)?.ok_or_else(|| io::Error::other("locked by somebody else"))?);
-                }
+                made.lock = lock.or(made.lock.take());
                 if hierarchy.name.split(',').any(|c| c == "cpuset") {
                     inherit_cpuset(&dir)?;
                 }
@@ -171,6 +171,28 @@ pub(crate) fn sweep(all: &[Hierarchy]) {
             }
         }
     }
+}
+
+/// Until it is locked, another warden may take it for one to be swept.
+fn make_locked(dir: &Path) -> io::Result<OwnedFd> {
+    for _ in 0..100 {
+        match fs::create_dir(dir) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+            _ => {}
+        }
+        match lock(dir) {
+            // What was opened may have been removed before it was locked.
+            Ok(Some(fd))
+                if rustix::fs::stat(dir)
+                    .is_ok_and(|now| rustix::fs::fstat(&fd).is_ok_and(|opened| opened.st_ino == now.st_ino)) =>
+            {
+                return Ok(fd);
+            }
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => drop(poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 }))),
+        }
+    }
+    Err(io::Error::other("locked by somebody else"))
 }
 
 fn lock(dir: &Path) -> io::Result<Option<OwnedFd>> {
