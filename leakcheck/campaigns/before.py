@@ -10,7 +10,7 @@ from leakcheck.campaigns.trial import Left
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
 
-__all__ = ["bare_rate", "first_run", "probe", "run_length"]
+__all__ = ["bare_rate", "first_run", "isolation_gaps", "probe", "run_length"]
 
 _NAMESPACES = "for n in cgroup ipc mnt net pid time user uts; do echo $n $(readlink /proc/self/ns/$n); done"
 
@@ -18,22 +18,22 @@ _NAMESPACES = "for n in cgroup ipc mnt net pid time user uts; do echo $n $(readl
 def probe(target: Target, *, host: bool, stop: Stop) -> list[str]:
     """Return what of the target's isolation is not on where trials take place; empty if all is."""
     gaps: list[str] = []
-
-    def look(stages: Stages) -> None:
-        marker = stages.place.work.parent / "marker"
-        stages.place.write(marker, b"")
-        submission = target.probe(marker)
-        argv = stages.prepare(submission)
-        _, links = stages.said(["/bin/sh", "-c", _NAMESPACES])
-        outside = dict(line.split(" ", 1) for line in links.splitlines())
-        _, said = stages.said(argv, submission.wall)
-        gaps.extend(target.isolation_gaps(said, outside, os.uname().version))
-        if gaps:
-            gaps.append(said[-300:].strip())
-
     if not target.adapter.probe.none:
-        _in_a_place(target, host, look, stop)
+        _in_a_place(target, host, lambda stages: gaps.extend(isolation_gaps(stages)), stop)
     return gaps
+
+
+def isolation_gaps(stages: Stages) -> list[str]:
+    """Return what of the target's isolation is not on in this place, with the probe's last words; empty if all is."""
+    marker = stages.place.work.parent / "marker"
+    stages.place.write(marker, b"")
+    submission = stages.target.probe(marker)
+    argv = stages.prepare(submission)
+    links = stages.said(["/bin/sh", "-c", _NAMESPACES])
+    outside = dict(line.split(" ", 1) for line in links.splitlines())
+    said = stages.said(argv, submission.wall)
+    gaps = stages.target.isolation_gaps(said, outside, os.uname().version)
+    return [*gaps, said[-300:].strip()] if gaps else []
 
 
 def run_length(target: Target, *, host: bool, stop: Stop, runs: int = 5) -> float:

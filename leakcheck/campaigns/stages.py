@@ -16,7 +16,7 @@ from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Box, Outcome, Target
 
-__all__ = ["NEXT", "Done", "Stages", "Stop", "StoppedError", "memory", "never", "text"]
+__all__ = ["NEXT", "Done", "Stages", "Stop", "StoppedError", "ended", "memory", "never", "text"]
 
 NEXT = BUILTIN["ok"]
 """What is run next in a box, to see whether it is as good as new."""
@@ -50,10 +50,10 @@ def never() -> bool:
 class Stages:
     """Runs a target's commands in one place, and times what it does; `stop` ends what runs with `StoppedError`."""
 
-    def __init__(self, target: Target, place: Place, number: int = 0, *, name: str = "", stop: Stop = never) -> None:
+    def __init__(self, target: Target, place: Place, number: int = 0, *, stop: Stop = never) -> None:
         self.target = target
         self.place = place
-        self.box = Box(number=number, work=place.work, name=name)
+        self.box = Box(number=number, work=place.work)
         self.phases: dict[str, float] = {}
         self._stop = stop
 
@@ -81,10 +81,11 @@ class Stages:
         """Start a command in the target's environment."""
         return self.place.start(argv, self.target.env(self.box), output)
 
-    def said(self, argv: Sequence[str], limit: float = 0) -> tuple[int, str]:
-        """Run a command, `limit` seconds and the grace at most; return its exit code and what it printed."""
+    def said(self, argv: Sequence[str], limit: float = 0) -> str:
+        """Run a command, `limit` seconds and the grace at most; return what it printed."""
         with memory() as output:
-            return self.wait(self.start(argv, output), limit, argv[0]), text(output)
+            self.wait(self.start(argv, output), limit, argv[0])
+            return text(output)
 
     def outcome(self, argv: Sequence[str], submission: Submission) -> Done:
         """Run `submission` to its end."""
@@ -105,7 +106,7 @@ class Stages:
             supervisor = self.start(argv, output)
             left = began + ending.after_ms / 1000 - time.monotonic()
             # poll() counts whole milliseconds; the rest is slept.
-            if not _ended(supervisor, int(left * 1000)):
+            if not ended(supervisor, int(left * 1000)):
                 time.sleep(max(0.0, began + ending.after_ms / 1000 - time.monotonic()))
                 kill(self.place, supervisor, ending.kill or "supervisor")
             self.wait(supervisor, 0, argv[0])
@@ -138,7 +139,7 @@ class Stages:
     def wait(self, process: Running, limit: float, name: str) -> int:
         """Return the exit code of `process`; raise `TargetError` and kill it after `limit` seconds and the grace."""
         until = time.monotonic() + limit + _GRACE
-        while not _ended(process, int(_ASK * 1000)):
+        while not ended(process, int(_ASK * 1000)):
             late = time.monotonic() > until
             if late or self._stop():
                 kill(self.place, process, "tree")
@@ -147,7 +148,7 @@ class Stages:
                 if late:
                     raise TargetError(f"{name} still ran after {limit + _GRACE:.0f} s, and was killed")
                 raise StoppedError(f"{self.target.name}: interrupted before the first trial")
-        return process.wait(_GRACE)
+        return process.wait()
 
     def _commands(self, what: str, commands: Sequence[Sequence[str]]) -> None:
         for argv in commands:
@@ -157,10 +158,11 @@ class Stages:
                     raise TargetError(f"{what}: {Path(argv[0]).name} ended with {code}: {_last_words(output)}")
 
 
-def _ended(process: Running, ms: int) -> bool:
-    ended = select.poll()
-    ended.register(process.pidfd, select.POLLIN)
-    return bool(ended.poll(max(0, ms)))
+def ended(process: Running, ms: int) -> bool:
+    """Tell whether `process` has ended, within `ms` milliseconds."""
+    poll = select.poll()
+    poll.register(process.pidfd, select.POLLIN)
+    return bool(poll.poll(max(0, ms)))
 
 
 @contextlib.contextmanager

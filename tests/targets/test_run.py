@@ -8,12 +8,19 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from leakcheck.conformance import CHECKS, Finding, enclosed, tried
+from leakcheck.conformance import CHECKS, Finding, check, tried
 from leakcheck.targets import Target, builtin, load
 
 EXAMPLE = Path(__file__).parents[2] / "examples/adapter/mysandbox.toml"
 # The tries here run as root, in arenas.
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+_CHECK_HERE = """
+import msgspec
+from leakcheck.conformance import check
+from leakcheck.targets import load
+print(msgspec.json.encode(check(load("firejail"), ["ok", "probe"], host=True)).decode())
+"""
 
 
 def failures(findings: list[Finding]) -> list[str]:
@@ -25,7 +32,7 @@ def test_the_target_conforms(target: Target) -> None:
     state = tried(target)
     if state.state != "ready":
         pytest.skip(f"{state.state}: {state.reason}; {state.hint}")
-    findings = enclosed(target)
+    findings = check(target)
     assert failures(findings) == []
     assert [finding.check for finding in findings] == list(CHECKS)
 
@@ -37,7 +44,7 @@ def test_the_probe_catches_firejail_where_it_drops_its_isolation() -> None:
     # A pid namespace whose process 1 does not say that it is LXC's.
     environment = {name: value for name, value in os.environ.items() if name != "container"}
     argv = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", '"$@"; exit $?', "sh"]
-    argv += [sys.executable, "-m", "leakcheck.conformance", "--json", "--here", str(target.path), "ok", "probe"]
+    argv += [sys.executable, "-c", _CHECK_HERE]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=True, stdin=subprocess.DEVNULL, env=environment)
     ok, probe = msgspec.json.decode(done.stdout, type=list[Finding])
     assert ok.passed, "it says that all is well"
@@ -61,7 +68,7 @@ def test_an_adapter_that_is_wrong_fails_the_check_that_it_should(
     path = tmp_path / "wrong.toml"
     probe = 'probe = { namespaces = ["pid"] }\nstatus = { timeout = [124] }'
     path.write_text(f'name = "wrong"\nsummary = "x"\nlaunch = {launch}\n{recover}\n{probe}\n')
-    findings = {finding.check: finding for finding in enclosed(load(path))}
+    findings = {finding.check: finding for finding in check(load(path))}
     assert not findings[failing].passed
     assert findings[failing].detail
 
