@@ -29,7 +29,7 @@ _USAGE = """\
 usage: python -m leakcheck.conformance TARGET|ADAPTER.toml
 
 Runs four submissions whose verdicts are known, proves that the declared isolation is on, kills the sandbox and lets
-it recover, all in an arena. Exit codes: 0 all passed, 1 one failed, 2 usage, 4 it cannot be run here, 130 interrupted."""
+it recover, all in an arena. Exit codes: 0 all passed, 1 one failed, 2 usage, 4 cannot be run here, 130 interrupted."""
 _START = 20.0
 
 

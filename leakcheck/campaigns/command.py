@@ -37,11 +37,12 @@ def run_leaks(target: Target, options: LeaksOptions, output: Path | None, *, as_
             )
         except StoppedError as stopped:
             progress.end()
+            arena.shutdown()
             print(f"leakcheck: {stopped}, so there is no result", file=sys.stderr, flush=True)
             return _INTERRUPTED
         finally:
             progress.end()
-            arena.shutdown()
+        arena.shutdown()
         if not as_json:
             print_campaign(result, Console(stderr=True))
         if output is not None:

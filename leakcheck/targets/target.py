@@ -57,12 +57,6 @@ class Launch(msgspec.Struct, frozen=True):
     env: dict[str, str]
     files: dict[str, str]
 
-    def write(self) -> None:
-        """Write the files and make the directories they are in."""
-        for path, text in self.files.items():
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(text, encoding="utf-8")
-
 
 class Outcome(msgspec.Struct, frozen=True):
     """What the target said of a submission."""
@@ -87,11 +81,6 @@ class Target:
     def name(self) -> str:
         """The target's name."""
         return self.adapter.name
-
-    def files(self) -> list[Path]:
-        """Return the files that describe it: the adapter and the templates beside it."""
-        templates = (file.json for file in self.adapter.files if file.json is not None)
-        return [self.path, *(self.path.parent / template for template in templates)]
 
     def found(self) -> dict[str, str | None]:
         """Return each program that the target needs, with its path where there is one."""

@@ -1,11 +1,14 @@
 """Every target that can be run here, for real: known verdicts, isolation proved, recovery after a crash."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
 from leakcheck.conformance import CHECKS, Finding, check, tried
@@ -102,8 +105,35 @@ def test_the_check_can_be_run_as_a_command(tmp_path: Path) -> None:
         [["ok", c] for c in CHECKS],
     )
     assert run("docker").returncode == 2
+    done = run("--help")
+    assert (done.returncode, done.stdout[:46]) == (0, "usage: python -m leakcheck.conformance TARGET|")
     absent = tmp_path / "absent.toml"
     absent.write_text(EXAMPLE.read_text().replace('"timeout"]', '"timeout", "no-such-sandbox"]'))
     done = run(str(absent))
     assert done.returncode == 4
     assert "no no-such-sandbox in" in done.stderr
+
+
+def test_an_adapter_may_lie_directly_in_tmp() -> None:
+    path = Path(f"/tmp/leakcheck-test-{os.getpid()}.toml")
+    path.write_text(EXAMPLE.read_text())
+    try:
+        assert failures(check(load(path), ["ok"])) == []
+    finally:
+        path.unlink()
+
+
+def test_ctrl_c_ends_the_check_with_130_and_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "slow.toml"
+    path.write_text(
+        'name = "slow"\nsummary = "x"\nlaunch = ["/bin/sleep", "60", "{program}"]\nprobe = { none = "x" }\n'
+    )
+    argv = [sys.executable, "-m", "leakcheck.conformance", path]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as checking:
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not psutil.Process(checking.pid).children():
+            time.sleep(0.02)
+        time.sleep(0.3)
+        checking.send_signal(signal.SIGINT)
+        _, said = checking.communicate(timeout=20)
+    assert (checking.returncode, said) == (130, "leakcheck: interrupted, so there is no result\n")
