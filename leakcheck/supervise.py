@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
 
-__all__ = ["GivenUp", "Interrupts", "TargetError", "in_background", "run"]
+__all__ = ["GivenUp", "Interrupts", "TargetError", "in_background", "run", "why_not_run"]
 
 _T = TypeVar("_T")
 
@@ -117,7 +117,7 @@ def run(
     try:
         process = subprocess.Popen(argv, env=env, close_fds=False, stdin=stdin, stdout=stdout)
     except OSError as error:
-        raise TargetError(f"run {argv[0]}: {_why(argv[0], error)}") from error
+        raise TargetError(f"run {argv[0]}: {why_not_run(argv[0], error)}") from error
     pidfd = os.pidfd_open(process.pid)
     try:
         with interrupts.reaching(pidfd):
@@ -150,7 +150,8 @@ def in_background(work: Callable[[], _T]) -> _T:
     return outcome[0]
 
 
-def _why(program: str, error: OSError) -> str:
+def why_not_run(program: str, error: OSError) -> str:
+    """Return why starting `program` gave `error`, in words."""
     path = Path(program)
     if error.errno == errno.ENOENT:
         if "/" not in program:

@@ -10,6 +10,7 @@ from rich.console import Console
 from leakcheck import arena
 from leakcheck.campaigns.leaks import LeaksOptions, leaks
 from leakcheck.campaigns.render import print_campaign
+from leakcheck.campaigns.stages import StoppedError
 from leakcheck.campaigns.trial import Trial
 from leakcheck.save import check_writable, save
 from leakcheck.supervise import Interrupts, in_background
@@ -17,6 +18,7 @@ from leakcheck.targets import Target
 
 __all__ = ["run_leaks"]
 
+_INTERRUPTED = 130
 _EXIT = {"clean": 0, "leaked": 1, "unknown": 3}
 
 
@@ -28,7 +30,16 @@ def run_leaks(target: Target, options: LeaksOptions, output: Path | None, *, as_
     progress = _Progress(target.name, options.iterations)
     with Interrupts() as interrupts:
         try:
-            result = in_background(lambda: leaks(target, options, progress=progress.tell, stop=interrupts.seen))
+            result = in_background(
+                lambda: leaks(
+                    target, options, progress=progress.tell, finishing=progress.finishing, stop=interrupts.seen
+                )
+            )
+        except StoppedError as stopped:
+            progress.end()
+            arena.shutdown()
+            print(f"leakcheck: {stopped}, so there is no result", file=sys.stderr, flush=True)
+            return _INTERRUPTED
         finally:
             progress.end()
         arena.shutdown()
@@ -38,7 +49,7 @@ def run_leaks(target: Target, options: LeaksOptions, output: Path | None, *, as_
             save(output, result.to_json())
         if as_json:
             print(result.to_json(), flush=True)
-        return 130 if interrupts.seen() else _EXIT[result.verdict]
+        return _INTERRUPTED if interrupts.seen() else _EXIT[result.verdict]
 
 
 class _Progress:
@@ -64,6 +75,9 @@ class _Progress:
         left = f", {_duration((self._wanted - made) / rate)} left" if rate else ""
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self._outcomes.items())
         self._write(f"{made}/{self._wanted}{left}: {counts}")
+
+    def finishing(self, running: int) -> None:
+        self._write(f"interrupted: finishing {running} {'trial' if running == 1 else 'trials'}; again to leave at once")
 
     def _write(self, text: str) -> None:
         if self._terminal:

@@ -24,6 +24,7 @@ KILLS: tuple[Kill, ...] = get_args(Kill)
 
 # Its payload outlives the kill, however long one waits for it, and is short of the campaign's patience.
 _SLEEPING = Submission(name="sleeping", program=("/bin/sh", "-c", "sleep 600; exit 0"), wall=60)
+_LATEST_MS = 3_600_000
 _FORCED = re.compile(r"forced:([a-z]+)@(\d+(?:\.\d+)?)ms(,sleeping)?")
 
 
@@ -70,6 +71,8 @@ def parse(plan: str) -> Ending:
             f"plan {plan!r}: give normal, timeout, crash:signal, crash:exit or forced:WHO@MSms[,sleeping], "
             f"WHO being one of {', '.join(KILLS)}"
         )
+    if float(found[2]) > _LATEST_MS:
+        raise UsageError(f"plan {plan!r}: the kill comes after an hour at most, {_LATEST_MS} ms")
     return Ending("forced", kill, float(found[2]), sleeping=found[3] is not None)
 
 

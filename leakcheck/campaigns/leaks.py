@@ -14,10 +14,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 import msgspec
 
 from leakcheck import _native
+from leakcheck.campaigns.before import bare_rate, first_run, probe, run_length
 from leakcheck.campaigns.ending import ENDINGS, KILLS, Ending, Kill, deal
 from leakcheck.campaigns.result import Campaign, Criterion, Finding, Outcome, Residue
+from leakcheck.campaigns.stages import Stop, StoppedError, never
 from leakcheck.campaigns.statistics import upper_bound
-from leakcheck.campaigns.trial import Left, Trial, bare_rate, first_run, probe, run_length, run_trial
+from leakcheck.campaigns.trial import Left, Trial, run_trial
 from leakcheck.errors import UsageError
 from leakcheck.report import Verdict
 from leakcheck.supervise import TargetError
@@ -65,6 +67,10 @@ class LeaksOptions(msgspec.Struct, frozen=True, kw_only=True):
                 raise UsageError(f"{option}: names none of {', '.join(known)}")
             if unknown := [one for one in given if one not in known]:
                 raise UsageError(f"{option} {unknown[0]!r}: one of {', '.join(known)}")
+            if twice := [one for one, times in Counter(given).items() if times > 1]:
+                raise UsageError(f"{option}: names {twice[0]} twice")
+            if self.plan is not None and tuple(given) != tuple(known):
+                raise UsageError(f"{option} --plan: a plan is the ending of every trial; give one of the two")
         if self.host and self.jobs > 1:
             raise UsageError("--host --jobs: on the host trials see each other, so make one at a time")
 
@@ -74,15 +80,17 @@ def leaks(
     options: LeaksOptions,
     *,
     progress: Callable[[Trial, int], None] | None = None,
-    stop: Callable[[], bool] | None = None,
+    finishing: Callable[[int], None] | None = None,
+    stop: Stop = never,
 ) -> Campaign:
     """Run the campaign.
 
-    `progress` is told of every trial with how many were made; once `stop` returns true no further one is begun, and
-    the result is that of those made.
+    `progress` is told of every trial with how many were made; once `stop` returns true no further one is begun,
+    `finishing` is told how many are being made, and the result is that of those made.
 
     Raises:
         UsageError: an option cannot be.
+        StoppedError: `stop` returned true before the first trial.
         TargetError: the target cannot be run here, or its isolation is not on.
     """
     options.check()
@@ -91,11 +99,11 @@ def leaks(
         hint = f"; {state.hint}" if state.hint else ""
         raise TargetError(f"{target.name}: {state.state}: {state.reason}{hint}")
     if not options.host:
-        return _campaign(target, options, progress, stop)
+        return _campaign(target, options, progress, finishing, stop)
     # What all runs of the campaign leave on the host, the warm-up runs too: for `leakcheck reap`.
     whole = _native.Guard(settle_ms=500, attributed_only=True)
     try:
-        campaign = _campaign(target, options, progress, stop)
+        campaign = _campaign(target, options, progress, finishing, stop)
         return msgspec.structs.replace(campaign, report=msgspec.Raw(whole.end().encode()))
     finally:
         whole.abandon()
@@ -105,27 +113,28 @@ def _campaign(
     target: Target,
     options: LeaksOptions,
     progress: Callable[[Trial, int], None] | None,
-    stop: Callable[[], bool] | None,
+    finishing: Callable[[int], None] | None,
+    stop: Stop,
 ) -> Campaign:
-    if gaps := probe(target, host=options.host):
+    if gaps := probe(target, host=options.host, stop=stop):
         raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
     jobs = 1 if options.host else options.jobs or os.cpu_count() or 1
     # As many at a time as later on, lest all kills come early in runs that then take longer.
     with ThreadPoolExecutor(jobs) as pool:
-        run_ms = statistics.median(pool.map(lambda _: run_length(target, host=options.host), range(jobs)))
-    first = [] if options.host else first_run(target, host=options.host, settle=options.settle)
+        run_ms = statistics.median(pool.map(lambda _: run_length(target, host=options.host, stop=stop), range(jobs)))
+    first = [] if options.host else first_run(target, host=options.host, stop=stop, settle=options.settle)
     began = time.monotonic()
     trials: list[Trial] = []
     failure: TargetError | None = None
     try:
-        for trial in _made(target, options, _endings(options, run_ms), jobs, stop):
+        for trial in _made(target, options, _endings(options, run_ms), jobs, finishing, stop):
             trials.append(trial)
             if progress is not None:
                 progress(trial, len(trials))
     except TargetError as error:
         failure = error
     if not trials:
-        raise failure or TargetError(f"{target.name}: stopped before the first trial was made")
+        raise failure or StoppedError(f"{target.name}: interrupted before the first trial")
     took = time.monotonic() - began
     return _judged(target, options, trials, first, run_ms, took, jobs, failure)
 
@@ -138,7 +147,12 @@ def _endings(options: LeaksOptions, run_ms: float) -> Iterable[Ending]:
 
 
 def _made(
-    target: Target, options: LeaksOptions, endings: Iterable[Ending], jobs: int, stop: Callable[[], bool] | None
+    target: Target,
+    options: LeaksOptions,
+    endings: Iterable[Ending],
+    jobs: int,
+    finishing: Callable[[int], None] | None,
+    stop: Stop,
 ) -> Iterator[Trial]:
     """Yield trials as they are made, `jobs` at a time."""
     rest = iter(endings)
@@ -147,7 +161,7 @@ def _made(
         numbers = iter(range(options.iterations))
 
         def begin() -> None:
-            if not (stop and stop()) and (ending := next(rest, None)) is not None:
+            if not stop() and (ending := next(rest, None)) is not None:
                 work = pool.submit(
                     run_trial, target, ending, next(numbers) % 100, host=options.host, settle=options.settle
                 )
@@ -158,6 +172,9 @@ def _made(
         while running:
             # With a timeout, so that a signal's handler gets its turn.
             done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            if finishing is not None and stop():
+                finishing(len(running))
+                finishing = None
             for one in done:
                 running.discard(one)
                 yield one.result()
@@ -178,7 +195,8 @@ def _judged(
     endings: dict[str, Counter[str]] = defaultdict(Counter)
     for trial in trials:
         endings[trial.ending.group][trial.outcome] += 1
-    leaked = outcomes["leaked"] + outcomes["wedged"]
+    # One that is wedged need not have left anything that can be seen.
+    leaked = sum(any(one.class_ != "reclaimable" for one in trial.left) for trial in trials)
     verdict = _verdict(outcomes, failure)
     bound = upper_bound(leaked, len(trials))
     criteria = [
@@ -229,20 +247,23 @@ def _verdict(outcomes: Counter[str], failure: TargetError | None) -> Verdict:
 def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) -> list[Finding]:
     """Group trials that ended alike and left the same kinds of thing; the most first."""
     groups: dict[tuple[object, ...], list[Trial]] = defaultdict(list)
+    settled = options.settle != LeaksOptions().settle
     for trial in trials:
         if trial.outcome != "clean":
             who = trial.ending.kill or trial.ending.name
-            what = tuple(sorted({(one.kind, one.class_, one.by) for one in trial.left}))
-            groups[trial.ending.group, who, trial.outcome, what, _shape(trial.detail)].append(trial)
+            kinds = tuple(sorted({(one.kind, one.class_, one.by) for one in trial.left}))
+            groups[trial.ending.group, who, trial.outcome, kinds, _shape(trial.detail)].append(trial)
     findings = []
-    for alike in groups.values():
+    for what, alike in groups.items():
         first = alike[0]
         plan = first.ending.plan
         words = ["leakcheck", "leaks", "--target", _named(target)]
         words += ["--plan", plan, "--iterations", "20" if first.ending.kill else "1"] + ["--host"] * options.host
+        words += ["--settle", f"{options.settle:g}"] * settled
         replay = shlex.join(words)
         left = _summed([trial.left for trial in alike])
-        name = hashlib.sha256(repr((target.name, first.ending.group, first.ending.kill, first.outcome, left)).encode())
+        # Of nothing that differs from campaign to campaign: no counts, no labels.
+        name = hashlib.sha256(repr((target.name, what)).encode())
         findings.append(
             Finding(
                 id=name.hexdigest()[:8],
@@ -260,7 +281,7 @@ def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) ->
 
 def _named(target: Target) -> str:
     """Return what `--target` takes."""
-    return target.name if any(target.path == known.path for known in builtin()) else str(target.path)
+    return target.name if any(target.path == known.path for known in builtin()) else str(target.path.absolute())
 
 
 def _summed(lists: Sequence[Sequence[Left]]) -> list[Residue]:

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -17,15 +18,17 @@ import psutil
 
 from leakcheck import _native
 from leakcheck.arena import Arena
-from leakcheck.report import Report
+from leakcheck.campaigns.rooted import make_directory, read_file, write_file
+from leakcheck.report import Leak, Report
+from leakcheck.supervise import TargetError, why_not_run
 from leakcheck.targets import Target
-from leakcheck.targets.executables import places
+from leakcheck.targets.executables import binds
 
 __all__ = ["ArenaPlace", "HostPlace", "Place", "Running", "kill"]
 
 _ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
-# What an arena has anew, so that what the host has there is out of sight.
-_FRESH = ("/tmp", "/run", "/var/tmp", "/dev/shm")  # noqa: S108 - names to compare with, nothing is made there
+# Kinds of which a new one may be where another was before.
+_PLACED = {"file": "path", "lockfile": "path", "cgroup": "path", "mount": "target"}
 
 
 class Running(Protocol):
@@ -51,17 +54,29 @@ class Place(Protocol):
     def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
         """Start a command with nothing to read, which writes to `output`."""
 
-    def tree(self, supervisor: Running) -> set[int]:
-        """Return the host's ids of the supervisor and of all that it started."""
+    def tree(self, supervisor: Running) -> set[psutil.Process]:
+        """Return the supervisor and all that it started."""
 
-    def path(self, path: Path) -> Path:
-        """Return where from outside the file is that commands see at `path`."""
+    def read(self, path: Path) -> bytes:
+        """Return what is in the file that commands see at `path`; raise `OSError`."""
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write the file that commands see at `path`, and make its directories; raise `OSError`."""
 
     def begin(self) -> None:
         """Take the baseline."""
 
     def look(self) -> Report:
         """Settle, and return what is left of all since the baseline."""
+
+    def mark(self) -> None:
+        """Take a second baseline."""
+
+    def look_since_mark(self) -> list[Leak]:
+        """Settle, and return what is there that was not at the second baseline."""
+
+    def replaced(self, leaks: Sequence[Leak]) -> set[str]:
+        """Return the keys of those `leaks` in whose place there was another at the baseline."""
 
     def __enter__(self) -> Self: ...
 
@@ -76,31 +91,51 @@ class ArenaPlace:
     work = Path("/tmp/leakcheck/box")  # noqa: S108 - the arena's own
 
     def __init__(self, target: Target, settle: float) -> None:
-        self._arena = Arena(hostname="arena", binds=_binds(target))
+        self._arena = Arena(hostname="arena", binds=binds(path for path in target.found().values() if path))
         self._settle_ms = round(settle * 1000)
+        self._root = -1
 
     def __enter__(self) -> Self:
         self._arena.up()
-        self.path(self.work).mkdir(parents=True)
+        try:
+            self._root = os.open(f"/proc/{self._arena.init}/root", os.O_PATH | os.O_DIRECTORY)
+            make_directory(self._root, self.work)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # Before the arena goes: its file systems live as long as somebody holds them.
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
         self._arena.down()
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
         """Start a command in the arena."""
         return self._arena.popen(argv, env=_ENV | dict(env), stdout=output, stderr=output)
 
-    def tree(self, supervisor: Running) -> set[int]:
+    def tree(self, supervisor: Running) -> set[psutil.Process]:
         """Return all that runs in the arena."""
         del supervisor
-        return self._arena.pids()
+        found = set()
+        for pid in self._arena.pids():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.add(psutil.Process(pid))
+        # A number may have become another's before it was looked up.
+        still = self._arena.pids()
+        return {process for process in found if process.pid in still}
 
-    def path(self, path: Path) -> Path:
-        """Return the path through the arena's root."""
-        return Path(f"/proc/{self._arena.init}/root") / path.relative_to("/")
+    def read(self, path: Path) -> bytes:
+        """Return what is in the arena's file."""
+        return read_file(self._root, path)
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write the arena's file, wherever links in the arena lead."""
+        write_file(self._root, path, content)
 
     def begin(self) -> None:
         """Take the baseline of the whole arena."""
@@ -108,7 +143,22 @@ class ArenaPlace:
 
     def look(self) -> Report:
         """Settle, and return what is there that was not; what nothing ties to the arena is set apart."""
-        report = Report.from_json(_native.settle(self._before, settle_ms=self._settle_ms))
+        return self._since(self._before)
+
+    def mark(self) -> None:
+        """Take a second baseline of the whole arena."""
+        self._marked = _native.snapshot(arena=self._arena.view)
+
+    def look_since_mark(self) -> list[Leak]:
+        """Settle, and return what is there that was not at the second baseline."""
+        return self._since(self._marked).leaks
+
+    def replaced(self, leaks: Sequence[Leak]) -> set[str]:
+        """Return the keys of those in whose place there are no more than there were."""
+        return _replaced(leaks, self._before, _native.snapshot(arena=self._arena.view)) if leaks else set()
+
+    def _since(self, before: _native.Snapshot) -> Report:
+        report = Report.from_json(_native.settle(before, settle_ms=self._settle_ms))
         tied = [leak for leak in report.leaks if leak.attribution != "none"]
         untied = [leak for leak in report.leaks if leak.attribution == "none"]
         return msgspec.structs.replace(report, leaks=tied, unattributed=[*report.unattributed, *untied])
@@ -143,37 +193,58 @@ class HostPlace:
         """Start a command in a session of its own."""
         return _HostProcess(argv, _ENV | self._token | dict(env), output)
 
-    def tree(self, supervisor: Running) -> set[int]:
+    def tree(self, supervisor: Running) -> set[psutil.Process]:
         """Return the supervisor and its descendants."""
         assert isinstance(supervisor, _HostProcess)  # noqa: S101 - `start` made it
         with contextlib.suppress(psutil.NoSuchProcess):
             top = psutil.Process(supervisor.pid)
-            return {top.pid, *(child.pid for child in top.children(recursive=True))}
+            return {top, *top.children(recursive=True)}
         return set()
 
-    def path(self, path: Path) -> Path:
-        """Return `path`."""
-        return path
+    def read(self, path: Path) -> bytes:
+        """Return what is in the file."""
+        return path.read_bytes()
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write the file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
 
     def begin(self) -> None:
         """Take the baseline, and watch who makes what."""
+        self._before = _native.snapshot(kinds=",".join(_PLACED))
         self._guard = _native.Guard(settle_ms=self._settle_ms, attributed_only=True)
         name, value = self._guard.token
         self._token = {name: value}
 
     def look(self) -> Report:
-        """Settle; from the second time on say what of the first residue is still there."""
+        """Settle; from the second time on what of the first residue went is left out, and what came is added."""
         assert self._guard is not None  # noqa: S101 - `begin` comes first
         text = self._guard.recovered() if self._ended else self._guard.end()
         self._ended = True
         return _without_reclaimed(Report.from_json(text))
 
+    def mark(self) -> None:
+        """Look, as the guard has one baseline."""
+        self._marked = {leak.key for leak in self.look().leaks}
+
+    def look_since_mark(self) -> list[Leak]:
+        """Look again, and leave out what the last look showed."""
+        return [leak for leak in self.look().leaks if leak.key not in self._marked]
+
+    def replaced(self, leaks: Sequence[Leak]) -> set[str]:
+        """Return the keys of those in whose place there are no more than there were."""
+        return _replaced(leaks, self._before, _native.snapshot(kinds=",".join(_PLACED))) if leaks else set()
+
 
 class _HostProcess:
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> None:
-        self._process = subprocess.Popen(
-            argv, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-        )
+        try:
+            self._process = subprocess.Popen(
+                argv, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except OSError as error:
+            raise TargetError(f"run {argv[0]}: {why_not_run(argv[0], error)}") from error
         self.pid = self._process.pid
         self.pidfd = os.pidfd_open(self.pid)
 
@@ -194,39 +265,61 @@ def kill(place: Place, supervisor: Running, how: str) -> None:
     if how == "supervisor":
         supervisor.send_signal(signal.SIGKILL)
         return
-    if how == "freeze":
-        _signal_all(place, supervisor, signal.SIGSTOP)
-    _signal_all(place, supervisor, signal.SIGKILL)
-
-
-def _signal_all(place: Place, supervisor: Running, number: int) -> None:
-    # What is being forked meanwhile is found the next time; a fork bomb could go on, so there is an end to it.
-    done: set[int] = set()
-    until = time.monotonic() + 1
-    while (new := place.tree(supervisor) - done) and time.monotonic() < until:
-        for pid in new:
-            done.add(pid)
-            _signal_one(place, supervisor, pid, number)
-
-
-def _signal_one(place: Place, supervisor: Running, pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        pidfd = os.pidfd_open(pid)
-        try:
-            # The number may have become another's before the descriptor was there.
-            if pid > 1 and pid in place.tree(supervisor):
-                signal.pidfd_send_signal(pidfd, number)
-        finally:
+    held: dict[psutil.Process, int] = {}
+    try:
+        for number in (signal.SIGSTOP, signal.SIGKILL) if how == "freeze" else (signal.SIGKILL,):
+            _signal_all(place, supervisor, number, held)
+    finally:
+        for pidfd in held.values():
             os.close(pidfd)
+
+
+def _signal_all(place: Place, supervisor: Running, number: int, held: dict[psutil.Process, int]) -> None:
+    """Signal all of `held` and of the tree, and hold these: an orphan is no longer in its supervisor's tree."""
+    told: set[psutil.Process] = set()
+    # What is being forked meanwhile is found the next time; a fork bomb could go on, so there is an end to it.
+    until = time.monotonic() + 1
+    while time.monotonic() < until:
+        while _hold(place.tree(supervisor) - held.keys(), held) and time.monotonic() < until:
+            pass
+        if not (new := held.keys() - told):
+            return
+        for process in new:
+            told.add(process)
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(held[process], number)
+
+
+def _hold(processes: Iterable[psutil.Process], held: dict[psutil.Process, int]) -> bool:
+    """Open a descriptor of each of `processes` that still runs; tell whether there was one."""
+    before = len(held)
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(process.pid)
+            # By its start time: the number may have become another's before the descriptor was there.
+            if process.pid > 1 and process.is_running():
+                held[process] = pidfd
+            else:
+                os.close(pidfd)
+    return len(held) > before
+
+
+def _replaced(leaks: Sequence[Leak], before: _native.Snapshot, now: _native.Snapshot) -> set[str]:
+    kinds = {leak.kind for leak in leaks} & _PLACED.keys()
+    there, here = ({kind: _places(one, kind) for kind in kinds} for one in (before, now))
+    found = set()
+    for leak in leaks:
+        if leak.kind in kinds:
+            place = leak.evidence.get("resource", {}).get(_PLACED[leak.kind])
+            if place is not None and here[leak.kind][place] <= there[leak.kind][place]:
+                found.add(leak.key)
+    return found
+
+
+def _places(snapshot: _native.Snapshot, kind: str) -> Counter[object]:
+    return Counter(resource.get(_PLACED[kind]) for resource in snapshot.resources(kind))
 
 
 def _without_reclaimed(report: Report) -> Report:
     left = [leak for leak in report.leaks if leak.class_ != "reclaimable"]
     return msgspec.structs.replace(report, leaks=left)
-
-
-def _binds(target: Target) -> list[tuple[str, str, bool]]:
-    """Return what an arena has to show of the host's temporary directories: where the target's programs are."""
-    used = {str(Path(path).parent) for path in target.found().values() if path is not None}
-    needed = [Path(place) for place in places() if place in used and place.startswith(_FRESH)]
-    return [(str(place.parent), str(place.parent), True) for place in needed]

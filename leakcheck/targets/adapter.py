@@ -16,7 +16,7 @@ import msgspec
 from leakcheck.errors import UsageError
 from leakcheck.submissions import Verdict
 
-__all__ = ["Adapter", "File", "Needs", "Paths", "Probe", "Status", "Values", "fill", "fill_json", "read_adapter"]
+__all__ = ["Adapter", "File", "Needs", "Probe", "Status", "Values", "fill", "fill_json", "read_adapter"]
 
 Argv: TypeAlias = list[str]
 Values: TypeAlias = dict[str, str | int | float | Sequence[str]]
@@ -24,6 +24,7 @@ Values: TypeAlias = dict[str, str | int | float | Sequence[str]]
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _STATIC = {"box", "name", "work"}
 _LIMITS = {"wall", "cpu", "memory", "memory_kib", "memory_mib", "processes"}
+_LONGEST_WALL = 3600
 _NAMES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
@@ -84,20 +85,6 @@ class Status(_Table, frozen=True):
     signal: str = ""
 
 
-class Paths(_Table, frozen=True):
-    """What the target makes beside its processes.
-
-    Args:
-        locks: globs of its lock files.
-        state: globs of its state files.
-        temp: globs of its temporary files.
-    """
-
-    locks: list[str] = []
-    state: list[str] = []
-    temp: list[str] = []
-
-
 class Probe(_Table, frozen=True):
     """How a payload can see that the isolation is on.
 
@@ -141,7 +128,6 @@ class Adapter(_Table, frozen=True):
     files: list[File] = []
     needs: Needs = Needs()
     status: Status = Status()
-    paths: Paths = Paths()
     shortest_wall: float = 0.1
     may_lack_signal: bool = False
 
@@ -199,6 +185,7 @@ def check(adapter: Adapter, path: Path) -> None:
             uses_program = uses_program or name == "program"
     if not uses_program:
         raise wrong("launch", "has no {program}, so nothing would be run; put it where the submission's argv goes")
+    _check_values(adapter, wrong)
     _check_status(adapter.status, wrong)
     _check_probe(adapter.probe, wrong)
 
@@ -228,8 +215,15 @@ def _places(
                 (f"files {file.json}", t, limited | numbers | {"program"}) for t in _strings(load_json(path, file))
             )
     yield ("status.file", adapter.status.file, _STATIC)
-    for field in ("locks", "state", "temp"):
-        yield from ((f"paths.{field}", text, _STATIC) for text in getattr(adapter.paths, field))
+
+
+def _check_values(adapter: Adapter, wrong: Callable[[str, str], UsageError]) -> None:
+    for field, text in (*(("files.path", file.path) for file in adapter.files), ("status.file", adapter.status.file)):
+        if text and not text.startswith(("/", "{work}/")):
+            raise wrong(field, f"{text!r} is not absolute; begin it with {{work}}/ or /")
+    # It may be no number at all (nan).
+    if not 0 < adapter.shortest_wall <= _LONGEST_WALL:
+        raise wrong("shortest_wall", f"{adapter.shortest_wall}: give seconds above 0, {_LONGEST_WALL} at most")
 
 
 def _check_status(status: Status, wrong: Callable[[str, str], UsageError]) -> None:

@@ -2,10 +2,13 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["find", "places"]
+__all__ = ["binds", "find", "places"]
 
+# What an arena has anew; bound from the host it would be hidden. The last one is a campaign's own in there.
+_FRESH = ("/tmp", "/run", "/var/tmp", "/dev", "/dev/shm", "/tmp/leakcheck")  # noqa: S108 - names to compare with
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -15,9 +18,7 @@ def places() -> list[str]:
     ``.targets/bin`` of the checkout (``make targets`` fills it), ``$LEAKCHECK_TARGETS/bin``, ``$PATH``, and the
     directories of system programs, which an ordinary user's ``$PATH`` lacks in Debian.
     """
-    own = [str(_CHECKOUT / ".targets" / "bin")]
-    if given := os.environ.get("LEAKCHECK_TARGETS"):
-        own.append(str(Path(given).absolute() / "bin"))
+    own = [str(directory / "bin") for directory in _own()]
     inherited = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place]
     return list(dict.fromkeys([*own, *inherited, "/usr/sbin", "/sbin"]))
 
@@ -25,3 +26,26 @@ def places() -> list[str]:
 def find(name: str) -> str | None:
     """Return the path of program `name`, or None."""
     return shutil.which(name, path=os.pathsep.join(places()))
+
+
+def _own() -> list[Path]:
+    """Return the directories that sandboxes are installed to; their programs need what is beside `bin` too."""
+    given = os.environ.get("LEAKCHECK_TARGETS")
+    return [_CHECKOUT / ".targets", *([Path(given).absolute()] if given else [])]
+
+
+def binds(needed: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str, bool]]:
+    """Return what an arena must show, read only, for the files and directories `needed` to be there as on the host.
+
+    Only what is in a directory that an arena has anew has to be bound: with a file its directory, as there is more
+    of it, but never such a fresh directory itself, lest it be the host's; then it is the file alone.
+    """
+    shown = set()
+    for path in (Path(one).absolute() for one in needed):
+        # A link in $PATH may lead to a fresh directory, or from it.
+        for one in (path, path.resolve()):
+            if any(str(one).startswith(f"{fresh}/") for fresh in _FRESH):
+                wanted = [directory for directory in _own() if one.is_relative_to(directory)]
+                wanted.append(one if one.is_dir() else one.parent)
+                shown.add(next((place for place in wanted if str(place) not in _FRESH), one))
+    return [(str(one), str(one), True) for one in sorted(shown)]

@@ -13,7 +13,7 @@ import msgspec
 from leakcheck.errors import UsageError
 from leakcheck.submissions import Submission, Verdict
 from leakcheck.supervise import TargetError
-from leakcheck.targets.adapter import Adapter, Paths, Values, fill, fill_argv, fill_json, load_json, read_adapter
+from leakcheck.targets.adapter import Adapter, Values, fill, fill_argv, fill_json, load_json, read_adapter
 from leakcheck.targets.executables import find
 
 __all__ = ["Availability", "Box", "Launch", "Outcome", "Target"]
@@ -56,12 +56,6 @@ class Launch(msgspec.Struct, frozen=True):
     argv: list[str]
     env: dict[str, str]
     files: dict[str, str]
-
-    def write(self) -> None:
-        """Write the files and make the directories they are in."""
-        for path, text in self.files.items():
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(text, encoding="utf-8")
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -163,23 +157,10 @@ class Target:
         """Return where the target writes its verdict; None where the exit code is all there is."""
         return Path(fill(self.adapter.status.file, self._values(box))) if self.adapter.status.file else None
 
-    def paths(self, box: Box) -> Paths:
-        """Return what it makes beside its processes in `box`, with the placeholders filled."""
-        values, declared = self._values(box), self.adapter.paths
-
-        def filled(texts: list[str]) -> list[str]:
-            return [fill(text, values) for text in texts]
-
-        return Paths(
-            locks=filled(declared.locks),
-            state=filled(declared.state),
-            temp=filled(declared.temp),
-        )
-
-    def status(self, returncode: int, box: Box, outside: Callable[[Path], Path] = Path) -> Outcome:
+    def status(self, returncode: int, box: Box, read: Callable[[Path], bytes] = Path.read_bytes) -> Outcome:
         """Return what the target says after a launch in `box` that ended with `returncode`, negative for a signal.
 
-        Where the target ran under another root, `outside` says where a path of its own is for us.
+        Where the target ran under another root, `read` returns what is in a file there.
 
         Raises:
             TargetError: it was to write a status file, which is not there or not readable.
@@ -187,7 +168,7 @@ class Target:
         path = self.status_file(box)
         if path is None:
             return self._from_exit(returncode)
-        return self._from_file(self._read_status(outside(path), returncode), path)
+        return self._from_file(self._read_status(path, read, returncode), path)
 
     def _from_exit(self, returncode: int) -> Outcome:
         status = self.adapter.status
@@ -201,9 +182,9 @@ class Target:
             return Outcome("RE", signal=number)
         return Outcome("RE" if returncode else "OK", exit_code=returncode)
 
-    def _read_status(self, path: Path, returncode: int) -> dict[str, object]:
+    def _read_status(self, path: Path, read: Callable[[Path], bytes], returncode: int) -> dict[str, object]:
         try:
-            text = path.read_bytes().decode()
+            text = read(path).decode()
         except OSError as error:
             raise TargetError(
                 f"{self.name}: status file {path}: {(error.strerror or str(error)).lower()}; "

@@ -26,6 +26,12 @@ def test_a_plan_parses_back(ending: Ending) -> None:
     assert parse(ending.plan) == ending
 
 
+def test_a_kill_that_nobody_would_wait_for_is_refused() -> None:
+    with pytest.raises(UsageError, match="the kill comes after an hour at most"):
+        parse("forced:supervisor@99999999999ms")
+    assert parse("forced:supervisor@3600000ms").after_ms == 3_600_000
+
+
 @pytest.mark.parametrize(
     "plan", ["", "forced", "forced:me@1ms", "forced:tree@ms", "crash", "normal ", "forced:tree@1s"]
 )

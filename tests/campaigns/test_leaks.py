@@ -26,7 +26,9 @@ LEAKCHECK = [sys.executable, "-m", "leakcheck"]
 SETTLE = 0.1
 
 
-def target(tmp_path: Path, script: str, *, recover: str = "", name: str = "made") -> Target:
+def target(
+    tmp_path: Path, script: str, *, recover: str = "", prepare: str = "", more: str = "", name: str = "made"
+) -> Target:
     """Make a target of a shell script, which runs its arguments."""
     path = tmp_path / f"{name}.toml"
     lines = [
@@ -35,9 +37,12 @@ def target(tmp_path: Path, script: str, *, recover: str = "", name: str = "made"
         f"launch = ['/bin/sh', '-c', '''{script}''', 'sh', '/usr/bin/timeout', '{{wall}}', '{{program}}']",
         "status = { timeout = [124] }",
         'probe = { none = "isolates nothing" }',
+        more,
     ]
     if recover:
         lines.insert(2, f"recover = [['/bin/sh', '-c', '''{recover}''']]")
+    if prepare:
+        lines.insert(2, f"prepare = [['/bin/sh', '-c', {json.dumps(prepare)}, 'sh', '{{work}}']]")
     path.write_text("\n".join(lines))
     return load(path)
 
@@ -74,6 +79,76 @@ def test_what_only_the_first_run_makes_is_told_apart_from_leaks(tmp_path: Path) 
     campaign = run(target(tmp_path, 'mkdir -p /var/lib/litter; exec "$@"'), "normal")
     assert campaign.verdict == "clean"
     assert [(one.kind, one.class_) for one in campaign.first_run] == [("file", "bounded")]
+
+
+def test_what_grows_beside_something_bounded_is_told_apart_from_it(tmp_path: Path) -> None:
+    script = ': >>/opt/log-bounded; mktemp /opt/grow-XXXXXX >/dev/null; exec "$@"'
+    campaign = run(target(tmp_path, script), "normal", iterations=1)
+    classes = {(one.class_, label[:13]) for one in campaign.first_run for label in one.labels}
+    assert classes == {("bounded", "file /opt/log"), ("growing", "file /opt/gro")}
+
+
+def test_what_the_recovery_itself_leaves_is_found(tmp_path: Path) -> None:
+    plan = "forced:supervisor@2000ms"
+    grows = run(target(tmp_path, 'exec "$@"', recover="mktemp /opt/rec-XXXXXX"), plan, iterations=1)
+    assert (grows.verdict, left(grows)) == ("leaked", {("file", "growing")})
+    stays = run(target(tmp_path, 'exec "$@"', recover=": >>/opt/recovered"), plan, iterations=1)
+    assert (stays.verdict, left(stays)) == ("leaked", {("file", "bounded")})
+
+
+def test_what_the_next_run_leaves_because_of_a_kill_is_found(tmp_path: Path) -> None:
+    # Killed, it leaves its log full, in which no look sees anything; the next run saves such a log for good.
+    script = '[ ! -s /opt/log ] || cp /opt/log /opt/saved-$$; echo begun >/opt/log; "$@"; c=$?; : >/opt/log; exit $c'
+    campaign = run(target(tmp_path, script), "forced:tree@300ms,sleeping", iterations=1)
+    assert (campaign.verdict, left(campaign)) == ("leaked", {("file", "growing")})
+    assert "/opt/saved-" in campaign.findings[0].leaks[0].labels[0]
+
+
+def test_what_prepare_and_recovery_put_in_the_place_of_another_is_no_residue(tmp_path: Path) -> None:
+    made = target(
+        tmp_path,
+        '[ -e /opt/state ] || : >/opt/state; exec "$@"',
+        prepare='ln -sfn usr/bin "$1/bin"',
+        recover="rm -f /opt/state; : >/opt/state",
+    )
+    campaign = run(made, "forced:supervisor@2000ms")
+    assert (campaign.verdict, campaign.outcomes) == ("clean", {"clean": 2}), campaign.findings
+
+
+def test_an_adapters_file_is_written_in_the_arena_wherever_its_path_leads(tmp_path: Path) -> None:
+    # /var/run is an absolute link to /run in Debian, and a target can make such a link too.
+    name = f"leakcheck-test-{os.getpid()}"
+    made = target(
+        tmp_path,
+        f'test -s /run/{name} && test -s /opt/{name} || exit 99; exec "$@"',
+        prepare="ln -sfn /opt /srv/link",
+        more=f'[[files]]\npath = "/var/run/{name}"\ntext = "x"\n[[files]]\npath = "/srv/link/{name}"\ntext = "x"',
+    )
+    assert run(made, "normal", iterations=1).verdict == "clean"
+    assert not Path(f"/run/{name}").exists()
+    assert not Path(f"/opt/{name}").exists()
+
+
+def test_a_program_directly_in_tmp_can_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Path(f"/tmp/leakcheck-test-{os.getpid()}")
+    program.write_text('#!/bin/sh\nexec "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"/tmp:{os.environ['PATH']}")
+    path = target(tmp_path, 'exec "$@"', more=f'needs = {{ binaries = ["{program.name}"] }}').path
+    path.write_text(path.read_text().replace("'/usr/bin/timeout'", f"'{{exe:{program.name}}}', '/usr/bin/timeout'"))
+    try:
+        assert run(load(path), "normal", iterations=1).verdict == "clean"
+    finally:
+        program.unlink()
+
+
+def test_a_recovery_that_fails_with_nothing_left_is_wedged_and_no_leak(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, 'exec "$@"', recover="exit 5"), "forced:supervisor@2000ms")
+    assert (campaign.verdict, campaign.outcomes) == ("leaked", {"wedged": 2})
+    criteria = {criterion.name: criterion.measured for criterion in campaign.criteria}
+    assert criteria["trials that left something for good"] == 0
+    assert criteria["recoveries or next submissions that failed"] == 2
+    assert criteria["95 % upper bound of the leak rate"] < 1
 
 
 def test_what_the_recovery_removes_is_reclaimable_and_no_leak(tmp_path: Path) -> None:
@@ -150,7 +225,16 @@ def test_a_replay_line_shows_the_finding_again(tmp_path: Path) -> None:
         [*LEAKCHECK, *words[1:], "--json"], stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
     assert again.returncode == 1
-    assert json.loads(again.stdout)["findings"][0]["leaks"][0]["kind"] == "file"
+    finding = json.loads(again.stdout)["findings"][0]
+    assert finding["leaks"][0]["kind"] == "file"
+    assert finding["id"] == campaign.findings[0].id, "of the same finding, whatever the counts and names"
+    assert words[words.index("--settle") + 1] == str(SETTLE)
+
+
+def test_a_replay_line_works_from_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = target(tmp_path, 'mktemp /var/lib/litter-XXXXXX >/dev/null; exec "$@"').path
+    monkeypatch.chdir(tmp_path)
+    assert f" --target {path} " in run(load(f"./{path.name}"), "normal", iterations=1).findings[0].replay
 
 
 def test_the_json_keeps_the_contract(tmp_path: Path) -> None:
@@ -183,7 +267,22 @@ def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> No
     result = json.loads((tmp_path / "out").read_text())
     assert result["interrupted"] is True
     assert 0 < result["trials"] < 100000
+    assert re.search(r"leakcheck: made: interrupted: finishing \d+ trial", (tmp_path / "err").read_text())
     assert result["outcomes"] == {"clean": result["trials"]}
+
+
+def test_ctrl_c_before_the_first_trial_ends_at_once_with_one_line(tmp_path: Path) -> None:
+    made = target(tmp_path, 'sleep 30; exec "$@"')
+    command = [*LEAKCHECK, "leaks", "--target", made.path]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as campaign:
+        until = time.monotonic() + 30
+        while time.monotonic() < until and not psutil.Process(campaign.pid).children(recursive=True):
+            time.sleep(0.02)
+        time.sleep(0.3)
+        campaign.send_signal(signal.SIGINT)
+        _, said = campaign.communicate(timeout=10)
+    assert campaign.returncode == 130
+    assert said == "leakcheck: made: interrupted before the first trial, so there is no result\n"
 
 
 @pytest.mark.parametrize(
@@ -193,6 +292,10 @@ def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> No
         (["--target", "bwrap", "--iterations", "0"], 2, "--iterations 0: give at least 1"),
         (["--target", "bwrap", "--endings", "normal,odd"], 2, "--endings 'odd': one of normal, timeout, crash, forced"),
         (["--target", "bwrap", "--kill", "me"], 2, "--kill 'me': one of supervisor, tree, freeze"),
+        (["--target", "bwrap", "--endings", "forced,forced"], 2, "--endings: names forced twice"),
+        (["--target", "bwrap", "--kill", "tree,tree"], 2, "--kill: names tree twice"),
+        (["--target", "bwrap", "--kill", "tree", "--plan", "normal"], 2, "--kill --plan: a plan is the ending of"),
+        (["--target", "bwrap", "--endings", "normal", "--plan", "normal"], 2, "--endings --plan: a plan is the ending"),
         (["--target", "bwrap", "--plan", "odd"], 2, "plan 'odd': give normal"),
         (["--target", "bwrap", "--settle", "-1"], 2, "--settle -1.0: give seconds from 0 to 60"),
         (["--target", "bwrap", "--jobs", "2", "--host"], 2, "--host --jobs: on the host"),

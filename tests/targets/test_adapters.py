@@ -10,6 +10,7 @@ from leakcheck.errors import UsageError
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Box, Outcome, Target, builtin, load
+from leakcheck.targets.executables import binds
 
 MINIMAL = """
 name = "mine"
@@ -80,6 +81,13 @@ def test_every_placeholder_is_filled(tmp_path: Path) -> None:
         ("probe =", 'status = { file = "/x" }\nprobe =', 'source is "exit", which reads no file'),
         ("probe =", 'status = { source = "json", file = "/x", verdict = "v" }\nprobe =', "go together"),
         ("probe =", 'status = { source = "xml" }\nprobe =', "$.status.source"),
+        ("probe =", 'paths = { locks = ["/x"] }\nprobe =', "unknown field `paths`"),
+        ("probe =", 'files = [{ path = "x", text = "" }]\nprobe =', "files.path: 'x' is not absolute; begin it with"),
+        ("probe =", 'files = [{ path = "{name}/x", text = "" }]\nprobe =', "files.path: '{name}/x' is not absolute"),
+        ("probe =", 'status = { source = "meta", file = "m" }\nprobe =', "status.file: 'm' is not absolute"),
+        ("probe =", "shortest_wall = nan\nprobe =", "shortest_wall: nan: give seconds above 0, 3600 at most"),
+        ("probe =", "shortest_wall = -1\nprobe =", "shortest_wall: -1"),
+        ("probe =", "shortest_wall = inf\nprobe =", "shortest_wall: inf"),
         ("probe =", 'files = [{ path = "/x" }]\nprobe =', "/x: give either text or json"),
         ("probe =", 'files = [{ path = "/x", json = "no.json" }]\nprobe =', "no.json: no such file"),
         ("probe =", 'files = [{ path = "/x", json = "mine.toml" }]\nprobe =', "is no JSON"),
@@ -108,12 +116,6 @@ def test_json_takes_arguments_unquoted_and_numbers_as_numbers(tmp_path: Path) ->
     launch = target.launch(Submission(name="x", program=hostile, wall=5, memory=9), BOX)
     filled = json.loads(launch.files["/tmp/work/c.json"])
     assert filled == {"args": ["5", *hostile], "limit": 9, "deep": [{"n": "leakcheck-mine-3"}]}
-
-
-def test_files_are_written_with_their_directories(tmp_path: Path) -> None:
-    target = load(adapter(tmp_path, MINIMAL, 'files = [{ path = "{work}/a/b", text = "box {box}" }]'))
-    target.launch(BUILTIN["ok"], Box(number=1, work=tmp_path)).write()
-    assert (tmp_path / "a/b").read_text() == "box 1"
 
 
 @pytest.mark.parametrize(
@@ -238,3 +240,22 @@ def test_the_built_in_targets_are_those_that_the_design_names() -> None:
     for target in builtin():
         assert target.path.stem == target.name
         assert target.adapter.needs.install
+
+
+def test_no_directory_that_an_arena_has_anew_is_bound_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bound(*needed: str) -> list[str]:
+        return [source for source, place, read_only in binds(needed) if source == place and read_only]
+
+    assert bound("/usr/bin/sh", "/opt/x/tool") == []
+    assert bound("/tmp/my/bin/tool", "/run/tool", "/dev/shm/tool", "/var/tmp/a/tool") == [
+        "/dev/shm/tool",
+        "/run/tool",
+        "/tmp/my/bin",
+        "/var/tmp/a",
+    ]
+    # What a campaign's box is in is an arena's own too.
+    assert bound("/tmp/leakcheck/tool") == ["/tmp/leakcheck/tool"]
+    monkeypatch.setenv("LEAKCHECK_TARGETS", "/tmp/my")
+    assert bound("/tmp/my/bin/tool") == ["/tmp/my"]
+    monkeypatch.setenv("LEAKCHECK_TARGETS", "/tmp")
+    assert bound("/tmp/bin/tool") == ["/tmp/bin"]

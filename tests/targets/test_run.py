@@ -1,19 +1,29 @@
 """Every target that can be run here, for real: known verdicts, isolation proved, recovery after a crash."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
+import psutil
 import pytest
 
-from leakcheck.conformance import CHECKS, Finding, enclosed, tried
+from leakcheck.conformance import CHECKS, Finding, check, tried
 from leakcheck.targets import Target, builtin, load
 
 EXAMPLE = Path(__file__).parents[2] / "examples/adapter/mysandbox.toml"
 # The tries here run as root, in arenas.
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+_CHECK_HERE = """
+import msgspec
+from leakcheck.conformance import check
+from leakcheck.targets import load
+print(msgspec.json.encode(check(load("firejail"), ["ok", "probe"], host=True)).decode())
+"""
 
 
 def failures(findings: list[Finding]) -> list[str]:
@@ -25,7 +35,7 @@ def test_the_target_conforms(target: Target) -> None:
     state = tried(target)
     if state.state != "ready":
         pytest.skip(f"{state.state}: {state.reason}; {state.hint}")
-    findings = enclosed(target)
+    findings = check(target)
     assert failures(findings) == []
     assert [finding.check for finding in findings] == list(CHECKS)
 
@@ -37,7 +47,7 @@ def test_the_probe_catches_firejail_where_it_drops_its_isolation() -> None:
     # A pid namespace whose process 1 does not say that it is LXC's.
     environment = {name: value for name, value in os.environ.items() if name != "container"}
     argv = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", '"$@"; exit $?', "sh"]
-    argv += [sys.executable, "-m", "leakcheck.conformance", "--json", "--here", str(target.path), "ok", "probe"]
+    argv += [sys.executable, "-c", _CHECK_HERE]
     done = subprocess.run(argv, stdout=subprocess.PIPE, check=True, stdin=subprocess.DEVNULL, env=environment)
     ok, probe = msgspec.json.decode(done.stdout, type=list[Finding])
     assert ok.passed, "it says that all is well"
@@ -61,7 +71,7 @@ def test_an_adapter_that_is_wrong_fails_the_check_that_it_should(
     path = tmp_path / "wrong.toml"
     probe = 'probe = { namespaces = ["pid"] }\nstatus = { timeout = [124] }'
     path.write_text(f'name = "wrong"\nsummary = "x"\nlaunch = {launch}\n{recover}\n{probe}\n')
-    findings = {finding.check: finding for finding in enclosed(load(path))}
+    findings = {finding.check: finding for finding in check(load(path))}
     assert not findings[failing].passed
     assert findings[failing].detail
 
@@ -95,8 +105,35 @@ def test_the_check_can_be_run_as_a_command(tmp_path: Path) -> None:
         [["ok", c] for c in CHECKS],
     )
     assert run("docker").returncode == 2
+    done = run("--help")
+    assert (done.returncode, done.stdout[:46]) == (0, "usage: python -m leakcheck.conformance TARGET|")
     absent = tmp_path / "absent.toml"
     absent.write_text(EXAMPLE.read_text().replace('"timeout"]', '"timeout", "no-such-sandbox"]'))
     done = run(str(absent))
     assert done.returncode == 4
     assert "no no-such-sandbox in" in done.stderr
+
+
+def test_an_adapter_may_lie_directly_in_tmp() -> None:
+    path = Path(f"/tmp/leakcheck-test-{os.getpid()}.toml")
+    path.write_text(EXAMPLE.read_text())
+    try:
+        assert failures(check(load(path), ["ok"])) == []
+    finally:
+        path.unlink()
+
+
+def test_ctrl_c_ends_the_check_with_130_and_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "slow.toml"
+    path.write_text(
+        'name = "slow"\nsummary = "x"\nlaunch = ["/bin/sleep", "60", "{program}"]\nprobe = { none = "x" }\n'
+    )
+    argv = [sys.executable, "-m", "leakcheck.conformance", path]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as checking:
+        until = time.monotonic() + 20
+        while time.monotonic() < until and not psutil.Process(checking.pid).children():
+            time.sleep(0.02)
+        time.sleep(0.3)
+        checking.send_signal(signal.SIGINT)
+        _, said = checking.communicate(timeout=20)
+    assert (checking.returncode, said) == (130, "leakcheck: interrupted, so there is no result\n")

@@ -1,0 +1,41 @@
+"""Which residue is more of the same: of one kind, in places that differ in numbers or in random parts alone."""
+
+import re
+from collections.abc import Iterable
+
+from leakcheck.report import Leak
+
+__all__ = ["alike", "count_like", "place_of"]
+
+_WORDS = re.compile(r"(\w+)")
+# mktemp(1) demands three X, but everybody gives six; what Python's tempfile draws has eight.
+_RANDOM = 6
+
+
+def count_like(leak: Leak, leaks: Iterable[Leak]) -> int:
+    """Return how many of `leaks` are more of the same as `leak`."""
+    return sum(other.kind == leak.kind and alike(place_of(leak), place_of(other)) for other in leaks)
+
+
+def place_of(leak: Leak) -> str:
+    """Return where it is: its path, target or name, or else its label."""
+    resource = leak.evidence.get("resource", {})
+    for field in ("path", "target", "name"):
+        if isinstance(value := resource.get(field), str) and value:
+            return value
+    return leak.label
+
+
+def alike(one: str, other: str) -> bool:
+    """Tell whether two places differ in words alone that hold digits, or are as long and long enough to be random."""
+    ones, others = _WORDS.split(one), _WORDS.split(other)
+    return len(ones) == len(others) and all(map(_words_alike, ones, others))
+
+
+def _words_alike(one: str, other: str) -> bool:
+    if one == other:
+        return True
+    if not one or not other or not (one[0].isalnum() or one[0] == "_"):
+        return False
+    both_numbered = any(c.isdigit() for c in one) and any(c.isdigit() for c in other)
+    return both_numbered or len(one) == len(other) >= _RANDOM

@@ -1,0 +1,91 @@
+"""Files below another root, opened with openat2(2): no link in there, not even an absolute one, leads out of it."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import stat
+from collections.abc import Generator
+from pathlib import Path
+
+__all__ = ["make_directory", "read_file", "write_file"]
+
+# One number on every architecture of ours; Python and the C library have no wrapper (linux/openat2.h, Linux 5.6).
+_OPENAT2 = 437
+_RESOLVE_IN_ROOT = 0x10
+# More is no status file.
+_MOST_BYTES = 1 << 20
+_TRIES = 32
+
+
+class _How(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_syscall.restype = ctypes.c_long
+_syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_How), ctypes.c_size_t)
+
+
+@contextlib.contextmanager
+def _opened(root: int, path: Path, flags: int, mode: int = 0) -> Generator[int, None, None]:
+    how = _How(flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT)
+    for _ in range(_TRIES):
+        fd = int(_syscall(_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
+        # It says "again" when something was renamed meanwhile.
+        if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:
+            break
+    if fd < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(path))
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def make_directory(root: int, path: Path) -> None:
+    """Make the absolute `path` below the directory `root`, and those that it is in; it may be there.
+
+    Raises:
+        OSError: something else is there, or it cannot be made.
+    """
+    try:
+        with _opened(root, path, os.O_PATH | os.O_DIRECTORY):
+            return
+    except FileNotFoundError:
+        if path == path.parent:
+            raise
+    make_directory(root, path.parent)
+    with _opened(root, path.parent, os.O_PATH | os.O_DIRECTORY) as parent, contextlib.suppress(FileExistsError):
+        os.mkdir(path.name, dir_fd=parent)
+
+
+def write_file(root: int, path: Path, content: bytes) -> None:
+    """Write `content` to the absolute `path` below the directory `root`; its directories are made.
+
+    Raises:
+        OSError: it cannot be written, or it is no regular file.
+    """
+    make_directory(root, path.parent)
+    # A FIFO that somebody put there is not waited for.
+    with _opened(root, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o644) as fd:
+        _check_regular(fd, path)
+        with open(fd, "wb", closefd=False) as file:
+            file.write(content)
+
+
+def read_file(root: int, path: Path) -> bytes:
+    """Return what is in the file at the absolute `path` below the directory `root`, a mebibyte at most.
+
+    Raises:
+        OSError: it is not there, cannot be read, or is no regular file.
+    """
+    with _opened(root, path, os.O_RDONLY | os.O_NONBLOCK) as fd:
+        _check_regular(fd, path)
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(_MOST_BYTES)
+
+
+def _check_regular(fd: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        raise OSError(errno.EINVAL, "no regular file", str(path))

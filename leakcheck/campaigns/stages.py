@@ -1,0 +1,186 @@
+"""What is done in one place: the target's commands, its runs, and kills; each waited for no longer than it may take."""
+
+import contextlib
+import os
+import select
+import subprocess
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from leakcheck.campaigns.ending import Ending
+from leakcheck.campaigns.place import Place, Running, kill
+from leakcheck.submissions import BUILTIN, Submission
+from leakcheck.supervise import TargetError
+from leakcheck.targets import Box, Outcome, Target
+
+__all__ = ["NEXT", "Done", "Stages", "Stop", "StoppedError", "ended", "memory", "never", "text"]
+
+NEXT = BUILTIN["ok"]
+"""What is run next in a box, to see whether it is as good as new."""
+
+Stop = Callable[[], bool]
+"""Whether somebody wants to end."""
+
+# Beyond a submission's wall limit: start and teardown of the slowest target on a machine under load.
+_GRACE = 30.0
+# How often, in seconds, `Stop` is asked while something runs.
+_ASK = 0.2
+
+
+class StoppedError(TargetError):
+    """Somebody wanted to end before there was anything to tell."""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """What a run gave: the target's outcome, its exit code, and the last words it printed."""
+
+    outcome: Outcome
+    code: int
+    words: str
+
+
+def never() -> bool:
+    """Return false: nobody wants to end."""
+    return False
+
+
+class Stages:
+    """Runs a target's commands in one place, and times what it does; `stop` ends what runs with `StoppedError`."""
+
+    def __init__(self, target: Target, place: Place, number: int = 0, *, stop: Stop = never) -> None:
+        self.target = target
+        self.place = place
+        self.box = Box(number=number, work=place.work)
+        self.phases: dict[str, float] = {}
+        self._stop = stop
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Generator[None, None, None]:
+        """Add the time until its end to the phase `name`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0) + (time.monotonic() - began) * 1000
+
+    def prepare(self, submission: Submission) -> list[str]:
+        """Make the box ready, and return the command line that runs `submission` in it."""
+        self._commands("prepare", self.target.prepare_commands(self.box))
+        launch = self.target.launch(submission, self.box)
+        for path, content in launch.files.items():
+            try:
+                self.place.write(Path(path), content.encode())
+            except OSError as error:
+                raise TargetError(f"write {path}: {(error.strerror or str(error)).lower()}") from error
+        return launch.argv
+
+    def start(self, argv: Sequence[str], output: int) -> Running:
+        """Start a command in the target's environment."""
+        return self.place.start(argv, self.target.env(self.box), output)
+
+    def said(self, argv: Sequence[str], limit: float = 0) -> str:
+        """Run a command, `limit` seconds and the grace at most; return what it printed."""
+        with memory() as output:
+            self.wait(self.start(argv, output), limit, argv[0])
+            return text(output)
+
+    def outcome(self, argv: Sequence[str], submission: Submission) -> Done:
+        """Run `submission` to its end."""
+        with memory() as output:
+            code = self.wait(self.start(argv, output), submission.wall, argv[0])
+            return Done(self.target.status(code, self.box, self.place.read), code, _last_words(output))
+
+    def run(self, argv: Sequence[str], submission: Submission) -> str:
+        """Run `submission` to its end; return what was wrong with the status, empty if nothing."""
+        done = self.outcome(argv, submission)
+        wrong = done.outcome.verdict != submission.expect
+        return f"status {done.outcome.verdict}, not {submission.expect}: {done.words}" if wrong else ""
+
+    def force(self, argv: Sequence[str], ending: Ending) -> None:
+        """Run, and kill at the ending's instant if it has not ended by then."""
+        with memory() as output:
+            began = time.monotonic()
+            supervisor = self.start(argv, output)
+            left = began + ending.after_ms / 1000 - time.monotonic()
+            # poll() counts whole milliseconds; the rest is slept.
+            if not ended(supervisor, int(left * 1000)):
+                time.sleep(max(0.0, began + ending.after_ms / 1000 - time.monotonic()))
+                kill(self.place, supervisor, ending.kill or "supervisor")
+            self.wait(supervisor, 0, argv[0])
+
+    def end(self, ending: Ending) -> None:
+        """Prepare and run once more under `ending`, whatever it gives."""
+        submission = ending.submission(self.target.adapter.shortest_wall)
+        with contextlib.suppress(TargetError):
+            argv = self.prepare(submission)
+            if ending.kill is not None:
+                self.force(argv, ending)
+            else:
+                self.run(argv, submission)
+
+    def again(self) -> str:
+        """Run the next submission in the box; return what was wrong with it."""
+        try:
+            return self.run(self.prepare(NEXT), NEXT)
+        except TargetError as error:
+            return str(error)
+
+    def recover(self) -> str:
+        """Run the target's recovery; return what was wrong with it."""
+        try:
+            self._commands("recover", self.target.recover_commands(self.box))
+        except TargetError as error:
+            return str(error)
+        return ""
+
+    def wait(self, process: Running, limit: float, name: str) -> int:
+        """Return the exit code of `process`; raise `TargetError` and kill it after `limit` seconds and the grace."""
+        until = time.monotonic() + limit + _GRACE
+        while not ended(process, int(_ASK * 1000)):
+            late = time.monotonic() > until
+            if late or self._stop():
+                kill(self.place, process, "tree")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_GRACE)
+                if late:
+                    raise TargetError(f"{name} still ran after {limit + _GRACE:.0f} s, and was killed")
+                raise StoppedError(f"{self.target.name}: interrupted before the first trial")
+        return process.wait()
+
+    def _commands(self, what: str, commands: Sequence[Sequence[str]]) -> None:
+        for argv in commands:
+            with memory() as output:
+                code = self.wait(self.start(argv, output), 0, argv[0])
+                if code != 0:
+                    raise TargetError(f"{what}: {Path(argv[0]).name} ended with {code}: {_last_words(output)}")
+
+
+def ended(process: Running, ms: int) -> bool:
+    """Tell whether `process` has ended, within `ms` milliseconds."""
+    poll = select.poll()
+    poll.register(process.pidfd, select.POLLIN)
+    return bool(poll.poll(max(0, ms)))
+
+
+@contextlib.contextmanager
+def memory() -> Generator[int, None, None]:
+    """Give a descriptor to print to: memory and no pipe, as an orphan that held a pipe would be waited for."""
+    output = os.memfd_create("leakcheck-output")
+    try:
+        yield output
+    finally:
+        os.close(output)
+
+
+def text(output: int) -> str:
+    """Return what was printed to the descriptor of `memory`, 64 KiB at most."""
+    return os.pread(output, 1 << 16, 0).decode(errors="replace")
+
+
+def _last_words(output: int) -> str:
+    size = os.fstat(output).st_size
+    last = os.pread(output, 400, max(0, size - 400)).decode(errors="replace")
+    return " | ".join(line.strip() for line in last.splitlines()[-3:] if line.strip()) or "it printed nothing"

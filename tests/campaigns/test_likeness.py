@@ -1,0 +1,37 @@
+"""What is more of the same: places that differ in numbers or random parts alone."""
+
+import pytest
+
+from leakcheck.campaigns.likeness import alike
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("/opt/grow-gaemkr", "/opt/grow-ejjpee"),
+        ("/opt/grow-Xy12Zq", "/opt/grow-abcdef"),
+        ("/tmp/srt-mux-2-0.sock", "/tmp/srt-mux-4711-0.sock"),
+        ("/tmp/tmpk3j_x9ab", "/tmp/tmpqqqqqqqq"),
+        ("process 5 (sleep): sleep 600", "process 4999 (sleep): sleep 600"),
+        ("/run/a b", "/run/a b"),
+    ],
+)
+def test_they_are_alike(one: str, other: str) -> None:
+    assert alike(one, other)
+    assert alike(other, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("/opt/log-bounded", "/opt/grow-gaemkr"),
+        ("/opt/lock", "/opt/data"),
+        ("/opt/a/x", "/opt/a/x/y"),
+        ("process 5 (sleep): sleep 600", "process 6 (sh): sleep 600"),
+        ("/tmp/a-1", "/tmp/a.1"),
+        ("", "/tmp"),
+    ],
+)
+def test_they_are_not(one: str, other: str) -> None:
+    assert not alike(one, other)
+    assert not alike(other, one)
