@@ -28,7 +28,7 @@ from leakcheck.targets import Target, builtin
 __all__ = ["LeaksOptions", "leaks"]
 
 _LABELS = 8
-_WORST: tuple[Outcome, ...] = ("wedged", "leaked", "wrong", "unknown", "reclaimed", "clean")
+_WORST: tuple[Outcome, ...] = ("wedged", "leaked", "wrong", "unknown", "bounded", "reclaimed", "clean")
 
 
 class LeaksOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,7 +196,7 @@ def _judged(
     for trial in trials:
         endings[trial.ending.group][trial.outcome] += 1
     # One that is wedged need not have left anything that can be seen.
-    leaked = sum(any(one.class_ != "reclaimable" for one in trial.left) for trial in trials)
+    leaked = sum(any(one.class_ not in ("reclaimable", "bounded") for one in trial.left) for trial in trials)
     verdict = _verdict(outcomes, failure)
     bound = upper_bound(leaked, len(trials))
     criteria = [
@@ -209,6 +209,7 @@ def _judged(
         ),
         Criterion(name="wrong statuses", passed=outcomes["wrong"] == 0, measured=outcomes["wrong"], limit=0),
         Criterion(name="trials not fully seen", passed=outcomes["unknown"] == 0, measured=outcomes["unknown"], limit=0),
+        Criterion(name="trials whose residue is bounded", passed=None, measured=outcomes["bounded"], limit=None),
         Criterion(name="95 % upper bound of the leak rate", passed=None, measured=round(bound, 6), limit=None),
     ]
     settled = sorted(trial.settled_ms for trial in trials if trial.settled_ms is not None)

@@ -11,7 +11,7 @@ from leakcheck.render import line
 __all__ = ["lines", "print_campaign"]
 
 _STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
-_OUTCOME_STYLE = {"clean": "green", "reclaimed": "cyan", "unknown": "yellow", "wrong": "yellow"}
+_OUTCOME_STYLE = {"clean": "green", "reclaimed": "cyan", "bounded": "cyan", "unknown": "yellow", "wrong": "yellow"}
 _SHOWN = 12
 _LABELS = 3
 

@@ -10,9 +10,10 @@ __all__ = ["SCHEMA", "Campaign", "Criterion", "Finding", "Outcome", "Residue"]
 
 SCHEMA = "leakcheck.campaign/1"
 
-Outcome: TypeAlias = Literal["clean", "reclaimed", "leaked", "wedged", "wrong", "unknown"]
-"""Of one trial: nothing left; all that was left its own clean-up or next run took away; something stays; the recovery
-or the next submission in that box failed; the target said another status than it must; not all could be looked at."""
+Outcome: TypeAlias = Literal["clean", "reclaimed", "bounded", "leaked", "wedged", "wrong", "unknown"]
+"""Of one trial: nothing left; all that was left its own clean-up or next run took away; what stays is never more than
+one run leaves; something stays; the recovery or the next submission in that box failed; the target said another status
+than it must; not all could be looked at."""
 
 
 class Residue(msgspec.Struct, frozen=True, kw_only=True):

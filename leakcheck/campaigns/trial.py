@@ -118,9 +118,10 @@ class _Aftermath:
         """Return the trial's outcome as far as it is what was left."""
         if self.failures:
             return "wedged"
-        if any(one.class_ != "reclaimable" for one in self.left):
+        classes = {one.class_ for one in self.left}
+        if classes - {"reclaimable", "bounded"}:
             return "leaked"
-        return "reclaimed" if self.left else "clean"
+        return "bounded" if "bounded" in classes else "reclaimed" if classes else "clean"
 
     def follow(self) -> None:
         """Recover, run the next submission, look after each, and class what stays."""
