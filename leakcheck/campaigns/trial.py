@@ -137,13 +137,15 @@ class _Aftermath:
             self._class()
 
     def _next(self) -> None:
-        wrong, came = "", []
+        came: list[Leak] = []
         try:
             argv = self._stages.prepare(NEXT)
             # Making the box ready again replaces files of its own, which are no residue.
             self._stages.place.mark()
-            wrong = self._stages.run(argv, NEXT)
-            came = self._stages.place.look_since_mark()
+            try:
+                wrong = self._stages.run(argv, NEXT)
+            finally:
+                came = self._stages.place.look_since_mark()
         except TargetError as error:
             wrong = str(error)
         if wrong:

@@ -126,7 +126,7 @@ def test_an_adapter_may_lie_directly_in_tmp() -> None:
 def test_ctrl_c_ends_the_check_with_130_and_one_line(tmp_path: Path) -> None:
     path = tmp_path / "slow.toml"
     path.write_text(
-        'name = "slow"\nsummary = "x"\nlaunch = ["/bin/sleep", "60", "{program}"]\nprobe = { none = "x" }\n'
+        'name = "slow"\nsummary = "x"\nlaunch = ["/bin/sh", "-c", "sleep 60", "{program}"]\nprobe = { none = "x" }\n'
     )
     argv = [sys.executable, "-m", "leakcheck.conformance", path]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as checking:
