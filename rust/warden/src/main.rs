@@ -20,7 +20,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal};
 
 use cgroups::{Cgroups, Hierarchy};
-use message::{Answer, Options, Request, Up, receive, send};
+use message::{Answer, Options, Request, Up, WANTED, receive, send};
 
 fn main() {
     if let Err(e) = run() {
@@ -47,11 +47,22 @@ fn run() -> io::Result<()> {
         Err(e) => return send(&socket, &Answer::Error(format!("list the cgroup hierarchies: {e}")), &[]),
     };
     cgroups::sweep(&hierarchies);
-    Warden { socket, owner, children, term, hierarchies, arenas: BTreeMap::new(), spares: Vec::new(), next: 0 }.serve()
+    Warden {
+        socket,
+        owner,
+        children,
+        term,
+        hierarchies,
+        arenas: BTreeMap::new(),
+        spares: Vec::new(),
+        like: Default::default(),
+        next: 0,
+    }
+    .serve()
 }
 
-/// How many spawners are prepared at a time.
-const SPARES: usize = 8;
+/// How many arenas are prepared at a time.
+const SPARES: usize = 4;
 
 /// How often cgroups are tried to be made that somebody else took.
 const TRIES: usize = 20;
@@ -63,8 +74,10 @@ struct Warden {
     term: OwnedFd,
     hierarchies: Vec<Hierarchy>,
     arenas: BTreeMap<u64, Arena>,
-    /// Spawners in cgroups of their own, which wait for their options.
+    /// Arenas that nobody has asked for yet.
     spares: Vec<Arena>,
+    /// What the spares are like, or are to be: the last arena's options, and the host's mounts (proc(5), mountinfo).
+    like: (Options, String),
     next: u64,
 }
 
@@ -144,18 +157,21 @@ impl Warden {
 
     fn up(&mut self, options: &Options, owner: Option<OwnedFd>) -> io::Result<(Up, Vec<OwnedFd>)> {
         let owner = owner.ok_or_else(|| io::Error::other("no socket for commands came with the request"))?;
+        let like = (options.clone(), std::fs::read_to_string("/proc/self/mountinfo")?);
+        if self.like != like {
+            self.like = like;
+            all_down(std::mem::take(&mut self.spares).into_iter(), &self.children)?;
+        }
         let mut arena = match self.spares.pop() {
             Some(spare) => spare,
-            None => self.spawn()?,
+            None => self.begin()?,
         };
-        let outcome = send(&arena.socket, options, &[owner.as_fd()]).and_then(|()| receive::<Answer>(&arena.socket));
-        let up = match outcome {
-            Ok(Some((Answer::Up(up), fds))) => Ok((up, fds)),
-            Ok(Some((Answer::Error(why), _))) => Err(io::Error::other(why)),
-            Ok(_) => Err(io::Error::other("the arena's spawner ended")),
-            Err(e) => Err(e),
-        };
-        let (mut up, fds) = match up {
+        let outcome = receive::<Answer>(&arena.socket).and_then(|answer| match answer {
+            Some((Answer::Up(up), fds)) => Ok((up, fds)),
+            Some((Answer::Error(why), _)) => Err(io::Error::other(why)),
+            _ => Err(io::Error::other("the arena's spawner ended")),
+        });
+        let (mut up, fds) = match outcome.and_then(|up| send(&arena.socket, &WANTED, &[owner.as_fd()]).map(|()| up)) {
             Ok(up) => up,
             Err(e) => {
                 arena.down(&self.children)?;
@@ -169,15 +185,24 @@ impl Warden {
         Ok((up, fds))
     }
 
-    /// Who asked for two arenas will want more: spawners and their cgroups are made ahead, several at a time, between two arenas.
+    /// Who asked for two arenas will want more like the last one: they are brought up ahead, several at a time, between two arenas. What
+    /// is bound into an arena may be another thing by then, so such ones are not.
     fn prepare(&mut self) {
-        if self.next < 2 || !self.spares.is_empty() {
+        let (options, _) = &self.like;
+        if self.next < 2 || !self.spares.is_empty() || !options.binds.is_empty() || options.fail.is_some() {
             return;
         }
         for _ in 0..SPARES {
             // What fails here fails again, and is told, when the arena is asked for.
-            self.spares.extend(self.spawn());
+            self.spares.extend(self.begin());
         }
+    }
+
+    /// Has one brought up; the answer comes when it is.
+    fn begin(&self) -> io::Result<Arena> {
+        let arena = self.spawn()?;
+        send(&arena.socket, &self.like.0, &[])?;
+        Ok(arena)
     }
 
     /// Another warden's sweep may take a directory between its making and its locking: then there is another name.

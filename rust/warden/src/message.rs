@@ -16,7 +16,7 @@ const MOST_FDS: usize = 253;
 const MOST_BYTES: usize = 1 << 20;
 
 /// What an arena is to be like.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Options {
     /// Bytes that may be written to the overlay and to each fresh tmpfs; 0 is the kernel's default.
@@ -102,6 +102,9 @@ pub(crate) struct Up {
     /// The steps of the bring-up, in order.
     pub(crate) steps: Vec<String>,
 }
+
+/// What comes to a spawner with the owner's socket, when its arena is wanted.
+pub(crate) const WANTED: &str = "wanted";
 
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]

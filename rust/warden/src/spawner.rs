@@ -20,7 +20,7 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWCGROUP;
 
-/// Never returns. From `warden` come first the options; after that the warden only listens. `born`: in the v2 cgroup.
+/// Never returns. From `warden` come first the options, and when the arena is wanted the owner's socket. `born`: in the v2 cgroup.
 pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, born: bool) -> ! {
     let entered = cgroups.enter(born).and_then(|()| {
         sys::become_root_of_namespace().map_err(|e| {
@@ -30,7 +30,7 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, born: bool) ->
     // After the change of credentials, which clears it.
     sys::die_with_parent(parent);
     sys::set_name(c"arena-spawner");
-    let Ok(Some((options, mut fds))) = receive::<Options>(&warden) else { sys::exit(0) };
+    let Ok(Some((options, _))) = receive::<Options>(&warden) else { sys::exit(0) };
     let mut steps = Steps::new(&options);
     let outcome = (|| {
         steps.begin("cgroups")?;
@@ -39,8 +39,7 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, born: bool) ->
         for (file, value) in &options.limits {
             cgroups.limit(file, value)?;
         }
-        let owner = fds.pop().ok_or_else(|| io::Error::other("no socket of the owner"))?;
-        bring_up(&warden, &options, &cgroups, owner, &mut steps)
+        bring_up(&warden, &options, &cgroups, &mut steps)
     })();
     match outcome {
         Ok(arena) => arena.serve(&warden),
@@ -59,18 +58,12 @@ struct Arena {
     init_pid: i32,
     // Its end closes with this process, which init takes as the end of everything.
     _alive: OwnedFd,
-    owner: OwnedFd,
+    owner: Option<OwnedFd>,
     children: OwnedFd,
     enter: i32,
 }
 
-fn bring_up(
-    warden: &OwnedFd,
-    options: &Options,
-    cgroups: &Cgroups,
-    owner: OwnedFd,
-    steps: &mut Steps,
-) -> io::Result<Arena> {
+fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut Steps) -> io::Result<Arena> {
     steps.begin("namespaces")?;
     sys::block_signals()?;
     let children = sys::signal_fd(libc::SIGCHLD)?;
@@ -105,21 +98,20 @@ fn bring_up(
     let sent: Vec<BorrowedFd<'_>> = std::iter::once(&child.pidfd).chain(&fds).map(AsFd::as_fd).collect();
     send(warden, &Answer::Up(up), &sent)?;
     let enter = flags & !libc::CLONE_NEWPID;
-    Ok(Arena { init: child.pidfd, init_pid: child.pid, _alive: ours, owner, children, enter })
+    Ok(Arena { init: child.pidfd, init_pid: child.pid, _alive: ours, owner: None, children, enter })
 }
 
 impl Arena {
-    fn serve(self, warden: &OwnedFd) -> ! {
+    fn serve(mut self, warden: &OwnedFd) -> ! {
         let mut running: HashMap<i32, OwnedFd> = HashMap::new();
-        let mut owned = true;
         loop {
-            let mut set = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(warden, PollFlags::empty())];
-            if owned {
-                set.push(PollFd::new(&self.owner, PollFlags::IN));
+            let mut set = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(warden, PollFlags::IN)];
+            if let Some(owner) = &self.owner {
+                set.push(PollFd::new(owner, PollFlags::IN));
             }
             let _ = poll(&mut set, None);
             let ready = |n: usize| set.get(n).map_or(PollFlags::empty(), PollFd::revents);
-            let (signalled, left, asked) = (ready(0), ready(1), ready(2));
+            let (signalled, told, asked) = (ready(0), ready(1), ready(2));
             drop(set);
             if !signalled.is_empty() {
                 sys::drain(&self.children);
@@ -132,27 +124,33 @@ impl Arena {
                     }
                 }
             }
-            if left.intersects(PollFlags::HUP | PollFlags::ERR) {
-                sys::exit(0);
+            if !told.is_empty() {
+                match receive::<String>(warden) {
+                    Ok(Some((_, mut fds))) => self.owner = fds.pop(),
+                    _ => sys::exit(0),
+                }
             }
             // Without an owner nothing more is started; whether the arena stays is for the warden to say.
-            owned = owned && (asked.is_empty() || self.answer(&mut running));
+            if !asked.is_empty() && !self.answer(&mut running) {
+                self.owner = None;
+            }
         }
     }
 
     fn answer(&self, running: &mut HashMap<i32, OwnedFd>) -> bool {
-        let answer = match receive::<Run>(&self.owner) {
+        let Some(owner) = &self.owner else { return false };
+        let answer = match receive::<Run>(owner) {
             Ok(None) => return false,
             Ok(Some((run, fds))) => match self.start(&run, fds) {
                 Ok((pid, pidfd, pipe)) => {
                     running.insert(pid, pipe);
-                    return send(&self.owner, &Answer::Pid(pid), &[pidfd.as_fd()]).is_ok();
+                    return send(owner, &Answer::Pid(pid), &[pidfd.as_fd()]).is_ok();
                 }
                 Err(e) => Answer::Error(format!("start {e}")),
             },
             Err(e) => Answer::Error(e.to_string()),
         };
-        send(&self.owner, &answer, &[]).is_ok()
+        send(owner, &answer, &[]).is_ok()
     }
 
     fn start(&self, run: &Run, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd, OwnedFd)> {
