@@ -183,7 +183,7 @@ class Arena:
         self.not_covered: list[str] = up["not_covered"]
         self._layer_paths: list[str] = up["layers"]
         self._root_paths: list[str] = up["roots"]
-        self._kept = f"enter it: nsenter -t {self.init} -a; end it: kill -TERM {warden.pid}"
+        self._kept = f"enter it: nsenter -t {self.init} -a -r; end it: kill -TERM {warden.pid}"
         if self._keep:
             warden.keep(self._id)
         return self

@@ -309,7 +309,7 @@ def test_a_command_that_takes_too_long_is_killed() -> None:
 def test_how_to_end_a_kept_arena_is_known_when_it_was_left_and_the_next_has_a_warden_of_its_own() -> None:
     with Arena(keep=True) as kept:
         pass
-    told = re.search(r"nsenter -t (\d+) -a; end it: kill -TERM (\d+)", kept.how_to_enter)
+    told = re.search(r"nsenter -t (\d+) -a -r; end it: kill -TERM (\d+)", kept.how_to_enter)
     assert told
     warden = int(told[2])
     assert warden > 1
@@ -332,3 +332,23 @@ def test_all_of_an_arenas_directories_have_the_size_that_was_given(tmp_path: Pat
     with Arena(size=1 << 20) as arena:
         said = output_of(arena, "df --output=size -k /dev /tmp /run /var/tmp /dev/shm | tail -n +2", tmp_path)
     assert said.split() == ["1024"] * 5
+
+
+def test_in_a_chroot_commands_run_in_the_arena_and_not_at_the_root_of_its_mount_namespace(tmp_path: Path) -> None:
+    # Where a chroot's root was made a mount point, entering a mount namespace leads to the root above it.
+    script = "\n".join(
+        [
+            "import sys; from leakcheck.arena import Arena",
+            "with Arena() as arena: sys.exit(arena.run(['/bin/sh', '-c', 'echo x > /srv/litter; ls -id /']))",
+        ]
+    )
+    outer = 'mount --rbind / /mnt && exec chroot /mnt "$@"'
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with Arena() as arena:
+        argv = ["/bin/sh", "-c", outer, "sh", sys.executable, "-c", script]
+        with (tmp_path / "said").open("wb") as file:
+            assert arena.run(argv, env=env, stdout=file.fileno(), stderr=file.fileno()) == 0, (
+                tmp_path / "said"
+            ).read_text()
+        assert arena.run(["/usr/bin/test", "-e", "/srv/litter"]) == 1, "it was written to the outer root"
+    assert not Path("/srv/litter").exists()

@@ -122,10 +122,10 @@ def test_options_reach_the_arena() -> None:
 def test_a_kept_arena_stays_up_until_its_warden_is_told_to_end_it() -> None:
     done = guard("--arena", "--keep", "--settle", "0.1", "--", "touch", "/srv/x")
     assert done.returncode == 1
-    found = re.search(r"nsenter -t (\d+) -a; end it: kill -TERM (\d+)", done.stderr)
+    found = re.search(r"nsenter -t (\d+) -a -r; end it: kill -TERM (\d+)", done.stderr)
     assert found, done.stderr
     init, warden = int(found[1]), int(found[2])
-    inside = subprocess.run(["nsenter", "-t", str(init), "-a", "ls", "/srv/x"], capture_output=True, check=False)
+    inside = subprocess.run(["nsenter", "-t", str(init), "-a", "-r", "ls", "/srv/x"], capture_output=True, check=False)
     assert inside.returncode == 0, inside.stderr
     assert psutil.Process(warden).name() == "warden"
     pidfd = os.pidfd_open(init)

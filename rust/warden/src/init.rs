@@ -28,8 +28,11 @@ pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
                 ..Up::default()
             };
             let parts = root.layers.iter().chain(&root.fresh);
-            let fds: Vec<BorrowedFd<'_>> =
-                std::iter::once(&root.proc).chain(parts.map(|(_, fd)| fd)).map(AsFd::as_fd).collect();
+            let fds: Vec<BorrowedFd<'_>> = std::iter::once(&root.proc)
+                .chain(parts.map(|(_, fd)| fd))
+                .chain([&root.top])
+                .map(AsFd::as_fd)
+                .collect();
             send(&spawner, &Answer::Up(up), &fds)
         }
         Err(e) => fail(&spawner, &steps.at(e)),

@@ -34,6 +34,8 @@ const DEVICES: [(&str, u32, u32); 8] = [
 pub(crate) struct Root {
     /// Where each overlay is, and the root of its upper layer.
     pub(crate) layers: Vec<(String, OwnedFd)>,
+    /// The root itself. Who enters the mount namespace is first at that of the namespace, which is another one in a chroot.
+    pub(crate) top: OwnedFd,
     /// The arena's `/proc`.
     pub(crate) proc: OwnedFd,
     /// Path and descriptor of each fresh tmpfs.
@@ -119,7 +121,7 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     for (tree, target) in &binds {
         tree.attach(target).map_err(|e| named(e, &format!("bind to {} in the arena", target.display())))?;
     }
-    Ok(Root { layers, proc, fresh, not_covered })
+    Ok(Root { top: open_dir(Path::new("/"))?, layers, proc, fresh, not_covered })
 }
 
 /// A part of the host's file systems, cloned and attached nowhere yet (open_tree(2)).

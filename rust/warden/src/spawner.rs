@@ -56,6 +56,7 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, born: bool) ->
 struct Arena {
     init: OwnedFd,
     init_pid: i32,
+    top: OwnedFd,
     // Its end closes with this process, which init takes as the end of everything.
     _alive: OwnedFd,
     owner: Option<OwnedFd>,
@@ -77,7 +78,7 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
         Some(child) => child,
     };
     drop(inits);
-    let (answer, fds) = receive::<Answer>(&ours)?.ok_or_else(|| io::Error::other("init ended before it was up"))?;
+    let (answer, mut fds) = receive::<Answer>(&ours)?.ok_or_else(|| io::Error::other("init ended before it was up"))?;
     let up = match answer {
         Answer::Up(up) => up,
         Answer::Error(why) => {
@@ -90,6 +91,7 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
     if receive::<Answer>(&ours)?.is_none() {
         return Err(io::Error::other("init ended when it was up"));
     }
+    let top = fds.pop().ok_or_else(|| io::Error::other("init sent no root"))?;
     cgroups.make_room(child.pid)?;
     // Children of this process are born in the arena's pid namespace from here on.
     sys::setns(child.pidfd.as_fd(), libc::CLONE_NEWPID)?;
@@ -98,7 +100,7 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
     let sent: Vec<BorrowedFd<'_>> = std::iter::once(&child.pidfd).chain(&fds).map(AsFd::as_fd).collect();
     send(warden, &Answer::Up(up), &sent)?;
     let enter = flags & !libc::CLONE_NEWPID;
-    Ok(Arena { init: child.pidfd, init_pid: child.pid, _alive: ours, owner: None, children, enter })
+    Ok(Arena { init: child.pidfd, init_pid: child.pid, top, _alive: ours, owner: None, children, enter })
 }
 
 impl Arena {
@@ -188,6 +190,8 @@ impl Arena {
     fn become_command(&self, argv: &[CString], env: &[CString], cwd: &CString, stdio: [&OwnedFd; 3]) -> io::Error {
         let prepared = || -> io::Result<()> {
             sys::setns(self.init.as_fd(), self.enter)?;
+            rustix::process::fchdir(&self.top)?;
+            rustix::process::chroot(".")?;
             rustix::process::chdir(cwd.as_c_str())
                 .map_err(|e| io::Error::other(format!("working directory {}: {e}", cwd.to_string_lossy())))?;
             // Above 2 first: one of the three may be in another's place.
