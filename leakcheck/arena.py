@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +38,10 @@ class ArenaError(TargetError):
 
 
 class Process:
-    """A command in an arena. `pid` is its process id on the host; its `returncode` is as `subprocess.Popen`'s."""
+    """A command in an arena. `pid` is its process id on the host; its `returncode` is as `subprocess.Popen`'s.
+
+    `cpu` is the processor time in seconds that it took, with all that it waited for (getrusage(2)), once it has ended.
+    """
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class Process:
         self.pid = pid
         self.pidfd = pidfd
         self.returncode: int | None = None
+        self.cpu: float | None = None
         self._status = status
         self._done = done
 
@@ -71,10 +76,12 @@ class Process:
             ended.register(self._status, select.POLLIN)
             if not ended.poll(None if timeout is None else max(timeout, 0) * 1000):
                 raise subprocess.TimeoutExpired(self.argv, timeout or 0)
-            told = os.read(self._status, 4)
-            self.returncode = (
-                os.waitstatus_to_exitcode(int.from_bytes(told, "little")) if len(told) == 4 else -signal.SIGKILL
-            )
+            told = os.read(self._status, 12)
+            if len(told) == 12:
+                status, micros = struct.unpack("=iq", told)
+                self.returncode, self.cpu = os.waitstatus_to_exitcode(status), micros / 1e6
+            else:
+                self.returncode = -signal.SIGKILL
         return self.returncode
 
     def poll(self) -> int | None:

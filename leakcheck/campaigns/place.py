@@ -34,6 +34,10 @@ _PLACED = {"file": "path", "lockfile": "path", "cgroup": "path", "mount": "targe
 class Running(Protocol):
     """A started command."""
 
+    pid: int
+    cpu: float | None
+    """Seconds of processor time that it took with all that it waited for, once it has ended; None: not known."""
+
     @property
     def pidfd(self) -> int:
         """Its descriptor."""
@@ -43,6 +47,9 @@ class Running(Protocol):
 
     def send_signal(self, number: int) -> None:
         """Send a signal."""
+
+    def close(self) -> None:
+        """Close its descriptors."""
 
 
 class Place(Protocol):
@@ -90,8 +97,11 @@ class ArenaPlace:
 
     work = Path("/tmp/leakcheck/box")  # noqa: S108 - the arena's own
 
-    def __init__(self, target: Target, settle: float) -> None:
-        self._arena = Arena(hostname="arena", binds=binds(path for path in target.found().values() if path))
+    def __init__(
+        self, target: Target, settle: float, more_binds: Sequence[tuple[str | os.PathLike[str], str, bool]] = ()
+    ) -> None:
+        found = binds(path for path in target.found().values() if path)
+        self._arena = Arena(hostname="arena", binds=[*found, *more_binds])
         self._settle_ms = round(settle * 1000)
         self._root = -1
 
@@ -246,18 +256,20 @@ class _HostProcess:
         except OSError as error:
             raise TargetError(f"run {argv[0]}: {why_not_run(argv[0], error)}") from error
         self.pid = self._process.pid
+        self.cpu: float | None = None
         self.pidfd = os.pidfd_open(self.pid)
 
     def wait(self, timeout: float | None = None) -> int:
-        code = self._process.wait(timeout)
-        if self.pidfd >= 0:
-            os.close(self.pidfd)
-            self.pidfd = -1
-        return code
+        return self._process.wait(timeout)
 
     def send_signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, number)
+
+    def close(self) -> None:
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
 
 
 def kill(place: Place, supervisor: Running, how: str) -> None:

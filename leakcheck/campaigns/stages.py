@@ -16,7 +16,7 @@ from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Box, Outcome, Target
 
-__all__ = ["NEXT", "Done", "Stages", "Stop", "StoppedError", "ended", "memory", "never", "text"]
+__all__ = ["GRACE", "NEXT", "Done", "Stages", "Stop", "StoppedError", "ended", "memory", "never", "text"]
 
 NEXT = BUILTIN["ok"]
 """What is run next in a box, to see whether it is as good as new."""
@@ -24,8 +24,8 @@ NEXT = BUILTIN["ok"]
 Stop = Callable[[], bool]
 """Whether somebody wants to end."""
 
-# Beyond a submission's wall limit: start and teardown of the slowest target on a machine under load.
-_GRACE = 30.0
+GRACE = 30.0
+"""Seconds beyond a submission's wall limit: start and teardown of the slowest target on a machine under load."""
 # How often, in seconds, `Stop` is asked while something runs.
 _ASK = 0.2
 
@@ -35,11 +35,12 @@ class StoppedError(TargetError):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What a run gave: the target's outcome, its exit code, and the last words it printed."""
+    """What a run gave: the target's outcome, its exit code, its last words, and the processor time in seconds."""
 
     outcome: Outcome
     code: int
     words: str
+    cpu: float | None = None
 
 
 def never() -> bool:
@@ -48,14 +49,29 @@ def never() -> bool:
 
 
 class Stages:
-    """Runs a target's commands in one place, and times what it does; `stop` ends what runs with `StoppedError`."""
+    """Runs a target's commands in one box of a place, and times what it does.
 
-    def __init__(self, target: Target, place: Place, number: int = 0, *, stop: Stop = never) -> None:
+    `stop` ends what runs with `StoppedError`; `late` is told of what runs too long, before it is killed. `env` is added
+    to the environment of every command.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        place: Place,
+        number: int = 0,
+        *,
+        work: Path | None = None,
+        stop: Stop = never,
+        late: Callable[[Running], None] | None = None,
+    ) -> None:
         self.target = target
         self.place = place
-        self.box = Box(number=number, work=place.work)
+        self.box = Box(number=number, work=work or place.work)
         self.phases: dict[str, float] = {}
+        self.env: dict[str, str] = {}
         self._stop = stop
+        self._late = late
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Generator[None, None, None]:
@@ -79,7 +95,7 @@ class Stages:
 
     def start(self, argv: Sequence[str], output: int) -> Running:
         """Start a command in the target's environment."""
-        return self.place.start(argv, self.target.env(self.box), output)
+        return self.place.start(argv, self.target.env(self.box) | self.env, output)
 
     def said(self, argv: Sequence[str], limit: float = 0) -> str:
         """Run a command, `limit` seconds and the grace at most; return what it printed."""
@@ -90,8 +106,10 @@ class Stages:
     def outcome(self, argv: Sequence[str], submission: Submission) -> Done:
         """Run `submission` to its end."""
         with memory() as output:
-            code = self.wait(self.start(argv, output), submission.wall, argv[0])
-            return Done(self.target.status(code, self.box, self.place.read), code, _last_words(output))
+            process = self.start(argv, output)
+            code = self.wait(process, submission.wall, argv[0])
+            outcome = self.target.status(code, self.box, self.place.read)
+            return Done(outcome, code, _last_words(output), process.cpu)
 
     def run(self, argv: Sequence[str], submission: Submission) -> str:
         """Run `submission` to its end; return what was wrong with the status, empty if nothing."""
@@ -138,17 +156,22 @@ class Stages:
 
     def wait(self, process: Running, limit: float, name: str) -> int:
         """Return the exit code of `process`; raise `TargetError` and kill it after `limit` seconds and the grace."""
-        until = time.monotonic() + limit + _GRACE
-        while not ended(process, int(_ASK * 1000)):
-            late = time.monotonic() > until
-            if late or self._stop():
-                kill(self.place, process, "tree")
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(_GRACE)
-                if late:
-                    raise TargetError(f"{name} still ran after {limit + _GRACE:.0f} s, and was killed")
-                raise StoppedError(f"{self.target.name}: interrupted before the first trial")
-        return process.wait()
+        until = time.monotonic() + limit + GRACE
+        try:
+            while not ended(process, int(_ASK * 1000)):
+                late = time.monotonic() > until
+                if late or self._stop():
+                    if late and self._late is not None:
+                        self._late(process)
+                    kill(self.place, process, "tree")
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(GRACE)
+                    if late:
+                        raise TargetError(f"{name} still ran after {limit + GRACE:.0f} s, and was killed")
+                    raise StoppedError(f"{self.target.name}: interrupted before the first trial")
+            return process.wait()
+        finally:
+            process.close()
 
     def _commands(self, what: str, commands: Sequence[Sequence[str]]) -> None:
         for argv in commands:

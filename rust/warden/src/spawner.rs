@@ -117,11 +117,12 @@ impl Arena {
             drop(set);
             if !signalled.is_empty() {
                 sys::drain(&self.children);
-                while let Some((pid, status)) = sys::reap() {
-                    if let Some(pipe) = running.remove(&pid) {
-                        let _ = rustix::io::write(&pipe, &status.to_ne_bytes());
+                while let Some(ended) = sys::reap() {
+                    if let Some(pipe) = running.remove(&ended.pid) {
+                        let told = [&ended.status.to_ne_bytes()[..], &ended.cpu.to_ne_bytes()[..]].concat();
+                        let _ = rustix::io::write(&pipe, &told);
                     }
-                    if pid == self.init_pid {
+                    if ended.pid == self.init_pid {
                         sys::exit(0);
                     }
                 }

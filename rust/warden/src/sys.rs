@@ -87,12 +87,23 @@ pub(crate) fn exec(argv: &[CString], env: &[CString]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Reaps one ended child, if there is one: pid and wait status.
-pub(crate) fn reap() -> Option<(i32, i32)> {
+/// An ended child. `cpu` is in microseconds, with that of all the children that it waited for (getrusage(2)).
+pub(crate) struct Ended {
+    pub(crate) pid: i32,
+    pub(crate) status: i32,
+    pub(crate) cpu: i64,
+}
+
+/// Reaps one ended child, if there is one.
+pub(crate) fn reap() -> Option<Ended> {
     let mut status = 0;
-    // SAFETY: writes one int to which we hand a valid pointer.
-    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) };
-    (pid > 0).then_some((pid, status))
+    let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: writes an int and a rusage to which we hand valid pointers.
+    let pid = unsafe { libc::wait4(-1, &raw mut status, libc::WNOHANG | libc::__WALL, usage.as_mut_ptr()) };
+    // SAFETY: all zeroes is a rusage too.
+    let usage = unsafe { usage.assume_init() };
+    let micros = |time: libc::timeval| time.tv_sec * 1_000_000 + time.tv_usec;
+    (pid > 0).then(|| Ended { pid, status, cpu: micros(usage.ru_utime) + micros(usage.ru_stime) })
 }
 
 /// SIGKILL at the parent's death (prctl(2)).
