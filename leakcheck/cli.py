@@ -17,15 +17,17 @@ import typer
 from leakcheck import __version__, commands
 from leakcheck._native import NativeError, UsageError
 from leakcheck.arena import Arena
-from leakcheck.campaigns.command import run_leaks
+from leakcheck.campaigns.command import run_leaks, run_stress
 from leakcheck.campaigns.ending import ENDINGS, KILLS, Kill
 from leakcheck.campaigns.ending import parse as parse_plan
 from leakcheck.campaigns.leaks import LeaksOptions
+from leakcheck.campaigns.stress import StressOptions
 from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE, GuardOptions
 from leakcheck.doctor import doctor as run_doctor
 from leakcheck.guarding import existing_roots, milliseconds
 from leakcheck.reap import reap as run_reap
 from leakcheck.render import printable
+from leakcheck.submissions import DEFAULT_MIX, Mix, parse_plans
 from leakcheck.supervise import GivenUp, TargetError
 from leakcheck.targets import load as load_target
 from leakcheck.targets.listing import targets as list_targets
@@ -220,6 +222,48 @@ def leaks(
         settle=settle,
     )
     raise typer.Exit(run_leaks(load_target(target), options, output, as_json=json))
+
+
+@app.command()
+def stress(
+    target: Annotated[str, typer.Option(metavar="TARGET", help="A built-in target's name, or an adapter's path.")],
+    submissions: Annotated[
+        int | None, typer.Option(metavar="N", help="How many. Default: 1000, or as many as --duration allows.")
+    ] = None,
+    duration: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Begin none any more after this time.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(metavar="C", help="How many at once, each in a box of its own.")] = 4,
+    mix: Annotated[str, typer.Option(metavar="STATUS=SHARE,…", help="Shares of OK, TLE, MLE, RE, OLE.")] = str(
+        DEFAULT_MIX
+    ),
+    languages: Annotated[
+        str | None, typer.Option(metavar="LANGUAGE,…", help="Default: cpp, java, python, where found.")
+    ] = None,
+    hostile: Annotated[bool, typer.Option("--hostile", help="With submissions that try to leave something.")] = False,
+    plan: Annotated[
+        str | None, typer.Option(metavar="'WORD …'", help="These submissions by turns, as a replay line gives them.")
+    ] = None,
+    queue: Annotated[int, typer.Option(metavar="Q", help="How many may wait; 0: twice the concurrency.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="S", help="Of the draw of submissions and limits.")] = 0,
+    settle: Settle = 0.25,
+    json: Json = False,
+    output: Output = None,
+) -> None:
+    """Run many submissions, many at once: is every status right, does nothing stay, does it hold up?"""
+    options = StressOptions(
+        submissions=submissions,
+        duration=duration,
+        concurrency=concurrency,
+        mix=Mix.parse(mix),
+        languages=[] if languages is None else _words(languages),
+        hostile=hostile,
+        plan=[] if plan is None else parse_plans(plan),
+        queue=queue,
+        seed=seed,
+        settle=settle,
+    )
+    raise typer.Exit(run_stress(load_target(target), options, output, as_json=json))
 
 
 @app.command()

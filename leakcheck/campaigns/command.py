@@ -1,8 +1,9 @@
-"""What ``leakcheck leaks`` does: run the campaign with progress on stderr, print and save its result."""
+"""What ``leakcheck leaks`` and ``stress`` do: run the campaign with progress on stderr, print and save its result."""
 
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -10,13 +11,15 @@ from rich.console import Console
 from leakcheck import arena
 from leakcheck.campaigns.leaks import LeaksOptions, leaks
 from leakcheck.campaigns.render import print_campaign
-from leakcheck.campaigns.stages import StoppedError
+from leakcheck.campaigns.result import Campaign, Record
+from leakcheck.campaigns.stages import Stop, StoppedError
+from leakcheck.campaigns.stress import StressOptions, stress
 from leakcheck.campaigns.trial import Trial
 from leakcheck.save import check_writable, save
 from leakcheck.supervise import Interrupts, in_background
 from leakcheck.targets import Target
 
-__all__ = ["run_leaks"]
+__all__ = ["run_leaks", "run_stress"]
 
 _INTERRUPTED = 130
 _EXIT = {"clean": 0, "leaked": 1, "unknown": 3}
@@ -25,16 +28,46 @@ _EXIT = {"clean": 0, "leaked": 1, "unknown": 3}
 def run_leaks(target: Target, options: LeaksOptions, output: Path | None, *, as_json: bool) -> int:
     """Run the campaign; the exit code is the verdict's, or 130 when it was interrupted."""
     options.check()
+    progress = _Progress(target.name, options.iterations)
+
+    def run(stop: Stop) -> Campaign:
+        return leaks(target, options, progress=_of_trial(progress), finishing=progress.finishing, stop=stop)
+
+    return _run(run, progress, output, as_json=as_json)
+
+
+def run_stress(target: Target, options: StressOptions, output: Path | None, *, as_json: bool) -> int:
+    """Run the campaign; the exit code is 1 where a criterion failed, else the verdict's, or 130 when interrupted."""
+    options.check()
+    progress = _Progress(target.name, options.wanted, options.duration)
+
+    def run(stop: Stop) -> Campaign:
+        return stress(
+            target,
+            options,
+            progress=_of_record(progress),
+            finishing=progress.finishing,
+            tell=progress.say,
+            stop=stop,
+        )
+
+    return _run(run, progress, output, as_json=as_json)
+
+
+def _of_trial(progress: "_Progress") -> Callable[[Trial, int], None]:
+    return lambda trial, made: progress.tell(trial.outcome, made)
+
+
+def _of_record(progress: "_Progress") -> Callable[[Record, int], None]:
+    return lambda record, made: progress.tell(record.status if record.right else "wrong", made)
+
+
+def _run(run: Callable[[Stop], Campaign], progress: "_Progress", output: Path | None, *, as_json: bool) -> int:
     if output is not None:
         check_writable(output)
-    progress = _Progress(target.name, options.iterations)
     with Interrupts() as interrupts:
         try:
-            result = in_background(
-                lambda: leaks(
-                    target, options, progress=progress.tell, finishing=progress.finishing, stop=interrupts.seen
-                )
-            )
+            result = in_background(lambda: run(interrupts.seen))
         except StoppedError as stopped:
             progress.end()
             arena.shutdown()
@@ -49,35 +82,45 @@ def run_leaks(target: Target, options: LeaksOptions, output: Path | None, *, as_
             save(output, result.to_json())
         if as_json:
             print(result.to_json(), flush=True)
-        return _INTERRUPTED if interrupts.seen() else _EXIT[result.verdict]
+        if interrupts.seen():
+            return _INTERRUPTED
+        return 1 if result.campaign == "stress" and result.failed else _EXIT[result.verdict]
 
 
 class _Progress:
     """One line that is written over on a terminal; elsewhere a line every ten seconds."""
 
-    def __init__(self, name: str, wanted: int) -> None:
-        self._name, self._wanted = name, wanted
+    def __init__(self, name: str, wanted: int | None, duration: float | None = None) -> None:
+        self._name, self._wanted, self._duration = name, wanted, duration
         self._outcomes: Counter[str] = Counter()
         self._terminal = sys.stderr.isatty()
         self._began = self._told = time.monotonic()
         if self._terminal:
             self._write("checking the target …")
 
-    def tell(self, trial: Trial, made: int) -> None:
-        self._outcomes[trial.outcome] += 1
+    def tell(self, outcome: str, made: int) -> None:
+        """Count one more, the `made`-th."""
+        self._outcomes[outcome] += 1
         now = time.monotonic()
         if made == 1:
             self._first = now
-        if now - self._told < (0.1 if self._terminal else 10) and made < self._wanted:
+        if now - self._told < (0.1 if self._terminal else 10) and made != self._wanted:
             return
         self._told = now
         rate = (made - 1) / (now - self._first) if made > 1 and now > self._first else 0
-        left = f", {_duration((self._wanted - made) / rate)} left" if rate else ""
+        ends = [(self._wanted - made) / rate] if self._wanted and rate else []
+        ends += [max(0.0, self._first + self._duration - now)] if self._duration else []
+        left = f", {_duration(min(ends))} left" if ends else ""
         counts = ", ".join(f"{count} {outcome}" for outcome, count in self._outcomes.items())
-        self._write(f"{made}/{self._wanted}{left}: {counts}")
+        self._write(f"{made}{f'/{self._wanted}' if self._wanted else ''}{left}: {counts}")
 
     def finishing(self, running: int) -> None:
-        self._write(f"interrupted: finishing {running} {'trial' if running == 1 else 'trials'}; again to leave at once")
+        """Tell that `running` more are waited for."""
+        self._write(f"interrupted: finishing the {running} that run; again to leave at once")
+
+    def say(self, text: str) -> None:
+        """Tell what is being done."""
+        self._write(text)
 
     def _write(self, text: str) -> None:
         if self._terminal:

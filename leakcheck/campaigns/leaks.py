@@ -3,7 +3,6 @@
 import hashlib
 import os
 import random
-import re
 import shlex
 import statistics
 import time
@@ -19,11 +18,12 @@ from leakcheck.campaigns.ending import ENDINGS, KILLS, Ending, Kill, deal
 from leakcheck.campaigns.result import Campaign, Criterion, Finding, Outcome, Residue
 from leakcheck.campaigns.stages import Stop, StoppedError, never
 from leakcheck.campaigns.statistics import upper_bound
+from leakcheck.campaigns.summing import named, shape, spread
 from leakcheck.campaigns.trial import Left, Trial, run_trial
 from leakcheck.errors import UsageError
 from leakcheck.report import Verdict
 from leakcheck.supervise import TargetError
-from leakcheck.targets import Target, builtin
+from leakcheck.targets import Target
 
 __all__ = ["LeaksOptions", "leaks"]
 
@@ -233,7 +233,7 @@ def _judged(
         rate=round(len(trials) / took, 2),
         bare_rate=round(bare_rate(run_ms, jobs), 2),
         phases_ms={name: _median(t.phases_ms[name] for t in trials if name in t.phases_ms) for name in phases},
-        settle_ms=_spread(settled),
+        settle_ms=spread(settled),
         interrupted=len(trials) < options.iterations and failure is None,
         error="" if failure is None else str(failure),
     )
@@ -253,12 +253,12 @@ def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) ->
         if trial.outcome != "clean":
             who = trial.ending.kill or trial.ending.name
             kinds = tuple(sorted({(one.kind, one.class_, one.by) for one in trial.left}))
-            groups[trial.ending.group, who, trial.outcome, kinds, _shape(trial.detail)].append(trial)
+            groups[trial.ending.group, who, trial.outcome, kinds, shape(trial.detail)].append(trial)
     findings = []
     for what, alike in groups.items():
         first = alike[0]
         plan = first.ending.plan
-        words = ["leakcheck", "leaks", "--target", _named(target)]
+        words = ["leakcheck", "leaks", "--target", named(target)]
         words += ["--plan", plan, "--iterations", "20" if first.ending.kill else "1"] + ["--host"] * options.host
         words += ["--settle", f"{options.settle:g}"] * settled
         replay = shlex.join(words)
@@ -280,11 +280,6 @@ def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) ->
     return sorted(findings, key=lambda one: (_WORST.index(one.outcome), -one.trials))
 
 
-def _named(target: Target) -> str:
-    """Return what `--target` takes."""
-    return target.name if any(target.path == known.path for known in builtin()) else str(target.path.absolute())
-
-
 def _summed(lists: Sequence[Sequence[Left]]) -> list[Residue]:
     """Return what is in the lists, one a trial, summed by kind and class."""
     counts: Counter[tuple[str, str, str]] = Counter()
@@ -293,7 +288,7 @@ def _summed(lists: Sequence[Sequence[Left]]) -> list[Residue]:
     for left in lists:
         for one in left:
             counts[one.kind, one.class_, one.by] += 1
-            labels[one.kind, one.class_, one.by].setdefault(_shape(one.label), one.label)
+            labels[one.kind, one.class_, one.by].setdefault(shape(one.label), one.label)
         within.update({(one.kind, one.class_, one.by) for one in left})
     return [
         Residue(
@@ -308,22 +303,5 @@ def _summed(lists: Sequence[Sequence[Left]]) -> list[Residue]:
     ]
 
 
-def _shape(text: str) -> str:
-    """Return a message without its numbers, so that those of several trials are alike."""
-    return re.sub(r"\w*\d\w*", "N", text)[:120]
-
-
 def _median(values: Iterable[float]) -> float:
     return round(statistics.median(values), 3)
-
-
-def _spread(sorted_values: Sequence[float]) -> dict[str, float]:
-    if not sorted_values:
-        return {}
-    late = sorted_values[min(len(sorted_values) - 1, int(len(sorted_values) * 0.95))]
-    return {
-        "trials": len(sorted_values),
-        "median": round(statistics.median(sorted_values), 3),
-        "p95": round(late, 3),
-        "max": round(sorted_values[-1], 3),
-    }

@@ -128,6 +128,14 @@ class ArenaPlace:
         """Start a command in the arena."""
         return self._arena.popen(argv, env=_ENV | dict(env), stdout=output, stderr=output)
 
+    def pids(self) -> set[int]:
+        """Return the host's process ids of all that runs in it."""
+        return self._arena.pids()
+
+    def make_directory(self, path: Path) -> None:
+        """Make the arena's directory `path`, and those that it is in."""
+        make_directory(self._root, path)
+
     def tree(self, supervisor: Running) -> set[psutil.Process]:
         """Return all that runs in the arena."""
         del supervisor

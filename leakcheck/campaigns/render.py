@@ -1,11 +1,11 @@
 """A campaign's result as text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
-from leakcheck.campaigns.result import Campaign, Finding, Residue
+from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Residue
 from leakcheck.render import line
 
 __all__ = ["lines", "print_campaign"]
@@ -25,15 +25,17 @@ def print_campaign(campaign: Campaign, console: Console) -> None:
 def lines(campaign: Campaign) -> Iterator[Text]:
     """Yield the lines, the verdict first."""
     made = (
-        f"{campaign.trials} trials"
+        f"{campaign.trials} {_what(campaign)}"
         if campaign.trials == campaign.wanted
-        else (f"{campaign.trials} of {campaign.wanted} trials")
+        else (f"{campaign.trials} of {campaign.wanted} {_what(campaign)}")
     )
     named = f"{campaign.target} ({campaign.version})" if campaign.version else campaign.target
     why = ", interrupted" if campaign.interrupted else ""
     yield line(
         "leakcheck: ", (campaign.verdict, _STYLE[campaign.verdict]), f", {named}, {made}{why}, seed {campaign.seed}"
     )
+    if campaign.campaign == "stress" and campaign.failed:
+        yield line("  ", ("failed    ", "bold red"), "; ".join(campaign.failed))
     for ending, outcomes in campaign.endings.items():
         parts: list[str | tuple[str, str]] = [f"  {ending:<8} "]
         for number, (outcome, count) in enumerate(sorted(outcomes.items())):
@@ -49,10 +51,13 @@ def lines(campaign: Campaign) -> Iterator[Text]:
         )
     for left in campaign.untied:
         yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.labels[0]}; it may be anybody's")
-    for criterion in campaign.criteria:
+    for criterion in _shortened(campaign.criteria):
         limit = "" if criterion.limit is None else f", limit {criterion.limit}"
         word = {True: ("pass", "green"), False: ("fail", "red"), None: ("    ", "")}[criterion.passed]
-        yield line("  ", word, f"  {criterion.name}: {criterion.measured}{limit}")
+        measured = criterion.measured
+        if isinstance(measured, dict):
+            measured = ", ".join(f"{name} {value:g}" for name, value in measured.items())
+        yield line("  ", word, f"  {criterion.name}: {measured}{limit}")
     for kind, reason in campaign.coverage.items():
         yield line("  ", ("not fully seen ", "yellow"), f"{kind}: {reason}")
     if campaign.error:
@@ -62,8 +67,26 @@ def lines(campaign: Campaign) -> Iterator[Text]:
         yield line(("  settle ms  ", "dim"), settle)
     phases = ", ".join(f"{name} {value:.1f}" for name, value in campaign.phases_ms.items())
     yield line(("  phases ms (median)  ", "dim"), phases)
+    for status, times in campaign.latency_ms.items():
+        yield line(("  time ms    ", "dim"), f"{status}: {', '.join(f'{name} {ms:g}' for name, ms in times.items())}")
+    for stall in campaign.stalls:
+        yield line("  ", ("stalled   ", "bold red"), stall.partition("\n")[0], "; the stacks are in --json")
     bare = f"; {campaign.bare_rate:g}/s unverified" if campaign.bare_rate else ""
-    yield line(("  rate  ", "dim"), f"{campaign.rate:g} verified trials/s{bare}; a run takes {campaign.run_ms:.1f} ms")
+    rate = f"{campaign.rate:g} verified {_what(campaign)}/s{bare}; a run takes {campaign.run_ms:.1f} ms"
+    yield line(("  rate  ", "dim"), rate)
+
+
+def _what(campaign: Campaign) -> str:
+    return "submissions" if campaign.campaign == "stress" else "trials"
+
+
+def _shortened(criteria: Sequence[Criterion]) -> Iterator[Criterion]:
+    """Yield the criteria, those of the kinds of which nothing leaked in one."""
+    none = [one for one in criteria if one.name.startswith(LEAKS_OF) and one.passed]
+    if none:
+        name = f"leaks of {', '.join(one.name.removeprefix(LEAKS_OF) for one in none)}"
+        yield Criterion(name=name, passed=True, measured=0, limit=0)
+    yield from (one for one in criteria if one not in none)
 
 
 def _finding(finding: Finding) -> Iterator[Text]:

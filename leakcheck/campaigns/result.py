@@ -6,9 +6,11 @@ import msgspec
 
 from leakcheck.report import Verdict
 
-__all__ = ["SCHEMA", "Campaign", "Criterion", "Finding", "Outcome", "Residue"]
+__all__ = ["LEAKS_OF", "SCHEMA", "Campaign", "Criterion", "Finding", "Outcome", "Record", "Residue"]
 
 SCHEMA = "leakcheck.campaign/1"
+LEAKS_OF = "leaks of kind "
+"""Begins the names of the criteria of ``stress`` that there be none of a kind."""
 
 Outcome: TypeAlias = Literal["clean", "reclaimed", "bounded", "leaked", "wedged", "wrong", "unknown"]
 """Of one trial: nothing left; all that was left its own clean-up or next run took away; what stays is never more than
@@ -44,6 +46,31 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
 
 
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One submission of the campaign ``stress``.
+
+    `expect` is the status that it must get and `status` what it got, ``none`` where the target gave none; `right` is
+    whether that, and exit code and signal where both are told, are as they must be, `detail` why not. `wall_ms` is from
+    the target's preparation to its end, `cpu_ms` the processor time of the target with all that it waited for,
+    `queued_ms` the wait before. `ended_s` counts from the campaign's start. `left` is what it left for sure.
+    """
+
+    id: int
+    plan: str
+    expect: str
+    status: str
+    right: bool
+    exit_code: int | None = None
+    signal: int | None = None
+    wall_ms: float
+    cpu_ms: float | None = None
+    queued_ms: float
+    ended_s: float
+    box: int
+    detail: str = ""
+    left: list[str] = []
+
+
 class Criterion(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was asked; `passed` is None when the trials do not tell."""
 
@@ -57,10 +84,12 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     """The whole result.
 
     `first_run` is what the very first run left for good, `untied` what came up meanwhile on the machine and nothing
-    ties to a trial. `endings` gives outcome counts by ending, `phases_ms` the median time of a trial's phases,
-    `settle_ms` the median, 95th percentile and maximum until residue was gone, of those trials in which it went.
-    `error` is why no further trial could be made. `report` is that of the whole campaign where it ran on the host,
-    which ``leakcheck reap`` reads; null otherwise.
+    ties to a trial. `endings` gives outcome counts by ending (``stress``: by the status wanted), `phases_ms` the median
+    time of a trial's phases, `settle_ms` the median, 95th percentile and maximum until residue was gone, of those
+    trials in which it went. `error` is why no further trial could be made. `records` are the submissions of ``stress``,
+    `latency_ms` the median, 95th percentile and maximum of their times by status, `stalls` the stacks of what did not
+    go on. `report` is that of the whole campaign where it ran on the host, which ``leakcheck reap`` reads; null
+    otherwise.
     """
 
     campaign: str
@@ -83,9 +112,17 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     bare_rate: float = 0
     phases_ms: dict[str, float] = {}
     settle_ms: dict[str, float] = {}
+    records: list[Record] = []
+    latency_ms: dict[str, dict[str, float]] = {}
+    stalls: list[str] = []
     interrupted: bool = False
     error: str = ""
     schema: str = SCHEMA
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the criteria that were not met."""
+        return [criterion.name for criterion in self.criteria if criterion.passed is False]
 
     def to_json(self) -> str:
         """Encode as one line of JSON."""

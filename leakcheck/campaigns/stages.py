@@ -154,6 +154,15 @@ class Stages:
             return str(error)
         return ""
 
+    def health(self) -> str:
+        """Ask for the target's health; return what was wrong with it, empty if nothing or if it cannot tell."""
+        argv = self.target.health_command(self.box)
+        try:
+            self._commands("health", [argv] if argv else [])
+        except TargetError as error:
+            return str(error)
+        return ""
+
     def wait(self, process: Running, limit: float, name: str) -> int:
         """Return the exit code of `process`; raise `TargetError` and kill it after `limit` seconds and the grace."""
         until = time.monotonic() + limit + GRACE

@@ -1,0 +1,127 @@
+"""Does a long run get slower? A non-inferiority test of late against early, on gauges that vary.
+
+"No degradation of more than 10 %" passes only when the upper confidence bound of late over early is below 1.10; it
+fails when even the lower bound is above, and is inconclusive in between, as it is when the run was too short
+(non-inferiority: Piaggio et al., JAMA 308, 2012). Neighbours in time are alike, so whole stretches of the run are
+drawn, not single submissions (block bootstrap: Künsch, Annals of Statistics 17, 1989).
+"""
+
+import random
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+
+import msgspec
+
+__all__ = ["LIMIT", "Change", "Sample", "changes"]
+
+LIMIT = 1.10
+"""Late over early: 1.10 is ten per cent slower."""
+
+_FEWEST = 100
+_STRETCHES = 12
+_DRAWS = 1000
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """One submission: when it ended and how long it took, in seconds; only those of the same `group` are alike.
+
+    Where the length is set by a limit and not by the target, `timed` is false: it counts for the throughput alone.
+    """
+
+    ended: float
+    took: float
+    group: str
+    timed: bool = True
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Late over early, above 1 for slower, with its 90 % interval: each bound holds with 95 %.
+
+    `passed` is None where nothing can be said; `why` then says why.
+    """
+
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    passed: bool | None = None
+    why: str = ""
+
+
+def changes(samples: Sequence[Sample], seed: int = 0) -> dict[str, Change]:
+    """Return how ``throughput``, ``p50`` and ``p95`` of the last third of a run compare with those of its first.
+
+    A submission's time is taken relative to the median of its group, so that the draw of the mix is no degradation.
+    """
+    names = ("throughput", "p50", "p95")
+    ordered = sorted(samples, key=lambda one: one.ended)
+    third = len(ordered) // 3
+    if third < _FEWEST:
+        why = f"inconclusive: {len(ordered)} submissions are too few, give {3 * _FEWEST} or more"
+        return dict.fromkeys(names, Change(why=why))
+    usual = _usual(ordered)
+    early, late = (_stretches(part, usual) for part in (ordered[: third + 1], ordered[-third - 1 :]))
+    generator = random.Random(seed)  # noqa: S311 - a repeatable draw, no secret
+    drawn = [
+        _ratios(generator.choices(early, k=len(early)), generator.choices(late, k=len(late))) for _ in range(_DRAWS)
+    ]
+    seen = _ratios(early, late)
+    return {name: _judged(seen[name], [one[name] for one in drawn]) for name in names}
+
+
+class _Stretch(msgspec.Struct, frozen=True):
+    """Submissions that ended one after the other: seconds they lasted in all, the work done, the sorted times."""
+
+    seconds: float
+    work: float
+    times: list[float]
+
+
+def _usual(samples: Sequence[Sample]) -> dict[str, float]:
+    groups: dict[str, list[float]] = defaultdict(list)
+    for one in samples:
+        groups[one.group].append(one.took)
+    return {group: max(statistics.median(took), 1e-6) for group, took in groups.items()}
+
+
+def _stretches(part: Sequence[Sample], usual: dict[str, float]) -> list[_Stretch]:
+    """Cut into stretches; the first sample of `part` only says when the first one begins."""
+    found = []
+    size = (len(part) - 1) / _STRETCHES
+    for number in range(_STRETCHES):
+        begin, end = 1 + round(number * size), 1 + round((number + 1) * size)
+        ended = part[begin:end]
+        found.append(
+            _Stretch(
+                seconds=part[end - 1].ended - part[begin - 1].ended,
+                work=sum(usual[one.group] for one in ended),
+                times=[one.took / usual[one.group] for one in ended if one.timed],
+            )
+        )
+    return found
+
+
+def _ratios(early: Sequence[_Stretch], late: Sequence[_Stretch]) -> dict[str, float]:
+    pace = [sum(one.seconds for one in part) / sum(one.work for one in part) for part in (early, late)]
+    times = [sorted(time for one in part for time in one.times) for part in (early, late)]
+    ratios = {"throughput": _over(pace[1], pace[0])}
+    for name, quantile in (("p50", 0.5), ("p95", 0.95)):
+        before, after = (_quantile(part, quantile) for part in times)
+        ratios[name] = _over(after, before)
+    return ratios
+
+
+def _over(late: float, early: float) -> float:
+    return late / early if early > 0 else 1.0
+
+
+def _quantile(ordered: Sequence[float], quantile: float) -> float:
+    return ordered[min(len(ordered) - 1, int(len(ordered) * quantile))] if ordered else 0.0
+
+
+def _judged(ratio: float, drawn: Sequence[float]) -> Change:
+    ordered = sorted(drawn)
+    low, high = _quantile(ordered, 0.05), _quantile(ordered, 0.95)
+    passed = True if high < LIMIT else False if low > LIMIT else None
+    why = "" if passed is not None else "inconclusive: the interval has the limit in it, a longer run narrows it"
+    return Change(round(ratio, 3), round(low, 3), round(high, 3), passed, why)

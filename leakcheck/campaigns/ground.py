@@ -1,0 +1,243 @@
+"""An arena with many boxes, in which submissions run side by side; it is looked at when all of a round are over.
+
+Two of them take turns (`Turns`): while one empties and is looked at, the other takes the next submissions. So every
+look is at a quiet arena, in which whatever the baseline has not was left behind, and the load goes on all the while.
+"""
+
+import contextlib
+import datetime
+import re
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import psutil
+
+from leakcheck import _native
+from leakcheck.campaigns.place import ArenaPlace, Running
+from leakcheck.campaigns.stages import Stages
+from leakcheck.report import Leak
+from leakcheck.supervise import TargetError
+from leakcheck.targets import Target
+
+__all__ = ["MARK", "Ground", "Left", "Run", "Turns"]
+
+MARK = "LEAKCHECK_SUBMISSION"
+"""In the environment of each launch: which submission it is."""
+
+# The kernel counts a process' start in hundredths of a second.
+_TICK = 0.02
+
+
+class Run(msgspec.Struct):
+    """One submission of a round: its number, the box, and when it began and ended (seconds since 1970)."""
+
+    number: int
+    box: int
+    began: float = 0
+    ended: float = 0
+
+
+class Left(msgspec.Struct):
+    """One thing left in an arena since a round: `runs` are the submissions that it can be of, one when that is certain.
+
+    `tied` says by what: the ``mark`` in a process' environment, the ``box`` that it names, its ``time``, or the
+    ``round`` alone. `gone` is the round whose look no longer showed it; None while it is there.
+    """
+
+    leak: Leak
+    round: int
+    runs: list[int]
+    tied: str
+    gone: int | None = None
+
+
+class _Place(ArenaPlace):
+    """An arena of several supervisors: each has its own processes."""
+
+    def tree(self, supervisor: Running) -> set[psutil.Process]:
+        """Return the supervisor and its descendants."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            top = psutil.Process(supervisor.pid)
+            return {top, *top.children(recursive=True)}
+        return set()
+
+
+class Ground:
+    """One such arena; entered, it is up. `late` is told of a command that is to be killed for running too long."""
+
+    def __init__(
+        self,
+        target: Target,
+        boxes: int,
+        *,
+        settle: float,
+        binds: Sequence[tuple[str, str, bool]],
+        late: Callable[["Ground", Running], None],
+    ) -> None:
+        self.place = _Place(target, settle, binds)
+        self._target, self._boxes, self._late = target, boxes, late
+        self.left: dict[str, Left] = {}
+        self.untied: dict[str, Leak] = {}
+        self.gaps: dict[str, str] = {}
+        self.settled_ms: list[float] = []
+        self.looks_ms: list[float] = []
+
+    def __enter__(self) -> Self:
+        self.place.__enter__()
+        work = self.place.work
+        self.stages = [
+            Stages(
+                self._target,
+                self.place,
+                number,
+                work=work.parent / f"box-{number}",
+                late=lambda process: self._late(self, process),
+            )
+            for number in range(self._boxes)
+        ]
+        for stages in self.stages:
+            self.place.make_directory(stages.box.work)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.place.__exit__(None, None, None)
+
+    def pids(self) -> set[int]:
+        """Return all that runs in it, as the host numbers them."""
+        return self.place.pids()
+
+    def look(self, number: int, runs: Sequence[Run]) -> None:
+        """Look at it after round `number`, in which there were `runs`; nothing may run in it.
+
+        What is there for the first time is of these runs. What was there and is no longer went by itself, or a later
+        run took it away.
+        """
+        began = time.monotonic()
+        report = self.place.look()
+        self.gaps.update({kind: gap.reason for kind, gap in report.gaps.items()})
+        self.untied.update({leak.key: leak for leak in report.unattributed})
+        self.settled_ms.extend(gone.gone_after_ms for gone in report.transient)
+        now = {leak.key for leak in report.leaks}
+        for key, one in self.left.items():
+            if key not in now and one.gone is None:
+                one.gone = number
+        new = [leak for leak in report.leaks if leak.key not in self.left]
+        replaced = self.place.replaced(new)
+        for leak in new:
+            if leak.key not in replaced:
+                self.left[leak.key] = self._tied(leak, number, runs)
+        self.looks_ms.append((time.monotonic() - began) * 1000)
+
+    def _tied(self, leak: Leak, number: int, runs: Sequence[Run]) -> Left:
+        if (marked := self._marked(leak)) is not None:
+            return Left(leak, number, [marked], "mark")
+        found, tied = list(runs), "round"
+        text = f"{leak.label}\n{msgspec.json.encode(leak.evidence).decode()}"
+        boxes = {int(box) for box in re.findall(rf"(?:box|{re.escape(self._target.name)})-(\d+)", text)}
+        if of_box := [run for run in found if run.box in boxes]:
+            found, tied = of_box, "box"
+        if leak.since:
+            since = datetime.datetime.fromisoformat(leak.since).timestamp()
+            then = [run for run in found if run.began - _TICK <= since <= run.ended + _TICK]
+            if then and len(then) < len(found):
+                found, tied = then, "box and time" if tied == "box" else "time"
+        return Left(leak, number, [run.number for run in found], tied)
+
+    def _marked(self, leak: Leak) -> int | None:
+        pid = leak.evidence.get("resource", {}).get("pid")
+        if not isinstance(pid, int):
+            return None
+        try:
+            environ = self.place.read(Path(f"/proc/{pid}/environ"))
+        except OSError:
+            return None
+        found = re.search(rb"(?:^|\0)" + MARK.encode() + rb"=(\d+)(?:\0|$)", environ)
+        return int(found[1]) if found else None
+
+
+class Turns:
+    """Which of several grounds takes the next submission; with `looks` false they are never looked at.
+
+    A round has `size` submissions, or more while no other ground is ready. Grounds are looked at in the background;
+    `error` is why a look could not be made.
+    """
+
+    def __init__(self, grounds: Sequence[Ground], size: int, *, looks: bool = True) -> None:
+        self.rounds = 0
+        self.error = ""
+        self._size, self._looks = size, looks
+        self._ready = list(grounds)
+        self._rounds: dict[int, _Round] = {}
+        self._changed = threading.Condition()
+        self._over = False
+        self._open = self._opened(self._ready.pop(0))
+        self._looker = threading.Thread(target=self._look, name="leakcheck-looker", daemon=True)
+        self._looker.start()
+
+    @contextlib.contextmanager
+    def turn(self, number: int, box: int) -> Generator[tuple[Ground, Run], None, None]:
+        """Give the ground in which submission `number` runs in `box`, with its `Run`."""
+        with self._changed:
+            if len(self._open.runs) >= self._size and self._ready and self._looks:
+                self._open.closed = True
+                self._open = self._opened(self._ready.pop(0))
+                self._changed.notify_all()
+            mine = self._open
+            run = Run(number, box, began=time.time())
+            mine.runs.append(run)
+            mine.active += 1
+        try:
+            yield mine.ground, run
+        finally:
+            with self._changed:
+                run.ended = time.time()
+                mine.active -= 1
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """Look at the last round too, when nothing runs any more."""
+        with self._changed:
+            self._open.closed = True
+            self._over = True
+            self._changed.notify_all()
+        self._looker.join()
+
+    def _opened(self, ground: Ground) -> "_Round":
+        self.rounds += 1
+        opened = self._rounds[self.rounds] = _Round(ground, self.rounds)
+        return opened
+
+    def _look(self) -> None:
+        while (quiet := self._quiet()) is not None:
+            try:
+                if self._looks:
+                    quiet.ground.look(quiet.number, quiet.runs)
+            except (TargetError, _native.NativeError, OSError) as error:
+                self.error = f"look after round {quiet.number}: {error}"
+            with self._changed:
+                del self._rounds[quiet.number]
+                self._ready.append(quiet.ground)
+                self._changed.notify_all()
+
+    def _quiet(self) -> "_Round | None":
+        """Wait for a closed round all of whose runs are over; None when there will be no more."""
+        with self._changed:
+            while True:
+                for one in self._rounds.values():
+                    if one.closed and one.active == 0:
+                        return one
+                if self._over and not self._rounds:
+                    return None
+                self._changed.wait()
+
+
+class _Round:
+    def __init__(self, ground: Ground, number: int) -> None:
+        self.ground, self.number = ground, number
+        self.runs: list[Run] = []
+        self.active = 0
+        self.closed = False

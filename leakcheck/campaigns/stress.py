@@ -1,0 +1,393 @@
+"""The campaign ``stress``: many submissions, many at once; is every status right, and does nothing stay?"""
+
+import contextlib
+import itertools
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from leakcheck.campaigns.before import probe
+from leakcheck.campaigns.ground import MARK, Ground, Run, Turns
+from leakcheck.campaigns.place import Running
+from leakcheck.campaigns.result import Campaign, Record
+from leakcheck.campaigns.stages import GRACE, NEXT, Stages, Stop, StoppedError, never
+from leakcheck.campaigns.stress_result import Totals, judged
+from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
+from leakcheck.errors import UsageError
+from leakcheck.submissions import DEFAULT_MIX, LANGUAGES, Mix, Spec, Submission, build, cache_directory, deal
+from leakcheck.supervise import TargetError
+from leakcheck.targets import Target
+
+__all__ = ["StressOptions", "stress"]
+
+_ROUND = 100
+# Submissions drawn at a time, each with a seed of its own.
+_DEALT = 10_000
+_MOST_STALLS = 20
+# Beyond the grace that each run has: then nothing goes on.
+_STALLED = 30.0
+
+
+class StressOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What to run.
+
+    Args:
+        submissions: how many; None is 1,000, or as many as `duration` allows, or the plan once.
+        duration: seconds after which no further one is begun.
+        concurrency: how many at once, each in a box of its own.
+        mix: percentages by status.
+        languages: of the submissions; empty is C++, Java and Python, where found.
+        hostile: whether the OK ones have those among them that try to leave something behind.
+        plan: these submissions, by turns, instead of a mix.
+        queue: how many may wait; 0 is twice the concurrency.
+        seed: of the draw.
+        settle: seconds that asynchronous teardown may take.
+        looks: whether what is left is looked at; without, only the statuses are checked.
+    """
+
+    submissions: int | None = None
+    duration: float | None = None
+    concurrency: int = 4
+    mix: Mix = DEFAULT_MIX
+    languages: Sequence[str] = ()
+    hostile: bool = False
+    plan: Sequence[Spec] = ()
+    queue: int = 0
+    seed: int = 0
+    settle: float = 0.25
+    looks: bool = True
+
+    def check(self) -> None:
+        """Raise `UsageError` for what cannot be."""
+        if self.submissions is not None and not 1 <= self.submissions <= 10_000_000:
+            raise UsageError(f"--submissions {self.submissions}: give 1 to 10000000")
+        if self.duration is not None and not 0 < self.duration <= 30 * 86400:
+            raise UsageError(f"--duration {self.duration}: give seconds above 0, 30 days at most")
+        if not 1 <= self.concurrency <= 1000:
+            raise UsageError(f"--concurrency {self.concurrency}: give 1 to 1000")
+        if not 0 <= self.queue <= 1_000_000:
+            raise UsageError(f"--queue {self.queue}: give 1 to 1000000, or 0 for twice the concurrency")
+        if not 0 <= self.settle <= 60:
+            raise UsageError(f"--settle {self.settle}: give seconds from 0 to 60")
+        if self.plan and (self.languages or self.hostile or self.mix != DEFAULT_MIX):
+            raise UsageError("--plan: names the submissions itself; leave out --mix, --languages and --hostile")
+        if unknown := [name for name in self.languages if name not in LANGUAGES]:
+            raise UsageError(f"--languages {unknown[0]!r}: one of {', '.join(LANGUAGES)}")
+
+    @property
+    def wanted(self) -> int | None:
+        """How many submissions there are to be; None where only the duration says."""
+        if self.submissions is not None or self.duration is not None:
+            return self.submissions
+        return len(self.plan) or 1000
+
+
+def stress(
+    target: Target,
+    options: StressOptions,
+    *,
+    progress: Callable[[Record, int], None] | None = None,
+    finishing: Callable[[int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
+    stop: Stop = never,
+) -> Campaign:
+    """Run the campaign in arenas.
+
+    `progress` is told of every submission with how many were made, `tell` of what is being prepared and of stalls; once
+    `stop` returns true none is begun any more, `finishing` is told how many are being run, and the result is that of
+    those made.
+
+    Raises:
+        UsageError: an option cannot be, or the target cannot tell a status that the mix asks for.
+        CompileError: a submission does not compile.
+        StoppedError: `stop` returned true before the first submission.
+        TargetError: the target cannot be run here, or its isolation is not on.
+    """
+    options.check()
+    state = target.availability()
+    if state.state != "ready":
+        hint = f"; {state.hint}" if state.hint else ""
+        raise TargetError(f"{target.name}: {state.state}: {state.reason}{hint}")
+    say = tell or (lambda _: None)
+    source = _source(target, options)
+    if gaps := probe(target, host=False, stop=stop):
+        raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
+    return _Driver(target, options, source, progress, finishing, say, stop).run()
+
+
+def _source(target: Target, options: StressOptions) -> Iterator[Submission]:
+    """Return the submissions, one after the other without end; the first of each kind is compiled when it comes."""
+    if options.plan:
+        if unable := {spec.about.expect for spec in options.plan} - set(target.adapter.reports):
+            raise UsageError(
+                f"--plan: {target.name} cannot tell {min(unable)}; it tells {', '.join(target.adapter.reports)}"
+            )
+        return map(build, itertools.cycle(options.plan))
+    # The first ones now: what cannot be drawn is said before anything is run.
+    return map(build, itertools.chain(_dealt(target, options, 0), _endless(target, options)))
+
+
+def _endless(target: Target, options: StressOptions) -> Iterator[Spec]:
+    for number in itertools.count(1):
+        yield from _dealt(target, options, number)
+
+
+def _dealt(target: Target, options: StressOptions, number: int) -> list[Spec]:
+    adapter = target.adapter
+    return deal(
+        options.mix,
+        list(options.languages) or None,
+        min(options.wanted or _DEALT, _DEALT),
+        options.seed + number,
+        reports=adapter.reports,
+        time_limits=adapter.time_limits,
+        shortest_wall=adapter.shortest_wall,
+        hostile=options.hostile,
+    )
+
+
+class _Driver:
+    """Deals submissions into a bounded queue, from which as many threads as there are boxes take them."""
+
+    def __init__(
+        self,
+        target: Target,
+        options: StressOptions,
+        source: Iterator[Submission],
+        progress: Callable[[Record, int], None] | None,
+        finishing: Callable[[int], None] | None,
+        say: Callable[[str], None],
+        stop: Stop,
+    ) -> None:
+        self._target, self._options, self._source = target, options, source
+        self._progress, self._finishing, self._say, self._stop = progress, finishing, say, stop
+        size = options.queue or 2 * options.concurrency
+        self._queue: queue.Queue[tuple[int, Submission, float] | None] = queue.Queue(size)
+        self._lock = threading.Lock()
+        self._running: dict[int, tuple[float, Submission]] = {}
+        self._last = time.monotonic()
+        self._stalled = threading.Event()
+        self._failure: BaseException | None = None
+        self._deepest = 0
+        self.records: list[Record] = []
+        self.stalls: list[str] = []
+        self.cleanup_failures: list[str] = []
+        self.sick: list[str] = []
+
+    def run(self) -> Campaign:
+        """Run all, and return the result."""
+        # It may be in one of the directories that an arena has anew.
+        cache = str(cache_directory())
+        with contextlib.ExitStack() as stack:
+            grounds = [
+                stack.enter_context(
+                    Ground(
+                        self._target,
+                        self._options.concurrency,
+                        settle=self._options.settle,
+                        binds=[(cache, cache, True)],
+                        late=self._late,
+                    )
+                )
+                for _ in range(2 if self._options.looks else 1)
+            ]
+            self._warm_up(grounds)
+            turns = Turns(grounds, max(_ROUND, 2 * self._options.concurrency), looks=self._options.looks)
+            began = time.monotonic()
+            with Watchdog(self._idle, self._patience, self._on_stall):
+                self._drive(turns)
+                took = time.monotonic() - began
+                if not self._stalled.is_set():
+                    turns.end()
+                    self._finish(grounds, turns)
+            if self._failure is not None and not self.records:
+                raise self._failure
+            if not self.records:
+                raise StoppedError(f"{self._target.name}: interrupted before the first submission")
+            totals = Totals(
+                took=took,
+                rounds=turns.rounds,
+                deepest=self._deepest,
+                queue=self._queue.maxsize,
+                stalls=self.stalls,
+                cleanup_failures=self.cleanup_failures,
+                sick=self.sick,
+                interrupted=self._stop(),
+                error=turns.error or ("" if self._failure is None else str(self._failure)),
+            )
+            return judged(self._target, self._options, self.records, grounds, totals)
+
+    def _warm_up(self, grounds: Sequence[Ground]) -> None:
+        """Run once in each box, as many at a time as later on, and take the baselines."""
+        for number, ground in enumerate(grounds):
+            self._say(f"warming up {len(ground.stages)} boxes, arena {number + 1} of {len(grounds)}")
+            failed: list[str] = []
+
+            def warm(stages: Stages, failed: list[str] = failed) -> None:
+                if not self._stop() and (wrong := stages.again()):
+                    failed.append(wrong)
+
+            threads = [threading.Thread(target=warm, args=(stages,), daemon=True) for stages in ground.stages]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            if self._stop():
+                raise StoppedError(f"{self._target.name}: interrupted before the first submission")
+            if failed:
+                raise TargetError(f"{self._target.name}: warm-up run: {failed[0]}")
+            if self._options.looks:
+                ground.place.begin()
+
+    def _drive(self, turns: Turns) -> None:
+        """Run submissions until there are no more, the time is over, or somebody wants to end."""
+        workers = [
+            threading.Thread(target=self._work, args=(turns, box), name=f"leakcheck-box-{box}", daemon=True)
+            for box in range(self._options.concurrency)
+        ]
+        self._last = time.monotonic()
+        for worker in workers:
+            worker.start()
+        self._produce()
+        if self._stop() and self._finishing is not None:
+            self._finishing(len(self._running))
+        for _ in workers:
+            self._put(None)
+        for worker in workers:
+            while worker.is_alive() and not self._stalled.is_set():
+                worker.join(0.2)
+
+    def _produce(self) -> None:
+        until = None if self._options.duration is None else time.monotonic() + self._options.duration
+        numbers = itertools.count() if self._options.wanted is None else range(self._options.wanted)
+        for number in numbers:
+            if self._ending() or (until is not None and time.monotonic() >= until):
+                return
+            try:
+                submission = next(self._source)
+            except (UsageError, TargetError, OSError) as error:
+                self._failure = error
+                return
+            while not self._put((number, submission, time.monotonic())):
+                if self._ending():
+                    return
+
+    def _ending(self) -> bool:
+        return self._stop() or self._stalled.is_set() or self._failure is not None
+
+    def _put(self, work: tuple[int, Submission, float] | None) -> bool:
+        """Put into the queue, once there is room; tell whether there was before long."""
+        while True:
+            try:
+                self._queue.put(work, timeout=0.2)
+            except queue.Full:
+                if work is not None or self._stalled.is_set():
+                    return False
+                continue
+            self._deepest = max(self._deepest, self._queue.qsize())
+            return True
+
+    def _work(self, turns: Turns, box: int) -> None:
+        while (work := self._queue.get()) is not None:
+            number, submission, queued = work
+            if self._ending():
+                continue
+            with self._lock:
+                self._running[box] = (time.monotonic(), submission)
+            waited = time.monotonic() - queued
+            try:
+                with turns.turn(number, box) as (ground, run):
+                    record = self._one(ground.stages[box], submission, run, waited)
+            except BaseException as error:  # noqa: BLE001 - one thread's failure ends the campaign, which then says why
+                self._failure = error
+                return
+            with self._lock:
+                del self._running[box]
+                self._last = time.monotonic()
+                self.records.append(record)
+                if self._progress is not None:
+                    self._progress(record, len(self.records))
+
+    def _one(self, stages: Stages, submission: Submission, run: Run, waited: float) -> Record:
+        stages.env = {MARK: str(run.number)}
+        began = time.monotonic()
+        got, exit_code, signal, detail, cpu = "none", None, None, "", None
+        try:
+            done = stages.outcome(stages.prepare(submission), submission)
+        except TargetError as error:
+            detail = str(error)
+            if not isinstance(error, StoppedError):
+                self.cleanup_failures.append(f"submission {run.number}: {detail}")
+        else:
+            got, exit_code, signal = done.outcome.verdict, done.outcome.exit_code, done.outcome.signal
+            cpu = done.cpu
+            wrong = _wrong(submission, got, exit_code, signal)
+            detail = f"{wrong}: {done.words}" if wrong else ""
+        ended = time.monotonic()
+        return Record(
+            id=run.number,
+            plan=submission.plan,
+            expect=submission.expect,
+            status=got,
+            right=not detail,
+            exit_code=exit_code,
+            signal=signal,
+            wall_ms=round((ended - began) * 1000, 3),
+            cpu_ms=None if cpu is None else round(cpu * 1000, 3),
+            queued_ms=round(waited * 1000, 3),
+            ended_s=ended,
+            box=run.box,
+            detail=detail,
+        )
+
+    def _finish(self, grounds: Sequence[Ground], turns: Turns) -> None:
+        """Recover every box, ask for the target's health, and look a last time."""
+        for ground in grounds:
+            for stages in ground.stages:
+                if wrong := stages.recover():
+                    self.cleanup_failures.append(f"box {stages.box.number}: {wrong}")
+                self._last = time.monotonic()
+            if wrong := ground.stages[0].health():
+                self.sick.append(wrong)
+            if wrong := ground.stages[0].again():
+                self.cleanup_failures.append(f"next submission in box 0: {wrong}")
+            if self._options.looks:
+                ground.look(turns.rounds + 1, [])
+
+    def _idle(self) -> float:
+        return time.monotonic() - self._last
+
+    def _patience(self) -> float:
+        """Return how long, in seconds, nothing may end: the longest that runs, its grace, and some more."""
+        with self._lock:
+            walls = [submission.wall for _, submission in self._running.values()]
+        return max(walls, default=NEXT.wall) + 2 * GRACE + _STALLED
+
+    def _on_stall(self, idle: float) -> None:
+        text = f"nothing has ended for {idle:.0f} s\n{driver_stacks()}"
+        self._stall(text)
+        self._stalled.set()
+
+    def _late(self, ground: Ground, process: Running) -> None:
+        pids = {one.pid for one in ground.place.tree(process)}
+        self._stall(f"a run outlived its limit by {GRACE:.0f} s\n{process_stacks(pids)}")
+
+    def _stall(self, text: str) -> None:
+        with self._lock:
+            if len(self.stalls) < _MOST_STALLS:
+                self.stalls.append(text)
+        self._say(text)
+
+
+def _wrong(submission: Submission, got: str, exit_code: int | None, signal: int | None) -> str:
+    """Return what of the outcome is not as it must be, as far as the target tells; empty if all is."""
+    if got != submission.expect:
+        return f"status {got}, not {submission.expect}"
+    if submission.expect_signal is not None and signal is not None and signal != submission.expect_signal:
+        return f"signal {signal}, not {submission.expect_signal}"
+    if submission.expect_exit is not None and exit_code is not None and exit_code != submission.expect_exit:
+        return f"exit code {exit_code}, not {submission.expect_exit}"
+    return ""

@@ -1,0 +1,292 @@
+"""What a stress campaign's records and looks come to: outcomes, findings, criteria."""
+
+import hashlib
+import os
+import shlex
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from leakcheck.campaigns.degradation import LIMIT, Sample, changes
+from leakcheck.campaigns.ground import Ground, Left
+from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Outcome, Record, Residue
+from leakcheck.campaigns.statistics import upper_bound
+from leakcheck.campaigns.summing import named, shape, spread
+from leakcheck.report import Verdict
+from leakcheck.submissions import LANGUAGES, parse_plan
+from leakcheck.targets import Target
+
+if TYPE_CHECKING:
+    from leakcheck.campaigns.stress import StressOptions
+
+__all__ = ["Totals", "judged"]
+
+_LABELS = 8
+_REPLAYED = 20
+# R2 and R14 of the requirements: submissions a minute, and the rate of internal errors.
+_PER_MINUTE = 1000
+_INTERNAL = 0.0001
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """What is of the whole campaign.
+
+    Seconds and rounds, the queue's depth and bound, stalls, failures of clean-up, complaints of the health check.
+    """
+
+    took: float
+    rounds: int
+    deepest: int
+    queue: int
+    stalls: list[str]
+    cleanup_failures: list[str]
+    sick: list[str]
+    interrupted: bool
+    error: str
+
+
+def judged(
+    target: Target, options: "StressOptions", records: Sequence[Record], grounds: Sequence[Ground], totals: Totals
+) -> Campaign:
+    """Return the campaign's result."""
+    left = [one for ground in grounds for one in ground.left.values()]
+    records = _with_left(records, left)
+    gaps = {kind: reason for ground in grounds for kind, reason in ground.gaps.items()}
+    criteria = _criteria(options, records, left, gaps, totals)
+    outcomes: Counter[str] = Counter()
+    statuses: dict[str, Counter[str]] = defaultdict(Counter)
+    for record in records:
+        outcome = "leaked" if record.left else "clean" if record.right else "wrong"
+        outcomes[outcome] += 1
+        statuses[record.expect][outcome] += 1
+    settled = sorted(ms for ground in grounds for ms in ground.settled_ms)
+    return Campaign(
+        campaign="stress",
+        target=target.name,
+        version=target.version(),
+        seed=options.seed,
+        wanted=options.wanted or len(records),
+        trials=len(records),
+        verdict=_verdict(criteria, gaps, totals),
+        outcomes=dict(outcomes),
+        endings={status: dict(count) for status, count in sorted(statuses.items())},
+        criteria=criteria,
+        findings=[*_left_findings(target, options, records, left), *_wrong_findings(target, options, records)],
+        untied=_residue("unattributed", [leak.kind for ground in grounds for leak in ground.untied.values()]),
+        coverage=gaps,
+        run_ms=round(statistics.median(record.wall_ms for record in records), 3),
+        rate=round(len(records) / totals.took, 2),
+        phases_ms={"look": _median([ms for ground in grounds for ms in ground.looks_ms])},
+        settle_ms=spread(settled),
+        latency_ms=_latencies(records),
+        records=list(records),
+        stalls=totals.stalls,
+        interrupted=totals.interrupted,
+        error=totals.error,
+    )
+
+
+def _with_left(records: Sequence[Record], left: Sequence[Left]) -> list[Record]:
+    """Return the records in the order of their submissions, each with what it left for sure."""
+    of: dict[int, list[str]] = defaultdict(list)
+    for one in left:
+        if len(one.runs) == 1 and one.gone is None:
+            of[one.runs[0]].append(one.leak.label)
+    first = min(record.ended_s - record.wall_ms / 1000 for record in records)
+    return sorted(
+        (
+            msgspec.structs.replace(record, left=of.get(record.id, []), ended_s=round(record.ended_s - first, 4))
+            for record in records
+        ),
+        key=lambda record: record.id,
+    )
+
+
+def _criteria(
+    options: "StressOptions",
+    records: Sequence[Record],
+    left: Sequence[Left],
+    gaps: dict[str, str],
+    totals: Totals,
+) -> list[Criterion]:
+    stayed = Counter(one.leak.kind for one in left if one.gone is None)
+    wrong = [record for record in records if not record.right]
+    internal = sum(record.status == "IE" and record.expect != "IE" for record in records)
+    criteria = []
+    if options.looks:
+        criteria = [_zero(f"{LEAKS_OF}{kind}", stayed[kind]) for kind in _KINDS]
+        criteria.append(_zero("kinds not fully seen", len(gaps)))
+    criteria += [
+        _zero("boxes out of service", len(totals.sick)),
+        _zero("clean-up failures", len(totals.cleanup_failures)),
+        _zero("wrong statuses", len(wrong)),
+        Criterion(
+            name="rate of internal errors",
+            passed=internal / len(records) <= _INTERNAL,
+            measured=round(internal / len(records), 6),
+            limit=_INTERNAL,
+        ),
+        Criterion(
+            name="queue depth", passed=totals.deepest <= totals.queue, measured=totals.deepest, limit=totals.queue
+        ),
+        _zero("deadlocks and hangs", len(totals.stalls)),
+        _rate(options, records, totals.took),
+    ]
+    samples = [
+        Sample(
+            ended=record.ended_s,
+            took=record.wall_ms / 1000,
+            group=_group(record),
+            timed=record.expect != "TLE",
+        )
+        for record in records
+    ]
+    for name, change in changes(samples, options.seed).items():
+        measured = {"late/early": change.ratio, "from": change.low, "to": change.high} if change.ratio else change.why
+        criteria.append(Criterion(name=f"slowdown, {name}", passed=change.passed, measured=measured, limit=LIMIT))
+    if options.looks:
+        leaking = sum(one.gone is None for one in left)
+        bound = upper_bound(min(leaking, len(records)), len(records))
+        criteria.append(
+            Criterion(name="95 % upper bound of the leak rate", passed=None, measured=round(bound, 6), limit=None)
+        )
+        reclaimed = sum(one.gone is not None for one in left)
+        criteria.append(Criterion(name="left, and gone again later", passed=None, measured=reclaimed, limit=None))
+    return criteria
+
+
+# The order of the report.
+_KINDS = (
+    "process", "fd", "mount", "cgroup", "lock", "lockfile", "file", "ipc", "namespace", "net", "loop", "key", "bpf",
+)  # fmt: skip
+
+
+def _zero(name: str, measured: int) -> Criterion:
+    return Criterion(name=name, passed=measured == 0, measured=measured, limit=0)
+
+
+def _group(record: Record) -> str:
+    """Return what submissions of like length have in common: language and behaviour, and a time limit's length."""
+    word, _, limits = record.plan.partition("@")
+    return f"{word}@{limits}" if record.expect == "TLE" else word
+
+
+def _rate(options: "StressOptions", records: Sequence[Record], took: float) -> Criterion:
+    """Submissions a minute; a limit only where the mix could be run that fast on this machine."""
+    rate = 60 * len(records) / took
+    languages = {record.plan.partition("/")[0] for record in records}
+    native = all(LANGUAGES[name].native for name in languages if name in LANGUAGES)
+    waiting = sum(parse_plan(record.plan).wall for record in records if record.expect == "TLE")
+    processor = sum(record.cpu_ms or 0 for record in records) / 1000
+    least = max(waiting / options.concurrency, processor / (os.cpu_count() or 1))
+    possible = native and 60 * len(records) > _PER_MINUTE * least
+    passed = True if rate >= _PER_MINUTE else False if possible else None
+    return Criterion(name="submissions a minute", passed=passed, measured=round(rate, 1), limit=_PER_MINUTE)
+
+
+def _verdict(criteria: Sequence[Criterion], gaps: dict[str, str], totals: Totals) -> Verdict:
+    failed = {criterion.name for criterion in criteria if criterion.passed is False}
+    if any(name.startswith(LEAKS_OF) for name in failed):
+        return "leaked"
+    return "unknown" if gaps or totals.error or "deadlocks and hangs" in failed else "clean"
+
+
+def _left_findings(
+    target: Target, options: "StressOptions", records: Sequence[Record], left: Sequence[Left]
+) -> list[Finding]:
+    """Group by kind, shape and fate; each with the submissions that it can be of."""
+    plans = {record.id: record.plan for record in records}
+    groups: dict[tuple[str, str, bool], list[Left]] = defaultdict(list)
+    for one in left:
+        groups[one.leak.kind, shape(one.leak.label), one.gone is None].append(one)
+    findings = []
+    for (kind, label, stays), alike in groups.items():
+        # The one of which there is the least doubt.
+        surest = min(alike, key=lambda one: len(one.runs) or len(records))
+        suspects = [plans[run] for run in surest.runs if run in plans]
+        class_ = surest.leak.class_ if stays else "reclaimable"
+        detail = f"of {_count(len(suspects))}, by {surest.tied}" if suspects else "of the last look"
+        findings.append(
+            Finding(
+                id=_id(target, kind, label, stays),
+                ending="stress",
+                plan=" ".join(suspects[:_REPLAYED]),
+                outcome="leaked" if stays else "reclaimed",
+                leaks=[
+                    Residue(
+                        kind=kind,
+                        class_=class_,
+                        by="" if stays else "next run",
+                        labels=[one.leak.label for one in alike][:_LABELS],
+                        count=len(alike),
+                        trials=len({tuple(one.runs) for one in alike}),
+                    )
+                ],
+                trials=len(alike),
+                replay=_replay(target, options, suspects),
+                detail=detail,
+            )
+        )
+    return sorted(findings, key=lambda one: (one.outcome != "leaked", -one.trials))
+
+
+def _count(suspects: int) -> str:
+    return "one submission" if suspects == 1 else f"one of {suspects} submissions"
+
+
+def _wrong_findings(target: Target, options: "StressOptions", records: Sequence[Record]) -> list[Finding]:
+    groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        if not record.right:
+            groups[record.expect, record.plan.partition("@")[0], shape(record.detail)].append(record)
+    findings = []
+    for what, alike in sorted(groups.items(), key=lambda item: -len(item[1])):
+        outcome: Outcome = "wrong"
+        findings.append(
+            Finding(
+                id=_id(target, *what),
+                ending=alike[0].expect,
+                plan=alike[0].plan,
+                outcome=outcome,
+                leaks=[],
+                trials=len(alike),
+                replay=_replay(target, options, [alike[0].plan]),
+                detail=alike[0].detail,
+            )
+        )
+    return findings
+
+
+def _replay(target: Target, options: "StressOptions", plans: Sequence[str]) -> str:
+    words = ["leakcheck", "stress", "--target", named(target)]
+    if not plans or len(plans) > _REPLAYED:
+        # The whole campaign: the suspects are too many for a line.
+        words += ["--submissions", str(options.wanted or 1000), "--seed", str(options.seed), "--mix", str(options.mix)]
+        if options.languages:
+            words += ["--languages", ",".join(options.languages)]
+        words += ["--hostile"] * options.hostile + ["--concurrency", str(options.concurrency)]
+        return shlex.join(words)
+    words += ["--plan", " ".join(plans), "--concurrency", "1"]
+    return shlex.join(words)
+
+
+def _id(target: Target, *what: object) -> str:
+    return hashlib.sha256(repr((target.name, what)).encode()).hexdigest()[:8]
+
+
+def _residue(class_: str, kinds: Sequence[str]) -> list[Residue]:
+    return [Residue(kind=kind, class_=class_, labels=[kind], count=count) for kind, count in Counter(kinds).items()]
+
+
+def _latencies(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    times: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        times[record.expect].append(record.wall_ms)
+    return {status: spread(sorted(all_of_it)) for status, all_of_it in sorted(times.items())}
+
+
+def _median(values: Sequence[float]) -> float:
+    return round(statistics.median(values), 3) if values else 0.0
