@@ -67,7 +67,10 @@ class _Place(ArenaPlace):
 
 
 class Ground:
-    """One such arena; entered, it is up. `late` is told of a command that is to be killed for running too long."""
+    """One such arena; entered, it is up. `late` is told of a command that is to be killed for running too long.
+
+    `needed` are paths of the host that must be visible in it.
+    """
 
     def __init__(
         self,
@@ -75,10 +78,10 @@ class Ground:
         boxes: int,
         *,
         settle: float,
-        binds: Sequence[tuple[str, str, bool]],
+        needed: Sequence[Path],
         late: Callable[["Ground", Running], None],
     ) -> None:
-        self.place = _Place(target, settle, binds)
+        self.place = _Place(target, settle, needed)
         self._target, self._boxes, self._late = target, boxes, late
         self.left: dict[str, Left] = {}
         self.untied: dict[str, Leak] = {}

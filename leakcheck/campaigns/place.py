@@ -93,15 +93,13 @@ class Place(Protocol):
 
 
 class ArenaPlace:
-    """An arena: whatever is there afterwards is the trial's."""
+    """An arena: whatever is there afterwards is the trial's. Beyond the target's programs it shows what is `needed`."""
 
     work = Path("/tmp/leakcheck/box")  # noqa: S108 - the arena's own
 
-    def __init__(
-        self, target: Target, settle: float, more_binds: Sequence[tuple[str | os.PathLike[str], str, bool]] = ()
-    ) -> None:
-        found = binds(path for path in target.found().values() if path)
-        self._arena = Arena(hostname="arena", binds=[*found, *more_binds])
+    def __init__(self, target: Target, settle: float, needed: Sequence[str | os.PathLike[str]] = ()) -> None:
+        shown = [path for path in target.found().values() if path]
+        self._arena = Arena(hostname="arena", binds=binds([*shown, *needed]))
         self._settle_ms = round(settle * 1000)
         self._root = -1
 

@@ -52,16 +52,15 @@ def lines(campaign: Campaign) -> Iterator[Text]:
     for left in campaign.untied:
         yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.labels[0]}; it may be anybody's")
     for criterion in _shortened(campaign.criteria):
-        limit = "" if criterion.limit is None else f", limit {criterion.limit}"
-        word = {True: ("pass", "green"), False: ("fail", "red"), None: ("    ", "")}[criterion.passed]
-        measured = criterion.measured
-        if isinstance(measured, dict):
-            measured = ", ".join(f"{name} {value:g}" for name, value in measured.items())
-        yield line("  ", word, f"  {criterion.name}: {measured}{limit}")
+        yield _criterion(criterion)
     for kind, reason in campaign.coverage.items():
         yield line("  ", ("not fully seen ", "yellow"), f"{kind}: {reason}")
     if campaign.error:
         yield line("  ", ("stopped ", "yellow"), campaign.error)
+    yield from _times(campaign)
+
+
+def _times(campaign: Campaign) -> Iterator[Text]:
     settle = ", ".join(f"{name} {value:g}" for name, value in campaign.settle_ms.items())
     if settle:
         yield line(("  settle ms  ", "dim"), settle)
@@ -74,6 +73,15 @@ def lines(campaign: Campaign) -> Iterator[Text]:
     bare = f"; {campaign.bare_rate:g}/s unverified" if campaign.bare_rate else ""
     rate = f"{campaign.rate:g} verified {_what(campaign)}/s{bare}; a run takes {campaign.run_ms:.1f} ms"
     yield line(("  rate  ", "dim"), rate)
+
+
+def _criterion(criterion: Criterion) -> Text:
+    limit = "" if criterion.limit is None else f", limit {criterion.limit}"
+    word = {True: ("pass", "green"), False: ("fail", "red"), None: ("    ", "")}[criterion.passed]
+    measured = criterion.measured
+    if isinstance(measured, dict):
+        measured = ", ".join(f"{name} {value:g}" for name, value in measured.items())
+    return line("  ", word, f"  {criterion.name}: {measured}{limit}")
 
 
 def _what(campaign: Campaign) -> str:

@@ -179,8 +179,6 @@ class _Driver:
 
     def run(self) -> Campaign:
         """Run all, and return the result."""
-        # It may be in one of the directories that an arena has anew.
-        cache = str(cache_directory())
         with contextlib.ExitStack() as stack:
             grounds = [
                 stack.enter_context(
@@ -188,7 +186,7 @@ class _Driver:
                         self._target,
                         self._options.concurrency,
                         settle=self._options.settle,
-                        binds=[(cache, cache, True)],
+                        needed=[cache_directory()],
                         late=self._late,
                     )
                 )

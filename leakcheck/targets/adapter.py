@@ -1,8 +1,10 @@
 """An adapter: what leakcheck knows of a sandbox that somebody else wrote, as a TOML file.
 
 Strings hold placeholders: ``{program}`` (an element of its own; the submission's argv takes its place), ``{box}``,
-``{name}``, ``{work}``, ``{wall}`` and ``{cpu}`` (seconds), ``{memory}`` (bytes), ``{memory_kib}``, ``{memory_mib}``,
-``{processes}`` and ``{exe:NAME}`` (the path of a program). ``{{`` and ``}}`` are braces.
+``{name}``, ``{work}``, ``{wall}`` (seconds), ``{cpu}`` (whole seconds, rounded up), ``{cpu_exact}`` (decimal seconds),
+``{memory}`` (bytes), ``{memory_kib}``, ``{memory_mib}``, ``{processes}``, ``{file_size}`` and ``{output}`` (bytes),
+``{bundle}`` (the directory of the submission's program, which is to be there read-only at the same path; one below /usr
+where it needs none) and ``{exe:NAME}`` (the path of a program). ``{{`` and ``}}`` are braces.
 """
 
 import json
@@ -14,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from leakcheck.errors import UsageError
-from leakcheck.submissions import Verdict
+from leakcheck.submissions import LANGUAGES, Verdict
 
 __all__ = ["Adapter", "File", "Needs", "Probe", "Status", "Values", "fill", "fill_json", "read_adapter"]
 
@@ -23,7 +25,18 @@ Values: TypeAlias = dict[str, str | int | float | Sequence[str]]
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _STATIC = {"box", "name", "work"}
-_LIMITS = {"wall", "cpu", "memory", "memory_kib", "memory_mib", "processes"}
+_LIMITS = {
+    "wall",
+    "cpu",
+    "cpu_exact",
+    "memory",
+    "memory_kib",
+    "memory_mib",
+    "processes",
+    "file_size",
+    "output",
+}
+_RUN = {*_LIMITS, "bundle"}
 _LONGEST_WALL = 3600
 _NAMES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
@@ -112,9 +125,14 @@ class Adapter(_Table, frozen=True):
         env: added to the environment of every command.
         prepare: run in order before each launch; must be repeatable.
         recover: run in order after a crash; must be repeatable and succeed where there is nothing to do.
+        health: succeeds if the target holds all its boxes for fit; empty where it cannot tell.
         files: written before each launch, after `prepare`.
         shortest_wall: the shortest wall limit that it takes, in seconds.
         may_lack_signal: whether a death by signal may come back as a bare exit code.
+        reports: the verdicts that it can tell; every one may tell IE.
+        time_limits: the limits of time whose end reads as TLE; a limit of processor time set by setrlimit(2) ends in a
+            signal, which reads as RE.
+        languages_not: a language of `leakcheck.submissions` that cannot run in it → why.
     """
 
     name: str
@@ -125,11 +143,15 @@ class Adapter(_Table, frozen=True):
     env: dict[str, str] = {}
     prepare: list[Argv] = []
     recover: list[Argv] = []
+    health: Argv = []
     files: list[File] = []
     needs: Needs = Needs()
     status: Status = Status()
     shortest_wall: float = 0.1
     may_lack_signal: bool = False
+    reports: tuple[Verdict, ...] = ("OK", "TLE", "RE")
+    time_limits: tuple[Literal["wall", "cpu"], ...] = ("wall",)
+    languages_not: dict[str, str] = {}
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -195,10 +217,11 @@ def _places(
 ) -> Iterator[tuple[str, str, set[str]]]:
     """Yield every string that may hold placeholders, with its field and those that may be there."""
     programs = {f"exe:{name}" for name in adapter.needs.binaries}
-    limited = _STATIC | _LIMITS | programs
+    limited = _STATIC | _RUN | programs
     yield from (("launch", text, limited | {"program"}) for text in adapter.launch)
     yield from (("version", text, programs) for text in adapter.version)
     yield from (("env", text, _STATIC | programs) for text in adapter.env.values())
+    yield from (("health", text, _STATIC | programs) for text in adapter.health)
     for field, commands in (("prepare", adapter.prepare), ("recover", adapter.recover)):
         if [] in commands:
             raise wrong(field, "has an empty command; take it out")
@@ -224,6 +247,15 @@ def _check_values(adapter: Adapter, wrong: Callable[[str, str], UsageError]) -> 
     # It may be no number at all (nan).
     if not 0 < adapter.shortest_wall <= _LONGEST_WALL:
         raise wrong("shortest_wall", f"{adapter.shortest_wall}: give seconds above 0, {_LONGEST_WALL} at most")
+    if "OK" not in adapter.reports:
+        raise wrong("reports", "lacks OK, without which there is nothing to run")
+    if not adapter.time_limits:
+        raise wrong("time_limits", "is empty; give wall, cpu or both")
+    for language, why in adapter.languages_not.items():
+        if language not in LANGUAGES:
+            raise wrong("languages_not", f"unknown language {language!r}; one of {', '.join(LANGUAGES)}")
+        if not why.strip():
+            raise wrong("languages_not", f"{language}: say why it cannot run")
 
 
 def _check_status(status: Status, wrong: Callable[[str, str], UsageError]) -> None:

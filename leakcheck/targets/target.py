@@ -1,6 +1,7 @@
 """A target: a sandbox under test with the adapter that describes it, and what its runs mean."""
 
 import json
+import math
 import os
 import signal as signals
 import subprocess
@@ -19,6 +20,8 @@ from leakcheck.targets.executables import find
 __all__ = ["Availability", "Box", "Launch", "Outcome", "Target"]
 
 _MIB = 1 << 20
+# Bound where there is nothing to bind: it is there, and no adapter binds it itself.
+_NO_BUNDLE = "/usr/share"
 # One line a namespace link, then whether the path in $1 is there, then which kernel this is.
 _PROBE = """\
 for n in cgroup ipc mnt net pid time user uts; do echo "ns $n $(readlink /proc/self/ns/$n)"; done
@@ -124,6 +127,10 @@ class Target:
         """Return what to run in order after a crash in `box`. Where there is nothing to do they succeed too."""
         return [fill_argv(argv, self._values(box)) for argv in self.adapter.recover]
 
+    def health_command(self, box: Box) -> list[str]:
+        """Return what succeeds if the target holds all its boxes for fit; empty where it cannot tell."""
+        return fill_argv(self.adapter.health, self._values(box))
+
     def env(self, box: Box) -> dict[str, str]:
         """Return what its commands need in their environment."""
         return {name: fill(text, self._values(box)) for name, text in self.adapter.env.items()}
@@ -137,12 +144,16 @@ class Target:
         values = self._values(box) | {
             "program": submission.program,
             # Some take only whole seconds, and choke on 10.0.
-            "wall": int(submission.wall) if submission.wall == int(submission.wall) else submission.wall,
-            "cpu": submission.cpu,
+            "wall": _decimal(submission.wall),
+            "cpu": max(1, math.ceil(submission.cpu)),
+            "cpu_exact": _decimal(submission.cpu),
             "memory": submission.memory,
             "memory_kib": max(1, submission.memory // 1024),
             "memory_mib": max(1, submission.memory // _MIB),
             "processes": submission.processes,
+            "file_size": submission.file_size,
+            "output": submission.output,
+            "bundle": submission.bundle or _NO_BUNDLE,
         }
         files = {}
         for file in self.adapter.files:
@@ -276,6 +287,10 @@ class Target:
             raise UsageError(f"{self.name}: work directory {box.work} is not absolute")
         name = box.name or f"leakcheck-{self.name}-{box.number}"
         return self._programs() | {"box": box.number, "work": str(box.work), "name": name}
+
+
+def _decimal(seconds: float) -> int | float:
+    return int(seconds) if seconds == int(seconds) else seconds
 
 
 def _absent(programs: list[str]) -> str:

@@ -1,0 +1,252 @@
+"""The languages that submissions are written in, how a suite is compiled, and how it is run."""
+
+import functools
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+import msgspec
+
+from leakcheck.errors import UsageError
+from leakcheck.submissions.cache import CompileError, compiled, run_compiler
+from leakcheck.submissions.limits import Limits
+
+__all__ = ["LANGUAGES", "Found", "Language", "available", "found_languages"]
+
+_SOURCES = Path(__file__).parent / "sources"
+_MIB = 1 << 20
+_Tools: TypeAlias = dict[str, str]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Whether a language's toolchain is here; `reason` says what is missing, `hint` how it is installed."""
+
+    ready: bool
+    reason: str = ""
+    hint: str = ""
+
+
+class Language(msgspec.Struct, frozen=True, kw_only=True):
+    """One language.
+
+    Args:
+        name: what plans call it.
+        source: its suite, in `sources`.
+        tools: the programs that compile it.
+        runtime: the program that runs it, which sandboxes see only below /usr; empty if it runs by itself.
+        compile: argument lists, one a command, run in a directory that has the suite; ``{TOOL}`` is a tool's path.
+        run: its argv, ``{}`` being the bundle's directory, ``{runtime}`` and ``{heap}`` (MiB) filled in too.
+        version: the command that tells the compiler's or interpreter's version.
+        install: how it is installed.
+        least_memory: below which limit, in bytes, its runtime does not start.
+        least_processes: likewise, of processes and threads.
+        environment: added when it is compiled.
+    """
+
+    name: str
+    source: str
+    tools: tuple[str, ...] = ()
+    runtime: str = ""
+    compile: tuple[tuple[str, ...], ...] = ()
+    run: tuple[str, ...]
+    version: tuple[str, ...]
+    install: str
+    least_memory: int = 16 * _MIB
+    least_processes: int = 2
+    environment: dict[str, str] = {}
+
+    def available(self) -> Found:
+        """Tell whether it can be compiled and run here."""
+        missing = [name for name in self.tools if _tool(name) is None]
+        if missing:
+            return Found(False, f"no {' and no '.join(missing)} on PATH", self.install)
+        if self.runtime and _runtime(self.runtime) is None:
+            return Found(False, f"no {self.runtime} below /usr, where sandboxes see it", self.install)
+        return Found(True)
+
+    def bundle(self, cache: Path | None = None) -> Path:
+        """Return the directory with the compiled suite, compiling it if it is not in the cache.
+
+        Raises:
+            UsageError: the toolchain is missing, or the cache cannot be written to.
+            CompileError: the compiler failed.
+        """
+        state = self.available()
+        if not state.ready:
+            raise UsageError(f"language {self.name}: {state.reason}; install it: {state.hint}")
+        source = (_SOURCES / self.source).read_bytes()
+        # Of the paths only the commands' names count, as the versions tell the rest.
+        recipe = [repr((self.compile, self.environment)).encode(), source, self._version().encode()]
+
+        def build(directory: Path) -> None:
+            (directory / self.source).write_bytes(source)
+            for argv in self.compile:
+                try:
+                    run_compiler([word.format_map(self._tools()) for word in argv], directory, self.environment)
+                except CompileError as error:
+                    raise CompileError(f"compile {self.name}, {_SOURCES / self.source}: {error}") from error
+
+        return compiled(self.name, recipe, build, cache)
+
+    def argv(self, bundle: Path, limits: Limits) -> tuple[str, ...]:
+        """Return the argv of the suite in `bundle`, without its arguments."""
+        # Above the limit, so that it is the sandbox that ends what takes too much.
+        heap = 2 * max(limits.memory // _MIB, 1024)
+        runtime = _runtime(self.runtime) or ""
+        return tuple(word.format(bundle, runtime=runtime, heap=heap) for word in self.run)
+
+    def _tools(self) -> _Tools:
+        return {name: path for name in self.tools if (path := _tool(name)) is not None}
+
+    def _version(self) -> str:
+        argv = [word.format_map({**self._tools(), "runtime": _runtime(self.runtime) or ""}) for word in self.version]
+        return _said(tuple(argv))
+
+
+LANGUAGES: dict[str, Language] = {
+    one.name: one
+    for one in (
+        Language(
+            name="python",
+            source="suite.py",
+            runtime="python3",
+            # -I -S: nothing of the user's and nothing of /etc, which a sandbox may lack.
+            run=("{runtime}", "-I", "-S", "-B", "{}/suite.py"),
+            version=("{runtime}", "--version"),
+            install="apt-get install python3",
+        ),
+        Language(
+            name="cpp",
+            source="suite.c",
+            tools=("g++",),
+            compile=(("{g++}", "-x", "c++", "-std=c++17", "-O1", "-o", "suite", "suite.c"),),
+            run=("{}/suite",),
+            version=("{g++}", "--version"),
+            install="apt-get install g++",
+        ),
+        Language(
+            name="c",
+            source="suite.c",
+            tools=("gcc",),
+            compile=(("{gcc}", "-std=gnu11", "-O1", "-o", "suite", "suite.c"),),
+            run=("{}/suite",),
+            version=("{gcc}", "--version"),
+            install="apt-get install gcc",
+        ),
+        Language(
+            name="java",
+            source="Main.java",
+            tools=("javac", "jlink"),
+            # A runtime of its own, as Debian's has links into /etc, which a sandbox may lack. The dump is for a quick
+            # start.
+            compile=(
+                ("{javac}", "-encoding", "UTF-8", "Main.java"),
+                (
+                    "{jlink}",
+                    "--add-modules",
+                    "java.base",
+                    "--strip-debug",
+                    "--no-header-files",
+                    "--no-man-pages",
+                    "--output",
+                    "runtime",
+                ),
+                ("runtime/bin/java", "-Xshare:dump"),
+            ),
+            run=(
+                "{}/runtime/bin/java",
+                "-XX:+UseSerialGC",
+                "-XX:TieredStopAtLevel=1",
+                "-Xshare:auto",
+                "-XX:-UsePerfData",
+                "-Xss512k",
+                "-Xms16m",
+                "-Xmx{heap}m",
+                "-cp",
+                "{}",
+                "Main",
+            ),
+            version=("{javac}", "-version"),
+            install="apt-get install openjdk-17-jdk-headless",
+            least_memory=256 * _MIB,
+            least_processes=64,
+        ),
+        Language(
+            name="rust",
+            source="suite.rs",
+            tools=("rustc",),
+            compile=(("{rustc}", "--edition", "2021", "-O", "-o", "suite", "suite.rs"),),
+            run=("{}/suite",),
+            version=("{rustc}", "--version"),
+            install="apt-get install rustc, or https://rustup.rs",
+        ),
+        Language(
+            name="go",
+            source="suite.go",
+            tools=("go",),
+            compile=(("{go}", "build", "-o", "suite", "suite.go"),),
+            run=("{}/suite",),
+            version=("{go}", "version"),
+            install="apt-get install golang-go",
+            least_memory=32 * _MIB,
+            least_processes=32,
+            # Nothing is downloaded and nothing of a module around the cache is used.
+            environment={"CGO_ENABLED": "0", "GO111MODULE": "off", "GOTOOLCHAIN": "local", "GOFLAGS": ""},
+        ),
+        Language(
+            name="node",
+            source="suite.js",
+            runtime="node",
+            run=("{runtime}", "--max-old-space-size={heap}", "{}/suite.js"),
+            version=("{runtime}", "--version"),
+            install="apt-get install nodejs",
+            least_memory=256 * _MIB,
+            least_processes=64,
+        ),
+    )
+}
+"""The languages by name, the one with the quickest compiler first."""
+
+
+def available() -> dict[str, Found]:
+    """Return for each language whether its toolchain is here."""
+    return {name: language.available() for name, language in LANGUAGES.items()}
+
+
+def found_languages(wanted: Callable[[str], bool] = lambda _: True) -> list[str]:
+    """Return the names of the languages that are here and `wanted`, in the order of `LANGUAGES`."""
+    return [name for name, found in available().items() if found.ready and wanted(name)]
+
+
+def _tool(name: str) -> str | None:
+    """Return the path of a compiler: on PATH, or where its own installer puts it."""
+    cargo = os.environ.get("CARGO_HOME") or f"{os.environ.get('HOME', '')}/.cargo"
+    places = [os.environ.get("PATH", os.defpath), f"{cargo}/bin", "/usr/local/go/bin"]
+    found = shutil.which(name, path=os.pathsep.join(places))
+    if found and name in ("javac", "jlink"):
+        # The rest of a JDK is beside it, wherever the links of alternatives lead.
+        found = str(Path(found).resolve())
+    return found
+
+
+def _runtime(name: str) -> str | None:
+    """Return the path of an interpreter that sandboxes see, as all show /usr."""
+    found = shutil.which(name, path="/usr/bin:/usr/local/bin") if name else None
+    resolved = Path(found).resolve() if found else None
+    return str(resolved) if resolved is not None and resolved.is_relative_to("/usr") else None
+
+
+@functools.lru_cache(maxsize=64)
+def _said(argv: tuple[str, ...]) -> str:
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CompileError(f"{' '.join(argv)}: {error}") from error
+    if done.returncode != 0:
+        raise CompileError(f"{' '.join(argv)} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+    return done.stdout + done.stderr

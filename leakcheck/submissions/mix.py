@@ -1,0 +1,191 @@
+"""Mixes: how many submissions of each verdict, and which ones."""
+
+import math
+import random
+from collections.abc import Collection, Iterator, Sequence
+from typing import get_args
+
+import msgspec
+
+from leakcheck.errors import UsageError
+from leakcheck.submissions.behaviours import BEHAVIOURS, Behaviour
+from leakcheck.submissions.languages import LANGUAGES, Language, found_languages
+from leakcheck.submissions.limits import Verdict
+from leakcheck.submissions.plan import Spec, spec
+
+__all__ = ["DEFAULT_LANGUAGES", "DEFAULT_MIX", "Mix", "deal"]
+
+_MIB = 1 << 20
+_DEALT: tuple[Verdict, ...] = tuple(one for one in get_args(Verdict) if one != "IE")
+DEFAULT_LANGUAGES = ("cpp", "java", "python")
+"""What is dealt where nothing is said, as far as it is here."""
+
+
+class Mix(msgspec.Struct, frozen=True):
+    """What share of the submissions each verdict has. The numbers are weights; percent if they add up to 100.
+
+    Raises:
+        UsageError: one is unknown, negative or no number, or all are zero.
+    """
+
+    shares: dict[Verdict, float]
+
+    def __post_init__(self) -> None:
+        for verdict, share in self.shares.items():
+            if verdict not in _DEALT:
+                raise UsageError(f"mix: unknown verdict {verdict!r}: one of {', '.join(_DEALT)}")
+            if not math.isfinite(share) or not 0 <= share <= 1e6:
+                raise UsageError(f"mix: {verdict}={share}: give a number from 0 to 1000000")
+        if not sum(self.shares.values()) > 0:
+            raise UsageError("mix: nothing has a share above 0; give, for example, OK=70,TLE=20,RE=10")
+
+    @classmethod
+    def parse(cls, text: str) -> "Mix":
+        """Return the mix that `text`, such as ``OK=70,TLE=20,MLE=5,RE=5``, describes; raise `UsageError`."""
+        shares: dict[Verdict, float] = {}
+        for part in text.split(","):
+            name, equals, number = part.strip().partition("=")
+            verdict = next((known for known in _DEALT if known == name), None)
+            if verdict is None or not equals:
+                raise UsageError(f"mix {text!r}: {part!r}: give VERDICT=SHARE, VERDICT one of {', '.join(_DEALT)}")
+            if verdict in shares:
+                raise UsageError(f"mix {text!r}: {verdict} is given twice")
+            try:
+                shares[verdict] = float(number)
+            except ValueError as error:
+                raise UsageError(f"mix {text!r}: {verdict}={number}: give a number") from error
+        return cls(shares)
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={share:.15g}" for name, share in self.shares.items())
+
+    def only(self, reports: Collection[Verdict]) -> "Mix":
+        """Return it without the verdicts that are not in `reports`; raise `UsageError` if nothing is left."""
+        return Mix({verdict: share for verdict, share in self.shares.items() if verdict in reports})
+
+    def counts(self, n: int) -> dict[Verdict, int]:
+        """Return how many of `n` each verdict has: its exact share, rounded up or down."""
+        total = sum(self.shares.values())
+        exact = {verdict: share * n / total for verdict, share in self.shares.items()}
+        counts = {verdict: math.floor(value) for verdict, value in exact.items()}
+        # What is left goes to those that rounding down took most of.
+        order = sorted(exact, key=lambda verdict: counts[verdict] - exact[verdict])
+        for verdict in order[: n - sum(counts.values())]:
+            counts[verdict] += 1
+        return counts
+
+
+DEFAULT_MIX = Mix({"OK": 70, "TLE": 20, "MLE": 5, "RE": 5})
+"""What a judge sees, by and large."""
+
+
+def deal(
+    mix: Mix,
+    languages: Sequence[str] | None,
+    n: int,
+    seed: int,
+    *,
+    reports: Collection[Verdict] = ("OK", "TLE", "RE"),
+    time_limits: Collection[str] = ("wall",),
+    shortest_wall: float = 0.1,
+    hostile: bool = False,
+) -> list[Spec]:
+    """Return `n` submissions in a random order; the same arguments give the same ones.
+
+    Limits are drawn so that a loaded machine changes no verdict: what is to be OK has a minute, and what is to run out
+    of time has 0.2 to 1 s and needs ten minutes.
+
+    Args:
+        mix: the share of each verdict.
+        languages: in which, by turns within each verdict; `DEFAULT_LANGUAGES` that are here where None.
+        n: how many.
+        seed: of the generator.
+        reports: the verdicts that the target can tell.
+        time_limits: the limits that end in TLE with the target: ``wall``, ``cpu`` or both.
+        shortest_wall: the shortest wall limit that the target takes, in seconds; from 1 on, limits are whole seconds.
+        hostile: whether the OK ones have those among them that try to leave something behind.
+
+    Raises:
+        UsageError: a verdict of the mix is not of `reports`, a language is unknown or has none of what is wanted, or
+            no language is here.
+    """
+    if n < 0:
+        raise UsageError(f"deal {n} submissions: give a number from 0 on")
+    if unable := [verdict for verdict, share in mix.shares.items() if share and verdict not in reports]:
+        raise UsageError(f"mix {mix}: the target cannot tell {unable[0]}; it tells {', '.join(sorted(reports))}")
+    names = list(languages) if languages is not None else found_languages(DEFAULT_LANGUAGES.__contains__)
+    if not names:
+        raise UsageError(f"no language to deal: none of {', '.join(DEFAULT_LANGUAGES)} is here, or none was given")
+    if unknown := [name for name in names if name not in LANGUAGES]:
+        raise UsageError(f"unknown language {unknown[0]!r}: one of {', '.join(LANGUAGES)}")
+    generator = random.Random(seed)  # noqa: S311 - it is to be repeatable
+    draw = _Draw(generator, time_limits, shortest_wall)
+    dealt: list[Spec] = []
+    for verdict, count in mix.counts(n).items():
+        turns = _turns(verdict, names, time_limits, hostile, count, generator)
+        dealt.extend(draw.spec(language, behaviour) for language, behaviour in turns)
+    generator.shuffle(dealt)
+    return dealt
+
+
+def _turns(
+    verdict: Verdict,
+    names: Sequence[str],
+    time_limits: Collection[str],
+    hostile: bool,
+    count: int,
+    generator: random.Random,
+) -> Iterator[tuple[Language, Behaviour]]:
+    """Yield `count` pairs, the languages by turns and each language's behaviours by turns in a random order."""
+    choices: list[tuple[Language, list[Behaviour]]] = []
+    for name in dict.fromkeys(names):
+        fitting = [
+            one
+            for one in BEHAVIOURS.values()
+            if one.expect == verdict
+            and name in one.languages
+            and (hostile or not one.hostile)
+            and (not one.ends_by or set(one.ends_by) & set(time_limits))
+        ]
+        if fitting:
+            generator.shuffle(fitting)
+            choices.append((LANGUAGES[name], fitting))
+    if count and not choices:
+        raise UsageError(f"nothing that ends in {verdict} in {', '.join(names)}")
+    first = generator.randrange(len(choices)) if choices else 0
+    for number in range(count):
+        language, fitting = choices[(first + number) % len(choices)]
+        yield language, fitting[number // len(choices) % len(fitting)]
+
+
+class _Draw:
+    """Draws limits."""
+
+    def __init__(self, generator: random.Random, time_limits: Collection[str], shortest_wall: float) -> None:
+        self._random = generator
+        self._time_limits = time_limits
+        self._shortest = shortest_wall
+
+    def spec(self, language: Language, behaviour: Behaviour) -> Spec:
+        wide = behaviour.expect not in ("MLE", "OLE")
+        memory = self._random.randrange(128, 513, 16) if wide else self._random.randrange(64, 129, 16)
+        limits: dict[str, float] = {
+            "wall": float(self._random.randint(60, 90)),
+            "cpu": float(self._random.randint(10, 20)),
+            "memory": max(language.least_memory, memory * _MIB),
+            "processes": max(language.least_processes, self._random.randint(32, 128)),
+        }
+        if behaviour.expect == "OLE":
+            limits["output"] = self._random.randint(1, 8) * _MIB
+            limits["file_size"] = self._random.randint(1, 8) * _MIB
+        if behaviour.ends_by:
+            name = self._random.choice([name for name in behaviour.ends_by if name in self._time_limits])
+            limits[name] = self._short()
+        return spec(language.name, behaviour.name, **limits)
+
+    def _short(self) -> float:
+        if self._shortest >= 1:
+            whole = math.ceil(self._shortest)
+            return float(self._random.randint(whole, whole + 1))
+        least = max(0.2, self._shortest)
+        return round(self._random.uniform(least, max(least, 1.0)), 2)

@@ -1,0 +1,79 @@
+"""Submissions: a program, its limits and the verdict that it must get."""
+
+import msgspec
+
+from leakcheck.submissions.limits import Limits, Verdict
+
+__all__ = ["BUILTIN", "Submission"]
+
+
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """One program with the limits it runs under and the verdict it must get.
+
+    Args:
+        name: what reports call it.
+        program: its argv inside the sandbox.
+        wall: wall-clock limit in seconds; some targets take only whole ones.
+        cpu: limit of processor time in seconds; most targets take only whole ones.
+        memory: limit in bytes.
+        processes: how many processes and threads at once.
+        file_size: limit in bytes of one file.
+        output: limit in bytes of what is printed.
+        expect: the verdict.
+        expect_exit: the exit code that the target must report, where it has one.
+        expect_signal: the signal that the target must report, where it can.
+        language: which of `LANGUAGES` it is written in; empty for a command.
+        behaviour: which of `BEHAVIOURS` it shows; empty for a command.
+        bundle: absolute path of the directory that holds the compiled program, which has to be there read-only at the
+            same path inside; empty if it needs none.
+    """
+
+    name: str
+    program: tuple[str, ...]
+    wall: float = 10
+    cpu: float = 10
+    memory: int = 256 << 20
+    processes: int = 64
+    file_size: int = 64 << 20
+    output: int = 16 << 20
+    expect: Verdict = "OK"
+    expect_exit: int | None = None
+    expect_signal: int | None = None
+    language: str = ""
+    behaviour: str = ""
+    bundle: str = ""
+
+    @property
+    def limits(self) -> Limits:
+        """Its limits; raise `UsageError` where one cannot be."""
+        return Limits(**{name: getattr(self, name) for name in Limits.__struct_fields__})
+
+    @property
+    def plan(self) -> str:
+        """One word: of a built one what `parse_plan` reads back, of a command its name."""
+        if not self.behaviour:
+            return self.name
+        from leakcheck.submissions.plan import Spec
+
+        return Spec(self.language, self.behaviour, self.limits).plan
+
+
+def _shell(
+    name: str, script: str, *, wall: float = 10, expect: Verdict, code: int | None = None, signal: int | None = None
+) -> Submission:
+    program = ("/bin/sh", "-c", script)
+    return Submission(name=name, program=program, wall=wall, expect=expect, expect_exit=code, expect_signal=signal)
+
+
+BUILTIN: dict[str, Submission] = {
+    submission.name: submission
+    for submission in (
+        _shell("ok", "i=0; while [ $i -lt 1000 ]; do i=$((i + 1)); done; exit 0", expect="OK", code=0),
+        # Ten minutes, so that a limit that does not work is never mistaken for one that does.
+        _shell("timeout", "sleep 600; exit 0", wall=1, expect="TLE"),
+        # 11 is SIGSEGV. Process 1 is spared its own signal (pid_namespaces(7)); then a child of the shell gets it.
+        _shell("crash_signal", "kill -SEGV $$; sh -c 'kill -SEGV $$'; exit $?", expect="RE", signal=11),
+        _shell("crash_exit", "exit 3", expect="RE", code=3),
+    )
+}
+"""Commands for /bin/sh, which every sandbox can run; nothing is compiled."""
