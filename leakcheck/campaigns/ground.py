@@ -44,8 +44,9 @@ class Run(msgspec.Struct):
 class Left(msgspec.Struct):
     """One thing left in an arena since a round: `runs` are the submissions that it can be of, one when that is certain.
 
-    `tied` says by what: the ``mark`` in a process' environment, the ``box`` that it names, its ``time``, or the
-    ``round`` alone. `gone` is the round whose look no longer showed it; None while it is there.
+    `tied` says by what: the ``mark`` in a process' environment, the ``box`` that it names, its ``time``, the ``round``
+    alone, or the ``replay`` of each submission alone. `gone` is the round whose look no longer showed it; None while it
+    is there.
     """
 
     leak: Leak

@@ -100,7 +100,8 @@ def _shortened(criteria: Sequence[Criterion]) -> Iterator[Criterion]:
 def _finding(finding: Finding) -> Iterator[Text]:
     what = ", ".join(f"{left.count} {left.kind} {_class(left)}" for left in finding.leaks) or "nothing left"
     style = _OUTCOME_STYLE.get(finding.outcome, "red")
-    yield line("  ", (f"{finding.outcome:<9} ", style), f"{finding.ending}, {finding.trials} trials: {what}")
+    which = "" if finding.ending == "stress" else f"{finding.ending}, {finding.trials} trials: "
+    yield line("  ", (f"{finding.outcome:<9} ", style), f"{which}{what}")
     # What went away again is told in short.
     for left in finding.leaks if finding.outcome != "reclaimed" else ():
         for label in left.labels[:_LABELS]:

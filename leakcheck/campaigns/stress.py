@@ -15,6 +15,7 @@ from leakcheck.campaigns.place import Running
 from leakcheck.campaigns.result import Campaign, Record
 from leakcheck.campaigns.stages import GRACE, NEXT, Stages, Stop, StoppedError, never
 from leakcheck.campaigns.stress_result import Totals, judged
+from leakcheck.campaigns.suspects import narrow
 from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
 from leakcheck.errors import UsageError
 from leakcheck.submissions import DEFAULT_MIX, LANGUAGES, Mix, Spec, Submission, build, cache_directory, deal
@@ -215,6 +216,15 @@ class _Driver:
                 sick=self.sick,
                 interrupted=self._stop(),
                 error=turns.error or ("" if self._failure is None else str(self._failure)),
+            )
+            narrow(
+                self._target,
+                [one for ground in grounds for one in ground.left.values()],
+                {record.id: record.plan for record in self.records},
+                settle=self._options.settle,
+                needed=[cache_directory()],
+                say=self._say,
+                stop=lambda: self._stop() or self._stalled.is_set(),
             )
             return judged(self._target, self._options, self.records, grounds, totals)
 

@@ -207,8 +207,11 @@ def _left_findings(
     findings = []
     for (kind, label, stays), alike in groups.items():
         # The one of which there is the least doubt.
-        surest = min(alike, key=lambda one: len(one.runs) or len(records))
-        suspects = [plans[run] for run in surest.runs if run in plans]
+        surest = min(
+            alike, key=lambda one: (len({_word(plans[run]) for run in one.runs}) or len(records), len(one.runs))
+        )
+        words = {_word(plans[run]): plans[run] for run in reversed(surest.runs)}
+        suspects = [*words.values()]
         class_ = surest.leak.class_ if stays else "reclaimable"
         detail = f"of {_count(len(suspects))}, by {surest.tied}" if suspects else "of the last look"
         findings.append(
@@ -235,15 +238,20 @@ def _left_findings(
     return sorted(findings, key=lambda one: (one.outcome != "leaked", -one.trials))
 
 
+def _word(plan: str) -> str:
+    """Return language and behaviour."""
+    return plan.partition("@")[0]
+
+
 def _count(suspects: int) -> str:
-    return "one submission" if suspects == 1 else f"one of {suspects} submissions"
+    return "one submission's kind" if suspects == 1 else f"one of {suspects} kinds of submission"
 
 
 def _wrong_findings(target: Target, options: "StressOptions", records: Sequence[Record]) -> list[Finding]:
     groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if not record.right:
-            groups[record.expect, record.plan.partition("@")[0], shape(record.detail)].append(record)
+            groups[record.expect, _word(record.plan), shape(record.detail)].append(record)
     findings = []
     for what, alike in sorted(groups.items(), key=lambda item: -len(item[1])):
         outcome: Outcome = "wrong"

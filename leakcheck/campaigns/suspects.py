@@ -1,0 +1,70 @@
+"""Whose residue it is where several submissions of a round can have left it: each is run once more, alone."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from leakcheck.campaigns.ground import Ground, Left, Run
+from leakcheck.campaigns.stages import Stop
+from leakcheck.campaigns.summing import shape
+from leakcheck.submissions import build, parse_plan
+from leakcheck.supervise import TargetError
+from leakcheck.targets import Target
+
+__all__ = ["narrow"]
+
+_MOST = 64
+
+
+def narrow(
+    target: Target,
+    left: Sequence[Left],
+    plans: Mapping[int, str],
+    *,
+    settle: float,
+    needed: Sequence[Path],
+    say: Callable[[str], None],
+    stop: Stop,
+) -> None:
+    """Narrow down `runs` of what can be of several submissions, to those that leave the like when run alone.
+
+    `plans` gives each submission's word. One of a language and a behaviour stands for all such. What none of them
+    leaves when alone stays as it is: it takes several at once, or chance.
+    """
+    unsure = [one for one in left if len(one.runs) > 1]
+    words: dict[str, str] = {}
+    for one in unsure:
+        for run in one.runs:
+            words.setdefault(_what(plans[run]), plans[run])
+    if not unsure or stop():
+        return
+    say(f"finding out who left what: {min(len(words), _MOST)} submissions, one by one")
+    leaves: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    with Ground(target, 1, settle=settle, needed=needed, late=lambda *_: None) as ground:
+        stages = ground.stages[0]
+        if stages.again():
+            return
+        ground.place.begin()
+        for number, (what, word) in enumerate(list(words.items())[:_MOST]):
+            if stop():
+                break
+            try:
+                submission = build(parse_plan(word))
+                stages.outcome(stages.prepare(submission), submission)
+            except TargetError:
+                continue
+            known = ground.left.keys() | set()
+            ground.look(number, [Run(number, 0)])
+            leaves[what] = {_like(one) for key, one in ground.left.items() if key not in known}
+    for one in unsure:
+        guilty = [run for run in one.runs if _like(one) in leaves[_what(plans[run])]]
+        if guilty:
+            one.runs, one.tied = guilty, "replay"
+
+
+def _what(plan: str) -> str:
+    return plan.partition("@")[0]
+
+
+def _like(one: Left) -> tuple[str, str]:
+    return one.leak.kind, shape(one.leak.label)
