@@ -20,6 +20,7 @@ from leakcheck.targets.executables import find
 __all__ = ["Availability", "Box", "Launch", "Outcome", "Target"]
 
 _MIB = 1 << 20
+_SIGNALS = signals.valid_signals()
 # Bound where there is nothing to bind: it is there, and no adapter binds it itself.
 _NO_BUNDLE = "/usr/share"
 # One line a namespace link, then whether the path in $1 is there, then which kernel this is.
@@ -75,6 +76,8 @@ class Target:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.adapter: Adapter = read_adapter(path)
+        # Of the programs, once all are found: looking through $PATH takes longer than the rest of a launch.
+        self._found: Values | None = None
         self._json = {file.path: load_json(path, file) for file in self.adapter.files if file.json is not None}
 
     def __repr__(self) -> str:
@@ -189,7 +192,7 @@ class Target:
             return Outcome("TLE", exit_code=returncode)
         # A shell's convention, which most sandboxes keep: 128 and the signal.
         number = -returncode if returncode < 0 else returncode - 128
-        if number in signals.valid_signals():
+        if number in _SIGNALS:
             return Outcome("RE", signal=number)
         return Outcome("RE" if returncode else "OK", exit_code=returncode)
 
@@ -276,6 +279,11 @@ class Target:
         return gaps
 
     def _programs(self) -> Values:
+        if self._found is None:
+            self._found = self._look_up()
+        return self._found
+
+    def _look_up(self) -> Values:
         found = self.found()
         if missing := [name for name, path in found.items() if path is None]:
             hint = f"; install it: {self.adapter.needs.install}" if self.adapter.needs.install else ""
