@@ -17,6 +17,7 @@ import msgspec
 import psutil
 
 from leakcheck import _native
+from leakcheck.campaigns.likeness import grouped, same
 from leakcheck.campaigns.place import ArenaPlace, Running
 from leakcheck.campaigns.stages import Stages
 from leakcheck.report import Leak
@@ -30,6 +31,8 @@ MARK = "LEAKCHECK_SUBMISSION"
 
 # The kernel counts a process' start in hundredths of a second.
 _TICK = 0.02
+# With fewer looks one cannot tell that something does not grow.
+_LOOKS = 3
 
 
 class Run(msgspec.Struct):
@@ -46,7 +49,7 @@ class Left(msgspec.Struct):
 
     `tied` says by what: the ``mark`` in a process' environment, the ``box`` that it names, its ``time``, the ``round``
     alone, or the ``replay`` of each submission alone. `gone` is the round whose look no longer showed it; None while it
-    is there.
+    is there. `bounded`: of the like there is no more at the end than after the first round.
     """
 
     leak: Leak
@@ -54,6 +57,12 @@ class Left(msgspec.Struct):
     runs: list[int]
     tied: str
     gone: int | None = None
+    bounded: bool = False
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is a leak: it is there, and there was ever more of the like."""
+        return self.gone is None and not self.bounded
 
 
 class _Place(ArenaPlace):
@@ -85,6 +94,8 @@ class Ground:
         self.place = _Place(target, settle, needed)
         self._target, self._boxes, self._late = target, boxes, late
         self.left: dict[str, Left] = {}
+        self.shown: list[set[str]] = []
+        """The keys of what of `left` each look showed."""
         self.untied: dict[str, Leak] = {}
         self.gaps: dict[str, str] = {}
         self.settled_ms: list[float] = []
@@ -134,7 +145,18 @@ class Ground:
         for leak in new:
             if leak.key not in replaced:
                 self.left[leak.key] = self._tied(leak, number, runs)
+        self.shown.append(now & self.left.keys())
         self.looks_ms.append((time.monotonic() - began) * 1000)
+
+    def mark_bounded(self) -> None:
+        """Mark as `bounded` what is left of which there was no more at the end than after the first round."""
+        if len(self.shown) < _LOOKS:
+            return
+        for alike in grouped(list(self.left.items()), lambda one, other: same(one[1].leak, other[1].leak)):
+            keys = {key for key, _ in alike}
+            if len(keys & self.shown[-1]) <= len(keys & self.shown[0]):
+                for _, one in alike:
+                    one.bounded = one.gone is None
 
     def _tied(self, leak: Leak, number: int, runs: Sequence[Run]) -> Left:
         if (marked := self._marked(leak)) is not None:

@@ -1,11 +1,14 @@
 """Which residue is more of the same: of one kind, in places that differ in numbers or in random parts alone."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from leakcheck.report import Leak
 
-__all__ = ["alike", "count_like", "place_of"]
+__all__ = ["alike", "count_like", "grouped", "place_of", "same"]
+
+_T = TypeVar("_T")
 
 _WORDS = re.compile(r"(\w+)")
 # mktemp(1) demands three X, but everybody gives six; what Python's tempfile draws has eight.
@@ -14,7 +17,23 @@ _RANDOM = 6
 
 def count_like(leak: Leak, leaks: Iterable[Leak]) -> int:
     """Return how many of `leaks` are more of the same as `leak`."""
-    return sum(other.kind == leak.kind and alike(place_of(leak), place_of(other)) for other in leaks)
+    return sum(same(leak, other) for other in leaks)
+
+
+def grouped(ones: Iterable[_T], like: Callable[[_T, _T], bool]) -> list[list[_T]]:
+    """Put together those that are like the first of a group."""
+    groups: list[list[_T]] = []
+    for one in ones:
+        if (group := next((group for group in groups if like(group[0], one)), None)) is not None:
+            group.append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
+def same(leak: Leak, other: Leak) -> bool:
+    """Tell whether one is more of the same as the other."""
+    return other.kind == leak.kind and alike(place_of(leak), place_of(other))
 
 
 def place_of(leak: Leak) -> str:

@@ -352,7 +352,7 @@ class _Driver:
         )
 
     def _finish(self, grounds: Sequence[Ground], turns: Turns) -> None:
-        """Recover every box, ask for the target's health, and look a last time."""
+        """Recover every box, ask for the target's health, look a last time, and see whether it still works."""
         for ground in grounds:
             for stages in ground.stages:
                 if wrong := stages.recover():
@@ -360,10 +360,11 @@ class _Driver:
                 self._last = time.monotonic()
             if wrong := ground.stages[0].health():
                 self.sick.append(wrong)
-            if wrong := ground.stages[0].again():
-                self.cleanup_failures.append(f"next submission in box 0: {wrong}")
             if self._options.looks:
                 ground.look(turns.rounds + 1, [])
+                ground.mark_bounded()
+            if wrong := ground.stages[0].again():
+                self.cleanup_failures.append(f"next submission in box 0: {wrong}")
 
     def _idle(self) -> float:
         return time.monotonic() - self._last

@@ -12,6 +12,7 @@ import msgspec
 
 from leakcheck.campaigns.degradation import LIMIT, Sample, changes
 from leakcheck.campaigns.ground import Ground, Left
+from leakcheck.campaigns.likeness import grouped, same
 from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Outcome, Record, Residue
 from leakcheck.campaigns.statistics import upper_bound
 from leakcheck.campaigns.summing import named, shape, spread
@@ -95,7 +96,7 @@ def _with_left(records: Sequence[Record], left: Sequence[Left]) -> list[Record]:
     """Return the records in the order of their submissions, each with what it left for sure."""
     of: dict[int, list[str]] = defaultdict(list)
     for one in left:
-        if len(one.runs) == 1 and one.gone is None:
+        if len(one.runs) == 1 and one.stays:
             of[one.runs[0]].append(one.leak.label)
     first = min(record.ended_s - record.wall_ms / 1000 for record in records)
     return sorted(
@@ -114,7 +115,7 @@ def _criteria(
     gaps: dict[str, str],
     totals: Totals,
 ) -> list[Criterion]:
-    stayed = Counter(one.leak.kind for one in left if one.gone is None)
+    stayed = Counter(one.leak.kind for one in left if one.stays)
     wrong = [record for record in records if not record.right]
     internal = sum(record.status == "IE" and record.expect != "IE" for record in records)
     criteria = []
@@ -150,13 +151,15 @@ def _criteria(
         measured = {"late/early": change.ratio, "from": change.low, "to": change.high} if change.ratio else change.why
         criteria.append(Criterion(name=f"slowdown, {name}", passed=change.passed, measured=measured, limit=LIMIT))
     if options.looks:
-        leaking = sum(one.gone is None for one in left)
+        leaking = sum(one.stays for one in left)
         bound = upper_bound(min(leaking, len(records)), len(records))
         criteria.append(
             Criterion(name="95 % upper bound of the leak rate", passed=None, measured=round(bound, 6), limit=None)
         )
         reclaimed = sum(one.gone is not None for one in left)
         criteria.append(Criterion(name="left, and gone again later", passed=None, measured=reclaimed, limit=None))
+        bounded = sum(one.bounded for one in left)
+        criteria.append(Criterion(name="left, and never more of it", passed=None, measured=bounded, limit=None))
     return criteria
 
 
@@ -199,32 +202,30 @@ def _verdict(criteria: Sequence[Criterion], gaps: dict[str, str], totals: Totals
 def _left_findings(
     target: Target, options: "StressOptions", records: Sequence[Record], left: Sequence[Left]
 ) -> list[Finding]:
-    """Group by kind, shape and fate; each with the submissions that it can be of."""
+    """Put together what is of the same and has the same fate; each with the submissions that it can be of."""
     plans = {record.id: record.plan for record in records}
-    groups: dict[tuple[str, str, bool], list[Left]] = defaultdict(list)
-    for one in left:
-        groups[one.leak.kind, shape(one.leak.label), one.gone is None].append(one)
     findings = []
-    for (kind, label, stays), alike in groups.items():
+    for alike in grouped(left, lambda one, other: _fate(one) == _fate(other) and same(one.leak, other.leak)):
+        kind, fate = alike[0].leak.kind, _fate(alike[0])
         # The one of which there is the least doubt.
         surest = min(
             alike, key=lambda one: (len({_word(plans[run]) for run in one.runs}) or len(records), len(one.runs))
         )
         words = {_word(plans[run]): plans[run] for run in reversed(surest.runs)}
         suspects = [*words.values()]
-        class_ = surest.leak.class_ if stays else "reclaimable"
+        class_ = {"leaked": surest.leak.class_, "bounded": "bounded", "reclaimed": "reclaimable"}[fate]
         detail = f"of {_count(len(suspects))}, by {surest.tied}" if suspects else "of the last look"
         findings.append(
             Finding(
-                id=_id(target, kind, label, stays),
+                id=_id(target, kind, fate, *sorted(words)),
                 ending="stress",
                 plan=" ".join(suspects[:_REPLAYED]),
-                outcome="leaked" if stays else "reclaimed",
+                outcome=fate,
                 leaks=[
                     Residue(
                         kind=kind,
                         class_=class_,
-                        by="" if stays else "next run",
+                        by="next run" if fate == "reclaimed" else "",
                         labels=[one.leak.label for one in alike][:_LABELS],
                         count=len(alike),
                         trials=len({tuple(one.runs) for one in alike}),
@@ -241,6 +242,10 @@ def _left_findings(
 def _word(plan: str) -> str:
     """Return language and behaviour."""
     return plan.partition("@")[0]
+
+
+def _fate(one: Left) -> Outcome:
+    return "reclaimed" if one.gone is not None else "bounded" if one.bounded else "leaked"
 
 
 def _count(suspects: int) -> str:

@@ -3,13 +3,17 @@
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from leakcheck.campaigns.ground import Ground, Left, Run
+from leakcheck.campaigns.likeness import count_like
 from leakcheck.campaigns.stages import Stop
-from leakcheck.campaigns.summing import shape
 from leakcheck.submissions import build, parse_plan
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
+
+if TYPE_CHECKING:
+    from leakcheck.report import Leak
 
 __all__ = ["narrow"]
 
@@ -31,7 +35,7 @@ def narrow(
     `plans` gives each submission's word. One of a language and a behaviour stands for all such. What none of them
     leaves when alone stays as it is: it takes several at once, or chance.
     """
-    unsure = [one for one in left if len(one.runs) > 1]
+    unsure = [one for one in left if one.gone is None and len(one.runs) > 1]
     words: dict[str, str] = {}
     for one in unsure:
         for run in one.runs:
@@ -39,7 +43,7 @@ def narrow(
     if not unsure or stop():
         return
     say(f"finding out who left what: {min(len(words), _MOST)} submissions, one by one")
-    leaves: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    leaves: dict[str, list[Leak]] = defaultdict(list)
     with Ground(target, 1, settle=settle, needed=needed, late=lambda *_: None) as ground:
         stages = ground.stages[0]
         if stages.again():
@@ -55,16 +59,12 @@ def narrow(
                 continue
             known = ground.left.keys() | set()
             ground.look(number, [Run(number, 0)])
-            leaves[what] = {_like(one) for key, one in ground.left.items() if key not in known}
+            leaves[what] = [one.leak for key, one in ground.left.items() if key not in known]
     for one in unsure:
-        guilty = [run for run in one.runs if _like(one) in leaves[_what(plans[run])]]
+        guilty = [run for run in one.runs if count_like(one.leak, leaves[_what(plans[run])])]
         if guilty:
             one.runs, one.tied = guilty, "replay"
 
 
 def _what(plan: str) -> str:
     return plan.partition("@")[0]
-
-
-def _like(one: Left) -> tuple[str, str]:
-    return one.leak.kind, shape(one.leak.label)

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from made import target
 
 from leakcheck.campaigns import Campaign, LeaksOptions, leaks
 from leakcheck.campaigns.ending import parse
@@ -24,27 +25,6 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run a
 
 LEAKCHECK = [sys.executable, "-m", "leakcheck"]
 SETTLE = 0.1
-
-
-def target(
-    tmp_path: Path, script: str, *, recover: str = "", prepare: str = "", more: str = "", name: str = "made"
-) -> Target:
-    """Make a target of a shell script, which runs its arguments."""
-    path = tmp_path / f"{name}.toml"
-    lines = [
-        f'name = "{name}"',
-        'summary = "made by a test"',
-        f"launch = ['/bin/sh', '-c', '''{script}''', 'sh', '/usr/bin/timeout', '{{wall}}', '{{program}}']",
-        "status = { timeout = [124] }",
-        'probe = { none = "isolates nothing" }',
-        more,
-    ]
-    if recover:
-        lines.insert(2, f"recover = [['/bin/sh', '-c', '''{recover}''']]")
-    if prepare:
-        lines.insert(2, f"prepare = [['/bin/sh', '-c', {json.dumps(prepare)}, 'sh', '{{work}}']]")
-    path.write_text("\n".join(lines))
-    return load(path)
 
 
 def run(made: Target, plan: str, iterations: int = 2, **options: Any) -> Campaign:

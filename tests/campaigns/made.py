@@ -1,0 +1,30 @@
+"""Targets of which it is known by construction what they leave."""
+
+import json
+from pathlib import Path
+
+from leakcheck.targets import Target, load
+
+__all__ = ["target"]
+
+
+def target(
+    tmp_path: Path, script: str, *, recover: str = "", prepare: str = "", more: str = "", name: str = "made"
+) -> Target:
+    """Make a target of a shell script, which runs its arguments."""
+    path = tmp_path / f"{name}.toml"
+    lines = [
+        f'name = "{name}"',
+        'summary = "made by a test"',
+        f"launch = ['/bin/sh', '-c', '''{script}''', 'sh',",
+        "'/usr/bin/timeout', '--foreground', '-k1', '{wall}', '{program}']",
+        "status = { timeout = [124, 137] }",
+        'probe = { none = "isolates nothing" }',
+        more,
+    ]
+    if recover:
+        lines.insert(2, f"recover = [['/bin/sh', '-c', '''{recover}''']]")
+    if prepare:
+        lines.insert(2, f"prepare = [['/bin/sh', '-c', {json.dumps(prepare)}, 'sh', '{{work}}']]")
+    path.write_text("\n".join(lines))
+    return load(path)

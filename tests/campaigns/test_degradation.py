@@ -1,0 +1,68 @@
+"""A run that gets slower is told from one that does not, and from one that is too short to tell."""
+
+import random
+
+import pytest
+
+from leakcheck.campaigns.degradation import LIMIT, Change, Sample, changes
+
+BASE = {"short": 0.01, "middle": 0.1, "long": 0.4}
+
+
+def run(number: int, slower: float, seed: int = 1, spread: float = 0.3) -> list[Sample]:
+    """Make a run of four at a time that at its end is `slower` than at its start, 0.5 being half as long again."""
+    generator = random.Random(seed)
+    now, samples = 0.0, []
+    for position in range(number):
+        group = generator.choice(list(BASE))
+        took = BASE[group] * generator.lognormvariate(0, spread) * (1 + slower * position / number)
+        now += took / 4
+        samples.append(Sample(ended=now, took=took, group=group))
+    return samples
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_long_steady_run_passes(seed: int) -> None:
+    found = changes(run(6000, 0, seed))
+    assert {name: change.passed for name, change in found.items()} == {"throughput": True, "p50": True, "p95": True}
+    assert all(change.high is not None and change.high < LIMIT for change in found.values())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_that_gets_half_as_slow_again_fails(seed: int) -> None:
+    found = changes(run(6000, 0.5, seed))
+    assert {name: change.passed for name, change in found.items()} == {"throughput": False, "p50": False, "p95": False}
+    assert all(change.ratio is not None and 1.2 < change.ratio < 1.4 for change in found.values())
+
+
+def test_what_is_as_slow_as_the_limit_is_inconclusive_and_says_why() -> None:
+    found = changes(run(3000, 0.15))
+    assert found["throughput"].passed is None
+    assert "inconclusive" in found["throughput"].why
+
+
+def test_a_short_run_is_inconclusive_and_says_how_long_it_must_be() -> None:
+    found = changes(run(299, 0))
+    why = "inconclusive: 299 submissions are too few, give 300 or more"
+    assert found == dict.fromkeys(("throughput", "p50", "p95"), Change(why=why))
+
+
+def test_an_uneven_draw_of_the_mix_is_no_degradation() -> None:
+    generator = random.Random(3)
+    now, samples = 0.0, []
+    for position in range(3000):
+        group = "long" if generator.random() < (0.2 if position < 1500 else 0.8) else "short"
+        took = BASE[group] * generator.lognormvariate(0, 0.1)
+        now += took / 4
+        samples.append(Sample(now, took, group))
+    assert all(change.passed for change in changes(samples).values())
+
+
+def test_times_that_a_limit_sets_count_for_the_throughput_alone() -> None:
+    samples = [Sample(index * 0.1, 1.0 + index / 900, "limit", timed=index % 2 == 0) for index in range(900)]
+    timed = [Sample(s.ended, s.took if s.timed else 0.5, s.group, s.timed) for s in samples]
+    assert changes(samples)["p50"].ratio == pytest.approx(changes(timed)["p50"].ratio, rel=0.01)
+
+
+def test_the_same_seed_draws_the_same_interval() -> None:
+    assert changes(run(900, 0.1), seed=7) == changes(run(900, 0.1), seed=7)

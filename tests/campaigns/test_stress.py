@@ -1,0 +1,295 @@
+"""`leakcheck stress` tells right statuses from wrong ones, whose residue it is, and what hangs."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+from made import target
+
+from leakcheck.campaigns import Campaign
+from leakcheck.campaigns.stages import StoppedError
+from leakcheck.campaigns.stress import StressOptions, stress
+from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
+from leakcheck.errors import UsageError
+from leakcheck.submissions import Mix, parse_plans
+from leakcheck.targets import Target, load
+
+if TYPE_CHECKING:
+    from leakcheck.campaigns.result import Record
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+LEAKCHECK = [sys.executable, "-m", "leakcheck", "stress"]
+SETTLE = 0.1
+
+
+def run(made: Target, plan: str = "", **options: Any) -> Campaign:
+    options = {"settle": SETTLE, "plan": parse_plans(plan) if plan else (), **options}
+    return stress(made, StressOptions(**options))
+
+
+def criteria(campaign: Campaign) -> dict[str, bool | None]:
+    return {one.name: one.passed for one in campaign.criteria}
+
+
+def test_a_mix_on_a_target_that_leaves_nothing_is_clean_with_a_record_of_each(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    mix = Mix.parse("OK=70,TLE=20,RE=10")
+    campaign = run(made, submissions=40, mix=mix, languages=["python"], concurrency=8, seed=5)
+    assert (campaign.verdict, campaign.failed, campaign.outcomes) == ("clean", [], {"clean": 40}), campaign.findings
+    assert {status: sum(counts.values()) for status, counts in campaign.endings.items()} == {
+        "OK": 28,
+        "RE": 4,
+        "TLE": 8,
+    }
+    assert [record.id for record in campaign.records] == list(range(40))
+    for record in campaign.records:
+        assert (record.status, record.right, record.left) == (record.expect, True, [])
+        assert record.wall_ms > 0
+        assert record.queued_ms >= 0
+        assert record.cpu_ms is not None
+        assert 0 <= record.box < 8
+    spinning = [one for one in campaign.records if "/spin@" in one.plan]
+    assert all(one.cpu_ms is not None and one.cpu_ms > 20 for one in spinning)
+
+
+def test_the_same_seed_gives_the_same_submissions(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    mix = Mix.parse("OK=80,RE=20")
+    plans = [
+        [one.plan for one in run(made, submissions=10, mix=mix, languages=["python"], seed=seed).records]
+        for seed in (1, 1, 2)
+    ]
+    assert plans[0] == plans[1] != plans[2]
+
+
+def test_a_wrong_status_is_a_failed_criterion_with_a_replay_line(tmp_path: Path) -> None:
+    # Says that all is well, whatever the program did.
+    campaign = run(target(tmp_path, '"$@"; exit 0'), "python/hello python/exit", submissions=6)
+    assert campaign.failed == ["wrong statuses"]
+    assert campaign.outcomes == {"clean": 3, "wrong": 3}
+    (finding,) = campaign.findings
+    assert (finding.outcome, finding.ending, finding.trials) == ("wrong", "RE", 3)
+    assert finding.detail.startswith("status OK, not RE")
+    words = shlex.split(finding.replay)
+    assert words[:2] == ["leakcheck", "stress"]
+    assert words[words.index("--plan") + 1].startswith("python/exit")
+
+
+def test_what_one_kind_of_submission_leaves_is_put_down_to_it_among_many_at_once(tmp_path: Path) -> None:
+    script = 'case "$*" in *" memory "*) mktemp /var/lib/litter-XXXXXX >/dev/null;; esac; exec "$@"'
+    campaign = run(
+        target(tmp_path, script), "python/hello python/memory python/exit python/output", submissions=48, concurrency=6
+    )
+    assert campaign.verdict == "leaked"
+    assert campaign.failed == ["leaks of kind file"]
+    (finding,) = campaign.findings
+    assert (finding.outcome, finding.trials) == ("leaked", 12)
+    assert finding.plan.startswith("python/memory")
+    assert "of one submission's kind" in finding.detail
+
+
+def test_the_replay_line_of_a_leak_shows_it_again(tmp_path: Path) -> None:
+    made = target(tmp_path, 'case "$*" in *" memory "*) mktemp /var/lib/litter-XXXXXX >/dev/null;; esac; exec "$@"')
+    (finding,) = run(made, "python/hello python/memory", submissions=12).findings
+    again = subprocess.run(
+        [sys.executable, "-m", *shlex.split(finding.replay), "--settle", "0.1", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=120,
+        check=False,
+    )
+    assert again.returncode == 1
+    assert json.loads(again.stdout)["findings"][0]["id"] == finding.id
+
+
+def test_a_process_left_behind_is_known_by_the_mark_in_its_environment(tmp_path: Path) -> None:
+    script = 'case "$*" in *"py exit "*) setsid sleep 300 >/dev/null 2>&1 & ;; esac; exec "$@"'
+    campaign = run(target(tmp_path, script), "python/hello python/exit", submissions=10)
+    assert campaign.failed == ["leaks of kind process"]
+    for record in campaign.records:
+        assert bool(record.left) == ("/exit" in record.plan), record
+
+
+def test_what_a_later_run_takes_away_again_is_reclaimed_and_no_failure(tmp_path: Path) -> None:
+    # The file of one run is removed by the next but one.
+    script = 'rm -f /var/lib/old-*; mktemp /var/lib/old-XXXXXX >/dev/null; exec "$@"'
+    made = target(tmp_path, script, recover="rm -f /var/lib/old-*")
+    campaign = run(made, "python/hello", submissions=210, concurrency=2)
+    reclaimed = {one.name: one.measured for one in campaign.criteria}["left, and gone again later"]
+    assert reclaimed > 0
+    assert all(finding.outcome == "reclaimed" for finding in campaign.findings if "/old-" in str(finding.leaks))
+
+
+def test_what_there_is_never_more_of_is_bounded_and_no_failure(tmp_path: Path) -> None:
+    # One that the last run left is always there, under another name each time.
+    made = target(tmp_path, 'rm -f /var/lib/last-*; mktemp /var/lib/last-XXXXXX >/dev/null; exec "$@"')
+    campaign = run(made, "python/hello", submissions=650, concurrency=1)
+    assert (campaign.verdict, campaign.failed) == ("clean", []), campaign.findings
+    assert "bounded" in {finding.outcome for finding in campaign.findings}
+
+
+def test_concurrency_goes_on_while_an_arena_is_looked_at(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    campaign = run(made, "python/hello", submissions=450, concurrency=4)
+    assert campaign.verdict == "clean"
+    assert campaign.phases_ms["look"] > 0
+    # Sampled at each end of a submission: how many others ran.
+    spans = [(one.ended_s - one.wall_ms / 1000, one.ended_s) for one in campaign.records]
+    inner = spans[10:-10]
+    others = [sum(start < end < stop for start, stop in spans) for _, end in inner]
+    assert sorted(others)[len(others) // 20] >= 2, "while one of two arenas empties the other takes its place"
+
+
+def test_the_queue_is_bounded_and_its_depth_is_told(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    campaign = run(made, "python/hello", submissions=40, concurrency=2, queue=3)
+    depth = next(one for one in campaign.criteria if one.name == "queue depth")
+    assert (depth.passed, depth.limit) == (True, 3)
+    assert 1 <= depth.measured <= 3
+
+
+def test_a_box_whose_recovery_fails_is_a_clean_up_failure(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, 'exec "$@"', recover="exit 7"), "python/hello", submissions=4, concurrency=2)
+    assert campaign.failed == ["clean-up failures"]
+
+
+def test_a_target_that_holds_itself_for_unfit_fails_the_criterion(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"', more="health = ['/bin/sh', '-c', 'echo box 3 is quarantined; exit 1']")
+    assert run(made, "python/hello", submissions=4).failed == ["boxes out of service"]
+
+
+def test_a_run_that_outlives_its_limit_is_a_hang_with_the_stacks_of_the_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leakcheck.campaigns.stages.GRACE", 1.0)
+    made = target(tmp_path, 'case "$*" in *"py exit "*) exec sleep 600;; esac; exec "$@"')
+    campaign = run(made, "python/hello python/exit@wall=1", submissions=2, concurrency=1)
+    assert "deadlocks and hangs" in campaign.failed
+    assert campaign.verdict == "unknown"
+    (stall,) = campaign.stalls
+    assert "a run outlived its limit" in stall
+    assert re.search(r"process \d+ \(sleep\), state S", stall)
+    assert campaign.records[1].status == "none"
+
+
+def test_a_status_that_the_target_cannot_tell_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    with pytest.raises(UsageError, match="cannot tell MLE"):
+        run(made, submissions=10)
+    with pytest.raises(UsageError, match="cannot tell MLE"):
+        run(made, "python/allocate")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"submissions": 0}, "--submissions 0: give 1"),
+        ({"duration": -1.0}, "--duration -1.0: give seconds above 0"),
+        ({"duration": float("nan")}, "--duration nan: give seconds above 0"),
+        ({"concurrency": 0}, "--concurrency 0: give 1 to 1000"),
+        ({"queue": -1}, "--queue -1: give 1"),
+        ({"settle": 61}, "--settle 61: give seconds"),
+        ({"languages": ["cobol"]}, "--languages 'cobol': one of "),
+        ({"plan": parse_plans("python/hello"), "languages": ["python"]}, "--plan: names the submissions itself"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], why: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(why)):
+        StressOptions(**options).check()
+
+
+def test_a_duration_ends_the_campaign_and_what_runs_then_is_finished(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, 'exec "$@"'), "python/hello", duration=1.0, concurrency=2)
+    assert campaign.trials == campaign.wanted > 2
+    assert campaign.outcomes == {"clean": campaign.trials}
+
+
+def test_stop_gives_the_result_of_those_made(tmp_path: Path) -> None:
+    seen: list[Record] = []
+    campaign = stress(
+        target(tmp_path, 'exec "$@"'),
+        StressOptions(plan=parse_plans("python/hello"), submissions=10_000, settle=SETTLE),
+        progress=lambda record, _: seen.append(record),
+        stop=lambda: len(seen) >= 20,
+    )
+    assert campaign.interrupted
+    assert 20 <= campaign.trials < 60
+    with pytest.raises(StoppedError, match="before the first submission"):
+        stress(target(tmp_path, 'exec "$@"'), StressOptions(plan=parse_plans("python/hello")), stop=lambda: True)
+
+
+def test_ctrl_c_prints_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    words = ["--target", str(made.path), "--plan", "python/hello", "--submissions", "100000", "--json"]
+    out = tmp_path / "out"
+    with out.open("w") as output, (tmp_path / "err").open("w") as errors:
+        process = psutil.Popen([*LEAKCHECK, *words], stdout=output, stderr=errors)
+        until = time.monotonic() + 60
+        while len(process.children(recursive=True)) < 8 and time.monotonic() < until:
+            time.sleep(0.05)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    result = json.loads(out.read_text())
+    assert result["interrupted"]
+    assert result["trials"] == len(result["records"])
+    assert "interrupted: finishing" in (tmp_path / "err").read_text()
+
+
+def test_the_watchdog_tells_once_of_a_driver_that_stands_still() -> None:
+    told: list[float] = []
+    event = threading.Event()
+    with Watchdog(lambda: 9.0, lambda: 5.0, lambda idle: (told.append(idle), event.set())[0]):
+        assert event.wait(10)
+    assert told == [9.0]
+
+
+def test_stacks_show_where_threads_and_processes_stand() -> None:
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait, name="waits-for-it")
+    thread.start()
+    try:
+        assert "waits-for-it" in driver_stacks()
+    finally:
+        release.set()
+        thread.join()
+    text = process_stacks([os.getpid(), 2**22 - 1])
+    assert text.startswith(f"process {os.getpid()} (")
+    assert "state R" in text
+    assert text.count("process ") == 1
+
+
+def test_a_target_that_tells_every_status_by_a_file_is_held_to_them(tmp_path: Path) -> None:
+    # A judge of twenty lines of shell: rlimits, and what it says in a file.
+    path = tmp_path / "judge.toml"
+    path.write_text(
+        r"""
+name = "judge"
+summary = "a judge of shell"
+launch = ["/bin/sh", "-c", '''
+out=$1; wall=$2; shift 2
+timeout -k 1 "$wall" "$@" >/dev/null 2>&1; code=$?
+case $code in 0) s=OK;; 124|137) s=TLE;; *) s=RE;; esac
+printf '%s: %s\nexit: %s\n' status "$s" "$code" >"$out"
+''', "judge", "{work}/result", "{wall}", "{program}"]
+probe = { none = "isolates nothing" }
+[status]
+source = "meta"
+file = "{work}/result"
+verdict = "status"
+verdicts = { OK = "OK", TLE = "TLE", RE = "RE" }
+"""
+    )
+    campaign = run(load(path), "python/hello python/exit python/sleep@wall=0.3 python/segv", submissions=16)
+    assert campaign.failed == [], campaign.findings
