@@ -75,7 +75,7 @@ def compiled(name: str, content: Sequence[bytes], build: Callable[[Path], None],
     if _intact(entry):
         return entry
     try:
-        cache.mkdir(parents=True, exist_ok=True)
+        _make_directory(cache)
         with _locked(cache / f"{entry.name}.lock"):
             if not _intact(entry):
                 _make(entry, build)
@@ -106,6 +106,15 @@ def run_compiler(argv: Sequence[str], directory: Path, environment: Mapping[str,
         raise CompileError(f"{' '.join(argv)}: still ran after {_COMPILE_S} s") from error
     if done.returncode != 0:
         raise CompileError(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout.strip()[-4000:]}")
+
+
+def _make_directory(directory: Path) -> None:
+    """Make it and what it is in, all of it open to payloads that run as somebody else, whatever the umask."""
+    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    for one in reversed(missing):
+        # Somebody may make it meanwhile.
+        one.mkdir(exist_ok=True)
+        one.chmod(0o755)
 
 
 @contextlib.contextmanager

@@ -140,14 +140,14 @@ LANGUAGES: dict[str, Language] = {
             name="java",
             source="Main.java",
             tools=("javac", "jlink"),
-            # A runtime of its own, as Debian's has links into /etc, which a sandbox may lack. The dump is for a quick
-            # start.
+            # A runtime of its own, as Debian's has links into /etc, which a sandbox may lack. The dump is for a
+            # quick start. Srt has an agent of its own loaded, which needs java.instrument.
             compile=(
                 ("{javac}", "-encoding", "UTF-8", "Main.java"),
                 (
                     "{jlink}",
                     "--add-modules",
-                    "java.base",
+                    "java.base,java.instrument",
                     "--strip-debug",
                     "--no-header-files",
                     "--no-man-pages",

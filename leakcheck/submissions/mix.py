@@ -89,6 +89,7 @@ def deal(
     time_limits: Collection[str] = ("wall",),
     shortest_wall: float = 0.1,
     hostile: bool = False,
+    without: Collection[str] = (),
 ) -> list[Spec]:
     """Return `n` submissions in a random order; the same arguments give the same ones.
 
@@ -104,6 +105,7 @@ def deal(
         time_limits: the limits that end in TLE with the target: ``wall``, ``cpu`` or both.
         shortest_wall: the shortest wall limit that the target takes, in seconds; from 1 on, limits are whole seconds.
         hostile: whether the OK ones have those among them that try to leave something behind.
+        without: behaviours that are left out.
 
     Raises:
         UsageError: a verdict of the mix is not of `reports`, a language is unknown or has none of what is wanted, or
@@ -119,35 +121,30 @@ def deal(
     if unknown := [name for name in names if name not in LANGUAGES]:
         raise UsageError(f"unknown language {unknown[0]!r}: one of {', '.join(LANGUAGES)}")
     generator = random.Random(seed)  # noqa: S311 - it is to be repeatable
+    behaviours = [
+        one
+        for one in BEHAVIOURS.values()
+        if (hostile or not one.hostile)
+        and one.name not in without
+        and (not one.ends_by or set(one.ends_by) & set(time_limits))
+    ]
     draw = _Draw(generator, time_limits, shortest_wall)
     dealt: list[Spec] = []
     for verdict, count in mix.counts(n).items():
-        turns = _turns(verdict, names, time_limits, hostile, count, generator)
+        fitting = [one for one in behaviours if one.expect == verdict]
+        turns = _turns(verdict, names, fitting, count, generator)
         dealt.extend(draw.spec(language, behaviour) for language, behaviour in turns)
     generator.shuffle(dealt)
     return dealt
 
 
 def _turns(
-    verdict: Verdict,
-    names: Sequence[str],
-    time_limits: Collection[str],
-    hostile: bool,
-    count: int,
-    generator: random.Random,
+    verdict: Verdict, names: Sequence[str], behaviours: Sequence[Behaviour], count: int, generator: random.Random
 ) -> Iterator[tuple[Language, Behaviour]]:
     """Yield `count` pairs, the languages by turns and each language's behaviours by turns in a random order."""
     choices: list[tuple[Language, list[Behaviour]]] = []
     for name in dict.fromkeys(names):
-        fitting = [
-            one
-            for one in BEHAVIOURS.values()
-            if one.expect == verdict
-            and name in one.languages
-            and (hostile or not one.hostile)
-            and (not one.ends_by or set(one.ends_by) & set(time_limits))
-        ]
-        if fitting:
+        if fitting := [one for one in behaviours if name in one.languages]:
             generator.shuffle(fitting)
             choices.append((LANGUAGES[name], fitting))
     if count and not choices:

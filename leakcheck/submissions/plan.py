@@ -43,6 +43,9 @@ class Spec(msgspec.Struct, frozen=True):
         if why := behaviour.impossible(self.limits):
             raise UsageError(f"{self.language}/{self.behaviour}: {why}")
 
+    def __repr__(self) -> str:
+        return f"parse_plan({self.plan!r})"
+
     @property
     def about(self) -> Behaviour:
         """What it does and which verdict it must get."""

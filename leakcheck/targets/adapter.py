@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from leakcheck.errors import UsageError
-from leakcheck.submissions import LANGUAGES, Verdict
+from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Verdict
 
 __all__ = ["Adapter", "File", "Needs", "Probe", "Status", "Values", "fill", "fill_json", "read_adapter"]
 
@@ -133,6 +133,7 @@ class Adapter(_Table, frozen=True):
         time_limits: the limits of time whose end reads as TLE; a limit of processor time set by setrlimit(2) ends in a
             signal, which reads as RE.
         languages_not: a language of `leakcheck.submissions` that cannot run in it → why.
+        behaviours_not: a behaviour whose verdict it does not tell right → why.
     """
 
     name: str
@@ -152,6 +153,7 @@ class Adapter(_Table, frozen=True):
     reports: tuple[Verdict, ...] = ("OK", "TLE", "RE")
     time_limits: tuple[Literal["wall", "cpu"], ...] = ("wall",)
     languages_not: dict[str, str] = {}
+    behaviours_not: dict[str, str] = {}
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -251,11 +253,15 @@ def _check_values(adapter: Adapter, wrong: Callable[[str, str], UsageError]) -> 
         raise wrong("reports", "lacks OK, without which there is nothing to run")
     if not adapter.time_limits:
         raise wrong("time_limits", "is empty; give wall, cpu or both")
-    for language, why in adapter.languages_not.items():
-        if language not in LANGUAGES:
-            raise wrong("languages_not", f"unknown language {language!r}; one of {', '.join(LANGUAGES)}")
-        if not why.strip():
-            raise wrong("languages_not", f"{language}: say why it cannot run")
+    for field, unfit, known in (
+        ("languages_not", adapter.languages_not, set(LANGUAGES)),
+        ("behaviours_not", adapter.behaviours_not, set(BEHAVIOURS)),
+    ):
+        for name, why in unfit.items():
+            if name not in known:
+                raise wrong(field, f"unknown name {name!r}; one of {', '.join(sorted(known))}")
+            if not why.strip():
+                raise wrong(field, f"{name}: say why")
 
 
 def _check_status(status: Status, wrong: Callable[[str, str], UsageError]) -> None:

@@ -49,15 +49,45 @@ def test_every_placeholder_is_filled(tmp_path: Path) -> None:
     text = MINIMAL.replace(
         '"{program}"]',
         '"{program}", "{box} {name} {work} {wall} {cpu} {memory} {memory_kib} {memory_mib} {processes} {{x}}", '
+        '"{cpu_exact} {file_size} {output} {bundle}", '
         '"{exe:sh}"]',
     )
     launch = load(adapter(tmp_path, text, 'needs = { binaries = ["sh"] }')).launch(
-        Submission(name="x", program=("a", "{box}"), wall=2, cpu=1, memory=64 << 20, processes=7), BOX
+        Submission(
+            name="x",
+            program=("a", "{box}"),
+            wall=2,
+            cpu=0.25,
+            memory=64 << 20,
+            processes=7,
+            file_size=9,
+            output=8,
+            bundle="/var/cache/x",
+        ),
+        BOX,
     )
     # What the submission brings is no template.
     assert launch.argv[1:3] == ["a", "{box}"]
     assert launch.argv[3] == "3 leakcheck-mine-3 /tmp/work 2 1 67108864 65536 64 7 {x}"
-    assert Path(launch.argv[4]).name == "sh"
+    assert launch.argv[4] == "0.25 9 8 /var/cache/x"
+    assert Path(launch.argv[5]).name == "sh"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "whole", "exact"), [(0.2, "1", "0.2"), (1, "1", "1"), (1.01, "2", "1.01"), (9.0, "9", "9")]
+)
+def test_processor_time_is_whole_seconds_rounded_up_or_exact(
+    tmp_path: Path, cpu: float, whole: str, exact: str
+) -> None:
+    target = load(adapter(tmp_path, MINIMAL.replace('"{program}"]', '"{program}", "{cpu}", "{cpu_exact}"]')))
+    assert target.launch(Submission(name="x", program=("a",), cpu=cpu), BOX).argv[2:] == [whole, exact]
+
+
+def test_what_needs_no_bundle_has_a_directory_to_bind_that_is_there_anyway(tmp_path: Path) -> None:
+    target = load(adapter(tmp_path, MINIMAL.replace('"{program}"]', '"{program}", "{bundle}"]')))
+    bundle = Path(target.launch(BUILTIN["crash_exit"], BOX).argv[-1])
+    assert bundle.is_relative_to("/usr")
+    assert bundle.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +99,11 @@ def test_every_placeholder_is_filled(tmp_path: Path) -> None:
         ('name = "mine"', "name = 3", "$.name"),
         ('name = "mine"', 'name = "mine', "mine.toml: "),
         ('"{program}"', '"x"', "launch: has no {program}"),
-        ('"{program}"', '"{program}", "{wal}"', "launch: unknown placeholder {wal}; known here: {box}, {cpu}"),
+        (
+            '"{program}"',
+            '"{program}", "{wal}"',
+            "launch: unknown placeholder {wal}; known here: {box}, {bundle}, {cpu}",
+        ),
         ('"{program}"', '"{program}", "{exe:nsjail}"', "{exe:nsjail}; list it in needs.binaries"),
         ('"{program}"', '"--run={program}"', "must be an element of its own"),
         ('["/bin/sh", "{program}"]', "[]", "launch: is empty"),

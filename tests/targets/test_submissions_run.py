@@ -28,7 +28,9 @@ def wanted(target: Target) -> list[Spec]:
     ready = [
         (language, behaviour)
         for language, behaviour in KINDS
-        if LANGUAGES[language].available().ready and language not in target.adapter.languages_not
+        if LANGUAGES[language].available().ready
+        and language not in target.adapter.languages_not
+        and behaviour not in target.adapter.behaviours_not
     ]
     specs = [spec(language, behaviour) for language, behaviour in ready]
     return [spec(one.language, one.behaviour, wall=wall) if one.about.ends_by else one for one in specs]

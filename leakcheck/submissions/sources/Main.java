@@ -56,6 +56,7 @@ public final class Main {
     /** The end of the JVM, which SIGTERM begins, waits for this. */
     private static void ignoreSigterm(long seconds) {
         Runtime.getRuntime().addShutdownHook(new Thread(() -> rest(seconds)));
+        System.out.println("ready");
         rest(seconds);
     }
 

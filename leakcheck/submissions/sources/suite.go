@@ -77,6 +77,7 @@ func main() {
 		time.Sleep(time.Duration(number) * time.Second)
 	case "ignore_sigterm":
 		signal.Ignore(syscall.SIGTERM)
+		os.Stdout.WriteString("ready\n")
 		time.Sleep(time.Duration(number) * time.Second)
 	case "exit":
 		os.Exit(number)

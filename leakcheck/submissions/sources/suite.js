@@ -44,6 +44,7 @@ const behaviours = {
   sleep: () => setTimeout(() => {}, number * 1000),
   ignore_sigterm: () => {
     process.on("SIGTERM", () => {});
+    console.log("ready");
     setTimeout(() => {}, number * 1000);
   },
   allocate: () => touch(number),

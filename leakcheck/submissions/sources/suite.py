@@ -37,6 +37,7 @@ def _ignore_sigterm(seconds: int) -> None:
     import signal
 
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    print("ready", flush=True)
     _rest(seconds)
 
 

@@ -72,6 +72,7 @@ fn main() {
         "ignore_sigterm" => {
             // SIG_IGN is 1 (signal(2)).
             unsafe { signal(15, 1) };
+            println!("ready");
             rest(number);
         }
         "exit" => std::process::exit(number as i32),

@@ -1,0 +1,158 @@
+"""Hypothesis strategies for submissions; they shrink toward few ones, in Python, that print one line.
+
+A test that draws from `mixes` and fails shows the smallest mix that fails. `noted` adds the command that runs it
+again::
+
+    @given(mixes())
+    def test_my_sandbox(mix: list[Spec]) -> None:
+        with noted("./mysandbox.toml", mix):
+            ...
+"""
+
+import contextlib
+import shlex
+from collections.abc import Collection, Generator, Sequence
+
+from leakcheck.errors import UsageError
+from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Behaviour, Limits, Spec, Verdict, found_languages, spec
+
+try:
+    import hypothesis
+    from hypothesis import strategies as st
+except ImportError as error:
+    raise ImportError(
+        "leakcheck.strategies needs Hypothesis: pip install 'sandbox-leakcheck[strategies]', or pip install hypothesis"
+    ) from error
+
+__all__ = ["languages", "limits", "mixes", "noted", "replay_line", "submissions"]
+
+_MIB = 1 << 20
+_USUAL: tuple[Verdict, ...] = ("OK", "TLE", "RE")
+
+
+def languages() -> st.SearchStrategy[str]:
+    """Return a strategy for the names of languages whose toolchain is here; Python is the simplest.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not (found := found_languages()):
+        raise UsageError(f"no language is here: none of {', '.join(LANGUAGES)}")
+    return st.sampled_from(found)
+
+
+def limits(usual: Limits | None = None) -> st.SearchStrategy[Limits]:
+    """Return a strategy for limits under which every language starts and nothing that is OK is ended.
+
+    Args:
+        usual: what it shrinks toward; `DEFAULT_LIMITS` where not given.
+    """
+    usual = usual or Limits()
+
+    def whole(name: str, least: int, most: int, unit: int = 1) -> st.SearchStrategy[int]:
+        return st.just(getattr(usual, name)) | st.integers(least, most).map(lambda count: count * unit)
+
+    drawn = st.builds(
+        Limits,
+        wall=whole("wall", 60, 300).map(float),
+        cpu=whole("cpu", 10, 60).map(float),
+        memory=whole("memory", 256, 512, _MIB),
+        processes=whole("processes", 64, 256),
+        file_size=whole("file_size", 1, 64, _MIB),
+        output=whole("output", 1, 64, _MIB),
+    )
+    # All usual ones first: with fewer choices to take away, mixes shrink further.
+    return st.just(usual) | drawn
+
+
+@st.composite
+def submissions(
+    draw: st.DrawFn,
+    only: Sequence[str] | None = None,
+    *,
+    verdicts: Collection[Verdict] = _USUAL,
+    time_limits: Collection[str] = ("wall",),
+    shortest_wall: float = 0.1,
+    hostile: bool = False,
+    without: Collection[str] = (),
+) -> Spec:
+    """Return a strategy for submissions whose verdict is sure; the arguments are those of `deal`.
+
+    Args:
+        draw: is given by Hypothesis.
+        only: the languages; all that are here where not given. The first is the simplest.
+        verdicts: which ones.
+        time_limits: the limits that may end what is TLE.
+        shortest_wall: the shortest wall limit, in seconds; from 1 on, limits are whole seconds.
+        hostile: whether there are those that try to leave something behind.
+        without: behaviours that are left out.
+
+    Raises:
+        UsageError: nothing is wanted that there is.
+    """
+    language = draw(languages() if only is None else st.sampled_from(list(only)))
+    fitting = [
+        one
+        for one in BEHAVIOURS.values()
+        if language in one.languages
+        and one.expect in verdicts
+        and one.name not in without
+        and (hostile or not one.hostile)
+        and (not one.ends_by or set(one.ends_by) & set(time_limits))
+    ]
+    if not fitting:
+        raise UsageError(f"no submission in {language} ends in {' or '.join(sorted(verdicts))}")
+    behaviour = draw(st.sampled_from(fitting))
+    usual = spec(language, behaviour.name).limits
+    drawn = draw(limits(usual))
+    if behaviour.ends_by:
+        return Spec(language, behaviour.name, _ended(draw, behaviour, drawn, time_limits, shortest_wall))
+    if behaviour.expect in ("MLE", "OLE"):
+        # What ends it stays as small as it is.
+        keep = {name: getattr(usual, name) for name in ("memory", "output", "file_size")}
+        return spec(language, behaviour.name, wall=drawn.wall, cpu=drawn.cpu, processes=drawn.processes, **keep)
+    return Spec(language, behaviour.name, drawn)
+
+
+def _ended(
+    draw: st.DrawFn, behaviour: Behaviour, drawn: Limits, time_limits: Collection[str], shortest: float
+) -> Limits:
+    by = draw(st.sampled_from([name for name in behaviour.ends_by if name in time_limits]))
+    seconds: st.SearchStrategy[float]
+    if shortest >= 1:
+        seconds = st.sampled_from([float(int(shortest)), float(int(shortest) + 1)])
+    else:
+        # One second is the simplest.
+        seconds = st.integers(0, 8).map(lambda tenths: max(shortest, round(1 - tenths / 10, 1)))
+    values = {name: getattr(drawn, name) for name in Limits.__struct_fields__}
+    return Limits(**{**values, "wall": max(60.0, drawn.wall), by: draw(seconds)})
+
+
+def mixes(
+    of: st.SearchStrategy[Spec] | None = None, *, smallest: int = 1, largest: int = 8
+) -> st.SearchStrategy[list[Spec]]:
+    """Return a strategy for small lists of submissions, fewest first.
+
+    Args:
+        of: the submissions; `submissions` where not given.
+        smallest: how many at least.
+        largest: how many at most.
+    """
+    return st.lists(submissions() if of is None else of, min_size=smallest, max_size=largest)
+
+
+def replay_line(target: str, mix: Sequence[Spec], *, concurrency: int = 1, seed: int = 0) -> str:
+    """Return the command that runs `mix` with `target`, so many at once."""
+    plan = " ".join(one.plan for one in mix)
+    told = ["leakcheck", "stress", "--target", target, "--plan", plan, "--concurrency", str(concurrency)]
+    return shlex.join([*told, "--seed", str(seed)])
+
+
+@contextlib.contextmanager
+def noted(target: str, mix: Sequence[Spec], *, concurrency: int = 1, seed: int = 0) -> Generator[None, None, None]:
+    """Have Hypothesis print the replay line with the example in which what is inside fails."""
+    try:
+        yield
+    except Exception:
+        hypothesis.note(f"replay: {replay_line(target, mix, concurrency=concurrency, seed=seed)}")
+        raise

@@ -1,0 +1,57 @@
+"""Submissions for a target: only what it can run, and whose verdict it can tell."""
+
+from collections.abc import Sequence
+
+from leakcheck.errors import UsageError
+from leakcheck.submissions import DEFAULT_LANGUAGES, Mix, Spec, deal, found_languages
+from leakcheck.targets.target import Target
+
+__all__ = ["deal_for", "misfit"]
+
+
+def misfit(target: Target, wanted: Spec) -> str:
+    """Return why `target` cannot give `wanted` its verdict, empty if it can."""
+    adapter = target.adapter
+    if why := adapter.languages_not.get(wanted.language):
+        return f"{target.name} runs no {wanted.language}: {why}"
+    if why := adapter.behaviours_not.get(wanted.behaviour):
+        return f"{target.name} does not tell {wanted.behaviour} right: {why}"
+    if wanted.about.expect not in adapter.reports:
+        return f"{target.name} cannot tell {wanted.about.expect}; it tells {', '.join(adapter.reports)}"
+    if wanted.limits.wall < adapter.shortest_wall:
+        return f"{target.name} takes no wall limit under {adapter.shortest_wall:g} s"
+    # Of the limits that end it, those that do so first.
+    ends = {name: getattr(wanted.limits, name) for name in wanted.about.ends_by}
+    first = [name for name, limit in ends.items() if limit == min(ends.values())]
+    if not set(first) <= set(adapter.time_limits):
+        return f"{target.name} tells no TLE by {' and '.join(first)}; give a longer limit of it"
+    return ""
+
+
+def deal_for(
+    target: Target, mix: Mix, languages: Sequence[str] | None, n: int, seed: int, *, hostile: bool = False
+) -> list[Spec]:
+    """Return `n` submissions as `deal` does, with what `target` can tell and run.
+
+    Raises:
+        UsageError: as `deal`, and where one of `languages` cannot run in it.
+    """
+    adapter = target.adapter
+    if languages is None:
+        names = found_languages(lambda name: name in DEFAULT_LANGUAGES and name not in adapter.languages_not)
+    else:
+        names = list(languages)
+        for name in names:
+            if name in adapter.languages_not:
+                raise UsageError(f"{target.name} runs no {name}: {adapter.languages_not[name]}")
+    return deal(
+        mix,
+        names,
+        n,
+        seed,
+        reports=adapter.reports,
+        time_limits=adapter.time_limits,
+        shortest_wall=adapter.shortest_wall,
+        hostile=hostile,
+        without=tuple(adapter.behaviours_not),
+    )

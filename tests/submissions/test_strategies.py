@@ -1,0 +1,73 @@
+"""What the strategies draw, and toward what it shrinks."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import find, given, settings
+
+from leakcheck.errors import UsageError
+from leakcheck.strategies import languages, limits, mixes, noted, replay_line, submissions
+from leakcheck.submissions import DEFAULT_LIMITS, Limits, Spec, found_languages, parse_plan, parse_plans, spec
+
+QUICK = settings(max_examples=200, database=None, deadline=None)
+
+
+def test_the_simplest_is_one_line_in_python_under_the_usual_limits() -> None:
+    assert find(mixes(), lambda _: True, settings=QUICK) == [spec("python", "hello")]
+    assert find(limits(), lambda _: True, settings=QUICK) == DEFAULT_LIMITS
+    assert find(languages(), lambda _: True, settings=QUICK) == found_languages()[0] == "python"
+    assert find(submissions(), lambda one: one.about.expect == "TLE", settings=QUICK) == spec("python", "spin")
+
+
+def test_a_failing_mix_shrinks_to_what_fails() -> None:
+    found = find(mixes(), lambda mix: any(one.behaviour == "exit" for one in mix), settings=QUICK)
+    assert found == [spec("python", "exit")]
+    together = find(mixes(), lambda mix: {"TLE", "RE"} <= {one.about.expect for one in mix}, settings=QUICK)
+    assert [one.plan for one in together] in (["python/spin", "python/exit"], ["python/exit", "python/spin"])
+
+
+def test_a_failure_comes_with_its_replay_line() -> None:
+    @settings(QUICK)
+    @given(mixes())
+    def falsified(mix: list[Spec]) -> None:
+        with noted("./my box.toml", mix, concurrency=2, seed=7):
+            assert all(one.about.expect != "TLE" for one in mix)
+
+    with pytest.raises(AssertionError) as caught:
+        falsified()
+    notes = "\n".join(caught.value.__notes__)
+    line = "leakcheck stress --target './my box.toml' --plan python/spin --concurrency 2 --seed 7"
+    assert f"replay: {line}" in notes
+    assert "parse_plan('python/spin')" in notes
+
+
+@given(mixes())
+def test_the_plan_of_a_replay_line_is_the_mix(mix: list[Spec]) -> None:
+    plan = replay_line("bwrap", mix).partition("--plan ")[2].partition(" --concurrency")[0].strip("'")
+    assert parse_plans(plan) == mix
+
+
+@given(submissions(["c"], verdicts=("TLE",), time_limits=("wall", "cpu"), shortest_wall=1))
+def test_what_is_to_run_out_of_time_has_little_of_it(one: Spec) -> None:
+    assert min(one.limits.wall, one.limits.cpu) in (1, 2)
+    assert parse_plan(one.plan) == one
+
+
+@given(limits(Limits(memory=300 << 20)))
+def test_limits_leave_room(drawn: Limits) -> None:
+    assert drawn.wall >= 60
+    assert drawn.cpu >= 10
+    assert drawn.memory >= 256 << 20
+
+
+def test_what_there_is_not_is_refused() -> None:
+    with pytest.raises(UsageError, match="no submission in python ends in IE"):
+        find(submissions(["python"], verdicts=("IE",)), lambda _: True, settings=QUICK)
+
+
+def test_without_hypothesis_the_error_says_what_to_install() -> None:
+    script = "import sys; sys.modules['hypothesis'] = None; import leakcheck.strategies"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "leakcheck.strategies needs Hypothesis: pip install 'sandbox-leakcheck[strategies]'" in done.stderr
