@@ -234,9 +234,10 @@ def stress(
         float | None, typer.Option(metavar="SECONDS", help="Begin none any more after this time.")
     ] = None,
     concurrency: Annotated[int, typer.Option(metavar="C", help="How many at once, each in a box of its own.")] = 4,
-    mix: Annotated[str, typer.Option(metavar="STATUS=SHARE,…", help="Shares of OK, TLE, MLE, RE, OLE.")] = str(
-        DEFAULT_MIX
-    ),
+    mix: Annotated[
+        str | None,
+        typer.Option(metavar="STATUS=SHARE,…", help=f"Shares of OK, TLE, MLE, RE, OLE. Default: {DEFAULT_MIX}."),
+    ] = None,
     languages: Annotated[
         str | None, typer.Option(metavar="LANGUAGE,…", help="Default: cpp, java, python, where found.")
     ] = None,
@@ -255,7 +256,7 @@ def stress(
         submissions=submissions,
         duration=duration,
         concurrency=concurrency,
-        mix=Mix.parse(mix),
+        mix=None if mix is None else Mix.parse(mix),
         languages=[] if languages is None else _words(languages),
         hostile=hostile,
         plan=[] if plan is None else parse_plans(plan),

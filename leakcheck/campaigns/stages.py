@@ -139,10 +139,10 @@ class Stages:
             else:
                 self.run(argv, submission)
 
-    def again(self) -> str:
+    def again(self, submission: Submission = NEXT) -> str:
         """Run the next submission in the box; return what was wrong with it."""
         try:
-            return self.run(self.prepare(NEXT), NEXT)
+            return self.run(self.prepare(submission), submission)
         except TargetError as error:
             return str(error)
 

@@ -7,83 +7,26 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-import msgspec
-
 from leakcheck.campaigns.before import probe
 from leakcheck.campaigns.ground import MARK, Ground, Run, Turns
 from leakcheck.campaigns.place import Running
 from leakcheck.campaigns.result import Campaign, Record
+from leakcheck.campaigns.source import StressOptions, submissions, warm_up
 from leakcheck.campaigns.stages import GRACE, NEXT, Stages, Stop, StoppedError, never
 from leakcheck.campaigns.stress_result import Totals, judged
 from leakcheck.campaigns.suspects import narrow
 from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
 from leakcheck.errors import UsageError
-from leakcheck.submissions import DEFAULT_MIX, LANGUAGES, Mix, Spec, Submission, build, cache_directory, deal
+from leakcheck.submissions import Submission, cache_directory
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
 
 __all__ = ["StressOptions", "stress"]
 
 _ROUND = 100
-# Submissions drawn at a time, each with a seed of its own.
-_DEALT = 10_000
 _MOST_STALLS = 20
 # Beyond the grace that each run has: then nothing goes on.
 _STALLED = 30.0
-
-
-class StressOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What to run.
-
-    Args:
-        submissions: how many; None is 1,000, or as many as `duration` allows, or the plan once.
-        duration: seconds after which no further one is begun.
-        concurrency: how many at once, each in a box of its own.
-        mix: percentages by status.
-        languages: of the submissions; empty is C++, Java and Python, where found.
-        hostile: whether the OK ones have those among them that try to leave something behind.
-        plan: these submissions, by turns, instead of a mix.
-        queue: how many may wait; 0 is twice the concurrency.
-        seed: of the draw.
-        settle: seconds that asynchronous teardown may take.
-        looks: whether what is left is looked at; without, only the statuses are checked.
-    """
-
-    submissions: int | None = None
-    duration: float | None = None
-    concurrency: int = 4
-    mix: Mix = DEFAULT_MIX
-    languages: Sequence[str] = ()
-    hostile: bool = False
-    plan: Sequence[Spec] = ()
-    queue: int = 0
-    seed: int = 0
-    settle: float = 0.25
-    looks: bool = True
-
-    def check(self) -> None:
-        """Raise `UsageError` for what cannot be."""
-        if self.submissions is not None and not 1 <= self.submissions <= 10_000_000:
-            raise UsageError(f"--submissions {self.submissions}: give 1 to 10000000")
-        if self.duration is not None and not 0 < self.duration <= 30 * 86400:
-            raise UsageError(f"--duration {self.duration}: give seconds above 0, 30 days at most")
-        if not 1 <= self.concurrency <= 1000:
-            raise UsageError(f"--concurrency {self.concurrency}: give 1 to 1000")
-        if not 0 <= self.queue <= 1_000_000:
-            raise UsageError(f"--queue {self.queue}: give 1 to 1000000, or 0 for twice the concurrency")
-        if not 0 <= self.settle <= 60:
-            raise UsageError(f"--settle {self.settle}: give seconds from 0 to 60")
-        if self.plan and (self.languages or self.hostile or self.mix != DEFAULT_MIX):
-            raise UsageError("--plan: names the submissions itself; leave out --mix, --languages and --hostile")
-        if unknown := [name for name in self.languages if name not in LANGUAGES]:
-            raise UsageError(f"--languages {unknown[0]!r}: one of {', '.join(LANGUAGES)}")
-
-    @property
-    def wanted(self) -> int | None:
-        """How many submissions there are to be; None where only the duration says."""
-        if self.submissions is not None or self.duration is not None:
-            return self.submissions
-        return len(self.plan) or 1000
 
 
 def stress(
@@ -113,41 +56,10 @@ def stress(
         hint = f"; {state.hint}" if state.hint else ""
         raise TargetError(f"{target.name}: {state.state}: {state.reason}{hint}")
     say = tell or (lambda _: None)
-    source = _source(target, options)
+    source = submissions(target, options)
     if gaps := probe(target, host=False, stop=stop):
         raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
     return _Driver(target, options, source, progress, finishing, say, stop).run()
-
-
-def _source(target: Target, options: StressOptions) -> Iterator[Submission]:
-    """Return the submissions, one after the other without end; the first of each kind is compiled when it comes."""
-    if options.plan:
-        if unable := {spec.about.expect for spec in options.plan} - set(target.adapter.reports):
-            raise UsageError(
-                f"--plan: {target.name} cannot tell {min(unable)}; it tells {', '.join(target.adapter.reports)}"
-            )
-        return map(build, itertools.cycle(options.plan))
-    # The first ones now: what cannot be drawn is said before anything is run.
-    return map(build, itertools.chain(_dealt(target, options, 0), _endless(target, options)))
-
-
-def _endless(target: Target, options: StressOptions) -> Iterator[Spec]:
-    for number in itertools.count(1):
-        yield from _dealt(target, options, number)
-
-
-def _dealt(target: Target, options: StressOptions, number: int) -> list[Spec]:
-    adapter = target.adapter
-    return deal(
-        options.mix,
-        list(options.languages) or None,
-        min(options.wanted or _DEALT, _DEALT),
-        options.seed + number,
-        reports=adapter.reports,
-        time_limits=adapter.time_limits,
-        shortest_wall=adapter.shortest_wall,
-        hostile=options.hostile,
-    )
 
 
 class _Driver:
@@ -235,7 +147,7 @@ class _Driver:
             failed: list[str] = []
 
             def warm(stages: Stages, failed: list[str] = failed) -> None:
-                if not self._stop() and (wrong := stages.again()):
+                if not self._stop() and (wrong := stages.again(warm_up())):
                     failed.append(wrong)
 
             threads = [threading.Thread(target=warm, args=(stages,), daemon=True) for stages in ground.stages]

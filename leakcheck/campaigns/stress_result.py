@@ -6,7 +6,6 @@ import shlex
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -14,14 +13,12 @@ from leakcheck.campaigns.degradation import LIMIT, Sample, changes
 from leakcheck.campaigns.ground import Ground, Left
 from leakcheck.campaigns.likeness import grouped, same
 from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Outcome, Record, Residue
+from leakcheck.campaigns.source import StressOptions
 from leakcheck.campaigns.statistics import upper_bound
 from leakcheck.campaigns.summing import named, shape, spread
 from leakcheck.report import Verdict
 from leakcheck.submissions import parse_plan
 from leakcheck.targets import Target
-
-if TYPE_CHECKING:
-    from leakcheck.campaigns.stress import StressOptions
 
 __all__ = ["Totals", "judged"]
 
@@ -52,7 +49,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judged(
-    target: Target, options: "StressOptions", records: Sequence[Record], grounds: Sequence[Ground], totals: Totals
+    target: Target, options: StressOptions, records: Sequence[Record], grounds: Sequence[Ground], totals: Totals
 ) -> Campaign:
     """Return the campaign's result."""
     left = [one for ground in grounds for one in ground.left.values()]
@@ -109,7 +106,7 @@ def _with_left(records: Sequence[Record], left: Sequence[Left]) -> list[Record]:
 
 
 def _criteria(
-    options: "StressOptions",
+    options: StressOptions,
     records: Sequence[Record],
     left: Sequence[Left],
     gaps: dict[str, str],
@@ -179,7 +176,7 @@ def _group(record: Record) -> str:
     return f"{word}@{limits}" if record.expect == "TLE" else word
 
 
-def _rate(options: "StressOptions", records: Sequence[Record], took: float) -> Criterion:
+def _rate(options: StressOptions, records: Sequence[Record], took: float) -> Criterion:
     """Submissions a minute; a limit only where the mix could be run that fast on this machine."""
     rate = 60 * len(records) / took
     languages = {record.plan.partition("/")[0] for record in records}
@@ -200,7 +197,7 @@ def _verdict(criteria: Sequence[Criterion], gaps: dict[str, str], totals: Totals
 
 
 def _left_findings(
-    target: Target, options: "StressOptions", records: Sequence[Record], left: Sequence[Left]
+    target: Target, options: StressOptions, records: Sequence[Record], left: Sequence[Left]
 ) -> list[Finding]:
     """Put together what is of the same and has the same fate; each with the submissions that it can be of."""
     plans = {record.id: record.plan for record in records}
@@ -252,7 +249,7 @@ def _count(suspects: int) -> str:
     return "one submission's kind" if suspects == 1 else f"one of {suspects} kinds of submission"
 
 
-def _wrong_findings(target: Target, options: "StressOptions", records: Sequence[Record]) -> list[Finding]:
+def _wrong_findings(target: Target, options: StressOptions, records: Sequence[Record]) -> list[Finding]:
     groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if not record.right:
@@ -275,11 +272,12 @@ def _wrong_findings(target: Target, options: "StressOptions", records: Sequence[
     return findings
 
 
-def _replay(target: Target, options: "StressOptions", plans: Sequence[str]) -> str:
+def _replay(target: Target, options: StressOptions, plans: Sequence[str]) -> str:
     words = ["leakcheck", "stress", "--target", named(target)]
     if not plans or len(plans) > _REPLAYED:
         # The whole campaign: the suspects are too many for a line.
-        words += ["--submissions", str(options.wanted or 1000), "--seed", str(options.seed), "--mix", str(options.mix)]
+        words += ["--submissions", str(options.wanted or 1000), "--seed", str(options.seed)]
+        words += [] if options.mix is None else ["--mix", str(options.mix)]
         if options.languages:
             words += ["--languages", ",".join(options.languages)]
         words += ["--hostile"] * options.hostile + ["--concurrency", str(options.concurrency)]

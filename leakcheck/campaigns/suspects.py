@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from leakcheck.campaigns.ground import Ground, Left, Run
 from leakcheck.campaigns.likeness import count_like
+from leakcheck.campaigns.source import compiled, warm_up
 from leakcheck.campaigns.stages import Stop
-from leakcheck.submissions import build, parse_plan
+from leakcheck.submissions import parse_plan
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
 
@@ -46,14 +47,14 @@ def narrow(
     leaves: dict[str, list[Leak]] = defaultdict(list)
     with Ground(target, 1, settle=settle, needed=needed, late=lambda *_: None) as ground:
         stages = ground.stages[0]
-        if stages.again():
+        if stages.again(warm_up()):
             return
         ground.place.begin()
         for number, (what, word) in enumerate(list(words.items())[:_MOST]):
             if stop():
                 break
             try:
-                submission = build(parse_plan(word))
+                submission = compiled(parse_plan(word))
                 stages.outcome(stages.prepare(submission), submission)
             except TargetError:
                 continue

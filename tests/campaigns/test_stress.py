@@ -186,7 +186,7 @@ def test_a_run_that_outlives_its_limit_is_a_hang_with_the_stacks_of_the_target(
 def test_a_status_that_the_target_cannot_tell_is_refused_before_anything_runs(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
     with pytest.raises(UsageError, match="cannot tell MLE"):
-        run(made, submissions=10)
+        run(made, submissions=10, mix=Mix.parse("OK=90,MLE=10"))
     with pytest.raises(UsageError, match="cannot tell MLE"):
         run(made, "python/allocate")
 
