@@ -1,0 +1,111 @@
+"""Measures the reference sandbox beside bubblewrap, and the campaign `stress` with and without its looks.
+
+Part of run.py's page; run alone, it prints its rows. As root, from a directory below a root that is a mount point.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from arenas import command
+from measure import Row, interleaved
+
+from leakcheck._bin import helper
+from leakcheck.arena import shutdown
+from leakcheck.campaigns.stress import StressOptions, stress
+from leakcheck.submissions import parse_plans
+from leakcheck.targets import load
+
+#: Between two runs, as a judge that is not saturated has it.
+GAP = 0.02
+TRUE = ["/bin/true"]
+CONCURRENCY = 4
+#: What a sandbox of judges hides and shows; refbox has cgroup limits, seccomp and rlimits besides.
+BWRAP = [
+    "bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", "--die-with-parent",
+    "--cap-drop", "ALL", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib",
+    "--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", *TRUE,
+]  # fmt: skip
+
+
+def rows(rounds: int, submissions: int) -> list[Row]:
+    """All of them; none where no arena can be made."""
+    if os.geteuid() != 0:
+        return [Row("the reference sandbox and the campaign `stress`", "", "need root")]
+    try:
+        return [*beside_bubblewrap(rounds), *verified(submissions)]
+    finally:
+        shutdown()
+
+
+def beside_bubblewrap(rounds: int) -> list[Row]:
+    """One run of a program that does nothing."""
+    if not shutil.which("bwrap"):
+        return [Row("`refbox run`", "", "no bubblewrap to compare it with")]
+    with tempfile.TemporaryDirectory() as place:
+        result = Path(place, "result.json")
+        refbox = [str(helper("refbox")), "run", "--box", "0", "--state", f"{place}/state", "--result", str(result)]
+        refbox += ["--program", "--", *TRUE]
+        times = interleaved({"refbox": command(refbox), "bwrap": command(BWRAP)}, rounds, gap=GAP)
+        if '"OK"' not in result.read_text():
+            raise AssertionError(result.read_text())
+    ours, theirs = (statistics.median(times[name]) for name in ("refbox", "bwrap"))
+    what = f"a sandboxed `/bin/true`, {GAP * 1000:.0f} ms after the last"
+    ratio = ours / theirs
+    return [
+        Row(what, "`refbox run`", f"{ours:.1f} ms", f"{ratio:.2f} times bubblewrap", "≤ 1.5 times", ratio <= 1.5),
+        Row(what, f"`{shlex.join(BWRAP)}`", f"{theirs:.1f} ms"),
+    ]
+
+
+def verified(submissions: int, pairs: int = 5) -> list[Row]:
+    """Submissions of a trivial native program a second, with looks and without, by turns."""
+    target = load("refbox")
+    rates: dict[bool, list[float]] = {True: [], False: []}
+    for _ in range(pairs):
+        for looks in rates:
+            options = StressOptions(
+                submissions=submissions, concurrency=CONCURRENCY, plan=parse_plans("c/hello"), looks=looks
+            )
+            result = stress(target, options)
+            if result.verdict != "clean" or result.outcomes != {"clean": submissions}:
+                raise AssertionError(f"{result.outcomes} {result.findings}")
+            rates[looks].append(result.rate)
+    on, off = (statistics.median(rates[looks]) for looks in (True, False))
+    what = f"submissions of a trivial native program, {CONCURRENCY} at once"
+    how = f"`leakcheck stress --target refbox --plan c/hello --submissions {submissions}`"
+    share = statistics.median(a / b for a, b in zip(rates[True], rates[False], strict=True))
+    return [
+        Row(what, how, f"{on:.0f} a second", "", "≥ 150 a second", on >= 150),
+        Row(
+            what,
+            "the same without a look",
+            f"{off:.0f} a second",
+            f"with looks {share:.3f} of it",
+            "≥ 0.95",
+            share >= 0.95,
+        ),
+    ]
+
+
+def main() -> int:
+    """Prints the rows, and tells by the exit code whether every target was met."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--submissions", type=int, default=1500)
+    options = parser.parse_args()
+    print(f"load average {os.getloadavg()[0]:.1f} before the first round")
+    found = rows(options.rounds, options.submissions)
+    print(*found, sep="\n")
+    return 1 if any(row.passed is False for row in found) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
