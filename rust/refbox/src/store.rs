@@ -104,15 +104,18 @@ impl Store {
         }
     }
 
-    /// Replaces the state file: the old or the new one is there at any instant, and after a power failure.
+    /// Replaces the state file: the old or the new one is there at any instant. After a power failure there are no cgroups any more, so
+    /// only a quarantine has to be on the disk; the wait for it is longer than all of a run.
     pub(crate) fn write(&self, state: &State) -> Result<()> {
         let (new, path) = (self.new_path(state.number), self.state_path(state.number));
         let written = || -> std::io::Result<()> {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             file.write_all(&state::encode(state))?;
-            file.sync_data()?;
+            if state.quarantined.is_some() {
+                file.sync_data()?;
+            }
             fs::rename(&new, &path)?;
-            File::open(&self.dir)?.sync_all()
+            if state.quarantined.is_some() { File::open(&self.dir)?.sync_all() } else { Ok(()) }
         };
         written().doing(|| format!("write {}", path.display()))
     }
