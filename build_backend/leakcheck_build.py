@@ -35,7 +35,7 @@ __all__ = [
 # maturin would fetch a Rust of its own for the binding where there is none; the helpers would still find no cargo.
 os.environ.setdefault("MATURIN_NO_INSTALL_RUST", "1")
 
-HELPERS = ("mkleak", "leakcheck-warden")
+HELPERS = ("mkleak", "leakcheck-refbox", "leakcheck-warden")
 ROOT = Path(__file__).resolve().parent.parent
 
 

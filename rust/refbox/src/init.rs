@@ -1,0 +1,111 @@
+//! Process 1 of a box: makes its root, starts the payload, reaps. When it goes, the kernel kills all that is in the box.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::Mode;
+use rustix::process::{
+    DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid, umask,
+};
+use seccompiler::BpfProgram;
+
+use crate::archive;
+use crate::cgroup::Entrances;
+use crate::error::{Doing, Error, Result};
+use crate::limits::Limits;
+use crate::message::{Message, send};
+use crate::payload;
+use crate::root::{self, Layout};
+use crate::sys;
+
+/// What is to be run, and where.
+pub(crate) struct Job {
+    pub(crate) argv: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+    pub(crate) limits: Limits,
+    pub(crate) layout: Layout,
+    pub(crate) filter: BpfProgram,
+    /// Limits that no cgroup holds.
+    pub(crate) rlimit_memory: bool,
+    pub(crate) rlimit_processes: bool,
+    /// Whether to keep the files that the payload leaves in its directory.
+    pub(crate) pack: bool,
+}
+
+/// The descriptors of a box's first processes.
+pub(crate) struct Wires {
+    pub(crate) report: OwnedFd,
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+    /// The supervisor's pidfd.
+    pub(crate) supervisor: OwnedFd,
+    /// Ends when the users are mapped, in a user namespace.
+    pub(crate) mapped: Option<OwnedFd>,
+    pub(crate) entrances: Entrances,
+    /// A compiler's files, from one execution to the next.
+    pub(crate) archive: Option<OwnedFd>,
+}
+
+impl Wires {
+    fn numbers(&self) -> Vec<RawFd> {
+        let some = [&self.report, &self.stdin, &self.stdout, &self.stderr, &self.supervisor];
+        let all = some.into_iter().chain(&self.mapped).chain(&self.archive);
+        all.chain(&self.entrances.tasks).chain(&self.entrances.cradle).map(AsRawFd::as_raw_fd).collect()
+    }
+}
+
+/// Runs as process 1, forked from the supervisor into new namespaces.
+pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
+    // Not to hold the box's lock: it is free as soon as its supervisor is dead.
+    sys::close_all_but(&wires.numbers());
+    match serve(job, wires) {
+        Ok(ended) => send(wires.report.as_fd(), &ended),
+        Err(e) => send(wires.report.as_fd(), &Message::Failed(e.to_string())),
+    }
+    sys::exit(0)
+}
+
+fn serve(job: &Job, wires: &Wires) -> Result<Message> {
+    set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "set parent-death signal".to_owned())?;
+    // It may have died before that: then no signal comes any more.
+    if readable(&wires.supervisor, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
+        sys::exit(1);
+    }
+    if let Some(mapped) = &wires.mapped {
+        readable(mapped, None);
+    }
+    // In a user namespace of one user the payload has the same uid: it must not trace or read this process.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "set undumpable".to_owned())?;
+    setsid().doing(|| "make session".to_owned())?;
+    umask(Mode::empty());
+    root::make(&job.layout)?;
+    if let Some(files) = wires.archive.as_ref().filter(|_| !job.pack) {
+        archive::unpack(files, root::WORK, job.layout.user)?;
+    }
+    let cradle = wires.entrances.cradle.as_ref().map(AsFd::as_fd);
+    let payload = sys::fork(0, cradle).doing(|| "fork the payload".to_owned())?;
+    let Some(payload) = payload else { payload::main(job, wires) };
+    loop {
+        let (pid, ended) = sys::wait(-1).doing(|| "wait for the payload".to_owned())?;
+        if pid != payload.pid {
+            continue;
+        }
+        if let Some(files) = wires.archive.as_ref().filter(|_| job.pack && ended.status == 0) {
+            archive::pack(files, root::WORK)?;
+        }
+        let cpu_us = u64::try_from(ended.cpu.as_micros()).unwrap_or(u64::MAX);
+        return Ok(Message::Ended { status: ended.status, cpu_us, peak: ended.peak });
+    }
+}
+
+fn readable(fd: &OwnedFd, timeout: Option<&Timespec>) -> bool {
+    let mut one = [PollFd::new(fd, PollFlags::IN)];
+    poll(&mut one, timeout).is_ok_and(|ready| ready > 0)
+}
+
+/// Turns a path or an argument into what exec takes.
+pub(crate) fn c_string(bytes: impl Into<Vec<u8>>) -> Result<CString> {
+    CString::new(bytes).map_err(|_| Error::Usage("an argument has a zero byte in it".to_owned()))
+}

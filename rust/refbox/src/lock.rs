@@ -1,0 +1,61 @@
+//! One supervisor a box: flock(2) on a file that is never unlinked, lest two processes lock two files of one name.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use crate::error::{Doing, Error, Result};
+use crate::identity::Identity;
+use crate::store::Store;
+
+/// How long a dead supervisor's last process may still hold its lock. It dies with the supervisor, but not in the same instant.
+const DYING: Duration = Duration::from_secs(5);
+
+/// A box that is ours until this is dropped.
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes a box; with `wait` however long that takes.
+    pub(crate) fn take(store: &Store, number: u16, wait: bool) -> Result<Self> {
+        let path = store.lock_path(number);
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let mut file = opened.doing(|| format!("open {}", path.display())).map_err(Error::into_usage)?;
+        let named = || format!("lock {}", path.display());
+        let deadline = Instant::now() + DYING;
+        while let Err(e) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            if e != Errno::WOULDBLOCK {
+                return Err(e).doing(named);
+            }
+            let holder = holder(&path);
+            let dying = holder.as_ref().is_none_or(|holder| !holder.lives()) && Instant::now() < deadline;
+            match holder {
+                _ if dying => std::thread::sleep(Duration::from_millis(1)),
+                _ if wait => {
+                    // A signal may end the wait, as its default action is to end the program.
+                    flock(&file, FlockOperation::LockExclusive).doing(named)?;
+                    break;
+                }
+                Some(holder) => return Err(Error::InUse { number, holder: format!("pid {}", holder.pid) }),
+                None => return Err(Error::InUse { number, holder: "an unknown process".to_owned() }),
+            }
+        }
+        let own = serde_json::to_string(&Identity::own()?).expect("an identity has string keys only");
+        let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(own.as_bytes()));
+        written.doing(|| format!("write {}", path.display()))?;
+        Ok(Lock { _file: file })
+    }
+}
+
+/// Who wrote into the lock file last; that says nothing of who holds it, if anybody does.
+pub(crate) fn holder(path: &Path) -> Option<Identity> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(4096).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok().filter(|holder: &Identity| holder.pid > 1)
+}

@@ -1,0 +1,75 @@
+//! refbox: runs a program in a box, and leaves nothing behind.
+//!
+//! The order of things is `run`: a box is locked, the intent of every resource is written down, the resources are made, the payload is
+//! watched, all is taken away, the result is written. Whatever dies at whatever instant, `recover` finds what is left by what was
+//! written, or by its name.
+
+mod archive;
+mod cgroup;
+mod cli;
+mod error;
+mod health;
+mod identity;
+mod init;
+mod language;
+mod limits;
+mod lock;
+mod message;
+mod output;
+mod payload;
+mod recover;
+mod report;
+mod root;
+mod run;
+mod seccomp;
+mod state;
+mod store;
+mod supervise;
+mod sys;
+mod units;
+mod verdict;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+
+use crate::cli::{Cli, Command};
+use crate::error::Result;
+use crate::store::Store;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+            // A closed pipe is no failure of ours.
+            let _ = e.print();
+            return ExitCode::SUCCESS;
+        }
+        Err(e) => {
+            eprintln!("refbox: {}", cli::one_line(&e));
+            return ExitCode::from(2);
+        }
+    };
+    match perform(&cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("refbox: {e}");
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn perform(cli: &Cli) -> Result<u8> {
+    let store = || Store::open(cli.state.as_deref());
+    match &cli.command {
+        Command::Run(options) => run::run(options, store),
+        Command::Recover { number } => recover::recover(&store()?, *number).map(|()| 0),
+        Command::Clean { number } => recover::clean(&store()?, *number).map(|()| 0),
+        Command::Health => {
+            let (text, healthy) = health::health(&store()?)?;
+            println!("{text}");
+            Ok(u8::from(!healthy))
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The payload's stdout and stderr on their way out: counted, bounded, and never able to hold the supervisor up.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::error::{Doing, Result};
+
+/// So much a pipe takes without blocking once poll(2) says that it can be written to (pipe(7), PIPE_BUF).
+const CHUNK: usize = 4096;
+
+/// Where a stream goes.
+pub(crate) enum Sink {
+    File(File),
+    /// A compiler's messages.
+    Memory(Vec<u8>),
+}
+
+/// One stream.
+pub(crate) struct Stream {
+    pipe: Option<File>,
+    sink: Sink,
+    pending: Vec<u8>,
+    /// Its reader is gone.
+    broken: bool,
+}
+
+impl Stream {
+    pub(crate) fn new(sink: Sink) -> Self {
+        Stream { pipe: None, sink, pending: Vec::new(), broken: false }
+    }
+
+    /// A new pipe into this stream; gives the payload's end.
+    pub(crate) fn open(&mut self) -> Result<OwnedFd> {
+        let named = || "make pipe".to_owned();
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).doing(named)?;
+        fcntl_setfl(&read, OFlags::NONBLOCK).doing(named)?;
+        self.pipe = Some(File::from(read));
+        Ok(write)
+    }
+
+    /// What to wait for: input, and the sink's readiness while something waits for it.
+    pub(crate) fn poll_fds(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let input = self.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
+        let output = match &self.sink {
+            Sink::File(file) if !self.pending.is_empty() => Some(PollFd::new(file, PollFlags::OUT)),
+            _ => None,
+        };
+        input.into_iter().chain(output)
+    }
+
+    /// Reads what is there; keeps at most `room` bytes of it, and gives how many came.
+    pub(crate) fn pull(&mut self, room: u64) -> u64 {
+        let Some(pipe) = &mut self.pipe else { return 0 };
+        let mut buffer = [0u8; 65_536];
+        match pipe.read(&mut buffer) {
+            Ok(0) => {
+                self.pipe = None;
+                0
+            }
+            Ok(count) => {
+                let kept = &buffer[..count.min(usize::try_from(room).unwrap_or(count))];
+                match &mut self.sink {
+                    Sink::Memory(bytes) => bytes.extend_from_slice(kept),
+                    Sink::File(_) if self.broken => {}
+                    Sink::File(_) => self.pending.extend_from_slice(kept),
+                }
+                count as u64
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => 0,
+            Err(_) => {
+                self.pipe = None;
+                0
+            }
+        }
+    }
+
+    /// Passes on what the sink takes without blocking.
+    pub(crate) fn push(&mut self) {
+        let Sink::File(file) = &mut self.sink else { return };
+        while !self.pending.is_empty() {
+            let mut ready = [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::OUT)];
+            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            if !rustix::event::poll(&mut ready, Some(&now)).is_ok_and(|count| count > 0) {
+                return;
+            }
+            let count = self.pending.len().min(CHUNK);
+            match file.write(&self.pending[..count]) {
+                Ok(written) => drop(self.pending.drain(..written)),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => {
+                    self.broken = true;
+                    self.pending.clear();
+                }
+            }
+        }
+    }
+
+    /// Whether all of the payload's ends are closed and everything was read.
+    pub(crate) fn at_end(&self) -> bool {
+        self.pipe.is_none()
+    }
+
+    /// Passes on the rest, however long the reader takes: nothing of the box is left by then.
+    pub(crate) fn finish(&mut self) {
+        let Sink::File(file) = &mut self.sink else { return };
+        self.broken = file.write_all(&self.pending).is_err();
+        self.pending.clear();
+    }
+
+    /// What a [`Sink::Memory`] holds.
+    pub(crate) fn text(&self) -> String {
+        match &self.sink {
+            Sink::Memory(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+            Sink::File(_) => String::new(),
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The payload's process between fork and exec: it enters its cgroups, and gives up every right for good.
+
+use std::os::fd::AsFd;
+
+use caps::CapSet;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
+
+use crate::error::{Doing, Error, Result};
+use crate::init::{Job, Wires};
+use crate::message::{Message, send};
+use crate::root;
+use crate::sys;
+
+const STACK: u64 = 64 << 20;
+const FILES: u64 = 1024;
+
+/// Becomes the payload, or tells why not.
+pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
+    let message = match prepare(job, wires) {
+        Ok(()) => {
+            send(wires.report.as_fd(), &Message::Started);
+            let e = sys::exec(&job.argv, &job.env);
+            let text = format!("execute {}: {}", job.argv[0].to_string_lossy(), crate::error::reason(&e));
+            match e.raw_os_error() {
+                // The machine's fault, not the program's.
+                Some(libc::ENOMEM | libc::EAGAIN | libc::EIO | libc::EMFILE | libc::ENFILE) => Message::Failed(text),
+                _ => Message::NotExecutable(text),
+            }
+        }
+        Err(e) => Message::Failed(e.to_string()),
+    };
+    send(wires.report.as_fd(), &message);
+    sys::exit(127)
+}
+
+fn prepare(job: &Job, wires: &Wires) -> Result<()> {
+    for tasks in &wires.entrances.tasks {
+        rustix::io::write(tasks, b"0").doing(|| "enter cgroup".to_owned())?;
+    }
+    // Now that it is in its cgroups, they are the root of what it sees.
+    sys::unshare(libc::CLONE_NEWCGROUP).doing(|| "unshare cgroup namespace".to_owned())?;
+    setsid().doing(|| "make session".to_owned())?;
+    for (stream, number) in [(&wires.stdin, 0), (&wires.stdout, 1), (&wires.stderr, 2)] {
+        sys::dup_onto(stream.as_fd(), number).doing(|| format!("set descriptor {number}"))?;
+    }
+    rlimits(job)?;
+    give_up_capabilities(job.layout.user)?;
+    rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".to_owned())?;
+    rustix::process::chdir(root::WORK).doing(|| format!("enter {}", root::WORK))?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    sys::default_signals();
+    // All other descriptors are closed by exec: they were opened so.
+    seccompiler::apply_filter(&job.filter).map_err(|e| Error::Internal(format!("apply seccomp filter: {e}")))
+}
+
+fn rlimits(job: &Job) -> Result<()> {
+    let limits = &job.limits;
+    // The cgroup's count stops it earlier; this is for where there is none, and for a supervisor that hangs.
+    let cpu = limits.cpu.as_secs_f64().ceil() as u64;
+    let mut all = vec![
+        (Resource::Cpu, cpu, cpu + 1),
+        (Resource::Fsize, limits.file_size, limits.file_size),
+        (Resource::Core, 0, 0),
+        (Resource::Nofile, FILES, FILES),
+        (Resource::Stack, STACK, STACK),
+    ];
+    if job.rlimit_memory {
+        all.push((Resource::As, limits.memory, limits.memory));
+    }
+    if job.rlimit_processes {
+        all.push((Resource::Nproc, limits.processes.into(), limits.processes.into()));
+    }
+    for (resource, soft, hard) in all {
+        // Without the right to raise a limit, the inherited one stays the upper bound.
+        let bound = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        let limit = Rlimit { current: Some(soft.min(bound)), maximum: Some(hard.min(bound)) };
+        setrlimit(resource, limit).doing(|| format!("set rlimit {resource:?}"))?;
+    }
+    Ok(())
+}
+
+/// All five sets: what the bounding set lacks no later exec brings back.
+fn give_up_capabilities(user: Option<u32>) -> Result<()> {
+    let clear =
+        |set: CapSet| caps::clear(None, set).map_err(|e| Error::Internal(format!("clear {set:?} capabilities: {e}")));
+    clear(CapSet::Bounding)?;
+    clear(CapSet::Ambient)?;
+    if let Some(user) = user {
+        sys::become_user(user).doing(|| format!("become user {user}"))?;
+    }
+    clear(CapSet::Inheritable)?;
+    clear(CapSet::Effective)?;
+    clear(CapSet::Permitted)
+}

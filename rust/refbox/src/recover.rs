@@ -1,0 +1,96 @@
+//! Undoing what a run left whose supervisor died. It can be killed itself at any instant: the state file goes last.
+
+use std::path::PathBuf;
+
+use crate::cgroup::removal::{Below, remove};
+use crate::cgroup::{lock, plan};
+use crate::error::{Error, Result};
+use crate::identity::Identity;
+use crate::lock::Lock;
+use crate::state::{Phase, State};
+use crate::store::{Found, Store};
+
+/// What the command `recover` does: one box, or all that are not in use.
+pub(crate) fn recover(store: &Store, number: Option<u16>) -> Result<()> {
+    if let Some(number) = number {
+        let lock = Lock::take(store, number, false)?;
+        return undo(store, number, &lock);
+    }
+    let mut failed = Ok(());
+    for number in store.boxes()? {
+        match Lock::take(store, number, false).and_then(|lock| undo(store, number, &lock)) {
+            Ok(()) | Err(Error::InUse { .. }) => {}
+            // The others are recovered all the same.
+            Err(e) => failed = failed.and(Err(e)),
+        }
+    }
+    failed
+}
+
+/// What the command `clean` does: as `recover`, and what was set aside goes too. The lock file stays.
+pub(crate) fn clean(store: &Store, number: u16) -> Result<()> {
+    let lock = Lock::take(store, number, false)?;
+    undo(store, number, &lock)?;
+    store.remove_set_aside(number)
+}
+
+/// Brings a box that we have locked back to idle, or into quarantine.
+pub(crate) fn undo(store: &Store, number: u16, _lock: &Lock) -> Result<()> {
+    let found = store.read(number)?;
+    let mut dirs: Vec<PathBuf> = Vec::new();
+    let mut event = None;
+    match found {
+        Found::Idle => {}
+        Found::Corrupt(why) => store.set_aside(number, &why)?,
+        Found::State(state) => {
+            event = Some(match state.quarantined {
+                Some(why) => ("returned-to-service", why),
+                None => ("recovered", format!("supervisor {} died in {:?}", state.supervisor.pid, state.phase)),
+            });
+            dirs = state.cgroups;
+        }
+    }
+    // With no state, or a wrong one, a cgroup is found by its name.
+    for place in plan::plan(&store.cgroup_name(number))? {
+        if !dirs.contains(&place.dir) {
+            dirs.push(place.dir);
+        }
+    }
+    match remove_unlocked(&dirs).and_then(|()| store.remove(number)) {
+        Ok(()) => {
+            if let Some((event, why)) = event {
+                store.audit(number, event, &why.to_lowercase());
+            }
+            Ok(())
+        }
+        Err(e) => Err(quarantine(store, number, dirs, &e.to_string())),
+    }
+}
+
+fn remove_unlocked(dirs: &[PathBuf]) -> Result<()> {
+    let mut locks = Vec::new();
+    for dir in dirs.iter().filter(|dir| dir.is_dir()) {
+        match lock(dir)? {
+            Some(held) => locks.push(held),
+            None => {
+                return Err(Error::Internal(format!("remove cgroup {}: another supervisor has it", dir.display())));
+            }
+        }
+    }
+    remove(dirs, Below::Remove)
+}
+
+/// Takes a box out of service, so that later runs do not inherit its damage.
+pub(crate) fn quarantine(store: &Store, number: u16, cgroups: Vec<PathBuf>, why: &str) -> Error {
+    let reason = why.to_owned();
+    store.audit(number, "quarantined", why);
+    let written = Identity::own().and_then(|supervisor| {
+        let quarantined = Some(reason.clone());
+        store.write(&State { number, phase: Phase::Cleanup, supervisor, cgroups, quarantined })
+    });
+    match written {
+        Ok(()) => Error::Quarantined { number, reason },
+        // The state of before, if there is one, still says that the box isn't idle.
+        Err(e) => Error::Internal(format!("{reason}; {e}")),
+    }
+}

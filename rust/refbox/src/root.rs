@@ -1,0 +1,170 @@
+//! The root file system of a box, made from inside its new mount namespace: one tmpfs, the host's programs read-only, a fresh `/proc`.
+//!
+//! What is needed of the host is taken first; then the new root is entered, and only there is anything made by its path: no symbolic
+//! link in it leads back to the host. Nothing is mounted where the host would see it.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
+    open_tree, unmount,
+};
+use rustix::process::{chdir, pivot_root};
+
+use crate::archive;
+use crate::error::{Doing, Result};
+
+/// The payload's own directory.
+pub(crate) const WORK: &str = "/box";
+
+/// Of the host, read-only; symbolic links among them stay links, as `/bin` where `/usr` is merged.
+const SHOWN: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
+/// Of the host's `/etc`: what the dynamic linker, compilers and runtimes read.
+const ETC: [&str; 4] = ["ld.so.cache", "ld.so.conf.d", "alternatives", "localtime"];
+const DEVICES: [(&str, u32, u32); 5] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9)];
+const INODES: u32 = 65_536;
+
+/// What the root is made of.
+#[derive(Clone)]
+pub(crate) struct Layout {
+    /// A directory of the host that lies under the new root while it is made: any that exists.
+    pub(crate) stage: PathBuf,
+    /// More directories of the host, at the same path.
+    pub(crate) binds: Vec<PathBuf>,
+    /// The bytes that can be written to the box in all.
+    pub(crate) size: u64,
+    /// Whom the payload's directories belong to; `None` where there is but one user.
+    pub(crate) user: Option<u32>,
+    pub(crate) user_namespace: bool,
+    /// The source file: its name and content.
+    pub(crate) source: Option<(&'static str, Vec<u8>)>,
+}
+
+/// Part of the host's file systems, cloned and attached nowhere yet (open_tree(2)).
+struct Tree {
+    fd: OwnedFd,
+    is_dir: bool,
+    target: PathBuf,
+}
+
+impl Tree {
+    fn of(path: &Path) -> Result<Self> {
+        let named = || format!("bind {}", path.display());
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let is_dir = fs::metadata(path).doing(named)?.is_dir();
+        Ok(Tree { fd: open_tree(CWD, path, flags).doing(named)?, is_dir, target: path.to_owned() })
+    }
+
+    fn read_only(self) -> Result<Self> {
+        crate::sys::make_read_only(self.fd.as_fd()).doing(|| format!("make {} read-only", self.target.display()))?;
+        Ok(self)
+    }
+
+    fn attach(&self) -> Result<()> {
+        let named = || format!("bind {} in the box", self.target.display());
+        if self.is_dir {
+            fs::create_dir_all(&self.target).doing(named)?;
+        } else if !self.target.exists() {
+            fs::write(&self.target, "").doing(named)?;
+        }
+        move_mount(&self.fd, "", CWD, &self.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(named)
+    }
+}
+
+/// Makes the root and makes it this process' own.
+pub(crate) fn make(layout: &Layout) -> Result<()> {
+    // A root that is no mount point (chroot) has no propagation of its own.
+    let _ = mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC);
+    let (links, trees) = host(layout)?;
+    let stage = layout.stage.as_path();
+    // Device nodes are in it, so no NODEV.
+    let options = format!("mode=0755,size={},nr_inodes={INODES}", layout.size);
+    let options = crate::init::c_string(options)?;
+    mount("refbox", stage, "tmpfs", MountFlags::NOSUID, Some(options.as_c_str())).doing(|| "mount tmpfs".to_owned())?;
+    chdir(stage).doing(|| format!("enter {}", stage.display()))?;
+    pivot_root(".", ".").doing(|| "pivot_root".to_owned())?;
+    // The old root lies on the new one for this: a user namespace mounts a proc only while it sees another.
+    fs::create_dir("/proc").doing(|| "make /proc".to_owned())?;
+    // Process 1 has the command line of the host in it, which is none of the payload's business.
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount("proc", "/proc", "proc", flags, Some(c"hidepid=2")).doing(|| "mount proc".to_owned())?;
+    unmount(".", UnmountFlags::DETACH).doing(|| "leave the old root".to_owned())?;
+    chdir("/").doing(|| "enter the root".to_owned())?;
+    fill(layout, &links)?;
+    trees.iter().try_for_each(Tree::attach)
+}
+
+/// Takes what is needed of the host: symbolic links with their targets, and trees.
+fn host(layout: &Layout) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<Tree>)> {
+    let (mut links, mut trees) = (Vec::new(), Vec::new());
+    let mut shown: Vec<PathBuf> = SHOWN.iter().map(PathBuf::from).collect();
+    shown.extend(ETC.iter().map(|name| Path::new("/etc").join(name)));
+    // Debian's Java has its configuration there.
+    let etc = fs::read_dir("/etc").into_iter().flatten().flatten();
+    shown.extend(etc.filter(|e| e.file_name().to_string_lossy().starts_with("java")).map(|e| e.path()));
+    for path in shown {
+        match fs::symlink_metadata(&path) {
+            Ok(found) if found.is_symlink() => {
+                let target = fs::read_link(&path).doing(|| format!("read link {}", path.display()))?;
+                links.push((path, target));
+            }
+            Ok(_) => trees.push(Tree::of(&path)?.read_only()?),
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(e).doing(|| format!("look at {}", path.display())),
+        }
+    }
+    for path in &layout.binds {
+        trees.push(Tree::of(path)?.read_only()?);
+    }
+    if layout.user_namespace {
+        // Nobody makes a device in a user namespace.
+        for (name, ..) in DEVICES {
+            trees.push(Tree::of(&Path::new("/dev").join(name))?);
+        }
+    }
+    Ok((links, trees))
+}
+
+fn fill(layout: &Layout, links: &[(PathBuf, PathBuf)]) -> Result<()> {
+    for (dir, mode, of_payload) in [
+        ("/etc", 0o755, false),
+        ("/dev", 0o755, false),
+        ("/dev/shm", 0o1777, false),
+        ("/tmp", 0o1777, false),
+        (WORK, 0o755, true),
+    ] {
+        let named = || format!("make {dir} in the box");
+        fs::create_dir(dir).doing(named)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode)).doing(named)?;
+        if of_payload {
+            chown(dir, layout.user, layout.user).doing(named)?;
+        }
+    }
+    let fixed =
+        [("/proc/self/fd", "/dev/fd"), ("fd/0", "/dev/stdin"), ("fd/1", "/dev/stdout"), ("fd/2", "/dev/stderr")];
+    let fixed = fixed.map(|(target, path)| (PathBuf::from(path), PathBuf::from(target)));
+    for (path, target) in links.iter().chain(&fixed) {
+        symlink(target, path).doing(|| format!("make link {} in the box", path.display()))?;
+    }
+    for (name, major, minor) in DEVICES.iter().filter(|_| !layout.user_namespace) {
+        let path = Path::new("/dev").join(name);
+        let mode = Mode::from_raw_mode(0o666);
+        mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(*major, *minor))
+            .doing(|| format!("make {} in the box", path.display()))?;
+    }
+    let user = layout.user.unwrap_or(crate::run::ONLY_USER);
+    let passwd = format!("root:x:0:0::/:/bin/sh\nbox:x:{user}:{user}::{WORK}:/bin/sh\n");
+    for (name, text) in [("passwd", passwd), ("group", format!("root:x:0:\nbox:x:{user}:\n"))] {
+        archive::put(Path::new("/etc"), name, 0o644, None, &mut text.as_bytes())?;
+    }
+    match &layout.source {
+        Some((name, content)) => archive::put(Path::new(WORK), name, 0o644, layout.user, &mut content.as_slice()),
+        None => Ok(()),
+    }
+}

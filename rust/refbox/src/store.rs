@@ -1,0 +1,191 @@
+//! The state directory: one lock file and, while a box isn't idle, one state file a box; quarantined files; the audit log.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+
+use crate::error::{Doing, Error, Result};
+use crate::state::{self, State, fnv};
+
+/// The audit log is set aside once when it gets larger.
+const AUDIT_SIZE: u64 = 1 << 20;
+
+/// An open state directory.
+pub(crate) struct Store {
+    dir: PathBuf,
+}
+
+/// What the state file of a box says.
+pub(crate) enum Found {
+    Idle,
+    State(State),
+    /// Not to be trusted, and why.
+    Corrupt(String),
+}
+
+impl Store {
+    /// Opens `dir`, or this user's own, and makes it where it is missing.
+    pub(crate) fn open(dir: Option<&Path>) -> Result<Self> {
+        let dir = dir.map_or_else(default_dir, Path::to_owned);
+        Self::open_dir(&dir).map_err(Error::into_usage)
+    }
+
+    fn open_dir(dir: &Path) -> Result<Self> {
+        let named = || format!("state directory {}", dir.display());
+        let quarantine = dir.join("quarantine");
+        if !quarantine.is_dir() {
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&quarantine).doing(named)?;
+        }
+        // Its name must not depend on how the caller spells it.
+        let dir = dir.canonicalize().doing(named)?;
+        let found = fs::metadata(&dir).doing(named)?;
+        // In /tmp anybody could have made it.
+        if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+            return Err(Error::Usage(format!("{}: others can write to it", named())));
+        }
+        let store = Store { dir };
+        store.audit_file()?;
+        Ok(store)
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn lock_path(&self, number: u16) -> PathBuf {
+        self.dir.join(format!("box-{number}.lock"))
+    }
+
+    /// What the cgroups of a box are called. The same in every run, so that they are found without any state; another state
+    /// directory's boxes have other names.
+    pub(crate) fn cgroup_name(&self, number: u16) -> String {
+        format!("refbox-{:08x}-{number}", fnv(self.dir.as_os_str().as_encoded_bytes()) as u32)
+    }
+
+    fn state_path(&self, number: u16) -> PathBuf {
+        self.dir.join(format!("box-{number}.json"))
+    }
+
+    fn new_path(&self, number: u16) -> PathBuf {
+        self.dir.join(format!("box-{number}.json.new"))
+    }
+
+    /// Every box that was ever used here, in order.
+    pub(crate) fn boxes(&self) -> Result<Vec<u16>> {
+        let named = || format!("read directory {}", self.dir.display());
+        let mut numbers = Vec::new();
+        for entry in fs::read_dir(&self.dir).doing(named)? {
+            let name = entry.doing(named)?.file_name();
+            let rest = name.to_str().and_then(|n| n.strip_prefix("box-")).and_then(|n| n.split_once('.'));
+            if let Some(number) = rest.and_then(|(number, _)| number.parse().ok()).filter(|n| *n <= 9999) {
+                numbers.push(number);
+            }
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
+        Ok(numbers)
+    }
+
+    pub(crate) fn read(&self, number: u16) -> Result<Found> {
+        let path = self.state_path(number);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(match state::decode(&bytes, number, &self.cgroup_name(number)) {
+                Ok(state) => Found::State(state),
+                Err(why) => Found::Corrupt(why),
+            }),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Found::Idle),
+            // A directory, or an input/output error.
+            Err(e) if e.kind() == ErrorKind::IsADirectory => Ok(Found::Corrupt("is a directory".to_owned())),
+            Err(e) => Err(e).doing(|| format!("read {}", path.display())),
+        }
+    }
+
+    /// Replaces the state file: the old or the new one is there at any instant. After a power failure there are no cgroups any more, so
+    /// only a quarantine has to be on the disk; the wait for it is longer than all of a run.
+    pub(crate) fn write(&self, state: &State) -> Result<()> {
+        let (new, path) = (self.new_path(state.number), self.state_path(state.number));
+        let written = || -> std::io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            file.write_all(&state::encode(state))?;
+            if state.quarantined.is_some() {
+                file.sync_data()?;
+            }
+            fs::rename(&new, &path)?;
+            if state.quarantined.is_some() { File::open(&self.dir)?.sync_all() } else { Ok(()) }
+        };
+        written().doing(|| format!("write {}", path.display()))
+    }
+
+    /// Makes the box idle.
+    pub(crate) fn remove(&self, number: u16) -> Result<()> {
+        for path in [self.new_path(number), self.state_path(number)] {
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != ErrorKind::NotFound => {
+                    return Err(e).doing(|| format!("remove {}", path.display()));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a corrupt state file for whoever looks into it; the box is idle without it.
+    pub(crate) fn set_aside(&self, number: u16, why: &str) -> Result<()> {
+        let (from, to) = (self.state_path(number), self.set_aside_path(number));
+        // One a box, so that there is a bound.
+        self.remove_set_aside(number)?;
+        fs::rename(&from, &to).doing(|| format!("rename {} to {}", from.display(), to.display()))?;
+        self.audit(number, "state-set-aside", why);
+        Ok(())
+    }
+
+    pub(crate) fn remove_set_aside(&self, number: u16) -> Result<()> {
+        let path = self.set_aside_path(number);
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        match removed {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e).doing(|| format!("remove {}", path.display())),
+            _ => Ok(()),
+        }
+    }
+
+    fn set_aside_path(&self, number: u16) -> PathBuf {
+        self.dir.join(format!("quarantine/box-{number}.json"))
+    }
+
+    /// Adds a line to the audit log. A full disk must not keep a box from its recovery, so failure only warns.
+    pub(crate) fn audit(&self, number: u16, event: &str, reason: &str) {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
+        let line = json!({"time": time, "box": number, "event": event, "reason": reason});
+        let added = self.audit_file().and_then(|mut file| {
+            file.write_all(format!("{line}\n").as_bytes()).doing(|| format!("write {}/audit.jsonl", self.dir.display()))
+        });
+        if let Err(e) = added {
+            eprintln!("refbox: {e}");
+        }
+    }
+
+    fn audit_file(&self) -> Result<File> {
+        let path = self.dir.join("audit.jsonl");
+        if fs::metadata(&path).is_ok_and(|found| found.len() > AUDIT_SIZE) {
+            let old = self.dir.join("audit.jsonl.old");
+            fs::rename(&path, &old).doing(|| format!("rename {}", path.display()))?;
+        }
+        let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
+        opened.doing(|| format!("open {}", path.display()))
+    }
+}
+
+fn default_dir() -> PathBuf {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return "/run/refbox".into();
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+        Some(dir) => PathBuf::from(dir).join("refbox"),
+        None => format!("/tmp/refbox-{}", uid.as_raw()).into(),
+    }
+}

@@ -1,0 +1,251 @@
+//! One execution, from the fork of process 1 to its last word: limits are watched, and whatever happens all of it is dead at the end.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
+
+use crate::cgroup::Group;
+use crate::error::{Doing, Error, Result};
+use crate::init::{self, Job, Wires};
+use crate::message::{Message, take};
+use crate::output::Stream;
+use crate::state::Phase;
+use crate::sys::{self, Child};
+use crate::verdict::{Cause, Execution};
+
+/// For the sandbox to be set up, on a machine under load.
+const SETUP: Duration = Duration::from_secs(30);
+/// For killed processes to be gone.
+const DYING: Duration = Duration::from_secs(30);
+/// The processor time is looked at no more often.
+const SHORTEST_LOOK: Duration = Duration::from_millis(2);
+
+/// What an execution needs that outlives it.
+pub(crate) struct Supervision<'a> {
+    pub(crate) job: &'a Job,
+    pub(crate) group: &'a Group<'a>,
+    pub(crate) cpus: u32,
+    pub(crate) stdin: &'a OwnedFd,
+    pub(crate) archive: Option<&'a OwnedFd>,
+    /// Tells the signals that ask us to end.
+    pub(crate) signals: &'a OwnedFd,
+}
+
+/// What was seen so far.
+struct Progress {
+    started: Option<Instant>,
+    cause: Option<Cause>,
+    /// By wait4(2), for where no cgroup counts.
+    cpu: Duration,
+    peak: Option<u64>,
+    output: u64,
+    ended: Option<Instant>,
+}
+
+impl Supervision<'_> {
+    /// Runs the job; `enter` is told each phase.
+    pub(crate) fn execute(
+        &self,
+        streams: &mut [Stream; 2],
+        enter: &mut dyn FnMut(Phase) -> Result<()>,
+    ) -> Result<Execution> {
+        let named = || "start the box".to_owned();
+        let user_namespace = self.job.layout.user_namespace;
+        let (report, report_end) = pipe_with(PipeFlags::CLOEXEC).doing(named)?;
+        let mapped = if user_namespace { Some(pipe_with(PipeFlags::CLOEXEC).doing(named)?) } else { None };
+        let (mapped, mapped_end) = mapped.unzip();
+        let [stdout, stderr] = streams;
+        let wires = Wires {
+            report: report_end,
+            stdin: self.stdin.try_clone().doing(named)?,
+            stdout: stdout.open()?,
+            stderr: stderr.open()?,
+            supervisor: pidfd_open(getpid(), PidfdFlags::empty()).doing(named)?,
+            mapped,
+            entrances: self.group.entrances()?,
+            archive: self.archive.map(OwnedFd::try_clone).transpose().doing(named)?,
+        };
+        let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC;
+        flags |= libc::CLONE_NEWUTS | if user_namespace { libc::CLONE_NEWUSER } else { 0 };
+        let init = sys::fork(flags, None).doing(|| "make namespaces".to_owned())?;
+        let Some(init) = init else { init::main(self.job, &wires) };
+        drop(wires);
+        let mut progress =
+            Progress { started: None, cause: None, cpu: Duration::ZERO, peak: None, output: 0, ended: None };
+        let watched = match mapped_end {
+            Some(end) => map_users(init.pid, self.job.layout.user).map(|()| drop(end)),
+            None => Ok(()),
+        };
+        let watched = watched.and_then(|()| self.watch(&init, report, streams, &mut progress, enter));
+        // Whatever went wrong, nothing of the box lives on.
+        kill(&init)?;
+        watched?;
+        while !streams.iter().all(Stream::at_end) {
+            self.pump(streams, &mut progress);
+        }
+        let ended = progress.ended.unwrap_or_else(Instant::now);
+        Ok(Execution {
+            cause: progress.cause.unwrap_or(Cause::InitDied),
+            wall: progress.started.map_or(Duration::ZERO, |started| ended - started),
+            cpu: self.group.cpu().unwrap_or(progress.cpu),
+            peak: self.group.peak().or(progress.peak),
+            oom_kills: self.group.oom_kills(),
+            output: progress.output,
+        })
+    }
+
+    /// Returns when the payload has ended or has to.
+    fn watch(
+        &self,
+        init: &Child,
+        report: OwnedFd,
+        streams: &mut [Stream; 2],
+        progress: &mut Progress,
+        enter: &mut dyn FnMut(Phase) -> Result<()>,
+    ) -> Result<()> {
+        let mut report = fs::File::from(report);
+        let mut told = Vec::new();
+        let setup_end = Instant::now() + SETUP;
+        let mut next_look = setup_end;
+        while progress.cause.is_none() {
+            let end = progress.started.map_or(setup_end, |started| started + self.job.limits.wall);
+            let wait = end.min(next_look).saturating_duration_since(Instant::now());
+            let reported = {
+                let mut fds = vec![
+                    PollFd::new(&report, PollFlags::IN),
+                    PollFd::new(self.signals, PollFlags::IN),
+                    PollFd::new(&init.pidfd, PollFlags::IN),
+                ];
+                fds.extend(streams.iter().flat_map(Stream::poll_fds));
+                match poll(&mut fds, Some(&timespec(wait))) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(e) => return Err(e).doing(|| "wait for the payload".to_owned()),
+                }
+                !fds[0].revents().is_empty()
+            };
+            self.pump(streams, progress);
+            if reported {
+                let mut buffer = [0u8; 4096];
+                let count = report.read(&mut buffer).doing(|| "read from process 1".to_owned())?;
+                told.extend_from_slice(&buffer[..count]);
+                for message in take(&mut told) {
+                    let begins = message == Message::Started;
+                    progress.hear(message);
+                    if begins {
+                        enter(Phase::Execution)?;
+                        next_look = Instant::now();
+                    }
+                }
+                // Its last end is closed only by the death of process 1.
+                if count == 0 && progress.cause.is_none() {
+                    progress.cause = Some(Cause::InitDied);
+                }
+            }
+            if progress.cause.is_none() {
+                progress.cause = self.limit_reached(progress, end, &mut next_look);
+                if progress.cause.is_some() {
+                    progress.ended = Some(Instant::now());
+                    enter(Phase::Timeout)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn limit_reached(&self, progress: &Progress, end: Instant, next_look: &mut Instant) -> Option<Cause> {
+        if let Some(number) = sys::told_signal(self.signals) {
+            return Some(Cause::Told(number));
+        }
+        let limits = &self.job.limits;
+        if progress.output > limits.output {
+            return Some(Cause::Output);
+        }
+        let now = Instant::now();
+        if now >= end {
+            return Some(match progress.started {
+                Some(_) => Cause::Wall,
+                None => Cause::Failed(format!("set up the box: not done in {} s", SETUP.as_secs())),
+            });
+        }
+        if progress.started.is_some() && now >= *next_look {
+            // Where nothing counts, the rlimit holds each process.
+            let used = self.group.cpu().unwrap_or_default();
+            if used >= limits.cpu {
+                return Some(Cause::Cpu);
+            }
+            // Before that it cannot be used up, on so many processors.
+            let soonest = (limits.cpu - used) / self.cpus.min(limits.processes).max(1);
+            *next_look = now + soonest.max(SHORTEST_LOOK);
+        }
+        None
+    }
+
+    fn pump(&self, streams: &mut [Stream; 2], progress: &mut Progress) {
+        for stream in streams {
+            let room = self.job.limits.output.saturating_sub(progress.output);
+            progress.output += stream.pull(room);
+            stream.push();
+        }
+    }
+}
+
+impl Progress {
+    fn hear(&mut self, message: Message) {
+        match message {
+            Message::Started => self.started = Some(Instant::now()),
+            Message::Ended { status, cpu_us, peak } => {
+                self.ended = Some(Instant::now());
+                (self.cpu, self.peak) = (Duration::from_micros(cpu_us), Some(peak));
+                self.cause = self.cause.take().or(Some(Cause::Ended(status)));
+            }
+            Message::Failed(why) => self.cause = self.cause.take().or(Some(Cause::Failed(why))),
+            Message::NotExecutable(why) => self.cause = self.cause.take().or(Some(Cause::NotExecutable(why))),
+        }
+    }
+}
+
+/// Kills process 1, and with it the kernel all of its pid namespace; returns when they are gone.
+fn kill(init: &Child) -> Result<()> {
+    // It may be dead already.
+    let _ = pidfd_send_signal(&init.pidfd, Signal::KILL);
+    let deadline = Instant::now() + DYING;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut end = [PollFd::from_borrowed_fd(init.pidfd.as_fd(), PollFlags::IN)];
+        match poll(&mut end, Some(&timespec(left))) {
+            Ok(0) => return Err(Error::Internal(format!("kill the box: process {} is still dying", init.pid))),
+            Ok(_) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(e).doing(|| "wait for process 1".to_owned()),
+        }
+    }
+    sys::wait(init.pid).map(drop).doing(|| "reap process 1".to_owned())
+}
+
+/// In the box, root is who we are; so is the payload, unless root can give it a user of its own (user_namespaces(7)).
+fn map_users(pid: i32, payload: Option<u32>) -> Result<()> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let map = |own: u32| match payload {
+        Some(user) => format!("0 {own} 1\n{user} {user} 1\n"),
+        None => format!("{} {own} 1\n", crate::run::ONLY_USER),
+    };
+    let write = |file: &str, text: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        fs::write(&path, text).doing(|| format!("write {path}"))
+    };
+    write("uid_map", &map(uid))?;
+    if payload.is_none() {
+        // An ordinary user may not give up a group that keeps it out of something.
+        write("setgroups", "deny")?;
+    }
+    write("gid_map", &map(gid))
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
+}
