@@ -5,22 +5,26 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from leakcheck import _bin
+
 __all__ = ["binds", "find", "places"]
 
 # What an arena has anew; bound from the host it would be hidden. The last one is a campaign's own in there.
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev", "/dev/shm", "/tmp/leakcheck")  # noqa: S108 - names to compare with
+# Where the helper programs are, refbox among them.
+_PACKAGED = Path(_bin.__file__).parent
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def places() -> list[str]:
     """Return the directories that are searched, in order.
 
-    ``.targets/bin`` of the checkout (``make targets`` fills it), ``$LEAKCHECK_TARGETS/bin``, ``$PATH``, and the
-    directories of system programs, which an ordinary user's ``$PATH`` lacks in Debian.
+    ``.targets/bin`` of the checkout (``make targets`` fills it), ``$LEAKCHECK_TARGETS/bin``, ``$PATH``, the
+    directories of system programs, which an ordinary user's ``$PATH`` lacks in Debian, and what comes with leakcheck.
     """
     own = [str(directory / "bin") for directory in _own()]
     inherited = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place]
-    return list(dict.fromkeys([*own, *inherited, "/usr/sbin", "/sbin"]))
+    return list(dict.fromkeys([*own, *inherited, "/usr/sbin", "/sbin", str(_PACKAGED)]))
 
 
 def find(name: str) -> str | None:
