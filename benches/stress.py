@@ -52,7 +52,7 @@ def beside_bubblewrap(rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as place:
         result = Path(place, "result.json")
         refbox = [str(helper("refbox")), "run", "--box", "0", "--state", f"{place}/state", "--result", str(result)]
-        refbox += ["--program", "--", *TRUE]
+        refbox += ["--", *TRUE]
         times = interleaved({"refbox": command(refbox), "bwrap": command(BWRAP)}, rounds, gap=GAP)
         if '"OK"' not in result.read_text():
             raise AssertionError(result.read_text())

@@ -55,8 +55,9 @@ fn prepare(job: &Job, wires: &Wires) -> Result<()> {
 
 fn rlimits(job: &Job) -> Result<()> {
     let limits = &job.limits;
-    // The cgroup's count stops it earlier; this is for where there is none, and for a supervisor that hangs.
-    let cpu = limits.cpu.as_secs_f64().ceil() as u64;
+    // The cgroup's count stops it earlier; this is for where there is none, and for a supervisor that hangs. It goes by
+    // clock ticks, which on a machine under load can be a fifth too many (setrlimit(2) does not say so), hence the second.
+    let cpu = limits.cpu.as_secs_f64().ceil() as u64 + 1;
     let mut all = vec![
         (Resource::Cpu, cpu, cpu + 1),
         (Resource::Fsize, limits.file_size, limits.file_size),
