@@ -27,7 +27,7 @@ test: setup lint-python ## the cargo and pytest suites, under leakcheck itself; 
 	$(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && pytest -m "not slow"'
 
 test-full: setup-full targets lint ## as test, with the slow tests (a virtual machine among them) and ten times the property cases
-	PROPTEST_CASES=2560 $(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && pytest'
+	PROPTEST_CASES=2560 $(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && pytest -o faulthandler_timeout=1800'
 
 lint-python: setup
 	$(bin)/ruff check
