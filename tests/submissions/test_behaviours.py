@@ -6,7 +6,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
@@ -24,11 +24,13 @@ HERE = [name for name, language in LANGUAGES.items() if language.available().rea
 PATIENCE = 60
 
 
-def each(*verdicts: str, hostile: bool = False) -> Iterator[Spec]:
-    for language in HERE:
-        for behaviour in BEHAVIOURS.values():
-            if language in behaviour.languages and behaviour.expect in verdicts and behaviour.hostile == hostile:
-                yield spec(language, behaviour.name)
+def each(*verdicts: str, hostile: bool = False) -> list[Spec]:
+    return [
+        spec(language, behaviour.name)
+        for language in HERE
+        for behaviour in BEHAVIOURS.values()
+        if language in behaviour.languages and behaviour.expect in verdicts and behaviour.hostile == hostile
+    ]
 
 
 def bounded() -> None:
@@ -55,11 +57,9 @@ def started(
         process.wait()
 
 
-def until(what: str, true: "Iterator[bool]") -> None:
+def wait_until(what: str, holds: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
-    for now in true:
-        if now:
-            return
+    while not holds():
         assert time.monotonic() < end, f"not in {PATIENCE} s: {what}"
         time.sleep(0.01)
 
@@ -105,7 +105,7 @@ def test_what_is_re_ends_by_its_exit_code_or_signal(wanted: Spec) -> None:
 @pytest.mark.parametrize("wanted", [one for one in each("TLE") if one.behaviour == "spin"], ids=lambda one: one.plan)
 def test_what_spins_takes_processor_time_and_does_not_end(wanted: Spec) -> None:
     with started(build(wanted)) as process:
-        until("it spins", (processor_seconds(process.pid) > 0.4 for _ in iter(int, 1)))
+        wait_until("it spins", lambda: processor_seconds(process.pid) > 0.4)
         assert process.poll() is None
 
 
@@ -120,7 +120,7 @@ def test_what_sleeps_does_not_end_and_takes_no_processor_time(language: str) -> 
 @pytest.mark.parametrize("language", HERE)
 def test_what_ignores_sigterm_does(language: str) -> None:
     with memory() as output, started(build(spec(language, "ignore_sigterm")), output) as process:
-        until("it is ready", (os.pread(output, 9, 0) == b"ready\n" for _ in iter(int, 1)))
+        wait_until("it is ready", lambda: os.pread(output, 9, 0) == b"ready\n")
         process.terminate()
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.2)

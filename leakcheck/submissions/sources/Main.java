@@ -83,7 +83,7 @@ public final class Main {
 
     private static void daemonise() {
         try {
-            new ProcessBuilder("/usr/bin/setsid", "/bin/sleep", "60")
+            new ProcessBuilder("/usr/bin/setsid", "/bin/sleep", "30")
                     .redirectInput(new java.io.File("/dev/null"))
                     .redirectOutput(ProcessBuilder.Redirect.DISCARD)
                     .redirectError(ProcessBuilder.Redirect.DISCARD)

@@ -23,7 +23,7 @@
 #include <unistd.h>
 
 #define BLOCK 65536
-#define HELD_S 60
+#define HELD_S 30
 
 static char block[BLOCK];
 

@@ -5,7 +5,7 @@ import sys
 import time
 
 _BLOCK = b"x" * 65536
-_HELD_S = 60
+_HELD_S = 30
 
 
 def _rest(seconds: float) -> None:
