@@ -10,17 +10,19 @@ __all__ = ["binds", "find", "places"]
 # What an arena has anew; bound from the host it would be hidden. The last one is a campaign's own in there.
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev", "/dev/shm", "/tmp/leakcheck")  # noqa: S108 - names to compare with
 _CHECKOUT = Path(__file__).resolve().parents[2]
+_PACKAGED = Path(__file__).resolve().parents[1] / "_bin"
 
 
 def places() -> list[str]:
     """Return the directories that are searched, in order.
 
     ``.targets/bin`` of the checkout (``make targets`` fills it), ``$LEAKCHECK_TARGETS/bin``, ``$PATH``, and the
-    directories of system programs, which an ordinary user's ``$PATH`` lacks in Debian.
+    directories of system programs, which an ordinary user's ``$PATH`` lacks in Debian; last the package's own, where
+    refbox is.
     """
     own = [str(directory / "bin") for directory in _own()]
     inherited = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place]
-    return list(dict.fromkeys([*own, *inherited, "/usr/sbin", "/sbin"]))
+    return list(dict.fromkeys([*own, *inherited, "/usr/sbin", "/sbin", str(_PACKAGED)]))
 
 
 def find(name: str) -> str | None:
