@@ -37,14 +37,14 @@ pub(crate) enum Command {
     /// Undo what a crashed run left, and return the box to service
     Recover {
         /// Only this box
-        #[arg(long = "box", value_name = "N", value_parser = box_number)]
+        #[arg(long = "box", value_name = "N", value_parser = box_number, allow_negative_numbers = true)]
         number: Option<u16>,
     },
     /// Print the state of all boxes as JSON
     Health,
     /// Recover a box, and remove what is known of it but its lock file
     Clean {
-        #[arg(long = "box", value_name = "N", value_parser = box_number)]
+        #[arg(long = "box", value_name = "N", value_parser = box_number, allow_negative_numbers = true)]
         number: u16,
     },
 }
@@ -52,7 +52,7 @@ pub(crate) enum Command {
 #[derive(Args, Debug)]
 pub(crate) struct Run {
     /// The box, 0 to 9999; one run at a time in each
-    #[arg(long = "box", value_name = "N", value_parser = box_number)]
+    #[arg(long = "box", value_name = "N", value_parser = box_number, allow_negative_numbers = true)]
     pub(crate) number: u16,
     /// Language of --source: c, cpp, go, java, node, python, rust
     #[arg(long, value_name = "L", requires = "source")]

@@ -1,6 +1,8 @@
 //! Undoing what a run left whose supervisor died. It can be killed itself at any instant: the state file goes last.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::statfs;
 
 use crate::cgroup::removal::{Below, remove};
 use crate::cgroup::{lock, plan};
@@ -36,7 +38,13 @@ pub(crate) fn clean(store: &Store, number: u16) -> Result<()> {
 
 /// Brings a box that we have locked back to idle, or into quarantine.
 pub(crate) fn undo(store: &Store, number: u16, _lock: &Lock) -> Result<()> {
-    let found = store.read(number)?;
+    let found = match store.read(number)? {
+        // Named like one of ours, and a directory of somebody's files.
+        Found::State(state) if !state.cgroups.iter().all(|dir| absent_or_cgroup(dir)) => {
+            Found::Corrupt("a directory in it is no cgroup".to_owned())
+        }
+        found => found,
+    };
     let mut dirs: Vec<PathBuf> = Vec::new();
     let mut event = None;
     match found {
@@ -65,6 +73,12 @@ pub(crate) fn undo(store: &Store, number: u16, _lock: &Lock) -> Result<()> {
         }
         Err(e) => Err(quarantine(store, number, dirs, &e.to_string())),
     }
+}
+
+fn absent_or_cgroup(dir: &Path) -> bool {
+    const V1: u32 = 0x0027_e0eb;
+    const V2: u32 = 0x6367_7270;
+    statfs(dir).map_or(true, |found| [V1, V2].contains(&(found.f_type as u32)))
 }
 
 fn remove_unlocked(dirs: &[PathBuf]) -> Result<()> {

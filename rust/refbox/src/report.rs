@@ -1,8 +1,7 @@
-//! The result file: whole or not at all, and never an earlier run's.
+//! The result file: empty or whole, and never an earlier run's.
 
-use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -56,67 +55,49 @@ pub(crate) fn json(number: u16, verdict: &Verdict, seen: Option<&Execution>, by:
 /// Where a result goes.
 pub(crate) struct Target {
     path: PathBuf,
-    /// `/dev/stdout` and the like, which are not replaced.
-    special: bool,
+    exists: bool,
 }
 
 impl Target {
     /// Checks that a result can be written to `path`.
     pub(crate) fn new(path: &Path) -> Result<Self> {
         let named = || format!("--result {}", path.display());
-        let found = fs::metadata(path);
-        if found.as_ref().is_ok_and(|found| found.is_dir()) {
-            return Err(Error::Usage(format!("{}: is a directory", named())));
-        }
-        let special = found.is_ok_and(|found| !found.is_file());
-        if !special {
-            access(directory(path), Access::WRITE_OK | Access::EXEC_OK).doing(named).map_err(Error::into_usage)?;
-        }
-        Ok(Target { path: path.to_owned(), special })
+        let exists = path.exists();
+        // Whoever may not write to the file is told before anything is run.
+        let opened = if exists {
+            OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).map(drop)
+        } else {
+            access(directory(path), Access::WRITE_OK | Access::EXEC_OK).map_err(Into::into)
+        };
+        opened.doing(named).map_err(Error::into_usage)?;
+        Ok(Target { path: path.to_owned(), exists })
     }
 
-    /// Takes an earlier result away, lest it be read as this run's.
+    /// Empties a file that is there, lest an earlier result be read as this run's. It stays the caller's: its owner, its mode and its
+    /// other names are kept.
     pub(crate) fn clear(&self) -> Result<()> {
-        match fs::remove_file(&self.path) {
-            _ if self.special => Ok(()),
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e).doing(|| format!("remove {}", self.path.display())),
-            _ => Ok(()),
-        }
+        let emptied = if self.exists { File::create(&self.path).map(drop) } else { Ok(()) };
+        emptied.doing(|| format!("empty {}", self.path.display()))
     }
 
+    /// Writes all of it at once.
     pub(crate) fn write(&self, content: &[u8]) -> Result<()> {
         let named = || format!("write {}", self.path.display());
-        if self.special {
-            return OpenOptions::new().write(true).open(&self.path).and_then(|mut f| f.write_all(content)).doing(named);
+        if !self.exists && self.make(content).is_ok() {
+            return Ok(());
         }
-        // A file without a name leaves nothing, whenever we die.
-        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
-        match open(directory(&self.path), flags, Mode::from_raw_mode(0o644)) {
-            Ok(fd) => {
-                let mut file = File::from(fd);
-                file.write_all(content).doing(named)?;
-                let own = format!("/proc/self/fd/{}", file.as_raw_fd());
-                match linkat(CWD, &own, CWD, &self.path, AtFlags::SYMLINK_FOLLOW) {
-                    Ok(()) => Ok(()),
-                    // Somebody made one meanwhile, or has no /proc.
-                    Err(_) => self.replace(content),
-                }
-            }
-            Err(_) => self.replace(content),
-        }
+        // One call: a reader, or a crash, finds the file empty or whole.
+        let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&self.path);
+        opened.and_then(|mut file| file.write_all(content)).doing(named)
     }
 
-    fn replace(&self, content: &[u8]) -> Result<()> {
-        let named = || format!("write {}", self.path.display());
-        let mut name = OsString::from(".");
-        name.push(self.path.file_name().unwrap_or_default());
-        name.push(".refbox-new");
-        let new = directory(&self.path).join(name);
-        let mut options = OpenOptions::new();
-        let file =
-            options.write(true).create(true).truncate(true).mode(0o644).custom_flags(libc::O_NOFOLLOW).open(&new);
-        file.and_then(|mut file| file.write_all(content)).doing(named)?;
-        fs::rename(&new, &self.path).doing(named)
+    /// Makes a new file that has no name, and leaves nothing whenever we die, until its content is complete (open(2), O_TMPFILE).
+    fn make(&self, content: &[u8]) -> std::io::Result<()> {
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let mut file = File::from(open(directory(&self.path), flags, Mode::from_raw_mode(0o644))?);
+        file.write_all(content)?;
+        let unnamed = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(linkat(CWD, &unnamed, CWD, &self.path, AtFlags::SYMLINK_FOLLOW)?)
     }
 }
 

@@ -100,8 +100,11 @@ pub(crate) fn make(layout: &Layout) -> Result<()> {
     trees.iter().try_for_each(Tree::attach)
 }
 
-/// Takes what is needed of the host: symbolic links with their targets, and trees.
-fn host(layout: &Layout) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<Tree>)> {
+/// A symbolic link: where it is, and what it says.
+type Link = (PathBuf, PathBuf);
+
+/// Takes what is needed of the host.
+fn host(layout: &Layout) -> Result<(Vec<Link>, Vec<Tree>)> {
     let (mut links, mut trees) = (Vec::new(), Vec::new());
     let mut shown: Vec<PathBuf> = SHOWN.iter().map(PathBuf::from).collect();
     shown.extend(ETC.iter().map(|name| Path::new("/etc").join(name)));
@@ -131,7 +134,7 @@ fn host(layout: &Layout) -> Result<(Vec<(PathBuf, PathBuf)>, Vec<Tree>)> {
     Ok((links, trees))
 }
 
-fn fill(layout: &Layout, links: &[(PathBuf, PathBuf)]) -> Result<()> {
+fn fill(layout: &Layout, links: &[Link]) -> Result<()> {
     for (dir, mode, of_payload) in [
         ("/etc", 0o755, false),
         ("/dev", 0o755, false),

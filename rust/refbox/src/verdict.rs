@@ -93,8 +93,8 @@ pub(crate) fn judge(seen: &Execution, limits: &Limits) -> Verdict {
         Cause::Ended(status) => (None, Some(libc::WTERMSIG(status))),
         _ => (None, None),
     };
-    // The rlimit's own count is coarser; a program that sends itself the signal has hardly run.
-    let by_rlimit = signal == Some(libc::SIGXCPU) && seen.cpu >= limits.cpu.mul_f64(0.9);
+    // The rlimit counts in ticks, which may be off by a third; a program that sends itself the signal has hardly run.
+    let by_rlimit = signal == Some(libc::SIGXCPU) && seen.cpu >= limits.cpu / 2;
     let (status, reason) = if seen.output > limits.output || seen.cause == Cause::Output {
         (Status::Output, format!("more than {} bytes of output", limits.output))
     } else if seen.oom_kills > 0 {
@@ -158,7 +158,7 @@ mod tests {
             (seen(Cause::Ended(libc::SIGXFSZ)), Status::Output, "a file of more than 512 bytes"),
             (seen(Cause::Ended(libc::SIGXCPU)), Status::Runtime, "killed by SIGXCPU"),
             (
-                Execution { cpu: Duration::from_millis(995), ..seen(Cause::Ended(libc::SIGXCPU)) },
+                Execution { cpu: Duration::from_millis(767), ..seen(Cause::Ended(libc::SIGXCPU)) },
                 Status::Time,
                 "more than 1 s of processor time",
             ),

@@ -1,0 +1,138 @@
+//! Each status follows from its evidence, and each language runs.
+
+mod common;
+
+use common::{Place, exists, root};
+
+#[test]
+fn every_status_is_reached_by_a_program_made_for_it() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("status");
+    let table: [(&str, &[&str], &str, &str); 12] = [
+        ("OK", &[], "exit 0", "exit code 0"),
+        ("RE", &[], "exit 3", "exit code 3"),
+        ("RE", &[], "kill -SEGV $$", "killed by SIGSEGV"),
+        ("RE", &[], "kill -KILL $$", "killed by SIGKILL"),
+        ("TLE", &["--wall", "0.2"], "sleep 600", "more than 0.2 s of wall-clock time"),
+        ("TLE", &["--wall", "0.2"], "kill -STOP $$", "more than 0.2 s of wall-clock time"),
+        ("TLE", &["--cpu", "0.2"], "while :; do :; done", "more than 0.2 s of processor time"),
+        (
+            "TLE",
+            &["--cpu", "0.2"],
+            "(while :; do :; done) & (while :; do :; done) & wait",
+            "more than 0.2 s of processor time",
+        ),
+        ("MLE", &["--memory", "16M"], "head -c 1G /dev/zero | tail", "more than 16777216 bytes of memory"),
+        ("MLE", &["--memory", "16M"], "head -c 1G /dev/zero >/dev/shm/x; exit 0", "more than 16777216 bytes of memory"),
+        ("OLE", &["--output", "4K"], "yes", "more than 4096 bytes of output"),
+        ("OLE", &["--file-size", "1M"], "exec head -c 2M /dev/zero >/tmp/x", "a file of more than 1048576 bytes"),
+    ];
+    for (status, limits, script, reason) in table {
+        let mut arguments = limits.to_vec();
+        arguments.extend(["--", "/bin/sh", "-c", script]);
+        let ran = place.run(1, &arguments);
+        assert_eq!((ran.code, ran.status()), (0, status), "{script}: {}", ran.all());
+        assert!(ran.result["reason"].as_str().unwrap().starts_with(reason), "{script}: {}", ran.all());
+        place.assert_nothing_left(script);
+    }
+}
+
+#[test]
+fn a_result_has_the_measurements() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("result");
+    let ran = place.run(7, &["--stdin", &place.write("in", "five\n"), "--", "/bin/cat"]);
+    assert_eq!(ran.stdout, "five\n");
+    assert_eq!((&ran.result["version"], &ran.result["box"]), (&1.into(), &7.into()), "{}", ran.all());
+    assert_eq!((&ran.result["output_bytes"], &ran.result["exit_code"]), (&5.into(), &0.into()), "{}", ran.all());
+    for measured in ["wall_ms", "cpu_ms", "memory_peak_bytes"] {
+        assert!(ran.result[measured].as_f64().is_some_and(|n| n > 0.0), "{measured}: {}", ran.all());
+    }
+    assert!(ran.result["limits_by"]["memory"].is_string(), "{}", ran.all());
+}
+
+#[test]
+fn output_is_cut_at_the_limit_and_goes_where_it_is_told() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("output");
+    let (out, err) = (place.write("out", "old"), place.write("err", "old"));
+    let ran = place
+        .run(1, &["--output", "100", "--stdout", &out, "--stderr", &err, "--", "/bin/sh", "-c", "echo e >&2; yes"]);
+    assert_eq!(ran.status(), "OLE", "{}", ran.all());
+    let lengths = [out, err].map(|path| std::fs::metadata(path).unwrap().len());
+    assert_eq!(lengths.iter().sum::<u64>(), 100);
+}
+
+#[test]
+fn a_supervisor_that_is_told_to_end_cleans_up_and_says_ie() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("told");
+    let held = place.held(2, &[]);
+    let pid = held.child.id().to_string();
+    assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+    let ran = held.let_go(&place, 2);
+    assert_eq!((ran.code, ran.status()), (1, "IE"), "{}", ran.all());
+    assert_eq!(ran.result["reason"], "the supervisor was told to end by SIGTERM");
+    place.assert_nothing_left("after SIGTERM");
+}
+
+/// Language, its working source, its output, a source that does not compile, and a word of the message.
+const SOURCES: [(&str, &str, &str, &str, &str); 5] = [
+    ("c", "#include <stdio.h>\nint main(void){puts(\"hello\");}", "hello\n", "int main(void){return x;}", "undeclared"),
+    (
+        "cpp",
+        "#include <iostream>\nint main(){std::cout<<\"hello\\n\";}",
+        "hello\n",
+        "int main(){return x;}",
+        "not declared",
+    ),
+    (
+        "java",
+        "public class Main { public static void main(String[] a) { System.out.println(\"hello\"); } }",
+        "hello\n",
+        "public class Main { int x = \"\"; }",
+        "incompatible types",
+    ),
+    ("python", "print('hello')", "hello\n", "print('hello'", "SyntaxError"),
+    ("node", "console.log('hello')", "hello\n", "let let = 1", "SyntaxError"),
+];
+
+#[test]
+fn each_language_compiles_and_runs_or_tells_its_first_error() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("language");
+    for (language, good, output, bad, word) in SOURCES {
+        let ran = place.run(1, &["--language", language, "--source", &place.write("good", good)]);
+        if ran.code == 2 && ran.stderr.contains("apt-get install") {
+            eprintln!("skipped {language}: {}", ran.stderr.trim());
+            continue;
+        }
+        assert_eq!((ran.status(), ran.stdout.as_str()), ("OK", output), "{language}: {}", ran.all());
+        let ran = place.run(1, &["--language", language, "--source", &place.write("bad", bad)]);
+        assert_eq!((ran.code, ran.status()), (0, "CE"), "{language}: {}", ran.all());
+        assert!(ran.result["reason"].as_str().unwrap().contains(word), "{language}: {}", ran.all());
+        place.assert_nothing_left(language);
+    }
+}
+
+#[test]
+fn a_user_namespace_for_root_changes_no_status() {
+    if !root() || !exists("/proc/self/ns/user") {
+        return;
+    }
+    let place = Place::new("userns");
+    let ran =
+        place.run(1, &["--user-namespace", "--", "/bin/sh", "-c", "cat /proc/self/uid_map; echo >/dev/null; id -u"]);
+    assert_eq!(ran.status(), "OK", "{}", ran.all());
+    assert!(ran.stdout.ends_with("60001\n") && ran.stdout.lines().count() == 3, "{}", ran.all());
+}
