@@ -123,7 +123,8 @@ class Adapter(_Table, frozen=True):
         version: prints its version on stdout; empty where it has none.
         launch: runs one submission; has ``{program}`` or writes it to a file.
         env: added to the environment of every command.
-        prepare: run in order before each launch; must be repeatable.
+        prepare: run in order before each launch; must be repeatable. By ``{bundle}`` it makes the bundle's place, which
+            the target would otherwise make itself, and leave.
         recover: run in order after a crash; must be repeatable and succeed where there is nothing to do.
         files: written before each launch, after `prepare`.
         shortest_wall: the shortest wall limit that it takes, in seconds.
@@ -221,10 +222,10 @@ def _places(
     yield from (("launch", text, limited | {"program"}) for text in adapter.launch)
     yield from (("version", text, programs) for text in adapter.version)
     yield from (("env", text, _STATIC | programs) for text in adapter.env.values())
-    for field, commands in (("prepare", adapter.prepare), ("recover", adapter.recover)):
+    for field, commands, more in (("prepare", adapter.prepare, {"bundle"}), ("recover", adapter.recover, set[str]())):
         if [] in commands:
             raise wrong(field, "has an empty command; take it out")
-        yield from ((field, text, _STATIC | programs) for command in commands for text in command)
+        yield from ((field, text, _STATIC | programs | more) for command in commands for text in command)
     for file in adapter.files:
         if (file.text is None) == (file.json is None):
             raise wrong("files", f"{file.path}: give either text or json")
