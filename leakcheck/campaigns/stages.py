@@ -84,7 +84,7 @@ class Stages:
 
     def prepare(self, submission: Submission) -> list[str]:
         """Make the box ready, and return the command line that runs `submission` in it."""
-        self._commands("prepare", self.target.prepare_commands(self.box))
+        self._commands("prepare", self.target.prepare_commands(self.box, submission))
         launch = self.target.launch(submission, self.box)
         for path, content in launch.files.items():
             try:

@@ -123,9 +123,9 @@ class Adapter(_Table, frozen=True):
         version: prints its version on stdout; empty where it has none.
         launch: runs one submission; has ``{program}`` or writes it to a file.
         env: added to the environment of every command.
-        prepare: run in order before each launch; must be repeatable.
+        prepare: run in order before each launch; must be repeatable. By ``{bundle}`` it makes the bundle's place, which
+            the target would otherwise make itself, and leave.
         recover: run in order after a crash; must be repeatable and succeed where there is nothing to do.
-        health: succeeds if the target holds all its boxes for fit; empty where it cannot tell.
         files: written before each launch, after `prepare`.
         shortest_wall: the shortest wall limit that it takes, in seconds.
         may_lack_signal: whether a death by signal may come back as a bare exit code.
@@ -144,7 +144,6 @@ class Adapter(_Table, frozen=True):
     env: dict[str, str] = {}
     prepare: list[Argv] = []
     recover: list[Argv] = []
-    health: Argv = []
     files: list[File] = []
     needs: Needs = Needs()
     status: Status = Status()
@@ -223,11 +222,10 @@ def _places(
     yield from (("launch", text, limited | {"program"}) for text in adapter.launch)
     yield from (("version", text, programs) for text in adapter.version)
     yield from (("env", text, _STATIC | programs) for text in adapter.env.values())
-    yield from (("health", text, _STATIC | programs) for text in adapter.health)
-    for field, commands in (("prepare", adapter.prepare), ("recover", adapter.recover)):
+    for field, commands, more in (("prepare", adapter.prepare, {"bundle"}), ("recover", adapter.recover, set[str]())):
         if [] in commands:
             raise wrong(field, "has an empty command; take it out")
-        yield from ((field, text, _STATIC | programs) for command in commands for text in command)
+        yield from ((field, text, _STATIC | programs | more) for command in commands for text in command)
     for file in adapter.files:
         if (file.text is None) == (file.json is None):
             raise wrong("files", f"{file.path}: give either text or json")

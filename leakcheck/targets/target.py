@@ -122,9 +122,10 @@ class Target:
         lines = [line.strip(" |_/\\") for line in (done.stdout or done.stderr).splitlines()]
         return next((line for line in lines if any(c.isdigit() for c in line)), "")
 
-    def prepare_commands(self, box: Box) -> list[list[str]]:
-        """Return what to run before a launch in `box`, in order."""
-        return [fill_argv(argv, self._values(box)) for argv in self.adapter.prepare]
+    def prepare_commands(self, box: Box, submission: Submission | None = None) -> list[list[str]]:
+        """Return what to run before a launch of `submission` in `box`, in order; without one, of one with no bundle."""
+        values = self._values(box) | {"bundle": _bundle(submission)}
+        return [fill_argv(argv, values) for argv in self.adapter.prepare]
 
     def recover_commands(self, box: Box) -> list[list[str]]:
         """Return what to run in order after a crash in `box`. Where there is nothing to do they succeed too."""
@@ -156,7 +157,7 @@ class Target:
             "processes": submission.processes,
             "file_size": submission.file_size,
             "output": submission.output,
-            "bundle": submission.bundle or _NO_BUNDLE,
+            "bundle": _bundle(submission),
         }
         files = {}
         for file in self.adapter.files:
@@ -295,6 +296,10 @@ class Target:
             raise UsageError(f"{self.name}: work directory {box.work} is not absolute")
         name = box.name or f"leakcheck-{self.name}-{box.number}"
         return self._programs() | {"box": box.number, "work": str(box.work), "name": name}
+
+
+def _bundle(submission: Submission | None) -> str:
+    return (submission.bundle if submission else "") or _NO_BUNDLE
 
 
 def _decimal(seconds: float) -> int | float:

@@ -176,7 +176,7 @@ def test_what_is_hostile_is_ok_and_leaves_what_it_says(wanted: Spec) -> None:
         before = _native.snapshot(arena=arena.view)
         code = arena.run(submission.program, timeout=PATIENCE, stdout=output, stderr=output)
         assert code == 0, os.pread(output, 4000, 0).decode()
-        report = Report.from_json(_native.settle(before, settle_ms=500))
+        report = Report.from_json(_native.settle(before, settle_ms=100))
         # Java listens only until it ends.
         named = set() if wanted.plan == "java/sockets" else LEFT.get(wanted.behaviour, set())
         assert {leak.kind for leak in report.leaks} >= named

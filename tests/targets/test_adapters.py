@@ -83,6 +83,13 @@ def test_processor_time_is_whole_seconds_rounded_up_or_exact(
     assert target.launch(Submission(name="x", program=("a",), cpu=cpu), BOX).argv[2:] == [whole, exact]
 
 
+def test_the_place_of_a_bundle_can_be_made_ready(tmp_path: Path) -> None:
+    target = load(adapter(tmp_path, MINIMAL, 'prepare = [["mkdir", "-p", "{work}{bundle}"]]'))
+    submission = Submission(name="x", program=("a",), bundle="/var/cache/x")
+    assert target.prepare_commands(BOX, submission) == [["mkdir", "-p", "/tmp/work/var/cache/x"]]
+    assert target.prepare_commands(BOX)[0][2].startswith("/tmp/work/usr/")
+
+
 def test_what_needs_no_bundle_has_a_directory_to_bind_that_is_there_anyway(tmp_path: Path) -> None:
     target = load(adapter(tmp_path, MINIMAL.replace('"{program}"]', '"{program}", "{bundle}"]')))
     bundle = Path(target.launch(BUILTIN["crash_exit"], BOX).argv[-1])

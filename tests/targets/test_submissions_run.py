@@ -8,7 +8,7 @@ import pytest
 from leakcheck.campaigns.place import ArenaPlace
 from leakcheck.campaigns.stages import Stages
 from leakcheck.conformance import tried
-from leakcheck.submissions import LANGUAGES, Spec, build, spec
+from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Spec, build, spec
 from leakcheck.targets import Target, builtin
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -65,3 +65,15 @@ def test_each_submission_gets_its_verdict(target: Target) -> None:
     if state.state != "ready":
         pytest.skip(f"{state.state}: {state.reason}; {state.hint}")
     assert wrong(target, wanted(target)) == []
+
+
+# Two targets wait for what the program left running, half a minute each time.
+@pytest.mark.slow
+@pytest.mark.parametrize("target", builtin(), ids=lambda target: target.name)
+def test_what_is_hostile_is_ok_with_every_target(target: Target) -> None:
+    state = tried(target)
+    if state.state != "ready":
+        pytest.skip(f"{state.state}: {state.reason}; {state.hint}")
+    hostile = [one.name for one in BEHAVIOURS.values() if one.hostile]
+    language = "cpp" if LANGUAGES["cpp"].available().ready else "python"
+    assert wrong(target, [spec(language, behaviour) for behaviour in hostile]) == []
