@@ -126,6 +126,7 @@ class Adapter(_Table, frozen=True):
         prepare: run in order before each launch; must be repeatable. By ``{bundle}`` it makes the bundle's place, which
             the target would otherwise make itself, and leave.
         recover: run in order after a crash; must be repeatable and succeed where there is nothing to do.
+        health: succeeds if the target holds all its boxes for fit; empty where it cannot tell.
         files: written before each launch, after `prepare`.
         shortest_wall: the shortest wall limit that it takes, in seconds.
         may_lack_signal: whether a death by signal may come back as a bare exit code.
@@ -144,6 +145,7 @@ class Adapter(_Table, frozen=True):
     env: dict[str, str] = {}
     prepare: list[Argv] = []
     recover: list[Argv] = []
+    health: Argv = []
     files: list[File] = []
     needs: Needs = Needs()
     status: Status = Status()
@@ -222,6 +224,7 @@ def _places(
     yield from (("launch", text, limited | {"program"}) for text in adapter.launch)
     yield from (("version", text, programs) for text in adapter.version)
     yield from (("env", text, _STATIC | programs) for text in adapter.env.values())
+    yield from (("health", text, _STATIC | programs) for text in adapter.health)
     for field, commands, more in (("prepare", adapter.prepare, {"bundle"}), ("recover", adapter.recover, set[str]())):
         if [] in commands:
             raise wrong(field, "has an empty command; take it out")
