@@ -7,8 +7,9 @@ import msgspec
 
 from leakcheck.campaigns.stages import NEXT
 from leakcheck.errors import UsageError
-from leakcheck.submissions import DEFAULT_MIX, LANGUAGES, Mix, Spec, Submission, build, cache_directory, deal
+from leakcheck.submissions import DEFAULT_MIX, LANGUAGES, Mix, Spec, Submission, build, cache_directory
 from leakcheck.targets import Target
+from leakcheck.targets.dealing import deal_for, misfit
 
 __all__ = ["StressOptions", "compiled", "submissions", "warm_up"]
 
@@ -78,10 +79,8 @@ def submissions(target: Target, options: StressOptions) -> Iterator[Submission]:
         CompileError: a suite does not compile; when the submission is taken.
     """
     if options.plan:
-        if unable := {spec.about.expect for spec in options.plan} - set(target.adapter.reports):
-            raise UsageError(
-                f"--plan: {target.name} cannot tell {min(unable)}; it tells {', '.join(target.adapter.reports)}"
-            )
+        if why := next(filter(None, (misfit(target, spec) for spec in options.plan)), ""):
+            raise UsageError(f"--plan: {why}")
         return map(compiled, itertools.cycle(options.plan))
     _check(target, options)
     # The first ones now: what cannot be drawn is said before anything is run.
@@ -104,9 +103,6 @@ def _check(target: Target, options: StressOptions) -> None:
     if options.mix and (unable := [status for status, share in shares.items() if share and status not in reports]):
         possible = options.mix.only(reports)
         raise UsageError(f"--mix {options.mix}: {target.name} cannot tell {unable[0]}; give --mix {possible}")
-    for language in options.languages:
-        if (why := target.adapter.languages_not.get(language)) is not None:
-            raise UsageError(f"--languages {language}: {target.name} cannot run it: {why}")
 
 
 def _endless(target: Target, options: StressOptions) -> Iterator[Spec]:
@@ -115,15 +111,11 @@ def _endless(target: Target, options: StressOptions) -> Iterator[Spec]:
 
 
 def _dealt(target: Target, options: StressOptions, number: int) -> list[Spec]:
-    adapter = target.adapter
-    return deal(
-        options.mix or DEFAULT_MIX.only(adapter.reports),
+    return deal_for(
+        target,
+        options.mix or DEFAULT_MIX.only(target.adapter.reports),
         list(options.languages) or None,
         min(options.wanted or _DEALT, _DEALT),
         options.seed + number,
-        reports=adapter.reports,
-        time_limits=adapter.time_limits,
-        shortest_wall=adapter.shortest_wall,
         hostile=options.hostile,
-        without=[*adapter.languages_not, *adapter.behaviours_not],
     )

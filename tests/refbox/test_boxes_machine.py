@@ -87,13 +87,15 @@ class Boxes(RuleBasedStateMachine):
     def hold(self, box: int) -> None:
         if self.boxes[box] == "busy" or (self.boxes[box] == "quarantined" and box not in self.untrusted):
             return
+        # A crashed box has a state already, of its last supervisor.
+        before = self.state(box)
         process = self.arena.popen(
             [helper("refbox"), *f"run --box {box} --wall 300 --result /tmp/held-{box}.json -- /bin/sleep 600".split()],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
         until = time.monotonic() + PATIENCE
-        while self.phase(box) != "execution":
+        while (now := self.state(box)) == before or now.get("phase") != "execution":
             assert process.poll() is None
             assert time.monotonic() < until, "the payload does not start"
             time.sleep(0.002)
@@ -227,11 +229,11 @@ class Boxes(RuleBasedStateMachine):
             for fd in streams:
                 os.close(fd)
 
-    def phase(self, box: int) -> str:
+    def state(self, box: int) -> dict[str, Any]:
         try:
-            return str(json.loads(read_file(self.root, STATE / f"box-{box}.json"))["state"]["phase"])
+            return dict(json.loads(read_file(self.root, STATE / f"box-{box}.json"))["state"])
         except (OSError, ValueError, KeyError):
-            return ""
+            return {}
 
     def audit(self) -> list[dict[str, Any]]:
         try:
