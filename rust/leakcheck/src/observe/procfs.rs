@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
-use super::read::{path, read_all, read_small};
-use super::source::{Pin, ProcessSource, Sample, Selection, Wanted};
+use super::read::{path, read_into, read_small};
+use super::source::{NsLink, Pin, ProcessSource, Sample, Selection, Wanted};
 use super::sys;
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
@@ -133,7 +133,7 @@ impl Procfs {
         if wanted.fds && (!own || wanted.own) {
             reader.fds(c"fd", pid);
         }
-        reader.namespaces("");
+        reader.namespaces(None);
         if wanted.pins {
             reader.pins();
         }
@@ -204,6 +204,7 @@ struct Scratch {
     text: [u8; 4096],
     fds: Vec<Fd>,
     link: [MaybeUninit<u8>; 4096],
+    maps: Vec<u8>,
     /// Mounts that working and root directories were seen on.
     pinned: Vec<u64>,
 }
@@ -214,6 +215,7 @@ impl Scratch {
             text: [0; 4096],
             fds: Vec::with_capacity(64),
             link: [MaybeUninit::uninit(); 4096],
+            maps: Vec::new(),
             pinned: Vec::new(),
         }
     }
@@ -312,16 +314,18 @@ impl Reader<'_> {
         }
     }
 
-    fn namespaces(&mut self, prefix: &str) {
-        for name in self.wanted.namespaces {
-            let link = path(&format_args!("{prefix}ns/{name}"));
-            match rustix::fs::readlinkat_raw(self.dir, &*link, &mut self.scratch.link[..]) {
+    fn namespaces(&mut self, thread: Option<u32>) {
+        for &name in self.wanted.namespaces {
+            let link = NsLink { thread, name };
+            let of_thread = thread.map(|_| path(&format_args!("{link}")));
+            let at = of_thread.as_deref().unwrap_or(name);
+            match rustix::fs::readlinkat_raw(self.dir, at, &mut self.scratch.link[..]) {
                 Ok((text, _)) => {
                     let known = &mut self.sample.namespaces;
                     if let Ok((ns_type, ino)) = parse::nslink::parse(text)
                         && !known.iter().any(|(t, i, _)| (*t, *i) == (ns_type, ino))
                     {
-                        known.push((ns_type, ino, format!("{prefix}ns/{name}")));
+                        known.push((ns_type, ino, link));
                     }
                 }
                 // A kernel without that type, or a process that is ending.
@@ -354,11 +358,12 @@ impl Reader<'_> {
 
     fn maps(&mut self) {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let text = rustix::fs::openat(self.dir, c"maps", flags, Mode::empty()).and_then(|fd| read_all(fd.as_fd()));
-        match text {
-            Ok(text) => {
+        let text = &mut self.scratch.maps;
+        let read = rustix::fs::openat(self.dir, c"maps", flags, Mode::empty()).and_then(|fd| read_into(fd.as_fd(), text));
+        match read {
+            Ok(()) => {
                 let (pid, start) = (self.sample.process.pid, self.sample.process.start);
-                for map in parse::maps::deleted(&text).flatten() {
+                for map in parse::maps::deleted(text).flatten() {
                     // Shared memory and memfds have no directory entry to begin with: they are IPC objects or FDs.
                     if map.is_shared_anonymous() || map.path.starts_with(b"/memfd:") || map.path.starts_with(b"/SYSV") {
                         continue;
@@ -411,7 +416,7 @@ impl Reader<'_> {
                 }
             }
             if !wanted.namespaces.is_empty() {
-                self.namespaces(&format!("task/{tid}/"));
+                self.namespaces(Some(tid));
             }
         }
     }

@@ -45,21 +45,21 @@ pub(super) fn read_small<'b>(dir: BorrowedFd<'_>, name: &CStr, buffer: &'b mut [
 
 /// Reads a file of any size.
 pub(crate) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
-    let mut text = vec![0u8; 16384];
-    let mut len = 0;
+    let mut text = Vec::new();
+    read_into(file, &mut text)?;
+    Ok(text)
+}
+
+/// As [`read_all`], in the place of what is in `text`.
+pub(super) fn read_into(file: BorrowedFd<'_>, text: &mut Vec<u8>) -> rustix::io::Result<()> {
+    text.clear();
     loop {
-        match rustix::io::read(file, &mut text[len..]) {
-            Ok(0) => {
-                text.truncate(len);
-                return Ok(text);
-            }
-            Ok(n) => {
-                len += n;
-                if text.len() - len < 4096 {
-                    text.resize(text.len() * 2, 0);
-                }
-            }
-            Err(Errno::INTR) => {}
+        if text.capacity() - text.len() < 4096 {
+            text.reserve(text.len().max(16384));
+        }
+        match rustix::io::read(file, spare_capacity(text)) {
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e),
         }
     }
