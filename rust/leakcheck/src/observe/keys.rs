@@ -119,7 +119,8 @@ impl Seen {
     fn add_others(&mut self, hidden: &BTreeMap<u32, i64>, uids: &[u32]) -> io::Result<()> {
         let mut last = OTHERS.lock().unwrap_or_else(PoisonError::into_inner);
         // Who may not read them now is not told of them either.
-        let may = || rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SETUID));
+        let may =
+            || rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SETUID));
         let others = match last.take().filter(|others| others.are_all(hidden) && may()) {
             Some(same) => same,
             None => {

@@ -25,8 +25,8 @@ use crate::text::Text;
 const PF_KTHREAD: u32 = 0x0020_0000;
 /// Never wait for a remote file system, never trigger an automount.
 const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
-/// From this many processes on, threads pay.
-const PARALLEL_FROM: usize = 48;
+/// How many processes pay for one more thread.
+const WORTH_A_THREAD: usize = 4;
 /// How many processes a thread takes at a time: few, so that all end together.
 const CHUNK: usize = 4;
 
@@ -157,7 +157,8 @@ impl ProcessSource for Procfs {
             samples.extend(self.sample(self.own_pid, wanted, &mut scratch)?);
         }
         let others: Vec<u32> = pids.into_iter().filter(|&p| p != self.own_pid).collect();
-        if threads <= 1 || others.len() < PARALLEL_FROM {
+        let threads = threads.min(others.len() / WORTH_A_THREAD);
+        if threads <= 1 {
             for &pid in &others {
                 samples.extend(self.sample(pid, wanted, &mut scratch)?);
             }
@@ -173,12 +174,13 @@ impl ProcessSource for Procfs {
 impl Procfs {
     fn read_parallel(&self, pids: &[u32], wanted: Wanted, threads: usize, samples: &mut Vec<Sample>) -> Result<()> {
         let next = AtomicUsize::new(0);
+        let at_a_time = CHUNK.min(pids.len() / threads / WORTH_A_THREAD).max(1);
         let work = || -> Result<Vec<Sample>> {
             let mut scratch = Scratch::new();
             let mut part = Vec::with_capacity(pids.len() / threads + CHUNK);
             loop {
-                let from = next.fetch_add(CHUNK, Ordering::Relaxed);
-                let Some(chunk) = pids.get(from..pids.len().min(from + CHUNK)).filter(|c| !c.is_empty()) else {
+                let from = next.fetch_add(at_a_time, Ordering::Relaxed);
+                let Some(chunk) = pids.get(from..pids.len().min(from + at_a_time)).filter(|c| !c.is_empty()) else {
                     return Ok(part);
                 };
                 for &pid in chunk {
@@ -359,7 +361,8 @@ impl Reader<'_> {
     fn maps(&mut self) {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         let text = &mut self.scratch.maps;
-        let read = rustix::fs::openat(self.dir, c"maps", flags, Mode::empty()).and_then(|fd| read_into(fd.as_fd(), text));
+        let read =
+            rustix::fs::openat(self.dir, c"maps", flags, Mode::empty()).and_then(|fd| read_into(fd.as_fd(), text));
         match read {
             Ok(()) => {
                 let (pid, start) = (self.sample.process.pid, self.sample.process.start);
