@@ -25,7 +25,7 @@ from leakcheck._bin import helper
 from leakcheck._native import UsageError
 from leakcheck.supervise import Interrupts, TargetError
 
-__all__ = ["Arena", "ArenaError", "Process", "run_in_arena", "shutdown"]
+__all__ = ["Arena", "ArenaError", "Process", "look_soon", "run_in_arena", "shutdown"]
 
 _PACKET = 1 << 20
 _MOST_FDS = 253
@@ -334,6 +334,21 @@ def run_in_arena(
     process = arena.popen(argv, env=env, cwd=str(Path.cwd()), stdin=0 if stdin is None else stdin, stdout=stdout)
     with interrupts.reaching(process.pidfd, pass_int=True):
         return process.wait()
+
+
+def look_soon() -> None:
+    """Say that within some 20 ms somebody will look into an arena: then the look need not wait for the kernel.
+
+    `/proc/locks` is read under a per-CPU semaphore, and who takes it first waits for an RCU grace period, 8 ms or more;
+    for a while after that nobody does (kernel/rcu/sync.c). It is read once in a thread, while the caller does the rest.
+    """
+    threading.Thread(target=_read_locks, name="leakcheck-locks", daemon=True).start()
+
+
+def _read_locks() -> None:
+    # The look itself says what cannot be read.
+    with contextlib.suppress(OSError):
+        Path("/proc/locks").read_bytes()
 
 
 def shutdown() -> None:

@@ -17,7 +17,7 @@ import msgspec
 import psutil
 
 from leakcheck import _native
-from leakcheck.arena import Arena
+from leakcheck.arena import Arena, look_soon
 from leakcheck.campaigns.rooted import make_directory, read_file, write_file
 from leakcheck.report import Leak, Report
 from leakcheck.supervise import TargetError, why_not_run
@@ -96,6 +96,8 @@ class ArenaPlace:
         self._root = -1
 
     def __enter__(self) -> Self:
+        # The baseline is taken after no more than the warm-up run.
+        look_soon()
         self._arena.up()
         try:
             self._root = os.open(f"/proc/{self._arena.init}/root", os.O_PATH | os.O_DIRECTORY)

@@ -15,6 +15,7 @@ use rustix::net::netlink::NETFILTER;
 use super::enter::{NsView, note_refused};
 use super::netlink::{Netlink, malformed};
 use super::sockdiag::{SockDiag, Socket, Transport, Which};
+use crate::arena::{ArenaView, open_below};
 use crate::kind::Kind;
 use crate::parse::netlink::attributes;
 use crate::parse::sockstat::in_use;
@@ -40,11 +41,13 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
         seen.gaps.into_iter().for_each(|gap| out.coverage.lower(Kind::Net, Level::Partial, gap));
     }
     let mut known = Vec::new();
+    let root = out.arena.as_deref().map(ArenaView::root);
     let mut inside_arena;
     for dir in NAMED {
-        let place = match out.arena.as_deref() {
+        let opened = |root: &OwnedFd| open_below(root, Path::new(dir), OFlags::PATH | OFlags::DIRECTORY);
+        let place = match &root {
             None => Ok(PathBuf::from(dir)),
-            Some(arena) => match arena.open_inside(Path::new(dir), OFlags::PATH | OFlags::DIRECTORY) {
+            Some(root) => match root.as_ref().map_err(|e| *e).and_then(opened) {
                 Ok(fd) => {
                     inside_arena = fd;
                     Ok(format!("/proc/self/fd/{}", inside_arena.as_raw_fd()).into())
