@@ -102,8 +102,9 @@ def guarded(rounds: int) -> Row:
     """What `leakcheck guard --arena` adds to a command, but for Python's own start: the warden's start is in it."""
 
     def guard() -> None:
-        look_soon()
+        ready = look_soon()
         with Arena() as arena:
+            ready()
             watched = _native.Guard(arena=arena.view, settle_ms=500)
             code = arena.run(TRUE)
             report = watched.end(TRUE, code)

@@ -29,6 +29,8 @@ __all__ = ["Arena", "ArenaError", "Process", "look_soon", "run_in_arena", "shutd
 
 _PACKET = 1 << 20
 _MOST_FDS = 253
+# An RCU grace period of a machine under load, in seconds; of others it is longer.
+_GRACE = 0.008
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is made there
 
 
@@ -336,19 +338,24 @@ def run_in_arena(
         return process.wait()
 
 
-def look_soon() -> None:
-    """Say that within some 20 ms somebody will look into an arena: then the look need not wait for the kernel.
+def look_soon() -> Callable[[], None]:
+    """Say that somebody will look into an arena, so that the look need not wait; what is returned ends this.
 
-    `/proc/locks` is read under a per-CPU semaphore, and who takes it first waits for an RCU grace period, 8 ms or more;
-    for a while after that nobody does (kernel/rcu/sync.c). It is read once in a thread, while the caller does the rest.
+    `/proc/locks` is read under a per-CPU semaphore. Who takes it first waits for an RCU grace period, 8 ms or more; for
+    one or two of them after that nobody does (kernel/rcu/sync.c). Until it is ended, a thread keeps it so.
     """
-    threading.Thread(target=_read_locks, name="leakcheck-locks", daemon=True).start()
+    over = threading.Event()
+    threading.Thread(target=_read_locks, args=[over], name="leakcheck-locks", daemon=True).start()
+    return over.set
 
 
-def _read_locks() -> None:
+def _read_locks(over: threading.Event) -> None:
     # The look itself says what cannot be read.
     with contextlib.suppress(OSError):
-        Path("/proc/locks").read_bytes()
+        while True:
+            Path("/proc/locks").read_bytes()
+            if over.wait(_GRACE / 2):
+                return
 
 
 def shutdown() -> None:

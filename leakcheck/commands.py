@@ -157,8 +157,11 @@ def _arena(options: GuardOptions) -> Generator[dict[str, Any], None, None]:
         yield {}
         return
     with _progress("bringing up an arena"):
-        look_soon()
-        arena.up()
+        ready = look_soon()
+        try:
+            arena.up()
+        finally:
+            ready()
     try:
         # Any other process of the machine may make a key: what nothing ties to the arena is set apart.
         yield {"arena": arena.view, "attributed_only": True}
