@@ -189,7 +189,9 @@ impl Procfs {
             }
         };
         std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            // Where no thread can be had, the others do its share.
+            let helper = |_| std::thread::Builder::new().name("leakcheck-proc".into()).spawn_scoped(scope, work).ok();
+            let helpers: Vec<_> = (1..threads).filter_map(helper).collect();
             samples.extend(work()?);
             for helper in helpers {
                 match helper.join() {
