@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from measure import Row, interleaved, timed
 
 from leakcheck import _native
-from leakcheck.arena import Arena, shutdown
+from leakcheck.arena import Arena, look_soon, shutdown
 from leakcheck.campaigns.leaks import LeaksOptions, leaks
 from leakcheck.targets import builtin
 
@@ -102,7 +102,9 @@ def guarded(rounds: int) -> Row:
     """What `leakcheck guard --arena` adds to a command, but for Python's own start: the warden's start is in it."""
 
     def guard() -> None:
+        ready = look_soon()
         with Arena() as arena:
+            ready()
             watched = _native.Guard(arena=arena.view, settle_ms=500)
             code = arena.run(TRUE)
             report = watched.end(TRUE, code)

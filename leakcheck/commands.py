@@ -18,7 +18,7 @@ from rich.console import Console
 
 from leakcheck import _native
 from leakcheck.allow import AllowRule, read_allow_file
-from leakcheck.arena import Arena, run_in_arena
+from leakcheck.arena import Arena, look_soon, run_in_arena
 from leakcheck.demo import demo_of, planted
 from leakcheck.render import print_report, print_snapshot
 from leakcheck.report import Report
@@ -157,7 +157,11 @@ def _arena(options: GuardOptions) -> Generator[dict[str, Any], None, None]:
         yield {}
         return
     with _progress("bringing up an arena"):
-        arena.up()
+        ready = look_soon()
+        try:
+            arena.up()
+        finally:
+            ready()
     try:
         # Any other process of the machine may make a key: what nothing ties to the arena is set apart.
         yield {"arena": arena.view, "attributed_only": True}

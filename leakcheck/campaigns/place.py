@@ -17,7 +17,7 @@ import msgspec
 import psutil
 
 from leakcheck import _native
-from leakcheck.arena import Arena
+from leakcheck.arena import Arena, look_soon
 from leakcheck.campaigns.rooted import make_directory, read_file, write_file
 from leakcheck.report import Leak, Report
 from leakcheck.supervise import TargetError, why_not_run
@@ -104,8 +104,9 @@ class ArenaPlace:
         self._root = -1
 
     def __enter__(self) -> Self:
-        self._arena.up()
+        self._looked = look_soon()
         try:
+            self._arena.up()
             self._root = os.open(f"/proc/{self._arena.init}/root", os.O_PATH | os.O_DIRECTORY)
             make_directory(self._root, self.work)
         except BaseException:
@@ -116,6 +117,7 @@ class ArenaPlace:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._looked()
         # Before the arena goes: its file systems live as long as somebody holds them.
         if self._root >= 0:
             os.close(self._root)
@@ -156,6 +158,7 @@ class ArenaPlace:
     def begin(self) -> None:
         """Take the baseline of the whole arena."""
         self._before = _native.snapshot(arena=self._arena.view)
+        self._looked()
 
     def look(self) -> Report:
         """Settle, and return what is there that was not; what nothing ties to the arena is set apart."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import leakcheck
-from leakcheck.arena import Arena, ArenaError, shutdown
+from leakcheck.arena import Arena, ArenaError, look_soon, shutdown
 from leakcheck.supervise import TargetError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
@@ -352,3 +352,12 @@ def test_in_a_chroot_commands_run_in_the_arena_and_not_at_the_root_of_its_mount_
             ).read_text()
         assert arena.run(["/usr/bin/test", "-e", "/srv/litter"]) == 1, "it was written to the outer root"
     assert not Path("/srv/litter").exists()
+
+
+def test_who_looks_soon_leaves_no_thread_when_it_is_over() -> None:
+    before = set(threading.enumerate())
+    over = look_soon()
+    (thread,) = set(threading.enumerate()) - before
+    over()
+    thread.join(5)
+    assert not thread.is_alive()

@@ -80,7 +80,7 @@ def test_what_the_recovery_itself_leaves_is_found(tmp_path: Path) -> None:
 def test_what_the_next_run_leaves_because_of_a_kill_is_found(tmp_path: Path) -> None:
     # Killed, it leaves its log full, in which no look sees anything; the next run saves such a log for good.
     script = '[ ! -s /opt/log ] || cp /opt/log /opt/saved-$$; echo begun >/opt/log; "$@"; c=$?; : >/opt/log; exit $c'
-    campaign = run(target(tmp_path, script), "forced:tree@300ms,sleeping", iterations=1)
+    campaign = run(target(tmp_path, script), "forced:freeze@300ms,sleeping", iterations=1)
     assert (campaign.verdict, left(campaign)) == ("leaked", {("file", "growing")})
     assert "/opt/saved-" in campaign.findings[0].leaks[0].labels[0]
 
@@ -142,8 +142,9 @@ def test_what_the_recovery_removes_is_reclaimable_and_no_leak(tmp_path: Path) ->
 
 
 def test_a_box_that_is_left_locked_is_wedged(tmp_path: Path) -> None:
+    # Stopped first, lest the payload die before the shell, which would then tidy up.
     made = target(tmp_path, 'mkdir /var/lib/box || exit 9; "$@"; c=$?; rmdir /var/lib/box; exit $c')
-    campaign = run(made, "forced:tree@300ms,sleeping")
+    campaign = run(made, "forced:freeze@300ms,sleeping")
     assert campaign.outcomes == {"wedged": 2}
     assert campaign.verdict == "leaked"
     assert "next submission: status RE, not OK: mkdir: cannot create directory" in campaign.findings[0].detail

@@ -161,6 +161,42 @@ fn a_revoked_key_is_still_a_key_and_an_invalidated_one_is_none() {
 }
 
 #[test]
+fn another_users_key_in_the_place_of_one_that_was_seen_is_seen() {
+    let _alone = alone();
+    if !privileged("another_users_key_in_the_place_of_one_that_was_seen_is_seen") {
+        return;
+    }
+    let (planted, plant) = std::sync::mpsc::channel();
+    let (next, wait) = std::sync::mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            join_session_keyring();
+            // SAFETY: concerns the file system uid of this thread alone, which ends.
+            unsafe { libc::syscall(libc::SYS_setfsuid, 54_322) };
+            let first = add_key("user", b"leakcheck first", b"secret");
+            planted.send(first).unwrap();
+            wait.recv().unwrap();
+            keyctl(libc::KEYCTL_UNLINK, first);
+            planted.send(add_key("user", b"leakcheck second", b"secret")).unwrap();
+            // Ends when the sender is dropped, by a panic too.
+            let _ = wait.recv();
+        });
+        let next = next;
+        let first = plant.recv().unwrap();
+        for _ in 0..3 {
+            assert!(find(&see_keys(), first).is_some(), "also where nothing changed");
+        }
+        next.send(()).unwrap();
+        let second = plant.recv().unwrap();
+        let found = see_keys();
+        assert!(find(&found, second).is_some());
+        eventually("the first key is gone", || find(&see_keys(), first).is_none());
+        assert!(find(&see_keys(), second).is_some());
+        drop(next);
+    });
+}
+
+#[test]
 fn root_sees_other_users_keys_and_stays_as_it_was() {
     let _alone = alone();
     const OTHER: u32 = 54_321;

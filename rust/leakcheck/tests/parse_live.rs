@@ -122,4 +122,7 @@ fn the_files_that_this_kernel_has_parse() {
         keys::parse(&text).unwrap();
         keys::parse_key_users(&read("/proc/key-users")).unwrap();
     }
+    if let Some(text) = present("/proc/net/sockstat") {
+        assert!(sockstat::in_use(&text, "TCP").is_some() && sockstat::in_use(&text, "UDP").is_some());
+    }
 }

@@ -1,11 +1,12 @@
 //! System V IPC, POSIX message queues (ipc_namespaces(7)) and POSIX shared memory (shm_overview(7)).
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use rustix::fd::OwnedFd;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Statx, StatxFlags, openat, statx};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom, Statx, StatxFlags, openat, statx};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
@@ -200,7 +201,10 @@ fn mounted_queues() -> Result<OwnedFd, String> {
 
 /// The regular files directly in `dir`, each an object of `class`. One that vanishes meanwhile is not listed.
 fn files(dir: BorrowedFd<'_>, ns: u64, class: IpcClass, objects: &mut Vec<Ipc>) -> Result<(), Errno> {
-    for entry in Dir::read_from(dir)? {
+    rustix::fs::seek(dir, SeekFrom::Start(0))?;
+    let mut buffer = [MaybeUninit::uninit(); 8192];
+    let mut entries = RawDir::new(dir, &mut buffer);
+    while let Some(entry) = entries.next() {
         let entry = entry?;
         if !matches!(entry.file_type(), FileType::RegularFile | FileType::Unknown) {
             continue;

@@ -2,7 +2,8 @@
 //!
 //! `/proc/keys` lists the keys that grant *view* to its reader, and CAP_SYS_ADMIN is no exception. But keys grant it to
 //! their owner unless told otherwise, and the owner is compared with the reader's file system uid, which is a thread's own:
-//! so a privileged observer reads the list once more for each user that owns keys it has not seen.
+//! so a privileged observer reads the list once more for each user that owns keys it has not seen. That takes a thread, hence it
+//! is done again only when these keys are others.
 //!
 //! What the list prints is only a hint. It truncates the type to 9 bytes, appends a summary of the payload to the description,
 //! and the description may hold a newline and then lines that look like keys. `KEYCTL_DESCRIBE` gives the exact record.
@@ -11,9 +12,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
 
 use super::read::read_all;
 use crate::kind::Kind;
@@ -25,12 +28,15 @@ const LIST: &str = "/proc/keys";
 const USERS: &str = "/proc/key-users";
 
 /// The keys that were listed so far, by serial.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Seen {
     keys: Vec<Key>,
     /// Every serial with its owner, those that are being destroyed included.
     listed: BTreeMap<u32, u32>,
 }
+
+/// What the last reading of other users' lists showed.
+static OTHERS: Mutex<Option<Seen>> = Mutex::new(None);
 
 /// Appends every key that can be seen. What the quota of `/proc/key-users` counts beyond is the gauge `hidden_keys`: keys that
 /// grant *view* to nobody but their possessors. A privileged observer always has a few, the kernel's own; to an unprivileged
@@ -51,9 +57,11 @@ pub(crate) fn collect(out: &mut Snapshot) {
         }
     };
     let me = rustix::process::geteuid().as_raw();
-    let others: Vec<u32> = seen.hidden(&users).into_keys().filter(|uid| *uid != me).collect();
+    let mut hidden = seen.hidden(&users);
+    hidden.remove(&me);
+    let others: Vec<u32> = hidden.keys().copied().collect();
     if !others.is_empty()
-        && let Err(e) = seen.read_lists_of(&others)
+        && let Err(e) = seen.add_others(&hidden, &others)
     {
         let whose: Vec<String> = others.iter().map(u32::to_string).collect();
         let why = format!("keys of uid {} cannot be listed: {e}; needs CAP_SETUID", whose.join(", "));
@@ -105,6 +113,43 @@ impl Seen {
         }
         hidden.retain(|_, count| *count > 0);
         hidden
+    }
+
+    /// Adds the keys of users who have so many that are `hidden`.
+    fn add_others(&mut self, hidden: &BTreeMap<u32, i64>, uids: &[u32]) -> io::Result<()> {
+        let mut last = OTHERS.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who may not read them now is not told of them either.
+        let may =
+            || rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SETUID));
+        let others = match last.take().filter(|others| others.are_all(hidden) && may()) {
+            Some(same) => same,
+            None => {
+                let mut others = Seen { keys: Vec::new(), listed: self.listed.clone() };
+                let read = others.read_lists_of(uids);
+                others.listed.retain(|serial, _| !self.listed.contains_key(serial));
+                if read.is_err() {
+                    self.add(&others);
+                    return read;
+                }
+                others
+            }
+        };
+        self.add(&others);
+        *last = Some(others);
+        Ok(())
+    }
+
+    fn add(&mut self, others: &Seen) {
+        self.keys.extend_from_slice(&others.keys);
+        self.listed.extend(&others.listed);
+    }
+
+    /// Whether these are as many of each user as are `hidden`, and still there: then there is no other. One that may not be viewed
+    /// is told from one that is gone.
+    fn are_all(&self, hidden: &BTreeMap<u32, i64>) -> bool {
+        let mut owned: BTreeMap<u32, i64> = BTreeMap::new();
+        self.listed.values().for_each(|uid| *owned.entry(*uid).or_default() += 1);
+        owned == *hidden && self.listed.keys().all(|serial| describe(*serial) == Err(Errno::ACCESS))
     }
 
     /// Reads the list as each of these users would, on a thread that takes their file system uid and then ends.

@@ -23,6 +23,9 @@ const CONTENT: u64 = 4096;
 /// Appends the lock files among `paths`; a directory stands for the regular files in it. A path that does not exist holds
 /// no lock.
 pub(crate) fn collect(paths: &[PathBuf], out: &mut Snapshot) {
+    if paths.is_empty() {
+        return;
+    }
     let arena = out.arena.clone();
     let inside = Inside(arena.as_deref());
     let locked = match Locked::read(out) {

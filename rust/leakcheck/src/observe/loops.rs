@@ -3,15 +3,20 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat};
+use rustix::io::Errno;
+
+use super::file;
 use crate::kind::Kind;
 use crate::resource::LoopDevice;
 use crate::snapshot::{Level, Snapshot};
 use crate::text::Text;
 
-/// Where sysfs lists every block device, those of other containers included.
-const BLOCK: &str = "/sys/block";
+/// Where sysfs has every block device without hardware, those of other containers included. The links of `/sys/block` lead here.
+const BLOCK: &str = "/sys/devices/virtual/block";
 
 /// Appends every attached loop device.
 pub(crate) fn collect(out: &mut Snapshot) {
@@ -21,10 +26,18 @@ pub(crate) fn collect(out: &mut Snapshot) {
 }
 
 fn list(block: &Path, loops: &mut Vec<LoopDevice>) -> io::Result<()> {
-    for entry in fs::read_dir(block)? {
-        let name = entry?.file_name();
-        if name.as_encoded_bytes().starts_with(b"loop") {
-            loops.extend(attached(block, &name)?);
+    let dir = match rustix::fs::open(block, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(dir) => dir,
+        // It exists with the first such device.
+        Err(Errno::NOENT) if Path::new("/sys/block").exists() => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    for name in file::names(&dir)? {
+        // Most have nothing attached, and a name is looked up faster from here than a whole path.
+        let used = [name.to_bytes(), b"/loop"].concat();
+        let unused = || accessat(&dir, &*used, Access::EXISTS, AtFlags::empty()) == Err(Errno::NOENT);
+        if name.to_bytes().starts_with(b"loop") && !unused() {
+            loops.extend(attached(block, OsStr::from_bytes(name.to_bytes()))?);
         }
     }
     Ok(())

@@ -45,7 +45,7 @@ use namespace::Namespaces;
 pub(crate) use overlay::Judged;
 use procfs::Procfs;
 pub(crate) use read::read_file;
-use source::{NAMESPACES, ProcessSource, Sample, Selection, Wanted};
+use source::{NAMESPACES, NETWORK, ProcessSource, Sample, Selection, Wanted};
 pub(crate) use wait::{pressure, wait_for_change};
 
 /// What to observe.
@@ -226,7 +226,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
             NAMESPACES
         } else if whole_host && kinds.contains(Kind::Fd) {
             // Where to ask which unix sockets have something in their queue, and so perhaps descriptors.
-            &["net"]
+            &[NETWORK]
         } else {
             &[]
         },

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
-use super::read::{path, read_all, read_small};
-use super::source::{Pin, ProcessSource, Sample, Selection, Wanted};
+use super::read::{path, read_into, read_small};
+use super::source::{NsLink, Pin, ProcessSource, Sample, Selection, Wanted};
 use super::sys;
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
@@ -25,8 +25,8 @@ use crate::text::Text;
 const PF_KTHREAD: u32 = 0x0020_0000;
 /// Never wait for a remote file system, never trigger an automount.
 const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
-/// From this many processes on, threads pay.
-const PARALLEL_FROM: usize = 48;
+/// How many processes pay for one more thread.
+const WORTH_A_THREAD: usize = 4;
 /// How many processes a thread takes at a time: few, so that all end together.
 const CHUNK: usize = 4;
 
@@ -133,7 +133,7 @@ impl Procfs {
         if wanted.fds && (!own || wanted.own) {
             reader.fds(c"fd", pid);
         }
-        reader.namespaces("");
+        reader.namespaces(None);
         if wanted.pins {
             reader.pins();
         }
@@ -157,7 +157,8 @@ impl ProcessSource for Procfs {
             samples.extend(self.sample(self.own_pid, wanted, &mut scratch)?);
         }
         let others: Vec<u32> = pids.into_iter().filter(|&p| p != self.own_pid).collect();
-        if threads <= 1 || others.len() < PARALLEL_FROM {
+        let threads = threads.min(others.len() / WORTH_A_THREAD);
+        if threads <= 1 {
             for &pid in &others {
                 samples.extend(self.sample(pid, wanted, &mut scratch)?);
             }
@@ -173,12 +174,13 @@ impl ProcessSource for Procfs {
 impl Procfs {
     fn read_parallel(&self, pids: &[u32], wanted: Wanted, threads: usize, samples: &mut Vec<Sample>) -> Result<()> {
         let next = AtomicUsize::new(0);
+        let at_a_time = CHUNK.min(pids.len() / threads / WORTH_A_THREAD).max(1);
         let work = || -> Result<Vec<Sample>> {
             let mut scratch = Scratch::new();
             let mut part = Vec::with_capacity(pids.len() / threads + CHUNK);
             loop {
-                let from = next.fetch_add(CHUNK, Ordering::Relaxed);
-                let Some(chunk) = pids.get(from..pids.len().min(from + CHUNK)).filter(|c| !c.is_empty()) else {
+                let from = next.fetch_add(at_a_time, Ordering::Relaxed);
+                let Some(chunk) = pids.get(from..pids.len().min(from + at_a_time)).filter(|c| !c.is_empty()) else {
                     return Ok(part);
                 };
                 for &pid in chunk {
@@ -187,7 +189,9 @@ impl Procfs {
             }
         };
         std::thread::scope(|scope| {
-            let helpers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
+            // Where no thread can be had, the others do its share.
+            let helper = |_| std::thread::Builder::new().name("leakcheck-proc".into()).spawn_scoped(scope, work).ok();
+            let helpers: Vec<_> = (1..threads).filter_map(helper).collect();
             samples.extend(work()?);
             for helper in helpers {
                 match helper.join() {
@@ -204,6 +208,7 @@ struct Scratch {
     text: [u8; 4096],
     fds: Vec<Fd>,
     link: [MaybeUninit<u8>; 4096],
+    maps: Vec<u8>,
     /// Mounts that working and root directories were seen on.
     pinned: Vec<u64>,
 }
@@ -214,6 +219,7 @@ impl Scratch {
             text: [0; 4096],
             fds: Vec::with_capacity(64),
             link: [MaybeUninit::uninit(); 4096],
+            maps: Vec::new(),
             pinned: Vec::new(),
         }
     }
@@ -312,16 +318,18 @@ impl Reader<'_> {
         }
     }
 
-    fn namespaces(&mut self, prefix: &str) {
-        for name in self.wanted.namespaces {
-            let link = path(&format_args!("{prefix}ns/{name}"));
-            match rustix::fs::readlinkat_raw(self.dir, &*link, &mut self.scratch.link[..]) {
+    fn namespaces(&mut self, thread: Option<u32>) {
+        for &name in self.wanted.namespaces {
+            let link = NsLink { thread, name };
+            let of_thread = thread.map(|_| path(&format_args!("{link}")));
+            let at = of_thread.as_deref().unwrap_or(name);
+            match rustix::fs::readlinkat_raw(self.dir, at, &mut self.scratch.link[..]) {
                 Ok((text, _)) => {
                     let known = &mut self.sample.namespaces;
                     if let Ok((ns_type, ino)) = parse::nslink::parse(text)
                         && !known.iter().any(|(t, i, _)| (*t, *i) == (ns_type, ino))
                     {
-                        known.push((ns_type, ino, format!("{prefix}ns/{name}")));
+                        known.push((ns_type, ino, link));
                     }
                 }
                 // A kernel without that type, or a process that is ending.
@@ -354,11 +362,13 @@ impl Reader<'_> {
 
     fn maps(&mut self) {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let text = rustix::fs::openat(self.dir, c"maps", flags, Mode::empty()).and_then(|fd| read_all(fd.as_fd()));
-        match text {
-            Ok(text) => {
+        let text = &mut self.scratch.maps;
+        let read =
+            rustix::fs::openat(self.dir, c"maps", flags, Mode::empty()).and_then(|fd| read_into(fd.as_fd(), text));
+        match read {
+            Ok(()) => {
                 let (pid, start) = (self.sample.process.pid, self.sample.process.start);
-                for map in parse::maps::deleted(&text).flatten() {
+                for map in parse::maps::deleted(text).flatten() {
                     // Shared memory and memfds have no directory entry to begin with: they are IPC objects or FDs.
                     if map.is_shared_anonymous() || map.path.starts_with(b"/memfd:") || map.path.starts_with(b"/SYSV") {
                         continue;
@@ -411,7 +421,7 @@ impl Reader<'_> {
                 }
             }
             if !wanted.namespaces.is_empty() {
-                self.namespaces(&format!("task/{tid}/"));
+                self.namespaces(Some(tid));
             }
         }
     }

@@ -45,21 +45,21 @@ pub(super) fn read_small<'b>(dir: BorrowedFd<'_>, name: &CStr, buffer: &'b mut [
 
 /// Reads a file of any size.
 pub(crate) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
-    let mut text = vec![0u8; 16384];
-    let mut len = 0;
+    let mut text = Vec::new();
+    read_into(file, &mut text)?;
+    Ok(text)
+}
+
+/// As [`read_all`], in the place of what is in `text`.
+pub(super) fn read_into(file: BorrowedFd<'_>, text: &mut Vec<u8>) -> rustix::io::Result<()> {
+    text.clear();
     loop {
-        match rustix::io::read(file, &mut text[len..]) {
-            Ok(0) => {
-                text.truncate(len);
-                return Ok(text);
-            }
-            Ok(n) => {
-                len += n;
-                if text.len() - len < 4096 {
-                    text.resize(text.len() * 2, 0);
-                }
-            }
-            Err(Errno::INTR) => {}
+        if text.capacity() - text.len() < 4096 {
+            text.reserve(text.len().max(16384));
+        }
+        match rustix::io::read(file, spare_capacity(text)) {
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
             Err(e) => return Err(e),
         }
     }
@@ -74,20 +74,27 @@ pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
 }
 
 /// The fdinfo files of many descriptors, read through one descriptor of `/proc`, the arena's if there is one.
-pub(super) struct Fdinfo {
-    proc: OwnedFd,
+pub(super) struct Fdinfo<'a> {
+    proc: Place<'a>,
     text: Vec<u8>,
 }
 
-impl Fdinfo {
-    pub(super) fn open(arena: Option<&ArenaView>) -> Result<Self> {
+enum Place<'a> {
+    Host(OwnedFd),
+    Arena(&'a OwnedFd),
+}
+
+impl<'a> Fdinfo<'a> {
+    pub(super) fn open(arena: Option<&'a ArenaView>) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let proc = match arena {
-            None => rustix::fs::open("/proc", flags, Mode::empty()),
-            Some(arena) => rustix::fs::openat(&arena.proc, c".", flags, Mode::empty()),
+            Some(arena) => Place::Arena(&arena.proc),
+            None => {
+                let opened = rustix::fs::open("/proc", flags, Mode::empty());
+                Place::Host(opened.map_err(|e| Error::io("open directory", "/proc", e))?)
+            }
         };
-        let proc = proc.map_err(|e| Error::io("open directory", "/proc", e))?;
-        Ok(Fdinfo { proc, text: Vec::with_capacity(16384) })
+        Ok(Fdinfo { proc, text: Vec::new() })
     }
 
     /// The text; empty when the descriptor is gone.
@@ -99,7 +106,12 @@ impl Fdinfo {
         };
         self.text.clear();
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let Ok(file) = rustix::fs::openat(&self.proc, name.as_c_str(), flags, Mode::empty()) else { return &[] };
+        let proc = match &self.proc {
+            Place::Host(proc) => proc,
+            Place::Arena(proc) => *proc,
+        };
+        let Ok(file) = rustix::fs::openat(proc, name.as_c_str(), flags, Mode::empty()) else { return &[] };
+        self.text.reserve(16384);
         while let Ok(more @ 1..) = rustix::io::read(&file, spare_capacity(&mut self.text)) {
             // What is longer than a page comes in several reads, and the last is short.
             if more < 2048 {

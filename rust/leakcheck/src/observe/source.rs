@@ -1,5 +1,8 @@
 //! Where process facts come from. One source today, `/proc`; the trait is the seam for BPF iterators.
 
+use std::ffi::CStr;
+use std::fmt::{self, Display};
+
 use crate::error::Result;
 use crate::parse::nslink::NsType;
 use crate::resource::{Fd, File, Process};
@@ -15,16 +18,44 @@ pub(crate) enum Selection {
     Tree(u32),
 }
 
-/// Every namespace that a process is in, or that its children will be in (namespaces(7)).
-pub(crate) const NAMESPACES: &[&str] =
-    &["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"];
+/// Every namespace that a process is in, or that its children will be in (namespaces(7)), as links below `/proc/PID`.
+pub(crate) const NAMESPACES: &[&CStr] = &[
+    c"ns/cgroup",
+    c"ns/ipc",
+    c"ns/mnt",
+    NETWORK,
+    c"ns/pid",
+    c"ns/pid_for_children",
+    c"ns/time",
+    c"ns/time_for_children",
+    c"ns/user",
+    c"ns/uts",
+];
+pub(crate) const NETWORK: &CStr = c"ns/net";
+
+/// A link below `/proc/PID` that names a namespace.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NsLink {
+    /// The thread that is in it, where that is not the first.
+    pub(crate) thread: Option<u32>,
+    pub(crate) name: &'static CStr,
+}
+
+impl Display for NsLink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(tid) = self.thread {
+            write!(f, "task/{tid}/")?;
+        }
+        f.write_str(self.name.to_str().unwrap_or_default())
+    }
+}
 
 /// Which facts to read of each; all but the first cost extra system calls.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wanted {
     pub(crate) fds: bool,
-    /// Which links below `/proc/PID/ns`.
-    pub(crate) namespaces: &'static [&'static str],
+    /// Which of [`NAMESPACES`].
+    pub(crate) namespaces: &'static [&'static CStr],
     /// Descriptors in flight to each socket, asked one by one.
     pub(crate) queues: bool,
     /// Mounts that the working and root directory keep alive.
@@ -50,8 +81,8 @@ pub(crate) struct Pin {
 pub(crate) struct Sample {
     pub(crate) process: Process,
     pub(crate) fds: Vec<Fd>,
-    /// Type, inode, and the link below `/proc/PID` that names it.
-    pub(crate) namespaces: Vec<(NsType, u64, String)>,
+    /// Type, inode, and the link that names it.
+    pub(crate) namespaces: Vec<(NsType, u64, NsLink)>,
     pub(crate) pins: Vec<Pin>,
     pub(crate) deleted_maps: Vec<File>,
     /// What was refused, with the kernel's answer.

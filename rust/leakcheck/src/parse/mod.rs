@@ -20,6 +20,7 @@ pub mod maps;
 pub mod mountinfo;
 pub mod netlink;
 pub mod nslink;
+pub mod sockstat;
 pub mod stat;
 pub mod status;
 pub mod sysvipc;

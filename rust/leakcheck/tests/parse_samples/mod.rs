@@ -127,6 +127,14 @@ SqMask:\t0x3\nUserFiles:\t0\n",
         sample: b"       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      stime      rtime      ctime\n     -4096          0   600           0          0     0     0     0     0     0     0          0          0 1795226056\n",
     },
     Case {
+        format: "sockstat",
+        parse: |input| {
+            black_box(sockstat::in_use(input, "TCP"));
+            true
+        },
+        sample: b"sockets: used 139\nTCP: inuse 12 orphan 0 tw 1 alloc 14 mem 151\nUDP: inuse 0 mem 0\n",
+    },
+    Case {
         format: "maps",
         parse: |input| {
             for line in input.split(|byte| *byte == b'\n') {
