@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
+from leakcheck.campaigns import Campaign
 from leakcheck.targets import Target, load
 
-__all__ = ["target"]
+__all__ = ["failed", "target"]
 
 
 def target(
@@ -28,3 +29,8 @@ def target(
         lines.insert(2, f"prepare = [['/bin/sh', '-c', {json.dumps(prepare)}, 'sh', '{{work}}']]")
     path.write_text("\n".join(lines))
     return load(path)
+
+
+def failed(campaign: Campaign) -> list[str]:
+    """Return the criteria that were not met, the pace apart: it is the machine's."""
+    return [name for name in campaign.failed if not name.startswith(("slowdown", "submissions a minute"))]
