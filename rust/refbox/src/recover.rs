@@ -103,7 +103,7 @@ pub(crate) fn quarantine(store: &Store, number: u16, cgroups: Vec<PathBuf>, why:
         store.write(&State { number, phase: Phase::Cleanup, supervisor, cgroups, quarantined })
     });
     match written {
-        Ok(()) => Error::Quarantined { number, reason },
+        Ok(_) => Error::Quarantined { number, reason },
         // The state of before, if there is one, still says that the box isn't idle.
         Err(e) => Error::Internal(format!("{reason}; {e}")),
     }

@@ -1,4 +1,6 @@
 //! What is known of a box, written down before anything of it is made; bytes in, records out.
+//!
+//! Two lines: the intent, with its checksum, which is written once; and the phase, of a fixed width, which one call overwrites.
 
 use std::path::{Component, PathBuf};
 
@@ -8,6 +10,8 @@ use serde_json::value::RawValue;
 use crate::identity::Identity;
 
 const VERSION: u32 = 1;
+/// Of the longest phase, in quotes.
+const PHASE_WIDTH: usize = 11;
 
 /// Where a run is.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -25,12 +29,25 @@ pub(crate) enum Phase {
     Verdict,
 }
 
+impl Phase {
+    fn first() -> Self {
+        Phase::Setup
+    }
+
+    /// Its line in the state file.
+    pub(crate) fn line(self) -> Vec<u8> {
+        let text = serde_json::to_string(&self).expect("a phase is a string");
+        format!("{text:<PHASE_WIDTH$}\n").into_bytes()
+    }
+}
+
 /// A box that isn't idle. The file's absence means idle.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct State {
     #[serde(rename = "box")]
     pub(crate) number: u16,
+    #[serde(skip, default = "Phase::first")]
     pub(crate) phase: Phase,
     pub(crate) supervisor: Identity,
     /// Directories that may exist.
@@ -51,19 +68,33 @@ struct Envelope<'a> {
 pub(crate) fn encode(state: &State) -> Vec<u8> {
     let body = serde_json::to_string(state).and_then(RawValue::from_string).expect("a state has string keys only");
     let envelope = Envelope { version: VERSION, checksum: checksum(body.get()), state: &body };
-    serde_json::to_vec(&envelope).expect("as above")
+    let mut bytes = serde_json::to_vec(&envelope).expect("as above");
+    bytes.push(b'\n');
+    bytes.extend(state.phase.line());
+    bytes
+}
+
+/// Where the line of the phase begins in an [`encode`]d state.
+pub(crate) fn phase_offset(encoded: &[u8]) -> u64 {
+    (encoded.len() - PHASE_WIDTH - 1) as u64
 }
 
 /// The state of box `number` whose cgroups are called `name`; or why these bytes are not to be trusted.
 pub(crate) fn decode(bytes: &[u8], number: u16, name: &str) -> Result<State, String> {
-    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| format!("no state: {e}"))?;
+    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("no whole line")?;
+    let (intent, phase) = (&bytes[..end], &bytes[end + 1..]);
+    let envelope: Envelope = serde_json::from_slice(intent).map_err(|e| format!("no state: {e}"))?;
     if envelope.version != VERSION {
         return Err(format!("version {} instead of {VERSION}", envelope.version));
     }
     if envelope.checksum != checksum(envelope.state.get()) {
         return Err("wrong checksum".to_owned());
     }
-    let state: State = serde_json::from_str(envelope.state.get()).map_err(|e| format!("no state: {e}"))?;
+    let mut state: State = serde_json::from_str(envelope.state.get()).map_err(|e| format!("no state: {e}"))?;
+    state.phase = serde_json::from_slice(phase).map_err(|e| format!("no phase: {e}"))?;
+    if phase != state.phase.line() {
+        return Err("no phase: wrong length".to_owned());
+    }
     if state.number != number {
         return Err(format!("is of box {}", state.number));
     }
