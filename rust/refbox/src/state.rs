@@ -1,6 +1,6 @@
 //! What is known of a box, written down before anything of it is made; bytes in, records out.
 //!
-//! Two lines: the intent, with its checksum, which is written once; and the phase, of a fixed width, which one call overwrites.
+//! The intent has a checksum and is written once; the phase has a fixed place and width, and one call overwrites it.
 
 use std::path::{Component, PathBuf};
 
@@ -12,6 +12,8 @@ use crate::identity::Identity;
 const VERSION: u32 = 1;
 /// Of the longest phase, in quotes.
 const PHASE_WIDTH: usize = 11;
+/// What follows the phase.
+const TAIL: &[u8] = b"}}\n";
 
 /// Where a run is.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -34,10 +36,10 @@ impl Phase {
         Phase::Setup
     }
 
-    /// Its line in the state file.
-    pub(crate) fn line(self) -> Vec<u8> {
+    /// As it stands in the state file.
+    pub(crate) fn bytes(self) -> Vec<u8> {
         let text = serde_json::to_string(&self).expect("a phase is a string");
-        format!("{text:<PHASE_WIDTH$}\n").into_bytes()
+        format!("{text:<PHASE_WIDTH$}").into_bytes()
     }
 }
 
@@ -56,45 +58,52 @@ pub(crate) struct State {
     pub(crate) quarantined: Option<String>,
 }
 
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 struct Envelope<'a> {
     version: u32,
     checksum: String,
     #[serde(borrow)]
-    state: &'a RawValue,
+    state: Body<'a>,
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow)]
+    intent: &'a RawValue,
+    phase: Phase,
 }
 
 /// The bytes of the state file.
 pub(crate) fn encode(state: &State) -> Vec<u8> {
-    let body = serde_json::to_string(state).and_then(RawValue::from_string).expect("a state has string keys only");
-    let envelope = Envelope { version: VERSION, checksum: checksum(body.get()), state: &body };
-    let mut bytes = serde_json::to_vec(&envelope).expect("as above");
-    bytes.push(b'\n');
-    bytes.extend(state.phase.line());
-    bytes
+    frame(&serde_json::to_string(state).expect("a state has string keys only"), state.phase)
 }
 
-/// Where the line of the phase begins in an [`encode`]d state.
+fn frame(intent: &str, phase: Phase) -> Vec<u8> {
+    let head =
+        format!(r#"{{"version":{VERSION},"checksum":"{}","state":{{"intent":{intent},"phase":"#, checksum(intent));
+    [head.as_bytes(), &phase.bytes(), TAIL].concat()
+}
+
+/// Where the phase is in an [`encode`]d state.
 pub(crate) fn phase_offset(encoded: &[u8]) -> u64 {
-    (encoded.len() - PHASE_WIDTH - 1) as u64
+    (encoded.len() - PHASE_WIDTH - TAIL.len()) as u64
 }
 
 /// The state of box `number` whose cgroups are called `name`; or why these bytes are not to be trusted.
 pub(crate) fn decode(bytes: &[u8], number: u16, name: &str) -> Result<State, String> {
-    let end = bytes.iter().position(|byte| *byte == b'\n').ok_or("no whole line")?;
-    let (intent, phase) = (&bytes[..end], &bytes[end + 1..]);
-    let envelope: Envelope = serde_json::from_slice(intent).map_err(|e| format!("no state: {e}"))?;
+    let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| format!("no state: {e}"))?;
     if envelope.version != VERSION {
         return Err(format!("version {} instead of {VERSION}", envelope.version));
     }
-    if envelope.checksum != checksum(envelope.state.get()) {
+    let Body { intent, phase } = envelope.state;
+    if envelope.checksum != checksum(intent.get()) {
         return Err("wrong checksum".to_owned());
     }
-    let mut state: State = serde_json::from_str(envelope.state.get()).map_err(|e| format!("no state: {e}"))?;
-    state.phase = serde_json::from_slice(phase).map_err(|e| format!("no phase: {e}"))?;
-    if phase != state.phase.line() {
-        return Err("no phase: wrong length".to_owned());
+    if bytes != frame(intent.get(), phase) {
+        return Err("not as it was written".to_owned());
     }
+    let mut state: State = serde_json::from_str(intent.get()).map_err(|e| format!("no state: {e}"))?;
+    state.phase = phase;
     if state.number != number {
         return Err(format!("is of box {}", state.number));
     }
@@ -124,6 +133,16 @@ pub(crate) fn fnv(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_phase_fits_over_any_other() {
+        let whole = encode(&state());
+        for phase in [Phase::Setup, Phase::Execution, Phase::Timeout, Phase::Cleanup, Phase::Verdict] {
+            let (mut changed, at) = (whole.clone(), phase_offset(&whole) as usize);
+            changed[at..at + phase.bytes().len()].copy_from_slice(&phase.bytes());
+            assert_eq!(decode(&changed, 3, "refbox-1-3"), Ok(State { phase, ..state() }));
+        }
+    }
 
     fn state() -> State {
         State {

@@ -37,7 +37,7 @@ impl Written {
     /// Overwrites the phase.
     pub(crate) fn enter(&self, phase: Phase) -> Result<()> {
         self.file
-            .write_all_at(&phase.line(), self.phase_offset)
+            .write_all_at(&phase.bytes(), self.phase_offset)
             .doing(|| "write the phase to the state file".to_owned())
     }
 }

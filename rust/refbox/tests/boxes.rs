@@ -33,13 +33,10 @@ fn a_box_in_use_is_refused_or_waited_for() {
     place.assert_nothing_left("in use");
 }
 
-fn envelope(state: &Value) -> String {
-    let body = state.to_string();
-    format!(
-        "{}\n{:<11}\n",
-        format_args!(r#"{{"version":1,"checksum":"{:016x}","state":{body}}}"#, fnv(&body)),
-        "\"execution\""
-    )
+fn envelope(intent: &Value) -> String {
+    let (intent, phase) = (intent.to_string(), "\"execution\"");
+    let checksum = fnv(&intent);
+    format!("{{\"version\":1,\"checksum\":\"{checksum:016x}\",\"state\":{{\"intent\":{intent},\"phase\":{phase}}}}}\n")
 }
 
 #[test]
@@ -64,7 +61,8 @@ fn a_state_that_cannot_be_trusted_is_set_aside_and_the_box_goes_on() {
         ("no JSON", "garbage\u{0}".to_owned()),
         ("truncated", whole[..whole.len() / 2].to_owned()),
         ("wrong checksum", whole.replace("4000000", "4000001")),
-        ("half a phase", whole[..whole.len() - 5].to_owned()),
+        ("no last byte", whole[..whole.len() - 1].to_owned()),
+        ("another width", whole.replace("execution", "setup")),
         ("unknown phase", whole.replace("execution", "digestion")),
         ("another version", whole.replace("\"version\":1", "\"version\":9")),
         ("another box", with("box", json!(6))),
