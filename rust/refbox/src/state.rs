@@ -31,6 +31,18 @@ pub(crate) enum Phase {
     Verdict,
 }
 
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Phase::Setup => "setup",
+            Phase::Execution => "execution",
+            Phase::Timeout => "timeout",
+            Phase::Cleanup => "cleanup",
+            Phase::Verdict => "verdict",
+        })
+    }
+}
+
 impl Phase {
     fn first() -> Self {
         Phase::Setup
@@ -38,8 +50,7 @@ impl Phase {
 
     /// As it stands in the state file.
     pub(crate) fn bytes(self) -> Vec<u8> {
-        let text = serde_json::to_string(&self).expect("a phase is a string");
-        format!("{text:<PHASE_WIDTH$}").into_bytes()
+        format!("{:<PHASE_WIDTH$}", format!("\"{self}\"")).into_bytes()
     }
 }
 
