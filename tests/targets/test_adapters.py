@@ -274,8 +274,8 @@ def test_the_probe_tells_each_isolation_that_is_off(tmp_path: Path) -> None:
 
 def test_the_built_in_targets_are_those_that_the_design_names() -> None:
     names = (
-        "bwrap command crun firejail hakoniwa isolate lxc nsjail nspawn podman proot runc runc-new runsc srt unshare "
-        "youki"
+        "bwrap command crun firejail hakoniwa isolate lxc nsjail nspawn podman proot refbox runc runc-new runsc srt "
+        "unshare youki"
     )
     assert " ".join(target.name for target in builtin()) == names
     for target in builtin():

@@ -1,8 +1,8 @@
 //! One supervisor a box: flock(2) on a file that is never unlinked, lest two processes lock two files of one name.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,9 @@ use crate::store::Store;
 /// How long a dead supervisor's last process may still hold its lock. It dies with the supervisor, but not in the same instant.
 const DYING: Duration = Duration::from_secs(5);
 
+/// Of what is written into a lock file: two numbers and a UUID.
+const WIDTH: usize = 140;
+
 /// A box that is ours until this is dropped.
 pub(crate) struct Lock {
     _file: File,
@@ -26,7 +29,7 @@ impl Lock {
     pub(crate) fn take(store: &Store, number: u16, wait: bool) -> Result<Self> {
         let path = store.lock_path(number);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let mut file = opened.doing(|| format!("open {}", path.display())).map_err(Error::into_usage)?;
+        let file = opened.doing(|| format!("open {}", path.display())).map_err(Error::into_usage)?;
         let named = || format!("lock {}", path.display());
         let deadline = Instant::now() + DYING;
         while let Err(e) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -47,8 +50,9 @@ impl Lock {
             }
         }
         let own = serde_json::to_string(&Identity::own()?).expect("an identity has string keys only");
-        let written = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(own.as_bytes()));
-        written.doing(|| format!("write {}", path.display()))?;
+        // Always as long, so that it covers its predecessor whole.
+        let own = format!("{own:<WIDTH$}\n");
+        file.write_all_at(own.as_bytes(), 0).doing(|| format!("write {}", path.display()))?;
         Ok(Lock { _file: file })
     }
 }

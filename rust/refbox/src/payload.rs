@@ -84,7 +84,12 @@ fn rlimits(job: &Job) -> Result<()> {
 fn give_up_capabilities(user: Option<u32>) -> Result<()> {
     let clear =
         |set: CapSet| caps::clear(None, set).map_err(|e| Error::Internal(format!("clear {set:?} capabilities: {e}")));
-    clear(CapSet::Bounding)?;
+    for capability in caps::all() {
+        match caps::drop(None, CapSet::Bounding, capability) {
+            Err(_) if !caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) => {}
+            dropped => dropped.map_err(|e| Error::Internal(format!("drop {capability} from the bounding set: {e}")))?,
+        }
+    }
     clear(CapSet::Ambient)?;
     if let Some(user) = user {
         sys::become_user(user).doing(|| format!("become user {user}"))?;

@@ -53,7 +53,7 @@ pub(crate) fn undo(store: &Store, number: u16, _lock: &Lock) -> Result<()> {
         Found::State(state) => {
             event = Some(match state.quarantined {
                 Some(why) => ("returned-to-service", why),
-                None => ("recovered", format!("supervisor {} died in {:?}", state.supervisor.pid, state.phase)),
+                None => ("recovered", format!("supervisor {} died in {}", state.supervisor.pid, state.phase)),
             });
             dirs = state.cgroups;
         }
@@ -67,7 +67,7 @@ pub(crate) fn undo(store: &Store, number: u16, _lock: &Lock) -> Result<()> {
     match remove_unlocked(&dirs).and_then(|()| store.remove(number)) {
         Ok(()) => {
             if let Some((event, why)) = event {
-                store.audit(number, event, &why.to_lowercase());
+                store.audit(number, event, &why);
             }
             Ok(())
         }
@@ -103,7 +103,7 @@ pub(crate) fn quarantine(store: &Store, number: u16, cgroups: Vec<PathBuf>, why:
         store.write(&State { number, phase: Phase::Cleanup, supervisor, cgroups, quarantined })
     });
     match written {
-        Ok(()) => Error::Quarantined { number, reason },
+        Ok(_) => Error::Quarantined { number, reason },
         // The state of before, if there is one, still says that the box isn't idle.
         Err(e) => Error::Internal(format!("{reason}; {e}")),
     }

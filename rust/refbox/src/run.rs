@@ -254,7 +254,8 @@ impl Session<'_> {
 
     /// Makes the resources, runs the job, and takes them away again, whatever happened.
     fn execute(&mut self, job: &Job, streams: &mut [Stream; 2], archive: Option<&OwnedFd>) -> Result<Execution> {
-        self.enter(Phase::Setup)?;
+        self.state.phase = Phase::Setup;
+        let written = self.store.write(&self.state)?;
         let places = std::mem::take(&mut self.places);
         let mut group = Group::new(&places);
         let made = group.make().and_then(|()| group.limit(&job.limits));
@@ -267,24 +268,15 @@ impl Session<'_> {
                 archive,
                 signals: &self.signals,
             };
-            let (store, state) = (self.store, &mut self.state);
-            supervision.execute(streams, &mut |phase| {
-                state.phase = phase;
-                store.write(state)
-            })
+            supervision.execute(streams, &|phase| written.enter(phase))
         });
-        let entered = self.enter(Phase::Cleanup);
+        let entered = written.enter(Phase::Cleanup);
         let removed = group.remove();
         self.places = places;
         // The box is damaged if this fails, whatever else did.
         removed.map_err(|e| self.quarantine(&e))?;
         entered?;
         seen
-    }
-
-    fn enter(&mut self, phase: Phase) -> Result<()> {
-        self.state.phase = phase;
-        self.store.write(&self.state)
     }
 
     fn in_quarantine(&self) -> bool {

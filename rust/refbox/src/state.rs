@@ -1,4 +1,6 @@
 //! What is known of a box, written down before anything of it is made; bytes in, records out.
+//!
+//! The intent has a checksum and is written once; the phase has a fixed place and width, and one call overwrites it.
 
 use std::path::{Component, PathBuf};
 
@@ -8,6 +10,10 @@ use serde_json::value::RawValue;
 use crate::identity::Identity;
 
 const VERSION: u32 = 1;
+/// Of the longest phase, in quotes.
+const PHASE_WIDTH: usize = 11;
+/// What follows the phase.
+const TAIL: &[u8] = b"}}\n";
 
 /// Where a run is.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -25,12 +31,36 @@ pub(crate) enum Phase {
     Verdict,
 }
 
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Phase::Setup => "setup",
+            Phase::Execution => "execution",
+            Phase::Timeout => "timeout",
+            Phase::Cleanup => "cleanup",
+            Phase::Verdict => "verdict",
+        })
+    }
+}
+
+impl Phase {
+    fn first() -> Self {
+        Phase::Setup
+    }
+
+    /// As it stands in the state file.
+    pub(crate) fn bytes(self) -> Vec<u8> {
+        format!("{:<PHASE_WIDTH$}", format!("\"{self}\"")).into_bytes()
+    }
+}
+
 /// A box that isn't idle. The file's absence means idle.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct State {
     #[serde(rename = "box")]
     pub(crate) number: u16,
+    #[serde(skip, default = "Phase::first")]
     pub(crate) phase: Phase,
     pub(crate) supervisor: Identity,
     /// Directories that may exist.
@@ -39,19 +69,35 @@ pub(crate) struct State {
     pub(crate) quarantined: Option<String>,
 }
 
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 struct Envelope<'a> {
     version: u32,
     checksum: String,
     #[serde(borrow)]
-    state: &'a RawValue,
+    state: Body<'a>,
+}
+
+#[derive(Deserialize)]
+struct Body<'a> {
+    #[serde(borrow)]
+    intent: &'a RawValue,
+    phase: Phase,
 }
 
 /// The bytes of the state file.
 pub(crate) fn encode(state: &State) -> Vec<u8> {
-    let body = serde_json::to_string(state).and_then(RawValue::from_string).expect("a state has string keys only");
-    let envelope = Envelope { version: VERSION, checksum: checksum(body.get()), state: &body };
-    serde_json::to_vec(&envelope).expect("as above")
+    frame(&serde_json::to_string(state).expect("a state has string keys only"), state.phase)
+}
+
+fn frame(intent: &str, phase: Phase) -> Vec<u8> {
+    let head =
+        format!(r#"{{"version":{VERSION},"checksum":"{}","state":{{"intent":{intent},"phase":"#, checksum(intent));
+    [head.as_bytes(), &phase.bytes(), TAIL].concat()
+}
+
+/// Where the phase is in an [`encode`]d state.
+pub(crate) fn phase_offset(encoded: &[u8]) -> u64 {
+    (encoded.len() - PHASE_WIDTH - TAIL.len()) as u64
 }
 
 /// The state of box `number` whose cgroups are called `name`; or why these bytes are not to be trusted.
@@ -60,10 +106,15 @@ pub(crate) fn decode(bytes: &[u8], number: u16, name: &str) -> Result<State, Str
     if envelope.version != VERSION {
         return Err(format!("version {} instead of {VERSION}", envelope.version));
     }
-    if envelope.checksum != checksum(envelope.state.get()) {
+    let Body { intent, phase } = envelope.state;
+    if envelope.checksum != checksum(intent.get()) {
         return Err("wrong checksum".to_owned());
     }
-    let state: State = serde_json::from_str(envelope.state.get()).map_err(|e| format!("no state: {e}"))?;
+    if bytes != frame(intent.get(), phase) {
+        return Err("not as it was written".to_owned());
+    }
+    let mut state: State = serde_json::from_str(intent.get()).map_err(|e| format!("no state: {e}"))?;
+    state.phase = phase;
     if state.number != number {
         return Err(format!("is of box {}", state.number));
     }
@@ -93,6 +144,16 @@ pub(crate) fn fnv(bytes: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_phase_fits_over_any_other() {
+        let whole = encode(&state());
+        for phase in [Phase::Setup, Phase::Execution, Phase::Timeout, Phase::Cleanup, Phase::Verdict] {
+            let (mut changed, at) = (whole.clone(), phase_offset(&whole) as usize);
+            changed[at..at + phase.bytes().len()].copy_from_slice(&phase.bytes());
+            assert_eq!(decode(&changed, 3, "refbox-1-3"), Ok(State { phase, ..state() }));
+        }
+    }
 
     fn state() -> State {
         State {

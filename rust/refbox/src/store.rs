@@ -2,14 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
 use crate::error::{Doing, Error, Result};
-use crate::state::{self, State, fnv};
+use crate::state::{self, Phase, State, fnv};
 
 /// The audit log is set aside once when it gets larger.
 const AUDIT_SIZE: u64 = 1 << 20;
@@ -25,6 +25,21 @@ pub(crate) enum Found {
     State(State),
     /// Not to be trusted, and why.
     Corrupt(String),
+}
+
+/// A state file whose intent stays as it is.
+pub(crate) struct Written {
+    file: File,
+    phase_offset: u64,
+}
+
+impl Written {
+    /// Overwrites the phase.
+    pub(crate) fn enter(&self, phase: Phase) -> Result<()> {
+        self.file
+            .write_all_at(&phase.bytes(), self.phase_offset)
+            .doing(|| "write the phase to the state file".to_owned())
+    }
 }
 
 impl Store {
@@ -104,20 +119,21 @@ impl Store {
         }
     }
 
-    /// Replaces the state file: the old or the new one is there at any instant. After a power failure there are no cgroups any more, so
-    /// only a quarantine has to be on the disk; the wait for it is longer than all of a run.
-    pub(crate) fn write(&self, state: &State) -> Result<()> {
+    /// Replaces the state file: the old or the new one is there at any instant, after a power failure too. On a tmpfs, such as /run, the
+    /// syncing is free; on a disk the wait for it can be longer than all of a run.
+    pub(crate) fn write(&self, state: &State) -> Result<Written> {
         let (new, path) = (self.new_path(state.number), self.state_path(state.number));
-        let written = || -> std::io::Result<()> {
+        let bytes = state::encode(state);
+        let written = || -> std::io::Result<File> {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-            file.write_all(&state::encode(state))?;
-            if state.quarantined.is_some() {
-                file.sync_data()?;
-            }
+            file.write_all(&bytes)?;
+            file.sync_data()?;
             fs::rename(&new, &path)?;
-            if state.quarantined.is_some() { File::open(&self.dir)?.sync_all() } else { Ok(()) }
+            File::open(&self.dir)?.sync_all()?;
+            Ok(file)
         };
-        written().doing(|| format!("write {}", path.display()))
+        let file = written().doing(|| format!("write {}", path.display()))?;
+        Ok(Written { file, phase_offset: state::phase_offset(&bytes) })
     }
 
     /// Makes the box idle.

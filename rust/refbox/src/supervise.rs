@@ -49,11 +49,7 @@ struct Progress {
 
 impl Supervision<'_> {
     /// Runs the job; `enter` is told each phase.
-    pub(crate) fn execute(
-        &self,
-        streams: &mut [Stream; 2],
-        enter: &mut dyn FnMut(Phase) -> Result<()>,
-    ) -> Result<Execution> {
+    pub(crate) fn execute(&self, streams: &mut [Stream; 2], enter: &dyn Fn(Phase) -> Result<()>) -> Result<Execution> {
         let named = || "start the box".to_owned();
         let user_namespace = self.job.layout.user_namespace;
         let (report, report_end) = pipe_with(PipeFlags::CLOEXEC).doing(named)?;
@@ -106,7 +102,7 @@ impl Supervision<'_> {
         report: OwnedFd,
         streams: &mut [Stream; 2],
         progress: &mut Progress,
-        enter: &mut dyn FnMut(Phase) -> Result<()>,
+        enter: &dyn Fn(Phase) -> Result<()>,
     ) -> Result<()> {
         let mut report = fs::File::from(report);
         let mut told = Vec::new();

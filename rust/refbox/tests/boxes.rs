@@ -33,9 +33,10 @@ fn a_box_in_use_is_refused_or_waited_for() {
     place.assert_nothing_left("in use");
 }
 
-fn envelope(state: &Value) -> String {
-    let body = state.to_string();
-    format!(r#"{{"version":1,"checksum":"{:016x}","state":{body}}}"#, fnv(&body))
+fn envelope(intent: &Value) -> String {
+    let (intent, phase) = (intent.to_string(), "\"execution\"");
+    let checksum = fnv(&intent);
+    format!("{{\"version\":1,\"checksum\":\"{checksum:016x}\",\"state\":{{\"intent\":{intent},\"phase\":{phase}}}}}\n")
 }
 
 #[test]
@@ -47,7 +48,7 @@ fn a_state_that_cannot_be_trusted_is_set_aside_and_the_box_goes_on() {
     assert_eq!(place.run(5, &["--", "/bin/true"]).status(), "OK");
     let decoy = place.dir.join(format!("{}5", place.cgroup_prefix()));
     fs::create_dir(&decoy).unwrap();
-    let good = json!({"box": 5, "phase": "execution", "supervisor": {"pid": 4_000_000, "start_time": 1, "boot_id": "x"},
+    let good = json!({"box": 5, "supervisor": {"pid": 4_000_000, "start_time": 1, "boot_id": "x"},
         "cgroups": [], "quarantined": null});
     let with = |key: &str, value: Value| {
         let mut state = good.clone();
@@ -59,10 +60,12 @@ fn a_state_that_cannot_be_trusted_is_set_aside_and_the_box_goes_on() {
         ("empty", String::new()),
         ("no JSON", "garbage\u{0}".to_owned()),
         ("truncated", whole[..whole.len() / 2].to_owned()),
-        ("wrong checksum", whole.replace("execution", "setup")),
+        ("wrong checksum", whole.replace("4000000", "4000001")),
+        ("no last byte", whole[..whole.len() - 1].to_owned()),
+        ("another width", whole.replace("execution", "setup")),
+        ("unknown phase", whole.replace("execution", "digestion")),
         ("another version", whole.replace("\"version\":1", "\"version\":9")),
         ("another box", with("box", json!(6))),
-        ("unknown phase", with("phase", json!("lunch"))),
         ("pid 1", with("supervisor", json!({"pid": 1, "start_time": 1, "boot_id": "x"}))),
         ("pid -1", with("supervisor", json!({"pid": -1, "start_time": 1, "boot_id": "x"}))),
         ("the root cgroup", with("cgroups", json!(["/sys/fs/cgroup"]))),

@@ -136,3 +136,47 @@ fn a_user_namespace_for_root_changes_no_status() {
     assert_eq!(ran.status(), "OK", "{}", ran.all());
     assert!(ran.stdout.ends_with("60001\n") && ran.stdout.lines().count() == 3, "{}", ran.all());
 }
+
+#[test]
+fn an_ordinary_user_has_boxes_too_and_is_told_what_only_rlimits_hold() {
+    if !root() || !exists("/usr/bin/setpriv") {
+        return;
+    }
+    let place = Place::new("ordinary");
+    let home = place.dir.join("home");
+    std::fs::create_dir(&home).unwrap();
+    std::os::unix::fs::chown(&home, Some(12_345), Some(12_345)).unwrap();
+    let program = place.dir.join("program");
+    std::fs::copy(common::REFBOX, &program).unwrap();
+    let run = |more: &[&str]| {
+        let mut command = std::process::Command::new("/usr/bin/setpriv");
+        command.args(["--reuid", "12345", "--regid", "12345", "--clear-groups", program.to_str().unwrap()]);
+        command
+            .args(["run", "--box", "1", "--state", "state", "--result", "result.json"])
+            .args(more)
+            .current_dir(&home);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let output = common::finish(command.spawn().unwrap());
+        let result = std::fs::read(home.join("result.json")).unwrap_or_default();
+        (output, serde_json::from_slice(&result).unwrap_or(serde_json::Value::Null))
+    };
+    let script = "[ $(id -u) = 65534 ] && ! mount -t tmpfs none /tmp 2>/tmp/x && echo well";
+    let (output, result) = run(&["--", "/bin/sh", "-c", script]);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    if errors.contains("operation not permitted") || errors.contains("no space left") {
+        eprintln!("skipped: no user namespace for ordinary users here: {errors}");
+        return;
+    }
+    assert_eq!(
+        (result["status"].as_str(), output.stdout.as_slice()),
+        (Some("OK"), &b"well\n"[..]),
+        "{result} {errors}"
+    );
+    let (_, result) = run(&["--wall", "0.2", "--", "/bin/sleep", "600"]);
+    assert_eq!(result["status"], "TLE", "{result}");
+    if result["limits_by"]["memory"] == "rlimit" {
+        let (output, _) = run(&["--require-cgroups", "--", "/bin/true"]);
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("no cgroup holds every limit"), "{output:?}");
+    }
+}

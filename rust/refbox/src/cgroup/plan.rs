@@ -42,19 +42,34 @@ pub(crate) fn plan(name: &str) -> Result<Vec<Place>> {
     usable.retain(|h| access(&h.own, Access::WRITE_OK).is_ok());
     for v2 in usable.iter_mut().filter(|h| h.version == Version::V2) {
         v2.controllers = enabled(&v2.own);
+        // Beside our own there may be what it cannot have below it.
+        if let Some(parent) = v2.own.parent().filter(|_| !complete(&v2.controllers)) {
+            let given = words(parent, "cgroup.subtree_control");
+            if complete(&given) && access(parent, Access::WRITE_OK).is_ok() {
+                (v2.own, v2.controllers) = (parent.to_owned(), given);
+            }
+        }
     }
     Ok(choose(&usable, name))
+}
+
+/// What a v2 cgroup needs of its parent.
+const WANTED: [&str; 2] = ["memory", "pids"];
+
+fn complete(controllers: &[String]) -> bool {
+    WANTED.iter().all(|wanted| controllers.iter().any(|c| c == wanted))
+}
+
+fn words(cgroup: &Path, file: &str) -> Vec<String> {
+    let text = fs::read_to_string(cgroup.join(file)).unwrap_or_default();
+    text.split_whitespace().map(str::to_owned).collect()
 }
 
 /// The controllers that cgroups below `own` have. A cgroup with processes in it can give none away (no internal processes rule),
 /// unless it is the root.
 fn enabled(own: &Path) -> Vec<String> {
-    let words = |file: &str| -> Vec<String> {
-        let text = fs::read_to_string(own.join(file)).unwrap_or_default();
-        text.split_whitespace().map(str::to_owned).collect()
-    };
-    let (available, mut given) = (words("cgroup.controllers"), words("cgroup.subtree_control"));
-    for wanted in ["memory", "pids"] {
+    let (available, mut given) = (words(own, "cgroup.controllers"), words(own, "cgroup.subtree_control"));
+    for wanted in WANTED {
         let possible = available.iter().any(|c| c == wanted) && !given.iter().any(|c| c == wanted);
         // It stays given: to take it back would take it from another box.
         if possible && fs::write(own.join("cgroup.subtree_control"), format!("+{wanted}")).is_ok() {
