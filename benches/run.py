@@ -1,4 +1,5 @@
-"""Measures leakcheck beside psutil, lsof and lsfd, and arenas beside bubblewrap; writes docs/reference/performance.md.
+"""Measures leakcheck beside psutil, lsof and lsfd, and arenas and refbox beside bubblewrap; writes
+docs/reference/performance.md.
 
 All of them look at the same machine in the same minutes: rounds are interleaved (A B C D, A B C D …), so that a slow
 minute of the machine is slow for everybody, and medians are compared. Ends with 1 when a target is missed.
@@ -24,6 +25,7 @@ import arenas
 import peers
 import psutil
 import soak
+import stress
 from measure import Row, interleaved, middle, timed
 
 from leakcheck import _native
@@ -269,6 +271,7 @@ def main() -> int:
     rows += cgroup_scope(options.rounds * 20, first=options.realtime)
     rows += quiet_machine(options.rounds)
     rows += arenas.rows(options.rounds * 4, options.rounds * 6)
+    rows += stress.rows(options.rounds * 3, options.rounds * 100)
     rows.append(endurance(options.snapshots))
     table = "\n".join(map(str, rows))
     page = PAGE_TEXT.format(rounds=options.rounds, machine=facts, load=described, rows=table)
