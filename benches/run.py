@@ -1,5 +1,6 @@
-"""Measures leakcheck beside psutil, lsof and lsfd, and arenas and refbox beside bubblewrap; writes
-docs/reference/performance.md.
+"""Measures leakcheck beside psutil, lsof and lsfd, arenas and refbox beside bubblewrap; writes the page.
+
+The page is docs/reference/performance.md.
 
 All of them look at the same machine in the same minutes: rounds are interleaved (A B C D, A B C D …), so that a slow
 minute of the machine is slow for everybody, and medians are compared. Ends with 1 when a target is missed.

@@ -29,7 +29,7 @@ TRUE = ["/bin/true"]
 CONCURRENCY = 4
 #: What a sandbox of judges hides and shows; refbox has cgroup limits, seccomp and rlimits besides.
 BWRAP = [
-    "bwrap", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup", "--die-with-parent",
+    "bwrap", *(f"--unshare-{name}" for name in ("pid", "net", "ipc", "uts", "cgroup")), "--die-with-parent",
     "--cap-drop", "ALL", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib",
     "--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp", *TRUE,
 ]  # fmt: skip
