@@ -25,13 +25,13 @@ pub(crate) struct Stream {
     pipe: Option<File>,
     sink: Sink,
     pending: Vec<u8>,
-    /// Its reader is gone.
-    broken: bool,
+    /// It takes no more; a reader that is gone is no failure.
+    broken: Option<std::io::Error>,
 }
 
 impl Stream {
     pub(crate) fn new(sink: Sink) -> Self {
-        Stream { pipe: None, sink, pending: Vec::new(), broken: false }
+        Stream { pipe: None, sink, pending: Vec::new(), broken: None }
     }
 
     /// A new pipe into this stream; gives the payload's end.
@@ -66,7 +66,7 @@ impl Stream {
                 let kept = &buffer[..count.min(usize::try_from(room).unwrap_or(count))];
                 match &mut self.sink {
                     Sink::Memory(bytes) => bytes.extend_from_slice(kept),
-                    Sink::File(_) if self.broken => {}
+                    Sink::File(_) if self.broken.is_some() => {}
                     Sink::File(_) => self.pending.extend_from_slice(kept),
                 }
                 count as u64
@@ -92,8 +92,8 @@ impl Stream {
             match file.write(&self.pending[..count]) {
                 Ok(written) => drop(self.pending.drain(..written)),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.broken = true;
+                Err(e) => {
+                    self.broken = Some(e);
                     self.pending.clear();
                 }
             }
@@ -106,10 +106,17 @@ impl Stream {
     }
 
     /// Passes on the rest, however long the reader takes: nothing of the box is left by then.
-    pub(crate) fn finish(&mut self) {
-        let Sink::File(file) = &mut self.sink else { return };
-        self.broken = file.write_all(&self.pending).is_err();
+    pub(crate) fn finish(&mut self) -> Result<()> {
+        if let Sink::File(file) = &mut self.sink
+            && let Err(e) = file.write_all(&self.pending)
+        {
+            self.broken = Some(e);
+        }
         self.pending.clear();
+        match self.broken.take() {
+            Some(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).doing(|| "write the payload's output".to_owned()),
+            _ => Ok(()),
+        }
     }
 
     /// What a [`Sink::Memory`] holds.

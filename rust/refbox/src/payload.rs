@@ -61,7 +61,8 @@ fn rlimits(job: &Job) -> Result<()> {
     let mut all = vec![
         (Resource::Cpu, cpu, cpu + 1),
         (Resource::Fsize, limits.file_size, limits.file_size),
-        (Resource::Core, 0, 0),
+        // Not 0: a program that core_pattern pipes to would still be started, outside (core(5)).
+        (Resource::Core, 1, 1),
         (Resource::Nofile, FILES, FILES),
         (Resource::Stack, STACK, STACK),
     ];

@@ -189,10 +189,10 @@ fn in_box(input: &Input, store: &Store, lock: &Lock) -> Result<Outcome> {
             return Err(session.quarantine(&e));
         }
     }
-    for stream in &mut streams {
-        stream.finish();
-    }
     let mut outcome = done?;
+    for stream in &mut streams {
+        stream.finish()?;
+    }
     outcome.by = Some(by);
     Ok(outcome)
 }
