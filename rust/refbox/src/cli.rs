@@ -58,7 +58,7 @@ pub(crate) struct Run {
     #[arg(long, value_name = "L", requires = "source")]
     pub(crate) language: Option<String>,
     /// Source file, compiled in the same sandbox; a Java class must be called Main
-    #[arg(long, value_name = "FILE", requires = "language", conflicts_with = "program")]
+    #[arg(long, value_name = "FILE", requires = "language", conflicts_with = "words")]
     pub(crate) source: Option<PathBuf>,
     /// Wall-clock limit in seconds
     #[arg(long, value_name = "S", default_value = "10", value_parser = units::seconds, allow_negative_numbers = true)]
@@ -105,12 +105,20 @@ pub(crate) struct Run {
     /// Fail rather than run with a limit that only rlimits hold
     #[arg(long)]
     pub(crate) require_cgroups: bool,
-    /// The program by its absolute path, and its arguments
-    #[arg(last = true, value_name = "PROGRAM", required_unless_present = "source")]
-    pub(crate) program: Vec<OsString>,
+    /// The program by its absolute path; its arguments follow after two dashes
+    #[arg(long = "program", value_name = "FILE", conflicts_with = "source")]
+    named: Option<OsString>,
+    /// The program by its absolute path, and its arguments; with --program the arguments alone
+    #[arg(last = true, value_name = "PROGRAM", required_unless_present_any = ["source", "named"])]
+    words: Vec<OsString>,
 }
 
 impl Run {
+    /// The program and its arguments; empty where a source file is run.
+    pub(crate) fn program(&self) -> Vec<OsString> {
+        self.named.iter().chain(&self.words).cloned().collect()
+    }
+
     pub(crate) fn limits(&self) -> Limits {
         Limits {
             wall: self.wall,
@@ -150,8 +158,16 @@ mod tests {
     #[test]
     fn what_follows_two_dashes_is_the_program_with_its_arguments() {
         let run = run("--box 3 --result r --wall 0.5 --memory 64M -- /bin/echo --box x").unwrap();
-        assert_eq!(run.program, ["/bin/echo", "--box", "x"]);
+        assert_eq!(run.program(), ["/bin/echo", "--box", "x"]);
         assert_eq!((run.number, run.wall, run.memory), (3, Duration::from_millis(500), 64 << 20));
+    }
+
+    #[test]
+    fn a_program_by_name_takes_its_arguments_after_two_dashes() {
+        let given = run("--box 3 --program /bin/echo --result r -- --box x").unwrap();
+        assert_eq!(given.program(), ["/bin/echo", "--box", "x"]);
+        assert_eq!(run("--box 3 --program /bin/true --result r").unwrap().program(), ["/bin/true"]);
+        assert!(run("--box 3 --program /bin/true --language c --source x --result r").is_err());
     }
 
     #[test]

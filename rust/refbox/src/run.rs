@@ -141,7 +141,8 @@ fn read_source(path: &Path) -> Result<Vec<u8>> {
 }
 
 fn check_program(options: &Run) -> Result<Vec<Vec<u8>>> {
-    let program = Path::new(&options.program[0]);
+    let words = options.program();
+    let program = Path::new(&words[0]);
     let wrong = |why: &str| Error::Usage(format!("program {}: {why}", program.display()));
     if !program.is_absolute() {
         return Err(wrong("is no absolute path"));
@@ -150,7 +151,7 @@ fn check_program(options: &Run) -> Result<Vec<Vec<u8>>> {
     if !found.is_file() {
         return Err(wrong("is no file"));
     }
-    Ok(options.program.iter().map(|word| word.clone().into_vec()).collect())
+    Ok(words.iter().map(|word| word.clone().into_vec()).collect())
 }
 
 /// One run in a box that is locked.
