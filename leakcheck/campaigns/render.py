@@ -80,7 +80,8 @@ def _criterion(criterion: Criterion) -> Text:
     word = {True: ("pass", "green"), False: ("fail", "red"), None: ("    ", "")}[criterion.passed]
     measured = criterion.measured
     if isinstance(measured, dict):
-        measured = ", ".join(f"{name} {value:g}" for name, value in measured.items())
+        numbers = [f"{name} {value:g}" for name, value in measured.items() if name != "why"]
+        measured = "; ".join(part for part in (", ".join(numbers), measured.get("why", "")) if part)
     return line("  ", word, f"  {criterion.name}: {measured}{limit}")
 
 

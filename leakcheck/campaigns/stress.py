@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from leakcheck.campaigns.before import probe
 from leakcheck.campaigns.ground import MARK, Ground, Run, Turns
+from leakcheck.campaigns.neighbours import Neighbours
 from leakcheck.campaigns.place import Running
 from leakcheck.campaigns.result import Campaign, Record
 from leakcheck.campaigns.source import StressOptions, submissions, warm_up
@@ -85,6 +86,7 @@ class _Driver:
         self._stalled = threading.Event()
         self._failure: BaseException | None = None
         self._deepest = 0
+        self._neighbours = Neighbours()
         self.records: list[Record] = []
         self.stalls: list[str] = []
         self.cleanup_failures: list[str] = []
@@ -123,6 +125,7 @@ class _Driver:
                 rounds=turns.rounds,
                 deepest=self._deepest,
                 queue=self._queue.maxsize,
+                neighbours=self._neighbours,
                 stalls=self.stalls,
                 cleanup_failures=self.cleanup_failures,
                 sick=self.sick,
@@ -279,6 +282,7 @@ class _Driver:
                 self.cleanup_failures.append(f"next submission in box 0: {wrong}")
 
     def _idle(self) -> float:
+        self._neighbours.sample()
         return time.monotonic() - self._last
 
     def _patience(self) -> float:

@@ -12,6 +12,7 @@ import msgspec
 from leakcheck.campaigns.degradation import LIMIT, Sample, changes
 from leakcheck.campaigns.ground import Ground, Left
 from leakcheck.campaigns.likeness import grouped, same
+from leakcheck.campaigns.neighbours import Neighbours
 from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Outcome, Record, Residue
 from leakcheck.campaigns.source import StressOptions
 from leakcheck.campaigns.statistics import upper_bound
@@ -34,13 +35,15 @@ _INTERNAL = 0.0001
 class Totals(msgspec.Struct, frozen=True, kw_only=True):
     """What is of the whole campaign.
 
-    Seconds and rounds, the queue's depth and bound, stalls, failures of clean-up, complaints of the health check.
+    Seconds and rounds, the queue's depth and bound, others' use of the processors, stalls, failures of clean-up,
+    complaints of the health check.
     """
 
     took: float
     rounds: int
     deepest: int
     queue: int
+    neighbours: Neighbours
     stalls: list[str]
     cleanup_failures: list[str]
     sick: list[str]
@@ -53,9 +56,10 @@ def judged(
 ) -> Campaign:
     """Return the campaign's result."""
     left = [one for ground in grounds for one in ground.left.values()]
+    slowdowns = _slowdowns(options, records, totals.neighbours)
     records = _with_left(records, left)
     gaps = {kind: reason for ground in grounds for kind, reason in ground.gaps.items()}
-    criteria = _criteria(options, records, left, gaps, totals)
+    criteria = _criteria(options, records, left, gaps, totals, slowdowns)
     outcomes: Counter[str] = Counter()
     statuses: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
@@ -111,6 +115,7 @@ def _criteria(
     left: Sequence[Left],
     gaps: dict[str, str],
     totals: Totals,
+    slowdowns: Sequence[Criterion],
 ) -> list[Criterion]:
     stayed = Counter(one.leak.kind for one in left if one.stays)
     wrong = [record for record in records if not record.right]
@@ -135,18 +140,7 @@ def _criteria(
         _zero("deadlocks and hangs", len(totals.stalls)),
         _rate(options, records, totals.took),
     ]
-    samples = [
-        Sample(
-            ended=record.ended_s,
-            took=record.wall_ms / 1000,
-            group=_group(record),
-            timed=record.expect != "TLE",
-        )
-        for record in records
-    ]
-    for name, change in changes(samples, options.seed).items():
-        measured = {"late/early": change.ratio, "from": change.low, "to": change.high} if change.ratio else change.why
-        criteria.append(Criterion(name=f"slowdown, {name}", passed=change.passed, measured=measured, limit=LIMIT))
+    criteria += slowdowns
     if options.looks:
         leaking = sum(one.stays for one in left)
         bound = upper_bound(min(leaking, len(records)), len(records))
@@ -158,6 +152,34 @@ def _criteria(
         bounded = sum(one.bounded for one in left)
         criteria.append(Criterion(name="left, and never more of it", passed=None, measured=bounded, limit=None))
     return criteria
+
+
+def _slowdowns(options: StressOptions, records: Sequence[Record], neighbours: Neighbours) -> list[Criterion]:
+    """Return the criteria of the pace; `ended_s` of the records is still by the monotonic clock."""
+    records = sorted(records, key=lambda record: record.ended_s)
+    samples = [
+        Sample(
+            ended=record.ended_s,
+            took=record.wall_ms / 1000,
+            group=_group(record),
+            timed=record.expect != "TLE",
+        )
+        for record in records
+    ]
+    found = []
+    for name, seen in changes(samples, options.seed).items():
+        change = neighbours.excuse(seen, records)
+        measured = {"late/early": change.ratio, "from": change.low, "to": change.high}
+        numbers = {key: value for key, value in measured.items() if value is not None}
+        found.append(
+            Criterion(
+                name=f"slowdown, {name}",
+                passed=change.passed,
+                measured=numbers | ({"why": change.why} if change.why else {}),
+                limit=LIMIT,
+            )
+        )
+    return found
 
 
 # The order of the report.

@@ -5,6 +5,8 @@ import random
 import pytest
 
 from leakcheck.campaigns.degradation import LIMIT, Change, Sample, changes
+from leakcheck.campaigns.neighbours import Neighbours
+from leakcheck.campaigns.result import Record
 
 BASE = {"short": 0.01, "middle": 0.1, "long": 0.4}
 
@@ -66,3 +68,32 @@ def test_times_that_a_limit_sets_count_for_the_throughput_alone() -> None:
 
 def test_the_same_seed_draws_the_same_interval() -> None:
     assert changes(run(900, 0.1), seed=7) == changes(run(900, 0.1), seed=7)
+
+
+def test_a_slowdown_that_came_with_others_load_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    records = [
+        Record(
+            id=n,
+            plan="c/hello",
+            expect="OK",
+            status="OK",
+            right=True,
+            wall_ms=10,
+            cpu_ms=8,
+            queued_ms=0,
+            ended_s=n,
+            box=0,
+        )
+        for n in range(90)
+    ]
+    slower = Change(1.5, 1.4, 1.6, passed=False)
+    for others, excused in ((0.0, False), (0.05, False), (0.5, True)):
+        neighbours = Neighbours()
+        # Each second: all used, the driver used. In the last third others use more.
+        used = [0.01 * n + others * max(0, n - 59) for n in range(90)]
+        neighbours._samples = [(float(n), used[n], 0.002 * n) for n in range(90)]
+        change = neighbours.excuse(slower, records)
+        assert (change.passed is None) == excused, change
+        assert ("other programs used" in change.why) == excused
+    assert Neighbours().excuse(Change(1.0, 0.9, 1.05, passed=True), records).passed

@@ -1,0 +1,57 @@
+"""How much of the processors others used meanwhile: a machine that got busier is no degradation of the target."""
+
+import bisect
+import os
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from leakcheck.campaigns.degradation import Change
+from leakcheck.campaigns.result import Record
+
+__all__ = ["Neighbours"]
+
+# Of all processors: from so much more on, a slowdown may be the others'.
+_SHARE = 0.05
+_MOST = 20_000
+
+
+class Neighbours:
+    """Samples of the processor time that all used, and of that which the driver did; in seconds."""
+
+    def __init__(self) -> None:
+        self._samples: list[tuple[float, float, float]] = []
+
+    def sample(self) -> None:
+        """Take a sample, from /proc/stat (proc(5)); what a hypervisor took away counts as used by others."""
+        times = psutil.cpu_times()
+        used = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+        self._samples.append((time.monotonic(), used, time.process_time()))
+        if len(self._samples) > _MOST:
+            del self._samples[1::2]
+
+    def excuse(self, change: Change, records: Sequence[Record]) -> Change:
+        """Return `change`, without a verdict where it failed and others used more later than earlier.
+
+        `records` are in the order of their ends, `ended_s` by the monotonic clock.
+        """
+        third = len(records) // 3
+        if change.passed is not False or third < 1:
+            return change
+        early, late = self._others(records[: third + 1]), self._others(records[-third - 1 :])
+        if late - early <= _SHARE * (os.cpu_count() or 1):
+            return change
+        why = f"inconclusive: other programs used {early:.2f} processors at first and {late:.2f} at last"
+        return Change(change.ratio, change.low, change.high, None, why)
+
+    def _others(self, records: Sequence[Record]) -> float:
+        """Return how many processors others used on average while these ended; the first only says since when."""
+        times = [at for at, _, _ in self._samples]
+        since, until = (bisect.bisect_left(times, record.ended_s) for record in (records[0], records[-1]))
+        first, last = (self._samples[min(at, len(times) - 1)] for at in (since, until))
+        took = last[0] - first[0]
+        if took <= 0:
+            return 0.0
+        targets = sum(record.cpu_ms or 0.0 for record in records[1:]) / 1000
+        return (last[1] - first[1] - (last[2] - first[2]) - targets) / took
