@@ -36,10 +36,11 @@ _LOOKS = 3
 
 
 class Run(msgspec.Struct):
-    """One submission of a round: its number, the box, and when it began and ended (seconds since 1970)."""
+    """One submission: its number, box and round, and when it began and ended (seconds since 1970)."""
 
     number: int
     box: int
+    round: int = 0
     began: float = 0
     ended: float = 0
 
@@ -98,7 +99,8 @@ class Ground:
         """The keys of what of `left` each look showed."""
         self.untied: dict[str, Leak] = {}
         self.gaps: dict[str, str] = {}
-        self.settled_ms: list[float] = []
+        self.settled_ms: dict[int, float] = {}
+        """Until what was going away after a round was gone; of the rounds after which something was."""
         self.looks_ms: list[float] = []
 
     def __enter__(self) -> Self:
@@ -135,7 +137,8 @@ class Ground:
         report = self.place.look()
         self.gaps.update({kind: gap.reason for kind, gap in report.gaps.items()})
         self.untied.update({leak.key: leak for leak in report.unattributed})
-        self.settled_ms.extend(gone.gone_after_ms for gone in report.transient)
+        if report.transient:
+            self.settled_ms[number] = max(gone.gone_after_ms for gone in report.transient)
         now = {leak.key for leak in report.leaks}
         for key, one in self.left.items():
             if key not in now and one.gone is None:
@@ -213,7 +216,7 @@ class Turns:
                 self._open = self._opened(self._ready.pop(0))
                 self._changed.notify_all()
             mine = self._open
-            run = Run(number, box, began=time.time())
+            run = Run(number, box, mine.number, began=time.time())
             mine.runs.append(run)
             mine.active += 1
         try:

@@ -52,7 +52,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     `expect` is the status that it must get and `status` what it got, ``none`` where the target gave none; `right` is
     whether that, and exit code and signal where both are told, are as they must be, `detail` why not. `wall_ms` is from
     the target's preparation to its end, `cpu_ms` the processor time of the target with all that it waited for,
-    `queued_ms` the wait before. `ended_s` counts from the campaign's start. `left` is what it left for sure.
+    `queued_ms` the wait before. `ended_s` counts from the campaign's start. After its `round` it took `settle_ms` until
+    what was going away was gone. `left` is what it left for sure.
     """
 
     id: int
@@ -67,6 +68,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     queued_ms: float
     ended_s: float
     box: int
+    round: int
+    settle_ms: float = 0
     detail: str = ""
     left: list[str] = []
 

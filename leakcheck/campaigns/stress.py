@@ -263,6 +263,7 @@ class _Driver:
             queued_ms=round(waited * 1000, 3),
             ended_s=ended,
             box=run.box,
+            round=run.round,
             detail=detail,
         )
 

@@ -5,7 +5,7 @@ import os
 import shlex
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -57,7 +57,8 @@ def judged(
     """Return the campaign's result."""
     left = [one for ground in grounds for one in ground.left.values()]
     slowdowns = _slowdowns(options, records, totals.neighbours)
-    records = _with_left(records, left)
+    settled = {number: ms for ground in grounds for number, ms in ground.settled_ms.items()}
+    records = _with_left(records, left, settled)
     gaps = {kind: reason for ground in grounds for kind, reason in ground.gaps.items()}
     criteria = _criteria(options, records, left, gaps, totals, slowdowns)
     outcomes: Counter[str] = Counter()
@@ -66,7 +67,6 @@ def judged(
         outcome = "leaked" if record.left else "clean" if record.right else "wrong"
         outcomes[outcome] += 1
         statuses[record.expect][outcome] += 1
-    settled = sorted(ms for ground in grounds for ms in ground.settled_ms)
     return Campaign(
         campaign="stress",
         target=target.name,
@@ -84,7 +84,7 @@ def judged(
         run_ms=round(statistics.median(record.wall_ms for record in records), 3),
         rate=round(len(records) / totals.took, 2),
         phases_ms={"look": _median([ms for ground in grounds for ms in ground.looks_ms])},
-        settle_ms=spread(settled),
+        settle_ms=spread(sorted(settled.values())),
         latency_ms=_latencies(records),
         records=list(records),
         stalls=totals.stalls,
@@ -93,8 +93,8 @@ def judged(
     )
 
 
-def _with_left(records: Sequence[Record], left: Sequence[Left]) -> list[Record]:
-    """Return the records in the order of their submissions, each with what it left for sure."""
+def _with_left(records: Sequence[Record], left: Sequence[Left], settled: Mapping[int, float]) -> list[Record]:
+    """Return the records in the order of their submissions, each with what it left for sure and how long it settled."""
     of: dict[int, list[str]] = defaultdict(list)
     for one in left:
         if len(one.runs) == 1 and one.stays:
@@ -102,7 +102,12 @@ def _with_left(records: Sequence[Record], left: Sequence[Left]) -> list[Record]:
     first = min(record.ended_s - record.wall_ms / 1000 for record in records)
     return sorted(
         (
-            msgspec.structs.replace(record, left=of.get(record.id, []), ended_s=round(record.ended_s - first, 4))
+            msgspec.structs.replace(
+                record,
+                left=of.get(record.id, []),
+                settle_ms=settled.get(record.round, 0.0),
+                ended_s=round(record.ended_s - first, 4),
+            )
             for record in records
         ),
         key=lambda record: record.id,

@@ -84,6 +84,7 @@ def test_a_slowdown_that_came_with_others_load_is_inconclusive(monkeypatch: pyte
             queued_ms=0,
             ended_s=n,
             box=0,
+            round=1,
         )
         for n in range(90)
     ]

@@ -59,6 +59,7 @@ def test_a_mix_on_a_target_that_leaves_nothing_is_clean_with_a_record_of_each(tm
         assert record.queued_ms >= 0
         assert record.cpu_ms is not None
         assert 0 <= record.box < 8
+        assert (record.round, record.settle_ms >= 0) == (1, True)
     spinning = [one for one in campaign.records if "/spin@" in one.plan]
     assert all(one.cpu_ms is not None and one.cpu_ms > 20 for one in spinning)
 
@@ -144,6 +145,7 @@ def test_concurrency_goes_on_while_an_arena_is_looked_at(tmp_path: Path) -> None
     campaign = run(made, "python/hello", submissions=450, concurrency=4)
     assert campaign.verdict == "clean"
     assert campaign.phases_ms["look"] > 0
+    assert {one.round for one in campaign.records} == {1, 2, 3, 4, 5}
     # Sampled at each end of a submission: how many others ran.
     spans = [(one.ended_s - one.wall_ms / 1000, one.ended_s) for one in campaign.records]
     inner = spans[10:-10]
