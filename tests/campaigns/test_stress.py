@@ -145,7 +145,7 @@ def test_concurrency_goes_on_while_an_arena_is_looked_at(tmp_path: Path) -> None
     campaign = run(made, "python/hello", submissions=450, concurrency=4)
     assert campaign.verdict == "clean"
     assert campaign.phases_ms["look"] > 0
-    assert {one.round for one in campaign.records} == {1, 2, 3, 4, 5}
+    assert {1, 2, 3} <= {one.round for one in campaign.records}
     # Sampled at each end of a submission: how many others ran.
     spans = [(one.ended_s - one.wall_ms / 1000, one.ended_s) for one in campaign.records]
     inner = spans[10:-10]
