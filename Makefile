@@ -24,10 +24,10 @@ demo: setup ## the main job: guard around a clean bubblewrap run and around a ru
 	$(in_venv) scripts/mounted-root examples/demo
 
 test: setup lint-python ## the cargo and pytest suites, under leakcheck itself; what CI runs
-	$(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && pytest -m "not slow"'
+	$(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && scripts/pytests -m "not slow"'
 
 test-full: setup-full targets lint ## as test, with the slow tests (a virtual machine among them) and ten times the property cases
-	PROPTEST_CASES=2560 $(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && pytest -o faulthandler_timeout=1800'
+	PROPTEST_CASES=2560 $(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && scripts/pytests -o faulthandler_timeout=1800'
 
 lint-python: setup
 	$(bin)/ruff check

@@ -18,8 +18,8 @@ def target(
         f'name = "{name}"',
         'summary = "made by a test"',
         f"launch = ['/bin/sh', '-c', '''{script}''', 'sh',",
-        "'/usr/bin/timeout', '--foreground', '-k1', '{wall}', '{program}']",
-        "status = { timeout = [124, 137] }",
+        "'/usr/bin/timeout', '{wall}', '{program}']",
+        "status = { timeout = [124] }",
         'probe = { none = "isolates nothing" }',
         more,
     ]

@@ -249,7 +249,7 @@ def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> No
     result = json.loads((tmp_path / "out").read_text())
     assert result["interrupted"] is True
     assert 0 < result["trials"] < 100000
-    assert re.search(r"leakcheck: made: interrupted: finishing \d+ trial", (tmp_path / "err").read_text())
+    assert re.search(r"leakcheck: made: interrupted: finishing the \d+ that run", (tmp_path / "err").read_text())
     assert result["outcomes"] == {"clean": result["trials"]}
 
 

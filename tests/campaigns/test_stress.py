@@ -43,7 +43,7 @@ def criteria(campaign: Campaign) -> dict[str, bool | None]:
 
 
 def test_a_mix_on_a_target_that_leaves_nothing_is_clean_with_a_record_of_each(tmp_path: Path) -> None:
-    made = target(tmp_path, 'exec "$@"')
+    made = target(tmp_path, 'exec "$@"', more="behaviours_not = { ignore_sigterm = 'its timeout sends no SIGKILL' }")
     mix = Mix.parse("OK=70,TLE=20,RE=10")
     campaign = run(made, submissions=40, mix=mix, languages=["python"], concurrency=8, seed=5)
     assert (campaign.verdict, failed(campaign), campaign.outcomes) == ("clean", [], {"clean": 40}), campaign.findings
