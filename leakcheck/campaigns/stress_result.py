@@ -281,9 +281,12 @@ def _wrong_findings(target: Target, options: StressOptions, records: Sequence[Re
     for record in records:
         if not record.right:
             groups[record.expect, _word(record.plan), shape(record.detail)].append(record)
+    made = Counter(_word(record.plan) for record in records)
+    wrong = Counter(_word(record.plan) for record in records if not record.right)
     findings = []
     for what, alike in sorted(groups.items(), key=lambda item: -len(item[1])):
         outcome: Outcome = "wrong"
+        word = _word(alike[0].plan)
         findings.append(
             Finding(
                 id=_id(target, *what),
@@ -292,24 +295,31 @@ def _wrong_findings(target: Target, options: StressOptions, records: Sequence[Re
                 outcome=outcome,
                 leaks=[],
                 trials=len(alike),
-                replay=_replay(target, options, [alike[0].plan]),
+                replay=_replay(target, options, [alike[0].plan], made[word] if made[word] > wrong[word] else 0),
                 detail=alike[0].detail,
             )
         )
     return findings
 
 
-def _replay(target: Target, options: StressOptions, plans: Sequence[str]) -> str:
+def _replay(target: Target, options: StressOptions, plans: Sequence[str], repeated: int = 0) -> str:
+    """Return the command that shows it again; with `repeated` it takes about so many, and the load, to do so."""
     words = ["leakcheck", "stress", "--target", named(target)]
-    if not plans or len(plans) > _REPLAYED:
-        # The whole campaign: the suspects are too many for a line.
-        words += ["--submissions", str(options.wanted or 1000), "--seed", str(options.seed)]
-        words += [] if options.mix is None else ["--mix", str(options.mix)]
-        if options.languages:
-            words += ["--languages", ",".join(options.languages)]
-        words += ["--hostile"] * options.hostile + ["--concurrency", str(options.concurrency)]
-        return shlex.join(words)
-    words += ["--plan", " ".join(plans), "--concurrency", "1"]
+    if 0 < len(plans) <= _REPLAYED:
+        words += ["--plan", " ".join(plans)]
+        words += ["--submissions", str(repeated)] if repeated else []
+        at_once = options.concurrency if repeated or len(plans) > 1 else 1
+        return shlex.join([*words, "--concurrency", str(at_once)])
+    # The whole campaign: the suspects are too many for a line.
+    words += [] if options.wanted is None else ["--submissions", str(options.wanted)]
+    words += [] if options.duration is None else ["--duration", f"{options.duration:g}"]
+    words += ["--seed", str(options.seed)]
+    words += [] if options.mix is None else ["--mix", str(options.mix)]
+    if options.languages:
+        words += ["--languages", ",".join(options.languages)]
+    if options.plan:
+        words += ["--plan", " ".join(spec.plan for spec in options.plan)]
+    words += ["--hostile"] * options.hostile + ["--concurrency", str(options.concurrency)]
     return shlex.join(words)
 
 
