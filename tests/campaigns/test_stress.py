@@ -345,6 +345,11 @@ def test_once_the_duration_is_over_what_waits_is_not_begun(tmp_path: Path) -> No
     assert campaign.trials <= 2
 
 
+def test_of_a_few_submissions_no_pace_is_asked_as_with_a_replay_line(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, 'sleep 0.3; exec "$@"'), "c/hello", submissions=2, concurrency=1)
+    assert campaign.failed == []
+
+
 def test_what_goes_wrong_only_now_and_then_is_replayed_under_load(tmp_path: Path) -> None:
     odd = "mkdir /var/lib/odd 2>/dev/null && exit 1; rmdir /var/lib/odd"
     script = f'case "$*" in *" hello "*) {odd};; esac; exec "$@"'
