@@ -27,7 +27,7 @@ from leakcheck.doctor import doctor as run_doctor
 from leakcheck.guarding import existing_roots, milliseconds
 from leakcheck.reap import reap as run_reap
 from leakcheck.render import printable
-from leakcheck.submissions import DEFAULT_MIX, Mix, parse_plans
+from leakcheck.submissions import DEFAULT_MIX, CompileError, Mix, parse_plans
 from leakcheck.supervise import GivenUp, TargetError
 from leakcheck.targets import load as load_target
 from leakcheck.targets.listing import targets as list_targets
@@ -257,7 +257,7 @@ def stress(
         duration=duration,
         concurrency=concurrency,
         mix=None if mix is None else Mix.parse(mix),
-        languages=[] if languages is None else _words(languages),
+        languages=[] if languages is None else _names(languages, "--languages"),
         hostile=hostile,
         plan=[] if plan is None else parse_plans(plan),
         queue=queue,
@@ -312,7 +312,7 @@ def _run() -> int:
         code = typer.main.get_command(app).main(prog_name="leakcheck", standalone_mode=False)
     except typer.TyperException as error:
         return _fail(USAGE, error.format_message())
-    except UsageError as error:
+    except (UsageError, CompileError) as error:
         return _fail(USAGE, str(error))
     except TargetError as error:
         return _fail(TARGET, str(error))
@@ -383,6 +383,12 @@ def _bytes(text: str, option: str) -> int:
 
 def _words(given: str) -> list[str]:
     return [word for word in given.split(",") if word]
+
+
+def _names(given: str, option: str) -> list[str]:
+    if not (words := _words(given)):
+        raise UsageError(f"{option} {given!r}: names none")
+    return words
 
 
 def _paths(given: list[str], option: str) -> list[str]:

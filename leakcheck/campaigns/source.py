@@ -72,19 +72,28 @@ class StressOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def submissions(target: Target, options: StressOptions) -> Iterator[Submission]:
-    """Return the submissions, one after the other without end; each suite is compiled when it is first needed.
+    """Return the submissions, one after the other without end; their suites are compiled by then.
 
     Raises:
-        UsageError: the target cannot tell a status or run a language that is asked for.
-        CompileError: a suite does not compile; when the submission is taken.
+        UsageError: the target cannot tell a status or run a language that is asked for, or a toolchain is missing.
+        CompileError: a suite does not compile.
     """
     if options.plan:
         if why := next(filter(None, (misfit(target, spec) for spec in options.plan)), ""):
             raise UsageError(f"--plan: {why}")
+        _compile_all(options.plan)
         return map(compiled, itertools.cycle(options.plan))
     _check(target, options)
     # The first ones now: what cannot be drawn is said before anything is run.
-    return map(compiled, itertools.chain(_dealt(target, options, 0), _endless(target, options)))
+    first = _dealt(target, options, 0)
+    _compile_all(first)
+    return map(compiled, itertools.chain(first, _endless(target, options)))
+
+
+def _compile_all(specs: Sequence[Spec]) -> None:
+    """Compile each language's suite before there is a load; then the cache is there to be bound, too."""
+    for language in sorted({spec.language for spec in specs}):
+        LANGUAGES[language].bundle()
 
 
 def compiled(spec: Spec) -> Submission:
@@ -101,8 +110,9 @@ def _check(target: Target, options: StressOptions) -> None:
     reports = target.adapter.reports
     shares = {} if options.mix is None else options.mix.shares
     if options.mix and (unable := [status for status, share in shares.items() if share and status not in reports]):
-        possible = options.mix.only(reports)
-        raise UsageError(f"--mix {options.mix}: {target.name} cannot tell {unable[0]}; give --mix {possible}")
+        rest = {status: share for status, share in shares.items() if share and status in reports}
+        hint = f"give --mix {Mix(rest)}" if rest else f"it tells {', '.join(reports)}"
+        raise UsageError(f"--mix {options.mix}: {target.name} cannot tell {unable[0]}; {hint}")
 
 
 def _endless(target: Target, options: StressOptions) -> Iterator[Spec]:

@@ -108,8 +108,12 @@ class Stages:
         with memory() as output:
             process = self.start(argv, output)
             code = self.wait(process, submission.wall, argv[0])
-            outcome = self.target.status(code, self.box, self.place.read)
-            return Done(outcome, code, _last_words(output), process.cpu)
+            words = _last_words(output)
+            try:
+                outcome = self.target.status(code, self.box, self.place.read)
+            except TargetError as error:
+                raise TargetError(f"{error}: {words}") from error
+            return Done(outcome, code, words, process.cpu)
 
     def run(self, argv: Sequence[str], submission: Submission) -> str:
         """Run `submission` to its end; return what was wrong with the status, empty if nothing."""

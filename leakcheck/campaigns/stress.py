@@ -18,7 +18,7 @@ from leakcheck.campaigns.stress_result import Totals, judged
 from leakcheck.campaigns.suspects import narrow
 from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
 from leakcheck.errors import UsageError
-from leakcheck.submissions import Submission, cache_directory
+from leakcheck.submissions import CompileError, Submission, cache_directory
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
 
@@ -77,7 +77,7 @@ class _Driver:
         stop: Stop,
     ) -> None:
         self._target, self._options, self._source = target, options, source
-        self._progress, self._finishing, self._say, self._stop = progress, finishing, say, stop
+        self._progress, self._finishing, self._tell, self._stop = progress, finishing, say, stop
         size = options.queue or 2 * options.concurrency
         self._queue: queue.Queue[tuple[int, Submission, float] | None] = queue.Queue(size)
         self._lock = threading.Lock()
@@ -85,6 +85,7 @@ class _Driver:
         self._last = time.monotonic()
         self._stalled = threading.Event()
         self._failure: BaseException | None = None
+        self._until = float("inf")
         self._deepest = 0
         self._neighbours = Neighbours()
         self.records: list[Record] = []
@@ -132,10 +133,15 @@ class _Driver:
                 interrupted=self._stop(),
                 error=turns.error or ("" if self._failure is None else str(self._failure)),
             )
+            left = [one for ground in grounds for one in ground.left.values()]
+            plans = {record.id: record.plan for record in self.records}
+            for one in left:
+                # A run that failed has no record.
+                one.runs = [run for run in one.runs if run in plans]
             narrow(
                 self._target,
-                [one for ground in grounds for one in ground.left.values()],
-                {record.id: record.plan for record in self.records},
+                left,
+                plans,
                 settle=self._options.settle,
                 needed=[cache_directory()],
                 say=self._say,
@@ -184,22 +190,36 @@ class _Driver:
                 worker.join(0.2)
 
     def _produce(self) -> None:
-        until = None if self._options.duration is None else time.monotonic() + self._options.duration
+        if self._options.duration is not None:
+            self._until = time.monotonic() + self._options.duration
         numbers = itertools.count() if self._options.wanted is None else range(self._options.wanted)
         for number in numbers:
-            if self._ending() or (until is not None and time.monotonic() >= until):
+            if self._ending():
                 return
             try:
                 submission = next(self._source)
-            except (UsageError, TargetError, OSError) as error:
-                self._failure = error
+            except (UsageError, CompileError, TargetError, OSError) as error:
+                self._fail(error)
                 return
             while not self._put((number, submission, time.monotonic())):
                 if self._ending():
                     return
 
     def _ending(self) -> bool:
-        return self._stop() or self._stalled.is_set() or self._failure is not None
+        """Tell whether no further submission is to begin, nor one that waits."""
+        over = time.monotonic() >= self._until
+        return over or self._stop() or self._stalled.is_set() or self._failure is not None
+
+    def _fail(self, error: BaseException) -> None:
+        # The first says why; the others may follow from it.
+        self._failure = self._failure or error
+
+    def _say(self, text: str) -> None:
+        """Tell `text`; where nobody can be told any more, the campaign ends, and what says so goes on with its work."""
+        try:
+            self._tell(text)
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            self._fail(error)
 
     def _put(self, work: tuple[int, Submission, float] | None) -> bool:
         """Put into the queue, once there is room; tell whether there was before long."""
@@ -221,18 +241,20 @@ class _Driver:
             with self._lock:
                 self._running[box] = (time.monotonic(), submission)
             waited = time.monotonic() - queued
+            # One thread's failure ends the campaign, which then says why; the queue is emptied all the same.
             try:
                 with turns.turn(number, box) as (ground, run):
                     record = self._one(ground.stages[box], submission, run, waited)
-            except BaseException as error:  # noqa: BLE001 - one thread's failure ends the campaign, which then says why
-                self._failure = error
-                return
-            with self._lock:
-                del self._running[box]
-                self._last = time.monotonic()
-                self.records.append(record)
-                if self._progress is not None:
-                    self._progress(record, len(self.records))
+                with self._lock:
+                    self.records.append(record)
+                    if self._progress is not None:
+                        self._progress(record, len(self.records))
+            except BaseException as error:  # noqa: BLE001 - as said
+                self._fail(error)
+            finally:
+                with self._lock:
+                    del self._running[box]
+                    self._last = time.monotonic()
 
     def _one(self, stages: Stages, submission: Submission, run: Run, waited: float) -> Record:
         stages.env = {MARK: str(run.number)}
@@ -293,8 +315,7 @@ class _Driver:
         return max(walls, default=NEXT.wall) + 2 * GRACE + _STALLED
 
     def _on_stall(self, idle: float) -> None:
-        text = f"nothing has ended for {idle:.0f} s\n{driver_stacks()}"
-        self._stall(text)
+        self._stall(f"nothing has ended for {idle:.0f} s\n{driver_stacks()}")
         self._stalled.set()
 
     def _late(self, ground: Ground, process: Running) -> None:

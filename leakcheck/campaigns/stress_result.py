@@ -27,6 +27,8 @@ _LABELS = 8
 _REPLAYED = 20
 # R2 and R14 of the requirements: submissions a minute, and the rate of internal errors.
 _PER_MINUTE = 1000
+# Of fewer submissions, such as a replay line's one at a time, no pace is asked; as with the slowdown.
+_PACED = 300
 # Languages whose programs start in a millisecond or so.
 _NATIVE = {"c", "cpp", "rust", "go"}
 _INTERNAL = 0.0001
@@ -204,14 +206,15 @@ def _group(record: Record) -> str:
 
 
 def _rate(options: StressOptions, records: Sequence[Record], took: float) -> Criterion:
-    """Submissions a minute; a limit only where the mix could be run that fast on this machine."""
+    """Submissions a minute; a limit only where there are enough and the mix could be run that fast on this machine."""
     rate = 60 * len(records) / took
     languages = {record.plan.partition("/")[0] for record in records}
     native = languages <= _NATIVE
     waiting = sum(parse_plan(record.plan).limits.wall for record in records if record.expect == "TLE")
     processor = sum(record.cpu_ms or 0 for record in records) / 1000
     least = max(waiting / options.concurrency, processor / (os.cpu_count() or 1))
-    possible = native and 60 * len(records) > _PER_MINUTE * least
+    enough = len(records) >= _PACED
+    possible = enough and native and 60 * len(records) > _PER_MINUTE * least
     passed = True if rate >= _PER_MINUTE else False if possible else None
     return Criterion(name="submissions a minute", passed=passed, measured=round(rate, 1), limit=_PER_MINUTE)
 
@@ -281,9 +284,12 @@ def _wrong_findings(target: Target, options: StressOptions, records: Sequence[Re
     for record in records:
         if not record.right:
             groups[record.expect, _word(record.plan), shape(record.detail)].append(record)
+    made = Counter(_word(record.plan) for record in records)
+    wrong = Counter(_word(record.plan) for record in records if not record.right)
     findings = []
     for what, alike in sorted(groups.items(), key=lambda item: -len(item[1])):
         outcome: Outcome = "wrong"
+        word = _word(alike[0].plan)
         findings.append(
             Finding(
                 id=_id(target, *what),
@@ -292,24 +298,31 @@ def _wrong_findings(target: Target, options: StressOptions, records: Sequence[Re
                 outcome=outcome,
                 leaks=[],
                 trials=len(alike),
-                replay=_replay(target, options, [alike[0].plan]),
+                replay=_replay(target, options, [alike[0].plan], made[word] if made[word] > wrong[word] else 0),
                 detail=alike[0].detail,
             )
         )
     return findings
 
 
-def _replay(target: Target, options: StressOptions, plans: Sequence[str]) -> str:
+def _replay(target: Target, options: StressOptions, plans: Sequence[str], repeated: int = 0) -> str:
+    """Return the command that shows it again; with `repeated` it takes about so many, and the load, to do so."""
     words = ["leakcheck", "stress", "--target", named(target)]
-    if not plans or len(plans) > _REPLAYED:
-        # The whole campaign: the suspects are too many for a line.
-        words += ["--submissions", str(options.wanted or 1000), "--seed", str(options.seed)]
-        words += [] if options.mix is None else ["--mix", str(options.mix)]
-        if options.languages:
-            words += ["--languages", ",".join(options.languages)]
-        words += ["--hostile"] * options.hostile + ["--concurrency", str(options.concurrency)]
-        return shlex.join(words)
-    words += ["--plan", " ".join(plans), "--concurrency", "1"]
+    if 0 < len(plans) <= _REPLAYED:
+        words += ["--plan", " ".join(plans)]
+        words += ["--submissions", str(repeated)] if repeated else []
+        at_once = options.concurrency if repeated or len(plans) > 1 else 1
+        return shlex.join([*words, "--concurrency", str(at_once)])
+    # The whole campaign: the suspects are too many for a line.
+    words += [] if options.wanted is None else ["--submissions", str(options.wanted)]
+    words += [] if options.duration is None else ["--duration", f"{options.duration:g}"]
+    words += ["--seed", str(options.seed)]
+    words += [] if options.mix is None else ["--mix", str(options.mix)]
+    if options.languages:
+        words += ["--languages", ",".join(options.languages)]
+    if options.plan:
+        words += ["--plan", " ".join(spec.plan for spec in options.plan)]
+    words += ["--hostile"] * options.hostile + ["--concurrency", str(options.concurrency)]
     return shlex.join(words)
 
 

@@ -1,5 +1,6 @@
 """Whose residue it is where several submissions of a round can have left it: each is run once more, alone."""
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,8 @@ from leakcheck.campaigns.ground import Ground, Left, Run
 from leakcheck.campaigns.likeness import count_like
 from leakcheck.campaigns.source import compiled, warm_up
 from leakcheck.campaigns.stages import Stop
-from leakcheck.submissions import parse_plan
+from leakcheck.errors import NativeError, UsageError
+from leakcheck.submissions import CompileError, parse_plan
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
 
@@ -45,7 +47,11 @@ def narrow(
         return
     say(f"finding out who left what: {min(len(words), _MOST)} submissions, one by one")
     leaves: dict[str, list[Leak]] = defaultdict(list)
-    with Ground(target, 1, settle=settle, needed=needed, late=lambda *_: None) as ground:
+    # What could not be looked at so is only known less surely.
+    with (
+        contextlib.suppress(TargetError, UsageError, CompileError, NativeError, OSError),
+        Ground(target, 1, settle=settle, needed=needed, late=lambda *_: None) as ground,
+    ):
         stages = ground.stages[0]
         if stages.again(warm_up()):
             return

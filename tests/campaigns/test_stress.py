@@ -19,9 +19,11 @@ from made import failed, target
 from leakcheck.campaigns import Campaign
 from leakcheck.campaigns.stages import StoppedError
 from leakcheck.campaigns.stress import StressOptions, stress
+from leakcheck.campaigns.stress_result import _replay
 from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
 from leakcheck.errors import UsageError
 from leakcheck.submissions import Mix, parse_plans
+from leakcheck.supervise import TargetError
 from leakcheck.targets import Target, load
 
 if TYPE_CHECKING:
@@ -188,6 +190,8 @@ def test_a_status_that_the_target_cannot_tell_is_refused_before_anything_runs(tm
     made = target(tmp_path, 'exec "$@"')
     with pytest.raises(UsageError, match="cannot tell MLE"):
         run(made, submissions=10, mix=Mix.parse("OK=90,MLE=10"))
+    with pytest.raises(UsageError, match="cannot tell MLE; it tells OK, TLE, RE"):
+        run(made, submissions=10, mix=Mix.parse("MLE=1,OK=0"))
     with pytest.raises(UsageError, match="cannot tell MLE"):
         run(made, "python/allocate")
 
@@ -294,3 +298,97 @@ verdicts = { OK = "OK", TLE = "TLE", RE = "RE" }
     )
     campaign = run(load(path), "python/hello python/exit python/sleep@wall=0.3 python/segv", submissions=16)
     assert failed(campaign) == [], campaign.findings
+
+
+def test_the_first_run_ever_makes_the_cache_that_its_boxes_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = (
+        target(tmp_path, 'ls "$0" >/dev/null || exit 9; exec "$@"').path.read_text().replace("'sh',", "'{bundle}',")
+    )
+    (tmp_path / "made.toml").write_text(bundle)
+    assert run(load(tmp_path / "made.toml"), "python/hello").verdict == "clean"
+
+
+def test_what_cannot_be_told_ends_the_campaign_and_nothing_hangs(tmp_path: Path) -> None:
+    def lost(*_: object) -> None:
+        raise BrokenPipeError("nobody reads")
+
+    options = StressOptions(plan=parse_plans("python/hello"), submissions=10_000, concurrency=2, queue=1, settle=SETTLE)
+    began = time.monotonic()
+    campaign = stress(target(tmp_path, 'exec "$@"'), options, progress=lost)
+    assert (campaign.error, campaign.verdict) == ("nobody reads", "unknown")
+    assert campaign.trials <= 4
+    assert time.monotonic() - began < 30
+
+
+def test_a_stall_that_cannot_be_told_still_ends_the_campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GRACE", "_STALLED"):
+        monkeypatch.setattr(f"leakcheck.campaigns.stress.{name}", 0.5)
+
+    def tell(text: str) -> None:
+        if "nothing has ended" in text:
+            raise BrokenPipeError("nobody reads")
+
+    made = target(tmp_path, 'case "$*" in *"py exit "*) exec sleep 20;; esac; exec "$@"')
+    options = StressOptions(plan=parse_plans("python/hello python/exit@wall=1"), concurrency=1, settle=SETTLE)
+    campaign = stress(made, options, tell=tell)
+    assert "deadlocks and hangs" in failed(campaign)
+    assert campaign.error == "nobody reads"
+
+
+def test_once_the_duration_is_over_what_waits_is_not_begun(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    campaign = run(made, "python/sleep@wall=0.6", duration=0.9, concurrency=1, queue=50)
+    assert campaign.trials <= 2
+
+
+def test_of_a_few_submissions_no_pace_is_asked_as_with_a_replay_line(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, 'sleep 0.3; exec "$@"'), "c/hello", submissions=2, concurrency=1)
+    assert campaign.failed == []
+
+
+def test_what_goes_wrong_only_now_and_then_is_replayed_under_load(tmp_path: Path) -> None:
+    odd = "mkdir /var/lib/odd 2>/dev/null && exit 1; rmdir /var/lib/odd"
+    script = f'case "$*" in *" hello "*) {odd};; esac; exec "$@"'
+    campaign = run(target(tmp_path, script), "python/hello", submissions=8, concurrency=1)
+    wrong = next(finding for finding in campaign.findings if finding.outcome == "wrong")
+    assert wrong.replay.endswith("--plan python/hello --submissions 8 --concurrency 1")
+
+
+def test_the_replay_line_of_a_whole_campaign_has_its_plan_and_duration(tmp_path: Path) -> None:
+    options = StressOptions(plan=parse_plans("python/hello c/exit"), duration=90, concurrency=3)
+    line = _replay(target(tmp_path, 'exec "$@"'), options, [])
+    assert line.endswith("--duration 90 --seed 0 --plan 'python/hello c/exit' --concurrency 3")
+
+
+def test_a_target_that_wrote_no_status_is_told_with_its_last_words(tmp_path: Path) -> None:
+    path = target(tmp_path, "echo box 7 is out of paper >&2; exit 2").path
+    path.write_text(
+        path.read_text().replace(
+            "{ timeout = [124, 137] }",
+            '{ source = "json", file = "{work}/r", verdict = "v", verdicts = { OK = "OK" } }',
+        )
+    )
+    with pytest.raises(TargetError, match=r"no such file.*out of paper"):
+        run(load(path), "python/hello")
+
+
+def test_a_compiler_that_is_missing_or_fails_is_told_on_one_line(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    compiler = tmp_path / "bin/g++"
+    compiler.parent.mkdir()
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "suite.c:1: error: no" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    for directory, why in ((compiler.parent, "compile cpp, .*suite.c:1: error: no"), (tmp_path, "no g\\+\\+ on PATH")):
+        done = subprocess.run(
+            [*LEAKCHECK, "--target", str(made.path), "--plan", "python/hello cpp/hello"],
+            env={"PATH": str(directory), "XDG_CACHE_HOME": str(tmp_path / "cache")},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert re.search(why, done.stderr)

@@ -29,13 +29,14 @@ mod sys;
 mod units;
 mod verdict;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 
 use crate::cli::{Cli, Command};
-use crate::error::Result;
+use crate::error::{Doing, Result};
 use crate::store::Store;
 
 fn main() -> ExitCode {
@@ -68,7 +69,7 @@ fn perform(cli: &Cli) -> Result<u8> {
         Command::Clean { number } => recover::clean(&store()?, *number).map(|()| 0),
         Command::Health => {
             let (text, healthy) = health::health(&store()?)?;
-            println!("{text}");
+            writeln!(std::io::stdout(), "{text}").doing(|| "print the health".to_owned())?;
             Ok(u8::from(!healthy))
         }
     }

@@ -1,5 +1,6 @@
 //! The payload's stdout and stderr on their way out: counted, bounded, and never able to hold the supervisor up.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,14 +25,15 @@ pub(crate) enum Sink {
 pub(crate) struct Stream {
     pipe: Option<File>,
     sink: Sink,
-    pending: Vec<u8>,
+    /// A queue: what is taken from its front moves none of the rest.
+    pending: VecDeque<u8>,
     /// It takes no more; a reader that is gone is no failure.
     broken: Option<std::io::Error>,
 }
 
 impl Stream {
     pub(crate) fn new(sink: Sink) -> Self {
-        Stream { pipe: None, sink, pending: Vec::new(), broken: None }
+        Stream { pipe: None, sink, pending: VecDeque::new(), broken: None }
     }
 
     /// A new pipe into this stream; gives the payload's end.
@@ -67,7 +69,7 @@ impl Stream {
                 match &mut self.sink {
                     Sink::Memory(bytes) => bytes.extend_from_slice(kept),
                     Sink::File(_) if self.broken.is_some() => {}
-                    Sink::File(_) => self.pending.extend_from_slice(kept),
+                    Sink::File(_) => self.pending.extend(kept),
                 }
                 count as u64
             }
@@ -88,8 +90,8 @@ impl Stream {
             if !rustix::event::poll(&mut ready, Some(&now)).is_ok_and(|count| count > 0) {
                 return;
             }
-            let count = self.pending.len().min(CHUNK);
-            match file.write(&self.pending[..count]) {
+            let (front, _) = self.pending.as_slices();
+            match file.write(&front[..front.len().min(CHUNK)]) {
                 Ok(written) => drop(self.pending.drain(..written)),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => {
@@ -108,7 +110,7 @@ impl Stream {
     /// Passes on the rest, however long the reader takes: nothing of the box is left by then.
     pub(crate) fn finish(&mut self) -> Result<()> {
         if let Sink::File(file) = &mut self.sink
-            && let Err(e) = file.write_all(&self.pending)
+            && let Err(e) = file.write_all(self.pending.make_contiguous())
         {
             self.broken = Some(e);
         }
@@ -125,5 +127,33 @@ impl Stream {
             Sink::Memory(bytes) => String::from_utf8_lossy(bytes).into_owned(),
             Sink::File(_) => String::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_long_backlog_is_passed_on_without_moving_it_for_each_piece() {
+        const BYTES: usize = 64 << 20;
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut stream = Stream::new(Sink::File(File::from(OwnedFd::from(writer))));
+        stream.pending = (0..BYTES).map(|at| at as u8).collect();
+        let read = std::thread::spawn(move || {
+            let mut all = Vec::with_capacity(BYTES);
+            reader.read_to_end(&mut all).map(|_| all)
+        });
+        let (began, limit) = (Instant::now(), Duration::from_secs(10));
+        while !stream.pending.is_empty() && began.elapsed() < limit {
+            stream.push();
+        }
+        let in_time = stream.pending.is_empty();
+        drop(stream);
+        let all = read.join().unwrap().unwrap();
+        assert!(in_time, "{} of {BYTES} bytes in {limit:?}", all.len());
+        assert!(all.iter().enumerate().all(|(at, byte)| *byte == at as u8));
     }
 }

@@ -150,6 +150,18 @@ fn where_there_is_nothing_to_do_recovery_succeeds() {
 }
 
 #[test]
+fn health_that_cannot_be_printed_is_a_failure_of_one_line() {
+    if !root() || !std::path::Path::new("/dev/full").exists() {
+        return;
+    }
+    let place = Place::new("full-health");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let said = finish(place.command(&["health"]).stdout(full).spawn().unwrap());
+    assert_eq!(said.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&said.stderr), "refbox: print the health: no space left on device\n");
+}
+
+#[test]
 fn input_that_cannot_be_is_told_on_one_line_and_leaves_nothing() {
     if !root() {
         return;
