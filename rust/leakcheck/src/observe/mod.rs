@@ -180,11 +180,7 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     };
     out.lock_paths.clone_from(&options.lock_files);
     let threads = if options.threads > 0 { options.threads } else { default_threads() };
-    // Processes first, and what they may leave afterwards: who was not seen any more has left what it will.
     observe(options, kinds, threads, &mut out)?;
-    if options.arena.is_none() {
-        files(&mut out);
-    }
     if kinds.contains(Kind::Ipc) {
         // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
         let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();
@@ -193,23 +189,6 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     out.normalise();
     out.took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     Ok(out)
-}
-
-/// Appends the files below the roots, or of the arena.
-fn files(out: &mut Snapshot) {
-    let walk = match out.arena.as_deref() {
-        None => file::walk(&out.roots),
-        Some(_) if !out.kinds.contains(Kind::File) => return,
-        Some(arena) => {
-            let mut walk = file::walk_open(&arena.roots);
-            out.gauges.insert("touched_files".to_owned(), overlay::walk(arena, &mut walk));
-            walk
-        }
-    };
-    out.files.extend(walk.files);
-    for gap in walk.gaps {
-        out.coverage.lower(Kind::File, gap.level, gap.reason);
-    }
 }
 
 fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot) -> Result<()> {
@@ -257,11 +236,84 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
         Kind::Namespace,
         Kind::Net,
     ]);
-    let mut samples = if needs_processes || !whole_host {
-        Procfs::open(&options.hidden_fds, arena.as_deref())?.read(&selection, wanted, threads)?
-    } else {
-        Vec::new()
+    let selection = if needs_processes || !whole_host { selection } else { Selection::Pids(Vec::new()) };
+    let procfs = Procfs::open(&options.hidden_fds, arena.as_deref())?;
+    let pass = procfs.begin(&selection, wanted)?;
+    let threads = pass.worth(threads);
+    let untied = Untied::of(out);
+    std::thread::scope(|scope| {
+        // Processes first, and what they may leave afterwards: who was not seen any more has left what it will.
+        let helper = (threads > 1).then(|| {
+            std::thread::Builder::new().name("leakcheck-proc".into()).spawn_scoped(scope, || {
+                pass.read(threads);
+                untied.look()
+            })
+        });
+        for _ in 2..threads {
+            // Where no thread can be had, the others do its share.
+            let _ =
+                std::thread::Builder::new().name("leakcheck-proc".into()).spawn_scoped(scope, || pass.read(threads));
+        }
+        pass.read(threads);
+        tied(pass.samples()?, options, wanted, out)?;
+        let found = match helper {
+            Some(Ok(helper)) => helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            Some(Err(_)) | None => untied.look(),
+        };
+        out.absorb(found);
+        Ok(())
+    })
+}
+
+/// What is looked for once all processes were read, without a word of theirs: another thread can do it.
+struct Untied(Snapshot);
+
+impl Untied {
+    fn of(out: &Snapshot) -> Self {
+        let nothing = Snapshot::empty(out.scope.clone(), out.kinds);
+        Untied(Snapshot { roots: out.roots.clone(), arena: out.arena.clone(), ..nothing })
+    }
+
+    fn look(&self) -> Snapshot {
+        let mut out = self.0.clone();
+        files(&mut out);
+        if matches!(out.scope, Scope::Host | Scope::Arena) {
+            let kinds = out.kinds;
+            if kinds.contains(Kind::Cgroup) {
+                cgroup::collect(&mut out);
+            }
+            if kinds.contains(Kind::Key) {
+                keys::collect(&mut out);
+            }
+            if kinds.contains(Kind::Loop) {
+                loops::collect(&mut out);
+            }
+        }
+        out
+    }
+}
+
+/// Appends the files below the roots, or of the arena.
+fn files(out: &mut Snapshot) {
+    let walk = match out.arena.as_deref() {
+        None => file::walk(&out.roots),
+        Some(_) if !out.kinds.contains(Kind::File) => return,
+        Some(arena) => {
+            let mut walk = file::walk_open(&arena.roots);
+            out.gauges.insert("touched_files".to_owned(), overlay::walk(arena, &mut walk));
+            walk
+        }
     };
+    out.files.extend(walk.files);
+    for gap in walk.gaps {
+        out.coverage.lower(Kind::File, gap.level, gap.reason);
+    }
+}
+
+/// Appends what processes hold or lead to.
+fn tied(mut samples: Vec<Sample>, options: &Options, wanted: Wanted, out: &mut Snapshot) -> Result<()> {
+    let (kinds, arena) = (out.kinds, out.arena.clone());
+    let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
     if let Scope::Tree(pid) = options.scope
         && !samples.iter().any(|s| s.process.pid == pid)
     {
@@ -308,31 +360,18 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
 }
 
 fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
-    if kinds.contains(Kind::Cgroup) {
-        cgroup::collect(out);
-    }
     let asked = |view: &&NsView| match view.ns_type {
         NsType::Ipc => kinds.contains(Kind::Ipc),
         NsType::Net => kinds.contains(Kind::Net),
         _ => false,
     };
     let asked: Vec<&NsView> = views.iter().filter(asked).collect();
-    let (of_ipc, of_net) = doors::look(&asked, out, |out| {
-        if out.arena.is_some() {
-            files(out);
-        }
-    });
+    let (of_ipc, of_net) = doors::look(&asked, out.arena.as_deref());
     if kinds.contains(Kind::Ipc) {
         ipc::collect(of_ipc, out);
     }
     if kinds.contains(Kind::Net) {
         net::collect(of_net, out);
-    }
-    if kinds.contains(Kind::Loop) {
-        loops::collect(out);
-    }
-    if kinds.contains(Kind::Key) {
-        keys::collect(out);
     }
     if kinds.contains(Kind::Bpf) {
         bpf::collect(out);
