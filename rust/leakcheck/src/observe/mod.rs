@@ -25,8 +25,10 @@ pub(crate) mod sys;
 mod wait;
 
 use std::os::fd::RawFd;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::ScopedJoinHandle;
 use std::time::{Instant, SystemTime};
 
 use crate::arena::{ArenaView, proc_path};
@@ -239,33 +241,30 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     let selection = if needs_processes || !whole_host { selection } else { Selection::Pids(Vec::new()) };
     let procfs = Procfs::open(&options.hidden_fds, arena.as_deref())?;
     let pass = procfs.begin(&selection, wanted)?;
-    let threads = pass.worth(threads);
     let untied = Untied::of(out);
+    let threads = pass.worth(threads, if whole_host { 2 } else { 1 });
     std::thread::scope(|scope| {
+        // Where no thread can be had, the others do its share.
+        let thread = || std::thread::Builder::new().name("leakcheck-proc".into());
         // Processes first, and what they may leave afterwards: who was not seen any more has left what it will.
-        let helper = (threads > 1).then(|| {
-            std::thread::Builder::new().name("leakcheck-proc".into()).spawn_scoped(scope, || {
-                pass.read(threads);
-                untied.look()
-            })
-        });
-        for _ in 2..threads {
-            // Where no thread can be had, the others do its share.
-            let _ =
-                std::thread::Builder::new().name("leakcheck-proc".into()).spawn_scoped(scope, || pass.read(threads));
-        }
+        let read_and_look = || {
+            pass.read(threads);
+            untied.look()
+        };
+        let second = (threads > 1).then(|| thread().spawn_scoped(scope, read_and_look).ok()).flatten();
+        let more = (2..threads).filter_map(|_| thread().spawn_scoped(scope, || pass.read(threads)).ok());
+        let more: Vec<_> = more.collect();
         pass.read(threads);
         tied(pass.samples()?, options, wanted, out)?;
-        let found = match helper {
-            Some(Ok(helper)) => helper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            Some(Err(_)) | None => untied.look(),
-        };
-        out.absorb(found);
+        let joined =
+            |thread: ScopedJoinHandle<'_, Snapshot>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        out.absorb(second.map_or_else(|| untied.look(), joined));
+        more.into_iter().for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
         Ok(())
     })
 }
 
-/// What is looked for once all processes were read, without a word of theirs: another thread can do it.
+/// What is looked for once all processes were read, but without a word of them: a thread of its own can do it.
 struct Untied(Snapshot);
 
 impl Untied {
@@ -277,17 +276,12 @@ impl Untied {
     fn look(&self) -> Snapshot {
         let mut out = self.0.clone();
         files(&mut out);
-        if matches!(out.scope, Scope::Host | Scope::Arena) {
-            let kinds = out.kinds;
-            if kinds.contains(Kind::Cgroup) {
-                cgroup::collect(&mut out);
-            }
-            if kinds.contains(Kind::Key) {
-                keys::collect(&mut out);
-            }
-            if kinds.contains(Kind::Loop) {
-                loops::collect(&mut out);
-            }
+        let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
+        if whole_host && out.kinds.contains(Kind::Loop) {
+            loops::collect(&mut out);
+        }
+        if whole_host && out.kinds.contains(Kind::Key) {
+            keys::collect(&mut out);
         }
         out
     }
@@ -310,7 +304,7 @@ fn files(out: &mut Snapshot) {
     }
 }
 
-/// Appends what processes hold or lead to.
+/// Appends all else: what processes hold or lead to, and cgroups and BPF objects.
 fn tied(mut samples: Vec<Sample>, options: &Options, wanted: Wanted, out: &mut Snapshot) -> Result<()> {
     let (kinds, arena) = (out.kinds, out.arena.clone());
     let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
@@ -360,6 +354,9 @@ fn tied(mut samples: Vec<Sample>, options: &Options, wanted: Wanted, out: &mut S
 }
 
 fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
+    if kinds.contains(Kind::Cgroup) {
+        cgroup::collect(out);
+    }
     let asked = |view: &&NsView| match view.ns_type {
         NsType::Ipc => kinds.contains(Kind::Ipc),
         NsType::Net => kinds.contains(Kind::Net),

@@ -181,18 +181,18 @@ pub(crate) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// How many threads pay, of so many that there may be.
-    pub(crate) fn worth(&self, threads: usize) -> usize {
-        threads.min(self.pids.len() / WORTH_A_THREAD)
+    /// How many of so many threads pay for themselves; `least` do by what else they have to do.
+    pub(crate) fn worth(&self, threads: usize, least: usize) -> usize {
+        threads.min(least.max(self.pids.len() / WORTH_A_THREAD))
     }
 
-    /// Takes processes until none is left, and waits for those that others have taken.
+    /// Takes processes until none is left, and waits for those that others have taken; to be called by each of the `threads`.
     pub(crate) fn read(&self, threads: usize) {
-        let reader = Reading::of(&self.readers);
-        let part = self.part(threads.max(1));
+        let reading = Reading::of(&self.readers);
+        let part = self.part(threads);
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).push(part);
-        drop(reader);
-        // Who has not begun yet finds nothing to take. The others are about to end: sleeping would take longer.
+        drop(reading);
+        // Who has not begun yet finds nothing to take. The others are at their last few: to sleep would take longer.
         while self.readers.load(Ordering::SeqCst) > 0 {
             std::thread::yield_now();
         }
@@ -214,10 +214,10 @@ impl Pass<'_> {
         }
     }
 
-    /// What was read; one process that ended meanwhile is left out.
+    /// What was read. A process that ended meanwhile is left out.
     ///
     /// # Errors
-    /// When one thread could not go on.
+    /// When the source as a whole could not be read any more.
     pub(crate) fn samples(&self) -> Result<Vec<Sample>> {
         let parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
         let mut samples = Vec::with_capacity(self.pids.len() + 1);
