@@ -244,6 +244,18 @@ impl Snapshot {
         self.unreadable.dedup();
     }
 
+    /// Adds what another thread has seen of the same scope meanwhile.
+    pub(crate) fn absorb(&mut self, mut part: Snapshot) {
+        macro_rules! append {
+            ($field:ident, $type:ident, $variant:ident) => {
+                self.$field.append(&mut part.$field);
+            };
+        }
+        each_kind!(append);
+        self.coverage.merge(&part.coverage);
+        self.gauges.append(&mut part.gauges);
+    }
+
     /// A path below the `/proc` that the pids here belong to.
     pub(crate) fn proc(&self, below: impl std::fmt::Display) -> PathBuf {
         arena::proc_path(self.arena.as_deref(), below)

@@ -218,7 +218,8 @@ fn a_strangers_child_with_the_runs_token_is_the_runs() {
         return;
     }
     let plant = Plant::new();
-    let mut stranger = plant.stranger("LEAKCHECK_RUN=$go sleep 300 & echo $! >$TELL; wait");
+    // It tells its pid after exec: before, its environment is still the stranger's.
+    let mut stranger = plant.stranger("LEAKCHECK_RUN=$go sh -c 'echo $$ >$TELL; exec sleep 300' & wait");
     let mut guard = begin(&[Kind::Process], &[]);
     stranger.say(guard.token().1);
     let marked = Survivor::of(plant.told());

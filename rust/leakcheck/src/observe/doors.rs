@@ -1,12 +1,11 @@
 //! What IPC and network namespaces hold, by one thread that enters them one after the other. What PID 1 of an arena is in stays as
 //! it is for all the arena's life: there the doors that were opened once are kept, and nobody enters again.
 
-use super::enter::{NsView, inside_while};
+use super::enter::{NsView, inside};
 use super::{ipc, net};
 use crate::arena::{ArenaView, proc_path};
 use crate::error::Result;
 use crate::parse::nslink::NsType;
-use crate::snapshot::Snapshot;
 
 /// Doors of an arena: its IPC and its network namespace by inode, which is theirs while a door is open.
 #[derive(Default)]
@@ -23,15 +22,10 @@ enum Seen {
 /// What was seen of each namespace of one type.
 type Results<T> = Vec<Result<T>>;
 
-/// Looks at these namespaces; `meanwhile` runs on the calling thread.
-pub(super) fn look(
-    views: &[&NsView],
-    out: &mut Snapshot,
-    meanwhile: impl FnOnce(&mut Snapshot),
-) -> (Results<ipc::Seen>, Results<net::Seen>) {
-    let arena = out.arena.clone();
+/// Looks at these namespaces, of the arena if there is one.
+pub(super) fn look(views: &[&NsView], arena: Option<&ArenaView>) -> (Results<ipc::Seen>, Results<net::Seen>) {
     let (mut of_ipc, mut of_net) = (Vec::new(), Vec::new());
-    let mut doors = arena.as_deref().map(ArenaView::doors);
+    let mut doors = arena.map(ArenaView::doors);
     let mut others = Vec::new();
     for view in views {
         match doors.as_deref_mut().and_then(|doors| doors.look(view)) {
@@ -40,7 +34,7 @@ pub(super) fn look(
             None => others.push(*view),
         }
     }
-    let first = arena.as_deref().map(|arena| ["ipc", "net"].map(|t| proc_path(Some(arena), format_args!("1/ns/{t}"))));
+    let first = arena.map(|arena| ["ipc", "net"].map(|t| proc_path(Some(arena), format_args!("1/ns/{t}"))));
     let keep = |view: &NsView| first.as_ref().is_some_and(|paths| paths.contains(&view.path));
     let enter = |view: &NsView| match view.ns_type {
         NsType::Ipc => {
@@ -52,8 +46,7 @@ pub(super) fn look(
             Seen::Net(door.look(view), keep(view).then_some(door))
         }
     };
-    let (seen, ()) = inside_while(&others, enter, || meanwhile(out));
-    for (view, seen) in others.iter().zip(seen) {
+    for (view, seen) in others.iter().zip(inside(&others, enter)) {
         match seen {
             Ok(Seen::Ipc(seen, door)) => {
                 if let (Some(doors), Some(door)) = (doors.as_deref_mut(), door) {

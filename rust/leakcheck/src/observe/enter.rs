@@ -38,26 +38,14 @@ pub(crate) struct NsView {
 ///
 /// The observer's own namespaces are looked at from the calling thread, all others from one fresh thread, which ends
 /// before this returns; after a mount namespace, absolute paths lead elsewhere in it. One that cannot be opened or entered gives an [`Error::Io`]; [`is_gone`] tells those that ended.
-pub(crate) fn inside<T: Send>(views: &[&NsView], f: impl FnMut(&NsView) -> T + Send) -> Vec<Result<T>> {
-    inside_while(views, f, || ()).0
-}
-
-/// As [`inside`], while the calling thread does something else: `meanwhile`, once it has seen its own namespaces.
-pub(crate) fn inside_while<T: Send, R>(
-    views: &[&NsView],
-    mut f: impl FnMut(&NsView) -> T + Send,
-    meanwhile: impl FnOnce() -> R,
-) -> (Vec<Result<T>>, R) {
+pub(crate) fn inside<T: Send>(views: &[&NsView], mut f: impl FnMut(&NsView) -> T + Send) -> Vec<Result<T>> {
     let mut results: Vec<Option<Result<T>>> = views.iter().map(|view| view.own.then(|| Ok(f(view)))).collect();
     let others: Vec<&NsView> = views.iter().filter(|view| !view.own).copied().collect();
-    let result = if others.is_empty() {
-        meanwhile()
-    } else {
+    if !others.is_empty() {
         let visit = || others.iter().map(|view| enter(view).map(|()| f(view))).collect::<Vec<_>>();
-        let (visited, result) = thread::scope(|scope| {
+        let visited = thread::scope(|scope| {
             let visitor = thread::Builder::new().name("leakcheck-setns".into()).spawn_scoped(scope, visit);
-            let result = meanwhile();
-            (visitor.map(|v| v.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))), result)
+            visitor.map(|v| v.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         let visited = visited.unwrap_or_else(|e: io::Error| {
             let errno = Errno::from_io_error(&e).unwrap_or(Errno::AGAIN);
@@ -65,9 +53,8 @@ pub(crate) fn inside_while<T: Send, R>(
             others.iter().map(refused).collect()
         });
         results.iter_mut().filter(|result| result.is_none()).zip(visited).for_each(|(slot, seen)| *slot = Some(seen));
-        result
-    };
-    (results.into_iter().flatten().collect(), result)
+    }
+    results.into_iter().flatten().collect()
 }
 
 /// Whether an error of [`inside`] says that the namespace, or the process that led to it, ended in the meantime. That is

@@ -25,8 +25,10 @@ pub(crate) mod sys;
 mod wait;
 
 use std::os::fd::RawFd;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::ScopedJoinHandle;
 use std::time::{Instant, SystemTime};
 
 use crate::arena::{ArenaView, proc_path};
@@ -180,11 +182,7 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     };
     out.lock_paths.clone_from(&options.lock_files);
     let threads = if options.threads > 0 { options.threads } else { default_threads() };
-    // Processes first, and what they may leave afterwards: who was not seen any more has left what it will.
     observe(options, kinds, threads, &mut out)?;
-    if options.arena.is_none() {
-        files(&mut out);
-    }
     if kinds.contains(Kind::Ipc) {
         // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
         let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();
@@ -193,23 +191,6 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     out.normalise();
     out.took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     Ok(out)
-}
-
-/// Appends the files below the roots, or of the arena.
-fn files(out: &mut Snapshot) {
-    let walk = match out.arena.as_deref() {
-        None => file::walk(&out.roots),
-        Some(_) if !out.kinds.contains(Kind::File) => return,
-        Some(arena) => {
-            let mut walk = file::walk_open(&arena.roots);
-            out.gauges.insert("touched_files".to_owned(), overlay::walk(arena, &mut walk));
-            walk
-        }
-    };
-    out.files.extend(walk.files);
-    for gap in walk.gaps {
-        out.coverage.lower(Kind::File, gap.level, gap.reason);
-    }
 }
 
 fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot) -> Result<()> {
@@ -257,11 +238,76 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
         Kind::Namespace,
         Kind::Net,
     ]);
-    let mut samples = if needs_processes || !whole_host {
-        Procfs::open(&options.hidden_fds, arena.as_deref())?.read(&selection, wanted, threads)?
-    } else {
-        Vec::new()
+    let selection = if needs_processes || !whole_host { selection } else { Selection::Pids(Vec::new()) };
+    let procfs = Procfs::open(&options.hidden_fds, arena.as_deref())?;
+    let pass = procfs.begin(&selection, wanted)?;
+    let untied = Untied::of(out);
+    let threads = pass.worth(threads, if whole_host { 2 } else { 1 });
+    std::thread::scope(|scope| {
+        // Where no thread can be had, the others do its share.
+        let thread = || std::thread::Builder::new().name("leakcheck-proc".into());
+        // Processes first, and what they may leave afterwards: who was not seen any more has left what it will.
+        let read_and_look = || {
+            pass.read(threads);
+            untied.look()
+        };
+        let second = (threads > 1).then(|| thread().spawn_scoped(scope, read_and_look).ok()).flatten();
+        let more = (2..threads).filter_map(|_| thread().spawn_scoped(scope, || pass.read(threads)).ok());
+        let more: Vec<_> = more.collect();
+        pass.read(threads);
+        tied(pass.samples()?, options, wanted, out)?;
+        let joined =
+            |thread: ScopedJoinHandle<'_, Snapshot>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+        out.absorb(second.map_or_else(|| untied.look(), joined));
+        more.into_iter().for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        Ok(())
+    })
+}
+
+/// What is looked for once all processes were read, but without a word of them: a thread of its own can do it.
+struct Untied(Snapshot);
+
+impl Untied {
+    fn of(out: &Snapshot) -> Self {
+        let nothing = Snapshot::empty(out.scope.clone(), out.kinds);
+        Untied(Snapshot { roots: out.roots.clone(), arena: out.arena.clone(), ..nothing })
+    }
+
+    fn look(&self) -> Snapshot {
+        let mut out = self.0.clone();
+        files(&mut out);
+        let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
+        if whole_host && out.kinds.contains(Kind::Loop) {
+            loops::collect(&mut out);
+        }
+        if whole_host && out.kinds.contains(Kind::Key) {
+            keys::collect(&mut out);
+        }
+        out
+    }
+}
+
+/// Appends the files below the roots, or of the arena.
+fn files(out: &mut Snapshot) {
+    let walk = match out.arena.as_deref() {
+        None => file::walk(&out.roots),
+        Some(_) if !out.kinds.contains(Kind::File) => return,
+        Some(arena) => {
+            let mut walk = file::walk_open(&arena.roots);
+            out.gauges.insert("touched_files".to_owned(), overlay::walk(arena, &mut walk));
+            walk
+        }
     };
+    out.files.extend(walk.files);
+    for gap in walk.gaps {
+        out.coverage.lower(Kind::File, gap.level, gap.reason);
+    }
+}
+
+/// Appends all else: what processes hold or lead to, and cgroups and BPF objects.
+fn tied(mut samples: Vec<Sample>, options: &Options, wanted: Wanted, out: &mut Snapshot) -> Result<()> {
+    let (kinds, arena) = (out.kinds, out.arena.clone());
+    let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
     if let Scope::Tree(pid) = options.scope
         && !samples.iter().any(|s| s.process.pid == pid)
     {
@@ -317,22 +363,12 @@ fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
         _ => false,
     };
     let asked: Vec<&NsView> = views.iter().filter(asked).collect();
-    let (of_ipc, of_net) = doors::look(&asked, out, |out| {
-        if out.arena.is_some() {
-            files(out);
-        }
-    });
+    let (of_ipc, of_net) = doors::look(&asked, out.arena.as_deref());
     if kinds.contains(Kind::Ipc) {
         ipc::collect(of_ipc, out);
     }
     if kinds.contains(Kind::Net) {
         net::collect(of_net, out);
-    }
-    if kinds.contains(Kind::Loop) {
-        loops::collect(out);
-    }
-    if kinds.contains(Kind::Key) {
-        keys::collect(out);
     }
     if kinds.contains(Kind::Bpf) {
         bpf::collect(out);

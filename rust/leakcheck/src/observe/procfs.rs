@@ -7,6 +7,7 @@ use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
@@ -148,22 +149,80 @@ impl Procfs {
 }
 
 impl ProcessSource for Procfs {
-    fn read(&self, selection: &Selection, wanted: Wanted, threads: usize) -> Result<Vec<Sample>> {
-        let pids = self.select(selection)?;
-        let mut samples = Vec::with_capacity(pids.len());
-        let mut scratch = Scratch::new();
+    fn begin(&self, selection: &Selection, wanted: Wanted) -> Result<Pass<'_>> {
+        let mut pids = self.select(selection)?;
+        let mut first = Vec::new();
         // This process first, while the only descriptors of the observer are those that it can name.
         if pids.contains(&self.own_pid) {
-            samples.extend(self.sample(self.own_pid, wanted, &mut scratch)?);
+            first.extend(self.sample(self.own_pid, wanted, &mut Scratch::new())?);
+            pids.retain(|&pid| pid != self.own_pid);
         }
-        let others: Vec<u32> = pids.into_iter().filter(|&p| p != self.own_pid).collect();
-        let threads = threads.min(others.len() / WORTH_A_THREAD);
-        if threads <= 1 {
-            for &pid in &others {
-                samples.extend(self.sample(pid, wanted, &mut scratch)?);
+        Ok(Pass {
+            procfs: self,
+            pids,
+            wanted,
+            next: AtomicUsize::new(0),
+            readers: AtomicUsize::new(0),
+            parts: Mutex::new(vec![Ok(first)]),
+        })
+    }
+}
+
+/// The processes to read, which any number of threads share.
+pub(crate) struct Pass<'a> {
+    procfs: &'a Procfs,
+    pids: Vec<u32>,
+    wanted: Wanted,
+    /// The first that nobody has taken yet.
+    next: AtomicUsize,
+    /// How many threads are in [`read`](Self::read).
+    readers: AtomicUsize,
+    parts: Mutex<Vec<Result<Vec<Sample>>>>,
+}
+
+impl Pass<'_> {
+    /// How many of so many threads pay for themselves; `least` do by what else they have to do.
+    pub(crate) fn worth(&self, threads: usize, least: usize) -> usize {
+        threads.min(least.max(self.pids.len() / WORTH_A_THREAD))
+    }
+
+    /// Takes processes until none is left, and waits for those that others have taken; to be called by each of the `threads`.
+    pub(crate) fn read(&self, threads: usize) {
+        let reading = Reading::of(&self.readers);
+        let part = self.part(threads);
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).push(part);
+        drop(reading);
+        // Who has not begun yet finds nothing to take. The others are at their last few: to sleep would take longer.
+        while self.readers.load(Ordering::SeqCst) > 0 {
+            std::thread::yield_now();
+        }
+    }
+
+    fn part(&self, threads: usize) -> Result<Vec<Sample>> {
+        let pids = &self.pids;
+        let at_a_time = CHUNK.min(pids.len() / threads / WORTH_A_THREAD).max(1);
+        let mut scratch = Scratch::new();
+        let mut part = Vec::with_capacity(pids.len() / threads + CHUNK);
+        loop {
+            let from = self.next.fetch_add(at_a_time, Ordering::SeqCst);
+            let Some(chunk) = pids.get(from..pids.len().min(from + at_a_time)).filter(|c| !c.is_empty()) else {
+                return Ok(part);
+            };
+            for &pid in chunk {
+                part.extend(self.procfs.sample(pid, self.wanted, &mut scratch)?);
             }
-        } else {
-            self.read_parallel(&others, wanted, threads, &mut samples)?;
+        }
+    }
+
+    /// What was read. A process that ended meanwhile is left out.
+    ///
+    /// # Errors
+    /// When the source as a whole could not be read any more.
+    pub(crate) fn samples(&self) -> Result<Vec<Sample>> {
+        let parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut samples = Vec::with_capacity(self.pids.len() + 1);
+        for part in parts {
+            samples.extend(part?);
         }
         // A thousand processes are sorted faster than all their descriptors, which come in order.
         samples.sort_unstable_by_key(|s| s.process.pid);
@@ -171,36 +230,19 @@ impl ProcessSource for Procfs {
     }
 }
 
-impl Procfs {
-    fn read_parallel(&self, pids: &[u32], wanted: Wanted, threads: usize, samples: &mut Vec<Sample>) -> Result<()> {
-        let next = AtomicUsize::new(0);
-        let at_a_time = CHUNK.min(pids.len() / threads / WORTH_A_THREAD).max(1);
-        let work = || -> Result<Vec<Sample>> {
-            let mut scratch = Scratch::new();
-            let mut part = Vec::with_capacity(pids.len() / threads + CHUNK);
-            loop {
-                let from = next.fetch_add(at_a_time, Ordering::Relaxed);
-                let Some(chunk) = pids.get(from..pids.len().min(from + at_a_time)).filter(|c| !c.is_empty()) else {
-                    return Ok(part);
-                };
-                for &pid in chunk {
-                    part.extend(self.sample(pid, wanted, &mut scratch)?);
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            // Where no thread can be had, the others do its share.
-            let helper = |_| std::thread::Builder::new().name("leakcheck-proc".into()).spawn_scoped(scope, work).ok();
-            let helpers: Vec<_> = (1..threads).filter_map(helper).collect();
-            samples.extend(work()?);
-            for helper in helpers {
-                match helper.join() {
-                    Ok(part) => samples.extend(part?),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            Ok(())
-        })
+/// Counts as a reader until it is dropped, by a panic as well: others wait.
+struct Reading<'a>(&'a AtomicUsize);
+
+impl<'a> Reading<'a> {
+    fn of(readers: &'a AtomicUsize) -> Self {
+        readers.fetch_add(1, Ordering::SeqCst);
+        Reading(readers)
+    }
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

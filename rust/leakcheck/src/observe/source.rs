@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::fmt::{self, Display};
 
+use super::procfs::Pass;
 use crate::error::Result;
 use crate::parse::nslink::NsType;
 use crate::resource::{Fd, File, Process};
@@ -91,9 +92,9 @@ pub(crate) struct Sample {
 
 /// Reads processes.
 pub(crate) trait ProcessSource {
-    /// Reads the selected processes; one that ends meanwhile is left out.
+    /// Finds the selected processes, for threads to read.
     ///
     /// # Errors
     /// When the source as a whole cannot be read.
-    fn read(&self, selection: &Selection, wanted: Wanted, threads: usize) -> Result<Vec<Sample>>;
+    fn begin(&self, selection: &Selection, wanted: Wanted) -> Result<Pass<'_>>;
 }
