@@ -387,7 +387,7 @@ def _words(given: str) -> list[str]:
 
 def _names(given: str, option: str) -> list[str]:
     if not (words := _words(given)):
-        raise UsageError(f"{option} {given!r}: names none")
+        raise UsageError(f"{option} {given!r}: names none; leave it out for the default")
     return words
 
 

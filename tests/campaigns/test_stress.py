@@ -392,3 +392,10 @@ def test_a_compiler_that_is_missing_or_fails_is_told_on_one_line(tmp_path: Path)
         )
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert re.search(why, done.stderr)
+
+
+def test_languages_that_name_none_are_refused_instead_of_the_default_being_taken(tmp_path: Path) -> None:
+    words = ["--target", str(target(tmp_path, 'exec "$@"').path), "--languages", ","]
+    done = subprocess.run([*LEAKCHECK, *words], capture_output=True, text=True, timeout=60, check=False)
+    said = "leakcheck: --languages ',': names none; leave it out for the default\n"
+    assert (done.returncode, done.stderr) == (2, said)
