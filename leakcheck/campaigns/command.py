@@ -76,10 +76,10 @@ def _run(run: Callable[[Stop], Campaign], progress: "_Progress", output: Path | 
         finally:
             progress.end()
         arena.shutdown()
-        if not as_json:
-            print_campaign(result, Console(stderr=True))
         if output is not None:
             save(output, result.to_json())
+        if not as_json:
+            print_campaign(result, Console(stderr=True))
         if as_json:
             print(result.to_json(), flush=True)
         if interrupts.seen():
@@ -123,10 +123,15 @@ class _Progress:
         self._write(text)
 
     def _write(self, text: str) -> None:
-        if self._terminal:
-            print(f"\r\x1b[2Kleakcheck: {self._name}: {text}", end="", file=sys.stderr, flush=True)
-        else:
-            print(f"leakcheck: {self._name}: {text}", file=sys.stderr, flush=True)
+        begin, end = ("\r\x1b[2K", "") if self._terminal else ("", "\n")
+        try:
+            print(f"{begin}leakcheck: {self._name}: {text}", end=end, file=sys.stderr, flush=True)
+        except BrokenPipeError:
+            # Somebody has read enough.
+            raise
+        except OSError:
+            # Closed, or full: the result goes elsewhere, or its printing fails and says so.
+            return
 
     def end(self) -> None:
         if self._terminal:

@@ -122,6 +122,8 @@ class Ground:
 
     def __exit__(self, *_: object) -> None:
         self.place.__exit__(None, None, None)
+        # They know us: let go of now, and not when the collector comes by, descriptors are closed at once.
+        self.stages = []
 
     def pids(self) -> set[int]:
         """Return all that runs in it, as the host numbers them."""
@@ -227,13 +229,14 @@ class Turns:
                 mine.active -= 1
                 self._changed.notify_all()
 
-    def end(self) -> None:
-        """Look at the last round too, when nothing runs any more."""
+    def end(self, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Look at the last round too, when nothing runs any more, unless somebody has `given_up` meanwhile."""
         with self._changed:
             self._open.closed = True
             self._over = True
             self._changed.notify_all()
-        self._looker.join()
+        while self._looker.is_alive() and not given_up():
+            self._looker.join(0.2)
 
     def _opened(self, ground: Ground) -> "_Round":
         self.rounds += 1

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from leakcheck.campaigns.before import probe
 from leakcheck.campaigns.ground import MARK, Ground, Run, Turns
@@ -21,6 +22,9 @@ from leakcheck.errors import UsageError
 from leakcheck.submissions import CompileError, Submission, cache_directory
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
+
+if TYPE_CHECKING:
+    from leakcheck.report import Leak
 
 __all__ = ["StressOptions", "stress"]
 
@@ -89,6 +93,7 @@ class _Driver:
         self._deepest = 0
         self._neighbours = Neighbours()
         self.records: list[Record] = []
+        self.first_run: list[Leak] = []
         self.stalls: list[str] = []
         self.cleanup_failures: list[str] = []
         self.sick: list[str] = []
@@ -115,7 +120,8 @@ class _Driver:
                 self._drive(turns)
                 took = time.monotonic() - began
                 if not self._stalled.is_set():
-                    turns.end()
+                    turns.end(self._stalled.is_set)
+                if not self._stalled.is_set():
                     self._finish(grounds, turns)
             if self._failure is not None and not self.records:
                 raise self._failure
@@ -127,6 +133,7 @@ class _Driver:
                 deepest=self._deepest,
                 queue=self._queue.maxsize,
                 neighbours=self._neighbours,
+                first_run=self.first_run,
                 stalls=self.stalls,
                 cleanup_failures=self.cleanup_failures,
                 sick=self.sick,
@@ -150,8 +157,10 @@ class _Driver:
             return judged(self._target, self._options, self.records, grounds, totals)
 
     def _warm_up(self, grounds: Sequence[Ground]) -> None:
-        """Run once in each box, as many at a time as later on, and take the baselines."""
+        """Run once in each box, as many at a time as later on, note what that leaves, and take the baselines."""
         for number, ground in enumerate(grounds):
+            if self._options.looks:
+                ground.place.begin()
             self._say(f"warming up {len(ground.stages)} boxes, arena {number + 1} of {len(grounds)}")
             failed: list[str] = []
 
@@ -169,6 +178,7 @@ class _Driver:
             if failed:
                 raise TargetError(f"{self._target.name}: warm-up run: {failed[0]}")
             if self._options.looks:
+                self.first_run = ground.place.look().leaks
                 ground.place.begin()
 
     def _drive(self, turns: Turns) -> None:

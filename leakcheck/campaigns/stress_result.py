@@ -17,7 +17,7 @@ from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, O
 from leakcheck.campaigns.source import StressOptions
 from leakcheck.campaigns.statistics import upper_bound
 from leakcheck.campaigns.summing import named, shape, spread
-from leakcheck.report import Verdict
+from leakcheck.report import Leak, Verdict
 from leakcheck.submissions import parse_plan
 from leakcheck.targets import Target
 
@@ -46,6 +46,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     deepest: int
     queue: int
     neighbours: Neighbours
+    first_run: list[Leak]
     stalls: list[str]
     cleanup_failures: list[str]
     sick: list[str]
@@ -81,6 +82,7 @@ def judged(
         endings={status: dict(count) for status, count in sorted(statuses.items())},
         criteria=criteria,
         findings=[*_left_findings(target, options, records, left), *_wrong_findings(target, options, records)],
+        first_run=_summed(totals.first_run),
         untied=_residue("unattributed", [leak.kind for ground in grounds for leak in ground.untied.values()]),
         coverage=gaps,
         run_ms=round(statistics.median(record.wall_ms for record in records), 3),
@@ -328,6 +330,17 @@ def _replay(target: Target, options: StressOptions, plans: Sequence[str], repeat
 
 def _id(target: Target, *what: object) -> str:
     return hashlib.sha256(repr((target.name, what)).encode()).hexdigest()[:8]
+
+
+def _summed(leaks: Sequence[Leak]) -> list[Residue]:
+    """Return what the warm-up of an arena left, by kind and class."""
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for leak in leaks:
+        groups[leak.kind, leak.class_].append(leak.label)
+    return [
+        Residue(kind=kind, class_=class_, labels=labels[:_LABELS], count=len(labels))
+        for (kind, class_), labels in sorted(groups.items())
+    ]
 
 
 def _residue(class_: str, kinds: Sequence[str]) -> list[Residue]:

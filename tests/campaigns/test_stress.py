@@ -141,6 +141,21 @@ def test_what_there_is_never_more_of_is_bounded_and_no_failure(tmp_path: Path) -
     assert "bounded" in {finding.outcome for finding in campaign.findings}
 
 
+def test_what_the_first_run_in_each_box_leaves_is_told_and_no_leak(tmp_path: Path) -> None:
+    campaign = run(target(tmp_path, 'mkdir -p /var/lib/made; exec "$@"'), "python/hello", submissions=4)
+    assert (campaign.verdict, failed(campaign)) == ("clean", [])
+    assert [(one.kind, one.labels) for one in campaign.first_run] == [("file", ["dir /var/lib/made"])]
+
+
+def test_the_arenas_descriptors_are_closed_when_the_campaign_is_over(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    run(made, "python/hello", submissions=4)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        run(made, "python/hello", submissions=4)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+
+
 def test_concurrency_goes_on_while_an_arena_is_looked_at(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
     campaign = run(made, "python/hello", submissions=450, concurrency=4)

@@ -45,8 +45,8 @@ const LANGUAGES: [Language; 7] = [
         name: "java",
         file: "Main.java",
         compile: "javac -J-XX:+UseSerialGC -J-XX:TieredStopAtLevel=1 -encoding UTF-8 Main.java",
-        // It sizes itself by the host's memory, unless it is told.
-        run: "java -XX:MaxRAM={memory} -XX:+UseSerialGC -cp /box Main",
+        // A heap as large as the limit: what is too much for it is then the kernel's to tell, as in every other language.
+        run: "java -Xmx{memory} -XX:+UseSerialGC -cp /box Main",
         package: "default-jdk-headless",
     },
     Language { name: "node", file: "main.js", compile: "node --check main.js", run: "node main.js", package: "nodejs" },

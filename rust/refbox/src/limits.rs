@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::error::{Error, Result};
 
+/// The box's own few files have to find room.
+const LEAST_MEMORY: u64 = 1 << 20;
+
 /// The limits of one execution.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
@@ -42,6 +45,9 @@ impl Host {
 impl Limits {
     /// Refuses what the host cannot give.
     pub(crate) fn check(&self, host: &Host) -> Result<()> {
+        if self.memory < LEAST_MEMORY {
+            return Err(Error::Usage(format!("--memory {}: give at least {LEAST_MEMORY} bytes", self.memory)));
+        }
         if self.memory > host.memory {
             return Err(Error::Usage(format!(
                 "--memory {}: above this host's memory of {} bytes",
@@ -89,6 +95,7 @@ mod tests {
         assert!(fine.check(&HOST).is_ok());
         let wrong = [
             Limits { memory: (8 << 30) + 1, ..fine.clone() },
+            Limits { memory: 4096, ..fine.clone() },
             Limits { output: 9 << 30, ..fine.clone() },
             Limits { processes: 40_000, ..fine },
         ];

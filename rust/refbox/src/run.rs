@@ -220,7 +220,12 @@ impl Session<'_> {
     }
 
     fn run(&mut self, streams: &mut [Stream; 2], archive: Option<&OwnedFd>) -> Result<Outcome> {
-        let job = self.job(self.input.program.clone(), self.input.limits.clone(), None)?;
+        let mut job = self.job(self.input.program.clone(), self.input.limits.clone(), None)?;
+        if let Some(files) = archive {
+            // What the compiler made is ours, and no use of the payload's.
+            let made = rustix::fs::fstat(files).doing(|| "look at what the compiler made".to_owned())?;
+            job.layout.size += made.st_size.unsigned_abs();
+        }
         let seen = self.execute(&job, streams, archive)?;
         if let Cause::NotExecutable(why) = seen.cause {
             return Err(Error::Usage(format!("{why}; is it visible in the box? --bind DIR shows more")));

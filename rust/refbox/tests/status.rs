@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Place, exists, root};
+use common::{Place, exists, finish, root};
 
 #[test]
 fn every_status_is_reached_by_a_program_made_for_it() {
@@ -198,4 +198,25 @@ fn an_ordinary_user_has_boxes_too_and_is_told_what_only_rlimits_hold() {
         assert_eq!(output.status.code(), Some(2));
         assert!(String::from_utf8_lossy(&output.stderr).contains("no cgroup holds every limit"), "{output:?}");
     }
+}
+
+#[test]
+fn what_was_compiled_is_no_use_of_the_payloads_memory_and_a_heap_over_the_limit_is_mle() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("compiled");
+    if exists("/usr/bin/gcc") {
+        let source = place.write("large.c", "char large[4 << 20] = {1};\nint main(void) { return 0; }\n");
+        let ran = place.run(1, &["--memory", "2M", "--language", "c", "--source", &source]);
+        assert_eq!(ran.status(), "OK", "{}", ran.all());
+    }
+    if exists("/usr/bin/javac") {
+        let text = "public class Main { public static void main(String[] a) { byte[][] all = new byte[64][];
+            for (int i = 0; i < 64; i++) { all[i] = new byte[8 << 20]; java.util.Arrays.fill(all[i], (byte) 1); } } }";
+        let source = place.write("Main.java", text);
+        let ran = place.run(1, &["--memory", "256M", "--language", "java", "--source", &source]);
+        assert_eq!(ran.status(), "MLE", "{}", ran.all());
+    }
+    place.assert_nothing_left("compiled");
 }
