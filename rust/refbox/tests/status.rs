@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Place, exists, finish, root};
+use common::{Place, exists, root};
 
 #[test]
 fn every_status_is_reached_by_a_program_made_for_it() {
