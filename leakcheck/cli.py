@@ -71,6 +71,8 @@ Settle = Annotated[float, typer.Option(metavar="SECONDS", help="How long asynchr
 Recover = Annotated[
     str | None, typer.Option(metavar="CMD", help="The target's own clean-up, for sh -c, run when settled.")
 ]
+_DEFAULT_TARGET = "refbox"
+Target = Annotated[str, typer.Option(metavar="TARGET", help="A built-in target's name, or an adapter's path.")]
 DemoLeak = Annotated[str | None, typer.Option(metavar="KIND", help="Plant a leak, show its report, take it away.")]
 
 
@@ -192,7 +194,7 @@ def reap(
 
 @app.command()
 def leaks(
-    target: Annotated[str, typer.Option(metavar="TARGET", help="A built-in target's name, or an adapter's path.")],
+    target: Target = _DEFAULT_TARGET,
     iterations: Annotated[int, typer.Option(metavar="N", help="Trials, dealt by turns to the endings.")] = 100,
     endings: Annotated[str, typer.Option(metavar="ENDING,…", help="Of: normal, timeout, crash, forced.")] = ",".join(
         ENDINGS
@@ -226,7 +228,7 @@ def leaks(
 
 @app.command()
 def stress(
-    target: Annotated[str, typer.Option(metavar="TARGET", help="A built-in target's name, or an adapter's path.")],
+    target: Target = _DEFAULT_TARGET,
     submissions: Annotated[
         int | None, typer.Option(metavar="N", help="How many. Default: 1000, or as many as --duration allows.")
     ] = None,

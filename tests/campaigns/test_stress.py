@@ -249,6 +249,17 @@ def test_stop_gives_the_result_of_those_made(tmp_path: Path) -> None:
         stress(target(tmp_path, 'exec "$@"'), StressOptions(plan=parse_plans("python/hello")), stop=lambda: True)
 
 
+def test_without_a_target_it_is_refbox() -> None:
+    done = subprocess.run(
+        [*LEAKCHECK, "--plan", "python/hello", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, json.loads(done.stdout)["target"]) == (0, "refbox")
+
+
 def test_ctrl_c_prints_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
     words = ["--target", str(made.path), "--plan", "python/hello", "--submissions", "100000", "--json"]
@@ -382,7 +393,7 @@ def test_a_target_that_wrote_no_status_is_told_with_its_last_words(tmp_path: Pat
     path = target(tmp_path, "echo box 7 is out of paper >&2; exit 2").path
     path.write_text(
         path.read_text().replace(
-            "{ timeout = [124, 137] }",
+            "{ timeout = [124] }",
             '{ source = "json", file = "{work}/r", verdict = "v", verdicts = { OK = "OK" } }',
         )
     )

@@ -1,5 +1,6 @@
 """What we publish installs and works where there is no Rust."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -99,3 +100,12 @@ def test_the_helper_programs_travel_with_the_wheel_and_run(python_without_rust: 
 def test_the_command_is_installed(python_without_rust: tuple[Path, dict[str, str]]) -> None:
     python, env = python_without_rust
     assert "leakcheck" in run(python.with_name("leakcheck"), "--help", env=env, cwd=python.parent)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+def test_the_wheel_has_a_target_that_works_without_rust(python_without_rust: tuple[Path, dict[str, str]]) -> None:
+    python, env = python_without_rust
+    words = ["stress", "--plan", "python/hello python/exit", "--submissions", "4", "--json"]
+    *_progress, told = run(python.with_name("leakcheck"), *words, env=env, cwd=python.parent).splitlines()
+    result = json.loads(told)
+    assert (result["target"], result["verdict"], result["outcomes"]) == ("refbox", "clean", {"clean": 4})
