@@ -94,10 +94,7 @@ def leaks(
         TargetError: the target cannot be run here, or its isolation is not on.
     """
     options.check()
-    state = target.availability()
-    if state.state != "ready":
-        hint = f"; {state.hint}" if state.hint else ""
-        raise TargetError(f"{target.name}: {state.state}: {state.reason}{hint}")
+    target.check_ready()
     if not options.host:
         return _campaign(target, options, progress, finishing, stop)
     # What all runs of the campaign leave on the host, the warm-up runs too: for `leakcheck reap`.

@@ -56,10 +56,7 @@ def stress(
         TargetError: the target cannot be run here, or its isolation is not on.
     """
     options.check()
-    state = target.availability()
-    if state.state != "ready":
-        hint = f"; {state.hint}" if state.hint else ""
-        raise TargetError(f"{target.name}: {state.state}: {state.reason}{hint}")
+    target.check_ready()
     say = tell or (lambda _: None)
     source = submissions(target, options)
     if gaps := probe(target, host=False, stop=stop):

@@ -101,6 +101,13 @@ class Target:
             return Availability("unable", "only root can run it", "run leakcheck with sudo")
         return Availability("ready")
 
+    def check_ready(self) -> None:
+        """Raise `TargetError` where it is not ready; the message says why and what to do."""
+        state = self.availability()
+        if state.state != "ready":
+            hint = f"; {state.hint}" if state.hint else ""
+            raise TargetError(f"{self.name}: {state.state}: {state.reason}{hint}")
+
     def version(self) -> str:
         """Return the version in the program's own words, on one line; empty where it has none or does not answer."""
         if not self.adapter.version:
