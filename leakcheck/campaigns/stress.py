@@ -331,9 +331,10 @@ class _Driver:
 
     def _stall(self, text: str) -> None:
         with self._lock:
-            if len(self.stalls) < _MOST_STALLS:
-                self.stalls.append(text)
-        self._say(text)
+            self.stalls.append(text if len(self.stalls) < _MOST_STALLS else text.partition("\n")[0])
+            first = len(self.stalls) == 1
+        # All stacks are in the result; one is enough to look at meanwhile.
+        self._say(text if first else text.partition("\n")[0])
 
 
 def _wrong(submission: Submission, got: str, exit_code: int | None, signal: int | None) -> str:
