@@ -39,7 +39,7 @@ def amid_noise(*options: str, runs: int) -> list[dict]:
 @needs_descent
 @pytest.mark.parametrize("runs", [RUNS // 10, pytest.param(RUNS, marks=pytest.mark.slow)])
 def test_guards_of_a_clean_run_raise_no_alarm_amid_noise(runs: int) -> None:
-    lines = amid_noise("--by-command", "40", runs=runs)
+    lines = amid_noise("--by-command", str(runs // 25), runs=runs)
     print(lines[-1], *(line["mean"] for line in lines if "mean" in line), sep="\n")
     assert [line for line in lines if "verdict" in line] == []
     assert sum(line["noise"] for line in lines if "noise" in line) > runs, "there was noise to be told from the runs"
