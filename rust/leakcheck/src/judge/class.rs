@@ -11,6 +11,10 @@ use crate::snapshot::Snapshot;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
+    /// Something that was there before, and is not the target's, was changed or removed.
+    Damaged,
+    /// It never holds still: it lives on in ever new processes.
+    Respawning,
     /// Nothing will remove it.
     Orphaned,
     /// A live holder keeps it.
@@ -27,6 +31,8 @@ impl fmt::Display for Class {
     /// The word of the JSON form.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Class::Damaged => "damaged",
+            Class::Respawning => "respawning",
             Class::Orphaned => "orphaned",
             Class::Held => "held",
             Class::Dying => "dying",
