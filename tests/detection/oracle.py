@@ -130,7 +130,7 @@ def cgroup(name: str, facts: Facts) -> Iterator[Match]:
     if name == "cgroup-nested":
         yield with_fields("cgroup", dir=str(Path(facts["leaf"]).parent))
         yield with_fields("cgroup", dir=facts["leaf"])
-    if name == "cgroup-populated":
+    if name in ("cgroup-populated", "cgroup-frozen"):
         yield with_fields("process", pid=facts["pid"])
 
 

@@ -52,7 +52,7 @@ fn expected(kind: &str, name: &str) -> &'static [(&'static str, usize)] {
         ("mount", "mount-ns-fd" | "mount-detached" | "mount-detached-clone") => &[("fd", 1)],
         ("mount", _) => &[("mount", 1)],
         ("cgroup", "cgroup-nested") => &[("cgroup", 3)],
-        ("cgroup", "cgroup-populated") => &[("cgroup", 1), ("process", 1)],
+        ("cgroup", "cgroup-populated" | "cgroup-frozen") => &[("cgroup", 1), ("process", 1)],
         ("cgroup", _) => &[("cgroup", 1)],
         ("lock", "lock-orphaned") => &[("lock", 1), ("process", 1)],
         ("lock", _) => &[("lock", 1)],

@@ -87,7 +87,39 @@ pub(super) const PLANTS: &[Plant] = &[
             })
         },
     },
+    Plant {
+        name: "cgroup-frozen",
+        needs: &["root", "cgroup-v1:freezer or cgroup-v2"],
+        what: "a cgroup that was frozen with a child in it, which then does not even die of SIGKILL (v1)",
+        prepare: frozen,
+    },
 ];
+
+/// What a supervisor leaves that is killed between freezing and thawing.
+fn frozen(stage: &mut Stage) -> Result<Planting> {
+    let (parent, hierarchy, file, [freeze, thaw]) = match parent(stage, "freezer") {
+        Ok(parent) => (parent, "freezer", "freezer.state", ["FROZEN", "THAWED"]),
+        Err(_) => (parent(stage, V2)?, V2, "cgroup.freeze", ["1", "0"]),
+    };
+    planting(move |undo| {
+        let path = parent.join(tag());
+        make(undo, &path)?;
+        let procs = path.join("cgroup.procs");
+        let child = spawn(0, || {
+            fs::write(&procs, "0").on("write", &procs)?;
+            Ok(Then::Pause(None))
+        })?;
+        undo.push(move || child.end());
+        let state = path.join(file);
+        let again = state.clone();
+        // Undone last first: a v1-frozen process has to be thawed before it can die.
+        undo.push(move || fs::write(&again, thaw).on("write", &again));
+        fs::write(&state, freeze).on("write", &state)?;
+        let mut facts = describe(&path, hierarchy)?;
+        facts["pid"] = json!(child.pid());
+        Ok(facts)
+    })
+}
 
 fn empty(stage: &Stage, hierarchy: &'static str) -> Result<Planting> {
     let parent = parent(stage, hierarchy)?;
