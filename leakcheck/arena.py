@@ -152,7 +152,7 @@ class Arena:
             if "/" in name or "." not in name:
                 raise UsageError(f"arena limit {name!r}: give a cgroup control file, such as 'pids.max'")
         for source, _, _ in binds:
-            if not Path(source).exists():
+            if _native.path_class(os.fspath(source)) == "nothing":
                 raise UsageError(f"arena bind {os.fspath(source)}: no such file or directory")
         self._options = {
             "size": size or 0,

@@ -6,10 +6,8 @@ import functools
 import gc
 import inspect
 import os
-import stat
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast
 
@@ -79,12 +77,12 @@ def existing_roots(roots: Sequence[str] | None, option: str = "roots") -> Sequen
     """
     for root in roots or ():
         try:
-            mode = Path(root).stat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            raise _native.UsageError(f"{option} {root}: no such directory") from None
-        except (OSError, ValueError):
-            continue  # The observation says what it could not see.
-        if not stat.S_ISDIR(mode):
+            place = _native.path_class(root)
+        except ValueError:
+            continue  # A NUL in it: the observation says what it could not see.
+        if place == "nothing":
+            raise _native.UsageError(f"{option} {root}: no such directory")
+        if place == "other":
             raise _native.UsageError(f"{option} {root}: not a directory")
     return roots
 

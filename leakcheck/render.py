@@ -67,6 +67,8 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
         yield line("  ", ("unused rule ", "yellow"), f"{rule.kind}  reason: {rule.reason}")
     for kind, gap in report.gaps.items():
         yield line("  ", ("not fully seen ", "yellow"), f"{kind}: {gap.level}, {gap.reason or 'no reason given'}")
+    if report.others:
+        yield _others_line(report)
     if report.unreadable:
         yield line(
             "  ",
@@ -75,6 +77,25 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
         )
 
 
+def _others_line(report: Report) -> Text:
+    """Say who else made something, since it may have done so for the command."""
+    shown = [
+        f"{other.pid} ({other.comm or 'ended'}): " + ", ".join(f"{n} {kind}" for kind, n in other.made.items())
+        for other in report.others[:_MAKERS]
+    ]
+    more = len(report.others) - len(shown)
+    makers = "; ".join(shown) + (f"; and {more} more" if more else "")
+    alive = next((other.pid for other in report.others if other.comm), None)
+    how = "compare two snapshots" if alive is None else f"guard it too (--scope tree:{alive}) or compare two snapshots"
+    return line(
+        "  ",
+        ("others ", "yellow"),
+        f"{_count(report.noise, 'difference')} not counted, as made by others: {makers}",
+        (f" · if the command asked one of them to: {how}", "dim"),
+    )
+
+
+_MAKERS = 3
 _FEW = 5
 _Entry: TypeAlias = tuple[str, str, str]
 

@@ -12,6 +12,7 @@ __all__ = [
     "Command",
     "Coverage",
     "Leak",
+    "Other",
     "Report",
     "Settle",
     "Transient",
@@ -91,6 +92,19 @@ class Vanished(msgspec.Struct, frozen=True, kw_only=True):
     key: str = ""
 
 
+class Other(msgspec.Struct, frozen=True, kw_only=True):
+    """A process outside the run that made some of the noise, itself or by its children, and was there before the run.
+
+    A daemon may have made it for the run. `comm` is empty when the process has ended; `listens` tells whether it has a
+    listening socket, None where sockets were not looked at; `made` counts differences by kind.
+    """
+
+    pid: int
+    comm: str = ""
+    listens: bool | None = None
+    made: dict[str, int] = {}
+
+
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     """How far a kind was seen; anything but ``full`` carries the reason."""
 
@@ -117,7 +131,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a run left behind, and what was not looked at.
 
     `verdict` is ``clean`` only when every kind that was asked for was seen in full. `noise` counts residue that
-    certainly belongs to others; `unattributed` is residue that nothing ties to the run, set apart when only attributed
+    certainly belongs to others, and `others` are those who made it, as far as it may stay; `unattributed` is residue that nothing ties to the run, set apart when only attributed
     leaks were wanted. `gauges` are numbers that are no resources (dying cgroups), before and after; `timing_ms` is by
     step.
     """
@@ -130,6 +144,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     allowed: list[Allowed] = []
     unused_rules: list[UnusedRule] = []
     noise: int = 0
+    others: list[Other] = []
     unattributed: list[Leak] = []
     coverage: dict[str, Coverage] = {}
     unreadable: list[Any] = []

@@ -175,8 +175,9 @@ def named_netns(_: str, facts: Facts) -> Iterator[Match]:
     yield with_fields("net", **{"class": "named-netns"}, scope=facts["path"], number=facts["ino"])
 
 
-def nft_table(_: str, facts: Facts) -> Iterator[Match]:
-    yield lambda r: r["kind"] == "net" and r["class"] == "nft-table" and facts["name"] in r["name"]
+def nftables(name: str, facts: Facts) -> Iterator[Match]:
+    class_ = name.removeprefix("net-")
+    yield lambda r: r["kind"] == "net" and r["class"] == class_ and facts["name"] in r["name"]
 
 
 def socket(name: str, facts: Facts) -> Iterator[Match]:
@@ -224,7 +225,9 @@ SPECIAL = {
     "mount-detached": mount_of_fd,
     "mount-detached-clone": mount_of_fd,
     "net-named-netns": named_netns,
-    "net-nft-table": nft_table,
+    "net-nft-table": nftables,
+    "net-nft-chain": nftables,
+    "net-nft-rule": nftables,
     "net-tcp-listen": socket,
     "net-abstract-unix": socket,
 }

@@ -5,10 +5,10 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Display};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rustix::fs::{Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
@@ -75,11 +75,6 @@ impl ArenaView {
         format!("/proc/self/fd/{}", self.proc.as_raw_fd())
     }
 
-    /// Opens a path as the arena's PID 1 sees it: links inside lead nowhere else.
-    pub(crate) fn open_inside(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-        open_below(&self.root()?, path, flags)
-    }
-
     /// The root directory of PID 1.
     pub(crate) fn root(&self) -> rustix::io::Result<OwnedFd> {
         let place = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -115,12 +110,6 @@ impl fmt::Debug for ArenaView {
         let roots: Vec<&PathBuf> = self.roots.iter().map(|(path, _)| path).collect();
         f.debug_struct("ArenaView").field("layers", &self.layers).field("roots", &roots).finish_non_exhaustive()
     }
-}
-
-/// Opens a path as one whose root directory is `root` sees it.
-pub(crate) fn open_below(root: &OwnedFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
 /// A path below the `/proc` of an arena, or of the host.

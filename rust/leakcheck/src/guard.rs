@@ -13,6 +13,7 @@
 //! ```
 
 mod live;
+mod others;
 mod residue;
 
 use std::collections::HashSet;
@@ -29,7 +30,8 @@ use crate::judge::settle::{Policy, Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::observe::{self, detail};
-use crate::resource::Resource;
+use crate::parse::nslink::NsType;
+use crate::resource::{NsHolder, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot};
 use crate::watch::{self, Watch};
@@ -85,11 +87,15 @@ impl Guard {
         let mut files: Vec<PathBuf> = Vec::new();
         let host = options.observe.scope == Scope::Host && options.observe.arena.is_none();
         if host {
+            // The same ones for every look, whatever the run mounts.
+            let roots = options.observe.effective_roots();
             if kinds.any(&[Kind::File, Kind::Ipc, Kind::Lockfile, Kind::Loop, Kind::Net]) {
-                files.extend(options.observe.effective_roots());
                 files.extend(options.observe.lock_files.iter().filter_map(|f| Some(f.parent()?.to_owned())));
                 files.push("/dev/shm".into());
+                files.extend(observe::local_mounts_below(&roots));
+                files.extend_from_slice(&roots);
             }
+            options.observe.roots = Some(roots);
             if kinds.contains(Kind::Cgroup) {
                 files.extend(observe::cgroup_mounts());
             }
@@ -100,6 +106,10 @@ impl Guard {
         let watch = options.observe.arena.is_none().then(watched);
         options.observe.hidden_fds.extend(watch.iter().flat_map(Watch::own_fds));
         let baseline = observe::snapshot(&options.observe)?;
+        options.observe.submounts = Some(baseline.submounts.clone());
+        if let Some(watch) = watch.as_ref().filter(|_| mounts) {
+            watch.watch_namespaces(&mount_namespaces(&baseline));
+        }
         let token = random_token();
         Ok(Guard { options, asked, watch, token, baseline, began: Instant::now(), report: None })
     }
@@ -161,6 +171,18 @@ impl Guard {
         let live = Live { watch: self.watch.as_ref(), token: Some(&self.token), arena };
         judge(&self.baseline, &self.options, self.asked, &live)
     }
+}
+
+/// The mount namespaces of others, each with a path that opens it. What is mounted by the run may come into them and stay there.
+fn mount_namespaces(baseline: &Snapshot) -> Vec<(u64, PathBuf)> {
+    let path = |holder: &NsHolder| match holder {
+        NsHolder::Process(pid, _) => Some(format!("/proc/{pid}/ns/mnt").into()),
+        NsHolder::Fd(pid, _, fd) => Some(format!("/proc/{pid}/fd/{fd}").into()),
+        NsHolder::Bind(_) => None,
+    };
+    let own = baseline.own_ns.get(&NsType::Mnt);
+    let others = baseline.namespaces.iter().filter(|n| n.ns_type == NsType::Mnt && own != Some(&n.ino));
+    others.flat_map(|n| n.holders.iter().filter_map(path).map(|path| (n.ino, path))).collect()
 }
 
 /// What must be observed to judge `asked`: by processes one knows whose residue is, and whether more may come; by descriptors
@@ -234,6 +256,7 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
     report.scope.clone_from(&last.look.scope);
     report.unreadable.clone_from(&last.look.unreadable);
     report.noise = last.noise;
+    report.others = others::who(&last.strange, baseline, &last.look, live);
     report.timing_ms.insert("baseline".to_owned(), baseline.took_ns as f64 / 1e6);
     report.timing_ms.insert("settle".to_owned(), ms(settled.took));
     report.timing_ms.insert("looking".to_owned(), world.looks_ms);

@@ -239,7 +239,7 @@ fn stage(resource: &Resource) -> Stage {
         Resource::Net(n) => match n.class {
             NetClass::NamedNetns => Stage::NamedNetns,
             NetClass::Interface => Stage::Kernel,
-            NetClass::NftTable | NetClass::Listener | NetClass::Unix => Stage::Held,
+            _ => Stage::Held,
         },
         Resource::Mount(_) => Stage::Mount,
         Resource::Loop(_) | Resource::Key(_) => Stage::Kernel,

@@ -335,9 +335,27 @@ pub enum NetClass {
     Unix,
     /// An nftables table.
     NftTable,
+    /// A chain in an nftables table; likewise below.
+    NftChain,
+    /// A rule in a chain.
+    NftRule,
+    /// A named set or map. Its elements are not looked at.
+    NftSet,
+    /// A stateful object: a counter, a quota, a limit …
+    NftObject,
+    /// A flowtable.
+    NftFlowtable,
 }
 
-/// A network object. Identity: network namespace, class, number (interface index; socket inode; table handle; inode of the
+impl NetClass {
+    /// Whether it is a part of nftables.
+    pub fn is_nftables(self) -> bool {
+        use NetClass::{NftChain, NftFlowtable, NftObject, NftRule, NftSet, NftTable};
+        matches!(self, NftTable | NftChain | NftRule | NftSet | NftObject | NftFlowtable)
+    }
+}
+
+/// A network object. Identity: network namespace, class, number (interface index; socket inode; handle of nftables; inode of the
 /// namespace) and, where numbers are reused, a name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Net {
@@ -345,9 +363,9 @@ pub struct Net {
     pub netns: u64,
     /// The class.
     pub class: NetClass,
-    /// Interface index, socket inode, table handle or namespace inode.
+    /// Interface index, socket inode, handle of nftables or namespace inode.
     pub number: u64,
-    /// Part of the identity: address family and table name, path of a named namespace; else empty.
+    /// Part of the identity: of nftables family and table, of a rule the chain too; path of a named namespace; else empty.
     pub scope: Text,
     /// Name or address, for people.
     pub name: Text,

@@ -14,6 +14,7 @@ use crate::resource::{
     each_kind,
 };
 use crate::scope::Scope;
+use crate::text::Text;
 
 /// How much of a kind was seen. Ordered from worst to best, so that `min` merges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -86,6 +87,17 @@ pub struct Unreadable {
     pub what: String,
 }
 
+/// A file system that is mounted below a root, and whose files were looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submount {
+    /// Where.
+    pub path: Text,
+    /// The mount's unique id (Linux 6.8), else that of mountinfo; 0 where the kernel tells none.
+    pub id: u64,
+    /// Device, `major << 32 | minor`.
+    pub dev: u64,
+}
+
 /// One observation. Every list is sorted by identity.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -103,6 +115,9 @@ pub struct Snapshot {
     pub kinds: KindSet,
     /// Roots of the file kind.
     pub roots: Vec<PathBuf>,
+    /// File systems below the roots that were looked at too.
+    #[serde(default)]
+    pub submounts: Vec<Submount>,
     /// Declared lock files, or directories of them.
     pub lock_paths: Vec<PathBuf>,
     /// How far it reached.
@@ -161,6 +176,7 @@ impl Snapshot {
             scope,
             kinds,
             roots: Vec::new(),
+            submounts: Vec::new(),
             lock_paths: Vec::new(),
             coverage: CoverageMap(kinds.iter().map(|k| (k, Coverage::full())).collect()),
             unreadable: Vec::new(),
@@ -252,6 +268,7 @@ impl Snapshot {
             };
         }
         each_kind!(append);
+        self.submounts.append(&mut part.submounts);
         self.coverage.merge(&part.coverage);
         self.gauges.append(&mut part.gauges);
     }

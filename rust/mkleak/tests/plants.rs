@@ -68,6 +68,8 @@ fn expected(kind: &str, name: &str) -> &'static [(&'static str, usize)] {
         ("net", "net-veth-other-ns" | "net-tap" | "net-dummy") => &[("interface", 1)],
         ("net", "net-named-netns") => &[("file", 1), ("mount", 1)],
         ("net", "net-nft-table") => &[("nft", 1)],
+        // Their table is named once more.
+        ("net", "net-nft-chain" | "net-nft-rule") => &[("nft", 2)],
         ("net", "net-tcp-listen") => &[("fd", 1), ("tcp", 1)],
         ("net", "net-abstract-unix") => &[("fd", 1), ("unix", 1)],
         ("loop", _) => &[("loop", 1)],

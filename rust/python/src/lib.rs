@@ -44,6 +44,7 @@ fn options(
         scope: scope.parse().map_err(to_py)?,
         kinds: kinds.map(str::parse::<KindSet>).transpose().map_err(to_py)?,
         roots,
+        submounts: None,
         lock_files,
         threads,
         include_self,
@@ -285,6 +286,17 @@ fn check_allow(text: &str, path: PathBuf) -> PyResult<usize> {
     Ok(rules.rules.len())
 }
 
+/// What is at a path, without waiting for a file system: `nothing`, `directory`, `other` or `hidden`.
+#[pyfunction]
+fn path_class(py: Python<'_>, path: PathBuf) -> &'static str {
+    match py.detach(|| observe::at(&path)) {
+        observe::At::Nothing => "nothing",
+        observe::At::Directory => "directory",
+        observe::At::Other => "other",
+        observe::At::Hidden => "hidden",
+    }
+}
+
 #[pyfunction]
 #[pyo3(signature = (*, scope="host", kinds=None, roots=None))]
 fn doctor(py: Python<'_>, scope: &str, kinds: Option<&str>, roots: Option<Vec<PathBuf>>) -> PyResult<String> {
@@ -304,7 +316,8 @@ fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<St
 mod _native {
     #[pymodule_export]
     use super::{
-        ArenaView, Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, reap, settle, snapshot,
+        ArenaView, Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, path_class, reap, settle,
+        snapshot,
     };
     use pyo3::prelude::*;
 

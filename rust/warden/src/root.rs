@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, makedev, mknodat};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
     open_tree, unmount,
@@ -138,7 +138,10 @@ impl Tree {
         if read_only {
             sys::make_read_only(fd.as_fd(), recursive)?;
         }
-        Ok(Tree { fd, is_dir: source.is_dir() })
+        // A server behind the mount may not answer: what is there is told without asking it (statx(2)).
+        let quiet = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        let st = rustix::fs::statx(&fd, c"", quiet, StatxFlags::TYPE)?;
+        Ok(Tree { fd, is_dir: FileType::from_raw_mode(u32::from(st.stx_mode)) == FileType::Directory })
     }
 
     fn attach(&self, target: &Path) -> io::Result<()> {
@@ -346,10 +349,16 @@ fn cgroups(host: &[HostMount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::R
 fn submounts(host: &[HostMount], not_covered: &mut Vec<String>) -> Vec<(Tree, PathBuf)> {
     const OURS: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/run"];
     let mut trees = Vec::new();
+    let below_server =
+        |target: &Path| host.iter().find(|m| may_hang(&m.fs_type) && m.target != "/" && below(target, &m.target));
     // In a user namespace what has submounts is bound as a whole.
     for m in host.iter().filter(|m| m.target != "/" && sys::is_root()) {
         let target = Path::new(&m.target);
         if OURS.iter().any(|ours| target.starts_with(ours)) {
+            continue;
+        }
+        if let Some(server) = below_server(target) {
+            not_covered.push(format!("{}: it is below {}, which may hang", m.target, server.target));
             continue;
         }
         match Tree::of(target, false, true) {
@@ -358,6 +367,16 @@ fn submounts(host: &[HostMount], not_covered: &mut Vec<String>) -> Vec<(Tree, Pa
         }
     }
     trees
+}
+
+/// Whether a server answers for what is in such a file system, or nobody.
+fn may_hang(fs_type: &str) -> bool {
+    const SERVED: [&str; 10] = ["9p", "afs", "autofs", "ceph", "cifs", "coda", "nfs", "nfs4", "smb3", "virtiofs"];
+    SERVED.contains(&fs_type) || fs_type.starts_with("fuse")
+}
+
+fn below(target: &Path, point: &str) -> bool {
+    target != Path::new(point) && target.starts_with(point)
 }
 
 fn make_place(target: &Path, is_dir: bool) -> io::Result<()> {

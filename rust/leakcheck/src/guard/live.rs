@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
-
 use super::residue::{Found, residue};
 use super::{Options, TOKEN_NAME};
 use crate::arena::{ArenaView, proc_path};
@@ -14,7 +12,7 @@ use crate::judge::attribute::{Attributor, Membership, Provenance};
 use crate::judge::diff;
 use crate::judge::settle::{Look, World};
 use crate::kind::{Kind, KindSet};
-use crate::observe;
+use crate::observe::{self, reach};
 use crate::resource::{Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
@@ -23,6 +21,8 @@ use crate::watch::Watch;
 pub(super) struct LastLook {
     pub(super) look: Snapshot,
     pub(super) noise: u64,
+    /// What somebody else made, as far as a daemon may have made it for the run.
+    pub(super) strange: Vec<Resource>,
 }
 
 pub(super) struct LiveWorld<'a> {
@@ -78,7 +78,7 @@ impl World<Found> for LiveWorld<'_> {
             .into_iter()
             .map(|(resource, by)| (resource.key(), Found::new(resource, by, &look, &attributor)))
             .collect();
-        self.last = Some(LastLook { look, noise: residue.noise });
+        self.last = Some(LastLook { look, noise: residue.noise, strange: residue.strange });
         Ok(Look { residue: found, run_lives, running })
     }
 
@@ -135,14 +135,32 @@ impl Provenance for Live<'_> {
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
         if let Some(arena) = self.arena {
             // A path that the arena alone has.
-            let inside = arena.open_inside(path, OFlags::PATH).is_ok();
-            return if inside && !path.exists() { Membership::Run } else { Membership::Unknown };
+            let inside = reach::open_inside(path, Some(arena), true).is_ok();
+            let outside = reach::at(path) != reach::At::Nothing;
+            return if inside && !outside { Membership::Run } else { Membership::Unknown };
         }
         self.watch.and_then(|w| w.creator(path)).map_or(Membership::Unknown, |m| m.membership)
     }
 
     fn mount(&self, id: u64) -> Membership {
         self.watch.and_then(|w| w.mount_creator(id)).map_or(Membership::Unknown, |m| m.membership)
+    }
+
+    fn maker_of_file(&self, path: &[u8]) -> Option<u32> {
+        use std::os::unix::ffi::OsStrExt;
+        self.watch?.creator(Path::new(std::ffi::OsStr::from_bytes(path))).map(|maker| maker.pid)
+    }
+
+    fn maker_of_mount(&self, id: u64) -> Option<u32> {
+        self.watch?.mount_creator(id).map(|maker| maker.pid)
+    }
+
+    fn parent_of_stranger(&self, pid: u32) -> Option<u32> {
+        self.watch?.parent_of_stranger(pid)
+    }
+
+    fn watches_mounts(&self, ns: u64) -> bool {
+        self.watch.is_some_and(|w| w.watches_namespace(ns))
     }
 
     fn uid(&self, pid: u32) -> Option<u32> {

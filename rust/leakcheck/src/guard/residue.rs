@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use serde_json::Value;
 
+use super::others;
 use crate::judge::allow::Rules;
 use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
 use crate::judge::class::{Class, classify};
@@ -11,8 +12,9 @@ use crate::judge::report::{Allowed, Leak, Report, UnusedRule};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::observe::{self, detail};
-use crate::resource::{NsHolder, Resource};
+use crate::resource::{Mount, Net, NetClass, NsHolder, Resource};
 use crate::snapshot::{CoverageMap, Level, Snapshot, Unreadable};
+use crate::text::Text;
 
 /// Sorts what was found into leaks and what rules explain, and gives the verdict.
 pub(super) fn finish(report: &mut Report, found: Vec<Found>, rules: &Rules, attributed_only: bool) {
@@ -116,16 +118,23 @@ impl Found {
 pub(super) struct Residue {
     pub(super) found: Vec<(Resource, Attribution)>,
     pub(super) noise: u64,
+    /// Of the noise, what outlives a request: no descriptor, lock or mapping.
+    pub(super) strange: Vec<Resource>,
 }
 
 /// What is not a stranger's, without what only repeats another leak.
 pub(super) fn residue<P: Provenance>(appeared: Vec<Resource>, attributor: &Attributor<'_, P>) -> Residue {
-    let mut out = Residue { found: Vec::new(), noise: 0 };
+    let mut out = Residue { found: Vec::new(), noise: 0, strange: Vec::new() };
     for resource in appeared {
         match attributor.owner(&resource) {
             Owner::Run(by) => out.found.push((resource, by)),
             Owner::Unknown => out.found.push((resource, Attribution::None)),
-            Owner::Stranger => out.noise += 1,
+            Owner::Stranger => {
+                out.noise += 1;
+                if others::counts(&resource) && out.strange.len() < others::MOST {
+                    out.strange.push(resource);
+                }
+            }
         }
     }
     fold(&mut out.found, attributor);
@@ -152,9 +161,47 @@ pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attr
             _ => None,
         })
         .collect();
+    // What is mounted here still comes into other namespaces as well: it goes there when it goes here.
+    let own = attributor.own_mount_ns();
+    let here: HashSet<(u64, Text)> = found
+        .iter()
+        .filter_map(|(r, _)| match r {
+            Resource::Mount(m) if Some(m.ns) == own => Some((m.dev, m.root.clone())),
+            _ => None,
+        })
+        .collect();
+    let came_in = |m: &Mount| {
+        m.ns != 0 && Some(m.ns) != own && !attributor.fresh_ns(m.ns) && here.contains(&(m.dev, m.root.clone()))
+    };
+    // Tables go with all that is in them, and chains with their rules.
+    let nftables: HashSet<(u64, NetClass, Text)> = found
+        .iter()
+        .filter_map(|(r, _)| match r {
+            Resource::Net(n) => matches!(n.class, NetClass::NftTable | NetClass::NftChain)
+                .then(|| (n.netns, n.class, n.name.clone())),
+            _ => None,
+        })
+        .collect();
+    let tables: Vec<(u64, &Text)> =
+        nftables.iter().filter(|(_, c, _)| *c == NetClass::NftTable).map(|(ns, _, t)| (*ns, t)).collect();
+    let in_found = |n: &Net| {
+        let holds = |class| nftables.contains(&(n.netns, class, n.scope.clone()));
+        // The scope of a rule begins with that of its table.
+        let of_table = |(ns, table): &(u64, &Text)| {
+            *ns == n.netns && n.scope.as_ref().strip_prefix(table.as_ref()).is_some_and(|rest| rest.starts_with(b" "))
+        };
+        match n.class {
+            NetClass::NftRule => holds(NetClass::NftChain) || tables.iter().any(of_table),
+            NetClass::NftChain | NetClass::NftSet | NetClass::NftObject | NetClass::NftFlowtable => {
+                holds(NetClass::NftTable)
+            }
+            _ => false,
+        }
+    };
     found.retain(|(r, _)| match r {
+        Resource::Net(n) => !in_found(n),
         Resource::Fd(fd) => !leaked.contains(&(fd.pid, fd.start)),
-        Resource::Mount(m) => !inhabited.contains(&m.ns) && !attributor.is_copy(m),
+        Resource::Mount(m) => !inhabited.contains(&m.ns) && !attributor.is_copy(m) && !came_in(m),
         _ => true,
     });
 }

@@ -85,6 +85,22 @@ pub trait Provenance {
     fn creator(&self, path: &[u8]) -> Membership;
     /// Whether a process of the run attached the mount.
     fn mount(&self, id: u64) -> Membership;
+    /// Which process, of the run or not, made the file or cgroup directory at `path`.
+    fn maker_of_file(&self, _path: &[u8]) -> Option<u32> {
+        None
+    }
+    /// Which process attached the mount.
+    fn maker_of_mount(&self, _id: u64) -> Option<u32> {
+        None
+    }
+    /// Who forked a process that is not the run's: a clue, as ids are reused.
+    fn parent_of_stranger(&self, _pid: u32) -> Option<u32> {
+        None
+    }
+    /// Whether everything that was attached in this mount namespace since the baseline is known by [`Provenance::mount`].
+    fn watches_mounts(&self, _ns: u64) -> bool {
+        false
+    }
     /// Path of a process' cgroup, `hierarchy:path` lines of `/proc/PID/cgroup`.
     fn cgroups(&self, pid: u32) -> Vec<(String, String)>;
     /// Effective user id of a process; none when it has ended.
@@ -302,7 +318,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         match resource {
             Resource::Process(p) => self.owner_of_pid(p.pid),
             Resource::Fd(fd) => self.held_by([fd.pid]),
-            Resource::Mount(m) => self.mount(m.ns, &m.id, &m.holder),
+            Resource::Mount(m) => self.mount(m),
             Resource::Cgroup(c) => member(self.provenance.creator(c.dir.as_ref()), Attribution::Creator),
             Resource::Lock(l) => self.lock(l),
             Resource::Lockfile(f) => self.made(f.path.as_ref(), f.pid),
@@ -325,10 +341,11 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                     }
                 }
                 NetClass::NamedNetns => match self.look.mounts.iter().find(|m| m.target == n.scope) {
-                    Some(m) => self.mount(m.ns, &m.id, ""),
+                    Some(m) => self.mount(m),
                     None => self.made(n.scope.as_ref(), None),
                 },
-                NetClass::Interface | NetClass::NftTable => self.in_namespace(NsType::Net, n.netns),
+                // Interfaces, and what nftables has.
+                _ => self.in_namespace(NsType::Net, n.netns),
             },
             Resource::Bpf(b) => {
                 let holders = self.look.fds.iter().filter(|fd| b.is_open_in(fd));
@@ -393,7 +410,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             NsHolder::Process(..) | NsHolder::Fd(..) => None,
         });
         // Whoever is inside a namespace that the run bound somewhere, the bind mount keeps it.
-        bound.map_or(by_process, |m| self.mount(m.ns, &m.id, ""))
+        bound.map_or(by_process, |m| self.mount(m))
     }
 
     fn in_namespace(&self, ns_type: NsType, ino: u64) -> Owner {
@@ -407,29 +424,59 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         }
     }
 
-    fn mount(&self, ns: u64, id: &MountId, holder: &str) -> Owner {
-        if let MountId::Unique(id) = id {
-            let by_event = member(self.provenance.mount(*id), Attribution::Creator);
+    fn mount(&self, mount: &Mount) -> Owner {
+        if let MountId::Unique(id) = mount.id {
+            let by_event = member(self.provenance.mount(id), Attribution::Creator);
             if by_event != Owner::Unknown {
                 return by_event;
             }
         }
+        let ns = mount.ns;
         if ns == 0 {
-            let pid = holder.rsplit(' ').next().and_then(|word| word.parse().ok());
+            let pid = mount.holder.rsplit(' ').next().and_then(|word| word.parse().ok());
             return pid.map_or(Owner::Unknown, |pid: u32| self.held_by([pid]));
         }
         if self.fresh_ns(ns) {
             return self.in_namespace(NsType::Mnt, ns);
         }
-        // An old namespace that strangers alone are in is theirs to mount in.
-        match self.holders.get(&(NsType::Mnt, ns)) {
-            Some(holders) if !self.is_own_mount_ns(ns) => self.namespace(holders),
-            _ => Owner::Unknown,
+        match self.holders.get(&(NsType::Mnt, ns)).filter(|_| !self.is_own_mount_ns(ns)) {
+            // An old namespace that strangers alone are in is theirs to mount in, but others' mounts may come in as well.
+            Some(holders) => match self.namespace(holders) {
+                Owner::Stranger if !self.provenance.watches_mounts(ns) && self.may_come_in(mount) => Owner::Unknown,
+                told => told,
+            },
+            None => Owner::Unknown,
         }
     }
 
+    /// Whether what is mounted elsewhere comes in where this mount is (mount_namespaces(7)): below a slave, or below a peer of a
+    /// mount in another namespace.
+    fn may_come_in(&self, mount: &Mount) -> bool {
+        let target = mount.target.as_ref();
+        let above = |m: &&Mount| {
+            let point = m.target.as_ref();
+            let rest = target.strip_prefix(point.strip_suffix(b"/").unwrap_or(point));
+            m.ns == mount.ns && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        };
+        // Of several at one point each may be the one below; the deepest points are the nearest.
+        let nearest = self.baseline.mounts.iter().filter(above).max_by_key(|m| m.target.as_ref().len());
+        nearest.is_none_or(|below| {
+            let words = below.propagation.as_ref().split(|b| *b == b' ');
+            let peer = |word: &[u8]| {
+                let elsewhere = |m: &Mount| m.ns != below.ns && m.propagation.as_ref().split(|b| *b == b' ').any(|w| w == word);
+                word.starts_with(b"shared:") && self.baseline.mounts.iter().any(elsewhere)
+            };
+            words.into_iter().any(|word| word.starts_with(b"master:") || peer(word))
+        })
+    }
+
     fn is_own_mount_ns(&self, ns: u64) -> bool {
-        self.look.own_ns.get(&NsType::Mnt) == Some(&ns)
+        self.own_mount_ns() == Some(ns)
+    }
+
+    /// Inode of the observer's own mount namespace.
+    pub fn own_mount_ns(&self) -> Option<u64> {
+        self.look.own_ns.get(&NsType::Mnt).copied()
     }
 
     fn ipc(&self, object: &Ipc) -> Owner {

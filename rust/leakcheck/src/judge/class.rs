@@ -82,8 +82,8 @@ pub fn classify(
         Resource::Net(n) => match n.class {
             NetClass::Listener | NetClass::Unix => Class::Held,
             NetClass::NamedNetns => Class::Orphaned,
-            NetClass::Interface | NetClass::NftTable if fresh_ns(n.netns) => Class::Held,
-            NetClass::Interface | NetClass::NftTable => Class::Orphaned,
+            _ if fresh_ns(n.netns) => Class::Held,
+            _ => Class::Orphaned,
         },
         Resource::Bpf(b) => {
             let held = look.fds.iter().any(|fd| b.is_open_in(fd));

@@ -8,7 +8,7 @@ use crate::resource::{
     Bpf, Cgroup, Fd, File, Ipc, Key, Lock, LockFile, LockFileState, LoopDevice, Mount, Namespace, Net, Process,
 };
 use crate::resource::{Identified, Resource, each_kind};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Submount};
 
 /// What differs, by identity.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,7 +45,17 @@ pub fn diff(before: &Snapshot, after: &Snapshot) -> Result<Diff> {
     let free = |r: &Resource| matches!(r, Resource::Lockfile(f) if f.state == LockFileState::Free);
     out.appeared.retain(|r| !free(r));
     out.vanished.retain(|r| !free(r));
+    // What is in a mount that only one of the two had came or went with it.
+    out.appeared.retain(|r| !is_in(r, &after.submounts, &before.submounts));
+    out.vanished.retain(|r| !is_in(r, &before.submounts, &after.submounts));
     Ok(out)
+}
+
+/// Whether a file lies in one of the `here` that is not `there`.
+fn is_in(resource: &Resource, here: &[Submount], there: &[Submount]) -> bool {
+    let Resource::File(file) = resource else { return false };
+    let below = |s: &Submount| file.path.as_ref().strip_prefix(s.path.as_ref()).is_some_and(|p| p.starts_with(b"/"));
+    file.mapped_by.is_none() && here.iter().any(|s| below(s) && !there.contains(s))
 }
 
 /// The kinds that both looked for.

@@ -75,6 +75,20 @@ pub struct Vanished {
     pub key: String,
 }
 
+/// A process outside the run that was there before, and itself or by its children made some of the noise. It may have done so
+/// for the run, as a daemon does for its client.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Other {
+    /// Its process id.
+    pub pid: u32,
+    /// Its command name; empty when it has ended.
+    pub comm: String,
+    /// Whether it listens on a socket; none where sockets were not looked at.
+    pub listens: Option<bool>,
+    /// How many differences of each kind are its.
+    pub made: BTreeMap<Kind, u64>,
+}
+
 /// The command of a guarded run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Command {
@@ -119,6 +133,9 @@ pub struct Report {
     pub unused_rules: Vec<UnusedRule>,
     /// How many differences were attributed to somebody else.
     pub noise: u64,
+    /// Who made some of them, those who listen and who made most first.
+    #[serde(default)]
+    pub others: Vec<Other>,
     /// What is gone since the baseline (comparisons only: on a host it says nothing of a run).
     pub vanished: Vec<Vanished>,
     /// How far the observation reached.
@@ -152,6 +169,7 @@ impl Report {
             allowed: Vec::new(),
             unused_rules: Vec::new(),
             noise: 0,
+            others: Vec::new(),
             vanished: Vec::new(),
             coverage,
             unreadable: Vec::new(),

@@ -1,13 +1,15 @@
 //! Cgroup directories, in every hierarchy that is mounted (cgroups(7)).
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
+use super::reach::Nature;
 use super::read::{read_file, read_small};
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
@@ -25,6 +27,8 @@ pub(crate) struct Hierarchy {
     pub(crate) mount: PathBuf,
     /// Cgroup that is the root of the mount.
     pub(crate) root: String,
+    /// A file system over a parent of the mount that may hang: then nothing here is asked for.
+    pub(crate) hidden_by: Option<String>,
 }
 
 /// The hierarchies that are mounted, one mount each: the one that shows most.
@@ -32,18 +36,23 @@ pub(crate) fn hierarchies() -> Result<Vec<Hierarchy>> {
     let text = read_file("/proc/self/mountinfo")?;
     let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
     let mut found: Vec<Hierarchy> = Vec::new();
+    let path = |point: &[u8]| PathBuf::from(OsStr::from_bytes(point));
+    // What the root directory is on has answered so far.
+    let remote = mounts.iter().filter(|m| &*m.mount_point != b"/" && Nature::of(&m.fs_type) == Nature::Remote);
+    let remote: Vec<PathBuf> = remote.map(|m| path(&m.mount_point)).collect();
     for m in mounts {
         let name = match &*m.fs_type {
             b"cgroup2" => "v2".to_owned(),
             b"cgroup" => v1_name(&String::from_utf8_lossy(&m.super_options)),
             _ => continue,
         };
-        let mount = PathBuf::from(std::ffi::OsString::from(String::from_utf8_lossy(&m.mount_point).into_owned()));
+        let mount = path(&m.mount_point);
+        let hidden_by = remote.iter().find(|over| mount.starts_with(over)).map(|over| over.display().to_string());
         let root = String::from_utf8_lossy(&m.root).into_owned();
         match found.iter_mut().find(|h| h.name == name) {
-            Some(known) if known.root.len() > root.len() => *known = Hierarchy { name, mount, root },
+            Some(known) if known.root.len() > root.len() => *known = Hierarchy { name, mount, root, hidden_by },
             Some(_) => {}
-            None => found.push(Hierarchy { name, mount, root }),
+            None => found.push(Hierarchy { name, mount, root, hidden_by }),
         }
     }
     Ok(found)
@@ -67,6 +76,11 @@ pub(crate) fn collect(out: &mut Snapshot) {
     };
     unmounted_controllers(&all, out);
     for hierarchy in &all {
+        if let Some(over) = &hierarchy.hidden_by {
+            let why = format!("{} is below {over}, which may hang: not entered", hierarchy.mount.display());
+            out.coverage.lower(Kind::Cgroup, Level::Partial, why);
+            continue;
+        }
         walk(hierarchy, Path::new(""), out);
         if hierarchy.name == "v2" {
             dying(&hierarchy.mount, out);
@@ -85,7 +99,8 @@ fn below_arena(arena: &ArenaView, out: &mut Snapshot) {
         if links.is_ok_and(|st| st.stx_nlink <= 2) {
             continue;
         }
-        walk(&Hierarchy { name: name.clone(), mount: dir.clone(), root: "/".to_owned() }, Path::new(""), out);
+        let hierarchy = Hierarchy { name: name.clone(), mount: dir.clone(), root: "/".to_owned(), hidden_by: None };
+        walk(&hierarchy, Path::new(""), out);
     }
     match arena.cgroups.iter().find(|(name, _)| name == "v2") {
         Some((_, dir)) => dying(dir, out),
@@ -191,10 +206,9 @@ fn children(hierarchy: &Hierarchy, dir: &OwnedFd, path: &str, full: &Path, out: 
 }
 
 fn child(hierarchy: &Hierarchy, dir: &OwnedFd, name: &CStr, path: &str, full: &Path, out: &mut Snapshot) {
-    use std::os::unix::ffi::OsStrExt;
     let mask = StatxFlags::INO | StatxFlags::NLINK;
     let Ok(st) = rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, mask) else { return };
-    let full = full.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
+    let full = full.join(OsStr::from_bytes(name.to_bytes()));
     let path = format!("{path}/{}", String::from_utf8_lossy(name.to_bytes()));
     push(hierarchy, st.stx_ino, path.as_bytes(), &full, out);
     // kernfs counts its sub-directories in the link count: a leaf needs no second look.
@@ -220,7 +234,7 @@ impl CgroupScope {
     pub(crate) fn resolve(path: &Path) -> Result<Self> {
         let all = hierarchies()?;
         let mut parts: Vec<(Hierarchy, PathBuf)> = Vec::new();
-        for h in &all {
+        for h in all.iter().filter(|h| h.hidden_by.is_none()) {
             let below = match path.strip_prefix(&h.mount) {
                 Ok(below) => below.to_owned(),
                 Err(_) => {

@@ -86,6 +86,11 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
                 NetClass::Listener => format!("socket {}", n.name),
                 NetClass::Unix => format!("socket {}", n.name),
                 NetClass::NftTable => format!("nftables table {}", n.name),
+                NetClass::NftChain => format!("nftables chain {}", n.name),
+                NetClass::NftRule => format!("nftables rule {}", n.name),
+                NetClass::NftSet => format!("nftables set {}", n.name),
+                NetClass::NftObject => format!("nftables object {}", n.name),
+                NetClass::NftFlowtable => format!("nftables flowtable {}", n.name),
             },
             who: n.uid.map_or(format!("network namespace {}", n.netns), |uid| format!("uid {uid}")),
             since: None,
@@ -95,6 +100,11 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
                 NetClass::Listener => "ss -tulnpe".to_owned(),
                 NetClass::Unix => "ss -xlpe".to_owned(),
                 NetClass::NftTable => "nft list tables".to_owned(),
+                NetClass::NftChain
+                | NetClass::NftRule
+                | NetClass::NftSet
+                | NetClass::NftObject
+                | NetClass::NftFlowtable => "nft -a list ruleset".to_owned(),
             },
             details: Vec::new(),
         },

@@ -1,10 +1,10 @@
 //! Files of every type below declared roots.
 //!
-//! A root is walked with descriptors, without following links, without crossing into another mount, and without touching
-//! access times where that is permitted. A root on a file system that may hang is not entered.
+//! A root is walked with descriptors, without following links, and without touching access times where that is permitted. Local
+//! file systems that are mounted below it are walked too; one that may hang is not entered, nor is a root on one.
 
-use std::collections::HashMap;
-use std::ffi::CString;
+use std::collections::{HashMap, HashSet};
+use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -12,14 +12,19 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags};
 use rustix::io::Errno;
 
+use super::reach::{self, Mounts, Nature, Refusal};
 use super::source::Sample;
+use super::sys;
+use crate::arena::ArenaView;
 use crate::error::Error;
 use crate::resource::{File, encode_device};
-use crate::snapshot::{Coverage, Level};
+use crate::snapshot::{Coverage, Level, Submount};
 use crate::text::Text;
 
-/// Roots of the file kind when none are declared.
+/// Roots of the file kind when none are declared; [`CGROUPS`] too, where it is a tmpfs.
 pub const DEFAULT_ROOTS: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run"];
+/// Where cgroup v1 hierarchies are mounted, in a tmpfs: who takes it for a hierarchy makes plain files and directories in it.
+pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
 /// Directories deeper than this are not entered: each level holds a descriptor.
 pub(super) const DEPTH: usize = 200;
 /// `STATX_ATTR_MOUNT_ROOT` (Linux 5.8).
@@ -27,12 +32,15 @@ pub(super) const MOUNT_ROOT: u64 = 0x2000;
 /// Magic numbers (statfs(2)) of file systems whose server may not answer: NFS, CIFS, SMB2, FUSE, 9p, Ceph, AFS, Coda.
 const REMOTE: [u64; 8] =
     [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x7375_7245];
+/// FUSE file systems of a desktop session, below every user's `/run/user`: they show documents and remote places, and keep nothing.
+const OF_SESSIONS: [&[u8]; 2] = [b"fuse.portal", b"fuse.gvfsd-fuse"];
 
 /// What a walk gave.
 #[derive(Default)]
 pub(crate) struct Walk {
     pub(crate) files: Vec<File>,
     pub(crate) gaps: Vec<Coverage>,
+    pub(crate) submounts: Vec<Submount>,
 }
 
 impl Walk {
@@ -44,47 +52,37 @@ impl Walk {
     }
 }
 
-/// Walks every root.
-pub(crate) fn walk(roots: &[PathBuf]) -> Walk {
-    let mut out = Walk::default();
-    let mut seen = Vec::new();
-    // One buffer for all levels: the walk recurses, and a thread's stack is small.
-    let mut buffer = vec![MaybeUninit::<u8>::uninit(); 16384];
-    for root in roots {
-        match open_root(root) {
-            Ok(Some((dir, st))) => {
-                let dev = device_of(&st);
-                if seen.contains(&(dev, st.stx_ino)) {
-                    continue;
-                }
-                seen.push((dev, st.stx_ino));
-                let path = std::fs::canonicalize(root).unwrap_or_else(|_| root.clone());
-                descend(&dir, path.as_os_str().as_encoded_bytes(), dev, 0, &mut buffer, &mut out);
-            }
-            // A root that does not exist holds no file.
-            Ok(None) => {}
-            Err(why) => out.gap(Level::Partial, why),
-        }
-    }
-    number_links(&mut out.files);
-    out
+/// Whether there is a tmpfs at [`CGROUPS`].
+pub(super) fn is_tmpfs_of_cgroups() -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    let place = reach::open(Path::new(CGROUPS), None, true, &mut Mounts::of(None));
+    place.is_ok_and(|place| rustix::fs::fstatfs(&place.fd).is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC))
 }
 
-/// Walks roots that are open already, each with the path that its files are reported below.
-pub(crate) fn walk_open(roots: &[(PathBuf, OwnedFd)]) -> Walk {
-    let mut out = Walk::default();
-    let mut buffer = vec![MaybeUninit::uninit(); 16384];
-    for (path, root) in roots {
-        let opened = open_dir(root, c".").and_then(|dir| Ok((stat(&dir, c"")?, dir)));
-        match opened {
-            Ok((st, dir)) => {
-                descend(&dir, path.as_os_str().as_encoded_bytes(), device_of(&st), 0, &mut buffer, &mut out);
-            }
-            Err(e) => out.gap(Level::Partial, Error::io("open directory", path, e).to_string()),
+/// Walks every root. Of the mounts below them those in `known` alone are entered, or all, where it is none.
+pub(crate) fn walk(roots: &[PathBuf], known: Option<&[Submount]>) -> Walk {
+    let mut walker = Walker::new(None, known);
+    for root in roots {
+        match walker.open_root(root) {
+            Ok(Some((dir, st, path))) => walker.root(&dir, &st, &path),
+            // A root that does not exist holds no file.
+            Ok(None) => {}
+            Err(why) => walker.out.gap(Level::Partial, why),
         }
     }
-    number_links(&mut out.files);
-    out
+    walker.end()
+}
+
+/// Walks the arena's fresh file systems, as [`walk`] does roots.
+pub(crate) fn walk_arena(arena: &ArenaView, known: Option<&[Submount]>) -> Walk {
+    let mut walker = Walker::new(Some(arena), known);
+    for (path, root) in &arena.roots {
+        match open_dir(root, c".").and_then(|dir| Ok((stat(&dir, c"")?, dir))) {
+            Ok((st, dir)) => walker.root(&dir, &st, path),
+            Err(e) => walker.out.gap(Level::Partial, Error::io("open directory", path, e).to_string()),
+        }
+    }
+    walker.end()
 }
 
 /// The names in a directory but `.` and `..`.
@@ -99,23 +97,6 @@ pub(super) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
         }
     }
     Ok(names)
-}
-
-fn open_root(root: &Path) -> Result<Option<(OwnedFd, Statx)>, String> {
-    let path_only = OFlags::PATH | OFlags::CLOEXEC;
-    let place = match rustix::fs::open(root, path_only, Mode::empty()) {
-        Ok(place) => place,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(e) => return Err(Error::io("open", root, e).to_string()),
-    };
-    // fstatfs of a descriptor opened with O_PATH needs no answer of the server to open.
-    let fs = rustix::fs::fstatfs(&place).map_err(|e| Error::io("statfs", root, e).to_string())?;
-    if REMOTE.contains(&(fs.f_type as u64)) {
-        return Err(format!("{} is on a network or FUSE file system, which may hang: not entered", root.display()));
-    }
-    let dir = open_dir(&place, c".").map_err(|e| Error::io("open directory", root, e).to_string())?;
-    let st = stat(&dir, c"").map_err(|e| Error::io("stat", root, e).to_string())?;
-    Ok(Some((dir, st)))
 }
 
 pub(super) fn open_dir(at: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<OwnedFd> {
@@ -136,58 +117,180 @@ fn device_of(st: &Statx) -> u64 {
     encode_device(st.stx_dev_major, st.stx_dev_minor)
 }
 
-fn descend(dir: &OwnedFd, path: &[u8], dev: u64, depth: usize, buffer: &mut [MaybeUninit<u8>], out: &mut Walk) {
-    let mut subdirs: Vec<CString> = Vec::new();
-    let mut entries = RawDir::new(dir.as_fd(), &mut *buffer);
-    while let Some(entry) = entries.next() {
-        let entry = match entry {
-            Ok(entry) => entry,
-            // Removed since it was opened (getdents(2)): what was in it is not there either.
-            Err(Errno::NOENT) => return,
-            Err(e) => {
-                return out.gap(Level::Partial, format!("list {}: {}", Text::from(path), std::io::Error::from(e)));
-            }
+struct Walker<'a> {
+    out: Walk,
+    mounts: Mounts,
+    known: Option<&'a [Submount]>,
+    /// Directories that were walked: a file system may be bound twice, or two roots may be one.
+    seen: HashSet<(u64, u64)>,
+    /// One buffer for all levels: the walk recurses, and a thread's stack is small.
+    buffer: Vec<MaybeUninit<u8>>,
+}
+
+impl<'a> Walker<'a> {
+    fn new(arena: Option<&ArenaView>, known: Option<&'a [Submount]>) -> Self {
+        let buffer = vec![MaybeUninit::uninit(); 16384];
+        Walker { out: Walk::default(), mounts: Mounts::of(arena), known, seen: HashSet::new(), buffer }
+    }
+
+    fn end(mut self) -> Walk {
+        number_links(&mut self.out.files);
+        self.out
+    }
+
+    fn open_root(&mut self, root: &Path) -> Result<Option<(OwnedFd, Statx, PathBuf)>, String> {
+        let place = match reach::open(root, None, true, &mut self.mounts) {
+            Ok(place) => place,
+            Err(Refusal::Kernel(Errno::NOENT)) => return Ok(None),
+            Err(e) => return Err(format!("open {}: {e}", root.display())),
         };
-        let name = entry.file_name();
-        if matches!(name.to_bytes(), b"." | b"..") {
-            continue;
+        // Of the file system that the path starts on nothing is known yet, but that it answers.
+        let fs = rustix::fs::fstatfs(&place.fd).map_err(|e| Error::io("statfs", root, e).to_string())?;
+        if REMOTE.contains(&(fs.f_type as u64)) {
+            return Err(format!("{} is on a network or FUSE file system, which may hang: not entered", root.display()));
         }
-        // Gone since it was listed: it is not there.
-        let st = match stat(dir, name) {
-            Ok(st) => st,
-            // Gone since it was listed.
-            Err(Errno::NOENT) => continue,
-            Err(e) => {
-                let full = [path, b"/", name.to_bytes()].concat();
-                out.gap(Level::Partial, format!("stat {}: {}", Text::from(&*full), std::io::Error::from(e)));
+        let dir = open_dir(&place.fd, c".").map_err(|e| Error::io("open directory", root, e).to_string())?;
+        let st = stat(&dir, c"").map_err(|e| Error::io("stat", root, e).to_string())?;
+        Ok(Some((dir, st, place.path().unwrap_or_else(|| root.to_owned()))))
+    }
+
+    fn root(&mut self, dir: &OwnedFd, st: &Statx, path: &Path) {
+        if self.seen.insert((device_of(st), st.stx_ino)) {
+            self.descend(dir, path.as_os_str().as_encoded_bytes(), device_of(st), 0);
+        }
+    }
+
+    fn failed(&mut self, what: &str, path: &[u8], e: Errno) {
+        self.out.gap(Level::Partial, format!("{what} {}: {}", Text::from(path), std::io::Error::from(e)));
+    }
+
+    fn descend(&mut self, dir: &OwnedFd, path: &[u8], dev: u64, depth: usize) {
+        let mut below: Vec<(CString, Below)> = Vec::new();
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let mut entries = RawDir::new(dir.as_fd(), &mut buffer[..]);
+        while let Some(entry) = entries.next() {
+            let entry = match entry {
+                Ok(entry) => entry,
+                // Removed since it was opened (getdents(2)): what was in it is not there either.
+                Err(Errno::NOENT) => break,
+                Err(e) => {
+                    self.failed("list", path, e);
+                    break;
+                }
+            };
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
-        };
-        if st.stx_attributes.bits() & MOUNT_ROOT != 0 || device_of(&st) != dev {
-            // A mount: the mount kind has it, and what is below it belongs to another file system.
-            continue;
+            let st = match stat(dir, name) {
+                Ok(st) => st,
+                // Gone since it was listed.
+                Err(Errno::NOENT) => continue,
+                Err(e) => {
+                    self.failed("stat", &join(path, name), e);
+                    continue;
+                }
+            };
+            if is_mount(&st, dev) {
+                below.push((name.to_owned(), Below::Mount));
+                continue;
+            }
+            let class = FileType::from_raw_mode(u32::from(st.stx_mode));
+            self.out.files.push(record(&st, &join(path, name), class));
+            // Two links to a directory there are none: seen twice, it is reached by two mounts.
+            if class == FileType::Directory && self.seen.insert((device_of(&st), st.stx_ino)) {
+                // A subvolume of btrfs has a device of its own and is no mount.
+                below.push((name.to_owned(), Below::Directory(device_of(&st))));
+            }
         }
-        let full = [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()].concat();
-        let class = FileType::from_raw_mode(u32::from(st.stx_mode));
-        if class == FileType::Directory {
-            subdirs.push(name.to_owned());
-        }
-        out.files.push(record(&st, &full, class));
-    }
-    for name in subdirs {
-        let full = [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()].concat();
-        if depth >= DEPTH {
-            out.gap(Level::Partial, format!("{} is deeper than {DEPTH} levels: not entered", Text::from(&*full)));
-            continue;
-        }
-        match open_dir(dir, &name) {
-            Ok(sub) => descend(&sub, &full, dev, depth + 1, buffer, out),
-            Err(Errno::NOENT) => {}
-            Err(e) => {
-                out.gap(Level::Partial, format!("open directory {}: {}", Text::from(&*full), std::io::Error::from(e)))
+        self.buffer = buffer;
+        for (name, what) in below {
+            let full = join(path, &name);
+            if depth >= DEPTH {
+                let why = format!("{} is deeper than {DEPTH} levels: not entered", Text::from(&*full));
+                self.out.gap(Level::Partial, why);
+                continue;
+            }
+            match what {
+                Below::Mount => self.mount(dir, &name, &full, depth),
+                Below::Directory(dev) => match open_dir(dir, &name) {
+                    Ok(sub) => self.descend(&sub, &full, dev, depth + 1),
+                    Err(Errno::NOENT) => {}
+                    Err(e) => self.failed("open directory", &full, e),
+                },
             }
         }
     }
+
+    /// A mount below a root: the mount kind has it, and what is in it is looked at if it is one of the known.
+    fn mount(&mut self, dir: &OwnedFd, name: &CStr, path: &[u8], depth: usize) {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+            Ok(place) => place,
+            Err(Errno::NOENT) => return,
+            Err(e) => return self.failed("open", path, e),
+        };
+        let all = self.known.is_none();
+        match self.mounts.of_fd(place.as_fd()) {
+            Some(mount) if mount.nature == Nature::Local => {}
+            Some(mount) if mount.nature == Nature::Kernel || OF_SESSIONS.contains(&mount.fs_type.as_ref()) => return,
+            Some(mount) if all => {
+                let why = match mount.nature {
+                    Nature::Remote => "a network or FUSE file system, which may hang",
+                    _ => "a file system that leakcheck does not know",
+                };
+                let why = format!("{} is on {}, {why}: not entered", Text::from(path), mount.fs_type);
+                return self.out.gap(Level::Partial, why);
+            }
+            None if all => {
+                let why = format!("{} is a mount that mountinfo does not list: not entered", Text::from(path));
+                return self.out.gap(Level::Partial, why);
+            }
+            // One that was not there before is reported as a mount.
+            Some(_) | None => return,
+        }
+        let st = match stat(&place, c"") {
+            Ok(st) => st,
+            Err(e) => return self.failed("stat", path, e),
+        };
+        let submount = Submount { path: Text::from(path), id: mount_id(&place), dev: device_of(&st) };
+        if FileType::from_raw_mode(u32::from(st.stx_mode)) != FileType::Directory
+            || self.known.is_some_and(|known| !known.contains(&submount))
+        {
+            return;
+        }
+        self.out.submounts.push(submount);
+        if self.seen.insert((device_of(&st), st.stx_ino)) {
+            match open_dir(&place, c".") {
+                Ok(sub) => self.descend(&sub, path, device_of(&st), depth + 1),
+                Err(e) => self.failed("open directory", path, e),
+            }
+        }
+    }
+}
+
+/// What is below a directory.
+enum Below {
+    /// A directory on this device.
+    Directory(u64),
+    Mount,
+}
+
+/// Whether another mount begins there. Before Linux 5.8 only another device speaks for it.
+fn is_mount(st: &Statx, dev: u64) -> bool {
+    let told = st.stx_attributes_mask.bits() & MOUNT_ROOT != 0;
+    if told { st.stx_attributes.bits() & MOUNT_ROOT != 0 } else { device_of(st) != dev }
+}
+
+/// The unique id where the kernel has it (Linux 6.8), else that of mountinfo; 0 where it has none.
+fn mount_id(place: &OwnedFd) -> u64 {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    let mask = StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
+    rustix::fs::statx(place, c"", flags, mask).ok().and_then(|st| sys::mount_of(&st)).unwrap_or(0)
+}
+
+fn join(path: &[u8], name: &CStr) -> Vec<u8> {
+    [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()].concat()
 }
 
 pub(super) fn record(st: &Statx, path: &[u8], class: FileType) -> File {

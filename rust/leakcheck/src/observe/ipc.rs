@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::enter::{NsView, note_refused};
+use super::reach::{self, Refusal};
 use super::read::read_all;
 use crate::kind::Kind;
 use crate::parse::sysvipc;
@@ -49,12 +50,11 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
         out.ipc.iter_mut().for_each(|object| object.creator = 0);
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let shm = match out.arena.as_deref() {
-        None => openat(CWD, SHM_DIR, flags, Mode::empty()),
-        Some(arena) => match arena.roots.iter().find(|(path, _)| path == Path::new(SHM_DIR)) {
-            Some((_, root)) => openat(root, ".", flags, Mode::empty()),
-            None => arena.open_inside(Path::new(SHM_DIR), flags),
-        },
+    let arena = out.arena.as_deref();
+    let fresh = arena.and_then(|arena| arena.roots.iter().find(|(path, _)| path == Path::new(SHM_DIR)));
+    let shm = match fresh {
+        Some((_, root)) => openat(root, ".", flags, Mode::empty()).map_err(Refusal::from),
+        None => reach::open_inside(Path::new(SHM_DIR), arena, true).and_then(|place| Ok(place.reopen(flags)?)),
     };
     match shm {
         Ok(dir) => {
@@ -63,7 +63,7 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
             }
         }
         // Without the directory, shm_open(3) has no place to create anything.
-        Err(Errno::NOENT) => {}
+        Err(e) if e.is_missing() => {}
         Err(e) => out.coverage.lower(Kind::Ipc, Level::Partial, format!("open {SHM_DIR}: {e}")),
     }
 }

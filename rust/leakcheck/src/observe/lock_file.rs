@@ -3,11 +3,14 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, OFlags, major, minor};
+use rustix::fs::{Dir, FileType, OFlags, major, minor};
+use rustix::io::Errno;
 
+use super::reach::{self, Mounts, Place};
 use super::read::read_file;
 use crate::arena::{ArenaView, proc_path};
 use crate::error::Error;
@@ -27,18 +30,27 @@ pub(crate) fn collect(paths: &[PathBuf], out: &mut Snapshot) {
         return;
     }
     let arena = out.arena.clone();
-    let inside = Inside(arena.as_deref());
+    let mut inside = match Inside::of(arena.as_deref()) {
+        Ok(inside) => inside,
+        Err(e) => return out.coverage.lower(Kind::Lockfile, Level::None, format!("open the root of the arena: {e}")),
+    };
     let locked = match Locked::read(out) {
         Ok(locked) => locked,
         Err(e) => return out.coverage.lower(Kind::Lockfile, Level::None, e.to_string()),
     };
     for path in paths {
-        let listed = inside.list(path).unwrap_or_else(|| vec![path.clone()]);
-        for path in listed {
-            match look(&path, &inside, &locked) {
+        let listed = match inside.list(path) {
+            Ok(listed) => listed,
+            Err(why) => {
+                out.coverage.lower(Kind::Lockfile, Level::Partial, why);
+                continue;
+            }
+        };
+        for path in listed.unwrap_or_else(|| vec![path.clone()]) {
+            match look(&path, &mut inside, &locked) {
                 Ok(Some(file)) => out.lock_files.push(file),
                 Ok(None) => {}
-                Err(e) => out.coverage.lower(Kind::Lockfile, Level::Partial, e.to_string()),
+                Err(why) => out.coverage.lower(Kind::Lockfile, Level::Partial, why),
             }
         }
     }
@@ -47,27 +59,39 @@ pub(crate) fn collect(paths: &[PathBuf], out: &mut Snapshot) {
 /// Files of an overlay and of btrfs have one device in `/proc/locks` and another in stat(2).
 const OTHER_DEVICE: [u64; 2] = [0x794c_7630, 0x9123_683e];
 
-/// Where the paths lead: in the arena if there is one.
-struct Inside<'a>(Option<&'a ArenaView>);
+/// Where the paths lead: in the arena if there is one, and nowhere that may hang.
+struct Inside<'a> {
+    arena: Option<&'a ArenaView>,
+    root: Option<OwnedFd>,
+    mounts: Mounts,
+}
 
-impl Inside<'_> {
-    fn open(&self, path: &Path, flags: i32) -> io::Result<File> {
-        match self.0 {
-            None => File::options().read(true).custom_flags(flags).open(path),
-            Some(arena) => Ok(arena.open_inside(path, OFlags::from_bits_retain(flags.cast_unsigned()))?.into()),
+impl<'a> Inside<'a> {
+    fn of(arena: Option<&'a ArenaView>) -> rustix::io::Result<Self> {
+        Ok(Inside { arena, root: arena.map(ArenaView::root).transpose()?, mounts: Mounts::of(arena) })
+    }
+
+    /// None where there is nothing.
+    fn open(&mut self, path: &Path, last: bool) -> Result<Option<Place>, String> {
+        match reach::open(path, self.root.as_ref(), last, &mut self.mounts) {
+            Ok(place) => Ok(Some(place)),
+            Err(e) if e.is_missing() => Ok(None),
+            Err(e) => Err(format!("open {}: {e}", path.display())),
         }
     }
 
     /// What is in a directory; none for anything else.
-    fn list(&self, path: &Path) -> Option<Vec<PathBuf>> {
+    fn list(&mut self, path: &Path) -> Result<Option<Vec<PathBuf>>, String> {
         use std::os::unix::ffi::OsStrExt;
-        let dir = Dir::read_from(self.open(path, libc::O_DIRECTORY | libc::O_NONBLOCK | libc::O_CLOEXEC).ok()?).ok()?;
+        let Some(place) = self.open(path, true)?.filter(|p| p.class() == FileType::Directory) else { return Ok(None) };
+        let failed = |e: Errno| format!("list {}: {}", path.display(), io::Error::from(e));
+        let dir = Dir::new(place.reopen(OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed)?).map_err(failed)?;
         let names = dir.flatten().map(|e| e.file_name().to_owned()).filter(|n| !matches!(n.to_bytes(), b"." | b".."));
-        Some(names.map(|n| path.join(std::ffi::OsStr::from_bytes(n.to_bytes()))).collect())
+        Ok(Some(names.map(|n| path.join(std::ffi::OsStr::from_bytes(n.to_bytes()))).collect()))
     }
 
     fn stat(&self, pid: u32) -> Option<Vec<u8>> {
-        read_file(proc_path(self.0, format_args!("{pid}/stat"))).ok()
+        read_file(proc_path(self.arena, format_args!("{pid}/stat"))).ok()
     }
 }
 
@@ -89,21 +113,24 @@ impl Locked {
     }
 }
 
-fn look(path: &Path, inside: &Inside<'_>, locked: &Locked) -> Result<Option<LockFile>, Error> {
-    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW | libc::O_CLOEXEC;
-    let file = match inside.open(path, flags) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("open", path, e)),
-    };
-    let meta = file.metadata().map_err(|e| Error::io("stat", path, e))?;
-    if !meta.is_file() {
-        return Ok(None);
+fn look(path: &Path, inside: &mut Inside<'_>, locked: &Locked) -> Result<Option<LockFile>, String> {
+    let failed = |op: &'static str| move |e: io::Error| Error::io(op, path, e).to_string();
+    let Some(place) = inside.open(path, false)? else { return Ok(None) };
+    match place.class() {
+        FileType::RegularFile => {}
+        FileType::Symlink => return Err(format!("open {}: it is a symbolic link", path.display())),
+        _ => return Ok(None),
     }
+    let file = match place.reopen(OFlags::RDONLY | OFlags::NONBLOCK) {
+        Ok(file) => File::from(file),
+        Err(Errno::NOENT) => return Ok(None),
+        Err(e) => return Err(failed("open")(e.into())),
+    };
+    let meta = file.metadata().map_err(failed("stat"))?;
     let dev = encode_device(major(meta.dev()), minor(meta.dev()));
     let held = locked.has(&file, dev, meta.ino());
     let mut content = Vec::new();
-    file.take(CONTENT).read_to_end(&mut content).map_err(|e| Error::io("read", path, e))?;
+    file.take(CONTENT).read_to_end(&mut content).map_err(failed("read"))?;
     let owner = owner(&content);
     let state = match &owner {
         _ if held => LockFileState::Held,

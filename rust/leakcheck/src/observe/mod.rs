@@ -18,6 +18,7 @@ mod net;
 mod netlink;
 mod overlay;
 pub(crate) mod procfs;
+pub(crate) mod reach;
 pub(crate) mod read;
 pub(crate) mod sockdiag;
 mod source;
@@ -36,7 +37,7 @@ use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
 use crate::scope::Scope;
-use crate::snapshot::{Level, Snapshot, Unreadable};
+use crate::snapshot::{Level, Snapshot, Submount, Unreadable};
 pub(crate) use cgroup::{Hierarchy, hierarchies};
 pub(crate) use doors::Doors;
 use enter::NsView;
@@ -46,6 +47,8 @@ pub(crate) use mount::Listed;
 use namespace::Namespaces;
 pub(crate) use overlay::Judged;
 use procfs::Procfs;
+pub use reach::{At, at};
+pub(crate) use reach::local_mounts_below;
 pub(crate) use read::read_file;
 use source::{NAMESPACES, NETWORK, ProcessSource, Sample, Selection, Wanted};
 pub(crate) use wait::{pressure, wait_for_change};
@@ -59,6 +62,9 @@ pub struct Options {
     pub kinds: Option<KindSet>,
     /// Roots of the file kind; none means [`DEFAULT_ROOTS`] in the host scope and no files elsewhere.
     pub roots: Option<Vec<PathBuf>>,
+    /// Which of the file systems mounted below the roots are looked at too; none means all local ones. What appears later is a
+    /// mount, and its files are no more than that.
+    pub submounts: Option<Vec<Submount>>,
     /// Lock files, or directories of them.
     pub lock_files: Vec<PathBuf>,
     /// Threads for the process pass; 0 means as many as there are CPUs, at most four.
@@ -77,6 +83,7 @@ impl Default for Options {
             scope: Scope::Host,
             kinds: None,
             roots: None,
+            submounts: None,
             lock_files: Vec::new(),
             threads: 0,
             include_self: false,
@@ -94,6 +101,7 @@ impl Options {
             kinds: Some(snapshot.kinds),
             roots: (snapshot.kinds.contains(Kind::File) && snapshot.scope != Scope::Arena)
                 .then(|| snapshot.roots.clone()),
+            submounts: Some(snapshot.submounts.clone()),
             lock_files: snapshot.lock_paths.clone(),
             include_self,
             arena: snapshot.arena.clone(),
@@ -142,7 +150,10 @@ impl Options {
         match &self.roots {
             _ if self.arena.is_some() => Vec::new(),
             Some(roots) => roots.clone(),
-            None if self.scope == Scope::Host => DEFAULT_ROOTS.iter().map(PathBuf::from).collect(),
+            None if self.scope == Scope::Host => {
+                let cgroups = file::is_tmpfs_of_cgroups().then_some(file::CGROUPS);
+                DEFAULT_ROOTS.into_iter().chain(cgroups).map(PathBuf::from).collect()
+            }
             None => Vec::new(),
         }
     }
@@ -186,7 +197,10 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     if kinds.contains(Kind::Ipc) {
         // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
         let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();
-        out.files.retain(|f| !(f.path.as_ref().starts_with(b"/dev/shm/") && shm.contains(&f.ino)));
+        let directly = |f: &crate::resource::File| {
+            f.path.as_ref().strip_prefix(b"/dev/shm/").is_some_and(|name| !name.contains(&b'/'))
+        };
+        out.files.retain(|f| !(directly(f) && shm.contains(&f.ino)));
     }
     out.normalise();
     out.took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -241,7 +255,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     let selection = if needs_processes || !whole_host { selection } else { Selection::Pids(Vec::new()) };
     let procfs = Procfs::open(&options.hidden_fds, arena.as_deref())?;
     let pass = procfs.begin(&selection, wanted)?;
-    let untied = Untied::of(out);
+    let untied = Untied::of(out, options.submounts.as_deref());
     let threads = pass.worth(threads, if whole_host { 2 } else { 1 });
     std::thread::scope(|scope| {
         // Where no thread can be had, the others do its share.
@@ -265,17 +279,17 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
 }
 
 /// What is looked for once all processes were read, but without a word of them: a thread of its own can do it.
-struct Untied(Snapshot);
+struct Untied<'a>(Snapshot, Option<&'a [Submount]>);
 
-impl Untied {
-    fn of(out: &Snapshot) -> Self {
+impl<'a> Untied<'a> {
+    fn of(out: &Snapshot, submounts: Option<&'a [Submount]>) -> Self {
         let nothing = Snapshot::empty(out.scope.clone(), out.kinds);
-        Untied(Snapshot { roots: out.roots.clone(), arena: out.arena.clone(), ..nothing })
+        Untied(Snapshot { roots: out.roots.clone(), arena: out.arena.clone(), ..nothing }, submounts)
     }
 
     fn look(&self) -> Snapshot {
         let mut out = self.0.clone();
-        files(&mut out);
+        files(self.1, &mut out);
         let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
         if whole_host && out.kinds.contains(Kind::Loop) {
             loops::collect(&mut out);
@@ -288,17 +302,18 @@ impl Untied {
 }
 
 /// Appends the files below the roots, or of the arena.
-fn files(out: &mut Snapshot) {
+fn files(submounts: Option<&[Submount]>, out: &mut Snapshot) {
     let walk = match out.arena.as_deref() {
-        None => file::walk(&out.roots),
+        None => file::walk(&out.roots, submounts),
         Some(_) if !out.kinds.contains(Kind::File) => return,
         Some(arena) => {
-            let mut walk = file::walk_open(&arena.roots);
+            let mut walk = file::walk_arena(arena, submounts);
             out.gauges.insert("touched_files".to_owned(), overlay::walk(arena, &mut walk));
             walk
         }
     };
     out.files.extend(walk.files);
+    out.submounts.extend(walk.submounts);
     for gap in walk.gaps {
         out.coverage.lower(Kind::File, gap.level, gap.reason);
     }

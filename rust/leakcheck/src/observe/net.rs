@@ -3,19 +3,20 @@
 //! Not looked at: raw, packet, SCTP and vsock sockets (the FD kind sees them), connected sockets, legacy iptables rules,
 //! routes and addresses (they end with their interface), and interfaces that come and go with their namespace.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use rustix::fd::{AsRawFd, OwnedFd};
-use rustix::fs::{self, AtFlags, CWD, Mode, OFlags, StatxFlags, statx};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{self, AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, statx};
 use rustix::io::{Errno, pread};
 use rustix::net::netlink::NETFILTER;
 
 use super::enter::{NsView, note_refused};
 use super::netlink::{Netlink, malformed};
+use super::reach::{self, Place};
 use super::sockdiag::{SockDiag, Socket, Transport, Which};
-use crate::arena::{ArenaView, open_below};
 use crate::kind::Kind;
 use crate::parse::netlink::attributes;
 use crate::parse::sockstat::in_use;
@@ -41,22 +42,12 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
         seen.gaps.into_iter().for_each(|gap| out.coverage.lower(Kind::Net, Level::Partial, gap));
     }
     let mut known = Vec::new();
-    let root = out.arena.as_deref().map(ArenaView::root);
-    let mut inside_arena;
     for dir in NAMED {
-        let opened = |root: &OwnedFd| open_below(root, Path::new(dir), OFlags::PATH | OFlags::DIRECTORY);
-        let place = match &root {
-            None => Ok(PathBuf::from(dir)),
-            Some(root) => match root.as_ref().map_err(|e| *e).and_then(opened) {
-                Ok(fd) => {
-                    inside_arena = fd;
-                    Ok(format!("/proc/self/fd/{}", inside_arena.as_raw_fd()).into())
-                }
-                Err(Errno::NOENT) => continue,
-                Err(e) => Err(e.into()),
-            },
+        let listed = match reach::open_inside(Path::new(dir), out.arena.as_deref(), true) {
+            Ok(place) => named(&place, Path::new(dir), &mut known, &mut out.net).map_err(|e| e.to_string()),
+            Err(e) if e.is_missing() => continue,
+            Err(e) => Err(e.to_string()),
         };
-        let listed = place.and_then(|place| named(&place, Path::new(dir), &mut known, &mut out.net));
         if let Err(e) = listed {
             out.coverage.lower(Kind::Net, Level::Partial, format!("list {dir}: {e}"));
         }
@@ -108,7 +99,7 @@ impl Door {
             Err(e) => seen.note("list sockets", Err(again(e))),
         }
         let tables = match &mut self.filter {
-            Ok(Some(filter)) => tables(filter, view.ino),
+            Ok(Some(filter)) => nftables(filter, view.ino),
             Ok(None) => Ok(Vec::new()),
             Err(e) => Err(again(e)),
         };
@@ -235,32 +226,82 @@ fn is_fallback_tunnel(name: &[u8], driver: &[u8]) -> bool {
     FALLBACKS.contains(&(name, driver))
 }
 
-/// nftables tables (`NFT_MSG_GETTABLE`, linux/netfilter/nf_tables.h); the kernel answers none but CAP_NET_ADMIN.
-fn tables(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
-    const SUBSYSTEM_NFTABLES: u16 = 10;
+/// What nftables has beside tables, each listed by one dump (linux/netfilter/nf_tables.h).
+struct Part {
+    class: NetClass,
+    /// `NFT_MSG_GET…`.
+    message: u16,
+    /// `NFTA_…_NAME`, or of a rule its chain's.
+    name: u16,
+    /// `NFTA_…_HANDLE`.
+    handle: u16,
+}
+
+const PARTS: [Part; 5] = [
+    Part { class: NetClass::NftChain, message: 4, name: 3, handle: 2 },
+    Part { class: NetClass::NftRule, message: 7, name: 2, handle: 3 },
+    Part { class: NetClass::NftSet, message: 10, name: 2, handle: 16 },
+    Part { class: NetClass::NftObject, message: 19, name: 2, handle: 6 },
+    Part { class: NetClass::NftFlowtable, message: 23, name: 2, handle: 5 },
+];
+
+/// nftables' tables and, if there are any, what is in them; the kernel answers none but CAP_NET_ADMIN.
+fn nftables(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
     const NFT_MSG_GETTABLE: u16 = 1;
-    const NFTA_TABLE_NAME: u16 = 1;
     const NFTA_TABLE_HANDLE: u16 = 4;
+    let table = Part { class: NetClass::NftTable, message: NFT_MSG_GETTABLE, name: NFTA_NAME_OF_TABLE, handle: NFTA_TABLE_HANDLE };
+    let mut all = nft_dump(netlink, netns, &table)?;
+    if !all.is_empty() {
+        for part in &PARTS {
+            all.append(&mut nft_dump(netlink, netns, part)?);
+        }
+    }
+    Ok(all)
+}
+
+/// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on: the table's name is the first attribute of all.
+const NFTA_NAME_OF_TABLE: u16 = 1;
+
+fn nft_dump(netlink: &mut Netlink, netns: u64, part: &Part) -> io::Result<Vec<Net>> {
+    const SUBSYSTEM_NFTABLES: u16 = 10;
+    const NFTA_SET_FLAGS: u16 = 3;
+    const NFT_SET_ANONYMOUS: u32 = 1;
     // struct nfgenmsg, every family
-    let listed = netlink.dump(SUBSYSTEM_NFTABLES << 8 | NFT_MSG_GETTABLE, &[0; 4], |reply| {
+    let listed = netlink.dump(SUBSYSTEM_NFTABLES << 8 | part.message, &[0; 4], |reply| {
         let Some((header, rest)) = reply.split_first_chunk::<4>() else {
-            return Err(malformed("NFT_MSG_NEWTABLE is too short"));
+            return Err(malformed("a message of nftables is too short"));
         };
-        let (mut name, mut handle) = (&b""[..], 0);
+        let (mut table, mut name, mut handle) = (&b""[..], &b""[..], 0);
         for attribute in attributes(rest) {
             let attribute = attribute.map_err(malformed)?;
-            match attribute.kind {
-                NFTA_TABLE_NAME => name = text(attribute.payload),
-                NFTA_TABLE_HANDLE => handle = attribute.payload.first_chunk().map_or(0, |h| u64::from_be_bytes(*h)),
-                _ => {}
+            if part.class == NetClass::NftSet && attribute.kind == NFTA_SET_FLAGS {
+                let flags = attribute.payload.first_chunk().map_or(0, |flags| u32::from_be_bytes(*flags));
+                if flags & NFT_SET_ANONYMOUS != 0 {
+                    // A part of its rule.
+                    return Ok(None);
+                }
+            }
+            if attribute.kind == NFTA_NAME_OF_TABLE {
+                table = text(attribute.payload);
+            }
+            if attribute.kind == part.name {
+                name = text(attribute.payload);
+            }
+            if attribute.kind == part.handle {
+                handle = attribute.payload.first_chunk().map_or(0, |h| u64::from_be_bytes(*h));
             }
         }
-        let name = [nft_family(header[0]).as_bytes(), b" ", name].concat();
-        let (class, scope) = (NetClass::NftTable, Text::from(name.as_slice()));
-        Ok(Some(Net { netns, class, number: handle, scope, name: name.into(), uid: None }))
+        let of_table = [nft_family(header[0]).as_bytes(), b" ", table].concat();
+        let whole = [&of_table, &b" "[..], name].concat();
+        let (scope, name) = match part.class {
+            NetClass::NftTable => (of_table.clone(), of_table),
+            NetClass::NftRule => (whole.clone(), [&whole, format!(" handle {handle}").as_bytes()].concat()),
+            _ => (of_table, whole),
+        };
+        Ok(Some(Net { netns, class: part.class, number: handle, scope: scope.into(), name: name.into(), uid: None }))
     });
     match listed {
-        // nfnetlink's word for a subsystem that is neither built in nor a module: nothing can exist.
+        // nfnetlink's word for a subsystem, or a message of it, that this kernel has not: nothing can exist.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Vec::new()),
         listed => listed,
     }
@@ -283,31 +324,31 @@ fn nft_family(number: u8) -> String {
 /// The entries of a directory of ip-netns(8). A file that no namespace is bound over any more is an entry too: it is what
 /// a half-done removal leaves. `known` holds the directories that were read under another name.
 /// `place` leads to it, `dir` is what it is called.
-fn named(place: &Path, dir: &Path, known: &mut Vec<(u32, u32, u64)>, net: &mut Vec<Net>) -> io::Result<()> {
-    let identity = match identity(place) {
-        Ok(identity) => identity,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
+fn named(place: &Place, dir: &Path, known: &mut Vec<(u32, u32, u64)>, net: &mut Vec<Net>) -> io::Result<()> {
+    let identity = identity(&place.fd, Path::new(""))?;
     if known.contains(&identity) {
         return Ok(());
     }
     known.push(identity);
-    let nsfs = self::identity(Path::new("/proc/self/ns/net"))?;
-    for entry in std::fs::read_dir(place)? {
-        let path = entry?.path();
-        let (major, minor, ino) = match self::identity(&path) {
+    let nsfs = self::identity(CWD, Path::new("/proc/self/ns/net"))?;
+    let listed = Dir::new(place.reopen(OFlags::RDONLY | OFlags::DIRECTORY)?)?;
+    for entry in listed {
+        let name = entry?.file_name().to_owned();
+        if matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let (major, minor, ino) = match self::identity(&place.fd, Path::new(OsStr::from_bytes(name.to_bytes()))) {
             Ok(identity) => identity,
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(e),
         };
         let is_namespace = (major, minor) == (nsfs.0, nsfs.1);
-        let mut name = path.file_name().unwrap_or_default().as_bytes().to_vec();
+        let path = dir.join(OsStr::from_bytes(name.to_bytes()));
+        let mut name = name.into_bytes();
         if !is_namespace {
             name.extend(b" (no namespace)");
         }
         let netns = if is_namespace { ino } else { 0 };
-        let path = dir.join(path.file_name().unwrap_or_default());
         let (scope, class) = (Text::from(path.as_path()), NetClass::NamedNetns);
         net.push(Net { netns, class, number: ino, scope, name: name.into(), uid: None });
     }
@@ -315,8 +356,9 @@ fn named(place: &Path, dir: &Path, known: &mut Vec<(u32, u32, u64)>, net: &mut V
 }
 
 /// Device and inode, without waking an automounter or waiting for a server.
-fn identity(path: &Path) -> io::Result<(u32, u32, u64)> {
-    let stat = statx(CWD, path, AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
+fn identity(at: impl AsFd, path: &Path) -> io::Result<(u32, u32, u64)> {
+    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
+    let stat = statx(at, path, flags, StatxFlags::INO)?;
     Ok((stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino))
 }
 
@@ -328,6 +370,8 @@ fn text(payload: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket};
+
+    use std::path::PathBuf;
 
     use rustix::thread::{UnshareFlags, unshare_unsafe};
 

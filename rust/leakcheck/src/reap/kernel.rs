@@ -81,18 +81,33 @@ fn try_net(net: &Net, resource: &Resource, now: &Now, apply: bool) -> Result<Out
                 (_, _) => Err(Outcome::replaced(Verb::Remove)),
             }
         }
-        NetClass::NftTable if own => {
+        class if own && class.is_nftables() => {
             present(resource, Verb::None, now)?;
-            // `scope` is the family and the name.
-            let words: Vec<String> = net.scope.as_bytes().splitn(2, |b| *b == b' ').map(quote).collect();
-            Err(Outcome::skipped(Verb::None, format!("remove it with: nft delete table {}", words.join(" "))))
+            Err(Outcome::skipped(Verb::None, format!("remove it with: {}", nft_delete(net))))
         }
-        NetClass::Interface | NetClass::NftTable => {
+        class if class == NetClass::Interface || class.is_nftables() => {
             present(resource, Verb::None, now)?;
             Err(Outcome::skipped(Verb::None, format!("goes with network namespace {}, which is not ours", net.netns)))
         }
-        NetClass::Listener | NetClass::Unix | NetClass::NamedNetns => Ok(now.held(resource, "")),
+        _ => Ok(now.held(resource, "")),
     }
+}
+
+/// The command of nft(8). Names hold no space but where somebody wants to mislead.
+fn nft_delete(net: &Net) -> String {
+    let (what, words, parts) = match net.class {
+        NetClass::NftChain => ("chain", net.name.as_bytes(), 3),
+        // `scope` is family, table and chain.
+        NetClass::NftRule => ("rule", net.scope.as_bytes(), 3),
+        NetClass::NftSet => ("set", net.name.as_bytes(), 3),
+        // nft(8) deletes it by its sort (counter, quota …), which the list names.
+        NetClass::NftObject => return "nft delete, as nft list ruleset names it".to_owned(),
+        NetClass::NftFlowtable => ("flowtable", net.name.as_bytes(), 3),
+        _ => ("table", net.scope.as_bytes(), 2),
+    };
+    let words: Vec<String> = words.splitn(parts, |b| *b == b' ').map(quote).collect();
+    let handle = if net.class == NetClass::NftRule { format!(" handle {}", net.number) } else { String::new() };
+    format!("nft delete {what} {}{handle}", words.join(" "))
 }
 
 /// Detaches the backing file. The open descriptor keeps the disk sequence number that was compared (loop(4)).

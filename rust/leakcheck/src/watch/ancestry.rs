@@ -1,6 +1,6 @@
 //! Descent by `/proc` alone: the chain of parents of a live process, where the process connector is not to be had.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 
 use super::answer::Membership;
@@ -12,13 +12,30 @@ pub(super) struct Stat {
     pub(super) ppid: u32,
     /// Field `starttime`, in ticks after boot.
     pub(super) start: u64,
+    /// A kernel thread.
+    pub(super) kernel: bool,
+}
+
+/// `PF_KTHREAD`, include/linux/sched.h.
+const PF_KTHREAD: u32 = 0x0020_0000;
+/// The parent of all kernel threads, in the machine's first pid namespace.
+const KTHREADD: u32 = 2;
+
+/// The kernel threads that there are; none in a pid namespace, where they are not seen.
+pub(super) fn kernel_threads() -> HashSet<u32> {
+    if !stat(KTHREADD).is_some_and(|s| s.kernel) {
+        return HashSet::new();
+    }
+    let text = fs::read_to_string(format!("/proc/{KTHREADD}/task/{KTHREADD}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|pid| pid.parse().ok()).chain([KTHREADD]).collect()
 }
 
 /// The current facts of a live process or zombie.
 pub(super) fn stat(pid: u32) -> Option<Stat> {
     let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
     let stat = parse::stat::parse(&bytes).ok()?;
-    Some(Stat { ppid: u32::try_from(stat.ppid).ok()?, start: stat.start_time })
+    let kernel = stat.flags & PF_KTHREAD != 0;
+    Some(Stat { ppid: u32::try_from(stat.ppid).ok()?, start: stat.start_time, kernel })
 }
 
 /// No real chain of parents is longer; a loop through reused ids ends here.
@@ -131,6 +148,10 @@ impl Ancestry {
             // A parent that is still the parent after it was read was not a stranger under a reused id.
             if stat(pid).is_some_and(|s| (s.ppid, s.start) == (parent, start)) {
                 if parent == self.root && self.root_adopts {
+                    return Membership::Unknown;
+                }
+                if next.kernel {
+                    // Whom the kernel started it for is not told.
                     return Membership::Unknown;
                 }
                 (pid, start) = (parent, next.start);

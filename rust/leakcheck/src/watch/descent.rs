@@ -24,6 +24,9 @@ const CLOCK_SLACK: u64 = 2_000_000;
 /// A tick, and what may pass in the kernel between setting the start time and the fork event on a starved machine.
 const START_TO_FORK: u64 = 1_000_000_000;
 
+/// Forks of strangers that are remembered.
+const REMEMBERED: usize = 1 << 16;
+
 /// Members of the run, dead or alive, and those strangers who reuse a member's id.
 #[derive(Debug)]
 pub(super) struct Descent {
@@ -32,18 +35,24 @@ pub(super) struct Descent {
     live: HashSet<u32>,
     /// Who may adopt orphans of the run: pid 1 and the root's ancestors. All others who can are members themselves.
     reapers: Vec<u32>,
+    /// Kernel threads: what they start (a release agent, a core dump's reader, modprobe) they may start for the run.
+    kernel: HashSet<u32>,
+    /// Who forked whom among strangers: a clue, not a proof, as ids are reused.
+    parents: HashMap<u32, u32>,
     gone: VecDeque<(u64, u32)>,
     late_exits: HashMap<u32, u32>,
 }
 
 impl Descent {
     /// A run that consists of `root` alone.
-    pub(super) fn new(root: u32, reapers: Vec<u32>) -> Descent {
+    pub(super) fn new(root: u32, reapers: Vec<u32>, kernel: HashSet<u32>) -> Descent {
         let mut descent = Descent {
             root,
             spans: HashMap::new(),
             live: HashSet::new(),
             reapers,
+            kernel,
+            parents: HashMap::new(),
             gone: VecDeque::new(),
             late_exits: HashMap::new(),
         };
@@ -80,6 +89,7 @@ impl Descent {
     fn fork(&mut self, at: u64, parent: u32, child: u32, ppid_of: &dyn Fn(u32) -> Option<u32>) {
         let membership = match self.open(parent) {
             Some(span) => span.membership,
+            None if self.kernel.contains(&parent) => Membership::Unknown,
             None if self.reapers.contains(&parent) && self.has_adopted_member(ppid_of) => Membership::Unknown,
             None => Membership::Stranger,
         };
@@ -89,6 +99,12 @@ impl Descent {
             let owed = if span.threads == u32::MAX { 1 } else { span.threads };
             self.late_exits.insert(child, owed);
             self.live.remove(&child);
+        }
+        if membership == Membership::Stranger {
+            if self.parents.len() >= REMEMBERED {
+                self.parents.clear();
+            }
+            self.parents.insert(child, parent);
         }
         if membership != Membership::Stranger || self.spans.contains_key(&child) {
             let vacated = self.gone.iter().rev().find(|(_, pid)| *pid == child).map(|(at, _)| *at);
@@ -104,6 +120,7 @@ impl Descent {
         self.live.iter().any(|pid| {
             let Some(span) = self.open(*pid) else { return false };
             span.membership != Membership::Stranger
+                && !self.kernel.contains(&span.parent)
                 && self.open(span.parent).is_none()
                 && ppid_of(*pid).is_none_or(|ppid| self.reapers.contains(&ppid))
         })
@@ -124,6 +141,7 @@ impl Descent {
                 self.live.remove(&tgid);
             }
         } else if pid == tgid {
+            self.kernel.remove(&tgid);
             self.gone.push_back((at, tgid));
         }
     }
@@ -164,6 +182,11 @@ impl Descent {
         spans.iter().map(|span| span.membership).reduce(Membership::agree).unwrap_or(Membership::Stranger)
     }
 
+    /// Who forked the stranger that last had this id, as far as that is remembered.
+    pub(super) fn parent(&self, pid: u32) -> Option<u32> {
+        self.parents.get(&pid).copied()
+    }
+
     /// Whether this process lives and is not a stranger.
     pub(super) fn is_live_member(&self, pid: u32) -> bool {
         self.open(pid).is_some_and(|span| span.membership != Membership::Stranger)
@@ -198,7 +221,7 @@ mod tests {
     }
 
     fn after(events: &[Event]) -> Descent {
-        let mut descent = Descent::new(ROOT, vec![1, 50]);
+        let mut descent = Descent::new(ROOT, vec![1, 50], [2, 3].into());
         for event in events {
             descent.apply(*event, &|_| None);
         }
@@ -256,6 +279,15 @@ mod tests {
         assert_eq!(descent.within(101, 11, 20), Run);
         descent.forget_gone_before(11);
         assert!(descent.gone.is_empty());
+    }
+
+    #[test]
+    fn what_the_kernel_starts_is_nobodys_for_sure() {
+        let descent = after(&[fork(1, 2, 200), fork(2, 200, 201), exit(3, 200, 200), fork(4, 201, 202)]);
+        assert_eq!([200, 201, 202].map(|pid| descent.ever(pid)), [Unknown; 3]);
+        assert_eq!(descent.within(202, 4, 9), Unknown, "nor what it makes");
+        let reused = after(&[exit(1, 3, 3), fork(2, 7, 3), fork(3, 3, 300)]);
+        assert_eq!(reused.ever(300), Stranger, "the id of a kernel thread that ended");
     }
 
     #[test]

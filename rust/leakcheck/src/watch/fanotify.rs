@@ -4,13 +4,14 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{clock, sys};
+use crate::observe::reach::{self, Mounts};
 
 // Not in libc yet.
 const FAN_REPORT_MNT: u32 = 0x4000;
@@ -157,15 +158,25 @@ impl Group {
     pub(super) fn for_mounts() -> Result<Group, String> {
         let fd = init(FAN_REPORT_MNT).map_err(|errno| refused(errno, "Linux 6.14 is needed to report mounts"))?;
         let group = Group { fd, entries: false, quiet: clock::monotonic() };
-        group
-            .mark(FAN_MARK_MNTNS, FAN_MNT_ATTACH, Path::new("/proc/self/ns/mnt"))
-            .map_err(|errno| format!("fanotify_mark /proc/self/ns/mnt: {errno}"))?;
+        let own = "/proc/self/ns/mnt";
+        rustix::fs::open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .and_then(|namespace| group.watch_namespace(namespace.as_fd()))
+            .map_err(|errno| format!("fanotify_mark {own}: {errno}"))?;
         Ok(group)
     }
 
-    /// Watches the whole filesystem that holds `path`. The reason, if the kernel refuses.
-    pub(super) fn watch_filesystem(&self, path: &Path) -> Result<(), String> {
-        self.mark(libc::FAN_MARK_FILESYSTEM, ENTRIES, path).map_err(|errno| {
+    /// Watches another mount namespace, where mounts may come in from ours.
+    pub(super) fn watch_namespace(&self, namespace: BorrowedFd<'_>) -> Result<(), Errno> {
+        let flags = libc::FAN_MARK_ADD | FAN_MARK_MNTNS;
+        let path = CString::new(format!("/proc/self/fd/{}", namespace.as_raw_fd())).map_err(|_| Errno::INVAL)?;
+        sys::fanotify_mark(self.fd.as_fd(), flags, FAN_MNT_ATTACH, None, &path)
+    }
+
+    /// Watches the whole filesystem that holds `path`. The reason, if the kernel refuses, or if it may not answer.
+    pub(super) fn watch_filesystem(&self, path: &Path, mounts: &mut Mounts) -> Result<(), String> {
+        let place = reach::open(path, None, true, mounts).map_err(|e| format!("open {}: {e}", path.display()))?;
+        let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+        sys::fanotify_mark(self.fd.as_fd(), flags, ENTRIES, Some(place.fd.as_fd()), c".").map_err(|errno| {
             let why = match errno {
                 Errno::NODEV => " (the filesystem has no fsid)",
                 Errno::XDEV => " (a subvolume with an fsid of its own)",
@@ -174,11 +185,6 @@ impl Group {
             };
             format!("fanotify_mark {}: {errno}{why}", path.display())
         })
-    }
-
-    fn mark(&self, kind: u32, mask: u64, path: &Path) -> Result<(), Errno> {
-        let path = CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)?;
-        sys::fanotify_mark(self.fd.as_fd(), libc::FAN_MARK_ADD | kind, mask, &path)
     }
 
     /// Reads a batch without blocking; empty when the queue is.
@@ -197,13 +203,9 @@ impl Group {
 impl Drop for Group {
     /// Takes the marks away: a copy of the FD that a forked child inherited would go on collecting events for as long as it lives.
     fn drop(&mut self) {
-        if self.entries {
-            // Needs no path: the marked one may be gone.
-            let _ = sys::fanotify_mark(self.fd.as_fd(), libc::FAN_MARK_FLUSH | libc::FAN_MARK_FILESYSTEM, 0, c"/");
-        } else {
-            let remove = libc::FAN_MARK_REMOVE | FAN_MARK_MNTNS;
-            let _ = sys::fanotify_mark(self.fd.as_fd(), remove, FAN_MNT_ATTACH, c"/proc/self/ns/mnt");
-        }
+        let of = if self.entries { libc::FAN_MARK_FILESYSTEM } else { FAN_MARK_MNTNS };
+        // Needs no path: the marked one may be gone.
+        let _ = sys::fanotify_mark(self.fd.as_fd(), libc::FAN_MARK_FLUSH | of, 0, None, c"/");
     }
 }
 

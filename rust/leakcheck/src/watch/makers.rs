@@ -1,15 +1,14 @@
 //! Who made which directory entry and inode. Pure but for [`locate`].
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-
-use rustix::fs::{Mode, OFlags};
 
 use super::answer::{Maker, Membership};
 use super::fanotify::{Deed, Handle};
 use super::sys;
+use crate::observe::reach::{self, Mounts};
 
 /// Where a path leads: what events say of it is filed under these.
 pub(super) struct Located {
@@ -18,21 +17,16 @@ pub(super) struct Located {
 }
 
 /// Finds the handles of a path without following a symbolic link at its end.
-pub(super) fn locate(path: &Path) -> Option<Located> {
-    // O_PATH neither blocks on a FIFO nor wakes a device.
-    let handle = |path: &Path| {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(path, flags, Mode::empty()).ok()?;
-        let (kind, handle) = sys::handle_of(fd.as_fd()).ok()?;
-        Some(Handle::new(fsid(rustix::fs::fstatvfs(&fd).ok()?.f_fsid), kind, &handle))
+pub(super) fn locate(path: &Path, mounts: &mut Mounts) -> Option<Located> {
+    let handle = |fd: BorrowedFd<'_>| {
+        let (kind, handle) = sys::handle_of(fd).ok()?;
+        Some(Handle::new(fsid(rustix::fs::fstatvfs(fd).ok()?.f_fsid), kind, &handle))
     };
-    let directory = |path: &Path| {
-        let name = path.file_name()?.as_bytes();
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // A trailing "/." makes the last link of the directory part be followed.
-        Some((handle(&parent.join("."))?, name.into()))
-    };
-    Some(Located { entry: directory(path), inode: handle(path)? })
+    let place = reach::open(path, None, false, mounts).ok()?;
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = reach::open(parent, None, true, mounts).ok();
+    let entry = path.file_name().zip(parent).and_then(|(name, p)| Some((handle(p.fd.as_fd())?, name.as_bytes().into())));
+    Some(Located { entry, inode: handle(place.fd.as_fd())? })
 }
 
 /// The two words of `f_fsid`, statfs(2), which rustix joins with the first one lowest.

@@ -149,7 +149,20 @@ impl Watch {
     pub fn sync(&self) {
         if let Some(mut state) = self.state() {
             state.take_in();
+            state.look_anew();
         }
+    }
+
+    /// Watches the mounts of other namespaces too, each given by its inode and a path that opens it.
+    pub fn watch_namespaces(&self, namespaces: &[(u64, PathBuf)]) {
+        if let Some(mut state) = self.state() {
+            state.watch_namespaces(namespaces);
+        }
+    }
+
+    /// Whether all that is mounted in this namespace, given by its inode, has had its event since it is watched.
+    pub fn watches_namespace(&self, ino: u64) -> bool {
+        self.state().is_some_and(|state| state.watches_namespace(ino))
     }
 
     /// How much each source saw so far.
@@ -188,6 +201,11 @@ impl Watch {
     /// this mount namespace.
     pub fn mount_creator(&self, unique_mnt_id: u64) -> Option<Maker> {
         self.state()?.maker_of_mount(unique_mnt_id)
+    }
+
+    /// Who forked the process outside the run that last had this id: a clue, as ids are reused. `None`: it is not remembered.
+    pub fn parent_of_stranger(&self, pid: u32) -> Option<u32> {
+        self.state()?.parent(pid)
     }
 
     /// The run's processes whose end was not seen, without the root, in order.

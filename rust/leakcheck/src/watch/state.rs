@@ -1,8 +1,12 @@
 //! Everything that the watch knows, and the one function that takes new events in.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::collections::HashSet;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
+use rustix::fs::{Mode, OFlags};
+
+use crate::observe::reach::Mounts;
 use crate::snapshot::{Coverage, Level};
 
 use super::ancestry::{self, Ancestry};
@@ -37,6 +41,10 @@ pub(super) struct State {
     makers: Makers,
     levels_of_files: Vec<(PathBuf, Coverage)>,
     level_of_mounts: Coverage,
+    /// Inodes of the other mount namespaces that are watched.
+    namespaces: HashSet<u64>,
+    /// The mounts here, while nobody looks anew.
+    here: Mounts,
     buffer: Vec<u8>,
 }
 
@@ -51,7 +59,8 @@ fn partial(reason: &str) -> Coverage {
 impl State {
     /// Opens what can be opened.
     pub(super) fn open(options: &Options) -> State {
-        let (entries, levels_of_files) = open_entries(&options.files);
+        let mut here = Mounts::of(None);
+        let (entries, levels_of_files) = open_entries(&options.files, &mut here);
         let (mounts, level_of_mounts) = if !options.mounts {
             (None, none("mounts were not asked for".to_owned()))
         } else {
@@ -65,7 +74,8 @@ impl State {
         let ancestry = Ancestry::new(options.root, clock::boottime() / clock::tick());
         let (connector, coverage) = match connector {
             Ok(connector) => {
-                let descent = Descent::new(options.root, ancestry.reapers().to_vec());
+                let kernel = ancestry::kernel_threads();
+                let descent = Descent::new(options.root, ancestry.reapers().to_vec(), kernel);
                 (Some((connector, descent)), Coverage::full())
             }
             Err(reason) => (None, partial(&format!("{reason}; parents are read from /proc instead"))),
@@ -78,6 +88,8 @@ impl State {
             makers: Makers::default(),
             levels_of_files,
             level_of_mounts,
+            namespaces: HashSet::new(),
+            here,
             buffer: vec![0; BATCH_BYTES],
         }
     }
@@ -155,8 +167,42 @@ impl State {
         live
     }
 
-    pub(super) fn maker_of_file(&self, path: &std::path::Path) -> Option<Maker> {
-        self.makers.of_file(&locate(path)?)
+    /// Watches further mount namespaces, each given by its inode and a path that opens it.
+    pub(super) fn watch_namespaces(&mut self, namespaces: &[(u64, PathBuf)]) {
+        let Some(group) = &self.mounts else { return };
+        for (ino, path) in namespaces {
+            if self.namespaces.contains(ino) {
+                continue;
+            }
+            let opened = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty());
+            // The pid in the path may have been reused.
+            let same = |fd: &OwnedFd| rustix::fs::fstat(fd).is_ok_and(|st| st.st_ino == *ino);
+            if let Ok(namespace) = opened
+                && same(&namespace)
+                && group.watch_namespace(namespace.as_fd()).is_ok()
+            {
+                self.namespaces.insert(*ino);
+            }
+        }
+    }
+
+    /// Whether every mount that came into the namespace since then has its event.
+    pub(super) fn watches_namespace(&self, ino: u64) -> bool {
+        self.level_of_mounts.level == Level::Full && self.namespaces.contains(&ino)
+    }
+
+    /// Who forked this stranger.
+    pub(super) fn parent(&self, pid: u32) -> Option<u32> {
+        self.kin.connector.as_ref()?.1.parent(pid)
+    }
+
+    /// A new look begins: what was known of the mounts here may have changed.
+    pub(super) fn look_anew(&mut self) {
+        self.here.forget();
+    }
+
+    pub(super) fn maker_of_file(&mut self, path: &std::path::Path) -> Option<Maker> {
+        self.makers.of_file(&locate(path, &mut self.here)?)
     }
 
     pub(super) fn maker_of_mount(&self, id: u64) -> Option<Maker> {
@@ -164,14 +210,14 @@ impl State {
     }
 }
 
-fn open_entries(paths: &[PathBuf]) -> (Option<Group>, Vec<(PathBuf, Coverage)>) {
+fn open_entries(paths: &[PathBuf], here: &mut Mounts) -> (Option<Group>, Vec<(PathBuf, Coverage)>) {
     if paths.is_empty() {
         return (None, Vec::new());
     }
     match Group::for_entries() {
         Err(reason) => (None, paths.iter().map(|path| (path.clone(), none(reason.clone()))).collect()),
         Ok(group) => {
-            let level = |path: &PathBuf| match group.watch_filesystem(path) {
+            let level = |path: &PathBuf| match group.watch_filesystem(path, here) {
                 Ok(()) => (path.clone(), Coverage::full()),
                 Err(reason) => (path.clone(), none(reason)),
             };

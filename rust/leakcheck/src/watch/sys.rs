@@ -21,10 +21,17 @@ pub(super) fn fanotify_init(flags: u32) -> Result<OwnedFd, Errno> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// fanotify_mark(2) on an absolute path.
-pub(super) fn fanotify_mark(group: BorrowedFd<'_>, flags: u32, mask: u64, path: &CStr) -> Result<(), Errno> {
-    // SAFETY: `path` is NUL-terminated and outlives the call, which only reads it.
-    let result = unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, libc::AT_FDCWD, path.as_ptr()) };
+/// fanotify_mark(2) on a path, which is absolute or below `at`.
+pub(super) fn fanotify_mark(
+    group: BorrowedFd<'_>,
+    flags: u32,
+    mask: u64,
+    at: Option<BorrowedFd<'_>>,
+    path: &CStr,
+) -> Result<(), Errno> {
+    let at = at.map_or(libc::AT_FDCWD, |fd| fd.as_raw_fd());
+    // SAFETY: `path` is NUL-terminated and outlives the call, which only reads it; `at` is open meanwhile.
+    let result = unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, at, path.as_ptr()) };
     if result < 0 { Err(last()) } else { Ok(()) }
 }
 

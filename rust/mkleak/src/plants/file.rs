@@ -7,11 +7,12 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mkfifoat, mknodat};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::Plant;
 use crate::error::{During, Result};
 use crate::facts;
-use crate::stage::{Planting, Stage, make_directory, planting, removal, tag};
+use crate::stage::{self, Planting, Stage, make_directory, planting, removal, tag};
 
 /// What a terminal, a line-based parser, a UTF-8 decoder and an HTML page each stumble over.
 const HOSTILE: &[u8] = b"a\nb \x1b[31m\x1b]0;owned\x07 \xff\xfe <script>alert(1)&\"'";
@@ -82,6 +83,12 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a dot file four dot directories deep, which were there before",
         prepare: hidden_deep,
     },
+    Plant {
+        name: "file-in-submount",
+        needs: &["root"],
+        what: "a file in a tmpfs that was mounted in the directory before",
+        prepare: in_submount,
+    },
 ];
 
 fn file(path: PathBuf, create: impl FnOnce(&Path) -> Result<()> + 'static) -> Result<Planting> {
@@ -111,4 +118,12 @@ fn hidden_deep(stage: &mut Stage) -> Result<Planting> {
         make_directory(stage.scaffold(), &path)?;
     }
     file(path.join(".hidden"), |path| fs::write(path, "leftover\n").on("write", path))
+}
+
+fn in_submount(stage: &mut Stage) -> Result<Planting> {
+    let target = stage.directory("submount")?;
+    mount("leakcheck-mkleak", &target, "tmpfs", MountFlags::empty(), c"size=64k").on("mount tmpfs", &target)?;
+    let mounted = target.clone();
+    stage.scaffold().push(move || unmount(&mounted, UnmountFlags::empty()).on("unmount", &mounted));
+    file(target.join(stage::name("file")), |path| fs::write(path, "leftover\n").on("write", path))
 }

@@ -36,7 +36,16 @@ const NFNL_MSG_BATCH_END: u16 = 0x11;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_DELTABLE: u16 = 2;
+const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_DELCHAIN: u16 = 5;
+const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_DELRULE: u16 = 8;
 const NFTA_TABLE_NAME: u16 = 1;
+const NFTA_CHAIN_TABLE: u16 = 1;
+const NFTA_CHAIN_NAME: u16 = 3;
+const NFTA_RULE_TABLE: u16 = 1;
+const NFTA_RULE_CHAIN: u16 = 2;
+const NLM_F_APPEND: u16 = 0x800;
 const NFPROTO_INET: u8 = 1;
 
 pub(super) const PLANTS: &[Plant] = &[
@@ -90,6 +99,25 @@ pub(super) const PLANTS: &[Plant] = &[
         needs: &["root", "nft"],
         what: "an empty nftables table of the inet family",
         prepare: |_| planting(nft_table),
+    },
+    Plant {
+        name: "net-nft-chain",
+        needs: &["root", "nft"],
+        what: "a chain in an nftables table that was there before",
+        prepare: |stage| {
+            nft_table(stage.scaffold())?;
+            planting(nft_chain)
+        },
+    },
+    Plant {
+        name: "net-nft-rule",
+        needs: &["root", "nft"],
+        what: "a rule in an nftables chain that was there before",
+        prepare: |stage| {
+            nft_table(stage.scaffold())?;
+            nft_chain(stage.scaffold())?;
+            planting(nft_rule)
+        },
     },
     Plant {
         name: "net-tcp-listen",
@@ -221,14 +249,35 @@ fn named_netns(stage: &mut Stage) -> Result<Planting> {
 
 fn nft_table(undo: &mut Undo) -> Result<Value> {
     let name = stage::name("table");
-    change_table(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, &name).during("make an nftables table")?;
-    let removed = name.clone();
-    undo.push(move || change_table(NFT_MSG_DELTABLE, 0, &removed).during("delete the nftables table"));
+    let named = |message: Message| message.string(NFTA_TABLE_NAME, &stage::name("table"));
+    change_nftables(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, named).during("make an nftables table")?;
+    undo.push(move || change_nftables(NFT_MSG_DELTABLE, 0, named).during("delete the nftables table"));
     Ok(json!({"family": "inet", "name": name}))
 }
 
+/// In the table of [`nft_table`].
+fn nft_chain(undo: &mut Undo) -> Result<Value> {
+    let named = |message: Message| {
+        message.string(NFTA_CHAIN_TABLE, &stage::name("table")).string(NFTA_CHAIN_NAME, &stage::name("chain"))
+    };
+    change_nftables(NFT_MSG_NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL, named).during("make an nftables chain")?;
+    undo.push(move || change_nftables(NFT_MSG_DELCHAIN, 0, named).during("delete the nftables chain"));
+    Ok(json!({"family": "inet", "table": stage::name("table"), "name": stage::name("chain")}))
+}
+
+/// In the chain of [`nft_chain`]; it matches everything and does nothing.
+fn nft_rule(undo: &mut Undo) -> Result<Value> {
+    let placed = |message: Message| {
+        message.string(NFTA_RULE_TABLE, &stage::name("table")).string(NFTA_RULE_CHAIN, &stage::name("chain"))
+    };
+    change_nftables(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, placed).during("make an nftables rule")?;
+    // Without a handle all rules of the chain, which has but one.
+    undo.push(move || change_nftables(NFT_MSG_DELRULE, 0, placed).during("delete the nftables rule"));
+    Ok(json!({"family": "inet", "table": stage::name("table"), "name": stage::name("chain")}))
+}
+
 /// nftables takes changes in batches only.
-fn change_table(change: u16, flags: u16, name: &str) -> io::Result<()> {
+fn change_nftables(change: u16, flags: u16, what: impl FnOnce(Message) -> Message) -> io::Result<()> {
     // `struct nfgenmsg`: family, version, and the subsystem in network order for the batch's ends.
     let subsystem = NFNL_SUBSYS_NFTABLES.to_be_bytes();
     let end = [0, 0, subsystem[0], subsystem[1]];
@@ -236,8 +285,7 @@ fn change_table(change: u16, flags: u16, name: &str) -> io::Result<()> {
         &Family::Netfilter,
         [
             Message::new(NFNL_MSG_BATCH_BEGIN, 0, &end),
-            Message::acknowledged(NFNL_SUBSYS_NFTABLES << 8 | change, flags, &[NFPROTO_INET, 0, 0, 0])
-                .string(NFTA_TABLE_NAME, name),
+            what(Message::acknowledged(NFNL_SUBSYS_NFTABLES << 8 | change, flags, &[NFPROTO_INET, 0, 0, 0])),
             Message::new(NFNL_MSG_BATCH_END, 0, &end),
         ],
     )

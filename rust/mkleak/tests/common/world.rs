@@ -145,21 +145,23 @@ fn networks(world: &mut World) {
     lines("/proc/net/dev", "interface", world, |line| line.contains("mkleak"));
     lines("/proc/net/tcp", "tcp", world, |line| line.split_ascii_whitespace().nth(3) == Some("0A"));
     lines("/proc/net/unix", "unix", world, |line| line.contains("leakcheck-mkleak-"));
-    if let Ok(answer) = nft_tables() {
+    // NFT_MSG_GETTABLE, GETCHAIN and GETRULE, of which the last two name their table too.
+    for message in [1, 4, 7] {
+        let Ok(answer) = nftables(message) else { continue };
         let text = String::from_utf8_lossy(&answer);
-        for table in text.split('\0').filter_map(|part| Some(&part[part.find("leakcheck-mkleak-")?..])) {
-            world.insert(format!("nft {table}"));
+        for named in text.split('\0').filter_map(|part| Some(&part[part.find("leakcheck-mkleak-")?..])) {
+            world.insert(format!("nft {message} {named}"));
         }
     }
 }
 
-/// The kernel's list of the inet family's tables, raw (NFT_MSG_GETTABLE, NLM_F_DUMP).
-fn nft_tables() -> io::Result<Vec<u8>> {
+/// The kernel's list of what the inet family has of one sort, raw (NLM_F_DUMP).
+fn nftables(message: u16) -> io::Result<Vec<u8>> {
     let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::NETFILTER))?;
     rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
     let mut request = Vec::new();
     request.extend(20_u32.to_ne_bytes());
-    request.extend((10_u16 << 8 | 1).to_ne_bytes());
+    request.extend((10_u16 << 8 | message).to_ne_bytes());
     request.extend(0x301_u16.to_ne_bytes());
     request.extend([0; 8]);
     request.extend([1, 0, 0, 0]);
