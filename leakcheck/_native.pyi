@@ -1,7 +1,7 @@
 """Native core of leakcheck: observe and judge. Reports cross the boundary as JSON text."""
 
 from collections.abc import Sequence
-from typing import Any, Self, final
+from typing import Any, Literal, Self, final
 
 __all__ = [
     "DEFAULT_ROOTS",
@@ -15,6 +15,7 @@ __all__ = [
     "check_allow",
     "diff",
     "doctor",
+    "path_class",
     "reap",
     "settle",
     "snapshot",

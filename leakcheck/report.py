@@ -131,9 +131,9 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """What a run left behind, and what was not looked at.
 
     `verdict` is ``clean`` only when every kind that was asked for was seen in full. `noise` counts residue that
-    certainly belongs to others, and `others` are those who made it, as far as it may stay; `unattributed` is residue that nothing ties to the run, set apart when only attributed
-    leaks were wanted. `gauges` are numbers that are no resources (dying cgroups), before and after; `timing_ms` is by
-    step.
+    certainly belongs to others, and `others` are those who made it, as far as it may stay; `unattributed` is residue
+    that nothing ties to the run, set apart when only attributed leaks were wanted. `gauges` are numbers that are no
+    resources (dying cgroups), before and after; `timing_ms` is by step.
     """
 
     verdict: Verdict

@@ -1,6 +1,7 @@
 """What a run leaves on a host where others were before it: daemons, tables, mounts, and what the kernel starts."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,12 +9,14 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .conftest import INPUTS, Outcome
+from leakcheck._bin import helper
 
-Case = Callable[..., Outcome]
+INPUTS = Path(__file__).parent / "inputs"
+Case = Callable[..., Any]
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, cgroups and other processes' files need root")
 
@@ -21,7 +24,12 @@ ALONE = ("unshare", "-m", "--propagation", "private")
 FAN_MNT = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 14)
 
 
-def seen(outcome: Outcome) -> str:
+def exits(outcome: Any) -> list[int]:
+    """The exit codes that the script printed; the report's own ``(exit 0)`` is the command's."""
+    return [int(number) for number in re.findall(r"^exit (\d+)", outcome.text, re.MULTILINE)]
+
+
+def seen(outcome: Any) -> str:
     """The report without the lines of what others did meanwhile."""
     return "\n".join(line for line in outcome.text.splitlines() if not line.startswith("  others"))
 
@@ -29,7 +37,7 @@ def seen(outcome: Outcome) -> str:
 class TestMountNamespaces:
     def test_a_mount_that_only_a_daemons_namespace_keeps_is_leaked(self, case: Case) -> None:
         outcome = case(*ALONE, "bash", "{mount_in_daemon_run.sh}")
-        assert outcome.exits == [1], outcome.text
+        assert exits(outcome) == [1], outcome.text
         assert "on /mnt/pbj: pbj" in outcome.text
         if FAN_MNT:
             assert "nothing ties it to the run" not in outcome.text, "the kernel tells who attached it"
@@ -41,67 +49,70 @@ class TestMountNamespaces:
         leakcheck guard --kinds mount -- sh -c '{run}'; echo "exit $?"; kill $d
     """
 
-    def in_slave(self, case: Case, run: str, daemon: str = "exec sleep 40") -> Outcome:
+    def in_slave(self, case: Case, run: str, daemon: str = "exec sleep 40") -> Any:
         return case(*ALONE, "sh", "-c", self.SLAVE.format(run=run, daemon=daemon))
 
     def test_a_bind_mount_that_only_a_daemons_namespace_keeps_is_leaked(self, case: Case) -> None:
         run = "mkdir /mnt/b; mount --bind /mnt/src /mnt/b; mount --make-private /mnt; umount /mnt/b"
         outcome = self.in_slave(case, run)
-        assert outcome.exits == [1], outcome.text
+        assert exits(outcome) == [1], outcome.text
         assert "on /mnt/b" in outcome.text
 
     def test_a_mount_that_stays_here_too_is_one_leak(self, case: Case) -> None:
         outcome = self.in_slave(case, "mkdir /mnt/b; mount -t tmpfs pbk /mnt/b")
-        assert outcome.exits == [1], outcome.text
+        assert exits(outcome) == [1], outcome.text
         assert seen(outcome).count("pbk") - outcome.text.count("after sh") == 1, outcome.text
 
     def test_a_mount_that_goes_everywhere_is_none(self, case: Case) -> None:
         outcome = self.in_slave(case, "mkdir /mnt/b; mount -t tmpfs pbj /mnt/b; umount /mnt/b")
-        assert outcome.exits == [0], outcome.text
+        assert exits(outcome) == [0], outcome.text
 
     def test_what_the_daemon_mounts_in_its_namespace_is_its_own(self, case: Case) -> None:
-        daemon = "until [ -e /mnt/go ]; do sleep 0.02; done; mount -t tmpfs own /mnt/src; touch /mnt/done; exec sleep 40"
+        daemon = (
+            "until [ -e /mnt/go ]; do sleep 0.02; done; mount -t tmpfs own /mnt/src; touch /mnt/done; exec sleep 40"
+        )
         run = "touch /mnt/go; until [ -e /mnt/done ]; do sleep 0.02; done"
         outcome = self.in_slave(case, run, daemon)
-        assert outcome.exits == [0 if FAN_MNT else 1], outcome.text
+        assert exits(outcome) == [0 if FAN_MNT else 1], outcome.text
 
 
 class TestSubmounts:
     def test_files_in_mounts_below_a_root_are_seen(self, case: Case) -> None:
         outcome = case("unshare", "-m", "sh", "{submount_of_root.sh}")
-        assert outcome.exits == [1], outcome.text
+        assert exits(outcome) == [1], outcome.text
         for path in ("/run/lock/judge.lock", "/run/user/0/netns", "/run/user/0/netns/netns-1"):
             assert f" {path} " in outcome.text
         assert "nothing ties it to the run" not in outcome.text
 
-    def guarded(self, case: Case, tmp_path: Path, before: str, run: str) -> Outcome:
-        script = f'mkdir "$1/a" "$1/b"; {before}\nleakcheck guard --kinds file,mount --roots "$1" -- sh -c \'{run}\' sh "$1"; echo "exit $?"'
+    def guarded(self, case: Case, tmp_path: Path, before: str, run: str) -> Any:
+        guard = f'leakcheck guard --kinds file,mount --roots "$1" -- sh -c \'{run}\' sh "$1"'
+        script = f'mkdir "$1/a" "$1/b"; {before}\n{guard}; echo "exit $?"'
         root = tmp_path / "root"
         root.mkdir()
         return case(*ALONE, "sh", "-c", script, "sh", str(root))
 
     def test_a_mount_of_the_run_is_one_leak_whatever_is_in_it(self, case: Case, tmp_path: Path) -> None:
         outcome = self.guarded(case, tmp_path, "", 'mount -t tmpfs pbs "$1/a"; touch "$1/a/1" "$1/a/2"')
-        assert outcome.exits == [1], outcome.text
+        assert exits(outcome) == [1], outcome.text
         assert "clean" not in outcome.text and "1 leak " in outcome.text, outcome.text
 
     def test_a_directory_of_old_files_that_the_run_binds_is_one_leak(self, case: Case, tmp_path: Path) -> None:
         outcome = self.guarded(case, tmp_path, "", 'mount --bind /etc "$1/a"')
-        assert outcome.exits == [1] and "1 leak " in outcome.text, outcome.text
+        assert exits(outcome) == [1] and "1 leak " in outcome.text, outcome.text
 
     def test_a_file_system_that_is_bound_twice_is_one_place(self, case: Case, tmp_path: Path) -> None:
         before = 'mount -t tmpfs pbs "$1/a"; mount --bind "$1/a" "$1/b"'
         outcome = self.guarded(case, tmp_path, before, 'touch "$1/b/1"')
-        assert outcome.exits == [1] and "1 leak " in outcome.text, outcome.text
+        assert exits(outcome) == [1] and "1 leak " in outcome.text, outcome.text
 
     def test_a_root_bound_below_itself_ends(self, case: Case, tmp_path: Path) -> None:
         outcome = self.guarded(case, tmp_path, 'mount --bind "$1" "$1/a"', 'touch "$1/b/1"')
-        assert outcome.exits == [1] and "1 leak " in outcome.text, outcome.text
+        assert exits(outcome) == [1] and "1 leak " in outcome.text, outcome.text
 
     def test_a_file_in_a_mount_within_a_mount_is_seen(self, case: Case, tmp_path: Path) -> None:
         before = 'mount -t tmpfs pbs "$1/a"; mkdir "$1/a/c"; mount -t tmpfs pbs "$1/a/c"'
         outcome = self.guarded(case, tmp_path, before, 'touch "$1/a/c/1"')
-        assert outcome.exits == [1] and "/root/a/c/1 " in outcome.text, outcome.text
+        assert exits(outcome) == [1] and "/root/a/c/1 " in outcome.text, outcome.text
 
     def test_two_snapshots_compare_the_mounts_that_both_have(self, case: Case, tmp_path: Path) -> None:
         script = """
@@ -110,36 +121,73 @@ class TestSubmounts:
             leakcheck snapshot --kinds file --roots r -o two; leakcheck diff one two; echo "exit $?"
         """
         outcome = case(*ALONE, "sh", "-c", script, "sh", str(tmp_path))
-        assert outcome.exits == [1] and "/r/a/1 " in outcome.text and "/r/b/2" not in outcome.text, outcome.text
+        assert exits(outcome) == [1] and "/r/a/1 " in outcome.text and "/r/b/2" not in outcome.text, outcome.text
 
     def test_a_file_in_a_mount_of_an_arenas_root_is_seen(self, case: Case) -> None:
         recover = "touch /tmp/m/late"
         run = "mkdir /tmp/m; mount -t tmpfs pbs /tmp/m"
-        outcome = case("sh", "-c", f"leakcheck guard --arena --kinds file,mount --recover '{recover}' -- sh -c '{run}'; echo exit $?")
-        assert outcome.exits == [1] and "pbs" in outcome.text, outcome.text
+        outcome = case(
+            "sh",
+            "-c",
+            f"leakcheck guard --arena --kinds file,mount --recover '{recover}' -- sh -c '{run}'; echo exit $?",
+        )
+        assert exits(outcome) == [1] and "pbs" in outcome.text, outcome.text
 
     @pytest.mark.skipif(not Path("/sys/fs/cgroup/unified").is_dir(), reason="no hybrid cgroup host")
     def test_files_beside_the_cgroup_hierarchies_are_seen(self, case: Case) -> None:
         name = f"/sys/fs/cgroup/pb-{os.getpid()}"
         try:
-            outcome = case("sh", "-c", f"leakcheck guard -- sh -c 'mkdir {name}; touch {name}/cgroup.procs'; echo exit $?")
+            outcome = case(
+                "sh", "-c", f"leakcheck guard -- sh -c 'mkdir {name}; touch {name}/cgroup.procs'; echo exit $?"
+            )
         finally:
             shutil.rmtree(name, ignore_errors=True)
-        assert outcome.exits == [1], outcome.text
+        assert exits(outcome) == [1], outcome.text
         assert f"dir {name} " in outcome.text and f"file {name}/cgroup.procs " in outcome.text
 
 
 @pytest.mark.skipif(shutil.which("iptables") is None, reason="no iptables here")
 def test_a_chain_and_rules_in_an_old_table_are_leaked(case: Case) -> None:
     outcome = case("unshare", "-n", "sh", "{nft_chain.sh}")
-    assert outcome.exits == [1], outcome.text
+    assert exits(outcome) == [1], outcome.text
     assert "nftables chain ip nat CNI-DN-0123" in outcome.text
+
+
+class TestNftables:
+    """By mkleak, which needs no nft(8); it is another's process, and nothing tells who changed a table."""
+
+    PLANT = """
+        cd "$1"; mkfifo in; exec 3<>in; {before}
+        leakcheck guard --json --kinds net -- sh -c '{run}' "$2" "$3" 3>&-; echo "exit $?"; exec 3>&-
+    """
+    WAIT = "until grep -q {} out; do sleep 0.02; done"
+
+    def labels(self, case: Case, tmp_path: Path, plant: str, before: str, run: str) -> list[str]:
+        script = self.PLANT.format(before=before, run=run + self.WAIT.format("READY"))
+        plan = ("sh", "-c", script, "sh", str(tmp_path), str(helper("mkleak")), plant)
+        outcome = case("unshare", "-n", "--pid", "--fork", "--mount-proc", "--kill-child", *plan)
+        assert exits(outcome) == [1], outcome.text
+        return re.findall(r'"label":"(nftables \w+) inet leakcheck-mkleak-', outcome.text)
+
+    def in_old(self, case: Case, tmp_path: Path, plant: str) -> list[str]:
+        before = f'"$2" "$3" --hold <in >out 3>&- & {self.WAIT.format("WAITING")}'
+        return self.labels(case, tmp_path, plant, before, "echo >in; ")
+
+    def test_a_chain_in_an_old_table_is_leaked(self, case: Case, tmp_path: Path) -> None:
+        assert self.in_old(case, tmp_path, "net-nft-chain") == ["nftables chain"]
+
+    def test_a_rule_in_an_old_chain_is_leaked(self, case: Case, tmp_path: Path) -> None:
+        assert self.in_old(case, tmp_path, "net-nft-rule") == ["nftables rule"]
+
+    def test_a_table_is_one_leak_with_all_that_is_in_it(self, case: Case, tmp_path: Path) -> None:
+        found = self.labels(case, tmp_path, "net-nft-rule", "", '"$0" "$1" <in >out & ')
+        assert found == ["nftables table"]
 
 
 @pytest.mark.skipif(not Path("/sys/fs/cgroup/pids").is_dir(), reason="no cgroup v1 here")
 def test_what_the_kernel_starts_is_not_taken_for_a_strangers(case: Case) -> None:
     outcome = case("sh", "{release_agent.sh}")
-    assert outcome.exits == [1], outcome.text
+    assert exits(outcome) == [1], outcome.text
     assert "(sleep)" in outcome.text and "/tmp/pbra-left" in outcome.text
 
 
@@ -169,21 +217,23 @@ class TestDaemons:
             try:
                 asked = "; ".join(f"{client} {path} {what}" for what in ("process", "zombie", "file"))
                 outcome = case("sh", "-c", f"leakcheck guard --kinds process,file,net -- sh -c '{asked}'; echo exit $?")
-                scoped = case("sh", "-c", f"leakcheck guard --scope tree:{pid} -- {client} {path} process; echo exit $?")
+                scoped = case(
+                    "sh", "-c", f"leakcheck guard --scope tree:{pid} -- {client} {path} process; echo exit $?"
+                )
             finally:
                 left.unlink(missing_ok=True)
-        assert outcome.exits == [0], outcome.text
+        assert exits(outcome) == [0], outcome.text
         note = next(line for line in outcome.text.splitlines() if line.startswith("  others"))
         assert f"{pid} (python" in note and "2 process, 1 file" in note, note
         assert f"--scope tree:{pid}" in note
-        assert scoped.exits == [1], scoped.text
+        assert exits(scoped) == [1], scoped.text
 
     def test_the_json_has_who_acted(self, case: Case, tmp_path: Path) -> None:
         client = f"{sys.executable} {INPUTS}/daemon_client.py client"
         with self.daemon(tmp_path) as (pid, path):
             script = f"leakcheck guard --json -- {client} {path} process; echo exit $?"
             outcome = case("sh", "-c", script)
-        assert outcome.exits == [0], outcome.text
+        assert exits(outcome) == [0], outcome.text
         assert f'"others":[{{"pid":{pid},' in outcome.text and '"listens":true' in outcome.text, outcome.text
 
 
@@ -192,9 +242,10 @@ class TestHungFileSystems:
 
     BOX = ("unshare", "-m", "--propagation", "private", "--pid", "--fork", "--mount-proc", "--kill-child")
 
-    def bounded(self, case: Case, tmp_path: Path, script: str) -> Outcome:
+    def bounded(self, case: Case, tmp_path: Path, script: str) -> Any:
         began = time.monotonic()
         env = f'PYTHON={sys.executable}; M="$1"/m; mkdir -p "$M"; fuse="$PYTHON {INPUTS}/fuse_hang.py"\n'
+        env += 'guard="timeout -s KILL 15 leakcheck guard"\n'
         outcome = case(*self.BOX, "sh", "-c", env + script, "sh", str(tmp_path), timeout=100)
         # The server gives up after 22 s or more, and so do they who wait for it.
         assert "late" not in outcome.text, f"{time.monotonic() - began}: {outcome.text}"
@@ -204,40 +255,40 @@ class TestHungFileSystems:
         script = """
             $fuse "$M" hang
             for roots in "$M" "$M/below"; do
-                timeout -s KILL 15 leakcheck guard --json --kinds process,file --roots "$roots" -- true; echo "exit $?"
+                $guard --json --kinds process,file --roots "$roots" -- true; echo "exit $?"
             done
             for path in "$M" "$M/x.lock"; do
-                timeout -s KILL 15 leakcheck guard --json --kinds process,lockfile --lock-files "$path" -- true; echo "exit $?"
+                $guard --json --kinds process,lockfile --lock-files "$path" -- true; echo "exit $?"
             done
             timeout -s KILL 15 leakcheck snapshot --roots "$1" --kinds file; echo "exit $?"
             timeout -s KILL 15 leakcheck doctor --roots "$M" >/dev/null; echo "exit $?"
         """
         outcome = self.bounded(case, tmp_path, script)
-        assert outcome.exits == [3, 3, 3, 3, 0, 0], outcome.text
+        assert exits(outcome) == [3, 3, 3, 3, 0, 0], outcome.text
         assert outcome.text.count("may hang") >= 5, outcome.text
 
     def test_one_that_the_run_mounts_over_a_parent_is_a_leaked_mount(self, case: Case, tmp_path: Path) -> None:
         script = """
             mkdir -p "$M/root"; touch "$M/x.lock"
-            timeout -s KILL 20 leakcheck guard --roots "$M/root" --lock-files "$M/x.lock" -- $fuse "$M" hang; echo "exit $?"
+            $guard --roots "$M/root" --lock-files "$M/x.lock" -- $fuse "$M" hang; echo "exit $?"
         """
         outcome = self.bounded(case, tmp_path, script)
-        assert outcome.exits == [1] and "mount fuse" in outcome.text and "may hang" in outcome.text, outcome.text
+        assert exits(outcome) == [1] and "mount fuse" in outcome.text and "may hang" in outcome.text, outcome.text
 
     @pytest.mark.parametrize("how", ["dead", "hang use"])
     def test_one_that_a_payload_lives_in_is_seen_without_it(self, case: Case, tmp_path: Path, how: str) -> None:
-        script = f'timeout -s KILL 20 leakcheck guard -- $fuse "$M" {how}; echo "exit $?"'
+        script = f'$guard -- $fuse "$M" {how}; echo "exit $?"'
         outcome = self.bounded(case, tmp_path, script)
-        assert outcome.exits == [1] and "mount fuse" in outcome.text, outcome.text
+        assert exits(outcome) == [1] and "mount fuse" in outcome.text, outcome.text
 
     def test_an_arena_comes_up_beside_one(self, case: Case, tmp_path: Path) -> None:
         place = "/mnt/pb-hang"
         script = f"""
             mkdir -p {place}; $fuse {place} hang
-            timeout -s KILL 15 leakcheck guard --arena -- true; echo "exit $?"
+            $guard --arena -- true; echo "exit $?"
         """
         try:
             outcome = self.bounded(case, tmp_path, script)
         finally:
             Path(place).rmdir()
-        assert outcome.exits == [0], outcome.text
+        assert exits(outcome) == [0], outcome.text

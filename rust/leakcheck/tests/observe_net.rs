@@ -127,6 +127,8 @@ fn sees_what_a_sandboxs_own_network_namespace_holds_until_it_ends() {
     let (listener, hidden) = sandbox.inside(|| {
         netlink::add_bridge(b"b\x1b[1m\xff");
         netlink::add_inet_table(b"t <b>\n");
+        netlink::add_inet_chain(b"t <b>\n", b"c");
+        netlink::add_inet_rule(b"t <b>\n", b"c");
         let address = SocketAddr::from_abstract_name(b"leakcheck").unwrap();
         (TcpListener::bind("0.0.0.0:80").unwrap(), UnixListener::bind_addr(&address).unwrap())
     });
@@ -137,6 +139,9 @@ fn sees_what_a_sandboxs_own_network_namespace_holds_until_it_ends() {
     // Neither the loopback that comes with every namespace, nor anything of the host.
     assert_eq!(names(NetClass::Interface), [b"b\x1b[1m\xff"]);
     assert_eq!(names(NetClass::NftTable), [b"inet t <b>\n"]);
+    assert_eq!(names(NetClass::NftChain), [b"inet t <b>\n c"]);
+    let rules: Vec<_> = held.iter().filter(|r| r.class == NetClass::NftRule).collect();
+    assert!(rules.len() == 1 && rules[0].number > 0 && rules[0].scope.as_bytes() == b"inet t <b>\n c", "{rules:?}");
     assert_eq!(names(NetClass::Listener), [b"tcp 0.0.0.0:80"]);
     assert_eq!(names(NetClass::Unix), [b"unix stream @leakcheck"]);
     assert_eq!(find(&found.net, NetClass::Listener, inode(&listener)).unwrap().netns, netns);

@@ -177,8 +177,9 @@ pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attr
     let nftables: HashSet<(u64, NetClass, Text)> = found
         .iter()
         .filter_map(|(r, _)| match r {
-            Resource::Net(n) => matches!(n.class, NetClass::NftTable | NetClass::NftChain)
-                .then(|| (n.netns, n.class, n.name.clone())),
+            Resource::Net(n) => {
+                matches!(n.class, NetClass::NftTable | NetClass::NftChain).then(|| (n.netns, n.class, n.name.clone()))
+            }
             _ => None,
         })
         .collect();

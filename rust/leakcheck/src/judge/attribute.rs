@@ -463,7 +463,8 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         nearest.is_none_or(|below| {
             let words = below.propagation.as_ref().split(|b| *b == b' ');
             let peer = |word: &[u8]| {
-                let elsewhere = |m: &Mount| m.ns != below.ns && m.propagation.as_ref().split(|b| *b == b' ').any(|w| w == word);
+                let elsewhere =
+                    |m: &Mount| m.ns != below.ns && m.propagation.as_ref().split(|b| *b == b' ').any(|w| w == word);
                 word.starts_with(b"shared:") && self.baseline.mounts.iter().any(elsewhere)
             };
             words.into_iter().any(|word| word.starts_with(b"master:") || peer(word))

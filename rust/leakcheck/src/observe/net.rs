@@ -249,7 +249,12 @@ const PARTS: [Part; 5] = [
 fn nftables(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
     const NFT_MSG_GETTABLE: u16 = 1;
     const NFTA_TABLE_HANDLE: u16 = 4;
-    let table = Part { class: NetClass::NftTable, message: NFT_MSG_GETTABLE, name: NFTA_NAME_OF_TABLE, handle: NFTA_TABLE_HANDLE };
+    let table = Part {
+        class: NetClass::NftTable,
+        message: NFT_MSG_GETTABLE,
+        name: NFTA_NAME_OF_TABLE,
+        handle: NFTA_TABLE_HANDLE,
+    };
     let mut all = nft_dump(netlink, netns, &table)?;
     if !all.is_empty() {
         for part in &PARTS {

@@ -31,18 +31,89 @@ pub(crate) enum Nature {
 }
 
 const LOCAL: [&str; 34] = [
-    "aufs", "bcachefs", "btrfs", "cramfs", "devtmpfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "hfs",
-    "hfsplus", "hugetlbfs", "iso9660", "jffs2", "jfs", "minix", "msdos", "nilfs2", "ntfs3", "overlay", "ramfs",
-    "reiserfs", "romfs", "rootfs", "squashfs", "tmpfs", "ubifs", "udf", "ufs", "vfat", "xfs", "zfs",
+    "aufs",
+    "bcachefs",
+    "btrfs",
+    "cramfs",
+    "devtmpfs",
+    "erofs",
+    "exfat",
+    "ext2",
+    "ext3",
+    "ext4",
+    "f2fs",
+    "hfs",
+    "hfsplus",
+    "hugetlbfs",
+    "iso9660",
+    "jffs2",
+    "jfs",
+    "minix",
+    "msdos",
+    "nilfs2",
+    "ntfs3",
+    "overlay",
+    "ramfs",
+    "reiserfs",
+    "romfs",
+    "rootfs",
+    "squashfs",
+    "tmpfs",
+    "ubifs",
+    "udf",
+    "ufs",
+    "vfat",
+    "xfs",
+    "zfs",
 ];
 const KERNEL: [&str; 23] = [
-    "binder", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "cpuset", "debugfs", "devpts", "efivarfs",
-    "fusectl", "mqueue", "nfsd", "nsfs", "proc", "pstore", "resctrl", "rpc_pipefs", "securityfs", "selinuxfs",
-    "smackfs", "sysfs", "tracefs",
+    "binder",
+    "binfmt_misc",
+    "bpf",
+    "cgroup",
+    "cgroup2",
+    "configfs",
+    "cpuset",
+    "debugfs",
+    "devpts",
+    "efivarfs",
+    "fusectl",
+    "mqueue",
+    "nfsd",
+    "nsfs",
+    "proc",
+    "pstore",
+    "resctrl",
+    "rpc_pipefs",
+    "securityfs",
+    "selinuxfs",
+    "smackfs",
+    "sysfs",
+    "tracefs",
 ];
 const REMOTE: [&str; 22] = [
-    "9p", "acfs", "afs", "autofs", "beegfs", "ceph", "cifs", "coda", "fuse", "fuseblk", "gfs2", "glusterfs", "gpfs",
-    "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs", "virtiofs",
+    "9p",
+    "acfs",
+    "afs",
+    "autofs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "coda",
+    "fuse",
+    "fuseblk",
+    "gfs2",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "ncpfs",
+    "nfs",
+    "nfs4",
+    "ocfs2",
+    "orangefs",
+    "smb3",
+    "smbfs",
+    "virtiofs",
 ];
 /// The kernel's own bound for symbolic links in one path (path_resolution(7)).
 const LINKS: usize = 40;
@@ -80,7 +151,8 @@ pub(crate) struct Mounts {
 impl Mounts {
     /// Those of the calling process, or of the first process of the arena.
     pub(crate) fn of(arena: Option<&ArenaView>) -> Self {
-        let table = if arena.is_some() { proc_path(arena, "1/mountinfo") } else { "/proc/thread-self/mountinfo".into() };
+        let table =
+            if arena.is_some() { proc_path(arena, "1/mountinfo") } else { "/proc/thread-self/mountinfo".into() };
         Mounts { table, known: HashMap::new() }
     }
 
@@ -225,11 +297,7 @@ pub(crate) fn open(
 ///
 /// # Errors
 /// As [`open`].
-pub(crate) fn open_inside(
-    path: &Path,
-    arena: Option<&ArenaView>,
-    last: bool,
-) -> std::result::Result<Place, Refusal> {
+pub(crate) fn open_inside(path: &Path, arena: Option<&ArenaView>, last: bool) -> std::result::Result<Place, Refusal> {
     let root = arena.map(ArenaView::root).transpose()?;
     open(path, root.as_ref(), last, &mut Mounts::of(arena))
 }
@@ -283,7 +351,8 @@ impl Walk<'_> {
     fn check(&mut self, fd: OwnedFd) -> std::result::Result<Place, Refusal> {
         match self.mounts.of_fd(fd.as_fd()) {
             Some(Known { nature: Nature::Remote, fs_type, target }) => {
-                let why = format!("{target} is on {fs_type}, a network or FUSE file system, which may hang: not entered");
+                let why =
+                    format!("{target} is on {fs_type}, a network or FUSE file system, which may hang: not entered");
                 Err(Refusal::MayHang(why))
             }
             Some(_) => place(fd),

@@ -25,7 +25,8 @@ pub(super) fn locate(path: &Path, mounts: &mut Mounts) -> Option<Located> {
     let place = reach::open(path, None, false, mounts).ok()?;
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let parent = reach::open(parent, None, true, mounts).ok();
-    let entry = path.file_name().zip(parent).and_then(|(name, p)| Some((handle(p.fd.as_fd())?, name.as_bytes().into())));
+    let entry =
+        path.file_name().zip(parent).and_then(|(name, p)| Some((handle(p.fd.as_fd())?, name.as_bytes().into())));
     Some(Located { entry, inode: handle(place.fd.as_fd())? })
 }
 

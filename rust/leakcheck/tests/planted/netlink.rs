@@ -19,16 +19,32 @@ pub fn add_bridge(name: &[u8]) {
 
 /// Makes an `inet` table of this name in the calling thread's network namespace.
 pub fn add_inet_table(name: &[u8]) {
+    change_nftables(0, CREATE_EXCL, &[(1, name)]);
+}
+
+/// Makes a chain in it.
+pub fn add_inet_chain(table: &[u8], name: &[u8]) {
+    change_nftables(3, CREATE_EXCL, &[(1, table), (3, name)]);
+}
+
+/// Appends a rule, which matches everything and does nothing, to the chain.
+pub fn add_inet_rule(table: &[u8], chain: &[u8]) {
+    const CREATE_APPEND: u16 = 0xc00;
+    change_nftables(6, CREATE_APPEND, &[(1, table), (2, chain)]);
+}
+
+/// `change` is one of `NFT_MSG_NEW…`, with attributes that are strings.
+fn change_nftables(change: u16, flags: u16, strings: &[(u16, &[u8])]) {
     const BATCH_BEGIN: u16 = 0x10;
     const BATCH_END: u16 = 0x11;
-    const NFT_MSG_NEWTABLE: u16 = 10 << 8;
+    const SUBSYSTEM_NFTABLES: u16 = 10 << 8;
     // struct nfgenmsg: family, version, resource in network order.
     let batch = [0, 0, 0, 10];
-    let mut table = vec![1, 0, 0, 0];
-    table.extend(attribute(1, &[name, b"\0"].concat()));
+    let mut body = vec![1, 0, 0, 0];
+    body.extend(strings.iter().flat_map(|(kind, text)| attribute(*kind, &[text, &b"\0"[..]].concat())));
     let messages = [
         message(BATCH_BEGIN, REQUEST, &batch),
-        message(NFT_MSG_NEWTABLE, REQUEST | ACK | CREATE_EXCL, &table),
+        message(SUBSYSTEM_NFTABLES | change, REQUEST | ACK | flags, &body),
         message(BATCH_END, REQUEST, &batch),
     ];
     ask(Some(NETFILTER), &messages.concat());
