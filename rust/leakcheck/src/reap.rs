@@ -228,7 +228,24 @@ fn record(leak: &Leak) -> std::result::Result<Resource, String> {
     if resource.kind() != leak.kind || resource.key() != leak.key {
         return Err("its record in the report is another resource's than its key".to_owned());
     }
+    if place_of(&resource).is_some_and(|path| observe::at(path) == observe::At::Hidden) {
+        return Err("its directory is in a file system that may hang, or may not be looked at".to_owned());
+    }
     Ok(resource)
+}
+
+/// The directory that holds its name.
+fn place_of(resource: &Resource) -> Option<&Path> {
+    let path = match resource {
+        Resource::Mount(m) => &m.target,
+        Resource::Cgroup(c) => &c.dir,
+        Resource::File(f) => &f.path,
+        Resource::Lockfile(f) => &f.path,
+        Resource::Ipc(i) if i.class == IpcClass::PosixShm => &i.name,
+        Resource::Net(n) if n.class == NetClass::NamedNetns => &n.scope,
+        _ => return None,
+    };
+    path.as_path().parent()
 }
 
 fn stage(resource: &Resource) -> Stage {

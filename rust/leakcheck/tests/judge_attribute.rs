@@ -198,13 +198,35 @@ fn a_namespace_that_the_run_bound_is_the_runs_whoever_is_inside() {
     assert_eq!(bound(Stranger, THEIRS), Owner::Stranger);
 }
 
+/// Whose a mount on `/x` is, in an old namespace of strangers where its parent is mounted with this propagation.
+fn in_old_namespace(propagation: &str, elsewhere: &str, known: &Known) -> Owner {
+    let at = |ns, id, propagation: &str| Mount { propagation: text(propagation), ..mount(ns, id, "/") };
+    let baseline = with(before(), [at(OLD_MNT, 1, propagation).into(), at(OLD_NS, 2, elsewhere).into()]);
+    let holder = namespace(NsType::Mnt, OLD_MNT, vec![NsHolder::Process(OLD, 1)]);
+    let look = with(host(), [holder.into(), process(OLD, 1).into()]);
+    Attributor::new(&baseline, &look, known, None).owner(&mount(OLD_MNT, 9, "/x").into())
+}
+
 #[test]
-fn a_mount_in_a_namespace_that_strangers_alone_are_in_is_theirs() {
-    let look = || with(host(), [namespace(NsType::Mnt, OLD_MNT, vec![NsHolder::Process(OLD, 1)]).into()]);
-    assert_eq!(owner_in(look(), &known(), &mount(OLD_MNT, 9, "/x").into()), Owner::Stranger);
-    let mut ours = look();
-    ours.own_ns.insert(NsType::Mnt, OLD_MNT);
-    assert_eq!(owner_in(ours, &known(), &mount(OLD_MNT, 9, "/x").into()), Owner::Unknown, "in ours anybody may mount");
+fn a_mount_in_a_namespace_that_strangers_alone_are_in_is_theirs_unless_it_may_have_come_in() {
+    for (propagation, elsewhere) in [("", "shared:1"), ("unbindable", ""), ("shared:1", "shared:11"), ("shared:1", "")]
+    {
+        assert_eq!(in_old_namespace(propagation, elsewhere, &known()), Owner::Stranger, "{propagation}");
+    }
+    for (propagation, elsewhere) in [("master:1", "shared:1"), ("shared:1", "shared:1"), ("shared:2 master:1", "")] {
+        assert_eq!(in_old_namespace(propagation, elsewhere, &known()), Owner::Unknown, "{propagation}");
+        let told = |m| in_old_namespace(propagation, elsewhere, &Known { mounts: vec![(9, m)], ..known() });
+        assert_eq!([told(Run), told(Stranger)], [CREATOR, Owner::Stranger]);
+        let watched = Known { watched_mounts: vec![OLD_MNT], ..known() };
+        assert_eq!(in_old_namespace(propagation, elsewhere, &watched), Owner::Stranger, "before the run began");
+    }
+}
+
+#[test]
+fn in_the_observers_own_namespace_anybody_may_mount() {
+    let mut look = with(host(), [namespace(NsType::Mnt, OLD_MNT, vec![NsHolder::Process(OLD, 1)]).into()]);
+    look.own_ns.insert(NsType::Mnt, OLD_MNT);
+    assert_eq!(owner_in(look, &known(), &mount(OLD_MNT, 9, "/x").into()), Owner::Unknown);
 }
 
 #[test]

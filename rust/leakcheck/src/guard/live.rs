@@ -12,6 +12,7 @@ use crate::judge::attribute::{Attributor, Membership, Provenance};
 use crate::judge::diff;
 use crate::judge::settle::{Look, World};
 use crate::kind::{Kind, KindSet};
+use crate::observe::read::{Part, read_memory};
 use crate::observe::{self, reach};
 use crate::resource::{Process, Resource};
 use crate::scope::Scope;
@@ -122,7 +123,8 @@ impl Provenance for Live<'_> {
     fn token(&self, pid: u32) -> bool {
         let Some(token) = self.token else { return false };
         let entry = format!("{TOKEN_NAME}={token}");
-        let environ = std::fs::read(proc_path(self.arena, format_args!("{pid}/environ"))).unwrap_or_default();
+        let process = proc_path(self.arena, pid);
+        let environ = read_memory(&process, Part::Environment).unwrap_or_default();
         environ.split(|b| *b == 0).any(|e| e == entry.as_bytes())
     }
 

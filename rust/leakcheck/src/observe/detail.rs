@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::read::read_file;
+use super::read::{Part, read_file, read_memory};
 use super::{bpf, sockdiag};
 use crate::parse;
 use crate::resource::{
@@ -145,7 +145,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
 fn process(p: &Process, look: &Snapshot) -> Notes {
     let base = look.proc(p.pid);
     let mut details = Vec::new();
-    let argv = read_file(base.join("cmdline")).unwrap_or_default();
+    let argv = read_memory(&base, Part::Arguments).unwrap_or_default();
     let argv = argv.strip_suffix(b"\0").unwrap_or(&argv);
     let argv: Vec<u8> = argv.iter().map(|b| if *b == 0 { b' ' } else { *b }).collect();
     if !argv.is_empty() {

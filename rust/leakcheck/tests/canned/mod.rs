@@ -174,6 +174,7 @@ pub(crate) struct Known {
     pub(crate) ever: Vec<(u32, Membership)>,
     pub(crate) creators: Vec<(&'static str, Membership)>,
     pub(crate) mounts: Vec<(u64, Membership)>,
+    pub(crate) watched_mounts: Vec<u64>,
     pub(crate) cgroups: Vec<(u32, &'static str)>,
     pub(crate) uids: Vec<(u32, u32)>,
 }
@@ -201,6 +202,10 @@ impl Provenance for Known {
 
     fn mount(&self, id: u64) -> Membership {
         find(&self.mounts, id)
+    }
+
+    fn watches_mounts(&self, ns: u64) -> bool {
+        self.watched_mounts.contains(&ns)
     }
 
     fn uid(&self, pid: u32) -> Option<u32> {
