@@ -161,7 +161,8 @@ class Ground:
             keys = {key for key, _ in alike}
             if len(keys & self.shown[-1]) <= len(keys & self.shown[0]):
                 for _, one in alike:
-                    one.bounded = one.gone is None
+                    # What lives on in ever new processes is told as one, however many there are of it.
+                    one.bounded = one.gone is None and one.leak.class_ != "respawning"
 
     def _tied(self, leak: Leak, number: int, runs: Sequence[Run]) -> Left:
         if (marked := self._marked(leak)) is not None:

@@ -202,5 +202,6 @@ class _Aftermath:
             more = count_like(leak, after) > count_like(leak, before)
             # Killed elsewhere in the run, the second one need not leave what the first left.
             chance = self._ending.kill is not None and key not in self._steady
-            class_ = "growing" if more else leak.class_ if chance else "bounded"
+            # What lives on in ever new processes is told as one, however many there are of it.
+            class_ = "growing" if more else leak.class_ if chance or leak.class_ == "respawning" else "bounded"
             self.left.append(Left(leak.kind, class_, leak.label))

@@ -12,6 +12,7 @@
 //! # }
 //! ```
 
+mod adrift;
 mod live;
 mod others;
 mod residue;
@@ -35,6 +36,7 @@ use crate::resource::{NsHolder, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot};
 use crate::watch::{self, Watch};
+use adrift::Adrift;
 use live::{Live, LiveWorld};
 use residue::{Found, coverage, finish, gauges, residue};
 
@@ -245,14 +247,36 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
 }
 
 fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>) -> Result<Report> {
-    let mut world = LiveWorld { baseline, options, asked, live, began: Instant::now(), last: None, looks_ms: 0.0 };
-    let settled = settle(&options.policy, &mut world)?;
+    let mut world = LiveWorld {
+        baseline,
+        options,
+        asked,
+        live,
+        began: Instant::now(),
+        last: None,
+        looks_ms: 0.0,
+        adrift: Adrift::default(),
+    };
+    let mut settled = settle(&options.policy, &mut world)?;
     let Some(last) = world.last.take() else {
         return Err(crate::Error::usage("settling made no look"));
     };
     let own = options.own_pid();
     let attributor = Attributor::new(baseline, &last.look, live, own);
-    let mut report = Report::empty(last.look.boot_id.clone(), coverage(baseline, &last.look, asked, &attributor));
+    let adrift = std::mem::take(&mut world.adrift);
+    let passed: Vec<bool> = settled.transient.iter().map(|(found, _)| adrift.knows(&found.resource)).collect();
+    let respawning = adrift.end(&world, &last.look, &mut settled.residue, settled.lives)?;
+    let mut coverage = coverage(baseline, &last.look, asked, &attributor);
+    if let Some(why) = respawning.gap {
+        coverage.lower(Kind::Process, Level::Partial, why);
+    }
+    if let Some(found) = respawning.leak {
+        // What only passed by is told with it.
+        let mut passed = passed.into_iter();
+        settled.transient.retain(|_| !passed.next().unwrap_or(false));
+        settled.residue.insert(found.key.clone(), found);
+    }
+    let mut report = Report::empty(last.look.boot_id.clone(), coverage);
     report.scope.clone_from(&last.look.scope);
     report.unreadable.clone_from(&last.look.unreadable);
     report.noise = last.noise;
@@ -260,7 +284,7 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
     report.timing_ms.insert("baseline".to_owned(), baseline.took_ns as f64 / 1e6);
     report.timing_ms.insert("settle".to_owned(), ms(settled.took));
     report.timing_ms.insert("looking".to_owned(), world.looks_ms);
-    let Settled { residue, transient, looks, took, extended } = settled;
+    let Settled { residue, transient, looks, took, extended, lives: _ } = settled;
     report.settle = Settling { looks, ms: ms(took), extended };
     // What went before it could be attributed tells nothing of the run.
     let (told, untold): (Vec<_>, Vec<_>) = transient.into_iter().partition(|(f, _)| f.by != Attribution::None);

@@ -9,6 +9,7 @@
 pub mod arena;
 pub mod doctor;
 pub mod error;
+mod freeze;
 pub mod guard;
 pub mod judge;
 pub mod kind;

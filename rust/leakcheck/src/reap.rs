@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::judge::attribute::Attribution;
+use crate::judge::class::Class;
 use crate::judge::report::{Leak, Report};
 use crate::kind::Kind;
 use crate::observe;
@@ -216,6 +217,11 @@ fn record(leak: &Leak) -> std::result::Result<Resource, String> {
         | Attribution::Creator
         | Attribution::Holder
         | Attribution::Scope => {}
+    }
+    if leak.class == Class::Respawning {
+        let why = "it lives on in ever new processes, which no signal to one of them ends: freeze the cgroup that it is in, or \
+                   forbid its user any more processes (pids.max, RLIMIT_NPROC), and then kill all of it";
+        return Err(why.to_owned());
     }
     if leak.attribution == Attribution::Scope && matches!(leak.kind, Kind::File | Kind::Lockfile) {
         return Err("a scope does not tell who made a file: it may be somebody else's".to_owned());

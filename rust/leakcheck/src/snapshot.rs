@@ -160,6 +160,9 @@ pub struct Snapshot {
     /// The arena that was looked at, for what is looked up later; a saved snapshot has none.
     #[serde(skip)]
     pub arena: Option<Arc<ArenaView>>,
+    /// Ids of processes that were found and had ended before they could be read.
+    #[serde(skip)]
+    pub gone: Vec<u32>,
 }
 
 impl Snapshot {
@@ -197,6 +200,7 @@ impl Snapshot {
             keys: Vec::new(),
             bpf: Vec::new(),
             arena: None,
+            gone: Vec::new(),
         }
     }
 

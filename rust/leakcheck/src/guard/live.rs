@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::adrift::Adrift;
 use super::residue::{Found, residue};
 use super::{Options, TOKEN_NAME};
 use crate::arena::{ArenaView, proc_path};
@@ -34,6 +35,7 @@ pub(super) struct LiveWorld<'a> {
     pub(super) began: Instant,
     pub(super) last: Option<LastLook>,
     pub(super) looks_ms: f64,
+    pub(super) adrift: Adrift,
 }
 
 impl LiveWorld<'_> {
@@ -73,7 +75,10 @@ impl World<Found> for LiveWorld<'_> {
         let own = self.options.own_pid();
         let attributor = Attributor::new(self.baseline, &look, self.live, own);
         let residue = residue(appeared, &attributor);
-        let (run_lives, running) = attributor.alive();
+        let (lives, running) = attributor.alive();
+        let mut adrift = std::mem::take(&mut self.adrift);
+        let run_lives = adrift.take_in(self, &look, &attributor) || lives;
+        self.adrift = adrift;
         let found = residue
             .found
             .into_iter()

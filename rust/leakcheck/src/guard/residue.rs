@@ -19,8 +19,8 @@ use crate::text::Text;
 /// Sorts what was found into leaks and what rules explain, and gives the verdict.
 pub(super) fn finish(report: &mut Report, found: Vec<Found>, rules: &Rules, attributed_only: bool) {
     let mut used = BTreeSet::new();
-    for Found { resource, by, class, label, facts } in found {
-        let (kind, key) = (resource.kind(), resource.key());
+    for Found { key, resource, by, class, label, facts } in found {
+        let kind = resource.kind();
         let fields = facts.get("resource").cloned().unwrap_or(Value::Null);
         let detail = |name: &str| facts.get(name).or_else(|| fields.get(name)).and_then(|value| plain(name, value));
         if let Some(n) = rules.explains(kind, detail) {
@@ -94,6 +94,7 @@ pub(super) fn coverage<P: Provenance>(
 /// Residue with all that a report needs of it, looked up while it is there.
 #[derive(Clone)]
 pub(super) struct Found {
+    pub(super) key: String,
     pub(super) resource: Resource,
     pub(super) by: Attribution,
     pub(super) class: Class,
@@ -111,7 +112,7 @@ impl Found {
         let populated = |c: &crate::resource::Cgroup| detail::cgroup_processes(c).is_some_and(|p| !p.is_empty());
         let class = classify(&resource, look, |ns| attributor.fresh_ns(ns), populated);
         let evidence = detail::evidence(&resource, look);
-        Found { resource, by, class, label: evidence.label, facts: evidence.facts }
+        Found { key: resource.key(), resource, by, class, label: evidence.label, facts: evidence.facts }
     }
 }
 

@@ -248,6 +248,14 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         self.uids.get_or_init(users).contains(&uid)
     }
 
+    /// Whose a process is, be it one that began after the look.
+    pub fn owner_of(&self, p: &Process) -> Owner {
+        match self.look.process(p.pid).filter(|seen| seen.start == p.start).and_then(|_| self.processes.get(&p.pid)) {
+            Some(owner) => *owner,
+            None => self.process(p),
+        }
+    }
+
     fn owner_of_pid(&self, pid: u32) -> Owner {
         self.processes.get(&pid).copied().unwrap_or(Owner::Unknown)
     }

@@ -79,6 +79,8 @@ pub struct Settled<T> {
     pub took: Duration,
     /// Whether survivors or pressure kept it waiting longer than the least time.
     pub extended: bool,
+    /// Whether a process of the run lived at the last look, be it one that no other look saw.
+    pub lives: bool,
 }
 
 /// Looks until nothing is left, or until what is left stays.
@@ -87,8 +89,14 @@ pub struct Settled<T> {
 /// What a look raises: a crashed check is never a pass.
 pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T>> {
     let first = world.look()?;
-    let mut out =
-        Settled { residue: first.residue, transient: Vec::new(), looks: 1, took: world.elapsed(), extended: false };
+    let mut out = Settled {
+        residue: first.residue,
+        transient: Vec::new(),
+        looks: 1,
+        took: world.elapsed(),
+        extended: false,
+        lives: first.run_lives,
+    };
     let (mut lives, mut running) = (first.run_lives, first.running);
     let at_least = policy.at_least.saturating_mul(world.pressure().max(1));
     let mut pause = policy.first_pause;
@@ -124,5 +132,6 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
         }
         (lives, running) = (look.run_lives, look.running);
     }
+    out.lives = lives;
     Ok(out)
 }

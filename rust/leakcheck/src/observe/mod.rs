@@ -269,6 +269,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
         let more = (2..threads).filter_map(|_| thread().spawn_scoped(scope, || pass.read(threads)).ok());
         let more: Vec<_> = more.collect();
         pass.read(threads);
+        out.gone = pass.gone();
         tied(pass.samples()?, options, wanted, out)?;
         let joined =
             |thread: ScopedJoinHandle<'_, Snapshot>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
@@ -490,4 +491,15 @@ pub(crate) fn cgroups_of(pid: u32, arena: Option<&ArenaView>) -> Vec<(String, St
 pub(crate) fn uid_of(pid: u32, arena: Option<&ArenaView>) -> Option<u32> {
     let text = read_file(proc_path(arena, format_args!("{pid}/status"))).ok()?;
     crate::parse::status::parse(&text).ok()?.uid.map(|uids| uids[1])
+}
+
+/// The process that has this id now.
+pub(crate) fn process(pid: u32) -> Option<crate::resource::Process> {
+    procfs::process(&read_file(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The id that was given last in our pid namespace, to a process or a thread (proc_loadavg(5), the last field).
+pub(crate) fn newest_pid() -> Option<u32> {
+    let text = read_file("/proc/loadavg").ok()?;
+    std::str::from_utf8(&text).ok()?.split_ascii_whitespace().next_back()?.parse().ok()
 }

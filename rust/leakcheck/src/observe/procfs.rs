@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
-use super::read::{path, read_into, read_small};
+use super::read::{ShortPath, path, read_into, read_small};
 use super::source::{NsLink, Pin, ProcessSource, Sample, Selection, Wanted};
 use super::sys;
 use crate::arena::ArenaView;
@@ -102,7 +102,10 @@ impl Procfs {
             .and_then(|dir| Ok((read_small(dir.as_fd(), c"stat", &mut scratch.text)?.len(), dir)));
         let (length, dir) = match opened {
             Ok(opened) => opened,
-            Err(Errno::NOENT | Errno::SRCH) => return Ok(None),
+            Err(Errno::NOENT | Errno::SRCH) => {
+                scratch.gone.push(pid);
+                return Ok(None);
+            }
             // `hidepid=1` (proc(5)): that it is there is all that can be seen.
             Err(e @ (Errno::ACCESS | Errno::PERM)) => return Ok(Some(hidden_process(pid, e))),
             Err(e) => return Err(Error::io("open", format!("/proc/{pid}/stat"), e)),
@@ -119,22 +122,30 @@ impl Procfs {
             deleted_maps: Vec::new(),
             refused: None,
         };
-        let (threads, zombie) = (stat.num_threads, matches!(stat.state, b'Z' | b'X' | b'x'));
-        if zombie && threads <= 1 {
-            return Ok(Some(sample));
+        let (threads, ended) = (stat.num_threads, matches!(stat.state, b'Z' | b'X' | b'x'));
+        // The first thread may have ended and others go on: then the process is what one of these is.
+        let deputy = if ended { living_thread(dir.as_fd(), pid) } else { None };
+        match deputy {
+            Some((_, state)) => sample.process.state = char::from(state),
+            None if ended => return Ok(Some(sample)),
+            None => {}
         }
+        let first = deputy.map(|(tid, _)| tid);
         let own = pid == self.own_pid;
         let foreign = self.own_pid == 0;
-        let mut reader = Reader { dir: dir.as_fd(), wanted, scratch, sample: &mut sample, hidden: &[], foreign };
+        let mut reader = Reader { dir: dir.as_fd(), wanted, scratch, sample: &mut sample, hidden: &[], foreign, first };
         let hidden;
         if own {
             hidden = [self.hidden.as_slice(), &[dir.as_raw_fd()]].concat();
             reader.hidden = &hidden;
         }
         if wanted.fds && (!own || wanted.own) {
-            reader.fds(c"fd", pid);
+            match first {
+                None => reader.fds(c"fd", pid),
+                Some(tid) => reader.fds(path(&format_args!("task/{tid}/fd")).as_c_str(), tid),
+            }
         }
-        reader.namespaces(None);
+        reader.namespaces(first);
         if wanted.pins {
             reader.pins();
         }
@@ -164,6 +175,7 @@ impl ProcessSource for Procfs {
             next: AtomicUsize::new(0),
             readers: AtomicUsize::new(0),
             parts: Mutex::new(vec![Ok(first)]),
+            gone: Mutex::default(),
         })
     }
 }
@@ -178,6 +190,8 @@ pub(crate) struct Pass<'a> {
     /// How many threads are in [`read`](Self::read).
     readers: AtomicUsize,
     parts: Mutex<Vec<Result<Vec<Sample>>>>,
+    /// What was found and had ended before it was read.
+    gone: Mutex<Vec<u32>>,
 }
 
 impl Pass<'_> {
@@ -206,12 +220,18 @@ impl Pass<'_> {
         loop {
             let from = self.next.fetch_add(at_a_time, Ordering::SeqCst);
             let Some(chunk) = pids.get(from..pids.len().min(from + at_a_time)).filter(|c| !c.is_empty()) else {
+                self.gone.lock().unwrap_or_else(PoisonError::into_inner).append(&mut scratch.gone);
                 return Ok(part);
             };
             for &pid in chunk {
                 part.extend(self.procfs.sample(pid, self.wanted, &mut scratch)?);
             }
         }
+    }
+
+    /// The ids of processes that were found and had ended before they could be read.
+    pub(crate) fn gone(&self) -> Vec<u32> {
+        std::mem::take(&mut *self.gone.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// What was read. A process that ended meanwhile is left out.
@@ -253,6 +273,7 @@ struct Scratch {
     maps: Vec<u8>,
     /// Mounts that working and root directories were seen on.
     pinned: Vec<u64>,
+    gone: Vec<u32>,
 }
 
 impl Scratch {
@@ -263,6 +284,7 @@ impl Scratch {
             link: [MaybeUninit::uninit(); 4096],
             maps: Vec::new(),
             pinned: Vec::new(),
+            gone: Vec::new(),
         }
     }
 }
@@ -275,6 +297,8 @@ struct Reader<'a> {
     hidden: &'a [RawFd],
     /// Whether the pids are of another pid namespace than the observer's.
     foreign: bool,
+    /// The thread that stands for the process where the first has ended: that one has let go of all that it had.
+    first: Option<u32>,
 }
 
 impl Reader<'_> {
@@ -381,8 +405,18 @@ impl Reader<'_> {
         }
     }
 
+    /// A file of the process, which the thread that stands for it has too.
+    fn of_process(&self, name: &str) -> ShortPath {
+        match self.first {
+            None => path(&format_args!("{name}")),
+            Some(tid) => path(&format_args!("task/{tid}/{name}")),
+        }
+    }
+
     fn pins(&mut self) {
-        for (what, name) in [("cwd", c"cwd"), ("root", c"root")] {
+        for what in ["cwd", "root"] {
+            let name = self.of_process(what);
+            let name = name.as_c_str();
             let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
             match rustix::fs::statx(self.dir, name, QUIET, mask) {
                 // One process is enough to tell what keeps a mount.
@@ -404,9 +438,10 @@ impl Reader<'_> {
 
     fn maps(&mut self) {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let name = self.of_process("maps");
         let text = &mut self.scratch.maps;
-        let read =
-            rustix::fs::openat(self.dir, c"maps", flags, Mode::empty()).and_then(|fd| read_into(fd.as_fd(), text));
+        let read = rustix::fs::openat(self.dir, name.as_c_str(), flags, Mode::empty())
+            .and_then(|fd| read_into(fd.as_fd(), text));
         match read {
             Ok(()) => {
                 let (pid, start) = (self.sample.process.pid, self.sample.process.start);
@@ -451,11 +486,12 @@ impl Reader<'_> {
         }
         drop(dir);
         let pid = self.sample.process.pid;
-        for tid in tids.into_iter().filter(|&t| t != pid) {
+        let first = self.first.unwrap_or(pid);
+        for tid in tids.into_iter().filter(|&t| t != pid && t != first) {
             if wanted.fds && self.foreign {
                 self.foreign_table(tid);
             } else if wanted.fds && (!own || wanted.own) {
-                match sys::same_fd_table(pid, tid) {
+                match sys::same_fd_table(first, tid) {
                     Ok(true) => {}
                     Ok(false) => self.fds(path(&format_args!("task/{tid}/fd")).as_c_str(), tid),
                     Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
@@ -476,12 +512,27 @@ impl Reader<'_> {
         let from = self.sample.fds.len();
         self.fds(path(&format_args!("task/{tid}/fd")).as_c_str(), tid);
         let (known, listed) = self.sample.fds.split_at(from);
-        let group = known.iter().filter(|fd| fd.table == pid);
+        let first = self.first.unwrap_or(pid);
+        let group = known.iter().filter(|fd| fd.table == first);
         let same = |(a, b): (&Fd, &Fd)| (a.fd, &a.target, a.ino, a.serial) == (b.fd, &b.target, b.ino, b.serial);
         if group.clone().count() == listed.len() && group.zip(listed).all(same) {
             self.sample.fds.truncate(from);
         }
     }
+}
+
+/// A thread that has not ended, with its state: below the `/proc/PID` whose first thread has.
+fn living_thread(dir: BorrowedFd<'_>, pid: u32) -> Option<(u32, u8)> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let task = rustix::fs::openat(dir, c"task", flags, Mode::empty()).ok()?;
+    let mut tids = Vec::new();
+    each_number(task.as_fd(), |tid, _| tids.push(tid)).ok()?;
+    tids.into_iter().filter(|tid| *tid != pid).find_map(|tid| {
+        let mut buffer = [0u8; 1024];
+        let text = read_small(task.as_fd(), &path(&format_args!("{tid}/stat")), &mut buffer).ok()?;
+        let state = parse::stat::parse(text).ok()?.state;
+        (!matches!(state, b'Z' | b'X' | b'x')).then_some((tid, state))
+    })
 }
 
 fn has_serial(target: &[u8]) -> bool {
@@ -498,6 +549,12 @@ fn hidden_process(pid: u32, error: Errno) -> Sample {
         deleted_maps: Vec::new(),
         refused: Some(format!("stat: {}", std::io::Error::from(error))),
     }
+}
+
+/// The process of a `/proc/PID/stat`; none for a kernel thread.
+pub(super) fn process(stat: &[u8]) -> Option<Process> {
+    let stat = parse::stat::parse(stat).ok()?;
+    (stat.flags & PF_KTHREAD == 0).then(|| process_of(&stat))
 }
 
 fn process_of(stat: &parse::stat::Stat<'_>) -> Process {

@@ -201,6 +201,60 @@ impl Descent {
     }
 }
 
+/// Who lives and is held by nobody: neither is it, nor is an ancestor of it, in a given set of processes, and the way from the
+/// root to it leads over one that has ended. A run that replaces itself in ever new processes has such a one at every instant,
+/// since the kernel tells of a fork before the parent can end.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Adrift {
+    /// Processes of the run.
+    pub run: Vec<u32>,
+    /// Processes that may be the run's.
+    pub unknown: Vec<u32>,
+}
+
+impl Descent {
+    /// Who is adrift, in order, beside what is in `held`.
+    pub(super) fn adrift(&self, held: &HashSet<u32>) -> Adrift {
+        let mut adrift = Adrift::default();
+        for &pid in &self.live {
+            let Some(span) = self.open(pid).filter(|_| !held.contains(&pid)) else { continue };
+            let found = match span.membership {
+                Membership::Run => &mut adrift.run,
+                Membership::Unknown => &mut adrift.unknown,
+                Membership::Stranger => continue,
+            };
+            if self.is_cut_off(span, held) {
+                found.push(pid);
+            }
+        }
+        adrift.run.sort_unstable();
+        adrift.unknown.sort_unstable();
+        adrift
+    }
+
+    fn is_cut_off<'a>(&'a self, mut span: &'a Span, held: &HashSet<u32>) -> bool {
+        let mut cut = false;
+        // A parent's span begins before its child's: the way up ends.
+        while span.parent != self.root {
+            if held.contains(&span.parent) {
+                return false;
+            }
+            let born = span.from;
+            let was = |s: &&Span| s.from <= born && s.to.is_none_or(|end| end >= born);
+            // A reaper's child, or one whose parent is not known.
+            let Some(parent) = self.spans.get(&span.parent).and_then(|all| all.iter().rev().find(was)) else {
+                return true;
+            };
+            cut |= parent.to.is_some();
+            if parent.from >= born {
+                return true;
+            }
+            span = parent;
+        }
+        cut
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Membership::{Run, Stranger, Unknown};
@@ -233,6 +287,26 @@ mod tests {
         let descent = after(&[fork(1, ROOT, 101), fork(2, 101, 102), exit(3, 101, 101), fork(4, 102, 103)]);
         assert_eq!([101, 102, 103, 104].map(|pid| descent.ever(pid)), [Run, Run, Run, Stranger]);
         assert_eq!(descent.live(), [102, 103]);
+    }
+
+    #[test]
+    fn a_chain_of_processes_is_adrift_at_every_instant_and_a_child_of_ours_never() {
+        let held = HashSet::new();
+        let mut descent = after(&[fork(1, ROOT, 101)]);
+        assert_eq!(descent.adrift(&held).run, [0u32; 0], "the root itself made it and can wait for it");
+        for at in 2..50u32 {
+            let time = u64::from(at) * 10;
+            descent.apply(fork(time, 99 + at, 100 + at), &|_| None);
+            descent.apply(exit(time + 1, 99 + at, 99 + at), &|_| None);
+            assert_eq!(descent.adrift(&held).run, [100 + at]);
+        }
+    }
+
+    #[test]
+    fn what_a_held_process_starts_goes_with_it() {
+        let descent = after(&[fork(1, ROOT, 101), fork(2, 101, 102), exit(3, 101, 101), fork(4, 102, 103)]);
+        assert_eq!(descent.adrift(&HashSet::new()).run, [102, 103]);
+        assert_eq!(descent.adrift(&HashSet::from([102])), Adrift::default());
     }
 
     #[test]

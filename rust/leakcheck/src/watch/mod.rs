@@ -19,6 +19,7 @@ mod makers;
 mod state;
 mod sys;
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +34,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 
 pub use answer::{Levels, Maker, Membership};
+pub use descent::Adrift;
 use state::State;
 
 /// What to watch.
@@ -211,6 +213,12 @@ impl Watch {
     /// The run's processes whose end was not seen, without the root, in order.
     pub fn live_run_pids(&self) -> Vec<u32> {
         self.state().map_or_else(Vec::new, |mut state| state.live())
+    }
+
+    /// The run's processes that live and that neither `held` nor a child of the root's leads to. None where not every fork and
+    /// exit was seen.
+    pub fn adrift(&self, held: &HashSet<u32>) -> Option<Adrift> {
+        self.state()?.adrift(held)
     }
 
     /// The watch's own FDs.

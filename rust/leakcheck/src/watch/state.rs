@@ -12,7 +12,7 @@ use crate::snapshot::{Coverage, Level};
 use super::ancestry::{self, Ancestry};
 use super::answer::{Levels, Maker, Membership};
 use super::connector::{Connector, Event};
-use super::descent::Descent;
+use super::descent::{Adrift, Descent};
 use super::fanotify::{self, Deed, Group};
 use super::makers::{Makers, locate};
 use super::{Options, clock};
@@ -165,6 +165,11 @@ impl State {
             pids.filter(|pid| *pid != self.root && self.kin.ancestry.now(*pid) == Membership::Run).collect();
         live.sort_unstable();
         live
+    }
+
+    pub(super) fn adrift(&self, held: &HashSet<u32>) -> Option<Adrift> {
+        let (_, descent) = self.kin.connector.as_ref()?;
+        (self.kin.coverage.level == Level::Full).then(|| descent.adrift(held))
     }
 
     /// Watches further mount namespaces, each given by its inode and a path that opens it.

@@ -1,0 +1,105 @@
+//! An arena that holds still for one look: cgroup.freeze of v2 (Linux 5.2), else the v1 freezer.
+//!
+//! A walk of `/proc` takes time in which processes begin and end. What is frozen neither forks nor exits, so what lives can be named.
+
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{Mode, OFlags, open};
+
+use crate::arena::ArenaView;
+
+/// How long the kernel gets: a task freezes where it next returns to user mode.
+const PATIENCE: Duration = Duration::from_millis(250);
+/// A v1 freezer raises no event.
+const STEP: Duration = Duration::from_millis(1);
+
+/// A frozen arena; thawed when dropped.
+pub(crate) struct Frozen {
+    control: PathBuf,
+    thaw: &'static str,
+}
+
+impl Frozen {
+    /// Freezes all of the arena. None where it has no cgroup that can, somebody has frozen it already, or it does not hold still
+    /// in time.
+    pub(crate) fn whole(arena: &ArenaView) -> Option<Frozen> {
+        let v1 = |name: &str| name.split(',').any(|controller| controller == "freezer");
+        let find = |fits: &dyn Fn(&str) -> bool| arena.cgroups.iter().find(|(name, _)| fits(name)).map(|(_, dir)| dir);
+        // A task that v2 froze can still be killed: should this process end before it thaws, the arena can be taken down.
+        find(&|name| name == "v2")
+            .and_then(|dir| Self::by_v2(dir))
+            .or_else(|| find(&v1).and_then(|dir| Self::by_v1(dir)))
+    }
+
+    fn by_v2(dir: &Path) -> Option<Frozen> {
+        let control = dir.join("cgroup.freeze");
+        if fs::read(&control).ok()?.trim_ascii() != b"0" {
+            return None;
+        }
+        let events = open(dir.join("cgroup.events"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        fs::write(&control, "1").ok()?;
+        let frozen = Frozen { control, thaw: "0" };
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let mut text = [0u8; 256];
+            let length = rustix::io::pread(&events, &mut text, 0).ok()?;
+            if text[..length].split(|b| *b == b'\n').any(|line| line == b"frozen 1") {
+                return Some(frozen);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let mut set = [PollFd::from_borrowed_fd(events.as_fd(), PollFlags::PRI)];
+            if left.is_zero() || poll(&mut set, Some(&timespec(left))) == Ok(0) {
+                return None;
+            }
+        }
+    }
+
+    fn by_v1(dir: &Path) -> Option<Frozen> {
+        let control = dir.join("freezer.state");
+        if fs::read(&control).ok()?.trim_ascii() != b"THAWED" {
+            return None;
+        }
+        fs::write(&control, "FROZEN").ok()?;
+        let frozen = Frozen { control, thaw: "THAWED" };
+        let until = Instant::now() + PATIENCE;
+        while fs::read(&frozen.control).ok()?.trim_ascii() != b"FROZEN" {
+            if Instant::now() >= until {
+                return None;
+            }
+            let _ = poll(&mut [], Some(&timespec(STEP)));
+        }
+        Some(frozen)
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // It fails only when the cgroup is gone, and then so is all that was frozen in it.
+        let _ = fs::write(&self.control, self.thaw);
+    }
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
+}
+
+/// How many processes the arena's cgroup holds, those that started it with them; none where that cannot be told. The kernel
+/// appends what is born to the list that it walks, so that no order of process ids hides any.
+pub(crate) fn population(arena: &ArenaView) -> Option<usize> {
+    let (_, dir) = arena.cgroups.iter().find(|(name, _)| name == "v2").or(arena.cgroups.first())?;
+    count(dir)
+}
+
+fn count(dir: &Path) -> Option<usize> {
+    let procs = fs::read(dir.join("cgroup.procs")).ok()?;
+    let mut n = procs.split(|b| *b == b'\n').filter(|line| !line.is_empty()).count();
+    for child in fs::read_dir(dir).ok()?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
+        // One that is removed meanwhile has no process.
+        n += count(&child.path()).unwrap_or(0);
+    }
+    Some(n)
+}

@@ -1,0 +1,356 @@
+//! What lives on in ever new processes: it forks a successor and ends, so that no two looks share an identity.
+//!
+//! A walk of `/proc` is no atomic view, so what it shows of such a run is chance. Asked is therefore what cannot miss it: the process
+//! connector, which tells of a fork before the parent can end; in an arena, one look while its cgroup is frozen. Where there is
+//! neither, a run that *every* look since its end saw alive has never been away.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use super::live::{Live, LiveWorld};
+use super::residue::Found;
+use crate::error::Result;
+use crate::freeze::{Frozen, population};
+use crate::judge::attribute::{Attribution, Attributor, Owner};
+use crate::judge::class::Class;
+use crate::kind::{Kind, KindSet};
+use crate::observe::{self, detail};
+use crate::resource::{Process, Resource};
+use crate::scope::Scope;
+use crate::snapshot::Snapshot;
+
+/// What stands for it in place of a process' identity: there is no other that a later look shares.
+const KEY: &str = "process:respawning";
+/// Processes remembered at most, and shown.
+const REMEMBERED: usize = 256;
+const SHOWN: usize = 8;
+/// How long the newest process is asked for where only numbers tell of it: some ten generations of the fastest chain.
+const PROBING: Duration = Duration::from_millis(1);
+
+/// A process that one look saw and nobody answers for, with the new ones that it descends from.
+struct Glimpse {
+    id: (u32, u64),
+    line: Vec<u32>,
+}
+
+/// What one look saw.
+struct Seen {
+    free: Vec<Glimpse>,
+    /// Signs of others that could not be read.
+    signs: bool,
+}
+
+impl Glimpse {
+    fn of(p: &Process, look: &Snapshot) -> Self {
+        Glimpse { id: (p.pid, p.start), line: ancestors(p, look).map(|a| a.pid).collect() }
+    }
+}
+
+impl Seen {
+    /// Whether something beside what is `held`, and what that starts, was alive.
+    fn beside(&self, held: &HashSet<u32>) -> bool {
+        let by_held = |g: &Glimpse| held.contains(&g.id.0) || g.line.iter().any(|pid| held.contains(pid));
+        self.signs || !self.free.iter().all(by_held)
+    }
+}
+
+/// What looks saw of processes that nothing holds.
+#[derive(Default)]
+pub(super) struct Adrift {
+    looks: Vec<Seen>,
+    seen: BTreeMap<(u32, u64), (Process, Attribution)>,
+    /// Whether one of the run's lived when the last look ended, by the connector; none without one.
+    by_events: Option<bool>,
+}
+
+/// What it comes to in the end.
+#[derive(Default)]
+pub(super) struct Outcome {
+    pub(super) leak: Option<Found>,
+    /// Why it cannot be told whether something lives.
+    pub(super) gap: Option<String>,
+}
+
+impl Adrift {
+    /// Takes in one look. True if something lives.
+    pub(super) fn take_in(
+        &mut self,
+        world: &LiveWorld<'_>,
+        look: &Snapshot,
+        attributor: &Attributor<'_, Live<'_>>,
+    ) -> bool {
+        let mut free = Vec::new();
+        for p in &look.processes {
+            let Some(by) = of_run(attributor.owner_of(p), p, world.baseline) else { continue };
+            if is_free(p, look, world.baseline) {
+                free.push(Glimpse::of(p, look));
+                self.remember(p, by);
+            }
+        }
+        let mut signs = false;
+        match world.live.watch.filter(|_| look.scope == Scope::Host).and_then(|w| w.adrift(&HashSet::new())) {
+            Some(adrift) => {
+                signs |= !adrift.unknown.is_empty();
+                // Of the run's own the events know better.
+                free.retain(|g| self.seen.get(&g.id).is_none_or(|(_, by)| *by != Attribution::Descent));
+                self.by_events = Some(!adrift.run.is_empty());
+            }
+            None => {
+                self.by_events = None;
+                match (&look.scope, &look.arena) {
+                    (Scope::Host, _) if free.is_empty() => free.extend(self.newest(world, look, attributor)),
+                    (Scope::Host, _) => {}
+                    // There, whatever came and went is of the run.
+                    (Scope::Arena | Scope::Cgroup(_) | Scope::Tree(_), None) => signs |= !look.gone.is_empty(),
+                    (_, Some(arena)) => {
+                        // PID 1 is in the look, and the spawner is not.
+                        let known = 1 + look.processes.iter().filter(|p| lives(p)).count();
+                        signs |=
+                            !look.gone.is_empty() || free.is_empty() && population(arena).is_some_and(|n| n > known);
+                    }
+                }
+            }
+        }
+        let some = !free.is_empty() || signs || self.by_events == Some(true);
+        self.looks.push(Seen { free, signs });
+        some
+    }
+
+    fn remember(&mut self, p: &Process, by: Attribution) {
+        if self.seen.len() < REMEMBERED {
+            self.seen.insert((p.pid, p.start), (p.clone(), by));
+        }
+    }
+
+    /// Whether it is a process that only went by while it settled, or the corpse of one.
+    pub(super) fn knows(&self, resource: &Resource) -> bool {
+        matches!(resource, Resource::Process(p) if !lives(p) || self.knows_id((p.pid, p.start)))
+    }
+
+    fn knows_id(&self, id: (u32, u64)) -> bool {
+        self.seen.contains_key(&id)
+    }
+
+    /// Asks for the newest process until it is caught alive: what lives for less than a walk takes is seldom in its way.
+    fn newest(
+        &mut self,
+        world: &LiveWorld<'_>,
+        look: &Snapshot,
+        attributor: &Attributor<'_, Live<'_>>,
+    ) -> Option<Glimpse> {
+        let began = Instant::now();
+        while began.elapsed() < PROBING {
+            let Some(p) = observe::newest_pid().and_then(observe::process) else { continue };
+            let Some(by) = of_run(attributor.owner_of(&p), &p, world.baseline) else { continue };
+            if is_free(&p, look, world.baseline) {
+                self.remember(&p, by);
+                return Some(Glimpse::of(&p, look));
+            }
+        }
+        None
+    }
+
+    /// What is left of the run beside `residue`, of which it takes what is only its latest process. `alive` is whether the last
+    /// look saw something live.
+    ///
+    /// # Errors
+    /// What [`observe::snapshot`] raises.
+    pub(super) fn end(
+        mut self,
+        world: &LiveWorld<'_>,
+        look: &Snapshot,
+        residue: &mut BTreeMap<String, Found>,
+        alive: bool,
+    ) -> Result<Outcome> {
+        if !alive || !world.asked.contains(Kind::Process) {
+            return Ok(Outcome::default());
+        }
+        // A process that began after the run's end, as an orphan, while another one lived that has gone: it is the next of them.
+        let first = self.looks.first();
+        let at_first = |id: (u32, u64)| first.is_some_and(|seen| seen.free.iter().any(|g| g.id == id));
+        let succeeds = |p: &Process| !at_first((p.pid, p.start)) && self.knows_id((p.pid, p.start));
+        let went = first.is_some_and(|seen| seen.signs || seen.free.iter().any(|g| !holds(residue, g.id)));
+        let latest: Vec<String> = residue
+            .iter()
+            .filter(|(_, f)| matches!(&f.resource, Resource::Process(p) if went && succeeds(p)))
+            .map(|(key, _)| key.clone())
+            .collect();
+        let taken: Vec<Found> = latest.iter().filter_map(|key| residue.remove(key)).collect();
+        let outcome = self.decide(world, look, residue, taken)?;
+        if outcome.leak.is_some() {
+            // Its dead, whom a slow init has yet to reap, are told with it.
+            let dead = |p: &Process| !lives(p) && look.process(p.ppid).is_none_or(|parent| is_reaper(parent, look));
+            residue.retain(|_, f| !matches!(&f.resource, Resource::Process(p) if dead(p)));
+        }
+        Ok(outcome)
+    }
+
+    fn decide(
+        &mut self,
+        world: &LiveWorld<'_>,
+        look: &Snapshot,
+        residue: &BTreeMap<String, Found>,
+        taken: Vec<Found>,
+    ) -> Result<Outcome> {
+        let held: HashSet<u32> = residue
+            .values()
+            .filter_map(
+                |f| if let Resource::Process(p) = &f.resource { Some(p.pid).filter(|_| lives(p)) } else { None },
+            )
+            .collect();
+        let every = self.looks.iter().all(|seen| seen.beside(&held));
+        if let Some(found) = taken.into_iter().next_back() {
+            return Ok(Outcome { leak: Some(self.tell(found.resource, found.by, found.facts)), gap: None });
+        }
+        if self.by_events.is_some() {
+            // Asked again, now that it is known who holds still; an end that was not told of yet is by now.
+            let now = world.live.watch.and_then(|w| {
+                w.sync();
+                w.adrift(&held)
+            });
+            let now = now.unwrap_or_default();
+            if let Some(pid) = now.run.last() {
+                return Ok(self.told_by_events(*pid, look));
+            }
+        }
+        if let Some(arena) = look.arena.as_deref()
+            && self.looks.last().is_some_and(|seen| seen.beside(&held))
+            && let Some(frozen) = Frozen::whole(arena)
+        {
+            let kinds: KindSet = [Kind::Process].into_iter().collect();
+            let still = observe::snapshot(&observe::Options { kinds: Some(kinds), ..world.options.observe.clone() })?;
+            let new = |p: &&Process| {
+                lives(p)
+                    && !held.contains(&p.pid)
+                    && world.baseline.process(p.pid).is_none_or(|old| old.start != p.start)
+            };
+            let free = still.processes.iter().filter(new).filter(|p| is_free(p, &still, world.baseline));
+            let caught: Vec<&Process> = free.filter(|p| !has_held_ancestor(p, &still, &held)).collect();
+            caught.iter().for_each(|p| self.remember(p, Attribution::Scope));
+            let Some(p) = caught.last() else { return Ok(Outcome::default()) };
+            let resource = Resource::Process((*p).clone());
+            let facts = detail::evidence(&resource, &still).facts;
+            drop(frozen);
+            return Ok(Outcome { leak: Some(self.tell(resource, Attribution::Scope, facts)), gap: None });
+        }
+        if !every || self.looks.len() < world.options.policy.looks as usize {
+            return Ok(Outcome::default());
+        }
+        let unheld = |((pid, _), _): &(&(u32, u64), &(Process, Attribution))| !held.contains(pid);
+        // Of those that were seen, one that is surely the run's, else any.
+        let best = self.seen.iter().filter(unheld).max_by_key(|(_, (_, by))| *by != Attribution::None);
+        Ok(match best.map(|(_, (p, by))| (p.clone(), *by)) {
+            Some((p, by)) => {
+                let resource = Resource::Process(p);
+                let facts = detail::evidence(&resource, look).facts;
+                Outcome { leak: Some(self.tell(resource, by, facts)), gap: None }
+            }
+            None => Outcome {
+                leak: None,
+                gap: Some(format!(
+                    "in each of {} looks processes had ended before they could be read: something may live on in ever new ones",
+                    self.looks.len()
+                )),
+            },
+        })
+    }
+
+    fn told_by_events(&mut self, pid: u32, look: &Snapshot) -> Outcome {
+        let process = observe::process(pid).or_else(|| self.seen.values().next_back().map(|(p, _)| p.clone()));
+        let process = process.unwrap_or_else(|| Process {
+            pid,
+            start: 0,
+            ppid: 0,
+            state: '?',
+            pgrp: 0,
+            session: 0,
+            comm: crate::text::Text::from(&b"?"[..]),
+        });
+        self.remember(&process, Attribution::Descent);
+        let resource = Resource::Process(process);
+        let facts = detail::evidence(&resource, look).facts;
+        Outcome { leak: Some(self.tell(resource, Attribution::Descent, facts)), gap: None }
+    }
+
+    fn tell(&self, resource: Resource, by: Attribution, mut facts: Map<String, Value>) -> Found {
+        let last = if let Resource::Process(p) = &resource { format!("{} ({})", p.pid, p.comm) } else { String::new() };
+        let alive = self.looks.iter().filter(|seen| seen.beside(&HashSet::new())).count();
+        let many = if self.seen.len() >= REMEMBERED { "or more " } else { "" };
+        let label = format!(
+            "ever new processes, {} {many}seen, the last {last}: each starts the next and ends",
+            self.seen.len().max(1)
+        );
+        let seen: Vec<Value> = self
+            .seen
+            .values()
+            .rev()
+            .take(SHOWN)
+            .map(|(p, _)| json!({"pid": p.pid, "comm": p.comm.to_string(), "ppid": p.ppid, "session": p.session}))
+            .collect();
+        facts.insert("seen".to_owned(), seen.into());
+        facts.insert("looks_alive".to_owned(), json!([alive, self.looks.len()]));
+        facts.insert("look".to_owned(), "ps -eo pid,ppid,sid,lstart,args --sort=start_time | tail".into());
+        Found { key: KEY.to_owned(), resource, by, class: Class::Respawning, label, facts }
+    }
+}
+
+fn holds(residue: &BTreeMap<String, Found>, (pid, start): (u32, u64)) -> bool {
+    residue.values().any(|f| matches!(&f.resource, Resource::Process(p) if (p.pid, p.start) == (pid, start)))
+}
+
+fn lives(p: &Process) -> bool {
+    !matches!(p.state, 'Z' | 'X' | 'x')
+}
+
+/// By what a living process is the run's, or may be; none for what is nobody's of the run, or was there before.
+fn of_run(owner: Owner, p: &Process, baseline: &Snapshot) -> Option<Attribution> {
+    if !lives(p) || baseline.process(p.pid).is_some_and(|old| old.start == p.start) {
+        return None;
+    }
+    match owner {
+        Owner::Run(Attribution::Own) | Owner::Stranger => None,
+        Owner::Run(by) => Some(by),
+        Owner::Unknown => Some(Attribution::None),
+    }
+}
+
+fn has_held_ancestor(p: &Process, look: &Snapshot, held: &HashSet<u32>) -> bool {
+    ancestors(p, look).any(|a| held.contains(&a.pid))
+}
+
+fn ancestors<'a>(p: &'a Process, look: &'a Snapshot) -> impl Iterator<Item = &'a Process> {
+    let parent = |p: &&'a Process| look.process(p.ppid);
+    std::iter::successors(look.process(p.ppid), parent).take(look.processes.len())
+}
+
+/// Who adopts the run's orphans: PID 1, or a subreaper among this process and its ancestors (PR_SET_CHILD_SUBREAPER(2const)).
+fn is_reaper(p: &Process, look: &Snapshot) -> bool {
+    let me = std::process::id();
+    let adopts = || p.pid == me && !matches!(rustix::process::child_subreaper(), Ok(None));
+    let above = || look.process(me).is_some_and(|own| ancestors(own, look).any(|a| a.pid == p.pid));
+    p.pid == 1 || look.scope != Scope::Arena && (adopts() || above())
+}
+
+/// Whether nobody who was there before, and no child of this process' own, answers for a process: it is an orphan, or an orphan's
+/// descendant. What a daemon starts and waits for is not.
+fn is_free(p: &Process, look: &Snapshot, baseline: &Snapshot) -> bool {
+    let arena = look.scope == Scope::Arena;
+    let me = std::process::id();
+    let Some(top) = ancestors(p, look).find(|a| {
+        !lives(a) || !arena && a.pid == me || baseline.process(a.pid).is_some_and(|old| old.start == a.start)
+    }) else {
+        return true;
+    };
+    if !lives(top) {
+        return true;
+    }
+    // Who adopts orphans may be anybody's parent; in its own session a process is still the one that its starter made.
+    let reaps = is_reaper(top, look);
+    let of_session = || baseline.processes.iter().any(|old| old.session == p.session);
+    if !arena && top.pid == me {
+        return reaps && !of_session();
+    }
+    reaps || arena && !of_session()
+}
