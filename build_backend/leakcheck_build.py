@@ -35,7 +35,8 @@ __all__ = [
 # maturin would fetch a Rust of its own for the binding where there is none; the helpers would still find no cargo.
 os.environ.setdefault("MATURIN_NO_INSTALL_RUST", "1")
 
-HELPERS = ("mkleak", "leakcheck-refbox", "leakcheck-warden")
+HELPERS = ("mkleak", "leakcheck-refbox")
+WARDEN = "leakcheck-warden"
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -56,15 +57,23 @@ def _build_helpers():
         raise SystemExit(
             "build leakcheck: no cargo on PATH; install Rust 1.88 or newer, or install a wheel, which needs none"
         )
-    command = ["cargo", "build", "--release", "--locked", "--message-format=json-render-diagnostics"]
-    for name in HELPERS:
-        command += ["--package", name]
-    built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
-    # Where cargo puts a program depends on CARGO_TARGET_DIR, CARGO_BUILD_TARGET and its configuration: ask it.
-    programs = [message["executable"] for message in map(json.loads, built.splitlines()) if message.get("executable")]
+    release = ["--release", "--locked", "--message-format=json-render-diagnostics"]
+    packages = [word for name in HELPERS for word in ("--package", name)]
+    programs = _programs(["cargo", "build", *release, *packages])
+    # The warden's processes are seen in an arena, and what their memory is mapped from can be opened there: no library.
+    static = ["-C", "target-feature=+crt-static", "-C", "strip=symbols"]
+    programs += _programs(["cargo", "rustc", *release, "--package", WARDEN, "--bin", "warden", "--", *static])
     directory = ROOT / "leakcheck" / "_bin"
-    for program in map(Path, programs):
+    for program in programs:
         fresh = directory / f".{program.name}.new"
         shutil.copy2(program, fresh)
         # A program that runs cannot be written to (ETXTBSY, open(2)), but its name can be given to a new file.
         fresh.replace(directory / program.name)
+
+
+def _programs(command):
+    """Run cargo and return the paths of the programs that it built."""
+    built = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True).stdout
+    # Where cargo puts a program depends on CARGO_TARGET_DIR, CARGO_BUILD_TARGET and its configuration: ask it.
+    messages = map(json.loads, built.splitlines())
+    return [Path(message["executable"]) for message in messages if message.get("executable")]

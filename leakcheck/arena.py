@@ -16,6 +16,7 @@ import socket
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,11 @@ _PACKET = 1 << 20
 _MOST_FDS = 253
 # An RCU grace period of a machine under load, in seconds; of others it is longer.
 _GRACE = 0.008
+# How long a command may take to end that was asked to, in seconds.
+_DYING = 10
+# How long a command's start may take, in seconds; what runs in the arena can freeze what starts it. The spawner itself
+# gives up after 30.
+_PATIENCE = 45
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is made there
 
 
@@ -248,7 +254,7 @@ class Arena:
         try:
             os.pwrite(strings, _strings(cwd, argv, os.environ if env is None else env), 0)
             with self._lock:
-                answer, fds = _ask(self._socket, {"argc": len(argv)}, [*streams, theirs, strings])
+                answer, fds = _ask(self._socket, {"argc": len(argv)}, [*streams, theirs, strings], patience=_PATIENCE)
         except OSError as error:
             os.close(status)
             raise TargetError(f"start {os.fsdecode(argv[0])} in an arena: {error}") from error
@@ -341,8 +347,19 @@ def run_in_arena(
     """
     # Our own standard input, where none is given.
     process = arena.popen(argv, env=env, cwd=str(Path.cwd()), stdin=0 if stdin is None else stdin, stdout=stdout)
+    asked: float | None = None
     with interrupts.reaching(process.pidfd, pass_int=True):
-        return process.wait()
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return process.wait(0.2 if interrupts.seen() else 1)
+            if not interrupts.seen():
+                continue
+            asked = asked or time.monotonic()
+            if time.monotonic() - asked > _DYING:
+                # A frozen process takes no signal, and all of this ends with the arena.
+                process.kill()
+                process.close()
+                return -signal.SIGKILL
 
 
 def look_soon() -> Callable[[], None]:
@@ -451,10 +468,16 @@ def _strings(cwd: str, argv: Sequence[str | os.PathLike[str]], env: Mapping[str,
     return b"".join(os.fsencode(string) + b"\0" for string in strings)
 
 
-def _ask(channel: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> tuple[dict[str, Any], list[int]]:
+def _ask(
+    channel: socket.socket, message: dict[str, Any], fds: Sequence[int], *, patience: float | None = None
+) -> tuple[dict[str, Any], list[int]]:
     """Send a message and return the answer to it; broken off between the two, the channel is of no use any more."""
     try:
         socket.send_fds(channel, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
+        answered = select.poll()
+        answered.register(channel, select.POLLIN)
+        if not answered.poll(None if patience is None else patience * 1000):
+            raise TimeoutError(f"no answer for {patience} s (are the arena's cgroups frozen?)")
         return _receive(channel)
     except BaseException:
         channel.close()

@@ -18,12 +18,12 @@ from rich.console import Console
 
 from leakcheck import _native
 from leakcheck.allow import AllowRule, read_allow_file
-from leakcheck.arena import Arena, look_soon, run_in_arena
+from leakcheck.arena import Arena, ArenaError, look_soon, run_in_arena
 from leakcheck.demo import demo_of, planted
 from leakcheck.render import print_report, print_snapshot
 from leakcheck.report import Report
 from leakcheck.save import check_writable, save
-from leakcheck.supervise import GivenUp, Interrupts, in_background, run
+from leakcheck.supervise import GivenUp, Interrupts, TargetError, in_background, run
 
 __all__ = [
     "CLEAN",
@@ -125,7 +125,8 @@ def _guarded(action: _Action, options: GuardOptions) -> int:
     allow = None if options.allow is None else read_allow_file(options.allow)
     if options.output is not None:
         check_writable(options.output)
-    with Interrupts() as interrupts, _arena(options) as place:
+    left: list[str] = []
+    with Interrupts() as interrupts, _arena(options, left) as place:
         with _progress("taking the baseline"):
             watched = _native.Guard(**options.observe, **place, allow=allow, settle_ms=options.settle_ms)
         try:
@@ -137,7 +138,12 @@ def _guarded(action: _Action, options: GuardOptions) -> int:
                 with _progress("settling"):
                     text = in_background(lambda: watched.end(argv, exit_code))
                 if options.recover is not None:
-                    text = _recovered(watched, options, env, interrupts)
+                    try:
+                        text = _recovered(watched, options, env, interrupts)
+                    except TargetError:
+                        # What the run itself left is known all the same.
+                        _deliver(text, as_json=options.json, output=options.output)
+                        raise
                 report = _deliver(text, as_json=options.json, output=options.output)
         finally:
             # After a second Ctrl-C a thread may still settle with the guard, and abandoning waits for that.
@@ -145,14 +151,20 @@ def _guarded(action: _Action, options: GuardOptions) -> int:
                 watched.abandon()
     if interrupts.seen():
         return INTERRUPTED
+    if left and report.verdict == "clean":
+        # Whatever does not end is there, though no look took it for the run's.
+        return UNKNOWN
     if options.pass_exit and report.verdict == "clean" and exit_code is not None:
         return exit_code if exit_code >= 0 else 128 - exit_code
     return _EXIT[report.verdict]
 
 
 @contextlib.contextmanager
-def _arena(options: GuardOptions) -> Generator[dict[str, Any], None, None]:
-    """Bring the arena up, if the command is to run in one; yield what the native guard needs to look into it."""
+def _arena(options: GuardOptions, left: list[str]) -> Generator[dict[str, Any], None, None]:
+    """Bring the arena up, if the command is to run in one; yield what the native guard needs to look into it.
+
+    What could not be taken away in the end is told and appended to `left`: by then the verdict is out.
+    """
     if (arena := options.arena) is None:
         yield {}
         return
@@ -168,7 +180,11 @@ def _arena(options: GuardOptions) -> Generator[dict[str, Any], None, None]:
     finally:
         if options.keep:
             _say(f"the arena is still up; {arena.how_to_enter}")
-        arena.down()
+        try:
+            arena.down()
+        except ArenaError as error:
+            left.append(str(error))
+            _say(f"taking the arena away: {error}; leakcheck's next start tries it again")
 
 
 def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, str], interrupts: Interrupts) -> str:

@@ -3,13 +3,18 @@
 //! Cgroup directories are the one thing that does not die with its processes. So each arena holds a lock (flock(2)) on its first
 //! directory: what a dead warden left is what nobody locks, whatever its name or number.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::event::{Timespec, poll};
 use rustix::fs::{Access, FlockOperation, Mode, OFlags, flock};
+
+use crate::ending;
+use crate::mounts::{self, Mount};
 
 const PREFIX: &str = "leakcheck-arena-";
 const V2: &str = "v2";
@@ -24,18 +29,20 @@ pub(crate) struct Hierarchy {
 
 /// The hierarchies that are mounted and that can be written to here.
 pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    let own = fs::read_to_string("/proc/self/cgroup")?;
+    let mounts = mounts::list()?;
+    let own = fs::read("/proc/self/cgroup")?;
     let mut found: Vec<Hierarchy> = Vec::new();
-    for line in own.lines() {
-        let mut parts = line.splitn(3, ':');
+    for line in own.split(|byte| *byte == b'\n') {
+        let mut parts = line.splitn(3, |byte| *byte == b':');
         let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
             continue;
         };
-        let v2 = number == "0";
-        let mounted = mounts.lines().filter_map(|line| mount_of(line, v2, controllers)).find_map(|(root, mount)| {
-            let below = path.strip_prefix(root.trim_end_matches('/'))?;
-            Some(mount.join(below.trim_start_matches('/')))
+        let v2 = number == b"0";
+        let (controllers, path) = (&*String::from_utf8_lossy(controllers), Path::new(OsStr::from_bytes(path)));
+        let mounted = mounts.iter().filter(|m| is_of(m, v2, controllers)).find_map(|m| {
+            let below = path.strip_prefix(&m.root).ok()?;
+            // Joined with nothing, a path would end in a slash.
+            Some(if below.as_os_str().is_empty() { m.target.clone() } else { m.target.join(below) })
         });
         if let Some(own) = mounted {
             // An ordinary user has those that were delegated; for root it is an error that it cannot write.
@@ -49,17 +56,12 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     Ok(found)
 }
 
-fn mount_of(line: &str, v2: bool, controllers: &str) -> Option<(String, PathBuf)> {
-    let (left, right) = line.split_once(" - ")?;
-    let mut right = right.split(' ');
-    let (fs_type, options) = (right.next()?, right.nth(1)?);
-    let fits = match fs_type {
+fn is_of(mount: &Mount, v2: bool, controllers: &str) -> bool {
+    match mount.fs_type.as_str() {
         "cgroup2" => v2,
-        "cgroup" => !v2 && controllers.split(',').all(|c| options.split(',').any(|o| o == c)),
+        "cgroup" => !v2 && controllers.split(',').all(|c| mount.options.split(',').any(|o| o == c)),
         _ => false,
-    };
-    let fields: Vec<&str> = left.split(' ').collect();
-    fits.then(|| Some((fields.get(3)?.to_string(), PathBuf::from(fields.get(4)?))))?
+    }
 }
 
 /// The cgroup directories of one arena.
@@ -134,11 +136,31 @@ impl Cgroups {
             .map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))
     }
 
-    /// Removes them and all below, the locked one last.
-    pub(crate) fn remove(&mut self) -> io::Result<()> {
+    /// Gives what was killed the chance to end: `pids`, which all others end with, leave every freezer, and all is thawed. Others that
+    /// live are killed.
+    pub(crate) fn let_end(&self, pids: &[i32]) {
+        for (_, dir) in self.dirs.iter().filter(|(_, dir)| dir.join("freezer.state").exists()) {
+            // Who freezes again meanwhile does not reach them in the cgroup above.
+            for pid in pids {
+                ending::move_to(dir.parent().unwrap_or(dir), *pid);
+            }
+            ending::thaw(dir);
+        }
+        if let Some((_, dir)) = self.dirs.first() {
+            ending::kill(dir);
+        }
+    }
+
+    /// What lives in them.
+    pub(crate) fn remaining(&self) -> Vec<String> {
+        self.dirs.first().map_or_else(Vec::new, |(_, dir)| ending::remaining(dir))
+    }
+
+    /// Removes them and all below, the locked one last; what cannot be removed by `deadline` is told.
+    pub(crate) fn remove(&mut self, deadline: Instant) -> io::Result<()> {
         let mut failed = Ok(());
         while let Some((_, dir)) = self.dirs.pop() {
-            failed = remove_tree(&dir).and(failed);
+            failed = ending::remove(&dir, deadline).and(failed);
         }
         self.lock = None;
         failed
@@ -152,11 +174,14 @@ impl Cgroups {
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        let _ = self.remove();
+        let _ = self.remove(Instant::now() + SWEEP);
     }
 }
 
-/// Removes what a warden that was killed left: every arena's cgroups whose lock is free.
+/// How long the sweep takes at most for one arena. What is in its cgroups may not be able to end.
+const SWEEP: Duration = Duration::from_millis(500);
+
+/// Ends and removes what a warden that was killed left: every arena's cgroups whose lock is free, with the frozen processes in them.
 pub(crate) fn sweep(all: &[Hierarchy]) {
     let mut names: Vec<String> = Vec::new();
     for hierarchy in all {
@@ -171,8 +196,13 @@ pub(crate) fn sweep(all: &[Hierarchy]) {
         // The first of those that are left is the locked one: it is made first and removed last.
         let Some(first) = dirs.iter().find(|d| d.exists()) else { continue };
         if let Ok(Some(_held)) = lock(first) {
+            let deadline = Instant::now() + SWEEP;
             for dir in dirs.iter().rev() {
-                let _ = remove_tree(dir);
+                ending::kill(dir);
+                ending::thaw(dir);
+            }
+            for dir in dirs.iter().rev() {
+                let _ = ending::remove(dir, deadline);
             }
         }
     }
@@ -195,26 +225,4 @@ fn inherit_cpuset(dir: &Path) -> io::Result<()> {
         fs::write(dir.join(file), inherited.trim())?;
     }
     Ok(())
-}
-
-fn remove_tree(dir: &Path) -> io::Result<()> {
-    let children = match fs::read_dir(dir) {
-        Ok(children) => children,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(e),
-    };
-    for child in children.flatten().filter(|c| c.file_type().is_ok_and(|t| t.is_dir())) {
-        remove_tree(&child.path())?;
-    }
-    // The last process may be dead and not yet gone from its cgroup: there is no event for that on v1.
-    for _ in 0..500 {
-        match fs::remove_dir(dir) {
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
-                let _ = poll(&mut [], Some(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 }));
-            }
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            other => return other,
-        }
-    }
-    Err(io::Error::other(format!("remove cgroup {}: still in use", dir.display())))
 }

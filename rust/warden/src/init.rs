@@ -30,7 +30,7 @@ pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
             let parts = root.layers.iter().chain(&root.fresh);
             let fds: Vec<BorrowedFd<'_>> = std::iter::once(&root.proc)
                 .chain(parts.map(|(_, fd)| fd))
-                .chain([&root.top])
+                .chain([&root.top, &root.null])
                 .map(AsFd::as_fd)
                 .collect();
             send(&spawner, &Answer::Up(up), &fds)

@@ -5,15 +5,19 @@
 //! killed, its processes die with it, and empty cgroup directories are swept by the next warden.
 
 mod cgroups;
+mod ending;
 mod init;
 mod message;
+mod mounts;
 mod root;
 mod spawner;
+mod start;
 mod sys;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -23,6 +27,8 @@ use cgroups::{Cgroups, Hierarchy};
 use message::{Answer, Options, Request, Up, WANTED, receive, send};
 
 fn main() {
+    sys::go_on_in_memory();
+    sys::set_name(c"warden");
     if let Err(e) = run() {
         eprintln!("warden: {e}");
         std::process::exit(1);
@@ -77,7 +83,7 @@ struct Warden {
     /// Arenas that nobody has asked for yet.
     spares: Vec<Arena>,
     /// What the spares are like, or are to be: the last arena's options, and the host's mounts (proc(5), mountinfo).
-    like: (Options, String),
+    like: (Options, Vec<u8>),
     next: u64,
 }
 
@@ -86,6 +92,8 @@ struct Arena {
     socket: OwnedFd,
     spawner: OwnedFd,
     init: Option<OwnedFd>,
+    /// Process ids of the spawner and of PID 1, as far as there are such.
+    pids: Vec<i32>,
     kept: bool,
 }
 
@@ -141,7 +149,10 @@ impl Warden {
                 Err(e) => Err(e),
             },
             Request::Down { id } => {
-                let outcome = self.arenas.remove(&id).map_or(Ok(()), |mut arena| arena.down(&self.children));
+                let outcome = self
+                    .arenas
+                    .remove(&id)
+                    .map_or(Ok(()), |mut arena| arena.down(&self.children, Instant::now() + PATIENCE));
                 let answer = outcome.map_or_else(|e| Answer::Error(e.to_string()), |()| Answer::Done);
                 let sent = send(&self.socket, &answer, &[]).is_ok();
                 self.prepare();
@@ -157,7 +168,7 @@ impl Warden {
 
     fn up(&mut self, options: &Options, owner: Option<OwnedFd>) -> io::Result<(Up, Vec<OwnedFd>)> {
         let owner = owner.ok_or_else(|| io::Error::other("no socket for commands came with the request"))?;
-        let like = (options.clone(), std::fs::read_to_string("/proc/self/mountinfo")?);
+        let like = (options.clone(), mounts::text()?);
         if self.like != like {
             self.like = like;
             all_down(std::mem::take(&mut self.spares).into_iter(), &self.children)?;
@@ -174,11 +185,12 @@ impl Warden {
         let (mut up, fds) = match outcome.and_then(|up| send(&arena.socket, &WANTED, &[owner.as_fd()]).map(|()| up)) {
             Ok(up) => up,
             Err(e) => {
-                arena.down(&self.children)?;
+                arena.down(&self.children, Instant::now() + PATIENCE)?;
                 return Err(e);
             }
         };
         arena.init = fds.first().map(OwnedFd::try_clone).transpose()?;
+        arena.pids.push(up.init);
         self.next += 1;
         up.id = self.next;
         self.arenas.insert(self.next, arena);
@@ -234,7 +246,14 @@ impl Warden {
                 sys::close_all_but(theirs.as_fd());
                 spawner::run(parent, theirs, cgroups, born)
             }
-            Some(child) => Ok(Arena { cgroups, socket: ours, spawner: child.pidfd, init: None, kept: false }),
+            Some(child) => Ok(Arena {
+                cgroups,
+                socket: ours,
+                spawner: child.pidfd,
+                init: None,
+                pids: vec![child.pid],
+                kept: false,
+            }),
         }
     }
 }
@@ -244,13 +263,22 @@ impl Arena {
         self.init.as_ref().is_some_and(|init| !ended(init))
     }
 
-    /// Ends every process and removes the cgroups: with init goes all of its pid namespace (pid_namespaces(7)).
-    fn down(&mut self, children: &OwnedFd) -> io::Result<()> {
+    /// Ends every process and removes the cgroups: with init goes all of its pid namespace (pid_namespaces(7)), if it can.
+    fn down(&mut self, children: &OwnedFd, deadline: Instant) -> io::Result<()> {
         self.kill();
-        for pidfd in self.init.iter().chain([&self.spawner]) {
-            wait(pidfd, children);
+        let mut ended = self.ends_by(children, deadline.min(Instant::now() + AT_ONCE));
+        while !ended && Instant::now() < deadline {
+            self.cgroups.let_end(&self.pids);
+            ended = self.ends_by(children, Instant::now() + ending::STEP);
         }
-        self.cgroups.remove()
+        let remaining = if ended { Vec::new() } else { self.cgroups.remaining() };
+        let removed = self.cgroups.remove(deadline);
+        if ended {
+            return removed;
+        }
+        let left = removed.map_or_else(|e| format!("; {e}"), |()| String::new());
+        let seconds = PATIENCE.as_secs();
+        Err(io::Error::other(format!("SIGKILL did not end {} in {seconds} s{left}", remaining.join(", "))))
     }
 
     fn kill(&self) {
@@ -258,33 +286,44 @@ impl Arena {
             let _ = pidfd_send_signal(pidfd, Signal::KILL);
         }
     }
+
+    /// Waits for the end of what was killed. Its orphans come to us meanwhile, and a pid namespace ends only when all in it were
+    /// reaped (pid_namespaces(7)).
+    fn ends_by(&self, children: &OwnedFd, deadline: Instant) -> bool {
+        self.init.iter().chain([&self.spawner]).all(|pidfd| {
+            loop {
+                while sys::reap().is_some() {}
+                if ended(pidfd) {
+                    return true;
+                }
+                if Instant::now() >= deadline {
+                    return false;
+                }
+                sys::wait_until(&[pidfd.as_fd(), children.as_fd()], deadline.saturating_duration_since(Instant::now()));
+                sys::drain(children);
+            }
+        })
+    }
 }
+
+/// How long the end of what was killed usually takes at most; after that it is helped.
+const AT_ONCE: Duration = Duration::from_millis(50);
+/// How long one waits for it: what hangs in the kernel does not end.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Takes them down side by side.
 fn all_down(arenas: impl Iterator<Item = Arena>, children: &OwnedFd) -> io::Result<()> {
     let all: Vec<Arena> = arenas.inspect(Arena::kill).collect();
+    let deadline = Instant::now() + PATIENCE;
     let mut outcome = Ok(());
     for mut arena in all {
-        outcome = arena.down(children).and(outcome);
+        outcome = arena.down(children, deadline).and(outcome);
     }
     outcome
 }
 
 fn ended(pidfd: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&Timespec::default())).is_ok_and(|n| n > 0)
-}
-
-/// Waits for the end of a process that was killed. Its orphans come to us meanwhile, and a pid namespace ends only when all in it
-/// were reaped (pid_namespaces(7)).
-fn wait(pidfd: &OwnedFd, children: &OwnedFd) {
-    loop {
-        while sys::reap().is_some() {}
-        if ended(pidfd) {
-            return;
-        }
-        let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN), PollFd::new(children, PollFlags::IN)], None);
-        sys::drain(children);
-    }
 }
 
 fn random_name() -> io::Result<String> {

@@ -7,13 +7,15 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags, makedev, mknodat};
+use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
+use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
     open_tree, unmount,
 };
 
 use crate::message::{Options, Steps};
+use crate::mounts::{self, Mount, shown};
 use crate::sys;
 
 /// Fresh tmpfs, with their modes. `/dev` is one too.
@@ -36,6 +38,8 @@ pub(crate) struct Root {
     pub(crate) layers: Vec<(String, OwnedFd)>,
     /// The root itself. Who enters the mount namespace is first at that of the namespace, which is another one in a chroot.
     pub(crate) top: OwnedFd,
+    /// `/dev/null` inside, which is also what PID 1 has as its standard streams.
+    pub(crate) null: OwnedFd,
     /// The arena's `/proc`.
     pub(crate) proc: OwnedFd,
     /// Path and descriptor of each fresh tmpfs.
@@ -56,8 +60,8 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     let everything = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     // A root that is no mount point (chroot) has no propagation of its own.
     let _ = mount_change("/", everything);
-    let host_mounts = host_mounts()?;
-    if host_mounts.iter().rfind(|m| m.target == "/").is_some_and(|m| m.fs_type == "rootfs") {
+    let host_mounts = mounts::list()?;
+    if host_mounts.iter().rfind(|m| m.target == Path::new("/")).is_some_and(|m| m.fs_type == "rootfs") {
         // pivot_root(2), EINVAL: it is mounted on nothing.
         return Err(io::Error::other("/ is the kernel's initial ramfs, which cannot be pivoted: switch_root(8) first"));
     }
@@ -95,6 +99,11 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     steps.begin("devices")?;
     devices(&nodes, options.size)?;
     fresh.push(("/dev".to_owned(), open_dir(Path::new("/dev"))?));
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    for stream in 0..3 {
+        // The host's would let its mode be changed: /proc/1/fd leads there.
+        sys::dup_onto(null.as_fd(), stream)?;
+    }
     steps.begin("temporary directories")?;
     for (path, mode) in FRESH {
         let target = Path::new(path);
@@ -114,14 +123,14 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     steps.begin("submounts")?;
     for (tree, target) in &submounts {
         if let Err(e) = tree.attach(target) {
-            not_covered.push(format!("{}: {e}", target.display()));
+            not_covered.push(format!("{}: {e}", shown(target)));
         }
     }
     steps.begin("binds")?;
     for (tree, target) in &binds {
         tree.attach(target).map_err(|e| named(e, &format!("bind to {} in the arena", target.display())))?;
     }
-    Ok(Root { top: open_dir(Path::new("/"))?, layers, proc, fresh, not_covered })
+    Ok(Root { top: open_dir(Path::new("/"))?, null, layers, proc, fresh, not_covered })
 }
 
 /// A part of the host's file systems, cloned and attached nowhere yet (open_tree(2)).
@@ -132,16 +141,32 @@ struct Tree {
 
 impl Tree {
     fn of(source: &Path, recursive: bool, read_only: bool) -> io::Result<Self> {
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let (place, is_dir) = open_place(source)?;
+        Self::at(&place, is_dir, recursive, read_only)
+    }
+
+    /// A mount alone, to be read; none for one that nobody reaches, because another lies on it or above it.
+    fn of_mount(mount: &Mount) -> io::Result<Option<Self>> {
+        let (place, is_dir) = match open_place(&mount.target) {
+            Ok(found) => found,
+            Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        };
+        if mounts::id_of(&place)? != mount.id {
+            return Ok(None);
+        }
+        Self::at(&place, is_dir, false, true).map(Some)
+    }
+
+    fn at(place: &OwnedFd, is_dir: bool, recursive: bool, read_only: bool) -> io::Result<Self> {
+        let mut flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-        let fd = open_tree(CWD, source, flags)?;
+        let fd = open_tree(place, "", flags)?;
         if read_only {
             sys::make_read_only(fd.as_fd(), recursive)?;
         }
-        // A server behind the mount may not answer: what is there is told without asking it (statx(2)).
-        let quiet = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-        let st = rustix::fs::statx(&fd, c"", quiet, StatxFlags::TYPE)?;
-        Ok(Tree { fd, is_dir: FileType::from_raw_mode(u32::from(st.stx_mode)) == FileType::Directory })
+        Ok(Tree { fd, is_dir })
     }
 
     fn attach(&self, target: &Path) -> io::Result<()> {
@@ -206,6 +231,15 @@ fn overlay(lower: &str, name: &str, place: &Path, options: &str) -> io::Result<O
     let data = std::ffi::CString::new(data).map_err(io::Error::other)?;
     mount("overlay", place, "overlay", MountFlags::empty(), Some(data.as_c_str()))?;
     open_dir(Path::new(&upper))
+}
+
+/// Opens a place, and tells whether it is a directory. The file system there is not asked: it may not answer (FUSE).
+fn open_place(path: &Path) -> rustix::io::Result<(OwnedFd, bool)> {
+    let place = OFlags::PATH | OFlags::CLOEXEC;
+    match rustix::fs::open(path, place | OFlags::DIRECTORY, Mode::empty()) {
+        Err(Errno::NOTDIR) => Ok((rustix::fs::open(path, place, Mode::empty())?, false)),
+        other => Ok((other?, true)),
+    }
 }
 
 fn named(e: io::Error, what: &str) -> io::Error {
@@ -285,35 +319,11 @@ fn devices(nodes: &[(String, Node)], size: u64) -> io::Result<()> {
     plain("mqueue", &dev.join("mqueue"))
 }
 
-/// A line of mountinfo (proc(5)).
-struct HostMount {
-    target: String,
-    fs_type: String,
-    options: String,
-}
-
-fn host_mounts() -> io::Result<Vec<HostMount>> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
-    let parse = |line: &str| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut right = right.split(' ');
-        let (fs_type, options) = (right.next()?.to_owned(), right.nth(1)?.to_owned());
-        Some(HostMount { target: unescape(left.split(' ').nth(4)?), fs_type, options })
-    };
-    Ok(text.lines().filter_map(parse).collect())
-}
-
-fn unescape(field: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
-}
-
 const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Where the hierarchies stand in a tmpfs, the symbolic links beside them (`cpu` → `cpu,cpuacct`): name and target.
-fn cgroup_links(host: &[HostMount]) -> io::Result<Option<Vec<(PathBuf, PathBuf)>>> {
-    if !host.iter().any(|m| m.target == CGROUPS && m.fs_type == "tmpfs") {
+fn cgroup_links(host: &[Mount]) -> io::Result<Option<Vec<(PathBuf, PathBuf)>>> {
+    if !host.iter().any(|m| m.target == Path::new(CGROUPS) && m.fs_type == "tmpfs") {
         return Ok(None);
     }
     let links = fs::read_dir(CGROUPS)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_symlink()));
@@ -321,7 +331,7 @@ fn cgroup_links(host: &[HostMount]) -> io::Result<Option<Vec<(PathBuf, PathBuf)>
 }
 
 /// The same hierarchies at the same places. In the new cgroup namespace each shows the arena's own cgroup as its root.
-fn cgroups(host: &[HostMount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::Result<()> {
+fn cgroups(host: &[Mount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::Result<()> {
     if let Some(links) = links {
         tmpfs(Path::new(CGROUPS), 0o755, 0)?;
         for (path, target) in links {
@@ -339,44 +349,35 @@ fn cgroups(host: &[HostMount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::R
         let data = std::ffi::CString::new(words.join(",")).map_err(io::Error::other)?;
         let data = (m.fs_type == "cgroup").then_some(data.as_c_str());
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("cgroup", m.target.as_str(), m.fs_type.as_str(), flags, data)
-            .map_err(|e| named(e.into(), &format!("mount {} on {}", m.fs_type, m.target)))?;
+        mount("cgroup", &m.target, m.fs_type.as_str(), flags, data)
+            .map_err(|e| named(e.into(), &format!("mount {} on {}", m.fs_type, shown(&m.target))))?;
     }
     Ok(())
 }
 
 /// What the overlay of `/` does not show, to be bound so that it can be read; what cannot be is told.
-fn submounts(host: &[HostMount], not_covered: &mut Vec<String>) -> Vec<(Tree, PathBuf)> {
+fn submounts(host: &[Mount], not_covered: &mut Vec<String>) -> Vec<(Tree, PathBuf)> {
     const OURS: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/run"];
     let mut trees = Vec::new();
-    let below_server =
-        |target: &Path| host.iter().find(|m| may_hang(&m.fs_type) && m.target != "/" && below(target, &m.target));
     // In a user namespace what has submounts is bound as a whole.
-    for m in host.iter().filter(|m| m.target != "/" && sys::is_root()) {
-        let target = Path::new(&m.target);
-        if OURS.iter().any(|ours| target.starts_with(ours)) {
+    for m in host.iter().filter(|m| m.target != Path::new("/") && sys::is_root()) {
+        // An automounter's: what it has mounted is a mount of its own, and what not is not for us to have mounted.
+        if m.fs_type == "autofs" || OURS.iter().any(|ours| m.target.starts_with(ours)) {
             continue;
         }
-        if let Some(server) = below_server(target) {
-            not_covered.push(format!("{}: it is below {}, which may hang", m.target, server.target));
+        if let Some(server) = host.iter().find(|on| {
+            on.may_hang() && on.target != Path::new("/") && on.target != m.target && m.target.starts_with(&on.target)
+        }) {
+            not_covered.push(format!("{}: it is below {}, which may hang", shown(&m.target), shown(&server.target)));
             continue;
         }
-        match Tree::of(target, false, true) {
-            Ok(tree) => trees.push((tree, target.to_owned())),
-            Err(e) => not_covered.push(format!("{}: {e}", m.target)),
+        match Tree::of_mount(m) {
+            Ok(Some(tree)) => trees.push((tree, m.target.clone())),
+            Ok(None) => {}
+            Err(e) => not_covered.push(format!("{}: {e}", shown(&m.target))),
         }
     }
     trees
-}
-
-/// Whether a server answers for what is in such a file system, or nobody.
-fn may_hang(fs_type: &str) -> bool {
-    const SERVED: [&str; 10] = ["9p", "afs", "autofs", "ceph", "cifs", "coda", "nfs", "nfs4", "smb3", "virtiofs"];
-    SERVED.contains(&fs_type) || fs_type.starts_with("fuse")
-}
-
-fn below(target: &Path, point: &str) -> bool {
-    target != Path::new(point) && target.starts_with(point)
 }
 
 fn make_place(target: &Path, is_dir: bool) -> io::Result<()> {

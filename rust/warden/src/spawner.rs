@@ -11,6 +11,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::cgroups::Cgroups;
 use crate::message::{Answer, Options, Run, Steps, Up, receive, send};
+use crate::start::{Command, Door};
 use crate::sys;
 
 const NAMESPACES: i32 = libc::CLONE_NEWNS
@@ -54,14 +55,12 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, born: bool) ->
 }
 
 struct Arena {
-    init: OwnedFd,
+    door: Door,
     init_pid: i32,
-    top: OwnedFd,
     // Its end closes with this process, which init takes as the end of everything.
     _alive: OwnedFd,
     owner: Option<OwnedFd>,
     children: OwnedFd,
-    enter: i32,
 }
 
 fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut Steps) -> io::Result<Arena> {
@@ -82,7 +81,7 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
     let up = match answer {
         Answer::Up(up) => up,
         Answer::Error(why) => {
-            wait_for(&child.pidfd);
+            let _ = poll(&mut [PollFd::new(&child.pidfd, PollFlags::IN)], None);
             while sys::reap().is_some() {}
             return Err(io::Error::other(why));
         }
@@ -91,16 +90,16 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
     if receive::<Answer>(&ours)?.is_none() {
         return Err(io::Error::other("init ended when it was up"));
     }
-    let top = fds.pop().ok_or_else(|| io::Error::other("init sent no root"))?;
+    let (Some(null), Some(top)) = (fds.pop(), fds.pop()) else {
+        return Err(io::Error::other("init sent no root"));
+    };
     cgroups.make_room(child.pid)?;
-    // Children of this process are born in the arena's pid namespace from here on.
-    sys::setns(child.pidfd.as_fd(), libc::CLONE_NEWPID)?;
     let dirs = cgroups.dirs.iter().map(|(name, dir)| (name.clone(), dir.display().to_string())).collect();
     let up = Up { init: child.pid, cgroups: dirs, ..up };
     let sent: Vec<BorrowedFd<'_>> = std::iter::once(&child.pidfd).chain(&fds).map(AsFd::as_fd).collect();
     send(warden, &Answer::Up(up), &sent)?;
-    let enter = flags & !libc::CLONE_NEWPID;
-    Ok(Arena { init: child.pidfd, init_pid: child.pid, top, _alive: ours, owner: None, children, enter })
+    let door = Door { init: child.pidfd, namespaces: flags, top, null };
+    Ok(Arena { door, init_pid: child.pid, _alive: ours, owner: None, children })
 }
 
 impl Arena {
@@ -172,51 +171,13 @@ impl Arena {
         let Some(program) = argv.first().map(|s| s.to_string_lossy().into_owned()) else {
             return Err(io::Error::other("nothing: no command"));
         };
-        let (ours, theirs) = pair()?;
-        let Some(child) = sys::fork(0, None)? else {
-            drop(ours);
-            let failed = self.become_command(&argv, &env, &cwd, [&stdin, &stdout, &stderr]);
-            let _ = send(&theirs, &failed.to_string(), &[]);
-            sys::exit(127)
-        };
-        drop(theirs);
-        // Closed by exec, or a message says why there was none.
-        match receive::<String>(&ours)? {
-            None => Ok((child.pid, child.pidfd, pipe)),
-            // It is reaped with all others, whose statuses are awaited.
-            Some((why, _)) => Err(io::Error::other(format!("{program}: {why}"))),
-        }
-    }
-
-    fn become_command(&self, argv: &[CString], env: &[CString], cwd: &CString, stdio: [&OwnedFd; 3]) -> io::Error {
-        let prepared = || -> io::Result<()> {
-            sys::setns(self.init.as_fd(), self.enter)?;
-            rustix::process::fchdir(&self.top)?;
-            rustix::process::chroot(".")?;
-            rustix::process::chdir(cwd.as_c_str())
-                .map_err(|e| io::Error::other(format!("working directory {}: {e}", cwd.to_string_lossy())))?;
-            // Above 2 first: one of the three may be in another's place.
-            let above: Vec<OwnedFd> =
-                stdio.iter().map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 10)).collect::<Result<_, _>>()?;
-            for (number, fd) in above.iter().enumerate() {
-                sys::dup_onto(fd.as_fd(), i32::try_from(number).unwrap_or(0))?;
-            }
-            let _ = rustix::process::setsid();
-            sys::close_from_at_exec(3);
-            sys::default_signals();
-            Ok(())
-        };
-        match prepared() {
-            Ok(()) => sys::exec(argv, env),
-            Err(e) => e,
-        }
+        let command = Command { argv, env, cwd, streams: [stdin, stdout, stderr] };
+        // One that fails is reaped with all others, whose statuses are awaited.
+        let (pid, pidfd) = self.door.start(&command).map_err(|e| io::Error::other(format!("{program}: {e}")))?;
+        Ok((pid, pidfd, pipe))
     }
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
-}
-
-fn wait_for(pidfd: &OwnedFd) {
-    let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], None);
 }

@@ -4,7 +4,7 @@
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// `libc` gives it as an int, in which it has no place.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
@@ -43,6 +43,74 @@ pub(crate) fn fork(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Opt
     }
 }
 
+/// Forks a sibling of this process, which is not counted among its children (`CLONE_PARENT`, clone(2)), and waits until that one has
+/// executed a program or ended (`CLONE_VFORK`). Its process id is in `told` as soon as it is there; `None` in the sibling.
+pub(crate) fn fork_sibling(told: &Shared) -> io::Result<Option<()>> {
+    // SAFETY: all-zero clone_args are valid. The kernel writes the id to `told`, which is mapped, before this process waits.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = (libc::CLONE_PARENT | libc::CLONE_VFORK | libc::CLONE_PARENT_SETTID) as u64;
+    args.parent_tid = told.0.as_ptr() as u64;
+    // SAFETY: without CLONE_VM this is fork(2), as above.
+    match unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) } {
+        0 => Ok(None),
+        pid if pid > 0 => Ok(Some(())),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// A number in memory that this process shares with those that it forks (mmap(2)): so a child without any descriptor tells something.
+pub(crate) struct Shared(std::ptr::NonNull<AtomicI32>);
+
+/// Bytes of a page, at most; mappings are rounded up to one.
+const PAGE: usize = 4096;
+
+impl Shared {
+    /// Zero.
+    pub(crate) fn new() -> io::Result<Self> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, which nothing else refers to.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, access, flags, -1, 0) };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        std::ptr::NonNull::new(page.cast()).map(Shared).ok_or_else(|| io::Error::other("memory at address 0"))
+    }
+
+    fn number(&self) -> &AtomicI32 {
+        // SAFETY: it is mapped until this is dropped, aligned to a page, and zero is a number.
+        unsafe { self.0.as_ref() }
+    }
+
+    pub(crate) fn get(&self) -> i32 {
+        self.number().load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn set(&self, number: i32) {
+        self.number().store(number, Ordering::SeqCst);
+    }
+
+    /// Keeps it from what this process forks from now on (madvise(2), `MADV_DONTFORK`).
+    pub(crate) fn keep_to_ourselves(&self) -> io::Result<()> {
+        // SAFETY: the mapping is ours.
+        check(unsafe { libc::madvise(self.0.as_ptr().cast(), PAGE, libc::MADV_DONTFORK) })
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing refers to it any more.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), PAGE) };
+    }
+}
+
+/// Takes away from others of the same user what a tracer may do to this process, until it executes a program (prctl(2),
+/// `PR_SET_DUMPABLE`).
+pub(crate) fn become_untraceable() {
+    // SAFETY: takes numbers only.
+    unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0) };
+}
+
 /// Ends this process at once, running nothing of its parent's.
 pub(crate) fn exit(code: i32) -> ! {
     // SAFETY: _exit(2) does not return and touches no memory.
@@ -74,6 +142,30 @@ pub(crate) fn become_root_of_namespace() -> io::Result<()> {
     std::fs::write("/proc/self/uid_map", format!("0 {} 1", uid.as_raw()))?;
     std::fs::write("/proc/self/setgroups", "deny")?;
     std::fs::write("/proc/self/gid_map", format!("0 {} 1", gid.as_raw()))
+}
+
+/// Goes on from a sealed copy of this program in memory (memfd_create(2)), if it does not yet: `/proc/PID/exe` and `map_files` of what
+/// is seen in an arena then lead to no file of the host. Where programs in memory are forbidden (`vm.memfd_noexec`), from the file.
+pub(crate) fn go_on_in_memory() {
+    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+    use std::os::unix::process::CommandExt;
+    let go = || -> io::Result<()> {
+        // As a text: a path's parts are compared whole.
+        if std::fs::read_link("/proc/self/exe")?.to_string_lossy().starts_with("/memfd:") {
+            return Ok(());
+        }
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let mut copy = std::fs::File::from(memfd_create(c"warden", flags)?);
+        io::copy(&mut std::fs::File::open("/proc/self/exe")?, &mut copy)?;
+        fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
+        let mut again = std::process::Command::new(format!("/proc/self/fd/{}", copy.as_raw_fd()));
+        let mut arguments = std::env::args_os();
+        if let Some(name) = arguments.next() {
+            again.arg0(name);
+        }
+        Err(again.args(arguments).exec())
+    };
+    let _ = go();
 }
 
 /// Replaces this process (execvpe(3)); returns only the error.
@@ -184,16 +276,30 @@ pub(crate) fn loopback_up() -> io::Result<()> {
     check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) })
 }
 
-/// Makes a descriptor survive exec as `number`.
+/// Waits until one of the descriptors of processes says that it has ended, or some time is over; returns whether one has.
+pub(crate) fn wait_until(pidfds: &[BorrowedFd<'_>], time: std::time::Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let until = std::time::Instant::now() + time;
+    loop {
+        let left = until.saturating_duration_since(std::time::Instant::now());
+        let mut set: Vec<PollFd<'_>> = pidfds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        match poll(&mut set, Timespec::try_from(left).ok().as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            other => return other.is_ok_and(|n| n > 0),
+        }
+    }
+}
+
+/// Makes a descriptor survive exec as `number`, a standard stream.
 pub(crate) fn dup_onto(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
-    // SAFETY: this process is about to exec; whatever `number` was is not used any more.
+    // SAFETY: no owner of a standard stream is ever made here, so whatever `number` was is borrowed by nobody.
     check(unsafe { libc::dup2(fd.as_raw_fd(), number) })
 }
 
-/// Closes descriptors from `first` on at exec (close_range(2), Linux 5.11).
-pub(crate) fn close_from_at_exec(first: u32) {
-    // SAFETY: only marks descriptors.
-    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+/// Closes every descriptor above the standard streams (close_range(2), Linux 5.9). Whatever owned them must not be dropped any more.
+pub(crate) fn close_all_above_streams() -> io::Result<()> {
+    // SAFETY: called in a process that goes on with the streams alone and drops no owner of another.
+    check(unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) } as i32)
 }
 
 /// Takes the descriptor 0 that this program was started with, and puts standard output, `/dev/null`, in its place.
