@@ -34,7 +34,7 @@ _MOST_FDS = 253
 # An RCU grace period of a machine under load, in seconds; of others it is longer.
 _GRACE = 0.008
 # How long a command may take to end that was asked to, in seconds.
-_DYING = 10
+_DYING = 5
 # How long a command's start may take, in seconds; what runs in the arena can freeze what starts it. The spawner itself
 # gives up after 30.
 _PATIENCE = 45

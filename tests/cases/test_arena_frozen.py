@@ -1,0 +1,173 @@
+"""An arena in which something is frozen, stopped or held is reported, ends, and leaves nothing."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leakcheck.arena import Arena, shutdown
+
+FREEZER = Path("/sys/fs/cgroup/freezer")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+v1 = pytest.mark.skipif(not os.access(FREEZER, os.W_OK), reason="no v1 freezer is mounted here")
+
+GUARD = ["leakcheck", "guard", "--arena", "--settle", "0.1"]
+# Freezes $1 below the arena's own cgroup, which is made if need be, with a process in it.
+FREEZE = """cd /sys/fs/cgroup/freezer; mkdir -p $1; sleep 300 </dev/null >/dev/null 2>&1 & echo $! > $1/cgroup.procs
+echo FROZEN > $1/freezer.state"""
+# Freezes PID 1 again and again, in a process that gives its number up all the time.
+FREEZE_INIT = """import os
+if os.fork(): os._exit(0)
+os.setsid()
+os.chdir('/sys/fs/cgroup/freezer'); os.mkdir('pit')
+while True:
+    for name, text in (('pit/cgroup.procs', '1'), ('pit/freezer.state', 'FROZEN')):
+        try: open(name, 'w').write(text)
+        except OSError: pass
+    if os.fork(): os._exit(0)
+"""
+
+
+def own_cgroups(warden_or_owner: int) -> set[Path]:
+    """The cgroups of arenas that hold a descendant of a process."""
+    tree = {str(warden_or_owner)}
+    for _ in range(4):
+        tree |= {p for t in tree for p in _children(t)}
+    found = set()
+    for procs in FREEZER.glob("**/leakcheck-arena-*/cgroup.procs"):
+        if tree & set(procs.read_text().split()):
+            found.add(procs.parent)
+    return found
+
+
+def _children(pid: str) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there, and not only waits for a parent of the machine's to take its status."""
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@v1
+def test_a_frozen_cgroup_is_reported_and_goes(case: Callable[..., Any]) -> None:
+    seen = case(*GUARD, "--bind", "{frozen.sh}:/mnt/frozen.sh:ro", "--", "sh", "/mnt/frozen.sh")
+    assert seen.code == 1
+    assert "process 4 (sleep)" in seen.text and "cgroup freezer /pb-frozen" in seen.text
+    assert "taking the arena away" not in seen.text
+
+
+@v1
+@pytest.mark.parametrize(
+    "script", ["set a/b/c; ", "set a; ", "set a/b; (sleep 0.3; echo FROZEN > /sys/fs/cgroup/freezer/freezer.state) & "]
+)
+def test_nested_frozen_cgroups_and_the_arenas_own_go(script: str) -> None:
+    with Arena() as arena:
+        with arena.popen(["/bin/sh", "-c", script + FREEZE, "sh"]) as process:
+            try:
+                assert process.wait(10) == 0
+            finally:
+                time.sleep(0.5 if "sleep" in script else 0)
+        cgroups = list(arena.cgroups.values())
+        assert "sleep" not in script or "FROZEN" in Path(arena.cgroups["freezer"], "freezer.state").read_text()
+        pids = arena.pids()
+    assert not [cgroup for cgroup in cgroups if Path(cgroup).exists()]
+    assert not [pid for pid in pids if lives(pid)]
+
+
+@v1
+def test_pid_1_frozen_again_and_again_by_one_who_forks_on_goes() -> None:
+    arena = Arena().up()
+    try:
+        assert arena.run([sys.executable, "-c", FREEZE_INIT]) == 0
+        time.sleep(0.3)
+        cgroups = list(arena.cgroups.values())
+    finally:
+        arena.down()
+    assert not [cgroup for cgroup in cgroups if Path(cgroup).exists()]
+
+
+@v1
+@pytest.mark.parametrize("whom", ["owner", "owner and warden"])
+def test_a_frozen_arena_goes_when_leakcheck_is_killed(whom: str, tmp_path: Path) -> None:
+    script = (
+        f"from leakcheck.arena import Arena\nimport os,time\na=Arena().up()\na.run(['/bin/sh','-c',{('set a/b; ' + FREEZE)!r}])\n"
+        "print(a._warden.pid, *a.cgroups.values(), flush=True)\ntime.sleep(60)"
+    )
+    owner = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+    assert owner.stdout
+    with owner, owner.stdout:
+        warden, *cgroups = owner.stdout.readline().split()
+        pidfd = os.pidfd_open(int(warden))
+        pids = [int(pid) for procs in Path(cgroups[0]).glob("**/cgroup.procs") for pid in procs.read_text().split()]
+        assert len(pids) == 3, "spawner, init and the frozen one"
+        owner.kill()
+        if whom != "owner":
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
+    if whom != "owner":
+        assert Path(cgroups[0]).exists(), "nobody is there to thaw it"
+        # The next start does.
+        shutdown()
+        with Arena():
+            pass
+    until = time.monotonic() + 5
+    while any(Path(cgroup).exists() for cgroup in cgroups) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not [cgroup for cgroup in cgroups if Path(cgroup).exists()]
+    assert not [pid for pid in pids if lives(pid)]
+
+
+@v1
+def test_sigterm_ends_a_guard_whose_command_is_frozen(tmp_path: Path) -> None:
+    freeze = "echo FROZEN > /sys/fs/cgroup/freezer/freezer.state"
+    with (tmp_path / "said").open("wb") as said:
+        guard = subprocess.Popen(
+            [sys.executable, "-m", *GUARD, "--", "sh", "-c", f"echo ready; {freeze}"],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            cwd="/",
+        )
+        try:
+            until = time.monotonic() + 10
+            while b"ready" not in (tmp_path / "said").read_bytes() and time.monotonic() < until:
+                time.sleep(0.01)
+            mine = own_cgroups(guard.pid)
+            guard.terminate()
+            assert guard.wait(25) == 130
+        finally:
+            guard.kill()
+            guard.wait()
+    assert b"leaked" in (tmp_path / "said").read_bytes()
+    assert mine and not [cgroup for cgroup in mine if cgroup.exists()]
+
+
+def test_stopped_and_traced_processes_and_a_v2_freezer_hold_nothing_up() -> None:
+    with Arena() as arena:
+        unified = arena.cgroups.get("v2", "")
+        script = (
+            "sleep 300 & kill -STOP $!; set -- /sys/fs/cgroup /sys/fs/cgroup/unified\n"
+            "for d; do [ -e $d/cgroup.freeze ] || continue; mkdir -p $d/cold/er; sleep 300 & echo $! > $d/cold/er/cgroup.procs\n"
+            "echo 1 > $d/cold/cgroup.freeze; echo 1 > $d/cold/er/cgroup.freeze; done; true"
+        )
+        assert arena.run(["/bin/sh", "-c", script], stdout=subprocess.DEVNULL) == 0
+        if unified:
+            assert Path(unified, "cold", "er").exists()
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 2
+    assert not unified or not Path(unified).exists()
