@@ -1,6 +1,7 @@
 """Whatever the host has mounted, and wherever, arenas come up and say what they do not show."""
 
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,9 @@ def beside(case: Callable[..., Any]) -> Callable[[str], Any]:
 
 def test_a_mount_point_may_have_any_name(beside: Callable[[str], Any]) -> None:
     names = [r"\377x", "a b", r"a\nb", r"a\\b", r"\\040", r"a\tb", "-", r"\033[31m"]
-    script = f"""for name in {" ".join(f"'{name}'" for name in names)}; do
-        n="$(printf -- "${{name}}_")"; n="${{n%_}}"; mkdir "./$n"; mount -t tmpfs none "/srv/$n"; echo here > "./$n/file"; done
-        {GUARD} sh -c 'cat /srv/*/file'"""
+    # The shell takes line feeds from the end of what it substitutes, but no name ends in one.
+    made = 'n="$(printf -- "$name")"; mkdir "./$n"; mount -t tmpfs none "/srv/$n"; echo here > "./$n/file"'
+    script = f"for name in {' '.join(map(shlex.quote, names))}; do {made}; done\n{GUARD} sh -c 'cat /srv/*/file'"
     seen = beside(script)
     assert seen.code == 0, seen.text
     assert seen.text.startswith("here\n" * len(names))

@@ -27,6 +27,8 @@ use cgroups::{Cgroups, Hierarchy};
 use message::{Answer, Options, Request, Up, WANTED, receive, send};
 
 fn main() {
+    // First, so that what is sent to the owner's process group does not reach us.
+    let _ = rustix::process::setsid();
     sys::go_on_in_memory();
     sys::set_name(c"warden");
     if let Err(e) = run() {
@@ -42,7 +44,6 @@ fn run() -> io::Result<()> {
     };
     let owner = pidfd_open(owner_pid, PidfdFlags::empty())?;
     let socket = sys::take_stdin()?;
-    let _ = rustix::process::setsid();
     sys::block_signals()?;
     let (children, term) = (sys::signal_fd(libc::SIGCHLD)?, sys::signal_fd(libc::SIGTERM)?);
     sys::become_subreaper();
