@@ -169,7 +169,13 @@ impl State {
 
     pub(super) fn adrift(&self, held: &HashSet<u32>) -> Option<Adrift> {
         let (_, descent) = self.kin.connector.as_ref()?;
-        (self.kin.coverage.level == Level::Full).then(|| descent.adrift(held))
+        if self.kin.coverage.level != Level::Full {
+            return None;
+        }
+        let mut adrift = descent.adrift(held);
+        // The kernel's own new threads are in no look.
+        adrift.unknown.retain(|pid| !ancestry::stat(*pid).is_some_and(|s| s.kernel));
+        Some(adrift)
     }
 
     /// Watches further mount namespaces, each given by its inode and a path that opens it.
