@@ -71,6 +71,7 @@ class ArenaView:
         roots: path and root of each fresh file system.
         cgroups: hierarchy, as /proc/PID/cgroup writes it or ``"v2"``, and the host's directory of the arena's cgroup.
         not_covered: submounts of the host that are not seen, with the reason.
+        bound: path inside and on the host of what is bound and can be written; it is listed now, and compared later.
     """
 
     def __new__(
@@ -80,6 +81,7 @@ class ArenaView:
         roots: Sequence[tuple[str, int]],
         cgroups: Sequence[tuple[str, str]],
         not_covered: Sequence[str] = ...,
+        bound: Sequence[tuple[str, str]] = ...,
     ) -> Self: ...
 
 @final

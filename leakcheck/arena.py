@@ -160,6 +160,7 @@ class Arena:
         for source, _, _ in binds:
             if _native.path_class(os.fspath(source)) == "nothing":
                 raise UsageError(f"arena bind {os.fspath(source)}: no such file or directory")
+        self._bound = [(target, str(Path(source).absolute())) for source, target, read_only in binds if not read_only]
         self._options = {
             "size": size or 0,
             "host_network": network == "host",
@@ -312,6 +313,7 @@ class Arena:
             roots=list(zip(self._root_paths, parts[len(layers) :], strict=True)),
             cgroups=list(self.cgroups.items()),
             not_covered=self.not_covered,
+            bound=self._bound,
         )
 
     @property

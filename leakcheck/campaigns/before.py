@@ -10,7 +10,10 @@ from leakcheck.campaigns.trial import Left
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
 
-__all__ = ["bare_rate", "first_run", "isolation_gaps", "probe", "run_length"]
+__all__ = ["FIRST", "bare_rate", "first_run", "isolation_gaps", "probe", "run_length"]
+
+FIRST = "first run"
+"""The stage of what a first run leaves."""
 
 _NAMESPACES = "for n in cgroup ipc mnt net pid time user uts; do echo $n $(readlink /proc/self/ns/$n); done"
 
@@ -25,7 +28,7 @@ def probe(target: Target, *, host: bool, stop: Stop) -> list[str]:
 
 def isolation_gaps(stages: Stages) -> list[str]:
     """Return what of the target's isolation is not on in this place, with the probe's last words; empty if all is."""
-    marker = stages.place.work.parent / "marker"
+    marker = stages.place.marker
     stages.place.write(marker, b"")
     submission = stages.target.probe(marker)
     argv = stages.prepare(submission)
@@ -62,13 +65,15 @@ def run_length(target: Target, *, host: bool, stop: Stop, runs: int = 5) -> floa
 def first_run(target: Target, *, host: bool, stop: Stop, settle: float) -> list[Left]:
     """Return what the very first run in a place leaves for good, which a trial's warm-up hides from it.
 
-    It is bounded if a second and a third run leave no more of it, growing if they do.
+    It is bounded if a second and a third run leave no more of it, growing if they do. What of the host's own files it,
+    or the preparation before it, changes or removes is damaged.
     """
     left: list[Left] = []
 
     def look(stages: Stages) -> None:
         argv = stages.prepare(NEXT)
         stages.place.begin()
+        left.extend(Left("file", "damaged", label, stage=FIRST) for label in stages.place.damaged_before())
         stages.run(argv, NEXT)
         first = stages.place.look()
         if not first.leaks:
@@ -76,12 +81,14 @@ def first_run(target: Target, *, host: bool, stop: Stop, settle: float) -> list[
         # Making the box ready again replaces files of its own, so what counts is from the second run to the third.
         reports = []
         for _ in range(2):
+            stages.renew()
             stages.again()
             reports.append(stages.place.look())
         second, third = reports
         for leak in first.leaks:
             more = count_like(leak, third.leaks) > count_like(leak, second.leaks)
-            left.append(Left(leak.kind, "growing" if more else "bounded", leak.label))
+            class_ = leak.class_ if leak.class_ == "damaged" else "growing" if more else "bounded"
+            left.append(Left(leak.kind, class_, leak.label, stage=FIRST))
 
     _in_a_place(target, host, look, stop, settle)
     return left

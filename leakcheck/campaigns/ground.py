@@ -9,7 +9,7 @@ import datetime
 import re
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -17,12 +17,12 @@ import msgspec
 import psutil
 
 from leakcheck import _native
-from leakcheck.campaigns.likeness import grouped, same
+from leakcheck.campaigns.likeness import grouped, place_of, same
 from leakcheck.campaigns.place import ArenaPlace, Running
 from leakcheck.campaigns.stages import Stages
 from leakcheck.report import Leak
 from leakcheck.supervise import TargetError
-from leakcheck.targets import Target
+from leakcheck.targets import Box, Target
 
 __all__ = ["MARK", "Ground", "Left", "Run", "Turns"]
 
@@ -33,24 +33,33 @@ MARK = "LEAKCHECK_SUBMISSION"
 _TICK = 0.02
 # With fewer looks one cannot tell that something does not grow.
 _LOOKS = 3
+_MOST_PARENTS = 100
+_MOST_RECOVERED = 200
 
 
 class Run(msgspec.Struct):
-    """One submission: its number, box and round, and when it began and ended (seconds since 1970)."""
+    """One submission: its number, box and round, and when it began (seconds since 1970).
+
+    `name` is the box's name in it, and `late` whether it was ended for running too long.
+    """
 
     number: int
     box: int
     round: int = 0
     began: float = 0
-    ended: float = 0
+    name: str = ""
+    late: bool = False
 
 
 class Left(msgspec.Struct):
     """One thing left in an arena since a round: `runs` are the submissions that it can be of, one when that is certain.
 
-    `tied` says by what: the ``mark`` in a process' environment, the ``box`` that it names, its ``time``, the ``round``
-    alone, or the ``replay`` of each submission alone. `gone` is the round whose look no longer showed it; None while it
-    is there. `bounded`: of the like there is no more at the end than after the first round.
+    `tied` says by what: the ``mark`` in the environment of a process, of one that it descends from or of a holder, or
+    its session; a place of the ``box`` alone; the ``time``, as what is older than a run is not of it; the ``round``
+    alone; or the ``replay`` of each submission alone. `each`: every one of `runs` left such a thing. `gone` is the
+    round whose look no longer showed it; None while it is there. `bounded`: of the like there is no more at the end
+    than after the first round. `late`: it can only be of runs that leakcheck ended. `names` are those of the boxes of
+    `runs`.
     """
 
     leak: Leak
@@ -59,11 +68,19 @@ class Left(msgspec.Struct):
     tied: str
     gone: int | None = None
     bounded: bool = False
+    each: bool = False
+    late: bool = False
+    names: list[tuple[int, str]] = []
+
+    @property
+    def damaged(self) -> bool:
+        """Whether it was there before any run, and was changed or removed: put right later, it still was."""
+        return self.leak.class_ == "damaged"
 
     @property
     def stays(self) -> bool:
         """Whether it is a leak: it is there, and there was ever more of the like."""
-        return self.gone is None and not self.bounded
+        return not self.late and (self.damaged or (self.gone is None and not self.bounded))
 
 
 class _Place(ArenaPlace):
@@ -97,6 +114,8 @@ class Ground:
         self.left: dict[str, Left] = {}
         self.shown: list[set[str]] = []
         """The keys of what of `left` each look showed."""
+        self._sessions: dict[int, int] = {}
+        """Submission by the session that a command of it began; each is one, by its process id inside."""
         self.untied: dict[str, Leak] = {}
         self.gaps: dict[str, str] = {}
         self.settled_ms: dict[int, float] = {}
@@ -128,6 +147,13 @@ class Ground:
     def pids(self) -> set[int]:
         """Return all that runs in it, as the host numbers them."""
         return self.place.pids()
+
+    def started(self, process: Running, run: Run) -> None:
+        """Note that `process`, which leads a session, is of `run`."""
+        # Gone already, it may have been reaped: then what it left is known by other things.
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            self._sessions[int(status.partition("\nNSpid:")[2].split("\n", 1)[0].split()[-1])] = run.number
 
     def look(self, number: int, runs: Sequence[Run]) -> None:
         """Look at it after round `number`, in which there were `runs`; nothing may run in it.
@@ -162,33 +188,99 @@ class Ground:
             if len(keys & self.shown[-1]) <= len(keys & self.shown[0]):
                 for _, one in alike:
                     # What lives on in ever new processes is told as one, however many there are of it.
-                    one.bounded = one.gone is None and one.leak.class_ != "respawning"
+                    one.bounded = one.gone is None and one.leak.class_ not in ("damaged", "respawning")
+
+    def recover_rest(self) -> Iterator[str]:
+        """Recover the boxes that what is left can be of, where each run had one of its own; yield what goes wrong."""
+        rest = {pair for one in self.left.values() if one.gone is None for pair in one.names}
+        for box, name in sorted(rest)[:_MOST_RECOVERED]:
+            stages = self.stages[box]
+            if name != stages.box.name:
+                last, stages.box = stages.box, msgspec.structs.replace(stages.box, name=name)
+                if wrong := stages.recover():
+                    yield f"box {name}: {wrong}"
+                stages.box = last
 
     def _tied(self, leak: Leak, number: int, runs: Sequence[Run]) -> Left:
         if (marked := self._marked(leak)) is not None:
-            return Left(leak, number, [marked], "mark")
-        found, tied = list(runs), "round"
-        text = f"{leak.label}\n{msgspec.json.encode(leak.evidence).decode()}"
-        boxes = {int(box) for box in re.findall(rf"(?:box|{re.escape(self._target.name)})-(\d+)", text)}
-        if of_box := [run for run in found if run.box in boxes]:
-            found, tied = of_box, "box"
-        if leak.since:
-            since = datetime.datetime.fromisoformat(leak.since).timestamp()
-            then = [run for run in found if run.began - _TICK <= since <= run.ended + _TICK]
-            if then and len(then) < len(found):
-                found, tied = then, "box and time" if tied == "box" else "time"
-        return Left(leak, number, [run.number for run in found], tied)
+            found, tied = [run for run in runs if run.number == marked], "mark"
+            left = Left(leak, number, [marked], tied)
+        else:
+            found, tied = self._of_box(leak, runs)
+            if leak.since:
+                since = datetime.datetime.fromisoformat(leak.since).timestamp()
+                # Not those either that had ended by then: what they left running may have made it.
+                then = [run for run in found if run.began - _TICK <= since]
+                if then and len(then) < len(found):
+                    found, tied = then, f"{tied} and time" if tied == "box" else "time"
+            numbers = [run.number for run in found]
+            left = Left(leak, number, numbers if tied.startswith("box") else [*numbers, *self._survivors(number)], tied)
+        left.late = bool(found) and all(run.late for run in found) and len(left.runs) == len(found)
+        left.names = [(run.box, run.name) for run in found if run.name]
+        return left
+
+    def _of_box(self, leak: Leak, runs: Sequence[Run]) -> tuple[list[Run], str]:
+        """Return those of `runs` whose box alone has such a place; all of them where it tells of no box."""
+        path = place_of(leak)
+        for stages in self.stages:
+            mine = [run for run in runs if run.box == stages.box.number]
+            named = [run for run in mine if self._target.names_box(path, _box_of(stages, run))]
+            if named:
+                return named, "box"
+            work = str(stages.box.work)
+            if mine and (path == work or path.startswith(f"{work}/") or self._target.owns(path, stages.box)):
+                return mine, "box"
+        return list(runs), "round"
+
+    def _survivors(self, number: int) -> list[int]:
+        """Return the submissions of earlier rounds of which something still runs: it may have left more."""
+        alive = [one for one in self.left.values() if one.leak.kind == "process" and one.gone is None]
+        return sorted({run for one in alive if one.round < number for run in one.runs})
 
     def _marked(self, leak: Leak) -> int | None:
-        pid = leak.evidence.get("resource", {}).get("pid")
-        if not isinstance(pid, int):
-            return None
+        """Return the submission by whose mark a process is known that it is, descends from, or is held by."""
+        resource = leak.evidence.get("resource", {})
+        pids = [value for value in (resource.get("pid"), resource.get("ppid")) if isinstance(value, int)]
+        pids += [pid for one in _records(leak.evidence) if isinstance(pid := one.get("pid"), int)]
+        for pid in dict.fromkeys(pids):
+            for one in self._line(pid):
+                if (marked := self._mark_of(one)) is not None:
+                    return marked
+        return self._sessions.get(resource.get("session", 0))
+
+    def _line(self, pid: int) -> Iterator[int]:
+        """Yield `pid` and those that it descends from, process 1 apart."""
+        for _ in range(_MOST_PARENTS):
+            if pid <= 1:
+                return
+            yield pid
+            try:
+                status = self.place.read(Path(f"/proc/{pid}/status"))
+            except OSError:
+                return
+            parent = re.search(rb"^PPid:\t(\d+)$", status, re.MULTILINE)
+            pid = int(parent[1]) if parent else 0
+
+    def _mark_of(self, pid: int) -> int | None:
         try:
             environ = self.place.read(Path(f"/proc/{pid}/environ"))
         except OSError:
             return None
         found = re.search(rb"(?:^|\0)" + MARK.encode() + rb"=(\d+)(?:\0|$)", environ)
         return int(found[1]) if found else None
+
+
+def _box_of(stages: Stages, run: Run) -> Box:
+    return msgspec.structs.replace(stages.box, name=run.name)
+
+
+def _records(value: object) -> Iterator[dict[str, object]]:
+    """Yield the records within `value`, however deep."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if isinstance(value, dict):
+        yield value
+    for one in inner:
+        yield from _records(one)
 
 
 class Turns:
@@ -226,7 +318,6 @@ class Turns:
             yield mine.ground, run
         finally:
             with self._changed:
-                run.ended = time.time()
                 mine.active -= 1
                 self._changed.notify_all()
 

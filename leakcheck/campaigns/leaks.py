@@ -13,7 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 import msgspec
 
 from leakcheck import _native
-from leakcheck.campaigns.before import bare_rate, first_run, probe, run_length
+from leakcheck.campaigns.before import FIRST, bare_rate, first_run, probe, run_length
 from leakcheck.campaigns.ending import ENDINGS, KILLS, Ending, Kill, deal
 from leakcheck.campaigns.result import Campaign, Criterion, Finding, Outcome, Residue
 from leakcheck.campaigns.stages import Stop, StoppedError, never
@@ -28,7 +28,7 @@ from leakcheck.targets import Target
 __all__ = ["LeaksOptions", "leaks"]
 
 _LABELS = 8
-_WORST: tuple[Outcome, ...] = ("wedged", "leaked", "wrong", "unknown", "bounded", "reclaimed", "clean")
+_WORST: tuple[Outcome, ...] = ("wedged", "silent", "leaked", "wrong", "unknown", "bounded", "reclaimed", "clean")
 
 
 class LeaksOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -194,17 +194,30 @@ def _judged(
         endings[trial.ending.group][trial.outcome] += 1
     # One that is wedged need not have left anything that can be seen.
     leaked = sum(any(one.class_ not in ("reclaimable", "bounded") for one in trial.left) for trial in trials)
-    verdict = _verdict(outcomes, failure)
+    damaging = sum(any(one.class_ == "damaged" for one in trial.left) for trial in trials)
+    damaged_first = [one for one in first if one.class_ == "damaged"]
+    verdict = _verdict(outcomes, failure, damaged=bool(damaging or damaged_first))
+    wrong = sum(trial.wrong for trial in trials)
     bound = upper_bound(leaked, len(trials))
     criteria = [
         Criterion(name="trials that left something for good", passed=leaked == 0, measured=leaked, limit=0),
+        Criterion(name="trials that damaged what was there before", passed=damaging == 0, measured=damaging, limit=0),
+        Criterion(
+            name="things that a first run damaged", passed=not damaged_first, measured=len(damaged_first), limit=0
+        ),
+        Criterion(
+            name="recoveries that reported success and left something",
+            passed=outcomes["silent"] == 0,
+            measured=outcomes["silent"],
+            limit=0,
+        ),
         Criterion(
             name="recoveries or next submissions that failed",
             passed=outcomes["wedged"] == 0,
             measured=outcomes["wedged"],
             limit=0,
         ),
-        Criterion(name="wrong statuses", passed=outcomes["wrong"] == 0, measured=outcomes["wrong"], limit=0),
+        Criterion(name="wrong statuses", passed=wrong == 0, measured=wrong, limit=0),
         Criterion(name="trials not fully seen", passed=outcomes["unknown"] == 0, measured=outcomes["unknown"], limit=0),
         Criterion(name="trials whose residue is bounded", passed=None, measured=outcomes["bounded"], limit=None),
         Criterion(name="95 % upper bound of the leak rate", passed=None, measured=round(bound, 6), limit=None),
@@ -222,7 +235,7 @@ def _judged(
         outcomes=dict(outcomes),
         endings={ending: dict(count) for ending, count in endings.items()},
         criteria=criteria,
-        findings=_findings(target, options, trials),
+        findings=[*_first_findings(target, options, damaged_first), *_findings(target, options, trials)],
         first_run=_summed([first]),
         untied=_summed([trial.untied for trial in trials]),
         coverage={kind: reason for trial in trials for kind, reason in trial.gaps.items()},
@@ -236,8 +249,8 @@ def _judged(
     )
 
 
-def _verdict(outcomes: Counter[str], failure: TargetError | None) -> Verdict:
-    if outcomes["leaked"] or outcomes["wedged"]:
+def _verdict(outcomes: Counter[str], failure: TargetError | None, *, damaged: bool) -> Verdict:
+    if damaged or outcomes["leaked"] or outcomes["silent"] or outcomes["wedged"]:
         return "leaked"
     return "unknown" if outcomes["unknown"] or outcomes["wrong"] or failure else "clean"
 
@@ -249,7 +262,7 @@ def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) ->
     for trial in trials:
         if trial.outcome != "clean":
             who = trial.ending.kill or trial.ending.name
-            kinds = tuple(sorted({(one.kind, one.class_, one.by) for one in trial.left}))
+            kinds = tuple(sorted({(one.kind, one.class_, one.by, one.stage) for one in trial.left}))
             groups[trial.ending.group, who, trial.outcome, kinds, shape(trial.detail)].append(trial)
     findings = []
     for what, alike in groups.items():
@@ -274,30 +287,55 @@ def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) ->
                 detail=first.detail,
             )
         )
-    return sorted(findings, key=lambda one: (_WORST.index(one.outcome), -one.trials))
+    return sorted(findings, key=lambda one: (not _damaging(one), _WORST.index(one.outcome), -one.trials))
+
+
+def _damaging(finding: Finding) -> bool:
+    return any(left.class_ == "damaged" for left in finding.leaks)
+
+
+def _first_findings(target: Target, options: LeaksOptions, damaged: Sequence[Left]) -> list[Finding]:
+    """Return the damage that is done before any trial: by the preparation of a box, or the first run in it."""
+    if not damaged:
+        return []
+    words = ["leakcheck", "leaks", "--target", named(target), "--plan", "normal", "--iterations", "1"]
+    kinds = sorted({one.kind for one in damaged})
+    return [
+        Finding(
+            id=hashlib.sha256(repr((target.name, FIRST, kinds)).encode()).hexdigest()[:8],
+            ending=FIRST,
+            plan="normal",
+            outcome="leaked",
+            leaks=_summed([damaged]),
+            trials=1,
+            replay=shlex.join(words + ["--settle", f"{options.settle:g}"] * (options.settle != LeaksOptions().settle)),
+        )
+    ]
 
 
 def _summed(lists: Sequence[Sequence[Left]]) -> list[Residue]:
-    """Return what is in the lists, one a trial, summed by kind and class."""
-    counts: Counter[tuple[str, str, str]] = Counter()
-    within: Counter[tuple[str, str, str]] = Counter()
-    labels: dict[tuple[str, str, str], dict[str, str]] = defaultdict(dict)
-    for left in lists:
+    """Return what is in the lists, one a trial, summed by kind, class and stage; damage first."""
+    groups: dict[tuple[str, str, str, str], list[tuple[int, str]]] = defaultdict(list)
+    for number, left in enumerate(lists):
         for one in left:
-            counts[one.kind, one.class_, one.by] += 1
-            labels[one.kind, one.class_, one.by].setdefault(shape(one.label), one.label)
-        within.update({(one.kind, one.class_, one.by) for one in left})
-    return [
-        Residue(
-            kind=kind,
-            class_=class_,
-            by=by,
-            labels=list(labels[kind, class_, by].values())[:_LABELS],
-            count=count,
-            trials=within[kind, class_, by],
+            groups[one.kind, one.class_, one.by, one.stage].append((number, one.label))
+    residue = []
+    for (kind, class_, by, stage), found in sorted(groups.items(), key=lambda item: (item[0][1] != "damaged", item[0])):
+        labels: dict[str, str] = {}
+        for _, label in found:
+            labels.setdefault(shape(label), label)
+        residue.append(
+            Residue(
+                kind=kind,
+                class_=class_,
+                by=by,
+                stage=stage,
+                labels=list(labels.values())[:_LABELS],
+                count=len(found),
+                trials=len({number for number, _ in found}),
+            )
         )
-        for (kind, class_, by), count in sorted(counts.items())
-    ]
+    return residue
 
 
 def _median(values: Iterable[float]) -> float:

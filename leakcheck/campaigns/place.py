@@ -18,6 +18,7 @@ import psutil
 
 from leakcheck import _native
 from leakcheck.arena import Arena, look_soon
+from leakcheck.campaigns.likeness import place_of
 from leakcheck.campaigns.rooted import make_directory, read_file, write_file
 from leakcheck.report import Leak, Report
 from leakcheck.supervise import TargetError, why_not_run
@@ -56,7 +57,9 @@ class Place(Protocol):
     """One disposable place for one trial."""
 
     work: Path
-    """The box's directory, as commands see it."""
+    """The box's directory, as commands see it. Sandboxes cover or refuse ``/tmp``, so it is not below that."""
+    marker: Path
+    """A file of the outside that a target may be asked to hide."""
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
         """Start a command with nothing to read, which writes to `output`."""
@@ -72,6 +75,9 @@ class Place(Protocol):
 
     def begin(self) -> None:
         """Take the baseline."""
+
+    def damaged_before(self) -> list[str]:
+        """Return what of the host's files was changed or removed before the baseline, the target's own apart."""
 
     def look(self) -> Report:
         """Settle, and return what is left of all since the baseline."""
@@ -95,9 +101,11 @@ class Place(Protocol):
 class ArenaPlace:
     """An arena: whatever is there afterwards is the trial's. Beyond the target's programs it shows what is `needed`."""
 
-    work = Path("/tmp/leakcheck/box")  # noqa: S108 - the arena's own
+    work = Path("/var/lib/leakcheck-campaign/box")
+    marker = Path("/tmp/leakcheck-marker")  # noqa: S108 - the arena's own
 
     def __init__(self, target: Target, settle: float, needed: Sequence[str | os.PathLike[str]] = ()) -> None:
+        self._target = target
         shown = [path for path in target.found().values() if path]
         self._arena = Arena(hostname="arena", binds=binds([*shown, *needed]))
         self._settle_ms = round(settle * 1000)
@@ -160,6 +168,11 @@ class ArenaPlace:
         self._before = _native.snapshot(arena=self._arena.view)
         self._looked()
 
+    def damaged_before(self) -> list[str]:
+        """Return what the overlay shows as changed or deleted in the baseline already."""
+        files = [one for one in self._before.resources("file") if one.get("state") in ("changed", "deleted")]
+        return [f"{one['state']} {one['class']} {one['path']}" for one in files if not self._target.owns(one["path"])]
+
     def look(self) -> Report:
         """Settle, and return what is there that was not; what nothing ties to the arena is set apart."""
         return self._since(self._before)
@@ -180,7 +193,13 @@ class ArenaPlace:
         report = Report.from_json(_native.settle(before, settle_ms=self._settle_ms))
         tied = [leak for leak in report.leaks if leak.attribution != "none"]
         untied = [leak for leak in report.leaks if leak.attribution == "none"]
+        tied = [self._own(leak) for leak in tied]
         return msgspec.structs.replace(report, leaks=tied, unattributed=[*report.unattributed, *untied])
+
+    def _own(self, leak: Leak) -> Leak:
+        """Return `leak`, which is no damage where the target changed what is its own."""
+        own = leak.class_ == "damaged" and leak.kind == "file" and self._target.owns(place_of(leak))
+        return msgspec.structs.replace(leak, class_="orphaned") if own else leak
 
 
 class HostPlace:
@@ -194,9 +213,14 @@ class HostPlace:
         self._token: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        self._base = Path(tempfile.mkdtemp(prefix="leakcheck-", dir="/tmp"))
+        self._base = Path(tempfile.mkdtemp(prefix="leakcheck-campaign-", dir=_host_directory()))
         self.work = self._base / "box"
         self.work.mkdir()
+        # Others may go through, as a target's own users must.
+        self._base.chmod(0o755)
+        descriptor, marker = tempfile.mkstemp(prefix="leakcheck-marker-", dir="/tmp")
+        os.close(descriptor)
+        self.marker = Path(marker)
         return self
 
     def __exit__(
@@ -207,6 +231,7 @@ class HostPlace:
         # What a leaked mount shows below it is not ours to remove: then the directory stays, and is in the report.
         if not any(part.mountpoint.startswith(str(self._base)) for part in psutil.disk_partitions(all=True)):
             shutil.rmtree(self._base, ignore_errors=True)
+        self.marker.unlink(missing_ok=True)
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
         """Start a command in a session of its own."""
@@ -231,10 +256,15 @@ class HostPlace:
 
     def begin(self) -> None:
         """Take the baseline, and watch who makes what."""
-        self._before = _native.snapshot(kinds=",".join(_PLACED))
-        self._guard = _native.Guard(settle_ms=self._settle_ms, attributed_only=True)
+        roots = [*_native.DEFAULT_ROOTS, str(self._base)]
+        self._before = _native.snapshot(kinds=",".join(_PLACED), roots=roots)
+        self._guard = _native.Guard(settle_ms=self._settle_ms, attributed_only=True, roots=roots)
         name, value = self._guard.token
         self._token = {name: value}
+
+    def damaged_before(self) -> list[str]:
+        """Return nothing: on the host only what is new is seen."""
+        return []
 
     def look(self) -> Report:
         """Settle; from the second time on what of the first residue went is left out, and what came is added."""
@@ -253,7 +283,19 @@ class HostPlace:
 
     def replaced(self, leaks: Sequence[Leak]) -> set[str]:
         """Return the keys of those in whose place there are no more than there were."""
-        return _replaced(leaks, self._before, _native.snapshot(kinds=",".join(_PLACED))) if leaks else set()
+        if not leaks:
+            return set()
+        roots = [*_native.DEFAULT_ROOTS, str(self._base)]
+        return _replaced(leaks, self._before, _native.snapshot(kinds=",".join(_PLACED), roots=roots))
+
+
+def _host_directory() -> Path:
+    """Return where boxes on the host lie: in a directory for such state, the user's own where it is not root."""
+    own = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    if os.access("/var/lib", os.W_OK):
+        return Path("/var/lib")
+    own.mkdir(parents=True, exist_ok=True)
+    return own
 
 
 class _HostProcess:
@@ -330,7 +372,8 @@ def _replaced(leaks: Sequence[Leak], before: _native.Snapshot, now: _native.Snap
     there, here = ({kind: _places(one, kind) for kind in kinds} for one in (before, now))
     found = set()
     for leak in leaks:
-        if leak.kind in kinds:
+        # Something was there at the baseline, but it was the host's.
+        if leak.kind in kinds and leak.class_ != "damaged":
             place = leak.evidence.get("resource", {}).get(_PLACED[leak.kind])
             if place is not None and here[leak.kind][place] <= there[leak.kind][place]:
                 found.add(leak.key)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
+from leakcheck.campaigns.before import FIRST
 from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Residue
 from leakcheck.render import line
 
@@ -101,7 +102,7 @@ def _shortened(criteria: Sequence[Criterion]) -> Iterator[Criterion]:
 def _finding(finding: Finding) -> Iterator[Text]:
     what = ", ".join(f"{left.count} {left.kind} {_class(left)}" for left in finding.leaks) or "nothing left"
     style = _OUTCOME_STYLE.get(finding.outcome, "red")
-    which = "" if finding.ending == "stress" else f"{finding.ending}, {finding.trials} trials: "
+    which = "" if finding.ending in ("stress", FIRST) else f"{finding.ending}, {finding.trials} trials: "
     yield line("  ", (f"{finding.outcome:<9} ", style), f"{which}{what}")
     # What went away again is told in short.
     for left in finding.leaks if finding.outcome != "reclaimed" else ():
@@ -113,4 +114,7 @@ def _finding(finding: Finding) -> Iterator[Text]:
 
 
 def _class(left: Residue) -> str:
-    return f"{left.class_} by {left.by}" if left.by else left.class_
+    by = "by" if left.class_ == "reclaimable" else "until the"
+    how = f"{left.class_} {by} {left.by}" if left.by else left.class_
+    # That the run left it goes without saying.
+    return how if left.stage in ("", "run") else f"{how}, of the {left.stage}"

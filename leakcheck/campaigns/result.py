@@ -12,10 +12,11 @@ SCHEMA = "leakcheck.campaign/1"
 LEAKS_OF = "leaks of kind "
 """Begins the names of the criteria of ``stress`` that there be none of a kind."""
 
-Outcome: TypeAlias = Literal["clean", "reclaimed", "bounded", "leaked", "wedged", "wrong", "unknown"]
+Outcome: TypeAlias = Literal["clean", "reclaimed", "bounded", "leaked", "silent", "wedged", "wrong", "unknown"]
 """Of one trial: nothing left; all that was left its own clean-up or next run took away; what stays is never more than
-one run leaves; something stays; the recovery or the next submission in that box failed; the target said another status
-than it must; not all could be looked at."""
+one run leaves; something stays; something stays behind a recovery that reported success; the run did not end, or the
+recovery or the next submission in that box failed; the target said another status than it must; not all could be
+looked at. Of one submission it is unknown too where it, or another one, left something."""
 
 
 class Residue(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,12 +24,15 @@ class Residue(msgspec.Struct, frozen=True, kw_only=True):
 
     `labels` has the first of each shape, numbers apart, eight at most. `by` says what took away that which is
     reclaimable: ``recovery``, ``next run``, or ``time`` where the target has no recovery and it just took longer.
+    `stage` says what left it: the ``run``, the ``recovery``, the ``next run``, or the ``first run`` in a place, with
+    its preparation.
     """
 
     kind: str
     class_: str = msgspec.field(name="class")
     labels: list[str]
     by: str = ""
+    stage: str = ""
     count: int = 1
     trials: int = 1
 
@@ -53,7 +57,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     whether that, and exit code and signal where both are told, are as they must be, `detail` why not. `wall_ms` is from
     the target's preparation to its end, `cpu_ms` the processor time of the target with all that it waited for,
     `queued_ms` the wait before. `ended_s` counts from the campaign's start. After its `round` it took `settle_ms` until
-    what was going away was gone. `left` is what it left for sure.
+    what was going away was gone. `left` is what it left for sure, `may_have_left` what is of it or of another, eight
+    things at most. `late`: it did not end by its wall limit, and leakcheck ended it.
     """
 
     id: int
@@ -72,6 +77,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     settle_ms: float = 0
     detail: str = ""
     left: list[str] = []
+    may_have_left: list[str] = []
+    late: bool = False
 
 
 class Criterion(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Box, Outcome, Target
 
-__all__ = ["GRACE", "NEXT", "Done", "Stages", "Stop", "StoppedError", "ended", "memory", "never", "text"]
+__all__ = ["GRACE", "NEXT", "Done", "LateError", "Stages", "Stop", "StoppedError", "ended", "memory", "never", "text"]
 
 NEXT = BUILTIN["ok"]
 """What is run next in a box, to see whether it is as good as new."""
@@ -26,12 +26,18 @@ Stop = Callable[[], bool]
 
 GRACE = 30.0
 """Seconds beyond a submission's wall limit: start and teardown of the slowest target on a machine under load."""
+# Between the numbers in the names that follow each other in one box; other boxes' numbers are lower.
+_APART = 10_000
 # How often, in seconds, `Stop` is asked while something runs.
 _ASK = 0.2
 
 
 class StoppedError(TargetError):
     """Somebody wanted to end before there was anything to tell."""
+
+
+class LateError(TargetError):
+    """A command did not end by its limit and the grace, and was ended: what it leaves is not its own doing alone."""
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -70,6 +76,11 @@ class Stages:
         self.box = Box(number=number, work=work or place.work)
         self.phases: dict[str, float] = {}
         self.env: dict[str, str] = {}
+        self.late = False
+        """Whether a command was ended for running too long."""
+        self.started: Callable[[Running], None] | None = None
+        """Is told of each command that was started."""
+        self._names = 0
         self._stop = stop
         self._late = late
 
@@ -82,6 +93,14 @@ class Stages:
         finally:
             self.phases[name] = self.phases.get(name, 0) + (time.monotonic() - began) * 1000
 
+    def renew(self) -> None:
+        """Give the box another name, as the next run has one where boxes are not used again."""
+        if self.target.adapter.fresh:
+            self._names += 1
+            self.box = msgspec.structs.replace(
+                self.box, name=self.target.name_of(self.box.number + self._names * _APART)
+            )
+
     def prepare(self, submission: Submission) -> list[str]:
         """Make the box ready, and return the command line that runs `submission` in it."""
         self._commands("prepare", self.target.prepare_commands(self.box, submission))
@@ -91,11 +110,28 @@ class Stages:
                 self.place.write(Path(path), content.encode())
             except OSError as error:
                 raise TargetError(f"write {path}: {(error.strerror or str(error)).lower()}") from error
+        self._empty_status()
         return launch.argv
+
+    def _empty_status(self) -> None:
+        """Empty the status file of the last run, which must not be read as that of one that wrote none."""
+        path = self.target.status_file(self.box)
+        if path is None:
+            return
+        try:
+            if self.place.read(path):
+                self.place.write(path, b"")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise TargetError(f"empty {path}: {(error.strerror or str(error)).lower()}") from error
 
     def start(self, argv: Sequence[str], output: int) -> Running:
         """Start a command in the target's environment."""
-        return self.place.start(argv, self.target.env(self.box) | self.env, output)
+        process = self.place.start(argv, self.target.env(self.box) | self.env, output)
+        if self.started is not None:
+            self.started(process)
+        return process
 
     def said(self, argv: Sequence[str], limit: float = 0) -> str:
         """Run a command, `limit` seconds and the grace at most; return what it printed."""
@@ -168,7 +204,7 @@ class Stages:
         return ""
 
     def wait(self, process: Running, limit: float, name: str) -> int:
-        """Return the exit code of `process`; raise `TargetError` and kill it after `limit` seconds and the grace."""
+        """Return the exit code of `process`; raise `LateError` and kill it after `limit` seconds and the grace."""
         until = time.monotonic() + limit + GRACE
         try:
             while not ended(process, int(_ASK * 1000)):
@@ -180,7 +216,9 @@ class Stages:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(GRACE)
                     if late:
-                        raise TargetError(f"{name} still ran after {limit + GRACE:.0f} s, and was killed")
+                        self.late = True
+                        by = f" by its wall limit of {limit:g} s" if limit else ""
+                        raise LateError(f"{name} did not end{by}; ended by leakcheck after {limit + GRACE:.0f} s")
                     raise StoppedError(f"{self.target.name}: interrupted before the first trial")
             return process.wait()
         finally:

@@ -14,7 +14,7 @@ from leakcheck.campaigns.neighbours import Neighbours
 from leakcheck.campaigns.place import Running
 from leakcheck.campaigns.result import Campaign, Record
 from leakcheck.campaigns.source import StressOptions, submissions, warm_up
-from leakcheck.campaigns.stages import GRACE, NEXT, Stages, Stop, StoppedError, never
+from leakcheck.campaigns.stages import GRACE, NEXT, LateError, Stages, Stop, StoppedError, never
 from leakcheck.campaigns.stress_result import Totals, judged
 from leakcheck.campaigns.suspects import narrow
 from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
@@ -146,6 +146,7 @@ class _Driver:
                 self._target,
                 left,
                 plans,
+                frozenset(record.id for record in self.records if record.late),
                 settle=self._options.settle,
                 needed=[cache_directory()],
                 say=self._say,
@@ -251,7 +252,7 @@ class _Driver:
             # One thread's failure ends the campaign, which then says why; the queue is emptied all the same.
             try:
                 with turns.turn(number, box) as (ground, run):
-                    record = self._one(ground.stages[box], submission, run, waited)
+                    record = self._one(ground, submission, run, waited)
                 with self._lock:
                     self.records.append(record)
                     if self._progress is not None:
@@ -263,14 +264,19 @@ class _Driver:
                     del self._running[box]
                     self._last = time.monotonic()
 
-    def _one(self, stages: Stages, submission: Submission, run: Run, waited: float) -> Record:
+    def _one(self, ground: Ground, submission: Submission, run: Run, waited: float) -> Record:
+        stages = ground.stages[run.box]
         stages.env = {MARK: str(run.number)}
+        stages.started = lambda process: ground.started(process, run)
+        stages.renew()
+        run.name = stages.box.name
         began = time.monotonic()
         got, exit_code, signal, detail, cpu = "none", None, None, "", None
         try:
             done = stages.outcome(stages.prepare(submission), submission)
         except TargetError as error:
             detail = str(error)
+            run.late = isinstance(error, LateError)
             if not isinstance(error, StoppedError):
                 self.cleanup_failures.append(f"submission {run.number}: {detail}")
         else:
@@ -294,14 +300,19 @@ class _Driver:
             box=run.box,
             round=run.round,
             detail=detail,
+            late=run.late,
         )
 
     def _finish(self, grounds: Sequence[Ground], turns: Turns) -> None:
         """Recover every box, ask for the target's health, look a last time, and see whether it still works."""
         for ground in grounds:
             for stages in ground.stages:
+                stages.started = None
                 if wrong := stages.recover():
                     self.cleanup_failures.append(f"box {stages.box.number}: {wrong}")
+                self._last = time.monotonic()
+            for wrong in ground.recover_rest():
+                self.cleanup_failures.append(wrong)
                 self._last = time.monotonic()
             if wrong := ground.stages[0].health():
                 self.sick.append(wrong)

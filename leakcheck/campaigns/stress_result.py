@@ -11,7 +11,7 @@ import msgspec
 
 from leakcheck.campaigns.degradation import LIMIT, Sample, changes
 from leakcheck.campaigns.ground import Ground, Left
-from leakcheck.campaigns.likeness import grouped, same
+from leakcheck.campaigns.likeness import grouped, place_of, same
 from leakcheck.campaigns.neighbours import Neighbours
 from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Outcome, Record, Residue
 from leakcheck.campaigns.source import StressOptions
@@ -25,6 +25,7 @@ __all__ = ["Totals", "judged"]
 
 _LABELS = 8
 _REPLAYED = 20
+_SUSPECTS = 10
 # R2 and R14 of the requirements: submissions a minute, and the rate of internal errors.
 _PER_MINUTE = 1000
 # Of fewer submissions, such as a replay line's one at a time, no pace is asked; as with the slowdown.
@@ -67,7 +68,8 @@ def judged(
     outcomes: Counter[str] = Counter()
     statuses: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
-        outcome = "leaked" if record.left else "clean" if record.right else "wrong"
+        may = "unknown" if record.may_have_left else "clean"
+        outcome = "leaked" if record.left else may if record.right else "wrong"
         outcomes[outcome] += 1
         statuses[record.expect][outcome] += 1
     return Campaign(
@@ -100,15 +102,28 @@ def judged(
 def _with_left(records: Sequence[Record], left: Sequence[Left], settled: Mapping[int, float]) -> list[Record]:
     """Return the records in the order of their submissions, each with what it left for sure and how long it settled."""
     of: dict[int, list[str]] = defaultdict(list)
+    may: dict[int, list[str]] = defaultdict(list)
+    told: set[tuple[str, tuple[int, ...]]] = set()
     for one in left:
-        if len(one.runs) == 1 and one.stays:
-            of[one.runs[0]].append(one.leak.label)
+        runs = tuple(one.runs)
+        group = (one.leak.kind, runs)
+        if not one.stays or (one.each and group in told):
+            continue
+        told.add(group)
+        for run in runs:
+            if len(runs) == 1:
+                of[run].append(one.leak.label)
+            elif one.each:
+                of[run].append(f"{one.leak.label}, or one like it of {len(runs)} submissions")
+            else:
+                may[run].append(one.leak.label)
     first = min(record.ended_s - record.wall_ms / 1000 for record in records)
     return sorted(
         (
             msgspec.structs.replace(
                 record,
                 left=of.get(record.id, []),
+                may_have_left=may.get(record.id, [])[:_LABELS],
                 settle_ms=settled.get(record.round, 0.0),
                 ended_s=round(record.ended_s - first, 4),
             )
@@ -132,6 +147,9 @@ def _criteria(
     criteria = []
     if options.looks:
         criteria = [_zero(f"{LEAKS_OF}{kind}", stayed[kind]) for kind in _KINDS]
+        damaged = {(one.leak.kind, place_of(one.leak)) for one in left if one.damaged}
+        damaged |= {(leak.kind, place_of(leak)) for leak in totals.first_run if leak.class_ == "damaged"}
+        criteria.append(_zero(_DAMAGED, len(damaged)))
         criteria.append(_zero("kinds not fully seen", len(gaps)))
     criteria += [
         _zero("boxes out of service", len(totals.sick)),
@@ -151,8 +169,12 @@ def _criteria(
     ]
     criteria += slowdowns
     if options.looks:
-        leaking = sum(one.stays for one in left)
-        bound = upper_bound(min(leaking, len(records)), len(records))
+        sure, unsure = _leaking(records, left)
+        bound = upper_bound(min(sure + unsure, len(records)), len(records))
+        criteria.append(Criterion(name="submissions that left something", passed=None, measured=sure, limit=None))
+        criteria.append(
+            Criterion(name="at most so many others, of those that may have", passed=None, measured=unsure, limit=None)
+        )
         criteria.append(
             Criterion(name="95 % upper bound of the leak rate", passed=None, measured=round(bound, 6), limit=None)
         )
@@ -191,6 +213,16 @@ def _slowdowns(options: StressOptions, records: Sequence[Record], neighbours: Ne
     return found
 
 
+def _leaking(records: Sequence[Record], left: Sequence[Left]) -> tuple[int, int]:
+    """Return how many submissions left something for sure, and how many others may have, at most."""
+    sure = {record.id for record in records if record.left}
+    may = {record.id for record in records if record.may_have_left} - sure
+    # Each thing is of one submission alone.
+    things = sum(one.stays and not one.each and len(one.runs) != 1 for one in left)
+    return len(sure), min(len(may), things)
+
+
+_DAMAGED = "things damaged that were there before"
 # The order of the report.
 _KINDS = (
     "process", "fd", "mount", "cgroup", "lock", "lockfile", "file", "ipc", "namespace", "net", "loop", "key", "bpf",
@@ -223,7 +255,7 @@ def _rate(options: StressOptions, records: Sequence[Record], took: float) -> Cri
 
 def _verdict(criteria: Sequence[Criterion], gaps: dict[str, str], totals: Totals) -> Verdict:
     failed = {criterion.name for criterion in criteria if criterion.passed is False}
-    if any(name.startswith(LEAKS_OF) for name in failed):
+    if _DAMAGED in failed or any(name.startswith(LEAKS_OF) for name in failed):
         return "leaked"
     return "unknown" if gaps or totals.error or "deadlocks and hangs" in failed else "clean"
 
@@ -234,7 +266,10 @@ def _left_findings(
     """Put together what is of the same and has the same fate; each with the submissions that it can be of."""
     plans = {record.id: record.plan for record in records}
     findings = []
-    for alike in grouped(left, lambda one, other: _fate(one) == _fate(other) and same(one.leak, other.leak)):
+    for alike in grouped(
+        [one for one in left if not one.late],
+        lambda one, other: _fate(one) == _fate(other) and same(one.leak, other.leak),
+    ):
         kind, fate = alike[0].leak.kind, _fate(alike[0])
         # The one of which there is the least doubt.
         surest = min(
@@ -243,7 +278,7 @@ def _left_findings(
         words = {_word(plans[run]): plans[run] for run in reversed(surest.runs)}
         suspects = [*words.values()]
         class_ = {"leaked": surest.leak.class_, "bounded": "bounded", "reclaimed": "reclaimable"}[fate]
-        detail = f"of {_count(len(suspects))}, by {surest.tied}" if suspects else "of the last look"
+        detail = f"of {_count(len(suspects))}, by {surest.tied}{_which(surest)}" if suspects else "of the last look"
         findings.append(
             Finding(
                 id=_id(target, kind, fate, *sorted(words)),
@@ -265,7 +300,7 @@ def _left_findings(
                 detail=detail,
             )
         )
-    return sorted(findings, key=lambda one: (one.outcome != "leaked", -one.trials))
+    return sorted(findings, key=lambda one: (one.leaks[0].class_ != "damaged", one.outcome != "leaked", -one.trials))
 
 
 def _word(plan: str) -> str:
@@ -274,11 +309,22 @@ def _word(plan: str) -> str:
 
 
 def _fate(one: Left) -> Outcome:
-    return "reclaimed" if one.gone is not None else "bounded" if one.bounded else "leaked"
+    return "leaked" if one.stays else "reclaimed" if one.gone is not None else "bounded"
 
 
 def _count(suspects: int) -> str:
     return "one submission's kind" if suspects == 1 else f"one of {suspects} kinds of submission"
+
+
+def _which(one: Left) -> str:
+    """Return which submissions it can be of."""
+    runs = sorted(one.runs)
+    shown = ", ".join(map(str, runs[:_SUSPECTS])) + (", …" if len(runs) > _SUSPECTS else "")
+    return (
+        f"; submission {shown}"
+        if len(runs) == 1
+        else f"; {'each' if one.each else 'one'} of these submissions: {shown}"
+    )
 
 
 def _wrong_findings(target: Target, options: StressOptions, records: Sequence[Record]) -> list[Finding]:

@@ -10,21 +10,25 @@ from leakcheck.campaigns.ending import Ending
 from leakcheck.campaigns.likeness import count_like, place_of
 from leakcheck.campaigns.place import ArenaPlace, HostPlace, Place
 from leakcheck.campaigns.result import Outcome
-from leakcheck.campaigns.stages import NEXT, Stages
+from leakcheck.campaigns.stages import NEXT, LateError, Stages
 from leakcheck.report import Leak, Report
 from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
 
 __all__ = ["Left", "Trial", "run_trial"]
 
+# However often it is repeated; what lives on in ever new processes is told as one, however many there are of it.
+_FOR_GOOD = ("damaged", "respawning")
+
 
 class Left(msgspec.Struct, frozen=True):
-    """One thing that a trial left, with the class that the later stages gave it; `by` is what took it away."""
+    """One thing that a trial left in a `stage`, with the class that the later ones gave it; `by` is what removed it."""
 
     kind: str
     class_: str
     label: str
     by: str = ""
+    stage: str = ""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,6 +37,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     ending: Ending
     outcome: Outcome
     left: list[Left] = []
+    wrong: bool = False
+    """Whether the run got another status than it must, or none."""
     detail: str = ""
     phases_ms: dict[str, float] = {}
     settled_ms: float | None = None
@@ -62,7 +68,8 @@ def _stages(stages: Stages, ending: Ending) -> Trial:
     submission = ending.submission(stages.target.adapter.shortest_wall)
     with stages.phase("warm-up"):
         if wrong := stages.again():
-            return Trial(ending=ending, outcome="wrong", detail=f"warm-up run: {wrong}")
+            return Trial(ending=ending, outcome="wrong", wrong=True, detail=f"warm-up run: {wrong}")
+    stages.renew()
     with stages.phase("prepare"):
         argv = stages.prepare(submission)
     with stages.phase("baseline"):
@@ -74,6 +81,9 @@ def _stages(stages: Stages, ending: Ending) -> Trial:
         else:
             try:
                 wrong = stages.run(argv, submission)
+            except LateError as error:
+                # What is there now our own kill may have left.
+                return Trial(ending=ending, outcome="wedged", wrong=True, detail=str(error))
             except TargetError as error:
                 wrong = str(error)
     with stages.phase("settle"):
@@ -83,9 +93,9 @@ def _stages(stages: Stages, ending: Ending) -> Trial:
     if first.leaks or ending.kill is not None:
         after.follow()
     gaps = after.gaps
-    outcome, detail = after.outcome(), "; ".join(after.failures)
+    outcome, detail = after.outcome(), "; ".join([*after.failures, *filter(None, [wrong])])
     if outcome == "clean" and wrong:
-        outcome, detail = "wrong", wrong
+        outcome = "wrong"
     elif outcome == "clean" and gaps:
         outcome, detail = "unknown", "; ".join(f"{kind}: {reason}" for kind, reason in gaps.items())
     untied = [Left(leak.kind, leak.class_, leak.label) for leak in first.unattributed]
@@ -93,6 +103,7 @@ def _stages(stages: Stages, ending: Ending) -> Trial:
         ending=ending,
         outcome=outcome,
         left=after.left,
+        wrong=bool(wrong),
         detail=detail,
         settled_ms=settled,
         gaps=gaps,
@@ -112,12 +123,19 @@ class _Aftermath:
         # What is still there, by key; `_steady` is of it what comes by itself, however the run was killed.
         self._stay = {leak.key: leak for leak in first.leaks}
         self._steady: set[str] = set()
+        # What left it.
+        self._stage = dict.fromkeys(self._stay, "run")
+        # What was there after a recovery that reported success.
+        self._survived: set[str] = set()
+        self._silent = False
         self._seen(first)
 
     def outcome(self) -> Outcome:
         """Return the trial's outcome as far as it is what was left."""
         if self.failures:
             return "wedged"
+        if self._silent:
+            return "silent"
         classes = {one.class_ for one in self.left}
         if classes - {"reclaimable", "bounded"}:
             return "leaked"
@@ -130,9 +148,12 @@ class _Aftermath:
                 self.failures.append(wrong)
             report = self._look()
             self._part(report, "recovery" if self._stages.target.adapter.recover else "time")
-            self._add(report.leaks)
-        with self._stages.phase("next"):
-            self._next()
+            self._add(report.leaks, "recovery")
+            if self._stages.target.adapter.recover and not wrong:
+                self._survived = set(self._stay)
+        if not self._stages.late:
+            with self._stages.phase("next"):
+                self._next()
         if self._stay:
             self._class()
 
@@ -150,14 +171,16 @@ class _Aftermath:
             wrong = str(error)
         if wrong:
             self.failures.append(f"next submission: {wrong}")
+        if self._stages.late:
+            # What is there now our own kill may have left.
+            return
         before = self._stay
         if before:
             report = self._look()
             self._part(report, "next run")
-            self._mark_replaced(before, report)
         # What one of the run's was replaced by was told as that one.
         places = {(leak.kind, place_of(leak)) for leak in before.values()}
-        self._add(leak for leak in came if (leak.kind, place_of(leak)) not in places)
+        self._add((leak for leak in came if (leak.kind, place_of(leak)) not in places), "next run")
 
     def _look(self) -> Report:
         report = self._stages.place.look()
@@ -168,40 +191,69 @@ class _Aftermath:
         self.gaps.update({kind: gap.reason for kind, gap in report.gaps.items()})
 
     def _part(self, report: Report, by: str) -> None:
-        """Part with what is gone: it was reclaimable."""
-        now = {leak.key for leak in report.leaks}
-        self.left.extend(
-            Left(leak.kind, "reclaimable", leak.label, by) for key, leak in self._stay.items() if key not in now
-        )
-        self._stay = {key: leak for key, leak in self._stay.items() if key in now}
+        """Part with what is gone: it was reclaimable, unless a run took it away of a kind that will not come again."""
+        now = {leak.key: leak for leak in report.leaks}
+        places = {(leak.kind, place_of(leak)): leak for leak in report.leaks}
+        before, self._stay = self._stay, {}
+        for key, leak in before.items():
+            here = places.get((leak.kind, place_of(leak)))
+            if key in now:
+                self._keep(key, leak, key)
+            elif here is not None and leak.class_ == here.class_ == "damaged":
+                # Changed once more.
+                self._keep(key, here, here.key)
+            elif here is not None and by == "next run" and not self._of_a_box(leak):
+                # What the next run took away and put another in the place of: one is there, whatever is run.
+                self._tell(key, leak, "bounded")
+            elif by == "next run" and (self._stages.target.adapter.fresh or leak.class_ == "damaged"):
+                self._tell(key, leak, leak.class_, by)
+            else:
+                self._tell(key, leak, "reclaimable", by)
 
-    def _add(self, leaks: Iterable[Leak]) -> None:
+    def _keep(self, key: str, leak: Leak, as_key: str) -> None:
+        self._stay[as_key] = leak
+        self._stage[as_key] = self._stage[key]
+        if key in self._survived:
+            self._survived.add(as_key)
+
+    def _of_a_box(self, leak: Leak) -> bool:
+        """Tell whether it bears a name that is never given again."""
+        stages = self._stages
+        return stages.target.adapter.fresh and stages.target.names_box(place_of(leak), stages.box)
+
+    def _tell(self, key: str, leak: Leak, class_: str, by: str = "") -> None:
+        self.left.append(Left(leak.kind, class_, leak.label, by, self._stage[key]))
+        if key in self._survived and class_ not in ("reclaimable", "bounded"):
+            self._silent = True
+
+    def _add(self, leaks: Iterable[Leak], stage: str) -> None:
         """Add what was not seen before, unless something like it was there at the baseline."""
         new = [leak for leak in leaks if leak.key not in self._stay]
         replaced = self._stages.place.replaced(new)
         came = {leak.key: leak for leak in new if leak.key not in replaced}
         self._stay |= came
+        self._stage |= dict.fromkeys(came, stage)
         self._steady |= came.keys()
 
-    def _mark_replaced(self, before: dict[str, Leak], report: Report) -> None:
-        """What the next run took away and put another in the place of is bounded: one is there, whatever is run."""
-        places = {(leak.kind, place_of(leak)) for leak in report.leaks}
-        for key, leak in before.items():
-            if key not in self._stay and (leak.kind, place_of(leak)) in places:
-                self.left.remove(Left(leak.kind, "reclaimable", leak.label, "next run"))
-                self.left.append(Left(leak.kind, "bounded", leak.label))
-
     def _class(self) -> None:
-        """Repeat it all in the same box: what there is more of then is growing, and bounded what there is not."""
+        """Repeat it all, in another box where boxes are fresh: what there is more of then is growing.
+
+        Bounded is what there is not more of; damage to what was there before never is.
+        """
         before = self._look().leaks
-        self._stages.end(self._ending)
-        self._stages.recover()
-        self._stages.again()
-        after = self._look().leaks
+        after = before
+        if not self._stages.late:
+            self._stages.renew()
+            self._stages.end(self._ending)
+            self._stages.recover()
+            self._stages.again()
+            after = self._look().leaks
         for key, leak in self._stay.items():
             more = count_like(leak, after) > count_like(leak, before)
             # Killed elsewhere in the run, the second one need not leave what the first left.
-            chance = self._ending.kill is not None and key not in self._steady
-            # What lives on in ever new processes is told as one, however many there are of it.
-            class_ = "growing" if more else leak.class_ if chance or leak.class_ == "respawning" else "bounded"
-            self.left.append(Left(leak.kind, class_, leak.label))
+            chance = self._stages.late or (self._ending.kill is not None and key not in self._steady)
+            if leak.class_ in _FOR_GOOD:
+                class_ = leak.class_
+            else:
+                class_ = "growing" if more else leak.class_ if chance else "bounded"
+            self._tell(key, leak, class_)

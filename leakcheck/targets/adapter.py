@@ -103,7 +103,7 @@ class Probe(_Table, frozen=True):
 
     Args:
         namespaces: types whose link in /proc/self/ns must differ from the outside's.
-        hidden: whether a file beside `{work}` must be out of sight.
+        hidden: whether a file in the outside's ``/tmp`` must be out of sight.
         kernel: whether the payload must see another kernel than ours (``uname -v``).
         none: why there is nothing to see; only for a target that isolates nothing.
     """
@@ -128,6 +128,12 @@ class Adapter(_Table, frozen=True):
         recover: run in order after a crash; must be repeatable and succeed where there is nothing to do.
         health: succeeds if the target holds all its boxes for fit; empty where it cannot tell.
         files: written before each launch, after `prepare`.
+        box: whether a box, with its number and name, is ``"reused"`` by later runs, or each run has a ``"fresh"`` one,
+            as containers have. What only a later run in the same box would remove stays for good where boxes are fresh.
+            Not given, they are reused where a command has ``{box}``, a number, and fresh elsewhere.
+        state: paths of the machine that are the target's own, each with all below it; ``*`` stands for any characters,
+            and one with ``{box}`` or ``{name}`` is of that box alone. A change of a file that was there before is
+            damage in any other place.
         shortest_wall: the shortest wall limit that it takes, in seconds.
         may_lack_signal: whether a death by signal may come back as a bare exit code.
         reports: the verdicts that it can tell; every one may tell IE.
@@ -149,12 +155,21 @@ class Adapter(_Table, frozen=True):
     files: list[File] = []
     needs: Needs = Needs()
     status: Status = Status()
+    box: Literal["fresh", "reused"] | None = None
+    state: list[str] = []
     shortest_wall: float = 0.1
     may_lack_signal: bool = False
     reports: tuple[Verdict, ...] = ("OK", "TLE", "RE")
     time_limits: tuple[Literal["wall", "cpu"], ...] = ("wall",)
     languages_not: dict[str, str] = {}
     behaviours_not: dict[str, str] = {}
+
+    @property
+    def fresh(self) -> bool:
+        """Whether each run has a box of its own."""
+        commands = [self.launch, *self.prepare, *self.recover]
+        numbered = any("{box}" in text for command in commands for text in command)
+        return not numbered if self.box is None else self.box == "fresh"
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -241,12 +256,16 @@ def _places(
                 (f"files {file.json}", t, limited | numbers | {"program"}) for t in _strings(load_json(path, file))
             )
     yield ("status.file", adapter.status.file, _STATIC)
+    yield from (("state", text, {"box", "name"}) for text in adapter.state)
 
 
 def _check_values(adapter: Adapter, wrong: Callable[[str, str], UsageError]) -> None:
     for field, text in (*(("files.path", file.path) for file in adapter.files), ("status.file", adapter.status.file)):
         if text and not text.startswith(("/", "{work}/")):
             raise wrong(field, f"{text!r} is not absolute; begin it with {{work}}/ or /")
+    for place in adapter.state:
+        if not place.startswith("/") or not place.strip("/*?"):
+            raise wrong("state", f"{place!r}: give an absolute path below /")
     # It may be no number at all (nan).
     if not 0 < adapter.shortest_wall <= _LONGEST_WALL:
         raise wrong("shortest_wall", f"{adapter.shortest_wall}: give seconds above 0, {_LONGEST_WALL} at most")

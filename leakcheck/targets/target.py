@@ -1,8 +1,10 @@
 """A target: a sandbox under test with the adapter that describes it, and what its runs mean."""
 
+import fnmatch
 import json
 import math
 import os
+import re
 import signal as signals
 import subprocess
 from collections.abc import Callable, Mapping
@@ -37,7 +39,7 @@ class Box(msgspec.Struct, frozen=True):
 
     Args:
         number: the box, from 0; two runs at the same time have different ones.
-        work: an empty directory under /tmp, for this box alone.
+        work: an empty directory, for this box alone.
         name: unique on the machine where the target has a registry there; made from the box where not given.
     """
 
@@ -78,6 +80,11 @@ class Target:
         self.adapter: Adapter = read_adapter(path)
         # Of the programs, once all are found: looking through $PATH takes longer than the rest of a launch.
         self._found: Values | None = None
+        named = [
+            text for text in (*(file.path for file in self.adapter.files), self.adapter.status.file) if text[:1] == "/"
+        ]
+        self._places = [_places(text, "*", f"leakcheck-{self.name}-*") for text in (*self.adapter.state, *named)]
+        self._of_boxes = [text for text in self.adapter.state if "{box}" in text or "{name}" in text]
         self._json = {file.path: load_json(path, file) for file in self.adapter.files if file.json is not None}
 
     def __repr__(self) -> str:
@@ -107,6 +114,26 @@ class Target:
         if state.state != "ready":
             hint = f"; {state.hint}" if state.hint else ""
             raise TargetError(f"{self.name}: {state.state}: {state.reason}{hint}")
+
+    def owns(self, path: str, box: Box | None = None) -> bool:
+        """Tell whether `path` is one of the target's own places or below one; with `box`, one that is that box's alone.
+
+        Its own are those of the adapter's `state`, and files that the adapter names outside ``{work}``.
+        """
+        if box is None:
+            return any(place.match(path) for place in self._places)
+        return any(_places(text, str(box.number), self._name(box)).match(path) for text in self._of_boxes)
+
+    def names_box(self, path: str, box: Box) -> bool:
+        """Tell whether `path` has the whole name of `box` in it, and not as the beginning of a longer word."""
+        return re.search(rf"(?<!\w){re.escape(self._name(box))}(?!\w)", path) is not None
+
+    def name_of(self, number: int) -> str:
+        """Return the name of a box."""
+        return f"leakcheck-{self.name}-{number}"
+
+    def _name(self, box: Box) -> str:
+        return box.name or self.name_of(box.number)
 
     def version(self) -> str:
         """Return the version in the program's own words, on one line; empty where it has none or does not answer."""
@@ -214,6 +241,9 @@ class Target:
             ) from error
         except UnicodeDecodeError as error:
             raise TargetError(f"{self.name}: status file {path}: not UTF-8 at byte {error.start}") from error
+        if not text:
+            why = f"empty; the target ended with {returncode} before it had written it"
+            raise TargetError(f"{self.name}: status file {path}: {why}")
         if self.adapter.status.source == "json":
             try:
                 content = json.loads(text)
@@ -301,8 +331,14 @@ class Target:
     def _values(self, box: Box) -> Values:
         if not box.work.is_absolute():
             raise UsageError(f"{self.name}: work directory {box.work} is not absolute")
-        name = box.name or f"leakcheck-{self.name}-{box.number}"
+        name = self._name(box)
         return self._programs() | {"box": box.number, "work": str(box.work), "name": name}
+
+
+def _places(text: str, box: str, name: str) -> re.Pattern[str]:
+    """Return what matches the paths that the pattern `text` of a `state` means, and all below them."""
+    whole = fnmatch.translate(fill(text.rstrip("/"), {"box": box, "name": name}))
+    return re.compile(whole.replace(r"\Z", r"(?:/|\Z)"))
 
 
 def _bundle(submission: Submission | None) -> str:

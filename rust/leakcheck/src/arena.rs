@@ -12,7 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
-use crate::observe::{Doors, Judged, Listed};
+use crate::observe::{Bound, Doors, Judged, Listed};
 use crate::parse::mountinfo;
 use crate::resource::encode_device;
 
@@ -35,6 +35,8 @@ pub struct ArenaView {
     pub layers: Vec<Layer>,
     /// Path inside and root of each fresh file system.
     pub roots: Vec<(PathBuf, OwnedFd)>,
+    /// What of the host can be written in it.
+    pub(crate) bound: Vec<Bound>,
     /// Hierarchy, named as in [`Cgroup`](crate::resource::Cgroup), and the arena's own cgroup in it, a directory of the host.
     pub cgroups: Vec<(String, PathBuf)>,
     /// Submounts of the host that neither a layer nor a root shows, with the reason.
@@ -67,7 +69,30 @@ impl ArenaView {
         let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
         let host_devices = mounts.iter().map(|m| encode_device(m.major, m.minor)).collect();
         let (judged, doors, mounts, namespaces) = Default::default();
-        Ok(ArenaView { proc, layers, roots, cgroups, not_covered, host_devices, judged, doors, mounts, namespaces })
+        let bound = Vec::new();
+        Ok(ArenaView {
+            proc,
+            layers,
+            roots,
+            bound,
+            cgroups,
+            not_covered,
+            host_devices,
+            judged,
+            doors,
+            mounts,
+            namespaces,
+        })
+    }
+
+    /// Also looks at what is bound into it and can be written there: pairs of the path inside and that on the host. Each is
+    /// listed now; what is changed or deleted in it from now on is told, and what is new counted (gauge `bound_new_files`).
+    ///
+    /// # Errors
+    /// [`Error::Io`] when one cannot be opened.
+    pub fn with_bound(mut self, binds: Vec<(PathBuf, PathBuf)>) -> Result<Self> {
+        self.bound = binds.into_iter().map(|(path, source)| Bound::new(path, &source)).collect::<Result<_>>()?;
+        Ok(self)
     }
 
     /// Its `/proc` as a path, for what is looked up rarely.

@@ -15,18 +15,20 @@ pub(crate) struct ArenaView(pub(crate) Arc<leakcheck::ArenaView>);
 #[pymethods]
 impl ArenaView {
     #[new]
-    #[pyo3(signature = (proc, layers, roots, cgroups, not_covered=Vec::new()))]
+    #[pyo3(signature = (proc, layers, roots, cgroups, not_covered=Vec::new(), bound=Vec::new()))]
     fn new(
         proc: RawFd,
         layers: Vec<(PathBuf, RawFd, PathBuf)>,
         roots: Vec<(PathBuf, RawFd)>,
         cgroups: Vec<(String, PathBuf)>,
         not_covered: Vec<String>,
+        bound: Vec<(PathBuf, PathBuf)>,
     ) -> PyResult<Self> {
         let layer = |(path, upper, lower)| Ok(leakcheck::Layer { path, upper: copy(upper)?, lower });
         let layers = layers.into_iter().map(layer).collect::<PyResult<_>>()?;
         let roots = roots.into_iter().map(|(path, fd)| Ok((path, copy(fd)?))).collect::<PyResult<_>>()?;
-        let view = leakcheck::ArenaView::new(copy(proc)?, layers, roots, cgroups, not_covered).map_err(to_py)?;
+        let view = leakcheck::ArenaView::new(copy(proc)?, layers, roots, cgroups, not_covered);
+        let view = view.and_then(|view| view.with_bound(bound)).map_err(to_py)?;
         Ok(ArenaView(Arc::new(view)))
     }
 }

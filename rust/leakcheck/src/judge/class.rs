@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::resource::{Cgroup, LockFileState, NetClass, NsHolder, Resource};
+use crate::resource::{Cgroup, FileState, LockFileState, NetClass, NsHolder, Resource};
 use crate::snapshot::Snapshot;
 
 /// Why residue is still there.
@@ -68,6 +68,7 @@ pub fn classify(
             LockFileState::Held => Class::Held,
             LockFileState::Free | LockFileState::Stale | LockFileState::Corrupt => Class::Orphaned,
         },
+        Resource::File(f) if matches!(f.state, Some(FileState::Changed | FileState::Deleted)) => Class::Damaged,
         Resource::File(f) if f.mapped_by.is_some() => Class::Held,
         Resource::File(_) => Class::Orphaned,
         Resource::Ipc(i) if i.attached > 0 || fresh_ns(i.ns) => Class::Held,

@@ -30,7 +30,7 @@ pub(super) const DEPTH: usize = 200;
 /// `STATX_ATTR_MOUNT_ROOT` (Linux 5.8).
 pub(super) const MOUNT_ROOT: u64 = 0x2000;
 /// Magic numbers (statfs(2)) of file systems whose server may not answer: NFS, CIFS, SMB2, FUSE, 9p, Ceph, AFS, Coda.
-const REMOTE: [u64; 8] =
+pub(super) const REMOTE: [u64; 8] =
     [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x7375_7245];
 /// FUSE file systems of a desktop session, below every user's `/run/user`: they show documents and remote places, and keep nothing.
 const OF_SESSIONS: [&[u8]; 2] = [b"fuse.portal", b"fuse.gvfsd-fuse"];

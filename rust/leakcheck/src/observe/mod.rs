@@ -1,5 +1,6 @@
 //! Scope → resources. One file a kind; processes come from a [`source`].
 
+mod bound;
 mod bpf;
 mod cgroup;
 pub(crate) mod detail;
@@ -38,6 +39,7 @@ use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Submount, Unreadable};
+pub(crate) use bound::Bound;
 pub(crate) use cgroup::{Hierarchy, hierarchies};
 pub(crate) use doors::Doors;
 use enter::NsView;
@@ -310,6 +312,10 @@ fn files(submounts: Option<&[Submount]>, out: &mut Snapshot) {
         Some(arena) => {
             let mut walk = file::walk_arena(arena, submounts);
             out.gauges.insert("touched_files".to_owned(), overlay::walk(arena, &mut walk));
+            if !arena.bound.is_empty() {
+                let new = arena.bound.iter().map(|bound| bound.compare(&mut walk)).sum();
+                out.gauges.insert("bound_new_files".to_owned(), new);
+            }
             walk
         }
     };

@@ -326,7 +326,7 @@ fn digest(write: impl FnOnce(&mut DefaultHasher)) -> u64 {
 }
 
 /// Reads until the buffer is full or the file ends.
-fn fill(file: &OwnedFd, buffer: &mut [u8]) -> usize {
+pub(super) fn fill(file: &OwnedFd, buffer: &mut [u8]) -> usize {
     let mut n = 0;
     while n < buffer.len() {
         match rustix::io::read(file, &mut buffer[n..]) {

@@ -1,0 +1,252 @@
+//! What becomes of a directory or file of the host that is bound into an arena and can be written there.
+//!
+//! No overlay is in between: what is changed in it is the host's. So it is listed when the arena is first looked at, and each look
+//! compares with that list. Files are told apart by their attributes and a digest of their content, large ones by size and times.
+
+use std::collections::HashMap;
+use std::collections::hash_map::DefaultHasher;
+use std::ffi::CStr;
+use std::hash::{Hash, Hasher};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, Statx};
+use rustix::io::Errno;
+
+use super::file::{DEPTH, MOUNT_ROOT, REMOTE, Walk, names, open_dir, record, stat};
+use crate::error::Error;
+use crate::resource::{File, FileState};
+use crate::snapshot::Level;
+use crate::text::Text;
+
+/// Files above this size, and all once so many bytes were read, are told apart by size and times alone.
+const READ_MOST: u64 = 1 << 20;
+const READ_ALL: u64 = 64 << 20;
+
+/// One such place, with what was there.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    /// The path inside.
+    path: PathBuf,
+    /// What is shown there.
+    source: OwnedFd,
+    /// By path inside.
+    before: HashMap<Vec<u8>, Entry>,
+    /// What could not be listed.
+    gaps: Vec<String>,
+}
+
+/// What is remembered of one file.
+#[derive(Clone, Debug)]
+struct Entry {
+    record: File,
+    attributes: (u16, u32, u32, u32, u32),
+    /// Size, mtime and ctime: while they are the same, so is the content.
+    times: (u64, i64, u32, i64, u32),
+    ino: u64,
+    content: Option<u64>,
+}
+
+impl Bound {
+    /// Lists `source`, a path of the host that is shown at `path`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be opened.
+    pub(crate) fn new(path: PathBuf, source: &Path) -> Result<Self, Error> {
+        let source = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| Error::io("open", source, e))?;
+        let mut listing = Listing::new(READ_ALL);
+        listing.whole(&source, path.as_os_str().as_encoded_bytes());
+        Ok(Bound { path, source, before: listing.entries, gaps: listing.gaps })
+    }
+
+    /// Appends what was changed and deleted since, and returns how many files are new: those are what it is bound for.
+    pub(crate) fn compare(&self, out: &mut Walk) -> i64 {
+        let mut new = 0;
+        // Read is what has another time than before, and no more.
+        let mut now = Listing { known: Some(&self.before), ..Listing::new(u64::MAX) };
+        now.whole(&self.source, self.path.as_os_str().as_encoded_bytes());
+        for gap in self.gaps.iter().chain(&now.gaps) {
+            out.gap(Level::Partial, gap.clone());
+        }
+        for (path, entry) in &now.entries {
+            match self.before.get(path) {
+                None => new += 1,
+                Some(old) if old.same(entry) => {}
+                Some(old) => out.files.push(File { size: entry.record.size, ..old.changed(path, entry) }),
+            }
+        }
+        // What could not be listed now is not gone.
+        if now.gaps.is_empty() {
+            let gone = self.before.iter().filter(|(path, _)| !now.entries.contains_key(*path));
+            out.files.extend(gone.map(|(path, old)| old.deleted(path)));
+        }
+        new
+    }
+}
+
+impl Entry {
+    fn same(&self, now: &Entry) -> bool {
+        let content = match (self.content, now.content) {
+            (Some(old), Some(new)) => old == new,
+            _ => (self.times.0, self.times.1, self.times.2) == (now.times.0, now.times.1, now.times.2),
+        };
+        let directory = self.record.class == "dir";
+        self.attributes == now.attributes && (directory || self.times == now.times && self.ino == now.ino || content)
+    }
+
+    fn changed(&self, path: &[u8], now: &Entry) -> File {
+        let version =
+            digest(|h| (path, now.attributes, now.content, now.content.is_none().then_some(now.times)).hash(h));
+        let (mode, uid) = (now.record.mode, now.record.uid);
+        self.file(FileState::Changed, version, mode, uid, &now.record.class)
+    }
+
+    fn deleted(&self, path: &[u8]) -> File {
+        self.file(FileState::Deleted, digest(|h| path.hash(h)), self.record.mode, self.record.uid, &self.record.class)
+    }
+
+    fn file(&self, state: FileState, version: u64, mode: u32, uid: u32, class: &str) -> File {
+        File {
+            birth: None,
+            link: 0,
+            mode,
+            uid,
+            class: class.to_owned(),
+            state: Some(state),
+            version: Some(version),
+            ..self.record.clone()
+        }
+    }
+}
+
+/// One walk.
+struct Listing<'a> {
+    entries: HashMap<Vec<u8>, Entry>,
+    gaps: Vec<String>,
+    /// Bytes that may still be read.
+    budget: u64,
+    /// What is known already: of a file with the same times its content too.
+    known: Option<&'a HashMap<Vec<u8>, Entry>>,
+}
+
+impl Listing<'_> {
+    fn new(budget: u64) -> Self {
+        Listing { entries: HashMap::new(), gaps: Vec::new(), budget, known: None }
+    }
+
+    fn whole(&mut self, source: &OwnedFd, path: &[u8]) {
+        // fstatfs of a descriptor opened with O_PATH needs no answer of the server to open.
+        match rustix::fs::fstatfs(source) {
+            Ok(fs) if REMOTE.contains(&(fs.f_type as u64)) => {
+                let why = "is bound from a network or FUSE file system, which may hang: not looked at";
+                return self.gaps.push(format!("{} {why}", Text::from(path)));
+            }
+            Ok(_) => {}
+            Err(e) => return self.failed("statfs", path, e),
+        }
+        let st = match stat(source, c"") {
+            Ok(st) => st,
+            Err(e) => return self.failed("stat", path, e),
+        };
+        if FileType::from_raw_mode(u32::from(st.stx_mode)) != FileType::Directory {
+            return self.add(source, c"", path, &st);
+        }
+        self.add(source, c"", path, &st);
+        match open_dir(source, c".") {
+            Ok(dir) => self.descend(&dir, path, 0),
+            Err(e) => self.failed("open directory", path, e),
+        }
+    }
+
+    fn descend(&mut self, dir: &OwnedFd, path: &[u8], depth: usize) {
+        let names = match names(dir) {
+            Ok(names) => names,
+            Err(e) => return self.failed("list", path, e),
+        };
+        for name in names {
+            let full = [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()].concat();
+            let st = match stat(dir, &name) {
+                Ok(st) => st,
+                Err(e) => {
+                    self.failed("stat", &full, e);
+                    continue;
+                }
+            };
+            if st.stx_attributes.bits() & MOUNT_ROOT != 0 {
+                self.gaps
+                    .push(format!("{} is a mount of its own in a bound directory: not entered", Text::from(&*full)));
+                continue;
+            }
+            self.add(dir, &name, &full, &st);
+            if FileType::from_raw_mode(u32::from(st.stx_mode)) != FileType::Directory {
+                continue;
+            }
+            if depth >= DEPTH {
+                self.gaps.push(format!("{} is deeper than {DEPTH} levels: not entered", Text::from(&*full)));
+                continue;
+            }
+            match open_dir(dir, &name) {
+                Ok(sub) => self.descend(&sub, &full, depth + 1),
+                Err(e) => self.failed("open directory", &full, e),
+            }
+        }
+    }
+
+    fn add(&mut self, dir: &OwnedFd, name: &CStr, path: &[u8], st: &Statx) {
+        let times = (st.stx_size, st.stx_mtime.tv_sec, st.stx_mtime.tv_nsec, st.stx_ctime.tv_sec, st.stx_ctime.tv_nsec);
+        let known = self.known.and_then(|known| known.get(path));
+        let content = match known {
+            Some(old) if old.times == times && old.ino == st.stx_ino => old.content,
+            // With nothing to compare with, and what is new, need not be read.
+            None if self.known.is_some() => None,
+            Some(Entry { content: None, .. }) => None,
+            _ => self.content(dir, name, st),
+        };
+        let entry = Entry {
+            record: record(st, path, FileType::from_raw_mode(u32::from(st.stx_mode))),
+            attributes: (st.stx_mode, st.stx_uid, st.stx_gid, st.stx_rdev_major, st.stx_rdev_minor),
+            times,
+            ino: st.stx_ino,
+            content,
+        };
+        self.entries.insert(path.to_vec(), entry);
+    }
+
+    fn content(&mut self, dir: &OwnedFd, name: &CStr, st: &Statx) -> Option<u64> {
+        match FileType::from_raw_mode(u32::from(st.stx_mode)) {
+            FileType::RegularFile if st.stx_size <= READ_MOST && st.stx_size <= self.budget => {
+                self.budget -= st.stx_size;
+                // An O_PATH descriptor of the file itself is opened again through /proc.
+                let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(dir));
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let open = |flags| match name.is_empty() {
+                    true => rustix::fs::open(&*own, flags, Mode::empty()),
+                    false => rustix::fs::openat(dir, name, flags | OFlags::NOFOLLOW, Mode::empty()),
+                };
+                let file = open(flags | OFlags::NOATIME).or_else(|_| open(flags)).ok()?;
+                let mut buffer = vec![0; usize::try_from(READ_MOST).ok()? + 1];
+                let n = super::overlay::fill(&file, &mut buffer);
+                Some(digest(|h| buffer[..n].hash(h)))
+            }
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(dir, name, Vec::new()).ok()?;
+                Some(digest(|h| target.hash(h)))
+            }
+            _ => None,
+        }
+    }
+
+    fn failed(&mut self, what: &str, path: &[u8], e: Errno) {
+        // Gone since it was listed: it is not there.
+        if e != Errno::NOENT {
+            self.gaps.push(format!("{what} {}: {}", Text::from(path), std::io::Error::from(e)));
+        }
+    }
+}
+
+fn digest(write: impl FnOnce(&mut DefaultHasher)) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    write(&mut hasher);
+    hasher.finish()
+}
