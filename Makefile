@@ -30,10 +30,10 @@ test-full: setup-full targets lint ## as test, with the slow tests (a virtual ma
 	PROPTEST_CASES=2560 $(in_venv) scripts/mounted-root scripts/self-check sh -c 'cargo test --locked && scripts/pytests -o faulthandler_timeout=1800'
 
 lint-python: setup
-	$(bin)/ruff check
-	$(bin)/ruff format --check
-	$(bin)/mypy
-	$(bin)/python -m mypy.stubtest leakcheck._native
+	"$(bin)/ruff" check
+	"$(bin)/ruff" format --check
+	"$(bin)/mypy"
+	"$(bin)/python" -m mypy.stubtest leakcheck._native
 
 lint: lint-python ## ruff, mypy, stubtest, rustfmt and clippy
 	@for tool in cargo-fmt cargo-clippy; do command -v $$tool >/dev/null || \
@@ -42,13 +42,13 @@ lint: lint-python ## ruff, mypy, stubtest, rustfmt and clippy
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 
 bench: setup ## measure against psutil, lsof and lsfd; writes docs/reference/performance.md
-	$(bin)/python benches/run.py
+	"$(bin)/python" benches/run.py
 
 detection: setup ## run every planted leak against leakcheck and its peers; writes docs/reference/detection.md
-	$(bin)/python tests/detection/table.py --write docs/reference/detection.md
+	"$(bin)/python" tests/detection/table.py --write docs/reference/detection.md
 
 findings: setup ## run the campaign leaks on every target that is ready; writes the table of docs/explanation/findings.md; an hour
-	$(bin)/python scripts/findings
+	"$(bin)/python" scripts/findings
 
 clean: ## remove what was built, the virtual environment too
 	rm -rf .venv target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis leakcheck/*.so

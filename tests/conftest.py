@@ -1,9 +1,18 @@
 """What holds for every test."""
 
+import contextlib
+import itertools
+import os
 import signal
+import time
 from collections.abc import Generator
+from pathlib import Path
 
+import psutil
 import pytest
+
+_MARK = "LEAKCHECK_OWN_TEST"
+_NUMBERS = itertools.count()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,3 +26,43 @@ def interruptible() -> Generator[None, None, None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
+def ends_what_it_starts() -> Generator[None, None, None]:
+    """Fail a test whose processes outlive it, and kill these: they are known by a mark in their environment.
+
+    What was started without it is found by the self-check of the whole suite, which does not know the test.
+    """
+    mark = f"{os.getpid()}-{next(_NUMBERS)}"
+    before = os.environ.get(_MARK)
+    os.environ[_MARK] = mark
+    began = time.time()
+    yield
+    if before is None:
+        del os.environ[_MARK]
+    else:
+        os.environ[_MARK] = before
+    alive = _marked(mark, began)
+    if alive:
+        # The kernel and a warden may still be at it.
+        _, alive = psutil.wait_procs(alive, timeout=5)
+    names = []
+    for process in alive:
+        with contextlib.suppress(psutil.Error):
+            names.append(f"{process.pid}: {process.cmdline()}")
+            process.kill()
+    assert not names, f"processes of the test live on: {names}"
+
+
+def _marked(mark: str, began: float) -> list[psutil.Process]:
+    text = f"{_MARK}={mark}".encode()
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(psutil.Error, OSError):
+            # Read as bytes: an environment may hold anything.
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+            process = psutil.Process(pid)
+            if pid != os.getpid() and text in environment and process.create_time() >= began - 1:
+                found.append(process)
+    return found

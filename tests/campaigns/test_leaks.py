@@ -1,5 +1,6 @@
 """`leakcheck leaks` says of targets whose leaks are known by construction what they leave, and of what class it is."""
 
+import contextlib
 import json
 import os
 import re
@@ -29,6 +30,15 @@ SETTLE = 0.1
 
 def run(made: Target, plan: str, iterations: int = 2, **options: Any) -> Campaign:
     return leaks(made, LeaksOptions(iterations=iterations, plan=parse(plan), settle=SETTLE, **options))
+
+
+def kill_the_sleepers(pids: list[str], began: float) -> None:
+    """Kill those of the processes that are sleep(1) and began after `began`: a number may be another's by now."""
+    for pid in map(int, pids):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if process.name() == "sleep" and process.create_time() >= began - 1:
+                process.kill()
 
 
 def left(campaign: Campaign) -> set[tuple[str, str]]:
@@ -306,8 +316,11 @@ def test_a_missing_program_is_exit_4_with_the_reason(tmp_path: Path) -> None:
 
 
 def test_on_the_host_only_what_is_tied_to_the_run_counts_and_reap_removes_it(tmp_path: Path) -> None:
-    made = target(tmp_path, 'mktemp /tmp/leakcheck-litter-XXXXXX >/dev/null; sleep 300 & exec "$@"')
-    neighbour = Path("/tmp/leakcheck-litter-of-a-neighbour")
+    litter = f"leakcheck-litter-{os.getpid()}-"
+    made = target(tmp_path, f'mktemp /tmp/{litter}XXXXXX >/dev/null; sleep 300 & echo $! >>{tmp_path}/pids; exec "$@"')
+    neighbour = Path(f"/tmp/{litter}of-a-neighbour")
+    (tmp_path / "pids").touch()
+    began = time.time()
     output = tmp_path / "campaign.json"
     options = ["--host", "--iterations", "2", "--endings", "normal", "--settle", "0.1", "-o", output]
     try:
@@ -318,20 +331,22 @@ def test_on_the_host_only_what_is_tied_to_the_run_counts_and_reap_removes_it(tmp
         result = json.loads(output.read_text())
         kinds = {one["kind"] for finding in result["findings"] for one in finding["leaks"]}
         assert kinds == {"file", "process"}, result["findings"]
-        left_before = set(Path("/tmp").glob("leakcheck-litter-*"))
+        left_before = set(Path("/tmp").glob(f"{litter}*"))
         reap = [*LEAKCHECK, "reap", "--diff", output]
         assert subprocess.run(reap, stdout=subprocess.DEVNULL, check=False).returncode == 0
-        assert set(Path("/tmp").glob("leakcheck-litter-*")) == left_before, "without --yes nothing is removed"
+        assert set(Path("/tmp").glob(f"{litter}*")) == left_before, "without --yes nothing is removed"
         assert subprocess.run([*reap, "--yes"], stdout=subprocess.DEVNULL, check=False).returncode == 0
-        left_after = set(Path("/tmp").glob("leakcheck-litter-*"))
-        # In a pid namespace there is no process connector, and the maker of a file is known only while it lives.
+        left_after = set(Path("/tmp").glob(f"{litter}*"))
+        # Where forks are not told (an unprivileged container) the maker of a file is known only while it lives.
         untied = {leak["evidence"]["resource"].get("path") for leak in result["report"]["unattributed"]}
         assert neighbour in left_after
         assert {str(path) for path in left_after - {neighbour}} <= untied, "all that is tied to the runs is gone"
         assert len(left_after) < len(left_before)
     finally:
-        for litter in Path("/tmp").glob("leakcheck-litter-*"):
-            litter.unlink()
+        # What the runs before the guard's left, the warm-up among them, is tied to none.
+        for file in Path("/tmp").glob(f"{litter}*"):
+            file.unlink()
+        kill_the_sleepers((tmp_path / "pids").read_text().split(), began)
 
 
 def test_options_are_checked_before_anything_runs() -> None:

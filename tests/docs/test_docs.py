@@ -12,6 +12,9 @@ PAGES = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md"]
 FENCE = re.compile(r"^```sh(?: exit=(\d+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
+# What the pages make outside the directory that they are tried in.
+LITTER = [Path("/var/tmp/tutorial-litter")]
+
 with_commands = [page for page in PAGES if FENCE.search(page.read_text())]
 
 
@@ -20,21 +23,25 @@ def test_every_command_of_the_page_exits_as_the_page_says(page: Path, tmp_path: 
     if os.geteuid() != 0:
         pytest.skip("needs root: the pages are written for it")
     environment = {**os.environ, "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}:/usr/sbin:/sbin"}
-    for wanted, script in FENCE.findall(page.read_text()):
-        for command in script.strip().splitlines():
-            with (tmp_path / "output").open("w+") as output:
-                done = subprocess.run(
-                    ["sh", "-c", command],
-                    cwd=tmp_path,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    timeout=120,
-                    check=False,
-                )
-                output.seek(0)
-                assert done.returncode == int(wanted or 0), f"{command}\n{output.read()}"
+    try:
+        for wanted, script in FENCE.findall(page.read_text()):
+            for command in script.strip().splitlines():
+                with (tmp_path / "output").open("w+") as output:
+                    done = subprocess.run(
+                        ["sh", "-c", command],
+                        cwd=tmp_path,
+                        env=environment,
+                        stdin=subprocess.DEVNULL,
+                        stdout=output,
+                        stderr=output,
+                        timeout=120,
+                        check=False,
+                    )
+                    output.seek(0)
+                    assert done.returncode == int(wanted or 0), f"{command}\n{output.read()}"
+    finally:
+        for path in LITTER:
+            path.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -18,11 +18,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="others' processes can
 
 def descent_is_known() -> bool:
     sources = json.loads(_native.doctor(kinds="process"))["sources"]
-    return any(source["name"] == "process connector" and source["level"] == "full" for source in sources)
+    return any(source["name"] == "forks and exits" and source["level"] == "full" for source in sources)
 
 
 needs_descent = pytest.mark.skipif(
-    not descent_is_known(), reason="no process connector (a pid namespace): an orphan of the noise could be anybody's"
+    not descent_is_known(),
+    reason="not every fork is told (an unprivileged pid namespace): an orphan of the noise could be anybody's",
 )
 
 

@@ -10,6 +10,7 @@ use leakcheck::judge::diff::diff;
 use leakcheck::resource::FileState::{self, Changed, Created, Deleted};
 use leakcheck::resource::Resource;
 use leakcheck::{Kind, Report, Verdict, observe};
+use serde_json::json;
 
 fn labels(report: &Report) -> BTreeSet<&str> {
     report.leaks.iter().map(|l| l.label.as_str()).collect()
@@ -166,8 +167,8 @@ fn cgroups_are_named_from_the_arenas_own() {
 
 #[test]
 fn what_no_namespace_isolates_is_tied_or_said_to_be_nobodys() {
-    let Some(arena) = Arena::up() else { return };
     let program = binary("mkleak", "mkleak");
+    let Some(arena) = Arena::showing(&program, json!({})) else { return };
     for (plant, kind, attribution) in
         [("key-user", Kind::Key, Attribution::None), ("bpf-map", Kind::Bpf, Attribution::Holder)]
     {
@@ -222,8 +223,8 @@ fn an_arena_excludes_other_scopes_and_roots() {
 fn every_plant_is_found_and_gone_again() {
     let loops = (0..8).map(|n| format!("loop{n}")).chain(["loop-control".to_owned()]);
     let devices: Vec<String> = loops.filter(|name| std::path::Path::new("/dev").join(name).exists()).collect();
-    let Some(arena) = Arena::with(serde_json::json!({"devices": devices})) else { return };
     let program = binary("mkleak", "mkleak");
+    let Some(arena) = Arena::showing(&program, json!({"devices": devices})) else { return };
     let list = std::process::Command::new(&program).args(["--list", "--json"]).output().unwrap();
     let list: Vec<serde_json::Value> = serde_json::from_slice(&list.stdout).unwrap();
     let mut seen = BTreeSet::new();

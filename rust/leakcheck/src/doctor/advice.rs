@@ -72,6 +72,9 @@ pub(super) fn of_watch(coverage: &Coverage, user: &User, container: &Container) 
         let version = reason[at..].split(" is needed").next().unwrap_or_default();
         return format!("needs {version}; without it, what the run made there is found by comparing only");
     }
+    if container.initial_user_namespace && reason.contains("perf events: CAP_PERFMON") {
+        return "run on the host, or as root with CAP_PERFMON (docker run --cap-add PERFMON)".to_owned();
+    }
     if !container.initial_pid_namespace || !container.initial_user_namespace {
         return "run on the host, outside of the container".to_owned();
     }

@@ -21,7 +21,7 @@ const PIDFS_MAGIC: u64 = 0x5049_4446;
 pub(super) fn examine(levels: &Levels, user: &User, container: &Container) -> Vec<Source> {
     let mut all = vec![
         procfs(user),
-        watched("process connector", &levels.descent, user, container),
+        watched("forks and exits", &levels.descent, user, container),
         watched("fanotify mounts", &levels.mounts, user, container),
     ];
     for (path, level) in &levels.files {

@@ -3,7 +3,8 @@
 //! A [`Watch`] listens to what the kernel tells of the whole machine and keeps what concerns one run:
 //!
 //! - **descent**: the process connector reports every fork and exit, so a process that was orphaned, renamed and wiped of its environment is
-//!   still known by its parents. In a container `/proc` stands in, and an orphan is [`Membership::Unknown`] there.
+//!   still known by its parents. In a container perf events tell the same; without the right to them `/proc` stands in, where an orphan
+//!   is [`Membership::Unknown`].
 //! - **files**: fanotify reports every new name on a filesystem with the process that made it, which may long be dead.
 //! - **mounts**: likewise (Linux 6.14), for the mount namespace of the caller.
 //!
@@ -16,6 +17,7 @@ mod connector;
 mod descent;
 mod fanotify;
 mod makers;
+mod perf;
 mod state;
 mod sys;
 

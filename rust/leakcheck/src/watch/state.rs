@@ -15,6 +15,7 @@ use super::connector::{Connector, Event};
 use super::descent::{Adrift, Descent};
 use super::fanotify::{self, Deed, Group};
 use super::makers::{Makers, locate};
+use super::perf::Perf;
 use super::{Options, clock};
 
 /// How many batches one pass reads before it lets go of the lock.
@@ -23,9 +24,46 @@ const BATCH_BYTES: usize = 64 << 10;
 /// A process as young as this may be in `/proc` while its fork event is not sent yet.
 const YOUNG: u64 = 1_000_000_000;
 
-/// Descent as far as it is known: from the connector if there is one, else from `/proc`.
+/// Who tells of each fork and exit.
+enum Forks {
+    Connector(Connector),
+    Perf(Perf),
+}
+
+impl Forks {
+    /// The first of them that there is; else the reason.
+    fn open() -> Result<Forks, String> {
+        Connector::subscribe()
+            .map(Forks::Connector)
+            .or_else(|silent| Perf::open().map(Forks::Perf).map_err(|refused| format!("{silent}; {refused}")))
+    }
+
+    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+        match self {
+            Forks::Connector(connector) => vec![connector.as_fd()],
+            Forks::Perf(perf) => perf.sources().collect(),
+        }
+    }
+
+    /// Gives every event that was raised before `until`, in order.
+    fn read(&mut self, until: u64, take: impl FnMut(Event)) {
+        match self {
+            Forks::Connector(connector) => connector.read(until, take),
+            Forks::Perf(perf) => perf.read(take),
+        }
+    }
+
+    fn lost(&self) -> Option<&'static str> {
+        match self {
+            Forks::Connector(connector) => connector.lost(),
+            Forks::Perf(perf) => perf.lost(),
+        }
+    }
+}
+
+/// Descent as far as it is known: from the connector or perf events if there is one, else from `/proc`.
 struct Kin {
-    connector: Option<(Connector, Descent)>,
+    connector: Option<(Forks, Descent)>,
     ancestry: Ancestry,
     coverage: Coverage,
     /// Whether an event of our own threads came through.
@@ -70,13 +108,13 @@ impl State {
             }
         };
         // Last, so that what is older than the subscription is older than the watch.
-        let connector = Connector::subscribe();
+        let forks = Forks::open();
         let ancestry = Ancestry::new(options.root, clock::boottime() / clock::tick());
-        let (connector, coverage) = match connector {
-            Ok(connector) => {
+        let (connector, coverage) = match forks {
+            Ok(forks) => {
                 let kernel = ancestry::kernel_threads();
                 let descent = Descent::new(options.root, ancestry.reapers().to_vec(), kernel);
-                (Some((connector, descent)), Coverage::full())
+                (Some((forks, descent)), Coverage::full())
             }
             Err(reason) => (None, partial(&format!("{reason}; parents are read from /proc instead"))),
         };
@@ -97,7 +135,7 @@ impl State {
     /// The FDs whose readability means that there is something to take in.
     pub(super) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let groups = self.entries.iter().chain(&self.mounts).map(|g| g.as_fd());
-        groups.chain(self.kin.connector.iter().map(|(c, _)| c.as_fd()))
+        groups.chain(self.kin.connector.iter().flat_map(|(forks, _)| forks.sources()))
     }
 
     /// The numbers of the groups' FDs: the ones that are slow to close.
@@ -105,10 +143,10 @@ impl State {
         self.entries.iter().chain(&self.mounts).map(|g| g.as_fd().as_raw_fd()).collect()
     }
 
-    /// Lowers the level of descent when the connector did not report a thread that was certainly started.
+    /// Lowers the level of descent when a thread was not reported that was certainly started.
     pub(super) fn expect_own_thread(&mut self) {
         if self.kin.connector.is_some() && !self.kin.heard_ourselves {
-            self.kin.coverage.merge(partial("process connector: an event that must have been sent did not come"));
+            self.kin.coverage.merge(partial("forks: an event that must have been sent did not come"));
         }
     }
 
@@ -252,7 +290,7 @@ fn drain(group: &mut Group, kin: &mut Kin, makers: &mut Makers, buffer: &mut [u8
             Err(error) => return Some(format!("fanotify: read: {error}")),
         };
         let now = clock::monotonic();
-        // A process is forked before it acts: the forks of all who acted in this batch are in the connector's queue by now.
+        // A process is forked before it acts: the forks of all who acted in this batch are in the queue by now.
         kin.take_in(now);
         for event in fanotify::parse(batch) {
             match event {
@@ -272,14 +310,16 @@ fn drain(group: &mut Group, kin: &mut Kin, makers: &mut Makers, buffer: &mut [u8
 
 impl Kin {
     fn take_in(&mut self, until: u64) {
-        let Some((connector, descent)) = &mut self.connector else { return };
+        let Some((forks, descent)) = &mut self.connector else { return };
+        // Perf events name who called fork, the connector whose child it became: with CLONE_PARENT another's.
+        let caller_is_told = matches!(forks, Forks::Perf(_));
         let me = std::process::id();
         let heard = &mut self.heard_ourselves;
-        connector.read(until, |event| {
+        forks.read(until, |event| {
             *heard |= matches!(event, Event::Fork { child_pid, child_tgid, .. } if child_tgid == me && child_pid != me);
-            descent.apply(event, &|pid| ancestry::stat(pid).map(|s| s.ppid));
+            descent.apply(event, &|pid| if caller_is_told { Some(0) } else { ancestry::stat(pid).map(|s| s.ppid) });
         });
-        if let Some(lost) = connector.lost() {
+        if let Some(lost) = forks.lost() {
             self.coverage.merge(partial(lost));
         }
     }

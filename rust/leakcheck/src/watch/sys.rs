@@ -2,7 +2,8 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_uint};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
@@ -33,6 +34,85 @@ pub(super) fn fanotify_mark(
     // SAFETY: `path` is NUL-terminated and outlives the call, which only reads it; `at` is open meanwhile.
     let result = unsafe { libc::fanotify_mark(group.as_raw_fd(), flags, mask, at, path.as_ptr()) };
     if result < 0 { Err(last()) } else { Ok(()) }
+}
+
+/// A perf event of one CPU with the ring that the kernel writes its records to, perf_event_open(2).
+pub(super) struct Ring {
+    event: OwnedFd,
+    /// The control page, and after it the records.
+    base: *mut u8,
+    page: usize,
+    /// Bytes of the records, a power of two.
+    size: usize,
+}
+
+// SAFETY: the mapping belongs to this alone and is as good from one thread as from another.
+unsafe impl Send for Ring {}
+
+/// Offsets in `struct perf_event_mmap_page`.
+const DATA_HEAD: usize = 1024;
+const DATA_TAIL: usize = 1032;
+
+impl Ring {
+    /// Opens an event of every process on this CPU; `attr` is a `struct perf_event_attr`.
+    pub(super) fn open(attr: &[u32; 32], cpu: u32, pages: usize) -> Result<Ring, Errno> {
+        const PERF_FLAG_FD_CLOEXEC: usize = 8;
+        let cpu = i32::try_from(cpu).map_err(|_| Errno::INVAL)?;
+        // SAFETY: the kernel reads the 128 bytes that the attribute says it has, and touches no other memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, attr.as_ptr(), -1, cpu, -1, PERF_FLAG_FD_CLOEXEC) };
+        let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(last)?;
+        // SAFETY: the kernel has just given us this FD, nobody else owns it.
+        let event = unsafe { OwnedFd::from_raw_fd(fd) };
+        let page = rustix::param::page_size();
+        let size = pages * page;
+        let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), page + size, access, flags, event.as_raw_fd(), 0) };
+        if base == libc::MAP_FAILED {
+            return Err(last());
+        }
+        Ok(Ring { event, base: base.cast(), page, size })
+    }
+
+    /// Bytes that the ring holds.
+    pub(super) fn size(&self) -> u64 {
+        self.size as u64
+    }
+
+    /// Takes what was written since the last call, whole records, and gives the kernel their place back.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        // SAFETY: both are aligned words of 64 bits within the control page, which is mapped for as long as `self` lives. The
+        // kernel writes the head, we alone the tail; it pairs its barriers with an acquire of the one and a release of the other.
+        let (head, tail) =
+            unsafe { (&*self.base.add(DATA_HEAD).cast::<AtomicU64>(), &*self.base.add(DATA_TAIL).cast::<AtomicU64>()) };
+        let (end, start) = (head.load(Ordering::Acquire), tail.load(Ordering::Relaxed));
+        let len = usize::try_from(end.wrapping_sub(start)).unwrap_or(0).min(self.size);
+        let at = start as usize & (self.size - 1);
+        let first = len.min(self.size - at);
+        let mut bytes = vec![0; len];
+        // SAFETY: both parts lie within the records, and `bytes` has their length. The kernel does not write to what lies between
+        // tail and head.
+        unsafe {
+            let records = self.base.add(self.page);
+            std::ptr::copy_nonoverlapping(records.add(at), bytes.as_mut_ptr(), first);
+            std::ptr::copy_nonoverlapping(records, bytes.as_mut_ptr().add(first), len - first);
+        }
+        tail.store(end, Ordering::Release);
+        bytes
+    }
+}
+
+impl AsFd for Ring {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `open` made, which nothing refers to any more.
+        unsafe { libc::munmap(self.base.cast(), self.page + self.size) };
+    }
 }
 
 /// `MAX_HANDLE_SZ`, open_by_handle_at(2).

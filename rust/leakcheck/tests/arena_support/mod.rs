@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -53,6 +53,12 @@ impl Arena {
             return None;
         }
         Some(Arena::made(options).unwrap_or_else(|why| panic!("no arena: {why}")))
+    }
+
+    /// With a program in it, which an arena hides where the checkout lies below `/tmp`.
+    pub(crate) fn showing(program: &Path, mut options: Value) -> Option<Arena> {
+        options["binds"] = json!([[program, program, true]]);
+        Arena::with(options)
     }
 
     /// The warden's own words where it makes none.
