@@ -16,6 +16,7 @@ from leakcheck import _native
 from leakcheck.campaigns.before import FIRST, bare_rate, first_run, probe, run_length
 from leakcheck.campaigns.ending import ENDINGS, KILLS, Ending, Kill, deal
 from leakcheck.campaigns.result import Campaign, Criterion, Finding, Outcome, Residue
+from leakcheck.campaigns.settings import Settings
 from leakcheck.campaigns.stages import Stop, StoppedError, never
 from leakcheck.campaigns.statistics import upper_bound
 from leakcheck.campaigns.summing import named, shape, spread
@@ -95,12 +96,13 @@ def leaks(
     """
     options.check()
     target.check_ready()
+    settings = Settings()
     if not options.host:
-        return _campaign(target, options, progress, finishing, stop)
+        return settings.judge(_campaign(target, options, progress, finishing, stop))
     # What all runs of the campaign leave on the host, the warm-up runs too: for `leakcheck reap`.
     whole = _native.Guard(settle_ms=500, attributed_only=True)
     try:
-        campaign = _campaign(target, options, progress, finishing, stop)
+        campaign = settings.judge(_campaign(target, options, progress, finishing, stop))
         return msgspec.structs.replace(campaign, report=msgspec.Raw(whole.end().encode()))
     finally:
         whole.abandon()

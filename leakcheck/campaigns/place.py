@@ -28,6 +28,8 @@ from leakcheck.targets.executables import binds
 __all__ = ["ArenaPlace", "HostPlace", "Place", "Running", "kill"]
 
 _ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
+# Of what no namespace isolates a trial says nothing: that is looked at around the whole campaign.
+_KINDS = ",".join(kind for kind in _native.KINDS if kind not in ("lockfile", "sysctl"))
 # Kinds of which a new one may be where another was before.
 _PLACED = {"file": "path", "lockfile": "path", "cgroup": "path", "mount": "target"}
 
@@ -165,7 +167,7 @@ class ArenaPlace:
 
     def begin(self) -> None:
         """Take the baseline of the whole arena."""
-        self._before = _native.snapshot(arena=self._arena.view)
+        self._before = _native.snapshot(kinds=_KINDS, arena=self._arena.view)
         self._looked()
 
     def damaged_before(self) -> list[str]:
@@ -179,7 +181,7 @@ class ArenaPlace:
 
     def mark(self) -> None:
         """Take a second baseline of the whole arena."""
-        self._marked = _native.snapshot(arena=self._arena.view)
+        self._marked = _native.snapshot(kinds=_KINDS, arena=self._arena.view)
 
     def look_since_mark(self) -> list[Leak]:
         """Settle, and return what is there that was not at the second baseline."""
@@ -187,7 +189,9 @@ class ArenaPlace:
 
     def replaced(self, leaks: Sequence[Leak]) -> set[str]:
         """Return the keys of those in whose place there are no more than there were."""
-        return _replaced(leaks, self._before, _native.snapshot(arena=self._arena.view)) if leaks else set()
+        return (
+            _replaced(leaks, self._before, _native.snapshot(kinds=_KINDS, arena=self._arena.view)) if leaks else set()
+        )
 
     def _since(self, before: _native.Snapshot) -> Report:
         report = Report.from_json(_native.settle(before, settle_ms=self._settle_ms))
@@ -258,7 +262,7 @@ class HostPlace:
         """Take the baseline, and watch who makes what."""
         roots = [*_native.DEFAULT_ROOTS, str(self._base)]
         self._before = _native.snapshot(kinds=",".join(_PLACED), roots=roots)
-        self._guard = _native.Guard(settle_ms=self._settle_ms, attributed_only=True, roots=roots)
+        self._guard = _native.Guard(kinds=_KINDS, settle_ms=self._settle_ms, attributed_only=True, roots=roots)
         name, value = self._guard.token
         self._token = {name: value}
 

@@ -13,6 +13,7 @@ from leakcheck.campaigns.ground import MARK, Ground, Run, Turns
 from leakcheck.campaigns.neighbours import Neighbours
 from leakcheck.campaigns.place import Running
 from leakcheck.campaigns.result import Campaign, Record
+from leakcheck.campaigns.settings import Settings
 from leakcheck.campaigns.source import StressOptions, submissions, warm_up
 from leakcheck.campaigns.stages import GRACE, NEXT, LateError, Stages, Stop, StoppedError, never
 from leakcheck.campaigns.stress_result import Totals, judged
@@ -61,7 +62,8 @@ def stress(
     source = submissions(target, options)
     if gaps := probe(target, host=False, stop=stop):
         raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
-    return _Driver(target, options, source, progress, finishing, say, stop).run()
+    settings = Settings()
+    return settings.judge(_Driver(target, options, source, progress, finishing, say, stop).run())
 
 
 class _Driver:

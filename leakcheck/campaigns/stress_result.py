@@ -226,6 +226,7 @@ _DAMAGED = "things damaged that were there before"
 # The order of the report.
 _KINDS = (
     "process", "fd", "mount", "cgroup", "lock", "lockfile", "file", "ipc", "namespace", "net", "loop", "key", "bpf",
+    "sysctl",
 )  # fmt: skip
 
 

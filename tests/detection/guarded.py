@@ -30,7 +30,7 @@ END_WITH_MKLEAK = {
     "bpf-prog",
 }
 # No namespace holds these: without mkleak they would stay on the machine for good.
-NOT_LEFT_BEHIND = {"loop", "key"}
+NOT_LEFT_BEHIND = {"loop", "key", "sysctl"}
 
 
 def verdict(plant: Plant, where: place.Place) -> str:

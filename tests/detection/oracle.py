@@ -15,7 +15,7 @@ Facts = dict[str, Any]
 Resource = dict[str, Any]
 
 # These kinds have no namespace: others at work on the machine are seen too.
-MACHINE_WIDE = {"cgroup", "loop", "key", "bpf"}
+MACHINE_WIDE = {"cgroup", "loop", "key", "bpf", "sysctl"}
 
 
 def look(roots: list[str], lock_files: list[str]) -> _native.Snapshot:
@@ -199,6 +199,10 @@ def bpf(_: str, facts: Facts) -> Iterator[Match]:
     yield with_fields("bpf", **{"class": class_}, id=facts[f"{class_}_id"])
 
 
+def sysctl(_: str, facts: Facts) -> Iterator[Match]:
+    yield with_fields("sysctl", path=facts["path"], value=facts["after"], before=facts["before"])
+
+
 BY_KIND = {
     "process": process,
     "fd": fd,
@@ -213,6 +217,7 @@ BY_KIND = {
     "loop": loop,
     "key": key,
     "bpf": bpf,
+    "sysctl": sysctl,
 }
 
 SPECIAL = {

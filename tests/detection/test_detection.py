@@ -97,6 +97,7 @@ def exists_here(need: str) -> bool:
         "bpf": lambda: "bpf_prog_load" in kernel_symbols(),
         "nft": lambda: "nf_tables_newtable" in kernel_symbols(),
         "tun": lambda: Path("/dev/net/tun").exists(),
+        "ksm": lambda: Path("/sys/kernel/mm/ksm").exists(),
         "keys": lambda: Path("/proc/keys").exists(),
         "user namespaces": lambda: Path("/proc/self/ns/user").exists(),
         "time namespaces": lambda: Path("/proc/self/ns/time").exists(),

@@ -217,7 +217,7 @@ pub fn verify_none(baseline: &Snapshot, options: &Options) -> Result<Report> {
 /// # Errors
 /// [`Error::Usage`](crate::Error::Usage) when they cannot be compared.
 pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Report> {
-    let mut all = diff::diff(before, after)?;
+    let mut all = diff::diff(before, after)?.with_settings_as_changes(before);
     // Each snapshot saw who took it.
     let observer = |r: &Resource| match r {
         Resource::Process(p) => [before.observer, after.observer].contains(&Some((p.pid, p.start))),

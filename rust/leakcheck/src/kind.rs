@@ -38,11 +38,13 @@ pub enum Kind {
     Key,
     /// BPF programs, maps and links.
     Bpf,
+    /// Settings of the kernel that no namespace isolates.
+    Sysctl,
 }
 
 impl Kind {
     /// Every kind, in report order.
-    pub const ALL: [Kind; 13] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Process,
         Kind::Fd,
         Kind::Mount,
@@ -56,6 +58,7 @@ impl Kind {
         Kind::Loop,
         Kind::Key,
         Kind::Bpf,
+        Kind::Sysctl,
     ];
 
     /// The name in commands, JSON and allow files.
@@ -74,6 +77,7 @@ impl Kind {
             Kind::Loop => "loop",
             Kind::Key => "key",
             Kind::Bpf => "bpf",
+            Kind::Sysctl => "sysctl",
         }
     }
 }

@@ -207,7 +207,12 @@ fn action(leak: &Leak, outcome: Outcome) -> Action {
 /// The record of a leak that may be removed, or why it may not.
 fn record(leak: &Leak) -> std::result::Result<Resource, String> {
     match leak.attribution {
-        Attribution::None => return Err("nothing attributes it to the run: it may be somebody else's".to_owned()),
+        Attribution::None => {
+            // A setting that is to be as it was is for people to set.
+            let restore = leak.evidence.get("restore").and_then(serde_json::Value::as_str);
+            let how = restore.map(|command| format!("; set it as it was with: {command}")).unwrap_or_default();
+            return Err(format!("nothing attributes it to the run: it may be somebody else's{how}"));
+        }
         Attribution::Own => return Err("it belongs to the process that made the report".to_owned()),
         Attribution::Descent
         | Attribution::Token
@@ -270,7 +275,9 @@ fn stage(resource: &Resource) -> Stage {
         Resource::Cgroup(_) => Stage::Cgroup,
         Resource::File(f) if f.mapped_by.is_some() => Stage::Held,
         Resource::File(_) | Resource::Ipc(_) | Resource::Lockfile(_) => Stage::File,
-        Resource::Fd(_) | Resource::Lock(_) | Resource::Namespace(_) | Resource::Bpf(_) => Stage::Held,
+        Resource::Fd(_) | Resource::Lock(_) | Resource::Namespace(_) | Resource::Bpf(_) | Resource::Sysctl(_) => {
+            Stage::Held
+        }
     }
 }
 
@@ -364,6 +371,7 @@ impl<'a> Reaper<'a> {
             Resource::Ipc(i) => kernel::ipc(i, resource, self.look()?, apply),
             Resource::Net(n) => kernel::net(n, resource, self.look()?, apply),
             Resource::Key(k) => kernel::key(k, resource, self.look()?, apply),
+            Resource::Sysctl(s) => self.look()?.held(resource, &kernel::sysctl_advice(s)),
             Resource::Bpf(b) => self.look()?.held(resource, &kernel::bpf_advice(b)),
             Resource::File(_) | Resource::Fd(_) | Resource::Lock(_) | Resource::Namespace(_) => {
                 self.look()?.held(resource, "")

@@ -433,6 +433,19 @@ impl Bpf {
 }
 identified!(Bpf, Bpf, |r| -> <'a> (BpfClass, u32) (r.class, r.id));
 
+/// A setting of the kernel. Identity: path and value, so that a changed one is residue.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sysctl {
+    /// The file, below `/proc/sys` or `/sys`.
+    pub path: Text,
+    /// What it reads as, without the last newline; of a choice (`always [madvise] never`) the chosen word.
+    pub value: Text,
+    /// What it was at the baseline; known only of a change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Text>,
+}
+identified!(Sysctl, Sysctl, |r| -> <'a> (&'a Text, &'a Text) (&r.path, &r.value));
+
 /// Calls `$do!(field, Type, Variant)` for every kind, in report order. The one list of them.
 macro_rules! each_kind {
     ($do:ident) => {
@@ -449,6 +462,7 @@ macro_rules! each_kind {
         $do!(loops, LoopDevice, Loop);
         $do!(keys, Key, Key);
         $do!(bpf, Bpf, Bpf);
+        $do!(sysctls, Sysctl, Sysctl);
     };
 }
 pub(crate) use each_kind;
@@ -471,6 +485,7 @@ pub enum Resource {
     Loop(LoopDevice),
     Key(Key),
     Bpf(Bpf),
+    Sysctl(Sysctl),
 }
 
 macro_rules! from_record {
@@ -501,6 +516,7 @@ impl Resource {
             Resource::Loop(_) => Kind::Loop,
             Resource::Key(_) => Kind::Key,
             Resource::Bpf(_) => Kind::Bpf,
+            Resource::Sysctl(_) => Kind::Sysctl,
         }
     }
 
@@ -544,6 +560,20 @@ impl Resource {
             Resource::Loop(r) => format!("loop:{}:{}:{}", r.device, r.diskseq, r.backing),
             Resource::Key(r) => format!("key:{:08x}:{}:{}", r.serial, r.key_type, r.description),
             Resource::Bpf(r) => format!("bpf:{:?}:{}", r.class, r.id),
+            Resource::Sysctl(r) => {
+                // A format of binfmt_misc may have it in its name.
+                let path = r.path.to_string().replace('=', "\\x3d");
+                format!("sysctl:{path}={}", r.value)
+            }
+        }
+    }
+
+    /// What two looks must agree on for residue to have stayed: the key, but of a setting only which one it is. One that is
+    /// changed over and over is another than the baseline's all the while.
+    pub(crate) fn settling_key(&self) -> String {
+        match self {
+            Resource::Sysctl(r) => format!("sysctl:{}", r.path),
+            _ => self.key(),
         }
     }
 }

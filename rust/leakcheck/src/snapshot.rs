@@ -11,7 +11,7 @@ use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
 use crate::resource::{
     Bpf, Cgroup, Fd, File, Identified, Ipc, Key, Lock, LockFile, LoopDevice, Mount, Namespace, Net, Process, Resource,
-    each_kind,
+    Sysctl, each_kind,
 };
 use crate::scope::Scope;
 use crate::text::Text;
@@ -157,6 +157,9 @@ pub struct Snapshot {
     pub keys: Vec<Key>,
     #[allow(missing_docs)]
     pub bpf: Vec<Bpf>,
+    #[allow(missing_docs)]
+    #[serde(default)]
+    pub sysctls: Vec<Sysctl>,
     /// The arena that was looked at, for what is looked up later; a saved snapshot has none.
     #[serde(skip)]
     pub arena: Option<Arc<ArenaView>>,
@@ -199,6 +202,7 @@ impl Snapshot {
             loops: Vec::new(),
             keys: Vec::new(),
             bpf: Vec::new(),
+            sysctls: Vec::new(),
             arena: None,
             gone: Vec::new(),
         }

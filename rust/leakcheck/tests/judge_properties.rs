@@ -139,6 +139,11 @@ fn bpf() -> impl Strategy<Value = Resource> {
         .prop_map(|(class, id)| Bpf { class, id }.into())
 }
 
+fn sysctl() -> impl Strategy<Value = Resource> {
+    let path = select(vec!["/proc/sys/vm/swappiness", "/sys/kernel/mm/ksm/run"]);
+    (path, text()).prop_map(|(path, value)| Sysctl { path: path.as_bytes().into(), value, before: None }.into())
+}
+
 fn of_kind(kind: Kind) -> BoxedStrategy<Resource> {
     match kind {
         Kind::Process => process().boxed(),
@@ -154,6 +159,7 @@ fn of_kind(kind: Kind) -> BoxedStrategy<Resource> {
         Kind::Loop => loop_device().boxed(),
         Kind::Key => key().boxed(),
         Kind::Bpf => bpf().boxed(),
+        Kind::Sysctl => sysctl().boxed(),
     }
 }
 
@@ -210,7 +216,9 @@ fn remove(snapshot: &mut Snapshot, gone: &BTreeSet<String>) {
     macro_rules! drop_gone {
         ($($field:ident),+) => { $(snapshot.$field.retain(|r| !gone.contains(&Resource::from(r.clone()).key()));)+ };
     }
-    drop_gone!(processes, fds, mounts, cgroups, locks, lock_files, files, ipc, namespaces, net, loops, keys, bpf);
+    drop_gone!(
+        processes, fds, mounts, cgroups, locks, lock_files, files, ipc, namespaces, net, loops, keys, bpf, sysctls
+    );
 }
 
 /// The identity as data, apart from its text.
@@ -223,7 +231,7 @@ fn same_identity(a: &Resource, b: &Resource) -> bool {
             }
         };
     }
-    compare!(Process, Fd, Mount, Cgroup, Lock, Lockfile, File, Ipc, Namespace, Net, Loop, Key, Bpf)
+    compare!(Process, Fd, Mount, Cgroup, Lock, Lockfile, File, Ipc, Namespace, Net, Loop, Key, Bpf, Sysctl)
 }
 
 proptest! {

@@ -39,6 +39,7 @@ every_plant_of_kind! {
     every_loop_plant_is_there_and_goes: "loop",
     every_key_plant_is_there_and_goes: "key",
     every_bpf_plant_is_there_and_goes: "bpf",
+    every_sysctl_plant_is_there_and_goes: "sysctl",
 }
 
 /// How many lines of which sort a plant adds to the world.
@@ -76,6 +77,7 @@ fn expected(kind: &str, name: &str) -> &'static [(&'static str, usize)] {
         ("key", _) => &[("key", 1)],
         ("bpf", "bpf-pinned") => &[("file", 1)],
         ("bpf", _) => &[("fd", 1)],
+        ("sysctl", _) => &[("sysctl", 1)],
         _ => panic!("{name}: nothing says what it adds to the world"),
     }
 }

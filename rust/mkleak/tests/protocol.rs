@@ -44,7 +44,8 @@ fn the_list_has_48_plants_and_two_of_each_kind() {
             "mount",
             "namespace",
             "net",
-            "process"
+            "process",
+            "sysctl"
         ]
     );
     assert!(kinds.values().all(|&plants| plants >= 2), "{kinds:?}");

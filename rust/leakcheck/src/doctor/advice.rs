@@ -19,6 +19,7 @@ pub(super) fn of_kind(kind: Kind, coverage: &Coverage, user: &User, hierarchies:
         Kind::Net => &["cap_net_admin", "cap_sys_admin", "cap_sys_ptrace"],
         Kind::Key => &["cap_setuid"],
         Kind::Bpf => &["cap_sys_admin"],
+        Kind::Sysctl => &[],
         Kind::File | Kind::Lock | Kind::Lockfile | Kind::Cgroup | Kind::Loop => &["cap_dac_read_search"],
     };
     let missing: Vec<&str> = needs.iter().copied().filter(|c| !user.may(c)).collect();
@@ -36,7 +37,7 @@ pub(super) fn of_kind(kind: Kind, coverage: &Coverage, user: &User, hierarchies:
              leaves out what was there before its run"
                 .to_owned()
         }),
-        Kind::Cgroup | Kind::Lock | Kind::Lockfile | Kind::Ipc | Kind::Net | Kind::Loop | Kind::Key | Kind::Bpf => as_root.unwrap_or_else(|| {
+        Kind::Cgroup | Kind::Lock | Kind::Lockfile | Kind::Ipc | Kind::Net | Kind::Loop | Kind::Key | Kind::Bpf | Kind::Sysctl => as_root.unwrap_or_else(|| {
             format!("leave the kind out: name the others with --kinds, without {kind}")
         }),
     }

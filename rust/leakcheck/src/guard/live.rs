@@ -70,7 +70,7 @@ impl World<Found> for LiveWorld<'_> {
             watch.sync();
         }
         self.looks_ms += look.took_ns as f64 / 1e6;
-        let mut appeared = diff::diff(self.baseline, &look)?.appeared;
+        let mut appeared = diff::diff(self.baseline, &look)?.with_settings_as_changes(self.baseline).appeared;
         appeared.retain(|r| self.asked.contains(r.kind()));
         let own = self.options.own_pid();
         let attributor = Attributor::new(self.baseline, &look, self.live, own);
@@ -82,7 +82,7 @@ impl World<Found> for LiveWorld<'_> {
         let found = residue
             .found
             .into_iter()
-            .map(|(resource, by)| (resource.key(), Found::new(resource, by, &look, &attributor)))
+            .map(|(resource, by)| (resource.settling_key(), Found::new(resource, by, &look, &attributor)))
             .collect();
         self.last = Some(LastLook { look, noise: residue.noise, strange: residue.strange });
         Ok(Look { residue: found, run_lives, running })

@@ -75,7 +75,7 @@ impl<P: Provenance> Trace<'_, P> {
             },
             Resource::Loop(d) => self.provenance.maker_of_file(d.backing.as_ref()),
             Resource::Bpf(b) => self.look.fds.iter().find(|fd| b.is_open_in(fd)).map(|fd| fd.pid),
-            Resource::Fd(_) | Resource::Lock(_) | Resource::Key(_) => None,
+            Resource::Fd(_) | Resource::Lock(_) | Resource::Key(_) | Resource::Sysctl(_) => None,
         };
         // 0 is a process outside our pid namespace.
         pid.filter(|pid| *pid > 0)

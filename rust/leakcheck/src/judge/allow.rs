@@ -136,5 +136,6 @@ pub fn details(kind: Kind) -> &'static [&'static str] {
         Kind::Loop => &["device", "backing"],
         Kind::Key => &["key_type", "description", "uid"],
         Kind::Bpf => &["class", "id"],
+        Kind::Sysctl => &["path", "value", "before"],
     }
 }

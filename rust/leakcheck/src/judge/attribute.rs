@@ -299,7 +299,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
     fn in_arena(&self, resource: &Resource) -> Owner {
         let shared_net = |ino: u64| self.look.own_ns.get(&NsType::Net) == Some(&ino);
         match resource {
-            Resource::Key(_) => Owner::Unknown,
+            Resource::Key(_) | Resource::Sysctl(_) => Owner::Unknown,
             Resource::Bpf(_) => match self.told_owner(resource) {
                 Owner::Stranger => Owner::Unknown,
                 told => told,
@@ -360,7 +360,8 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 self.held_by(holders.map(|fd| fd.pid))
             }
             Resource::Loop(d) => by_hint(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),
-            Resource::Key(_) => Owner::Unknown,
+            // The kernel tells nobody who wrote it.
+            Resource::Key(_) | Resource::Sysctl(_) => Owner::Unknown,
         }
     }
 
@@ -518,7 +519,8 @@ fn owning_user(resource: &Resource) -> Option<u32> {
         | Resource::File(_)
         | Resource::Namespace(_)
         | Resource::Loop(_)
-        | Resource::Bpf(_) => None,
+        | Resource::Bpf(_)
+        | Resource::Sysctl(_) => None,
     }
 }
 

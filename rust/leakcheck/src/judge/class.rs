@@ -91,5 +91,6 @@ pub fn classify(
             if held { Class::Held } else { Class::Orphaned }
         }
         Resource::Loop(_) | Resource::Key(_) => Class::Orphaned,
+        Resource::Sysctl(_) => Class::Damaged,
     }
 }

@@ -3,12 +3,13 @@
 use std::cmp::Ordering;
 
 use crate::error::{Error, Result};
-use crate::kind::KindSet;
+use crate::kind::{Kind, KindSet};
 use crate::resource::{
-    Bpf, Cgroup, Fd, File, Ipc, Key, Lock, LockFile, LockFileState, LoopDevice, Mount, Namespace, Net, Process,
+    Bpf, Cgroup, Fd, File, Ipc, Key, Lock, LockFile, LockFileState, LoopDevice, Mount, Namespace, Net, Process, Sysctl,
 };
 use crate::resource::{Identified, Resource, each_kind};
 use crate::snapshot::{Snapshot, Submount};
+use crate::text::Text;
 
 /// What differs, by identity.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -23,6 +24,25 @@ impl Diff {
     /// Whether nothing differs.
     pub fn is_empty(&self) -> bool {
         self.appeared.is_empty() && self.vanished.is_empty()
+    }
+
+    /// Leaves of the settings those that changed since `before`, each with its value there: one that only one snapshot has came
+    /// or went with its module.
+    #[must_use]
+    pub fn with_settings_as_changes(mut self, before: &Snapshot) -> Self {
+        let value = |path: &Text| {
+            let at = before.sysctls.binary_search_by(|s| s.path.cmp(path)).ok()?;
+            before.sysctls.get(at).map(|s| s.value.clone())
+        };
+        self.appeared.retain_mut(|r| match r {
+            Resource::Sysctl(s) => {
+                s.before = value(&s.path);
+                s.before.is_some()
+            }
+            _ => true,
+        });
+        self.vanished.retain(|r| r.kind() != Kind::Sysctl);
+        self
     }
 }
 

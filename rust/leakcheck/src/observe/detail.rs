@@ -122,6 +122,19 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
             look: format!("grep {:08x} /proc/keys", k.serial),
             details: Vec::new(),
         },
+        Resource::Sysctl(s) => {
+            let name = s.name();
+            Notes {
+                label: match &s.before {
+                    Some(before) => format!("setting {name} = {} (was {before})", s.value),
+                    None => format!("setting {name} = {}", s.value),
+                },
+                who: "the kernel does not record who wrote it".to_owned(),
+                since: None,
+                look: format!("cat {}", quote(s.path.as_ref())),
+                details: s.restore().map(|command| ("restore", json!(command))).into_iter().collect(),
+            }
+        }
         Resource::Bpf(b) => {
             let class = format!("{:?}", b.class).to_lowercase();
             Notes {

@@ -24,6 +24,7 @@ pub(crate) mod read;
 pub(crate) mod sockdiag;
 mod source;
 pub(crate) mod sys;
+mod sysctl;
 mod wait;
 
 use std::os::fd::RawFd;
@@ -300,6 +301,9 @@ impl<'a> Untied<'a> {
         if whole_host && out.kinds.contains(Kind::Key) {
             keys::collect(&mut out);
         }
+        if whole_host && out.kinds.contains(Kind::Sysctl) {
+            sysctl::collect(&mut out);
+        }
         out
     }
 }
@@ -403,6 +407,7 @@ fn note_limits(arena: &ArenaView, out: &mut Snapshot) {
         (Kind::Loop, "loop devices are the whole machine's: tied to the arena by their backing file"),
         (Kind::Key, "keys are the whole machine's: a new one is nobody's for sure"),
         (Kind::Bpf, "BPF objects are the whole machine's: tied to the arena by the descriptors that hold them"),
+        (Kind::Sysctl, "settings are the whole machine's: nothing tells who changed one"),
     ];
     for (kind, why) in shared.into_iter().filter(|(kind, _)| out.kinds.contains(*kind)) {
         out.coverage.lower(kind, Level::Full, why);

@@ -10,7 +10,7 @@ use super::mount::own_namespace;
 use super::now::Now;
 use super::{Outcome, Status, Verb, sys};
 use crate::observe::detail::quote;
-use crate::resource::{Bpf, Ipc, IpcClass, Key, LoopDevice, Net, NetClass, Resource};
+use crate::resource::{Bpf, Ipc, IpcClass, Key, LoopDevice, Net, NetClass, Resource, Sysctl};
 
 /// What `now` knows of it: nothing to do, or verified to be there.
 fn present(resource: &Resource, verb: Verb, now: &Now) -> Result<(), Outcome> {
@@ -177,6 +177,11 @@ pub(super) fn key(key: &Key, resource: &Resource, now: &Now, apply: bool) -> Out
         }
         Err(e) => Outcome::failed(Verb::Remove, "KEYCTL_UNLINK", e),
     }
+}
+
+/// What was set before may be what nobody wants any more, and others may rely on what is set now: that is for people to decide.
+pub(super) fn sysctl_advice(setting: &Sysctl) -> String {
+    setting.restore().map_or_else(String::new, |command| format!("set it as it was with: {command}"))
 }
 
 /// A BPF object lives as long as a descriptor, a pin in a bpf file system or an attachment does.

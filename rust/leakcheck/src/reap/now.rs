@@ -29,7 +29,8 @@ impl Now {
             | Resource::Namespace(_)
             | Resource::Net(_)
             | Resource::Key(_)
-            | Resource::Bpf(_) => true,
+            | Resource::Bpf(_)
+            | Resource::Sysctl(_) => true,
         };
         let kinds: KindSet = resources.iter().filter(needs).map(Resource::kind).collect();
         let lock_files: Vec<PathBuf> = resources
@@ -71,6 +72,7 @@ impl Now {
             Ok(true) => {
                 let advice = if advice.is_empty() { String::new() } else { format!(": {advice}") };
                 let goes = match resource.kind() {
+                    Kind::Sysctl => "reap changes no setting",
                     Kind::Net => "goes with its holder or its network namespace",
                     _ => "goes with its holder",
                 };

@@ -155,6 +155,7 @@ pub(crate) fn add(snapshot: &mut Snapshot, resource: Resource) {
         Resource::Loop(r) => snapshot.loops.push(r),
         Resource::Key(r) => snapshot.keys.push(r),
         Resource::Bpf(r) => snapshot.bpf.push(r),
+        Resource::Sysctl(r) => snapshot.sysctls.push(r),
     }
     snapshot.normalise();
 }

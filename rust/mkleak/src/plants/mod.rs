@@ -14,6 +14,7 @@ mod namespace;
 mod net;
 mod netlink;
 mod process;
+mod sysctl;
 
 use crate::error::Result;
 use crate::stage::{Planting, Stage};
@@ -36,7 +37,7 @@ pub(crate) struct Entry {
     pub(crate) plant: &'static Plant,
 }
 
-const KINDS: [(&str, &[Plant]); 13] = [
+const KINDS: [(&str, &[Plant]); 14] = [
     ("process", process::PLANTS),
     ("fd", fd::PLANTS),
     ("mount", mount::PLANTS),
@@ -50,6 +51,7 @@ const KINDS: [(&str, &[Plant]); 13] = [
     ("loop", loopdev::PLANTS),
     ("key", key::PLANTS),
     ("bpf", bpf::PLANTS),
+    ("sysctl", sysctl::PLANTS),
 ];
 
 pub(crate) fn all() -> impl Iterator<Item = Entry> {

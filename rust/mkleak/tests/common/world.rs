@@ -107,6 +107,9 @@ impl Place<'_> {
                 world.insert(format!("loop {device:?} {backing:?}"));
             }
         }
+        for path in ["/proc/sys/vm/stat_interval", "/sys/kernel/mm/ksm/sleep_millisecs"] {
+            lines(path, &format!("sysctl {path}"), world, |_| true);
+        }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         for mount in mounts.lines().filter(|line| line.contains(" cgroup")) {
             let point = mount.split(' ').nth(1).expect("a mount point");

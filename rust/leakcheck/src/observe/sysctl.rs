@@ -1,0 +1,374 @@
+//! Settings of the kernel, by `/proc/sys` and some knobs of `/sys`.
+//!
+//! A setting is a file that somebody may read and somebody may write, by its mode: what is only read is a counter, what is
+//! only written does something. Namespaces isolate some of them (`kernel.hostname`, `kernel.shm*` …): of these the observer's own are
+//! read, unless an arena is looked at, which has its own. Of `net`, which has a thousand, only those that sandboxes set.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::os::fd::OwnedFd;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2, statat};
+use rustix::io::Errno;
+
+use super::file::names;
+use crate::arena::ArenaView;
+use crate::kind::Kind;
+use crate::resource::Sysctl;
+use crate::snapshot::{Level, Snapshot};
+use crate::text::Text;
+
+const SYS: &CStr = c"/proc/sys";
+/// linux/magic.h
+const PROC_MAGIC: u64 = 0x9fa0;
+const BINFMT_MAGIC: u64 = 0x4249_4e4d;
+/// The value has at most so many bytes here; a page is what the kernel gives of most.
+const LONGEST: usize = 4096;
+/// Directories nest no deeper than `dev/parport/parport0/devices/NAME`.
+const DEEPEST: u32 = 8;
+
+/// What changes by itself, or does something when it is read. With a `/` at the end: all below.
+const NO_SETTINGS: &[&str] = &[
+    "kernel/hung_task_warnings",         // counted down with each warning
+    "kernel/ns_last_pid",                // of each fork
+    "kernel/perf_event_max_sample_rate", // lowered by the kernel when interrupts take long
+    "kernel/random/",                    // counters, and random numbers
+    "kernel/sched_domain/",              // the scheduler's own measurements
+    "kernel/tainted",                    // by any warning or module
+    "vm/stat_refresh",                   // runs something on each CPU
+    // Looked at by themselves.
+    "fs/binfmt_misc/",
+    "net/",
+];
+/// Of the network namespace, what container runtimes, network plugins and judges set.
+const NET: &[&CStr] = &[
+    c"net/bridge/bridge-nf-call-arptables",
+    c"net/bridge/bridge-nf-call-ip6tables",
+    c"net/bridge/bridge-nf-call-iptables",
+    c"net/core/somaxconn",
+    c"net/ipv4/conf/all/forwarding",
+    c"net/ipv4/conf/all/route_localnet",
+    c"net/ipv4/conf/all/rp_filter",
+    c"net/ipv4/conf/default/forwarding",
+    c"net/ipv4/ip_forward",
+    c"net/ipv4/ip_local_port_range",
+    c"net/ipv4/ip_unprivileged_port_start",
+    c"net/ipv4/ping_group_range",
+    c"net/ipv6/conf/all/disable_ipv6",
+    c"net/ipv6/conf/all/forwarding",
+    c"net/ipv6/conf/default/forwarding",
+];
+/// How the names begin of what an arena has of its own (uts_namespaces(7), ipc_namespaces(7)).
+const OF_AN_ARENA: &[&str] = &[
+    "fs/mqueue/",
+    "kernel/auto_msgmni",
+    "kernel/domainname",
+    "kernel/hostname",
+    "kernel/msg",
+    "kernel/sem",
+    "kernel/shm",
+];
+
+/// Directories of `/sys` with settings, which sandboxes and judges tune.
+const KNOBS: &[&CStr] = &[c"/sys/kernel/mm/transparent_hugepage", c"/sys/kernel/mm/ksm"];
+const CPU: &CStr = c"/sys/devices/system/cpu";
+/// Its files, one by one: `online` cannot be written, but shows what `cpuN/online` was set to.
+const FILES: &[&CStr] = &[c"online", c"smt/control", c"cpufreq/boost", c"intel_pstate/no_turbo"];
+
+/// What a name of `/proc/sys` or `/sys` is, by its path. Nobody can change it: the kernel has the modes of both.
+static CLASSES: LazyLock<Mutex<HashMap<String, Class>>> = LazyLock::new(Mutex::default);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Setting,
+    Directory,
+    Neither,
+}
+
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
+
+/// Appends every setting.
+pub(crate) fn collect(out: &mut Snapshot) {
+    if let Some(arena) = out.arena.as_deref()
+        && !shares(arena, c"user")
+    {
+        // Only the first user namespace's root may (`net_ctl_permissions()`, `set_permissions()`: what it may write is its own).
+        let why = "an arena in a user namespace of its own may change no setting of the machine";
+        return out.coverage.lower(Kind::Sysctl, Level::Full, why);
+    }
+    let mut walk = Walk { buffer: vec![0; LONGEST], ..Walk::default() };
+    if let Some(arena) = out.arena.as_deref() {
+        walk.skip_own = true;
+        walk.skip_net = !shares(arena, c"net");
+    }
+    match open_sys() {
+        Ok(dir) => {
+            walk.directory(&dir, "/proc/sys/", 0);
+            if !walk.skip_net {
+                NET.iter().for_each(|name| walk.file(&dir, name, format!("/proc/sys/{}", name.to_string_lossy())));
+            }
+            walk.binfmt_misc(&dir);
+        }
+        Err(why) => walk.gap(Level::None, why),
+    }
+    for path in KNOBS {
+        // Not every kernel has it.
+        if let Ok(dir) = rustix::fs::open(*path, DIRECTORY, Mode::empty()) {
+            walk.directory(&dir, &format!("{}/", path.to_string_lossy()), 0);
+        }
+    }
+    walk.cpus();
+    walk.adviser();
+    if walk.refused > 0 {
+        let why = format!("{} settings may be neither read nor written by this user", walk.refused);
+        walk.gap(Level::Full, why);
+    }
+    out.sysctls.append(&mut walk.found);
+    for (level, why) in walk.gaps {
+        out.coverage.lower(Kind::Sysctl, level, why);
+    }
+}
+
+/// `/proc/sys`, and not what somebody mounted there.
+fn open_sys() -> Result<OwnedFd, String> {
+    let dir = rustix::fs::open(SYS, DIRECTORY, Mode::empty()).map_err(|e| format!("open directory /proc/sys: {e}"))?;
+    match fstatfs(&dir) {
+        Ok(fs) if fs.f_type as u64 == PROC_MAGIC => Ok(dir),
+        Ok(_) => Err("/proc/sys is covered by a mount".to_owned()),
+        Err(e) => Err(format!("statfs /proc/sys: {e}")),
+    }
+}
+
+/// Whether the arena's PID 1 is in our namespace of this type; where it cannot be told, it may be.
+fn shares(arena: &ArenaView, ns: &CStr) -> bool {
+    let link = |pid: &str| CString::new(format!("{pid}/ns/{}", ns.to_string_lossy())).unwrap_or_default();
+    let ours = statat(rustix::fs::CWD, &*[b"/proc/", link("self").to_bytes()].concat(), AtFlags::empty());
+    let its = statat(&arena.proc, &*link("1"), AtFlags::empty());
+    match (ours, its) {
+        (Ok(ours), Ok(its)) => (ours.st_dev, ours.st_ino) == (its.st_dev, its.st_ino),
+        _ => true,
+    }
+}
+
+fn class_of(dir: &OwnedFd, name: &CStr, path: &str) -> Class {
+    let mut known = CLASSES.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(class) = known.get(path) {
+        return *class;
+    }
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let Ok(stat) = statat(dir, name, flags) else { return Class::Neither };
+    let class = match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Directory => Class::Directory,
+        FileType::RegularFile if stat.st_mode & 0o222 != 0 && stat.st_mode & 0o444 != 0 => Class::Setting,
+        _ => Class::Neither,
+    };
+    known.insert(path.to_owned(), class);
+    class
+}
+
+#[derive(Default)]
+struct Walk {
+    found: Vec<Sysctl>,
+    gaps: Vec<(Level, String)>,
+    /// Files that root alone may read, and write.
+    refused: usize,
+    skip_own: bool,
+    skip_net: bool,
+    buffer: Vec<u8>,
+}
+
+impl Walk {
+    fn gap(&mut self, level: Level, why: String) {
+        self.gaps.push((level, why));
+    }
+
+    /// `path` is the directory's, with a `/` at its end.
+    fn directory(&mut self, dir: &OwnedFd, path: &str, depth: u32) {
+        let names = match names(dir) {
+            Ok(names) if depth < DEEPEST => names,
+            Ok(_) => return self.gap(Level::Partial, format!("{path} is too deep")),
+            Err(e) => return self.gap(Level::Partial, format!("read directory {path}: {e}")),
+        };
+        for name in names {
+            let path = format!("{path}{}", name.to_string_lossy());
+            if self.skips(&path) {
+                continue;
+            }
+            match class_of(dir, &name, &path) {
+                Class::Setting => self.file(dir, &name, path),
+                Class::Neither => {}
+                Class::Directory => match openat2(dir, &*name, DIRECTORY, Mode::empty(), ResolveFlags::NO_XDEV) {
+                    Ok(inner) => self.directory(&inner, &format!("{path}/"), depth + 1),
+                    Err(Errno::NOENT) => {}
+                    Err(Errno::XDEV) => self.gap(Level::Partial, format!("{path} is covered by a mount")),
+                    Err(e) => self.gap(Level::Partial, format!("open directory {path}: {e}")),
+                },
+            }
+        }
+    }
+
+    fn skips(&self, path: &str) -> bool {
+        let Some(path) = path.strip_prefix("/proc/sys/") else { return false };
+        let is = |entry: &&str| match entry.strip_suffix('/') {
+            Some(dir) => path == dir,
+            None => path == *entry,
+        };
+        NO_SETTINGS.iter().any(is) || self.skip_own && OF_AN_ARENA.iter().any(|own| path.starts_with(own))
+    }
+
+    fn file(&mut self, dir: &OwnedFd, name: &CStr, path: String) {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let opened = openat2(dir, name, flags, Mode::empty(), ResolveFlags::NO_XDEV);
+        match opened.and_then(|file| rustix::io::read(&file, &mut self.buffer[..])) {
+            Ok(n) => {
+                let value = chosen(self.buffer[..n].strip_suffix(b"\n").unwrap_or(&self.buffer[..n])).into();
+                self.found.push(Sysctl { path: path.as_bytes().into(), value, before: None });
+            }
+            Err(Errno::ACCESS | Errno::PERM) => self.refused += 1,
+            Err(Errno::XDEV) => self.gap(Level::Partial, format!("{path} is covered by a mount")),
+            // Some have no value yet (EIO), and modules take theirs with them.
+            Err(_) => {}
+        }
+    }
+
+    /// The registered formats. Where the file system is mounted nowhere there are none, and to look for it could mount it: a
+    /// descriptor opened with O_PATH triggers no automount (open(2)).
+    fn binfmt_misc(&mut self, sys: &OwnedFd) {
+        let place = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let path = "/proc/sys/fs/binfmt_misc";
+        let Ok(place) = openat(sys, c"fs/binfmt_misc", place, Mode::empty()) else { return };
+        let mut registered = Vec::new();
+        if fstatfs(&place).is_ok_and(|fs| fs.f_type as u64 == BINFMT_MAGIC) {
+            let listed = openat(&place, c".", DIRECTORY, Mode::empty()).and_then(|dir| Ok((names(&dir)?, dir)));
+            match listed {
+                Ok((names, dir)) => {
+                    for name in names.into_iter().filter(|name| name.as_c_str() != c"register") {
+                        let text = name.to_string_lossy();
+                        self.file(&dir, &name, format!("{path}/{text}"));
+                        if name.as_c_str() != c"status" {
+                            registered.push(text.into_owned());
+                        }
+                    }
+                }
+                Err(e) => self.gap(Level::Partial, format!("read directory {path}: {e}")),
+            }
+        }
+        registered.sort();
+        let value = Text::from(registered.join(" ").as_bytes());
+        self.found.push(Sysctl { path: path.as_bytes().into(), value, before: None });
+    }
+
+    fn cpus(&mut self) {
+        let place = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let Ok(cpu) = rustix::fs::open(CPU, place, Mode::empty()) else { return };
+        let path = |name: &CStr| format!("{}/{}", CPU.to_string_lossy(), name.to_string_lossy());
+        for name in FILES {
+            self.file(&cpu, name, path(name));
+        }
+        // Not the frequencies: they follow the temperature.
+        let policies = openat(&cpu, c"cpufreq", DIRECTORY, Mode::empty()).and_then(|dir| names(&dir));
+        for policy in policies.unwrap_or_default().iter().filter(|name| name.to_bytes().starts_with(b"policy")) {
+            let Ok(name) = CString::new([b"cpufreq/", policy.to_bytes(), b"/scaling_governor"].concat()) else {
+                continue;
+            };
+            self.file(&cpu, &name, path(&name));
+        }
+    }
+
+    /// KSM's adviser, where it is on, sets how many pages to scan (Linux 6.8).
+    fn adviser(&mut self) {
+        let ksm = |s: &Sysctl, name: &str| s.path.as_ref() == format!("/sys/kernel/mm/ksm/{name}").as_bytes();
+        if self.found.iter().any(|s| ksm(s, "advisor_mode") && s.value.as_ref() != b"none") {
+            self.found.retain(|s| !ksm(s, "pages_to_scan"));
+        }
+    }
+}
+
+/// The word in brackets, where there is just one: the others are what else could be chosen.
+fn chosen(value: &[u8]) -> &[u8] {
+    let mut words = value.split(|byte| *byte == b' ');
+    let bracketed = |word: &&[u8]| word.len() > 2 && word.starts_with(b"[") && word.ends_with(b"]");
+    match (words.clone().count() > 1, words.find(bracketed), words.find(bracketed)) {
+        (true, Some(word), None) => &word[1..word.len() - 1],
+        _ => value,
+    }
+}
+
+impl Sysctl {
+    /// The name as sysctl(8) takes it, or the path.
+    pub(crate) fn name(&self) -> Text {
+        match self.path.as_ref().strip_prefix(b"/proc/sys/") {
+            Some(below) if !below.contains(&b'.') && !below.starts_with(b"fs/binfmt_misc") => {
+                below.iter().map(|b| if *b == b'/' { b'.' } else { *b }).collect::<Vec<u8>>().into()
+            }
+            _ => self.path.clone(),
+        }
+    }
+
+    /// The command that would set it as it was.
+    pub(crate) fn restore(&self) -> Option<String> {
+        let before = self.before.as_ref()?;
+        let by_itself = |path: &[u8]| path.starts_with(b"/proc/sys/fs/binfmt_misc") || path.ends_with(b"/cpu/online");
+        let quote = super::detail::quote;
+        let path: &[u8] = self.path.as_ref();
+        // A tab between numbers is a blank as well (`proc_dointvec()`), and every shell writes it.
+        let value: Vec<u8> = before.as_ref().iter().map(|b: &u8| if *b == b'\t' { b' ' } else { *b }).collect();
+        (!by_itself(path)).then(|| format!("echo {} > {}", quote(&value), quote(path)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::KindSet;
+    use crate::scope::Scope;
+
+    fn look() -> Snapshot {
+        let mut out = Snapshot::empty(Scope::Host, KindSet::all());
+        collect(&mut out);
+        out
+    }
+
+    #[test]
+    fn settings_are_read_and_what_changes_by_itself_is_none() {
+        let found = look();
+        let has = |path: &str| found.sysctls.iter().any(|s| s.path.as_ref() == path.as_bytes());
+        assert!(has("/proc/sys/vm/swappiness") && has("/proc/sys/kernel/core_pattern"));
+        assert!(!has("/proc/sys/kernel/ns_last_pid") && !has("/proc/sys/vm/stat_refresh"));
+        assert!(!has("/proc/sys/fs/file-nr") && !has("/proc/sys/vm/drop_caches"));
+        assert!(
+            has("/sys/devices/system/cpu/online") || !std::path::Path::new("/sys/devices/system/cpu/online").exists()
+        );
+    }
+
+    #[test]
+    fn nothing_changes_while_nobody_changes_anything() {
+        let (first, load) = (look(), std::process::Command::new("true").status());
+        assert!(load.is_ok_and(|status| status.success()));
+        let last = look();
+        let differs: Vec<_> = last.sysctls.iter().filter(|s| !first.sysctls.contains(s)).collect();
+        assert!(differs.is_empty(), "{differs:?}");
+    }
+
+    #[test]
+    fn of_a_choice_the_chosen_word_is_the_value() {
+        assert_eq!(chosen(b"always [madvise] never"), b"madvise");
+        assert_eq!(chosen(b"[x]"), b"[x]");
+        assert_eq!(chosen(b"[a] [b]"), b"[a] [b]");
+        assert_eq!(chosen(b"60"), b"60");
+    }
+
+    #[test]
+    fn the_command_that_restores_it_is_one_of_the_shell() {
+        let one = |path: &str, before: &str| Sysctl {
+            path: path.as_bytes().into(),
+            value: "9".as_bytes().into(),
+            before: Some(before.as_bytes().into()),
+        };
+        let setting = one("/proc/sys/kernel/printk", "4\t4\t1\t7");
+        assert_eq!(setting.restore().as_deref(), Some("echo '4 4 1 7' > /proc/sys/kernel/printk"));
+        assert_eq!(setting.name().to_string(), "kernel.printk");
+        assert_eq!(one("/sys/kernel/mm/ksm/run", "0").name().to_string(), "/sys/kernel/mm/ksm/run");
+    }
+}

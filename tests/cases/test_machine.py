@@ -1,0 +1,138 @@
+"""What no namespace isolates: settings of the kernel, and keys, loop devices and BPF objects made in an arena."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leakcheck import _native
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change settings of the machine")
+
+INTERVAL = Path("/proc/sys/vm/stat_interval")
+SLEEP = Path("/sys/kernel/mm/ksm/sleep_millisecs")
+
+
+def writable(path: Path) -> bool:
+    try:
+        with path.open("r+"):
+            return True
+    except OSError:
+        return False
+
+
+needs_sysctl = pytest.mark.skipif(not writable(INTERVAL), reason="/proc/sys cannot be written here: a container")
+needs_ksm = pytest.mark.skipif(not writable(SLEEP), reason="this kernel has no KSM, or its knobs cannot be written")
+
+
+@pytest.fixture(params=[pytest.param(INTERVAL, marks=needs_sysctl), pytest.param(SLEEP, marks=needs_ksm)])
+def knob(request: pytest.FixtureRequest) -> Generator[Path, None, None]:
+    path: Path = request.param
+    before = path.read_text()
+    yield path
+    path.write_text(before)
+
+
+def guard(*arguments: str) -> tuple[int, dict[str, Any]]:
+    command = ["leakcheck", "guard", "--json", "--settle", "0.1", *arguments]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, json.loads(done.stdout)
+
+
+def settings(report: dict[str, Any]) -> list[tuple[str, str, str]]:
+    resources = [leak["evidence"]["resource"] for leak in report["leaks"] if leak["kind"] == "sysctl"]
+    return [(r["path"], r["before"], r["value"]) for r in resources]
+
+
+@pytest.mark.parametrize("where", [["--kinds", "sysctl"], ["--arena"]], ids=["host", "arena"])
+def test_a_setting_that_is_changed_is_a_leak_with_its_value_before_and_after(where: list[str], knob: Path) -> None:
+    before = int(knob.read_text())
+    code, report = guard(*where, "--", "sh", "-c", f"echo {before + 3} > {knob}")
+    assert code == 1
+    assert settings(report) == [(str(knob), str(before), str(before + 3))]
+
+
+@needs_sysctl
+def test_a_setting_that_is_changed_and_changed_back_is_clean() -> None:
+    before = int(INTERVAL.read_text())
+    code, report = guard(
+        "--kinds", "sysctl", "--", "sh", "-c", f"echo {before + 3} >{INTERVAL}; echo {before} >{INTERVAL}"
+    )
+    assert (code, report["leaks"]) == (0, [])
+
+
+@needs_sysctl
+def test_a_setting_that_is_changed_over_and_over_is_a_leak(tmp_path: Path) -> None:
+    before = int(INTERVAL.read_text())
+    begin, stop = tmp_path / "begin", tmp_path / "stop"
+    wait = f"until [ -e {begin} ]; do sleep 0.01; done"
+    loop = f"i=1; until [ -e {stop} ]; do i=$((i + 1)); echo $(({before} + i)) >{INTERVAL}; sleep 0.01; done"
+    other = subprocess.Popen(["sh", "-c", f"{wait}; {loop}"], stdin=subprocess.DEVNULL)
+    try:
+        code, report = guard("--kinds", "sysctl", "--", "sh", "-c", f"touch {begin}; sleep 0.5")
+    finally:
+        stop.touch()
+        other.wait(10)
+        INTERVAL.write_text(str(before))
+    assert code == 1
+    assert [path for path, _, _ in settings(report)] == [str(INTERVAL)]
+
+
+@needs_sysctl
+def test_two_saved_snapshots_show_what_was_set_between_them(tmp_path: Path) -> None:
+    before = int(INTERVAL.read_text())
+    first = _native.snapshot(kinds="sysctl")
+    INTERVAL.write_text(str(before + 1))
+    try:
+        last = _native.snapshot(kinds="sysctl")
+    finally:
+        INTERVAL.write_text(str(before))
+    first.save(str(tmp_path / "first"))
+    last.save(str(tmp_path / "last"))
+    done = subprocess.run(
+        ["leakcheck", "diff", tmp_path / "first", tmp_path / "last"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert f"vm.stat_interval = {before + 1} (was {before})" in done.stderr
+    assert "vanished" not in done.stderr
+
+
+@needs_sysctl
+def test_reap_says_the_command_and_sets_nothing(tmp_path: Path) -> None:
+    before = int(INTERVAL.read_text())
+    report = tmp_path / "report"
+    try:
+        guard("--kinds", "sysctl", "-o", str(report), "--", "sh", "-c", f"echo {before + 1} >{INTERVAL}")
+        done = subprocess.run(
+            ["leakcheck", "reap", "--yes", "--diff", report], capture_output=True, text=True, check=False
+        )
+        assert INTERVAL.read_text().strip() == str(before + 1)
+    finally:
+        INTERVAL.write_text(str(before))
+    assert f"echo {before} > {INTERVAL}" in done.stdout + done.stderr
+
+
+def test_the_settings_of_a_namespace_that_the_run_made_are_no_leak() -> None:
+    change = "sysctl -qw kernel.shmmni=4000 net.ipv4.ip_forward=1; echo inner >/proc/sys/kernel/hostname"
+    code, report = guard("--kinds", "sysctl", "--", "unshare", "-iun", "sh", "-c", change)
+    assert (code, report["leaks"]) == (0, [])
+
+
+def test_what_the_kernel_changes_by_itself_is_no_setting() -> None:
+    first = _native.snapshot(kinds="sysctl")
+    for _ in range(20):
+        subprocess.run(["true"], check=True)
+    assert json.loads(_native.diff(first, _native.snapshot(kinds="sysctl")))["leaks"] == []
+    paths = {resource["path"] for resource in first.resources("sysctl")}
+    assert "/proc/sys/kernel/core_pattern" in paths
+    assert not paths & {"/proc/sys/vm/stat_refresh", "/proc/sys/kernel/ns_last_pid", "/proc/sys/fs/file-nr"}
+
+
+@needs_sysctl
+def test_an_arena_shows_the_case_as_leaked(case: Callable[..., Any]) -> None:
+    outcome = case("sh", "{sysctl_in_arena.sh}")
+    assert outcome.exits[-1] == 1
