@@ -54,8 +54,10 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
         yield _leak_line(leak)
     if len(shown) < len(report.leaks):
         yield line("  ", f"… and {len(report.leaks) - len(shown)} more")
-    for leak in report.unattributed:
-        yield line("  ", ("unattributed ", "yellow"), _leak_line(leak).plain.strip())
+    untied = [
+        (leak.kind, _leak_line(leak).plain.strip().removeprefix(leak.kind).strip(), "") for leak in report.unattributed
+    ]
+    yield from _listing("unattributed ", untied, by=lambda entry: entry[0], style="yellow")
     passing = [(t.kind, t.label, f"gone after {t.gone_after_ms:.0f} ms") for t in report.transient]
     yield from _listing("transient ", passing, by=lambda entry: entry[0])
     accepted = [(a.kind, a.label, f"reason: {a.reason}") for a in report.allowed]
@@ -100,16 +102,16 @@ _FEW = 5
 _Entry: TypeAlias = tuple[str, str, str]
 
 
-def _listing(word: str, entries: list[_Entry], by: Callable[[_Entry], Hashable]) -> Iterator[Text]:
+def _listing(word: str, entries: list[_Entry], by: Callable[[_Entry], Hashable], style: str = "dim") -> Iterator[Text]:
     """Yield a line an entry (kind, label, remark), the first few of each group; the report's JSON has them all."""
     groups: dict[Hashable, list[_Entry]] = {}
     for entry in entries:
         groups.setdefault(by(entry), []).append(entry)
     for group in groups.values():
         for kind, label, remark in group[:_FEW]:
-            yield line("  ", (word, "dim"), f"{kind}  {label}", ("  " + remark, "dim"))
+            yield line("  ", (word, style), f"{kind}  {label}", ("  " + remark if remark else "", "dim"))
         if (more := len(group) - _FEW) > 0:
-            yield line("  ", (word, "dim"), f"{group[0][0]}  and {more} more: see --json")
+            yield line("  ", (word, style), f"{group[0][0]}  and {more} more: see --json")
 
 
 def _is_comparison(report: Report) -> bool:

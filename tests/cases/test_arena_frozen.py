@@ -101,9 +101,10 @@ def test_pid_1_frozen_again_and_again_by_one_who_forks_on_goes() -> None:
 
 @v1
 @pytest.mark.parametrize("whom", ["owner", "owner and warden"])
-def test_a_frozen_arena_goes_when_leakcheck_is_killed(whom: str, tmp_path: Path) -> None:
+def test_a_frozen_arena_goes_when_leakcheck_is_killed(whom: str) -> None:
     script = (
-        f"from leakcheck.arena import Arena\nimport os,time\na=Arena().up()\na.run(['/bin/sh','-c',{('set a/b; ' + FREEZE)!r}])\n"
+        "from leakcheck.arena import Arena\nimport os,time\na=Arena().up()\n"
+        f"a.run(['/bin/sh','-c',{('set a/b; ' + FREEZE)!r}])\n"
         "print(a._warden.pid, *a.cgroups.values(), flush=True)\ntime.sleep(60)"
     )
     owner = subprocess.Popen(
@@ -162,7 +163,8 @@ def test_stopped_and_traced_processes_and_a_v2_freezer_hold_nothing_up() -> None
         unified = arena.cgroups.get("v2", "")
         script = (
             "sleep 300 & kill -STOP $!; set -- /sys/fs/cgroup /sys/fs/cgroup/unified\n"
-            "for d; do [ -e $d/cgroup.freeze ] || continue; mkdir -p $d/cold/er; sleep 300 & echo $! > $d/cold/er/cgroup.procs\n"
+            "for d; do [ -e $d/cgroup.freeze ] || continue\n"
+            "mkdir -p $d/cold/er; sleep 300 & echo $! > $d/cold/er/cgroup.procs\n"
             "echo 1 > $d/cold/cgroup.freeze; echo 1 > $d/cold/er/cgroup.freeze; done; true"
         )
         assert arena.run(["/bin/sh", "-c", script], stdout=subprocess.DEVNULL) == 0

@@ -36,7 +36,8 @@ def test_a_mount_point_may_have_any_name(beside: Callable[[str], Any]) -> None:
 
 def test_mounts_over_mounts_and_those_that_nobody_reaches_are_no_gap(beside: Callable[[str], Any]) -> None:
     script = f"""mkdir a; mount -t tmpfs none a; mkdir a/below; mount -t tmpfs none a/below; touch a/below/hidden
-        mount -t tmpfs none a; echo above > a/file; mkdir b; mount -t tmpfs none b; touch b/hidden; mount -t tmpfs none b
+        mount -t tmpfs none a; echo above > a/file; mkdir b; mount -t tmpfs none b; touch b/hidden
+        mount -t tmpfs none b
         mkdir a/later; touch f g; mount --bind f g; {GUARD} sh -c 'cat /srv/a/file; ls /srv/a /srv/b; cat /srv/g'"""
     seen = beside(script)
     assert seen.code == 0, seen.text

@@ -31,11 +31,12 @@ def marker() -> Generator[None, None, None]:
 
 def host_devices() -> set[str]:
     """The file systems where the host could be harmed: of the root, of devices and of the warden's own program."""
-    devices = {os.stat(path).st_dev for path in ("/", "/dev", "/tmp", helper("warden"))}
+    devices = {Path(path).stat().st_dev for path in ("/", "/dev", "/tmp", helper("warden"))}
     return {f"{os.major(device)}:{os.minor(device)}" for device in devices}
 
 
-def test_a_survivor_writes_nothing_on_the_host_when_the_recovery_starts(case: Callable[..., Any], marker: None) -> None:
+@pytest.mark.usefixtures("marker")
+def test_a_survivor_writes_nothing_on_the_host_when_the_recovery_starts(case: Callable[..., Any]) -> None:
     guard = ["leakcheck", "guard", "--arena", "--bind", "{raceroot.py}:/mnt/raceroot.py:ro", "--settle", "0.2"]
     seen = case(*guard, "--recover", "true", "--", "python3", "/mnt/raceroot.py")
     assert seen.code == 1, seen.text
@@ -43,7 +44,7 @@ def test_a_survivor_writes_nothing_on_the_host_when_the_recovery_starts(case: Ca
     assert MARKER.read_text() == "the host's\n"
 
 
-def looked_at(arena: Arena, racer: Path, *, starts: int, racers: int, as_uid: int | None = None) -> list[list[str]]:
+def looked_at(arena: Arena, *, starts: int, racers: int, as_uid: int | None = None) -> list[list[str]]:
     """Start commands while racers look at each; return what these saw of them."""
     output = "/tmp/seen"
     assert arena.run(["/bin/sh", "-c", f"umask 0; : > {output}"]) == 0
@@ -69,13 +70,14 @@ def looked_at(arena: Arena, racer: Path, *, starts: int, racers: int, as_uid: in
     return [line.split(" ", 2) for line in text.splitlines()]
 
 
+@pytest.mark.usefixtures("marker")
 @pytest.mark.parametrize(("racers", "uid"), [(1, None), (3, None), (2, 65534)])
 def test_whatever_a_newborn_command_leads_to_is_the_arenas(
-    racers: int, uid: int | None, compiled: Callable[[str], Path], marker: None
+    racers: int, uid: int | None, compiled: Callable[[str], Path]
 ) -> None:
     racer = compiled("racenewborn.c")
     with Arena(binds=[(racer, "/mnt/racer", True)]) as arena:
-        seen = looked_at(arena, racer, starts=60, racers=racers, as_uid=uid)
+        seen = looked_at(arena, starts=60, racers=racers, as_uid=uid)
     if uid is None:
         exes = {parts[2] for parts in seen if parts[0] == "exe"}
         assert any(exe.startswith("/memfd:warden") for exe in exes), f"no racer was early enough: {exes}"
@@ -85,29 +87,32 @@ def test_whatever_a_newborn_command_leads_to_is_the_arenas(
     assert not wrong
     namespaces = {parts[0]: parts[2] for parts in seen if parts[0].startswith("ns/")}
     ours = {
-        f"ns/{name}": os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "pid", "net", "ipc", "uts", "cgroup")
+        f"ns/{name}": str(Path(f"/proc/self/ns/{name}").readlink())
+        for name in ("mnt", "pid", "net", "ipc", "uts", "cgroup")
     }
     assert not set(ours.items()) & set(namespaces.items())
 
 
-def test_a_newborn_command_has_no_descriptor_but_its_streams(compiled: Callable[[str], Path], marker: None) -> None:
+@pytest.mark.usefixtures("marker")
+def test_a_newborn_command_has_no_descriptor_but_its_streams(compiled: Callable[[str], Path]) -> None:
     racer = compiled("racenewborn.c")
     with Arena(binds=[(racer, "/mnt/racer", True)]) as arena:
-        seen = looked_at(arena, racer, starts=40, racers=2)
+        seen = looked_at(arena, starts=40, racers=2)
     # A racer has its output as a fourth; `cat` has what it reads.
     links = {parts[2] for parts in seen if parts[0].startswith("fd/") and not parts[0].endswith(("/0", "/1", "/2"))}
     assert not {link for link in links if "/tmp/seen" not in link and not link.startswith("/proc/")}
 
 
 def test_the_mode_of_the_hosts_null_device_cannot_be_changed_through_a_stream_or_pid_1() -> None:
-    before = stat.S_IMODE(os.stat("/dev/null").st_mode)
+    device = Path(os.devnull)
+    before = stat.S_IMODE(device.stat().st_mode)
     try:
-        with Arena() as arena, open(os.devnull, "rb+", buffering=0) as null:
+        with Arena() as arena, device.open("rb+", buffering=0) as null:
             for stream in ("self/fd/0", "self/fd/1", "self/fd/2", "1/fd/0", "1/fd/1", "1/fd/2"):
                 arena.run(["/bin/chmod", "600", f"/proc/{stream}"], stdout=null.fileno(), stderr=null.fileno())
-                assert stat.S_IMODE(os.stat("/dev/null").st_mode) == before, stream
+                assert stat.S_IMODE(device.stat().st_mode) == before, stream
     finally:
-        os.chmod("/dev/null", before)
+        device.chmod(before)
 
 
 def test_pid_1_leads_to_no_file_of_the_host() -> None:
@@ -116,13 +121,16 @@ def test_pid_1_leads_to_no_file_of_the_host() -> None:
         places = [init / "exe", init / "cwd", init / "root", *init.joinpath("fd").iterdir()]
         places += init.joinpath("map_files").iterdir()
         hosts = host_devices()
-        devices = {place: os.stat(place).st_dev for place in places}
+        devices = {place: place.stat().st_dev for place in places}
     assert not {place for place, dev in devices.items() if f"{os.major(dev)}:{os.minor(dev)}" in hosts}
 
 
 @pytest.mark.slow
 def test_a_survivor_that_stops_every_newborn_does_not_hold_us_up_for_ever() -> None:
-    stopper = "import os,signal\nwhile True:\n for p in os.listdir('/proc'):\n  if p.isdigit() and int(p) not in (1, os.getpid()): os.kill(int(p), signal.SIGSTOP)"
+    stopper = (
+        "import os,signal\nwhile True:\n for p in os.listdir('/proc'):\n"
+        "  if p.isdigit() and int(p) not in (1, os.getpid()): os.kill(int(p), signal.SIGSTOP)"
+    )
     with Arena() as arena, arena.popen(["/usr/bin/python3", "-c", stopper]):
         time.sleep(0.5)
         begun = time.monotonic()

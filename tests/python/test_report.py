@@ -130,6 +130,12 @@ class TestText:
         assert "not fully seen key: partial, other users' keyrings" in text
         assert "unknown, no leak seen, but not everything was looked at: key" in text
 
+    def test_of_what_nothing_ties_to_the_run_the_first_are_shown_and_the_others_counted(self) -> None:
+        text = rendered(report(unattributed=[leak(attribution="none") for _ in range(1000)]))
+        assert text.count("unattributed process  orphaned") == 5
+        assert "unattributed process  and 995 more: see --json" in text
+        assert len(text.splitlines()) == 7
+
     def test_what_the_targets_clean_up_removed_is_counted_apart_from_leaks(self) -> None:
         removed = leak(**{"class": "reclaimable"})
         assert rendered(report(leaks=[removed])).startswith("leakcheck: clean, 1 reclaimable after ./judge")
