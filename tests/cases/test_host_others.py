@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -212,11 +213,15 @@ class TestDaemons:
 
     def test_a_daemon_that_acted_is_named_with_how_to_guard_it(self, case: Case, tmp_path: Path) -> None:
         left = Path("/tmp/pbd-left")
-        client = f"{sys.executable} {INPUTS}/daemon_client.py client"
+        client = shlex.join([sys.executable, str(INPUTS / "daemon_client.py"), "client"])
         with self.daemon(tmp_path) as (pid, path):
             try:
                 asked = "; ".join(f"{client} {path} {what}" for what in ("process", "zombie", "file"))
-                outcome = case("sh", "-c", f"leakcheck guard --kinds process,file,net -- sh -c '{asked}'; echo exit $?")
+                outcome = case(
+                    "sh",
+                    "-c",
+                    f"leakcheck guard --kinds process,file,net -- sh -c {shlex.quote(asked)}; echo exit $?",
+                )
                 scoped = case(
                     "sh", "-c", f"leakcheck guard --scope tree:{pid} -- {client} {path} process; echo exit $?"
                 )
@@ -229,7 +234,7 @@ class TestDaemons:
         assert exits(scoped) == [1], scoped.text
 
     def test_the_json_has_who_acted(self, case: Case, tmp_path: Path) -> None:
-        client = f"{sys.executable} {INPUTS}/daemon_client.py client"
+        client = shlex.join([sys.executable, str(INPUTS / "daemon_client.py"), "client"])
         with self.daemon(tmp_path) as (pid, path):
             script = f"leakcheck guard --json -- {client} {path} process; echo exit $?"
             outcome = case("sh", "-c", script)
@@ -244,7 +249,9 @@ class TestHungFileSystems:
 
     def bounded(self, case: Case, tmp_path: Path, script: str) -> Any:
         began = time.monotonic()
-        env = f'PYTHON={sys.executable}; M="$1"/m; mkdir -p "$M"; fuse="$PYTHON {INPUTS}/fuse_hang.py"\n'
+        # Words of a command: there must be no space in them.
+        shutil.copy(INPUTS / "fuse_hang.py", tmp_path)
+        env = 'M="$1"/m; mkdir -p "$M"; fuse="python3 $1/fuse_hang.py"\n'
         env += 'guard="timeout -s KILL 15 leakcheck guard"\n'
         outcome = case(*self.BOX, "sh", "-c", env + script, "sh", str(tmp_path), timeout=100)
         # The server gives up after 22 s or more, and so do they who wait for it.

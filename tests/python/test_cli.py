@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+PYTHON = shlex.quote(sys.executable)
 # What only looks at processes, or at one small directory, is quick.
 QUICK = ("--kinds", "process", "--settle", "0.05")
 
@@ -394,22 +396,22 @@ class TestCrashes:
 
     @pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-", ">&- 2>&-", "<&- 2>&-", "--json >/dev/full"])
     def test_a_clean_verdict_that_could_not_be_printed_gives_3_and_no_traceback(self, redirected: str) -> None:
-        done = shell(f"{sys.executable} -m leakcheck guard --kinds process --settle 0.05 {redirected} -- true")
+        done = shell(f"{PYTHON} -m leakcheck guard --kinds process --settle 0.05 {redirected} -- true")
         assert done.returncode == 3
         assert "Traceback" not in done.stderr
         assert "Exception" not in done.stderr
 
     def test_a_failure_that_could_not_be_printed_keeps_its_code(self) -> None:
         for redirection in ("2>/dev/full", "2>&-"):
-            assert shell(f"{sys.executable} -m leakcheck guard -- no-such-command {redirection}").returncode == 4
-            assert shell(f"{sys.executable} -m leakcheck nonsense {redirection}").returncode == 2
+            assert shell(f"{PYTHON} -m leakcheck guard -- no-such-command {redirection}").returncode == 4
+            assert shell(f"{PYTHON} -m leakcheck nonsense {redirection}").returncode == 2
 
     def test_a_closed_stdout_that_nothing_is_printed_to_is_no_failure_and_the_command_gets_it_closed(self) -> None:
         script = "test ! -e /proc/self/fd/1 && exit 7"
         guard = "guard --kinds process --settle 0.05 --exit-code command"
-        done = shell(f"{sys.executable} -m leakcheck {guard} -- sh -c '{script}' >&-")
+        done = shell(f"{PYTHON} -m leakcheck {guard} -- sh -c '{script}' >&-")
         assert done.returncode == 7, done.stderr
-        assert shell(f"{sys.executable} -m leakcheck guard --kinds process --json -- true >&-").returncode == 3
+        assert shell(f"{PYTHON} -m leakcheck guard --kinds process --json -- true >&-").returncode == 3
 
 
 def shell(command: str, **options: object) -> subprocess.CompletedProcess[str]:
