@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::guard;
 use crate::judge::verdict::Verdict;
 use crate::kind::Kind;
 use crate::observe::read::read_file;
@@ -156,12 +157,8 @@ pub fn doctor(options: &Options) -> Result<Examination> {
     let mut options = options.clone();
     options.hidden_fds.extend(watch.own_fds());
     let look = observe::snapshot(&options)?;
-    drop(watch);
 
     let user = user();
-    let mut seen = look.coverage.clone();
-    let gaps: Vec<_> = look.unreadable.iter().collect();
-    observe::lower_for_unreadable(&gaps, &mut seen);
     let findings = |(kind, c): (&Kind, &Coverage)| {
         let fix = advice::of_kind(*kind, c, &user, &hierarchies);
         (*kind, Finding { level: c.level, reason: c.reason.clone(), fix })
@@ -170,7 +167,7 @@ pub fn doctor(options: &Options) -> Result<Examination> {
     let sources = source::examine(&levels, &user, &container);
     let unreadable =
         look.unreadable.iter().map(|u| Refusal { pid: u.pid, comm: comm(&look, u.pid), what: u.what.clone() });
-    let guard = answer(&look.coverage, &levels, options.scope == Scope::Host);
+    let guard = answer(&guard::coverage_of(&look, &watch), &levels, options.scope == Scope::Host);
     Ok(Examination {
         schema: Examination::SCHEMA.to_owned(),
         kernel: kernel(),
@@ -179,7 +176,7 @@ pub fn doctor(options: &Options) -> Result<Examination> {
             .iter()
             .map(|h| Hierarchy { name: h.name.clone(), mount: Text::from(h.mount.as_path()) })
             .collect(),
-        kinds: seen.0.iter().map(findings).collect(),
+        kinds: look.coverage.0.iter().map(findings).collect(),
         unreadable: unreadable.collect(),
         user,
         container,

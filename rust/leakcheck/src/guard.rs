@@ -13,6 +13,7 @@
 //! ```
 
 mod adrift;
+mod coverage;
 mod live;
 mod others;
 mod residue;
@@ -34,11 +35,12 @@ use crate::observe::{self, detail};
 use crate::parse::nslink::NsType;
 use crate::resource::{NsHolder, Resource};
 use crate::scope::Scope;
-use crate::snapshot::{Level, Snapshot};
+use crate::snapshot::{CoverageMap, Level, Snapshot};
 use crate::watch::{self, Watch};
 use adrift::Adrift;
+use coverage::{Reach, coverage, only_comparable, unlisted_queues};
 use live::{Live, LiveWorld};
-use residue::{Found, coverage, finish, gauges, residue};
+use residue::{Found, finish, gauges, residue};
 
 /// Environment variable that marks the processes of a run.
 pub const TOKEN_NAME: &str = "LEAKCHECK_RUN";
@@ -73,6 +75,7 @@ pub struct Guard {
     watch: Option<Watch>,
     token: String,
     baseline: Snapshot,
+    reach: Reach,
     began: Instant,
     report: Option<Report>,
 }
@@ -112,8 +115,10 @@ impl Guard {
         if let Some(watch) = watch.as_ref().filter(|_| mounts) {
             watch.watch_namespaces(&mount_namespaces(&baseline));
         }
+        let reach = Reach::of_own_runs(&baseline);
+        options.observe.hidden_fds.extend(reach.own_fd());
         let token = random_token();
-        Ok(Guard { options, asked, watch, token, baseline, began: Instant::now(), report: None })
+        Ok(Guard { options, asked, watch, token, baseline, reach, began: Instant::now(), report: None })
     }
 
     /// Name and value of the environment variable that the run's processes should have.
@@ -171,7 +176,7 @@ impl Guard {
     fn judge(&self) -> Result<Report> {
         let arena = self.options.observe.arena.as_deref();
         let live = Live { watch: self.watch.as_ref(), token: Some(&self.token), arena };
-        judge(&self.baseline, &self.options, self.asked, &live)
+        judge(&self.baseline, &self.options, self.asked, &live, &self.reach)
     }
 }
 
@@ -209,7 +214,14 @@ fn with_helpers(asked: KindSet) -> KindSet {
 pub fn verify_none(baseline: &Snapshot, options: &Options) -> Result<Report> {
     let asked = options.observe.effective_kinds()?.and(baseline.kinds);
     let arena = options.observe.arena.as_deref();
-    judge(baseline, options, asked, &Live { watch: None, token: None, arena })
+    judge(baseline, options, asked, &Live { watch: None, token: None, arena }, &Reach::default())
+}
+
+/// The coverage of a guard that begins with `look` as its baseline, and whose run leaves nothing.
+pub(crate) fn coverage_of(look: &Snapshot, watch: &Watch) -> CoverageMap {
+    let watched = Live { watch: Some(watch), token: None, arena: None };
+    let attributor = Attributor::new(look, look, &watched, None);
+    coverage(look, look, look.kinds, &attributor, &Reach::of_own_runs(look))
 }
 
 /// Judges two snapshots that were taken before: no waiting, nothing looked up of the time between.
@@ -228,8 +240,10 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
     let live = Live { watch: None, token: None, arena: after.arena.as_deref() };
     let attributor = Attributor::new(before, after, &live, None);
     let asked = before.kinds.and(after.kinds);
+    only_comparable(before, after, &mut all.appeared, |_| false);
+    all.appeared.extend(unlisted_queues(before, after).filter(|_| asked.contains(Kind::Ipc)));
     let residue = residue(all.appeared, &attributor);
-    let mut coverage = coverage(before, after, asked, &attributor);
+    let mut coverage = coverage(before, after, asked, &attributor, &Reach::default());
     for kind in Kind::ALL.into_iter().filter(|k| before.kinds.contains(*k) != after.kinds.contains(*k)) {
         coverage.lower(kind, Level::None, "only one of the two snapshots looked for it");
     }
@@ -246,14 +260,16 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
     Ok(report)
 }
 
-fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>) -> Result<Report> {
+fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>, reach: &Reach) -> Result<Report> {
     let mut world = LiveWorld {
         baseline,
         options,
         asked,
         live,
+        reach,
         began: Instant::now(),
         last: None,
+        every: CoverageMap::default(),
         looks_ms: 0.0,
         adrift: Adrift::default(),
     };
@@ -261,12 +277,15 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
     let Some(last) = world.last.take() else {
         return Err(crate::Error::usage("settling made no look"));
     };
-    let own = options.own_pid();
-    let attributor = Attributor::new(baseline, &last.look, live, own);
     let adrift = std::mem::take(&mut world.adrift);
     let passed: Vec<bool> = settled.transient.iter().map(|(found, _)| adrift.knows(&found.resource)).collect();
     let respawning = adrift.end(&world, &last.look, &mut settled.residue, settled.lives)?;
-    let mut coverage = coverage(baseline, &last.look, asked, &attributor);
+    let mut coverage = last.coverage;
+    // What went away in a look that was cut short may be there still.
+    let gone: KindSet = settled.transient.iter().map(|(found, _)| found.resource.kind()).collect();
+    for (kind, worst) in world.every.0.into_iter().filter(|(kind, _)| gone.contains(*kind)) {
+        coverage.lower(kind, worst.level, worst.reason);
+    }
     if let Some(why) = respawning.gap {
         coverage.lower(Kind::Process, Level::Partial, why);
     }

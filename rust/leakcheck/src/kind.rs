@@ -100,7 +100,7 @@ impl FromStr for Kind {
 }
 
 /// A set of kinds.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(from = "Vec<Kind>", into = "Vec<Kind>")]
 pub struct KindSet(u16);
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::arena::{self, ArenaView};
+pub use crate::gap::{Directory, Gap, Unreadable, Unseen};
 use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
 use crate::resource::{
@@ -76,15 +77,8 @@ impl CoverageMap {
     }
 }
 
-/// A process that could not be read.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Unreadable {
-    /// Process id.
-    pub pid: u32,
-    /// Start time in ticks after boot.
-    pub start: u64,
-    /// What could not be read: `fd`, `ns` …, and the kernel's answer.
-    pub what: String,
+fn yes() -> bool {
+    true
 }
 
 /// A file system that is mounted below a root, and whose files were looked at.
@@ -120,10 +114,19 @@ pub struct Snapshot {
     pub submounts: Vec<Submount>,
     /// Declared lock files, or directories of them.
     pub lock_paths: Vec<PathBuf>,
-    /// How far it reached.
+    /// How far it reached, whoever could have made what it did not see.
     pub coverage: CoverageMap,
+    /// The same without what unreadable processes and gaps lower: a judge adds those in which the run can have left something.
+    #[serde(default)]
+    pub beside: Option<CoverageMap>,
     /// Processes that refused to be read.
     pub unreadable: Vec<Unreadable>,
+    /// Places that were not looked into.
+    #[serde(default)]
+    pub gaps: Vec<Gap>,
+    /// Whether the observer had CAP_SYS_PTRACE: who refuses even that lets nobody see more.
+    #[serde(default = "yes")]
+    pub may_trace: bool,
     /// Inodes of the observer's own namespaces.
     pub own_ns: BTreeMap<NsType, u64>,
     /// Process id and start time of the observer, which is no leak of anybody's.
@@ -185,7 +188,10 @@ impl Snapshot {
             submounts: Vec::new(),
             lock_paths: Vec::new(),
             coverage: CoverageMap(kinds.iter().map(|k| (k, Coverage::full())).collect()),
+            beside: None,
             unreadable: Vec::new(),
+            gaps: Vec::new(),
+            may_trace: true,
             own_ns: BTreeMap::new(),
             observer: None,
             gauges: BTreeMap::new(),
@@ -278,6 +284,7 @@ impl Snapshot {
         each_kind!(append);
         self.submounts.append(&mut part.submounts);
         self.coverage.merge(&part.coverage);
+        self.gaps.append(&mut part.gaps);
         self.gauges.append(&mut part.gauges);
     }
 

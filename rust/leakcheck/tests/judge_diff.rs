@@ -98,7 +98,8 @@ fn helpers_outside_the_kinds_are_not_compared() {
 #[test]
 fn a_process_that_refuses_to_be_read_makes_unknown_only_when_it_may_be_the_runs() {
     let refusing = |mut s: Snapshot, pid: u32, start: u64| {
-        s.unreadable.push(Unreadable { pid, start, what: "fd: Permission denied".to_owned() });
+        let hides = [Kind::Fd, Kind::Mount, Kind::Namespace, Kind::Ipc, Kind::Net].into_iter().collect();
+        s.unreadable.push(Unreadable { pid, start, what: "fd: Permission denied".to_owned(), hides });
         with(s, [process(pid, start).into()])
     };
     let old = refusing(host(), 40, 1);

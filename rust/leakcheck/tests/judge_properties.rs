@@ -181,7 +181,8 @@ fn coverage() -> impl Strategy<Value = CoverageMap> {
 }
 
 fn snapshot() -> impl Strategy<Value = Snapshot> {
-    let unreadable = (small(), number(), ".*").prop_map(|(pid, start, what)| Unreadable { pid, start, what });
+    let unreadable =
+        (small(), number(), ".*").prop_map(|(pid, start, what)| Unreadable { pid, start, what, hides: KindSet::EMPTY });
     let gauges = proptest::collection::btree_map(".*", any::<i64>(), 0..3);
     let own = proptest::collection::btree_map(select(NsType::ALL.to_vec()), number(), 0..4);
     (vec(resource(), 0..40), coverage(), vec(unreadable, 0..3), gauges, own, any::<i64>(), any::<u64>()).prop_map(

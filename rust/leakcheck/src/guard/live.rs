@@ -5,11 +5,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::adrift::Adrift;
+use super::coverage::{Reach, coverage, only_comparable, unlisted_queues};
 use super::residue::{Found, residue};
 use super::{Options, TOKEN_NAME};
 use crate::arena::{ArenaView, proc_path};
 use crate::error::Result;
-use crate::judge::attribute::{Attributor, Membership, Provenance};
+use crate::judge::attribute::{Attribution, Attributor, Membership, Owner, Provenance};
 use crate::judge::diff;
 use crate::judge::settle::{Look, World};
 use crate::kind::{Kind, KindSet};
@@ -17,11 +18,12 @@ use crate::observe::read::{Part, read_memory};
 use crate::observe::{self, reach};
 use crate::resource::{Process, Resource};
 use crate::scope::Scope;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{CoverageMap, Snapshot};
 use crate::watch::Watch;
 
 pub(super) struct LastLook {
     pub(super) look: Snapshot,
+    pub(super) coverage: CoverageMap,
     pub(super) noise: u64,
     /// What somebody else made, as far as a daemon may have made it for the run.
     pub(super) strange: Vec<Resource>,
@@ -32,8 +34,11 @@ pub(super) struct LiveWorld<'a> {
     pub(super) options: &'a Options,
     pub(super) asked: KindSet,
     pub(super) live: &'a Live<'a>,
+    pub(super) reach: &'a Reach,
     pub(super) began: Instant,
     pub(super) last: Option<LastLook>,
+    /// The worst coverage of all looks.
+    pub(super) every: CoverageMap,
     pub(super) looks_ms: f64,
     pub(super) adrift: Adrift,
 }
@@ -71,9 +76,14 @@ impl World<Found> for LiveWorld<'_> {
         }
         self.looks_ms += look.took_ns as f64 / 1e6;
         let mut appeared = diff::diff(self.baseline, &look)?.with_settings_as_changes(self.baseline).appeared;
+        appeared.extend(unlisted_queues(self.baseline, &look));
         appeared.retain(|r| self.asked.contains(r.kind()));
         let own = self.options.own_pid();
         let attributor = Attributor::new(self.baseline, &look, self.live, own);
+        let by_evidence = |r: &Resource| matches!(attributor.owner(r), Owner::Run(by) if by != Attribution::Scope);
+        only_comparable(self.baseline, &look, &mut appeared, by_evidence);
+        let coverage = coverage(self.baseline, &look, self.asked, &attributor, self.reach);
+        self.every.merge(&coverage);
         let residue = residue(appeared, &attributor);
         let (lives, running) = attributor.alive();
         let mut adrift = std::mem::take(&mut self.adrift);
@@ -84,7 +94,7 @@ impl World<Found> for LiveWorld<'_> {
             .into_iter()
             .map(|(resource, by)| (resource.settling_key(), Found::new(resource, by, &look, &attributor)))
             .collect();
-        self.last = Some(LastLook { look, noise: residue.noise, strange: residue.strange });
+        self.last = Some(LastLook { look, coverage, noise: residue.noise, strange: residue.strange });
         Ok(Look { residue: found, run_lives, running })
     }
 

@@ -10,11 +10,11 @@ use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
 use crate::judge::class::{Class, classify};
 use crate::judge::report::{Allowed, Leak, Report, UnusedRule};
 use crate::judge::verdict::Verdict;
-use crate::kind::{Kind, KindSet};
-use crate::observe::{self, detail};
+use crate::kind::Kind;
+use crate::observe::detail;
 use crate::resource::{Mount, Net, NetClass, NsHolder, Resource};
 use crate::scope::Scope;
-use crate::snapshot::{CoverageMap, Level, Snapshot, Unreadable};
+use crate::snapshot::Snapshot;
 use crate::text::Text;
 
 /// Sorts what was found into leaks and what rules explain, and gives the verdict.
@@ -59,39 +59,6 @@ pub(super) fn gauges(before: &Snapshot, after: &Snapshot, report: &mut Report) {
     for (name, now) in &after.gauges {
         report.gauges.insert(name.clone(), [before.gauges.get(name).copied().unwrap_or(0), *now]);
     }
-}
-
-/// The worse of both observations. Processes that refused to be read, were there before and are not the run's, are listed and
-/// lower nothing.
-pub(super) fn coverage<P: Provenance>(
-    before: &Snapshot,
-    after: &Snapshot,
-    asked: KindSet,
-    attributor: &Attributor<'_, P>,
-) -> CoverageMap {
-    let mut map = before.coverage.clone();
-    map.merge(&after.coverage);
-    map.0.retain(|kind, _| asked.contains(*kind));
-    let matters = |u: &&Unreadable| {
-        let before = before.unreadable.iter().any(|old| (old.pid, old.start) == (u.pid, u.start));
-        let owner = after.process(u.pid).map(|p| attributor.owner(&Resource::Process(p.clone())));
-        match owner {
-            Some(Owner::Stranger) => false,
-            Some(Owner::Run(Attribution::Scope)) | None => !before,
-            Some(Owner::Run(_) | Owner::Unknown) => true,
-        }
-    };
-    // What the key quota counts beyond the list is a gap only when it grew.
-    let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
-    if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
-        let more = hidden(after) - hidden(before);
-        // To an arena no key is tied in any case.
-        let level = if after.arena.is_some() { Level::Full } else { Level::Partial };
-        map.lower(Kind::Key, level, format!("{more} new keys can be viewed by their possessors alone"));
-    }
-    let gaps: Vec<&Unreadable> = after.unreadable.iter().filter(matters).collect();
-    observe::lower_for_unreadable(&gaps, &mut map);
-    map
 }
 
 /// Residue with all that a report needs of it, looked up while it is there.

@@ -135,6 +135,11 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         this
     }
 
+    /// See [`Provenance::watched`].
+    pub fn is_watched(&self) -> bool {
+        self.provenance.watched()
+    }
+
     /// Whether a process of the run lives, and whether something of it is about to end: a process that runs,
     /// or a zombie that its reaper has not collected yet.
     pub fn alive(&self) -> (bool, bool) {

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::kind::Kind;
 use crate::resource::{Bpf, BpfClass};
-use crate::snapshot::{Level, Snapshot};
+use crate::snapshot::{Gap, Level, Snapshot, Unseen};
 use crate::text::Text;
 
 const CLASSES: [BpfClass; 3] = [BpfClass::Prog, BpfClass::Map, BpfClass::Link];
@@ -26,7 +26,9 @@ pub(crate) fn collect(out: &mut Snapshot) {
                 // Built without CONFIG_BPF_SYSCALL: there is nothing that could exist.
                 Errno::NOSYS => {}
                 Errno::PERM | Errno::ACCESS => {
-                    out.coverage.lower(Kind::Bpf, Level::None, "listing BPF objects needs CAP_SYS_ADMIN");
+                    let reason = "listing BPF objects needs CAP_SYS_ADMIN".to_owned();
+                    let gap = Gap { kind: Kind::Bpf, level: Level::None, reason, place: Unseen::Bpf };
+                    return out.gaps.push(gap);
                 }
                 Errno::INVAL => {
                     let why = format!("this kernel cannot list BPF {}s (Linux 4.13, links: 5.8)", name(class));

@@ -6,10 +6,10 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, accessat};
 use rustix::io::Errno;
 
 use super::reach::{self, Mounts, Nature, Refusal};
@@ -17,8 +17,9 @@ use super::source::Sample;
 use super::sys;
 use crate::arena::ArenaView;
 use crate::error::Error;
+use crate::kind::Kind;
 use crate::resource::{File, encode_device};
-use crate::snapshot::{Coverage, Level, Submount};
+use crate::snapshot::{Coverage, Directory, Gap, Level, Submount, Unseen};
 use crate::text::Text;
 
 /// Roots of the file kind when none are declared; [`CGROUPS`] too, where it is a tmpfs.
@@ -40,6 +41,8 @@ const OF_SESSIONS: [&[u8]; 2] = [b"fuse.portal", b"fuse.gvfsd-fuse"];
 pub(crate) struct Walk {
     pub(crate) files: Vec<File>,
     pub(crate) gaps: Vec<Coverage>,
+    /// Directories that were not listed.
+    pub(crate) unlisted: Vec<Gap>,
     pub(crate) submounts: Vec<Submount>,
 }
 
@@ -49,6 +52,31 @@ impl Walk {
         if self.gaps.len() < 8 {
             self.gaps.push(Coverage { level, reason });
         }
+    }
+
+    fn root_not_listed(&mut self, root: &Path, reason: String) {
+        let place = Unseen::Directory(Directory { path: Text::from(root), ..Directory::default() });
+        self.unlisted.push(Gap { kind: Kind::File, level: Level::Partial, reason, place });
+    }
+
+    /// Notes that the directory `name` of `dir`, or `dir` itself where that is empty, was not listed, or not to its end, so that
+    /// nothing below it is comparable.
+    fn not_listed(&mut self, level: Level, reason: String, path: &[u8], (dir, name): (&OwnedFd, &CStr)) {
+        let mut directory = Directory { path: Text::from(path), ..Directory::default() };
+        if let Ok(st) = stat(dir, name) {
+            let itself = format!("/proc/self/fd/{}", dir.as_raw_fd());
+            let may = |access| match name.is_empty() {
+                true => accessat(CWD, itself.as_str(), access, AtFlags::EACCESS).is_ok(),
+                false => accessat(dir, name, access, AtFlags::EACCESS).is_ok(),
+            };
+            directory.dev = device_of(&st);
+            directory.ino = st.stx_ino;
+            directory.uid = st.stx_uid;
+            directory.mode = u32::from(st.stx_mode) & 0o7777;
+            directory.closed = !may(Access::EXEC_OK);
+            directory.barren = !may(Access::WRITE_OK) && st.stx_nlink == 2;
+        }
+        self.unlisted.push(Gap { kind: Kind::File, level, reason, place: Unseen::Directory(directory) });
     }
 }
 
@@ -67,7 +95,7 @@ pub(crate) fn walk(roots: &[PathBuf], known: Option<&[Submount]>) -> Walk {
             Ok(Some((dir, st, path))) => walker.root(&dir, &st, &path),
             // A root that does not exist holds no file.
             Ok(None) => {}
-            Err(why) => walker.out.gap(Level::Partial, why),
+            Err(why) => walker.out.root_not_listed(root, why),
         }
     }
     walker.end()
@@ -79,7 +107,7 @@ pub(crate) fn walk_arena(arena: &ArenaView, known: Option<&[Submount]>) -> Walk 
     for (path, root) in &arena.roots {
         match open_dir(root, c".").and_then(|dir| Ok((stat(&dir, c"")?, dir))) {
             Ok((st, dir)) => walker.root(&dir, &st, path),
-            Err(e) => walker.out.gap(Level::Partial, Error::io("open directory", path, e).to_string()),
+            Err(e) => walker.out.root_not_listed(path, Error::io("open directory", path, e).to_string()),
         }
     }
     walker.end()
@@ -160,6 +188,11 @@ impl<'a> Walker<'a> {
         }
     }
 
+    fn unlisted(&mut self, what: &str, path: &[u8], place: (&OwnedFd, &CStr), e: Errno) {
+        let why = format!("{what} {}: {}", Text::from(path), std::io::Error::from(e));
+        self.out.not_listed(Level::Partial, why, path, place);
+    }
+
     fn failed(&mut self, what: &str, path: &[u8], e: Errno) {
         self.out.gap(Level::Partial, format!("{what} {}: {}", Text::from(path), std::io::Error::from(e)));
     }
@@ -174,7 +207,7 @@ impl<'a> Walker<'a> {
                 // Removed since it was opened (getdents(2)): what was in it is not there either.
                 Err(Errno::NOENT) => break,
                 Err(e) => {
-                    self.failed("list", path, e);
+                    self.unlisted("list", path, (dir, c""), e);
                     break;
                 }
             };
@@ -208,15 +241,16 @@ impl<'a> Walker<'a> {
             let full = join(path, &name);
             if depth >= DEPTH {
                 let why = format!("{} is deeper than {DEPTH} levels: not entered", Text::from(&*full));
-                self.out.gap(Level::Partial, why);
+                self.out.not_listed(Level::Partial, why, &full, (dir, &name));
                 continue;
             }
             match what {
                 Below::Mount => self.mount(dir, &name, &full, depth),
                 Below::Directory(dev) => match open_dir(dir, &name) {
                     Ok(sub) => self.descend(&sub, &full, dev, depth + 1),
-                    Err(Errno::NOENT) => {}
-                    Err(e) => self.failed("open directory", &full, e),
+                    // It matters only if it comes back.
+                    Err(Errno::NOENT) => self.out.not_listed(Level::Full, String::new(), &full, (dir, &name)),
+                    Err(e) => self.unlisted("open directory", &full, (dir, &name), e),
                 },
             }
         }
@@ -263,7 +297,7 @@ impl<'a> Walker<'a> {
         if self.seen.insert((device_of(&st), st.stx_ino)) {
             match open_dir(&place, c".") {
                 Ok(sub) => self.descend(&sub, path, device_of(&st), depth + 1),
-                Err(e) => self.failed("open directory", path, e),
+                Err(e) => self.unlisted("open directory", path, (&place, c""), e),
             }
         }
     }

@@ -13,10 +13,12 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, 
 use super::enter::{NsView, note_refused};
 use super::reach::{self, Refusal};
 use super::read::read_all;
+use super::sys;
+use crate::gap::QUEUES;
 use crate::kind::Kind;
 use crate::parse::sysvipc;
 use crate::resource::{Ipc, IpcClass};
-use crate::snapshot::{Level, Snapshot};
+use crate::snapshot::{Gap, Level, Snapshot, Unseen};
 use crate::text::Text;
 
 /// The file system that glibc's shm_open(3) and sem_open(3) use.
@@ -30,6 +32,8 @@ const MQUEUE_DIR: &str = "/dev/mqueue";
 pub(super) struct Seen {
     objects: Vec<Ipc>,
     gaps: Vec<String>,
+    /// Why the queues of the observer's own namespace were not listed, and how many bytes its user's take.
+    queues: Option<(String, u64)>,
 }
 
 impl Seen {
@@ -44,6 +48,10 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     for mut seen in results.into_iter().flatten() {
         out.ipc.append(&mut seen.objects);
         seen.gaps.into_iter().for_each(|gap| out.coverage.lower(Kind::Ipc, Level::Partial, gap));
+        if let Some((reason, bytes)) = seen.queues {
+            out.gaps.push(Gap { kind: Kind::Ipc, level: Level::Partial, reason, place: Unseen::Queues });
+            out.gauges.insert(QUEUES.to_owned(), i64::try_from(bytes).unwrap_or(i64::MAX));
+        }
     }
     if out.arena.is_some() {
         // The tables name the observer's pids (`sysvipc_proc_open()`), which mean others in an arena.
@@ -111,6 +119,10 @@ impl Door {
                 }
             }
             Ok(None) => {}
+            Err(why) if view.own => match sys::queue_bytes() {
+                Ok(bytes) => seen.queues = Some((why.clone(), bytes)),
+                Err(e) => seen.gaps.push(format!("{why}; mq_open: {e}")),
+            },
             Err(why) => seen.gaps.push(why.clone()),
         }
         seen

@@ -22,7 +22,7 @@ use super::read::read_all;
 use crate::kind::Kind;
 use crate::parse::keys;
 use crate::resource::Key;
-use crate::snapshot::{Level, Snapshot};
+use crate::snapshot::{Gap, Level, Snapshot, Unseen};
 
 const LIST: &str = "/proc/keys";
 const USERS: &str = "/proc/key-users";
@@ -65,7 +65,7 @@ pub(crate) fn collect(out: &mut Snapshot) {
     {
         let whose: Vec<String> = others.iter().map(u32::to_string).collect();
         let why = format!("keys of uid {} cannot be listed: {e}; needs CAP_SETUID", whose.join(", "));
-        out.coverage.lower(Kind::Key, Level::Partial, why);
+        out.gaps.push(Gap { kind: Kind::Key, level: Level::Partial, reason: why, place: Unseen::Keys });
     }
     out.gauges.insert("hidden_keys".to_owned(), seen.hidden(&users).into_values().sum());
     out.keys.append(&mut seen.keys);

@@ -36,6 +36,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::arena::{ArenaView, proc_path};
 use crate::error::{Error, Result};
+use crate::gap::{lower_for_gaps, lower_for_unreadable};
 use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
 use crate::scope::Scope;
@@ -206,6 +207,9 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
         out.files.retain(|f| !(directly(f) && shm.contains(&f.ino)));
     }
     out.normalise();
+    out.beside = Some(out.coverage.clone());
+    lower_for_unreadable(&out.unreadable.iter().collect::<Vec<_>>(), &mut out.coverage);
+    lower_for_gaps(out.gaps.iter(), &mut out.coverage);
     out.took_ns = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     Ok(out)
 }
@@ -257,6 +261,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     ]);
     let selection = if needs_processes || !whole_host { selection } else { Selection::Pids(Vec::new()) };
     let procfs = Procfs::open(&options.hidden_fds, arena.as_deref())?;
+    note_rights(&procfs, out);
     let pass = procfs.begin(&selection, wanted)?;
     let untied = Untied::of(out, options.submounts.as_deref());
     let threads = pass.worth(threads, if whole_host { 2 } else { 1 });
@@ -325,6 +330,7 @@ fn files(submounts: Option<&[Submount]>, out: &mut Snapshot) {
     };
     out.files.extend(walk.files);
     out.submounts.extend(walk.submounts);
+    out.gaps.extend(walk.unlisted);
     for gap in walk.gaps {
         out.coverage.lower(Kind::File, gap.level, gap.reason);
     }
@@ -439,25 +445,33 @@ fn take_processes(samples: Vec<Sample>, kinds: KindSet, options: &Options, out: 
 }
 
 fn note_refusals(samples: &[Sample], out: &mut Snapshot) {
+    let by_table = matches!(out.scope, Scope::Host) && !lock::some_are_hidden(out);
     for sample in samples {
-        if let Some(what) = &sample.refused {
+        if let Some((what, hides)) = &sample.refused {
             out.unreadable.push(Unreadable {
                 pid: sample.process.pid,
                 start: sample.process.start,
                 what: what.clone(),
+                // `/proc/locks` lists them whoever holds them.
+                hides: hides.iter().filter(|kind| *kind != Kind::Lock || !by_table).collect(),
             });
         }
     }
 }
 
-/// Lowers the coverage of the kinds that unreadable processes could hide. The judge calls it with those that matter.
-pub(crate) fn lower_for_unreadable(unreadable: &[&Unreadable], coverage: &mut crate::snapshot::CoverageMap) {
-    let Some(first) = unreadable.first() else { return };
-    let why = format!("{} of pid {} cannot be read ({} in all)", first.what, first.pid, unreadable.len());
-    // A namespace that only such a process holds is not found, nor what is in it.
-    for kind in [Kind::Fd, Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net] {
-        if coverage.0.contains_key(&kind) {
-            coverage.lower(kind, Level::Partial, why.clone());
+/// What the observer's rights keep from it, whichever process it looks at.
+fn note_rights(procfs: &Procfs, out: &mut Snapshot) {
+    let effective = rustix::thread::capabilities(None).map(|sets| sets.effective);
+    out.may_trace = effective.is_ok_and(|set| set.contains(rustix::thread::CapabilitySet::SYS_PTRACE));
+    if out.may_trace {
+        return;
+    }
+    if let Some(option) = procfs.hides() {
+        let why = format!("/proc is mounted with {option}: a process that may not be traced is not listed");
+        for kind in [Kind::Process, Kind::Fd, Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net] {
+            if out.kinds.contains(kind) {
+                out.coverage.lower(kind, Level::Partial, why.clone());
+            }
         }
     }
 }

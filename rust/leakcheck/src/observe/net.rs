@@ -21,7 +21,7 @@ use crate::kind::Kind;
 use crate::parse::netlink::attributes;
 use crate::parse::sockstat::in_use;
 use crate::resource::{Net, NetClass};
-use crate::snapshot::{Level, Snapshot};
+use crate::snapshot::{Gap, Level, Snapshot, Unseen};
 use crate::text::Text;
 
 /// Where ip-netns(8) binds the namespaces that it names.
@@ -32,6 +32,8 @@ const NAMED: [&str; 2] = ["/run/netns", "/var/run/netns"];
 pub(super) struct Seen {
     objects: Vec<Net>,
     gaps: Vec<String>,
+    /// Why the nftables of the observer's own namespace were not listed.
+    nftables: Option<String>,
 }
 
 /// Appends what a [`Door`] of each showed of the network namespaces, and the named namespaces.
@@ -40,6 +42,8 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     for mut seen in results.into_iter().flatten() {
         out.net.append(&mut seen.objects);
         seen.gaps.into_iter().for_each(|gap| out.coverage.lower(Kind::Net, Level::Partial, gap));
+        let gap = |reason| Gap { kind: Kind::Net, level: Level::Partial, reason, place: Unseen::Nftables };
+        out.gaps.extend(seen.nftables.map(gap));
     }
     let mut known = Vec::new();
     for dir in NAMED {
@@ -103,7 +107,12 @@ impl Door {
             Ok(None) => Ok(Vec::new()),
             Err(e) => Err(again(e)),
         };
-        seen.note("list nftables tables", tables);
+        match tables {
+            Err(e) if view.own && e.raw_os_error() == Some(libc::EPERM) => {
+                seen.nftables = Some(format!("list nftables tables: {e}; needs CAP_NET_ADMIN"));
+            }
+            tables => seen.note("list nftables tables", tables),
+        }
         seen
     }
 }

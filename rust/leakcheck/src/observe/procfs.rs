@@ -17,6 +17,7 @@ use super::source::{NsLink, Pin, ProcessSource, Sample, Selection, Wanted};
 use super::sys;
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
+use crate::kind::{Kind, KindSet};
 use crate::parse;
 use crate::parse::nslink::NsType;
 use crate::resource::{Fd, File, Process, encode_device};
@@ -28,6 +29,8 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
 /// How many processes pay for one more thread.
 const WORTH_A_THREAD: usize = 4;
+/// What only descriptors lead to; a lock where it is found by the files that are open.
+const BY_DESCRIPTORS: &[Kind] = &[Kind::Fd, Kind::Mount, Kind::Lock, Kind::Ipc, Kind::Namespace, Kind::Net];
 /// How many processes a thread takes at a time: few, so that all end together.
 const CHUNK: usize = 4;
 
@@ -53,6 +56,11 @@ impl Procfs {
         // No process of an arena is the observer.
         let own_pid = if arena.is_some() { 0 } else { std::process::id() };
         Ok(Procfs { proc, own_pid, hidden })
+    }
+
+    /// See [`hiding`].
+    pub(super) fn hides(&self) -> Option<String> {
+        hiding(self.proc.as_fd())
     }
 
     fn pids(&self) -> Result<Vec<u32>> {
@@ -302,10 +310,12 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn refuse(&mut self, what: &str, error: Errno) {
+    fn refuse(&mut self, what: &str, hides: &[Kind], error: Errno) {
         // A process that is ending answers ENOENT or ESRCH: it is no gap.
-        if !matches!(error, Errno::NOENT | Errno::SRCH) && self.sample.refused.is_none() {
-            self.sample.refused = Some(format!("{what}: {}", std::io::Error::from(error)));
+        if !matches!(error, Errno::NOENT | Errno::SRCH) {
+            let first = || (format!("{what}: {}", std::io::Error::from(error)), KindSet::EMPTY);
+            let (_, hidden) = self.sample.refused.get_or_insert_with(first);
+            *hidden = hidden.iter().chain(hides.iter().copied()).collect();
         }
     }
 
@@ -313,12 +323,13 @@ impl Reader<'_> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = match rustix::fs::openat(self.dir, table, flags, Mode::empty()) {
             Ok(dir) => dir,
-            Err(e) => return self.refuse("fd", e),
+            Err(e) => return self.refuse("fd", BY_DESCRIPTORS, e),
         };
         let own = dir.as_raw_fd();
         let (pid, start) = (self.sample.process.pid, self.sample.process.start);
         let hidden = self.hidden;
         let Scratch { fds, link, .. } = &mut *self.scratch;
+        let mut refused = None;
         let result = each_number(dir.as_fd(), |number, name| {
             if !hidden.is_empty() && (number == own as u32 || hidden.contains(&(number as RawFd))) {
                 return;
@@ -327,7 +338,10 @@ impl Reader<'_> {
                 Ok((target, _)) => target,
                 // A path longer than a page; the file itself is known all the same.
                 Err(Errno::NAMETOOLONG) => b"/(a path longer than 4096 bytes)",
-                Err(_) => return,
+                Err(e) => {
+                    refused = refused.or(Some(e).filter(|e| !matches!(*e, Errno::NOENT | Errno::SRCH)));
+                    return;
+                }
             };
             let mut fd = Fd {
                 pid,
@@ -343,16 +357,21 @@ impl Reader<'_> {
             };
             if target.first() == Some(&b'/') {
                 let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
-                if let Ok(st) = rustix::fs::statx(&dir, name, QUIET, mask) {
-                    fd.dev = encode_device(st.stx_dev_major, st.stx_dev_minor);
-                    fd.ino = st.stx_ino;
-                    fd.mount = sys::mount_of(&st);
+                match rustix::fs::statx(&dir, name, QUIET, mask) {
+                    Ok(st) => {
+                        fd.dev = encode_device(st.stx_dev_major, st.stx_dev_minor);
+                        fd.ino = st.stx_ino;
+                        fd.mount = sys::mount_of(&st);
+                    }
+                    Err(e) if is_refusal(e) => refused = refused.or(Some(e)),
+                    // A server that does not answer: the path is all that tells the file.
+                    Err(_) => {}
                 }
             }
             fds.push(fd);
         });
-        if let Err(e) = result {
-            self.refuse("fd", e);
+        if let Some(e) = result.err().or(refused) {
+            self.refuse("fd", BY_DESCRIPTORS, e);
         }
         self.ask_fdinfo(table, tid);
         // One allocation of the right size: a helper thread's heap grows page by page.
@@ -366,21 +385,28 @@ impl Reader<'_> {
         let Scratch { fds, text, .. } = &mut *self.scratch;
         let queues = self.wanted.queues;
         let asked = |target: &[u8]| has_serial(target) || queues && target.starts_with(b"socket:");
+        let mut refused = None;
         for fd in fds.iter_mut().filter(|fd| asked(fd.target.as_ref())) {
             let name = if info_dir.is_empty() {
                 path(&format_args!("task/{tid}/fdinfo/{}", fd.fd))
             } else {
                 path(&format_args!("fdinfo/{}", fd.fd))
             };
-            if let Ok(text) = read_small(self.dir, name.as_c_str(), text) {
-                let info = parse::fdinfo::parse(text);
-                if has_serial(fd.target.as_ref()) {
-                    let bpf = info.map_id.or(info.prog_id).or(info.link_id);
-                    fd.serial = info.eventfd_id.or(bpf.map(u64::from));
-                } else {
-                    fd.in_flight = info.scm_fds.unwrap_or(0);
+            match read_small(self.dir, name.as_c_str(), text) {
+                Ok(text) => {
+                    let info = parse::fdinfo::parse(text);
+                    if has_serial(fd.target.as_ref()) {
+                        let bpf = info.map_id.or(info.prog_id).or(info.link_id);
+                        fd.serial = info.eventfd_id.or(bpf.map(u64::from));
+                    } else {
+                        fd.in_flight = info.scm_fds.unwrap_or(0);
+                    }
                 }
+                Err(e) => refused = Some(e),
             }
+        }
+        if let Some(e) = refused {
+            self.refuse("fdinfo", &[Kind::Fd], e);
         }
     }
 
@@ -400,7 +426,7 @@ impl Reader<'_> {
                 }
                 // A kernel without that type, or a process that is ending.
                 Err(Errno::NOENT | Errno::SRCH) => {}
-                Err(e) => return self.refuse("ns", e),
+                Err(e) => return self.refuse("ns", &[Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net], e),
             }
         }
     }
@@ -431,7 +457,7 @@ impl Reader<'_> {
                         path: text.map(|(t, _)| t.to_vec()).unwrap_or_default(),
                     });
                 }
-                Err(e) => return self.refuse(what, e),
+                Err(e) => return self.refuse(what, &[Kind::Mount], e),
             }
         }
     }
@@ -468,7 +494,7 @@ impl Reader<'_> {
                 self.sample.deleted_maps.sort_by_key(|f| (f.dev, f.ino));
                 self.sample.deleted_maps.dedup_by_key(|f| (f.dev, f.ino));
             }
-            Err(e) => self.refuse("maps", e),
+            Err(e) => self.refuse("maps", &[Kind::File], e),
         }
     }
 
@@ -479,12 +505,12 @@ impl Reader<'_> {
             return;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let Ok(dir) = rustix::fs::openat(self.dir, c"task", flags, Mode::empty()) else { return };
         let mut tids = Vec::new();
-        if each_number(dir.as_fd(), |tid, _| tids.push(tid)).is_err() {
-            return;
+        let listed = rustix::fs::openat(self.dir, c"task", flags, Mode::empty())
+            .and_then(|dir| each_number(dir.as_fd(), |tid, _| tids.push(tid)));
+        if let Err(e) = listed {
+            return self.refuse("task", BY_DESCRIPTORS, e);
         }
-        drop(dir);
         let pid = self.sample.process.pid;
         let first = self.first.unwrap_or(pid);
         for tid in tids.into_iter().filter(|&t| t != pid && t != first) {
@@ -495,7 +521,8 @@ impl Reader<'_> {
                     Ok(true) => {}
                     Ok(false) => self.fds(path(&format_args!("task/{tid}/fd")).as_c_str(), tid),
                     Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
-                    Err(e) => self.refuse("thread's fd table", Errno::from_io_error(&e).unwrap_or(Errno::PERM)),
+                    // A seccomp filter forbids kcmp(2), or the kernel has none; a process that may not be traced refuses what follows.
+                    Err(_) => self.foreign_table(tid),
                 }
             }
             if !wanted.namespaces.is_empty() {
@@ -506,7 +533,7 @@ impl Reader<'_> {
 }
 
 impl Reader<'_> {
-    /// A thread of another pid namespace, which kcmp(2) cannot name: its table is one of its own when it lists other files.
+    /// A thread of another pid namespace, which kcmp(2) cannot name, or where it is forbidden: its table is one of its own when it lists other files.
     fn foreign_table(&mut self, tid: u32) {
         let pid = self.sample.process.pid;
         let from = self.sample.fds.len();
@@ -547,7 +574,7 @@ fn hidden_process(pid: u32, error: Errno) -> Sample {
         namespaces: Vec::new(),
         pins: Vec::new(),
         deleted_maps: Vec::new(),
-        refused: Some(format!("stat: {}", std::io::Error::from(error))),
+        refused: Some((format!("stat: {}", std::io::Error::from(error)), Kind::ALL.into_iter().collect())),
     }
 }
 
@@ -555,6 +582,32 @@ fn hidden_process(pid: u32, error: Errno) -> Sample {
 pub(super) fn process(stat: &[u8]) -> Option<Process> {
     let stat = parse::stat::parse(stat).ok()?;
     (stat.flags & PF_KTHREAD == 0).then(|| process_of(&stat))
+}
+
+/// The `hidepid` option (proc(5)) of the procfs at `proc`, where it keeps processes of others from us: those of which it says
+/// nothing at all are not even known to be there.
+pub(super) fn hiding(proc: BorrowedFd<'_>) -> Option<String> {
+    let st = rustix::fs::statx(proc, c"", AtFlags::EMPTY_PATH, StatxFlags::INO).ok()?;
+    let text = super::read::read_file("/proc/self/mountinfo").ok()?;
+    let mounts = parse::mountinfo::parse(&text).ok()?;
+    let ours =
+        mounts.iter().find(|m| (m.major, m.minor) == (st.stx_dev_major, st.stx_dev_minor) && &*m.fs_type == b"proc")?;
+    let options = String::from_utf8_lossy(&ours.super_options).into_owned();
+    let value = |name: &str| options.split(',').find_map(|o| o.strip_prefix(name)).map(str::to_owned);
+    let hides = value("hidepid=").filter(|how| !matches!(how.as_str(), "0" | "off" | "1" | "noaccess"))?;
+    // `ptraceable` hides from the members of `gid` as well.
+    let group =
+        value("gid=").and_then(|gid| gid.parse().ok()).filter(|_| !matches!(hides.as_str(), "4" | "ptraceable"));
+    let member = |gid: u32| {
+        rustix::process::getegid().as_raw() == gid
+            || rustix::process::getgroups().is_ok_and(|all| all.iter().any(|g| g.as_raw() == gid))
+    };
+    (!group.is_some_and(member)).then(|| format!("hidepid={hides}"))
+}
+
+/// Whether the process or our own limits are in the way, and not what the link leads to.
+fn is_refusal(error: Errno) -> bool {
+    matches!(error, Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE | Errno::NOMEM)
 }
 
 fn process_of(stat: &parse::stat::Stat<'_>) -> Process {

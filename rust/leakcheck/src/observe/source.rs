@@ -5,6 +5,7 @@ use std::fmt::{self, Display};
 
 use super::procfs::Pass;
 use crate::error::Result;
+use crate::kind::KindSet;
 use crate::parse::nslink::NsType;
 use crate::resource::{Fd, File, Process};
 
@@ -86,8 +87,8 @@ pub(crate) struct Sample {
     pub(crate) namespaces: Vec<(NsType, u64, NsLink)>,
     pub(crate) pins: Vec<Pin>,
     pub(crate) deleted_maps: Vec<File>,
-    /// What was refused, with the kernel's answer.
-    pub(crate) refused: Option<String>,
+    /// What was refused first, with the kernel's answer, and what all refusals hide.
+    pub(crate) refused: Option<(String, KindSet)>,
 }
 
 /// Reads processes.

@@ -167,3 +167,60 @@ pub(crate) fn same_fd_table(a: u32, b: u32) -> io::Result<bool> {
     let order = unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_FILES, 0, 0) };
     if order < 0 { Err(io::Error::last_os_error()) } else { Ok(order == 0) }
 }
+
+/// Bytes that the POSIX message queues of this user take (`RLIMIT_MSGQUEUE`, getrlimit(2)) and one smallest queue with them, which
+/// is there for a moment under a name of chance. The kernel tells the number only by where the limit refuses one more; this process'
+/// soft limit is lowered meanwhile and put back.
+///
+/// # Errors
+/// What mq_open(2) answers when it is not the limit: then a run cannot be told to have made none.
+pub(crate) fn queue_bytes() -> io::Result<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    struct Restore(Rlimit);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            // What was there a moment ago is permitted still.
+            let _ = setrlimit(Resource::Msgqueue, self.0);
+        }
+    }
+    let before = getrlimit(Resource::Msgqueue);
+    let _restore = Restore(before);
+    let fits = |limit: u64| -> io::Result<bool> {
+        setrlimit(Resource::Msgqueue, Rlimit { current: Some(limit), maximum: before.maximum })?;
+        match one_queue() {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EMFILE) => Ok(false),
+            Err(e) => Err(e),
+        }
+    };
+    let most = before.maximum.unwrap_or(u64::MAX >> 1);
+    let (mut too_few, mut enough) = (0, 1024.min(most));
+    while !fits(enough)? {
+        if enough == most {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        (too_few, enough) = (enough, enough.saturating_mul(2).min(most));
+    }
+    while enough - too_few > 1 {
+        let middle = too_few + (enough - too_few) / 2;
+        if fits(middle)? { enough = middle } else { too_few = middle }
+    }
+    Ok(enough)
+}
+
+/// Makes a message queue as small as can be, and takes it away again.
+fn one_queue() -> io::Result<()> {
+    let mut bytes = [0u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK)?;
+    let name = std::ffi::CString::new(format!("leakcheck-{:016x}", u64::from_ne_bytes(bytes)))?;
+    // struct mq_attr: flags, messages, size of a message, and what only the kernel fills in
+    let attributes: [libc::c_long; 8] = [0, 1, 1, 0, 0, 0, 0, 0];
+    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDONLY | libc::O_CLOEXEC;
+    // SAFETY: the name ends in NUL, and both pointers live through the calls; the descriptor is ours and closed once.
+    unsafe {
+        let fd = check(libc::syscall(libc::SYS_mq_open, name.as_ptr(), flags, 0o600, attributes.as_ptr()))?;
+        libc::syscall(libc::SYS_mq_unlink, name.as_ptr());
+        libc::close(i32::try_from(fd).unwrap_or(-1));
+    }
+    Ok(())
+}

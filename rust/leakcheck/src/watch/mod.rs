@@ -15,6 +15,7 @@ mod answer;
 mod clock;
 mod connector;
 mod descent;
+mod elevation;
 mod fanotify;
 mod makers;
 mod perf;
@@ -34,6 +35,8 @@ use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
+
+pub(crate) use elevation::Elevation;
 
 pub use answer::{Levels, Maker, Membership};
 pub use descent::Adrift;

@@ -1,0 +1,111 @@
+//! What an observation did not see, and what it takes to have made anything there.
+
+use serde::{Deserialize, Serialize};
+
+use crate::kind::{Kind, KindSet};
+use crate::snapshot::{CoverageMap, Level};
+use crate::text::Text;
+
+/// A process that could not be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Unreadable {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in ticks after boot.
+    pub start: u64,
+    /// What could not be read: `fd`, `ns` …, and the kernel's answer.
+    pub what: String,
+    /// The kinds that it hides.
+    #[serde(default = "hidden_by_descriptors")]
+    pub hides: KindSet,
+}
+
+/// What only descriptors lead to: a namespace that they alone hold is not found, nor is what is in it.
+pub(crate) fn hidden_by_descriptors() -> KindSet {
+    [Kind::Fd, Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net].into_iter().collect()
+}
+
+/// A place that was not looked into, although a run with enough rights could have left something there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// The kind that is not seen in full.
+    pub kind: Kind,
+    /// How well it is seen nevertheless; full for what matters only if a later observation says so.
+    pub level: Level,
+    /// Why.
+    pub reason: String,
+    /// What was not looked into.
+    pub place: Unseen,
+}
+
+/// What was not looked into.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Unseen {
+    /// A directory below a root.
+    Directory(Directory),
+    /// The nftables of the observer's own network namespace, which only CAP_NET_ADMIN may list, and make.
+    Nftables,
+    /// The BPF objects of the machine, which only CAP_SYS_ADMIN may list.
+    Bpf,
+    /// The keys of other users.
+    Keys,
+    /// The POSIX message queues of the observer's own IPC namespace, where no `mqueue` is mounted. How many bytes those of its
+    /// user take is the gauge [`QUEUES`].
+    Queues,
+}
+
+/// Bytes that the POSIX message queues of the observer's user take (`RLIMIT_MSGQUEUE`, getrlimit(2)), and the size of a small one.
+pub(crate) const QUEUES: &str = "mqueue_bytes";
+
+/// A directory that could not be listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Directory {
+    /// Where it is.
+    pub path: Text,
+    /// Its device; 0 like all that follows where not even this is known.
+    pub dev: u64,
+    /// Its inode.
+    pub ino: u64,
+    /// Its owner.
+    pub uid: u32,
+    /// Its mode.
+    pub mode: u32,
+    /// Whether the observer may not even pass through it (access(2), `X_OK`), so that nothing below can be reached by a path.
+    pub closed: bool,
+    /// Whether it has no sub-directory, and the observer may not make anything in it.
+    pub barren: bool,
+}
+
+/// Lowers `coverage` by what unreadable processes hide: one reason for each sort of refusal.
+pub(crate) fn lower_for_unreadable(unreadable: &[&Unreadable], coverage: &mut CoverageMap) {
+    for kind in Kind::ALL {
+        let mut hiding = unreadable.iter().filter(|u| u.hides.contains(kind));
+        if let Some(first) = hiding.next().filter(|_| coverage.0.contains_key(&kind)) {
+            let all = 1 + hiding.count();
+            let why = format!("cannot read {} of process {} ({all} in all)", first.what, first.pid);
+            coverage.lower(kind, Level::Partial, why);
+        }
+    }
+}
+
+/// Lowers `coverage` by places that were not looked into. Of directories the first few are named: one in a thousand is told as
+/// clearly as a thousand.
+pub(crate) fn lower_for_gaps<'a>(gaps: impl Iterator<Item = &'a Gap>, coverage: &mut CoverageMap) {
+    const NAMED: usize = 3;
+    let mut directories = 0;
+    for gap in gaps.filter(|g| g.level != Level::Full) {
+        if matches!(gap.place, Unseen::Directory(_)) {
+            directories += 1;
+            if directories > NAMED {
+                continue;
+            }
+        }
+        if coverage.0.contains_key(&gap.kind) {
+            coverage.lower(gap.kind, gap.level, gap.reason.clone());
+        }
+    }
+    if directories > NAMED && coverage.0.contains_key(&Kind::File) {
+        coverage.lower(Kind::File, Level::Partial, format!("{} more directories", directories - NAMED));
+    }
+}

@@ -1,0 +1,187 @@
+//! How far the two observations reached, as far as the run could have made anything.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::gap::{QUEUES, lower_for_gaps, lower_for_unreadable};
+use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
+use crate::kind::{Kind, KindSet};
+use crate::parse::nslink::NsType;
+use crate::resource::{File, Identified, Ipc, IpcClass, Resource};
+use crate::rights::Rights;
+use crate::scope::Scope;
+use crate::snapshot::{CoverageMap, Directory, Gap, Level, Snapshot, Unreadable, Unseen};
+use crate::text::Text;
+use crate::watch::Elevation;
+
+/// What is known of the run's rights.
+#[derive(Default)]
+pub(super) struct Reach {
+    /// None where the run is not known: then it may have had any.
+    rights: Option<Rights>,
+    elevation: Option<Elevation>,
+}
+
+impl Reach {
+    /// Of the runs of this process, from now on; nothing of what `baseline` did not see is excused if they cannot be told.
+    pub(super) fn of_own_runs(baseline: &Snapshot) -> Self {
+        let rights = Rights::own().filter(|_| baseline.scope == Scope::Host && !baseline.gaps.is_empty());
+        let programs = || {
+            use std::os::unix::ffi::OsStrExt;
+            let may_run = |f: &&File| f.class == "file" && f.mapped_by.is_none() && f.mode & 0o111 != 0;
+            baseline.files.iter().filter(may_run).map(|f| std::ffi::OsStr::from_bytes(f.path.as_ref()).into())
+        };
+        let elevation = rights.as_ref().filter(|r| r.more != 0).map(|r| Elevation::start(programs(), r.more));
+        Reach { rights, elevation }
+    }
+
+    /// Descriptors of the observer.
+    pub(super) fn own_fd(&self) -> Option<std::os::fd::RawFd> {
+        self.elevation.as_ref()?.own_fd()
+    }
+
+    /// Why nothing can be there, or why that cannot be told.
+    fn excuse(&self, gap: &Gap, later: Option<&Gap>) -> Result<String, Option<String>> {
+        let excuse = self.rights.as_ref().and_then(|rights| rights.excuse(gap, later)).ok_or(None)?;
+        match self.elevation.as_ref().and_then(Elevation::used) {
+            Some(more) => Err(Some(more)),
+            None => Ok(excuse),
+        }
+    }
+}
+
+/// The worse of both observations. Left out is what nothing of the run's can hide in: processes that were there before and are not
+/// the run's, and places in which it could make nothing. The reason is told.
+pub(super) fn coverage<P: Provenance>(
+    before: &Snapshot,
+    after: &Snapshot,
+    asked: KindSet,
+    attributor: &Attributor<'_, P>,
+    reach: &Reach,
+) -> CoverageMap {
+    let beside = |s: &Snapshot| s.beside.as_ref().unwrap_or(&s.coverage).clone();
+    let mut map = beside(before);
+    map.merge(&beside(after));
+    map.0.retain(|kind, _| asked.contains(*kind));
+    let unreadable: Vec<&Unreadable> =
+        after.unreadable.iter().filter(|u| matters(u, before, after, attributor)).collect();
+    lower_for_unreadable(&unreadable, &mut map);
+    of_gaps(before, after, reach, &mut map);
+    // What the key quota counts beyond the list is a gap only when it grew.
+    let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
+    if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
+        let more = hidden(after) - hidden(before);
+        // To an arena no key is tied in any case.
+        let level = if after.arena.is_some() { Level::Full } else { Level::Partial };
+        map.lower(Kind::Key, level, format!("{more} new keys can be viewed by their possessors alone"));
+    }
+    for path in returned(before, after) {
+        if map.0.contains_key(&Kind::File) {
+            map.lower(Kind::File, Level::Partial, format!("{path} was not there to be listed, and is back"));
+        }
+    }
+    map
+}
+
+/// Whether something of the run's may hide in a process that could not be read.
+fn matters<P: Provenance>(u: &Unreadable, before: &Snapshot, after: &Snapshot, attributor: &Attributor<'_, P>) -> bool {
+    let there_before = before.unreadable.iter().any(|old| (old.pid, old.start) == (u.pid, u.start));
+    match after.scope {
+        // It is a member of the scope, of which all is the run's.
+        Scope::Tree(_) | Scope::Cgroup(_) => return true,
+        Scope::Host | Scope::Arena => {}
+    }
+    match after.process(u.pid).map(|p| attributor.owner(&Resource::Process(p.clone()))) {
+        // Whoever made what appeared between two snapshots, it counts. What refuses CAP_SYS_PTRACE as well is beyond everybody.
+        Some(Owner::Stranger) => !attributor.is_watched() && !after.may_trace,
+        Some(Owner::Run(Attribution::Scope)) | None => !there_before,
+        Some(Owner::Run(_) | Owner::Unknown) => true,
+    }
+}
+
+fn of_gaps(before: &Snapshot, after: &Snapshot, reach: &Reach, map: &mut CoverageMap) {
+    let key = |gap: &Gap| match &gap.place {
+        Unseen::Directory(Directory { path, .. }) => (gap.kind, Some(path.clone())),
+        Unseen::Nftables | Unseen::Bpf | Unseen::Keys | Unseen::Queues => (gap.kind, None),
+    };
+    let later: HashMap<_, &Gap> = after.gaps.iter().map(|gap| (key(gap), gap)).collect();
+    let earlier: HashSet<_> = before.gaps.iter().filter(|g| g.level != Level::Full).map(key).collect();
+    let known = before.gaps.iter().map(|gap| (gap, later.get(&key(gap)).copied()));
+    // What only the later observation could not look into, the run may have closed.
+    let new = after.gaps.iter().filter(|gap| !earlier.contains(&key(gap))).map(|gap| (gap, None));
+    let mut left: Vec<&Gap> = Vec::new();
+    let asked: KindSet = map.0.keys().copied().collect();
+    for (gap, later) in known.chain(new).filter(|(gap, _)| gap.level != Level::Full && asked.contains(gap.kind)) {
+        let grew = gap.place == Unseen::Queues && unlisted_queues(before, after).is_some();
+        match reach.excuse(gap, later).and_then(|why| if grew { Err(None) } else { Ok(why) }) {
+            Ok(why) => map.lower(gap.kind, Level::Full, why),
+            Err(why) => {
+                left.push(gap);
+                why.into_iter().for_each(|why| map.lower(gap.kind, gap.level, why));
+            }
+        }
+    }
+    lower_for_gaps(left.into_iter(), map);
+}
+
+/// Directories that the baseline found and that were gone when it came to list them, but are there again: moved away and back.
+fn returned(before: &Snapshot, after: &Snapshot) -> Vec<Text> {
+    let gone: HashSet<&Text> = before.gaps.iter().filter(|gap| gap.level == Level::Full).filter_map(path).collect();
+    if gone.is_empty() {
+        return Vec::new();
+    }
+    let of = |s: &Snapshot| -> HashSet<(Text, u64, u64, Option<i64>)> {
+        let all = s.files.iter().filter(|f| gone.contains(&f.path));
+        all.map(|f| (f.path.clone(), f.dev, f.ino, f.birth)).collect()
+    };
+    of(before).intersection(&of(after)).map(|(path, ..)| path.clone()).collect()
+}
+
+fn path(gap: &Gap) -> Option<&Text> {
+    match &gap.place {
+        Unseen::Directory(directory) => Some(&directory.path),
+        Unseen::Nftables | Unseen::Bpf | Unseen::Keys | Unseen::Queues => None,
+    }
+}
+
+/// Takes out what only looks new: files below directories that the baseline could not list. Those that the run made by all evidence
+/// stay.
+pub(super) fn only_comparable(
+    before: &Snapshot,
+    after: &Snapshot,
+    appeared: &mut Vec<Resource>,
+    is_made: impl Fn(&Resource) -> bool,
+) {
+    let unlisted = before.gaps.iter().filter(|gap| gap.level != Level::Full).filter_map(path).cloned();
+    let unlisted: HashSet<Text> = unlisted.chain(returned(before, after)).collect();
+    if unlisted.is_empty() {
+        return;
+    }
+    let below = |file: &File| {
+        let path = file.path.as_ref();
+        let ends = path.iter().enumerate().filter(|(_, b)| **b == b'/').map(|(at, _)| at.max(1));
+        ends.into_iter().any(|end| unlisted.contains(&Text::from(&path[..end])))
+    };
+    appeared.retain(|resource| match resource {
+        Resource::File(file) if file.mapped_by.is_none() && below(file) => is_made(resource),
+        _ => true,
+    });
+}
+
+/// Message queues that nothing lists, but that take bytes of their user's limit which the baseline had free.
+pub(super) fn unlisted_queues(before: &Snapshot, after: &Snapshot) -> Option<Resource> {
+    let bytes = |s: &Snapshot| s.gauges.get(QUEUES).copied();
+    let more = bytes(after)? - bytes(before)?;
+    let ns = after.own_ns.get(&NsType::Ipc).copied().unwrap_or(0);
+    let queue = || Ipc {
+        ns,
+        class: IpcClass::Mqueue,
+        id: 0,
+        birth: None,
+        name: Text::from(&b"(in no list: mount mqueue on /dev/mqueue to see its name)"[..]),
+        uid: rustix::process::geteuid().as_raw(),
+        size: more.unsigned_abs(),
+        creator: 0,
+        attached: 0,
+    };
+    (more > 0 && after.kinds.contains(Ipc::KIND)).then(|| queue().into())
+}

@@ -1,0 +1,237 @@
+//! What a run may do that this process starts, by the rights that it inherits: capabilities(7), credentials(7).
+//!
+//! A run inherits this process' user ids, groups, capabilities, bounding set, no_new_privs and seccomp filters. A user namespace
+//! gives it every capability, but over that namespace and what it owns alone: over nothing of ours that it could not have changed
+//! before. Only a program with a set-user-ID bit or file capabilities gives more, up to the bounding set: whether one was executed
+//! is watched ([`Elevation`](crate::watch::Elevation)).
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
+use rustix::thread::CapabilitySet;
+
+use crate::observe::read_file;
+use crate::parse::status;
+use crate::snapshot::{Directory, Gap, Unseen};
+
+/// CAP_PERFMON and CAP_BPF (Linux 5.8), linux/capability.h.
+const PERFMON_AND_BPF: u64 = 1 << 38 | 1 << 39;
+
+/// What the runs of this process may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rights {
+    /// Real, effective, saved and file system user id.
+    pub(crate) uids: Vec<u32>,
+    /// Capabilities that it has or can get without a program of another's.
+    pub(crate) capabilities: u64,
+    /// Those that are effective: what the kernel refuses in spite of one is another user namespace's, over which none of them counts.
+    pub(crate) effective: u64,
+    /// Capabilities that a program with a set-user-ID bit or file capabilities could add.
+    pub(crate) more: u64,
+    /// Whether ordinary users may load BPF programs and make maps.
+    pub(crate) bpf: bool,
+    /// Directories that it begins in, or is handed, and from which it gets on without passing through what is above them.
+    pub(crate) inside: Vec<Vec<u8>>,
+}
+
+impl Rights {
+    /// Those of this process; none where they cannot be read, so that nothing is excused.
+    pub(crate) fn own() -> Option<Self> {
+        let text = read_file("/proc/thread-self/status").ok()?;
+        let text = status::parse(&text).ok().and_then(|s| Some((s.uid?, String::from_utf8_lossy(&text).into_owned())));
+        let (uids, text) = text?;
+        let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)).map(str::trim);
+        let set = |name: &str| u64::from_str_radix(field(name)?, 16).ok();
+        let effective = set("CapEff:")?;
+        let held = set("CapPrm:")? | set("CapInh:")? | set("CapAmb:")? | effective;
+        let bounding = set("CapBnd:")?;
+        let no_new_privs = field("NoNewPrivs:")? != "0";
+        // By a file with capabilities, by another's process, program or configuration, and as user 0 by exec alone.
+        let is_root = uids.contains(&0) || held & !HARMLESS != 0;
+        let capabilities = if is_root { held | bounding } else { held };
+        let more = if no_new_privs { 0 } else { bounding & !capabilities };
+        let bpf = fs::read("/proc/sys/kernel/unprivileged_bpf_disabled");
+        let bpf = !bpf.is_ok_and(|value| matches!(value.trim_ascii(), b"1" | b"2"));
+        Some(Rights { uids: uids.to_vec(), capabilities, effective, more, bpf, inside: inside()? })
+    }
+
+    fn has(&self, capability: u64) -> bool {
+        self.capabilities & capability != 0
+    }
+
+    /// Whether the run cannot get any of these where the observer was refused what takes one of them.
+    fn lacks(&self, capabilities: u64) -> bool {
+        !self.has(capabilities) || self.effective & capabilities != 0
+    }
+
+    /// Why a run cannot have left anything there, if that is so. `after` is the same place later, where it was not looked into
+    /// either.
+    pub(crate) fn excuse(&self, gap: &Gap, after: Option<&Gap>) -> Option<String> {
+        const BY_CAPABILITY: &str = "which the run has not and cannot get";
+        match &gap.place {
+            Unseen::Nftables => {
+                let why = || format!("only CAP_NET_ADMIN makes nftables in this network namespace, {BY_CAPABILITY}");
+                self.lacks(CapabilitySet::NET_ADMIN.bits()).then(why)
+            }
+            Unseen::Bpf => {
+                let why = || format!("only CAP_BPF or CAP_SYS_ADMIN makes BPF objects, {BY_CAPABILITY}");
+                let none = self.effective & CapabilitySet::SYS_ADMIN.bits() != 0
+                    || !self.has(CapabilitySet::SYS_ADMIN.bits() | PERFMON_AND_BPF);
+                (none && !self.bpf).then(why)
+            }
+            Unseen::Keys => {
+                let why = || "only their users make the keys of other users".to_owned();
+                self.lacks(CapabilitySet::SETUID.bits()).then(why)
+            }
+            Unseen::Queues => Some("its user's message queues take no more bytes than before".to_owned()),
+            Unseen::Directory(directory) => {
+                let Some(Gap { place: Unseen::Directory(later), .. }) = after else { return None };
+                let may = directory != later || directory.dev == 0 || self.reaches(directory);
+                (!may).then(|| {
+                    "directories that the run may not write to, nor reach anything below, were not listed".to_owned()
+                })
+            }
+        }
+    }
+
+    fn reaches(&self, directory: &Directory) -> bool {
+        let path = directory.path.as_ref();
+        let from_inside =
+            |inside: &Vec<u8>| inside.strip_prefix(path).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')));
+        self.has(!HARMLESS)
+            || self.uids.contains(&directory.uid)
+            || !directory.closed && !directory.barren
+            || self.inside.iter().any(from_inside)
+    }
+}
+
+/// Capabilities that make nothing which outlasts a process, and give no access to what is another's.
+const HARMLESS: u64 = CapabilitySet::NET_BIND_SERVICE.bits()
+    | CapabilitySet::NET_RAW.bits()
+    | CapabilitySet::NET_BROADCAST.bits()
+    | CapabilitySet::IPC_LOCK.bits()
+    | CapabilitySet::SYS_NICE.bits()
+    | CapabilitySet::AUDIT_WRITE.bits()
+    | CapabilitySet::WAKE_ALARM.bits()
+    | CapabilitySet::BLOCK_SUSPEND.bits()
+    | CapabilitySet::KILL.bits()
+    | CapabilitySet::SYSLOG.bits();
+
+/// Working directory, and the directories among the descriptors that a new program keeps.
+fn inside() -> Option<Vec<Vec<u8>>> {
+    let link = |path: &Path| fs::read_link(path).ok().map(|p| p.as_os_str().as_bytes().to_vec());
+    let mut all: Vec<Vec<u8>> = link(Path::new("/proc/self/cwd")).into_iter().collect();
+    for entry in fs::read_dir("/proc/self/fd").ok()? {
+        let path = entry.ok()?.path();
+        let info = fs::read(Path::new("/proc/self/fdinfo").join(path.file_name()?)).unwrap_or_default();
+        let closed = crate::parse::fdinfo::parse(&info).flags.is_some_and(|flags| flags & libc::O_CLOEXEC as u32 != 0);
+        if !closed && is_directory(&path) {
+            all.extend(link(&path));
+        }
+    }
+    Some(all)
+}
+
+/// Without waiting for a server.
+fn is_directory(path: &Path) -> bool {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let st = rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE);
+    st.is_ok_and(|st| FileType::from_raw_mode(u32::from(st.stx_mode)) == FileType::Directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kind::Kind;
+    use crate::snapshot::Level;
+
+    fn nobody() -> Rights {
+        Rights {
+            uids: vec![65534; 4],
+            capabilities: 0,
+            effective: 0,
+            more: u64::MAX,
+            bpf: false,
+            inside: vec![b"/work".to_vec()],
+        }
+    }
+
+    fn gap(place: Unseen) -> Gap {
+        Gap { kind: Kind::File, level: Level::Partial, reason: "why".to_owned(), place }
+    }
+
+    fn closed() -> Directory {
+        let path = crate::text::Text::from(&b"/tmp/theirs"[..]);
+        Directory { path, dev: 7, ino: 3, uid: 0, mode: 0o700, closed: true, barren: false }
+    }
+
+    fn excused(rights: &Rights, before: Directory, after: Directory) -> bool {
+        rights.excuse(&gap(Unseen::Directory(before)), Some(&gap(Unseen::Directory(after)))).is_some()
+    }
+
+    #[test]
+    fn a_closed_directory_of_another_user_is_excused_while_it_stays_as_it_is() {
+        assert!(excused(&nobody(), closed(), closed()));
+        assert!(nobody().excuse(&gap(Unseen::Directory(closed())), None).is_none());
+        for later in [
+            Directory { ino: 4, ..closed() },
+            Directory { mode: 0o755, ..closed() },
+            Directory { closed: false, ..closed() },
+            Directory { uid: 65534, ..closed() },
+        ] {
+            assert!(
+                !excused(&nobody(), closed(), later.clone()) && !excused(&nobody(), later.clone(), later),
+                "excused"
+            );
+        }
+    }
+
+    #[test]
+    fn a_directory_that_can_be_passed_through_is_excused_only_if_nothing_is_below_it() {
+        let passable = Directory { closed: false, ..closed() };
+        assert!(!excused(&nobody(), passable.clone(), passable.clone()));
+        let barren = Directory { barren: true, ..passable };
+        assert!(excused(&nobody(), barren.clone(), barren));
+    }
+
+    #[test]
+    fn who_begins_below_a_directory_or_may_override_its_mode_reaches_it() {
+        let inside = |path: &str| Rights { inside: vec![path.as_bytes().to_vec()], ..nobody() };
+        assert!(!excused(&inside("/tmp/theirs/open"), closed(), closed()));
+        assert!(!excused(&inside("/tmp/theirs"), closed(), closed()));
+        assert!(excused(&inside("/tmp/theirs-not"), closed(), closed()));
+        for capability in [CapabilitySet::DAC_OVERRIDE, CapabilitySet::SETUID, CapabilitySet::SYS_PTRACE] {
+            assert!(!excused(&Rights { capabilities: capability.bits(), ..nobody() }, closed(), closed()));
+        }
+        assert!(excused(&Rights { capabilities: HARMLESS, ..nobody() }, closed(), closed()));
+    }
+
+    #[test]
+    fn what_takes_a_capability_is_excused_to_those_who_cannot_have_it() {
+        let excused = |rights: &Rights, place: Unseen| rights.excuse(&gap(place), None).is_some();
+        for (place, capability) in [
+            (Unseen::Nftables, CapabilitySet::NET_ADMIN.bits()),
+            (Unseen::Bpf, CapabilitySet::SYS_ADMIN.bits()),
+            (Unseen::Bpf, PERFMON_AND_BPF),
+            (Unseen::Keys, CapabilitySet::SETUID.bits()),
+        ] {
+            assert!(excused(&nobody(), place.clone()), "{place:?}");
+            assert!(!excused(&Rights { capabilities: capability, ..nobody() }, place.clone()), "{place:?}");
+        }
+        assert!(!excused(&Rights { bpf: true, ..nobody() }, Unseen::Bpf));
+        // Refused in spite of it: the capability counts in a user namespace of its own alone.
+        let all = Rights { capabilities: u64::MAX, effective: u64::MAX, ..nobody() };
+        for place in [Unseen::Nftables, Unseen::Bpf, Unseen::Keys] {
+            assert!(excused(&all, place));
+        }
+    }
+
+    #[test]
+    fn the_rights_of_this_process_are_read() {
+        let rights = Rights::own().expect("/proc");
+        assert!(rights.uids.contains(&rustix::process::geteuid().as_raw()));
+        assert!(rights.inside.iter().any(|path| path.starts_with(b"/")));
+    }
+}

@@ -1,0 +1,199 @@
+//! Whether anybody executed a program that gives rights: one with a set-user-ID bit or file capabilities (execve(2)).
+//!
+//! An ordinary user sees nothing of a process that became another user's, and less of what that one left. But opening a program to
+//! execute it is an event of its file (inotify(7), `IN_OPEN`), which whoever may read it may watch. Where no such event came, a run
+//! had no more rights than it began with.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
+use rustix::fs::{Access, StatVfsMountFlags};
+
+/// Where programs are that callers know by name; those on PATH as well.
+const PLACES: [&str; 7] =
+    ["/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/libexec"];
+const SET_ID: u32 = 0o6000;
+
+/// A watch on every program that gives rights, where programs usually are.
+#[derive(Debug)]
+pub(crate) struct Elevation {
+    events: Result<File, String>,
+    watched: HashMap<i32, Watched>,
+    /// What was told once stays so.
+    told: OnceLock<String>,
+}
+
+#[derive(Debug)]
+enum Watched {
+    Program(PathBuf),
+    /// A directory whose programs of these names may be executed and not read.
+    Within(PathBuf, HashSet<Vec<u8>>),
+}
+
+impl Elevation {
+    /// Begins to watch; `more` are programs elsewhere, such as those that a look at the roots has shown. `gains` are capabilities that
+    /// matter.
+    pub(crate) fn start(more: impl Iterator<Item = PathBuf>, gains: u64) -> Self {
+        let mut this =
+            Elevation { events: Err("nothing is watched".to_owned()), watched: HashMap::new(), told: OnceLock::new() };
+        this.events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
+            .map_err(|e| format!("inotify: {}", io::Error::from(e)))
+            .and_then(|events| {
+                let elsewhere: Vec<PathBuf> = more.filter(|path| is_elevating(path, gains)).collect();
+                this.watch(&events, usual(gains).iter().chain(&elsewhere))?;
+                Ok(File::from(events))
+            });
+        this
+    }
+
+    pub(crate) fn own_fd(&self) -> Option<RawFd> {
+        self.events.as_ref().ok().map(AsRawFd::as_raw_fd)
+    }
+
+    fn watch<'a>(&mut self, events: &OwnedFd, programs: impl Iterator<Item = &'a PathBuf>) -> Result<(), String> {
+        let mut unreadable: BTreeMap<&Path, HashSet<Vec<u8>>> = BTreeMap::new();
+        for program in programs {
+            match inotify::add_watch(events, program, WatchFlags::OPEN) {
+                Ok(id) => {
+                    self.watched.insert(id, Watched::Program(program.clone()));
+                }
+                Err(rustix::io::Errno::NOENT) => {}
+                Err(rustix::io::Errno::ACCESS) => {
+                    if let (Some(dir), Some(name)) = (program.parent(), program.file_name()) {
+                        unreadable.entry(dir).or_default().insert(name.as_bytes().to_vec());
+                    }
+                }
+                Err(e) => return Err(format!("inotify: {}", io::Error::from(e))),
+            }
+        }
+        for (dir, names) in unreadable {
+            let id = inotify::add_watch(events, dir, WatchFlags::OPEN)
+                .map_err(|e| format!("inotify of {}: {}", dir.display(), io::Error::from(e)))?;
+            self.watched.insert(id, Watched::Within(dir.to_owned(), names));
+        }
+        Ok(())
+    }
+
+    /// Why the run may have had more rights than it began with, if that is so.
+    pub(crate) fn used(&self) -> Option<String> {
+        if self.told.get().is_none()
+            && let Some(why) = self.read()
+        {
+            return Some(self.told.get_or_init(|| why).clone());
+        }
+        self.told.get().cloned()
+    }
+
+    fn read(&self) -> Option<String> {
+        let mut events = match &self.events {
+            Ok(events) => events,
+            Err(why) => return Some(format!("whether a set-user-ID program ran is not known: {why}")),
+        };
+        let mut buffer = [0u8; 16384];
+        loop {
+            let read = match events.read(&mut buffer) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(e) => return Some(format!("whether a set-user-ID program ran is not known: {e}")),
+                Ok(read) => read,
+            };
+            if let Some(program) = self.first(&buffer[..read]) {
+                return Some(program);
+            }
+        }
+    }
+
+    /// The first event that matters: `struct inotify_event`, then the name that its `len` counts.
+    fn first(&self, mut rest: &[u8]) -> Option<String> {
+        while let Some((head, tail)) = rest.split_first_chunk::<16>() {
+            let word = |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+            let (id, mask, length) = (word(0).cast_signed(), word(4), word(12) as usize);
+            let name = tail.get(..length)?.split(|b| *b == 0).next().unwrap_or_default();
+            rest = &tail[length..];
+            if mask & libc::IN_Q_OVERFLOW != 0 {
+                return Some("whether a set-user-ID program ran is not known: events were lost".to_owned());
+            }
+            match self.watched.get(&id) {
+                Some(Watched::Program(path)) if mask & libc::IN_OPEN != 0 => return Some(ran(path)),
+                Some(Watched::Within(dir, names)) if names.contains(name) => {
+                    return Some(ran(&dir.join(OsStr::from_bytes(name))));
+                }
+                Some(_) | None => {}
+            }
+        }
+        None
+    }
+}
+
+fn ran(program: &Path) -> String {
+    format!("{} was opened, which gives a run more rights", program.display())
+}
+
+/// The programs of [`PLACES`] and PATH: those of the system, which no ordinary user changes, so that one listing does.
+fn usual(gains: u64) -> &'static [PathBuf] {
+    static USUAL: OnceLock<Vec<PathBuf>> = OnceLock::new();
+    USUAL.get_or_init(|| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let places =
+            PLACES.into_iter().map(PathBuf::from).chain(std::env::split_paths(&path).filter(|p| p.is_absolute()));
+        let mut seen = HashSet::new();
+        let mut programs = Vec::new();
+        for place in places {
+            let new = fs::metadata(&place).is_ok_and(|meta| seen.insert((meta.dev(), meta.ino())));
+            let may_give = |place: &Path| {
+                !rustix::fs::statvfs(place).is_ok_and(|fs| fs.f_flag.contains(StatVfsMountFlags::NOSUID))
+            };
+            if new && may_give(&place) {
+                let entries = fs::read_dir(&place).into_iter().flatten().flatten();
+                programs.extend(entries.map(|entry| entry.path()).filter(|path| is_elevating(path, gains)));
+            }
+        }
+        programs
+    })
+}
+
+/// Whether executing it may give a right that this process has not.
+fn is_elevating(path: &Path, gains: u64) -> bool {
+    let Ok(meta) = fs::metadata(path) else { return false };
+    if !meta.is_file() || rustix::fs::access(path, Access::EXEC_OK).is_err() {
+        return false;
+    }
+    meta.mode() & SET_ID != 0 || file_capabilities(path) & gains != 0
+}
+
+/// The permitted set of `security.capability` (`struct vfs_cap_data`, linux/capability.h).
+fn file_capabilities(path: &Path) -> u64 {
+    let mut value = [0u8; 24];
+    let Ok(20..) = rustix::fs::getxattr(path, c"security.capability", &mut value[..]) else { return 0 };
+    let word = |at: usize| u64::from(u32::from_le_bytes([value[at], value[at + 1], value[at + 2], value[at + 3]]));
+    word(4) | word(12) << 32
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_program_with_a_set_user_id_bit_is_told_when_it_is_run_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("true");
+        fs::copy("/bin/true", &program).unwrap();
+        let start = || Elevation::start([program.clone()].into_iter(), u64::MAX);
+        assert!(start().watched.values().all(|w| !matches!(w, Watched::Program(path) if *path == program)));
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
+        let elevation = start();
+        let told = || elevation.used().filter(|why| why.contains(&*program.display().to_string()));
+        assert_eq!(told(), None);
+        std::process::Command::new(&program).status().unwrap();
+        assert!(told().is_some());
+    }
+}
