@@ -2,13 +2,9 @@
 
 import contextlib
 import datetime
-import getpass
-import glob
 import os
-import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -17,6 +13,8 @@ import pytest
 from leakcheck import _native
 from leakcheck.allow import AllowRule, read_allow_file
 from leakcheck.guarding import Run, milliseconds
+from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
+from leakcheck.pytest_rules import kept_for_life, of_session
 from leakcheck.report import Report
 
 __all__ = ["ItemGuard", "LeakCheck", "Settings", "marker_rule"]
@@ -55,7 +53,7 @@ class Settings:
         except ValueError as error:
             raise _native.UsageError(f"leakcheck_settle = {settle}: give seconds from 0 to 3600") from error
         file = config.getini("leakcheck_allow")
-        own = _pytest_rules(config)
+        own = of_session(config)
         return cls(
             whole_suite=option is not None,
             kinds=kinds,
@@ -64,7 +62,7 @@ class Settings:
             unknown_fails=unknown == "fail",
             # Neighbours of an xdist worker leave traces that nothing ties to either.
             attributed_only="PYTEST_XDIST_WORKER" in os.environ,
-            own_reasons=frozenset(rule.reason for rule in own),
+            own_reasons=frozenset(rule.reason for rule in own) | KEPT_FOR_LIFE,
         )
 
 
@@ -148,6 +146,7 @@ class ItemGuard:
         if run is None:
             return
         try:
+            run.allow("\n".join(rule.to_toml() for rule in kept_for_life()))
             report = run.end()
         except _native.NativeError as error:
             self.failure = f"the check itself failed: {error}"
@@ -206,23 +205,3 @@ def _without(report: Report, keys: set[str]) -> Report:
         return report
     verdict = "leaked" if leaks else "unknown" if report.gaps else "clean"
     return msgspec.structs.replace(report, leaks=leaks, verdict=verdict)
-
-
-def _pytest_rules(config: pytest.Config) -> list[AllowRule]:
-    """What pytest and Python themselves leave on purpose, and remove or reuse in later runs."""
-    base = config.getoption("basetemp", None)
-    if base is None:
-        try:
-            user = getpass.getuser()
-        except (ImportError, OSError, KeyError):
-            user = "unknown"
-        base = Path(os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir()) / f"pytest-of-{user}"
-    cache = config.rootpath / config.getini("cache_dir") if config.pluginmanager.has_plugin("cacheprovider") else None
-    rules: Mapping[str, str] = {
-        f"{glob.escape(str(Path(base).resolve()))}": "pytest: base of tmp_path, of which it keeps the last three",
-        f"{glob.escape(str(Path(base).resolve()))}/*": "pytest: tmp_path, of which it keeps the last three",
-        "*/__pycache__": "python: bytecode cache",
-        "*/__pycache__/*": "python: compiled module",
-        **({f"{glob.escape(str(cache))}*": "pytest: cache directory"} if cache is not None else {}),
-    }
-    return [AllowRule("file", {"path": path}, reason=reason) for path, reason in rules.items()]

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from leakcheck.pytest_item import ItemGuard, Settings
+from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
 from leakcheck.render import leak_line, printable, summary
 
 __all__ = ["Summary", "attach"]
@@ -15,12 +16,14 @@ _LEAKED = "leakcheck: leaked"
 def attach(guard: ItemGuard, report: pytest.TestReport) -> None:
     """Put the guard's findings on `report`, as plain data that xdist can send; a passed test's leak is its result."""
     found = guard.report
-    data: dict[str, Any] = {"leaked": False, "leaks": [], "unattributed": {}, "unknown": [], "unused": []}
+    data: dict[str, Any] = {"leaked": False, "leaks": [], "unattributed": {}, "unknown": [], "unused": [], "kept": {}}
     if guard.failure is not None:
         data["unknown"] = [guard.failure]
     if found is not None:
         data["leaks"] = [leak_line(leak).strip() for leak in found.leaks]
         data["unattributed"] = {leak.key: leak_line(leak).strip() for leak in found.unattributed}
+        kept = [allowed for allowed in found.allowed if allowed.reason in KEPT_FOR_LIFE]
+        data["kept"] = {allowed.key: [allowed.reason, allowed.label] for allowed in kept}
         data["unknown"] += [f"{kind}: {gap.level}, {gap.reason}" for kind, gap in found.gaps.items()]
         of_test = {(rule.kind, rule.reason) for rule in guard.rules}
         unused = [(rule.kind, rule.reason) for rule in found.unused_rules if (rule.kind, rule.reason) not in of_test]
@@ -49,6 +52,7 @@ class Summary:
         self._leaking: list[tuple[str, bool, list[str]]] = []
         self._unattributed: dict[str, str] = {}
         self._unknown: dict[str, int] = {}
+        self._kept: dict[str, tuple[str, str]] = {}
         self._unused: set[tuple[str, str]] | None = None
 
     @pytest.hookimpl(tryfirst=True)
@@ -71,6 +75,7 @@ class Summary:
         if data["leaked"]:
             self._uncount(report.nodeid)
         self._unattributed.update(data["unattributed"])
+        self._kept.update({key: (reason, label) for key, (reason, label) in data["kept"].items()})
         for why in data["unknown"]:
             self._unknown[why] = self._unknown.get(why, 0) + 1
         unused = {(kind, reason) for kind, reason in data["unused"]}
@@ -111,10 +116,17 @@ class Summary:
             write.write_sep("=", "leakcheck: unknown", yellow=True)
             for why, tests in self._unknown.items():
                 write.write_line(f"  {printable(why)} ({_tests(tests)})")
+        self._show_kept(write)
         if self._unused:
             write.write_sep("=", "leakcheck: unused allow rules", yellow=True)
             for kind, reason in sorted(self._unused):
                 write.write_line(f"  {kind}: {printable(reason)}")
+
+    def _show_kept(self, write: pytest.TerminalReporter) -> None:
+        if self._kept:
+            write.write_sep("=", "leakcheck: kept by Python itself, no test's leak")
+            for reason, label in sorted(self._kept.values()):
+                write.write_line(f"  {printable(label)} ({reason})")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:

@@ -53,11 +53,13 @@ fn the_facts_are_those_of_the_machine() {
 }
 
 #[test]
-fn the_answer_is_unknown_exactly_when_a_kind_is_not_seen_in_full() {
+fn what_the_doctor_says_of_each_kind_is_what_a_snapshot_says() {
     let options = |kinds: &str| Options { kinds: Some(kinds.parse().unwrap()), ..Options::default() };
-    let found = doctor(&options("process,cgroup")).unwrap();
-    let gap = found.kinds.values().any(|k| k.level != Level::Full);
-    assert_eq!(found.guard.verdict, if gap { Verdict::Unknown } else { Verdict::Clean });
+    let found = doctor(&options("process,cgroup,bpf")).unwrap();
+    let look = leakcheck::observe::snapshot(&options("process,cgroup,bpf")).unwrap();
+    for (kind, coverage) in &look.coverage.0 {
+        assert_eq!(found.kinds[kind].level, coverage.level, "{kind}: {}", coverage.reason);
+    }
 }
 
 #[test]
@@ -121,8 +123,7 @@ fn nobody_is_told_what_it_cannot_see_and_to_run_as_root() {
     assert!(status.success(), "{text}");
     let found: Examination = serde_json::from_str(&text).unwrap();
     assert_eq!((found.user.uid, found.user.capabilities.len()), (NOBODY, 0));
-    assert_eq!(found.guard.verdict, Verdict::Unknown);
-    assert!(found.guard.because.contains("bpf"), "{}", found.guard.because);
+    assert_eq!(found.guard.verdict, Verdict::Clean, "{}", found.guard.because);
     assert!(found.kinds[&Kind::Bpf].fix.contains("run as root"), "{:?}", found.kinds[&Kind::Bpf]);
     assert!(found.kinds[&Kind::Fd].level == Level::Partial && !found.unreadable.is_empty());
     let sources: BTreeMap<_, _> = found.sources.iter().map(|s| (s.name.as_str(), &s.finding)).collect();

@@ -460,7 +460,7 @@ fn inside_a_container() {
 }
 
 #[test]
-fn an_ordinary_user_gets_unknown_for_all_kinds_and_clean_for_processes() {
+fn an_ordinary_users_run_is_clean_though_its_observer_sees_less() {
     let _turn = turn();
     if !root() {
         return ordinary_user();
@@ -484,7 +484,11 @@ fn ordinary_user() {
     let mut guard = Guard::begin(all).unwrap();
     assert!(Command::new("/bin/true").status().unwrap().success());
     let report = guard.end(None).unwrap();
-    assert_eq!(report.verdict, Verdict::Unknown, "{}", leakcheck::testing::describe(&report));
+    // Others may run a set-user-ID program meanwhile, or log in for the first time.
+    let told = leakcheck::testing::describe(&report);
+    assert!(report.verdict == Verdict::Clean || told.contains("was opened") || told.contains("new keys"), "{told}");
+    let bpf = &report.coverage.0[&Kind::Bpf];
+    assert!(bpf.reason.contains("CAP_BPF") && !report.unreadable.is_empty(), "{bpf:?}");
     let mut some = Options { attributed_only: true, ..Options::default() };
     some.observe.kinds = Some([Kind::Process].into_iter().collect());
     let mut guard = Guard::begin(some).unwrap();

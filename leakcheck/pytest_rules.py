@@ -1,0 +1,103 @@
+"""The named default rules: what pytest, Python and their common companions keep on purpose.
+
+What a Python process keeps for its life is excused by evidence, never by a name alone: the modules themselves tell the
+process ids, descriptors and paths, which are this process's own children and files.
+"""
+
+import getpass
+import glob
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leakcheck.allow import AllowRule
+
+__all__ = ["kept_for_life", "of_session"]
+
+_TRACKER = "python: multiprocessing's resource tracker, kept for the life of the process"
+_FORK_SERVER = "python: multiprocessing's fork server, kept for the life of the process"
+_TEMP = "python: multiprocessing's directory for sockets, removed when the process ends"
+_UNREAPED = "python: an ended child that subprocess reaps when it starts the next one"
+
+NAMES = frozenset({_TRACKER, _FORK_SERVER, _TEMP, _UNREAPED})
+"""Reasons of the rules of `kept_for_life`, which not every test gives cause to."""
+
+
+def of_session(config: pytest.Config) -> list[AllowRule]:
+    """Return rules for what pytest and its companions leave on purpose, and remove or reuse in later runs."""
+    base = config.getoption("basetemp", None)
+    if base is None:
+        try:
+            user = getpass.getuser()
+        except (ImportError, OSError, KeyError):
+            user = "unknown"
+        base = Path(os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir()) / f"pytest-of-{user}"
+    base = glob.escape(str(Path(base).resolve()))
+    rules: dict[str, str] = {
+        base: "pytest: base of tmp_path, of which it keeps the last three",
+        f"{base}/*": "pytest: tmp_path, of which it keeps the last three",
+        "*/__pycache__": "python: bytecode cache",
+        "*/__pycache__/*": "python: compiled module",
+    }
+    if config.pluginmanager.has_plugin("cacheprovider"):
+        rules[f"{glob.escape(str(config.rootpath / config.getini('cache_dir')))}*"] = "pytest: cache directory"
+    for place in {str(config.rootpath), str(config.invocation_params.dir)}:
+        here = glob.escape(place)
+        if "hypothesis" in sys.modules:
+            rules[f"{here}/.hypothesis"] = rules[f"{here}/.hypothesis/*"] = "hypothesis: database of examples"
+        if "coverage" in sys.modules:
+            rules[f"{here}/.coverage"] = rules[f"{here}/.coverage.*"] = "coverage: data file"
+    return [AllowRule("file", {"path": path}, reason=reason) for path, reason in rules.items()]
+
+
+def kept_for_life() -> list[AllowRule]:
+    """Return rules for what the modules of this process say that they keep, now."""
+    return list(_kept())
+
+
+def _kept() -> Iterator[AllowRule]:
+    tracker = _module("multiprocessing.resource_tracker", "_resource_tracker")
+    argv = "*from multiprocessing.resource_tracker import main*"
+    yield from _helper(_TRACKER, argv, getattr(tracker, "_pid", None), getattr(tracker, "_fd", None))
+    server = _module("multiprocessing.forkserver", "_forkserver")
+    argv = "*from multiprocessing.forkserver import main*"
+    alive = getattr(server, "_forkserver_alive_fd", None)
+    yield from _helper(_FORK_SERVER, argv, getattr(server, "_forkserver_pid", None), alive)
+    address = getattr(server, "_forkserver_address", None)
+    if isinstance(address, str) and address.startswith("/"):
+        path = glob.escape(os.path.realpath(address))
+        yield AllowRule("file", {"path": path, "class": "socket"}, reason=_FORK_SERVER)
+        yield AllowRule("net", {"name": f"unix * {glob.escape(address)}"}, reason=_FORK_SERVER)
+    process = sys.modules.get("multiprocessing.process")
+    config: Mapping[str, Any] = getattr(process.current_process(), "_config", {}) if process is not None else {}
+    temp = config.get("tempdir")
+    if isinstance(temp, str):
+        yield AllowRule("file", {"path": glob.escape(os.path.realpath(temp)), "class": "dir"}, reason=_TEMP)
+    for child in getattr(subprocess, "_active", None) or ():
+        # One that still runs was left behind by whoever let go of it.
+        yield AllowRule("process", {"pid": str(child.pid), "ppid": str(os.getpid()), "state": "Z"}, reason=_UNREAPED)
+
+
+def _module(name: str, attribute: str) -> object:
+    return getattr(sys.modules.get(name), attribute, None)
+
+
+def _helper(reason: str, argv: str, pid: object, fd: object) -> Iterator[AllowRule]:
+    """Yield rules for a child of this process, and for the descriptor that keeps it."""
+    if isinstance(pid, int):
+        # A child that nobody has waited for keeps its id.
+        yield AllowRule("process", {"pid": str(pid), "ppid": str(os.getpid()), "argv": argv}, reason=reason)
+        yield AllowRule("fd", {"pid": str(pid)}, reason=reason)
+    if isinstance(pid, int) and isinstance(fd, int):
+        try:
+            ino = os.fstat(fd).st_ino
+        except OSError:
+            return
+        match = {"pid": str(os.getpid()), "fd": str(fd), "target": glob.escape(f"pipe:[{ino}]")}
+        yield AllowRule("fd", match, reason=reason)
