@@ -2,11 +2,13 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,9 +53,14 @@ def guard(directory: Path, *argv: str | Path, before: Sequence[str] = ()) -> dic
 
 def told(report: dict[str, object]) -> set[tuple[str, str]]:
     """Return kind and class of each leak."""
-    leaks = report["leaks"]
-    assert isinstance(leaks, list)
-    return {(leak["kind"], leak["class"]) for leak in leaks}
+    return {(leak["kind"], leak["class"]) for leak in leaks(report)}
+
+
+def leaks(report: dict[str, object]) -> list[dict[str, Any]]:
+    """Return the leaks of a report."""
+    found = report["leaks"]
+    assert isinstance(found, list)
+    return found
 
 
 PACES = pytest.mark.parametrize("pace", ["100000", "20000", "0"], ids=lambda pace: f"{pace} us")
@@ -119,3 +126,113 @@ class TestRespawning:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
         assert "respawning" not in done.stderr, done.stderr
+
+
+class TestHiding:
+    """What is mounted over a process' directory, or over all of /proc, hides nothing."""
+
+    @root_only
+    @pytest.mark.parametrize("place", ["host", "arena"])
+    def test_a_process_that_mounts_over_its_own_proc_directory_is_found(self, tmp_path: Path, place: str) -> None:
+        words = ["--arena", "--bind", f"{INPUTS}:/mnt:ro"] if place == "arena" else []
+        hider = ("/mnt" if place == "arena" else str(INPUTS)) + "/proc_pid_covered.py"
+        # In a pid and mount namespace of its own nothing of it outlives the guard.
+        alone = ["unshare", "-mpf", "--mount-proc", "--kill-child"]
+        report = guard(tmp_path, "--settle", "0.1", *words, "--", "/usr/bin/python3", hider, before=alone)
+        assert told(report) >= {("process", "orphaned"), ("mount", "orphaned")}
+
+    @root_only
+    def test_a_process_behind_another_proc_or_none_is_found_or_told_to_be_unseen(self, case: Case) -> None:
+        outcome = case("unshare", "-mpf", "--mount-proc", "--kill-child", "sh", "{proc_covered.sh}")
+        assert outcome.text.count("\nexit 1 ") == 2, outcome.text
+
+    @root_only
+    def test_without_the_right_to_mount_what_is_covered_is_a_gap_of_processes(self, tmp_path: Path) -> None:
+        script = (
+            "sh -c 'mount -t tmpfs none /proc/$$; exec sleep 20' </dev/null >/dev/null 2>&1 & sleep 0.5; "
+            "setpriv --bounding-set -sys_admin --inh-caps -sys_admin "
+            f"leakcheck guard --kinds process --json -o {tmp_path}/report.json --settle 0.1 -- true"
+        )
+        alone = ["unshare", "-mpf", "--mount-proc", "--kill-child", "sh", "-c", script]
+        env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        subprocess.run(alone, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False, env=env)
+        report = json.loads((tmp_path / "report.json").read_text())
+        assert report["verdict"] == "unknown"
+        assert "covered" in report["coverage"]["process"]["reason"]
+
+
+class TestDeadLeader:
+    """A process whose first thread has ended is alive as long as another one is."""
+
+    @root_only
+    def test_it_is_no_zombie_and_what_it_holds_is_read_through_a_thread_that_lives(
+        self, compiled: Compiled, cage: list[str], tmp_path: Path
+    ) -> None:
+        report = guard(tmp_path, "--settle", "0.1", "--", compiled("zl.c"), before=cage)
+        assert told(report) == {("process", "orphaned")}
+        (leak,) = [leak for leak in leaks(report) if leak["kind"] == "process"]
+        assert "whose first thread has ended" in leak["label"]
+        assert leak["evidence"]["resource"]["state"] != "Z"
+        assert leak["evidence"]["exe"].endswith("/zl")
+        done = subprocess.run(
+            [sys.executable, "-m", "leakcheck", "reap", "--yes", "--diff", str(tmp_path / "report.json")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert "done" in done.stdout + done.stderr, done.stdout + done.stderr
+        pid = leak["evidence"]["resource"]["pid"]
+        stat = Path(f"/proc/{pid}/stat")
+        assert not stat.exists() or ") Z" in stat.read_text()
+
+    @root_only
+    def test_its_lock_and_socket_have_a_holder_in_an_arena_too(self, tmp_path: Path) -> None:
+        words = ["--arena", "--bind", f"{INPUTS}:/mnt:ro", "--settle", "0.1"]
+        report = guard(tmp_path, *words, "--", "/usr/bin/python3", "/mnt/dead_leader.py", "30")
+        assert {kind for kind, _ in told(report)} >= {"process", "lock", "net"}
+        (lock,) = [leak for leak in leaks(report) if leak["kind"] == "lock"]
+        assert "held through fd" in lock["evidence"]["who"]
+
+
+class TestScopes:
+    """A part of the machine: what it had is no leak, and what has left it is none the less its own."""
+
+    @root_only
+    def test_the_namespaces_of_the_host_are_no_leak_of_a_cgroup(self, tmp_path: Path) -> None:
+        place = Path("/sys/fs/cgroup/pids")
+        if not (place / "cgroup.procs").exists():
+            pytest.skip("no v1 hierarchy of the pids controller is mounted here")
+        box = place / f"leakcheck-case-{os.getpid()}"
+        box.mkdir()
+        try:
+            command = f"sleep 60 </dev/null >/dev/null 2>&1 & echo $! > {box}/cgroup.procs"
+            report = guard(tmp_path, "--scope", f"cgroup:{box}", "--settle", "0.1", "--", "sh", "-c", command)
+            assert told(report) == {("process", "orphaned")}
+            assert len(leaks(report)) == 1
+            assert not report["noise"]
+        finally:
+            for pid in (box / "cgroup.procs").read_text().split():
+                os.kill(int(pid), signal.SIGKILL)
+            while (box / "cgroup.procs").read_text():
+                time.sleep(0.01)
+            box.rmdir()
+
+    @root_only
+    def test_what_a_daemon_had_started_before_it_died_is_found(self, cage: list[str], tmp_path: Path) -> None:
+        go = tmp_path / "go"
+        box = f"until [ -e {go} ]; do sleep 0.05; done; setsid sleep 60 </dev/null >/dev/null 2>&1 & kill -KILL $$"
+        run = f"touch {go}; while [ -e /proc/$0/exe ]; do sleep 0.05; done"
+        daemon = subprocess.Popen([*cage, "sh", "-c", box], stdin=subprocess.DEVNULL)
+        try:
+            report = guard(tmp_path, "--scope", f"tree:{daemon.pid}", "--settle", "0.1", "--", "sh", "-c", run, str(daemon.pid))
+        finally:
+            daemon.kill()
+            daemon.wait()
+        assert ("process", "orphaned") in told(report)
+
+    @root_only
+    def test_a_tree_whose_first_process_ends_is_never_clean(self, tmp_path: Path) -> None:
+        with subprocess.Popen(["sleep", "60"]) as daemon:
+            report = guard(tmp_path, "--scope", f"tree:{daemon.pid}", "--settle", "0.1", "--", "kill", str(daemon.pid))
+        assert report["verdict"] == "unknown"

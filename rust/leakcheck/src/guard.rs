@@ -31,9 +31,10 @@ use crate::judge::report::{Command, Report, Settling, Transient, Vanished};
 use crate::judge::settle::{Policy, Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
+use crate::observe::door::Door;
 use crate::observe::{self, detail};
 use crate::parse::nslink::NsType;
-use crate::resource::{NsHolder, Resource};
+use crate::resource::{NsHolder, Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Level, Snapshot};
 use crate::watch::{self, Watch};
@@ -73,6 +74,8 @@ pub struct Guard {
     asked: KindSet,
     /// None in an arena, where everything is the run's.
     watch: Option<Watch>,
+    /// Of whom a `tree:` scope is: what it starts may leave the tree, and it may end.
+    tree: Option<Watch>,
     token: String,
     baseline: Snapshot,
     reach: Reach,
@@ -110,7 +113,15 @@ impl Guard {
         let watched = || Watch::start(&watch::Options { root: std::process::id(), files, mounts });
         let watch = options.observe.arena.is_none().then(watched);
         options.observe.hidden_fds.extend(watch.iter().flat_map(Watch::own_fds));
+        let tree = match options.observe.scope {
+            Scope::Tree(root) => Some(Watch::start(&watch::Options { root, ..watch::Options::default() })),
+            Scope::Host | Scope::Cgroup(_) | Scope::Arena => None,
+        };
+        options.observe.hidden_fds.extend(tree.iter().flat_map(Watch::own_fds));
         let baseline = observe::snapshot(&options.observe)?;
+        if let Some(tree) = &tree {
+            tree.adopt(&baseline.processes.iter().map(|p| p.pid).collect::<Vec<_>>());
+        }
         options.observe.submounts = Some(baseline.submounts.clone());
         if let Some(watch) = watch.as_ref().filter(|_| mounts) {
             watch.watch_namespaces(&mount_namespaces(&baseline));
@@ -118,7 +129,7 @@ impl Guard {
         let reach = Reach::of_own_runs(&baseline);
         options.observe.hidden_fds.extend(reach.own_fd());
         let token = random_token();
-        Ok(Guard { options, asked, watch, token, baseline, reach, began: Instant::now(), report: None })
+        Ok(Guard { options, asked, watch, tree, token, baseline, reach, began: Instant::now(), report: None })
     }
 
     /// Name and value of the environment variable that the run's processes should have.
@@ -175,7 +186,7 @@ impl Guard {
 
     fn judge(&self) -> Result<Report> {
         let arena = self.options.observe.arena.as_deref();
-        let live = Live { watch: self.watch.as_ref(), token: Some(&self.token), arena };
+        let live = Live { watch: self.watch.as_ref(), tree: self.tree.as_ref(), token: Some(&self.token), arena };
         judge(&self.baseline, &self.options, self.asked, &live, &self.reach)
     }
 }
@@ -214,12 +225,12 @@ fn with_helpers(asked: KindSet) -> KindSet {
 pub fn verify_none(baseline: &Snapshot, options: &Options) -> Result<Report> {
     let asked = options.observe.effective_kinds()?.and(baseline.kinds);
     let arena = options.observe.arena.as_deref();
-    judge(baseline, options, asked, &Live { watch: None, token: None, arena }, &Reach::default())
+    judge(baseline, options, asked, &Live { watch: None, tree: None, token: None, arena }, &Reach::default())
 }
 
 /// The coverage of a guard that begins with `look` as its baseline, and whose run leaves nothing.
 pub(crate) fn coverage_of(look: &Snapshot, watch: &Watch) -> CoverageMap {
-    let watched = Live { watch: Some(watch), token: None, arena: None };
+    let watched = Live { watch: Some(watch), tree: None, token: None, arena: None };
     let attributor = Attributor::new(look, look, &watched, None);
     coverage(look, look, look.kinds, &attributor, &Reach::of_own_runs(look))
 }
@@ -237,7 +248,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
     };
     all.appeared.retain(|r| !observer(r));
     all.vanished.retain(|r| !observer(r));
-    let live = Live { watch: None, token: None, arena: after.arena.as_deref() };
+    let live = Live { watch: None, tree: None, token: None, arena: after.arena.as_deref() };
     let attributor = Attributor::new(before, after, &live, None);
     let asked = before.kinds.and(after.kinds);
     only_comparable(before, after, &mut all.appeared, |_| false);
@@ -273,6 +284,8 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
         looks_ms: 0.0,
         adrift: Adrift::default(),
     };
+    // What is looked up beside the looks goes through one door.
+    let _door = Door::renew()?;
     let mut settled = settle(&options.policy, &mut world)?;
     let Some(last) = world.last.take() else {
         return Err(crate::Error::usage("settling made no look"));
@@ -286,6 +299,7 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
     for (kind, worst) in world.every.0.into_iter().filter(|(kind, _)| gone.contains(*kind)) {
         coverage.lower(kind, worst.level, worst.reason);
     }
+    note_end_of_tree(baseline, live, asked, &mut coverage);
     if let Some(why) = respawning.gap {
         coverage.lower(Kind::Process, Level::Partial, why);
     }
@@ -326,6 +340,26 @@ pub(crate) fn random_token() -> String {
     // The kernel's pool is ready long before any program of ours runs; a short answer only shortens the token.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// What a tree's first process had started is not followed without every event once it has ended; and what it has mounted is seen by
+/// processes that are in the same place alone.
+fn note_end_of_tree(baseline: &Snapshot, live: &Live<'_>, asked: KindSet, coverage: &mut CoverageMap) {
+    let Scope::Tree(root) = baseline.scope else { return };
+    let same = |p: &Process| baseline.process(root).is_some_and(|old| old.start == p.start) && p.state != 'Z';
+    if observe::process(root).is_some_and(|p| same(&p)) {
+        return;
+    }
+    let followed = live.tree.is_some_and(|w| w.levels().descent.level == Level::Full);
+    let lost: &[Kind] = if followed {
+        &[Kind::Mount, Kind::Namespace]
+    } else {
+        &[Kind::Process, Kind::Fd, Kind::Lock, Kind::Mount, Kind::Namespace]
+    };
+    for kind in lost.iter().filter(|kind| asked.contains(**kind)) {
+        let why = format!("process {root} ended during the run: what it left is not seen through it any more");
+        coverage.lower(*kind, Level::Partial, why);
+    }
 }
 
 fn ms(duration: Duration) -> f64 {

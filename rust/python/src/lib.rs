@@ -48,6 +48,7 @@ fn options(
         lock_files,
         threads,
         include_self,
+        members: Vec::new(),
         hidden_fds: Vec::new(),
         arena: arena.map(|a| Arc::clone(&a.0)),
     })

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::io::Errno;
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, move_mount,
-    open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags, fsconfig_create, fsmount, fsopen, mount, mount_change, move_mount, open_tree, unmount,
 };
 
 use crate::message::{Options, Steps};
@@ -89,7 +89,8 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     // The old root lies on the new one for these two: a user namespace mounts them only while it sees others of their kind.
     steps.begin("proc")?;
     plain("proc", Path::new("/proc"))?;
-    let proc = open_dir(Path::new("/proc"))?;
+    // What is mounted over this one from inside covers nothing in another that is mounted nowhere.
+    let proc = private_proc().or_else(|_| open_dir(Path::new("/proc")))?;
     steps.begin("sys")?;
     plain("sysfs", Path::new("/sys"))?;
     steps.begin("old root")?;
@@ -248,6 +249,15 @@ fn named(e: io::Error, what: &str) -> io::Error {
 
 fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// A procfs of this pid namespace that is mounted nowhere (fsopen(2), fsmount(2), Linux 5.2).
+fn private_proc() -> io::Result<OwnedFd> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    let flags =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)?)
 }
 
 fn plain(fs_type: &str, target: &Path) -> io::Result<()> {

@@ -47,6 +47,17 @@ impl LiveWorld<'_> {
     /// One look. A scope that is gone after the run has nothing in it any more but files.
     fn observe(&self) -> Result<Snapshot> {
         let options = &self.options.observe;
+        let of_tree;
+        let options = match self.live.tree {
+            None => options,
+            Some(tree) => {
+                tree.sync();
+                let was = |p: &&Process| observe::process(p.pid).is_some_and(|now| now.start == p.start);
+                let old = self.baseline.processes.iter().filter(was).map(|p| p.pid);
+                of_tree = observe::Options { members: old.chain(tree.live_run_pids()).collect(), ..options.clone() };
+                &of_tree
+            }
+        };
         match observe::snapshot(options) {
             Err(e) if e.is_usage() && options.scope != Scope::Host && options.arena.is_none() => {
                 let files: KindSet = [Kind::File, Kind::Lockfile].into_iter().collect();
@@ -118,6 +129,8 @@ impl World<Found> for LiveWorld<'_> {
 /// What is known of the run: by the watch, by the token, by `/proc`.
 pub(super) struct Live<'a> {
     pub(super) watch: Option<&'a Watch>,
+    /// Who follows the processes of a `tree:` scope.
+    pub(super) tree: Option<&'a Watch>,
     pub(super) token: Option<&'a str>,
     /// Whose pids they are.
     pub(super) arena: Option<&'a ArenaView>,
@@ -138,7 +151,7 @@ impl Provenance for Live<'_> {
     fn token(&self, pid: u32) -> bool {
         let Some(token) = self.token else { return false };
         let entry = format!("{TOKEN_NAME}={token}");
-        let process = proc_path(self.arena, pid);
+        let process = proc_path(self.arena, observe::procfs::task_of(pid, self.arena).0);
         let environ = read_memory(&process, Part::Environment).unwrap_or_default();
         environ.split(|b| *b == 0).any(|e| e == entry.as_bytes())
     }

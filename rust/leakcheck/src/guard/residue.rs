@@ -96,7 +96,8 @@ pub(super) struct Residue {
 /// What is not a stranger's, without what only repeats another leak.
 pub(super) fn residue<P: Provenance>(appeared: Vec<Resource>, attributor: &Attributor<'_, P>) -> Residue {
     let mut out = Residue { found: Vec::new(), noise: 0, strange: Vec::new() };
-    for resource in appeared {
+    // A scope's first process makes seen what the machine had.
+    for resource in appeared.into_iter().filter(|r| !attributor.was_only_entered(r)) {
         match attributor.owner(&resource) {
             Owner::Run(by) => out.found.push((resource, by)),
             Owner::Unknown => out.found.push((resource, Attribution::None)),

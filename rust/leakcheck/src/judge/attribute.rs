@@ -485,6 +485,24 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         })
     }
 
+    /// Whether it is a namespace, or a mount in one, that the machine had before the first process of a part of it was in there.
+    pub fn was_only_entered(&self, resource: &Resource) -> bool {
+        if !matches!(self.look.scope, Scope::Cgroup(_) | Scope::Tree(_)) {
+            return false;
+        }
+        match resource {
+            Resource::Namespace(n) => self.is_the_machines(n.ino),
+            Resource::Mount(m) => self.is_the_machines(m.ns) && !self.baseline.mounts.iter().any(|old| old.ns == m.ns),
+            _ => false,
+        }
+    }
+
+    /// Whether a namespace is the observer's own or one that the machine began with (include/linux/proc_ns.h: what is made later has
+    /// an inode from `PROC_DYNAMIC_FIRST` on).
+    fn is_the_machines(&self, ino: u64) -> bool {
+        (0xEFFF_FF00..0xF000_0000).contains(&ino) || self.look.own_ns.values().any(|own| *own == ino)
+    }
+
     fn is_own_mount_ns(&self, ns: u64) -> bool {
         self.own_mount_ns() == Some(ns)
     }

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use super::door;
+use super::procfs::task_of;
 use super::read::{Part, read_file, read_memory};
 use super::{bpf, sockdiag};
 use crate::parse;
@@ -156,7 +158,8 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
 }
 
 fn process(p: &Process, look: &Snapshot) -> Notes {
-    let base = look.proc(p.pid);
+    let (task, led) = task_of(p.pid, look.arena.as_deref());
+    let base = look.proc(task);
     let mut details = Vec::new();
     let argv = read_memory(&base, Part::Arguments).unwrap_or_default();
     let argv = argv.strip_suffix(b"\0").unwrap_or(&argv);
@@ -164,8 +167,8 @@ fn process(p: &Process, look: &Snapshot) -> Notes {
     if !argv.is_empty() {
         details.push(("argv", Text::from(&*argv).to_string().into()));
     }
-    if let Ok(exe) = std::fs::read_link(base.join("exe")) {
-        details.push(("exe", text_of(&exe).to_string().into()));
+    if let Ok(exe) = door::read_link(&base.join("exe")) {
+        details.push(("exe", Text::from(&*exe).to_string().into()));
     }
     let mut who = format!("parent {}", name_of(p.ppid, look));
     if let Ok(text) = read_file(base.join("status"))
@@ -182,10 +185,11 @@ fn process(p: &Process, look: &Snapshot) -> Notes {
         details.push(("fds", fds.into()));
     }
     let what = if p.state == 'Z' { "zombie" } else { "process" };
+    let led = if led || p.state == 'Z' { "" } else { ", whose first thread has ended" };
     let tail =
         if argv.is_empty() { String::new() } else { format!(": {}", shorten(&Text::from(&*argv).to_string(), 80)) };
     Notes {
-        label: format!("{what} {} ({}){tail}", p.pid, p.comm),
+        label: format!("{what} {} ({}){led}{tail}", p.pid, p.comm),
         who,
         since: start_ns(p.start),
         look: format!("cat /proc/{0}/status; ls -l /proc/{0}/fd", p.pid),
@@ -215,8 +219,8 @@ fn descriptor(fd: &Fd, look: &Snapshot) -> Notes {
     if let Some(process) = look.process(fd.pid) {
         details.push(("comm", process.comm.to_string().into()));
     }
-    if let Ok(exe) = std::fs::read_link(look.proc(format_args!("{}/exe", fd.pid))) {
-        details.push(("exe", text_of(&exe).to_string().into()));
+    if let Ok(exe) = door::read_link(&look.proc(format_args!("{}/exe", task_of(fd.pid, look.arena.as_deref()).0))) {
+        details.push(("exe", Text::from(&*exe).to_string().into()));
     }
     let socket = socket_inode(fd.target.as_ref()).and_then(sockdiag::describe_socket);
     let target = socket.unwrap_or_else(|| fd.target.to_string());
@@ -373,10 +377,6 @@ fn name_of(pid: u32, look: &Snapshot) -> String {
             Err(_) => format!("{pid} (gone)"),
         },
     }
-}
-
-fn text_of(path: &Path) -> Text {
-    Text::from(path.as_os_str().as_encoded_bytes())
 }
 
 /// A word for a POSIX shell. Bytes that a terminal must not see are written as `$'\xNN'`.

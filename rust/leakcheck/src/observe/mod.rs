@@ -4,6 +4,7 @@ mod bound;
 mod bpf;
 mod cgroup;
 pub(crate) mod detail;
+pub(crate) mod door;
 mod doors;
 mod enter;
 mod file;
@@ -43,6 +44,7 @@ use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Submount, Unreadable};
 pub(crate) use bound::Bound;
 pub(crate) use cgroup::{Hierarchy, hierarchies};
+use door::Door;
 pub(crate) use doors::Doors;
 use enter::NsView;
 pub use file::DEFAULT_ROOTS;
@@ -75,6 +77,8 @@ pub struct Options {
     pub threads: usize,
     /// Whether the calling process' own descriptors count.
     pub include_self: bool,
+    /// In a `tree:` scope further processes that belong to it, with what descends from them: orphans have left the tree.
+    pub members: Vec<u32>,
     /// Descriptors of the calling process that are the observer's.
     pub hidden_fds: Vec<RawFd>,
     /// The arena to look at, instead of what `scope` and `roots` say.
@@ -91,6 +95,7 @@ impl Default for Options {
             lock_files: Vec::new(),
             threads: 0,
             include_self: false,
+            members: Vec::new(),
             hidden_fds: Vec::new(),
             arena: None,
         }
@@ -178,6 +183,7 @@ fn alone() -> MutexGuard<'static, ()> {
 pub fn snapshot(options: &Options) -> Result<Snapshot> {
     let _alone = alone();
     let began = Instant::now();
+    let door = Door::renew()?;
     let kinds = options.effective_kinds()?;
     let scope = if options.arena.is_some() { Scope::Arena } else { options.scope.clone() };
     let mut out = Snapshot::empty(scope, kinds);
@@ -197,7 +203,13 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     };
     out.lock_paths.clone_from(&options.lock_files);
     let threads = if options.threads > 0 { options.threads } else { default_threads() };
-    observe(options, kinds, threads, &mut out)?;
+    if let Some(why) = door.gap().filter(|_| out.arena.is_none()) {
+        let of_processes = [Kind::Process, Kind::Fd, Kind::Mount, Kind::Ipc, Kind::Lock, Kind::Namespace, Kind::Net];
+        for kind in of_processes.into_iter().filter(|kind| kinds.contains(*kind)) {
+            out.coverage.lower(kind, Level::Partial, why);
+        }
+    }
+    observe(options, kinds, threads, &door, &mut out)?;
     if kinds.contains(Kind::Ipc) {
         // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
         let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();
@@ -214,7 +226,7 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     Ok(out)
 }
 
-fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot) -> Result<()> {
+fn observe(options: &Options, kinds: KindSet, threads: usize, door: &Arc<Door>, out: &mut Snapshot) -> Result<()> {
     let wants_namespaces = kinds.any(&[Kind::Namespace, Kind::Mount, Kind::Ipc, Kind::Net]);
     let arena = out.arena.clone();
     // Of an arena everything is looked at too, and by its own pids.
@@ -239,7 +251,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
     };
     let selection = match &out.scope.clone() {
         Scope::Host | Scope::Arena => Selection::All,
-        Scope::Tree(pid) => Selection::Tree(*pid),
+        Scope::Tree(pid) => Selection::Tree([&[*pid][..], &options.members].concat()),
         Scope::Cgroup(path) => {
             let scope = cgroup::CgroupScope::resolve(path)?;
             let pids = scope.pids(out);
@@ -260,7 +272,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, out: &mut Snapshot
         Kind::Net,
     ]);
     let selection = if needs_processes || !whole_host { selection } else { Selection::Pids(Vec::new()) };
-    let procfs = Procfs::open(&options.hidden_fds, arena.as_deref())?;
+    let procfs = Procfs::open(&options.hidden_fds, Arc::clone(door), arena.as_deref())?;
     note_rights(&procfs, out);
     let pass = procfs.begin(&selection, wanted)?;
     let untied = Untied::of(out, options.submounts.as_deref());
@@ -341,6 +353,7 @@ fn tied(mut samples: Vec<Sample>, options: &Options, wanted: Wanted, out: &mut S
     let (kinds, arena) = (out.kinds, out.arena.clone());
     let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
     if let Scope::Tree(pid) = options.scope
+        && options.members.is_empty()
         && !samples.iter().any(|s| s.process.pid == pid)
     {
         return Err(Error::usage(format!("scope tree:{pid}: no such process: it has ended, or is a kernel thread")));
@@ -447,6 +460,10 @@ fn take_processes(samples: Vec<Sample>, kinds: KindSet, options: &Options, out: 
 fn note_refusals(samples: &[Sample], out: &mut Snapshot) {
     let by_table = matches!(out.scope, Scope::Host) && !lock::some_are_hidden(out);
     for sample in samples {
+        if sample.covered {
+            let why = format!("/proc/{} is covered by a mount", sample.process.pid);
+            out.coverage.lower(Kind::Process, Level::Partial, why);
+        }
         if let Some((what, hides)) = &sample.refused {
             out.unreadable.push(Unreadable {
                 pid: sample.process.pid,

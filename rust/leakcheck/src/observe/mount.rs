@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
+use super::door;
 use super::enter::{self, NsView};
 use super::read::read_all;
 use super::source::Sample;
@@ -59,7 +60,7 @@ fn by_event(ns: &MountNs, arena: &ArenaView) -> std::io::Result<Vec<Mount>> {
         Some(old) if old.is_current() => return Ok(listed.insert(old).mounts.clone()),
         // The event is taken before the list is read: a change meanwhile is another one.
         Some(old) => old.table,
-        None => File::open(proc_path(Some(arena), "1/mountinfo"))?,
+        None => File::from(door::open(&proc_path(Some(arena), "1/mountinfo"), OFlags::RDONLY)?),
     };
     let mounts = by_statmount(ns)?;
     *listed = Some(Listed { ino: ns.ino, table, mounts: mounts.clone() });
@@ -98,7 +99,7 @@ fn from_inside(ns: &MountNs) -> Result<Vec<Mount>> {
     let failed = |e: Errno| Error::io("open directory", "/proc", e);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // In there, another procfs or none may be mounted on /proc.
-    let proc = rustix::fs::open("/proc", flags, Mode::empty()).map_err(failed)?;
+    let proc = door::open(Path::new("/proc"), flags).map_err(failed)?;
     let view = NsView { ns_type: NsType::Mnt, ino: ns.ino, path: ns.path.clone(), own: false };
     let read = |_: &NsView| by_mountinfo(ns.ino, proc.as_fd(), Path::new("thread-self/mountinfo"));
     enter::inside(&[&view], read).pop().unwrap_or_else(|| Err(failed(Errno::STALE)))?
@@ -108,7 +109,7 @@ fn by_statmount(ns: &MountNs) -> std::io::Result<Vec<Mount>> {
     let id = if ns.own {
         0
     } else {
-        let file = File::open(&ns.path)?;
+        let file = door::open(&ns.path, OFlags::RDONLY)?;
         sys::mount_ns_id(file.as_fd()).ok_or_else(std::io::Error::last_os_error)?
     };
     let mut mounts = Vec::new();
@@ -138,7 +139,10 @@ fn by_statmount(ns: &MountNs) -> std::io::Result<Vec<Mount>> {
 /// `/proc/PID/mountinfo` (proc(5)) is no snapshot when it takes several reads: it is read until two reads agree.
 fn by_mountinfo(ns: u64, at: BorrowedFd<'_>, path: &Path) -> Result<Vec<Mount>> {
     let failed = |op| move |e: Errno| Error::io(op, path, e);
-    let file = rustix::fs::openat(at, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed("open"))?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened =
+        if path.is_absolute() { door::open(path, flags) } else { rustix::fs::openat(at, path, flags, Mode::empty()) };
+    let file = opened.map_err(failed("open"))?;
     let mut text = read_all(file.as_fd()).map_err(failed("read"))?;
     for _ in 0..16 {
         rustix::fs::seek(&file, SeekFrom::Start(0)).map_err(failed("seek"))?;

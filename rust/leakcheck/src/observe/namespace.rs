@@ -1,13 +1,14 @@
 //! Namespaces, by all three that can hold one: a process or thread, a descriptor, a bind mount (namespaces(7)).
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 
+use rustix::fs::OFlags;
+
+use super::door;
 use super::enter::NsView;
 use super::mount::{self, MountNs};
 use super::source::Sample;
@@ -75,13 +76,8 @@ impl Namespaces {
                 .iter()
                 .filter(|((t, ino), _)| *t == NsType::Mnt && !done.contains(ino))
                 .filter_map(|((_, ino), f)| {
-                    Some(MountNs {
-                        ino: *ino,
-                        path: f.path.clone()?,
-                        pid: f.pid,
-                        own: Some(*ino) == own,
-                        arena: self.arena.clone(),
-                    })
+                    let (path, pid) = self.way(NsType::Mnt, *ino, f, Some(*ino) == own)?;
+                    Some(MountNs { ino: *ino, path, pid, own: Some(*ino) == own, arena: self.arena.clone() })
                 })
                 .collect();
             if todo.is_empty() {
@@ -116,15 +112,46 @@ impl Namespaces {
         self.found
             .iter()
             .filter_map(|((ns_type, ino), f)| {
-                Some(NsView { ns_type: *ns_type, ino: *ino, path: f.path.clone()?, own: own.get(ns_type) == Some(ino) })
+                let own = own.get(ns_type) == Some(ino);
+                // Others are not entered.
+                let entered = matches!(ns_type, NsType::Ipc | NsType::Net);
+                let (path, _) = self.way(*ns_type, *ino, f, own || !entered)?;
+                Some(NsView { ns_type: *ns_type, ino: *ino, path, own })
             })
             .collect()
     }
 
+    /// A path that opens a namespace, and a process in it: by the first holder, or if that has ended meanwhile by another one.
+    fn way(&self, ns_type: NsType, ino: u64, found: &Found, any: bool) -> Option<(PathBuf, Option<u32>)> {
+        let first = found.path.clone()?;
+        if any || leads_to(&first, ino) {
+            return Some((first, found.pid));
+        }
+        let other = found.holders.iter().find_map(|holder| {
+            let path = other_way(holder, ns_type, self.arena.as_deref()).filter(|path| leads_to(path, ino))?;
+            let pid = if let NsHolder::Process(pid, _) = holder { Some(*pid) } else { None };
+            Some((path, pid))
+        });
+        other.or(Some((first, found.pid)))
+    }
+
     /// Appends the records.
     pub(crate) fn collect(self, out: &mut Snapshot) {
+        let own = out.own_ns.clone();
         for ((ns_type, ino), found) in self.found {
-            let ask = || found.path.as_deref().and_then(|path| unique_id(path, ns_type, ino));
+            let view = self.arena.as_deref();
+            // One that was asked may have ended meanwhile; its namespace need not have.
+            let ask = || {
+                let other = || {
+                    let mut paths = found.holders.iter().filter_map(|holder| other_way(holder, ns_type, view));
+                    paths.find_map(|path| unique_id(&path, ns_type, ino))
+                };
+                let ours = || {
+                    let path = format!("/proc/thread-self/ns/{}", ns_type.as_str());
+                    (own.get(&ns_type) == Some(&ino)).then(|| unique_id(Path::new(&path), ns_type, ino)).flatten()
+                };
+                found.path.as_deref().and_then(|path| unique_id(path, ns_type, ino)).or_else(other).or_else(ours)
+            };
             let id = match self.arena.as_deref().filter(|_| found.pid == Some(1)) {
                 None => ask(),
                 Some(arena) => {
@@ -139,15 +166,29 @@ impl Namespaces {
     }
 }
 
+/// Where else a namespace opens, by another of its holders.
+fn other_way(holder: &NsHolder, ns_type: NsType, arena: Option<&ArenaView>) -> Option<PathBuf> {
+    match holder {
+        NsHolder::Process(pid, _) => Some(proc_path(arena, format_args!("{pid}/ns/{}", ns_type.as_str()))),
+        NsHolder::Fd(pid, _, fd) => Some(proc_path(arena, format_args!("{pid}/fd/{fd}"))),
+        NsHolder::Bind(_) => None,
+    }
+}
+
+fn leads_to(path: &Path, ino: u64) -> bool {
+    let found = door::open(path, OFlags::PATH);
+    found.and_then(rustix::fs::fstat).is_ok_and(|st| st.st_ino == ino)
+}
+
 /// Tells most links apart faster than an error of the parser, which holds a copy of the line.
 fn may_be_namespace(target: &[u8]) -> bool {
     NsType::ALL.iter().any(|t| target.starts_with(t.as_str().as_bytes()))
 }
 
 fn unique_id(path: &Path, ns_type: NsType, ino: u64) -> Option<u64> {
-    let file = File::open(path).ok()?;
+    let file = door::open(path, OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
     // The pid in the path may have been reused.
-    if file.metadata().ok()?.ino() != ino {
+    if rustix::fs::fstat(&file).ok()?.st_ino != ino {
         return None;
     }
     sys::ns_id(file.as_fd()).or_else(|| (ns_type == NsType::Mnt).then(|| sys::mount_ns_id(file.as_fd())).flatten())

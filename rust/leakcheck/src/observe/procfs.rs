@@ -6,16 +6,18 @@
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, ResolveFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::read::{ShortPath, path, read_into, read_small};
+use super::door::{self, Door};
+use super::read::{ShortPath, path, read_file, read_into, read_small};
 use super::source::{NsLink, Pin, ProcessSource, Sample, Selection, Wanted};
 use super::sys;
-use crate::arena::ArenaView;
+use crate::arena::{ArenaView, proc_path};
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
 use crate::parse;
@@ -37,6 +39,7 @@ const CHUNK: usize = 4;
 /// Reads `/proc`.
 pub(crate) struct Procfs {
     proc: OwnedFd,
+    door: Arc<Door>,
     own_pid: u32,
     /// Descriptors of this process that belong to the observer.
     hidden: Vec<RawFd>,
@@ -44,18 +47,17 @@ pub(crate) struct Procfs {
 
 impl Procfs {
     /// Opens `/proc`, the arena's if there is one. `hidden` are descriptors of this process that are the observer's own.
-    pub(crate) fn open(hidden: &[RawFd], arena: Option<&ArenaView>) -> Result<Self> {
+    pub(crate) fn open(hidden: &[RawFd], door: Arc<Door>, arena: Option<&ArenaView>) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = match arena {
-            None => rustix::fs::open("/proc", flags, Mode::empty()),
-            Some(arena) => rustix::fs::openat(&arena.proc, c".", flags, Mode::empty()),
-        };
+        let place = arena.map_or(door.dir(), |arena| arena.proc.as_fd());
+        let opened = rustix::fs::openat(place, c".", flags, Mode::empty());
         let proc = opened.map_err(|e| Error::io("open directory", "/proc", e))?;
         let mut hidden = hidden.to_vec();
         hidden.push(proc.as_raw_fd());
+        hidden.extend(door::own_fds());
         // No process of an arena is the observer.
         let own_pid = if arena.is_some() { 0 } else { std::process::id() };
-        Ok(Procfs { proc, own_pid, hidden })
+        Ok(Procfs { proc, door, own_pid, hidden })
     }
 
     /// See [`hiding`].
@@ -71,7 +73,9 @@ impl Procfs {
 
     fn stat_only(&self, pid: u32) -> Option<(Process, u32, u32)> {
         let mut buffer = [0u8; 1024];
-        let text = read_small(self.proc.as_fd(), &path(&format_args!("{pid}/stat")), &mut buffer).ok()?;
+        let dir =
+            self.directory(&path(&format_args!("{pid}")), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC).ok()?;
+        let text = read_small(dir.as_fd(), c"stat", &mut buffer).ok()?;
         let stat = parse::stat::parse(text).ok()?;
         Some((process_of(&stat), stat.flags, stat.num_threads))
     }
@@ -80,7 +84,7 @@ impl Procfs {
         match selection {
             Selection::All => self.pids(),
             Selection::Pids(pids) => Ok(pids.clone()),
-            Selection::Tree(root) => {
+            Selection::Tree(roots) => {
                 let mut parents: Vec<(u32, u32)> = Vec::new();
                 for pid in self.pids()? {
                     if let Some((p, _, _)) = self.stat_only(pid) {
@@ -88,15 +92,31 @@ impl Procfs {
                     }
                 }
                 parents.sort_unstable();
-                let mut tree = vec![*root];
+                // One that has ended is not in the tree.
+                let mut tree: Vec<u32> =
+                    roots.iter().copied().filter(|root| parents.iter().any(|(_, pid)| pid == root)).collect();
                 let mut next = 0;
                 while let Some(&parent) = tree.get(next) {
                     let from = parents.partition_point(|&(p, _)| p < parent);
                     tree.extend(parents[from..].iter().take_while(|&&(p, _)| p == parent).map(|&(_, c)| c));
                     next += 1;
                 }
+                tree.sort_unstable();
+                tree.dedup();
                 Ok(tree)
             }
+        }
+    }
+
+    /// The directory of one process, and nothing that is mounted over it.
+    fn directory(&self, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        match rustix::fs::openat2(&self.proc, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+            Err(Errno::XDEV) if self.own_pid != 0 => {
+                rustix::fs::openat(self.door.spare().ok_or(Errno::XDEV)?, name, flags, Mode::empty())
+            }
+            // Linux before 5.6.
+            Err(Errno::NOSYS) => rustix::fs::openat(&self.proc, name, flags, Mode::empty()),
+            other => other,
         }
     }
 
@@ -106,7 +126,9 @@ impl Procfs {
     /// When this process may open no more files: then nothing can be said of any other.
     fn sample(&self, pid: u32, wanted: Wanted, scratch: &mut Scratch) -> Result<Option<Sample>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::openat(&self.proc, path(&format_args!("{pid}")).as_c_str(), flags, Mode::empty())
+        let name = path(&format_args!("{pid}"));
+        let opened = self
+            .directory(name.as_c_str(), flags)
             .and_then(|dir| Ok((read_small(dir.as_fd(), c"stat", &mut scratch.text)?.len(), dir)));
         let (length, dir) = match opened {
             Ok(opened) => opened,
@@ -114,6 +136,7 @@ impl Procfs {
                 scratch.gone.push(pid);
                 return Ok(None);
             }
+            Err(Errno::XDEV) => return Ok(Some(Sample { covered: true, ..hidden_process(pid, Errno::XDEV) })),
             // `hidepid=1` (proc(5)): that it is there is all that can be seen.
             Err(e @ (Errno::ACCESS | Errno::PERM)) => return Ok(Some(hidden_process(pid, e))),
             Err(e) => return Err(Error::io("open", format!("/proc/{pid}/stat"), e)),
@@ -129,6 +152,7 @@ impl Procfs {
             pins: Vec::new(),
             deleted_maps: Vec::new(),
             refused: None,
+            covered: false,
         };
         let (threads, ended) = (stat.num_threads, matches!(stat.state, b'Z' | b'X' | b'x'));
         // The first thread may have ended and others go on: then the process is what one of these is.
@@ -575,7 +599,21 @@ fn hidden_process(pid: u32, error: Errno) -> Sample {
         pins: Vec::new(),
         deleted_maps: Vec::new(),
         refused: Some((format!("stat: {}", std::io::Error::from(error)), Kind::ALL.into_iter().collect())),
+        covered: false,
     }
+}
+
+/// Where below `/proc` a process shows what it has: at its first thread, or where that has ended at one that lives; and whether the first
+/// lives.
+pub(crate) fn task_of(pid: u32, arena: Option<&ArenaView>) -> (String, bool) {
+    let text = read_file(proc_path(arena, format_args!("{pid}/stat"))).unwrap_or_default();
+    if parse::stat::parse(&text).is_ok_and(|s| matches!(s.state, b'Z' | b'X' | b'x') && s.num_threads > 1) {
+        let dir = door::open(&proc_path(arena, pid), OFlags::PATH | OFlags::DIRECTORY);
+        if let Some((tid, _)) = dir.ok().and_then(|dir| living_thread(dir.as_fd(), pid)) {
+            return (format!("{pid}/task/{tid}"), false);
+        }
+    }
+    (pid.to_string(), true)
 }
 
 /// The process of a `/proc/PID/stat`; none for a kernel thread.
@@ -649,7 +687,7 @@ fn number(name: &[u8]) -> Option<u32> {
 /// The namespaces of the observer itself.
 pub(super) fn own_namespaces() -> std::collections::BTreeMap<NsType, u64> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let Ok(dir) = rustix::fs::open("/proc/thread-self/ns", flags, Mode::empty()) else { return Default::default() };
+    let Ok(dir) = door::open(Path::new("/proc/thread-self/ns"), flags) else { return Default::default() };
     let links = ["mnt", "net", "ipc", "pid", "user", "uts", "cgroup", "time"].into_iter().filter_map(|name| {
         let link = rustix::fs::readlinkat(&dir, name, Vec::with_capacity(32)).ok()?;
         parse::nslink::parse(link.as_bytes()).ok()

@@ -9,6 +9,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
+use super::door;
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
 use crate::resource::Fd;
@@ -68,8 +69,7 @@ pub(super) fn read_into(file: BorrowedFd<'_>, text: &mut Vec<u8>) -> rustix::io:
 /// Reads a whole file of procfs or sysfs.
 pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     let path = path.as_ref();
-    let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| Error::io("open", path, e))?;
+    let file = door::open(path, OFlags::RDONLY).map_err(|e| Error::io("open", path, e))?;
     read_all(file.as_fd()).map_err(|e| Error::io("read", path, e))
 }
 
@@ -135,7 +135,7 @@ impl<'a> Fdinfo<'a> {
         let proc = match arena {
             Some(arena) => Place::Arena(&arena.proc),
             None => {
-                let opened = rustix::fs::open("/proc", flags, Mode::empty());
+                let opened = door::open(Path::new("/proc"), flags);
                 Place::Host(opened.map_err(|e| Error::io("open directory", "/proc", e))?)
             }
         };

@@ -16,8 +16,8 @@ pub(crate) enum Selection {
     All,
     /// These, as far as they still live.
     Pids(Vec<u32>),
-    /// This one and what descends from it by parent links.
-    Tree(u32),
+    /// These and what descends from them by parent links.
+    Tree(Vec<u32>),
 }
 
 /// Every namespace that a process is in, or that its children will be in (namespaces(7)), as links below `/proc/PID`.
@@ -89,6 +89,8 @@ pub(crate) struct Sample {
     pub(crate) deleted_maps: Vec<File>,
     /// What was refused first, with the kernel's answer, and what all refusals hide.
     pub(crate) refused: Option<(String, KindSet)>,
+    /// Whether something is mounted over its `/proc/PID`.
+    pub(crate) covered: bool,
 }
 
 /// Reads processes.

@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::door;
 use super::read::read_file;
 use crate::arena::{ArenaView, proc_path};
 use crate::kind::Kind;
@@ -50,7 +51,7 @@ pub(crate) fn wait_for_change<'a>(
     }
     if mounts {
         let whose = if arena.is_some() { "1" } else { "self" };
-        let table = rustix::fs::open(proc_path(arena, format_args!("{whose}/mountinfo")), read, Mode::empty());
+        let table = door::open(&proc_path(arena, format_args!("{whose}/mountinfo")), read);
         fds.extend(table.ok().map(|fd| (fd, PollFlags::PRI)));
     }
     let mut set: Vec<PollFd<'_>> = fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();
@@ -73,7 +74,9 @@ fn timespec(duration: Duration) -> Timespec {
 /// Whether it is there still, and as it was: a zombie that was none has ended since.
 fn is_there(process: &Process, arena: Option<&ArenaView>) -> bool {
     let text = read_file(proc_path(arena, format_args!("{}/stat", process.pid))).unwrap_or_default();
-    stat::parse(&text).is_ok_and(|s| s.start_time == process.start && (s.state == b'Z') == (process.state == 'Z'))
+    // A first thread that has ended while others go on is no zombie.
+    let zombie = |s: &stat::Stat<'_>| s.state == b'Z' && s.num_threads <= 1;
+    stat::parse(&text).is_ok_and(|s| s.start_time == process.start && zombie(&s) == (process.state == 'Z'))
 }
 
 /// How much longer to wait: 2 when tasks stand in line for the processor or for memory, else 1. By pressure stall information

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 
 use super::answer::Membership;
+use crate::observe::read_file;
 use crate::parse;
 
 /// What a walk needs of `/proc/PID/stat` (proc_pid_stat(5)).
@@ -32,7 +33,7 @@ pub(super) fn kernel_threads() -> HashSet<u32> {
 
 /// The current facts of a live process or zombie.
 pub(super) fn stat(pid: u32) -> Option<Stat> {
-    let bytes = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let bytes = read_file(format!("/proc/{pid}/stat")).ok()?;
     let stat = parse::stat::parse(&bytes).ok()?;
     let kernel = stat.flags & PF_KTHREAD != 0;
     Some(Stat { ppid: u32::try_from(stat.ppid).ok()?, start: stat.start_time, kernel })

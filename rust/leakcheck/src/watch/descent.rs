@@ -62,6 +62,16 @@ impl Descent {
         descent
     }
 
+    /// Counts a process that was there before to the run.
+    pub(super) fn adopt(&mut self, pid: u32) {
+        if self.open(pid).is_none() {
+            // As of the root, its threads are not known.
+            let span =
+                Span { membership: Membership::Run, from: 0, to: None, threads: u32::MAX, parent: 0, vacated: None };
+            self.spans.entry(pid).or_default().push(span);
+        }
+    }
+
     fn open(&self, pid: u32) -> Option<&Span> {
         self.spans.get(&pid)?.last().filter(|span| span.to.is_none())
     }

@@ -152,6 +152,13 @@ impl Watch {
         Some(shared.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Counts processes that were there before the start to the run, with all that they fork from now on.
+    pub fn adopt(&self, pids: &[u32]) {
+        if let Some(mut state) = self.state() {
+            state.adopt(pids);
+        }
+    }
+
     /// Takes in everything that happened before this call. The questions below answer from what was taken in.
     pub fn sync(&self) {
         if let Some(mut state) = self.state() {

@@ -205,6 +205,12 @@ impl State {
         live
     }
 
+    pub(super) fn adopt(&mut self, pids: &[u32]) {
+        if let Some((_, descent)) = &mut self.kin.connector {
+            pids.iter().for_each(|pid| descent.adopt(*pid));
+        }
+    }
+
     pub(super) fn adrift(&self, held: &HashSet<u32>) -> Option<Adrift> {
         let (_, descent) = self.kin.connector.as_ref()?;
         if self.kin.coverage.level != Level::Full {

@@ -1,0 +1,193 @@
+//! The way into `/proc`, which a run may have covered: by another file system on `/proc` or on one `/proc/PID`, by a procfs of another
+//! pid namespace or one that shows less. Then a private procfs is looked through, which is mounted nowhere (fsopen(2), fsmount(2),
+//! Linux 5.2): whoever may not have one is told what is covered, as a gap.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2, readlinkat};
+use rustix::io::Errno;
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+use super::read::read_all;
+use crate::error::{Error, Result};
+
+/// `f_type` of procfs (statfs(2)).
+const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
+
+/// Those that are open, as long as somebody looks; the last is the freshest.
+static DOORS: Mutex<Vec<Weak<Door>>> = Mutex::new(Vec::new());
+/// Descriptors of doors: the observer's own.
+static FDS: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
+
+struct Kept(OwnedFd);
+
+impl Kept {
+    fn new(fd: OwnedFd) -> Self {
+        FDS.lock().unwrap_or_else(PoisonError::into_inner).push(fd.as_raw_fd());
+        Kept(fd)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        FDS.lock().unwrap_or_else(PoisonError::into_inner).retain(|fd| *fd != self.0.as_raw_fd());
+    }
+}
+
+/// A directory that shows our pid namespace, uncovered as far as can be.
+pub(crate) struct Door {
+    dir: Kept,
+    private: bool,
+    /// For single processes that are covered; none where it is refused.
+    spare: OnceLock<Option<Kept>>,
+    gap: Option<String>,
+}
+
+impl Door {
+    /// A fresh one, since what is mounted may have changed. Whoever opens a path gets it as long as it is kept.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where nothing at all is to be had.
+    pub(crate) fn renew() -> Result<Arc<Door>> {
+        let door = Arc::new(Door::open()?);
+        let mut doors = DOORS.lock().unwrap_or_else(PoisonError::into_inner);
+        doors.retain(|kept| kept.strong_count() > 0);
+        doors.push(Arc::downgrade(&door));
+        Ok(door)
+    }
+
+    fn current() -> Result<Arc<Door>> {
+        let kept = DOORS.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().find_map(Weak::upgrade);
+        kept.map_or_else(Door::renew, Ok)
+    }
+
+    fn open() -> Result<Door> {
+        let ordinary = openat(CWD, "/proc", DIRECTORY, Mode::empty());
+        let doubt = match &ordinary {
+            Ok(dir) => doubt(dir.as_fd()),
+            Err(e) => Some(Doubt::Covered(format!("/proc: {}", std::io::Error::from(*e)))),
+        };
+        let door = |dir, private, gap| Door { dir: Kept::new(dir), private, spare: OnceLock::new(), gap };
+        match (doubt, ordinary) {
+            (None, Ok(dir)) => Ok(door(dir, false, None)),
+            (doubt, ordinary) => match (private(), ordinary) {
+                (Ok(dir), _) => Ok(door(dir, true, None)),
+                (Err(_), Ok(dir)) => {
+                    let gap = doubt.and_then(|doubt| match doubt {
+                        Doubt::Covered(why) => Some(why),
+                        Doubt::Less => None,
+                    });
+                    Ok(door(dir, false, gap))
+                }
+                (Err(_), Err(e)) => Err(Error::io("open directory", "/proc", e)),
+            },
+        }
+    }
+
+    /// What it shows less than there is, and why.
+    pub(crate) fn gap(&self) -> Option<&str> {
+        self.gap.as_deref()
+    }
+
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.0.as_fd()
+    }
+
+    /// The private one, where this one is covered in part.
+    pub(crate) fn spare(&self) -> Option<BorrowedFd<'_>> {
+        let spare = self.spare.get_or_init(|| private().ok().filter(|_| !self.private).map(Kept::new));
+        spare.as_ref().map(|kept| kept.0.as_fd())
+    }
+
+    fn file(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
+        // Magic links lead to other file systems by their nature.
+        let leads_out = |part: &std::ffi::OsStr| ["root", "cwd", "exe", "fd", "ns"].iter().any(|link| part == *link);
+        let numbered = path.as_os_str().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit);
+        if self.private || !numbered || path.iter().any(leads_out) {
+            return openat(self.dir(), path, flags, Mode::empty());
+        }
+        match openat2(self.dir(), path, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+            Err(Errno::XDEV) => openat(self.spare().ok_or(Errno::XDEV)?, path, flags, Mode::empty()),
+            // Linux before 5.6.
+            Err(Errno::NOSYS) => openat(self.dir(), path, flags, Mode::empty()),
+            other => other,
+        }
+    }
+}
+
+/// Descriptors of this process that are open for looking.
+pub(crate) fn own_fds() -> Vec<RawFd> {
+    FDS.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Opens a path; one below `/proc` through the door.
+pub(crate) fn open(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = flags | OFlags::CLOEXEC;
+    match path.strip_prefix("/proc") {
+        Ok(below) => Door::current().map_err(|_| Errno::NOENT)?.file(below, flags),
+        Err(_) => openat(CWD, path, flags, Mode::empty()),
+    }
+}
+
+/// Reads a link; one below `/proc` through the door.
+pub(crate) fn read_link(path: &Path) -> rustix::io::Result<Vec<u8>> {
+    let link = match path.strip_prefix("/proc") {
+        Ok(below) => readlinkat(Door::current().map_err(|_| Errno::NOENT)?.dir(), below, Vec::new()),
+        Err(_) => readlinkat(CWD, path, Vec::new()),
+    };
+    link.map(std::ffi::CString::into_bytes)
+}
+
+/// A procfs of our pid namespace that is mounted nowhere.
+fn private() -> rustix::io::Result<OwnedFd> {
+    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(&context)?;
+    let plain =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, plain)?;
+    openat(&mount, ".", DIRECTORY, Mode::empty()).map(|_| mount)
+}
+
+/// Why an open `/proc` may show less than there is.
+enum Doubt {
+    /// Something else is in its place, or in that of a part.
+    Covered(String),
+    /// It is mounted so (`hidepid`, `subset`): who reads it is told by each read what he may not see.
+    Less,
+}
+
+fn doubt(proc: BorrowedFd<'_>) -> Option<Doubt> {
+    let covered = |why: &str| Some(Doubt::Covered(why.to_owned()));
+    if fstatfs(proc).is_ok_and(|fs| fs.f_type.cast_unsigned() != PROC_SUPER_MAGIC) {
+        return covered("/proc is covered: no procfs is mounted there");
+    }
+    let own = readlinkat(proc, "self", Vec::new()).map(std::ffi::CString::into_bytes).unwrap_or_default();
+    if own != std::process::id().to_string().as_bytes() {
+        return covered("/proc is that of another pid namespace");
+    }
+    let table = openat(proc, "thread-self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let table = table.and_then(|file| read_all(file.as_fd())).unwrap_or_default();
+    let mut less = None;
+    for line in table.split(|b| *b == b'\n') {
+        // The fifth word is the mount point (proc_pid_mountinfo(5)).
+        let mut words = line.split(|b| *b == b' ');
+        let Some(point) = words.nth(4).and_then(|word| word.strip_prefix(b"/proc")) else { continue };
+        match point {
+            [] => {
+                // The last one lies on top.
+                let options = words.next_back().unwrap_or_default().split(|b| *b == b',');
+                let hides = |o: &[u8]| o.starts_with(b"subset=") || o.starts_with(b"hidepid=") && o != b"hidepid=off";
+                less = options.clone().any(hides).then_some(Doubt::Less);
+            }
+            [b'/', first, ..] if first.is_ascii_digit() => {
+                return covered(&format!("/proc{} is covered by a mount", String::from_utf8_lossy(point)));
+            }
+            _ => {}
+        }
+    }
+    less
+}
