@@ -1,5 +1,6 @@
 """Native core of leakcheck: observe and judge. Reports cross the boundary as JSON text."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, Self, final
 
@@ -15,7 +16,9 @@ __all__ = [
     "check_allow",
     "diff",
     "doctor",
+    "harmless",
     "path_class",
+    "read_input",
     "reap",
     "settle",
     "snapshot",
@@ -123,4 +126,10 @@ def settle(before: Snapshot, *, allow: str | None = None, settle_ms: int = 500, 
 def check_allow(text: str, path: str) -> int: ...
 def path_class(path: str) -> Literal["nothing", "directory", "other", "hidden"]: ...
 def doctor(*, scope: str = "host", kinds: str | None = None, roots: Sequence[str] | None = None) -> str: ...
+def read_input(what: str, path: str | os.PathLike[str], *, most: int = ..., own: bool = False) -> str:
+    """Read a text that a user names: a file or a pipe, bounded in size and time; `own`: nobody else may write it."""
+
+def harmless(text: str) -> str:
+    r"""Return `text` with one character of what a CI runner takes for a command written as ``\xNN``."""
+
 def reap(report: str, path: str, *, apply: bool = False) -> str: ...

@@ -5,10 +5,9 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeAlias
 
-from leakcheck._native import UsageError, check_allow
+from leakcheck._native import UsageError, check_allow, read_input
 
 __all__ = ["Allow", "AllowRule", "read_allow_file", "to_toml"]
 
@@ -63,12 +62,7 @@ def to_toml(allow: Allow) -> str | None:
 
 def read_allow_file(path: str | os.PathLike[str]) -> str:
     """Return the checked text of the allow file at `path`; raise `UsageError` as `to_toml` does."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"read allow file {os.fspath(path)}: {(error.strerror or str(error)).lower()}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"read allow file {os.fspath(path)}: not UTF-8 at byte {error.start}") from error
+    text = read_input("allow file", os.fspath(path), most=1 << 20)
     check_allow(text, os.fspath(path))
     return text
 

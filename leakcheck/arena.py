@@ -16,7 +16,6 @@ import socket
 import struct
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,8 +32,6 @@ _PACKET = 1 << 20
 _MOST_FDS = 253
 # An RCU grace period of a machine under load, in seconds; of others it is longer.
 _GRACE = 0.008
-# How long a command may take to end that was asked to, in seconds.
-_DYING = 5
 # How long a command's start may take, in seconds; what runs in the arena can freeze what starts it. The spawner itself
 # gives up after 30.
 _PATIENCE = 45
@@ -349,19 +346,12 @@ def run_in_arena(
     """
     # Our own standard input, where none is given.
     process = arena.popen(argv, env=env, cwd=str(Path.cwd()), stdin=0 if stdin is None else stdin, stdout=stdout)
-    asked: float | None = None
-    with interrupts.reaching(process.pidfd, pass_int=True):
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(0.2 if interrupts.seen() else 1)
-            if not interrupts.seen():
-                continue
-            asked = asked or time.monotonic()
-            if time.monotonic() - asked > _DYING:
-                # A frozen process takes no signal, and all of this ends with the arena.
-                process.kill()
-                process.close()
-                return -signal.SIGKILL
+    with interrupts.reaching(process.send_signal):
+        if interrupts.wait(process.pidfd, after_int=True):
+            return process.wait()
+    # A frozen process takes no signal, and all of this ends with the arena.
+    process.close()
+    return -signal.SIGKILL
 
 
 def look_soon() -> Callable[[], None]:

@@ -5,8 +5,11 @@ Exit codes: 0 clean, 1 leaked, 2 usage or configuration, 3 unknown, 4 the target
 
 import contextlib
 import enum
+import io
 import os
 import re
+import resource
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -23,10 +26,10 @@ from leakcheck.campaigns.ending import parse as parse_plan
 from leakcheck.campaigns.leaks import LeaksOptions
 from leakcheck.campaigns.stress import StressOptions
 from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE, GuardOptions
+from leakcheck.deliver import drop, say
 from leakcheck.doctor import doctor as run_doctor
 from leakcheck.guarding import existing_roots, milliseconds
 from leakcheck.reap import reap as run_reap
-from leakcheck.render import printable
 from leakcheck.submissions import DEFAULT_MIX, CompileError, Mix, parse_plans
 from leakcheck.supervise import GivenUp, TargetError
 from leakcheck.targets import load as load_target
@@ -42,6 +45,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+_LEAST_MEMORY = 128 << 20
+_M_ARENA_MAX = -8
+"""malloc.h of the GNU C library."""
 
 
 class ExitCode(enum.StrEnum):
@@ -284,7 +292,7 @@ def main() -> NoReturn:
             stream.flush()
         except OSError as error:
             # What is still buffered must not fail again at exit: Python would make the code 120 of it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            drop(stream)
             # Nobody has read that it is clean; every other code says "not clean" by itself.
             code = code or _fail(UNKNOWN, f"unknown: {error}")
     sys.exit(code)
@@ -303,6 +311,10 @@ def _fill_closed_stdio() -> None:
             os.open(os.devnull, os.O_WRONLY if number == 0 else os.O_RDONLY)
     sys.stdout = sys.stdout or _writer(1)
     sys.stderr = sys.stderr or _writer(2)
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever the locale's encoding, what it lacks is written as an escape.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _writer(number: int) -> TextIO:
@@ -310,7 +322,23 @@ def _writer(number: int) -> TextIO:
 
 
 def _run() -> int:
+    before = signal.getsignal(signal.SIGINT)
     try:
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        return _outcome()
+    except (GivenUp, KeyboardInterrupt):
+        _fail(INTERRUPTED, "interrupted: left without a verdict; the command may still run")
+        # A thread may be inside the native core, and must not be waited for.
+        os._exit(INTERRUPTED)
+    finally:
+        if before is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, before)
+
+
+def _outcome() -> int:
+    try:
+        _fit_memory()
         code = typer.main.get_command(app).main(prog_name="leakcheck", standalone_mode=False)
     except typer.TyperException as error:
         return _fail(USAGE, error.format_message())
@@ -318,13 +346,14 @@ def _run() -> int:
         return _fail(USAGE, str(error))
     except TargetError as error:
         return _fail(TARGET, str(error))
-    except (GivenUp, KeyboardInterrupt):
-        _fail(INTERRUPTED, "interrupted again: left without a verdict; the command may still run")
-        # A thread may be inside the native core, and must not be waited for.
-        os._exit(INTERRUPTED)
     except (BrokenPipeError, SystemExit):
         # Both rich and typer make sys.exit(1), which is "leaked", of a broken pipe.
         return _fail(UNKNOWN, "unknown: the reader of the output went away")
+    except UnicodeEncodeError as error:
+        return _fail(USAGE, f"{error.object!r}: not UTF-8, and it must be where no file is named")
+    except (MemoryError, RecursionError) as error:
+        what = "memory" if isinstance(error, MemoryError) else "stack: what was read is nested too deeply"
+        return _fail(UNKNOWN, f"unknown: out of {what}")
     except (NativeError, OSError) as error:
         return _fail(UNKNOWN, f"unknown: {error}")
     except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever crashed it
@@ -333,12 +362,26 @@ def _run() -> int:
     return code if isinstance(code, int) else 0
 
 
+def _fit_memory() -> None:
+    """Where the address space is limited, keep malloc from reserving 64 MiB of it for each thread (mallopt(3))."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return
+    if limit < _LEAST_MEMORY:
+        needed = f"leakcheck needs {_LEAST_MEMORY >> 20} MiB"
+        raise UsageError(f"the address space is limited to {limit >> 20} MiB (ulimit -v): {needed}")
+    import ctypes
+
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
 def _fail(code: int, message: str) -> int:
     # Where stderr itself is closed or full, the code alone has to tell.
     with contextlib.suppress(OSError):
         if os.environ.get("LEAKCHECK_DEBUG") == "1":
             traceback.print_exc()
-        print("leakcheck:", printable(" ".join(message.split())), file=sys.stderr, flush=True)
+    say(message)
     return code
 
 

@@ -19,10 +19,11 @@ from rich.console import Console
 from leakcheck import _native
 from leakcheck.allow import AllowRule, read_allow_file
 from leakcheck.arena import Arena, ArenaError, look_soon, run_in_arena
+from leakcheck.deliver import deliver, output_to, print_json, say
 from leakcheck.demo import demo_of, planted
 from leakcheck.render import print_report, print_snapshot
 from leakcheck.report import Report
-from leakcheck.save import check_writable, save
+from leakcheck.save import Output
 from leakcheck.supervise import GivenUp, Interrupts, TargetError, in_background, run
 
 __all__ = [
@@ -63,13 +64,12 @@ class GuardOptions:
 
 def snapshot(observe: Mapping[str, Any], output: Path | None, *, as_json: bool) -> int:
     """Take a snapshot: into a file, as JSON on stdout, or as a table of what was seen."""
-    if output is not None:
-        check_writable(output)
-    taken = _native.snapshot(**observe)
-    if output is not None:
-        save(output, taken.to_json())
+    with output_to(output) as place:
+        taken = _native.snapshot(**observe)
+        if place is not None:
+            place.save(taken.to_json())
     if as_json:
-        print(taken.to_json())
+        print_json(taken.to_json())
     elif output is None:
         print_snapshot(taken, Console())
     return CLEAN
@@ -77,13 +77,13 @@ def snapshot(observe: Mapping[str, Any], output: Path | None, *, as_json: bool) 
 
 def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, as_json: bool) -> int:
     """Compare two saved snapshots; the exit code is the verdict's."""
-    if output is not None:
-        check_writable(output)
-    rules = "" if allow is None else read_allow_file(allow)
-    first, second = _native.Snapshot.load(str(before)), _native.Snapshot.load(str(after))
-    own = _own_rules([before, after], second)
-    report = _native.diff(first, second, allow=rules + "\n" + "\n".join(rule.to_toml() for rule in own))
-    return _EXIT[_deliver(report, as_json=as_json, output=output).verdict]
+    with output_to(output) as place:
+        rules = "" if allow is None else read_allow_file(allow)
+        first, second = _native.Snapshot.load(str(before)), _native.Snapshot.load(str(after))
+        own = _own_rules([before, after], second)
+        text = _native.diff(first, second, allow=rules + "\n" + "\n".join(rule.to_toml() for rule in own))
+        report = Report.from_json(text)
+        return deliver(_EXIT[report.verdict], text, place, None if as_json else _shows(report))
 
 
 def guard(argv: Sequence[str], options: GuardOptions) -> int:
@@ -116,17 +116,15 @@ def demo(name: str, options: GuardOptions) -> int:
         def plant(env: Mapping[str, str], _: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
             with planted(shown, env, directory, options.arena) as plant:
                 yield ["mkleak", plant], None
-            _say(f"demo over: mkleak took its leak ({plant}) away again")
+            say(f"demo over: mkleak took its leak ({plant}) away again")
 
         return _guarded(plant, replace(options, observe=observe))
 
 
 def _guarded(action: _Action, options: GuardOptions) -> int:
     allow = None if options.allow is None else read_allow_file(options.allow)
-    if options.output is not None:
-        check_writable(options.output)
     left: list[str] = []
-    with Interrupts() as interrupts, _arena(options, left) as place:
+    with output_to(options.output) as output, Interrupts() as interrupts, _arena(options, left) as place:
         with _progress("taking the baseline"):
             watched = _native.Guard(**options.observe, **place, allow=allow, settle_ms=options.settle_ms)
         try:
@@ -136,27 +134,23 @@ def _guarded(action: _Action, options: GuardOptions) -> int:
             env = {**os.environ, name: value}
             with action(env, interrupts) as (argv, exit_code):
                 with _progress("settling"):
-                    text = in_background(lambda: watched.end(argv, exit_code))
+                    text = in_background(lambda: watched.end(argv, exit_code), interrupts)
                 if options.recover is not None:
                     try:
                         text = _recovered(watched, options, env, interrupts)
                     except TargetError:
                         # What the run itself left is known all the same.
-                        _deliver(text, as_json=options.json, output=options.output)
+                        _deliver(text, exit_code, options, output)
                         raise
-                report = _deliver(text, as_json=options.json, output=options.output)
+                code = _deliver(text, exit_code, options, output)
         finally:
             # After a second Ctrl-C a thread may still settle with the guard, and abandoning waits for that.
             if not isinstance(sys.exception(), GivenUp):
                 watched.abandon()
     if interrupts.seen():
         return INTERRUPTED
-    if left and report.verdict == "clean":
-        # Whatever does not end is there, though no look took it for the run's.
-        return UNKNOWN
-    if options.pass_exit and report.verdict == "clean" and exit_code is not None:
-        return exit_code if exit_code >= 0 else 128 - exit_code
-    return _EXIT[report.verdict]
+    # Whatever does not end is there, though no look took it for the run's.
+    return UNKNOWN if left and Report.from_json(text).verdict == "clean" else code
 
 
 @contextlib.contextmanager
@@ -179,12 +173,12 @@ def _arena(options: GuardOptions, left: list[str]) -> Generator[dict[str, Any], 
         yield {"arena": arena.view, "attributed_only": True}
     finally:
         if options.keep:
-            _say(f"the arena is still up; {arena.how_to_enter}")
+            say(f"the arena is still up; {arena.how_to_enter}")
         try:
             arena.down()
         except ArenaError as error:
             left.append(str(error))
-            _say(f"taking the arena away: {error}; leakcheck's next start tries it again")
+            say(f"taking the arena away: {error}; leakcheck's next start tries it again")
 
 
 def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, str], interrupts: Interrupts) -> str:
@@ -195,20 +189,21 @@ def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, 
     code = started(["/bin/sh", "-c", recover], env, interrupts, stdin=subprocess.DEVNULL, stdout=stderr)
     if code != 0:
         ended = f"exited with {code}" if code > 0 else f"was killed by signal {-code}"
-        _say(f"recover command {shlex.quote(recover)} {ended}")
+        say(f"recover command {shlex.quote(recover)} {ended}")
     with _progress("settling after the recover command"):
-        return in_background(watched.recovered)
+        return in_background(watched.recovered, interrupts)
 
 
-def _deliver(text: str, *, as_json: bool, output: Path | None) -> Report:
+def _deliver(text: str, exit_code: int | None, options: GuardOptions, output: Output | None) -> int:
     report = Report.from_json(text)
-    if not as_json:
-        print_report(report, Console(stderr=True))
-    if output is not None:
-        save(output, text)
-    if as_json:
-        print(text, flush=True)
-    return report
+    code = _EXIT[report.verdict]
+    if options.pass_exit and report.verdict == "clean" and exit_code is not None:
+        code = exit_code if exit_code >= 0 else 128 - exit_code
+    return deliver(code, text, output, None if options.json else _shows(report))
+
+
+def _shows(report: Report) -> Callable[[], None]:
+    return lambda: print_report(report, Console(stderr=True))
 
 
 def _own_rules(files: Sequence[Path], later: _native.Snapshot) -> list[AllowRule]:
@@ -225,17 +220,15 @@ def _progress(phase: str) -> Generator[None, None, None]:
     if not sys.stderr.isatty():
         yield
         return
-    print(f"leakcheck: {phase} …", end="", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"leakcheck: {phase} …", end="", file=sys.stderr, flush=True)
     try:
         yield
     finally:
-        print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):
+            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def _shown(argument: str) -> str:
     # An argument need not be UTF-8 (execve(2)), but JSON must.
     return os.fsencode(argument).decode("utf-8", "backslashreplace")
-
-
-def _say(message: str) -> None:
-    print(f"leakcheck: {message}", file=sys.stderr)

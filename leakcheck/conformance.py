@@ -15,6 +15,7 @@ from leakcheck._native import UsageError
 from leakcheck.campaigns.before import isolation_gaps
 from leakcheck.campaigns.place import ArenaPlace, HostPlace, Place
 from leakcheck.campaigns.stages import Stages, ended, memory, text
+from leakcheck.deliver import say
 from leakcheck.render import printable
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.supervise import TargetError
@@ -137,16 +138,17 @@ def main(arguments: Sequence[str]) -> int:
             raise TargetError(f"{target.name}: {state.state}: {state.reason}; {state.hint}")
         findings = check(target)
     except UsageError as error:
-        print("leakcheck:", error, file=sys.stderr)
+        say(str(error))
         return 2
     except TargetError as error:
-        print("leakcheck:", error, file=sys.stderr)
+        say(str(error))
         return 4
     except KeyboardInterrupt:
-        print("leakcheck: interrupted, so there is no result", file=sys.stderr)
+        say("interrupted, so there is no result")
         return 130
     for finding in findings:
-        print(f"{'ok  ' if finding.passed else 'FAIL'} {finding.check:<13} {finding.seconds:6.2f} s  {finding.detail}")
+        told = f"{'ok  ' if finding.passed else 'FAIL'} {finding.check:<13} {finding.seconds:6.2f} s  {finding.detail}"
+        print(printable(told))
     return 0 if all(finding.passed for finding in findings) else 1
 
 

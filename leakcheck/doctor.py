@@ -7,6 +7,7 @@ import msgspec
 from rich.console import Console
 
 from leakcheck import _native
+from leakcheck.deliver import print_json
 from leakcheck.render import coverage, line
 
 __all__ = ["doctor"]
@@ -57,7 +58,7 @@ def doctor(observe: Mapping[str, Any], *, as_json: bool) -> int:
     """Examine the machine and print what was found; always 0, whatever it is."""
     text = _native.doctor(**observe)
     if as_json:
-        print(text)
+        print_json(text)
     else:
         _print(msgspec.json.decode(text, type=_Examination), Console())
     return 0

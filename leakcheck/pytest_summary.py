@@ -98,7 +98,7 @@ class Summary:
         if self._leaking:
             write.write_sep("=", f"leakcheck: {_tests(len(self._leaking))} left something behind", red=True)
             for nodeid, only_leaked, leaks in self._leaking:
-                write.write_line(f"{'LEAKED' if only_leaked else 'FAILED and leaked'} {nodeid}", red=True)
+                write.write_line(f"{'LEAKED' if only_leaked else 'FAILED and leaked'} {printable(nodeid)}", red=True)
                 for leak in leaks:
                     write.write_line(f"  {leak}")
                 if not only_leaked and any(leak.startswith("fd ") for leak in leaks):

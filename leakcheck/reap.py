@@ -7,6 +7,7 @@ from rich.console import Console
 
 from leakcheck import _native
 from leakcheck.campaigns.result import SCHEMA as CAMPAIGN
+from leakcheck.deliver import print_json
 from leakcheck.render import line
 
 __all__ = ["reap"]
@@ -24,16 +25,11 @@ class _Action(msgspec.Struct, frozen=True):
 
 def reap(file: Path, *, apply: bool, as_json: bool) -> int:
     """Remove, or without `apply` only say what would be removed; 1 when something could not be, else 0."""
-    try:
-        report = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise _native.UsageError(f"read report {file}: {(error.strerror or str(error)).lower()}") from error
-    except UnicodeDecodeError as error:
-        raise _native.UsageError(f"read report {file}: not UTF-8 at byte {error.start}") from error
+    report = _native.read_input("report", file, own=True)
     text = _native.reap(_of_campaign(report, file) or report, str(file), apply=apply)
     actions = msgspec.json.decode(text, type=list[_Action])
     if as_json:
-        print(text)
+        print_json(text)
     else:
         _print(actions, Console(), apply=apply)
     return 1 if any(action.status == "failed" for action in actions) else 0
@@ -48,7 +44,7 @@ def _of_campaign(text: str, file: Path) -> str | None:
     """Return the report within a campaign's result; None if `text` is none."""
     try:
         campaign = msgspec.json.decode(text, type=_Campaign)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return None
     if campaign.schema != CAMPAIGN:
         return None

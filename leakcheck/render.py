@@ -12,7 +12,7 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.text import Text
 
-from leakcheck._native import Snapshot
+from leakcheck._native import Snapshot, harmless
 from leakcheck.report import Leak, Report
 
 __all__ = ["coverage", "leak_line", "line", "lines", "print_report", "print_snapshot", "printable", "summary"]
@@ -22,12 +22,15 @@ _SHOWN = 20
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with what is unprintable written as ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``."""
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
-    )
+    r"""Return `text` with what is unprintable written as ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``.
+
+    What a CI runner would take for a command, anywhere or at the start of a line, is broken up likewise.
+    """
+    if not text.isprintable():
+        text = "".join(
+            c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
+        )
+    return harmless(text)
 
 
 def print_report(report: Report, console: Console) -> None:

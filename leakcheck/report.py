@@ -132,13 +132,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     `verdict` is ``clean`` only when every kind that was asked for was seen in full. `noise` counts residue that
     certainly belongs to others, and `others` are those who made it, as far as it may stay; `unattributed` is residue
-    that nothing ties to the run, set apart when only attributed leaks were wanted. `gauges` are numbers that are no
-    resources (dying cgroups), before and after; `timing_ms` is by step.
+    that nothing ties to the run, set apart when only attributed leaks were wanted. `baseline_ns` is when the baseline
+    was begun, in nanoseconds since the epoch. `gauges` are numbers that are no resources (dying cgroups), before and
+    after; `timing_ms` is by step.
     """
 
     verdict: Verdict
     schema: str = SCHEMA
     boot_id: str = ""
+    baseline_ns: int = 0
     leaks: list[Leak] = []
     transient: list[Transient] = []
     allowed: list[Allowed] = []
@@ -163,7 +165,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         """
         try:
             version = msgspec.json.decode(text, type=_Versioned).schema
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"not a leakcheck report: {error}; give a file that guard -o or diff -o wrote") from error
         if version != SCHEMA:
             raise UsageError(
@@ -171,7 +173,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             )
         try:
             return msgspec.json.decode(text, type=cls)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise UsageError(f"damaged leakcheck report: {error}; make it again") from error
 
     def to_json(self) -> str:

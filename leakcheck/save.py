@@ -1,65 +1,248 @@
-"""Write a result file whole or not at all."""
+"""Write a result file whole or not at all, where it was asked for and nowhere else.
+
+What a result is written for may be hostile, and runs between the two: so its directory is opened before, and no link is
+followed that somebody else could have made.
+"""
 
 import contextlib
 import errno
+import fcntl
 import os
+import re
 import secrets
+import select
 import stat
+import time
+from collections import deque
 from collections.abc import Generator
 from pathlib import Path
+from typing import Self
 
 from leakcheck._native import UsageError
 
-__all__ = ["check_writable", "save"]
+__all__ = ["Output", "save"]
+
+_MOST_LINKS = 40
+"""As the kernel follows (path_resolution(7))."""
+_PATIENCE = 10
+"""Seconds for which a reader may neither open a FIFO nor read from it."""
+_DESCRIPTOR = r"/(?:dev/fd|proc/(?:self|thread-self|{pid})/fd)/(\d+)"
+_STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
-def check_writable(path: Path) -> None:
-    """Raise `UsageError` if a file at `path` could not be written, before anything was run for it.
+class Output:
+    """A place for one result, opened before the run that the result is about.
 
-    It really makes a file in the directory, mostly one without a name: what access(2) permits, /proc still refuses.
+    A file is replaced in one step, in the directory that was opened; one that somebody else made there stays, and so
+    does whatever appeared there meanwhile but a file of ours. A descriptor, a device or a FIFO is written to.
+
+    Raises:
+        UsageError: nothing can be written there; it says why.
     """
-    with _naming(path):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a directory; name a file in it")
-        if _is_special(path):
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._directory = self._special = -1
+        self._name = ""
+        self._there: tuple[int, int] | None = None
+        with self._naming():
+            try:
+                self._open()
+            except BaseException:
+                self.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of what was opened."""
+        for descriptor in (self._directory, self._special):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._directory = self._special = -1
+
+    def save(self, text: str) -> None:
+        """Write `text` and a newline.
+
+        The new file has no name until it is complete (O_TMPFILE, open(2), Linux 3.11), so that a kill leaves none.
+
+        Raises:
+            UsageError: it cannot be written, or what is there now is not ours to replace.
+        """
+        data = (text.rstrip("\n") + "\n").encode("utf-8", "backslashreplace")
+        with self._naming():
+            if self._special >= 0:
+                _write_to(self._special, data)
+                return
+            self._replace(data)
+            # One that may be searched but not read cannot be synced.
+            with contextlib.suppress(PermissionError):
+                directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
+                try:
+                    os.fsync(directory)
+                finally:
+                    os.close(directory)
+            self._check_place()
+
+    def _open(self) -> None:
+        absolute = os.path.normpath(self.path.absolute())
+        own = re.fullmatch(_DESCRIPTOR.format(pid=os.getpid()), absolute)
+        if own is not None or absolute in _STREAMS:
+            number = int(own[1]) if own is not None else _STREAMS[absolute]
+            if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                raise OSError(errno.EBADF, "is not open for writing")
+            self._special = os.dup(number)
             return
-        parent = path.parent
-        if not parent.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, f"no directory {parent}; create it first")
-        # The draft of a file that a symbolic link names lies beside that file.
-        directory = os.open(Path(os.path.realpath(path)).parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._directory, self._name = _walk(self.path)
         try:
-            file, draft = _draft(directory, path.name)
-            os.close(file)
-            if draft is not None:
-                os.unlink(draft, dir_fd=directory)
+            found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            found = None
+        if found is not None:
+            self._check_old(found)
+        if self._special < 0:
+            self._try_draft()
+
+    def _check_old(self, found: os.stat_result) -> None:
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, "is a directory; name a file in it")
+        shared = os.fstat(self._directory).st_mode & (stat.S_ISVTX | stat.S_IWOTH)
+        if shared and found.st_uid not in (0, os.geteuid()):
+            raise PermissionError(
+                errno.EPERM, f"is {_type(found)} of uid {found.st_uid}, in a directory that others can write"
+            )
+        if stat.S_ISREG(found.st_mode):
+            self._there = (found.st_dev, found.st_ino)
+        elif stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode):
+            self._special = os.open(self._name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._directory)
+        else:
+            raise OSError(errno.EINVAL, f"is {_type(found)}; name a file")
+
+    def _try_draft(self) -> None:
+        # What access(2) permits, /proc still refuses.
+        try:
+            file, draft = _draft(self._directory, self._name)
         except OSError as error:
-            raise OSError(error.errno, f"cannot make a file in {parent}: {os.strerror(error.errno or 0)}") from error
+            where = Path(f"/proc/self/fd/{self._directory}").readlink()
+            raise OSError(error.errno, f"cannot make a file in {where}: {os.strerror(error.errno or 0)}") from error
+        os.close(file)
+        if draft is not None:
+            os.unlink(draft, dir_fd=self._directory)
+
+    def _replace(self, data: bytes) -> None:
+        if os.fstat(self._directory).st_nlink == 0:
+            raise FileNotFoundError(errno.ENOENT, "its directory was removed meanwhile")
+        file, own = _draft(self._directory, self._name)
+        named, draft = own is not None, own or _draft_name(self._name)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(file)
+                if not named:
+                    link = f"/proc/self/fd/{file}"
+                    with contextlib.suppress(FileExistsError):
+                        os.link(link, self._name, dst_dir_fd=self._directory, follow_symlinks=True)
+                        return
+                    self._check_replaceable()
+                    os.link(link, draft, dst_dir_fd=self._directory, follow_symlinks=True)
+                    named = True
+            self._check_replaceable()
+            os.rename(draft, self._name, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+            named = False
         finally:
-            os.close(directory)
+            if named:
+                os.unlink(draft, dir_fd=self._directory)
+
+    def _check_replaceable(self) -> None:
+        try:
+            now = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
+        except FileNotFoundError:
+            return
+        ours = stat.S_ISREG(now.st_mode) and now.st_uid == os.geteuid()
+        if not ours and (now.st_dev, now.st_ino) != self._there:
+            raise FileExistsError(errno.EEXIST, f"{_type(now)} of uid {now.st_uid} appeared there meanwhile; it stays")
+
+    def _check_place(self) -> None:
+        # It was written where it was asked for; whether that is still found there is another matter.
+        held = os.fstat(self._directory)
+        try:
+            now, name = _walk(self.path)
+        except OSError:
+            same = False
+        else:
+            there = os.fstat(now)
+            same = (there.st_dev, there.st_ino, name) == (held.st_dev, held.st_ino, self._name)
+            os.close(now)
+        if not same:
+            where = Path(f"/proc/self/fd/{self._directory}").readlink()
+            raise OSError(errno.ESTALE, f"its directory was moved or replaced meanwhile; it is in {where}")
+
+    @contextlib.contextmanager
+    def _naming(self) -> Generator[None, None, None]:
+        try:
+            yield
+        except OSError as error:
+            raise UsageError(f"write {self.path}: {_lower(error.strerror or str(error))}") from error
+        except ValueError as error:
+            raise UsageError(f"write {self.path!s}: {error}") from error
 
 
 def save(path: Path, text: str) -> None:
-    """Replace the file at `path` by `text` and a newline in one step; a device or FIFO is written to.
+    """Write `text` to `path` where nothing ran in between; as `Output` does."""
+    with Output(path) as output:
+        output.save(text)
 
-    The new file has no name until it is complete (O_TMPFILE, open(2), Linux 3.11), so that a kill leaves none behind.
 
-    Raises:
-        UsageError: it cannot be written there.
+def _walk(path: Path) -> tuple[int, str]:
+    """Return the directory that holds the file at `path`, opened, and the file's name there.
+
+    A symbolic link is followed only where it is ours or root's: whoever made another one chose where it leads.
     """
-    data = (text.rstrip("\n") + "\n").encode("utf-8", "backslashreplace")
-    with _naming(path):
-        if _is_special(path):
-            path.write_bytes(data)
-            return
-        # The file that a symbolic link names is replaced, not the link.
-        target = Path(os.path.realpath(path))
-        directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            _replace(directory, target, data)
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    absolute = path.absolute()
+    names = deque(absolute.parts[1:])
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    directory = os.open("/", flags)
+    links = 0
+    try:
+        while names:
+            name = names.popleft()
+            try:
+                found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                if names:
+                    raise
+                return directory, name
+            if stat.S_ISLNK(found.st_mode):
+                if found.st_uid not in (0, os.geteuid()):
+                    raise PermissionError(errno.EPERM, f"{name} is a symbolic link of uid {found.st_uid}: not followed")
+                links += 1
+                if links > _MOST_LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                leads = os.readlink(name, dir_fd=directory)
+                if leads.startswith("/"):
+                    directory = _instead(directory, os.open("/", flags))
+                names.extendleft(reversed([part for part in leads.split("/") if part not in ("", ".")]))
+            elif names or name == "..":
+                directory = _instead(directory, os.open(name, flags, dir_fd=directory))
+            else:
+                return directory, name
+        raise IsADirectoryError(errno.EISDIR, "is a directory; name a file in it")
+    except (FileNotFoundError, NotADirectoryError) as error:
+        os.close(directory)
+        raise NotADirectoryError(errno.ENOTDIR, f"no directory {path.parent}; create it first") from error
+    except BaseException:
+        os.close(directory)
+        raise
+
+
+def _instead(old: int, new: int) -> int:
+    os.close(old)
+    return new
 
 
 def _draft(directory: int, name: str) -> tuple[int, str | None]:
@@ -75,42 +258,58 @@ def _draft(directory: int, name: str) -> tuple[int, str | None]:
 
 
 def _draft_name(name: str) -> str:
-    return f".{name[:200]}.{secrets.token_hex(4)}"
+    # A name has 255 bytes at most, and may be any bytes.
+    return os.fsdecode(b".%b.%b" % (os.fsencode(name)[:200], secrets.token_hex(4).encode()))
 
 
-def _replace(directory: int, target: Path, data: bytes) -> None:
-    file, own = _draft(directory, target.name)
-    named, draft = own is not None, own or _draft_name(target.name)
+def _write_to(special: int, data: bytes) -> None:
+    """Write to what is no plain file, never waiting for a reader for ever."""
     try:
-        with os.fdopen(file, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(file)
-            if not named:
-                link = f"/proc/self/fd/{file}"
-                with contextlib.suppress(FileExistsError):
-                    os.link(link, target.name, dst_dir_fd=directory, follow_symlinks=True)
-                    return
-                os.link(link, draft, dst_dir_fd=directory, follow_symlinks=True)
-                named = True
-        os.rename(draft, target.name, src_dir_fd=directory, dst_dir_fd=directory)
-        named = False
-    finally:
-        if named:
-            os.unlink(draft, dir_fd=directory)
-
-
-def _is_special(path: Path) -> bool:
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
-
-
-@contextlib.contextmanager
-def _naming(path: Path) -> Generator[None, None, None]:
-    try:
-        yield
+        flags = fcntl.fcntl(special, fcntl.F_GETFL)
+        stream = _open_held(special) if flags & os.O_PATH else os.dup(special)
     except OSError as error:
-        raise UsageError(f"write {path}: {(error.strerror or str(error)).lower()}") from error
+        if error.errno == errno.ENXIO:
+            raise OSError(errno.ENXIO, f"nobody has opened it for reading within {_PATIENCE} s") from error
+        raise
+    try:
+        ready = select.poll()
+        ready.register(stream, select.POLLOUT)
+        view = memoryview(data)
+        while view:
+            if not ready.poll(_PATIENCE * 1000):
+                raise OSError(errno.EAGAIN, f"nobody has read from it for {_PATIENCE} s")
+            # A pipe that is ready takes this much without waiting (pipe(7), PIPE_BUF).
+            view = view[os.write(stream, view[: select.PIPE_BUF]) :]
+    finally:
+        os.close(stream)
+
+
+def _open_held(special: int) -> int:
+    """Open what is held by an O_PATH descriptor; a FIFO that nobody reads yet is tried for a while."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return os.open(f"/proc/self/fd/{special}", flags)
+        except OSError as error:
+            # The kernel tells nobody that a reader has come.
+            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _type(found: os.stat_result) -> str:
+    names = {
+        stat.S_IFREG: "a file",
+        stat.S_IFDIR: "a directory",
+        stat.S_IFLNK: "a symbolic link",
+        stat.S_IFIFO: "a FIFO",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFBLK: "a block device",
+        stat.S_IFCHR: "a device",
+    }
+    return names.get(stat.S_IFMT(found.st_mode), "a file of unknown type")
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

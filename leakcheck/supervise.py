@@ -1,4 +1,4 @@
-"""Run the guarded command: its own stdio and signals untouched, its exit waited for, Ctrl-C understood."""
+"""Run the guarded command: its stdio its own, its exit waited for, signals passed on, Ctrl-C understood."""
 
 import contextlib
 import errno
@@ -7,14 +7,20 @@ import select
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
 
+from leakcheck.group import Group, suspend
+
 __all__ = ["GivenUp", "Interrupts", "TargetError", "in_background", "run", "why_not_run"]
 
 _T = TypeVar("_T")
+
+_GRACE = 5
+"""Seconds that a command has to end in once we were told to, and as many for what comes after it."""
 
 
 class TargetError(Exception):
@@ -28,73 +34,124 @@ class GivenUp(BaseException):
 class Interrupts:
     """What the user or a supervisor of ours wants to end, while it is entered.
 
-    A first SIGINT is only noted where the command is in our process group and got it from the terminal too. SIGTERM and
-    SIGHUP reach us alone, so they are passed on, and so is SIGINT to a command in an arena. A signal that was ignored
-    when we were started (nohup, ``&`` in sh) stays ignored.
+    The command is in a process group of its own, so what reaches us is passed on to that: SIGINT, SIGTERM, SIGHUP,
+    SIGQUIT, and SIGTSTP of the terminal. A signal that was ignored when we were started (nohup, ``&`` in sh) stays
+    ignored. A second SIGINT leaves at once; so that the others always end us, a command that has not ended some
+    seconds later is killed.
     """
 
     def __init__(self) -> None:
         self._seen = False
         self._asked = False
+        self._due: float | None = None
         self._waiting: list[int] = []
-        self._pidfd: int | None = None
-        self._pass_int = False
+        self._send: Callable[[int], None] | None = None
+        self._pass_stop = False
         self._before: dict[int, Any] = {}
+        self._wake = -1
+        self._woken = -1
+        self._wake_before = -1
 
     def __enter__(self) -> Self:
-        for number, handler in (
-            (signal.SIGINT, self._on_int),
-            (signal.SIGTERM, self._on_end),
-            (signal.SIGHUP, self._on_end),
-        ):
+        # The kernel may give a signal to a thread of the native core, which wakes no wait of this one: the number
+        # written here does.
+        self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_before = signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
+        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT), self._on_end)
+        for number, handler in {**handlers, signal.SIGINT: self._on_int, signal.SIGTSTP: self._on_stop}.items():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, handler)
         # An inherited "ignore" would make the kernel reap the command, and its exit status would be lost (wait(2),
-        # NOTES).
-        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-            self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        # NOTES). With a handler, a command that stops wakes us.
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wake_before)
+        os.close(self._wake)
+        os.close(self._woken)
 
     def seen(self) -> bool:
         """Whether somebody wants to end."""
         return self._seen
 
+    def note(self) -> None:
+        """Somebody has told the command itself to end, by the terminal that it had."""
+        self._seen = True
+
+    def overdue(self, seconds: float) -> bool:
+        """Whether we were told to end, other than by a first SIGINT, at least so many seconds ago."""
+        return self._due is not None and time.monotonic() >= self._due + seconds
+
     @contextlib.contextmanager
-    def reaching(self, pidfd: int, *, pass_int: bool = False) -> Generator[None, None, None]:
-        """Pass signals on to the process of `pidfd` meanwhile, also those that came before it was there."""
-        self._pidfd = pidfd
-        self._pass_int = pass_int
+    def reaching(self, send: Callable[[int], None], *, pass_stop: bool = False) -> Generator[None, None, None]:
+        """Pass signals on by `send` meanwhile, also those that came before; SIGTSTP where `pass_stop` says so."""
+        self._send, self._pass_stop = send, pass_stop
         try:
-            if pass_int and self._asked:
-                self._forward(signal.SIGINT)
             while self._waiting:
                 self._forward(self._waiting.pop(0))
             yield
         finally:
-            self._pidfd = None
+            self._send = None
+
+    def wait(self, pidfd: int, stopped: Callable[[], None] = lambda: None, *, after_int: bool = False) -> bool:
+        """Wait until the process of `pidfd` has ended; False if it does not even by SIGKILL, seconds after a signal.
+
+        `stopped` is called when a child may have been stopped; `after_int` lets a first SIGINT count as well.
+
+        Raises:
+            GivenUp: a second SIGINT came.
+        """
+        ready = select.poll()
+        ready.register(pidfd, select.POLLIN)
+        ready.register(self._wake, select.POLLIN)
+        killed = False
+        while True:
+            if after_int and self._asked:
+                self._due = self._due or time.monotonic()
+            found = dict(ready.poll(None if self._due is None else 100))
+            if pidfd in found:
+                return True
+            if self._wake in found:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake, 4096)
+                stopped()
+            if self.overdue(_GRACE) and not killed:
+                killed = True
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            if self.overdue(2 * _GRACE):
+                return False
 
     def _on_int(self, number: int, _frame: FrameType | None) -> None:
         if self._asked:
             raise GivenUp
         self._asked = self._seen = True
-        if self._pass_int:
-            self._forward(number)
+        self._pass(number)
 
     def _on_end(self, number: int, _frame: FrameType | None) -> None:
         self._seen = True
-        if self._pidfd is None:
+        self._due = self._due or time.monotonic()
+        self._pass(number)
+
+    def _on_stop(self, number: int, _frame: FrameType | None) -> None:
+        if self._send is None or not self._pass_stop:
+            suspend(number, os.getpid())
+        else:
+            self._forward(number)
+
+    def _pass(self, number: int) -> None:
+        if self._send is None:
             self._waiting.append(number)
         else:
             self._forward(number)
 
     def _forward(self, number: int) -> None:
-        if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, number)
+        if self._send is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                self._send(number)
 
 
 def run(
@@ -105,7 +162,7 @@ def run(
     stdout: int | None = None,
     stdin: int | None = None,
 ) -> int:
-    """Run `argv` with our stdio, or the given descriptors, in our process group until it ends.
+    """Run `argv` with our stdio, or the given descriptors, in a process group of its own until it ends.
 
     Returns its exit code, or -N when signal N killed it. Descriptors that we inherited are inherited in turn, as by
     any wrapper.
@@ -114,23 +171,34 @@ def run(
         TargetError: there is no such command or it cannot be executed.
         GivenUp: a second SIGINT came.
     """
-    try:
-        process = subprocess.Popen(argv, env=env, close_fds=False, stdin=stdin, stdout=stdout)
-    except OSError as error:
-        raise TargetError(f"run {argv[0]}: {why_not_run(argv[0], error)}") from error
-    pidfd = os.pidfd_open(process.pid)
-    try:
-        with interrupts.reaching(pidfd):
-            ended = select.poll()
-            ended.register(pidfd, select.POLLIN)
-            ended.poll()
-            return process.wait()
-    finally:
-        os.close(pidfd)
+    with Group() as group:
+        try:
+            process = subprocess.Popen(
+                argv, env=env, close_fds=False, stdin=stdin, stdout=stdout, process_group=group.id
+            )
+        except OSError as error:
+            raise TargetError(f"run {argv[0]}: {why_not_run(argv[0], error)}") from error
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            group.joined(process.pid)
+            with interrupts.reaching(group.send, pass_stop=True):
+                if not interrupts.wait(pidfd, lambda: group.stopped(process.pid)):
+                    raise GivenUp
+                code = process.wait()
+        finally:
+            os.close(pidfd)
+        if code == -signal.SIGINT and group.had_terminal:
+            interrupts.note()
+        return code
 
 
-def in_background(work: Callable[[], _T]) -> _T:
-    """Return what `work` returns, run in another thread: signal handlers need the main thread to be in Python."""
+def in_background(work: Callable[[], _T], interrupts: Interrupts, patience: float = 0) -> _T:
+    """Return what `work` returns, run in another thread: signal handlers need the main thread to be in Python.
+
+    Raises:
+        GivenUp: a second SIGINT came, or we were told to end and `work` goes on `patience` seconds after the time that
+            a command has to end.
+    """
     outcome: list[_T] = []
     failure: list[BaseException] = []
 
@@ -145,6 +213,8 @@ def in_background(work: Callable[[], _T]) -> _T:
     # Now and then back in Python: the kernel may give the signal to another thread, and that does not wake this one.
     while thread.is_alive():
         thread.join(0.2)
+        if interrupts.overdue(2 * _GRACE + patience):
+            raise GivenUp
     if failure:
         raise failure[0]
     return outcome[0]

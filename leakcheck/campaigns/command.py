@@ -1,5 +1,6 @@
 """What ``leakcheck leaks`` and ``stress`` do: run the campaign with progress on stderr, print and save its result."""
 
+import contextlib
 import sys
 import time
 from collections import Counter
@@ -15,13 +16,16 @@ from leakcheck.campaigns.result import Campaign, Record
 from leakcheck.campaigns.stages import Stop, StoppedError
 from leakcheck.campaigns.stress import StressOptions, stress
 from leakcheck.campaigns.trial import Trial
-from leakcheck.save import check_writable, save
+from leakcheck.deliver import deliver, output_to, say
+from leakcheck.render import printable
 from leakcheck.supervise import Interrupts, in_background
 from leakcheck.targets import Target
 
 __all__ = ["run_leaks", "run_stress"]
 
 _INTERRUPTED = 130
+_PATIENCE = 50
+"""Seconds more than a command's that the trials which run have to end in once we were told to."""
 _EXIT = {"clean": 0, "leaked": 1, "unknown": 3}
 
 
@@ -63,28 +67,21 @@ def _of_record(progress: "_Progress") -> Callable[[Record, int], None]:
 
 
 def _run(run: Callable[[Stop], Campaign], progress: "_Progress", output: Path | None, *, as_json: bool) -> int:
-    if output is not None:
-        check_writable(output)
-    with Interrupts() as interrupts:
+    with output_to(output) as place, Interrupts() as interrupts:
         try:
-            result = in_background(lambda: run(interrupts.seen))
+            result = in_background(lambda: run(interrupts.seen), interrupts, _PATIENCE)
         except StoppedError as stopped:
             progress.end()
             arena.shutdown()
-            print(f"leakcheck: {stopped}, so there is no result", file=sys.stderr, flush=True)
+            say(f"{stopped}, so there is no result")
             return _INTERRUPTED
         finally:
             progress.end()
         arena.shutdown()
-        if output is not None:
-            save(output, result.to_json())
-        if not as_json:
-            print_campaign(result, Console(stderr=True))
-        if as_json:
-            print(result.to_json(), flush=True)
-        if interrupts.seen():
-            return _INTERRUPTED
-        return 1 if result.campaign == "stress" and result.failed else _EXIT[result.verdict]
+        code = 1 if result.campaign == "stress" and result.failed else _EXIT[result.verdict]
+        show = None if as_json else lambda: print_campaign(result, Console(stderr=True))
+        code = deliver(code, result.to_json(), place, show)
+        return _INTERRUPTED if interrupts.seen() else code
 
 
 class _Progress:
@@ -125,7 +122,7 @@ class _Progress:
     def _write(self, text: str) -> None:
         begin, end = ("\r\x1b[2K", "") if self._terminal else ("", "\n")
         try:
-            print(f"{begin}leakcheck: {self._name}: {text}", end=end, file=sys.stderr, flush=True)
+            print(f"{begin}leakcheck: {printable(f'{self._name}: {text}')}", end=end, file=sys.stderr, flush=True)
         except BrokenPipeError:
             # Somebody has read enough.
             raise
@@ -135,7 +132,8 @@ class _Progress:
 
     def end(self) -> None:
         if self._terminal:
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from leakcheck._native import read_input
 from leakcheck.errors import UsageError
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Verdict
 
@@ -178,12 +179,13 @@ def read_adapter(path: Path) -> Adapter:
     Raises:
         UsageError: it cannot be read, is no TOML, or a field is unknown, missing or wrong; says which and what to do.
     """
+    text = read_input("adapter", path, most=1 << 20)
     try:
-        adapter = msgspec.toml.decode(path.read_bytes(), type=Adapter)
-    except OSError as error:
-        raise UsageError(f"read adapter {path}: {(error.strerror or str(error)).lower()}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        adapter = msgspec.toml.decode(text, type=Adapter)
+    except (msgspec.DecodeError, ValueError) as error:
         raise UsageError(f"adapter {path}: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"adapter {path}: is nested too deeply") from error
     check(adapter, path)
     return adapter
 
@@ -192,11 +194,11 @@ def load_json(path: Path, file: File) -> Any:
     """Return the JSON template of `file`, which lies beside the adapter at `path`; raise `UsageError`."""
     template = path.parent / (file.json or "")
     try:
-        return json.loads(template.read_bytes())
-    except OSError as error:
-        raise UsageError(
-            f"adapter {path}: files: json: read {template}: {(error.strerror or str(error)).lower()}"
-        ) from error
+        return json.loads(read_input("template", template, most=1 << 20))
+    except UsageError as error:
+        raise UsageError(f"adapter {path}: files: json: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"adapter {path}: files: json: {template} is nested too deeply") from error
     except ValueError as error:
         raise UsageError(f"adapter {path}: files: json: {template} is no JSON: {error}") from error
 

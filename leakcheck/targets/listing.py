@@ -7,6 +7,7 @@ import msgspec
 from rich.console import Console
 
 from leakcheck.conformance import tried
+from leakcheck.deliver import print_json
 from leakcheck.render import line
 from leakcheck.supervise import TargetError
 from leakcheck.targets.registry import builtin
@@ -38,7 +39,7 @@ def targets(*, as_json: bool) -> int:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         entries = list(pool.map(_entry, builtin()))
     if as_json:
-        print(msgspec.json.encode(_Listing("leakcheck.targets/1", entries)).decode())
+        print_json(msgspec.json.encode(_Listing("leakcheck.targets/1", entries)).decode())
     else:
         _print(entries, Console())
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from leakcheck import UsageError
-from leakcheck.save import check_writable, save
+from leakcheck.save import Output, save
 
 
 def names(directory: Path) -> list[str]:
@@ -91,13 +91,13 @@ def test_a_fifo_is_written_to_and_stays_one(tmp_path: Path) -> None:
 def test_a_bad_place_is_told_before_anything_is_run(tmp_path: Path, where: str, why: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=why):
-        check_writable(tmp_path / where)
+        Output(tmp_path / where)
     assert names(tmp_path) == ["file"]
 
 
 def test_a_directory_that_takes_no_new_files_is_told_before_anything_is_run() -> None:
     with pytest.raises(UsageError, match=r"write /proc/x: cannot make a file in /proc"):
-        check_writable(Path("/proc/x"))
+        Output(Path("/proc/x"))
 
 
 @pytest.mark.parametrize("unnamed", [True, False])
@@ -106,5 +106,5 @@ def test_looking_whether_a_place_is_writable_leaves_no_file(
 ) -> None:
     if not unnamed:
         monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # what NFS makes of it: EISDIR
-    check_writable(tmp_path / "out.json")
+    Output(tmp_path / "out.json").close()
     assert names(tmp_path) == []

@@ -41,7 +41,7 @@ use crate::watch::{self, Watch};
 use adrift::Adrift;
 use coverage::{Reach, coverage, only_comparable, unlisted_queues};
 use live::{Live, LiveWorld};
-use residue::{Found, finish, gauges, residue};
+use residue::{Found, finish, gauges, replacing, residue};
 
 /// Environment variable that marks the processes of a run.
 pub const TOKEN_NAME: &str = "LEAKCHECK_RUN";
@@ -79,6 +79,7 @@ pub struct Guard {
     token: String,
     baseline: Snapshot,
     reach: Reach,
+    baseline_ns: i64,
     began: Instant,
     report: Option<Report>,
 }
@@ -118,6 +119,7 @@ impl Guard {
             Scope::Host | Scope::Cgroup(_) | Scope::Arena => None,
         };
         options.observe.hidden_fds.extend(tree.iter().flat_map(Watch::own_fds));
+        let baseline_ns = observe::file_clock_ns();
         let baseline = observe::snapshot(&options.observe)?;
         if let Some(tree) = &tree {
             tree.adopt(&baseline.processes.iter().map(|p| p.pid).collect::<Vec<_>>());
@@ -129,7 +131,8 @@ impl Guard {
         let reach = Reach::of_own_runs(&baseline);
         options.observe.hidden_fds.extend(reach.own_fd());
         let token = random_token();
-        Ok(Guard { options, asked, watch, tree, token, baseline, reach, began: Instant::now(), report: None })
+        let (began, report) = (Instant::now(), None);
+        Ok(Guard { options, asked, watch, tree, token, baseline, baseline_ns, reach, began, report })
     }
 
     /// Name and value of the environment variable that the run's processes should have.
@@ -187,7 +190,9 @@ impl Guard {
     fn judge(&self) -> Result<Report> {
         let arena = self.options.observe.arena.as_deref();
         let live = Live { watch: self.watch.as_ref(), tree: self.tree.as_ref(), token: Some(&self.token), arena };
-        judge(&self.baseline, &self.options, self.asked, &live, &self.reach)
+        let mut report = judge(&self.baseline, &self.options, self.asked, &live, &self.reach)?;
+        report.baseline_ns = self.baseline_ns;
+        Ok(report)
     }
 }
 
@@ -260,13 +265,14 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
     }
     let mut report = Report::empty(after.boot_id.clone(), coverage);
     report.scope.clone_from(&after.scope);
+    report.baseline_ns = before.taken_ns;
     report.unreadable.clone_from(&after.unreadable);
     for resource in all.vanished {
         let label = detail::evidence(&resource, before).label;
         report.vanished.push(Vanished { kind: resource.kind(), label, key: resource.key() });
     }
     let found = residue.found.into_iter().map(|(resource, by)| Found::new(resource, by, after, &attributor)).collect();
-    finish(&mut report, found, rules, false);
+    finish(&mut report, replacing(found, before), rules, false);
     gauges(before, after, &mut report);
     Ok(report)
 }
@@ -311,6 +317,7 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
     }
     let mut report = Report::empty(last.look.boot_id.clone(), coverage);
     report.scope.clone_from(&last.look.scope);
+    report.baseline_ns = baseline.taken_ns;
     report.unreadable.clone_from(&last.look.unreadable);
     report.noise = last.noise;
     report.others = others::who(&last.strange, baseline, &last.look, live);
@@ -330,7 +337,8 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
             gone_after_ms: ms(after),
         });
     }
-    finish(&mut report, residue.into_values().collect(), &options.rules, options.attributed_only);
+    let found = replacing(residue.into_values().collect(), baseline);
+    finish(&mut report, found, &options.rules, options.attributed_only);
     gauges(baseline, &last.look, &mut report);
     Ok(report)
 }

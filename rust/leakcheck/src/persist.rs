@@ -1,13 +1,108 @@
 //! Snapshots and reports on disk. A file is whole or absent: written beside, synced, renamed.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::snapshot::Snapshot;
+
+/// Bytes of a saved snapshot or report; a machine of a million files has a snapshot of half of that.
+pub const LARGEST: u64 = 512 << 20;
+/// How long a FIFO may wait for its writer.
+const WRITER: Duration = Duration::from_secs(2);
+/// How long a pipe may take to give a whole input.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Reads a text that a user names: a regular file or a pipe, at most `most` bytes, and never waiting for ever. With `own` nobody
+/// but root and the caller may have written it.
+///
+/// # Errors
+/// Why it cannot be used, in words.
+pub fn read_input(path: &Path, most: u64, own: bool) -> std::result::Result<String, String> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let mut file = File::options().read(true).custom_flags(flags).open(path).map_err(|e| in_words(&e))?;
+    let meta = file.metadata().map_err(|e| in_words(&e))?;
+    let kind = meta.file_type();
+    if kind.is_dir() {
+        return Err("is a directory".to_owned());
+    }
+    if !kind.is_file() && !kind.is_fifo() {
+        return Err("is no file, but a device or a socket".to_owned());
+    }
+    if let Some(why) = stranger(&meta).filter(|_| own) {
+        return Err(why);
+    }
+    let too_large = || format!("is larger than {} MiB", most >> 20);
+    if meta.len() > most {
+        return Err(too_large());
+    }
+    let deadline = Instant::now() + PATIENCE;
+    let mut bytes = Vec::new();
+    let mut buffer = vec![0; 64 << 10];
+    let mut awaited = false;
+    loop {
+        match file.read(&mut buffer) {
+            // A FIFO that nobody has opened for writing yet looks like one that was closed, but hangs up only then (pipe(7)).
+            Ok(0) if kind.is_fifo() && bytes.is_empty() && !awaited => {
+                awaited = true;
+                if !wait_for(&file, Instant::now() + WRITER)? {
+                    return Err(format!("nobody has opened it for writing within {} s", WRITER.as_secs()));
+                }
+            }
+            Ok(0) => break,
+            Ok(read) if bytes.len() as u64 + read as u64 > most => return Err(too_large()),
+            Ok(read) => {
+                bytes.try_reserve(read).map_err(|_| "is larger than memory allows".to_owned())?;
+                bytes.extend_from_slice(&buffer[..read]);
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
+                wait_for(&file, deadline)?;
+            }
+            Err(e) => return Err(in_words(&e)),
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("has no end within {} s", PATIENCE.as_secs()));
+        }
+    }
+    String::from_utf8(bytes).map_err(|e| format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
+}
+
+/// Who else could have written what is read, in words.
+fn stranger(meta: &fs::Metadata) -> Option<String> {
+    if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {
+        return Some(format!("belongs to uid {}, who could choose what is removed", meta.uid()));
+    }
+    let open = meta.is_file() && meta.mode() & 0o002 != 0;
+    open.then(|| "anybody can write it, and could choose what is removed".to_owned())
+}
+
+/// Whether there is something to read, or an end, before the deadline.
+fn wait_for(file: &File, deadline: Instant) -> std::result::Result<bool, String> {
+    let rest = deadline.saturating_duration_since(Instant::now());
+    let timeout = Timespec { tv_sec: rest.as_secs().cast_signed(), tv_nsec: rest.subsec_nanos().into() };
+    match poll(&mut [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN)], Some(&timeout)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(rustix::io::Errno::INTR) => Ok(true),
+        Err(e) => Err(in_words(&e.into())),
+    }
+}
+
+/// The kernel's answer without its number.
+fn in_words(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    let mut letters = text.chars();
+    letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect())
+}
 
 #[derive(Deserialize)]
 struct Header {
@@ -47,7 +142,8 @@ impl Snapshot {
     /// # Errors
     /// [`Error::Saved`] as in [`Snapshot::from_json`], and when the file cannot be read.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).map_err(|e| Error::saved(path, format!("cannot be read: {e}")))?;
+        let text =
+            read_input(path, LARGEST, false).map_err(|why| Error::saved(path, format!("cannot be read: {why}")))?;
         Snapshot::from_json(&text, path)
     }
 }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::judge::attribute::Attribution;
 use crate::judge::class::Class;
-use crate::judge::report::{Leak, Report};
+use crate::judge::report::{Leak, REPLACES, Report};
 use crate::kind::Kind;
 use crate::observe;
 use crate::persist;
@@ -194,7 +194,7 @@ pub fn reap(report: &Report, apply: bool) -> Result<Vec<Action>> {
     }
     tasks.sort_by(|(_, a), (_, b)| rank(a).cmp(&rank(b)));
     let (leaks, resources): (Vec<&Leak>, Vec<Resource>) = tasks.into_iter().unzip();
-    let outcomes = Reaper::new(&resources, apply).run()?;
+    let outcomes = Reaper::new(&resources, apply, report.baseline_ns).run()?;
     let all = leaks.into_iter().zip(outcomes).chain(left);
     Ok(all.map(|(leak, outcome)| action(leak, outcome)).collect())
 }
@@ -230,6 +230,9 @@ fn record(leak: &Leak) -> std::result::Result<Resource, String> {
     }
     if leak.attribution == Attribution::Scope && matches!(leak.kind, Kind::File | Kind::Lockfile) {
         return Err("a scope does not tell who made a file: it may be somebody else's".to_owned());
+    }
+    if leak.evidence.contains_key(REPLACES) {
+        return Err("its name was there before the run, with something else behind it".to_owned());
     }
     let Some(value) = leak.evidence.get("resource") else {
         return Err("the report holds no record of it".to_owned());
@@ -317,12 +320,12 @@ struct Reaper<'a> {
 }
 
 impl<'a> Reaper<'a> {
-    fn new(resources: &'a [Resource], apply: bool) -> Self {
+    fn new(resources: &'a [Resource], apply: bool, baseline_ns: i64) -> Self {
         Reaper {
             resources,
             apply,
             processes: process::Processes::new(apply),
-            files: file::Files::new(apply),
+            files: file::Files::new(apply, baseline_ns),
             now: None,
         }
     }

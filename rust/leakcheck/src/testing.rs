@@ -33,6 +33,7 @@ use crate::judge::report::{Leak, Report};
 use crate::judge::settle::Policy;
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
+use crate::text::harmless;
 
 /// Guarded tests of one process, one after the other.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -248,7 +249,7 @@ pub fn describe(report: &Report) -> String {
     if report.verdict == Verdict::Unknown {
         text.push_str("\n  run as root, ask for fewer kinds, or allow it with allow_unknown(reason)");
     }
-    text
+    harmless(&text).into_owned()
 }
 
 fn line(text: &mut String, leak: &Leak) {

@@ -1,5 +1,7 @@
 //! Hostile bytes that can be shown, logged and stored without harm and without loss.
 
+mod runner;
+
 use std::borrow::Borrow;
 use std::ffi::OsStr;
 use std::fmt::{self, Write};
@@ -7,6 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use runner::harmless;
 
 /// Bytes that somebody else chose: a path, a comm, an argv, a key's description.
 ///

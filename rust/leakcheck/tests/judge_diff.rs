@@ -118,3 +118,39 @@ fn a_process_that_refuses_to_be_read_makes_unknown_only_when_it_may_be_the_runs(
         assert_eq!(report.coverage.0[&kind].level, level, "{kind}");
     }
 }
+
+#[test]
+fn a_new_link_to_an_old_file_is_the_name_that_the_baseline_lacked_wherever_it_sorts() {
+    let linked = |names: &[&str]| {
+        let several = |n: usize, name: &&str| File { link: n as u32, ..file(name, 3) };
+        with(host(), names.iter().enumerate().map(|(n, name)| several(n, name).into()))
+    };
+    let names = |found: &[Resource]| -> Vec<String> {
+        found.iter().map(|r| if let Resource::File(f) = r { f.path.to_string() } else { String::new() }).collect()
+    };
+    let before = linked(&["/t/m"]);
+    for (after, new) in [
+        (&["/t/a", "/t/m"][..], &["/t/a"][..]),
+        (&["/t/m", "/t/z"], &["/t/z"]),
+        (&["/t/a", "/t/m", "/t/z"], &["/t/a", "/t/z"]),
+        // Renamed.
+        (&["/t/b"], &[]),
+        (&["/t/b", "/t/c"], &["/t/c"]),
+    ] {
+        let after = linked(after);
+        assert_eq!(names(&diff(&before, &after).unwrap().appeared), new);
+        assert_eq!(names(&diff(&after, &before).unwrap().vanished), new);
+        let keys = |s: &Snapshot| diff(&before, s).unwrap().appeared.iter().map(Resource::key).collect::<Vec<_>>();
+        assert_eq!(keys(&after), keys(&after.clone()));
+    }
+}
+
+#[test]
+fn a_report_says_what_has_a_name_that_something_else_had_before() {
+    let before = with(host(), [file("/t/old", 3).into()]);
+    let after = with(host(), [file("/t/old", 4).into(), file("/t/new", 5).into()]);
+    let report = compare(&before, &after, &Rules::default()).unwrap();
+    let replaces: Vec<_> =
+        report.leaks.iter().map(|l| (l.label.as_str(), l.evidence.contains_key("replaces"))).collect();
+    assert_eq!(replaces, [("file /t/old", true), ("file /t/new", false)]);
+}

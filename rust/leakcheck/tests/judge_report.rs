@@ -60,6 +60,7 @@ fn the_fields_of_a_report_keep_their_names() {
         "allowed": [and(json!({"reason": "r"}))],
         "unused_rules": [{"kind": "file", "reason": "r"}],
         "noise": 3,
+        "baseline_ns": 0,
         "vanished": [named],
         "coverage": {"process": {"level": "full", "reason": ""}, "mount": {"level": "partial", "reason": "why"}},
         "unreadable": [],

@@ -166,6 +166,48 @@ fn a_file_that_is_another_one_by_now_stays() {
 }
 
 #[test]
+fn a_file_that_was_there_before_the_run_is_never_removed_but_a_new_name_of_it_is() {
+    let _alone = alone();
+    let (place, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let at = |name: &str| place.path().join(name);
+    for old in ["moved", "dir/inner", "twin", "lock"] {
+        fs::create_dir_all(elsewhere.path().join(old).parent().unwrap()).unwrap();
+        fs::write(elsewhere.path().join(old), "4194304\n").unwrap();
+    }
+    fs::write(at("mmm"), "old").unwrap();
+    fs::write(at("replaced"), "old").unwrap();
+    // The clock that births are compared with ticks.
+    let born = fs::metadata(elsewhere.path().join("lock")).unwrap().created().unwrap();
+    let born = born.duration_since(std::time::UNIX_EPOCH).unwrap();
+    until("the file clock ticks", || {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+        std::time::Duration::new(now.tv_sec as u64, now.tv_nsec as u32) > born
+    });
+    let mut run = Run::begin("file,lockfile", &[place.path()], &[at("lock")]);
+    fs::hard_link(at("mmm"), at("aaa")).unwrap();
+    for moved in ["moved", "dir", "lock"] {
+        fs::rename(elsewhere.path().join(moved), at(moved)).unwrap();
+    }
+    fs::hard_link(elsewhere.path().join("twin"), at("twin")).unwrap();
+    fs::write(at("fresh"), "new").unwrap();
+    fs::write(at("other"), "new").unwrap();
+    fs::rename(at("other"), at("replaced")).unwrap();
+    let report = run.end_attributed();
+    assert!(!report.leaks.iter().any(|l| l.label.contains("mmm")), "{:?}", report.leaks);
+    let mut unsaid = report.clone();
+    unsaid.baseline_ns = 0;
+    let refused = reap(&unsaid, true).unwrap();
+    assert!(refused.iter().all(|a| a.status != Status::Done), "{refused:?}");
+    let actions = reap(&report, true).unwrap();
+    let done: Vec<_> = actions.iter().filter(|a| a.status == Status::Done).map(|a| a.label.as_str()).collect();
+    assert!(done.iter().all(|l| ["aaa", "twin", "fresh"].iter().any(|n| l.contains(n))), "{actions:?}");
+    assert_eq!(done.len(), 3, "{actions:?}");
+    assert_eq!(entries(place.path()), ["dir", "lock", "mmm", "moved", "replaced"]);
+    assert!(at("dir/inner").exists() && elsewhere.path().join("twin").exists());
+    assert!(actions.iter().filter(|a| a.status != Status::Done).all(|a| !a.why.is_empty()), "{actions:?}");
+}
+
+#[test]
 fn what_nothing_attributes_to_the_run_stays_and_so_does_the_directory_that_holds_it() {
     let _alone = alone();
     let place = tempfile::tempdir().unwrap();

@@ -31,6 +31,19 @@ fn to_py(error: Error) -> PyErr {
     if error.is_usage() { UsageError::new_err(message) } else { NativeError::new_err(message) }
 }
 
+/// Runs the core without the GIL. A panic there is a defect, and becomes an error like any other: not pyo3's `PanicException`,
+/// which no `except Exception` catches.
+fn safely<T: Send>(py: Python<'_>, run: impl FnOnce() -> leakcheck::Result<T> + Send) -> PyResult<T> {
+    match py.detach(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))) {
+        Ok(result) => result.map_err(to_py),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let what = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            Err(NativeError::new_err(format!("internal error in the native core: {what}")))
+        }
+    }
+}
+
 fn options(
     scope: &str,
     kinds: Option<&str>,
@@ -157,11 +170,11 @@ impl Snapshot {
     }
 
     fn to_json(&self, py: Python<'_>) -> PyResult<String> {
-        py.detach(|| self.0.to_json()).map_err(to_py)
+        safely(py, || self.0.to_json())
     }
 
     fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
-        py.detach(|| self.0.save(&path)).map_err(to_py)
+        safely(py, || self.0.save(&path))
     }
 
     #[staticmethod]
@@ -171,7 +184,7 @@ impl Snapshot {
 
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        py.detach(|| leakcheck::Snapshot::load(&path)).map(Snapshot).map_err(to_py)
+        safely(py, || leakcheck::Snapshot::load(&path)).map(Snapshot)
     }
 }
 
@@ -180,9 +193,15 @@ impl Snapshot {
 struct Guard(Mutex<Option<guard::Guard>>);
 
 impl Guard {
-    fn with<T: Send>(&self, py: Python<'_>, f: impl FnOnce(&mut guard::Guard) -> T + Send) -> PyResult<T> {
-        py.detach(|| self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(f))
-            .ok_or_else(|| UsageError::new_err("this guard was abandoned: begin another one"))
+    fn with<T: Send>(
+        &self,
+        py: Python<'_>,
+        f: impl FnOnce(&mut guard::Guard) -> leakcheck::Result<T> + Send,
+    ) -> PyResult<T> {
+        safely(py, || match self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+            Some(guard) => f(guard),
+            None => Err(Error::Usage("this guard was abandoned: begin another one".to_owned())),
+        })
     }
 }
 
@@ -210,27 +229,30 @@ impl Guard {
             policy: Policy::new(Duration::from_millis(settle_ms)),
             attributed_only,
         };
-        py.detach(|| guard::Guard::begin(options)).map(|g| Guard(Mutex::new(Some(g)))).map_err(to_py)
+        safely(py, || guard::Guard::begin(options)).map(|g| Guard(Mutex::new(Some(g))))
     }
 
     #[getter]
     fn token(&self, py: Python<'_>) -> PyResult<(String, String)> {
-        self.with(py, |run| (run.token().0.to_owned(), run.token().1.to_owned()))
+        self.with(py, |run| Ok((run.token().0.to_owned(), run.token().1.to_owned())))
     }
 
     fn allow(&self, py: Python<'_>, text: &str) -> PyResult<()> {
         let more = rules(Some(text))?;
-        self.with(py, |run| run.allow(more))
+        self.with(py, |run| {
+            run.allow(more);
+            Ok(())
+        })
     }
 
     #[pyo3(signature = (argv=None, exit=None))]
     fn end(&self, py: Python<'_>, argv: Option<Vec<String>>, exit: Option<i32>) -> PyResult<String> {
         let command = argv.map(|argv| Command { argv, exit });
-        json(&self.with(py, |run| run.end(command))?.map_err(to_py)?)
+        json(&self.with(py, |run| run.end(command))?)
     }
 
     fn recovered(&self, py: Python<'_>) -> PyResult<String> {
-        json(&self.with(py, guard::Guard::recovered)?.map_err(to_py)?)
+        json(&self.with(py, guard::Guard::recovered)?)
     }
 
     fn abandon(&self, py: Python<'_>) {
@@ -253,14 +275,14 @@ fn snapshot(
     arena: Option<&ArenaView>,
 ) -> PyResult<Snapshot> {
     let options = options(scope, kinds, roots, lock_files, threads, include_self, arena)?;
-    py.detach(|| observe::snapshot(&options)).map(Snapshot).map_err(to_py)
+    safely(py, || observe::snapshot(&options)).map(Snapshot)
 }
 
 #[pyfunction]
 #[pyo3(signature = (before, after, *, allow=None))]
 fn diff(py: Python<'_>, before: &Snapshot, after: &Snapshot, allow: Option<&str>) -> PyResult<String> {
     let rules = rules(allow)?;
-    json(&py.detach(|| guard::compare(&before.0, &after.0, &rules)).map_err(to_py)?)
+    json(&safely(py, || guard::compare(&before.0, &after.0, &rules))?)
 }
 
 #[pyfunction]
@@ -278,7 +300,19 @@ fn settle(
         policy: Policy::new(Duration::from_millis(settle_ms)),
         attributed_only: false,
     };
-    json(&py.detach(|| guard::verify_none(&before.0, &options)).map_err(to_py)?)
+    json(&safely(py, || guard::verify_none(&before.0, &options))?)
+}
+
+#[pyfunction]
+#[pyo3(signature = (what, path, *, most=leakcheck::persist::LARGEST, own=false))]
+fn read_input(py: Python<'_>, what: &str, path: PathBuf, most: u64, own: bool) -> PyResult<String> {
+    let read = || leakcheck::persist::read_input(&path, most, own);
+    py.detach(read).map_err(|why| UsageError::new_err(format!("read {what} {}: {why}", path.display())))
+}
+
+#[pyfunction]
+fn harmless(text: &str) -> std::borrow::Cow<'_, str> {
+    leakcheck::text::harmless(text)
 }
 
 #[pyfunction]
@@ -302,14 +336,14 @@ fn path_class(py: Python<'_>, path: PathBuf) -> &'static str {
 #[pyo3(signature = (*, scope="host", kinds=None, roots=None))]
 fn doctor(py: Python<'_>, scope: &str, kinds: Option<&str>, roots: Option<Vec<PathBuf>>) -> PyResult<String> {
     let options = options(scope, kinds, roots, Vec::new(), 0, false, None)?;
-    json(&py.detach(|| leakcheck::doctor::doctor(&options)).map_err(to_py)?)
+    json(&safely(py, || leakcheck::doctor::doctor(&options))?)
 }
 
 #[pyfunction]
 #[pyo3(signature = (report, path, *, apply=false))]
 fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<String> {
     let reap = || leakcheck::reap::reap(&leakcheck::reap::load(report, &path)?, apply);
-    json(&py.detach(reap).map_err(to_py)?)
+    json(&safely(py, reap)?)
 }
 
 /// Native core of leakcheck: observe and judge.
@@ -317,13 +351,17 @@ fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<St
 mod _native {
     #[pymodule_export]
     use super::{
-        ArenaView, Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, path_class, reap, settle,
-        snapshot,
+        ArenaView, Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, harmless, path_class,
+        read_input, reap, settle, snapshot,
     };
     use pyo3::prelude::*;
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        // A panic is told as an error, once and in one line.
+        if std::env::var_os("LEAKCHECK_DEBUG").is_none() {
+            std::panic::set_hook(Box::new(|_| ()));
+        }
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("KINDS", pyo3::types::PyTuple::new(m.py(), leakcheck::Kind::ALL.map(leakcheck::Kind::as_str))?)?;
         m.add("DEFAULT_ROOTS", pyo3::types::PyTuple::new(m.py(), leakcheck::observe::DEFAULT_ROOTS)?)

@@ -8,11 +8,12 @@ use super::others;
 use crate::judge::allow::Rules;
 use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
 use crate::judge::class::{Class, classify};
+use crate::judge::report::REPLACES;
 use crate::judge::report::{Allowed, Leak, Report, UnusedRule};
 use crate::judge::verdict::Verdict;
 use crate::kind::Kind;
 use crate::observe::detail;
-use crate::resource::{Mount, Net, NetClass, NsHolder, Resource};
+use crate::resource::{IpcClass, Mount, Net, NetClass, NsHolder, Resource};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
 use crate::text::Text;
@@ -84,6 +85,26 @@ impl Found {
         let evidence = detail::evidence(&resource, look);
         Found { key: resource.key(), resource, by, class, label: evidence.label, facts: evidence.facts }
     }
+}
+
+/// Marks what has a name that something else had at the baseline: the name is not the run's, so nothing may remove it.
+pub(super) fn replacing(mut found: Vec<Found>, baseline: &Snapshot) -> Vec<Found> {
+    let name = |r: &Resource| match r {
+        Resource::File(f) if f.mapped_by.is_none() => Some(f.path.clone()),
+        Resource::Lockfile(f) => Some(f.path.clone()),
+        Resource::Ipc(i) if i.class == IpcClass::PosixShm => Some(i.name.clone()),
+        _ => None,
+    };
+    let names: HashSet<Text> = found.iter().filter_map(|f| name(&f.resource)).collect();
+    let shm = baseline.ipc.iter().filter(|i| i.class == IpcClass::PosixShm).map(|i| &i.name);
+    let before = baseline.files.iter().map(|f| &f.path).chain(baseline.lock_files.iter().map(|f| &f.path)).chain(shm);
+    let before: HashSet<&Text> = before.filter(|path| names.contains(*path)).collect();
+    for one in &mut found {
+        if name(&one.resource).is_some_and(|path| before.contains(&path)) {
+            one.facts.insert(REPLACES.to_owned(), Value::Bool(true));
+        }
+    }
+    found
 }
 
 pub(super) struct Residue {

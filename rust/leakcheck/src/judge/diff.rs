@@ -1,6 +1,8 @@
 //! The pure comparison of two snapshots.
 
+use std::borrow::Cow;
 use std::cmp::Ordering;
+use std::collections::{HashMap, HashSet};
 
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
@@ -55,12 +57,19 @@ pub fn diff(before: &Snapshot, after: &Snapshot) -> Result<Diff> {
     let mut out = Diff::default();
     macro_rules! merge {
         ($field:ident, $type:ident, $variant:ident) => {
-            if kinds.contains(<$type as Identified>::KIND) {
+            if <$type as Identified>::KIND != Kind::File && kinds.contains(<$type as Identified>::KIND) {
                 merge_sorted(&before.$field, &after.$field, &mut out);
             }
         };
     }
     each_kind!(merge);
+    if kinds.contains(Kind::File) {
+        let [old, new] = links_alike(&before.files, &after.files);
+        merge_sorted(&old, &new, &mut out);
+        // Stable: within a kind all is in order.
+        out.appeared.sort_by_key(Resource::kind);
+        out.vanished.sort_by_key(Resource::kind);
+    }
     // A lock file that is free is as it should be, whoever made it.
     let free = |r: &Resource| matches!(r, Resource::Lockfile(f) if f.state == LockFileState::Free);
     out.appeared.retain(|r| !free(r));
@@ -100,19 +109,55 @@ pub fn comparable(before: &Snapshot, after: &Snapshot) -> Result<KindSet> {
     if kinds == KindSet::EMPTY {
         return Err(Error::usage("the snapshots have no kind in common: take both with the same --kinds"));
     }
-    if before.roots != after.roots && kinds.contains(crate::Kind::File) {
+    if before.roots != after.roots && kinds.contains(Kind::File) {
         return Err(Error::usage(format!(
             "the snapshots have other roots ({:?} and {:?}): take both with the same --roots",
             before.roots, after.roots
         )));
     }
-    if before.lock_paths != after.lock_paths && kinds.contains(crate::Kind::Lockfile) {
+    if before.lock_paths != after.lock_paths && kinds.contains(Kind::Lockfile) {
         return Err(Error::usage(format!(
             "the snapshots have other lock files ({:?} and {:?}): take both with the same --lock-files",
             before.lock_paths, after.lock_paths
         )));
     }
     Ok(kinds)
+}
+
+/// Both sides' files, with the links of each file that has several numbered alike: first the names that both have. What appears
+/// or vanishes is then a name that only one has, and never one that merely sorts after it. Of names that only one side has, as
+/// many as the other has too were renamed.
+fn links_alike<'a>(before: &'a [File], after: &'a [File]) -> [Cow<'a, [File]>; 2] {
+    type Id = (u64, u64, Option<i64>);
+    let id = |f: &File| -> Id { (f.dev, f.ino, f.birth) };
+    let sides = [before, after];
+    let several: HashSet<Id> = before.iter().chain(after).filter(|f| f.link > 0).map(id).collect();
+    if several.is_empty() {
+        return sides.map(Cow::Borrowed);
+    }
+    let linked = |f: &&File| f.mapped_by.is_none() && several.contains(&id(f));
+    let names = |side: &'a [File]| -> HashSet<(Id, &'a Text)> {
+        side.iter().filter(linked).map(|f| (id(f), &f.path)).collect()
+    };
+    let (old, new) = (names(before), names(after));
+    sides.map(|side| {
+        let mut groups: HashMap<Id, Vec<usize>> = HashMap::new();
+        for (at, file) in side.iter().enumerate().filter(|(_, f)| linked(f)) {
+            groups.entry(id(file)).or_default().push(at);
+        }
+        let mut numbered = side.to_vec();
+        for (id, mut places) in groups {
+            let mut numbers: Vec<u32> = places.iter().map(|&at| side[at].link).collect();
+            numbers.sort_unstable();
+            let one_sided = |path| !(old.contains(&(id, path)) && new.contains(&(id, path)));
+            places.sort_by_key(|&at| (one_sided(&side[at].path), &side[at].path));
+            for (at, number) in places.into_iter().zip(numbers) {
+                numbered[at].link = number;
+            }
+        }
+        numbered.sort_by(|a, b| a.id().cmp(&b.id()));
+        Cow::Owned(numbered)
+    })
 }
 
 fn merge_sorted<T: Identified + Clone + Into<Resource>>(before: &[T], after: &[T], out: &mut Diff) {

@@ -109,6 +109,9 @@ pub struct Settling {
     pub extended: bool,
 }
 
+/// Evidence of a leak whose name something else had at the baseline: `true`.
+pub(crate) const REPLACES: &str = "replaces";
+
 /// The report of one run, or of one comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
@@ -121,6 +124,10 @@ pub struct Report {
     /// What was looked at.
     #[serde(default)]
     pub scope: Scope,
+    /// When the baseline was begun, in nanoseconds since the epoch, by the clock that file systems stamp births with; 0 in a
+    /// report of a version that did not say it.
+    #[serde(default)]
+    pub baseline_ns: i64,
     /// What was left.
     pub leaks: Vec<Leak>,
     /// Residue that cannot be attributed, where only what can be counts.
@@ -163,6 +170,7 @@ impl Report {
             verdict: Verdict::of(0, &coverage),
             boot_id,
             scope: Scope::Host,
+            baseline_ns: 0,
             leaks: Vec::new(),
             unattributed: Vec::new(),
             transient: Vec::new(),

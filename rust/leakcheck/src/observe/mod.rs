@@ -504,6 +504,13 @@ pub(crate) fn now_ns() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
+/// The clock that file systems stamp births with, which lags behind by at most a tick (clock_gettime(2),
+/// `CLOCK_REALTIME_COARSE`): no file that is made from now on is older, and one that is a tick older at most looks as young.
+pub(crate) fn file_clock_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
 pub(crate) fn boot_id() -> Result<String> {
     static BOOT: OnceLock<String> = OnceLock::new();
     if let Some(known) = BOOT.get() {

@@ -88,13 +88,15 @@ fn kind_of(st: &Statx) -> FileType {
 /// The files of a report.
 pub(super) struct Files {
     apply: bool,
+    /// When the baseline was begun.
+    baseline_ns: i64,
     /// Paths that are free, or would be.
     free: HashSet<Vec<u8>>,
 }
 
 impl Files {
-    pub(super) fn new(apply: bool) -> Self {
-        Files { apply, free: HashSet::new() }
+    pub(super) fn new(apply: bool, baseline_ns: i64) -> Self {
+        Files { apply, baseline_ns, free: HashSet::new() }
     }
 
     fn note(&mut self, path: &Text, outcome: Result<Outcome, Outcome>) -> Outcome {
@@ -124,10 +126,41 @@ impl Files {
         if !same {
             return Err(Outcome::replaced(Verb::Unlink));
         }
+        self.younger(&st)?;
         let directory = kind_of(&st) == FileType::Directory;
         if directory {
             self.empty(&place, file)?;
         }
+        self.unlink(&place, &st)
+    }
+
+    /// Whether a file was made by the run. One that was there before may have been moved to its name, and be the only copy; of
+    /// one that has another name still, the run made a name only, and that may go.
+    fn younger(&self, st: &Statx) -> Result<(), Outcome> {
+        let skipped = |why: &str| Err(Outcome::skipped(Verb::Unlink, why));
+        match birth(st) {
+            _ if self.baseline_ns == 0 => skipped("the report does not say when its run began: make it again"),
+            None => {
+                skipped("its file system keeps no birth times, so nothing proves that it was not there before the run")
+            }
+            Some(born) if born >= self.baseline_ns => Ok(()),
+            Some(_) if kind_of(st) != FileType::Directory && st.stx_nlink > 1 => Ok(()),
+            Some(_) => skipped("it was there before the run"),
+        }
+    }
+
+    /// Removes a name right after comparing again what it leads to. Who could still put another file there may rename that file,
+    /// and so could remove it as well.
+    fn unlink(&self, place: &Place, compared: &Statx) -> Result<Outcome, Outcome> {
+        let held = place.hold(Verb::Unlink)?;
+        let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let st = rustix::fs::statx(&held, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, mask)
+            .map_err(|e| Outcome::failed(Verb::Unlink, "stat", e))?;
+        let identity = |st: &Statx| (st.stx_dev_major, st.stx_dev_minor, st.stx_ino, birth(st));
+        if identity(&st) != identity(compared) {
+            return Err(Outcome::replaced(Verb::Unlink));
+        }
+        let directory = kind_of(&st) == FileType::Directory;
         Ok(Outcome::act(Verb::Unlink, self.apply, "unlinkat", || place.unlink(directory)))
     }
 
@@ -158,6 +191,9 @@ impl Files {
     }
 
     fn try_remove_shm(&self, object: &Ipc) -> Result<Outcome, Outcome> {
+        if object.name.as_path().parent() != Some(Path::new("/dev/shm")) {
+            return Err(Outcome::new(Verb::Unlink, Status::Failed, "its path in the report is none of shared memory"));
+        }
         let place = place_of_declared(&object.name)?;
         let st = place.stat(Verb::Unlink)?;
         let same = kind_of(&st) == FileType::RegularFile
@@ -165,7 +201,8 @@ impl Files {
         if !same {
             return Err(Outcome::replaced(Verb::Unlink));
         }
-        Ok(Outcome::act(Verb::Unlink, self.apply, "unlinkat", || place.unlink(false)))
+        self.younger(&st)?;
+        self.unlink(&place, &st)
     }
 
     /// A lock file. Its record has no birth time, so what it says must be residue still: a file that somebody holds, or that
@@ -182,6 +219,7 @@ impl Files {
         if kind_of(&st) != FileType::RegularFile || identity != (file.dev, file.ino) {
             return Err(Outcome::replaced(Verb::Unlink));
         }
+        self.younger(&st)?;
         let Some(seen) = now.and_then(|n| n.snapshot.lock_files.iter().find(|l| l.path == file.path)) else {
             return Err(Outcome::skipped(Verb::Unlink, "its content cannot be read"));
         };
@@ -206,7 +244,7 @@ impl Files {
             Err(Errno::WOULDBLOCK) => return Err(Outcome::skipped(Verb::Unlink, "somebody holds it")),
             Err(e) => return Err(Outcome::failed(Verb::Unlink, "flock", e)),
         }
-        Ok(Outcome::act(Verb::Unlink, self.apply, "unlinkat", || place.unlink(false)))
+        self.unlink(&place, &st)
     }
 }
 
