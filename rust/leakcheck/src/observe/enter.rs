@@ -162,7 +162,7 @@ mod tests {
     fn a_fifo_in_the_place_of_a_namespace_blocks_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fifo");
-        rustix::fs::mknodat(fs::CWD, &path, fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        rustix::fs::mknodat(fs::CWD, &path, fs::FileType::Fifo, fs::Mode::RUSR | fs::Mode::WUSR, 0).unwrap();
         let ino = std::fs::metadata(&path).unwrap().ino();
         let fifo = NsView { ns_type: NsType::Net, ino, path, own: false };
         assert!(is_gone(&inside(&[&fifo], |_| ()).remove(0).unwrap_err()));
