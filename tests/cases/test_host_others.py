@@ -282,6 +282,25 @@ class TestHungFileSystems:
         outcome = self.bounded(case, tmp_path, script)
         assert exits(outcome) == [1] and "mount fuse" in outcome.text and "may hang" in outcome.text, outcome.text
 
+    def test_no_path_leads_into_what_the_run_mounts_whatever_its_type(self, case: Case, tmp_path: Path) -> None:
+        script = """
+            mkdir -p "$M/root"
+            $guard --json --roots "$M/root" -- sh -c 'mount -t tmpfs pbo "$0"; mkdir "$0/root"; touch "$0/root/1"' "$M"
+            echo "exit $?"
+        """
+        outcome = self.bounded(case, tmp_path, script)
+        assert exits(outcome) == [1] and "was mounted during the run" in outcome.text, outcome.text
+        assert "root/1" not in re.sub(r'"command".*', "", outcome.text)
+
+    def test_roots_in_another_mount_namespace_are_looked_at(self, case: Case, tmp_path: Path) -> None:
+        script = """
+            unshare -m sh -c 'mount -t tmpfs pbn /mnt; touch "$0/there"; exec sleep 30' "$M" & p=$!
+            until [ -e "$M/there" ]; do sleep 0.02; done
+            $guard --kinds file --roots "/proc/$p/root/mnt" -- touch "/proc/$p/root/mnt/1"; echo "exit $?"
+        """
+        outcome = self.bounded(case, tmp_path, script)
+        assert exits(outcome) == [1] and "mnt/1 " in outcome.text, outcome.text
+
     @pytest.mark.parametrize("how", ["dead", "hang use"])
     def test_one_that_a_payload_lives_in_is_seen_without_it(self, case: Case, tmp_path: Path, how: str) -> None:
         script = f'$guard -- $fuse "$M" {how}; echo "exit $?"'

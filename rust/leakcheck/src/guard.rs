@@ -20,6 +20,7 @@ mod residue;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::Result;
@@ -125,6 +126,12 @@ impl Guard {
             tree.adopt(&baseline.processes.iter().map(|p| p.pid).collect::<Vec<_>>());
         }
         options.observe.submounts = Some(baseline.submounts.clone());
+        // Those that others mount between the baseline and here do no harm; without a list all that answer are entered.
+        let old = observe::mount_numbers(options.observe.arena.as_deref()).ok().map(Arc::new);
+        if let (Some(watch), Some(old)) = (&watch, &old) {
+            watch.limit_to(Arc::clone(old));
+        }
+        options.observe.old_mounts = old;
         if let Some(watch) = watch.as_ref().filter(|_| mounts) {
             watch.watch_namespaces(&mount_namespaces(&baseline));
         }

@@ -1,6 +1,6 @@
 //! One observation of a scope, and how far it reached.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -169,6 +169,9 @@ pub struct Snapshot {
     /// Ids of processes that were found and had ended before they could be read.
     #[serde(skip)]
     pub gone: Vec<u32>,
+    /// Which mounts a path was allowed to lead into, where not into all.
+    #[serde(skip)]
+    pub(crate) old_mounts: Option<Arc<HashSet<u64>>>,
 }
 
 impl Snapshot {
@@ -211,6 +214,7 @@ impl Snapshot {
             sysctls: Vec::new(),
             arena: None,
             gone: Vec::new(),
+            old_mounts: None,
         }
     }
 

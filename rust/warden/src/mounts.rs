@@ -24,7 +24,7 @@ impl Mount {
     /// Whether a server answers for what is in it, or nobody: a walk through it is not begun.
     pub(crate) fn may_hang(&self) -> bool {
         const SERVED: [&str; 10] = ["9p", "afs", "autofs", "ceph", "cifs", "coda", "nfs", "nfs4", "smb3", "virtiofs"];
-        SERVED.contains(&self.fs_type.as_str()) || self.fs_type.starts_with("fuse")
+        SERVED.contains(&self.fs_type.as_str()) || self.fs_type.starts_with("fuse") && self.fs_type != "fusectl"
     }
 }
 

@@ -165,7 +165,8 @@ impl Provenance for Live<'_> {
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
         if let Some(arena) = self.arena {
             // A path that the arena alone has.
-            let inside = reach::open_inside(path, Some(arena), true).is_ok();
+            let root = arena.root().ok();
+            let inside = reach::open(path, root.as_ref(), true, &mut reach::Mounts::of(Some(arena))).is_ok();
             let outside = reach::at(path) != reach::At::Nothing;
             return if inside && !outside { Membership::Run } else { Membership::Unknown };
         }

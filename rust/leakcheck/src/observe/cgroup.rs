@@ -1,6 +1,8 @@
 //! Cgroup directories, in every hierarchy that is mounted (cgroups(7)).
 
+use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, OsStr};
+use std::iter::successors;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -9,7 +11,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
-use super::reach::Nature;
 use super::read::{read_file, read_small};
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
@@ -27,7 +28,7 @@ pub(crate) struct Hierarchy {
     pub(crate) mount: PathBuf,
     /// Cgroup that is the root of the mount.
     pub(crate) root: String,
-    /// A file system over a parent of the mount that may hang: then nothing here is asked for.
+    /// Where something was mounted over a parent of the mount: then the path leads elsewhere, perhaps to what may hang.
     pub(crate) hidden_by: Option<String>,
 }
 
@@ -37,20 +38,28 @@ pub(crate) fn hierarchies() -> Result<Vec<Hierarchy>> {
     let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
     let mut found: Vec<Hierarchy> = Vec::new();
     let path = |point: &[u8]| PathBuf::from(OsStr::from_bytes(point));
-    // What the root directory is on has answered so far.
-    let remote = mounts.iter().filter(|m| &*m.mount_point != b"/" && Nature::of(&m.fs_type) == Nature::Remote);
-    let remote: Vec<PathBuf> = remote.map(|m| path(&m.mount_point)).collect();
-    for m in mounts {
+    let parents: HashMap<u32, u32> = mounts.iter().map(|m| (m.id, m.parent_id)).collect();
+    // A mount at a parent's path which this one is not on, directly or not, covers that parent.
+    let cover = |m: &mountinfo::Mount<'_>| {
+        let below: HashSet<u32> =
+            successors(Some(m.id), |id| parents.get(id).copied()).take(parents.len() + 1).collect();
+        let mount = path(&m.mount_point);
+        let over = |o: &&mountinfo::Mount<'_>| !below.contains(&o.id) && mount.starts_with(path(&o.mount_point));
+        mounts.iter().find(over).map(|o| String::from_utf8_lossy(&o.mount_point).into_owned())
+    };
+    for m in &mounts {
         let name = match &*m.fs_type {
             b"cgroup2" => "v2".to_owned(),
             b"cgroup" => v1_name(&String::from_utf8_lossy(&m.super_options)),
             _ => continue,
         };
         let mount = path(&m.mount_point);
-        let hidden_by = remote.iter().find(|over| mount.starts_with(over)).map(|over| over.display().to_string());
+        let hidden_by = cover(m);
         let root = String::from_utf8_lossy(&m.root).into_owned();
         match found.iter_mut().find(|h| h.name == name) {
-            Some(known) if known.root.len() > root.len() => *known = Hierarchy { name, mount, root, hidden_by },
+            Some(known) if (known.hidden_by.is_some(), known.root.len()) > (hidden_by.is_some(), root.len()) => {
+                *known = Hierarchy { name, mount, root, hidden_by };
+            }
             Some(_) => {}
             None => found.push(Hierarchy { name, mount, root, hidden_by }),
         }
@@ -77,7 +86,7 @@ pub(crate) fn collect(out: &mut Snapshot) {
     unmounted_controllers(&all, out);
     for hierarchy in &all {
         if let Some(over) = &hierarchy.hidden_by {
-            let why = format!("{} is below {over}, which may hang: not entered", hierarchy.mount.display());
+            let why = format!("{} is covered by what is mounted on {over}", hierarchy.mount.display());
             out.coverage.lower(Kind::Cgroup, Level::Partial, why);
             continue;
         }

@@ -14,12 +14,11 @@ use rustix::io::Errno;
 
 use super::reach::{self, Mounts, Nature, Refusal};
 use super::source::Sample;
-use super::sys;
 use crate::arena::ArenaView;
 use crate::error::Error;
 use crate::kind::Kind;
 use crate::resource::{File, encode_device};
-use crate::snapshot::{Coverage, Directory, Gap, Level, Submount, Unseen};
+use crate::snapshot::{Coverage, Directory, Gap, Level, Snapshot, Submount, Unseen};
 use crate::text::Text;
 
 /// Roots of the file kind when none are declared; [`CGROUPS`] too, where it is a tmpfs.
@@ -87,10 +86,10 @@ pub(super) fn is_tmpfs_of_cgroups() -> bool {
     place.is_ok_and(|place| rustix::fs::fstatfs(&place.fd).is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC))
 }
 
-/// Walks every root. Of the mounts below them those in `known` alone are entered, or all, where it is none.
-pub(crate) fn walk(roots: &[PathBuf], known: Option<&[Submount]>) -> Walk {
-    let mut walker = Walker::new(None, known);
-    for root in roots {
+/// Walks every root of a look. Of the mounts below them those in `known` alone are entered, or all, where it is none.
+pub(crate) fn walk(look: &Snapshot, known: Option<&[Submount]>) -> Walk {
+    let mut walker = Walker::new(look, known);
+    for root in &look.roots {
         match walker.open_root(root) {
             Ok(Some((dir, st, path))) => walker.root(&dir, &st, &path),
             // A root that does not exist holds no file.
@@ -102,8 +101,8 @@ pub(crate) fn walk(roots: &[PathBuf], known: Option<&[Submount]>) -> Walk {
 }
 
 /// Walks the arena's fresh file systems, as [`walk`] does roots.
-pub(crate) fn walk_arena(arena: &ArenaView, known: Option<&[Submount]>) -> Walk {
-    let mut walker = Walker::new(Some(arena), known);
+pub(crate) fn walk_arena(arena: &ArenaView, look: &Snapshot, known: Option<&[Submount]>) -> Walk {
+    let mut walker = Walker::new(look, known);
     for (path, root) in &arena.roots {
         match open_dir(root, c".").and_then(|dir| Ok((stat(&dir, c"")?, dir))) {
             Ok((st, dir)) => walker.root(&dir, &st, path),
@@ -156,9 +155,9 @@ struct Walker<'a> {
 }
 
 impl<'a> Walker<'a> {
-    fn new(arena: Option<&ArenaView>, known: Option<&'a [Submount]>) -> Self {
+    fn new(look: &Snapshot, known: Option<&'a [Submount]>) -> Self {
         let buffer = vec![MaybeUninit::uninit(); 16384];
-        Walker { out: Walk::default(), mounts: Mounts::of(arena), known, seen: HashSet::new(), buffer }
+        Walker { out: Walk::default(), mounts: Mounts::of_look(look), known, seen: HashSet::new(), buffer }
     }
 
     fn end(mut self) -> Walk {
@@ -179,7 +178,9 @@ impl<'a> Walker<'a> {
         }
         let dir = open_dir(&place.fd, c".").map_err(|e| Error::io("open directory", root, e).to_string())?;
         let st = stat(&dir, c"").map_err(|e| Error::io("stat", root, e).to_string())?;
-        Ok(Some((dir, st, place.path().unwrap_or_else(|| root.to_owned()))))
+        // Through procfs it may be in another mount namespace, where a path from its root means something else.
+        let path = place.path().filter(|_| !root.starts_with("/proc")).unwrap_or_else(|| root.to_owned());
+        Ok(Some((dir, st, path)))
     }
 
     fn root(&mut self, dir: &OwnedFd, st: &Statx, path: &Path) {
@@ -287,7 +288,7 @@ impl<'a> Walker<'a> {
             Ok(st) => st,
             Err(e) => return self.failed("stat", path, e),
         };
-        let submount = Submount { path: Text::from(path), id: mount_id(&place), dev: device_of(&st) };
+        let submount = Submount { path: Text::from(path), id: reach::number(place.as_fd()), dev: device_of(&st) };
         if FileType::from_raw_mode(u32::from(st.stx_mode)) != FileType::Directory
             || self.known.is_some_and(|known| !known.contains(&submount))
         {
@@ -314,13 +315,6 @@ enum Below {
 fn is_mount(st: &Statx, dev: u64) -> bool {
     let told = st.stx_attributes_mask.bits() & MOUNT_ROOT != 0;
     if told { st.stx_attributes.bits() & MOUNT_ROOT != 0 } else { device_of(st) != dev }
-}
-
-/// The unique id where the kernel has it (Linux 6.8), else that of mountinfo; 0 where it has none.
-fn mount_id(place: &OwnedFd) -> u64 {
-    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
-    let mask = StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
-    rustix::fs::statx(place, c"", flags, mask).ok().and_then(|st| sys::mount_of(&st)).unwrap_or(0)
 }
 
 fn join(path: &[u8], name: &CStr) -> Vec<u8> {

@@ -62,7 +62,7 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     let fresh = arena.and_then(|arena| arena.roots.iter().find(|(path, _)| path == Path::new(SHM_DIR)));
     let shm = match fresh {
         Some((_, root)) => openat(root, ".", flags, Mode::empty()).map_err(Refusal::from),
-        None => reach::open_inside(Path::new(SHM_DIR), arena, true).and_then(|place| Ok(place.reopen(flags)?)),
+        None => reach::open_inside(Path::new(SHM_DIR), out).and_then(|place| Ok(place.reopen(flags)?)),
     };
     match shm {
         Ok(dir) => {

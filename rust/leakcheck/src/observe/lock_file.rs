@@ -30,7 +30,7 @@ pub(crate) fn collect(paths: &[PathBuf], out: &mut Snapshot) {
         return;
     }
     let arena = out.arena.clone();
-    let mut inside = match Inside::of(arena.as_deref()) {
+    let mut inside = match Inside::of(arena.as_deref(), out) {
         Ok(inside) => inside,
         Err(e) => return out.coverage.lower(Kind::Lockfile, Level::None, format!("open the root of the arena: {e}")),
     };
@@ -67,8 +67,8 @@ struct Inside<'a> {
 }
 
 impl<'a> Inside<'a> {
-    fn of(arena: Option<&'a ArenaView>) -> rustix::io::Result<Self> {
-        Ok(Inside { arena, root: arena.map(ArenaView::root).transpose()?, mounts: Mounts::of(arena) })
+    fn of(arena: Option<&'a ArenaView>, look: &Snapshot) -> rustix::io::Result<Self> {
+        Ok(Inside { arena, root: arena.map(ArenaView::root).transpose()?, mounts: Mounts::of_look(look) })
     }
 
     /// None where there is nothing.

@@ -28,6 +28,7 @@ pub(crate) mod sys;
 mod sysctl;
 mod wait;
 
+use std::collections::HashSet;
 use std::os::fd::RawFd;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
@@ -53,8 +54,8 @@ pub(crate) use mount::Listed;
 use namespace::Namespaces;
 pub(crate) use overlay::Judged;
 use procfs::Procfs;
-pub(crate) use reach::local_mounts_below;
 pub use reach::{At, at};
+pub(crate) use reach::{local_mounts_below, numbers as mount_numbers};
 pub(crate) use read::read_file;
 use source::{NAMESPACES, NETWORK, ProcessSource, Sample, Selection, Wanted};
 pub(crate) use wait::{pressure, wait_for_change};
@@ -71,6 +72,9 @@ pub struct Options {
     /// Which of the file systems mounted below the roots are looked at too; none means all local ones. What appears later is a
     /// mount, and its files are no more than that.
     pub submounts: Option<Vec<Submount>>,
+    /// Which mounts a path may lead into, by the numbers of statx(2); none means all that answer. What the run mounts over a path may
+    /// not.
+    pub old_mounts: Option<Arc<HashSet<u64>>>,
     /// Lock files, or directories of them.
     pub lock_files: Vec<PathBuf>,
     /// Threads for the process pass; 0 means as many as there are CPUs, at most four.
@@ -92,6 +96,7 @@ impl Default for Options {
             kinds: None,
             roots: None,
             submounts: None,
+            old_mounts: None,
             lock_files: Vec::new(),
             threads: 0,
             include_self: false,
@@ -202,6 +207,7 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
         None => options.effective_roots(),
     };
     out.lock_paths.clone_from(&options.lock_files);
+    out.old_mounts.clone_from(&options.old_mounts);
     let threads = if options.threads > 0 { options.threads } else { default_threads() };
     if let Some(why) = door.gap().filter(|_| out.arena.is_none()) {
         let of_processes = [Kind::Process, Kind::Fd, Kind::Mount, Kind::Ipc, Kind::Lock, Kind::Namespace, Kind::Net];
@@ -305,7 +311,8 @@ struct Untied<'a>(Snapshot, Option<&'a [Submount]>);
 impl<'a> Untied<'a> {
     fn of(out: &Snapshot, submounts: Option<&'a [Submount]>) -> Self {
         let nothing = Snapshot::empty(out.scope.clone(), out.kinds);
-        Untied(Snapshot { roots: out.roots.clone(), arena: out.arena.clone(), ..nothing }, submounts)
+        let (roots, arena, old_mounts) = (out.roots.clone(), out.arena.clone(), out.old_mounts.clone());
+        Untied(Snapshot { roots, arena, old_mounts, ..nothing }, submounts)
     }
 
     fn look(&self) -> Snapshot {
@@ -328,10 +335,10 @@ impl<'a> Untied<'a> {
 /// Appends the files below the roots, or of the arena.
 fn files(submounts: Option<&[Submount]>, out: &mut Snapshot) {
     let walk = match out.arena.as_deref() {
-        None => file::walk(&out.roots, submounts),
+        None => file::walk(out, submounts),
         Some(_) if !out.kinds.contains(Kind::File) => return,
         Some(arena) => {
-            let mut walk = file::walk_arena(arena, submounts);
+            let mut walk = file::walk_arena(arena, out, submounts);
             out.gauges.insert("touched_files".to_owned(), overlay::walk(arena, &mut walk));
             if !arena.bound.is_empty() {
                 let new = arena.bound.iter().map(|bound| bound.compare(&mut walk)).sum();

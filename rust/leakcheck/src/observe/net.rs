@@ -47,7 +47,7 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     }
     let mut known = Vec::new();
     for dir in NAMED {
-        let listed = match reach::open_inside(Path::new(dir), out.arena.as_deref(), true) {
+        let listed = match reach::open_inside(Path::new(dir), out) {
             Ok(place) => named(&place, Path::new(dir), &mut known, &mut out.net).map_err(|e| e.to_string()),
             Err(e) if e.is_missing() => continue,
             Err(e) => Err(e.to_string()),

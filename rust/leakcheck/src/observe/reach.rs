@@ -3,18 +3,21 @@
 //! A server behind FUSE, NFS and their like may never answer, and not even SIGKILL ends who waits for it. So a path is walked
 //! component by component, and nothing inside a mount is asked for before mountinfo has told what that mount is.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
 use super::read::{read_all, read_file};
+use super::sys;
 use crate::arena::{ArenaView, proc_path};
 use crate::parse::{fdinfo, mountinfo};
+use crate::snapshot::Snapshot;
 use crate::text::Text;
 
 /// What may be expected of a file system.
@@ -119,9 +122,9 @@ const REMOTE: [&str; 22] = [
 const LINKS: usize = 40;
 
 impl Nature {
-    pub(super) fn of(fs_type: &[u8]) -> Self {
+    fn of(fs_type: &[u8]) -> Self {
         let Ok(name) = std::str::from_utf8(fs_type) else { return Nature::Other };
-        if REMOTE.contains(&name) || name.starts_with("fuse.") {
+        if REMOTE.contains(&name) || name.starts_with("fuse") && name != "fusectl" {
             Nature::Remote
         } else if LOCAL.contains(&name) {
             Nature::Local
@@ -146,6 +149,9 @@ pub(crate) struct Known {
 pub(crate) struct Mounts {
     table: PathBuf,
     known: HashMap<u64, Known>,
+    /// Which may be entered by a path: those that were there before the run, by [`number`]. What the run mounts over a path may hang,
+    /// though its type does not say so: an overlay of a FUSE file system, a disk whose image is on one.
+    old: Option<Arc<HashSet<u64>>>,
 }
 
 impl Mounts {
@@ -153,7 +159,17 @@ impl Mounts {
     pub(crate) fn of(arena: Option<&ArenaView>) -> Self {
         let table =
             if arena.is_some() { proc_path(arena, "1/mountinfo") } else { "/proc/thread-self/mountinfo".into() };
-        Mounts { table, known: HashMap::new() }
+        Mounts { table, known: HashMap::new(), old: None }
+    }
+
+    /// Those of which a look at `whole` may enter some.
+    pub(crate) fn of_look(whole: &Snapshot) -> Self {
+        Mounts { old: whole.old_mounts.clone(), ..Mounts::of(whole.arena.as_deref()) }
+    }
+
+    /// Lets none be entered by a path from now on but these.
+    pub(crate) fn limit_to(&mut self, old: Arc<HashSet<u64>>) {
+        self.old = Some(old);
     }
 
     /// Forgets what was read.
@@ -266,7 +282,7 @@ pub(crate) fn open(
     last: bool,
     mounts: &mut Mounts,
 ) -> std::result::Result<Place, Refusal> {
-    let mut walk = Walk { root, mounts, links: 0 };
+    let mut walk = Walk { root, mounts, links: 0, elsewhere: false };
     let mut at = if path.is_absolute() || root.is_some() { walk.top()? } else { here(c".")? };
     let mut todo: Vec<Vec<u8>> = Vec::new();
     push(&mut todo, path.as_os_str().as_bytes());
@@ -293,13 +309,13 @@ pub(crate) fn open(
     Ok(at)
 }
 
-/// Opens a path once, as the first process of the arena sees it if there is one.
+/// Opens a path once, links followed, as a look at `whole` sees it: as the first process of its arena does if there is one.
 ///
 /// # Errors
 /// As [`open`].
-pub(crate) fn open_inside(path: &Path, arena: Option<&ArenaView>, last: bool) -> std::result::Result<Place, Refusal> {
-    let root = arena.map(ArenaView::root).transpose()?;
-    open(path, root.as_ref(), last, &mut Mounts::of(arena))
+pub(crate) fn open_inside(path: &Path, whole: &Snapshot) -> std::result::Result<Place, Refusal> {
+    let root = whole.arena.as_deref().map(ArenaView::root).transpose()?;
+    open(path, root.as_ref(), true, &mut Mounts::of_look(whole))
 }
 
 /// Puts the components of a path on the stack, the first one on top.
@@ -312,6 +328,35 @@ fn here(path: &std::ffi::CStr) -> std::result::Result<Place, Refusal> {
     place(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
+/// The number of the mount that a descriptor is on: the unique one where the kernel has it (Linux 6.8), else mountinfo's, which is
+/// reused; 0 where it tells none.
+pub(super) fn number(fd: BorrowedFd<'_>) -> u64 {
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
+    let mask = StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
+    rustix::fs::statx(fd, c"", flags, mask).ok().and_then(|st| sys::mount_of(&st)).unwrap_or(0)
+}
+
+/// The numbers of all mounts here, or in the arena.
+///
+/// # Errors
+/// When neither the kernel nor mountinfo lists them.
+pub(crate) fn numbers(arena: Option<&ArenaView>) -> crate::Result<HashSet<u64>> {
+    let listed = match arena {
+        None => sys::listmount(0),
+        Some(_) => std::fs::File::open(proc_path(arena, "1/ns/mnt")).and_then(|namespace| {
+            let id = sys::mount_ns_id(namespace.as_fd()).ok_or_else(std::io::Error::last_os_error)?;
+            sys::listmount(id)
+        }),
+    };
+    if let Ok(ids) = listed {
+        return Ok(ids.into_iter().collect());
+    }
+    let table = Mounts::of(arena).table;
+    let text = read_file(&table)?;
+    let mounts = mountinfo::parse(&text).map_err(|e| crate::Error::usage(format!("{}: {e}", table.display())))?;
+    Ok(mounts.iter().map(|m| u64::from(m.id)).collect())
+}
+
 fn place(fd: OwnedFd) -> std::result::Result<Place, Refusal> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let st = rustix::fs::statx(&fd, c"", flags, StatxFlags::TYPE | StatxFlags::INO)?;
@@ -322,6 +367,8 @@ struct Walk<'a> {
     root: Option<&'a OwnedFd>,
     mounts: &'a mut Mounts,
     links: usize,
+    /// Whether it has come into a mount namespace that may be another one, by a link of procfs.
+    elsewhere: bool,
 }
 
 impl Walk<'_> {
@@ -355,7 +402,13 @@ impl Walk<'_> {
                     format!("{target} is on {fs_type}, a network or FUSE file system, which may hang: not entered");
                 Err(Refusal::MayHang(why))
             }
-            Some(_) => place(fd),
+            Some(Known { target, .. }) => {
+                let new = |old: &Arc<HashSet<u64>>| !old.contains(&number(fd.as_fd()));
+                if !self.elsewhere && self.mounts.old.as_ref().is_some_and(new) {
+                    return Err(Refusal::MayHang(format!("{target} was mounted during the run: not entered")));
+                }
+                place(fd)
+            }
             None => Err(Refusal::MayHang("it leads into a mount that mountinfo does not list: not entered".to_owned())),
         }
     }
@@ -372,6 +425,7 @@ impl Walk<'_> {
             return Err(Errno::LOOP.into());
         }
         self.mounts.add_of_process(at.fd.as_fd());
+        self.elsewhere = true;
         let fd = rustix::fs::openat(&at.fd, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
         self.check(fd)
     }
@@ -412,7 +466,8 @@ pub fn at(path: &Path) -> At {
 /// Mount points of local file systems below these directories, as mountinfo names them.
 pub(crate) fn local_mounts_below(roots: &[PathBuf]) -> Vec<PathBuf> {
     let mut mounts = Mounts::of(None);
-    let tops: Vec<PathBuf> = roots.iter().filter_map(|root| open(root, None, true, &mut mounts).ok()?.path()).collect();
+    let here = roots.iter().filter(|root| !root.starts_with("/proc"));
+    let tops: Vec<PathBuf> = here.filter_map(|root| open(root, None, true, &mut mounts).ok()?.path()).collect();
     let text = read_file("/proc/thread-self/mountinfo").unwrap_or_default();
     let all = mountinfo::parse(&text).unwrap_or_default();
     let local = all.iter().filter(|m| Nature::of(&m.fs_type) == Nature::Local);

@@ -167,6 +167,13 @@ impl Watch {
         }
     }
 
+    /// Lets no path lead into another mount than these from now on, by the numbers of statx(2).
+    pub(crate) fn limit_to(&self, mounts: Arc<HashSet<u64>>) {
+        if let Some(mut state) = self.state() {
+            state.limit_to(mounts);
+        }
+    }
+
     /// Watches the mounts of other namespaces too, each given by its inode and a path that opens it.
     pub fn watch_namespaces(&self, namespaces: &[(u64, PathBuf)]) {
         if let Some(mut state) = self.state() {

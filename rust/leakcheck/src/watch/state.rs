@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
@@ -220,6 +221,10 @@ impl State {
         // The kernel's own new threads are in no look.
         adrift.unknown.retain(|pid| !ancestry::stat(*pid).is_some_and(|s| s.kernel));
         Some(adrift)
+    }
+
+    pub(super) fn limit_to(&mut self, mounts: Arc<HashSet<u64>>) {
+        self.here.limit_to(mounts);
     }
 
     /// Watches further mount namespaces, each given by its inode and a path that opens it.
