@@ -19,6 +19,7 @@ import typer
 
 from leakcheck import __version__, commands
 from leakcheck._native import NativeError, UsageError
+from leakcheck.answers import answering
 from leakcheck.arena import Arena
 from leakcheck.campaigns.command import run_leaks, run_stress
 from leakcheck.campaigns.ending import ENDINGS, KILLS, Kill
@@ -73,7 +74,8 @@ AllowFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a report on stderr.")]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", metavar="FILE", help="Save the JSON, whole or not at all.")
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Save the JSON, whole or not at all.", callback=answering),
 ]
 Settle = Annotated[float, typer.Option(metavar="SECONDS", help="How long asynchronous teardown may take.")]
 Recover = Annotated[

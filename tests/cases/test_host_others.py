@@ -269,9 +269,11 @@ class TestHungFileSystems:
             done
             timeout -s KILL 15 leakcheck snapshot --roots "$1" --kinds file; echo "exit $?"
             timeout -s KILL 15 leakcheck doctor --roots "$M" >/dev/null; echo "exit $?"
+            $guard -o "$M/report" -- touch "$1/ran"; echo "exit $?"
         """
         outcome = self.bounded(case, tmp_path, script)
-        assert exits(outcome) == [3, 3, 3, 3, 0, 0], outcome.text
+        assert exits(outcome) == [3, 3, 3, 3, 0, 0, 2], outcome.text
+        assert "does not answer" in outcome.text and not (tmp_path / "ran").exists()
         assert outcome.text.count("may hang") >= 5, outcome.text
 
     def test_one_that_the_run_mounts_over_a_parent_is_a_leaked_mount(self, case: Case, tmp_path: Path) -> None:

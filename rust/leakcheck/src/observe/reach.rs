@@ -17,6 +17,7 @@ use super::read::{read_all, read_file};
 use super::sys;
 use crate::arena::{ArenaView, proc_path};
 use crate::parse::{fdinfo, mountinfo};
+use crate::resource::encode_device;
 use crate::snapshot::Snapshot;
 use crate::text::Text;
 
@@ -140,6 +141,7 @@ impl Nature {
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) nature: Nature,
+    pub(crate) dev: u64,
     pub(crate) fs_type: Text,
     pub(crate) target: Text,
 }
@@ -188,6 +190,23 @@ impl Mounts {
         self.known.get(&id).cloned()
     }
 
+    /// Whether a mount was not there before the run, nor its file system in another one that is there still: a bind mount
+    /// of that answers as it does.
+    fn is_new(&self, fd: BorrowedFd<'_>, dev: u64) -> bool {
+        let Some(old) = &self.old else { return false };
+        if old.contains(&number(fd)) {
+            return false;
+        }
+        let ns = self.table.parent().and_then(|p| std::fs::File::open(p.join("ns/mnt")).ok());
+        let ns = ns.and_then(|ns| sys::mount_ns_id(ns.as_fd())).unwrap_or(0);
+        let shows = |id: &u64| {
+            let device = sys::MountStat::of(*id, ns).map(|m| m.device());
+            device.is_ok_and(|(major, minor)| encode_device(major, minor) == dev)
+        };
+        let by_table = || self.known.iter().any(|(id, known)| old.contains(id) && known.dev == dev);
+        !old.iter().any(shows) && !by_table()
+    }
+
     /// Adds the mounts that a process has whose directory in `/proc` is `dir` or above it.
     fn add_of_process(&mut self, dir: BorrowedFd<'_>) {
         for name in [c"mountinfo", c"../mountinfo", c"../../../mountinfo"] {
@@ -202,6 +221,7 @@ impl Mounts {
         for mount in mountinfo::parse(text).unwrap_or_default() {
             let known = Known {
                 nature: Nature::of(&mount.fs_type),
+                dev: encode_device(mount.major, mount.minor),
                 fs_type: Text::from(&*mount.fs_type),
                 target: Text::from(&*mount.mount_point),
             };
@@ -397,14 +417,13 @@ impl Walk<'_> {
 
     fn check(&mut self, fd: OwnedFd) -> std::result::Result<Place, Refusal> {
         match self.mounts.of_fd(fd.as_fd()) {
-            Some(Known { nature: Nature::Remote, fs_type, target }) => {
+            Some(Known { nature: Nature::Remote, fs_type, target, .. }) => {
                 let why =
                     format!("{target} is on {fs_type}, a network or FUSE file system, which may hang: not entered");
                 Err(Refusal::MayHang(why))
             }
-            Some(Known { target, .. }) => {
-                let new = |old: &Arc<HashSet<u64>>| !old.contains(&number(fd.as_fd()));
-                if !self.elsewhere && self.mounts.old.as_ref().is_some_and(new) {
+            Some(Known { target, dev, .. }) => {
+                if !self.elsewhere && self.mounts.is_new(fd.as_fd(), dev) {
                     return Err(Refusal::MayHang(format!("{target} was mounted during the run: not entered")));
                 }
                 place(fd)
