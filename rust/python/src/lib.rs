@@ -57,13 +57,11 @@ fn options(
         scope: scope.parse().map_err(to_py)?,
         kinds: kinds.map(str::parse::<KindSet>).transpose().map_err(to_py)?,
         roots,
-        submounts: None,
         lock_files,
         threads,
         include_self,
-        members: Vec::new(),
-        hidden_fds: Vec::new(),
         arena: arena.map(|a| Arc::clone(&a.0)),
+        ..observe::Options::default()
     })
 }
 
