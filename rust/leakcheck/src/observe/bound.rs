@@ -14,6 +14,7 @@ use rustix::fs::{FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
 
 use super::file::{DEPTH, MOUNT_ROOT, REMOTE, Walk, names, open_dir, record, stat};
+use super::reach::{self, Mounts, Refusal};
 use crate::error::Error;
 use crate::resource::{File, FileState};
 use crate::snapshot::Level;
@@ -28,8 +29,8 @@ const READ_ALL: u64 = 64 << 20;
 pub(crate) struct Bound {
     /// The path inside.
     path: PathBuf,
-    /// What is shown there.
-    source: OwnedFd,
+    /// What is shown there; none where asking for it may hang.
+    source: Option<OwnedFd>,
     /// By path inside.
     before: HashMap<Vec<u8>, Entry>,
     /// What could not be listed.
@@ -53,10 +54,19 @@ impl Bound {
     /// # Errors
     /// [`Error::Io`] when it cannot be opened.
     pub(crate) fn new(path: PathBuf, source: &Path) -> Result<Self, Error> {
-        let source = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| Error::io("open", source, e))?;
+        let name = path.as_os_str().as_encoded_bytes();
         let mut listing = Listing::new(READ_ALL);
-        listing.whole(&source, path.as_os_str().as_encoded_bytes());
+        let source = match reach::open(source, None, true, &mut Mounts::of(None)) {
+            Ok(place) => Some(place.fd),
+            Err(Refusal::Kernel(e)) => return Err(Error::io("open", source, e)),
+            Err(Refusal::MayHang(why)) => {
+                listing.gaps.push(format!("{} is bound, and {why}", Text::from(name)));
+                None
+            }
+        };
+        if let Some(source) = &source {
+            listing.whole(source, name);
+        }
         Ok(Bound { path, source, before: listing.entries, gaps: listing.gaps })
     }
 
@@ -65,7 +75,9 @@ impl Bound {
         let mut new = 0;
         // Read is what has another time than before, and no more.
         let mut now = Listing { known: Some(&self.before), ..Listing::new(u64::MAX) };
-        now.whole(&self.source, self.path.as_os_str().as_encoded_bytes());
+        if let Some(source) = &self.source {
+            now.whole(source, self.path.as_os_str().as_encoded_bytes());
+        }
         for gap in self.gaps.iter().chain(&now.gaps) {
             out.gap(Level::Partial, gap.clone());
         }
@@ -136,7 +148,7 @@ impl Listing<'_> {
     }
 
     fn whole(&mut self, source: &OwnedFd, path: &[u8]) {
-        // fstatfs of a descriptor opened with O_PATH needs no answer of the server to open.
+        // Of the file system that its path starts on nothing is known yet, but that it answers.
         match rustix::fs::fstatfs(source) {
             Ok(fs) if REMOTE.contains(&(fs.f_type as u64)) => {
                 let why = "is bound from a network or FUSE file system, which may hang: not looked at";
