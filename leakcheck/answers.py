@@ -12,13 +12,14 @@ __all__ = ["answering"]
 _PATIENCE = 5.0  # seconds
 
 
-def answering(path: Path | None) -> Path | None:
-    """Return `path`; raise `UsageError` if its directory is in a file system whose server does not answer within 5 s.
+def answering(text: str) -> Path:
+    """Return `text` as a path; raise `UsageError` if its directory is in a file system that does not answer within 5 s.
 
     A local file system is not asked. The server of another one is asked by a process that can be given up: who waits
     for FUSE is not even ended by SIGKILL.
     """
-    if path is not None and _native.path_class(str(path.parent)) == "hidden":
+    path = Path(text)
+    if _native.path_class(str(path.parent)) == "hidden":
         code = "import os, sys; os.path.exists(sys.argv[1])"
         null = subprocess.DEVNULL
         argv = [sys.executable, "-I", "-S", "-c", code, str(path)]

@@ -75,7 +75,7 @@ AllowFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a report on stderr.")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Save the JSON, whole or not at all.", callback=answering),
+    typer.Option("--output", "-o", metavar="FILE", help="Save the JSON, whole or not at all.", parser=answering),
 ]
 Settle = Annotated[float, typer.Option(metavar="SECONDS", help="How long asynchronous teardown may take.")]
 Recover = Annotated[
