@@ -171,7 +171,7 @@ pub struct Snapshot {
     pub gone: Vec<u32>,
     /// Which mounts a path was allowed to lead into, where not into all.
     #[serde(skip)]
-    pub(crate) old_mounts: Option<Arc<HashSet<u64>>>,
+    pub old_mounts: Option<Arc<HashSet<u64>>>,
 }
 
 impl Snapshot {
