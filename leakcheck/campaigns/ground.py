@@ -34,6 +34,7 @@ _TICK = 0.02
 # With fewer looks one cannot tell that something does not grow.
 _LOOKS = 3
 _MOST_PARENTS = 100
+_RESPAWNING = "respawning"
 _MOST_RECOVERED = 200
 
 
@@ -171,6 +172,9 @@ class Ground:
         for key, one in self.left.items():
             if key not in now and one.gone is None:
                 one.gone = number
+        for leak in report.leaks:
+            if leak.class_ == _RESPAWNING and leak.key in self.left:
+                self.left[leak.key].runs.extend(run.number for run in runs)
         new = [leak for leak in report.leaks if leak.key not in self.left]
         replaced = self.place.replaced(new)
         for leak in new:
@@ -188,7 +192,7 @@ class Ground:
             if len(keys & self.shown[-1]) <= len(keys & self.shown[0]):
                 for _, one in alike:
                     # What lives on in ever new processes is told as one, however many there are of it.
-                    one.bounded = one.gone is None and one.leak.class_ not in ("damaged", "respawning")
+                    one.bounded = one.gone is None and one.leak.class_ not in ("damaged", _RESPAWNING)
 
     def recover_rest(self) -> Iterator[str]:
         """Recover the boxes that what is left can be of, where each run had one of its own; yield what goes wrong."""
@@ -202,7 +206,8 @@ class Ground:
                 stages.box = last
 
     def _tied(self, leak: Leak, number: int, runs: Sequence[Run]) -> Left:
-        if (marked := self._marked(leak)) is not None:
+        # What lives on in ever new processes is told as one, whichever submission's it was that was seen.
+        if leak.class_ != _RESPAWNING and (marked := self._marked(leak)) is not None:
             found, tied = [run for run in runs if run.number == marked], "mark"
             left = Left(leak, number, [marked], tied)
         else:

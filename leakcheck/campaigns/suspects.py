@@ -64,7 +64,9 @@ def narrow(
         runs = {run for one in alike for run in one.runs}
         # As many as they leave when alone, all together.
         expected = sum(count_like(alike[0].leak, leaves.get(_what(plans[run]), [])) for run in runs)
-        if len(alike) == expected and all(one.tied == "replay" for one in alike):
+        # What lives on in ever new processes is told as one, however many there are of it.
+        all_of_it = len(alike) == expected or alike[0].leak.class_ == "respawning"
+        if all_of_it and all(one.tied == "replay" for one in alike):
             for one in alike:
                 one.runs, one.each = sorted(runs), True
 

@@ -64,21 +64,14 @@ def test_a_recovery_that_removes_all_is_no_silent_one(tmp_path: Path) -> None:
     assert (campaign.verdict, campaign.outcomes) == ("clean", {"reclaimed": 1}), campaign.findings
 
 
-@pytest.mark.parametrize(
-    ("does", "what"),
-    [
-        ("chmod 0600 /etc/issue", "changed file /etc/issue"),
-        ("rm -f /etc/issue", "deleted file /etc/issue"),
-        ("echo x >>/etc/issue", "changed file /etc/issue"),
-        ("chown 1 /etc", "changed dir /etc"),
-        ("rm -rf /etc/cron.d", "deleted dir /etc/cron.d"),
-    ],
-)
-def test_what_a_recovery_does_to_the_hosts_files_is_damage(tmp_path: Path, does: str, what: str) -> None:
+def test_what_a_recovery_does_to_the_hosts_files_is_damage(tmp_path: Path) -> None:
+    does = "chmod 0600 /etc/issue; rm -f /etc/issue.net; echo x >>/etc/hosts; chown 1 /etc; rm -rf /etc/cron.d"
     campaign = run(target(tmp_path, 'exec "$@"', recover=does), "forced:supervisor@2000ms")
     assert campaign.verdict == "leaked"
-    assert ("file", "damaged", "", "recovery") in left(campaign), campaign.findings
-    assert what in str(campaign.findings[0].leaks)
+    (damage,) = [one for one in campaign.findings[0].leaks if (one.class_, one.stage) == ("damaged", "recovery")]
+    assert {"changed dir /etc", "changed file /etc/hosts", "changed file /etc/issue", "deleted dir /etc/cron.d"} <= set(
+        damage.labels
+    )
     assert "trials that damaged what was there before" in campaign.failed
 
 

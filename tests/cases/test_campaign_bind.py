@@ -36,24 +36,37 @@ def project(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(
-    ("script", "seen"),
-    [
-        ("rm -rf /mnt/src", {"deleted dir /mnt/src", "deleted file /mnt/src/main.c"}),
-        ("echo x >>/mnt/notes", {"changed file /mnt/notes"}),
-        ("echo gone >/mnt/notes; touch -d @0 /mnt/notes", {"changed file /mnt/notes"}),
-        ("chmod 0600 /mnt/notes", {"changed file /mnt/notes"}),
-        ("chown 1 /mnt/src", {"changed dir /mnt/src"}),
-        ("chmod 0700 /mnt", {"changed dir /mnt"}),
-        ("printf y | dd of=/mnt/large conv=notrunc 2>/dev/null", {"changed file /mnt/large"}),
-        ("ln -sfn src /mnt/link", {"changed symlink /mnt/link"}),
-        ("rm /mnt/notes; mkdir /mnt/notes", {"changed dir /mnt/notes"}),
-    ],
-)
-def test_damage_to_what_is_bound_and_can_be_written_is_seen(project: Path, script: str, seen: set[str]) -> None:
+def test_damage_to_what_is_bound_and_can_be_written_is_seen(project: Path) -> None:
+    for name in ("appended", "backdated", "closed", "replaced"):
+        (project / name).write_text("keep\n")
+    (project / "given").mkdir()
+    code, report = guard(
+        project,
+        "cd /mnt; rm -rf src; echo x >>appended; echo gone >backdated; touch -d @0 backdated; chmod 0600 closed;"
+        " chown 1 given; chmod 0700 .; printf y | dd of=large conv=notrunc 2>/dev/null; ln -sfn src link;"
+        " rm replaced; mkdir replaced",
+    )
+    assert code == 1
+    assert {leak["label"] for leak in report["leaks"] if leak["class"] == "damaged"} == {
+        "deleted dir /mnt/src",
+        "deleted file /mnt/src/main.c",
+        "changed file /mnt/appended",
+        "changed file /mnt/backdated",
+        "changed file /mnt/closed",
+        "changed dir /mnt/given",
+        "changed dir /mnt",
+        "changed file /mnt/large",
+        "changed symlink /mnt/link",
+        "changed dir /mnt/replaced",
+    }, report["leaks"]
+
+
+def test_a_directory_that_is_emptied_through_another_bind_of_the_run_is_seen(project: Path) -> None:
+    # As a sandbox's own clean-up does, that takes its mount of the project for a directory of its own.
+    script = "mkdir /opt/box && mount --bind /mnt /opt/box && rm -rf /opt/box/* && umount /opt/box && rmdir /opt/box"
     code, report = guard(project, script)
     assert code == 1
-    assert {leak["label"] for leak in report["leaks"] if leak["class"] == "damaged"} == seen, report["leaks"]
+    assert len([leak for leak in report["leaks"] if leak["class"] == "damaged"]) == 5, report["leaks"]
 
 
 def test_a_new_file_in_it_is_what_it_is_bound_for_and_counted(project: Path) -> None:
@@ -61,17 +74,11 @@ def test_a_new_file_in_it_is_what_it_is_bound_for_and_counted(project: Path) -> 
     assert (code, report["leaks"], report["gauges"]["bound_new_files"]) == (0, [], [0, 1])
 
 
-@pytest.mark.parametrize(
-    "script",
-    [
-        "cat /mnt/notes >/dev/null; ls -lR /mnt >/dev/null",
-        "touch /mnt/notes",
-        "cp /mnt/notes /mnt/copy; mv /mnt/copy /mnt/notes",
-        "chmod 0600 /mnt/notes; chmod 0644 /mnt/notes",
-        "mv /mnt/src /mnt/away; mv /mnt/away /mnt/src",
-    ],
-)
-def test_what_is_the_same_in_the_end_is_no_damage(project: Path, script: str) -> None:
+def test_what_is_the_same_in_the_end_is_no_damage(project: Path) -> None:
+    script = (
+        "cd /mnt; cat large >/dev/null; touch notes; cp notes copy; mv copy notes; chmod 0600 notes; chmod 0644 notes;"
+        " mv src away; mv away src"
+    )
     code, report = guard(project, script)
     assert (code, report["leaks"]) == (0, [])
 
