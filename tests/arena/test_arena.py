@@ -12,6 +12,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+from shown import SHOWN
 
 import leakcheck
 from leakcheck.arena import Arena, ArenaError, look_soon, shutdown
@@ -155,9 +156,9 @@ def test_an_arena_in_an_arena_comes_up_and_a_third_level_is_refused_with_the_rea
 ) -> None:
     script = (
         "import sys; from leakcheck.arena import *\n"
-        "with Arena() as a: sys.exit(a.run(sys.argv[1:]) if sys.argv[1:] else 0)"
+        f"with Arena(binds={SHOWN!r}) as a: sys.exit(a.run(sys.argv[1:]) if sys.argv[1:] else 0)"
     )
-    with Arena() as arena:
+    with Arena(binds=SHOWN) as arena:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         assert arena.run([sys.executable, "-c", script], env=env) == 0, "an arena in an arena"
         nested = [sys.executable, "-c", script, sys.executable, "-c", script]
@@ -344,7 +345,7 @@ def test_in_a_chroot_commands_run_in_the_arena_and_not_at_the_root_of_its_mount_
     )
     outer = 'mount --rbind / /mnt && exec chroot /mnt "$@"'
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    with Arena() as arena:
+    with Arena(binds=SHOWN) as arena:
         argv = ["/bin/sh", "-c", outer, "sh", sys.executable, "-c", script]
         with (tmp_path / "said").open("wb") as file:
             assert arena.run(argv, env=env, stdout=file.fileno(), stderr=file.fileno()) == 0, (

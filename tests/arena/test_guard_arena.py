@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from shown import SHOWN
 
 from leakcheck.arena import Arena
 
@@ -89,7 +90,8 @@ def test_a_working_directory_that_an_arena_has_anew_is_told_with_what_to_do(tmp_
     assert hidden.returncode == 4
     assert "an arena has /tmp, /run, /var/tmp, /dev anew" in hidden.stderr
     shown = guard("--arena", "--bind", str(tmp_path), "--", "touch", "x", cwd=str(tmp_path))
-    assert shown.returncode == 0, shown.stderr
+    assert shown.returncode == 1, shown.stderr
+    assert f"file {tmp_path}/x" in shown.stderr
     assert (tmp_path / "x").exists(), "what is bound is the host's"
 
 
@@ -164,7 +166,7 @@ def test_without_write_access_to_cgroups_an_arena_is_refused_with_the_reason(tmp
         "for m in $(awk '$3 ~ /^cgroup/ {print $2}' /proc/mounts); do mount -o remount,bind,ro $m; done; "
         'exec "$@" guard --arena -- true'
     )
-    with Arena() as arena, (tmp_path / "err").open("wb") as err:
+    with Arena(binds=SHOWN) as arena, (tmp_path / "err").open("wb") as err:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         assert arena.run(["/bin/sh", "-c", script, "sh", *LEAKCHECK], env=env, stderr=err.fileno()) == 4
     said = (tmp_path / "err").read_text()
@@ -188,7 +190,7 @@ def test_an_ordinary_user_gets_an_arena_of_a_user_namespace_and_is_told_what_it_
         "chmod a+rx /root; exec setpriv --reuid=65534 --regid=65534 --clear-groups "
         '"$@" guard --json --arena --settle 0.1 -- sh -c "id -u; echo x > /home/litter"'
     )
-    with Arena() as arena, (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
+    with Arena(binds=SHOWN) as arena, (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": "/"}
         argv = ["/bin/sh", "-c", script, "sh", *LEAKCHECK]
         code = arena.run(argv, env=env, stdout=out.fileno(), stderr=err.fileno())

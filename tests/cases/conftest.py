@@ -31,7 +31,15 @@ def run(argv: Sequence[str | os.PathLike[str]], directory: Path, timeout: float 
     output = directory / "output"
     with output.open("wb") as stream:
         done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, env=env, timeout=timeout, check=False
+            argv,
+            # A directory that an arena has too, wherever the checkout lies.
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=stream,
+            env=env,
+            timeout=timeout,
+            check=False,
         )
     return Outcome(done.returncode, output.read_text("utf-8", "backslashreplace"))
 

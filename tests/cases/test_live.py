@@ -225,7 +225,9 @@ class TestScopes:
         run = f"touch {go}; while [ -e /proc/$0/exe ]; do sleep 0.05; done"
         daemon = subprocess.Popen([*cage, "sh", "-c", box], stdin=subprocess.DEVNULL)
         try:
-            report = guard(tmp_path, "--scope", f"tree:{daemon.pid}", "--settle", "0.1", "--", "sh", "-c", run, str(daemon.pid))
+            report = guard(
+                tmp_path, "--scope", f"tree:{daemon.pid}", "--settle", "0.1", "--", "sh", "-c", run, str(daemon.pid)
+            )
         finally:
             daemon.kill()
             daemon.wait()
