@@ -13,6 +13,8 @@ import pytest
 
 _MARK = "LEAKCHECK_OWN_TEST"
 _NUMBERS = itertools.count()
+# What the interpreter keeps as its child until it ends itself.
+_KEPT = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -63,6 +65,8 @@ def _marked(mark: str, began: float) -> list[psutil.Process]:
             # Read as bytes: an environment may hold anything.
             environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
             process = psutil.Process(pid)
+            if process.ppid() == os.getpid() and any(name in " ".join(process.cmdline()) for name in _KEPT):
+                continue
             if pid != os.getpid() and text in environment and process.create_time() >= began - 1:
                 found.append(process)
     return found

@@ -11,7 +11,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import prctl
@@ -19,12 +19,52 @@ import prctl
 from leakcheck.arena import Arena, ArenaError, _Warden, shutdown
 from leakcheck.supervise import TargetError
 
-CGROUPS = Path("/sys/fs/cgroup")
+# The cgroups that this program runs in, one a hierarchy: its own, as others' arenas come and go meanwhile.
+_places: list[Path] = []
+
+
+@contextlib.contextmanager
+def apart() -> Generator[None, None, None]:
+    """Run in a new cgroup below the present one in each hierarchy, where arenas can be made."""
+    for parent in present_cgroups():
+        place = parent / f"leakcheck-kills-{os.getpid()}"
+        place.mkdir()
+        _places.append(place)
+        for name in ("cpuset.cpus", "cpuset.mems"):
+            if (parent / name).exists():
+                (place / name).write_text((parent / name).read_text())
+        (place / "cgroup.procs").write_text("0")
+    try:
+        yield
+    finally:
+        for place in _places:
+            (place.parent / "cgroup.procs").write_text("0")
+            # Nobody but this program was in it; what it left keeps it, and is told.
+            with contextlib.suppress(OSError):
+                place.rmdir()
+
+
+def present_cgroups() -> list[Path]:
+    """Return where this process is in each hierarchy that is mounted for writing (cgroups(7))."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    paths = {frozenset(controllers.split(",")): path for _, controllers, path in lines}
+    found = {}
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        mount, (kind, _, options) = line.split(), line.split(" - ")[1].split()
+        for controllers, path in paths.items():
+            if controllers == {""}:
+                is_it = kind == "cgroup2"
+            else:
+                is_it = kind == "cgroup" and controllers <= set(options.split(","))
+            root, point = mount[3], Path(mount[4])
+            if is_it and Path(path).is_relative_to(root) and os.access(point, os.W_OK):
+                found[controllers] = point / Path(path).relative_to(root)
+    return list(found.values())
 
 
 def own_cgroups() -> set[Path]:
     """Cgroups of arenas that no warden holds any more."""
-    walked = os.walk(CGROUPS)
+    walked = (entry for place in _places for entry in os.walk(place))
     found = {Path(path, name) for path, names, _ in walked for name in names if name.startswith("leakcheck-arena-")}
     locked = {path.name for path in found if is_locked(path)}
     return {path for path in found if path.name not in locked}
@@ -128,7 +168,7 @@ def one(generator: random.Random, before: set[Path]) -> str | None:
 
 
 def left_for(seconds: float, before: set[Path], counts: Callable[[Path], bool] = lambda _: True) -> set[Path]:
-    """Return what is there after some time: at first it may be another owner's that is just coming or going."""
+    """Return what is there when none of it has gone for some time: on a busy machine each takes its turn to go."""
 
     def now() -> set[Path]:
         return {path for path in own_cgroups() - before if counts(path)}
@@ -137,7 +177,9 @@ def left_for(seconds: float, before: set[Path], counts: Callable[[Path], bool] =
     left = now()
     while left and time.monotonic() < until:
         time.sleep(0.01)
-        left &= now()
+        still = left & now()
+        if still != left:
+            left, until = still, time.monotonic() + seconds
     return left
 
 
@@ -145,14 +187,18 @@ def main() -> int:
     count, seed = int(sys.argv[1]), int(sys.argv[2])
     prctl.set_child_subreaper(1)
     generator = random.Random(seed)
-    before, mounts = own_cgroups(), Path("/proc/self/mountinfo").read_text()
-    failures = [failure for _ in range(count) if (failure := one(generator, before))]
-    # The next start sweeps what a warden left that was killed, by its free lock.
-    with Arena():
-        pass
-    shutdown()
-    if swept := left_for(1, before):
-        failures.append(f"not swept: {swept}")
+    mounts = Path("/proc/self/mountinfo").read_text()
+    with apart():
+        before = own_cgroups()
+        failures = [failure for _ in range(count) if (failure := one(generator, before))]
+        # The next start sweeps what a warden left that was killed, by its free lock.
+        with Arena():
+            pass
+        shutdown()
+        if swept := left_for(1, before):
+            failures.append(f"not swept: {swept}")
+    if kept := [place for place in _places if place.exists()]:
+        failures.append(f"not empty: {kept}")
     if Path("/etc/litter").exists():
         failures.append("a file of an arena is on the host")
     if Path("/proc/self/mountinfo").read_text() != mounts:
