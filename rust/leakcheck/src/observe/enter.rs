@@ -122,8 +122,6 @@ fn link_type(ns_type: NsType) -> LinkNameSpaceType {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
-    use rustix::fs::Mode;
-
     use super::*;
 
     fn own_net() -> NsView {
