@@ -96,6 +96,11 @@ impl Rights {
         }
     }
 
+    /// Whether it gives no access to what is another user's.
+    pub(crate) fn is_ordinary(&self) -> bool {
+        !self.uids.contains(&0) && !self.has(!HARMLESS)
+    }
+
     fn reaches(&self, directory: &Directory) -> bool {
         let path = directory.path.as_ref();
         let from_inside =

@@ -24,7 +24,7 @@ pub(super) struct Reach {
 impl Reach {
     /// Of the runs of this process, from now on; nothing of what `baseline` did not see is excused if they cannot be told.
     pub(super) fn of_own_runs(baseline: &Snapshot) -> Self {
-        let rights = Rights::own().filter(|_| baseline.scope == Scope::Host && !baseline.gaps.is_empty());
+        let rights = Rights::own().filter(|_| baseline.scope == Scope::Host);
         let programs = || {
             use std::os::unix::ffi::OsStrExt;
             let may_run = |f: &&File| f.class == "file" && f.mapped_by.is_none() && f.mode & 0o111 != 0;
@@ -37,6 +37,26 @@ impl Reach {
     /// Descriptors of the observer.
     pub(super) fn own_fd(&self) -> Option<std::os::fd::RawFd> {
         self.elevation.as_ref()?.own_fd()
+    }
+
+    /// Whether it is another user's, whom the run could not become, so that it is none of the run's.
+    pub(super) fn is_foreign<P: Provenance>(
+        &self,
+        resource: &Resource,
+        baseline: &Snapshot,
+        attributor: &Attributor<'_, P>,
+    ) -> bool {
+        let Some(rights) = self.rights.as_ref().filter(|rights| rights.is_ordinary()) else { return false };
+        // What is older may have been moved or linked there; the owner of other things can give them away.
+        let new = |birth: Option<i64>| birth.is_some_and(|birth| birth > baseline.taken_ns);
+        let uid = match resource {
+            Resource::Process(p) => attributor.uid(p.pid),
+            Resource::File(f) if f.mapped_by.is_none() && f.link == 0 && new(f.birth) => Some(f.uid),
+            Resource::Ipc(i) if i.class == IpcClass::PosixShm && new(i.birth) => Some(i.uid),
+            _ => None,
+        };
+        uid.is_some_and(|uid| !rights.uids.contains(&uid))
+            && self.elevation.as_ref().is_none_or(|elevation| elevation.used().is_none())
     }
 
     /// Why nothing can be there, or why that cannot be told.
@@ -63,7 +83,7 @@ pub(super) fn coverage<P: Provenance>(
     map.merge(&beside(after));
     map.0.retain(|kind, _| asked.contains(*kind));
     let unreadable: Vec<&Unreadable> =
-        after.unreadable.iter().filter(|u| matters(u, before, after, attributor)).collect();
+        after.unreadable.iter().filter(|u| matters(u, before, after, attributor, reach)).collect();
     lower_for_unreadable(&unreadable, &mut map);
     of_gaps(before, after, reach, &mut map);
     // What the key quota counts beyond the list is a gap only when it grew.
@@ -83,7 +103,13 @@ pub(super) fn coverage<P: Provenance>(
 }
 
 /// Whether something of the run's may hide in a process that could not be read.
-fn matters<P: Provenance>(u: &Unreadable, before: &Snapshot, after: &Snapshot, attributor: &Attributor<'_, P>) -> bool {
+fn matters<P: Provenance>(
+    u: &Unreadable,
+    before: &Snapshot,
+    after: &Snapshot,
+    attributor: &Attributor<'_, P>,
+    reach: &Reach,
+) -> bool {
     let there_before = before.unreadable.iter().any(|old| (old.pid, old.start) == (u.pid, u.start));
     match after.scope {
         // It is a member of the scope, of which all is the run's.
@@ -94,7 +120,11 @@ fn matters<P: Provenance>(u: &Unreadable, before: &Snapshot, after: &Snapshot, a
         // Whoever made what appeared between two snapshots, it counts. What refuses CAP_SYS_PTRACE as well is beyond everybody.
         Some(Owner::Stranger) => !attributor.is_watched() && !after.may_trace,
         Some(Owner::Run(Attribution::Scope)) | None => !there_before,
-        Some(Owner::Run(_) | Owner::Unknown) => true,
+        Some(Owner::Unknown) => {
+            let process = after.process(u.pid).cloned().map(Resource::Process);
+            !process.is_some_and(|process| reach.is_foreign(&process, before, attributor))
+        }
+        Some(Owner::Run(_)) => true,
     }
 }
 

@@ -93,6 +93,12 @@ impl World<Found> for LiveWorld<'_> {
         let attributor = Attributor::new(self.baseline, &look, self.live, own);
         let by_evidence = |r: &Resource| matches!(attributor.owner(r), Owner::Run(by) if by != Attribution::Scope);
         only_comparable(self.baseline, &look, &mut appeared, by_evidence);
+        let all = appeared.len();
+        let foreign = |r: &Resource| {
+            attributor.owner(r) == Owner::Unknown && self.reach.is_foreign(r, self.baseline, &attributor)
+        };
+        appeared.retain(|r| !foreign(r));
+        let foreign = (all - appeared.len()) as u64;
         let coverage = coverage(self.baseline, &look, self.asked, &attributor, self.reach);
         self.every.merge(&coverage);
         let residue = residue(appeared, &attributor);
@@ -105,7 +111,7 @@ impl World<Found> for LiveWorld<'_> {
             .into_iter()
             .map(|(resource, by)| (resource.settling_key(), Found::new(resource, by, &look, &attributor)))
             .collect();
-        self.last = Some(LastLook { look, coverage, noise: residue.noise, strange: residue.strange });
+        self.last = Some(LastLook { look, coverage, noise: residue.noise + foreign, strange: residue.strange });
         Ok(Look { residue: found, run_lives, running })
     }
 

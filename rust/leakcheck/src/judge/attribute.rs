@@ -135,6 +135,11 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         this
     }
 
+    /// See [`Provenance::uid`].
+    pub fn uid(&self, pid: u32) -> Option<u32> {
+        self.provenance.uid(pid)
+    }
+
     /// See [`Provenance::watched`].
     pub fn is_watched(&self) -> bool {
         self.provenance.watched()
