@@ -1,0 +1,147 @@
+"""Coverage is true, and is about what the run could have made."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import CHECKOUT, Place, as_nobody, in_container
+
+from leakcheck._bin import helper
+
+__all__ = ["as_nobody", "in_container"]
+
+SILENT = "</dev/null >/dev/null 2>&1"
+
+
+@pytest.fixture(params=["as_nobody", "in_container"])
+def place(request: pytest.FixtureRequest) -> Place:
+    """Each of the two places."""
+    found: Place = request.getfixturevalue(request.param)
+    return found
+
+
+def judged(done: "subprocess.CompletedProcess[str]") -> dict[str, Any]:
+    """The report that a guard printed."""
+    assert done.stdout, done.stderr
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
+
+
+class TestAScopeOfWhichNothingCanBeRead:
+    def test_is_unknown_without_the_right_to_trace(self, case: Callable[..., Any]) -> None:
+        outcome = case("bash", "{unreadable_scope.sh}")
+        assert outcome.exits == [1, 3, 3], outcome.text
+
+    def test_is_not_full_in_the_snapshot_itself(self, as_nobody: Place) -> None:
+        script = "leakcheck snapshot --json --scope tree:$(cat /run/pid) --kinds fd,mount,process"
+        done = as_nobody("sh", "-c", script, before=f"sleep 20 {SILENT} & echo $! >/run/pid")
+        levels = {kind: coverage["level"] for kind, coverage in json.loads(done.stdout)["coverage"].items()}
+        assert levels == {"fd": "partial", "mount": "partial", "process": "full"}, done.stdout + done.stderr
+
+    def test_makes_a_comparison_unknown(self, as_nobody: Place) -> None:
+        look = "leakcheck snapshot --scope tree:$(cat /run/pid) --kinds fd -o /tmp/{}.json >/dev/null"
+        script = f"{look.format('a')}; {look.format('b')}; leakcheck diff /tmp/a.json /tmp/b.json"
+        done = as_nobody("sh", "-c", script, before=f"sleep 20 {SILENT} & echo $! >/run/pid")
+        assert done.returncode == 3, done.stdout + done.stderr
+
+
+class TestCleanIsSayable:
+    def test_without_options(self, place: Place) -> None:
+        done = place("leakcheck", "guard", "--settle", "0.1", "--", "true", home=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def test_beside_closed_directories_of_others(self, as_nobody: Place) -> None:
+        kinds = ["--kinds", "process,fd,file"]
+        closed = "mkdir -m 700 /tmp/root /run/root; mkdir -m 711 /tmp/passable; touch /tmp/root/x"
+        done = as_nobody("leakcheck", "guard", "--settle", "0.1", "--json", *kinds, "--", "true", before=closed)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "may not write to" in str(judged(done)["coverage"])
+
+    @pytest.mark.parametrize(
+        ("before", "command"),
+        [
+            ("mkdir -m 711 /tmp/d; mkdir -m 777 /tmp/d/open", "touch /tmp/d/open/file"),
+            ("mkdir -m 733 /tmp/d", "touch /tmp/d/file"),
+            ("mkdir -m 700 /tmp/d; mkdir -m 777 /tmp/d/open; cd /tmp/d/open", "touch file"),
+            ("mkdir -m 000 /tmp/d; chown 65534 /tmp/d", "chmod 700 /tmp/d; touch /tmp/d/file; chmod 000 /tmp/d"),
+        ],
+        ids=["in a directory below", "by a name of chance", "from the working directory", "by its owner"],
+    )
+    def test_but_not_where_the_run_can_get_in(self, as_nobody: Place, before: str, command: str) -> None:
+        guard = ["leakcheck", "guard", "--settle", "0.1", "--kinds", "file"]
+        done = as_nobody(*guard, "--", "sh", "-c", command, before=before)
+        assert done.returncode in (1, 3), done.stdout + done.stderr
+
+    def test_but_not_after_a_set_user_id_program_ran(self, as_nobody: Place) -> None:
+        before = "cp /bin/cp /tmp/elevated; chmod 4755 /tmp/elevated; mkdir -m 700 /tmp/closed"
+        guard = ["leakcheck", "guard", "--settle", "0.1", "--kinds", "file"]
+        done = as_nobody(*guard, "--", "/tmp/elevated", "/etc/hostname", "/tmp/closed/left", before=before)
+        assert done.returncode == 3 and "/tmp/elevated was opened" in done.stderr, done.stdout + done.stderr
+        done = as_nobody(
+            "setpriv", "--no-new-privs", *guard, "--", "/tmp/elevated", "/etc/hostname", "/dev/null", before=before
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+class TestWhatCanBeMadeThereIsFound:
+    PLANTS = ("zombie", "lock-flock", "file-temp", "shm-sysv", "shm-posix", "mqueue", "key-user", "net-abstract-unix")
+
+    @pytest.mark.parametrize("plant", PLANTS)
+    def test_each_of_its_kind(self, place: Place, plant: str) -> None:
+        listed = subprocess.run([helper("mkleak"), "--list", "--json"], capture_output=True, check=True)
+        kind = next(p["kind"] for p in json.loads(listed.stdout) if p["name"] == plant)
+        # It waits on its standard input, and takes the leak away when that ends.
+        wait = "until grep -q . /tmp/out; do sleep 0.02; done; grep -q READY /tmp/out"
+        run = f"{helper('mkleak')} {plant} </tmp/in >/tmp/out 2>&1 & {wait}"
+        guard = f"leakcheck guard --json --settle 0.05 --kinds {kind} -- sh -c '{run}'"
+        script = f"mkfifo /tmp/in; sleep 30 3<>/tmp/in & keeper=$!; {guard}; status=$?; kill $keeper; exit $status"
+        done = place("sh", "-c", script)
+        report = judged(done)
+        assert report["command"]["exit"] == 0, done.stdout
+        assert done.returncode == 1 and {leak["kind"] for leak in report["leaks"]} == {kind}, done.stdout
+
+    def test_a_process_that_may_not_be_read_is_unknown_at_least(self, as_nobody: Place) -> None:
+        hide = "import ctypes, time; ctypes.CDLL(None).prctl(4, 0); open('/tmp/hidden', 'w').close(); time.sleep(20)"
+        command = (
+            f'{sys.executable} -c "{hide}" {SILENT} & until [ -e /tmp/hidden ]; do sleep 0.05; done; rm /tmp/hidden'
+        )
+        done = as_nobody("leakcheck", "guard", "--settle", "0.05", "--kinds", "fd", "--", "sh", "-c", command)
+        assert done.returncode == 3, done.stdout + done.stderr
+
+
+class TestAnObservationThatWasCutShort:
+    def test_by_the_limit_of_descriptors_blames_nothing_that_was_there_before(self, tmp_path: Path) -> None:
+        deep = tmp_path.joinpath(*"abcdefghijklmnopqrstuvwxyz")
+        deep.mkdir(parents=True)
+        guard = f"{sys.executable} -m leakcheck guard --settle 0.05 --kinds file --roots {tmp_path} -- true"
+        command = f"ulimit -n 16; exec {guard}"
+        done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, cwd=CHECKOUT)
+        assert done.returncode == 3, done.stdout + done.stderr
+        assert "too many open files" in done.stderr.lower()
+
+    def test_by_a_closed_directory_blames_nothing_that_was_in_it(self, as_nobody: Place) -> None:
+        before = "mkdir -m 000 /tmp/d; touch /tmp/d/old; chown -R 65534 /tmp/d"
+        guard = ["leakcheck", "guard", "--json", "--settle", "0.05", "--kinds", "file"]
+        done = as_nobody(*guard, "--", "chmod", "755", "/tmp/d", before=before)
+        assert (done.returncode, judged(done)["leaks"]) == (3, []), done.stdout
+
+
+def test_processes_that_procfs_hides_make_unknown(as_nobody: Place) -> None:
+    if Path("/proc/1").stat().st_uid != 0:
+        pytest.skip("process 1 is not root's")
+    done = as_nobody(
+        "leakcheck",
+        "guard",
+        "--settle",
+        "0.05",
+        "--kinds",
+        "process",
+        "--",
+        "true",
+        before="mount -t proc -o hidepid=2 proc /proc",
+    )
+    assert done.returncode == 3 and "hidepid" in done.stderr, done.stdout + done.stderr

@@ -1,0 +1,87 @@
+"""What Python keeps for its life is no test's leak, and what a test leaves beside it still is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import INPUTS
+from places import Place, as_nobody
+
+__all__ = ["as_nobody"]
+
+# What it makes has to go, however the suite ends.
+LEAKING = """
+import multiprocessing, os, signal, subprocess, sys
+import pytest
+
+@pytest.fixture(scope="session")
+def children():
+    pids = []
+    yield pids
+    for child in pids:
+        child.kill()
+        child.wait()
+
+def idle():
+    pass
+
+def test_helper():
+    process = multiprocessing.get_context("forkserver").Process(target=idle)
+    process.start()
+    process.join()
+
+def test_its_name_is_no_excuse(children):
+    code = "import time; time.sleep(30) # from multiprocessing.resource_tracker import main;main(3)"
+    children.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL))
+
+def test_nor_is_its_directory(children):
+    from multiprocessing import util
+    open(os.path.join(util.get_temp_dir(), "left"), "w").close()
+"""
+
+
+def run(directory: Path, *options: str) -> str:
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "LEAKCHECK"))}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--leakcheck",
+        "-o",
+        "leakcheck_settle=0.1",
+        *options,
+    ]
+    done = subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return done.stdout + done.stderr
+
+
+def test_helpers_of_multiprocessing_are_listed_and_blamed_on_nobody(tmp_path: Path) -> None:
+    (tmp_path / "test_helpers.py").write_bytes((INPUTS / "helpers_suite.py").read_bytes())
+    some = "shared_memory or forkserver or manager or popen_not_waited or mp_lock"
+    output = run(tmp_path, "-k", some, "test_helpers.py")
+    assert "5 passed" in output and "LEAKED" not in output, output
+    for reason in ("resource tracker", "fork server", "directory for sockets", "reaps when it starts the next"):
+        assert reason in output, output
+
+
+def test_a_leak_beside_them_is_still_blamed(tmp_path: Path) -> None:
+    (tmp_path / "test_leaking.py").write_text(LEAKING)
+    output = run(tmp_path, "test_leaking.py")
+    assert "1 passed" in output and "2 leaked" in output, output
+    assert "LEAKED test_leaking.py::test_its_name_is_no_excuse" in output, output
+    assert "LEAKED test_leaking.py::test_nor_is_its_directory" in output and "/left" in output, output
+
+
+def test_workers_of_an_ordinary_user_blame_no_namespace_of_the_machine(as_nobody: Place) -> None:
+    pytest.importorskip("xdist")
+    suite = "def test_one(): pass\\ndef test_two(): pass\\n"
+    script = (
+        f"mkdir /tmp/s && cd /tmp/s && printf '{suite}' >test_s.py && pytest -q -n 2 --leakcheck -p no:cacheprovider"
+    )
+    done = as_nobody("sh", "-c", script)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0 and "2 passed" in output and "namespace" not in output, output
