@@ -75,7 +75,9 @@ def as_nobody() -> Place:
     def call(
         *command: str, before: str = "", home: bool = True, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        inner = f'{before}\nexec {" ".join(NOBODY)} "$@"'
+        # What the test started beside it writes its process id to a file.
+        end = "[ ! -e /tmp/pid ] || kill -9 $(cat /tmp/pid)"
+        inner = f'{before}\nstatus=0\n{" ".join(NOBODY)} "$@" || status=$?\n{end}\nexit $status'
         outer = ["unshare", "--mount", "--propagation", "private"]
         return _run([*outer, *_prepared(inner, command)], timeout, home)
 
