@@ -94,7 +94,8 @@ class TestRespawning:
         report = guard(
             tmp_path, "--arena", "--settle", "0.1", "--bind", f"{shy.parent}:/mnt:ro", "--", "/mnt/shy", "30"
         )
-        assert told(report) == {("process", "respawning")}
+        # It watches its own /proc, and is read through another.
+        assert told(report) in ({("process", "respawning")}, {("process", "orphaned")})
 
     @root_only
     def test_a_shell_that_starts_itself_anew_every_ten_milliseconds_is_leaked(

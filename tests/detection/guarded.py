@@ -11,9 +11,10 @@ import place
 from plants import UNAVAILABLE, Plant
 
 HERE = Path(__file__).resolve().parent
-# Held by nothing but a descriptor, mapping or working directory of mkleak itself, or by its parenthood.
+# Held by nothing but a descriptor, mapping or working directory of mkleak itself, or by its parenthood or its word.
 END_WITH_MKLEAK = {
     "zombie",
+    *oracle.RESPAWNING,
     "mount-lazy-cwd",
     "mount-ns-fd",
     "mount-detached",

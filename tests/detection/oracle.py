@@ -33,6 +33,14 @@ def settle(before: _native.Snapshot) -> dict[str, Any]:
     return report
 
 
+def look_again(plant: Plant, before: _native.Snapshot, after: _native.Snapshot) -> dict[str, Any]:
+    """Compare two looks; what never holds still is what settling sees, since one look need not meet it."""
+    if plant.name not in RESPAWNING:
+        return diff(before, after)
+    report: dict[str, Any] = json.loads(_native.settle(before, settle_ms=100))
+    return report
+
+
 def is_found(plant: Plant, facts: Facts, report: dict[str, Any]) -> bool:
     """Whether every resource that the plant consists of is among the leaks."""
     leaks = [leak["evidence"]["resource"] for leak in report["leaks"]]
@@ -83,6 +91,11 @@ def device(facts: Facts) -> int:
 def process(name: str, facts: Facts) -> Iterator[Match]:
     state = {"zombie": "Z", "stopped": "T"}.get(name)
     yield with_fields("process", pid=facts["pid"], **({"state": state} if state else {}))
+
+
+def respawning(_: str, facts: Facts) -> Iterator[Match]:
+    # Whichever process of it was there: no look shares one with another.
+    yield with_fields("process", comm=facts["comm"])
 
 
 def fd(_: str, facts: Facts) -> Iterator[Match]:
@@ -220,7 +233,10 @@ BY_KIND = {
     "sysctl": sysctl,
 }
 
+RESPAWNING = ("respawning-slow", "respawning", "respawning-fast")
+
 SPECIAL = {
+    **dict.fromkeys(RESPAWNING, respawning),
     "fd-thread-table": fd_of_a_thread,
     "fd-in-flight": fd_in_flight,
     "mmap-deleted": mapping,

@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{
@@ -21,6 +22,10 @@ pub(crate) enum Then {
     Pause(Option<OwnedFd>),
     /// Stops itself by SIGSTOP.
     Stop,
+    /// Ends its first thread and waits for ever in another one.
+    LoseLeader,
+    /// Forks a successor after each pause, and ends; until the other end of this socket says no more.
+    Respawn(OwnedFd, Timespec),
     Exit,
 }
 
@@ -91,7 +96,10 @@ pub(crate) fn spawn(namespaces: libc::c_int, setup: impl FnOnce() -> Result<Then
 /// The child's life. `report` closes, here or by exec, when it is set up.
 fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
     let outcome = detach().and_then(|()| setup()).and_then(|then| {
-        let kept = if let Then::Pause(Some(fd)) = &then { Some(fd.as_raw_fd()) } else { None };
+        let kept = match &then {
+            Then::Pause(Some(fd)) | Then::Respawn(fd, _) => Some(fd.as_raw_fd()),
+            Then::Pause(None) | Then::Stop | Then::LoseLeader | Then::Exit => None,
+        };
         close_all_but([Some(report.as_raw_fd()), kept])?;
         Ok(then)
     });
@@ -104,6 +112,8 @@ fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
                     let _ = kill_process(getpid(), Signal::STOP);
                     pause()
                 }
+                Then::LoseLeader => lose_leader(),
+                Then::Respawn(until, pace) => respawn(&until, &pace),
                 Then::Exit => exit(0),
             }
         }
@@ -116,6 +126,30 @@ fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
             message.extend_from_slice(text.as_bytes());
             let _ = std::fs::File::from(report).write_all(&message);
             exit(1)
+        }
+    }
+}
+
+/// Ends the calling thread alone, which is the first one, when another one is there.
+#[allow(unsafe_code)]
+fn lose_leader() -> ! {
+    std::thread::spawn(|| pause());
+    // SAFETY: exit(2) ends this thread, which holds nothing that the other one needs.
+    unsafe { libc::syscall(libc::SYS_exit, 0) };
+    exit(0)
+}
+
+/// Each generation waits for `pace`, forks the next one, and ends.
+fn respawn(until: &OwnedFd, pace: &Timespec) -> ! {
+    loop {
+        let mut over = [PollFd::new(until, PollFlags::IN)];
+        if poll(&mut over, Some(pace)) != Ok(0) {
+            exit(0);
+        }
+        match clone3(0) {
+            // What could not be forked lives on itself.
+            Ok(None) | Err(_) => {}
+            Ok(Some(_)) => exit(0),
         }
     }
 }

@@ -26,6 +26,8 @@ const KEY: &str = "process:respawning";
 /// Processes remembered at most, and shown.
 const REMEMBERED: usize = 256;
 const SHOWN: usize = 8;
+/// How often the events are asked for a process that can be read.
+const TRIES: usize = 16;
 /// How long the newest process is asked for where only numbers tell of it: some ten generations of the fastest chain.
 const PROBING: Duration = Duration::from_millis(1);
 
@@ -205,14 +207,8 @@ impl Adrift {
             return Ok(Outcome { leak: Some(self.tell(found.resource, found.by, found.facts)), gap: None });
         }
         if self.by_events.is_some() {
-            // Asked again, now that it is known who holds still; an end that was not told of yet is by now.
-            let now = world.live.watch.and_then(|w| {
-                w.sync();
-                w.adrift(&held)
-            });
-            let now = now.unwrap_or_default();
-            if let Some(pid) = now.run.last() {
-                return Ok(self.told_by_events(*pid, look));
+            if let Some(process) = self.caught(world, &held) {
+                return Ok(self.told_by_events(process, look));
             }
         }
         if let Some(arena) = look.arena.as_deref()
@@ -257,17 +253,34 @@ impl Adrift {
         })
     }
 
-    fn told_by_events(&mut self, pid: u32, look: &Snapshot) -> Outcome {
-        let process = observe::process(pid).or_else(|| self.seen.values().next_back().map(|(p, _)| p.clone()));
-        let process = process.unwrap_or_else(|| Process {
-            pid,
-            start: 0,
-            ppid: 0,
-            state: '?',
-            pgrp: 0,
-            session: 0,
-            comm: crate::text::Text::from(&b"?"[..]),
-        });
+    /// A process of the run that lives beside what is `held`, by the events that came since the last look as well. None when an end
+    /// was told of meanwhile, or when no such process is there.
+    fn caught(&mut self, world: &LiveWorld<'_>, held: &HashSet<u32>) -> Option<Process> {
+        let mut before: Vec<u32> = Vec::new();
+        for _ in 0..TRIES {
+            let watch = world.live.watch?;
+            watch.sync();
+            let run = watch.adrift(held)?.run;
+            if let Some(p) = run.iter().rev().filter_map(|pid| observe::process(*pid)).find(lives) {
+                return Some(p);
+            }
+            // Too fast to be read: then it is another one each time.
+            let next = run.iter().find(|pid| !before.is_empty() && !before.contains(pid));
+            if let Some(pid) = next {
+                let known = self.seen.values().next_back().map(|(p, _)| p.clone());
+                let comm = crate::text::Text::from(&b"?"[..]);
+                let unread = Process { pid: *pid, start: 0, ppid: 0, state: '?', pgrp: 0, session: 0, comm };
+                return Some(known.unwrap_or(unread));
+            }
+            if run.is_empty() {
+                return None;
+            }
+            before = run;
+        }
+        None
+    }
+
+    fn told_by_events(&mut self, process: Process, look: &Snapshot) -> Outcome {
         self.remember(&process, Attribution::Descent);
         let resource = Resource::Process(process);
         let facts = detail::evidence(&resource, look).facts;

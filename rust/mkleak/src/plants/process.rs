@@ -1,12 +1,15 @@
 //! Processes that stay behind.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr;
 
+use rustix::event::Timespec;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, shutdown, socketpair};
 use rustix::process::{WaitIdOptions, setsid};
 use serde_json::{Value, json};
 
@@ -76,6 +79,36 @@ pub(super) const PLANTS: &[Plant] = &[
         },
     },
     Plant {
+        name: "dead-leader",
+        needs: &[],
+        what: "a child whose first thread has ended, so that /proc calls it a zombie, while another one goes on",
+        prepare: |_| child(|| Ok(Then::LoseLeader), None),
+    },
+    Plant {
+        name: "proc-covered",
+        needs: &["root"],
+        what: "an orphan whose directory in /proc a tmpfs was mounted over",
+        prepare: |_| planting(covered),
+    },
+    Plant {
+        name: "respawning-slow",
+        needs: &[],
+        what: "a chain of processes, each of which starts the next after 100 ms and ends",
+        prepare: |stage| respawning(stage, 100_000_000),
+    },
+    Plant {
+        name: "respawning",
+        needs: &[],
+        what: "a chain of processes, each of which starts the next after 20 ms and ends",
+        prepare: |stage| respawning(stage, 20_000_000),
+    },
+    Plant {
+        name: "respawning-fast",
+        needs: &[],
+        what: "a chain of processes, each of which starts the next at once and ends",
+        prepare: |stage| respawning(stage, 0),
+    },
+    Plant {
         name: "deleted-exe",
         needs: &[],
         what: "a child that runs an executable which was deleted",
@@ -91,6 +124,44 @@ fn child(setup: impl FnOnce() -> Result<Then> + 'static, until: Option<WaitIdOpt
             child.wait_unreaped(state)?;
         }
         Ok(json!({"pid": child.pid()}))
+    })
+}
+
+fn covered(undo: &mut Undo) -> Result<Value> {
+    let orphan = orphan(|| Ok(()), || Ok(Then::Pause(None)))?;
+    let place = format!("/proc/{}", orphan.pid());
+    let facts = json!({"pid": orphan.pid(), "path": place});
+    undo.push(move || orphan.end());
+    mount(c"mkleak", &place, c"tmpfs", MountFlags::empty(), None::<&CStr>).during(format!("mount on {place}"))?;
+    // The mount goes first: behind it the orphan cannot be verified.
+    undo.push(move || unmount(&place, UnmountFlags::DETACH).during(format!("unmount {place}")));
+    Ok(facts)
+}
+
+/// A chain that knows by a socket when it is over. Both ends belong to the scaffolding, so that no descriptor is a leak.
+fn respawning(stage: &mut Stage, pace: i64) -> Result<Planting> {
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).during("socketpair")?;
+    let ours = stage.share(ours);
+    planting(move |undo| {
+        let link = theirs.try_clone().during("dup")?;
+        let pace = Timespec { tv_sec: 0, tv_nsec: pace };
+        let first = spawn(0, move || {
+            rustix::thread::set_name(c"respawning").during("prctl PR_SET_NAME")?;
+            Ok(Then::Respawn(link, pace))
+        })?;
+        drop(theirs);
+        undo.push(move || {
+            shutdown(&*ours, Shutdown::Write).during("shutdown")?;
+            // Its last process has let go of its end when ours is hung up.
+            match rustix::io::read(&*ours, &mut [0u8; 1]).during("read")? {
+                0 => Ok(()),
+                _ => Err(Error::Failed("a chain of processes that talks".into())),
+            }
+        });
+        first.wait_unreaped(WaitIdOptions::EXITED)?;
+        first.end()?;
+        Ok(json!({"comm": "respawning"}))
     })
 }
 
