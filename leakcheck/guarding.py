@@ -291,8 +291,9 @@ def guard(
         attributed_only: report residue only if descent, cgroup, namespace, run token or uid ties it to this run. For
             test suites with parallel neighbours; the rest is in `Report.unattributed`.
         arena: the disposable host in which the code runs something; all of it is looked at instead of `scope` and
-            `roots`, everything new in it is the run's, and this process's descriptors do not count. What no namespace
-            isolates (keys, some loop devices and BPF objects) is in `Report.unattributed`.
+            `roots`, everything new in it is the run's, and this process's descriptors do not count. Of what no
+            namespace isolates, what somebody else made is noise, and what nobody saw made (`Report.unattributed`) makes
+            the verdict unknown.
 
     Raises:
         UsageError: at once or on entry, for an unknown kind or scope, a missing root, a bad allow rule or a settle time

@@ -3,16 +3,20 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from leakcheck import _native
+import leakcheck
+from leakcheck import Arena, _native
+from leakcheck._bin import helper
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may change settings of the machine")
 
+LEAKCHECK = Path(sys.executable).with_name("leakcheck")
 INTERVAL = Path("/proc/sys/vm/stat_interval")
 SLEEP = Path("/sys/kernel/mm/ksm/sleep_millisecs")
 
@@ -38,7 +42,7 @@ def knob(request: pytest.FixtureRequest) -> Generator[Path, None, None]:
 
 
 def guard(*arguments: str) -> tuple[int, dict[str, Any]]:
-    command = ["leakcheck", "guard", "--json", "--settle", "0.1", *arguments]
+    command = [LEAKCHECK, "guard", "--json", "--settle", "0.1", *arguments]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
     return done.returncode, json.loads(done.stdout)
 
@@ -94,7 +98,7 @@ def test_two_saved_snapshots_show_what_was_set_between_them(tmp_path: Path) -> N
     first.save(str(tmp_path / "first"))
     last.save(str(tmp_path / "last"))
     done = subprocess.run(
-        ["leakcheck", "diff", tmp_path / "first", tmp_path / "last"], capture_output=True, text=True, check=False
+        [LEAKCHECK, "diff", tmp_path / "first", tmp_path / "last"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
     assert f"vm.stat_interval = {before + 1} (was {before})" in done.stderr
@@ -108,7 +112,7 @@ def test_reap_says_the_command_and_sets_nothing(tmp_path: Path) -> None:
     try:
         guard("--kinds", "sysctl", "-o", str(report), "--", "sh", "-c", f"echo {before + 1} >{INTERVAL}")
         done = subprocess.run(
-            ["leakcheck", "reap", "--yes", "--diff", report], capture_output=True, text=True, check=False
+            [LEAKCHECK, "reap", "--yes", "--diff", report], capture_output=True, text=True, check=False
         )
         assert INTERVAL.read_text().strip() == str(before + 1)
     finally:
@@ -130,6 +134,79 @@ def test_what_the_kernel_changes_by_itself_is_no_setting() -> None:
     paths = {resource["path"] for resource in first.resources("sysctl")}
     assert "/proc/sys/kernel/core_pattern" in paths
     assert not paths & {"/proc/sys/vm/stat_refresh", "/proc/sys/kernel/ns_last_pid", "/proc/sys/fs/file-nr"}
+
+
+KEYS = """
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+KEYRING = -4  # KEY_SPEC_USER_KEYRING
+if sys.argv[1] == "add":
+    print(libc.syscall(248, b"user", sys.argv[2].encode(), b"x", 1, KEYRING))
+else:
+    serial = libc.syscall(250, 10, KEYRING, b"user", sys.argv[2].encode(), 0)
+    libc.syscall(250, 9, serial, KEYRING)
+"""
+
+
+def recorded() -> bool:
+    """Whether an arena's calls can be recorded here: see the table in docs/explanation/arena.md."""
+    in_first = Path("/proc/self/ns/cgroup").stat().st_ino == 0xEFFFFFFB
+    v2 = any(line.split(" ")[2] == "cgroup2" for line in Path("/proc/mounts").read_text().splitlines())
+    return in_first and v2 and Path("/proc/keys").exists()
+
+
+needs_recorder = pytest.mark.skipif(not recorded(), reason="no keys, or no cgroup v2 of the first cgroup namespace")
+
+
+@pytest.fixture
+def key_name() -> Generator[str, None, None]:
+    name = f"case-key-{os.getpid()}"
+    yield name
+    subprocess.run([sys.executable, "-c", KEYS, "remove", name], check=True, stdout=subprocess.DEVNULL)
+
+
+@needs_recorder
+def test_a_key_that_an_arena_leaves_is_its_leak(key_name: str) -> None:
+    code, report = guard("--arena", "--", "python3", "-c", KEYS, "add", key_name)
+    assert code == 1
+    leaks = [(leak["kind"], leak["attribution"]) for leak in report["leaks"]]
+    assert leaks == [("key", "creator")]
+
+
+@needs_recorder
+def test_a_key_that_somebody_else_adds_meanwhile_is_none_of_an_arena(key_name: str, tmp_path: Path) -> None:
+    begin = tmp_path / "begin"
+    begin.mkdir()
+    wait = f"until [ -e {begin}/now ]; do sleep 0.01; done"
+    other = ["sh", "-c", f'{wait}; exec "$@"', "sh", sys.executable, "-c", KEYS, "add", key_name]
+    adding = subprocess.Popen(other, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        # The arena asks for keys too: what it was told of is none of those.
+        ask = f"touch /mnt/now; sleep 1; python3 -c '{KEYS}' remove no-such-key"
+        code, report = guard("--arena", "--bind", f"{begin}:/mnt", "--", "sh", "-c", ask)
+    finally:
+        (begin / "now").touch()
+        adding.wait(20)
+    assert "key" not in {leak["kind"] for leak in report["leaks"]}
+    assert report["coverage"]["key"]["level"] == "full"
+    del code
+
+
+@needs_recorder
+def test_a_loop_device_or_bpf_object_of_others_is_noise_to_an_arena() -> None:
+    with subprocess.Popen(
+        [helper("mkleak"), "bpf-map", "--hold"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin and other.stdout
+        if not other.stdout.readline().startswith("WAITING"):
+            pytest.skip("no BPF map can be made here")
+        view = Arena()
+        with view, leakcheck.guard(arena=view, kinds="bpf", settle=0.1) as guarded:
+            other.stdin.write("\n")
+            other.stdin.flush()
+            other.stdout.readline()
+        assert guarded.report is not None and guarded.report.verdict == "clean"
+        other.stdin.close()
 
 
 @needs_sysctl

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::{Error, Result};
+use crate::observe::calls::{self, Calls};
 use crate::observe::{Bound, Doors, Judged, Listed};
 use crate::parse::mountinfo;
 use crate::resource::encode_device;
@@ -41,6 +42,8 @@ pub struct ArenaView {
     pub cgroups: Vec<(String, PathBuf)>,
     /// Submounts of the host that neither a layer nor a root shows, with the reason.
     pub not_covered: Vec<String>,
+    /// What its processes did that stays outside of it, or why nobody can tell.
+    pub(crate) calls: std::result::Result<Calls, String>,
     /// Devices that the host has mounted too: a lock there need not be the arena's.
     host_devices: HashSet<u64>,
     /// What comparing files with the lower layer gave.
@@ -70,11 +73,13 @@ impl ArenaView {
         let host_devices = mounts.iter().map(|m| encode_device(m.major, m.minor)).collect();
         let (judged, doors, mounts, namespaces) = Default::default();
         let bound = Vec::new();
+        let calls = Calls::of(&cgroups, &calls::cgroups_of_init(&proc));
         Ok(ArenaView {
             proc,
             layers,
             roots,
             bound,
+            calls,
             cgroups,
             not_covered,
             host_devices,

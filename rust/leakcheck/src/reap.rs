@@ -228,8 +228,8 @@ fn record(leak: &Leak) -> std::result::Result<Resource, String> {
                    forbid its user any more processes (pids.max, RLIMIT_NPROC), and then kill all of it";
         return Err(why.to_owned());
     }
-    if leak.attribution == Attribution::Scope && matches!(leak.kind, Kind::File | Kind::Lockfile) {
-        return Err("a scope does not tell who made a file: it may be somebody else's".to_owned());
+    if leak.attribution == Attribution::Scope && matches!(leak.kind, Kind::File | Kind::Lockfile | Kind::Loop) {
+        return Err("a scope does not tell who made it: it may be somebody else's".to_owned());
     }
     if leak.evidence.contains_key(REPLACES) {
         return Err("its name was there before the run, with something else behind it".to_owned());

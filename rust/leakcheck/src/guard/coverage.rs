@@ -90,8 +90,7 @@ pub(super) fn coverage<P: Provenance>(
     let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
     if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
         let more = hidden(after) - hidden(before);
-        // To an arena no key is tied in any case.
-        let level = if after.arena.is_some() { Level::Full } else { Level::Partial };
+        let level = if attributor.may_have_hidden_keys() { Level::Partial } else { Level::Full };
         map.lower(Kind::Key, level, format!("{more} new keys can be viewed by their possessors alone"));
     }
     for path in returned(before, after) {

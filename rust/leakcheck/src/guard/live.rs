@@ -200,6 +200,15 @@ impl Provenance for Live<'_> {
         self.watch.is_some_and(|w| w.watches_namespace(ns))
     }
 
+    fn made(&self, resource: &Resource) -> Membership {
+        let calls = self.arena.and_then(|arena| arena.calls.as_ref().ok());
+        calls.map_or(Membership::Unknown, |calls| calls.made(resource))
+    }
+
+    fn makes_keys(&self) -> bool {
+        self.arena.and_then(|arena| arena.calls.as_ref().ok()).is_none_or(|calls| calls.keys())
+    }
+
     fn uid(&self, pid: u32) -> Option<u32> {
         observe::uid_of(pid, self.arena)
     }

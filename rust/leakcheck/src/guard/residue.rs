@@ -15,7 +15,7 @@ use crate::kind::Kind;
 use crate::observe::detail;
 use crate::resource::{IpcClass, Mount, Net, NetClass, NsHolder, Resource};
 use crate::scope::Scope;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Level, Snapshot};
 use crate::text::Text;
 
 /// Sorts what was found into leaks and what rules explain, and gives the verdict.
@@ -29,6 +29,15 @@ pub(super) fn finish(report: &mut Report, found: Vec<Found>, rules: &Rules, attr
             used.insert(n);
             report.allowed.push(Allowed { kind, label, key, reason: rules.rules[n].reason.clone() });
             continue;
+        }
+        // What is everybody's and came meanwhile is the run's or not; where nobody could see who made it, it is no *clean*.
+        if report.scope == Scope::Arena && by == Attribution::None && matches!(kind, Kind::Key | Kind::Loop | Kind::Bpf)
+        {
+            report.coverage.lower(
+                kind,
+                Level::Partial,
+                "what is new may be the arena's or anybody's: its calls were not seen",
+            );
         }
         let leak = Leak { kind, class, label, attribution: by, key, evidence: facts };
         // Nobody can be told to have set it, but in an arena it is seen at all only because the machine is set differently now.

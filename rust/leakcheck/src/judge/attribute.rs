@@ -101,6 +101,14 @@ pub trait Provenance {
     fn watches_mounts(&self, _ns: u64) -> bool {
         false
     }
+    /// Whether the arena's processes made a key, a loop device or a BPF object.
+    fn made(&self, _resource: &Resource) -> Membership {
+        Membership::Unknown
+    }
+    /// Whether they made keys, or may have.
+    fn makes_keys(&self) -> bool {
+        true
+    }
     /// Path of a process' cgroup, `hierarchy:path` lines of `/proc/PID/cgroup`.
     fn cgroups(&self, pid: u32) -> Vec<(String, String)>;
     /// Effective user id of a process; none when it has ended.
@@ -309,10 +317,11 @@ impl<'a, P: Provenance> Attributor<'a, P> {
     fn in_arena(&self, resource: &Resource) -> Owner {
         let shared_net = |ino: u64| self.look.own_ns.get(&NsType::Net) == Some(&ino);
         match resource {
-            Resource::Key(_) | Resource::Sysctl(_) => Owner::Unknown,
+            Resource::Sysctl(_) => Owner::Unknown,
+            Resource::Key(_) => member(self.provenance.made(resource), Attribution::Creator),
             Resource::Bpf(_) => match self.told_owner(resource) {
-                Owner::Stranger => Owner::Unknown,
-                told => told,
+                Owner::Run(by) => Owner::Run(by),
+                Owner::Stranger | Owner::Unknown => member(self.provenance.made(resource), Attribution::Scope),
             },
             Resource::Loop(d) => {
                 let number =
@@ -320,12 +329,21 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 // Block major 7 (Documentation/admin-guide/devices.txt).
                 let mounted =
                     number.is_some_and(|n: u32| self.look.mounts.iter().any(|m| m.dev == encode_device(7, n)));
-                if mounted { Owner::Run(Attribution::Holder) } else { self.told_owner(resource) }
+                match self.told_owner(resource) {
+                    _ if mounted => Owner::Run(Attribution::Holder),
+                    Owner::Run(by) => Owner::Run(by),
+                    Owner::Stranger | Owner::Unknown => member(self.provenance.made(resource), Attribution::Scope),
+                }
             }
             // An arena may have been given the host's network.
             Resource::Net(n) if shared_net(n.netns) => self.told_owner(resource),
             _ => Owner::Run(Attribution::Scope),
         }
+    }
+
+    /// Whether keys that nobody may view can be the run's.
+    pub fn may_have_hidden_keys(&self) -> bool {
+        self.provenance.makes_keys()
     }
 
     fn told_owner(&self, resource: &Resource) -> Owner {

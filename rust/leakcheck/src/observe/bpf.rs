@@ -20,6 +20,12 @@ const OBJ_GET_INFO_BY_FD: u32 = 15;
 /// Appends every BPF object of the machine. Only CAP_SYS_ADMIN in the first user namespace may list them
 /// (`bpf_obj_get_next_id()`; CAP_BPF is not enough): without it, coverage is none.
 pub(crate) fn collect(out: &mut Snapshot) {
+    collect_all(out);
+    let own = super::calls::own_objects();
+    out.bpf.retain(|object| !own.contains(&(object.class, object.id)));
+}
+
+fn collect_all(out: &mut Snapshot) {
     for class in CLASSES {
         if let Err(errno) = list(class, out) {
             match errno {
@@ -102,10 +108,101 @@ fn info(class: BpfClass, id: u32) -> Option<[u8; 128]> {
     Some(info)
 }
 
+/// The id of an object that a descriptor of ours holds.
+pub(super) fn id_of(class: BpfClass, fd: &OwnedFd) -> Option<u32> {
+    let mut info = [0_u8; 128];
+    let mut attr = Attr::default();
+    attr.set_u32(0, u32::try_from(fd.as_raw_fd()).ok()?);
+    attr.set_u32(1, info.len() as u32);
+    attr.0[1] = info.as_mut_ptr().expose_provenance() as u64;
+    bpf(OBJ_GET_INFO_BY_FD, &mut attr).ok()?;
+    // All three begin with a type and the id.
+    let _ = class;
+    Some(u32::from_ne_bytes(info[4..8].try_into().ok()?))
+}
+
+/// A hash map with keys of so many bytes and values of eight.
+pub(super) fn create_hash(key: u32, entries: u32) -> Result<OwnedFd, Errno> {
+    // struct { __u32 map_type, key_size, value_size, max_entries, map_flags; }; 1 is BPF_MAP_TYPE_HASH
+    let mut attr = Attr::default();
+    [1, key, 8, entries].into_iter().enumerate().for_each(|(at, number)| attr.set_u32(at, number));
+    bpf(0, &mut attr).map(owned)
+}
+
+/// Loads a program of type BPF_PROG_TYPE_RAW_TRACEPOINT.
+pub(super) fn load_raw_tracepoint(code: &[u64]) -> Result<OwnedFd, Errno> {
+    let license = c"GPL";
+    // struct { __u32 prog_type, insn_cnt; __aligned_u64 insns, license; … }
+    let mut attr = Attr::default();
+    attr.set_u32(0, 17);
+    attr.set_u32(1, u32::try_from(code.len()).map_err(|_| Errno::TOOBIG)?);
+    attr.0[1] = code.as_ptr().expose_provenance() as u64;
+    attr.0[2] = license.as_ptr().expose_provenance() as u64;
+    bpf(5, &mut attr).map(owned)
+}
+
+/// Attaches it, for as long as what is returned is open.
+pub(super) fn open_raw_tracepoint(name: &std::ffi::CStr, program: &OwnedFd) -> Result<OwnedFd, Errno> {
+    // struct { __u64 name; __u32 prog_fd; }
+    let mut attr = Attr::default();
+    attr.0[0] = name.as_ptr().expose_provenance() as u64;
+    attr.set_u32(2, program.as_raw_fd() as u32);
+    bpf(17, &mut attr).map(owned)
+}
+
+/// `struct { __u32 map_fd; __aligned_u64 key; __aligned_u64 value; __u64 flags; }`
+fn element(map: &OwnedFd, key: &[u64], value: u64) -> Attr {
+    let mut attr = Attr::default();
+    attr.set_u32(0, map.as_raw_fd() as u32);
+    attr.0[1] = if key.is_empty() { 0 } else { key.as_ptr().expose_provenance() as u64 };
+    attr.0[2] = value;
+    attr
+}
+
+/// The value of a key, whose length is that of the map's keys.
+pub(super) fn lookup(map: &OwnedFd, key: &[u64]) -> Option<u64> {
+    let mut value = 0_u64;
+    let at = (&raw mut value).expose_provenance() as u64;
+    bpf(1, &mut element(map, key, at)).ok().map(|_| value)
+}
+
+/// Sets the value of a key.
+pub(super) fn update(map: &OwnedFd, key: &[u64], value: u64) -> Result<(), Errno> {
+    let at = (&raw const value).expose_provenance() as u64;
+    bpf(2, &mut element(map, key, at)).map(drop)
+}
+
+/// Removes a key, if it is there.
+pub(super) fn delete(map: &OwnedFd, key: &[u64]) {
+    let _ = bpf(3, &mut element(map, key, 0));
+}
+
+/// The keys of a map whose keys have 16 bytes.
+pub(super) fn keys(map: &OwnedFd) -> Vec<[u64; 2]> {
+    let mut found: Vec<[u64; 2]> = Vec::new();
+    // Bounded, as somebody may add while this goes on.
+    for _ in 0..1 << 16 {
+        let mut next = [0_u64; 2];
+        let at = next.as_mut_ptr().expose_provenance() as u64;
+        let last: &[u64] = found.last().map_or(&[], |key| key);
+        if bpf(4, &mut element(map, last, at)).is_err() {
+            break;
+        }
+        found.push(next);
+    }
+    found
+}
+
+#[allow(unsafe_code)]
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: the commands whose result comes here return a new descriptor, which nothing else owns.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
 /// `union bpf_attr`, as far as the commands here use it.
 #[derive(Default)]
 #[repr(C, align(8))]
-struct Attr([u64; 4]);
+struct Attr([u64; 6]);
 
 impl Attr {
     fn set_u32(&mut self, index: usize, value: u32) {
@@ -123,8 +220,9 @@ impl Attr {
 /// bpf(2), which libc does not wrap. Returns what the command returns: a descriptor or 0.
 #[allow(unsafe_code)]
 fn bpf(command: u32, attr: &mut Attr) -> Result<i32, Errno> {
-    // SAFETY: `attr` is a live, exclusive buffer of the length that is passed. The commands of this module write nothing
-    // but `attr` and, for OBJ_GET_INFO_BY_FD, the `info_len` bytes at `info`, which outlive the call.
+    // SAFETY: `attr` is a live, exclusive buffer of the length that is passed. The commands of this module read and write nothing
+    // but `attr` and what it points to, which outlives the call and is as long as the command says: `info_len` bytes, `insn_cnt`
+    // instructions, a string, or a key and a value of the map's sizes.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<Attr>()) };
     if result < 0 {
         let errno = std::io::Error::last_os_error();

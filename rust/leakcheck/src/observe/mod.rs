@@ -2,6 +2,7 @@
 
 mod bound;
 mod bpf;
+pub(crate) mod calls;
 mod cgroup;
 pub(crate) mod detail;
 pub(crate) mod door;
@@ -278,7 +279,8 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, door: &Arc<Door>, 
         Kind::Net,
     ]);
     let selection = if needs_processes || !whole_host { selection } else { Selection::Pids(Vec::new()) };
-    let procfs = Procfs::open(&options.hidden_fds, Arc::clone(door), arena.as_deref())?;
+    let hidden = [options.hidden_fds.as_slice(), &calls::own_fds()].concat();
+    let procfs = Procfs::open(&hidden, Arc::clone(door), arena.as_deref())?;
     note_rights(&procfs, out);
     let pass = procfs.begin(&selection, wanted)?;
     let untied = Untied::of(out, options.submounts.as_deref());
