@@ -141,7 +141,7 @@ import ctypes, sys
 libc = ctypes.CDLL(None, use_errno=True)
 KEYRING = -4  # KEY_SPEC_USER_KEYRING
 if sys.argv[1] == "add":
-    print(libc.syscall(248, b"user", sys.argv[2].encode(), b"x", 1, KEYRING))
+    sys.exit(libc.syscall(248, b"user", sys.argv[2].encode(), b"x", 1, KEYRING) < 0)
 else:
     serial = libc.syscall(250, 10, KEYRING, b"user", sys.argv[2].encode(), 0)
     libc.syscall(250, 9, serial, KEYRING)
