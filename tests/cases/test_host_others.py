@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ class TestMountNamespaces:
     def test_a_mount_that_only_a_daemons_namespace_keeps_is_leaked(self, case: Case) -> None:
         outcome = case(*ALONE, "bash", "{mount_in_daemon_run.sh}")
         assert exits(outcome) == [1], outcome.text
-        assert "on /mnt/pbj: pbj" in outcome.text
+        assert "/mnt/pbj: pbj" in outcome.text
         if FAN_MNT:
             assert "nothing ties it to the run" not in outcome.text, "the kernel tells who attached it"
 
@@ -57,7 +57,7 @@ class TestMountNamespaces:
         run = "mkdir /mnt/b; mount --bind /mnt/src /mnt/b; mount --make-private /mnt; umount /mnt/b"
         outcome = self.in_slave(case, run)
         assert exits(outcome) == [1], outcome.text
-        assert "on /mnt/b" in outcome.text
+        assert "/mnt/b: base" in outcome.text
 
     def test_a_mount_that_stays_here_too_is_one_leak(self, case: Case) -> None:
         outcome = self.in_slave(case, "mkdir /mnt/b; mount -t tmpfs pbk /mnt/b")
@@ -185,6 +185,10 @@ class TestNftables:
         assert found == ["nftables table"]
 
 
+@pytest.mark.skipif(
+    not Path("/proc/2/comm").is_file() or Path("/proc/2/comm").read_text() != "kthreadd\n",
+    reason="what the kernel starts runs outside of this pid namespace",
+)
 @pytest.mark.skipif(not Path("/sys/fs/cgroup/pids").is_dir(), reason="no cgroup v1 here")
 def test_what_the_kernel_starts_is_not_taken_for_a_strangers(case: Case) -> None:
     outcome = case("sh", "{release_agent.sh}")
@@ -207,9 +211,11 @@ class TestDaemons:
                 yield process.pid, path
             finally:
                 listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-                process.kill()
+                # Before the daemon: while it lives nobody takes their numbers.
                 for pid in listed:
-                    os.kill(int(pid), 9)
+                    with suppress(ProcessLookupError):
+                        os.kill(int(pid), 9)
+                process.kill()
 
     def test_a_daemon_that_acted_is_named_with_how_to_guard_it(self, case: Case, tmp_path: Path) -> None:
         left = Path("/tmp/pbd-left")
@@ -220,7 +226,7 @@ class TestDaemons:
                 outcome = case(
                     "sh",
                     "-c",
-                    f"leakcheck guard --kinds process,file,net -- sh -c {shlex.quote(asked)}; echo exit $?",
+                    f"leakcheck guard --kinds process,file -- sh -c {shlex.quote(asked)}; echo exit $?",
                 )
                 scoped = case(
                     "sh", "-c", f"leakcheck guard --scope tree:{pid} -- {client} {path} process; echo exit $?"
