@@ -441,7 +441,7 @@ pub struct Sysctl {
     /// What it reads as, without the last newline; of a choice (`always [madvise] never`) the chosen word.
     pub value: Text,
     /// What it was at the baseline; known only of a change.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub before: Option<Text>,
 }
 identified!(Sysctl, Sysctl, |r| -> <'a> (&'a Text, &'a Text) (&r.path, &r.value));

@@ -68,6 +68,7 @@ fn the_fields_of_a_report_keep_their_names() {
         "command": {"argv": ["true"], "exit": 0},
         "settle": {"looks": 6, "ms": 500.0, "extended": false},
         "timing_ms": {"run": 2.0},
+        "others": [],
     });
     let written = serde_json::to_value(full()).unwrap();
     let expected_fields = expected.as_object().unwrap();
@@ -119,13 +120,14 @@ fn the_words_of_a_report_keep_their_spelling() {
 
 #[test]
 fn a_comparison_names_what_appeared_and_what_vanished() {
-    let before = with(host(), [file("/tmp/old", 1).into()]);
+    let before = with(host(), [file("/tmp/old", 1).into(), sysctl("10").into()]);
     let report = compare(&before, &with(host(), one_of_each()), &Rules::default()).unwrap();
     assert_eq!(report.verdict, Verdict::Leaked);
     let kinds: Vec<Kind> = report.leaks.iter().map(|l| l.kind).collect();
     // The descriptor goes with its process: one leak, one line.
     let expected: Vec<Kind> = Kind::ALL.into_iter().filter(|k| *k != Kind::Fd).collect();
     assert_eq!(kinds, expected, "every kind, in report order");
+    assert_eq!(report.leaks.last().map(|l| l.label.as_str()), Some("setting vm.swappiness = 60 (was 10)"));
     assert!(report.leaks.iter().all(|l| !l.label.is_empty() && l.evidence["look"] != ""));
     assert_eq!(report.vanished.len(), 1);
     assert_eq!(report.vanished[0].label, "file /tmp/old");

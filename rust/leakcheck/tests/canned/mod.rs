@@ -121,6 +121,10 @@ pub(crate) fn bpf(class: BpfClass, id: u32) -> Bpf {
     Bpf { class, id }
 }
 
+pub(crate) fn sysctl(value: &str) -> Sysctl {
+    Sysctl { path: text("/proc/sys/vm/swappiness"), value: text(value), before: None }
+}
+
 /// One record of each kind.
 pub(crate) fn one_of_each() -> Vec<Resource> {
     vec![
@@ -137,6 +141,7 @@ pub(crate) fn one_of_each() -> Vec<Resource> {
         loop_device().into(),
         key().into(),
         bpf(BpfClass::Map, 4).into(),
+        sysctl("60").into(),
     ]
 }
 
