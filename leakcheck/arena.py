@@ -173,6 +173,7 @@ class Arena:
         self._id = 0
         self._lock = threading.Lock()
         self._fds: list[int] = []
+        self._view: _native.ArenaView | None = None
         self._processes: set[Process] = set()
 
     def up(self) -> Self:
@@ -211,6 +212,7 @@ class Arena:
         for fd in self._fds:
             os.close(fd)
         self._fds = []
+        self._view = None
         self._socket.close()
         if not self._keep:
             warden.ask({"op": "down", "id": self._id})
@@ -241,6 +243,8 @@ class Arena:
         if not argv:
             raise UsageError("run in an arena: no command")
         self._check_up("run something")
+        # It knows what the arena came up with, so it is made before anything runs there.
+        _ = self.view
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         status, theirs = os.pipe2(os.O_CLOEXEC)
         # Not in the message: they need be no UTF-8, and may be large.
@@ -302,16 +306,18 @@ class Arena:
     def view(self) -> _native.ArenaView:
         """What the oracle needs to look in from outside: `leakcheck.snapshot` and `leakcheck.guard` take it."""
         self._check_up("look")
-        _, proc, *parts = self._fds
-        layers = [(path, fd, path) for path, fd in zip(self._layer_paths, parts, strict=False)]
-        return _native.ArenaView(
-            proc=proc,
-            layers=layers,
-            roots=list(zip(self._root_paths, parts[len(layers) :], strict=True)),
-            cgroups=list(self.cgroups.items()),
-            not_covered=self.not_covered,
-            bound=self._bound,
-        )
+        if self._view is None:
+            _, proc, *parts = self._fds
+            layers = [(path, fd, path) for path, fd in zip(self._layer_paths, parts, strict=False)]
+            self._view = _native.ArenaView(
+                proc=proc,
+                layers=layers,
+                roots=list(zip(self._root_paths, parts[len(layers) :], strict=True)),
+                cgroups=list(self.cgroups.items()),
+                not_covered=self.not_covered,
+                bound=self._bound,
+            )
+        return self._view
 
     @property
     def spawner(self) -> int:

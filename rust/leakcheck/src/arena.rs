@@ -3,9 +3,11 @@
 //! Whoever made the arena hands the descriptors over; nothing here enters its mount or pid namespace.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::fmt::{self, Display};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::PathBuf;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
@@ -13,7 +15,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::observe::calls::{self, Calls};
-use crate::observe::{Bound, Doors, Judged, Listed};
+use crate::observe::{Born, Bound, Doors, Judged, Listed};
 use crate::parse::mountinfo;
 use crate::resource::encode_device;
 
@@ -46,6 +48,8 @@ pub struct ArenaView {
     pub(crate) calls: std::result::Result<Calls, String>,
     /// Devices that the host has mounted too: a lock there need not be the arena's.
     host_devices: HashSet<u64>,
+    /// What the fresh file systems and its cgroups had at first.
+    pub(crate) born: Born,
     /// What comparing files with the lower layer gave.
     judged: Mutex<Judged>,
     /// Into the namespaces of PID 1.
@@ -57,7 +61,7 @@ pub struct ArenaView {
 }
 
 impl ArenaView {
-    /// Takes the descriptors.
+    /// Takes the descriptors, of an arena in which nothing was run yet: what it has now is what it came up with.
     ///
     /// # Errors
     /// [`Error::Io`] when the host's own mounts cannot be read.
@@ -71,6 +75,7 @@ impl ArenaView {
         let text = crate::observe::read_file("/proc/self/mountinfo")?;
         let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
         let host_devices = mounts.iter().map(|m| encode_device(m.major, m.minor)).collect();
+        let born = Born::now(&roots, &inside(&cgroups, &mounts));
         let (judged, doors, mounts, namespaces) = Default::default();
         let bound = Vec::new();
         let calls = Calls::of(&cgroups, &calls::cgroups_of_init(&proc));
@@ -83,6 +88,7 @@ impl ArenaView {
             cgroups,
             not_covered,
             host_devices,
+            born,
             judged,
             doors,
             mounts,
@@ -133,6 +139,17 @@ impl ArenaView {
     pub(crate) fn judged(&self) -> MutexGuard<'_, Judged> {
         self.judged.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Hierarchy, directory on the host, and where the hierarchy is mounted, which is the same place inside.
+fn inside(cgroups: &[(String, PathBuf)], mounts: &[mountinfo::Mount<'_>]) -> Vec<(String, PathBuf, PathBuf)> {
+    let place = |dir: &Path| {
+        let points = mounts.iter().filter(|m| m.fs_type.starts_with(b"cgroup"));
+        let points =
+            points.map(|m| Path::new(OsStr::from_bytes(&m.mount_point))).filter(|point| dir.starts_with(point));
+        points.max_by_key(|point| point.as_os_str().len()).unwrap_or(dir).to_owned()
+    };
+    cgroups.iter().map(|(name, dir)| (name.clone(), dir.clone(), place(dir))).collect()
 }
 
 impl fmt::Debug for ArenaView {

@@ -56,6 +56,11 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     Ok(found)
 }
 
+/// Whether a hierarchy's name tells of a v1 controller.
+fn has(name: &str, controller: &str) -> bool {
+    name.split(',').any(|c| c == controller)
+}
+
 fn is_of(mount: &Mount, v2: bool, controllers: &str) -> bool {
     match mount.fs_type.as_str() {
         "cgroup2" => v2,
@@ -66,23 +71,28 @@ fn is_of(mount: &Mount, v2: bool, controllers: &str) -> bool {
 
 /// The cgroup directories of one arena.
 pub(crate) struct Cgroups {
-    /// Hierarchy name and directory.
+    /// Hierarchy name, and the directory that is its root inside.
     pub(crate) dirs: Vec<(String, PathBuf)>,
+    /// What was made below our own cgroup: each of the above, or the directory with the limits above it.
+    tops: Vec<PathBuf>,
+    /// Why a limit could not be set.
+    refused: Option<String>,
     lock: Option<OwnedFd>,
 }
 
 impl Cgroups {
     /// Makes the directories; the first is locked before the others are made.
-    pub(crate) fn make(all: &[Hierarchy], name: &str) -> io::Result<Self> {
-        let mut made = Cgroups { dirs: Vec::new(), lock: None };
+    pub(crate) fn make(all: &[Hierarchy], name: &str, limits: &[(String, String)]) -> io::Result<Self> {
+        let mut made = Cgroups { dirs: Vec::new(), tops: Vec::new(), refused: None, lock: None };
         for hierarchy in all {
             let dir = hierarchy.own.join(format!("{PREFIX}{name}"));
             let done = fs::create_dir(&dir).and_then(|()| {
                 made.dirs.push((hierarchy.name.clone(), dir.clone()));
+                made.tops.push(dir.clone());
                 if made.lock.is_none() {
                     made.lock = Some(lock(&dir)?.ok_or(io::ErrorKind::WouldBlock)?);
                 }
-                if hierarchy.name.split(',').any(|c| c == "cpuset") {
+                if has(&hierarchy.name, "cpuset") {
                     inherit_cpuset(&dir)?;
                 }
                 Ok(())
@@ -91,7 +101,40 @@ impl Cgroups {
                 return Err(io::Error::new(e.kind(), format!("make cgroup {}: {e}", dir.display())));
             }
         }
+        made.refused = made.limit(limits).err().map(|e| e.to_string());
         Ok(made)
+    }
+
+    /// Writes each limit to the hierarchy that has such a file. The root that is seen inside, whose files root may write to, then lies
+    /// one level below.
+    fn limit(&mut self, limits: &[(String, String)]) -> io::Result<()> {
+        for (file, value) in limits {
+            let at = self.tops.iter().position(|top| top.join(file).exists());
+            let at = at.ok_or_else(|| io::Error::other(format!("cgroup limit {file}: no hierarchy here has it")))?;
+            let (top, (name, dir)) = (&self.tops[at], &mut self.dirs[at]);
+            // Before Linux 5.11 a memory limit of v1 held for what is below only where this was asked for.
+            let _ = fs::write(top.join("memory.use_hierarchy"), "1");
+            let path = top.join(file);
+            fs::write(&path, value)
+                .map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))?;
+            if dir == top {
+                *dir = top.join("arena");
+                fs::create_dir(&dir)?;
+                if name == V2 {
+                    pass_controllers_on(top)?;
+                }
+            }
+            // What it was made with may be more than a limit leaves.
+            if has(name, "cpuset") {
+                inherit_cpuset(dir)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every limit holds.
+    pub(crate) fn limited(&self) -> io::Result<()> {
+        self.refused.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.clone())))
     }
 
     /// The directory that a process can be born into; later moves on v2 wait for the kernel.
@@ -115,8 +158,7 @@ impl Cgroups {
     /// root stays above the leaf.
     pub(crate) fn make_room(&self, init: i32) -> io::Result<()> {
         let Some((_, dir)) = self.dirs.iter().find(|(name, _)| name == V2) else { return Ok(()) };
-        let controllers = fs::read_to_string(dir.join("cgroup.controllers"))?;
-        if controllers.trim().is_empty() {
+        if controllers(dir)?.is_empty() {
             return Ok(());
         }
         let leaf = dir.join("init");
@@ -124,16 +166,7 @@ impl Cgroups {
         for process in ["0".to_owned(), init.to_string()] {
             fs::write(leaf.join("cgroup.procs"), process)?;
         }
-        let enabled: Vec<String> = controllers.split_whitespace().map(|c| format!("+{c}")).collect();
-        fs::write(dir.join("cgroup.subtree_control"), enabled.join(" "))
-    }
-
-    /// Writes a limit to the hierarchy that has such a file.
-    pub(crate) fn limit(&self, file: &str, value: &str) -> io::Result<()> {
-        let path = self.dirs.iter().map(|(_, dir)| dir.join(file)).find(|p| p.exists());
-        let path = path.ok_or_else(|| io::Error::other(format!("cgroup limit {file}: no hierarchy here has it")))?;
-        fs::write(&path, value)
-            .map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))
+        pass_controllers_on(dir)
     }
 
     /// Gives what was killed the chance to end: `pids`, which all others end with, leave every freezer, and all is thawed. Others that
@@ -159,8 +192,8 @@ impl Cgroups {
     /// Removes them and all below, the locked one last; what cannot be removed by `deadline` is told.
     pub(crate) fn remove(&mut self, deadline: Instant) -> io::Result<()> {
         let mut failed = Ok(());
-        while let Some((_, dir)) = self.dirs.pop() {
-            failed = ending::remove(&dir, deadline).and(failed);
+        while let Some(top) = self.tops.pop() {
+            failed = ending::remove(&top, deadline).and(failed);
         }
         self.lock = None;
         failed
@@ -215,6 +248,17 @@ fn lock(dir: &Path) -> io::Result<Option<OwnedFd>> {
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
         Err(e) => Err(e.into()),
     }
+}
+
+/// The v2 controllers that a cgroup has.
+fn controllers(dir: &Path) -> io::Result<String> {
+    Ok(fs::read_to_string(dir.join("cgroup.controllers"))?.trim().to_owned())
+}
+
+/// Gives what is made in a v2 cgroup, which must have no process itself, all its controllers.
+fn pass_controllers_on(dir: &Path) -> io::Result<()> {
+    let enabled: Vec<String> = controllers(dir)?.split_whitespace().map(|c| format!("+{c}")).collect();
+    fs::write(dir.join("cgroup.subtree_control"), enabled.join(" "))
 }
 
 /// A v1 cpuset takes no process before it has processors and memory nodes (cpuset(7)).

@@ -221,12 +221,12 @@ impl Warden {
     /// Another warden's sweep may take a directory between its making and its locking: then there is another name.
     fn make_cgroups(&self) -> io::Result<Cgroups> {
         for _ in 0..TRIES {
-            match Cgroups::make(&self.hierarchies, &random_name()?) {
+            match Cgroups::make(&self.hierarchies, &random_name()?, &self.like.0.limits) {
                 Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {}
                 other => return other,
             }
         }
-        Cgroups::make(&self.hierarchies, &random_name()?)
+        Cgroups::make(&self.hierarchies, &random_name()?, &self.like.0.limits)
     }
 
     fn spawn(&self) -> io::Result<Arena> {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
@@ -75,6 +75,7 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     let submounts = submounts(&host_mounts, &mut not_covered);
     let nodes = nodes(options)?;
     let cgroup_links = cgroup_links(&host_mounts)?;
+    let run = run_directory(&host_mounts);
     steps.begin("writable layer")?;
     tmpfs(Path::new(STAGE), 0o700, options.size)?;
     let root = Path::new(STAGE).join("root");
@@ -114,12 +115,11 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
         tmpfs(target, mode, options.size)?;
         fresh.push((path.to_owned(), open_dir(target)?));
     }
-    fs::DirBuilder::new().mode(0o1777).create("/run/lock")?;
-    fs::set_permissions("/run/lock", fs::Permissions::from_mode(0o1777))?;
+    fill_run(&run)?;
     steps.begin("cgroups")?;
     match cgroups(&host_mounts, &cgroup_links) {
         Err(e) if !sys::is_root() => not_covered.push(format!("{CGROUPS}: {e}")),
-        other => other?,
+        other => fresh.extend(other?.map(|fd| (CGROUPS.to_owned(), fd))),
     }
     steps.begin("submounts")?;
     for (tree, target) in &submounts {
@@ -289,7 +289,7 @@ fn nodes(options: &Options) -> io::Result<Vec<(String, Node)>> {
         }
     }
     for name in &options.devices {
-        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        use std::os::unix::fs::FileTypeExt;
         let host = Path::new("/dev").join(name);
         let found = fs::metadata(&host).map_err(|e| named(e, &format!("device {name}")))?;
         let class = if found.file_type().is_block_device() { FileType::BlockDevice } else { FileType::CharacterDevice };
@@ -340,10 +340,13 @@ fn cgroup_links(host: &[Mount]) -> io::Result<Option<Vec<(PathBuf, PathBuf)>>> {
     links.map(|e| Ok((e.path(), fs::read_link(e.path())?))).collect::<io::Result<_>>().map(Some)
 }
 
-/// The same hierarchies at the same places. In the new cgroup namespace each shows the arena's own cgroup as its root.
-fn cgroups(host: &[Mount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::Result<()> {
+/// The same hierarchies at the same places. In the new cgroup namespace each shows the arena's own cgroup as its root. Returns the
+/// tmpfs that they stand in, if they do.
+fn cgroups(host: &[Mount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::Result<Option<OwnedFd>> {
+    let mut tmp = None;
     if let Some(links) = links {
         tmpfs(Path::new(CGROUPS), 0o755, 0)?;
+        tmp = Some(open_dir(Path::new(CGROUPS))?);
         for (path, target) in links {
             symlink(target, path)?;
         }
@@ -361,6 +364,51 @@ fn cgroups(host: &[Mount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::Resul
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
         mount("cgroup", &m.target, m.fs_type.as_str(), flags, data)
             .map_err(|e| named(e.into(), &format!("mount {} on {}", m.fs_type, shown(&m.target))))?;
+    }
+    Ok(tmp)
+}
+
+/// What an arena's `/run` has at first.
+struct Entry {
+    path: PathBuf,
+    is_dir: bool,
+    mode: u32,
+    owner: (u32, u32),
+}
+
+/// The directories and the empty files that are right in the host's `/run`, as tools make them at their first use and leave them
+/// (`/run/mount`, `/run/netns`, `/run/xtables.lock`): who finds them here too leaves nothing. Nothing below them: that tells what
+/// services of the host can be reached (`/run/systemd/system`), and here they cannot.
+fn run_directory(host: &[Mount]) -> Vec<Entry> {
+    let lock = Entry { path: "/run/lock".into(), is_dir: true, mode: 0o1777, owner: (0, 0) };
+    let mut found = vec![lock];
+    for entry in fs::read_dir("/run").into_iter().flatten().flatten().take(MOST_IN_RUN) {
+        let path = entry.path();
+        // What is mounted there may not answer.
+        let silent = host.iter().any(|m| m.target == path && m.may_hang());
+        let Some(st) = (!silent).then(|| fs::symlink_metadata(&path).ok()).flatten() else { continue };
+        if path != found[0].path && (st.is_dir() || st.is_file() && st.len() == 0) {
+            found.push(Entry { path, is_dir: st.is_dir(), mode: st.mode() & 0o7777, owner: (st.uid(), st.gid()) });
+        }
+    }
+    found
+}
+
+/// A `/run` with more in it than this is nobody's.
+const MOST_IN_RUN: usize = 1000;
+
+fn fill_run(entries: &[Entry]) -> io::Result<()> {
+    for Entry { path, is_dir, mode, owner } in entries {
+        if *is_dir {
+            fs::create_dir(path)?
+        } else {
+            fs::write(path, "")?
+        }
+        // A user namespace of ours knows no other owner.
+        if sys::is_root() {
+            std::os::unix::fs::lchown(path, Some(owner.0), Some(owner.1))?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(*mode))?;
     }
     Ok(())
 }

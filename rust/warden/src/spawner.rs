@@ -37,9 +37,7 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, born: bool) ->
         steps.begin("cgroups")?;
         entered?;
         steps.begin("limits")?;
-        for (file, value) in &options.limits {
-            cgroups.limit(file, value)?;
-        }
+        cgroups.limited()?;
         bring_up(&warden, &options, &cgroups, &mut steps)
     })();
     match outcome {

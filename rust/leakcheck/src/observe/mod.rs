@@ -1,5 +1,6 @@
 //! Scope → resources. One file a kind; processes come from a [`source`].
 
+mod born;
 mod bound;
 mod bpf;
 pub(crate) mod calls;
@@ -44,6 +45,7 @@ use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Submount, Unreadable};
+pub(crate) use born::Born;
 pub(crate) use bound::Bound;
 pub(crate) use cgroup::{Hierarchy, hierarchies};
 use door::Door;
@@ -346,6 +348,7 @@ fn files(submounts: Option<&[Submount]>, out: &mut Snapshot) {
                 let new = arena.bound.iter().map(|bound| bound.compare(&mut walk)).sum();
                 out.gauges.insert("bound_new_files".to_owned(), new);
             }
+            arena.born.compare(&arena.roots, &mut walk);
             walk
         }
     };

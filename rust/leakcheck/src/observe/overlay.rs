@@ -14,6 +14,7 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
+use super::born::PROTECTED;
 use super::file::{DEPTH, MOUNT_ROOT, Walk, open_dir, record, stat};
 use crate::arena::ArenaView;
 use crate::error::Error;
@@ -42,7 +43,15 @@ pub(crate) struct Judged(HashMap<(u64, u64), Finding>);
 /// Walks every overlay of the arena; returns how many files were touched and no more.
 pub(crate) fn walk(arena: &ArenaView, out: &mut Walk) -> i64 {
     let mut judged = arena.judged();
-    let mut compare = Compare { out, old: &judged.0, new: HashMap::new(), now: super::now_ns(), touched: 0, top: None };
+    let mut compare = Compare {
+        out,
+        old: &judged.0,
+        new: HashMap::new(),
+        now: super::now_ns(),
+        touched: 0,
+        holds_user: false,
+        top: None,
+    };
     for layer in &arena.layers {
         compare.layer(&layer.path, &layer.upper, &layer.lower);
     }
@@ -57,6 +66,8 @@ struct Compare<'a> {
     new: HashMap<(u64, u64), Finding>,
     now: i64,
     touched: i64,
+    /// Whether the upper layer's file system holds extended attributes of users.
+    holds_user: bool,
     /// Root of the lower layer, which a renamed directory's origin is told from.
     top: Option<OwnedFd>,
 }
@@ -83,9 +94,12 @@ impl Compare<'_> {
             Ok(opened) => opened,
             Err(e) => return self.out.gap(Level::Partial, e.to_string()),
         };
+        // A tmpfs holds such since Linux 6.6; where the upper layer does not, none was copied up.
+        let probe = rustix::fs::fgetxattr(&dir, c"user.leakcheck", &mut [0u8; 1][..]);
+        self.holds_user = probe == Err(Errno::NODATA);
         let root = Pair { upper: dir.as_fd(), lower: Some(low.as_fd()), name: c"", path: text };
         if let (Ok(st), Ok(below)) = (stat(&dir, c""), stat(&low, c""))
-            && attributes(&st) != attributes(&below)
+            && (attributes(&st) != attributes(&below) || root.differs_beside(&below, self.holds_user))
         {
             self.changed(&root, &st, &below);
         }
@@ -127,15 +141,15 @@ impl Compare<'_> {
             Err(e) => return self.failed("open directory", pair.path, e),
         };
         let below = pair.below();
-        let opaque = attribute(&sub, c"trusted.overlay.opaque").is_some_and(|v| v == b"y");
-        let origin = attribute(&sub, c"trusted.overlay.redirect").and_then(|to| self.origin(lower, &to));
+        let opaque = attribute(&sub, &overlay_name("opaque")).is_some_and(|v| v == b"y");
+        let origin = attribute(&sub, &overlay_name("redirect")).and_then(|to| self.origin(lower, &to));
         match &below {
             // What the host has mounted there hides what the overlay shows: nothing to compare with.
             Some(low) if is_mount(low) => return self.descend(&sub, None, pair.path, depth + 1),
             None => self.created(st, pair.path),
             Some(low) => {
                 let replaced = opaque || origin.is_some() || class(low) != FileType::Directory;
-                if replaced || attributes(st) != attributes(low) || pair.xattrs_differ() {
+                if replaced || attributes(st) != attributes(low) || pair.differs_beside(low, self.holds_user) {
                     self.changed(pair, st, low);
                 }
             }
@@ -185,7 +199,7 @@ impl Compare<'_> {
         let ctime = st.stx_ctime.tv_sec * 1_000_000_000 + i64::from(st.stx_ctime.tv_nsec);
         let known = self.old.get(&key).filter(|f| (f.ctime, f.size) == (ctime, st.stx_size)).copied();
         let finding = known.unwrap_or_else(|| {
-            let (state, version) = pair.compare(st, low);
+            let (state, version) = pair.compare(st, low, self.holds_user);
             Finding { ctime, size: st.stx_size, state, version }
         });
         if self.now - ctime > FRESH {
@@ -215,10 +229,10 @@ impl Pair<'_> {
     }
 
     /// Whether the two differ by more than times, and a digest of what the upper one is.
-    fn compare(&self, st: &Statx, low: &Statx) -> (FileState, u64) {
+    fn compare(&self, st: &Statx, low: &Statx, holds_user: bool) -> (FileState, u64) {
         let mut same = class(st) == class(low) && attributes(st) == attributes(low);
         let mut hasher = DefaultHasher::new();
-        (self.path, st.stx_mode, attributes(st)).hash(&mut hasher);
+        (self.path, st.stx_mode, attributes(st), self.protection()).hash(&mut hasher);
         match class(st) {
             FileType::RegularFile => same &= self.contents(st, low, &mut hasher),
             FileType::Symlink => {
@@ -231,7 +245,7 @@ impl Pair<'_> {
             FileType::Directory => same = false,
             _ => {}
         }
-        same = same && !self.xattrs_differ();
+        same = same && !self.differs_beside(low, holds_user);
         (if same { FileState::Touched } else { FileState::Changed }, hasher.finish())
     }
 
@@ -269,12 +283,27 @@ impl Pair<'_> {
 
     fn is_whiteout_by_attribute(&self) -> bool {
         let path = Self::in_proc(self.upper, self.name);
-        rustix::fs::lgetxattr(&*path, c"trusted.overlay.whiteout", &mut [0u8; 8][..]).is_ok()
+        rustix::fs::lgetxattr(&*path, &*overlay_name("whiteout"), &mut [0u8; 8][..]).is_ok()
     }
 
-    /// Whether an extended attribute is new or other, or one that grants something is gone. Others may be missing because the
-    /// upper layer's file system cannot hold them.
-    fn xattrs_differ(&self) -> bool {
+    /// Whether what a stat(2) does not tell is another: extended attributes, access lists, and the flags of chattr(1) that protect.
+    fn differs_beside(&self, low: &Statx, holds_user: bool) -> bool {
+        self.protection() != low.stx_attributes.bits() & PROTECTED || self.xattrs_differ(holds_user)
+    }
+
+    /// The flags that the overlay shows. It keeps them in an attribute: set on the upper file itself they would hold it up.
+    fn protection(&self) -> u64 {
+        let mut value = [0u8; 16];
+        let path = Self::in_proc(self.upper, self.name);
+        let n = rustix::fs::lgetxattr(&*path, &*overlay_name("protattr"), &mut value[..]).unwrap_or(0);
+        value[..n].iter().fold(0, |flags, letter| {
+            flags | [(b'i', 0x10), (b'a', 0x20)].iter().filter(|(l, _)| l == letter).map(|(_, flag)| flag).sum::<u64>()
+        })
+    }
+
+    /// Whether an extended attribute is new or other, or one is gone. Labels of security modules may be missing, and those of users
+    /// where the upper layer's file system cannot hold them.
+    fn xattrs_differ(&self, holds_user: bool) -> bool {
         let Some(lower) = self.lower else { return false };
         let (ours, theirs) = (Self::in_proc(self.upper, self.name), Self::in_proc(lower, self.name));
         let value = |path: &[u8], name: &[u8]| {
@@ -284,12 +313,25 @@ impl Pair<'_> {
             Some(value)
         };
         let differs = |name: &Vec<u8>| value(&ours, name) != value(&theirs, name);
-        xattr_names(&ours).iter().filter(|n| !n.starts_with(b"trusted.overlay.")).any(differs)
-            || xattr_names(&theirs).iter().filter(|n| n.as_slice() == b"security.capability").any(differs)
+        let is_copied = |name: &[u8]| {
+            let user = name.starts_with(b"user.") && holds_user;
+            user || name == b"security.capability"
+                || name.starts_with(b"trusted.")
+                || name.starts_with(b"system.posix_acl")
+        };
+        let plain = |name: &&Vec<u8>| !name.starts_with(overlay_name("").to_bytes());
+        xattr_names(&ours).iter().filter(plain).any(differs)
+            || xattr_names(&theirs).iter().filter(plain).filter(|n| is_copied(n)).any(differs)
     }
 }
 
-fn xattr_names(path: &[u8]) -> Vec<Vec<u8>> {
+/// Names of attributes that are the overlay's own: a user's (option `userxattr`) cannot write those of root.
+fn overlay_name(name: &str) -> CString {
+    let class = if rustix::process::geteuid().is_root() { "trusted" } else { "user" };
+    CString::new(format!("{class}.overlay.{name}")).unwrap_or_default()
+}
+
+pub(super) fn xattr_names(path: &[u8]) -> Vec<Vec<u8>> {
     let mut list = [0u8; 4096];
     let n = rustix::fs::llistxattr(path, &mut list[..]).unwrap_or(0);
     list[..n].split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
@@ -315,7 +357,7 @@ fn class(st: &Statx) -> FileType {
     FileType::from_raw_mode(u32::from(st.stx_mode))
 }
 
-fn attributes(st: &Statx) -> (u16, u32, u32, u32, u32) {
+pub(super) fn attributes(st: &Statx) -> (u16, u32, u32, u32, u32) {
     (st.stx_mode, st.stx_uid, st.stx_gid, st.stx_rdev_major, st.stx_rdev_minor)
 }
 

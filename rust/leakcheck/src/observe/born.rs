@@ -1,0 +1,199 @@
+//! What an arena had when it came up beside the overlay of the host's files: its `/dev` and other fresh file systems, and the settings
+//! of its own cgroups. What is changed or removed there is found as a change of the overlay is; what is added the walk finds.
+
+use std::collections::hash_map::DefaultHasher;
+use std::ffi::{CStr, CString};
+use std::hash::{Hash, Hasher};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, Statx};
+use rustix::io::Errno;
+
+use super::file::{MOUNT_ROOT, Walk, names, open_dir, record, stat};
+use super::overlay::{attributes, xattr_names};
+use crate::resource::FileState;
+
+/// A fresh file system has a few dozen entries at first.
+const MOST: usize = 4096;
+/// Settings of an arena's own cgroup, which root inside may write to: controller of a v1 hierarchy, or `v2`; every v1 hierarchy has the
+/// last (cgroups(7), and `cgroup-v1` and `cgroup-v2` of the kernel's documentation).
+const SETTINGS: [(&str, &[&CStr]); 11] = [
+    ("cpu", &[c"cpu.shares", c"cpu.cfs_quota_us"]),
+    ("cpuset", &[c"cpuset.cpus", c"cpuset.mems"]),
+    ("memory", &[c"memory.limit_in_bytes", c"memory.soft_limit_in_bytes"]),
+    ("devices", &[c"devices.list"]),
+    ("freezer", &[c"freezer.self_freezing"]),
+    ("pids", &[c"pids.max"]),
+    ("blkio", &[c"blkio.weight", c"blkio.bfq.weight"]),
+    ("net_cls", &[c"net_cls.classid"]),
+    ("hugetlb", &[c"hugetlb.2MB.limit_in_bytes"]),
+    ("v2", &V2),
+    ("", &[c"notify_on_release"]),
+];
+const V2: [&CStr; 13] = [
+    c"cgroup.freeze",
+    c"cgroup.subtree_control",
+    c"cgroup.max.depth",
+    c"cgroup.max.descendants",
+    c"cpu.max",
+    c"cpu.weight",
+    c"cpuset.cpus",
+    c"cpuset.mems",
+    c"io.max",
+    c"memory.high",
+    c"memory.max",
+    c"memory.swap.max",
+    c"pids.max",
+];
+
+/// What was there.
+#[derive(Default)]
+pub(crate) struct Born {
+    files: Vec<BornFile>,
+    settings: Vec<Setting>,
+}
+
+struct BornFile {
+    /// Of the file systems, which one.
+    root: usize,
+    /// Path below its root; empty for the root itself.
+    below: CString,
+    path: Vec<u8>,
+    st: Statx,
+}
+
+struct Setting {
+    /// The cgroup's directory on the host.
+    dir: PathBuf,
+    name: &'static CStr,
+    /// Inside.
+    path: Vec<u8>,
+    value: Vec<u8>,
+}
+
+impl Born {
+    /// What fresh file systems and cgroups (with the place where their hierarchy is mounted inside) have now.
+    pub(crate) fn now(roots: &[(PathBuf, OwnedFd)], cgroups: &[(String, PathBuf, PathBuf)]) -> Self {
+        let mut born = Born::default();
+        for (number, (path, root)) in roots.iter().enumerate() {
+            born.note(number, root, b"", path.as_os_str().as_encoded_bytes());
+        }
+        for (hierarchy, dir, inside) in cgroups {
+            let of = |c: &str| hierarchy.split(',').any(|name| name == c) || c.is_empty() && hierarchy != "v2";
+            for name in SETTINGS.iter().filter(|(c, _)| of(c)).flat_map(|(_, names)| *names) {
+                if let Some(value) = read(dir, name) {
+                    let path = [inside.as_os_str().as_encoded_bytes(), b"/", name.to_bytes()].concat();
+                    born.settings.push(Setting { dir: dir.clone(), name, path, value });
+                }
+            }
+        }
+        born
+    }
+
+    fn note(&mut self, root: usize, top: &OwnedFd, below: &[u8], path: &[u8]) {
+        let Ok(below) = CString::new(below) else { return };
+        let Ok(st) = stat(top, &below) else { return };
+        // What is mounted there is a file system of its own; but the descriptor's own root is one always.
+        if !below.is_empty() && st.stx_attributes.bits() & MOUNT_ROOT != 0 || self.files.len() >= MOST {
+            return;
+        }
+        let is_dir = FileType::from_raw_mode(u32::from(st.stx_mode)) == FileType::Directory;
+        let name = if below.is_empty() { c"." } else { &below };
+        let listed = if is_dir { open_dir(top, name).and_then(|dir| names(&dir)) } else { Ok(Vec::new()) };
+        let join = |to: &[u8], name: &CStr| match to {
+            b"" => name.to_bytes().to_vec(),
+            to => [to, b"/", name.to_bytes()].concat(),
+        };
+        let subs: Vec<_> =
+            listed.unwrap_or_default().iter().map(|name| (join(below.to_bytes(), name), join(path, name))).collect();
+        self.files.push(BornFile { root, below, path: path.to_vec(), st });
+        for (below, path) in subs {
+            self.note(root, top, &below, &path);
+        }
+    }
+
+    /// Adds what is another now, or gone.
+    pub(crate) fn compare(&self, roots: &[(PathBuf, OwnedFd)], out: &mut Walk) {
+        for file in &self.files {
+            let Some((_, root)) = roots.get(file.root) else { continue };
+            let now = match stat(root, &file.below) {
+                // A mount made on it since then is a leak of its own, and hides what is there.
+                Ok(st) if !file.below.is_empty() && st.stx_attributes.bits() & MOUNT_ROOT != 0 => continue,
+                Ok(st) if st.stx_ino == file.st.stx_ino => Some(st),
+                // Another one is found by the walk, as new.
+                Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
+                Err(_) => continue,
+            };
+            match now {
+                None => file.report(&file.st, FileState::Deleted, b"", out),
+                Some(st) => {
+                    if let Some(change) = file.change(root, &st) {
+                        file.report(&st, FileState::Changed, &change, out);
+                    }
+                }
+            }
+        }
+        for setting in &self.settings {
+            let Some(value) = read(&setting.dir, setting.name).filter(|value| *value != setting.value) else {
+                continue;
+            };
+            let path = setting.dir.join(setting.name.to_str().unwrap_or_default());
+            let Ok(st) =
+                rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).and_then(|f| stat(f, c""))
+            else {
+                continue;
+            };
+            out.files.push(changed(&st, &setting.path, FileState::Changed, &value));
+        }
+    }
+}
+
+impl BornFile {
+    /// What differs from when it was made, as bytes to tell a second change by.
+    fn change(&self, root: &OwnedFd, now: &Statx) -> Option<Vec<u8>> {
+        let time = |st: &Statx| (st.stx_ctime.tv_sec, st.stx_ctime.tv_nsec);
+        // Every change of the inode changes this time (inode(7)); for a directory also what is made in it.
+        if time(now) == time(&self.st) {
+            return None;
+        }
+        let flags = |st: &Statx| st.stx_attributes.bits() & PROTECTED;
+        let class = FileType::from_raw_mode(u32::from(now.stx_mode));
+        let size = |st: &Statx| if class == FileType::RegularFile { st.stx_size } else { 0 };
+        let name = if self.below.is_empty() { c"." } else { &self.below };
+        let path = [format!("/proc/self/fd/{}/", root.as_raw_fd()).as_bytes(), name.to_bytes()].concat();
+        let xattrs: Vec<Vec<u8>> = xattr_names(&path).into_iter().filter(|name| is_given(name)).collect();
+        let as_made = attributes(now) == attributes(&self.st) && flags(now) == flags(&self.st);
+        if as_made && size(now) == size(&self.st) && xattrs.is_empty() {
+            return None;
+        }
+        Some(format!("{:?} {} {} {xattrs:?}", attributes(now), flags(now), size(now)).into_bytes())
+    }
+
+    fn report(&self, st: &Statx, state: FileState, change: &[u8], out: &mut Walk) {
+        out.files.push(changed(st, &self.path, state, change));
+    }
+}
+
+/// `STATX_ATTR_IMMUTABLE` and `STATX_ATTR_APPEND` (statx(2)).
+pub(super) const PROTECTED: u64 = 0x10 | 0x20;
+
+/// Whether somebody gave an extended attribute, rather than the kernel to each new file (a label of a security module).
+fn is_given(name: &[u8]) -> bool {
+    name == b"security.capability"
+        || [&b"user."[..], b"trusted.", b"system."].iter().any(|class| name.starts_with(class))
+}
+
+fn changed(st: &Statx, path: &[u8], state: FileState, change: &[u8]) -> crate::resource::File {
+    let mut hasher = DefaultHasher::new();
+    (path, change).hash(&mut hasher);
+    let mut file = record(st, path, FileType::from_raw_mode(u32::from(st.stx_mode)));
+    (file.birth, file.link, file.state, file.version) = (None, 0, Some(state), Some(hasher.finish()));
+    file
+}
+
+fn read(dir: &Path, name: &CStr) -> Option<Vec<u8>> {
+    let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    let mut buffer = [0; 4096];
+    super::read::read_small(std::os::fd::AsFd::as_fd(&dir), name, &mut buffer).ok().map(<[u8]>::to_vec)
+}
