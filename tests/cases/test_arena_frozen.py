@@ -173,3 +173,17 @@ def test_stopped_and_traced_processes_and_a_v2_freezer_hold_nothing_up() -> None
         begun = time.monotonic()
     assert time.monotonic() - begun < 2
     assert not unified or not Path(unified).exists()
+
+
+@pytest.mark.slow
+def test_what_hangs_in_the_kernel_is_waited_for_in_bounds_and_named(case: Callable[..., Any]) -> None:
+    # A request to a server that has taken it and never answers outlives SIGKILL.
+    script = """mount -t tmpfs none /srv; cd /srv; mkdir m; python3 {fuse_hang.py} m hang & sleep 1
+        leakcheck guard --arena --bind /srv/m:/mnt --settle 0.1 -- sh -c 'stat /mnt >/dev/null 2>&1 & sleep 1'; echo exit $?"""
+    own = ["--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    begun = time.monotonic()
+    seen = case("unshare", *own, "sh", "-c", script, timeout=60)
+    assert seen.exits[-1] == 1, seen.text
+    assert "taking the arena away: arena: SIGKILL did not end" in seen.text and "(stat, D)" in seen.text, seen.text
+    assert seen.text.index("leaked,") < seen.text.index("taking the arena away")
+    assert time.monotonic() - begun < 30

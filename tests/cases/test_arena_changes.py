@@ -1,0 +1,144 @@
+"""What a run changes in an arena beside the files of the host is found, and its limits hold."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from leakcheck import _native
+from leakcheck.arena import Arena
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+CGROUPS = Path("/sys/fs/cgroup")
+V1 = (CGROUPS / "pids").is_dir()
+
+
+@pytest.fixture
+def changes(tmp_path: Path) -> Callable[..., list[str]]:
+    """Return what a script in an arena is found to have left: the labels of its files, sorted."""
+
+    def run(script: str, *, limits: dict[str, int] | None = None) -> list[str]:
+        with Arena(limits=limits) as arena:
+            guard = _native.Guard(arena=arena.view, attributed_only=True, settle_ms=100, kinds="file,cgroup")
+            code = arena.run(["/bin/sh", "-c", script], stdout=subprocess.DEVNULL, cwd="/")
+            report = json.loads(guard.end(["sh"], code))
+            assert code == 0
+        assert report["coverage"]["file"]["level"] == "full"
+        return sorted(leak["label"] for leak in report["leaks"])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("rm /dev/null", ["deleted char /dev/null"]),
+        ("chmod 600 /dev/null", ["changed char /dev/null"]),
+        ("chown 7 /dev/zero", ["changed char /dev/zero"]),
+        ("chmod 700 /dev /tmp", ["changed dir /dev", "changed dir /tmp"]),
+        ("rm /dev/null; echo >/dev/null", ["deleted char /dev/null", "file /dev/null"]),
+        ("rm /dev/fd; ln -s nowhere /dev/fd", ["deleted symlink /dev/fd", "symlink /dev/fd"]),
+        ("mv /dev/full /dev/empty; mv /dev/empty /dev/full; :", []),
+        ("chmod 600 /dev/null; chmod 666 /dev/null; touch /dev/null; echo > /dev/null", []),
+        ("rmdir /run/lock", ["deleted dir /run/lock"]),
+        ("mkdir /dev/x; rmdir /dev/x; touch /tmp/x; rm /tmp/x", []),
+    ],
+)
+def test_what_was_there_and_is_another_now(script: str, found: list[str], changes: Callable[..., list[str]]) -> None:
+    assert changes(script) == found
+
+
+def test_an_access_list_of_a_device_is_a_change(changes: Callable[..., list[str]]) -> None:
+    acl = "import os,struct; os.setxattr('%s', 'system.posix_acl_access', struct.pack('<I', 2) + b''.join(" \
+        "struct.pack('<HHI', *e) for e in ((1,6,0xffffffff),(2,6,7),(4,6,0xffffffff),(16,6,0xffffffff),(32,6,0xffffffff))))"
+    assert changes(f'/usr/bin/python3 -c "{acl % "/dev/null"}"') == ["changed char /dev/null"]
+    assert changes(f'/usr/bin/python3 -c "{acl % "/etc/hostname"}"') == ["changed file /etc/hostname"]
+
+
+@pytest.mark.skipif(not V1, reason="the hierarchies stand in no tmpfs here")
+def test_what_is_made_in_the_tmpfs_of_the_cgroups_is_found(changes: Callable[..., list[str]]) -> None:
+    script = f"cd {CGROUPS}; touch litter; mkdir dir; ln -s x link; rmdir dir; mkdir -p a/b"
+    assert changes(script) == [f"dir {CGROUPS}/a", f"dir {CGROUPS}/a/b", f"file {CGROUPS}/litter", f"symlink {CGROUPS}/link"]
+
+
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("chattr +i /etc/hostname", ["changed file /etc/hostname"]),
+        ("chattr +a /etc/hostname", ["changed file /etc/hostname"]),
+        ("chattr +i /srv /etc", ["changed dir /etc", "changed dir /srv"]),
+        ("chattr +i /etc/hostname; chattr -i /etc/hostname", []),
+        ("chattr +i /", ["changed dir /"]),
+    ],
+)
+def test_flags_that_protect_a_file_are_changes(
+    script: str, found: list[str], changes: Callable[..., list[str]]
+) -> None:
+    with Arena() as arena:
+        # On a tmpfs below, chattr fails, but only after the overlay has taken the flag.
+        look = "chattr +i /etc/hostname 2>/dev/null; lsattr /etc/hostname | grep -q '^----i'"
+        if arena.run(["/bin/sh", "-c", look]) != 0:
+            pytest.skip("no such flags in an overlay here (Linux 5.15), or no chattr")
+    assert changes(script + "; :") == found
+
+
+@pytest.mark.skipif(not V1, reason="no v1 hierarchies here")
+def test_settings_of_the_arenas_own_cgroups_are_changes(changes: Callable[..., list[str]]) -> None:
+    script = f"echo 50 > {CGROUPS}/pids/pids.max; echo 512 > {CGROUPS}/cpu/cpu.shares; " \
+        f"echo 1 > {CGROUPS}/freezer/notify_on_release"
+    assert changes(script) == [
+        f"changed file {CGROUPS}/cpu/cpu.shares",
+        f"changed file {CGROUPS}/freezer/notify_on_release",
+        f"changed file {CGROUPS}/pids/pids.max",
+    ]
+    assert changes(f"echo 50 > {CGROUPS}/pids/pids.max; echo max > {CGROUPS}/pids/pids.max") == []
+
+
+FILES = {"pids.max": "pids", "memory.limit_in_bytes": "memory", "cpuset.cpus": "cpuset"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_limit_cannot_be_lifted_from_inside(name: str) -> None:
+    directory = CGROUPS / FILES[name]
+    if not V1 or not (directory / name.replace("pids.max", "cgroup.procs")).exists():
+        pytest.skip("no such v1 hierarchy here")
+    value = {"pids.max": "12", "memory.limit_in_bytes": str(64 << 20), "cpuset.cpus": "0"}[name]
+    with Arena(limits={name: value}) as arena:
+        mine = Path(arena.cgroups[FILES[name]])
+        assert (mine.parent / name).read_text().strip() == value
+        lift = f"cd {directory}; for v in max -1 0-1; do echo $v > {name}; done 2>/dev/null; mkdir x; echo 0 > x/cgroup.procs;" \
+            f" mkdir /mnt/c; mount -t cgroup -o {FILES[name]} c /mnt/c; ! ls -d /mnt/c/leakcheck-arena-* {directory}/../leakcheck*"
+        arena.run(["/bin/sh", "-c", lift], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        assert (mine.parent / name).read_text().strip() == value
+        forks = "import os, time\nn = 0\nwhile n < 40:\n try:\n  if not os.fork(): time.sleep(3); os._exit(0)\n except OSError: break\n n += 1\nraise SystemExit(n)"
+        if name == "pids.max":
+            assert arena.run(["/usr/bin/python3", "-c", forks]) < 12
+        else:
+            assert arena.run(["/bin/true"]) == 0
+        top = mine.parent
+    assert not top.exists()
+
+
+def test_several_limits_of_one_hierarchy_and_unknown_ones() -> None:
+    if not V1:
+        pytest.skip("no v1 hierarchies here")
+    with Arena(limits={"cpu.shares": 100, "cpu.cfs_quota_us": 50000, "pids.max": 100}) as arena:
+        own = Path(arena.cgroups["cpu"]).parent
+        assert [(own / name).read_text().strip() for name in ("cpu.shares", "cpu.cfs_quota_us")] == ["100", "50000"]
+        assert arena.run(["/bin/true"]) == 0
+
+
+def test_the_directories_of_run_that_tools_make_once_are_there_as_on_the_host(case: Callable[..., Any]) -> None:
+    use = "mount -t tmpfs x /mnt && umount /mnt && ls -ld /run/netns /run/xtables.lock /run/lock && ls -A /run/systemd"
+    host = "mount -t tmpfs none /run; mkdir -m 700 /run/mount /run/netns; mkdir -p /run/systemd/system; touch /run/xtables.lock"
+    guard = f"leakcheck guard --arena --settle 0.1 -- sh -c '{use}'"
+    seen = case("unshare", "-m", "sh", "-ec", f"{host}\n{guard}")
+    assert seen.code == 0, seen.text
+    assert seen.text.startswith("drwxrwxrwt") and "drwx------" in seen.text and "system\n" not in seen.text
+    seen = case("unshare", "-m", "sh", "-ec", f"mount -t tmpfs none /run\n{guard.replace(use, 'mkdir /run/made')}")
+    assert seen.code == 1 and "dir /run/made" in seen.text
