@@ -19,7 +19,7 @@ V1 = (CGROUPS / "pids").is_dir()
 
 
 @pytest.fixture
-def changes(tmp_path: Path) -> Callable[..., list[str]]:
+def changes() -> Callable[..., list[str]]:
     """Return what a script in an arena is found to have left: the labels of its files, sorted."""
 
     def run(script: str, *, limits: dict[str, int] | None = None) -> list[str]:
@@ -54,16 +54,19 @@ def test_what_was_there_and_is_another_now(script: str, found: list[str], change
 
 
 def test_an_access_list_of_a_device_is_a_change(changes: Callable[..., list[str]]) -> None:
-    acl = "import os,struct; os.setxattr('%s', 'system.posix_acl_access', struct.pack('<I', 2) + b''.join(" \
-        "struct.pack('<HHI', *e) for e in ((1,6,0xffffffff),(2,6,7),(4,6,0xffffffff),(16,6,0xffffffff),(32,6,0xffffffff))))"
-    assert changes(f'/usr/bin/python3 -c "{acl % "/dev/null"}"') == ["changed char /dev/null"]
-    assert changes(f'/usr/bin/python3 -c "{acl % "/etc/hostname"}"') == ["changed file /etc/hostname"]
+    # Version 2; then tag, permissions and id of each entry (acl(5); linux/posix_acl_xattr.h).
+    entries = "(1, 6, 0xffffffff), (2, 6, 7), (4, 6, 0xffffffff), (16, 6, 0xffffffff), (32, 6, 0xffffffff)"
+    packed = f"struct.pack('<I', 2) + b''.join(struct.pack('<HHI', *e) for e in ({entries}))"
+    program = f"import os, struct, sys; os.setxattr(sys.argv[1], 'system.posix_acl_access', {packed})"
+    for path, label in (("/dev/null", "changed char /dev/null"), ("/etc/hostname", "changed file /etc/hostname")):
+        assert changes(f'/usr/bin/python3 -c "{program}" {path}') == [label]
 
 
 @pytest.mark.skipif(not V1, reason="the hierarchies stand in no tmpfs here")
 def test_what_is_made_in_the_tmpfs_of_the_cgroups_is_found(changes: Callable[..., list[str]]) -> None:
+    made = (("dir", "a"), ("dir", "a/b"), ("file", "litter"), ("symlink", "link"))
     script = f"cd {CGROUPS}; touch litter; mkdir dir; ln -s x link; rmdir dir; mkdir -p a/b"
-    assert changes(script) == [f"dir {CGROUPS}/a", f"dir {CGROUPS}/a/b", f"file {CGROUPS}/litter", f"symlink {CGROUPS}/link"]
+    assert changes(script) == [f"{what} {CGROUPS}/{name}" for what, name in made]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +92,10 @@ def test_flags_that_protect_a_file_are_changes(
 
 @pytest.mark.skipif(not V1, reason="no v1 hierarchies here")
 def test_settings_of_the_arenas_own_cgroups_are_changes(changes: Callable[..., list[str]]) -> None:
-    script = f"echo 50 > {CGROUPS}/pids/pids.max; echo 512 > {CGROUPS}/cpu/cpu.shares; " \
+    script = (
+        f"echo 50 > {CGROUPS}/pids/pids.max; echo 512 > {CGROUPS}/cpu/cpu.shares; "
         f"echo 1 > {CGROUPS}/freezer/notify_on_release"
+    )
     assert changes(script) == [
         f"changed file {CGROUPS}/cpu/cpu.shares",
         f"changed file {CGROUPS}/freezer/notify_on_release",
@@ -99,6 +104,19 @@ def test_settings_of_the_arenas_own_cgroups_are_changes(changes: Callable[..., l
     assert changes(f"echo 50 > {CGROUPS}/pids/pids.max; echo max > {CGROUPS}/pids/pids.max") == []
 
 
+# Its exit code is how many children it had at a time.
+FORKS = """import os, time
+n = 0
+while n < 40:
+    try:
+        if not os.fork():
+            time.sleep(3)
+            os._exit(0)
+    except OSError:
+        break
+    n += 1
+raise SystemExit(n)
+"""
 FILES = {"pids.max": "pids", "memory.limit_in_bytes": "memory", "cpuset.cpus": "cpuset"}
 
 
@@ -111,13 +129,12 @@ def test_a_limit_cannot_be_lifted_from_inside(name: str) -> None:
     with Arena(limits={name: value}) as arena:
         mine = Path(arena.cgroups[FILES[name]])
         assert (mine.parent / name).read_text().strip() == value
-        lift = f"cd {directory}; for v in max -1 0-1; do echo $v > {name}; done 2>/dev/null; mkdir x; echo 0 > x/cgroup.procs;" \
-            f" mkdir /mnt/c; mount -t cgroup -o {FILES[name]} c /mnt/c; ! ls -d /mnt/c/leakcheck-arena-* {directory}/../leakcheck*"
+        lift = f"""cd {directory}; for v in max -1 0-1; do echo $v > {name}; done; mkdir x; echo 0 > x/cgroup.procs
+            mkdir /mnt/c; mount -t cgroup -o {FILES[name]} c /mnt/c; echo max > /mnt/c/{name}"""
         arena.run(["/bin/sh", "-c", lift], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         assert (mine.parent / name).read_text().strip() == value
-        forks = "import os, time\nn = 0\nwhile n < 40:\n try:\n  if not os.fork(): time.sleep(3); os._exit(0)\n except OSError: break\n n += 1\nraise SystemExit(n)"
         if name == "pids.max":
-            assert arena.run(["/usr/bin/python3", "-c", forks]) < 12
+            assert arena.run(["/usr/bin/python3", "-c", FORKS]) < 12
         else:
             assert arena.run(["/bin/true"]) == 0
         top = mine.parent
@@ -135,7 +152,8 @@ def test_several_limits_of_one_hierarchy_and_unknown_ones() -> None:
 
 def test_the_directories_of_run_that_tools_make_once_are_there_as_on_the_host(case: Callable[..., Any]) -> None:
     use = "mount -t tmpfs x /mnt && umount /mnt && ls -ld /run/netns /run/xtables.lock /run/lock && ls -A /run/systemd"
-    host = "mount -t tmpfs none /run; mkdir -m 700 /run/mount /run/netns; mkdir -p /run/systemd/system; touch /run/xtables.lock"
+    made = "mkdir -m 700 mount netns; mkdir -p systemd/system; touch xtables.lock"
+    host = f"mount -t tmpfs none /run; cd /run; {made}"
     guard = f"leakcheck guard --arena --settle 0.1 -- sh -c '{use}'"
     seen = case("unshare", "-m", "sh", "-ec", f"{host}\n{guard}")
     assert seen.code == 0, seen.text

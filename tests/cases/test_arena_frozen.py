@@ -179,7 +179,8 @@ def test_stopped_and_traced_processes_and_a_v2_freezer_hold_nothing_up() -> None
 def test_what_hangs_in_the_kernel_is_waited_for_in_bounds_and_named(case: Callable[..., Any]) -> None:
     # A request to a server that has taken it and never answers outlives SIGKILL.
     script = """mount -t tmpfs none /srv; cd /srv; mkdir m; python3 {fuse_hang.py} m hang & sleep 1
-        leakcheck guard --arena --bind /srv/m:/mnt --settle 0.1 -- sh -c 'stat /mnt >/dev/null 2>&1 & sleep 1'; echo exit $?"""
+        leakcheck guard --arena --bind /srv/m:/mnt:ro --settle 0.1 -- sh -c 'stat /mnt >/dev/null 2>&1 & sleep 1'
+        echo exit $?"""
     own = ["--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
     begun = time.monotonic()
     seen = case("unshare", *own, "sh", "-c", script, timeout=60)
