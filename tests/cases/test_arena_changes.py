@@ -94,11 +94,11 @@ def test_flags_that_protect_a_file_are_changes(
 def test_settings_of_the_arenas_own_cgroups_are_changes(changes: Callable[..., list[str]]) -> None:
     script = (
         f"echo 50 > {CGROUPS}/pids/pids.max; echo 512 > {CGROUPS}/cpu/cpu.shares; "
-        f"echo 1 > {CGROUPS}/freezer/notify_on_release"
+        f"echo 50000 > {CGROUPS}/cpu/cpu.cfs_quota_us"
     )
     assert changes(script) == [
+        f"changed file {CGROUPS}/cpu/cpu.cfs_quota_us",
         f"changed file {CGROUPS}/cpu/cpu.shares",
-        f"changed file {CGROUPS}/freezer/notify_on_release",
         f"changed file {CGROUPS}/pids/pids.max",
     ]
     assert changes(f"echo 50 > {CGROUPS}/pids/pids.max; echo max > {CGROUPS}/pids/pids.max") == []

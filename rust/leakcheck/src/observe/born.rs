@@ -16,35 +16,30 @@ use crate::resource::FileState;
 
 /// A fresh file system has a few dozen entries at first.
 const MOST: usize = 4096;
-/// Settings of an arena's own cgroup, which root inside may write to: controller of a v1 hierarchy, or `v2`; every v1 hierarchy has the
-/// last (cgroups(7), and `cgroup-v1` and `cgroup-v2` of the kernel's documentation).
-const SETTINGS: [(&str, &[&CStr]); 11] = [
-    ("cpu", &[c"cpu.shares", c"cpu.cfs_quota_us"]),
-    ("cpuset", &[c"cpuset.cpus", c"cpuset.mems"]),
-    ("memory", &[c"memory.limit_in_bytes", c"memory.soft_limit_in_bytes"]),
-    ("devices", &[c"devices.list"]),
-    ("freezer", &[c"freezer.self_freezing"]),
-    ("pids", &[c"pids.max"]),
-    ("blkio", &[c"blkio.weight", c"blkio.bfq.weight"]),
-    ("net_cls", &[c"net_cls.classid"]),
-    ("hugetlb", &[c"hugetlb.2MB.limit_in_bytes"]),
+/// Settings of an arena's own cgroup that limit or stop what runs in it, and which root inside may write to: controller of a v1
+/// hierarchy, or `v2` (cgroups(7), and `cgroup-v1` and `cgroup-v2` of the kernel's documentation). Each costs a few µs a look.
+const SETTINGS: [(&str, &[&str]); 8] = [
+    ("cpu", &["cpu.shares", "cpu.cfs_quota_us"]),
+    ("cpuset", &["cpuset.cpus", "cpuset.mems"]),
+    ("memory", &["memory.limit_in_bytes"]),
+    ("devices", &["devices.list"]),
+    ("freezer", &["freezer.self_freezing"]),
+    ("pids", &["pids.max"]),
+    ("blkio", &["blkio.weight", "blkio.bfq.weight"]),
     ("v2", &V2),
-    ("", &[c"notify_on_release"]),
 ];
-const V2: [&CStr; 13] = [
-    c"cgroup.freeze",
-    c"cgroup.subtree_control",
-    c"cgroup.max.depth",
-    c"cgroup.max.descendants",
-    c"cpu.max",
-    c"cpu.weight",
-    c"cpuset.cpus",
-    c"cpuset.mems",
-    c"io.max",
-    c"memory.high",
-    c"memory.max",
-    c"memory.swap.max",
-    c"pids.max",
+const V2: [&str; 11] = [
+    "cgroup.freeze",
+    "cgroup.subtree_control",
+    "cpu.max",
+    "cpu.weight",
+    "cpuset.cpus",
+    "cpuset.mems",
+    "io.max",
+    "memory.high",
+    "memory.max",
+    "memory.swap.max",
+    "pids.max",
 ];
 
 /// What was there.
@@ -64,10 +59,9 @@ struct BornFile {
 }
 
 struct Setting {
-    /// The cgroup's directory on the host.
-    dir: PathBuf,
-    name: &'static CStr,
-    /// Inside.
+    /// On the host.
+    file: PathBuf,
+    /// The path inside.
     path: Vec<u8>,
     value: Vec<u8>,
 }
@@ -80,11 +74,11 @@ impl Born {
             born.note(number, root, b"", path.as_os_str().as_encoded_bytes());
         }
         for (hierarchy, dir, inside) in cgroups {
-            let of = |c: &str| hierarchy.split(',').any(|name| name == c) || c.is_empty() && hierarchy != "v2";
+            let of = |c: &str| hierarchy.split(',').any(|name| name == c);
             for name in SETTINGS.iter().filter(|(c, _)| of(c)).flat_map(|(_, names)| *names) {
-                if let Some(value) = read(dir, name) {
-                    let path = [inside.as_os_str().as_encoded_bytes(), b"/", name.to_bytes()].concat();
-                    born.settings.push(Setting { dir: dir.clone(), name, path, value });
+                let (file, path) = (dir.join(name), inside.join(name).into_os_string().into_encoded_bytes());
+                if let Some(value) = read(&file) {
+                    born.settings.push(Setting { file, path, value });
                 }
             }
         }
@@ -135,15 +129,9 @@ impl Born {
             }
         }
         for setting in &self.settings {
-            let Some(value) = read(&setting.dir, setting.name).filter(|value| *value != setting.value) else {
-                continue;
-            };
-            let path = setting.dir.join(setting.name.to_str().unwrap_or_default());
-            let Ok(st) =
-                rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).and_then(|f| stat(f, c""))
-            else {
-                continue;
-            };
+            let Some(value) = read(&setting.file).filter(|value| *value != setting.value) else { continue };
+            let place = rustix::fs::open(&setting.file, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+            let Ok(st) = place.and_then(|place| stat(place, c"")) else { continue };
             out.files.push(changed(&st, &setting.path, FileState::Changed, &value));
         }
     }
@@ -192,8 +180,9 @@ fn changed(st: &Statx, path: &[u8], state: FileState, change: &[u8]) -> crate::r
     file
 }
 
-fn read(dir: &Path, name: &CStr) -> Option<Vec<u8>> {
-    let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+fn read(file: &Path) -> Option<Vec<u8>> {
     let mut buffer = [0; 4096];
-    super::read::read_small(std::os::fd::AsFd::as_fd(&dir), name, &mut buffer).ok().map(<[u8]>::to_vec)
+    super::read::read_small(rustix::fs::CWD, &CString::new(file.as_os_str().as_encoded_bytes()).ok()?, &mut buffer)
+        .ok()
+        .map(<[u8]>::to_vec)
 }

@@ -104,6 +104,8 @@ pub(crate) fn walk(look: &Snapshot, known: Option<&[Submount]>) -> Walk {
 pub(crate) fn walk_arena(arena: &ArenaView, look: &Snapshot, known: Option<&[Submount]>) -> Walk {
     let mut walker = Walker::new(look, known);
     for (path, root) in &arena.roots {
+        // There each look would ask for all the hierarchies, which hold no file.
+        walker.mounts_too = path != Path::new(CGROUPS);
         match open_dir(root, c".").and_then(|dir| Ok((stat(&dir, c"")?, dir))) {
             Ok((st, dir)) => walker.root(&dir, &st, path),
             Err(e) => walker.out.root_not_listed(path, Error::io("open directory", path, e).to_string()),
@@ -148,6 +150,8 @@ struct Walker<'a> {
     out: Walk,
     mounts: Mounts,
     known: Option<&'a [Submount]>,
+    /// Whether mounts below a root are looked at.
+    mounts_too: bool,
     /// Directories that were walked: a file system may be bound twice, or two roots may be one.
     seen: HashSet<(u64, u64)>,
     /// One buffer for all levels: the walk recurses, and a thread's stack is small.
@@ -157,7 +161,14 @@ struct Walker<'a> {
 impl<'a> Walker<'a> {
     fn new(look: &Snapshot, known: Option<&'a [Submount]>) -> Self {
         let buffer = vec![MaybeUninit::uninit(); 16384];
-        Walker { out: Walk::default(), mounts: Mounts::of_look(look), known, seen: HashSet::new(), buffer }
+        Walker {
+            out: Walk::default(),
+            mounts: Mounts::of_look(look),
+            known,
+            mounts_too: true,
+            seen: HashSet::new(),
+            buffer,
+        }
     }
 
     fn end(mut self) -> Walk {
@@ -226,7 +237,9 @@ impl<'a> Walker<'a> {
                 }
             };
             if is_mount(&st, dev) {
-                below.push((name.to_owned(), Below::Mount));
+                if self.mounts_too {
+                    below.push((name.to_owned(), Below::Mount));
+                }
                 continue;
             }
             let class = FileType::from_raw_mode(u32::from(st.stx_mode));
