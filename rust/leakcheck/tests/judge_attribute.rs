@@ -203,8 +203,14 @@ fn in_old_namespace(propagation: &str, elsewhere: &str, known: &Known) -> Owner 
     let at = |ns, id, propagation: &str| Mount { propagation: text(propagation), ..mount(ns, id, "/") };
     let baseline = with(before(), [at(OLD_MNT, 1, propagation).into(), at(OLD_NS, 2, elsewhere).into()]);
     let holder = namespace(NsType::Mnt, OLD_MNT, vec![NsHolder::Process(OLD, 1)]);
-    let look = with(host(), [holder.into(), process(OLD, 1).into()]);
-    Attributor::new(&baseline, &look, known, None).owner(&mount(OLD_MNT, 9, "/x").into())
+    let lasting = with(host(), [holder.clone().into(), process(OLD, 1).into(), at(OLD_MNT, 1, propagation).into()]);
+    let reused = with(host(), [holder.into(), process(OLD, 1).into(), at(OLD_MNT, 8, propagation).into()]);
+    let [lasting, reused] = [lasting, reused]
+        .map(|look| Attributor::new(&baseline, &look, known, None).owner(&mount(OLD_MNT, 9, "/x").into()));
+    if known.mounts.is_empty() {
+        assert_eq!(reused, Owner::Stranger, "of another namespace, which took the inode of one that ended");
+    }
+    lasting
 }
 
 #[test]

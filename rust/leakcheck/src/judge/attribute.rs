@@ -125,6 +125,8 @@ pub struct Attributor<'a, P> {
     holders: HashMap<(NsType, u64), Vec<NsHolder>>,
     /// Inodes, which namespaces of all types draw from one counter.
     old_namespaces: HashSet<u64>,
+    /// Mount namespaces that have a mount which they had before; looked up when first asked for.
+    lasting: OnceCell<HashSet<u64>>,
     /// Users of the run alone; looked up when first asked for.
     uids: OnceCell<HashSet<u32>>,
 }
@@ -135,8 +137,9 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         let holders = look.namespaces.iter().map(|n| ((n.ns_type, n.ino), n.holders.clone())).collect();
         let seen = baseline.namespaces.iter().map(|n| n.ino).chain(baseline.mounts.iter().map(|m| m.ns));
         let old_namespaces = seen.chain(baseline.own_ns.values().copied()).collect();
-        let (processes, uids) = (HashMap::new(), OnceCell::new());
-        let mut this = Attributor { baseline, look, provenance, own_pid, processes, holders, old_namespaces, uids };
+        let (processes, lasting, uids) = (HashMap::new(), OnceCell::new(), OnceCell::new());
+        let mut this =
+            Attributor { baseline, look, provenance, own_pid, processes, holders, old_namespaces, lasting, uids };
         this.processes = look.processes.iter().map(|p| (p.pid, this.process(p))).collect();
         this.by_cgroup();
         this.by_namespace();
@@ -479,11 +482,25 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         match self.holders.get(&(NsType::Mnt, ns)).filter(|_| !self.is_own_mount_ns(ns)) {
             // An old namespace that strangers alone are in is theirs to mount in, but others' mounts may come in as well.
             Some(holders) => match self.namespace(holders) {
-                Owner::Stranger if !self.provenance.watches_mounts(ns) && self.may_come_in(mount) => Owner::Unknown,
+                Owner::Stranger
+                    if !self.provenance.watches_mounts(ns) && self.is_still_there(ns) && self.may_come_in(mount) =>
+                {
+                    Owner::Unknown
+                }
                 told => told,
             },
             None => Owner::Unknown,
         }
+    }
+
+    /// Whether a mount namespace of the baseline has any of its mounts still. Else another one has taken its inode, with mounts of its
+    /// own, all of them new.
+    fn is_still_there(&self, ns: u64) -> bool {
+        let common = || {
+            let old: HashSet<(u64, &MountId)> = self.baseline.mounts.iter().map(|m| (m.ns, &m.id)).collect();
+            self.look.mounts.iter().filter(|m| old.contains(&(m.ns, &m.id))).map(|m| m.ns).collect()
+        };
+        self.lasting.get_or_init(common).contains(&ns)
     }
 
     /// Whether what is mounted elsewhere comes in where this mount is (mount_namespaces(7)): below a slave, or below a peer of a
