@@ -21,7 +21,7 @@ def descent_is_known() -> bool:
     return any(source["name"] == "forks and exits" and source["level"] == "full" for source in sources)
 
 
-# Outside of a pid namespace others work too, in the same network and IPC namespace, and nothing tells of their processes.
+# Outside of a pid namespace others work too, in the same network and IPC namespace, and nothing tells who they are.
 needs_descent = pytest.mark.skipif(
     not descent_is_known() or not Path("/proc/2/comm").exists() or Path("/proc/2/comm").read_text() != "kthreadd\n",
     reason="a pid namespace, or not every fork is told: an orphan or a socket could be anybody's",
