@@ -1,6 +1,7 @@
 //! How far the two observations reached, as far as the run could have made anything.
 
 use std::collections::{HashMap, HashSet};
+use std::os::unix::fs::MetadataExt;
 
 use crate::gap::{QUEUES, lower_for_gaps, lower_for_unreadable};
 use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
@@ -53,6 +54,9 @@ impl Reach {
             Resource::Process(p) => attributor.uid(p.pid),
             Resource::File(f) if f.mapped_by.is_none() && f.link == 0 && new(f.birth) => Some(f.uid),
             Resource::Ipc(i) if i.class == IpcClass::PosixShm && new(i.birth) => Some(i.uid),
+            Resource::Net(n) => n.uid,
+            Resource::Key(k) => Some(k.uid),
+            Resource::Cgroup(c) => std::fs::metadata(c.dir.as_path()).ok().map(|meta| meta.uid()),
             _ => None,
         };
         uid.is_some_and(|uid| !rights.uids.contains(&uid))
