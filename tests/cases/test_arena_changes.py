@@ -129,6 +129,7 @@ def test_a_limit_cannot_be_lifted_from_inside(name: str) -> None:
     with Arena(limits={name: value}) as arena:
         mine = Path(arena.cgroups[FILES[name]])
         assert (mine.parent / name).read_text().strip() == value
+        assert (mine / name).read_text().strip() == value, "who asks inside is told"
         lift = f"""cd {directory}; for v in max -1 0-1; do echo $v > {name}; done; mkdir x; echo 0 > x/cgroup.procs
             mkdir /mnt/c; mount -t cgroup -o {FILES[name]} c /mnt/c; echo max > /mnt/c/{name}"""
         arena.run(["/bin/sh", "-c", lift], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)

@@ -124,9 +124,11 @@ impl Cgroups {
                     pass_controllers_on(top)?;
                 }
             }
-            // What it was made with may be more than a limit leaves.
+            // What it was made with may be more than a limit leaves; and who asks inside is to be told the limit.
             if has(name, "cpuset") {
                 inherit_cpuset(dir)?;
+            } else if dir.join(file).exists() {
+                fs::write(dir.join(file), value)?;
             }
         }
         Ok(())

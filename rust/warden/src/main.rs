@@ -39,10 +39,12 @@ fn main() {
 
 fn run() -> io::Result<()> {
     let owner_pid = std::env::args().nth(1).and_then(|a| a.parse().ok()).and_then(Pid::from_raw);
-    let Some(owner_pid) = owner_pid.filter(|p| Some(*p) == getppid()) else {
+    let owner = owner_pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+    let Some(owner) = owner.filter(|_| owner_pid == getppid()) else {
+        // Its owner may be gone already. What others left goes all the same.
+        cgroups::sweep(&cgroups::hierarchies()?);
         return Err(io::Error::other("is started by leakcheck, with its process id and a socket as standard input"));
     };
-    let owner = pidfd_open(owner_pid, PidfdFlags::empty())?;
     let socket = sys::take_stdin()?;
     sys::block_signals()?;
     let (children, term) = (sys::signal_fd(libc::SIGCHLD)?, sys::signal_fd(libc::SIGTERM)?);
