@@ -109,15 +109,14 @@ fn info(class: BpfClass, id: u32) -> Option<[u8; 128]> {
 }
 
 /// The id of an object that a descriptor of ours holds.
-pub(super) fn id_of(class: BpfClass, fd: &OwnedFd) -> Option<u32> {
+pub(super) fn id_of(fd: &OwnedFd) -> Option<u32> {
     let mut info = [0_u8; 128];
     let mut attr = Attr::default();
     attr.set_u32(0, u32::try_from(fd.as_raw_fd()).ok()?);
     attr.set_u32(1, info.len() as u32);
     attr.0[1] = info.as_mut_ptr().expose_provenance() as u64;
     bpf(OBJ_GET_INFO_BY_FD, &mut attr).ok()?;
-    // All three begin with a type and the id.
-    let _ = class;
+    // The info of all three classes begins with a type and the id.
     Some(u32::from_ne_bytes(info[4..8].try_into().ok()?))
 }
 

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
@@ -34,8 +34,8 @@ const OBJECT: u32 = 3;
 /// Types of key that come from add_key(2), request_key(2) and keyctl(2) alone; others the kernel makes on behalf of somebody.
 const TYPES: &[&[u8]] = &[b"user", b"logon", b"keyring", b"big_key", b"encrypted", b"trusted", b"asymmetric"];
 
-/// The program of this process, by the depth of the arenas' cgroups. It stays until the process ends: to attach it once more
-/// right after it was detached waits for an RCU grace period.
+/// The program of this process, by the depth of the arenas' cgroups. It is attached while there is a view of an arena: as long, every
+/// system call of the machine takes the slower way by its tracepoints.
 static PROGRAMS: Mutex<Vec<Arc<Program>>> = Mutex::new(Vec::new());
 
 struct Program {
@@ -43,7 +43,7 @@ struct Program {
     arenas: OwnedFd,
     records: OwnedFd,
     program: OwnedFd,
-    link: OwnedFd,
+    link: Mutex<Option<OwnedFd>>,
     /// How many views there are of each arena, by the id of its cgroup.
     views: Mutex<HashMap<u64, usize>>,
 }
@@ -57,22 +57,20 @@ pub(crate) struct Calls {
 /// The descriptors of this process that are the recorder's.
 pub(crate) fn own_fds() -> Vec<i32> {
     let programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
-    let fds = programs.iter().flat_map(|p| [&p.arenas, &p.records, &p.program, &p.link]);
-    fds.map(AsRawFd::as_raw_fd).collect()
+    let fds = programs.iter().flat_map(|p| [p.arenas.as_raw_fd(), p.records.as_raw_fd(), p.program.as_raw_fd()]);
+    fds.chain(programs.iter().filter_map(|p| p.link().as_ref().map(AsRawFd::as_raw_fd))).collect()
 }
 
 /// The recorder's BPF objects, which are no leak of anybody's.
 pub(super) fn own_objects() -> Vec<(BpfClass, u32)> {
     let programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
-    let classed = programs.iter().flat_map(|p| {
-        [
-            (BpfClass::Map, &p.arenas),
-            (BpfClass::Map, &p.records),
-            (BpfClass::Prog, &p.program),
-            (BpfClass::Link, &p.link),
-        ]
-    });
-    classed.filter_map(|(class, fd)| Some((class, bpf::id_of(class, fd)?))).collect()
+    let mut own = Vec::new();
+    for p in programs.iter() {
+        let held = [(BpfClass::Map, &p.arenas), (BpfClass::Map, &p.records), (BpfClass::Prog, &p.program)];
+        own.extend(held.into_iter().filter_map(|(class, fd)| Some((class, bpf::id_of(fd)?))));
+        own.extend(p.link().as_ref().and_then(bpf::id_of).map(|id| (BpfClass::Link, id)));
+    }
+    own
 }
 
 impl Calls {
@@ -94,11 +92,12 @@ impl Calls {
         let cgroup = std::fs::metadata(dir).map_err(|e| format!("stat {}: {e}", dir.display()))?.ino();
         let program = Program::at(level).map_err(|e| format!("record system calls with BPF: {e}"))?;
         let mut views = program.views.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = views.entry(cgroup).or_default();
-        if *count == 0 {
-            bpf::update(&program.arenas, &[cgroup], 0).map_err(|e| format!("record system calls with BPF: {e}"))?;
-        }
-        *count += 1;
+        let attached = match views.get(&cgroup) {
+            Some(_) => Ok(()),
+            None => bpf::update(&program.arenas, &[cgroup], 0).and_then(|()| program.attach()),
+        };
+        attached.map_err(|e| format!("record system calls with BPF: {e}"))?;
+        *views.entry(cgroup).or_default() += 1;
         drop(views);
         Ok(Calls { program, cgroup })
     }
@@ -155,6 +154,9 @@ impl Drop for Calls {
                 bpf::delete(&self.program.records, key);
             }
         }
+        if views.is_empty() {
+            self.program.link().take();
+        }
     }
 }
 
@@ -177,10 +179,22 @@ impl Program {
         let (arenas, records) = (bpf::create_hash(8, ARENAS)?, bpf::create_hash(16, RECORDS)?);
         let code = assemble(level, arenas.as_raw_fd(), records.as_raw_fd());
         let program = bpf::load_raw_tracepoint(&code)?;
-        let link = bpf::open_raw_tracepoint(SYS_EXIT, &program)?;
-        let program = Arc::new(Program { level, arenas, records, program, link, views: Mutex::default() });
+        let (link, views) = Default::default();
+        let program = Arc::new(Program { level, arenas, records, program, link, views });
         programs.push(Arc::clone(&program));
         Ok(program)
+    }
+
+    fn link(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attach(&self) -> Result<(), Errno> {
+        let mut link = self.link();
+        if link.is_none() {
+            *link = Some(bpf::open_raw_tracepoint(SYS_EXIT, &self.program)?);
+        }
+        Ok(())
     }
 }
 

@@ -435,9 +435,12 @@ fn host_kinds(kinds: KindSet, views: &[NsView], out: &mut Snapshot) {
 /// What an arena cannot tell.
 fn note_limits(arena: &ArenaView, out: &mut Snapshot) {
     let shared = [
-        (Kind::Loop, "loop devices are the whole machine's: tied to the arena by their backing file"),
-        (Kind::Key, "keys are the whole machine's: a new one is nobody's for sure"),
-        (Kind::Bpf, "BPF objects are the whole machine's: tied to the arena by the descriptors that hold them"),
+        (Kind::Loop, "loop devices are the whole machine's: tied to the arena by their backing file, or by its calls"),
+        (Kind::Key, "keys are the whole machine's: tied to the arena by its calls"),
+        (
+            Kind::Bpf,
+            "BPF objects are the whole machine's: tied to the arena by the descriptors that hold them, or by its calls",
+        ),
         (Kind::Sysctl, "settings are the whole machine's: nothing tells who changed one"),
     ];
     for (kind, why) in shared.into_iter().filter(|(kind, _)| out.kinds.contains(*kind)) {
