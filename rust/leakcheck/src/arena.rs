@@ -48,6 +48,8 @@ pub struct ArenaView {
     pub(crate) calls: std::result::Result<Calls, String>,
     /// Devices that the host has mounted too: a lock there need not be the arena's.
     host_devices: HashSet<u64>,
+    /// Devices of the mounts that PID 1 had at first.
+    pub(crate) first_devices: HashSet<u64>,
     /// What the fresh file systems and its cgroups had at first.
     pub(crate) born: Born,
     /// What comparing files with the lower layer gave.
@@ -78,6 +80,9 @@ impl ArenaView {
         let born = Born::now(&roots, &inside(&cgroups, &mounts));
         let (judged, doors, mounts, namespaces) = Default::default();
         let bound = Vec::new();
+        let first = crate::observe::read_file(format!("/proc/self/fd/{}/1/mountinfo", proc.as_raw_fd()))?;
+        let first = mountinfo::parse(&first).map_err(|e| Error::usage(format!("the arena's mountinfo: {e}")))?;
+        let first_devices = first.iter().map(|m| encode_device(m.major, m.minor)).collect();
         let calls = Calls::of(&cgroups, &calls::cgroups_of_init(&proc));
         Ok(ArenaView {
             proc,
@@ -88,6 +93,7 @@ impl ArenaView {
             cgroups,
             not_covered,
             host_devices,
+            first_devices,
             born,
             judged,
             doors,

@@ -206,10 +206,10 @@ impl Adrift {
         if let Some(found) = taken.into_iter().next_back() {
             return Ok(Outcome { leak: Some(self.tell(found.resource, found.by, found.facts)), gap: None });
         }
-        if self.by_events.is_some() {
-            if let Some(process) = self.caught(world, &held) {
-                return Ok(self.told_by_events(process, look));
-            }
+        if self.by_events.is_some()
+            && let Some(process) = self.caught(world, &held)
+        {
+            return Ok(self.told_by_events(process, look));
         }
         if let Some(arena) = look.arena.as_deref()
             && self.looks.last().is_some_and(|seen| seen.beside(&held))

@@ -155,7 +155,7 @@ fn links_alike<'a>(before: &'a [File], after: &'a [File]) -> [Cow<'a, [File]>; 2
                 numbered[at].link = number;
             }
         }
-        numbered.sort_by(|a, b| a.id().cmp(&b.id()));
+        numbered.sort_by_key(Identified::id);
         Cow::Owned(numbered)
     })
 }

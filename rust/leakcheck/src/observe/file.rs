@@ -4,15 +4,16 @@
 //! file systems that are mounted below it are walked too; one that may hang is not entered, nor is a root on one.
 
 use std::collections::{HashMap, HashSet};
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, accessat};
 use rustix::io::Errno;
 
-use super::reach::{self, Mounts, Nature, Refusal};
+use super::reach::{self, Known, Mounts, Nature, Refusal};
 use super::source::Sample;
 use crate::arena::ArenaView;
 use crate::error::Error;
@@ -100,7 +101,8 @@ pub(crate) fn walk(look: &Snapshot, known: Option<&[Submount]>) -> Walk {
     walker.end()
 }
 
-/// Walks the arena's fresh file systems, as [`walk`] does roots.
+/// Walks the arena's fresh file systems, as [`walk`] does roots, and what else was mounted in it before the run. An overlay's upper
+/// directory lies in one of them, or in the arena's own overlay.
 pub(crate) fn walk_arena(arena: &ArenaView, look: &Snapshot, known: Option<&[Submount]>) -> Walk {
     let mut walker = Walker::new(look, known);
     for (path, root) in &arena.roots {
@@ -109,6 +111,21 @@ pub(crate) fn walk_arena(arena: &ArenaView, look: &Snapshot, known: Option<&[Sub
         match open_dir(root, c".").and_then(|dir| Ok((stat(&dir, c"")?, dir))) {
             Ok((st, dir)) => walker.root(&dir, &st, path),
             Err(e) => walker.out.root_not_listed(path, Error::io("open directory", path, e).to_string()),
+        }
+    }
+    let elsewhere = |mount: &Known| {
+        let path = Path::new(OsStr::from_bytes(mount.target.as_ref()));
+        let fresh = !arena.first_devices.contains(&mount.dev) && mount.fs_type.as_ref() != b"overlay";
+        fresh && mount.nature == Nature::Local && !arena.roots.iter().any(|(root, _)| path.starts_with(root))
+    };
+    let others: Vec<Known> = walker.mounts.all().into_iter().filter(elsewhere).collect();
+    let root = if others.is_empty() { None } else { arena.root().ok() };
+    for mount in others {
+        let path = Path::new(OsStr::from_bytes(mount.target.as_ref()));
+        // Else another mount covers it, or it is one of the run, which is reported as a mount.
+        if let Some(place) = root.as_ref().and_then(|root| reach::open(path, Some(root), true, &mut walker.mounts).ok())
+        {
+            walker.enter(&place.fd, mount.target.as_ref(), 0);
         }
     }
     walker.end()
@@ -297,7 +314,12 @@ impl<'a> Walker<'a> {
             // One that was not there before is reported as a mount.
             Some(_) | None => return,
         }
-        let st = match stat(&place, c"") {
+        self.enter(&place, path, depth);
+    }
+
+    /// What is in a mount.
+    fn enter(&mut self, place: &OwnedFd, path: &[u8], depth: usize) {
+        let st = match stat(place, c"") {
             Ok(st) => st,
             Err(e) => return self.failed("stat", path, e),
         };
@@ -309,9 +331,9 @@ impl<'a> Walker<'a> {
         }
         self.out.submounts.push(submount);
         if self.seen.insert((device_of(&st), st.stx_ino)) {
-            match open_dir(&place, c".") {
+            match open_dir(place, c".") {
                 Ok(sub) => self.descend(&sub, path, device_of(&st), depth + 1),
-                Err(e) => self.unlisted("open directory", path, (&place, c""), e),
+                Err(e) => self.unlisted("open directory", path, (place, c""), e),
             }
         }
     }

@@ -182,12 +182,22 @@ impl Mounts {
     /// The mount that a descriptor is on; none when it is in none of the namespaces that were read. Asks no file system.
     pub(crate) fn of_fd(&mut self, fd: BorrowedFd<'_>) -> Option<Known> {
         let info = read_file(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd())).ok()?;
-        let id = u64::try_from(fdinfo::parse(&info).mnt_id?).ok()?;
+        let id = u64::from(fdinfo::parse(&info).mnt_id?);
         if !self.known.contains_key(&id) {
             let text = read_file(&self.table).ok()?;
             self.add(&text);
         }
         self.known.get(&id).cloned()
+    }
+
+    /// All of them, by path.
+    pub(crate) fn all(&mut self) -> Vec<Known> {
+        if let Ok(text) = read_file(&self.table) {
+            self.add(&text);
+        }
+        let mut all: Vec<Known> = self.known.values().cloned().collect();
+        all.sort_by(|a, b| a.target.cmp(&b.target));
+        all
     }
 
     /// Whether a mount was not there before the run, nor its file system in another one that is there still: a bind mount
