@@ -126,7 +126,7 @@ fn plant(kind: &str, name: &str, dir: &Path) -> Result<(), String> {
     let Some(_) = mkleak.facts("WAITING ") else {
         return skip(name, &mut mkleak);
     };
-    let place = Place { pid: mkleak.pid(), dir };
+    let place = Place { pid: mkleak.pid(), dir, settings: kind == "sysctl" };
     let before = place.look();
     mkleak.send("\n");
     let Some(facts) = mkleak.facts("READY ") else {

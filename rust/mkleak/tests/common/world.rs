@@ -19,6 +19,8 @@ pub(crate) struct Place<'a> {
     pub(crate) pid: u32,
     /// Where file-like plants go.
     pub(crate) dir: &'a Path,
+    /// Whether to look at the machine's settings, which other tests' plants change meanwhile.
+    pub(crate) settings: bool,
 }
 
 impl Place<'_> {
@@ -107,7 +109,9 @@ impl Place<'_> {
                 world.insert(format!("loop {device:?} {backing:?}"));
             }
         }
-        for path in ["/proc/sys/vm/stat_interval", "/sys/kernel/mm/ksm/sleep_millisecs"] {
+        for path in
+            ["/proc/sys/vm/stat_interval", "/sys/kernel/mm/ksm/sleep_millisecs"].iter().filter(|_| self.settings)
+        {
             lines(path, &format!("sysctl {path}"), world, |_| true);
         }
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
