@@ -111,7 +111,9 @@ def test_ctrl_c_ends_a_command_that_has_the_terminal(terminal: Terminal) -> None
 
 @pytest.mark.parametrize("reads", ["", "read word;"])
 def test_ctrl_z_stops_the_job_and_fg_goes_on_with_it(terminal: Terminal, reads: str) -> None:
-    terminal.type(f"{LINE} -- sh -c '{reads} echo runs; sleep 0.5; read word; echo got $word'; echo code $?\n")
+    # One that is stopped between vfork(2) and exec keeps its parent from being stopped: so it tells that it runs.
+    script = f"{reads} (echo runs; exec sleep 0.5); read word; echo got $word"
+    terminal.type(f"{LINE} -- sh -c '{script}'; echo code $?\n")
     if reads:
         terminal.type("first\n")
     terminal.expect("runs")
@@ -167,7 +169,7 @@ def test_signals_that_come_together_are_all_taken(tmp_path: Path) -> None:
             [*GUARD, "--", "sh", "-c", script], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         (tmp_path / "begun").read_text()
-        for number in (signal.SIGCHLD, signal.SIGTSTP, signal.SIGCONT, signal.SIGHUP):
+        for number in (signal.SIGCHLD, signal.SIGQUIT, signal.SIGWINCH, signal.SIGHUP):
             process.send_signal(number)
         assert process.wait(timeout=30) == 130
 
@@ -179,14 +181,15 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can begin a pi
 @as_root
 def test_the_case_of_pid_1_has_no_zombie(case: Callable[..., Any]) -> None:
     # Below a pid namespace nothing tells whose the sockets of other work are.
-    assert "zombie" not in case("sh", "{pid1.sh}").text
+    lines = case("sh", "{pid1.sh}").text.splitlines()
+    assert not [line for line in lines if "zombie" in line and "gone after" not in line]
 
 
 @as_root
 @pytest.mark.parametrize(
     ("script", "code"),
     [
-        ("(sleep 0.1 </dev/null >/dev/null 2>&1 &); exit 0", 0),
+        ("(sleep 0.01 </dev/null >/dev/null 2>&1 &); exit 0", 0),
         ("(sleep 60 </dev/null >/dev/null 2>&1 &); exit 0", 1),
         ("kill -9 $$", 0),
         ("for n in 1 2 3 4 5 6 7 8 9; do (true &); done; exit 3", 0),

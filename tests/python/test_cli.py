@@ -1,5 +1,6 @@
 """The command: every exit code, and every bad input as one clear line."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -316,8 +317,10 @@ def _child_of(pid: int) -> int:
     children = Path(f"/proc/{pid}/task/{pid}/children")
     for _ in range(3000):
         for child in children.read_text().split():
-            if Path(f"/proc/{child}/comm").read_text().strip() == "mkleak" and "--list" not in _argv(child):
-                return os.pidfd_open(int(child))
+            # One that was waited for meanwhile is not it.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if Path(f"/proc/{child}/comm").read_text().strip() == "mkleak" and "--list" not in _argv(child):
+                    return os.pidfd_open(int(child))
         signal.sigtimedwait([], 0.01)
     raise AssertionError("leakcheck started no mkleak within 30 s")
 
@@ -362,9 +365,11 @@ class TestCrashes:
         script = """if True:
             import os, sys
             from leakcheck import cli
-            arguments = ["guard", "--kinds", "ipc,process", "--settle", "0.05", "--", "true"]
+            arguments = ["guard", "--kinds", "fd,process", "--settle", "0.05", "--", "true"]
             sys.argv = ["leakcheck", *arguments]
             cli._run()
+            # Its parent is root's.
+            sys.argv[2:2] = ["--scope", f"tree:{os.getppid()}"]
             os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
             cli.main()
         """

@@ -94,19 +94,19 @@ pub(super) const PLANTS: &[Plant] = &[
         name: "respawning-slow",
         needs: &[],
         what: "a chain of processes, each of which starts the next after 100 ms and ends",
-        prepare: |stage| respawning(stage, 100_000_000),
+        prepare: |stage| respawning(stage, c"respawning-slow", 100_000_000),
     },
     Plant {
         name: "respawning",
         needs: &[],
         what: "a chain of processes, each of which starts the next after 20 ms and ends",
-        prepare: |stage| respawning(stage, 20_000_000),
+        prepare: |stage| respawning(stage, c"respawning", 20_000_000),
     },
     Plant {
         name: "respawning-fast",
         needs: &[],
         what: "a chain of processes, each of which starts the next at once and ends",
-        prepare: |stage| respawning(stage, 0),
+        prepare: |stage| respawning(stage, c"respawning-fast", 0),
     },
     Plant {
         name: "deleted-exe",
@@ -139,7 +139,7 @@ fn covered(undo: &mut Undo) -> Result<Value> {
 }
 
 /// A chain that knows by a socket when it is over. Both ends belong to the scaffolding, so that no descriptor is a leak.
-fn respawning(stage: &mut Stage, pace: i64) -> Result<Planting> {
+fn respawning(stage: &mut Stage, name: &'static CStr, pace: i64) -> Result<Planting> {
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).during("socketpair")?;
     let ours = stage.share(ours);
@@ -147,7 +147,7 @@ fn respawning(stage: &mut Stage, pace: i64) -> Result<Planting> {
         let link = theirs.try_clone().during("dup")?;
         let pace = Timespec { tv_sec: 0, tv_nsec: pace };
         let first = spawn(0, move || {
-            rustix::thread::set_name(c"respawning").during("prctl PR_SET_NAME")?;
+            rustix::thread::set_name(name).during("prctl PR_SET_NAME")?;
             Ok(Then::Respawn(link, pace))
         })?;
         drop(theirs);
@@ -161,7 +161,7 @@ fn respawning(stage: &mut Stage, pace: i64) -> Result<Planting> {
         });
         first.wait_unreaped(WaitIdOptions::EXITED)?;
         first.end()?;
-        Ok(json!({"comm": "respawning"}))
+        Ok(json!({"comm": name.to_string_lossy()}))
     })
 }
 
