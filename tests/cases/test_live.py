@@ -67,7 +67,7 @@ PACES = pytest.mark.parametrize("pace", ["100000", "20000", "0"], ids=lambda pac
 
 
 def settle(pace: str) -> str:
-    """Return a time to settle in, in which several of a chain live: one that all looks see is an orphan like any other."""
+    """Return a time to settle in, in which several of a chain live: one that all looks see is a mere orphan."""
     return str(max(0.1, int(pace) * 5 / 1e6))
 
 
