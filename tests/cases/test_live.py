@@ -81,7 +81,7 @@ class TestRespawning:
     ) -> None:
         report = guard(tmp_path, "--settle", settle(pace), "--", compiled("chain.c"), "30", pace, before=cage)
         assert report["verdict"] == "leaked"
-        # Where PID 1 takes its time, zombies of the chain stand for it.
+        # The class was held or orphaned at times, not respawning; why is not known.
         assert "process" in {kind for kind, _ in told(report)}
 
     @root_only

@@ -118,7 +118,7 @@ def test_sigterm_and_sighup_are_passed_on_and_the_outcome_is_reported(place: Pat
     try:
         guarded.send(number)
         assert guarded.ended() == 130
-        # dash does not notice a signal that comes just before its read(2) blocks; then it is killed some seconds later.
+        # Seldom it ends by SIGKILL, some seconds later: whether the shell or leakcheck missed the signal is not known.
         assert guarded.report()["command"]["exit"] in (9, -signal.SIGKILL)  # type: ignore[index]
     finally:
         guarded.close()
