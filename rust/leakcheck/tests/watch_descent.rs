@@ -257,11 +257,12 @@ fn contained() {
     new.act();
     let orphan = Orphan::new();
     let stranger = old_maker.act();
-    // More events than a CPU's ring holds.
-    for _ in 0..10_000 {
-        std::thread::spawn(|| ()).join().expect("a thread");
+    // More events than a CPU's ring holds, and never so many at once that it could overflow.
+    for _ in 0..40 {
+        (0..1_000).for_each(|_| std::thread::spawn(|| ()).join().expect("a thread"));
+        watch.sync();
     }
-    watch.sync();
+    assert_eq!(watch.levels().descent, leakcheck::snapshot::Coverage::full());
     assert_eq!(watch.descends(old.pid(), stat(old.pid()).1), Stranger);
     assert_eq!(watch.descends(orphan.pid, stat(orphan.pid).1), Run);
     assert_eq!(watch.descends(stranger.pid, stat(stranger.pid).1), Stranger);
@@ -281,7 +282,7 @@ fn contained_without_rights() {
     let old = Puppet::new("exit 0");
     let old_maker = OrphanMaker::new();
     // So that the first process of the run starts in a later tick than these.
-    let before = stat(old.pid()).1;
+    let before = stat(old.pid()).1.max(stat(old_maker.pid()).1);
     while leakcheck_ticks() <= before + 1 {
         std::thread::yield_now();
     }

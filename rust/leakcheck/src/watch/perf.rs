@@ -24,8 +24,9 @@ const CLOCK_MONOTONIC: u32 = 1;
 const PERF_RECORD_EXIT: u32 = 4;
 const PERF_RECORD_FORK: u32 = 7;
 
-/// A ring of 256 KiB a CPU: 8,192 forks and exits, and within what may be locked by default (`perf_event_mlock_kb`, 516).
-const PAGES: usize = 64;
+/// Pages of a CPU's ring, the first size that is granted. 2 MiB hold 65,536 forks and exits, for the reader may have to wait for a CPU;
+/// without `CAP_IPC_LOCK` only 256 KiB are within what may be locked by default (`perf_event_mlock_kb`, 516).
+const PAGES: [usize; 2] = [512, 64];
 /// At least the longest record that these events make. What is nearer to full than this may have lost one.
 const NEARLY: u64 = 128;
 /// Passes over the rings in one reading. Two are enough, unless a CPU is held up between stamping and publishing a record.
@@ -49,9 +50,10 @@ impl Perf {
         }
         let online = online().ok_or("perf events: the list of CPUs cannot be read")?;
         let cpus = cpus(&online).ok_or("perf events: the list of CPUs is of unknown form")?;
-        let ring = |cpu| Ring::open(&attr(), cpu, PAGES).map_err(refused);
+        let rings = |pages| cpus.iter().map(|cpu| Ring::open(&attr(pages), *cpu, pages)).collect::<Result<_, _>>();
+        let [large, small] = PAGES;
         Ok(Perf {
-            rings: cpus.into_iter().map(ring).collect::<Result<_, _>>()?,
+            rings: rings(large).or_else(|_| rings(small)).map_err(refused)?,
             online,
             waiting: Vec::new(),
             lost: None,
@@ -106,13 +108,13 @@ impl Perf {
     }
 }
 
-fn attr() -> [u32; ATTR] {
+fn attr(pages: usize) -> [u32; ATTR] {
     let mut attr = [0; ATTR];
     attr[0] = PERF_TYPE_SOFTWARE;
     attr[1] = size_of_val(&attr) as u32;
     attr[2] = PERF_COUNT_SW_DUMMY;
     attr[10] = TASK | WATERMARK | USE_CLOCKID;
-    attr[12] = (PAGES * 4096 / 4) as u32; // wakeup_watermark, in bytes
+    attr[12] = (pages * 4096 / 4) as u32; // wakeup_watermark, in bytes
     attr[23] = CLOCK_MONOTONIC; // clockid
     attr
 }

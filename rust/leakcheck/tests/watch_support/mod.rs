@@ -63,6 +63,10 @@ impl OrphanMaker {
         OrphanMaker { child, go }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn act(mut self) -> Orphan {
         self.go.write_all(b"go\n").expect("tell it to go");
         let mut printed = String::new();
