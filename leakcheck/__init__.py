@@ -9,9 +9,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from leakcheck._native import DEFAULT_ROOTS, KINDS, Snapshot, __version__
     from leakcheck.allow import AllowRule
-    from leakcheck.arena import Arena, ArenaError
-    from leakcheck.errors import CoverageError, LeakError, NativeError, UsageError
-    from leakcheck.guarding import Guard, LeakcheckWarning, guard
+    from leakcheck.arena import Arena
+    from leakcheck.errors import (
+        ArenaError,
+        CoverageError,
+        LeakcheckError,
+        LeakcheckWarning,
+        LeakError,
+        NativeError,
+        TargetError,
+        UsageError,
+    )
+    from leakcheck.guarding import Guard, guard
     from leakcheck.report import Coverage, Leak, Report
     from leakcheck.snapshots import diff, snapshot, verify_none
 else:
@@ -19,9 +28,18 @@ else:
     _OF = {
         "_native": ["DEFAULT_ROOTS", "KINDS", "Snapshot", "__version__"],
         "allow": ["AllowRule"],
-        "arena": ["Arena", "ArenaError"],
-        "errors": ["CoverageError", "LeakError", "NativeError", "UsageError"],
-        "guarding": ["Guard", "LeakcheckWarning", "guard"],
+        "arena": ["Arena"],
+        "errors": [
+            "ArenaError",
+            "CoverageError",
+            "LeakError",
+            "LeakcheckError",
+            "LeakcheckWarning",
+            "NativeError",
+            "TargetError",
+            "UsageError",
+        ],
+        "guarding": ["Guard", "guard"],
         "report": ["Coverage", "Leak", "Report"],
         "snapshots": ["diff", "snapshot", "verify_none"],
     }
@@ -50,10 +68,12 @@ __all__ = [
     "Guard",
     "Leak",
     "LeakError",
+    "LeakcheckError",
     "LeakcheckWarning",
     "NativeError",
     "Report",
     "Snapshot",
+    "TargetError",
     "UsageError",
     "__version__",
     "diff",

@@ -9,9 +9,7 @@ __all__ = [
     "KINDS",
     "ArenaView",
     "Guard",
-    "NativeError",
     "Snapshot",
-    "UsageError",
     "__version__",
     "check_allow",
     "diff",
@@ -27,12 +25,6 @@ __all__ = [
 __version__: str
 KINDS: tuple[str, ...]
 DEFAULT_ROOTS: tuple[str, ...]
-
-class NativeError(Exception):
-    """The machine refused something that the observation cannot do without."""
-
-class UsageError(NativeError):
-    """The input is at fault: kind, scope, saved snapshot, allow file. The message says what, where and what to do."""
 
 @final
 class Snapshot:

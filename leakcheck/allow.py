@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from leakcheck._native import UsageError, check_allow, read_input
+from leakcheck._native import check_allow, read_input
+from leakcheck.errors import UsageError
 
 __all__ = ["Allow", "AllowRule", "read_allow_file", "to_toml"]
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from leakcheck import _native
-from leakcheck._native import UsageError
+from leakcheck.errors import UsageError
 
 __all__ = ["answering"]
 

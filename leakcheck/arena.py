@@ -23,10 +23,10 @@ from typing import Any, Self
 
 from leakcheck import _native
 from leakcheck._bin import helper
-from leakcheck._native import UsageError
-from leakcheck.supervise import Interrupts, TargetError
+from leakcheck.errors import ArenaError, TargetError, UsageError
+from leakcheck.supervise import Interrupts
 
-__all__ = ["Arena", "ArenaError", "Process", "look_soon", "run_in_arena", "shutdown"]
+__all__ = ["Arena", "Process", "look_soon", "run_in_arena", "shutdown"]
 
 _PACKET = 1 << 20
 _MOST_FDS = 253
@@ -36,10 +36,6 @@ _GRACE = 0.008
 # gives up after 30.
 _PATIENCE = 45
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is made there
-
-
-class ArenaError(TargetError):
-    """An arena could not be brought up or taken away; the message says at which step, and nothing is left of it."""
 
 
 class Process:

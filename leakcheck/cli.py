@@ -18,7 +18,6 @@ from typing import Annotated, Any, NoReturn, TextIO, cast
 import typer
 
 from leakcheck import __version__, commands
-from leakcheck._native import NativeError, UsageError
 from leakcheck.answers import answering
 from leakcheck.arena import Arena
 from leakcheck.campaigns.command import run_leaks, run_stress
@@ -29,10 +28,10 @@ from leakcheck.campaigns.stress import StressOptions
 from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE, GuardOptions
 from leakcheck.deliver import drop, say
 from leakcheck.doctor import doctor as run_doctor
+from leakcheck.errors import CompileError, GivenUp, NativeError, TargetError, UsageError
 from leakcheck.guarding import existing_roots, milliseconds
 from leakcheck.reap import reap as run_reap
-from leakcheck.submissions import DEFAULT_MIX, CompileError, Mix, parse_plans
-from leakcheck.supervise import GivenUp, TargetError
+from leakcheck.submissions import DEFAULT_MIX, Mix, parse_plans
 from leakcheck.targets import load as load_target
 from leakcheck.targets.listing import targets as list_targets
 

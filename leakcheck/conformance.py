@@ -11,14 +11,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from leakcheck._native import UsageError
 from leakcheck.campaigns.before import isolation_gaps
 from leakcheck.campaigns.place import ArenaPlace, HostPlace, Place
 from leakcheck.campaigns.stages import Stages, ended, memory, text
 from leakcheck.deliver import say
+from leakcheck.errors import TargetError, UsageError
 from leakcheck.render import printable
 from leakcheck.submissions import BUILTIN, Submission
-from leakcheck.supervise import TargetError
 from leakcheck.targets import Availability, Target, load
 
 __all__ = ["CHECKS", "Finding", "check", "tried"]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from leakcheck._native import UsageError
+from leakcheck.errors import UsageError
 from leakcheck.render import printable
 from leakcheck.save import Output
 

@@ -8,9 +8,9 @@ import subprocess
 from collections.abc import Generator, Mapping, Sequence
 
 from leakcheck._bin import helper
-from leakcheck._native import KINDS, UsageError
+from leakcheck._native import KINDS
 from leakcheck.arena import Arena, Process
-from leakcheck.supervise import TargetError
+from leakcheck.errors import TargetError, UsageError
 
 __all__ = ["Demo", "demo_of", "planted"]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar, 
 
 from leakcheck import _native
 from leakcheck.allow import Allow, to_toml
-from leakcheck.errors import CoverageError, LeakError
+from leakcheck.errors import CoverageError, LeakcheckWarning, LeakError, UsageError
 from leakcheck.render import summary
 from leakcheck.report import Report
 
@@ -21,7 +21,6 @@ __all__ = [
     "Guard",
     "InArena",
     "Kinds",
-    "LeakcheckWarning",
     "OnUnknown",
     "Run",
     "enforce",
@@ -49,10 +48,6 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class LeakcheckWarning(UserWarning):
-    """Something could not be looked at, or an allow rule matched nothing."""
-
-
 def kinds_text(kinds: Kinds) -> str | None:
     """Return `kinds` as the native core takes it."""
     return kinds if kinds is None or isinstance(kinds, str) else ",".join(kinds)
@@ -66,7 +61,7 @@ def view_of(arena: InArena | None) -> _native.ArenaView | None:
 def milliseconds(seconds: float) -> int:
     """Return a settle time of `seconds` in ms; raise `UsageError` unless it is from 0 to 3600."""
     if not 0 <= seconds <= 3600:
-        raise _native.UsageError(f"settle time {seconds}: give seconds from 0 to 3600")
+        raise UsageError(f"settle time {seconds}: give seconds from 0 to 3600")
     return round(seconds * 1000)
 
 
@@ -81,19 +76,19 @@ def existing_roots(roots: Sequence[str] | None, option: str = "roots") -> Sequen
         except ValueError:
             continue  # A NUL in it: the observation says what it could not see.
         if place == "nothing":
-            raise _native.UsageError(f"{option} {root}: no such directory")
+            raise UsageError(f"{option} {root}: no such directory")
         if place == "other":
-            raise _native.UsageError(f"{option} {root}: not a directory")
+            raise UsageError(f"{option} {root}: not a directory")
     return roots
 
 
 def enforce(report: Report, on_unknown: OnUnknown = "raise") -> Report:
     """Return `report` if it is clean; raise `LeakError` if it leaked, and what `on_unknown` says if it is unknown."""
     if report.verdict == "leaked":
-        raise LeakError(report)
+        raise LeakError(summary(report), report)
     if report.verdict == "unknown":
         if on_unknown == "raise":
-            raise CoverageError(report)
+            raise CoverageError(summary(report), report)
         if on_unknown == "warn":
             warnings.warn(summary(report), LeakcheckWarning, stacklevel=3)
     return report

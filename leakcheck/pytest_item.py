@@ -12,6 +12,7 @@ import pytest
 
 from leakcheck import _native
 from leakcheck.allow import AllowRule, read_allow_file
+from leakcheck.errors import NativeError, UsageError
 from leakcheck.guarding import Run, milliseconds
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
 from leakcheck.pytest_rules import kept_for_life, of_session
@@ -43,15 +44,15 @@ class Settings:
         for kind in kinds.split(","):
             if kind.strip() not in _native.KINDS:
                 known = ", ".join(_native.KINDS)
-                raise _native.UsageError(f"--leakcheck={kinds}: unknown kind {kind.strip()!r}: choose from {known}")
+                raise UsageError(f"--leakcheck={kinds}: unknown kind {kind.strip()!r}: choose from {known}")
         unknown = config.getini("leakcheck_unknown")
         if unknown not in ("warn", "fail"):
-            raise _native.UsageError(f"leakcheck_unknown = {unknown}: write warn or fail")
+            raise UsageError(f"leakcheck_unknown = {unknown}: write warn or fail")
         settle = config.getini("leakcheck_settle")
         try:
             settle_ms = milliseconds(float(settle))
         except ValueError as error:
-            raise _native.UsageError(f"leakcheck_settle = {settle}: give seconds from 0 to 3600") from error
+            raise UsageError(f"leakcheck_settle = {settle}: give seconds from 0 to 3600") from error
         file = config.getini("leakcheck_allow")
         own = of_session(config)
         return cls(
@@ -93,7 +94,7 @@ class ItemGuard:
                 settle_ms=self.settings.settle_ms,
                 attributed_only=self.settings.attributed_only,
             )
-        except _native.NativeError as error:
+        except NativeError as error:
             self._over, self.failure = True, f"no baseline: {error}"
 
     def allow(self, rule: AllowRule) -> None:
@@ -113,7 +114,7 @@ class ItemGuard:
         # Not two snapshots: a comparison takes what a process of the baseline opens later for somebody else's.
         try:
             fixture = _native.Guard(kinds=self.settings.kinds, settle_ms=0, include_self=True)
-        except _native.NativeError as error:
+        except NativeError as error:
             self._give_up(f"no baseline of a fixture: {error}")
             yield
             return
@@ -124,7 +125,7 @@ class ItemGuard:
             self._excusing = False
             try:
                 made = Report.from_json(fixture.end())
-            except _native.NativeError as error:
+            except NativeError as error:
                 self._give_up(f"the check of a fixture failed: {error}")
             else:
                 self._excused.update(leak.key for leak in made.leaks)
@@ -148,7 +149,7 @@ class ItemGuard:
         try:
             run.allow("\n".join(rule.to_toml() for rule in kept_for_life()))
             report = run.end()
-        except _native.NativeError as error:
+        except NativeError as error:
             self.failure = f"the check itself failed: {error}"
             return
         unused = [rule for rule in report.unused_rules if rule.reason not in self.settings.own_reasons]
@@ -188,11 +189,11 @@ def marker_rule(mark: pytest.Mark) -> AllowRule:
     reason, expires = arguments.pop("reason", None), arguments.pop("expires", None)
     how = 'write leaks_allowed("file", reason="why", path="/tmp/glob*")'
     if len(mark.args) != 1 or not isinstance(mark.args[0], str):
-        raise _native.UsageError(f"leaks_allowed{mark.args}: give one kind: {how}")
+        raise UsageError(f"leaks_allowed{mark.args}: give one kind: {how}")
     if not isinstance(reason, str) or not reason.strip():
-        raise _native.UsageError(f"leaks_allowed({mark.args[0]!r}): give a reason: {how}")
+        raise UsageError(f"leaks_allowed({mark.args[0]!r}): give a reason: {how}")
     if expires is not None and not isinstance(expires, datetime.date):
-        raise _native.UsageError(f"leaks_allowed({mark.args[0]!r}): expires={expires!r}: give a datetime.date")
+        raise UsageError(f"leaks_allowed({mark.args[0]!r}): expires={expires!r}: give a datetime.date")
     match = {name: str(glob) for name, glob in arguments.items()}
     rule = AllowRule(mark.args[0], match, reason=reason, expires=expires)
     _native.check_allow(rule.to_toml(), f"leaks_allowed({mark.args[0]!r})")

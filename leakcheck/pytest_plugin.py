@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from leakcheck._native import UsageError
-from leakcheck.guarding import LeakcheckWarning
+from leakcheck.errors import LeakcheckWarning, UsageError
 from leakcheck.pytest_item import ItemGuard, LeakCheck, Settings, marker_rule
 from leakcheck.pytest_summary import Summary, attach
 

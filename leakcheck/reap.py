@@ -8,6 +8,7 @@ from rich.console import Console
 from leakcheck import _native
 from leakcheck.campaigns.result import SCHEMA as CAMPAIGN
 from leakcheck.deliver import print_json
+from leakcheck.errors import UsageError
 from leakcheck.render import line
 
 __all__ = ["reap"]
@@ -49,7 +50,7 @@ def _of_campaign(text: str, file: Path) -> str | None:
     if campaign.schema != CAMPAIGN:
         return None
     if bytes(campaign.report) == b"null":
-        raise _native.UsageError(f"reap {file}: this campaign ran in arenas, which left nothing on the host")
+        raise UsageError(f"reap {file}: this campaign ran in arenas, which left nothing on the host")
     return bytes(campaign.report).decode()
 
 

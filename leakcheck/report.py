@@ -4,7 +4,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from leakcheck._native import UsageError
+from leakcheck.errors import UsageError
 
 __all__ = [
     "SCHEMA",

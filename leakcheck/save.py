@@ -18,7 +18,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Self
 
-from leakcheck._native import UsageError
+from leakcheck.errors import UsageError
 
 __all__ = ["Output", "save"]
 

@@ -13,22 +13,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
 
+from leakcheck.errors import GivenUp, TargetError
 from leakcheck.group import Group, suspend
 
-__all__ = ["GivenUp", "Interrupts", "TargetError", "in_background", "run", "why_not_run"]
+__all__ = ["Interrupts", "in_background", "run", "why_not_run"]
 
 _T = TypeVar("_T")
 
 _GRACE = 5
 """Seconds that a command has to end in once we were told to, and as many for what comes after it."""
-
-
-class TargetError(Exception):
-    """The command could not be run at all; exit code 4."""
-
-
-class GivenUp(BaseException):
-    """A second SIGINT: leave at once. No `Exception`, so that nothing takes it for a failure of the check."""
 
 
 class Interrupts:

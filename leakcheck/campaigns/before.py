@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from leakcheck.campaigns.likeness import count_like
 from leakcheck.campaigns.place import ArenaPlace, HostPlace, Place
-from leakcheck.campaigns.stages import NEXT, Stages, Stop, StoppedError
+from leakcheck.campaigns.stages import NEXT, Stages, Stop
 from leakcheck.campaigns.trial import Left
-from leakcheck.supervise import TargetError
+from leakcheck.errors import StoppedError, TargetError
 from leakcheck.targets import Target
 
 __all__ = ["FIRST", "bare_rate", "first_run", "isolation_gaps", "probe", "run_length"]

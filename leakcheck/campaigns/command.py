@@ -13,10 +13,11 @@ from leakcheck import arena
 from leakcheck.campaigns.leaks import LeaksOptions, leaks
 from leakcheck.campaigns.render import print_campaign
 from leakcheck.campaigns.result import Campaign, Record
-from leakcheck.campaigns.stages import Stop, StoppedError
+from leakcheck.campaigns.stages import Stop
 from leakcheck.campaigns.stress import StressOptions, stress
 from leakcheck.campaigns.trial import Trial
 from leakcheck.deliver import deliver, output_to, say
+from leakcheck.errors import StoppedError
 from leakcheck.render import printable
 from leakcheck.supervise import Interrupts, in_background
 from leakcheck.targets import Target

@@ -16,12 +16,11 @@ from typing import Self
 import msgspec
 import psutil
 
-from leakcheck import _native
 from leakcheck.campaigns.likeness import grouped, place_of, same
 from leakcheck.campaigns.place import ArenaPlace, Running
 from leakcheck.campaigns.stages import Stages
+from leakcheck.errors import NativeError, TargetError
 from leakcheck.report import Leak
-from leakcheck.supervise import TargetError
 from leakcheck.targets import Box, Target
 
 __all__ = ["MARK", "Ground", "Left", "Run", "Turns"]
@@ -345,7 +344,7 @@ class Turns:
             try:
                 if self._looks:
                     quiet.ground.look(quiet.number, quiet.runs)
-            except (TargetError, _native.NativeError, OSError) as error:
+            except (TargetError, NativeError, OSError) as error:
                 self.error = f"look after round {quiet.number}: {error}"
             with self._changed:
                 del self._rounds[quiet.number]

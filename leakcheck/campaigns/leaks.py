@@ -17,13 +17,12 @@ from leakcheck.campaigns.before import FIRST, bare_rate, first_run, probe, run_l
 from leakcheck.campaigns.ending import ENDINGS, KILLS, Ending, Kill, deal
 from leakcheck.campaigns.result import Campaign, Criterion, Finding, Outcome, Residue
 from leakcheck.campaigns.settings import Settings
-from leakcheck.campaigns.stages import Stop, StoppedError, never
+from leakcheck.campaigns.stages import Stop, never
 from leakcheck.campaigns.statistics import upper_bound
 from leakcheck.campaigns.summing import named, shape, spread
 from leakcheck.campaigns.trial import Left, Trial, run_trial
-from leakcheck.errors import UsageError
+from leakcheck.errors import StoppedError, TargetError, UsageError
 from leakcheck.report import Verdict
-from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
 
 __all__ = ["LeaksOptions", "leaks"]

@@ -12,11 +12,11 @@ import msgspec
 
 from leakcheck.campaigns.ending import Ending
 from leakcheck.campaigns.place import Place, Running, kill
+from leakcheck.errors import LateError, StoppedError, TargetError
 from leakcheck.submissions import BUILTIN, Submission
-from leakcheck.supervise import TargetError
 from leakcheck.targets import Box, Outcome, Target
 
-__all__ = ["GRACE", "NEXT", "Done", "LateError", "Stages", "Stop", "StoppedError", "ended", "memory", "never", "text"]
+__all__ = ["GRACE", "NEXT", "Done", "Stages", "Stop", "ended", "memory", "never", "text"]
 
 NEXT = BUILTIN["ok"]
 """What is run next in a box, to see whether it is as good as new."""
@@ -30,14 +30,6 @@ GRACE = 30.0
 _APART = 10_000
 # How often, in seconds, `Stop` is asked while something runs.
 _ASK = 0.2
-
-
-class StoppedError(TargetError):
-    """Somebody wanted to end before there was anything to tell."""
-
-
-class LateError(TargetError):
-    """A command did not end by its limit and the grace, and was ended: what it leaves is not its own doing alone."""
 
 
 class Done(msgspec.Struct, frozen=True):

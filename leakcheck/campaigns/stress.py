@@ -15,13 +15,12 @@ from leakcheck.campaigns.place import Running
 from leakcheck.campaigns.result import Campaign, Record
 from leakcheck.campaigns.settings import Settings
 from leakcheck.campaigns.source import StressOptions, submissions, warm_up
-from leakcheck.campaigns.stages import GRACE, NEXT, LateError, Stages, Stop, StoppedError, never
+from leakcheck.campaigns.stages import GRACE, NEXT, Stages, Stop, never
 from leakcheck.campaigns.stress_result import Totals, judged
 from leakcheck.campaigns.suspects import narrow
 from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
-from leakcheck.errors import UsageError
-from leakcheck.submissions import CompileError, Submission, cache_directory
-from leakcheck.supervise import TargetError
+from leakcheck.errors import CompileError, LateError, StoppedError, TargetError, UsageError
+from leakcheck.submissions import Submission, cache_directory
 from leakcheck.targets import Target
 
 if TYPE_CHECKING:

@@ -9,9 +9,8 @@ from leakcheck.campaigns.ground import Ground, Left, Run
 from leakcheck.campaigns.likeness import count_like, grouped, same
 from leakcheck.campaigns.source import compiled, warm_up
 from leakcheck.campaigns.stages import Stop
-from leakcheck.errors import NativeError, UsageError
-from leakcheck.submissions import CompileError, parse_plan
-from leakcheck.supervise import TargetError
+from leakcheck.errors import CompileError, NativeError, TargetError, UsageError
+from leakcheck.submissions import parse_plan
 from leakcheck.targets import Target
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from leakcheck.campaigns.ending import Ending
 from leakcheck.campaigns.likeness import count_like, place_of
 from leakcheck.campaigns.place import ArenaPlace, HostPlace, Place
 from leakcheck.campaigns.result import Outcome
-from leakcheck.campaigns.stages import NEXT, LateError, Stages
+from leakcheck.campaigns.stages import NEXT, Stages
+from leakcheck.errors import LateError, TargetError
 from leakcheck.report import Leak, Report
-from leakcheck.supervise import TargetError
 from leakcheck.targets import Target
 
 __all__ = ["Left", "Trial", "run_trial"]

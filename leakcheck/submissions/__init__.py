@@ -4,7 +4,7 @@
 """
 
 from leakcheck.submissions.behaviours import BEHAVIOURS, Behaviour
-from leakcheck.submissions.cache import CompileError, cache_directory
+from leakcheck.submissions.cache import cache_directory
 from leakcheck.submissions.languages import LANGUAGES, Found, Language, available, found_languages
 from leakcheck.submissions.limits import DEFAULT_LIMITS, Limits, Verdict
 from leakcheck.submissions.mix import DEFAULT_LANGUAGES, DEFAULT_MIX, Mix, deal
@@ -19,7 +19,6 @@ __all__ = [
     "DEFAULT_MIX",
     "LANGUAGES",
     "Behaviour",
-    "CompileError",
     "Found",
     "Language",
     "Limits",

@@ -12,18 +12,14 @@ import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
-from leakcheck.errors import UsageError
+from leakcheck.errors import CompileError, UsageError
 
-__all__ = ["CompileError", "cache_directory", "compiled", "run_compiler"]
+__all__ = ["cache_directory", "compiled", "run_compiler"]
 
 _PLAIN = re.compile(r"/[\w/.+@-]*", re.ASCII)
 _FOR_ROOT = "/var/cache"
 _MANIFEST = "manifest.json"
 _COMPILE_S = 300
-
-
-class CompileError(Exception):
-    """A suite could not be compiled; the message says which, with what, and the compiler's own words."""
 
 
 def cache_directory(environment: Mapping[str, str] = os.environ) -> Path:

@@ -10,8 +10,8 @@ from typing import TypeAlias
 
 import msgspec
 
-from leakcheck.errors import UsageError
-from leakcheck.submissions.cache import CompileError, compiled, run_compiler
+from leakcheck.errors import CompileError, UsageError
+from leakcheck.submissions.cache import compiled, run_compiler
 from leakcheck.submissions.limits import Limits
 
 __all__ = ["LANGUAGES", "Found", "Language", "available", "found_languages"]

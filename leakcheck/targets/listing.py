@@ -8,8 +8,8 @@ from rich.console import Console
 
 from leakcheck.conformance import tried
 from leakcheck.deliver import print_json
+from leakcheck.errors import TargetError
 from leakcheck.render import line
-from leakcheck.supervise import TargetError
 from leakcheck.targets.registry import builtin
 from leakcheck.targets.target import Availability, Target
 

@@ -13,9 +13,8 @@ from typing import Literal
 
 import msgspec
 
-from leakcheck.errors import UsageError
+from leakcheck.errors import TargetError, UsageError
 from leakcheck.submissions import Submission, Verdict
-from leakcheck.supervise import TargetError
 from leakcheck.targets.adapter import Adapter, Values, fill, fill_argv, fill_json, load_json, read_adapter
 from leakcheck.targets.executables import find
 

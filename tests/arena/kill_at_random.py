@@ -16,8 +16,8 @@ from pathlib import Path
 
 import prctl
 
-from leakcheck.arena import Arena, ArenaError, _Warden, shutdown
-from leakcheck.supervise import TargetError
+from leakcheck.arena import Arena, _Warden, shutdown
+from leakcheck.errors import ArenaError, TargetError
 
 # The cgroups that this program runs in, one a hierarchy: its own, as others' arenas come and go meanwhile.
 _places: list[Path] = []

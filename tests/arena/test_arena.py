@@ -15,8 +15,8 @@ import pytest
 from shown import SHOWN
 
 import leakcheck
-from leakcheck.arena import Arena, ArenaError, look_soon, shutdown
-from leakcheck.supervise import TargetError
+from leakcheck.arena import Arena, look_soon, shutdown
+from leakcheck.errors import ArenaError, TargetError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 

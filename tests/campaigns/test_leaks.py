@@ -18,8 +18,7 @@ from made import target
 
 from leakcheck.campaigns import Campaign, LeaksOptions, leaks
 from leakcheck.campaigns.ending import parse
-from leakcheck.errors import UsageError
-from leakcheck.supervise import TargetError
+from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target, load
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")

@@ -5,7 +5,7 @@ import pytest
 
 from leakcheck.campaigns.place import HostPlace, kill
 from leakcheck.campaigns.stages import ended, memory
-from leakcheck.supervise import TargetError
+from leakcheck.errors import TargetError
 from leakcheck.targets import load
 
 TREE = "sleep 300 & (sleep 300 & sleep 300; exit) & sh -c 'sleep 300; exit' & wait"

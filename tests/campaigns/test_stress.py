@@ -17,13 +17,11 @@ import pytest
 from made import failed, target
 
 from leakcheck.campaigns import Campaign
-from leakcheck.campaigns.stages import StoppedError
 from leakcheck.campaigns.stress import StressOptions, stress
 from leakcheck.campaigns.stress_result import _replay
 from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
-from leakcheck.errors import UsageError
+from leakcheck.errors import StoppedError, TargetError, UsageError
 from leakcheck.submissions import Mix, parse_plans
-from leakcheck.supervise import TargetError
 from leakcheck.targets import Target, load
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from leakcheck._bin import helper
 from leakcheck.arena import Arena
-from leakcheck.supervise import TargetError
+from leakcheck.errors import TargetError
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 

@@ -99,7 +99,7 @@ def test_a_descriptor_on_an_overlong_path_is_seen(tmp_path: Path) -> None:
 def test_without_descriptors_left_a_look_fails_and_is_never_clean() -> None:
     script = (
         "import os, resource\n"
-        "from leakcheck import _native\n"
+        "from leakcheck import _native, errors\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
         "held = []\n"
         "while True:\n"
@@ -107,7 +107,7 @@ def test_without_descriptors_left_a_look_fails_and_is_never_clean() -> None:
         "    except OSError: break\n"
         "os.close(held.pop())\n"
         "try: _native.snapshot(kinds='process')\n"
-        "except _native.NativeError as error: print(error)\n"
+        "except errors.NativeError as error: print(error)\n"
     )
     assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] >= 64
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

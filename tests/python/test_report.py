@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from leakcheck.errors import LeakError, UsageError
+from leakcheck.errors import UsageError
 from leakcheck.render import print_report, printable, summary
 from leakcheck.report import Report
 
@@ -176,7 +176,7 @@ class TestText:
         assert all(c.isprintable() for c in line.replace("\n", ""))
 
     def test_an_exception_lists_twenty_leaks_and_counts_the_rest(self) -> None:
-        text = str(LeakError(Report.from_json(report(verdict="leaked", leaks=[leak()] * 25))))
+        text = summary(Report.from_json(report(verdict="leaked", leaks=[leak()] * 25)))
         assert text.count("sleep 60") == 20
         assert "… and 5 more" in text
 

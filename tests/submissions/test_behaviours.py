@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from leakcheck import Arena, _native
-from leakcheck.arena import ArenaError
 from leakcheck.campaigns.stages import memory
+from leakcheck.errors import ArenaError
 from leakcheck.report import Report
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Spec, Submission, build, spec
 from leakcheck.targets.executables import binds

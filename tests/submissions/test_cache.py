@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from leakcheck.errors import UsageError
-from leakcheck.submissions import LANGUAGES, CompileError, build, cache_directory, spec
+from leakcheck.errors import CompileError, UsageError
+from leakcheck.submissions import LANGUAGES, build, cache_directory, spec
 from leakcheck.submissions.cache import compiled, run_compiler
 
 PYTHON = spec("python", "hello")

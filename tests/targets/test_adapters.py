@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from leakcheck.errors import UsageError
+from leakcheck.errors import TargetError, UsageError
 from leakcheck.submissions import BUILTIN, Submission
-from leakcheck.supervise import TargetError
 from leakcheck.targets import Box, Outcome, Target, builtin, load
 from leakcheck.targets.executables import binds
 

@@ -9,8 +9,7 @@ use leakcheck::judge::allow::Rules;
 use leakcheck::judge::report::Command;
 use leakcheck::judge::settle::Policy;
 use leakcheck::{Error, KindSet, observe};
-use pyo3::create_exception;
-use pyo3::exceptions::PyException;
+use pyo3::import_exception;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use serde_json::Value;
@@ -18,13 +17,8 @@ use serde_json::Value;
 mod arena;
 use arena::ArenaView;
 
-create_exception!(_native, NativeError, PyException, "The machine refused what the observation cannot do without.");
-create_exception!(
-    _native,
-    UsageError,
-    NativeError,
-    "The input is at fault; the message says what, where and what to do."
-);
+import_exception!(leakcheck.errors, NativeError);
+import_exception!(leakcheck.errors, UsageError);
 
 fn to_py(error: Error) -> PyErr {
     let message = error.to_string();
@@ -349,13 +343,15 @@ fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<St
 mod _native {
     #[pymodule_export]
     use super::{
-        ArenaView, Guard, NativeError, Snapshot, UsageError, check_allow, diff, doctor, harmless, path_class,
+        ArenaView, Guard, Snapshot, check_allow, diff, doctor, harmless, path_class,
         read_input, reap, settle, snapshot,
     };
     use pyo3::prelude::*;
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
+        // Now, while there are descriptors for it: its errors are raised from there.
+        m.py().import("leakcheck.errors")?;
         // A panic is told as an error, once and in one line.
         if std::env::var_os("LEAKCHECK_DEBUG").is_none() {
             std::panic::set_hook(Box::new(|_| ()));
