@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from measure import Row, interleaved, timed
 
 from leakcheck import _native
-from leakcheck.arena import Arena, look_soon, shutdown
+from leakcheck.arena import Arena, look_soon
 from leakcheck.campaigns.leaks import LeaksOptions, leaks
 from leakcheck.targets import builtin
+from leakcheck.warden import shutdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable

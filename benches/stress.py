@@ -18,10 +18,10 @@ from arenas import command
 from measure import Row, interleaved
 
 from leakcheck._bin import helper
-from leakcheck.arena import shutdown
 from leakcheck.campaigns.stress import StressOptions, stress
 from leakcheck.submissions import parse_plans
 from leakcheck.targets import load
+from leakcheck.warden import shutdown
 
 #: Between two runs, as a judge that is not saturated has it.
 GAP = 0.02

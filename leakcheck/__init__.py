@@ -7,6 +7,7 @@ Nothing is called *clean* that was not looked at: a gap raises `CoverageError`.
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from leakcheck._guard import Guard, guard
     from leakcheck._native import DEFAULT_ROOTS, KINDS, Snapshot, __version__
     from leakcheck.allow import AllowRule
     from leakcheck.arena import Arena
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
         TargetError,
         UsageError,
     )
-    from leakcheck.guarding import Guard, guard
     from leakcheck.report import Coverage, Leak, Report
     from leakcheck.snapshots import diff, snapshot, verify_none
 else:
@@ -39,7 +39,7 @@ else:
             "TargetError",
             "UsageError",
         ],
-        "guarding": ["Guard", "guard"],
+        "_guard": ["Guard", "guard"],
         "report": ["Coverage", "Leak", "Report"],
         "snapshots": ["diff", "snapshot", "verify_none"],
     }

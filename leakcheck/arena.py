@@ -5,10 +5,7 @@ directories, and a cgroup in every hierarchy. What is run in it sees a host; the
 (namespaces(7), overlayfs in the kernel's documentation).
 """
 
-import array
-import atexit
 import contextlib
-import json
 import os
 import select
 import signal
@@ -22,14 +19,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from leakcheck import _native
-from leakcheck._bin import helper
-from leakcheck.errors import ArenaError, TargetError, UsageError
-from leakcheck.supervise import Interrupts
+from leakcheck.errors import TargetError, UsageError
+from leakcheck.subprocesses import Interrupts
+from leakcheck.warden import Warden, ask
 
-__all__ = ["Arena", "Process", "look_soon", "run_in_arena", "shutdown"]
+__all__ = ["Arena", "Process", "look_soon", "run_in_arena"]
 
-_PACKET = 1 << 20
-_MOST_FDS = 253
 # An RCU grace period of a machine under load, in seconds; of others it is longer.
 _GRACE = 0.008
 # How long a command's start may take, in seconds; what runs in the arena can freeze what starts it. The spawner itself
@@ -165,7 +160,7 @@ class Arena:
         }
         self._keep = keep
         self._kept = ""
-        self._warden: _Warden | None = None
+        self._warden: Warden | None = None
         self._id = 0
         self._lock = threading.Lock()
         self._fds: list[int] = []
@@ -178,7 +173,7 @@ class Arena:
             raise RuntimeError("bring up an arena that is up")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            warden = _Warden.get()
+            warden = Warden.get()
             answer, fds = warden.ask({"op": "up", "options": self._options}, [theirs.fileno()])
         except BaseException:
             ours.close()
@@ -252,7 +247,7 @@ class Arena:
         try:
             os.pwrite(strings, _strings(cwd, argv, os.environ if env is None else env), 0)
             with self._lock:
-                answer, fds = _ask(self._socket, {"argc": len(argv)}, [*streams, theirs, strings], patience=_PATIENCE)
+                answer, fds = ask(self._socket, {"argc": len(argv)}, [*streams, theirs, strings], patience=_PATIENCE)
         except OSError as error:
             os.close(status)
             raise TargetError(f"start {os.fsdecode(argv[0])} in an arena: {error}") from error
@@ -340,7 +335,7 @@ def run_in_arena(
     stdout: int | None = None,
     stdin: int | None = None,
 ) -> int:
-    """Run `argv` in `arena`, in our working directory, as `leakcheck.supervise.run` does on the host.
+    """Run `argv` in `arena`, in our working directory, as `leakcheck.subprocesses.run` does on the host.
 
     Raises:
         TargetError: there is no such command there, or no such directory; it cannot be executed.
@@ -376,81 +371,12 @@ def _read_locks(over: threading.Event) -> None:
                 return
 
 
-def shutdown() -> None:
-    """End this process' warden, and with it its arenas that are not to be kept; the next arena starts another."""
-    if (warden := _Warden.running()) is not None:
-        warden.close()
-
-
 def _hint(program: str, cwd: str) -> str:
     """Return what to do about a command or directory that the host has and the arena does not show."""
     for path in (cwd, program):
         if path.startswith(_FRESH) and Path(path).exists():
             return f"; an arena has {', '.join(_FRESH)} anew: bind what it needs of them"
     return ""
-
-
-class _Warden:
-    """The warden of this process: made when the first arena is, gone with this process."""
-
-    _one: "_Warden | None" = None
-    _making = threading.Lock()
-
-    def __init__(self) -> None:
-        self._owner = os.getpid()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # firejail takes a pid namespace for a sandbox and lets go of its own, unless PID 1's environment says this.
-        env = {"container": "lxc", "PATH": os.environ.get("PATH", os.defpath)}
-        null = subprocess.DEVNULL
-        with theirs:
-            try:
-                command = [str(helper("warden")), str(self._owner)]
-                # Nobody's pipe is held by it: it may outlive us.
-                self._process = subprocess.Popen(command, env=env, stdin=theirs.fileno(), stdout=null, stderr=null)
-            except OSError as error:
-                ours.close()
-                raise ArenaError(f"start the warden: {error}") from error
-        self._socket = ours
-        self._lock = threading.Lock()
-        self._keeps = False
-        self.pid = self._process.pid
-
-    @classmethod
-    def get(cls) -> "_Warden":
-        with cls._making:
-            one = cls.running()
-            if one is None:
-                one = cls._one = cls()
-            return one
-
-    @classmethod
-    def running(cls) -> "_Warden | None":
-        one = cls._one
-        gone = one is None or one._owner != os.getpid() or one._socket.fileno() < 0 or one._process.poll() is not None
-        return None if gone else one
-
-    def ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
-        with self._lock:
-            try:
-                answer, received = _ask(self._socket, request, fds)
-            except OSError as error:
-                raise ArenaError(f"ask the warden: {error}") from error
-        if "error" in answer:
-            raise ArenaError(f"arena: {answer['error']}")
-        return answer, received
-
-    def keep(self, arena: int) -> None:
-        self.ask({"op": "keep", "id": arena})
-        self._keeps = True
-
-    def close(self) -> None:
-        _Warden._one = None
-        self._socket.close()
-        if not self._keeps:
-            self._process.wait()
-
-
-atexit.register(shutdown)
 
 
 def _strings(cwd: str, argv: Sequence[str | os.PathLike[str]], env: Mapping[str, str]) -> bytes:
@@ -460,32 +386,3 @@ def _strings(cwd: str, argv: Sequence[str | os.PathLike[str]], env: Mapping[str,
         if b"\0" in string:
             raise UsageError(f"run in an arena: {string!r} has a zero byte in it")
     return b"".join(os.fsencode(string) + b"\0" for string in strings)
-
-
-def _ask(
-    channel: socket.socket, message: dict[str, Any], fds: Sequence[int], *, patience: float | None = None
-) -> tuple[dict[str, Any], list[int]]:
-    """Send a message and return the answer to it; broken off between the two, the channel is of no use any more."""
-    try:
-        socket.send_fds(channel, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
-        answered = select.poll()
-        answered.register(channel, select.POLLIN)
-        if not answered.poll(None if patience is None else patience * 1000):
-            raise TimeoutError(f"no answer for {patience} s (are the arena's cgroups frozen?)")
-        return _receive(channel)
-    except BaseException:
-        channel.close()
-        raise
-
-
-def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    space = socket.CMSG_SPACE(_MOST_FDS * array.array("i").itemsize)
-    data, control, _, _ = channel.recvmsg(_PACKET, space, socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for level, kind, content in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    if not data:
-        return {"error": "it is gone"}, list(fds)
-    answer = json.loads(data)
-    return (answer if isinstance(answer, dict) else {answer: True}), list(fds)

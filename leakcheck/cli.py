@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn, TextIO, cast
 import typer
 
 from leakcheck import __version__, commands
+from leakcheck._guard import existing_roots, milliseconds
 from leakcheck.answers import answering
 from leakcheck.arena import Arena
 from leakcheck.campaigns.command import run_leaks, run_stress
@@ -29,7 +30,6 @@ from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE, GuardOptions
 from leakcheck.deliver import drop, say
 from leakcheck.doctor import doctor as run_doctor
 from leakcheck.errors import CompileError, GivenUp, NativeError, TargetError, UsageError
-from leakcheck.guarding import existing_roots, milliseconds
 from leakcheck.reap import reap as run_reap
 from leakcheck.submissions import DEFAULT_MIX, Mix, parse_plans
 from leakcheck.targets import load as load_target

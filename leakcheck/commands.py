@@ -19,13 +19,13 @@ from rich.console import Console
 from leakcheck import _native
 from leakcheck.allow import AllowRule, read_allow_file
 from leakcheck.arena import Arena, look_soon, run_in_arena
+from leakcheck.atomic_write import Output
 from leakcheck.deliver import deliver, output_to, print_json, say
 from leakcheck.demo import demo_of, planted
 from leakcheck.errors import ArenaError, GivenUp, TargetError
 from leakcheck.render import print_report, print_snapshot
 from leakcheck.report import Report
-from leakcheck.save import Output
-from leakcheck.supervise import Interrupts, in_background, run
+from leakcheck.subprocesses import Interrupts, in_background, run
 
 __all__ = [
     "CLEAN",

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
+from leakcheck.atomic_write import Output
 from leakcheck.errors import UsageError
 from leakcheck.render import printable
-from leakcheck.save import Output
 
 __all__ = ["NOT_DELIVERED", "deliver", "drop", "output_to", "print_json", "say"]
 

@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from leakcheck import _native
+from leakcheck._guard import Run, milliseconds
 from leakcheck.allow import AllowRule, read_allow_file
 from leakcheck.errors import NativeError, UsageError
-from leakcheck.guarding import Run, milliseconds
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
 from leakcheck.pytest_rules import kept_for_life, of_session
 from leakcheck.report import Report

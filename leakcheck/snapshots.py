@@ -5,9 +5,9 @@ import os
 from collections.abc import Sequence
 
 from leakcheck import _native
+from leakcheck._guard import InArena, Kinds, OnUnknown, enforce, existing_roots, kinds_text, milliseconds, view_of
 from leakcheck._native import Snapshot
 from leakcheck.allow import Allow, to_toml
-from leakcheck.guarding import InArena, Kinds, OnUnknown, enforce, existing_roots, kinds_text, milliseconds, view_of
 from leakcheck.report import Report
 
 __all__ = ["diff", "snapshot", "verify_none"]

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from leakcheck import arena
 from leakcheck.campaigns.leaks import LeaksOptions, leaks
 from leakcheck.campaigns.render import print_campaign
 from leakcheck.campaigns.result import Campaign, Record
@@ -19,8 +18,9 @@ from leakcheck.campaigns.trial import Trial
 from leakcheck.deliver import deliver, output_to, say
 from leakcheck.errors import StoppedError
 from leakcheck.render import printable
-from leakcheck.supervise import Interrupts, in_background
+from leakcheck.subprocesses import Interrupts, in_background
 from leakcheck.targets import Target
+from leakcheck.warden import shutdown
 
 __all__ = ["run_leaks", "run_stress"]
 
@@ -73,12 +73,12 @@ def _run(run: Callable[[Stop], Campaign], progress: "_Progress", output: Path | 
             result = in_background(lambda: run(interrupts.seen), interrupts, _PATIENCE)
         except StoppedError as stopped:
             progress.end()
-            arena.shutdown()
+            shutdown()
             say(f"{stopped}, so there is no result")
             return _INTERRUPTED
         finally:
             progress.end()
-        arena.shutdown()
+        shutdown()
         code = 1 if result.campaign == "stress" and result.failed else _EXIT[result.verdict]
         show = None if as_json else lambda: print_campaign(result, Console(stderr=True))
         code = deliver(code, result.to_json(), place, show)

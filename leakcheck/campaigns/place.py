@@ -22,7 +22,7 @@ from leakcheck.campaigns.likeness import place_of
 from leakcheck.campaigns.rooted import make_directory, read_file, write_file
 from leakcheck.errors import TargetError
 from leakcheck.report import Leak, Report
-from leakcheck.supervise import why_not_run
+from leakcheck.subprocesses import why_not_run
 from leakcheck.targets import Target
 from leakcheck.targets.executables import binds
 

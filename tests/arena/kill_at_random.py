@@ -16,8 +16,9 @@ from pathlib import Path
 
 import prctl
 
-from leakcheck.arena import Arena, _Warden, shutdown
+from leakcheck.arena import Arena
 from leakcheck.errors import ArenaError, TargetError
+from leakcheck.warden import Warden, shutdown
 
 # The cgroups that this program runs in, one a hierarchy: its own, as others' arenas come and go meanwhile.
 _places: list[Path] = []
@@ -93,9 +94,9 @@ def is_locked(path: Path) -> bool:
 def own(pipe: int) -> None:
     """Bring arenas up and down with something running inside, until killed."""
     os.setpgid(0, 0)
-    warden = _Warden.get()
+    warden = Warden.get()
     # An owner would start another, and that would be taken for what the killed one left.
-    _Warden.get = classmethod(lambda _: warden)  # type: ignore[method-assign, assignment]
+    Warden.get = classmethod(lambda _: warden)  # type: ignore[method-assign, assignment]
     os.write(pipe, warden.pid.to_bytes(4, "little"))
     while True:
         try:

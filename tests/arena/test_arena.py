@@ -15,8 +15,9 @@ import pytest
 from shown import SHOWN
 
 import leakcheck
-from leakcheck.arena import Arena, look_soon, shutdown
+from leakcheck.arena import Arena, look_soon
 from leakcheck.errors import ArenaError, TargetError
+from leakcheck.warden import shutdown
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 

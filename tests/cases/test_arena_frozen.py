@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from leakcheck.arena import Arena, shutdown
+from leakcheck.arena import Arena
+from leakcheck.warden import shutdown
 
 FREEZER = Path("/sys/fs/cgroup/freezer")
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from leakcheck import UsageError
-from leakcheck.save import Output
+from leakcheck.atomic_write import Output
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 GUARD = (sys.executable, "-m", "leakcheck", "guard", "--kinds", "process", "--settle", "0.05")
@@ -117,7 +117,7 @@ def test_a_directory_that_was_removed_meanwhile_is_told(tmp_path: Path) -> None:
 
 
 def test_a_fifo_that_nobody_reads_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("leakcheck.save._PATIENCE", 0.1)
+    monkeypatch.setattr("leakcheck.atomic_write._PATIENCE", 0.1)
     os.mkfifo(tmp_path / "fifo")
     with Output(tmp_path / "fifo") as output, pytest.raises(UsageError, match="nobody has opened it for reading"):
         output.save("1")

@@ -15,7 +15,7 @@ import pytest
 
 import leakcheck
 from leakcheck import AllowRule, CoverageError, LeakcheckWarning, LeakError, UsageError, guard, verify_none
-from leakcheck.guarding import Run
+from leakcheck._guard import Run
 from leakcheck.report import Coverage, Report
 
 # This process's descriptors: quick, and the same for every user.

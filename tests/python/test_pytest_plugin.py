@@ -389,17 +389,17 @@ class TestConfiguration:
 
 UNKNOWN = """
     import pytest
-    from leakcheck import guarding
+    from leakcheck import _guard
     @pytest.fixture(autouse=True)
     def nothing_to_see(monkeypatch):
-        real = guarding.Run.end
+        real = _guard.Run.end
         def end(self):
             report = real(self)
             import msgspec
             from leakcheck.report import Coverage
             gap = {"fd": Coverage(level="none", reason="a reason [bold]told[/]")}
             return msgspec.structs.replace(report, verdict="unknown", coverage=gap)
-        guarding.Run.end = end
+        _guard.Run.end = end
     def test_it():
         pass
 """
@@ -422,11 +422,11 @@ def test_unknown_fails_where_the_ini_file_says_so(pytester: pytest.Pytester) -> 
 def test_a_check_that_crashes_is_unknown_and_never_the_tests_error(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
-        from leakcheck import NativeError, guarding
+        from leakcheck import NativeError, _guard
         def test_it(monkeypatch):
             def end(self):
                 raise NativeError("read /proc: no")
-            guarding.Run.end = end
+            _guard.Run.end = end
         """
     )
     result = run(pytester, KINDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from leakcheck import UsageError
-from leakcheck.save import Output, save
+from leakcheck.atomic_write import Output, save
 
 
 def names(directory: Path) -> list[str]:

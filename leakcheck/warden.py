@@ -1,0 +1,126 @@
+"""The client of the warden, and the wire to it and to what it starts: one JSON message a packet, with descriptors.
+
+The warden owns this process' arenas (unix(7), SOCK_SEQPACKET and SCM_RIGHTS).
+"""
+
+import array
+import atexit
+import json
+import os
+import select
+import socket
+import subprocess
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from leakcheck._bin import helper
+from leakcheck.errors import ArenaError
+
+__all__ = ["Warden", "ask", "shutdown"]
+
+_PACKET = 1 << 20
+_MOST_FDS = 253
+
+
+def shutdown() -> None:
+    """End this process' warden, and with it its arenas that are not to be kept; the next arena starts another."""
+    if (warden := Warden.running()) is not None:
+        warden.close()
+
+
+class Warden:
+    """The warden of this process: made when the first arena is, gone with this process."""
+
+    _one: "Warden | None" = None
+    _making = threading.Lock()
+
+    def __init__(self) -> None:
+        self._owner = os.getpid()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # firejail takes a pid namespace for a sandbox and lets go of its own, unless PID 1's environment says this.
+        env = {"container": "lxc", "PATH": os.environ.get("PATH", os.defpath)}
+        null = subprocess.DEVNULL
+        with theirs:
+            try:
+                command = [str(helper("warden")), str(self._owner)]
+                # Nobody's pipe is held by it: it may outlive us.
+                self._process = subprocess.Popen(command, env=env, stdin=theirs.fileno(), stdout=null, stderr=null)
+            except OSError as error:
+                ours.close()
+                raise ArenaError(f"start the warden: {error}") from error
+        self._socket = ours
+        self._lock = threading.Lock()
+        self._keeps = False
+        self.pid = self._process.pid
+
+    @classmethod
+    def get(cls) -> "Warden":
+        """Return the warden of this process; start it where there is none."""
+        with cls._making:
+            one = cls.running()
+            if one is None:
+                one = cls._one = cls()
+            return one
+
+    @classmethod
+    def running(cls) -> "Warden | None":
+        """Return the warden of this process, None where none runs."""
+        one = cls._one
+        gone = one is None or one._owner != os.getpid() or one._socket.fileno() < 0 or one._process.poll() is not None
+        return None if gone else one
+
+    def ask(self, request: dict[str, Any], fds: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        """Send a request and return the answer with the descriptors that came with it; raise `ArenaError`."""
+        with self._lock:
+            try:
+                answer, received = ask(self._socket, request, fds)
+            except OSError as error:
+                raise ArenaError(f"ask the warden: {error}") from error
+        if "error" in answer:
+            raise ArenaError(f"arena: {answer['error']}")
+        return answer, received
+
+    def keep(self, arena: int) -> None:
+        """Let the arena of this number outlive this process."""
+        self.ask({"op": "keep", "id": arena})
+        self._keeps = True
+
+    def close(self) -> None:
+        """End the warden and its arenas, those apart that are to be kept."""
+        Warden._one = None
+        self._socket.close()
+        if not self._keeps:
+            self._process.wait()
+
+
+atexit.register(shutdown)
+
+
+def ask(
+    channel: socket.socket, message: dict[str, Any], fds: Sequence[int], *, patience: float | None = None
+) -> tuple[dict[str, Any], list[int]]:
+    """Send a message and return the answer to it; broken off between the two, the channel is of no use any more."""
+    try:
+        socket.send_fds(channel, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
+        answered = select.poll()
+        answered.register(channel, select.POLLIN)
+        if not answered.poll(None if patience is None else patience * 1000):
+            raise TimeoutError(f"no answer for {patience} s (are the arena's cgroups frozen?)")
+        return _receive(channel)
+    except BaseException:
+        channel.close()
+        raise
+
+
+def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    space = socket.CMSG_SPACE(_MOST_FDS * array.array("i").itemsize)
+    data, control, _, _ = channel.recvmsg(_PACKET, space, socket.MSG_CMSG_CLOEXEC)
+    fds = array.array("i")
+    for level, kind, content in control:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    if not data:
+        return {"error": "it is gone"}, list(fds)
+    answer = json.loads(data)
+    return (answer if isinstance(answer, dict) else {answer: True}), list(fds)
