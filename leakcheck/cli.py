@@ -17,23 +17,29 @@ from typing import Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 
-from leakcheck import __version__, commands
+from leakcheck import __version__
 from leakcheck._guard import existing_roots, milliseconds
 from leakcheck.answers import answering
 from leakcheck.arena import Arena
-from leakcheck.campaigns.command import run_leaks, run_stress
 from leakcheck.campaigns.ending import ENDINGS, KILLS, Kill
 from leakcheck.campaigns.ending import parse as parse_plan
 from leakcheck.campaigns.leaks import LeaksOptions
 from leakcheck.campaigns.stress import StressOptions
-from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE, GuardOptions
+from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE
+from leakcheck.commands.campaign import run_leaks, run_stress
+from leakcheck.commands.check import check as run_check
+from leakcheck.commands.demo import demo
+from leakcheck.commands.diff import diff as run_diff
+from leakcheck.commands.doctor import doctor as run_doctor
+from leakcheck.commands.guard import GuardOptions
+from leakcheck.commands.guard import guard as run_guard
+from leakcheck.commands.reap import reap as run_reap
+from leakcheck.commands.snapshot import snapshot as run_snapshot
+from leakcheck.commands.targets import targets as run_targets
 from leakcheck.deliver import drop, say
-from leakcheck.doctor import doctor as run_doctor
 from leakcheck.errors import CompileError, GivenUp, NativeError, TargetError, UsageError
-from leakcheck.reap import reap as run_reap
 from leakcheck.submissions import DEFAULT_MIX, Mix, parse_plans
 from leakcheck.targets import load as load_target
-from leakcheck.targets.listing import targets as list_targets
 
 __all__ = ["app", "main"]
 
@@ -101,7 +107,7 @@ def top(
         return
     if demo_leak is None:
         raise UsageError("no command given: try leakcheck guard -- CMD, or leakcheck --help")
-    raise typer.Exit(commands.demo(demo_leak, GuardOptions(observe=_observe("host", None, None, None))))
+    raise typer.Exit(demo(demo_leak, GuardOptions(observe=_observe("host", None, None, None))))
 
 
 @app.command()
@@ -114,7 +120,7 @@ def snapshot(
     json: Json = False,
 ) -> None:
     """Observe once: a table of what was seen, JSON, or a file that diff reads."""
-    raise typer.Exit(commands.snapshot(_observe(scope, kinds, roots, lock_files), output, as_json=json))
+    raise typer.Exit(run_snapshot(_observe(scope, kinds, roots, lock_files), output, as_json=json))
 
 
 @app.command()
@@ -126,7 +132,7 @@ def diff(
     json: Json = False,
 ) -> None:
     """Compare two saved snapshots."""
-    raise typer.Exit(commands.diff(before, after, allow, output, as_json=json))
+    raise typer.Exit(run_diff(before, after, allow, output, as_json=json))
 
 
 # The command's own options are the command's: whatever follows its name is left alone, with or without "--".
@@ -175,10 +181,10 @@ def guard(
     if demo_leak is not None:
         if command:
             raise UsageError(f"--demo-leak {demo_leak}: takes no command, it runs mkleak")
-        raise typer.Exit(commands.demo(demo_leak, options))
+        raise typer.Exit(demo(demo_leak, options))
     if not command:
         raise UsageError("no command to guard: write leakcheck guard [OPTIONS] -- CMD [ARG]…")
-    raise typer.Exit(commands.guard(command, options))
+    raise typer.Exit(run_guard(command, options))
 
 
 @app.command()
@@ -279,9 +285,18 @@ def stress(
 
 
 @app.command()
+def check(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="An adapter's path, or a built-in target's name.")],
+    json: Json = False,
+) -> None:
+    """Check an adapter against a run of its sandbox: statuses, isolation, recovery."""
+    raise typer.Exit(run_check(load_target(target), as_json=json))
+
+
+@app.command()
 def targets(json: Json = False) -> None:
     """List the sandboxes there are adapters for, and try which of them can run here."""
-    raise typer.Exit(list_targets(as_json=json))
+    raise typer.Exit(run_targets(as_json=json))
 
 
 def main() -> NoReturn:

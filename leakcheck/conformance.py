@@ -1,9 +1,9 @@
 """Checks an adapter, also somebody else's, against a run of the real sandbox.
 
-``python -m leakcheck.conformance bwrap`` or ``… ./mine.toml`` prints what it found; exit code 1 when a check
-failed, 4 when the target cannot be run here. Everything runs in an arena, so that nothing outlives the check.
+``leakcheck check ./mine.toml`` prints what it found. Everything runs in an arena, so that nothing outlives the check.
 """
 
+import shlex
 import signal
 import sys
 import time
@@ -18,18 +18,13 @@ from leakcheck.deliver import say
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.render import printable
 from leakcheck.submissions import BUILTIN, Submission
-from leakcheck.targets import Availability, Target, load
+from leakcheck.targets import Availability, Target
 
 __all__ = ["CHECKS", "Finding", "check", "tried"]
 
 CHECKS = ("probe", *BUILTIN, "recovery")
 """What `check` does, in order."""
 
-_USAGE = """\
-usage: python -m leakcheck.conformance TARGET|ADAPTER.toml
-
-Runs four submissions whose verdicts are known, proves that the declared isolation is on, kills the sandbox and lets
-it recover, all in an arena. Exit codes: 0 all passed, 1 one failed, 2 usage, 4 cannot be run here, 130 interrupted."""
 _START = 20.0
 
 
@@ -119,37 +114,12 @@ def tried(target: Target) -> Availability:
     failed = next((finding for finding in check(target, ["ok"]) if not finding.passed), None)
     if failed is None:
         return state
-    return Availability("unable", f"tried: {failed.detail}", f"more: python -m leakcheck.conformance {target.name}")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run ``python -m leakcheck.conformance TARGET``."""
-    if len(arguments) == 1 and arguments[0] in ("-h", "--help"):
-        print(_USAGE)
-        return 0
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        print(_USAGE.partition("\n")[0], file=sys.stderr)
-        return 2
-    try:
-        target = load(arguments[0])
-        state = target.availability()
-        if state.state != "ready":
-            raise TargetError(f"{target.name}: {state.state}: {state.reason}; {state.hint}")
-        findings = check(target)
-    except UsageError as error:
-        say(str(error))
-        return 2
-    except TargetError as error:
-        say(str(error))
-        return 4
-    except KeyboardInterrupt:
-        say("interrupted, so there is no result")
-        return 130
-    for finding in findings:
-        told = f"{'ok  ' if finding.passed else 'FAIL'} {finding.check:<13} {finding.seconds:6.2f} s  {finding.detail}"
-        print(printable(told))
-    return 0 if all(finding.passed for finding in findings) else 1
+    return Availability("unable", f"tried: {failed.detail}", f"more: leakcheck check {target.name}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from leakcheck.cli import main
+
+    say(f"python -m leakcheck.conformance is now: leakcheck check {shlex.join(sys.argv[1:])}")
+    sys.argv[1:1] = ["check"]
+    main()

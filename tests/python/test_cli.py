@@ -343,9 +343,9 @@ def _ends(pidfd: int) -> bool:
 class TestCrashes:
     def test_a_crash_of_ours_is_unknown_and_never_clean(self, tmp_path: Path) -> None:
         (tmp_path / "sitecustomize.py").write_text(
-            "import leakcheck.commands\n"
+            "import leakcheck.commands.guard\n"
             "def boom(*_): raise ZeroDivisionError('boom')\n"
-            "leakcheck.commands.print_report = boom\n"
+            "leakcheck.commands.guard.print_report = boom\n"
         )
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         done = leakcheck("guard", *QUICK, "--", "true", env=environment)

@@ -15,6 +15,7 @@ from leakcheck.campaigns.result import Campaign, Record
 from leakcheck.campaigns.stages import Stop
 from leakcheck.campaigns.stress import StressOptions, stress
 from leakcheck.campaigns.trial import Trial
+from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
 from leakcheck.deliver import deliver, output_to, say
 from leakcheck.errors import StoppedError
 from leakcheck.render import printable
@@ -24,10 +25,8 @@ from leakcheck.warden import shutdown
 
 __all__ = ["run_leaks", "run_stress"]
 
-_INTERRUPTED = 130
 _PATIENCE = 50
 """Seconds more than a command's that the trials which run have to end in once we were told to."""
-_EXIT = {"clean": 0, "leaked": 1, "unknown": 3}
 
 
 def run_leaks(target: Target, options: LeaksOptions, output: Path | None, *, as_json: bool) -> int:
@@ -75,14 +74,14 @@ def _run(run: Callable[[Stop], Campaign], progress: "_Progress", output: Path | 
             progress.end()
             shutdown()
             say(f"{stopped}, so there is no result")
-            return _INTERRUPTED
+            return INTERRUPTED
         finally:
             progress.end()
         shutdown()
-        code = 1 if result.campaign == "stress" and result.failed else _EXIT[result.verdict]
+        code = LEAKED if result.campaign == "stress" and result.failed else EXIT_OF[result.verdict]
         show = None if as_json else lambda: print_campaign(result, Console(stderr=True))
         code = deliver(code, result.to_json(), place, show)
-        return _INTERRUPTED if interrupts.seen() else code
+        return INTERRUPTED if interrupts.seen() else code
 
 
 class _Progress:

@@ -10,8 +10,8 @@ from leakcheck.conformance import tried
 from leakcheck.deliver import print_json
 from leakcheck.errors import TargetError
 from leakcheck.render import line
+from leakcheck.targets import Availability, Target
 from leakcheck.targets.registry import builtin
-from leakcheck.targets.target import Availability, Target
 
 __all__ = ["targets"]
 

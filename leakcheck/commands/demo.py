@@ -1,18 +1,23 @@
-"""A real leak to look at: planted by mkleak, taken away again."""
+"""``leakcheck --demo-leak``: a real leak to look at, planted by mkleak and taken away again."""
 
 import contextlib
 import json
 import os
 import select
 import subprocess
+import tempfile
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 
 from leakcheck._bin import helper
 from leakcheck._native import KINDS
 from leakcheck.arena import Arena, Process
+from leakcheck.commands.guard import GuardOptions, guarded
+from leakcheck.deliver import say
 from leakcheck.errors import TargetError, UsageError
+from leakcheck.subprocesses import Interrupts
 
-__all__ = ["Demo", "demo_of", "planted"]
+__all__ = ["demo"]
 
 # mkleak's code for "this plant can't exist here", with the reason on stderr.
 _NOT_HERE = 77
@@ -30,7 +35,31 @@ _FIRST = (
 )
 
 
-class Demo:
+def demo(name: str, options: GuardOptions) -> int:
+    """Plant a leak of the kind or plant called `name`, report it as a guarded command's, and take it away again."""
+    shown = _demo_of(name)
+    observe = dict(options.observe)
+    if observe["kinds"] is None:
+        # A leaked process' descriptors are folded into it, so where they are the point they are looked at alone.
+        observe["kinds"] = shown.kind if shown.kind in ("fd", "lockfile", "process") else f"process,{shown.kind}"
+
+    with contextlib.ExitStack() as stack:
+        directory = None
+        if shown.kind == "lockfile":
+            # A lock file is looked for only where it is declared, and mkleak's name holds its own pid.
+            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="leakcheck-demo-"))
+            observe["lock_files"] = [*observe["lock_files"], directory]
+
+        @contextlib.contextmanager
+        def plant(env: Mapping[str, str], _: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
+            with _planted(shown, env, directory, options.arena) as plant:
+                yield ["mkleak", plant], None
+            say(f"demo over: mkleak took its leak ({plant}) away again")
+
+        return guarded(plant, replace(options, observe=observe))
+
+
+class _Demo:
     """What to show: one kind of leak, and the plants that make one."""
 
     def __init__(self, kind: str, plants: Sequence[str]) -> None:
@@ -38,7 +67,7 @@ class Demo:
         self.plants = plants
 
 
-def demo_of(name: str) -> Demo:
+def _demo_of(name: str) -> _Demo:
     """Return the demonstration called `name`: a kind, or one of mkleak's plants.
 
     Raises:
@@ -52,16 +81,16 @@ def demo_of(name: str) -> Demo:
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         raise TargetError(f"list plants: {error}") from error
     if name in plants:
-        return Demo(plants[name], [name])
+        return _Demo(plants[name], [name])
     of_kind = sorted((plant for plant, kind in plants.items() if kind == name), key=lambda plant: plant not in _FIRST)
     if not of_kind:
         raise UsageError(f"demo leak {name!r}: give a kind ({', '.join(KINDS)}) or a plant (mkleak --list)")
-    return Demo(name, of_kind)
+    return _Demo(name, of_kind)
 
 
 @contextlib.contextmanager
-def planted(
-    demo: Demo, env: Mapping[str, str], directory: str | None = None, arena: Arena | None = None
+def _planted(
+    demo: _Demo, env: Mapping[str, str], directory: str | None = None, arena: Arena | None = None
 ) -> Generator[str, None, None]:
     """Yield the name of the plant that was made, in `directory` if it is a file; take the leak away afterwards.
 

@@ -1,51 +1,34 @@
-"""What the subcommands do; each returns the exit code. `leakcheck.cli` parses the command line."""
+"""``leakcheck guard``: run a command between a baseline and a verdict."""
 
 import contextlib
 import functools
-import glob
 import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from rich.console import Console
 
 from leakcheck import _native
-from leakcheck.allow import AllowRule, read_allow_file
+from leakcheck.allow import read_allow_file
 from leakcheck.arena import Arena, look_soon, run_in_arena
 from leakcheck.atomic_write import Output
-from leakcheck.deliver import deliver, output_to, print_json, say
-from leakcheck.demo import demo_of, planted
+from leakcheck.commands import EXIT_OF, INTERRUPTED, UNKNOWN
+from leakcheck.deliver import deliver, output_to, say
 from leakcheck.errors import ArenaError, GivenUp, TargetError
-from leakcheck.render import print_report, print_snapshot
+from leakcheck.render import print_report
 from leakcheck.report import Report
 from leakcheck.subprocesses import Interrupts, in_background, run
 
-__all__ = [
-    "CLEAN",
-    "INTERRUPTED",
-    "LEAKED",
-    "TARGET",
-    "UNKNOWN",
-    "USAGE",
-    "GuardOptions",
-    "demo",
-    "diff",
-    "guard",
-    "snapshot",
-]
-
-CLEAN, LEAKED, USAGE, UNKNOWN, TARGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
-_EXIT = {"clean": CLEAN, "leaked": LEAKED, "unknown": UNKNOWN}
+__all__ = ["Action", "GuardOptions", "guard", "guarded", "shows"]
 
 # What is guarded: given the environment, it yields the command line and its exit code, and ends what it began on exit.
-_Action: TypeAlias = Callable[[Mapping[str, str], Interrupts], AbstractContextManager[tuple[list[str], int | None]]]
+Action: TypeAlias = Callable[[Mapping[str, str], Interrupts], AbstractContextManager[tuple[list[str], int | None]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,30 +46,6 @@ class GuardOptions:
     keep: bool = False
 
 
-def snapshot(observe: Mapping[str, Any], output: Path | None, *, as_json: bool) -> int:
-    """Take a snapshot: into a file, as JSON on stdout, or as a table of what was seen."""
-    with output_to(output) as place:
-        taken = _native.snapshot(**observe)
-        if place is not None:
-            place.save(taken.to_json())
-    if as_json:
-        print_json(taken.to_json())
-    elif output is None:
-        print_snapshot(taken, Console())
-    return CLEAN
-
-
-def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, as_json: bool) -> int:
-    """Compare two saved snapshots; the exit code is the verdict's."""
-    with output_to(output) as place:
-        rules = "" if allow is None else read_allow_file(allow)
-        first, second = _native.Snapshot.load(str(before)), _native.Snapshot.load(str(after))
-        own = _own_rules([before, after], second)
-        text = _native.diff(first, second, allow=rules + "\n" + "\n".join(rule.to_toml() for rule in own))
-        report = Report.from_json(text)
-        return deliver(_EXIT[report.verdict], text, place, None if as_json else _shows(report))
-
-
 def guard(argv: Sequence[str], options: GuardOptions) -> int:
     """Run `argv` between a baseline and a verdict."""
 
@@ -95,34 +54,11 @@ def guard(argv: Sequence[str], options: GuardOptions) -> int:
         started = run if options.arena is None else functools.partial(run_in_arena, options.arena)
         yield [_shown(argument) for argument in argv], started(argv, env, interrupts)
 
-    return _guarded(command, options)
+    return guarded(command, options)
 
 
-def demo(name: str, options: GuardOptions) -> int:
-    """Plant a leak of the kind or plant called `name`, report it as a guarded command's, and take it away again."""
-    shown = demo_of(name)
-    observe = dict(options.observe)
-    if observe["kinds"] is None:
-        # A leaked process' descriptors are folded into it, so where they are the point they are looked at alone.
-        observe["kinds"] = shown.kind if shown.kind in ("fd", "lockfile", "process") else f"process,{shown.kind}"
-
-    with contextlib.ExitStack() as stack:
-        directory = None
-        if shown.kind == "lockfile":
-            # A lock file is looked for only where it is declared, and mkleak's name holds its own pid.
-            directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="leakcheck-demo-"))
-            observe["lock_files"] = [*observe["lock_files"], directory]
-
-        @contextlib.contextmanager
-        def plant(env: Mapping[str, str], _: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
-            with planted(shown, env, directory, options.arena) as plant:
-                yield ["mkleak", plant], None
-            say(f"demo over: mkleak took its leak ({plant}) away again")
-
-        return _guarded(plant, replace(options, observe=observe))
-
-
-def _guarded(action: _Action, options: GuardOptions) -> int:
+def guarded(action: Action, options: GuardOptions) -> int:
+    """Do `action` between a baseline and a verdict; return the exit code."""
     allow = None if options.allow is None else read_allow_file(options.allow)
     left: list[str] = []
     with output_to(options.output) as output, Interrupts() as interrupts, _arena(options, left) as place:
@@ -197,22 +133,10 @@ def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, 
 
 def _deliver(text: str, exit_code: int | None, options: GuardOptions, output: Output | None) -> int:
     report = Report.from_json(text)
-    code = _EXIT[report.verdict]
+    code = EXIT_OF[report.verdict]
     if options.pass_exit and report.verdict == "clean" and exit_code is not None:
         code = exit_code if exit_code >= 0 else 128 - exit_code
-    return deliver(code, text, output, None if options.json else _shows(report))
-
-
-def _shows(report: Report) -> Callable[[], None]:
-    return lambda: print_report(report, Console(stderr=True))
-
-
-def _own_rules(files: Sequence[Path], later: _native.Snapshot) -> list[AllowRule]:
-    """Rules for the saved snapshots themselves, where they lie in a root that the later one looked at."""
-    seen = {resource.get("path") for resource in later.resources("file")} if "file" in later.kinds else set()
-    absolute = [str(file.resolve()) for file in files]
-    reason = "a saved snapshot, which this comparison reads"
-    return [AllowRule("file", {"path": glob.escape(path)}, reason=reason) for path in absolute if path in seen]
+    return deliver(code, text, output, None if options.json else shows(report))
 
 
 @contextlib.contextmanager
@@ -233,3 +157,8 @@ def _progress(phase: str) -> Generator[None, None, None]:
 def _shown(argument: str) -> str:
     # An argument need not be UTF-8 (execve(2)), but JSON must.
     return os.fsencode(argument).decode("utf-8", "backslashreplace")
+
+
+def shows(report: Report) -> Callable[[], None]:
+    """Return what shows the report to people, on stderr."""
+    return lambda: print_report(report, Console(stderr=True))

@@ -1,0 +1,8 @@
+"""What each command of `leakcheck` does; each returns its exit code. `leakcheck.cli` parses the command line."""
+
+from leakcheck.report import Verdict
+
+__all__ = ["CLEAN", "EXIT_OF", "INTERRUPTED", "LEAKED", "TARGET", "UNKNOWN", "USAGE"]
+
+CLEAN, LEAKED, USAGE, UNKNOWN, TARGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
+EXIT_OF: dict[Verdict, int] = {"clean": CLEAN, "leaked": LEAKED, "unknown": UNKNOWN}

@@ -1,0 +1,49 @@
+"""``leakcheck check``: does an adapter hold against the real sandbox?"""
+
+import msgspec
+from rich.console import Console
+
+from leakcheck.commands import CLEAN, INTERRUPTED, LEAKED
+from leakcheck.conformance import Finding
+from leakcheck.conformance import check as checked
+from leakcheck.deliver import print_json, say
+from leakcheck.errors import TargetError
+from leakcheck.render import line
+from leakcheck.targets import Target
+
+__all__ = ["check"]
+
+
+class _Result(msgspec.Struct, frozen=True):
+    schema: str
+    target: str
+    version: str
+    findings: list[Finding]
+
+
+def check(target: Target, *, as_json: bool) -> int:
+    """Run every check of the target's adapter and print what each found; 1 where one failed, 130 when interrupted.
+
+    Raises:
+        TargetError: the target cannot be run here.
+    """
+    state = target.availability()
+    if state.state != "ready":
+        raise TargetError(f"{target.name}: {state.state}: {state.reason}; {state.hint}")
+    try:
+        findings = checked(target)
+    except KeyboardInterrupt:
+        say("interrupted, so there is no result")
+        return INTERRUPTED
+    if as_json:
+        result = _Result("leakcheck.check/1", target.name, target.version(), findings)
+        print_json(msgspec.json.encode(result).decode())
+    else:
+        _print(findings, Console())
+    return CLEAN if all(finding.passed for finding in findings) else LEAKED
+
+
+def _print(findings: list[Finding], console: Console) -> None:
+    for one in findings:
+        passed = ("ok   ", "green") if one.passed else ("FAIL ", "bold red")
+        console.print(line(passed, f"{one.check:<13} {one.seconds:6.2f} s  {one.detail}".rstrip()), soft_wrap=True)
