@@ -131,13 +131,13 @@ def campaign(trials: int) -> list[Row]:
     for endings in (["normal"], list(LeaksOptions().endings)):
         result = leaks(target, LeaksOptions(iterations=trials, endings=endings))
         # A killed supervisor does leave things behind at times: that is bubblewrap's, and no slower.
-        if result.error or result.outcomes.get("wrong") or result.outcomes.get("unknown"):
+        if result.error or result.outcomes.get("false-status") or result.outcomes.get("unknown"):
             raise AssertionError(f"{result.error} {result.outcomes} {result.findings}")
         how = f"`leakcheck leaks --target bwrap --endings {','.join(endings)}`"
         bare = f"bare runs, as many at a time: {result.bare_rate:.0f} a second"
         compared = f"{bare}, {result.bare_rate / result.rate:.1f} times"
         found.append(Row("verified trials of bubblewrap", how, f"{result.rate:.1f} a second", compared))
-        print(endings, result.phases_ms, result.settle_ms, f"run {result.run_ms} ms", file=sys.stderr)
+        print(endings, result.timing_ms, result.settle_ms, f"run {result.run_ms} ms", file=sys.stderr)
     return found
 
 

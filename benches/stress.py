@@ -19,7 +19,7 @@ from measure import Row, interleaved
 
 from leakcheck._bin import helper
 from leakcheck.campaigns.stress import StressOptions, stress
-from leakcheck.submissions import parse_plans
+from leakcheck.submissions import parse_specs
 from leakcheck.targets import load
 from leakcheck.warden import shutdown
 
@@ -72,7 +72,7 @@ def verified(submissions: int, pairs: int = 5) -> list[Row]:
     for _ in range(pairs):
         for looks in rates:
             options = StressOptions(
-                submissions=submissions, concurrency=CONCURRENCY, plan=parse_plans("c/hello"), looks=looks
+                submissions=submissions, concurrency=CONCURRENCY, specs=parse_specs("c/hello"), looks=looks
             )
             result = stress(target, options)
             if result.verdict != "clean" or result.outcomes != {"clean": submissions}:
@@ -80,7 +80,7 @@ def verified(submissions: int, pairs: int = 5) -> list[Row]:
             rates[looks].append(result.rate)
     on, off = (statistics.median(rates[looks]) for looks in (True, False))
     what = f"submissions of a trivial native program, {CONCURRENCY} at once"
-    how = f"`leakcheck stress --target refbox --plan c/hello --submissions {submissions}`"
+    how = f"`leakcheck stress --target refbox --submission c/hello --submissions {submissions}`"
     share = statistics.median(a / b for a, b in zip(rates[True], rates[False], strict=True))
     return [
         Row(what, how, f"{on:.0f} a second", "", "≥ 150 a second", on >= 150),

@@ -12,6 +12,7 @@ import resource
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO, cast
 
@@ -21,8 +22,6 @@ from leakcheck import __version__
 from leakcheck._guard import existing_roots, milliseconds
 from leakcheck.answers import answering
 from leakcheck.arena import Arena
-from leakcheck.campaigns.ending import ENDINGS, KILLS, Kill
-from leakcheck.campaigns.ending import parse as parse_plan
 from leakcheck.campaigns.leaks import LeaksOptions
 from leakcheck.campaigns.stress import StressOptions
 from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE
@@ -38,8 +37,11 @@ from leakcheck.commands.snapshot import snapshot as run_snapshot
 from leakcheck.commands.targets import targets as run_targets
 from leakcheck.deliver import drop, say
 from leakcheck.errors import CompileError, GivenUp, NativeError, TargetError, UsageError
-from leakcheck.submissions import DEFAULT_MIX, Mix, parse_plans
+from leakcheck.renamed import notify_renamed
+from leakcheck.submissions import DEFAULT_MIX, Mix, parse_specs
 from leakcheck.targets import load as load_target
+from leakcheck.trials.ending import ENDINGS, KILLS, Kill
+from leakcheck.trials.ending import parse as parse_plan
 
 __all__ = ["app", "main"]
 
@@ -259,9 +261,11 @@ def stress(
         str | None, typer.Option(metavar="LANGUAGE,…", help="Default: cpp, java, python, where found.")
     ] = None,
     hostile: Annotated[bool, typer.Option("--hostile", help="With submissions that try to leave something.")] = False,
-    plan: Annotated[
-        str | None, typer.Option(metavar="'WORD …'", help="These submissions by turns, as a replay line gives them.")
+    submission: Annotated[
+        list[str] | None,
+        typer.Option(metavar="'SPEC …'", help="Run these in turn instead of a mix, as a replay line gives them."),
     ] = None,
+    plan: Annotated[str | None, typer.Option(hidden=True)] = None,
     queue: Annotated[int, typer.Option(metavar="Q", help="How many may wait; 0: twice the concurrency.")] = 0,
     seed: Annotated[int, typer.Option(metavar="S", help="Of the draw of submissions and limits.")] = 0,
     settle: Settle = 0.25,
@@ -269,6 +273,9 @@ def stress(
     output: Output = None,
 ) -> None:
     """Run many submissions, many at once: is every status right, does nothing stay, does it hold up?"""
+    if plan is not None:
+        notify_renamed("stress", "--plan", "--submission")
+        submission = [*(submission or []), plan]
     options = StressOptions(
         submissions=submissions,
         duration=duration,
@@ -276,7 +283,7 @@ def stress(
         mix=None if mix is None else Mix.parse(mix),
         languages=[] if languages is None else _names(languages, "--languages"),
         hostile=hostile,
-        plan=[] if plan is None else parse_plans(plan),
+        specs=[] if submission is None else parse_specs(" ".join(submission)),
         queue=queue,
         seed=seed,
         settle=settle,
@@ -302,6 +309,7 @@ def targets(json: Json = False) -> None:
 def main() -> NoReturn:
     """Run the command line and exit; a failure is one line on stderr, a traceback only with ``LEAKCHECK_DEBUG=1``."""
     _fill_closed_stdio()
+    warnings.showwarning = lambda message, *_: say(f"warning: {message}")
     code = _run()
     for stream in (sys.stdout, sys.stderr):
         try:

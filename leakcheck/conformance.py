@@ -11,14 +11,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from leakcheck.campaigns.before import isolation_gaps
-from leakcheck.campaigns.place import ArenaPlace, HostPlace, Place
-from leakcheck.campaigns.stages import Stages, ended, memory, text
 from leakcheck.deliver import say
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.render import printable
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Availability, Target
+from leakcheck.trials.host import ArenaHost, Host, LiveHost
+from leakcheck.trials.preflight import isolation_gaps
+from leakcheck.trials.session import Session, ended, memory, text
 
 __all__ = ["CHECKS", "Finding", "check", "tried"]
 
@@ -37,7 +37,7 @@ class Finding(msgspec.Struct, frozen=True):
     seconds: float = 0.0
 
 
-def check(target: Target, only: Sequence[str] = CHECKS, *, host: bool = False) -> list[Finding]:
+def check(target: Target, only: Sequence[str] = CHECKS, *, live: bool = False) -> list[Finding]:
     """Run the checks `only` of `target` in an arena, and return what each found.
 
     With `host` they run where the caller is. A crash leaves processes behind where the target does not recover them:
@@ -51,58 +51,58 @@ def check(target: Target, only: Sequence[str] = CHECKS, *, host: bool = False) -
     if unknown:
         raise UsageError(f"unknown check {unknown[0]!r}: one of {', '.join(CHECKS)}")
     findings = []
-    place: Place = HostPlace(target, 0) if host else ArenaPlace(target, 0)
-    with place:
-        stages = Stages(target, place)
+    host: Host = LiveHost(target, 0) if live else ArenaHost(target, 0)
+    with host:
+        session = Session(target, host)
         for one in only:
             began = time.monotonic()
             try:
-                detail = _detail(stages, one)
+                detail = _detail(session, one)
             except (TargetError, OSError) as error:
                 detail = str(error)
             findings.append(Finding(one, not detail, printable(detail), round(time.monotonic() - began, 3)))
-        if wrong := stages.recover():
+        if wrong := session.recover():
             findings.append(Finding("recovery", passed=False, detail=printable(f"at the end: {wrong}")))
     return findings
 
 
-def _detail(stages: Stages, one: str) -> str:
+def _detail(session: Session, one: str) -> str:
     if one == "probe":
-        return "; ".join(isolation_gaps(stages))
+        return "; ".join(isolation_gaps(session))
     if one == "recovery":
-        return _recovery(stages)
-    return _submission(stages, BUILTIN[one])
+        return _recovery(session)
+    return _submission(session, BUILTIN[one])
 
 
-def _submission(stages: Stages, submission: Submission) -> str:
-    done = stages.outcome(stages.prepare(submission), submission)
-    outcome = done.outcome
+def _submission(session: Session, submission: Submission) -> str:
+    done = session.submit(session.prepare(submission), submission)
+    reply = done.reply
     wrong = []
-    if outcome.verdict != submission.expect:
-        wrong.append(f"verdict {outcome.verdict} instead of {submission.expect}")
-    if submission.expect_exit is not None and outcome.exit_code != submission.expect_exit:
-        wrong.append(f"exit code {outcome.exit_code} instead of {submission.expect_exit}")
-    lacks = stages.target.adapter.may_lack_signal and outcome.signal is None
-    if submission.expect_signal is not None and outcome.signal != submission.expect_signal and not lacks:
-        wrong.append(f"signal {outcome.signal} instead of {submission.expect_signal}")
+    if reply.status != submission.expect:
+        wrong.append(f"status {reply.status} instead of {submission.expect}")
+    if submission.expect_exit is not None and reply.exit_code != submission.expect_exit:
+        wrong.append(f"exit code {reply.exit_code} instead of {submission.expect_exit}")
+    lacks = session.target.adapter.may_lack_signal and reply.signal is None
+    if submission.expect_signal is not None and reply.signal != submission.expect_signal and not lacks:
+        wrong.append(f"signal {reply.signal} instead of {submission.expect_signal}")
     return f"{', '.join(wrong)}; it ended with {done.code}: {done.words}" if wrong else ""
 
 
-def _recovery(stages: Stages) -> str:
+def _recovery(session: Session) -> str:
     """Kill the supervisor while the payload runs, recover twice, and run the next submission in that box."""
     long = Submission(name="long", program=("/bin/sh", "-c", "echo started; sleep 600; exit 0"), wall=60)
-    argv = stages.prepare(long)
+    argv = session.prepare(long)
     with memory() as output:
-        supervisor = stages.start(argv, output)
+        supervisor = session.start(argv, output)
         until = time.monotonic() + _START
         while "started" not in text(output) and not ended(supervisor, 10) and time.monotonic() < until:
             pass
         started = "started" in text(output)
         supervisor.send_signal(signal.SIGKILL)
-        stages.wait(supervisor, 0, argv[0])
+        session.wait(supervisor, 0, argv[0])
         if not started:
             return f"the payload did not start: {text(output).strip()[-300:]}"
-    wrong = stages.recover() or stages.recover() or _submission(stages, BUILTIN["ok"])
+    wrong = session.recover() or session.recover() or _submission(session, BUILTIN["ok"])
     return f"after the kill: {wrong}" if wrong else ""
 
 

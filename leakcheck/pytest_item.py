@@ -61,7 +61,7 @@ class Settings:
             allow="\n".join([read_allow_file(config.rootpath / file) if file else "", *(r.to_toml() for r in own)]),
             settle_ms=settle_ms,
             unknown_fails=unknown == "fail",
-            # Neighbours of an xdist worker leave traces that nothing ties to either.
+            # HostLoad of an xdist worker leave traces that nothing ties to either.
             attributed_only="PYTEST_XDIST_WORKER" in os.environ,
             own_reasons=frozenset(rule.reason for rule in own) | KEPT_FOR_LIFE,
         )

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Collection, Generator, Sequence
 
 from leakcheck.errors import UsageError
-from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Behaviour, Limits, Spec, Verdict, found_languages, spec
+from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Behaviour, Limits, Spec, Status, found_languages, spec
 
 try:
     import hypothesis
@@ -27,7 +27,7 @@ except ImportError as error:
 __all__ = ["languages", "limits", "mixes", "noted", "replay_line", "submissions"]
 
 _MIB = 1 << 20
-_USUAL: tuple[Verdict, ...] = ("OK", "TLE", "RE")
+_USUAL: tuple[Status, ...] = ("OK", "TLE", "RE")
 
 
 def languages() -> st.SearchStrategy[str]:
@@ -70,18 +70,18 @@ def submissions(
     draw: st.DrawFn,
     only: Sequence[str] | None = None,
     *,
-    verdicts: Collection[Verdict] = _USUAL,
+    statuses: Collection[Status] = _USUAL,
     time_limits: Collection[str] = ("wall",),
     shortest_wall: float = 0.1,
     hostile: bool = False,
     without: Collection[str] = (),
 ) -> Spec:
-    """Return a strategy for submissions whose verdict is sure; the arguments are those of `deal`.
+    """Return a strategy for submissions whose status is sure; the arguments are those of `sample`.
 
     Args:
         draw: is given by Hypothesis.
         only: the languages; all that are here where not given. The first is the simplest.
-        verdicts: which ones.
+        statuses: which ones.
         time_limits: the limits that may end what is TLE.
         shortest_wall: the shortest wall limit, in seconds; from 1 on, limits are whole seconds.
         hostile: whether there are those that try to leave something behind.
@@ -95,13 +95,13 @@ def submissions(
         one
         for one in BEHAVIOURS.values()
         if language in one.languages
-        and one.expect in verdicts
+        and one.expect in statuses
         and one.name not in without
         and (hostile or not one.hostile)
         and (not one.ends_by or set(one.ends_by) & set(time_limits))
     ]
     if not fitting:
-        raise UsageError(f"no submission in {language} ends in {' or '.join(sorted(verdicts))}")
+        raise UsageError(f"no submission in {language} ends in {' or '.join(sorted(statuses))}")
     behaviour = draw(st.sampled_from(fitting))
     usual = spec(language, behaviour.name).limits
     drawn = draw(limits(usual))
@@ -143,9 +143,9 @@ def mixes(
 
 def replay_line(target: str, mix: Sequence[Spec], *, concurrency: int = 1, seed: int = 0) -> str:
     """Return the command that runs `mix` with `target`, so many at once."""
-    plan = " ".join(one.plan for one in mix)
-    told = ["leakcheck", "stress", "--target", target, "--plan", plan, "--concurrency", str(concurrency)]
-    return shlex.join([*told, "--seed", str(seed)])
+    specs = " ".join(one.word for one in mix)
+    words = ["leakcheck", "stress", "--target", target, "--submission", specs, "--concurrency", str(concurrency)]
+    return shlex.join([*words, "--seed", str(seed)])
 
 
 @contextlib.contextmanager

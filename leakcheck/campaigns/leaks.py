@@ -13,29 +13,30 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 import msgspec
 
 from leakcheck import _native
-from leakcheck.campaigns.before import FIRST, bare_rate, first_run, probe, run_length
-from leakcheck.campaigns.ending import ENDINGS, KILLS, Ending, Kill, deal
-from leakcheck.campaigns.result import Campaign, Criterion, Finding, Outcome, Residue
+from leakcheck.campaigns.result import Campaign, Criterion, Finding, Residue
 from leakcheck.campaigns.settings import Settings
-from leakcheck.campaigns.stages import Stop, never
-from leakcheck.campaigns.statistics import upper_bound
-from leakcheck.campaigns.summing import named, shape, spread
-from leakcheck.campaigns.trial import Left, Trial, run_trial
+from leakcheck.campaigns.summary import named, shape, spread
 from leakcheck.errors import StoppedError, TargetError, UsageError
 from leakcheck.report import Verdict
+from leakcheck.stats.bounds import upper_bound
 from leakcheck.targets import Target
+from leakcheck.trials.aftermath import Remnant
+from leakcheck.trials.ending import ENDINGS, KILLS, Ending, Kill, schedule
+from leakcheck.trials.outcome import OUTCOMES
+from leakcheck.trials.preflight import FIRST, bare_rate, first_run, probe, run_length
+from leakcheck.trials.session import Stop, never
+from leakcheck.trials.trial import Trial, run_trial
 
 __all__ = ["LeaksOptions", "leaks"]
 
 _LABELS = 8
-_WORST: tuple[Outcome, ...] = ("wedged", "silent", "leaked", "wrong", "unknown", "bounded", "reclaimed", "clean")
 
 
 class LeaksOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What to try.
 
     Args:
-        iterations: how many trials, dealt by turns to the endings.
+        iterations: how many trials, scheduled by turns to the endings.
         endings: which of ``normal``, ``timeout``, ``crash`` and ``forced``.
         kills: whom a forced ending kills: ``supervisor``, ``tree``, ``freeze`` (the tree, stopped first).
         plan: one ending that every trial has instead, such as a replay line gives.
@@ -114,13 +115,13 @@ def _campaign(
     finishing: Callable[[int], None] | None,
     stop: Stop,
 ) -> Campaign:
-    if gaps := probe(target, host=options.host, stop=stop):
+    if gaps := probe(target, live=options.host, stop=stop):
         raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
     jobs = 1 if options.host else options.jobs or os.cpu_count() or 1
     # As many at a time as later on, lest all kills come early in runs that then take longer.
     with ThreadPoolExecutor(jobs) as pool:
-        run_ms = statistics.median(pool.map(lambda _: run_length(target, host=options.host, stop=stop), range(jobs)))
-    first = [] if options.host else first_run(target, host=options.host, stop=stop, settle=options.settle)
+        run_ms = statistics.median(pool.map(lambda _: run_length(target, live=options.host, stop=stop), range(jobs)))
+    first = [] if options.host else first_run(target, live=options.host, stop=stop, settle=options.settle)
     began = time.monotonic()
     trials: list[Trial] = []
     failure: TargetError | None = None
@@ -141,7 +142,7 @@ def _endings(options: LeaksOptions, run_ms: float) -> Iterable[Ending]:
     if options.plan is not None:
         return [options.plan] * options.iterations
     generator = random.Random(options.seed)  # noqa: S311 - a repeatable plan, no secret
-    return deal(options.endings, options.kills, options.iterations, run_ms, generator)
+    return schedule(options.endings, options.kills, options.iterations, run_ms, generator)
 
 
 def _made(
@@ -161,7 +162,7 @@ def _made(
         def begin() -> None:
             if not stop() and (ending := next(rest, None)) is not None:
                 work = pool.submit(
-                    run_trial, target, ending, next(numbers) % 100, host=options.host, settle=options.settle
+                    run_trial, target, ending, next(numbers) % 100, live=options.host, settle=options.settle
                 )
                 running.add(work)
 
@@ -183,7 +184,7 @@ def _judged(
     target: Target,
     options: LeaksOptions,
     trials: Sequence[Trial],
-    first: Sequence[Left],
+    first: Sequence[Remnant],
     run_ms: float,
     took: float,
     jobs: int,
@@ -193,12 +194,12 @@ def _judged(
     endings: dict[str, Counter[str]] = defaultdict(Counter)
     for trial in trials:
         endings[trial.ending.group][trial.outcome] += 1
+    held: Counter[str] = Counter(outcome for trial in trials for outcome in trial.outcomes)
     # One that is wedged need not have left anything that can be seen.
-    leaked = sum(any(one.class_ not in ("reclaimable", "bounded") for one in trial.left) for trial in trials)
+    leaked = held["leaked"]
     damaging = sum(any(one.class_ == "damaged" for one in trial.left) for trial in trials)
     damaged_first = [one for one in first if one.class_ == "damaged"]
-    verdict = _verdict(outcomes, failure, damaged=bool(damaging or damaged_first))
-    wrong = sum(trial.wrong for trial in trials)
+    verdict = _verdict(held, failure, damaged=bool(damaging or damaged_first))
     bound = upper_bound(leaked, len(trials))
     criteria = [
         Criterion(name="trials that left something for good", passed=leaked == 0, measured=leaked, limit=0),
@@ -208,23 +209,23 @@ def _judged(
         ),
         Criterion(
             name="recoveries that reported success and left something",
-            passed=outcomes["silent"] == 0,
-            measured=outcomes["silent"],
+            passed=held["silent"] == 0,
+            measured=held["silent"],
             limit=0,
         ),
         Criterion(
             name="recoveries or next submissions that failed",
-            passed=outcomes["wedged"] == 0,
-            measured=outcomes["wedged"],
+            passed=held["wedged"] == 0,
+            measured=held["wedged"],
             limit=0,
         ),
-        Criterion(name="wrong statuses", passed=wrong == 0, measured=wrong, limit=0),
-        Criterion(name="trials not fully seen", passed=outcomes["unknown"] == 0, measured=outcomes["unknown"], limit=0),
-        Criterion(name="trials whose residue is bounded", passed=None, measured=outcomes["bounded"], limit=None),
+        Criterion(name="wrong statuses", passed=held["false-status"] == 0, measured=held["false-status"], limit=0),
+        Criterion(name="trials not fully seen", passed=held["unknown"] == 0, measured=held["unknown"], limit=0),
+        Criterion(name="trials whose residue is bounded", passed=None, measured=held["bounded"], limit=None),
         Criterion(name="95 % upper bound of the leak rate", passed=None, measured=round(bound, 6), limit=None),
     ]
     settled = sorted(trial.settled_ms for trial in trials if trial.settled_ms is not None)
-    phases = sorted({name for trial in trials for name in trial.phases_ms})
+    steps = sorted({name for trial in trials for name in trial.timing_ms})
     return Campaign(
         campaign="leaks",
         target=target.name,
@@ -243,7 +244,7 @@ def _judged(
         run_ms=round(run_ms, 3),
         rate=round(len(trials) / took, 2),
         bare_rate=round(bare_rate(run_ms, jobs), 2),
-        phases_ms={name: _median(t.phases_ms[name] for t in trials if name in t.phases_ms) for name in phases},
+        timing_ms={name: _median(t.timing_ms[name] for t in trials if name in t.timing_ms) for name in steps},
         settle_ms=spread(settled),
         interrupted=len(trials) < options.iterations and failure is None,
         error="" if failure is None else str(failure),
@@ -253,7 +254,7 @@ def _judged(
 def _verdict(outcomes: Counter[str], failure: TargetError | None, *, damaged: bool) -> Verdict:
     if damaged or outcomes["leaked"] or outcomes["silent"] or outcomes["wedged"]:
         return "leaked"
-    return "unknown" if outcomes["unknown"] or outcomes["wrong"] or failure else "clean"
+    return "unknown" if outcomes["unknown"] or outcomes["false-status"] or failure else "clean"
 
 
 def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) -> list[Finding]:
@@ -288,14 +289,14 @@ def _findings(target: Target, options: LeaksOptions, trials: Sequence[Trial]) ->
                 detail=first.detail,
             )
         )
-    return sorted(findings, key=lambda one: (not _damaging(one), _WORST.index(one.outcome), -one.trials))
+    return sorted(findings, key=lambda one: (not _damaging(one), -OUTCOMES.index(one.outcome), -one.trials))
 
 
 def _damaging(finding: Finding) -> bool:
     return any(left.class_ == "damaged" for left in finding.leaks)
 
 
-def _first_findings(target: Target, options: LeaksOptions, damaged: Sequence[Left]) -> list[Finding]:
+def _first_findings(target: Target, options: LeaksOptions, damaged: Sequence[Remnant]) -> list[Finding]:
     """Return the damage that is done before any trial: by the preparation of a box, or the first run in it."""
     if not damaged:
         return []
@@ -314,7 +315,7 @@ def _first_findings(target: Target, options: LeaksOptions, damaged: Sequence[Lef
     ]
 
 
-def _summed(lists: Sequence[Sequence[Left]]) -> list[Residue]:
+def _summed(lists: Sequence[Sequence[Remnant]]) -> list[Residue]:
     """Return what is in the lists, one a trial, summed by kind, class and stage; damage first."""
     groups: dict[tuple[str, str, str, str], list[tuple[int, str]]] = defaultdict(list)
     for number, left in enumerate(lists):

@@ -5,14 +5,20 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from leakcheck.campaigns.before import FIRST
 from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Residue
 from leakcheck.render import line
+from leakcheck.trials.preflight import FIRST
 
 __all__ = ["lines", "print_campaign"]
 
 _STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
-_OUTCOME_STYLE = {"clean": "green", "reclaimed": "cyan", "bounded": "cyan", "unknown": "yellow", "wrong": "yellow"}
+_OUTCOME_STYLE = {
+    "clean": "green",
+    "recovered": "cyan",
+    "bounded": "cyan",
+    "unknown": "yellow",
+    "false-status": "yellow",
+}
 _SHOWN = 12
 _LABELS = 3
 
@@ -65,8 +71,8 @@ def _times(campaign: Campaign) -> Iterator[Text]:
     settle = ", ".join(f"{name} {value:g}" for name, value in campaign.settle_ms.items())
     if settle:
         yield line(("  settle ms  ", "dim"), settle)
-    phases = ", ".join(f"{name} {value:.1f}" for name, value in campaign.phases_ms.items())
-    yield line(("  phases ms (median)  ", "dim"), phases)
+    timing = ", ".join(f"{name} {value:.1f}" for name, value in campaign.timing_ms.items())
+    yield line(("  timing ms (median)  ", "dim"), timing)
     for status, times in campaign.latency_ms.items():
         yield line(("  time ms    ", "dim"), f"{status}: {', '.join(f'{name} {ms:g}' for name, ms in times.items())}")
     for stall in campaign.stalls:
@@ -103,9 +109,9 @@ def _finding(finding: Finding) -> Iterator[Text]:
     what = ", ".join(f"{left.count} {left.kind} {_class(left)}" for left in finding.leaks) or "nothing left"
     style = _OUTCOME_STYLE.get(finding.outcome, "red")
     which = "" if finding.ending in ("stress", FIRST) else f"{finding.ending}, {finding.trials} trials: "
-    yield line("  ", (f"{finding.outcome:<9} ", style), f"{which}{what}")
-    # What went away again is told in short.
-    for left in finding.leaks if finding.outcome != "reclaimed" else ():
+    yield line("  ", (f"{finding.outcome:<12} ", style), f"{which}{what}")
+    # What went away again is reported in short.
+    for left in finding.leaks if finding.outcome != "recovered" else ():
         for label in left.labels[:_LABELS]:
             yield line(f"            {label}")
     if finding.detail:

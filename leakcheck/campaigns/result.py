@@ -1,22 +1,20 @@
 """What a campaign found, as typed data; its JSON is the contract ``leakcheck.campaign/1``."""
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Self
 
 import msgspec
 
+from leakcheck.errors import UsageError
+from leakcheck.renamed import notify_renamed, with_new_names
 from leakcheck.report import Verdict
+from leakcheck.trials.outcome import Outcome
 
-__all__ = ["LEAKS_OF", "SCHEMA", "Campaign", "Criterion", "Finding", "Outcome", "Record", "Residue"]
+__all__ = ["LEAKS_OF", "SCHEMA", "Campaign", "Criterion", "Finding", "Record", "Residue"]
 
 SCHEMA = "leakcheck.campaign/1"
+_OLD_OUTCOMES = {"reclaimed": "recovered", "wrong": "false-status"}
 LEAKS_OF = "leaks of kind "
 """Begins the names of the criteria of ``stress`` that there be none of a kind."""
-
-Outcome: TypeAlias = Literal["clean", "reclaimed", "bounded", "leaked", "silent", "wedged", "wrong", "unknown"]
-"""Of one trial: nothing left; all that was left its own clean-up or next run took away; what stays is never more than
-one run leaves; something stays; something stays behind a recovery that reported success; the run did not end, or the
-recovery or the next submission in that box failed; the target said another status than it must; not all could be
-looked at. Of one submission it is unknown too where it, or another one, left something."""
 
 
 class Residue(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,16 +36,20 @@ class Residue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Trials of one ending that left the same kinds of thing: how many, one of them, and how to see it again."""
+    """Trials of one ending that left the same kinds of thing: how many, one of them, and how to see it again.
+
+    `plan` is the fault plan; of ``stress``, which has none, `specs` are the submissions that it can be of, one a kind.
+    """
 
     id: str
     ending: str
-    plan: str
     outcome: Outcome
     leaks: list[Residue]
     trials: int
     replay: str
     detail: str = ""
+    plan: str = ""
+    specs: list[str] = []
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,7 +64,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: int
-    plan: str
+    spec: str
     expect: str
     status: str
     right: bool
@@ -94,7 +96,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     """The whole result.
 
     `first_run` is what the very first run left for good, `untied` what came up meanwhile on the machine and nothing
-    ties to a trial. `endings` gives outcome counts by ending (``stress``: by the status wanted), `phases_ms` the median
+    ties to a trial. `endings` gives outcome counts by ending (``stress``: by the status wanted), `timing_ms` the median
     time of a trial's phases, `settle_ms` the median, 95th percentile and maximum until residue was gone, of those
     trials in which it went. `error` is why no further trial could be made. `records` are the submissions of ``stress``,
     `latency_ms` the median, 95th percentile and maximum of their times by status, `stalls` the stacks of what did not
@@ -120,7 +122,7 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     run_ms: float = 0
     rate: float = 0
     bare_rate: float = 0
-    phases_ms: dict[str, float] = {}
+    timing_ms: dict[str, float] = {}
     settle_ms: dict[str, float] = {}
     records: list[Record] = []
     latency_ms: dict[str, dict[str, float]] = {}
@@ -134,6 +136,40 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
         """The names of the criteria that were not met."""
         return [criterion.name for criterion in self.criteria if criterion.passed is False]
 
+    @classmethod
+    def from_json(cls, text: str | bytes, where: str = "campaign") -> Self:
+        """Decode a result, also one of the old words, with a warning for each; `where` names it in messages.
+
+        Raises:
+            UsageError: it is no campaign's result, or of another schema version.
+        """
+        try:
+            found = msgspec.json.decode(text, type=dict[str, Any])
+            if (schema := found.get("schema")) != SCHEMA:
+                raise UsageError(f"{where}: of schema {schema!r}, not {SCHEMA}")
+            return msgspec.convert(_with_new_words(found, where), type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{where}: no campaign's result: {error}") from error
+
     def to_json(self) -> str:
         """Encode as one line of JSON."""
         return msgspec.json.encode(self).decode()
+
+
+def _with_new_words(found: dict[str, Any], where: str) -> dict[str, Any]:
+    found = with_new_names(found, {"phases_ms": "timing_ms"}, where)
+    found["outcomes"] = with_new_names(found["outcomes"], _OLD_OUTCOMES, f"{where}: outcomes")
+    found["endings"] = {
+        ending: with_new_names(counts, _OLD_OUTCOMES, f"{where}: endings")
+        for ending, counts in found["endings"].items()
+    }
+    for finding in found["findings"]:
+        if (new := _OLD_OUTCOMES.get(old := finding["outcome"])) is not None:
+            notify_renamed(f"{where}: findings", old, new)
+            finding["outcome"] = new
+    found["records"] = [
+        with_new_names(record, {"plan": "spec"}, f"{where}: records") for record in found.get("records", [])
+    ]
+    # The report is what `leakcheck reap` reads; it has words of its own.
+    found["report"] = msgspec.Raw(msgspec.json.encode(found.get("report")))
+    return found

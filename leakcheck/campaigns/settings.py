@@ -7,7 +7,7 @@ import msgspec
 
 from leakcheck import _native
 from leakcheck.campaigns.result import Campaign, Criterion, Residue
-from leakcheck.campaigns.summing import shape
+from leakcheck.campaigns.summary import shape
 from leakcheck.report import Report
 
 __all__ = ["Settings"]

@@ -5,29 +5,29 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
-from leakcheck.campaigns.stages import NEXT
 from leakcheck.errors import UsageError
 from leakcheck.submissions import DEFAULT_MIX, LANGUAGES, Mix, Spec, Submission, build, cache_directory
 from leakcheck.targets import Target
-from leakcheck.targets.dealing import deal_for, misfit
+from leakcheck.targets.compatibility import incompatibility, sample_for
+from leakcheck.trials.session import NEXT
 
 __all__ = ["StressOptions", "compiled", "submissions", "warm_up"]
 
 # Submissions drawn at a time, each time with a seed of its own.
-_DEALT = 10_000
+_SAMPLED = 10_000
 
 
 class StressOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What to run.
 
     Args:
-        submissions: how many; None is 1,000, or as many as `duration` allows, or the plan once.
+        submissions: how many; None is 1,000, or as many as `duration` allows, or each of `specs` once.
         duration: seconds after which no further one is begun.
         concurrency: how many at once, each in a box of its own.
         mix: share of each status; None is `DEFAULT_MIX` as far as the target can tell.
         languages: of the submissions; empty is C++, Java and Python, where found.
         hostile: whether the OK ones have those among them that try to leave something behind.
-        plan: these submissions, by turns, instead of a mix.
+        specs: these submissions, one after the other, instead of a mix.
         queue: how many may wait; 0 is twice the concurrency.
         seed: of the draw.
         settle: seconds that asynchronous teardown may take.
@@ -40,7 +40,7 @@ class StressOptions(msgspec.Struct, frozen=True, kw_only=True):
     mix: Mix | None = None
     languages: Sequence[str] = ()
     hostile: bool = False
-    plan: Sequence[Spec] = ()
+    specs: Sequence[Spec] = ()
     queue: int = 0
     seed: int = 0
     settle: float = 0.25
@@ -58,8 +58,8 @@ class StressOptions(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"--queue {self.queue}: give 1 to 1000000, or 0 for twice the concurrency")
         if not 0 <= self.settle <= 60:
             raise UsageError(f"--settle {self.settle}: give seconds from 0 to 60")
-        if self.plan and (self.languages or self.hostile or self.mix is not None):
-            raise UsageError("--plan: names the submissions itself; leave out --mix, --languages and --hostile")
+        if self.specs and (self.languages or self.hostile or self.mix is not None):
+            raise UsageError("--submission: names the submissions itself; leave out --mix, --languages and --hostile")
         if unknown := [name for name in self.languages if name not in LANGUAGES]:
             raise UsageError(f"--languages {unknown[0]!r}: one of {', '.join(LANGUAGES)}")
 
@@ -68,7 +68,7 @@ class StressOptions(msgspec.Struct, frozen=True, kw_only=True):
         """How many submissions there are to be; None where only the duration says."""
         if self.submissions is not None or self.duration is not None:
             return self.submissions
-        return len(self.plan) or 1000
+        return len(self.specs) or 1000
 
 
 def submissions(target: Target, options: StressOptions) -> Iterator[Submission]:
@@ -78,14 +78,14 @@ def submissions(target: Target, options: StressOptions) -> Iterator[Submission]:
         UsageError: the target cannot tell a status or run a language that is asked for, or a toolchain is missing.
         CompileError: a suite does not compile.
     """
-    if options.plan:
-        if why := next(filter(None, (misfit(target, spec) for spec in options.plan)), ""):
-            raise UsageError(f"--plan: {why}")
-        _compile_all(options.plan)
-        return map(compiled, itertools.cycle(options.plan))
+    if options.specs:
+        if why := next(filter(None, (incompatibility(target, spec) for spec in options.specs)), ""):
+            raise UsageError(f"--submission: {why}")
+        _compile_all(options.specs)
+        return map(compiled, itertools.cycle(options.specs))
     _check(target, options)
     # The first ones now: what cannot be drawn is said before anything is run.
-    first = _dealt(target, options, 0)
+    first = _sampled(target, options, 0)
     _compile_all(first)
     return map(compiled, itertools.chain(first, _endless(target, options)))
 
@@ -117,15 +117,15 @@ def _check(target: Target, options: StressOptions) -> None:
 
 def _endless(target: Target, options: StressOptions) -> Iterator[Spec]:
     for number in itertools.count(1):
-        yield from _dealt(target, options, number)
+        yield from _sampled(target, options, number)
 
 
-def _dealt(target: Target, options: StressOptions, number: int) -> list[Spec]:
-    return deal_for(
+def _sampled(target: Target, options: StressOptions, number: int) -> list[Spec]:
+    return sample_for(
         target,
         options.mix or DEFAULT_MIX.only(target.adapter.reports),
         list(options.languages) or None,
-        min(options.wanted or _DEALT, _DEALT),
+        min(options.wanted or _SAMPLED, _SAMPLED),
         options.seed + number,
         hostile=options.hostile,
     )

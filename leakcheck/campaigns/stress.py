@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from leakcheck.campaigns.before import probe
-from leakcheck.campaigns.ground import MARK, Ground, Run, Turns
-from leakcheck.campaigns.neighbours import Neighbours
-from leakcheck.campaigns.place import Running
 from leakcheck.campaigns.result import Campaign, Record
 from leakcheck.campaigns.settings import Settings
 from leakcheck.campaigns.source import StressOptions, submissions, warm_up
-from leakcheck.campaigns.stages import GRACE, NEXT, Stages, Stop, never
 from leakcheck.campaigns.stress_result import Totals, judged
-from leakcheck.campaigns.suspects import narrow
-from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
 from leakcheck.errors import CompileError, LateError, StoppedError, TargetError, UsageError
+from leakcheck.stats.host_load import HostLoad
 from leakcheck.submissions import Submission, cache_directory
 from leakcheck.targets import Target
+from leakcheck.trials.culprits import isolate
+from leakcheck.trials.host import Running
+from leakcheck.trials.preflight import probe
+from leakcheck.trials.session import GRACE, NEXT, Session, Stop, never
+from leakcheck.trials.shared import MARK, Rotation, Run, SharedArena
+from leakcheck.trials.watchdog import Watchdog, driver_stacks, process_stacks
 
 if TYPE_CHECKING:
     from leakcheck.report import Leak
@@ -59,7 +59,7 @@ def stress(
     target.check_ready()
     say = tell or (lambda _: None)
     source = submissions(target, options)
-    if gaps := probe(target, host=False, stop=stop):
+    if gaps := probe(target, live=False, stop=stop):
         raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
     settings = Settings()
     return settings.judge(_Driver(target, options, source, progress, finishing, say, stop).run())
@@ -89,7 +89,7 @@ class _Driver:
         self._failure: BaseException | None = None
         self._until = float("inf")
         self._deepest = 0
-        self._neighbours = Neighbours()
+        self._host_load = HostLoad()
         self.records: list[Record] = []
         self.first_run: list[Leak] = []
         self.stalls: list[str] = []
@@ -99,9 +99,9 @@ class _Driver:
     def run(self) -> Campaign:
         """Run all, and return the result."""
         with contextlib.ExitStack() as stack:
-            grounds = [
+            arenas = [
                 stack.enter_context(
-                    Ground(
+                    SharedArena(
                         self._target,
                         self._options.concurrency,
                         settle=self._options.settle,
@@ -111,63 +111,63 @@ class _Driver:
                 )
                 for _ in range(2 if self._options.looks else 1)
             ]
-            self._warm_up(grounds)
-            turns = Turns(grounds, max(_ROUND, 2 * self._options.concurrency), looks=self._options.looks)
+            self._warm_up(arenas)
+            rotation = Rotation(arenas, max(_ROUND, 2 * self._options.concurrency), looks=self._options.looks)
             began = time.monotonic()
             with Watchdog(self._idle, self._patience, self._on_stall):
-                self._drive(turns)
+                self._drive(rotation)
                 took = time.monotonic() - began
                 if not self._stalled.is_set():
-                    turns.end(self._stalled.is_set)
+                    rotation.end(self._stalled.is_set)
                 if not self._stalled.is_set():
-                    self._finish(grounds, turns)
+                    self._finish(arenas, rotation)
             if self._failure is not None and not self.records:
                 raise self._failure
             if not self.records:
                 raise StoppedError(f"{self._target.name}: interrupted before the first submission")
             totals = Totals(
                 took=took,
-                rounds=turns.rounds,
+                rounds=rotation.rounds,
                 deepest=self._deepest,
                 queue=self._queue.maxsize,
-                neighbours=self._neighbours,
+                host_load=self._host_load,
                 first_run=self.first_run,
                 stalls=self.stalls,
                 cleanup_failures=self.cleanup_failures,
                 sick=self.sick,
                 interrupted=self._stop(),
-                error=turns.error or ("" if self._failure is None else str(self._failure)),
+                error=rotation.error or ("" if self._failure is None else str(self._failure)),
             )
-            left = [one for ground in grounds for one in ground.left.values()]
-            plans = {record.id: record.plan for record in self.records}
+            left = [one for arena in arenas for one in arena.left.values()]
+            specs = {record.id: record.spec for record in self.records}
             for one in left:
                 # A run that failed has no record.
-                one.runs = [run for run in one.runs if run in plans]
-            narrow(
+                one.runs = [run for run in one.runs if run in specs]
+            isolate(
                 self._target,
                 left,
-                plans,
+                specs,
                 frozenset(record.id for record in self.records if record.late),
                 settle=self._options.settle,
                 needed=[cache_directory()],
                 say=self._say,
                 stop=lambda: self._stop() or self._stalled.is_set(),
             )
-            return judged(self._target, self._options, self.records, grounds, totals)
+            return judged(self._target, self._options, self.records, arenas, totals)
 
-    def _warm_up(self, grounds: Sequence[Ground]) -> None:
+    def _warm_up(self, arenas: Sequence[SharedArena]) -> None:
         """Run once in each box, as many at a time as later on, note what that leaves, and take the baselines."""
-        for number, ground in enumerate(grounds):
+        for number, arena in enumerate(arenas):
             if self._options.looks:
-                ground.place.begin()
-            self._say(f"warming up {len(ground.stages)} boxes, arena {number + 1} of {len(grounds)}")
+                arena.host.begin()
+            self._say(f"warming up {len(arena.sessions)} boxes, arena {number + 1} of {len(arenas)}")
             failed: list[str] = []
 
-            def warm(stages: Stages, failed: list[str] = failed) -> None:
-                if not self._stop() and (wrong := stages.again(warm_up())):
+            def warm(session: Session, failed: list[str] = failed) -> None:
+                if not self._stop() and (wrong := session.again(warm_up())):
                     failed.append(wrong)
 
-            threads = [threading.Thread(target=warm, args=(stages,), daemon=True) for stages in ground.stages]
+            threads = [threading.Thread(target=warm, args=(session,), daemon=True) for session in arena.sessions]
             for thread in threads:
                 thread.start()
             for thread in threads:
@@ -177,13 +177,13 @@ class _Driver:
             if failed:
                 raise TargetError(f"{self._target.name}: warm-up run: {failed[0]}")
             if self._options.looks:
-                self.first_run = ground.place.look().leaks
-                ground.place.begin()
+                self.first_run = arena.host.look().leaks
+                arena.host.begin()
 
-    def _drive(self, turns: Turns) -> None:
+    def _drive(self, rotation: Rotation) -> None:
         """Run submissions until there are no more, the time is over, or somebody wants to end."""
         workers = [
-            threading.Thread(target=self._work, args=(turns, box), name=f"leakcheck-box-{box}", daemon=True)
+            threading.Thread(target=self._work, args=(rotation, box), name=f"leakcheck-box-{box}", daemon=True)
             for box in range(self._options.concurrency)
         ]
         self._last = time.monotonic()
@@ -242,7 +242,7 @@ class _Driver:
             self._deepest = max(self._deepest, self._queue.qsize())
             return True
 
-    def _work(self, turns: Turns, box: int) -> None:
+    def _work(self, rotation: Rotation, box: int) -> None:
         while (work := self._queue.get()) is not None:
             number, submission, queued = work
             if self._ending():
@@ -252,8 +252,8 @@ class _Driver:
             waited = time.monotonic() - queued
             # One thread's failure ends the campaign, which then says why; the queue is emptied all the same.
             try:
-                with turns.turn(number, box) as (ground, run):
-                    record = self._one(ground, submission, run, waited)
+                with rotation.turn(number, box) as (arena, run):
+                    record = self._one(arena, submission, run, waited)
                 with self._lock:
                     self.records.append(record)
                     if self._progress is not None:
@@ -265,30 +265,30 @@ class _Driver:
                     del self._running[box]
                     self._last = time.monotonic()
 
-    def _one(self, ground: Ground, submission: Submission, run: Run, waited: float) -> Record:
-        stages = ground.stages[run.box]
-        stages.env = {MARK: str(run.number)}
-        stages.started = lambda process: ground.started(process, run)
-        stages.renew()
-        run.name = stages.box.name
+    def _one(self, arena: SharedArena, submission: Submission, run: Run, waited: float) -> Record:
+        session = arena.sessions[run.box]
+        session.env = {MARK: str(run.number)}
+        session.started = lambda process: arena.started(process, run)
+        session.renew()
+        run.name = session.box.name
         began = time.monotonic()
         got, exit_code, signal, detail, cpu = "none", None, None, "", None
         try:
-            done = stages.outcome(stages.prepare(submission), submission)
+            done = session.submit(session.prepare(submission), submission)
         except TargetError as error:
             detail = str(error)
             run.late = isinstance(error, LateError)
             if not isinstance(error, StoppedError):
                 self.cleanup_failures.append(f"submission {run.number}: {detail}")
         else:
-            got, exit_code, signal = done.outcome.verdict, done.outcome.exit_code, done.outcome.signal
+            got, exit_code, signal = done.reply.status, done.reply.exit_code, done.reply.signal
             cpu = done.cpu
             wrong = _wrong(submission, got, exit_code, signal)
             detail = f"{wrong}: {done.words}" if wrong else ""
         ended = time.monotonic()
         return Record(
             id=run.number,
-            plan=submission.plan,
+            spec=submission.name,
             expect=submission.expect,
             status=got,
             right=not detail,
@@ -304,27 +304,27 @@ class _Driver:
             late=run.late,
         )
 
-    def _finish(self, grounds: Sequence[Ground], turns: Turns) -> None:
+    def _finish(self, arenas: Sequence[SharedArena], rotation: Rotation) -> None:
         """Recover every box, ask for the target's health, look a last time, and see whether it still works."""
-        for ground in grounds:
-            for stages in ground.stages:
-                stages.started = None
-                if wrong := stages.recover():
-                    self.cleanup_failures.append(f"box {stages.box.number}: {wrong}")
+        for arena in arenas:
+            for session in arena.sessions:
+                session.started = None
+                if wrong := session.recover():
+                    self.cleanup_failures.append(f"box {session.box.number}: {wrong}")
                 self._last = time.monotonic()
-            for wrong in ground.recover_rest():
+            for wrong in arena.recover_rest():
                 self.cleanup_failures.append(wrong)
                 self._last = time.monotonic()
-            if wrong := ground.stages[0].health():
+            if wrong := arena.sessions[0].health():
                 self.sick.append(wrong)
             if self._options.looks:
-                ground.look(turns.rounds + 1, [])
-                ground.mark_bounded()
-            if wrong := ground.stages[0].again():
+                arena.look(rotation.rounds + 1, [])
+                arena.mark_bounded()
+            if wrong := arena.sessions[0].again():
                 self.cleanup_failures.append(f"next submission in box 0: {wrong}")
 
     def _idle(self) -> float:
-        self._neighbours.sample()
+        self._host_load.sample()
         return time.monotonic() - self._last
 
     def _patience(self) -> float:
@@ -337,8 +337,8 @@ class _Driver:
         self._stall(f"nothing has ended for {idle:.0f} s\n{driver_stacks()}")
         self._stalled.set()
 
-    def _late(self, ground: Ground, process: Running) -> None:
-        pids = {one.pid for one in ground.place.tree(process)}
+    def _late(self, arena: SharedArena, process: Running) -> None:
+        pids = {one.pid for one in arena.host.tree(process)}
         self._stall(f"a run outlived its limit by {GRACE:.0f} s\n{process_stacks(pids)}")
 
     def _stall(self, text: str) -> None:

@@ -5,21 +5,22 @@ import os
 import shlex
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from leakcheck.campaigns.degradation import LIMIT, Sample, changes
-from leakcheck.campaigns.ground import Ground, Left
-from leakcheck.campaigns.likeness import grouped, place_of, same
-from leakcheck.campaigns.neighbours import Neighbours
-from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Outcome, Record, Residue
+from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Record, Residue
 from leakcheck.campaigns.source import StressOptions
-from leakcheck.campaigns.statistics import upper_bound
-from leakcheck.campaigns.summing import named, shape, spread
+from leakcheck.campaigns.summary import named, shape, spread
 from leakcheck.report import Leak, Verdict
-from leakcheck.submissions import parse_plan
+from leakcheck.stats.bounds import upper_bound
+from leakcheck.stats.degradation import LIMIT, Sample, changes
+from leakcheck.stats.host_load import HostLoad
+from leakcheck.submissions import parse_spec
 from leakcheck.targets import Target
+from leakcheck.trials.outcome import Outcome, worst
+from leakcheck.trials.shared import SharedArena, SharedRemnant
+from leakcheck.trials.similarity import grouped, place_of, same
 
 __all__ = ["Totals", "judged"]
 
@@ -46,7 +47,7 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int
     deepest: int
     queue: int
-    neighbours: Neighbours
+    host_load: HostLoad
     first_run: list[Leak]
     stalls: list[str]
     cleanup_failures: list[str]
@@ -56,20 +57,19 @@ class Totals(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judged(
-    target: Target, options: StressOptions, records: Sequence[Record], grounds: Sequence[Ground], totals: Totals
+    target: Target, options: StressOptions, records: Sequence[Record], arenas: Sequence[SharedArena], totals: Totals
 ) -> Campaign:
     """Return the campaign's result."""
-    left = [one for ground in grounds for one in ground.left.values()]
-    slowdowns = _slowdowns(options, records, totals.neighbours)
-    settled = {number: ms for ground in grounds for number, ms in ground.settled_ms.items()}
+    left = [one for arena in arenas for one in arena.left.values()]
+    slowdowns = _slowdowns(options, records, totals.host_load)
+    settled = {number: ms for arena in arenas for number, ms in arena.settled_ms.items()}
     records = _with_left(records, left, settled)
-    gaps = {kind: reason for ground in grounds for kind, reason in ground.gaps.items()}
+    gaps = {kind: reason for arena in arenas for kind, reason in arena.gaps.items()}
     criteria = _criteria(options, records, left, gaps, totals, slowdowns)
     outcomes: Counter[str] = Counter()
     statuses: dict[str, Counter[str]] = defaultdict(Counter)
     for record in records:
-        may = "unknown" if record.may_have_left else "clean"
-        outcome = "leaked" if record.left else may if record.right else "wrong"
+        outcome = worst(_outcomes(record))
         outcomes[outcome] += 1
         statuses[record.expect][outcome] += 1
     return Campaign(
@@ -85,11 +85,11 @@ def judged(
         criteria=criteria,
         findings=[*_left_findings(target, options, records, left), *_wrong_findings(target, options, records)],
         first_run=_summed(totals.first_run),
-        untied=_residue("unattributed", [leak.kind for ground in grounds for leak in ground.untied.values()]),
+        untied=_residue("unattributed", [leak.kind for arena in arenas for leak in arena.untied.values()]),
         coverage=gaps,
         run_ms=round(statistics.median(record.wall_ms for record in records), 3),
         rate=round(len(records) / totals.took, 2),
-        phases_ms={"look": _median([ms for ground in grounds for ms in ground.looks_ms])},
+        timing_ms={"look": _median([ms for arena in arenas for ms in arena.looks_ms])},
         settle_ms=spread(sorted(settled.values())),
         latency_ms=_latencies(records),
         records=list(records),
@@ -99,7 +99,16 @@ def judged(
     )
 
 
-def _with_left(records: Sequence[Record], left: Sequence[Left], settled: Mapping[int, float]) -> list[Record]:
+def _outcomes(record: Record) -> Iterator[Outcome]:
+    if record.left:
+        yield "leaked"
+    if record.may_have_left:
+        yield "unknown"
+    if not record.right:
+        yield "false-status"
+
+
+def _with_left(records: Sequence[Record], left: Sequence[SharedRemnant], settled: Mapping[int, float]) -> list[Record]:
     """Return the records in the order of their submissions, each with what it left for sure and how long it settled."""
     of: dict[int, list[str]] = defaultdict(list)
     may: dict[int, list[str]] = defaultdict(list)
@@ -136,7 +145,7 @@ def _with_left(records: Sequence[Record], left: Sequence[Left], settled: Mapping
 def _criteria(
     options: StressOptions,
     records: Sequence[Record],
-    left: Sequence[Left],
+    left: Sequence[SharedRemnant],
     gaps: dict[str, str],
     totals: Totals,
     slowdowns: Sequence[Criterion],
@@ -178,14 +187,14 @@ def _criteria(
         criteria.append(
             Criterion(name="95 % upper bound of the leak rate", passed=None, measured=round(bound, 6), limit=None)
         )
-        reclaimed = sum(one.gone is not None for one in left)
-        criteria.append(Criterion(name="left, and gone again later", passed=None, measured=reclaimed, limit=None))
+        recovered = sum(one.gone is not None for one in left)
+        criteria.append(Criterion(name="recovered residue", passed=None, measured=recovered, limit=None))
         bounded = sum(one.bounded for one in left)
-        criteria.append(Criterion(name="left, and never more of it", passed=None, measured=bounded, limit=None))
+        criteria.append(Criterion(name="bounded residue", passed=None, measured=bounded, limit=None))
     return criteria
 
 
-def _slowdowns(options: StressOptions, records: Sequence[Record], neighbours: Neighbours) -> list[Criterion]:
+def _slowdowns(options: StressOptions, records: Sequence[Record], host_load: HostLoad) -> list[Criterion]:
     """Return the criteria of the pace; `ended_s` of the records is still by the monotonic clock."""
     records = sorted(records, key=lambda record: record.ended_s)
     samples = [
@@ -199,7 +208,7 @@ def _slowdowns(options: StressOptions, records: Sequence[Record], neighbours: Ne
     ]
     found = []
     for name, seen in changes(samples, options.seed).items():
-        change = neighbours.excuse(seen, records)
+        change = host_load.discount(seen, records)
         measured = {"late/early": change.ratio, "from": change.low, "to": change.high}
         numbers = {key: value for key, value in measured.items() if value is not None}
         found.append(
@@ -213,7 +222,7 @@ def _slowdowns(options: StressOptions, records: Sequence[Record], neighbours: Ne
     return found
 
 
-def _leaking(records: Sequence[Record], left: Sequence[Left]) -> tuple[int, int]:
+def _leaking(records: Sequence[Record], left: Sequence[SharedRemnant]) -> tuple[int, int]:
     """Return how many submissions left something for sure, and how many others may have, at most."""
     sure = {record.id for record in records if record.left}
     may = {record.id for record in records if record.may_have_left} - sure
@@ -236,16 +245,16 @@ def _zero(name: str, measured: int) -> Criterion:
 
 def _group(record: Record) -> str:
     """Return what submissions of like length have in common: language and behaviour, and a time limit's length."""
-    word, _, limits = record.plan.partition("@")
+    word, _, limits = record.spec.partition("@")
     return f"{word}@{limits}" if record.expect == "TLE" else word
 
 
 def _rate(options: StressOptions, records: Sequence[Record], took: float) -> Criterion:
     """Submissions a minute; a limit only where there are enough and the mix could be run that fast on this machine."""
     rate = 60 * len(records) / took
-    languages = {record.plan.partition("/")[0] for record in records}
+    languages = {record.spec.partition("/")[0] for record in records}
     native = languages <= _NATIVE
-    waiting = sum(parse_plan(record.plan).limits.wall for record in records if record.expect == "TLE")
+    waiting = sum(parse_spec(record.spec).limits.wall for record in records if record.expect == "TLE")
     processor = sum(record.cpu_ms or 0 for record in records) / 1000
     least = max(waiting / options.concurrency, processor / (os.cpu_count() or 1))
     enough = len(records) >= _PACED
@@ -262,10 +271,10 @@ def _verdict(criteria: Sequence[Criterion], gaps: dict[str, str], totals: Totals
 
 
 def _left_findings(
-    target: Target, options: StressOptions, records: Sequence[Record], left: Sequence[Left]
+    target: Target, options: StressOptions, records: Sequence[Record], left: Sequence[SharedRemnant]
 ) -> list[Finding]:
     """Put together what is of the same and has the same fate; each with the submissions that it can be of."""
-    plans = {record.id: record.plan for record in records}
+    specs = {record.id: record.spec for record in records}
     findings = []
     for alike in grouped(
         [one for one in left if not one.late],
@@ -274,23 +283,23 @@ def _left_findings(
         kind, fate = alike[0].leak.kind, _fate(alike[0])
         # The one of which there is the least doubt.
         surest = min(
-            alike, key=lambda one: (len({_word(plans[run]) for run in one.runs}) or len(records), len(one.runs))
+            alike, key=lambda one: (len({_word(specs[run]) for run in one.runs}) or len(records), len(one.runs))
         )
-        words = {_word(plans[run]): plans[run] for run in reversed(surest.runs)}
+        words = {_word(specs[run]): specs[run] for run in reversed(surest.runs)}
         suspects = [*words.values()]
-        class_ = {"leaked": surest.leak.class_, "bounded": "bounded", "reclaimed": "reclaimable"}[fate]
+        class_ = {"leaked": surest.leak.class_, "bounded": "bounded", "recovered": "reclaimable"}[fate]
         detail = f"of {_count(len(suspects))}, by {surest.tied}{_which(surest)}" if suspects else "of the last look"
         findings.append(
             Finding(
                 id=_id(target, kind, fate, *sorted(words)),
                 ending="stress",
-                plan=" ".join(suspects[:_REPLAYED]),
+                specs=suspects[:_REPLAYED],
                 outcome=fate,
                 leaks=[
                     Residue(
                         kind=kind,
                         class_=class_,
-                        by="next run" if fate == "reclaimed" else "",
+                        by="next run" if fate == "recovered" else "",
                         labels=[one.leak.label for one in alike][:_LABELS],
                         count=len(alike),
                         trials=len({tuple(one.runs) for one in alike}),
@@ -304,20 +313,20 @@ def _left_findings(
     return sorted(findings, key=lambda one: (one.leaks[0].class_ != "damaged", one.outcome != "leaked", -one.trials))
 
 
-def _word(plan: str) -> str:
+def _word(spec: str) -> str:
     """Return language and behaviour."""
-    return plan.partition("@")[0]
+    return spec.partition("@")[0]
 
 
-def _fate(one: Left) -> Outcome:
-    return "leaked" if one.stays else "reclaimed" if one.gone is not None else "bounded"
+def _fate(one: SharedRemnant) -> Outcome:
+    return "leaked" if one.stays else "recovered" if one.gone is not None else "bounded"
 
 
 def _count(suspects: int) -> str:
     return "one submission's kind" if suspects == 1 else f"one of {suspects} kinds of submission"
 
 
-def _which(one: Left) -> str:
+def _which(one: SharedRemnant) -> str:
     """Return which submissions it can be of."""
     runs = sorted(one.runs)
     shown = ", ".join(map(str, runs[:_SUSPECTS])) + (", …" if len(runs) > _SUSPECTS else "")
@@ -332,35 +341,35 @@ def _wrong_findings(target: Target, options: StressOptions, records: Sequence[Re
     groups: dict[tuple[str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         if not record.right:
-            groups[record.expect, _word(record.plan), shape(record.detail)].append(record)
-    made = Counter(_word(record.plan) for record in records)
-    wrong = Counter(_word(record.plan) for record in records if not record.right)
+            groups[record.expect, _word(record.spec), shape(record.detail)].append(record)
+    made = Counter(_word(record.spec) for record in records)
+    wrong = Counter(_word(record.spec) for record in records if not record.right)
     findings = []
     for what, alike in sorted(groups.items(), key=lambda item: -len(item[1])):
-        outcome: Outcome = "wrong"
-        word = _word(alike[0].plan)
+        outcome: Outcome = "false-status"
+        word = _word(alike[0].spec)
         findings.append(
             Finding(
                 id=_id(target, *what),
                 ending=alike[0].expect,
-                plan=alike[0].plan,
+                specs=[alike[0].spec],
                 outcome=outcome,
                 leaks=[],
                 trials=len(alike),
-                replay=_replay(target, options, [alike[0].plan], made[word] if made[word] > wrong[word] else 0),
+                replay=_replay(target, options, [alike[0].spec], made[word] if made[word] > wrong[word] else 0),
                 detail=alike[0].detail,
             )
         )
     return findings
 
 
-def _replay(target: Target, options: StressOptions, plans: Sequence[str], repeated: int = 0) -> str:
+def _replay(target: Target, options: StressOptions, specs: Sequence[str], repeated: int = 0) -> str:
     """Return the command that shows it again; with `repeated` it takes about so many, and the load, to do so."""
     words = ["leakcheck", "stress", "--target", named(target)]
-    if 0 < len(plans) <= _REPLAYED:
-        words += ["--plan", " ".join(plans)]
+    if 0 < len(specs) <= _REPLAYED:
+        words += ["--submission", " ".join(specs)]
         words += ["--submissions", str(repeated)] if repeated else []
-        at_once = options.concurrency if repeated or len(plans) > 1 else 1
+        at_once = options.concurrency if repeated or len(specs) > 1 else 1
         return shlex.join([*words, "--concurrency", str(at_once)])
     # The whole campaign: the suspects are too many for a line.
     words += [] if options.wanted is None else ["--submissions", str(options.wanted)]
@@ -369,8 +378,8 @@ def _replay(target: Target, options: StressOptions, plans: Sequence[str], repeat
     words += [] if options.mix is None else ["--mix", str(options.mix)]
     if options.languages:
         words += ["--languages", ",".join(options.languages)]
-    if options.plan:
-        words += ["--plan", " ".join(spec.plan for spec in options.plan)]
+    if options.specs:
+        words += ["--submission", " ".join(spec.word for spec in options.specs)]
     words += ["--hostile"] * options.hostile + ["--concurrency", str(options.concurrency)]
     return shlex.join(words)
 

@@ -12,15 +12,15 @@ from rich.console import Console
 from leakcheck.campaigns.leaks import LeaksOptions, leaks
 from leakcheck.campaigns.render import print_campaign
 from leakcheck.campaigns.result import Campaign, Record
-from leakcheck.campaigns.stages import Stop
 from leakcheck.campaigns.stress import StressOptions, stress
-from leakcheck.campaigns.trial import Trial
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
 from leakcheck.deliver import deliver, output_to, say
 from leakcheck.errors import StoppedError
 from leakcheck.render import printable
 from leakcheck.subprocesses import Interrupts, in_background
 from leakcheck.targets import Target
+from leakcheck.trials.session import Stop
+from leakcheck.trials.trial import Trial
 from leakcheck.warden import shutdown
 
 __all__ = ["run_leaks", "run_stress"]
@@ -63,7 +63,7 @@ def _of_trial(progress: "_Progress") -> Callable[[Trial, int], None]:
 
 
 def _of_record(progress: "_Progress") -> Callable[[Record, int], None]:
-    return lambda record, made: progress.tell(record.status if record.right else "wrong", made)
+    return lambda record, made: progress.tell(record.status if record.right else "false-status", made)
 
 
 def _run(run: Callable[[Stop], Campaign], progress: "_Progress", output: Path | None, *, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""What the programs of the suites do, with the verdict that each gets by construction.
+"""What the programs of the suites do, with the status that each gets by construction.
 
 A suite (`sources/`) is one program for each language, which shows the behaviour that its first argument names. Each one
 ends by itself, whatever limit does not work: within ten minutes, and before it holds more than 1 GiB. What outlives its
@@ -9,12 +9,12 @@ from typing import Literal
 
 import msgspec
 
-from leakcheck.submissions.limits import DEFAULT_LIMITS, Limits, Verdict
+from leakcheck.submissions.limits import DEFAULT_LIMITS, Limits, Status
 
 __all__ = ["BEHAVIOURS", "LONGEST", "Behaviour"]
 
 LONGEST = 600
-"""After how many seconds what would go on for ever ends with exit code 0, a wrong verdict."""
+"""After how many seconds what would go on for ever ends with exit code 0, a wrong status."""
 
 _MIB = 1 << 20
 _MOST_MEMORY = 1024 * _MIB
@@ -31,13 +31,13 @@ class Behaviour(msgspec.Struct, frozen=True):
     """One thing that programs do.
 
     Args:
-        name: what plans call it, and the suite's first argument.
-        expect: the verdict.
+        name: what specs call it, and the suite's first argument.
+        expect: the status.
         summary: what it does, for the reference.
         languages: in which it is there.
         argument: what the suite's second argument is: a number, or four times a limit (`memory`, `output`,
             `file_size`, each up to a bound), or the number of processes (twice `processes`).
-        limits: what it runs under where a plan says nothing else.
+        limits: what it runs under where a spec says nothing else.
         ends_by: for TLE, which time limits can end it.
         hostile: whether it tries to leave something behind.
         expect_exit: the exit code, where it is the same in each language.
@@ -45,7 +45,7 @@ class Behaviour(msgspec.Struct, frozen=True):
     """
 
     name: str
-    expect: Verdict
+    expect: Status
     summary: str
     languages: tuple[str, ...]
     argument: int | Literal["memory", "output", "file_size", "processes"] = 0
@@ -70,7 +70,7 @@ class Behaviour(msgspec.Struct, frozen=True):
                 return number
 
     def impossible(self, limits: Limits) -> str:
-        """Return why `limits` cannot give it its verdict, empty if they can."""
+        """Return why `limits` cannot give it its status, empty if they can."""
         if self.ends_by and min(getattr(limits, name) for name in self.ends_by) > LONGEST / 2:
             names = " or ".join(self.ends_by)
             return f"give a limit of {names} of {LONGEST // 2} s at most, as it ends by itself after {LONGEST} s"

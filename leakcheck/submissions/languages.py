@@ -33,7 +33,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
     """One language.
 
     Args:
-        name: what plans call it.
+        name: what specs call it.
         source: its suite, in `sources`.
         tools: the programs that compile it.
         runtime: the program that runs it, which sandboxes see only below /usr; empty if it runs by itself.

@@ -7,9 +7,9 @@ import msgspec
 
 from leakcheck.errors import UsageError
 
-__all__ = ["DEFAULT_LIMITS", "Limits", "Verdict"]
+__all__ = ["DEFAULT_LIMITS", "Limits", "Status"]
 
-Verdict: TypeAlias = Literal["OK", "TLE", "MLE", "RE", "OLE", "IE"]
+Status: TypeAlias = Literal["OK", "TLE", "MLE", "RE", "OLE", "IE"]
 """What a target says of a submission; IE, internal error, is the target's own failure."""
 
 _MIB = 1 << 20

@@ -1,4 +1,4 @@
-"""Mixes: how many submissions of each verdict, and which ones."""
+"""Mixes: how many submissions of each status, and which ones."""
 
 import math
 import random
@@ -10,68 +10,68 @@ import msgspec
 from leakcheck.errors import UsageError
 from leakcheck.submissions.behaviours import BEHAVIOURS, Behaviour
 from leakcheck.submissions.languages import LANGUAGES, Language, found_languages
-from leakcheck.submissions.limits import Verdict
-from leakcheck.submissions.plan import Spec, spec
+from leakcheck.submissions.limits import Status
+from leakcheck.submissions.specs import Spec, spec
 
-__all__ = ["DEFAULT_LANGUAGES", "DEFAULT_MIX", "Mix", "deal"]
+__all__ = ["DEFAULT_LANGUAGES", "DEFAULT_MIX", "Mix", "sample"]
 
 _MIB = 1 << 20
-_DEALT: tuple[Verdict, ...] = tuple(one for one in get_args(Verdict) if one != "IE")
+_SAMPLED: tuple[Status, ...] = tuple(one for one in get_args(Status) if one != "IE")
 DEFAULT_LANGUAGES = ("cpp", "java", "python")
-"""What is dealt where nothing is said, as far as it is here."""
+"""What is sampled where nothing is said, as far as it is here."""
 
 
 class Mix(msgspec.Struct, frozen=True):
-    """What share of the submissions each verdict has. The numbers are weights; percent if they add up to 100.
+    """What share of the submissions each status has. The numbers are weights; percent if they add up to 100.
 
     Raises:
         UsageError: one is unknown, negative or no number, or all are zero.
     """
 
-    shares: dict[Verdict, float]
+    shares: dict[Status, float]
 
     def __post_init__(self) -> None:
-        for verdict, share in self.shares.items():
-            if verdict not in _DEALT:
-                raise UsageError(f"mix: unknown verdict {verdict!r}: one of {', '.join(_DEALT)}")
+        for status, share in self.shares.items():
+            if status not in _SAMPLED:
+                raise UsageError(f"mix: unknown status {status!r}: one of {', '.join(_SAMPLED)}")
             if not math.isfinite(share) or not 0 <= share <= 1e6:
-                raise UsageError(f"mix: {verdict}={share}: give a number from 0 to 1000000")
+                raise UsageError(f"mix: {status}={share}: give a number from 0 to 1000000")
         if not sum(self.shares.values()) > 0:
             raise UsageError("mix: nothing has a share above 0; give, for example, OK=70,TLE=20,RE=10")
 
     @classmethod
     def parse(cls, text: str) -> "Mix":
         """Return the mix that `text`, such as ``OK=70,TLE=20,MLE=5,RE=5``, describes; raise `UsageError`."""
-        shares: dict[Verdict, float] = {}
+        shares: dict[Status, float] = {}
         for part in text.split(","):
             name, equals, number = part.strip().partition("=")
-            verdict = next((known for known in _DEALT if known == name), None)
-            if verdict is None or not equals:
-                raise UsageError(f"mix {text!r}: {part!r}: give VERDICT=SHARE, VERDICT one of {', '.join(_DEALT)}")
-            if verdict in shares:
-                raise UsageError(f"mix {text!r}: {verdict} is given twice")
+            status = next((known for known in _SAMPLED if known == name), None)
+            if status is None or not equals:
+                raise UsageError(f"mix {text!r}: {part!r}: give STATUS=SHARE, STATUS one of {', '.join(_SAMPLED)}")
+            if status in shares:
+                raise UsageError(f"mix {text!r}: {status} is given twice")
             try:
-                shares[verdict] = float(number)
+                shares[status] = float(number)
             except ValueError as error:
-                raise UsageError(f"mix {text!r}: {verdict}={number}: give a number") from error
+                raise UsageError(f"mix {text!r}: {status}={number}: give a number") from error
         return cls(shares)
 
     def __str__(self) -> str:
         return ",".join(f"{name}={share:.15g}" for name, share in self.shares.items())
 
-    def only(self, reports: Collection[Verdict]) -> "Mix":
-        """Return it without the verdicts that are not in `reports`; raise `UsageError` if nothing is left."""
-        return Mix({verdict: share for verdict, share in self.shares.items() if verdict in reports})
+    def only(self, reports: Collection[Status]) -> "Mix":
+        """Return it without the statuses that are not in `reports`; raise `UsageError` if nothing is left."""
+        return Mix({status: share for status, share in self.shares.items() if status in reports})
 
-    def counts(self, n: int) -> dict[Verdict, int]:
-        """Return how many of `n` each verdict has: its exact share, rounded up or down."""
+    def counts(self, n: int) -> dict[Status, int]:
+        """Return how many of `n` each status has: its exact share, rounded up or down."""
         total = sum(self.shares.values())
-        exact = {verdict: share * n / total for verdict, share in self.shares.items()}
-        counts = {verdict: math.floor(value) for verdict, value in exact.items()}
+        exact = {status: share * n / total for status, share in self.shares.items()}
+        counts = {status: math.floor(value) for status, value in exact.items()}
         # What is left goes to those that rounding down took most of.
-        order = sorted(exact, key=lambda verdict: counts[verdict] - exact[verdict])
-        for verdict in order[: n - sum(counts.values())]:
-            counts[verdict] += 1
+        order = sorted(exact, key=lambda status: counts[status] - exact[status])
+        for status in order[: n - sum(counts.values())]:
+            counts[status] += 1
         return counts
 
 
@@ -79,13 +79,13 @@ DEFAULT_MIX = Mix({"OK": 70, "TLE": 20, "MLE": 5, "RE": 5})
 """What a judge sees, by and large."""
 
 
-def deal(
+def sample(
     mix: Mix,
     languages: Sequence[str] | None,
     n: int,
     seed: int,
     *,
-    reports: Collection[Verdict] = ("OK", "TLE", "RE"),
+    reports: Collection[Status] = ("OK", "TLE", "RE"),
     time_limits: Collection[str] = ("wall",),
     shortest_wall: float = 0.1,
     hostile: bool = False,
@@ -93,31 +93,31 @@ def deal(
 ) -> list[Spec]:
     """Return `n` submissions in a random order; the same arguments give the same ones.
 
-    Limits are drawn so that a loaded machine changes no verdict: what is to be OK has a minute, and what is to run out
+    Limits are drawn so that a loaded machine changes no status: what is to be OK has a minute, and what is to run out
     of time has 0.2 to 1 s and needs ten minutes.
 
     Args:
-        mix: the share of each verdict.
-        languages: in which, by turns within each verdict; `DEFAULT_LANGUAGES` that are here where None.
+        mix: the share of each status.
+        languages: in which, by turns within each status; `DEFAULT_LANGUAGES` that are here where None.
         n: how many.
         seed: of the generator.
-        reports: the verdicts that the target can tell.
+        reports: the statuses that the target can tell.
         time_limits: the limits that end in TLE with the target: ``wall``, ``cpu`` or both.
         shortest_wall: the shortest wall limit that the target takes, in seconds; from 1 on, limits are whole seconds.
         hostile: whether the OK ones have those among them that try to leave something behind.
         without: behaviours that are left out.
 
     Raises:
-        UsageError: a verdict of the mix is not of `reports`, a language is unknown or has none of what is wanted, or
+        UsageError: a status of the mix is not of `reports`, a language is unknown or has none of what is wanted, or
             no language is here.
     """
     if n < 0:
-        raise UsageError(f"deal {n} submissions: give a number from 0 on")
-    if unable := [verdict for verdict, share in mix.shares.items() if share and verdict not in reports]:
+        raise UsageError(f"sample {n} submissions: give a number from 0 on")
+    if unable := [status for status, share in mix.shares.items() if share and status not in reports]:
         raise UsageError(f"mix {mix}: the target cannot tell {unable[0]}; it tells {', '.join(sorted(reports))}")
     names = list(languages) if languages is not None else found_languages(DEFAULT_LANGUAGES.__contains__)
     if not names:
-        raise UsageError(f"no language to deal: none of {', '.join(DEFAULT_LANGUAGES)} is here, or none was given")
+        raise UsageError(f"no language to sample: none of {', '.join(DEFAULT_LANGUAGES)} is here, or none was given")
     if unknown := [name for name in names if name not in LANGUAGES]:
         raise UsageError(f"unknown language {unknown[0]!r}: one of {', '.join(LANGUAGES)}")
     generator = random.Random(seed)  # noqa: S311 - it is to be repeatable
@@ -129,17 +129,17 @@ def deal(
         and (not one.ends_by or set(one.ends_by) & set(time_limits))
     ]
     draw = _Draw(generator, time_limits, shortest_wall)
-    dealt: list[Spec] = []
-    for verdict, count in mix.counts(n).items():
-        fitting = [one for one in behaviours if one.expect == verdict]
-        turns = _turns(verdict, names, fitting, count, generator)
-        dealt.extend(draw.spec(language, behaviour) for language, behaviour in turns)
-    generator.shuffle(dealt)
-    return dealt
+    sampled: list[Spec] = []
+    for status, count in mix.counts(n).items():
+        fitting = [one for one in behaviours if one.expect == status]
+        turns = _turns(status, names, fitting, count, generator)
+        sampled.extend(draw.spec(language, behaviour) for language, behaviour in turns)
+    generator.shuffle(sampled)
+    return sampled
 
 
 def _turns(
-    verdict: Verdict, names: Sequence[str], behaviours: Sequence[Behaviour], count: int, generator: random.Random
+    status: Status, names: Sequence[str], behaviours: Sequence[Behaviour], count: int, generator: random.Random
 ) -> Iterator[tuple[Language, Behaviour]]:
     """Yield `count` pairs, the languages by turns and each language's behaviours by turns in a random order."""
     choices: list[tuple[Language, list[Behaviour]]] = []
@@ -148,7 +148,7 @@ def _turns(
             generator.shuffle(fitting)
             choices.append((LANGUAGES[name], fitting))
     if count and not choices:
-        raise UsageError(f"nothing that ends in {verdict} in {', '.join(names)}")
+        raise UsageError(f"nothing that ends in {status} in {', '.join(names)}")
     first = generator.randrange(len(choices)) if choices else 0
     for number in range(count):
         language, fitting = choices[(first + number) % len(choices)]

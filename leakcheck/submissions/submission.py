@@ -1,17 +1,17 @@
-"""Submissions: a program, its limits and the verdict that it must get."""
+"""Submissions: a program, its limits and the status that it must get."""
 
 import msgspec
 
-from leakcheck.submissions.limits import Limits, Verdict
+from leakcheck.submissions.limits import Limits, Status
 
 __all__ = ["BUILTIN", "Submission"]
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """One program with the limits it runs under and the verdict it must get.
+    """One program with the limits it runs under and the status it must get.
 
     Args:
-        name: what reports call it.
+        name: what reports call it; of a built one the spec that `parse_spec` reads back.
         program: its argv inside the sandbox.
         wall: wall-clock limit in seconds; some targets take only whole ones.
         cpu: limit of processor time in seconds; most targets take only whole ones.
@@ -19,7 +19,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
         processes: how many processes and threads at once.
         file_size: limit in bytes of one file.
         output: limit in bytes of what is printed.
-        expect: the verdict.
+        expect: the status.
         expect_exit: the exit code that the target must report, where it has one.
         expect_signal: the signal that the target must report, where it can.
         language: which of `LANGUAGES` it is written in; empty for a command.
@@ -36,7 +36,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     processes: int = 64
     file_size: int = 64 << 20
     output: int = 16 << 20
-    expect: Verdict = "OK"
+    expect: Status = "OK"
     expect_exit: int | None = None
     expect_signal: int | None = None
     language: str = ""
@@ -48,18 +48,9 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
         """Its limits; raise `UsageError` where one cannot be."""
         return Limits(**{name: getattr(self, name) for name in Limits.__struct_fields__})
 
-    @property
-    def plan(self) -> str:
-        """One word: of a built one what `parse_plan` reads back, of a command its name."""
-        if not self.behaviour:
-            return self.name
-        from leakcheck.submissions.plan import Spec
-
-        return Spec(self.language, self.behaviour, self.limits).plan
-
 
 def _shell(
-    name: str, script: str, *, wall: float = 10, expect: Verdict, code: int | None = None, signal: int | None = None
+    name: str, script: str, *, wall: float = 10, expect: Status, code: int | None = None, signal: int | None = None
 ) -> Submission:
     program = ("/bin/sh", "-c", script)
     return Submission(name=name, program=program, wall=wall, expect=expect, expect_exit=code, expect_signal=signal)

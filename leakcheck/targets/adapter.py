@@ -17,9 +17,10 @@ import msgspec
 
 from leakcheck._native import read_input
 from leakcheck.errors import UsageError
-from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Verdict
+from leakcheck.renamed import with_new_names
+from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Status
 
-__all__ = ["Adapter", "File", "Needs", "Probe", "Status", "Values", "fill", "fill_json", "read_adapter"]
+__all__ = ["Adapter", "File", "Needs", "Probe", "StatusReading", "Values", "fill", "fill_json", "read_adapter"]
 
 Argv: TypeAlias = list[str]
 Values: TypeAlias = dict[str, str | int | float | Sequence[str]]
@@ -39,6 +40,7 @@ _LIMITS = {
 }
 _RUN = {*_LIMITS, "bundle"}
 _LONGEST_WALL = 3600
+_OLD_NAMES = {"verdict": "status", "verdicts": "statuses"}
 _NAMES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
@@ -72,8 +74,8 @@ class File(_Table, frozen=True):
     json: str | None = None
 
 
-class Status(_Table, frozen=True):
-    """How the verdict is read.
+class StatusReading(_Table, frozen=True):
+    """How the status is read.
 
     Args:
         source: ``exit`` reads the exit code alone; ``meta`` a file of ``key:value`` lines, as isolate writes;
@@ -81,9 +83,9 @@ class Status(_Table, frozen=True):
         file: that file.
         timeout: exit codes that mean TLE.
         internal: exit codes that mean IE, because the target itself uses them.
-        verdict: key of the verdict in `file`.
-        verdicts: the target's word → verdict; a word that is not there is an error.
-        absent: the verdict where `file` lacks that key.
+        status: key of the status in `file`.
+        statuses: the target's word → status; a word that is not there is an error.
+        absent: the status where `file` lacks that key.
         exit_code: key of the exit code in `file`.
         signal: key of the signal in `file`.
     """
@@ -92,9 +94,9 @@ class Status(_Table, frozen=True):
     file: str = ""
     timeout: list[int] = []
     internal: list[int] = []
-    verdict: str = ""
-    verdicts: dict[str, Verdict] = {}
-    absent: Verdict | None = None
+    status: str = ""
+    statuses: dict[str, Status] = {}
+    absent: Status | None = None
     exit_code: str = ""
     signal: str = ""
 
@@ -137,11 +139,11 @@ class Adapter(_Table, frozen=True):
             damage in any other place.
         shortest_wall: the shortest wall limit that it takes, in seconds.
         may_lack_signal: whether a death by signal may come back as a bare exit code.
-        reports: the verdicts that it can tell; every one may tell IE.
+        reports: the statuses that it can tell; every one may tell IE.
         time_limits: the limits of time whose end reads as TLE; a limit of processor time set by setrlimit(2) ends in a
             signal, which reads as RE.
         languages_not: a language of `leakcheck.submissions` that cannot run in it → why.
-        behaviours_not: a behaviour whose verdict it does not tell right → why.
+        behaviours_not: a behaviour whose status it does not tell right → why.
     """
 
     name: str
@@ -155,12 +157,12 @@ class Adapter(_Table, frozen=True):
     health: Argv = []
     files: list[File] = []
     needs: Needs = Needs()
-    status: Status = Status()
+    status: StatusReading = StatusReading()
     box: Literal["fresh", "reused"] | None = None
     state: list[str] = []
     shortest_wall: float = 0.1
     may_lack_signal: bool = False
-    reports: tuple[Verdict, ...] = ("OK", "TLE", "RE")
+    reports: tuple[Status, ...] = ("OK", "TLE", "RE")
     time_limits: tuple[Literal["wall", "cpu"], ...] = ("wall",)
     languages_not: dict[str, str] = {}
     behaviours_not: dict[str, str] = {}
@@ -181,7 +183,10 @@ def read_adapter(path: Path) -> Adapter:
     """
     text = read_input("adapter", path, most=1 << 20)
     try:
-        adapter = msgspec.toml.decode(text, type=Adapter)
+        table = msgspec.toml.decode(text)
+        if isinstance(status := table.get("status"), dict):
+            table["status"] = with_new_names(status, _OLD_NAMES, f"adapter {path}: status")
+        adapter = msgspec.convert(table, type=Adapter)
     except (msgspec.DecodeError, ValueError) as error:
         raise UsageError(f"adapter {path}: {error}") from error
     except RecursionError as error:
@@ -286,15 +291,15 @@ def _check_values(adapter: Adapter, wrong: Callable[[str, str], UsageError]) -> 
                 raise wrong(field, f"{name}: say why")
 
 
-def _check_status(status: Status, wrong: Callable[[str, str], UsageError]) -> None:
+def _check_status(status: StatusReading, wrong: Callable[[str, str], UsageError]) -> None:
     if status.source == "exit":
-        if status.file or status.verdict or status.verdicts or status.exit_code or status.signal:
+        if status.file or status.status or status.statuses or status.exit_code or status.signal:
             raise wrong("status", 'source is "exit", which reads no file; set it to "meta" or "json"')
         return
     if not status.file:
         raise wrong("status.file", f'missing; source "{status.source}" reads one')
-    if bool(status.verdict) != bool(status.verdicts):
-        raise wrong("status", "verdict (the key) and verdicts (the words under it) go together")
+    if bool(status.status) != bool(status.statuses):
+        raise wrong("status", "status (the key) and statuses (the words under it) go together")
 
 
 def _check_probe(probe: Probe, wrong: Callable[[str, str], UsageError]) -> None:

@@ -14,11 +14,11 @@ from typing import Literal
 import msgspec
 
 from leakcheck.errors import TargetError, UsageError
-from leakcheck.submissions import Submission, Verdict
+from leakcheck.submissions import Status, Submission
 from leakcheck.targets.adapter import Adapter, Values, fill, fill_argv, fill_json, load_json, read_adapter
 from leakcheck.targets.executables import find
 
-__all__ = ["Availability", "Box", "Launch", "Outcome", "Target"]
+__all__ = ["Availability", "Box", "Launch", "Reply", "Target"]
 
 _MIB = 1 << 20
 _SIGNALS = signals.valid_signals()
@@ -63,10 +63,10 @@ class Launch(msgspec.Struct, frozen=True):
     files: dict[str, str]
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Reply(msgspec.Struct, frozen=True):
     """What the target said of a submission."""
 
-    verdict: Verdict
+    status: Status
     exit_code: int | None = None
     signal: int | None = None
 
@@ -202,10 +202,10 @@ class Target:
         return Launch(argv=fill_argv(self.adapter.launch, values), env=self.env(box), files=files)
 
     def status_file(self, box: Box) -> Path | None:
-        """Return where the target writes its verdict; None where the exit code is all there is."""
+        """Return where the target writes its status; None where the exit code is all there is."""
         return Path(fill(self.adapter.status.file, self._values(box))) if self.adapter.status.file else None
 
-    def status(self, returncode: int, box: Box, read: Callable[[Path], bytes] = Path.read_bytes) -> Outcome:
+    def status(self, returncode: int, box: Box, read: Callable[[Path], bytes] = Path.read_bytes) -> Reply:
         """Return what the target says after a launch in `box` that ended with `returncode`, negative for a signal.
 
         Where the target ran under another root, `read` returns what is in a file there.
@@ -218,17 +218,17 @@ class Target:
             return self._from_exit(returncode)
         return self._from_file(self._read_status(path, read, returncode), path)
 
-    def _from_exit(self, returncode: int) -> Outcome:
+    def _from_exit(self, returncode: int) -> Reply:
         status = self.adapter.status
         if returncode in status.internal:
-            return Outcome("IE", exit_code=returncode)
+            return Reply("IE", exit_code=returncode)
         if returncode in status.timeout:
-            return Outcome("TLE", exit_code=returncode)
+            return Reply("TLE", exit_code=returncode)
         # A shell's convention, which most sandboxes keep: 128 and the signal.
         number = -returncode if returncode < 0 else returncode - 128
         if number in _SIGNALS:
-            return Outcome("RE", signal=number)
-        return Outcome("RE" if returncode else "OK", exit_code=returncode)
+            return Reply("RE", signal=number)
+        return Reply("RE" if returncode else "OK", exit_code=returncode)
 
     def _read_status(self, path: Path, read: Callable[[Path], bytes], returncode: int) -> dict[str, object]:
         try:
@@ -259,7 +259,7 @@ class Target:
             fields[key.strip()] = value.strip()
         return fields
 
-    def _from_file(self, fields: dict[str, object], path: Path) -> Outcome:
+    def _from_file(self, fields: dict[str, object], path: Path) -> Reply:
         status = self.adapter.status
 
         def number(key: str) -> int | None:
@@ -272,19 +272,19 @@ class Target:
                 raise TargetError(f"{self.name}: status file {path}: {key} is no number: {value!r}") from error
 
         exit_code, signal = number(status.exit_code), number(status.signal) or None
-        word = fields.get(status.verdict) if status.verdict else None
+        word = fields.get(status.status) if status.status else None
         if word is not None:
-            if str(word) not in status.verdicts:
-                known = ", ".join(status.verdicts)
-                raise TargetError(f"{self.name}: status file {path}: unknown {status.verdict} {word!r}, not of {known}")
-            return Outcome(status.verdicts[str(word)], exit_code=exit_code, signal=signal)
-        if status.verdict and status.absent is None:
-            raise TargetError(f"{self.name}: status file {path}: has no {status.verdict}")
+            if str(word) not in status.statuses:
+                known = ", ".join(status.statuses)
+                raise TargetError(f"{self.name}: status file {path}: unknown {status.status} {word!r}, not of {known}")
+            return Reply(status.statuses[str(word)], exit_code=exit_code, signal=signal)
+        if status.status and status.absent is None:
+            raise TargetError(f"{self.name}: status file {path}: has no {status.status}")
         if signal:
-            return Outcome("RE", signal=signal)
+            return Reply("RE", signal=signal)
         if exit_code:
-            return Outcome("RE", exit_code=exit_code)
-        return Outcome(status.absent or "OK", exit_code=exit_code)
+            return Reply("RE", exit_code=exit_code)
+        return Reply(status.absent or "OK", exit_code=exit_code)
 
     def probe(self, marker: Path) -> Submission:
         """Return the submission whose output `isolation_gaps` reads; `marker` is a file outside `{work}`."""

@@ -10,7 +10,7 @@ from made import failed, target
 
 from leakcheck.campaigns import Campaign
 from leakcheck.campaigns.stress import StressOptions, stress
-from leakcheck.submissions import parse_plans
+from leakcheck.submissions import parse_specs
 from leakcheck.targets import Target, load
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run a
 GUILTY = 'case "$*" in *"py exit "*) {} ;; esac; exec "$@"'
 
 
-def run(made: Target, plan: str, **options: Any) -> Campaign:
-    return stress(made, StressOptions(settle=0.1, plan=parse_plans(plan), **options))
+def run(made: Target, specs: str, **options: Any) -> Campaign:
+    return stress(made, StressOptions(settle=0.1, specs=parse_specs(specs), **options))
 
 
 def blamed(campaign: Campaign) -> dict[int, str]:
     """Return the behaviour of each submission that left something for sure."""
-    return {one.id: one.plan.partition("@")[0] for one in campaign.records if one.left}
+    return {one.id: one.spec.partition("@")[0] for one in campaign.records if one.left}
 
 
 @pytest.mark.parametrize("name", ["minijudge-2", "box-3", "made"])
@@ -100,7 +100,7 @@ def test_a_place_that_the_adapter_declares_as_a_boxs_own_is_of_that_box(tmp_path
 def test_what_only_a_run_left_that_leakcheck_had_to_end_is_no_leak_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leakcheck.campaigns.stages.GRACE", 1.0)
+    monkeypatch.setattr("leakcheck.trials.session.GRACE", 1.0)
     script = GUILTY.format("mkdir /srv/of-the-hung; exec sleep 600")
     campaign = run(target(tmp_path, script), "python/hello python/exit@wall=1", submissions=2, concurrency=1)
     assert failed(campaign) == ["clean-up failures", "wrong statuses", "deadlocks and hangs"]

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from leakcheck.campaigns.degradation import LIMIT, Change, Sample, changes
-from leakcheck.campaigns.neighbours import Neighbours
 from leakcheck.campaigns.result import Record
+from leakcheck.stats.degradation import LIMIT, Change, Sample, changes
+from leakcheck.stats.host_load import HostLoad
 
 BASE = {"short": 0.01, "middle": 0.1, "long": 0.4}
 
@@ -75,7 +75,7 @@ def test_a_slowdown_that_came_with_others_load_is_inconclusive(monkeypatch: pyte
     records = [
         Record(
             id=n,
-            plan="c/hello",
+            spec="c/hello",
             expect="OK",
             status="OK",
             right=True,
@@ -90,11 +90,11 @@ def test_a_slowdown_that_came_with_others_load_is_inconclusive(monkeypatch: pyte
     ]
     slower = Change(1.5, 1.4, 1.6, passed=False)
     for others, excused in ((0.0, False), (0.05, False), (0.5, True)):
-        neighbours = Neighbours()
+        host_load = HostLoad()
         # Each second: all used, the driver used. In the last third others use more.
         used = [0.01 * n + others * max(0, n - 59) for n in range(90)]
-        neighbours._samples = [(float(n), used[n], 0.002 * n) for n in range(90)]
-        change = neighbours.excuse(slower, records)
+        host_load._samples = [(float(n), used[n], 0.002 * n) for n in range(90)]
+        change = host_load.discount(slower, records)
         assert (change.passed is None) == excused, change
         assert ("other programs used" in change.why) == excused
-    assert Neighbours().excuse(Change(1.0, 0.9, 1.05, passed=True), records).passed
+    assert HostLoad().discount(Change(1.0, 0.9, 1.05, passed=True), records).passed

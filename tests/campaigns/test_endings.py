@@ -1,4 +1,4 @@
-"""Endings are dealt evenly, and their plans parse back."""
+"""Endings are scheduled evenly, and their plans parse back."""
 
 import random
 from collections import Counter
@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leakcheck import UsageError
-from leakcheck.campaigns.ending import ENDINGS, KILLS, Ending, deal, parse
-from leakcheck.campaigns.statistics import upper_bound
+from leakcheck.stats.bounds import upper_bound
+from leakcheck.trials.ending import ENDINGS, KILLS, Ending, parse, schedule
 
 forced = st.builds(
     Ending,
@@ -49,18 +49,18 @@ def test_what_is_no_plan_is_refused_with_those_that_are(plan: str) -> None:
 def test_endings_come_by_turns_and_the_same_seed_deals_the_same(
     endings: list[str], kills: list[str], count: int, seed: int
 ) -> None:
-    dealt = list(deal(endings, kills, count, 10.0, random.Random(seed)))  # type: ignore[arg-type]
-    assert len(dealt) == count
-    numbers = Counter(ending.group for ending in dealt)
+    scheduled = list(schedule(endings, kills, count, 10.0, random.Random(seed)))  # type: ignore[arg-type]
+    assert len(scheduled) == count
+    numbers = Counter(ending.group for ending in scheduled)
     assert max(numbers.values()) - min(numbers.get(ending, 0) for ending in endings) <= 1
-    assert dealt == list(deal(endings, kills, count, 10.0, random.Random(seed)))  # type: ignore[arg-type]
+    assert scheduled == list(schedule(endings, kills, count, 10.0, random.Random(seed)))  # type: ignore[arg-type]
 
 
 def test_the_instants_of_a_kind_of_kill_cover_the_whole_run() -> None:
-    dealt = list(deal(["forced"], ["supervisor", "tree"], 400, 80.0, random.Random(1)))
+    scheduled = list(schedule(["forced"], ["supervisor", "tree"], 400, 80.0, random.Random(1)))
     for kill in ("supervisor", "tree"):
         for sleeping in (False, True):
-            instants = sorted(one.after_ms for one in dealt if one.kill == kill and one.sleeping == sleeping)
+            instants = sorted(one.after_ms for one in scheduled if one.kill == kill and one.sleeping == sleeping)
             assert len(instants) == 100
             # One in each hundredth of a run and a quarter.
             assert [int(instant) for instant in instants] == list(range(100))

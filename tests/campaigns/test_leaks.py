@@ -17,9 +17,9 @@ import pytest
 from made import target
 
 from leakcheck.campaigns import Campaign, LeaksOptions, leaks
-from leakcheck.campaigns.ending import parse
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target, load
+from leakcheck.trials.ending import parse
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -162,6 +162,10 @@ def test_a_box_that_is_left_locked_is_wedged(tmp_path: Path) -> None:
 def test_a_payload_that_outlives_its_supervisor_is_found(tmp_path: Path) -> None:
     campaign = run(target(tmp_path, '"$@"; exit $?'), "forced:supervisor@300ms,sleeping")
     assert ("process", "growing") in left(campaign)
+    # It still runs beside the next submission in that box.
+    assert campaign.outcomes == {"wedged": 2}
+    assert all("next submission: ran beside process " in finding.detail for finding in campaign.findings)
+    assert "trials that left something for good" in campaign.failed
 
 
 def test_an_edit_of_the_hosts_files_is_found_and_one_that_only_opened_them_is_none(tmp_path: Path) -> None:
@@ -177,7 +181,7 @@ def test_an_edit_of_the_hosts_files_is_found_and_one_that_only_opened_them_is_no
 
 def test_a_wrong_status_is_told_and_no_verdict_of_clean(tmp_path: Path) -> None:
     campaign = run(target(tmp_path, '"$@"; c=$?; [ $c = 3 ] && exit 0; exit $c'), "crash:exit")
-    assert campaign.outcomes == {"wrong": 2}
+    assert campaign.outcomes == {"false-status": 2}
     assert campaign.verdict == "unknown"
 
 
@@ -240,7 +244,7 @@ def test_the_json_keeps_the_contract(tmp_path: Path) -> None:
     assert (result["seed"], result["trials"], result["verdict"]) == (7, 4, "leaked")
     assert {"name", "pass", "measured", "limit"} == set(result["criteria"][0])
     assert {"id", "plan", "outcome", "leaks", "replay"} <= set(result["findings"][0])
-    assert {"up", "warm-up", "baseline", "run", "settle", "down"} <= set(result["phases_ms"])
+    assert {"up", "warm-up", "baseline", "run", "settle", "down"} <= set(result["timing_ms"])
 
 
 def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 from made import target
 
 from leakcheck.campaigns import Campaign, LeaksOptions, leaks
-from leakcheck.campaigns.ending import parse
-from leakcheck.campaigns.place import ArenaPlace, HostPlace
 from leakcheck.targets import Target, load
+from leakcheck.trials.ending import parse
+from leakcheck.trials.host import ArenaHost, LiveHost
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -43,9 +43,9 @@ def test_a_recovery_that_reports_success_and_leaves_what_the_next_run_of_that_na
     assert "recoveries that reported success and left something" in campaign.failed
 
 
-def test_where_boxes_are_used_again_the_next_run_reclaims(tmp_path: Path) -> None:
+def test_where_boxes_are_used_again_the_next_run_recovers(tmp_path: Path) -> None:
     campaign = run(named(tmp_path, BOX, recover="true", more='box = "reused"'), KILLED)
-    assert (campaign.verdict, campaign.outcomes) == ("clean", {"reclaimed": 1}), campaign.findings
+    assert (campaign.verdict, campaign.outcomes) == ("clean", {"recovered": 1}), campaign.findings
     assert ("file", "reclaimable", "next run", "run") in left(campaign)
 
 
@@ -61,7 +61,7 @@ def test_what_is_made_once_for_each_name_grows_where_names_are_fresh(tmp_path: P
 
 def test_a_recovery_that_removes_all_is_no_silent_one(tmp_path: Path) -> None:
     campaign = run(target(tmp_path, BOX, recover="rm -rf /opt/of-sh"), KILLED)
-    assert (campaign.verdict, campaign.outcomes) == ("clean", {"reclaimed": 1}), campaign.findings
+    assert (campaign.verdict, campaign.outcomes) == ("clean", {"recovered": 1}), campaign.findings
 
 
 def test_what_a_recovery_does_to_the_hosts_files_is_damage(tmp_path: Path) -> None:
@@ -93,11 +93,11 @@ def test_damage_by_a_run_stays_damage_however_often_it_is_done_again(tmp_path: P
     assert not any(class_ == "bounded" for _, class_, _, _ in left(campaign))
 
 
-def test_what_is_put_right_by_the_recovery_is_reclaimed(tmp_path: Path) -> None:
+def test_what_is_put_right_by_the_recovery_is_recovered(tmp_path: Path) -> None:
     script = 'mv /etc/issue /opt/issue; "$@"; c=$?; mv /opt/issue /etc/issue; exit $c'
     made = target(tmp_path, script, recover="[ ! -e /opt/issue ] || mv /opt/issue /etc/issue")
     campaign = run(made, KILLED)
-    assert (campaign.verdict, campaign.outcomes) == ("clean", {"reclaimed": 1}), campaign.findings
+    assert (campaign.verdict, campaign.outcomes) == ("clean", {"recovered": 1}), campaign.findings
 
 
 def test_a_target_may_change_what_its_adapter_declares_as_its_own(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_target_may_change_what_its_adapter_declares_as_its_own(tmp_path: Path
 def test_a_target_that_does_not_end_is_told_as_that_and_not_as_what_our_kill_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leakcheck.campaigns.stages.GRACE", 1.0)
+    monkeypatch.setattr("leakcheck.trials.session.GRACE", 1.0)
     # Waits for a grandchild that holds its pipe, with a directory that it would remove.
     hangs = '"$@"; c=$?; [ $c = 124 ] && sleep 600 & wait $!; exit $c'
     script = f"d=$(mktemp -d /srv/run-XXXXXX); out=$({hangs}); c=$?; rmdir $d; exit $c"
@@ -123,14 +123,14 @@ def test_a_target_that_does_not_end_is_told_as_that_and_not_as_what_our_kill_lea
     assert "wrong statuses" in campaign.failed
 
 
-def test_a_run_without_a_status_is_a_wrong_status_also_where_something_leaked(tmp_path: Path) -> None:
+def test_a_run_without_a_status_has_a_false_status_also_where_something_leaked(tmp_path: Path) -> None:
     script = 'mktemp /srv/litter-XXXXXX; "$@"; c=$?; [ $c = 3 ] || echo v:$c >"$0/r"; exit $c'
     path = target(tmp_path, script).path
-    status = '{ source = "meta", file = "{work}/r", verdict = "v", verdicts = { 0 = "OK" } }'
+    status = '{ source = "meta", file = "{work}/r", status = "v", statuses = { 0 = "OK" } }'
     text = path.read_text().replace("{ timeout = [124] }", status).replace("'sh',", "'{work}',")
     path.write_text(text)
     campaign = run(load(path), "crash:exit")
-    assert campaign.outcomes == {"leaked": 1}
+    assert (campaign.verdict, campaign.outcomes) == ("leaked", {"false-status": 1})
     measured = {one.name: one.measured for one in campaign.criteria}
     assert (measured["wrong statuses"], measured["trials that left something for good"]) == (1, 1)
     # Not the one that the warm-up run wrote.
@@ -149,8 +149,8 @@ def test_what_is_left_in_the_boxs_directory_is_seen_where_the_target_covers_tmp(
 
 
 def test_a_boxs_directory_is_in_no_place_that_sandboxes_cover() -> None:
-    with HostPlace(load("command"), 0) as host:
-        places = [ArenaPlace.work, host.work]
+    with LiveHost(load("command"), 0) as host:
+        places = [ArenaHost.work, host.work]
     covered = [Path(place) for place in ("/tmp", "/var/tmp", "/run", "/dev", "/home", "/root")]
     assert not any(place.is_relative_to(cover) for place in places for cover in covered)
     assert not host.work.parent.exists()

@@ -19,10 +19,10 @@ from made import failed, target
 from leakcheck.campaigns import Campaign
 from leakcheck.campaigns.stress import StressOptions, stress
 from leakcheck.campaigns.stress_result import _replay
-from leakcheck.campaigns.watchdog import Watchdog, driver_stacks, process_stacks
 from leakcheck.errors import StoppedError, TargetError, UsageError
-from leakcheck.submissions import Mix, parse_plans
+from leakcheck.submissions import Mix, parse_specs
 from leakcheck.targets import Target, load
+from leakcheck.trials.watchdog import Watchdog, driver_stacks, process_stacks
 
 if TYPE_CHECKING:
     from leakcheck.campaigns.result import Record
@@ -33,8 +33,8 @@ LEAKCHECK = [sys.executable, "-m", "leakcheck", "stress"]
 SETTLE = 0.1
 
 
-def run(made: Target, plan: str = "", **options: Any) -> Campaign:
-    options = {"settle": SETTLE, "plan": parse_plans(plan) if plan else (), **options}
+def run(made: Target, specs: str = "", **options: Any) -> Campaign:
+    options = {"settle": SETTLE, "specs": parse_specs(specs) if specs else (), **options}
     return stress(made, StressOptions(**options))
 
 
@@ -66,24 +66,24 @@ def test_a_mix_on_a_target_that_leaves_nothing_is_clean_with_a_record_of_each(tm
 def test_the_same_seed_gives_the_same_submissions(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
     mix = Mix.parse("OK=80,RE=20")
-    plans = [
-        [one.plan for one in run(made, submissions=10, mix=mix, languages=["python"], seed=seed).records]
+    specs = [
+        [one.spec for one in run(made, submissions=10, mix=mix, languages=["python"], seed=seed).records]
         for seed in (1, 1, 2)
     ]
-    assert plans[0] == plans[1] != plans[2]
+    assert specs[0] == specs[1] != specs[2]
 
 
 def test_a_wrong_status_is_a_failed_criterion_with_a_replay_line(tmp_path: Path) -> None:
     # Says that all is well, whatever the program did.
     campaign = run(target(tmp_path, '"$@"; exit 0'), "python/hello python/exit", submissions=6)
     assert failed(campaign) == ["wrong statuses"]
-    assert campaign.outcomes == {"clean": 3, "wrong": 3}
+    assert campaign.outcomes == {"clean": 3, "false-status": 3}
     (finding,) = campaign.findings
-    assert (finding.outcome, finding.ending, finding.trials) == ("wrong", "RE", 3)
+    assert (finding.outcome, finding.ending, finding.trials) == ("false-status", "RE", 3)
     assert finding.detail.startswith("status OK, not RE")
     words = shlex.split(finding.replay)
     assert words[:2] == ["leakcheck", "stress"]
-    assert words[words.index("--plan") + 1].startswith("python/exit")
+    assert words[words.index("--submission") + 1].startswith("python/exit")
 
 
 def test_what_one_kind_of_submission_leaves_is_put_down_to_it_among_many_at_once(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_what_one_kind_of_submission_leaves_is_put_down_to_it_among_many_at_once
     assert failed(campaign) == ["leaks of kind file"]
     (finding,) = campaign.findings
     assert (finding.outcome, finding.trials) == ("leaked", 12)
-    assert finding.plan.startswith("python/memory")
+    assert finding.specs[0].startswith("python/memory")
     assert "of one submission's kind" in finding.detail
 
 
@@ -118,17 +118,17 @@ def test_a_process_left_behind_is_known_by_the_mark_in_its_environment(tmp_path:
     campaign = run(target(tmp_path, script), "python/hello python/exit", submissions=10)
     assert failed(campaign) == ["leaks of kind process"]
     for record in campaign.records:
-        assert bool(record.left) == ("/exit" in record.plan), record
+        assert bool(record.left) == ("/exit" in record.spec), record
 
 
-def test_what_a_later_run_takes_away_again_is_reclaimed_and_no_failure(tmp_path: Path) -> None:
+def test_what_a_later_run_takes_away_again_is_recovered_and_no_failure(tmp_path: Path) -> None:
     # The file of one run is removed by the next but one.
     script = 'rm -f /var/lib/old-*; mktemp /var/lib/old-XXXXXX >/dev/null; exec "$@"'
     made = target(tmp_path, script, recover="rm -f /var/lib/old-*")
     campaign = run(made, "python/hello", submissions=210, concurrency=2)
-    reclaimed = {one.name: one.measured for one in campaign.criteria}["left, and gone again later"]
-    assert reclaimed > 0
-    assert all(finding.outcome == "reclaimed" for finding in campaign.findings if "/old-" in str(finding.leaks))
+    recovered = {one.name: one.measured for one in campaign.criteria}["recovered residue"]
+    assert recovered > 0
+    assert all(finding.outcome == "recovered" for finding in campaign.findings if "/old-" in str(finding.leaks))
 
 
 def test_what_there_is_never_more_of_is_bounded_and_no_failure(tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_concurrency_goes_on_while_an_arena_is_looked_at(tmp_path: Path) -> None
     made = target(tmp_path, 'exec "$@"')
     campaign = run(made, "python/hello", submissions=450, concurrency=4)
     assert campaign.verdict == "clean"
-    assert campaign.phases_ms["look"] > 0
+    assert campaign.timing_ms["look"] > 0
     assert {1, 2, 3} <= {one.round for one in campaign.records}
     # Sampled at each end of a submission: how many others ran.
     spans = [(one.ended_s - one.wall_ms / 1000, one.ended_s) for one in campaign.records]
@@ -188,7 +188,7 @@ def test_a_target_that_holds_itself_for_unfit_fails_the_criterion(tmp_path: Path
 def test_a_run_that_outlives_its_limit_is_a_hang_with_the_stacks_of_the_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leakcheck.campaigns.stages.GRACE", 1.0)
+    monkeypatch.setattr("leakcheck.trials.session.GRACE", 1.0)
     made = target(tmp_path, 'case "$*" in *"py exit "*) exec sleep 600;; esac; exec "$@"')
     campaign = run(made, "python/hello python/exit@wall=1", submissions=2, concurrency=1)
     assert "deadlocks and hangs" in failed(campaign)
@@ -219,7 +219,7 @@ def test_a_status_that_the_target_cannot_tell_is_refused_before_anything_runs(tm
         ({"queue": -1}, "--queue -1: give 1"),
         ({"settle": 61}, "--settle 61: give seconds"),
         ({"languages": ["cobol"]}, "--languages 'cobol': one of "),
-        ({"plan": parse_plans("python/hello"), "languages": ["python"]}, "--plan: names the submissions itself"),
+        ({"specs": parse_specs("python/hello"), "languages": ["python"]}, "--submission: names the submissions itself"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], why: str) -> None:
@@ -237,19 +237,19 @@ def test_stop_gives_the_result_of_those_made(tmp_path: Path) -> None:
     seen: list[Record] = []
     campaign = stress(
         target(tmp_path, 'exec "$@"'),
-        StressOptions(plan=parse_plans("python/hello"), submissions=10_000, settle=SETTLE),
+        StressOptions(specs=parse_specs("python/hello"), submissions=10_000, settle=SETTLE),
         progress=lambda record, _: seen.append(record),
         stop=lambda: len(seen) >= 20,
     )
     assert campaign.interrupted
     assert 20 <= campaign.trials < 60
     with pytest.raises(StoppedError, match="before the first submission"):
-        stress(target(tmp_path, 'exec "$@"'), StressOptions(plan=parse_plans("python/hello")), stop=lambda: True)
+        stress(target(tmp_path, 'exec "$@"'), StressOptions(specs=parse_specs("python/hello")), stop=lambda: True)
 
 
 def test_without_a_target_it_is_refbox() -> None:
     done = subprocess.run(
-        [*LEAKCHECK, "--plan", "python/hello", "--json"],
+        [*LEAKCHECK, "--submission", "python/hello", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         timeout=120,
@@ -260,7 +260,7 @@ def test_without_a_target_it_is_refbox() -> None:
 
 def test_ctrl_c_prints_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
-    words = ["--target", str(made.path), "--plan", "python/hello", "--submissions", "100000", "--json"]
+    words = ["--target", str(made.path), "--submission", "python/hello", "--submissions", "100000", "--json"]
     out = tmp_path / "out"
     with out.open("w") as output, (tmp_path / "err").open("w") as errors:
         process = psutil.Popen([*LEAKCHECK, *words], stdout=output, stderr=errors)
@@ -316,8 +316,8 @@ probe = { none = "isolates nothing" }
 [status]
 source = "meta"
 file = "{work}/result"
-verdict = "status"
-verdicts = { OK = "OK", TLE = "TLE", RE = "RE" }
+status = "status"
+statuses = { OK = "OK", TLE = "TLE", RE = "RE" }
 """
     )
     campaign = run(load(path), "python/hello python/exit python/sleep@wall=0.3 python/segv", submissions=16)
@@ -339,7 +339,9 @@ def test_what_cannot_be_told_ends_the_campaign_and_nothing_hangs(tmp_path: Path)
     def lost(*_: object) -> None:
         raise BrokenPipeError("nobody reads")
 
-    options = StressOptions(plan=parse_plans("python/hello"), submissions=10_000, concurrency=2, queue=1, settle=SETTLE)
+    options = StressOptions(
+        specs=parse_specs("python/hello"), submissions=10_000, concurrency=2, queue=1, settle=SETTLE
+    )
     began = time.monotonic()
     campaign = stress(target(tmp_path, 'exec "$@"'), options, progress=lost)
     assert (campaign.error, campaign.verdict) == ("nobody reads", "unknown")
@@ -356,7 +358,7 @@ def test_a_stall_that_cannot_be_told_still_ends_the_campaign(tmp_path: Path, mon
             raise BrokenPipeError("nobody reads")
 
     made = target(tmp_path, 'case "$*" in *"py exit "*) exec sleep 20;; esac; exec "$@"')
-    options = StressOptions(plan=parse_plans("python/hello python/exit@wall=1"), concurrency=1, settle=SETTLE)
+    options = StressOptions(specs=parse_specs("python/hello python/exit@wall=1"), concurrency=1, settle=SETTLE)
     campaign = stress(made, options, tell=tell)
     assert "deadlocks and hangs" in failed(campaign)
     assert campaign.error == "nobody reads"
@@ -377,14 +379,14 @@ def test_what_goes_wrong_only_now_and_then_is_replayed_under_load(tmp_path: Path
     odd = "mkdir /var/lib/odd 2>/dev/null && exit 1; rmdir /var/lib/odd"
     script = f'case "$*" in *" hello "*) {odd};; esac; exec "$@"'
     campaign = run(target(tmp_path, script), "python/hello", submissions=8, concurrency=1)
-    wrong = next(finding for finding in campaign.findings if finding.outcome == "wrong")
-    assert wrong.replay.endswith("--plan python/hello --submissions 8 --concurrency 1")
+    wrong = next(finding for finding in campaign.findings if finding.outcome == "false-status")
+    assert wrong.replay.endswith("--submission python/hello --submissions 8 --concurrency 1")
 
 
-def test_the_replay_line_of_a_whole_campaign_has_its_plan_and_duration(tmp_path: Path) -> None:
-    options = StressOptions(plan=parse_plans("python/hello c/exit"), duration=90, concurrency=3)
+def test_the_replay_line_of_a_whole_campaign_has_its_submissions_and_duration(tmp_path: Path) -> None:
+    options = StressOptions(specs=parse_specs("python/hello c/exit"), duration=90, concurrency=3)
     line = _replay(target(tmp_path, 'exec "$@"'), options, [])
-    assert line.endswith("--duration 90 --seed 0 --plan 'python/hello c/exit' --concurrency 3")
+    assert line.endswith("--duration 90 --seed 0 --submission 'python/hello c/exit' --concurrency 3")
 
 
 def test_a_target_that_wrote_no_status_is_told_with_its_last_words(tmp_path: Path) -> None:
@@ -392,7 +394,7 @@ def test_a_target_that_wrote_no_status_is_told_with_its_last_words(tmp_path: Pat
     path.write_text(
         path.read_text().replace(
             "{ timeout = [124] }",
-            '{ source = "json", file = "{work}/r", verdict = "v", verdicts = { OK = "OK" } }',
+            '{ source = "json", file = "{work}/r", status = "v", statuses = { OK = "OK" } }',
         )
     )
     with pytest.raises(TargetError, match=r"no such file.*out of paper"):
@@ -407,7 +409,7 @@ def test_a_compiler_that_is_missing_or_fails_is_told_on_one_line(tmp_path: Path)
     compiler.chmod(0o755)
     for directory, why in ((compiler.parent, "compile cpp, .*suite.c:1: error: no"), (tmp_path, "no g\\+\\+ on PATH")):
         done = subprocess.run(
-            [*LEAKCHECK, "--target", str(made.path), "--plan", "python/hello cpp/hello"],
+            [*LEAKCHECK, "--target", str(made.path), "--submission", "python/hello cpp/hello"],
             env={"PATH": str(directory), "XDG_CACHE_HOME": str(tmp_path / "cache")},
             capture_output=True,
             text=True,
@@ -416,6 +418,15 @@ def test_a_compiler_that_is_missing_or_fails_is_told_on_one_line(tmp_path: Path)
         )
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert re.search(why, done.stderr)
+
+
+def test_the_old_plan_option_is_read_with_a_warning_that_names_the_new_one() -> None:
+    words = ["--target", "bwrap", "--plan", "cobol/hello"]
+    done = subprocess.run([*LEAKCHECK, *words], capture_output=True, text=True, timeout=60, check=False)
+    warning, error = done.stderr.splitlines()
+    assert warning == "leakcheck: warning: stress: --plan is called --submission now"
+    assert error.startswith("leakcheck: submission 'cobol/hello': unknown language")
+    assert done.returncode == 2
 
 
 def test_languages_that_name_none_are_refused_instead_of_the_default_being_taken(tmp_path: Path) -> None:

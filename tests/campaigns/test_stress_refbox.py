@@ -42,7 +42,7 @@ def test_hostile_submissions_neither_escape_nor_change_the_status_of_the_next() 
     )
     campaign = stress(load("refbox"), options)
     well(campaign, 120)
-    behaviours = {record.plan.partition("@")[0] for record in campaign.records}
+    behaviours = {record.spec.partition("@")[0] for record in campaign.records}
     assert {"c/fork_bomb", "c/daemonise", "c/zombies", "c/shm_litter", "python/mounts"} <= behaviours
 
 

@@ -54,7 +54,7 @@ def test_leaks_finds_a_survivor_that_lives_on_in_ever_new_processes() -> None:
 
 def test_stress_finds_such_a_survivor_and_holds_no_submission_for_clean() -> None:
     code, result = campaign(
-        "stress", "--target", COMET, "--plan", "python/hello", "--submissions", "4", "--concurrency", "2"
+        "stress", "--target", COMET, "--submission", "python/hello", "--submissions", "4", "--concurrency", "2"
     )
     assert (code, result["verdict"]) == (1, "leaked"), result["findings"]
     assert "clean" not in result["outcomes"], result["records"]
@@ -64,7 +64,7 @@ def test_stress_finds_such_a_survivor_and_holds_no_submission_for_clean() -> Non
 def test_a_judge_that_ends_the_shell_alone_leaves_its_grandchildren_at_each_timeout(tmp_path: Path) -> None:
     (tmp_path / "pysub.toml").write_text(PYSUB)
     code, result = campaign("leaks", "--target", tmp_path / "pysub.toml", "--plan", "timeout", "--iterations", "2")
-    assert (code, result["outcomes"]) == (1, {"leaked": 2}), result["findings"]
+    assert (code, result["outcomes"]) == (1, {"wedged": 2}), result["findings"]
     assert {("process", "growing")} <= {(one["kind"], one["class"]) for one in result["findings"][0]["leaks"]}
 
 

@@ -138,7 +138,7 @@ def test_every_field_of_a_report_may_have_a_wrong_type(tmp_path: Path) -> None:
         ["reap", "--diff", b"\xff"],
         ["diff", b"\xff", b"\xff"],
         ["leaks", "--target", b"\xff"],
-        ["stress", "--plan", b"\xff"],
+        ["stress", "--submission", b"\xff"],
         [b"\xff"],
     ],
 )

@@ -81,7 +81,7 @@ COMMANDS = [
     "guard -- /{}",
     "reap --diff {}",
     "leaks --target {}",
-    "stress --plan {}",
+    "stress --submission {}",
     "snapshot -o /{}/x",
 ]
 ARGUMENTS = ["::error::x", "##vso[task.setvariable variable=x]v", "x\n::error::y", "\x1b]0;x\x07", "\u202ex"]

@@ -105,7 +105,7 @@ def test_the_command_is_installed(python_without_rust: tuple[Path, dict[str, str
 @pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 def test_the_wheel_has_a_target_that_works_without_rust(python_without_rust: tuple[Path, dict[str, str]]) -> None:
     python, env = python_without_rust
-    words = ["stress", "--plan", "python/hello python/exit", "--submissions", "4", "--json"]
+    words = ["stress", "--submission", "python/hello python/exit", "--submissions", "4", "--json"]
     *_progress, told = run(python.with_name("leakcheck"), *words, env=env, cwd=python.parent).splitlines()
     result = json.loads(told)
     assert (result["target"], result["verdict"], result["outcomes"]) == ("refbox", "clean", {"clean": 4})

@@ -23,9 +23,9 @@ from hypothesis.stateful import (
 from leakcheck import _native
 from leakcheck._bin import helper
 from leakcheck.arena import Arena, Process
-from leakcheck.campaigns.rooted import read_file, write_file
 from leakcheck.report import Report
 from leakcheck.targets.executables import binds
+from leakcheck.trials.rootfs import read_file, write_file
 
 BOXES = st.integers(0, 2)
 STATE = Path("/run/refbox")

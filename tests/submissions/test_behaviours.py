@@ -1,4 +1,4 @@
-"""Each behaviour in each language that is here does what its verdict says; what is hostile does it in an arena."""
+"""Each behaviour in each language that is here does what its status says; what is hostile does it in an arena."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from leakcheck import Arena, _native
-from leakcheck.campaigns.stages import memory
 from leakcheck.errors import ArenaError
 from leakcheck.report import Report
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Spec, Submission, build, spec
 from leakcheck.targets.executables import binds
+from leakcheck.trials.session import memory
 
 MIB = 1 << 20
 HERE = [name for name, language in LANGUAGES.items() if language.available().ready]
@@ -24,12 +24,12 @@ HERE = [name for name, language in LANGUAGES.items() if language.available().rea
 PATIENCE = 60
 
 
-def each(*verdicts: str, hostile: bool = False) -> list[Spec]:
+def each(*statuses: str, hostile: bool = False) -> list[Spec]:
     return [
         spec(language, behaviour.name)
         for language in HERE
         for behaviour in BEHAVIOURS.values()
-        if language in behaviour.languages and behaviour.expect in verdicts and behaviour.hostile == hostile
+        if language in behaviour.languages and behaviour.expect in statuses and behaviour.hostile == hostile
     ]
 
 
@@ -69,7 +69,7 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.parametrize("wanted", each("OK"), ids=lambda one: one.plan)
+@pytest.mark.parametrize("wanted", each("OK"), ids=lambda one: one.word)
 def test_what_is_ok_ends_well_with_next_to_no_processor_time(wanted: Spec) -> None:
     with memory() as output, started(build(wanted), output) as process:
         _, status, usage = os.wait4(process.pid, 0)
@@ -87,7 +87,7 @@ def test_what_is_ok_ends_well_with_next_to_no_processor_time(wanted: Spec) -> No
             assert usage.ru_maxrss >= 16 << 10
 
 
-@pytest.mark.parametrize("wanted", each("RE"), ids=lambda one: one.plan)
+@pytest.mark.parametrize("wanted", each("RE"), ids=lambda one: one.word)
 def test_what_is_re_ends_by_its_exit_code_or_signal(wanted: Spec) -> None:
     with started(build(wanted)) as process:
         code = process.wait(PATIENCE)
@@ -102,7 +102,7 @@ def test_what_is_re_ends_by_its_exit_code_or_signal(wanted: Spec) -> None:
         assert code not in (0, 64)
 
 
-@pytest.mark.parametrize("wanted", [one for one in each("TLE") if one.behaviour == "spin"], ids=lambda one: one.plan)
+@pytest.mark.parametrize("wanted", [one for one in each("TLE") if one.behaviour == "spin"], ids=lambda one: one.word)
 def test_what_spins_takes_processor_time_and_does_not_end(wanted: Spec) -> None:
     with started(build(wanted)) as process:
         wait_until("it spins", lambda: processor_seconds(process.pid) > 0.4)
@@ -140,7 +140,7 @@ def arena_for(submission: Submission, limits: dict[str, int | str]) -> Generator
         arena.down()
 
 
-@pytest.mark.parametrize("wanted", each("MLE"), ids=lambda one: one.plan)
+@pytest.mark.parametrize("wanted", each("MLE"), ids=lambda one: one.word)
 def test_what_is_mle_is_killed_at_its_memory_limit(wanted: Spec) -> None:
     limit = "memory.max" if Path("/sys/fs/cgroup/cgroup.controllers").exists() else "memory.limit_in_bytes"
     submission = build(wanted)
@@ -148,7 +148,7 @@ def test_what_is_mle_is_killed_at_its_memory_limit(wanted: Spec) -> None:
         assert arena.run(submission.program, timeout=PATIENCE, stdout=subprocess.DEVNULL) == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("wanted", each("OLE"), ids=lambda one: one.plan)
+@pytest.mark.parametrize("wanted", each("OLE"), ids=lambda one: one.word)
 def test_what_is_ole_writes_more_than_its_limit(wanted: Spec) -> None:
     if wanted.behaviour == "flood":
         with memory() as output, started(build(wanted), output) as process:
@@ -169,7 +169,7 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("wanted", each("OK", hostile=True), ids=lambda one: one.plan)
+@pytest.mark.parametrize("wanted", each("OK", hostile=True), ids=lambda one: one.word)
 def test_what_is_hostile_is_ok_and_leaves_what_it_says(wanted: Spec) -> None:
     submission = build(wanted)
     with memory() as output, arena_for(submission, {"pids.max": 400}) as arena:
@@ -178,7 +178,7 @@ def test_what_is_hostile_is_ok_and_leaves_what_it_says(wanted: Spec) -> None:
         assert code == 0, os.pread(output, 4000, 0).decode()
         report = Report.from_json(_native.settle(before, settle_ms=100))
         # Java listens only until it ends.
-        named = set() if wanted.plan == "java/sockets" else LEFT.get(wanted.behaviour, set())
+        named = set() if wanted.word == "java/sockets" else LEFT.get(wanted.behaviour, set())
         assert {leak.kind for leak in report.leaks} >= named
         left = [os.pidfd_open(pid) for pid in arena.pids()]
     for pidfd in left:

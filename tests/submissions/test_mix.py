@@ -1,4 +1,4 @@
-"""Mixes: shares, what is dealt, and what of it a target can tell."""
+"""Mixes: shares, what is sampled, and what of it a target can tell."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leakcheck.errors import UsageError
-from leakcheck.submissions import BEHAVIOURS, DEFAULT_MIX, LANGUAGES, Mix, deal, parse_plan
+from leakcheck.submissions import BEHAVIOURS, DEFAULT_MIX, LANGUAGES, Mix, parse_spec, sample
 from leakcheck.targets import Target, builtin, load
-from leakcheck.targets.dealing import deal_for, misfit
+from leakcheck.targets.compatibility import incompatibility, sample_for
 
 THREE = ["cpp", "java", "python"]
 ALL = ("OK", "TLE", "MLE", "RE", "OLE")
@@ -27,9 +27,9 @@ def test_a_mix_reads_back() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "'': give VERDICT=SHARE"),
-        ("OK", "'OK': give VERDICT=SHARE, VERDICT one of OK, TLE, MLE, RE, OLE"),
-        ("IE=1", "'IE=1': give VERDICT=SHARE"),
+        ("", "'': give STATUS=SHARE"),
+        ("OK", "'OK': give STATUS=SHARE, STATUS one of OK, TLE, MLE, RE, OLE"),
+        ("IE=1", "'IE=1': give STATUS=SHARE"),
         ("OK=1,OK=2", "OK is given twice"),
         ("OK=x", "OK=x: give a number"),
         ("OK=nan", "OK=nan: give a number from 0"),
@@ -52,28 +52,28 @@ def test_shares_are_exact_up_to_rounding(shares: dict[str, int], n: int) -> None
     mix = Mix(shares)  # type: ignore[arg-type]
     counts = mix.counts(n)
     assert sum(counts.values()) == n
-    for verdict, count in counts.items():
-        assert abs(count - shares[verdict] * n / sum(shares.values())) < 1
+    for status, count in counts.items():
+        assert abs(count - shares[status] * n / sum(shares.values())) < 1
 
 
 def test_what_is_dealt_has_the_shares_and_all_languages() -> None:
-    dealt = deal(Mix.parse("OK=60,TLE=20,MLE=10,RE=5,OLE=5"), THREE, 200, 7, reports=ALL)
-    assert Counter(one.about.expect for one in dealt) == {"OK": 120, "TLE": 40, "MLE": 20, "RE": 10, "OLE": 10}
-    assert set(Counter(one.language for one in dealt).values()) <= set(range(60, 74))
-    assert len({one.plan for one in dealt}) > 180
-    assert not any(one.about.hostile for one in dealt)
+    sampled = sample(Mix.parse("OK=60,TLE=20,MLE=10,RE=5,OLE=5"), THREE, 200, 7, reports=ALL)
+    assert Counter(one.about.expect for one in sampled) == {"OK": 120, "TLE": 40, "MLE": 20, "RE": 10, "OLE": 10}
+    assert set(Counter(one.language for one in sampled).values()) <= set(range(60, 74))
+    assert len({one.word for one in sampled}) > 180
+    assert not any(one.about.hostile for one in sampled)
 
 
 def test_the_same_seed_deals_the_same_and_another_one_other() -> None:
-    first, again, other = (deal(DEFAULT_MIX, THREE, 50, seed, reports=ALL) for seed in (1, 1, 2))
+    first, again, other = (sample(DEFAULT_MIX, THREE, 50, seed, reports=ALL) for seed in (1, 1, 2))
     assert first == again != other
     assert [one.about.expect for one in first] != sorted(one.about.expect for one in first)
 
 
 def test_limits_that_are_dealt_leave_a_loaded_machine_its_time() -> None:
-    for one in deal(DEFAULT_MIX, list(LANGUAGES), 500, 3, reports=ALL, time_limits=("wall", "cpu"), hostile=True):
+    for one in sample(DEFAULT_MIX, list(LANGUAGES), 500, 3, reports=ALL, time_limits=("wall", "cpu"), hostile=True):
         limits = one.limits
-        assert parse_plan(one.plan) == one
+        assert parse_spec(one.word) == one
         if not one.about.ends_by:
             assert limits.wall >= 60
             assert limits.cpu >= 10
@@ -83,13 +83,13 @@ def test_limits_that_are_dealt_leave_a_loaded_machine_its_time() -> None:
 
 
 def test_each_hostile_one_is_dealt_where_wanted() -> None:
-    dealt = deal(Mix.parse("OK=1"), ["c"], 100, 0, hostile=True)
+    sampled = sample(Mix.parse("OK=1"), ["c"], 100, 0, hostile=True)
     hostile = {one.name for one in BEHAVIOURS.values() if one.hostile}
-    assert {one.behaviour for one in dealt if one.about.hostile} == hostile
+    assert {one.behaviour for one in sampled if one.about.hostile} == hostile
 
 
 def test_a_target_that_takes_whole_seconds_gets_them() -> None:
-    for one in deal(Mix.parse("TLE=1"), ["c"], 30, 0, shortest_wall=1):
+    for one in sample(Mix.parse("TLE=1"), ["c"], 30, 0, shortest_wall=1):
         assert one.limits.wall in (1, 2)
 
 
@@ -97,29 +97,29 @@ def test_a_target_that_takes_whole_seconds_gets_them() -> None:
     ("mix", "languages", "n", "said"),
     [
         ("OK=1,MLE=1", THREE, 10, "the target cannot tell MLE; it tells OK, RE, TLE"),
-        ("OK=1", [], 10, "no language to deal"),
+        ("OK=1", [], 10, "no language to sample"),
         ("OK=1", ["cobol"], 10, "unknown language 'cobol'"),
-        ("OK=1", THREE, -1, "deal -1 submissions"),
+        ("OK=1", THREE, -1, "sample -1 submissions"),
     ],
 )
 def test_what_cannot_be_dealt_is_refused(mix: str, languages: list[str], n: int, said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        deal(Mix.parse(mix), languages, n, 0)
+        sample(Mix.parse(mix), languages, n, 0)
     assert said in str(caught.value)
 
 
 def test_a_share_of_nothing_needs_nothing() -> None:
-    assert deal(Mix.parse("OK=1,MLE=0"), ["c"], 0, 0) == []
+    assert sample(Mix.parse("OK=1,MLE=0"), ["c"], 0, 0) == []
 
 
 @pytest.mark.parametrize("target", builtin(), ids=lambda target: target.name)
 def test_all_that_is_dealt_for_a_target_fits_it(target: Target) -> None:
-    for one in deal_for(target, DEFAULT_MIX.only(target.adapter.reports), None, 60, 5, hostile=True):
-        assert misfit(target, one) == ""
+    for one in sample_for(target, DEFAULT_MIX.only(target.adapter.reports), None, 60, 5, hostile=True):
+        assert incompatibility(target, one) == ""
 
 
 @pytest.mark.parametrize(
-    ("name", "plan", "said"),
+    ("name", "word", "said"),
     [
         ("nsjail", "java/hello", "nsjail runs no java: --rlimit_as limits"),
         ("proot", "c/ignore_sigterm", "proot does not tell ignore_sigterm right"),
@@ -130,15 +130,15 @@ def test_all_that_is_dealt_for_a_target_fits_it(target: Target) -> None:
         ("bwrap", "c/spin", ""),
     ],
 )
-def test_what_does_not_fit_a_target_is_told_why(name: str, plan: str, said: str) -> None:
-    why = misfit(load(name), parse_plan(plan))
+def test_what_does_not_fit_a_target_is_told_why(name: str, word: str, said: str) -> None:
+    why = incompatibility(load(name), parse_spec(word))
     assert why.startswith(said)
     assert bool(why) == bool(said)
 
 
 def test_a_language_that_a_target_cannot_run_is_refused_by_the_reason() -> None:
     with pytest.raises(UsageError, match="nsjail runs no java: --rlimit_as"):
-        deal_for(load("nsjail"), Mix.parse("OK=1"), ["c", "java"], 3, 0)
+        sample_for(load("nsjail"), Mix.parse("OK=1"), ["c", "java"], 3, 0)
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ PAGE = (Path(__file__).parents[2] / "docs/reference/submissions.md").read_text()
 @pytest.mark.parametrize("behaviour", BEHAVIOURS.values(), ids=lambda one: one.name)
 def test_each_behaviour_has_its_row(behaviour: Behaviour) -> None:
     marks = ["✓" if language in behaviour.languages else "" for language in LANGUAGES]
-    verdict = behaviour.expect + (", hostile" if behaviour.hostile else "")
-    assert f"| `{behaviour.name}` | {verdict} | {behaviour.summary} | {' | '.join(marks)} |" in PAGE
+    status = behaviour.expect + (", hostile" if behaviour.hostile else "")
+    assert f"| `{behaviour.name}` | {status} | {behaviour.summary} | {' | '.join(marks)} |" in PAGE
 
 
 @pytest.mark.parametrize("language", LANGUAGES.values(), ids=lambda one: one.name)

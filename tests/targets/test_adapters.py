@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from leakcheck.errors import TargetError, UsageError
+from leakcheck.renamed import RenamedWarning
 from leakcheck.submissions import BUILTIN, Submission
-from leakcheck.targets import Box, Outcome, Target, builtin, load
+from leakcheck.targets import Box, Reply, Target, builtin, load
 from leakcheck.targets.executables import binds
 
 MINIMAL = """
@@ -119,7 +120,7 @@ def test_what_needs_no_bundle_has_a_directory_to_bind_that_is_there_anyway(tmp_p
         ("probe =", 'recover = [["rm", "{wall}"]]\nprobe =', "recover: unknown placeholder {wall}"),
         ("probe =", 'status = { source = "meta" }\nprobe =', "status.file: missing"),
         ("probe =", 'status = { file = "/x" }\nprobe =', 'source is "exit", which reads no file'),
-        ("probe =", 'status = { source = "json", file = "/x", verdict = "v" }\nprobe =', "go together"),
+        ("probe =", 'status = { source = "json", file = "/x", status = "v" }\nprobe =', "go together"),
         ("probe =", 'status = { source = "xml" }\nprobe =', "$.status.source"),
         ("probe =", 'paths = { locks = ["/x"] }\nprobe =', "unknown field `paths`"),
         ("probe =", 'files = [{ path = "x", text = "" }]\nprobe =', "files.path: 'x' is not absolute; begin it with"),
@@ -159,26 +160,26 @@ def test_json_takes_arguments_unquoted_and_numbers_as_numbers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("code", "outcome"),
+    ("code", "reply"),
     [
-        (0, Outcome("OK", exit_code=0)),
-        (3, Outcome("RE", exit_code=3)),
-        (124, Outcome("TLE", exit_code=124)),
-        (126, Outcome("IE", exit_code=126)),
-        (139, Outcome("RE", signal=11)),
-        (-11, Outcome("RE", signal=11)),
-        (255, Outcome("RE", exit_code=255)),
+        (0, Reply("OK", exit_code=0)),
+        (3, Reply("RE", exit_code=3)),
+        (124, Reply("TLE", exit_code=124)),
+        (126, Reply("IE", exit_code=126)),
+        (139, Reply("RE", signal=11)),
+        (-11, Reply("RE", signal=11)),
+        (255, Reply("RE", exit_code=255)),
     ],
 )
-def test_an_exit_code_reads_as_a_verdict(tmp_path: Path, code: int, outcome: Outcome) -> None:
-    assert with_status(tmp_path, "timeout = [124]\ninternal = [126]").status(code, BOX) == outcome
+def test_an_exit_code_reads_as_a_status(tmp_path: Path, code: int, reply: Reply) -> None:
+    assert with_status(tmp_path, "timeout = [124]\ninternal = [126]").status(code, BOX) == reply
 
 
 META = """
 source = "meta"
 file = "{work}/meta"
-verdict = "status"
-verdicts = { TO = "TLE", SG = "RE" }
+status = "status"
+statuses = { TO = "TLE", SG = "RE" }
 absent = "OK"
 exit_code = "exitcode"
 signal = "exitsig"
@@ -187,18 +188,18 @@ JSON = META.replace('"meta"', '"json"')
 
 
 @pytest.mark.parametrize(
-    ("status", "text", "outcome"),
+    ("status", "text", "reply"),
     [
-        (META, "time:0.1\nexitcode:0\n", Outcome("OK", exit_code=0)),
-        (META, "status:TO\nmessage:a:b\n", Outcome("TLE")),
-        (META, "exitsig:11\nstatus:SG\n", Outcome("RE", signal=11)),
-        (JSON, '{"status": "TO", "exitcode": null}', Outcome("TLE")),
-        (JSON, '{"exitcode": 3, "exitsig": 0}', Outcome("RE", exit_code=3)),
+        (META, "time:0.1\nexitcode:0\n", Reply("OK", exit_code=0)),
+        (META, "status:TO\nmessage:a:b\n", Reply("TLE")),
+        (META, "exitsig:11\nstatus:SG\n", Reply("RE", signal=11)),
+        (JSON, '{"status": "TO", "exitcode": null}', Reply("TLE")),
+        (JSON, '{"exitcode": 3, "exitsig": 0}', Reply("RE", exit_code=3)),
     ],
 )
-def test_a_status_file_reads_as_a_verdict(tmp_path: Path, status: str, text: str, outcome: Outcome) -> None:
+def test_a_status_file_reads_as_a_status(tmp_path: Path, status: str, text: str, reply: Reply) -> None:
     (tmp_path / "meta").write_text(text)
-    assert with_status(tmp_path, status).status(0, Box(number=0, work=tmp_path)) == outcome
+    assert with_status(tmp_path, status).status(0, Box(number=0, work=tmp_path)) == reply
 
 
 @pytest.mark.parametrize(
@@ -223,6 +224,20 @@ def test_an_absent_or_garbled_status_file_is_an_error_and_no_pass(
         (tmp_path / "meta").write_bytes(content)
     with pytest.raises(TargetError, match=f"mine: status file {tmp_path}/meta: .*{said}"):
         with_status(tmp_path, status).status(2, Box(number=0, work=tmp_path))
+
+
+def test_the_old_words_of_an_adapter_are_read_with_a_warning_that_names_the_new_ones(tmp_path: Path) -> None:
+    old = META.replace("\nstatus = ", "\nverdict = ").replace("\nstatuses = ", "\nverdicts = ")
+    with pytest.warns(RenamedWarning) as warned:
+        target = with_status(tmp_path, old)
+    assert target.adapter == with_status(tmp_path, META).adapter
+    where = f"adapter {tmp_path}/mine.toml: status: "
+    assert [str(one.message).removeprefix(where) for one in warned] == [
+        "verdict is called status now",
+        "verdicts is called statuses now",
+    ]
+    with pytest.raises(UsageError, match="verdict is called status now; give one of the two"):
+        with_status(tmp_path, META + 'verdict = "status"')
 
 
 def test_a_missing_program_is_told_with_the_way_to_install_it(tmp_path: Path) -> None:

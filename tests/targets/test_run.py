@@ -1,4 +1,4 @@
-"""Every target that can be run here, for real: known verdicts, isolation proved, recovery after a crash."""
+"""Every target that can be run here, for real: known statuses, isolation proved, recovery after a crash."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ _CHECK_HERE = """
 import msgspec
 from leakcheck.conformance import check
 from leakcheck.targets import load
-print(msgspec.json.encode(check(load("firejail"), ["ok", "probe"], host=True)).decode())
+print(msgspec.json.encode(check(load("firejail"), ["ok", "probe"], live=True)).decode())
 """
 
 

@@ -1,15 +1,15 @@
-"""Compiled submissions get their verdict from every target that can be run here: each one in an arena."""
+"""Compiled submissions get their status from every target that can be run here: each one in an arena."""
 
 import os
 from collections.abc import Sequence
 
 import pytest
 
-from leakcheck.campaigns.place import ArenaPlace
-from leakcheck.campaigns.stages import Stages
 from leakcheck.conformance import tried
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Spec, build, spec
 from leakcheck.targets import Target, builtin
+from leakcheck.trials.host import ArenaHost
+from leakcheck.trials.session import Session
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -37,21 +37,21 @@ def wanted(target: Target) -> list[Spec]:
 
 
 def wrong(target: Target, specs: Sequence[Spec]) -> list[str]:
-    """Return what differs from the known verdict, exit code and signal."""
+    """Return what differs from the known status, exit code and signal."""
     found = []
     submissions = [build(one) for one in specs]
-    with ArenaPlace(target, 0, [one.bundle for one in submissions]) as place:
-        stages = Stages(target, place)
+    with ArenaHost(target, 0, [one.bundle for one in submissions]) as host:
+        session = Session(target, host)
         for submission in submissions:
-            done = stages.outcome(stages.prepare(submission), submission)
-            got = done.outcome
+            done = session.submit(session.prepare(submission), submission)
+            got = done.reply
             lacks = target.adapter.may_lack_signal and got.signal is None
-            if got.verdict != submission.expect:
-                found.append(f"{submission.plan}: {got.verdict}, not {submission.expect}: {done.words}")
+            if got.status != submission.expect:
+                found.append(f"{submission.name}: {got.status}, not {submission.expect}: {done.words}")
             elif submission.expect_exit is not None and got.exit_code != submission.expect_exit:
-                found.append(f"{submission.plan}: exit code {got.exit_code}: {done.words}")
+                found.append(f"{submission.name}: exit code {got.exit_code}: {done.words}")
             elif submission.expect_signal not in (None, got.signal) and not lacks:
-                found.append(f"{submission.plan}: signal {got.signal}: {done.words}")
+                found.append(f"{submission.name}: signal {got.signal}: {done.words}")
     return found
 
 
@@ -60,7 +60,7 @@ def wrong(target: Target, specs: Sequence[Spec]) -> list[str]:
     [pytest.param(one, marks=[pytest.mark.slow] if one.name in SLOW else []) for one in builtin()],
     ids=lambda target: target.name,
 )
-def test_each_submission_gets_its_verdict(target: Target) -> None:
+def test_each_submission_gets_its_status(target: Target) -> None:
     state = tried(target)
     if state.state != "ready":
         pytest.skip(f"{state.state}: {state.reason}; {state.hint}")

@@ -101,6 +101,7 @@ fn the_words_of_a_report_keep_their_spelling() {
         (Class::Orphaned, "orphaned"),
         (Class::Held, "held"),
         (Class::Dying, "dying"),
+        (Class::Bounded, "bounded"),
         (Class::Reclaimable, "reclaimable"),
         (Class::Growing, "growing"),
     ] {

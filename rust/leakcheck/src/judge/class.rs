@@ -21,6 +21,8 @@ pub enum Class {
     Held,
     /// The kernel is still freeing it.
     Dying,
+    /// Each run leaves one and takes one away: there is never more of it.
+    Bounded,
     /// The target's recover command removed it, or its next run did.
     Reclaimable,
     /// There is more of it with every run.
@@ -36,13 +38,14 @@ impl fmt::Display for Class {
             Class::Orphaned => "orphaned",
             Class::Held => "held",
             Class::Dying => "dying",
+            Class::Bounded => "bounded",
             Class::Reclaimable => "reclaimable",
             Class::Growing => "growing",
         })
     }
 }
 
-/// The class of residue as one snapshot shows it. The last two classes need a recovery or several runs, and are set by who
+/// The class of residue as one snapshot shows it. The last three classes need a recovery or several runs, and are set by who
 /// made them. `fresh_ns` tells whether a namespace inode is new since the baseline, `populated` whether a cgroup has
 /// processes.
 pub fn classify(

@@ -18,15 +18,15 @@ import psutil
 
 from leakcheck import _native
 from leakcheck.arena import Arena, look_soon
-from leakcheck.campaigns.likeness import place_of
-from leakcheck.campaigns.rooted import make_directory, read_file, write_file
 from leakcheck.errors import TargetError
 from leakcheck.report import Leak, Report
 from leakcheck.subprocesses import why_not_run
 from leakcheck.targets import Target
 from leakcheck.targets.executables import binds
+from leakcheck.trials.rootfs import make_directory, read_file, write_file
+from leakcheck.trials.similarity import place_of
 
-__all__ = ["ArenaPlace", "HostPlace", "Place", "Running", "kill"]
+__all__ = ["ArenaHost", "Host", "LiveHost", "Running", "kill"]
 
 _ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
 # Of what no namespace isolates a trial says nothing: that is looked at around the whole campaign.
@@ -56,7 +56,7 @@ class Running(Protocol):
         """Close its descriptors."""
 
 
-class Place(Protocol):
+class Host(Protocol):
     """One disposable place for one trial."""
 
     work: Path
@@ -101,7 +101,7 @@ class Place(Protocol):
     ) -> None: ...
 
 
-class ArenaPlace:
+class ArenaHost:
     """An arena: whatever is there afterwards is the trial's. Beyond the target's programs it shows what is `needed`."""
 
     work = Path("/var/lib/leakcheck-campaign/box")
@@ -207,7 +207,7 @@ class ArenaPlace:
         return msgspec.structs.replace(leak, class_="orphaned") if own else leak
 
 
-class HostPlace:
+class LiveHost:
     """The host: only what is tied to the run counts."""
 
     def __init__(self, target: Target, settle: float) -> None:
@@ -328,7 +328,7 @@ class _HostProcess:
             self.pidfd = -1
 
 
-def kill(place: Place, supervisor: Running, how: str) -> None:
+def kill(host: Host, supervisor: Running, how: str) -> None:
     """Kill the supervisor alone, or the whole tree, stopped first if `how` is ``"freeze"``."""
     if how == "supervisor":
         supervisor.send_signal(signal.SIGKILL)
@@ -336,19 +336,19 @@ def kill(place: Place, supervisor: Running, how: str) -> None:
     held: dict[psutil.Process, int] = {}
     try:
         for number in (signal.SIGSTOP, signal.SIGKILL) if how == "freeze" else (signal.SIGKILL,):
-            _signal_all(place, supervisor, number, held)
+            _signal_all(host, supervisor, number, held)
     finally:
         for pidfd in held.values():
             os.close(pidfd)
 
 
-def _signal_all(place: Place, supervisor: Running, number: int, held: dict[psutil.Process, int]) -> None:
+def _signal_all(host: Host, supervisor: Running, number: int, held: dict[psutil.Process, int]) -> None:
     """Signal all of `held` and of the tree, and hold these: an orphan is no longer in its supervisor's tree."""
     told: set[psutil.Process] = set()
     # What is being forked meanwhile is found the next time; a fork bomb could go on, so there is an end to it.
     until = time.monotonic() + 1
     while time.monotonic() < until:
-        while _hold(place.tree(supervisor) - held.keys(), held) and time.monotonic() < until:
+        while _hold(host.tree(supervisor) - held.keys(), held) and time.monotonic() < until:
             pass
         if not (new := held.keys() - told):
             return

@@ -13,35 +13,35 @@ from leakcheck.submissions import (
     Limits,
     Spec,
     Submission,
-    parse_plan,
-    parse_plans,
+    parse_spec,
+    parse_specs,
     spec,
 )
 
 EVERYTHING = submissions(
-    list(LANGUAGES), verdicts=("OK", "TLE", "RE", "MLE", "OLE"), time_limits=("wall", "cpu"), hostile=True
+    list(LANGUAGES), statuses=("OK", "TLE", "RE", "MLE", "OLE"), time_limits=("wall", "cpu"), hostile=True
 )
 
 
 @given(EVERYTHING)
-def test_a_plan_reads_back_as_what_it_was_written_from(wanted: Spec) -> None:
-    assert parse_plan(wanted.plan) == wanted
-    assert parse_plan(wanted.plan).plan == wanted.plan
+def test_a_spec_reads_back_as_what_it_was_written_from(wanted: Spec) -> None:
+    assert parse_spec(wanted.word) == wanted
+    assert parse_spec(wanted.word).word == wanted.word
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_every_behaviour_of_a_language_needs_no_limit_in_its_plan(language: str) -> None:
+def test_every_behaviour_of_a_language_needs_no_limit_in_its_spec(language: str) -> None:
     for behaviour in BEHAVIOURS.values():
         if language in behaviour.languages:
-            assert spec(language, behaviour.name).plan == f"{language}/{behaviour.name}"
+            assert spec(language, behaviour.name).word == f"{language}/{behaviour.name}"
 
 
-def test_the_plan_of_the_documentation_is_what_it_says() -> None:
-    wanted = parse_plan("cpp/spin@wall=0.5,cpu=1,memory=64M,processes=16")
+def test_the_spec_of_the_documentation_is_what_it_says() -> None:
+    wanted = parse_spec("cpp/spin@wall=0.5,cpu=1,memory=64M,processes=16")
     assert wanted.limits == Limits(wall=0.5, cpu=1, memory=64 << 20, processes=16)
-    assert wanted.plan == "cpp/spin@wall=0.5,cpu=1,memory=64M,processes=16"
-    assert repr(wanted) == "parse_plan('cpp/spin@wall=0.5,cpu=1,memory=64M,processes=16')"
-    assert [one.plan for one in parse_plans(" cpp/spin@wall=0.5  python/hello\n")] == [
+    assert wanted.word == "cpp/spin@wall=0.5,cpu=1,memory=64M,processes=16"
+    assert repr(wanted) == "parse_spec('cpp/spin@wall=0.5,cpu=1,memory=64M,processes=16')"
+    assert [one.word for one in parse_specs(" cpp/spin@wall=0.5  python/hello\n")] == [
         "cpp/spin@wall=0.5",
         "python/hello",
     ]
@@ -49,7 +49,7 @@ def test_the_plan_of_the_documentation_is_what_it_says() -> None:
 
 @pytest.mark.parametrize("wall", [0.1, 1e-05, 1 / 3, 59.99999999999999, 3600])
 def test_a_time_is_read_back_to_its_last_bit(wall: float) -> None:
-    assert parse_plan(spec("python", "hello", wall=wall).plan).limits.wall == wall
+    assert parse_spec(spec("python", "hello", wall=wall).word).limits.wall == wall
 
 
 @pytest.mark.parametrize(
@@ -84,16 +84,16 @@ def test_a_time_is_read_back_to_its_last_bit(wall: float) -> None:
         ("cpp/flood@output=200M", "give output of 134217728 bytes at most"),
     ],
 )
-def test_a_plan_that_is_wrong_is_refused_by_the_part(text: str, said: str) -> None:
+def test_a_spec_that_is_wrong_is_refused_by_the_part(text: str, said: str) -> None:
     with pytest.raises(UsageError) as caught:
-        parse_plan(text)
+        parse_spec(text)
     assert said in str(caught.value)
     assert str(caught.value).startswith(f"submission {text!r}: ")
 
 
-def test_an_empty_plan_is_refused() -> None:
-    with pytest.raises(UsageError, match="plan: has no submission"):
-        parse_plans(" ")
+def test_an_empty_spec_is_refused() -> None:
+    with pytest.raises(UsageError, match="has no submission"):
+        parse_specs(" ")
 
 
 @pytest.mark.parametrize("name", Limits.__struct_fields__)
@@ -110,8 +110,8 @@ def test_a_part_of_a_byte_is_refused() -> None:
         spec("python", "hello", time=1)
 
 
-def test_a_command_has_limits_and_its_name_for_a_plan() -> None:
-    assert BUILTIN["timeout"].plan == "timeout"
+def test_a_command_has_limits_and_no_more_for_a_spec_than_its_name() -> None:
+    assert BUILTIN["timeout"].name == "timeout"
     assert BUILTIN["timeout"].limits == Limits(wall=1)
     with pytest.raises(UsageError, match="limit wall=0"):
         _ = msgspec.structs.replace(BUILTIN["ok"], wall=0).limits

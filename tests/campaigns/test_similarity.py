@@ -2,7 +2,7 @@
 
 import pytest
 
-from leakcheck.campaigns.likeness import alike
+from leakcheck.trials.similarity import similar
 
 
 @pytest.mark.parametrize(
@@ -17,8 +17,8 @@ from leakcheck.campaigns.likeness import alike
     ],
 )
 def test_they_are_alike(one: str, other: str) -> None:
-    assert alike(one, other)
-    assert alike(other, one)
+    assert similar(one, other)
+    assert similar(other, one)
 
 
 @pytest.mark.parametrize(
@@ -33,5 +33,5 @@ def test_they_are_alike(one: str, other: str) -> None:
     ],
 )
 def test_they_are_not(one: str, other: str) -> None:
-    assert not alike(one, other)
-    assert not alike(other, one)
+    assert not similar(one, other)
+    assert not similar(other, one)

@@ -2,7 +2,7 @@
 
 "No degradation of more than 10 %" passes only when the upper confidence bound of late over early is below 1.10; it
 fails when even the lower bound is above, and is inconclusive in between, as it is when the run was too short
-(non-inferiority: Piaggio et al., JAMA 308, 2012). Neighbours in time are alike, so whole stretches of the run are
+(non-inferiority: Piaggio et al., JAMA 308, 2012). HostLoad in time are alike, so whole stretches of the run are
 drawn, not single submissions (block bootstrap: Künsch, Annals of Statistics 17, 1989).
 """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from leakcheck.campaigns.rooted import make_directory, read_file, write_file
+from leakcheck.trials.rootfs import make_directory, read_file, write_file
 
 
 @pytest.fixture

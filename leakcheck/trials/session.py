@@ -10,13 +10,13 @@ from pathlib import Path
 
 import msgspec
 
-from leakcheck.campaigns.ending import Ending
-from leakcheck.campaigns.place import Place, Running, kill
 from leakcheck.errors import LateError, StoppedError, TargetError
 from leakcheck.submissions import BUILTIN, Submission
-from leakcheck.targets import Box, Outcome, Target
+from leakcheck.targets import Box, Reply, Target
+from leakcheck.trials.ending import Ending
+from leakcheck.trials.host import Host, Running, kill
 
-__all__ = ["GRACE", "NEXT", "Done", "Stages", "Stop", "ended", "memory", "never", "text"]
+__all__ = ["GRACE", "NEXT", "Done", "Session", "Stop", "ended", "memory", "never", "text"]
 
 NEXT = BUILTIN["ok"]
 """What is run next in a box, to see whether it is as good as new."""
@@ -33,9 +33,9 @@ _ASK = 0.2
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What a run gave: the target's outcome, its exit code, its last words, and the processor time in seconds."""
+    """What a run gave: the target's reply, its exit code, its last words, and the processor time in seconds."""
 
-    outcome: Outcome
+    reply: Reply
     code: int
     words: str
     cpu: float | None = None
@@ -46,7 +46,7 @@ def never() -> bool:
     return False
 
 
-class Stages:
+class Session:
     """Runs a target's commands in one box of a place, and times what it does.
 
     `stop` ends what runs with `StoppedError`; `late` is told of what runs too long, before it is killed. `env` is added
@@ -56,7 +56,7 @@ class Stages:
     def __init__(
         self,
         target: Target,
-        place: Place,
+        host: Host,
         number: int = 0,
         *,
         work: Path | None = None,
@@ -64,9 +64,9 @@ class Stages:
         late: Callable[[Running], None] | None = None,
     ) -> None:
         self.target = target
-        self.place = place
-        self.box = Box(number=number, work=work or place.work)
-        self.phases: dict[str, float] = {}
+        self.host = host
+        self.box = Box(number=number, work=work or host.work)
+        self.timing_ms: dict[str, float] = {}
         self.env: dict[str, str] = {}
         self.late = False
         """Whether a command was ended for running too long."""
@@ -77,13 +77,13 @@ class Stages:
         self._late = late
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Generator[None, None, None]:
-        """Add the time until its end to the phase `name`."""
+    def timed(self, name: str) -> Generator[None, None, None]:
+        """Add the time until its end to the step `name`."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self.phases[name] = self.phases.get(name, 0) + (time.monotonic() - began) * 1000
+            self.timing_ms[name] = self.timing_ms.get(name, 0) + (time.monotonic() - began) * 1000
 
     def renew(self) -> None:
         """Give the box another name, as the next run has one where boxes are not used again."""
@@ -99,7 +99,7 @@ class Stages:
         launch = self.target.launch(submission, self.box)
         for path, content in launch.files.items():
             try:
-                self.place.write(Path(path), content.encode())
+                self.host.write(Path(path), content.encode())
             except OSError as error:
                 raise TargetError(f"write {path}: {(error.strerror or str(error)).lower()}") from error
         self._empty_status()
@@ -111,8 +111,8 @@ class Stages:
         if path is None:
             return
         try:
-            if self.place.read(path):
-                self.place.write(path, b"")
+            if self.host.read(path):
+                self.host.write(path, b"")
         except FileNotFoundError:
             return
         except OSError as error:
@@ -120,7 +120,7 @@ class Stages:
 
     def start(self, argv: Sequence[str], output: int) -> Running:
         """Start a command in the target's environment."""
-        process = self.place.start(argv, self.target.env(self.box) | self.env, output)
+        process = self.host.start(argv, self.target.env(self.box) | self.env, output)
         if self.started is not None:
             self.started(process)
         return process
@@ -131,23 +131,23 @@ class Stages:
             self.wait(self.start(argv, output), limit, argv[0])
             return text(output)
 
-    def outcome(self, argv: Sequence[str], submission: Submission) -> Done:
+    def submit(self, argv: Sequence[str], submission: Submission) -> Done:
         """Run `submission` to its end."""
         with memory() as output:
             process = self.start(argv, output)
             code = self.wait(process, submission.wall, argv[0])
             words = _last_words(output)
             try:
-                outcome = self.target.status(code, self.box, self.place.read)
+                reply = self.target.status(code, self.box, self.host.read)
             except TargetError as error:
                 raise TargetError(f"{error}: {words}") from error
-            return Done(outcome, code, words, process.cpu)
+            return Done(reply, code, words, process.cpu)
 
     def run(self, argv: Sequence[str], submission: Submission) -> str:
         """Run `submission` to its end; return what was wrong with the status, empty if nothing."""
-        done = self.outcome(argv, submission)
-        wrong = done.outcome.verdict != submission.expect
-        return f"status {done.outcome.verdict}, not {submission.expect}: {done.words}" if wrong else ""
+        done = self.submit(argv, submission)
+        wrong = done.reply.status != submission.expect
+        return f"status {done.reply.status}, not {submission.expect}: {done.words}" if wrong else ""
 
     def force(self, argv: Sequence[str], ending: Ending) -> None:
         """Run, and kill at the ending's instant if it has not ended by then."""
@@ -158,7 +158,7 @@ class Stages:
             # poll() counts whole milliseconds; the rest is slept.
             if not ended(supervisor, int(left * 1000)):
                 time.sleep(max(0.0, began + ending.after_ms / 1000 - time.monotonic()))
-                kill(self.place, supervisor, ending.kill or "supervisor")
+                kill(self.host, supervisor, ending.kill or "supervisor")
             self.wait(supervisor, 0, argv[0])
 
     def end(self, ending: Ending) -> None:
@@ -204,7 +204,7 @@ class Stages:
                 if late or self._stop():
                     if late and self._late is not None:
                         self._late(process)
-                    kill(self.place, process, "tree")
+                    kill(self.host, process, "tree")
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(GRACE)
                     if late:

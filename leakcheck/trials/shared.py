@@ -1,6 +1,6 @@
 """An arena with many boxes, in which submissions run side by side; it is looked at when all of a round are over.
 
-Two of them take turns (`Turns`): while one empties and is looked at, the other takes the next submissions. So every
+Two of them take turns (`Rotation`): while one empties and is looked at, the other takes the next submissions. So every
 look is at a quiet arena, in which whatever the baseline has not was left behind, and the load goes on all the while.
 """
 
@@ -16,14 +16,14 @@ from typing import Self
 import msgspec
 import psutil
 
-from leakcheck.campaigns.likeness import grouped, place_of, same
-from leakcheck.campaigns.place import ArenaPlace, Running
-from leakcheck.campaigns.stages import Stages
 from leakcheck.errors import NativeError, TargetError
 from leakcheck.report import Leak
 from leakcheck.targets import Box, Target
+from leakcheck.trials.host import ArenaHost, Running
+from leakcheck.trials.session import Session
+from leakcheck.trials.similarity import grouped, place_of, same
 
-__all__ = ["MARK", "Ground", "Left", "Run", "Turns"]
+__all__ = ["MARK", "Rotation", "Run", "SharedArena", "SharedRemnant"]
 
 MARK = "LEAKCHECK_SUBMISSION"
 """In the environment of each launch: which submission it is."""
@@ -51,7 +51,7 @@ class Run(msgspec.Struct):
     late: bool = False
 
 
-class Left(msgspec.Struct):
+class SharedRemnant(msgspec.Struct):
     """One thing left in an arena since a round: `runs` are the submissions that it can be of, one when that is certain.
 
     `tied` says by what: the ``mark`` in the environment of a process, of one that it descends from or of a holder, or
@@ -83,7 +83,7 @@ class Left(msgspec.Struct):
         return not self.late and (self.damaged or (self.gone is None and not self.bounded))
 
 
-class _Place(ArenaPlace):
+class _SharedHost(ArenaHost):
     """An arena of several supervisors: each has its own processes."""
 
     def tree(self, supervisor: Running) -> set[psutil.Process]:
@@ -94,7 +94,7 @@ class _Place(ArenaPlace):
         return set()
 
 
-class Ground:
+class SharedArena:
     """One such arena; entered, it is up. `late` is told of a command that is to be killed for running too long.
 
     `needed` are paths of the host that must be visible in it.
@@ -107,14 +107,14 @@ class Ground:
         *,
         settle: float,
         needed: Sequence[Path],
-        late: Callable[["Ground", Running], None],
+        late: Callable[["SharedArena", Running], None],
     ) -> None:
-        self.place = _Place(target, settle, needed)
+        self.host = _SharedHost(target, settle, needed)
         self._target, self._boxes, self._late = target, boxes, late
-        self.left: dict[str, Left] = {}
+        self.left: dict[str, SharedRemnant] = {}
         self.shown: list[set[str]] = []
         """The keys of what of `left` each look showed."""
-        self._sessions: dict[int, int] = {}
+        self._kernel_sessions: dict[int, int] = {}
         """Submission by the session that a command of it began; each is one, by its process id inside."""
         self.untied: dict[str, Leak] = {}
         self.gaps: dict[str, str] = {}
@@ -123,37 +123,37 @@ class Ground:
         self.looks_ms: list[float] = []
 
     def __enter__(self) -> Self:
-        self.place.__enter__()
-        work = self.place.work
-        self.stages = [
-            Stages(
+        self.host.__enter__()
+        work = self.host.work
+        self.sessions = [
+            Session(
                 self._target,
-                self.place,
+                self.host,
                 number,
                 work=work.parent / f"box-{number}",
                 late=lambda process: self._late(self, process),
             )
             for number in range(self._boxes)
         ]
-        for stages in self.stages:
-            self.place.make_directory(stages.box.work)
+        for session in self.sessions:
+            self.host.make_directory(session.box.work)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.place.__exit__(None, None, None)
+        self.host.__exit__(None, None, None)
         # They know us: let go of now, and not when the collector comes by, descriptors are closed at once.
-        self.stages = []
+        self.sessions = []
 
     def pids(self) -> set[int]:
         """Return all that runs in it, as the host numbers them."""
-        return self.place.pids()
+        return self.host.pids()
 
     def started(self, process: Running, run: Run) -> None:
         """Note that `process`, which leads a session, is of `run`."""
         # Gone already, it may have been reaped: then what it left is known by other things.
         with contextlib.suppress(OSError, ValueError, IndexError):
             status = Path(f"/proc/{process.pid}/status").read_text()
-            self._sessions[int(status.partition("\nNSpid:")[2].split("\n", 1)[0].split()[-1])] = run.number
+            self._kernel_sessions[int(status.partition("\nNSpid:")[2].split("\n", 1)[0].split()[-1])] = run.number
 
     def look(self, number: int, runs: Sequence[Run]) -> None:
         """Look at it after round `number`, in which there were `runs`; nothing may run in it.
@@ -162,7 +162,7 @@ class Ground:
         run took it away.
         """
         began = time.monotonic()
-        report = self.place.look()
+        report = self.host.look()
         self.gaps.update({kind: gap.reason for kind, gap in report.gaps.items()})
         self.untied.update({leak.key: leak for leak in report.unattributed})
         if report.transient:
@@ -175,7 +175,7 @@ class Ground:
             if leak.class_ == _RESPAWNING and leak.key in self.left:
                 self.left[leak.key].runs.extend(run.number for run in runs)
         new = [leak for leak in report.leaks if leak.key not in self.left]
-        replaced = self.place.replaced(new)
+        replaced = self.host.replaced(new)
         for leak in new:
             if leak.key not in replaced:
                 self.left[leak.key] = self._tied(leak, number, runs)
@@ -197,18 +197,18 @@ class Ground:
         """Recover the boxes that what is left can be of, where each run had one of its own; yield what goes wrong."""
         rest = {pair for one in self.left.values() if one.gone is None for pair in one.names}
         for box, name in sorted(rest)[:_MOST_RECOVERED]:
-            stages = self.stages[box]
-            if name != stages.box.name:
-                last, stages.box = stages.box, msgspec.structs.replace(stages.box, name=name)
-                if wrong := stages.recover():
+            session = self.sessions[box]
+            if name != session.box.name:
+                last, session.box = session.box, msgspec.structs.replace(session.box, name=name)
+                if wrong := session.recover():
                     yield f"box {name}: {wrong}"
-                stages.box = last
+                session.box = last
 
-    def _tied(self, leak: Leak, number: int, runs: Sequence[Run]) -> Left:
+    def _tied(self, leak: Leak, number: int, runs: Sequence[Run]) -> SharedRemnant:
         # What lives on in ever new processes is told as one, whichever submission's it was that was seen.
         if leak.class_ != _RESPAWNING and (marked := self._marked(leak)) is not None:
             found, tied = [run for run in runs if run.number == marked], "mark"
-            left = Left(leak, number, [marked], tied)
+            left = SharedRemnant(leak, number, [marked], tied)
         else:
             found, tied = self._of_box(leak, runs)
             if leak.since:
@@ -218,7 +218,9 @@ class Ground:
                 if then and len(then) < len(found):
                     found, tied = then, f"{tied} and time" if tied == "box" else "time"
             numbers = [run.number for run in found]
-            left = Left(leak, number, numbers if tied.startswith("box") else [*numbers, *self._survivors(number)], tied)
+            left = SharedRemnant(
+                leak, number, numbers if tied.startswith("box") else [*numbers, *self._survivors(number)], tied
+            )
         left.late = bool(found) and all(run.late for run in found) and len(left.runs) == len(found)
         left.names = [(run.box, run.name) for run in found if run.name]
         return left
@@ -226,13 +228,13 @@ class Ground:
     def _of_box(self, leak: Leak, runs: Sequence[Run]) -> tuple[list[Run], str]:
         """Return those of `runs` whose box alone has such a place; all of them where it tells of no box."""
         path = place_of(leak)
-        for stages in self.stages:
-            mine = [run for run in runs if run.box == stages.box.number]
-            named = [run for run in mine if self._target.names_box(path, _box_of(stages, run))]
+        for session in self.sessions:
+            mine = [run for run in runs if run.box == session.box.number]
+            named = [run for run in mine if self._target.names_box(path, _box_of(session, run))]
             if named:
                 return named, "box"
-            work = str(stages.box.work)
-            if mine and (path == work or path.startswith(f"{work}/") or self._target.owns(path, stages.box)):
+            work = str(session.box.work)
+            if mine and (path == work or path.startswith(f"{work}/") or self._target.owns(path, session.box)):
                 return mine, "box"
         return list(runs), "round"
 
@@ -250,7 +252,7 @@ class Ground:
             for one in self._line(pid):
                 if (marked := self._mark_of(one)) is not None:
                     return marked
-        return self._sessions.get(resource.get("session", 0))
+        return self._kernel_sessions.get(resource.get("session", 0))
 
     def _line(self, pid: int) -> Iterator[int]:
         """Yield `pid` and those that it descends from, process 1 apart."""
@@ -259,7 +261,7 @@ class Ground:
                 return
             yield pid
             try:
-                status = self.place.read(Path(f"/proc/{pid}/status"))
+                status = self.host.read(Path(f"/proc/{pid}/status"))
             except OSError:
                 return
             parent = re.search(rb"^PPid:\t(\d+)$", status, re.MULTILINE)
@@ -267,15 +269,15 @@ class Ground:
 
     def _mark_of(self, pid: int) -> int | None:
         try:
-            environ = self.place.read(Path(f"/proc/{pid}/environ"))
+            environ = self.host.read(Path(f"/proc/{pid}/environ"))
         except OSError:
             return None
         found = re.search(rb"(?:^|\0)" + MARK.encode() + rb"=(\d+)(?:\0|$)", environ)
         return int(found[1]) if found else None
 
 
-def _box_of(stages: Stages, run: Run) -> Box:
-    return msgspec.structs.replace(stages.box, name=run.name)
+def _box_of(session: Session, run: Run) -> Box:
+    return msgspec.structs.replace(session.box, name=run.name)
 
 
 def _records(value: object) -> Iterator[dict[str, object]]:
@@ -287,18 +289,18 @@ def _records(value: object) -> Iterator[dict[str, object]]:
         yield from _records(one)
 
 
-class Turns:
-    """Which of several grounds takes the next submission; with `looks` false they are never looked at.
+class Rotation:
+    """Which of several arenas takes the next submission; with `looks` false they are never looked at.
 
-    A round has `size` submissions, or more while no other ground is ready. Grounds are looked at in the background;
+    A round has `size` submissions, or more while no other arena is ready. Grounds are looked at in the background;
     `error` is why a look could not be made.
     """
 
-    def __init__(self, grounds: Sequence[Ground], size: int, *, looks: bool = True) -> None:
+    def __init__(self, arenas: Sequence[SharedArena], size: int, *, looks: bool = True) -> None:
         self.rounds = 0
         self.error = ""
         self._size, self._looks = size, looks
-        self._ready = list(grounds)
+        self._ready = list(arenas)
         self._rounds: dict[int, _Round] = {}
         self._changed = threading.Condition()
         self._over = False
@@ -307,8 +309,8 @@ class Turns:
         self._looker.start()
 
     @contextlib.contextmanager
-    def turn(self, number: int, box: int) -> Generator[tuple[Ground, Run], None, None]:
-        """Give the ground in which submission `number` runs in `box`, with its `Run`."""
+    def turn(self, number: int, box: int) -> Generator[tuple[SharedArena, Run], None, None]:
+        """Give the arena in which submission `number` runs in `box`, with its `Run`."""
         with self._changed:
             if len(self._open.runs) >= self._size and self._ready and self._looks:
                 self._open.closed = True
@@ -319,7 +321,7 @@ class Turns:
             mine.runs.append(run)
             mine.active += 1
         try:
-            yield mine.ground, run
+            yield mine.arena, run
         finally:
             with self._changed:
                 mine.active -= 1
@@ -334,21 +336,21 @@ class Turns:
         while self._looker.is_alive() and not given_up():
             self._looker.join(0.2)
 
-    def _opened(self, ground: Ground) -> "_Round":
+    def _opened(self, arena: SharedArena) -> "_Round":
         self.rounds += 1
-        opened = self._rounds[self.rounds] = _Round(ground, self.rounds)
+        opened = self._rounds[self.rounds] = _Round(arena, self.rounds)
         return opened
 
     def _look(self) -> None:
         while (quiet := self._quiet()) is not None:
             try:
                 if self._looks:
-                    quiet.ground.look(quiet.number, quiet.runs)
+                    quiet.arena.look(quiet.number, quiet.runs)
             except (TargetError, NativeError, OSError) as error:
                 self.error = f"look after round {quiet.number}: {error}"
             with self._changed:
                 del self._rounds[quiet.number]
-                self._ready.append(quiet.ground)
+                self._ready.append(quiet.arena)
                 self._changed.notify_all()
 
     def _quiet(self) -> "_Round | None":
@@ -364,8 +366,8 @@ class Turns:
 
 
 class _Round:
-    def __init__(self, ground: Ground, number: int) -> None:
-        self.ground, self.number = ground, number
+    def __init__(self, arena: SharedArena, number: int) -> None:
+        self.arena, self.number = arena, number
         self.runs: list[Run] = []
         self.active = 0
         self.closed = False

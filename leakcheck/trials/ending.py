@@ -14,7 +14,7 @@ import msgspec
 from leakcheck.errors import UsageError
 from leakcheck.submissions import BUILTIN, Submission
 
-__all__ = ["ENDINGS", "KILLS", "Ending", "Kill", "deal", "parse"]
+__all__ = ["ENDINGS", "KILLS", "Ending", "Kill", "parse", "schedule"]
 
 ENDINGS = ("normal", "timeout", "crash", "forced")
 
@@ -76,10 +76,10 @@ def parse(plan: str) -> Ending:
     return Ending("forced", kill, float(found[2]), sleeping=found[3] is not None)
 
 
-def deal(
+def schedule(
     endings: Sequence[str], kills: Sequence[Kill], count: int, run_ms: float, generator: random.Random
 ) -> Iterator[Ending]:
-    """Yield `count` endings, the wanted ones by turns.
+    """Yield `count` endings, the wanted ones by rotation.
 
     The forced ones fall evenly over a run of `run_ms` milliseconds: one instant is drawn from each of as many equal
     stretches as there are forced endings of a kind. With every second one the payload sleeps instead of ending.

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 
 import psutil
 
-from leakcheck.campaigns.degradation import Change
 from leakcheck.campaigns.result import Record
+from leakcheck.stats.degradation import Change
 
-__all__ = ["Neighbours"]
+__all__ = ["HostLoad"]
 
 # Of all processors: from so much more on, a slowdown may be the others'.
 _SHARE = 0.05
 _MOST = 20_000
 
 
-class Neighbours:
+class HostLoad:
     """Samples of the processor time that all used, and of that which the driver did; in seconds."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Neighbours:
         if len(self._samples) > _MOST:
             del self._samples[1::2]
 
-    def excuse(self, change: Change, records: Sequence[Record]) -> Change:
+    def discount(self, change: Change, records: Sequence[Record]) -> Change:
         """Return `change`, without a verdict where it failed and others used more later than earlier.
 
         `records` are in the order of their ends, `ended_s` by the monotonic clock.

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from leakcheck.report import Leak
 
-__all__ = ["alike", "count_like", "grouped", "place_of", "same"]
+__all__ = ["count_similar", "grouped", "place_of", "same", "similar"]
 
 _T = TypeVar("_T")
 
@@ -15,7 +15,7 @@ _WORDS = re.compile(r"(\w+)")
 _RANDOM = 6
 
 
-def count_like(leak: Leak, leaks: Iterable[Leak]) -> int:
+def count_similar(leak: Leak, leaks: Iterable[Leak]) -> int:
     """Return how many of `leaks` are more of the same as `leak`."""
     return sum(same(leak, other) for other in leaks)
 
@@ -36,7 +36,7 @@ def same(leak: Leak, other: Leak) -> bool:
     if leak.class_ == "respawning" or other.class_ == "respawning":
         # Of these a look tells one, with how many it saw.
         return leak.class_ == other.class_
-    return other.kind == leak.kind and alike(place_of(leak), place_of(other))
+    return other.kind == leak.kind and similar(place_of(leak), place_of(other))
 
 
 def place_of(leak: Leak) -> str:
@@ -48,13 +48,13 @@ def place_of(leak: Leak) -> str:
     return leak.label
 
 
-def alike(one: str, other: str) -> bool:
+def similar(one: str, other: str) -> bool:
     """Tell whether two places differ in words alone that hold digits, or are as long and long enough to be random."""
     ones, others = _WORDS.split(one), _WORDS.split(other)
-    return len(ones) == len(others) and all(map(_words_alike, ones, others))
+    return len(ones) == len(others) and all(map(_words_similar, ones, others))
 
 
-def _words_alike(one: str, other: str) -> bool:
+def _words_similar(one: str, other: str) -> bool:
     if one == other:
         return True
     if not one or not other or not (one[0].isalnum() or one[0] == "_"):

@@ -11,7 +11,7 @@ from leakcheck.submissions.languages import LANGUAGES, Language
 from leakcheck.submissions.limits import Limits
 from leakcheck.submissions.submission import Submission
 
-__all__ = ["Spec", "build", "parse_plan", "parse_plans", "spec"]
+__all__ = ["Spec", "build", "parse_spec", "parse_specs", "spec"]
 
 _TIMES = ("wall", "cpu")
 _SIZES = ("memory", "file_size", "output")
@@ -24,7 +24,7 @@ class Spec(msgspec.Struct, frozen=True):
     """What a submission is to be: its language, its behaviour and its limits. `spec` fills in the usual limits.
 
     Raises:
-        UsageError: there is no such language or behaviour, or the limits cannot give the behaviour its verdict.
+        UsageError: there is no such language or behaviour, or the limits cannot give the behaviour its status.
     """
 
     language: str
@@ -44,16 +44,16 @@ class Spec(msgspec.Struct, frozen=True):
             raise UsageError(f"{self.language}/{self.behaviour}: {why}")
 
     def __repr__(self) -> str:
-        return f"parse_plan({self.plan!r})"
+        return f"parse_spec({self.word!r})"
 
     @property
     def about(self) -> Behaviour:
-        """What it does and which verdict it must get."""
+        """What it does and which status it must get."""
         return BEHAVIOURS[self.behaviour]
 
     @property
-    def plan(self) -> str:
-        """The word that `parse_plan` reads back; limits that are the usual ones are left out."""
+    def word(self) -> str:
+        """The word that `parse_spec` reads back; limits that are the usual ones are left out."""
         usual = _usual(self.language, self.behaviour)
         given = [
             f"{name}={_number(name, getattr(self.limits, name))}"
@@ -71,7 +71,7 @@ def spec(language: str, behaviour: str, **limits: float) -> Spec:
     return Spec(language, behaviour, Limits(**{**usual, **limits}))
 
 
-def parse_plan(text: str) -> Spec:
+def parse_spec(text: str) -> Spec:
     """Return the spec that `text` describes.
 
     Raises:
@@ -96,11 +96,11 @@ def parse_plan(text: str) -> Spec:
         raise UsageError(f"submission {text!r}: {error}") from error
 
 
-def parse_plans(text: str) -> list[Spec]:
+def parse_specs(text: str) -> list[Spec]:
     """Return the specs of words separated by spaces; raise `UsageError` where one is wrong or there is none."""
     if not (words := text.split()):
-        raise UsageError("plan: has no submission; give words such as cpp/spin@wall=0.5 python/hello")
-    return [parse_plan(word) for word in words]
+        raise UsageError("has no submission; give specs such as cpp/spin@wall=0.5 python/hello")
+    return [parse_spec(word) for word in words]
 
 
 def build(wanted: Spec, cache: Path | None = None) -> Submission:
@@ -117,7 +117,7 @@ def build(wanted: Spec, cache: Path | None = None) -> Submission:
     language, behaviour = _known(wanted.language, wanted.behaviour)
     bundle = language.bundle(cache)
     return Submission(
-        name=wanted.plan,
+        name=wanted.word,
         program=(*language.argv(bundle, wanted.limits), behaviour.name, str(behaviour.number(wanted.limits))),
         expect=behaviour.expect,
         expect_exit=behaviour.expect_exit,

@@ -1,16 +1,16 @@
-"""Submissions for a target: only what it can run, and whose verdict it can tell."""
+"""Submissions for a target: only what it can run, and whose status it can tell."""
 
 from collections.abc import Sequence
 
 from leakcheck.errors import UsageError
-from leakcheck.submissions import DEFAULT_LANGUAGES, Mix, Spec, deal, found_languages
+from leakcheck.submissions import DEFAULT_LANGUAGES, Mix, Spec, found_languages, sample
 from leakcheck.targets.target import Target
 
-__all__ = ["deal_for", "misfit"]
+__all__ = ["incompatibility", "sample_for"]
 
 
-def misfit(target: Target, wanted: Spec) -> str:
-    """Return why `target` cannot give `wanted` its verdict, empty if it can."""
+def incompatibility(target: Target, wanted: Spec) -> str:
+    """Return why `target` cannot give `wanted` its status, empty if it can."""
     adapter = target.adapter
     if why := adapter.languages_not.get(wanted.language):
         return f"{target.name} runs no {wanted.language}: {why}"
@@ -28,13 +28,13 @@ def misfit(target: Target, wanted: Spec) -> str:
     return ""
 
 
-def deal_for(
+def sample_for(
     target: Target, mix: Mix, languages: Sequence[str] | None, n: int, seed: int, *, hostile: bool = False
 ) -> list[Spec]:
-    """Return `n` submissions as `deal` does, with what `target` can tell and run.
+    """Return `n` submissions as `sample` does, with what `target` can tell and run.
 
     Raises:
-        UsageError: as `deal`, and where one of `languages` cannot run in it.
+        UsageError: as `sample`, and where one of `languages` cannot run in it.
     """
     adapter = target.adapter
     if languages is None:
@@ -44,7 +44,7 @@ def deal_for(
         for name in names:
             if name in adapter.languages_not:
                 raise UsageError(f"{target.name} runs no {name}: {adapter.languages_not[name]}")
-    return deal(
+    return sample(
         mix,
         names,
         n,

@@ -1,0 +1,182 @@
+"""What became of all that a trial left: after the target's recovery, after the next run, and when all is repeated."""
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from leakcheck.errors import TargetError
+from leakcheck.report import Leak, Report
+from leakcheck.trials.ending import Ending
+from leakcheck.trials.outcome import Outcome
+from leakcheck.trials.session import NEXT, Session
+from leakcheck.trials.similarity import count_similar, place_of
+
+__all__ = ["Aftermath", "Remnant"]
+
+# However often it is repeated; what lives on in ever new processes is reported as one, however many there are of it.
+_FOR_GOOD = ("damaged", "respawning")
+
+
+class Remnant(msgspec.Struct, frozen=True):
+    """One thing that a trial left in a `stage`, with the class that the later ones gave it; `by` is what removed it."""
+
+    kind: str
+    class_: str
+    label: str
+    by: str = ""
+    stage: str = ""
+
+
+class Aftermath:
+    """What became of all that was left, after the recovery and after the next submission, and what these left."""
+
+    def __init__(self, session: Session, ending: Ending, first: Report) -> None:
+        self.left: list[Remnant] = []
+        self.failures: list[str] = []
+        self.gaps: dict[str, str] = {}
+        self._session = session
+        self._ending = ending
+        # What is still there, by key; `_steady` is of it what comes by itself, however the run was killed.
+        self._stay = {leak.key: leak for leak in first.leaks}
+        self._steady: set[str] = set()
+        # What left it.
+        self._stage = dict.fromkeys(self._stay, "run")
+        # What was there after a recovery that reported success.
+        self._survived: set[str] = set()
+        self._silent = False
+        self._seen(first)
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Yield all that holds of the trial, as far as it is about what was left and could be seen."""
+        outcome_of: dict[str, Outcome] = {"reclaimable": "recovered", "bounded": "bounded"}
+        yield from {outcome_of.get(one.class_, "leaked") for one in self.left}
+        if self._silent:
+            yield "silent"
+        if self.failures:
+            yield "wedged"
+        if self.gaps:
+            yield "unknown"
+
+    def follow(self) -> None:
+        """Recover, run the next submission, look after each, and class what stays."""
+        with self._session.timed("recover"):
+            if wrong := self._session.recover():
+                self.failures.append(wrong)
+            report = self._look()
+            self._part(report, "recovery" if self._session.target.adapter.recover else "time")
+            self._add(report.leaks, "recovery")
+            if self._session.target.adapter.recover and not wrong:
+                self._survived = set(self._stay)
+        if not self._session.late:
+            with self._session.timed("next"):
+                self._next()
+        if self._stay:
+            self._class()
+
+    def _next(self) -> None:
+        came: list[Leak] = []
+        try:
+            argv = self._session.prepare(NEXT)
+            # Making the box ready again replaces files of its own, which are no residue.
+            self._session.host.mark()
+            try:
+                wrong = self._session.run(argv, NEXT)
+            finally:
+                came = self._session.host.look_since_mark()
+        except TargetError as error:
+            wrong = str(error)
+        if wrong:
+            self.failures.append(f"next submission: {wrong}")
+        if self._session.late:
+            # What is there now our own kill may have left.
+            return
+        before = self._stay
+        if before:
+            report = self._look()
+            self._part(report, "next run")
+            if alive := [leak for key, leak in self._stay.items() if key in before and _runs(leak)]:
+                self.failures.append(f"next submission: ran beside {alive[0].label}")
+        # What one of the run's was replaced by was told as that one.
+        places = {(leak.kind, place_of(leak)) for leak in before.values()}
+        self._add((leak for leak in came if (leak.kind, place_of(leak)) not in places), "next run")
+
+    def _look(self) -> Report:
+        report = self._session.host.look()
+        self._seen(report)
+        return report
+
+    def _seen(self, report: Report) -> None:
+        self.gaps.update({kind: gap.reason for kind, gap in report.gaps.items()})
+
+    def _part(self, report: Report, by: str) -> None:
+        """Part with what is gone: it was reclaimable, unless a run took it away of a kind that will not come again."""
+        now = {leak.key: leak for leak in report.leaks}
+        places = {(leak.kind, place_of(leak)): leak for leak in report.leaks}
+        before, self._stay = self._stay, {}
+        for key, leak in before.items():
+            here = places.get((leak.kind, place_of(leak)))
+            if key in now:
+                self._keep(key, leak, key)
+            elif here is not None and leak.class_ == here.class_ == "damaged":
+                # Changed once more.
+                self._keep(key, here, here.key)
+            elif here is not None and by == "next run" and not self._of_a_box(leak):
+                # What the next run took away and put another in the place of: one is there, whatever is run.
+                self._note(key, leak, "bounded")
+            elif by == "next run" and (self._session.target.adapter.fresh or leak.class_ == "damaged"):
+                self._note(key, leak, leak.class_, by)
+            else:
+                self._note(key, leak, "reclaimable", by)
+
+    def _keep(self, key: str, leak: Leak, as_key: str) -> None:
+        self._stay[as_key] = leak
+        self._stage[as_key] = self._stage[key]
+        if key in self._survived:
+            self._survived.add(as_key)
+
+    def _of_a_box(self, leak: Leak) -> bool:
+        """Tell whether it bears a name that is never given again."""
+        session = self._session
+        return session.target.adapter.fresh and session.target.names_box(place_of(leak), session.box)
+
+    def _note(self, key: str, leak: Leak, class_: str, by: str = "") -> None:
+        self.left.append(Remnant(leak.kind, class_, leak.label, by, self._stage[key]))
+        if key in self._survived and class_ not in ("reclaimable", "bounded"):
+            self._silent = True
+
+    def _add(self, leaks: Iterable[Leak], stage: str) -> None:
+        """Add what was not seen before, unless something like it was there at the baseline."""
+        new = [leak for leak in leaks if leak.key not in self._stay]
+        replaced = self._session.host.replaced(new)
+        came = {leak.key: leak for leak in new if leak.key not in replaced}
+        self._stay |= came
+        self._stage |= dict.fromkeys(came, stage)
+        self._steady |= came.keys()
+
+    def _class(self) -> None:
+        """Repeat it all, in another box where boxes are fresh: what there is more of then is growing.
+
+        Bounded is what there is not more of; damage to what was there before never is.
+        """
+        before = self._look().leaks
+        after = before
+        if not self._session.late:
+            self._session.renew()
+            self._session.end(self._ending)
+            self._session.recover()
+            self._session.again()
+            after = self._look().leaks
+        for key, leak in self._stay.items():
+            more = count_similar(leak, after) > count_similar(leak, before)
+            # Killed elsewhere in the run, the second one need not leave what the first left.
+            chance = self._session.late or (self._ending.kill is not None and key not in self._steady)
+            if leak.class_ in _FOR_GOOD:
+                class_ = leak.class_
+            else:
+                class_ = "growing" if more else leak.class_ if chance else "bounded"
+            self._note(key, leak, class_)
+
+
+def _runs(leak: Leak) -> bool:
+    """Tell whether it is a process that still runs, and no zombie."""
+    return leak.kind == "process" and leak.evidence.get("resource", {}).get("state") not in ("Z", "X")

@@ -1,0 +1,24 @@
+"""What a trial came to."""
+
+from collections.abc import Iterable
+from typing import Literal, TypeAlias, get_args
+
+__all__ = ["OUTCOMES", "Outcome", "worst"]
+
+Outcome: TypeAlias = Literal[
+    "clean", "bounded", "recovered", "unknown", "not-reached", "leaked", "false-status", "silent", "wedged"
+]
+"""Of one trial, worst last.
+
+clean: nothing is left. bounded: what is left is never more than one run leaves. recovered: the target's recovery
+removed it, or its next run in the same box where boxes are used again. unknown: not all could be seen. not-reached: the
+fault did not happen. leaked: something stays. false-status: the target reported another status than it must, or none.
+silent: something stays behind a recovery that reported success. wedged: the run did not end, the recovery or the next
+submission in that box failed, or that ran beside a process of the run.
+"""
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+
+
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """Return the worst of several outcomes; clean if there is none."""
+    return max(outcomes, key=OUTCOMES.index, default="clean")
