@@ -48,7 +48,7 @@ def ends_what_it_starts() -> Generator[None, None, None]:
     alive = _marked(mark, began)
     if alive:
         # The kernel and a warden may still be at it.
-        _, alive = psutil.wait_procs(alive, timeout=5)
+        _, alive = psutil.wait_procs(alive, timeout=60)
     names = []
     for process in alive:
         with contextlib.suppress(psutil.Error):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 
 import prctl
+from waiting import PATIENCE
 
 from leakcheck.arena import Arena
 from leakcheck.errors import ArenaError, TargetError
@@ -150,20 +151,22 @@ def one(generator: random.Random, before: set[Path]) -> str | None:
         signal.pidfd_send_signal(pidfds[name], signal.SIGKILL)
     if whom == "warden":
         # All that was inside goes with it, while the owner lives.
-        while (busy := [path for path in own_cgroups() - before if in_use(path)]) and time.monotonic() < killed + 1:
+        while (
+            busy := [path for path in own_cgroups() - before if in_use(path)]
+        ) and time.monotonic() < killed + PATIENCE:
             time.sleep(0.001)
         signal.pidfd_send_signal(pidfds["owner"], signal.SIGKILL)
         if busy:
             return f"{whom}: cgroups {busy} are in use"
-    rest = reap_until(killed + 1)
+    rest = reap_until(killed + PATIENCE)
     for fd in pidfds.values():
         os.close(fd)
     if rest:
         return f"{whom}: left {described(rest)}"
     if whom in ("warden", "both"):
-        if full := left_for(1, before, in_use):
+        if full := left_for(PATIENCE, before, in_use):
             return f"{whom}: cgroups {full} are in use"
-    elif left := left_for(1, before):
+    elif left := left_for(PATIENCE, before):
         return f"{whom}: cgroups {left} left"
     return None
 
@@ -196,7 +199,7 @@ def main() -> int:
         with Arena():
             pass
         shutdown()
-        if swept := left_for(1, before):
+        if swept := left_for(PATIENCE, before):
             failures.append(f"not swept: {swept}")
     if kept := [place for place in _places if place.exists()]:
         failures.append(f"not empty: {kept}")

@@ -6,13 +6,13 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from shown import SHOWN
+from waiting import PATIENCE, wait_until
 
 from leakcheck.arena import Arena
 
@@ -133,9 +133,7 @@ def test_a_kept_arena_stays_up_until_its_warden_is_told_to_end_it() -> None:
     pidfd = os.pidfd_open(init)
     psutil.Process(warden).send_signal(signal.SIGTERM)
     try:
-        until = time.monotonic() + 10
-        while psutil.pid_exists(warden) and time.monotonic() < until:
-            time.sleep(0.01)
+        wait_until("the warden ends", lambda: not psutil.pid_exists(warden))
         with pytest.raises(ProcessLookupError):
             signal.pidfd_send_signal(pidfd, 0)
     finally:
@@ -153,11 +151,9 @@ def test_ctrl_c_reaches_the_command_in_the_arena(tmp_path: Path) -> None:
             stdout=out,
             stderr=subprocess.DEVNULL,
         )
-        until = time.monotonic() + 30
-        while "ready" not in output.read_text() and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_until("the command runs", lambda: "ready" in output.read_text())
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE) == 130
     assert output.read_text() == "ready\ninterrupted\n"
 
 

@@ -23,7 +23,7 @@ def test_a_tree_that_is_killed_on_the_host_leaves_no_orphan(how: str) -> None:
         assert len(tree) == 7
         kill(host, supervisor, how)
         supervisor.wait(10)
-        _, alive = psutil.wait_procs(tree, timeout=5)
+        _, alive = psutil.wait_procs(tree, timeout=60)
         for orphan in alive:
             orphan.kill()
         assert alive == []

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from made import target
+from waiting import PATIENCE, runs_below, wait_for_runs, wait_until
 
 from leakcheck.campaigns import Campaign, LeaksOptions, leaks
 from leakcheck.errors import TargetError, UsageError
@@ -252,13 +253,10 @@ def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> No
     command = [*LEAKCHECK, "leaks", "--target", made.path, "--iterations", "100000", "--endings", "normal", "--json"]
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         campaign = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        # It is well under way when its warden is there.
-        until = time.monotonic() + 30
-        while time.monotonic() < until and not psutil.Process(campaign.pid).children(recursive=True):
-            time.sleep(0.02)
-        time.sleep(2)
+        # Some trials are over by then.
+        wait_for_runs(campaign.pid, "timeout", 8)
         campaign.send_signal(signal.SIGINT)
-        assert campaign.wait(30) == 130, (tmp_path / "err").read_text()
+        assert campaign.wait(PATIENCE) == 130, (tmp_path / "err").read_text()
     result = json.loads((tmp_path / "out").read_text())
     assert result["interrupted"] is True
     assert 0 < result["trials"] < 100000
@@ -267,15 +265,12 @@ def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> No
 
 
 def test_ctrl_c_before_the_first_trial_ends_at_once_with_one_line(tmp_path: Path) -> None:
-    made = target(tmp_path, 'sleep 30; exec "$@"')
+    made = target(tmp_path, 'sleep 6000; exec "$@"')
     command = [*LEAKCHECK, "leaks", "--target", made.path]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as campaign:
-        until = time.monotonic() + 30
-        while time.monotonic() < until and not psutil.Process(campaign.pid).children(recursive=True):
-            time.sleep(0.02)
-        time.sleep(0.3)
+        wait_until("the target runs", lambda: runs_below(campaign.pid, ["sleep", "6000"]))
         campaign.send_signal(signal.SIGINT)
-        _, said = campaign.communicate(timeout=10)
+        _, said = campaign.communicate(timeout=PATIENCE)
     assert campaign.returncode == 130
     assert said == "leakcheck: made: interrupted before the first trial, so there is no result\n"
 
@@ -328,7 +323,7 @@ def test_on_the_host_only_what_is_tied_to_the_run_counts_and_reap_removes_it(tmp
     options = ["--host", "--iterations", "2", "--endings", "normal", "--settle", "0.1", "-o", output]
     try:
         done = subprocess.Popen([*LEAKCHECK, "leaks", "--target", made.path, *options], stderr=subprocess.DEVNULL)
-        time.sleep(1)
+        wait_until("the target runs", (tmp_path / "pids").read_text)
         neighbour.touch()
         assert done.wait() == 1
         result = json.loads(output.read_text())

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 from made import failed, target
+from waiting import PATIENCE, wait_for_runs
 
 from leakcheck.campaigns import Campaign
 from leakcheck.campaigns.stress import StressOptions, stress
@@ -264,12 +264,9 @@ def test_ctrl_c_prints_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> N
     out = tmp_path / "out"
     with out.open("w") as output, (tmp_path / "err").open("w") as errors:
         process = psutil.Popen([*LEAKCHECK, *words], stdout=output, stderr=errors)
-        until = time.monotonic() + 60
-        while len(process.children(recursive=True)) < 8 and time.monotonic() < until:
-            time.sleep(0.05)
-        time.sleep(1)
+        wait_for_runs(process.pid, "timeout", 8)
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(PATIENCE) == 130
     result = json.loads(out.read_text())
     assert result["interrupted"]
     assert result["trials"] == len(result["records"])
@@ -342,11 +339,9 @@ def test_what_cannot_be_told_ends_the_campaign_and_nothing_hangs(tmp_path: Path)
     options = StressOptions(
         specs=parse_specs("python/hello"), submissions=10_000, concurrency=2, queue=1, settle=SETTLE
     )
-    began = time.monotonic()
     campaign = stress(target(tmp_path, 'exec "$@"'), options, progress=lost)
     assert (campaign.error, campaign.verdict) == ("nobody reads", "unknown")
     assert campaign.trials <= 4
-    assert time.monotonic() - began < 30
 
 
 def test_a_stall_that_cannot_be_told_still_ends_the_campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE, wait_until
 
 from leakcheck.arena import Arena
 from leakcheck.warden import shutdown
@@ -77,12 +78,11 @@ def test_a_frozen_cgroup_is_reported_and_goes(case: Callable[..., Any]) -> None:
 def test_nested_frozen_cgroups_and_the_arenas_own_go(script: str) -> None:
     with Arena() as arena:
         with arena.popen(["/bin/sh", "-c", script + FREEZE, "sh"]) as process:
-            try:
-                assert process.wait(10) == 0
-            finally:
-                time.sleep(0.5 if "sleep" in script else 0)
+            assert process.wait(PATIENCE) == 0
         cgroups = list(arena.cgroups.values())
-        assert "sleep" not in script or "FROZEN" in Path(arena.cgroups["freezer"], "freezer.state").read_text()
+        if "sleep" in script:
+            state = Path(arena.cgroups["freezer"], "freezer.state")
+            wait_until("the arena's own freezer is frozen", lambda: "FROZEN" in state.read_text())
         pids = arena.pids()
     assert not [cgroup for cgroup in cgroups if Path(cgroup).exists()]
     assert not [pid for pid in pids if lives(pid)]
@@ -127,10 +127,7 @@ def test_a_frozen_arena_goes_when_leakcheck_is_killed(whom: str) -> None:
         shutdown()
         with Arena():
             pass
-    until = time.monotonic() + 5
-    while any(Path(cgroup).exists() for cgroup in cgroups) and time.monotonic() < until:
-        time.sleep(0.01)
-    assert not [cgroup for cgroup in cgroups if Path(cgroup).exists()]
+    wait_until("its cgroups go", lambda: not any(Path(cgroup).exists() for cgroup in cgroups))
     assert not [pid for pid in pids if lives(pid)]
 
 
@@ -146,12 +143,10 @@ def test_sigterm_ends_a_guard_whose_command_is_frozen(tmp_path: Path) -> None:
             cwd="/",
         )
         try:
-            until = time.monotonic() + 10
-            while b"ready" not in (tmp_path / "said").read_bytes() and time.monotonic() < until:
-                time.sleep(0.01)
+            wait_until("the command runs", lambda: b"ready" in (tmp_path / "said").read_bytes())
             mine = own_cgroups(guard.pid)
             guard.terminate()
-            assert guard.wait(25) == 130
+            assert guard.wait(PATIENCE) == 130
         finally:
             guard.kill()
             guard.wait()
@@ -171,7 +166,8 @@ def test_stopped_and_traced_processes_and_a_v2_freezer_hold_nothing_up() -> None
         if unified:
             assert Path(unified, "cold", "er").exists()
         begun = time.monotonic()
-    assert time.monotonic() - begun < 2
+    # What cannot be ended is waited for 10 s.
+    assert time.monotonic() - begun < 10
     assert not unified or not Path(unified).exists()
 
 

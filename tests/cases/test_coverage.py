@@ -112,7 +112,7 @@ class TestWhatCanBeMadeThereIsFound:
     def test_a_process_that_may_not_be_read_is_unknown_at_least(self, as_nobody: Place) -> None:
         # PR_SET_DUMPABLE
         hide = "import ctypes, os, time; ctypes.CDLL(None).prctl(4, 0); "
-        hide += "open('/tmp/pid', 'w').write(f'{os.getpid()}'); time.sleep(9)"
+        hide += "open('/tmp/pid', 'w').write(f'{os.getpid()}'); time.sleep(600)"
         command = f'{sys.executable} -c "{hide}" {SILENT} & until [ -s /tmp/pid ]; do sleep 0.05; done'
         done = as_nobody("leakcheck", "guard", "--settle", "0.05", "--kinds", "fd", "--", "sh", "-c", command)
         assert done.returncode == 3, done.stdout + done.stderr

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE
 
 GUARD = [sys.executable, "-m", "leakcheck", "guard", "--kinds", "process", "--settle", "0.05"]
 
@@ -154,10 +155,8 @@ def test_sigterm_and_sighup_end_leakcheck_though_the_command_ignores_them(
     script = f"trap '' TERM HUP; echo >{tmp_path}/begun; while :; do sleep 1; done"
     process = subprocess.Popen([*GUARD, "--", "sh", "-c", script], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
     (tmp_path / "begun").read_text()
-    began = time.monotonic()
     process.send_signal(number)
-    assert process.wait(timeout=30) == 130
-    assert time.monotonic() - began < 20
+    assert process.wait(timeout=PATIENCE) == 130
     assert process.stderr is not None
     assert b"killed by signal 9" in process.stderr.read()
     process.stderr.close()
@@ -174,7 +173,7 @@ def test_signals_that_come_together_are_all_taken(tmp_path: Path) -> None:
         (tmp_path / "begun").read_text()
         for number in (signal.SIGCHLD, signal.SIGQUIT, signal.SIGWINCH, signal.SIGHUP):
             process.send_signal(number)
-        assert process.wait(timeout=30) == 130
+        assert process.wait(timeout=PATIENCE) == 130
 
 
 PID1 = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from leakcheck._bin import helper
 
@@ -196,6 +197,12 @@ def test_what_the_kernel_starts_is_not_taken_for_a_strangers(case: Case) -> None
     assert "(sleep)" in outcome.text and "/tmp/pbra-left" in outcome.text
 
 
+def listens(path: str) -> bool:
+    """Whether somebody accepts connections to a unix socket (__SO_ACCEPTCON, unix(7))."""
+    lines = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+    return any(line[3] == "00010000" and line[-1] == path for line in lines)
+
+
 class TestDaemons:
     @contextmanager
     def daemon(self, tmp_path: Path) -> Generator[tuple[int, str]]:
@@ -204,10 +211,7 @@ class TestDaemons:
         null = subprocess.DEVNULL
         with subprocess.Popen([*program, "daemon", path], stdin=null, stdout=null, stderr=null) as process:
             try:
-                deadline = time.monotonic() + 20
-                while not Path(path).exists() and time.monotonic() < deadline:
-                    time.sleep(0.02)
-                time.sleep(0.05)
+                wait_until("the daemon listens", lambda: listens(path))
                 yield process.pid, path
             finally:
                 listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -258,9 +262,9 @@ class TestHungFileSystems:
         # Words of a command: there must be no space in them.
         shutil.copy(INPUTS / "fuse_hang.py", tmp_path)
         env = 'M="$1"/m; mkdir -p "$M"; fuse="python3 $1/fuse_hang.py"\n'
-        env += 'guard="timeout -s KILL 15 leakcheck guard"\n'
-        outcome = case(*self.BOX, "sh", "-c", env + script, "sh", str(tmp_path), timeout=100)
-        # The server gives up after 22 s or more, and so do they who wait for it.
+        env += 'guard="timeout -s KILL 90 leakcheck guard"\n'
+        outcome = case(*self.BOX, "sh", "-c", env + script, "sh", str(tmp_path), timeout=280)
+        # The server gives up after 200 s or more, and so do they who wait for it.
         assert "late" not in outcome.text, f"{time.monotonic() - began}: {outcome.text}"
         return outcome
 
@@ -273,8 +277,8 @@ class TestHungFileSystems:
             for path in "$M" "$M/x.lock"; do
                 $guard --json --kinds process,lockfile --lock-files "$path" -- true; echo "exit $?"
             done
-            timeout -s KILL 15 leakcheck snapshot --roots "$1" --kinds file; echo "exit $?"
-            timeout -s KILL 15 leakcheck doctor --roots "$M" >/dev/null; echo "exit $?"
+            timeout -s KILL 90 leakcheck snapshot --roots "$1" --kinds file; echo "exit $?"
+            timeout -s KILL 90 leakcheck doctor --roots "$M" >/dev/null; echo "exit $?"
         """
         outcome = self.bounded(case, tmp_path, script)
         assert exits(outcome) == [3, 3, 3, 3, 0, 0], outcome.text

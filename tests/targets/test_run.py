@@ -4,12 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
-import psutil
 import pytest
+from waiting import PATIENCE, runs_below, wait_until
 
 from leakcheck.conformance import CHECKS, Finding, check, tried
 from leakcheck.targets import Target, builtin, load
@@ -124,14 +123,11 @@ def test_an_adapter_may_lie_directly_in_tmp() -> None:
 def test_ctrl_c_ends_the_check_with_130_and_one_line(tmp_path: Path) -> None:
     path = tmp_path / "slow.toml"
     path.write_text(
-        'name = "slow"\nsummary = "x"\nlaunch = ["/bin/sh", "-c", "sleep 60", "{program}"]\nprobe = { none = "x" }\n'
+        'name = "slow"\nsummary = "x"\nlaunch = ["/bin/sh", "-c", "sleep 6000", "{program}"]\nprobe = { none = "x" }\n'
     )
     argv = [sys.executable, "-m", "leakcheck", "check", path]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as checking:
-        until = time.monotonic() + 20
-        while time.monotonic() < until and not psutil.Process(checking.pid).children():
-            time.sleep(0.02)
-        time.sleep(0.3)
+        wait_until("the target runs", lambda: runs_below(checking.pid, ["sleep", "6000"]))
         checking.send_signal(signal.SIGINT)
-        _, said = checking.communicate(timeout=20)
+        _, said = checking.communicate(timeout=PATIENCE)
     assert (checking.returncode, said) == (130, "leakcheck: interrupted, so there is no result\n")

@@ -322,7 +322,7 @@ mod tests {
         // The kernel may finish from a work queue.
         let began = std::time::Instant::now();
         while see().bpf.contains(&planted) {
-            assert!(began.elapsed().as_secs() < 5, "the map is gone");
+            assert!(began.elapsed().as_secs() < 60, "the map is gone");
             std::thread::yield_now();
         }
         assert_eq!(describe(BpfClass::Map, id), None);

@@ -175,7 +175,7 @@ impl Arena {
         loop {
             left = diff(&before, &look()).unwrap().appeared;
             left.retain(|r| !SHARED.contains(&r.kind()) || r.kind() == kind);
-            if left.is_empty() || began.elapsed() > Duration::from_secs(5) {
+            if left.is_empty() || began.elapsed() > Duration::from_secs(60) {
                 break;
             }
             std::thread::sleep(Duration::from_millis(5));

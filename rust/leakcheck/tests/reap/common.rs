@@ -102,7 +102,7 @@ pub(crate) fn boot_id() -> String {
 
 /// Waits for something that has no event of its own.
 pub(crate) fn until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(60);
     while !condition() {
         assert!(Instant::now() < deadline, "timed out: {what}");
         std::thread::yield_now();
