@@ -25,6 +25,12 @@ class Outcome:
         return [int(number) for number in re.findall(r"exit (\d+)", self.text)]
 
 
+@pytest.fixture(autouse=True)
+def where_an_arena_has_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the working directory one that an arena has, wherever the checkout lies: it has a /tmp of its own."""
+    monkeypatch.chdir("/")
+
+
 def run(argv: Sequence[str | os.PathLike[str]], directory: Path, timeout: float = 60) -> Outcome:
     """Run a command with leakcheck on PATH; its output goes through a file, so that what it leaves holds no pipe."""
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}:/usr/sbin:/sbin"}
@@ -32,8 +38,6 @@ def run(argv: Sequence[str | os.PathLike[str]], directory: Path, timeout: float 
     with output.open("wb") as stream:
         done = subprocess.run(
             argv,
-            # A directory that an arena has too, wherever the checkout lies.
-            cwd="/",
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,

@@ -1,6 +1,7 @@
 """Coverage is true, and is about what the run could have made."""
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from places import CHECKOUT, Place, as_nobody, in_container
 
 __all__ = ["as_nobody", "in_container"]
 
+PYTHON = shlex.quote(sys.executable)
 SILENT = "</dev/null >/dev/null 2>&1"
 
 
@@ -99,8 +101,8 @@ class TestWhatCanBeMadeThereIsFound:
         kind = next(p["kind"] for p in json.loads(listed.stdout) if p["name"] == plant)
         # It waits on its standard input, and takes the leak away when that ends.
         wait = "until grep -q . /tmp/out; do sleep 0.02; done; grep -q READY /tmp/out"
-        run = f"{helper('mkleak')} {plant} </tmp/in >/tmp/out 2>&1 & {wait}"
-        guard = f"leakcheck guard --json --settle 0.05 --kinds {kind} -- sh -c '{run}'"
+        run = f"{shlex.quote(str(helper('mkleak')))} {plant} </tmp/in >/tmp/out 2>&1 & {wait}"
+        guard = f"leakcheck guard --json --settle 0.05 --kinds {kind} -- sh -c {shlex.quote(run)}"
         # What it planted may outlive the place, such as a key: it takes that away before the place goes.
         gone = "kill $keeper; until grep -q CLEAN /tmp/out; do sleep 0.02; done"
         script = f"mkfifo /tmp/in; sleep 30 3<>/tmp/in & keeper=$!; {guard}; status=$?; {gone}; exit $status"
@@ -113,7 +115,7 @@ class TestWhatCanBeMadeThereIsFound:
         # PR_SET_DUMPABLE
         hide = "import ctypes, os, time; ctypes.CDLL(None).prctl(4, 0); "
         hide += "open('/tmp/pid', 'w').write(f'{os.getpid()}'); time.sleep(600)"
-        command = f'{sys.executable} -c "{hide}" {SILENT} & until [ -s /tmp/pid ]; do sleep 0.05; done'
+        command = f'{PYTHON} -c "{hide}" {SILENT} & until [ -s /tmp/pid ]; do sleep 0.05; done'
         done = as_nobody("leakcheck", "guard", "--settle", "0.05", "--kinds", "fd", "--", "sh", "-c", command)
         assert done.returncode == 3, done.stdout + done.stderr
 
@@ -122,7 +124,7 @@ class TestAnObservationThatWasCutShort:
     def test_by_the_limit_of_descriptors_blames_nothing_that_was_there_before(self, tmp_path: Path) -> None:
         deep = tmp_path.joinpath(*"abcdefghijklmnopqrstuvwxyz")
         deep.mkdir(parents=True)
-        guard = f"{sys.executable} -m leakcheck guard --settle 0.05 --kinds file --roots {tmp_path} -- true"
+        guard = f"{PYTHON} -m leakcheck guard --settle 0.05 --kinds file --roots {tmp_path} -- true"
         command = f"ulimit -n 16; exec {guard}"
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, cwd=CHECKOUT)
         assert done.returncode == 3, done.stdout + done.stderr

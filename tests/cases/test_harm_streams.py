@@ -1,6 +1,7 @@
 """Whatever becomes of stdout, stderr, the locale and Ctrl-C: no traceback, and one line if it can be said."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-LEAKCHECK = f"{sys.executable} -m leakcheck"
+LEAKCHECK = f"{shlex.quote(sys.executable)} -m leakcheck"
 SCRIPT = str(Path(sys.executable).parent / "leakcheck")
 GUARD = "guard --kinds process --settle 0.05 -- true"
 COMMANDS = [
