@@ -35,7 +35,7 @@ def test_helper():
     process.join()
 
 def test_its_name_is_no_excuse(children):
-    code = "import time; time.sleep(30) # from multiprocessing.resource_tracker import main;main(3)"
+    code = "import time; time.sleep(600) # from multiprocessing.resource_tracker import main;main(3)"
     children.append(subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL))
 
 def test_nor_is_its_directory(children):

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -106,8 +107,9 @@ def test_what_is_malformed_is_told_in_one_line(use: str, named: Callable[[str], 
 
 def test_every_field_of_a_report_may_have_a_wrong_type(tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    script = "sleep 5 </dev/null >/dev/null 2>&1 &"
+    script = f"sleep 300 </dev/null >/dev/null 2>&1 & echo $! >{tmp_path}/pid"
     made = leakcheck("guard", "--kinds", "process", "--settle", "0.05", "-o", path, "--", "sh", "-c", script)
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
     assert made.returncode == 1, made.stderr
     report = json.loads(path.read_text())
     for wrong in (None, True, -1, 1 << 70, 1.5, "x", [], {}, [[]], {"a": {}}):

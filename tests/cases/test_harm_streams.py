@@ -67,10 +67,12 @@ def test_a_pipe_that_is_not_read_to_its_end_makes_no_traceback() -> None:
         assert len(done.stderr.splitlines()) <= 2
 
 
-def test_a_leak_that_could_not_be_printed_is_a_leak_still() -> None:
-    leak = "sh -c 'sleep 5 </dev/null >/dev/null 2>&1 &'"
+def test_a_leak_that_could_not_be_printed_is_a_leak_still(tmp_path: Path) -> None:
+    leak = f"sh -c 'sleep 300 </dev/null >/dev/null 2>&1 & echo $! >{tmp_path}/pid'"
     for gone in ("2>/dev/full", "2>&-", "--json >/dev/full", "--json >&-"):
-        assert shell(f"{LEAKCHECK} guard --kinds process --settle 0.05 {gone} -- {leak}").returncode == 1
+        done = shell(f"{LEAKCHECK} guard --kinds process --settle 0.05 {gone} -- {leak}")
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        assert done.returncode == 1
 
 
 @pytest.mark.parametrize(

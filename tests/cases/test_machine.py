@@ -178,15 +178,15 @@ def test_a_key_that_somebody_else_adds_meanwhile_is_none_of_an_arena(key_name: s
     begin = tmp_path / "begin"
     begin.mkdir()
     wait = f"until [ -e {begin}/now ]; do sleep 0.01; done"
-    other = ["sh", "-c", f'{wait}; exec "$@"', "sh", sys.executable, "-c", KEYS, "add", key_name]
+    other = ["sh", "-c", f'{wait}; "$@"; touch {begin}/done', "sh", sys.executable, "-c", KEYS, "add", key_name]
     adding = subprocess.Popen(other, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         # The arena asks for keys too: what it was told of is none of those.
-        ask = f"touch /mnt/now; sleep 1; python3 -c '{KEYS}' remove no-such-key"
+        ask = f"touch /mnt/now; until [ -e /mnt/done ]; do sleep 0.01; done; python3 -c '{KEYS}' remove no-such-key"
         code, report = guard("--arena", "--bind", f"{begin}:/mnt", "--", "sh", "-c", ask)
     finally:
         (begin / "now").touch()
-        adding.wait(20)
+        adding.wait(120)
     assert "key" not in {leak["kind"] for leak in report["leaks"]}
     assert report["coverage"]["key"]["level"] == "full"
     del code
