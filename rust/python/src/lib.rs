@@ -343,8 +343,7 @@ fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<St
 mod _native {
     #[pymodule_export]
     use super::{
-        ArenaView, Guard, Snapshot, check_allow, diff, doctor, harmless, path_class,
-        read_input, reap, settle, snapshot,
+        ArenaView, Guard, Snapshot, check_allow, diff, doctor, harmless, path_class, read_input, reap, settle, snapshot,
     };
     use pyo3::prelude::*;
 

@@ -3,18 +3,17 @@
 //! Cgroup directories are the one thing that does not die with its processes. So each arena holds a lock (flock(2)) on its first
 //! directory: what a dead warden left is what nobody locks, whatever its name or number.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{IntoRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use leakcheck_parse::cgroup;
 use rustix::fs::{Access, FlockOperation, Mode, OFlags, flock};
 
 use crate::ending;
-use crate::mounts::{self, Mount};
+use crate::mounts;
 
 const PREFIX: &str = "leakcheck-arena-";
 const V2: &str = "v2";
@@ -30,28 +29,16 @@ pub(crate) struct Hierarchy {
 /// The hierarchies that are mounted and that can be written to here.
 pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     let mounts = mounts::list()?;
-    let own = fs::read("/proc/self/cgroup")?;
+    let text = fs::read("/proc/self/cgroup")?;
     let mut found: Vec<Hierarchy> = Vec::new();
-    for line in own.split(|byte| *byte == b'\n') {
-        let mut parts = line.splitn(3, |byte| *byte == b':');
-        let (Some(number), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) else {
+    for entry in cgroup::parse(&text)? {
+        let Some(own) = cgroup::directories(&entry, &mounts).next() else { continue };
+        // An ordinary user has those that were delegated; for root it is an error that it cannot write.
+        if !rustix::process::geteuid().is_root() && rustix::fs::access(&own, Access::WRITE_OK).is_err() {
             continue;
-        };
-        let v2 = number == b"0";
-        let (controllers, path) = (&*String::from_utf8_lossy(controllers), Path::new(OsStr::from_bytes(path)));
-        let mounted = mounts.iter().filter(|m| is_of(m, v2, controllers)).find_map(|m| {
-            let below = path.strip_prefix(&m.root).ok()?;
-            // Joined with nothing, a path would end in a slash.
-            Some(if below.as_os_str().is_empty() { m.target.clone() } else { m.target.join(below) })
-        });
-        if let Some(own) = mounted {
-            // An ordinary user has those that were delegated; for root it is an error that it cannot write.
-            if !rustix::process::geteuid().is_root() && rustix::fs::access(&own, Access::WRITE_OK).is_err() {
-                continue;
-            }
-            let name = if v2 { V2.to_owned() } else { controllers.to_owned() };
-            found.push(Hierarchy { name, own });
         }
+        let name = if entry.is_v2() { V2.to_owned() } else { String::from_utf8_lossy(entry.controllers).into_owned() };
+        found.push(Hierarchy { name, own });
     }
     Ok(found)
 }
@@ -59,14 +46,6 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
 /// Whether a hierarchy's name tells of a v1 controller.
 fn has(name: &str, controller: &str) -> bool {
     name.split(',').any(|c| c == controller)
-}
-
-fn is_of(mount: &Mount, v2: bool, controllers: &str) -> bool {
-    match mount.fs_type.as_str() {
-        "cgroup2" => v2,
-        "cgroup" => !v2 && controllers.split(',').all(|c| mount.options.split(',').any(|o| o == c)),
-        _ => false,
-    }
 }
 
 /// The cgroup directories of one arena.

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use leakcheck_parse::mountinfo::is_served;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -61,7 +62,7 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     // A root that is no mount point (chroot) has no propagation of its own.
     let _ = mount_change("/", everything);
     let host_mounts = mounts::list()?;
-    if host_mounts.iter().rfind(|m| m.target == Path::new("/")).is_some_and(|m| m.fs_type == "rootfs") {
+    if host_mounts.iter().rfind(|m| m.point() == Path::new("/")).is_some_and(|m| &*m.fs_type == b"rootfs") {
         // pivot_root(2), EINVAL: it is mounted on nothing.
         return Err(io::Error::other("/ is the kernel's initial ramfs, which cannot be pivoted: switch_root(8) first"));
     }
@@ -148,7 +149,7 @@ impl Tree {
 
     /// A mount alone, to be read; none for one that nobody reaches, because another lies on it or above it.
     fn of_mount(mount: &Mount) -> io::Result<Option<Self>> {
-        let (place, is_dir) = match open_place(&mount.target) {
+        let (place, is_dir) = match open_place(mount.point()) {
             Ok(found) => found,
             Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
             Err(e) => return Err(e.into()),
@@ -333,7 +334,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// Where the hierarchies stand in a tmpfs, the symbolic links beside them (`cpu` → `cpu,cpuacct`): name and target.
 fn cgroup_links(host: &[Mount]) -> io::Result<Option<Vec<(PathBuf, PathBuf)>>> {
-    if !host.iter().any(|m| m.target == Path::new(CGROUPS) && m.fs_type == "tmpfs") {
+    if !host.iter().any(|m| m.point() == Path::new(CGROUPS) && &*m.fs_type == b"tmpfs") {
         return Ok(None);
     }
     let links = fs::read_dir(CGROUPS)?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_symlink()));
@@ -351,19 +352,20 @@ fn cgroups(host: &[Mount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::Resul
             symlink(target, path)?;
         }
     }
-    for m in host.iter().filter(|m| m.fs_type.starts_with("cgroup") && m.target.starts_with(CGROUPS)) {
-        fs::create_dir_all(&m.target)?;
+    for m in host.iter().filter(|m| m.fs_type.starts_with(b"cgroup") && m.point().starts_with(CGROUPS)) {
+        fs::create_dir_all(m.point())?;
         const NOT_PASSED: [&str; 4] = ["rw", "ro", "nsdelegate", "memory_recursiveprot"];
-        let mut words: Vec<&str> = m.options.split(',').filter(|w| !NOT_PASSED.contains(w)).collect();
+        let (fs_type, options) = (String::from_utf8_lossy(&m.fs_type), String::from_utf8_lossy(&m.super_options));
+        let mut words: Vec<&str> = options.split(',').filter(|w| !NOT_PASSED.contains(w)).collect();
         words.retain(|w| !w.starts_with("release_agent="));
         if words.iter().any(|w| w.starts_with("name=")) && words.len() == 1 {
             words.insert(0, "none");
         }
         let data = std::ffi::CString::new(words.join(",")).map_err(io::Error::other)?;
-        let data = (m.fs_type == "cgroup").then_some(data.as_c_str());
+        let data = (fs_type == "cgroup").then_some(data.as_c_str());
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("cgroup", &m.target, m.fs_type.as_str(), flags, data)
-            .map_err(|e| named(e.into(), &format!("mount {} on {}", m.fs_type, shown(&m.target))))?;
+        mount("cgroup", m.point(), &*fs_type, flags, data)
+            .map_err(|e| named(e.into(), &format!("mount {fs_type} on {}", shown(m.point()))))?;
     }
     Ok(tmp)
 }
@@ -385,7 +387,7 @@ fn run_directory(host: &[Mount]) -> Vec<Entry> {
     for entry in fs::read_dir("/run").into_iter().flatten().flatten().take(MOST_IN_RUN) {
         let path = entry.path();
         // What is mounted there may not answer.
-        let silent = host.iter().any(|m| m.target == path && m.may_hang());
+        let silent = host.iter().any(|m| m.point() == path && is_served(&m.fs_type));
         let Some(st) = (!silent).then(|| fs::symlink_metadata(&path).ok()).flatten() else { continue };
         if path != found[0].path && (st.is_dir() || st.is_file() && st.len() == 0) {
             found.push(Entry { path, is_dir: st.is_dir(), mode: st.mode() & 0o7777, owner: (st.uid(), st.gid()) });
@@ -418,21 +420,24 @@ fn submounts(host: &[Mount], not_covered: &mut Vec<String>) -> Vec<(Tree, PathBu
     const OURS: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/run"];
     let mut trees = Vec::new();
     // In a user namespace what has submounts is bound as a whole.
-    for m in host.iter().filter(|m| m.target != Path::new("/") && sys::is_root()) {
+    for m in host.iter().filter(|m| m.point() != Path::new("/") && sys::is_root()) {
         // An automounter's: what it has mounted is a mount of its own, and what not is not for us to have mounted.
-        if m.fs_type == "autofs" || OURS.iter().any(|ours| m.target.starts_with(ours)) {
+        if &*m.fs_type == b"autofs" || OURS.iter().any(|ours| m.point().starts_with(ours)) {
             continue;
         }
         if let Some(server) = host.iter().find(|on| {
-            on.may_hang() && on.target != Path::new("/") && on.target != m.target && m.target.starts_with(&on.target)
+            is_served(&on.fs_type)
+                && on.point() != Path::new("/")
+                && on.point() != m.point()
+                && m.point().starts_with(on.point())
         }) {
-            not_covered.push(format!("{}: it is below {}, which may hang", shown(&m.target), shown(&server.target)));
+            not_covered.push(format!("{}: it is below {}, which may hang", shown(m.point()), shown(server.point())));
             continue;
         }
         match Tree::of_mount(m) {
-            Ok(Some(tree)) => trees.push((tree, m.target.clone())),
+            Ok(Some(tree)) => trees.push((tree, m.point().to_owned())),
             Ok(None) => {}
-            Err(e) => not_covered.push(format!("{}: {e}", shown(&m.target))),
+            Err(e) => not_covered.push(format!("{}: {e}", shown(m.point()))),
         }
     }
     trees

@@ -95,37 +95,13 @@ const KERNEL: [&str; 23] = [
     "sysfs",
     "tracefs",
 ];
-const REMOTE: [&str; 22] = [
-    "9p",
-    "acfs",
-    "afs",
-    "autofs",
-    "beegfs",
-    "ceph",
-    "cifs",
-    "coda",
-    "fuse",
-    "fuseblk",
-    "gfs2",
-    "glusterfs",
-    "gpfs",
-    "lustre",
-    "ncpfs",
-    "nfs",
-    "nfs4",
-    "ocfs2",
-    "orangefs",
-    "smb3",
-    "smbfs",
-    "virtiofs",
-];
 /// The kernel's own bound for symbolic links in one path (path_resolution(7)).
 const LINKS: usize = 40;
 
 impl Nature {
     fn of(fs_type: &[u8]) -> Self {
         let Ok(name) = std::str::from_utf8(fs_type) else { return Nature::Other };
-        if REMOTE.contains(&name) || name.starts_with("fuse") && name != "fusectl" {
+        if mountinfo::is_served(fs_type) {
             Nature::Remote
         } else if LOCAL.contains(&name) {
             Nature::Local
@@ -567,7 +543,7 @@ mod tests {
         assert_eq!(Nature::of(b"tmpfs"), Nature::Local);
         assert_eq!(Nature::of(b"fusectl"), Nature::Kernel);
         assert_eq!(Nature::of(b"wonderfs"), Nature::Other);
-        let all = LOCAL.iter().chain(&KERNEL).chain(&REMOTE);
+        let all = LOCAL.iter().chain(&KERNEL);
         let distinct: std::collections::HashSet<_> = all.clone().collect();
         assert_eq!(distinct.len(), all.count(), "each type has one nature");
     }

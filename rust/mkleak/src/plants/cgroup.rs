@@ -1,11 +1,10 @@
 //! Cgroup directories that stay, only ever below the caller's own cgroup or the one that it names.
 
-use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
+use leakcheck_parse::{cgroup, mountinfo};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
@@ -72,19 +71,7 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a cgroup with a child in it",
         prepare: |stage| {
             let (parent, hierarchy) = any_hierarchy(stage)?;
-            planting(move |undo| {
-                let path = parent.join(tag());
-                make(undo, &path)?;
-                let procs = path.join("cgroup.procs");
-                let child = spawn(0, || {
-                    fs::write(&procs, "0").on("write", &procs)?;
-                    Ok(Then::Pause(None))
-                })?;
-                undo.push(move || child.end());
-                let mut facts = describe(&path, hierarchy)?;
-                facts["pid"] = json!(child.pid());
-                Ok(facts)
-            })
+            planting(move |undo| populated(undo, &parent, hierarchy).map(|(_, facts)| facts))
         },
     },
     Plant {
@@ -102,23 +89,29 @@ fn frozen(stage: &mut Stage) -> Result<Planting> {
         Err(_) => (parent(stage, V2)?, V2, "cgroup.freeze", ["1", "0"]),
     };
     planting(move |undo| {
-        let path = parent.join(tag());
-        make(undo, &path)?;
-        let procs = path.join("cgroup.procs");
-        let child = spawn(0, || {
-            fs::write(&procs, "0").on("write", &procs)?;
-            Ok(Then::Pause(None))
-        })?;
-        undo.push(move || child.end());
+        let (path, facts) = populated(undo, &parent, hierarchy)?;
         let state = path.join(file);
         let again = state.clone();
         // Undone last first: a v1-frozen process has to be thawed before it can die.
         undo.push(move || fs::write(&again, thaw).on("write", &again));
         fs::write(&state, freeze).on("write", &state)?;
-        let mut facts = describe(&path, hierarchy)?;
-        facts["pid"] = json!(child.pid());
         Ok(facts)
     })
+}
+
+/// A new cgroup below `parent` with a child in it, and what there is to say of it.
+fn populated(undo: &mut Undo, parent: &Path, hierarchy: &str) -> Result<(PathBuf, Value)> {
+    let path = parent.join(tag());
+    make(undo, &path)?;
+    let procs = path.join("cgroup.procs");
+    let child = spawn(0, || {
+        fs::write(&procs, "0").on("write", &procs)?;
+        Ok(Then::Pause(None))
+    })?;
+    undo.push(move || child.end());
+    let mut facts = describe(&path, hierarchy)?;
+    facts["pid"] = json!(child.pid());
+    Ok((path, facts))
 }
 
 fn empty(stage: &Stage, hierarchy: &'static str) -> Result<Planting> {
@@ -146,88 +139,30 @@ fn any_hierarchy(stage: &Stage) -> Result<(PathBuf, &'static str)> {
 /// The directory below which to plant: the given one if it is of this hierarchy, else the caller's own cgroup.
 fn parent(stage: &Stage, hierarchy: &str) -> Result<PathBuf> {
     let mounts = fs::read("/proc/self/mountinfo").during("read /proc/self/mountinfo")?;
+    let mounts = mountinfo::parse(&mounts).during("read /proc/self/mountinfo")?;
+    let own = fs::read("/proc/self/cgroup").during("read /proc/self/cgroup")?;
+    let own = cgroup::parse(&own).during("read /proc/self/cgroup")?;
+    let own = own
+        .iter()
+        .find(|entry| if hierarchy == V2 { entry.is_v2() } else { entry.has_controller(hierarchy.as_bytes()) })
+        .ok_or_else(|| Error::Unavailable(format!("/proc/self/cgroup has no line for {hierarchy}")))?;
+    // The last one covers those before it.
     let mount = mounts
-        .split(|&byte| byte == b'\n')
-        .filter_map(Mount::parse)
-        // The last one covers those before it.
-        .rfind(|mount| mount.is_of(hierarchy))
+        .iter()
+        .rfind(|mount| mount.is_hierarchy_of(own))
         .ok_or_else(|| Error::Unavailable(format!("no cgroup hierarchy {hierarchy} is mounted here")))?;
     if let Some(given) = stage.cgroup() {
-        if given.starts_with(&mount.point) {
+        if given.starts_with(mount.point()) {
             return Ok(given.to_owned());
         }
-        return Err(Error::Failed(format!("--cgroup {given:?} is not in the hierarchy mounted on {:?}", mount.point)));
+        return Err(Error::Failed(format!(
+            "--cgroup {given:?} is not in the hierarchy mounted on {:?}",
+            mount.point()
+        )));
     }
-    let own = fs::read("/proc/self/cgroup").during("read /proc/self/cgroup")?;
-    let own = own
-        .split(|&byte| byte == b'\n')
-        .find_map(|line| own_path(line, hierarchy))
-        .ok_or_else(|| Error::Unavailable(format!("/proc/self/cgroup has no line for {hierarchy}")))?;
-    // The mount shows the hierarchy from its root on, which need not be the hierarchy's (cgroup namespaces).
-    let below = own
-        .strip_prefix(&mount.root)
-        .map_err(|_| Error::Unavailable(format!("own cgroup {own:?} is outside of what {:?} shows", mount.point)))?;
-    Ok(mount.point.join(below))
-}
-
-struct Mount {
-    root: PathBuf,
-    point: PathBuf,
-    fstype: Vec<u8>,
-    options: Vec<u8>,
-}
-
-impl Mount {
-    /// A line of proc_pid_mountinfo(5).
-    fn parse(line: &[u8]) -> Option<Self> {
-        let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
-        let separator = fields.iter().skip(6).position(|&field| field == b"-")? + 6;
-        Some(Self {
-            root: unescape(fields.get(3)?),
-            point: unescape(fields.get(4)?),
-            fstype: fields.get(separator + 1)?.to_vec(),
-            options: fields.get(separator + 3)?.to_vec(),
-        })
-    }
-
-    fn is_of(&self, hierarchy: &str) -> bool {
-        if hierarchy == V2 {
-            return self.fstype == b"cgroup2";
-        }
-        self.fstype == b"cgroup"
-            && self.options.split(|&byte| byte == b',').any(|option| option == hierarchy.as_bytes())
-    }
-}
-
-/// Blanks and backslashes stand in mountinfo as a backslash and three octal digits.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let [first, tail @ ..] = rest {
-        match (first, tail) {
-            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) => {
-                bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
-                rest = after;
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    std::ffi::OsString::from_vec(bytes).into()
-}
-
-/// The path of a line of `/proc/PID/cgroup` (cgroups(7)): `id:controllers:path`, and `0::path` for v2.
-fn own_path(line: &[u8], hierarchy: &str) -> Option<PathBuf> {
-    let mut parts = line.splitn(3, |&byte| byte == b':');
-    let (id, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
-    let this = if hierarchy == V2 {
-        id == b"0" && controllers.is_empty()
-    } else {
-        controllers.split(|&byte| byte == b',').any(|controller| controller == hierarchy.as_bytes())
-    };
-    this.then(|| OsStr::from_bytes(path).into())
+    cgroup::directories(own, std::slice::from_ref(mount))
+        .next()
+        .ok_or_else(|| Error::Unavailable(format!("own cgroup is outside of what {:?} shows", mount.point())))
 }
 
 fn make(undo: &mut Undo, path: &Path) -> Result<()> {
@@ -256,26 +191,4 @@ fn wait_for_change(path: &Path) {
     let events = fs::File::open(path.join("cgroup.events"));
     let mut ends: Vec<_> = events.iter().map(|events| PollFd::new(events, PollFlags::PRI)).collect();
     let _ = poll(&mut ends, Some(&limit));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_v1_mount_is_known_by_its_controller_and_its_escaped_point_is_read() {
-        let line = br"35 31 0:32 /a\040b /sys/fs/cgroup/mem\134ory rw,relatime shared:9 - cgroup cgroup rw,memory";
-        let mount = Mount::parse(line).unwrap();
-        assert!(mount.is_of("memory") && !mount.is_of("mem") && !mount.is_of(V2));
-        assert_eq!(mount.root, Path::new("/a b"));
-        assert_eq!(mount.point, Path::new(r"/sys/fs/cgroup/mem\ory"));
-    }
-
-    #[test]
-    fn the_own_cgroup_is_found_in_hybrid_hierarchies_and_may_hold_colons() {
-        assert_eq!(own_path(b"4:cpu,cpuacct:/a:b", "cpuacct").unwrap(), Path::new("/a:b"));
-        assert_eq!(own_path(b"0::/user.slice", V2).unwrap(), Path::new("/user.slice"));
-        assert_eq!(own_path(b"9:name=systemd:/", V2), None);
-        assert_eq!(own_path(b"4:cpu,cpuacct:/", "cpuset"), None);
-    }
 }

@@ -1,6 +1,5 @@
 //! The cgroups of a box: made, limited, entered and read.
 
-pub(crate) mod hierarchy;
 pub(crate) mod plan;
 pub(crate) mod removal;
 
@@ -13,8 +12,7 @@ use std::time::Duration;
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, open};
 
-use self::hierarchy::Version;
-use self::plan::{Place, Use};
+use self::plan::{Place, Use, Version};
 use self::removal::Below;
 use crate::error::{Doing, Error, Result};
 use crate::limits::Limits;

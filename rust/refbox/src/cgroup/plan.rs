@@ -3,11 +3,28 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use leakcheck_parse::cgroup::CgroupEntry;
+use leakcheck_parse::{cgroup, mountinfo};
 use rustix::fs::{Access, access};
 use serde::Serialize;
 
-use super::hierarchy::{Hierarchy, Version, parse};
 use crate::error::{Doing, Result};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Version {
+    V1,
+    V2,
+}
+
+/// A mounted hierarchy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Hierarchy {
+    version: Version,
+    /// Of v1 only: v2 lists its own in `cgroup.controllers`.
+    controllers: Vec<String>,
+    /// The directory of our own cgroup.
+    own: PathBuf,
+}
 
 /// What a cgroup is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +54,7 @@ pub(crate) struct LimitsBy {
 
 /// The cgroups of a box that are to be made.
 pub(crate) fn plan(name: &str) -> Result<Vec<Place>> {
-    let read = |path: &str| fs::read_to_string(path).doing(|| format!("read {path}"));
-    let mut usable = parse(&read("/proc/self/cgroup")?, &read("/proc/self/mountinfo")?);
+    let mut usable = hierarchies()?;
     usable.retain(|h| access(&h.own, Access::WRITE_OK).is_ok());
     for v2 in usable.iter_mut().filter(|h| h.version == Version::V2) {
         v2.controllers = enabled(&v2.own);
@@ -51,6 +67,22 @@ pub(crate) fn plan(name: &str) -> Result<Vec<Place>> {
         }
     }
     Ok(choose(&usable, name))
+}
+
+/// The hierarchies that are mounted and show our own cgroup.
+fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let read = |path: &str| fs::read(path).doing(|| format!("read {path}"));
+    let (cgroups, mounts) = (read("/proc/self/cgroup")?, read("/proc/self/mountinfo")?);
+    let mounts = mountinfo::parse(&mounts).doing(|| "read /proc/self/mountinfo".to_owned())?;
+    let of = |entry: &CgroupEntry<'_>| {
+        let controllers = String::from_utf8_lossy(entry.controllers);
+        Some(Hierarchy {
+            version: if entry.is_v2() { Version::V2 } else { Version::V1 },
+            controllers: controllers.split(',').filter(|c| !c.is_empty()).map(str::to_owned).collect(),
+            own: cgroup::directories(entry, &mounts).next()?,
+        })
+    };
+    Ok(cgroup::parse(&cgroups).doing(|| "read /proc/self/cgroup".to_owned())?.iter().filter_map(of).collect())
 }
 
 /// What a v2 cgroup needs of its parent.

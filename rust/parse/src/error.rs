@@ -50,6 +50,13 @@ impl ParseError {
     }
 }
 
+/// As the failed read of a file whose content is not what the kernel documents.
+impl From<ParseError> for std::io::Error {
+    fn from(error: ParseError) -> Self {
+        std::io::Error::new(std::io::ErrorKind::InvalidData, error)
+    }
+}
+
 /// Where a parser is, for errors about it.
 #[derive(Clone, Copy)]
 pub(super) struct At<'a> {

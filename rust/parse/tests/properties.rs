@@ -1,16 +1,16 @@
 //! What must hold for all input: no panic, and what was rendered as the kernel does comes back.
 
-mod parse_samples;
+mod samples;
 
 use std::borrow::Cow;
 
-use leakcheck::parse::cgroup::{self, CgroupEntry};
-use leakcheck::parse::fdlink::{self, FdLink};
-use leakcheck::parse::locks::{self, Access, Lock, LockKind};
-use leakcheck::parse::mountinfo::{self, Mount, Propagation};
-use leakcheck::parse::stat::{self, Stat};
-use leakcheck::parse::{Device, fdinfo, keys, maps, netlink, nslink::NsType, status, sysvipc};
-use leakcheck::text::Text;
+use leakcheck_parse::cgroup::{self, CgroupEntry};
+use leakcheck_parse::fdlink::{self, FdLink};
+use leakcheck_parse::locks::{self, Access, Lock, LockKind};
+use leakcheck_parse::mountinfo::{self, Mount, Propagation};
+use leakcheck_parse::stat::{self, Stat};
+use leakcheck_parse::text::Text;
+use leakcheck_parse::{Device, fdinfo, keys, maps, netlink, nslink::NsType, status, sysvipc};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -50,14 +50,14 @@ fn line(parts: &[&[u8]]) -> Vec<u8> {
 proptest! {
     #[test]
     fn no_parser_panics_on_any_bytes(input in hostile(0..400)) {
-        for case in parse_samples::CASES {
+        for case in samples::CASES {
             case.run(&input);
         }
     }
 
     #[test]
     fn no_parser_panics_on_any_bytes_after_a_valid_beginning(at in any::<prop::sample::Index>(), input in hostile(0..80)) {
-        for case in parse_samples::CASES {
+        for case in samples::CASES {
             let head = &case.sample[..at.index(case.sample.len())];
             case.run(&[head, &input].concat());
         }

@@ -38,8 +38,8 @@ const GROUPS: [&str; 4] = ["---", "+++", "~~~", "^^^"];
 /// command's value, and the marks that fold a log (GitLab, Travis, Buildkite).
 ///
 /// ```
-/// assert_eq!(leakcheck::text::harmless("/tmp/##[error]x"), r"/tmp/#\x23[error]x");
-/// assert_eq!(leakcheck::text::harmless("suite.rs::test"), "suite.rs::test");
+/// assert_eq!(leakcheck_parse::text::harmless("/tmp/##[error]x"), r"/tmp/#\x23[error]x");
+/// assert_eq!(leakcheck_parse::text::harmless("suite.rs::test"), "suite.rs::test");
 /// ```
 #[must_use]
 pub fn harmless(text: &str) -> Cow<'_, str> {

@@ -1,7 +1,11 @@
 //! `/proc/PID/mountinfo` (proc_pid_mountinfo(5)).
 
 use std::borrow::Cow;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
+use super::cgroup::CgroupEntry;
 use super::error::{At, Result};
 use super::scan;
 
@@ -50,6 +54,23 @@ impl Mount<'_> {
     #[must_use]
     pub fn root_is_deleted(&self) -> bool {
         self.root.ends_with(b"//deleted")
+    }
+
+    /// The mount point as a path.
+    #[must_use]
+    pub fn point(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.mount_point))
+    }
+
+    /// Whether this shows the cgroup hierarchy that the entry is of.
+    #[must_use]
+    pub fn is_hierarchy_of(&self, entry: &CgroupEntry<'_>) -> bool {
+        let has = |word: &[u8]| self.super_options.split(|byte| *byte == b',').any(|option| option == word);
+        match &*self.fs_type {
+            b"cgroup2" => entry.is_v2(),
+            b"cgroup" => !entry.is_v2() && entry.controllers.split(|byte| *byte == b',').all(has),
+            _ => false,
+        }
     }
 
     /// The same, without the text that it was read from.
@@ -135,6 +156,35 @@ impl Propagation {
         *slot = Some(scan::unsigned(value)?);
         Some(())
     }
+}
+
+/// Whether what is in a file system of this type comes from a server, or another machine has a say in it: then a walk through it may
+/// wait without end.
+#[must_use]
+pub fn is_served(fs_type: &[u8]) -> bool {
+    const SERVED: [&[u8]; 20] = [
+        b"9p",
+        b"acfs",
+        b"afs",
+        b"autofs",
+        b"beegfs",
+        b"ceph",
+        b"cifs",
+        b"coda",
+        b"gfs2",
+        b"glusterfs",
+        b"gpfs",
+        b"lustre",
+        b"ncpfs",
+        b"nfs",
+        b"nfs4",
+        b"ocfs2",
+        b"orangefs",
+        b"smb3",
+        b"smbfs",
+        b"virtiofs",
+    ];
+    SERVED.contains(&fs_type) || fs_type.starts_with(b"fuse") && fs_type != b"fusectl"
 }
 
 /// Undoes `mangle()` and `seq_path()`, which write a blank, newline, backslash or hash sign as `\` and three octal
@@ -258,6 +308,16 @@ mod tests {
             (b"1 2 0:3 / / rw - tmpfs a rw", "end of line"),
         ] {
             assert_eq!(parse(line).unwrap_err().field(), field);
+        }
+    }
+
+    #[test]
+    fn what_a_server_answers_for_is_known_by_its_type() {
+        for served in ["fuse", "fuse.sshfs", "fuseblk", "nfs", "nfs4", "9p", "autofs", "virtiofs"] {
+            assert!(is_served(served.as_bytes()), "{served}");
+        }
+        for local in ["ext4", "tmpfs", "overlay", "fusectl", ""] {
+            assert!(!is_served(local.as_bytes()), "{local}");
         }
     }
 }

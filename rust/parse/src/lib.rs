@@ -24,6 +24,7 @@ pub mod sockstat;
 pub mod stat;
 pub mod status;
 pub mod sysvipc;
+pub mod text;
 
 pub use error::{ParseError, Result};
 

@@ -4,9 +4,9 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
-use leakcheck::parse::fdlink::FdLink;
-use leakcheck::parse::locks::LockKind;
-use leakcheck::parse::*;
+use leakcheck_parse::fdlink::FdLink;
+use leakcheck_parse::locks::LockKind;
+use leakcheck_parse::*;
 
 fn read(path: &str) -> Vec<u8> {
     fs::read(path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))

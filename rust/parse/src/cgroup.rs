@@ -1,6 +1,11 @@
 //! `/proc/PID/cgroup` and `/proc/cgroups` (cgroups(7)), and the flat keyed files of cgroup v2.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+
 use super::error::{At, Result};
+use super::mountinfo::Mount;
 use super::{scan, split_deleted};
 
 /// A process's place in one hierarchy: a line of `/proc/PID/cgroup`.
@@ -30,6 +35,23 @@ impl CgroupEntry<'_> {
     pub fn has_controller(&self, name: &[u8]) -> bool {
         self.controllers.split(|byte| *byte == b',').any(|controller| controller == name)
     }
+}
+
+/// Where the entry's cgroup can be found: its directory in each mount of its hierarchy that shows it.
+///
+/// A mount shows the hierarchy from its own root on, which a cgroup outside of it (a container's, or one that is printed with `..`) has
+/// no place below.
+pub fn directories<'a>(
+    entry: &CgroupEntry<'a>,
+    mounts: &'a [Mount<'a>],
+) -> impl DoubleEndedIterator<Item = PathBuf> + use<'a> {
+    let (entry, path) = (*entry, Path::new(OsStr::from_bytes(entry.path)));
+    mounts.iter().filter(move |mount| mount.is_hierarchy_of(&entry)).filter_map(move |mount| {
+        let below = path.strip_prefix(OsStr::from_bytes(&mount.root)).ok()?;
+        let inside = !below.components().any(|part| part == Component::ParentDir);
+        // Joined with nothing, a path would end in a slash.
+        inside.then(|| if below.as_os_str().is_empty() { mount.point().to_owned() } else { mount.point().join(below) })
+    })
 }
 
 /// Reads the whole of `/proc/PID/cgroup`.
@@ -166,5 +188,33 @@ mod tests {
         assert_eq!(parse_controllers(b"cpu\t1\t1\t1\t1\n").unwrap_err().field(), "hierarchy, num_cgroups, enabled");
         assert_eq!(parse_keyed(b"populated\n").unwrap_err().field(), "key");
         assert_eq!(keyed_value(b"a max\n", b"b").unwrap_err().field(), "value");
+    }
+
+    fn found(cgroup: &str, mounts: &str) -> Vec<Option<PathBuf>> {
+        let mounts = crate::mountinfo::parse(mounts.as_bytes()).unwrap();
+        parse(cgroup.as_bytes()).unwrap().iter().map(|entry| directories(entry, &mounts).next()).collect()
+    }
+
+    #[test]
+    fn the_directory_of_a_cgroup_is_found_in_every_hierarchy_of_a_hybrid_host() {
+        let cgroup = "4:memory:/a/b\n2:cpu,cpuacct:/\n1:name=systemd:/x\n0::/c\n";
+        let mounts = "37 31 0:33 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n\
+                      38 31 0:34 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      41 31 0:38 / /sys/fs/cgroup/with\\040blank rw - cgroup2 cgroup2 rw\n";
+        let expected = [
+            Some("/sys/fs/cgroup/memory/a/b".into()),
+            Some("/sys/fs/cgroup/cpu,cpuacct".into()),
+            None,
+            Some("/sys/fs/cgroup/with blank/c".into()),
+        ];
+        assert_eq!(found(cgroup, mounts), expected);
+    }
+
+    #[test]
+    fn a_mount_that_does_not_show_the_cgroup_has_no_directory_of_it() {
+        let mounts = "41 31 0:38 /box /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        assert_eq!(found("0::/box/inner\n", mounts), [Some("/sys/fs/cgroup/inner".into())]);
+        assert_eq!(found("0::/boxes\n", mounts), [None]);
+        assert_eq!(found("0::/../other\n", "41 31 0:38 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"), [None]);
     }
 }

@@ -7,7 +7,7 @@ use std::fmt;
 use std::hint::black_box;
 use std::time::Duration;
 
-use leakcheck::parse::*;
+use leakcheck_parse::*;
 use rustix::time::{ClockId, clock_gettime};
 
 /// A format: its name, its parser with the result thrown away (true if it parsed), and a sample that it accepts.

@@ -3,9 +3,9 @@
 //! `LEAKCHECK_FUZZ_ITERATIONS` (per format) and `LEAKCHECK_FUZZ_SEED` change the run; the seed is fixed otherwise,
 //! so that a failure of CI is a failure everywhere.
 
-mod parse_samples;
+mod samples;
 
-use parse_samples::CASES;
+use samples::CASES;
 
 /// Splitmix64: a generator of a few lines keeps a failing seed valid for ever, which a crate's versions do not.
 struct Random(u64);
@@ -95,7 +95,7 @@ fn mutated_samples_neither_panic_nor_take_long() {
                 Ok(parsed) => refused += u64::from(!parsed),
                 Err(_) => panic!(
                     "{case} failed at iteration {iteration} of seed {seed} on {:?}",
-                    leakcheck::text::Text::from(input)
+                    leakcheck_parse::text::Text::from(input)
                 ),
             }
         }
