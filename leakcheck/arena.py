@@ -342,7 +342,11 @@ def run_in_arena(
         GivenUp: a second SIGINT came.
     """
     # Our own standard input, where none is given.
-    process = arena.popen(argv, env=env, cwd=str(Path.cwd()), stdin=0 if stdin is None else stdin, stdout=stdout)
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError:
+        raise UsageError("the working directory is gone: change to another one first") from None
+    process = arena.popen(argv, env=env, cwd=here, stdin=0 if stdin is None else stdin, stdout=stdout)
     with interrupts.reaching(process.send_signal):
         if interrupts.wait(process.pidfd, after_int=True):
             return process.wait()

@@ -53,6 +53,28 @@ def test_what_was_there_and_is_another_now(script: str, found: list[str], change
     assert changes(script) == found
 
 
+@pytest.mark.parametrize(
+    ("script", "found"),
+    [
+        ("umount -l /proc", ["deleted mount /proc"]),
+        ("umount -l /tmp; mkdir /tmp/x", ["deleted mount /tmp"]),
+        ("mount -o remount,bind,ro /proc", ["changed mount /proc"]),
+        ("mount --make-shared /", ["changed mount /"]),
+        ("mount --move /tmp /mnt", ["changed mount /tmp"]),
+        ("mount -o remount,bind,ro /proc; mount -o remount,bind,rw /proc", []),
+        ("mount --make-shared /; mount --make-private /", []),
+        ("unshare -m sh -c 'umount -l /tmp; mount --make-rshared /'", []),
+    ],
+)
+def test_a_mount_that_was_there_and_is_gone_or_another_now(
+    script: str, found: list[str], changes: Callable[..., list[str]]
+) -> None:
+    left = changes(script)
+    assert [label for label in left if " mount " in label] == found
+    if not found:
+        assert left == []
+
+
 def test_an_access_list_of_a_device_is_a_change(changes: Callable[..., list[str]]) -> None:
     # Version 2; then tag, permissions and id of each entry (acl(5); linux/posix_acl_xattr.h).
     entries = "(1, 6, 0xffffffff), (2, 6, 7), (4, 6, 0xffffffff), (16, 6, 0xffffffff), (32, 6, 0xffffffff)"

@@ -119,6 +119,42 @@ class TestRespawning:
         assert report["verdict"] == "leaked"
         assert any(kind == "process" for kind, _ in told(report))
 
+    @root_only
+    @PACES
+    def test_a_chain_that_leaves_a_tree_is_leaked(
+        self, compiled: Compiled, cage: list[str], tmp_path: Path, pace: str
+    ) -> None:
+        go, gone = tmp_path / "go", tmp_path / "gone"
+        # It waits without starting anything: only the chain is new.
+        daemon = (
+            "import os, subprocess, sys, time\n"
+            "while not os.path.exists(sys.argv[1]): time.sleep(0.01)\n"
+            "subprocess.run(sys.argv[3:], stdin=subprocess.DEVNULL)\n"
+            "open(sys.argv[2], 'w').close()\n"
+            "time.sleep(60)\n"
+        )
+        argv = [*cage, sys.executable, "-c", daemon, str(go), str(gone), str(compiled("chain.c")), "60", pace]
+        served = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            ask = f"touch {go}; until [ -e {gone} ]; do sleep 0.05; done"
+            report = guard(tmp_path, "--scope", f"tree:{served.pid}", "--settle", settle(pace), "--", "sh", "-c", ask)
+        finally:
+            served.kill()
+            served.wait()
+        assert {kind for kind, _ in told(report)} == {"process"}
+
+    @root_only
+    def test_a_tree_that_starts_and_waits_for_one_after_the_other_is_clean(self, tmp_path: Path) -> None:
+        busy = "import subprocess\nwhile True: subprocess.run(['true'])\n"
+        with subprocess.Popen([sys.executable, "-c", busy], stdin=subprocess.DEVNULL) as daemon:
+            try:
+                report = guard(
+                    tmp_path, "--scope", f"tree:{daemon.pid}", "--kinds", "process", "--settle", "0.3", "--", "true"
+                )
+            finally:
+                daemon.kill()
+        assert ("process", "respawning") not in told(report)
+
     def test_children_that_this_process_starts_and_waits_for_are_nobodys_chain(self) -> None:
         code = (
             "import leakcheck, subprocess, threading\n"

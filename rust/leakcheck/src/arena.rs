@@ -77,11 +77,11 @@ impl ArenaView {
         let text = crate::observe::read_file("/proc/self/mountinfo")?;
         let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
         let host_devices = mounts.iter().map(|m| encode_device(m.major, m.minor)).collect();
-        let born = Born::now(&roots, &inside(&cgroups, &mounts));
-        let (judged, doors, mounts, namespaces) = Default::default();
-        let bound = Vec::new();
         let first = crate::observe::read_file(format!("/proc/self/fd/{}/1/mountinfo", proc.as_raw_fd()))?;
         let first = mountinfo::parse(&first).map_err(|e| Error::usage(format!("the arena's mountinfo: {e}")))?;
+        let born = Born::now(&roots, &inside(&cgroups, &mounts), &first);
+        let (judged, doors, mounts, namespaces) = Default::default();
+        let bound = Vec::new();
         let first_devices = first.iter().map(|m| encode_device(m.major, m.minor)).collect();
         let calls = Calls::of(&cgroups, &calls::cgroups_of_init(&proc));
         Ok(ArenaView {

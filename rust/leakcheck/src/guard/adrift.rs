@@ -20,6 +20,7 @@ use crate::observe::{self, detail};
 use crate::resource::{Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
+use crate::watch;
 
 /// What stands for it in place of a process' identity: there is no other that a later look shares.
 const KEY: &str = "process:respawning";
@@ -92,11 +93,12 @@ impl Adrift {
             }
         }
         let mut signs = false;
-        match world.live.watch.filter(|_| look.scope == Scope::Host).and_then(|w| w.adrift(&HashSet::new())) {
+        match adrift(world, &HashSet::new()) {
             Some(adrift) => {
                 signs |= !adrift.unknown.is_empty();
                 // Of the run's own the events know better.
-                free.retain(|g| self.seen.get(&g.id).is_none_or(|(_, by)| *by != Attribution::Descent));
+                let known = |by: Attribution| matches!(by, Attribution::Descent | Attribution::Scope);
+                free.retain(|g| self.seen.get(&g.id).is_none_or(|(_, by)| !known(*by)));
                 self.by_events = Some(!adrift.run.is_empty());
             }
             None => {
@@ -258,9 +260,7 @@ impl Adrift {
     fn caught(&mut self, world: &LiveWorld<'_>, held: &HashSet<u32>) -> Option<Process> {
         let mut before: Vec<u32> = Vec::new();
         for _ in 0..TRIES {
-            let watch = world.live.watch?;
-            watch.sync();
-            let run = watch.adrift(held)?.run;
+            let run = adrift(world, held)?.run;
             if let Some(p) = run.iter().rev().filter_map(|pid| observe::process(*pid)).find(lives) {
                 return Some(p);
             }
@@ -307,6 +307,23 @@ impl Adrift {
         facts.insert("look".to_owned(), "ps -eo pid,ppid,sid,lstart,args --sort=start_time | tail".into());
         Found { key: KEY.to_owned(), resource, by, class: Class::Respawning, label, facts }
     }
+}
+
+/// Who lives by the events of the scope: those of the run, or of the tree and what has left it. None where not all are known.
+fn adrift(world: &LiveWorld<'_>, held: &HashSet<u32>) -> Option<watch::Adrift> {
+    let watch = match world.baseline.scope {
+        Scope::Host => world.live.watch,
+        Scope::Tree(_) => world.live.tree,
+        Scope::Cgroup(_) | Scope::Arena => None,
+    }?;
+    watch.sync();
+    let mut adrift = watch.adrift(held)?;
+    // A tree has members that were there before.
+    let old = |pid: u32| {
+        world.baseline.process(pid).filter(|old| observe::process(pid).is_some_and(|now| now.start == old.start))
+    };
+    adrift.run.retain(|pid| old(*pid).is_none());
+    Some(adrift)
 }
 
 fn holds(residue: &BTreeMap<String, Found>, (pid, start): (u32, u64)) -> bool {

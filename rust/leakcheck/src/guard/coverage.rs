@@ -95,7 +95,7 @@ pub(super) fn coverage<P: Provenance>(
     if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
         let more = hidden(after) - hidden(before);
         let level = if attributor.may_have_hidden_keys() { Level::Partial } else { Level::Full };
-        map.lower(Kind::Key, level, format!("{more} new keys can be viewed by their possessors alone"));
+        map.lower(Kind::Key, level, format!("{more} new keys may not be viewed"));
     }
     for path in returned(before, after) {
         if map.0.contains_key(&Kind::File) {

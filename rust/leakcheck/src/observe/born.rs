@@ -1,6 +1,7 @@
-//! What an arena had when it came up beside the overlay of the host's files: its `/dev` and other fresh file systems, and the settings
-//! of its own cgroups. What is changed or removed there is found as a change of the overlay is; what is added the walk finds.
+//! What an arena had when it came up beside the overlay of the host's files: its `/dev` and other fresh file systems, its mounts, and the
+//! settings of its own cgroups. What is changed or removed there is found as a change of the overlay is; what is added the walk finds.
 
+use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CStr, CString};
 use std::hash::{Hash, Hasher};
@@ -12,7 +13,9 @@ use rustix::io::Errno;
 
 use super::file::{MOUNT_ROOT, Walk, names, open_dir, record, stat};
 use super::overlay::{attributes, xattr_names};
-use crate::resource::FileState;
+use crate::parse::mountinfo;
+use crate::resource::{File, FileState, encode_device};
+use crate::text::Text;
 
 /// A fresh file system has a few dozen entries at first.
 const MOST: usize = 4096;
@@ -47,6 +50,15 @@ const V2: [&str; 11] = [
 pub(crate) struct Born {
     files: Vec<BornFile>,
     settings: Vec<Setting>,
+    mounts: Vec<BornMount>,
+}
+
+/// A mount of PID 1's namespace, with what of it can be changed: its place, its own options, how it propagates.
+struct BornMount {
+    id: u64,
+    path: Vec<u8>,
+    dev: u64,
+    state: Vec<u8>,
 }
 
 struct BornFile {
@@ -68,8 +80,12 @@ struct Setting {
 
 impl Born {
     /// What fresh file systems and cgroups (with the place where their hierarchy is mounted inside) have now.
-    pub(crate) fn now(roots: &[(PathBuf, OwnedFd)], cgroups: &[(String, PathBuf, PathBuf)]) -> Self {
-        let mut born = Born::default();
+    pub(crate) fn now(
+        roots: &[(PathBuf, OwnedFd)],
+        cgroups: &[(String, PathBuf, PathBuf)],
+        mounts: &[mountinfo::Mount<'_>],
+    ) -> Self {
+        let mut born = Born { mounts: mounts.iter().map(BornMount::of).collect(), ..Born::default() };
         for (number, (path, root)) in roots.iter().enumerate() {
             born.note(number, root, b"", path.as_os_str().as_encoded_bytes());
         }
@@ -107,6 +123,21 @@ impl Born {
         }
     }
 
+    /// Adds which of the mounts are elsewhere now, otherwise, or gone. `/proc/1/mountinfo` is read for each look: a change of
+    /// propagation gives no event.
+    pub(crate) fn compare_mounts(&self, now: &[mountinfo::Mount<'_>], out: &mut Walk) {
+        let now: HashMap<u64, BornMount> = now.iter().map(|m| (u64::from(m.id), BornMount::of(m))).collect();
+        for mount in &self.mounts {
+            match now.get(&mount.id) {
+                None => out.files.push(mount.report(FileState::Deleted, b"")),
+                Some(same) if same.state != mount.state => {
+                    out.files.push(mount.report(FileState::Changed, &same.state));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+
     /// Adds what is another now, or gone.
     pub(crate) fn compare(&self, roots: &[(PathBuf, OwnedFd)], out: &mut Walk) {
         for file in &self.files {
@@ -133,6 +164,31 @@ impl Born {
             let place = rustix::fs::open(&setting.file, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
             let Ok(st) = place.and_then(|place| stat(place, c"")) else { continue };
             out.files.push(changed(&st, &setting.path, FileState::Changed, &value));
+        }
+    }
+}
+
+impl BornMount {
+    fn of(m: &mountinfo::Mount<'_>) -> Self {
+        let spreads = (m.propagation.shared.is_some(), m.propagation.master.is_some(), m.propagation.unbindable);
+        let state = [&*m.mount_point, b"\n", &*m.options, format!("\n{spreads:?}").as_bytes()].concat();
+        BornMount { id: m.id.into(), path: m.mount_point.to_vec(), dev: encode_device(m.major, m.minor), state }
+    }
+
+    fn report(&self, state: FileState, change: &[u8]) -> File {
+        File {
+            dev: self.dev,
+            ino: self.id,
+            birth: None,
+            link: 0,
+            mapped_by: None,
+            path: Text::from(&*self.path),
+            class: "mount".to_owned(),
+            mode: 0,
+            uid: 0,
+            size: 0,
+            state: Some(state),
+            version: Some(version(&self.path, change)),
         }
     }
 }
@@ -172,11 +228,16 @@ fn is_given(name: &[u8]) -> bool {
         || [&b"user."[..], b"trusted.", b"system."].iter().any(|class| name.starts_with(class))
 }
 
-fn changed(st: &Statx, path: &[u8], state: FileState, change: &[u8]) -> crate::resource::File {
+/// Tells a second change from the first.
+fn version(path: &[u8], change: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (path, change).hash(&mut hasher);
+    hasher.finish()
+}
+
+fn changed(st: &Statx, path: &[u8], state: FileState, change: &[u8]) -> File {
     let mut file = record(st, path, FileType::from_raw_mode(u32::from(st.stx_mode)));
-    (file.birth, file.link, file.state, file.version) = (None, 0, Some(state), Some(hasher.finish()));
+    (file.birth, file.link, file.state, file.version) = (None, 0, Some(state), Some(version(path, change)));
     file
 }
 

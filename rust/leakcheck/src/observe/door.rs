@@ -8,13 +8,16 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2, readlinkat};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::read::read_all;
+use super::sys;
 use crate::error::{Error, Result};
 
 /// `f_type` of procfs (statfs(2)).
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
+/// Lists of the whole machine. Container engines mount `/dev/null` over some of them (`MaskedPaths` of the runtime specification), and
+/// an empty list is no clean one.
+const TABLES: [&str; 4] = ["keys", "key-users", "locks", "sysvipc"];
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Those that are open, as long as somebody looks; the last is the freshest.
@@ -107,7 +110,8 @@ impl Door {
         // Magic links lead to other file systems by their nature.
         let leads_out = |part: &std::ffi::OsStr| ["root", "cwd", "exe", "fd", "ns"].iter().any(|link| part == *link);
         let numbered = path.as_os_str().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit);
-        if self.private || !numbered || path.iter().any(leads_out) {
+        let is_table = path.iter().next().is_some_and(|first| TABLES.iter().any(|table| first == *table));
+        if self.private || !(numbered || is_table) || path.iter().any(leads_out) {
             return openat(self.dir(), path, flags, Mode::empty());
         }
         match openat2(self.dir(), path, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
@@ -144,11 +148,7 @@ pub(crate) fn read_link(path: &Path) -> rustix::io::Result<Vec<u8>> {
 
 /// A procfs of our pid namespace that is mounted nowhere.
 fn private() -> rustix::io::Result<OwnedFd> {
-    let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(&context)?;
-    let plain =
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, plain)?;
+    let mount = sys::detached("proc")?;
     openat(&mount, ".", DIRECTORY, Mode::empty()).map(|_| mount)
 }
 
@@ -169,7 +169,14 @@ fn doubt(proc: BorrowedFd<'_>) -> Option<Doubt> {
     if own != std::process::id().to_string().as_bytes() {
         return covered("/proc is that of another pid namespace");
     }
-    let table = openat(proc, "thread-self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let name = "thread-self/mountinfo";
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let table = match openat2(proc, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
+        Err(Errno::XDEV) => return covered("/proc/thread-self/mountinfo is covered by a mount"),
+        // Linux before 5.6.
+        Err(Errno::NOSYS) => openat(proc, name, flags, Mode::empty()),
+        other => other,
+    };
     let table = table.and_then(|file| read_all(file.as_fd())).unwrap_or_default();
     let mut less = None;
     for line in table.split(|b| *b == b'\n') {

@@ -8,8 +8,8 @@ use std::path::Path;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom, Statx, StatxFlags, openat, statx};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
+use super::door;
 use super::enter::{NsView, note_refused};
 use super::reach::{self, Refusal};
 use super::read::read_all;
@@ -87,10 +87,11 @@ impl Door {
     /// `/proc/sysvipc` shows the IPC namespace of the thread that opens the file, whoever reads it.
     pub(super) fn open(view: &NsView) -> Self {
         let table = |class| {
-            let opened = match openat(CWD, place(class), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            let opened = match door::open(Path::new(place(class)), OFlags::RDONLY) {
                 Ok(table) => Ok(Some(table)),
-                // A kernel without CONFIG_SYSVIPC has none of them.
-                Err(Errno::NOENT) if Path::new("/proc/self").exists() => Ok(None),
+                // A kernel without CONFIG_SYSVIPC has none of them; a procfs may be mounted without (`subset=pid`).
+                Err(Errno::NOENT) if !sys::has_system_v() => Ok(None),
+                Err(Errno::XDEV) => Err(format!("{} is covered by a mount", place(class))),
                 Err(e) => Err(format!("read {}: {}", place(class), io::Error::from(e))),
             };
             (class, opened)
@@ -177,7 +178,7 @@ fn place(class: IpcClass) -> &'static str {
 /// The POSIX message queues, by a mount of `mqueue` that is attached nowhere and ends with its descriptor (fsmount(2),
 /// Linux 5.2): always that of the current IPC namespace, which a `/dev/mqueue` need not be.
 fn queues(view: &NsView) -> Result<Option<OwnedFd>, String> {
-    match detached_mqueue() {
+    match sys::detached("mqueue") {
         Ok(mount) => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat(&mount, ".", flags, Mode::empty()).map(Some).map_err(|e| format!("list message queues: {e}"))
@@ -189,14 +190,6 @@ fn queues(view: &NsView) -> Result<Option<OwnedFd>, String> {
         }),
         Err(e) => Err(format!("message queues: fsmount: {e} (needs CAP_SYS_ADMIN and Linux 5.2)")),
     }
-}
-
-fn detached_mqueue() -> Result<OwnedFd, Errno> {
-    let context = fsopen("mqueue", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(context.as_fd())?;
-    let attributes =
-        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
 /// The queues as an unprivileged observer sees them: by the machine's own mount, if it is one of mqueue.

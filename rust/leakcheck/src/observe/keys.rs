@@ -9,15 +9,17 @@
 //! and the description may hold a newline and then lines that look like keys. `KEYCTL_DESCRIBE` gives the exact record.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
+use super::door;
 use super::read::read_all;
 use crate::kind::Kind;
 use crate::parse::keys;
@@ -59,12 +61,14 @@ pub(crate) fn collect(out: &mut Snapshot) {
     let mut before = quotas();
     for attempt in 1.. {
         let mut seen = Seen::default();
+        let mut covered = false;
         match seen.read_list() {
             Ok(()) => {}
+            Err(e) if e.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => covered = true,
             Err(e) if e.kind() == io::ErrorKind::NotFound && describe(1) == Err(Errno::NOSYS) => return,
             Err(e) => return out.coverage.lower(Kind::Key, Level::None, format!("read {LIST}: {e}")),
         }
-        let gap = seen.add_others().err();
+        let gap = if covered { None } else { seen.add_others().err() };
         let after = quotas();
         if attempt < TRIES && before.as_ref().ok() != after.as_ref().ok() {
             before = after;
@@ -75,7 +79,14 @@ pub(crate) fn collect(out: &mut Snapshot) {
                 let hidden = beyond(quotas, seen.listed.values().filter(|key| key.in_quota));
                 out.gauges.insert("hidden_keys".to_owned(), hidden.into_values().sum());
             }
-            Err(e) => out.coverage.lower(Kind::Key, Level::Partial, format!("read {USERS}: {e}")),
+            Err(e) => {
+                let level = if covered { Level::None } else { Level::Partial };
+                out.coverage.lower(Kind::Key, level, format!("read {USERS}: {e}"));
+            }
+        }
+        if covered {
+            let why = format!("{LIST} is covered by a mount: keys are counted, not listed");
+            out.coverage.lower(Kind::Key, Level::Full, why);
         }
         if let Some(reason) = gap {
             out.gaps.push(Gap { kind: Kind::Key, level: Level::Partial, reason, place: Unseen::Keys });
@@ -86,7 +97,8 @@ pub(crate) fn collect(out: &mut Snapshot) {
 
 /// In few reads: the file tells no size.
 fn read(path: &str) -> io::Result<Vec<u8>> {
-    read_all(fs::File::open(path)?.as_fd()).map_err(Into::into)
+    let file = door::open(Path::new(path), OFlags::RDONLY)?;
+    read_all(file.as_fd()).map_err(Into::into)
 }
 
 fn users() -> io::Result<Vec<keys::KeyUser>> {

@@ -349,6 +349,13 @@ fn files(submounts: Option<&[Submount]>, out: &mut Snapshot) {
                 out.gauges.insert("bound_new_files".to_owned(), new);
             }
             arena.born.compare(&arena.roots, &mut walk);
+            match read_file(proc_path(Some(arena), "1/mountinfo")) {
+                Ok(text) => match crate::parse::mountinfo::parse(&text) {
+                    Ok(now) => arena.born.compare_mounts(&now, &mut walk),
+                    Err(e) => out.coverage.lower(Kind::File, Level::Partial, format!("the arena's mountinfo: {e}")),
+                },
+                Err(e) => out.coverage.lower(Kind::File, Level::Partial, e.to_string()),
+            }
             walk
         }
     };

@@ -69,7 +69,10 @@ pub(super) fn read_into(file: BorrowedFd<'_>, text: &mut Vec<u8>) -> rustix::io:
 /// Reads a whole file of procfs or sysfs.
 pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     let path = path.as_ref();
-    let file = door::open(path, OFlags::RDONLY).map_err(|e| Error::io("open", path, e))?;
+    let file = door::open(path, OFlags::RDONLY).map_err(|e| match e {
+        Errno::XDEV => Error::io("see past what is mounted over", path, e),
+        _ => Error::io("open", path, e),
+    })?;
     read_all(file.as_fd()).map_err(|e| Error::io("read", path, e))
 }
 

@@ -2,7 +2,9 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 const SYS_STATMOUNT: libc::c_long = 457;
 const SYS_LISTMOUNT: libc::c_long = 458;
@@ -166,6 +168,22 @@ pub(crate) fn same_fd_table(a: u32, b: u32) -> io::Result<bool> {
     // SAFETY: kcmp takes five numbers and touches no memory of ours.
     let order = unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_FILES, 0, 0) };
     if order < 0 { Err(io::Error::last_os_error()) } else { Ok(order == 0) }
+}
+
+/// The root of a new mount of a kernel file system, which is attached nowhere and ends with its descriptor (fsmount(2), Linux 5.2).
+pub(super) fn detached(fs_type: &str) -> rustix::io::Result<OwnedFd> {
+    let context = fsopen(fs_type, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    let plain =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, plain)
+}
+
+/// Whether this process may make System V objects at all: a kernel without CONFIG_SYSVIPC answers ENOSYS (shmctl(2)).
+pub(super) fn has_system_v() -> bool {
+    // SAFETY: no segment has this id, so that nothing is written.
+    let answer = unsafe { libc::shmctl(-1, libc::IPC_STAT, std::ptr::null_mut()) };
+    answer != -1 || io::Error::last_os_error().raw_os_error() != Some(libc::ENOSYS)
 }
 
 /// Bytes that the POSIX message queues of this user take (`RLIMIT_MSGQUEUE`, getrlimit(2)) and one smallest queue with them, which

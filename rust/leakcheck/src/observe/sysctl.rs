@@ -232,10 +232,10 @@ impl Walk {
         }
     }
 
-    /// The registered formats. Where the file system is mounted nowhere there are none, and to look for it could mount it: a
-    /// descriptor opened with O_PATH triggers no automount (open(2)).
+    /// The registered formats. Where the file system is mounted nowhere there are none (Linux 6.7), and to look for it could mount it: a
+    /// descriptor opened with O_PATH triggers no automount (open(2)), unless O_DIRECTORY asks for it too.
     fn binfmt_misc(&mut self, sys: &OwnedFd) {
-        let place = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let place = OFlags::PATH | OFlags::CLOEXEC;
         let path = "/proc/sys/fs/binfmt_misc";
         let Ok(place) = openat(sys, c"fs/binfmt_misc", place, Mode::empty()) else { return };
         let mut registered = Vec::new();
