@@ -174,3 +174,13 @@ def test_a_command_without_disk_or_shell_is_told(tmp_path: Path) -> None:
     assert shutil.which("true")
     done = leakcheck("guard", "--kinds", "process", "--", tmp_path / "none")
     assert "no such file" in is_one_line(done, 4)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+def test_a_working_directory_that_is_gone_is_told_in_one_line(tmp_path: Path) -> None:
+    script = f"cd {tmp_path} && rmdir {tmp_path} && exec {sys.executable} -P -m leakcheck guard --arena -- true"
+    done = subprocess.run(
+        ["sh", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "working directory" in done.stderr
