@@ -18,7 +18,7 @@ from measure import Row, interleaved, timed
 
 from leakcheck import _native
 from leakcheck.arena import Arena, look_soon
-from leakcheck.campaigns.leaks import LeaksOptions, leaks
+from leakcheck.campaigns import Leaks, LeaksOptions, run
 from leakcheck.targets import builtin
 from leakcheck.warden import shutdown
 
@@ -129,7 +129,7 @@ def campaign(trials: int) -> list[Row]:
         return [Row("trials of `leakcheck leaks --target bwrap`", "", "bubblewrap is not ready here")]
     found = []
     for endings in (["normal"], list(LeaksOptions().endings)):
-        result = leaks(target, LeaksOptions(iterations=trials, endings=endings))
+        result = run(Leaks(), target, LeaksOptions(iterations=trials, endings=endings))
         # A killed supervisor does leave things behind at times: that is bubblewrap's, and no slower.
         if result.error or result.outcomes.get("false-status") or result.outcomes.get("unknown"):
             raise AssertionError(f"{result.error} {result.outcomes} {result.findings}")

@@ -18,7 +18,7 @@ from arenas import command
 from measure import Row, interleaved
 
 from leakcheck._bin import helper
-from leakcheck.campaigns.stress import StressOptions, stress
+from leakcheck.campaigns import Stress, StressOptions, run
 from leakcheck.submissions import parse_specs
 from leakcheck.targets import load
 from leakcheck.warden import shutdown
@@ -66,7 +66,7 @@ def beside_bubblewrap(rounds: int) -> list[Row]:
 
 
 def verified(submissions: int, pairs: int = 5) -> list[Row]:
-    """Submissions of a trivial native program a second, with looks and without, by turns."""
+    """Submissions of a trivial native program a second, with looks and without, in turn."""
     target = load("refbox")
     rates: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(pairs):
@@ -74,7 +74,7 @@ def verified(submissions: int, pairs: int = 5) -> list[Row]:
             options = StressOptions(
                 submissions=submissions, concurrency=CONCURRENCY, specs=parse_specs("c/hello"), looks=looks
             )
-            result = stress(target, options)
+            result = run(Stress(), target, options)
             if result.verdict != "clean" or result.outcomes != {"clean": submissions}:
                 raise AssertionError(f"{result.outcomes} {result.findings}")
             rates[looks].append(result.rate)

@@ -1,5 +1,68 @@
-"""Who does the harm: performs fault plans on a running target."""
+"""Who does the harm: performs fault plans on a running target.
 
-from injectors.protocol import Injector
+A new injector is one class that has the methods of `Injector`: `register` it, or name it as an entry point of the group
+``leakcheck.injectors``.
+"""
 
-__all__ = ["Injector"]
+import functools
+import importlib.metadata
+
+from injectors.nothing import Checked, Nothing
+from injectors.plan import NORMAL, Plan
+from injectors.protocol import ActsBetween, Evidence, Injector, ShapesArena, ShapesLaunch, Supervisor, Trial
+from injectors.timed import Timed
+from leakcheck.errors import UsageError
+
+__all__ = [
+    "NORMAL",
+    "ActsBetween",
+    "Checked",
+    "Evidence",
+    "Injector",
+    "Plan",
+    "ShapesArena",
+    "ShapesLaunch",
+    "Supervisor",
+    "Trial",
+    "injector_for",
+    "parse",
+    "register",
+]
+
+_ENTRY_POINTS = "leakcheck.injectors"
+_known: dict[str, type[Injector]] = {}
+
+
+def register(injector: type[Injector]) -> type[Injector]:
+    """Make `injector` the one that performs plans of its kinds; usable as a decorator."""
+    _known.update(dict.fromkeys(injector.kinds, injector))
+    return injector
+
+
+for _one in (Nothing, Timed):
+    register(_one)
+
+
+@functools.cache
+def _load_others() -> None:
+    for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
+        register(entry.load())
+
+
+def injector_for(plan: Plan) -> Checked:
+    """Return a new injector that performs `plan`.
+
+    Raises:
+        UsageError: nobody performs such plans, or something in it is wrong.
+    """
+    _load_others()
+    if (injector := _known.get(plan.kind)) is None:
+        raise UsageError(f"plan {str(plan)!r}: no injector for {plan.kind!r}; there are {', '.join(sorted(_known))}")
+    return Checked(injector.of(plan), plan)
+
+
+def parse(line: str) -> Plan:
+    """Return the plan of `line`, which an injector can perform; raise `UsageError` saying what in it is wrong."""
+    plan = Plan.read(line)
+    injector_for(plan)
+    return plan

@@ -14,7 +14,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO, cast
+from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -22,10 +22,9 @@ from leakcheck import __version__
 from leakcheck._guard import existing_roots, milliseconds
 from leakcheck.answers import answering
 from leakcheck.arena import Arena
-from leakcheck.campaigns.leaks import LeaksOptions
-from leakcheck.campaigns.stress import StressOptions
+from leakcheck.campaigns import CAMPAIGNS
 from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE
-from leakcheck.commands.campaign import run_leaks, run_stress
+from leakcheck.commands.campaign import command_of
 from leakcheck.commands.check import check as run_check
 from leakcheck.commands.demo import demo
 from leakcheck.commands.diff import diff as run_diff
@@ -37,11 +36,7 @@ from leakcheck.commands.snapshot import snapshot as run_snapshot
 from leakcheck.commands.targets import targets as run_targets
 from leakcheck.deliver import drop, say
 from leakcheck.errors import CompileError, GivenUp, NativeError, TargetError, UsageError
-from leakcheck.renamed import notify_renamed
-from leakcheck.submissions import DEFAULT_MIX, Mix, parse_specs
 from leakcheck.targets import load as load_target
-from leakcheck.trials.ending import ENDINGS, KILLS, Kill
-from leakcheck.trials.ending import parse as parse_plan
 
 __all__ = ["app", "main"]
 
@@ -209,86 +204,10 @@ def reap(
     raise typer.Exit(run_reap(report, apply=yes, as_json=json))
 
 
-@app.command()
-def leaks(
-    target: Target = _DEFAULT_TARGET,
-    iterations: Annotated[int, typer.Option(metavar="N", help="Trials, dealt by turns to the endings.")] = 100,
-    endings: Annotated[str, typer.Option(metavar="ENDING,…", help="Of: normal, timeout, crash, forced.")] = ",".join(
-        ENDINGS
-    ),
-    kill: Annotated[
-        str, typer.Option(metavar="WHO,…", help="Whom a forced ending kills: supervisor, tree, freeze (then tree).")
-    ] = ",".join(KILLS),
-    plan: Annotated[
-        str | None, typer.Option(metavar="PLAN", help="One ending for every trial, as a replay line gives it.")
-    ] = None,
-    jobs: Annotated[int, typer.Option(metavar="J", help="Trials at a time; 0: one a CPU.")] = 0,
-    seed: Annotated[int, typer.Option(metavar="S", help="Of the instants of the forced kills.")] = 0,
-    host: Annotated[bool, typer.Option("--host", help="Run on the host instead of in arenas.")] = False,
-    settle: Settle = 0.25,
-    json: Json = False,
-    output: Output = None,
-) -> None:
-    """Run a target again and again, end it in every way, and report what it leaves behind."""
-    options = LeaksOptions(
-        iterations=iterations,
-        endings=_words(endings),
-        kills=cast("list[Kill]", _words(kill)),
-        plan=None if plan is None else parse_plan(plan),
-        jobs=jobs,
-        seed=seed,
-        host=host,
-        settle=settle,
+for _campaign in CAMPAIGNS.values():
+    app.command(_campaign.name)(
+        command_of(_campaign, target=(Target, _DEFAULT_TARGET), json=(Json, False), output=(Output, None))
     )
-    raise typer.Exit(run_leaks(load_target(target), options, output, as_json=json))
-
-
-@app.command()
-def stress(
-    target: Target = _DEFAULT_TARGET,
-    submissions: Annotated[
-        int | None, typer.Option(metavar="N", help="How many. Default: 1000, or as many as --duration allows.")
-    ] = None,
-    duration: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Begin none any more after this time.")
-    ] = None,
-    concurrency: Annotated[int, typer.Option(metavar="C", help="How many at once, each in a box of its own.")] = 4,
-    mix: Annotated[
-        str | None,
-        typer.Option(metavar="STATUS=SHARE,…", help=f"Shares of OK, TLE, MLE, RE, OLE. Default: {DEFAULT_MIX}."),
-    ] = None,
-    languages: Annotated[
-        str | None, typer.Option(metavar="LANGUAGE,…", help="Default: cpp, java, python, where found.")
-    ] = None,
-    hostile: Annotated[bool, typer.Option("--hostile", help="With submissions that try to leave something.")] = False,
-    submission: Annotated[
-        list[str] | None,
-        typer.Option(metavar="'SPEC …'", help="Run these in turn instead of a mix, as a replay line gives them."),
-    ] = None,
-    plan: Annotated[str | None, typer.Option(hidden=True)] = None,
-    queue: Annotated[int, typer.Option(metavar="Q", help="How many may wait; 0: twice the concurrency.")] = 0,
-    seed: Annotated[int, typer.Option(metavar="S", help="Of the draw of submissions and limits.")] = 0,
-    settle: Settle = 0.25,
-    json: Json = False,
-    output: Output = None,
-) -> None:
-    """Run many submissions, many at once: is every status right, does nothing stay, does it hold up?"""
-    if plan is not None:
-        notify_renamed("stress", "--plan", "--submission")
-        submission = [*(submission or []), plan]
-    options = StressOptions(
-        submissions=submissions,
-        duration=duration,
-        concurrency=concurrency,
-        mix=None if mix is None else Mix.parse(mix),
-        languages=[] if languages is None else _names(languages, "--languages"),
-        hostile=hostile,
-        specs=[] if submission is None else parse_specs(" ".join(submission)),
-        queue=queue,
-        seed=seed,
-        settle=settle,
-    )
-    raise typer.Exit(run_stress(load_target(target), options, output, as_json=json))
 
 
 @app.command()

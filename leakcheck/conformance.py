@@ -11,14 +11,16 @@ from collections.abc import Sequence
 
 import msgspec
 
+from injectors.timed import ended
 from leakcheck.deliver import say
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.render import printable
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Availability, Target
-from leakcheck.trials.host import ArenaHost, Host, LiveHost
+from leakcheck.trials import open_host
+from leakcheck.trials.output import memory, text
 from leakcheck.trials.preflight import isolation_gaps
-from leakcheck.trials.session import Session, ended, memory, text
+from leakcheck.trials.session import Session
 
 __all__ = ["CHECKS", "Finding", "check", "tried"]
 
@@ -51,8 +53,7 @@ def check(target: Target, only: Sequence[str] = CHECKS, *, live: bool = False) -
     if unknown:
         raise UsageError(f"unknown check {unknown[0]!r}: one of {', '.join(CHECKS)}")
     findings = []
-    host: Host = LiveHost(target, 0) if live else ArenaHost(target, 0)
-    with host:
+    with open_host(target, 0, live=live) as host:
         session = Session(target, host)
         for one in only:
             began = time.monotonic()

@@ -1,6 +1,28 @@
-"""Campaigns: many trials with one question, and what they answer."""
+"""Campaigns: many trials with one question, and what they answer.
 
-from leakcheck.campaigns.leaks import LeaksOptions, leaks
-from leakcheck.campaigns.result import Campaign, Criterion, Finding
+`run` runs one of `CAMPAIGNS` on a target; each has options of its own, of which the command line is derived.
+"""
 
-__all__ = ["Campaign", "Criterion", "Finding", "LeaksOptions", "leaks"]
+from typing import Any
+
+from leakcheck.campaigns.campaign import Campaign
+from leakcheck.campaigns.engine import run
+from leakcheck.campaigns.leaks import Leaks, LeaksOptions
+from leakcheck.campaigns.result import Criterion, Finding, Result
+from leakcheck.campaigns.stress import Stress, StressOptions
+
+__all__ = [
+    "CAMPAIGNS",
+    "Campaign",
+    "Criterion",
+    "Finding",
+    "Leaks",
+    "LeaksOptions",
+    "Result",
+    "Stress",
+    "StressOptions",
+    "run",
+]
+
+CAMPAIGNS: dict[str, Campaign[Any, Any]] = {one.name: one for one in (Leaks(), Stress())}
+"""The campaigns by name; each is a command."""

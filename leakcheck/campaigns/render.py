@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from leakcheck.campaigns.result import LEAKS_OF, Campaign, Criterion, Finding, Residue
+from leakcheck.campaigns.result import LEAKS_OF, Criterion, Finding, Residue, Result
 from leakcheck.render import line
 from leakcheck.trials.preflight import FIRST
 
@@ -23,25 +23,25 @@ _SHOWN = 12
 _LABELS = 3
 
 
-def print_campaign(campaign: Campaign, console: Console) -> None:
+def print_campaign(campaign: Result, console: Console) -> None:
     """Print `campaign` for people."""
     for text in lines(campaign):
         console.print(text, soft_wrap=True, highlight=False)
 
 
-def lines(campaign: Campaign) -> Iterator[Text]:
+def lines(campaign: Result) -> Iterator[Text]:
     """Yield the lines, the verdict first."""
     made = (
-        f"{campaign.trials} {_what(campaign)}"
+        f"{campaign.trials} {campaign.unit}"
         if campaign.trials == campaign.wanted
-        else (f"{campaign.trials} of {campaign.wanted} {_what(campaign)}")
+        else (f"{campaign.trials} of {campaign.wanted} {campaign.unit}")
     )
     named = f"{campaign.target} ({campaign.version})" if campaign.version else campaign.target
     why = ", interrupted" if campaign.interrupted else ""
     yield line(
         "leakcheck: ", (campaign.verdict, _STYLE[campaign.verdict]), f", {named}, {made}{why}, seed {campaign.seed}"
     )
-    if campaign.campaign == "stress" and campaign.failed:
+    if campaign.failed and campaign.unit != "trials":
         yield line("  ", ("failed    ", "bold red"), "; ".join(campaign.failed))
     for ending, outcomes in campaign.endings.items():
         parts: list[str | tuple[str, str]] = [f"  {ending:<8} "]
@@ -67,7 +67,7 @@ def lines(campaign: Campaign) -> Iterator[Text]:
     yield from _times(campaign)
 
 
-def _times(campaign: Campaign) -> Iterator[Text]:
+def _times(campaign: Result) -> Iterator[Text]:
     settle = ", ".join(f"{name} {value:g}" for name, value in campaign.settle_ms.items())
     if settle:
         yield line(("  settle ms  ", "dim"), settle)
@@ -78,7 +78,7 @@ def _times(campaign: Campaign) -> Iterator[Text]:
     for stall in campaign.stalls:
         yield line("  ", ("stalled   ", "bold red"), stall.partition("\n")[0], "; the stacks are in --json")
     bare = f"; {campaign.bare_rate:g}/s unverified" if campaign.bare_rate else ""
-    rate = f"{campaign.rate:g} verified {_what(campaign)}/s{bare}; a run takes {campaign.run_ms:.1f} ms"
+    rate = f"{campaign.rate:g} verified {campaign.unit}/s{bare}; a run takes {campaign.run_ms:.1f} ms"
     yield line(("  rate  ", "dim"), rate)
 
 
@@ -90,10 +90,6 @@ def _criterion(criterion: Criterion) -> Text:
         numbers = [f"{name} {value:g}" for name, value in measured.items() if name != "why"]
         measured = "; ".join(part for part in (", ".join(numbers), measured.get("why", "")) if part)
     return line("  ", word, f"  {criterion.name}: {measured}{limit}")
-
-
-def _what(campaign: Campaign) -> str:
-    return "submissions" if campaign.campaign == "stress" else "trials"
 
 
 def _shortened(criteria: Sequence[Criterion]) -> Iterator[Criterion]:

@@ -8,8 +8,9 @@ from leakcheck.errors import UsageError
 from leakcheck.renamed import notify_renamed, with_new_names
 from leakcheck.report import Verdict
 from leakcheck.trials.outcome import Outcome
+from leakcheck.trials.record import Record
 
-__all__ = ["LEAKS_OF", "SCHEMA", "Campaign", "Criterion", "Finding", "Record", "Residue"]
+__all__ = ["LEAKS_OF", "SCHEMA", "Criterion", "Finding", "Residue", "Result"]
 
 SCHEMA = "leakcheck.campaign/1"
 _OLD_OUTCOMES = {"reclaimed": "recovered", "wrong": "false-status"}
@@ -52,39 +53,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     specs: list[str] = []
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One submission of the campaign ``stress``.
-
-    `expect` is the status that it must get and `status` what it got, ``none`` where the target gave none; `right` is
-    whether that, and exit code and signal where both are told, are as they must be, `detail` why not. `wall_ms` is from
-    the target's preparation to its end, `cpu_ms` the processor time of the target with all that it waited for,
-    `queued_ms` the wait before. `ended_s` counts from the campaign's start. After its `round` it took `settle_ms` until
-    what was going away was gone. `left` is what it left for sure, `may_have_left` what is of it or of another, eight
-    things at most. `late`: it did not end by its wall limit, and leakcheck ended it.
-    """
-
-    id: int
-    spec: str
-    expect: str
-    status: str
-    right: bool
-    exit_code: int | None = None
-    signal: int | None = None
-    wall_ms: float
-    cpu_ms: float | None = None
-    queued_ms: float
-    ended_s: float
-    box: int
-    round: int
-    settle_ms: float = 0
-    detail: str = ""
-    left: list[str] = []
-    may_have_left: list[str] = []
-    late: bool = False
-
-
 class Criterion(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was asked; `passed` is None when the trials do not tell."""
+    """One thing that was asked; `passed` is None where there is nothing to pass, or the trials are too few."""
 
     name: str
     passed: bool | None = msgspec.field(name="pass")
@@ -92,16 +62,16 @@ class Criterion(msgspec.Struct, frozen=True, kw_only=True):
     limit: Any
 
 
-class Campaign(msgspec.Struct, frozen=True, kw_only=True):
+class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The whole result.
 
-    `first_run` is what the very first run left for good, `untied` what came up meanwhile on the machine and nothing
-    ties to a trial. `endings` gives outcome counts by ending (``stress``: by the status wanted), `timing_ms` the median
-    time of a trial's phases, `settle_ms` the median, 95th percentile and maximum until residue was gone, of those
-    trials in which it went. `error` is why no further trial could be made. `records` are the submissions of ``stress``,
-    `latency_ms` the median, 95th percentile and maximum of their times by status, `stalls` the stacks of what did not
-    go on. `report` is that of the whole campaign where it ran on the host, which ``leakcheck reap`` reads; null
-    otherwise.
+    `unit` is what a trial is called here. `first_run` is what the very first run left for good, `untied` what came up
+    meanwhile on the machine and nothing ties to a trial. `endings` gives outcome counts by ending (``stress``: by the
+    status wanted), `timing_ms` the median time of a trial's steps, `settle_ms` the median, 95th percentile and maximum
+    until residue was gone, of those trials in which it went. `error` is why no further trial could be made. `records`
+    are the submissions of ``stress``, `latency_ms` the median, 95th percentile and maximum of their times by status,
+    `stalls` the stacks of what did not go on. `report` is that of the whole campaign where it ran on the host, which
+    ``leakcheck reap`` reads; null otherwise.
     """
 
     campaign: str
@@ -112,9 +82,10 @@ class Campaign(msgspec.Struct, frozen=True, kw_only=True):
     trials: int
     verdict: Verdict
     outcomes: dict[str, int]
-    endings: dict[str, dict[str, int]]
     criteria: list[Criterion]
     findings: list[Finding]
+    endings: dict[str, dict[str, int]] = {}
+    unit: str = "trials"
     first_run: list[Residue] = []
     untied: list[Residue] = []
     report: msgspec.Raw = msgspec.Raw(b"null")
@@ -161,7 +132,7 @@ def _with_new_words(found: dict[str, Any], where: str) -> dict[str, Any]:
     found["outcomes"] = with_new_names(found["outcomes"], _OLD_OUTCOMES, f"{where}: outcomes")
     found["endings"] = {
         ending: with_new_names(counts, _OLD_OUTCOMES, f"{where}: endings")
-        for ending, counts in found["endings"].items()
+        for ending, counts in found.get("endings", {}).items()
     }
     for finding in found["findings"]:
         if (new := _OLD_OUTCOMES.get(old := finding["outcome"])) is not None:

@@ -1,360 +1,178 @@
 """The campaign ``stress``: many submissions, many at once; is every status right, and does nothing stay?"""
 
-import contextlib
 import itertools
-import queue
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from leakcheck.campaigns.result import Campaign, Record
-from leakcheck.campaigns.settings import Settings
-from leakcheck.campaigns.source import StressOptions, submissions, warm_up
-from leakcheck.campaigns.stress_result import Totals, judged
-from leakcheck.errors import CompileError, LateError, StoppedError, TargetError, UsageError
-from leakcheck.stats.host_load import HostLoad
+import msgspec
+
+from leakcheck import _native
+from leakcheck.campaigns.campaign import Campaign, Check, Made
+from leakcheck.campaigns.criteria import at_most, leak_rate, no_slower, stated
+from leakcheck.campaigns.findings import clusters, residue
+from leakcheck.campaigns.result import LEAKS_OF, Finding, Residue
+from leakcheck.campaigns.stress_findings import left_findings, pace, samples, status_findings
+from leakcheck.campaigns.stress_options import StressOptions, submissions
+from leakcheck.stats.bounds import spread
+from leakcheck.stats.degradation import Sample
 from leakcheck.submissions import Submission, cache_directory
 from leakcheck.targets import Target
+from leakcheck.trials.aftermath import Remnant
+from leakcheck.trials.attribution import SharedRemnant
+from leakcheck.trials.case import Case
 from leakcheck.trials.culprits import isolate
-from leakcheck.trials.host import Running
-from leakcheck.trials.preflight import probe
-from leakcheck.trials.session import GRACE, NEXT, Session, Stop, never
-from leakcheck.trials.shared import MARK, Rotation, Run, SharedArena
-from leakcheck.trials.watchdog import Watchdog, driver_stacks, process_stacks
+from leakcheck.trials.executor import Ui
+from leakcheck.trials.record import Record, with_left
+from leakcheck.trials.session import Stop
+from leakcheck.trials.shared import Shared
+from leakcheck.trials.similarity import place_of
 
-if TYPE_CHECKING:
-    from leakcheck.report import Leak
+__all__ = ["Stress", "StressOptions"]
 
-__all__ = ["StressOptions", "stress"]
-
-_ROUND = 100
-_MOST_STALLS = 20
-# Beyond the grace that each run has: then nothing goes on.
-_STALLED = 30.0
+_INTERNAL = 0.0001
+"""R14 of the requirements: the rate of internal errors."""
 
 
-def stress(
-    target: Target,
-    options: StressOptions,
-    *,
-    progress: Callable[[Record, int], None] | None = None,
-    finishing: Callable[[int], None] | None = None,
-    tell: Callable[[str], None] | None = None,
-    stop: Stop = never,
-) -> Campaign:
-    """Run the campaign in arenas.
+class _Facts(msgspec.Struct):
+    """The submissions; and, when all are made, what is left and how the pace was."""
 
-    `progress` is told of every submission with how many were made, `tell` of what is being prepared and of stalls; once
-    `stop` returns true none is begun any more, `finishing` is told how many are being run, and the result is that of
-    those made.
-
-    Raises:
-        UsageError: an option cannot be, or the target cannot tell a status that the mix asks for.
-        CompileError: a submission does not compile.
-        StoppedError: `stop` returned true before the first submission.
-        TargetError: the target cannot be run here, or its isolation is not on.
-    """
-    options.check()
-    target.check_ready()
-    say = tell or (lambda _: None)
-    source = submissions(target, options)
-    if gaps := probe(target, live=False, stop=stop):
-        raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
-    settings = Settings()
-    return settings.judge(_Driver(target, options, source, progress, finishing, say, stop).run())
+    submissions: Iterator[Submission]
+    left: list[SharedRemnant] = []
+    samples: list[Sample] = []
+    settled_ms: dict[int, float] = {}
 
 
-class _Driver:
-    """Deals submissions into a bounded queue, from which as many threads as there are boxes take them."""
+class Stress(Campaign[StressOptions, Record]):
+    """Puts a target under load."""
 
-    def __init__(
-        self,
-        target: Target,
-        options: StressOptions,
-        source: Iterator[Submission],
-        progress: Callable[[Record, int], None] | None,
-        finishing: Callable[[int], None] | None,
-        say: Callable[[str], None],
-        stop: Stop,
-    ) -> None:
-        self._target, self._options, self._source = target, options, source
-        self._progress, self._finishing, self._tell, self._stop = progress, finishing, say, stop
-        size = options.queue or 2 * options.concurrency
-        self._queue: queue.Queue[tuple[int, Submission, float] | None] = queue.Queue(size)
-        self._lock = threading.Lock()
-        self._running: dict[int, tuple[float, Submission]] = {}
-        self._last = time.monotonic()
-        self._stalled = threading.Event()
-        self._failure: BaseException | None = None
-        self._until = float("inf")
-        self._deepest = 0
-        self._host_load = HostLoad()
-        self.records: list[Record] = []
-        self.first_run: list[Leak] = []
-        self.stalls: list[str] = []
-        self.cleanup_failures: list[str] = []
-        self.sick: list[str] = []
+    name = "stress"
+    question = "Is every status right under load, and does nothing stay?"
+    unit = "submissions"
+    options = StressOptions
 
-    def run(self) -> Campaign:
-        """Run all, and return the result."""
-        with contextlib.ExitStack() as stack:
-            arenas = [
-                stack.enter_context(
-                    SharedArena(
-                        self._target,
-                        self._options.concurrency,
-                        settle=self._options.settle,
-                        needed=[cache_directory()],
-                        late=self._late,
-                    )
-                )
-                for _ in range(2 if self._options.looks else 1)
-            ]
-            self._warm_up(arenas)
-            rotation = Rotation(arenas, max(_ROUND, 2 * self._options.concurrency), looks=self._options.looks)
-            began = time.monotonic()
-            with Watchdog(self._idle, self._patience, self._on_stall):
-                self._drive(rotation)
-                took = time.monotonic() - began
-                if not self._stalled.is_set():
-                    rotation.end(self._stalled.is_set)
-                if not self._stalled.is_set():
-                    self._finish(arenas, rotation)
-            if self._failure is not None and not self.records:
-                raise self._failure
-            if not self.records:
-                raise StoppedError(f"{self._target.name}: interrupted before the first submission")
-            totals = Totals(
-                took=took,
-                rounds=rotation.rounds,
-                deepest=self._deepest,
-                queue=self._queue.maxsize,
-                host_load=self._host_load,
-                first_run=self.first_run,
-                stalls=self.stalls,
-                cleanup_failures=self.cleanup_failures,
-                sick=self.sick,
-                interrupted=self._stop(),
-                error=rotation.error or ("" if self._failure is None else str(self._failure)),
-            )
-            left = [one for arena in arenas for one in arena.left.values()]
-            specs = {record.id: record.spec for record in self.records}
-            for one in left:
-                # A run that failed has no record.
-                one.runs = [run for run in one.runs if run in specs]
-            isolate(
-                self._target,
-                left,
-                specs,
-                frozenset(record.id for record in self.records if record.late),
-                settle=self._options.settle,
-                needed=[cache_directory()],
-                say=self._say,
-                stop=lambda: self._stop() or self._stalled.is_set(),
-            )
-            return judged(self._target, self._options, self.records, arenas, totals)
+    def prepare(self, target: Target, options: StressOptions, ui: Ui, stop: Stop) -> _Facts:
+        """Draw the submissions, and compile their suites before there is a load."""
+        del ui, stop
+        return _Facts(submissions(target, options))
 
-    def _warm_up(self, arenas: Sequence[SharedArena]) -> None:
-        """Run once in each box, as many at a time as later on, note what that leaves, and take the baselines."""
-        for number, arena in enumerate(arenas):
-            if self._options.looks:
-                arena.host.begin()
-            self._say(f"warming up {len(arena.sessions)} boxes, arena {number + 1} of {len(arenas)}")
-            failed: list[str] = []
-
-            def warm(session: Session, failed: list[str] = failed) -> None:
-                if not self._stop() and (wrong := session.again(warm_up())):
-                    failed.append(wrong)
-
-            threads = [threading.Thread(target=warm, args=(session,), daemon=True) for session in arena.sessions]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            if self._stop():
-                raise StoppedError(f"{self._target.name}: interrupted before the first submission")
-            if failed:
-                raise TargetError(f"{self._target.name}: warm-up run: {failed[0]}")
-            if self._options.looks:
-                self.first_run = arena.host.look().leaks
-                arena.host.begin()
-
-    def _drive(self, rotation: Rotation) -> None:
-        """Run submissions until there are no more, the time is over, or somebody wants to end."""
-        workers = [
-            threading.Thread(target=self._work, args=(rotation, box), name=f"leakcheck-box-{box}", daemon=True)
-            for box in range(self._options.concurrency)
-        ]
-        self._last = time.monotonic()
-        for worker in workers:
-            worker.start()
-        self._produce()
-        if self._stop() and self._finishing is not None:
-            self._finishing(len(self._running))
-        for _ in workers:
-            self._put(None)
-        for worker in workers:
-            while worker.is_alive() and not self._stalled.is_set():
-                worker.join(0.2)
-
-    def _produce(self) -> None:
-        if self._options.duration is not None:
-            self._until = time.monotonic() + self._options.duration
-        numbers = itertools.count() if self._options.wanted is None else range(self._options.wanted)
-        for number in numbers:
-            if self._ending():
-                return
-            try:
-                submission = next(self._source)
-            except (UsageError, CompileError, TargetError, OSError) as error:
-                self._fail(error)
-                return
-            while not self._put((number, submission, time.monotonic())):
-                if self._ending():
-                    return
-
-    def _ending(self) -> bool:
-        """Tell whether no further submission is to begin, nor one that waits."""
-        over = time.monotonic() >= self._until
-        return over or self._stop() or self._stalled.is_set() or self._failure is not None
-
-    def _fail(self, error: BaseException) -> None:
-        # The first says why; the others may follow from it.
-        self._failure = self._failure or error
-
-    def _say(self, text: str) -> None:
-        """Tell `text`; where nobody can be told any more, the campaign ends, and what says so goes on with its work."""
-        try:
-            self._tell(text)
-        except Exception as error:  # noqa: BLE001 - it is the caller's
-            self._fail(error)
-
-    def _put(self, work: tuple[int, Submission, float] | None) -> bool:
-        """Put into the queue, once there is room; tell whether there was before long."""
-        while True:
-            try:
-                self._queue.put(work, timeout=0.2)
-            except queue.Full:
-                if work is not None or self._stalled.is_set():
-                    return False
-                continue
-            self._deepest = max(self._deepest, self._queue.qsize())
-            return True
-
-    def _work(self, rotation: Rotation, box: int) -> None:
-        while (work := self._queue.get()) is not None:
-            number, submission, queued = work
-            if self._ending():
-                continue
-            with self._lock:
-                self._running[box] = (time.monotonic(), submission)
-            waited = time.monotonic() - queued
-            # One thread's failure ends the campaign, which then says why; the queue is emptied all the same.
-            try:
-                with rotation.turn(number, box) as (arena, run):
-                    record = self._one(arena, submission, run, waited)
-                with self._lock:
-                    self.records.append(record)
-                    if self._progress is not None:
-                        self._progress(record, len(self.records))
-            except BaseException as error:  # noqa: BLE001 - as said
-                self._fail(error)
-            finally:
-                with self._lock:
-                    del self._running[box]
-                    self._last = time.monotonic()
-
-    def _one(self, arena: SharedArena, submission: Submission, run: Run, waited: float) -> Record:
-        session = arena.sessions[run.box]
-        session.env = {MARK: str(run.number)}
-        session.started = lambda process: arena.started(process, run)
-        session.renew()
-        run.name = session.box.name
-        began = time.monotonic()
-        got, exit_code, signal, detail, cpu = "none", None, None, "", None
-        try:
-            done = session.submit(session.prepare(submission), submission)
-        except TargetError as error:
-            detail = str(error)
-            run.late = isinstance(error, LateError)
-            if not isinstance(error, StoppedError):
-                self.cleanup_failures.append(f"submission {run.number}: {detail}")
-        else:
-            got, exit_code, signal = done.reply.status, done.reply.exit_code, done.reply.signal
-            cpu = done.cpu
-            wrong = _wrong(submission, got, exit_code, signal)
-            detail = f"{wrong}: {done.words}" if wrong else ""
-        ended = time.monotonic()
-        return Record(
-            id=run.number,
-            spec=submission.name,
-            expect=submission.expect,
-            status=got,
-            right=not detail,
-            exit_code=exit_code,
-            signal=signal,
-            wall_ms=round((ended - began) * 1000, 3),
-            cpu_ms=None if cpu is None else round(cpu * 1000, 3),
-            queued_ms=round(waited * 1000, 3),
-            ended_s=ended,
-            box=run.box,
-            round=run.round,
-            detail=detail,
-            late=run.late,
+    def executor(self, target: Target, options: StressOptions, ui: Ui, stop: Stop) -> Shared:
+        """Return who runs them: in arenas that many share."""
+        return Shared(
+            target,
+            ui,
+            stop,
+            concurrency=options.concurrency,
+            settle=options.settle,
+            queue_size=options.queue,
+            duration=options.duration,
+            looks=options.looks,
         )
 
-    def _finish(self, arenas: Sequence[SharedArena], rotation: Rotation) -> None:
-        """Recover every box, ask for the target's health, look a last time, and see whether it still works."""
-        for arena in arenas:
-            for session in arena.sessions:
-                session.started = None
-                if wrong := session.recover():
-                    self.cleanup_failures.append(f"box {session.box.number}: {wrong}")
-                self._last = time.monotonic()
-            for wrong in arena.recover_rest():
-                self.cleanup_failures.append(wrong)
-                self._last = time.monotonic()
-            if wrong := arena.sessions[0].health():
-                self.sick.append(wrong)
-            if self._options.looks:
-                arena.look(rotation.rounds + 1, [])
-                arena.mark_bounded()
-            if wrong := arena.sessions[0].again():
-                self.cleanup_failures.append(f"next submission in box 0: {wrong}")
+    def cases(self, target: Target, options: StressOptions, facts: _Facts) -> Iterator[Case]:
+        """Yield the submissions, which have no fault."""
+        del target
+        return map(Case, itertools.islice(facts.submissions, options.wanted))
 
-    def _idle(self) -> float:
-        self._host_load.sample()
-        return time.monotonic() - self._last
+    def finish(self, made: Made[StressOptions, Record], ui: Ui) -> None:
+        """Find out whose residue it is, and note it with the submissions."""
+        facts, executor = made.facts, made.executor
+        facts.left = [one for arena in executor.arenas for one in arena.left.values()]
+        specs = {record.id: record.spec for record in made.trials}
+        for one in facts.left:
+            # A run that failed has no record.
+            one.runs = [run for run in one.runs if run in specs]
+        isolate(
+            made.target,
+            facts.left,
+            specs,
+            frozenset(record.id for record in made.trials if record.late),
+            settle=made.options.settle,
+            needed=[cache_directory()],
+            log=ui.log,
+            stop=executor.over,
+        )
+        facts.samples = samples(made.trials)
+        facts.settled_ms = {number: ms for arena in executor.arenas for number, ms in arena.settled_ms.items()}
+        made.trials = with_left(made.trials, facts.left, facts.settled_ms)
+        made.coverage = {kind: reason for arena in executor.arenas for kind, reason in arena.gaps.items()}
 
-    def _patience(self) -> float:
-        """Return how long, in seconds, nothing may end: the longest that runs, its grace, and some more."""
-        with self._lock:
-            walls = [submission.wall for _, submission in self._running.values()]
-        return max(walls, default=NEXT.wall) + 2 * GRACE + _STALLED
+    def criteria(self, options: StressOptions) -> Sequence[Check]:
+        """Return what is asked of the submissions."""
+        about_left: list[Check] = []
+        counted: list[Check] = []
+        if options.looks:
+            about_left = [
+                *(at_most(f"{LEAKS_OF}{kind}", _staying(kind), 0, "leaked") for kind in _native.KINDS),
+                at_most("things damaged that were there before", _damaged, 0, "leaked"),
+                at_most("kinds not fully seen", lambda made: len(made.coverage), 0, "unknown"),
+            ]
+            counted = [
+                stated("submissions that left something", lambda made: _leaking(made)[0]),
+                stated("at most so many others, of those that may have", lambda made: _leaking(made)[1]),
+                leak_rate(lambda made: min(sum(_leaking(made)), len(made.trials))),
+                stated("recovered residue", lambda made: sum(one.gone is not None for one in made.facts.left)),
+                stated("bounded residue", lambda made: sum(one.bounded for one in made.facts.left)),
+            ]
+        return [
+            *about_left,
+            at_most("boxes out of service", lambda made: len(made.executor.sick), 0),
+            at_most("clean-up failures", lambda made: len(made.executor.cleanup_failures), 0),
+            at_most("wrong statuses", lambda made: sum(not record.right for record in made.trials), 0),
+            at_most("rate of internal errors", _internal, _INTERNAL),
+            at_most("queue depth", lambda made: made.executor.deepest, options.queue or 2 * options.concurrency),
+            at_most("deadlocks and hangs", lambda made: len(made.executor.stalls), 0, "unknown"),
+            pace,
+            no_slower(lambda made: made.facts.samples, lambda made: made.executor.host_load, options.seed),
+            *counted,
+        ]
 
-    def _on_stall(self, idle: float) -> None:
-        self._stall(f"nothing has ended for {idle:.0f} s\n{driver_stacks()}")
-        self._stalled.set()
+    def findings(self, made: Made[StressOptions, Record]) -> list[Finding]:
+        """Return what was left, by what can have left it, and wrong statuses."""
+        left = left_findings(made.target, made.options, made.trials, made.facts.left)
+        return [*left, *status_findings(made.target, made.options, made.trials)]
 
-    def _late(self, arena: SharedArena, process: Running) -> None:
-        pids = {one.pid for one in arena.host.tree(process)}
-        self._stall(f"a run outlived its limit by {GRACE:.0f} s\n{process_stacks(pids)}")
+    def details(self, made: Made[StressOptions, Record]) -> dict[str, Any]:
+        """Return the records, and times."""
+        records, executor = made.trials, made.executor
+        by_status = dict(sorted(clusters(records, lambda record: record.expect).items()))
+        untied = Counter(leak.kind for arena in executor.arenas for leak in arena.untied.values())
+        looks = [ms for arena in executor.arenas for ms in arena.looks_ms]
+        return {
+            "endings": {status: dict(Counter(one.outcome for one in alike)) for status, alike in by_status.items()},
+            "first_run": residue([[Remnant(leak.kind, leak.class_, leak.label) for leak in executor.first_run]]),
+            "untied": [
+                Residue(kind=kind, class_="unattributed", labels=[kind], count=count) for kind, count in untied.items()
+            ],
+            "run_ms": round(statistics.median(record.wall_ms for record in records), 3),
+            "timing_ms": {"look": round(statistics.median(looks), 3) if looks else 0.0},
+            "settle_ms": spread(sorted(made.facts.settled_ms.values())),
+            "latency_ms": {status: spread(sorted(one.wall_ms for one in alike)) for status, alike in by_status.items()},
+            "records": records,
+            "stalls": executor.stalls,
+        }
 
-    def _stall(self, text: str) -> None:
-        with self._lock:
-            self.stalls.append(text if len(self.stalls) < _MOST_STALLS else text.partition("\n")[0])
-            first = len(self.stalls) == 1
-        # All stacks are in the result; one is enough to look at meanwhile.
-        self._say(text if first else text.partition("\n")[0])
+
+def _staying(kind: str) -> Any:
+    return lambda made: sum(one.stays and one.leak.kind == kind for one in made.facts.left)
 
 
-def _wrong(submission: Submission, got: str, exit_code: int | None, signal: int | None) -> str:
-    """Return what of the outcome is not as it must be, as far as the target tells; empty if all is."""
-    if got != submission.expect:
-        return f"status {got}, not {submission.expect}"
-    if submission.expect_signal is not None and signal is not None and signal != submission.expect_signal:
-        return f"signal {signal}, not {submission.expect_signal}"
-    if submission.expect_exit is not None and exit_code is not None and exit_code != submission.expect_exit:
-        return f"exit code {exit_code}, not {submission.expect_exit}"
-    return ""
+def _damaged(made: Made[StressOptions, Record]) -> int:
+    found = {(one.leak.kind, place_of(one.leak)) for one in made.facts.left if one.damaged}
+    first = [leak for leak in made.executor.first_run if leak.class_ == "damaged"]
+    return len(found | {(leak.kind, place_of(leak)) for leak in first})
+
+
+def _internal(made: Made[StressOptions, Record]) -> float:
+    failed = sum(record.status == "IE" and record.expect != "IE" for record in made.trials)
+    return round(failed / len(made.trials), 6)
+
+
+def _leaking(made: Made[StressOptions, Record]) -> tuple[int, int]:
+    """Return how many submissions left something for sure, and how many others may have, at most."""
+    sure = {record.id for record in made.trials if record.left}
+    may = {record.id for record in made.trials if record.may_have_left} - sure
+    # Each thing is of one submission alone.
+    things = sum(one.stays and not one.each and len(one.runs) != 1 for one in made.facts.left)
+    return len(sure), min(len(may), things)

@@ -1,75 +1,95 @@
-"""What ``leakcheck leaks`` and ``stress`` do: run the campaign with progress on stderr, print and save its result."""
+"""The command of each campaign, made of its options: progress on stderr, the result printed and saved."""
 
 import contextlib
+import functools
+import inspect
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
 
+import msgspec
+import typer
 from rich.console import Console
 
-from leakcheck.campaigns.leaks import LeaksOptions, leaks
+from leakcheck.campaigns import Campaign
+from leakcheck.campaigns.campaign import Option, Options
+from leakcheck.campaigns.engine import run
 from leakcheck.campaigns.render import print_campaign
-from leakcheck.campaigns.result import Campaign, Record
-from leakcheck.campaigns.stress import StressOptions, stress
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
 from leakcheck.deliver import deliver, output_to, say
 from leakcheck.errors import StoppedError
+from leakcheck.renamed import notify_renamed
 from leakcheck.render import printable
 from leakcheck.subprocesses import Interrupts, in_background
-from leakcheck.targets import Target
-from leakcheck.trials.session import Stop
-from leakcheck.trials.trial import Trial
+from leakcheck.targets import Target, load
+from leakcheck.trials.executor import Ui
+from leakcheck.trials.record import Record
 from leakcheck.warden import shutdown
 
-__all__ = ["run_leaks", "run_stress"]
+__all__ = ["command_of", "run_campaign"]
 
 _PATIENCE = 50
-"""Seconds more than a command's that the trials which run have to end in once we were told to."""
+"""How many seconds longer than a command running trials may take to end after we were asked to end."""
 
 
-def run_leaks(target: Target, options: LeaksOptions, output: Path | None, *, as_json: bool) -> int:
-    """Run the campaign; the exit code is the verdict's, or 130 when it was interrupted."""
+def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Callable[..., None]:
+    """Return the command that runs `campaign`, for typer; `common` are kind and default of target, json and output."""
+    fields = dict(_fields(campaign.options))
+    defaults = {field.name: field.default for field in msgspec.structs.fields(campaign.options)}
+    parameters = {"target": common["target"]}
+    for name, (inner, option) in fields.items():
+        kind = (list[str] | None if option.repeated else str | None) if option.parse else inner
+        info = typer.Option(option.name or f"--{name.replace('_', '-')}", metavar=option.metavar, help=option.help)
+        parameters[name] = Annotated[kind, info], (option.default or None) if option.parse else defaults[name]
+        if option.was:
+            parameters[f"{name}_was"] = Annotated[str | None, typer.Option(option.was, hidden=True)], None
+    parameters |= {"json": common["json"], "output": common["output"]}
+
+    def command(target: str, json: bool, output: Path | None, **given: Any) -> None:
+        chosen = {}
+        for name, (_, option) in fields.items():
+            value = given[name]
+            if option.was and (old := given[f"{name}_was"]) is not None:
+                notify_renamed(campaign.name, option.was, option.name)
+                value = [*(value or []), old]
+            if value is not None:
+                chosen[name] = option.parse(value) if option.parse else value
+        raise typer.Exit(run_campaign(campaign, load(target), campaign.options(**chosen), output, as_json=json))
+
+    command.__name__, command.__doc__ = campaign.name, campaign.question
+    command.__annotations__ = {name: kind for name, (kind, _) in parameters.items()} | {"return": None}
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for name, (kind, default) in parameters.items()
+        ]
+    )
+    return command
+
+
+def _fields(options: type[Options]) -> Iterator[tuple[str, tuple[Any, Option]]]:
+    """Yield the fields that are options of the command line with their types, the campaign's own first."""
+    hints = get_type_hints(options, include_extras=True)
+    for owner in options.__mro__:
+        for name in inspect.get_annotations(owner):
+            for extra in getattr(hints.get(name), "__metadata__", ()):
+                if isinstance(extra, Option):
+                    yield name, (get_args(hints[name])[0], extra)
+
+
+def run_campaign(
+    campaign: Campaign[Any, Any], target: Target, options: Options, output: Path | None, *, as_json: bool
+) -> int:
+    """Run the campaign; the exit code is the verdict's, 1 where a `strict` one failed, 130 when interrupted."""
     options.check()
-    progress = _Progress(target.name, options.iterations)
-
-    def run(stop: Stop) -> Campaign:
-        return leaks(target, options, progress=_of_trial(progress), finishing=progress.finishing, stop=stop)
-
-    return _run(run, progress, output, as_json=as_json)
-
-
-def run_stress(target: Target, options: StressOptions, output: Path | None, *, as_json: bool) -> int:
-    """Run the campaign; the exit code is 1 where a criterion failed, else the verdict's, or 130 when interrupted."""
-    options.check()
-    progress = _Progress(target.name, options.wanted, options.duration)
-
-    def run(stop: Stop) -> Campaign:
-        return stress(
-            target,
-            options,
-            progress=_of_record(progress),
-            finishing=progress.finishing,
-            tell=progress.say,
-            stop=stop,
-        )
-
-    return _run(run, progress, output, as_json=as_json)
-
-
-def _of_trial(progress: "_Progress") -> Callable[[Trial, int], None]:
-    return lambda trial, made: progress.tell(trial.outcome, made)
-
-
-def _of_record(progress: "_Progress") -> Callable[[Record, int], None]:
-    return lambda record, made: progress.tell(record.status if record.right else "false-status", made)
-
-
-def _run(run: Callable[[Stop], Campaign], progress: "_Progress", output: Path | None, *, as_json: bool) -> int:
+    progress = _Progress(target.name, campaign.unit, options)
     with output_to(output) as place, Interrupts() as interrupts:
         try:
-            result = in_background(lambda: run(interrupts.seen), interrupts, _PATIENCE)
+            work = functools.partial(run, campaign, target, options, progress, stop=interrupts.seen)
+            result = in_background(work, interrupts, _PATIENCE)
         except StoppedError as stopped:
             progress.end()
             shutdown()
@@ -78,45 +98,47 @@ def _run(run: Callable[[Stop], Campaign], progress: "_Progress", output: Path | 
         finally:
             progress.end()
         shutdown()
-        code = LEAKED if result.campaign == "stress" and result.failed else EXIT_OF[result.verdict]
+        code = LEAKED if campaign.strict and result.failed else EXIT_OF[result.verdict]
         show = None if as_json else lambda: print_campaign(result, Console(stderr=True))
         code = deliver(code, result.to_json(), place, show)
         return INTERRUPTED if interrupts.seen() else code
 
 
-class _Progress:
+class _Progress(Ui):
     """One line that is written over on a terminal; elsewhere a line every ten seconds."""
 
-    def __init__(self, name: str, wanted: int | None, duration: float | None = None) -> None:
-        self._name, self._wanted, self._duration = name, wanted, duration
+    def __init__(self, name: str, unit: str, options: Options) -> None:
+        self._name, self._unit = name, unit
+        self._wanted, self._duration = options.wanted, options.limit_s
         self._outcomes: Counter[str] = Counter()
         self._terminal = sys.stderr.isatty()
-        self._began = self._told = time.monotonic()
+        self._began = self._reported = time.monotonic()
         if self._terminal:
             self._write("checking the target …")
 
-    def tell(self, outcome: str, made: int) -> None:
-        """Count one more, the `made`-th."""
-        self._outcomes[outcome] += 1
+    def made(self, trial: Any, count: int) -> None:
+        """Count one more, the `count`-th."""
+        right = isinstance(trial, Record) and trial.right
+        self._outcomes[trial.status if right else trial.outcome] += 1
         now = time.monotonic()
-        if made == 1:
+        if count == 1:
             self._first = now
-        if now - self._told < (0.1 if self._terminal else 10) and made != self._wanted:
+        if now - self._reported < (0.1 if self._terminal else 10) and count != self._wanted:
             return
-        self._told = now
-        rate = (made - 1) / (now - self._first) if made > 1 and now > self._first else 0
-        ends = [(self._wanted - made) / rate] if self._wanted and rate else []
+        self._reported = now
+        rate = (count - 1) / (now - self._first) if count > 1 and now > self._first else 0
+        ends = [(self._wanted - count) / rate] if self._wanted and rate else []
         ends += [max(0.0, self._first + self._duration - now)] if self._duration else []
         left = f", {_duration(min(ends))} left" if ends else ""
-        counts = ", ".join(f"{count} {outcome}" for outcome, count in self._outcomes.items())
-        self._write(f"{made}{f'/{self._wanted}' if self._wanted else ''}{left}: {counts}")
+        counts = ", ".join(f"{number} {outcome}" for outcome, number in self._outcomes.items())
+        self._write(f"{count}{f'/{self._wanted}' if self._wanted else ''}{left}: {counts}")
 
     def finishing(self, running: int) -> None:
-        """Tell that `running` more are waited for."""
-        self._write(f"interrupted: finishing the {running} that run; again to leave at once")
+        """Show that `running` more are waited for."""
+        self._write(f"interrupted: waiting for {running} running {self._unit}; press Ctrl-C again to quit now")
 
-    def say(self, text: str) -> None:
-        """Tell what is being done."""
+    def log(self, text: str) -> None:
+        """Show what is being done."""
         self._write(text)
 
     def _write(self, text: str) -> None:
@@ -131,6 +153,7 @@ class _Progress:
             return
 
     def end(self) -> None:
+        """Take the line away."""
         if self._terminal:
             with contextlib.suppress(OSError):
                 print("\r\x1b[2K", end="", file=sys.stderr, flush=True)

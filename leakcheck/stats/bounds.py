@@ -1,8 +1,10 @@
 """The little statistics that discrete leaks need."""
 
 import math
+import statistics
+from collections.abc import Sequence
 
-__all__ = ["upper_bound"]
+__all__ = ["spread", "upper_bound"]
 
 
 def upper_bound(bad: int, made: int, confidence: float = 0.95) -> float:
@@ -29,3 +31,16 @@ def _at_most(bad: int, made: int, rate: float) -> float:
         ways = math.lgamma(made + 1) - math.lgamma(k + 1) - math.lgamma(made - k + 1)
         total += math.exp(ways + k * math.log(rate) + (made - k) * math.log1p(-rate))
     return total
+
+
+def spread(sorted_values: Sequence[float]) -> dict[str, float]:
+    """Return how many there are of sorted times, with their median, 95th percentile and maximum; empty if none."""
+    if not sorted_values:
+        return {}
+    late = sorted_values[min(len(sorted_values) - 1, int(len(sorted_values) * 0.95))]
+    return {
+        "trials": len(sorted_values),
+        "median": round(statistics.median(sorted_values), 3),
+        "p95": round(late, 3),
+        "max": round(sorted_values[-1], 3),
+    }

@@ -27,18 +27,20 @@ class Sample(msgspec.Struct, frozen=True):
     """One submission: when it ended and how long it took, in seconds; only those of the same `group` are alike.
 
     Where the length is set by a limit and not by the target, `timed` is false: it counts for the throughput alone.
+    `cpu` is the processor time that it took, in seconds.
     """
 
     ended: float
     took: float
     group: str
     timed: bool = True
+    cpu: float = 0
 
 
 class Change(msgspec.Struct, frozen=True):
     """Late over early, above 1 for slower, with its 90 % interval: each bound holds with 95 %.
 
-    `passed` is None where nothing can be said; `why` then says why.
+    `passed` is None where nothing can be concluded; `why` gives the reason.
     """
 
     ratio: float | None = None

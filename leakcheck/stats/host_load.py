@@ -7,8 +7,7 @@ from collections.abc import Sequence
 
 import psutil
 
-from leakcheck.campaigns.result import Record
-from leakcheck.stats.degradation import Change
+from leakcheck.stats.degradation import Change, Sample
 
 __all__ = ["HostLoad"]
 
@@ -31,27 +30,27 @@ class HostLoad:
         if len(self._samples) > _MOST:
             del self._samples[1::2]
 
-    def discount(self, change: Change, records: Sequence[Record]) -> Change:
+    def discount(self, change: Change, samples: Sequence[Sample]) -> Change:
         """Return `change`, without a verdict where it failed and others used more later than earlier.
 
-        `records` are in the order of their ends, `ended_s` by the monotonic clock.
+        `samples` are in the order of their ends, `ended` by the monotonic clock.
         """
-        third = len(records) // 3
+        third = len(samples) // 3
         if change.passed is not False or third < 1:
             return change
-        early, late = self._others(records[: third + 1]), self._others(records[-third - 1 :])
+        early, late = self._others(samples[: third + 1]), self._others(samples[-third - 1 :])
         if late - early <= _SHARE * (os.cpu_count() or 1):
             return change
         why = f"inconclusive: other programs used {early:.2f} processors at first and {late:.2f} at last"
         return Change(change.ratio, change.low, change.high, None, why)
 
-    def _others(self, records: Sequence[Record]) -> float:
+    def _others(self, samples: Sequence[Sample]) -> float:
         """Return how many processors others used on average while these ended; the first only says since when."""
         times = [at for at, _, _ in self._samples]
-        since, until = (bisect.bisect_left(times, record.ended_s) for record in (records[0], records[-1]))
+        since, until = (bisect.bisect_left(times, sample.ended) for sample in (samples[0], samples[-1]))
         first, last = (self._samples[min(at, len(times) - 1)] for at in (since, until))
         took = last[0] - first[0]
         if took <= 0:
             return 0.0
-        targets = sum(record.cpu_ms or 0.0 for record in records[1:]) / 1000
+        targets = sum(sample.cpu for sample in samples[1:])
         return (last[1] - first[1] - (last[2] - first[2]) - targets) / took

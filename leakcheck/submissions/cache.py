@@ -26,8 +26,8 @@ def cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """Return where compiled submissions are kept: ``leakcheck/submissions`` below the user's cache directory.
 
     That is ``$XDG_CACHE_HOME``; where it is not set, ``/var/cache`` for root, as a payload of another user has no way
-    through ``/root``, and ``~/.cache`` for others. It need not be there yet. An arena has /tmp, /run, /var/tmp and
-    /dev/shm anew: what is kept below these has to be bound into it.
+    through ``/root``, and ``~/.cache`` for others. It need not be there yet. An arena replaces /tmp, /run,
+    /var/tmp and /dev/shm: what is kept below these has to be bound into it.
 
     Raises:
         UsageError: there is no such place, or its path has characters that some sandbox's command line gives a meaning.

@@ -39,7 +39,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
         runtime: the program that runs it, which sandboxes see only below /usr; empty if it runs by itself.
         compile: argument lists, one a command, run in a directory that has the suite; ``{TOOL}`` is a tool's path.
         run: its argv, ``{}`` being the bundle's directory, ``{runtime}`` and ``{heap}`` (MiB) filled in too.
-        version: the command that tells the compiler's or interpreter's version.
+        version: the command that prints the compiler's or interpreter's version.
         install: how it is installed.
         least_memory: below which limit, in bytes, its runtime does not start.
         least_processes: likewise, of processes and threads.
@@ -78,7 +78,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
         if not state.ready:
             raise UsageError(f"language {self.name}: {state.reason}; install it: {state.hint}")
         source = (_SOURCES / self.source).read_bytes()
-        # Of the paths only the commands' names count, as the versions tell the rest.
+        # Of the paths only the commands' names count, as the versions identify the rest.
         recipe = [repr((self.compile, self.environment)).encode(), source, self._version().encode()]
 
         def build(directory: Path) -> None:

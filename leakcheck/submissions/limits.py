@@ -56,4 +56,4 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, order=True):
 
 
 DEFAULT_LIMITS = Limits()
-"""What a submission runs under where nothing else is said."""
+"""What a submission runs under by default."""

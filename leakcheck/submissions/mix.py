@@ -18,7 +18,7 @@ __all__ = ["DEFAULT_LANGUAGES", "DEFAULT_MIX", "Mix", "sample"]
 _MIB = 1 << 20
 _SAMPLED: tuple[Status, ...] = tuple(one for one in get_args(Status) if one != "IE")
 DEFAULT_LANGUAGES = ("cpp", "java", "python")
-"""What is sampled where nothing is said, as far as it is here."""
+"""The languages that are sampled by default, as far as they are installed."""
 
 
 class Mix(msgspec.Struct, frozen=True):
@@ -98,10 +98,10 @@ def sample(
 
     Args:
         mix: the share of each status.
-        languages: in which, by turns within each status; `DEFAULT_LANGUAGES` that are here where None.
+        languages: in which, in turn within each status; `DEFAULT_LANGUAGES` that are here where None.
         n: how many.
         seed: of the generator.
-        reports: the statuses that the target can tell.
+        reports: the statuses that the target can report.
         time_limits: the limits that end in TLE with the target: ``wall``, ``cpu`` or both.
         shortest_wall: the shortest wall limit that the target takes, in seconds; from 1 on, limits are whole seconds.
         hostile: whether the OK ones have those among them that try to leave something behind.
@@ -114,7 +114,7 @@ def sample(
     if n < 0:
         raise UsageError(f"sample {n} submissions: give a number from 0 on")
     if unable := [status for status, share in mix.shares.items() if share and status not in reports]:
-        raise UsageError(f"mix {mix}: the target cannot tell {unable[0]}; it tells {', '.join(sorted(reports))}")
+        raise UsageError(f"mix {mix}: the target cannot report {unable[0]}; it reports {', '.join(sorted(reports))}")
     names = list(languages) if languages is not None else found_languages(DEFAULT_LANGUAGES.__contains__)
     if not names:
         raise UsageError(f"no language to sample: none of {', '.join(DEFAULT_LANGUAGES)} is here, or none was given")
@@ -141,7 +141,7 @@ def sample(
 def _turns(
     status: Status, names: Sequence[str], behaviours: Sequence[Behaviour], count: int, generator: random.Random
 ) -> Iterator[tuple[Language, Behaviour]]:
-    """Yield `count` pairs, the languages by turns and each language's behaviours by turns in a random order."""
+    """Yield `count` pairs, the languages in turn, and each language's behaviours in turn in a random order."""
     choices: list[tuple[Language, list[Behaviour]]] = []
     for name in dict.fromkeys(names):
         if fitting := [one for one in behaviours if name in one.languages]:

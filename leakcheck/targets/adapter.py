@@ -129,7 +129,7 @@ class Adapter(_Table, frozen=True):
         prepare: run in order before each launch; must be repeatable. By ``{bundle}`` it makes the bundle's place, which
             the target would otherwise make itself, and leave.
         recover: run in order after a crash; must be repeatable and succeed where there is nothing to do.
-        health: succeeds if the target holds all its boxes for fit; empty where it cannot tell.
+        health: succeeds if the target holds all its boxes for fit; empty where there is no such command.
         files: written before each launch, after `prepare`.
         box: whether a box, with its number and name, is ``"reused"`` by later runs, or each run has a ``"fresh"`` one,
             as containers have. What only a later run in the same box would remove stays for good where boxes are fresh.
@@ -139,7 +139,7 @@ class Adapter(_Table, frozen=True):
             damage in any other place.
         shortest_wall: the shortest wall limit that it takes, in seconds.
         may_lack_signal: whether a death by signal may come back as a bare exit code.
-        reports: the statuses that it can tell; every one may tell IE.
+        reports: the statuses that it can report; every target may report IE.
         time_limits: the limits of time whose end reads as TLE; a limit of processor time set by setrlimit(2) ends in a
             signal, which reads as RE.
         languages_not: a language of `leakcheck.submissions` that cannot run in it → why.

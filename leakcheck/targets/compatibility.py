@@ -1,4 +1,4 @@
-"""Submissions for a target: only what it can run, and whose status it can tell."""
+"""Submissions for a target: only what it can run, and whose status it can report."""
 
 from collections.abc import Sequence
 
@@ -15,23 +15,23 @@ def incompatibility(target: Target, wanted: Spec) -> str:
     if why := adapter.languages_not.get(wanted.language):
         return f"{target.name} runs no {wanted.language}: {why}"
     if why := adapter.behaviours_not.get(wanted.behaviour):
-        return f"{target.name} does not tell {wanted.behaviour} right: {why}"
+        return f"{target.name} does not report {wanted.behaviour} correctly: {why}"
     if wanted.about.expect not in adapter.reports:
-        return f"{target.name} cannot tell {wanted.about.expect}; it tells {', '.join(adapter.reports)}"
+        return f"{target.name} cannot report {wanted.about.expect}; it reports {', '.join(adapter.reports)}"
     if wanted.limits.wall < adapter.shortest_wall:
         return f"{target.name} takes no wall limit under {adapter.shortest_wall:g} s"
     # Of the limits that end it, those that do so first.
     ends = {name: getattr(wanted.limits, name) for name in wanted.about.ends_by}
     first = [name for name, limit in ends.items() if limit == min(ends.values())]
     if not set(first) <= set(adapter.time_limits):
-        return f"{target.name} tells no TLE by {' and '.join(first)}; give a longer limit of it"
+        return f"{target.name} reports no TLE by {' and '.join(first)}; give a longer limit of it"
     return ""
 
 
 def sample_for(
     target: Target, mix: Mix, languages: Sequence[str] | None, n: int, seed: int, *, hostile: bool = False
 ) -> list[Spec]:
-    """Return `n` submissions as `sample` does, with what `target` can tell and run.
+    """Return `n` submissions as `sample` does, with what `target` can run and report.
 
     Raises:
         UsageError: as `sample`, and where one of `languages` cannot run in it.

@@ -9,7 +9,7 @@ from leakcheck import _bin
 
 __all__ = ["binds", "find", "places"]
 
-# What an arena has anew; bound from the host it would be hidden.
+# Directories that an arena replaces; what is bound from them hides the arena's.
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev", "/dev/shm")  # noqa: S108 - names to compare with
 # Where the helper programs are, refbox among them.
 _PACKAGED = Path(_bin.__file__).parent
@@ -41,8 +41,8 @@ def _own() -> list[Path]:
 def binds(needed: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str, bool]]:
     """Return what an arena must show, read only, for the files and directories `needed` to be there as on the host.
 
-    Only what is in a directory that an arena has anew has to be bound: with a file its directory, as there is more
-    of it, but never such a fresh directory itself, lest it be the host's; then it is the file alone.
+    Only paths below a directory that the arena replaces need a bind. A file's parent is bound, since the file may need
+    its siblings; but the replaced directory itself is never bound, only the file then.
     """
     shown = set()
     for path in (Path(one).absolute() for one in needed):

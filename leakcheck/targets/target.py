@@ -64,7 +64,7 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What the target said of a submission."""
+    """What the target reported of a submission."""
 
     status: Status
     exit_code: int | None = None
@@ -165,7 +165,7 @@ class Target:
         return [fill_argv(argv, self._values(box)) for argv in self.adapter.recover]
 
     def health_command(self, box: Box) -> list[str]:
-        """Return what succeeds if the target holds all its boxes for fit; empty where it cannot tell."""
+        """Return what succeeds if the target holds all its boxes for fit; empty where there is no such command."""
         return fill_argv(self.adapter.health, self._values(box))
 
     def env(self, box: Box) -> dict[str, str]:

@@ -1,12 +1,14 @@
 """What became of all that a trial left: after the target's recovery, after the next run, and when all is repeated."""
 
+import contextlib
 from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from injectors import injector_for
 from leakcheck.errors import TargetError
 from leakcheck.report import Leak, Report
-from leakcheck.trials.ending import Ending
+from leakcheck.trials.case import Case
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import count_similar, place_of
@@ -30,12 +32,13 @@ class Remnant(msgspec.Struct, frozen=True):
 class Aftermath:
     """What became of all that was left, after the recovery and after the next submission, and what these left."""
 
-    def __init__(self, session: Session, ending: Ending, first: Report) -> None:
+    def __init__(self, session: Session, case: Case, first: Report) -> None:
         self.left: list[Remnant] = []
         self.failures: list[str] = []
         self.gaps: dict[str, str] = {}
         self._session = session
-        self._ending = ending
+        self._hit = not injector_for(case.plan).harmless
+        self._case = case
         # What is still there, by key; `_steady` is of it what comes by itself, however the run was killed.
         self._stay = {leak.key: leak for leak in first.leaks}
         self._steady: set[str] = set()
@@ -96,7 +99,7 @@ class Aftermath:
             self._part(report, "next run")
             if alive := [leak for key, leak in self._stay.items() if key in before and _runs(leak)]:
                 self.failures.append(f"next submission: ran beside {alive[0].label}")
-        # What one of the run's was replaced by was told as that one.
+        # What one of the run's was replaced by was reported as that one.
         places = {(leak.kind, place_of(leak)) for leak in before.values()}
         self._add((leak for leak in came if (leak.kind, place_of(leak)) not in places), "next run")
 
@@ -121,7 +124,7 @@ class Aftermath:
                 # Changed once more.
                 self._keep(key, here, here.key)
             elif here is not None and by == "next run" and not self._of_a_box(leak):
-                # What the next run took away and put another in the place of: one is there, whatever is run.
+                # Residue that the next run replaces one for one: exactly one exists at any time.
                 self._note(key, leak, "bounded")
             elif by == "next run" and (self._session.target.adapter.fresh or leak.class_ == "damaged"):
                 self._note(key, leak, leak.class_, by)
@@ -153,6 +156,12 @@ class Aftermath:
         self._stage |= dict.fromkeys(came, stage)
         self._steady |= came.keys()
 
+    def _once_more(self) -> None:
+        """Prepare and run once more under the plan, whatever that gives."""
+        with contextlib.suppress(TargetError):
+            argv = self._session.prepare(self._case.submission)
+            self._session.run_under(injector_for(self._case.plan), argv, self._case.submission)
+
     def _class(self) -> None:
         """Repeat it all, in another box where boxes are fresh: what there is more of then is growing.
 
@@ -162,14 +171,14 @@ class Aftermath:
         after = before
         if not self._session.late:
             self._session.renew()
-            self._session.end(self._ending)
+            self._once_more()
             self._session.recover()
             self._session.again()
             after = self._look().leaks
         for key, leak in self._stay.items():
             more = count_similar(leak, after) > count_similar(leak, before)
             # Killed elsewhere in the run, the second one need not leave what the first left.
-            chance = self._session.late or (self._ending.kill is not None and key not in self._steady)
+            chance = self._session.late or (self._hit and key not in self._steady)
             if leak.class_ in _FOR_GOOD:
                 class_ = leak.class_
             else:

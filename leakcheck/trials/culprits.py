@@ -5,12 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from leakcheck.campaigns.source import compiled, warm_up
 from leakcheck.errors import CompileError, NativeError, TargetError, UsageError
 from leakcheck.submissions import parse_spec
 from leakcheck.targets import Target
+from leakcheck.trials.attribution import Run, SharedRemnant
+from leakcheck.trials.bundles import compiled, warm_up
 from leakcheck.trials.session import Stop
-from leakcheck.trials.shared import Run, SharedArena, SharedRemnant
+from leakcheck.trials.shared_arena import SharedArena
 from leakcheck.trials.similarity import count_similar, grouped, same
 
 if TYPE_CHECKING:
@@ -29,10 +30,10 @@ def isolate(
     *,
     settle: float,
     needed: Sequence[Path],
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     stop: Stop,
 ) -> None:
-    """Narrow down `runs` of what can be of several submissions, to those that leave the like when run alone.
+    """Reduce the `runs` of residue that several submissions can have left to those that leave the same when run alone.
 
     `specs` gives each submission's spec. One of a language and a behaviour stands for all such. What none of them
     leaves when alone stays as it is: it takes several at once, or chance. Those in `hung` did not end: they are not
@@ -44,7 +45,7 @@ def isolate(
         words.setdefault(_what(specs[run]), specs[run])
     if not unsure or stop():
         return
-    say(f"finding out who left what: {min(len(words), _MOST)} submissions, one by one")
+    log(f"finding out who left what: {min(len(words), _MOST)} submissions, one by one")
     leaves: dict[str, list[Leak]] = {}
     # What could not be looked at so is only known less surely.
     with contextlib.suppress(TargetError, UsageError, CompileError, NativeError, OSError):
@@ -63,7 +64,7 @@ def isolate(
         runs = {run for one in alike for run in one.runs}
         # As many as they leave when alone, all together.
         expected = sum(count_similar(alike[0].leak, leaves.get(_what(specs[run]), [])) for run in runs)
-        # What lives on in ever new processes is told as one, however many there are of it.
+        # What lives on in ever new processes is reported as one, however many there are of it.
         all_of_it = len(alike) == expected or alike[0].leak.class_ == "respawning"
         if all_of_it and all(one.tied == "replay" for one in alike):
             for one in alike:

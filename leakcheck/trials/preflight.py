@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 from leakcheck.errors import StoppedError, TargetError
 from leakcheck.targets import Target
+from leakcheck.trials import open_host
 from leakcheck.trials.aftermath import Remnant
-from leakcheck.trials.host import ArenaHost, Host, LiveHost
 from leakcheck.trials.session import NEXT, Session, Stop
 from leakcheck.trials.similarity import count_similar
 
-__all__ = ["FIRST", "bare_rate", "first_run", "isolation_gaps", "probe", "run_length"]
+__all__ = ["FIRST", "first_run", "isolation_gaps", "probe", "run_length"]
 
 FIRST = "first run"
 """The stage of what a first run leaves."""
@@ -32,11 +32,11 @@ def isolation_gaps(session: Session) -> list[str]:
     session.host.write(marker, b"")
     submission = session.target.probe(marker)
     argv = session.prepare(submission)
-    links = session.said(["/bin/sh", "-c", _NAMESPACES])
+    links = session.output_of(["/bin/sh", "-c", _NAMESPACES])
     outside = dict(line.split(" ", 1) for line in links.splitlines())
-    said = session.said(argv, submission.wall)
-    gaps = session.target.isolation_gaps(said, outside, os.uname().version)
-    return [*gaps, said[-300:].strip()] if gaps else []
+    output = session.output_of(argv, submission.wall)
+    gaps = session.target.isolation_gaps(output, outside, os.uname().version)
+    return [*gaps, output[-300:].strip()] if gaps else []
 
 
 def run_length(target: Target, *, live: bool, stop: Stop, runs: int = 5) -> float:
@@ -95,15 +95,9 @@ def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[
 
 
 def _in_a_host(target: Target, live: bool, work: Callable[[Session], object], stop: Stop, settle: float = 0) -> None:
-    host: Host = LiveHost(target, settle) if live else ArenaHost(target, settle)
-    with host:
+    with open_host(target, settle, live=live) as host:
         session = Session(target, host, stop=stop)
         work(session)
     # `Session.again` takes it for a run that failed.
     if stop():
         raise StoppedError(f"{target.name}: interrupted before the first trial")
-
-
-def bare_rate(run_ms: float, jobs: int) -> float:
-    """Return runs a second of the same command without any verification."""
-    return jobs * 1000 / run_ms if run_ms else 0.0

@@ -1,22 +1,23 @@
-"""What is done in one place: the target's commands, its runs, and kills; each waited for no longer than it may take."""
+"""A target's commands in one box of a host: each is waited for no longer than it may take."""
 
 import contextlib
-import os
-import select
 import subprocess
 import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 import msgspec
+import psutil
 
+from injectors import Checked, Evidence
+from injectors.timed import ended, kill
 from leakcheck.errors import LateError, StoppedError, TargetError
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Box, Reply, Target
-from leakcheck.trials.ending import Ending
-from leakcheck.trials.host import Host, Running, kill
+from leakcheck.trials.host import Host, Running
+from leakcheck.trials.output import last_words, memory, text
 
-__all__ = ["GRACE", "NEXT", "Done", "Session", "Stop", "ended", "memory", "never", "text"]
+__all__ = ["GRACE", "NEXT", "Done", "Session", "Stop", "never"]
 
 NEXT = BUILTIN["ok"]
 """What is run next in a box, to see whether it is as good as new."""
@@ -46,10 +47,25 @@ def never() -> bool:
     return False
 
 
-class Session:
-    """Runs a target's commands in one box of a place, and times what it does.
+class _Run:
+    """A run, as injectors see it."""
 
-    `stop` ends what runs with `StoppedError`; `late` is told of what runs too long, before it is killed. `env` is added
+    def __init__(self, host: Host, supervisor: Running) -> None:
+        self.supervisor = supervisor
+        self._host, self._began = host, time.monotonic()
+
+    @property
+    def elapsed_ms(self) -> float:
+        return (time.monotonic() - self._began) * 1000
+
+    def tree(self) -> set[psutil.Process]:
+        return self._host.tree(self.supervisor)
+
+
+class Session:
+    """Runs a target's commands in one box of a host, and times what it does.
+
+    `stop` ends what runs with `StoppedError`; `late` is given what runs too long, before it is killed. `env` is added
     to the environment of every command.
     """
 
@@ -71,27 +87,26 @@ class Session:
         self.late = False
         """Whether a command was ended for running too long."""
         self.started: Callable[[Running], None] | None = None
-        """Is told of each command that was started."""
+        """Is given each command that was started."""
         self._names = 0
         self._stop = stop
         self._late = late
 
     @contextlib.contextmanager
-    def timed(self, name: str) -> Generator[None, None, None]:
-        """Add the time until its end to the step `name`."""
+    def timed(self, step: str) -> Generator[None, None, None]:
+        """Add the time until its end to that of `step`."""
         began = time.monotonic()
         try:
             yield
         finally:
-            self.timing_ms[name] = self.timing_ms.get(name, 0) + (time.monotonic() - began) * 1000
+            self.timing_ms[step] = self.timing_ms.get(step, 0) + (time.monotonic() - began) * 1000
 
     def renew(self) -> None:
         """Give the box another name, as the next run has one where boxes are not used again."""
         if self.target.adapter.fresh:
             self._names += 1
-            self.box = msgspec.structs.replace(
-                self.box, name=self.target.name_of(self.box.number + self._names * _APART)
-            )
+            name = self.target.name_of(self.box.number + self._names * _APART)
+            self.box = msgspec.structs.replace(self.box, name=name)
 
     def prepare(self, submission: Submission) -> list[str]:
         """Make the box ready, and return the command line that runs `submission` in it."""
@@ -125,7 +140,7 @@ class Session:
             self.started(process)
         return process
 
-    def said(self, argv: Sequence[str], limit: float = 0) -> str:
+    def output_of(self, argv: Sequence[str], limit: float = 0) -> str:
         """Run a command, `limit` seconds and the grace at most; return what it printed."""
         with memory() as output:
             self.wait(self.start(argv, output), limit, argv[0])
@@ -134,42 +149,50 @@ class Session:
     def submit(self, argv: Sequence[str], submission: Submission) -> Done:
         """Run `submission` to its end."""
         with memory() as output:
-            process = self.start(argv, output)
-            code = self.wait(process, submission.wall, argv[0])
-            words = _last_words(output)
-            try:
-                reply = self.target.status(code, self.box, self.host.read)
-            except TargetError as error:
-                raise TargetError(f"{error}: {words}") from error
-            return Done(reply, code, words, process.cpu)
+            return self._finished(self.start(argv, output), submission, argv, output)
+
+    def _finished(self, process: Running, submission: Submission, argv: Sequence[str], output: int) -> Done:
+        code = self.wait(process, submission.wall, argv[0])
+        words = last_words(output)
+        try:
+            reply = self.target.status(code, self.box, self.host.read)
+        except TargetError as error:
+            raise TargetError(f"{error}: {words}") from error
+        return Done(reply, code, words, process.cpu)
 
     def run(self, argv: Sequence[str], submission: Submission) -> str:
         """Run `submission` to its end; return what was wrong with the status, empty if nothing."""
         done = self.submit(argv, submission)
-        wrong = done.reply.status != submission.expect
-        return f"status {done.reply.status}, not {submission.expect}: {done.words}" if wrong else ""
+        return _wrong(done, submission.expect) if done.reply.status != submission.expect else ""
 
-    def force(self, argv: Sequence[str], ending: Ending) -> None:
-        """Run, and kill at the ending's instant if it has not ended by then."""
+    def run_under(self, injector: Checked, argv: Sequence[str], submission: Submission) -> tuple[Evidence, str]:
+        """Run `submission` under a fault to its end; return whether that happened, and what was wrong with the status.
+
+        A run that was hit may have any status but OK where it would not have been OK without the fault either.
+
+        Raises:
+            LateError: it did not end.
+        """
         with memory() as output:
-            began = time.monotonic()
-            supervisor = self.start(argv, output)
-            left = began + ending.after_ms / 1000 - time.monotonic()
-            # poll() counts whole milliseconds; the rest is slept.
-            if not ended(supervisor, int(left * 1000)):
-                time.sleep(max(0.0, began + ending.after_ms / 1000 - time.monotonic()))
-                kill(self.host, supervisor, ending.kill or "supervisor")
-            self.wait(supervisor, 0, argv[0])
-
-    def end(self, ending: Ending) -> None:
-        """Prepare and run once more under `ending`, whatever it gives."""
-        submission = ending.submission(self.target.adapter.shortest_wall)
-        with contextlib.suppress(TargetError):
-            argv = self.prepare(submission)
-            if ending.kill is not None:
-                self.force(argv, ending)
-            else:
-                self.run(argv, submission)
+            before, self.env = self.env, self.env | injector.launch_env
+            try:
+                process = self.start(argv, output)
+            finally:
+                self.env = before
+            run = _Run(self.host, process)
+            evidence = injector.apply(run)
+            wrong = ""
+            try:
+                done = self._finished(process, submission, argv, output)
+                status = done.reply.status
+                if status == "OK" != submission.expect or (injector.harmless and status != submission.expect):
+                    wrong = _wrong(done, submission.expect)
+            except LateError:
+                raise
+            except TargetError as error:
+                wrong = str(error) if injector.harmless else ""
+            injector.between(run)
+            return evidence, wrong
 
     def again(self, submission: Submission = NEXT) -> str:
         """Run the next submission in the box; return what was wrong with it."""
@@ -180,20 +203,12 @@ class Session:
 
     def recover(self) -> str:
         """Run the target's recovery; return what was wrong with it."""
-        try:
-            self._commands("recover", self.target.recover_commands(self.box))
-        except TargetError as error:
-            return str(error)
-        return ""
+        return self._complaint("recover", self.target.recover_commands(self.box))
 
     def health(self) -> str:
-        """Ask for the target's health; return what was wrong with it, empty if nothing or if it cannot tell."""
+        """Ask for the target's health; return what was wrong with it, empty if nothing or if it has no such command."""
         argv = self.target.health_command(self.box)
-        try:
-            self._commands("health", [argv] if argv else [])
-        except TargetError as error:
-            return str(error)
-        return ""
+        return self._complaint("health", [argv] if argv else [])
 
     def wait(self, process: Running, limit: float, name: str) -> int:
         """Return the exit code of `process`; raise `LateError` and kill it after `limit` seconds and the grace."""
@@ -204,7 +219,7 @@ class Session:
                 if late or self._stop():
                     if late and self._late is not None:
                         self._late(process)
-                    kill(self.host, process, "tree")
+                    kill(process, lambda: self.host.tree(process), "tree")
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(GRACE)
                     if late:
@@ -216,37 +231,20 @@ class Session:
         finally:
             process.close()
 
+    def _complaint(self, what: str, commands: Sequence[Sequence[str]]) -> str:
+        try:
+            self._commands(what, commands)
+        except TargetError as error:
+            return str(error)
+        return ""
+
     def _commands(self, what: str, commands: Sequence[Sequence[str]]) -> None:
         for argv in commands:
             with memory() as output:
                 code = self.wait(self.start(argv, output), 0, argv[0])
                 if code != 0:
-                    raise TargetError(f"{what}: {Path(argv[0]).name} ended with {code}: {_last_words(output)}")
+                    raise TargetError(f"{what}: {Path(argv[0]).name} ended with {code}: {last_words(output)}")
 
 
-def ended(process: Running, ms: int) -> bool:
-    """Tell whether `process` has ended, within `ms` milliseconds."""
-    poll = select.poll()
-    poll.register(process.pidfd, select.POLLIN)
-    return bool(poll.poll(max(0, ms)))
-
-
-@contextlib.contextmanager
-def memory() -> Generator[int, None, None]:
-    """Give a descriptor to print to: memory and no pipe, as an orphan that held a pipe would be waited for."""
-    output = os.memfd_create("leakcheck-output")
-    try:
-        yield output
-    finally:
-        os.close(output)
-
-
-def text(output: int) -> str:
-    """Return what was printed to the descriptor of `memory`, 64 KiB at most."""
-    return os.pread(output, 1 << 16, 0).decode(errors="replace")
-
-
-def _last_words(output: int) -> str:
-    size = os.fstat(output).st_size
-    last = os.pread(output, 400, max(0, size - 400)).decode(errors="replace")
-    return " | ".join(line.strip() for line in last.splitlines()[-3:] if line.strip()) or "it printed nothing"
+def _wrong(done: Done, expect: str) -> str:
+    return f"status {done.reply.status}, not {expect}: {done.words}"

@@ -34,7 +34,7 @@ def grouped(ones: Iterable[_T], like: Callable[[_T, _T], bool]) -> list[list[_T]
 def same(leak: Leak, other: Leak) -> bool:
     """Tell whether one is more of the same as the other."""
     if leak.class_ == "respawning" or other.class_ == "respawning":
-        # Of these a look tells one, with how many it saw.
+        # A look reports one of these, with how many it saw.
         return leak.class_ == other.class_
     return other.kind == leak.kind and similar(place_of(leak), place_of(other))
 

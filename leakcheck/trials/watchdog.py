@@ -16,7 +16,7 @@ _MOST = 200
 
 
 class Watchdog:
-    """While entered, asks each second since when nothing has gone on, and tells `stalled` once after `limit` seconds.
+    """While entered, asks each second how long nothing has happened; calls `stalled` once, after `limit` seconds.
 
     `idle` returns the seconds since the last sign of life.
     """

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from leakcheck.campaigns import Campaign
+from leakcheck.campaigns import Result
 from leakcheck.targets import Target, load
 
 __all__ = ["failed", "target"]
@@ -31,6 +31,6 @@ def target(
     return load(path)
 
 
-def failed(campaign: Campaign) -> list[str]:
+def failed(campaign: Result) -> list[str]:
     """Return the criteria that were not met, the pace apart: it is the machine's."""
     return [name for name in campaign.failed if not name.startswith(("slowdown", "submissions a minute"))]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from made import failed, target
 
-from leakcheck.campaigns import Campaign
-from leakcheck.campaigns.stress import StressOptions, stress
+from leakcheck.campaigns import Result, Stress, StressOptions
+from leakcheck.campaigns import run as run_campaign
 from leakcheck.submissions import parse_specs
 from leakcheck.targets import Target, load
 
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run a
 GUILTY = 'case "$*" in *"py exit "*) {} ;; esac; exec "$@"'
 
 
-def run(made: Target, specs: str, **options: Any) -> Campaign:
-    return stress(made, StressOptions(settle=0.1, specs=parse_specs(specs), **options))
+def run(made: Target, specs: str, **options: Any) -> Result:
+    return run_campaign(Stress(), made, StressOptions(settle=0.1, specs=parse_specs(specs), **options))
 
 
-def blamed(campaign: Campaign) -> dict[int, str]:
+def blamed(campaign: Result) -> dict[int, str]:
     """Return the behaviour of each submission that left something for sure."""
     return {one.id: one.spec.partition("@")[0] for one in campaign.records if one.left}
 

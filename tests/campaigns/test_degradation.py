@@ -4,7 +4,6 @@ import random
 
 import pytest
 
-from leakcheck.campaigns.result import Record
 from leakcheck.stats.degradation import LIMIT, Change, Sample, changes
 from leakcheck.stats.host_load import HostLoad
 
@@ -72,29 +71,14 @@ def test_the_same_seed_draws_the_same_interval() -> None:
 
 def test_a_slowdown_that_came_with_others_load_is_inconclusive(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    records = [
-        Record(
-            id=n,
-            spec="c/hello",
-            expect="OK",
-            status="OK",
-            right=True,
-            wall_ms=10,
-            cpu_ms=8,
-            queued_ms=0,
-            ended_s=n,
-            box=0,
-            round=1,
-        )
-        for n in range(90)
-    ]
+    samples = [Sample(ended=n, took=0.01, group="c/hello", cpu=0.008) for n in range(90)]
     slower = Change(1.5, 1.4, 1.6, passed=False)
     for others, excused in ((0.0, False), (0.05, False), (0.5, True)):
         host_load = HostLoad()
         # Each second: all used, the driver used. In the last third others use more.
         used = [0.01 * n + others * max(0, n - 59) for n in range(90)]
         host_load._samples = [(float(n), used[n], 0.002 * n) for n in range(90)]
-        change = host_load.discount(slower, records)
+        change = host_load.discount(slower, samples)
         assert (change.passed is None) == excused, change
         assert ("other programs used" in change.why) == excused
-    assert HostLoad().discount(Change(1.0, 0.9, 1.05, passed=True), records).passed
+    assert HostLoad().discount(Change(1.0, 0.9, 1.05, passed=True), samples).passed

@@ -3,16 +3,17 @@
 import psutil
 import pytest
 
+from injectors.timed import Kill, ended, kill
 from leakcheck.errors import TargetError
 from leakcheck.targets import load
-from leakcheck.trials.host import LiveHost, kill
-from leakcheck.trials.session import ended, memory
+from leakcheck.trials.live_host import LiveHost
+from leakcheck.trials.output import memory
 
 TREE = "sleep 300 & (sleep 300 & sleep 300; exit) & sh -c 'sleep 300; exit' & wait"
 
 
 @pytest.mark.parametrize("how", ["tree", "freeze"])
-def test_a_tree_that_is_killed_on_the_host_leaves_no_orphan(how: str) -> None:
+def test_a_tree_that_is_killed_on_the_host_leaves_no_orphan(how: Kill) -> None:
     with LiveHost(load("command"), 0) as host, memory() as output:
         supervisor = host.start(["/bin/sh", "-c", TREE], {"PATH": "/usr/bin:/bin"}, output)
         tree: set[psutil.Process] = set()
@@ -21,7 +22,7 @@ def test_a_tree_that_is_killed_on_the_host_leaves_no_orphan(how: str) -> None:
             if len(tree) == 7 or ended(supervisor, 10):
                 break
         assert len(tree) == 7
-        kill(host, supervisor, how)
+        kill(supervisor, lambda: host.tree(supervisor), how)
         supervisor.wait(10)
         _, alive = psutil.wait_procs(tree, timeout=60)
         for orphan in alive:

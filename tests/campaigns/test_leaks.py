@@ -17,10 +17,11 @@ import pytest
 from made import target
 from waiting import PATIENCE, runs_below, wait_for_runs, wait_until
 
-from leakcheck.campaigns import Campaign, LeaksOptions, leaks
+from injectors import parse
+from leakcheck.campaigns import Leaks, LeaksOptions, Result
+from leakcheck.campaigns import run as run_campaign
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target, load
-from leakcheck.trials.ending import parse
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -28,8 +29,8 @@ LEAKCHECK = [sys.executable, "-m", "leakcheck"]
 SETTLE = 0.1
 
 
-def run(made: Target, plan: str, iterations: int = 2, **options: Any) -> Campaign:
-    return leaks(made, LeaksOptions(iterations=iterations, plan=parse(plan), settle=SETTLE, **options))
+def run(made: Target, plan: str, iterations: int = 2, **options: Any) -> Result:
+    return run_campaign(Leaks(), made, LeaksOptions(iterations=iterations, plan=parse(plan), settle=SETTLE, **options))
 
 
 def kill_the_sleepers(pids: list[str], began: float) -> None:
@@ -41,13 +42,15 @@ def kill_the_sleepers(pids: list[str], began: float) -> None:
                 process.kill()
 
 
-def left(campaign: Campaign) -> set[tuple[str, str]]:
+def left(campaign: Result) -> set[tuple[str, str]]:
     return {(one.kind, one.class_) for finding in campaign.findings for one in finding.leaks}
 
 
 def test_a_target_that_leaves_nothing_is_clean_however_it_ends(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
-    campaign = leaks(made, LeaksOptions(iterations=12, endings=["normal", "timeout", "crash"], settle=SETTLE))
+    campaign = run_campaign(
+        Leaks(), made, LeaksOptions(iterations=12, endings=["normal", "timeout", "crash"], settle=SETTLE)
+    )
     assert campaign.verdict == "clean", campaign.findings
     assert campaign.endings == {name: {"clean": 4} for name in ("normal", "timeout", "crash")}
     assert campaign.outcomes == {"clean": 12}
@@ -147,8 +150,8 @@ def test_what_the_recovery_removes_is_reclaimable_and_no_leak(tmp_path: Path) ->
         tmp_path, 'mkdir /var/lib/box && "$@"; c=$?; rmdir /var/lib/box; exit $c', recover="rm -rf /var/lib/box"
     )
     campaign = run(made, "forced:supervisor@300ms,sleeping")
-    reclaimed = {(one.kind, one.class_, one.by) for finding in campaign.findings for one in finding.leaks}
-    assert ("file", "reclaimable", "recovery") in reclaimed
+    recovered = {(one.kind, one.class_, one.by) for finding in campaign.findings for one in finding.leaks}
+    assert ("file", "reclaimable", "recovery") in recovered
 
 
 def test_a_box_that_is_left_locked_is_wedged(tmp_path: Path) -> None:
@@ -198,12 +201,12 @@ def test_a_target_whose_isolation_is_off_is_not_tried(tmp_path: Path) -> None:
     with pytest.raises(
         TargetError, match="off: its isolation is not on: the payload is in the outside's pid namespace"
     ):
-        leaks(load(path), LeaksOptions(iterations=1))
+        run_campaign(Leaks(), load(path), LeaksOptions(iterations=1))
 
 
 def test_bubblewrap_leaves_nothing_and_without_die_with_parent_its_payload(tmp_path: Path) -> None:
     # Killed before it has asked for the signal at its parent's death, the inner process of bwrap lives on: so no kills.
-    campaign = leaks(load("bwrap"), LeaksOptions(iterations=60, endings=["normal", "timeout", "crash"]))
+    campaign = run_campaign(Leaks(), load("bwrap"), LeaksOptions(iterations=60, endings=["normal", "timeout", "crash"]))
     assert (campaign.verdict, campaign.outcomes) == ("clean", {"clean": 60}), campaign.findings
     assert "bubblewrap" in campaign.version
     path = tmp_path / "without.toml"
@@ -260,7 +263,10 @@ def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> No
     result = json.loads((tmp_path / "out").read_text())
     assert result["interrupted"] is True
     assert 0 < result["trials"] < 100000
-    assert re.search(r"leakcheck: made: interrupted: finishing the \d+ that run", (tmp_path / "err").read_text())
+    assert re.search(
+        r"leakcheck: made: interrupted: waiting for \d+ running trials; press Ctrl-C again to quit now",
+        (tmp_path / "err").read_text(),
+    )
     assert result["outcomes"] == {"clean": result["trials"]}
 
 
@@ -286,7 +292,7 @@ def test_ctrl_c_before_the_first_trial_ends_at_once_with_one_line(tmp_path: Path
         (["--target", "bwrap", "--kill", "tree,tree"], 2, "--kill: names tree twice"),
         (["--target", "bwrap", "--kill", "tree", "--plan", "normal"], 2, "--kill --plan: a plan is the ending of"),
         (["--target", "bwrap", "--endings", "normal", "--plan", "normal"], 2, "--endings --plan: a plan is the ending"),
-        (["--target", "bwrap", "--plan", "odd"], 2, "plan 'odd': give normal"),
+        (["--target", "bwrap", "--plan", "odd"], 2, "plan 'odd': no injector for 'odd'; there are crash"),
         (["--target", "bwrap", "--settle", "-1"], 2, "--settle -1.0: give seconds from 0 to 60"),
         (["--target", "bwrap", "--jobs", "2", "--host"], 2, "--host --jobs: on the host"),
         (["--target", "/nosuch.toml"], 2, "read adapter /nosuch.toml: no such file"),

@@ -7,10 +7,14 @@ from typing import Any
 import pytest
 from made import target
 
-from leakcheck.campaigns import Campaign, LeaksOptions, leaks
+from injectors import parse
+from leakcheck.campaigns import Leaks, LeaksOptions, Result
+from leakcheck.campaigns import run as run_campaign
+from leakcheck.report import Leak
 from leakcheck.targets import Target, load
-from leakcheck.trials.ending import parse
-from leakcheck.trials.host import ArenaHost, LiveHost
+from leakcheck.trials.aftermath import _runs
+from leakcheck.trials.arena_host import ArenaHost
+from leakcheck.trials.live_host import LiveHost
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -19,11 +23,11 @@ BOX = 'rm -rf "/opt/of-$0"; mkdir "/opt/of-$0"; "$@"; c=$?; rmdir "/opt/of-$0"; 
 KILLED = "forced:freeze@300ms,sleeping"
 
 
-def run(made: Target, plan: str, iterations: int = 1, **options: Any) -> Campaign:
-    return leaks(made, LeaksOptions(iterations=iterations, plan=parse(plan), settle=0.1, **options))
+def run(made: Target, plan: str, iterations: int = 1, **options: Any) -> Result:
+    return run_campaign(Leaks(), made, LeaksOptions(iterations=iterations, plan=parse(plan), settle=0.1, **options))
 
 
-def left(campaign: Campaign) -> set[tuple[str, str, str, str]]:
+def left(campaign: Result) -> set[tuple[str, str, str, str]]:
     return {(one.kind, one.class_, one.by, one.stage) for finding in campaign.findings for one in finding.leaks}
 
 
@@ -135,6 +139,21 @@ def test_a_run_without_a_status_has_a_false_status_also_where_something_leaked(t
     assert (measured["wrong statuses"], measured["trials that left something for good"]) == (1, 1)
     # Not the one that the warm-up run wrote.
     assert "r: empty; the target ended with 3" in campaign.findings[0].detail
+
+
+def test_a_killed_run_that_reports_ok_has_a_false_status(tmp_path: Path) -> None:
+    path = target(tmp_path, 'echo v:0 >"$0/r"; exec "$@"').path
+    status = '{ source = "meta", file = "{work}/r", status = "v", statuses = { 0 = "OK" } }'
+    path.write_text(path.read_text().replace("{ timeout = [124] }", status).replace("'sh',", "'{work}',"))
+    campaign = run(load(path), KILLED)
+    assert (campaign.verdict, campaign.outcomes) == ("unknown", {"false-status": 1}), campaign.findings
+    assert "status OK, not TLE" in campaign.findings[0].detail
+
+
+@pytest.mark.parametrize(("state", "runs"), [("S", True), ("R", True), ("Z", False), ("X", False)])
+def test_a_zombie_is_no_process_that_the_next_submission_ran_beside(state: str, runs: bool) -> None:
+    assert _runs(Leak(kind="process", class_="held", label="x", evidence={"resource": {"state": state}})) == runs
+    assert not _runs(Leak(kind="file", class_="orphaned", label="x"))
 
 
 def test_what_is_left_in_the_boxs_directory_is_seen_where_the_target_covers_tmp(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from leakcheck.campaigns.result import Campaign
+from leakcheck.campaigns.result import Result
 from leakcheck.errors import UsageError
 from leakcheck.renamed import RenamedWarning
 
@@ -32,8 +32,8 @@ NEW: dict[str, Any] = {
 
 def test_a_result_reads_back() -> None:
     with warnings.catch_warnings(action="error"):
-        campaign = Campaign.from_json(json.dumps(NEW))
-        assert Campaign.from_json(campaign.to_json()) == campaign
+        campaign = Result.from_json(json.dumps(NEW))
+        assert Result.from_json(campaign.to_json()) == campaign
     assert json.loads(bytes(campaign.report)) == NEW["report"]
 
 
@@ -42,7 +42,7 @@ def test_a_result_of_the_old_words_is_read_with_warnings_that_name_the_new_ones(
     for new, word in (("recovered", "reclaimed"), ("false-status", "wrong"), ("timing_ms", "phases_ms")):
         old = old.replace(f'"{new}"', f'"{word}"')
     with pytest.warns(RenamedWarning) as warned:
-        assert Campaign.from_json(old, "old.json") == Campaign.from_json(json.dumps(NEW))
+        assert Result.from_json(old, "old.json") == Result.from_json(json.dumps(NEW))
     said = {str(one.message) for one in warned}
     assert {
         "old.json: phases_ms is called timing_ms now",
@@ -53,10 +53,10 @@ def test_a_result_of_the_old_words_is_read_with_warnings_that_name_the_new_ones(
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": "leakcheck.report/1"}', json.dumps(NEW)[:-9], "\xff"])
 def test_what_is_no_result_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"campaign: "):
-        Campaign.from_json(text)
+        Result.from_json(text)
 
 
 @pytest.mark.parametrize("name", [name for name in NEW if name != "report"])
 def test_a_field_of_another_type_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"campaign: "):
-        Campaign.from_json(json.dumps(NEW | {name: [[7]]}))
+        Result.from_json(json.dumps(NEW | {name: [[7]]}))

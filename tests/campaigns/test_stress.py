@@ -16,16 +16,17 @@ import pytest
 from made import failed, target
 from waiting import PATIENCE, wait_for_runs
 
-from leakcheck.campaigns import Campaign
-from leakcheck.campaigns.stress import StressOptions, stress
-from leakcheck.campaigns.stress_result import _replay
+from leakcheck.campaigns import Result, Stress, StressOptions
+from leakcheck.campaigns import run as run_campaign
+from leakcheck.campaigns.stress_findings import _replay
 from leakcheck.errors import StoppedError, TargetError, UsageError
 from leakcheck.submissions import Mix, parse_specs
 from leakcheck.targets import Target, load
+from leakcheck.trials.executor import Ui
 from leakcheck.trials.watchdog import Watchdog, driver_stacks, process_stacks
 
 if TYPE_CHECKING:
-    from leakcheck.campaigns.result import Record
+    from leakcheck.trials.record import Record
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -33,12 +34,12 @@ LEAKCHECK = [sys.executable, "-m", "leakcheck", "stress"]
 SETTLE = 0.1
 
 
-def run(made: Target, specs: str = "", **options: Any) -> Campaign:
+def run(made: Target, specs: str = "", **options: Any) -> Result:
     options = {"settle": SETTLE, "specs": parse_specs(specs) if specs else (), **options}
-    return stress(made, StressOptions(**options))
+    return run_campaign(Stress(), made, StressOptions(**options))
 
 
-def criteria(campaign: Campaign) -> dict[str, bool | None]:
+def criteria(campaign: Result) -> dict[str, bool | None]:
     return {one.name: one.passed for one in campaign.criteria}
 
 
@@ -201,11 +202,11 @@ def test_a_run_that_outlives_its_limit_is_a_hang_with_the_stacks_of_the_target(
 
 def test_a_status_that_the_target_cannot_tell_is_refused_before_anything_runs(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
-    with pytest.raises(UsageError, match="cannot tell MLE"):
+    with pytest.raises(UsageError, match="cannot report MLE"):
         run(made, submissions=10, mix=Mix.parse("OK=90,MLE=10"))
-    with pytest.raises(UsageError, match="cannot tell MLE; it tells OK, TLE, RE"):
+    with pytest.raises(UsageError, match="cannot report MLE; it reports OK, TLE, RE"):
         run(made, submissions=10, mix=Mix.parse("MLE=1,OK=0"))
-    with pytest.raises(UsageError, match="cannot tell MLE"):
+    with pytest.raises(UsageError, match="cannot report MLE"):
         run(made, "python/allocate")
 
 
@@ -235,16 +236,19 @@ def test_a_duration_ends_the_campaign_and_what_runs_then_is_finished(tmp_path: P
 
 def test_stop_gives_the_result_of_those_made(tmp_path: Path) -> None:
     seen: list[Record] = []
-    campaign = stress(
+    campaign = run_campaign(
+        Stress(),
         target(tmp_path, 'exec "$@"'),
         StressOptions(specs=parse_specs("python/hello"), submissions=10_000, settle=SETTLE),
-        progress=lambda record, _: seen.append(record),
+        store=seen.append,
         stop=lambda: len(seen) >= 20,
     )
     assert campaign.interrupted
     assert 20 <= campaign.trials < 60
     with pytest.raises(StoppedError, match="before the first submission"):
-        stress(target(tmp_path, 'exec "$@"'), StressOptions(specs=parse_specs("python/hello")), stop=lambda: True)
+        run_campaign(
+            Stress(), target(tmp_path, 'exec "$@"'), StressOptions(specs=parse_specs("python/hello")), stop=lambda: True
+        )
 
 
 def test_without_a_target_it_is_refbox() -> None:
@@ -270,7 +274,7 @@ def test_ctrl_c_prints_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> N
     result = json.loads(out.read_text())
     assert result["interrupted"]
     assert result["trials"] == len(result["records"])
-    assert "interrupted: finishing" in (tmp_path / "err").read_text()
+    assert "interrupted: waiting for" in (tmp_path / "err").read_text()
 
 
 def test_the_watchdog_tells_once_of_a_driver_that_stands_still() -> None:
@@ -333,28 +337,30 @@ def test_the_first_run_ever_makes_the_cache_that_its_boxes_need(
 
 
 def test_what_cannot_be_told_ends_the_campaign_and_nothing_hangs(tmp_path: Path) -> None:
-    def lost(*_: object) -> None:
-        raise BrokenPipeError("nobody reads")
+    class Lost(Ui):
+        def made(self, trial: Any, count: int) -> None:
+            raise BrokenPipeError(f"nobody reads of {type(trial).__name__} {count}")
 
     options = StressOptions(
         specs=parse_specs("python/hello"), submissions=10_000, concurrency=2, queue=1, settle=SETTLE
     )
-    campaign = stress(target(tmp_path, 'exec "$@"'), options, progress=lost)
-    assert (campaign.error, campaign.verdict) == ("nobody reads", "unknown")
+    campaign = run_campaign(Stress(), target(tmp_path, 'exec "$@"'), options, Lost())
+    assert (campaign.error, campaign.verdict) == ("nobody reads of Record 1", "unknown")
     assert campaign.trials <= 4
 
 
 def test_a_stall_that_cannot_be_told_still_ends_the_campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GRACE", "_STALLED"):
-        monkeypatch.setattr(f"leakcheck.campaigns.stress.{name}", 0.5)
+        monkeypatch.setattr(f"leakcheck.trials.shared.{name}", 0.5)
 
-    def tell(text: str) -> None:
-        if "nothing has ended" in text:
-            raise BrokenPipeError("nobody reads")
+    class Lost(Ui):
+        def log(self, text: str) -> None:
+            if "nothing has ended" in text:
+                raise BrokenPipeError("nobody reads")
 
     made = target(tmp_path, 'case "$*" in *"py exit "*) exec sleep 20;; esac; exec "$@"')
     options = StressOptions(specs=parse_specs("python/hello python/exit@wall=1"), concurrency=1, settle=SETTLE)
-    campaign = stress(made, options, tell=tell)
+    campaign = run_campaign(Stress(), made, options, Lost())
     assert "deadlocks and hangs" in failed(campaign)
     assert campaign.error == "nobody reads"
 

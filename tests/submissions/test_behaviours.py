@@ -16,7 +16,7 @@ from leakcheck.errors import ArenaError
 from leakcheck.report import Report
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Spec, Submission, build, spec
 from leakcheck.targets.executables import binds
-from leakcheck.trials.session import memory
+from leakcheck.trials.output import memory
 
 MIB = 1 << 20
 HERE = [name for name, language in LANGUAGES.items() if language.available().ready]

@@ -96,7 +96,7 @@ def test_a_target_that_takes_whole_seconds_gets_them() -> None:
 @pytest.mark.parametrize(
     ("mix", "languages", "n", "said"),
     [
-        ("OK=1,MLE=1", THREE, 10, "the target cannot tell MLE; it tells OK, RE, TLE"),
+        ("OK=1,MLE=1", THREE, 10, "the target cannot report MLE; it reports OK, RE, TLE"),
         ("OK=1", [], 10, "no language to sample"),
         ("OK=1", ["cobol"], 10, "unknown language 'cobol'"),
         ("OK=1", THREE, -1, "sample -1 submissions"),
@@ -122,10 +122,10 @@ def test_all_that_is_dealt_for_a_target_fits_it(target: Target) -> None:
     ("name", "word", "said"),
     [
         ("nsjail", "java/hello", "nsjail runs no java: --rlimit_as limits"),
-        ("proot", "c/ignore_sigterm", "proot does not tell ignore_sigterm right"),
-        ("bwrap", "c/allocate", "bwrap cannot tell MLE; it tells OK, TLE, RE"),
+        ("proot", "c/ignore_sigterm", "proot does not report ignore_sigterm correctly"),
+        ("bwrap", "c/allocate", "bwrap cannot report MLE; it reports OK, TLE, RE"),
         ("hakoniwa", "c/sleep@wall=0.5", "hakoniwa takes no wall limit under 1 s"),
-        ("bwrap", "c/spin@wall=60,cpu=1", "bwrap tells no TLE by cpu; give a longer limit of it"),
+        ("bwrap", "c/spin@wall=60,cpu=1", "bwrap reports no TLE by cpu; give a longer limit of it"),
         ("isolate", "c/spin@wall=60,cpu=1", ""),
         ("bwrap", "c/spin", ""),
     ],

@@ -8,7 +8,7 @@ import pytest
 from leakcheck.conformance import tried
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Spec, build, spec
 from leakcheck.targets import Target, builtin
-from leakcheck.trials.host import ArenaHost
+from leakcheck.trials.arena_host import ArenaHost
 from leakcheck.trials.session import Session
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")

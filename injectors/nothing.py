@@ -1,0 +1,61 @@
+"""No fault, and a wrapper that holds other injectors to the protocol."""
+
+from typing import ClassVar, Self
+
+from injectors.plan import Plan
+from injectors.protocol import ActsBetween, Evidence, Injector, ShapesArena, ShapesLaunch, Trial
+from leakcheck.errors import UsageError
+
+__all__ = ["Checked", "Nothing"]
+
+_PLANS = ("normal", "timeout", "crash:signal", "crash:exit")
+
+
+class Nothing:
+    """Does nothing: the run ends by itself, by its wall limit, or by a crash of its program."""
+
+    kinds: ClassVar[tuple[str, ...]] = ("normal", "timeout", "crash")
+    may_miss: ClassVar[bool] = False
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """Return it; raise `UsageError` where the plan says more than its name."""
+        if str(plan) not in _PLANS:
+            raise UsageError(f"plan {str(plan)!r}: give one of {', '.join(_PLANS)}")
+        return cls(plan)
+
+    def apply(self, trial: Trial) -> Evidence:
+        """Return at once."""
+        del trial
+        return Evidence(fired=True)
+
+
+class Checked:
+    """Another injector, held to the protocol: its plan is the one that was asked for, and it is applied once."""
+
+    def __init__(self, inner: Injector, plan: Plan) -> None:
+        if inner.plan != plan or Plan.read(str(plan)) != plan:
+            raise AssertionError(f"{type(inner).__name__}: plan {str(plan)!r} does not read back: {inner.plan}")
+        self._inner: Injector | None = inner
+        self.plan, self.may_miss = plan, inner.may_miss
+        self.harmless = isinstance(inner, Nothing)
+        self.arena_options = dict(inner.arena_options()) if isinstance(inner, ShapesArena) else {}
+        self.launch_env = dict(inner.launch_env()) if isinstance(inner, ShapesLaunch) else {}
+        self._between = inner.between if isinstance(inner, ActsBetween) else None
+
+    def apply(self, trial: Trial) -> Evidence:
+        """Apply it, for the first and last time."""
+        inner, self._inner = self._inner, None
+        if inner is None:
+            raise AssertionError(f"plan {self.plan}: applied twice")
+        if not isinstance(evidence := inner.apply(trial), Evidence):
+            raise AssertionError(f"plan {self.plan}: gave {evidence!r} for evidence")
+        return evidence
+
+    def between(self, trial: Trial) -> None:
+        """Act between run and recovery, if it has the power."""
+        if self._between is not None:
+            self._between(trial)

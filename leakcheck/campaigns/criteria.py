@@ -1,0 +1,83 @@
+"""What can be asked of a campaign's trials. Each is judged by itself; the worst verdict of those not met wins."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from leakcheck.campaigns.campaign import Check, Judged, Made
+from leakcheck.campaigns.result import Criterion
+from leakcheck.report import Verdict
+from leakcheck.stats.bounds import upper_bound
+from leakcheck.stats.degradation import LIMIT, Sample, changes
+from leakcheck.stats.host_load import HostLoad
+from leakcheck.trials.outcome import Outcome
+
+__all__ = ["at_most", "leak_rate", "no_slower", "reached", "stated", "worst_verdict", "zero"]
+
+_VERDICTS: tuple[Verdict, ...] = ("clean", "unknown", "leaked")
+_NAMES: dict[Outcome, tuple[str, Verdict]] = {
+    "leaked": ("trials that left something for good", "leaked"),
+    "silent": ("recoveries that reported success and left something", "leaked"),
+    "wedged": ("recoveries or next submissions that failed", "leaked"),
+    "false-status": ("wrong statuses", "unknown"),
+    "unknown": ("trials not fully seen", "unknown"),
+    "not-reached": ("plans that did not fire", "unknown"),
+}
+
+
+def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the worst of several verdicts; clean if there is none."""
+    return max(verdicts, key=_VERDICTS.index, default="clean")
+
+
+def count(made: Made[Any, Any], outcome: Outcome) -> int:
+    """Return of how many trials `outcome` holds, be it the worst or not."""
+    return sum(outcome in trial.outcomes for trial in made.trials)
+
+
+def zero(outcome: Outcome) -> Check:
+    """Ask that `outcome` hold of no trial."""
+    name, otherwise = _NAMES[outcome]
+    return at_most(name, lambda made: count(made, outcome), 0, otherwise)
+
+
+def reached() -> Check:
+    """Ask that every plan fired."""
+    return zero("not-reached")
+
+
+def at_most(name: str, measure: Callable[[Any], float], limit: float, otherwise: Verdict = "clean") -> Check:
+    """Ask that what `measure` returns of all that was made be at most `limit`; `otherwise` is the verdict if not."""
+
+    def check(made: Made[Any, Any]) -> Iterator[Judged]:
+        measured = measure(made)
+        yield Criterion(name=name, passed=measured <= limit, measured=measured, limit=limit), otherwise
+
+    return check
+
+
+def stated(name: str, measure: Callable[[Any], float]) -> Check:
+    """State what `measure` returns, and ask nothing of it."""
+
+    def check(made: Made[Any, Any]) -> Iterator[Judged]:
+        yield Criterion(name=name, passed=None, measured=measure(made), limit=None), "clean"
+
+    return check
+
+
+def leak_rate(bad: Callable[[Any], int] = lambda made: count(made, "leaked")) -> Check:
+    """State the 95 % upper bound of the rate of trials that leak, of which `bad` returns how many did."""
+    return stated("95 % upper bound of the leak rate", lambda made: round(upper_bound(bad(made), len(made.trials)), 6))
+
+
+def no_slower(samples: Callable[[Any], list[Sample]], load: Callable[[Any], HostLoad], seed: int) -> Check:
+    """Ask that neither the throughput nor the times of the `samples` get worse from the first third to the last."""
+
+    def check(made: Made[Any, Any]) -> Iterator[Judged]:
+        ordered = sorted(samples(made), key=lambda sample: sample.ended)
+        for name, seen in changes(ordered, seed).items():
+            change = load(made).discount(seen, ordered)
+            measured = {"late/early": change.ratio, "from": change.low, "to": change.high, "why": change.why or None}
+            numbers = {key: value for key, value in measured.items() if value is not None}
+            yield Criterion(name=f"slowdown, {name}", passed=change.passed, measured=numbers, limit=LIMIT), "clean"
+
+    return check

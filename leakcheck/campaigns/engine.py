@@ -1,0 +1,108 @@
+"""Runs any campaign: preflight, trials as they are made, criteria, findings, the result."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from leakcheck.campaigns.campaign import Campaign, Made, Options, Trial
+from leakcheck.campaigns.criteria import worst_verdict
+from leakcheck.campaigns.machine import Machine
+from leakcheck.campaigns.result import Result
+from leakcheck.errors import StoppedError, TargetError
+from leakcheck.targets import Target
+from leakcheck.trials.executor import Ui
+from leakcheck.trials.preflight import probe
+from leakcheck.trials.session import Stop, never
+
+__all__ = ["run"]
+
+_Options = TypeVar("_Options", bound=Options)
+_Trial = TypeVar("_Trial", bound=Trial)
+
+
+def run(
+    campaign: Campaign[_Options, _Trial],
+    target: Target,
+    options: _Options,
+    ui: Ui | None = None,
+    *,
+    stop: Stop = never,
+    store: Callable[[Any], None] = lambda _: None,
+) -> Result:
+    """Run `campaign` on `target`, and return its result.
+
+    Args:
+        campaign: which one.
+        target: the sandbox under test.
+        options: the campaign's.
+        ui: hears of what happens.
+        stop: once it returns true no further trial is begun, and the result is that of those made.
+        store: is given each trial as it is made.
+
+    Raises:
+        UsageError: an option cannot be, or not with this target.
+        CompileError: a submission does not compile.
+        StoppedError: `stop` returned true before the first trial.
+        TargetError: the target cannot be run here, or its isolation is not on.
+    """
+    ui = ui or Ui()
+    options.check()
+    target.check_ready()
+    with Machine(live=options.live) as machine:
+        if gaps := probe(target, live=options.live, stop=stop):
+            raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
+        facts = campaign.prepare(target, options, ui, stop)
+        executor = campaign.executor(target, options, ui, stop)
+        made: Made[_Options, _Trial] = Made(target=target, options=options, trials=[], facts=facts, executor=executor)
+        try:
+            for trial in executor.run(lambda: campaign.cases(target, options, facts)):
+                made.trials.append(trial)
+                try:
+                    store(trial)
+                    ui.made(trial, len(made.trials))
+                except Exception as error:  # noqa: BLE001 - it is the caller's; what was made counts all the same
+                    executor.fail(error)
+        except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever crashed it
+            executor.fail(error)
+        if not made.trials:
+            raise executor.failure or StoppedError(f"{target.name}: interrupted before the first {campaign.unit[:-1]}")
+        made.took = executor.took
+        campaign.finish(made, ui)
+        return _judged(campaign, made, machine, interrupted=stop(), failure=executor.failure)
+
+
+def _judged(
+    campaign: Campaign[_Options, _Trial],
+    made: Made[_Options, _Trial],
+    machine: Machine,
+    *,
+    interrupted: bool,
+    failure: BaseException | None,
+) -> Result:
+    judged = [one for check in campaign.criteria(made.options) for one in check(made)]
+    findings, details = campaign.findings(made), campaign.details(made)
+    judged += machine.judge()
+    verdicts = [verdict for criterion, verdict in judged if criterion.passed is False]
+    if failure or made.coverage or machine.gaps:
+        verdicts.append("unknown")
+    wanted = made.options.wanted or len(made.trials)
+    return Result(
+        campaign=campaign.name,
+        target=made.target.name,
+        version=made.target.version(),
+        seed=made.options.seed,
+        wanted=wanted,
+        trials=len(made.trials),
+        unit=campaign.unit,
+        verdict=worst_verdict(verdicts),
+        outcomes=dict(Counter(trial.outcome for trial in made.trials)),
+        criteria=[criterion for criterion, _ in judged],
+        findings=findings,
+        coverage=made.coverage | machine.gaps,
+        untied=[*details.pop("untied", []), *machine.untied],
+        report=machine.report(),
+        rate=round(len(made.trials) / made.took, 2),
+        interrupted=interrupted and (made.options.wanted is None or len(made.trials) < wanted),
+        error="" if failure is None else str(failure) or type(failure).__name__,
+        **details,
+    )

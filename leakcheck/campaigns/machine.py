@@ -1,0 +1,52 @@
+"""The machine around a whole campaign: its settings, and on the live host all that the campaign leaves.
+
+No namespace isolates the settings, so that of two trials side by side neither can be blamed for what is set.
+"""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from leakcheck import _native
+from leakcheck.campaigns.findings import shape
+from leakcheck.campaigns.result import Criterion, Residue
+from leakcheck.report import Report, Verdict
+
+__all__ = ["Machine"]
+
+_LABELS = 8
+
+
+class Machine:
+    """The machine, observed from when this was made; with `live` all that is left on it too, for `leakcheck reap`."""
+
+    def __init__(self, *, live: bool) -> None:
+        self._guard = _native.Guard(settle_ms=500, attributed_only=True) if live else None
+        self._before = _native.snapshot(kinds="sysctl")
+        self.untied: list[Residue] = []
+        self.gaps: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._guard is not None:
+            self._guard.abandon()
+
+    def judge(self) -> Iterator[tuple[Criterion, Verdict]]:
+        """Yield what is asked of the settings; who changed one cannot be known, but that is no *clean*."""
+        report = Report.from_json(_native.diff(self._before, _native.snapshot(kinds="sysctl")))
+        self.gaps = {kind: gap.reason for kind, gap in report.gaps.items()}
+        if changed := len(report.leaks):
+            labels = list({shape(leak.label): leak.label for leak in report.leaks}.values())[:_LABELS]
+            self.untied = [Residue(kind="sysctl", class_="damaged", labels=labels, count=changed)]
+        name = "settings of the machine that changed"
+        yield Criterion(name=name, passed=changed == 0, measured=changed, limit=0), "leaked"
+
+    def report(self) -> msgspec.Raw:
+        """Return the report of all that was left on the live host; null without."""
+        return msgspec.Raw(b"null" if self._guard is None else self._guard.end().encode())

@@ -1,0 +1,164 @@
+"""What the campaign ``stress`` found: residue, by what can have left it; wrong statuses; the pace."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from leakcheck.campaigns.campaign import Judged, Made
+from leakcheck.campaigns.findings import clusters, finding_id, replay_line, shape
+from leakcheck.campaigns.result import Criterion, Finding, Residue
+from leakcheck.campaigns.stress_options import StressOptions
+from leakcheck.stats.degradation import Sample
+from leakcheck.submissions import parse_spec
+from leakcheck.targets import Target
+from leakcheck.trials.attribution import SharedRemnant
+from leakcheck.trials.outcome import Outcome
+from leakcheck.trials.record import Record, behaviour_of
+from leakcheck.trials.similarity import grouped, same
+
+__all__ = ["left_findings", "pace", "samples", "status_findings"]
+
+_LABELS = 8
+_REPLAYED = 20
+_SUSPECTS = 10
+# R2 of the requirements: submissions a minute.
+_PER_MINUTE = 1000
+# Of fewer submissions, such as a replay line's one at a time, no pace is asked; as with the slowdown.
+_PACED = 300
+# Languages whose programs start in a millisecond or so.
+_NATIVE = {"c", "cpp", "rust", "go"}
+
+
+def left_findings(
+    target: Target, options: StressOptions, records: Sequence[Record], left: Sequence[SharedRemnant]
+) -> list[Finding]:
+    """Put together what is of the same and has the same fate; each with the submissions that it can be of."""
+    specs = {record.id: record.spec for record in records}
+    findings = []
+    for alike in grouped(
+        [one for one in left if not one.late],
+        lambda one, other: _fate(one) == _fate(other) and same(one.leak, other.leak),
+    ):
+        kind, fate = alike[0].leak.kind, _fate(alike[0])
+        # The one of which there is the least doubt.
+        surest = min(
+            alike, key=lambda one: (len({behaviour_of(specs[run]) for run in one.runs}) or len(records), len(one.runs))
+        )
+        words = {behaviour_of(specs[run]): specs[run] for run in reversed(surest.runs)}
+        suspects = [*words.values()]
+        class_ = {"leaked": surest.leak.class_, "bounded": "bounded", "recovered": "reclaimable"}[fate]
+        detail = f"of {_count(len(suspects))}, by {surest.tied}{_which(surest)}" if suspects else "of the last look"
+        findings.append(
+            Finding(
+                id=finding_id(target, kind, fate, *sorted(words)),
+                ending="stress",
+                specs=suspects[:_REPLAYED],
+                outcome=fate,
+                leaks=[
+                    Residue(
+                        kind=kind,
+                        class_=class_,
+                        by="next run" if fate == "recovered" else "",
+                        labels=[one.leak.label for one in alike][:_LABELS],
+                        count=len(alike),
+                        trials=len({tuple(one.runs) for one in alike}),
+                    )
+                ],
+                trials=len(alike),
+                replay=_replay(target, options, suspects),
+                detail=detail,
+            )
+        )
+    return sorted(findings, key=lambda one: (one.leaks[0].class_ != "damaged", one.outcome != "leaked", -one.trials))
+
+
+def status_findings(target: Target, options: StressOptions, records: Sequence[Record]) -> list[Finding]:
+    """Put together wrong statuses of one behaviour that came to the same."""
+    wrong_ones = [record for record in records if not record.right]
+    groups = clusters(wrong_ones, lambda one: (one.expect, behaviour_of(one.spec), shape(one.detail)))
+    made = Counter(behaviour_of(record.spec) for record in records)
+    wrong = Counter(behaviour_of(record.spec) for record in wrong_ones)
+    findings = []
+    for what, alike in sorted(groups.items(), key=lambda item: -len(item[1])):
+        word = behaviour_of(alike[0].spec)
+        findings.append(
+            Finding(
+                id=finding_id(target, *what),
+                ending=alike[0].expect,
+                specs=[alike[0].spec],
+                outcome="false-status",
+                leaks=[],
+                trials=len(alike),
+                replay=_replay(target, options, [alike[0].spec], made[word] if made[word] > wrong[word] else 0),
+                detail=alike[0].detail,
+            )
+        )
+    return findings
+
+
+def _fate(one: SharedRemnant) -> Outcome:
+    return "leaked" if one.stays else "recovered" if one.gone is not None else "bounded"
+
+
+def _count(suspects: int) -> str:
+    return "one submission's kind" if suspects == 1 else f"one of {suspects} kinds of submission"
+
+
+def _which(one: SharedRemnant) -> str:
+    """Return which submissions it can be of."""
+    runs = sorted(one.runs)
+    shown = ", ".join(map(str, runs[:_SUSPECTS])) + (", …" if len(runs) > _SUSPECTS else "")
+    return (
+        f"; submission {shown}"
+        if len(runs) == 1
+        else f"; {'each' if one.each else 'one'} of these submissions: {shown}"
+    )
+
+
+def _replay(target: Target, options: StressOptions, specs: Sequence[str], repeated: int = 0) -> str:
+    """Return the command that shows it again; with `repeated` it takes about so many, and the load, to do so."""
+    words: list[str] = []
+    if 0 < len(specs) <= _REPLAYED:
+        words += ["--submission", " ".join(specs)]
+        words += ["--submissions", str(repeated)] if repeated else []
+        at_once = options.concurrency if repeated or len(specs) > 1 else 1
+        return replay_line("stress", target, *words, "--concurrency", at_once)
+    # The whole campaign: the suspects are too many for a line.
+    words += [] if options.wanted is None else ["--submissions", str(options.wanted)]
+    words += [] if options.duration is None else ["--duration", f"{options.duration:g}"]
+    words += ["--seed", str(options.seed)]
+    words += [] if options.mix is None else ["--mix", str(options.mix)]
+    if options.languages:
+        words += ["--languages", ",".join(options.languages)]
+    if options.specs:
+        words += ["--submission", " ".join(spec.word for spec in options.specs)]
+    words += ["--hostile"] * options.hostile + ["--concurrency", str(options.concurrency)]
+    return replay_line("stress", target, *words)
+
+
+def samples(records: Sequence[Record]) -> list[Sample]:
+    """Return how long each submission took; those of the same language and behaviour are alike."""
+    return [
+        Sample(
+            ended=record.ended_s,
+            took=record.wall_ms / 1000,
+            # Of a time limit its length counts too.
+            group=record.spec if record.expect == "TLE" else behaviour_of(record.spec),
+            timed=record.expect != "TLE",
+            cpu=(record.cpu_ms or 0) / 1000,
+        )
+        for record in records
+    ]
+
+
+def pace(made: Made[StressOptions, Record]) -> Iterator[Judged]:
+    """Ask for enough submissions a minute, where there are many, and the mix could be run that fast on this machine."""
+    records = made.trials
+    rate = 60 * len(records) / made.took
+    native = {record.spec.partition("/")[0] for record in records} <= _NATIVE
+    waiting = sum(parse_spec(record.spec).limits.wall for record in records if record.expect == "TLE")
+    processor = sum(record.cpu_ms or 0 for record in records) / 1000
+    least = max(waiting / made.options.concurrency, processor / (os.cpu_count() or 1))
+    possible = len(records) >= _PACED and native and 60 * len(records) > _PER_MINUTE * least
+    passed = True if rate >= _PER_MINUTE else False if possible else None
+    yield Criterion(name="submissions a minute", passed=passed, measured=round(rate, 1), limit=_PER_MINUTE), "clean"

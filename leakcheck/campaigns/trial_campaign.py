@@ -1,0 +1,50 @@
+"""What campaigns have in common whose trials have an arena each, or the live host."""
+
+import statistics
+from collections import Counter
+from typing import Any, TypeVar
+
+from leakcheck.campaigns.campaign import Campaign, Made, TrialOptions
+from leakcheck.campaigns.findings import clusters, residue, trial_findings
+from leakcheck.campaigns.result import Finding
+from leakcheck.stats.bounds import spread
+from leakcheck.targets import Target
+from leakcheck.trials.executor import Executor, Ui
+from leakcheck.trials.isolated import Isolated
+from leakcheck.trials.session import Stop
+from leakcheck.trials.trial import Trial
+
+__all__ = ["TrialCampaign"]
+
+_Options = TypeVar("_Options", bound=TrialOptions)
+
+
+class TrialCampaign(Campaign[_Options, Trial]):
+    """A campaign of isolated trials: it lacks its cases and its criteria."""
+
+    def executor(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> Executor[Trial]:
+        """Return who makes the trials."""
+        return Isolated(target, ui, stop, jobs=options.jobs, live=options.live, settle=options.settle)
+
+    def finish(self, made: Made[_Options, Trial], ui: Ui) -> None:
+        """Note what was not fully seen."""
+        del ui
+        made.coverage = {kind: reason for trial in made.trials for kind, reason in trial.gaps.items()}
+
+    def findings(self, made: Made[_Options, Trial]) -> list[Finding]:
+        """Return the trials that came to the same, put together."""
+        return trial_findings(self.name, made)
+
+    def details(self, made: Made[_Options, Trial]) -> dict[str, Any]:
+        """Return outcomes by the kind of plan, and times."""
+        trials = made.trials
+        by_kind = clusters(trials, lambda trial: trial.case.plan.kind)
+        times = clusters(((step, ms) for trial in trials for step, ms in trial.timing_ms.items()), lambda item: item[0])
+        return {
+            "endings": {kind: dict(Counter(trial.outcome for trial in alike)) for kind, alike in by_kind.items()},
+            "untied": residue([trial.untied for trial in trials]),
+            "timing_ms": {
+                step: round(statistics.median(ms for _, ms in found), 3) for step, found in sorted(times.items())
+            },
+            "settle_ms": spread(sorted(trial.settled_ms for trial in trials if trial.settled_ms is not None)),
+        }

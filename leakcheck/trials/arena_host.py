@@ -1,0 +1,133 @@
+"""An arena as the host of a trial."""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import psutil
+
+from leakcheck import _native
+from leakcheck.arena import Arena, look_soon
+from leakcheck.report import Leak, Report
+from leakcheck.targets import Target
+from leakcheck.targets.executables import binds
+from leakcheck.trials.host import ENV, KINDS, Running, replaced
+from leakcheck.trials.rootfs import make_directory, read_file, write_file
+from leakcheck.trials.similarity import place_of
+
+__all__ = ["ArenaHost"]
+
+
+class ArenaHost:
+    """An arena: whatever is there afterwards is the trial's. Beyond the target's programs it shows what is `needed`.
+
+    `options` are more of those that `leakcheck.arena.Arena` takes.
+    """
+
+    work = Path("/var/lib/leakcheck-campaign/box")
+    marker = Path("/tmp/leakcheck-marker")  # noqa: S108 - the arena's own
+
+    def __init__(
+        self, target: Target, settle: float, needed: Sequence[str | os.PathLike[str]] = (), **options: Any
+    ) -> None:
+        self._target = target
+        shown = [path for path in target.found().values() if path]
+        self._arena = Arena(hostname="arena", binds=binds([*shown, *needed]), **options)
+        self._settle_ms = round(settle * 1000)
+        self._root = -1
+
+    def __enter__(self) -> Self:
+        self._looked = look_soon()
+        try:
+            self._arena.up()
+            self._root = os.open(f"/proc/{self._arena.init}/root", os.O_PATH | os.O_DIRECTORY)
+            make_directory(self._root, self.work)
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._looked()
+        # Before the arena goes: its file systems live as long as somebody holds them, as snapshots do.
+        for snapshot in ("_before", "_marked"):
+            self.__dict__.pop(snapshot, None)
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
+        self._arena.down()
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
+        """Start a command in the arena."""
+        return self._arena.popen(argv, env=ENV | dict(env), stdout=output, stderr=output)
+
+    def pids(self) -> set[int]:
+        """Return the host's process ids of all that runs in it."""
+        return self._arena.pids()
+
+    def make_directory(self, path: Path) -> None:
+        """Make the arena's directory `path`, and those that it is in."""
+        make_directory(self._root, path)
+
+    def tree(self, supervisor: Running) -> set[psutil.Process]:
+        """Return all that runs in the arena."""
+        del supervisor
+        found = set()
+        for pid in self._arena.pids():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.add(psutil.Process(pid))
+        # A number may have become another's before it was looked up.
+        still = self._arena.pids()
+        return {process for process in found if process.pid in still}
+
+    def read(self, path: Path) -> bytes:
+        """Return what is in the arena's file."""
+        return read_file(self._root, path)
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write the arena's file, wherever links in the arena lead."""
+        write_file(self._root, path, content)
+
+    def begin(self) -> None:
+        """Take the baseline of the whole arena."""
+        self._before = _native.snapshot(kinds=KINDS, arena=self._arena.view)
+        self._looked()
+
+    def damaged_before(self) -> list[str]:
+        """Return what the overlay shows as changed or deleted in the baseline already."""
+        files = [one for one in self._before.resources("file") if one.get("state") in ("changed", "deleted")]
+        return [f"{one['state']} {one['class']} {one['path']}" for one in files if not self._target.owns(one["path"])]
+
+    def look(self) -> Report:
+        """Settle, and return what is there that was not; what nothing ties to the arena is set apart."""
+        return self._since(self._before)
+
+    def mark(self) -> None:
+        """Take a second baseline of the whole arena."""
+        self._marked = _native.snapshot(kinds=KINDS, arena=self._arena.view)
+
+    def look_since_mark(self) -> list[Leak]:
+        """Settle, and return what is there that was not at the second baseline."""
+        return self._since(self._marked).leaks
+
+    def replaced(self, leaks: Sequence[Leak]) -> set[str]:
+        """Return the keys of those in whose place there are no more than there were."""
+        return replaced(leaks, self._before, _native.snapshot(kinds=KINDS, arena=self._arena.view)) if leaks else set()
+
+    def _since(self, before: _native.Snapshot) -> Report:
+        report = Report.from_json(_native.settle(before, settle_ms=self._settle_ms))
+        tied = [leak for leak in report.leaks if leak.attribution != "none"]
+        untied = [leak for leak in report.leaks if leak.attribution == "none"]
+        tied = [self._own(leak) for leak in tied]
+        return msgspec.structs.replace(report, leaks=tied, unattributed=[*report.unattributed, *untied])
+
+    def _own(self, leak: Leak) -> Leak:
+        """Return `leak`, which is no damage where the target changed what is its own."""
+        own = leak.class_ == "damaged" and leak.kind == "file" and self._target.owns(place_of(leak))
+        return msgspec.structs.replace(leak, class_="orphaned") if own else leak

@@ -1,0 +1,15 @@
+"""What is tried in one trial: a submission, under a fault plan."""
+
+import msgspec
+
+from injectors import NORMAL, Plan
+from leakcheck.submissions import Submission
+
+__all__ = ["Case"]
+
+
+class Case(msgspec.Struct, frozen=True):
+    """One submission under one fault plan."""
+
+    submission: Submission
+    plan: Plan = NORMAL

@@ -1,0 +1,154 @@
+"""The live host of a trial: the machine itself, on which only what is tied to the run counts."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+import psutil
+
+from leakcheck import _native
+from leakcheck.errors import TargetError
+from leakcheck.report import Leak, Report
+from leakcheck.subprocesses import why_not_run
+from leakcheck.targets import Target
+from leakcheck.trials.host import ENV, KINDS, PLACED, Running, replaced
+
+__all__ = ["LiveHost", "descendants"]
+
+
+class LiveHost:
+    """The host: only what is tied to the run counts."""
+
+    def __init__(self, target: Target, settle: float) -> None:
+        del target
+        self._settle_ms = round(settle * 1000)
+        self._guard: _native.Guard | None = None
+        self._ended = False
+        self._token: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self._base = Path(tempfile.mkdtemp(prefix="leakcheck-campaign-", dir=_host_directory()))
+        self.work = self._base / "box"
+        self.work.mkdir()
+        # Others may go through, as a target's own users must.
+        self._base.chmod(0o755)
+        descriptor, marker = tempfile.mkstemp(prefix="leakcheck-marker-", dir="/tmp")
+        os.close(descriptor)
+        self.marker = Path(marker)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._guard is not None:
+            self._guard.abandon()
+        # What a leaked mount shows below it is not ours to remove: then the directory stays, and is in the report.
+        if not any(part.mountpoint.startswith(str(self._base)) for part in psutil.disk_partitions(all=True)):
+            shutil.rmtree(self._base, ignore_errors=True)
+        self.marker.unlink(missing_ok=True)
+
+    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
+        """Start a command in a session of its own."""
+        return _Process(argv, ENV | self._token | dict(env), output)
+
+    def tree(self, supervisor: Running) -> set[psutil.Process]:
+        """Return the supervisor and its descendants."""
+        return descendants(supervisor)
+
+    def read(self, path: Path) -> bytes:
+        """Return what is in the file."""
+        return path.read_bytes()
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write the file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    def begin(self) -> None:
+        """Take the baseline, and watch who makes what."""
+        roots = [*_native.DEFAULT_ROOTS, str(self._base)]
+        self._before = _native.snapshot(kinds=",".join(PLACED), roots=roots)
+        self._guard = _native.Guard(kinds=KINDS, settle_ms=self._settle_ms, attributed_only=True, roots=roots)
+        name, value = self._guard.token
+        self._token = {name: value}
+
+    def damaged_before(self) -> list[str]:
+        """Return nothing: on the host only what is new is seen."""
+        return []
+
+    def look(self) -> Report:
+        """Settle; from the second time on what of the first residue went is left out, and what came is added."""
+        assert self._guard is not None  # noqa: S101 - `begin` comes first
+        text = self._guard.recovered() if self._ended else self._guard.end()
+        self._ended = True
+        return _without_recovered(Report.from_json(text))
+
+    def mark(self) -> None:
+        """Look, as the guard has one baseline."""
+        self._marked = {leak.key for leak in self.look().leaks}
+
+    def look_since_mark(self) -> list[Leak]:
+        """Look again, and leave out what the last look showed."""
+        return [leak for leak in self.look().leaks if leak.key not in self._marked]
+
+    def replaced(self, leaks: Sequence[Leak]) -> set[str]:
+        """Return the keys of those in whose place there are no more than there were."""
+        if not leaks:
+            return set()
+        roots = [*_native.DEFAULT_ROOTS, str(self._base)]
+        return replaced(leaks, self._before, _native.snapshot(kinds=",".join(PLACED), roots=roots))
+
+
+def descendants(process: Running) -> set[psutil.Process]:
+    """Return `process` and its descendants."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(process.pid)
+        return {top, *top.children(recursive=True)}
+    return set()
+
+
+def _host_directory() -> Path:
+    """Return where boxes on the host lie: in a directory for such state, the user's own where it is not root."""
+    own = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
+    if os.access("/var/lib", os.W_OK):
+        return Path("/var/lib")
+    own.mkdir(parents=True, exist_ok=True)
+    return own
+
+
+class _Process:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> None:
+        try:
+            self._process = subprocess.Popen(
+                argv, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except OSError as error:
+            raise TargetError(f"run {argv[0]}: {why_not_run(argv[0], error)}") from error
+        self.pid = self._process.pid
+        self.cpu: float | None = None
+        self.pidfd = os.pidfd_open(self.pid)
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self._process.wait(timeout)
+
+    def send_signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, number)
+
+    def close(self) -> None:
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def _without_recovered(report: Report) -> Report:
+    left = [leak for leak in report.leaks if leak.class_ != "reclaimable"]
+    return msgspec.structs.replace(report, leaks=left)

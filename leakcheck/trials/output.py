@@ -1,0 +1,29 @@
+"""What commands print: kept in memory."""
+
+import contextlib
+import os
+from collections.abc import Generator
+
+__all__ = ["last_words", "memory", "text"]
+
+
+@contextlib.contextmanager
+def memory() -> Generator[int, None, None]:
+    """Give a descriptor to print to: memory and no pipe, as an orphan that held a pipe would be waited for."""
+    output = os.memfd_create("leakcheck-output")
+    try:
+        yield output
+    finally:
+        os.close(output)
+
+
+def text(output: int) -> str:
+    """Return what was printed to the descriptor of `memory`, 64 KiB at most."""
+    return os.pread(output, 1 << 16, 0).decode(errors="replace")
+
+
+def last_words(output: int) -> str:
+    """Return the last lines of it, in one."""
+    size = os.fstat(output).st_size
+    last = os.pread(output, 400, max(0, size - 400)).decode(errors="replace")
+    return " | ".join(line.strip() for line in last.splitlines()[-3:] if line.strip()) or "it printed nothing"

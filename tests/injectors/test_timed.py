@@ -1,0 +1,95 @@
+"""Fault plans read back; a timed kill says whether it happened."""
+
+import subprocess
+import time
+from typing import Any
+
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from injectors import Plan, injector_for, parse
+from injectors.timed import KILLS, kill_plan
+from leakcheck.errors import UsageError
+from leakcheck.trials.live_host import _Process
+
+forced = st.builds(kill_plan, st.sampled_from(KILLS), st.floats(0, 1e5), sleeping=st.booleans())
+plain = st.sampled_from(["normal", "timeout", "crash:signal", "crash:exit"]).map(Plan.read)
+
+
+@given(forced | plain)
+def test_a_plan_reads_back(plan: Plan) -> None:
+    assert parse(str(plan)) == plan
+
+
+def test_a_kill_that_nobody_would_wait_for_is_refused() -> None:
+    with pytest.raises(UsageError, match="the kill comes after an hour at most"):
+        parse("forced:supervisor@99999999999ms")
+    assert str(parse("forced:supervisor@3600000ms")) == "forced:supervisor@3600000ms"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "give KIND"),
+        ("normal ", "give KIND"),
+        ("a b", "give KIND"),
+        ("odd", "no injector for 'odd'; there are crash, forced, normal, timeout"),
+        ("forced", "give forced:WHO@MSms"),
+        ("forced:me@1ms", "WHO one of supervisor, tree, freeze"),
+        ("forced:tree@ms", "give forced:WHO@MSms"),
+        ("forced:tree@1s", "give forced:WHO@MSms"),
+        ("forced:tree@1ms,dancing", "give forced:WHO@MSms"),
+        ("crash", "give one of normal, timeout, crash:signal, crash:exit"),
+        ("normal,sleeping", "give one of normal"),
+    ],
+)
+def test_what_is_no_plan_is_refused_with_those_that_are(line: str, said: str) -> None:
+    with pytest.raises(UsageError, match=f"plan {line!r}: .*{said}"):
+        parse(line)
+
+
+class Run:
+    """A run of a command on this host."""
+
+    def __init__(self, *argv: str) -> None:
+        self.supervisor: Any = _Process(argv, {"PATH": "/usr/bin:/bin"}, subprocess.DEVNULL)
+        self._began = time.monotonic()
+
+    @property
+    def elapsed_ms(self) -> float:
+        return (time.monotonic() - self._began) * 1000
+
+    def tree(self) -> set[psutil.Process]:
+        return {psutil.Process(self.supervisor.pid)}
+
+    def code(self) -> int:
+        code: int = self.supervisor.wait(30)
+        self.supervisor.close()
+        return code
+
+
+@pytest.mark.parametrize("who", KILLS)
+def test_a_kill_fires_at_its_instant(who: Any) -> None:
+    run = Run("sleep", "60")
+    evidence = injector_for(kill_plan(who, 50)).apply(run)
+    assert run.code() == -9
+    assert evidence.fired
+    assert evidence.when_ms is not None
+    assert evidence.when_ms >= 50
+
+
+def test_a_kill_after_the_end_did_not_fire() -> None:
+    run = Run("true")
+    evidence = injector_for(kill_plan("supervisor", 20_000)).apply(run)
+    assert (run.code(), evidence.fired, evidence.when_ms) == (0, False, None)
+
+
+def test_an_injector_is_applied_once() -> None:
+    run = Run("true")
+    injector = injector_for(Plan("normal"))
+    injector.apply(run)
+    with pytest.raises(AssertionError, match="applied twice"):
+        injector.apply(run)
+    run.code()

@@ -1,0 +1,102 @@
+"""Who may import whom: one way, from the command line down to the native core; and how long a file may be."""
+
+import ast
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# From the top; who stands in a line may import what stands in it or below, and nothing above.
+LAYERS = [
+    ("leakcheck.cli", "leakcheck.commands", "leakcheck.conformance"),
+    ("leakcheck.campaigns",),
+    ("leakcheck.trials",),
+    ("leakcheck.stats", "leakcheck.targets"),
+    ("leakcheck.submissions",),
+    ("injectors",),
+    ("leakcheck.arena",),
+    ("leakcheck.warden", "leakcheck.report"),
+    ("leakcheck.errors",),
+    ("leakcheck._native",),
+]
+FOR_INJECTORS = ("injectors", "leakcheck.warden", "leakcheck.errors", "leakcheck._native")
+FILES = sorted([*ROOT.glob("leakcheck/**/*.py"), *ROOT.glob("injectors/**/*.py")])
+
+
+def module(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Yield what it imports as a module, at once or later."""
+    known = {module(one) for one in FILES}
+    tree = ast.parse(file.read_text())
+    apart = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "__name__ == '__main__'")
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in apart:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for name in node.names:
+                whole = f"{node.module}.{name.name}"
+                yield whole if whole in known else node.module
+        elif isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+
+
+def within(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def layer(name: str) -> int | None:
+    return next((number for number, packages in enumerate(LAYERS) if within(name, packages)), None)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if layer(module(file)) is not None], ids=module)
+def test_imports_go_one_way(file: Path) -> None:
+    own = layer(module(file))
+    assert own is not None
+    above = [name for name in imports(file) if (theirs := layer(name)) is not None and theirs < own]
+    assert above == []
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.is_relative_to(ROOT / "injectors")], ids=module)
+def test_injectors_import_little_of_leakcheck(file: Path) -> None:
+    assert [one for one in imports(file) if within(one, ("leakcheck",)) and not within(one, FOR_INJECTORS)] == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    graph = {module(file): {name for name in imports(file) if name != module(file)} for file in FILES}
+    for files in graph.values():
+        files.intersection_update(graph)
+    while leaves := [name for name, needed in graph.items() if not needed & graph.keys()]:
+        for name in leaves:
+            del graph[name]
+    circles = {name: sorted(needed & graph.keys()) for name, needed in graph.items()}
+    assert circles == {}
+
+
+@pytest.mark.parametrize(
+    "file", [*ROOT.glob("leakcheck/campaigns/*.py"), *ROOT.glob("leakcheck/trials/*.py")], ids=module
+)
+def test_no_file_of_campaigns_and_trials_is_long(file: Path) -> None:
+    assert file.read_text().count("\n") <= 250
+
+
+def test_no_six_lines_stand_in_two_campaigns() -> None:
+    def sixes(file: Path) -> set[tuple[str, ...]]:
+        lines = [line.strip() for line in file.read_text().splitlines() if line.strip()]
+        lines = [line for line in lines if not line.startswith(("from ", "import "))]
+        return {tuple(lines[start : start + 6]) for start in range(len(lines) - 5)}
+
+    shared = {
+        (one.name, other.name): sixes(one) & sixes(other)
+        for one, other in combinations(sorted(ROOT.glob("leakcheck/campaigns/*.py")), 2)
+    }
+    assert {pair: found for pair, found in shared.items() if found} == {}
