@@ -306,7 +306,8 @@ fn assemble(level: u32, arenas: i32, records: i32) -> Vec<u64> {
         // add_key, keyctl
         (&[248, 250, 286, 288][..], "key"),
         (&[249, 287], "request_key"),
-        (&[16, 54], "ioctl"),
+        // x32 has one of its own.
+        (&[16, 54, 514], "ioctl"),
         (&[321], "bpf"),
         (&[357], "bpf of i386"),
     ] {

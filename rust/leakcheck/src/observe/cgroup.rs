@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
-use super::read::{read_file, read_small};
+use super::read::{read_all, read_file, read_small};
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
 use crate::kind::Kind;
@@ -157,11 +157,7 @@ fn walk(hierarchy: &Hierarchy, below: &Path, out: &mut Snapshot) {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let dir = match rustix::fs::open(&top, flags, Mode::empty()) {
         Ok(dir) => dir,
-        Err(Errno::NOENT) => return,
-        Err(e) => {
-            let why = Error::io("open directory", &top, e).to_string();
-            return out.coverage.lower(Kind::Cgroup, Level::Partial, why);
-        }
+        Err(e) => return refused("open directory", &top, e, out),
     };
     let prefix = if hierarchy.root == "/" { String::new() } else { hierarchy.root.clone() };
     let path = Path::new("/").join(below);
@@ -169,11 +165,21 @@ fn walk(hierarchy: &Hierarchy, below: &Path, out: &mut Snapshot) {
         return children(hierarchy, &dir, &prefix, &top, out);
     }
     let path = format!("{prefix}{}", path.display());
-    if let Ok(st) = rustix::fs::statx(&dir, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::NLINK) {
-        push(hierarchy, st.stx_ino, path.as_bytes(), &top, out);
-        if st.stx_nlink > 2 {
-            children(hierarchy, &dir, &path, &top, out);
+    match rustix::fs::statx(&dir, c"", AtFlags::EMPTY_PATH, StatxFlags::INO | StatxFlags::NLINK) {
+        Ok(st) => {
+            push(hierarchy, st.stx_ino, path.as_bytes(), &top, out);
+            if st.stx_nlink > 2 {
+                children(hierarchy, &dir, &path, &top, out);
+            }
         }
+        Err(e) => refused("stat", &top, e, out),
+    }
+}
+
+/// One that is removed meanwhile is no gap.
+fn refused(op: &'static str, path: &Path, e: Errno, out: &mut Snapshot) {
+    if !matches!(e, Errno::NOENT | Errno::NODEV) {
+        out.coverage.lower(Kind::Cgroup, Level::Partial, Error::io(op, path, e).to_string());
     }
 }
 
@@ -200,10 +206,8 @@ fn children(hierarchy: &Hierarchy, dir: &OwnedFd, path: &str, full: &Path, out: 
                         names.push(name.to_owned());
                     }
                 }
-                Err(Errno::NOENT) => break,
                 Err(e) => {
-                    let why = Error::io("list", full, e).to_string();
-                    out.coverage.lower(Kind::Cgroup, Level::Partial, why);
+                    refused("list", full, e, out);
                     break;
                 }
             }
@@ -216,15 +220,19 @@ fn children(hierarchy: &Hierarchy, dir: &OwnedFd, path: &str, full: &Path, out: 
 
 fn child(hierarchy: &Hierarchy, dir: &OwnedFd, name: &CStr, path: &str, full: &Path, out: &mut Snapshot) {
     let mask = StatxFlags::INO | StatxFlags::NLINK;
-    let Ok(st) = rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, mask) else { return };
     let full = full.join(OsStr::from_bytes(name.to_bytes()));
+    let st = match rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, mask) {
+        Ok(st) => st,
+        Err(e) => return refused("stat", &full, e, out),
+    };
     let path = format!("{path}/{}", String::from_utf8_lossy(name.to_bytes()));
     push(hierarchy, st.stx_ino, path.as_bytes(), &full, out);
     // kernfs counts its sub-directories in the link count: a leaf needs no second look.
     if st.stx_nlink > 2 {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        if let Ok(sub) = rustix::fs::openat(dir, name, flags, Mode::empty()) {
-            children(hierarchy, &sub, &path, &full, out);
+        match rustix::fs::openat(dir, name, flags, Mode::empty()) {
+            Ok(sub) => children(hierarchy, &sub, &path, &full, out),
+            Err(e) => refused("open directory", &full, e, out),
         }
     }
 }
@@ -282,29 +290,41 @@ impl CgroupScope {
         let mut gaps = Vec::new();
         let mut text = [0u8; 4096];
         for cgroup in &scratch.cgroups[from..] {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let Ok(dir) = rustix::fs::open(cgroup.dir.as_path(), flags, Mode::empty()) else { continue };
-            let whole;
-            let list: &[u8] = match read_small(dir.as_fd(), c"cgroup.procs", &mut text) {
-                Ok(list) if list.len() < 4000 => list,
-                // A large cgroup needs more than one buffer.
-                Ok(_) => {
-                    whole = read_file(cgroup.dir.as_path().join("cgroup.procs")).unwrap_or_default();
-                    &whole
+            let mut gap = |file: &str, e: Errno| {
+                if !matches!(e, Errno::NOENT | Errno::NODEV) {
+                    gaps.push(Error::io("read", cgroup.dir.as_path().join(file), e).to_string());
                 }
-                Err(Errno::NOENT | Errno::NODEV) => continue,
-                // A threaded cgroup (cgroups(7)) lists threads alone.
-                Err(Errno::OPNOTSUPP) => {
-                    let threads = read_file(cgroup.dir.as_path().join("cgroup.threads")).unwrap_or_default();
-                    pids.extend(numbers(&threads).filter_map(thread_group));
-                    continue;
-                }
+            };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let dir = match rustix::fs::open(cgroup.dir.as_path(), flags, Mode::empty()) {
+                Ok(dir) => dir,
                 Err(e) => {
-                    gaps.push(Error::io("read", cgroup.dir.as_path().join("cgroup.procs"), e).to_string());
+                    gap("cgroup.procs", e);
                     continue;
                 }
             };
-            pids.extend(numbers(list));
+            let whole = |name: &CStr| {
+                rustix::fs::openat(&dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                    .and_then(|file| read_all(file.as_fd()))
+            };
+            let list = match read_small(dir.as_fd(), c"cgroup.procs", &mut text) {
+                Ok(list) if list.len() < 4000 => Ok(list.to_vec()),
+                // A large cgroup needs more than one buffer.
+                Ok(_) => whole(c"cgroup.procs"),
+                // A threaded cgroup (cgroups(7)) lists threads alone.
+                Err(Errno::OPNOTSUPP) => {
+                    match whole(c"cgroup.threads") {
+                        Ok(threads) => pids.extend(numbers(&threads).filter_map(thread_group)),
+                        Err(e) => gap("cgroup.threads", e),
+                    }
+                    continue;
+                }
+                Err(e) => Err(e),
+            };
+            match list {
+                Ok(list) => pids.extend(numbers(&list)),
+                Err(e) => gap("cgroup.procs", e),
+            }
         }
         for gap in gaps {
             scratch.coverage.lower(Kind::Process, Level::Partial, gap);

@@ -4,13 +4,14 @@
 
 use std::collections::HashSet;
 
-use super::enter::{NsView, inside};
+use super::enter::{NsView, inside, note_refused};
 use super::read::Fdinfo;
 use super::sockdiag::SockDiag;
+use crate::kind::Kind;
 use crate::parse::fdinfo;
 use crate::parse::fdlink::{self, FdLink};
 use crate::parse::nslink::NsType;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Level, Snapshot};
 
 /// Above this many unix sockets to ask one by one, the queues are dumped first.
 const ASK_ALL: usize = 64;
@@ -18,12 +19,23 @@ const ASK_ALL: usize = 64;
 /// Fills in [`crate::resource::Fd::in_flight`].
 pub(crate) fn fill(views: &[NsView], out: &mut Snapshot) {
     let sockets = out.fds.iter().filter(|fd| socket(fd.target.as_ref()).is_some()).count();
-    let queued: Option<HashSet<u64>> = (sockets > ASK_ALL && !views.is_empty()).then(|| {
+    let mut queued: Option<HashSet<u64>> = None;
+    if sockets > ASK_ALL && !views.is_empty() {
         let net: Vec<&NsView> = views.iter().filter(|v| v.ns_type == NsType::Net).collect();
-        let dumps = inside(&net, |_| SockDiag::open().and_then(|mut diag| diag.unix_queued()).unwrap_or_default());
-        dumps.into_iter().flatten().flatten().collect()
-    });
-    let Ok(mut infos) = Fdinfo::open(out.arena.as_deref()) else { return };
+        let dumps = inside(&net, |_| SockDiag::open().and_then(|mut diag| diag.unix_queued()));
+        note_refused(Kind::Fd, dumps.iter().filter_map(|dump| dump.as_ref().err()), out);
+        // Where one of them says nothing, each socket is asked.
+        queued = dumps
+            .into_iter()
+            .flatten()
+            .collect::<Result<Vec<_>, _>>()
+            .ok()
+            .map(|all| all.into_iter().flatten().collect());
+    }
+    let mut infos = match Fdinfo::open(out.arena.as_deref()) {
+        Ok(infos) => infos,
+        Err(e) => return out.coverage.lower(Kind::Fd, Level::Partial, format!("descriptors in flight: {e}")),
+    };
     for fd in &mut out.fds {
         let Some(ino) = socket(fd.target.as_ref()) else { continue };
         if queued.as_ref().is_some_and(|q| !q.contains(&ino)) {

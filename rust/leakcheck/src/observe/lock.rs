@@ -83,10 +83,14 @@ fn record(l: &locks::Lock) -> Lock {
 
 /// Appends the locks at open files whose taker has no pid here. Every descriptor of one open file description has the line: it
 /// counts once.
-fn hidden(out: &Snapshot, found: &mut Vec<Lock>) {
+fn hidden(out: &mut Snapshot, found: &mut Vec<Lock>) {
     let key = |l: &Lock| (l.class.clone(), l.dev, l.ino, l.start, l.end);
     let mut known = HashSet::new();
-    let Ok(mut infos) = Fdinfo::open(out.arena.as_deref()) else { return };
+    let arena = out.arena.clone();
+    let mut infos = match Fdinfo::open(arena.as_deref()) {
+        Ok(infos) => infos,
+        Err(e) => return out.coverage.lower(Kind::Lock, Level::Partial, e.to_string()),
+    };
     let locked = locked_inodes(out);
     let asked = |fd: &&Fd| fd.ino != 0 && locked.as_ref().is_none_or(|locked| locked.contains(&fd.ino));
     for fd in out.fds.iter().filter(asked) {

@@ -86,8 +86,15 @@ impl<'a> Inside<'a> {
         let Some(place) = self.open(path, true)?.filter(|p| p.class() == FileType::Directory) else { return Ok(None) };
         let failed = |e: Errno| format!("list {}: {}", path.display(), io::Error::from(e));
         let dir = Dir::new(place.reopen(OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed)?).map_err(failed)?;
-        let names = dir.flatten().map(|e| e.file_name().to_owned()).filter(|n| !matches!(n.to_bytes(), b"." | b".."));
-        Ok(Some(names.map(|n| path.join(std::ffi::OsStr::from_bytes(n.to_bytes()))).collect()))
+        let mut paths = Vec::new();
+        for entry in dir {
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name().to_bytes();
+            if !matches!(name, b"." | b"..") {
+                paths.push(path.join(std::ffi::OsStr::from_bytes(name)));
+            }
+        }
+        Ok(Some(paths))
     }
 
     fn stat(&self, pid: u32) -> Option<Vec<u8>> {
