@@ -27,14 +27,15 @@ const KEY: &str = "process:respawning";
 /// Processes remembered at most, and shown.
 const REMEMBERED: usize = 256;
 const SHOWN: usize = 8;
-/// How often the events are asked for a process that can be read.
-const TRIES: usize = 16;
+/// How long a process may take from its end, which `/proc` shows, to the event that tells of it (do_exit(), kernel/exit.c).
+const ENDING: Duration = Duration::from_millis(200);
 /// How long the newest process is asked for where only numbers tell of it: some ten generations of the fastest chain.
 const PROBING: Duration = Duration::from_millis(1);
 
 /// A process that one look saw and nobody answers for, with the new ones that it descends from.
 struct Glimpse {
     id: (u32, u64),
+    by: Attribution,
     line: Vec<u32>,
 }
 
@@ -46,8 +47,8 @@ struct Seen {
 }
 
 impl Glimpse {
-    fn of(p: &Process, look: &Snapshot) -> Self {
-        Glimpse { id: (p.pid, p.start), line: ancestors(p, look).map(|a| a.pid).collect() }
+    fn of(p: &Process, by: Attribution, look: &Snapshot) -> Self {
+        Glimpse { id: (p.pid, p.start), by, line: ancestors(p, look).map(|a| a.pid).collect() }
     }
 }
 
@@ -66,6 +67,8 @@ pub(super) struct Adrift {
     seen: BTreeMap<(u32, u64), (Process, Attribution)>,
     /// Whether one of the run's lived when the last look ended, by the connector; none without one.
     by_events: Option<bool>,
+    /// Who of the run's lived at the first look, by the connector.
+    at_first: HashSet<u32>,
 }
 
 /// What it comes to in the end.
@@ -74,6 +77,14 @@ pub(super) struct Outcome {
     pub(super) leak: Option<Found>,
     /// Why it cannot be told whether something lives.
     pub(super) gap: Option<String>,
+}
+
+/// Who lives by the connector.
+enum Caught {
+    Alive(Process),
+    /// No end was told of, and nothing could be read.
+    Unread(u32),
+    Nobody,
 }
 
 impl Adrift {
@@ -88,7 +99,7 @@ impl Adrift {
         for p in &look.processes {
             let Some(by) = of_run(attributor.owner_of(p), p, world.baseline) else { continue };
             if is_free(p, look, world.baseline) {
-                free.push(Glimpse::of(p, look));
+                free.push(Glimpse::of(p, by, look));
                 self.remember(p, by);
             }
         }
@@ -98,8 +109,11 @@ impl Adrift {
                 signs |= !adrift.unknown.is_empty();
                 // Of the run's own the events know better.
                 let known = |by: Attribution| matches!(by, Attribution::Descent | Attribution::Scope);
-                free.retain(|g| self.seen.get(&g.id).is_none_or(|(_, by)| !known(*by)));
+                free.retain(|g| !known(g.by));
                 self.by_events = Some(!adrift.run.is_empty());
+                if self.looks.is_empty() {
+                    self.at_first = adrift.run.into_iter().collect();
+                }
             }
             None => {
                 self.by_events = None;
@@ -150,7 +164,7 @@ impl Adrift {
             let Some(by) = of_run(attributor.owner_of(&p), &p, world.baseline) else { continue };
             if is_free(&p, look, world.baseline) {
                 self.remember(&p, by);
-                return Some(Glimpse::of(&p, look));
+                return Some(Glimpse::of(&p, by, look));
             }
         }
         None
@@ -174,11 +188,19 @@ impl Adrift {
         // A process that began after the run's end, as an orphan, while another one lived that has gone: it is the next of them.
         let first = self.looks.first();
         let at_first = |id: (u32, u64)| first.is_some_and(|seen| seen.free.iter().any(|g| g.id == id));
-        let succeeds = |p: &Process| !at_first((p.pid, p.start)) && self.knows_id((p.pid, p.start));
         let went = first.is_some_and(|seen| seen.signs || seen.free.iter().any(|g| !holds(residue, g.id)));
+        let by_looks = |p: &Process| went && !at_first((p.pid, p.start)) && self.knows_id((p.pid, p.start));
+        // The last looks follow each other so soon that one process of a slow chain is in all of them: by the connector it
+        // succeeds to another one all the same.
+        let by_events = |p: &Process| {
+            let watch = world.live.tree.or(world.live.watch).filter(|_| self.by_events.is_some());
+            let n = watch.map_or(0, |watch| watch.successions(p.pid));
+            n > 1 || n == 1 && !self.at_first.contains(&p.pid)
+        };
+        let succeeds = |p: &Process| lives(p) && (by_looks(p) || by_events(p));
         let latest: Vec<String> = residue
             .iter()
-            .filter(|(_, f)| matches!(&f.resource, Resource::Process(p) if went && succeeds(p)))
+            .filter(|(_, f)| matches!(&f.resource, Resource::Process(p) if succeeds(p)))
             .map(|(key, _)| key.clone())
             .collect();
         let taken: Vec<Found> = latest.iter().filter_map(|key| residue.remove(key)).collect();
@@ -208,10 +230,15 @@ impl Adrift {
         if let Some(found) = taken.into_iter().next_back() {
             return Ok(Outcome { leak: Some(self.tell(found.resource, found.by, found.facts)), gap: None });
         }
-        if self.by_events.is_some()
-            && let Some(process) = self.caught(world, &held)
-        {
-            return Ok(self.told_by_events(process, look));
+        if self.by_events.is_some() {
+            match self.caught(world, &held) {
+                Caught::Alive(process) => return Ok(self.told_by_events(process, look)),
+                Caught::Unread(pid) => {
+                    let why = format!("process {pid} of the run has not ended, and could not be read");
+                    return Ok(Outcome { leak: None, gap: Some(why) });
+                }
+                Caught::Nobody => {}
+            }
         }
         if let Some(arena) = look.arena.as_deref()
             && self.looks.last().is_some_and(|seen| seen.beside(&held))
@@ -255,14 +282,14 @@ impl Adrift {
         })
     }
 
-    /// A process of the run that lives beside what is `held`, by the events that came since the last look as well. None when an end
-    /// was told of meanwhile, or when no such process is there.
-    fn caught(&mut self, world: &LiveWorld<'_>, held: &HashSet<u32>) -> Option<Process> {
+    /// A process of the run that lives beside what is `held`, by the events that came since the last look as well.
+    fn caught(&mut self, world: &LiveWorld<'_>, held: &HashSet<u32>) -> Caught {
         let mut before: Vec<u32> = Vec::new();
-        for _ in 0..TRIES {
-            let run = adrift(world, held)?.run;
+        let began = Instant::now();
+        loop {
+            let Some(run) = adrift(world, held).map(|adrift| adrift.run) else { return Caught::Nobody };
             if let Some(p) = run.iter().rev().filter_map(|pid| observe::process(*pid)).find(lives) {
-                return Some(p);
+                return Caught::Alive(p);
             }
             // Too fast to be read: then it is another one each time.
             let next = run.iter().find(|pid| !before.is_empty() && !before.contains(pid));
@@ -270,14 +297,15 @@ impl Adrift {
                 let known = self.seen.values().next_back().map(|(p, _)| p.clone());
                 let comm = crate::text::Text::from(&b"?"[..]);
                 let unread = Process { pid: *pid, start: 0, ppid: 0, state: '?', pgrp: 0, session: 0, comm };
-                return Some(known.unwrap_or(unread));
+                return Caught::Alive(known.unwrap_or(unread));
             }
-            if run.is_empty() {
-                return None;
+            let Some(pid) = run.last() else { return Caught::Nobody };
+            if began.elapsed() > ENDING {
+                return Caught::Unread(*pid);
             }
+            std::thread::yield_now();
             before = run;
         }
-        None
     }
 
     fn told_by_events(&mut self, process: Process, look: &Snapshot) -> Outcome {

@@ -104,7 +104,10 @@ impl World<Found> for LiveWorld<'_> {
         let residue = residue(appeared, &attributor);
         let (lives, running) = attributor.alive();
         let mut adrift = std::mem::take(&mut self.adrift);
-        let run_lives = adrift.take_in(self, &look, &attributor) || lives;
+        // Who was in the scope before may act for the run a little later.
+        let old = |p: &Process| self.baseline.process(p.pid).is_some_and(|old| old.start == p.start) && p.state != 'Z';
+        let daemon = matches!(look.scope, Scope::Tree(_) | Scope::Cgroup(_)) && look.processes.iter().any(old);
+        let run_lives = adrift.take_in(self, &look, &attributor) || lives || daemon;
         self.adrift = adrift;
         let found = residue
             .found

@@ -566,7 +566,15 @@ pub(crate) fn uid_of(pid: u32, arena: Option<&ArenaView>) -> Option<u32> {
 
 /// The process that has this id now.
 pub(crate) fn process(pid: u32) -> Option<crate::resource::Process> {
-    procfs::process(&read_file(format!("/proc/{pid}/stat")).ok()?)
+    let mut process = procfs::process(&read_file(format!("/proc/{pid}/stat")).ok()?)?;
+    if matches!(process.state, 'Z' | 'X' | 'x') {
+        // Its first thread may have ended and others go on.
+        let (task, first) = procfs::task_of(pid, None);
+        if !first {
+            process.state = procfs::process(&read_file(format!("/proc/{task}/stat")).ok()?)?.state;
+        }
+    }
+    Some(process)
 }
 
 /// The id that was given last in our pid namespace, to a process or a thread (proc_loadavg(5), the last field).

@@ -250,11 +250,8 @@ impl Descent {
                 return false;
             }
             let born = span.from;
-            let was = |s: &&Span| s.from <= born && s.to.is_none_or(|end| end >= born);
             // A reaper's child, or one whose parent is not known.
-            let Some(parent) = self.spans.get(&span.parent).and_then(|all| all.iter().rev().find(was)) else {
-                return true;
-            };
+            let Some(parent) = self.parent_of(span) else { return true };
             cut |= parent.to.is_some();
             if parent.from >= born {
                 return true;
@@ -262,6 +259,26 @@ impl Descent {
             span = parent;
         }
         cut
+    }
+
+    fn parent_of(&self, child: &Span) -> Option<&Span> {
+        let was = |s: &&Span| s.from <= child.from && s.to.is_none_or(|end| end >= child.from);
+        self.spans.get(&child.parent)?.iter().rev().find(was)
+    }
+
+    /// How many orphans in a row led to this process, each of which started the next and has ended; no more than two are counted.
+    /// A daemon's start makes none: who forks it away was waited for. A daemon that forks once and ends makes one.
+    pub(super) fn successions(&self, pid: u32) -> u32 {
+        let Some(mut span) = self.open(pid) else { return 0 };
+        for n in 0..2 {
+            let Some(parent) = self.parent_of(span).filter(|parent| parent.to.is_some()) else { return n };
+            let orphan = |starter: &Span| starter.to.is_some_and(|end| end <= span.from);
+            if span.parent == self.root || parent.parent == self.root || !self.parent_of(parent).is_some_and(orphan) {
+                return n;
+            }
+            span = parent;
+        }
+        2
     }
 }
 
@@ -310,6 +327,34 @@ mod tests {
             descent.apply(exit(time + 1, 99 + at, 99 + at), &|_| None);
             assert_eq!(descent.adrift(&held).run, [100 + at]);
         }
+    }
+
+    #[test]
+    fn orphans_that_follow_each_other_are_counted_and_what_a_living_one_starts_is_not() {
+        let mut descent = after(&[fork(1, ROOT, 101), fork(2, 101, 102), exit(3, 101, 101)]);
+        assert_eq!(descent.successions(102), 0, "a daemon");
+        for at in [10, 20, 30] {
+            let link = 100 + at;
+            let before = if at == 10 { 102 } else { link - 10 };
+            descent.apply(fork(u64::from(at), before, link), &|_| None);
+            assert_eq!(descent.successions(link), 0, "its parent lives still");
+            descent.apply(exit(u64::from(at) + 1, before, before), &|_| None);
+            assert_eq!(descent.successions(link), (at / 10).min(2));
+        }
+    }
+
+    #[test]
+    fn a_tower_of_starters_that_end_together_is_no_succession() {
+        let descent = after(&[
+            fork(1, ROOT, 101),
+            fork(2, 101, 102),
+            fork(3, 102, 103),
+            fork(4, 103, 104),
+            exit(5, 103, 103),
+            exit(6, 102, 102),
+            exit(7, 101, 101),
+        ]);
+        assert_eq!(descent.successions(104), 0);
     }
 
     #[test]

@@ -240,6 +240,11 @@ impl Watch {
         self.state()?.adrift(held)
     }
 
+    /// How many orphans in a row led to a process, each of which started the next and has ended: none, one, or two and more.
+    pub fn successions(&self, pid: u32) -> u32 {
+        self.state().map_or(0, |state| state.successions(pid))
+    }
+
     /// The watch's own FDs.
     pub fn own_fds(&self) -> Vec<RawFd> {
         self.fds.clone()

@@ -223,6 +223,10 @@ impl State {
         Some(adrift)
     }
 
+    pub(super) fn successions(&self, pid: u32) -> u32 {
+        self.kin.connector.as_ref().map_or(0, |(_, descent)| descent.successions(pid))
+    }
+
     pub(super) fn limit_to(&mut self, mounts: Arc<HashSet<u64>>) {
         self.here.limit_to(mounts);
     }
