@@ -47,7 +47,7 @@ def guard(directory: Path, *argv: str | Path, before: Sequence[str] = ()) -> dic
     """Run ``leakcheck guard`` with `argv` and return its report."""
     report = directory / "report.json"
     command = [*before, sys.executable, "-m", "leakcheck", "guard", "--json", "-o", str(report), *map(str, argv)]
-    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
+    subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=False)
     found: dict[str, object] = json.loads(report.read_text())
     return found
 
@@ -69,6 +69,8 @@ def classes_of_processes(report: dict[str, object]) -> set[str]:
     return {name for kind, name in told(report) if kind == "process"}
 
 
+# Seconds that a chain goes on: until its cage or arena ends it, however long a busy machine takes to look.
+LIFE = "3600"
 PACES = pytest.mark.parametrize("pace", ["100000", "20000", "0"], ids=lambda pace: f"{pace} us")
 
 
@@ -85,7 +87,7 @@ class TestRespawning:
     def test_a_chain_of_processes_is_leaked_on_the_host(
         self, compiled: Compiled, cage: list[str], tmp_path: Path, pace: str
     ) -> None:
-        report = guard(tmp_path, "--settle", settle(pace), "--", compiled("chain.c"), "30", pace, before=cage)
+        report = guard(tmp_path, "--settle", settle(pace), "--", compiled("chain.c"), LIFE, pace, before=cage)
         assert report["verdict"] == "leaked"
         assert classes_of_processes(report) == {"respawning"}
 
@@ -94,7 +96,7 @@ class TestRespawning:
     def test_a_chain_of_processes_is_leaked_in_an_arena(self, compiled: Compiled, tmp_path: Path, pace: str) -> None:
         chain = compiled("chain.c")
         bind = ["--bind", f"{chain.parent}:/mnt:ro"]
-        report = guard(tmp_path, "--arena", "--settle", settle(pace), *bind, "--", "/mnt/chain", "30", pace)
+        report = guard(tmp_path, "--arena", "--settle", settle(pace), *bind, "--", "/mnt/chain", LIFE, pace)
         assert told(report) == {("process", "respawning")}
 
     @root_only
@@ -107,7 +109,7 @@ class TestRespawning:
         chains = compiled("chains.c")
         words = ["--arena", "--bind", f"{chains.parent}:/mnt:ro"] if place == "arena" else []
         program = "/mnt/chains" if place == "arena" else str(chains)
-        report = guard(tmp_path, "--settle", "0.1", *words, "--", program, how, "30", pace, before=cage)
+        report = guard(tmp_path, "--settle", "0.1", *words, "--", program, how, LIFE, pace, before=cage)
         if (how, place) == ("parent", "host"):
             # A child of PID 1 may be anybody's; one that no look caught makes it unknown.
             assert report["verdict"] == "unknown" or report["verdict"] == "leaked"
@@ -120,9 +122,9 @@ class TestRespawning:
     ) -> None:
         links = tmp_path / "links"
         links.touch()
-        chain = (
-            f"{compiled('chains.c')} fork 60 1000000 {links}; until [ $(wc -c < {links}) -ge 4 ]; do sleep 0.01; done"
-        )
+        # The command ends when four of them have begun.
+        begun = f"until [ $(wc -c < {links}) -ge 4 ]; do sleep 0.01; done"
+        chain = f"{compiled('chains.c')} fork {LIFE} 1000000 {links}; {begun}"
         report = guard(tmp_path, "--settle", "0.01", "--kinds", "process", "--", "sh", "-c", chain, before=cage)
         assert classes_of_processes(report) == {"respawning"}
 
@@ -132,7 +134,7 @@ class TestRespawning:
     ) -> None:
         shy = compiled("shy.c")
         report = guard(
-            tmp_path, "--arena", "--settle", "0.1", "--bind", f"{shy.parent}:/mnt:ro", "--", "/mnt/shy", "30"
+            tmp_path, "--arena", "--settle", "0.1", "--bind", f"{shy.parent}:/mnt:ro", "--", "/mnt/shy", LIFE
         )
         # It watches its own /proc, and is read through another.
         assert told(report) in ({("process", "respawning")}, {("process", "orphaned")})
@@ -148,7 +150,8 @@ class TestRespawning:
     def test_a_chain_in_a_nested_pid_namespace_is_leaked(
         self, compiled: Compiled, cage: list[str], tmp_path: Path
     ) -> None:
-        nested = f"unshare -pf sh -c '{compiled('chain.c')} 30 3000; sleep 30' </dev/null >/dev/null 2>&1 & sleep 0.3"
+        inside = f"{compiled('chain.c')} {LIFE} 3000; sleep {LIFE}"
+        nested = f"unshare -pf sh -c '{inside}' </dev/null >/dev/null 2>&1 & sleep 0.3"
         report = guard(tmp_path, "--settle", "0.1", "--", "sh", "-c", nested, before=cage)
         assert report["verdict"] == "leaked"
         assert any(kind == "process" for kind, _ in told(report))
