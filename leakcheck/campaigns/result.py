@@ -23,7 +23,7 @@ class Residue(msgspec.Struct, frozen=True, kw_only=True):
 
     `labels` has the first of each shape, numbers apart, eight at most. `by` says what took away that which is
     reclaimable: ``recovery``, ``next run``, or ``time`` where the target has no recovery and it just took longer.
-    `stage` says what left it: the ``run``, the ``recovery``, the ``next run``, or the ``first run`` in a place, with
+    `stage` says what left it: the ``run``, the ``recovery``, the ``next run``, or the ``first run`` on a host, with
     its preparation.
     """
 

@@ -20,7 +20,7 @@ __all__ = ["left_findings", "pace", "samples", "status_findings"]
 
 _LABELS = 8
 _REPLAYED = 20
-_SUSPECTS = 10
+_NAMED = 10
 # R2 of the requirements: submissions a minute.
 _PER_MINUTE = 1000
 # Of fewer submissions, such as a replay line's one at a time, no pace is asked; as with the slowdown.
@@ -45,14 +45,14 @@ def left_findings(
             alike, key=lambda one: (len({behaviour_of(specs[run]) for run in one.runs}) or len(records), len(one.runs))
         )
         words = {behaviour_of(specs[run]): specs[run] for run in reversed(surest.runs)}
-        suspects = [*words.values()]
+        possible = [*words.values()]
         class_ = {"leaked": surest.leak.class_, "bounded": "bounded", "recovered": "reclaimable"}[fate]
-        detail = f"of {_count(len(suspects))}, by {surest.tied}{_which(surest)}" if suspects else "of the last look"
+        detail = f"of {_count(len(possible))}, by {surest.tied}{_which(surest)}" if possible else "of the last look"
         findings.append(
             Finding(
                 id=finding_id(target, kind, fate, *sorted(words)),
                 ending="stress",
-                specs=suspects[:_REPLAYED],
+                specs=possible[:_REPLAYED],
                 outcome=fate,
                 leaks=[
                     Residue(
@@ -65,7 +65,7 @@ def left_findings(
                     )
                 ],
                 trials=len(alike),
-                replay=_replay(target, options, suspects),
+                replay=_replay(target, options, possible),
                 detail=detail,
             )
         )
@@ -100,14 +100,14 @@ def _fate(one: SharedRemnant) -> Outcome:
     return "leaked" if one.stays else "recovered" if one.gone is not None else "bounded"
 
 
-def _count(suspects: int) -> str:
-    return "one submission's kind" if suspects == 1 else f"one of {suspects} kinds of submission"
+def _count(kinds: int) -> str:
+    return "one submission's kind" if kinds == 1 else f"one of {kinds} kinds of submission"
 
 
 def _which(one: SharedRemnant) -> str:
     """Return which submissions it can be of."""
     runs = sorted(one.runs)
-    shown = ", ".join(map(str, runs[:_SUSPECTS])) + (", …" if len(runs) > _SUSPECTS else "")
+    shown = ", ".join(map(str, runs[:_NAMED])) + (", …" if len(runs) > _NAMED else "")
     return (
         f"; submission {shown}"
         if len(runs) == 1
@@ -123,7 +123,7 @@ def _replay(target: Target, options: StressOptions, specs: Sequence[str], repeat
         words += ["--submissions", str(repeated)] if repeated else []
         at_once = options.concurrency if repeated or len(specs) > 1 else 1
         return replay_line("stress", target, *words, "--concurrency", at_once)
-    # The whole campaign: the suspects are too many for a line.
+    # The whole campaign: the possible ones are too many for a line.
     words += [] if options.wanted is None else ["--submissions", str(options.wanted)]
     words += [] if options.duration is None else ["--duration", f"{options.duration:g}"]
     words += ["--seed", str(options.seed)]

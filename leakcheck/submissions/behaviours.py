@@ -2,7 +2,7 @@
 
 A suite (`sources/`) is one program for each language, which shows the behaviour that its first argument names. Each one
 ends by itself, whatever limit does not work: within ten minutes, and before it holds more than 1 GiB. What outlives its
-program does so for half of the shortest wall limit that is dealt, as some sandboxes wait for it.
+program does so for half of the shortest wall limit that is sampled, as some sandboxes wait for it.
 """
 
 from typing import Literal

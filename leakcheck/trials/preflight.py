@@ -19,7 +19,7 @@ _NAMESPACES = "for n in cgroup ipc mnt net pid time user uts; do echo $n $(readl
 
 
 def probe(target: Target, *, live: bool, stop: Stop) -> list[str]:
-    """Return what of the target's isolation is not on where trials take place; empty if all is."""
+    """Return what of the target's isolation is not on where trials are made; empty if all is."""
     gaps: list[str] = []
     if not target.adapter.probe.none:
         _in_a_host(target, live, lambda session: gaps.extend(isolation_gaps(session)), stop)
@@ -27,7 +27,7 @@ def probe(target: Target, *, live: bool, stop: Stop) -> list[str]:
 
 
 def isolation_gaps(session: Session) -> list[str]:
-    """Return what of the target's isolation is not on in this place, with the probe's last words; empty if all is."""
+    """Return what of the target's isolation is not on in this host, with the probe's last words; empty if all is."""
     marker = session.host.marker
     session.host.write(marker, b"")
     submission = session.target.probe(marker)
@@ -63,7 +63,7 @@ def run_length(target: Target, *, live: bool, stop: Stop, runs: int = 5) -> floa
 
 
 def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[Remnant]:
-    """Return what the very first run in a place leaves for good, which a trial's warm-up hides from it.
+    """Return what the very first run on a host leaves for good, which a trial's warm-up hides from it.
 
     It is bounded if a second and a third run leave no more of it, growing if they do. What of the host's own files it,
     or the preparation before it, changes or removes is damaged.

@@ -15,7 +15,7 @@ __all__ = ["Rotation"]
 class Rotation:
     """Which of several arenas takes the next submission; with `looks` false they are never looked at.
 
-    A round has `size` submissions, or more while no other arena is ready. Grounds are looked at in the background;
+    A round has `size` submissions, or more while no other arena is ready. Arenas are observed in the background;
     `error` is why a look could not be made.
     """
 

@@ -75,7 +75,7 @@ def test_what_is_ok_ends_well_with_next_to_no_processor_time(wanted: Spec) -> No
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
         assert process.returncode == 0
-        # The limit that is dealt is at least 10 s.
+        # The limit that is sampled is at least 10 s.
         assert usage.ru_utime + usage.ru_stime < 1
         printed = os.fstat(output).st_size
     match wanted.behaviour:
@@ -124,7 +124,7 @@ def test_what_ignores_sigterm_does(language: str) -> None:
         process.terminate()
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.2)
-        # Any limit that is dealt is 1 s, or 2.
+        # Any limit that is sampled is 1 s, or 2.
         assert BEHAVIOURS["ignore_sigterm"].number(spec(language, "ignore_sigterm").limits) == 600
 
 
