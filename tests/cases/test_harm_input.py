@@ -71,7 +71,7 @@ def test_an_endless_pipe_ends() -> None:
 
 def test_a_pipe_is_an_input_like_a_file(tmp_path: Path) -> None:
     snapshot = tmp_path / "snapshot.json"
-    assert leakcheck("snapshot", "--kinds", "ipc", "-o", snapshot).returncode == 0
+    assert leakcheck("snapshot", "--kinds", "process", "-o", snapshot).returncode == 0
     script = f'"$@" diff <(cat {snapshot}) <(sleep 0.2; cat {snapshot}) --json'
     done = subprocess.run(
         ["bash", "-c", script, "bash", *LEAKCHECK], capture_output=True, text=True, timeout=60, check=False

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Generator
@@ -177,7 +178,7 @@ def test_a_full_disk_is_told_in_one_line_and_a_leak_stays_one(command: str, code
 @as_root
 def test_a_tmpfs_that_fills_up_in_the_run_leaves_no_half_result(tmp_path: Path) -> None:
     script = (
-        f"mount -t tmpfs -o size=16k x {tmp_path}; {' '.join(GUARD)} -o {tmp_path}/out --"
+        f"mount -t tmpfs -o size=16k x {tmp_path}; {shlex.join(GUARD)} -o {tmp_path}/out --"
         f" sh -c 'cat /dev/zero >{tmp_path}/fill 2>/dev/null; true'; echo exit $?; rm {tmp_path}/fill; ls -A {tmp_path}"
     )
     done = subprocess.run(
