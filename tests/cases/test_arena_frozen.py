@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,17 @@ def _children(pid: str) -> list[str]:
         return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except FileNotFoundError:
         return []
+
+
+def named_by_pidfds(holder: int) -> set[str]:
+    """The names of the processes that a process holds descriptors of."""
+    names = set()
+    for info in Path(f"/proc/{holder}/fdinfo").iterdir():
+        with suppress(OSError):
+            for line in info.read_text().splitlines():
+                if line.startswith("Pid:"):
+                    names.add(Path(f"/proc/{line.split()[1]}/comm").read_text().strip())
+    return names
 
 
 def lives(pid: int) -> bool:
@@ -136,15 +148,22 @@ def test_sigterm_ends_a_guard_whose_command_is_frozen(tmp_path: Path) -> None:
     freeze = "echo FROZEN > /sys/fs/cgroup/freezer/freezer.state"
     with (tmp_path / "said").open("wb") as said:
         guard = subprocess.Popen(
-            [sys.executable, "-m", *GUARD, "--", "sh", "-c", f"echo ready; {freeze}"],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, "-m", *GUARD, "--", "sh", "-c", f"echo ready; read _; {freeze}"],
+            stdin=subprocess.PIPE,
             stdout=said,
             stderr=said,
             cwd="/",
         )
         try:
             wait_until("the command runs", lambda: b"ready" in (tmp_path / "said").read_bytes())
+            # What is frozen while it is being started is held up: it has been started when guard has its descriptor.
+            wait_until("the start was told", lambda: "sh" in named_by_pidfds(guard.pid))
             mine = own_cgroups(guard.pid)
+            assert guard.stdin
+            guard.stdin.write(b"\n")
+            guard.stdin.close()
+            state = next(cgroup for cgroup in mine if FREEZER in cgroup.parents) / "freezer.state"
+            wait_until("the command is frozen", lambda: "FROZEN" in state.read_text())
             guard.terminate()
             assert guard.wait(PATIENCE) == 130
         finally:

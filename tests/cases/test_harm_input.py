@@ -158,12 +158,13 @@ def test_a_file_name_that_is_no_utf_8_is_a_file_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("mib", "code"), [(196, 0), (140, 0), (100, 2), (60, 2)])
-def test_a_memory_limit_is_enough_or_told(mib: int, code: int) -> None:
+def test_a_memory_limit_is_enough_or_told(mib: int, code: int, tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    done = leakcheck("guard", "--settle", "0.05", "--kinds", "process,fd,mount,file", "--", "true", preexec_fn=limit)
+    options = ["--settle", "0.05", "--kinds", "process,fd,mount,file", "--roots", tmp_path]
+    done = leakcheck("guard", *options, "--", "true", preexec_fn=limit)
     if code:
         assert f"limited to {mib} MiB" in is_one_line(done, code)
     else:

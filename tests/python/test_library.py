@@ -111,8 +111,9 @@ class TestGuard:
         assert [allowed.reason for allowed in guarded.report.allowed] == ["kept"]
 
     def test_what_goes_away_while_settling_is_transient(self) -> None:
-        with guard(kinds="process", settle=5) as guarded:
-            child = subprocess.Popen(["sleep", "0.2"])
+        with guard(kinds="process", settle=60) as guarded:
+            # Long enough for a first look on a busy machine; settling ends with it.
+            child = subprocess.Popen(["sleep", "2"])
             threading.Thread(target=child.wait).start()
         assert guarded.report is not None
         assert [(gone.kind, gone.gone_after_ms > 0) for gone in guarded.report.transient] == [("process", True)]

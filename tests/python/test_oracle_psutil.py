@@ -80,6 +80,9 @@ def quiet(parent: psutil.Process) -> None:
 
 
 def links(pid: int) -> dict[int, bytes]:
+    if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+        # It has none, which an ordinary user may not ask.
+        return {}
     return {int(link.name): bytes(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
 
 
