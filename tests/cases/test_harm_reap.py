@@ -76,6 +76,10 @@ def test_the_case_of_a_hard_link_keeps_roots_file(case: Callable[..., Any]) -> N
     assert "data\nright: root's file is still there" in done.text
 
 
+@pytest.mark.skipif(
+    Path("/root").exists() and Path("/root").stat().st_dev != Path("/tmp").stat().st_dev,
+    reason="mv copies between file systems: the run itself makes a new file and removes the old one",
+)
 def test_the_case_of_a_moved_file_keeps_the_only_copy(case: Callable[..., Any]) -> None:
     done = case("sh", "{moved.sh}")
     assert "precious\nright: still there" in done.text

@@ -24,7 +24,10 @@ from leakcheck.report import Report
 INPUTS = Path(__file__).parent / "inputs"
 Case = Callable[..., Any]
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts, cgroups and other processes' files need root")
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode != 0,
+    reason="mounts, cgroups and other processes' files need root that may make namespaces",
+)
 
 ALONE = ("unshare", "-m", "--propagation", "private")
 FAN_MNT = tuple(map(int, os.uname().release.split(".")[:2])) >= (6, 14)

@@ -270,7 +270,8 @@ class TestSnapshotAndDiff:
 
 class TestReap:
     def test_a_dry_run_removes_nothing_and_yes_removes_what_is_the_runs(self, tmp_path: Path) -> None:
-        if os.geteuid() != 0:
+        capabilities = Path("/proc/self/status").read_text().partition("\nCapEff:")[2].split()[0]
+        if not int(capabilities, 16) >> 21 & 1:
             pytest.skip("who made a file is known to root only: fanotify wants CAP_SYS_ADMIN")
         left, report = tmp_path / "left", tmp_path / "report.json"
         assert leakcheck("guard", *in_roots(tmp_path), "-o", report, "--", "touch", left).returncode == 1
