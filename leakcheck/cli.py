@@ -369,16 +369,6 @@ def _bytes(text: str, option: str) -> int:
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
 
 
-def _words(given: str) -> list[str]:
-    return [word for word in given.split(",") if word]
-
-
-def _names(given: str, option: str) -> list[str]:
-    if not (words := _words(given)):
-        raise UsageError(f"{option} {given!r}: names none; leave it out for the default")
-    return words
-
-
 def _paths(given: list[str], option: str) -> list[str]:
     paths = [str(Path(path).absolute()) for several in given for path in several.split(",") if path]
     if given and not paths:
