@@ -165,7 +165,9 @@ impl Procfs {
         let first = deputy.map(|(tid, _)| tid);
         let own = pid == self.own_pid;
         let foreign = self.own_pid == 0;
-        let mut reader = Reader { dir: dir.as_fd(), wanted, scratch, sample: &mut sample, hidden: &[], foreign, first };
+        let (sample_of, dir_of) = (&mut sample, dir.as_fd());
+        let mut reader =
+            Reader { dir: dir_of, wanted, scratch, sample: sample_of, hidden: &[], foreign, first, closed: false };
         let hidden;
         if own {
             hidden = [self.hidden.as_slice(), &[dir.as_raw_fd()]].concat();
@@ -331,6 +333,8 @@ struct Reader<'a> {
     foreign: bool,
     /// The thread that stands for the process where the first has ended: that one has let go of all that it had.
     first: Option<u32>,
+    /// Whether the links in its descriptor table may not be read.
+    closed: bool,
 }
 
 impl Reader<'_> {
@@ -353,8 +357,11 @@ impl Reader<'_> {
         let (pid, start) = (self.sample.process.pid, self.sample.process.start);
         let hidden = self.hidden;
         let Scratch { fds, link, .. } = &mut *self.scratch;
-        let mut refused = None;
+        let (mut refused, mut closed) = (None, false);
         let result = each_number(dir.as_fd(), |number, name| {
+            if closed {
+                return;
+            }
             if !hidden.is_empty() && (number == own as u32 || hidden.contains(&(number as RawFd))) {
                 return;
             }
@@ -364,6 +371,8 @@ impl Reader<'_> {
                 Err(Errno::NAMETOOLONG) => b"/(a path longer than 4096 bytes)",
                 Err(e) => {
                     refused = refused.or(Some(e).filter(|e| !matches!(*e, Errno::NOENT | Errno::SRCH)));
+                    // The kernel asks what the reader may do to the process (`proc_fd_access_allowed()`): the next link is refused too.
+                    closed = matches!(e, Errno::ACCESS | Errno::PERM);
                     return;
                 }
             };
@@ -394,6 +403,7 @@ impl Reader<'_> {
             }
             fds.push(fd);
         });
+        self.closed |= closed;
         if let Some(e) = result.err().or(refused) {
             self.refuse("fd", BY_DESCRIPTORS, e);
         }
@@ -538,6 +548,10 @@ impl Reader<'_> {
         let pid = self.sample.process.pid;
         let first = self.first.unwrap_or(pid);
         for tid in tids.into_iter().filter(|&t| t != pid && t != first) {
+            // It refuses what the process has refused: to list its table would take long, and give nothing.
+            if self.closed && self.is_closed(tid) {
+                continue;
+            }
             if wanted.fds && self.foreign {
                 self.foreign_table(tid);
             } else if wanted.fds && (!own || wanted.own) {
@@ -557,6 +571,13 @@ impl Reader<'_> {
 }
 
 impl Reader<'_> {
+    /// Whether a thread's links may not be read: of all the same is asked.
+    fn is_closed(&mut self, tid: u32) -> bool {
+        let link = path(&format_args!("task/{tid}/cwd"));
+        let read = rustix::fs::readlinkat_raw(self.dir, link.as_c_str(), &mut self.scratch.link[..]);
+        matches!(read, Err(Errno::ACCESS | Errno::PERM))
+    }
+
     /// A thread of another pid namespace, which kcmp(2) cannot name, or where it is forbidden: its table is one of its own when it lists other files.
     fn foreign_table(&mut self, tid: u32) {
         let pid = self.sample.process.pid;
