@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
 
-use super::file::{MOUNT_ROOT, Walk, names, open_dir, record, stat};
+use super::file::{EMPTY, MOUNT_ROOT, Walk, is_tmpfs, names, open_dir, record, stat};
 use super::overlay::{attributes, xattr_names};
 use crate::parse::mountinfo;
 use crate::resource::{File, FileState, encode_device};
@@ -49,6 +49,8 @@ const V2: [&str; 11] = [
 #[derive(Default)]
 pub(crate) struct Born {
     files: Vec<BornFile>,
+    /// By path, which one.
+    places: HashMap<Vec<u8>, usize>,
     settings: Vec<Setting>,
     mounts: Vec<BornMount>,
 }
@@ -87,7 +89,7 @@ impl Born {
     ) -> Self {
         let mut born = Born { mounts: mounts.iter().map(BornMount::of).collect(), ..Born::default() };
         for (number, (path, root)) in roots.iter().enumerate() {
-            born.note(number, root, b"", path.as_os_str().as_encoded_bytes());
+            born.note((number, root, is_tmpfs(root)), b"", path.as_os_str().as_encoded_bytes());
         }
         for (hierarchy, dir, inside) in cgroups {
             let of = |c: &str| hierarchy.split(',').any(|name| name == c);
@@ -101,7 +103,9 @@ impl Born {
         born
     }
 
-    fn note(&mut self, root: usize, top: &OwnedFd, below: &[u8], path: &[u8]) {
+    /// Notes what is in one of the file systems, a tmpfs or another.
+    fn note(&mut self, fs: (usize, &OwnedFd, bool), below: &[u8], path: &[u8]) {
+        let (root, top, tmpfs) = fs;
         let Ok(below) = CString::new(below) else { return };
         let Ok(st) = stat(top, &below) else { return };
         // What is mounted there is a file system of its own; but the descriptor's own root is one always.
@@ -110,16 +114,21 @@ impl Born {
         }
         let is_dir = FileType::from_raw_mode(u32::from(st.stx_mode)) == FileType::Directory;
         let name = if below.is_empty() { c"." } else { &below };
-        let listed = if is_dir { open_dir(top, name).and_then(|dir| names(&dir)) } else { Ok(Vec::new()) };
+        let listed = if is_dir && !(tmpfs && st.stx_size == EMPTY) {
+            open_dir(top, name).and_then(|dir| names(&dir))
+        } else {
+            Ok(Vec::new())
+        };
         let join = |to: &[u8], name: &CStr| match to {
             b"" => name.to_bytes().to_vec(),
             to => [to, b"/", name.to_bytes()].concat(),
         };
         let subs: Vec<_> =
             listed.unwrap_or_default().iter().map(|name| (join(below.to_bytes(), name), join(path, name))).collect();
+        self.places.insert(path.to_vec(), self.files.len());
         self.files.push(BornFile { root, below, path: path.to_vec(), st });
         for (below, path) in subs {
-            self.note(root, top, &below, &path);
+            self.note(fs, &below, &path);
         }
     }
 
@@ -138,11 +147,18 @@ impl Born {
         }
     }
 
+    /// The number of what was at this path.
+    pub(super) fn place(&self, path: &[u8]) -> Option<usize> {
+        self.places.get(path).copied()
+    }
+
     /// Adds what is another now, or gone.
     pub(crate) fn compare(&self, roots: &[(PathBuf, OwnedFd)], out: &mut Walk) {
-        for file in &self.files {
+        for (number, file) in self.files.iter().enumerate() {
             let Some((_, root)) = roots.get(file.root) else { continue };
-            let now = match stat(root, &file.below) {
+            // Mostly the walk was there.
+            let seen = out.born.get(&number).filter(|st| device(st) == device(&file.st)).copied();
+            let now = match seen.map_or_else(|| stat(root, &file.below), Ok) {
                 // A mount made on it since then is a leak of its own, and hides what is there.
                 Ok(st) if !file.below.is_empty() && st.stx_attributes.bits() & MOUNT_ROOT != 0 => continue,
                 Ok(st) if st.stx_ino == file.st.stx_ino => Some(st),
@@ -221,6 +237,10 @@ impl BornFile {
 
 /// `STATX_ATTR_IMMUTABLE` and `STATX_ATTR_APPEND` (statx(2)).
 pub(super) const PROTECTED: u64 = 0x10 | 0x20;
+
+fn device(st: &Statx) -> (u32, u32) {
+    (st.stx_dev_major, st.stx_dev_minor)
+}
 
 /// Whether somebody gave an extended attribute, rather than the kernel to each new file (a label of a security module).
 fn is_given(name: &[u8]) -> bool {

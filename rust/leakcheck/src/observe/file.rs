@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, accessat};
 use rustix::io::Errno;
 
+use super::born::Born;
 use super::reach::{self, Known, Mounts, Nature, Refusal};
 use super::source::Sample;
 use crate::arena::ArenaView;
@@ -33,6 +34,10 @@ pub(super) const MOUNT_ROOT: u64 = 0x2000;
 /// Magic numbers (statfs(2)) of file systems whose server may not answer: NFS, CIFS, SMB2, FUSE, 9p, Ceph, AFS, Coda.
 pub(super) const REMOTE: [u64; 8] =
     [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x7375_7245];
+/// `TMPFS_MAGIC` (statfs(2)).
+const TMPFS: u64 = 0x0102_1994;
+/// The size of a directory of a tmpfs that has nothing in it: each name adds 20, `.` and `..` too (`BOGO_DIRENT_SIZE`, mm/shmem.c).
+pub(super) const EMPTY: u64 = 40;
 /// FUSE file systems of a desktop session, below every user's `/run/user`: they show documents and remote places, and keep nothing.
 const OF_SESSIONS: [&[u8]; 2] = [b"fuse.portal", b"fuse.gvfsd-fuse"];
 
@@ -44,6 +49,8 @@ pub(crate) struct Walk {
     /// Directories that were not listed.
     pub(crate) unlisted: Vec<Gap>,
     pub(crate) submounts: Vec<Submount>,
+    /// What is there of that which an arena had at first, by its number there.
+    pub(super) born: HashMap<usize, Statx>,
 }
 
 impl Walk {
@@ -82,9 +89,12 @@ impl Walk {
 
 /// Whether there is a tmpfs at [`CGROUPS`].
 pub(super) fn is_tmpfs_of_cgroups() -> bool {
-    const TMPFS_MAGIC: u64 = 0x0102_1994;
     let place = reach::open(Path::new(CGROUPS), None, true, &mut Mounts::of(None));
-    place.is_ok_and(|place| rustix::fs::fstatfs(&place.fd).is_ok_and(|fs| fs.f_type as u64 == TMPFS_MAGIC))
+    place.is_ok_and(|place| is_tmpfs(&place.fd))
+}
+
+pub(super) fn is_tmpfs(fd: &OwnedFd) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u64 == TMPFS)
 }
 
 /// Walks every root of a look. Of the mounts below them those in `known` alone are entered, or all, where it is none.
@@ -171,12 +181,16 @@ struct Walker<'a> {
     mounts_too: bool,
     /// Directories that were walked: a file system may be bound twice, or two roots may be one.
     seen: HashSet<(u64, u64)>,
+    /// Devices, and whether each is a tmpfs.
+    tmpfs: HashMap<u64, bool>,
+    /// What the arena had at first, of which the walk notes what is there now.
+    born: Option<&'a Born>,
     /// One buffer for all levels: the walk recurses, and a thread's stack is small.
     buffer: Vec<MaybeUninit<u8>>,
 }
 
 impl<'a> Walker<'a> {
-    fn new(look: &Snapshot, known: Option<&'a [Submount]>) -> Self {
+    fn new(look: &'a Snapshot, known: Option<&'a [Submount]>) -> Self {
         let buffer = vec![MaybeUninit::uninit(); 16384];
         Walker {
             out: Walk::default(),
@@ -184,6 +198,8 @@ impl<'a> Walker<'a> {
             known,
             mounts_too: true,
             seen: HashSet::new(),
+            tmpfs: HashMap::new(),
+            born: look.arena.as_deref().map(|arena| &arena.born),
             buffer,
         }
     }
@@ -212,9 +228,22 @@ impl<'a> Walker<'a> {
     }
 
     fn root(&mut self, dir: &OwnedFd, st: &Statx, path: &Path) {
-        if self.seen.insert((device_of(st), st.stx_ino)) {
-            self.descend(dir, path.as_os_str().as_encoded_bytes(), device_of(st), 0);
+        let path = path.as_os_str().as_encoded_bytes();
+        self.note(path, st);
+        if self.seen.insert((device_of(st), st.stx_ino)) && !self.is_empty(dir, st) {
+            self.descend(dir, path, device_of(st), 0);
         }
+    }
+
+    fn note(&mut self, path: &[u8], st: &Statx) {
+        if let Some(at) = self.born.and_then(|born| born.place(path)) {
+            self.out.born.insert(at, *st);
+        }
+    }
+
+    /// Whether a directory on the file system of `at` is known to have nothing in it, without being listed.
+    fn is_empty(&mut self, at: &OwnedFd, st: &Statx) -> bool {
+        st.stx_size == EMPTY && *self.tmpfs.entry(device_of(st)).or_insert_with(|| is_tmpfs(at))
     }
 
     fn unlisted(&mut self, what: &str, path: &[u8], place: (&OwnedFd, &CStr), e: Errno) {
@@ -260,9 +289,14 @@ impl<'a> Walker<'a> {
                 continue;
             }
             let class = FileType::from_raw_mode(u32::from(st.stx_mode));
-            self.out.files.push(record(&st, &join(path, name), class));
+            let full = join(path, name);
+            self.note(&full, &st);
+            self.out.files.push(record(&st, &full, class));
             // Two links to a directory there are none: seen twice, it is reached by two mounts.
-            if class == FileType::Directory && self.seen.insert((device_of(&st), st.stx_ino)) {
+            if class == FileType::Directory
+                && self.seen.insert((device_of(&st), st.stx_ino))
+                && !self.is_empty(dir, &st)
+            {
                 // A subvolume of btrfs has a device of its own and is no mount.
                 below.push((name.to_owned(), Below::Directory(device_of(&st))));
             }
@@ -330,7 +364,7 @@ impl<'a> Walker<'a> {
             return;
         }
         self.out.submounts.push(submount);
-        if self.seen.insert((device_of(&st), st.stx_ino)) {
+        if self.seen.insert((device_of(&st), st.stx_ino)) && !self.is_empty(place, &st) {
             match open_dir(place, c".") {
                 Ok(sub) => self.descend(&sub, path, device_of(&st), depth + 1),
                 Err(e) => self.unlisted("open directory", path, (place, c""), e),
@@ -406,4 +440,42 @@ fn number_links(files: &mut [File]) {
 /// Deleted files that only a mapping keeps.
 pub(crate) fn mapped(samples: &mut [Sample]) -> Vec<File> {
     samples.iter_mut().flat_map(|s| std::mem::take(&mut s.deleted_maps)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_of_a_tmpfs_with_anything_in_it_has_not_the_size_of_an_empty_one() {
+        use std::fs;
+        let top = tempfile::tempdir_in("/dev/shm").unwrap();
+        assert!(is_tmpfs(&fs::File::open(top.path()).unwrap().into()), "/dev/shm is no tmpfs");
+        let (dir, other) = (top.path().join("dir"), top.path().join("other"));
+        [&dir, &other].into_iter().for_each(|dir| fs::create_dir(dir).unwrap());
+        let size = |dir: &Path| stat(fs::File::open(dir).unwrap(), c"").unwrap().stx_size;
+        let name = dir.join("name");
+        let fifo = || rustix::fs::mknodat(CWD, &name, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let moved = || {
+            fs::write(other.join("from"), "").unwrap();
+            fs::rename(other.join("from"), &name).unwrap();
+        };
+        fs::write(top.path().join("file"), "").unwrap();
+        let linked = || fs::hard_link(top.path().join("file"), &name).unwrap();
+        let ways: [&dyn Fn(); 6] = [
+            &|| fs::write(&name, "").unwrap(),
+            &|| fs::create_dir(&name).unwrap(),
+            &|| std::os::unix::fs::symlink("x", &name).unwrap(),
+            &linked,
+            &fifo,
+            &moved,
+        ];
+        for way in ways {
+            assert_eq!(size(&dir), EMPTY);
+            way();
+            assert_ne!(size(&dir), EMPTY);
+            fs::remove_file(&name).or_else(|_| fs::remove_dir(&name)).unwrap();
+        }
+        assert_eq!((size(&dir), size(&other)), (EMPTY, EMPTY));
+    }
 }
