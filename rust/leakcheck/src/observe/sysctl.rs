@@ -6,10 +6,11 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2, statat};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, fstatfs, openat, openat2, statat};
 use rustix::io::Errno;
 
 use super::file::names;
@@ -76,14 +77,19 @@ const CPU: &CStr = c"/sys/devices/system/cpu";
 /// Its files, one by one: `online` cannot be written, but shows what `cpuN/online` was set to.
 const FILES: &[&CStr] = &[c"online", c"smt/control", c"cpufreq/boost", c"intel_pstate/no_turbo"];
 
-/// What a name of `/proc/sys` or `/sys` is, by its path. Nobody can change it: the kernel has the modes of both.
-static CLASSES: LazyLock<Mutex<HashMap<String, Class>>> = LazyLock::new(Mutex::default);
+/// What the names of a directory are, by its path, and whether an arena's own are left out. Nobody can change what a name is: the kernel
+/// has the modes of both.
+static LISTINGS: LazyLock<Mutex<HashMap<(String, bool), Arc<Listing>>>> = LazyLock::new(Mutex::default);
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Class {
-    Setting,
-    Directory,
-    Neither,
+/// A directory as it was listed last.
+#[derive(Default)]
+struct Listing {
+    /// Its names, each with a NUL after it.
+    names: Vec<u8>,
+    /// What is read of it, by name, with the path, which is what they are sorted by.
+    settings: Vec<(CString, Text)>,
+    /// The directories in it, each with its path and a `/`.
+    directories: Vec<(CString, String)>,
 }
 
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
@@ -106,7 +112,7 @@ pub(crate) fn collect(out: &mut Snapshot) {
         Ok(dir) => {
             walk.directory(&dir, "/proc/sys/", 0);
             if !walk.skip_net {
-                NET.iter().for_each(|name| walk.file(&dir, name, format!("/proc/sys/{}", name.to_string_lossy())));
+                NET.iter().for_each(|name| walk.file(&dir, name, text("/proc/sys/", name)));
             }
             walk.binfmt_misc(&dir);
         }
@@ -151,20 +157,50 @@ fn shares(arena: &ArenaView, ns: &CStr) -> bool {
     }
 }
 
-fn class_of(dir: &OwnedFd, name: &CStr, path: &str) -> Class {
-    let mut known = CLASSES.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(class) = known.get(path) {
-        return *class;
+impl Listing {
+    /// That of `dir` with these names; `path` is the directory's, with a `/` at its end.
+    fn of(dir: &OwnedFd, path: &str, names: &[u8], skip_own: bool) -> Arc<Self> {
+        let key = (path.to_owned(), skip_own);
+        let mut known = LISTINGS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(listing) = known.get(&key).filter(|listing| listing.names == names) {
+            return Arc::clone(listing);
+        }
+        let mut listing = Listing { names: names.to_vec(), ..Listing::default() };
+        let mut whole = true;
+        for name in names.split_inclusive(|b| *b == 0).filter_map(|name| CStr::from_bytes_with_nul(name).ok()) {
+            let full = format!("{path}{}", name.to_string_lossy());
+            if skips(&full, skip_own) {
+                continue;
+            }
+            let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+            let Ok(stat) = statat(dir, name, flags) else {
+                whole = false;
+                continue;
+            };
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => listing.directories.push((name.to_owned(), format!("{full}/"))),
+                FileType::RegularFile if stat.st_mode & 0o222 != 0 && stat.st_mode & 0o444 != 0 => {
+                    listing.settings.push((name.to_owned(), full.as_bytes().into()));
+                }
+                _ => {}
+            }
+        }
+        listing.settings.sort_by(|a, b| a.1.cmp(&b.1));
+        let listing = Arc::new(listing);
+        if whole {
+            known.insert(key, Arc::clone(&listing));
+        }
+        listing
     }
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
-    let Ok(stat) = statat(dir, name, flags) else { return Class::Neither };
-    let class = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => Class::Directory,
-        FileType::RegularFile if stat.st_mode & 0o222 != 0 && stat.st_mode & 0o444 != 0 => Class::Setting,
-        _ => Class::Neither,
+}
+
+fn skips(path: &str, skip_own: bool) -> bool {
+    let Some(path) = path.strip_prefix("/proc/sys/") else { return false };
+    let is = |entry: &&str| match entry.strip_suffix('/') {
+        Some(dir) => path == dir,
+        None => path == *entry,
     };
-    known.insert(path.to_owned(), class);
-    class
+    NO_SETTINGS.iter().any(is) || skip_own && OF_AN_ARENA.iter().any(|own| path.starts_with(own))
 }
 
 #[derive(Default)]
@@ -176,6 +212,7 @@ struct Walk {
     skip_own: bool,
     skip_net: bool,
     buffer: Vec<u8>,
+    names: Vec<u8>,
 }
 
 impl Walk {
@@ -185,45 +222,54 @@ impl Walk {
 
     /// `path` is the directory's, with a `/` at its end.
     fn directory(&mut self, dir: &OwnedFd, path: &str, depth: u32) {
-        let names = match names(dir) {
-            Ok(names) if depth < DEEPEST => names,
-            Ok(_) => return self.gap(Level::Partial, format!("{path} is too deep")),
-            Err(e) => return self.gap(Level::Partial, format!("read directory {path}: {e}")),
-        };
-        for name in names {
-            let path = format!("{path}{}", name.to_string_lossy());
-            if self.skips(&path) {
-                continue;
-            }
-            match class_of(dir, &name, &path) {
-                Class::Setting => self.file(dir, &name, path),
-                Class::Neither => {}
-                Class::Directory => match openat2(dir, &*name, DIRECTORY, Mode::empty(), ResolveFlags::NO_XDEV) {
-                    Ok(inner) => self.directory(&inner, &format!("{path}/"), depth + 1),
-                    Err(Errno::NOENT) => {}
-                    Err(Errno::XDEV) => self.gap(Level::Partial, format!("{path} is covered by a mount")),
-                    Err(e) => self.gap(Level::Partial, format!("open directory {path}: {e}")),
-                },
+        if depth >= DEEPEST {
+            return self.gap(Level::Partial, format!("{path} is too deep"));
+        }
+        if let Err(e) = self.list(dir) {
+            return self.gap(Level::Partial, format!("read directory {path}: {e}"));
+        }
+        let listing = Listing::of(dir, path, &self.names, self.skip_own);
+        for (name, path) in &listing.settings {
+            self.file(dir, name, path.clone());
+        }
+        for (name, path) in &listing.directories {
+            match openat2(dir, &**name, DIRECTORY, Mode::empty(), ResolveFlags::NO_XDEV) {
+                Ok(inner) => self.directory(&inner, path, depth + 1),
+                Err(Errno::NOENT) => {}
+                Err(e) => {
+                    let path = path.trim_end_matches('/');
+                    let why = match e {
+                        Errno::XDEV => format!("{path} is covered by a mount"),
+                        e => format!("open directory {path}: {e}"),
+                    };
+                    self.gap(Level::Partial, why);
+                }
             }
         }
     }
 
-    fn skips(&self, path: &str) -> bool {
-        let Some(path) = path.strip_prefix("/proc/sys/") else { return false };
-        let is = |entry: &&str| match entry.strip_suffix('/') {
-            Some(dir) => path == dir,
-            None => path == *entry,
-        };
-        NO_SETTINGS.iter().any(is) || self.skip_own && OF_AN_ARENA.iter().any(|own| path.starts_with(own))
+    /// Puts the names in a directory into `names`.
+    fn list(&mut self, dir: &OwnedFd) -> rustix::io::Result<()> {
+        self.names.clear();
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 8192];
+        let mut entries = RawDir::new(dir, &mut buffer);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes_with_nul();
+            if !matches!(name, b".\0" | b"..\0") {
+                self.names.extend_from_slice(name);
+            }
+        }
+        Ok(())
     }
 
-    fn file(&mut self, dir: &OwnedFd, name: &CStr, path: String) {
+    fn file(&mut self, dir: &OwnedFd, name: &CStr, path: Text) {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let opened = openat2(dir, name, flags, Mode::empty(), ResolveFlags::NO_XDEV);
         match opened.and_then(|file| rustix::io::read(&file, &mut self.buffer[..])) {
             Ok(n) => {
                 let value = chosen(self.buffer[..n].strip_suffix(b"\n").unwrap_or(&self.buffer[..n])).into();
-                self.found.push(Sysctl { path: path.as_bytes().into(), value, before: None });
+                self.found.push(Sysctl { path, value, before: None });
             }
             Err(Errno::ACCESS | Errno::PERM) => self.refused += 1,
             Err(Errno::XDEV) => self.gap(Level::Partial, format!("{path} is covered by a mount")),
@@ -245,7 +291,7 @@ impl Walk {
                 Ok((names, dir)) => {
                     for name in names.into_iter().filter(|name| name.as_c_str() != c"register") {
                         let text = name.to_string_lossy();
-                        self.file(&dir, &name, format!("{path}/{text}"));
+                        self.file(&dir, &name, format!("{path}/{text}").as_bytes().into());
                         if name.as_c_str() != c"status" {
                             registered.push(text.into_owned());
                         }
@@ -262,7 +308,7 @@ impl Walk {
     fn cpus(&mut self) {
         let place = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let Ok(cpu) = rustix::fs::open(CPU, place, Mode::empty()) else { return };
-        let path = |name: &CStr| format!("{}/{}", CPU.to_string_lossy(), name.to_string_lossy());
+        let path = |name: &CStr| text("/sys/devices/system/cpu/", name);
         for name in FILES {
             self.file(&cpu, name, path(name));
         }
@@ -285,8 +331,15 @@ impl Walk {
     }
 }
 
+fn text(dir: &str, name: &CStr) -> Text {
+    [dir.as_bytes(), name.to_bytes()].concat().into()
+}
+
 /// The word in brackets, where there is just one: the others are what else could be chosen.
 fn chosen(value: &[u8]) -> &[u8] {
+    if !value.contains(&b'[') {
+        return value;
+    }
     let mut words = value.split(|byte| *byte == b' ');
     let bracketed = |word: &&[u8]| word.len() > 2 && word.starts_with(b"[") && word.ends_with(b"]");
     match (words.clone().count() > 1, words.find(bracketed), words.find(bracketed)) {
