@@ -15,6 +15,7 @@ use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 use crate::observe::calls::{self, Calls};
+use crate::observe::door::Door;
 use crate::observe::{Born, Bound, Doors, Judged, Listed};
 use crate::parse::mountinfo;
 use crate::resource::encode_device;
@@ -74,6 +75,8 @@ impl ArenaView {
         cgroups: Vec<(String, PathBuf)>,
         not_covered: Vec<String>,
     ) -> Result<Self> {
+        // One door for all that is read here.
+        let _door = Door::renew()?;
         let text = crate::observe::read_file("/proc/self/mountinfo")?;
         let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
         let host_devices = mounts.iter().map(|m| encode_device(m.major, m.minor)).collect();

@@ -25,7 +25,7 @@ pub(super) struct Reach {
 impl Reach {
     /// Of the runs of this process, from now on; nothing of what `baseline` did not see is excused if they cannot be told.
     pub(super) fn of_own_runs(baseline: &Snapshot) -> Self {
-        let rights = Rights::own().filter(|_| baseline.scope == Scope::Host);
+        let rights = if baseline.scope == Scope::Host { Rights::own() } else { None };
         let programs = || {
             use std::os::unix::ffi::OsStrExt;
             let may_run = |f: &&File| f.class == "file" && f.mapped_by.is_none() && f.mode & 0o111 != 0;
