@@ -91,7 +91,10 @@ impl Guard {
     /// # Errors
     /// What [`observe::snapshot`] raises.
     pub fn begin(mut options: Options) -> Result<Self> {
-        let asked = options.observe.effective_kinds()?;
+        let mut asked = options.observe.effective_kinds()?;
+        if options.observe.kinds.is_none() && options.observe.arena.is_some() {
+            asked = asked.iter().chain([Kind::Sysctl]).collect();
+        }
         let kinds = with_helpers(asked);
         options.observe.kinds = Some(kinds);
         let mut files: Vec<PathBuf> = Vec::new();
