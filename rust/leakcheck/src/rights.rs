@@ -54,9 +54,7 @@ impl Rights {
         let more = if no_new_privs { 0 } else { bounding & !capabilities };
         let bpf = fs::read("/proc/sys/kernel/unprivileged_bpf_disabled");
         let bpf = !bpf.is_ok_and(|value| matches!(value.trim_ascii(), b"1" | b"2"));
-        // Who may open any directory needs none to begin in.
-        let inside = if capabilities & !HARMLESS == 0 { inside()? } else { Vec::new() };
-        Some(Rights { uids: uids.to_vec(), capabilities, effective, more, bpf, inside })
+        Some(Rights { uids: uids.to_vec(), capabilities, effective, more, bpf, inside: inside()? })
     }
 
     fn has(&self, capability: u64) -> bool {

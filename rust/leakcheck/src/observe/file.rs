@@ -241,9 +241,12 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// Whether a directory on the file system of `at` is known to have nothing in it, without being listed.
+    /// Whether a directory on the file system of `at` is known to have nothing in it, without being listed. One that may not be listed
+    /// is a gap, empty or not: else it would be one as soon as its owner makes something in it.
     fn is_empty(&mut self, at: &OwnedFd, st: &Statx) -> bool {
-        st.stx_size == EMPTY && *self.tmpfs.entry(device_of(st)).or_insert_with(|| is_tmpfs(at))
+        st.stx_size == EMPTY
+            && st.stx_mode & 0o444 == 0o444
+            && *self.tmpfs.entry(device_of(st)).or_insert_with(|| is_tmpfs(at))
     }
 
     fn unlisted(&mut self, what: &str, path: &[u8], place: (&OwnedFd, &CStr), e: Errno) {
