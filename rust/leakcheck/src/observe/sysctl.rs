@@ -79,7 +79,8 @@ const FILES: &[&CStr] = &[c"online", c"smt/control", c"cpufreq/boost", c"intel_p
 
 /// What the names of a directory are, by its path, and whether an arena's own are left out. Nobody can change what a name is: the kernel
 /// has the modes of both.
-static LISTINGS: LazyLock<Mutex<HashMap<(String, bool), Arc<Listing>>>> = LazyLock::new(Mutex::default);
+type Listings = HashMap<(String, bool), Arc<Listing>>;
+static LISTINGS: LazyLock<Mutex<Listings>> = LazyLock::new(Mutex::default);
 
 /// A directory as it was listed last.
 #[derive(Default)]

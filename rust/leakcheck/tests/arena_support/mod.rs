@@ -155,7 +155,9 @@ impl Arena {
         mkleak.line()?;
         // Looking into a declared lock file breaks a lease on it, and that ends the plant (fcntl(2), SIGIO).
         let lock_files = if kind == Kind::Lockfile { vec!["/tmp".into()] } else { Vec::new() };
-        let options = observe::Options { lock_files, ..self.options(&[]) };
+        // A look at an arena has the machine's settings only where they are named.
+        let named: &[Kind] = if kind == Kind::Sysctl { &[kind] } else { &[] };
+        let options = observe::Options { lock_files, ..self.options(named) };
         let look = || observe::snapshot(&options).unwrap();
         let before = look();
         mkleak.go();
