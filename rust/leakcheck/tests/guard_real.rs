@@ -47,6 +47,11 @@ fn root_and_all_sources() -> bool {
     full
 }
 
+/// In a chroot no user namespace can be made (user_namespaces(7)).
+fn chrooted() -> bool {
+    !std::process::Command::new("unshare").args(["--user", "true"]).status().is_ok_and(|status| status.success())
+}
+
 /// A process that is ended, and waited for, when this is dropped.
 struct Survivor {
     pid: u32,
@@ -370,6 +375,10 @@ fn a_mount_in_a_private_namespace_goes_with_the_process_that_holds_it() {
     assert_eq!(report.leaks.len(), 2, "{}", leakcheck::testing::describe(&report));
     drop((survivor, guard));
 
+    if chrooted() {
+        eprintln!("skipped: in a chroot another mount namespace shows its paths from another root, so its copies look new");
+        return;
+    }
     // Asked for mounts alone, that one mount and none of the namespace's copies.
     let mut guard = begin(&[Kind::Mount], &[]);
     plant.run(inside);
