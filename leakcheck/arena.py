@@ -30,6 +30,8 @@ _GRACE = 0.008
 # How long a command's start may take, in seconds; what runs in the arena can freeze what starts it. The spawner itself
 # gives up after 30.
 _PATIENCE = 45
+# How often, in seconds, it is asked whether all of an arena is frozen.
+_ASK = 0.1
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is made there
 
 
@@ -46,6 +48,7 @@ class Process:
         pidfd: int,
         status: int,
         done: Callable[["Process"], None],
+        frozen: Callable[[], bool],
     ) -> None:
         self.argv = list(argv)
         self.pid = pid
@@ -54,6 +57,7 @@ class Process:
         self.cpu: float | None = None
         self._status = status
         self._done = done
+        self._frozen = frozen
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +66,9 @@ class Process:
         self.close()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code, or -N for signal N, when it has ended; -9 too where the arena ended with it inside.
+        """Return the exit code, or -N for signal N, when it has ended.
+
+        It is -9 too where the arena ended with it inside, or is frozen so that nobody tells.
 
         Raises:
             subprocess.TimeoutExpired: it still runs after `timeout` seconds.
@@ -70,15 +76,27 @@ class Process:
         if self.returncode is None:
             ended = select.poll()
             ended.register(self._status, select.POLLIN)
-            if not ended.poll(None if timeout is None else max(timeout, 0) * 1000):
+            if self.pidfd >= 0:
+                ended.register(self.pidfd, select.POLLIN)
+            found = dict(ended.poll(None if timeout is None else max(timeout, 0) * 1000))
+            if not found:
                 raise subprocess.TimeoutExpired(self.argv, timeout or 0)
-            told = os.read(self._status, 12)
+            told = os.read(self._status, 12) if self._status in found or self._is_told() else b""
             if len(told) == 12:
                 status, micros = struct.unpack("=iq", told)
                 self.returncode, self.cpu = os.waitstatus_to_exitcode(status), micros / 1e6
             else:
                 self.returncode = -signal.SIGKILL
         return self.returncode
+
+    def _is_told(self) -> bool:
+        """Wait until it is told how it ended; false if who tells it is frozen, as all of the arena is."""
+        told = select.poll()
+        told.register(self._status, select.POLLIN)
+        while not told.poll(_ASK * 1000):
+            if self._frozen():
+                return False
+        return True
 
     def poll(self) -> int | None:
         """Return what `wait` does if it has ended, None otherwise."""
@@ -261,7 +279,7 @@ class Arena:
         if "pid" not in answer:
             os.close(status)
             raise TargetError(str(answer.get("error", "the arena is gone")) + _hint(os.fsdecode(argv[0]), cwd))
-        process = Process(argv, answer["pid"], fds[0], status, self._processes.discard)
+        process = Process(argv, answer["pid"], fds[0], status, self._processes.discard, self._is_frozen)
         self._processes.add(process)
         return process
 
@@ -320,6 +338,15 @@ class Arena:
         """The commands that enter an arena which was kept, and that end it with all others of the same warden."""
         self._check_up("say how to enter", was=True)
         return self._kept
+
+    def _is_frozen(self) -> bool:
+        """Whether all of it is frozen, what starts commands in it too (freezer-subsystem, cgroup-v2.rst)."""
+        for cgroup in self.cgroups.values():
+            for name, frozen in (("freezer.state", "FROZEN"), ("cgroup.events", "frozen 1")):
+                with contextlib.suppress(OSError):
+                    if frozen in Path(cgroup, name).read_text():
+                        return True
+        return False
 
     def _check_up(self, what: str, *, was: bool = False) -> None:
         if self._warden is None and not (was and self._kept):

@@ -43,7 +43,7 @@ def own_cgroups(warden_or_owner: int) -> set[Path]:
     for _ in range(4):
         tree |= {p for t in tree for p in _children(t)}
     found = set()
-    for procs in FREEZER.glob("**/leakcheck-arena-*/cgroup.procs"):
+    for procs in Path("/sys/fs/cgroup").glob("**/leakcheck-arena-*/cgroup.procs"):
         if tree & set(procs.read_text().split()):
             found.add(procs.parent)
     return found
@@ -143,9 +143,18 @@ def test_a_frozen_arena_goes_when_leakcheck_is_killed(whom: str) -> None:
     assert not [pid for pid in pids if lives(pid)]
 
 
-@v1
-def test_sigterm_ends_a_guard_whose_command_is_frozen(tmp_path: Path) -> None:
-    freeze = "echo FROZEN > /sys/fs/cgroup/freezer/freezer.state"
+FREEZERS = [
+    pytest.param(FREEZER, "freezer.state", "FROZEN", marks=v1, id="v1"),
+    pytest.param(Path("/sys/fs/cgroup/unified"), "cgroup.freeze", "1", id="v2 of a hybrid host"),
+    pytest.param(Path("/sys/fs/cgroup"), "cgroup.freeze", "1", id="v2"),
+]
+
+
+@pytest.mark.parametrize(("hierarchy", "file", "word"), FREEZERS)
+def test_sigterm_ends_a_guard_whose_command_is_frozen(tmp_path: Path, hierarchy: Path, file: str, word: str) -> None:
+    if file == "cgroup.freeze" and not (hierarchy / "cgroup.controllers").exists():
+        pytest.skip(f"no v2 hierarchy is mounted on {hierarchy}")
+    freeze = f"echo {word} > {hierarchy / file}"
     with (tmp_path / "said").open("wb") as said:
         guard = subprocess.Popen(
             [sys.executable, "-m", *GUARD, "--", "sh", "-c", f"echo ready; read _; {freeze}"],
@@ -162,8 +171,8 @@ def test_sigterm_ends_a_guard_whose_command_is_frozen(tmp_path: Path) -> None:
             assert guard.stdin
             guard.stdin.write(b"\n")
             guard.stdin.close()
-            state = next(cgroup for cgroup in mine if FREEZER in cgroup.parents) / "freezer.state"
-            wait_until("the command is frozen", lambda: "FROZEN" in state.read_text())
+            state = next(cgroup for cgroup in mine if hierarchy in cgroup.parents) / file
+            wait_until("the command is frozen", lambda: word in state.read_text())
             guard.terminate()
             assert guard.wait(PATIENCE) == 130
         finally:
