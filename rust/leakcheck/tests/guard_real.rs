@@ -376,7 +376,9 @@ fn a_mount_in_a_private_namespace_goes_with_the_process_that_holds_it() {
     drop((survivor, guard));
 
     if chrooted() {
-        eprintln!("skipped: in a chroot another mount namespace shows its paths from another root, so its copies look new");
+        eprintln!(
+            "skipped: in a chroot another mount namespace shows its paths from another root, so its copies look new"
+        );
         return;
     }
     // Asked for mounts alone, that one mount and none of the namespace's copies.
