@@ -168,6 +168,6 @@ def _records(value: object) -> Iterator[dict[str, object]]:
 
 
 def _survivors(number: int, before: Sequence[SharedRemnant]) -> list[int]:
-    """Return the submissions of earlier rounds of which something still runs: it may have left more."""
-    alive = [one for one in before if one.leak.kind == "process" and one.gone is None]
+    """Return the submissions of earlier rounds of which something ran into this one: it may have left more."""
+    alive = [one for one in before if one.leak.kind == "process" and one.gone in (None, number)]
     return sorted({run for one in alive if one.round < number for run in one.runs})

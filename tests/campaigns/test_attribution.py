@@ -10,8 +10,11 @@ from made import failed, target
 
 from leakcheck.campaigns import Result, Stress, StressOptions
 from leakcheck.campaigns import run as run_campaign
+from leakcheck.report import Leak
 from leakcheck.submissions import parse_specs
 from leakcheck.targets import Target, load
+from leakcheck.trials.attribution import Attribution, Run, SharedRemnant
+from leakcheck.trials.live_host import LiveHost
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -67,6 +70,19 @@ def test_what_leaks_in_one_run_of_ten_is_of_one_of_these(tmp_path: Path) -> None
     measured = {one.name: one.measured for one in campaign.criteria}
     found = "submissions that left something", "at most so many others, of those that may have"
     assert sum(measured[name] for name in found) == 1
+
+
+def test_what_a_process_leaves_that_ended_in_a_later_round_can_be_of_its_submission(tmp_path: Path) -> None:
+    def leak(kind: str, resource: dict[str, object]) -> Leak:
+        evidence = {"resource": resource}
+        return Leak(kind=kind, class_="held", label=kind, key=kind, attribution="scope", evidence=evidence)
+
+    process = SharedRemnant(leak("process", {"pid": 7}), 1, [0], "mark", gone=3)
+    made = target(tmp_path, 'exec "$@"')
+    attribution = Attribution(made, LiveHost(made, 0), [])
+    file = leak("file", {"path": "/srv/late"})
+    assert attribution.tied(file, 3, [Run(5, 0, 3)], [process]).runs == [5, 0]
+    assert attribution.tied(file, 4, [Run(6, 0, 4)], [process]).runs == [6], "it had ended before that round"
 
 
 def test_a_late_child_does_not_put_its_litter_on_whoever_runs_by_then(tmp_path: Path) -> None:
