@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -179,7 +180,8 @@ def test_a_command_without_disk_or_shell_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 def test_a_working_directory_that_is_gone_is_told_in_one_line(tmp_path: Path) -> None:
-    script = f"cd {tmp_path} && rmdir {tmp_path} && exec {sys.executable} -P -m leakcheck guard --arena -- true"
+    guard = shlex.join([sys.executable, "-P", "-m", "leakcheck", "guard", "--arena", "--", "true"])
+    script = f"cd {tmp_path} && rmdir {tmp_path} && exec {guard}"
     done = subprocess.run(
         ["sh", "-c", script], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
     )
