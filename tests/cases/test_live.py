@@ -77,8 +77,14 @@ def leaks(report: dict[str, object]) -> list[dict[str, Any]]:
 
 
 def classes_of_processes(report: dict[str, object]) -> set[str]:
-    """Return the classes of leaked processes: of what else a host shows, some may be a neighbour's."""
-    return {name for kind, name in told(report) if kind == "process"}
+    """Return the classes of leaked processes: of what else a host shows, some may be a neighbour's.
+
+    Links that have ended count for nothing: how soon an orphan is waited for is for the machine's PID 1 to say.
+    """
+    found = [leak for leak in leaks(report) if leak["kind"] == "process"]
+    return {
+        leak["class"] for leak in found if leak["class"] == "respawning" or leak["evidence"]["resource"]["state"] != "Z"
+    }
 
 
 # Seconds that a chain goes on: until its cage or arena ends it, however long a busy machine takes to look.
