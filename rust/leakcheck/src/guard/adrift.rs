@@ -31,6 +31,8 @@ const SHOWN: usize = 8;
 const ENDING: Duration = Duration::from_millis(200);
 /// How long the newest process is asked for where only numbers tell of it: some ten generations of the fastest chain.
 const PROBING: Duration = Duration::from_millis(1);
+/// How many numbers before the newest are asked for too.
+const BEHIND: u32 = 16;
 
 /// A process that one look saw and nobody answers for, with the new ones that it descends from.
 struct Glimpse {
@@ -151,7 +153,7 @@ impl Adrift {
         self.seen.contains_key(&id)
     }
 
-    /// Asks for the newest process until it is caught alive: what lives for less than a walk takes is seldom in its way.
+    /// Asks for the newest processes until one is caught alive: what lives for less than a walk takes is seldom in its way.
     fn newest(
         &mut self,
         world: &LiveWorld<'_>,
@@ -160,11 +162,15 @@ impl Adrift {
     ) -> Option<Glimpse> {
         let began = Instant::now();
         while began.elapsed() < PROBING {
-            let Some(p) = observe::newest_pid().and_then(observe::process) else { continue };
-            let Some(by) = of_run(attributor.owner_of(&p), &p, world.baseline) else { continue };
-            if is_free(&p, look, world.baseline) {
-                self.remember(&p, by);
-                return Some(Glimpse::of(&p, by, look));
+            let newest = observe::newest_pid()?;
+            // The look's own threads have taken the last numbers since.
+            for pid in (newest.saturating_sub(BEHIND).max(2)..=newest).rev() {
+                let Some(p) = observe::process(pid) else { continue };
+                let Some(by) = of_run(attributor.owner_of(&p), &p, world.baseline) else { continue };
+                if is_free(&p, look, world.baseline) && observe::is_process(pid) {
+                    self.remember(&p, by);
+                    return Some(Glimpse::of(&p, by, look));
+                }
             }
         }
         None

@@ -579,6 +579,12 @@ pub(crate) fn process(pid: u32) -> Option<crate::resource::Process> {
     Some(process)
 }
 
+/// Whether a number is that of a process, and not of one of its threads, which `/proc` has as well but does not list (proc(5)).
+pub(crate) fn is_process(pid: u32) -> bool {
+    let text = read_file(format!("/proc/{pid}/status")).unwrap_or_default();
+    crate::parse::status::parse(&text).is_ok_and(|status| status.tgid == Some(pid.cast_signed()))
+}
+
 /// The id that was given last in our pid namespace, to a process or a thread (proc_loadavg(5), the last field).
 pub(crate) fn newest_pid() -> Option<u32> {
     let text = read_file("/proc/loadavg").ok()?;
