@@ -51,7 +51,11 @@ class Group:
 
     def stopped(self, pid: int) -> None:
         """If the command is stopped over the terminal, give it the terminal, or stop as well if we have not got it."""
-        found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
+        try:
+            found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
+        except ChildProcessError:
+            # It has ended: of that alone is there something to wait for (waitid(2)).
+            return
         if found is None or found.si_status not in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP):
             return
         with _terminal() as terminal:

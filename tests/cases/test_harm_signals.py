@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 from waiting import PATIENCE
 
+from leakcheck.group import Group
+
 GUARD = [sys.executable, "-m", "leakcheck", "guard", "--kinds", "process", "--settle", "0.05"]
 
 
@@ -89,11 +91,21 @@ SLEEPS = f'{shlex.quote(sys.executable)} -c "import time; print({{0}}, flush=Tru
 
 
 def test_a_command_in_the_foreground_reads_from_the_terminal(terminal: Terminal) -> None:
-    terminal.type(f"{LINE} -- sh -c 'echo asks; read word; echo got $word'; echo code $?\n")
-    terminal.expect("asks")
+    # Not what the shell shows of the line itself.
+    terminal.type(f"{LINE} -- sh -c 'echo $((1200 + 34)); read word; echo got $word'; echo code $?\n")
+    terminal.expect("1234\r")
     terminal.type("something\n")
     terminal.expect("got something")
     terminal.expect("code 0")
+
+
+def test_a_command_that_has_ended_is_not_asked_whether_it_stopped() -> None:
+    ended = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+    with Group() as group:
+        group.joined(ended.pid)
+        group.stopped(ended.pid)
+    assert ended.wait() == 0
 
 
 def test_ctrl_c_ends_the_command_and_the_verdict_follows(terminal: Terminal) -> None:
