@@ -200,7 +200,7 @@ impl Adrift {
         // succeeds to another one all the same.
         let by_events = |p: &Process| {
             let watch = world.live.tree.or(world.live.watch).filter(|_| self.by_events.is_some());
-            let n = watch.map_or(0, |watch| watch.successions(p.pid));
+            let n = watch.map_or(0, |watch| watch.successions(p.pid, p.start, p.ppid));
             n > 1 || n == 1 && !self.at_first.contains(&p.pid)
         };
         let succeeds = |p: &Process| lives(p) && (by_looks(p) || by_events(p));

@@ -181,9 +181,14 @@ impl Descent {
         if pid == self.root && spans[0].to.is_none_or(|end| end > start) {
             return Some(spans[0].membership);
         }
-        let span = spans.iter().find(|span| span.from + CLOCK_SLACK >= start)?;
+        let span = self.span_of(pid, start)?;
         // Long before the fork, the id was another process's, of which nothing is known any more.
         if span.from > start + START_TO_FORK { Some(Membership::Unknown) } else { Some(span.membership) }
+    }
+
+    /// The first fork of this id that is not before `start`.
+    fn span_of(&self, pid: u32, start: u64) -> Option<&Span> {
+        self.spans.get(&pid)?.iter().find(|span| span.from + CLOCK_SLACK >= start)
     }
 
     /// Whether any member had this id. Unknown when a stranger had it too.
@@ -266,17 +271,20 @@ impl Descent {
         self.spans.get(&child.parent)?.iter().rev().find(was)
     }
 
-    /// How many orphans in a row led to this process, each of which started the next and has ended; no more than two are counted.
-    /// A daemon's start makes none: who forks it away was waited for. A daemon that forks once and ends makes one.
-    pub(super) fn successions(&self, pid: u32) -> u32 {
-        let Some(mut span) = self.open(pid) else { return 0 };
+    /// How many orphans in a row led to the process that has this id, started at `start` and was seen with the parent `ppid`: each
+    /// of them started the next and has ended; no more than two are counted. It may have ended itself since it was seen. A daemon's
+    /// start makes none: who forks it away was waited for. A daemon that forks once and ends makes one.
+    pub(super) fn successions(&self, pid: u32, start: u64, ppid: u32) -> u32 {
+        let Some(mut span) = self.span_of(pid, start) else { return 0 };
+        // An orphan's parent has ended, though the event that tells of it may still be on its way.
+        let mut ended = ppid != span.parent;
         for n in 0..2 {
-            let Some(parent) = self.parent_of(span).filter(|parent| parent.to.is_some()) else { return n };
+            let Some(parent) = self.parent_of(span).filter(|parent| ended || parent.to.is_some()) else { return n };
             let orphan = |starter: &Span| starter.to.is_some_and(|end| end <= span.from);
             if span.parent == self.root || parent.parent == self.root || !self.parent_of(parent).is_some_and(orphan) {
                 return n;
             }
-            span = parent;
+            (span, ended) = (parent, false);
         }
         2
     }
@@ -332,15 +340,19 @@ mod tests {
     #[test]
     fn orphans_that_follow_each_other_are_counted_and_what_a_living_one_starts_is_not() {
         let mut descent = after(&[fork(1, ROOT, 101), fork(2, 101, 102), exit(3, 101, 101)]);
-        assert_eq!(descent.successions(102), 0, "a daemon");
+        assert_eq!(descent.successions(102, 2, 1), 0, "a daemon");
         for at in [10, 20, 30] {
             let link = 100 + at;
             let before = if at == 10 { 102 } else { link - 10 };
             descent.apply(fork(u64::from(at), before, link), &|_| None);
-            assert_eq!(descent.successions(link), 0, "its parent lives still");
-            descent.apply(exit(u64::from(at) + 1, before, before), &|_| None);
-            assert_eq!(descent.successions(link), (at / 10).min(2));
+            let time = u64::from(at);
+            assert_eq!(descent.successions(link, time, before), 0, "its parent lives still");
+            assert_eq!(descent.successions(link, time, 1), (at / 10).min(2), "the event of its parent's end is to come");
+            descent.apply(exit(time + 1, before, before), &|_| None);
+            assert_eq!(descent.successions(link, time, 1), (at / 10).min(2));
         }
+        descent.apply(exit(40, 130, 130), &|_| None);
+        assert_eq!(descent.successions(130, 30, 1), 2, "it ended since it was seen");
     }
 
     #[test]
@@ -354,7 +366,7 @@ mod tests {
             exit(6, 102, 102),
             exit(7, 101, 101),
         ]);
-        assert_eq!(descent.successions(104), 0);
+        assert_eq!(descent.successions(104, 4, 1), 0);
     }
 
     #[test]

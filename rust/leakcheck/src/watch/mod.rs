@@ -240,9 +240,10 @@ impl Watch {
         self.state()?.adrift(held)
     }
 
-    /// How many orphans in a row led to a process, each of which started the next and has ended: none, one, or two and more.
-    pub fn successions(&self, pid: u32) -> u32 {
-        self.state().map_or(0, |state| state.successions(pid))
+    /// How many orphans in a row led to a process, each of which started the next and has ended: none, one, or two and more. It is
+    /// named as for [`Watch::descends`], with the parent that was seen, and may have ended since.
+    pub fn successions(&self, pid: u32, start_ticks: u64, ppid: u32) -> u32 {
+        self.state().map_or(0, |state| state.successions(pid, start_ticks, ppid))
     }
 
     /// The watch's own FDs.

@@ -223,8 +223,8 @@ impl State {
         Some(adrift)
     }
 
-    pub(super) fn successions(&self, pid: u32) -> u32 {
-        self.kin.connector.as_ref().map_or(0, |(_, descent)| descent.successions(pid))
+    pub(super) fn successions(&self, pid: u32, start: u64, ppid: u32) -> u32 {
+        self.kin.connector.as_ref().map_or(0, |(_, descent)| descent.successions(pid, monotonic_of(start), ppid))
     }
 
     pub(super) fn limit_to(&mut self, mounts: Arc<HashSet<u64>>) {
@@ -289,6 +289,11 @@ fn open_entries(paths: &[PathBuf], here: &mut Mounts) -> (Option<Group>, Vec<(Pa
             (Some(group), levels)
         }
     }
+}
+
+/// The time of `CLOCK_MONOTONIC`, in nanoseconds, of one in ticks after boot.
+fn monotonic_of(ticks: u64) -> u64 {
+    ticks.saturating_mul(clock::tick()).saturating_sub(clock::boottime_ahead())
 }
 
 /// Reads a group until it is empty. Gives the reason if events are missing.
@@ -362,8 +367,7 @@ impl Kin {
         if pid != root && self.ancestry.is_older(start) {
             return Membership::Stranger;
         }
-        let born = start.saturating_mul(clock::tick());
-        let seen = descent.of_process(pid, born.saturating_sub(clock::boottime_ahead()));
+        let seen = descent.of_process(pid, monotonic_of(start));
         if self.coverage.level != Level::Full {
             return match seen {
                 Some(Membership::Run) => Membership::Run,
@@ -376,7 +380,7 @@ impl Kin {
         let by_member = || {
             ancestry::stat(pid).is_some_and(|s| s.start == start && (s.ppid == root || descent.is_live_member(s.ppid)))
         };
-        if clock::boottime().saturating_sub(born) < YOUNG && by_member() {
+        if clock::boottime().saturating_sub(start.saturating_mul(clock::tick())) < YOUNG && by_member() {
             return Membership::Unknown;
         }
         Membership::Stranger
