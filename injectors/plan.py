@@ -1,14 +1,10 @@
 """Fault plans: a fault's recipe in one line, ``KIND[:ARGUMENT][,FLAG…]``, which parses back and replays."""
 
-import re
-
 import msgspec
 
-from leakcheck.errors import UsageError
+from leakcheck._native import parse_plan
 
 __all__ = ["NORMAL", "Plan"]
-
-_LINE = re.compile(r"([a-z][a-z-]*)(?::([^,\s]+))?((?:,[a-z]+)*)")
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -29,9 +25,8 @@ class Plan(msgspec.Struct, frozen=True):
         Raises:
             UsageError: it has not the form of a plan.
         """
-        if (found := _LINE.fullmatch(line)) is None:
-            raise UsageError(f"plan {line!r}: give KIND[:ARGUMENT][,FLAG]")
-        return cls(found[1], found[2] or "", tuple(found[3].split(",")[1:]))
+        kind, argument, flags = parse_plan(line)
+        return cls(kind, argument, tuple(flags))
 
 
 NORMAL = Plan("normal")

@@ -15,6 +15,7 @@ __all__ = [
     "diff",
     "doctor",
     "harmless",
+    "parse_plan",
     "path_class",
     "read_input",
     "reap",
@@ -123,5 +124,8 @@ def read_input(what: str, path: str | os.PathLike[str], *, most: int = ..., own:
 
 def harmless(text: str) -> str:
     r"""Return `text` with one character of what a CI runner takes for a command written as ``\xNN``."""
+
+def parse_plan(line: str) -> tuple[str, str, list[str]]:
+    """Return kind, argument and flags of ``KIND[:ARGUMENT][,FLAG]``, a fault plan; raise `UsageError` if it is none."""
 
 def reap(report: str, path: str, *, apply: bool = False) -> str: ...

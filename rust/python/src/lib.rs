@@ -11,8 +11,7 @@ use leakcheck::judge::settle::Policy;
 use leakcheck::{Error, KindSet, observe};
 use pyo3::import_exception;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyList};
-use serde_json::Value;
+use pyo3::types::{PyDict, PyString};
 
 mod arena;
 use arena::ArenaView;
@@ -68,28 +67,8 @@ fn json(value: &impl serde::Serialize) -> PyResult<String> {
     serde_json::to_string(value).map_err(|e| NativeError::new_err(format!("write JSON: {e}")))
 }
 
-fn to_object<'py>(py: Python<'py>, value: &Value) -> PyResult<Bound<'py, PyAny>> {
-    Ok(match value {
-        Value::Null => py.None().into_bound(py),
-        Value::Bool(b) => b.into_pyobject(py)?.to_owned().into_any(),
-        Value::Number(n) => match (n.as_i64(), n.as_u64(), n.as_f64()) {
-            (Some(i), _, _) => i.into_pyobject(py)?.into_any(),
-            (None, Some(u), _) => u.into_pyobject(py)?.into_any(),
-            (None, None, f) => f.into_pyobject(py)?.into_any(),
-        },
-        Value::String(s) => s.into_pyobject(py)?.into_any(),
-        Value::Array(items) => {
-            let items = items.iter().map(|v| to_object(py, v)).collect::<PyResult<Vec<_>>>()?;
-            PyList::new(py, items)?.into_any()
-        }
-        Value::Object(fields) => {
-            let dict = PyDict::new(py);
-            for (name, value) in fields {
-                dict.set_item(name, to_object(py, value)?)?;
-            }
-            dict.into_any()
-        }
-    })
+fn to_object<'py>(py: Python<'py>, value: &impl serde::Serialize) -> PyResult<Bound<'py, PyAny>> {
+    py.import("json")?.call_method1("loads", (json(value)?,))
 }
 
 /// One observation; immutable.
@@ -127,8 +106,7 @@ impl Snapshot {
     fn coverage(&self, py: Python<'_>) -> PyResult<Py<PyDict>> {
         let dict = PyDict::new(py);
         for (kind, coverage) in &self.0.coverage.0 {
-            let level = serde_json::to_value(coverage.level).unwrap_or(Value::Null);
-            dict.set_item(kind.as_str(), (to_object(py, &level)?, &coverage.reason))?;
+            dict.set_item(kind.as_str(), (to_object(py, &coverage.level)?, &coverage.reason))?;
         }
         Ok(dict.unbind())
     }
@@ -152,13 +130,8 @@ impl Snapshot {
     }
 
     #[pyo3(signature = (kind=None))]
-    fn resources<'py>(&self, py: Python<'py>, kind: Option<&str>) -> PyResult<Vec<Bound<'py, PyAny>>> {
-        let kind = kind.map(str::parse).transpose().map_err(to_py)?;
-        let records = self.0.resources(kind);
-        records
-            .iter()
-            .map(|r| to_object(py, &serde_json::to_value(r).map_err(|e| NativeError::new_err(e.to_string()))?))
-            .collect()
+    fn resources<'py>(&self, py: Python<'py>, kind: Option<&str>) -> PyResult<Bound<'py, PyAny>> {
+        to_object(py, &self.0.resources(kind.map(str::parse).transpose().map_err(to_py)?))
     }
 
     fn to_json(&self, py: Python<'_>) -> PyResult<String> {
@@ -308,6 +281,14 @@ fn harmless(text: &str) -> std::borrow::Cow<'_, str> {
 }
 
 #[pyfunction]
+fn parse_plan(line: &Bound<'_, PyString>) -> PyResult<(String, String, Vec<String>)> {
+    let refused = |why: String| UsageError::new_err(format!("plan {line:?}: {why}"));
+    let text = line.to_str().map_err(|_| refused("not UTF-8; give KIND[:ARGUMENT][,FLAG]".to_owned()))?;
+    let plan: leakcheck_plan::Plan = text.parse().map_err(|e: leakcheck_plan::ParseError| refused(e.to_string()))?;
+    Ok((plan.kind().to_owned(), plan.argument().to_owned(), plan.flags().to_vec()))
+}
+
+#[pyfunction]
 fn check_allow(text: &str, path: PathBuf) -> PyResult<usize> {
     let rules = Rules::parse(text, &path, leakcheck::judge::allow::today()).map_err(to_py)?;
     Ok(rules.rules.len())
@@ -343,14 +324,16 @@ fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<St
 mod _native {
     #[pymodule_export]
     use super::{
-        ArenaView, Guard, Snapshot, check_allow, diff, doctor, harmless, path_class, read_input, reap, settle, snapshot,
+        ArenaView, Guard, Snapshot, check_allow, diff, doctor, harmless, parse_plan, path_class, read_input, reap,
+        settle, snapshot,
     };
     use pyo3::prelude::*;
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
-        // Now, while there are descriptors for it: its errors are raised from there.
+        // Now, while there are descriptors for it: its errors are raised from there, and objects are made there.
         m.py().import("leakcheck.errors")?;
+        m.py().import("json")?;
         // A panic is told as an error, once and in one line.
         if std::env::var_os("LEAKCHECK_DEBUG").is_none() {
             std::panic::set_hook(Box::new(|_| ()));

@@ -1,0 +1,91 @@
+//! Fault plans: a fault's recipe in one line, `KIND[:ARGUMENT][,FLAG…]`, which parses back and replays.
+//!
+//! A kind is lower-case ASCII letters and, after the first, hyphens; an argument is anything but commas and white space; a flag is
+//! lower-case ASCII letters. Only the injector of a kind knows whether its argument and flags mean something.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What is done to one run: by the injector of this kind, to its argument, with flags. Each value prints the one line that it is
+/// parsed from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Plan {
+    kind: String,
+    argument: String,
+    flags: Vec<String>,
+}
+
+impl Plan {
+    /// Who performs it.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
+    /// Empty where there is none.
+    #[must_use]
+    pub fn argument(&self) -> &str {
+        &self.argument
+    }
+
+    /// In the order of the line.
+    #[must_use]
+    pub fn flags(&self) -> &[String] {
+        &self.flags
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.kind)?;
+        if !self.argument.is_empty() {
+            write!(f, ":{}", self.argument)?;
+        }
+        self.flags.iter().try_for_each(|flag| write!(f, ",{flag}"))
+    }
+}
+
+/// A line that is no plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unexpected {} at character {at}; give KIND[:ARGUMENT][,FLAG]", found.map_or("end".to_owned(), |c| format!("{c:?}")))]
+pub struct ParseError {
+    /// Counted from 1.
+    pub at: usize,
+    /// `None` is the end of the line.
+    pub found: Option<char>,
+}
+
+impl FromStr for Plan {
+    type Err = ParseError;
+
+    fn from_str(line: &str) -> Result<Self, ParseError> {
+        let mut rest = line;
+        let unexpected = |rest: &str| ParseError {
+            at: line[..line.len() - rest.len()].chars().count() + 1,
+            found: rest.chars().next(),
+        };
+        // What `belongs` is taken off the start of the rest; there has to be some.
+        let mut part = |separator: Option<char>, belongs: fn(char) -> bool| {
+            let Some(start) = separator.map_or(Some(rest), |c| rest.strip_prefix(c)) else { return Ok(None) };
+            let (taken, behind) = start.split_at(start.find(|c| !belongs(c)).unwrap_or(start.len()));
+            rest = behind;
+            if taken.is_empty() { Err(unexpected(start)) } else { Ok(Some(taken.to_owned())) }
+        };
+        let lower = |c: char| c.is_ascii_lowercase();
+        if line.starts_with('-') {
+            return Err(unexpected(line));
+        }
+        let kind = part(None, |c| c.is_ascii_lowercase() || c == '-')?.unwrap_or_default();
+        let argument = part(Some(':'), |c| c != ',' && !is_space(c))?.unwrap_or_default();
+        let mut flags = Vec::new();
+        while let Some(flag) = part(Some(','), lower)? {
+            flags.push(flag);
+        }
+        if rest.is_empty() { Ok(Plan { kind, argument, flags }) } else { Err(unexpected(rest)) }
+    }
+}
+
+/// White space, and the separators of ASCII that Python and C locales count among it.
+fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
