@@ -147,6 +147,19 @@ class TestRespawning:
         assert classes_of_processes(report) == {"respawning"}
 
     @root_only
+    def test_an_orphan_is_no_link_of_a_chain_that_is_somebody_elses(
+        self, compiled: Compiled, cage: list[str], tmp_path: Path
+    ) -> None:
+        # Children of PID 1, by CLONE_PARENT: each of them may be the run's, whose orphan is one too.
+        stranger = [*cage, compiled("chains.c"), "parent", LIFE, "20000"]
+        subprocess.run(stranger, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=60, check=True)
+        orphan = f"setsid sleep {LIFE} </dev/null >/dev/null 2>&1 & echo $! > {tmp_path}/pid"
+        report = guard(tmp_path, "--settle", "0.1", "--kinds", "process", "--", "sh", "-c", orphan, before=cage)
+        pid = int((tmp_path / "pid").read_text())
+        classes = {leak["evidence"]["resource"]["pid"]: leak["class"] for leak in leaks(report)}
+        assert classes[pid] == "orphaned"
+
+    @root_only
     def test_a_process_that_flees_from_being_read_is_leaked_in_an_arena(
         self, compiled: Compiled, tmp_path: Path
     ) -> None:

@@ -110,8 +110,7 @@ impl Adrift {
             Some(adrift) => {
                 signs |= !adrift.unknown.is_empty();
                 // Of the run's own the events know better.
-                let known = |by: Attribution| matches!(by, Attribution::Descent | Attribution::Scope);
-                free.retain(|g| !known(g.by));
+                free.retain(|g| !is_known(g.by));
                 self.by_events = Some(!adrift.run.is_empty());
                 if self.looks.is_empty() {
                     self.at_first = adrift.run.into_iter().collect();
@@ -203,10 +202,13 @@ impl Adrift {
             let n = watch.map_or(0, |watch| watch.successions(p.pid, p.start, p.ppid));
             n > 1 || n == 1 && !self.at_first.contains(&p.pid)
         };
-        let succeeds = |p: &Process| lives(p) && (by_looks(p) || by_events(p));
+        // Of the run's own the events know better: what else comes and goes meanwhile is somebody else's.
+        let known = |by: Attribution| self.by_events.is_some() && is_known(by);
+        let succeeds =
+            |p: &Process, by: Attribution| lives(p) && if known(by) { by_events(p) } else { by_looks(p) };
         let latest: Vec<String> = residue
             .iter()
-            .filter(|(_, f)| matches!(&f.resource, Resource::Process(p) if succeeds(p)))
+            .filter(|(_, f)| matches!(&f.resource, Resource::Process(p) if succeeds(p, f.by)))
             .map(|(key, _)| key.clone())
             .collect();
         let taken: Vec<Found> = latest.iter().filter_map(|key| residue.remove(key)).collect();
@@ -358,6 +360,11 @@ fn adrift(world: &LiveWorld<'_>, held: &HashSet<u32>) -> Option<watch::Adrift> {
     };
     adrift.run.retain(|pid| old(*pid).is_none());
     Some(adrift)
+}
+
+/// Whether it is surely of the run or of the tree, so that the connector's events tell of it.
+fn is_known(by: Attribution) -> bool {
+    matches!(by, Attribution::Descent | Attribution::Scope)
 }
 
 fn holds(residue: &BTreeMap<String, Found>, (pid, start): (u32, u64)) -> bool {
