@@ -204,8 +204,7 @@ impl Adrift {
         };
         // Of the run's own the events know better: what else comes and goes meanwhile is somebody else's.
         let known = |by: Attribution| self.by_events.is_some() && is_known(by);
-        let succeeds =
-            |p: &Process, by: Attribution| lives(p) && if known(by) { by_events(p) } else { by_looks(p) };
+        let succeeds = |p: &Process, by: Attribution| lives(p) && if known(by) { by_events(p) } else { by_looks(p) };
         let latest: Vec<String> = residue
             .iter()
             .filter(|(_, f)| matches!(&f.resource, Resource::Process(p) if succeeds(p, f.by)))

@@ -347,7 +347,11 @@ mod tests {
             descent.apply(fork(u64::from(at), before, link), &|_| None);
             let time = u64::from(at);
             assert_eq!(descent.successions(link, time, before), 0, "its parent lives still");
-            assert_eq!(descent.successions(link, time, 1), (at / 10).min(2), "the event of its parent's end is to come");
+            assert_eq!(
+                descent.successions(link, time, 1),
+                (at / 10).min(2),
+                "the event of its parent's end is to come"
+            );
             descent.apply(exit(time + 1, before, before), &|_| None);
             assert_eq!(descent.successions(link, time, 1), (at / 10).min(2));
         }
