@@ -21,7 +21,11 @@ HERE = Path(__file__).resolve().parent
 WORKER = r"""
 import os, subprocess, sys, time
 from leakcheck import _native
-from leakcheck.arena import Arena, look_soon, shutdown
+from leakcheck.arena import Arena, look_soon
+try:
+    from leakcheck.warden import shutdown
+except ImportError:
+    from leakcheck.arena import shutdown
 
 TRUE = ["/bin/true"]
 ORPHANS = "for n in 1 2 3 4 5 6 7 8; do sleep 1000 & echo x >/etc/$n; echo x >/tmp/$n; done"
