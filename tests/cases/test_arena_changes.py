@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,15 @@ def test_a_mount_that_was_there_and_is_gone_or_another_now(
     assert [label for label in left if " mount " in label] == found
     if not found:
         assert left == []
+
+
+def test_an_attribute_that_an_overlay_has_for_itself_is_a_change_where_the_run_wrote_it(
+    changes: Callable[..., list[str]],
+) -> None:
+    code = "import os, sys; os.setxattr('/etc', b'trusted.overlay.opaque', b'y')"
+    found = changes(f'{sys.executable} -c "{code}" || echo >/etc/refused')
+    # Before Linux 6.7 an overlay takes none.
+    assert found in (["changed dir /etc"], ["file /etc/refused"])
 
 
 def test_an_access_list_of_a_device_is_a_change(changes: Callable[..., list[str]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import pytest
 from waiting import wait_until
 
 from tests.cases.conftest import INPUTS, Outcome
+from tests.cases.places import Place, as_nobody, in_container
+
+__all__ = ["as_nobody", "in_container"]
 
 Case = Callable[..., Outcome]
 Compiled = Callable[[str], Path]
@@ -38,21 +42,28 @@ def cage() -> Iterator[list[str]]:
     try:
         yield ["sh", "-c", f'echo $$ > {cgroup}/cgroup.procs && exec "$@"', "sh"]
     finally:
-        # Frozen, none of them flees. Not by cgroup.kill: it passes over a process whose first thread has ended
-        # (cgroup_kill() signals that thread alone), which kill(2) does not.
-        events = cgroup / "cgroup.events"
-        while "populated 1" in events.read_text():
-            (cgroup / "cgroup.freeze").write_text("1")
-            wait_until("the cage is frozen", lambda: events.read_text() != "populated 1\nfrozen 0\n")
-            for procs in cgroup.glob("**/cgroup.procs"):
-                for pid in map(int, procs.read_text().split()):
-                    if pid > 1:
-                        with suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGKILL)
-            (cgroup / "cgroup.freeze").write_text("0")
-            time.sleep(0.01)
+        end(cgroup)
         for below in [*cgroup.glob("*/"), cgroup]:
             below.rmdir()
+
+
+def end(cgroup: Path) -> None:
+    """End all that a cgroup holds: frozen, none of it flees.
+
+    Not by cgroup.kill: it passes over a process whose first thread has ended (cgroup_kill() signals that thread
+    alone), which kill(2) does not.
+    """
+    events = cgroup / "cgroup.events"
+    while "populated 1" in events.read_text():
+        (cgroup / "cgroup.freeze").write_text("1")
+        wait_until("the cage is frozen", lambda: events.read_text() != "populated 1\nfrozen 0\n")
+        for procs in cgroup.glob("**/cgroup.procs"):
+            for pid in map(int, procs.read_text().split()):
+                if pid > 1:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+        (cgroup / "cgroup.freeze").write_text("0")
+        time.sleep(0.01)
 
 
 def guard(directory: Path, *argv: str | Path, before: Sequence[str] = ()) -> dict[str, object]:
@@ -210,6 +221,37 @@ class TestRespawning:
             served.kill()
             served.wait()
         assert {kind for kind, _ in told(report)} == {"process"}
+
+    def test_a_chain_is_leaked_where_neither_events_nor_a_cgroup_tell_of_it(
+        self, request: pytest.FixtureRequest
+    ) -> None:
+        for place, words, program in [
+            ("as_nobody", "--arena --bind /tmp/a:/mnt:ro", "/mnt/chain"),
+            ("in_container", "", "/tmp/a/chain"),
+        ]:
+            call: Place = request.getfixturevalue(place)
+            guards = (
+                f"for n in 1 2 3 4 5 6 7 8 9 10; do "
+                f"leakcheck guard --kinds process --settle 0.1 {words} -- {program} 3 0; echo exit $?; done"
+            )
+            before = f"mkdir /tmp/a; cc -O1 -o /tmp/a/chain {INPUTS / 'chain.c'}"
+            done = call("sh", "-c", guards, before=before, timeout=200)
+            assert re.findall(r"exit (\d)", done.stdout) == ["1"] * 10, done.stdout + done.stderr
+
+    @root_only
+    def test_a_chain_whose_processes_have_no_first_thread_is_leaked_in_a_cgroup(
+        self, compiled: Compiled, cage: list[str], tmp_path: Path
+    ) -> None:
+        chains = compiled("chains.c")
+        cgroup = cage[2].split()[3].removesuffix("/cgroup.procs") + "/scope"
+        Path(cgroup).mkdir()
+        begin = f"echo $$ > {cgroup}/cgroup.procs; exec {chains} thread {LIFE} 0"
+        words = ["--scope", f"cgroup:{cgroup}", "--kinds", "process", "--settle", "0.1"]
+        # A chain that goes on from one guard to the next would be there before.
+        for _ in range(3):
+            report = guard(tmp_path, *words, "--", "sh", "-c", begin, before=cage)
+            end(Path(cgroup))
+            assert classes_of_processes(report) == {"respawning"}
 
     @root_only
     def test_a_tree_that_starts_and_waits_for_one_after_the_other_is_clean(self, tmp_path: Path) -> None:

@@ -174,6 +174,18 @@ def test_a_key_that_an_arena_leaves_is_its_leak(key_name: str) -> None:
 
 
 @needs_recorder
+def test_a_keyring_that_only_has_the_name_of_the_users_own_is_a_leak() -> None:
+    ring = f"import ctypes; ring = ctypes.CDLL(None).syscall(248, b'keyring', b'_uid.{os.geteuid()}', 0, 0, -4)"
+    remove = "ctypes.CDLL(None).syscall(250, 9, ring, -4)"
+    code, report = guard("--arena", "--kinds", "key", "--", "python3", "-c", f"{ring}; {remove}")
+    assert (code, report["leaks"]) == (0, [])
+    code, report = guard("--arena", "--kinds", "key", "--", "python3", "-c", ring)
+    serial = report["leaks"][0]["evidence"]["resource"]["serial"]
+    subprocess.run([sys.executable, "-c", f"import ctypes; ring = {serial}; {remove}"], check=True)
+    assert code == 1
+
+
+@needs_recorder
 def test_a_key_that_somebody_else_adds_meanwhile_is_none_of_an_arena(key_name: str, tmp_path: Path) -> None:
     begin = tmp_path / "begin"
     begin.mkdir()

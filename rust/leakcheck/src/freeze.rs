@@ -94,7 +94,8 @@ pub(crate) fn population(arena: &ArenaView) -> Option<usize> {
     count(dir)
 }
 
-fn count(dir: &Path) -> Option<usize> {
+/// How many processes are in a cgroup and below.
+pub(crate) fn count(dir: &Path) -> Option<usize> {
     let procs = fs::read(dir.join("cgroup.procs")).ok()?;
     let mut n = procs.split(|b| *b == b'\n').filter(|line| !line.is_empty()).count();
     for child in fs::read_dir(dir).ok()?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {

@@ -365,7 +365,7 @@ pub(crate) fn random_token() -> String {
 fn note_end_of_tree(baseline: &Snapshot, live: &Live<'_>, asked: KindSet, coverage: &mut CoverageMap) {
     let Scope::Tree(root) = baseline.scope else { return };
     let same = |p: &Process| baseline.process(root).is_some_and(|old| old.start == p.start) && p.state != 'Z';
-    if observe::process(root).is_some_and(|p| same(&p)) {
+    if observe::process(root, None).is_some_and(|p| same(&p)) {
         return;
     }
     let followed = live.tree.is_some_and(|w| w.levels().descent.level == Level::Full);

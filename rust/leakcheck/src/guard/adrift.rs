@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::live::{Live, LiveWorld};
 use super::residue::Found;
 use crate::error::Result;
-use crate::freeze::{Frozen, population};
+use crate::freeze::{Frozen, count, population};
 use crate::judge::attribute::{Attribution, Attributor, Owner};
 use crate::judge::class::Class;
 use crate::kind::{Kind, KindSet};
@@ -31,6 +31,8 @@ const SHOWN: usize = 8;
 const ENDING: Duration = Duration::from_millis(200);
 /// How long the newest process is asked for where only numbers tell of it: some ten generations of the fastest chain.
 const PROBING: Duration = Duration::from_millis(1);
+/// How long orphans are asked for while each has ended before it could be read: what lasts longer is a sign.
+const CHASING: Duration = Duration::from_millis(20);
 /// How many numbers before the newest are asked for too.
 const BEHIND: u32 = 16;
 
@@ -60,6 +62,16 @@ impl Seen {
         let by_held = |g: &Glimpse| held.contains(&g.id.0) || g.line.iter().any(|pid| held.contains(pid));
         self.signs || !self.free.iter().all(by_held)
     }
+}
+
+/// Whom the reapers have that a look has not seen.
+enum Orphan {
+    Alive(Glimpse),
+    /// In each reading there were others, and none could be read.
+    Restless,
+    Nobody,
+    /// The kernel does not list children.
+    Untold,
 }
 
 /// What looks saw of processes that nothing holds.
@@ -118,17 +130,26 @@ impl Adrift {
             }
             None => {
                 self.by_events = None;
-                match (&look.scope, &look.arena) {
-                    (Scope::Host, _) if free.is_empty() => free.extend(self.newest(world, look, attributor)),
-                    (Scope::Host, _) => {}
-                    // There, whatever came and went is of the run.
-                    (Scope::Arena | Scope::Cgroup(_) | Scope::Tree(_), None) => signs |= !look.gone.is_empty(),
-                    (_, Some(arena)) => {
-                        // PID 1 is in the look, and the spawner is not.
-                        let known = 1 + look.processes.iter().filter(|p| lives(p)).count();
-                        signs |=
-                            !look.gone.is_empty() || free.is_empty() && population(arena).is_some_and(|n| n > known);
-                    }
+                let host = look.scope == Scope::Host;
+                // In a scope, whatever came and went is of the run.
+                signs |= !host && !look.gone.is_empty();
+                let living = look.processes.iter().filter(|p| lives(p)).count();
+                let more = match (&look.scope, look.arena.as_deref()) {
+                    // PID 1 is in the look, and the spawner is not.
+                    (_, Some(arena)) => population(arena).map(|n| n > living + 1),
+                    (Scope::Cgroup(path), None) => count(path).map(|n| n > living),
+                    (Scope::Host | Scope::Arena, None) => None,
+                    (Scope::Tree(_), None) => Some(false),
+                };
+                match more {
+                    Some(more) => signs |= free.is_empty() && more,
+                    None if !free.is_empty() => {}
+                    None => match self.orphan(world, look, attributor) {
+                        Orphan::Alive(orphan) => free.push(orphan),
+                        Orphan::Restless => signs = true,
+                        Orphan::Untold if host => free.extend(self.newest(world, look, attributor)),
+                        Orphan::Nobody | Orphan::Untold => {}
+                    },
                 }
             }
         }
@@ -152,6 +173,34 @@ impl Adrift {
         self.seen.contains_key(&id)
     }
 
+    /// An orphan that the look has not seen. Whatever the run leaves hangs on a reaper in the end, in each instant, so that the children
+    /// of the reapers miss none, however short it lives.
+    fn orphan(&mut self, world: &LiveWorld<'_>, look: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> Orphan {
+        let arena = look.arena.as_deref();
+        let began = Instant::now();
+        let mut known: HashSet<u32> = look.processes.iter().map(|p| p.pid).collect();
+        let mut before = Vec::new();
+        while began.elapsed() < CHASING {
+            let Some(mut children) = observe::children(1, arena) else { return Orphan::Untold };
+            let above = look.processes.iter().filter(|p| p.pid != 1 && is_reaper(p, look));
+            children.extend(above.flat_map(|p| observe::children(p.pid, arena).unwrap_or_default()));
+            for pid in children.iter().rev().filter(|pid| known.insert(**pid)) {
+                let Some(p) = observe::process(*pid, arena) else { continue };
+                let Some(by) = of_run(attributor.owner_of(&p), &p, world.baseline) else { continue };
+                if is_free(&p, look, world.baseline) {
+                    self.remember(&p, by);
+                    return Orphan::Alive(Glimpse::of(&p, by, look));
+                }
+            }
+            // A list that lost one while it was read may lack another.
+            if before == children {
+                return Orphan::Nobody;
+            }
+            before = children;
+        }
+        Orphan::Restless
+    }
+
     /// Asks for the newest processes until one is caught alive: what lives for less than a walk takes is seldom in its way.
     fn newest(
         &mut self,
@@ -164,7 +213,7 @@ impl Adrift {
             let newest = observe::newest_pid()?;
             // The look's own threads have taken the last numbers since.
             for pid in (newest.saturating_sub(BEHIND).max(2)..=newest).rev() {
-                let Some(p) = observe::process(pid) else { continue };
+                let Some(p) = observe::process(pid, None) else { continue };
                 let Some(by) = of_run(attributor.owner_of(&p), &p, world.baseline) else { continue };
                 if is_free(&p, look, world.baseline) && observe::is_process(pid) {
                     self.remember(&p, by);
@@ -295,7 +344,7 @@ impl Adrift {
         let began = Instant::now();
         loop {
             let Some(run) = adrift(world, held).map(|adrift| adrift.run) else { return Caught::Nobody };
-            if let Some(p) = run.iter().rev().filter_map(|pid| observe::process(*pid)).find(lives) {
+            if let Some(p) = run.iter().rev().filter_map(|pid| observe::process(*pid, None)).find(lives) {
                 return Caught::Alive(p);
             }
             // Too fast to be read: then it is another one each time.
@@ -355,7 +404,7 @@ fn adrift(world: &LiveWorld<'_>, held: &HashSet<u32>) -> Option<watch::Adrift> {
     let mut adrift = watch.adrift(held)?;
     // A tree has members that were there before.
     let old = |pid: u32| {
-        world.baseline.process(pid).filter(|old| observe::process(pid).is_some_and(|now| now.start == old.start))
+        world.baseline.process(pid).filter(|old| observe::process(pid, None).is_some_and(|now| now.start == old.start))
     };
     adrift.run.retain(|pid| old(*pid).is_none());
     Some(adrift)

@@ -52,7 +52,7 @@ impl LiveWorld<'_> {
             None => options,
             Some(tree) => {
                 tree.sync();
-                let was = |p: &&Process| observe::process(p.pid).is_some_and(|now| now.start == p.start);
+                let was = |p: &&Process| observe::process(p.pid, None).is_some_and(|now| now.start == p.start);
                 let old = self.baseline.processes.iter().filter(was).map(|p| p.pid);
                 of_tree = observe::Options { members: old.chain(tree.live_run_pids()).collect(), ..options.clone() };
                 &of_tree

@@ -31,8 +31,10 @@ const SETTINGS: [(&str, &[&str]); 8] = [
     ("blkio", &["blkio.weight", "blkio.bfq.weight"]),
     ("v2", &V2),
 ];
-const V2: [&str; 11] = [
+const V2: [&str; 13] = [
     "cgroup.freeze",
+    "cgroup.max.depth",
+    "cgroup.max.descendants",
     "cgroup.subtree_control",
     "cpu.max",
     "cpu.weight",

@@ -132,15 +132,15 @@ impl Seen {
                 listed.in_quota &= in_quota;
                 continue;
             }
-            let key = match describe(line.serial) {
-                Ok(key) => key,
+            let (key, gid) = match describe(line.serial) {
+                Ok(described) => described,
                 // Revoked and expired keys are not described any more.
-                Err(Errno::KEYREVOKED | Errno::KEYEXPIRED) => as_listed(&line),
+                Err(Errno::KEYREVOKED | Errno::KEYEXPIRED) => (as_listed(&line), line.gid),
                 // Gone since, or never there: the line was part of a description.
                 Err(_) => continue,
             };
             self.listed.insert(line.serial, Listed { uid: key.uid, in_quota });
-            if !collected && !is_bookkeeping(&key) {
+            if !collected && !is_bookkeeping(&key, gid) {
                 self.keys.push(key);
             }
         }
@@ -220,10 +220,13 @@ impl Seen {
 }
 
 /// The kernel gives each user that ever comes near keyrings two of its own, and keeps them (user-keyring(7),
-/// user-session-keyring(7)): the user's first login leaves them, not a run. What is in them is seen.
-fn is_bookkeeping(key: &Key) -> bool {
+/// user-session-keyring(7)): the user's first login leaves them, not a run. What is in them is seen. They have no group, unlike a
+/// keyring that somebody gives their name.
+fn is_bookkeeping(key: &Key, gid: u32) -> bool {
+    const OVERFLOW_GID: u32 = 65534;
     let names = [format!("_uid.{}", key.uid), format!("_uid_ses.{}", key.uid)];
-    key.key_type.as_ref() == b"keyring" && names.iter().any(|name| key.description.as_ref() == name.as_bytes())
+    gid == OVERFLOW_GID
+        && key.key_type.as_ref() == b"keyring" && names.iter().any(|name| key.description.as_ref() == name.as_bytes())
 }
 
 /// The key as the list has it: type cut to 9 bytes, description with the payload's summary, which is taken off.
@@ -240,9 +243,9 @@ fn as_listed(line: &keys::Key<'_>) -> Key {
     Key { serial: line.serial, key_type: line.key_type.into(), description: description.into(), uid: line.uid }
 }
 
-/// `KEYCTL_DESCRIBE` (keyctl_describe(3)): `type;uid;gid;permissions;description`.
+/// `KEYCTL_DESCRIBE` (keyctl_describe(3)): `type;uid;gid;permissions;description`. The key and its group.
 #[allow(unsafe_code)]
-fn describe(serial: u32) -> Result<Key, Errno> {
+fn describe(serial: u32) -> Result<(Key, u32), Errno> {
     // A type is at most 31 bytes, a description 4095 (add_key(2)).
     let mut buffer = [0_u8; 8192];
     // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`, which outlives the call.
@@ -251,13 +254,15 @@ fn describe(serial: u32) -> Result<Key, Errno> {
     let length = usize::try_from(length).map_err(|_| last_errno())?;
     let record = buffer.get(..length).and_then(|text| text.strip_suffix(b"\0")).ok_or(Errno::OVERFLOW)?;
     let mut fields = record.splitn(5, |byte| *byte == b';');
-    let (key_type, uid, description) = (fields.next(), fields.next(), fields.nth(2));
-    let uid = uid.and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<i64>().ok());
-    let (Some(key_type), Some(uid), Some(description)) = (key_type, uid, description) else {
+    let (key_type, uid, gid, description) = (fields.next(), fields.next(), fields.next(), fields.nth(1));
+    let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse::<i64>().ok();
+    let (Some(key_type), Some(uid), Some(gid), Some(description)) =
+        (key_type, uid.and_then(number), gid.and_then(number), description)
+    else {
         return Err(Errno::PROTO);
     };
-    // The kernel prints the uid with %d.
-    Ok(Key { serial, key_type: key_type.into(), description: description.into(), uid: uid as u32 })
+    // The kernel prints the ids with %d.
+    Ok((Key { serial, key_type: key_type.into(), description: description.into(), uid: uid as u32 }, gid as u32))
 }
 
 /// setfsuid(2) of the calling thread; it reports no failure but by what a second call returns.

@@ -567,16 +567,23 @@ pub(crate) fn uid_of(pid: u32, arena: Option<&ArenaView>) -> Option<u32> {
 }
 
 /// The process that has this id now.
-pub(crate) fn process(pid: u32) -> Option<crate::resource::Process> {
-    let mut process = procfs::process(&read_file(format!("/proc/{pid}/stat")).ok()?)?;
+pub(crate) fn process(pid: u32, arena: Option<&ArenaView>) -> Option<crate::resource::Process> {
+    let mut process = procfs::process(&read_file(proc_path(arena, format_args!("{pid}/stat"))).ok()?)?;
     if matches!(process.state, 'Z' | 'X' | 'x') {
         // Its first thread may have ended and others go on.
-        let (task, first) = procfs::task_of(pid, None);
+        let (task, first) = procfs::task_of(pid, arena);
         if !first {
-            process.state = procfs::process(&read_file(format!("/proc/{task}/stat")).ok()?)?.state;
+            process.state = procfs::process(&read_file(proc_path(arena, format_args!("{task}/stat"))).ok()?)?.state;
         }
     }
     Some(process)
+}
+
+/// The children of a process' first thread, zombies as well (proc_tid_children(5)); none where the kernel does not list them. Each is read
+/// under the lock that a birth, an end and an adoption take: whose parent ends is the child of its new one before that shows.
+pub(crate) fn children(pid: u32, arena: Option<&ArenaView>) -> Option<Vec<u32>> {
+    let text = read_file(proc_path(arena, format_args!("{pid}/task/{pid}/children"))).ok()?;
+    Some(std::str::from_utf8(&text).ok()?.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect())
 }
 
 /// Whether a number is that of a process, and not of one of its threads, which `/proc` has as well but does not list (proc(5)).

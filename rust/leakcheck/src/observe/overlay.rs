@@ -319,7 +319,10 @@ impl Pair<'_> {
                 || name.starts_with(b"trusted.")
                 || name.starts_with(b"system.posix_acl")
         };
-        let plain = |name: &&Vec<u8>| !name.starts_with(overlay_name("").to_bytes());
+        // What the inside writes under these names, the overlay keeps under longer ones (Linux 6.7).
+        let own = |name: &[u8]| name.starts_with(overlay_name("").to_bytes());
+        let escaped = |name: &[u8]| name.starts_with(overlay_name("overlay.").to_bytes());
+        let plain = |name: &&Vec<u8>| !own(name) || escaped(name);
         xattr_names(&ours).iter().filter(plain).any(differs)
             || xattr_names(&theirs).iter().filter(plain).filter(|n| is_copied(n)).any(differs)
     }
