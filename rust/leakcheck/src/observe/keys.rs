@@ -226,7 +226,8 @@ fn is_bookkeeping(key: &Key, gid: u32) -> bool {
     const OVERFLOW_GID: u32 = 65534;
     let names = [format!("_uid.{}", key.uid), format!("_uid_ses.{}", key.uid)];
     gid == OVERFLOW_GID
-        && key.key_type.as_ref() == b"keyring" && names.iter().any(|name| key.description.as_ref() == name.as_bytes())
+        && key.key_type.as_ref() == b"keyring"
+        && names.iter().any(|name| key.description.as_ref() == name.as_bytes())
 }
 
 /// The key as the list has it: type cut to 9 bytes, description with the payload's summary, which is taken off.
