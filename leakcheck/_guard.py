@@ -1,6 +1,5 @@
 """Guards: a baseline before some code, a verdict after it."""
 
-import asyncio
 import contextlib
 import functools
 import gc
@@ -138,6 +137,8 @@ class Run:
 
     async def end_async(self) -> Report:
         """Like `end`, but an asyncio loop keeps running: much of what asyncio closes it closes in a later iteration."""
+        import asyncio
+
         try:
             asyncio.get_running_loop()
         except RuntimeError:  # trio, or another loop

@@ -5,6 +5,7 @@ Exit codes: 0 clean, 1 leaked, 2 usage or configuration, 3 unknown, 4 the target
 
 import contextlib
 import enum
+import functools
 import io
 import os
 import re
@@ -17,30 +18,45 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TextIO
 
 import typer
+import typer.core
 
 from leakcheck import __version__
 from leakcheck._guard import existing_roots, milliseconds
 from leakcheck.answers import answering
 from leakcheck.arena import Arena
-from leakcheck.campaigns import CAMPAIGNS
 from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE
-from leakcheck.commands.campaign import command_of
-from leakcheck.commands.check import check as run_check
 from leakcheck.commands.demo import demo
 from leakcheck.commands.diff import diff as run_diff
 from leakcheck.commands.doctor import doctor as run_doctor
 from leakcheck.commands.guard import GuardOptions
 from leakcheck.commands.guard import guard as run_guard
-from leakcheck.commands.reap import reap as run_reap
 from leakcheck.commands.snapshot import snapshot as run_snapshot
-from leakcheck.commands.targets import targets as run_targets
 from leakcheck.deliver import drop, say
 from leakcheck.errors import CompileError, GivenUp, NativeError, TargetError, UsageError
-from leakcheck.targets import load as load_target
 
 __all__ = ["app", "main"]
 
+
+class _Commands(typer.core.TyperGroup):
+    """The commands. Campaigns are imported when one is run or all are listed: they take as long as all the rest.
+
+    So does whatever a command needs that `guard` does not: a guard is what a suite runs a thousand times.
+    """
+
+    def list_commands(self, context: Any) -> list[str]:  # noqa: ARG002 - as it is called
+        """Return the names, for the help."""
+        self.commands.update(_campaigns())
+        return list(self.commands)
+
+    def get_command(self, context: Any, name: str) -> Any:  # noqa: ARG002
+        """Return the command of this name."""
+        if name not in self.commands:
+            self.commands.update(_campaigns())
+        return self.commands.get(name)
+
+
 app = typer.Typer(
+    cls=_Commands,
     help="Proves that a Linux sandbox leaves nothing behind.",
     epilog="Exit codes: 0 clean, 1 leaked, 2 usage, 3 unknown, 4 the command could not be run, 130 interrupted.",
     add_completion=False,
@@ -201,13 +217,22 @@ def reap(
     json: Json = False,
 ) -> None:
     """Remove what a saved report attributes to its run, and nothing else."""
+    from leakcheck.commands.reap import reap as run_reap
+
     raise typer.Exit(run_reap(report, apply=yes, as_json=json))
 
 
-for _campaign in CAMPAIGNS.values():
-    app.command(_campaign.name)(
-        command_of(_campaign, target=(Target, _DEFAULT_TARGET), json=(Json, False), output=(Output, None))
-    )
+@functools.cache
+def _campaigns() -> dict[str, Any]:
+    """Return the command of each campaign."""
+    from leakcheck.campaigns import CAMPAIGNS
+    from leakcheck.commands.campaign import command_of
+
+    group = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
+    common: dict[str, Any] = {"target": (Target, _DEFAULT_TARGET), "json": (Json, False), "output": (Output, None)}
+    for campaign in CAMPAIGNS.values():
+        group.command(campaign.name)(command_of(campaign, **common))
+    return dict(typer.main.get_group(group).commands)
 
 
 @app.command()
@@ -216,12 +241,17 @@ def check(
     json: Json = False,
 ) -> None:
     """Check an adapter against a run of its sandbox: statuses, isolation, recovery."""
+    from leakcheck.commands.check import check as run_check
+    from leakcheck.targets import load as load_target
+
     raise typer.Exit(run_check(load_target(target), as_json=json))
 
 
 @app.command()
 def targets(json: Json = False) -> None:
     """List the sandboxes there are adapters for, and try which of them can run here."""
+    from leakcheck.commands.targets import targets as run_targets
+
     raise typer.Exit(run_targets(as_json=json))
 
 
