@@ -33,7 +33,7 @@ use crate::judge::settle::{Policy, Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::observe::door::Door;
-use crate::observe::{self, detail};
+use crate::observe::{self, ObservedArena, detail};
 use crate::parse::nslink::NsType;
 use crate::resource::{NsHolder, Process, Resource};
 use crate::scope::Scope;
@@ -130,7 +130,7 @@ impl Guard {
         }
         options.observe.submounts = Some(baseline.submounts.clone());
         // Those that others mount between the baseline and here do no harm; without a list all that answer are entered.
-        let old = observe::mount_numbers(options.observe.arena.as_deref()).ok().map(Arc::new);
+        let old = observe::mount_numbers(options.observe.arena.as_deref().map(|arena| &arena.view)).ok().map(Arc::new);
         if let (Some(watch), Some(old)) = (&watch, &old) {
             watch.limit_to(Arc::clone(old));
         }
@@ -250,11 +250,12 @@ pub(crate) fn coverage_of(look: &Snapshot, watch: &Watch) -> CoverageMap {
     coverage(look, look, look.kinds, &attributor, &Reach::of_own_runs(look))
 }
 
-/// Judges two snapshots that were taken before: no waiting, nothing looked up of the time between.
+/// Judges two snapshots that were taken before, of `arena` if they are an arena's and it is still there: no waiting, nothing looked
+/// up of the time between.
 ///
 /// # Errors
 /// [`Error::Usage`](crate::Error::Usage) when they cannot be compared.
-pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Report> {
+pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules, arena: Option<&ObservedArena>) -> Result<Report> {
     let mut all = diff::diff(before, after)?.with_settings_as_changes(before);
     // Each snapshot saw who took it.
     let observer = |r: &Resource| match r {
@@ -263,7 +264,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
     };
     all.appeared.retain(|r| !observer(r));
     all.vanished.retain(|r| !observer(r));
-    let live = Live { watch: None, tree: None, token: None, arena: after.arena.as_deref() };
+    let live = Live { watch: None, tree: None, token: None, arena };
     let attributor = Attributor::new(before, after, &live, None);
     let asked = before.kinds.and(after.kinds);
     only_comparable(before, after, &mut all.appeared, |_| false);
@@ -278,10 +279,14 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules) -> Result<Rep
     report.baseline_ns = before.taken_ns;
     report.unreadable.clone_from(&after.unreadable);
     for resource in all.vanished {
-        let label = detail::evidence(&resource, before).label;
+        let label = detail::evidence(&resource, before, live.view()).label;
         report.vanished.push(Vanished { kind: resource.kind(), label, key: resource.key() });
     }
-    let found = residue.found.into_iter().map(|(resource, by)| Found::new(resource, by, after, &attributor)).collect();
+    let found = residue
+        .found
+        .into_iter()
+        .map(|(resource, by)| Found::new(resource, by, after, &attributor, live.view()))
+        .collect();
     finish(&mut report, replacing(found, before), rules, false);
     gauges(before, after, &mut report);
     Ok(report)

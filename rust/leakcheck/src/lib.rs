@@ -7,13 +7,14 @@
 //! [`NoLeaks::report`](testing::NoLeaks::report) hands out the report instead of panicking. See [`testing`].
 
 pub mod arena;
+mod coverage;
 pub mod doctor;
 pub mod error;
 mod freeze;
-mod gap;
 pub mod guard;
 pub mod judge;
 pub mod kind;
+mod membership;
 pub mod observe;
 pub mod persist;
 pub mod reap;
@@ -32,6 +33,7 @@ pub use judge::verdict::Verdict;
 pub use kind::{Kind, KindSet};
 pub use leakcheck_parse as parse;
 pub use leakcheck_parse::text;
+pub use observe::ObservedArena;
 pub use scope::Scope;
 pub use snapshot::Snapshot;
 pub use testing::NoLeaks;

@@ -1,13 +1,11 @@
 //! One observation of a scope, and how far it reached.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::arena::{self, ArenaView};
-pub use crate::gap::{Directory, Gap, Unreadable, Unseen};
+pub use crate::coverage::{Coverage, CoverageMap, Directory, Gap, Level, Unreadable, Unseen};
 use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
 use crate::resource::{
@@ -16,66 +14,6 @@ use crate::resource::{
 };
 use crate::scope::Scope;
 use crate::text::Text;
-
-/// How much of a kind was seen. Ordered from worst to best, so that `min` merges.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// Not seen at all.
-    None,
-    /// Seen in part.
-    Partial,
-    /// Seen in full, but for what `docs/explanation/undetected.md` lists.
-    Full,
-}
-
-/// Coverage of one kind.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Coverage {
-    /// How much was seen.
-    pub level: Level,
-    /// Why not more; empty when full.
-    pub reason: String,
-}
-
-impl Coverage {
-    /// Everything was seen.
-    pub fn full() -> Self {
-        Coverage { level: Level::Full, reason: String::new() }
-    }
-
-    /// The worse of two levels, both reasons.
-    pub fn merge(&mut self, other: Coverage) {
-        self.level = self.level.min(other.level);
-        if !other.reason.is_empty() && !self.reason.contains(&other.reason) {
-            if !self.reason.is_empty() {
-                self.reason.push_str("; ");
-            }
-            self.reason.push_str(&other.reason);
-        }
-    }
-}
-
-/// Coverage of every kind that was asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct CoverageMap(pub BTreeMap<Kind, Coverage>);
-
-impl CoverageMap {
-    /// Notes that `kind` was seen no better than `level`, and why. The first reason of each kind is enough when many
-    /// objects fail alike.
-    pub fn lower(&mut self, kind: Kind, level: Level, reason: impl Into<String>) {
-        let coverage = Coverage { level, reason: reason.into() };
-        self.0.entry(kind).or_insert_with(Coverage::full).merge(coverage);
-    }
-
-    /// The worse of both, kind by kind.
-    pub fn merge(&mut self, other: &CoverageMap) {
-        for (kind, coverage) in &other.0 {
-            self.0.entry(*kind).or_insert_with(Coverage::full).merge(coverage.clone());
-        }
-    }
-}
 
 fn yes() -> bool {
     true
@@ -163,15 +101,9 @@ pub struct Snapshot {
     #[allow(missing_docs)]
     #[serde(default)]
     pub sysctls: Vec<Sysctl>,
-    /// The arena that was looked at, for what is looked up later; a saved snapshot has none.
-    #[serde(skip)]
-    pub arena: Option<Arc<ArenaView>>,
     /// Ids of processes that were found and had ended before they could be read.
     #[serde(skip)]
     pub gone: Vec<u32>,
-    /// Which mounts a path was allowed to lead into, where not into all.
-    #[serde(skip)]
-    pub old_mounts: Option<Arc<HashSet<u64>>>,
 }
 
 impl Snapshot {
@@ -212,9 +144,7 @@ impl Snapshot {
             keys: Vec::new(),
             bpf: Vec::new(),
             sysctls: Vec::new(),
-            arena: None,
             gone: Vec::new(),
-            old_mounts: None,
         }
     }
 
@@ -290,11 +220,6 @@ impl Snapshot {
         self.coverage.merge(&part.coverage);
         self.gaps.append(&mut part.gaps);
         self.gauges.append(&mut part.gauges);
-    }
-
-    /// A path below the `/proc` that the pids here belong to.
-    pub(crate) fn proc(&self, below: impl std::fmt::Display) -> PathBuf {
-        arena::proc_path(self.arena.as_deref(), below)
     }
 
     /// The process with this id, if it is in the snapshot.

@@ -102,7 +102,7 @@ fn every_pattern_of_a_rule_must_match_and_the_first_rule_explains() {
 }
 
 fn judged(rules: &str, resource: Resource) -> leakcheck::Report {
-    compare(&host(), &with(host(), [resource]), &parse(rules).unwrap()).unwrap()
+    compare(&host(), &with(host(), [resource]), &parse(rules).unwrap(), None).unwrap()
 }
 
 #[test]

@@ -81,10 +81,10 @@ fn a_kind_that_only_one_snapshot_has_makes_the_comparison_unknown() {
     let narrow: KindSet = [Kind::Process].into_iter().collect();
     let wide: KindSet = [Kind::Process, Kind::Mount].into_iter().collect();
     let (a, b) = (Snapshot::empty(Scope::Host, wide), Snapshot::empty(Scope::Host, narrow));
-    let report = compare(&a, &b, &Rules::default()).unwrap();
+    let report = compare(&a, &b, &Rules::default(), None).unwrap();
     assert_eq!(report.verdict, Verdict::Unknown);
     assert_eq!(report.coverage.0[&Kind::Mount].level, Level::None);
-    assert_eq!(compare(&b, &b, &Rules::default()).unwrap().verdict, Verdict::Clean);
+    assert_eq!(compare(&b, &b, &Rules::default(), None).unwrap().verdict, Verdict::Clean);
 }
 
 #[test]
@@ -103,14 +103,14 @@ fn a_process_that_refuses_to_be_read_makes_unknown_only_when_it_may_be_the_runs(
         with(s, [process(pid, start).into()])
     };
     let old = refusing(host(), 40, 1);
-    let same = compare(&old, &old, &Rules::default()).unwrap();
+    let same = compare(&old, &old, &Rules::default(), None).unwrap();
     assert_eq!((same.verdict, same.unreadable.len()), (Verdict::Clean, 1), "listed, and nothing more");
     // Even when the process itself is explained, what it holds is not known.
     let new = refusing(old.clone(), 50, 10);
     let today = jiff::civil::date(2026, 1, 1);
     let text = "[[allow]]\nkind='process'\nreason='r'\nmatch={pid='50'}";
     let rules = Rules::parse(text, std::path::Path::new("allow.toml"), today).unwrap();
-    let report = compare(&old, &new, &rules).unwrap();
+    let report = compare(&old, &new, &rules, None).unwrap();
     assert_eq!((report.verdict, report.leaks.len(), report.allowed.len()), (Verdict::Unknown, 0, 1));
     for kind in Kind::ALL {
         let hidden = matches!(kind, Kind::Fd | Kind::Mount | Kind::Namespace | Kind::Ipc | Kind::Net);
@@ -149,7 +149,7 @@ fn a_new_link_to_an_old_file_is_the_name_that_the_baseline_lacked_wherever_it_so
 fn a_report_says_what_has_a_name_that_something_else_had_before() {
     let before = with(host(), [file("/t/old", 3).into()]);
     let after = with(host(), [file("/t/old", 4).into(), file("/t/new", 5).into()]);
-    let report = compare(&before, &after, &Rules::default()).unwrap();
+    let report = compare(&before, &after, &Rules::default(), None).unwrap();
     let replaces: Vec<_> =
         report.leaks.iter().map(|l| (l.label.as_str(), l.evidence.contains_key("replaces"))).collect();
     assert_eq!(replaces, [("file /t/old", true), ("file /t/new", false)]);

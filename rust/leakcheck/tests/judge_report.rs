@@ -122,7 +122,7 @@ fn the_words_of_a_report_keep_their_spelling() {
 #[test]
 fn a_comparison_names_what_appeared_and_what_vanished() {
     let before = with(host(), [file("/tmp/old", 1).into(), sysctl("10").into()]);
-    let report = compare(&before, &with(host(), one_of_each()), &Rules::default()).unwrap();
+    let report = compare(&before, &with(host(), one_of_each()), &Rules::default(), None).unwrap();
     assert_eq!(report.verdict, Verdict::Leaked);
     let kinds: Vec<Kind> = report.leaks.iter().map(|l| l.kind).collect();
     // The descriptor goes with its process: one leak, one line.
@@ -140,7 +140,7 @@ fn a_comparison_counts_what_a_process_leaked_that_was_there_before() {
     let mut leaked = fd(7, 5, "pipe:[9]");
     leaked.start = 70;
     let after = with(with(host(), daemon()), [leaked.into()]);
-    let report = compare(&with(host(), daemon()), &after, &Rules::default()).unwrap();
+    let report = compare(&with(host(), daemon()), &after, &Rules::default(), None).unwrap();
     let found: Vec<_> = report.leaks.iter().map(|l| (l.kind, l.attribution)).collect();
     assert_eq!(found, [(Kind::Fd, Attribution::None)]);
 }
@@ -148,7 +148,7 @@ fn a_comparison_counts_what_a_process_leaked_that_was_there_before() {
 #[test]
 fn hostile_names_are_escaped_in_labels_and_keys() {
     let name = b"/tmp/\x1b]0;x\x07\n\xff<script>";
-    let report = compare(&host(), &with(host(), [file(name, 9).into()]), &Rules::default()).unwrap();
+    let report = compare(&host(), &with(host(), [file(name, 9).into()]), &Rules::default(), None).unwrap();
     let leak = &report.leaks[0];
     assert_eq!(leak.label, r"file /tmp/\x1b]0;x\x07\n\xff<script>");
     let json = serde_json::to_string(&report).unwrap();

@@ -159,7 +159,7 @@ fn locks_of_the_host_are_not_the_arenas() {
 #[test]
 fn cgroups_are_named_from_the_arenas_own() {
     let Some(arena) = Arena::up() else { return };
-    let Some((_, dir)) = arena.view.cgroups.first() else { return };
+    let Some((_, dir)) = arena.observed.view.cgroups.first() else { return };
     std::fs::create_dir(dir.join("box")).unwrap();
     let look = arena.snapshot(&[Kind::Cgroup]);
     let paths: Vec<String> = look.cgroups.iter().map(|c| c.path.to_string()).collect();

@@ -10,7 +10,7 @@ use crate::{UsageError, to_py};
 
 /// What an arena is seen through.
 #[pyclass(frozen, module = "leakcheck._native")]
-pub(crate) struct ArenaView(pub(crate) Arc<leakcheck::ArenaView>);
+pub(crate) struct ArenaView(pub(crate) Arc<leakcheck::ObservedArena>);
 
 #[pymethods]
 impl ArenaView {
@@ -27,9 +27,9 @@ impl ArenaView {
         let layer = |(path, upper, lower)| Ok(leakcheck::Layer { path, upper: copy(upper)?, lower });
         let layers = layers.into_iter().map(layer).collect::<PyResult<_>>()?;
         let roots = roots.into_iter().map(|(path, fd)| Ok((path, copy(fd)?))).collect::<PyResult<_>>()?;
-        let view = leakcheck::ArenaView::new(copy(proc)?, layers, roots, cgroups, not_covered);
-        let view = view.and_then(|view| view.with_bound(bound)).map_err(to_py)?;
-        Ok(ArenaView(Arc::new(view)))
+        let view = leakcheck::ArenaView { proc: copy(proc)?, layers, roots, cgroups, not_covered };
+        let arena = leakcheck::ObservedArena::new(view).and_then(|arena| arena.with_bound(bound)).map_err(to_py)?;
+        Ok(ArenaView(Arc::new(arena)))
     }
 }
 

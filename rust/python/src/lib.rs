@@ -8,7 +8,7 @@ use leakcheck::guard;
 use leakcheck::judge::allow::Rules;
 use leakcheck::judge::report::Command;
 use leakcheck::judge::settle::Policy;
-use leakcheck::{Error, KindSet, observe};
+use leakcheck::{Error, KindSet, ObservedArena, observe};
 use pyo3::import_exception;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
@@ -71,9 +71,13 @@ fn to_object<'py>(py: Python<'py>, value: &impl serde::Serialize) -> PyResult<Bo
     py.import("json")?.call_method1("loads", (json(value)?,))
 }
 
-/// One observation; immutable.
+/// One observation; immutable. The arena that was looked at is kept for later looks.
 #[pyclass(frozen, module = "leakcheck._native")]
-struct Snapshot(leakcheck::Snapshot);
+struct Snapshot(leakcheck::Snapshot, Option<Arc<ObservedArena>>);
+
+fn loaded(snapshot: leakcheck::Snapshot) -> Snapshot {
+    Snapshot(snapshot, None)
+}
 
 #[pymethods]
 impl Snapshot {
@@ -144,12 +148,12 @@ impl Snapshot {
 
     #[staticmethod]
     fn from_json(text: &str) -> PyResult<Self> {
-        leakcheck::Snapshot::from_json(text, Path::new("snapshot")).map(Snapshot).map_err(to_py)
+        leakcheck::Snapshot::from_json(text, Path::new("snapshot")).map(loaded).map_err(to_py)
     }
 
     #[staticmethod]
     fn load(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
-        safely(py, || leakcheck::Snapshot::load(&path)).map(Snapshot)
+        safely(py, || leakcheck::Snapshot::load(&path)).map(loaded)
     }
 }
 
@@ -240,14 +244,16 @@ fn snapshot(
     arena: Option<&ArenaView>,
 ) -> PyResult<Snapshot> {
     let options = options(scope, kinds, roots, lock_files, threads, include_self, arena)?;
-    safely(py, || observe::snapshot(&options)).map(Snapshot)
+    let look = safely(py, || observe::snapshot(&options))?;
+    Ok(Snapshot(look, options.arena))
 }
 
 #[pyfunction]
 #[pyo3(signature = (before, after, *, allow=None))]
 fn diff(py: Python<'_>, before: &Snapshot, after: &Snapshot, allow: Option<&str>) -> PyResult<String> {
     let rules = rules(allow)?;
-    json(&safely(py, || guard::compare(&before.0, &after.0, &rules))?)
+    let arena = after.1.as_deref().or(before.1.as_deref());
+    json(&safely(py, || guard::compare(&before.0, &after.0, &rules, arena))?)
 }
 
 #[pyfunction]
@@ -260,7 +266,7 @@ fn settle(
     include_self: bool,
 ) -> PyResult<String> {
     let options = guard::Options {
-        observe: observe::Options::like(&before.0, include_self),
+        observe: observe::Options { arena: before.1.clone(), ..observe::Options::like(&before.0, include_self) },
         rules: rules(allow)?,
         policy: Policy::new(Duration::from_millis(settle_ms)),
         attributed_only: false,

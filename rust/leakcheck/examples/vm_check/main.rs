@@ -165,7 +165,7 @@ fn found_and_gone_again(program: &Path, name: &str, kind: Kind) -> Result<Done, 
     mkleak.go_on()?;
     let Some(facts) = mkleak.expect("READY")? else { return mkleak.end() };
     let after = observe::snapshot(&options.observe)?;
-    let report = guard::compare(&before, &after, &Rules::default())?;
+    let report = guard::compare(&before, &after, &Rules::default(), None)?;
     mkleak.go_on()?;
     mkleak.expect("CLEAN")?;
     let settled = verify_none(&before, &options)?;

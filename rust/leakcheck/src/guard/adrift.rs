@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::live::{Live, LiveWorld};
 use super::residue::Found;
+use crate::arena::ArenaView;
 use crate::error::Result;
 use crate::freeze::{Frozen, count, population};
 use crate::judge::attribute::{Attribution, Attributor, Owner};
@@ -134,7 +135,7 @@ impl Adrift {
                 // In a scope, whatever came and went is of the run.
                 signs |= !host && !look.gone.is_empty();
                 let living = look.processes.iter().filter(|p| lives(p)).count();
-                let more = match (&look.scope, look.arena.as_deref()) {
+                let more = match (&look.scope, world.live.view()) {
                     // PID 1 is in the look, and the spawner is not.
                     (_, Some(arena)) => population(arena).map(|n| n > living + 1),
                     (Scope::Cgroup(path), None) => count(path).map(|n| n > living),
@@ -176,7 +177,7 @@ impl Adrift {
     /// An orphan that the look has not seen. Whatever the run leaves hangs on a reaper in the end, in each instant, so that the children
     /// of the reapers miss none, however short it lives.
     fn orphan(&mut self, world: &LiveWorld<'_>, look: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> Orphan {
-        let arena = look.arena.as_deref();
+        let arena = world.live.view();
         let began = Instant::now();
         let mut known: HashSet<u32> = look.processes.iter().map(|p| p.pid).collect();
         let mut before = Vec::new();
@@ -288,7 +289,7 @@ impl Adrift {
         }
         if self.by_events.is_some() {
             match self.caught(world, &held) {
-                Caught::Alive(process) => return Ok(self.told_by_events(process, look)),
+                Caught::Alive(process) => return Ok(self.told_by_events(process, look, world.live.view())),
                 Caught::Unread(pid) => {
                     let why = format!("process {pid} of the run has not ended, and could not be read");
                     return Ok(Outcome { leak: None, gap: Some(why) });
@@ -296,7 +297,7 @@ impl Adrift {
                 Caught::Nobody => {}
             }
         }
-        if let Some(arena) = look.arena.as_deref()
+        if let Some(arena) = world.live.view()
             && self.looks.last().is_some_and(|seen| seen.beside(&held))
             && let Some(frozen) = Frozen::whole(arena)
         {
@@ -312,7 +313,7 @@ impl Adrift {
             caught.iter().for_each(|p| self.remember(p, Attribution::Scope));
             let Some(p) = caught.last() else { return Ok(Outcome::default()) };
             let resource = Resource::Process((*p).clone());
-            let facts = detail::evidence(&resource, &still).facts;
+            let facts = detail::evidence(&resource, &still, Some(arena)).facts;
             drop(frozen);
             return Ok(Outcome { leak: Some(self.tell(resource, Attribution::Scope, facts)), gap: None });
         }
@@ -325,7 +326,7 @@ impl Adrift {
         Ok(match best.map(|(_, (p, by))| (p.clone(), *by)) {
             Some((p, by)) => {
                 let resource = Resource::Process(p);
-                let facts = detail::evidence(&resource, look).facts;
+                let facts = detail::evidence(&resource, look, world.live.view()).facts;
                 Outcome { leak: Some(self.tell(resource, by, facts)), gap: None }
             }
             None => Outcome {
@@ -364,10 +365,10 @@ impl Adrift {
         }
     }
 
-    fn told_by_events(&mut self, process: Process, look: &Snapshot) -> Outcome {
+    fn told_by_events(&mut self, process: Process, look: &Snapshot, arena: Option<&ArenaView>) -> Outcome {
         self.remember(&process, Attribution::Descent);
         let resource = Resource::Process(process);
-        let facts = detail::evidence(&resource, look).facts;
+        let facts = detail::evidence(&resource, look, arena).facts;
         Outcome { leak: Some(self.tell(resource, Attribution::Descent, facts)), gap: None }
     }
 

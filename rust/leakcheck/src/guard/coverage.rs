@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 
-use crate::gap::{QUEUES, lower_for_gaps, lower_for_unreadable};
+use crate::coverage::{QUEUES, lower_for_gaps, lower_for_unreadable};
 use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
 use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;

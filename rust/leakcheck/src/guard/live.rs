@@ -15,7 +15,7 @@ use crate::judge::diff;
 use crate::judge::settle::{Look, World};
 use crate::kind::{Kind, KindSet};
 use crate::observe::read::{Part, read_memory};
-use crate::observe::{self, reach};
+use crate::observe::{self, ObservedArena, reach};
 use crate::resource::{Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Snapshot};
@@ -112,7 +112,9 @@ impl World<Found> for LiveWorld<'_> {
         let found = residue
             .found
             .into_iter()
-            .map(|(resource, by)| (resource.settling_key(), Found::new(resource, by, &look, &attributor)))
+            .map(|(resource, by)| {
+                (resource.settling_key(), Found::new(resource, by, &look, &attributor, self.live.view()))
+            })
             .collect();
         self.last = Some(LastLook { look, coverage, noise: residue.noise + foreign, strange: residue.strange });
         Ok(Look { residue: found, run_lives, running })
@@ -122,8 +124,7 @@ impl World<Found> for LiveWorld<'_> {
         let zombie = |f: &Found| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
         // Where only a reaper is waited for, the wait itself sees when it has come.
         let pause = if residue.values().all(zombie) { pause.max(self.options.policy.at_least) } else { pause };
-        let arena = self.options.observe.arena.as_deref();
-        observe::wait_for_change(residue.values().map(|f| &f.resource), arena, pause);
+        observe::wait_for_change(residue.values().map(|f| &f.resource), self.live.view(), pause);
     }
 
     fn elapsed(&self) -> Duration {
@@ -142,7 +143,14 @@ pub(super) struct Live<'a> {
     pub(super) tree: Option<&'a Watch>,
     pub(super) token: Option<&'a str>,
     /// Whose pids they are.
-    pub(super) arena: Option<&'a ArenaView>,
+    pub(super) arena: Option<&'a ObservedArena>,
+}
+
+impl Live<'_> {
+    /// What the arena is seen through.
+    pub(super) fn view(&self) -> Option<&ArenaView> {
+        self.arena.map(|arena| &arena.view)
+    }
 }
 
 impl Provenance for Live<'_> {
@@ -160,7 +168,7 @@ impl Provenance for Live<'_> {
     fn token(&self, pid: u32) -> bool {
         let Some(token) = self.token else { return false };
         let entry = format!("{TOKEN_NAME}={token}");
-        let process = proc_path(self.arena, observe::procfs::task_of(pid, self.arena).0);
+        let process = proc_path(self.view(), observe::procfs::task_of(pid, self.view()).0);
         let environ = read_memory(&process, Part::Environment).unwrap_or_default();
         environ.split(|b| *b == 0).any(|e| e == entry.as_bytes())
     }
@@ -172,7 +180,7 @@ impl Provenance for Live<'_> {
     fn creator(&self, path: &[u8]) -> Membership {
         use std::os::unix::ffi::OsStrExt;
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
-        if let Some(arena) = self.arena {
+        if let Some(arena) = self.view() {
             // A path that the arena alone has.
             let root = arena.root().ok();
             let inside = reach::open(path, root.as_ref(), true, &mut reach::Mounts::of(Some(arena))).is_ok();
@@ -213,10 +221,10 @@ impl Provenance for Live<'_> {
     }
 
     fn uid(&self, pid: u32) -> Option<u32> {
-        observe::uid_of(pid, self.arena)
+        observe::uid_of(pid, self.view())
     }
 
     fn cgroups(&self, pid: u32) -> Vec<(String, String)> {
-        observe::cgroups_of(pid, self.arena)
+        observe::cgroups_of(pid, self.view())
     }
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use serde_json::Value;
 
 use super::others;
+use crate::arena::ArenaView;
 use crate::judge::allow::Rules;
 use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
 use crate::judge::class::{Class, classify};
@@ -88,10 +89,11 @@ impl Found {
         by: Attribution,
         look: &Snapshot,
         attributor: &Attributor<'_, P>,
+        arena: Option<&ArenaView>,
     ) -> Self {
         let populated = |c: &crate::resource::Cgroup| detail::cgroup_processes(c).is_some_and(|p| !p.is_empty());
         let class = classify(&resource, look, |ns| attributor.fresh_ns(ns), populated);
-        let evidence = detail::evidence(&resource, look);
+        let evidence = detail::evidence(&resource, look, arena);
         Found { key: resource.key(), resource, by, class, label: evidence.label, facts: evidence.facts }
     }
 }

@@ -7,11 +7,11 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::kind::Kind;
+pub use crate::membership::Membership;
 use crate::parse::nslink::NsType;
 use crate::resource::{Ipc, IpcClass, Lock, Mount, MountId, NetClass, NsHolder, Process, Resource, encode_device};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
-pub use crate::watch::Membership;
 
 /// By what residue is the run's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

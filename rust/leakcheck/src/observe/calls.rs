@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 use super::bpf;
 use super::read::read_file;
-use crate::judge::attribute::Membership;
+use crate::membership::Membership;
 use crate::resource::{BpfClass, Resource};
 
 /// Arenas that are recorded at a time, and records of them all. A record that finds no room is noted as lost.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
+use super::context::Context;
 use super::read::{read_all, read_file, read_small};
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
@@ -75,9 +76,9 @@ fn v1_name(options: &str) -> String {
 }
 
 /// Appends every cgroup of every hierarchy.
-pub(crate) fn collect(out: &mut Snapshot) {
-    if let Some(arena) = out.arena.clone() {
-        return below_arena(&arena, out);
+pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
+    if let Some(arena) = context.arena {
+        return below_arena(arena, out);
     }
     let all = match hierarchies() {
         Ok(all) => all,

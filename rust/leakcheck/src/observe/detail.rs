@@ -5,9 +5,11 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::door;
+use super::lookup::now_ns;
 use super::procfs::task_of;
 use super::read::{Part, read_file, read_memory};
 use super::{bpf, sockdiag};
+use crate::arena::{ArenaView, proc_path};
 use crate::parse;
 use crate::resource::{
     Bpf, Cgroup, Fd, File, FileState, IpcClass, Lock, LockFileState, Mount, Namespace, NetClass, NsHolder, Process,
@@ -33,8 +35,22 @@ struct Notes {
     details: Vec<(&'static str, Value)>,
 }
 
-/// Looks a resource up.
-pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
+/// A look, and where it was made.
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    records: &'a Snapshot,
+    arena: Option<&'a ArenaView>,
+}
+
+impl Look<'_> {
+    fn proc(self, below: impl std::fmt::Display) -> std::path::PathBuf {
+        proc_path(self.arena, below)
+    }
+}
+
+/// Looks up a resource that a look has shown, of the arena if there is one.
+pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&ArenaView>) -> Evidence {
+    let look = Look { records: look, arena };
     let notes = match resource {
         Resource::Process(p) => process(p, look),
         Resource::Fd(fd) => descriptor(fd, look),
@@ -157,8 +173,8 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot) -> Evidence {
     Evidence { label: notes.label, facts }
 }
 
-fn process(p: &Process, look: &Snapshot) -> Notes {
-    let (task, led) = task_of(p.pid, look.arena.as_deref());
+fn process(p: &Process, look: Look<'_>) -> Notes {
+    let (task, led) = task_of(p.pid, look.arena);
     let base = look.proc(task);
     let mut details = Vec::new();
     let argv = read_memory(&base, Part::Arguments).unwrap_or_default();
@@ -180,7 +196,7 @@ fn process(p: &Process, look: &Snapshot) -> Notes {
     if let Some(path) = own_cgroup(&base) {
         details.push(("cgroup", path.into()));
     }
-    let fds = look.fds.iter().filter(|fd| fd.pid == p.pid).count();
+    let fds = look.records.fds.iter().filter(|fd| fd.pid == p.pid).count();
     if fds > 0 {
         details.push(("fds", fds.into()));
     }
@@ -205,7 +221,7 @@ fn own_cgroup(process: &Path) -> Option<String> {
     Some(Text::from(best.path).to_string())
 }
 
-fn descriptor(fd: &Fd, look: &Snapshot) -> Notes {
+fn descriptor(fd: &Fd, look: Look<'_>) -> Notes {
     let owner = name_of(fd.pid, look);
     let table = if fd.table == fd.pid { String::new() } else { format!(" in the table of thread {}", fd.table) };
     let mut details = Vec::new();
@@ -216,10 +232,10 @@ fn descriptor(fd: &Fd, look: &Snapshot) -> Notes {
         details.extend(parsed.pid.map(|pid| ("pidfd_of", pid.into())));
         details.extend(parsed.scm_fds.filter(|n| *n > 0).map(|n| ("in_flight", n.into())));
     }
-    if let Some(process) = look.process(fd.pid) {
+    if let Some(process) = look.records.process(fd.pid) {
         details.push(("comm", process.comm.to_string().into()));
     }
-    if let Ok(exe) = door::read_link(&look.proc(format_args!("{}/exe", task_of(fd.pid, look.arena.as_deref()).0))) {
+    if let Ok(exe) = door::read_link(&look.proc(format_args!("{}/exe", task_of(fd.pid, look.arena).0))) {
         details.push(("exe", Text::from(&*exe).to_string().into()));
     }
     let socket = socket_inode(fd.target.as_ref()).and_then(sockdiag::describe_socket);
@@ -269,7 +285,7 @@ pub(crate) fn cgroup_processes(c: &Cgroup) -> Option<Vec<u32>> {
     Some(text.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse().ok()).collect())
 }
 
-fn cgroup(c: &Cgroup, look: &Snapshot) -> Notes {
+fn cgroup(c: &Cgroup, look: Look<'_>) -> Notes {
     let procs = cgroup_processes(c);
     let populated = match procs.as_deref() {
         None | Some([]) => "empty".to_owned(),
@@ -287,14 +303,14 @@ fn cgroup(c: &Cgroup, look: &Snapshot) -> Notes {
     }
 }
 
-fn lock(l: &Lock, look: &Snapshot) -> Notes {
+fn lock(l: &Lock, look: Look<'_>) -> Notes {
     let has_line = |fd: &&Fd| {
         let info = look.proc(format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd));
         let text = read_file(info).unwrap_or_default();
         parse::fdinfo::parse(&text).locks.iter().any(|line| line.inode == l.ino)
     };
     // The `lock:` line of fdinfo stands at every descriptor of the open file description: those are the holders.
-    let candidates: Vec<&Fd> = look.fds.iter().filter(|fd| fd.ino == l.ino).collect();
+    let candidates: Vec<&Fd> = look.records.fds.iter().filter(|fd| fd.ino == l.ino).collect();
     let holders: Vec<&Fd> = candidates.iter().copied().filter(|fd| has_line(fd)).collect();
     let path = holders.first().or(candidates.first()).map(|fd| fd.target.to_string());
     let mut who: Vec<String> = holders.iter().map(|fd| format!("fd {} of {}", fd.fd, name_of(fd.pid, look))).collect();
@@ -334,7 +350,7 @@ fn file(f: &File) -> Notes {
     }
 }
 
-fn namespace(n: &Namespace, look: &Snapshot) -> Notes {
+fn namespace(n: &Namespace, look: Look<'_>) -> Notes {
     let holders: Vec<String> = n
         .holders
         .iter()
@@ -359,8 +375,9 @@ fn namespace(n: &Namespace, look: &Snapshot) -> Notes {
     }
 }
 
-fn holders_of_bpf(object: &Bpf, look: &Snapshot) -> String {
+fn holders_of_bpf(object: &Bpf, look: Look<'_>) -> String {
     let holders: Vec<String> = look
+        .records
         .fds
         .iter()
         .filter(|fd| object.is_open_in(fd))
@@ -369,8 +386,8 @@ fn holders_of_bpf(object: &Bpf, look: &Snapshot) -> String {
     if holders.is_empty() { "held by no descriptor".to_owned() } else { format!("held by {}", holders.join(", ")) }
 }
 
-fn name_of(pid: u32, look: &Snapshot) -> String {
-    match look.process(pid) {
+fn name_of(pid: u32, look: Look<'_>) -> String {
+    match look.records.process(pid) {
         Some(p) => format!("{pid} ({})", p.comm),
         None => match read_file(look.proc(format_args!("{pid}/comm"))) {
             Ok(comm) => format!("{pid} ({})", Text::from(comm.trim_ascii_end())),
@@ -414,7 +431,7 @@ pub(crate) fn start_ns(ticks: u64) -> Option<i64> {
     let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     let per_second = rustix::param::clock_ticks_per_second();
     let since_boot = i64::try_from(ticks.checked_mul(1_000_000_000 / per_second.max(1))?).ok()?;
-    Some(super::now_ns() - (boot.tv_sec * 1_000_000_000 + boot.tv_nsec) + since_boot)
+    Some(now_ns() - (boot.tv_sec * 1_000_000_000 + boot.tv_nsec) + since_boot)
 }
 
 fn iso(ns: i64) -> Option<String> {

@@ -13,14 +13,15 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, accessat};
 use rustix::io::Errno;
 
+use super::arena::ObservedArena;
 use super::born::Born;
+use super::context::Context;
 use super::reach::{self, Known, Mounts, Nature, Refusal};
 use super::source::Sample;
-use crate::arena::ArenaView;
 use crate::error::Error;
 use crate::kind::Kind;
 use crate::resource::{File, encode_device};
-use crate::snapshot::{Coverage, Directory, Gap, Level, Snapshot, Submount, Unseen};
+use crate::snapshot::{Coverage, Directory, Gap, Level, Submount, Unseen};
 use crate::text::Text;
 
 /// Roots of the file kind when none are declared; [`CGROUPS`] too, where it is a tmpfs.
@@ -97,10 +98,10 @@ pub(super) fn is_tmpfs(fd: &OwnedFd) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u64 == TMPFS)
 }
 
-/// Walks every root of a look. Of the mounts below them those in `known` alone are entered, or all, where it is none.
-pub(crate) fn walk(look: &Snapshot, known: Option<&[Submount]>) -> Walk {
-    let mut walker = Walker::new(look, known);
-    for root in &look.roots {
+/// Walks every root. Of the mounts below them those in `known` alone are entered, or all, where it is none.
+pub(super) fn walk(roots: &[PathBuf], context: Context<'_>, known: Option<&[Submount]>) -> Walk {
+    let mut walker = Walker::new(context.mounts(), None, known);
+    for root in roots {
         match walker.open_root(root) {
             Ok(Some((dir, st, path))) => walker.root(&dir, &st, &path),
             // A root that does not exist holds no file.
@@ -113,9 +114,9 @@ pub(crate) fn walk(look: &Snapshot, known: Option<&[Submount]>) -> Walk {
 
 /// Walks the arena's fresh file systems, as [`walk`] does roots, and what else was mounted in it before the run. An overlay's upper
 /// directory lies in one of them, or in the arena's own overlay.
-pub(crate) fn walk_arena(arena: &ArenaView, look: &Snapshot, known: Option<&[Submount]>) -> Walk {
-    let mut walker = Walker::new(look, known);
-    for (path, root) in &arena.roots {
+pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Option<&[Submount]>) -> Walk {
+    let mut walker = Walker::new(context.mounts(), Some(&arena.born), known);
+    for (path, root) in &arena.view.roots {
         // There each look would ask for all the hierarchies, which hold no file.
         walker.mounts_too = path != Path::new(CGROUPS);
         match open_dir(root, c".").and_then(|dir| Ok((stat(&dir, c"")?, dir))) {
@@ -126,10 +127,10 @@ pub(crate) fn walk_arena(arena: &ArenaView, look: &Snapshot, known: Option<&[Sub
     let elsewhere = |mount: &Known| {
         let path = Path::new(OsStr::from_bytes(mount.target.as_ref()));
         let fresh = !arena.first_devices.contains(&mount.dev) && mount.fs_type.as_ref() != b"overlay";
-        fresh && mount.nature == Nature::Local && !arena.roots.iter().any(|(root, _)| path.starts_with(root))
+        fresh && mount.nature == Nature::Local && !arena.view.roots.iter().any(|(root, _)| path.starts_with(root))
     };
     let others: Vec<Known> = walker.mounts.all().into_iter().filter(elsewhere).collect();
-    let root = if others.is_empty() { None } else { arena.root().ok() };
+    let root = if others.is_empty() { None } else { arena.view.root().ok() };
     for mount in others {
         let path = Path::new(OsStr::from_bytes(mount.target.as_ref()));
         // Else another mount covers it, or it is one of the run, which is reported as a mount.
@@ -190,16 +191,16 @@ struct Walker<'a> {
 }
 
 impl<'a> Walker<'a> {
-    fn new(look: &'a Snapshot, known: Option<&'a [Submount]>) -> Self {
+    fn new(mounts: Mounts, born: Option<&'a Born>, known: Option<&'a [Submount]>) -> Self {
         let buffer = vec![MaybeUninit::uninit(); 16384];
         Walker {
             out: Walk::default(),
-            mounts: Mounts::of_look(look),
+            mounts,
             known,
             mounts_too: true,
             seen: HashSet::new(),
             tmpfs: HashMap::new(),
-            born: look.arena.as_deref().map(|arena| &arena.born),
+            born,
             buffer,
         }
     }

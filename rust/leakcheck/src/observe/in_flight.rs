@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 
+use super::context::Context;
 use super::enter::{NsView, inside, note_refused};
 use super::read::Fdinfo;
 use super::sockdiag::SockDiag;
@@ -17,7 +18,7 @@ use crate::snapshot::{Level, Snapshot};
 const ASK_ALL: usize = 64;
 
 /// Fills in [`crate::resource::Fd::in_flight`].
-pub(crate) fn fill(views: &[NsView], out: &mut Snapshot) {
+pub(super) fn fill(views: &[NsView], context: Context<'_>, out: &mut Snapshot) {
     let sockets = out.fds.iter().filter(|fd| socket(fd.target.as_ref()).is_some()).count();
     let mut queued: Option<HashSet<u64>> = None;
     if sockets > ASK_ALL && !views.is_empty() {
@@ -32,7 +33,7 @@ pub(crate) fn fill(views: &[NsView], out: &mut Snapshot) {
             .ok()
             .map(|all| all.into_iter().flatten().collect());
     }
-    let mut infos = match Fdinfo::open(out.arena.as_deref()) {
+    let mut infos = match Fdinfo::open(context.arena) {
         Ok(infos) => infos,
         Err(e) => return out.coverage.lower(Kind::Fd, Level::Partial, format!("descriptors in flight: {e}")),
     };

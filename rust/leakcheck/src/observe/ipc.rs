@@ -9,12 +9,13 @@ use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom, Statx, StatxFlags, openat, statx};
 use rustix::io::Errno;
 
+use super::context::Context;
 use super::door;
 use super::enter::{NsView, note_refused};
-use super::reach::{self, Refusal};
+use super::reach::Refusal;
 use super::read::read_all;
 use super::sys;
-use crate::gap::QUEUES;
+use crate::coverage::QUEUES;
 use crate::kind::Kind;
 use crate::parse::sysvipc;
 use crate::resource::{Ipc, IpcClass};
@@ -42,8 +43,8 @@ impl Seen {
     }
 }
 
-/// Appends what a [`Door`] of each showed of the IPC namespaces, and the files of `/dev/shm`, the arena's if there is one.
-pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
+/// Appends what a [`NsHandle`] of each showed of the IPC namespaces, and the files of `/dev/shm`, the arena's if there is one.
+pub(super) fn collect(results: Vec<crate::error::Result<Seen>>, context: Context<'_>, out: &mut Snapshot) {
     note_refused(Kind::Ipc, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
         out.ipc.append(&mut seen.objects);
@@ -53,16 +54,15 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
             out.gauges.insert(QUEUES.to_owned(), i64::try_from(bytes).unwrap_or(i64::MAX));
         }
     }
-    if out.arena.is_some() {
+    if context.arena.is_some() {
         // The tables name the observer's pids (`sysvipc_proc_open()`), which mean others in an arena.
         out.ipc.iter_mut().for_each(|object| object.creator = 0);
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let arena = out.arena.as_deref();
-    let fresh = arena.and_then(|arena| arena.roots.iter().find(|(path, _)| path == Path::new(SHM_DIR)));
+    let fresh = context.arena.and_then(|arena| arena.roots.iter().find(|(path, _)| path == Path::new(SHM_DIR)));
     let shm = match fresh {
         Some((_, root)) => openat(root, ".", flags, Mode::empty()).map_err(Refusal::from),
-        None => reach::open_inside(Path::new(SHM_DIR), out).and_then(|place| Ok(place.reopen(flags)?)),
+        None => context.open(Path::new(SHM_DIR)).and_then(|place| Ok(place.reopen(flags)?)),
     };
     match shm {
         Ok(dir) => {
@@ -78,12 +78,12 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
 
 /// What an IPC namespace is looked at through: opened from a thread inside, good for every thread afterwards. None stands for what
 /// the kernel was built without, where nothing could exist.
-pub(super) struct Door {
+pub(super) struct NsHandle {
     tables: [(IpcClass, Result<Option<OwnedFd>, String>); 3],
     queues: Result<Option<OwnedFd>, String>,
 }
 
-impl Door {
+impl NsHandle {
     /// `/proc/sysvipc` shows the IPC namespace of the thread that opens the file, whoever reads it.
     pub(super) fn open(view: &NsView) -> Self {
         let table = |class| {
@@ -96,7 +96,7 @@ impl Door {
             };
             (class, opened)
         };
-        Door { tables: [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg].map(table), queues: queues(view) }
+        NsHandle { tables: [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg].map(table), queues: queues(view) }
     }
 
     /// Lists what the namespace holds now.

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::context::Context;
 use super::read::{Fdinfo, read_file};
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
@@ -15,13 +16,13 @@ use crate::snapshot::{Level, Snapshot};
 const FIRST_PID_NS: u64 = 0xEFFF_FFFC;
 
 /// Whether `/proc/locks` leaves locks out here, so that [`collect`] needs the descriptors.
-pub(crate) fn some_are_hidden(look: &Snapshot) -> bool {
-    look.arena.is_some() || look.own_ns.get(&NsType::Pid).is_some_and(|ino| *ino != FIRST_PID_NS)
+pub(crate) fn some_are_hidden(context: Context<'_>, look: &Snapshot) -> bool {
+    context.arena.is_some() || look.own_ns.get(&NsType::Pid).is_some_and(|ino| *ino != FIRST_PID_NS)
 }
 
 /// Appends the locks; outside the host scope those of the scope's processes and of the files that they have open.
-pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
-    let text = match read_file(out.proc("locks")) {
+pub(crate) fn collect(whole_host: bool, host_devices: Option<&HashSet<u64>>, context: Context<'_>, out: &mut Snapshot) {
+    let text = match read_file(context.proc("locks")) {
         Ok(text) => text,
         Err(e) => return out.coverage.lower(Kind::Lock, Level::None, e.to_string()),
     };
@@ -30,10 +31,10 @@ pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
         Err(e) => return out.coverage.lower(Kind::Lock, Level::None, format!("/proc/locks: {e}")),
     };
     let files: HashSet<u64> = out.fds.iter().filter(|fd| fd.ino != 0).map(|fd| fd.ino).collect();
-    let in_arena = out.arena.as_deref().map(|arena| {
+    let in_arena = host_devices.map(|shared| {
         // Locks of open file descriptions are listed for the whole machine, all others by the pid namespace.
         let open: HashSet<(u64, u64)> = out.fds.iter().filter(|fd| fd.ino != 0).map(|fd| (fd.dev, fd.ino)).collect();
-        let devices: HashSet<u64> = out.mounts.iter().map(|m| m.dev).filter(|d| !arena.is_host_device(*d)).collect();
+        let devices: HashSet<u64> = out.mounts.iter().map(|m| m.dev).filter(|d| !shared.contains(d)).collect();
         move |pid: i32, dev: u64, ino: u64| pid > 0 || open.contains(&(dev, ino)) || devices.contains(&dev)
     });
     let mut waiters: HashMap<(u64, u64), u32> = HashMap::new();
@@ -54,8 +55,8 @@ pub(crate) fn collect(whole_host: bool, out: &mut Snapshot) {
         }
         found.push(record(&l));
     }
-    if some_are_hidden(out) {
-        hidden(out, &mut found);
+    if some_are_hidden(context, out) {
+        hidden(context, out, &mut found);
     }
     let mut seen: HashMap<_, u32> = HashMap::new();
     for lock in &mut found {
@@ -83,11 +84,10 @@ fn record(l: &locks::Lock) -> Lock {
 
 /// Appends the locks at open files whose taker has no pid here. Every descriptor of one open file description has the line: it
 /// counts once.
-fn hidden(out: &mut Snapshot, found: &mut Vec<Lock>) {
+fn hidden(context: Context<'_>, out: &mut Snapshot, found: &mut Vec<Lock>) {
     let key = |l: &Lock| (l.class.clone(), l.dev, l.ino, l.start, l.end);
     let mut known = HashSet::new();
-    let arena = out.arena.clone();
-    let mut infos = match Fdinfo::open(arena.as_deref()) {
+    let mut infos = match Fdinfo::open(context.arena) {
         Ok(infos) => infos,
         Err(e) => return out.coverage.lower(Kind::Lock, Level::Partial, e.to_string()),
     };

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Dir, FileType, OFlags, major, minor};
 use rustix::io::Errno;
 
+use super::context::Context;
 use super::reach::{self, Mounts, Place};
 use super::read::read_file;
-use crate::arena::{ArenaView, proc_path};
+use crate::arena::ArenaView;
 use crate::error::Error;
 use crate::kind::Kind;
 use crate::parse::{locks, stat};
@@ -25,16 +26,15 @@ const CONTENT: u64 = 4096;
 
 /// Appends the lock files among `paths`; a directory stands for the regular files in it. A path that does not exist holds
 /// no lock.
-pub(crate) fn collect(paths: &[PathBuf], out: &mut Snapshot) {
+pub(crate) fn collect(paths: &[PathBuf], context: Context<'_>, out: &mut Snapshot) {
     if paths.is_empty() {
         return;
     }
-    let arena = out.arena.clone();
-    let mut inside = match Inside::of(arena.as_deref(), out) {
+    let mut inside = match Inside::of(context) {
         Ok(inside) => inside,
         Err(e) => return out.coverage.lower(Kind::Lockfile, Level::None, format!("open the root of the arena: {e}")),
     };
-    let locked = match Locked::read(out) {
+    let locked = match Locked::read(context, out) {
         Ok(locked) => locked,
         Err(e) => return out.coverage.lower(Kind::Lockfile, Level::None, e.to_string()),
     };
@@ -61,14 +61,15 @@ const OTHER_DEVICE: [u64; 2] = [0x794c_7630, 0x9123_683e];
 
 /// Where the paths lead: in the arena if there is one, and nowhere that may hang.
 struct Inside<'a> {
-    arena: Option<&'a ArenaView>,
+    context: Context<'a>,
     root: Option<OwnedFd>,
     mounts: Mounts,
 }
 
 impl<'a> Inside<'a> {
-    fn of(arena: Option<&'a ArenaView>, look: &Snapshot) -> rustix::io::Result<Self> {
-        Ok(Inside { arena, root: arena.map(ArenaView::root).transpose()?, mounts: Mounts::of_look(look) })
+    fn of(context: Context<'a>) -> rustix::io::Result<Self> {
+        let root = context.arena.map(ArenaView::root).transpose()?;
+        Ok(Inside { context, root, mounts: context.mounts() })
     }
 
     /// None where there is nothing.
@@ -98,15 +99,15 @@ impl<'a> Inside<'a> {
     }
 
     fn stat(&self, pid: u32) -> Option<Vec<u8>> {
-        read_file(proc_path(self.arena, format_args!("{pid}/stat"))).ok()
+        read_file(self.context.proc(format_args!("{pid}/stat"))).ok()
     }
 }
 
 struct Locked(HashSet<(u64, u64)>);
 
 impl Locked {
-    fn read(look: &Snapshot) -> Result<Self, Error> {
-        let text = read_file(look.proc("locks"))?;
+    fn read(context: Context<'_>, look: &Snapshot) -> Result<Self, Error> {
+        let text = read_file(context.proc("locks"))?;
         let locks = locks::parse(&text).map_err(|e| Error::usage(format!("/proc/locks: {e}")))?;
         let held = locks.iter().filter(|l| !l.blocked);
         let listed = held.map(|l| (l.dev.map_or(0, |d| encode_device(d.major, d.minor)), l.inode));

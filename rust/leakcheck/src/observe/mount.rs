@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
@@ -28,7 +28,7 @@ use crate::snapshot::{Level, Snapshot};
 use crate::text::Text;
 
 /// A mount namespace, and ways to reach it.
-pub(crate) struct MountNs {
+pub(super) struct MountNs<'a> {
     pub(crate) ino: u64,
     /// Opens it.
     pub(crate) path: PathBuf,
@@ -36,11 +36,11 @@ pub(crate) struct MountNs {
     pub(crate) pid: Option<u32>,
     pub(crate) own: bool,
     /// Whose `/proc` has that process.
-    pub(crate) arena: Option<Arc<ArenaView>>,
+    pub(crate) arena: Option<&'a ArenaView>,
 }
 
 /// The mounts of an arena's first mount namespace, and the table whose poll(2) tells of a change since (proc(5), mountinfo).
-pub(crate) struct Listed {
+struct Listed {
     ino: u64,
     table: File,
     mounts: Vec<Mount>,
@@ -53,14 +53,18 @@ impl Listed {
     }
 }
 
+/// What an arena's first mount namespace had, until it changed.
+#[derive(Default)]
+pub(super) struct MountCache(Mutex<Option<Listed>>);
+
 /// Of PID 1's namespace in an arena, which stays the same one, the list is read again only after a change.
-fn by_event(ns: &MountNs, arena: &ArenaView) -> std::io::Result<Vec<Mount>> {
-    let mut listed = arena.mounts.lock().unwrap_or_else(PoisonError::into_inner);
+fn by_event(ns: &MountNs<'_>, cache: &MountCache) -> std::io::Result<Vec<Mount>> {
+    let mut listed = cache.0.lock().unwrap_or_else(PoisonError::into_inner);
     let table = match listed.take().filter(|old| old.ino == ns.ino) {
         Some(old) if old.is_current() => return Ok(listed.insert(old).mounts.clone()),
         // The event is taken before the list is read: a change meanwhile is another one.
         Some(old) => old.table,
-        None => File::from(door::open(&proc_path(Some(arena), "1/mountinfo"), OFlags::RDONLY)?),
+        None => File::from(door::open(&proc_path(ns.arena, "1/mountinfo"), OFlags::RDONLY)?),
     };
     let mounts = by_statmount(ns)?;
     *listed = Some(Listed { ino: ns.ino, table, mounts: mounts.clone() });
@@ -68,9 +72,9 @@ fn by_event(ns: &MountNs, arena: &ArenaView) -> std::io::Result<Vec<Mount>> {
 }
 
 /// Appends the mounts of one namespace.
-pub(crate) fn collect(ns: &MountNs, out: &mut Snapshot) {
-    let listed = match ns.arena.as_deref().filter(|_| ns.pid == Some(1) && !ns.own) {
-        Some(arena) => by_event(ns, arena),
+pub(super) fn collect(ns: &MountNs<'_>, cache: Option<&MountCache>, out: &mut Snapshot) {
+    let listed = match cache.filter(|_| ns.pid == Some(1) && !ns.own) {
+        Some(cache) => by_event(ns, cache),
         None => by_statmount(ns),
     };
     match listed {
@@ -82,7 +86,7 @@ pub(crate) fn collect(ns: &MountNs, out: &mut Snapshot) {
     let pid = if ns.own { Some("self".to_owned()) } else { ns.pid.map(|p| p.to_string()) };
     let listed = match pid {
         Some(pid) => {
-            let path = proc_path(ns.arena.as_deref().filter(|_| !ns.own), format_args!("{pid}/mountinfo"));
+            let path = proc_path(ns.arena.filter(|_| !ns.own), format_args!("{pid}/mountinfo"));
             by_mountinfo(ns.ino, CWD, &path)
         }
         None => from_inside(ns),
@@ -95,7 +99,7 @@ pub(crate) fn collect(ns: &MountNs, out: &mut Snapshot) {
 }
 
 /// A namespace that no process is in, where the kernel cannot list it by its id: a thread enters it.
-fn from_inside(ns: &MountNs) -> Result<Vec<Mount>> {
+fn from_inside(ns: &MountNs<'_>) -> Result<Vec<Mount>> {
     let failed = |e: Errno| Error::io("open directory", "/proc", e);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // In there, another procfs or none may be mounted on /proc.
@@ -105,7 +109,7 @@ fn from_inside(ns: &MountNs) -> Result<Vec<Mount>> {
     enter::inside(&[&view], read).pop().unwrap_or_else(|| Err(failed(Errno::STALE)))?
 }
 
-fn by_statmount(ns: &MountNs) -> std::io::Result<Vec<Mount>> {
+fn by_statmount(ns: &MountNs<'_>) -> std::io::Result<Vec<Mount>> {
     let id = if ns.own {
         0
     } else {

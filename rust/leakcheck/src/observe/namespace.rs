@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError};
 
 use rustix::fs::OFlags;
 
+use super::arena::ObservedArena;
 use super::door;
 use super::enter::NsView;
 use super::mount::{self, MountNs};
@@ -28,16 +28,16 @@ struct Found {
 }
 
 /// The namespaces that were found, and how each is reached.
-pub(crate) struct Namespaces {
+pub(super) struct Namespaces<'a> {
     found: BTreeMap<(NsType, u64), Found>,
-    arena: Option<Arc<ArenaView>>,
+    arena: Option<&'a ObservedArena>,
 }
 
-impl Namespaces {
+impl<'a> Namespaces<'a> {
     /// From what processes, the arena's if there is one, and their descriptors hold.
-    pub(crate) fn of(samples: &[Sample], arena: Option<&Arc<ArenaView>>) -> Self {
-        let view = arena.map(AsRef::as_ref);
-        let mut all = Namespaces { found: BTreeMap::new(), arena: arena.cloned() };
+    pub(crate) fn of(samples: &[Sample], arena: Option<&'a ObservedArena>) -> Self {
+        let mut all = Namespaces { found: BTreeMap::new(), arena };
+        let view = all.view();
         for sample in samples {
             let (pid, start) = (sample.process.pid, sample.process.start);
             for (ns_type, ino, link) in &sample.namespaces {
@@ -56,6 +56,10 @@ impl Namespaces {
         all
     }
 
+    fn view(&self) -> Option<&'a ArenaView> {
+        self.arena.map(|arena| &arena.view)
+    }
+
     fn add(&mut self, ns_type: NsType, ino: u64, holder: NsHolder, path: impl FnOnce() -> PathBuf) -> &mut Found {
         let found = self.found.entry((ns_type, ino)).or_insert(Found { holders: Vec::new(), path: None, pid: None });
         if found.holders.len() < HOLDERS && found.holders.last() != Some(&holder) {
@@ -71,13 +75,13 @@ impl Namespaces {
         let own = out.own_ns.get(&NsType::Mnt).copied();
         let mut done = std::collections::BTreeSet::new();
         loop {
-            let todo: Vec<MountNs> = self
+            let todo: Vec<MountNs<'a>> = self
                 .found
                 .iter()
                 .filter(|((t, ino), _)| *t == NsType::Mnt && !done.contains(ino))
                 .filter_map(|((_, ino), f)| {
                     let (path, pid) = self.way(NsType::Mnt, *ino, f, Some(*ino) == own)?;
-                    Some(MountNs { ino: *ino, path, pid, own: Some(*ino) == own, arena: self.arena.clone() })
+                    Some(MountNs { ino: *ino, path, pid, own: Some(*ino) == own, arena: self.view() })
                 })
                 .collect();
             if todo.is_empty() {
@@ -86,20 +90,21 @@ impl Namespaces {
             for ns in todo {
                 done.insert(ns.ino);
                 let from = out.mounts.len();
-                mount::collect(&ns, out);
+                mount::collect(&ns, self.arena.map(|arena| &arena.mounts), out);
                 self.follow_binds(&out.mounts[from..], &ns);
             }
         }
     }
 
-    fn follow_binds(&mut self, mounts: &[Mount], ns: &MountNs) {
+    fn follow_binds(&mut self, mounts: &[Mount], ns: &MountNs<'_>) {
         for m in mounts.iter().filter(|m| m.fs_type.as_ref() == b"nsfs") {
             if let Ok((ns_type, ino)) = nslink::parse(m.root.as_ref()) {
                 let target = Path::new(std::ffi::OsStr::from_bytes(m.target.as_ref()));
                 let path = match ns.pid {
                     _ if ns.own => target.to_owned(),
-                    Some(pid) => proc_path(ns.arena.as_deref(), format_args!("{pid}/root"))
-                        .join(target.strip_prefix("/").unwrap_or(target)),
+                    Some(pid) => {
+                        proc_path(ns.arena, format_args!("{pid}/root")).join(target.strip_prefix("/").unwrap_or(target))
+                    }
                     None => continue,
                 };
                 self.add(ns_type, ino, NsHolder::Bind(m.target.clone()), || path);
@@ -128,7 +133,7 @@ impl Namespaces {
             return Some((first, found.pid));
         }
         let other = found.holders.iter().find_map(|holder| {
-            let path = other_way(holder, ns_type, self.arena.as_deref()).filter(|path| leads_to(path, ino))?;
+            let path = other_way(holder, ns_type, self.view()).filter(|path| leads_to(path, ino))?;
             let pid = if let NsHolder::Process(pid, _) = holder { Some(*pid) } else { None };
             Some((path, pid))
         });
@@ -138,8 +143,8 @@ impl Namespaces {
     /// Appends the records.
     pub(crate) fn collect(self, out: &mut Snapshot) {
         let own = out.own_ns.clone();
+        let view = self.view();
         for ((ns_type, ino), found) in self.found {
-            let view = self.arena.as_deref();
             // One that was asked may have ended meanwhile; its namespace need not have.
             let ask = || {
                 let other = || {
@@ -152,10 +157,10 @@ impl Namespaces {
                 };
                 found.path.as_deref().and_then(|path| unique_id(path, ns_type, ino)).or_else(other).or_else(ours)
             };
-            let id = match self.arena.as_deref().filter(|_| found.pid == Some(1)) {
+            let id = match self.arena.filter(|_| found.pid == Some(1)) {
                 None => ask(),
                 Some(arena) => {
-                    let mut known = arena.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut known = arena.namespaces();
                     let id = known.get(&ino).copied().or_else(ask);
                     known.extend(id.map(|id| (ino, id)));
                     id

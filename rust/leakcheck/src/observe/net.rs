@@ -13,9 +13,10 @@ use rustix::fs::{self, AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, statx};
 use rustix::io::{Errno, pread};
 use rustix::net::netlink::NETFILTER;
 
+use super::context::Context;
 use super::enter::{NsView, note_refused};
 use super::netlink::{Netlink, malformed};
-use super::reach::{self, Place};
+use super::reach::Place;
 use super::sockdiag::{SockDiag, Socket, Transport, Which};
 use crate::kind::Kind;
 use crate::parse::netlink::attributes;
@@ -36,8 +37,8 @@ pub(super) struct Seen {
     nftables: Option<String>,
 }
 
-/// Appends what a [`Door`] of each showed of the network namespaces, and the named namespaces.
-pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
+/// Appends what a [`NsHandle`] of each showed of the network namespaces, and the named namespaces.
+pub(super) fn collect(results: Vec<crate::error::Result<Seen>>, context: Context<'_>, out: &mut Snapshot) {
     note_refused(Kind::Net, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
         out.net.append(&mut seen.objects);
@@ -47,7 +48,7 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
     }
     let mut known = Vec::new();
     for dir in NAMED {
-        let listed = match reach::open_inside(Path::new(dir), out) {
+        let listed = match context.open(Path::new(dir)) {
             Ok(place) => named(&place, Path::new(dir), &mut known, &mut out.net).map_err(|e| e.to_string()),
             Err(e) if e.is_missing() => continue,
             Err(e) => Err(e.to_string()),
@@ -59,16 +60,16 @@ pub(super) fn collect(results: Vec<crate::Result<Seen>>, out: &mut Snapshot) {
 }
 
 /// What a network namespace is looked at through: a netlink socket belongs to the namespace that it was created in, whoever uses it.
-pub(super) struct Door {
+pub(super) struct NsHandle {
     route: io::Result<Netlink>,
     diag: io::Result<SockDiag>,
     /// None on a kernel without nfnetlink, which has no nftables.
     filter: io::Result<Option<Netlink>>,
-    /// Of a door that is kept.
+    /// Of a handle that is kept.
     counters: Option<Counters>,
 }
 
-impl Door {
+impl NsHandle {
     /// Opens the sockets; to be called from a thread inside. `kept` is for one that other threads use later.
     pub(super) fn open(kept: bool) -> Self {
         let filter = match Netlink::open(Some(NETFILTER), kept) {
@@ -77,7 +78,7 @@ impl Door {
             Err(e) => Err(e),
         };
         let counters = kept.then(Counters::open).flatten();
-        Door { route: Netlink::open(None, kept), diag: SockDiag::open_kept(kept), filter, counters }
+        NsHandle { route: Netlink::open(None, kept), diag: SockDiag::open_kept(kept), filter, counters }
     }
 
     /// Lists what the namespace holds now.
@@ -393,7 +394,7 @@ mod tests {
     use crate::parse::nslink::NsType;
 
     #[test]
-    fn a_door_that_is_kept_shows_one_socket_of_any_protocol_and_none_when_it_is_closed() {
+    fn a_handle_that_is_kept_shows_one_socket_of_any_protocol_and_none_when_it_is_closed() {
         let look = || {
             #[allow(unsafe_code)]
             // SAFETY: the thread's network namespace concerns sockets that it opens; the thread ends with this test.
@@ -401,9 +402,9 @@ mod tests {
                 return;
             }
             let view = NsView { ns_type: NsType::Net, ino: 1, path: PathBuf::new(), own: false };
-            let mut door = Door::open(true);
+            let mut handle = NsHandle::open(true);
             let mut listeners = || {
-                let seen = door.look(&view);
+                let seen = handle.look(&view);
                 assert!(seen.is_whole(), "{:?}", seen.gaps);
                 let listeners = seen.objects.into_iter().filter(|object| object.class == NetClass::Listener);
                 listeners.map(|object| object.name.to_string()).collect::<Vec<_>>()

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use super::born::PROTECTED;
 use super::file::{DEPTH, MOUNT_ROOT, Walk, open_dir, record, stat};
+use super::lookup::now_ns;
 use crate::arena::ArenaView;
 use crate::error::Error;
 use crate::resource::{FileState, encode_device};
@@ -38,25 +39,17 @@ struct Finding {
 
 /// Findings by upper inode and digest of the path, so that each content is compared once.
 #[derive(Default)]
-pub(crate) struct Judged(HashMap<(u64, u64), Finding>);
+pub(super) struct OverlayCache(HashMap<(u64, u64), Finding>);
 
 /// Walks every overlay of the arena; returns how many files were touched and no more.
-pub(crate) fn walk(arena: &ArenaView, out: &mut Walk) -> i64 {
-    let mut judged = arena.judged();
-    let mut compare = Compare {
-        out,
-        old: &judged.0,
-        new: HashMap::new(),
-        now: super::now_ns(),
-        touched: 0,
-        holds_user: false,
-        top: None,
-    };
+pub(super) fn walk(arena: &ArenaView, cache: &mut OverlayCache, out: &mut Walk) -> i64 {
+    let mut compare =
+        Compare { out, old: &cache.0, new: HashMap::new(), now: now_ns(), touched: 0, holds_user: false, top: None };
     for layer in &arena.layers {
         compare.layer(&layer.path, &layer.upper, &layer.lower);
     }
     let (touched, new) = (compare.touched, compare.new);
-    judged.0 = new;
+    cache.0 = new;
     touched
 }
 

@@ -18,7 +18,6 @@ use super::sys;
 use crate::arena::{ArenaView, proc_path};
 use crate::parse::{fdinfo, mountinfo};
 use crate::resource::encode_device;
-use crate::snapshot::Snapshot;
 use crate::text::Text;
 
 /// What may be expected of a file system.
@@ -138,11 +137,6 @@ impl Mounts {
         let table =
             if arena.is_some() { proc_path(arena, "1/mountinfo") } else { "/proc/thread-self/mountinfo".into() };
         Mounts { table, known: HashMap::new(), old: None }
-    }
-
-    /// Those of which a look at `whole` may enter some.
-    pub(crate) fn of_look(whole: &Snapshot) -> Self {
-        Mounts { old: whole.old_mounts.clone(), ..Mounts::of(whole.arena.as_deref()) }
     }
 
     /// Lets none be entered by a path from now on but these.
@@ -313,15 +307,6 @@ pub(crate) fn open(
         push(&mut todo, text.as_bytes());
     }
     Ok(at)
-}
-
-/// Opens a path once, links followed, as a look at `whole` sees it: as the first process of its arena does if there is one.
-///
-/// # Errors
-/// As [`open`].
-pub(crate) fn open_inside(path: &Path, whole: &Snapshot) -> std::result::Result<Place, Refusal> {
-    let root = whole.arena.as_deref().map(ArenaView::root).transpose()?;
-    open(path, root.as_ref(), true, &mut Mounts::of_look(whole))
 }
 
 /// Puts the components of a path on the stack, the first one on top.

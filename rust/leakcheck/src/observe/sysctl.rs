@@ -13,6 +13,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, fstatfs, openat, openat2, statat};
 use rustix::io::Errno;
 
+use super::context::Context;
 use super::file::names;
 use crate::arena::ArenaView;
 use crate::kind::Kind;
@@ -96,8 +97,8 @@ struct Listing {
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// Appends every setting.
-pub(crate) fn collect(out: &mut Snapshot) {
-    if let Some(arena) = out.arena.as_deref()
+pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
+    if let Some(arena) = context.arena
         && !shares(arena, c"user")
     {
         // Only the first user namespace's root may (`net_ctl_permissions()`, `set_permissions()`: what it may write is its own).
@@ -105,7 +106,7 @@ pub(crate) fn collect(out: &mut Snapshot) {
         return out.coverage.lower(Kind::Sysctl, Level::Full, why);
     }
     let mut walk = Walk { buffer: vec![0; LONGEST], ..Walk::default() };
-    if let Some(arena) = out.arena.as_deref() {
+    if let Some(arena) = context.arena {
         walk.skip_own = true;
         walk.skip_net = !shares(arena, c"net");
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 
-use super::answer::Membership;
+use crate::membership::Membership;
 use crate::observe::read_file;
 use crate::parse;
 

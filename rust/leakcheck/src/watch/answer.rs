@@ -2,25 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::membership::Membership;
 use crate::snapshot::Coverage;
-
-/// Whether a process belongs to the watched run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Membership {
-    /// It is the root process, or descends from it by a process that was forked after the start.
-    Run,
-    /// It does not.
-    Stranger,
-    /// What was seen allows both answers.
-    Unknown,
-}
-
-impl Membership {
-    /// What holds when two observations speak of the same thing: anything but agreement is unknown.
-    pub(super) fn agree(self, other: Membership) -> Membership {
-        if self == other { self } else { Membership::Unknown }
-    }
-}
 
 /// Who made something: a process id, which may be reused by now, and whether that process belonged to the run when it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,8 +2,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
-use super::answer::Membership;
 use super::connector::Event;
+use crate::membership::Membership;
 
 /// A process id while it denoted one process. Times are `CLOCK_MONOTONIC` nanoseconds.
 #[derive(Debug)]

@@ -5,9 +5,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use super::answer::{Maker, Membership};
+use super::answer::Maker;
 use super::fanotify::{Deed, Handle};
 use super::sys;
+use crate::membership::Membership;
 use crate::observe::reach::{self, Mounts};
 
 /// Where a path leads: what events say of it is filed under these.

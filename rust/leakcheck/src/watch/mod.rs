@@ -38,7 +38,8 @@ use rustix::io::Errno;
 
 pub(crate) use elevation::Elevation;
 
-pub use answer::{Levels, Maker, Membership};
+pub use crate::membership::Membership;
+pub use answer::{Levels, Maker};
 pub use descent::Adrift;
 use state::State;
 

@@ -11,13 +11,14 @@ use crate::observe::reach::Mounts;
 use crate::snapshot::{Coverage, Level};
 
 use super::ancestry::{self, Ancestry};
-use super::answer::{Levels, Maker, Membership};
+use super::answer::{Levels, Maker};
 use super::connector::{Connector, Event};
 use super::descent::{Adrift, Descent};
 use super::fanotify::{self, Deed, Group};
 use super::makers::{Makers, locate};
 use super::perf::Perf;
 use super::{Options, clock};
+use crate::membership::Membership;
 
 /// How many batches one pass reads before it lets go of the lock.
 const BATCHES: usize = 4096;

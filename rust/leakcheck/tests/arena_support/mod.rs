@@ -15,7 +15,7 @@ use leakcheck::guard::{self, Guard};
 use leakcheck::judge::diff::diff;
 use leakcheck::judge::settle::Policy;
 use leakcheck::resource::Resource;
-use leakcheck::{ArenaView, Kind, KindSet, Layer, Report, Snapshot, observe};
+use leakcheck::{ArenaView, Kind, KindSet, Layer, ObservedArena, Report, Snapshot, observe};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -23,7 +23,7 @@ use rustix::net::{
 use serde_json::{Value, json};
 
 pub(crate) struct Arena {
-    pub(crate) view: Arc<ArenaView>,
+    pub(crate) observed: Arc<ObservedArena>,
     commands: Option<OwnedFd>,
     socket: Option<OwnedFd>,
     id: u64,
@@ -87,9 +87,10 @@ impl Arena {
         let cgroups = up["cgroups"].as_array().unwrap().iter().map(strings);
         let cgroups = cgroups.map(|pair| (pair[0].clone(), PathBuf::from(&pair[1]))).collect();
         let layers = vec![Layer { path: "/".into(), upper, lower: "/".into() }];
-        let view = ArenaView::new(proc, layers, roots, cgroups, strings(&up["not_covered"])).unwrap();
+        let view = ArenaView { proc, layers, roots, cgroups, not_covered: strings(&up["not_covered"]) };
+        let observed = ObservedArena::new(view).unwrap();
         let id = up["id"].as_u64().unwrap();
-        Ok(Arena { view: Arc::new(view), commands: Some(commands), socket: Some(socket), id, warden })
+        Ok(Arena { observed: Arc::new(observed), commands: Some(commands), socket: Some(socket), id, warden })
     }
 
     /// SIGKILL for its warden, and with it for all that runs inside; cgroup directories are left.
@@ -102,7 +103,7 @@ impl Arena {
     pub(crate) fn options(&self, kinds: &[Kind]) -> observe::Options {
         let kinds: KindSet = kinds.iter().copied().collect();
         let kinds = (kinds != KindSet::EMPTY).then_some(kinds);
-        observe::Options { kinds, arena: Some(Arc::clone(&self.view)), ..observe::Options::default() }
+        observe::Options { kinds, arena: Some(Arc::clone(&self.observed)), ..observe::Options::default() }
     }
 
     /// Of every kind when none is named.

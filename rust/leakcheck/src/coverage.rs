@@ -1,10 +1,71 @@
-//! What an observation did not see, and what it takes to have made anything there.
+//! How far an observation reached, what it did not see, and what it takes to have made anything there.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::kind::{Kind, KindSet};
-use crate::snapshot::{CoverageMap, Level};
 use crate::text::Text;
+
+/// How much of a kind was seen. Ordered from worst to best, so that `min` merges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// Not seen at all.
+    None,
+    /// Seen in part.
+    Partial,
+    /// Seen in full, but for what `docs/explanation/undetected.md` lists.
+    Full,
+}
+
+/// Coverage of one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// How much was seen.
+    pub level: Level,
+    /// Why not more; empty when full.
+    pub reason: String,
+}
+
+impl Coverage {
+    /// Everything was seen.
+    pub fn full() -> Self {
+        Coverage { level: Level::Full, reason: String::new() }
+    }
+
+    /// The worse of two levels, both reasons.
+    pub fn merge(&mut self, other: Coverage) {
+        self.level = self.level.min(other.level);
+        if !other.reason.is_empty() && !self.reason.contains(&other.reason) {
+            if !self.reason.is_empty() {
+                self.reason.push_str("; ");
+            }
+            self.reason.push_str(&other.reason);
+        }
+    }
+}
+
+/// Coverage of every kind that was asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CoverageMap(pub BTreeMap<Kind, Coverage>);
+
+impl CoverageMap {
+    /// Notes that `kind` was seen no better than `level`, and why. The first reason of each kind is enough when many
+    /// objects fail alike.
+    pub fn lower(&mut self, kind: Kind, level: Level, reason: impl Into<String>) {
+        let coverage = Coverage { level, reason: reason.into() };
+        self.0.entry(kind).or_insert_with(Coverage::full).merge(coverage);
+    }
+
+    /// The worse of both, kind by kind.
+    pub fn merge(&mut self, other: &CoverageMap) {
+        for (kind, coverage) in &other.0 {
+            self.0.entry(*kind).or_insert_with(Coverage::full).merge(coverage.clone());
+        }
+    }
+}
 
 /// A process that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,62 +1,65 @@
 //! What IPC and network namespaces hold, by one thread that enters them one after the other. What PID 1 of an arena is in stays as
-//! it is for all the arena's life: there the doors that were opened once are kept, and nobody enters again.
+//! it is for all the arena's life: there the handles that were opened once are kept, and nobody enters again.
 
+use super::context::Context;
 use super::enter::{NsView, inside};
 use super::{ipc, net};
-use crate::arena::{ArenaView, proc_path};
 use crate::error::Result;
 use crate::parse::nslink::NsType;
 
-/// Doors of an arena: its IPC and its network namespace by inode, which is theirs while a door is open.
+/// Handles of an arena: to its IPC and its network namespace by inode, which is theirs while a handle is open.
 #[derive(Default)]
-pub(crate) struct Doors {
-    ipc: Option<(u64, ipc::Door)>,
-    net: Option<(u64, net::Door)>,
+pub(super) struct NsCache {
+    ipc: Option<(u64, ipc::NsHandle)>,
+    net: Option<(u64, net::NsHandle)>,
 }
 
 enum Seen {
-    Ipc(ipc::Seen, Option<ipc::Door>),
-    Net(net::Seen, Option<net::Door>),
+    Ipc(ipc::Seen, Option<ipc::NsHandle>),
+    Net(net::Seen, Option<net::NsHandle>),
 }
 
 /// What was seen of each namespace of one type.
 type Results<T> = Vec<Result<T>>;
 
 /// Looks at these namespaces, of the arena if there is one.
-pub(super) fn look(views: &[&NsView], arena: Option<&ArenaView>) -> (Results<ipc::Seen>, Results<net::Seen>) {
+pub(super) fn look(
+    views: &[&NsView],
+    context: Context<'_>,
+    mut cache: Option<&mut NsCache>,
+) -> (Results<ipc::Seen>, Results<net::Seen>) {
     let (mut of_ipc, mut of_net) = (Vec::new(), Vec::new());
-    let mut doors = arena.map(ArenaView::doors);
     let mut others = Vec::new();
     for view in views {
-        match doors.as_deref_mut().and_then(|doors| doors.look(view)) {
+        match cache.as_deref_mut().and_then(|cache| cache.look(view)) {
             Some(Seen::Ipc(seen, _)) => of_ipc.push(Ok(seen)),
             Some(Seen::Net(seen, _)) => of_net.push(Ok(seen)),
             None => others.push(*view),
         }
     }
-    let first = arena.map(|arena| ["ipc", "net"].map(|t| proc_path(Some(arena), format_args!("1/ns/{t}"))));
+    let first = context.arena.map(|_| ["ipc", "net"].map(|t| context.proc(format_args!("1/ns/{t}"))));
     let keep = |view: &NsView| first.as_ref().is_some_and(|paths| paths.contains(&view.path));
     let enter = |view: &NsView| match view.ns_type {
         NsType::Ipc => {
-            let door = ipc::Door::open(view);
-            Seen::Ipc(door.look(view), keep(view).then_some(door))
+            let handle = ipc::NsHandle::open(view);
+            Seen::Ipc(handle.look(view), keep(view).then_some(handle))
         }
         _ => {
-            let mut door = net::Door::open(keep(view));
-            Seen::Net(door.look(view), keep(view).then_some(door))
+            let mut handle = net::NsHandle::open(keep(view));
+            Seen::Net(handle.look(view), keep(view).then_some(handle))
         }
     };
     for (view, seen) in others.iter().zip(inside(&others, enter)) {
         match seen {
-            Ok(Seen::Ipc(seen, door)) => {
-                if let (Some(doors), Some(door)) = (doors.as_deref_mut(), door) {
-                    doors.ipc = Some((view.ino, door));
+            Ok(Seen::Ipc(seen, handle)) => {
+                if let (Some(cache), Some(handle)) = (cache.as_deref_mut(), handle) {
+                    cache.ipc = Some((view.ino, handle));
                 }
                 of_ipc.push(Ok(seen));
             }
-            Ok(Seen::Net(seen, door)) => {
-                if let (Some(doors), Some(door)) = (doors.as_deref_mut(), door) {
-                    doors.net = Some((view.ino, door));
+            Ok(Seen::Net(seen, handle)) => {
+                if let (Some(cache), Some(handle)) = (cache.as_deref_mut(), handle) {
+                    cache.net = Some((view.ino, handle));
                 }
                 of_net.push(Ok(seen));
             }
@@ -67,8 +70,8 @@ pub(super) fn look(views: &[&NsView], arena: Option<&ArenaView>) -> (Results<ipc
     (of_ipc, of_net)
 }
 
-impl Doors {
-    /// None where no door is open, or where it showed less than everything: then it is closed.
+impl NsCache {
+    /// None where no handle is open, or where it showed less than everything: then it is closed.
     fn look(&mut self, view: &NsView) -> Option<Seen> {
         match view.ns_type {
             NsType::Ipc => {

@@ -1,0 +1,117 @@
+//! An arena that is looked at again and again: what it had when it came up, and what earlier looks found out.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::fmt;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::born::Born;
+use super::bound::Bound;
+use super::calls::{self, Calls};
+use super::door::Door;
+use super::mount::MountCache;
+use super::ns_cache::NsCache;
+use super::overlay::OverlayCache;
+use super::read::read_file;
+use crate::arena::ArenaView;
+use crate::error::{Error, Result};
+use crate::parse::mountinfo;
+use crate::resource::encode_device;
+
+/// An arena, and what is known of it besides.
+pub struct ObservedArena {
+    /// What it is seen through.
+    pub view: ArenaView,
+    /// What of the host can be written in it.
+    pub(super) bound: Vec<Bound>,
+    /// What its processes did that stays outside of it, or why nobody can tell.
+    pub(crate) calls: std::result::Result<Calls, String>,
+    /// Devices that the host has mounted too: a lock there need not be the arena's.
+    pub(super) host_devices: HashSet<u64>,
+    /// Devices of the mounts that PID 1 had at first.
+    pub(super) first_devices: HashSet<u64>,
+    /// What the fresh file systems and its cgroups had at first.
+    pub(super) born: Born,
+    /// What comparing files with the lower layer gave.
+    overlay: Mutex<OverlayCache>,
+    /// Into the namespaces of PID 1.
+    ns: Mutex<NsCache>,
+    /// What PID 1's mount namespace had, until it changed.
+    pub(super) mounts: MountCache,
+    /// Ids of the namespaces that PID 1 is in, by inode: it stays in them, so neither is reused.
+    namespaces: Mutex<HashMap<u64, u64>>,
+}
+
+impl ObservedArena {
+    /// Of an arena in which nothing was run yet: what it has now is what it came up with.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the host's own mounts cannot be read.
+    pub fn new(view: ArenaView) -> Result<Self> {
+        // One door for all that is read here.
+        let _door = Door::renew()?;
+        let text = read_file("/proc/self/mountinfo")?;
+        let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
+        let first = read_file(format!("{}/1/mountinfo", view.proc_path()))?;
+        let first = mountinfo::parse(&first).map_err(|e| Error::usage(format!("the arena's mountinfo: {e}")))?;
+        let devices =
+            |mounts: &[mountinfo::Mount<'_>]| mounts.iter().map(|m| encode_device(m.major, m.minor)).collect();
+        Ok(ObservedArena {
+            bound: Vec::new(),
+            calls: Calls::of(&view.cgroups, &calls::cgroups_of_init(&view.proc)),
+            host_devices: devices(&mounts),
+            first_devices: devices(&first),
+            born: Born::now(&view.roots, &inside(&view.cgroups, &mounts), &first),
+            overlay: Mutex::default(),
+            ns: Mutex::default(),
+            mounts: MountCache::default(),
+            namespaces: Mutex::default(),
+            view,
+        })
+    }
+
+    /// Also looks at what is bound into it and can be written there: pairs of the path inside and that on the host. Each is
+    /// listed now; what is changed or deleted in it from now on is told, and what is new counted (gauge `bound_new_files`).
+    ///
+    /// # Errors
+    /// [`Error::Io`] when one cannot be opened.
+    pub fn with_bound(mut self, binds: Vec<(PathBuf, PathBuf)>) -> Result<Self> {
+        self.bound = binds.into_iter().map(|(path, source)| Bound::new(path, &source)).collect::<Result<_>>()?;
+        Ok(self)
+    }
+
+    pub(super) fn ns(&self) -> MutexGuard<'_, NsCache> {
+        lock(&self.ns)
+    }
+
+    pub(super) fn overlay(&self) -> MutexGuard<'_, OverlayCache> {
+        lock(&self.overlay)
+    }
+
+    pub(super) fn namespaces(&self) -> MutexGuard<'_, HashMap<u64, u64>> {
+        lock(&self.namespaces)
+    }
+}
+
+fn lock<T>(kept: &Mutex<T>) -> MutexGuard<'_, T> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Hierarchy, directory on the host, and where the hierarchy is mounted, which is the same place inside.
+fn inside(cgroups: &[(String, PathBuf)], mounts: &[mountinfo::Mount<'_>]) -> Vec<(String, PathBuf, PathBuf)> {
+    let place = |dir: &Path| {
+        let points = mounts.iter().filter(|m| m.fs_type.starts_with(b"cgroup"));
+        let points =
+            points.map(|m| Path::new(OsStr::from_bytes(&m.mount_point))).filter(|point| dir.starts_with(point));
+        points.max_by_key(|point| point.as_os_str().len()).unwrap_or(dir).to_owned()
+    };
+    cgroups.iter().map(|(name, dir)| (name.clone(), dir.clone(), place(dir))).collect()
+}
+
+impl fmt::Debug for ObservedArena {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.view.fmt(f)
+    }
+}

@@ -1,0 +1,88 @@
+//! What is looked up beside the looks: clocks, the machine, single processes.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::time::SystemTime;
+
+use super::read::read_file;
+use super::{cgroup, procfs};
+use crate::arena::{ArenaView, proc_path};
+use crate::error::Result;
+use crate::parse;
+use crate::resource::Process;
+use crate::text::Text;
+
+pub(crate) fn now_ns() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+/// The clock that file systems stamp births with, which lags behind by at most a tick (clock_gettime(2),
+/// `CLOCK_REALTIME_COARSE`): no file that is made from now on is older, and one that is a tick older at most looks as young.
+pub(crate) fn file_clock_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
+pub(crate) fn boot_id() -> Result<String> {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    if let Some(known) = BOOT.get() {
+        return Ok(known.clone());
+    }
+    let text = read_file("/proc/sys/kernel/random/boot_id")?;
+    Ok(BOOT.get_or_init(|| String::from_utf8_lossy(&text).trim().to_owned()).clone())
+}
+
+/// Mount points of the cgroup hierarchies.
+pub(crate) fn cgroup_mounts() -> Vec<PathBuf> {
+    cgroup::hierarchies().map(|all| all.into_iter().map(|h| h.mount).collect()).unwrap_or_default()
+}
+
+/// Hierarchy and path of each cgroup of a process, named as in [`crate::resource::Cgroup`].
+pub(crate) fn cgroups_of(pid: u32, arena: Option<&ArenaView>) -> Vec<(String, String)> {
+    let text = read_file(proc_path(arena, format_args!("{pid}/cgroup"))).unwrap_or_default();
+    let name = |e: &parse::cgroup::CgroupEntry<'_>| match e.is_v2() {
+        true => "v2".to_owned(),
+        false => Text::from(e.controllers).to_string(),
+    };
+    let entries = parse::cgroup::parse(&text).unwrap_or_default();
+    entries.iter().map(|e| (name(e), Text::from(e.path).to_string())).collect()
+}
+
+/// Effective user id of a process.
+pub(crate) fn uid_of(pid: u32, arena: Option<&ArenaView>) -> Option<u32> {
+    let text = read_file(proc_path(arena, format_args!("{pid}/status"))).ok()?;
+    parse::status::parse(&text).ok()?.uid.map(|uids| uids[1])
+}
+
+/// The process that has this id now.
+pub(crate) fn process(pid: u32, arena: Option<&ArenaView>) -> Option<Process> {
+    let mut process = procfs::process(&read_file(proc_path(arena, format_args!("{pid}/stat"))).ok()?)?;
+    if matches!(process.state, 'Z' | 'X' | 'x') {
+        // Its first thread may have ended and others go on.
+        let (task, first) = procfs::task_of(pid, arena);
+        if !first {
+            process.state = procfs::process(&read_file(proc_path(arena, format_args!("{task}/stat"))).ok()?)?.state;
+        }
+    }
+    Some(process)
+}
+
+/// The children of a process' first thread, zombies as well (proc_tid_children(5)); none where the kernel does not list them. Each is read
+/// under the lock that a birth, an end and an adoption take: whose parent ends is the child of its new one before that shows.
+pub(crate) fn children(pid: u32, arena: Option<&ArenaView>) -> Option<Vec<u32>> {
+    let text = read_file(proc_path(arena, format_args!("{pid}/task/{pid}/children"))).ok()?;
+    Some(std::str::from_utf8(&text).ok()?.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect())
+}
+
+/// Whether a number is that of a process, and not of one of its threads, which `/proc` has as well but does not list (proc(5)).
+pub(crate) fn is_process(pid: u32) -> bool {
+    let text = read_file(format!("/proc/{pid}/status")).unwrap_or_default();
+    parse::status::parse(&text).is_ok_and(|status| status.tgid == Some(pid.cast_signed()))
+}
+
+/// The id that was given last in our pid namespace, to a process or a thread (proc_loadavg(5), the last field).
+pub(crate) fn newest_pid() -> Option<u32> {
+    let text = read_file("/proc/loadavg").ok()?;
+    std::str::from_utf8(&text).ok()?.split_ascii_whitespace().next_back()?.parse().ok()
+}

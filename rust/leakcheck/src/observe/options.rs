@@ -1,0 +1,132 @@
+//! What to observe: which scope, which kinds, and what is the observer's own.
+
+use std::collections::HashSet;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::arena::ObservedArena;
+use super::context::Context;
+use super::file::{self, DEFAULT_ROOTS};
+use crate::error::{Error, Result};
+use crate::kind::{Kind, KindSet};
+use crate::scope::Scope;
+use crate::snapshot::{Snapshot, Submount};
+
+/// What to observe.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// What to look at.
+    pub scope: Scope,
+    /// What to look for; none means every kind that the scope can delimit.
+    pub kinds: Option<KindSet>,
+    /// Roots of the file kind; none means [`DEFAULT_ROOTS`] in the host scope and no files elsewhere.
+    pub roots: Option<Vec<PathBuf>>,
+    /// Which of the file systems mounted below the roots are looked at too; none means all local ones. What appears later is a
+    /// mount, and its files are no more than that.
+    pub submounts: Option<Vec<Submount>>,
+    /// Which mounts a path may lead into, by the numbers of statx(2); none means all that answer. What the run mounts over a path may
+    /// not.
+    pub old_mounts: Option<Arc<HashSet<u64>>>,
+    /// Lock files, or directories of them.
+    pub lock_files: Vec<PathBuf>,
+    /// Threads for the process pass; 0 means as many as there are CPUs, at most four.
+    pub threads: usize,
+    /// Whether the calling process' own descriptors count.
+    pub include_self: bool,
+    /// In a `tree:` scope further processes that belong to it, with what descends from them: orphans have left the tree.
+    pub members: Vec<u32>,
+    /// Descriptors of the calling process that are the observer's.
+    pub hidden_fds: Vec<RawFd>,
+    /// The arena to look at, instead of what `scope` and `roots` say.
+    pub arena: Option<Arc<ObservedArena>>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            scope: Scope::Host,
+            kinds: None,
+            roots: None,
+            submounts: None,
+            old_mounts: None,
+            lock_files: Vec::new(),
+            threads: 0,
+            include_self: false,
+            members: Vec::new(),
+            hidden_fds: Vec::new(),
+            arena: None,
+        }
+    }
+}
+
+impl Options {
+    /// The options that a snapshot was taken with, of an arena but for the arena itself.
+    pub fn like(snapshot: &Snapshot, include_self: bool) -> Self {
+        Options {
+            scope: snapshot.scope.clone(),
+            kinds: Some(snapshot.kinds),
+            roots: (snapshot.kinds.contains(Kind::File) && snapshot.scope != Scope::Arena)
+                .then(|| snapshot.roots.clone()),
+            submounts: Some(snapshot.submounts.clone()),
+            lock_files: snapshot.lock_paths.clone(),
+            include_self,
+            ..Options::default()
+        }
+    }
+
+    /// The kinds that a snapshot with these options looks for.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a kind was named that the scope cannot delimit.
+    pub fn effective_kinds(&self) -> Result<KindSet> {
+        match (&self.arena, &self.scope) {
+            (None, Scope::Arena) => return Err(Error::usage("scope arena: which one? Give the arena itself")),
+            (Some(_), Scope::Host | Scope::Arena) if self.roots.is_none() => {}
+            (Some(_), Scope::Host | Scope::Arena) => {
+                return Err(Error::usage("an arena's files are all looked at: declare no roots beside it"));
+            }
+            (Some(_), other) => return Err(Error::usage(format!("scope {other} and an arena exclude each other"))),
+            (None, _) => {}
+        }
+        let mut possible: Vec<Kind> = self.scope.kinds().into();
+        if self.roots.is_some() {
+            possible.push(Kind::File);
+        }
+        if !self.lock_files.is_empty() {
+            possible.push(Kind::Lockfile);
+        }
+        let possible: KindSet = possible.into_iter().collect();
+        match self.kinds {
+            // Of the whole machine, and nobody's: a guard looks at them all the same.
+            None if self.arena.is_some() => Ok(possible.iter().filter(|kind| *kind != Kind::Sysctl).collect()),
+            None => Ok(possible),
+            Some(asked) if asked.and(possible) == asked => Ok(asked),
+            Some(asked) => {
+                let wrong: Vec<_> = asked.iter().filter(|k| !possible.contains(*k)).map(Kind::as_str).collect();
+                Err(Error::usage(format!(
+                    "scope {} cannot delimit {}: use scope host, or declare --roots or --lock-files",
+                    self.scope,
+                    wrong.join(" and ")
+                )))
+            }
+        }
+    }
+
+    pub(super) fn context(&self) -> Context<'_> {
+        Context { arena: self.arena.as_deref().map(|arena| &arena.view), old_mounts: self.old_mounts.as_ref() }
+    }
+
+    /// The roots of the file kind.
+    pub fn effective_roots(&self) -> Vec<PathBuf> {
+        match &self.roots {
+            _ if self.arena.is_some() => Vec::new(),
+            Some(roots) => roots.clone(),
+            None if self.scope == Scope::Host => {
+                let cgroups = file::is_tmpfs_of_cgroups().then_some(file::CGROUPS);
+                DEFAULT_ROOTS.into_iter().chain(cgroups).map(PathBuf::from).collect()
+            }
+            None => Vec::new(),
+        }
+    }
+}
