@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::guard;
 use crate::judge::verdict::Verdict;
 use crate::kind::Kind;
-use crate::observe::read::read_file;
+use crate::observe::read_file;
 use crate::observe::{self, Options};
 use crate::parse::nslink::NsType;
 use crate::scope::Scope;

@@ -32,20 +32,19 @@ use crate::judge::report::{Command, Report, Settling, Transient, Vanished};
 use crate::judge::settle::{Policy, Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
-use crate::observe::door::Door;
+use crate::observe::proc_root::ProcRoot;
 use crate::observe::{self, ObservedArena, detail};
 use crate::parse::nslink::NsType;
 use crate::resource::{NsHolder, Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Level, Snapshot};
+pub use crate::token::TOKEN_NAME;
+use crate::token::random_token;
 use crate::watch::{self, Watch};
 use adrift::Adrift;
 use coverage::{Reach, coverage, only_comparable, unlisted_queues};
 use live::{Live, LiveWorld};
 use residue::{Found, finish, gauges, replacing, residue};
-
-/// Environment variable that marks the processes of a run.
-pub const TOKEN_NAME: &str = "LEAKCHECK_RUN";
 
 /// How to guard a run.
 #[derive(Clone, Debug, Default)]
@@ -305,11 +304,11 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
         looks_ms: 0.0,
         adrift: Adrift::default(),
     };
-    // What is looked up beside the looks goes through one door.
-    let _door = Door::renew()?;
+    // What is looked up beside the looks goes through one procfs.
+    let _proc = ProcRoot::renew()?;
     let mut settled = settle(&options.policy, &mut world)?;
     let Some(last) = world.last.take() else {
-        return Err(crate::Error::usage("settling made no look"));
+        return Err(crate::error::Error::usage("settling made no look"));
     };
     let adrift = std::mem::take(&mut world.adrift);
     let passed: Vec<bool> = settled.transient.iter().map(|(found, _)| adrift.knows(&found.resource)).collect();
@@ -356,13 +355,6 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
     finish(&mut report, found, &options.rules, options.attributed_only);
     gauges(baseline, &last.look, &mut report);
     Ok(report)
-}
-
-pub(crate) fn random_token() -> String {
-    let mut bytes = [0u8; 16];
-    // The kernel's pool is ready long before any program of ours runs; a short answer only shortens the token.
-    let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// What a tree's first process had started is not followed without every event once it has ended; and what it has mounted is seen by

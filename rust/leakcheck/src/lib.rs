@@ -23,6 +23,7 @@ mod rights;
 pub mod scope;
 pub mod snapshot;
 pub mod testing;
+mod token;
 pub mod watch;
 
 pub use arena::{ArenaView, Layer};

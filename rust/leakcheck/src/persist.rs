@@ -13,6 +13,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::snapshot::Snapshot;
+use crate::token::random_token;
 
 /// Bytes of a saved snapshot or report; a machine of a million files has a snapshot of half of that.
 pub const LARGEST: u64 = 512 << 20;
@@ -192,7 +193,7 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
         return Err(Error::usage(format!("{}: is a directory: name a file", path.display())));
     }
     // In a shared directory nobody else may choose what the name leads to: it is random and must be new.
-    let beside = directory.join(format!(".leakcheck-{}.tmp", crate::guard::random_token()));
+    let beside = directory.join(format!(".leakcheck-{}.tmp", random_token()));
     let mut file = File::create_new(&beside).map_err(|e| Error::io("write", path, e))?;
     let mut write = || -> std::io::Result<()> {
         file.write_all(content)?;

@@ -7,7 +7,7 @@ use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use super::advice;
 use super::{Container, Finding, Source, User};
-use crate::observe::read::read_file;
+use crate::observe::read_file;
 use crate::observe::sys::{self, MountStat};
 use crate::parse::mountinfo;
 use crate::snapshot::{Coverage, Level};

@@ -4,21 +4,22 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::Options;
 use super::adrift::Adrift;
 use super::coverage::{Reach, coverage, only_comparable, unlisted_queues};
 use super::residue::{Found, residue};
-use super::{Options, TOKEN_NAME};
 use crate::arena::{ArenaView, proc_path};
 use crate::error::Result;
 use crate::judge::attribute::{Attribution, Attributor, Membership, Owner, Provenance};
 use crate::judge::diff;
 use crate::judge::settle::{Look, World};
 use crate::kind::{Kind, KindSet};
-use crate::observe::read::{Part, read_memory};
+use crate::observe::process_files::{Part, read_memory};
 use crate::observe::{self, ObservedArena, reach};
 use crate::resource::{Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Snapshot};
+use crate::token::TOKEN_NAME;
 use crate::watch::Watch;
 
 pub(super) struct LastLook {
@@ -168,7 +169,7 @@ impl Provenance for Live<'_> {
     fn token(&self, pid: u32) -> bool {
         let Some(token) = self.token else { return false };
         let entry = format!("{TOKEN_NAME}={token}");
-        let process = proc_path(self.view(), observe::procfs::task_of(pid, self.view()).0);
+        let process = proc_path(self.view(), observe::task::task_of(pid, self.view()).0);
         let environ = read_memory(&process, Part::Environment).unwrap_or_default();
         environ.split(|b| *b == 0).any(|e| e == entry.as_bytes())
     }

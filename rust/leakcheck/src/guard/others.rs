@@ -128,7 +128,7 @@ impl<P: Provenance> Trace<'_, P> {
             .map(|n| format!("socket:[{}]", n.number))
             .collect();
         let listens = |fd: &&crate::resource::Fd| fd.pid == pid && sockets.contains(&fd.target.to_string());
-        let seen = self.look.kinds.contains(crate::Kind::Net);
+        let seen = self.look.kinds.contains(crate::kind::Kind::Net);
         Other {
             pid,
             comm: process.map(|p| p.comm.to_string()).unwrap_or_default(),

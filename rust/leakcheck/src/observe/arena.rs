@@ -10,11 +10,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::born::Born;
 use super::bound::Bound;
 use super::calls::{self, Calls};
-use super::door::Door;
 use super::mount::MountCache;
 use super::ns_cache::NsCache;
 use super::overlay::OverlayCache;
-use super::read::read_file;
+use super::proc_root::ProcRoot;
+use super::proc_root::read_file;
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
 use crate::parse::mountinfo;
@@ -50,8 +50,8 @@ impl ObservedArena {
     /// # Errors
     /// [`Error::Io`] when the host's own mounts cannot be read.
     pub fn new(view: ArenaView) -> Result<Self> {
-        // One door for all that is read here.
-        let _door = Door::renew()?;
+        // One procfs for all that is read here.
+        let _proc = ProcRoot::renew()?;
         let text = read_file("/proc/self/mountinfo")?;
         let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
         let first = read_file(format!("{}/1/mountinfo", view.proc_path()))?;

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
 
-use super::file::{EMPTY, MOUNT_ROOT, Walk, is_tmpfs, names, open_dir, record, stat};
-use super::overlay::{attributes, xattr_names};
+use super::overlay::xattr_names;
+use super::walk::{EMPTY, MOUNT_ROOT, PROTECTED, Walk, attributes, is_tmpfs, names, open_dir, record, stat};
 use crate::parse::mountinfo;
 use crate::resource::{File, FileState, encode_device};
 use crate::text::Text;
@@ -236,9 +236,6 @@ impl BornFile {
         out.files.push(changed(st, &self.path, state, change));
     }
 }
-
-/// `STATX_ATTR_IMMUTABLE` and `STATX_ATTR_APPEND` (statx(2)).
-pub(super) const PROTECTED: u64 = 0x10 | 0x20;
 
 fn device(st: &Statx) -> (u32, u32) {
     (st.stx_dev_major, st.stx_dev_minor)

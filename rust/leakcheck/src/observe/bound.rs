@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
 
-use super::file::{DEPTH, MOUNT_ROOT, REMOTE, Walk, names, open_dir, record, stat};
 use super::reach::{self, Mounts, Refusal};
+use super::walk::{DEPTH, MOUNT_ROOT, REMOTE, Walk, names, open_dir, record, stat};
 use crate::error::Error;
 use crate::resource::{File, FileState};
 use crate::snapshot::Level;

@@ -19,9 +19,10 @@ const OBJ_GET_INFO_BY_FD: u32 = 15;
 
 /// Appends every BPF object of the machine. Only CAP_SYS_ADMIN in the first user namespace may list them
 /// (`bpf_obj_get_next_id()`; CAP_BPF is not enough): without it, coverage is none.
-pub(crate) fn collect(out: &mut Snapshot) {
+///
+/// `own` are the observer's.
+pub(super) fn collect(own: &[(BpfClass, u32)], out: &mut Snapshot) {
     collect_all(out);
-    let own = super::calls::own_objects();
     out.bpf.retain(|object| !own.contains(&(object.class, object.id)));
 }
 

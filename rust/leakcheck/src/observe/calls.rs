@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::io::Errno;
 
 use super::bpf;
-use super::read::read_file;
+use super::proc_root::read_file;
 use crate::membership::Membership;
 use crate::resource::{BpfClass, Resource};
 

@@ -12,7 +12,8 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
 use super::context::Context;
-use super::read::{read_all, read_file, read_small};
+use super::proc_root::read_file;
+use super::read::{read_all, read_small};
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
 use crate::kind::Kind;

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::door;
 use super::lookup::now_ns;
-use super::procfs::task_of;
-use super::read::{Part, read_file, read_memory};
+use super::proc_root;
+use super::proc_root::read_file;
+use super::process_files::{Part, read_memory};
+use super::task::task_of;
 use super::{bpf, sockdiag};
 use crate::arena::{ArenaView, proc_path};
 use crate::parse;
@@ -183,7 +184,7 @@ fn process(p: &Process, look: Look<'_>) -> Notes {
     if !argv.is_empty() {
         details.push(("argv", Text::from(&*argv).to_string().into()));
     }
-    if let Ok(exe) = door::read_link(&base.join("exe")) {
+    if let Ok(exe) = proc_root::read_link(&base.join("exe")) {
         details.push(("exe", Text::from(&*exe).to_string().into()));
     }
     let mut who = format!("parent {}", name_of(p.ppid, look));
@@ -235,7 +236,7 @@ fn descriptor(fd: &Fd, look: Look<'_>) -> Notes {
     if let Some(process) = look.records.process(fd.pid) {
         details.push(("comm", process.comm.to_string().into()));
     }
-    if let Ok(exe) = door::read_link(&look.proc(format_args!("{}/exe", task_of(fd.pid, look.arena).0))) {
+    if let Ok(exe) = proc_root::read_link(&look.proc(format_args!("{}/exe", task_of(fd.pid, look.arena).0))) {
         details.push(("exe", Text::from(&*exe).to_string().into()));
     }
     let socket = socket_inode(fd.target.as_ref()).and_then(sockdiag::describe_socket);

@@ -12,7 +12,7 @@ use rustix::fs::{self, OFlags};
 use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{door, sys};
+use super::{proc_root, sys};
 use crate::error::{Error, Result};
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
@@ -95,14 +95,14 @@ fn enter(view: &NsView) -> Result<()> {
 /// are reused. `O_PATH` first, because opening whatever else is there may block (FIFO) or do something (device).
 fn open(view: &NsView) -> Result<OwnedFd> {
     let failed = |e: Errno| Error::io("open namespace", &view.path, e);
-    let found = door::open(&view.path, OFlags::PATH).map_err(failed)?;
+    let found = proc_root::open(&view.path, OFlags::PATH).map_err(failed)?;
     let stat = fs::fstat(&found).map_err(failed)?;
     let file_system = fs::fstatfs(&found).map_err(failed)?;
     if stat.st_ino != view.ino || file_system.f_type as u64 != NSFS_MAGIC {
         return Err(failed(Errno::STALE));
     }
     let through = format!("/proc/self/fd/{}", found.as_raw_fd());
-    door::open(Path::new(&through), OFlags::RDONLY).map_err(failed)
+    proc_root::open(Path::new(&through), OFlags::RDONLY).map_err(failed)
 }
 
 fn link_type(ns_type: NsType) -> LinkNameSpaceType {

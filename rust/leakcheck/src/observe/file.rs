@@ -6,96 +6,35 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, OsStr};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, accessat};
+use rustix::fs::{FileType, Mode, OFlags, RawDir, Statx};
 use rustix::io::Errno;
 
 use super::arena::ObservedArena;
 use super::born::Born;
 use super::context::Context;
+use super::pass::Sample;
 use super::reach::{self, Known, Mounts, Nature, Refusal};
-use super::source::Sample;
+use super::walk::{DEPTH, EMPTY, MOUNT_ROOT, REMOTE, Walk, device_of, is_tmpfs, open_dir, record, stat};
 use crate::error::Error;
-use crate::kind::Kind;
-use crate::resource::{File, encode_device};
-use crate::snapshot::{Coverage, Directory, Gap, Level, Submount, Unseen};
+use crate::resource::File;
+use crate::snapshot::{Level, Submount};
 use crate::text::Text;
 
 /// Roots of the file kind when none are declared; [`CGROUPS`] too, where it is a tmpfs.
 pub const DEFAULT_ROOTS: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run"];
 /// Where cgroup v1 hierarchies are mounted, in a tmpfs: who takes it for a hierarchy makes plain files and directories in it.
 pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
-/// Directories deeper than this are not entered: each level holds a descriptor.
-pub(super) const DEPTH: usize = 200;
-/// `STATX_ATTR_MOUNT_ROOT` (Linux 5.8).
-pub(super) const MOUNT_ROOT: u64 = 0x2000;
-/// Magic numbers (statfs(2)) of file systems whose server may not answer: NFS, CIFS, SMB2, FUSE, 9p, Ceph, AFS, Coda.
-pub(super) const REMOTE: [u64; 8] =
-    [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x7375_7245];
-/// `TMPFS_MAGIC` (statfs(2)).
-const TMPFS: u64 = 0x0102_1994;
-/// The size of a directory of a tmpfs that has nothing in it: each name adds 20, `.` and `..` too (`BOGO_DIRENT_SIZE`, mm/shmem.c).
-pub(super) const EMPTY: u64 = 40;
 /// FUSE file systems of a desktop session, below every user's `/run/user`: they show documents and remote places, and keep nothing.
 const OF_SESSIONS: [&[u8]; 2] = [b"fuse.portal", b"fuse.gvfsd-fuse"];
-
-/// What a walk gave.
-#[derive(Default)]
-pub(crate) struct Walk {
-    pub(crate) files: Vec<File>,
-    pub(crate) gaps: Vec<Coverage>,
-    /// Directories that were not listed.
-    pub(crate) unlisted: Vec<Gap>,
-    pub(crate) submounts: Vec<Submount>,
-    /// What is there of that which an arena had at first, by its number there.
-    pub(super) born: HashMap<usize, Statx>,
-}
-
-impl Walk {
-    pub(super) fn gap(&mut self, level: Level, reason: String) {
-        // One unreadable directory in a thousand is told as clearly as a thousand.
-        if self.gaps.len() < 8 {
-            self.gaps.push(Coverage { level, reason });
-        }
-    }
-
-    fn root_not_listed(&mut self, root: &Path, reason: String) {
-        let place = Unseen::Directory(Directory { path: Text::from(root), ..Directory::default() });
-        self.unlisted.push(Gap { kind: Kind::File, level: Level::Partial, reason, place });
-    }
-
-    /// Notes that the directory `name` of `dir`, or `dir` itself where that is empty, was not listed, or not to its end, so that
-    /// nothing below it is comparable.
-    fn not_listed(&mut self, level: Level, reason: String, path: &[u8], (dir, name): (&OwnedFd, &CStr)) {
-        let mut directory = Directory { path: Text::from(path), ..Directory::default() };
-        if let Ok(st) = stat(dir, name) {
-            let itself = format!("/proc/self/fd/{}", dir.as_raw_fd());
-            let may = |access| match name.is_empty() {
-                true => accessat(CWD, itself.as_str(), access, AtFlags::EACCESS).is_ok(),
-                false => accessat(dir, name, access, AtFlags::EACCESS).is_ok(),
-            };
-            directory.dev = device_of(&st);
-            directory.ino = st.stx_ino;
-            directory.uid = st.stx_uid;
-            directory.mode = u32::from(st.stx_mode) & 0o7777;
-            directory.closed = !may(Access::EXEC_OK);
-            directory.barren = !may(Access::WRITE_OK) && st.stx_nlink == 2;
-        }
-        self.unlisted.push(Gap { kind: Kind::File, level, reason, place: Unseen::Directory(directory) });
-    }
-}
 
 /// Whether there is a tmpfs at [`CGROUPS`].
 pub(super) fn is_tmpfs_of_cgroups() -> bool {
     let place = reach::open(Path::new(CGROUPS), None, true, &mut Mounts::of(None));
     place.is_ok_and(|place| is_tmpfs(&place.fd))
-}
-
-pub(super) fn is_tmpfs(fd: &OwnedFd) -> bool {
-    rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u64 == TMPFS)
 }
 
 /// Walks every root. Of the mounts below them those in `known` alone are entered, or all, where it is none.
@@ -140,38 +79,6 @@ pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Opt
         }
     }
     walker.end()
-}
-
-/// The names in a directory but `.` and `..`.
-pub(super) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
-    let mut buffer = vec![MaybeUninit::<u8>::uninit(); 8192];
-    let mut entries = RawDir::new(dir.as_fd(), &mut buffer[..]);
-    let mut names = Vec::new();
-    while let Some(entry) = entries.next() {
-        let name = entry?.file_name().to_owned();
-        if !matches!(name.to_bytes(), b"." | b"..") {
-            names.push(name);
-        }
-    }
-    Ok(names)
-}
-
-pub(super) fn open_dir(at: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    // Only the owner may ask not to change the access time (open(2), O_NOATIME).
-    match rustix::fs::openat(at, name, flags | OFlags::NOATIME, Mode::empty()) {
-        Err(Errno::PERM) => rustix::fs::openat(at, name, flags, Mode::empty()),
-        other => other,
-    }
-}
-
-pub(super) fn stat(at: impl AsFd, name: &std::ffi::CStr) -> rustix::io::Result<Statx> {
-    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
-    rustix::fs::statx(at, name, flags, StatxFlags::BASIC_STATS | StatxFlags::BTIME)
-}
-
-fn device_of(st: &Statx) -> u64 {
-    encode_device(st.stx_dev_major, st.stx_dev_minor)
 }
 
 struct Walker<'a> {
@@ -394,39 +301,6 @@ fn join(path: &[u8], name: &CStr) -> Vec<u8> {
     [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()].concat()
 }
 
-pub(super) fn record(st: &Statx, path: &[u8], class: FileType) -> File {
-    let birth = (st.stx_mask & StatxFlags::BTIME.bits() != 0)
-        .then(|| st.stx_btime.tv_sec * 1_000_000_000 + i64::from(st.stx_btime.tv_nsec));
-    File {
-        dev: device_of(st),
-        ino: st.stx_ino,
-        birth,
-        // Told apart in `number_links`; a directory has one link.
-        link: u32::from(st.stx_nlink > 1 && class != FileType::Directory),
-        mapped_by: None,
-        path: Text::from(path),
-        class: class_name(class).to_owned(),
-        mode: u32::from(st.stx_mode) & 0o7777,
-        uid: st.stx_uid,
-        size: st.stx_size,
-        state: None,
-        version: None,
-    }
-}
-
-pub(crate) fn class_name(class: FileType) -> &'static str {
-    match class {
-        FileType::RegularFile => "file",
-        FileType::Directory => "dir",
-        FileType::Symlink => "symlink",
-        FileType::Fifo => "fifo",
-        FileType::Socket => "socket",
-        FileType::CharacterDevice => "char",
-        FileType::BlockDevice => "block",
-        FileType::Unknown => "unknown",
-    }
-}
-
 /// Numbers the links of each file that has several, in the order of their paths.
 fn number_links(files: &mut [File]) {
     let mut links: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
@@ -459,7 +333,7 @@ mod tests {
         [&dir, &other].into_iter().for_each(|dir| fs::create_dir(dir).unwrap());
         let size = |dir: &Path| stat(fs::File::open(dir).unwrap(), c"").unwrap().stx_size;
         let name = dir.join("name");
-        let fifo = || rustix::fs::mknodat(CWD, &name, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        let fifo = || rustix::fs::mknodat(rustix::fs::CWD, &name, FileType::Fifo, Mode::RUSR, 0).unwrap();
         let moved = || {
             fs::write(other.join("from"), "").unwrap();
             fs::rename(other.join("from"), &name).unwrap();

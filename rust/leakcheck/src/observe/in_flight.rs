@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use super::context::Context;
 use super::enter::{NsView, inside, note_refused};
-use super::read::Fdinfo;
+use super::process_files::Fdinfo;
 use super::sockdiag::SockDiag;
 use crate::kind::Kind;
 use crate::parse::fdinfo;

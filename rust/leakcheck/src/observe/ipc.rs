@@ -10,8 +10,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, SeekFrom, Statx, 
 use rustix::io::Errno;
 
 use super::context::Context;
-use super::door;
 use super::enter::{NsView, note_refused};
+use super::proc_root;
 use super::reach::Refusal;
 use super::read::read_all;
 use super::sys;
@@ -87,7 +87,7 @@ impl NsHandle {
     /// `/proc/sysvipc` shows the IPC namespace of the thread that opens the file, whoever reads it.
     pub(super) fn open(view: &NsView) -> Self {
         let table = |class| {
-            let opened = match door::open(Path::new(place(class)), OFlags::RDONLY) {
+            let opened = match proc_root::open(Path::new(place(class)), OFlags::RDONLY) {
                 Ok(table) => Ok(Some(table)),
                 // A kernel without CONFIG_SYSVIPC has none of them; a procfs may be mounted without (`subset=pid`).
                 Err(Errno::NOENT) if !sys::has_system_v() => Ok(None),

@@ -19,7 +19,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use super::door;
+use super::proc_root;
 use super::read::read_all;
 use crate::kind::Kind;
 use crate::parse::keys;
@@ -97,7 +97,7 @@ pub(crate) fn collect(out: &mut Snapshot) {
 
 /// In few reads: the file tells no size.
 fn read(path: &str) -> io::Result<Vec<u8>> {
-    let file = door::open(Path::new(path), OFlags::RDONLY)?;
+    let file = proc_root::open(Path::new(path), OFlags::RDONLY)?;
     read_all(file.as_fd()).map_err(Into::into)
 }
 

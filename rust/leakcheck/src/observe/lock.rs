@@ -5,7 +5,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::context::Context;
-use super::read::{Fdinfo, read_file};
+use super::proc_root::read_file;
+use super::process_files::Fdinfo;
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
 use crate::parse::{fdinfo, locks};

@@ -11,8 +11,8 @@ use rustix::fs::{Dir, FileType, OFlags, major, minor};
 use rustix::io::Errno;
 
 use super::context::Context;
+use super::proc_root::read_file;
 use super::reach::{self, Mounts, Place};
-use super::read::read_file;
 use crate::arena::ArenaView;
 use crate::error::Error;
 use crate::kind::Kind;

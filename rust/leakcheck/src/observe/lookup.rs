@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::SystemTime;
 
-use super::read::read_file;
-use super::{cgroup, procfs};
+use super::proc_root::read_file;
+use super::{cgroup, task};
 use crate::arena::{ArenaView, proc_path};
 use crate::error::Result;
 use crate::parse;
@@ -57,12 +57,12 @@ pub(crate) fn uid_of(pid: u32, arena: Option<&ArenaView>) -> Option<u32> {
 
 /// The process that has this id now.
 pub(crate) fn process(pid: u32, arena: Option<&ArenaView>) -> Option<Process> {
-    let mut process = procfs::process(&read_file(proc_path(arena, format_args!("{pid}/stat"))).ok()?)?;
+    let mut process = task::process(&read_file(proc_path(arena, format_args!("{pid}/stat"))).ok()?)?;
     if matches!(process.state, 'Z' | 'X' | 'x') {
         // Its first thread may have ended and others go on.
-        let (task, first) = procfs::task_of(pid, arena);
+        let (thread, first) = task::task_of(pid, arena);
         if !first {
-            process.state = procfs::process(&read_file(proc_path(arena, format_args!("{task}/stat"))).ok()?)?.state;
+            process.state = task::process(&read_file(proc_path(arena, format_args!("{thread}/stat"))).ok()?)?.state;
         }
     }
     Some(process)

@@ -9,7 +9,7 @@ use std::path::Path;
 use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat};
 use rustix::io::Errno;
 
-use super::file;
+use super::walk::names;
 use crate::kind::Kind;
 use crate::resource::LoopDevice;
 use crate::snapshot::{Level, Snapshot};
@@ -32,7 +32,7 @@ fn list(block: &Path, loops: &mut Vec<LoopDevice>) -> io::Result<()> {
         Err(Errno::NOENT) if Path::new("/sys/block").exists() => return Ok(()),
         Err(e) => return Err(e.into()),
     };
-    for name in file::names(&dir)? {
+    for name in names(&dir)? {
         // Most have nothing attached, and a name is looked up faster from here than a whole path.
         let used = [name.to_bytes(), b"/loop"].concat();
         let unused = || accessat(&dir, &*used, Access::EXISTS, AtFlags::empty()) == Err(Errno::NOENT);

@@ -13,10 +13,10 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
-use super::door;
 use super::enter::{self, NsView};
+use super::pass::Sample;
+use super::proc_root;
 use super::read::read_all;
-use super::source::Sample;
 use super::sys::{self, MountStat};
 use crate::arena::{ArenaView, proc_path};
 use crate::error::{Error, Result};
@@ -64,7 +64,7 @@ fn by_event(ns: &MountNs<'_>, cache: &MountCache) -> std::io::Result<Vec<Mount>>
         Some(old) if old.is_current() => return Ok(listed.insert(old).mounts.clone()),
         // The event is taken before the list is read: a change meanwhile is another one.
         Some(old) => old.table,
-        None => File::from(door::open(&proc_path(ns.arena, "1/mountinfo"), OFlags::RDONLY)?),
+        None => File::from(proc_root::open(&proc_path(ns.arena, "1/mountinfo"), OFlags::RDONLY)?),
     };
     let mounts = by_statmount(ns)?;
     *listed = Some(Listed { ino: ns.ino, table, mounts: mounts.clone() });
@@ -103,7 +103,7 @@ fn from_inside(ns: &MountNs<'_>) -> Result<Vec<Mount>> {
     let failed = |e: Errno| Error::io("open directory", "/proc", e);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     // In there, another procfs or none may be mounted on /proc.
-    let proc = door::open(Path::new("/proc"), flags).map_err(failed)?;
+    let proc = proc_root::open(Path::new("/proc"), flags).map_err(failed)?;
     let view = NsView { ns_type: NsType::Mnt, ino: ns.ino, path: ns.path.clone(), own: false };
     let read = |_: &NsView| by_mountinfo(ns.ino, proc.as_fd(), Path::new("thread-self/mountinfo"));
     enter::inside(&[&view], read).pop().unwrap_or_else(|| Err(failed(Errno::STALE)))?
@@ -113,7 +113,7 @@ fn by_statmount(ns: &MountNs<'_>) -> std::io::Result<Vec<Mount>> {
     let id = if ns.own {
         0
     } else {
-        let file = door::open(&ns.path, OFlags::RDONLY)?;
+        let file = proc_root::open(&ns.path, OFlags::RDONLY)?;
         sys::mount_ns_id(file.as_fd()).ok_or_else(std::io::Error::last_os_error)?
     };
     let mut mounts = Vec::new();
@@ -144,8 +144,11 @@ fn by_statmount(ns: &MountNs<'_>) -> std::io::Result<Vec<Mount>> {
 fn by_mountinfo(ns: u64, at: BorrowedFd<'_>, path: &Path) -> Result<Vec<Mount>> {
     let failed = |op| move |e: Errno| Error::io(op, path, e);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let opened =
-        if path.is_absolute() { door::open(path, flags) } else { rustix::fs::openat(at, path, flags, Mode::empty()) };
+    let opened = if path.is_absolute() {
+        proc_root::open(path, flags)
+    } else {
+        rustix::fs::openat(at, path, flags, Mode::empty())
+    };
     let file = opened.map_err(failed("open"))?;
     let mut text = read_all(file.as_fd()).map_err(failed("read"))?;
     for _ in 0..16 {
@@ -156,7 +159,7 @@ fn by_mountinfo(ns: u64, at: BorrowedFd<'_>, path: &Path) -> Result<Vec<Mount>> 
         }
         text = again;
     }
-    let mounts = mountinfo::parse(&text).map_err(|e| crate::Error::usage(format!("{}: {e}", path.display())))?;
+    let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
     Ok(mounts
         .into_iter()
         .map(|m| {

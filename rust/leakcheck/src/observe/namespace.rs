@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 
 use super::arena::ObservedArena;
-use super::door;
 use super::enter::NsView;
 use super::mount::{self, MountNs};
-use super::source::Sample;
+use super::pass::Sample;
+use super::proc_root;
 use super::sys;
 use crate::arena::{ArenaView, proc_path};
 use crate::parse::nslink::{self, NsType};
@@ -181,7 +181,7 @@ fn other_way(holder: &NsHolder, ns_type: NsType, arena: Option<&ArenaView>) -> O
 }
 
 fn leads_to(path: &Path, ino: u64) -> bool {
-    let found = door::open(path, OFlags::PATH);
+    let found = proc_root::open(path, OFlags::PATH);
     found.and_then(rustix::fs::fstat).is_ok_and(|st| st.st_ino == ino)
 }
 
@@ -191,7 +191,7 @@ fn may_be_namespace(target: &[u8]) -> bool {
 }
 
 fn unique_id(path: &Path, ns_type: NsType, ino: u64) -> Option<u64> {
-    let file = door::open(path, OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
+    let file = proc_root::open(path, OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
     // The pid in the path may have been reused.
     if rustix::fs::fstat(&file).ok()?.st_ino != ino {
         return None;

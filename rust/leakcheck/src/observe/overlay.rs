@@ -14,9 +14,8 @@ use std::path::Path;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
-use super::born::PROTECTED;
-use super::file::{DEPTH, MOUNT_ROOT, Walk, open_dir, record, stat};
 use super::lookup::now_ns;
+use super::walk::{DEPTH, MOUNT_ROOT, PROTECTED, Walk, attributes, names, open_dir, record, stat};
 use crate::arena::ArenaView;
 use crate::error::Error;
 use crate::resource::{FileState, encode_device};
@@ -101,7 +100,7 @@ impl Compare<'_> {
     }
 
     fn descend(&mut self, dir: &OwnedFd, lower: Option<&OwnedFd>, path: &[u8], depth: usize) {
-        let names = match super::file::names(dir) {
+        let names = match names(dir) {
             Ok(names) => names,
             Err(e) => return self.failed("list", path, e),
         };
@@ -351,10 +350,6 @@ fn is_mount(st: &Statx) -> bool {
 
 fn class(st: &Statx) -> FileType {
     FileType::from_raw_mode(u32::from(st.stx_mode))
-}
-
-pub(super) fn attributes(st: &Statx) -> (u16, u32, u32, u32, u32) {
-    (st.stx_mode, st.stx_uid, st.stx_gid, st.stx_rdev_major, st.stx_rdev_minor)
 }
 
 fn digest(write: impl FnOnce(&mut DefaultHasher)) -> u64 {

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
-use super::read::{read_all, read_file};
+use super::proc_root::read_file;
+use super::read::read_all;
 use super::sys;
 use crate::arena::{ArenaView, proc_path};
 use crate::parse::{fdinfo, mountinfo};
@@ -331,7 +332,7 @@ pub(super) fn number(fd: BorrowedFd<'_>) -> u64 {
 ///
 /// # Errors
 /// When neither the kernel nor mountinfo lists them.
-pub(crate) fn numbers(arena: Option<&ArenaView>) -> crate::Result<HashSet<u64>> {
+pub(crate) fn numbers(arena: Option<&ArenaView>) -> crate::error::Result<HashSet<u64>> {
     let listed = match arena {
         None => sys::listmount(0),
         Some(_) => std::fs::File::open(proc_path(arena, "1/ns/mnt")).and_then(|namespace| {
@@ -344,7 +345,8 @@ pub(crate) fn numbers(arena: Option<&ArenaView>) -> crate::Result<HashSet<u64>> 
     }
     let table = Mounts::of(arena).table;
     let text = read_file(&table)?;
-    let mounts = mountinfo::parse(&text).map_err(|e| crate::Error::usage(format!("{}: {e}", table.display())))?;
+    let mounts =
+        mountinfo::parse(&text).map_err(|e| crate::error::Error::usage(format!("{}: {e}", table.display())))?;
     Ok(mounts.iter().map(|m| u64::from(m.id)).collect())
 }
 

@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, fstatfs,
 use rustix::io::Errno;
 
 use super::context::Context;
-use super::file::names;
+use super::walk::names;
 use crate::arena::ArenaView;
 use crate::kind::Kind;
 use crate::resource::Sysctl;

@@ -7,8 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::door;
-use super::read::read_file;
+use super::proc_root::{self, read_file};
 use crate::arena::{ArenaView, proc_path};
 use crate::kind::Kind;
 use crate::parse::stat;
@@ -51,7 +50,7 @@ pub(crate) fn wait_for_change<'a>(
     }
     if mounts {
         let whose = if arena.is_some() { "1" } else { "self" };
-        let table = door::open(&proc_path(arena, format_args!("{whose}/mountinfo")), read);
+        let table = proc_root::open(&proc_path(arena, format_args!("{whose}/mountinfo")), read);
         fds.extend(table.ok().map(|fd| (fd, PollFlags::PRI)));
     }
     let mut set: Vec<PollFd<'_>> = fds.iter().map(|(fd, flags)| PollFd::from_borrowed_fd(fd.as_fd(), *flags)).collect();

@@ -8,7 +8,7 @@ use rustix::mount::{UnmountFlags, unmount};
 
 use super::file::{MOUNT_ROOT, Place};
 use super::{Outcome, Status, Verb};
-use crate::observe::read::read_file;
+use crate::observe::read_file;
 use crate::observe::sys::{MountStat, STATX_MNT_ID_UNIQUE};
 use crate::parse::mountinfo;
 use crate::resource::{Mount, MountId, Net, encode_device};

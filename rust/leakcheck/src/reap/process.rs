@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, test_kill_process};
 
 use super::{Outcome, Status, Verb};
-use crate::observe::read::read_file;
+use crate::observe::read_file;
 use crate::parse::stat;
 use crate::resource::Process;
 

@@ -8,7 +8,7 @@ mod calls;
 mod cgroup;
 mod context;
 pub(crate) mod detail;
-pub(crate) mod door;
+
 mod enter;
 mod file;
 mod in_flight;
@@ -25,14 +25,18 @@ mod netlink;
 mod ns_cache;
 mod options;
 mod overlay;
-pub(crate) mod procfs;
+mod pass;
+pub(crate) mod proc_root;
+pub(crate) mod process_files;
+mod procfs;
 pub(crate) mod reach;
 pub(crate) mod read;
 pub(crate) mod sockdiag;
-mod source;
 pub(crate) mod sys;
 mod sysctl;
+pub(crate) mod task;
 mod wait;
+mod walk;
 
 use std::panic::resume_unwind;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -48,19 +52,21 @@ use crate::snapshot::{Level, Snapshot, Unreadable};
 pub use arena::ObservedArena;
 pub(crate) use cgroup::{Hierarchy, hierarchies};
 use context::Context;
-use door::Door;
 use enter::NsView;
 pub use file::DEFAULT_ROOTS;
-pub(crate) use file::class_name;
-pub(crate) use lookup::{boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, newest_pid, process, uid_of};
+pub(crate) use lookup::{
+    boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, newest_pid, process, uid_of,
+};
 use namespace::Namespaces;
 pub use options::Options;
+use pass::{NAMESPACES, NETWORK, ProcessSource, Sample, Selection, Wanted};
+use proc_root::ProcRoot;
+pub(crate) use proc_root::read_file;
 use procfs::Procfs;
 pub use reach::{At, at};
 pub(crate) use reach::{local_mounts_below, numbers as mount_numbers};
-pub(crate) use read::read_file;
-use source::{NAMESPACES, NETWORK, ProcessSource, Sample, Selection, Wanted};
 pub(crate) use wait::{pressure, wait_for_change};
+pub(crate) use walk::class_name;
 
 /// One observation at a time in a process: another one's descriptors would be seen as leaks.
 static OBSERVER: Mutex<()> = Mutex::new(());
@@ -77,7 +83,7 @@ fn alone() -> MutexGuard<'static, ()> {
 pub fn snapshot(options: &Options) -> Result<Snapshot> {
     let _alone = alone();
     let began = Instant::now();
-    let door = Door::renew()?;
+    let root = ProcRoot::renew()?;
     let kinds = options.effective_kinds()?;
     let scope = if options.arena.is_some() { Scope::Arena } else { options.scope.clone() };
     let mut out = Snapshot::empty(scope, kinds);
@@ -86,7 +92,7 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     }
     out.boot_id = boot_id()?;
     out.taken_ns = lookup::now_ns();
-    out.own_ns = procfs::own_namespaces();
+    out.own_ns = task::own_namespaces();
     out.roots = match &options.arena {
         _ if !kinds.contains(Kind::File) => Vec::new(),
         Some(arena) => {
@@ -97,13 +103,13 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     };
     out.lock_paths.clone_from(&options.lock_files);
     let threads = if options.threads > 0 { options.threads } else { default_threads() };
-    if let Some(why) = door.gap().filter(|_| options.arena.is_none()) {
+    if let Some(why) = root.gap().filter(|_| options.arena.is_none()) {
         let of_processes = [Kind::Process, Kind::Fd, Kind::Mount, Kind::Ipc, Kind::Lock, Kind::Namespace, Kind::Net];
         for kind in of_processes.into_iter().filter(|kind| kinds.contains(*kind)) {
             out.coverage.lower(kind, Level::Partial, why);
         }
     }
-    observe(options, kinds, threads, &door, &mut out)?;
+    observe(options, kinds, threads, &root, &mut out)?;
     if kinds.contains(Kind::Ipc) {
         // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
         let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();
@@ -120,7 +126,7 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     Ok(out)
 }
 
-fn observe(options: &Options, kinds: KindSet, threads: usize, door: &Arc<Door>, out: &mut Snapshot) -> Result<()> {
+fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoot>, out: &mut Snapshot) -> Result<()> {
     let wants_namespaces = kinds.any(&[Kind::Namespace, Kind::Mount, Kind::Ipc, Kind::Net]);
     let context = options.context();
     // Of an arena everything is looked at too, and by its own pids.
@@ -167,7 +173,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, door: &Arc<Door>, 
     ]);
     let selection = if needs_processes || !whole_host { selection } else { Selection::Pids(Vec::new()) };
     let hidden = [options.hidden_fds.as_slice(), &calls::own_fds()].concat();
-    let procfs = Procfs::open(&hidden, Arc::clone(door), context.arena)?;
+    let procfs = Procfs::open(&hidden, Arc::clone(root), context.arena)?;
     note_rights(&procfs, out);
     let pass = procfs.begin(&selection, wanted)?;
     let untied = Untied::of(out, options);
@@ -324,7 +330,7 @@ fn host_kinds(kinds: KindSet, views: &[NsView], options: &Options, out: &mut Sna
         net::collect(of_net, context, out);
     }
     if kinds.contains(Kind::Bpf) {
-        bpf::collect(out);
+        bpf::collect(&calls::own_objects(), out);
     }
 }
 

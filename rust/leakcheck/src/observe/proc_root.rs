@@ -21,8 +21,8 @@ const TABLES: [&str; 4] = ["keys", "key-users", "locks", "sysvipc"];
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 /// Those that are open, as long as somebody looks; the last is the freshest.
-static DOORS: Mutex<Vec<Weak<Door>>> = Mutex::new(Vec::new());
-/// Descriptors of doors: the observer's own.
+static ROOTS: Mutex<Vec<Weak<ProcRoot>>> = Mutex::new(Vec::new());
+/// Descriptors of such roots: the observer's own.
 static FDS: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
 struct Kept(OwnedFd);
@@ -41,7 +41,7 @@ impl Drop for Kept {
 }
 
 /// A directory that shows our pid namespace, uncovered as far as can be.
-pub(crate) struct Door {
+pub(crate) struct ProcRoot {
     dir: Kept,
     private: bool,
     /// For single processes that are covered; none where it is refused.
@@ -49,41 +49,41 @@ pub(crate) struct Door {
     gap: Option<String>,
 }
 
-impl Door {
+impl ProcRoot {
     /// A fresh one, since what is mounted may have changed. Whoever opens a path gets it as long as it is kept.
     ///
     /// # Errors
     /// [`Error::Io`] where nothing at all is to be had.
-    pub(crate) fn renew() -> Result<Arc<Door>> {
-        let door = Arc::new(Door::open()?);
-        let mut doors = DOORS.lock().unwrap_or_else(PoisonError::into_inner);
-        doors.retain(|kept| kept.strong_count() > 0);
-        doors.push(Arc::downgrade(&door));
-        Ok(door)
+    pub(crate) fn renew() -> Result<Arc<ProcRoot>> {
+        let root = Arc::new(ProcRoot::open()?);
+        let mut roots = ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
+        roots.retain(|kept| kept.strong_count() > 0);
+        roots.push(Arc::downgrade(&root));
+        Ok(root)
     }
 
-    fn current() -> Result<Arc<Door>> {
-        let kept = DOORS.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().find_map(Weak::upgrade);
-        kept.map_or_else(Door::renew, Ok)
+    fn current() -> Result<Arc<ProcRoot>> {
+        let kept = ROOTS.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().find_map(Weak::upgrade);
+        kept.map_or_else(ProcRoot::renew, Ok)
     }
 
-    fn open() -> Result<Door> {
+    fn open() -> Result<ProcRoot> {
         let ordinary = openat(CWD, "/proc", DIRECTORY, Mode::empty());
         let doubt = match &ordinary {
             Ok(dir) => doubt(dir.as_fd()),
             Err(e) => Some(Doubt::Covered(format!("/proc: {}", std::io::Error::from(*e)))),
         };
-        let door = |dir, private, gap| Door { dir: Kept::new(dir), private, spare: OnceLock::new(), gap };
+        let root = |dir, private, gap| ProcRoot { dir: Kept::new(dir), private, spare: OnceLock::new(), gap };
         match (doubt, ordinary) {
-            (None, Ok(dir)) => Ok(door(dir, false, None)),
+            (None, Ok(dir)) => Ok(root(dir, false, None)),
             (doubt, ordinary) => match (private(), ordinary) {
-                (Ok(dir), _) => Ok(door(dir, true, None)),
+                (Ok(dir), _) => Ok(root(dir, true, None)),
                 (Err(_), Ok(dir)) => {
                     let gap = doubt.and_then(|doubt| match doubt {
                         Doubt::Covered(why) => Some(why),
                         Doubt::Less => None,
                     });
-                    Ok(door(dir, false, gap))
+                    Ok(root(dir, false, gap))
                 }
                 (Err(_), Err(e)) => Err(Error::io("open directory", "/proc", e)),
             },
@@ -128,22 +128,32 @@ pub(crate) fn own_fds() -> Vec<RawFd> {
     FDS.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Opens a path; one below `/proc` through the door.
+/// Opens a path; one below `/proc` through its root.
 pub(crate) fn open(path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
     let flags = flags | OFlags::CLOEXEC;
     match path.strip_prefix("/proc") {
-        Ok(below) => Door::current().map_err(|_| Errno::NOENT)?.file(below, flags),
+        Ok(below) => ProcRoot::current().map_err(|_| Errno::NOENT)?.file(below, flags),
         Err(_) => openat(CWD, path, flags, Mode::empty()),
     }
 }
 
-/// Reads a link; one below `/proc` through the door.
+/// Reads a link; one below `/proc` through its root.
 pub(crate) fn read_link(path: &Path) -> rustix::io::Result<Vec<u8>> {
     let link = match path.strip_prefix("/proc") {
-        Ok(below) => readlinkat(Door::current().map_err(|_| Errno::NOENT)?.dir(), below, Vec::new()),
+        Ok(below) => readlinkat(ProcRoot::current().map_err(|_| Errno::NOENT)?.dir(), below, Vec::new()),
         Err(_) => readlinkat(CWD, path, Vec::new()),
     };
     link.map(std::ffi::CString::into_bytes)
+}
+
+/// Reads a whole file of procfs or sysfs.
+pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    let path = path.as_ref();
+    let file = open(path, OFlags::RDONLY).map_err(|e| match e {
+        Errno::XDEV => Error::io("see past what is mounted over", path, e),
+        _ => Error::io("open", path, e),
+    })?;
+    read_all(file.as_fd()).map_err(|e| Error::io("read", path, e))
 }
 
 /// A procfs of our pid namespace that is mounted nowhere.

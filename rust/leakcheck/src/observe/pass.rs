@@ -1,9 +1,8 @@
-//! Where process facts come from. One source today, `/proc`; the trait is the seam for BPF iterators.
+//! What a look reads of processes, and what reads it: `/proc` is one source of such facts.
 
 use std::ffi::CStr;
 use std::fmt::{self, Display};
 
-use super::procfs::Pass;
 use crate::error::Result;
 use crate::kind::KindSet;
 use crate::parse::nslink::NsType;
@@ -99,5 +98,23 @@ pub(crate) trait ProcessSource {
     ///
     /// # Errors
     /// When the source as a whole cannot be read.
-    fn begin(&self, selection: &Selection, wanted: Wanted) -> Result<Pass<'_>>;
+    fn begin(&self, selection: &Selection, wanted: Wanted) -> Result<Box<dyn Pass + '_>>;
+}
+
+/// The processes of one look, which any number of threads read together.
+pub(crate) trait Pass: Sync {
+    /// How many of so many threads pay for themselves; `least` do by what else they have to do.
+    fn worth(&self, threads: usize, least: usize) -> usize;
+
+    /// Takes processes until none is left, and waits for those that others have taken; to be called by each of the `threads`.
+    fn read(&self, threads: usize);
+
+    /// The ids of processes that were found and had ended before they could be read.
+    fn gone(&self) -> Vec<u32>;
+
+    /// What was read. A process that ended meanwhile is left out.
+    ///
+    /// # Errors
+    /// When the source as a whole could not be read any more.
+    fn samples(&self) -> Result<Vec<Sample>>;
 }

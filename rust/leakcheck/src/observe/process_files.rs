@@ -1,0 +1,131 @@
+//! Files of processes that take care to read: their own memory, and what stands at many descriptors.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Mode, OFlags};
+
+use super::proc_root::{self, read_file};
+use super::read::path;
+use crate::arena::ArenaView;
+use crate::error::{Error, Result};
+use crate::resource::Fd;
+
+/// Which part of its own memory a process is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Part {
+    /// `cmdline`.
+    Arguments,
+    /// `environ`.
+    Environment,
+}
+
+/// Reads `cmdline` or `environ` of the process whose directory this is; none when it cannot be read.
+///
+/// Both are pages of the process. Where it has mapped a file there, reading may wait for that file's server for ever, so they are
+/// read of anonymous memory only.
+pub(crate) fn read_memory(process: &Path, part: Part) -> Option<Vec<u8>> {
+    // `arg_start` to `env_end`, fields 48 to 51 of proc_pid_stat(5); 0 for who may not know.
+    const ARG_START: usize = 48;
+    let stat = read_file(process.join("stat")).ok()?;
+    let tail = &stat[stat.iter().rposition(|b| *b == b')')? + 1..];
+    let fields: Vec<&str> = std::str::from_utf8(tail).ok()?.split_ascii_whitespace().collect();
+    // The name before is field 2.
+    let field = |n: usize| fields.get(n - 3)?.parse::<u64>().ok();
+    let (name, at) = match part {
+        Part::Arguments => ("cmdline", ARG_START),
+        Part::Environment => ("environ", ARG_START + 2),
+    };
+    let (from, to) = (field(at)?, field(at + 1)?);
+    if from < to && !is_anonymous(&read_file(process.join("maps")).ok()?, from, to) {
+        return None;
+    }
+    read_file(process.join(name)).ok()
+}
+
+/// Whether no file is mapped between two addresses, by the text of `maps` (proc_pid_maps(5)).
+fn is_anonymous(maps: &[u8], from: u64, to: u64) -> bool {
+    let mapped = |line: &[u8]| {
+        // The sixth word is a path, of any bytes.
+        let mut words = line.splitn(6, |b| *b == b' ').map(|word| std::str::from_utf8(word).unwrap_or_default());
+        let (start, end) = words.next()?.split_once('-')?;
+        let [start, end] = [start, end].map(|word| u64::from_str_radix(word, 16));
+        let inode = words.nth(3)?;
+        Some(start.ok()? < to && end.ok()? > from && inode != "0")
+    };
+    !maps.split(|b| *b == b'\n').any(|line| mapped(line) == Some(true))
+}
+
+/// The fdinfo files of many descriptors, read through one descriptor of `/proc`, the arena's if there is one.
+pub(super) struct Fdinfo<'a> {
+    proc: Place<'a>,
+    text: Vec<u8>,
+}
+
+enum Place<'a> {
+    Host(OwnedFd),
+    Arena(&'a OwnedFd),
+}
+
+impl<'a> Fdinfo<'a> {
+    pub(super) fn open(arena: Option<&'a ArenaView>) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let proc = match arena {
+            Some(arena) => Place::Arena(&arena.proc),
+            None => {
+                let opened = proc_root::open(Path::new("/proc"), flags);
+                Place::Host(opened.map_err(|e| Error::io("open directory", "/proc", e))?)
+            }
+        };
+        Ok(Fdinfo { proc, text: Vec::new() })
+    }
+
+    /// The text; empty when the descriptor is gone.
+    pub(super) fn of(&mut self, fd: &Fd) -> &[u8] {
+        let name = if fd.table == fd.pid {
+            path(&format_args!("{}/fdinfo/{}", fd.pid, fd.fd))
+        } else {
+            path(&format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd))
+        };
+        self.text.clear();
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let proc = match &self.proc {
+            Place::Host(proc) => proc,
+            Place::Arena(proc) => *proc,
+        };
+        let Ok(file) = rustix::fs::openat(proc, name.as_c_str(), flags, Mode::empty()) else { return &[] };
+        self.text.reserve(16384);
+        while let Ok(more @ 1..) = rustix::io::read(&file, spare_capacity(&mut self.text)) {
+            // What is longer than a page comes in several reads, and the last is short.
+            if more < 2048 {
+                break;
+            }
+            self.text.reserve(16384);
+        }
+        &self.text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAPS: &[u8] = b"00400000-00401000 r-xp 00000000 fe:00 77 /bin/\xff\n\
+7ffc10000000-7ffc10021000 rw-p 00000000 00:00 0                          [stack]\n";
+
+    #[test]
+    fn memory_that_a_file_is_mapped_over_is_told_from_a_stack() {
+        assert!(is_anonymous(MAPS, 0x7ffc_1000_0010, 0x7ffc_1000_0020));
+        assert!(!is_anonymous(MAPS, 0x0040_0ff0, 0x0040_1010));
+        assert!(is_anonymous(MAPS, 0x0040_1000, 0x0040_2000));
+    }
+
+    #[test]
+    fn ones_own_arguments_and_environment_are_read() {
+        let own = Path::new("/proc/self");
+        assert_eq!(read_memory(own, Part::Arguments), std::fs::read("/proc/self/cmdline").ok());
+        assert_eq!(read_memory(own, Part::Environment), std::fs::read("/proc/self/environ").ok());
+        assert_eq!(read_memory(Path::new("/proc/0"), Part::Arguments), None);
+    }
+}
