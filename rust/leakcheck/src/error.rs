@@ -55,6 +55,19 @@ impl Error {
 /// Result with this crate's [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
+/// Says what was attempted, and on what: `open(path).doing("open", path)?`.
+pub(crate) trait Doing<T> {
+    /// # Errors
+    /// [`Error::Io`] in the place of the kernel's answer.
+    fn doing(self, op: &'static str, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
+    fn doing(self, op: &'static str, path: impl AsRef<Path>) -> Result<T> {
+        self.map_err(|e| Error::io(op, path, e))
+    }
+}
+
 impl Error {
     /// Whether the object went away while it was read.
     pub(crate) fn is_gone(&self) -> bool {

@@ -4,6 +4,7 @@ pub mod allow;
 pub mod attribute;
 pub mod class;
 pub mod diff;
+mod provenance;
 pub mod report;
 pub mod settle;
 pub mod verdict;

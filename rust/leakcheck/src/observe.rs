@@ -19,6 +19,7 @@ mod lock_file;
 mod lookup;
 mod loops;
 mod mount;
+pub(crate) mod mount_table;
 mod namespace;
 mod net;
 mod netlink;
@@ -57,14 +58,15 @@ pub use file::DEFAULT_ROOTS;
 pub(crate) use lookup::{
     boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, newest_pid, process, uid_of,
 };
+pub(crate) use mount_table::numbers as mount_numbers;
 use namespace::Namespaces;
 pub use options::Options;
 use pass::{NAMESPACES, NETWORK, ProcessSource, Sample, Selection, Wanted};
 use proc_root::ProcRoot;
 pub(crate) use proc_root::read_file;
 use procfs::Procfs;
+pub(crate) use reach::local_mounts_below;
 pub use reach::{At, at};
-pub(crate) use reach::{local_mounts_below, numbers as mount_numbers};
 pub(crate) use wait::{pressure, wait_for_change};
 pub(crate) use walk::class_name;
 

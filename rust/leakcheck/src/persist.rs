@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::snapshot::Snapshot;
 use crate::token::random_token;
 
@@ -181,7 +181,7 @@ pub(crate) fn damaged(error: &serde_json::Error) -> String {
 pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     if fs::metadata(path).is_ok_and(|meta| !meta.is_file() && !meta.is_dir()) {
         let write = || File::options().write(true).open(path)?.write_all(content);
-        return write().map_err(|e| Error::io("write", path, e));
+        return write().doing("write", path);
     }
     let resolved = fs::canonicalize(path);
     let path = resolved.as_deref().unwrap_or(path);
@@ -194,7 +194,7 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     }
     // In a shared directory nobody else may choose what the name leads to: it is random and must be new.
     let beside = directory.join(format!(".leakcheck-{}.tmp", random_token()));
-    let mut file = File::create_new(&beside).map_err(|e| Error::io("write", path, e))?;
+    let mut file = File::create_new(&beside).doing("write", path)?;
     let mut write = || -> std::io::Result<()> {
         file.write_all(content)?;
         file.sync_all()?;
@@ -206,5 +206,5 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     })?;
     // A directory that may be written but not read cannot be synced.
     let synced = File::open(directory).map_or(Ok(()), |d| d.sync_all());
-    synced.map_err(|e| Error::io("sync directory", directory, e))
+    synced.doing("sync directory", directory)
 }

@@ -14,6 +14,7 @@ use crate::judge::attribute::{Attribution, Attributor, Membership, Owner, Proven
 use crate::judge::diff;
 use crate::judge::settle::{Look, World};
 use crate::kind::{Kind, KindSet};
+use crate::observe::mount_table::Mounts;
 use crate::observe::process_files::{Part, read_memory};
 use crate::observe::{self, ObservedArena, reach};
 use crate::resource::{Process, Resource};
@@ -184,7 +185,7 @@ impl Provenance for Live<'_> {
         if let Some(arena) = self.view() {
             // A path that the arena alone has.
             let root = arena.root().ok();
-            let inside = reach::open(path, root.as_ref(), true, &mut reach::Mounts::of(Some(arena))).is_ok();
+            let inside = reach::open(path, root.as_ref(), true, &mut Mounts::of(Some(arena))).is_ok();
             let outside = reach::at(path) != reach::At::Nothing;
             return if inside && !outside { Membership::Run } else { Membership::Unknown };
         }

@@ -1,119 +1,17 @@
 //! Whose residue is it? By descent, run token, cgroup, namespace, creator or holder; never by name or time alone.
 
+mod mount;
+
 use std::cell::OnceCell;
 use std::collections::{HashMap, HashSet};
-use std::fmt;
 
-use serde::{Deserialize, Serialize};
-
+pub use super::provenance::{Attribution, Owner, Provenance};
 use crate::kind::Kind;
 pub use crate::membership::Membership;
 use crate::parse::nslink::NsType;
-use crate::resource::{Ipc, IpcClass, Lock, Mount, MountId, NetClass, NsHolder, Process, Resource, encode_device};
+use crate::resource::{Ipc, IpcClass, Lock, Mount, NetClass, NsHolder, Process, Resource, encode_device};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
-
-/// By what residue is the run's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Attribution {
-    /// The process descends from the run.
-    Descent,
-    /// The process has the run token in its environment.
-    Token,
-    /// It is in a cgroup that the run made.
-    Cgroup,
-    /// It is in a namespace that the run made.
-    Namespace,
-    /// Its owner is a user that processes of the run have, and nobody else's.
-    Uid,
-    /// A process of the run made it.
-    Creator,
-    /// A process of the run holds it.
-    Holder,
-    /// It is this process' own.
-    Own,
-    /// Everything in the scope is the run's.
-    Scope,
-    /// The kind cannot be attributed here: it may be somebody else's.
-    None,
-}
-
-impl fmt::Display for Attribution {
-    /// The word of the JSON form.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Attribution::Descent => "descent",
-            Attribution::Token => "token",
-            Attribution::Cgroup => "cgroup",
-            Attribution::Namespace => "namespace",
-            Attribution::Uid => "uid",
-            Attribution::Creator => "creator",
-            Attribution::Holder => "holder",
-            Attribution::Own => "own",
-            Attribution::Scope => "scope",
-            Attribution::None => "none",
-        })
-    }
-}
-
-/// Whose a resource is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Owner {
-    /// The run's.
-    Run(Attribution),
-    /// Somebody else's: noise.
-    Stranger,
-    /// It cannot be told.
-    Unknown,
-}
-
-/// What is known of the run beyond the snapshots.
-pub trait Provenance {
-    /// Whether there was a run to watch. A comparison of two snapshots knows of none: then nothing that appeared is a
-    /// stranger's, whoever holds it.
-    fn watched(&self) -> bool {
-        true
-    }
-    /// Whether a process that is in the look belongs to the run.
-    fn process(&self, process: &Process) -> Membership;
-    /// Whether a process has the run's token.
-    fn token(&self, pid: u32) -> bool;
-    /// Whether a process id was the run's at any time while it was watched.
-    fn ever(&self, pid: u32) -> Membership;
-    /// Whether a process of the run made the file (or cgroup directory) at `path`.
-    fn creator(&self, path: &[u8]) -> Membership;
-    /// Whether a process of the run attached the mount.
-    fn mount(&self, id: u64) -> Membership;
-    /// Which process, of the run or not, made the file or cgroup directory at `path`.
-    fn maker_of_file(&self, _path: &[u8]) -> Option<u32> {
-        None
-    }
-    /// Which process attached the mount.
-    fn maker_of_mount(&self, _id: u64) -> Option<u32> {
-        None
-    }
-    /// Who forked a process that is not the run's: a clue, as ids are reused.
-    fn parent_of_stranger(&self, _pid: u32) -> Option<u32> {
-        None
-    }
-    /// Whether everything that was attached in this mount namespace since the baseline is known by [`Provenance::mount`].
-    fn watches_mounts(&self, _ns: u64) -> bool {
-        false
-    }
-    /// Whether the arena's processes made a key, a loop device or a BPF object.
-    fn made(&self, _resource: &Resource) -> Membership {
-        Membership::Unknown
-    }
-    /// Whether they made keys, or may have.
-    fn makes_keys(&self) -> bool {
-        true
-    }
-    /// Path of a process' cgroup, `hierarchy:path` lines of `/proc/PID/cgroup`.
-    fn cgroups(&self, pid: u32) -> Vec<(String, String)>;
-    /// Effective user id of a process; none when it has ended.
-    fn uid(&self, pid: u32) -> Option<u32>;
-}
 
 /// Attributes what one look shows and the baseline does not.
 pub struct Attributor<'a, P> {
@@ -462,94 +360,6 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             Some(other) => other,
             None => Owner::Unknown,
         }
-    }
-
-    fn mount(&self, mount: &Mount) -> Owner {
-        if let MountId::Unique(id) = mount.id {
-            let by_event = member(self.provenance.mount(id), Attribution::Creator);
-            if by_event != Owner::Unknown {
-                return by_event;
-            }
-        }
-        let ns = mount.ns;
-        if ns == 0 {
-            let pid = mount.holder.rsplit(' ').next().and_then(|word| word.parse().ok());
-            return pid.map_or(Owner::Unknown, |pid: u32| self.held_by([pid]));
-        }
-        if self.fresh_ns(ns) {
-            return self.in_namespace(NsType::Mnt, ns);
-        }
-        match self.holders.get(&(NsType::Mnt, ns)).filter(|_| !self.is_own_mount_ns(ns)) {
-            // An old namespace that strangers alone are in is theirs to mount in, but others' mounts may come in as well.
-            Some(holders) => match self.namespace(holders) {
-                Owner::Stranger
-                    if !self.provenance.watches_mounts(ns) && self.is_still_there(ns) && self.may_come_in(mount) =>
-                {
-                    Owner::Unknown
-                }
-                told => told,
-            },
-            None => Owner::Unknown,
-        }
-    }
-
-    /// Whether a mount namespace of the baseline has any of its mounts still. Else another one has taken its inode, with mounts of its
-    /// own, all of them new.
-    fn is_still_there(&self, ns: u64) -> bool {
-        let common = || {
-            let old: HashSet<(u64, &MountId)> = self.baseline.mounts.iter().map(|m| (m.ns, &m.id)).collect();
-            self.look.mounts.iter().filter(|m| old.contains(&(m.ns, &m.id))).map(|m| m.ns).collect()
-        };
-        self.lasting.get_or_init(common).contains(&ns)
-    }
-
-    /// Whether what is mounted elsewhere comes in where this mount is (mount_namespaces(7)): below a slave, or below a peer of a
-    /// mount in another namespace.
-    fn may_come_in(&self, mount: &Mount) -> bool {
-        let target = mount.target.as_ref();
-        let above = |m: &&Mount| {
-            let point = m.target.as_ref();
-            let rest = target.strip_prefix(point.strip_suffix(b"/").unwrap_or(point));
-            m.ns == mount.ns && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-        };
-        // Of several at one point each may be the one below; the deepest points are the nearest.
-        let nearest = self.baseline.mounts.iter().filter(above).max_by_key(|m| m.target.as_ref().len());
-        nearest.is_none_or(|below| {
-            let words = below.propagation.as_ref().split(|b| *b == b' ');
-            let peer = |word: &[u8]| {
-                let elsewhere =
-                    |m: &Mount| m.ns != below.ns && m.propagation.as_ref().split(|b| *b == b' ').any(|w| w == word);
-                word.starts_with(b"shared:") && self.baseline.mounts.iter().any(elsewhere)
-            };
-            words.into_iter().any(|word| word.starts_with(b"master:") || peer(word))
-        })
-    }
-
-    /// Whether it is a namespace, or a mount in one, that the machine had before the first process of a part of it was in there.
-    pub fn was_only_entered(&self, resource: &Resource) -> bool {
-        if !matches!(self.look.scope, Scope::Cgroup(_) | Scope::Tree(_)) {
-            return false;
-        }
-        match resource {
-            Resource::Namespace(n) => self.is_the_machines(n.ino),
-            Resource::Mount(m) => self.is_the_machines(m.ns) && !self.baseline.mounts.iter().any(|old| old.ns == m.ns),
-            _ => false,
-        }
-    }
-
-    /// Whether a namespace is the observer's own or one that the machine began with (include/linux/proc_ns.h: what is made later has
-    /// an inode from `PROC_DYNAMIC_FIRST` on).
-    fn is_the_machines(&self, ino: u64) -> bool {
-        (0xEFFF_FF00..0xF000_0000).contains(&ino) || self.look.own_ns.values().any(|own| *own == ino)
-    }
-
-    fn is_own_mount_ns(&self, ns: u64) -> bool {
-        self.own_mount_ns() == Some(ns)
-    }
-
-    /// Inode of the observer's own mount namespace.
-    pub fn own_mount_ns(&self) -> Option<u64> {
-        self.look.own_ns.get(&NsType::Mnt).copied()
     }
 
     fn ipc(&self, object: &Ipc) -> Owner {

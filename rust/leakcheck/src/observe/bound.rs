@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
 
-use super::reach::{self, Mounts, Refusal};
+use super::mount_table::Mounts;
+use super::reach::{self, Refusal};
 use super::walk::{DEPTH, MOUNT_ROOT, REMOTE, Walk, names, open_dir, record, stat};
 use crate::error::Error;
 use crate::resource::{File, FileState};

@@ -5,7 +5,8 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::reach::{self, Mounts, Place, Refusal};
+use super::mount_table::Mounts;
+use super::reach::{self, Place, Refusal};
 use crate::arena::{ArenaView, proc_path};
 
 /// The host, or an arena.

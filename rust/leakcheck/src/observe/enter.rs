@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{proc_root, sys};
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
 use crate::snapshot::{Level, Snapshot};
@@ -85,10 +85,9 @@ pub(crate) fn note_refused<'a>(kind: Kind, errors: impl Iterator<Item = &'a Erro
 fn enter(view: &NsView) -> Result<()> {
     let namespace = open(view)?;
     if view.ns_type == NsType::Mnt {
-        sys::unshare_root_and_cwd().map_err(|e| Error::io("unshare root and working directory for", &view.path, e))?;
+        sys::unshare_root_and_cwd().doing("unshare root and working directory for", &view.path)?;
     }
-    move_into_link_name_space(namespace.as_fd(), Some(link_type(view.ns_type)))
-        .map_err(|e| Error::io("enter namespace", &view.path, e))
+    move_into_link_name_space(namespace.as_fd(), Some(link_type(view.ns_type))).doing("enter namespace", &view.path)
 }
 
 /// Opens the namespace that `view` means and no other: its path may lead elsewhere by now, since pids and descriptors

@@ -16,10 +16,11 @@ use rustix::io::Errno;
 use super::arena::ObservedArena;
 use super::born::Born;
 use super::context::Context;
+use super::mount_table::{Known, Mounts, Nature, number};
 use super::pass::Sample;
-use super::reach::{self, Known, Mounts, Nature, Refusal};
+use super::reach::{self, Refusal};
 use super::walk::{DEPTH, EMPTY, MOUNT_ROOT, REMOTE, Walk, device_of, is_tmpfs, open_dir, record, stat};
-use crate::error::Error;
+use crate::error::{Doing, Error};
 use crate::resource::File;
 use crate::snapshot::{Level, Submount};
 use crate::text::Text;
@@ -124,12 +125,12 @@ impl<'a> Walker<'a> {
             Err(e) => return Err(format!("open {}: {e}", root.display())),
         };
         // Of the file system that the path starts on nothing is known yet, but that it answers.
-        let fs = rustix::fs::fstatfs(&place.fd).map_err(|e| Error::io("statfs", root, e).to_string())?;
+        let fs = rustix::fs::fstatfs(&place.fd).doing("statfs", root).map_err(|e| e.to_string())?;
         if REMOTE.contains(&(fs.f_type as u64)) {
             return Err(format!("{} is on a network or FUSE file system, which may hang: not entered", root.display()));
         }
-        let dir = open_dir(&place.fd, c".").map_err(|e| Error::io("open directory", root, e).to_string())?;
-        let st = stat(&dir, c"").map_err(|e| Error::io("stat", root, e).to_string())?;
+        let dir = open_dir(&place.fd, c".").doing("open directory", root).map_err(|e| e.to_string())?;
+        let st = stat(&dir, c"").doing("stat", root).map_err(|e| e.to_string())?;
         // Through procfs it may be in another mount namespace, where a path from its root means something else.
         let path = place.path().filter(|_| !root.starts_with("/proc")).unwrap_or_else(|| root.to_owned());
         Ok(Some((dir, st, path)))
@@ -268,7 +269,7 @@ impl<'a> Walker<'a> {
             Ok(st) => st,
             Err(e) => return self.failed("stat", path, e),
         };
-        let submount = Submount { path: Text::from(path), id: reach::number(place.as_fd()), dev: device_of(&st) };
+        let submount = Submount { path: Text::from(path), id: number(place.as_fd()), dev: device_of(&st) };
         if FileType::from_raw_mode(u32::from(st.stx_mode)) != FileType::Directory
             || self.known.is_some_and(|known| !known.contains(&submount))
         {

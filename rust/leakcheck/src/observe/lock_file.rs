@@ -11,8 +11,9 @@ use rustix::fs::{Dir, FileType, OFlags, major, minor};
 use rustix::io::Errno;
 
 use super::context::Context;
+use super::mount_table::Mounts;
 use super::proc_root::read_file;
-use super::reach::{self, Mounts, Place};
+use super::reach::{self, Place};
 use crate::arena::ArenaView;
 use crate::error::Error;
 use crate::kind::Kind;

@@ -19,7 +19,7 @@ use super::proc_root;
 use super::read::read_all;
 use super::sys::{self, MountStat};
 use crate::arena::{ArenaView, proc_path};
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::kind::Kind;
 use crate::parse::mountinfo;
 use crate::parse::nslink::NsType;
@@ -142,18 +142,17 @@ fn by_statmount(ns: &MountNs<'_>) -> std::io::Result<Vec<Mount>> {
 
 /// `/proc/PID/mountinfo` (proc(5)) is no snapshot when it takes several reads: it is read until two reads agree.
 fn by_mountinfo(ns: u64, at: BorrowedFd<'_>, path: &Path) -> Result<Vec<Mount>> {
-    let failed = |op| move |e: Errno| Error::io(op, path, e);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let opened = if path.is_absolute() {
         proc_root::open(path, flags)
     } else {
         rustix::fs::openat(at, path, flags, Mode::empty())
     };
-    let file = opened.map_err(failed("open"))?;
-    let mut text = read_all(file.as_fd()).map_err(failed("read"))?;
+    let file = opened.doing("open", path)?;
+    let mut text = read_all(file.as_fd()).doing("read", path)?;
     for _ in 0..16 {
-        rustix::fs::seek(&file, SeekFrom::Start(0)).map_err(failed("seek"))?;
-        let again = read_all(file.as_fd()).map_err(failed("read"))?;
+        rustix::fs::seek(&file, SeekFrom::Start(0)).doing("seek", path)?;
+        let again = read_all(file.as_fd()).doing("read", path)?;
         if again == text {
             break;
         }

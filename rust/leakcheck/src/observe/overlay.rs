@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::lookup::now_ns;
 use super::walk::{DEPTH, MOUNT_ROOT, PROTECTED, Walk, attributes, names, open_dir, record, stat};
 use crate::arena::ArenaView;
-use crate::error::Error;
+use crate::error::Doing;
 use crate::resource::{FileState, encode_device};
 use crate::snapshot::Level;
 use crate::text::Text;
@@ -76,12 +76,10 @@ impl Compare<'_> {
     fn layer(&mut self, path: &Path, upper: &OwnedFd, lower: &Path) {
         let text = path.as_os_str().as_encoded_bytes();
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(lower, flags, Mode::empty())
-            .map_err(|e| Error::io("open directory", lower, e))
-            .and_then(|low| {
-                let dir = open_dir(upper, c".").map_err(|e| Error::io("open the upper layer of", path, e))?;
-                Ok((low, dir))
-            });
+        let opened = rustix::fs::open(lower, flags, Mode::empty()).doing("open directory", lower).and_then(|low| {
+            let dir = open_dir(upper, c".").doing("open the upper layer of", path)?;
+            Ok((low, dir))
+        });
         let (low, dir) = match opened {
             Ok(opened) => opened,
             Err(e) => return self.out.gap(Level::Partial, e.to_string()),

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::read::read_all;
 use super::sys;
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 
 /// `f_type` of procfs (statfs(2)).
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
@@ -153,7 +153,7 @@ pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
         Errno::XDEV => Error::io("see past what is mounted over", path, e),
         _ => Error::io("open", path, e),
     })?;
-    read_all(file.as_fd()).map_err(|e| Error::io("read", path, e))
+    read_all(file.as_fd()).doing("read", path)
 }
 
 /// A procfs of our pid namespace that is mounted nowhere.

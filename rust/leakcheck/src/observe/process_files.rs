@@ -9,7 +9,7 @@ use rustix::fs::{Mode, OFlags};
 use super::proc_root::{self, read_file};
 use super::read::path;
 use crate::arena::ArenaView;
-use crate::error::{Error, Result};
+use crate::error::{Doing, Result};
 use crate::resource::Fd;
 
 /// Which part of its own memory a process is asked for.
@@ -75,7 +75,7 @@ impl<'a> Fdinfo<'a> {
             Some(arena) => Place::Arena(&arena.proc),
             None => {
                 let opened = proc_root::open(Path::new("/proc"), flags);
-                Place::Host(opened.map_err(|e| Error::io("open directory", "/proc", e))?)
+                Place::Host(opened.doing("open directory", "/proc")?)
             }
         };
         Ok(Fdinfo { proc, text: Vec::new() })

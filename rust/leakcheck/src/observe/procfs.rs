@@ -19,7 +19,7 @@ use super::proc_root::{self, ProcRoot};
 use super::read::{path, read_small};
 use super::task::{PF_KTHREAD, each_number, living_thread, process_of};
 use crate::arena::ArenaView;
-use crate::error::{Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::kind::Kind;
 use crate::parse;
 use crate::resource::Process;
@@ -42,7 +42,7 @@ impl Procfs {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let place = arena.map_or(root.dir(), |arena| arena.proc.as_fd());
         let opened = rustix::fs::openat(place, c".", flags, Mode::empty());
-        let proc = opened.map_err(|e| Error::io("open directory", "/proc", e))?;
+        let proc = opened.doing("open directory", "/proc")?;
         let mut hidden = hidden.to_vec();
         hidden.push(proc.as_raw_fd());
         hidden.extend(proc_root::own_fds());
@@ -58,7 +58,7 @@ impl Procfs {
 
     fn pids(&self) -> Result<Vec<u32>> {
         let mut pids = Vec::with_capacity(512);
-        each_number(self.proc.as_fd(), |pid, _| pids.push(pid)).map_err(|e| Error::io("list", "/proc", e))?;
+        each_number(self.proc.as_fd(), |pid, _| pids.push(pid)).doing("list", "/proc")?;
         Ok(pids)
     }
 

@@ -3,213 +3,20 @@
 //! A server behind FUSE, NFS and their like may never answer, and not even SIGKILL ends who waits for it. So a path is walked
 //! component by component, and nothing inside a mount is asked for before mountinfo has told what that mount is.
 
-use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
+use super::mount_table::{Known, Mounts, Nature};
 use super::proc_root::read_file;
-use super::read::read_all;
-use super::sys;
-use crate::arena::{ArenaView, proc_path};
-use crate::parse::{fdinfo, mountinfo};
-use crate::resource::encode_device;
-use crate::text::Text;
+use crate::parse::mountinfo;
 
-/// What may be expected of a file system.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Nature {
-    /// The kernel answers at once, and what is in it are files.
-    Local,
-    /// The kernel answers at once, and what is in it are its own objects, which other kinds look at.
-    Kernel,
-    /// Somebody else answers, or nobody.
-    Remote,
-    /// Not known to this program.
-    Other,
-}
-
-const LOCAL: [&str; 34] = [
-    "aufs",
-    "bcachefs",
-    "btrfs",
-    "cramfs",
-    "devtmpfs",
-    "erofs",
-    "exfat",
-    "ext2",
-    "ext3",
-    "ext4",
-    "f2fs",
-    "hfs",
-    "hfsplus",
-    "hugetlbfs",
-    "iso9660",
-    "jffs2",
-    "jfs",
-    "minix",
-    "msdos",
-    "nilfs2",
-    "ntfs3",
-    "overlay",
-    "ramfs",
-    "reiserfs",
-    "romfs",
-    "rootfs",
-    "squashfs",
-    "tmpfs",
-    "ubifs",
-    "udf",
-    "ufs",
-    "vfat",
-    "xfs",
-    "zfs",
-];
-const KERNEL: [&str; 23] = [
-    "binder",
-    "binfmt_misc",
-    "bpf",
-    "cgroup",
-    "cgroup2",
-    "configfs",
-    "cpuset",
-    "debugfs",
-    "devpts",
-    "efivarfs",
-    "fusectl",
-    "mqueue",
-    "nfsd",
-    "nsfs",
-    "proc",
-    "pstore",
-    "resctrl",
-    "rpc_pipefs",
-    "securityfs",
-    "selinuxfs",
-    "smackfs",
-    "sysfs",
-    "tracefs",
-];
 /// The kernel's own bound for symbolic links in one path (path_resolution(7)).
 const LINKS: usize = 40;
-
-impl Nature {
-    fn of(fs_type: &[u8]) -> Self {
-        let Ok(name) = std::str::from_utf8(fs_type) else { return Nature::Other };
-        if mountinfo::is_served(fs_type) {
-            Nature::Remote
-        } else if LOCAL.contains(&name) {
-            Nature::Local
-        } else if KERNEL.contains(&name) {
-            Nature::Kernel
-        } else {
-            Nature::Other
-        }
-    }
-}
-
-/// A mount, as far as a walk has to know it.
-#[derive(Clone, Debug)]
-pub(crate) struct Known {
-    pub(crate) nature: Nature,
-    pub(crate) dev: u64,
-    pub(crate) fs_type: Text,
-    pub(crate) target: Text,
-}
-
-/// The mounts of a namespace by mountinfo's number, which is reused: to be read anew for each look.
-#[derive(Debug)]
-pub(crate) struct Mounts {
-    table: PathBuf,
-    known: HashMap<u64, Known>,
-    /// Which may be entered by a path: those that were there before the run, by [`number`]. What the run mounts over a path may hang,
-    /// though its type does not say so: an overlay of a FUSE file system, a disk whose image is on one.
-    old: Option<Arc<HashSet<u64>>>,
-}
-
-impl Mounts {
-    /// Those of the calling process, or of the first process of the arena.
-    pub(crate) fn of(arena: Option<&ArenaView>) -> Self {
-        let table =
-            if arena.is_some() { proc_path(arena, "1/mountinfo") } else { "/proc/thread-self/mountinfo".into() };
-        Mounts { table, known: HashMap::new(), old: None }
-    }
-
-    /// Lets none be entered by a path from now on but these.
-    pub(crate) fn limit_to(&mut self, old: Arc<HashSet<u64>>) {
-        self.old = Some(old);
-    }
-
-    /// Forgets what was read.
-    pub(crate) fn forget(&mut self) {
-        self.known.clear();
-    }
-
-    /// The mount that a descriptor is on; none when it is in none of the namespaces that were read. Asks no file system.
-    pub(crate) fn of_fd(&mut self, fd: BorrowedFd<'_>) -> Option<Known> {
-        let info = read_file(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd())).ok()?;
-        let id = u64::from(fdinfo::parse(&info).mnt_id?);
-        if !self.known.contains_key(&id) {
-            let text = read_file(&self.table).ok()?;
-            self.add(&text);
-        }
-        self.known.get(&id).cloned()
-    }
-
-    /// All of them, by path.
-    pub(crate) fn all(&mut self) -> Vec<Known> {
-        if let Ok(text) = read_file(&self.table) {
-            self.add(&text);
-        }
-        let mut all: Vec<Known> = self.known.values().cloned().collect();
-        all.sort_by(|a, b| a.target.cmp(&b.target));
-        all
-    }
-
-    /// Whether a mount was not there before the run, nor its file system in another one that is there still: a bind mount
-    /// of that answers as it does.
-    fn is_new(&self, fd: BorrowedFd<'_>, dev: u64) -> bool {
-        let Some(old) = &self.old else { return false };
-        if old.contains(&number(fd)) {
-            return false;
-        }
-        let ns = self.table.parent().and_then(|p| std::fs::File::open(p.join("ns/mnt")).ok());
-        let ns = ns.and_then(|ns| sys::mount_ns_id(ns.as_fd())).unwrap_or(0);
-        let shows = |id: &u64| {
-            let device = sys::MountStat::of(*id, ns).map(|m| m.device());
-            device.is_ok_and(|(major, minor)| encode_device(major, minor) == dev)
-        };
-        let by_table = || self.known.iter().any(|(id, known)| old.contains(id) && known.dev == dev);
-        !old.iter().any(shows) && !by_table()
-    }
-
-    /// Adds the mounts that a process has whose directory in `/proc` is `dir` or above it.
-    fn add_of_process(&mut self, dir: BorrowedFd<'_>) {
-        for name in [c"mountinfo", c"../mountinfo", c"../../../mountinfo"] {
-            let opened = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-            if let Ok(text) = opened.and_then(|file| read_all(file.as_fd())) {
-                return self.add(&text);
-            }
-        }
-    }
-
-    fn add(&mut self, text: &[u8]) {
-        for mount in mountinfo::parse(text).unwrap_or_default() {
-            let known = Known {
-                nature: Nature::of(&mount.fs_type),
-                dev: encode_device(mount.major, mount.minor),
-                fs_type: Text::from(&*mount.fs_type),
-                target: Text::from(&*mount.mount_point),
-            };
-            self.known.insert(mount.id.into(), known);
-        }
-    }
-}
 
 /// Where a path leads: a descriptor opened with `O_PATH` on a file system that answers.
 #[derive(Debug)]
@@ -318,36 +125,6 @@ fn push(todo: &mut Vec<Vec<u8>>, path: &[u8]) {
 
 fn here(path: &std::ffi::CStr) -> std::result::Result<Place, Refusal> {
     place(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
-}
-
-/// The number of the mount that a descriptor is on: the unique one where the kernel has it (Linux 6.8), else mountinfo's, which is
-/// reused; 0 where it tells none.
-pub(super) fn number(fd: BorrowedFd<'_>) -> u64 {
-    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
-    let mask = StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
-    rustix::fs::statx(fd, c"", flags, mask).ok().and_then(|st| sys::mount_of(&st)).unwrap_or(0)
-}
-
-/// The numbers of all mounts here, or in the arena.
-///
-/// # Errors
-/// When neither the kernel nor mountinfo lists them.
-pub(crate) fn numbers(arena: Option<&ArenaView>) -> crate::error::Result<HashSet<u64>> {
-    let listed = match arena {
-        None => sys::listmount(0),
-        Some(_) => std::fs::File::open(proc_path(arena, "1/ns/mnt")).and_then(|namespace| {
-            let id = sys::mount_ns_id(namespace.as_fd()).ok_or_else(std::io::Error::last_os_error)?;
-            sys::listmount(id)
-        }),
-    };
-    if let Ok(ids) = listed {
-        return Ok(ids.into_iter().collect());
-    }
-    let table = Mounts::of(arena).table;
-    let text = read_file(&table)?;
-    let mounts =
-        mountinfo::parse(&text).map_err(|e| crate::error::Error::usage(format!("{}: {e}", table.display())))?;
-    Ok(mounts.iter().map(|m| u64::from(m.id)).collect())
 }
 
 fn place(fd: OwnedFd) -> std::result::Result<Place, Refusal> {

@@ -11,7 +11,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{clock, sys};
-use crate::observe::reach::{self, Mounts};
+use crate::observe::mount_table::Mounts;
+use crate::observe::reach;
 
 // Not in libc yet.
 const FAN_REPORT_MNT: u32 = 0x4000;

@@ -9,7 +9,8 @@ use super::answer::Maker;
 use super::fanotify::{Deed, Handle};
 use super::sys;
 use crate::membership::Membership;
-use crate::observe::reach::{self, Mounts};
+use crate::observe::mount_table::Mounts;
+use crate::observe::reach;
 
 /// Where a path leads: what events say of it is filed under these.
 pub(super) struct Located {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::observe::reach::Mounts;
+use crate::observe::mount_table::Mounts;
 use crate::snapshot::{Coverage, Level};
 
 use super::ancestry::{self, Ancestry};

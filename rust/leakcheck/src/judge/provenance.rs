@@ -1,0 +1,110 @@
+//! What is known of a run beyond the snapshots, and whose a resource is by it.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::membership::Membership;
+use crate::resource::{Process, Resource};
+
+/// By what residue is the run's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attribution {
+    /// The process descends from the run.
+    Descent,
+    /// The process has the run token in its environment.
+    Token,
+    /// It is in a cgroup that the run made.
+    Cgroup,
+    /// It is in a namespace that the run made.
+    Namespace,
+    /// Its owner is a user that processes of the run have, and nobody else's.
+    Uid,
+    /// A process of the run made it.
+    Creator,
+    /// A process of the run holds it.
+    Holder,
+    /// It is this process' own.
+    Own,
+    /// Everything in the scope is the run's.
+    Scope,
+    /// The kind cannot be attributed here: it may be somebody else's.
+    None,
+}
+
+impl fmt::Display for Attribution {
+    /// The word of the JSON form.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Attribution::Descent => "descent",
+            Attribution::Token => "token",
+            Attribution::Cgroup => "cgroup",
+            Attribution::Namespace => "namespace",
+            Attribution::Uid => "uid",
+            Attribution::Creator => "creator",
+            Attribution::Holder => "holder",
+            Attribution::Own => "own",
+            Attribution::Scope => "scope",
+            Attribution::None => "none",
+        })
+    }
+}
+
+/// Whose a resource is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The run's.
+    Run(Attribution),
+    /// Somebody else's: noise.
+    Stranger,
+    /// It cannot be told.
+    Unknown,
+}
+
+/// What is known of the run beyond the snapshots.
+pub trait Provenance {
+    /// Whether there was a run to watch. A comparison of two snapshots knows of none: then nothing that appeared is a
+    /// stranger's, whoever holds it.
+    fn watched(&self) -> bool {
+        true
+    }
+    /// Whether a process that is in the look belongs to the run.
+    fn process(&self, process: &Process) -> Membership;
+    /// Whether a process has the run's token.
+    fn token(&self, pid: u32) -> bool;
+    /// Whether a process id was the run's at any time while it was watched.
+    fn ever(&self, pid: u32) -> Membership;
+    /// Whether a process of the run made the file (or cgroup directory) at `path`.
+    fn creator(&self, path: &[u8]) -> Membership;
+    /// Whether a process of the run attached the mount.
+    fn mount(&self, id: u64) -> Membership;
+    /// Which process, of the run or not, made the file or cgroup directory at `path`.
+    fn maker_of_file(&self, _path: &[u8]) -> Option<u32> {
+        None
+    }
+    /// Which process attached the mount.
+    fn maker_of_mount(&self, _id: u64) -> Option<u32> {
+        None
+    }
+    /// Who forked a process that is not the run's: a clue, as ids are reused.
+    fn parent_of_stranger(&self, _pid: u32) -> Option<u32> {
+        None
+    }
+    /// Whether everything that was attached in this mount namespace since the baseline is known by [`Provenance::mount`].
+    fn watches_mounts(&self, _ns: u64) -> bool {
+        false
+    }
+    /// Whether the arena's processes made a key, a loop device or a BPF object.
+    fn made(&self, _resource: &Resource) -> Membership {
+        Membership::Unknown
+    }
+    /// Whether they made keys, or may have.
+    fn makes_keys(&self) -> bool {
+        true
+    }
+    /// Path of a process' cgroup, `hierarchy:path` lines of `/proc/PID/cgroup`.
+    fn cgroups(&self, pid: u32) -> Vec<(String, String)>;
+    /// Effective user id of a process; none when it has ended.
+    fn uid(&self, pid: u32) -> Option<u32>;
+}
