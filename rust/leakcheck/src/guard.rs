@@ -44,7 +44,7 @@ use crate::watch::{self, Watch};
 use adrift::Adrift;
 use coverage::{Reach, coverage, only_comparable, unlisted_queues};
 use live::{Live, LiveWorld};
-use residue::{Found, finish, gauges, replacing, residue};
+use residue::{Remnant, finish, gauges, replacing, residue};
 
 /// How to guard a run.
 #[derive(Clone, Debug, Default)]
@@ -284,7 +284,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules, arena: Option
     let found = residue
         .found
         .into_iter()
-        .map(|(resource, by)| Found::new(resource, by, after, &attributor, live.view()))
+        .map(|(resource, by)| Remnant::new(resource, by, after, &attributor, live.view()))
         .collect();
     finish(&mut report, replacing(found, before), rules, false);
     gauges(before, after, &mut report);

@@ -6,32 +6,41 @@
 //! In a test suite, three verbs do: [`NoLeaks::new`](testing::NoLeaks::new) guards a test, [`testing::verify_none`] a closure, and
 //! [`NoLeaks::report`](testing::NoLeaks::report) hands out the report instead of panicking. See [`testing`].
 
-pub mod arena;
+mod arena;
 mod coverage;
-pub mod doctor;
 pub mod error;
 mod freeze;
 pub mod guard;
-pub mod judge;
 pub mod kind;
 mod membership;
-pub mod observe;
-pub mod persist;
-pub mod reap;
 pub mod resource;
 mod rights;
 pub mod scope;
 pub mod snapshot;
 pub mod testing;
 mod token;
+
+// For the Python binding and for the crate's own tests: no promise.
+#[doc(hidden)]
+pub mod doctor;
+#[doc(hidden)]
+pub mod judge;
+#[doc(hidden)]
+pub mod observe;
+#[doc(hidden)]
+pub mod persist;
+#[doc(hidden)]
+pub mod reap;
+#[doc(hidden)]
 pub mod watch;
 
 pub use arena::{ArenaView, Layer};
 pub use error::{Error, Result};
 pub use guard::{Guard, Options};
-pub use judge::report::{Leak, Report};
+pub use judge::report::{self, Leak, Report};
 pub use judge::verdict::Verdict;
 pub use kind::{Kind, KindSet};
+#[doc(hidden)]
 pub use leakcheck_parse as parse;
 pub use leakcheck_parse::text;
 pub use observe::ObservedArena;

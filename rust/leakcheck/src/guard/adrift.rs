@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::live::{Live, LiveWorld};
-use super::residue::Found;
+use super::residue::Remnant;
 use crate::arena::ArenaView;
 use crate::error::Result;
 use crate::freeze::{Frozen, count, population};
@@ -89,7 +89,7 @@ pub(super) struct Adrift {
 /// What it comes to in the end.
 #[derive(Default)]
 pub(super) struct Outcome {
-    pub(super) leak: Option<Found>,
+    pub(super) leak: Option<Remnant>,
     /// Why it cannot be told whether something lives.
     pub(super) gap: Option<String>,
 }
@@ -234,7 +234,7 @@ impl Adrift {
         mut self,
         world: &LiveWorld<'_>,
         look: &Snapshot,
-        residue: &mut BTreeMap<String, Found>,
+        residue: &mut BTreeMap<String, Remnant>,
         alive: bool,
     ) -> Result<Outcome> {
         if !alive || !world.asked.contains(Kind::Process) {
@@ -260,7 +260,7 @@ impl Adrift {
             .filter(|(_, f)| matches!(&f.resource, Resource::Process(p) if succeeds(p, f.by)))
             .map(|(key, _)| key.clone())
             .collect();
-        let taken: Vec<Found> = latest.iter().filter_map(|key| residue.remove(key)).collect();
+        let taken: Vec<Remnant> = latest.iter().filter_map(|key| residue.remove(key)).collect();
         let outcome = self.decide(world, look, residue, taken)?;
         if outcome.leak.is_some() {
             // Its dead, whom a slow init has yet to reap, are told with it.
@@ -274,8 +274,8 @@ impl Adrift {
         &mut self,
         world: &LiveWorld<'_>,
         look: &Snapshot,
-        residue: &BTreeMap<String, Found>,
-        taken: Vec<Found>,
+        residue: &BTreeMap<String, Remnant>,
+        taken: Vec<Remnant>,
     ) -> Result<Outcome> {
         let held: HashSet<u32> = residue
             .values()
@@ -372,7 +372,7 @@ impl Adrift {
         Outcome { leak: Some(self.tell(resource, Attribution::Descent, facts)), gap: None }
     }
 
-    fn tell(&self, resource: Resource, by: Attribution, mut facts: Map<String, Value>) -> Found {
+    fn tell(&self, resource: Resource, by: Attribution, mut facts: Map<String, Value>) -> Remnant {
         let last = if let Resource::Process(p) = &resource { format!("{} ({})", p.pid, p.comm) } else { String::new() };
         let alive = self.looks.iter().filter(|seen| seen.beside(&HashSet::new())).count();
         let many = if self.seen.len() >= REMEMBERED { "or more " } else { "" };
@@ -390,7 +390,7 @@ impl Adrift {
         facts.insert("seen".to_owned(), seen.into());
         facts.insert("looks_alive".to_owned(), json!([alive, self.looks.len()]));
         facts.insert("look".to_owned(), "ps -eo pid,ppid,sid,lstart,args --sort=start_time | tail".into());
-        Found { key: KEY.to_owned(), resource, by, class: Class::Respawning, label, facts }
+        Remnant { key: KEY.to_owned(), resource, by, class: Class::Respawning, label, facts }
     }
 }
 
@@ -416,7 +416,7 @@ fn is_known(by: Attribution) -> bool {
     matches!(by, Attribution::Descent | Attribution::Scope)
 }
 
-fn holds(residue: &BTreeMap<String, Found>, (pid, start): (u32, u64)) -> bool {
+fn holds(residue: &BTreeMap<String, Remnant>, (pid, start): (u32, u64)) -> bool {
     residue.values().any(|f| matches!(&f.resource, Resource::Process(p) if (p.pid, p.start) == (pid, start)))
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::Options;
 use super::adrift::Adrift;
 use super::coverage::{Reach, coverage, only_comparable, unlisted_queues};
-use super::residue::{Found, residue};
+use super::residue::{Remnant, residue};
 use crate::arena::{ArenaView, proc_path};
 use crate::error::Result;
 use crate::judge::attribute::{Attribution, Attributor, Membership, Owner, Provenance};
@@ -80,8 +80,8 @@ impl LiveWorld<'_> {
     }
 }
 
-impl World<Found> for LiveWorld<'_> {
-    fn look(&mut self) -> Result<Look<Found>> {
+impl World<Remnant> for LiveWorld<'_> {
+    fn look(&mut self) -> Result<Look<Remnant>> {
         let look = self.observe()?;
         if let Some(watch) = self.live.watch {
             // What the snapshot saw happened before now.
@@ -115,15 +115,15 @@ impl World<Found> for LiveWorld<'_> {
             .found
             .into_iter()
             .map(|(resource, by)| {
-                (resource.settling_key(), Found::new(resource, by, &look, &attributor, self.live.view()))
+                (resource.settling_key(), Remnant::new(resource, by, &look, &attributor, self.live.view()))
             })
             .collect();
         self.last = Some(LastLook { look, coverage, noise: residue.noise + foreign, strange: residue.strange });
         Ok(Look { residue: found, run_lives, running })
     }
 
-    fn wait(&mut self, residue: &BTreeMap<String, Found>, pause: Duration) {
-        let zombie = |f: &Found| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
+    fn wait(&mut self, residue: &BTreeMap<String, Remnant>, pause: Duration) {
+        let zombie = |f: &Remnant| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
         // Where only a reaper is waited for, the wait itself sees when it has come.
         let pause = if residue.values().all(zombie) { pause.max(self.options.policy.at_least) } else { pause };
         observe::wait_for_change(residue.values().map(|f| &f.resource), self.live.view(), pause);

@@ -20,9 +20,9 @@ use crate::snapshot::{Level, Snapshot};
 use crate::text::Text;
 
 /// Sorts what was found into leaks and what rules explain, and gives the verdict.
-pub(super) fn finish(report: &mut Report, found: Vec<Found>, rules: &Rules, attributed_only: bool) {
+pub(super) fn finish(report: &mut Report, found: Vec<Remnant>, rules: &Rules, attributed_only: bool) {
     let mut used = BTreeSet::new();
-    for Found { key, resource, by, class, label, facts } in found {
+    for Remnant { key, resource, by, class, label, facts } in found {
         let kind = resource.kind();
         let fields = facts.get("resource").cloned().unwrap_or(Value::Null);
         let detail = |name: &str| facts.get(name).or_else(|| fields.get(name)).and_then(|value| plain(name, value));
@@ -74,7 +74,7 @@ pub(super) fn gauges(before: &Snapshot, after: &Snapshot, report: &mut Report) {
 
 /// Residue with all that a report needs of it, looked up while it is there.
 #[derive(Clone)]
-pub(super) struct Found {
+pub(super) struct Remnant {
     pub(super) key: String,
     pub(super) resource: Resource,
     pub(super) by: Attribution,
@@ -83,7 +83,7 @@ pub(super) struct Found {
     pub(super) facts: serde_json::Map<String, Value>,
 }
 
-impl Found {
+impl Remnant {
     pub(super) fn new<P: Provenance>(
         resource: Resource,
         by: Attribution,
@@ -94,12 +94,12 @@ impl Found {
         let populated = |c: &crate::resource::Cgroup| detail::cgroup_processes(c).is_some_and(|p| !p.is_empty());
         let class = classify(&resource, look, |ns| attributor.fresh_ns(ns), populated);
         let evidence = detail::evidence(&resource, look, arena);
-        Found { key: resource.key(), resource, by, class, label: evidence.label, facts: evidence.facts }
+        Remnant { key: resource.key(), resource, by, class, label: evidence.label, facts: evidence.facts }
     }
 }
 
 /// Marks what has a name that something else had at the baseline: the name is not the run's, so nothing may remove it.
-pub(super) fn replacing(mut found: Vec<Found>, baseline: &Snapshot) -> Vec<Found> {
+pub(super) fn replacing(mut found: Vec<Remnant>, baseline: &Snapshot) -> Vec<Remnant> {
     let name = |r: &Resource| match r {
         Resource::File(f) if f.mapped_by.is_none() => Some(f.path.clone()),
         Resource::Lockfile(f) => Some(f.path.clone()),

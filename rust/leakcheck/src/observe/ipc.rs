@@ -30,21 +30,21 @@ const MQUEUE_DIR: &str = "/dev/mqueue";
 
 /// What one IPC namespace holds, and what could not be seen of it.
 #[derive(Default)]
-pub(super) struct Seen {
+pub(super) struct Contents {
     objects: Vec<Ipc>,
     gaps: Vec<String>,
     /// Why the queues of the observer's own namespace were not listed, and how many bytes its user's take.
     queues: Option<(String, u64)>,
 }
 
-impl Seen {
+impl Contents {
     pub(super) fn is_whole(&self) -> bool {
         self.gaps.is_empty()
     }
 }
 
 /// Appends what a [`NsHandle`] of each showed of the IPC namespaces, and the files of `/dev/shm`, the arena's if there is one.
-pub(super) fn collect(results: Vec<crate::error::Result<Seen>>, context: Context<'_>, out: &mut Snapshot) {
+pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Context<'_>, out: &mut Snapshot) {
     note_refused(Kind::Ipc, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
         out.ipc.append(&mut seen.objects);
@@ -100,8 +100,8 @@ impl NsHandle {
     }
 
     /// Lists what the namespace holds now.
-    pub(super) fn look(&self, view: &NsView) -> Seen {
-        let mut seen = Seen::default();
+    pub(super) fn look(&self, view: &NsView) -> Contents {
+        let mut seen = Contents::default();
         for (class, table) in &self.tables {
             match table {
                 Ok(Some(table)) => {

@@ -30,7 +30,7 @@ const NAMED: [&str; 2] = ["/run/netns", "/var/run/netns"];
 
 /// What one network namespace holds, and what could not be seen of it.
 #[derive(Default)]
-pub(super) struct Seen {
+pub(super) struct Contents {
     objects: Vec<Net>,
     gaps: Vec<String>,
     /// Why the nftables of the observer's own namespace were not listed.
@@ -38,7 +38,7 @@ pub(super) struct Seen {
 }
 
 /// Appends what a [`NsHandle`] of each showed of the network namespaces, and the named namespaces.
-pub(super) fn collect(results: Vec<crate::error::Result<Seen>>, context: Context<'_>, out: &mut Snapshot) {
+pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Context<'_>, out: &mut Snapshot) {
     note_refused(Kind::Net, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
         out.net.append(&mut seen.objects);
@@ -82,8 +82,8 @@ impl NsHandle {
     }
 
     /// Lists what the namespace holds now.
-    pub(super) fn look(&mut self, view: &NsView) -> Seen {
-        let mut seen = Seen::default();
+    pub(super) fn look(&mut self, view: &NsView) -> Contents {
+        let mut seen = Contents::default();
         let links = self.route.as_mut().map_err(again).and_then(|route| interfaces(route, view.ino));
         seen.note("list interfaces", links);
         match &mut self.diag {
@@ -158,7 +158,7 @@ fn again(e: &mut io::Error) -> io::Error {
     e.raw_os_error().map_or_else(|| io::Error::other(e.to_string()), io::Error::from_raw_os_error)
 }
 
-impl Seen {
+impl Contents {
     pub(super) fn is_whole(&self) -> bool {
         self.gaps.is_empty()
     }

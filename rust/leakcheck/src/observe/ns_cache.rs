@@ -14,9 +14,9 @@ pub(super) struct NsCache {
     net: Option<(u64, net::NsHandle)>,
 }
 
-enum Seen {
-    Ipc(ipc::Seen, Option<ipc::NsHandle>),
-    Net(net::Seen, Option<net::NsHandle>),
+enum Contents {
+    Ipc(ipc::Contents, Option<ipc::NsHandle>),
+    Net(net::Contents, Option<net::NsHandle>),
 }
 
 /// What was seen of each namespace of one type.
@@ -27,13 +27,13 @@ pub(super) fn look(
     views: &[&NsView],
     context: Context<'_>,
     mut cache: Option<&mut NsCache>,
-) -> (Results<ipc::Seen>, Results<net::Seen>) {
+) -> (Results<ipc::Contents>, Results<net::Contents>) {
     let (mut of_ipc, mut of_net) = (Vec::new(), Vec::new());
     let mut others = Vec::new();
     for view in views {
         match cache.as_deref_mut().and_then(|cache| cache.look(view)) {
-            Some(Seen::Ipc(seen, _)) => of_ipc.push(Ok(seen)),
-            Some(Seen::Net(seen, _)) => of_net.push(Ok(seen)),
+            Some(Contents::Ipc(seen, _)) => of_ipc.push(Ok(seen)),
+            Some(Contents::Net(seen, _)) => of_net.push(Ok(seen)),
             None => others.push(*view),
         }
     }
@@ -42,22 +42,22 @@ pub(super) fn look(
     let enter = |view: &NsView| match view.ns_type {
         NsType::Ipc => {
             let handle = ipc::NsHandle::open(view);
-            Seen::Ipc(handle.look(view), keep(view).then_some(handle))
+            Contents::Ipc(handle.look(view), keep(view).then_some(handle))
         }
         _ => {
             let mut handle = net::NsHandle::open(keep(view));
-            Seen::Net(handle.look(view), keep(view).then_some(handle))
+            Contents::Net(handle.look(view), keep(view).then_some(handle))
         }
     };
     for (view, seen) in others.iter().zip(inside(&others, enter)) {
         match seen {
-            Ok(Seen::Ipc(seen, handle)) => {
+            Ok(Contents::Ipc(seen, handle)) => {
                 if let (Some(cache), Some(handle)) = (cache.as_deref_mut(), handle) {
                     cache.ipc = Some((view.ino, handle));
                 }
                 of_ipc.push(Ok(seen));
             }
-            Ok(Seen::Net(seen, handle)) => {
+            Ok(Contents::Net(seen, handle)) => {
                 if let (Some(cache), Some(handle)) = (cache.as_deref_mut(), handle) {
                     cache.net = Some((view.ino, handle));
                 }
@@ -72,19 +72,19 @@ pub(super) fn look(
 
 impl NsCache {
     /// None where no handle is open, or where it showed less than everything: then it is closed.
-    fn look(&mut self, view: &NsView) -> Option<Seen> {
+    fn look(&mut self, view: &NsView) -> Option<Contents> {
         match view.ns_type {
             NsType::Ipc => {
                 let seen = self.ipc.as_ref().filter(|(ino, _)| *ino == view.ino)?.1.look(view);
                 if seen.is_whole() {
-                    return Some(Seen::Ipc(seen, None));
+                    return Some(Contents::Ipc(seen, None));
                 }
                 self.ipc = None;
             }
             _ => {
                 let seen = self.net.as_mut().filter(|(ino, _)| *ino == view.ino)?.1.look(view);
                 if seen.is_whole() {
-                    return Some(Seen::Net(seen, None));
+                    return Some(Contents::Net(seen, None));
                 }
                 self.net = None;
             }
