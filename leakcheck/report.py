@@ -58,6 +58,11 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
         """A shell command that shows more of it."""
         return _text(self.evidence.get("look"))
 
+    @property
+    def replaces(self) -> bool:
+        """Whether it only takes the place of what was there before the run; what is damaged was the host's."""
+        return self.class_ != "damaged" and self.evidence.get("replaces") is True
+
 
 class Transient(msgspec.Struct, frozen=True, kw_only=True):
     """Residue that went away while settling, `gone_after_ms` milliseconds after the run's end."""

@@ -149,9 +149,7 @@ class Aftermath:
 
     def _add(self, leaks: Iterable[Leak], stage: str) -> None:
         """Add what was not seen before, unless something like it was there at the baseline."""
-        new = [leak for leak in leaks if leak.key not in self._stay]
-        replaced = self._session.host.replaced(new)
-        came = {leak.key: leak for leak in new if leak.key not in replaced}
+        came = {leak.key: leak for leak in leaks if leak.key not in self._stay and not leak.replaces}
         self._stay |= came
         self._stage |= dict.fromkeys(came, stage)
         self._steady |= came.keys()

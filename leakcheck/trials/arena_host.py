@@ -15,7 +15,7 @@ from leakcheck.arena import Arena, look_soon
 from leakcheck.report import Leak, Report
 from leakcheck.targets import Target
 from leakcheck.targets.executables import binds
-from leakcheck.trials.host import ENV, KINDS, Running, replaced
+from leakcheck.trials.host import ENV, KINDS, Running
 from leakcheck.trials.rootfs import make_directory, read_file, write_file
 from leakcheck.trials.similarity import place_of
 
@@ -116,16 +116,10 @@ class ArenaHost:
         """Settle, and return what is there that was not at the second baseline."""
         return self._since(self._marked).leaks
 
-    def replaced(self, leaks: Sequence[Leak]) -> set[str]:
-        """Return the keys of those in whose place there are no more than there were."""
-        return replaced(leaks, self._before, _native.snapshot(kinds=KINDS, arena=self._arena.view)) if leaks else set()
-
     def _since(self, before: _native.Snapshot) -> Report:
-        report = Report.from_json(_native.settle(before, settle_ms=self._settle_ms))
-        tied = [leak for leak in report.leaks if leak.attribution != "none"]
-        untied = [leak for leak in report.leaks if leak.attribution == "none"]
-        tied = [self._own(leak) for leak in tied]
-        return msgspec.structs.replace(report, leaks=tied, unattributed=[*report.unattributed, *untied])
+        text = _native.settle(before, first=self._before, settle_ms=self._settle_ms, attributed_only=True)
+        report = Report.from_json(text)
+        return msgspec.structs.replace(report, leaks=[self._own(leak) for leak in report.leaks])
 
     def _own(self, leak: Leak) -> Leak:
         """Return `leak`, which is no damage where the target changed what is its own."""

@@ -1,6 +1,5 @@
 """Where a trial takes place: a host of its own, be it an arena or the live one."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,13 +11,11 @@ from injectors import Supervisor
 from leakcheck import _native
 from leakcheck.report import Leak, Report
 
-__all__ = ["ENV", "KINDS", "PLACED", "Host", "Running", "replaced"]
+__all__ = ["ENV", "KINDS", "Host", "Running"]
 
 ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
 # What no namespace isolates no trial can be blamed for: it is observed around the whole campaign.
 KINDS = ",".join(kind for kind in _native.KINDS if kind not in ("lockfile", "sysctl"))
-# Kinds of which a new one may be where another was before.
-PLACED = {"file": "path", "lockfile": "path", "cgroup": "path", "mount": "target"}
 
 
 class Running(Supervisor, Protocol):
@@ -70,29 +67,8 @@ class Host(Protocol):
     def look_since_mark(self) -> list[Leak]:
         """Settle, and return what is there that was not at the second baseline."""
 
-    def replaced(self, leaks: Sequence[Leak]) -> set[str]:
-        """Return the keys of those `leaks` in whose place there was another at the baseline."""
-
     def __enter__(self) -> Self: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
-
-
-def replaced(leaks: Sequence[Leak], before: _native.Snapshot, now: _native.Snapshot) -> set[str]:
-    """Return the keys of those in whose place there are `now` no more than there were `before`."""
-    kinds = {leak.kind for leak in leaks} & PLACED.keys()
-    there, here = ({kind: _places(one, kind) for kind in kinds} for one in (before, now))
-    found = set()
-    for leak in leaks:
-        # Something was there at the baseline, but it was the host's.
-        if leak.kind in kinds and leak.class_ != "damaged":
-            place = leak.evidence.get("resource", {}).get(PLACED[leak.kind])
-            if place is not None and here[leak.kind][place] <= there[leak.kind][place]:
-                found.add(leak.key)
-    return found
-
-
-def _places(snapshot: _native.Snapshot, kind: str) -> Counter[object]:
-    return Counter(resource.get(PLACED[kind]) for resource in snapshot.resources(kind))

@@ -19,7 +19,7 @@ from leakcheck.errors import TargetError
 from leakcheck.report import Leak, Report
 from leakcheck.subprocesses import why_not_run
 from leakcheck.targets import Target
-from leakcheck.trials.host import ENV, KINDS, PLACED, Running, replaced
+from leakcheck.trials.host import ENV, KINDS, Running
 
 __all__ = ["LiveHost", "descendants"]
 
@@ -75,7 +75,6 @@ class LiveHost:
     def begin(self) -> None:
         """Take the baseline, and watch who makes what."""
         roots = [*_native.DEFAULT_ROOTS, str(self._base)]
-        self._before = _native.snapshot(kinds=",".join(PLACED), roots=roots)
         self._guard = _native.Guard(kinds=KINDS, settle_ms=self._settle_ms, attributed_only=True, roots=roots)
         name, value = self._guard.token
         self._token = {name: value}
@@ -98,13 +97,6 @@ class LiveHost:
     def look_since_mark(self) -> list[Leak]:
         """Look again, and leave out what the last look showed."""
         return [leak for leak in self.look().leaks if leak.key not in self._marked]
-
-    def replaced(self, leaks: Sequence[Leak]) -> set[str]:
-        """Return the keys of those in whose place there are no more than there were."""
-        if not leaks:
-            return set()
-        roots = [*_native.DEFAULT_ROOTS, str(self._base)]
-        return replaced(leaks, self._before, _native.snapshot(kinds=",".join(PLACED), roots=roots))
 
 
 def descendants(process: Running) -> set[psutil.Process]:

@@ -107,10 +107,8 @@ class SharedArena:
         for leak in report.leaks:
             if leak.class_ == RESPAWNING and leak.key in self.left:
                 self.left[leak.key].runs.extend(run.number for run in runs)
-        new = [leak for leak in report.leaks if leak.key not in self.left]
-        replaced = self.host.replaced(new)
-        for leak in new:
-            if leak.key not in replaced:
+        for leak in report.leaks:
+            if leak.key not in self.left and not leak.replaces:
                 self.left[leak.key] = self.attribution.tied(leak, number, runs, list(self.left.values()))
         self.shown.append(now & self.left.keys())
         self.looks_ms.append((time.monotonic() - began) * 1000)

@@ -199,7 +199,7 @@ impl Guard {
     fn judge(&self) -> Result<Report> {
         let arena = self.options.observe.arena.as_deref();
         let live = Live { watch: self.watch.as_ref(), tree: self.tree.as_ref(), token: Some(&self.token), arena };
-        let mut report = judge(&self.baseline, &self.options, self.asked, &live, &self.reach)?;
+        let mut report = judge(&self.baseline, &self.baseline, &self.options, self.asked, &live, &self.reach)?;
         report.baseline_ns = self.baseline_ns;
         Ok(report)
     }
@@ -232,14 +232,15 @@ fn with_helpers(asked: KindSet) -> KindSet {
 }
 
 /// Waits for teardown since `baseline` and judges what is left, with no knowledge of who made it: everything that appeared
-/// counts.
+/// counts. `first` is the first of several baselines: what is where that one had something else is marked.
 ///
 /// # Errors
 /// What [`observe::snapshot`] and [`diff::diff`] raise.
-pub fn verify_none(baseline: &Snapshot, options: &Options) -> Result<Report> {
+pub fn verify_none(baseline: &Snapshot, first: &Snapshot, options: &Options) -> Result<Report> {
     let asked = options.observe.effective_kinds()?.and(baseline.kinds);
     let arena = options.observe.arena.as_deref();
-    judge(baseline, options, asked, &Live { watch: None, tree: None, token: None, arena }, &Reach::default())
+    let live = Live { watch: None, tree: None, token: None, arena };
+    judge(baseline, first, options, asked, &live, &Reach::default())
 }
 
 /// The coverage of a guard that begins with `look` as its baseline, and whose run leaves nothing.
@@ -286,12 +287,19 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules, arena: Option
         .into_iter()
         .map(|(resource, by)| Remnant::new(resource, by, after, &attributor, live.view()))
         .collect();
-    finish(&mut report, replacing(found, before), rules, false);
+    finish(&mut report, replacing(found, before, after), rules, false);
     gauges(before, after, &mut report);
     Ok(report)
 }
 
-fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>, reach: &Reach) -> Result<Report> {
+fn judge(
+    baseline: &Snapshot,
+    first: &Snapshot,
+    options: &Options,
+    asked: KindSet,
+    live: &Live<'_>,
+    reach: &Reach,
+) -> Result<Report> {
     let mut world = LiveWorld {
         baseline,
         options,
@@ -351,7 +359,7 @@ fn judge(baseline: &Snapshot, options: &Options, asked: KindSet, live: &Live<'_>
             gone_after_ms: ms(after),
         });
     }
-    let found = replacing(residue.into_values().collect(), baseline);
+    let found = replacing(residue.into_values().collect(), first, &last.look);
     finish(&mut report, found, &options.rules, options.attributed_only);
     gauges(baseline, &last.look, &mut report);
     Ok(report)

@@ -147,10 +147,22 @@ fn a_new_link_to_an_old_file_is_the_name_that_the_baseline_lacked_wherever_it_so
 
 #[test]
 fn a_report_says_what_has_a_name_that_something_else_had_before() {
-    let before = with(host(), [file("/t/old", 3).into()]);
-    let after = with(host(), [file("/t/old", 4).into(), file("/t/new", 5).into()]);
+    let before = with(host(), [file("/t/old", 3).into(), cgroup(6, "/old").into(), mount(1, 7, "/m/old").into()]);
+    let after =
+        [file("/t/old", 4).into(), file("/t/new", 5).into(), cgroup(8, "/old").into(), cgroup(9, "/new").into()];
+    let mounts = [mount(1, 10, "/m/old").into(), mount(1, 11, "/m/new").into()];
+    let after = with(with(host(), after), mounts);
     let report = compare(&before, &after, &Rules::default(), None).unwrap();
     let replaces: Vec<_> =
         report.leaks.iter().map(|l| (l.label.as_str(), l.evidence.contains_key("replaces"))).collect();
-    assert_eq!(replaces, [("file /t/old", true), ("file /t/new", false)]);
+    let kept: Vec<bool> = replaces.iter().map(|(label, _)| label.contains("old")).collect();
+    assert_eq!(replaces.iter().map(|(_, replaces)| *replaces).collect::<Vec<_>>(), kept, "{replaces:?}");
+    assert_eq!(kept.iter().filter(|old| **old).count(), 3, "{replaces:?}");
+}
+
+#[test]
+fn a_mount_over_another_replaces_nothing() {
+    let before = with(host(), [mount(1, 7, "/m").into()]);
+    let report = compare(&before, &with(before.clone(), [mount(1, 8, "/m").into()]), &Rules::default(), None).unwrap();
+    assert!(!report.leaks[0].evidence.contains_key("replaces"));
 }

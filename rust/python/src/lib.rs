@@ -257,21 +257,23 @@ fn diff(py: Python<'_>, before: &Snapshot, after: &Snapshot, allow: Option<&str>
 }
 
 #[pyfunction]
-#[pyo3(signature = (before, *, allow=None, settle_ms=500, include_self=false))]
+#[pyo3(signature = (before, *, first=None, allow=None, settle_ms=500, include_self=false, attributed_only=false))]
 fn settle(
     py: Python<'_>,
     before: &Snapshot,
+    first: Option<&Snapshot>,
     allow: Option<&str>,
     settle_ms: u64,
     include_self: bool,
+    attributed_only: bool,
 ) -> PyResult<String> {
     let options = guard::Options {
         observe: observe::Options { arena: before.1.clone(), ..observe::Options::like(&before.0, include_self) },
         rules: rules(allow)?,
         policy: Policy::new(Duration::from_millis(settle_ms)),
-        attributed_only: false,
+        attributed_only,
     };
-    json(&safely(py, || guard::verify_none(&before.0, &options))?)
+    json(&safely(py, || guard::verify_none(&before.0, &first.unwrap_or(before).0, &options))?)
 }
 
 #[pyfunction]

@@ -84,7 +84,7 @@ fn arenas_cgroups() -> Vec<PathBuf> {
 
 /// Fails unless the host is as in `before`.
 fn nothing_left(before: &leakcheck::Snapshot) {
-    let report = verify_none(before, &options(Vec::new())).unwrap();
+    let report = verify_none(before, before, &options(Vec::new())).unwrap();
     assert_eq!(report.verdict, Verdict::Clean, "{}; {}", labels(&report), gaps(&report));
     assert_eq!(arenas_cgroups(), Vec::<PathBuf>::new());
 }

@@ -168,7 +168,7 @@ fn found_and_gone_again(program: &Path, name: &str, kind: Kind) -> Result<Done, 
     let report = guard::compare(&before, &after, &Rules::default(), None)?;
     mkleak.go_on()?;
     mkleak.expect("CLEAN")?;
-    let settled = verify_none(&before, &options)?;
+    let settled = verify_none(&before, &before, &options)?;
     mkleak.go_on()?;
     drop(mkleak.stdin);
     mkleak.child.wait()?;

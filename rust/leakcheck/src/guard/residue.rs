@@ -1,6 +1,6 @@
 //! From what one look shows and the baseline does not, to leaks with their evidence.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -98,8 +98,9 @@ impl Remnant {
     }
 }
 
-/// Marks what has a name that something else had at the baseline: the name is not the run's, so nothing may remove it.
-pub(super) fn replacing(mut found: Vec<Remnant>, baseline: &Snapshot) -> Vec<Remnant> {
+/// Marks what is where something else was at the baseline: the place is not the run's, so nothing may remove it. Where several
+/// mounts may be, that is so while there are no more of them `now` than there were.
+pub(super) fn replacing(mut found: Vec<Remnant>, baseline: &Snapshot, now: &Snapshot) -> Vec<Remnant> {
     let name = |r: &Resource| match r {
         Resource::File(f) if f.mapped_by.is_none() => Some(f.path.clone()),
         Resource::Lockfile(f) => Some(f.path.clone()),
@@ -110,12 +111,27 @@ pub(super) fn replacing(mut found: Vec<Remnant>, baseline: &Snapshot) -> Vec<Rem
     let shm = baseline.ipc.iter().filter(|i| i.class == IpcClass::PosixShm).map(|i| &i.name);
     let before = baseline.files.iter().map(|f| &f.path).chain(baseline.lock_files.iter().map(|f| &f.path)).chain(shm);
     let before: HashSet<&Text> = before.filter(|path| names.contains(*path)).collect();
+    let cgroups: HashSet<(&Text, &Text)> = baseline.cgroups.iter().map(|c| (&c.hierarchy, &c.path)).collect();
+    let (mounted, mounted_now) = (mounts_by_target(baseline), mounts_by_target(now));
     for one in &mut found {
-        if name(&one.resource).is_some_and(|path| before.contains(&path)) {
+        let replaces = match &one.resource {
+            Resource::Cgroup(c) => cgroups.contains(&(&c.hierarchy, &c.path)),
+            Resource::Mount(m) => mounted_now.get(&m.target).unwrap_or(&0) <= mounted.get(&m.target).unwrap_or(&0),
+            other => name(other).is_some_and(|path| before.contains(&path)),
+        };
+        if replaces {
             one.facts.insert(REPLACES.to_owned(), Value::Bool(true));
         }
     }
     found
+}
+
+fn mounts_by_target(snapshot: &Snapshot) -> HashMap<&Text, usize> {
+    let mut counts = HashMap::new();
+    for mount in &snapshot.mounts {
+        *counts.entry(&mount.target).or_default() += 1;
+    }
+    counts
 }
 
 pub(super) struct Residue {
