@@ -25,20 +25,11 @@ if TYPE_CHECKING:
     from leakcheck.snapshots import diff, snapshot, verify_none
 else:
     # Each name is imported when it is first used: the command begins here too, and has to be ready for Ctrl-C at once.
+    # What is named nowhere here is in `errors`.
     _OF = {
         "_native": ["DEFAULT_ROOTS", "KINDS", "Snapshot", "__version__"],
         "allow": ["AllowRule"],
         "arena": ["Arena"],
-        "errors": [
-            "ArenaError",
-            "CoverageError",
-            "LeakError",
-            "LeakcheckError",
-            "LeakcheckWarning",
-            "NativeError",
-            "TargetError",
-            "UsageError",
-        ],
         "_guard": ["Guard", "guard"],
         "report": ["Coverage", "Leak", "Report"],
         "snapshots": ["diff", "snapshot", "verify_none"],
@@ -47,11 +38,11 @@ else:
     def __getattr__(name):
         import importlib
 
-        for module, names in _OF.items():
-            if name in names:
-                value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
-                return value
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = next((module for module, names in _OF.items() if name in names), "errors")
+        value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        return value
 
     def __dir__():
         return sorted({*globals(), *__all__})

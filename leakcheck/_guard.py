@@ -182,13 +182,10 @@ class Guard:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        run = self._leave()
-        if isinstance(error, KeyboardInterrupt):
-            run.abandon()
-            return
-        with _never_hiding(error):
-            self.report = run.end()
-        self._judge(error)
+        if (run := self._leave(error)) is not None:
+            with _never_hiding(error):
+                self.report = run.end()
+            self._judge(error)
 
     async def __aenter__(self) -> Self:
         return self.__enter__()
@@ -196,13 +193,10 @@ class Guard:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        run = self._leave()
-        if isinstance(error, KeyboardInterrupt):
-            run.abandon()
-            return
-        with _never_hiding(error):
-            self.report = await run.end_async()
-        self._judge(error)
+        if (run := self._leave(error)) is not None:
+            with _never_hiding(error):
+                self.report = await run.end_async()
+            self._judge(error)
 
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         """Guard each call of `function`: a function, a coroutine function or a generator function."""
@@ -237,10 +231,14 @@ class Guard:
     def _again(self) -> "Guard":
         return Guard(self._options, self._on_unknown)
 
-    def _leave(self) -> Run:
+    def _leave(self, error: BaseException | None) -> Run | None:
+        """Return the run that is to be ended; None after Ctrl-C, for which nobody waits."""
         if self._run is None:
             raise RuntimeError("leave a guard that was not entered")
         run, self._run = self._run, None
+        if isinstance(error, KeyboardInterrupt):
+            run.abandon()
+            return None
         return run
 
     def _judge(self, error: BaseException | None) -> None:

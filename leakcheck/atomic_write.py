@@ -292,7 +292,8 @@ def _open_held(special: int) -> int:
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             return os.open(f"/proc/self/fd/{special}", flags)
         except OSError as error:
-            # The kernel tells nobody that a reader has come.
+            # Nothing tells that a reader has come: its own open, of which inotify(7) would tell, ends only with a
+            # writer's (fifo(7)), and a writer that blocks in an open can be waited for with no time limit.
             if error.errno != errno.ENXIO or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)

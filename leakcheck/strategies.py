@@ -94,11 +94,7 @@ def submissions(
     fitting = [
         one
         for one in BEHAVIOURS.values()
-        if language in one.languages
-        and one.expect in statuses
-        and one.name not in without
-        and (hostile or not one.hostile)
-        and (not one.ends_by or set(one.ends_by) & set(time_limits))
+        if language in one.languages and one.expect in statuses and one.fits(time_limits, without, hostile=hostile)
     ]
     if not fitting:
         raise UsageError(f"no submission in {language} ends in {' or '.join(sorted(statuses))}")

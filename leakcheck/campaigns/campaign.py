@@ -5,6 +5,7 @@ options, the cases that are tried, and the criteria. `leakcheck.campaigns.engine
 line is derived from the options.
 """
 
+import abc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -133,7 +134,7 @@ Check = Callable[[Any], Iterator[Judged]]
 """Judges what was `Made`; see `leakcheck.campaigns.criteria`."""
 
 
-class Campaign(Generic[_Options, _Trial]):
+class Campaign(abc.ABC, Generic[_Options, _Trial]):
     """One campaign; most are a `leakcheck.campaigns.trial_campaign.TrialCampaign`."""
 
     name: ClassVar[str]
@@ -146,24 +147,24 @@ class Campaign(Generic[_Options, _Trial]):
     def prepare(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> Any:
         """Return what has to be known before the first trial."""
 
+    @abc.abstractmethod
     def executor(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> Executor[_Trial]:
         """Return who makes the trials."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def cases(self, target: Target, options: _Options, facts: Any) -> Iterator[Case]:
         """Yield what is tried, one after the other."""
-        raise NotImplementedError
 
     def finish(self, made: Made[_Options, _Trial], ui: Ui) -> None:
         """Find out what only can be when all trials are made; it may change `made`."""
 
+    @abc.abstractmethod
     def criteria(self, options: _Options) -> Sequence[Check]:
         """Return what is asked of the trials."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def findings(self, made: Made[_Options, _Trial]) -> list[Finding]:
         """Return what was found, the worst first, each with its replay line."""
-        raise NotImplementedError
 
     def details(self, made: Made[_Options, _Trial]) -> dict[str, Any]:
         """Return more fields of the `leakcheck.campaigns.result.Result`."""

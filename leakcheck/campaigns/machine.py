@@ -4,7 +4,6 @@ No namespace isolates the settings, so that of two trials side by side neither c
 """
 
 from collections.abc import Iterator
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -31,9 +30,7 @@ class Machine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._guard is not None:
             self._guard.abandon()
 

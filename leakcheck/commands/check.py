@@ -7,18 +7,10 @@ from leakcheck.commands import CLEAN, INTERRUPTED, LEAKED
 from leakcheck.conformance import Finding
 from leakcheck.conformance import check as checked
 from leakcheck.deliver import print_json, say
-from leakcheck.errors import TargetError
 from leakcheck.render import line
 from leakcheck.targets import Target
 
 __all__ = ["check"]
-
-
-class _Result(msgspec.Struct, frozen=True):
-    schema: str
-    target: str
-    version: str
-    findings: list[Finding]
 
 
 def check(target: Target, *, as_json: bool) -> int:
@@ -27,17 +19,15 @@ def check(target: Target, *, as_json: bool) -> int:
     Raises:
         TargetError: the target cannot be run here.
     """
-    state = target.availability()
-    if state.state != "ready":
-        raise TargetError(f"{target.name}: {state.state}: {state.reason}; {state.hint}")
+    target.check_ready()
     try:
         findings = checked(target)
     except KeyboardInterrupt:
         say("interrupted, so there is no result")
         return INTERRUPTED
     if as_json:
-        result = _Result("leakcheck.check/1", target.name, target.version(), findings)
-        print_json(msgspec.json.encode(result).decode())
+        about = {"schema": "leakcheck.check/1", "target": target.name, "version": target.version()}
+        print_json(msgspec.json.encode({**about, "findings": findings}).decode())
     else:
         _print(findings, Console())
     return CLEAN if all(finding.passed for finding in findings) else LEAKED

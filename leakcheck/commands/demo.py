@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from leakcheck._bin import helper
 from leakcheck._native import KINDS
@@ -59,12 +60,11 @@ def demo(name: str, options: GuardOptions) -> int:
         return guarded(plant, replace(options, observe=observe))
 
 
-class _Demo:
+class _Demo(NamedTuple):
     """What to show: one kind of leak, and the plants that make one."""
 
-    def __init__(self, kind: str, plants: Sequence[str]) -> None:
-        self.kind = kind
-        self.plants = plants
+    kind: str
+    plants: Sequence[str]
 
 
 def _demo_of(name: str) -> _Demo:

@@ -5,6 +5,7 @@ ends by itself, whatever limit does not work: within ten minutes, and before it 
 program does so for half of the shortest wall limit that is sampled, as some sandboxes wait for it.
 """
 
+from collections.abc import Collection
 from typing import Literal
 
 import msgspec
@@ -68,6 +69,11 @@ class Behaviour(msgspec.Struct, frozen=True):
                 return min(2 * limits.processes, _MOST_CHILDREN)
             case number:
                 return number
+
+    def fits(self, time_limits: Collection[str], without: Collection[str], *, hostile: bool) -> bool:
+        """Tell whether one of `time_limits` can end it, where one must, and neither `without` nor `hostile` bars it."""
+        ends = not self.ends_by or not set(self.ends_by).isdisjoint(time_limits)
+        return ends and self.name not in without and (hostile or not self.hostile)
 
     def impossible(self, limits: Limits) -> str:
         """Return why `limits` cannot give it its status, empty if they can."""

@@ -81,8 +81,10 @@ def compiled(name: str, content: Sequence[bytes], build: Callable[[Path], None],
     return entry
 
 
-def run_compiler(argv: Sequence[str], directory: Path, environment: Mapping[str, str] | None = None) -> None:
-    """Run one command of a compilation in `directory`; raise `CompileError` with its words if it fails."""
+def run_compiler(
+    argv: Sequence[str], directory: Path | None = None, environment: Mapping[str, str] | None = None
+) -> str:
+    """Run one command of a compilation in `directory`; return its words, raise `CompileError` with them if it fails."""
     try:
         done = subprocess.run(
             argv,
@@ -102,6 +104,7 @@ def run_compiler(argv: Sequence[str], directory: Path, environment: Mapping[str,
         raise CompileError(f"{' '.join(argv)}: still ran after {_COMPILE_S} s") from error
     if done.returncode != 0:
         raise CompileError(f"{' '.join(argv)} ended with {done.returncode}:\n{done.stdout.strip()[-4000:]}")
+    return done.stdout
 
 
 def _make_directory(directory: Path) -> None:

@@ -3,7 +3,6 @@
 import functools
 import os
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -105,6 +104,8 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
         argv = [word.format_map({**self._tools(), "runtime": _runtime(self.runtime) or ""}) for word in self.version]
         return _said(tuple(argv))
 
+
+_said = functools.lru_cache(maxsize=64)(run_compiler)
 
 LANGUAGES: dict[str, Language] = {
     one.name: one
@@ -237,16 +238,3 @@ def _runtime(name: str) -> str | None:
     found = shutil.which(name, path="/usr/bin:/usr/local/bin") if name else None
     resolved = Path(found).resolve() if found else None
     return str(resolved) if resolved is not None and resolved.is_relative_to("/usr") else None
-
-
-@functools.lru_cache(maxsize=64)
-def _said(argv: tuple[str, ...]) -> str:
-    try:
-        done = subprocess.run(
-            argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=60, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CompileError(f"{' '.join(argv)}: {error}") from error
-    if done.returncode != 0:
-        raise CompileError(f"{' '.join(argv)} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
-    return done.stdout + done.stderr

@@ -121,13 +121,7 @@ def sample(
     if unknown := [name for name in names if name not in LANGUAGES]:
         raise UsageError(f"unknown language {unknown[0]!r}: one of {', '.join(LANGUAGES)}")
     generator = random.Random(seed)  # noqa: S311 - it is to be repeatable
-    behaviours = [
-        one
-        for one in BEHAVIOURS.values()
-        if (hostile or not one.hostile)
-        and one.name not in without
-        and (not one.ends_by or set(one.ends_by) & set(time_limits))
-    ]
+    behaviours = [one for one in BEHAVIOURS.values() if one.fits(time_limits, without, hostile=hostile)]
     draw = _Draw(generator, time_limits, shortest_wall)
     sampled: list[Spec] = []
     for status, count in mix.counts(n).items():

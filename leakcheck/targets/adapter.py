@@ -27,17 +27,7 @@ Values: TypeAlias = dict[str, str | int | float | Sequence[str]]
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _STATIC = {"box", "name", "work"}
-_LIMITS = {
-    "wall",
-    "cpu",
-    "cpu_exact",
-    "memory",
-    "memory_kib",
-    "memory_mib",
-    "processes",
-    "file_size",
-    "output",
-}
+_LIMITS = {"wall", "cpu", "cpu_exact", "memory", "memory_kib", "memory_mib", "processes", "file_size", "output"}
 _RUN = {*_LIMITS, "bundle"}
 _LONGEST_WALL = 3600
 _OLD_NAMES = {"verdict": "status", "verdicts": "statuses"}
@@ -317,11 +307,8 @@ def _listed(names: set[str]) -> str:
 def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
+    elif isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
             yield from _strings(inner)
 
 

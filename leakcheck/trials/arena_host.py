@@ -4,7 +4,6 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -47,13 +46,11 @@ class ArenaHost:
             self._root = os.open(f"/proc/{self._arena.init}/root", os.O_PATH | os.O_DIRECTORY)
             make_directory(self._root, self.work)
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._looked()
         # Before the arena goes: its file systems live as long as somebody holds them, as snapshots do.
         for snapshot in ("_before", "_marked"):

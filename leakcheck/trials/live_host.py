@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -45,9 +44,7 @@ class LiveHost:
         self.marker = Path(marker)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._guard is not None:
             self._guard.abandon()
         # What a leaked mount shows below it is not ours to remove: then the directory stays, and is in the report.

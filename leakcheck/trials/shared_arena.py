@@ -83,7 +83,7 @@ class SharedArena:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.host.__exit__(None, None, None)
+        self.host.__exit__()
         # They know us: let go of now, and not when the collector comes by, descriptors are closed at once.
         self.sessions = []
         del self.attribution
