@@ -1,12 +1,16 @@
 """Targets of which it is known by construction what they leave."""
 
 import json
+import sys
 from pathlib import Path
 
 from leakcheck.campaigns import Result
 from leakcheck.targets import Target, load
 
-__all__ = ["failed", "target"]
+__all__ = ["LEAKCHECK", "failed", "target"]
+
+LEAKCHECK = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "leakcheck"]
+"""The command. It ends with the thread that starts it: a killed suite leaves no campaign running (prctl(2))."""
 
 
 def target(

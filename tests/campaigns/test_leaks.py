@@ -7,14 +7,13 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from made import target
+from made import LEAKCHECK, target
 from waiting import PATIENCE, runs_below, wait_for_runs, wait_until
 
 from injectors import parse
@@ -25,7 +24,6 @@ from leakcheck.targets import Target, load
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
-LEAKCHECK = [sys.executable, "-m", "leakcheck"]
 SETTLE = 0.1
 
 

@@ -6,14 +6,12 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from made import failed, target
+from made import LEAKCHECK, failed, target
 from waiting import PATIENCE, wait_for_runs
 
 from leakcheck.campaigns import Result, Stress, StressOptions
@@ -23,14 +21,13 @@ from leakcheck.errors import StoppedError, TargetError, UsageError
 from leakcheck.submissions import Mix, parse_specs
 from leakcheck.targets import Target, load
 from leakcheck.trials.executor import Ui
-from leakcheck.trials.watchdog import Watchdog, driver_stacks, process_stacks
 
 if TYPE_CHECKING:
     from leakcheck.trials.record import Record
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
-LEAKCHECK = [sys.executable, "-m", "leakcheck", "stress"]
+STRESS = [*LEAKCHECK, "stress"]
 SETTLE = 0.1
 
 
@@ -104,7 +101,7 @@ def test_the_replay_line_of_a_leak_shows_it_again(tmp_path: Path) -> None:
     made = target(tmp_path, 'case "$*" in *" memory "*) mktemp /var/lib/litter-XXXXXX >/dev/null;; esac; exec "$@"')
     (finding,) = run(made, "python/hello python/memory", submissions=12).findings
     again = subprocess.run(
-        [sys.executable, "-m", *shlex.split(finding.replay), "--settle", "0.1", "--json"],
+        [*LEAKCHECK, *shlex.split(finding.replay)[1:], "--settle", "0.1", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         timeout=120,
@@ -253,7 +250,7 @@ def test_stop_gives_the_result_of_those_made(tmp_path: Path) -> None:
 
 def test_without_a_target_it_is_refbox() -> None:
     done = subprocess.run(
-        [*LEAKCHECK, "--submission", "python/hello", "--json"],
+        [*STRESS, "--submission", "python/hello", "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         timeout=120,
@@ -267,7 +264,7 @@ def test_ctrl_c_prints_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> N
     words = ["--target", str(made.path), "--submission", "python/hello", "--submissions", "100000", "--json"]
     out = tmp_path / "out"
     with out.open("w") as output, (tmp_path / "err").open("w") as errors:
-        process = psutil.Popen([*LEAKCHECK, *words], stdout=output, stderr=errors)
+        process = psutil.Popen([*STRESS, *words], stdout=output, stderr=errors)
         wait_for_runs(process.pid, "timeout", 8)
         process.send_signal(signal.SIGINT)
         assert process.wait(PATIENCE) == 130
@@ -275,29 +272,6 @@ def test_ctrl_c_prints_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> N
     assert result["interrupted"]
     assert result["trials"] == len(result["records"])
     assert "interrupted: waiting for" in (tmp_path / "err").read_text()
-
-
-def test_the_watchdog_tells_once_of_a_driver_that_stands_still() -> None:
-    told: list[float] = []
-    event = threading.Event()
-    with Watchdog(lambda: 9.0, lambda: 5.0, lambda idle: (told.append(idle), event.set())[0]):
-        assert event.wait(10)
-    assert told == [9.0]
-
-
-def test_stacks_show_where_threads_and_processes_stand() -> None:
-    release = threading.Event()
-    thread = threading.Thread(target=release.wait, name="waits-for-it")
-    thread.start()
-    try:
-        assert "waits-for-it" in driver_stacks()
-    finally:
-        release.set()
-        thread.join()
-    text = process_stacks([os.getpid(), 2**22 - 1])
-    assert text.startswith(f"process {os.getpid()} (")
-    assert "state R" in text
-    assert text.count("process ") == 1
 
 
 def test_a_target_that_tells_every_status_by_a_file_is_held_to_them(tmp_path: Path) -> None:
@@ -410,7 +384,7 @@ def test_a_compiler_that_is_missing_or_fails_is_told_on_one_line(tmp_path: Path)
     compiler.chmod(0o755)
     for directory, why in ((compiler.parent, "compile cpp, .*suite.c:1: error: no"), (tmp_path, "no g\\+\\+ on PATH")):
         done = subprocess.run(
-            [*LEAKCHECK, "--target", str(made.path), "--submission", "python/hello cpp/hello"],
+            [*STRESS, "--target", str(made.path), "--submission", "python/hello cpp/hello"],
             env={"PATH": str(directory), "XDG_CACHE_HOME": str(tmp_path / "cache")},
             capture_output=True,
             text=True,
@@ -423,7 +397,7 @@ def test_a_compiler_that_is_missing_or_fails_is_told_on_one_line(tmp_path: Path)
 
 def test_the_old_plan_option_is_read_with_a_warning_that_names_the_new_one() -> None:
     words = ["--target", "bwrap", "--plan", "cobol/hello"]
-    done = subprocess.run([*LEAKCHECK, *words], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*STRESS, *words], capture_output=True, text=True, timeout=60, check=False)
     warning, error = done.stderr.splitlines()
     assert warning == "leakcheck: warning: stress: --plan is called --submission now"
     assert error.startswith("leakcheck: submission 'cobol/hello': unknown language")
@@ -432,6 +406,6 @@ def test_the_old_plan_option_is_read_with_a_warning_that_names_the_new_one() -> 
 
 def test_languages_that_name_none_are_refused_instead_of_the_default_being_taken(tmp_path: Path) -> None:
     words = ["--target", str(target(tmp_path, 'exec "$@"').path), "--languages", ","]
-    done = subprocess.run([*LEAKCHECK, *words], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([*STRESS, *words], capture_output=True, text=True, timeout=60, check=False)
     said = "leakcheck: --languages ',': names none; leave it out for the default\n"
     assert (done.returncode, done.stderr) == (2, said)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 INPUTS = Path(__file__).parent / "inputs"
+CASE = f"case-{os.getpid()}"
+"""Begins the names outside of temporary directories, and is $CASE: another suite on this machine has other ones."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Outcome:
 def where_an_arena_has_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the working directory one that an arena has, wherever the checkout lies: it has a /tmp of its own."""
     monkeypatch.chdir("/")
+    monkeypatch.setenv("CASE", CASE)
 
 
 def run(argv: Sequence[str | os.PathLike[str]], directory: Path, timeout: float = 60) -> Outcome:

@@ -14,10 +14,11 @@ from waiting import PATIENCE
 from leakcheck._bin import helper
 from leakcheck.arena import Arena
 from leakcheck.errors import TargetError
+from tests.cases.conftest import CASE
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
-MARKER, ESCAPED = Path("/tmp/case-marker"), Path("/tmp/case-escaped")
+MARKER, ESCAPED = Path(f"/tmp/{CASE}-marker"), Path(f"/tmp/{CASE}-escaped")
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from leakcheck.render import printable
+from tests.cases.conftest import CASE
 
 INPUTS = Path(__file__).parent / "inputs"
-PLACE = Path("/tmp/case-names")
+PLACE = Path(f"/tmp/{CASE}-names")
 SPOKEN = re.compile(
     r"##[\w.-]*\[|^\s*::[a-z]|::(error|warning)\b|%0[ad]|section_start:|##teamcity|^\s*(---|\+\+\+|\^\^\^)|[\x1b\x9b\u202e]",
     re.IGNORECASE | re.MULTILINE,
@@ -36,7 +37,7 @@ def test_a_guards_text_holds_no_command_and_its_json_has_the_names(tmp_path: Pat
     )
     assert done.returncode == 1, done.stderr
     assert not SPOKEN.search(done.stderr), done.stderr
-    assert done.stderr.count("case-names/") >= 8
+    assert done.stderr.count(f"{PLACE}/") >= 8
     paths = [leak["evidence"]["resource"]["path"] for leak in json.loads(report.read_text())["leaks"]]
     assert f"{PLACE}/##[error]azure" in paths
 
@@ -69,7 +70,7 @@ def test_pytests_output_holds_no_command(tmp_path: Path) -> None:
     )
     assert done.returncode == 1, done.stdout
     # pytest itself shows a test's id as it is.
-    ours = [line for line in done.stdout.splitlines() if "case-names" in line or line.startswith("LEAKED test")]
+    ours = [line for line in done.stdout.splitlines() if str(PLACE) in line or line.startswith("LEAKED test")]
     assert len(ours) >= 9
     assert not SPOKEN.search("\n".join(ours)), ours
 

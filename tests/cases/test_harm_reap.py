@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.cases.conftest import CASE
+
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0, reason="who made a file is known to root only: fanotify wants CAP_SYS_ADMIN"
 )
@@ -72,7 +74,7 @@ def grow_old() -> None:
 def test_the_case_of_a_hard_link_keeps_roots_file(case: Callable[..., Any]) -> None:
     done = case("sh", "{hardlink.sh}")
     assert "exit 1  (right" in done.text
-    assert "file /tmp/case-links/aaa" in done.text
+    assert f"file /tmp/{CASE}-links/aaa" in done.text
     assert "data\nright: root's file is still there" in done.text
 
 

@@ -20,6 +20,7 @@ from waiting import wait_until
 from leakcheck._bin import helper
 from leakcheck.render import lines
 from leakcheck.report import Report
+from tests.cases.conftest import CASE
 
 INPUTS = Path(__file__).parent / "inputs"
 Case = Callable[..., Any]
@@ -201,7 +202,7 @@ class TestNftables:
 def test_what_the_kernel_starts_is_not_taken_for_a_strangers(case: Case) -> None:
     outcome = case("sh", "{release_agent.sh}")
     assert exits(outcome) == [1], outcome.text
-    assert "(sleep)" in outcome.text and "/tmp/pbra-left" in outcome.text
+    assert "(sleep)" in outcome.text and f"/tmp/{CASE}-left" in outcome.text
 
 
 def listens(path: str) -> bool:

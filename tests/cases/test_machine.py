@@ -1,5 +1,6 @@
 """What no namespace isolates: settings of the kernel, and keys, loop devices and BPF objects made in an arena."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -31,6 +32,14 @@ def writable(path: Path) -> bool:
 
 needs_sysctl = pytest.mark.skipif(not writable(INTERVAL), reason="/proc/sys cannot be written here: a container")
 needs_ksm = pytest.mark.skipif(not writable(SLEEP), reason="this kernel has no KSM, or its knobs cannot be written")
+
+
+@pytest.fixture(autouse=True)
+def settings_of_our_own() -> Generator[None, None, None]:
+    """Wait for other suites on this machine: who puts a setting back must not put back another's change."""
+    with Path(os.devnull).open() as known_to_all:
+        fcntl.flock(known_to_all, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(params=[pytest.param(INTERVAL, marks=needs_sysctl), pytest.param(SLEEP, marks=needs_ksm)])

@@ -10,14 +10,20 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # From the top; who stands in a line may import what stands in it or below, and nothing above.
 LAYERS = [
+    ("leakcheck.__main__",),
     ("leakcheck.cli", "leakcheck.commands", "leakcheck.conformance"),
     ("leakcheck.campaigns",),
     ("leakcheck.trials",),
-    ("leakcheck.stats", "leakcheck.targets"),
+    ("leakcheck.stats", "leakcheck.targets", "leakcheck.strategies"),
     ("leakcheck.submissions",),
     ("injectors",),
-    ("leakcheck.arena",),
-    ("leakcheck.warden", "leakcheck.report"),
+    ("leakcheck.arena", "leakcheck.pytest_plugin"),
+    ("leakcheck.snapshots", "leakcheck.pytest_summary"),
+    ("leakcheck.pytest_item",),
+    ("leakcheck._guard", "leakcheck.deliver", "leakcheck.answers", "leakcheck.pytest_rules"),
+    ("leakcheck.render", "leakcheck.subprocesses"),
+    ("leakcheck.warden", "leakcheck.report", "leakcheck.allow"),
+    ("leakcheck.atomic_write", "leakcheck.group", "leakcheck.renamed", "leakcheck.init", "leakcheck._bin"),
     ("leakcheck.errors",),
     ("leakcheck._native",),
 ]
@@ -56,6 +62,11 @@ def within(name: str, packages: tuple[str, ...]) -> bool:
 
 def layer(name: str) -> int | None:
     return next((number for number, packages in enumerate(LAYERS) if within(name, packages)), None)
+
+
+def test_every_module_has_its_place() -> None:
+    # The package itself imports each name when it is first used.
+    assert [name for file in FILES if layer(name := module(file)) is None] == ["leakcheck"]
 
 
 @pytest.mark.parametrize("file", [file for file in FILES if layer(module(file)) is not None], ids=module)

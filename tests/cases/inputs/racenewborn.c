@@ -1,5 +1,5 @@
 /* Looks at each process that appears in the pid namespace as early as it can, and writes what it leads to: "NAME DEVICE LINK" a line.
-   Usage: racenewborn RACERS SECONDS OUTPUT. Writes "marker" where a root has /tmp/case-marker, which only the host has. */
+   Usage: racenewborn RACERS SECONDS OUTPUT. Writes "marker" where a root has /tmp/$CASE-marker, which only the host has. */
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <fcntl.h>
@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 static int out;
+static char marker[64];
 
 static void tell(int pid, const char *name) {
     char path[300], link[300], line[900];
@@ -44,7 +45,7 @@ static void look(int pid) {
     int root = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (root < 0) return;
     struct stat st;
-    if (fstatat(root, "tmp/case-marker", &st, 0) == 0 && write(out, "marker\n", 7) < 0) _exit(1);
+    if (fstatat(root, marker, &st, 0) == 0 && write(out, "marker\n", 7) < 0) _exit(1);
     close(root);
     tell(pid, "root");
     tell(pid, "exe");
@@ -61,6 +62,7 @@ static void look(int pid) {
 int main(int argc, char **argv) {
     if (argc != 4) return 2;
     out = open(argv[3], O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+    snprintf(marker, sizeof marker, "tmp/%s-marker", getenv("CASE"));
     int racers = atoi(argv[1]), last = 0;
     for (int n = 0; n < racers; n++)
         if ((last = fork()) == 0) {
