@@ -14,7 +14,7 @@ from leakcheck.trials.aftermath import Remnant
 from leakcheck.trials.outcome import OUTCOMES
 from leakcheck.trials.trial import Trial
 
-__all__ = ["clusters", "finding_id", "replay_line", "residue", "shape", "trial_findings"]
+__all__ = ["clusters", "finding_id", "replay_line", "replay_words", "residue", "shape", "trial_findings"]
 
 _LABELS = 8
 _T = TypeVar("_T")
@@ -84,7 +84,7 @@ def trial_findings(campaign: str, made: Made[Any, Trial]) -> list[Finding]:
         first = alike[0]
         plan = str(first.case.plan)
         # What happens at an instant happens at about it.
-        words = ["--plan", plan, "--iterations", "20" if "@" in plan else "1", *_replay_words(made.options)]
+        words = ["--plan", plan, "--iterations", "20" if "@" in plan else "1", *replay_words(made.options)]
         findings.append(
             Finding(
                 id=finding_id(made.target, what),
@@ -97,15 +97,15 @@ def trial_findings(campaign: str, made: Made[Any, Trial]) -> list[Finding]:
                 detail=first.detail,
             )
         )
-    damaging = [any(left.class_ == "damaged" for left in finding.leaks) for finding in findings]
-    order = sorted(zip(damaging, findings, strict=True), key=lambda pair: _order(*pair))
-    return [finding for _, finding in order]
+    return sorted(findings, key=_order)
 
 
-def _order(damaging: bool, finding: Finding) -> tuple[bool, int, int]:
+def _order(finding: Finding) -> tuple[bool, int, int]:
+    damaging = any(left.class_ == "damaged" for left in finding.leaks)
     return not damaging, -OUTCOMES.index(finding.outcome), -finding.trials
 
 
-def _replay_words(options: TrialOptions) -> list[str]:
+def replay_words(options: TrialOptions) -> list[str]:
+    """Return what a replay line says of the `options` of isolated trials, beside the plan and how often."""
     settled = options.settle != type(options)().settle
     return ["--host"] * options.host + ["--settle", f"{options.settle:g}"] * settled

@@ -13,7 +13,7 @@ from injectors import NORMAL, Plan
 from injectors.timed import KILLS, Kill, kill_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, count, leak_rate, stated, zero
-from leakcheck.campaigns.findings import finding_id, replay_line, residue
+from leakcheck.campaigns.findings import finding_id, replay_line, replay_words, residue
 from leakcheck.campaigns.result import Finding
 from leakcheck.campaigns.trial_campaign import TrialCampaign
 from leakcheck.errors import UsageError
@@ -124,8 +124,7 @@ class Leaks(TrialCampaign[LeaksOptions]):
         found = super().findings(made)
         if damaged := _damaged_first(made):
             kinds = sorted({one.kind for one in damaged})
-            settled = made.options.settle != LeaksOptions().settle
-            words = ["--plan", NORMAL, "--iterations", 1, *["--settle", f"{made.options.settle:g}"] * settled]
+            words = ["--plan", NORMAL, "--iterations", 1, *replay_words(made.options)]
             first = Finding(
                 id=finding_id(made.target, FIRST, kinds),
                 ending=FIRST,

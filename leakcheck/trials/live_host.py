@@ -85,7 +85,9 @@ class LiveHost:
         assert self._guard is not None  # noqa: S101 - `begin` comes first
         text = self._guard.recovered() if self._ended else self._guard.end()
         self._ended = True
-        return _without_recovered(Report.from_json(text))
+        report = Report.from_json(text)
+        left = [leak for leak in report.leaks if leak.class_ != "reclaimable"]
+        return msgspec.structs.replace(report, leaks=left)
 
     def mark(self) -> None:
         """Look, as the guard has one baseline."""
@@ -136,8 +138,3 @@ class _Process:
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
-
-
-def _without_recovered(report: Report) -> Report:
-    left = [leak for leak in report.leaks if leak.class_ != "reclaimable"]
-    return msgspec.structs.replace(report, leaks=left)
