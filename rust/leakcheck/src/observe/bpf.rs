@@ -284,7 +284,7 @@ mod tests {
 
     fn see() -> Snapshot {
         let mut out = Snapshot::empty(Scope::Host, KindSet::all());
-        collect(&mut out);
+        collect(&[], &mut out);
         out
     }
 

@@ -298,28 +298,4 @@ mod tests {
             assert_eq!(place.path(), Some(dir.path().canonicalize().unwrap().join("tmp")), "{path}");
         }
     }
-
-    #[test]
-    fn file_systems_that_a_server_answers_for_are_told_by_their_type() {
-        for fs_type in ["fuse", "fuse.sshfs", "nfs4", "9p", "autofs"] {
-            assert_eq!(Nature::of(fs_type.as_bytes()), Nature::Remote, "{fs_type}");
-        }
-        assert_eq!(Nature::of(b"tmpfs"), Nature::Local);
-        assert_eq!(Nature::of(b"fusectl"), Nature::Kernel);
-        assert_eq!(Nature::of(b"wonderfs"), Nature::Other);
-        let all = LOCAL.iter().chain(&KERNEL);
-        let distinct: std::collections::HashSet<_> = all.clone().collect();
-        assert_eq!(distinct.len(), all.count(), "each type has one nature");
-    }
-
-    #[test]
-    fn every_mount_here_is_found_by_a_descriptor_on_it() {
-        let mut mounts = Mounts::of(None);
-        for path in ["/", "/proc"] {
-            let fd = rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap();
-            assert!(mounts.of_fd(fd.as_fd()).is_some(), "{path}");
-        }
-        let pipe = rustix::pipe::pipe().unwrap().0;
-        assert!(mounts.of_fd(pipe.as_fd()).is_none(), "no namespace lists the kernel's own mounts");
-    }
 }

@@ -381,7 +381,7 @@ mod tests {
 
     fn look() -> Snapshot {
         let mut out = Snapshot::empty(Scope::Host, KindSet::all());
-        collect(&mut out);
+        collect(Context { arena: None, old_mounts: None }, &mut out);
         out
     }
 
