@@ -234,3 +234,33 @@ def test_a_loop_device_or_bpf_object_of_others_is_noise_to_an_arena() -> None:
 def test_an_arena_shows_the_case_as_leaked(case: Callable[..., Any]) -> None:
     outcome = case("sh", "{sysctl_in_arena.sh}")
     assert outcome.exits[-1] == 1
+
+
+CHANGE_FD = """
+import fcntl, os, sys
+os.mknod("/dev/case", 0o60600, int(sys.argv[1]))
+device = os.open("/dev/case", os.O_RDONLY)
+os.truncate(os.open("/root/image", os.O_CREAT | os.O_RDWR), 1 << 20)
+fcntl.ioctl(device, 0x4C06, os.open("/root/image", os.O_RDONLY))  # LOOP_CHANGE_FD
+os.unlink("/dev/case")
+os.unlink("/root/image")
+"""
+
+
+@needs_recorder
+def test_another_file_behind_a_loop_device_of_the_host_is_a_leak(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.touch()
+    os.truncate(image, 1 << 20)
+    attach = ["losetup", "--read-only", "--find", "--show", str(image)]
+    attached = subprocess.run(attach, capture_output=True, text=True, check=False)
+    if attached.returncode:
+        pytest.skip(f"no loop device: {attached.stderr}")
+    device = attached.stdout.strip()
+    try:
+        number = str(Path(device).stat().st_rdev)
+        code, report = guard("--arena", "--kinds", "loop", "--", "python3", "-c", CHANGE_FD, number)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+    assert report["command"]["exit"] == 0
+    assert (code, [leak["kind"] for leak in report["leaks"]]) == (1, ["loop"])

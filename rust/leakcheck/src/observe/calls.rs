@@ -321,8 +321,8 @@ fn assemble(level: u32, arenas: i32, records: i32) -> Vec<u64> {
     for command in [SI, CX] {
         a.load_register(command);
         a.put(MOV32, 8, 8, 0, 0);
-        // LOOP_SET_FD, LOOP_CONFIGURE (linux/loop.h)
-        [0x4c00, 0x4c0a].into_iter().for_each(|number| a.jump(IF_EQUAL, 8, number, "loop"));
+        // LOOP_SET_FD, LOOP_CHANGE_FD, LOOP_CONFIGURE (linux/loop.h)
+        [0x4c00, 0x4c06, 0x4c0a].into_iter().for_each(|number| a.jump(IF_EQUAL, 8, number, "loop"));
     }
     a.jump(JUMP, 0, 0, "none");
     a.label("loop");
