@@ -1,6 +1,7 @@
 """Who may import whom: one way, from the command line down to the native core; and how long a file may be."""
 
 import ast
+import re
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -82,15 +83,29 @@ def test_injectors_import_little_of_leakcheck(file: Path) -> None:
     assert [one for one in imports(file) if within(one, ("leakcheck",)) and not within(one, FOR_INJECTORS)] == []
 
 
-def test_no_two_modules_import_each_other() -> None:
-    graph = {module(file): {name for name in imports(file) if name != module(file)} for file in FILES}
-    for files in graph.values():
-        files.intersection_update(graph)
+def circles(graph: dict[str, set[str]]) -> dict[str, list[str]]:
+    """Return the modules that stand in a circle or above one, with what they need of the others."""
+    graph = {name: needed & graph.keys() - {name} for name, needed in graph.items()}
     while leaves := [name for name, needed in graph.items() if not needed & graph.keys()]:
         for name in leaves:
             del graph[name]
-    circles = {name: sorted(needed & graph.keys()) for name, needed in graph.items()}
-    assert circles == {}
+    return {name: sorted(needed & graph.keys()) for name, needed in graph.items()}
+
+
+def test_no_two_modules_import_each_other() -> None:
+    assert circles({module(file): set(imports(file)) for file in FILES}) == {}
+
+
+@pytest.mark.parametrize("crate", ["mkleak", "parse", "plan", "refbox", "warden"])
+def test_no_two_modules_of_a_crate_use_each_other(crate: str) -> None:
+    source = ROOT / "rust" / crate / "src"
+    graph: dict[str, set[str]] = {}
+    for file in source.rglob("*.rs"):
+        top = file.relative_to(source).with_suffix("").parts[0]
+        text = file.read_text().split("#[cfg(test)]")[0]
+        groups = re.findall(r"crate::(\w+|\{[^}]*\})", text)
+        graph.setdefault(top, set()).update(name for group in groups for name in re.findall(r"\w+", group))
+    assert circles(graph) == {}
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,9 @@ fn clone3(namespaces: libc::c_int) -> io::Result<Option<Pid>> {
     }
 }
 
+/// The argument with which the copy that `deleted-exe` makes of this program is told to just [`pause`].
+pub(crate) const PAUSE: &str = "--pause";
+
 /// Waits until a signal ends this process.
 pub(crate) fn pause() -> ! {
     loop {

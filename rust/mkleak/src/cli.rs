@@ -8,10 +8,8 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use crate::child::PAUSE;
 use crate::plants::{self, Entry};
-
-/// The argument with which the copy that `deleted-exe` makes of this program is told to just wait.
-pub(crate) const PAUSE: &str = "--pause";
 
 pub(crate) const USAGE: &str = "\
 Plants exactly one named leak, says READY, waits on stdin, and takes it away again.

@@ -1,5 +1,6 @@
 //! What can go wrong, and the exit code of each.
 
+use std::ffi::NulError;
 use std::io;
 
 /// A failure that ends the command; its text is one line.
@@ -32,6 +33,13 @@ impl Error {
     /// The same failure as the caller's own mistake.
     pub(crate) fn into_usage(self) -> Self {
         Error::Usage(self.to_string())
+    }
+}
+
+/// Of a path or an argument that is handed to the kernel.
+impl From<NulError> for Error {
+    fn from(_: NulError) -> Self {
+        Error::Usage("an argument has a zero byte in it".to_owned())
     }
 }
 

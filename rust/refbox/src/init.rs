@@ -1,60 +1,20 @@
 //! Process 1 of a box: makes its root, starts the payload, reaps. When it goes, the kernel kills all that is in the box.
 
-use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::process::{
     DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid, umask,
 };
-use seccompiler::BpfProgram;
 
 use crate::archive;
-use crate::cgroup::Entrances;
-use crate::error::{Doing, Error, Result};
-use crate::limits::Limits;
+use crate::error::{Doing, Result};
+use crate::job::{Job, Wires};
 use crate::message::{Message, send};
 use crate::payload;
-use crate::root::{self, Layout};
+use crate::root;
 use crate::sys;
-
-/// What is to be run, and where.
-pub(crate) struct Job {
-    pub(crate) argv: Vec<CString>,
-    pub(crate) env: Vec<CString>,
-    pub(crate) limits: Limits,
-    pub(crate) layout: Layout,
-    pub(crate) filter: BpfProgram,
-    /// Limits that no cgroup holds.
-    pub(crate) rlimit_memory: bool,
-    pub(crate) rlimit_processes: bool,
-    /// Whether to keep the files that the payload leaves in its directory.
-    pub(crate) pack: bool,
-}
-
-/// The descriptors of a box's first processes.
-pub(crate) struct Wires {
-    pub(crate) report: OwnedFd,
-    pub(crate) stdin: OwnedFd,
-    pub(crate) stdout: OwnedFd,
-    pub(crate) stderr: OwnedFd,
-    /// The supervisor's pidfd.
-    pub(crate) supervisor: OwnedFd,
-    /// Ends when the users are mapped, in a user namespace.
-    pub(crate) mapped: Option<OwnedFd>,
-    pub(crate) entrances: Entrances,
-    /// A compiler's files, from one execution to the next.
-    pub(crate) archive: Option<OwnedFd>,
-}
-
-impl Wires {
-    fn numbers(&self) -> Vec<RawFd> {
-        let some = [&self.report, &self.stdin, &self.stdout, &self.stderr, &self.supervisor];
-        let all = some.into_iter().chain(&self.mapped).chain(&self.archive);
-        all.chain(&self.entrances.tasks).chain(&self.entrances.cradle).map(AsRawFd::as_raw_fd).collect()
-    }
-}
 
 /// Runs as process 1, forked from the supervisor into new namespaces.
 pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
@@ -84,8 +44,8 @@ fn serve(job: &Job, wires: &Wires) -> Result<Message> {
     if let Some(files) = wires.archive.as_ref().filter(|_| !job.pack) {
         archive::unpack(files, root::WORK, job.layout.user)?;
     }
-    let cradle = wires.entrances.cradle.as_ref().map(AsFd::as_fd);
-    let payload = sys::fork(0, cradle).doing(|| "fork the payload".to_owned())?;
+    let clone_target = wires.entrances.clone_target.as_ref().map(AsFd::as_fd);
+    let payload = sys::fork(0, clone_target).doing(|| "fork the payload".to_owned())?;
     let Some(payload) = payload else { payload::main(job, wires) };
     loop {
         let (pid, ended) = sys::wait(-1).doing(|| "wait for the payload".to_owned())?;
@@ -103,9 +63,4 @@ fn serve(job: &Job, wires: &Wires) -> Result<Message> {
 fn readable(fd: &OwnedFd, timeout: Option<&Timespec>) -> bool {
     let mut one = [PollFd::new(fd, PollFlags::IN)];
     poll(&mut one, timeout).is_ok_and(|ready| ready > 0)
-}
-
-/// Turns a path or an argument into what exec takes.
-pub(crate) fn c_string(bytes: impl Into<Vec<u8>>) -> Result<CString> {
-    CString::new(bytes).map_err(|_| Error::Usage("an argument has a zero byte in it".to_owned()))
 }

@@ -11,6 +11,7 @@ mod error;
 mod health;
 mod identity;
 mod init;
+mod job;
 mod language;
 mod limits;
 mod lock;
@@ -27,6 +28,7 @@ mod store;
 mod supervise;
 mod sys;
 mod units;
+mod user;
 mod verdict;
 
 use std::io::Write;

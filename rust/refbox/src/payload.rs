@@ -6,7 +6,7 @@ use caps::CapSet;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 
 use crate::error::{Doing, Error, Result};
-use crate::init::{Job, Wires};
+use crate::job::{Job, Wires};
 use crate::message::{Message, send};
 use crate::root;
 use crate::sys;

@@ -3,6 +3,7 @@
 //! What is needed of the host is taken first; then the new root is entered, and only there is anything made by its path: no symbolic
 //! link in it leads back to the host. Nothing is mounted where the host would see it.
 
+use std::ffi::CString;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
@@ -85,7 +86,7 @@ pub(crate) fn make(layout: &Layout) -> Result<()> {
     let stage = layout.stage.as_path();
     // Device nodes are in it, so no NODEV.
     let options = format!("mode=0755,size={},nr_inodes={INODES}", layout.size);
-    let options = crate::init::c_string(options)?;
+    let options = CString::new(options)?;
     mount("refbox", stage, "tmpfs", MountFlags::NOSUID, Some(options.as_c_str())).doing(|| "mount tmpfs".to_owned())?;
     chdir(stage).doing(|| format!("enter {}", stage.display()))?;
     pivot_root(".", ".").doing(|| "pivot_root".to_owned())?;
@@ -161,7 +162,7 @@ fn fill(layout: &Layout, links: &[Link]) -> Result<()> {
         mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(*major, *minor))
             .doing(|| format!("make {} in the box", path.display()))?;
     }
-    let user = layout.user.unwrap_or(crate::run::ONLY_USER);
+    let user = layout.user.unwrap_or(crate::user::ONLY_USER);
     let passwd = format!("root:x:0:0::/:/bin/sh\nbox:x:{user}:{user}::{WORK}:/bin/sh\n");
     for (name, text) in [("passwd", passwd), ("group", format!("root:x:0:\nbox:x:{user}:\n"))] {
         archive::put(Path::new("/etc"), name, 0o644, None, &mut text.as_bytes())?;

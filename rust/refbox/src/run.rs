@@ -1,5 +1,6 @@
 //! The command `run`: from the lock of a box to its result.
 
+use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
@@ -12,7 +13,7 @@ use crate::cgroup::plan::{LimitsBy, Place, limits_by, plan};
 use crate::cli::Run;
 use crate::error::{Doing, Error, Result};
 use crate::identity::Identity;
-use crate::init::{Job, c_string};
+use crate::job::Job;
 use crate::language::{Language, first_message};
 use crate::limits::{Host, Limits};
 use crate::lock::Lock;
@@ -25,12 +26,9 @@ use crate::state::{Phase, State};
 use crate::store::{Found, Store};
 use crate::supervise::Supervision;
 use crate::sys;
+use crate::user;
 use crate::verdict::{Cause, Execution, Status, Verdict, judge};
 
-/// The uid of all that runs in a box of an ordinary user, who can give it no other.
-pub(crate) const ONLY_USER: u32 = 65_534;
-/// Box N's payload is user 60000 + N, so that two boxes cannot signal each other and share no rlimit.
-const FIRST_USER: u32 = 60_000;
 const LARGEST_SOURCE: u64 = 16 << 20;
 
 /// What a run came to.
@@ -114,7 +112,7 @@ impl<'a> Input<'a> {
 
     fn streams(&self) -> Result<[Stream; 2]> {
         let own = |fd: std::io::Result<OwnedFd>| fd.doing(|| "pass output on".to_owned());
-        let open = |name: &str, path: &Option<PathBuf>, inherited: std::io::Result<OwnedFd>| {
+        let open = |name: &str, path: &Option<PathBuf>, inherited: std::io::Result<OwnedFd>| -> Result<Stream> {
             let file = match path {
                 Some(path) => {
                     File::create(path).doing(|| format!("{name} {}", path.display())).map_err(Error::into_usage)?
@@ -235,20 +233,20 @@ impl Session<'_> {
 
     fn job(&self, argv: Vec<Vec<u8>>, limits: Limits, source: Option<(&'static str, Vec<u8>)>) -> Result<Job> {
         let by = limits_by(&self.places);
-        let root = rustix::process::geteuid().is_root();
+        let user = user::of_box(self.state.number);
         let env = ["PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "TMPDIR=/tmp"].map(str::to_owned);
         let env = env.into_iter().chain([format!("HOME={WORK}")]);
         Ok(Job {
             // What has a source is the compiler.
             pack: source.is_some(),
-            argv: argv.into_iter().map(c_string).collect::<Result<_>>()?,
-            env: env.map(c_string).collect::<Result<_>>()?,
+            argv: argv.into_iter().map(CString::new).collect::<Result<_, _>>()?,
+            env: env.map(CString::new).collect::<Result<_, _>>()?,
             layout: Layout {
                 stage: self.store.dir().to_owned(),
                 binds: self.input.options.bind.clone(),
                 size: limits.memory,
-                user: root.then(|| FIRST_USER + u32::from(self.state.number)),
-                user_namespace: self.input.options.user_namespace || !root,
+                user,
+                user_namespace: self.input.options.user_namespace || user.is_none(),
                 source,
             },
             filter: seccomp::program()?,

@@ -11,11 +11,13 @@ use rustix::process::{PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal}
 
 use crate::cgroup::Group;
 use crate::error::{Doing, Error, Result};
-use crate::init::{self, Job, Wires};
+use crate::init;
+use crate::job::{Job, Wires};
 use crate::message::{Message, take};
 use crate::output::Stream;
 use crate::state::Phase;
 use crate::sys::{self, Child};
+use crate::user;
 use crate::verdict::{Cause, Execution};
 
 /// For the sandbox to be set up, on a machine under load.
@@ -74,7 +76,7 @@ impl Supervision<'_> {
         let mut progress =
             Progress { started: None, cause: None, cpu: Duration::ZERO, peak: None, output: 0, ended: None };
         let watched = match mapped_end {
-            Some(end) => map_users(init.pid, self.job.layout.user).map(|()| drop(end)),
+            Some(end) => user::map(init.pid, self.job.layout.user).map(|()| drop(end)),
             None => Ok(()),
         };
         let watched = watched.and_then(|()| self.watch(&init, report, streams, &mut progress, enter));
@@ -221,25 +223,6 @@ fn kill(init: &Child) -> Result<()> {
         }
     }
     sys::wait(init.pid).map(drop).doing(|| "reap process 1".to_owned())
-}
-
-/// In the box, root is who we are; so is the payload, unless root can give it a user of its own (user_namespaces(7)).
-fn map_users(pid: i32, payload: Option<u32>) -> Result<()> {
-    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-    let map = |own: u32| match payload {
-        Some(user) => format!("0 {own} 1\n{user} {user} 1\n"),
-        None => format!("{} {own} 1\n", crate::run::ONLY_USER),
-    };
-    let write = |file: &str, text: &str| {
-        let path = format!("/proc/{pid}/{file}");
-        fs::write(&path, text).doing(|| format!("write {path}"))
-    };
-    write("uid_map", &map(uid))?;
-    if payload.is_none() {
-        // An ordinary user may not give up a group that keeps it out of something.
-        write("setgroups", "deny")?;
-    }
-    write("gid_map", &map(gid))
 }
 
 fn timespec(duration: Duration) -> Timespec {

@@ -118,15 +118,16 @@ impl Cgroups {
         self.refused.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.clone())))
     }
 
-    /// The directory that a process can be born into; later moves on v2 wait for the kernel.
-    pub(crate) fn cradle(&self) -> Option<OwnedFd> {
+    /// The directory that a process can be cloned into; later moves on v2 wait for the kernel.
+    pub(crate) fn clone_target(&self) -> Option<OwnedFd> {
         let (_, dir) = self.dirs.iter().find(|(name, _)| name == V2)?;
         rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 
-    /// Moves the calling process, which has one thread, into all of them; `born`: into the [`cradle`](Self::cradle).
-    pub(crate) fn enter(&self, born: bool) -> io::Result<()> {
-        for (name, dir) in self.dirs.iter().filter(|(name, _)| !(born && name == V2)) {
+    /// Moves the calling process, which has one thread, into all of them; `cloned_into`: it is in the [`clone_target`](Self::clone_target)
+    /// already.
+    pub(crate) fn enter(&self, cloned_into: bool) -> io::Result<()> {
+        for (name, dir) in self.dirs.iter().filter(|(name, _)| !(cloned_into && name == V2)) {
             // A thread that moves itself alone (v1) does not take the lock for which a move of a process waits some 10 ms.
             let path = dir.join(if name == V2 { "cgroup.procs" } else { "tasks" });
             fs::write(&path, "0").map_err(|e| io::Error::new(e.kind(), format!("write {}: {e}", path.display())))?;
@@ -137,7 +138,7 @@ impl Cgroups {
     /// Where v2 has controllers, moves the calling process and `init` into a leaf, and enables all controllers for what is made beside
     /// it: a v2 cgroup that has processes gives no controller to its children (cgroups(7), no internal processes rule). The namespace's
     /// root stays above the leaf.
-    pub(crate) fn make_room(&self, init: i32) -> io::Result<()> {
+    pub(crate) fn enable_controllers(&self, init: i32) -> io::Result<()> {
         let Some((_, dir)) = self.dirs.iter().find(|(name, _)| name == V2) else { return Ok(()) };
         if controllers(dir)?.is_empty() {
             return Ok(());

@@ -24,7 +24,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal};
 
 use cgroups::{Cgroups, Hierarchy};
-use message::{Answer, Options, Request, Up, WANTED, receive, send};
+use message::{Answer, CLAIM, Options, Request, Up, receive, send};
 
 fn main() {
     // First, so that what is sent to the owner's process group does not reach us.
@@ -63,15 +63,15 @@ fn run() -> io::Result<()> {
         term,
         hierarchies,
         arenas: BTreeMap::new(),
-        spares: Vec::new(),
-        like: Default::default(),
+        pool: Vec::new(),
+        template: Default::default(),
         next: 0,
     }
     .serve()
 }
 
 /// How many arenas are prepared at a time.
-const SPARES: usize = 4;
+const POOL: usize = 4;
 
 /// How often cgroups are tried to be made that somebody else took.
 const TRIES: usize = 20;
@@ -84,9 +84,9 @@ struct Warden {
     hierarchies: Vec<Hierarchy>,
     arenas: BTreeMap<u64, Arena>,
     /// Arenas that nobody has asked for yet.
-    spares: Vec<Arena>,
-    /// What the spares are like, or are to be: the last arena's options, and the host's mounts (proc(5), mountinfo).
-    like: (Options, Vec<u8>),
+    pool: Vec<Arena>,
+    /// What those of the pool are made by: the last arena's options, and the host's mounts (proc(5), mountinfo).
+    template: (Options, Vec<u8>),
     next: u64,
 }
 
@@ -129,7 +129,7 @@ impl Warden {
             if !owned {
                 let (kept, others): (Vec<Arena>, Vec<Arena>) =
                     std::mem::take(&mut self.arenas).into_values().partition(|arena| arena.kept && arena.lives());
-                let _ = all_down(others.into_iter().chain(std::mem::take(&mut self.spares)), &self.children);
+                let _ = all_down(others.into_iter().chain(std::mem::take(&mut self.pool)), &self.children);
                 if kept.is_empty() {
                     return Ok(());
                 }
@@ -139,7 +139,7 @@ impl Warden {
     }
 
     fn end(self) -> io::Result<()> {
-        all_down(self.arenas.into_values().chain(self.spares), &self.children)
+        all_down(self.arenas.into_values().chain(self.pool), &self.children)
     }
 
     fn answer(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> bool {
@@ -171,13 +171,13 @@ impl Warden {
 
     fn up(&mut self, options: &Options, owner: Option<OwnedFd>) -> io::Result<(Up, Vec<OwnedFd>)> {
         let owner = owner.ok_or_else(|| io::Error::other("no socket for commands came with the request"))?;
-        let like = (options.clone(), mounts::text()?);
-        if self.like != like {
-            self.like = like;
-            all_down(std::mem::take(&mut self.spares).into_iter(), &self.children)?;
+        let template = (options.clone(), mounts::text()?);
+        if self.template != template {
+            self.template = template;
+            all_down(std::mem::take(&mut self.pool).into_iter(), &self.children)?;
         }
-        let mut arena = match self.spares.pop() {
-            Some(spare) => spare,
+        let mut arena = match self.pool.pop() {
+            Some(prepared) => prepared,
             None => self.begin()?,
         };
         let outcome = receive::<Answer>(&arena.socket).and_then(|answer| match answer {
@@ -185,7 +185,7 @@ impl Warden {
             Some((Answer::Error(why), _)) => Err(io::Error::other(why)),
             _ => Err(io::Error::other("the arena's spawner ended")),
         });
-        let (mut up, fds) = match outcome.and_then(|up| send(&arena.socket, &WANTED, &[owner.as_fd()]).map(|()| up)) {
+        let (mut up, fds) = match outcome.and_then(|up| send(&arena.socket, &CLAIM, &[owner.as_fd()]).map(|()| up)) {
             Ok(up) => up,
             Err(e) => {
                 arena.down(&self.children, Instant::now() + PATIENCE)?;
@@ -203,51 +203,51 @@ impl Warden {
     /// Who asked for two arenas will want more like the last one: they are brought up ahead, several at a time, between two arenas. What
     /// is bound into an arena may be another thing by then, so such ones are not.
     fn prepare(&mut self) {
-        let (options, _) = &self.like;
-        if self.next < 2 || !self.spares.is_empty() || !options.binds.is_empty() || options.fail.is_some() {
+        let (options, _) = &self.template;
+        if self.next < 2 || !self.pool.is_empty() || !options.binds.is_empty() || options.fail.is_some() {
             return;
         }
-        for _ in 0..SPARES {
+        for _ in 0..POOL {
             // What fails here fails again, and is told, when the arena is asked for.
-            self.spares.extend(self.begin());
+            self.pool.extend(self.begin());
         }
     }
 
     /// Has one brought up; the answer comes when it is.
     fn begin(&self) -> io::Result<Arena> {
         let arena = self.spawn()?;
-        send(&arena.socket, &self.like.0, &[])?;
+        send(&arena.socket, &self.template.0, &[])?;
         Ok(arena)
     }
 
     /// Another warden's sweep may take a directory between its making and its locking: then there is another name.
     fn make_cgroups(&self) -> io::Result<Cgroups> {
         for _ in 0..TRIES {
-            match Cgroups::make(&self.hierarchies, &random_name()?, &self.like.0.limits) {
+            match Cgroups::make(&self.hierarchies, &random_name()?, &self.template.0.limits) {
                 Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {}
                 other => return other,
             }
         }
-        Cgroups::make(&self.hierarchies, &random_name()?, &self.like.0.limits)
+        Cgroups::make(&self.hierarchies, &random_name()?, &self.template.0.limits)
     }
 
     fn spawn(&self) -> io::Result<Arena> {
         let mut cgroups = self.make_cgroups()?;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let parent = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-        let cradle = cgroups.cradle();
-        // Where one may not be born into it, the move tells why.
-        let (child, born) = match sys::fork(0, cradle.as_ref().map(AsFd::as_fd)) {
-            Ok(child) => (child, cradle.is_some()),
+        let clone_target = cgroups.clone_target();
+        // Where one may not be cloned into it, the move tells why.
+        let (child, cloned_into) = match sys::fork(0, clone_target.as_ref().map(AsFd::as_fd)) {
+            Ok(child) => (child, clone_target.is_some()),
             Err(_) => (sys::fork(0, None)?, false),
         };
         match child {
             None => {
                 // Nothing of ours, nor of other arenas, is for it to hold.
                 cgroups.disown();
-                std::mem::forget((ours, cradle));
+                std::mem::forget((ours, clone_target));
                 sys::close_all_but(theirs.as_fd());
-                spawner::run(parent, theirs, cgroups, born)
+                spawner::run(parent, theirs, cgroups, cloned_into)
             }
             Some(child) => Ok(Arena {
                 cgroups,

@@ -104,7 +104,7 @@ pub(crate) struct Up {
 }
 
 /// What comes to a spawner with the owner's socket, when its arena is wanted.
-pub(crate) const WANTED: &str = "wanted";
+pub(crate) const CLAIM: &str = "claim";
 
 /// An answer.
 #[derive(Debug, Serialize, Deserialize)]

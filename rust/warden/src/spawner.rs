@@ -21,9 +21,9 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWCGROUP;
 
-/// Never returns. From `warden` come first the options, and when the arena is wanted the owner's socket. `born`: in the v2 cgroup.
-pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, born: bool) -> ! {
-    let entered = cgroups.enter(born).and_then(|()| {
+/// Never returns. From `warden` come first the options, and when the arena is wanted the owner's socket. `cloned_into`: the v2 cgroup.
+pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, cloned_into: bool) -> ! {
+    let entered = cgroups.enter(cloned_into).and_then(|()| {
         sys::become_root_of_namespace().map_err(|e| {
             io::Error::new(e.kind(), format!("make a user namespace (may ordinary users? see user_namespaces(7)): {e}"))
         })
@@ -91,7 +91,7 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
     let (Some(null), Some(top)) = (fds.pop(), fds.pop()) else {
         return Err(io::Error::other("init sent no root"));
     };
-    cgroups.make_room(child.pid)?;
+    cgroups.enable_controllers(child.pid)?;
     let dirs = cgroups.dirs.iter().map(|(name, dir)| (name.clone(), dir.display().to_string())).collect();
     let up = Up { init: child.pid, cgroups: dirs, ..up };
     let sent: Vec<BorrowedFd<'_>> = std::iter::once(&child.pidfd).chain(&fds).map(AsFd::as_fd).collect();

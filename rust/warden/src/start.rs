@@ -61,19 +61,19 @@ impl Door {
             sys::exit(NOT_EXECUTED)
         };
         let over = sys::wait_until(&[usher.pidfd.as_fd()], PATIENCE);
-        let born = Pid::from_raw(told.pid.get())
+        let child = Pid::from_raw(told.pid.get())
             .map(|pid| pidfd_open(pid, PidfdFlags::empty()).map(|fd| (pid, fd)))
             .transpose()?;
         if !over {
-            for pidfd in born.iter().map(|(_, pidfd)| pidfd).chain([&usher.pidfd]) {
+            for pidfd in child.iter().map(|(_, pidfd)| pidfd).chain([&usher.pidfd]) {
                 let _ = pidfd_send_signal(pidfd, Signal::KILL);
             }
             let seconds = PATIENCE.as_secs();
             return Err(io::Error::other(format!("it was held up for {seconds} s by what runs in the arena")));
         }
-        match (told.errno.get(), born) {
+        match (told.errno.get(), child) {
             (0, Some((pid, pidfd))) => Ok((pid.as_raw_nonzero().get(), pidfd)),
-            (0, None) => Err(io::Error::other("it could not be born in the arena")),
+            (0, None) => Err(io::Error::other("it could not be started in the arena")),
             (errno, _) if told.in_cwd.get() != 0 => {
                 let e = io::Error::from_raw_os_error(errno);
                 Err(io::Error::other(format!("working directory {}: {e}", command.cwd.to_string_lossy())))

@@ -14,8 +14,7 @@ use rustix::process::{WaitIdOptions, setsid};
 use serde_json::{Value, json};
 
 use super::Plant;
-use crate::child::{Then, spawn};
-use crate::cli::PAUSE;
+use crate::child::{PAUSE, Then, spawn};
 use crate::error::{During, Error, Result};
 use crate::orphan::orphan;
 use crate::stage::{Planting, Stage, Undo, planting, removal};

@@ -27,10 +27,10 @@ pub(crate) struct Group<'a> {
 }
 
 /// How the payload gets in. A v1 cgroup is entered by a thread that writes to `tasks`: a write to `cgroup.procs` waits some 10 ms for
-/// the kernel. A v2 cgroup is one to be born into, for the same reason.
+/// the kernel. A v2 cgroup is cloned into, for the same reason.
 pub(crate) struct Entrances {
     pub(crate) tasks: Vec<OwnedFd>,
-    pub(crate) cradle: Option<OwnedFd>,
+    pub(crate) clone_target: Option<OwnedFd>,
 }
 
 impl<'a> Group<'a> {
@@ -82,7 +82,7 @@ impl<'a> Group<'a> {
     }
 
     pub(crate) fn entrances(&self) -> Result<Entrances> {
-        let mut entrances = Entrances { tasks: Vec::new(), cradle: None };
+        let mut entrances = Entrances { tasks: Vec::new(), clone_target: None };
         for place in self.places {
             let (path, flags) = match place.version {
                 Version::V1 => (place.dir.join("tasks"), OFlags::WRONLY),
@@ -92,7 +92,7 @@ impl<'a> Group<'a> {
                 open(&path, flags | OFlags::CLOEXEC, Mode::empty()).doing(|| format!("open {}", path.display()))?;
             match place.version {
                 Version::V1 => entrances.tasks.push(fd),
-                Version::V2 => entrances.cradle = Some(fd),
+                Version::V2 => entrances.clone_target = Some(fd),
             }
         }
         Ok(entrances)

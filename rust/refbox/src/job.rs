@@ -1,0 +1,48 @@
+//! What an execution hands down, from the supervisor to process 1 and to the payload.
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use seccompiler::BpfProgram;
+
+use crate::cgroup::Entrances;
+use crate::limits::Limits;
+use crate::root::Layout;
+
+/// What is to be run, and where.
+pub(crate) struct Job {
+    pub(crate) argv: Vec<CString>,
+    pub(crate) env: Vec<CString>,
+    pub(crate) limits: Limits,
+    pub(crate) layout: Layout,
+    pub(crate) filter: BpfProgram,
+    /// Limits that no cgroup holds.
+    pub(crate) rlimit_memory: bool,
+    pub(crate) rlimit_processes: bool,
+    /// Whether to keep the files that the payload leaves in its directory.
+    pub(crate) pack: bool,
+}
+
+/// The descriptors of a box's first processes.
+pub(crate) struct Wires {
+    pub(crate) report: OwnedFd,
+    pub(crate) stdin: OwnedFd,
+    pub(crate) stdout: OwnedFd,
+    pub(crate) stderr: OwnedFd,
+    /// The supervisor's pidfd.
+    pub(crate) supervisor: OwnedFd,
+    /// Ends when the users are mapped, in a user namespace.
+    pub(crate) mapped: Option<OwnedFd>,
+    pub(crate) entrances: Entrances,
+    /// A compiler's files, from one execution to the next.
+    pub(crate) archive: Option<OwnedFd>,
+}
+
+impl Wires {
+    /// All of them.
+    pub(crate) fn numbers(&self) -> Vec<RawFd> {
+        let some = [&self.report, &self.stdin, &self.stdout, &self.stderr, &self.supervisor];
+        let all = some.into_iter().chain(&self.mapped).chain(&self.archive);
+        all.chain(&self.entrances.tasks).chain(&self.entrances.clone_target).map(AsRawFd::as_raw_fd).collect()
+    }
+}

@@ -1,0 +1,34 @@
+//! Who runs in a box.
+
+use std::fs;
+
+use crate::error::{Doing, Result};
+
+/// The uid of all that runs in a box of an ordinary user, who can give it no other.
+pub(crate) const ONLY_USER: u32 = 65_534;
+const FIRST_USER: u32 = 60_000;
+
+/// Box N's payload is user 60000 + N, so that two boxes cannot signal each other and share no rlimit; `None` where there is only one
+/// user.
+pub(crate) fn of_box(number: u16) -> Option<u32> {
+    rustix::process::geteuid().is_root().then(|| FIRST_USER + u32::from(number))
+}
+
+/// In the box, root is who we are; so is the payload, unless root can give it a user of its own (user_namespaces(7)).
+pub(crate) fn map(pid: i32, payload: Option<u32>) -> Result<()> {
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let map = |own: u32| match payload {
+        Some(user) => format!("0 {own} 1\n{user} {user} 1\n"),
+        None => format!("{} {own} 1\n", ONLY_USER),
+    };
+    let write = |file: &str, text: &str| {
+        let path = format!("/proc/{pid}/{file}");
+        fs::write(&path, text).doing(|| format!("write {path}"))
+    };
+    write("uid_map", &map(uid))?;
+    if payload.is_none() {
+        // An ordinary user may not give up a group that keeps it out of something.
+        write("setgroups", "deny")?;
+    }
+    write("gid_map", &map(gid))
+}
