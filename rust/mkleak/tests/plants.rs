@@ -135,7 +135,10 @@ fn plant(kind: &str, name: &str, dir: &Path) -> Result<(), String> {
     let planted = place.look();
     mkleak.send("\n");
     let clean = mkleak.line();
-    let after = settled(&place, &before);
+    // The far end of a chain's socket is closed with the chain.
+    let far_end = |line: &&String| name.starts_with("respawning") && line.starts_with("fd ");
+    let gone = |now: &World| now.is_subset(&before) && before.difference(now).all(|line| far_end(&line));
+    let after = settled(&place, gone);
     mkleak.send("\n");
     let (status, complaint) = mkleak.end();
 
@@ -146,9 +149,7 @@ fn plant(kind: &str, name: &str, dir: &Path) -> Result<(), String> {
     if clean.as_deref() != Some("CLEAN") || !status.success() || !complaint.is_empty() {
         return Err(format!("{name}: after READY came {clean:?}, {status}, {complaint:?}"));
     }
-    // The far end of a chain's socket is closed with the chain.
-    let far_end = |line: &&String| name.starts_with("respawning") && line.starts_with("fd ");
-    if !after.is_subset(&before) || !before.difference(&after).all(|line| far_end(&line)) {
+    if !gone(&after) {
         return Err(format!("{name}: after CLEAN {}", difference(&before, &after)));
     }
     println!("{name}: planted and gone");
@@ -190,11 +191,11 @@ fn difference(before: &World, after: &World) -> String {
 }
 
 /// The kernel frees namespaces and devices a moment after the call that dropped them.
-fn settled(place: &Place, before: &World) -> World {
+fn settled(place: &Place, gone: impl Fn(&World) -> bool) -> World {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let now = place.look();
-        if now == *before || Instant::now() > deadline {
+        if gone(&now) || Instant::now() > deadline {
             return now;
         }
         sleep(Duration::from_millis(5));
