@@ -4,15 +4,17 @@
 //! extra FD of this process): one is opened for the moment of the signal.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 
+use leakcheck_sys::{
+    close_all_but, close_on_exec_above_streams, exit, exit_thread, fork_unwatched, open_pidfd, set_streams,
+    unblock_signals,
+};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{
-    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_open, pidfd_send_signal, waitid,
-};
+use rustix::process::{Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_send_signal, waitid};
 
 use crate::error::{During, Error, Result};
 
@@ -31,11 +33,11 @@ pub(crate) enum Then {
 
 /// A direct child, not reaped.
 #[derive(Clone, Copy)]
-pub(crate) struct Child(Pid);
+pub(crate) struct Child(i32);
 
 impl Child {
     pub(crate) fn pid(self) -> i32 {
-        self.0.as_raw_nonzero().get()
+        self.0
     }
 
     /// One of its namespaces, e.g. `net`.
@@ -45,13 +47,13 @@ impl Child {
 
     /// Waits until it is a zombie or stopped, and leaves it so.
     pub(crate) fn wait_unreaped(self, state: WaitIdOptions) -> Result<()> {
-        waitid(WaitId::Pid(self.0), state | WaitIdOptions::NOWAIT)
+        waitid(WaitId::PidFd(self.pidfd()?.as_fd()), state | WaitIdOptions::NOWAIT)
             .map(drop)
             .during(format!("wait for child {}", self.pid()))
     }
 
     pub(crate) fn pidfd(self) -> Result<OwnedFd> {
-        pidfd_open(self.0, PidfdFlags::empty()).during(format!("pidfd_open of child {}", self.pid()))
+        open_pidfd(self.0).during(format!("pidfd_open of child {}", self.pid()))
     }
 
     /// Kills it if it lives, and reaps it.
@@ -72,7 +74,7 @@ impl Child {
 /// (or has failed, with the child reaped).
 pub(crate) fn spawn(namespaces: libc::c_int, setup: impl FnOnce() -> Result<Then>) -> Result<Child> {
     let (outcome, report) = pipe_with(PipeFlags::CLOEXEC).during("pipe")?;
-    let Some(pid) = clone3(namespaces).during("clone3")? else {
+    let Some(pid) = fork_unwatched(namespaces).during("clone3")? else {
         drop(outcome);
         run_child(report, setup);
     };
@@ -97,10 +99,11 @@ pub(crate) fn spawn(namespaces: libc::c_int, setup: impl FnOnce() -> Result<Then
 fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
     let outcome = detach().and_then(|()| setup()).and_then(|then| {
         let kept = match &then {
-            Then::Pause(Some(fd)) | Then::Respawn(fd, _) => Some(fd.as_raw_fd()),
+            Then::Pause(Some(fd)) | Then::Respawn(fd, _) => Some(fd.as_fd()),
             Then::Pause(None) | Then::Stop | Then::LoseLeader | Then::Exit => None,
         };
-        close_all_but([Some(report.as_raw_fd()), kept])?;
+        let kept: Vec<_> = [report.as_fd()].into_iter().chain(kept).collect();
+        close_all_but(&kept).during("close_range")?;
         Ok(then)
     });
     match outcome {
@@ -130,13 +133,10 @@ fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
     }
 }
 
-/// Ends the calling thread alone, which is the first one, when another one is there.
-#[allow(unsafe_code)]
+/// Ends the first thread when another one is there.
 fn lose_leader() -> ! {
     std::thread::spawn(|| pause());
-    // SAFETY: exit(2) ends this thread, which holds nothing that the other one needs.
-    unsafe { libc::syscall(libc::SYS_exit, 0) };
-    exit(0)
+    exit_thread()
 }
 
 /// Each generation waits for `pace`, forks the next one, and ends.
@@ -146,7 +146,7 @@ fn respawn(until: &OwnedFd, pace: &Timespec) -> ! {
         if poll(&mut over, Some(pace)) != Ok(0) {
             exit(0);
         }
-        match clone3(0) {
+        match fork_unwatched(0) {
             // What could not be forked lives on itself.
             Ok(None) | Err(_) => {}
             Ok(Some(_)) => exit(0),
@@ -156,61 +156,13 @@ fn respawn(until: &OwnedFd, pace: &Timespec) -> ! {
 
 /// Lets go of the caller: its terminal or pipes (a helper that holds one hangs who reads it), its working
 /// directory, and this program's signal mask.
-#[allow(unsafe_code)]
 fn detach() -> Result<()> {
     let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).during("open /dev/null")?;
-    rustix::stdio::dup2_stdin(&null).during("dup2 stdin")?;
-    rustix::stdio::dup2_stdout(&null).during("dup2 stdout")?;
-    rustix::stdio::dup2_stderr(&null).during("dup2 stderr")?;
+    set_streams([null.as_fd(); 3]).during("dup2")?;
     rustix::process::chdir("/").during("chdir /")?;
-    // SAFETY: an all-zero set is the empty one on Linux, and only the mask of this new process changes.
-    unsafe {
-        let empty: libc::sigset_t = std::mem::zeroed();
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut());
-    }
+    unblock_signals().during("sigprocmask")?;
     // What this process inherited without close-on-exec would otherwise live on through an exec.
-    close_range(3, RawFd::MAX, libc::CLOSE_RANGE_CLOEXEC.cast_signed()).during("close_range")
-}
-
-fn close_all_but(kept: [Option<RawFd>; 2]) -> Result<()> {
-    let mut kept: Vec<RawFd> = kept.into_iter().flatten().collect();
-    kept.sort_unstable();
-    let mut first = 3;
-    for fd in kept.into_iter().chain([RawFd::MAX]) {
-        if first < fd {
-            close_range(first, fd - 1, 0).during("close_range")?;
-        }
-        first = fd.saturating_add(1);
-    }
-    Ok(())
-}
-
-/// close_range(2), Linux 5.9 (`CLOSE_RANGE_CLOEXEC` 5.11).
-#[allow(unsafe_code)]
-fn close_range(first: RawFd, last: RawFd, flags: libc::c_int) -> io::Result<()> {
-    // SAFETY: only called in a fresh child, which uses none of these descriptors afterwards.
-    match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// clone3(2), Linux 5.3: unlike clone(2) it takes `CLONE_NEWTIME`. `None` in the child.
-#[allow(unsafe_code)]
-fn clone3(namespaces: libc::c_int) -> io::Result<Option<Pid>> {
-    // SAFETY: an all-zero `clone_args` is valid. Without CLONE_VM this is fork(2): the child has a copy of
-    // the memory, and as this process has one thread, no lock in it is held by a thread that is gone.
-    let pid = unsafe {
-        let mut arguments: libc::clone_args = std::mem::zeroed();
-        arguments.flags = u64::from(namespaces.cast_unsigned());
-        arguments.exit_signal = libc::SIGCHLD.cast_unsigned().into();
-        libc::syscall(libc::SYS_clone3, &raw mut arguments, size_of_val(&arguments))
-    };
-    match i32::try_from(pid) {
-        Ok(0) => Ok(None),
-        Ok(pid) if pid > 0 => Ok(Pid::from_raw(pid)),
-        _ => Err(io::Error::last_os_error()),
-    }
+    close_on_exec_above_streams().during("close_range")
 }
 
 /// The argument with which the copy that `deleted-exe` makes of this program is told to just [`pause`].
@@ -221,10 +173,4 @@ pub(crate) fn pause() -> ! {
     loop {
         rustix::event::pause();
     }
-}
-
-#[allow(unsafe_code)]
-fn exit(code: i32) -> ! {
-    // SAFETY: ends the process at once; the parent's exit handlers and buffers are not this child's to run.
-    unsafe { libc::_exit(code) }
 }

@@ -1,10 +1,9 @@
 //! The conversation with the caller: `WAITING`, `READY`, `CLEAN`.
 
 use std::io::{self, Write};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
-use std::ptr;
+use std::os::fd::{AsFd, OwnedFd};
 
+use leakcheck_sys::{default_signal, signal_fd};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 
@@ -57,26 +56,11 @@ struct Caller {
 }
 
 impl Caller {
-    #[allow(unsafe_code)]
     fn new() -> Result<Self> {
-        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: the calls initialise and then read one local set; with SIG_DFL no handler runs.
-        let signals = unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
-            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-                libc::sigaddset(set.as_mut_ptr(), signal);
-            }
-            libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), ptr::null_mut());
-            // An inherited SIG_IGN would make the kernel reap our children, and their pids could be
-            // another's before we signal them (sigaction(2), SA_NOCLDWAIT).
-            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-            libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC)
-        };
-        if signals < 0 {
-            return Err(io::Error::last_os_error()).during("signalfd");
-        }
-        // SAFETY: signalfd just returned this descriptor and nobody else has it.
-        let signals = unsafe { OwnedFd::from_raw_fd(signals) };
+        let signals = signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).during("signalfd")?;
+        // An inherited SIG_IGN would make the kernel reap our children, and their pids could be another's before we signal them
+        // (sigaction(2), SA_NOCLDWAIT).
+        default_signal(libc::SIGCHLD);
         Ok(Self { signals, unread: Vec::new() })
     }
 

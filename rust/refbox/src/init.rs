@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 
+use leakcheck_sys as sys;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::process::{
@@ -14,12 +15,11 @@ use crate::job::{Job, Wires};
 use crate::message::{Message, send};
 use crate::payload;
 use crate::root;
-use crate::sys;
 
 /// Runs as process 1, forked from the supervisor into new namespaces.
 pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
     // Not to hold the box's lock: it is free as soon as its supervisor is dead.
-    sys::close_all_but(&wires.numbers());
+    let _ = sys::close_all_but(&wires.all());
     match serve(job, wires) {
         Ok(ended) => send(wires.report.as_fd(), &ended),
         Err(e) => send(wires.report.as_fd(), &Message::Failed(e.to_string())),
@@ -48,8 +48,8 @@ fn serve(job: &Job, wires: &Wires) -> Result<Message> {
     let payload = sys::fork(0, clone_target).doing(|| "fork the payload".to_owned())?;
     let Some(payload) = payload else { payload::main(job, wires) };
     loop {
-        let (pid, ended) = sys::wait(-1).doing(|| "wait for the payload".to_owned())?;
-        if pid != payload.pid {
+        let ended = sys::wait(None).doing(|| "wait for the payload".to_owned())?;
+        if ended.pid != payload.pid {
             continue;
         }
         if let Some(files) = wires.archive.as_ref().filter(|_| job.pack && ended.status == 0) {

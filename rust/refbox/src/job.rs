@@ -1,7 +1,7 @@
 //! What an execution hands down, from the supervisor to process 1 and to the payload.
 
 use std::ffi::CString;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use seccompiler::BpfProgram;
 
@@ -40,9 +40,9 @@ pub(crate) struct Wires {
 
 impl Wires {
     /// All of them.
-    pub(crate) fn numbers(&self) -> Vec<RawFd> {
+    pub(crate) fn all(&self) -> Vec<BorrowedFd<'_>> {
         let some = [&self.report, &self.stdin, &self.stdout, &self.stderr, &self.supervisor];
         let all = some.into_iter().chain(&self.mapped).chain(&self.archive);
-        all.chain(&self.entrances.tasks).chain(&self.entrances.clone_target).map(AsRawFd::as_raw_fd).collect()
+        all.chain(&self.entrances.tasks).chain(&self.entrances.clone_target).map(AsFd::as_fd).collect()
     }
 }

@@ -4,6 +4,8 @@
 //! watched, all is taken away, the result is written. Whatever dies at whatever instant, `recover` finds what is left by what was
 //! written, or by its name.
 
+#![forbid(unsafe_code)]
+
 mod archive;
 mod cgroup;
 mod cli;
@@ -26,7 +28,6 @@ mod seccomp;
 mod state;
 mod store;
 mod supervise;
-mod sys;
 mod units;
 mod user;
 mod verdict;

@@ -3,13 +3,13 @@
 use std::os::fd::AsFd;
 
 use caps::CapSet;
+use leakcheck_sys as sys;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 
 use crate::error::{Doing, Error, Result};
 use crate::job::{Job, Wires};
 use crate::message::{Message, send};
 use crate::root;
-use crate::sys;
 
 const STACK: u64 = 64 << 20;
 const FILES: u64 = 1024;
@@ -40,9 +40,8 @@ fn prepare(job: &Job, wires: &Wires) -> Result<()> {
     // Now that it is in its cgroups, they are the root of what it sees.
     sys::unshare(libc::CLONE_NEWCGROUP).doing(|| "unshare cgroup namespace".to_owned())?;
     setsid().doing(|| "make session".to_owned())?;
-    for (stream, number) in [(&wires.stdin, 0), (&wires.stdout, 1), (&wires.stderr, 2)] {
-        sys::dup_onto(stream.as_fd(), number).doing(|| format!("set descriptor {number}"))?;
-    }
+    let streams = [&wires.stdin, &wires.stdout, &wires.stderr];
+    sys::set_streams(streams.map(AsFd::as_fd)).doing(|| "set standard streams".to_owned())?;
     rlimits(job)?;
     give_up_capabilities(job.layout.user)?;
     rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".to_owned())?;

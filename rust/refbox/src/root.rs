@@ -63,7 +63,9 @@ impl Tree {
     }
 
     fn read_only(self) -> Result<Self> {
-        crate::sys::make_read_only(self.fd.as_fd()).doing(|| format!("make {} read-only", self.target.display()))?;
+        let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+        leakcheck_sys::set_mount_attributes(self.fd.as_fd(), attributes, true)
+            .doing(|| format!("make {} read-only", self.target.display()))?;
         Ok(self)
     }
 

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use leakcheck_sys as sys;
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use crate::cgroup::Group;
@@ -25,7 +26,6 @@ use crate::seccomp;
 use crate::state::{Phase, State};
 use crate::store::{Found, Store};
 use crate::supervise::Supervision;
-use crate::sys;
 use crate::user;
 use crate::verdict::{Cause, Execution, Status, Verdict, judge};
 

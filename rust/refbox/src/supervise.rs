@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
+use leakcheck_sys::{self as sys, Child};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{PidfdFlags, Signal, getpid, pidfd_open, pidfd_send_signal};
@@ -16,7 +17,6 @@ use crate::job::{Job, Wires};
 use crate::message::{Message, take};
 use crate::output::Stream;
 use crate::state::Phase;
-use crate::sys::{self, Child};
 use crate::user;
 use crate::verdict::{Cause, Execution};
 
@@ -156,7 +156,7 @@ impl Supervision<'_> {
     }
 
     fn limit_reached(&self, progress: &Progress, end: Instant, next_look: &mut Instant) -> Option<Cause> {
-        if let Some(number) = sys::told_signal(self.signals) {
+        if let Some(number) = sys::next_signal(self.signals) {
             return Some(Cause::Told(number));
         }
         let limits = &self.job.limits;
@@ -211,18 +211,10 @@ impl Progress {
 fn kill(init: &Child) -> Result<()> {
     // It may be dead already.
     let _ = pidfd_send_signal(&init.pidfd, Signal::KILL);
-    let deadline = Instant::now() + DYING;
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut end = [PollFd::from_borrowed_fd(init.pidfd.as_fd(), PollFlags::IN)];
-        match poll(&mut end, Some(&timespec(left))) {
-            Ok(0) => return Err(Error::Internal(format!("kill the box: process {} is still dying", init.pid))),
-            Ok(_) => break,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(e).doing(|| "wait for process 1".to_owned()),
-        }
+    if !sys::wait_until(&[init.pidfd.as_fd()], DYING).doing(|| "wait for process 1".to_owned())? {
+        return Err(Error::Internal(format!("kill the box: process {} is still dying", init.pid)));
     }
-    sys::wait(init.pid).map(drop).doing(|| "reap process 1".to_owned())
+    sys::wait(Some(init.pid)).map(drop).doing(|| "reap process 1".to_owned())
 }
 
 fn timespec(duration: Duration) -> Timespec {

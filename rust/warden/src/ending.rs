@@ -11,9 +11,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use leakcheck_sys::open_pidfd;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, openat, unlinkat};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 
 /// Between two attempts at something that only others' progress makes possible.
 pub(crate) const STEP: Duration = Duration::from_millis(5);
@@ -30,10 +31,8 @@ pub(crate) fn thaw(top: &Path) {
 /// Sends SIGKILL to all that is in a cgroup or below it.
 pub(crate) fn kill(top: &Path) {
     let kill_in = &mut |dir: &OwnedFd| {
-        let pidfds: Vec<(i32, OwnedFd)> = members(dir)
-            .into_iter()
-            .filter_map(|pid| Some((pid, pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?)))
-            .collect();
+        let pidfds: Vec<(i32, OwnedFd)> =
+            members(dir).into_iter().filter_map(|pid| Some((pid, open_pidfd(pid).ok()?))).collect();
         if pidfds.is_empty() {
             return;
         }

@@ -3,16 +3,17 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use leakcheck_sys as sys;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::message::{Answer, Options, Steps, Up, send};
-use crate::{root, sys};
+use crate::{process, root};
 
 /// Never returns. `spawner` is a socket whose other end closes when the spawner is gone, and with it everything here ends.
 pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
-    sys::die_with_parent(0);
-    sys::set_name(c"arena-init");
-    let children = match sys::block_signals().and_then(|()| sys::signal_fd(libc::SIGCHLD)) {
+    process::die_with_parent(0);
+    let _ = rustix::thread::set_name(c"arena-init");
+    let children = match sys::block_signals().and_then(|()| sys::signal_fd(&[libc::SIGCHLD])) {
         Ok(children) => children,
         Err(e) => fail(&spawner, &e.to_string()),
     };

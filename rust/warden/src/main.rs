@@ -4,33 +4,33 @@
 //! and all signals blocked but SIGTERM, upon which it takes everything down; it stands outside the arenas' cgroups. Should it be
 //! killed, its processes die with it, and empty cgroup directories are swept by the next warden.
 
+#![forbid(unsafe_code)]
+
+mod arena;
 mod cgroups;
 mod ending;
 mod init;
+mod janitor;
 mod message;
 mod mounts;
+mod process;
 mod root;
 mod spawner;
 mod start;
-mod sys;
 
-use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::{Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal};
+use leakcheck_sys as sys;
+use rustix::process::{Pid, PidfdFlags, getpid, getppid, pidfd_open, set_child_subreaper};
 
-use cgroups::{Cgroups, Hierarchy};
-use message::{Answer, CLAIM, Options, Request, Up, receive, send};
+use janitor::Janitor;
+use message::{Answer, send};
 
 fn main() {
     // First, so that what is sent to the owner's process group does not reach us.
     let _ = rustix::process::setsid();
-    sys::go_on_in_memory();
-    sys::set_name(c"warden");
+    process::go_on_in_memory();
+    let _ = rustix::thread::set_name(c"warden");
     if let Err(e) = run() {
         eprintln!("warden: {e}");
         std::process::exit(1);
@@ -38,17 +38,17 @@ fn main() {
 }
 
 fn run() -> io::Result<()> {
-    let owner_pid = std::env::args().nth(1).and_then(|a| a.parse().ok()).and_then(Pid::from_raw);
+    let owner_pid = std::env::args().nth(1).and_then(|a| a.parse().ok()).filter(|pid| *pid > 0).and_then(Pid::from_raw);
     let owner = owner_pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let Some(owner) = owner.filter(|_| owner_pid == getppid()) else {
         // Its owner may be gone already. What others left goes all the same.
         cgroups::sweep(&cgroups::hierarchies()?);
         return Err(io::Error::other("is started by leakcheck, with its process id and a socket as standard input"));
     };
-    let socket = sys::take_stdin()?;
+    let socket = process::take_stdin()?;
     sys::block_signals()?;
-    let (children, term) = (sys::signal_fd(libc::SIGCHLD)?, sys::signal_fd(libc::SIGTERM)?);
-    sys::become_subreaper();
+    let (children, term) = (sys::signal_fd(&[libc::SIGCHLD])?, sys::signal_fd(&[libc::SIGTERM])?);
+    set_child_subreaper(Some(getpid()))?;
     // Nothing of the owner's directory is kept busy.
     rustix::process::chdir("/")?;
     let hierarchies = match cgroups::hierarchies() {
@@ -56,281 +56,5 @@ fn run() -> io::Result<()> {
         Err(e) => return send(&socket, &Answer::Error(format!("list the cgroup hierarchies: {e}")), &[]),
     };
     cgroups::sweep(&hierarchies);
-    Warden {
-        socket,
-        owner,
-        children,
-        term,
-        hierarchies,
-        arenas: BTreeMap::new(),
-        pool: Vec::new(),
-        template: Default::default(),
-        next: 0,
-    }
-    .serve()
-}
-
-/// How many arenas are prepared at a time.
-const POOL: usize = 4;
-
-/// How often cgroups are tried to be made that somebody else took.
-const TRIES: usize = 20;
-
-struct Warden {
-    socket: OwnedFd,
-    owner: OwnedFd,
-    children: OwnedFd,
-    term: OwnedFd,
-    hierarchies: Vec<Hierarchy>,
-    arenas: BTreeMap<u64, Arena>,
-    /// Arenas that nobody has asked for yet.
-    pool: Vec<Arena>,
-    /// What those of the pool are made by: the last arena's options, and the host's mounts (proc(5), mountinfo).
-    template: (Options, Vec<u8>),
-    next: u64,
-}
-
-struct Arena {
-    cgroups: Cgroups,
-    socket: OwnedFd,
-    spawner: OwnedFd,
-    init: Option<OwnedFd>,
-    /// Process ids of the spawner and of PID 1, as far as there are such.
-    pids: Vec<i32>,
-    kept: bool,
-}
-
-impl Warden {
-    fn serve(mut self) -> io::Result<()> {
-        let mut owned = true;
-        loop {
-            let mut set = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.term, PollFlags::IN)];
-            if owned {
-                set.extend([PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.owner, PollFlags::IN)]);
-            }
-            let _ = poll(&mut set, None);
-            let ready: Vec<PollFlags> = set.iter().map(PollFd::revents).collect();
-            drop(set);
-            if !ready[1].is_empty() {
-                return self.end();
-            }
-            sys::drain(&self.children);
-            while sys::reap().is_some() {}
-            let gone = |n: usize| ready.get(n).is_some_and(|r| !r.is_empty());
-            if owned && gone(2) {
-                owned = match receive::<Request>(&self.socket) {
-                    Ok(Some((request, fds))) => self.answer(request, fds),
-                    Ok(None) => false,
-                    Err(e) => send(&self.socket, &Answer::Error(format!("request: {e}")), &[]).is_ok(),
-                };
-            } else if owned && gone(3) {
-                owned = false;
-            }
-            if !owned {
-                let (kept, others): (Vec<Arena>, Vec<Arena>) =
-                    std::mem::take(&mut self.arenas).into_values().partition(|arena| arena.kept && arena.lives());
-                let _ = all_down(others.into_iter().chain(std::mem::take(&mut self.pool)), &self.children);
-                if kept.is_empty() {
-                    return Ok(());
-                }
-                self.arenas = (0..).zip(kept).collect();
-            }
-        }
-    }
-
-    fn end(self) -> io::Result<()> {
-        all_down(self.arenas.into_values().chain(self.pool), &self.children)
-    }
-
-    fn answer(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> bool {
-        let outcome = match request {
-            Request::Up { options } => match self.up(&options, fds.pop()) {
-                Ok((up, fds)) => {
-                    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                    return send(&self.socket, &Answer::Up(up), &fds).is_ok();
-                }
-                Err(e) => Err(e),
-            },
-            Request::Down { id } => {
-                let outcome = self
-                    .arenas
-                    .remove(&id)
-                    .map_or(Ok(()), |mut arena| arena.down(&self.children, Instant::now() + PATIENCE));
-                let answer = outcome.map_or_else(|e| Answer::Error(e.to_string()), |()| Answer::Done);
-                let sent = send(&self.socket, &answer, &[]).is_ok();
-                self.prepare();
-                return sent;
-            }
-            Request::Keep { id } => {
-                self.arenas.get_mut(&id).map(|a| a.kept = true).ok_or_else(|| io::Error::other("no such arena"))
-            }
-        };
-        let answer = outcome.map_or_else(|e| Answer::Error(e.to_string()), |()| Answer::Done);
-        send(&self.socket, &answer, &[]).is_ok()
-    }
-
-    fn up(&mut self, options: &Options, owner: Option<OwnedFd>) -> io::Result<(Up, Vec<OwnedFd>)> {
-        let owner = owner.ok_or_else(|| io::Error::other("no socket for commands came with the request"))?;
-        let template = (options.clone(), mounts::text()?);
-        if self.template != template {
-            self.template = template;
-            all_down(std::mem::take(&mut self.pool).into_iter(), &self.children)?;
-        }
-        let mut arena = match self.pool.pop() {
-            Some(prepared) => prepared,
-            None => self.begin()?,
-        };
-        let outcome = receive::<Answer>(&arena.socket).and_then(|answer| match answer {
-            Some((Answer::Up(up), fds)) => Ok((up, fds)),
-            Some((Answer::Error(why), _)) => Err(io::Error::other(why)),
-            _ => Err(io::Error::other("the arena's spawner ended")),
-        });
-        let (mut up, fds) = match outcome.and_then(|up| send(&arena.socket, &CLAIM, &[owner.as_fd()]).map(|()| up)) {
-            Ok(up) => up,
-            Err(e) => {
-                arena.down(&self.children, Instant::now() + PATIENCE)?;
-                return Err(e);
-            }
-        };
-        arena.init = fds.first().map(OwnedFd::try_clone).transpose()?;
-        arena.pids.push(up.init);
-        self.next += 1;
-        up.id = self.next;
-        self.arenas.insert(self.next, arena);
-        Ok((up, fds))
-    }
-
-    /// Who asked for two arenas will want more like the last one: they are brought up ahead, several at a time, between two arenas. What
-    /// is bound into an arena may be another thing by then, so such ones are not.
-    fn prepare(&mut self) {
-        let (options, _) = &self.template;
-        if self.next < 2 || !self.pool.is_empty() || !options.binds.is_empty() || options.fail.is_some() {
-            return;
-        }
-        for _ in 0..POOL {
-            // What fails here fails again, and is told, when the arena is asked for.
-            self.pool.extend(self.begin());
-        }
-    }
-
-    /// Has one brought up; the answer comes when it is.
-    fn begin(&self) -> io::Result<Arena> {
-        let arena = self.spawn()?;
-        send(&arena.socket, &self.template.0, &[])?;
-        Ok(arena)
-    }
-
-    /// Another warden's sweep may take a directory between its making and its locking: then there is another name.
-    fn make_cgroups(&self) -> io::Result<Cgroups> {
-        for _ in 0..TRIES {
-            match Cgroups::make(&self.hierarchies, &random_name()?, &self.template.0.limits) {
-                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {}
-                other => return other,
-            }
-        }
-        Cgroups::make(&self.hierarchies, &random_name()?, &self.template.0.limits)
-    }
-
-    fn spawn(&self) -> io::Result<Arena> {
-        let mut cgroups = self.make_cgroups()?;
-        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        let parent = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-        let clone_target = cgroups.clone_target();
-        // Where one may not be cloned into it, the move tells why.
-        let (child, cloned_into) = match sys::fork(0, clone_target.as_ref().map(AsFd::as_fd)) {
-            Ok(child) => (child, clone_target.is_some()),
-            Err(_) => (sys::fork(0, None)?, false),
-        };
-        match child {
-            None => {
-                // Nothing of ours, nor of other arenas, is for it to hold.
-                cgroups.disown();
-                std::mem::forget((ours, clone_target));
-                sys::close_all_but(theirs.as_fd());
-                spawner::run(parent, theirs, cgroups, cloned_into)
-            }
-            Some(child) => Ok(Arena {
-                cgroups,
-                socket: ours,
-                spawner: child.pidfd,
-                init: None,
-                pids: vec![child.pid],
-                kept: false,
-            }),
-        }
-    }
-}
-
-impl Arena {
-    fn lives(&self) -> bool {
-        self.init.as_ref().is_some_and(|init| !ended(init))
-    }
-
-    /// Ends every process and removes the cgroups: with init goes all of its pid namespace (pid_namespaces(7)), if it can.
-    fn down(&mut self, children: &OwnedFd, deadline: Instant) -> io::Result<()> {
-        self.kill();
-        let mut ended = self.ends_by(children, deadline.min(Instant::now() + AT_ONCE));
-        while !ended && Instant::now() < deadline {
-            self.cgroups.let_end(&self.pids);
-            ended = self.ends_by(children, Instant::now() + ending::STEP);
-        }
-        let remaining = if ended { Vec::new() } else { self.cgroups.remaining() };
-        let removed = self.cgroups.remove(deadline);
-        if ended {
-            return removed;
-        }
-        let left = removed.map_or_else(|e| format!("; {e}"), |()| String::new());
-        let seconds = PATIENCE.as_secs();
-        Err(io::Error::other(format!("SIGKILL did not end {} in {seconds} s{left}", remaining.join(", "))))
-    }
-
-    fn kill(&self) {
-        for pidfd in self.init.iter().chain([&self.spawner]) {
-            let _ = pidfd_send_signal(pidfd, Signal::KILL);
-        }
-    }
-
-    /// Waits for the end of what was killed. Its orphans come to us meanwhile, and a pid namespace ends only when all in it were
-    /// reaped (pid_namespaces(7)).
-    fn ends_by(&self, children: &OwnedFd, deadline: Instant) -> bool {
-        self.init.iter().chain([&self.spawner]).all(|pidfd| {
-            loop {
-                while sys::reap().is_some() {}
-                if ended(pidfd) {
-                    return true;
-                }
-                if Instant::now() >= deadline {
-                    return false;
-                }
-                sys::wait_until(&[pidfd.as_fd(), children.as_fd()], deadline.saturating_duration_since(Instant::now()));
-                sys::drain(children);
-            }
-        })
-    }
-}
-
-/// How long the end of what was killed usually takes at most; after that it is helped.
-const AT_ONCE: Duration = Duration::from_millis(50);
-/// How long one waits for it: what hangs in the kernel does not end.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// Takes them down side by side.
-fn all_down(arenas: impl Iterator<Item = Arena>, children: &OwnedFd) -> io::Result<()> {
-    let all: Vec<Arena> = arenas.inspect(Arena::kill).collect();
-    let deadline = Instant::now() + PATIENCE;
-    let mut outcome = Ok(());
-    for mut arena in all {
-        outcome = arena.down(children, deadline).and(outcome);
-    }
-    outcome
-}
-
-fn ended(pidfd: &OwnedFd) -> bool {
-    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&Timespec::default())).is_ok_and(|n| n > 0)
-}
-
-fn random_name() -> io::Result<String> {
-    let mut bytes = [0u8; 8];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+    Janitor::new(socket, owner, children, term, hierarchies).serve()
 }

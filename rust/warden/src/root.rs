@@ -8,6 +8,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use leakcheck_parse::mountinfo::is_served;
+use leakcheck_sys as sys;
 use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -17,7 +18,7 @@ use rustix::mount::{
 
 use crate::message::{Options, Steps};
 use crate::mounts::{self, Mount, shown};
-use crate::sys;
+use crate::process::is_root;
 
 /// Fresh tmpfs, with their modes. `/dev` is one too.
 const FRESH: [(&str, u32); 4] = [("/tmp", 0o1777), ("/run", 0o755), ("/var/tmp", 0o1777), ("/dev/shm", 0o1777)];
@@ -84,10 +85,11 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
         fs::create_dir(Path::new(STAGE).join(name))?;
     }
     steps.begin("overlay")?;
-    let layers = if sys::is_root() { whole_overlay(&root)? } else { overlays(&root, &mut not_covered)? };
+    let layers = if is_root() { whole_overlay(&root)? } else { overlays(&root, &mut not_covered)? };
     steps.begin("pivot")?;
     rustix::process::chdir(&root)?;
-    sys::pivot_here().map_err(|e| named(e, "pivot_root (is / a mount point?)"))?;
+    // The old root lies on top of the new one afterwards (pivot_root(2)).
+    rustix::process::pivot_root(".", ".").map_err(|e| named(e.into(), "pivot_root (is / a mount point?)"))?;
     // The old root lies on the new one for these two: a user namespace mounts them only while it sees others of their kind.
     steps.begin("proc")?;
     plain("proc", Path::new("/proc"))?;
@@ -103,10 +105,8 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     devices(&nodes, options.size)?;
     fresh.push(("/dev".to_owned(), open_dir(Path::new("/dev"))?));
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    for stream in 0..3 {
-        // The host's would let its mode be changed: /proc/1/fd leads there.
-        sys::dup_onto(null.as_fd(), stream)?;
-    }
+    // The host's would let its mode be changed: /proc/1/fd leads there.
+    sys::set_streams([null.as_fd(); 3])?;
     steps.begin("temporary directories")?;
     for (path, mode) in FRESH {
         let target = Path::new(path);
@@ -119,7 +119,7 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     fill_run(&run)?;
     steps.begin("cgroups")?;
     match cgroups(&host_mounts, &cgroup_links) {
-        Err(e) if !sys::is_root() => not_covered.push(format!("{CGROUPS}: {e}")),
+        Err(e) if !is_root() => not_covered.push(format!("{CGROUPS}: {e}")),
         other => fresh.extend(other?.map(|fd| (CGROUPS.to_owned(), fd))),
     }
     steps.begin("submounts")?;
@@ -166,7 +166,7 @@ impl Tree {
         flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
         let fd = open_tree(place, "", flags)?;
         if read_only {
-            sys::make_read_only(fd.as_fd(), recursive)?;
+            sys::set_mount_attributes(fd.as_fd(), libc::MOUNT_ATTR_RDONLY, recursive)?;
         }
         Ok(Tree { fd, is_dir })
     }
@@ -283,7 +283,7 @@ fn nodes(options: &Options) -> io::Result<Vec<(String, Node)>> {
     let mut nodes = Vec::new();
     for (name, major, minor) in DEVICES {
         let host = Path::new("/dev").join(name);
-        if sys::is_root() {
+        if is_root() {
             nodes.push((name.to_owned(), Node::Made(FileType::CharacterDevice, makedev(major, minor))));
         } else if host.exists() {
             nodes.push((name.to_owned(), Node::Bound(Tree::of(&host, false, false)?)));
@@ -295,7 +295,7 @@ fn nodes(options: &Options) -> io::Result<Vec<(String, Node)>> {
         let found = fs::metadata(&host).map_err(|e| named(e, &format!("device {name}")))?;
         let class = if found.file_type().is_block_device() { FileType::BlockDevice } else { FileType::CharacterDevice };
         let node =
-            if sys::is_root() { Node::Made(class, found.rdev()) } else { Node::Bound(Tree::of(&host, false, false)?) };
+            if is_root() { Node::Made(class, found.rdev()) } else { Node::Bound(Tree::of(&host, false, false)?) };
         nodes.push((name.clone(), node));
     }
     Ok(nodes)
@@ -324,7 +324,7 @@ fn devices(nodes: &[(String, Node)], size: u64) -> io::Result<()> {
     }
     // Group 5, tty, is not known in a user namespace of ours.
     let ptys =
-        Some(if sys::is_root() { c"newinstance,ptmxmode=0666,mode=0620,gid=5" } else { c"newinstance,ptmxmode=0666" });
+        Some(if is_root() { c"newinstance,ptmxmode=0666,mode=0620,gid=5" } else { c"newinstance,ptmxmode=0666" });
     mount("devpts", dev.join("pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, ptys)
         .map_err(|e| named(e.into(), "mount devpts"))?;
     plain("mqueue", &dev.join("mqueue"))
@@ -407,7 +407,7 @@ fn fill_run(entries: &[Entry]) -> io::Result<()> {
             fs::write(path, "")?
         }
         // A user namespace of ours knows no other owner.
-        if sys::is_root() {
+        if is_root() {
             std::os::unix::fs::lchown(path, Some(owner.0), Some(owner.1))?;
         }
         fs::set_permissions(path, fs::Permissions::from_mode(*mode))?;
@@ -420,7 +420,7 @@ fn submounts(host: &[Mount], not_covered: &mut Vec<String>) -> Vec<(Tree, PathBu
     const OURS: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/run"];
     let mut trees = Vec::new();
     // In a user namespace what has submounts is bound as a whole.
-    for m in host.iter().filter(|m| m.point() != Path::new("/") && sys::is_root()) {
+    for m in host.iter().filter(|m| m.point() != Path::new("/") && is_root()) {
         // An automounter's: what it has mounted is a mount of its own, and what not is not for us to have mounted.
         if &*m.fs_type == b"autofs" || OURS.iter().any(|ours| m.point().starts_with(ours)) {
             continue;

@@ -6,13 +6,15 @@ use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use leakcheck_sys as sys;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::thread::ThreadNameSpaceType;
 
 use crate::cgroups::Cgroups;
 use crate::message::{Answer, Options, Run, Steps, Up, receive, send};
+use crate::process;
 use crate::start::{Command, Door};
-use crate::sys;
 
 const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -24,13 +26,13 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
 /// Never returns. From `warden` come first the options, and when the arena is wanted the owner's socket. `cloned_into`: the v2 cgroup.
 pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, cloned_into: bool) -> ! {
     let entered = cgroups.enter(cloned_into).and_then(|()| {
-        sys::become_root_of_namespace().map_err(|e| {
+        process::become_root_of_namespace().map_err(|e| {
             io::Error::new(e.kind(), format!("make a user namespace (may ordinary users? see user_namespaces(7)): {e}"))
         })
     });
     // After the change of credentials, which clears it.
-    sys::die_with_parent(parent);
-    sys::set_name(c"arena-spawner");
+    process::die_with_parent(parent);
+    let _ = rustix::thread::set_name(c"arena-spawner");
     let Ok(Some((options, _))) = receive::<Options>(&warden) else { sys::exit(0) };
     let mut steps = Steps::new(&options);
     let outcome = (|| {
@@ -64,12 +66,12 @@ struct Arena {
 fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut Steps) -> io::Result<Arena> {
     steps.begin("namespaces")?;
     sys::block_signals()?;
-    let children = sys::signal_fd(libc::SIGCHLD)?;
+    let children = sys::signal_fd(&[libc::SIGCHLD])?;
     let (ours, inits) = pair()?;
     let flags = if options.host_network { NAMESPACES & !libc::CLONE_NEWNET } else { NAMESPACES };
-    let child = match sys::fork(flags as u64, None)? {
+    let child = match sys::fork(flags, None)? {
         None => {
-            sys::close_all_but(inits.as_fd());
+            let _ = sys::close_all_but(&[inits.as_fd()]);
             crate::init::run(inits, options, steps)
         }
         Some(child) => child,
@@ -96,7 +98,8 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
     let up = Up { init: child.pid, cgroups: dirs, ..up };
     let sent: Vec<BorrowedFd<'_>> = std::iter::once(&child.pidfd).chain(&fds).map(AsFd::as_fd).collect();
     send(warden, &Answer::Up(up), &sent)?;
-    let door = Door { init: child.pidfd, namespaces: flags, top, null };
+    let door =
+        Door { init: child.pidfd, namespaces: ThreadNameSpaceType::from_bits_retain(flags.cast_unsigned()), top, null };
     Ok(Arena { door, init_pid: child.pid, _alive: ours, owner: None, children })
 }
 
@@ -116,7 +119,8 @@ impl Arena {
                 sys::drain(&self.children);
                 while let Some(ended) = sys::reap() {
                     if let Some(pipe) = running.remove(&ended.pid) {
-                        let told = [&ended.status.to_ne_bytes()[..], &ended.cpu.to_ne_bytes()[..]].concat();
+                        let cpu = i64::try_from(ended.cpu.as_micros()).unwrap_or(i64::MAX);
+                        let told = [&ended.status.to_ne_bytes()[..], &cpu.to_ne_bytes()[..]].concat();
                         let _ = rustix::io::write(&pipe, &told);
                     }
                     if ended.pid == self.init_pid {

@@ -10,10 +10,12 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use leakcheck_sys::{self as sys, Shared};
 use rustix::fs::{FileType, fstat, makedev};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{DumpableBehavior, Signal, pidfd_send_signal, set_dumpable_behavior};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::sys::{self, Shared};
+use crate::process;
 
 /// How long what runs in the arena may hold up a command's start: it can stop or trace whoever it sees.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,8 +26,8 @@ const NOT_EXECUTED: i32 = 127;
 pub(crate) struct Door {
     /// Its PID 1.
     pub(crate) init: OwnedFd,
-    /// The namespaces to enter (`CLONE_NEW*`), that of processes among them.
-    pub(crate) namespaces: i32,
+    /// The namespaces to enter, that of processes among them.
+    pub(crate) namespaces: ThreadNameSpaceType,
     /// The root directory.
     pub(crate) top: OwnedFd,
     /// `/dev/null` of the arena: the host's would let its mode be changed.
@@ -55,15 +57,16 @@ impl Door {
         let told = Told { pid: Shared::new()?, errno: Shared::new()?, in_cwd: Shared::new()? };
         let spawner = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         let Some(usher) = sys::fork(0, None)? else {
-            sys::die_with_parent(spawner);
+            process::die_with_parent(spawner);
             let failed = self.usher(command, &told);
             told.errno.set(failed.raw_os_error().unwrap_or(libc::EIO));
             sys::exit(NOT_EXECUTED)
         };
-        let over = sys::wait_until(&[usher.pidfd.as_fd()], PATIENCE);
-        let child = Pid::from_raw(told.pid.get())
-            .map(|pid| pidfd_open(pid, PidfdFlags::empty()).map(|fd| (pid, fd)))
-            .transpose()?;
+        let over = sys::wait_until(&[usher.pidfd.as_fd()], PATIENCE).unwrap_or(false);
+        let child = match told.pid.get() {
+            0 => None,
+            pid => Some((pid, sys::open_pidfd(pid)?)),
+        };
         if !over {
             for pidfd in child.iter().map(|(_, pidfd)| pidfd).chain([&usher.pidfd]) {
                 let _ = pidfd_send_signal(pidfd, Signal::KILL);
@@ -72,7 +75,7 @@ impl Door {
             return Err(io::Error::other(format!("it was held up for {seconds} s by what runs in the arena")));
         }
         match (told.errno.get(), child) {
-            (0, Some((pid, pidfd))) => Ok((pid.as_raw_nonzero().get(), pidfd)),
+            (0, Some((pid, pidfd))) => Ok((pid, pidfd)),
             (0, None) => Err(io::Error::other("it could not be started in the arena")),
             (errno, _) if told.in_cwd.get() != 0 => {
                 let e = io::Error::from_raw_os_error(errno);
@@ -85,12 +88,13 @@ impl Door {
     /// Returns only what failed, but in the usher, whose sibling was born, not at all.
     fn usher(&self, command: &Command, told: &Told) -> io::Error {
         let inside = || -> io::Result<()> {
-            sys::setns(self.init.as_fd(), self.namespaces)?;
+            move_into_thread_name_spaces(self.init.as_fd(), self.namespaces)?;
             rustix::process::fchdir(&self.top)?;
             rustix::process::chroot(".")?;
             self.take_streams(&command.streams)?;
-            sys::close_all_above_streams()?;
-            sys::become_untraceable();
+            sys::close_all_but(&[])?;
+            // Until it executes a program, others of its user may not trace it.
+            set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
             told.pid.keep_to_ourselves()?;
             match sys::fork_sibling(&told.pid)? {
                 Some(()) => sys::exit(0),
@@ -106,19 +110,16 @@ impl Door {
             told.in_cwd.set(1);
             return e.into();
         }
-        sys::exec(&command.argv, &command.env)
+        sys::exec_by_path(&command.argv, &command.env)
     }
 
     fn take_streams(&self, streams: &[OwnedFd; 3]) -> io::Result<()> {
         // Above 2 first: one of the three may be in another's place.
-        let above: Vec<OwnedFd> = streams
-            .iter()
-            .map(|fd| if is_null(fd.as_fd()) { &self.null } else { fd })
-            .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, 10))
-            .collect::<Result<_, _>>()?;
-        for (number, fd) in (0..).zip(&above) {
-            sys::dup_onto(fd.as_fd(), number)?;
-        }
+        let above =
+            |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(if is_null(fd.as_fd()) { &self.null } else { fd }, 10);
+        let [stdin, stdout, stderr] = streams;
+        let above = [above(stdin)?, above(stdout)?, above(stderr)?];
+        sys::set_streams(above.each_ref().map(AsFd::as_fd))?;
         // They are closed with all others.
         std::mem::forget(above);
         Ok(())

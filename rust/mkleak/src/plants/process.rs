@@ -212,7 +212,8 @@ fn deleted_exe(stage: &mut Stage) -> Result<Planting> {
         copy_own_exe(&path)?;
         let exe = CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::from).on("exec", &path)?;
         let argument = CString::new(PAUSE).map_err(io::Error::from).on("exec", &path)?;
-        let child = spawn(0, || Err(exec(&[&exe, &argument])).on("exec", &path))?;
+        let no_environment: [CString; 0] = [];
+        let child = spawn(0, || Err(leakcheck_sys::exec(&[&exe, &argument], &no_environment)).on("exec", &path))?;
         undo.push(move || child.end());
         copied.run()?;
         Ok::<Value, Error>(json!({"pid": child.pid(), "exe": path}))
@@ -223,15 +224,4 @@ fn copy_own_exe(to: &Path) -> Result<()> {
     let bytes = fs::read("/proc/self/exe").during("read /proc/self/exe")?;
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(to).on("create", to)?;
     file.write_all(&bytes).on("write", to)
-}
-
-/// execve(2) with an empty environment; comes back only with an error.
-#[allow(unsafe_code)]
-fn exec(arguments: &[&CString]) -> io::Error {
-    let mut pointers: Vec<_> = arguments.iter().map(|argument| argument.as_ptr()).collect();
-    pointers.push(ptr::null());
-    let environment = [ptr::null()];
-    // SAFETY: both vectors end with a null pointer and their strings outlive the call.
-    unsafe { libc::execve(pointers[0], pointers.as_ptr(), environment.as_ptr()) };
-    io::Error::last_os_error()
 }

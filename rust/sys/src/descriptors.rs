@@ -1,0 +1,56 @@
+//! Descriptors: closed after a fork, made the standard streams, waited for.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+
+use crate::check;
+
+/// Closes what a fork inherited, all but `kept` and the standard streams (close_range(2), Linux 5.9). Whatever owned them must not be
+/// dropped any more.
+pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).filter(|fd| *fd > 2).collect();
+    kept.sort_unstable();
+    let mut first = 3;
+    for fd in kept {
+        if first < fd {
+            close_range(first, fd - 1, 0)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, u32::MAX, 0)
+}
+
+/// Lets no descriptor but the standard streams live on through an exec (`CLOSE_RANGE_CLOEXEC`, Linux 5.11).
+pub fn close_on_exec_above_streams() -> io::Result<()> {
+    close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
+    // SAFETY: what is closed is not used any more: the callers are in a fresh child, which goes on with other descriptors alone.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) })
+}
+
+/// Makes three descriptors this process' standard streams, which outlive exec.
+pub fn set_streams(streams: [BorrowedFd<'_>; 3]) -> io::Result<()> {
+    let [stdin, stdout, stderr] = streams;
+    rustix::stdio::dup2_stdin(stdin)?;
+    rustix::stdio::dup2_stdout(stdout)?;
+    Ok(rustix::stdio::dup2_stderr(stderr)?)
+}
+
+/// Waits until one of the descriptors can be read, as a pidfd when its process has ended, or some time is over; returns whether one can.
+pub fn wait_until(fds: &[BorrowedFd<'_>], time: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + time;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut set: Vec<PollFd<'_>> = fds.iter().map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)).collect();
+        match poll(&mut set, Timespec::try_from(left).ok().as_ref()) {
+            Err(Errno::INTR) => {}
+            other => return Ok(other? > 0),
+        }
+    }
+}

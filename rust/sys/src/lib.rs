@@ -1,0 +1,24 @@
+//! The system calls of the helper programs that rustix does not wrap safely, in one place to be audited.
+//!
+//! All of it is for programs of one thread: [`fork`] copies only the calling one, and what closes descriptors does so behind the back of
+//! whoever owns them, right after a fork, in a process that drops none of these owners any more.
+#![allow(unsafe_code, reason = "raw system calls have no safe wrapper; each block says why it is sound")]
+
+mod descriptors;
+mod kernel;
+mod process;
+mod shared;
+mod signals;
+
+pub use descriptors::{close_all_but, close_on_exec_above_streams, set_streams, wait_until};
+pub use kernel::{loopback_up, set_mount_attributes};
+pub use process::{
+    Child, Ended, become_user, exec, exec_by_path, exit, exit_thread, fork, fork_sibling, fork_unwatched, open_pidfd,
+    reap, unshare, wait,
+};
+pub use shared::Shared;
+pub use signals::{block_signals, default_signal, default_signals, drain, next_signal, signal_fd, unblock_signals};
+
+fn check(result: libc::c_long) -> std::io::Result<()> {
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}

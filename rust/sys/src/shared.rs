@@ -1,0 +1,62 @@
+//! Memory that outlives a fork on both sides.
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use crate::check;
+
+/// Bytes of a page, at most; mappings are rounded up to one.
+const PAGE: usize = 4096;
+
+/// A number in memory that this process shares with those that it forks (mmap(2)): so a child without any descriptor reports something.
+#[derive(Debug)]
+pub struct Shared(NonNull<AtomicI32>);
+
+impl Shared {
+    /// Zero.
+    pub fn new() -> io::Result<Self> {
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, which nothing else refers to.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), PAGE, access, flags, -1, 0) };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(page.cast()).map(Shared).ok_or_else(|| io::Error::other("memory at address 0"))
+    }
+
+    /// Where the kernel may write to it.
+    pub(crate) fn address(&self) -> u64 {
+        self.0.as_ptr() as u64
+    }
+
+    fn number(&self) -> &AtomicI32 {
+        // SAFETY: it is mapped until this is dropped, aligned to a page, and zero is a number.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// What was set last, by whichever process.
+    #[must_use]
+    pub fn get(&self) -> i32 {
+        self.number().load(Ordering::SeqCst)
+    }
+
+    /// Sets it for all of them.
+    pub fn set(&self, number: i32) {
+        self.number().store(number, Ordering::SeqCst);
+    }
+
+    /// Keeps it from what this process forks from now on (madvise(2), `MADV_DONTFORK`); there it must not be touched.
+    pub fn keep_to_ourselves(&self) -> io::Result<()> {
+        // SAFETY: the mapping is ours.
+        check(unsafe { libc::madvise(self.0.as_ptr().cast(), PAGE, libc::MADV_DONTFORK) }.into())
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours, and nothing refers to it any more.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), PAGE) };
+    }
+}

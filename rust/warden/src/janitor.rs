@@ -1,0 +1,215 @@
+//! Answers the owner's requests for arenas, keeps some prepared, and takes all down in the end.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
+
+use leakcheck_sys as sys;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
+use crate::arena::{Arena, PATIENCE, all_down};
+use crate::cgroups::{Cgroups, Hierarchy};
+use crate::message::{Answer, CLAIM, Options, Request, Up, receive, send};
+use crate::{mounts, spawner};
+
+/// How many arenas are prepared at a time.
+const POOL: usize = 4;
+
+/// How often cgroups are tried to be made that somebody else took.
+const TRIES: usize = 20;
+
+pub(crate) struct Janitor {
+    socket: OwnedFd,
+    owner: OwnedFd,
+    children: OwnedFd,
+    term: OwnedFd,
+    hierarchies: Vec<Hierarchy>,
+    arenas: BTreeMap<u64, Arena>,
+    /// Arenas that nobody has asked for yet.
+    pool: Vec<Arena>,
+    /// What those of the pool are made by: the last arena's options, and the host's mounts (proc(5), mountinfo).
+    template: (Options, Vec<u8>),
+    next: u64,
+}
+
+impl Janitor {
+    /// Has no arena yet. `children` and `term` are read when a child has ended and when SIGTERM came.
+    pub(crate) fn new(
+        socket: OwnedFd,
+        owner: OwnedFd,
+        children: OwnedFd,
+        term: OwnedFd,
+        hierarchies: Vec<Hierarchy>,
+    ) -> Self {
+        let (arenas, pool) = (BTreeMap::new(), Vec::new());
+        Janitor { socket, owner, children, term, hierarchies, arenas, pool, template: Default::default(), next: 0 }
+    }
+
+    /// Returns when the owner is gone and no arena is left that is to be kept, or upon SIGTERM.
+    pub(crate) fn serve(mut self) -> io::Result<()> {
+        let mut owned = true;
+        loop {
+            let mut set = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.term, PollFlags::IN)];
+            if owned {
+                set.extend([PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.owner, PollFlags::IN)]);
+            }
+            let _ = poll(&mut set, None);
+            let ready: Vec<PollFlags> = set.iter().map(PollFd::revents).collect();
+            drop(set);
+            if !ready[1].is_empty() {
+                return self.end();
+            }
+            sys::drain(&self.children);
+            while sys::reap().is_some() {}
+            let gone = |n: usize| ready.get(n).is_some_and(|r| !r.is_empty());
+            if owned && gone(2) {
+                owned = match receive::<Request>(&self.socket) {
+                    Ok(Some((request, fds))) => self.answer(request, fds),
+                    Ok(None) => false,
+                    Err(e) => send(&self.socket, &Answer::Error(format!("request: {e}")), &[]).is_ok(),
+                };
+            } else if owned && gone(3) {
+                owned = false;
+            }
+            if !owned {
+                let (kept, others): (Vec<Arena>, Vec<Arena>) =
+                    std::mem::take(&mut self.arenas).into_values().partition(|arena| arena.kept && arena.lives());
+                let _ = all_down(others.into_iter().chain(std::mem::take(&mut self.pool)), &self.children);
+                if kept.is_empty() {
+                    return Ok(());
+                }
+                self.arenas = (0..).zip(kept).collect();
+            }
+        }
+    }
+
+    fn end(self) -> io::Result<()> {
+        all_down(self.arenas.into_values().chain(self.pool), &self.children)
+    }
+
+    fn answer(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> bool {
+        let outcome = match request {
+            Request::Up { options } => match self.up(&options, fds.pop()) {
+                Ok((up, fds)) => {
+                    let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
+                    return send(&self.socket, &Answer::Up(up), &fds).is_ok();
+                }
+                Err(e) => Err(e),
+            },
+            Request::Down { id } => {
+                let outcome = self
+                    .arenas
+                    .remove(&id)
+                    .map_or(Ok(()), |mut arena| arena.down(&self.children, Instant::now() + PATIENCE));
+                let answer = outcome.map_or_else(|e| Answer::Error(e.to_string()), |()| Answer::Done);
+                let sent = send(&self.socket, &answer, &[]).is_ok();
+                self.prepare();
+                return sent;
+            }
+            Request::Keep { id } => {
+                self.arenas.get_mut(&id).map(|a| a.kept = true).ok_or_else(|| io::Error::other("no such arena"))
+            }
+        };
+        let answer = outcome.map_or_else(|e| Answer::Error(e.to_string()), |()| Answer::Done);
+        send(&self.socket, &answer, &[]).is_ok()
+    }
+
+    fn up(&mut self, options: &Options, owner: Option<OwnedFd>) -> io::Result<(Up, Vec<OwnedFd>)> {
+        let owner = owner.ok_or_else(|| io::Error::other("no socket for commands came with the request"))?;
+        let template = (options.clone(), mounts::text()?);
+        if self.template != template {
+            self.template = template;
+            all_down(std::mem::take(&mut self.pool).into_iter(), &self.children)?;
+        }
+        let mut arena = match self.pool.pop() {
+            Some(prepared) => prepared,
+            None => self.begin()?,
+        };
+        let outcome = receive::<Answer>(&arena.socket).and_then(|answer| match answer {
+            Some((Answer::Up(up), fds)) => Ok((up, fds)),
+            Some((Answer::Error(why), _)) => Err(io::Error::other(why)),
+            _ => Err(io::Error::other("the arena's spawner ended")),
+        });
+        let (mut up, fds) = match outcome.and_then(|up| send(&arena.socket, &CLAIM, &[owner.as_fd()]).map(|()| up)) {
+            Ok(up) => up,
+            Err(e) => {
+                arena.down(&self.children, Instant::now() + PATIENCE)?;
+                return Err(e);
+            }
+        };
+        arena.init = fds.first().map(OwnedFd::try_clone).transpose()?;
+        arena.pids.push(up.init);
+        self.next += 1;
+        up.id = self.next;
+        self.arenas.insert(self.next, arena);
+        Ok((up, fds))
+    }
+
+    /// Who asked for two arenas will want more like the last one: they are brought up ahead, several at a time, between two arenas. What
+    /// is bound into an arena may be another thing by then, so such ones are not.
+    fn prepare(&mut self) {
+        let (options, _) = &self.template;
+        if self.next < 2 || !self.pool.is_empty() || !options.binds.is_empty() || options.fail.is_some() {
+            return;
+        }
+        for _ in 0..POOL {
+            // What fails here fails again, and is told, when the arena is asked for.
+            self.pool.extend(self.begin());
+        }
+    }
+
+    /// Has one brought up; the answer comes when it is.
+    fn begin(&self) -> io::Result<Arena> {
+        let arena = self.spawn()?;
+        send(&arena.socket, &self.template.0, &[])?;
+        Ok(arena)
+    }
+
+    /// Another warden's sweep may take a directory between its making and its locking: then there is another name.
+    fn make_cgroups(&self) -> io::Result<Cgroups> {
+        for _ in 0..TRIES {
+            match Cgroups::make(&self.hierarchies, &random_name()?, &self.template.0.limits) {
+                Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::WouldBlock) => {}
+                other => return other,
+            }
+        }
+        Cgroups::make(&self.hierarchies, &random_name()?, &self.template.0.limits)
+    }
+
+    fn spawn(&self) -> io::Result<Arena> {
+        let mut cgroups = self.make_cgroups()?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let parent = i32::try_from(std::process::id()).map_err(io::Error::other)?;
+        let clone_target = cgroups.clone_target();
+        // Where one may not be cloned into it, the move tells why.
+        let (child, cloned_into) = match sys::fork(0, clone_target.as_ref().map(AsFd::as_fd)) {
+            Ok(child) => (child, clone_target.is_some()),
+            Err(_) => (sys::fork(0, None)?, false),
+        };
+        match child {
+            None => {
+                // Nothing of ours, nor of other arenas, is for it to hold.
+                cgroups.disown();
+                std::mem::forget((ours, clone_target));
+                let _ = sys::close_all_but(&[theirs.as_fd()]);
+                spawner::run(parent, theirs, cgroups, cloned_into)
+            }
+            Some(child) => Ok(Arena {
+                cgroups,
+                socket: ours,
+                spawner: child.pidfd,
+                init: None,
+                pids: vec![child.pid],
+                kept: false,
+            }),
+        }
+    }
+}
+
+fn random_name() -> io::Result<String> {
+    let mut bytes = [0u8; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}

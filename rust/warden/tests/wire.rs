@@ -1,0 +1,190 @@
+//! The wire to the warden and to its spawners: requests and answers, what is refused, what goes with the owner, steps that fail.
+
+mod common;
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Arena, Owner, PATIENCE, ask, pair, ready, receive, strings};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde_json::json;
+
+/// The wait status of a command that ended with a code.
+fn exited(code: i32) -> i32 {
+    code << 8
+}
+
+fn gone(arena: &Arena) -> bool {
+    arena.dirs().iter().all(|dir| !Path::new(dir).exists())
+}
+
+#[test]
+fn without_an_owner_it_refuses_to_start() {
+    for arguments in [&[][..], &["moon"], &["-1"], &["0"], &["1"]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_warden"));
+        let done = command.args(arguments).stdin(Stdio::null()).output().unwrap();
+        assert_eq!(done.status.code(), Some(1), "{arguments:?}");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(said.contains("is started by leakcheck"), "{said}");
+    }
+}
+
+#[test]
+fn each_wrong_request_is_refused_and_the_next_is_answered() {
+    let owner = Owner::new();
+    for (request, said) in [
+        ("moon", "expected"),
+        ("{}", "missing field `op`"),
+        ("[]", "op"),
+        (r#"{"op":"moon"}"#, "unknown variant `moon`"),
+        (r#"{"op":"down"}"#, "missing field `id`"),
+        (r#"{"op":"down","id":-1}"#, "invalid value"),
+        (r#"{"op":"keep","id":"1"}"#, "invalid type"),
+        (r#"{"op":"keep","id":7}"#, "no such arena"),
+        (r#"{"op":"up","options":{"moon":1}}"#, "unknown field `moon`"),
+        (r#"{"op":"up","options":{"size":"big"}}"#, "invalid type"),
+        (r#"{"op":"up","options":{"binds":[["/a"]]}}"#, "invalid length"),
+        (r#"{"op":"up"}"#, "no socket for commands came with the request"),
+        ("\u{0}", "expected value"),
+    ] {
+        let (answer, fds) = ask(&owner.socket, request.as_bytes(), &[]);
+        let error = answer["error"].as_str().unwrap_or_else(|| panic!("{request}: {answer}"));
+        assert!(error.contains(said), "{request}: {error}");
+        assert!(fds.is_empty());
+    }
+    let (answer, _) = ask(&owner.socket, b"\xff", &[]);
+    assert!(answer["error"].is_string(), "{answer}");
+    // Whatever is down already is down.
+    assert_eq!(owner.ask(&json!({"op": "down", "id": 7})), json!({"done": true}));
+    assert_eq!(owner.children(), "");
+}
+
+#[test]
+fn an_arena_runs_commands_and_is_taken_down() {
+    if !Owner::can_have_arenas() {
+        return;
+    }
+    let owner = Owner::new();
+    let arena = owner.up(&json!({})).unwrap();
+    assert!(arena.up["init"].as_i64().unwrap() > 1);
+    assert_eq!(arena.up["layers"], json!(["/"]));
+    // PID 1, its /proc, and the root of each layer and each fresh file system.
+    assert_eq!(arena.fds.len(), 3 + arena.up["roots"].as_array().unwrap().len());
+    assert!(arena.dirs().iter().all(|dir| Path::new(dir).is_dir()));
+    assert_eq!(arena.run(&["true"]), exited(0));
+    assert_eq!(arena.run(&["sh", "-c", "exit 7"]), exited(7));
+    assert_eq!(arena.run(&["sh", "-c", "kill -KILL $$"]), libc::SIGKILL);
+    assert!(!arena.ends(Duration::ZERO));
+    assert_eq!(owner.ask(&json!({"op": "down", "id": arena.up["id"]})), json!({"done": true}));
+    assert!(arena.ends(Duration::ZERO) && gone(&arena));
+}
+
+#[test]
+fn each_wrong_command_is_refused_and_the_next_is_started() {
+    if !Owner::can_have_arenas() {
+        return;
+    }
+    let owner = Owner::new();
+    let arena = owner.up(&json!({})).unwrap();
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
+    let run = |request: &str, all: &[&str]| {
+        let file = strings(all);
+        let fds = [null.as_fd(), null.as_fd(), null.as_fd(), null.as_fd(), file.as_fd()];
+        ask(&arena.commands, request.as_bytes(), &fds).0
+    };
+    for (request, all, said) in [
+        ("moon", &["/", "true"][..], "expected"),
+        (r#"{"argc":-1}"#, &["/", "true"], "invalid value"),
+        (r#"{"argc":1}"#, &[], "no working directory"),
+        (r#"{"argc":0}"#, &["/", "true"], "no command"),
+        (r#"{"argc":1}"#, &["/", "/nonexistent"], "/nonexistent: No such file"),
+        (r#"{"argc":1}"#, &["/nonexistent", "true"], "working directory /nonexistent: No such file"),
+    ] {
+        let answer = run(request, all);
+        let error = answer["error"].as_str().unwrap_or_else(|| panic!("{request} {all:?}: {answer}"));
+        assert!(error.contains(said), "{request} {all:?}: {error}");
+    }
+    let (answer, _) = ask(&arena.commands, br#"{"argc":1}"#, &[null.as_fd()]);
+    assert_eq!(answer, json!({"error": "start five descriptors are needed"}));
+    assert_eq!(arena.run(&["true"]), exited(0));
+}
+
+#[test]
+fn whatever_step_of_the_bring_up_fails_is_named_and_leaves_nothing() {
+    if !Owner::can_have_arenas() {
+        return;
+    }
+    let owner = Owner::new();
+    let arena = owner.up(&json!({})).unwrap();
+    let parents: Vec<_> = arena.dirs().iter().map(|dir| Path::new(dir).parent().unwrap().to_owned()).collect();
+    let steps = arena.up["steps"].as_array().unwrap().clone();
+    assert!(steps.len() > 10, "{steps:?}");
+    owner.ask(&json!({"op": "down", "id": arena.up["id"]}));
+    // An arena's directory is locked as long as it belongs to somebody: other wardens may be at work here.
+    let left = || -> Vec<_> {
+        let entries = parents.iter().flat_map(|dir| std::fs::read_dir(dir).unwrap().flatten());
+        let named = entries.filter(|e| e.file_name().to_string_lossy().starts_with("leakcheck-arena-"));
+        named.map(|e| e.path()).filter(|dir| std::fs::File::open(dir).is_ok_and(|dir| dir.try_lock().is_ok())).collect()
+    };
+    let before = left();
+    for step in steps {
+        let why = owner.up(&json!({"fail": step})).err().unwrap();
+        assert_eq!(why, format!("failed as asked; at step {step}"));
+        assert_eq!(owner.children(), "", "{step}");
+        assert_eq!(left().iter().filter(|dir| !before.contains(dir)).count(), 0, "{step}");
+    }
+    assert_eq!(owner.up(&json!({})).unwrap().run(&["true"]), exited(0));
+}
+
+#[test]
+fn what_cannot_be_had_is_named_with_its_step() {
+    if !Owner::can_have_arenas() {
+        return;
+    }
+    let owner = Owner::new();
+    for (options, said) in [
+        (json!({"binds": [["/nonexistent", "/mnt", true]]}), "bind /nonexistent"),
+        (json!({"devices": ["nonexistent"]}), "device nonexistent"),
+        (json!({"limits": [["no.such", "1"]]}), "cgroup limit no.such: no hierarchy here has it"),
+        (json!({"hostname": "x".repeat(65)}), r#"at step "host name""#),
+    ] {
+        let why = owner.up(&options).err().unwrap();
+        assert!(why.contains(said) && why.contains("; at step \""), "{options}: {why}");
+    }
+}
+
+#[test]
+fn an_arena_goes_with_its_owner_s_socket_unless_it_is_kept() {
+    if !Owner::can_have_arenas() {
+        return;
+    }
+    let mut owner = Owner::new();
+    let (first, kept) = (owner.up(&json!({})).unwrap(), owner.up(&json!({})).unwrap());
+    assert_eq!(owner.ask(&json!({"op": "keep", "id": kept.up["id"]})), json!({"done": true}));
+    owner.socket = pair().0;
+    assert!(first.ends(PATIENCE));
+    assert!(!kept.ends(Duration::ZERO));
+    // SIGTERM is what takes down all that is left.
+    let warden = pidfd_open(Pid::from_child(&owner.warden), PidfdFlags::empty()).unwrap();
+    pidfd_send_signal(&warden, Signal::TERM).unwrap();
+    assert!(owner.warden.wait().unwrap().success());
+    assert!(kept.ends(Duration::ZERO) && gone(&kept) && gone(&first));
+}
+
+#[test]
+fn the_warden_ends_with_its_owner_s_process_whoever_has_the_socket() {
+    if !Owner::can_have_arenas() {
+        return;
+    }
+    // A shell is the owner; the socket's other end is ours all the time.
+    let script = r#"exec 3<&0; "$1" $$ <&3 3<&- & exec 3<&- </dev/null; wait"#;
+    let mut owner = Owner::of(Command::new("sh").args(["-c", script, "sh", env!("CARGO_BIN_EXE_warden")]));
+    let arena = owner.up(&json!({})).unwrap();
+    owner.warden.kill().unwrap();
+    assert!(arena.ends(PATIENCE));
+    assert!(ready(owner.socket.as_fd(), PATIENCE));
+    assert!(receive(&owner.socket).is_none());
+    assert!(gone(&arena));
+}
