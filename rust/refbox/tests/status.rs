@@ -93,7 +93,7 @@ fn a_supervisor_that_is_told_to_end_cleans_up_and_says_ie() {
     let held = place.held(2, &[]);
     let pid = held.child.id().to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    let ran = held.let_go(&place, 2);
+    let ran = held.ended(&place, 2);
     assert_eq!((ran.code, ran.status()), (1, "IE"), "{}", ran.all());
     assert_eq!(ran.result["reason"], "the supervisor was told to end by SIGTERM");
     place.assert_nothing_left("after SIGTERM");

@@ -198,6 +198,11 @@ impl Held {
         drop(self.feed);
         place.ran(number, finish(self.child))
     }
+
+    /// Waits for the end of the supervisor while the payload still waits.
+    pub(crate) fn ended(self, place: &Place, number: u16) -> Ran {
+        place.ran(number, finish(self.child))
+    }
 }
 
 /// Waits for a command, but not for ever.
