@@ -1,8 +1,8 @@
 """Proves that a Linux sandbox leaves nothing behind.
 
-`guard` around some code, or `snapshot` before it and `verify_none` after it; `diff` compares two saved snapshots. An
-`Arena` is a disposable host to run something in, which both can look into.
-Nothing is called *clean* that was not looked at: a gap raises `CoverageError`.
+Put `guard` around some code, or `snapshot` before it and `verify_none` after it; `diff` compares two saved snapshots.
+An `Arena` is a disposable host to run something in; both can observe it.
+Nothing is reported *clean* that was not observed: a gap raises `CoverageError`.
 """
 
 TYPE_CHECKING = False
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from leakcheck.report import Coverage, Leak, Report
     from leakcheck.snapshots import diff, snapshot, verify_none
 else:
-    # Each name is imported when it is first used: the command begins here too, and has to be ready for Ctrl-C at once.
-    # What is named nowhere here is in `errors`.
+    # Each name is imported when it is first used: the command starts here too and must handle Ctrl-C at once.
+    # Names that are not listed here are in `errors`.
     _OF = {
         "_native": ["DEFAULT_ROOTS", "KINDS", "Snapshot", "__version__"],
         "allow": ["AllowRule"],

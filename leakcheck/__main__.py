@@ -1,6 +1,6 @@
 """The command: ``leakcheck`` and ``python -m leakcheck``.
 
-Nothing is imported here that takes time, so that Ctrl-C leaves without a traceback from the start.
+This module imports nothing slow, so that Ctrl-C exits without a traceback from the start.
 """
 
 import os
@@ -37,7 +37,7 @@ def _unable(error: Exception) -> int:
 
     why = " ".join(str(error).split()) or "out of memory"
     with contextlib.suppress(OSError):
-        os.write(2, f"leakcheck: unknown: it cannot be started: {why}\n".encode("utf-8", "backslashreplace"))
+        os.write(2, f"leakcheck: unknown: cannot start: {why}\n".encode("utf-8", "backslashreplace"))
     return 3
 
 

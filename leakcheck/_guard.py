@@ -41,24 +41,24 @@ class _Viewed(Protocol):
 
 
 InArena: TypeAlias = _native.ArenaView | _Viewed
-"""An arena, or what one is seen through."""
+"""An arena, or the view through which it is observed."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def kinds_text(kinds: Kinds) -> str | None:
-    """Return `kinds` as the native core takes it."""
+    """Return `kinds` in the form that the native core takes."""
     return kinds if kinds is None or isinstance(kinds, str) else ",".join(kinds)
 
 
 def view_of(arena: InArena | None) -> _native.ArenaView | None:
-    """Return what `arena` is seen through."""
+    """Return the view through which `arena` is observed."""
     return arena if arena is None or isinstance(arena, _native.ArenaView) else arena.view
 
 
 def milliseconds(seconds: float) -> int:
-    """Return a settle time of `seconds` in ms; raise `UsageError` unless it is from 0 to 3600."""
+    """Return the settle time `seconds` in ms; raise `UsageError` unless it is from 0 to 3600."""
     if not 0 <= seconds <= 3600:
         raise UsageError(f"settle time {seconds}: give seconds from 0 to 3600")
     return round(seconds * 1000)
@@ -67,13 +67,13 @@ def milliseconds(seconds: float) -> int:
 def existing_roots(roots: Sequence[str] | None, option: str = "roots") -> Sequence[str] | None:
     """Return `roots` if each is a directory; the message of the `UsageError` otherwise names `option`.
 
-    A default root may be missing, but where a declared one is, nothing would be looked at and all would be clean.
+    A default root may be missing. A missing declared root is an error: it would always be reported clean.
     """
     for root in roots or ():
         try:
             place = _native.path_class(root)
         except ValueError:
-            continue  # A NUL in it: the observation says what it could not see.
+            continue  # A NUL in the path: the observation reports the gap.
         if place == "nothing":
             raise UsageError(f"{option} {root}: no such directory")
         if place == "other":
@@ -82,7 +82,7 @@ def existing_roots(roots: Sequence[str] | None, option: str = "roots") -> Sequen
 
 
 def enforce(report: Report, on_unknown: OnUnknown = "raise") -> Report:
-    """Return `report` if it is clean; raise `LeakError` if it leaked, and what `on_unknown` says if it is unknown."""
+    """Return `report` if it is clean; raise `LeakError` if it leaked; if it is unknown, do what `on_unknown` says."""
     if report.verdict == "leaked":
         raise LeakError(summary(report), report)
     if report.verdict == "unknown":
@@ -94,9 +94,9 @@ def enforce(report: Report, on_unknown: OnUnknown = "raise") -> Report:
 
 
 class Run:
-    """One guarded stretch of this very process: the baseline is taken at construction.
+    """One guarded run inside this process: the baseline is taken at construction.
 
-    What runs meanwhile inherits the run token in the environment, so that it is known as the run's own afterwards.
+    Processes started during the run inherit the run token in the environment, which attributes them to the run.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Run:
         attributed_only: bool = False,
         arena: InArena | None = None,
     ) -> None:
-        # Garbage of earlier code that a collection would close in mid-run is not the run's.
+        # Collect garbage of earlier code now: a collection during the run would close it as if the run had done so.
         gc.collect()
         self._native = _native.Guard(
             scope=scope,
@@ -121,7 +121,7 @@ class Run:
             allow=allow,
             settle_ms=settle_ms,
             include_self=True,
-            # Any other process of the machine may make a key.
+            # Any other process of the machine may create a key.
             attributed_only=attributed_only or arena is not None,
             arena=view_of(arena),
         )
@@ -136,7 +136,7 @@ class Run:
         return Report.from_json(self._native.end())
 
     async def end_async(self) -> Report:
-        """Like `end`, but an asyncio loop keeps running: much of what asyncio closes it closes in a later iteration."""
+        """Like `end`, but an asyncio loop keeps running: asyncio closes many things in a later iteration."""
         import asyncio
 
         try:
@@ -165,7 +165,7 @@ class Run:
 
 
 class Guard:
-    """What `guard` returns: a context manager, plain or async, and a decorator; `report` is there after the run."""
+    """What `guard` returns: a context manager, plain or async, and a decorator; `report` is set after the run."""
 
     def __init__(self, options: dict[str, Any], on_unknown: OnUnknown) -> None:
         self._options = options
@@ -175,7 +175,7 @@ class Guard:
 
     def __enter__(self) -> Self:
         if self._run is not None:
-            raise RuntimeError("enter a guard that is entered already: make one guard a run")
+            raise RuntimeError("guard already entered: create one guard per run")
         self._run = Run(**self._options)
         return self
 
@@ -202,7 +202,7 @@ class Guard:
         """Guard each call of `function`: a function, a coroutine function or a generator function."""
         if inspect.isasyncgenfunction(function):
             raise TypeError(
-                f"guard {function.__qualname__}: asynchronous generators are not supported; guard what consumes it"
+                f"guard {function.__qualname__}: asynchronous generators are not supported; guard their consumer"
             )
         if inspect.iscoroutinefunction(function):
 
@@ -232,9 +232,9 @@ class Guard:
         return Guard(self._options, self._on_unknown)
 
     def _leave(self, error: BaseException | None) -> Run | None:
-        """Return the run that is to be ended; None after Ctrl-C, for which nobody waits."""
+        """Return the run to end; None after Ctrl-C, which must not wait."""
         if self._run is None:
-            raise RuntimeError("leave a guard that was not entered")
+            raise RuntimeError("guard exited but never entered")
         run, self._run = self._run, None
         if isinstance(error, KeyboardInterrupt):
             run.abandon()
@@ -266,34 +266,35 @@ def guard(
 
     Use it as ``with guard(): …``, as ``async with guard(): …`` or as the decorator ``@guard()``.
 
-    The baseline is taken on entry. On exit garbage is collected, then the residue may settle, then it is judged. This
+    The baseline is taken on entry. On exit, garbage is collected, the residue may settle, and the rest is judged. This
     process's own descriptors count. The decorator takes functions, coroutine functions and generator functions and
-    guards every call; ``async with guard():`` lets the asyncio loop run on while settling. Guards may be nested. They
-    look at the whole process, so guards in several threads at once see each other's resources: run one at a time.
+    guards every call; ``async with guard():`` lets the asyncio loop run while settling. Guards may be nested. They
+    observe the whole process, so guards in several threads see each other's resources: run one at a time.
 
-    An exception of the guarded code is never hidden: it propagates, and what leaked is added to it as a note (PEP 678).
+    An exception of the guarded code is never hidden: it propagates, with the leaks added as a note (PEP 678).
 
     Args:
         scope: ``"host"``, ``"cgroup:PATH"`` or ``"tree:PID"``.
-        kinds: what to look at; None is every kind that the scope can delimit.
-        roots: directories whose files count; None is `leakcheck.DEFAULT_ROOTS`.
+        kinds: kinds to observe; None means every kind that the scope can delimit.
+        roots: directories to check for files; None means `leakcheck.DEFAULT_ROOTS`.
         lock_files: paths at which lock files are expected; each is checked for being held, free, stale or corrupt.
         allow: path of an allow file, or `AllowRule`s.
-        settle: seconds for asynchronous teardown, from 0 to 3600; what goes away in them is `Report.transient`.
-        on_unknown: what to do when not everything could be looked at: ``"raise"`` `CoverageError`, ``"warn"`` with
-            `LeakcheckWarning`, or ``"ignore"``; the report says ``unknown`` in any case, never ``clean``.
+        settle: seconds for asynchronous teardown, from 0 to 3600; residue that goes away in this time is in
+            `Report.transient`.
+        on_unknown: what to do if not everything could be observed: ``"raise"`` `CoverageError`, ``"warn"`` with
+            `LeakcheckWarning`, or ``"ignore"``; the report always says ``unknown``, never ``clean``.
         attributed_only: report residue only if descent, cgroup, namespace, run token or uid ties it to this run. For
-            test suites with parallel neighbours; the rest is in `Report.unattributed`.
-        arena: the disposable host in which the code runs something; all of it is looked at instead of `scope` and
-            `roots`, everything new in it is the run's, and this process's descriptors do not count. Of what no
-            namespace isolates, what somebody else made is noise, and what nobody saw made (`Report.unattributed`) makes
-            the verdict unknown.
+            test suites that run beside others; the rest is in `Report.unattributed`.
+        arena: the disposable host in which the code runs something. It is observed completely, instead of `scope` and
+            `roots`; everything new in it belongs to the run, and this process's descriptors do not count. For resources
+            that no namespace isolates: those made by others are noise, and those with no known maker
+            (`Report.unattributed`) make the verdict unknown.
 
     Raises:
-        UsageError: at once or on entry, for an unknown kind or scope, a missing root, a bad allow rule or a settle time
-            out of range.
-        LeakError, CoverageError: on exit, as the verdict says.
-        NativeError: the machine refused something that the observation cannot do without.
+        UsageError: at once or on entry: unknown kind or scope, missing root, bad allow rule, or settle time out of
+            range.
+        LeakError, CoverageError: on exit, according to the verdict.
+        NativeError: the machine refused something that the observation needs.
     """
     options: dict[str, Any] = {
         "scope": scope,
@@ -310,7 +311,7 @@ def guard(
 
 @contextlib.contextmanager
 def _never_hiding(error: BaseException | None) -> Generator[None, None, None]:
-    """Let a failure of the check itself propagate only if the guarded code raised nothing; else note it there."""
+    """Let a failure of the check propagate only if the guarded code raised nothing; otherwise add it as a note."""
     try:
         yield
     except Exception as failure:

@@ -1,4 +1,4 @@
-"""Allow rules: residue that is meant to stay, each with its reason. The native core parses and matches them."""
+"""Allow rules: residue that is allowed to stay, each rule with its reason. The native core parses and matches them."""
 
 import datetime
 import json
@@ -21,7 +21,7 @@ class AllowRule:
         kind: a kind such as ``"file"``; one of `leakcheck.KINDS`.
         match: detail of the resource's record → glob, such as ``{"path": "/tmp/build-*"}``; empty matches the whole
             kind.
-        reason: why it may stay; required, because it is what the report shows.
+        reason: why it may stay; required, because the report shows it.
         expires: last day on which the rule holds; afterwards the rule itself is an error.
     """
 
@@ -42,11 +42,11 @@ class AllowRule:
 
 
 Allow: TypeAlias = str | os.PathLike[str] | AllowRule | Iterable[AllowRule] | None
-"""What the library takes as allow rules: the path of an allow file, a rule, or several."""
+"""What the library accepts as allow rules: the path of an allow file, one rule, or several."""
 
 
 def to_toml(allow: Allow) -> str | None:
-    """Return `allow` as the text of an allow file, which was checked.
+    """Return `allow` as the checked text of an allow file.
 
     Raises:
         UsageError: the file cannot be read, or a rule has a wrong key, an unknown kind, no reason, or has expired.
@@ -69,7 +69,7 @@ def read_allow_file(path: str | os.PathLike[str]) -> str:
 
 
 def _quoted(text: str) -> str:
-    # A JSON string is a TOML basic string, but for DEL and lone surrogates (TOML 1.0, "String").
+    # A JSON string is a TOML basic string, except for DEL and lone surrogates (TOML 1.0, "String").
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Ask whether a file system answers, before anything of ours waits for it."""
+"""Check that a file system responds, before this process waits for it."""
 
 import subprocess
 import sys
@@ -13,10 +13,10 @@ _PATIENCE = 5.0  # seconds
 
 
 def answering(text: str) -> Path:
-    """Return `text` as a path; raise `UsageError` if its directory is in a file system that does not answer within 5 s.
+    """Return `text` as a path; raise `UsageError` if its directory's file system does not respond within 5 s.
 
-    A local file system is not asked. The server of another one is asked by a process that can be given up: who waits
-    for FUSE is not even ended by SIGKILL.
+    Local file systems are not checked. Others are checked by a child process, which can be abandoned: even SIGKILL does
+    not end a process that waits for FUSE.
     """
     path = Path(text)
     if _native.path_class(str(path.parent)) == "hidden":
@@ -28,5 +28,5 @@ def answering(text: str) -> Path:
             asking.wait(_PATIENCE)
         except subprocess.TimeoutExpired:
             asking.kill()
-            raise UsageError(f"write {path}: its file system does not answer") from None
+            raise UsageError(f"write {path}: its file system does not respond") from None
     return path

@@ -1,4 +1,4 @@
-"""The `leakcheck` command: its line is parsed here, `leakcheck.commands` does the work.
+"""The `leakcheck` command. This module parses the command line; `leakcheck.commands` does the work.
 
 Exit codes: 0 clean, 1 leaked, 2 usage or configuration, 3 unknown, 4 the target could not be run, 130 interrupted.
 """
@@ -38,9 +38,9 @@ __all__ = ["app", "main"]
 
 
 class _Commands(typer.core.TyperGroup):
-    """The commands. Campaigns are imported when one is run or all are listed: they take as long as all the rest.
+    """The commands. Campaigns are imported only to run or list them: their import takes as long as all the rest.
 
-    So does whatever a command needs that `guard` does not: a guard is what a suite runs a thousand times.
+    The same holds for modules that `guard` does not need: a test suite may run `guard` a thousand times.
     """
 
     def list_commands(self, context: Any) -> list[str]:  # noqa: ARG002 - as it is called
@@ -72,16 +72,16 @@ _M_ARENA_MAX = -8
 
 
 class ExitCode(enum.StrEnum):
-    """Whose exit code a clean `guard` gives."""
+    """Whose exit code `guard` returns when clean."""
 
     LEAKCHECK = "leakcheck"
     COMMAND = "command"
 
 
-_ROOTS = "Directories whose files count; may be repeated. Default: /tmp, /var/tmp, /dev/shm, /run."
+_ROOTS = "Directories to check for files; may be repeated. Default: /tmp, /var/tmp, /dev/shm, /run."
 Scope = Annotated[str, typer.Option(metavar="SCOPE", help="host, cgroup:PATH or tree:PID.")]
 Kinds = Annotated[
-    str | None, typer.Option(metavar="KIND,…", help="What to look at. Default: all the scope can delimit.")
+    str | None, typer.Option(metavar="KIND,…", help="Kinds to observe. Default: every kind the scope can delimit.")
 ]
 Roots = Annotated[list[str] | None, typer.Option(metavar="DIR,…", help=_ROOTS)]
 LockFiles = Annotated[
@@ -93,15 +93,15 @@ AllowFile = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a report on stderr.")]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Save the JSON, whole or not at all.", parser=answering),
+    typer.Option("--output", "-o", metavar="FILE", help="Save the JSON to FILE, atomically.", parser=answering),
 ]
-Settle = Annotated[float, typer.Option(metavar="SECONDS", help="How long asynchronous teardown may take.")]
+Settle = Annotated[float, typer.Option(metavar="SECONDS", help="Time allowed for asynchronous teardown.")]
 Recover = Annotated[
-    str | None, typer.Option(metavar="CMD", help="The target's own clean-up, for sh -c, run when settled.")
+    str | None, typer.Option(metavar="CMD", help="The target's own clean-up, run by sh -c after settling.")
 ]
 _DEFAULT_TARGET = "refbox"
 Target = Annotated[str, typer.Option(metavar="TARGET", help="A built-in target's name, or an adapter's path.")]
-DemoLeak = Annotated[str | None, typer.Option(metavar="KIND", help="Plant a leak, show its report, take it away.")]
+DemoLeak = Annotated[str | None, typer.Option(metavar="KIND", help="Plant a leak, report it, remove it.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -116,7 +116,7 @@ def top(
         raise typer.Exit
     if context.invoked_subcommand is not None:
         if demo_leak is not None:
-            raise UsageError(f"--demo-leak {demo_leak}: give it without a command, or as an option of guard")
+            raise UsageError(f"--demo-leak {demo_leak}: use it without a command, or as an option of guard")
         return
     if demo_leak is None:
         raise UsageError("no command given: try leakcheck guard -- CMD, or leakcheck --help")
@@ -132,14 +132,14 @@ def snapshot(
     lock_files: LockFiles = None,
     json: Json = False,
 ) -> None:
-    """Observe once: a table of what was seen, JSON, or a file that diff reads."""
+    """Take one snapshot: print it as a table or JSON, or save it for diff."""
     raise typer.Exit(run_snapshot(_observe(scope, kinds, roots, lock_files), output, as_json=json))
 
 
 @app.command()
 def diff(
     before: Annotated[Path, typer.Argument(metavar="A", help="The earlier snapshot.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="The later one, of the same boot.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The later snapshot, from the same boot.")],
     allow: AllowFile = None,
     output: Output = None,
     json: Json = False,
@@ -148,10 +148,10 @@ def diff(
     raise typer.Exit(run_diff(before, after, allow, output, as_json=json))
 
 
-# The command's own options are the command's: whatever follows its name is left alone, with or without "--".
+# Everything after the command's name belongs to the command, with or without "--".
 @app.command(context_settings={"allow_interspersed_args": False})
 def guard(
-    command: Annotated[list[str] | None, typer.Argument(metavar="-- CMD [ARG]…", help="What to run.")] = None,
+    command: Annotated[list[str] | None, typer.Argument(metavar="-- CMD [ARG]…", help="The command to run.")] = None,
     scope: Scope = "host",
     kinds: Kinds = None,
     roots: Roots = None,
@@ -161,25 +161,25 @@ def guard(
     json: Json = False,
     output: Output = None,
     recover: Recover = None,
-    exit_code: Annotated[ExitCode, typer.Option(help="Whose exit code to give when clean.")] = ExitCode.LEAKCHECK,
+    exit_code: Annotated[ExitCode, typer.Option(help="Whose exit code to return when clean.")] = ExitCode.LEAKCHECK,
     demo_leak: DemoLeak = None,
-    arena: Annotated[bool, typer.Option("--arena", help="Run it in a disposable host of its own.")] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the arena up, and say how to enter it.")] = False,
-    size: Annotated[str | None, typer.Option(metavar="BYTES", help="Writable layer of the arena: 64M, 1G …")] = None,
+    arena: Annotated[bool, typer.Option("--arena", help="Run the command in a new disposable host.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep the arena up and print how to enter it.")] = False,
+    size: Annotated[str | None, typer.Option(metavar="BYTES", help="Size of its writable layer: 64M, 1G …")] = None,
     network: Annotated[str, typer.Option(metavar="own|host", help="The arena's network.")] = "own",
     bind: Annotated[
-        list[str] | None, typer.Option(metavar="SRC[:DST][:ro]", help="Show this path of the host in the arena.")
+        list[str] | None, typer.Option(metavar="SRC[:DST][:ro]", help="Make this host path visible in the arena.")
     ] = None,
     limit: Annotated[
-        list[str] | None, typer.Option(metavar="FILE=VALUE", help="Cgroup limit of the arena, as pids.max=100.")
+        list[str] | None, typer.Option(metavar="FILE=VALUE", help="Cgroup limit of the arena, such as pids.max=100.")
     ] = None,
 ) -> None:
     """Run a command and report what it leaves behind."""
     place = _arena(size, network, bind or [], limit or [], keep=keep) if arena else None
     if not arena and (keep or size or network != "own" or bind or limit):
-        raise UsageError("--keep, --size, --network, --bind and --limit are an arena's: give --arena too")
+        raise UsageError("--keep, --size, --network, --bind and --limit need --arena")
     if arena and (scope != "host" or roots):
-        raise UsageError("--arena: all of an arena is looked at; leave out --scope and --roots")
+        raise UsageError("--arena: the whole arena is observed; omit --scope and --roots")
     options = GuardOptions(
         observe=_observe(scope, kinds, roots, lock_files),
         arena=place,
@@ -193,7 +193,7 @@ def guard(
     )
     if demo_leak is not None:
         if command:
-            raise UsageError(f"--demo-leak {demo_leak}: takes no command, it runs mkleak")
+            raise UsageError(f"--demo-leak {demo_leak}: takes no command; it runs mkleak")
         raise typer.Exit(demo(demo_leak, options))
     if not command:
         raise UsageError("no command to guard: write leakcheck guard [OPTIONS] -- CMD [ARG]…")
@@ -202,7 +202,7 @@ def guard(
 
 @app.command()
 def doctor(scope: Scope = "host", kinds: Kinds = None, roots: Roots = None, json: Json = False) -> None:
-    """Say what this machine and user can and cannot see, and how to get more."""
+    """Show what this user can and cannot observe on this machine, and how to get more."""
     observe = _observe(scope, kinds, roots, None)
     del observe["lock_files"]
     raise typer.Exit(run_doctor(observe, as_json=json))
@@ -213,10 +213,10 @@ def reap(
     report: Annotated[
         Path, typer.Option("--diff", metavar="FILE", help="A report saved by guard, diff or leaks --host.")
     ],
-    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it only say what would be removed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove; without it, only list what would be removed.")] = False,
     json: Json = False,
 ) -> None:
-    """Remove what a saved report attributes to its run, and nothing else."""
+    """Remove only what a saved report attributes to its run."""
     from leakcheck.commands.reap import reap as run_reap
 
     raise typer.Exit(run_reap(report, apply=yes, as_json=json))
@@ -240,7 +240,7 @@ def check(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="An adapter's path, or a built-in target's name.")],
     json: Json = False,
 ) -> None:
-    """Check an adapter against a run of its sandbox: statuses, isolation, recovery."""
+    """Check an adapter against its real sandbox: statuses, isolation, recovery."""
     from leakcheck.commands.check import check as run_check
     from leakcheck.targets import load as load_target
 
@@ -249,7 +249,7 @@ def check(
 
 @app.command()
 def targets(json: Json = False) -> None:
-    """List the sandboxes there are adapters for, and try which of them can run here."""
+    """List the sandboxes that have adapters, and test which of them can run here."""
     from leakcheck.commands.targets import targets as run_targets
 
     raise typer.Exit(run_targets(as_json=json))
@@ -264,28 +264,28 @@ def main() -> NoReturn:
         try:
             stream.flush()
         except OSError as error:
-            # What is still buffered must not fail again at exit: Python would make the code 120 of it.
+            # Drop the buffer: if it failed again at exit, Python would exit with 120.
             drop(stream)
-            # Nobody has read that it is clean; every other code says "not clean" by itself.
+            # Nobody has read the "clean" verdict; every other code means "not clean" by itself.
             code = code or _fail(UNKNOWN, f"unknown: {error}")
     sys.exit(code)
 
 
 def _fill_closed_stdio() -> None:
-    """Put something onto each of descriptors 0 to 2 that is closed, lest another file get its number and our output.
+    """Open /dev/null on each closed descriptor of 0 to 2, so that no other file gets its number and our output.
 
-    What is written there fails with EBADF, as on a closed descriptor, and the guarded command gets it closed.
+    Writes to it fail with EBADF, as on a closed descriptor; for the guarded command it is closed.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is this one.
+            # open() returns the lowest free number, which is this one.
             os.open(os.devnull, os.O_WRONLY if number == 0 else os.O_RDONLY)
     sys.stdout = sys.stdout or _writer(1)
     sys.stderr = sys.stderr or _writer(2)
     for stream in (sys.stdout, sys.stderr):
-        # Whatever the locale's encoding, what it lacks is written as an escape.
+        # Characters that the locale's encoding lacks are written as escapes.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
@@ -301,8 +301,8 @@ def _run() -> int:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return _outcome()
     except (GivenUp, KeyboardInterrupt):
-        _fail(INTERRUPTED, "interrupted: left without a verdict; the command may still run")
-        # A thread may be inside the native core, and must not be waited for.
+        _fail(INTERRUPTED, "interrupted: no verdict; the command may still be running")
+        # A thread may be inside the native core: do not wait for it.
         os._exit(INTERRUPTED)
     finally:
         if before is not signal.SIG_IGN:
@@ -320,23 +320,23 @@ def _outcome() -> int:
     except TargetError as error:
         return _fail(TARGET, str(error))
     except (BrokenPipeError, SystemExit):
-        # Both rich and typer make sys.exit(1), which is "leaked", of a broken pipe.
-        return _fail(UNKNOWN, "unknown: the reader of the output went away")
+        # On a broken pipe, rich and typer call sys.exit(1), which would mean "leaked".
+        return _fail(UNKNOWN, "unknown: the reader of the output closed it")
     except UnicodeEncodeError as error:
-        return _fail(USAGE, f"{error.object!r}: not UTF-8, and it must be where no file is named")
+        return _fail(USAGE, f"{error.object!r}: not valid UTF-8; only file names may be anything else")
     except (MemoryError, RecursionError) as error:
-        what = "memory" if isinstance(error, MemoryError) else "stack: what was read is nested too deeply"
+        what = "memory" if isinstance(error, MemoryError) else "stack: the input is nested too deeply"
         return _fail(UNKNOWN, f"unknown: out of {what}")
     except (NativeError, OSError) as error:
         return _fail(UNKNOWN, f"unknown: {error}")
-    except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever crashed it
+    except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever the cause
         what = f"{type(error).__name__}: {error}"
-        return _fail(UNKNOWN, f"unknown: internal error, {what}; LEAKCHECK_DEBUG=1 shows where")
+        return _fail(UNKNOWN, f"unknown: internal error, {what}; set LEAKCHECK_DEBUG=1 for a traceback")
     return code if isinstance(code, int) else 0
 
 
 def _fit_memory() -> None:
-    """Where the address space is limited, keep malloc from reserving 64 MiB of it for each thread (mallopt(3))."""
+    """If the address space is limited, keep malloc from reserving 64 MiB of it per thread (mallopt(3))."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit == resource.RLIM_INFINITY:
         return
@@ -350,7 +350,7 @@ def _fit_memory() -> None:
 
 
 def _fail(code: int, message: str) -> int:
-    # Where stderr itself is closed or full, the code alone has to tell.
+    # If stderr is closed or full, the exit code is the only report.
     with contextlib.suppress(OSError):
         if os.environ.get("LEAKCHECK_DEBUG") == "1":
             traceback.print_exc()
@@ -388,14 +388,14 @@ def _bind(text: str) -> tuple[str, str, bool]:
     read_only = rest[-1:] == ["ro"]
     target = rest[: len(rest) - read_only] or [str(Path(source).absolute())]
     if not source or len(target) != 1 or not target[0].startswith("/"):
-        raise UsageError(f"--bind {text!r}: give SRC, SRC:DST or SRC:DST:ro, DST being absolute")
+        raise UsageError(f"--bind {text!r}: give SRC, SRC:DST or SRC:DST:ro, with an absolute DST")
     return source, target[0], read_only
 
 
 def _bytes(text: str, option: str) -> int:
     found = re.fullmatch(r"(\d+)([KMG]?)", text)
     if found is None:
-        raise UsageError(f"{option} {text!r}: give bytes, as in 1048576, 64M or 1G")
+        raise UsageError(f"{option} {text!r}: give a number of bytes, such as 1048576, 64M or 1G")
     return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
 
 

@@ -1,6 +1,6 @@
-"""Checks an adapter, also somebody else's, against a run of the real sandbox.
+"""Checks an adapter, including third-party ones, against the real sandbox.
 
-``leakcheck check ./mine.toml`` prints what it found. Everything runs in an arena, so that nothing outlives the check.
+``leakcheck check ./mine.toml`` prints the findings. Everything runs in an arena, so that nothing outlives the check.
 """
 
 import shlex
@@ -25,13 +25,13 @@ from leakcheck.trials.session import Session
 __all__ = ["CHECKS", "Finding", "check", "tried"]
 
 CHECKS = ("probe", *BUILTIN, "recovery")
-"""What `check` does, in order."""
+"""The checks that `check` runs, in order."""
 
 _START = 20.0
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one check of `CHECKS` gave; `detail` says what was wrong."""
+    """The result of one check of `CHECKS`; `detail` says what was wrong."""
 
     check: str
     passed: bool
@@ -40,14 +40,14 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def check(target: Target, only: Sequence[str] = CHECKS, *, live: bool = False) -> list[Finding]:
-    """Run the checks `only` of `target` in an arena, and return what each found.
+    """Run the checks `only` of `target` in an arena, and return their findings.
 
-    With `host` they run where the caller is. A crash leaves processes behind where the target does not recover them:
-    only where those cannot matter.
+    With `live` they run on the caller's own host. A crash leaves processes behind if the target does not recover them,
+    so use it only where such processes do no harm.
 
     Raises:
-        UsageError: there is no such check.
-        TargetError: there could be no arena.
+        UsageError: unknown check.
+        TargetError: the arena could not be created.
     """
     unknown = [one for one in only if one not in CHECKS]
     if unknown:
@@ -86,7 +86,7 @@ def _submission(session: Session, submission: Submission) -> str:
     lacks = session.target.adapter.may_lack_signal and reply.signal is None
     if submission.expect_signal is not None and reply.signal != submission.expect_signal and not lacks:
         wrong.append(f"signal {reply.signal} instead of {submission.expect_signal}")
-    return f"{', '.join(wrong)}; it ended with {done.code}: {done.words}" if wrong else ""
+    return f"{', '.join(wrong)}; it exited with {done.code}: {done.words}" if wrong else ""
 
 
 def _recovery(session: Session) -> str:
@@ -108,7 +108,7 @@ def _recovery(session: Session) -> str:
 
 
 def tried(target: Target) -> Availability:
-    """Return the availability of `target`, and find out by the submission ``ok``, in an arena, whether it can run."""
+    """Return the availability of `target`; if it is ready, test it with the submission ``ok`` in an arena."""
     state = target.availability()
     if state.state != "ready":
         return state
@@ -121,6 +121,6 @@ def tried(target: Target) -> Availability:
 if __name__ == "__main__":
     from leakcheck.cli import main
 
-    say(f"python -m leakcheck.conformance is now: leakcheck check {shlex.join(sys.argv[1:])}")
+    say(f"python -m leakcheck.conformance is now called: leakcheck check {shlex.join(sys.argv[1:])}")
     sys.argv[1:1] = ["check"]
     main()

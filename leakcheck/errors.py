@@ -26,11 +26,11 @@ class LeakcheckError(Exception):
 
 
 class NativeError(LeakcheckError):
-    """The machine refused something that the observation cannot do without."""
+    """The machine refused something that the observation needs."""
 
 
 class UsageError(NativeError):
-    """The input is at fault: option, kind, scope, adapter, saved file. The message says what, where and what to do."""
+    """Wrong input: option, kind, scope, adapter, saved file. The message says what is wrong, where, and what to do."""
 
 
 class TargetError(LeakcheckError):
@@ -38,19 +38,19 @@ class TargetError(LeakcheckError):
 
 
 class ArenaError(TargetError):
-    """An arena could not be brought up or taken away; the message says at which step, and nothing is left of it."""
+    """An arena could not be brought up or removed. The message names the failed step; nothing of the arena is left."""
 
 
 class StoppedError(TargetError):
-    """Somebody wanted to end before there was anything to tell."""
+    """The user interrupted before there was any result."""
 
 
 class LateError(TargetError):
-    """A command did not end by its limit and the grace, and was ended: what it leaves is not its own doing alone."""
+    """A command did not end within its limit plus grace, and was killed: its residue is not caused by it alone."""
 
 
 class CompileError(LeakcheckError):
-    """A suite could not be compiled; the message says which, with what, and the compiler's own words."""
+    """A suite could not be compiled; the message names the suite and the compiler, and quotes the compiler's output."""
 
 
 class _ReportError(LeakcheckError):
@@ -64,12 +64,12 @@ class LeakError(_ReportError, AssertionError):
 
 
 class CoverageError(_ReportError):
-    """The verdict is unknown: something that was asked for could not be looked at. `report` tells what and why."""
+    """The verdict is unknown: something requested could not be observed. `report` holds what and why."""
 
 
 class LeakcheckWarning(UserWarning):
-    """Something could not be looked at, or an allow rule matched nothing."""
+    """Something could not be observed, or an allow rule matched nothing."""
 
 
 class GivenUp(BaseException):
-    """A second SIGINT: leave at once. No `Exception`, so that nothing takes it for a failure of the check."""
+    """A second SIGINT: quit at once. Not an `Exception`, so that no handler treats it as a failed check."""

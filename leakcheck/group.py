@@ -1,8 +1,8 @@
-"""The process group that a guarded command has for itself, and its dealings with the terminal.
+"""The process group of the guarded command, and its use of the terminal.
 
-``kill 0`` in the command reaches that group and not us (kill(2)). Where there is a terminal, the shell gave it to our
-group: the command gets it when it reads from it, as a job that is brought to the foreground does, and gives it back
-when it stops or ends (credentials(7), tcsetpgrp(3)).
+``kill 0`` in the command reaches that group and not us (kill(2)). If there is a terminal, the shell gave it to our
+group. The command gets it when it reads from it, like a job brought to the foreground, and returns it when it stops or
+ends (credentials(7), tcsetpgrp(3)).
 """
 
 import contextlib
@@ -16,10 +16,10 @@ __all__ = ["Group", "suspend"]
 
 
 class Group:
-    """A process group without members yet.
+    """A process group that has no members yet.
 
-    Its leader is a process that has ended and is waited for last: then no other group can get the number meanwhile,
-    and the command is no leader, for which setsid(2) would fail. Where there is no shell, the command leads it.
+    Its leader is a process that has exited and is reaped last, so that no other group can get the number until then and
+    the command is not the leader, for which setsid(2) would fail. Without a shell, the command is the leader.
     """
 
     def __enter__(self) -> Self:
@@ -42,7 +42,7 @@ class Group:
             self._leader.wait()
 
     def joined(self, pid: int) -> None:
-        """Take note of the command's process id; it has not been waited for."""
+        """Record the command's process id; it is not reaped yet."""
         self.id = self.id or pid
 
     def send(self, number: int) -> None:
@@ -50,11 +50,11 @@ class Group:
         os.killpg(self.id, number)
 
     def stopped(self, pid: int) -> None:
-        """If the command is stopped over the terminal, give it the terminal, or stop as well if we have not got it."""
+        """If the command stopped because of the terminal, give it the terminal; if we do not have it, stop as well."""
         try:
             found = os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
         except ChildProcessError:
-            # It has ended: of that alone is there something to wait for (waitid(2)).
+            # It has exited: only then is there something to wait for (waitid(2)).
             return
         if found is None or found.si_status not in (signal.SIGTTIN, signal.SIGTTOU, signal.SIGTSTP):
             return
@@ -64,10 +64,10 @@ class Group:
                 _give(terminal, os.getpgrp())
             wants = found.si_status != signal.SIGTSTP
             if not wants or _foreground(terminal) != os.getpgrp():
-                # What the terminal would have sent to all of us; where it did, the others have got it already.
+                # The signal that the terminal would have sent to all of us; if it did, the others already got it.
                 went_on = suspend(found.si_status, os.getpid() if not wants and not had else 0)
                 if wants and not went_on:
-                    # No shell of ours takes care of jobs, and a stopped one would stay so (setpgid(2)).
+                    # There is no shell with job control, so a stopped job would stay stopped (setpgid(2)).
                     self.send(signal.SIGHUP)
             if (wants or had) and _foreground(terminal) == os.getpgrp():
                 self.had_terminal = True
@@ -76,16 +76,16 @@ class Group:
 
 
 def suspend(number: int, target: int) -> bool:
-    """Stop this process, or with 0 all of its group, and return when it goes on; False if it could not be stopped.
+    """Stop this process, or with 0 its whole group; return when it continues, or False if it could not be stopped.
 
-    The shell has the terminal meanwhile. A group without a shell cannot be stopped (signal(7), orphaned groups).
+    The shell has the terminal until then. A group without a shell cannot be stopped (signal(7), orphaned groups).
     """
     continued: list[int] = []
     before = signal.signal(signal.SIGCONT, lambda number, _: continued.append(number))
     default = signal.signal(number, signal.SIG_DFL)
     try:
         os.kill(target, number)
-        # The signal that continued us is taken by now, and its handler runs before the next call returns.
+        # The signal that continued us is delivered by now; its handler runs before the next call returns.
         signal.sigpending()
     finally:
         signal.signal(number, default)
@@ -105,7 +105,7 @@ def _foreground(terminal: int | None) -> int | None:
 def _give(terminal: int | None, group: int) -> None:
     if terminal is None:
         return
-    # Who is in the background and not immune is stopped by this call (tcsetpgrp(3)).
+    # A background process that does not ignore or block SIGTTOU is stopped by this call (tcsetpgrp(3)).
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
     try:
         with contextlib.suppress(OSError):

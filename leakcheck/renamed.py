@@ -1,4 +1,4 @@
-"""Old words of adapters, options and results: they are still read, with a warning that names the new one."""
+"""Old names in adapters, options and results: they are still read, with a warning that gives the new name."""
 
 import warnings
 from collections.abc import Mapping
@@ -10,23 +10,23 @@ __all__ = ["RenamedWarning", "notify_renamed", "with_new_names"]
 
 
 class RenamedWarning(FutureWarning):
-    """An old word was read; it will not be for ever."""
+    """An old name was read; support for it will end."""
 
 
 def notify_renamed(where: str, old: str, new: str) -> None:
-    """Warn that `old` is called `new` now; `where` names the file or command."""
-    warnings.warn(f"{where}: {old} is called {new} now", RenamedWarning, stacklevel=2)
+    """Warn that `old` is now called `new`; `where` names the file or command."""
+    warnings.warn(f"{where}: {old} is now called {new}", RenamedWarning, stacklevel=2)
 
 
 def with_new_names(table: dict[str, Any], names: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Return `table` with its keys as they are called now, by `names` (old → new).
+    """Return `table` with its keys renamed by `names` (old → new).
 
     Raises:
-        UsageError: a key is there under both names.
+        UsageError: a key is present under both names.
     """
     for old, new in names.items():
         if old in table:
             if new in table:
-                raise UsageError(f"{where}: {old} is called {new} now; give one of the two")
+                raise UsageError(f"{where}: {old} is now called {new}; give one of the two")
             notify_renamed(where, old, new)
     return {names.get(key, key): value for key, value in table.items()}

@@ -1,4 +1,4 @@
-"""Observe, compare, and verify that nothing is left since an observation."""
+"""Take snapshots, compare them, and verify that nothing is left since a snapshot."""
 
 import gc
 import os
@@ -23,20 +23,20 @@ def snapshot(
     include_self: bool = True,
     arena: InArena | None = None,
 ) -> Snapshot:
-    """Observe once; the GIL is released meanwhile.
+    """Take a snapshot; the GIL is released while it runs.
 
     Args:
         scope: ``"host"``, ``"cgroup:PATH"`` or ``"tree:PID"``.
-        kinds: what to look at; None is every kind that the scope can delimit.
-        roots: directories whose files count; None is `DEFAULT_ROOTS`.
+        kinds: kinds to observe; None means every kind that the scope can delimit.
+        roots: directories to check for files; None means `DEFAULT_ROOTS`.
         lock_files: paths at which lock files are expected.
-        threads: how many threads read /proc; 0 chooses by the number of CPUs.
-        include_self: whether this process's own descriptors count; in an arena they do not.
-        arena: the disposable host to look at, all of it, instead of `scope` and `roots`.
+        threads: number of threads that read /proc; 0 chooses by the number of CPUs.
+        include_self: whether to include this process's own descriptors; in an arena they are never included.
+        arena: the disposable host to observe completely, instead of `scope` and `roots`.
 
     Raises:
         UsageError: unknown kind or scope, dead process, missing cgroup or root.
-        NativeError: the machine refused something that the observation cannot do without.
+        NativeError: the machine refused something that the observation needs.
     """
     return _native.snapshot(
         scope=scope,
@@ -50,10 +50,10 @@ def snapshot(
 
 
 def diff(before: Snapshot, after: Snapshot, *, allow: Allow = None) -> Report:
-    """Compare two snapshots of one boot by identity; pure, nothing settles.
+    """Compare two snapshots of one boot by identity; pure, without settling.
 
     Raises:
-        UsageError: the snapshots are of different boots, scopes or kinds, or an allow rule is wrong.
+        UsageError: the snapshots have different boots, scopes or kinds, or an allow rule is wrong.
     """
     return Report.from_json(_native.diff(before, after, allow=to_toml(allow)))
 
@@ -66,15 +66,15 @@ def verify_none(
     on_unknown: OnUnknown = "raise",
     include_self: bool = True,
 ) -> Report:
-    """Verify that nothing is there that `since` had not; return the report if so.
+    """Verify that nothing exists now that is not in `since`; return the report if so.
 
-    Garbage is collected first, then the residue has `settle` seconds (0 to 3600) to go away. Without a guard around it
-    nothing is known of who made what, so on a busy machine name the kinds or the scope in `snapshot`. `include_self`
-    must be as it was there.
+    Garbage is collected first; then the residue has `settle` seconds (0 to 3600) to go away. Without a guard, nothing
+    is known about who made what, so on a busy machine restrict the kinds or the scope in `snapshot`. `include_self`
+    must be the same as in `since`.
 
     Raises:
         LeakError: something is left; its message lists it.
-        CoverageError: not everything could be looked at, unless `on_unknown` is ``"warn"`` or ``"ignore"``.
+        CoverageError: not everything could be observed, unless `on_unknown` is ``"warn"`` or ``"ignore"``.
         UsageError, NativeError: as `snapshot` and `diff` do.
     """
     gc.collect()

@@ -1,4 +1,4 @@
-"""What each command of `leakcheck` does; each returns its exit code. `leakcheck.cli` parses the command line."""
+"""The commands of `leakcheck`; each returns its exit code. `leakcheck.cli` parses the command line."""
 
 from leakcheck.report import Verdict
 

@@ -1,4 +1,4 @@
-"""The command of each campaign, made of its options: progress on stderr, the result printed and saved."""
+"""The command of each campaign, built from its options: progress on stderr, the result printed and saved."""
 
 import contextlib
 import functools
@@ -32,7 +32,7 @@ from leakcheck.warden import shutdown
 __all__ = ["command_of", "run_campaign"]
 
 _PATIENCE = 50
-"""How many seconds longer than a command running trials may take to end after we were asked to end."""
+"""Extra seconds, beyond a single command's, that running trials have to end after we were asked to end."""
 
 
 def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Callable[..., None]:
@@ -71,7 +71,7 @@ def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Calla
 
 
 def _fields(options: type[Options]) -> Iterator[tuple[str, tuple[Any, Option]]]:
-    """Yield the fields that are options of the command line with their types, the campaign's own first."""
+    """Yield the fields that are command line options, with their types; the campaign's own come first."""
     hints = get_type_hints(options, include_extras=True)
     for owner in options.__mro__:
         for name in inspect.get_annotations(owner):
@@ -83,7 +83,7 @@ def _fields(options: type[Options]) -> Iterator[tuple[str, tuple[Any, Option]]]:
 def run_campaign(
     campaign: Campaign[Any, Any], target: Target, options: Options, output: Path | None, *, as_json: bool
 ) -> int:
-    """Run the campaign; the exit code is the verdict's, 1 where a `strict` one failed, 130 when interrupted."""
+    """Run the campaign; the exit code is the verdict's, 1 if a `strict` campaign failed, 130 if interrupted."""
     options.check()
     progress = _Progress(target.name, campaign.unit, options)
     with output_to(output) as place, Interrupts() as interrupts:
@@ -93,7 +93,7 @@ def run_campaign(
         except StoppedError as stopped:
             progress.end()
             shutdown()
-            say(f"{stopped}, so there is no result")
+            say(f"{stopped}: no result")
             return INTERRUPTED
         finally:
             progress.end()
@@ -105,7 +105,7 @@ def run_campaign(
 
 
 class _Progress(Ui):
-    """One line that is written over on a terminal; elsewhere a line every ten seconds."""
+    """A progress line: rewritten in place on a terminal, a new line every ten seconds elsewhere."""
 
     def __init__(self, name: str, unit: str, options: Options) -> None:
         self._name, self._unit = name, unit
@@ -134,7 +134,7 @@ class _Progress(Ui):
         self._write(f"{count}{f'/{self._wanted}' if self._wanted else ''}{left}: {counts}")
 
     def finishing(self, running: int) -> None:
-        """Show that `running` more are waited for."""
+        """Show that the campaign waits for `running` more."""
         self._write(f"interrupted: waiting for {running} running {self._unit}; press Ctrl-C again to quit now")
 
     def log(self, text: str) -> None:
@@ -146,14 +146,14 @@ class _Progress(Ui):
         try:
             print(f"{begin}leakcheck: {printable(f'{self._name}: {text}')}", end=end, file=sys.stderr, flush=True)
         except BrokenPipeError:
-            # Somebody has read enough.
+            # The reader has closed the pipe.
             raise
         except OSError:
-            # Closed, or full: the result goes elsewhere, or its printing fails and says so.
+            # stderr is closed or full. The result goes elsewhere, or printing it fails with a message.
             return
 
     def end(self) -> None:
-        """Take the line away."""
+        """Erase the line."""
         if self._terminal:
             with contextlib.suppress(OSError):
                 print("\r\x1b[2K", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""``leakcheck check``: does an adapter hold against the real sandbox?"""
+"""``leakcheck check``: does an adapter match its real sandbox?"""
 
 import msgspec
 from rich.console import Console
@@ -14,7 +14,7 @@ __all__ = ["check"]
 
 
 def check(target: Target, *, as_json: bool) -> int:
-    """Run every check of the target's adapter and print what each found; 1 where one failed, 130 when interrupted.
+    """Run every check of the target's adapter and print the results; 1 if one failed, 130 if interrupted.
 
     Raises:
         TargetError: the target cannot be run here.
@@ -23,7 +23,7 @@ def check(target: Target, *, as_json: bool) -> int:
     try:
         findings = checked(target)
     except KeyboardInterrupt:
-        say("interrupted, so there is no result")
+        say("interrupted: no result")
         return INTERRUPTED
     if as_json:
         about = {"schema": "leakcheck.check/1", "target": target.name, "version": target.version()}

@@ -1,4 +1,4 @@
-"""``leakcheck --demo-leak``: a real leak to look at, planted by mkleak and taken away again."""
+"""``leakcheck --demo-leak``: a real leak, planted by mkleak, reported and removed."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ from leakcheck.subprocesses import Interrupts
 
 __all__ = ["demo"]
 
-# mkleak's code for "this plant can't exist here", with the reason on stderr.
+# mkleak's exit code for "this plant cannot exist here"; the reason is on stderr.
 _NOT_HERE = 77
 _READY_SECONDS = 30.0
-# The plants that say most about their kind; the others of the kind are tried after them.
+# The plants that show their kind best; the other plants of the kind are tried after them.
 _FIRST = (
     "orphan",
     "file-temp",
@@ -37,17 +37,17 @@ _FIRST = (
 
 
 def demo(name: str, options: GuardOptions) -> int:
-    """Plant a leak of the kind or plant called `name`, report it as a guarded command's, and take it away again."""
+    """Plant a leak of the kind or plant called `name`, report it like a guarded command's leak, and remove it."""
     shown = _demo_of(name)
     observe = dict(options.observe)
     if observe["kinds"] is None:
-        # A leaked process' descriptors are folded into it, so where they are the point they are looked at alone.
+        # The report folds a leaked process's descriptors into it, so a demo of descriptors observes only these.
         observe["kinds"] = shown.kind if shown.kind in ("fd", "lockfile", "process") else f"process,{shown.kind}"
 
     with contextlib.ExitStack() as stack:
         directory = None
         if shown.kind == "lockfile":
-            # A lock file is looked for only where it is declared, and mkleak's name holds its own pid.
+            # Lock files are checked only at declared paths, and mkleak puts its own pid into the name.
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="leakcheck-demo-"))
             observe["lock_files"] = [*observe["lock_files"], directory]
 
@@ -55,13 +55,13 @@ def demo(name: str, options: GuardOptions) -> int:
         def plant(env: Mapping[str, str], _: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
             with _planted(shown, env, directory, options.arena) as plant:
                 yield ["mkleak", plant], None
-            say(f"demo over: mkleak took its leak ({plant}) away again")
+            say(f"demo over: mkleak removed its leak ({plant})")
 
         return guarded(plant, replace(options, observe=observe))
 
 
 class _Demo(NamedTuple):
-    """What to show: one kind of leak, and the plants that make one."""
+    """One demonstration: a kind of leak, and the plants that make one."""
 
     kind: str
     plants: Sequence[str]
@@ -71,7 +71,7 @@ def _demo_of(name: str) -> _Demo:
     """Return the demonstration called `name`: a kind, or one of mkleak's plants.
 
     Raises:
-        UsageError: there is no such kind and no such plant.
+        UsageError: no kind and no plant has this name.
     """
     try:
         listed = subprocess.run(
@@ -92,9 +92,9 @@ def _demo_of(name: str) -> _Demo:
 def _planted(
     demo: _Demo, env: Mapping[str, str], directory: str | None = None, arena: Arena | None = None
 ) -> Generator[str, None, None]:
-    """Yield the name of the plant that was made, in `directory` if it is a file; take the leak away afterwards.
+    """Plant a leak, in `directory` if it is a file; yield the plant's name; remove the leak afterwards.
 
-    mkleak cleans up at the end of its stdin, so the leak goes even when this process is killed.
+    mkleak cleans up at end of file on stdin, so the leak is removed even when this process is killed.
 
     Raises:
         TargetError: none of the plants can exist on this machine, or one failed.
@@ -113,7 +113,7 @@ def _planted(
 def _mkleak(
     plant: str, env: Mapping[str, str], directory: str | None, arena: Arena | None
 ) -> Generator[tuple[subprocess.Popen[bytes] | Process, str], None, None]:
-    """Yield mkleak and the first line that it says: READY, or why not."""
+    """Yield mkleak and its first line of output: READY, or the reason why not."""
     stdin, orders = os.pipe2(os.O_CLOEXEC)
     answers, stdout = os.pipe2(os.O_CLOEXEC)
     try:
@@ -130,7 +130,7 @@ def _mkleak(
         try:
             yield mkleak, _first_line(answers)
         finally:
-            # The end of its stdin is the order to clean up.
+            # End of file on its stdin tells mkleak to clean up.
             os.close(orders)
             mkleak.wait()
     finally:
@@ -138,13 +138,13 @@ def _mkleak(
 
 
 def _first_line(answers: int) -> str:
-    # Not to the end of the pipe: a planted process may hold it open.
+    # Do not read to the end of the pipe: a planted process may hold it open.
     said = b""
     readable = select.poll()
     readable.register(answers, select.POLLIN)
     while b"\n" not in said:
         if not readable.poll(_READY_SECONDS * 1000):
-            raise TargetError(f"plant a leak: mkleak said nothing for {_READY_SECONDS:.0f} s")
+            raise TargetError(f"plant a leak: no output from mkleak for {_READY_SECONDS:.0f} s")
         if not (chunk := os.read(answers, 65536)):
             break
         said += chunk

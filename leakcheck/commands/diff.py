@@ -26,8 +26,8 @@ def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, 
 
 
 def _own_rules(files: Sequence[Path], later: _native.Snapshot) -> list[AllowRule]:
-    """Rules for the saved snapshots themselves, where they lie in a root that the later one looked at."""
+    """Allow rules for the saved snapshot files, if they are in a root that the later snapshot observed."""
     seen = {resource.get("path") for resource in later.resources("file")} if "file" in later.kinds else set()
     absolute = [str(file.resolve()) for file in files]
-    reason = "a saved snapshot, which this comparison reads"
+    reason = "a saved snapshot that this comparison reads"
     return [AllowRule("file", {"path": glob.escape(path)}, reason=reason) for path in absolute if path in seen]

@@ -1,4 +1,4 @@
-"""``leakcheck doctor``: what this machine and user can and cannot see, and how to get more."""
+"""``leakcheck doctor``: what this user can and cannot observe on this machine, and how to get more."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -55,7 +55,7 @@ class _Examination(msgspec.Struct, frozen=True):
 
 
 def doctor(observe: Mapping[str, Any], *, as_json: bool) -> int:
-    """Examine the machine and print what was found; always 0, whatever it is."""
+    """Examine the machine and print the findings; always returns 0."""
     text = _native.doctor(**observe)
     if as_json:
         print_json(text)
@@ -71,9 +71,9 @@ def _print(found: _Examination, console: Console) -> None:
     capabilities = len(found.user.capabilities)
     say(f"kernel {found.kernel}, uid {found.user.uid} with {capabilities} capabilities, cgroups {found.cgroups}")
     if not found.container.initial_pid_namespace:
-        say(("in a container's pid namespace: processes outside are not seen", "yellow"))
+        say(("in a container's pid namespace: processes outside it are not visible", "yellow"))
     if not found.container.initial_user_namespace:
-        say(("in a user namespace: capabilities count for less", "yellow"))
+        say(("in a user namespace: capabilities are limited to it", "yellow"))
     for hint in found.container.hints:
         say(("looks like a container: ", "yellow"), hint)
     for kind, finding in found.kinds.items():
@@ -81,7 +81,7 @@ def _print(found: _Examination, console: Console) -> None:
     for source in found.sources:
         if source.level != "full":
             say(f"source {source.name} ", *coverage(source.level, source.reason, source.fix))
-    say(("sources in full: ", "dim"), ", ".join(source.name for source in found.sources if source.level == "full"))
+    say(("full sources: ", "dim"), ", ".join(source.name for source in found.sources if source.level == "full"))
     for refusal in found.unreadable:
         say(("unreadable ", "yellow"), f"process {refusal.pid} ({refusal.comm}): {refusal.what}")
     style = "green" if found.guard.verdict == "clean" else "yellow"

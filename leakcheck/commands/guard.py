@@ -27,13 +27,13 @@ from leakcheck.subprocesses import Interrupts, in_background, run
 
 __all__ = ["Action", "GuardOptions", "guard", "guarded", "shows"]
 
-# What is guarded: given the environment, it yields the command line and its exit code, and ends what it began on exit.
+# The guarded action: takes the environment, yields the command line and its exit code, and cleans up on exit.
 Action: TypeAlias = Callable[[Mapping[str, str], Interrupts], AbstractContextManager[tuple[list[str], int | None]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuardOptions:
-    """The options of ``leakcheck guard``; `observe` are the native guard's own, `settle_ms` is in milliseconds."""
+    """The options of ``leakcheck guard``; `observe` are those of the native guard, `settle_ms` is in milliseconds."""
 
     observe: Mapping[str, Any]
     allow: Path | None = None
@@ -76,25 +76,25 @@ def guarded(action: Action, options: GuardOptions) -> int:
                     try:
                         text = _recovered(watched, options, env, interrupts)
                     except TargetError:
-                        # What the run itself left is known all the same.
+                        # The residue of the run itself is already known.
                         _deliver(text, exit_code, options, output)
                         raise
                 code = _deliver(text, exit_code, options, output)
         finally:
-            # After a second Ctrl-C a thread may still settle with the guard, and abandoning waits for that.
+            # After a second Ctrl-C, a thread may still be settling with the guard, and abandon() would wait for it.
             if not isinstance(sys.exception(), GivenUp):
                 watched.abandon()
     if interrupts.seen():
         return INTERRUPTED
-    # Whatever does not end is there, though no look took it for the run's.
+    # A process that does not end is residue, even if no observation attributed it to the run.
     return UNKNOWN if left and Report.from_json(text).verdict == "clean" else code
 
 
 @contextlib.contextmanager
 def _arena(options: GuardOptions, left: list[str]) -> Generator[dict[str, Any], None, None]:
-    """Bring the arena up, if the command is to run in one; yield what the native guard needs to look into it.
+    """Bring the arena up, if the command runs in one; yield what the native guard needs to observe it.
 
-    What could not be taken away in the end is told and appended to `left`: by then the verdict is out.
+    If the arena cannot be removed at the end, the error is logged and appended to `left`: the verdict is out by then.
     """
     if (arena := options.arena) is None:
         yield {}
@@ -106,7 +106,7 @@ def _arena(options: GuardOptions, left: list[str]) -> Generator[dict[str, Any], 
         finally:
             ready()
     try:
-        # Any other process of the machine may make a key: what nothing ties to the arena is set apart.
+        # Any process of the machine may create a key, so those that nothing ties to the arena are listed separately.
         yield {"arena": arena.view, "attributed_only": True}
     finally:
         if options.keep:
@@ -115,13 +115,13 @@ def _arena(options: GuardOptions, left: list[str]) -> Generator[dict[str, Any], 
             arena.down()
         except ArenaError as error:
             left.append(str(error))
-            say(f"taking the arena away: {error}; leakcheck's next start tries it again")
+            say(f"remove the arena: {error}; the next start of leakcheck tries again")
 
 
 def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, str], interrupts: Interrupts) -> str:
     recover = options.recover or ""
     started = run if options.arena is None else functools.partial(run_in_arena, options.arena)
-    # Its output is no output of the guarded command's, so it goes to stderr as ours does.
+    # Its output is not the guarded command's, so it goes to stderr like ours.
     stderr = sys.stderr.fileno()
     code = started(["/bin/sh", "-c", recover], env, interrupts, stdin=subprocess.DEVNULL, stdout=stderr)
     if code != 0:
@@ -141,7 +141,7 @@ def _deliver(text: str, exit_code: int | None, options: GuardOptions, output: Ou
 
 @contextlib.contextmanager
 def _progress(phase: str) -> Generator[None, None, None]:
-    """Show `phase` on a terminal meanwhile. No animation: its thread and its hidden cursor would outlive a SIGKILL."""
+    """Show `phase` on a terminal while it lasts. No animation: a SIGKILL would leave the cursor hidden."""
     if not sys.stderr.isatty():
         yield
         return
@@ -155,10 +155,10 @@ def _progress(phase: str) -> Generator[None, None, None]:
 
 
 def _shown(argument: str) -> str:
-    # An argument need not be UTF-8 (execve(2)), but JSON must.
+    # An argument need not be valid UTF-8 (execve(2)), but JSON must be.
     return os.fsencode(argument).decode("utf-8", "backslashreplace")
 
 
 def shows(report: Report) -> Callable[[], None]:
-    """Return what shows the report to people, on stderr."""
+    """Return the function that prints the report on stderr."""
     return lambda: print_report(report, Console(stderr=True))

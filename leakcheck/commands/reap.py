@@ -25,7 +25,7 @@ class _Action(msgspec.Struct, frozen=True):
 
 
 def reap(file: Path, *, apply: bool, as_json: bool) -> int:
-    """Remove, or without `apply` only say what would be removed; 1 when something could not be, else 0."""
+    """Remove the leaks, or without `apply` only list them; return 1 if something could not be removed, else 0."""
     report = _native.read_input("report", file, own=True)
     text = _native.reap(_of_campaign(report, file) or report, str(file), apply=apply)
     actions = msgspec.json.decode(text, type=list[_Action])
@@ -42,7 +42,7 @@ class _Campaign(msgspec.Struct):
 
 
 def _of_campaign(text: str, file: Path) -> str | None:
-    """Return the report within a campaign's result; None if `text` is none."""
+    """Return the report inside a campaign's result; None if `text` is not a campaign's result."""
     try:
         campaign = msgspec.json.decode(text, type=_Campaign)
     except (msgspec.MsgspecError, RecursionError):
@@ -50,7 +50,7 @@ def _of_campaign(text: str, file: Path) -> str | None:
     if campaign.schema != CAMPAIGN:
         return None
     if bytes(campaign.report) == b"null":
-        raise UsageError(f"reap {file}: this campaign ran in arenas, which left nothing on the host")
+        raise UsageError(f"reap {file}: this campaign ran in arenas and left nothing on the host")
     return bytes(campaign.report).decode()
 
 
@@ -68,4 +68,4 @@ def _print(actions: list[_Action], console: Console, *, apply: bool) -> None:
     if not actions:
         console.print("nothing to remove: the report lists no leak", soft_wrap=True)
     elif not apply and waiting:
-        console.print(f"nothing was removed: add --yes to remove {waiting} of {len(actions)}", soft_wrap=True)
+        console.print(f"dry run: add --yes to remove {waiting} of {len(actions)}", soft_wrap=True)

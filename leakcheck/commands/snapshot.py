@@ -1,4 +1,4 @@
-"""``leakcheck snapshot``: observe once."""
+"""``leakcheck snapshot``: take one snapshot."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +15,7 @@ __all__ = ["snapshot"]
 
 
 def snapshot(observe: Mapping[str, Any], output: Path | None, *, as_json: bool) -> int:
-    """Take a snapshot: into a file, as JSON on stdout, or as a table of what was seen."""
+    """Take a snapshot; save it to a file, or print it as JSON or as a table."""
     with output_to(output) as place:
         taken = _native.snapshot(**observe)
         if place is not None:

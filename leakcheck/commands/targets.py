@@ -1,4 +1,4 @@
-"""``leakcheck targets``: which sandboxes there are adapters for, and which can run here."""
+"""``leakcheck targets``: which sandboxes have adapters, and which of them can run here."""
 
 import concurrent.futures
 import os
@@ -29,8 +29,8 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 def targets(*, as_json: bool) -> int:
-    """Try each target with one submission and print what was found; always 0, whatever it is."""
-    # Two tries at a time a processor would make each look slow, and one is mostly waiting.
+    """Try each target with one submission and print the results; always returns 0."""
+    # One try per CPU at a time: two would slow down every observation, and a single try mostly waits.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         entries = list(pool.map(_entry, builtin()))
     if as_json:
@@ -58,4 +58,4 @@ def _print(entries: list[_Entry], console: Console) -> None:
             hint = f"; {entry.hint}" if entry.hint else ""
             console.print(line(" " * 19, entry.reason, (hint, "dim")), soft_wrap=True)
     ready = sum(entry.state == "ready" for entry in entries)
-    console.print(line(f"{ready} of {len(entries)} can be run here"), soft_wrap=True)
+    console.print(line(f"{ready} of {len(entries)} can run here"), soft_wrap=True)

@@ -98,9 +98,9 @@ def test_a_working_directory_that_an_arena_has_anew_is_told_with_what_to_do(tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--keep", "--", "true"], "are an arena's: give --arena too"),
-        (["--arena", "--scope", "tree:1", "--", "true"], "--arena: all of an arena is looked at"),
-        (["--arena", "--size", "much", "--", "true"], "--size 'much': give bytes"),
+        (["--keep", "--", "true"], "need --arena"),
+        (["--arena", "--scope", "tree:1", "--", "true"], "--arena: the whole arena is observed"),
+        (["--arena", "--size", "much", "--", "true"], "--size 'much': give a number of bytes"),
         (["--arena", "--network", "none", "--", "true"], "network 'none': give 'own' or 'host'"),
         (["--arena", "--bind", "/etc:x", "--", "true"], "--bind '/etc:x': give SRC"),
         (["--arena", "--bind", "/nosuch", "--", "true"], "bind /nosuch: no such file"),

@@ -276,7 +276,7 @@ def test_ctrl_c_before_the_first_trial_ends_at_once_with_one_line(tmp_path: Path
         campaign.send_signal(signal.SIGINT)
         _, said = campaign.communicate(timeout=PATIENCE)
     assert campaign.returncode == 130
-    assert said == "leakcheck: made: interrupted before the first trial, so there is no result\n"
+    assert said == "leakcheck: made: interrupted before the first trial: no result\n"
 
 
 @pytest.mark.parametrize(

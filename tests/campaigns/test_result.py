@@ -45,8 +45,8 @@ def test_a_result_of_the_old_words_is_read_with_warnings_that_name_the_new_ones(
         assert Result.from_json(old, "old.json") == Result.from_json(json.dumps(NEW))
     said = {str(one.message) for one in warned}
     assert {
-        "old.json: phases_ms is called timing_ms now",
-        "old.json: findings: reclaimed is called recovered now",
+        "old.json: phases_ms is now called timing_ms",
+        "old.json: findings: reclaimed is now called recovered",
     } <= said
 
 

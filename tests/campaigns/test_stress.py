@@ -399,7 +399,7 @@ def test_the_old_plan_option_is_read_with_a_warning_that_names_the_new_one() -> 
     words = ["--target", "bwrap", "--plan", "cobol/hello"]
     done = subprocess.run([*STRESS, *words], capture_output=True, text=True, timeout=60, check=False)
     warning, error = done.stderr.splitlines()
-    assert warning == "leakcheck: warning: stress: --plan is called --submission now"
+    assert warning == "leakcheck: warning: stress: --plan is now called --submission"
     assert error.startswith("leakcheck: submission 'cobol/hello': unknown language")
     assert done.returncode == 2
 

@@ -80,7 +80,7 @@ def test_a_frozen_cgroup_is_reported_and_goes(case: Callable[..., Any]) -> None:
     seen = case(*GUARD, "--bind", "{frozen.sh}:/mnt/frozen.sh:ro", "--", "sh", "/mnt/frozen.sh")
     assert seen.code == 1
     assert "process 4 (sleep)" in seen.text and "cgroup freezer /pb-frozen" in seen.text
-    assert "taking the arena away" not in seen.text
+    assert "remove the arena" not in seen.text
 
 
 @v1
@@ -209,6 +209,6 @@ def test_what_hangs_in_the_kernel_is_waited_for_in_bounds_and_named(case: Callab
     begun = time.monotonic()
     seen = case("unshare", *own, "sh", "-c", script, timeout=60)
     assert seen.exits[-1] == 1, seen.text
-    assert "taking the arena away: arena: SIGKILL did not end" in seen.text and "(stat, D)" in seen.text, seen.text
-    assert seen.text.index("leaked,") < seen.text.index("taking the arena away")
+    assert "remove the arena: arena: SIGKILL did not end" in seen.text and "(stat, D)" in seen.text, seen.text
+    assert seen.text.index("leaked,") < seen.text.index("remove the arena")
     assert time.monotonic() - begun < 30

@@ -290,7 +290,7 @@ class TestHungFileSystems:
     def test_an_output_on_one_is_refused_before_the_command_runs(self, case: Case, tmp_path: Path) -> None:
         script = '$fuse "$M" hang; $guard -o "$M/report" -- touch "$1/ran"; echo "exit $?"'
         outcome = self.bounded(case, tmp_path, script)
-        assert exits(outcome) == [2] and "does not answer" in outcome.text, outcome.text
+        assert exits(outcome) == [2] and "does not respond" in outcome.text, outcome.text
         assert not (tmp_path / "ran").exists()
 
     def test_one_that_the_run_mounts_over_a_parent_is_a_leaked_mount(self, case: Case, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ class TestDemo:
         done = leakcheck("--demo-leak", name)
         assert done.returncode == 1, done.stderr
         assert "leaked" in done.stderr
-        assert "took its leak" in done.stderr.splitlines()[-1]
+        assert "removed its leak" in done.stderr.splitlines()[-1]
 
     def test_a_plant_goes_when_leakcheck_is_killed(self, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "leakcheck", "guard", "--demo-leak", "file-temp", "--settle", "600"]
@@ -355,7 +355,7 @@ class TestCrashes:
         assert done.returncode == 3
         assert (
             done.stderr
-            == "leakcheck: unknown: internal error, ZeroDivisionError: boom; LEAKCHECK_DEBUG=1 shows where\n"
+            == "leakcheck: unknown: internal error, ZeroDivisionError: boom; set LEAKCHECK_DEBUG=1 for a traceback\n"
         )
         told = leakcheck("guard", *QUICK, "--", "true", env={**environment, "LEAKCHECK_DEBUG": "1"})
         assert told.returncode == 3

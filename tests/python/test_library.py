@@ -128,7 +128,7 @@ class TestGuard:
 
     def test_entered_twice_is_an_error_of_the_caller(self) -> None:
         guarded = guard(**FD)
-        with guarded, pytest.raises(RuntimeError, match="entered already"), guarded:
+        with guarded, pytest.raises(RuntimeError, match="already entered"), guarded:
             pass
 
 

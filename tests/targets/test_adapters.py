@@ -233,10 +233,10 @@ def test_the_old_words_of_an_adapter_are_read_with_a_warning_that_names_the_new_
     assert target.adapter == with_status(tmp_path, META).adapter
     where = f"adapter {tmp_path}/mine.toml: status: "
     assert [str(one.message).removeprefix(where) for one in warned] == [
-        "verdict is called status now",
-        "verdicts is called statuses now",
+        "verdict is now called status",
+        "verdicts is now called statuses",
     ]
-    with pytest.raises(UsageError, match="verdict is called status now; give one of the two"):
+    with pytest.raises(UsageError, match="verdict is now called status; give one of the two"):
         with_status(tmp_path, META + 'verdict = "status"')
 
 

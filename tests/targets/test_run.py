@@ -130,4 +130,4 @@ def test_ctrl_c_ends_the_check_with_130_and_one_line(tmp_path: Path) -> None:
         wait_until("the target runs", lambda: runs_below(checking.pid, ["sleep", "6000"]))
         checking.send_signal(signal.SIGINT)
         _, said = checking.communicate(timeout=PATIENCE)
-    assert (checking.returncode, said) == (130, "leakcheck: interrupted, so there is no result\n")
+    assert (checking.returncode, said) == (130, "leakcheck: interrupted: no result\n")
