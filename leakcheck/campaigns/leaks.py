@@ -12,7 +12,7 @@ import msgspec
 from injectors import NORMAL, Plan
 from injectors.timed import KILLS, Kill, kill_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
-from leakcheck.campaigns.criteria import at_most, count, leak_rate, stated, zero
+from leakcheck.campaigns.criteria import at_most, count, leak_rate, reached, stated, zero
 from leakcheck.campaigns.findings import finding_id, replay_line, replay_words, residue
 from leakcheck.campaigns.result import Finding
 from leakcheck.campaigns.trial_campaign import TrialCampaign
@@ -115,6 +115,7 @@ class Leaks(TrialCampaign[LeaksOptions]):
             zero("wedged"),
             zero("false-status"),
             zero("unknown"),
+            reached(),
             stated("trials whose residue is bounded", lambda made: count(made, "bounded")),
             leak_rate(),
         ]

@@ -251,11 +251,12 @@ def test_the_json_keeps_the_contract(tmp_path: Path) -> None:
 
 def test_ctrl_c_gives_the_result_so_far_and_leaves_nothing(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
-    command = [*LEAKCHECK, "leaks", "--target", made.path, "--iterations", "100000", "--endings", "normal", "--json"]
+    words = ["--target", made.path, "--iterations", "100000", "--endings", "normal", "--jobs", "2", "--json"]
+    command = [*LEAKCHECK, "leaks", *words]
     with (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         campaign = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        # Some trials are over by then.
-        wait_for_runs(campaign.pid, "timeout", 8)
+        # Fewer than 20 come before the first trial; then each trial has two or three.
+        wait_for_runs(campaign.pid, "timeout", 30)
         campaign.send_signal(signal.SIGINT)
         assert campaign.wait(PATIENCE) == 130, (tmp_path / "err").read_text()
     result = json.loads((tmp_path / "out").read_text())
