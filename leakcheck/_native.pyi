@@ -59,15 +59,15 @@ class Snapshot:
 
 @final
 class ArenaView:
-    """What an arena is seen through from outside. The descriptors are copied; the paths are those inside it.
+    """The view through which an arena is observed from outside. Descriptors are duplicated; paths are those inside it.
 
     Args:
         proc: the arena's own /proc.
-        layers: path, upper layer and host's directory below of each overlay.
+        layers: path, upper layer and lower host directory of each overlay.
         roots: path and root of each fresh file system.
-        cgroups: hierarchy, as /proc/PID/cgroup writes it or ``"v2"``, and the host's directory of the arena's cgroup.
-        not_covered: submounts of the host that are not seen, with the reason.
-        bound: path inside and on the host of what is bound and can be written; it is listed now, and compared later.
+        cgroups: hierarchy, as in /proc/PID/cgroup or ``"v2"``, and the host's directory of the arena's cgroup.
+        not_covered: submounts of the host that are not observed, with the reason.
+        bound: path inside and path on the host of each writable bind; its content is listed now and compared later.
     """
 
     def __new__(
@@ -124,18 +124,18 @@ def settle(
     include_self: bool = False,
     attributed_only: bool = False,
 ) -> str:
-    """Settle and judge what `before` had not; `replaces` is by what `first` had, the first of several baselines."""
+    """Settle and judge what is not in `before`; `replaces` refers to `first`, the first of several baselines."""
 
 def check_allow(text: str, path: str) -> int: ...
 def path_class(path: str) -> Literal["nothing", "directory", "other", "hidden"]: ...
 def doctor(*, scope: str = "host", kinds: str | None = None, roots: Sequence[str] | None = None) -> str: ...
 def read_input(what: str, path: str | os.PathLike[str], *, most: int = ..., own: bool = False) -> str:
-    """Read a text that a user names: a file or a pipe, bounded in size and time; `own`: nobody else may write it."""
+    """Read a text file or pipe that a user names, bounded in size and time; with `own`, no other user can write it."""
 
 def harmless(text: str) -> str:
-    r"""Return `text` with one character of what a CI runner takes for a command written as ``\xNN``."""
+    r"""Return `text` with one character of each CI runner command written as ``\xNN``."""
 
 def parse_plan(line: str) -> tuple[str, str, list[str]]:
-    """Return kind, argument and flags of ``KIND[:ARGUMENT][,FLAG]``, a fault plan; raise `UsageError` if it is none."""
+    """Parse the fault plan ``KIND[:ARGUMENT][,FLAG]`` into kind, argument, flags; raise `UsageError` if wrong."""
 
 def reap(report: str, path: str, *, apply: bool = False) -> str: ...

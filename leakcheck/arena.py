@@ -1,7 +1,7 @@
-"""Arenas: disposable hosts, each for one trial (`Arena`), made and taken away by the warden.
+"""Arenas (`Arena`): disposable hosts, one per trial, created and removed by the warden.
 
-An arena has pid, mount, ipc, uts, net and cgroup namespaces of its own, an overlay of the host's root, fresh temporary
-directories, and a cgroup in every hierarchy. What is run in it sees a host; the oracle sees all that it left
+An arena has its own pid, mount, ipc, uts, net and cgroup namespaces, an overlay of the host's root, fresh temporary
+directories, and a cgroup in every hierarchy. A process in it sees a host; the oracle sees everything that it leaves
 (namespaces(7), overlayfs in the kernel's documentation).
 """
 
@@ -24,20 +24,20 @@ from leakcheck.warden import Warden, ask
 
 __all__ = ["Arena", "Process", "look_soon", "run_in_arena"]
 
-# An RCU grace period of a machine under load, in seconds; of others it is longer.
+# An RCU grace period of a machine under load, in seconds. A value read by another process is longer.
 _GRACE = 0.008
-# How long a command's start may take, in seconds; what runs in the arena can freeze what starts it. The spawner itself
-# gives up after 30.
+# How long a command's start may take, in seconds: processes in the arena can freeze the spawner. The spawner itself
+# gives up after 30 s.
 _PATIENCE = 45
-# How often, in seconds, it is asked whether all of an arena is frozen.
+# Interval, in seconds, of the check whether an arena is frozen completely.
 _ASK = 0.1
-_FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is made there
+_FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is created there
 
 
 class Process:
-    """A command in an arena. `pid` is its process id on the host; its `returncode` is as `subprocess.Popen`'s.
+    """A command in an arena. `pid` is its process id on the host; `returncode` is like that of `subprocess.Popen`.
 
-    `cpu` is the processor time in seconds that it took, with all that it waited for (getrusage(2)), once it has ended.
+    `cpu` is its processor time in seconds, including all children it waited for (getrusage(2)), once it has ended.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Process:
         self.close()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code, or -N for signal N, when it has ended.
+        """Wait for the end; return the exit code, or -N for signal N.
 
-        It is -9 too where the arena ended with it inside, or is frozen so that nobody tells.
+        The code is also -9 if the arena ended with it inside, or is frozen so that its exit cannot be reported.
 
         Raises:
             subprocess.TimeoutExpired: it still runs after `timeout` seconds.
@@ -89,7 +89,7 @@ class Process:
         return self.returncode
 
     def _is_told(self) -> bool:
-        """Wait until it is told how it ended; false if who tells it is frozen, as all of the arena is."""
+        """Wait until the spawner reports how it ended; false if the spawner is frozen with the whole arena."""
         told = select.poll()
         told.register(self._status, select.POLLIN)
         while not told.poll(_ASK * 1000):
@@ -98,13 +98,13 @@ class Process:
         return True
 
     def poll(self) -> int | None:
-        """Return what `wait` does if it has ended, None otherwise."""
+        """Return the exit code like `wait` if it has ended, None otherwise."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self.wait(0)
         return None
 
     def send_signal(self, number: int) -> None:
-        """Send a signal, by a descriptor: never to another process that got its number (pidfd_send_signal(2))."""
+        """Send a signal through a pidfd, so never to another process that reuses the pid (pidfd_send_signal(2))."""
         if self.pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, number)
@@ -114,7 +114,7 @@ class Process:
         self.send_signal(signal.SIGKILL)
 
     def close(self) -> None:
-        """Close its descriptors, as the end of a `with` does; the process goes on if it has not ended."""
+        """Close its descriptors, like the end of a `with`; a process that has not ended continues."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
             os.close(self._status)
@@ -125,22 +125,22 @@ class Process:
 
 
 class Arena:
-    """A disposable host. Entered, it is up; left, nothing of it is there any more.
+    """A disposable host. Entering brings it up; leaving removes all of it.
 
     Args:
-        size: bytes that may be written to the root and to each of the fresh temporary directories; None is what the
-            kernel gives a tmpfs, half of memory.
-        network: ``"own"``, a new one with loopback only, or ``"host"``.
+        size: bytes that may be written to the root and to each fresh temporary directory; None is the kernel's default
+            for a tmpfs, half of memory.
+        network: ``"own"``, a new network with loopback only, or ``"host"``.
         binds: ``(source on the host, place in the arena, read only)``.
-        limits: control file of a cgroup hierarchy to value, for all that runs in the arena: ``{"pids.max": 200}``.
-        hostname: its name inside.
-        devices: device nodes of the host beyond the usual ones, by name below /dev.
-        keep: leave it up at the end of this process; `how_to_enter` says how to look around and how to end it.
-        fail_at: a step of the bring-up (`steps`) that is to fail, for tests.
+        limits: control file of a cgroup hierarchy → value, for everything in the arena: ``{"pids.max": 200}``.
+        hostname: the host name inside.
+        devices: more device nodes of the host, by name below /dev.
+        keep: leave it up at the end of this process; `how_to_enter` gives the commands to enter and end it.
+        fail_at: a step of the bring-up (`steps`) that fails on purpose, for tests.
 
     Raises:
-        ArenaError: on entry; it says which step failed and why. What was done up to there is undone.
-        UsageError: a size, limit or network that cannot be.
+        ArenaError: on entry; the message names the failed step and the reason. All earlier steps are undone.
+        UsageError: an impossible size, limit or network.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class Arena:
         fail_at: str | None = None,
     ) -> None:
         if size is not None and not 65536 <= size < 1 << 50:
-            raise UsageError(f"arena size {size}: give bytes, from 65536 to 2**50")
+            raise UsageError(f"arena size {size}: give a number of bytes from 65536 to 2**50")
         if network not in ("own", "host"):
             raise UsageError(f"arena network {network!r}: give 'own' or 'host'")
         for name in limits or ():
@@ -185,9 +185,9 @@ class Arena:
         self._processes: set[Process] = set()
 
     def up(self) -> Self:
-        """Bring it up; `with` does."""
+        """Bring it up, as `with` does."""
         if self._warden is not None:
-            raise RuntimeError("bring up an arena that is up")
+            raise RuntimeError("the arena is already up")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             warden = Warden.get()
@@ -211,7 +211,7 @@ class Arena:
         return self
 
     def down(self) -> None:
-        """Take it away, with all that runs in it."""
+        """Remove it, with everything that runs in it."""
         if self._warden is None:
             return
         warden, self._warden = self._warden, None
@@ -241,19 +241,19 @@ class Arena:
         stdout: int | None = None,
         stderr: int | None = None,
     ) -> Process:
-        """Start a command inside, in a session of its own; None is our own stream, `subprocess.DEVNULL` none.
+        """Start a command inside, in a new session; None means our own stream, `subprocess.DEVNULL` none.
 
         Raises:
-            TargetError: there is no such command in the arena, or it cannot be executed.
+            TargetError: the command does not exist in the arena or cannot be executed.
         """
         if not argv:
             raise UsageError("run in an arena: no command")
         self._check_up("run something")
-        # It knows what the arena came up with, so it is made before anything runs there.
+        # The view records the initial state of the arena, so it is created before anything runs there.
         _ = self.view
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         status, theirs = os.pipe2(os.O_CLOEXEC)
-        # Not in the message: they need be no UTF-8, and may be large.
+        # Not in the message: they may be large and need not be UTF-8.
         strings = os.memfd_create("leakcheck-command")
         streams = [
             number if fd is None else null if fd == subprocess.DEVNULL else fd
@@ -284,7 +284,7 @@ class Arena:
         """Run a command inside to its end, as `popen` starts it, and return its exit code (-N: signal N).
 
         Raises:
-            subprocess.TimeoutExpired: it still ran after `timeout` seconds; then it was killed.
+            subprocess.TimeoutExpired: it still ran after `timeout` seconds and was killed.
         """
         with self.popen(argv, **options) as process:
             try:
@@ -294,7 +294,7 @@ class Arena:
                 raise
 
     def pids(self) -> set[int]:
-        """Return the host's process ids of all that runs inside, init apart."""
+        """Return the host's process ids of everything that runs inside, except init."""
         self._check_up("list processes")
         found: set[int] = set()
         if not self.cgroups:
@@ -310,7 +310,7 @@ class Arena:
 
     @property
     def view(self) -> _native.ArenaView:
-        """What the oracle needs to look in from outside: `leakcheck.snapshot` and `leakcheck.guard` take it."""
+        """The view from outside that `leakcheck.snapshot` and `leakcheck.guard` take."""
         self._check_up("look")
         if self._view is None:
             _, proc, *parts = self._fds
@@ -327,17 +327,17 @@ class Arena:
 
     @property
     def spawner(self) -> int:
-        """The host's process id of what starts commands inside."""
+        """The host's process id of the spawner, which starts commands inside."""
         return int(Path(f"/proc/{self.init}/stat").read_text().rpartition(")")[2].split()[1])
 
     @property
     def how_to_enter(self) -> str:
-        """The commands that enter an arena which was kept, and that end it with all others of the same warden."""
+        """The commands that enter a kept arena, and that end it together with all others of the same warden."""
         self._check_up("say how to enter", was=True)
         return self._kept
 
     def _is_frozen(self) -> bool:
-        """Whether all of it is frozen, what starts commands in it too (freezer-subsystem, cgroup-v2.rst)."""
+        """Whether it is frozen completely, including its spawner (freezer-subsystem, cgroup-v2.rst)."""
         for cgroup in self.cgroups.values():
             for name, frozen in (("freezer.state", "FROZEN"), ("cgroup.events", "frozen 1")):
                 with contextlib.suppress(OSError):
@@ -359,13 +359,13 @@ def run_in_arena(
     stdout: int | None = None,
     stdin: int | None = None,
 ) -> int:
-    """Run `argv` in `arena`, in our working directory, as `leakcheck.subprocesses.run` does on the host.
+    """Run `argv` in `arena`, in our working directory, like `leakcheck.subprocesses.run` on the host.
 
     Raises:
-        TargetError: there is no such command there, or no such directory; it cannot be executed.
+        TargetError: the command or the directory does not exist there, or the command cannot be executed.
         GivenUp: a second SIGINT came.
     """
-    # Our own standard input, where none is given.
+    # Default: our own standard input.
     try:
         here = str(Path.cwd())
     except FileNotFoundError:
@@ -374,16 +374,16 @@ def run_in_arena(
     with interrupts.reaching(process.send_signal):
         if interrupts.wait(process.pidfd, after_int=True):
             return process.wait()
-    # A frozen process takes no signal, and all of this ends with the arena.
+    # A frozen process receives no signal; it ends with the arena.
     process.close()
     return -signal.SIGKILL
 
 
 def look_soon() -> Callable[[], None]:
-    """Say that somebody will look into an arena, so that the look need not wait; what is returned ends this.
+    """Prepare for an observation of an arena, so that it need not wait; the returned function ends the preparation.
 
-    `/proc/locks` is read under a per-CPU semaphore. Who takes it first waits for an RCU grace period, 8 ms or more; for
-    one or two of them after that nobody does (kernel/rcu/sync.c). Until it is ended, a thread keeps it so.
+    `/proc/locks` is read under a per-CPU semaphore. Its first reader waits for an RCU grace period, 8 ms or more;
+    readers in the next one or two grace periods do not (kernel/rcu/sync.c). A thread keeps that state until the end.
     """
     over = threading.Event()
     threading.Thread(target=_read_locks, args=[over], name="leakcheck-locks", daemon=True).start()
@@ -391,7 +391,7 @@ def look_soon() -> Callable[[], None]:
 
 
 def _read_locks(over: threading.Event) -> None:
-    # The look itself says what cannot be read.
+    # The observation itself reports what cannot be read.
     with contextlib.suppress(OSError):
         while True:
             Path("/proc/locks").read_bytes()
@@ -400,15 +400,15 @@ def _read_locks(over: threading.Event) -> None:
 
 
 def _hint(program: str, cwd: str) -> str:
-    """Return what to do about a command or directory that the host has and the arena does not show."""
+    """Return a hint for a command or directory that exists on the host but not in the arena."""
     for path in (cwd, program):
         if path.startswith(_FRESH) and Path(path).exists():
-            return f"; an arena has {', '.join(_FRESH)} anew: bind what it needs of them"
+            return f"; an arena has its own {', '.join(_FRESH)}: use --bind for what it needs there"
     return ""
 
 
 def _strings(cwd: str, argv: Sequence[str | os.PathLike[str]], env: Mapping[str, str]) -> bytes:
-    """Return working directory, arguments and environment, each with a zero byte at its end."""
+    """Return working directory, arguments and environment, each terminated by a zero byte."""
     strings = [cwd, *argv, *(f"{name}={value}" for name, value in env.items())]
     for string in map(os.fsencode, strings):
         if b"\0" in string:

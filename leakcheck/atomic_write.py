@@ -1,7 +1,7 @@
-"""Write a result file whole or not at all, where it was asked for and nowhere else.
+"""Write a result file atomically, exactly where the user asked for it.
 
-What a result is written for may be hostile, and runs between the two: so its directory is opened before, and no link is
-followed that somebody else could have made.
+The guarded program may be hostile and runs before the write. So the directory is opened before the run, and links that
+somebody else could have made are not followed.
 """
 
 import contextlib
@@ -25,19 +25,19 @@ __all__ = ["Output", "save"]
 _MOST_LINKS = 40
 """As the kernel follows (path_resolution(7))."""
 _PATIENCE = 10
-"""Seconds for which a reader may neither open a FIFO nor read from it."""
+"""Seconds to wait for a reader to open a FIFO or to read from it."""
 _DESCRIPTOR = r"/(?:dev/fd|proc/(?:self|thread-self|{pid})/fd)/(\d+)"
 _STREAMS = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 
 class Output:
-    """A place for one result, opened before the run that the result is about.
+    """An output file for one result, opened before the run that the result describes.
 
-    A file is replaced in one step, in the directory that was opened; one that somebody else made there stays, and so
-    does whatever appeared there meanwhile but a file of ours. A descriptor, a device or a FIFO is written to.
+    A file is replaced atomically, in the directory that was opened. A file that somebody else made there stays, and so
+    does whatever appeared there since, unless it is our file. Descriptors, devices and FIFOs are written to.
 
     Raises:
-        UsageError: nothing can be written there; it says why.
+        UsageError: the path cannot be written; the message has the reason.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,7 +59,7 @@ class Output:
         self.close()
 
     def close(self) -> None:
-        """Let go of what was opened."""
+        """Close what was opened."""
         for descriptor in (self._directory, self._special):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -68,10 +68,10 @@ class Output:
     def save(self, text: str) -> None:
         """Write `text` and a newline.
 
-        The new file has no name until it is complete (O_TMPFILE, open(2), Linux 3.11), so that a kill leaves none.
+        The new file has no name until it is complete (O_TMPFILE, open(2), Linux 3.11), so that a kill leaves no file.
 
         Raises:
-            UsageError: it cannot be written, or what is there now is not ours to replace.
+            UsageError: it cannot be written, or the file that exists now is not ours to replace.
         """
         data = (text.rstrip("\n") + "\n").encode("utf-8", "backslashreplace")
         with self._naming():
@@ -79,7 +79,7 @@ class Output:
                 _write_to(self._special, data)
                 return
             self._replace(data)
-            # One that may be searched but not read cannot be synced.
+            # A directory that may be searched but not read cannot be synced.
             with contextlib.suppress(PermissionError):
                 directory = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory)
                 try:
@@ -123,7 +123,7 @@ class Output:
             raise OSError(errno.EINVAL, f"is {_type(found)}; name a file")
 
     def _try_draft(self) -> None:
-        # What access(2) permits, /proc still refuses.
+        # access(2) permits it, but /proc still refuses.
         try:
             file, draft = _draft(self._directory, self._name)
         except OSError as error:
@@ -135,7 +135,7 @@ class Output:
 
     def _replace(self, data: bytes) -> None:
         if os.fstat(self._directory).st_nlink == 0:
-            raise FileNotFoundError(errno.ENOENT, "its directory was removed meanwhile")
+            raise FileNotFoundError(errno.ENOENT, "its directory was removed during the run")
         file, own = _draft(self._directory, self._name)
         named, draft = own is not None, own or _draft_name(self._name)
         try:
@@ -165,10 +165,10 @@ class Output:
             return
         ours = stat.S_ISREG(now.st_mode) and now.st_uid == os.geteuid()
         if not ours and (now.st_dev, now.st_ino) != self._there:
-            raise FileExistsError(errno.EEXIST, f"{_type(now)} of uid {now.st_uid} appeared there meanwhile; it stays")
+            raise FileExistsError(errno.EEXIST, f"{_type(now)} of uid {now.st_uid} appeared there since; it stays")
 
     def _check_place(self) -> None:
-        # It was written where it was asked for; whether that is still found there is another matter.
+        # The file is in the directory that was opened; check that the path still leads there.
         held = os.fstat(self._directory)
         try:
             now, name = _walk(self.path)
@@ -180,7 +180,7 @@ class Output:
             os.close(now)
         if not same:
             where = Path(f"/proc/self/fd/{self._directory}").readlink()
-            raise OSError(errno.ESTALE, f"its directory was moved or replaced meanwhile; it is in {where}")
+            raise OSError(errno.ESTALE, f"its directory was moved or replaced during the run; the result is in {where}")
 
     @contextlib.contextmanager
     def _naming(self) -> Generator[None, None, None]:
@@ -193,15 +193,15 @@ class Output:
 
 
 def save(path: Path, text: str) -> None:
-    """Write `text` to `path` where nothing ran in between; as `Output` does."""
+    """Write `text` to `path` like `Output`, if no run comes in between."""
     with Output(path) as output:
         output.save(text)
 
 
 def _walk(path: Path) -> tuple[int, str]:
-    """Return the directory that holds the file at `path`, opened, and the file's name there.
+    """Open the directory that holds the file at `path`; return it and the file's name there.
 
-    A symbolic link is followed only where it is ours or root's: whoever made another one chose where it leads.
+    A symbolic link is followed only if it is ours or root's: the maker of any other link chose its target.
     """
     absolute = path.absolute()
     names = deque(absolute.parts[1:])
@@ -246,7 +246,7 @@ def _instead(old: int, new: int) -> int:
 
 
 def _draft(directory: int, name: str) -> tuple[int, str | None]:
-    """Return a new file in `directory`, open for writing, and its own name if it could not do without."""
+    """Return a new file in `directory`, open for writing, and its temporary name if it needs one."""
     try:
         return os.open(".", os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666, dir_fd=directory), None
     except OSError as error:
@@ -258,18 +258,18 @@ def _draft(directory: int, name: str) -> tuple[int, str | None]:
 
 
 def _draft_name(name: str) -> str:
-    # A name has 255 bytes at most, and may be any bytes.
+    # A name is at most 255 bytes, which may be any bytes.
     return os.fsdecode(b".%b.%b" % (os.fsencode(name)[:200], secrets.token_hex(4).encode()))
 
 
 def _write_to(special: int, data: bytes) -> None:
-    """Write to what is no plain file, never waiting for a reader for ever."""
+    """Write to something other than a regular file, with a bounded wait for a reader."""
     try:
         flags = fcntl.fcntl(special, fcntl.F_GETFL)
         stream = _open_held(special) if flags & os.O_PATH else os.dup(special)
     except OSError as error:
         if error.errno == errno.ENXIO:
-            raise OSError(errno.ENXIO, f"nobody has opened it for reading within {_PATIENCE} s") from error
+            raise OSError(errno.ENXIO, f"no reader opened it within {_PATIENCE} s") from error
         raise
     try:
         ready = select.poll()
@@ -277,23 +277,23 @@ def _write_to(special: int, data: bytes) -> None:
         view = memoryview(data)
         while view:
             if not ready.poll(_PATIENCE * 1000):
-                raise OSError(errno.EAGAIN, f"nobody has read from it for {_PATIENCE} s")
-            # A pipe that is ready takes this much without waiting (pipe(7), PIPE_BUF).
+                raise OSError(errno.EAGAIN, f"no reader read from it for {_PATIENCE} s")
+            # A writable pipe takes this much without blocking (pipe(7), PIPE_BUF).
             view = view[os.write(stream, view[: select.PIPE_BUF]) :]
     finally:
         os.close(stream)
 
 
 def _open_held(special: int) -> int:
-    """Open what is held by an O_PATH descriptor; a FIFO that nobody reads yet is tried for a while."""
+    """Open the file behind an O_PATH descriptor; retry for some time while a FIFO has no reader."""
     deadline = time.monotonic() + _PATIENCE
     while True:
         try:
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
             return os.open(f"/proc/self/fd/{special}", flags)
         except OSError as error:
-            # Nothing tells that a reader has come: its own open, of which inotify(7) would tell, ends only with a
-            # writer's (fifo(7)), and a writer that blocks in an open can be waited for with no time limit.
+            # There is no event for a new reader: its open(), which inotify(7) would report, returns only when a writer
+            # opens too (fifo(7)), and a writer that blocks in open() cannot be given a time limit.
             if error.errno != errno.ENXIO or time.monotonic() > deadline:
                 raise
             time.sleep(0.01)

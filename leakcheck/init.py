@@ -1,4 +1,4 @@
-"""PID 1 of a container: what ends there and has no other parent, it has to wait for, or zombies stay."""
+"""PID 1 of a container: it must reap every process that exits there without another parent, or zombies stay."""
 
 import contextlib
 import os
@@ -8,18 +8,18 @@ __all__ = ["as_init"]
 
 
 def as_init() -> None:
-    """Go on as a child of this process, which from now on waits for whatever ends, and passes signals on.
+    """Continue in a child of this process; the parent reaps everything that exits and forwards signals.
 
-    It exits with the child's code, and with it the container ends (pid_namespaces(7)). Nothing else runs yet in this
-    process: no thread, no handler that matters to the parent.
+    The parent exits with the child's code, which ends the container (pid_namespaces(7)). Call this before the process
+    has any thread, or any handler that matters to the parent.
     """
-    # A kernel that ignores a signal without a handler for PID 1 lets it be taken like this.
+    # The kernel ignores signals without a handler for PID 1; sigwait() still receives them.
     passed = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGTTIN, signal.SIGTTOU}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, passed)
     child = os.fork()
     if child == 0:
         with contextlib.suppress(OSError):
-            # The terminal's signals are for the child alone.
+            # The terminal's signals are for the child only.
             os.setpgid(0, 0)
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)
             os.tcsetpgrp(0, os.getpgrp())
@@ -38,7 +38,7 @@ def as_init() -> None:
 
 
 def _ended(child: int) -> int | None:
-    """Wait for all that has ended; return the exit code of `child` once it has, 128+N for signal N."""
+    """Reap everything that has exited; return the exit code of `child` once it has exited, 128+N for signal N."""
     code = None
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -48,7 +48,7 @@ def _ended(child: int) -> int | None:
             if pid != child:
                 continue
             if os.WIFSTOPPED(status):
-                # No shell would continue it.
+                # There is no shell to continue it.
                 os.kill(child, signal.SIGCONT)
             else:
                 ended = os.waitstatus_to_exitcode(status)

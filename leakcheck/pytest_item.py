@@ -26,7 +26,7 @@ DEFAULT_KINDS = "process,fd,mount,cgroup,lock,file,ipc,namespace"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What the command line and the ini file ask for, checked."""
+    """The checked settings of the command line and the ini file."""
 
     whole_suite: bool
     kinds: str
@@ -38,7 +38,7 @@ class Settings:
 
     @classmethod
     def of(cls, config: pytest.Config) -> "Settings":
-        """Read the settings; raise `UsageError` that says which one is wrong."""
+        """Read the settings; raise a `UsageError` that names the wrong one."""
         option: str | None = config.getoption("leakcheck")
         kinds = option or ",".join(config.getini("leakcheck_kinds")) or DEFAULT_KINDS
         for kind in kinds.split(","):
@@ -61,14 +61,14 @@ class Settings:
             allow="\n".join([read_allow_file(config.rootpath / file) if file else "", *(r.to_toml() for r in own)]),
             settle_ms=settle_ms,
             unknown_fails=unknown == "fail",
-            # HostLoad of an xdist worker leave traces that nothing ties to either.
+            # Other xdist workers leave traces that nothing ties to any worker.
             attributed_only="PYTEST_XDIST_WORKER" in os.environ,
             own_reasons=frozenset(rule.reason for rule in own) | KEPT_FOR_LIFE,
         )
 
 
 class ItemGuard:
-    """Guards one test item. It starts as late and ends as early as the test's own part of the run protocol allows."""
+    """Guards one test item: it starts as late and ends as early as the run protocol allows for the test's own part."""
 
     def __init__(self, item: pytest.Item, settings: Settings) -> None:
         self.item = item
@@ -83,7 +83,7 @@ class ItemGuard:
         self._over = False
 
     def start(self) -> None:
-        """Take the baseline, unless it is taken already: what exists now is not the test's."""
+        """Take the baseline, unless there is one: what exists now does not belong to the test."""
         if self._run is not None or self._over:
             return
         allow = "\n".join([self.settings.allow, *(rule.to_toml() for rule in self.rules)])
@@ -107,11 +107,11 @@ class ItemGuard:
 
     @contextlib.contextmanager
     def excusing(self) -> Generator[None, None, None]:
-        """Don't blame the test for what a fixture of higher scope makes that it asked for in mid-test."""
+        """Do not count what a higher-scoped fixture makes that the test requests while it runs."""
         if self._run is None or self._excusing:
             yield
             return
-        # Not two snapshots: a comparison takes what a process of the baseline opens later for somebody else's.
+        # Not two snapshots: a comparison attributes what a baseline process opens later to others.
         try:
             fixture = _native.Guard(kinds=self.settings.kinds, settle_ms=0, include_self=True)
         except NativeError as error:
@@ -132,16 +132,16 @@ class ItemGuard:
             fixture.abandon()
 
     def _give_up(self, why: str) -> None:
-        """Leave the test without a verdict: what is the fixture's can't be told from what is the test's."""
+        """Leave the test without a verdict: the fixture's resources cannot be distinguished from the test's."""
         self.abandon()
         self.failure = why
 
     def snapshot(self) -> _native.Snapshot:
-        """Observe what the guard observes, now."""
+        """Take a snapshot of what the guard observes."""
         return _native.snapshot(kinds=self.settings.kinds, include_self=True)
 
     def finish(self) -> None:
-        """Settle and judge; a check that fails is unknown, and never the test's own error."""
+        """Settle and judge; a failed check is unknown, never the test's own error."""
         run, self._run = self._run, None
         self._over = True
         if run is None:
@@ -164,7 +164,7 @@ class ItemGuard:
 
 
 class LeakCheck:
-    """What the fixture `leakcheck` gives a test: it is guarded, whether or not the whole suite is."""
+    """The value of the fixture `leakcheck`: a test that uses it is guarded even if the suite is not."""
 
     def __init__(self, guard: ItemGuard) -> None:
         self._guard = guard
@@ -174,17 +174,17 @@ class LeakCheck:
         self._guard.allow(AllowRule(kind, match, reason=reason))
 
     def snapshot(self) -> _native.Snapshot:
-        """Observe the guarded kinds now, this process included."""
+        """Take a snapshot of the guarded kinds, including this process."""
         return self._guard.snapshot()
 
     @property
     def report(self) -> Report | None:
-        """The report, once the test's function-scoped fixtures are torn down; None before and when the check failed."""
+        """The report, after teardown of the test's function-scoped fixtures; None before, or if the check failed."""
         return self._guard.report
 
 
 def marker_rule(mark: pytest.Mark) -> AllowRule:
-    """Return the rule that ``leaks_allowed(kind, reason=…, **match)`` states; raise `UsageError` if it states none."""
+    """Return the rule of the marker ``leaks_allowed(kind, reason=…, **match)``; raise `UsageError` if it is wrong."""
     arguments: dict[str, Any] = dict(mark.kwargs)
     reason, expires = arguments.pop("reason", None), arguments.pop("expires", None)
     how = 'write leaks_allowed("file", reason="why", path="/tmp/glob*")'

@@ -1,12 +1,12 @@
-"""The pytest plugin: every test of a suite, or those that ask for it, leave nothing behind.
+"""The pytest plugin: checks that every test of a suite, or each one that requests it, leaves nothing behind.
 
 A test is guarded from the setup of its first function-scoped fixture to the teardown of its last. What a fixture of
-class, module, package or session scope makes is therefore in the baseline of the test that happened to ask for it
-first. One that a test asks for with `getfixturevalue` in mid-run is observed on its own, and what it made is not the
-test's either.
+class, module, package or session scope makes is therefore in the baseline of the first test that requests it. A
+fixture that a test requests with `getfixturevalue` while it runs is observed separately, and what it makes does not
+count for the test either.
 
-A test that passed and left something is *leaked*: an outcome of its own, which fails the session. A test that failed
-stays failed, with its own error, and its leaks are listed beside.
+A test that passed and left something is *leaked*: a separate outcome, which fails the session. A failed test stays
+failed, with its own error, and its leaks are listed separately.
 """
 
 import copy
@@ -31,21 +31,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         const="",
         default=None,
         metavar="KINDS",
-        help="guard every test; --leakcheck=KIND,… chooses what to look at",
+        help="guard every test; --leakcheck=KIND,… selects the kinds to observe",
     )
-    parser.addini("leakcheck_kinds", "kinds that guarded tests are checked for", type="args", default=[])
+    parser.addini("leakcheck_kinds", "kinds to observe in guarded tests", type="args", default=[])
     parser.addini("leakcheck_allow", "TOML file of [[allow]] rules, relative to the root directory", default="")
     parser.addini("leakcheck_settle", "seconds for asynchronous teardown (default: 0.5)", default="0.5")
-    parser.addini("leakcheck_unknown", "what an unknown verdict does: warn or fail (default: warn)", default="warn")
+    parser.addini("leakcheck_unknown", "effect of an unknown verdict: warn or fail (default: warn)", default="warn")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config, parser: pytest.Parser, args: list[str]) -> None:
-    """Keep ``--leakcheck tests/`` from taking the path for kinds: they are given with ``=`` only."""
+    """Keep ``--leakcheck tests/`` from reading the path as kinds: kinds need ``=``."""
     end = args.index("--") if "--" in args else len(args)
     if "--leakcheck" in args[:end]:
         args[:end] = ["--leakcheck=" if arg == "--leakcheck" else arg for arg in args[:end]]
-        # pytest has looked for paths already, because it loads their conftest files next.
+        # pytest has already extracted the paths, because it loads their conftest files next.
         again = parser.parse_known_args(args, namespace=copy.copy(early_config.option))
         early_config.known_args_namespace.file_or_dir = again.file_or_dir
 
@@ -54,8 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the settings and register the marker."""
     config.addinivalue_line(
         "markers",
-        "leaks_allowed(kind, *, reason, expires=None, **match): residue of this kind whose details match the globs may "
-        "stay. The reason is required; a rule that matched nothing is a warning.",
+        "leaks_allowed(kind, *, reason, expires=None, **match): residue of this kind may stay if its details match "
+        "the globs. The reason is required; a rule that matches nothing is a warning.",
     )
     try:
         settings = Settings.of(config)
@@ -71,19 +71,19 @@ def leakcheck(request: pytest.FixtureRequest) -> LeakCheck:
     """Guard this test: it fails as *leaked* if it passes and leaves something behind."""
     guards = request.config.pluginmanager.get_plugin("leakcheck-guards")
     if not isinstance(guards, Guards) or guards.current is None:
-        raise UsageError("fixture leakcheck: ask for it as an argument of the test, not in mid-test")
+        raise UsageError("fixture leakcheck: request it as an argument of the test, not while the test runs")
     return LeakCheck(guards.current)
 
 
 class Guards:
-    """The hooks around each test, where tests run: in this process or in an xdist worker."""
+    """The hooks around each test, in the process that runs it: this one or an xdist worker."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.current: ItemGuard | None = None
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Refuse markers that state no rule, before any test runs; an xdist worker reports them test by test."""
+        """Reject wrong markers before any test runs; an xdist worker reports them test by test."""
         if hasattr(config, "workerinput"):
             return
         for item in items:
@@ -112,7 +112,7 @@ class Guards:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None, object, object]:
-        """Start the guard before a function-scoped fixture; keep what others make out of it."""
+        """Start the guard before a function-scoped fixture; exclude what other fixtures make."""
         if self.current is None:
             return (yield)
         if fixturedef.scope == "function":
@@ -121,10 +121,10 @@ class Guards:
         with self.current.excusing():
             return (yield)
 
-    # Innermost, so that pytest's capture has replaced descriptors 1 and 2 already, as it has when the guard ends.
+    # Innermost, so that pytest's capture has already replaced descriptors 1 and 2, as when the guard ends.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_call(self) -> Generator[None, object, object]:
-        """Start the guard of a test without fixtures of its own."""
+        """Start the guard of a test that has no function-scoped fixtures."""
         if self.current is not None:
             self.current.start()
         return (yield)
@@ -133,7 +133,7 @@ class Guards:
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """Attach what was found to the teardown's report, the first one after the guard's end."""
+        """Attach the findings to the teardown's report, the first one after the guard's end."""
         report = yield
         guard = self.current
         if guard is None or guard.item is not item:
@@ -161,7 +161,7 @@ class Guards:
 
 
 def _warn_of_unused(guard: ItemGuard) -> None:
-    # A test that failed or was cut short may not have come to what its rules speak of.
+    # A test that failed or was cut short may not have reached the code that its rules are for.
     if guard.report is None or guard.failed:
         return
     unused = {(rule.kind, rule.reason) for rule in guard.report.unused_rules}

@@ -1,7 +1,7 @@
-"""The named default rules: what pytest, Python and their common companions keep on purpose.
+"""The named default rules: what pytest, Python and common tools beside them keep on purpose.
 
-What a Python process keeps for its life is excused by evidence, never by a name alone: the modules themselves tell the
-process ids, descriptors and paths, which are this process's own children and files.
+What a Python process keeps until it exits is allowed by evidence, never by a name alone: the modules themselves hold
+the process ids, descriptors and paths, which are this process's own children and files.
 """
 
 import getpass
@@ -26,11 +26,11 @@ _TEMP = "python: multiprocessing's directory for sockets, removed when the proce
 _UNREAPED = "python: an ended child that subprocess reaps when it starts the next one"
 
 NAMES = frozenset({_TRACKER, _FORK_SERVER, _TEMP, _UNREAPED})
-"""Reasons of the rules of `kept_for_life`, which not every test gives cause to."""
+"""Reasons of the rules of `kept_for_life`, which not every test needs."""
 
 
 def of_session(config: pytest.Config) -> list[AllowRule]:
-    """Return rules for what pytest and its companions leave on purpose, and remove or reuse in later runs."""
+    """Return rules for what pytest and common tools leave on purpose, and remove or reuse in later runs."""
     base = config.getoption("basetemp", None)
     if base is None:
         try:
@@ -57,7 +57,7 @@ def of_session(config: pytest.Config) -> list[AllowRule]:
 
 
 def kept_for_life() -> list[AllowRule]:
-    """Return rules for what the modules of this process say that they keep, now."""
+    """Return rules for what the modules of this process keep now, by their own records."""
     return list(_kept())
 
 
@@ -80,7 +80,7 @@ def _kept() -> Iterator[AllowRule]:
     if isinstance(temp, str):
         yield AllowRule("file", {"path": glob.escape(os.path.realpath(temp)), "class": "dir"}, reason=_TEMP)
     for child in getattr(subprocess, "_active", None) or ():
-        # One that still runs was left behind by whoever let go of it.
+        # A child that still runs is a leak of the code that dropped it.
         yield AllowRule("process", {"pid": str(child.pid), "ppid": str(os.getpid()), "state": "Z"}, reason=_UNREAPED)
 
 
@@ -91,7 +91,7 @@ def _module(name: str, attribute: str) -> object:
 def _helper(reason: str, argv: str, pid: object, fd: object) -> Iterator[AllowRule]:
     """Yield rules for a child of this process, and for the descriptor that keeps it."""
     if isinstance(pid, int):
-        # A child that nobody has waited for keeps its id.
+        # A child that is not reaped keeps its id.
         yield AllowRule("process", {"pid": str(pid), "ppid": str(os.getpid()), "argv": argv}, reason=reason)
         yield AllowRule("fd", {"pid": str(pid)}, reason=reason)
     if isinstance(pid, int) and isinstance(fd, int):

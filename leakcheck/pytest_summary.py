@@ -1,4 +1,4 @@
-"""How the plugin reports: a result of its own, a section at the end, a type of its own in JUnit XML."""
+"""How the plugin reports: a separate test outcome, a section at the end, a separate type in JUnit XML."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _LEAKED = "leakcheck: leaked"
 
 
 def attach(guard: ItemGuard, report: pytest.TestReport) -> None:
-    """Put the guard's findings on `report`, as plain data that xdist can send; a passed test's leak is its result."""
+    """Attach the findings to `report` as plain data that xdist can send; a passed test's leak is its outcome."""
     found = guard.report
     data: dict[str, Any] = {"leaked": False, "leaks": [], "unattributed": {}, "unknown": [], "unused": [], "kept": {}}
     if guard.failure is not None:
@@ -44,7 +44,7 @@ def attach(guard: ItemGuard, report: pytest.TestReport) -> None:
 
 
 class Summary:
-    """Collects what the tests' reports carry and shows it, in the process that talks to the user."""
+    """Collects the findings in the tests' reports and shows them, in the process that has the terminal."""
 
     def __init__(self, config: pytest.Config, settings: Settings) -> None:
         self._config = config
@@ -66,7 +66,7 @@ class Summary:
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Collect; a test counts once, so what leaked no longer counts as passed or skipped."""
+        """Collect. A test counts once, so a leaked test no longer counts as passed or skipped."""
         data = getattr(report, "leakcheck", None)
         if data is None:
             return
@@ -85,7 +85,7 @@ class Summary:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None:
             return
-        # Whatever it was before the teardown, other than failed.
+        # Its outcome before the teardown, unless that was "failed".
         for category in ("passed", "skipped", "xfailed", "xpassed"):
             counted = terminal.stats.get(category, [])
             counted[:] = [report for report in counted if report.nodeid != nodeid]
@@ -93,7 +93,7 @@ class Summary:
                 terminal.stats.pop(category, None)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Show which tests leaked what, once what cannot be blamed on any, and what was not looked at."""
+        """Show which tests leaked what; once, what no single test can be blamed for; and what was not observed."""
         write = terminalreporter
         if self._leaking:
             write.write_sep("=", f"leakcheck: {_tests(len(self._leaking))} left something behind", red=True)
@@ -108,7 +108,7 @@ class Summary:
         if self._unattributed:
             write.write_sep("=", "leakcheck: unattributed", yellow=True)
             write.write_line(
-                "Appeared while tests ran side by side; nothing tells which of them made it, or whether any did."
+                "Appeared while tests ran in parallel; it is not known which of them made it, or whether any did."
             )
             for line in self._unattributed.values():
                 write.write_line(f"  {line}")
@@ -124,15 +124,15 @@ class Summary:
 
     def _show_kept(self, write: pytest.TerminalReporter) -> None:
         if self._kept:
-            write.write_sep("=", "leakcheck: kept by Python itself, no test's leak")
+            write.write_sep("=", "leakcheck: kept by Python itself, not a leak of a test")
             for reason, label in sorted(self._kept.values()):
                 write.write_line(f"  {printable(label)} ({reason})")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
         """Give leaks the type ``leak`` in JUnit XML, just before it is written."""
-        # pytest offers no hook for an element's attributes; without the plugin, or if its inside changes, the type is
-        # missing.
+        # pytest has no hook for an element's attributes. Without its junitxml plugin, or if the plugin's internals
+        # change, the type is missing.
         xml = next((p for p in self._config.pluginmanager.get_plugins() if type(p).__name__ == "LogXML"), None)
         for reporter in getattr(xml, "node_reporters_ordered", []):
             for error in reporter.to_xml().iter("error"):

@@ -1,7 +1,7 @@
-"""A report as text: one line a leak, with what, who, since when and how to look further.
+"""A report as text: one line per leak, with what, who, since when, and a command to inspect it.
 
-Names in reports are hostile input. The native core escapes them; here nothing is ever read as markup, and what could
-still steer a terminal is escaped once more.
+Names in reports are hostile input. The native core escapes them. This module never reads anything as markup, and
+escapes again whatever could still control a terminal.
 """
 
 import datetime
@@ -22,9 +22,9 @@ _SHOWN = 20
 
 
 def printable(text: str) -> str:
-    r"""Return `text` with what is unprintable written as ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``.
+    r"""Return `text` with unprintable characters written as ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``.
 
-    What a CI runner would take for a command, anywhere or at the start of a line, is broken up likewise.
+    What a CI runner would read as a command, anywhere or at the start of a line, is escaped likewise.
     """
     if not text.isprintable():
         text = "".join(
@@ -34,13 +34,13 @@ def printable(text: str) -> str:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print `report` for people; one line a finding, which only the terminal wraps."""
+    """Print `report` as text, one line per finding; only the terminal wraps lines."""
     for text in lines(report):
         console.print(text, soft_wrap=True, highlight=False)
 
 
 def summary(report: Report) -> str:
-    """Return `report` as plain text, as exceptions and test reports show it."""
+    """Return `report` as plain text, for exceptions and test reports."""
     return "\n".join(text.plain for text in lines(report, leaks_shown=_SHOWN))
 
 
@@ -78,12 +78,12 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
         yield line(
             "  ",
             ("unreadable ", "dim"),
-            f"{_count(len(report.unreadable), 'process', 'processes')} of others, there before",
+            f"{_count(len(report.unreadable), 'process', 'processes')} of others, running before the run",
         )
 
 
 def _others_line(report: Report) -> Text:
-    """Say who else made something, since it may have done so for the command."""
+    """Show which other processes made something, since they may have done so for the command."""
     shown = [
         f"{other.pid} ({other.comm or 'ended'}): " + ", ".join(f"{n} {kind}" for kind, n in other.made.items())
         for other in report.others[:_MAKERS]
@@ -95,8 +95,8 @@ def _others_line(report: Report) -> Text:
     return line(
         "  ",
         ("others ", "yellow"),
-        f"{_count(report.noise, 'difference')} not counted, as made by others: {makers}",
-        (f" · if the command asked one of them to: {how}", "dim"),
+        f"{_count(report.noise, 'difference')} not counted, made by others: {makers}",
+        (f" · if one of them acted for the command: {how}", "dim"),
     )
 
 
@@ -106,7 +106,7 @@ _Entry: TypeAlias = tuple[str, str, str]
 
 
 def _listing(word: str, entries: list[_Entry], by: Callable[[_Entry], Hashable], style: str = "dim") -> Iterator[Text]:
-    """Yield a line an entry (kind, label, remark), the first few of each group; the report's JSON has them all."""
+    """Yield one line per entry (kind, label, remark), the first few of each group; the report's JSON has them all."""
     groups: dict[Hashable, list[_Entry]] = {}
     for entry in entries:
         groups.setdefault(by(entry), []).append(entry)
@@ -118,7 +118,7 @@ def _listing(word: str, entries: list[_Entry], by: Callable[[_Entry], Hashable],
 
 
 def _is_comparison(report: Report) -> bool:
-    """Whether two snapshots were compared. During a run much of others goes away, and that is no news."""
+    """Whether two snapshots were compared. During a run, many resources of others vanish; those are not listed."""
     return report.command is None and (report.settle is None or not report.settle.looks)
 
 
@@ -129,9 +129,9 @@ def _verdict_line(report: Report) -> Text:
         parts.append(f", {_count(leaks, 'leak')}")
     elif report.verdict == "unknown":
         gaps = ", ".join(report.gaps)
-        parts.append(f", no leak seen, but not everything was looked at{': ' + gaps if gaps else ''}")
+        parts.append(f", no leak seen, but not everything was observed{': ' + gaps if gaps else ''}")
     if reclaimable:
-        # The target's own clean-up removed them, so they count for no verdict.
+        # The target's own clean-up removed them, so they do not affect the verdict.
         parts.append(f", {reclaimable} reclaimable")
     if report.command is not None:
         parts.append(f" after {shlex.join(report.command.argv)} ({_ended(report.command.exit)})")
@@ -162,7 +162,7 @@ def _leak_line(leak: Leak) -> Text:
 
 
 def line(*parts: str | tuple[str, str]) -> Text:
-    """Return one line of plain or styled parts, everything unprintable escaped."""
+    """Return one line of plain or styled parts, with everything unprintable escaped."""
     text = Text()
     for part in parts:
         content, style = (part, "") if isinstance(part, str) else part
@@ -172,7 +172,7 @@ def line(*parts: str | tuple[str, str]) -> Text:
 
 def _ended(exit_code: int | None) -> str:
     if exit_code is None:
-        return "not seen to end"
+        return "end not observed"
     return f"killed by signal {-exit_code}" if exit_code < 0 else f"exit {exit_code}"
 
 
@@ -190,18 +190,18 @@ def _count(number: int, one: str, many: str | None = None) -> str:
 
 
 def print_snapshot(snapshot: Snapshot, console: Console) -> None:
-    """Print what `snapshot` counted and how far it saw, one line a kind."""
+    """Print the counts and coverage of `snapshot`, one line per kind."""
     took = f"{snapshot.took_ns / 1e6:.1f} ms"
-    seen = f"{_count(len(snapshot), 'resource')} in scope {snapshot.scope}, seen in {took}"
+    seen = f"{_count(len(snapshot), 'resource')} in scope {snapshot.scope}, observed in {took}"
     console.print(line(seen), soft_wrap=True)
     for kind in snapshot.kinds:
-        level, reason = snapshot.coverage.get(kind, ("none", "not looked at"))
+        level, reason = snapshot.coverage.get(kind, ("none", "not observed"))
         console.print(line(f"{kind:<10} {snapshot.count(kind):>7}  ", *coverage(level, reason)), soft_wrap=True)
     for name, number in snapshot.gauges.items():
         console.print(line(f"{name}: {number}"), soft_wrap=True)
 
 
 def coverage(level: str, *reasons: str) -> list[str | tuple[str, str]]:
-    """Return a coverage level and what explains it, as parts of a line."""
+    """Return a coverage level and its explanation, as parts of a line."""
     style = {"full": "green", "partial": "yellow"}.get(level, "red")
     return [(level, style), *(f"; {reason}" if n else f": {reason}" for n, reason in enumerate(filter(None, reasons)))]

@@ -30,8 +30,8 @@ Level: TypeAlias = Literal["full", "partial", "none"]
 class Leak(msgspec.Struct, frozen=True, kw_only=True):
     r"""Residue that no allow rule explains.
 
-    `label` is one printable phrase for the resource: bytes of hostile names are already escaped as ``\xNN``. `key` is
-    the identity within one boot, equal exactly when two observations saw the same resource. `evidence` holds
+    `label` is a printable phrase for the resource; bytes of hostile names are escaped as ``\xNN``. `key` is
+    the identity within one boot: equal if and only if two observations saw the same resource. `evidence` holds
     ``resource`` (the whole record), ``who`` (who made or holds it), ``since`` (ISO 8601), ``look`` (a shell command)
     and details by kind.
     """
@@ -45,12 +45,12 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def who(self) -> str | None:
-        """Who made the resource or holds it, as one phrase; None when nothing told."""
+        """Who made or holds the resource, as a phrase; None if unknown."""
         return _text(self.evidence.get("who"))
 
     @property
     def since(self) -> str | None:
-        """When it came to be, ISO 8601 in UTC; None where the kernel keeps no time."""
+        """When it was created, ISO 8601 in UTC; None if the kernel keeps no time."""
         return _text(self.evidence.get("since"))
 
     @property
@@ -60,7 +60,7 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def replaces(self) -> bool:
-        """Whether it only takes the place of what was there before the run; what is damaged was the host's."""
+        """Whether it only replaces what existed before the run: the host's own resource is damaged."""
         return self.class_ != "damaged" and self.evidence.get("replaces") is True
 
 
@@ -83,14 +83,14 @@ class Allowed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UnusedRule(msgspec.Struct, frozen=True, kw_only=True):
-    """An allow rule that matched nothing: perhaps what it excused is mended."""
+    """An allow rule that matched nothing: the leak that it allowed may be fixed."""
 
     kind: str
     reason: str = ""
 
 
 class Vanished(msgspec.Struct, frozen=True, kw_only=True):
-    """What the baseline had and the last look had not."""
+    """What the baseline had and the last observation did not."""
 
     kind: str
     label: str
@@ -98,10 +98,10 @@ class Vanished(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Other(msgspec.Struct, frozen=True, kw_only=True):
-    """A process outside the run that made some of the noise, itself or by its children, and was there before the run.
+    """A process outside the run that existed before it and made some of the noise, itself or through its children.
 
-    A daemon may have made it for the run. `comm` is empty when the process has ended; `listens` tells whether it has a
-    listening socket, None where sockets were not looked at; `made` counts differences by kind.
+    A daemon may have made it for the run. `comm` is empty if the process has ended; `listens` is whether it has a
+    listening socket, None if sockets were not observed; `made` counts differences by kind.
     """
 
     pid: int
@@ -111,21 +111,21 @@ class Other(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a kind was seen; anything but ``full`` carries the reason."""
+    """How completely a kind was observed; anything but ``full`` has a reason."""
 
     level: Level
     reason: str = ""
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """The guarded command. `exit` is negative for a signal (-9: SIGKILL) and None when it was not seen to end."""
+    """The guarded command. `exit` is negative for a signal (-9: SIGKILL) and None if its end was not observed."""
 
     argv: list[str]
     exit: int | None = None
 
 
 class Settle(msgspec.Struct, frozen=True, kw_only=True):
-    """How long the residue was watched: `looks` observations in `ms` milliseconds."""
+    """How long the residue was observed: `looks` observations in `ms` milliseconds."""
 
     looks: int = 0
     ms: float = 0
@@ -133,12 +133,12 @@ class Settle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run left behind, and what was not looked at.
+    """What a run left behind, and what was not observed.
 
-    `verdict` is ``clean`` only when every kind that was asked for was seen in full. `noise` counts residue that
-    certainly belongs to others, and `others` are those who made it, as far as it may stay; `unattributed` is residue
-    that nothing ties to the run, set apart when only attributed leaks were wanted. `baseline_ns` is when the baseline
-    was begun, in nanoseconds since the epoch. `gauges` are numbers that are no resources (dying cgroups), before and
+    `verdict` is ``clean`` only if every requested kind was observed in full. `noise` counts residue that certainly
+    belongs to others; `others` are its makers, as far as the residue may stay. `unattributed` is residue that nothing
+    ties to the run, listed separately if only attributed leaks were requested. `baseline_ns` is the start of the
+    baseline, in nanoseconds since the epoch. `gauges` are numbers that are not resources (dying cgroups), before and
     after; `timing_ms` is by step.
     """
 
@@ -166,7 +166,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         """Decode a report; unknown fields are ignored.
 
         Raises:
-            UsageError: not JSON, not a report, or of another schema version.
+            UsageError: not JSON, not a report, or another schema version.
         """
         try:
             version = msgspec.json.decode(text, type=_Versioned).schema
@@ -174,12 +174,12 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"not a leakcheck report: {error}; give a file that guard -o or diff -o wrote") from error
         if version != SCHEMA:
             raise UsageError(
-                f"report of schema {version!r}, this leakcheck reads {SCHEMA}: make it again with this version"
+                f"report of schema {version!r}, this leakcheck reads {SCHEMA}: create it again with this version"
             )
         try:
             return msgspec.json.decode(text, type=cls)
         except (msgspec.MsgspecError, RecursionError) as error:
-            raise UsageError(f"damaged leakcheck report: {error}; make it again") from error
+            raise UsageError(f"damaged leakcheck report: {error}; create it again") from error
 
     def to_json(self) -> str:
         """Encode as one line of JSON, which `from_json` reads back."""
@@ -187,7 +187,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def gaps(self) -> dict[str, Coverage]:
-        """The kinds that were not seen in full."""
+        """The kinds that were not observed in full."""
         return {kind: coverage for kind, coverage in self.coverage.items() if coverage.level != "full"}
 
 

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for submissions; they shrink toward few ones, in Python, that print one line.
+"""Hypothesis strategies for submissions; they shrink toward few submissions, in Python, that print one line.
 
 A test that draws from `mixes` and fails shows the smallest mix that fails. `noted` adds the command that runs it
 again::
@@ -31,21 +31,21 @@ _USUAL: tuple[Status, ...] = ("OK", "TLE", "RE")
 
 
 def languages() -> st.SearchStrategy[str]:
-    """Return a strategy for the names of languages whose toolchain is here; Python is the simplest.
+    """Return a strategy for the names of languages whose toolchain is installed; Python is the simplest.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no toolchain is installed.
     """
     if not (found := found_languages()):
-        raise UsageError(f"no language is here: none of {', '.join(LANGUAGES)}")
+        raise UsageError(f"no language is installed: none of {', '.join(LANGUAGES)}")
     return st.sampled_from(found)
 
 
 def limits(usual: Limits | None = None) -> st.SearchStrategy[Limits]:
-    """Return a strategy for limits under which every language starts and nothing that is OK is ended.
+    """Return a strategy for limits under which every language starts and no OK submission is killed.
 
     Args:
-        usual: what it shrinks toward; `DEFAULT_LIMITS` where not given.
+        usual: what it shrinks toward; default: `DEFAULT_LIMITS`.
     """
     usual = usual or Limits()
 
@@ -61,7 +61,7 @@ def limits(usual: Limits | None = None) -> st.SearchStrategy[Limits]:
         file_size=whole("file_size", 1, 64, _MIB),
         output=whole("output", 1, 64, _MIB),
     )
-    # All usual ones first: with fewer choices to take away, mixes shrink further.
+    # The usual limits first: with fewer choices to remove, mixes shrink further.
     return st.just(usual) | drawn
 
 
@@ -76,19 +76,19 @@ def submissions(
     hostile: bool = False,
     without: Collection[str] = (),
 ) -> Spec:
-    """Return a strategy for submissions whose status is sure; the arguments are those of `sample`.
+    """Return a strategy for submissions of known status; the arguments are those of `sample`.
 
     Args:
-        draw: is given by Hypothesis.
-        only: the languages; all that are here where not given. The first is the simplest.
-        statuses: which ones.
-        time_limits: the limits that may end what is TLE.
+        draw: supplied by Hypothesis.
+        only: the languages; default: all that are installed. The first is the simplest.
+        statuses: the statuses to draw from.
+        time_limits: the limits that may end a TLE submission.
         shortest_wall: the shortest wall limit, in seconds; from 1 on, limits are whole seconds.
-        hostile: whether there are those that try to leave something behind.
-        without: behaviours that are left out.
+        hostile: whether to include submissions that try to leave something behind.
+        without: behaviours to exclude.
 
     Raises:
-        UsageError: nothing is wanted that there is.
+        UsageError: no submission matches the arguments.
     """
     language = draw(languages() if only is None else st.sampled_from(list(only)))
     fitting = [
@@ -104,7 +104,7 @@ def submissions(
     if behaviour.ends_by:
         return Spec(language, behaviour.name, _ended(draw, behaviour, drawn, time_limits, shortest_wall))
     if behaviour.expect in ("MLE", "OLE"):
-        # What ends it stays as small as it is.
+        # The limit that ends it stays unchanged.
         keep = {name: getattr(usual, name) for name in ("memory", "output", "file_size")}
         return spec(language, behaviour.name, wall=drawn.wall, cpu=drawn.cpu, processes=drawn.processes, **keep)
     return Spec(language, behaviour.name, drawn)
@@ -130,15 +130,15 @@ def mixes(
     """Return a strategy for small lists of submissions, fewest first.
 
     Args:
-        of: the submissions; `submissions` where not given.
-        smallest: how many at least.
-        largest: how many at most.
+        of: the submissions; default: `submissions`.
+        smallest: minimum number.
+        largest: maximum number.
     """
     return st.lists(submissions() if of is None else of, min_size=smallest, max_size=largest)
 
 
 def replay_line(target: str, mix: Sequence[Spec], *, concurrency: int = 1, seed: int = 0) -> str:
-    """Return the command that runs `mix` with `target`, so many at once."""
+    """Return the command that runs `mix` with `target`, `concurrency` submissions at a time."""
     specs = " ".join(one.word for one in mix)
     words = ["leakcheck", "stress", "--target", target, "--submission", specs, "--concurrency", str(concurrency)]
     return shlex.join([*words, "--seed", str(seed)])
@@ -146,7 +146,7 @@ def replay_line(target: str, mix: Sequence[Spec], *, concurrency: int = 1, seed:
 
 @contextlib.contextmanager
 def noted(target: str, mix: Sequence[Spec], *, concurrency: int = 1, seed: int = 0) -> Generator[None, None, None]:
-    """Have Hypothesis print the replay line with the example in which what is inside fails."""
+    """Have Hypothesis print the replay line with the failing example of the code inside."""
     try:
         yield
     except Exception:

@@ -1,4 +1,4 @@
-"""Run the guarded command: its stdio its own, its exit waited for, signals passed on, Ctrl-C understood."""
+"""Run the guarded command: pass stdio through, forward signals, handle Ctrl-C, wait for its exit."""
 
 import contextlib
 import errno
@@ -21,16 +21,16 @@ __all__ = ["Interrupts", "in_background", "run", "why_not_run"]
 _T = TypeVar("_T")
 
 _GRACE = 5
-"""Seconds that a command has to end in once we were told to, and as many for what comes after it."""
+"""Seconds that a command has to end after we were asked to end; the same time again for what follows."""
 
 
 class Interrupts:
-    """What the user or a supervisor of ours wants to end, while it is entered.
+    """Handles signals of the user or a supervisor while it is entered.
 
-    The command is in a process group of its own, so what reaches us is passed on to that: SIGINT, SIGTERM, SIGHUP,
-    SIGQUIT, and SIGTSTP of the terminal. A signal that was ignored when we were started (nohup, ``&`` in sh) stays
-    ignored. A second SIGINT leaves at once; so that the others always end us, a command that has not ended some
-    seconds later is killed.
+    The command has its own process group, so signals that reach us are forwarded to it: SIGINT, SIGTERM, SIGHUP,
+    SIGQUIT, and the terminal's SIGTSTP. A signal that was ignored when we started (nohup, ``&`` in sh) stays ignored.
+    A second SIGINT quits at once. The other signals always end us: a command that has not ended some seconds later is
+    killed.
     """
 
     def __init__(self) -> None:
@@ -46,8 +46,8 @@ class Interrupts:
         self._wake_before = -1
 
     def __enter__(self) -> Self:
-        # The kernel may give a signal to a thread of the native core, which wakes no wait of this one: the number
-        # written here does.
+        # The kernel may deliver a signal to a thread of the native core, which does not wake a wait of this thread:
+        # the signal number written to this descriptor does.
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_before = signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
         handlers = dict.fromkeys((signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT), self._on_end)
@@ -67,20 +67,20 @@ class Interrupts:
         os.close(self._woken)
 
     def seen(self) -> bool:
-        """Whether somebody wants to end."""
+        """Whether an end was requested."""
         return self._seen
 
     def note(self) -> None:
-        """Somebody has told the command itself to end, by the terminal that it had."""
+        """Record that the command itself was asked to end, through the terminal that it had."""
         self._seen = True
 
     def overdue(self, seconds: float) -> bool:
-        """Whether we were told to end, other than by a first SIGINT, at least so many seconds ago."""
+        """Whether we were asked to end, other than by a first SIGINT, at least so many seconds ago."""
         return self._due is not None and time.monotonic() >= self._due + seconds
 
     @contextlib.contextmanager
     def reaching(self, send: Callable[[int], None], *, pass_stop: bool = False) -> Generator[None, None, None]:
-        """Pass signals on by `send` meanwhile, also those that came before; SIGTSTP where `pass_stop` says so."""
+        """Forward signals through `send` while entered, also those received before; SIGTSTP only with `pass_stop`."""
         self._send, self._pass_stop = send, pass_stop
         try:
             while self._waiting:
@@ -90,7 +90,7 @@ class Interrupts:
             self._send = None
 
     def wait(self, pidfd: int, stopped: Callable[[], None] = lambda: None, *, after_int: bool = False) -> bool:
-        """Wait until the process of `pidfd` has ended; False if it does not even by SIGKILL, seconds after a signal.
+        """Wait until the process of `pidfd` has ended; False if even SIGKILL, seconds after a signal, does not end it.
 
         `stopped` is called when a child may have been stopped; `after_int` lets a first SIGINT count as well.
 
@@ -155,13 +155,13 @@ def run(
     stdout: int | None = None,
     stdin: int | None = None,
 ) -> int:
-    """Run `argv` with our stdio, or the given descriptors, in a process group of its own until it ends.
+    """Run `argv` with our stdio, or the given descriptors, in its own process group until it ends.
 
-    Returns its exit code, or -N when signal N killed it. Descriptors that we inherited are inherited in turn, as by
-    any wrapper.
+    Returns its exit code, or -N if signal N killed it. It inherits the descriptors that we inherited, as with any
+    wrapper.
 
     Raises:
-        TargetError: there is no such command or it cannot be executed.
+        TargetError: the command does not exist or cannot be executed.
         GivenUp: a second SIGINT came.
     """
     with Group() as group:
@@ -186,11 +186,11 @@ def run(
 
 
 def in_background(work: Callable[[], _T], interrupts: Interrupts, patience: float = 0) -> _T:
-    """Return what `work` returns, run in another thread: signal handlers need the main thread to be in Python.
+    """Run `work` in another thread and return its result: signal handlers need the main thread to be in Python.
 
     Raises:
-        GivenUp: a second SIGINT came, or we were told to end and `work` goes on `patience` seconds after the time that
-            a command has to end.
+        GivenUp: a second SIGINT came, or we were asked to end and `work` still runs `patience` seconds after the time
+            that a command has to end.
     """
     outcome: list[_T] = []
     failure: list[BaseException] = []
@@ -203,7 +203,7 @@ def in_background(work: Callable[[], _T], interrupts: Interrupts, patience: floa
 
     thread = threading.Thread(target=worker, name="leakcheck", daemon=True)
     thread.start()
-    # Now and then back in Python: the kernel may give the signal to another thread, and that does not wake this one.
+    # Return to Python regularly: the kernel may deliver the signal to another thread, which does not wake this one.
     while thread.is_alive():
         thread.join(0.2)
         if interrupts.overdue(2 * _GRACE + patience):
@@ -214,7 +214,7 @@ def in_background(work: Callable[[], _T], interrupts: Interrupts, patience: floa
 
 
 def why_not_run(program: str, error: OSError) -> str:
-    """Return why starting `program` gave `error`, in words."""
+    """Return, in words, why starting `program` failed with `error`."""
     path = Path(program)
     if error.errno == errno.ENOENT:
         if "/" not in program:
@@ -223,5 +223,5 @@ def why_not_run(program: str, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return "is a directory" if path.is_dir() else "not executable; check its mode and its file system's noexec"
     if error.errno == errno.ENOEXEC:
-        return "not a program of this machine, and no script with a #! line"
+        return "neither a program for this machine nor a script with a #! line"
     return error.strerror or str(error)

@@ -1,6 +1,6 @@
-"""The client of the warden, and the wire to it and to what it starts: one JSON message a packet, with descriptors.
+"""The client of the warden, and the protocol with it and its processes: one JSON message per packet, with descriptors.
 
-The warden owns this process' arenas (unix(7), SOCK_SEQPACKET and SCM_RIGHTS).
+The warden owns this process's arenas (unix(7), SOCK_SEQPACKET and SCM_RIGHTS).
 """
 
 import array
@@ -24,13 +24,13 @@ _MOST_FDS = 253
 
 
 def shutdown() -> None:
-    """End this process' warden, and with it its arenas that are not to be kept; the next arena starts another."""
+    """End this process's warden, and with it all arenas that are not kept; the next arena starts another."""
     if (warden := Warden.running()) is not None:
         warden.close()
 
 
 class Warden:
-    """The warden of this process: made when the first arena is, gone with this process."""
+    """The warden of this process: it starts with the first arena and ends with this process."""
 
     _one: "Warden | None" = None
     _making = threading.Lock()
@@ -38,13 +38,13 @@ class Warden:
     def __init__(self) -> None:
         self._owner = os.getpid()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # firejail takes a pid namespace for a sandbox and lets go of its own, unless PID 1's environment says this.
+        # firejail takes any pid namespace for a sandbox and then drops its own, unless PID 1's environment has this.
         env = {"container": "lxc", "PATH": os.environ.get("PATH", os.defpath)}
         null = subprocess.DEVNULL
         with theirs:
             try:
                 command = [str(helper("warden")), str(self._owner)]
-                # Nobody's pipe is held by it: it may outlive us.
+                # It holds no pipe of anybody: it may outlive us.
                 self._process = subprocess.Popen(command, env=env, stdin=theirs.fileno(), stdout=null, stderr=null)
             except OSError as error:
                 ours.close()
@@ -56,7 +56,7 @@ class Warden:
 
     @classmethod
     def get(cls) -> "Warden":
-        """Return the warden of this process; start it where there is none."""
+        """Return the warden of this process; start it if there is none."""
         with cls._making:
             one = cls.running()
             if one is None:
@@ -65,7 +65,7 @@ class Warden:
 
     @classmethod
     def running(cls) -> "Warden | None":
-        """Return the warden of this process, None where none runs."""
+        """Return the warden of this process, or None if none runs."""
         one = cls._one
         gone = one is None or one._owner != os.getpid() or one._socket.fileno() < 0 or one._process.poll() is not None
         return None if gone else one
@@ -82,12 +82,12 @@ class Warden:
         return answer, received
 
     def keep(self, arena: int) -> None:
-        """Let the arena of this number outlive this process."""
+        """Let the arena with this number outlive this process."""
         self.ask({"op": "keep", "id": arena})
         self._keeps = True
 
     def close(self) -> None:
-        """End the warden and its arenas, those apart that are to be kept."""
+        """End the warden and its arenas, except those to be kept."""
         Warden._one = None
         self._socket.close()
         if not self._keeps:
@@ -100,7 +100,7 @@ atexit.register(shutdown)
 def ask(
     channel: socket.socket, message: dict[str, Any], fds: Sequence[int], *, patience: float | None = None
 ) -> tuple[dict[str, Any], list[int]]:
-    """Send a message and return the answer to it; broken off between the two, the channel is of no use any more."""
+    """Send a message and return the answer; if interrupted in between, the channel is unusable."""
     try:
         socket.send_fds(channel, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
         answered = select.poll()

@@ -1,4 +1,4 @@
-"""The helper programs that travel with the package; the build backend puts them into this directory."""
+"""The helper programs that ship with the package; the build backend puts them into this directory."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ def helper(name: str) -> Path:
     """Return the path of the packaged helper program `name`, such as ``mkleak``.
 
     Raises:
-        FileNotFoundError: the package was not installed by pip, which is what builds the helpers.
+        FileNotFoundError: the package was not installed by pip, which builds the helpers.
     """
     path = Path(__file__).with_name(name)
     if not path.is_file():

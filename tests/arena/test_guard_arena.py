@@ -85,10 +85,10 @@ def test_exit_codes_are_those_of_any_guard() -> None:
     assert "start /no/such: No such file" in missing.stderr
 
 
-def test_a_working_directory_that_an_arena_has_anew_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_a_working_directory_that_an_arena_replaces_has_a_hint(tmp_path: Path) -> None:
     hidden = guard("--arena", "--", "true", cwd=str(tmp_path))
     assert hidden.returncode == 4
-    assert "an arena has /tmp, /run, /var/tmp, /dev anew" in hidden.stderr
+    assert "an arena has its own /tmp, /run, /var/tmp, /dev" in hidden.stderr
     shown = guard("--arena", "--bind", str(tmp_path), "--", "touch", "x", cwd=str(tmp_path))
     assert shown.returncode == 1, shown.stderr
     assert f"file {tmp_path}/x" in shown.stderr

@@ -61,7 +61,7 @@ def test_a_file_more_with_each_run_is_growing(tmp_path: Path) -> None:
     assert [one.class_ for one in campaign.first_run] == ["growing"]
 
 
-def test_a_file_that_each_run_makes_anew_in_the_same_place_is_bounded(tmp_path: Path) -> None:
+def test_a_file_that_each_run_recreates_in_the_same_place_is_bounded(tmp_path: Path) -> None:
     campaign = run(target(tmp_path, 'rm -f /var/lib/litter; echo $$ >/var/lib/litter; exec "$@"'), "normal")
     assert (campaign.outcomes, left(campaign)) == ({"bounded": 2}, {("file", "bounded")})
     assert campaign.verdict == "clean", "there is never more of it than one run leaves"

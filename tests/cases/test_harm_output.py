@@ -39,8 +39,8 @@ def test_the_case_of_a_planted_link_and_fifo(case: Callable[..., Any]) -> None:
         pytest.skip("it acts as root and as nobody")
     done = case("sh", "{outfile.sh}")
     assert "\nprecious\nright: precious" in done.text
-    assert "a symbolic link of uid 65534 appeared there meanwhile" in done.text
-    assert "a FIFO of uid 65534 appeared there meanwhile" in done.text
+    assert "a symbolic link of uid 65534 appeared there since" in done.text
+    assert "a FIFO of uid 65534 appeared there since" in done.text
     assert "exit 124" not in done.text
     assert "exit 137" not in done.text
 
@@ -57,7 +57,7 @@ def test_what_another_user_puts_there_meanwhile_stays(tmp_path: Path, victim: Pa
         subprocess.run(plant.format(victim=victim, mine=mine, out=out), shell=True, check=True)
         if not mine.samefile(out):
             os.lchown(out, 65534, 65534)
-        with pytest.raises(UsageError, match="of uid 65534 appeared there meanwhile; it stays"):
+        with pytest.raises(UsageError, match="of uid 65534 appeared there since; it stays"):
             output.save("{}")
     assert mine.read_text() == "theirs"
 
@@ -103,7 +103,7 @@ def test_the_directory_that_was_opened_gets_the_result_whatever_has_its_name_the
     with Output(place / "out") as output:
         place.rename(tmp_path / "moved")
         place.symlink_to(elsewhere)
-        with pytest.raises(UsageError, match=r"moved or replaced meanwhile; it is in .*/moved"):
+        with pytest.raises(UsageError, match=r"moved or replaced during the run; the result is in .*/moved"):
             output.save("1")
     assert (tmp_path / "moved" / "out").read_text() == "1\n"
     assert not list(elsewhere.iterdir())
@@ -113,18 +113,18 @@ def test_a_directory_that_was_removed_meanwhile_is_told(tmp_path: Path) -> None:
     (tmp_path / "place").mkdir()
     with Output(tmp_path / "place" / "out") as output:
         (tmp_path / "place").rmdir()
-        with pytest.raises(UsageError, match="its directory was removed meanwhile"):
+        with pytest.raises(UsageError, match="its directory was removed during the run"):
             output.save("1")
 
 
 def test_a_fifo_that_nobody_reads_is_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("leakcheck.atomic_write._PATIENCE", 0.1)
     os.mkfifo(tmp_path / "fifo")
-    with Output(tmp_path / "fifo") as output, pytest.raises(UsageError, match="nobody has opened it for reading"):
+    with Output(tmp_path / "fifo") as output, pytest.raises(UsageError, match="no reader opened it"):
         output.save("1")
     reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
     try:
-        with Output(tmp_path / "fifo") as output, pytest.raises(UsageError, match="nobody has read from it"):
+        with Output(tmp_path / "fifo") as output, pytest.raises(UsageError, match="no reader read from it"):
             output.save("x" * (1 << 20))
     finally:
         os.close(reader)

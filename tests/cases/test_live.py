@@ -182,7 +182,7 @@ class TestRespawning:
         assert told(report) in ({("process", "respawning")}, {("process", "orphaned")})
 
     @root_only
-    def test_a_shell_that_starts_itself_anew_every_ten_milliseconds_is_leaked(
+    def test_a_shell_that_restarts_itself_every_ten_milliseconds_is_leaked(
         self, cage: list[str], tmp_path: Path
     ) -> None:
         report = guard(tmp_path, "--settle", "0.1", "--", "sh", INPUTS / "comet.sh", "0", before=cage)

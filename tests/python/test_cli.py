@@ -129,7 +129,7 @@ class TestTarget:
         [
             (None, "no such file"),
             (0o644, "not executable"),
-            (0o755, "no script with a #! line"),
+            (0o755, "nor a script with a #! line"),
         ],
     )
     def test_a_file_that_cannot_be_run_gives_4_and_one_line(self, tmp_path: Path, make: int | None, why: str) -> None:
@@ -379,7 +379,7 @@ class TestCrashes:
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
         last = done.stderr[done.stderr.rindex("leakcheck: ") :]
         assert done.returncode == 3, done.stderr
-        assert last.startswith("leakcheck: unknown, no leak seen, but not everything was looked at")
+        assert last.startswith("leakcheck: unknown, no leak seen, but not everything was observed")
         assert "not fully seen" in last
 
     @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ class TestData:
             Report.from_json(report()).verdict = "clean"  # type: ignore[misc]
 
     def test_another_schema_version_is_refused(self) -> None:
-        with pytest.raises(UsageError, match=r"schema 'leakcheck\.report/2'.*make it again"):
+        with pytest.raises(UsageError, match=r"schema 'leakcheck\.report/2'.*create it again"):
             Report.from_json(report(schema="leakcheck.report/2"))
 
     @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ class TestText:
         assert "allowed file  file /tmp/cache  reason: the cache stays" in text
         assert "unused rule net  reason: mended" in text
         assert "not fully seen key: partial, other users' keyrings" in text
-        assert "unknown, no leak seen, but not everything was looked at: key" in text
+        assert "unknown, no leak seen, but not everything was observed: key" in text
 
     def test_of_what_nothing_ties_to_the_run_the_first_are_shown_and_the_others_counted(self) -> None:
         text = rendered(report(unattributed=[leak(attribution="none") for _ in range(1000)]))
@@ -153,7 +153,7 @@ class TestText:
         assert "vanished" not in rendered(report(**compared))
 
     @pytest.mark.parametrize(
-        ("code", "words"), [(0, "exit 0"), (7, "exit 7"), (-9, "killed by signal 9"), (None, "not seen to end")]
+        ("code", "words"), [(0, "exit 0"), (7, "exit 7"), (-9, "killed by signal 9"), (None, "end not observed")]
     )
     def test_it_tells_how_the_command_ended(self, code: int | None, words: str) -> None:
         assert words in rendered(report(command={"argv": ["x"], "exit": code}))

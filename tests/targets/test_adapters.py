@@ -298,7 +298,7 @@ def test_the_built_in_targets_are_those_that_the_design_names() -> None:
         assert target.adapter.needs.install
 
 
-def test_no_directory_that_an_arena_has_anew_is_bound_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_directory_that_an_arena_replaces_is_bound_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def bound(*needed: str) -> list[str]:
         return [source for source, place, read_only in binds(needed) if source == place and read_only]
 
