@@ -1,6 +1,6 @@
-"""Campaigns: many trials with one question, and what they answer.
+"""Campaigns: many trials that answer one question.
 
-`run` runs one of `CAMPAIGNS` on a target; each has options of its own, of which the command line is derived.
+`run` runs one of `CAMPAIGNS` on a target; each has its own options, from which the command line is derived.
 """
 
 from typing import Any

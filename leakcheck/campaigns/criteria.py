@@ -1,4 +1,4 @@
-"""What can be asked of a campaign's trials. Each is judged by itself; the worst verdict of those not met wins."""
+"""Criteria for a campaign's trials. Each is judged separately; the worst verdict of the unmet ones wins."""
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -30,23 +30,23 @@ def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
 
 
 def count(made: Made[Any, Any], outcome: Outcome) -> int:
-    """Return of how many trials `outcome` holds, be it the worst or not."""
+    """Return for how many trials `outcome` holds, whether or not it is their worst."""
     return sum(outcome in trial.outcomes for trial in made.trials)
 
 
 def zero(outcome: Outcome) -> Check:
-    """Ask that `outcome` hold of no trial."""
+    """Require that `outcome` holds for no trial."""
     name, otherwise = _NAMES[outcome]
     return at_most(name, lambda made: count(made, outcome), 0, otherwise)
 
 
 def reached() -> Check:
-    """Ask that every plan fired."""
+    """Require that every plan fired."""
     return zero("not-reached")
 
 
 def at_most(name: str, measure: Callable[[Any], float], limit: float, otherwise: Verdict = "clean") -> Check:
-    """Ask that what `measure` returns of all that was made be at most `limit`; `otherwise` is the verdict if not."""
+    """Require that `measure` returns at most `limit` for everything made; `otherwise` is the verdict if not."""
 
     def check(made: Made[Any, Any]) -> Iterator[Judged]:
         measured = measure(made)
@@ -56,7 +56,7 @@ def at_most(name: str, measure: Callable[[Any], float], limit: float, otherwise:
 
 
 def stated(name: str, measure: Callable[[Any], float]) -> Check:
-    """State what `measure` returns, and ask nothing of it."""
+    """Report what `measure` returns, without a requirement."""
 
     def check(made: Made[Any, Any]) -> Iterator[Judged]:
         yield Criterion(name=name, passed=None, measured=measure(made), limit=None), "clean"
@@ -65,12 +65,12 @@ def stated(name: str, measure: Callable[[Any], float]) -> Check:
 
 
 def leak_rate(bad: Callable[[Any], int] = lambda made: count(made, "leaked")) -> Check:
-    """State the 95 % upper bound of the rate of trials that leak, of which `bad` returns how many did."""
+    """Report the 95 % upper bound of the rate of leaking trials; `bad` returns how many leaked."""
     return stated("95 % upper bound of the leak rate", lambda made: round(upper_bound(bad(made), len(made.trials)), 6))
 
 
 def no_slower(samples: Callable[[Any], list[Sample]], load: Callable[[Any], HostLoad], seed: int) -> Check:
-    """Ask that neither the throughput nor the times of the `samples` get worse from the first third to the last."""
+    """Require that neither throughput nor times of the `samples` get worse from the first third to the last."""
 
     def check(made: Made[Any, Any]) -> Iterator[Judged]:
         ordered = sorted(samples(made), key=lambda sample: sample.ended)

@@ -1,4 +1,4 @@
-"""Runs any campaign: preflight, trials as they are made, criteria, findings, the result."""
+"""Runs any campaign: preflight, trials, criteria, findings, result."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -32,25 +32,25 @@ def run(
     """Run `campaign` on `target`, and return its result.
 
     Args:
-        campaign: which one.
+        campaign: the campaign to run.
         target: the sandbox under test.
-        options: the campaign's.
-        ui: hears of what happens.
-        stop: once it returns true no further trial is begun, and the result is that of those made.
-        store: is given each trial as it is made.
+        options: the campaign's options.
+        ui: receives the progress.
+        stop: once it returns true, no further trial starts, and the result covers the trials made.
+        store: called with each finished trial.
 
     Raises:
-        UsageError: an option cannot be, or not with this target.
+        UsageError: an option is impossible, or is with this target.
         CompileError: a submission does not compile.
         StoppedError: `stop` returned true before the first trial.
-        TargetError: the target cannot be run here, or its isolation is not on.
+        TargetError: the target cannot run here, or its isolation is off.
     """
     ui = ui or Ui()
     options.check()
     target.check_ready()
     with Machine(live=options.live) as machine:
         if gaps := probe(target, live=options.live, stop=stop):
-            raise TargetError(f"{target.name}: its isolation is not on: {'; '.join(gaps)}")
+            raise TargetError(f"{target.name}: isolation is off: {'; '.join(gaps)}")
         facts = campaign.prepare(target, options, ui, stop)
         executor = campaign.executor(target, options, ui, stop)
         made: Made[_Options, _Trial] = Made(target=target, options=options, trials=[], facts=facts, executor=executor)
@@ -60,9 +60,9 @@ def run(
                 try:
                     store(trial)
                     ui.made(trial, len(made.trials))
-                except Exception as error:  # noqa: BLE001 - it is the caller's; what was made counts all the same
+                except Exception as error:  # noqa: BLE001 - the caller's error; the trials made still count
                     executor.fail(error)
-        except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever crashed it
+        except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever the cause
             executor.fail(error)
         if not made.trials:
             raise executor.failure or StoppedError(f"{target.name}: interrupted before the first {campaign.unit[:-1]}")

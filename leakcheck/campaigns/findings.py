@@ -1,4 +1,4 @@
-"""Findings: trials that came to the same, with an id, examples, and the command that shows it again."""
+"""Findings: trials with the same result, with an id, examples, and the command that reproduces it."""
 
 import hashlib
 import re
@@ -21,12 +21,12 @@ _T = TypeVar("_T")
 
 
 def shape(text: str) -> str:
-    """Return a message without its numbers, so that those of several trials are alike."""
+    """Return a message without its numbers, so that messages of several trials compare equal."""
     return re.sub(r"\w*\d\w*", "N", text)[:120]
 
 
 def clusters(items: Iterable[_T], key: Callable[[_T], Hashable]) -> dict[Any, list[_T]]:
-    """Put together what has the same key."""
+    """Group items by key."""
     groups: dict[Any, list[_T]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
@@ -34,7 +34,7 @@ def clusters(items: Iterable[_T], key: Callable[[_T], Hashable]) -> dict[Any, li
 
 
 def finding_id(target: Target, *what: object) -> str:
-    """Return the id of a finding; in `what` is nothing that differs from campaign to campaign, as counts and labels."""
+    """Return the id of a finding; `what` must not contain what varies between campaigns, such as counts and labels."""
     return hashlib.sha256(repr((target.name, what)).encode()).hexdigest()[:8]
 
 
@@ -45,7 +45,7 @@ def replay_line(campaign: str, target: Target, *words: object) -> str:
 
 
 def residue(lists: Sequence[Sequence[Remnant]]) -> list[Residue]:
-    """Return what is in the lists, one a trial, put together by kind, class and stage; damage first."""
+    """Merge the lists, one per trial, by kind, class and stage; damage first."""
     found = [(number, one) for number, left in enumerate(lists) for one in left]
     groups = clusters(found, lambda item: _residue_key(item[1]))
     summed = []
@@ -72,7 +72,7 @@ def _residue_key(one: Remnant) -> tuple[bool, str, str, str, str]:
 
 
 def trial_findings(campaign: str, made: Made[Any, Trial]) -> list[Finding]:
-    """Put together isolated trials of like plans that came to the same; damage first, then the worst, then the most."""
+    """Group isolated trials of similar plans with the same result: damage first, then the worst, then the most."""
 
     def key(trial: Trial) -> Hashable:
         plan = trial.case.plan
@@ -83,7 +83,7 @@ def trial_findings(campaign: str, made: Made[Any, Trial]) -> list[Finding]:
     for what, alike in clusters([trial for trial in made.trials if trial.outcome != "clean"], key).items():
         first = alike[0]
         plan = str(first.case.plan)
-        # What happens at an instant happens at about it.
+        # An effect at one instant also occurs at instants near it.
         words = ["--plan", plan, "--iterations", "20" if "@" in plan else "1", *replay_words(made.options)]
         findings.append(
             Finding(
@@ -106,6 +106,6 @@ def _order(finding: Finding) -> tuple[bool, int, int]:
 
 
 def replay_words(options: TrialOptions) -> list[str]:
-    """Return what a replay line says of the `options` of isolated trials, beside the plan and how often."""
+    """Return the words of a replay line for the `options` of isolated trials, other than plan and count."""
     settled = options.settle != type(options)().settle
     return ["--host"] * options.host + ["--settle", f"{options.settle:g}"] * settled

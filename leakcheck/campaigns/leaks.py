@@ -31,8 +31,8 @@ __all__ = ["ENDINGS", "Leaks", "LeaksOptions", "case_of", "schedule"]
 
 ENDINGS = ("normal", "timeout", "crash", "forced")
 
-# Its payload outlives the kill, however long one waits, and can end by its wall limit alone: where only the sleep
-# is killed it must not be OK.
+# Its payload outlives the kill, however long the wait is, and can only end by its wall limit. If only the sleep is
+# killed, the status must not be OK.
 _SLEEPING = Submission(name="sleeping", program=("/bin/sh", "-c", "sleep 600 || exit 1"), wall=60, expect="TLE")
 
 
@@ -41,15 +41,15 @@ def _words(text: str) -> list[str]:
 
 
 class LeaksOptions(TrialOptions, frozen=True, kw_only=True):
-    """What to try; a `plan` is instead of `endings` and `kills`."""
+    """What to try; a `plan` replaces `endings` and `kills`."""
 
     endings: Annotated[
-        Sequence[str], Option("How runs end, in turn.", "ENDING,…", parse=_words, default=",".join(ENDINGS))
+        Sequence[str], Option("How runs end; used in rotation.", "ENDING,…", parse=_words, default=",".join(ENDINGS))
     ] = ENDINGS
     kills: Annotated[
         Sequence[Kill],
         Option(
-            "Whom a forced ending kills, in turn; freeze: the tree, stopped first.",
+            "Whom forced endings kill, in rotation; freeze: stop the tree first.",
             "WHO,…",
             "--kill",
             parse=_words,
@@ -68,7 +68,7 @@ class LeaksOptions(TrialOptions, frozen=True, kw_only=True):
             if twice := [one for one, times in Counter(given).items() if times > 1]:
                 raise UsageError(f"{option}: names {twice[0]} twice")
             if self.plan is not None and tuple(given) != tuple(known):
-                raise UsageError(f"{option} --plan: a plan is the ending of every trial; give one of the two")
+                raise UsageError(f"{option} --plan: a plan sets the ending of every trial; give one of the two")
 
 
 class _Facts(msgspec.Struct, frozen=True):
@@ -85,10 +85,10 @@ class Leaks(TrialCampaign[LeaksOptions]):
     options = LeaksOptions
 
     def prepare(self, target: Target, options: LeaksOptions, ui: Ui, stop: Stop) -> _Facts:
-        """Measure how long a run takes, and what the very first one leaves."""
+        """Measure how long a run takes, and what the very first run leaves."""
         del ui
         jobs = job_count(options.jobs, live=options.host)
-        # As many at a time as later on, or all kills would come early in runs that then take longer.
+        # As many at a time as later; otherwise runs would take longer later, and all kills would come early in them.
         with ThreadPoolExecutor(jobs) as pool:
             lengths = pool.map(lambda _: run_length(target, live=options.host, stop=stop), range(jobs))
             run_ms = statistics.median(lengths)
@@ -96,7 +96,7 @@ class Leaks(TrialCampaign[LeaksOptions]):
         return _Facts(run_ms, first)
 
     def cases(self, target: Target, options: LeaksOptions, facts: _Facts) -> Iterator[Case]:
-        """Yield the plan again and again, or the endings in turn."""
+        """Yield the plan repeatedly, or the endings in rotation."""
         if options.plan is not None:
             plans = iter([options.plan] * options.iterations)
         else:
@@ -121,7 +121,7 @@ class Leaks(TrialCampaign[LeaksOptions]):
         ]
 
     def findings(self, made: Made[LeaksOptions, Trial]) -> list[Finding]:
-        """Return damage that is done before any trial, by the preparation of a box or the first run in it; the rest."""
+        """Return the damage done before any trial, by preparing a box or by its first run; and the other residue."""
         found = super().findings(made)
         if damaged := _damaged_first(made):
             kinds = sorted({one.kind for one in damaged})
@@ -158,7 +158,7 @@ def _damaged_first(made: Made[LeaksOptions, Trial]) -> list[Remnant]:
 
 
 def case_of(plan: Plan, shortest_wall: float = 0.1) -> Case:
-    """Return what is run under `plan`; for a timeout its wall limit is `shortest_wall` seconds."""
+    """Return the submission to run under `plan`; for a timeout, its wall limit is `shortest_wall` seconds."""
     if plan.kind == "timeout":
         return Case(msgspec.structs.replace(BUILTIN["timeout"], wall=shortest_wall), plan)
     if plan.kind == "crash":
@@ -169,19 +169,20 @@ def case_of(plan: Plan, shortest_wall: float = 0.1) -> Case:
 def schedule(
     endings: Sequence[str], kills: Sequence[Kill], total: int, run_ms: float, generator: random.Random
 ) -> Iterator[Plan]:
-    """Yield the plans of `total` endings, the wanted ones in turn.
+    """Yield the plans of `total` endings, the requested ones in rotation.
 
-    The forced ones fall evenly over a run of `run_ms` milliseconds: one instant is drawn from each of as many equal
-    stretches as there are forced endings of a kind. With every second one the payload sleeps instead of ending.
+    Forced endings are spread evenly over a run of `run_ms` milliseconds: the run is divided into as many equal
+    intervals as there are forced endings of a kind, and one instant is drawn from each. In every second one the
+    payload sleeps instead of ending.
     """
     forced = total // len(endings) + ("forced" in endings[: total % len(endings)]) if "forced" in endings else 0
-    # A kind is (who, sleeping or not); each sweeps the whole run by itself.
+    # A kind is (who, sleeping or not); each kind covers the whole run.
     kinds = [(kill, sleeping) for kill in kills for sleeping in (False, True)]
     instants: list[Plan] = []
     for number, (kill, sleeping) in enumerate(kinds):
         share = len(range(number, forced, len(kinds)))
         for stretch in range(share):
-            # Past the median end by a quarter, as runs vary.
+            # A quarter beyond the median end, because runs vary.
             at = (stretch + generator.random()) / share * run_ms * 1.25
             instants.append(kill_plan(kill, at, sleeping=sleeping))
     generator.shuffle(instants)

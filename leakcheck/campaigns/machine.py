@@ -1,6 +1,6 @@
-"""The machine around a whole campaign: its settings, and on the live host all that the campaign leaves.
+"""The machine around a whole campaign: its settings, and on the live host everything that the campaign leaves.
 
-No namespace isolates the settings, so that of two trials side by side neither can be blamed for what is set.
+No namespace isolates the settings, so with parallel trials no single trial can be blamed for a change.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _LABELS = 8
 
 
 class Machine:
-    """The machine, observed from when this was made; with `live` all that is left on it too, for `leakcheck reap`."""
+    """The machine, observed from construction on; with `live` also everything left on it, for `leakcheck reap`."""
 
     def __init__(self, *, live: bool) -> None:
         self._guard = _native.Guard(settle_ms=500, attributed_only=True) if live else None
@@ -35,7 +35,7 @@ class Machine:
             self._guard.abandon()
 
     def judge(self) -> Iterator[tuple[Criterion, Verdict]]:
-        """Yield what is asked of the settings; who changed one cannot be known, but that is no *clean*."""
+        """Yield the criterion for the settings; the author of a change is unknown, but the result is not *clean*."""
         report = Report.from_json(_native.diff(self._before, _native.snapshot(kinds="sysctl")))
         self.gaps = {kind: gap.reason for kind, gap in report.gaps.items()}
         if changed := len(report.leaks):
@@ -45,5 +45,5 @@ class Machine:
         yield Criterion(name=name, passed=changed == 0, measured=changed, limit=0), "leaked"
 
     def report(self) -> msgspec.Raw:
-        """Return the report of all that was left on the live host; null without."""
+        """Return the report of everything left on the live host; null if the trials did not run there."""
         return msgspec.Raw(b"null" if self._guard is None else self._guard.end().encode())

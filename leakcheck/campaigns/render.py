@@ -24,7 +24,7 @@ _LABELS = 3
 
 
 def print_campaign(campaign: Result, console: Console) -> None:
-    """Print `campaign` for people."""
+    """Print `campaign` as text."""
     for text in lines(campaign):
         console.print(text, soft_wrap=True, highlight=False)
 
@@ -57,7 +57,7 @@ def lines(campaign: Result) -> Iterator[Text]:
             "  ", ("first run ", "cyan"), f"{left.count} {left.kind} {left.class_}: {'; '.join(left.labels[:_LABELS])}"
         )
     for left in campaign.untied:
-        yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.labels[0]}; it may be anybody's")
+        yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.labels[0]}; of unknown origin")
     for criterion in _shortened(campaign.criteria):
         yield _criterion(criterion)
     for kind, reason in campaign.coverage.items():
@@ -93,7 +93,7 @@ def _criterion(criterion: Criterion) -> Text:
 
 
 def _shortened(criteria: Sequence[Criterion]) -> Iterator[Criterion]:
-    """Yield the criteria, those of the kinds of which nothing leaked in one."""
+    """Yield the criteria; those of all kinds without a leak share one line."""
     none = [one for one in criteria if one.name.startswith(LEAKS_OF) and one.passed]
     if none:
         name = f"leaks of {', '.join(one.name.removeprefix(LEAKS_OF) for one in none)}"
@@ -106,7 +106,7 @@ def _finding(finding: Finding) -> Iterator[Text]:
     style = _OUTCOME_STYLE.get(finding.outcome, "red")
     which = "" if finding.ending in ("stress", FIRST) else f"{finding.ending}, {finding.trials} trials: "
     yield line("  ", (f"{finding.outcome:<12} ", style), f"{which}{what}")
-    # What went away again is reported in short.
+    # Recovered residue gets a short line only.
     for left in finding.leaks if finding.outcome != "recovered" else ():
         for label in left.labels[:_LABELS]:
             yield line(f"            {label}")
@@ -118,5 +118,5 @@ def _finding(finding: Finding) -> Iterator[Text]:
 def _class(left: Residue) -> str:
     by = "by" if left.class_ == "reclaimable" else "until the"
     how = f"{left.class_} {by} {left.by}" if left.by else left.class_
-    # That the run left it goes without saying.
+    # The stage "run" is the usual one and is not shown.
     return how if left.stage in ("", "run") else f"{how}, of the {left.stage}"

@@ -1,4 +1,4 @@
-"""What a campaign found, as typed data; its JSON is the contract ``leakcheck.campaign/1``."""
+"""A campaign's result as typed data; its JSON is the contract ``leakcheck.campaign/1``."""
 
 from typing import Any, Self
 
@@ -15,16 +15,16 @@ __all__ = ["LEAKS_OF", "SCHEMA", "Criterion", "Finding", "Residue", "Result"]
 SCHEMA = "leakcheck.campaign/1"
 _OLD_OUTCOMES = {"reclaimed": "recovered", "wrong": "false-status"}
 LEAKS_OF = "leaks of kind "
-"""Begins the names of the criteria of ``stress`` that there be none of a kind."""
+"""Prefix of the names of those criteria of ``stress`` that allow no leak of a kind."""
 
 
 class Residue(msgspec.Struct, frozen=True, kw_only=True):
-    """What trials left, of one kind and class; `count` is how many in how many `trials`.
+    """Residue of trials, of one kind and class: `count` items in `trials` trials.
 
-    `labels` has the first of each shape, numbers apart, eight at most. `by` says what took away that which is
-    reclaimable: ``recovery``, ``next run``, or ``time`` where the target has no recovery and it just took longer.
-    `stage` says what left it: the ``run``, the ``recovery``, the ``next run``, or the ``first run`` on a host, with
-    its preparation.
+    `labels` has one label of each shape (labels that differ only in numbers), at most eight. `by` is what removed
+    reclaimable residue: ``recovery``, ``next run``, or ``time`` if the target has no recovery and the residue only
+    took longer. `stage` is what left it: the ``run``, the ``recovery``, the ``next run``, or the ``first run`` on a
+    host, including its preparation.
     """
 
     kind: str
@@ -37,9 +37,10 @@ class Residue(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Trials of one ending that left the same kinds of thing: how many, one of them, and how to see it again.
+    """Trials of one ending that left the same kinds of residue: how many, an example, and how to reproduce it.
 
-    `plan` is the fault plan; of ``stress``, which has none, `specs` are the submissions that it can be of, one a kind.
+    `plan` is the fault plan. ``stress`` has none; there, `specs` are the submissions that can have caused it, one per
+    kind.
     """
 
     id: str
@@ -54,7 +55,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Criterion(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was asked; `passed` is None where there is nothing to pass, or the trials are too few."""
+    """One criterion; `passed` is None if it only reports a number, or if there are too few trials."""
 
     name: str
     passed: bool | None = msgspec.field(name="pass")
@@ -65,13 +66,13 @@ class Criterion(msgspec.Struct, frozen=True, kw_only=True):
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """The whole result.
 
-    `unit` is what a trial is called here. `first_run` is what the very first run left for good, `untied` what came up
-    meanwhile on the machine and nothing ties to a trial. `endings` gives outcome counts by ending (``stress``: by the
-    status wanted), `timing_ms` the median time of a trial's steps, `settle_ms` the median, 95th percentile and maximum
-    until residue was gone, of those trials in which it went. `error` is why no further trial could be made. `records`
-    are the submissions of ``stress``, `latency_ms` the median, 95th percentile and maximum of their times by status,
-    `stalls` the stacks of what did not go on. `report` is that of the whole campaign where it ran on the host, which
-    ``leakcheck reap`` reads; null otherwise.
+    `unit` is the campaign's word for a trial. `first_run` is what the very first run left permanently; `untied` is what
+    appeared on the machine during the campaign and nothing ties to a trial. `endings` has outcome counts by ending
+    (``stress``: by expected status), `timing_ms` the median time of a trial's steps, `settle_ms` the median, 95th
+    percentile and maximum until residue was gone, over the trials in which it went away. `error` is why no further
+    trial could be made. `records` are the submissions of ``stress``, `latency_ms` the median, 95th percentile and
+    maximum of their times by status, `stalls` the stacks of what hung. `report` is the report of the whole campaign if
+    it ran on the live host, for ``leakcheck reap``; null otherwise.
     """
 
     campaign: str
@@ -109,18 +110,18 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "campaign") -> Self:
-        """Decode a result, also one of the old words, with a warning for each; `where` names it in messages.
+        """Decode a result. Old field names are accepted, with a warning for each; `where` names the result in messages.
 
         Raises:
-            UsageError: it is no campaign's result, or of another schema version.
+            UsageError: not a campaign's result, or another schema version.
         """
         try:
             found = msgspec.json.decode(text, type=dict[str, Any])
             if (schema := found.get("schema")) != SCHEMA:
-                raise UsageError(f"{where}: of schema {schema!r}, not {SCHEMA}")
+                raise UsageError(f"{where}: schema is {schema!r}, not {SCHEMA}")
             return msgspec.convert(_with_new_words(found, where), type=cls)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{where}: no campaign's result: {error}") from error
+            raise UsageError(f"{where}: not a campaign's result: {error}") from error
 
     def to_json(self) -> str:
         """Encode as one line of JSON."""
@@ -141,6 +142,6 @@ def _with_new_words(found: dict[str, Any], where: str) -> dict[str, Any]:
     found["records"] = [
         with_new_names(record, {"plan": "spec"}, f"{where}: records") for record in found.get("records", [])
     ]
-    # The report is what `leakcheck reap` reads; it has words of its own.
+    # The report is for `leakcheck reap`; its field names are its own.
     found["report"] = msgspec.Raw(msgspec.json.encode(found.get("report")))
     return found

@@ -1,4 +1,4 @@
-"""The campaign ``stress``: many submissions, many at once; is every status right, and does nothing stay?"""
+"""The campaign ``stress``: many submissions in parallel; is every status right, and does nothing stay?"""
 
 import itertools
 import statistics
@@ -36,7 +36,7 @@ _INTERNAL = 0.0001
 
 
 class _Facts(msgspec.Struct):
-    """The submissions; and, when all are made, what is left and how the pace was."""
+    """The submissions; and, after the last one, what is left and how throughput developed."""
 
     submissions: Iterator[Submission]
     left: list[SharedRemnant] = []
@@ -53,12 +53,12 @@ class Stress(Campaign[StressOptions, Record]):
     options = StressOptions
 
     def prepare(self, target: Target, options: StressOptions, ui: Ui, stop: Stop) -> _Facts:
-        """Draw the submissions, and compile their suites before there is a load."""
+        """Draw the submissions, and compile their suites before the load starts."""
         del ui, stop
         return _Facts(submissions(target, options))
 
     def executor(self, target: Target, options: StressOptions, ui: Ui, stop: Stop) -> Shared:
-        """Return who runs them: in arenas that many share."""
+        """Return their executor, which runs many in one arena."""
         return Shared(
             target,
             ui,
@@ -71,17 +71,17 @@ class Stress(Campaign[StressOptions, Record]):
         )
 
     def cases(self, target: Target, options: StressOptions, facts: _Facts) -> Iterator[Case]:
-        """Yield the submissions, which have no fault."""
+        """Yield the submissions, without a fault."""
         del target
         return map(Case, itertools.islice(facts.submissions, options.wanted))
 
     def finish(self, made: Made[StressOptions, Record], ui: Ui) -> None:
-        """Find out whose residue it is, and note it with the submissions."""
+        """Attribute the residue, and record it with the submissions."""
         facts, executor = made.facts, made.executor
         facts.left = [one for arena in executor.arenas for one in arena.left.values()]
         specs = {record.id: record.spec for record in made.trials}
         for one in facts.left:
-            # A run that failed has no record.
+            # A failed run has no record.
             one.runs = [run for run in one.runs if run in specs]
         isolate(
             made.target,
@@ -99,7 +99,7 @@ class Stress(Campaign[StressOptions, Record]):
         made.coverage = {kind: reason for arena in executor.arenas for kind, reason in arena.gaps.items()}
 
     def criteria(self, options: StressOptions) -> Sequence[Check]:
-        """Return what is asked of the submissions."""
+        """Return the criteria that the submissions must meet."""
         about_left: list[Check] = []
         counted: list[Check] = []
         if options.looks:
@@ -129,12 +129,12 @@ class Stress(Campaign[StressOptions, Record]):
         ]
 
     def findings(self, made: Made[StressOptions, Record]) -> list[Finding]:
-        """Return what was left, by what can have left it, and wrong statuses."""
+        """Return the residue, grouped by its possible causes, and the wrong statuses."""
         left = left_findings(made.target, made.options, made.trials, made.facts.left)
         return [*left, *status_findings(made.target, made.options, made.trials)]
 
     def details(self, made: Made[StressOptions, Record]) -> dict[str, Any]:
-        """Return the records, and times."""
+        """Return the records and times."""
         records, executor = made.trials, made.executor
         by_status = dict(sorted(clusters(records, lambda record: record.expect).items()))
         untied = Counter(leak.kind for arena in executor.arenas for leak in arena.untied.values())
@@ -170,9 +170,9 @@ def _internal(made: Made[StressOptions, Record]) -> float:
 
 
 def _leaking(made: Made[StressOptions, Record]) -> tuple[int, int]:
-    """Return how many submissions left something for sure, and how many others may have, at most."""
+    """Return how many submissions certainly left something, and at most how many others may have."""
     sure = {record.id for record in made.trials if record.left}
     may = {record.id for record in made.trials if record.may_have_left} - sure
-    # Each thing is of one submission alone.
+    # Each item belongs to exactly one submission.
     things = sum(one.stays and not one.each and len(one.runs) != 1 for one in made.facts.left)
     return len(sure), min(len(may), things)

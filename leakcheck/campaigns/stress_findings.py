@@ -1,4 +1,4 @@
-"""What the campaign ``stress`` found: residue, by what can have left it; wrong statuses; the pace."""
+"""Findings of the campaign ``stress``: residue by its possible causes, wrong statuses, throughput."""
 
 import os
 from collections import Counter
@@ -23,7 +23,7 @@ _REPLAYED = 20
 _NAMED = 10
 # R2 of the requirements: submissions a minute.
 _PER_MINUTE = 1000
-# Of fewer submissions, such as a replay line's one at a time, no pace is asked; as with the slowdown.
+# With fewer submissions, such as a replay line's, there is no throughput criterion, and no slowdown criterion either.
 _PACED = 300
 # Languages whose programs start in a millisecond or so.
 _NATIVE = {"c", "cpp", "rust", "go"}
@@ -32,7 +32,7 @@ _NATIVE = {"c", "cpp", "rust", "go"}
 def left_findings(
     target: Target, options: StressOptions, records: Sequence[Record], left: Sequence[SharedRemnant]
 ) -> list[Finding]:
-    """Put together what is of the same and has the same fate; each with the submissions that it can be of."""
+    """Group residue with the same possible causes and the same fate; each finding lists the possible submissions."""
     specs = {record.id: record.spec for record in records}
     findings = []
     for alike in grouped(
@@ -40,7 +40,7 @@ def left_findings(
         lambda one, other: _fate(one) == _fate(other) and same(one.leak, other.leak),
     ):
         kind, fate = alike[0].leak.kind, _fate(alike[0])
-        # The one of which there is the least doubt.
+        # The one with the most certain cause.
         surest = min(
             alike, key=lambda one: (len({behaviour_of(specs[run]) for run in one.runs}) or len(records), len(one.runs))
         )
@@ -73,7 +73,7 @@ def left_findings(
 
 
 def status_findings(target: Target, options: StressOptions, records: Sequence[Record]) -> list[Finding]:
-    """Put together wrong statuses of one behaviour that came to the same."""
+    """Group wrong statuses of one behaviour that got the same status."""
     wrong_ones = [record for record in records if not record.right]
     groups = clusters(wrong_ones, lambda one: (one.expect, behaviour_of(one.spec), shape(one.detail)))
     made = Counter(behaviour_of(record.spec) for record in records)
@@ -105,7 +105,7 @@ def _count(kinds: int) -> str:
 
 
 def _which(one: SharedRemnant) -> str:
-    """Return which submissions it can be of."""
+    """Return the submissions that can have caused it, in words."""
     runs = sorted(one.runs)
     shown = ", ".join(map(str, runs[:_NAMED])) + (", …" if len(runs) > _NAMED else "")
     return (
@@ -116,14 +116,14 @@ def _which(one: SharedRemnant) -> str:
 
 
 def _replay(target: Target, options: StressOptions, specs: Sequence[str], repeated: int = 0) -> str:
-    """Return the command that shows it again; with `repeated` it takes about so many, and the load, to do so."""
+    """Return the command that reproduces it; with `repeated`, that takes about so many submissions, and the load."""
     words: list[str] = []
     if 0 < len(specs) <= _REPLAYED:
         words += ["--submission", " ".join(specs)]
         words += ["--submissions", str(repeated)] if repeated else []
         at_once = options.concurrency if repeated or len(specs) > 1 else 1
         return replay_line("stress", target, *words, "--concurrency", at_once)
-    # The whole campaign: the possible ones are too many for a line.
+    # Replay the whole campaign: there are too many possible submissions for one line.
     words += [] if options.wanted is None else ["--submissions", str(options.wanted)]
     words += [] if options.duration is None else ["--duration", f"{options.duration:g}"]
     words += ["--seed", str(options.seed)]
@@ -137,12 +137,12 @@ def _replay(target: Target, options: StressOptions, specs: Sequence[str], repeat
 
 
 def samples(records: Sequence[Record]) -> list[Sample]:
-    """Return how long each submission took; those of the same language and behaviour are alike."""
+    """Return how long each submission took; submissions of the same language and behaviour are comparable."""
     return [
         Sample(
             ended=record.ended_s,
             took=record.wall_ms / 1000,
-            # Of a time limit its length counts too.
+            # For a time limit, its length is part of the group.
             group=record.spec if record.expect == "TLE" else behaviour_of(record.spec),
             timed=record.expect != "TLE",
             cpu=(record.cpu_ms or 0) / 1000,
@@ -152,7 +152,7 @@ def samples(records: Sequence[Record]) -> list[Sample]:
 
 
 def pace(made: Made[StressOptions, Record]) -> Iterator[Judged]:
-    """Ask for enough submissions a minute, where there are many, and the mix could be run that fast on this machine."""
+    """Require enough submissions per minute, if there are many and this machine can run the mix that fast."""
     records = made.trials
     rate = 60 * len(records) / made.took
     native = {record.spec.partition("/")[0] for record in records} <= _NATIVE

@@ -1,4 +1,4 @@
-"""What campaigns have in common whose trials have an arena each, or the live host."""
+"""The common part of campaigns whose trials run in an arena each, or on the live host."""
 
 import statistics
 from collections import Counter
@@ -20,23 +20,23 @@ _Options = TypeVar("_Options", bound=TrialOptions)
 
 
 class TrialCampaign(Campaign[_Options, Trial]):
-    """A campaign of isolated trials: it lacks its cases and its criteria."""
+    """A campaign of isolated trials; subclasses add the cases and the criteria."""
 
     def executor(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> Executor[Trial]:
-        """Return who makes the trials."""
+        """Return the executor of the trials."""
         return Isolated(target, ui, stop, jobs=options.jobs, live=options.live, settle=options.settle)
 
     def finish(self, made: Made[_Options, Trial], ui: Ui) -> None:
-        """Note what was not fully seen."""
+        """Record what was not fully observed."""
         del ui
         made.coverage = {kind: reason for trial in made.trials for kind, reason in trial.gaps.items()}
 
     def findings(self, made: Made[_Options, Trial]) -> list[Finding]:
-        """Return the trials that came to the same, put together."""
+        """Return the trials grouped by result."""
         return trial_findings(self.name, made)
 
     def details(self, made: Made[_Options, Trial]) -> dict[str, Any]:
-        """Return outcomes by the kind of plan, and times."""
+        """Return outcomes by kind of plan, and times."""
         trials = made.trials
         by_kind = clusters(trials, lambda trial: trial.case.plan.kind)
         times = clusters(((step, ms) for trial in trials for step, ms in trial.timing_ms.items()), lambda item: item[0])

@@ -1,1 +1,1 @@
-"""The statistics of campaigns: bounds of rates, slowdowns, and what other programs did meanwhile."""
+"""The statistics of campaigns: bounds of rates, slowdowns, and the load of other programs."""

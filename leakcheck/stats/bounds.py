@@ -1,4 +1,4 @@
-"""The little statistics that discrete leaks need."""
+"""The statistics for discrete leaks."""
 
 import math
 import statistics
@@ -8,9 +8,9 @@ __all__ = ["spread", "upper_bound"]
 
 
 def upper_bound(bad: int, made: int, confidence: float = 0.95) -> float:
-    """Return the one-sided upper confidence bound of a rate of which `bad` in `made` trials were seen.
+    """Return the one-sided upper confidence bound of a rate, given `bad` bad trials among `made`.
 
-    Exact (Clopper and Pearson, Biometrika 26, 1934); with none seen it is close to 3 / `made`, the rule of three.
+    Exact (Clopper and Pearson, Biometrika 26, 1934); with no bad trial it is close to 3 / `made`, the rule of three.
     """
     if bad >= made:
         return 1.0
@@ -25,7 +25,7 @@ def upper_bound(bad: int, made: int, confidence: float = 0.95) -> float:
 
 
 def _at_most(bad: int, made: int, rate: float) -> float:
-    """Return the probability of no more than `bad` in `made` at that rate, strictly between 0 and 1."""
+    """Return the probability of at most `bad` among `made` at that rate, strictly between 0 and 1."""
     total = 0.0
     for k in range(bad + 1):
         ways = math.lgamma(made + 1) - math.lgamma(k + 1) - math.lgamma(made - k + 1)
@@ -34,7 +34,7 @@ def _at_most(bad: int, made: int, rate: float) -> float:
 
 
 def spread(sorted_values: Sequence[float]) -> dict[str, float]:
-    """Return how many there are of sorted times, with their median, 95th percentile and maximum; empty if none."""
+    """Return the number of sorted times, with their median, 95th percentile and maximum; empty if there are none."""
     if not sorted_values:
         return {}
     late = sorted_values[min(len(sorted_values) - 1, int(len(sorted_values) * 0.95))]

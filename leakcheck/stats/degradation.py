@@ -1,9 +1,9 @@
-"""Does a long run get slower? A non-inferiority test of late against early, on gauges that vary.
+"""Does a long run get slower? A non-inferiority test of late against early, on noisy measurements.
 
 "No degradation of more than 10 %" passes only when the upper confidence bound of late over early is below 1.10; it
-fails when even the lower bound is above, and is inconclusive in between, as it is when the run was too short
-(non-inferiority: Piaggio et al., JAMA 308, 2012). HostLoad in time are alike, so whole stretches of the run are
-drawn, not single submissions (block bootstrap: Künsch, Annals of Statistics 17, 1989).
+fails when even the lower bound is above, and is inconclusive in between, or when the run was too short
+(non-inferiority: Piaggio et al., JAMA 308, 2012). Submissions close in time are similar, so whole intervals of the run
+are drawn, not single submissions (block bootstrap: Künsch, Annals of Statistics 17, 1989).
 """
 
 import random
@@ -24,10 +24,10 @@ _DRAWS = 1000
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """One submission: when it ended and how long it took, in seconds; only those of the same `group` are alike.
+    """One submission: when it ended and how long it took, in seconds; only those of the same `group` are comparable.
 
-    Where the length is set by a limit and not by the target, `timed` is false: it counts for the throughput alone.
-    `cpu` is the processor time that it took, in seconds.
+    If a limit, not the target, sets the length, `timed` is false: the sample counts only for throughput. `cpu` is its
+    processor time in seconds.
     """
 
     ended: float
@@ -38,9 +38,9 @@ class Sample(msgspec.Struct, frozen=True):
 
 
 class Change(msgspec.Struct, frozen=True):
-    """Late over early, above 1 for slower, with its 90 % interval: each bound holds with 95 %.
+    """Late over early, above 1 if slower, with its 90 % interval: each bound holds with 95 %.
 
-    `passed` is None where nothing can be concluded; `why` gives the reason.
+    `passed` is None if the result is inconclusive; `why` is the reason.
     """
 
     ratio: float | None = None
@@ -53,7 +53,7 @@ class Change(msgspec.Struct, frozen=True):
 def changes(samples: Sequence[Sample], seed: int = 0) -> dict[str, Change]:
     """Return how ``throughput``, ``p50`` and ``p95`` of the last third of a run compare with those of its first.
 
-    A submission's time is taken relative to the median of its group, so that the draw of the mix is no degradation.
+    A submission's time is relative to its group's median, so that the random order of the mix is not a degradation.
     """
     names = ("throughput", "p50", "p95")
     ordered = sorted(samples, key=lambda one: one.ended)
@@ -72,7 +72,7 @@ def changes(samples: Sequence[Sample], seed: int = 0) -> dict[str, Change]:
 
 
 class _Stretch(msgspec.Struct, frozen=True):
-    """Submissions that ended one after the other: seconds they lasted in all, the work done, the sorted times."""
+    """Submissions that ended in sequence: total seconds, work done, sorted times."""
 
     seconds: float
     work: float
@@ -87,7 +87,7 @@ def _usual(samples: Sequence[Sample]) -> dict[str, float]:
 
 
 def _stretches(part: Sequence[Sample], usual: dict[str, float]) -> list[_Stretch]:
-    """Cut into stretches; the first sample of `part` only says when the first one begins."""
+    """Cut `part` into intervals; its first sample only marks the start of the first interval."""
     found = []
     size = (len(part) - 1) / _STRETCHES
     for number in range(_STRETCHES):
@@ -125,5 +125,5 @@ def _judged(ratio: float, drawn: Sequence[float]) -> Change:
     ordered = sorted(drawn)
     low, high = _quantile(ordered, 0.05), _quantile(ordered, 0.95)
     passed = True if high < LIMIT else False if low > LIMIT else None
-    why = "" if passed is not None else "inconclusive: the interval has the limit in it, a longer run narrows it"
+    why = "" if passed is not None else "inconclusive: the interval contains the limit; a longer run narrows it"
     return Change(round(ratio, 3), round(low, 3), round(high, 3), passed, why)

@@ -1,4 +1,4 @@
-"""How much of the processors others used meanwhile: a machine that got busier is no degradation of the target."""
+"""Processor use by other programs: a busier machine is not a degradation of the target."""
 
 import bisect
 import os
@@ -11,19 +11,19 @@ from leakcheck.stats.degradation import Change, Sample
 
 __all__ = ["HostLoad"]
 
-# Of all processors: from so much more on, a slowdown may be the others'.
+# Increase, as a share of all processors, from which other programs may have caused a slowdown.
 _SHARE = 0.05
 _MOST = 20_000
 
 
 class HostLoad:
-    """Samples of the processor time that all used, and of that which the driver did; in seconds."""
+    """Samples of the processor time used by everything, and by the driver; in seconds."""
 
     def __init__(self) -> None:
         self._samples: list[tuple[float, float, float]] = []
 
     def sample(self) -> None:
-        """Take a sample, from /proc/stat (proc(5)); what a hypervisor took away counts as used by others."""
+        """Take a sample, from /proc/stat (proc(5)); time stolen by a hypervisor counts as used by others."""
         times = psutil.cpu_times()
         used = sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
         self._samples.append((time.monotonic(), used, time.process_time()))
@@ -31,9 +31,9 @@ class HostLoad:
             del self._samples[1::2]
 
     def discount(self, change: Change, samples: Sequence[Sample]) -> Change:
-        """Return `change`, without a verdict where it failed and others used more later than earlier.
+        """Return `change`, without a verdict if it failed and others used more later than earlier.
 
-        `samples` are in the order of their ends, `ended` by the monotonic clock.
+        `samples` are ordered by their ends; `ended` is on the monotonic clock.
         """
         third = len(samples) // 3
         if change.passed is not False or third < 1:
@@ -41,11 +41,11 @@ class HostLoad:
         early, late = self._others(samples[: third + 1]), self._others(samples[-third - 1 :])
         if late - early <= _SHARE * (os.cpu_count() or 1):
             return change
-        why = f"inconclusive: other programs used {early:.2f} processors at first and {late:.2f} at last"
+        why = f"inconclusive: other programs used {early:.2f} processors early and {late:.2f} late"
         return Change(change.ratio, change.low, change.high, None, why)
 
     def _others(self, samples: Sequence[Sample]) -> float:
-        """Return how many processors others used on average while these ended; the first only says since when."""
+        """Return how many processors others used on average while these ended; the first only marks the start."""
         times = [at for at, _, _ in self._samples]
         since, until = (bisect.bisect_left(times, sample.ended) for sample in (samples[0], samples[-1]))
         first, last = (self._samples[min(at, len(times) - 1)] for at in (since, until))

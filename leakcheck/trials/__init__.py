@@ -1,4 +1,4 @@
-"""How one trial is made: a host, a session of the target's commands in it, and what became of what was left."""
+"""How one trial is made: a host, a session of the target's commands in it, and the later fate of the residue."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +15,13 @@ __all__ = ["open_host"]
 def open_host(
     target: Target, settle: float, *, live: bool, needed: Sequence[Path] = (), options: Mapping[str, Any] | None = None
 ) -> Host:
-    """Return a host for a trial of `target`: an arena, or with `live` the machine itself.
+    """Return a host for a trial of `target`: an arena, or with `live` the live host.
 
     Args:
-        target: what is to run there.
+        target: the target to run there.
         settle: seconds that asynchronous teardown may take.
-        live: whether it is the machine itself.
-        needed: paths of the machine that an arena must show besides.
-        options: more of those that `leakcheck.arena.Arena` takes.
+        live: whether to use the live host.
+        needed: additional paths of the live host that an arena must show.
+        options: more options of `leakcheck.arena.Arena`.
     """
     return LiveHost(target, settle) if live else ArenaHost(target, settle, needed, **(options or {}))

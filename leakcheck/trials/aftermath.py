@@ -1,4 +1,4 @@
-"""What became of all that a trial left: after the target's recovery, after the next run, and when all is repeated."""
+"""The later fate of a trial's residue: after the target's recovery, after the next run, and after repetition."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -15,12 +15,12 @@ from leakcheck.trials.similarity import count_similar, place_of
 
 __all__ = ["Aftermath", "Remnant"]
 
-# However often it is repeated; what lives on in ever new processes is reported as one, however many there are of it.
+# One record however often it repeats: a chain of short-lived processes is reported as one, whatever their number.
 _FOR_GOOD = ("damaged", "respawning")
 
 
 class Remnant(msgspec.Struct, frozen=True):
-    """One thing that a trial left in a `stage`, with the class that the later ones gave it; `by` is what removed it."""
+    """One item that a trial left in a `stage`, with the class that later stages gave it; `by` is what removed it."""
 
     kind: str
     class_: str
@@ -30,7 +30,7 @@ class Remnant(msgspec.Struct, frozen=True):
 
 
 class Aftermath:
-    """What became of all that was left, after the recovery and after the next submission, and what these left."""
+    """The fate of all residue after the recovery and after the next submission, and what these two left."""
 
     def __init__(self, session: Session, case: Case, first: Report) -> None:
         self.left: list[Remnant] = []
@@ -39,18 +39,18 @@ class Aftermath:
         self._session = session
         self._hit = not injector_for(case.plan).harmless
         self._case = case
-        # What is still there, by key; `_steady` is of it what comes by itself, however the run was killed.
+        # Residue that still exists, by key; `_steady` is the part that appears regardless of how the run was killed.
         self._stay = {leak.key: leak for leak in first.leaks}
         self._steady: set[str] = set()
-        # What left it.
+        # The stage that left it.
         self._stage = dict.fromkeys(self._stay, "run")
-        # What was there after a recovery that reported success.
+        # Residue that existed after a recovery that reported success.
         self._survived: set[str] = set()
         self._silent = False
         self._seen(first)
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Yield all that holds of the trial, as far as it is about what was left and could be seen."""
+        """Yield every outcome of the trial that concerns residue and coverage."""
         outcome_of: dict[str, Outcome] = {"reclaimable": "recovered", "bounded": "bounded"}
         yield from {outcome_of.get(one.class_, "leaked") for one in self.left}
         if self._silent:
@@ -61,7 +61,7 @@ class Aftermath:
             yield "unknown"
 
     def follow(self) -> None:
-        """Recover, run the next submission, look after each, and class what stays."""
+        """Recover, run the next submission, observe after each, and classify what stays."""
         with self._session.timed("recover"):
             if wrong := self._session.recover():
                 self.failures.append(wrong)
@@ -80,7 +80,7 @@ class Aftermath:
         came: list[Leak] = []
         try:
             argv = self._session.prepare(NEXT)
-            # Making the box ready again replaces files of its own, which are no residue.
+            # Preparing the box again replaces its own files, which are not residue.
             self._session.host.mark()
             try:
                 wrong = self._session.run(argv, NEXT)
@@ -91,7 +91,7 @@ class Aftermath:
         if wrong:
             self.failures.append(f"next submission: {wrong}")
         if self._session.late:
-            # What is there now our own kill may have left.
+            # Residue that exists now may come from our own kill.
             return
         before = self._stay
         if before:
@@ -99,7 +99,7 @@ class Aftermath:
             self._part(report, "next run")
             if alive := [leak for key, leak in self._stay.items() if key in before and _runs(leak)]:
                 self.failures.append(f"next submission: ran beside {alive[0].label}")
-        # What one of the run's was replaced by was reported as that one.
+        # A resource that replaced one of the run's was already reported as that one.
         places = {(leak.kind, place_of(leak)) for leak in before.values()}
         self._add((leak for leak in came if (leak.kind, place_of(leak)) not in places), "next run")
 
@@ -112,7 +112,7 @@ class Aftermath:
         self.gaps.update({kind: gap.reason for kind, gap in report.gaps.items()})
 
     def _part(self, report: Report, by: str) -> None:
-        """Part with what is gone: it was reclaimable, unless a run took it away of a kind that will not come again."""
+        """Drop what is gone: it was reclaimable, unless a run removed it and its name will never be used again."""
         now = {leak.key: leak for leak in report.leaks}
         places = {(leak.kind, place_of(leak)): leak for leak in report.leaks}
         before, self._stay = self._stay, {}
@@ -121,7 +121,7 @@ class Aftermath:
             if key in now:
                 self._keep(key, leak, key)
             elif here is not None and leak.class_ == here.class_ == "damaged":
-                # Changed once more.
+                # It changed again.
                 self._keep(key, here, here.key)
             elif here is not None and by == "next run" and not self._of_a_box(leak):
                 # Residue that the next run replaces one for one: exactly one exists at any time.
@@ -138,7 +138,7 @@ class Aftermath:
             self._survived.add(as_key)
 
     def _of_a_box(self, leak: Leak) -> bool:
-        """Tell whether it bears a name that is never given again."""
+        """Return whether it has a name that is never used again."""
         session = self._session
         return session.target.adapter.fresh and session.target.names_box(place_of(leak), session.box)
 
@@ -148,22 +148,22 @@ class Aftermath:
             self._silent = True
 
     def _add(self, leaks: Iterable[Leak], stage: str) -> None:
-        """Add what was not seen before, unless something like it was there at the baseline."""
+        """Add what was not observed before, unless something similar existed at the baseline."""
         came = {leak.key: leak for leak in leaks if leak.key not in self._stay and not leak.replaces}
         self._stay |= came
         self._stage |= dict.fromkeys(came, stage)
         self._steady |= came.keys()
 
     def _once_more(self) -> None:
-        """Prepare and run once more under the plan, whatever that gives."""
+        """Prepare and run once more under the plan; ignore the result."""
         with contextlib.suppress(TargetError):
             argv = self._session.prepare(self._case.submission)
             self._session.run_under(injector_for(self._case.plan), argv, self._case.submission)
 
     def _class(self) -> None:
-        """Repeat it all, in another box where boxes are fresh: what there is more of then is growing.
+        """Repeat the trial, in another box if boxes are fresh: residue whose number increases is growing.
 
-        Bounded is what there is not more of; damage to what was there before never is.
+        Residue whose number does not increase is bounded; damage to existing resources never is.
         """
         before = self._look().leaks
         after = before
@@ -175,7 +175,7 @@ class Aftermath:
             after = self._look().leaks
         for key, leak in self._stay.items():
             more = count_similar(leak, after) > count_similar(leak, before)
-            # Killed elsewhere in the run, the second one need not leave what the first left.
+            # A second run killed at another point need not leave what the first left.
             chance = self._session.late or (self._hit and key not in self._steady)
             if leak.class_ in _FOR_GOOD:
                 class_ = leak.class_
@@ -185,5 +185,5 @@ class Aftermath:
 
 
 def _runs(leak: Leak) -> bool:
-    """Tell whether it is a process that still runs, and no zombie."""
+    """Return whether it is a process that still runs, not a zombie."""
     return leak.kind == "process" and leak.evidence.get("resource", {}).get("state") not in ("Z", "X")

@@ -22,9 +22,9 @@ __all__ = ["ArenaHost"]
 
 
 class ArenaHost:
-    """An arena: whatever is there afterwards is the trial's. Beyond the target's programs it shows what is `needed`.
+    """An arena: everything new in it belongs to the trial. It shows the target's programs and the `needed` paths.
 
-    `options` are more of those that `leakcheck.arena.Arena` takes.
+    `options` are more options of `leakcheck.arena.Arena`.
     """
 
     work = Path("/var/lib/leakcheck-campaign/box")
@@ -52,7 +52,7 @@ class ArenaHost:
 
     def __exit__(self, *_: object) -> None:
         self._looked()
-        # Before the arena goes: its file systems live as long as somebody holds them, as snapshots do.
+        # Before the arena is removed: its file systems exist as long as somebody holds them, as snapshots do.
         for snapshot in ("_before", "_marked"):
             self.__dict__.pop(snapshot, None)
         if self._root >= 0:
@@ -65,30 +65,30 @@ class ArenaHost:
         return self._arena.popen(argv, env=ENV | dict(env), stdout=output, stderr=output)
 
     def pids(self) -> set[int]:
-        """Return the host's process ids of all that runs in it."""
+        """Return the host's process ids of everything that runs in it."""
         return self._arena.pids()
 
     def make_directory(self, path: Path) -> None:
-        """Make the arena's directory `path`, and those that it is in."""
+        """Create the directory `path` in the arena, with its parents."""
         make_directory(self._root, path)
 
     def tree(self, supervisor: Running) -> set[psutil.Process]:
-        """Return all that runs in the arena."""
+        """Return everything that runs in the arena."""
         del supervisor
         found = set()
         for pid in self._arena.pids():
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.add(psutil.Process(pid))
-        # A number may have become another's before it was looked up.
+        # The pid may be reused before it is looked up.
         still = self._arena.pids()
         return {process for process in found if process.pid in still}
 
     def read(self, path: Path) -> bytes:
-        """Return what is in the arena's file."""
+        """Return the content of the arena's file."""
         return read_file(self._root, path)
 
     def write(self, path: Path, content: bytes) -> None:
-        """Write the arena's file, wherever links in the arena lead."""
+        """Write the arena's file, resolving links inside the arena."""
         write_file(self._root, path, content)
 
     def begin(self) -> None:
@@ -97,12 +97,12 @@ class ArenaHost:
         self._looked()
 
     def damaged_before(self) -> list[str]:
-        """Return what the overlay shows as changed or deleted in the baseline already."""
+        """Return what the overlay already shows as changed or deleted in the baseline."""
         files = [one for one in self._before.resources("file") if one.get("state") in ("changed", "deleted")]
         return [f"{one['state']} {one['class']} {one['path']}" for one in files if not self._target.owns(one["path"])]
 
     def look(self) -> Report:
-        """Settle, and return what is there that was not; what nothing ties to the arena is set apart."""
+        """Settle, and return what is new since the baseline; what nothing ties to the arena is listed separately."""
         return self._since(self._before)
 
     def mark(self) -> None:
@@ -110,7 +110,7 @@ class ArenaHost:
         self._marked = _native.snapshot(kinds=KINDS, arena=self._arena.view)
 
     def look_since_mark(self) -> list[Leak]:
-        """Settle, and return what is there that was not at the second baseline."""
+        """Settle, and return what is new since the second baseline."""
         return self._since(self._marked).leaks
 
     def _since(self, before: _native.Snapshot) -> Report:
@@ -119,6 +119,6 @@ class ArenaHost:
         return msgspec.structs.replace(report, leaks=[self._own(leak) for leak in report.leaks])
 
     def _own(self, leak: Leak) -> Leak:
-        """Return `leak`, which is no damage where the target changed what is its own."""
+        """Return `leak`, not as damage if the target changed its own state."""
         own = leak.class_ == "damaged" and leak.kind == "file" and self._target.owns(place_of(leak))
         return msgspec.structs.replace(leak, class_="orphaned") if own else leak

@@ -1,4 +1,4 @@
-"""Whose residue it is, of submissions that ran side by side in one arena: by evidence, never by a digit in a name."""
+"""Attributes residue to submissions that ran in parallel in one arena: by evidence, never by a digit in a name."""
 
 import contextlib
 import datetime
@@ -17,10 +17,10 @@ from leakcheck.trials.similarity import place_of
 __all__ = ["MARK", "RESPAWNING", "Attribution", "Run", "SharedRemnant"]
 
 MARK = "LEAKCHECK_SUBMISSION"
-"""In the environment of each launch: which submission it is."""
+"""The environment variable of each launch that names its submission."""
 RESPAWNING = "respawning"
 
-# The kernel counts a process' start in hundredths of a second.
+# The kernel counts a process's start time in hundredths of a second.
 _TICK = 0.02
 _MOST_PARENTS = 100
 
@@ -28,7 +28,7 @@ _MOST_PARENTS = 100
 class Run(msgspec.Struct):
     """One submission: its number, box and round, and when it began (seconds since 1970).
 
-    `name` is the box's name in it, and `late` whether it was ended for running too long.
+    `name` is the name of its box, and `late` whether leakcheck ended it for running too long.
     """
 
     number: int
@@ -40,14 +40,14 @@ class Run(msgspec.Struct):
 
 
 class SharedRemnant(msgspec.Struct):
-    """One thing left in an arena since a round: `runs` are the submissions that it can be of, one when that is certain.
+    """One item left in an arena since a round: `runs` are the submissions that can have left it, one if certain.
 
-    `tied` says by what: the ``mark`` in the environment of a process, of one that it descends from or of a holder, or
-    its session; a place of the ``box`` alone; the ``time``, as what is older than a run is not of it; the ``round``
-    alone; or the ``replay`` of each submission alone. `each`: every one of `runs` left such a thing. `gone` is the
-    round whose look no longer showed it; None while it is there. `bounded`: there is no more of the same at the end
-    than after the first round. `late`: it can only be of runs that leakcheck ended. `names` are those of the boxes of
-    `runs`.
+    `tied` is the evidence: the ``mark`` in the environment of a process, of an ancestor or of a holder, or its session;
+    a path of only one ``box``; the ``time``, since a run cannot have left what is older than the run; only the
+    ``round``; or the ``replay`` of each submission alone. `each`: every one of `runs` left such an item. `gone` is the
+    round whose observation no longer showed it; None while it exists. `bounded`: at the end, there are no more of the
+    same than after the first round. `late`: only runs that leakcheck ended can have left it. `names` are the names of
+    the boxes of `runs`.
     """
 
     leak: Leak
@@ -62,33 +62,33 @@ class SharedRemnant(msgspec.Struct):
 
     @property
     def damaged(self) -> bool:
-        """Whether it was there before any run, and was changed or removed: put right later, it still was."""
+        """Whether it existed before any run and was changed or removed; a later repair does not undo that."""
         return self.leak.class_ == "damaged"
 
     @property
     def stays(self) -> bool:
-        """Whether it is a leak: it is there, and there was more of the same with every round."""
+        """Whether it is a leak: it exists, and there was more of the same with every round."""
         return not self.late and (self.damaged or (self.gone is None and not self.bounded))
 
 
 class Attribution:
-    """What ties residue in a `host` to the submissions that ran in the boxes of `sessions`."""
+    """Ties residue in a `host` to the submissions that ran in the boxes of `sessions`."""
 
     def __init__(self, target: Target, host: Host, sessions: Sequence[Session]) -> None:
         self._target, self._host, self._sessions = target, host, sessions
-        # Submission by the session that a command of it began; each is one, by its process id inside.
+        # Submission by session, identified by its leader's process id inside; every launched command starts one.
         self._began: dict[int, int] = {}
 
     def started(self, process: Running, run: Run) -> None:
-        """Note that `process`, which leads a session, is of `run`."""
-        # Gone already, it may have been reaped: then what it left is known by other things.
+        """Record that `process`, a session leader, belongs to `run`."""
+        # It may have exited and been reaped already; then other evidence ties its residue.
         with contextlib.suppress(OSError, ValueError, IndexError):
             status = Path(f"/proc/{process.pid}/status").read_text()
             self._began[int(status.partition("\nNSpid:")[2].split("\n", 1)[0].split()[-1])] = run.number
 
     def tied(self, leak: Leak, number: int, runs: Sequence[Run], before: Sequence[SharedRemnant]) -> SharedRemnant:
-        """Return what is left, with those of `runs`, or of the runs of what was left `before`, that it can be of."""
-        # What lives on in ever new processes is reported as one, whichever submission's it was that was seen.
+        """Return the residue, each item with those of `runs`, or of the runs of `before`, that can have left it."""
+        # A chain of short-lived processes is reported as one, whichever submission's process was observed.
         if leak.class_ != RESPAWNING and (marked := self._marked(leak)) is not None:
             found, tied = [run for run in runs if run.number == marked], "mark"
             left = SharedRemnant(leak, number, [marked], tied)
@@ -96,7 +96,7 @@ class Attribution:
             found, tied = self._of_box(leak, runs)
             if leak.since:
                 since = datetime.datetime.fromisoformat(leak.since).timestamp()
-                # Not those either that had ended by then: what they left running may have made it.
+                # Runs that had ended by then stay possible: a process that they left running may have made it.
                 then = [run for run in found if run.began - _TICK <= since]
                 if then and len(then) < len(found):
                     found, tied = then, f"{tied} and time" if tied == "box" else "time"
@@ -109,7 +109,7 @@ class Attribution:
         return left
 
     def _of_box(self, leak: Leak, runs: Sequence[Run]) -> tuple[list[Run], str]:
-        """Return those of `runs` whose box alone has such a place; all of them where it is no box's place."""
+        """Return those of `runs` whose box alone owns the path; all of them if no box does."""
         path = place_of(leak)
         for session in self._sessions:
             mine = [run for run in runs if run.box == session.box.number]
@@ -122,7 +122,7 @@ class Attribution:
         return list(runs), "round"
 
     def _marked(self, leak: Leak) -> int | None:
-        """Return the submission by whose mark a process is known that it is, descends from, or is held by."""
+        """Return the submission whose mark is in the process itself, in an ancestor, or in a holder."""
         resource = leak.evidence.get("resource", {})
         pids = [value for value in (resource.get("pid"), resource.get("ppid")) if isinstance(value, int)]
         pids += [pid for one in _records(leak.evidence) if isinstance(pid := one.get("pid"), int)]
@@ -133,7 +133,7 @@ class Attribution:
         return self._began.get(resource.get("session", 0))
 
     def _line(self, pid: int) -> Iterator[int]:
-        """Yield `pid` and those that it descends from, process 1 apart."""
+        """Yield `pid` and its ancestors, except process 1."""
         for _ in range(_MOST_PARENTS):
             if pid <= 1:
                 return
@@ -159,7 +159,7 @@ def _box_of(session: Session, run: Run) -> Box:
 
 
 def _records(value: object) -> Iterator[dict[str, object]]:
-    """Yield the records within `value`, however deep."""
+    """Yield the records inside `value`, at any depth."""
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if isinstance(value, dict):
         yield value
@@ -168,6 +168,6 @@ def _records(value: object) -> Iterator[dict[str, object]]:
 
 
 def _survivors(number: int, before: Sequence[SharedRemnant]) -> list[int]:
-    """Return the submissions of earlier rounds of which something ran into this one: it may have left more."""
+    """Return the submissions of earlier rounds with a process that still ran in this one: it may have left more."""
     alive = [one for one in before if one.leak.kind == "process" and one.gone in (None, number)]
     return sorted({run for one in alive if one.round < number for run in one.runs})

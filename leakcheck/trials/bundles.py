@@ -1,4 +1,4 @@
-"""Submissions as shared arenas run them: the whole compile cache is shown to each."""
+"""Submissions in shared arenas: each one sees the whole compile cache."""
 
 import msgspec
 
@@ -9,10 +9,10 @@ __all__ = ["compiled", "warm_up"]
 
 
 def compiled(spec: Spec) -> Submission:
-    """Return the submission; the whole cache is shown to it, so that a box needs the same directory for each."""
+    """Return the submission with the whole cache visible, so that a box needs the same directory for all."""
     return msgspec.structs.replace(build(spec), bundle=str(cache_directory()))
 
 
 def warm_up() -> Submission:
-    """Return what is run first in each box: it needs what all others need."""
+    """Return the first submission of each box: it needs the same directory as all others."""
     return msgspec.structs.replace(NEXT, bundle=str(cache_directory()))

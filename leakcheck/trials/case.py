@@ -1,4 +1,4 @@
-"""What is tried in one trial: a submission, under a fault plan."""
+"""The case of one trial: a submission under a fault plan."""
 
 import msgspec
 

@@ -1,4 +1,4 @@
-"""Whose residue it is where several submissions of a round can have left it: each is run once more, alone."""
+"""Finds which submission left residue if several of a round are possible: each one runs again, alone."""
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
@@ -35,9 +35,9 @@ def isolate(
 ) -> None:
     """Reduce the `runs` of residue that several submissions can have left to those that leave the same when run alone.
 
-    `specs` gives each submission's spec. One of a language and a behaviour stands for all such. What none of them
-    leaves when alone stays as it is: it takes several at once, or chance. Those in `hung` did not end: they are not
-    tried.
+    `specs` has each submission's spec. One submission per language and behaviour represents all others of both. Residue
+    that none of them leaves alone stays as it is: it needs several at once, or chance. Submissions in `hung` did not
+    end and are not tried.
     """
     unsure = [one for one in left if one.gone is None and len(one.runs) > 1 and not one.late]
     words: dict[str, str] = {}
@@ -45,9 +45,9 @@ def isolate(
         words.setdefault(_what(specs[run]), specs[run])
     if not unsure or stop():
         return
-    log(f"finding out who left what: {min(len(words), _MOST)} submissions, one by one")
+    log(f"attributing residue: {min(len(words), _MOST)} submissions, one by one")
     leaves: dict[str, list[Leak]] = {}
-    # What could not be looked at so is only known less surely.
+    # If this check fails, the attribution is only less certain.
     with contextlib.suppress(TargetError, UsageError, CompileError, NativeError, OSError):
         left_to_try = list(words.items())[:_MOST]
         while left_to_try and not stop():
@@ -58,13 +58,13 @@ def isolate(
         if guilty:
             one.runs, one.tied = guilty, "replay"
         elif hung.intersection(one.runs) and all(_what(specs[run]) in leaves for run in one.runs if run not in hung):
-            # None of the others leaves it.
+            # None of the other submissions leaves it.
             one.runs, one.tied, one.late = sorted(hung.intersection(one.runs)), "replay", True
     for alike in grouped(unsure, lambda one, other: one.round == other.round and same(one.leak, other.leak)):
         runs = {run for one in alike for run in one.runs}
-        # As many as they leave when alone, all together.
+        # As many as all of them leave when run alone.
         expected = sum(count_similar(alike[0].leak, leaves.get(_what(specs[run]), [])) for run in runs)
-        # What lives on in ever new processes is reported as one, however many there are of it.
+        # A chain of short-lived processes is reported as one, whatever their number.
         all_of_it = len(alike) == expected or alike[0].leak.class_ == "respawning"
         if all_of_it and all(one.tied == "replay" for one in alike):
             for one in alike:
@@ -74,7 +74,7 @@ def isolate(
 def _leave_alone(
     arena: SharedArena, words: Sequence[tuple[str, str]], leaves: dict[str, list["Leak"]], stop: Stop
 ) -> list[tuple[str, str]]:
-    """Run `words` alone, one after the other, until one leaves something; note what, and return the rest."""
+    """Run `words` alone, one after the other, until one leaves something; record it, and return the rest."""
     session = arena.sessions[0]
     if wrong := session.again(warm_up()):
         raise TargetError(wrong)
@@ -90,7 +90,7 @@ def _leave_alone(
         if not session.late:
             leaves[what] = [one.leak for one in arena.left.values()]
         if arena.left or session.late:
-            # What is still alive may leave more: that would be put down to the next one.
+            # A process that is still alive may leave more, which would be attributed to the next submission.
             return list(words[number + 1 :])
     return []
 

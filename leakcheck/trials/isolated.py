@@ -1,4 +1,4 @@
-"""Trials each of which has an arena of its own, several at a time; or, one at a time, the live host."""
+"""Trials with an arena each, several at a time; or on the live host, one at a time."""
 
 import os
 import time
@@ -15,12 +15,12 @@ __all__ = ["Isolated", "job_count"]
 
 
 def job_count(jobs: int, *, live: bool) -> int:
-    """Return how many trials are made at a time: 0 is one for each CPU, and on the live host it is always one."""
+    """Return the number of parallel trials: 0 means one per CPU; on the live host it is always one."""
     return 1 if live else jobs or os.cpu_count() or 1
 
 
 class Isolated:
-    """An `Executor`, which makes `jobs` trials at a time."""
+    """An `Executor` that makes `jobs` trials at a time."""
 
     def __init__(self, target: Target, ui: Ui, stop: Stop, *, jobs: int, live: bool, settle: float) -> None:
         self._target, self._ui, self._stop = target, ui, stop
@@ -29,8 +29,8 @@ class Isolated:
         self.took = 0.0
 
     def fail(self, error: BaseException) -> None:
-        """Begin no further trial."""
-        # The first says why; the others may follow from it.
+        """Start no further trial."""
+        # The first error is the cause; the others may be its consequence.
         self.failure = self.failure or error
 
     def run(self, cases: Callable[[], Iterator[Case]]) -> Iterator[Trial]:
@@ -51,7 +51,7 @@ class Isolated:
             for _ in range(self._jobs):
                 begin()
             while pending:
-                # With a timeout, so that a signal's handler gets its turn.
+                # With a timeout, so that signal handlers can run.
                 done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
                 if self._stop() and not announced:
                     announced = True

@@ -1,4 +1,4 @@
-"""The live host of a trial: the machine itself, on which only what is tied to the run counts."""
+"""The live host: the machine itself, where only what is tied to the run counts."""
 
 import contextlib
 import os
@@ -37,7 +37,7 @@ class LiveHost:
         self._base = Path(tempfile.mkdtemp(prefix="leakcheck-campaign-", dir=_host_directory()))
         self.work = self._base / "box"
         self.work.mkdir()
-        # Others may go through, as a target's own users must.
+        # Others may traverse it, as a target's own users must.
         self._base.chmod(0o755)
         descriptor, marker = tempfile.mkstemp(prefix="leakcheck-marker-", dir="/tmp")
         os.close(descriptor)
@@ -47,13 +47,13 @@ class LiveHost:
     def __exit__(self, *_: object) -> None:
         if self._guard is not None:
             self._guard.abandon()
-        # What a leaked mount shows below it is not ours to remove: then the directory stays, and is in the report.
+        # Files below a leaked mount are not ours to remove: then the directory stays, and is in the report.
         if not any(part.mountpoint.startswith(str(self._base)) for part in psutil.disk_partitions(all=True)):
             shutil.rmtree(self._base, ignore_errors=True)
         self.marker.unlink(missing_ok=True)
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
-        """Start a command in a session of its own."""
+        """Start a command in a new session."""
         return _Process(argv, ENV | self._token | dict(env), output)
 
     def tree(self, supervisor: Running) -> set[psutil.Process]:
@@ -61,7 +61,7 @@ class LiveHost:
         return descendants(supervisor)
 
     def read(self, path: Path) -> bytes:
-        """Return what is in the file."""
+        """Return the content of the file."""
         return path.read_bytes()
 
     def write(self, path: Path, content: bytes) -> None:
@@ -77,11 +77,11 @@ class LiveHost:
         self._token = {name: value}
 
     def damaged_before(self) -> list[str]:
-        """Return nothing: on the host only what is new is seen."""
+        """Return nothing: on the live host only new resources are observed."""
         return []
 
     def look(self) -> Report:
-        """Settle; from the second time on what of the first residue went is left out, and what came is added."""
+        """Settle; from the second call on, drop the first residue that has gone, and add what is new."""
         assert self._guard is not None  # noqa: S101 - `begin` comes first
         text = self._guard.recovered() if self._ended else self._guard.end()
         self._ended = True
@@ -90,11 +90,11 @@ class LiveHost:
         return msgspec.structs.replace(report, leaks=left)
 
     def mark(self) -> None:
-        """Look, as the guard has one baseline."""
+        """Observe only: the guard has just one baseline."""
         self._marked = {leak.key for leak in self.look().leaks}
 
     def look_since_mark(self) -> list[Leak]:
-        """Look again, and leave out what the last look showed."""
+        """Observe again, without what the last observation showed."""
         return [leak for leak in self.look().leaks if leak.key not in self._marked]
 
 
@@ -107,7 +107,7 @@ def descendants(process: Running) -> set[psutil.Process]:
 
 
 def _host_directory() -> Path:
-    """Return where boxes on the host lie: in a directory for such state, the user's own where it is not root."""
+    """Return the parent directory of boxes: the system's state directory, or if it is not writable the user's."""
     own = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state")
     if os.access("/var/lib", os.W_OK):
         return Path("/var/lib")

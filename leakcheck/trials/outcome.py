@@ -1,4 +1,4 @@
-"""What a trial came to."""
+"""The outcome of a trial."""
 
 from collections.abc import Iterable
 from typing import Literal, TypeAlias, get_args
@@ -8,13 +8,13 @@ __all__ = ["OUTCOMES", "Outcome", "worst"]
 Outcome: TypeAlias = Literal[
     "clean", "bounded", "recovered", "unknown", "not-reached", "leaked", "false-status", "silent", "wedged"
 ]
-"""Of one trial, worst last.
+"""Outcomes of one trial, the worst last.
 
-clean: nothing is left. bounded: what is left is never more than one run leaves. recovered: the target's recovery
-removed it, or its next run in the same box where boxes are used again. unknown: not all could be seen. not-reached: the
-fault did not happen. leaked: something stays. false-status: the target reported another status than it must, or none.
-silent: something stays behind a recovery that reported success. wedged: the run did not end, the recovery or the next
-submission in that box failed, or that ran beside a process of the run.
+clean: nothing is left. bounded: the residue is never more than one run leaves. recovered: the target's recovery removed
+it, or its next run in the same box if boxes are reused. unknown: not everything could be observed. not-reached: the
+fault did not happen. leaked: something stays. false-status: the target reported a wrong status, or none. silent:
+something stays after a recovery that reported success. wedged: the run did not end, the recovery or the next submission
+in that box failed, or the next submission ran beside a process of the run.
 """
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 

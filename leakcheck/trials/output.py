@@ -1,4 +1,4 @@
-"""What commands print: kept in memory."""
+"""The output of commands, kept in memory."""
 
 import contextlib
 import os
@@ -9,7 +9,7 @@ __all__ = ["last_words", "memory", "text"]
 
 @contextlib.contextmanager
 def memory() -> Generator[int, None, None]:
-    """Give a descriptor to print to: memory and no pipe, as an orphan that held a pipe would be waited for."""
+    """Yield a descriptor for output: memory, because the reader of a pipe would wait for an orphan that holds it."""
     output = os.memfd_create("leakcheck-output")
     try:
         yield output
@@ -18,12 +18,12 @@ def memory() -> Generator[int, None, None]:
 
 
 def text(output: int) -> str:
-    """Return what was printed to the descriptor of `memory`, 64 KiB at most."""
+    """Return what was printed to the descriptor of `memory`, at most 64 KiB."""
     return os.pread(output, 1 << 16, 0).decode(errors="replace")
 
 
 def last_words(output: int) -> str:
-    """Return the last lines of it, in one."""
+    """Return its last lines, joined into one."""
     size = os.fstat(output).st_size
     last = os.pread(output, 400, max(0, size - 400)).decode(errors="replace")
     return " | ".join(line.strip() for line in last.splitlines()[-3:] if line.strip()) or "it printed nothing"

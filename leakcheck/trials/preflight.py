@@ -1,4 +1,4 @@
-"""What is found out before the trials: is the isolation on, how long is a run, what does the very first one leave."""
+"""Measurements before the trials: whether the isolation is on, how long a run takes, what the very first run leaves."""
 
 import os
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from leakcheck.trials.similarity import count_similar
 __all__ = ["FIRST", "first_run", "isolation_gaps", "probe", "run_length"]
 
 FIRST = "first run"
-"""The stage of what a first run leaves."""
+"""The stage of a first run's residue."""
 
 _NAMESPACES = "for n in cgroup ipc mnt net pid time user uts; do echo $n $(readlink /proc/self/ns/$n); done"
 
 
 def probe(target: Target, *, live: bool, stop: Stop) -> list[str]:
-    """Return what of the target's isolation is not on where trials are made; empty if all is."""
+    """Return the parts of the target's isolation that are off where trials run; empty if none is."""
     gaps: list[str] = []
     if not target.adapter.probe.none:
         _in_a_host(target, live, lambda session: gaps.extend(isolation_gaps(session)), stop)
@@ -27,7 +27,7 @@ def probe(target: Target, *, live: bool, stop: Stop) -> list[str]:
 
 
 def isolation_gaps(session: Session) -> list[str]:
-    """Return what of the target's isolation is not on in this host, with the probe's last words; empty if all is."""
+    """Return the parts of the target's isolation that are off in this host, with the probe's last output."""
     marker = session.host.marker
     session.host.write(marker, b"")
     submission = session.target.probe(marker)
@@ -40,7 +40,7 @@ def isolation_gaps(session: Session) -> list[str]:
 
 
 def run_length(target: Target, *, live: bool, stop: Stop, runs: int = 5) -> float:
-    """Return the median length of a normal run in milliseconds, the first one left out.
+    """Return the median length of a normal run in milliseconds, without the first one.
 
     Raises:
         TargetError: it does not work.
@@ -63,10 +63,10 @@ def run_length(target: Target, *, live: bool, stop: Stop, runs: int = 5) -> floa
 
 
 def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[Remnant]:
-    """Return what the very first run on a host leaves for good, which a trial's warm-up hides from it.
+    """Return what the very first run on a host leaves permanently, which a trial's warm-up hides.
 
-    It is bounded if a second and a third run leave no more of it, growing if they do. What of the host's own files it,
-    or the preparation before it, changes or removes is damaged.
+    It is bounded if a second and a third run leave no more of it, growing if they do. Files of the host that it, or the
+    preparation before it, changes or removes are damaged.
     """
     left: list[Remnant] = []
 
@@ -78,7 +78,7 @@ def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[
         first = session.host.look()
         if not first.leaks:
             return
-        # Making the box ready again replaces files of its own, so what counts is from the second run to the third.
+        # Preparing the box again replaces its own files, so compare the second run with the third.
         reports = []
         for _ in range(2):
             session.renew()
@@ -98,6 +98,6 @@ def _in_a_host(target: Target, live: bool, work: Callable[[Session], object], st
     with open_host(target, settle, live=live) as host:
         session = Session(target, host, stop=stop)
         work(session)
-    # `Session.again` takes it for a run that failed.
+    # `Session.again` treats it as a failed run.
     if stop():
         raise StoppedError(f"{target.name}: interrupted before the first trial")

@@ -1,4 +1,4 @@
-"""What one submission in a shared arena came to."""
+"""The record of one submission in a shared arena."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,12 +16,12 @@ _LABELS = 8
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One submission in a shared arena.
 
-    `expect` is the status that it must get and `status` what it got, ``none`` where the target gave none; `right` is
-    whether that, and exit code and signal where both are given, are as they must be, `detail` why not. `wall_ms` is
-    from the target's preparation to its end, `cpu_ms` the processor time of the target with all that it waited for,
-    `queued_ms` the wait before. `ended_s` counts from the campaign's start. After its `round` it took `settle_ms` until
-    what was going away was gone. `left` is what it left for sure, `may_have_left` what is of it or of another, eight
-    things at most. `late`: it did not end by its wall limit, and leakcheck ended it.
+    `expect` is the expected status and `status` the reported one, ``none`` if the target reported none. `right` is
+    whether the status is right, and the exit code and signal too if known; `detail` is why not. `wall_ms` is the time
+    from the target's preparation to its end, `cpu_ms` the processor time of the target including all children it waited
+    for, `queued_ms` the wait before. `ended_s` counts from the campaign's start. After its `round`, transient residue
+    was gone after `settle_ms`. `left` is what it certainly left, `may_have_left` what it or another submission left, at
+    most eight items. `late`: it did not end within its wall limit, and leakcheck ended it.
     """
 
     id: int
@@ -45,7 +45,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def outcomes(self) -> Iterator[Outcome]:
-        """All that hold; none where it is clean."""
+        """All outcomes that hold; none if it is clean."""
         if self.left:
             yield "leaked"
         if self.may_have_left:
@@ -65,7 +65,7 @@ def behaviour_of(spec: str) -> str:
 
 
 def with_left(records: Sequence[Record], left: Sequence[SharedRemnant], settled: Mapping[int, float]) -> list[Record]:
-    """Return the records in the order of their submissions, each with what it left for sure and how long it settled."""
+    """Return the records in the order of their submissions, each with its certain residue and its settle time."""
     of: dict[int, list[str]] = defaultdict(list)
     may: dict[int, list[str]] = defaultdict(list)
     counted: set[tuple[str, tuple[int, ...]]] = set()

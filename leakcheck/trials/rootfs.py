@@ -1,4 +1,4 @@
-"""Files below another root, opened with openat2(2): no link in there, not even an absolute one, leads out of it."""
+"""Files below another root, opened with openat2(2): no link inside, not even an absolute one, leads out of it."""
 
 import contextlib
 import ctypes
@@ -10,10 +10,10 @@ from pathlib import Path
 
 __all__ = ["make_directory", "read_file", "write_file"]
 
-# One number on every architecture of ours; Python and the C library have no wrapper (linux/openat2.h, Linux 5.6).
+# The same number on all our architectures; Python and the C library have no wrapper (linux/openat2.h, Linux 5.6).
 _OPENAT2 = 437
 _RESOLVE_IN_ROOT = 0x10
-# More is no status file.
+# Status files are never larger.
 _MOST_BYTES = 1 << 20
 _TRIES = 32
 
@@ -32,7 +32,7 @@ def _opened(root: int, path: Path, flags: int, mode: int = 0) -> Generator[int, 
     how = _How(flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT)
     for _ in range(_TRIES):
         fd = int(_syscall(_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
-        # It says "again" when something was renamed meanwhile.
+        # The kernel returns EAGAIN if something was renamed at the same time.
         if fd >= 0 or ctypes.get_errno() != errno.EAGAIN:
             break
     if fd < 0:
@@ -44,10 +44,10 @@ def _opened(root: int, path: Path, flags: int, mode: int = 0) -> Generator[int, 
 
 
 def make_directory(root: int, path: Path) -> None:
-    """Make the absolute `path` below the directory `root`, and those that it is in; it may be there.
+    """Create the directory `path` (absolute) below the directory `root`, with its parents; it may exist.
 
     Raises:
-        OSError: something else is there, or it cannot be made.
+        OSError: something else exists there, or it cannot be created.
     """
     try:
         with _opened(root, path, os.O_PATH | os.O_DIRECTORY):
@@ -61,13 +61,13 @@ def make_directory(root: int, path: Path) -> None:
 
 
 def write_file(root: int, path: Path, content: bytes) -> None:
-    """Write `content` to the absolute `path` below the directory `root`; its directories are made.
+    """Write `content` to the absolute `path` below the directory `root`; create its directories.
 
     Raises:
-        OSError: it cannot be written, or it is no regular file.
+        OSError: it cannot be written, or is not a regular file.
     """
     make_directory(root, path.parent)
-    # A FIFO that somebody put there is not waited for.
+    # Do not block on a FIFO that somebody put there.
     with _opened(root, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o644) as fd:
         _check_regular(fd, path)
         with open(fd, "wb", closefd=False) as file:
@@ -75,10 +75,10 @@ def write_file(root: int, path: Path, content: bytes) -> None:
 
 
 def read_file(root: int, path: Path) -> bytes:
-    """Return what is in the file at the absolute `path` below the directory `root`, a mebibyte at most.
+    """Return the content of the file at the absolute `path` below the directory `root`, at most 1 MiB.
 
     Raises:
-        OSError: it is not there, cannot be read, or is no regular file.
+        OSError: it does not exist, cannot be read, or is not a regular file.
     """
     with _opened(root, path, os.O_RDONLY | os.O_NONBLOCK) as fd:
         _check_regular(fd, path)
@@ -88,4 +88,4 @@ def read_file(root: int, path: Path) -> bytes:
 
 def _check_regular(fd: int, path: Path) -> None:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
-        raise OSError(errno.EINVAL, "no regular file", str(path))
+        raise OSError(errno.EINVAL, "not a regular file", str(path))

@@ -1,4 +1,4 @@
-"""Which of several shared arenas takes the next submission, while the others empty and are observed."""
+"""Chooses which of several shared arenas takes the next submission, while the others drain and are observed."""
 
 import contextlib
 import threading
@@ -13,10 +13,10 @@ __all__ = ["Rotation"]
 
 
 class Rotation:
-    """Which of several arenas takes the next submission; with `looks` false they are never looked at.
+    """Chooses which of several arenas takes the next submission; with `looks` false they are never observed.
 
     A round has `size` submissions, or more while no other arena is ready. Arenas are observed in the background;
-    `error` is why a look could not be made.
+    `error` is why an observation failed.
     """
 
     def __init__(self, arenas: Sequence[SharedArena], size: int, *, looks: bool = True) -> None:
@@ -33,7 +33,7 @@ class Rotation:
 
     @contextlib.contextmanager
     def turn(self, number: int, box: int) -> Generator[tuple[SharedArena, Run], None, None]:
-        """Give the arena in which submission `number` runs in `box`, with its `Run`."""
+        """Yield the arena in which submission `number` runs in `box`, with its `Run`."""
         with self._changed:
             if len(self._open.runs) >= self._size and self._ready and self._looks:
                 self._open.closed = True
@@ -51,7 +51,7 @@ class Rotation:
                 self._changed.notify_all()
 
     def end(self, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Look at the last round too, when nothing runs any more, unless somebody has `given_up` meanwhile."""
+        """Observe the last round too, once nothing runs any more, unless `given_up` returns true."""
         with self._changed:
             self._open.closed = True
             self._over = True
@@ -70,14 +70,14 @@ class Rotation:
                 if self._looks:
                     quiet.arena.look(quiet.number, quiet.runs)
             except (TargetError, NativeError, OSError) as error:
-                self.error = f"look after round {quiet.number}: {error}"
+                self.error = f"observation after round {quiet.number}: {error}"
             with self._changed:
                 del self._rounds[quiet.number]
                 self._ready.append(quiet.arena)
                 self._changed.notify_all()
 
     def _quiet(self) -> "_Round | None":
-        """Wait for a closed round all of whose runs are over; None when there will be no more."""
+        """Wait for a closed round whose runs are all over; None if there will be no more."""
         with self._changed:
             while True:
                 for one in self._rounds.values():

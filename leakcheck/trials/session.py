@@ -1,4 +1,4 @@
-"""A target's commands in one box of a host: each is waited for no longer than it may take."""
+"""A target's commands in one box of a host, each with a time limit."""
 
 import contextlib
 import subprocess
@@ -20,21 +20,21 @@ from leakcheck.trials.output import last_words, memory, text
 __all__ = ["GRACE", "NEXT", "Done", "Session", "Stop", "never"]
 
 NEXT = BUILTIN["ok"]
-"""What is run next in a box, to see whether it is as good as new."""
+"""The next submission in a box, to check that the box still works."""
 
 Stop = Callable[[], bool]
-"""Whether somebody wants to end."""
+"""Returns whether an end was requested."""
 
 GRACE = 30.0
-"""Seconds beyond a submission's wall limit: start and teardown of the slowest target on a machine under load."""
-# Between the numbers in the names that follow each other in one box; other boxes' numbers are lower.
+"""Seconds beyond a submission's wall limit, for start and teardown of the slowest target on a machine under load."""
+# Distance between the numbers in successive names of one box; the numbers of boxes are lower.
 _APART = 10_000
-# How often, in seconds, `Stop` is asked while something runs.
+# Interval, in seconds, at which `Stop` is called while something runs.
 _ASK = 0.2
 
 
 class Done(msgspec.Struct, frozen=True):
-    """What a run gave: the target's reply, its exit code, its last words, and the processor time in seconds."""
+    """The result of a run: the target's reply, exit code, last output, and processor time in seconds."""
 
     reply: Reply
     code: int
@@ -43,7 +43,7 @@ class Done(msgspec.Struct, frozen=True):
 
 
 def never() -> bool:
-    """Return false: nobody wants to end."""
+    """Return false: no end was requested."""
     return False
 
 
@@ -65,8 +65,8 @@ class _Run:
 class Session:
     """Runs a target's commands in one box of a host, and times what it does.
 
-    `stop` ends what runs with `StoppedError`; `late` is given what runs too long, before it is killed. `env` is added
-    to the environment of every command.
+    `stop` ends the running command with `StoppedError`; `late` is called with a command that runs too long, before it
+    is killed. `env` is added to the environment of every command.
     """
 
     def __init__(
@@ -87,14 +87,14 @@ class Session:
         self.late = False
         """Whether a command was ended for running too long."""
         self.started: Callable[[Running], None] | None = None
-        """Is given each command that was started."""
+        """Called with each started command."""
         self._names = 0
         self._stop = stop
         self._late = late
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Generator[None, None, None]:
-        """Add the time until its end to that of `step`."""
+        """Add the time until its end to the time of `step`."""
         began = time.monotonic()
         try:
             yield
@@ -102,14 +102,14 @@ class Session:
             self.timing_ms[step] = self.timing_ms.get(step, 0) + (time.monotonic() - began) * 1000
 
     def renew(self) -> None:
-        """Give the box another name, as the next run has one where boxes are not used again."""
+        """Give the box a new name, as for the next run if boxes are not reused."""
         if self.target.adapter.fresh:
             self._names += 1
             name = self.target.name_of(self.box.number + self._names * _APART)
             self.box = msgspec.structs.replace(self.box, name=name)
 
     def prepare(self, submission: Submission) -> list[str]:
-        """Make the box ready, and return the command line that runs `submission` in it."""
+        """Prepare the box, and return the command line that runs `submission` in it."""
         self._commands("prepare", self.target.prepare_commands(self.box, submission))
         launch = self.target.launch(submission, self.box)
         for path, content in launch.files.items():
@@ -121,7 +121,7 @@ class Session:
         return launch.argv
 
     def _empty_status(self) -> None:
-        """Empty the status file of the last run, which must not be read as that of one that wrote none."""
+        """Empty the last run's status file: it must not be read as that of a run that wrote none."""
         path = self.target.status_file(self.box)
         if path is None:
             return
@@ -141,7 +141,7 @@ class Session:
         return process
 
     def output_of(self, argv: Sequence[str], limit: float = 0) -> str:
-        """Run a command, `limit` seconds and the grace at most; return what it printed."""
+        """Run a command for at most `limit` seconds plus grace; return its output."""
         with memory() as output:
             self.wait(self.start(argv, output), limit, argv[0])
             return text(output)
@@ -161,14 +161,14 @@ class Session:
         return Done(reply, code, words, process.cpu)
 
     def run(self, argv: Sequence[str], submission: Submission) -> str:
-        """Run `submission` to its end; return what was wrong with the status, empty if nothing."""
+        """Run `submission` to its end; return what is wrong with the status, empty if nothing."""
         done = self.submit(argv, submission)
         return _wrong(done, submission.expect) if done.reply.status != submission.expect else ""
 
     def run_under(self, injector: Checked, argv: Sequence[str], submission: Submission) -> tuple[Evidence, str]:
-        """Run `submission` under a fault to its end; return whether that happened, and what was wrong with the status.
+        """Run `submission` under a fault to its end; return whether the fault happened, and the error in the status.
 
-        A run that was hit may have any status but OK where it would not have been OK without the fault either.
+        A run hit by the fault may have any status, except OK if it would not be OK without the fault.
 
         Raises:
             LateError: it did not end.
@@ -195,23 +195,23 @@ class Session:
             return evidence, wrong
 
     def again(self, submission: Submission = NEXT) -> str:
-        """Run the next submission in the box; return what was wrong with it."""
+        """Run the next submission in the box; return what is wrong with it."""
         try:
             return self.run(self.prepare(submission), submission)
         except TargetError as error:
             return str(error)
 
     def recover(self) -> str:
-        """Run the target's recovery; return what was wrong with it."""
+        """Run the target's recovery; return what is wrong with it."""
         return self._complaint("recover", self.target.recover_commands(self.box))
 
     def health(self) -> str:
-        """Ask for the target's health; return what was wrong with it, empty if nothing or if it has no such command."""
+        """Run the target's health check; return what is wrong, empty if nothing or if the target has none."""
         argv = self.target.health_command(self.box)
         return self._complaint("health", [argv] if argv else [])
 
     def wait(self, process: Running, limit: float, name: str) -> int:
-        """Return the exit code of `process`; raise `LateError` and kill it after `limit` seconds and the grace."""
+        """Return the exit code of `process`; after `limit` seconds plus grace, kill it and raise `LateError`."""
         until = time.monotonic() + limit + GRACE
         try:
             while not ended(process, int(_ASK * 1000)):

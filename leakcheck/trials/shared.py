@@ -1,4 +1,4 @@
-"""Submissions side by side in two shared arenas that take turns: as many threads as boxes take them from a queue."""
+"""Parallel submissions in two shared arenas that alternate: one thread per box takes submissions from a queue."""
 
 import contextlib
 import queue
@@ -29,16 +29,16 @@ __all__ = ["Shared"]
 
 _ROUND = 100
 _MOST_STALLS = 20
-# Beyond the grace that each run has: then nothing goes on.
+# Seconds beyond each run's grace without progress that count as a hang.
 _STALLED = 30.0
 
 
 class Shared:
-    """An `Executor` of submissions, `concurrency` at once.
+    """An `Executor` of submissions, `concurrency` at a time.
 
-    `first_run` is what the warm-up left, `deepest` the greatest depth of the queue, `queue_size` its bound,
-    `cleanup_failures` what went wrong beside the submissions themselves, `sick` the complaints of the target's health
-    check, `stalls` the stacks of what hung.
+    `first_run` is what the warm-up left, `deepest` the maximum depth of the queue, `queue_size` its bound,
+    `cleanup_failures` are failures outside the submissions themselves, `sick` the errors of the target's health check,
+    `stalls` the stacks of what hung.
     """
 
     def __init__(
@@ -77,16 +77,16 @@ class Shared:
         ]
 
     def fail(self, error: BaseException) -> None:
-        """Begin no further submission."""
-        # The first says why; the others may follow from it.
+        """Start no further submission."""
+        # The first error is the cause; the others may be its consequence.
         self.failure = self.failure or error
 
     def over(self) -> bool:
-        """Tell whether there is to be nothing more, not even a look."""
+        """Return whether to stop everything, even observations."""
         return self._stop() or self._stalled.is_set()
 
     def run(self, cases: Callable[[], Iterator[Case]]) -> Iterator[Record]:
-        """Yield each submission's record once it is over; then recover the boxes, and observe a last time."""
+        """Yield each submission's record once it is over; then recover the boxes, and observe one last time."""
         with contextlib.ExitStack() as stack:
             for arena in self.arenas:
                 stack.enter_context(arena)
@@ -108,7 +108,7 @@ class Shared:
                     self._finish(rotation.rounds + 1)
 
     def _warm_up(self) -> None:
-        """Run once in each box, as many at a time as later on, note what that leaves, and take the baselines."""
+        """Run once in each box, as many at a time as later, record what that leaves, and take the baselines."""
         for number, arena in enumerate(self.arenas):
             if self._looks:
                 arena.host.begin()
@@ -133,7 +133,7 @@ class Shared:
                 arena.host.begin()
 
     def _driven(self, rotation: Rotation, cases: Iterator[Case]) -> Iterator[Record]:
-        """Run submissions until there are no more, the time is over, or somebody wants to end; yield their records."""
+        """Run submissions until there are no more, the time is over, or an end is requested; yield their records."""
         workers = [
             threading.Thread(target=self._work, args=(rotation, box), name=f"leakcheck-box-{box}", daemon=True)
             for box in range(self._concurrency)
@@ -159,7 +159,7 @@ class Shared:
                     pass
                 if self._ending():
                     break
-        except Exception as error:  # noqa: BLE001 - it ends the campaign, which then says why
+        except Exception as error:  # noqa: BLE001 - it ends the campaign, which then reports it
             self.fail(error)
         if self._stop():
             self._notify(lambda: self._ui.finishing(len(self._running)))
@@ -168,18 +168,18 @@ class Shared:
                 pass
 
     def _ending(self) -> bool:
-        """Tell whether no further submission is to begin, nor one that waits."""
+        """Return whether no further submission may start, not even a queued one."""
         return time.monotonic() >= self._until or self.over() or self.failure is not None
 
     def _notify(self, notify: Callable[[], None]) -> None:
-        """Report to the user; where that fails the campaign ends, but this thread goes on."""
+        """Report to the user; if that fails, the campaign ends, but this thread continues."""
         try:
             notify()
-        except Exception as error:  # noqa: BLE001 - it is the caller's
+        except Exception as error:  # noqa: BLE001 - the caller's error
             self.fail(error)
 
     def _put(self, work: tuple[int, Submission, float] | None) -> bool:
-        """Put into the queue, once there is room; return whether there was room in time."""
+        """Put an item into the queue once there is room; return whether there was room in time."""
         try:
             self._queue.put(work, timeout=0.2)
         except queue.Full:
@@ -195,7 +195,7 @@ class Shared:
             with self._lock:
                 self._running[box] = (time.monotonic(), submission)
             waited = time.monotonic() - queued
-            # One thread's failure ends the campaign, which then says why; the queue is emptied all the same.
+            # A thread's failure ends the campaign, which then reports it; the queue is still drained.
             try:
                 with rotation.turn(number, box) as (arena, run):
                     record = run_shared(arena, submission, run, waited)
@@ -211,7 +211,7 @@ class Shared:
         self._made.put(None)
 
     def _finish(self, last_round: int) -> None:
-        """Recover every box, ask for the target's health, observe a last time, and see whether it still works."""
+        """Recover every box, run the health check, observe one last time, and check that the target still works."""
         for arena in self.arenas:
             for wrong in arena.recover():
                 self._last = time.monotonic()
@@ -229,7 +229,7 @@ class Shared:
         return time.monotonic() - self._last
 
     def _patience(self) -> float:
-        """Return how long, in seconds, nothing may end: the longest that runs, its grace, and some more."""
+        """Return the longest time, in seconds, without any end: the longest running limit, its grace, a reserve."""
         with self._lock:
             walls = [submission.wall for _, submission in self._running.values()]
         return max(walls, default=NEXT.wall) + 2 * GRACE + _STALLED
@@ -246,5 +246,5 @@ class Shared:
         with self._lock:
             self.stalls.append(text if len(self.stalls) < _MOST_STALLS else text.partition("\n")[0])
             first = len(self.stalls) == 1
-        # All stacks are in the result; one is enough to see meanwhile.
+        # All stacks are in the result; show only one while running.
         self._notify(lambda: self._ui.log(text if first else text.partition("\n")[0]))

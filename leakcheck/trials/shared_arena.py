@@ -1,7 +1,7 @@
-"""An arena with many boxes, in which submissions run side by side; it is observed when all of a round are over.
+"""An arena with many boxes, in which submissions run in parallel; it is observed when all runs of a round are over.
 
-Two of them take turns (`Rotation`): while one empties and is observed, the other takes the next submissions. So every
-look is at a quiet arena, in which whatever the baseline has not was left behind, and the load goes on all the while.
+Two of them alternate (`Rotation`): while one drains and is observed, the other takes the next submissions. So every
+observation is of a quiet arena, where everything that is not in the baseline is residue, and the load never stops.
 """
 
 import time
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["SharedArena"]
 
-# Fewer looks do not show that something does not grow.
+# Fewer observations do not prove that something does not grow.
 _LOOKS = 3
 _MOST_RECOVERED = 200
 
 
 class _SharedHost(ArenaHost):
-    """An arena of several supervisors: each has its own processes."""
+    """An arena with several supervisors, each with its own processes."""
 
     def tree(self, supervisor: Running) -> set[psutil.Process]:
         """Return the supervisor and its descendants."""
@@ -39,7 +39,7 @@ class _SharedHost(ArenaHost):
 
 
 class SharedArena:
-    """One such arena; entered, it is up. `late` is called with a command before it is killed for running too long.
+    """One such arena; entering brings it up. `late` is called with a command before it is killed for running too long.
 
     `needed` are paths of the host that must be visible in it.
     """
@@ -57,11 +57,11 @@ class SharedArena:
         self._target, self._boxes, self._late = target, boxes, late
         self.left: dict[str, SharedRemnant] = {}
         self.shown: list[set[str]] = []
-        """The keys of what of `left` each look showed."""
+        """For each observation, the keys of the items of `left` that it showed."""
         self.untied: dict[str, Leak] = {}
         self.gaps: dict[str, str] = {}
         self.settled_ms: dict[int, float] = {}
-        """Until what was going away after a round was gone; of the rounds after which something was."""
+        """Milliseconds until transient residue of a round was gone, for rounds that had some."""
         self.looks_ms: list[float] = []
 
     def __enter__(self) -> Self:
@@ -84,15 +84,15 @@ class SharedArena:
 
     def __exit__(self, *_: object) -> None:
         self.host.__exit__()
-        # They know us: let go of now, and not when the collector comes by, descriptors are closed at once.
+        # They refer to us: dropping them now, not at the next garbage collection, closes the descriptors at once.
         self.sessions = []
         del self.attribution
 
     def look(self, number: int, runs: Sequence[Run]) -> None:
-        """Look at it after round `number`, in which there were `runs`; nothing may run in it.
+        """Observe it after round `number`, which had `runs`; nothing may run in it.
 
-        What is there for the first time is of these runs. What was there and is no longer went by itself, or a later
-        run took it away.
+        What appears for the first time belongs to these runs. What no longer exists went away by itself, or a later run
+        removed it.
         """
         began = time.monotonic()
         report = self.host.look()
@@ -114,18 +114,18 @@ class SharedArena:
         self.looks_ms.append((time.monotonic() - began) * 1000)
 
     def mark_bounded(self) -> None:
-        """Mark as `bounded` what is left of which there was no more at the end than after the first round."""
+        """Mark residue as `bounded` if there was no more of it at the end than after the first round."""
         if len(self.shown) < _LOOKS:
             return
         for alike in grouped(list(self.left.items()), lambda one, other: same(one[1].leak, other[1].leak)):
             keys = {key for key, _ in alike}
             if len(keys & self.shown[-1]) <= len(keys & self.shown[0]):
                 for _, one in alike:
-                    # What lives on in ever new processes is reported as one, however many there are of it.
+                    # A chain of short-lived processes is reported as one, whatever their number.
                     one.bounded = one.gone is None and one.leak.class_ not in ("damaged", RESPAWNING)
 
     def recover(self) -> Iterator[str]:
-        """Recover every box, also by earlier names that what is left can be of; yield what goes wrong, or nothing."""
+        """Recover every box, also under earlier names that can own residue; yield each error, empty if none."""
         for session in self.sessions:
             session.started = None
             wrong = session.recover()

@@ -13,7 +13,7 @@ __all__ = ["run_shared"]
 
 
 def run_shared(arena: SharedArena, submission: Submission, run: Run, waited: float) -> Record:
-    """Run `submission` in its box of `arena`, after it has `waited` so many seconds; return what it came to."""
+    """Run `submission` in its box of `arena`, after it `waited` so many seconds; return its record."""
     session = arena.sessions[run.box]
     session.env = {MARK: str(run.number)}
     session.started = lambda process: arena.attribution.started(process, run)
@@ -51,7 +51,7 @@ def run_shared(arena: SharedArena, submission: Submission, run: Run, waited: flo
 
 
 def _wrong(submission: Submission, reply: Reply) -> str:
-    """Return what of the reply is not as it must be, as far as the target says; empty if all is."""
+    """Return what is wrong with the reply, as far as the target reports it; empty if nothing."""
     if reply.status != submission.expect:
         return f"status {reply.status}, not {submission.expect}"
     for what, got, expect in (

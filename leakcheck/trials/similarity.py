@@ -1,4 +1,4 @@
-"""Which residue is more of the same: of one kind, in places that differ in numbers or in random parts alone."""
+"""Decides which residue is more of the same: one kind, at paths that differ only in numbers or random parts."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -11,17 +11,17 @@ __all__ = ["count_similar", "grouped", "place_of", "same", "similar"]
 _T = TypeVar("_T")
 
 _WORDS = re.compile(r"(\w+)")
-# mktemp(1) demands three X, but everybody gives six; what Python's tempfile draws has eight.
+# mktemp(1) requires three X, but six are usual; Python's tempfile draws eight characters.
 _RANDOM = 6
 
 
 def count_similar(leak: Leak, leaks: Iterable[Leak]) -> int:
-    """Return how many of `leaks` are more of the same as `leak`."""
+    """Return how many of `leaks` are similar to `leak`."""
     return sum(same(leak, other) for other in leaks)
 
 
 def grouped(ones: Iterable[_T], like: Callable[[_T, _T], bool]) -> list[list[_T]]:
-    """Put together those that are like the first of a group."""
+    """Group the leaks that are similar to the first of a group."""
     groups: list[list[_T]] = []
     for one in ones:
         if (group := next((group for group in groups if like(group[0], one)), None)) is not None:
@@ -32,15 +32,15 @@ def grouped(ones: Iterable[_T], like: Callable[[_T, _T], bool]) -> list[list[_T]
 
 
 def same(leak: Leak, other: Leak) -> bool:
-    """Tell whether one is more of the same as the other."""
+    """Return whether one is more of the same as the other."""
     if leak.class_ == "respawning" or other.class_ == "respawning":
-        # A look reports one of these, with how many it saw.
+        # An observation reports these as one, with their number.
         return leak.class_ == other.class_
     return other.kind == leak.kind and similar(place_of(leak), place_of(other))
 
 
 def place_of(leak: Leak) -> str:
-    """Return where it is: its path, target or name, or else its label."""
+    """Return its location: path, target or name, or else its label."""
     resource = leak.evidence.get("resource", {})
     for field in ("path", "target", "name"):
         if isinstance(value := resource.get(field), str) and value:
@@ -49,7 +49,7 @@ def place_of(leak: Leak) -> str:
 
 
 def similar(one: str, other: str) -> bool:
-    """Tell whether two places differ in words alone that hold digits, or are as long and long enough to be random."""
+    """Return whether two locations differ only in words with digits, or of equal length that can be random."""
     ones, others = _WORDS.split(one), _WORDS.split(other)
     return len(ones) == len(others) and all(map(_words_similar, ones, others))
 

@@ -18,9 +18,9 @@ __all__ = ["Trial", "run_trial"]
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
-    """What one trial showed; times in milliseconds. What nothing ties to it is `untied`, and counts for nothing.
+    """The result of one trial; times in milliseconds. Residue that nothing ties to it is `untied` and does not count.
 
-    `outcomes` are all that hold, none where it is clean. `fired` is whether the fault happened.
+    `outcomes` are all that hold, none if it is clean. `fired` is whether the fault happened.
     """
 
     case: Case
@@ -43,7 +43,7 @@ def run_trial(target: Target, case: Case, number: int, *, live: bool, settle: fl
     """Make one trial of `target` from start to end; `settle` in seconds.
 
     Raises:
-        TargetError: no host could be made, or the box could not be made ready in it.
+        TargetError: the host could not be created, or the box could not be prepared in it.
     """
     began = time.monotonic()
     injector = injector_for(case.plan)
@@ -70,7 +70,7 @@ def _stages(session: Session, case: Case, injector: Checked) -> Trial:
         try:
             evidence, wrong = session.run_under(injector, argv, case.submission)
         except LateError as error:
-            # What is there now our own kill may have left.
+            # Residue that exists now may come from our own kill.
             return Trial(case=case, outcomes=frozenset({"wedged", "false-status"}), detail=str(error))
     with session.timed("settle"):
         first = session.host.look()

@@ -1,4 +1,4 @@
-"""When nothing goes on: where the driver's threads stand, and where in the kernel the target's processes wait."""
+"""Reports a hang: where the driver's threads are, and where in the kernel the target's processes wait."""
 
 import sys
 import threading
@@ -9,13 +9,13 @@ from typing import Self
 
 __all__ = ["Watchdog", "driver_stacks", "process_stacks"]
 
-# How often, in seconds, it asks.
+# Interval of its checks, in seconds.
 _ASK = 1.0
 _MOST = 200
 
 
 class Watchdog:
-    """While entered, asks each second how long nothing has happened; calls `stalled` once, after `limit` seconds.
+    """While entered, checks every second how long nothing has happened; calls `stalled` once, after `limit` seconds.
 
     `idle` returns the seconds since the last sign of life.
     """
@@ -42,7 +42,7 @@ class Watchdog:
 
 
 def driver_stacks() -> str:
-    """Return where each thread of this process stands, this one left out."""
+    """Return the stack of each thread of this process, except the calling one."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     parts = []
     for ident, frame in sys._current_frames().items():
@@ -53,9 +53,9 @@ def driver_stacks() -> str:
 
 
 def process_stacks(pids: Iterable[int]) -> str:
-    """Return name, state, system call and kernel stack of each of these processes; the last two for root alone.
+    """Return name, state, system call and kernel stack of each of these processes; the last two only for root.
 
-    From /proc/PID/{status,wchan,syscall,stack} (proc(5)); what a process that just ended lacks is left out.
+    From /proc/PID/{status,wchan,syscall,stack} (proc(5)); fields that a just-ended process lacks are omitted.
     """
     parts = []
     for pid in sorted(pids)[:_MOST]:

@@ -217,7 +217,7 @@ def test_a_status_that_the_target_cannot_tell_is_refused_before_anything_runs(tm
         ({"queue": -1}, "--queue -1: give 1"),
         ({"settle": 61}, "--settle 61: give seconds"),
         ({"languages": ["cobol"]}, "--languages 'cobol': one of "),
-        ({"specs": parse_specs("python/hello"), "languages": ["python"]}, "--submission: names the submissions itself"),
+        ({"specs": parse_specs("python/hello"), "languages": ["python"]}, "--submission: cannot be combined with"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], why: str) -> None:
@@ -407,5 +407,5 @@ def test_the_old_plan_option_is_read_with_a_warning_that_names_the_new_one() -> 
 def test_languages_that_name_none_are_refused_instead_of_the_default_being_taken(tmp_path: Path) -> None:
     words = ["--target", str(target(tmp_path, 'exec "$@"').path), "--languages", ","]
     done = subprocess.run([*STRESS, *words], capture_output=True, text=True, timeout=60, check=False)
-    said = "leakcheck: --languages ',': names none; leave it out for the default\n"
+    said = "leakcheck: --languages ',': names no language; omit it for the default\n"
     assert (done.returncode, done.stderr) == (2, said)

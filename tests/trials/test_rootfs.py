@@ -43,7 +43,7 @@ def test_a_shorter_text_takes_the_place_of_a_longer_one(root: int) -> None:
 
 def test_a_fifo_is_refused_and_not_waited_for(root: int, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(OSError, match="no regular file"):
+    with pytest.raises(OSError, match="not a regular file"):
         read_file(root, Path("/fifo"))
     with pytest.raises(OSError, match="fifo"):
         write_file(root, Path("/fifo"), b"")
