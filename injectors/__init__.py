@@ -1,6 +1,6 @@
-"""Who does the harm: performs fault plans on a running target.
+"""Injectors: they perform fault plans on a running target.
 
-A new injector is one class that has the methods of `Injector`: `register` it, or name it as an entry point of the group
+A new injector is one class with the methods of `Injector`: `register` it, or declare it as an entry point of the group
 ``leakcheck.injectors``.
 """
 
@@ -34,7 +34,7 @@ _known: dict[str, type[Injector]] = {}
 
 
 def register(injector: type[Injector]) -> type[Injector]:
-    """Make `injector` the one that performs plans of its kinds; usable as a decorator."""
+    """Register `injector` for plans of its kinds; usable as a decorator."""
     _known.update(dict.fromkeys(injector.kinds, injector))
     return injector
 
@@ -53,7 +53,7 @@ def injector_for(plan: Plan) -> Checked:
     """Return a new injector that performs `plan`.
 
     Raises:
-        UsageError: nobody performs such plans, or something in it is wrong.
+        UsageError: no injector performs such plans, or the plan is wrong.
     """
     _load_others()
     if (injector := _known.get(plan.kind)) is None:
@@ -62,7 +62,7 @@ def injector_for(plan: Plan) -> Checked:
 
 
 def parse(line: str) -> Plan:
-    """Return the plan of `line`, which an injector can perform; raise `UsageError` saying what in it is wrong."""
+    """Return the plan in `line`, which an injector can perform; raise a `UsageError` that says what is wrong."""
     plan = Plan.read(line)
     injector_for(plan)
     return plan

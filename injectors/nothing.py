@@ -22,7 +22,7 @@ class Nothing:
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
-        """Return it; raise `UsageError` where the plan says more than its name."""
+        """Return it; raise `UsageError` if the plan has more than its name."""
         if str(plan) not in _PLANS:
             raise UsageError(f"plan {str(plan)!r}: give one of {', '.join(_PLANS)}")
         return cls(plan)
@@ -34,11 +34,11 @@ class Nothing:
 
 
 class Checked:
-    """Another injector, held to the protocol: its plan is the one that was asked for, and it is applied once."""
+    """Checks another injector against the protocol: its plan is the requested one, and it is applied once."""
 
     def __init__(self, inner: Injector, plan: Plan) -> None:
         if inner.plan != plan or Plan.read(str(plan)) != plan:
-            raise AssertionError(f"{type(inner).__name__}: plan {str(plan)!r} does not read back: {inner.plan}")
+            raise AssertionError(f"{type(inner).__name__}: plan {str(plan)!r} does not parse back: {inner.plan}")
         self._inner: Injector | None = inner
         self.plan, self.may_miss = plan, inner.may_miss
         self.harmless = isinstance(inner, Nothing)
@@ -56,6 +56,6 @@ class Checked:
         return evidence
 
     def between(self, trial: Trial) -> None:
-        """Act between run and recovery, if it has the power."""
+        """Act between run and recovery, if it can."""
         if self._between is not None:
             self._between(trial)

@@ -8,22 +8,22 @@ __all__ = ["NORMAL", "Plan"]
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What is done to one run: by the injector of this `kind`, to its `argument`, with `flags`."""
+    """The fault of one run: `kind` selects the injector, `argument` and `flags` are for it."""
 
     kind: str
     argument: str = ""
     flags: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Return the line that `read` reads back."""
+        """Return the line that `read` parses back."""
         return ",".join([f"{self.kind}:{self.argument}" if self.argument else self.kind, *self.flags])
 
     @classmethod
     def read(cls, line: str) -> "Plan":
-        """Return the plan of `line`; whether its kind and argument mean something only its injector knows.
+        """Return the plan in `line`. Only its injector can check its kind and argument.
 
         Raises:
-            UsageError: it has not the form of a plan.
+            UsageError: it does not have the form of a plan.
         """
         kind, argument, flags = parse_plan(line)
         return cls(kind, argument, tuple(flags))

@@ -1,4 +1,4 @@
-"""What an injector offers, and what it sees of the trial that it acts on."""
+"""The interface of an injector, and its view of the trial."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
@@ -23,10 +23,10 @@ class Supervisor(Protocol):
 
     @property
     def pidfd(self) -> int:
-        """Its descriptor, readable once it has ended."""
+        """Its pidfd, readable once it has ended."""
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; nothing if it has ended."""
+        """Send a signal; do nothing if it has ended."""
 
 
 class Trial(Protocol):
@@ -41,14 +41,14 @@ class Trial(Protocol):
         """Milliseconds since its start."""
 
     def tree(self) -> set[psutil.Process]:
-        """Return the supervisor and all that it started."""
+        """Return the supervisor and everything that it started."""
 
 
 class Injector(Protocol):
     """Performs one fault plan on one run, once.
 
-    `may_miss`: the plan is good also where its instant comes after the run's end; the fault of any other that did not
-    fire was not tested, and its trial is *not reached*, never a pass.
+    `may_miss`: the plan is also valid if its instant is after the run's end. Any other plan whose fault did not fire
+    was not tested: its trial is *not reached*, never a pass.
     """
 
     kinds: ClassVar[tuple[str, ...]]
@@ -61,34 +61,34 @@ class Injector(Protocol):
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
-        """Return the injector of `plan`; raise `UsageError` saying what in it is wrong."""
+        """Return the injector of `plan`; raise a `UsageError` that says what is wrong."""
 
     def apply(self, trial: Trial) -> Evidence:
-        """Act on the run, which has just been started; return once the fault has happened or the run has ended.
+        """Act on the run, which has just started; return once the fault has happened or the run has ended.
 
-        What it changed outside of the trial's arena it has undone by then.
+        By then, changes outside the trial's arena must be undone.
         """
 
 
 @runtime_checkable
 class ShapesArena(Protocol):
-    """A power that some injectors have: the arena itself is made for the fault."""
+    """Optional interface: the fault changes the options of the arena."""
 
     def arena_options(self) -> Mapping[str, Any]:
-        """Return what `leakcheck.arena.Arena` is to be made with besides."""
+        """Return additional options of `leakcheck.arena.Arena`."""
 
 
 @runtime_checkable
 class ShapesLaunch(Protocol):
-    """A power that some injectors have: the launch carries the fault."""
+    """Optional interface: the fault changes the launch."""
 
     def launch_env(self) -> Mapping[str, str]:
-        """Return what is added to the environment of the launch."""
+        """Return additions to the environment of the launch."""
 
 
 @runtime_checkable
 class ActsBetween(Protocol):
-    """A power that some injectors have: a second act when the run has ended, before the recovery."""
+    """Optional interface: a second action after the run has ended, before the recovery."""
 
     def between(self, trial: Trial) -> None:
         """Act on what the run left."""

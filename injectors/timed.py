@@ -18,7 +18,7 @@ from leakcheck.errors import UsageError
 __all__ = ["KILLS", "Kill", "Timed", "ended", "kill", "kill_plan"]
 
 Kill: TypeAlias = Literal["supervisor", "tree", "freeze"]
-"""Who is killed: the launched process alone; all that runs, one after the other; all, stopped first."""
+"""Which processes are killed: only the launched process; the whole tree, one by one; the whole tree, stopped first."""
 KILLS: tuple[Kill, ...] = get_args(Kill)
 
 _LATEST_MS = 3_600_000
@@ -31,7 +31,7 @@ def kill_plan(who: Kill, after_ms: float, *, sleeping: bool = False) -> Plan:
 
 
 class Timed:
-    """Kills at an instant. Instants past the run's end are good too: then what follows it is looked at."""
+    """Kills at an instant. Instants after the run's end are valid too: then the trial observes what follows the run."""
 
     kinds: ClassVar[tuple[str, ...]] = ("forced",)
     may_miss: ClassVar[bool] = True
@@ -41,13 +41,13 @@ class Timed:
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
-        """Return the injector of `plan`; raise `UsageError` where it describes no kill."""
+        """Return the injector of `plan`; raise `UsageError` if it does not describe a kill."""
         found = _ARGUMENT.fullmatch(plan.argument)
         who = next((known for known in KILLS if found and known == found[1]), None)
         if found is None or who is None or plan.flags not in ((), ("sleeping",)):
             raise UsageError(f"plan {str(plan)!r}: give forced:WHO@MSms[,sleeping], WHO one of {', '.join(KILLS)}")
         if float(found[2]) > _LATEST_MS:
-            raise UsageError(f"plan {str(plan)!r}: the kill comes after an hour at most, {_LATEST_MS} ms")
+            raise UsageError(f"plan {str(plan)!r}: the kill must come within an hour, {_LATEST_MS} ms")
         return cls(plan, who, float(found[2]))
 
     def apply(self, trial: Trial) -> Evidence:
@@ -62,14 +62,14 @@ class Timed:
 
 
 def ended(process: Supervisor, ms: int) -> bool:
-    """Tell whether `process` has ended, within `ms` milliseconds."""
+    """Wait up to `ms` milliseconds; return whether `process` has ended."""
     poll = select.poll()
     poll.register(process.pidfd, select.POLLIN)
     return bool(poll.poll(max(0, ms)))
 
 
 def kill(supervisor: Supervisor, tree: Callable[[], set[psutil.Process]], who: Kill) -> None:
-    """Kill the supervisor alone, or all of its `tree`, stopped first if `who` is ``"freeze"``."""
+    """Kill only the supervisor, or its whole `tree`, stopped first if `who` is ``"freeze"``."""
     if who == "supervisor":
         supervisor.send_signal(signal.SIGKILL)
         return
@@ -83,9 +83,9 @@ def kill(supervisor: Supervisor, tree: Callable[[], set[psutil.Process]], who: K
 
 
 def _signal_all(tree: Callable[[], set[psutil.Process]], number: int, held: dict[psutil.Process, int]) -> None:
-    """Signal all of `held` and of the tree, and hold these: an orphan is no longer in its supervisor's tree."""
+    """Signal all of `held` and of the tree, and add the tree to `held`: an orphan leaves its supervisor's tree."""
     signalled: set[psutil.Process] = set()
-    # What is being forked meanwhile is found the next time; a fork bomb could go on, so there is an end to it.
+    # The next pass finds processes forked during this one; the loop is bounded because a fork bomb never stops.
     until = time.monotonic() + 1
     while time.monotonic() < until:
         while _hold(tree() - held.keys(), held) and time.monotonic() < until:
@@ -99,12 +99,12 @@ def _signal_all(tree: Callable[[], set[psutil.Process]], number: int, held: dict
 
 
 def _hold(processes: Iterable[psutil.Process], held: dict[psutil.Process, int]) -> bool:
-    """Open a descriptor of each of `processes` that still runs; return whether there was one."""
+    """Open a pidfd of each of `processes` that still runs; return whether there was one."""
     before = len(held)
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             pidfd = os.pidfd_open(process.pid)
-            # By its start time: the number may have become another's before the descriptor was there.
+            # Compare the start time: the pid may have been reused before the pidfd was open.
             if process.pid > 1 and process.is_running():
                 held[process] = pidfd
             else:

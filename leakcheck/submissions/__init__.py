@@ -1,6 +1,6 @@
 """Submissions: programs whose status is known by construction, in several languages, compiled once and cached.
 
-`parse_spec` reads one from a word, `build` compiles it, and `sample` draws many from a mix of statuses.
+`parse_spec` parses one, `build` compiles it, and `sample` draws many from a mix of statuses.
 """
 
 from leakcheck.submissions.behaviours import BEHAVIOURS, Behaviour

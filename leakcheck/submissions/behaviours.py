@@ -1,8 +1,8 @@
-"""What the programs of the suites do, with the status that each gets by construction.
+"""The behaviours of the suites' programs, with the status that each gets by construction.
 
-A suite (`sources/`) is one program for each language, which shows the behaviour that its first argument names. Each one
-ends by itself, whatever limit does not work: within ten minutes, and before it holds more than 1 GiB. What outlives its
-program does so for half of the shortest wall limit that is sampled, as some sandboxes wait for it.
+A suite (`sources/`) is one program per language; its first argument selects the behaviour. Each behaviour ends by
+itself even if a limit does not work: within ten minutes, and before it holds more than 1 GiB. Processes that outlive
+their program do so for half of the shortest sampled wall limit, because some sandboxes wait for them.
 """
 
 from collections.abc import Collection
@@ -15,7 +15,7 @@ from leakcheck.submissions.limits import DEFAULT_LIMITS, Limits, Status
 __all__ = ["BEHAVIOURS", "LONGEST", "Behaviour"]
 
 LONGEST = 600
-"""After how many seconds what would go on for ever ends with exit code 0, a wrong status."""
+"""Seconds after which an endless behaviour ends with exit code 0, a wrong status."""
 
 _MIB = 1 << 20
 _MOST_MEMORY = 1024 * _MIB
@@ -29,19 +29,19 @@ _SHORT = msgspec.structs.replace(DEFAULT_LIMITS, output=_MIB, file_size=_MIB)
 
 
 class Behaviour(msgspec.Struct, frozen=True):
-    """One thing that programs do.
+    """One behaviour of a program.
 
     Args:
-        name: what specs call it, and the suite's first argument.
-        expect: the status.
+        name: its name in specs, and the suite's first argument.
+        expect: the expected status.
         summary: what it does, for the reference.
-        languages: in which it is there.
-        argument: what the suite's second argument is: a number, or four times a limit (`memory`, `output`,
+        languages: the languages that have it.
+        argument: the suite's second argument: a number, or four times a limit (`memory`, `output`,
             `file_size`, each up to a bound), or the number of processes (twice `processes`).
-        limits: what it runs under where a spec says nothing else.
-        ends_by: for TLE, which time limits can end it.
+        limits: its default limits, unless the spec gives others.
+        ends_by: for TLE, the time limits that can end it.
         hostile: whether it tries to leave something behind.
-        expect_exit: the exit code, where it is the same in each language.
+        expect_exit: the exit code, if it is the same in each language.
         expect_signal: the signal, likewise.
     """
 
@@ -71,18 +71,18 @@ class Behaviour(msgspec.Struct, frozen=True):
                 return number
 
     def fits(self, time_limits: Collection[str], without: Collection[str], *, hostile: bool) -> bool:
-        """Tell whether one of `time_limits` can end it, where one must, and neither `without` nor `hostile` bars it."""
+        """Return whether `without` and `hostile` allow it, and one of `time_limits` can end it if it needs one."""
         ends = not self.ends_by or not set(self.ends_by).isdisjoint(time_limits)
         return ends and self.name not in without and (hostile or not self.hostile)
 
     def impossible(self, limits: Limits) -> str:
-        """Return why `limits` cannot give it its status, empty if they can."""
+        """Return why its status is impossible under `limits`, empty if it is possible."""
         if self.ends_by and min(getattr(limits, name) for name in self.ends_by) > LONGEST / 2:
             names = " or ".join(self.ends_by)
-            return f"give a limit of {names} of {LONGEST // 2} s at most, as it ends by itself after {LONGEST} s"
+            return f"give a limit of {names} of at most {LONGEST // 2} s: it ends by itself after {LONGEST} s"
         for name, most in (("memory", _MOST_MEMORY), ("output", _MOST_WRITTEN), ("file_size", _MOST_WRITTEN)):
             if self.argument == name and self.expect != "OK" and getattr(limits, name) > most // 2:
-                return f"give {name} of {most // 2} bytes at most, as it goes no further than {most}"
+                return f"give {name} of at most {most // 2} bytes: it stops at {most}"
         return ""
 
 
@@ -105,7 +105,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
         Behaviour("exception", "RE", "throws what nobody catches", ("python", "cpp", "java", "rust", "go", "node")),
         Behaviour("overflow", "RE", "recurses without end", ("java",)),
         Behaviour("segv", "RE", "writes to an address that is not there", _NATIVE, expect_signal=11),
-        # As process 1 it dies of SIGSEGV, as SIGABRT passes it by (pid_namespaces(7)).
+        # As process 1 it dies of SIGSEGV, because SIGABRT is ignored there (pid_namespaces(7)).
         Behaviour("abort", "RE", "calls abort()", _NATIVE),
         Behaviour("flood", "OLE", "prints four times the output limit, 256 MiB at most", _ALL, "output", _SHORT),
         Behaviour("big_file", "OLE", "writes a file of four times the file-size limit", _FORKING, "file_size", _SHORT),

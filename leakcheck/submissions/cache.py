@@ -1,4 +1,4 @@
-"""The compile cache: what a language's suite was compiled to, by the content that it was compiled from."""
+"""The compile cache: compiled suites, keyed by the content that they were compiled from."""
 
 import contextlib
 import fcntl
@@ -23,51 +23,53 @@ _COMPILE_S = 300
 
 
 def cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return where compiled submissions are kept: ``leakcheck/submissions`` below the user's cache directory.
+    """Return the directory of compiled submissions: ``leakcheck/submissions`` below the user's cache directory.
 
-    That is ``$XDG_CACHE_HOME``; where it is not set, ``/var/cache`` for root, as a payload of another user has no way
-    through ``/root``, and ``~/.cache`` for others. It need not be there yet. An arena replaces /tmp, /run,
-    /var/tmp and /dev/shm: what is kept below these has to be bound into it.
+    That is ``$XDG_CACHE_HOME``. If it is not set: ``/var/cache`` for root, because a payload of another user cannot
+    traverse ``/root``, and ``~/.cache`` for others. It need not exist yet. An arena replaces /tmp, /run, /var/tmp and
+    /dev/shm: a cache below these must be bound into it.
 
     Raises:
-        UsageError: there is no such place, or its path has characters that some sandbox's command line gives a meaning.
+        UsageError: there is no such directory, or its path has characters that are special to some sandbox's options.
     """
     base = environment.get("XDG_CACHE_HOME", "")
-    # What is relative is to be ignored (XDG Base Directory Specification).
+    # Relative paths must be ignored (XDG Base Directory Specification).
     if not base.startswith("/"):
         if os.geteuid() == 0:
             base = _FOR_ROOT
         elif environment.get("HOME", "").startswith("/"):
             base = f"{environment['HOME']}/.cache"
         else:
-            raise UsageError("no place for compiled submissions: HOME is not set; set XDG_CACHE_HOME to a directory")
+            raise UsageError(
+                "no directory for compiled submissions: HOME is not set; set XDG_CACHE_HOME to a directory"
+            )
     if not _PLAIN.fullmatch(base):
         raise UsageError(
-            f"cache directory {base!r}: sandboxes take only letters, digits and /.+@_- in a path to bind; "
+            f"cache directory {base!r}: a path to bind may have only letters, digits and /.+@_- in sandboxes; "
             "set XDG_CACHE_HOME to another directory"
         )
     return Path(os.path.normpath(base)) / "leakcheck/submissions"
 
 
 def compiled(name: str, content: Sequence[bytes], build: Callable[[Path], None], cache: Path | None = None) -> Path:
-    """Return the directory that `build` filled once for `content`, everything in it readable for all.
+    """Return the directory that `build` filled once for `content`; everything in it is readable for all users.
 
     Args:
-        name: what the directory's name begins with.
+        name: prefix of the directory's name.
         content: what it depends on: sources, flags, the compiler's version.
-        build: fills the directory that it is given.
-        cache: where to keep it; `cache_directory` where not given.
+        build: fills the directory that it gets.
+        cache: the cache directory; default: `cache_directory`.
 
     Raises:
         CompileError: `build` raised it; nothing is kept.
-        UsageError: nothing can be written there; says why and what to set.
+        UsageError: the cache cannot be written; the message says why and what to set.
     """
     cache = cache_directory() if cache is None else cache
     digest = hashlib.sha256()
     for part in content:
         digest.update(len(part).to_bytes(8, "little") + part)
     entry = cache / f"{name}-{digest.hexdigest()[:20]}"
-    # Looked at before anything is written: a full cache may be read-only.
+    # Checked before any write: a complete cache may be read-only.
     if _intact(entry):
         return entry
     try:
@@ -84,7 +86,7 @@ def compiled(name: str, content: Sequence[bytes], build: Callable[[Path], None],
 def run_compiler(
     argv: Sequence[str], directory: Path | None = None, environment: Mapping[str, str] | None = None
 ) -> str:
-    """Run one command of a compilation in `directory`; return its words, raise `CompileError` with them if it fails."""
+    """Run one compile command in `directory`; return its output, or raise `CompileError` with it if it fails."""
     try:
         done = subprocess.run(
             argv,
@@ -108,17 +110,17 @@ def run_compiler(
 
 
 def _make_directory(directory: Path) -> None:
-    """Make it and what it is in, all of it open to payloads that run as somebody else, whatever the umask."""
+    """Create it and its parents, accessible to payloads of other users whatever the umask."""
     missing = [one for one in (directory, *directory.parents) if not one.exists()]
     for one in reversed(missing):
-        # Somebody may make it meanwhile.
+        # Another process may create it at the same time.
         one.mkdir(exist_ok=True)
         one.chmod(0o755)
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None, None, None]:
-    """Hold the lock at `path`. It stays there: unlinked, two could hold it (flock(2))."""
+    """Hold the lock at `path`. The file is never unlinked: otherwise two processes could hold the lock (flock(2))."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -128,7 +130,7 @@ def _locked(path: Path) -> Generator[None, None, None]:
 
 
 def _make(entry: Path, build: Callable[[Path], None]) -> None:
-    """Build beside `entry` and put it there at once; with the lock held, what is left of others is of the dead."""
+    """Build beside `entry` and rename it there; with the lock held, leftovers of others belong to dead processes."""
     unfinished = entry.with_name(f"{entry.name}.unfinished")
     broken = entry.with_name(f"{entry.name}.broken")
     for leftover in (unfinished, broken):
@@ -154,7 +156,7 @@ def _make(entry: Path, build: Callable[[Path], None]) -> None:
 
 
 def _intact(entry: Path) -> bool:
-    """Tell whether all that was built is there, in its size and mode."""
+    """Return whether everything that was built exists with its size and mode."""
     try:
         return bool(json.loads((entry / _MANIFEST).read_bytes()) == _listed(entry))
     except (OSError, ValueError):

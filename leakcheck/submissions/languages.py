@@ -21,7 +21,7 @@ _Tools: TypeAlias = dict[str, str]
 
 
 class Found(msgspec.Struct, frozen=True):
-    """Whether a language's toolchain is here; `reason` says what is missing, `hint` how it is installed."""
+    """Whether a language's toolchain is installed; `reason` is what is missing, `hint` how to install it."""
 
     ready: bool
     reason: str = ""
@@ -32,17 +32,17 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
     """One language.
 
     Args:
-        name: what specs call it.
+        name: its name in specs.
         source: its suite, in `sources`.
         tools: the programs that compile it.
-        runtime: the program that runs it, which sandboxes see only below /usr; empty if it runs by itself.
-        compile: argument lists, one a command, run in a directory that has the suite; ``{TOOL}`` is a tool's path.
+        runtime: the program that runs it, which sandboxes see only below /usr; empty if it needs none.
+        compile: argument lists, one per command, run in a directory with the suite; ``{TOOL}`` is a tool's path.
         run: its argv, ``{}`` being the bundle's directory, ``{runtime}`` and ``{heap}`` (MiB) filled in too.
         version: the command that prints the compiler's or interpreter's version.
-        install: how it is installed.
-        least_memory: below which limit, in bytes, its runtime does not start.
+        install: how to install it.
+        least_memory: the smallest memory limit, in bytes, under which its runtime starts.
         least_processes: likewise, of processes and threads.
-        environment: added when it is compiled.
+        environment: added to the environment of its compilation.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
 
     def available(self) -> Found:
-        """Tell whether it can be compiled and run here."""
+        """Return whether it can be compiled and run here."""
         missing = [name for name in self.tools if _tool(name) is None]
         if missing:
             return Found(False, f"no {' and no '.join(missing)} on PATH", self.install)
@@ -77,7 +77,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
         if not state.ready:
             raise UsageError(f"language {self.name}: {state.reason}; install it: {state.hint}")
         source = (_SOURCES / self.source).read_bytes()
-        # Of the paths only the commands' names count, as the versions identify the rest.
+        # Of the paths only the commands' names matter: the versions identify the rest.
         recipe = [repr((self.compile, self.environment)).encode(), source, self._version().encode()]
 
         def build(directory: Path) -> None:
@@ -92,7 +92,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
 
     def argv(self, bundle: Path, limits: Limits) -> tuple[str, ...]:
         """Return the argv of the suite in `bundle`, without its arguments."""
-        # Above the limit, so that it is the sandbox that ends what takes too much.
+        # Above the limit, so that the sandbox kills a program that takes too much, not the runtime.
         heap = 2 * max(limits.memory // _MIB, 1024)
         runtime = _runtime(self.runtime) or ""
         return tuple(word.format(bundle, runtime=runtime, heap=heap) for word in self.run)
@@ -114,7 +114,7 @@ LANGUAGES: dict[str, Language] = {
             name="python",
             source="suite.py",
             runtime="python3",
-            # -I -S: nothing of the user's and nothing of /etc, which a sandbox may lack.
+            # -I -S: use nothing of the user, and nothing in /etc, which a sandbox may lack.
             run=("{runtime}", "-I", "-S", "-B", "{}/suite.py"),
             version=("{runtime}", "--version"),
             install="apt-get install python3",
@@ -141,8 +141,8 @@ LANGUAGES: dict[str, Language] = {
             name="java",
             source="Main.java",
             tools=("javac", "jlink"),
-            # A runtime of its own, as Debian's has links into /etc, which a sandbox may lack. The dump is for a
-            # quick start. Srt has an agent of its own loaded, which needs java.instrument.
+            # A separate runtime, because Debian's has links into /etc, which a sandbox may lack. The dump makes the
+            # start quick. Srt loads its own agent, which needs java.instrument.
             compile=(
                 ("{javac}", "-encoding", "UTF-8", "Main.java"),
                 (
@@ -194,7 +194,7 @@ LANGUAGES: dict[str, Language] = {
             install="apt-get install golang-go",
             least_memory=32 * _MIB,
             least_processes=32,
-            # Nothing is downloaded and nothing of a module around the cache is used.
+            # Download nothing, and ignore any Go module around the cache.
             environment={"CGO_ENABLED": "0", "GO111MODULE": "off", "GOTOOLCHAIN": "local", "GOFLAGS": ""},
         ),
         Language(
@@ -213,28 +213,28 @@ LANGUAGES: dict[str, Language] = {
 
 
 def available() -> dict[str, Found]:
-    """Return for each language whether its toolchain is here."""
+    """Return for each language whether its toolchain is installed."""
     return {name: language.available() for name, language in LANGUAGES.items()}
 
 
 def found_languages(wanted: Callable[[str], bool] = lambda _: True) -> list[str]:
-    """Return the names of the languages that are here and `wanted`, in the order of `LANGUAGES`."""
+    """Return the names of the installed languages among `wanted`, in the order of `LANGUAGES`."""
     return [name for name, found in available().items() if found.ready and wanted(name)]
 
 
 def _tool(name: str) -> str | None:
-    """Return the path of a compiler: on PATH, or where its own installer puts it."""
+    """Return the path of a compiler: on PATH, or where its installer puts it."""
     cargo = os.environ.get("CARGO_HOME") or f"{os.environ.get('HOME', '')}/.cargo"
     places = [os.environ.get("PATH", os.defpath), f"{cargo}/bin", "/usr/local/go/bin"]
     found = shutil.which(name, path=os.pathsep.join(places))
     if found and name in ("javac", "jlink"):
-        # The rest of a JDK is beside it, wherever the links of alternatives lead.
+        # The rest of a JDK is beside it, behind the links of alternatives.
         found = str(Path(found).resolve())
     return found
 
 
 def _runtime(name: str) -> str | None:
-    """Return the path of an interpreter that sandboxes see, as all show /usr."""
+    """Return the path of an interpreter that sandboxes see: all of them show /usr."""
     found = shutil.which(name, path="/usr/bin:/usr/local/bin") if name else None
     resolved = Path(found).resolve() if found else None
     return str(resolved) if resolved is not None and resolved.is_relative_to("/usr") else None

@@ -1,4 +1,4 @@
-"""The limits that a submission runs under."""
+"""The limits of a submission."""
 
 import math
 from typing import Literal, TypeAlias
@@ -10,7 +10,7 @@ from leakcheck.errors import UsageError
 __all__ = ["DEFAULT_LIMITS", "Limits", "Status"]
 
 Status: TypeAlias = Literal["OK", "TLE", "MLE", "RE", "OLE", "IE"]
-"""What a target says of a submission; IE, internal error, is the target's own failure."""
+"""The status that a target reports; IE, internal error, is the target's own failure."""
 
 _MIB = 1 << 20
 _GREATEST: dict[str, float] = {
@@ -24,18 +24,18 @@ _GREATEST: dict[str, float] = {
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, order=True):
-    """Limits of one run.
+    """The limits of one run.
 
     Args:
-        wall: wall-clock time in seconds; some targets take only whole ones.
-        cpu: processor time in seconds; most targets take only whole ones.
+        wall: wall-clock time in seconds; some targets accept only whole seconds.
+        cpu: processor time in seconds; most targets accept only whole seconds.
         memory: bytes.
-        processes: how many processes and threads at once.
+        processes: number of processes and threads at the same time.
         file_size: bytes of one file.
         output: bytes that may be printed.
 
     Raises:
-        UsageError: one is zero, negative, no number, or more than an hour or than 1 TiB.
+        UsageError: a limit is zero, negative, not a number, or above one hour or 1 TiB.
     """
 
     wall: float = 60
@@ -50,10 +50,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, order=True):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or not 0 < value <= greatest:
-                raise UsageError(f"limit {name}={value}: give a number above 0, {greatest:.0f} at most")
+                raise UsageError(f"limit {name}={value}: give a number above 0, at most {greatest:.0f}")
             if name not in ("wall", "cpu") and value != int(value):
                 raise UsageError(f"limit {name}={value}: give a whole number")
 
 
 DEFAULT_LIMITS = Limits()
-"""What a submission runs under by default."""
+"""The default limits of a submission."""

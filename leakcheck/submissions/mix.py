@@ -1,4 +1,4 @@
-"""Mixes: how many submissions of each status, and which ones."""
+"""Mixes: the number of submissions of each status, and their choice."""
 
 import math
 import random
@@ -18,14 +18,14 @@ __all__ = ["DEFAULT_LANGUAGES", "DEFAULT_MIX", "Mix", "sample"]
 _MIB = 1 << 20
 _SAMPLED: tuple[Status, ...] = tuple(one for one in get_args(Status) if one != "IE")
 DEFAULT_LANGUAGES = ("cpp", "java", "python")
-"""The languages that are sampled by default, as far as they are installed."""
+"""The languages that are sampled by default, if installed."""
 
 
 class Mix(msgspec.Struct, frozen=True):
-    """What share of the submissions each status has. The numbers are weights; percent if they add up to 100.
+    """The share of each status. The numbers are weights; percent if they add up to 100.
 
     Raises:
-        UsageError: one is unknown, negative or no number, or all are zero.
+        UsageError: a status is unknown, a share is negative or not a number, or all are zero.
     """
 
     shares: dict[Status, float]
@@ -60,15 +60,15 @@ class Mix(msgspec.Struct, frozen=True):
         return ",".join(f"{name}={share:.15g}" for name, share in self.shares.items())
 
     def only(self, reports: Collection[Status]) -> "Mix":
-        """Return it without the statuses that are not in `reports`; raise `UsageError` if nothing is left."""
+        """Return the mix restricted to the statuses in `reports`; raise `UsageError` if nothing is left."""
         return Mix({status: share for status, share in self.shares.items() if status in reports})
 
     def counts(self, n: int) -> dict[Status, int]:
-        """Return how many of `n` each status has: its exact share, rounded up or down."""
+        """Return the number of submissions of each status among `n`: its exact share, rounded up or down."""
         total = sum(self.shares.values())
         exact = {status: share * n / total for status, share in self.shares.items()}
         counts = {status: math.floor(value) for status, value in exact.items()}
-        # What is left goes to those that rounding down took most of.
+        # The remainder goes to the statuses that lost most by rounding down.
         order = sorted(exact, key=lambda status: counts[status] - exact[status])
         for status in order[: n - sum(counts.values())]:
             counts[status] += 1
@@ -76,7 +76,7 @@ class Mix(msgspec.Struct, frozen=True):
 
 
 DEFAULT_MIX = Mix({"OK": 70, "TLE": 20, "MLE": 5, "RE": 5})
-"""What a judge sees, by and large."""
+"""Roughly what a judge gets."""
 
 
 def sample(
@@ -93,34 +93,36 @@ def sample(
 ) -> list[Spec]:
     """Return `n` submissions in a random order; the same arguments give the same ones.
 
-    Limits are drawn so that a loaded machine changes no status: what is to be OK has a minute, and what is to run out
-    of time has 0.2 to 1 s and needs ten minutes.
+    Limits are drawn so that a loaded machine changes no status: an OK submission has one minute, and a TLE submission
+    has 0.2 to 1 s and needs ten minutes.
 
     Args:
         mix: the share of each status.
-        languages: in which, in turn within each status; `DEFAULT_LANGUAGES` that are here where None.
-        n: how many.
-        seed: of the generator.
+        languages: the languages, in rotation within each status; default: the installed ones of `DEFAULT_LANGUAGES`.
+        n: the number of submissions.
+        seed: random seed.
         reports: the statuses that the target can report.
         time_limits: the limits that end in TLE with the target: ``wall``, ``cpu`` or both.
-        shortest_wall: the shortest wall limit that the target takes, in seconds; from 1 on, limits are whole seconds.
-        hostile: whether the OK ones have those among them that try to leave something behind.
-        without: behaviours that are left out.
+        shortest_wall: the target's shortest wall limit, in seconds; from 1 on, limits are whole seconds.
+        hostile: whether the OK ones include submissions that try to leave something behind.
+        without: behaviours to exclude.
 
     Raises:
-        UsageError: a status of the mix is not of `reports`, a language is unknown or has none of what is wanted, or
-            no language is here.
+        UsageError: a status of the mix is not in `reports`, a language is unknown or has no matching behaviour, or no
+            language is installed.
     """
     if n < 0:
-        raise UsageError(f"sample {n} submissions: give a number from 0 on")
+        raise UsageError(f"sample {n} submissions: give 0 or more")
     if unable := [status for status, share in mix.shares.items() if share and status not in reports]:
         raise UsageError(f"mix {mix}: the target cannot report {unable[0]}; it reports {', '.join(sorted(reports))}")
     names = list(languages) if languages is not None else found_languages(DEFAULT_LANGUAGES.__contains__)
     if not names:
-        raise UsageError(f"no language to sample: none of {', '.join(DEFAULT_LANGUAGES)} is here, or none was given")
+        raise UsageError(
+            f"no language to sample: none of {', '.join(DEFAULT_LANGUAGES)} is installed, or none was given"
+        )
     if unknown := [name for name in names if name not in LANGUAGES]:
         raise UsageError(f"unknown language {unknown[0]!r}: one of {', '.join(LANGUAGES)}")
-    generator = random.Random(seed)  # noqa: S311 - it is to be repeatable
+    generator = random.Random(seed)  # noqa: S311 - must be repeatable
     behaviours = [one for one in BEHAVIOURS.values() if one.fits(time_limits, without, hostile=hostile)]
     draw = _Draw(generator, time_limits, shortest_wall)
     sampled: list[Spec] = []
@@ -135,7 +137,7 @@ def sample(
 def _turns(
     status: Status, names: Sequence[str], behaviours: Sequence[Behaviour], count: int, generator: random.Random
 ) -> Iterator[tuple[Language, Behaviour]]:
-    """Yield `count` pairs, the languages in turn, and each language's behaviours in turn in a random order."""
+    """Yield `count` pairs: the languages in rotation, and each language's behaviours in rotation in a random order."""
     choices: list[tuple[Language, list[Behaviour]]] = []
     for name in dict.fromkeys(names):
         if fitting := [one for one in behaviours if name in one.languages]:

@@ -21,10 +21,10 @@ _WHOLE = re.compile(r"(\d{1,15})([KMGT]?)", re.ASCII)
 
 
 class Spec(msgspec.Struct, frozen=True):
-    """What a submission is to be: its language, its behaviour and its limits. `spec` fills in the usual limits.
+    """The specification of a submission: language, behaviour and limits. `spec` fills in the default limits.
 
     Raises:
-        UsageError: there is no such language or behaviour, or the limits cannot give the behaviour its status.
+        UsageError: unknown language or behaviour, or the limits make the behaviour's status impossible.
     """
 
     language: str
@@ -48,12 +48,12 @@ class Spec(msgspec.Struct, frozen=True):
 
     @property
     def about(self) -> Behaviour:
-        """What it does and which status it must get."""
+        """Its behaviour, including the status that it must get."""
         return BEHAVIOURS[self.behaviour]
 
     @property
     def word(self) -> str:
-        """The word that `parse_spec` reads back; limits that are the usual ones are left out."""
+        """The word that `parse_spec` parses back; default limits are omitted."""
         usual = _usual(self.language, self.behaviour)
         given = [
             f"{name}={_number(name, getattr(self.limits, name))}"
@@ -64,7 +64,7 @@ class Spec(msgspec.Struct, frozen=True):
 
 
 def spec(language: str, behaviour: str, **limits: float) -> Spec:
-    """Return the spec with the given limits, the behaviour's usual ones where not given; raises as `Spec` does."""
+    """Return the spec with the given limits, and the behaviour's default for the others; raises as `Spec` does."""
     if unknown := set(limits) - set(Limits.__struct_fields__):
         raise UsageError(f"unknown limit {min(unknown)!r}: one of {', '.join(Limits.__struct_fields__)}")
     usual = msgspec.structs.asdict(_usual(language, behaviour))
@@ -75,7 +75,7 @@ def parse_spec(text: str) -> Spec:
     """Return the spec that `text` describes.
 
     Raises:
-        UsageError: it describes none; says which part of it is wrong and what could be there.
+        UsageError: `text` is not a spec; the message says which part is wrong and what is allowed there.
     """
     what, at, rest = text.partition("@")
     language, slash, behaviour = what.partition("/")
@@ -86,7 +86,7 @@ def parse_spec(text: str) -> Spec:
         name, equals, value = part.partition("=")
         if not equals or name not in Limits.__struct_fields__:
             known = ", ".join(Limits.__struct_fields__)
-            raise UsageError(f"submission {text!r}: {part!r} is no limit; give one of {known} as NAME=VALUE")
+            raise UsageError(f"submission {text!r}: {part!r} is not a limit; give one of {known} as NAME=VALUE")
         if name in limits:
             raise UsageError(f"submission {text!r}: {name} is given twice")
         limits[name] = _value(text, name, value)
@@ -97,18 +97,18 @@ def parse_spec(text: str) -> Spec:
 
 
 def parse_specs(text: str) -> list[Spec]:
-    """Return the specs of words separated by spaces; raise `UsageError` where one is wrong or there is none."""
+    """Return the specs of words separated by spaces; raise `UsageError` if one is wrong or there is none."""
     if not (words := text.split()):
         raise UsageError("has no submission; give specs such as cpp/spin@wall=0.5 python/hello")
     return [parse_spec(word) for word in words]
 
 
 def build(wanted: Spec, cache: Path | None = None) -> Submission:
-    """Return the submission, compiled: its suite comes from the cache where it is there already.
+    """Return the compiled submission; its suite comes from the cache if it is already there.
 
     Args:
-        wanted: what it is to be.
-        cache: where compiled suites are kept; `cache_directory` where not given.
+        wanted: its spec.
+        cache: directory of compiled suites; default: `cache_directory`.
 
     Raises:
         UsageError: its toolchain is missing, or the cache cannot be written to.
@@ -135,7 +135,7 @@ def _known(language: str, behaviour: str) -> tuple[Language, Behaviour]:
     if behaviour not in BEHAVIOURS:
         raise UsageError(f"unknown behaviour {behaviour!r}: one of {', '.join(BEHAVIOURS)}")
     if language not in BEHAVIOURS[behaviour].languages:
-        raise UsageError(f"no {behaviour} in {language}: it is there in {', '.join(BEHAVIOURS[behaviour].languages)}")
+        raise UsageError(f"no {behaviour} in {language}: it exists in {', '.join(BEHAVIOURS[behaviour].languages)}")
     return LANGUAGES[language], BEHAVIOURS[behaviour]
 
 

@@ -8,24 +8,24 @@ __all__ = ["BUILTIN", "Submission"]
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """One program with the limits it runs under and the status it must get.
+    """One program with its limits and the status that it must get.
 
     Args:
-        name: what reports call it; of a built one the spec that `parse_spec` reads back.
+        name: its name in reports; for a compiled one the spec that `parse_spec` parses back.
         program: its argv inside the sandbox.
-        wall: wall-clock limit in seconds; some targets take only whole ones.
-        cpu: limit of processor time in seconds; most targets take only whole ones.
+        wall: wall-clock limit in seconds; some targets accept only whole seconds.
+        cpu: limit of processor time in seconds; most targets accept only whole seconds.
         memory: limit in bytes.
-        processes: how many processes and threads at once.
-        file_size: limit in bytes of one file.
-        output: limit in bytes of what is printed.
-        expect: the status.
-        expect_exit: the exit code that the target must report, where it has one.
-        expect_signal: the signal that the target must report, where it can.
+        processes: number of processes and threads at the same time.
+        file_size: limit in bytes for one file.
+        output: limit in bytes for the output.
+        expect: the expected status.
+        expect_exit: the exit code that the target must report, if any.
+        expect_signal: the signal that the target must report, if it can.
         language: which of `LANGUAGES` it is written in; empty for a command.
         behaviour: which of `BEHAVIOURS` it shows; empty for a command.
-        bundle: absolute path of the directory that holds the compiled program, which has to be there read-only at the
-            same path inside; empty if it needs none.
+        bundle: absolute path of the directory of the compiled program, which must exist read-only at the same path
+            inside; empty if it needs none.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def limits(self) -> Limits:
-        """Its limits; raise `UsageError` where one cannot be."""
+        """Its limits; raise `UsageError` if one is impossible."""
         return Limits(**{name: getattr(self, name) for name in Limits.__struct_fields__})
 
 
@@ -62,7 +62,7 @@ BUILTIN: dict[str, Submission] = {
         _shell("ok", "i=0; while [ $i -lt 1000 ]; do i=$((i + 1)); done; exit 0", expect="OK", code=0),
         # Ten minutes, so that a limit that does not work is never mistaken for one that does.
         _shell("timeout", "sleep 600; exit 0", wall=1, expect="TLE"),
-        # 11 is SIGSEGV. Process 1 is spared its own signal (pid_namespaces(7)); then a child of the shell gets it.
+        # 11 is SIGSEGV. Process 1 ignores its own signal (pid_namespaces(7)); then a child of the shell gets it.
         _shell("crash_signal", "kill -SEGV $$; sh -c 'kill -SEGV $$'; exit $?", expect="RE", signal=11),
         _shell("crash_exit", "exit 3", expect="RE", code=3),
     )

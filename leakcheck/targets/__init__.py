@@ -1,4 +1,4 @@
-"""Sandboxes that others wrote, described as adapters (TOML), and what leakcheck needs to run them."""
+"""Third-party sandboxes, described by adapters (TOML), and the code that runs them."""
 
 from leakcheck.targets.registry import builtin, load
 from leakcheck.targets.target import Availability, Box, Launch, Reply, Target

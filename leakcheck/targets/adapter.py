@@ -1,10 +1,10 @@
-"""An adapter: what leakcheck knows of a sandbox that somebody else wrote, as a TOML file.
+"""An adapter: the description of a third-party sandbox, as a TOML file.
 
-Strings hold placeholders: ``{program}`` (an element of its own; the submission's argv takes its place), ``{box}``,
+Strings may hold placeholders: ``{program}`` (a separate element; the submission's argv replaces it), ``{box}``,
 ``{name}``, ``{work}``, ``{wall}`` (seconds), ``{cpu}`` (whole seconds, rounded up), ``{cpu_exact}`` (decimal seconds),
 ``{memory}`` (bytes), ``{memory_kib}``, ``{memory_mib}``, ``{processes}``, ``{file_size}`` and ``{output}`` (bytes),
-``{bundle}`` (the directory of the submission's program, which is to be there read-only at the same path; one below /usr
-where it needs none) and ``{exe:NAME}`` (the path of a program). ``{{`` and ``}}`` are braces.
+``{bundle}`` (the directory of the submission's program, which must exist read-only at the same path inside; one below
+/usr if the submission needs none) and ``{exe:NAME}`` (the path of a program). ``{{`` and ``}}`` are braces.
 """
 
 import json
@@ -39,12 +39,12 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Needs(_Table, frozen=True):
-    """What has to be there.
+    """The requirements of the target.
 
     Args:
         root: whether only root can run it.
         binaries: programs, found as `leakcheck.targets.executables.find` does; ``{exe:NAME}`` may name these.
-        install: the command that installs it, shown where it is missing.
+        install: the command that installs it, shown if it is missing.
     """
 
     root: bool = False
@@ -55,7 +55,7 @@ class Needs(_Table, frozen=True):
 class File(_Table, frozen=True):
     """A file to write before each launch: `text`, or `json`, a JSON file beside the adapter.
 
-    In JSON the placeholders are filled value by value, so that no argument has to be quoted, and the string
+    In JSON, placeholders are filled value by value, so that no argument needs quoting, and the string
     ``{number:LIMIT}`` becomes a number.
     """
 
@@ -68,14 +68,14 @@ class StatusReading(_Table, frozen=True):
     """How the status is read.
 
     Args:
-        source: ``exit`` reads the exit code alone; ``meta`` a file of ``key:value`` lines, as isolate writes;
+        source: ``exit`` reads only the exit code; ``meta`` a file of ``key:value`` lines, as isolate writes;
             ``json`` a JSON object.
         file: that file.
         timeout: exit codes that mean TLE.
         internal: exit codes that mean IE, because the target itself uses them.
         status: key of the status in `file`.
-        statuses: the target's word → status; a word that is not there is an error.
-        absent: the status where `file` lacks that key.
+        statuses: the target's word → status; a word that is not listed is an error.
+        absent: the status if `file` lacks that key.
         exit_code: key of the exit code in `file`.
         signal: key of the signal in `file`.
     """
@@ -92,13 +92,13 @@ class StatusReading(_Table, frozen=True):
 
 
 class Probe(_Table, frozen=True):
-    """How a payload can see that the isolation is on.
+    """How a payload can check that the isolation is on.
 
     Args:
-        namespaces: types whose link in /proc/self/ns must differ from the outside's.
-        hidden: whether a file in the outside's ``/tmp`` must be out of sight.
+        namespaces: types whose link in /proc/self/ns must differ from the link outside.
+        hidden: whether a file in ``/tmp`` outside must be hidden inside.
         kernel: whether the payload must see another kernel than ours (``uname -v``).
-        none: why there is nothing to see; only for a target that isolates nothing.
+        none: why nothing can be checked; only for a target that isolates nothing.
     """
 
     namespaces: list[str] = []
@@ -112,28 +112,28 @@ class Adapter(_Table, frozen=True):
 
     Args:
         name: lower case, unique.
-        summary: one line on what it is and whose wall limit it has.
-        version: prints its version on stdout; empty where it has none.
-        launch: runs one submission; has ``{program}`` or writes it to a file.
+        summary: one line: what it is, and who enforces its wall limit.
+        version: prints its version on stdout; empty if it has none.
+        launch: runs one submission; contains ``{program}``, unless a file contains it.
         env: added to the environment of every command.
-        prepare: run in order before each launch; must be repeatable. By ``{bundle}`` it makes the bundle's place, which
-            the target would otherwise make itself, and leave.
-        recover: run in order after a crash; must be repeatable and succeed where there is nothing to do.
-        health: succeeds if the target holds all its boxes for fit; empty where there is no such command.
+        prepare: run in order before each launch; must be repeatable. With ``{bundle}`` it creates the bundle's mount
+            point, which the target would otherwise create, and leave, itself.
+        recover: run in order after a crash; must be repeatable and succeed if there is nothing to do.
+        health: succeeds if the target considers all its boxes healthy; empty if there is no such command.
         files: written before each launch, after `prepare`.
-        box: whether a box, with its number and name, is ``"reused"`` by later runs, or each run has a ``"fresh"`` one,
-            as containers have. What only a later run in the same box would remove stays for good where boxes are fresh.
-            Not given, they are reused where a command has ``{box}``, a number, and fresh elsewhere.
-        state: paths of the machine that are the target's own, each with all below it; ``*`` stands for any characters,
-            and one with ``{box}`` or ``{name}`` is of that box alone. A change of a file that was there before is
-            damage in any other place.
-        shortest_wall: the shortest wall limit that it takes, in seconds.
-        may_lack_signal: whether a death by signal may come back as a bare exit code.
+        box: whether later runs reuse a box, with its number and name (``"reused"``), or each run has a new one, like a
+            container (``"fresh"``). With fresh boxes, residue that only a later run in the same box would remove stays.
+            Default: reused if a command contains ``{box}``, otherwise fresh.
+        state: paths of the machine that the target owns, each with everything below it; ``*`` stands for any
+            characters, and a path with ``{box}`` or ``{name}`` belongs to that box only. Changing a file that existed
+            before is damage at any other path.
+        shortest_wall: the shortest wall limit that it accepts, in seconds.
+        may_lack_signal: whether it may report a death by signal as a plain exit code.
         reports: the statuses that it can report; every target may report IE.
-        time_limits: the limits of time whose end reads as TLE; a limit of processor time set by setrlimit(2) ends in a
-            signal, which reads as RE.
+        time_limits: the time limits that it reports as TLE; a CPU limit set by setrlimit(2) ends in a signal, which
+            reads as RE.
         languages_not: a language of `leakcheck.submissions` that cannot run in it → why.
-        behaviours_not: a behaviour whose status it does not tell right → why.
+        behaviours_not: a behaviour whose status it does not report correctly → why.
     """
 
     name: str
@@ -159,7 +159,7 @@ class Adapter(_Table, frozen=True):
 
     @property
     def fresh(self) -> bool:
-        """Whether each run has a box of its own."""
+        """Whether each run has its own box."""
         commands = [self.launch, *self.prepare, *self.recover]
         numbered = any("{box}" in text for command in commands for text in command)
         return not numbered if self.box is None else self.box == "fresh"
@@ -169,7 +169,8 @@ def read_adapter(path: Path) -> Adapter:
     """Return the checked adapter in the TOML file at `path`.
 
     Raises:
-        UsageError: it cannot be read, is no TOML, or a field is unknown, missing or wrong; says which and what to do.
+        UsageError: it cannot be read, is not TOML, or a field is unknown, missing or wrong; the message names the field
+            and what to do.
     """
     text = read_input("adapter", path, most=1 << 20)
     try:
@@ -180,7 +181,7 @@ def read_adapter(path: Path) -> Adapter:
     except (msgspec.DecodeError, ValueError) as error:
         raise UsageError(f"adapter {path}: {error}") from error
     except RecursionError as error:
-        raise UsageError(f"adapter {path}: is nested too deeply") from error
+        raise UsageError(f"adapter {path}: nested too deeply") from error
     check(adapter, path)
     return adapter
 
@@ -195,11 +196,11 @@ def load_json(path: Path, file: File) -> Any:
     except RecursionError as error:
         raise UsageError(f"adapter {path}: files: json: {template} is nested too deeply") from error
     except ValueError as error:
-        raise UsageError(f"adapter {path}: files: json: {template} is no JSON: {error}") from error
+        raise UsageError(f"adapter {path}: files: json: {template} is not JSON: {error}") from error
 
 
 def check(adapter: Adapter, path: Path) -> None:
-    """Raise `UsageError` where `adapter`, read from `path`, contradicts itself."""
+    """Raise `UsageError` if `adapter`, read from `path`, contradicts itself."""
 
     def wrong(field: str, what: str) -> UsageError:
         return UsageError(f"adapter {path}: {field}: {what}")
@@ -215,13 +216,13 @@ def check(adapter: Adapter, path: Path) -> None:
             if name is None:
                 continue
             if name not in allowed:
-                hint = "list it in needs.binaries" if name.startswith("exe:") else f"known here: {_listed(allowed)}"
+                hint = "list it in needs.binaries" if name.startswith("exe:") else f"allowed here: {_listed(allowed)}"
                 raise wrong(field, f"unknown placeholder {{{name}}}; {hint}")
             if name.startswith(("program", "number:")) and match[0] != text:
                 raise wrong(field, f"{text!r}: {match[0]} must be an element of its own")
             uses_program = uses_program or name == "program"
     if not uses_program:
-        raise wrong("launch", "has no {program}, so nothing would be run; put it where the submission's argv goes")
+        raise wrong("launch", "has no {program}, so nothing would run; put it where the submission's argv goes")
     _check_values(adapter, wrong)
     _check_status(adapter.status, wrong)
     _check_probe(adapter.probe, wrong)
@@ -230,7 +231,7 @@ def check(adapter: Adapter, path: Path) -> None:
 def _places(
     adapter: Adapter, path: Path, wrong: Callable[[str, str], UsageError]
 ) -> Iterator[tuple[str, str, set[str]]]:
-    """Yield every string that may hold placeholders, with its field and those that may be there."""
+    """Yield every string that may hold placeholders, with its field and the allowed placeholders."""
     programs = {f"exe:{name}" for name in adapter.needs.binaries}
     limited = _STATIC | _RUN | programs
     yield from (("launch", text, limited | {"program"}) for text in adapter.launch)
@@ -239,7 +240,7 @@ def _places(
     yield from (("health", text, _STATIC | programs) for text in adapter.health)
     for field, commands, more in (("prepare", adapter.prepare, {"bundle"}), ("recover", adapter.recover, set[str]())):
         if [] in commands:
-            raise wrong(field, "has an empty command; take it out")
+            raise wrong(field, "has an empty command; remove it")
         yield from ((field, text, _STATIC | programs | more) for command in commands for text in command)
     for file in adapter.files:
         if (file.text is None) == (file.json is None):
@@ -259,15 +260,15 @@ def _places(
 def _check_values(adapter: Adapter, wrong: Callable[[str, str], UsageError]) -> None:
     for field, text in (*(("files.path", file.path) for file in adapter.files), ("status.file", adapter.status.file)):
         if text and not text.startswith(("/", "{work}/")):
-            raise wrong(field, f"{text!r} is not absolute; begin it with {{work}}/ or /")
+            raise wrong(field, f"{text!r} is not absolute; start it with {{work}}/ or /")
     for place in adapter.state:
         if not place.startswith("/") or not place.strip("/*?"):
             raise wrong("state", f"{place!r}: give an absolute path below /")
-    # It may be no number at all (nan).
+    # It may be nan.
     if not 0 < adapter.shortest_wall <= _LONGEST_WALL:
-        raise wrong("shortest_wall", f"{adapter.shortest_wall}: give seconds above 0, {_LONGEST_WALL} at most")
+        raise wrong("shortest_wall", f"{adapter.shortest_wall}: give seconds above 0, at most {_LONGEST_WALL}")
     if "OK" not in adapter.reports:
-        raise wrong("reports", "lacks OK, without which there is nothing to run")
+        raise wrong("reports", "lacks OK; without it there is nothing to run")
     if not adapter.time_limits:
         raise wrong("time_limits", "is empty; give wall, cpu or both")
     for field, unfit, known in (
@@ -278,7 +279,7 @@ def _check_values(adapter: Adapter, wrong: Callable[[str, str], UsageError]) -> 
             if name not in known:
                 raise wrong(field, f"unknown name {name!r}; one of {', '.join(sorted(known))}")
             if not why.strip():
-                raise wrong(field, f"{name}: say why")
+                raise wrong(field, f"{name}: give the reason")
 
 
 def _check_status(status: StatusReading, wrong: Callable[[str, str], UsageError]) -> None:
@@ -289,7 +290,7 @@ def _check_status(status: StatusReading, wrong: Callable[[str, str], UsageError]
     if not status.file:
         raise wrong("status.file", f'missing; source "{status.source}" reads one')
     if bool(status.status) != bool(status.statuses):
-        raise wrong("status", "status (the key) and statuses (the words under it) go together")
+        raise wrong("status", "status (the key) and statuses (its values) go together")
 
 
 def _check_probe(probe: Probe, wrong: Callable[[str, str], UsageError]) -> None:
@@ -297,7 +298,7 @@ def _check_probe(probe: Probe, wrong: Callable[[str, str], UsageError]) -> None:
         if name not in _NAMES:
             raise wrong("probe.namespaces", f"unknown type {name!r}; one of {', '.join(_NAMES)}")
     if bool(probe.namespaces or probe.hidden or probe.kernel) == bool(probe.none):
-        raise wrong("probe", "give namespaces, hidden or kernel, or none with the reason why nothing can be seen")
+        raise wrong("probe", "give namespaces, hidden or kernel, or none with the reason why nothing can be checked")
 
 
 def _listed(names: set[str]) -> str:
@@ -322,7 +323,7 @@ def fill(text: str, values: Values) -> str:
 
 
 def fill_argv(argv: Sequence[str], values: Values) -> list[str]:
-    """Return `argv` filled; the element ``{program}`` becomes as many as the program has."""
+    """Return `argv` filled; the element ``{program}`` expands to the program's argv."""
     filled: list[str] = []
     for text in argv:
         filled.extend(_program(values) if text == "{program}" else [fill(text, values)])

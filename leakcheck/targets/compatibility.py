@@ -1,4 +1,4 @@
-"""Submissions for a target: only what it can run, and whose status it can report."""
+"""Submissions for a target: only those that it can run and whose status it can report."""
 
 from collections.abc import Sequence
 
@@ -10,31 +10,31 @@ __all__ = ["incompatibility", "sample_for"]
 
 
 def incompatibility(target: Target, wanted: Spec) -> str:
-    """Return why `target` cannot give `wanted` its status, empty if it can."""
+    """Return why `target` cannot report the status of `wanted`, empty if it can."""
     adapter = target.adapter
     if why := adapter.languages_not.get(wanted.language):
-        return f"{target.name} runs no {wanted.language}: {why}"
+        return f"{target.name} does not run {wanted.language}: {why}"
     if why := adapter.behaviours_not.get(wanted.behaviour):
         return f"{target.name} does not report {wanted.behaviour} correctly: {why}"
     if wanted.about.expect not in adapter.reports:
         return f"{target.name} cannot report {wanted.about.expect}; it reports {', '.join(adapter.reports)}"
     if wanted.limits.wall < adapter.shortest_wall:
-        return f"{target.name} takes no wall limit under {adapter.shortest_wall:g} s"
-    # Of the limits that end it, those that do so first.
+        return f"{target.name} does not accept a wall limit below {adapter.shortest_wall:g} s"
+    # The limits that end it first.
     ends = {name: getattr(wanted.limits, name) for name in wanted.about.ends_by}
     first = [name for name, limit in ends.items() if limit == min(ends.values())]
     if not set(first) <= set(adapter.time_limits):
-        return f"{target.name} reports no TLE by {' and '.join(first)}; give a longer limit of it"
+        return f"{target.name} does not report TLE for {' and '.join(first)}; give a longer limit of it"
     return ""
 
 
 def sample_for(
     target: Target, mix: Mix, languages: Sequence[str] | None, n: int, seed: int, *, hostile: bool = False
 ) -> list[Spec]:
-    """Return `n` submissions as `sample` does, with what `target` can run and report.
+    """Return `n` submissions like `sample`, restricted to what `target` can run and report.
 
     Raises:
-        UsageError: as `sample`, and where one of `languages` cannot run in it.
+        UsageError: as `sample`, and if one of `languages` cannot run in it.
     """
     adapter = target.adapter
     if languages is None:
@@ -43,7 +43,7 @@ def sample_for(
         names = list(languages)
         for name in names:
             if name in adapter.languages_not:
-                raise UsageError(f"{target.name} runs no {name}: {adapter.languages_not[name]}")
+                raise UsageError(f"{target.name} does not run {name}: {adapter.languages_not[name]}")
     return sample(
         mix,
         names,

@@ -1,4 +1,4 @@
-"""Where a target's programs are looked up."""
+"""Finds a target's programs."""
 
 import os
 import shutil
@@ -9,18 +9,18 @@ from leakcheck import _bin
 
 __all__ = ["binds", "find", "places"]
 
-# Directories that an arena replaces; what is bound from them hides the arena's.
+# Directories that an arena replaces; a bind of one of them would hide the arena's.
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev", "/dev/shm")  # noqa: S108 - names to compare with
-# Where the helper programs are, refbox among them.
+# The helper programs, including refbox.
 _PACKAGED = Path(_bin.__file__).parent
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 def places() -> list[str]:
-    """Return the directories that are searched, in order.
+    """Return the directories to search, in order.
 
     ``.targets/bin`` of the checkout (``make targets`` fills it), ``$LEAKCHECK_TARGETS/bin``, ``$PATH``, the
-    directories of system programs, which an ordinary user's ``$PATH`` lacks in Debian, and what comes with leakcheck.
+    directories of system programs, which an ordinary user's ``$PATH`` lacks in Debian, and leakcheck's own helpers.
     """
     own = [str(directory / "bin") for directory in _own()]
     inherited = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place]
@@ -33,20 +33,20 @@ def find(name: str) -> str | None:
 
 
 def _own() -> list[Path]:
-    """Return the directories that sandboxes are installed to; their programs need what is beside `bin` too."""
+    """Return the installation directories of sandboxes; their programs also need the directories beside `bin`."""
     given = os.environ.get("LEAKCHECK_TARGETS")
     return [_CHECKOUT / ".targets", *([Path(given).absolute()] if given else [])]
 
 
 def binds(needed: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str, bool]]:
-    """Return what an arena must show, read only, for the files and directories `needed` to be there as on the host.
+    """Return what an arena must show, read only, so that the files and directories `needed` exist as on the host.
 
     Only paths below a directory that the arena replaces need a bind. A file's parent is bound, since the file may need
-    its siblings; but the replaced directory itself is never bound, only the file then.
+    its siblings. If the parent is the replaced directory itself, only the file is bound.
     """
     shown = set()
     for path in (Path(one).absolute() for one in needed):
-        # A link in $PATH may lead to a fresh directory, or from it.
+        # A link in $PATH may lead into a replaced directory, or out of it.
         for one in (path, path.resolve()):
             if any(str(one).startswith(f"{fresh}/") for fresh in _FRESH):
                 wanted = [directory for directory in _own() if one.is_relative_to(directory)]

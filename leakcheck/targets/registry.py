@@ -1,4 +1,4 @@
-"""The targets that leakcheck brings, and how one is found by name or path."""
+"""The built-in targets, and lookup of a target by name or path."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ _ADAPTERS = Path(__file__).parent / "adapters"
 
 
 def builtin() -> list[Target]:
-    """Return the targets that come with leakcheck, by name."""
+    """Return the built-in targets by name."""
     return [Target(path) for path in sorted(_ADAPTERS.glob("*.toml"), key=lambda path: path.stem)]
 
 
@@ -20,7 +20,7 @@ def load(name_or_path: str | os.PathLike[str]) -> Target:
     """Return the built-in target of that name, or the one described by the TOML file at that path.
 
     Raises:
-        UsageError: there is no such target or file, or the file is not right.
+        UsageError: unknown target, missing file, or wrong adapter.
     """
     given = os.fspath(name_or_path)
     if os.sep in given or given.endswith(".toml"):

@@ -1,4 +1,4 @@
-"""A target: a sandbox under test with the adapter that describes it, and what its runs mean."""
+"""A target: a sandbox under test with its adapter, and the interpretation of its runs."""
 
 import fnmatch
 import json
@@ -22,9 +22,9 @@ __all__ = ["Availability", "Box", "Launch", "Reply", "Target"]
 
 _MIB = 1 << 20
 _SIGNALS = signals.valid_signals()
-# Bound where there is nothing to bind: it is there, and no adapter binds it itself.
+# Bound if there is nothing to bind: it always exists, and no adapter binds it itself.
 _NO_BUNDLE = "/usr/share"
-# One line a namespace link, then whether the path in $1 is there, then which kernel this is.
+# One line per namespace link, then whether the path in $1 exists, then the kernel version.
 _PROBE = """\
 for n in cgroup ipc mnt net pid time user uts; do echo "ns $n $(readlink /proc/self/ns/$n)"; done
 [ -e "$1" ] && echo "seen marker"
@@ -34,12 +34,12 @@ echo "probe ran"
 
 
 class Box(msgspec.Struct, frozen=True):
-    """Where a run takes place.
+    """The box of a run.
 
     Args:
-        number: the box, from 0; two runs at the same time have different ones.
-        work: an empty directory, for this box alone.
-        name: unique on the machine where the target has a registry there; made from the box where not given.
+        number: number of the box, from 0; parallel runs have different numbers.
+        work: an empty directory, only for this box.
+        name: unique on the machine if the target has a registry there; default: derived from the number.
     """
 
     number: int
@@ -48,7 +48,7 @@ class Box(msgspec.Struct, frozen=True):
 
 
 class Availability(msgspec.Struct, frozen=True):
-    """Whether a target can be run here; `reason` and `hint` are empty when it is ready."""
+    """Whether a target can run here; `reason` and `hint` are empty if it is ready."""
 
     state: Literal["ready", "missing", "unable"]
     reason: str = ""
@@ -64,7 +64,7 @@ class Launch(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """What the target reported of a submission."""
+    """The target's report on a submission."""
 
     status: Status
     exit_code: int | None = None
@@ -72,12 +72,12 @@ class Reply(msgspec.Struct, frozen=True):
 
 
 class Target:
-    """A sandbox that leakcheck knows how to run, to recover and to read. Made from the adapter file at `path`."""
+    """A sandbox that leakcheck can run, recover and interpret. Made from the adapter file at `path`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.adapter: Adapter = read_adapter(path)
-        # Of the programs, once all are found: looking through $PATH takes longer than the rest of a launch.
+        # Cache of the programs' paths, once all are found: searching $PATH takes longer than the rest of a launch.
         self._found: Values | None = None
         named = [
             text for text in (*(file.path for file in self.adapter.files), self.adapter.status.file) if text[:1] == "/"
@@ -95,11 +95,11 @@ class Target:
         return self.adapter.name
 
     def found(self) -> dict[str, str | None]:
-        """Return each program that the target needs, with its path where there is one."""
+        """Return each program that the target needs, with its path if found."""
         return {name: find(name) for name in self.adapter.needs.binaries}
 
     def availability(self) -> Availability:
-        """Tell whether its programs are there and the user may run it; `leakcheck.conformance.tried` also tries it."""
+        """Return whether its programs exist and the user may run it; `leakcheck.conformance.tried` also tries it."""
         missing = [name for name, path in self.found().items() if path is None]
         if missing:
             return Availability("missing", _absent(missing), self.adapter.needs.install)
@@ -108,23 +108,23 @@ class Target:
         return Availability("ready")
 
     def check_ready(self) -> None:
-        """Raise `TargetError` where it is not ready; the message says why and what to do."""
+        """Raise `TargetError` if it is not ready; the message says why and what to do."""
         state = self.availability()
         if state.state != "ready":
             hint = f"; {state.hint}" if state.hint else ""
             raise TargetError(f"{self.name}: {state.state}: {state.reason}{hint}")
 
     def owns(self, path: str, box: Box | None = None) -> bool:
-        """Tell whether `path` is one of the target's own places or below one; with `box`, one that is that box's alone.
+        """Return whether `path` is one of the target's own paths or below one; with `box`, one that only that box owns.
 
-        Its own are those of the adapter's `state`, and files that the adapter names outside ``{work}``.
+        Its own paths are those of the adapter's `state`, and files that the adapter names outside ``{work}``.
         """
         if box is None:
             return any(place.match(path) for place in self._places)
         return any(_places(text, str(box.number), self._name(box)).match(path) for text in self._of_boxes)
 
     def names_box(self, path: str, box: Box) -> bool:
-        """Tell whether `path` has the whole name of `box` in it, and not as the beginning of a longer word."""
+        """Return whether `path` contains the full name of `box`, not only as the start of a longer word."""
         return re.search(rf"(?<!\w){re.escape(self._name(box))}(?!\w)", path) is not None
 
     def name_of(self, number: int) -> str:
@@ -135,7 +135,7 @@ class Target:
         return box.name or self.name_of(box.number)
 
     def version(self) -> str:
-        """Return the version in the program's own words, on one line; empty where it has none or does not answer."""
+        """Return the version as the program prints it, on one line; empty if it has none or does not respond."""
         if not self.adapter.version:
             return ""
         try:
@@ -151,36 +151,36 @@ class Target:
             )
         except (TargetError, OSError, subprocess.TimeoutExpired):
             return ""
-        # proot's is the last word of a banner.
+        # proot's version is the last word of a banner.
         lines = [line.strip(" |_/\\") for line in (done.stdout or done.stderr).splitlines()]
         return next((line for line in lines if any(c.isdigit() for c in line)), "")
 
     def prepare_commands(self, box: Box, submission: Submission | None = None) -> list[list[str]]:
-        """Return what to run before a launch of `submission` in `box`, in order; without one, of one with no bundle."""
+        """Return the commands before a launch of `submission` in `box`, in order; None: a submission with no bundle."""
         values = self._values(box) | {"bundle": _bundle(submission)}
         return [fill_argv(argv, values) for argv in self.adapter.prepare]
 
     def recover_commands(self, box: Box) -> list[list[str]]:
-        """Return what to run in order after a crash in `box`. Where there is nothing to do they succeed too."""
+        """Return the commands after a crash in `box`, in order. They also succeed if there is nothing to do."""
         return [fill_argv(argv, self._values(box)) for argv in self.adapter.recover]
 
     def health_command(self, box: Box) -> list[str]:
-        """Return what succeeds if the target holds all its boxes for fit; empty where there is no such command."""
+        """Return the command that succeeds if the target considers all its boxes healthy; empty if there is none."""
         return fill_argv(self.adapter.health, self._values(box))
 
     def env(self, box: Box) -> dict[str, str]:
-        """Return what its commands need in their environment."""
+        """Return the additional environment of its commands."""
         return {name: fill(text, self._values(box)) for name, text in self.adapter.env.items()}
 
     def launch(self, submission: Submission, box: Box) -> Launch:
-        """Return how to run `submission` in `box`.
+        """Return the launch of `submission` in `box`.
 
         Raises:
-            TargetError: a program that it needs is not there.
+            TargetError: a program that it needs is missing.
         """
         values = self._values(box) | {
             "program": submission.program,
-            # Some take only whole seconds, and choke on 10.0.
+            # Some accept only whole seconds, and fail on 10.0.
             "wall": _decimal(submission.wall),
             "cpu": max(1, math.ceil(submission.cpu)),
             "cpu_exact": _decimal(submission.cpu),
@@ -202,16 +202,16 @@ class Target:
         return Launch(argv=fill_argv(self.adapter.launch, values), env=self.env(box), files=files)
 
     def status_file(self, box: Box) -> Path | None:
-        """Return where the target writes its status; None where the exit code is all there is."""
+        """Return the path of the target's status file; None if it only has an exit code."""
         return Path(fill(self.adapter.status.file, self._values(box))) if self.adapter.status.file else None
 
     def status(self, returncode: int, box: Box, read: Callable[[Path], bytes] = Path.read_bytes) -> Reply:
-        """Return what the target says after a launch in `box` that ended with `returncode`, negative for a signal.
+        """Return the target's report after a launch in `box` that exited with `returncode`, negative for a signal.
 
-        Where the target ran under another root, `read` returns what is in a file there.
+        If the target ran under another root, `read` returns the content of a file there.
 
         Raises:
-            TargetError: it was to write a status file, which is not there or not readable.
+            TargetError: its status file is missing or not readable.
         """
         path = self.status_file(box)
         if path is None:
@@ -224,7 +224,7 @@ class Target:
             return Reply("IE", exit_code=returncode)
         if returncode in status.timeout:
             return Reply("TLE", exit_code=returncode)
-        # A shell's convention, which most sandboxes keep: 128 and the signal.
+        # The shell's convention, which most sandboxes follow: 128 plus the signal.
         number = -returncode if returncode < 0 else returncode - 128
         if number in _SIGNALS:
             return Reply("RE", signal=number)
@@ -247,15 +247,15 @@ class Target:
             try:
                 content = json.loads(text)
             except ValueError as error:
-                raise TargetError(f"{self.name}: status file {path}: no JSON: {error}") from error
+                raise TargetError(f"{self.name}: status file {path}: not JSON: {error}") from error
             if not isinstance(content, dict):
-                raise TargetError(f"{self.name}: status file {path}: no JSON object")
+                raise TargetError(f"{self.name}: status file {path}: not a JSON object")
             return content
         fields: dict[str, object] = {}
         for number, line in enumerate(text.splitlines(), 1):
             key, colon, value = line.partition(":")
             if not colon:
-                raise TargetError(f"{self.name}: status file {path}: line {number} is no key:value: {line[:80]!r}")
+                raise TargetError(f"{self.name}: status file {path}: line {number} is not key:value: {line[:80]!r}")
             fields[key.strip()] = value.strip()
         return fields
 
@@ -269,7 +269,7 @@ class Target:
             try:
                 return int(str(value))
             except ValueError as error:
-                raise TargetError(f"{self.name}: status file {path}: {key} is no number: {value!r}") from error
+                raise TargetError(f"{self.name}: status file {path}: {key} is not a number: {value!r}") from error
 
         exit_code, signal = number(status.exit_code), number(status.signal) or None
         word = fields.get(status.status) if status.status else None
@@ -291,17 +291,17 @@ class Target:
         return Submission(name="probe", program=("/bin/sh", "-c", _PROBE, "probe", str(marker)))
 
     def isolation_gaps(self, output: str, outside: Mapping[str, str], kernel: str) -> list[str]:
-        """Return what is not isolated, by the probe's output.
+        """Return the parts that are not isolated, according to the probe's output.
 
         Args:
             output: what the probe printed inside.
-            outside: namespace type → link of /proc/self/ns where the target was started.
+            outside: namespace type → link of /proc/self/ns outside, where the target was started.
             kernel: `uname -v` there.
         """
         declared = self.adapter.probe
         lines = output.splitlines()
         if "probe ran" not in lines:
-            return ["the probe did not run to its end"]
+            return ["the probe did not finish"]
         inside = dict(line.split(" ", 2)[1:] for line in lines if line.startswith("ns ") and line.count(" ") >= 2)
         gaps = []
         for kind in declared.namespaces:
@@ -335,7 +335,7 @@ class Target:
 
 
 def _places(text: str, box: str, name: str) -> re.Pattern[str]:
-    """Return what matches the paths that the pattern `text` of a `state` means, and all below them."""
+    """Return a regular expression for the paths of the `state` pattern `text`, and everything below them."""
     whole = fnmatch.translate(fill(text.rstrip("/"), {"box": box, "name": name}))
     return re.compile(whole.replace(r"\Z", r"(?:/|\Z)"))
 

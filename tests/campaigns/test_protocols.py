@@ -127,5 +127,5 @@ def test_an_injector_whose_plan_does_not_read_back_is_refused() -> None:
             return cls(msgspec.structs.replace(plan, argument="other"))
 
     register(Other)
-    with pytest.raises(AssertionError, match="does not read back"):
+    with pytest.raises(AssertionError, match="does not parse back"):
         injector_for(Plan("toy", "this"))

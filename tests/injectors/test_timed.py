@@ -24,7 +24,7 @@ def test_a_plan_reads_back(plan: Plan) -> None:
 
 
 def test_a_kill_that_nobody_would_wait_for_is_refused() -> None:
-    with pytest.raises(UsageError, match="the kill comes after an hour at most"):
+    with pytest.raises(UsageError, match="the kill must come within an hour"):
         parse("forced:supervisor@99999999999ms")
     assert str(parse("forced:supervisor@3600000ms")) == "forced:supervisor@3600000ms"
 

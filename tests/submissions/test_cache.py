@@ -195,8 +195,8 @@ def test_where_it_is(monkeypatch: pytest.MonkeyPatch, uid: int, environment: dic
     [
         ({}, "HOME is not set; set XDG_CACHE_HOME"),
         ({"HOME": ""}, "HOME is not set"),
-        ({"HOME": "/home/a b"}, "cache directory '/home/a b/.cache': sandboxes take only letters"),
-        ({"XDG_CACHE_HOME": "/a:b"}, "cache directory '/a:b': sandboxes take only letters"),
+        ({"HOME": "/home/a b"}, "cache directory '/home/a b/.cache': a path to bind may have only letters"),
+        ({"XDG_CACHE_HOME": "/a:b"}, "cache directory '/a:b': a path to bind may have only letters"),
     ],
 )
 def test_where_it_cannot_be_is_told(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], said: str) -> None:

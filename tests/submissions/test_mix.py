@@ -121,11 +121,11 @@ def test_all_that_is_dealt_for_a_target_fits_it(target: Target) -> None:
 @pytest.mark.parametrize(
     ("name", "word", "said"),
     [
-        ("nsjail", "java/hello", "nsjail runs no java: --rlimit_as limits"),
+        ("nsjail", "java/hello", "nsjail does not run java: --rlimit_as limits"),
         ("proot", "c/ignore_sigterm", "proot does not report ignore_sigterm correctly"),
         ("bwrap", "c/allocate", "bwrap cannot report MLE; it reports OK, TLE, RE"),
-        ("hakoniwa", "c/sleep@wall=0.5", "hakoniwa takes no wall limit under 1 s"),
-        ("bwrap", "c/spin@wall=60,cpu=1", "bwrap reports no TLE by cpu; give a longer limit of it"),
+        ("hakoniwa", "c/sleep@wall=0.5", "hakoniwa does not accept a wall limit below 1 s"),
+        ("bwrap", "c/spin@wall=60,cpu=1", "bwrap does not report TLE for cpu; give a longer limit of it"),
         ("isolate", "c/spin@wall=60,cpu=1", ""),
         ("bwrap", "c/spin", ""),
     ],
@@ -137,7 +137,7 @@ def test_what_does_not_fit_a_target_is_told_why(name: str, word: str, said: str)
 
 
 def test_a_language_that_a_target_cannot_run_is_refused_by_the_reason() -> None:
-    with pytest.raises(UsageError, match="nsjail runs no java: --rlimit_as"):
+    with pytest.raises(UsageError, match="nsjail does not run java: --rlimit_as"):
         sample_for(load("nsjail"), Mix.parse("OK=1"), ["c", "java"], 3, 0)
 
 
@@ -149,7 +149,7 @@ def test_a_language_that_a_target_cannot_run_is_refused_by_the_reason() -> None:
         ("time_limits = []", "time_limits: is empty"),
         ('languages_not = { cobol = "x" }', "languages_not: unknown name 'cobol'; one of c, cpp"),
         ('behaviours_not = { dance = "x" }', "behaviours_not: unknown name 'dance'"),
-        ('languages_not = { c = " " }', "languages_not: c: say why"),
+        ('languages_not = { c = " " }', "languages_not: c: give the reason"),
     ],
 )
 def test_an_adapter_that_says_it_wrong_is_refused(tmp_path: Path, line: str, said: str) -> None:

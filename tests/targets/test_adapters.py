@@ -109,7 +109,7 @@ def test_what_needs_no_bundle_has_a_directory_to_bind_that_is_there_anyway(tmp_p
         (
             '"{program}"',
             '"{program}", "{wal}"',
-            "launch: unknown placeholder {wal}; known here: {box}, {bundle}, {cpu}",
+            "launch: unknown placeholder {wal}; allowed here: {box}, {bundle}, {cpu}",
         ),
         ('"{program}"', '"{program}", "{exe:nsjail}"', "{exe:nsjail}; list it in needs.binaries"),
         ('"{program}"', '"--run={program}"', "must be an element of its own"),
@@ -123,15 +123,15 @@ def test_what_needs_no_bundle_has_a_directory_to_bind_that_is_there_anyway(tmp_p
         ("probe =", 'status = { source = "json", file = "/x", status = "v" }\nprobe =', "go together"),
         ("probe =", 'status = { source = "xml" }\nprobe =', "$.status.source"),
         ("probe =", 'paths = { locks = ["/x"] }\nprobe =', "unknown field `paths`"),
-        ("probe =", 'files = [{ path = "x", text = "" }]\nprobe =', "files.path: 'x' is not absolute; begin it with"),
+        ("probe =", 'files = [{ path = "x", text = "" }]\nprobe =', "files.path: 'x' is not absolute; start it with"),
         ("probe =", 'files = [{ path = "{name}/x", text = "" }]\nprobe =', "files.path: '{name}/x' is not absolute"),
         ("probe =", 'status = { source = "meta", file = "m" }\nprobe =', "status.file: 'm' is not absolute"),
-        ("probe =", "shortest_wall = nan\nprobe =", "shortest_wall: nan: give seconds above 0, 3600 at most"),
+        ("probe =", "shortest_wall = nan\nprobe =", "shortest_wall: nan: give seconds above 0, at most 3600"),
         ("probe =", "shortest_wall = -1\nprobe =", "shortest_wall: -1"),
         ("probe =", "shortest_wall = inf\nprobe =", "shortest_wall: inf"),
         ("probe =", 'files = [{ path = "/x" }]\nprobe =', "/x: give either text or json"),
         ("probe =", 'files = [{ path = "/x", json = "no.json" }]\nprobe =', "no.json: no such file"),
-        ("probe =", 'files = [{ path = "/x", json = "mine.toml" }]\nprobe =', "is no JSON"),
+        ("probe =", 'files = [{ path = "/x", json = "mine.toml" }]\nprobe =', "is not JSON"),
     ],
 )
 def test_what_is_wrong_is_refused_by_file_and_field(tmp_path: Path, old: str, new: str, said: str) -> None:
@@ -207,14 +207,14 @@ def test_a_status_file_reads_as_a_status(tmp_path: Path, status: str, text: str,
     [
         (META, None, r"no such file or directory; the target ended with 2 before it had written one"),
         (META, b"\x80", "not UTF-8 at byte 0"),
-        (META, b"status:TO\ngarbage", "line 2 is no key:value: 'garbage'"),
+        (META, b"status:TO\ngarbage", "line 2 is not key:value: 'garbage'"),
         (META, b"status:ZZ", "unknown status 'ZZ', not of TO, SG"),
-        (META, b"exitcode:many", "exitcode is no number: 'many'"),
+        (META, b"exitcode:many", "exitcode is not a number: 'many'"),
         (META.replace('absent = "OK"', ""), b"exitcode:0", "has no status"),
         (JSON, b"", "empty; the target ended with 2"),
         (META, b"", "empty; the target ended with 2"),
-        (JSON, b"[1]", "no JSON object"),
-        (JSON, b'{"status": "T', "no JSON"),
+        (JSON, b"[1]", "not a JSON object"),
+        (JSON, b'{"status": "T', "not JSON"),
     ],
 )
 def test_an_absent_or_garbled_status_file_is_an_error_and_no_pass(
@@ -284,7 +284,7 @@ def test_the_probe_tells_each_isolation_that_is_off(tmp_path: Path) -> None:
         "the payload sees a file of the outside that the target should hide",
         "the payload runs on our kernel",
     ]
-    assert target.isolation_gaps("ns pid pid:[7]\n", outside, "") == ["the probe did not run to its end"]
+    assert target.isolation_gaps("ns pid pid:[7]\n", outside, "") == ["the probe did not finish"]
 
 
 def test_the_built_in_targets_are_those_that_the_design_names() -> None:
