@@ -1,4 +1,4 @@
-"""Measures arenas: bring-up and take-down, a look into one, a guarded command, and a campaign's rate.
+"""Measures arenas: bring-up and take-down, a snapshot of one, a guarded command, and a campaign's rate.
 
 Part of run.py's page; run alone, it prints its rows. As root, from a directory below a root that is a mount point.
 """
@@ -32,12 +32,12 @@ TRUE = ["/bin/true"]
 SHELL = """mount -t tmpfs tmpfs /tmp && mkdir /tmp/upper /tmp/work /tmp/root &&
 mount -t overlay -o lowerdir=/,upperdir=/tmp/upper,workdir=/tmp/work overlay /tmp/root"""
 UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--net", "--ipc", "--uts", "--mount", "sh", "-c", SHELL]
-# All but a user namespace: root needs none, and in a chroot there is none to have.
+# All but a user namespace: root does not need one, and a chroot cannot create one.
 BWRAP = ["bwrap", *(f"--unshare-{n}" for n in ("pid", "net", "ipc", "uts", "cgroup")), "--ro-bind", "/", "/", *TRUE]
 
 
 def rows(rounds: int, trials: int) -> list[Row]:
-    """All of them; none where no arena can be made."""
+    """All rows; none if no arena can be created."""
     if os.geteuid() != 0:
         return [Row("arenas", "", "need root")]
     try:
@@ -56,7 +56,7 @@ def command(argv: list[str]) -> Callable[[], object]:
 
 
 def up_and_down(rounds: int) -> list[Row]:
-    """An arena that nothing is done in, beside what others need for less of it."""
+    """An arena without any work, compared with other tools that provide less."""
 
     def arena() -> None:
         with Arena():
@@ -130,7 +130,7 @@ def campaign(trials: int) -> list[Row]:
     found = []
     for endings in (["normal"], list(LeaksOptions().endings)):
         result = run(Leaks(), target, LeaksOptions(iterations=trials, endings=endings))
-        # A killed supervisor does leave things behind at times: that is bubblewrap's, and no slower.
+        # A killed supervisor sometimes leaves residue: that is bubblewrap's, and does not change the time.
         if result.error or result.outcomes.get("false-status") or result.outcomes.get("unknown"):
             raise AssertionError(f"{result.error} {result.outcomes} {result.findings}")
         how = f"`leakcheck leaks --target bwrap --endings {','.join(endings)}`"
@@ -142,7 +142,7 @@ def campaign(trials: int) -> list[Row]:
 
 
 def main() -> int:
-    """Prints the rows, and tells by the exit code whether every target was met."""
+    """Prints the rows; the exit code is 0 if every target was met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--trials", type=int, default=100)

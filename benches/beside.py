@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# What both builds have, whatever else has changed between them: it runs as a program of its own in each of them.
+# Uses only what both builds have; it runs as a separate program in each of them.
 WORKER = r"""
 import os, subprocess, sys, time
 from leakcheck import _native
@@ -130,7 +130,7 @@ class Build:
 
 
 def main() -> int:
-    """Measure, print, and tell by the exit code whether no row is too slow."""
+    """Measure and print; the exit code is 0 if no row is too slow."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("other", type=Path, help="the checkout to compare with, built")
     parser.add_argument("--rounds", type=int, default=30)
@@ -144,7 +144,7 @@ def main() -> int:
         slow = False
         print("| what | before | now | ratio | |\n|---|---|---|---|---|")
         for row in [name for name in builds[0].rows if options.only in name and name in builds[1].rows]:
-            # A program's run takes so much longer that fewer rounds tell as much.
+            # A program's run takes so much longer that fewer rounds are enough.
             rounds = options.rounds // 4 if "bwrap" in row else options.rounds
             pairs = []
             for number in range(max(2, rounds) + 1):

@@ -1,7 +1,7 @@
 """Many processes with FDs of mixed kinds, for as long as standard input stays open.
 
-Prints ``READY PROCESSES FDS`` once all of them stand. They die with this program however it ends: each has a
-parent-death signal, and nothing of theirs has a name that would outlive them.
+Prints ``READY PROCESSES FDS`` once all of them are ready. They die with this program however it ends: each has a
+parent-death signal, and they create nothing with a name that would outlive them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def open_mixed(sets: int) -> list[object]:
 
 
 def child(ready: int, parent: int, sets: int, cgroup: str | None) -> None:
-    """Opens, says so, and waits for the end."""
+    """Opens the FDs, reports that, and waits for the end."""
     prctl.set_pdeathsig(signal.SIGKILL)
     if os.getppid() != parent:
         return

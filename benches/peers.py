@@ -1,4 +1,4 @@
-"""The same facts as leakcheck's process and FD kinds, by what people use today."""
+"""The same facts as leakcheck's process and FD kinds, from the usual tools."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def load(processes: int, cgroup: Path | None = None) -> Iterator[Load]:
 
 @contextlib.contextmanager
 def own_cgroup() -> Iterator[Path | None]:
-    """A cgroup for the scope's processes, in the first hierarchy that allows one; None where none does."""
+    """A cgroup for the scope's processes, in the first hierarchy that allows one; None if none does."""
     for mount in [d.mountpoint for d in psutil.disk_partitions(all=True) if d.fstype == "cgroup2"] + [
         d.mountpoint for d in psutil.disk_partitions(all=True) if d.fstype == "cgroup" and "pids" in d.opts.split(",")
     ]:
@@ -87,7 +87,7 @@ def own_cgroup() -> Iterator[Path | None]:
 
 @contextlib.contextmanager
 def realtime(wanted: bool) -> Iterator[None]:
-    """Keeps what else runs on the machine off the CPUs; programs that are started meanwhile inherit it (sched(7))."""
+    """Keeps other programs off the CPUs; programs started inside inherit the priority (sched(7))."""
     if not wanted:
         yield
         return
@@ -179,7 +179,7 @@ def cgroup_scope(rounds: int, *, first: bool) -> list[Row]:
 
 
 def quiet_machine(rounds: int) -> list[Row]:
-    """What one look, and one guard around nothing, cost without the load."""
+    """The cost of one snapshot, and of one guard around nothing, without the load."""
 
     def guard() -> object:
         return _native.Guard().end()
@@ -193,7 +193,7 @@ def quiet_machine(rounds: int) -> list[Row]:
 
 
 def endurance(snapshots: int) -> Row:
-    """Many snapshots in a process of their own."""
+    """Many snapshots in a separate process."""
     result = soak.in_own_process(snapshots)
     measured = f"RSS {result.growth_kib:+d} KiB, FDs {result.fds_left:+d}, {result.seconds:.0f} s"
     passed = result.growth_kib <= soak.NOISE_KIB and result.fds_left == 0
@@ -253,7 +253,7 @@ the start time that it remembers, which is not a reading: it would not notice a 
 
 
 def main() -> int:
-    """Measures, writes the page, and tells by the exit code whether every target was met."""
+    """Measures and writes the page; the exit code is 0 if every target was met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--processes", type=int, default=1000)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 WARM_UP = 100
-#: Both ends are medians over this many snapshots: the machine's own comings and goings change what one snapshot holds.
+#: Both ends are medians over this many snapshots: other processes on the machine change the size of a single snapshot.
 SAMPLES = 100
 #: A leak of 30 bytes a snapshot is more than this after 10,000.
 NOISE_KIB = 256
@@ -56,7 +56,7 @@ def run(snapshots: int) -> Result:
 
 
 def in_own_process(snapshots: int) -> Result:
-    """As `run`, in a fresh interpreter whose memory is nothing else's."""
+    """Like `run`, in a fresh interpreter that holds nothing else in memory."""
     argv = [sys.executable, __file__, str(snapshots)]
     done = subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True)
     return Result(**json.loads(done.stdout))

@@ -1,4 +1,4 @@
-"""Measures the reference sandbox beside bubblewrap, and the campaign `stress` with and without its looks.
+"""Measures the reference sandbox beside bubblewrap, and the campaign `stress` with and without its observations.
 
 Part of run.py's page; run alone, it prints its rows. As root, from a directory below a root that is a mount point.
 """
@@ -23,11 +23,11 @@ from leakcheck.submissions import parse_specs
 from leakcheck.targets import load
 from leakcheck.warden import shutdown
 
-#: Between two runs, as a judge that is not saturated has it.
+#: Gap between two runs, as on a judge that is not saturated.
 GAP = 0.02
 TRUE = ["/bin/true"]
 CONCURRENCY = 4
-#: What a sandbox of judges hides and shows; refbox has cgroup limits, seccomp and rlimits besides.
+#: What a judge's sandbox hides and shows; refbox also has cgroup limits, seccomp and rlimits.
 BWRAP = [
     "bwrap", *(f"--unshare-{name}" for name in ("pid", "net", "ipc", "uts", "cgroup")), "--die-with-parent",
     "--cap-drop", "ALL", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib",
@@ -36,7 +36,7 @@ BWRAP = [
 
 
 def rows(rounds: int, submissions: int) -> list[Row]:
-    """All of them; none where no arena can be made."""
+    """All rows; none if no arena can be created."""
     if os.geteuid() != 0:
         return [Row("the reference sandbox and the campaign `stress`", "", "need root")]
     try:
@@ -66,7 +66,7 @@ def beside_bubblewrap(rounds: int) -> list[Row]:
 
 
 def verified(submissions: int, pairs: int = 5) -> list[Row]:
-    """Submissions of a trivial native program a second, with looks and without, in turn."""
+    """Submissions of a trivial native program per second, alternately with and without observations."""
     target = load("refbox")
     rates: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(pairs):
@@ -96,7 +96,7 @@ def verified(submissions: int, pairs: int = 5) -> list[Row]:
 
 
 def main() -> int:
-    """Prints the rows, and tells by the exit code whether every target was met."""
+    """Prints the rows; the exit code is 0 if every target was met."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--submissions", type=int, default=1500)

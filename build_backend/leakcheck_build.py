@@ -32,7 +32,7 @@ __all__ = [
     "prepare_metadata_for_build_wheel",
 ]
 
-# maturin would fetch a Rust of its own for the binding where there is none; the helpers would still find no cargo.
+# Without Rust, maturin would fetch its own for the binding; the helpers would still find no cargo.
 os.environ.setdefault("MATURIN_NO_INSTALL_RUST", "1")
 
 HELPERS = ("mkleak", "leakcheck-refbox")
@@ -55,19 +55,19 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
 def _build_helpers():
     if shutil.which("cargo") is None:
         raise SystemExit(
-            "build leakcheck: no cargo on PATH; install Rust 1.88 or newer, or install a wheel, which needs none"
+            "build leakcheck: no cargo on PATH; install Rust 1.88 or newer, or install a wheel, which does not need it"
         )
     release = ["--release", "--locked", "--message-format=json-render-diagnostics"]
     packages = [word for name in HELPERS for word in ("--package", name)]
     programs = _programs(["cargo", "build", *release, *packages])
-    # The warden's processes are seen in an arena, and what their memory is mapped from can be opened there: no library.
+    # An arena shows the warden's processes, and the files that they map can be opened there: so they map no library.
     static = ["-C", "target-feature=+crt-static", "-C", "strip=symbols"]
     programs += _programs(["cargo", "rustc", *release, "--package", WARDEN, "--bin", "warden", "--", *static])
     directory = ROOT / "leakcheck" / "_bin"
     for program in programs:
         fresh = directory / f".{program.name}.new"
         shutil.copy2(program, fresh)
-        # A program that runs cannot be written to (ETXTBSY, open(2)), but its name can be given to a new file.
+        # A running program cannot be written (ETXTBSY, open(2)), but a new file can take its name.
         fresh.replace(directory / program.name)
 
 

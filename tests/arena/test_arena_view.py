@@ -37,7 +37,7 @@ def test_paths_are_those_inside(view: _native.ArenaView, tmp_path: Path) -> None
 
 
 def test_a_guard_takes_an_arena(view: _native.ArenaView, tmp_path: Path) -> None:
-    # An ordinary user may not read what others have mapped.
+    # An ordinary user cannot read the mappings of others.
     unknown: Literal["raise", "ignore"] = "ignore" if os.geteuid() else "raise"
     guard = leakcheck.guard(kinds="file", settle=0, arena=view, on_unknown=unknown)
     with pytest.raises(leakcheck.LeakError, match="/fresh/left"), guard:

@@ -153,7 +153,7 @@ def test_what_the_recovery_removes_is_reclaimable_and_no_leak(tmp_path: Path) ->
 
 
 def test_a_box_that_is_left_locked_is_wedged(tmp_path: Path) -> None:
-    # Stopped first, lest the payload die before the shell, which would then tidy up.
+    # Stopped first: otherwise the payload could die before the shell, which would then clean up.
     made = target(tmp_path, 'mkdir /var/lib/box || exit 9; "$@"; c=$?; rmdir /var/lib/box; exit $c')
     campaign = run(made, "forced:freeze@300ms,sleeping")
     assert campaign.outcomes == {"wedged": 2}

@@ -19,7 +19,7 @@ DOCKER = (
     "setfcap"
 )
 ROOTS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
-# Where a directory is mounted while its place is made anew.
+# Where a directory is mounted while its path is recreated.
 ASIDE = ("/mnt", "/media", "/srv", "/opt")
 
 Place = Callable[..., subprocess.CompletedProcess[str]]

@@ -24,7 +24,7 @@ GUARD = ["leakcheck", "guard", "--arena", "--settle", "0.1"]
 # Freezes $1 below the arena's own cgroup, which is made if need be, with a process in it.
 FREEZE = """cd /sys/fs/cgroup/freezer; mkdir -p $1; sleep 300 </dev/null >/dev/null 2>&1 & echo $! > $1/cgroup.procs
 echo FROZEN > $1/freezer.state"""
-# Freezes PID 1 again and again, in a process that gives its number up all the time.
+# Freezes PID 1 repeatedly, in a process that changes its pid all the time.
 FREEZE_INIT = """import os
 if os.fork(): os._exit(0)
 os.setsid()

@@ -87,7 +87,7 @@ def test_whatever_a_newborn_command_leads_to_is_the_arenas(
 ) -> None:
     racer = compiled("racenewborn.c")
     with Arena(binds=[(racer, "/mnt/racer", True)]) as arena:
-        # An ordinary user may not see what root's newborn is run from.
+        # An ordinary user cannot see the program of root's newborn process.
         until = " /memfd:warden" if uid is None else ""
         seen = looked_at(arena, starts=60, racers=racers, as_uid=uid, until=until)
     hosts = host_devices()

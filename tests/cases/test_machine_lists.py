@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
 
 # A pid and IPC namespace of its own: what the case leaves ends with it.
 ALONE = ("unshare", "--mount", "--pid", "--ipc", "--fork", "--kill-child", "--mount-proc", "--propagation", "private")
-# As in a container: whoever may not mount cannot look past what is mounted over a list.
+# As in a container: a process without the right to mount cannot read a list below another mount.
 MAY_NOT_MOUNT = "setpriv --bounding-set -sys_admin --inh-caps -sys_admin"
 SEGMENT = "ipcmk -M 100"
 LOCK = "flock /mnt sleep 20 </dev/null >/dev/null 2>&1 & sleep 0.3"

@@ -81,7 +81,7 @@ def quiet(parent: psutil.Process) -> None:
 
 def links(pid: int) -> dict[int, bytes]:
     if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-        # It has none, which an ordinary user may not ask.
+        # It has none, and an ordinary user cannot read that.
         return {}
     return {int(link.name): bytes(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
 

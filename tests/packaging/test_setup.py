@@ -32,7 +32,7 @@ class Machine:
             (self.bin / name).symlink_to(real)
         for name in PRESENT:
             self.fake(name, "exit 0")
-        self.fake("cc", "read -r _")  # it reads, lest the one who pipes a header to it be killed by SIGPIPE
+        self.fake("cc", "read -r _")  # it reads, so that the process that pipes a header to it does not get SIGPIPE
         self.fake("apt-get", f'echo "$*" >>{self.log}')
         self.user(0)
         self.cargo("1.88.0")

@@ -244,7 +244,7 @@ class TestSnapshotAndDiff:
         for name in ("a [1].json", "b.json"):
             assert leakcheck("snapshot", *roots, "-o", tmp_path / name).returncode == 0
         done = leakcheck("diff", tmp_path / "a [1].json", tmp_path / "b.json", "--json")
-        # An ordinary user may not read what others have mapped: that is unknown, and no leak.
+        # An ordinary user cannot read the mappings of others: that is unknown, not a leak.
         assert done.returncode == (3 if os.geteuid() else 0), done.stderr
         assert json.loads(done.stdout)["leaks"] == []
 
