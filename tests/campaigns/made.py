@@ -1,6 +1,7 @@
 """Targets of which it is known by construction what they leave."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from leakcheck.targets import Target, load
 
 __all__ = ["LEAKCHECK", "failed", "target"]
 
-LEAKCHECK = ["setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "leakcheck"]
+LEAKCHECK = [shutil.which("setpriv") or "setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "leakcheck"]
 """The command. It ends with the thread that starts it: a killed suite leaves no campaign running (prctl(2))."""
 
 
