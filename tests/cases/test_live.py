@@ -312,7 +312,7 @@ class TestHiding:
         subprocess.run(alone, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False, env=env)
         report = json.loads((tmp_path / "report.json").read_text())
         assert report["verdict"] == "unknown"
-        assert "covered" in report["coverage"]["process"]["reason"]
+        assert "covers" in report["coverage"]["process"]["reason"]
 
 
 class TestDeadLeader:

@@ -83,7 +83,7 @@ class TestKeysThatAContainerMasks:
     def test_a_new_one_is_never_clean(self, tmp_path: Path) -> None:
         report = guard(self.MASK, MAY_NOT_MOUNT, "key", self.ADD, tmp_path)
         assert report["verdict"] == "unknown"
-        assert "covered by a mount" in report["coverage"]["key"]["reason"]
+        assert "a mount covers" in report["coverage"]["key"]["reason"]
 
     @pytest.mark.usefixtures("no_key")
     def test_it_is_found_by_who_may_look_past_the_mask(self, tmp_path: Path) -> None:

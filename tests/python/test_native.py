@@ -72,7 +72,7 @@ def test_an_abandoned_guard_refuses_all() -> None:
     guard.abandon()
     guard.abandon()
     for call in (guard.end, guard.recovered, lambda: guard.allow(""), lambda: guard.token):
-        with pytest.raises(UsageError, match="this guard was abandoned: begin another one"):
+        with pytest.raises(UsageError, match="this guard was abandoned: start a new one"):
             call()
 
 

@@ -144,7 +144,8 @@ pub(crate) fn lower_for_unreadable(unreadable: &[&Unreadable], coverage: &mut Co
         let mut hiding = unreadable.iter().filter(|u| u.hides.contains(kind));
         if let Some(first) = hiding.next().filter(|_| coverage.0.contains_key(&kind)) {
             let all = 1 + hiding.count();
-            let why = format!("cannot read {} of process {} ({all} in all)", first.what, first.pid);
+            let processes = if all == 1 { "process" } else { "processes" };
+            let why = format!("cannot read /proc/{}/{} ({all} {processes} in all)", first.pid, first.what);
             coverage.lower(kind, Level::Partial, why);
         }
     }
@@ -167,6 +168,6 @@ pub(crate) fn lower_for_gaps<'a>(gaps: impl Iterator<Item = &'a Gap>, coverage: 
         }
     }
     if directories > NAMED && coverage.0.contains_key(&Kind::File) {
-        coverage.lower(Kind::File, Level::Partial, format!("{} more directories", directories - NAMED));
+        coverage.lower(Kind::File, Level::Partial, format!("and {} more directories", directories - NAMED));
     }
 }

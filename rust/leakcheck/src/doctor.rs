@@ -197,7 +197,7 @@ fn answer(coverage: &CoverageMap, levels: &watch::Levels, host: bool) -> Answer 
     let verdict = Verdict::of(0, coverage);
     let blind = [&levels.descent, &levels.mounts].into_iter().chain(levels.files.iter().map(|(_, c)| c));
     let blind = blind.filter(|c| host && c.level != Level::Full).map(|c| c.reason.as_str()).next();
-    let blind = blind.map(|why| format!("what others leave meanwhile may count as the run's: {why}"));
+    let blind = blind.map(|why| format!("what others leave during the run may count as the run's: {why}"));
     let because = gaps.into_iter().chain(blind).collect::<Vec<_>>().join("; ");
     Answer { verdict, because }
 }
@@ -259,7 +259,7 @@ fn container(look: &Snapshot) -> Container {
     }
     let environ = read_file("/proc/1/environ").unwrap_or_default();
     if let Some(entry) = environ.split(|b| *b == 0).find(|e| e.starts_with(b"container=")) {
-        hints.push(format!("process 1 has {}", Text::from(entry)));
+        hints.push(format!("process 1 has {} in its environment", Text::from(entry)));
     }
     Container {
         initial_pid_namespace: is(NsType::Pid, INITIAL_PID_NS),

@@ -11,7 +11,7 @@ pub enum Error {
     #[error("{0}")]
     Usage(String),
     /// A system call on a path failed.
-    #[error("{op} {}: {source}", path.display())]
+    #[error("cannot {op} {}: {}", path.display(), in_words(source))]
     Io {
         /// What was attempted, as an infinitive ("read", "open directory").
         op: &'static str,
@@ -50,6 +50,14 @@ impl Error {
             Error::Io { .. } => false,
         }
     }
+}
+
+/// The kernel's answer without its number: `permission denied`.
+pub(crate) fn in_words(error: impl std::fmt::Display) -> String {
+    let text = error.to_string();
+    let Some((words, _)) = text.split_once(" (os error") else { return text };
+    let mut letters = words.chars();
+    letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect())
 }
 
 /// Result with this crate's [`Error`].

@@ -272,7 +272,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules, arena: Option
     let residue = residue(all.appeared, &attributor);
     let mut coverage = coverage(before, after, asked, &attributor, &Reach::default());
     for kind in Kind::ALL.into_iter().filter(|k| before.kinds.contains(*k) != after.kinds.contains(*k)) {
-        coverage.lower(kind, Level::None, "only one of the two snapshots looked for it");
+        coverage.lower(kind, Level::None, "only one of the two snapshots covers it");
     }
     let mut report = Report::empty(after.boot_id.clone(), coverage);
     report.scope.clone_from(&after.scope);
@@ -316,7 +316,7 @@ fn judge(
     let _proc = ProcRoot::renew()?;
     let mut settled = settle(&options.policy, &mut world)?;
     let Some(last) = world.last.take() else {
-        return Err(crate::error::Error::usage("settling made no look"));
+        return Err(crate::error::Error::usage("settling took no snapshot"));
     };
     let adrift = std::mem::take(&mut world.adrift);
     let passed: Vec<bool> = settled.transient.iter().map(|(found, _)| adrift.knows(&found.resource)).collect();
@@ -380,7 +380,7 @@ fn note_end_of_tree(baseline: &Snapshot, live: &Live<'_>, asked: KindSet, covera
         &[Kind::Process, Kind::Fd, Kind::Lock, Kind::Mount, Kind::Namespace]
     };
     for kind in lost.iter().filter(|kind| asked.contains(**kind)) {
-        let why = format!("process {root} ended during the run: what it left is not seen through it any more");
+        let why = format!("process {root} exited during the run: leakcheck can no longer find through it what it left");
         coverage.lower(*kind, Level::Partial, why);
     }
 }

@@ -167,7 +167,7 @@ impl FromStr for KindSet {
         let set: KindSet =
             s.split(',').map(str::trim).filter(|s| !s.is_empty()).map(Kind::from_str).collect::<Result<_>>()?;
         if set == KindSet::EMPTY {
-            return Err(Error::usage("no kind named: give a comma-separated list such as process,fd,mount"));
+            return Err(Error::usage("no kind given: give a comma-separated list such as process,fd,mount"));
         }
         Ok(set)
     }

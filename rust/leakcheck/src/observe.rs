@@ -245,7 +245,11 @@ fn files(options: &Options, out: &mut Snapshot) {
             match read_file(context.proc("1/mountinfo")) {
                 Ok(text) => match crate::parse::mountinfo::parse(&text) {
                     Ok(now) => arena.born.compare_mounts(&now, &mut walk),
-                    Err(e) => out.coverage.lower(Kind::File, Level::Partial, format!("the arena's mountinfo: {e}")),
+                    Err(e) => out.coverage.lower(
+                        Kind::File,
+                        Level::Partial,
+                        format!("cannot read the arena's mountinfo: {e}"),
+                    ),
                 },
                 Err(e) => out.coverage.lower(Kind::File, Level::Partial, e.to_string()),
             }
@@ -268,7 +272,7 @@ fn tied(mut samples: Vec<Sample>, options: &Options, wanted: Wanted, out: &mut S
         && options.members.is_empty()
         && !samples.iter().any(|s| s.process.pid == pid)
     {
-        return Err(Error::usage(format!("scope tree:{pid}: no such process: it has ended, or is a kernel thread")));
+        return Err(Error::usage(format!("scope tree:{pid}: no such process: it has exited or is a kernel thread")));
     }
     note_refusals(&samples, context, out);
     if kinds.contains(Kind::File) {
@@ -339,19 +343,25 @@ fn host_kinds(kinds: KindSet, views: &[NsView], options: &Options, out: &mut Sna
 /// What an arena cannot tell.
 fn note_limits(arena: &crate::arena::ArenaView, out: &mut Snapshot) {
     let shared = [
-        (Kind::Loop, "loop devices are the whole machine's: tied to the arena by their backing file, or by its calls"),
-        (Kind::Key, "keys are the whole machine's: tied to the arena by its calls"),
+        (
+            Kind::Loop,
+            "loop devices belong to the whole machine: leakcheck attributes them to the arena by their backing file or by the arena's system calls",
+        ),
+        (
+            Kind::Key,
+            "keys belong to the whole machine: leakcheck attributes them to the arena by the arena's system calls",
+        ),
         (
             Kind::Bpf,
-            "BPF objects are the whole machine's: tied to the arena by the descriptors that hold them, or by its calls",
+            "BPF objects belong to the whole machine: leakcheck attributes them to the arena by the descriptors that hold them or by the arena's system calls",
         ),
-        (Kind::Sysctl, "settings are the whole machine's: nothing tells who changed one"),
+        (Kind::Sysctl, "settings belong to the whole machine: nothing tells which process changed one"),
     ];
     for (kind, why) in shared.into_iter().filter(|(kind, _)| out.kinds.contains(*kind)) {
         out.coverage.lower(kind, Level::Full, why);
     }
     if out.kinds.contains(Kind::File) && !arena.not_covered.is_empty() {
-        let why = format!("not seen: {}", arena.not_covered.join(", "));
+        let why = format!("not covered: {}", arena.not_covered.join(", "));
         out.coverage.lower(Kind::File, Level::Partial, why);
     }
 }
@@ -380,7 +390,7 @@ fn note_refusals(samples: &[Sample], context: Context<'_>, out: &mut Snapshot) {
     let by_table = matches!(out.scope, Scope::Host) && !lock::some_are_hidden(context, out);
     for sample in samples {
         if sample.covered {
-            let why = format!("/proc/{} is covered by a mount", sample.process.pid);
+            let why = format!("a mount covers /proc/{}", sample.process.pid);
             out.coverage.lower(Kind::Process, Level::Partial, why);
         }
         if let Some((what, hides)) = &sample.refused {
@@ -403,7 +413,7 @@ fn note_rights(procfs: &Procfs, out: &mut Snapshot) {
         return;
     }
     if let Some(option) = procfs.hides() {
-        let why = format!("/proc is mounted with {option}: a process that may not be traced is not listed");
+        let why = format!("/proc is mounted with {option}, which hides processes that this user cannot trace");
         for kind in [Kind::Process, Kind::Fd, Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net] {
             if out.kinds.contains(kind) {
                 out.coverage.lower(kind, Level::Partial, why.clone());

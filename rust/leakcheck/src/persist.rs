@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use serde::Deserialize;
 
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Error, Result, in_words};
 use crate::snapshot::Snapshot;
 use crate::token::random_token;
 
@@ -29,14 +29,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Why it cannot be used, in words.
 pub fn read_input(path: &Path, most: u64, own: bool) -> std::result::Result<String, String> {
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    let mut file = File::options().read(true).custom_flags(flags).open(path).map_err(|e| in_words(&e))?;
-    let meta = file.metadata().map_err(|e| in_words(&e))?;
+    let mut file = File::options().read(true).custom_flags(flags).open(path).map_err(in_words)?;
+    let meta = file.metadata().map_err(in_words)?;
     let kind = meta.file_type();
     if kind.is_dir() {
         return Err("is a directory".to_owned());
     }
     if !kind.is_file() && !kind.is_fifo() {
-        return Err("is no file, but a device or a socket".to_owned());
+        return Err("is a device or a socket, not a file".to_owned());
     }
     if let Some(why) = stranger(&meta).filter(|_| own) {
         return Err(why);
@@ -55,23 +55,23 @@ pub fn read_input(path: &Path, most: u64, own: bool) -> std::result::Result<Stri
             Ok(0) if kind.is_fifo() && bytes.is_empty() && !awaited => {
                 awaited = true;
                 if !wait_for(&file, Instant::now() + WRITER)? {
-                    return Err(format!("nobody has opened it for writing within {} s", WRITER.as_secs()));
+                    return Err(format!("no process opened it for writing within {} s", WRITER.as_secs()));
                 }
             }
             Ok(0) => break,
             Ok(read) if bytes.len() as u64 + read as u64 > most => return Err(too_large()),
             Ok(read) => {
-                bytes.try_reserve(read).map_err(|_| "is larger than memory allows".to_owned())?;
+                bytes.try_reserve(read).map_err(|_| "does not fit into memory".to_owned())?;
                 bytes.extend_from_slice(&buffer[..read]);
             }
             Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {
                 wait_for(&file, deadline)?;
             }
-            Err(e) => return Err(in_words(&e)),
+            Err(e) => return Err(in_words(e)),
         }
         if Instant::now() >= deadline {
-            return Err(format!("has no end within {} s", PATIENCE.as_secs()));
+            return Err(format!("did not end within {} s", PATIENCE.as_secs()));
         }
     }
     String::from_utf8(bytes).map_err(|e| format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
@@ -80,10 +80,10 @@ pub fn read_input(path: &Path, most: u64, own: bool) -> std::result::Result<Stri
 /// Who else could have written what is read, in words.
 fn stranger(meta: &fs::Metadata) -> Option<String> {
     if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {
-        return Some(format!("belongs to uid {}, who could choose what is removed", meta.uid()));
+        return Some(format!("belongs to uid {}, which could choose what is removed", meta.uid()));
     }
     let open = meta.is_file() && meta.mode() & 0o002 != 0;
-    open.then(|| "anybody can write it, and could choose what is removed".to_owned())
+    open.then(|| "is writable by everyone, so anyone could choose what is removed".to_owned())
 }
 
 /// Whether there is something to read, or an end, before the deadline.
@@ -93,16 +93,8 @@ fn wait_for(file: &File, deadline: Instant) -> std::result::Result<bool, String>
     match poll(&mut [PollFd::from_borrowed_fd(file.as_fd(), PollFlags::IN)], Some(&timeout)) {
         Ok(ready) => Ok(ready > 0),
         Err(rustix::io::Errno::INTR) => Ok(true),
-        Err(e) => Err(in_words(&e.into())),
+        Err(e) => Err(in_words(e)),
     }
-}
-
-/// The kernel's answer without its number.
-fn in_words(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    let text = text.split(" (os error").next().unwrap_or_default();
-    let mut letters = text.chars();
-    letters.next().map_or(String::new(), |first| first.to_lowercase().chain(letters).collect())
 }
 
 #[derive(Deserialize)]
@@ -116,7 +108,7 @@ impl Snapshot {
     /// # Errors
     /// None that this crate's own snapshots can raise; [`Error::Usage`] if serialising fails.
     pub fn to_json(&self) -> Result<String> {
-        serde_json::to_string(self).map_err(|e| Error::usage(format!("a snapshot cannot be written as JSON: {e}")))
+        serde_json::to_string(self).map_err(|e| Error::usage(format!("cannot write the snapshot as JSON: {e}")))
     }
 
     /// Reads the saved form; `path` names it in errors.
@@ -156,9 +148,9 @@ pub(crate) fn check_schema(text: &str, path: &Path, wanted: &str, how: &str) -> 
         Some(schema) if schema == wanted => Ok(()),
         Some(other) => Err(Error::saved(
             path,
-            format!("has schema {other:?}, this version reads {wanted:?}: make it again with `{how}`"),
+            format!("has schema {other:?}, but this version reads {wanted:?}: make it again with `{how}`"),
         )),
-        None => Err(Error::saved(path, format!("has no schema, {wanted:?} was expected: make it with `{how}`"))),
+        None => Err(Error::saved(path, format!("has no schema, expected {wanted:?}: make it with `{how}`"))),
     }
 }
 

@@ -108,11 +108,11 @@ impl Outcome {
     }
 
     fn gone(verb: Verb) -> Self {
-        Self::new(verb, Status::Gone, "it is not there any more")
+        Self::new(verb, Status::Gone, "it no longer exists")
     }
 
     fn replaced(verb: Verb) -> Self {
-        Self::new(verb, Status::Gone, "it is another one now")
+        Self::new(verb, Status::Gone, "it was replaced: another one is there now")
     }
 
     fn skipped(verb: Verb, why: impl Into<String>) -> Self {
@@ -163,7 +163,7 @@ fn stale(report: &Report) -> Result<Option<String>> {
     let now = observe::boot_id()?;
     Ok((report.boot_id != now).then(|| {
         format!(
-            "is from another boot ({:?}, this one is {now:?}): only files of it can be left, and nothing proves which. Remove \
+            "is from another boot ({:?}, this one is {now:?}): only files can remain from it, and nothing proves which. Remove \
              those by hand, or make a report of a new run with `leakcheck guard --json`",
             report.boot_id
         )
@@ -182,7 +182,7 @@ pub fn reap(report: &Report, apply: bool) -> Result<Vec<Action>> {
     }
     if report.scope == Scope::Arena {
         // Its pids and paths mean others here.
-        return Err(Error::usage("the report is of an arena, which goes as a whole: take the arena down"));
+        return Err(Error::usage("the report is about an arena, which is removed as a whole: take the arena down"));
     }
     let mut tasks = Vec::new();
     let mut left = Vec::new();
@@ -210,8 +210,8 @@ fn record(leak: &Leak) -> std::result::Result<Resource, String> {
         Attribution::None => {
             // A setting that is to be as it was is for people to set.
             let restore = leak.evidence.get("restore").and_then(serde_json::Value::as_str);
-            let how = restore.map(|command| format!("; set it as it was with: {command}")).unwrap_or_default();
-            return Err(format!("nothing attributes it to the run: it may be somebody else's{how}"));
+            let how = restore.map(|command| format!("; restore it with: {command}")).unwrap_or_default();
+            return Err(format!("nothing attributes it to the run: it may belong to something else{how}"));
         }
         Attribution::Own => return Err("it belongs to the process that made the report".to_owned()),
         Attribution::Descent
@@ -224,26 +224,26 @@ fn record(leak: &Leak) -> std::result::Result<Resource, String> {
         | Attribution::Scope => {}
     }
     if leak.class == Class::Respawning {
-        let why = "it lives on in ever new processes, which no signal to one of them ends: freeze the cgroup that it is in, or \
-                   forbid its user any more processes (pids.max, RLIMIT_NPROC), and then kill all of it";
+        let why = "it is a chain of processes, each of which starts the next and exits, so a signal to one of them does not end it: \
+                   freeze its cgroup, or forbid its user to start more processes (pids.max, RLIMIT_NPROC), then kill all of them";
         return Err(why.to_owned());
     }
     if leak.attribution == Attribution::Scope && matches!(leak.kind, Kind::File | Kind::Lockfile | Kind::Loop) {
-        return Err("a scope does not tell who made it: it may be somebody else's".to_owned());
+        return Err("a scope does not tell which process made it: it may belong to something else".to_owned());
     }
     if leak.evidence.contains_key(REPLACES) {
-        return Err("its name was there before the run, with something else behind it".to_owned());
+        return Err("the name existed before the run and referred to something else".to_owned());
     }
     let Some(value) = leak.evidence.get("resource") else {
-        return Err("the report holds no record of it".to_owned());
+        return Err("the report has no record of it".to_owned());
     };
     let resource: Resource =
         serde_json::from_value(value.clone()).map_err(|e| format!("its record in the report is damaged: {e}"))?;
     if resource.kind() != leak.kind || resource.key() != leak.key {
-        return Err("its record in the report is another resource's than its key".to_owned());
+        return Err("its record and its key in the report name different resources".to_owned());
     }
     if place_of(&resource).is_some_and(|path| observe::at(path) == observe::At::Hidden) {
-        return Err("its directory is in a file system that may hang, or may not be looked at".to_owned());
+        return Err("its directory is on a file system that may hang, or this user cannot access it".to_owned());
     }
     Ok(resource)
 }

@@ -69,28 +69,30 @@ impl Rights {
     /// Why a run cannot have left anything there, if that is so. `after` is the same place later, where it was not looked into
     /// either.
     pub(crate) fn excuse(&self, gap: &Gap, after: Option<&Gap>) -> Option<String> {
-        const BY_CAPABILITY: &str = "which the run has not and cannot get";
+        const BY_CAPABILITY: &str = "which the run does not have and cannot get";
         match &gap.place {
             Unseen::Nftables => {
-                let why = || format!("only CAP_NET_ADMIN makes nftables in this network namespace, {BY_CAPABILITY}");
+                let why =
+                    || format!("creating nftables in this network namespace needs CAP_NET_ADMIN, {BY_CAPABILITY}");
                 self.lacks(CapabilitySet::NET_ADMIN.bits()).then(why)
             }
             Unseen::Bpf => {
-                let why = || format!("only CAP_BPF or CAP_SYS_ADMIN makes BPF objects, {BY_CAPABILITY}");
+                let why = || format!("creating BPF objects needs CAP_BPF or CAP_SYS_ADMIN, {BY_CAPABILITY}");
                 let none = self.effective & CapabilitySet::SYS_ADMIN.bits() != 0
                     || !self.has(CapabilitySet::SYS_ADMIN.bits() | PERFMON_AND_BPF);
                 (none && !self.bpf).then(why)
             }
             Unseen::Keys => {
-                let why = || "only their users make the keys of other users".to_owned();
+                let why =
+                    || "leakcheck did not read the keys of other users; only their owners can create them".to_owned();
                 self.lacks(CapabilitySet::SETUID.bits()).then(why)
             }
-            Unseen::Queues => Some("its user's message queues take no more bytes than before".to_owned()),
+            Unseen::Queues => Some("the user's message queues use no more bytes than before".to_owned()),
             Unseen::Directory(directory) => {
                 let Some(Gap { place: Unseen::Directory(later), .. }) = after else { return None };
                 let may = directory != later || directory.dev == 0 || self.reaches(directory);
                 (!may).then(|| {
-                    "directories that the run may not write to, nor reach anything below, were not listed".to_owned()
+                    "some directories were not listed, but the run can neither write to them nor reach anything below them".to_owned()
                 })
             }
         }

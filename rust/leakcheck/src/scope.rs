@@ -60,7 +60,7 @@ impl FromStr for Scope {
             Some(("cgroup", path)) => Err(Error::usage(format!("scope cgroup:{path}: the path must be absolute"))),
             Some(("tree", pid)) => match pid.parse::<u32>() {
                 Ok(pid) if pid >= 1 && i32::try_from(pid).is_ok() => Ok(Scope::Tree(pid)),
-                _ => Err(Error::usage(format!("scope tree:{pid}: a process id is a whole number from 1"))),
+                _ => Err(Error::usage(format!("scope tree:{pid}: a process id is a positive whole number"))),
             },
             _ => Err(wrong()),
         }

@@ -118,7 +118,7 @@ impl Options {
 /// Guards a test from where it is made to where it is dropped; the drop panics when something was left.
 ///
 /// What a test starts and opens must be dropped first, so this is made first.
-#[must_use = "dropped at once it guards nothing: bind it to a name such as _guard"]
+#[must_use = "a guard that is dropped at once guards nothing: bind it to a name such as _guard"]
 pub struct NoLeaks {
     // Dropped before the lock is.
     guard: Option<Guard>,
@@ -133,7 +133,7 @@ struct Alone {
 
 impl Alone {
     fn wait() -> Self {
-        assert!(!GUARDED.get(), "this test is guarded already: a second guard would wait for the first one for ever");
+        assert!(!GUARDED.get(), "this test already has a guard: a second one would wait for the first one forever");
         let lock = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         GUARDED.set(true);
         Alone { _lock: lock }
@@ -151,7 +151,7 @@ impl NoLeaks {
     ///
     /// # Panics
     /// When the baseline cannot be taken, and when this thread has a guard already.
-    #[allow(clippy::new_without_default, reason = "a guard begins here, and that is no neutral value")]
+    #[allow(clippy::new_without_default, reason = "this starts a guard, which is not a neutral value")]
     pub fn new() -> Self {
         NoLeaks::with(Options::default())
     }
@@ -166,7 +166,7 @@ impl NoLeaks {
             Ok(guard) => NoLeaks { guard: Some(guard), unknown: options.unknown, _alone: alone },
             Err(e) => {
                 drop(alone);
-                panic!("leakcheck: no baseline: {e}");
+                panic!("leakcheck: cannot take a baseline: {e}");
             }
         }
     }
@@ -193,7 +193,7 @@ impl NoLeaks {
     fn complaint(&mut self) -> Option<String> {
         let report = match self.guard.take()?.end(None) {
             Ok(report) => report,
-            Err(e) => return Some(format!("leakcheck: the check failed, which is no pass: {e}")),
+            Err(e) => return Some(format!("leakcheck: the check itself failed, so the test does not pass: {e}")),
         };
         match report.verdict {
             Verdict::Clean => None,
@@ -237,14 +237,14 @@ pub fn describe(report: &Report) -> String {
     let mut text = match report.verdict {
         Verdict::Clean => "clean".to_owned(),
         Verdict::Leaked => format!("leaked {}:", report.leaks.len()),
-        Verdict::Unknown => "nothing was found, but not everything was seen:".to_owned(),
+        Verdict::Unknown => "found nothing, but could not see everything:".to_owned(),
     };
     for leak in &report.leaks {
         line(&mut text, leak);
     }
     let gaps = report.coverage.0.iter().filter(|(_, c)| !c.reason.is_empty());
     for (kind, coverage) in gaps.filter(|_| report.verdict != Verdict::Clean) {
-        let _ = write!(text, "\n  not seen in full: {kind}: {}", coverage.reason);
+        let _ = write!(text, "\n  partly seen or unseen: {kind}: {}", coverage.reason);
     }
     if report.verdict == Verdict::Unknown {
         text.push_str("\n  run as root, ask for fewer kinds, or allow it with allow_unknown(reason)");

@@ -86,7 +86,7 @@ fn a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_beside_it() {
     let dir = tempfile::tempdir().unwrap();
     let missing = dir.path().join("none/a.json");
     let error = write_whole(&missing, b"new").unwrap_err().to_string();
-    assert!(error.starts_with(&format!("write {}", missing.display())), "{error}");
+    assert!(error.starts_with(&format!("cannot write {}", missing.display())), "{error}");
     let error = write_whole(dir.path(), b"new").unwrap_err();
     assert!(error.is_usage() && error.to_string().contains("is a directory"), "{error}");
     assert_eq!(names(dir.path()), [""; 0]);
@@ -104,7 +104,7 @@ fn a_directory_that_may_not_be_written_leaves_the_old_file() {
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o500)).unwrap();
     let written = write_whole(&path, b"new");
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o700)).unwrap();
-    assert!(written.unwrap_err().to_string().contains("Permission denied"));
+    assert!(written.unwrap_err().to_string().contains("permission denied"));
     assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (b"old".to_vec(), vec!["a.json".to_owned()]));
 }
 

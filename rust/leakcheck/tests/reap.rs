@@ -64,7 +64,10 @@ fn a_process_with_another_start_time_is_left_alone() {
         other => panic!("{other:?}"),
     });
     let actions = reap(&aged, true).unwrap();
-    assert_eq!((actions[0].status, actions[0].why.as_str()), (Status::Gone, "it is another one now"));
+    assert_eq!(
+        (actions[0].status, actions[0].why.as_str()),
+        (Status::Gone, "it was replaced: another one is there now")
+    );
     assert!(child.is_alive());
 }
 

@@ -36,7 +36,7 @@ impl ArenaView {
 #[allow(unsafe_code)]
 fn copy(fd: RawFd) -> PyResult<OwnedFd> {
     if fd < 0 {
-        return Err(UsageError::new_err(format!("{fd} is no descriptor")));
+        return Err(UsageError::new_err(format!("{fd} is not a descriptor")));
     }
     // SAFETY: borrowed for one fcntl(F_DUPFD_CLOEXEC), which answers EBADF if nothing is open there.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };

@@ -64,7 +64,7 @@ fn rules(text: Option<&str>) -> PyResult<Rules> {
 }
 
 fn json(value: &impl serde::Serialize) -> PyResult<String> {
-    serde_json::to_string(value).map_err(|e| NativeError::new_err(format!("write JSON: {e}")))
+    serde_json::to_string(value).map_err(|e| NativeError::new_err(format!("cannot write JSON: {e}")))
 }
 
 fn to_object<'py>(py: Python<'py>, value: &impl serde::Serialize) -> PyResult<Bound<'py, PyAny>> {
@@ -169,7 +169,7 @@ impl Guard {
     ) -> PyResult<T> {
         safely(py, || match self.0.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             Some(guard) => f(guard),
-            None => Err(Error::Usage("this guard was abandoned: begin another one".to_owned())),
+            None => Err(Error::Usage("this guard was abandoned: start a new one".to_owned())),
         })
     }
 }
@@ -280,7 +280,7 @@ fn settle(
 #[pyo3(signature = (what, path, *, most=leakcheck::persist::LARGEST, own=false))]
 fn read_input(py: Python<'_>, what: &str, path: PathBuf, most: u64, own: bool) -> PyResult<String> {
     let read = || leakcheck::persist::read_input(&path, most, own);
-    py.detach(read).map_err(|why| UsageError::new_err(format!("read {what} {}: {why}", path.display())))
+    py.detach(read).map_err(|why| UsageError::new_err(format!("cannot read {what} {}: {why}", path.display())))
 }
 
 #[pyfunction]

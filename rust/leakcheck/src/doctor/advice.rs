@@ -29,26 +29,26 @@ pub(super) fn of_kind(kind: Kind, coverage: &Coverage, user: &User, hierarchies:
     };
     match kind {
         Kind::Cgroup if reason.contains("mounted") => mount_hierarchies(reason, hierarchies),
-        Kind::File if reason.contains("network or FUSE") => "name roots on local file systems with --roots".to_owned(),
-        Kind::File if reason.contains("levels") => "name a directory below it as a root of its own with --roots".to_owned(),
-        Kind::File => as_root.unwrap_or_else(|| "name roots that can be read with --roots".to_owned()),
+        Kind::File if reason.contains("network or FUSE") => "use --roots to name directories on local file systems".to_owned(),
+        Kind::File if reason.contains("levels") => "use --roots to name a directory below it as a root of its own".to_owned(),
+        Kind::File => as_root.unwrap_or_else(|| "use --roots to name directories that this user can read".to_owned()),
         Kind::Process | Kind::Fd | Kind::Mount | Kind::Namespace => as_root.unwrap_or_else(|| {
-            "even root is refused: the process is protected by a security module or belongs to another user namespace; a guard \
-             leaves out what was there before its run"
+            "even root cannot read it: a security module protects the process, or it belongs to another user namespace; a guard \
+             ignores processes that existed before its run"
                 .to_owned()
         }),
         Kind::Cgroup | Kind::Lock | Kind::Lockfile | Kind::Ipc | Kind::Net | Kind::Loop | Kind::Key | Kind::Bpf | Kind::Sysctl => as_root.unwrap_or_else(|| {
-            format!("leave the kind out: name the others with --kinds, without {kind}")
+            format!("leave {kind} out: use --kinds to name the other kinds")
         }),
     }
 }
 
-/// The commands that mount what is mounted nowhere.
+/// The commands that mount the missing hierarchies.
 fn mount_hierarchies(reason: &str, hierarchies: &[Hierarchy]) -> String {
     if hierarchies.is_empty() {
         return "mount the v2 hierarchy: mount -t cgroup2 cgroup2 /sys/fs/cgroup".to_owned();
     }
-    let Some(names) = reason.strip_prefix("hierarchy ").and_then(|r| r.split(" is mounted nowhere").next()) else {
+    let Some(names) = reason.strip_prefix("hierarchy ").and_then(|r| r.split(" is not mounted").next()) else {
         return "mount what is missing below /sys/fs/cgroup".to_owned();
     };
     let command = |name: &str| match name {
@@ -69,15 +69,15 @@ pub(super) fn of_watch(coverage: &Coverage, user: &User, container: &Container) 
         return String::new();
     }
     let reason = coverage.reason.as_str();
-    if let Some(at) = reason.find("Linux ").filter(|_| reason.contains("is needed")) {
-        let version = reason[at..].split(" is needed").next().unwrap_or_default();
-        return format!("needs {version}; without it, what the run made there is found by comparing only");
+    if let Some(at) = reason.find("Linux ").filter(|_| reason.contains("needs Linux")) {
+        let version: Vec<&str> = reason[at..].split_whitespace().take(2).collect();
+        return format!("needs {}; without it, only a comparison finds what the run made there", version.join(" "));
     }
     if container.initial_user_namespace && reason.contains("perf events: CAP_PERFMON") {
         return "run on the host, or as root with CAP_PERFMON (docker run --cap-add PERFMON)".to_owned();
     }
     if !container.initial_pid_namespace || !container.initial_user_namespace {
-        return "run on the host, outside of the container".to_owned();
+        return "run on the host, outside the container".to_owned();
     }
     if !user.may("cap_sys_admin") || !user.may("cap_net_admin") {
         return "run as root, or with CAP_SYS_ADMIN, CAP_NET_ADMIN".to_owned();
@@ -86,11 +86,11 @@ pub(super) fn of_watch(coverage: &Coverage, user: &User, container: &Container) 
         return "run in the initial network namespace, on a kernel with CONFIG_PROC_EVENTS".to_owned();
     }
     if reason.contains("fsid") || reason.contains("file handles") {
-        return "none: this type of file system cannot be watched; what the run made there is found by comparing only"
+        return "none: the kernel cannot watch this type of file system; only a comparison finds what the run made there"
             .to_owned();
     }
     if reason.contains("did not come") || reason.contains("overflow") || reason.contains("lost") {
-        return "look again when the machine is less busy: events were lost while this looked".to_owned();
+        return "run doctor again when the machine is less busy: events were lost during this run".to_owned();
     }
-    "none known: what the run made there is found by comparing only".to_owned()
+    "none known: only a comparison finds what the run made there".to_owned()
 }

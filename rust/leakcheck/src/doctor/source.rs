@@ -59,7 +59,7 @@ fn procfs(user: &User) -> Source {
         Some(option) if !user.may("cap_sys_ptrace") => lacking(
             "proc",
             Level::Partial,
-            format!("/proc is mounted with {option}: processes of other users are hidden"),
+            format!("/proc is mounted with {option}, which hides the processes of other users"),
             "run as root, or: mount -o remount,hidepid=0 /proc",
         ),
         Some(_) | None => full("proc"),
@@ -79,29 +79,29 @@ fn calls() -> Vec<Source> {
     let pidfd = pidfd_open(getpid(), PidfdFlags::empty());
     let pidfs =
         pidfd.as_ref().ok().and_then(|fd| rustix::fs::fstatfs(fd).ok()).map(|fs| fs.f_type as u64 == PIDFS_MAGIC);
-    let mountinfo = "needs Linux 6.8; mountinfo is used, whose ids are reused";
+    let mountinfo = "needs Linux 6.8; leakcheck reads mountinfo instead, whose ids are reused";
     vec![
         of_call("listmount", mounts.map(|_| ()), mountinfo),
-        of_call("statmount", stat.unwrap_or_else(|| Err(not_tried("listmount gave nothing"))), mountinfo),
+        of_call("statmount", stat.unwrap_or_else(|| Err(not_tried("listmount returned nothing"))), mountinfo),
         of_call(
             "mount namespace ids",
             own("mnt", sys::mount_ns_id).map(|_| ()),
-            "needs Linux 6.11; a mount namespace that no process is in cannot be listed",
+            "needs Linux 6.11; leakcheck cannot list a mount namespace without processes",
         ),
         of_call(
             "namespace ids",
             own("net", sys::ns_id).map(|_| ()),
-            "needs Linux 6.18; inode numbers are used, which are reused",
+            "needs Linux 6.18; leakcheck uses inode numbers instead, which are reused",
         ),
         of_call(
             "kcmp",
             sys::same_fd_table(me, me).map(|_| ()),
-            "needs CONFIG_KCMP, and a seccomp filter that permits kcmp; descriptor tables of single threads are not told apart",
+            "needs CONFIG_KCMP and a seccomp filter that permits kcmp; leakcheck cannot find a thread with a descriptor table of its own",
         ),
         of_call(
             "pidfd",
             pidfd.map(|_| ()).map_err(Into::into),
-            "needs Linux 5.3, and a seccomp filter that permits pidfd_open; nothing can be reaped",
+            "needs Linux 5.3 and a seccomp filter that permits pidfd_open; leakcheck reap cannot kill processes",
         ),
         match pidfs {
             Some(true) => full("pidfs"),
@@ -109,13 +109,13 @@ fn calls() -> Vec<Source> {
                 "pidfs",
                 Level::None,
                 "a pidfd has no inode of its own".to_owned(),
-                "needs Linux 6.9; pid and start time are used, which tell processes apart to 1/100 s",
+                "needs Linux 6.9; leakcheck uses pid and start time instead, which distinguish processes to 1/100 s",
             ),
         },
         of_call(
             "pressure stall information",
             read_file("/proc/pressure/cpu").map(|_| ()).map_err(|e| not_tried(&e.to_string())),
-            "boot with psi=1 (CONFIG_PSI); settling goes by the load average instead",
+            "boot with psi=1 (CONFIG_PSI); settling uses the load average instead",
         ),
     ]
 }

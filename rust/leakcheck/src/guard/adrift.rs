@@ -291,7 +291,7 @@ impl Adrift {
             match self.caught(world, &held) {
                 Caught::Alive(process) => return Ok(self.told_by_events(process, look, world.live.view())),
                 Caught::Unread(pid) => {
-                    let why = format!("process {pid} of the run has not ended, and could not be read");
+                    let why = format!("process {pid} of the run still runs, but could not be read");
                     return Ok(Outcome { leak: None, gap: Some(why) });
                 }
                 Caught::Nobody => {}
@@ -332,7 +332,7 @@ impl Adrift {
             None => Outcome {
                 leak: None,
                 gap: Some(format!(
-                    "in each of {} looks processes had ended before they could be read: something may live on in ever new ones",
+                    "in each of {} looks, processes exited before they could be read: a chain of processes, each of which starts the next and exits, may still run",
                     self.looks.len()
                 )),
             },
@@ -377,7 +377,7 @@ impl Adrift {
         let alive = self.looks.iter().filter(|seen| seen.beside(&HashSet::new())).count();
         let many = if self.seen.len() >= REMEMBERED { "or more " } else { "" };
         let label = format!(
-            "ever new processes, {} {many}seen, the last {last}: each starts the next and ends",
+            "a chain of processes, {} {many}seen, the last {last}: each starts the next and exits",
             self.seen.len().max(1)
         );
         let seen: Vec<Value> = self

@@ -95,11 +95,15 @@ pub(super) fn coverage<P: Provenance>(
     if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
         let more = hidden(after) - hidden(before);
         let level = if attributor.may_have_hidden_keys() { Level::Partial } else { Level::Full };
-        map.lower(Kind::Key, level, format!("{more} new keys may not be viewed"));
+        map.lower(Kind::Key, level, format!("cannot view {more} new keys"));
     }
     for path in returned(before, after) {
         if map.0.contains_key(&Kind::File) {
-            map.lower(Kind::File, Level::Partial, format!("{path} was not there to be listed, and is back"));
+            map.lower(
+                Kind::File,
+                Level::Partial,
+                format!("{path} was missing when the baseline listed it, and has come back"),
+            );
         }
     }
     map
@@ -210,7 +214,7 @@ pub(super) fn unlisted_queues(before: &Snapshot, after: &Snapshot) -> Option<Res
         class: IpcClass::Mqueue,
         id: 0,
         birth: None,
-        name: Text::from(&b"(in no list: mount mqueue on /dev/mqueue to see its name)"[..]),
+        name: Text::from(&b"(name unknown: mount mqueue on /dev/mqueue to see it)"[..]),
         uid: rustix::process::geteuid().as_raw(),
         size: more.unsigned_abs(),
         creator: 0,

@@ -37,7 +37,7 @@ pub(super) fn finish(report: &mut Report, found: Vec<Remnant>, rules: &Rules, at
             report.coverage.lower(
                 kind,
                 Level::Partial,
-                "what is new may be the arena's or anybody's: its calls were not seen",
+                "something new may come from the arena or from elsewhere: the arena's system calls were not recorded",
             );
         }
         let leak = Leak { kind, class, label, attribution: by, key, evidence: facts };

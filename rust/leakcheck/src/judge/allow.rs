@@ -6,7 +6,7 @@ use std::path::Path;
 use glob::Pattern;
 use serde::Deserialize;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, in_words};
 use crate::kind::Kind;
 
 /// One rule: a kind, patterns over details, why, until when.
@@ -66,7 +66,8 @@ impl Rules {
     /// # Errors
     /// As [`Rules::parse`], and when the file cannot be read.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::saved(path, format!("cannot be read: {e}")))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Error::saved(path, format!("cannot be read: {}", in_words(e))))?;
         Rules::parse(&text, path, today())
     }
 
@@ -88,7 +89,7 @@ fn toml_message(error: &toml::de::Error, text: &str) -> String {
     let line = error.span().map(|s| text[..s.start.min(text.len())].matches('\n').count() + 1);
     let place = line.map(|l| format!("line {l}: ")).unwrap_or_default();
     let what = error.message().lines().next().unwrap_or_default().to_owned();
-    format!("{place}{what}: a rule is an [[allow]] table with kind, reason, and if wanted match and expires")
+    format!("{place}{what}: a rule is an [[allow]] table with kind, reason, and optionally match and expires")
 }
 
 fn rule(raw: RawRule, today: jiff::civil::Date) -> std::result::Result<Rule, String> {

@@ -94,14 +94,14 @@ fn is_in(resource: &Resource, here: &[Submount], there: &[Submount]) -> bool {
 pub fn comparable(before: &Snapshot, after: &Snapshot) -> Result<KindSet> {
     if before.boot_id != after.boot_id {
         return Err(Error::usage(format!(
-            "the snapshots are from two boots ({} and {}): process ids, inodes and mount ids mean nothing across a boot, \
+            "the snapshots are from two boots ({} and {}): process ids, inodes and mount ids are valid only within one boot; \
              take both again",
             before.boot_id, after.boot_id
         )));
     }
     if before.scope != after.scope {
         return Err(Error::usage(format!(
-            "the snapshots have two scopes ({} and {}): take both with one --scope",
+            "the snapshots have different scopes ({} and {}): take both with the same --scope",
             before.scope, after.scope
         )));
     }
@@ -111,13 +111,13 @@ pub fn comparable(before: &Snapshot, after: &Snapshot) -> Result<KindSet> {
     }
     if before.roots != after.roots && kinds.contains(Kind::File) {
         return Err(Error::usage(format!(
-            "the snapshots have other roots ({:?} and {:?}): take both with the same --roots",
+            "the snapshots have different roots ({:?} and {:?}): take both with the same --roots",
             before.roots, after.roots
         )));
     }
     if before.lock_paths != after.lock_paths && kinds.contains(Kind::Lockfile) {
         return Err(Error::usage(format!(
-            "the snapshots have other lock files ({:?} and {:?}): take both with the same --lock-files",
+            "the snapshots have different lock files ({:?} and {:?}): take both with the same --lock-files",
             before.lock_paths, after.lock_paths
         )));
     }

@@ -61,7 +61,7 @@ impl Bound {
             Ok(place) => Some(place.fd),
             Err(Refusal::Kernel(e)) => return Err(Error::io("open", source, e)),
             Err(Refusal::MayHang(why)) => {
-                listing.gaps.push(format!("{} is bound, and {why}", Text::from(name)));
+                listing.gaps.push(format!("{} is a bind mount, but {why}", Text::from(name)));
                 None
             }
         };
@@ -152,7 +152,7 @@ impl Listing<'_> {
         // Of the file system that its path starts on nothing is known yet, but that it answers.
         match rustix::fs::fstatfs(source) {
             Ok(fs) if REMOTE.contains(&(fs.f_type as u64)) => {
-                let why = "is bound from a network or FUSE file system, which may hang: not looked at";
+                let why = "its source is on a network or FUSE file system, which may hang: not read";
                 return self.gaps.push(format!("{} {why}", Text::from(path)));
             }
             Ok(_) => {}
@@ -188,7 +188,7 @@ impl Listing<'_> {
             };
             if st.stx_attributes.bits() & MOUNT_ROOT != 0 {
                 self.gaps
-                    .push(format!("{} is a mount of its own in a bound directory: not entered", Text::from(&*full)));
+                    .push(format!("{} is another mount inside a bound directory: not entered", Text::from(&*full)));
                 continue;
             }
             self.add(dir, &name, &full, &st);

@@ -5,6 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use rustix::io::Errno;
 
+use crate::error::in_words;
 use crate::kind::Kind;
 use crate::resource::{Bpf, BpfClass};
 use crate::snapshot::{Gap, Level, Snapshot, Unseen};
@@ -38,11 +39,15 @@ fn collect_all(out: &mut Snapshot) {
                     return out.gaps.push(gap);
                 }
                 Errno::INVAL => {
-                    let why = format!("this kernel cannot list BPF {}s (Linux 4.13, links: 5.8)", name(class));
+                    let why = format!("this kernel cannot list BPF {}s: needs Linux 4.13, for links 5.8", name(class));
                     out.coverage.lower(Kind::Bpf, Level::Partial, why);
                 }
                 other => {
-                    out.coverage.lower(Kind::Bpf, Level::Partial, format!("list BPF {}s: {other}", name(class)));
+                    out.coverage.lower(
+                        Kind::Bpf,
+                        Level::Partial,
+                        format!("cannot list BPF {}s: {}", name(class), in_words(other)),
+                    );
                 }
             }
         }

@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use super::bpf;
 use super::proc_root::read_file;
+use crate::error::in_words;
 use crate::membership::Membership;
 use crate::resource::{BpfClass, Resource};
 
@@ -79,24 +80,26 @@ impl Calls {
     /// # Errors
     /// Why nothing can be recorded here: a missing privilege, kernel feature or v2 hierarchy.
     pub(crate) fn of(cgroups: &[(String, PathBuf)], of_init: &[u8]) -> Result<Self, String> {
-        let (_, dir) = cgroups.iter().find(|(name, _)| name == "v2").ok_or("the arena has no cgroup of version 2")?;
+        let (_, dir) = cgroups.iter().find(|(name, _)| name == "v2").ok_or("the arena has no v2 cgroup")?;
         let initial = std::fs::metadata("/proc/self/ns/cgroup").map(|ns| ns.ino() == INITIAL_CGROUP_NS);
         if !initial.unwrap_or(false) {
-            return Err("the observer is in a cgroup namespace".to_owned());
+            return Err("leakcheck runs in a cgroup namespace".to_owned());
         }
         let path = of_init.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"0::/"));
         let name = dir.file_name().map(OsStrExt::as_bytes);
         let at = path.and_then(|path| path.split(|b| *b == b'/').position(|part| Some(part) == name));
-        let level = at.and_then(|at| u32::try_from(at + 1).ok()).ok_or("its PID 1 is in another cgroup")?;
+        let level = at.and_then(|at| u32::try_from(at + 1).ok()).ok_or("PID 1 of the arena is in another cgroup")?;
         // The inode of a cgroup directory is its id (cgroup_id(), where ino_t has 64 bits).
-        let cgroup = std::fs::metadata(dir).map_err(|e| format!("stat {}: {e}", dir.display()))?.ino();
-        let program = Program::at(level).map_err(|e| format!("record system calls with BPF: {e}"))?;
+        let cgroup =
+            std::fs::metadata(dir).map_err(|e| format!("cannot stat {}: {}", dir.display(), in_words(e)))?.ino();
+        let program =
+            Program::at(level).map_err(|e| format!("cannot record system calls with BPF: {}", in_words(e)))?;
         let mut views = program.views.lock().unwrap_or_else(PoisonError::into_inner);
         let attached = match views.get(&cgroup) {
             Some(_) => Ok(()),
             None => bpf::update(&program.arenas, &[cgroup], 0).and_then(|()| program.attach()),
         };
-        attached.map_err(|e| format!("record system calls with BPF: {e}"))?;
+        attached.map_err(|e| format!("cannot record system calls with BPF: {}", in_words(e)))?;
         *views.entry(cgroup).or_default() += 1;
         drop(views);
         Ok(Calls { program, cgroup })

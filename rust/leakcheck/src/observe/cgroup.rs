@@ -88,7 +88,7 @@ pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
     unmounted_controllers(&all, out);
     for hierarchy in &all {
         if let Some(over) = &hierarchy.hidden_by {
-            let why = format!("{} is covered by what is mounted on {over}", hierarchy.mount.display());
+            let why = format!("another mount on {over} covers {}", hierarchy.mount.display());
             out.coverage.lower(Kind::Cgroup, Level::Partial, why);
             continue;
         }
@@ -132,7 +132,7 @@ fn unmounted_controllers(all: &[Hierarchy], out: &mut Snapshot) {
         .filter(|name| !all.iter().any(|h| same_controllers(&h.name, name)))
         .collect();
     if !hidden.is_empty() {
-        let why = format!("hierarchy {} is mounted nowhere here", hidden.join(" and "));
+        let why = format!("hierarchy {} is not mounted here", hidden.join(" and "));
         out.coverage.lower(Kind::Cgroup, Level::Partial, why);
     }
 }

@@ -148,7 +148,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
                     Some(before) => format!("setting {name} = {} (was {before})", s.value),
                     None => format!("setting {name} = {}", s.value),
                 },
-                who: "the kernel does not record who wrote it".to_owned(),
+                who: "the kernel does not record which process wrote it".to_owned(),
                 since: None,
                 look: format!("cat {}", quote(s.path.as_ref())),
                 details: s.restore().map(|command| ("restore", json!(command))).into_iter().collect(),
@@ -317,7 +317,7 @@ fn lock(l: &Lock, look: Look<'_>) -> Notes {
     let mut who: Vec<String> = holders.iter().map(|fd| format!("fd {} of {}", fd.fd, name_of(fd.pid, look))).collect();
     who.dedup();
     let taken = match u32::try_from(l.pid) {
-        Ok(0) => "taken by a process that has no pid here".to_owned(),
+        Ok(0) => "taken by a process outside this pid namespace".to_owned(),
         Ok(pid) => format!("taken by {}", name_of(pid, look)),
         Err(_) => "taken by an open file description".to_owned(),
     };

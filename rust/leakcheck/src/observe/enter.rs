@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{proc_root, sys};
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Error, Result, in_words};
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
 use crate::snapshot::{Level, Snapshot};
@@ -70,7 +70,7 @@ pub(crate) fn note_refused<'a>(kind: Kind, errors: impl Iterator<Item = &'a Erro
     let mut refusals: Vec<(String, usize)> = Vec::new();
     for error in errors.filter(|e| !is_gone(e)) {
         let Error::Io { op, source, .. } = error else { continue };
-        let why = format!("{op}: {source}");
+        let why = format!("cannot {op}: {}", in_words(source));
         match refusals.iter_mut().find(|(known, _)| *known == why) {
             Some((_, times)) => *times += 1,
             None => refusals.push((why, 1)),
@@ -78,7 +78,8 @@ pub(crate) fn note_refused<'a>(kind: Kind, errors: impl Iterator<Item = &'a Erro
     }
     for (why, times) in refusals {
         let needs = if why.contains("not permitted") || why.contains("denied") { "; needs CAP_SYS_ADMIN" } else { "" };
-        out.coverage.lower(kind, Level::Partial, format!("not seen in {times} namespaces: {why}{needs}"));
+        let namespaces = if times == 1 { "namespace" } else { "namespaces" };
+        out.coverage.lower(kind, Level::Partial, format!("not seen in {times} {namespaces}: {why}{needs}"));
     }
 }
 
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(coverage.level, Level::Partial);
         assert_eq!(
             coverage.reason,
-            "not seen in 2 namespaces: enter namespace: Operation not permitted (os error 1); needs CAP_SYS_ADMIN"
+            "not seen in 2 namespaces: cannot enter namespace: operation not permitted; needs CAP_SYS_ADMIN"
         );
         let mut out = Snapshot::empty(crate::scope::Scope::Host, crate::kind::KindSet::all());
         note_refused(Kind::Net, [Error::io("open namespace", "/proc/2/ns/net", Errno::SRCH)].iter(), &mut out);

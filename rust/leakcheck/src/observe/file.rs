@@ -20,7 +20,7 @@ use super::mount_table::{Known, Mounts, Nature, number};
 use super::pass::Sample;
 use super::reach::{self, Refusal};
 use super::walk::{DEPTH, EMPTY, MOUNT_ROOT, REMOTE, Walk, device_of, is_tmpfs, open_dir, record, stat};
-use crate::error::{Doing, Error};
+use crate::error::{Doing, Error, in_words};
 use crate::resource::File;
 use crate::snapshot::{Level, Submount};
 use crate::text::Text;
@@ -122,7 +122,7 @@ impl<'a> Walker<'a> {
         let place = match reach::open(root, None, true, &mut self.mounts) {
             Ok(place) => place,
             Err(Refusal::Kernel(Errno::NOENT)) => return Ok(None),
-            Err(e) => return Err(format!("open {}: {e}", root.display())),
+            Err(e) => return Err(format!("cannot open {}: {}", root.display(), in_words(e))),
         };
         // Of the file system that the path starts on nothing is known yet, but that it answers.
         let fs = rustix::fs::fstatfs(&place.fd).doing("statfs", root).map_err(|e| e.to_string())?;
@@ -159,12 +159,12 @@ impl<'a> Walker<'a> {
     }
 
     fn unlisted(&mut self, what: &str, path: &[u8], place: (&OwnedFd, &CStr), e: Errno) {
-        let why = format!("{what} {}: {}", Text::from(path), std::io::Error::from(e));
+        let why = format!("cannot {what} {}: {}", Text::from(path), in_words(e));
         self.out.not_listed(Level::Partial, why, path, place);
     }
 
     fn failed(&mut self, what: &str, path: &[u8], e: Errno) {
-        self.out.gap(Level::Partial, format!("{what} {}: {}", Text::from(path), std::io::Error::from(e)));
+        self.out.gap(Level::Partial, format!("cannot {what} {}: {}", Text::from(path), in_words(e)));
     }
 
     fn descend(&mut self, dir: &OwnedFd, path: &[u8], dev: u64, depth: usize) {
@@ -254,7 +254,7 @@ impl<'a> Walker<'a> {
                 return self.out.gap(Level::Partial, why);
             }
             None if all => {
-                let why = format!("{} is a mount that mountinfo does not list: not entered", Text::from(path));
+                let why = format!("{} is a mount that is not in mountinfo: not entered", Text::from(path));
                 return self.out.gap(Level::Partial, why);
             }
             // One that was not there before is reported as a mount.

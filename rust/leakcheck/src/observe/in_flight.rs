@@ -8,6 +8,7 @@ use super::context::Context;
 use super::enter::{NsView, inside, note_refused};
 use super::process_files::Fdinfo;
 use super::sockdiag::SockDiag;
+use crate::error::in_words;
 use crate::kind::Kind;
 use crate::parse::fdinfo;
 use crate::parse::fdlink::{self, FdLink};
@@ -35,7 +36,13 @@ pub(super) fn fill(views: &[NsView], context: Context<'_>, out: &mut Snapshot) {
     }
     let mut infos = match Fdinfo::open(context.arena) {
         Ok(infos) => infos,
-        Err(e) => return out.coverage.lower(Kind::Fd, Level::Partial, format!("descriptors in flight: {e}")),
+        Err(e) => {
+            return out.coverage.lower(
+                Kind::Fd,
+                Level::Partial,
+                format!("cannot find descriptors in flight: {}", in_words(e)),
+            );
+        }
     };
     for fd in &mut out.fds {
         let Some(ino) = socket(fd.target.as_ref()) else { continue };

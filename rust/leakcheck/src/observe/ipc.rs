@@ -16,6 +16,7 @@ use super::reach::Refusal;
 use super::read::read_all;
 use super::sys;
 use crate::coverage::QUEUES;
+use crate::error::in_words;
 use crate::kind::Kind;
 use crate::parse::sysvipc;
 use crate::resource::{Ipc, IpcClass};
@@ -67,12 +68,12 @@ pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Con
     match shm {
         Ok(dir) => {
             if let Err(e) = files(dir.as_fd(), 0, IpcClass::PosixShm, &mut out.ipc) {
-                out.coverage.lower(Kind::Ipc, Level::Partial, format!("list {SHM_DIR}: {e}"));
+                out.coverage.lower(Kind::Ipc, Level::Partial, format!("cannot list {SHM_DIR}: {}", in_words(e)));
             }
         }
         // Without the directory, shm_open(3) has no place to create anything.
         Err(e) if e.is_missing() => {}
-        Err(e) => out.coverage.lower(Kind::Ipc, Level::Partial, format!("open {SHM_DIR}: {e}")),
+        Err(e) => out.coverage.lower(Kind::Ipc, Level::Partial, format!("cannot open {SHM_DIR}: {}", in_words(e))),
     }
 }
 
@@ -91,8 +92,8 @@ impl NsHandle {
                 Ok(table) => Ok(Some(table)),
                 // A kernel without CONFIG_SYSVIPC has none of them; a procfs may be mounted without (`subset=pid`).
                 Err(Errno::NOENT) if !sys::has_system_v() => Ok(None),
-                Err(Errno::XDEV) => Err(format!("{} is covered by a mount", place(class))),
-                Err(e) => Err(format!("read {}: {}", place(class), io::Error::from(e))),
+                Err(Errno::XDEV) => Err(format!("a mount covers {}", place(class))),
+                Err(e) => Err(format!("cannot read {}: {}", place(class), in_words(e))),
             };
             (class, opened)
         };
@@ -106,7 +107,7 @@ impl NsHandle {
             match table {
                 Ok(Some(table)) => {
                     if let Err(e) = system_v(table, *class, view.ino, &mut seen.objects) {
-                        seen.gaps.push(format!("read {}: {e}", place(*class)));
+                        seen.gaps.push(format!("cannot read {}: {}", place(*class), in_words(e)));
                     }
                 }
                 Ok(None) => {}
@@ -116,13 +117,13 @@ impl NsHandle {
         match &self.queues {
             Ok(Some(dir)) => {
                 if let Err(e) = files(dir.as_fd(), view.ino, IpcClass::Mqueue, &mut seen.objects) {
-                    seen.gaps.push(format!("list message queues: {e}"));
+                    seen.gaps.push(format!("cannot list message queues: {}", in_words(e)));
                 }
             }
             Ok(None) => {}
             Err(why) if view.own => match sys::queue_bytes() {
                 Ok(bytes) => seen.queues = Some((why.clone(), bytes)),
-                Err(e) => seen.gaps.push(format!("{why}; mq_open: {e}")),
+                Err(e) => seen.gaps.push(format!("{why}; mq_open: {}", in_words(e))),
             },
             Err(why) => seen.gaps.push(why.clone()),
         }
@@ -181,14 +182,21 @@ fn queues(view: &NsView) -> Result<Option<OwnedFd>, String> {
     match sys::detached("mqueue") {
         Ok(mount) => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            openat(&mount, ".", flags, Mode::empty()).map(Some).map_err(|e| format!("list message queues: {e}"))
+            openat(&mount, ".", flags, Mode::empty())
+                .map(Some)
+                .map_err(|e| format!("cannot list message queues: {}", in_words(e)))
         }
         // No CONFIG_POSIX_MQUEUE: nothing can exist.
         Err(Errno::NODEV) => Ok(None),
         Err(e) if view.own => mounted_queues().map(Some).map_err(|f| {
-            format!("message queues: fsmount: {e} (needs CAP_SYS_ADMIN and Linux 5.2); {MQUEUE_DIR}: {f}")
+            format!(
+                "cannot list message queues: fsmount: {} (needs CAP_SYS_ADMIN and Linux 5.2); {MQUEUE_DIR}: {f}",
+                in_words(e)
+            )
         }),
-        Err(e) => Err(format!("message queues: fsmount: {e} (needs CAP_SYS_ADMIN and Linux 5.2)")),
+        Err(e) => {
+            Err(format!("cannot list message queues: fsmount: {} (needs CAP_SYS_ADMIN and Linux 5.2)", in_words(e)))
+        }
     }
 }
 
@@ -196,8 +204,8 @@ fn queues(view: &NsView) -> Result<Option<OwnedFd>, String> {
 fn mounted_queues() -> Result<OwnedFd, String> {
     const MQUEUE_MAGIC: u64 = 0x1980_0202;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let dir = openat(CWD, MQUEUE_DIR, flags, Mode::empty()).map_err(|e| e.to_string())?;
-    let file_system = rustix::fs::fstatfs(&dir).map_err(|e| e.to_string())?;
+    let dir = openat(CWD, MQUEUE_DIR, flags, Mode::empty()).map_err(in_words)?;
+    let file_system = rustix::fs::fstatfs(&dir).map_err(in_words)?;
     if file_system.f_type as u64 != MQUEUE_MAGIC {
         return Err("not mounted".into());
     }

@@ -21,6 +21,7 @@ use rustix::thread::CapabilitySet;
 
 use super::proc_root;
 use super::read::read_all;
+use crate::error::in_words;
 use crate::kind::Kind;
 use crate::parse::keys;
 use crate::resource::Key;
@@ -66,7 +67,9 @@ pub(crate) fn collect(out: &mut Snapshot) {
             Ok(()) => {}
             Err(e) if e.raw_os_error() == Some(Errno::XDEV.raw_os_error()) => covered = true,
             Err(e) if e.kind() == io::ErrorKind::NotFound && describe(1) == Err(Errno::NOSYS) => return,
-            Err(e) => return out.coverage.lower(Kind::Key, Level::None, format!("read {LIST}: {e}")),
+            Err(e) => {
+                return out.coverage.lower(Kind::Key, Level::None, format!("cannot read {LIST}: {}", in_words(e)));
+            }
         }
         let gap = if covered { None } else { seen.add_others().err() };
         let after = quotas();
@@ -81,11 +84,11 @@ pub(crate) fn collect(out: &mut Snapshot) {
             }
             Err(e) => {
                 let level = if covered { Level::None } else { Level::Partial };
-                out.coverage.lower(Kind::Key, level, format!("read {USERS}: {e}"));
+                out.coverage.lower(Kind::Key, level, format!("cannot read {USERS}: {}", in_words(e)));
             }
         }
         if covered {
-            let why = format!("{LIST} is covered by a mount: keys are counted, not listed");
+            let why = format!("a mount covers {LIST}: leakcheck counts keys, but cannot list them");
             out.coverage.lower(Kind::Key, Level::Full, why);
         }
         if let Some(reason) = gap {
@@ -158,7 +161,7 @@ impl Seen {
         }
         self.add_hidden(&hidden).map_err(|e| {
             let whose: Vec<String> = hidden.keys().map(u32::to_string).collect();
-            format!("keys of uid {} cannot be listed: {e}; needs CAP_SETUID", whose.join(", "))
+            format!("cannot list the keys of uid {}: {}; needs CAP_SETUID", whose.join(", "), in_words(e))
         })
     }
 

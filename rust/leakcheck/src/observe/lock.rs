@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use super::context::Context;
 use super::proc_root::read_file;
 use super::process_files::Fdinfo;
+use crate::error::in_words;
 use crate::kind::Kind;
 use crate::parse::nslink::NsType;
 use crate::parse::{fdinfo, locks};
@@ -29,7 +30,9 @@ pub(crate) fn collect(whole_host: bool, host_devices: Option<&HashSet<u64>>, con
     };
     let parsed = match locks::parse(&text) {
         Ok(parsed) => parsed,
-        Err(e) => return out.coverage.lower(Kind::Lock, Level::None, format!("/proc/locks: {e}")),
+        Err(e) => {
+            return out.coverage.lower(Kind::Lock, Level::None, format!("cannot read /proc/locks: {}", in_words(e)));
+        }
     };
     let files: HashSet<u64> = out.fds.iter().filter(|fd| fd.ino != 0).map(|fd| fd.ino).collect();
     let in_arena = host_devices.map(|shared| {

@@ -15,7 +15,7 @@ use super::mount_table::Mounts;
 use super::proc_root::read_file;
 use super::reach::{self, Place};
 use crate::arena::ArenaView;
-use crate::error::Error;
+use crate::error::{Error, in_words};
 use crate::kind::Kind;
 use crate::parse::{locks, stat};
 use crate::resource::{LockFile, LockFileState, encode_device};
@@ -33,7 +33,13 @@ pub(crate) fn collect(paths: &[PathBuf], context: Context<'_>, out: &mut Snapsho
     }
     let mut inside = match Inside::of(context) {
         Ok(inside) => inside,
-        Err(e) => return out.coverage.lower(Kind::Lockfile, Level::None, format!("open the root of the arena: {e}")),
+        Err(e) => {
+            return out.coverage.lower(
+                Kind::Lockfile,
+                Level::None,
+                format!("cannot open the root of the arena: {}", in_words(e)),
+            );
+        }
     };
     let locked = match Locked::read(context, out) {
         Ok(locked) => locked,
@@ -78,7 +84,7 @@ impl<'a> Inside<'a> {
         match reach::open(path, self.root.as_ref(), last, &mut self.mounts) {
             Ok(place) => Ok(Some(place)),
             Err(e) if e.is_missing() => Ok(None),
-            Err(e) => Err(format!("open {}: {e}", path.display())),
+            Err(e) => Err(format!("cannot open {}: {}", path.display(), in_words(e))),
         }
     }
 
@@ -86,7 +92,7 @@ impl<'a> Inside<'a> {
     fn list(&mut self, path: &Path) -> Result<Option<Vec<PathBuf>>, String> {
         use std::os::unix::ffi::OsStrExt;
         let Some(place) = self.open(path, true)?.filter(|p| p.class() == FileType::Directory) else { return Ok(None) };
-        let failed = |e: Errno| format!("list {}: {}", path.display(), io::Error::from(e));
+        let failed = |e: Errno| format!("cannot list {}: {}", path.display(), in_words(e));
         let dir = Dir::new(place.reopen(OFlags::RDONLY | OFlags::DIRECTORY).map_err(failed)?).map_err(failed)?;
         let mut paths = Vec::new();
         for entry in dir {
@@ -127,7 +133,7 @@ fn look(path: &Path, inside: &mut Inside<'_>, locked: &Locked) -> Result<Option<
     let Some(place) = inside.open(path, false)? else { return Ok(None) };
     match place.class() {
         FileType::RegularFile => {}
-        FileType::Symlink => return Err(format!("open {}: it is a symbolic link", path.display())),
+        FileType::Symlink => return Err(format!("cannot open {}: it is a symbolic link", path.display())),
         _ => return Ok(None),
     }
     let file = match place.reopen(OFlags::RDONLY | OFlags::NONBLOCK) {

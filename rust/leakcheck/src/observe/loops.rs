@@ -10,6 +10,7 @@ use rustix::fs::{Access, AtFlags, Mode, OFlags, accessat};
 use rustix::io::Errno;
 
 use super::walk::names;
+use crate::error::in_words;
 use crate::kind::Kind;
 use crate::resource::LoopDevice;
 use crate::snapshot::{Level, Snapshot};
@@ -21,7 +22,7 @@ const BLOCK: &str = "/sys/devices/virtual/block";
 /// Appends every attached loop device.
 pub(crate) fn collect(out: &mut Snapshot) {
     if let Err(e) = list(Path::new(BLOCK), &mut out.loops) {
-        out.coverage.lower(Kind::Loop, Level::None, format!("read {BLOCK}: {e}"));
+        out.coverage.lower(Kind::Loop, Level::None, format!("cannot read {BLOCK}: {}", in_words(e)));
     }
 }
 

@@ -18,6 +18,7 @@ use super::enter::{NsView, note_refused};
 use super::netlink::{Netlink, malformed};
 use super::reach::Place;
 use super::sockdiag::{SockDiag, Socket, Transport, Which};
+use crate::error::in_words;
 use crate::kind::Kind;
 use crate::parse::netlink::attributes;
 use crate::parse::sockstat::in_use;
@@ -54,7 +55,7 @@ pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Con
             Err(e) => Err(e.to_string()),
         };
         if let Err(e) = listed {
-            out.coverage.lower(Kind::Net, Level::Partial, format!("list {dir}: {e}"));
+            out.coverage.lower(Kind::Net, Level::Partial, format!("cannot list {dir}: {}", in_words(e)));
         }
     }
 }
@@ -110,7 +111,7 @@ impl NsHandle {
         };
         match tables {
             Err(e) if view.own && e.raw_os_error() == Some(libc::EPERM) => {
-                seen.nftables = Some(format!("list nftables tables: {e}; needs CAP_NET_ADMIN"));
+                seen.nftables = Some(format!("cannot list nftables tables: {}; needs CAP_NET_ADMIN", in_words(e)));
             }
             tables => seen.note("list nftables tables", tables),
         }
@@ -153,7 +154,7 @@ impl Counters {
     }
 }
 
-/// An error to be told once more.
+/// The same error for another report.
 fn again(e: &mut io::Error) -> io::Error {
     e.raw_os_error().map_or_else(|| io::Error::other(e.to_string()), io::Error::from_raw_os_error)
 }
@@ -167,9 +168,9 @@ impl Contents {
         match listed {
             Ok(objects) => self.objects.extend(objects),
             Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
-                self.gaps.push(format!("{what}: {e}; needs CAP_NET_ADMIN"))
+                self.gaps.push(format!("cannot {what}: {}; needs CAP_NET_ADMIN", in_words(e)))
             }
-            Err(e) => self.gaps.push(format!("{what}: {e}")),
+            Err(e) => self.gaps.push(format!("cannot {what}: {}", in_words(e))),
         }
     }
 }

@@ -71,7 +71,7 @@ impl Netlink {
                 Err(Failure::Io(error)) => return Err(error),
             }
         }
-        Err(io::Error::other(format!("changed during each of {ATTEMPTS} readings")))
+        Err(io::Error::other(format!("the list changed during each of {ATTEMPTS} reads")))
     }
 
     fn pass<T>(

@@ -81,12 +81,14 @@ impl Options {
     /// [`Error::Usage`] when a kind was named that the scope cannot delimit.
     pub fn effective_kinds(&self) -> Result<KindSet> {
         match (&self.arena, &self.scope) {
-            (None, Scope::Arena) => return Err(Error::usage("scope arena: which one? Give the arena itself")),
+            (None, Scope::Arena) => return Err(Error::usage("scope arena names no arena: pass the arena itself")),
             (Some(_), Scope::Host | Scope::Arena) if self.roots.is_none() => {}
             (Some(_), Scope::Host | Scope::Arena) => {
-                return Err(Error::usage("an arena's files are all looked at: declare no roots beside it"));
+                return Err(Error::usage(
+                    "an arena's snapshot covers all its files: do not declare roots with an arena",
+                ));
             }
-            (Some(_), other) => return Err(Error::usage(format!("scope {other} and an arena exclude each other"))),
+            (Some(_), other) => return Err(Error::usage(format!("scope {other} cannot be combined with an arena"))),
             (None, _) => {}
         }
         let mut possible: Vec<Kind> = self.scope.kinds().into();
@@ -105,7 +107,7 @@ impl Options {
             Some(asked) => {
                 let wrong: Vec<_> = asked.iter().filter(|k| !possible.contains(*k)).map(Kind::as_str).collect();
                 Err(Error::usage(format!(
-                    "scope {} cannot delimit {}: use scope host, or declare --roots or --lock-files",
+                    "scope {} cannot limit {}: use scope host, or declare --roots or --lock-files",
                     self.scope,
                     wrong.join(" and ")
                 )))

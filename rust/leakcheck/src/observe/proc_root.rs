@@ -11,7 +11,7 @@ use rustix::io::Errno;
 
 use super::read::read_all;
 use super::sys;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Error, Result, in_words};
 
 /// `f_type` of procfs (statfs(2)).
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
@@ -71,7 +71,7 @@ impl ProcRoot {
         let ordinary = openat(CWD, "/proc", DIRECTORY, Mode::empty());
         let doubt = match &ordinary {
             Ok(dir) => doubt(dir.as_fd()),
-            Err(e) => Some(Doubt::Covered(format!("/proc: {}", std::io::Error::from(*e)))),
+            Err(e) => Some(Doubt::Covered(format!("cannot open /proc: {}", in_words(e)))),
         };
         let root = |dir, private, gap| ProcRoot { dir: Kept::new(dir), private, spare: OnceLock::new(), gap };
         match (doubt, ordinary) {
@@ -173,16 +173,16 @@ enum Doubt {
 fn doubt(proc: BorrowedFd<'_>) -> Option<Doubt> {
     let covered = |why: &str| Some(Doubt::Covered(why.to_owned()));
     if fstatfs(proc).is_ok_and(|fs| fs.f_type.cast_unsigned() != PROC_SUPER_MAGIC) {
-        return covered("/proc is covered: no procfs is mounted there");
+        return covered("something covers /proc: no procfs is mounted there");
     }
     let own = readlinkat(proc, "self", Vec::new()).map(std::ffi::CString::into_bytes).unwrap_or_default();
     if own != std::process::id().to_string().as_bytes() {
-        return covered("/proc is that of another pid namespace");
+        return covered("/proc belongs to another pid namespace");
     }
     let name = "thread-self/mountinfo";
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let table = match openat2(proc, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
-        Err(Errno::XDEV) => return covered("/proc/thread-self/mountinfo is covered by a mount"),
+        Err(Errno::XDEV) => return covered("a mount covers /proc/thread-self/mountinfo"),
         // Linux before 5.6.
         Err(Errno::NOSYS) => openat(proc, name, flags, Mode::empty()),
         other => other,
@@ -201,7 +201,7 @@ fn doubt(proc: BorrowedFd<'_>) -> Option<Doubt> {
                 less = options.clone().any(hides).then_some(Doubt::Less);
             }
             [b'/', first, ..] if first.is_ascii_digit() => {
-                return covered(&format!("/proc{} is covered by a mount", String::from_utf8_lossy(point)));
+                return covered(&format!("a mount covers /proc{}", String::from_utf8_lossy(point)));
             }
             _ => {}
         }

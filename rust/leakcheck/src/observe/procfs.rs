@@ -19,7 +19,7 @@ use super::proc_root::{self, ProcRoot};
 use super::read::{path, read_small};
 use super::task::{PF_KTHREAD, each_number, living_thread, process_of};
 use crate::arena::ArenaView;
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Error, Result, in_words};
 use crate::kind::Kind;
 use crate::parse;
 use crate::resource::Process;
@@ -226,7 +226,7 @@ fn hidden_process(pid: u32, error: Errno) -> Sample {
         namespaces: Vec::new(),
         pins: Vec::new(),
         deleted_maps: Vec::new(),
-        refused: Some((format!("stat: {}", std::io::Error::from(error)), Kind::ALL.into_iter().collect())),
+        refused: Some((format!("stat: {}", in_words(error)), Kind::ALL.into_iter().collect())),
         covered: false,
     }
 }

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 
 use super::mount_table::{Known, Mounts, Nature};
 use super::proc_root::read_file;
+use crate::error::in_words;
 use crate::parse::mountinfo;
 
 /// The kernel's own bound for symbolic links in one path (path_resolution(7)).
@@ -61,7 +62,7 @@ pub(crate) enum Refusal {
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Refusal::Kernel(errno) => std::io::Error::from(*errno).fmt(f),
+            Refusal::Kernel(errno) => f.write_str(&in_words(errno)),
             Refusal::MayHang(why) => f.write_str(why),
         }
     }
@@ -178,7 +179,7 @@ impl Walk<'_> {
                 }
                 place(fd)
             }
-            None => Err(Refusal::MayHang("it leads into a mount that mountinfo does not list: not entered".to_owned())),
+            None => Err(Refusal::MayHang("it leads into a mount that is not in mountinfo: not entered".to_owned())),
         }
     }
 

@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use super::context::Context;
 use super::walk::names;
 use crate::arena::ArenaView;
+use crate::error::in_words;
 use crate::kind::Kind;
 use crate::resource::Sysctl;
 use crate::snapshot::{Level, Snapshot};
@@ -102,7 +103,7 @@ pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
         && !shares(arena, c"user")
     {
         // Only the first user namespace's root may (`net_ctl_permissions()`, `set_permissions()`: what it may write is its own).
-        let why = "an arena in a user namespace of its own may change no setting of the machine";
+        let why = "an arena with its own user namespace cannot change a setting of the machine";
         return out.coverage.lower(Kind::Sysctl, Level::Full, why);
     }
     let mut walk = Walk { buffer: vec![0; LONGEST], ..Walk::default() };
@@ -129,7 +130,7 @@ pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
     walk.cpus();
     walk.adviser();
     if walk.refused > 0 {
-        let why = format!("{} settings may be neither read nor written by this user", walk.refused);
+        let why = format!("this user can neither read nor write {} settings", walk.refused);
         walk.gap(Level::Full, why);
     }
     out.sysctls.append(&mut walk.found);
@@ -140,11 +141,12 @@ pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
 
 /// `/proc/sys`, and not what somebody mounted there.
 fn open_sys() -> Result<OwnedFd, String> {
-    let dir = rustix::fs::open(SYS, DIRECTORY, Mode::empty()).map_err(|e| format!("open directory /proc/sys: {e}"))?;
+    let dir = rustix::fs::open(SYS, DIRECTORY, Mode::empty())
+        .map_err(|e| format!("cannot open directory /proc/sys: {}", in_words(e)))?;
     match fstatfs(&dir) {
         Ok(fs) if fs.f_type as u64 == PROC_MAGIC => Ok(dir),
-        Ok(_) => Err("/proc/sys is covered by a mount".to_owned()),
-        Err(e) => Err(format!("statfs /proc/sys: {e}")),
+        Ok(_) => Err("a mount covers /proc/sys".to_owned()),
+        Err(e) => Err(format!("cannot statfs /proc/sys: {}", in_words(e))),
     }
 }
 
@@ -225,10 +227,10 @@ impl Walk {
     /// `path` is the directory's, with a `/` at its end.
     fn directory(&mut self, dir: &OwnedFd, path: &str, depth: u32) {
         if depth >= DEEPEST {
-            return self.gap(Level::Partial, format!("{path} is too deep"));
+            return self.gap(Level::Partial, format!("{path} is too deeply nested: not entered"));
         }
         if let Err(e) = self.list(dir) {
-            return self.gap(Level::Partial, format!("read directory {path}: {e}"));
+            return self.gap(Level::Partial, format!("cannot read directory {path}: {}", in_words(e)));
         }
         let listing = Listing::of(dir, path, &self.names, self.skip_own);
         for (name, path) in &listing.settings {
@@ -241,8 +243,8 @@ impl Walk {
                 Err(e) => {
                     let path = path.trim_end_matches('/');
                     let why = match e {
-                        Errno::XDEV => format!("{path} is covered by a mount"),
-                        e => format!("open directory {path}: {e}"),
+                        Errno::XDEV => format!("a mount covers {path}"),
+                        e => format!("cannot open directory {path}: {}", in_words(e)),
                     };
                     self.gap(Level::Partial, why);
                 }
@@ -274,7 +276,7 @@ impl Walk {
                 self.found.push(Sysctl { path, value, before: None });
             }
             Err(Errno::ACCESS | Errno::PERM) => self.refused += 1,
-            Err(Errno::XDEV) => self.gap(Level::Partial, format!("{path} is covered by a mount")),
+            Err(Errno::XDEV) => self.gap(Level::Partial, format!("a mount covers {path}")),
             // Some have no value yet (EIO), and modules take theirs with them.
             Err(_) => {}
         }
@@ -299,7 +301,7 @@ impl Walk {
                         }
                     }
                 }
-                Err(e) => self.gap(Level::Partial, format!("read directory {path}: {e}")),
+                Err(e) => self.gap(Level::Partial, format!("cannot read directory {path}: {}", in_words(e))),
             }
         }
         registered.sort();

@@ -139,13 +139,13 @@ impl Files {
     fn younger(&self, st: &Statx) -> Result<(), Outcome> {
         let skipped = |why: &str| Err(Outcome::skipped(Verb::Unlink, why));
         match birth(st) {
-            _ if self.baseline_ns == 0 => skipped("the report does not say when its run began: make it again"),
+            _ if self.baseline_ns == 0 => skipped("the report does not say when its run began: make a new report"),
             None => {
-                skipped("its file system keeps no birth times, so nothing proves that it was not there before the run")
+                skipped("its file system has no birth times, so nothing proves that it did not exist before the run")
             }
             Some(born) if born >= self.baseline_ns => Ok(()),
             Some(_) if kind_of(st) != FileType::Directory && st.stx_nlink > 1 => Ok(()),
-            Some(_) => skipped("it was there before the run"),
+            Some(_) => skipped("it existed before the run"),
         }
     }
 
@@ -177,7 +177,7 @@ impl Files {
             }
             let path = [file.path.as_ref(), b"/", name].concat();
             if self.apply || !self.free.contains(&path) {
-                let why = format!("is not empty: holds {}, which is not removed", Text::from(name));
+                let why = format!("is not empty: it holds {}, which stays", Text::from(name));
                 return Err(Outcome::new(Verb::Unlink, Status::Failed, why));
             }
         }
@@ -192,7 +192,11 @@ impl Files {
 
     fn try_remove_shm(&self, object: &Ipc) -> Result<Outcome, Outcome> {
         if object.name.as_path().parent() != Some(Path::new("/dev/shm")) {
-            return Err(Outcome::new(Verb::Unlink, Status::Failed, "its path in the report is none of shared memory"));
+            return Err(Outcome::new(
+                Verb::Unlink,
+                Status::Failed,
+                "its path in the report is not a shared memory path",
+            ));
         }
         let place = place_of_declared(&object.name)?;
         let st = place.stat(Verb::Unlink)?;
@@ -221,15 +225,15 @@ impl Files {
         }
         self.younger(&st)?;
         let Some(seen) = now.and_then(|n| n.snapshot.lock_files.iter().find(|l| l.path == file.path)) else {
-            return Err(Outcome::skipped(Verb::Unlink, "its content cannot be read"));
+            return Err(Outcome::skipped(Verb::Unlink, "cannot read its content"));
         };
         match seen.state {
             LockFileState::Held => {
-                let who = seen.pid.map_or("somebody".to_owned(), |pid| format!("process {pid}"));
+                let who = seen.pid.map_or("another process".to_owned(), |pid| format!("process {pid}"));
                 return Err(Outcome::skipped(Verb::Unlink, format!("{who} holds it")));
             }
             LockFileState::Free if file.state != LockFileState::Free => {
-                return Err(Outcome::new(Verb::Unlink, Status::Gone, "it is free now, as it should be between runs"));
+                return Err(Outcome::new(Verb::Unlink, Status::Gone, "it is free now, as expected between runs"));
             }
             LockFileState::Free | LockFileState::Stale | LockFileState::Corrupt => {}
         }
@@ -241,7 +245,7 @@ impl Files {
             .map_err(|e| Outcome::failed(Verb::Unlink, "open", e))?;
         match rustix::fs::flock(&open, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(Outcome::skipped(Verb::Unlink, "somebody holds it")),
+            Err(Errno::WOULDBLOCK) => return Err(Outcome::skipped(Verb::Unlink, "a process holds it")),
             Err(e) => return Err(Outcome::failed(Verb::Unlink, "flock", e)),
         }
         self.unlink(&place, &st)

@@ -30,7 +30,10 @@ fn try_ipc(object: &Ipc, resource: &Resource, now: &Now, apply: bool) -> Result<
     let verb = Verb::Remove;
     if Some(object.ns) != own_namespace("ipc") {
         present(resource, Verb::None, now)?;
-        return Err(Outcome::skipped(Verb::None, format!("goes with IPC namespace {}, which is not ours", object.ns)));
+        return Err(Outcome::skipped(
+            Verb::None,
+            format!("belongs to IPC namespace {}, not to ours: it goes with that namespace", object.ns),
+        ));
     }
     if object.class == IpcClass::Mqueue {
         present(resource, verb, now)?;
@@ -87,7 +90,10 @@ fn try_net(net: &Net, resource: &Resource, now: &Now, apply: bool) -> Result<Out
         }
         class if class == NetClass::Interface || class.is_nftables() => {
             present(resource, Verb::None, now)?;
-            Err(Outcome::skipped(Verb::None, format!("goes with network namespace {}, which is not ours", net.netns)))
+            Err(Outcome::skipped(
+                Verb::None,
+                format!("belongs to network namespace {}, not to ours: it goes with that namespace", net.netns),
+            ))
         }
         _ => Ok(now.held(resource, "")),
     }
@@ -101,7 +107,7 @@ fn nft_delete(net: &Net) -> String {
         NetClass::NftRule => ("rule", net.scope.as_bytes(), 3),
         NetClass::NftSet => ("set", net.name.as_bytes(), 3),
         // nft(8) deletes it by its sort (counter, quota …), which the list names.
-        NetClass::NftObject => return "nft delete, as nft list ruleset names it".to_owned(),
+        NetClass::NftObject => return "nft delete, with the name that nft list ruleset shows".to_owned(),
         NetClass::NftFlowtable => ("flowtable", net.name.as_bytes(), 3),
         _ => ("table", net.scope.as_bytes(), 2),
     };
@@ -120,7 +126,7 @@ fn try_loop_device(device: &LoopDevice, apply: bool) -> Result<Outcome, Outcome>
     let name = device.device.as_path();
     let plain = name.components().count() == 1 && device.device.as_bytes().starts_with(b"loop");
     if !plain {
-        return Err(Outcome::new(verb, Status::Failed, "its name in the report is no loop device's"));
+        return Err(Outcome::new(verb, Status::Failed, "its name in the report is not a loop device name"));
     }
     let backing = || -> io::Result<Vec<u8>> {
         let mut text = std::fs::read(Path::new("/sys/block").join(name).join("loop/backing_file"))?;
@@ -164,13 +170,13 @@ pub(super) fn key(key: &Key, resource: &Resource, now: &Now, apply: bool) -> Out
         return outcome;
     }
     if !apply {
-        return Outcome::new(Verb::Remove, Status::Would, "if one of our own keyrings has it");
+        return Outcome::new(Verb::Remove, Status::Would, "if one of our own keyrings holds it");
     }
     match sys::unlink_key(key.serial) {
         Ok(true) => Outcome::new(Verb::Remove, Status::Done, ""),
         Ok(false) => {
             let why = format!(
-                "is in none of our own keyrings: its owner, uid {}, may run keyctl invalidate {}",
+                "is not in our own keyrings: its owner, uid {}, can run keyctl invalidate {}",
                 key.uid, key.serial
             );
             Outcome::skipped(Verb::Remove, why)
@@ -181,7 +187,7 @@ pub(super) fn key(key: &Key, resource: &Resource, now: &Now, apply: bool) -> Out
 
 /// What was set before may be what nobody wants any more, and others may rely on what is set now: that is for people to decide.
 pub(super) fn sysctl_advice(setting: &Sysctl) -> String {
-    setting.restore().map_or_else(String::new, |command| format!("set it as it was with: {command}"))
+    setting.restore().map_or_else(String::new, |command| format!("restore it with: {command}"))
 }
 
 /// A BPF object lives as long as a descriptor, a pin in a bpf file system or an attachment does.

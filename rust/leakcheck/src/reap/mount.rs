@@ -68,13 +68,10 @@ pub(super) fn unmount_all(mounts: &[&Mount], apply: bool) -> Vec<Outcome> {
 /// Why a mount is not the caller's to unmount.
 fn place(mount: &Mount, own: Option<u64>) -> Option<Outcome> {
     if mount.ns == 0 {
-        return Some(Outcome::skipped(
-            Verb::None,
-            format!("is attached nowhere: goes with its holder, {}", mount.holder),
-        ));
+        return Some(Outcome::skipped(Verb::None, format!("is detached: it goes with its holder, {}", mount.holder)));
     }
     if Some(mount.ns) != own {
-        let why = format!("is in mount namespace {}, not in ours: goes with that namespace", mount.ns);
+        let why = format!("is in mount namespace {}, not in ours: it goes with that namespace", mount.ns);
         return Some(Outcome::skipped(Verb::None, why));
     }
     (mount.target.as_bytes() == b"/").then(|| Outcome::skipped(Verb::Unmount, "is a root directory"))
@@ -93,7 +90,7 @@ fn one(mount: &Mount, targets: &HashSet<Vec<u8>>, apply: bool) -> Result<Outcome
     // Detaching takes along what is mounted below.
     for child in table.iter().filter(|m| m.parent_id == id && m.id != id) {
         if apply || !targets.contains(&*child.mount_point) {
-            let why = format!("carries a mount that is not removed, at {}", Text::from(&*child.mount_point));
+            let why = format!("carries a mount that stays, at {}", Text::from(&*child.mount_point));
             return Err(Outcome::new(Verb::Unmount, Status::Failed, why));
         }
     }
@@ -109,7 +106,7 @@ fn verify(mount: &Mount, held: &OwnedFd, table: &[mountinfo::Mount<'_>]) -> Resu
     // The id of mountinfo, Linux 5.8.
     let st = stat(StatxFlags::MNT_ID)?;
     if st.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
-        return Err(Outcome::skipped(Verb::Unmount, "statx tells no mount id: needs Linux 5.8"));
+        return Err(Outcome::skipped(Verb::Unmount, "statx returns no mount id: needs Linux 5.8"));
     }
     let id = u32::try_from(st.stx_mnt_id).unwrap_or(0);
     if st.stx_attributes.bits() & MOUNT_ROOT == 0 {

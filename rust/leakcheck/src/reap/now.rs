@@ -59,7 +59,7 @@ impl Now {
             return Ok(true);
         }
         match self.snapshot.coverage.0.get(&resource.kind()) {
-            Some(c) if c.level != Level::Full => Err(format!("cannot be seen now: {}", c.reason)),
+            Some(c) if c.level != Level::Full => Err(format!("leakcheck cannot see it now: {}", c.reason)),
             Some(_) | None => Ok(false),
         }
     }
@@ -72,7 +72,7 @@ impl Now {
             Ok(true) => {
                 let advice = if advice.is_empty() { String::new() } else { format!(": {advice}") };
                 let goes = match resource.kind() {
-                    Kind::Sysctl => "reap changes no setting",
+                    Kind::Sysctl => "reap does not change settings",
                     Kind::Net => "goes with its holder or its network namespace",
                     _ => "goes with its holder",
                 };

@@ -100,10 +100,10 @@ impl Processes {
     fn verify(&self, process: &Process) -> Result<OwnedFd, Outcome> {
         let skip = |why: &str| Err(Outcome::skipped(Verb::Kill, why));
         let Some(pid) = i32::try_from(process.pid).ok().filter(|p| *p > 1).and_then(Pid::from_raw) else {
-            return skip("no process of a run has this id");
+            return skip("a process of a run cannot have this id");
         };
         if self.spared.contains(&process.pid) {
-            return skip("it is this process or one that this process descends from");
+            return skip("it is this process or one of its ancestors");
         }
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => pidfd,
@@ -119,7 +119,7 @@ impl Processes {
             Some(seen) if seen.state == b'Z' && seen.threads <= 1 => Err(Outcome::new(
                 Verb::Kill,
                 Status::Gone,
-                format!("it ended; its parent {} has yet to wait for it", seen.parent),
+                format!("it exited; its parent {} has not waited for it yet", seen.parent),
             )),
             Some(_) => Ok(pidfd),
         }
@@ -161,7 +161,7 @@ impl Processes {
         match see(process.pid) {
             Some(seen) if seen.start == process.start => {
                 let why =
-                    format!("a zombie cannot be killed: it goes when its parent {} waits for it or ends", seen.parent);
+                    format!("a zombie cannot be killed: it goes when its parent {} waits for it or exits", seen.parent);
                 Outcome::skipped(Verb::None, why)
             }
             Some(_) | None => Outcome::new(Verb::None, Status::Gone, format!("went with its parent {parent}")),

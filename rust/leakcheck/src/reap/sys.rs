@@ -120,7 +120,7 @@ pub(super) fn delete_link(index: u32) -> io::Result<()> {
     let reply = &reply[..filled];
     let code = match (reply.get(4..6), reply.get(16..).and_then(<[u8]>::first_chunk::<4>)) {
         (Some(kind), Some(code)) if kind == NLMSG_ERROR.to_ne_bytes() => i32::from_ne_bytes(*code),
-        (_, _) => return Err(io::Error::other("the kernel's answer has not its documented form")),
+        (_, _) => return Err(io::Error::other("the kernel's answer does not have its documented format")),
     };
     if code == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(-code)) }
 }

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::clock;
+use crate::error::in_words;
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{
@@ -125,7 +126,7 @@ impl Connector {
         for _ in 0..3 {
             match Connector::try_subscribe() {
                 Ok(Some(connector)) => return Ok(connector),
-                Ok(None) => "process connector: no answer; it serves the initial pid and user namespaces only"
+                Ok(None) => "process connector: no answer; it serves only the initial pid and user namespaces"
                     .clone_into(&mut reason),
                 Err(why) => return Err(why),
             }
@@ -134,10 +135,10 @@ impl Connector {
     }
 
     fn try_subscribe() -> Result<Option<Connector>, String> {
-        let failed = |step: &str, errno: Errno| format!("process connector: {step}: {errno}");
+        let failed = |step: &str, errno: Errno| format!("process connector: {step}: {}", in_words(errno));
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::NETLINK, SocketType::DGRAM, flags, Some(netlink::CONNECTOR))
-            .map_err(|e| failed("socket (it exists in the initial network namespace only)", e))?;
+            .map_err(|e| failed("socket (it exists only in the initial network namespace)", e))?;
         if sockopt::set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
             sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER).map_err(|e| failed("receive buffer", e))?;
         }
@@ -196,7 +197,7 @@ impl Connector {
             let by_kernel = from.and_then(|a| SocketAddrNetlink::try_from(a).ok()).is_some_and(|a| a.pid() == 0);
             let Some(message) = parse(&datagram[..n]).filter(|_| by_kernel) else { continue };
             if !self.sequence.follows(&message) {
-                self.lost = Some("process connector: the kernel dropped events for want of memory");
+                self.lost = Some("process connector: the kernel lost events because it had no memory");
             }
             take(message.event);
             if message.event.at() > until {

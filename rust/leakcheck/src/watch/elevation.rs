@@ -4,6 +4,8 @@
 //! execute it is an event of its file (inotify(7), `IN_OPEN`), which whoever may read it may watch. Where no such event came, a run
 //! had no more rights than it began with.
 
+use crate::error::in_words;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -76,7 +78,7 @@ impl Elevation {
         }
         for (dir, names) in unreadable {
             let id = inotify::add_watch(events, dir, WatchFlags::OPEN)
-                .map_err(|e| format!("inotify of {}: {}", dir.display(), io::Error::from(e)))?;
+                .map_err(|e| format!("cannot watch {} with inotify: {}", dir.display(), in_words(e)))?;
             self.watched.insert(id, Watched::Within(dir.to_owned(), names));
         }
         Ok(())
@@ -95,13 +97,13 @@ impl Elevation {
     fn read(&self) -> Option<String> {
         let mut events = match &self.events {
             Ok(events) => events,
-            Err(why) => return Some(format!("whether a set-user-ID program ran is not known: {why}")),
+            Err(why) => return Some(format!("cannot tell whether a set-user-ID program ran: {why}")),
         };
         let mut buffer = [0u8; 16384];
         loop {
             let read = match events.read(&mut buffer) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(e) => return Some(format!("whether a set-user-ID program ran is not known: {e}")),
+                Err(e) => return Some(format!("cannot tell whether a set-user-ID program ran: {e}")),
                 Ok(read) => read,
             };
             if let Some(program) = self.first(&buffer[..read]) {
@@ -118,7 +120,7 @@ impl Elevation {
             let name = tail.get(..length)?.split(|b| *b == 0).next().unwrap_or_default();
             rest = &tail[length..];
             if mask & libc::IN_Q_OVERFLOW != 0 {
-                return Some("whether a set-user-ID program ran is not known: events were lost".to_owned());
+                return Some("cannot tell whether a set-user-ID program ran: events were lost".to_owned());
             }
             match self.watched.get(&id) {
                 Some(Watched::Program(path)) if mask & libc::IN_OPEN != 0 => return Some(ran(path)),
@@ -133,7 +135,7 @@ impl Elevation {
 }
 
 fn ran(program: &Path) -> String {
-    format!("{} was opened, which gives a run more rights", program.display())
+    format!("a process opened {}, which gives a run more rights", program.display())
 }
 
 /// The programs of [`PLACES`] and PATH: those of the system, which no ordinary user changes, so that one listing does.

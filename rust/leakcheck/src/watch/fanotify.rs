@@ -11,6 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::{clock, sys};
+use crate::error::in_words;
 use crate::observe::mount_table::Mounts;
 use crate::observe::reach;
 
@@ -134,7 +135,7 @@ fn refused(errno: Errno, too_old: &str) -> String {
         Errno::PERM => "fanotify: CAP_SYS_ADMIN in the initial user namespace is missing".to_owned(),
         Errno::INVAL => format!("fanotify: {too_old}"),
         Errno::NOSYS => "fanotify: the kernel is built without it".to_owned(),
-        other => format!("fanotify_init: {other}"),
+        other => format!("fanotify_init: {}", in_words(other)),
     }
 }
 
@@ -152,17 +153,17 @@ impl Group {
         init(libc::FAN_REPORT_DFID_NAME_TARGET)
             .or_else(|errno| if errno == Errno::INVAL { init(libc::FAN_REPORT_DFID_NAME) } else { Err(errno) })
             .map(|fd| Group { fd, entries: true, quiet: clock::monotonic() })
-            .map_err(|errno| refused(errno, "Linux 5.9 is needed to report names"))
+            .map_err(|errno| refused(errno, "reporting names needs Linux 5.9"))
     }
 
     /// A group for the mounts of our mount namespace. The reason, if the kernel refuses.
     pub(super) fn for_mounts() -> Result<Group, String> {
-        let fd = init(FAN_REPORT_MNT).map_err(|errno| refused(errno, "Linux 6.14 is needed to report mounts"))?;
+        let fd = init(FAN_REPORT_MNT).map_err(|errno| refused(errno, "reporting mounts needs Linux 6.14"))?;
         let group = Group { fd, entries: false, quiet: clock::monotonic() };
         let own = "/proc/self/ns/mnt";
         rustix::fs::open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .and_then(|namespace| group.watch_namespace(namespace.as_fd()))
-            .map_err(|errno| format!("fanotify_mark {own}: {errno}"))?;
+            .map_err(|errno| format!("fanotify_mark {own}: {}", in_words(errno)))?;
         Ok(group)
     }
 
@@ -175,7 +176,8 @@ impl Group {
 
     /// Watches the whole filesystem that holds `path`. The reason, if the kernel refuses, or if it may not answer.
     pub(super) fn watch_filesystem(&self, path: &Path, mounts: &mut Mounts) -> Result<(), String> {
-        let place = reach::open(path, None, true, mounts).map_err(|e| format!("open {}: {e}", path.display()))?;
+        let place = reach::open(path, None, true, mounts)
+            .map_err(|e| format!("cannot open {}: {}", path.display(), in_words(e)))?;
         let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
         sys::fanotify_mark(self.fd.as_fd(), flags, ENTRIES, Some(place.fd.as_fd()), c".").map_err(|errno| {
             let why = match errno {
@@ -184,7 +186,7 @@ impl Group {
                 Errno::OPNOTSUPP => " (the filesystem has no file handles)",
                 _ => "",
             };
-            format!("fanotify_mark {}: {errno}{why}", path.display())
+            format!("fanotify_mark {}: {}{why}", path.display(), in_words(errno))
         })
     }
 

@@ -11,6 +11,7 @@ use rustix::io::Errno;
 
 use super::connector::Event;
 use super::sys::Ring;
+use crate::error::in_words;
 
 /// `struct perf_event_attr`, `include/uapi/linux/perf_event.h`, in words of 32 bits, the low half of 64 first.
 const ATTR: usize = 32;
@@ -46,10 +47,10 @@ impl Perf {
     /// Opens an event on each CPU. The error is the reason for the fallback.
     pub(super) fn open() -> Result<Perf, String> {
         if cfg!(target_endian = "big") {
-            return Err("perf events: not read on a big-endian machine".to_owned());
+            return Err("perf events: not supported on a big-endian machine".to_owned());
         }
-        let online = online().ok_or("perf events: the list of CPUs cannot be read")?;
-        let cpus = cpus(&online).ok_or("perf events: the list of CPUs is of unknown form")?;
+        let online = online().ok_or("perf events: cannot read the list of CPUs")?;
+        let cpus = cpus(&online).ok_or("perf events: the list of CPUs has an unknown format")?;
         let rings = |pages| cpus.iter().map(|cpu| Ring::open(&attr(pages), *cpu, pages)).collect::<Result<_, _>>();
         let [large, small] = PAGES;
         Ok(Perf {
@@ -77,13 +78,13 @@ impl Perf {
             }
         }
         if !settled {
-            self.lost = Some("perf events: the order of events is not known");
+            self.lost = Some("perf events: the order of events is unknown");
         }
         self.waiting.sort_by_key(Event::at);
         let known = self.waiting.partition_point(|event| event.at() <= newest);
         self.waiting.drain(..known).for_each(&mut take);
         if online().as_ref() != Some(&self.online) {
-            self.lost = Some("perf events: the CPUs have changed");
+            self.lost = Some("perf events: the set of CPUs changed");
         }
     }
 
@@ -122,10 +123,11 @@ fn attr(pages: usize) -> [u32; ATTR] {
 fn refused(errno: Errno) -> String {
     match errno {
         Errno::ACCESS | Errno::PERM => {
-            "perf events: CAP_PERFMON in the initial user namespace is missing, or a filter forbids them".to_owned()
+            "perf events: CAP_PERFMON in the initial user namespace is missing, or a seccomp filter forbids them"
+                .to_owned()
         }
         Errno::NOSYS => "perf events: the kernel is built without them".to_owned(),
-        other => format!("perf events: perf_event_open: {other}"),
+        other => format!("perf events: perf_event_open: {}", in_words(other)),
     }
 }
 

@@ -102,7 +102,7 @@ impl State {
         let mut here = Mounts::of(None);
         let (entries, levels_of_files) = open_entries(&options.files, &mut here);
         let (mounts, level_of_mounts) = if !options.mounts {
-            (None, none("mounts were not asked for".to_owned()))
+            (None, none("mounts were not requested".to_owned()))
         } else {
             match Group::for_mounts() {
                 Ok(group) => (Some(group), Coverage::full()),
@@ -118,7 +118,7 @@ impl State {
                 let descent = Descent::new(options.root, ancestry.reapers().to_vec(), kernel);
                 (Some((forks, descent)), Coverage::full())
             }
-            Err(reason) => (None, partial(&format!("{reason}; parents are read from /proc instead"))),
+            Err(reason) => (None, partial(&format!("{reason}; leakcheck reads parents from /proc instead"))),
         };
         State {
             root: options.root,
@@ -148,7 +148,7 @@ impl State {
     /// Lowers the level of descent when a thread was not reported that was certainly started.
     pub(super) fn expect_own_thread(&mut self) {
         if self.kin.connector.is_some() && !self.kin.heard_ourselves {
-            self.kin.coverage.merge(partial("forks: an event that must have been sent did not come"));
+            self.kin.coverage.merge(partial("forks: an event that the kernel must have sent did not come"));
         }
     }
 
@@ -322,7 +322,7 @@ fn drain(group: &mut Group, kin: &mut Kin, makers: &mut Makers, buffer: &mut [u8
                     let membership = kin.within(pid, group.quiet, now);
                     makers.record(deed, Maker { pid, membership });
                 }
-                None => lost = Some("fanotify: an event of unknown form".into()),
+                None => lost = Some("fanotify: an event has an unknown format".into()),
             }
         }
     }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 
+use crate::error::in_words;
 use crate::kind::{Kind, KindSet};
 use crate::observe::pass::{NsLink, Pin, Sample, Wanted};
 use crate::observe::read::{ShortPath, path, read_into, read_small};
@@ -62,7 +63,7 @@ impl Reader<'_> {
     fn refuse(&mut self, what: &str, hides: &[Kind], error: Errno) {
         // A process that is ending answers ENOENT or ESRCH: it is no gap.
         if !matches!(error, Errno::NOENT | Errno::SRCH) {
-            let first = || (format!("{what}: {}", std::io::Error::from(error)), KindSet::EMPTY);
+            let first = || (format!("{what}: {}", in_words(error)), KindSet::EMPTY);
             let (_, hidden) = self.sample.refused.get_or_insert_with(first);
             *hidden = hidden.iter().chain(hides.iter().copied()).collect();
         }
