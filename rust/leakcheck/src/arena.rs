@@ -1,6 +1,7 @@
-//! A disposable host, seen from outside: through descriptors of its `/proc`, of its overlay's layers and of its fresh tmpfs.
+//! A disposable host, observed from outside: through descriptors of its `/proc`, of its overlay's layers and of its
+//! fresh tmpfs.
 //!
-//! Whoever made the arena hands the descriptors over; nothing here enters its mount or pid namespace.
+//! The creator of the arena passes the descriptors; nothing here enters its mount or pid namespace.
 
 use std::fmt::{self, Display};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,13 +19,13 @@ pub struct Layer {
     pub path: PathBuf,
     /// Root of its upper layer.
     pub upper: OwnedFd,
-    /// The host's directory that is its lower layer; other file systems that are mounted below it are not.
+    /// The host's directory that is its lower layer, without other file systems mounted below it.
     pub lower: PathBuf,
 }
 
-/// What an arena is seen through.
+/// The descriptors and paths through which an arena is observed.
 pub struct ArenaView {
-    /// The arena's own `/proc`: its pids are the arena's.
+    /// The arena's own `/proc`, with the arena's pids.
     pub proc: OwnedFd,
     /// Its overlays.
     pub layers: Vec<Layer>,
@@ -32,12 +33,12 @@ pub struct ArenaView {
     pub roots: Vec<(PathBuf, OwnedFd)>,
     /// Hierarchy, named as in [`Cgroup`](crate::resource::Cgroup), and the arena's own cgroup in it, a directory of the host.
     pub cgroups: Vec<(String, PathBuf)>,
-    /// Submounts of the host that neither a layer nor a root shows, with the reason.
+    /// Submounts of the host that are in no layer and no root, with the reason.
     pub not_covered: Vec<String>,
 }
 
 impl ArenaView {
-    /// Its `/proc` as a path, for what is looked up rarely.
+    /// Its `/proc` as a path, for rare lookups.
     pub(crate) fn proc_path(&self) -> String {
         format!("/proc/self/fd/{}", self.proc.as_raw_fd())
     }
@@ -48,10 +49,10 @@ impl ArenaView {
         rustix::fs::openat(&self.proc, c"1/root", place, Mode::empty())
     }
 
-    /// Whether PID 1 lives: with it goes all that the arena has.
+    /// Whether PID 1 lives: everything in the arena goes with it.
     ///
     /// # Errors
-    /// [`Error::Io`] that names the arena's `/proc` when it is gone.
+    /// [`Error::Io`] that names the arena's `/proc` if PID 1 has exited.
     pub(crate) fn check(&self) -> Result<()> {
         let stat = rustix::fs::openat(&self.proc, c"1/stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         stat.map(drop).map_err(|e| {

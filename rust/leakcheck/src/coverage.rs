@@ -1,4 +1,4 @@
-//! How far an observation reached, what it did not see, and what it takes to have made anything there.
+//! How much an observation saw, what it did not see, and which rights creating something there needs.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub enum Level {
     None,
     /// Seen in part.
     Partial,
-    /// Seen in full, but for what `docs/explanation/undetected.md` lists.
+    /// Seen in full, except for what `docs/explanation/undetected.md` lists.
     Full,
 }
 
@@ -46,14 +46,14 @@ impl Coverage {
     }
 }
 
-/// Coverage of every kind that was asked for.
+/// Coverage of every requested kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct CoverageMap(pub BTreeMap<Kind, Coverage>);
 
 impl CoverageMap {
-    /// Notes that `kind` was seen no better than `level`, and why. The first reason of each kind is enough when many
-    /// objects fail alike.
+    /// Records that `kind` was seen no better than `level`, and why. If many objects fail alike, the same reason is
+    /// recorded once.
     pub fn lower(&mut self, kind: Kind, level: Level, reason: impl Into<String>) {
         let coverage = Coverage { level, reason: reason.into() };
         self.0.entry(kind).or_insert_with(Coverage::full).merge(coverage);
@@ -81,21 +81,22 @@ pub struct Unreadable {
     pub hides: KindSet,
 }
 
-/// What only descriptors lead to: a namespace that they alone hold is not found, nor is what is in it.
+/// The kinds that may be reachable only through descriptors: a namespace that only a descriptor holds is not found, nor
+/// are its contents.
 pub(crate) fn hidden_by_descriptors() -> KindSet {
     [Kind::Fd, Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net].into_iter().collect()
 }
 
-/// A place that was not looked into, although a run with enough rights could have left something there.
+/// A place that was not read, although a run with enough rights could have left something there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
     /// The kind that is not seen in full.
     pub kind: Kind,
-    /// How well it is seen nevertheless; full for what matters only if a later observation says so.
+    /// How much of it was seen nevertheless; full if it matters only when a later observation says so.
     pub level: Level,
     /// Why.
     pub reason: String,
-    /// What was not looked into.
+    /// What was not read.
     pub place: Unseen,
 }
 
@@ -105,14 +106,14 @@ pub struct Gap {
 pub enum Unseen {
     /// A directory below a root.
     Directory(Directory),
-    /// The nftables of the observer's own network namespace, which only CAP_NET_ADMIN may list, and make.
+    /// The nftables of the observer's own network namespace, which only CAP_NET_ADMIN can list and create.
     Nftables,
-    /// The BPF objects of the machine, which only CAP_SYS_ADMIN may list.
+    /// The BPF objects of the machine, which only CAP_SYS_ADMIN can list.
     Bpf,
     /// The keys of other users.
     Keys,
-    /// The POSIX message queues of the observer's own IPC namespace, where no `mqueue` is mounted. How many bytes those of its
-    /// user take is the gauge [`QUEUES`].
+    /// The POSIX message queues of the observer's own IPC namespace, where no `mqueue` is mounted. The gauge [`QUEUES`]
+    /// shows how many bytes those of its user take.
     Queues,
 }
 
@@ -124,7 +125,7 @@ pub(crate) const QUEUES: &str = "mqueue_bytes";
 pub struct Directory {
     /// Where it is.
     pub path: Text,
-    /// Its device; 0 like all that follows where not even this is known.
+    /// Its device; 0, like all following fields, if it is not known.
     pub dev: u64,
     /// Its inode.
     pub ino: u64,
@@ -132,13 +133,13 @@ pub struct Directory {
     pub uid: u32,
     /// Its mode.
     pub mode: u32,
-    /// Whether the observer may not even pass through it (access(2), `X_OK`), so that nothing below can be reached by a path.
+    /// Whether the observer cannot search it (access(2), `X_OK`), so that no path reaches anything below.
     pub closed: bool,
-    /// Whether it has no sub-directory, and the observer may not make anything in it.
+    /// Whether it has no subdirectory and the observer cannot create anything in it.
     pub barren: bool,
 }
 
-/// Lowers `coverage` by what unreadable processes hide: one reason for each sort of refusal.
+/// Lowers `coverage` for the kinds that unreadable processes hide, with one reason per kind.
 pub(crate) fn lower_for_unreadable(unreadable: &[&Unreadable], coverage: &mut CoverageMap) {
     for kind in Kind::ALL {
         let mut hiding = unreadable.iter().filter(|u| u.hides.contains(kind));
@@ -151,8 +152,8 @@ pub(crate) fn lower_for_unreadable(unreadable: &[&Unreadable], coverage: &mut Co
     }
 }
 
-/// Lowers `coverage` by places that were not looked into. Of directories the first few are named: one in a thousand is told as
-/// clearly as a thousand.
+/// Lowers `coverage` for places that were not read. Only the first few directories are named: one unreadable directory
+/// is reported as clearly as a thousand.
 pub(crate) fn lower_for_gaps<'a>(gaps: impl Iterator<Item = &'a Gap>, coverage: &mut CoverageMap) {
     const NAMED: usize = 3;
     let mut directories = 0;

@@ -1,7 +1,7 @@
-//! What this machine and this user can and cannot see, and how to get more: `leakcheck doctor`.
+//! What this user can and cannot see on this machine, and how to see more: `leakcheck doctor`.
 //!
-//! Nothing is guessed from version numbers: one snapshot is taken, one watch is started, and every kernel interface that the
-//! observer prefers is called once.
+//! Doctor guesses nothing from version numbers: it takes one snapshot, starts one watch, and calls every kernel
+//! interface that the observer prefers once.
 
 mod advice;
 mod source;
@@ -27,29 +27,28 @@ use crate::watch::{self, Watch};
 const INITIAL_PID_NS: u64 = 0xEFFF_FFFC;
 const INITIAL_USER_NS: u64 = 0xEFFF_FFFD;
 
-/// Everything that was found out.
+/// All findings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Examination {
     /// Always [`Examination::SCHEMA`].
     pub schema: String,
     /// The kernel's release, as `uname -r` gives it.
     pub kernel: String,
-    /// As whom it looks.
+    /// The user that runs it.
     pub user: User,
     /// Which cgroup hierarchies are mounted.
     pub cgroups: CgroupVersion,
-    /// Each of them.
+    /// The mounted hierarchies.
     pub hierarchies: Vec<Hierarchy>,
-    /// Whether it looks from inside a container.
+    /// Whether it runs inside a container.
     pub container: Container,
-    /// What one snapshot saw of each kind. Unlike in a guard's verdict, a process that refused to be read counts here
-    /// whosoever it is.
+    /// What one snapshot saw of each kind. Unlike in a guard's verdict, every unreadable process counts here.
     pub kinds: BTreeMap<Kind, Finding>,
-    /// The interfaces of the kernel that the observer prefers.
+    /// The kernel interfaces that the observer prefers.
     pub sources: Vec<Source>,
-    /// Processes that refused to be read.
+    /// Processes that could not be read.
     pub unreadable: Vec<Refusal>,
-    /// What a guard with these options would answer of a run that leaves nothing.
+    /// The verdict of a guard with these options for a run that leaves nothing.
     pub guard: Answer,
     /// The page that lists what leakcheck cannot see anywhere.
     pub undetected: String,
@@ -60,7 +59,7 @@ pub struct Examination {
 pub struct User {
     /// Effective user id.
     pub uid: u32,
-    /// Names of the effective capabilities (capabilities(7)); of unknown ones their numbers.
+    /// Names of the effective capabilities (capabilities(7)), or their numbers if unknown.
     pub capabilities: Vec<String>,
 }
 
@@ -90,26 +89,26 @@ pub struct Hierarchy {
 /// Whether it looks from inside a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
-    /// Whether this is the machine's first pid namespace: otherwise the processes outside are not seen.
+    /// Whether this is the initial pid namespace. If not, processes outside are not visible.
     pub initial_pid_namespace: bool,
-    /// Whether this is the machine's first user namespace: otherwise capabilities count for less.
+    /// Whether this is the initial user namespace. If not, capabilities permit less.
     pub initial_user_namespace: bool,
-    /// What else speaks for a container.
+    /// Other signs of a container.
     pub hints: Vec<String>,
 }
 
-/// How well something is seen, why not better, and what would help.
+/// How much of something is seen, why not more, and what would help.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// How well.
+    /// The level.
     pub level: Level,
-    /// Why not better; empty when full.
+    /// Why not more; empty if full.
     pub reason: String,
-    /// What to do about it; empty when full.
+    /// What to do about it; empty if full.
     pub fix: String,
 }
 
-/// An interface of the kernel.
+/// A kernel interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Source {
     /// Its name; `fanotify: PATH` for each watched file system.
@@ -119,23 +118,23 @@ pub struct Source {
     pub finding: Finding,
 }
 
-/// A process that refused to be read.
+/// A process that could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// Process id.
     pub pid: u32,
     /// Command name.
     pub comm: Text,
-    /// What was refused, and how.
+    /// The file that could not be read, and the kernel's answer.
     pub what: String,
 }
 
-/// What a guard would answer.
+/// The verdict of a guard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
-    /// The best verdict that is possible: `clean` or `unknown`.
+    /// The best possible verdict: `clean` or `unknown`.
     pub verdict: Verdict,
-    /// Why no better one.
+    /// Why not a better one.
     pub because: String,
 }
 
@@ -186,7 +185,7 @@ pub fn doctor(options: &Options) -> Result<Examination> {
     })
 }
 
-/// A process that was there before and cannot be read lowers nothing in a guard; a kind that is not seen in full does.
+/// An unreadable process from before the run does not lower a guard's coverage; a kind that is not seen in full does.
 fn answer(coverage: &CoverageMap, levels: &watch::Levels, host: bool) -> Answer {
     let gaps: Vec<String> = coverage
         .0
@@ -212,7 +211,7 @@ fn version<'a>(names: impl Iterator<Item = &'a str>) -> CgroupVersion {
     for name in names {
         match name {
             "v2" => v2 = true,
-            // A named hierarchy without controllers is systemd's book-keeping, and a v1 hierarchy all the same.
+            // A named hierarchy without controllers is systemd's, but still a v1 hierarchy.
             _ => v1 = true,
         }
     }

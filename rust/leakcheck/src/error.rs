@@ -43,7 +43,7 @@ impl Error {
         Error::Saved { path: path.as_ref().to_owned(), why: why.into() }
     }
 
-    /// Whether the input is at fault (exit code 2), and not the machine.
+    /// Whether the input is wrong (exit code 2), not the machine.
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Usage(_) | Error::Saved { .. } => true,
@@ -66,7 +66,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 /// Says what was attempted, and on what: `open(path).doing("open", path)?`.
 pub(crate) trait Doing<T> {
     /// # Errors
-    /// [`Error::Io`] in the place of the kernel's answer.
+    /// [`Error::Io`] instead of the kernel's answer.
     fn doing(self, op: &'static str, path: impl AsRef<Path>) -> Result<T>;
 }
 
@@ -77,7 +77,7 @@ impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
 }
 
 impl Error {
-    /// Whether the object went away while it was read.
+    /// Whether the object disappeared while it was read.
     pub(crate) fn is_gone(&self) -> bool {
         match self {
             Error::Io { source, .. } => {

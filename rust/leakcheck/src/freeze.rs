@@ -1,6 +1,7 @@
-//! An arena that holds still for one look: cgroup.freeze of v2 (Linux 5.2), else the v1 freezer.
+//! Freezes an arena for one look: with cgroup.freeze of v2 (Linux 5.2), else with the v1 freezer.
 //!
-//! A walk of `/proc` takes time in which processes begin and end. What is frozen neither forks nor exits, so what lives can be named.
+//! A walk of `/proc` takes time, in which processes start and exit. A frozen process neither forks nor exits, so the
+//! look can name every process that lives.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -12,9 +13,9 @@ use rustix::fs::{Mode, OFlags, open};
 
 use crate::arena::ArenaView;
 
-/// How long the kernel gets: a task freezes where it next returns to user mode.
+/// Time limit for freezing: a task freezes when it next returns to user mode.
 const PATIENCE: Duration = Duration::from_millis(250);
-/// A v1 freezer raises no event.
+/// A v1 freezer sends no event.
 const STEP: Duration = Duration::from_millis(1);
 
 /// A frozen arena; thawed when dropped.
@@ -24,12 +25,13 @@ pub(crate) struct Frozen {
 }
 
 impl Frozen {
-    /// Freezes all of the arena. None where it has no cgroup that can, somebody has frozen it already, or it does not hold still
-    /// in time.
+    /// Freezes the whole arena. None if it has no cgroup that supports it, if it is frozen already, or if it does not
+    /// freeze in time.
     pub(crate) fn whole(arena: &ArenaView) -> Option<Frozen> {
         let v1 = |name: &str| name.split(',').any(|controller| controller == "freezer");
         let find = |fits: &dyn Fn(&str) -> bool| arena.cgroups.iter().find(|(name, _)| fits(name)).map(|(_, dir)| dir);
-        // A task that v2 froze can still be killed: should this process end before it thaws, the arena can be taken down.
+        // A task that v2 froze can still be killed: if this process exits before it thaws the arena, the arena can be
+        // taken down.
         find(&|name| name == "v2")
             .and_then(|dir| Self::by_v2(dir))
             .or_else(|| find(&v1).and_then(|dir| Self::by_v1(dir)))
@@ -78,7 +80,7 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        // It fails only when the cgroup is gone, and then so is all that was frozen in it.
+        // It fails only if the cgroup is gone, and with it everything that was frozen.
         let _ = fs::write(&self.control, self.thaw);
     }
 }
@@ -87,19 +89,19 @@ fn timespec(duration: Duration) -> Timespec {
     Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
 }
 
-/// How many processes the arena's cgroup holds, those that started it with them; none where that cannot be told. The kernel
-/// appends what is born to the list that it walks, so that no order of process ids hides any.
+/// How many processes the arena's cgroup holds, including those that started the arena; none if unknown. The kernel
+/// appends new tasks to the list that it walks, so no order of process ids hides any.
 pub(crate) fn population(arena: &ArenaView) -> Option<usize> {
     let (_, dir) = arena.cgroups.iter().find(|(name, _)| name == "v2").or(arena.cgroups.first())?;
     count(dir)
 }
 
-/// How many processes are in a cgroup and below.
+/// How many processes are in a cgroup and its descendants.
 pub(crate) fn count(dir: &Path) -> Option<usize> {
     let procs = fs::read(dir.join("cgroup.procs")).ok()?;
     let mut n = procs.split(|b| *b == b'\n').filter(|line| !line.is_empty()).count();
     for child in fs::read_dir(dir).ok()?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {
-        // One that is removed meanwhile has no process.
+        // A cgroup that is removed during the walk has no process.
         n += count(&child.path()).unwrap_or(0);
     }
     Some(n)

@@ -51,30 +51,31 @@ use residue::{Remnant, finish, gauges, replacing, residue};
 pub struct Options {
     /// What to observe.
     pub observe: observe::Options,
-    /// Residue that is known and accepted.
+    /// Known and accepted residue.
     pub rules: Rules,
     /// How long to wait for teardown.
     pub policy: Policy,
-    /// Residue that cannot be attributed to the run is listed apart and is no leak: for many runs side by side.
+    /// Residue that cannot be attributed to the run is listed separately and is not a leak. For many runs side by side.
     pub attributed_only: bool,
 }
 
 impl Options {
-    /// This process, where its own descriptors count: an arena has none of them.
+    /// This process, if its own descriptors count. An arena has none of them.
     fn own_pid(&self) -> Option<u32> {
         (self.observe.include_self && self.observe.arena.is_none()).then(std::process::id)
     }
 }
 
-/// A guarded run. The run is whatever this process starts from [`Guard::begin`] on, what descends from that, and what has the
-/// [token](Guard::token) in its environment; with `include_self` also what this process itself opens.
+/// A guarded run. The run is every process that this process starts after [`Guard::begin`], their descendants, and
+/// every process with the [token](Guard::token) in its environment; with `include_self` also what this process itself
+/// opens.
 pub struct Guard {
     options: Options,
-    /// What is judged; what is observed may be more.
+    /// The kinds that are judged; more kinds may be observed.
     asked: KindSet,
     /// None in an arena, where everything is the run's.
     watch: Option<Watch>,
-    /// Of whom a `tree:` scope is: what it starts may leave the tree, and it may end.
+    /// Follows the first process of a `tree:` scope: its descendants may leave the tree, and it may exit.
     tree: Option<Watch>,
     token: String,
     baseline: Snapshot,
@@ -99,7 +100,7 @@ impl Guard {
         let mut files: Vec<PathBuf> = Vec::new();
         let host = options.observe.scope == Scope::Host && options.observe.arena.is_none();
         if host {
-            // The same ones for every look, whatever the run mounts.
+            // The same for every look, whatever the run mounts.
             let roots = options.observe.effective_roots();
             if kinds.any(&[Kind::File, Kind::Ipc, Kind::Lockfile, Kind::Loop, Kind::Net]) {
                 files.extend(options.observe.lock_files.iter().filter_map(|f| Some(f.parent()?.to_owned())));
@@ -112,7 +113,7 @@ impl Guard {
                 files.extend(observe::cgroup_mounts());
             }
         }
-        // Watching starts before the baseline: what is new afterwards has its event.
+        // The watch starts before the baseline, so everything that is new after the baseline has an event.
         let mounts = kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net]) && host;
         let watched = || Watch::start(&watch::Options { root: std::process::id(), files, mounts });
         let watch = options.observe.arena.is_none().then(watched);
@@ -128,7 +129,8 @@ impl Guard {
             tree.adopt(&baseline.processes.iter().map(|p| p.pid).collect::<Vec<_>>());
         }
         options.observe.submounts = Some(baseline.submounts.clone());
-        // Those that others mount between the baseline and here do no harm; without a list all that answer are entered.
+        // Mounts that others add between the baseline and this point do no harm. Without a list, all mounts that
+        // respond are entered.
         let old = observe::mount_numbers(options.observe.arena.as_deref().map(|arena| &arena.view)).ok().map(Arc::new);
         if let (Some(watch), Some(old)) = (&watch, &old) {
             watch.limit_to(Arc::clone(old));
@@ -149,7 +151,7 @@ impl Guard {
         (TOKEN_NAME, &self.token)
     }
 
-    /// Adds rules for residue that turns out to be accepted while the run goes on; to be called before [`Guard::end`].
+    /// Adds rules for residue that turns out to be acceptable during the run. Call it before [`Guard::end`].
     pub fn allow(&mut self, rules: Rules) {
         self.options.rules.rules.extend(rules.rules);
     }
@@ -159,10 +161,10 @@ impl Guard {
         &self.baseline
     }
 
-    /// The run has ended: waits for teardown, and judges what is left.
+    /// Ends the run: waits for teardown and judges what remains.
     ///
     /// # Errors
-    /// What [`observe::snapshot`] raises. A check that failed is never a pass.
+    /// What [`observe::snapshot`] raises. A failed check is never a pass.
     pub fn end(&mut self, command: Option<Command>) -> Result<Report> {
         let run_ms = ms(self.began.elapsed());
         let mut report = self.judge()?;
@@ -172,8 +174,8 @@ impl Guard {
         Ok(report)
     }
 
-    /// Looks again after the target's own recovery: what it removed gets the class *reclaimable* and no longer counts for the
-    /// verdict, what is still there stays as it was, and what the recovery itself left is added.
+    /// Looks again after the target's own recovery. What the recovery removed gets the class *reclaimable* and no
+    /// longer counts for the verdict. What still exists stays as it was. What the recovery itself left is added.
     ///
     /// # Errors
     /// As [`Guard::end`].
@@ -205,7 +207,8 @@ impl Guard {
     }
 }
 
-/// The mount namespaces of others, each with a path that opens it. What is mounted by the run may come into them and stay there.
+/// The mount namespaces of other processes, each with a path that opens it. Mounts of the run may propagate into them
+/// and stay there.
 fn mount_namespaces(baseline: &Snapshot) -> Vec<(u64, PathBuf)> {
     let path = |holder: &NsHolder| match holder {
         NsHolder::Process(pid, _) => Some(format!("/proc/{pid}/ns/mnt").into()),
@@ -217,8 +220,9 @@ fn mount_namespaces(baseline: &Snapshot) -> Vec<(u64, PathBuf)> {
     others.flat_map(|n| n.holders.iter().filter_map(path).map(|path| (n.ino, path))).collect()
 }
 
-/// What must be observed to judge `asked`: by processes one knows whose residue is, and whether more may come; by descriptors
-/// who holds a lock, a socket, a mount, a namespace or a BPF object; by namespaces whose the things inside are.
+/// The kinds to observe in order to judge `asked`. Processes tell whose residue is, and whether more may come.
+/// Descriptors tell which process holds a lock, a socket, a mount, a namespace or a BPF object. Namespaces tell whose
+/// the objects inside are.
 fn with_helpers(asked: KindSet) -> KindSet {
     use Kind::{Bpf, Fd, Ipc, Lock, Mount, Namespace, Net, Process};
     let mut helpers = vec![Process];
@@ -231,8 +235,8 @@ fn with_helpers(asked: KindSet) -> KindSet {
     asked.iter().chain(helpers).collect()
 }
 
-/// Waits for teardown since `baseline` and judges what is left, with no knowledge of who made it: everything that appeared
-/// counts. `first` is the first of several baselines: what is where that one had something else is marked.
+/// Waits for teardown since `baseline` and judges what remains, without knowing which process made it: everything that
+/// appeared counts. `first` is the first of several baselines: a resource that replaces one of that baseline is marked.
 ///
 /// # Errors
 /// What [`observe::snapshot`] and [`diff::diff`] raise.
@@ -243,21 +247,21 @@ pub fn verify_none(baseline: &Snapshot, first: &Snapshot, options: &Options) -> 
     judge(baseline, first, options, asked, &live, &Reach::default())
 }
 
-/// The coverage of a guard that begins with `look` as its baseline, and whose run leaves nothing.
+/// The coverage of a guard with `look` as its baseline and a run that leaves nothing.
 pub(crate) fn coverage_of(look: &Snapshot, watch: &Watch) -> CoverageMap {
     let watched = Live { watch: Some(watch), tree: None, token: None, arena: None };
     let attributor = Attributor::new(look, look, &watched, None);
     coverage(look, look, look.kinds, &attributor, &Reach::of_own_runs(look))
 }
 
-/// Judges two snapshots that were taken before, of `arena` if they are an arena's and it is still there: no waiting, nothing looked
-/// up of the time between.
+/// Judges two existing snapshots, of `arena` if they show an arena that still exists. It does not wait, and knows
+/// nothing of the time between them.
 ///
 /// # Errors
 /// [`Error::Usage`](crate::Error::Usage) when they cannot be compared.
 pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules, arena: Option<&ObservedArena>) -> Result<Report> {
     let mut all = diff::diff(before, after)?.with_settings_as_changes(before);
-    // Each snapshot saw who took it.
+    // Each snapshot contains the process that took it.
     let observer = |r: &Resource| match r {
         Resource::Process(p) => [before.observer, after.observer].contains(&Some((p.pid, p.start))),
         _ => false,
@@ -312,7 +316,7 @@ fn judge(
         looks_ms: 0.0,
         adrift: Adrift::default(),
     };
-    // What is looked up beside the looks goes through one procfs.
+    // All lookups besides the looks go through one procfs.
     let _proc = ProcRoot::renew()?;
     let mut settled = settle(&options.policy, &mut world)?;
     let Some(last) = world.last.take() else {
@@ -322,7 +326,7 @@ fn judge(
     let passed: Vec<bool> = settled.transient.iter().map(|(found, _)| adrift.knows(&found.resource)).collect();
     let respawning = adrift.end(&world, &last.look, &mut settled.residue, settled.lives)?;
     let mut coverage = last.coverage;
-    // What went away in a look that was cut short may be there still.
+    // What disappeared in an incomplete look may still exist.
     let gone: KindSet = settled.transient.iter().map(|(found, _)| found.resource.kind()).collect();
     for (kind, worst) in world.every.0.into_iter().filter(|(kind, _)| gone.contains(*kind)) {
         coverage.lower(kind, worst.level, worst.reason);
@@ -332,7 +336,7 @@ fn judge(
         coverage.lower(Kind::Process, Level::Partial, why);
     }
     if let Some(found) = respawning.leak {
-        // What only passed by is told with it.
+        // The report of the chain includes its earlier processes.
         let mut passed = passed.into_iter();
         settled.transient.retain(|_| !passed.next().unwrap_or(false));
         settled.residue.insert(found.key.clone(), found);
@@ -348,7 +352,7 @@ fn judge(
     report.timing_ms.insert("looking".to_owned(), world.looks_ms);
     let Settled { residue, transient, looks, took, extended, lives: _ } = settled;
     report.settle = Settling { looks, ms: ms(took), extended };
-    // What went before it could be attributed tells nothing of the run.
+    // What disappeared before it could be attributed says nothing about the run.
     let (told, untold): (Vec<_>, Vec<_>) = transient.into_iter().partition(|(f, _)| f.by != Attribution::None);
     report.noise += untold.len() as u64;
     for (found, after) in told {
@@ -365,8 +369,8 @@ fn judge(
     Ok(report)
 }
 
-/// What a tree's first process had started is not followed without every event once it has ended; and what it has mounted is seen by
-/// processes that are in the same place alone.
+/// After a tree's first process has exited, its descendants can be followed only if every event is seen, and its mounts
+/// only through processes in the same mount namespace.
 fn note_end_of_tree(baseline: &Snapshot, live: &Live<'_>, asked: KindSet, coverage: &mut CoverageMap) {
     let Scope::Tree(root) = baseline.scope else { return };
     let same = |p: &Process| baseline.process(root).is_some_and(|old| old.start == p.start) && p.state != 'Z';

@@ -1,4 +1,4 @@
-//! Diff, attribution, allow rules, settling, classes, verdict: pure, all of it tested on canned data.
+//! Diff, attribution, allow rules, settling, classes, verdict: pure, and tested on canned data.
 
 pub mod allow;
 pub mod attribute;

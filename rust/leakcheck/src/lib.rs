@@ -1,10 +1,11 @@
 //! Proves that a Linux sandbox leaves nothing behind.
 //!
-//! [`observe::snapshot`] sees, [`judge::diff`] compares identities, [`Guard`] does both around a run and gives a [`Report`]
-//! whose verdict never says *clean* of what was not looked at.
+//! [`observe::snapshot`] observes, [`judge::diff`] compares identities, and [`Guard`] does both around a run. It
+//! returns a [`Report`] whose verdict is never *clean* if something was not observed.
 //!
-//! In a test suite, three verbs do: [`NoLeaks::new`](testing::NoLeaks::new) guards a test, [`testing::verify_none`] a closure, and
-//! [`NoLeaks::report`](testing::NoLeaks::report) hands out the report instead of panicking. See [`testing`].
+//! A test suite needs three verbs: [`NoLeaks::new`](testing::NoLeaks::new) guards a test, [`testing::verify_none`] a
+//! closure, and [`NoLeaks::report`](testing::NoLeaks::report) hands out the report instead of panicking. See
+//! [`testing`].
 
 mod arena;
 mod coverage;
@@ -20,7 +21,7 @@ pub mod snapshot;
 pub mod testing;
 mod token;
 
-// For the Python binding and for the crate's own tests: no promise.
+// For the Python binding and for the crate's own tests: not a stable interface.
 #[doc(hidden)]
 pub mod doctor;
 #[doc(hidden)]

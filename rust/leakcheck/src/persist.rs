@@ -1,4 +1,4 @@
-//! Snapshots and reports on disk. A file is whole or absent: written beside, synced, renamed.
+//! Snapshots and reports on disk. A file is complete or absent: written to a temporary file, synced, renamed.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -15,15 +15,16 @@ use crate::error::{Doing, Error, Result, in_words};
 use crate::snapshot::Snapshot;
 use crate::token::random_token;
 
-/// Bytes of a saved snapshot or report; a machine of a million files has a snapshot of half of that.
+/// Maximum size of a saved snapshot or report in bytes; the snapshot of a machine with a million files has half of
+/// that.
 pub const LARGEST: u64 = 512 << 20;
-/// How long a FIFO may wait for its writer.
+/// Time limit for a FIFO to get a writer.
 const WRITER: Duration = Duration::from_secs(2);
-/// How long a pipe may take to give a whole input.
+/// Time limit for a pipe to deliver the whole input.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Reads a text that a user names: a regular file or a pipe, at most `most` bytes, and never waiting for ever. With `own` nobody
-/// but root and the caller may have written it.
+/// Reads a text that a user names: a regular file or a pipe, at most `most` bytes, with a time limit. With `own`, only
+/// root and the caller may have been able to write it.
 ///
 /// # Errors
 /// Why it cannot be used, in words.
@@ -51,7 +52,8 @@ pub fn read_input(path: &Path, most: u64, own: bool) -> std::result::Result<Stri
     let mut awaited = false;
     loop {
         match file.read(&mut buffer) {
-            // A FIFO that nobody has opened for writing yet looks like one that was closed, but hangs up only then (pipe(7)).
+            // A FIFO without a writer so far looks like one whose writer closed it, but only the latter reports a
+            // hangup (pipe(7)).
             Ok(0) if kind.is_fifo() && bytes.is_empty() && !awaited => {
                 awaited = true;
                 if !wait_for(&file, Instant::now() + WRITER)? {
@@ -77,7 +79,7 @@ pub fn read_input(path: &Path, most: u64, own: bool) -> std::result::Result<Stri
     String::from_utf8(bytes).map_err(|e| format!("not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
 }
 
-/// Who else could have written what is read, in words.
+/// Who else could have written the file, in words.
 fn stranger(meta: &fs::Metadata) -> Option<String> {
     if ![0, rustix::process::geteuid().as_raw()].contains(&meta.uid()) {
         return Some(format!("belongs to uid {}, which could choose what is removed", meta.uid()));
@@ -86,7 +88,7 @@ fn stranger(meta: &fs::Metadata) -> Option<String> {
     open.then(|| "is writable by everyone, so anyone could choose what is removed".to_owned())
 }
 
-/// Whether there is something to read, or an end, before the deadline.
+/// Whether data or the end of the input arrives before the deadline.
 fn wait_for(file: &File, deadline: Instant) -> std::result::Result<bool, String> {
     let rest = deadline.saturating_duration_since(Instant::now());
     let timeout = Timespec { tv_sec: rest.as_secs().cast_signed(), tv_nsec: rest.subsec_nanos().into() };
@@ -122,7 +124,7 @@ impl Snapshot {
         Ok(snapshot)
     }
 
-    /// Writes the snapshot to `path`, whole or not at all.
+    /// Writes the snapshot to `path`, completely or not at all.
     ///
     /// # Errors
     /// [`Error::Io`] that names the path.
@@ -154,7 +156,7 @@ pub(crate) fn check_schema(text: &str, path: &Path, wanted: &str, how: &str) -> 
     }
 }
 
-/// What is wrong with a text that is no such JSON.
+/// What is wrong with invalid JSON.
 pub(crate) fn damaged(error: &serde_json::Error) -> String {
     let what = match error.classify() {
         serde_json::error::Category::Eof => "is truncated",
@@ -165,8 +167,9 @@ pub(crate) fn damaged(error: &serde_json::Error) -> String {
     format!("{what} ({error}): make it again")
 }
 
-/// Writes a file so that a reader sees the old one or the new one: a temporary file in the same directory, fsync, rename.
-/// A symbolic link is followed. What is no regular file, such as `/dev/stdout` or a pipe, is written to and never replaced.
+/// Writes a file so that a reader sees the old one or the new one: a temporary file in the same directory, fsync,
+/// rename. A symbolic link is followed. Anything but a regular file, such as `/dev/stdout` or a pipe, is written to and
+/// never replaced.
 ///
 /// # Errors
 /// [`Error::Io`] that names the path; the temporary file is gone then.
@@ -184,7 +187,7 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
     if path.file_name().is_none() || path.is_dir() {
         return Err(Error::usage(format!("{}: is a directory: name a file", path.display())));
     }
-    // In a shared directory nobody else may choose what the name leads to: it is random and must be new.
+    // In a shared directory nobody else may control where the name leads: it is random and must be new.
     let beside = directory.join(format!(".leakcheck-{}.tmp", random_token()));
     let mut file = File::create_new(&beside).doing("write", path)?;
     let mut write = || -> std::io::Result<()> {
@@ -196,7 +199,7 @@ pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&beside);
         Error::io("write", path, e)
     })?;
-    // A directory that may be written but not read cannot be synced.
+    // A directory that is writable but not readable cannot be synced.
     let synced = File::open(directory).map_or(Ok(()), |d| d.sync_all());
     synced.doing("sync directory", directory)
 }

@@ -1,8 +1,9 @@
 //! Removes what a saved report attributes to a run, and nothing else: `leakcheck reap --diff FILE`.
 //!
-//! A report may be old when it is read. Each resource is therefore looked up again by its whole identity, held by a descriptor
-//! where the kernel allows it (pidfd, `O_PATH`), and what is another one by now is left alone. What only exists as long as
-//! something holds it is not touched: it goes with its holder. What nothing attributes to the run is listed and stays.
+//! A report may be old when it is read. Each resource is therefore looked up again by its whole identity, and held by a
+//! descriptor where the kernel allows it (pidfd, `O_PATH`). A resource that was replaced is left alone. A resource that
+//! exists only as long as something holds it is not touched: it goes with its holder. What nothing attributes to the
+//! run is listed and stays.
 
 mod cgroup;
 mod file;
@@ -29,7 +30,7 @@ use crate::resource::{IpcClass, NetClass, Resource};
 use crate::scope::Scope;
 use now::Now;
 
-/// What is done to a resource.
+/// The operation on a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verb {
@@ -49,19 +50,19 @@ pub enum Verb {
     None,
 }
 
-/// What came of it.
+/// The result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It is there and is the one of the report: it would be removed.
+    /// It exists and is the one in the report: it would be removed.
     Would,
     /// It was removed.
     Done,
-    /// It is not there any more, or something else is in its place.
+    /// It no longer exists, or something else is in its place.
     Gone,
-    /// It is left alone on purpose.
+    /// It is deliberately left alone.
     Skipped,
-    /// It is still there, and should not be.
+    /// It still exists and should not.
     Failed,
 }
 
@@ -77,16 +78,16 @@ macro_rules! named {
 named!(Verb: Kill "kill", Unmount "unmount", Rmdir "rmdir", Unlink "unlink", Remove "remove", Detach "detach", None "none");
 named!(Status: Would "would", Done "done", Gone "gone", Skipped "skipped", Failed "failed");
 
-/// One resource of the report, and what was done about it.
+/// One resource of the report, and what reap did about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Action {
     /// The kind.
     pub kind: Kind,
-    /// What it is, as the report says it.
+    /// Its label in the report.
     pub label: String,
-    /// Its identity, as the report says it.
+    /// Its identity in the report.
     pub key: String,
-    /// What is done to such a resource.
+    /// The operation on such a resource.
     pub action: Verb,
     /// What came of it.
     pub status: Status,
@@ -94,7 +95,7 @@ pub struct Action {
     pub why: String,
 }
 
-/// [`Action`] without the words of the report.
+/// [`Action`] without the fields from the report.
 #[derive(Clone, Debug)]
 struct Outcome {
     verb: Verb,
@@ -123,7 +124,7 @@ impl Outcome {
         Self::new(verb, Status::Failed, format!("{operation}: {}", error.into()))
     }
 
-    /// It was verified: removes it, or says that it would be.
+    /// Removes a verified resource, or reports that it would be removed.
     fn act<E: Into<std::io::Error>>(
         verb: Verb,
         apply: bool,
@@ -139,7 +140,7 @@ impl Outcome {
         }
     }
 
-    /// Whether nothing of it is left, or would be.
+    /// Whether nothing of it remains, or would remain.
     fn leaves_nothing(&self) -> bool {
         matches!(self.status, Status::Would | Status::Done | Status::Gone)
     }
@@ -149,7 +150,7 @@ impl Outcome {
 ///
 /// # Errors
 /// [`Error::Saved`] for another schema or version, a truncated or damaged text, and a report from another boot, whose
-/// identities mean nothing any more.
+/// identities are no longer valid.
 pub fn load(text: &str, path: &Path) -> Result<Report> {
     persist::check_schema(text, path, Report::SCHEMA, "leakcheck guard --json -- COMMAND > FILE")?;
     let report: Report = serde_json::from_str(text).map_err(|e| Error::saved(path, persist::damaged(&e)))?;
@@ -170,18 +171,18 @@ fn stale(report: &Report) -> Result<Option<String>> {
     }))
 }
 
-/// Removes what `report` attributes to its run; with `apply` unset only says what that would be. The actions come in the order
-/// in which they are taken: what holds before what is held, children before parents.
+/// Removes what `report` attributes to its run; without `apply`, only reports what would be removed. The actions are in
+/// the order of execution: holders before what they hold, children before parents.
 ///
 /// # Errors
-/// [`Error::Usage`] for a report from another boot; what [`observe::snapshot`] raises. A resource that cannot be removed is no
-/// error: its action says `failed`.
+/// [`Error::Usage`] for a report from another boot; what [`observe::snapshot`] raises. A resource that cannot be
+/// removed is not an error: its action says `failed`.
 pub fn reap(report: &Report, apply: bool) -> Result<Vec<Action>> {
     if let Some(why) = stale(report)? {
         return Err(Error::usage(format!("the report {why}")));
     }
     if report.scope == Scope::Arena {
-        // Its pids and paths mean others here.
+        // Its pids and paths refer to other things here.
         return Err(Error::usage("the report is about an arena, which is removed as a whole: take the arena down"));
     }
     let mut tasks = Vec::new();
@@ -204,11 +205,11 @@ fn action(leak: &Leak, outcome: Outcome) -> Action {
     Action { kind: leak.kind, label: leak.label.clone(), key: leak.key.clone(), action: verb, status, why }
 }
 
-/// The record of a leak that may be removed, or why it may not.
+/// The record of a leak that reap may remove, or why it may not.
 fn record(leak: &Leak) -> std::result::Result<Resource, String> {
     match leak.attribution {
         Attribution::None => {
-            // A setting that is to be as it was is for people to set.
+            // Only people restore a setting.
             let restore = leak.evidence.get("restore").and_then(serde_json::Value::as_str);
             let how = restore.map(|command| format!("; restore it with: {command}")).unwrap_or_default();
             return Err(format!("nothing attributes it to the run: it may belong to something else{how}"));
@@ -287,7 +288,7 @@ fn stage(resource: &Resource) -> Stage {
 /// The order within a stage. Compared in reverse, a path comes before the directory that holds it.
 fn rank(resource: &Resource) -> (Stage, Reverse<(&[u8], u64)>) {
     let (path, number): (&[u8], u64) = match resource {
-        // Of several at one target the youngest lies on top.
+        // If several are mounted at one target, the youngest is on top.
         Resource::Mount(m) => (m.target.as_ref(), mount::age(&m.id)),
         Resource::Cgroup(c) => (c.dir.as_ref(), 0),
         Resource::File(f) => (f.path.as_ref(), 0),
@@ -310,7 +311,7 @@ enum Stage {
     Held,
 }
 
-/// What the removal of one resource needs to know of the others.
+/// What the removal of one resource needs to know about the others.
 struct Reaper<'a> {
     resources: &'a [Resource],
     apply: bool,
@@ -330,7 +331,7 @@ impl<'a> Reaper<'a> {
         }
     }
 
-    /// One outcome for each resource, in their order.
+    /// One outcome per resource, in the same order.
     fn run(&mut self) -> Result<Vec<Outcome>> {
         let mut outcomes = Vec::new();
         for group in self.resources.chunk_by(|a, b| stage(a) == stage(b)) {
@@ -382,7 +383,7 @@ impl<'a> Reaper<'a> {
         })
     }
 
-    /// What there is once the processes have ended and the mounts are gone: what they held is free by then.
+    /// What exists after the processes have exited and the mounts are gone: what they held is free then.
     fn look(&mut self) -> Result<&Now> {
         match &mut self.now {
             Some(now) => Ok(now),

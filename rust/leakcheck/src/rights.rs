@@ -1,9 +1,9 @@
-//! What a run may do that this process starts, by the rights that it inherits: capabilities(7), credentials(7).
+//! What a run that this process starts can do, by the rights that it inherits: capabilities(7), credentials(7).
 //!
-//! A run inherits this process' user ids, groups, capabilities, bounding set, no_new_privs and seccomp filters. A user namespace
-//! gives it every capability, but over that namespace and what it owns alone: over nothing of ours that it could not have changed
-//! before. Only a program with a set-user-ID bit or file capabilities gives more, up to the bounding set: whether one was executed
-//! is watched ([`Elevation`](crate::watch::Elevation)).
+//! A run inherits this process' user ids, groups, capabilities, bounding set, no_new_privs and seccomp filters. A user
+//! namespace gives it every capability, but only over that namespace and what the namespace owns: over nothing of ours
+//! that it could not change before. Only a program with a set-user-ID bit or file capabilities gives more, up to the
+//! bounding set; [`Elevation`](crate::watch::Elevation) watches whether one was executed.
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -19,25 +19,26 @@ use crate::snapshot::{Directory, Gap, Unseen};
 /// CAP_PERFMON and CAP_BPF (Linux 5.8), linux/capability.h.
 const PERFMON_AND_BPF: u64 = 1 << 38 | 1 << 39;
 
-/// What the runs of this process may do.
+/// What the runs of this process can do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rights {
     /// Real, effective, saved and file system user id.
     pub(crate) uids: Vec<u32>,
-    /// Capabilities that it has or can get without a program of another's.
+    /// Capabilities that it has or can get without another user's program.
     pub(crate) capabilities: u64,
-    /// Those that are effective: what the kernel refuses in spite of one is another user namespace's, over which none of them counts.
+    /// The effective ones. If the kernel refuses something despite one of them, it belongs to another user namespace,
+    /// over which none of them counts.
     pub(crate) effective: u64,
     /// Capabilities that a program with a set-user-ID bit or file capabilities could add.
     pub(crate) more: u64,
-    /// Whether ordinary users may load BPF programs and make maps.
+    /// Whether unprivileged users can load BPF programs and create maps.
     pub(crate) bpf: bool,
-    /// Directories that it begins in, or is handed, and from which it gets on without passing through what is above them.
+    /// Directories that it starts in or receives as descriptors, so that it needs no access to their parents.
     pub(crate) inside: Vec<Vec<u8>>,
 }
 
 impl Rights {
-    /// Those of this process; none where they cannot be read, so that nothing is excused.
+    /// The rights of this process; none if they cannot be read, so that nothing is excused.
     pub(crate) fn own() -> Option<Self> {
         let text = read_file("/proc/thread-self/status").ok()?;
         let text = status::parse(&text).ok().and_then(|s| Some((s.uid?, String::from_utf8_lossy(&text).into_owned())));
@@ -48,7 +49,8 @@ impl Rights {
         let held = set("CapPrm:")? | set("CapInh:")? | set("CapAmb:")? | effective;
         let bounding = set("CapBnd:")?;
         let no_new_privs = field("NoNewPrivs:")? != "0";
-        // By a file with capabilities, by another's process, program or configuration, and as user 0 by exec alone.
+        // Through a file with capabilities, through another user's process, program or configuration, and as user 0
+        // through exec alone.
         let is_root = uids.contains(&0) || held & !HARMLESS != 0;
         let capabilities = if is_root { held | bounding } else { held };
         let more = if no_new_privs { 0 } else { bounding & !capabilities };
@@ -61,13 +63,14 @@ impl Rights {
         self.capabilities & capability != 0
     }
 
-    /// Whether the run cannot get any of these where the observer was refused what takes one of them.
+    /// Whether the run cannot get any of these capabilities, given that the observer was refused an operation that
+    /// needs one of them.
     fn lacks(&self, capabilities: u64) -> bool {
         !self.has(capabilities) || self.effective & capabilities != 0
     }
 
-    /// Why a run cannot have left anything there, if that is so. `after` is the same place later, where it was not looked into
-    /// either.
+    /// Why a run cannot have left anything in this place; none if it can. `after` is the same place in the later
+    /// snapshot, if it was not read there either.
     pub(crate) fn excuse(&self, gap: &Gap, after: Option<&Gap>) -> Option<String> {
         const BY_CAPABILITY: &str = "which the run does not have and cannot get";
         match &gap.place {
@@ -98,7 +101,7 @@ impl Rights {
         }
     }
 
-    /// Whether it gives no access to what is another user's.
+    /// Whether it gives no access to other users' resources.
     pub(crate) fn is_ordinary(&self) -> bool {
         !self.uids.contains(&0) && !self.has(!HARMLESS)
     }
@@ -114,7 +117,7 @@ impl Rights {
     }
 }
 
-/// Capabilities that make nothing which outlasts a process, and give no access to what is another's.
+/// Capabilities that create nothing that outlives a process, and give no access to other users' resources.
 const HARMLESS: u64 = CapabilitySet::NET_BIND_SERVICE.bits()
     | CapabilitySet::NET_RAW.bits()
     | CapabilitySet::NET_BROADCAST.bits()
@@ -126,7 +129,7 @@ const HARMLESS: u64 = CapabilitySet::NET_BIND_SERVICE.bits()
     | CapabilitySet::KILL.bits()
     | CapabilitySet::SYSLOG.bits();
 
-/// Working directory, and the directories among the descriptors that a new program keeps.
+/// The working directory, and the directories among the descriptors that survive exec.
 fn inside() -> Option<Vec<Vec<u8>>> {
     let link = |path: &Path| fs::read_link(path).ok().map(|p| p.as_os_str().as_bytes().to_vec());
     let mut all: Vec<Vec<u8>> = link(Path::new("/proc/self/cwd")).into_iter().collect();
@@ -141,7 +144,7 @@ fn inside() -> Option<Vec<Vec<u8>>> {
     Some(all)
 }
 
-/// Without waiting for a server.
+/// Does not wait for a file server.
 fn is_directory(path: &Path) -> bool {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let st = rustix::fs::statx(CWD, path, flags, StatxFlags::TYPE);
@@ -225,7 +228,7 @@ mod tests {
             assert!(!excused(&Rights { capabilities: capability, ..nobody() }, place.clone()), "{place:?}");
         }
         assert!(!excused(&Rights { bpf: true, ..nobody() }, Unseen::Bpf));
-        // Refused in spite of it: the capability counts in a user namespace of its own alone.
+        // Refused despite it: the capability counts only in a user namespace of its own.
         let all = Rights { capabilities: u64::MAX, effective: u64::MAX, ..nobody() };
         for place in [Unseen::Nftables, Unseen::Bpf, Unseen::Keys] {
             assert!(excused(&all, place));

@@ -18,15 +18,15 @@ pub enum Scope {
     /// The processes of one cgroup and of those below it. The path is absolute below `/sys/fs/cgroup`'s mounts,
     /// either as a directory or as `/proc/PID/cgroup` writes it.
     Cgroup(PathBuf),
-    /// One process and its descendants, by parent links: an orphan that was adopted elsewhere is outside.
+    /// One process and its descendants, by parent links. An orphan that another process adopted is outside.
     Tree(u32),
-    /// A disposable host, all of it: see [`ArenaView`](crate::ArenaView), without which it cannot be looked at.
+    /// All of a disposable host. Observing it needs an [`ArenaView`](crate::ArenaView).
     Arena,
 }
 
 impl Scope {
-    /// Kinds that this scope can delimit. Machine-wide kinds belong to no process and need the host scope, except
-    /// files and lock files, whose roots delimit them when they are declared.
+    /// Kinds that this scope can limit. Machine-wide kinds belong to no process and need the host scope; files and lock
+    /// files do not if their roots are declared.
     pub fn kinds(&self) -> KindSet {
         use Kind::{Cgroup, Fd, Lock, Mount, Namespace, Process};
         match self {

@@ -19,12 +19,12 @@ fn yes() -> bool {
     true
 }
 
-/// A file system that is mounted below a root, and whose files were looked at.
+/// A file system that is mounted below a root and whose files were read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Submount {
     /// Where.
     pub path: Text,
-    /// The mount's unique id (Linux 6.8), else that of mountinfo; 0 where the kernel tells none.
+    /// The mount's unique id (Linux 6.8), else the id in mountinfo; 0 if the kernel reports none.
     pub id: u64,
     /// Device, `major << 32 | minor`.
     pub dev: u64,
@@ -37,40 +37,41 @@ pub struct Snapshot {
     pub schema: String,
     /// `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
-    /// When it began, nanoseconds since the epoch.
+    /// Start time in nanoseconds since the epoch.
     pub taken_ns: i64,
-    /// How long it took, nanoseconds.
+    /// Duration in nanoseconds.
     pub took_ns: u64,
-    /// What it looked at.
+    /// The scope.
     pub scope: Scope,
-    /// The kinds that it looked for.
+    /// The kinds that it covers.
     pub kinds: KindSet,
     /// Roots of the file kind.
     pub roots: Vec<PathBuf>,
-    /// File systems below the roots that were looked at too.
+    /// File systems below the roots that were read too.
     #[serde(default)]
     pub submounts: Vec<Submount>,
     /// Declared lock files, or directories of them.
     pub lock_paths: Vec<PathBuf>,
-    /// How far it reached, whoever could have made what it did not see.
+    /// How much of each kind it saw, regardless of which processes could have made the rest.
     pub coverage: CoverageMap,
-    /// The same without what unreadable processes and gaps lower: a judge adds those in which the run can have left something.
+    /// The same before unreadable processes and gaps lower it: a judge adds only those in which the run can have left
+    /// something.
     #[serde(default)]
     pub beside: Option<CoverageMap>,
-    /// Processes that refused to be read.
+    /// Processes that could not be read.
     pub unreadable: Vec<Unreadable>,
-    /// Places that were not looked into.
+    /// Places that were not read.
     #[serde(default)]
     pub gaps: Vec<Gap>,
-    /// Whether the observer had CAP_SYS_PTRACE: who refuses even that lets nobody see more.
+    /// Whether the observer had CAP_SYS_PTRACE. Nobody can read a process that is unreadable even with it.
     #[serde(default = "yes")]
     pub may_trace: bool,
     /// Inodes of the observer's own namespaces.
     pub own_ns: BTreeMap<NsType, u64>,
-    /// Process id and start time of the observer, which is no leak of anybody's.
+    /// Process id and start time of the observer, which is never a leak.
     #[serde(default)]
     pub observer: Option<(u32, u64)>,
-    /// Numbers that are no resources: `dying_cgroups` …
+    /// Numbers that are not resources: `dying_cgroups` …
     pub gauges: BTreeMap<String, i64>,
     /// See [`Process`]; likewise below.
     pub processes: Vec<Process>,
@@ -101,7 +102,7 @@ pub struct Snapshot {
     #[allow(missing_docs)]
     #[serde(default)]
     pub sysctls: Vec<Sysctl>,
-    /// Ids of processes that were found and had ended before they could be read.
+    /// Ids of processes that were found but exited before they could be read.
     #[serde(skip)]
     pub gone: Vec<u32>,
 }
@@ -110,7 +111,7 @@ impl Snapshot {
     /// The version of the saved form.
     pub const SCHEMA: &'static str = "leakcheck.snapshot/1";
 
-    /// An observation that has seen nothing yet of `kinds`.
+    /// An empty observation of `kinds`.
     pub fn empty(scope: Scope, kinds: KindSet) -> Self {
         Snapshot {
             schema: Self::SCHEMA.to_owned(),
@@ -174,7 +175,7 @@ impl Snapshot {
         n
     }
 
-    /// Its resources, of one kind or of all.
+    /// Its resources, of one kind or all kinds.
     pub fn resources(&self, kind: Option<Kind>) -> Vec<Resource> {
         let mut all = Vec::new();
         macro_rules! add {
@@ -188,12 +189,12 @@ impl Snapshot {
         all
     }
 
-    /// Whether it holds nothing.
+    /// Whether it has no resources.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Puts every list into identity order and removes what was seen twice.
+    /// Sorts every list by identity and removes duplicates.
     pub fn normalise(&mut self) {
         macro_rules! sort {
             ($field:ident, $type:ident, $variant:ident) => {
@@ -208,7 +209,7 @@ impl Snapshot {
         self.unreadable.dedup();
     }
 
-    /// Adds what another thread has seen of the same scope meanwhile.
+    /// Adds what another thread saw of the same scope at the same time.
     pub(crate) fn absorb(&mut self, mut part: Snapshot) {
         macro_rules! append {
             ($field:ident, $type:ident, $variant:ident) => {

@@ -1,4 +1,4 @@
-//! For `cargo test`: a test that leaves something behind fails, and names it.
+//! For `cargo test`: a test that leaves something behind fails, and the message names it.
 //!
 //! ```no_run
 //! use leakcheck::NoLeaks;
@@ -10,12 +10,13 @@
 //! }
 //! ```
 //!
-//! What belongs to a test is told by descent from the test *process*, and `cargo test` runs the tests of one file as threads of
-//! one process. So guarded tests wait for each other: at most one runs at a time. A test without a guard does not wait, and
-//! what it starts or opens meanwhile would be taken for the guarded test's. Hence one of:
+//! A guard attributes resources by descent from the test *process*, and `cargo test` runs the tests of one file as
+//! threads of one process. So guarded tests wait for each other: at most one runs at a time. A test without a guard
+//! does not wait, and the guard would attribute what it starts or opens to the guarded test. Therefore do one of the
+//! following:
 //!
-//! - put the guarded tests into a file of their own below `tests/`, where every test begins with a guard (each such file is
-//!   a process of its own, and cargo runs one after the other);
+//! - put the guarded tests into a file of their own below `tests/`, where every test starts with a guard (each such
+//!   file is a process of its own, and cargo runs one after the other);
 //! - `cargo test -- --test-threads=1`;
 //! - `cargo nextest run`, which gives every test its own process.
 //!
@@ -35,15 +36,15 @@ use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::text::harmless;
 
-/// Guarded tests of one process, one after the other.
+/// Serialises the guarded tests of one process.
 static ALONE: Mutex<()> = Mutex::new(());
 
 thread_local! {
     static GUARDED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// What a test is asked about. The default is processes and descriptors, those of the test process included, which
-/// an ordinary user can see in full as well.
+/// What a guarded test checks. The default is processes and descriptors, including those of the test process, which an
+/// unprivileged user can see in full too.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Options {
@@ -61,52 +62,52 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Looks for these kinds. Most others can be seen in full by root only.
+    /// Checks these kinds. Only root can see most others in full.
     pub fn kinds(mut self, kinds: impl IntoIterator<Item = Kind>) -> Self {
         self.guard.observe.kinds = Some(kinds.into_iter().collect::<KindSet>());
         self
     }
 
-    /// Looks for files below these directories only (the default is [`DEFAULT_ROOTS`](crate::observe::DEFAULT_ROOTS)), once
-    /// [`Kind::File`] is asked for.
+    /// Checks only files below these directories (the default is [`DEFAULT_ROOTS`](crate::observe::DEFAULT_ROOTS)), if
+    /// [`Kind::File`] is requested.
     pub fn roots<P: Into<std::path::PathBuf>>(mut self, roots: impl IntoIterator<Item = P>) -> Self {
         self.guard.observe.roots = Some(roots.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Accepts residue of a kind. [`Options::rules`] speaks more exactly.
+    /// Accepts residue of a kind. [`Options::rules`] is more precise.
     pub fn allow(mut self, kind: Kind, reason: &str) -> Self {
         let rule = Rule { kind, patterns: Default::default(), reason: reason.to_owned(), expires: None };
         self.guard.rules.rules.push(rule);
         self
     }
 
-    /// Accepts what these rules explain, as an allow file has them.
+    /// Accepts what these rules explain; an allow file contains such rules.
     pub fn rules(mut self, rules: Rules) -> Self {
         self.guard.rules.rules.extend(rules.rules);
         self
     }
 
-    /// Waits at least so long for what is about to go, and up to eight times as long while survivors run. Nothing waits when
-    /// nothing is left. The default is half a second.
+    /// Waits at least this long for what is about to disappear, and up to eight times as long while survivors run. It
+    /// does not wait if nothing is left. The default is half a second.
     pub fn settle(mut self, at_least: Duration) -> Self {
         self.guard.policy = Policy::new(at_least);
         self
     }
 
-    /// Residue of which nothing tells whose it is does not count: for a machine where others work as well.
+    /// Ignores residue that cannot be attributed to the test: for a machine that others use too.
     pub fn attributed_only(mut self) -> Self {
         self.guard.attributed_only = true;
         self
     }
 
-    /// A test passes even when not everything that was asked for could be seen.
+    /// Lets a test pass even if not everything requested could be seen.
     pub fn allow_unknown(mut self, reason: &str) -> Self {
         self.unknown = Some(reason.to_owned());
         self
     }
 
-    /// Begins to guard.
+    /// Starts the guard.
     ///
     /// # Panics
     /// As [`NoLeaks::new`].
@@ -115,9 +116,9 @@ impl Options {
     }
 }
 
-/// Guards a test from where it is made to where it is dropped; the drop panics when something was left.
+/// Guards a test from its creation to its drop; the drop panics if something was left.
 ///
-/// What a test starts and opens must be dropped first, so this is made first.
+/// Create it first, so that everything the test starts and opens is dropped before it.
 #[must_use = "a guard that is dropped at once guards nothing: bind it to a name such as _guard"]
 pub struct NoLeaks {
     // Dropped before the lock is.
@@ -150,7 +151,7 @@ impl NoLeaks {
     /// Guards processes and descriptors.
     ///
     /// # Panics
-    /// When the baseline cannot be taken, and when this thread has a guard already.
+    /// If the baseline cannot be taken, or if this thread already has a guard.
     #[allow(clippy::new_without_default, reason = "this starts a guard, which is not a neutral value")]
     pub fn new() -> Self {
         NoLeaks::with(Options::default())
@@ -171,17 +172,17 @@ impl NoLeaks {
         }
     }
 
-    /// Name and value of an environment variable that marks a process as this test's, for what something else starts on its
-    /// behalf (a daemon, a service manager).
+    /// Name and value of an environment variable that marks a process as this test's, for processes that something else
+    /// (a daemon, a service manager) starts for the test.
     pub fn token(&self) -> (&'static str, String) {
         let token = self.guard.as_ref().map(|g| g.token().1.to_owned());
         (guard::TOKEN_NAME, token.unwrap_or_default())
     }
 
-    /// Ends the guard and hands the report out, for a test that expects a leak.
+    /// Ends the guard and returns the report, for a test that expects a leak.
     ///
     /// # Errors
-    /// When the machine could not be looked at.
+    /// If the machine could not be observed.
     pub fn report(mut self) -> Result<Report> {
         match self.guard.take() {
             Some(mut guard) => guard.end(None),
@@ -189,7 +190,7 @@ impl NoLeaks {
         }
     }
 
-    /// Why the test must fail, if it must.
+    /// Why the test must fail; none if it passes.
     fn complaint(&mut self) -> Option<String> {
         let report = match self.guard.take()?.end(None) {
             Ok(report) => report,
@@ -216,7 +217,7 @@ impl Drop for NoLeaks {
     }
 }
 
-/// Runs a closure and panics when it left something behind.
+/// Runs a closure and panics if it left something behind.
 ///
 /// ```
 /// let sum = leakcheck::testing::verify_none(|| 1 + 1);
@@ -224,7 +225,7 @@ impl Drop for NoLeaks {
 /// ```
 ///
 /// # Panics
-/// When something was left, when processes or descriptors could not be seen in full, and as [`NoLeaks::new`].
+/// If something was left, if processes or descriptors could not be seen in full, and as [`NoLeaks::new`].
 pub fn verify_none<T>(run: impl FnOnce() -> T) -> T {
     let guard = NoLeaks::new();
     let result = run();
@@ -232,7 +233,7 @@ pub fn verify_none<T>(run: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A report for people: a line a leak and where to look further, or what was not seen.
+/// A report for people: per leak, what it is and a command that shows more; or what was not seen.
 pub fn describe(report: &Report) -> String {
     let mut text = match report.verdict {
         Verdict::Clean => "clean".to_owned(),

@@ -3,10 +3,10 @@
 /// Environment variable that marks the processes of a run.
 pub const TOKEN_NAME: &str = "LEAKCHECK_RUN";
 
-/// What nobody guesses, and no two runs share.
+/// A value that nobody can guess and no two runs share.
 pub(crate) fn random_token() -> String {
     let mut bytes = [0u8; 16];
-    // The kernel's pool is ready long before any program of ours runs; a short answer only shortens the token.
+    // The kernel's random pool is ready long before any program of ours runs; a short read only shortens the token.
     let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

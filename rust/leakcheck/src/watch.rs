@@ -1,14 +1,15 @@
-//! Who did what during one run, on a noisy host, without touching anything.
+//! Records which process did what during one run, on a noisy host, without changing anything.
 //!
-//! A [`Watch`] listens to what the kernel tells of the whole machine and keeps what concerns one run:
+//! A [`Watch`] listens to the kernel's events for the whole machine and keeps what concerns one run:
 //!
-//! - **descent**: the process connector reports every fork and exit, so a process that was orphaned, renamed and wiped of its environment is
-//!   still known by its parents. In a container perf events tell the same; without the right to them `/proc` stands in, where an orphan
-//!   is [`Membership::Unknown`].
-//! - **files**: fanotify reports every new name on a filesystem with the process that made it, which may long be dead.
-//! - **mounts**: likewise (Linux 6.14), for the mount namespace of the caller.
+//! - **descent**: the process connector reports every fork and exit, so the parents of an orphan are known even if it
+//!   changed its name and environment. In a container, perf events report the same. Without the right to use them,
+//!   `/proc` is the fallback, which makes an orphan [`Membership::Unknown`].
+//! - **files**: fanotify reports every new name on a filesystem with the process that made it, even if that process
+//!   exited long ago.
+//! - **mounts**: fanotify also reports every attached mount (Linux 6.14), for the mount namespace of the caller.
 //!
-//! Which of these there are is told by [`Watch::levels`]; nothing here fails.
+//! [`Watch::levels`] tells which of these are available; nothing here fails.
 
 mod ancestry;
 mod answer;
@@ -46,9 +47,9 @@ use state::State;
 /// What to watch.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The run is this process and all that it forks from now on, with all their descendants.
+    /// The run is this process and every process that it forks from now on, with all their descendants.
     pub root: u32,
-    /// Whole filesystems, each named by any path on it. A filesystem mounted below a path is another one.
+    /// Whole filesystems, each named by any path on it. A filesystem mounted below a path is a separate one.
     pub files: Vec<PathBuf>,
     /// Whether to watch the caller's mount namespace.
     pub mounts: bool,
@@ -67,7 +68,7 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// What the thread waits on: the sources, and an eventfd to end it.
+/// What the thread waits on: the sources, and an eventfd that stops it.
 struct Bell {
     epoll: OwnedFd,
     wake: OwnedFd,
@@ -94,19 +95,20 @@ impl Bell {
     }
 }
 
-/// The thread, and how it is parted from.
+/// The thread, and how to stop it.
 struct Listener {
     handle: JoinHandle<()>,
-    /// It holds copies of its own of what is slow to close, and nothing else.
+    /// The thread holds its own copies of the descriptors that are slow to close, and nothing else.
     has_left: Receiver<()>,
     /// Dropped when our FDs are closed.
     closing: SyncSender<()>,
 }
 
-/// A running watch. Belongs to the process that started it: in a forked child it knows nothing.
+/// A running watch. It belongs to the process that started it: in a forked child it knows nothing.
 ///
-/// Dropping it takes some 100 µs; then its FDs are closed and its thread has ended. What the kernel waits for when it lets go of a
-/// fanotify group (8–30 ms), it waits for in the exit of that thread, which stays listed in `/proc/self/task` until then.
+/// Dropping it takes about 100 µs; then its FDs are closed and its thread has stopped. The kernel waits 8–30 ms when it
+/// releases a fanotify group. It does so in the exit of that thread, which stays listed in `/proc/self/task` until
+/// then.
 pub struct Watch {
     shared: Option<Arc<Shared>>,
     thread: Option<Listener>,
@@ -115,7 +117,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Starts watching. What is not available on this machine or to this user is told by [`Watch::levels`].
+    /// Starts watching. [`Watch::levels`] reports what is not available on this machine or to this user.
     pub fn start(options: &Options) -> Watch {
         let state = State::open(options);
         let bell = Bell::over(&state).ok();
@@ -125,10 +127,10 @@ impl Watch {
         let (left, has_left) = sync_channel(1);
         let (closing, closed) = sync_channel(0);
         let thread = {
-            // The thread must take no signal from the program that it is a guest of.
+            // The thread must not handle signals of the program that hosts it.
             let _blocked = sys::BlockedSignals::all();
             let shared = Arc::clone(&shared);
-            // Without the thread events wait in the kernel until they are asked for; that a buffer overflowed would be told.
+            // Without the thread, events wait in the kernel until they are read; a buffer overflow is reported.
             thread::Builder::new().name("leakcheck-watch".into()).spawn(move || listen(shared, &left, &closed)).ok()
         };
         let watch = Watch {
@@ -146,21 +148,21 @@ impl Watch {
         watch
     }
 
-    /// The state, but not in a forked child: there the thread is missing, perhaps in the middle of holding the lock, and
+    /// The state, but not in a forked child: the thread does not exist there, may have held the lock at the fork, and
     /// reading would steal the parent's events.
     fn state(&self) -> Option<MutexGuard<'_, State>> {
         let shared = self.shared.as_ref().filter(|_| std::process::id() == self.owner)?;
         Some(shared.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Counts processes that were there before the start to the run, with all that they fork from now on.
+    /// Adds processes from before the start to the run, with every process that they fork from now on.
     pub fn adopt(&self, pids: &[u32]) {
         if let Some(mut state) = self.state() {
             state.adopt(pids);
         }
     }
 
-    /// Takes in everything that happened before this call. The questions below answer from what was taken in.
+    /// Reads all events from before this call. The methods below use the events that were read.
     pub fn sync(&self) {
         if let Some(mut state) = self.state() {
             state.take_in();
@@ -168,7 +170,7 @@ impl Watch {
         }
     }
 
-    /// Lets no path lead into another mount than these from now on, by the numbers of statx(2).
+    /// From now on, lets paths lead only into these mounts, given by the numbers of statx(2).
     pub(crate) fn limit_to(&self, mounts: Arc<HashSet<u64>>) {
         if let Some(mut state) = self.state() {
             state.limit_to(mounts);
@@ -182,7 +184,7 @@ impl Watch {
         }
     }
 
-    /// Whether all that is mounted in this namespace, given by its inode, has had its event since it is watched.
+    /// Whether every mount in this namespace, given by its inode, has had its event since the watch of it started.
     pub fn watches_namespace(&self, ino: u64) -> bool {
         self.state().is_some_and(|state| state.watches_namespace(ino))
     }
@@ -207,42 +209,44 @@ impl Watch {
         self.state().map_or(Membership::Unknown, |mut state| state.descends(pid, start_ticks))
     }
 
-    /// Whether a process of this id was in the run at any time: for an id that something recorded, such as the creator of a SysV
-    /// object. Unknown if a stranger had the id as well.
+    /// Whether a process of this id was in the run at any time: for an id that something recorded, such as the creator
+    /// of a SysV object. Unknown if a stranger had the id too.
     pub fn was_run_pid(&self, pid: u32) -> Membership {
         self.state().map_or(Membership::Unknown, |mut state| state.ever(pid))
     }
 
-    /// Who made the file at `path`, or gave it that name. A symbolic link at the end is not followed. `None`: nobody since the
-    /// start, or its filesystem is not watched.
+    /// The process that made the file at `path` or gave it that name. A symbolic link at the end is not followed.
+    /// `None`: no process since the start, or the filesystem is not watched.
     pub fn creator(&self, path: &Path) -> Option<Maker> {
         self.state()?.maker_of_file(path)
     }
 
-    /// Who attached the mount with this unique id (statx(2), `STATX_MNT_ID_UNIQUE`). `None`: nobody since the start, or not in
-    /// this mount namespace.
+    /// The process that attached the mount with this unique id (statx(2), `STATX_MNT_ID_UNIQUE`). `None`: no process
+    /// since the start, or not in this mount namespace.
     pub fn mount_creator(&self, unique_mnt_id: u64) -> Option<Maker> {
         self.state()?.maker_of_mount(unique_mnt_id)
     }
 
-    /// Who forked the process outside the run that last had this id: a clue, as ids are reused. `None`: it is not remembered.
+    /// The parent of the process outside the run that last had this id: only a hint, since ids are reused. `None`: not
+    /// remembered.
     pub fn parent_of_stranger(&self, pid: u32) -> Option<u32> {
         self.state()?.parent(pid)
     }
 
-    /// The run's processes whose end was not seen, without the root, in order.
+    /// The run's processes whose exit was not seen, without the root, sorted.
     pub fn live_run_pids(&self) -> Vec<u32> {
         self.state().map_or_else(Vec::new, |mut state| state.live())
     }
 
-    /// The run's processes that live and that neither `held` nor a child of the root's leads to. None where not every fork and
-    /// exit was seen.
+    /// The living processes of the run that descend neither from `held` nor from a child of the root. None if not every
+    /// fork and exit was seen.
     pub fn adrift(&self, held: &HashSet<u32>) -> Option<Adrift> {
         self.state()?.adrift(held)
     }
 
-    /// How many orphans in a row led to a process, each of which started the next and has ended: none, one, or two and more. It is
-    /// named as for [`Watch::descends`], with the parent that was seen, and may have ended since.
+    /// The length of the chain of orphans that led to a process, each of which started the next and exited: none, one,
+    /// or two and more. The process is named as for [`Watch::descends`], with the parent that was seen, and may have
+    /// exited since.
     pub fn successions(&self, pid: u32, start_ticks: u64, ppid: u32) -> u32 {
         self.state().map_or(0, |state| state.successions(pid, start_ticks, ppid))
     }
@@ -255,7 +259,7 @@ impl Watch {
     fn stop(&mut self) {
         let Some(shared) = self.shared.take() else { return };
         if std::process::id() != self.owner {
-            // Taking the marks away would blind the parent, whose groups these are.
+            // Removing the marks would blind the parent, which owns these groups.
             std::mem::forget((shared, self.thread.take()));
             return;
         }
@@ -264,7 +268,7 @@ impl Watch {
         if let Some(bell) = &shared.bell {
             let _ = rustix::io::write(&bell.wake, &1u64.to_ne_bytes());
         }
-        // The bound is for a thread that cannot leave; then this closes the FDs all the same, and waits for the kernel itself.
+        // The time limit is for a thread that cannot stop; then this closes the FDs itself, and waits for the kernel.
         let left = has_left.recv_timeout(Duration::from_millis(200)) != Err(RecvTimeoutError::Timeout);
         drop(shared);
         drop(closing);
@@ -280,7 +284,7 @@ impl Drop for Watch {
     }
 }
 
-/// The thread: takes events in as they come, so that no buffer overflows and every pid is looked at while it is fresh.
+/// The thread: reads events as they arrive, so that no buffer overflows and every pid is looked up while it is fresh.
 fn listen(shared: Arc<Shared>, left: &SyncSender<()>, closed: &Receiver<()>) {
     while let Some(bell) = &shared.bell {
         if bell.wait().is_err() || shared.stop.load(Ordering::Acquire) {
@@ -289,8 +293,8 @@ fn listen(shared: Arc<Shared>, left: &SyncSender<()>, closed: &Receiver<()>) {
         shared.state.lock().unwrap_or_else(PoisonError::into_inner).take_in();
     }
     let mut slow = shared.state.lock().unwrap_or_else(PoisonError::into_inner).slow_to_close();
-    // From here on the FDs are the other thread's to close. The copies make its closing not the last one, hence quick: the
-    // last one is the end of this thread.
+    // From here on, the other thread closes the FDs. Because of the copies its close is not the last one and therefore
+    // fast: the last one is the exit of this thread.
     drop(shared);
     let _ = sys::unshare_files_keeping(&mut slow);
     let _ = left.send(());

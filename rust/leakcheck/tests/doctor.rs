@@ -129,7 +129,7 @@ fn nobody_is_told_what_it_cannot_see_and_to_run_as_root() {
     let sources: BTreeMap<_, _> = found.sources.iter().map(|s| (s.name.as_str(), &s.finding)).collect();
     assert_eq!(sources["fanotify mounts"].level, Level::None);
     let fanotify = sources["fanotify mounts"];
-    let advice = ["CAP_SYS_ADMIN", "outside of the container"];
+    let advice = ["CAP_SYS_ADMIN", "outside the container"];
     assert!(advice.iter().any(|word| fanotify.fix.contains(word)), "{fanotify:?}");
 }
 

@@ -1,11 +1,11 @@
-//! What to do about what is not seen in full: by the kind, the capabilities, and the reason that the observer gave.
+//! What to do about a kind that is not seen in full, by kind, capabilities, and the observer's reason.
 
 use super::{Container, User};
 use crate::kind::Kind;
 use crate::observe::{Hierarchy, detail::quote};
 use crate::snapshot::{Coverage, Level};
 
-/// What would let the observer see more of a kind.
+/// How the observer can see more of a kind.
 pub(super) fn of_kind(kind: Kind, coverage: &Coverage, user: &User, hierarchies: &[Hierarchy]) -> String {
     if coverage.level == Level::Full {
         return String::new();
@@ -63,7 +63,7 @@ fn mount_hierarchies(reason: &str, hierarchies: &[Hierarchy]) -> String {
     format!("mount it: {}", commands.join("; "))
 }
 
-/// What would let the watch see more.
+/// How the watch can see more.
 pub(super) fn of_watch(coverage: &Coverage, user: &User, container: &Container) -> String {
     if coverage.level == Level::Full {
         return String::new();

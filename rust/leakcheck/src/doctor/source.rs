@@ -66,7 +66,7 @@ fn procfs(user: &User) -> Source {
     }
 }
 
-/// System calls and what is used instead of them.
+/// System calls and their replacements.
 fn calls() -> Vec<Source> {
     let mounts = sys::listmount(0);
     let first = mounts.as_ref().ok().and_then(|ids| ids.first().copied());

@@ -1,8 +1,8 @@
-//! What lives on in ever new processes: it forks a successor and ends, so that no two looks share an identity.
+//! Chains of processes: each process forks a successor and exits, so that no two looks share an identity.
 //!
-//! A walk of `/proc` is no atomic view, so what it shows of such a run is chance. Asked is therefore what cannot miss it: the process
-//! connector, which tells of a fork before the parent can end; in an arena, one look while its cgroup is frozen. Where there is
-//! neither, a run that *every* look since its end saw alive has never been away.
+//! A walk of `/proc` is not an atomic view, so it sees such a chain only by chance. This module therefore uses sources
+//! that cannot miss it: the process connector, which reports a fork before the parent can exit; in an arena, one look
+//! while its cgroup is frozen. Without both, a run that *every* look since its end saw alive has never stopped.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
@@ -23,21 +23,24 @@ use crate::scope::Scope;
 use crate::snapshot::Snapshot;
 use crate::watch;
 
-/// What stands for it in place of a process' identity: there is no other that a later look shares.
+/// Used instead of a process identity: no later look shares the identity of one of its processes.
 const KEY: &str = "process:respawning";
-/// Processes remembered at most, and shown.
+/// Maximum number of processes remembered, and shown.
 const REMEMBERED: usize = 256;
 const SHOWN: usize = 8;
-/// How long a process may take from its end, which `/proc` shows, to the event that tells of it (do_exit(), kernel/exit.c).
+/// Maximum time between the exit of a process, which `/proc` shows, and the event that reports it (do_exit(),
+/// kernel/exit.c).
 const ENDING: Duration = Duration::from_millis(200);
-/// How long the newest process is asked for where only numbers tell of it: some ten generations of the fastest chain.
+/// How long to probe for the newest process if only pid numbers show that it exists: about ten generations of the
+/// fastest chain.
 const PROBING: Duration = Duration::from_millis(1);
-/// How long orphans are asked for while each has ended before it could be read: what lasts longer is a sign.
+/// How long to retry orphans that exit before they can be read. If they still come after this time, it counts as a sign
+/// of a chain.
 const CHASING: Duration = Duration::from_millis(20);
-/// How many numbers before the newest are asked for too.
+/// How many pids before the newest are probed too.
 const BEHIND: u32 = 16;
 
-/// A process that one look saw and nobody answers for, with the new ones that it descends from.
+/// A process that one look saw and that no process holds, with its new ancestors.
 struct Glimpse {
     id: (u32, u64),
     by: Attribution,
@@ -47,7 +50,7 @@ struct Glimpse {
 /// What one look saw.
 struct Seen {
     free: Vec<Glimpse>,
-    /// Signs of others that could not be read.
+    /// Whether there are signs of others that could not be read.
     signs: bool,
 }
 
@@ -58,52 +61,52 @@ impl Glimpse {
 }
 
 impl Seen {
-    /// Whether something beside what is `held`, and what that starts, was alive.
+    /// Whether something was alive besides the processes in `held` and their descendants.
     fn beside(&self, held: &HashSet<u32>) -> bool {
         let by_held = |g: &Glimpse| held.contains(&g.id.0) || g.line.iter().any(|pid| held.contains(pid));
         self.signs || !self.free.iter().all(by_held)
     }
 }
 
-/// Whom the reapers have that a look has not seen.
+/// Children of the reapers that a look did not see.
 enum Orphan {
     Alive(Glimpse),
-    /// In each reading there were others, and none could be read.
+    /// Each attempt found different ones, and none could be read.
     Restless,
     Nobody,
     /// The kernel does not list children.
     Untold,
 }
 
-/// What looks saw of processes that nothing holds.
+/// What the looks saw of processes that no process holds.
 #[derive(Default)]
 pub(super) struct Adrift {
     looks: Vec<Seen>,
     seen: BTreeMap<(u32, u64), (Process, Attribution)>,
-    /// Whether one of the run's lived when the last look ended, by the connector; none without one.
+    /// Whether a process of the run lived at the end of the last look, by the connector; none without a connector.
     by_events: Option<bool>,
-    /// Who of the run's lived at the first look, by the connector.
+    /// Processes of the run that lived at the first look, by the connector.
     at_first: HashSet<u32>,
 }
 
-/// What it comes to in the end.
+/// The result.
 #[derive(Default)]
 pub(super) struct Outcome {
     pub(super) leak: Option<Remnant>,
-    /// Why it cannot be told whether something lives.
+    /// Why it is unknown whether something lives.
     pub(super) gap: Option<String>,
 }
 
-/// Who lives by the connector.
+/// What the connector says about living processes.
 enum Caught {
     Alive(Process),
-    /// No end was told of, and nothing could be read.
+    /// No exit was reported, and nothing could be read.
     Unread(u32),
     Nobody,
 }
 
 impl Adrift {
-    /// Takes in one look. True if something lives.
+    /// Evaluates one look. True if something lives.
     pub(super) fn take_in(
         &mut self,
         world: &LiveWorld<'_>,
@@ -122,7 +125,7 @@ impl Adrift {
         match adrift(world, &HashSet::new()) {
             Some(adrift) => {
                 signs |= !adrift.unknown.is_empty();
-                // Of the run's own the events know better.
+                // For the run's own processes, the events are more reliable.
                 free.retain(|g| !is_known(g.by));
                 self.by_events = Some(!adrift.run.is_empty());
                 if self.looks.is_empty() {
@@ -132,11 +135,11 @@ impl Adrift {
             None => {
                 self.by_events = None;
                 let host = look.scope == Scope::Host;
-                // In a scope, whatever came and went is of the run.
+                // In a scope, every process that came and went belongs to the run.
                 signs |= !host && !look.gone.is_empty();
                 let living = look.processes.iter().filter(|p| lives(p)).count();
                 let more = match (&look.scope, world.live.view()) {
-                    // PID 1 is in the look, and the spawner is not.
+                    // The look contains PID 1, but not the spawner.
                     (_, Some(arena)) => population(arena).map(|n| n > living + 1),
                     (Scope::Cgroup(path), None) => count(path).map(|n| n > living),
                     (Scope::Host | Scope::Arena, None) => None,
@@ -165,7 +168,7 @@ impl Adrift {
         }
     }
 
-    /// Whether it is a process that only went by while it settled, or the corpse of one.
+    /// Whether it is a process that only passed by during settling, or the zombie of one.
     pub(super) fn knows(&self, resource: &Resource) -> bool {
         matches!(resource, Resource::Process(p) if !lives(p) || self.knows_id((p.pid, p.start)))
     }
@@ -174,8 +177,8 @@ impl Adrift {
         self.seen.contains_key(&id)
     }
 
-    /// An orphan that the look has not seen. Whatever the run leaves hangs on a reaper in the end, in each instant, so that the children
-    /// of the reapers miss none, however short it lives.
+    /// An orphan that the look did not see. At every instant a reaper is the parent of what the run left, so the list
+    /// of the reapers' children misses none, however short its life is.
     fn orphan(&mut self, world: &LiveWorld<'_>, look: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> Orphan {
         let arena = world.live.view();
         let began = Instant::now();
@@ -193,7 +196,7 @@ impl Adrift {
                     return Orphan::Alive(Glimpse::of(&p, by, look));
                 }
             }
-            // A list that lost one while it was read may lack another.
+            // If a list lost an entry while it was read, it may lack another one.
             if before == children {
                 return Orphan::Nobody;
             }
@@ -202,7 +205,8 @@ impl Adrift {
         Orphan::Restless
     }
 
-    /// Asks for the newest processes until one is caught alive: what lives for less than a walk takes is seldom in its way.
+    /// Probes the newest processes until one is alive: a walk rarely meets a process that lives for less time than the
+    /// walk takes.
     fn newest(
         &mut self,
         world: &LiveWorld<'_>,
@@ -212,7 +216,7 @@ impl Adrift {
         let began = Instant::now();
         while began.elapsed() < PROBING {
             let newest = observe::newest_pid()?;
-            // The look's own threads have taken the last numbers since.
+            // The threads of the look itself have used the most recent numbers since then.
             for pid in (newest.saturating_sub(BEHIND).max(2)..=newest).rev() {
                 let Some(p) = observe::process(pid, None) else { continue };
                 let Some(by) = of_run(attributor.owner_of(&p), &p, world.baseline) else { continue };
@@ -225,8 +229,8 @@ impl Adrift {
         None
     }
 
-    /// What is left of the run beside `residue`, of which it takes what is only its latest process. `alive` is whether the last
-    /// look saw something live.
+    /// What remains of the run besides `residue`. Removes from `residue` what is only the latest process of the chain.
+    /// `alive` tells whether the last look saw something live.
     ///
     /// # Errors
     /// What [`observe::snapshot`] raises.
@@ -240,19 +244,21 @@ impl Adrift {
         if !alive || !world.asked.contains(Kind::Process) {
             return Ok(Outcome::default());
         }
-        // A process that began after the run's end, as an orphan, while another one lived that has gone: it is the next of them.
+        // A process that started as an orphan after the run's end, while another process lived that is gone now: it is
+        // the next one of the chain.
         let first = self.looks.first();
         let at_first = |id: (u32, u64)| first.is_some_and(|seen| seen.free.iter().any(|g| g.id == id));
         let went = first.is_some_and(|seen| seen.signs || seen.free.iter().any(|g| !holds(residue, g.id)));
         let by_looks = |p: &Process| went && !at_first((p.pid, p.start)) && self.knows_id((p.pid, p.start));
-        // The last looks follow each other so soon that one process of a slow chain is in all of them: by the connector it
-        // succeeds to another one all the same.
+        // The last looks follow each other so quickly that one process of a slow chain can be in all of them. The
+        // connector still shows that it succeeded another one.
         let by_events = |p: &Process| {
             let watch = world.live.tree.or(world.live.watch).filter(|_| self.by_events.is_some());
             let n = watch.map_or(0, |watch| watch.successions(p.pid, p.start, p.ppid));
             n > 1 || n == 1 && !self.at_first.contains(&p.pid)
         };
-        // Of the run's own the events know better: what else comes and goes meanwhile is somebody else's.
+        // For the run's own processes, the events are more reliable: other processes that come and go meanwhile do not
+        // belong to the run.
         let known = |by: Attribution| self.by_events.is_some() && is_known(by);
         let succeeds = |p: &Process, by: Attribution| lives(p) && if known(by) { by_events(p) } else { by_looks(p) };
         let latest: Vec<String> = residue
@@ -263,7 +269,7 @@ impl Adrift {
         let taken: Vec<Remnant> = latest.iter().filter_map(|key| residue.remove(key)).collect();
         let outcome = self.decide(world, look, residue, taken)?;
         if outcome.leak.is_some() {
-            // Its dead, whom a slow init has yet to reap, are told with it.
+            // The report of the chain includes its zombies that a slow init has not reaped yet.
             let dead = |p: &Process| !lives(p) && look.process(p.ppid).is_none_or(|parent| is_reaper(parent, look));
             residue.retain(|_, f| !matches!(&f.resource, Resource::Process(p) if dead(p)));
         }
@@ -321,7 +327,7 @@ impl Adrift {
             return Ok(Outcome::default());
         }
         let unheld = |((pid, _), _): &(&(u32, u64), &(Process, Attribution))| !held.contains(pid);
-        // Of those that were seen, one that is surely the run's, else any.
+        // Of the processes seen, one that certainly belongs to the run, else any.
         let best = self.seen.iter().filter(unheld).max_by_key(|(_, (_, by))| *by != Attribution::None);
         Ok(match best.map(|(_, (p, by))| (p.clone(), *by)) {
             Some((p, by)) => {
@@ -339,7 +345,7 @@ impl Adrift {
         })
     }
 
-    /// A process of the run that lives beside what is `held`, by the events that came since the last look as well.
+    /// A process of the run that lives besides those in `held`, including by events since the last look.
     fn caught(&mut self, world: &LiveWorld<'_>, held: &HashSet<u32>) -> Caught {
         let mut before: Vec<u32> = Vec::new();
         let began = Instant::now();
@@ -348,7 +354,7 @@ impl Adrift {
             if let Some(p) = run.iter().rev().filter_map(|pid| observe::process(*pid, None)).find(lives) {
                 return Caught::Alive(p);
             }
-            // Too fast to be read: then it is another one each time.
+            // Too fast to be read: then each attempt finds a different one.
             let next = run.iter().find(|pid| !before.is_empty() && !before.contains(pid));
             if let Some(pid) = next {
                 let known = self.seen.values().next_back().map(|(p, _)| p.clone());
@@ -394,7 +400,8 @@ impl Adrift {
     }
 }
 
-/// Who lives by the events of the scope: those of the run, or of the tree and what has left it. None where not all are known.
+/// Living processes by the events of the scope: those of the run, or of the tree and what left it. None if not all
+/// events are known.
 fn adrift(world: &LiveWorld<'_>, held: &HashSet<u32>) -> Option<watch::Adrift> {
     let watch = match world.baseline.scope {
         Scope::Host => world.live.watch,
@@ -403,7 +410,7 @@ fn adrift(world: &LiveWorld<'_>, held: &HashSet<u32>) -> Option<watch::Adrift> {
     }?;
     watch.sync();
     let mut adrift = watch.adrift(held)?;
-    // A tree has members that were there before.
+    // A tree has members from before the run.
     let old = |pid: u32| {
         world.baseline.process(pid).filter(|old| observe::process(pid, None).is_some_and(|now| now.start == old.start))
     };
@@ -411,7 +418,7 @@ fn adrift(world: &LiveWorld<'_>, held: &HashSet<u32>) -> Option<watch::Adrift> {
     Some(adrift)
 }
 
-/// Whether it is surely of the run or of the tree, so that the connector's events tell of it.
+/// Whether it certainly belongs to the run or the tree, so that the connector's events cover it.
 fn is_known(by: Attribution) -> bool {
     matches!(by, Attribution::Descent | Attribution::Scope)
 }
@@ -424,7 +431,7 @@ fn lives(p: &Process) -> bool {
     !matches!(p.state, 'Z' | 'X' | 'x')
 }
 
-/// By what a living process is the run's, or may be; none for what is nobody's of the run, or was there before.
+/// Why a living process is or may be the run's; none if it is not, or if it existed before.
 fn of_run(owner: Owner, p: &Process, baseline: &Snapshot) -> Option<Attribution> {
     if !lives(p) || baseline.process(p.pid).is_some_and(|old| old.start == p.start) {
         return None;
@@ -445,7 +452,8 @@ fn ancestors<'a>(p: &'a Process, look: &'a Snapshot) -> impl Iterator<Item = &'a
     std::iter::successors(look.process(p.ppid), parent).take(look.processes.len())
 }
 
-/// Who adopts the run's orphans: PID 1, or a subreaper among this process and its ancestors (PR_SET_CHILD_SUBREAPER(2const)).
+/// The processes that adopt the run's orphans: PID 1, or a subreaper among this process and its ancestors
+/// (PR_SET_CHILD_SUBREAPER(2const)).
 fn is_reaper(p: &Process, look: &Snapshot) -> bool {
     let me = std::process::id();
     let adopts = || p.pid == me && !matches!(rustix::process::child_subreaper(), Ok(None));
@@ -453,8 +461,8 @@ fn is_reaper(p: &Process, look: &Snapshot) -> bool {
     p.pid == 1 || look.scope != Scope::Arena && (adopts() || above())
 }
 
-/// Whether nobody who was there before, and no child of this process' own, answers for a process: it is an orphan, or an orphan's
-/// descendant. What a daemon starts and waits for is not.
+/// Whether no process from before, and no child of this process itself, is responsible for a process: it is an orphan
+/// or an orphan's descendant. A process that a daemon started and waits for is not.
 fn is_free(p: &Process, look: &Snapshot, baseline: &Snapshot) -> bool {
     let arena = look.scope == Scope::Arena;
     let me = std::process::id();
@@ -466,7 +474,8 @@ fn is_free(p: &Process, look: &Snapshot, baseline: &Snapshot) -> bool {
     if !lives(top) {
         return true;
     }
-    // Who adopts orphans may be anybody's parent; in its own session a process is still the one that its starter made.
+    // A process that adopts orphans may be the parent of any process. A process in its reaper's session was started by
+    // that reaper.
     let reaps = is_reaper(top, look);
     let of_session = || baseline.processes.iter().any(|old| old.session == p.session);
     if !arena && top.pid == me {

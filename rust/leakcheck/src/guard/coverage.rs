@@ -1,4 +1,4 @@
-//! How far the two observations reached, as far as the run could have made anything.
+//! The coverage of the two observations, limited to places where the run could have made something.
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
@@ -14,16 +14,17 @@ use crate::snapshot::{CoverageMap, Directory, Gap, Level, Snapshot, Unreadable, 
 use crate::text::Text;
 use crate::watch::Elevation;
 
-/// What is known of the run's rights.
+/// What is known about the run's rights.
 #[derive(Default)]
 pub(super) struct Reach {
-    /// None where the run is not known: then it may have had any.
+    /// None if the run is not known: then it may have had any rights.
     rights: Option<Rights>,
     elevation: Option<Elevation>,
 }
 
 impl Reach {
-    /// Of the runs of this process, from now on; nothing of what `baseline` did not see is excused if they cannot be told.
+    /// The rights of the runs of this process from now on. If they are not known, nothing that `baseline` did not see
+    /// is excused.
     pub(super) fn of_own_runs(baseline: &Snapshot) -> Self {
         let rights = if baseline.scope == Scope::Host { Rights::own() } else { None };
         let programs = || {
@@ -40,7 +41,7 @@ impl Reach {
         self.elevation.as_ref()?.own_fd()
     }
 
-    /// Whether it is another user's, whom the run could not become, so that it is none of the run's.
+    /// Whether it belongs to another user that the run could not become, so that it is not the run's.
     pub(super) fn is_foreign<P: Provenance>(
         &self,
         resource: &Resource,
@@ -48,7 +49,7 @@ impl Reach {
         attributor: &Attributor<'_, P>,
     ) -> bool {
         let Some(rights) = self.rights.as_ref().filter(|rights| rights.is_ordinary()) else { return false };
-        // What is older may have been moved or linked there; the owner of other things can give them away.
+        // Older files may have been moved or linked there; the owner of other objects can give them away.
         let new = |birth: Option<i64>| birth.is_some_and(|birth| birth > baseline.taken_ns);
         let uid = match resource {
             Resource::Process(p) => attributor.uid(p.pid),
@@ -63,7 +64,7 @@ impl Reach {
             && self.elevation.as_ref().is_none_or(|elevation| elevation.used().is_none())
     }
 
-    /// Why nothing can be there, or why that cannot be told.
+    /// Why nothing can be there, or why that is not known.
     fn excuse(&self, gap: &Gap, later: Option<&Gap>) -> Result<String, Option<String>> {
         let excuse = self.rights.as_ref().and_then(|rights| rights.excuse(gap, later)).ok_or(None)?;
         match self.elevation.as_ref().and_then(Elevation::used) {
@@ -73,8 +74,8 @@ impl Reach {
     }
 }
 
-/// The worse of both observations. Left out is what nothing of the run's can hide in: processes that were there before and are not
-/// the run's, and places in which it could make nothing. The reason is told.
+/// The worse coverage of both observations. It ignores gaps in which nothing of the run can hide: processes from before
+/// that are not the run's, and places where the run could create nothing. The reason is recorded.
 pub(super) fn coverage<P: Provenance>(
     before: &Snapshot,
     after: &Snapshot,
@@ -90,7 +91,7 @@ pub(super) fn coverage<P: Provenance>(
         after.unreadable.iter().filter(|u| matters(u, before, after, attributor, reach)).collect();
     lower_for_unreadable(&unreadable, &mut map);
     of_gaps(before, after, reach, &mut map);
-    // What the key quota counts beyond the list is a gap only when it grew.
+    // The number of keys that the quota counts beyond the list is a gap only if it grew.
     let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
     if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
         let more = hidden(after) - hidden(before);
@@ -109,7 +110,7 @@ pub(super) fn coverage<P: Provenance>(
     map
 }
 
-/// Whether something of the run's may hide in a process that could not be read.
+/// Whether something of the run may hide in an unreadable process.
 fn matters<P: Provenance>(
     u: &Unreadable,
     before: &Snapshot,
@@ -119,12 +120,13 @@ fn matters<P: Provenance>(
 ) -> bool {
     let there_before = before.unreadable.iter().any(|old| (old.pid, old.start) == (u.pid, u.start));
     match after.scope {
-        // It is a member of the scope, of which all is the run's.
+        // It is a member of the scope, and everything in the scope is the run's.
         Scope::Tree(_) | Scope::Cgroup(_) => return true,
         Scope::Host | Scope::Arena => {}
     }
     match after.process(u.pid).map(|p| attributor.owner(&Resource::Process(p.clone()))) {
-        // Whoever made what appeared between two snapshots, it counts. What refuses CAP_SYS_PTRACE as well is beyond everybody.
+        // Between two snapshots everything that appeared counts, whichever process made it. Nobody can read a process
+        // that is unreadable even with CAP_SYS_PTRACE.
         Some(Owner::Stranger) => !attributor.is_watched() && !after.may_trace,
         Some(Owner::Run(Attribution::Scope)) | None => !there_before,
         Some(Owner::Unknown) => {
@@ -143,7 +145,7 @@ fn of_gaps(before: &Snapshot, after: &Snapshot, reach: &Reach, map: &mut Coverag
     let later: HashMap<_, &Gap> = after.gaps.iter().map(|gap| (key(gap), gap)).collect();
     let earlier: HashSet<_> = before.gaps.iter().filter(|g| g.level != Level::Full).map(key).collect();
     let known = before.gaps.iter().map(|gap| (gap, later.get(&key(gap)).copied()));
-    // What only the later observation could not look into, the run may have closed.
+    // If only the later observation could not read a place, the run may have closed it.
     let new = after.gaps.iter().filter(|gap| !earlier.contains(&key(gap))).map(|gap| (gap, None));
     let mut left: Vec<&Gap> = Vec::new();
     let asked: KindSet = map.0.keys().copied().collect();
@@ -160,7 +162,8 @@ fn of_gaps(before: &Snapshot, after: &Snapshot, reach: &Reach, map: &mut Coverag
     lower_for_gaps(left.into_iter(), map);
 }
 
-/// Directories that the baseline found and that were gone when it came to list them, but are there again: moved away and back.
+/// Directories that the baseline found but could not list because they were gone, and that exist again: moved away and
+/// back.
 fn returned(before: &Snapshot, after: &Snapshot) -> Vec<Text> {
     let gone: HashSet<&Text> = before.gaps.iter().filter(|gap| gap.level == Level::Full).filter_map(path).collect();
     if gone.is_empty() {
@@ -180,8 +183,8 @@ fn path(gap: &Gap) -> Option<&Text> {
     }
 }
 
-/// Takes out what only looks new: files below directories that the baseline could not list. Those that the run made by all evidence
-/// stay.
+/// Removes what only looks new: files below directories that the baseline could not list. Files that the run made
+/// according to the evidence stay.
 pub(super) fn only_comparable(
     before: &Snapshot,
     after: &Snapshot,
@@ -204,7 +207,7 @@ pub(super) fn only_comparable(
     });
 }
 
-/// Message queues that nothing lists, but that take bytes of their user's limit which the baseline had free.
+/// Message queues that no list shows, but that use bytes of their user's limit that were free at the baseline.
 pub(super) fn unlisted_queues(before: &Snapshot, after: &Snapshot) -> Option<Resource> {
     let bytes = |s: &Snapshot| s.gauges.get(QUEUES).copied();
     let more = bytes(after)? - bytes(before)?;

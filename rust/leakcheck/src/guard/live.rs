@@ -1,4 +1,4 @@
-//! The machine as it settles, and what is known of the run beyond what looks show.
+//! The machine during settling, and what is known about the run beyond the looks.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,7 +27,7 @@ pub(super) struct LastLook {
     pub(super) look: Snapshot,
     pub(super) coverage: CoverageMap,
     pub(super) noise: u64,
-    /// What somebody else made, as far as a daemon may have made it for the run.
+    /// What other processes made, as far as a daemon may have made it for the run.
     pub(super) strange: Vec<Resource>,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct LiveWorld<'a> {
 }
 
 impl LiveWorld<'_> {
-    /// One look. A scope that is gone after the run has nothing in it any more but files.
+    /// One look. A scope that is gone after the run contains nothing but files.
     fn observe(&self) -> Result<Snapshot> {
         let options = &self.options.observe;
         let of_tree;
@@ -84,7 +84,7 @@ impl World<Remnant> for LiveWorld<'_> {
     fn look(&mut self) -> Result<Look<Remnant>> {
         let look = self.observe()?;
         if let Some(watch) = self.live.watch {
-            // What the snapshot saw happened before now.
+            // Everything the snapshot saw happened before now.
             watch.sync();
         }
         self.looks_ms += look.took_ns as f64 / 1e6;
@@ -106,7 +106,7 @@ impl World<Remnant> for LiveWorld<'_> {
         let residue = residue(appeared, &attributor);
         let (lives, running) = attributor.alive();
         let mut adrift = std::mem::take(&mut self.adrift);
-        // Who was in the scope before may act for the run a little later.
+        // A process that was in the scope before may act for the run a little later.
         let old = |p: &Process| self.baseline.process(p.pid).is_some_and(|old| old.start == p.start) && p.state != 'Z';
         let daemon = matches!(look.scope, Scope::Tree(_) | Scope::Cgroup(_)) && look.processes.iter().any(old);
         let run_lives = adrift.take_in(self, &look, &attributor) || lives || daemon;
@@ -124,7 +124,7 @@ impl World<Remnant> for LiveWorld<'_> {
 
     fn wait(&mut self, residue: &BTreeMap<String, Remnant>, pause: Duration) {
         let zombie = |f: &Remnant| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
-        // Where only a reaper is waited for, the wait itself sees when it has come.
+        // If only a reaper is missing, the wait itself notices when it has reaped.
         let pause = if residue.values().all(zombie) { pause.max(self.options.policy.at_least) } else { pause };
         observe::wait_for_change(residue.values().map(|f| &f.resource), self.live.view(), pause);
     }
@@ -138,18 +138,18 @@ impl World<Remnant> for LiveWorld<'_> {
     }
 }
 
-/// What is known of the run: by the watch, by the token, by `/proc`.
+/// What the watch, the token and `/proc` say about the run.
 pub(super) struct Live<'a> {
     pub(super) watch: Option<&'a Watch>,
-    /// Who follows the processes of a `tree:` scope.
+    /// Follows the processes of a `tree:` scope.
     pub(super) tree: Option<&'a Watch>,
     pub(super) token: Option<&'a str>,
-    /// Whose pids they are.
+    /// The arena whose pids they are.
     pub(super) arena: Option<&'a ObservedArena>,
 }
 
 impl Live<'_> {
-    /// What the arena is seen through.
+    /// The arena's descriptors and paths.
     pub(super) fn view(&self) -> Option<&ArenaView> {
         self.arena.map(|arena| &arena.view)
     }
@@ -183,7 +183,7 @@ impl Provenance for Live<'_> {
         use std::os::unix::ffi::OsStrExt;
         let path = Path::new(std::ffi::OsStr::from_bytes(path));
         if let Some(arena) = self.view() {
-            // A path that the arena alone has.
+            // A path that only the arena has.
             let root = arena.root().ok();
             let inside = reach::open(path, root.as_ref(), true, &mut Mounts::of(Some(arena))).is_ok();
             let outside = reach::at(path) != reach::At::Nothing;

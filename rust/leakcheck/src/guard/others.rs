@@ -1,5 +1,5 @@
-//! Who made the noise. A daemon that was there before may have made it for the run (a container for its client), and nothing but the
-//! daemon knows: so the report names those who made something that stays.
+//! Which processes made the noise. A daemon from before may have made it for the run (a container for its client), and
+//! only the daemon knows. So the report names the processes that made something lasting.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -8,14 +8,14 @@ use crate::judge::report::Other;
 use crate::resource::{Ipc, IpcClass, MountId, NetClass, NsHolder, Resource};
 use crate::snapshot::Snapshot;
 
-/// How many differences are looked at for their maker.
+/// Maximum number of differences whose maker is looked up.
 pub(super) const MOST: usize = 2048;
-/// How many makers are named.
+/// Maximum number of makers named.
 const NAMED: usize = 16;
-/// No chain of parents that matters is longer; a loop through reused ids ends here.
+/// No relevant chain of parents is longer; a loop through reused ids ends here.
 const DEEPEST: usize = 64;
 
-/// Whether it is more than a daemon's own affair of the moment, as its descriptors, locks and mappings are.
+/// Whether it lasts: a daemon's descriptors, locks and mappings are its own temporary state.
 pub(super) fn counts(resource: &Resource) -> bool {
     match resource {
         Resource::Fd(_) | Resource::Lock(_) => false,
@@ -24,7 +24,7 @@ pub(super) fn counts(resource: &Resource) -> bool {
     }
 }
 
-/// The makers of `strange`, each traced to the nearest process that was there before.
+/// The makers of `strange`, each traced to the nearest process from before the run.
 pub(super) fn who<P: Provenance>(
     strange: &[Resource],
     baseline: &Snapshot,
@@ -51,7 +51,7 @@ struct Trace<'a, P> {
 }
 
 impl<P: Provenance> Trace<'_, P> {
-    /// A process that made it, or that holds it.
+    /// A process that made or holds it.
     fn maker(&self, resource: &Resource) -> Option<u32> {
         let pid = match resource {
             Resource::Process(p) => Some(p.pid),
@@ -100,7 +100,7 @@ impl<P: Provenance> Trace<'_, P> {
         self.holder(&self.look.namespaces.iter().find(|n| n.ino == ns)?.holders)
     }
 
-    /// The nearest of a process and its forebears that was there before; itself, where none is known.
+    /// The nearest of a process and its ancestors that existed before the run; the process itself if none is known.
     fn origin(&self, maker: u32) -> u32 {
         let mut pid = maker;
         for _ in 0..DEEPEST {
@@ -109,7 +109,7 @@ impl<P: Provenance> Trace<'_, P> {
             if before.is_some_and(|old| now.is_none_or(|now| now.start == old.start)) {
                 return pid;
             }
-            // An orphan's parent of today is not who forked it.
+            // An orphan's current parent did not fork it.
             match self.provenance.parent_of_stranger(pid).or(now.map(|p| p.ppid)).filter(|parent| *parent > 0) {
                 Some(parent) => pid = parent,
                 None => break,

@@ -1,4 +1,4 @@
-//! From what one look shows and the baseline does not, to leaks with their evidence.
+//! Turns the resources that one look shows and the baseline does not into leaks with evidence.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -19,7 +19,7 @@ use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot};
 use crate::text::Text;
 
-/// Sorts what was found into leaks and what rules explain, and gives the verdict.
+/// Sorts findings into leaks and allowed residue, and sets the verdict.
 pub(super) fn finish(report: &mut Report, found: Vec<Remnant>, rules: &Rules, attributed_only: bool) {
     let mut used = BTreeSet::new();
     for Remnant { key, resource, by, class, label, facts } in found {
@@ -31,7 +31,8 @@ pub(super) fn finish(report: &mut Report, found: Vec<Remnant>, rules: &Rules, at
             report.allowed.push(Allowed { kind, label, key, reason: rules.rules[n].reason.clone() });
             continue;
         }
-        // What is everybody's and came meanwhile is the run's or not; where nobody could see who made it, it is no *clean*.
+        // A new machine-wide resource may or may not be the run's. If nothing shows which process made it, the verdict
+        // cannot be *clean*.
         if report.scope == Scope::Arena && by == Attribution::None && matches!(kind, Kind::Key | Kind::Loop | Kind::Bpf)
         {
             report.coverage.lower(
@@ -41,7 +42,8 @@ pub(super) fn finish(report: &mut Report, found: Vec<Remnant>, rules: &Rules, at
             );
         }
         let leak = Leak { kind, class, label, attribution: by, key, evidence: facts };
-        // Nobody can be told to have set it, but in an arena it is seen at all only because the machine is set differently now.
+        // Nothing tells which process changed a setting, but an arena's snapshot shows it only because the machine's
+        // value is different now.
         let setting = kind == Kind::Sysctl && report.scope == Scope::Arena;
         if attributed_only && by == Attribution::None && !setting {
             report.unattributed.push(leak);
@@ -56,7 +58,7 @@ pub(super) fn finish(report: &mut Report, found: Vec<Remnant>, rules: &Rules, at
     report.verdict = Verdict::of(report.leaks.len(), &report.coverage);
 }
 
-/// A detail as rules match it: as it is shown. What is not known matches nothing.
+/// A detail in the form that rules match: as it is displayed. An unknown detail matches nothing.
 pub(super) fn plain(name: &str, value: &Value) -> Option<String> {
     match value {
         Value::Null => None,
@@ -72,7 +74,7 @@ pub(super) fn gauges(before: &Snapshot, after: &Snapshot, report: &mut Report) {
     }
 }
 
-/// Residue with all that a report needs of it, looked up while it is there.
+/// Residue with everything that a report needs, looked up while it exists.
 #[derive(Clone)]
 pub(super) struct Remnant {
     pub(super) key: String,
@@ -98,8 +100,8 @@ impl Remnant {
     }
 }
 
-/// Marks what is where something else was at the baseline: the place is not the run's, so nothing may remove it. Where several
-/// mounts may be, that is so while there are no more of them `now` than there were.
+/// Marks residue in a place where something else was at the baseline: the place is not the run's, so reap must not
+/// remove it. At a target with several mounts, this holds if there are no more of them `now` than at the baseline.
 pub(super) fn replacing(mut found: Vec<Remnant>, baseline: &Snapshot, now: &Snapshot) -> Vec<Remnant> {
     let name = |r: &Resource| match r {
         Resource::File(f) if f.mapped_by.is_none() => Some(f.path.clone()),
@@ -137,14 +139,14 @@ fn mounts_by_target(snapshot: &Snapshot) -> HashMap<&Text, usize> {
 pub(super) struct Residue {
     pub(super) found: Vec<(Resource, Attribution)>,
     pub(super) noise: u64,
-    /// Of the noise, what outlives a request: no descriptor, lock or mapping.
+    /// The noise that outlives a request: no descriptors, locks or mappings.
     pub(super) strange: Vec<Resource>,
 }
 
-/// What is not a stranger's, without what only repeats another leak.
+/// The resources that are not a stranger's, without those that only repeat another leak.
 pub(super) fn residue<P: Provenance>(appeared: Vec<Resource>, attributor: &Attributor<'_, P>) -> Residue {
     let mut out = Residue { found: Vec::new(), noise: 0, strange: Vec::new() };
-    // A scope's first process makes seen what the machine had.
+    // A scope's first process makes things visible that the machine already had.
     for resource in appeared.into_iter().filter(|r| !attributor.was_only_entered(r)) {
         match attributor.owner(&resource) {
             Owner::Run(by) => out.found.push((resource, by)),
@@ -161,7 +163,8 @@ pub(super) fn residue<P: Provenance>(appeared: Vec<Resource>, attributor: &Attri
     out
 }
 
-/// A leaked process' descriptors, and the mounts of a namespace that a leaked process is in, go with it: one leak, one line.
+/// A leaked process's descriptors, and the mounts of a namespace that a leaked process is in, go with the process: one
+/// leak, one line.
 pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attributor: &Attributor<'_, P>) {
     let leaked: HashSet<(u32, u64)> = found
         .iter()
@@ -181,7 +184,7 @@ pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attr
             _ => None,
         })
         .collect();
-    // What is mounted here still comes into other namespaces as well: it goes there when it goes here.
+    // A mount here also propagates into other namespaces: it goes there when it goes here.
     let own = attributor.own_mount_ns();
     let here: HashSet<(u64, Text)> = found
         .iter()
@@ -193,7 +196,7 @@ pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attr
     let came_in = |m: &Mount| {
         m.ns != 0 && Some(m.ns) != own && !attributor.fresh_ns(m.ns) && here.contains(&(m.dev, m.root.clone()))
     };
-    // Tables go with all that is in them, and chains with their rules.
+    // Removing a table removes everything in it, and removing a chain removes its rules.
     let nftables: HashSet<(u64, NetClass, Text)> = found
         .iter()
         .filter_map(|(r, _)| match r {
@@ -207,7 +210,7 @@ pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attr
         nftables.iter().filter(|(_, c, _)| *c == NetClass::NftTable).map(|(ns, _, t)| (*ns, t)).collect();
     let in_found = |n: &Net| {
         let holds = |class| nftables.contains(&(n.netns, class, n.scope.clone()));
-        // The scope of a rule begins with that of its table.
+        // The scope of a rule starts with the scope of its table.
         let of_table = |(ns, table): &(u64, &Text)| {
             *ns == n.netns && n.scope.as_ref().strip_prefix(table.as_ref()).is_some_and(|rest| rest.starts_with(b" "))
         };

@@ -1,4 +1,4 @@
-//! Allow rules: residue that its owner knows of and accepts, with a reason and perhaps an end.
+//! Allow rules: residue that its owner knows and accepts, with a reason and optionally an expiry date.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,10 +9,10 @@ use serde::Deserialize;
 use crate::error::{Error, Result, in_words};
 use crate::kind::Kind;
 
-/// One rule: a kind, patterns over details, why, until when.
+/// One rule: a kind, patterns over details, a reason, an expiry date.
 #[derive(Clone, Debug)]
 pub struct Rule {
-    /// The kind that it speaks of.
+    /// The kind that it applies to.
     pub kind: Kind,
     /// Detail → pattern (`*`, `?`, `[…]`); all must match.
     pub patterns: BTreeMap<String, Pattern>,
@@ -121,7 +121,7 @@ fn date(when: &toml::value::Datetime) -> Option<jiff::civil::Date> {
     jiff::civil::Date::new(i16::try_from(d.year).ok()?, i8::try_from(d.month).ok()?, i8::try_from(d.day).ok()?).ok()
 }
 
-/// The details that a rule may speak of: the record's fields, and what is looked up for what differs.
+/// The details that a rule can match: the record's fields, and the evidence that is looked up for each difference.
 pub fn details(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Process => &["pid", "ppid", "state", "comm", "argv", "exe", "cgroup", "uid"],

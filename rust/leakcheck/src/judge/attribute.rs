@@ -1,4 +1,5 @@
-//! Whose residue is it? By descent, run token, cgroup, namespace, creator or holder; never by name or time alone.
+//! Whose residue is it? Decided by descent, run token, cgroup, namespace, creator or holder; never by name or time
+//! alone.
 
 mod mount;
 
@@ -13,7 +14,7 @@ use crate::resource::{Ipc, IpcClass, Lock, Mount, NetClass, NsHolder, Process, R
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
 
-/// Attributes what one look shows and the baseline does not.
+/// Attributes the resources that one look shows and the baseline does not.
 pub struct Attributor<'a, P> {
     baseline: &'a Snapshot,
     look: &'a Snapshot,
@@ -21,16 +22,16 @@ pub struct Attributor<'a, P> {
     own_pid: Option<u32>,
     processes: HashMap<u32, Owner>,
     holders: HashMap<(NsType, u64), Vec<NsHolder>>,
-    /// Inodes, which namespaces of all types draw from one counter.
+    /// Inodes: namespaces of all types take them from one counter.
     old_namespaces: HashSet<u64>,
-    /// Mount namespaces that have a mount which they had before; looked up when first asked for.
+    /// Mount namespaces that still have a mount from before; looked up on first use.
     lasting: OnceCell<HashSet<u64>>,
-    /// Users of the run alone; looked up when first asked for.
+    /// Users that only processes of the run have; looked up on first use.
     uids: OnceCell<HashSet<u32>>,
 }
 
 impl<'a, P: Provenance> Attributor<'a, P> {
-    /// `own_pid` is this process where its own descriptors count.
+    /// `own_pid` is this process if its own descriptors count.
     pub fn new(baseline: &'a Snapshot, look: &'a Snapshot, provenance: &'a P, own_pid: Option<u32>) -> Self {
         let holders = look.namespaces.iter().map(|n| ((n.ns_type, n.ino), n.holders.clone())).collect();
         let seen = baseline.namespaces.iter().map(|n| n.ino).chain(baseline.mounts.iter().map(|m| m.ns));
@@ -54,12 +55,12 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         self.provenance.watched()
     }
 
-    /// Whether a process of the run lives, and whether something of it is about to end: a process that runs,
-    /// or a zombie that its reaper has not collected yet.
+    /// Whether a process of the run lives, and whether one may be about to exit: a running process, or a zombie that
+    /// its reaper has not collected yet.
     pub fn alive(&self) -> (bool, bool) {
         let of_run = |p: &&Process| match self.owner_of_pid(p.pid) {
             Owner::Run(Attribution::Own) | Owner::Stranger => false,
-            // In a scope what was there before is no survivor of the run.
+            // In a scope, a process from before the run is not a survivor of the run.
             Owner::Run(Attribution::Scope) => self.baseline.process(p.pid).is_none_or(|old| old.start != p.start),
             Owner::Run(_) | Owner::Unknown => true,
         };
@@ -76,11 +77,11 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         (lives, running)
     }
 
-    /// Whether the parent of a zombie is nobody of the run: then it is for init or a subreaper to reap, and some inits take two
-    /// seconds.
+    /// Whether the parent of a zombie is not a process of the run. Then init or a subreaper has to reap it, and some
+    /// inits take two seconds.
     fn is_adopted(&self, zombie: &Process) -> bool {
         self.look.process(zombie.ppid).is_none_or(|parent| match self.look.scope {
-            // Of what an arena had before, only its init reaps.
+            // Of the processes that an arena had before, only its init reaps.
             Scope::Arena => self.baseline.process(parent.pid).is_some_and(|old| old.start == parent.start),
             Scope::Host | Scope::Cgroup(_) | Scope::Tree(_) => self.provenance.process(parent) != Membership::Run,
         })
@@ -106,7 +107,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         }
     }
 
-    /// A process that cannot be told by descent is the run's when it sits in a cgroup that the run made.
+    /// If descent does not decide, a process is the run's if it is in a cgroup that the run made.
     fn by_cgroup(&mut self) {
         let unknown = self.unknown();
         if unknown.is_empty() {
@@ -129,7 +130,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         }
     }
 
-    /// Likewise when it shares a namespace that is new since the baseline with a process of the run.
+    /// Likewise if it shares a namespace that is new since the baseline with a process of the run.
     fn by_namespace(&mut self) {
         for pid in self.unknown() {
             let shares = |holders: &[NsHolder]| {
@@ -167,7 +168,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         self.uids.get_or_init(users).contains(&uid)
     }
 
-    /// Whose a process is, be it one that began after the look.
+    /// Whose a process is, even if it started after the look.
     pub fn owner_of(&self, p: &Process) -> Owner {
         match self.look.process(p.pid).filter(|seen| seen.start == p.start).and_then(|_| self.processes.get(&p.pid)) {
             Some(owner) => *owner,
@@ -179,8 +180,8 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         self.processes.get(&pid).copied().unwrap_or(Owner::Unknown)
     }
 
-    /// Whether a mount of a new namespace only repeats one that the baseline had elsewhere: a new mount namespace begins as a
-    /// copy.
+    /// Whether a mount of a new namespace is only a copy of one that the baseline had elsewhere: a new mount namespace
+    /// starts as a copy.
     pub fn is_copy(&self, mount: &Mount) -> bool {
         let same = |old: &&Mount| {
             (&old.target, &old.root, old.dev, &old.fs_type) == (&mount.target, &mount.root, mount.dev, &mount.fs_type)
@@ -214,7 +215,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         }
     }
 
-    /// What is new in an arena is the run's, but for what no namespace isolates: that must be tied to it.
+    /// What is new in an arena is the run's, except resources that no namespace isolates: those need evidence.
     fn in_arena(&self, resource: &Resource) -> Owner {
         let shared_net = |ino: u64| self.look.own_ns.get(&NsType::Net) == Some(&ino);
         match resource {
@@ -236,13 +237,13 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                     Owner::Stranger | Owner::Unknown => member(self.provenance.made(resource), Attribution::Scope),
                 }
             }
-            // An arena may have been given the host's network.
+            // An arena may use the host's network.
             Resource::Net(n) if shared_net(n.netns) => self.told_owner(resource),
             _ => Owner::Run(Attribution::Scope),
         }
     }
 
-    /// Whether keys that nobody may view can be the run's.
+    /// Whether keys that nobody can view can be the run's.
     pub fn may_have_hidden_keys(&self) -> bool {
         self.provenance.makes_keys()
     }
@@ -281,7 +282,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                     Some(m) => self.mount(m),
                     None => self.made(n.scope.as_ref(), None),
                 },
-                // Interfaces, and what nftables has.
+                // Interfaces and nftables objects.
                 _ => self.in_namespace(NsType::Net, n.netns),
             },
             Resource::Bpf(b) => {
@@ -289,13 +290,13 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 self.held_by(holders.map(|fd| fd.pid))
             }
             Resource::Loop(d) => by_hint(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),
-            // The kernel tells nobody who wrote it.
+            // The kernel does not record which process wrote it.
             Resource::Key(_) | Resource::Sysctl(_) => Owner::Unknown,
         }
     }
 
-    /// A POSIX lock or lease is its process'; the others belong to an open file description, which any process that has the
-    /// file open may share.
+    /// A POSIX lock or lease belongs to its process. The other locks belong to an open file description, which any
+    /// process that has the file open may share.
     fn lock(&self, lock: &Lock) -> Owner {
         let taker = u32::try_from(lock.pid).ok().filter(|p| self.processes.contains_key(p));
         if let ("posix" | "lease", Some(pid)) = (lock.class.as_str(), taker) {
@@ -307,13 +308,13 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         };
         let mut holders = opened(&|dev| dev == lock.dev);
         if holders.is_empty() {
-            // On overlay and btrfs, `/proc/locks` and stat(2) name two devices.
+            // On overlayfs and btrfs, `/proc/locks` and stat(2) show different devices.
             holders = opened(&|_| true);
         }
         self.held_by(holders.into_iter().chain(taker))
     }
 
-    /// The run's if any holder is; a stranger's if all are.
+    /// The run's if any holder is the run's; a stranger's if all holders are.
     fn held_by(&self, pids: impl IntoIterator<Item = u32>) -> Owner {
         let mut worst = None;
         for owner in pids.into_iter().map(|pid| self.owner_of_pid(pid)) {
@@ -347,7 +348,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             NsHolder::Bind(path) => self.look.mounts.iter().find(|m| m.target == *path),
             NsHolder::Process(..) | NsHolder::Fd(..) => None,
         });
-        // Whoever is inside a namespace that the run bound somewhere, the bind mount keeps it.
+        // If the run bind mounted a namespace, the mount keeps it, whichever processes are inside.
         bound.map_or(by_process, |m| self.mount(m))
     }
 
@@ -369,14 +370,14 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         match object.class {
             IpcClass::PosixShm => self.made(object.name.as_ref(), None),
             IpcClass::Shm if object.creator > 1 => member(self.provenance.ever(object.creator), Attribution::Creator),
-            // Of a queue the kernel tells only who sent last.
+            // For a queue, the kernel reports only the last sender.
             IpcClass::Msg if object.creator > 1 => by_hint(self.provenance.ever(object.creator), Attribution::Creator),
             IpcClass::Shm | IpcClass::Msg | IpcClass::Sem | IpcClass::Mqueue => Owner::Unknown,
         }
     }
 }
 
-/// The user that an object belongs to, where it has one.
+/// The user that owns an object, if it has one.
 fn owning_user(resource: &Resource) -> Option<u32> {
     match resource {
         Resource::File(r) if r.mapped_by.is_none() => Some(r.uid),
@@ -397,7 +398,8 @@ fn owning_user(resource: &Resource) -> Option<u32> {
     }
 }
 
-/// Of what tells only that the run had a hand in it: a stranger's hand does not make it the stranger's.
+/// For evidence that only shows that the run took part: if a stranger took part, the object is still not the
+/// stranger's.
 fn by_hint(membership: Membership, by: Attribution) -> Owner {
     match membership {
         Membership::Run => Owner::Run(by),

@@ -11,9 +11,9 @@ use crate::snapshot::Snapshot;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
-    /// Something that was there before, and is not the target's, was changed or removed.
+    /// Something that existed before and does not belong to the target was changed or removed.
     Damaged,
-    /// It never holds still: it lives on in ever new processes.
+    /// A chain of processes, each of which starts the next and exits.
     Respawning,
     /// Nothing will remove it.
     Orphaned,
@@ -21,16 +21,16 @@ pub enum Class {
     Held,
     /// The kernel is still freeing it.
     Dying,
-    /// Each run leaves one and takes one away: there is never more of it.
+    /// Each run leaves one and removes one: their number does not grow.
     Bounded,
-    /// The target's recover command removed it, or its next run did.
+    /// The target's recover command or its next run removed it.
     Reclaimable,
-    /// There is more of it with every run.
+    /// Every run adds more of it.
     Growing,
 }
 
 impl fmt::Display for Class {
-    /// The word of the JSON form.
+    /// The word in JSON.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Class::Damaged => "damaged",
@@ -45,9 +45,9 @@ impl fmt::Display for Class {
     }
 }
 
-/// The class of residue as one snapshot shows it. The last three classes need a recovery or several runs, and are set by who
-/// made them. `fresh_ns` tells whether a namespace inode is new since the baseline, `populated` whether a cgroup has
-/// processes.
+/// The class of residue that one snapshot shows. The last three classes need a recovery or several runs, and the caller
+/// that performed those sets them. `fresh_ns` tells whether a namespace inode is new since the baseline, `populated`
+/// whether a cgroup has processes.
 pub fn classify(
     resource: &Resource,
     look: &Snapshot,

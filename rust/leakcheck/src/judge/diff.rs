@@ -13,7 +13,7 @@ use crate::resource::{Identified, Resource, each_kind};
 use crate::snapshot::{Snapshot, Submount};
 use crate::text::Text;
 
-/// What differs, by identity.
+/// The differences, by identity.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Diff {
     /// In the second snapshot only.
@@ -28,8 +28,8 @@ impl Diff {
         self.appeared.is_empty() && self.vanished.is_empty()
     }
 
-    /// Leaves of the settings those that changed since `before`, each with its value there: one that only one snapshot has came
-    /// or went with its module.
+    /// Keeps only the settings that changed since `before`, each with its value there. A setting that only one snapshot
+    /// has came or went with its module.
     #[must_use]
     pub fn with_settings_as_changes(mut self, before: &Snapshot) -> Self {
         let value = |path: &Text| {
@@ -48,10 +48,10 @@ impl Diff {
     }
 }
 
-/// Compares what both snapshots looked for.
+/// Compares the kinds that both snapshots cover.
 ///
 /// # Errors
-/// [`Error::Usage`] when the two cannot be compared: other boots, other scopes, no common kind.
+/// [`Error::Usage`] when the two cannot be compared: different boots, different scopes, no common kind.
 pub fn diff(before: &Snapshot, after: &Snapshot) -> Result<Diff> {
     let kinds = comparable(before, after)?;
     let mut out = Diff::default();
@@ -66,28 +66,28 @@ pub fn diff(before: &Snapshot, after: &Snapshot) -> Result<Diff> {
     if kinds.contains(Kind::File) {
         let [old, new] = links_alike(&before.files, &after.files);
         merge_sorted(&old, &new, &mut out);
-        // Stable: within a kind all is in order.
+        // Stable: each kind is sorted already.
         out.appeared.sort_by_key(Resource::kind);
         out.vanished.sort_by_key(Resource::kind);
     }
-    // A lock file that is free is as it should be, whoever made it.
+    // A free lock file is as expected, whichever process made it.
     let free = |r: &Resource| matches!(r, Resource::Lockfile(f) if f.state == LockFileState::Free);
     out.appeared.retain(|r| !free(r));
     out.vanished.retain(|r| !free(r));
-    // What is in a mount that only one of the two had came or went with it.
+    // The files of a mount that only one snapshot has came or went with the mount.
     out.appeared.retain(|r| !is_in(r, &after.submounts, &before.submounts));
     out.vanished.retain(|r| !is_in(r, &before.submounts, &after.submounts));
     Ok(out)
 }
 
-/// Whether a file lies in one of the `here` that is not `there`.
+/// Whether a file is in a mount that is in `here` but not in `there`.
 fn is_in(resource: &Resource, here: &[Submount], there: &[Submount]) -> bool {
     let Resource::File(file) = resource else { return false };
     let below = |s: &Submount| file.path.as_ref().strip_prefix(s.path.as_ref()).is_some_and(|p| p.starts_with(b"/"));
     file.mapped_by.is_none() && here.iter().any(|s| below(s) && !there.contains(s))
 }
 
-/// The kinds that both looked for.
+/// The kinds that both cover.
 ///
 /// # Errors
 /// See [`diff`].
@@ -124,9 +124,9 @@ pub fn comparable(before: &Snapshot, after: &Snapshot) -> Result<KindSet> {
     Ok(kinds)
 }
 
-/// Both sides' files, with the links of each file that has several numbered alike: first the names that both have. What appears
-/// or vanishes is then a name that only one has, and never one that merely sorts after it. Of names that only one side has, as
-/// many as the other has too were renamed.
+/// Both sides' files, with the links of each multiply linked file numbered alike: first the names that both sides have.
+/// Then only a name that one side alone has can appear or vanish, never one that merely sorts after it. If both sides
+/// have names of their own, these were renamed, as many as both sides have.
 fn links_alike<'a>(before: &'a [File], after: &'a [File]) -> [Cow<'a, [File]>; 2] {
     type Id = (u64, u64, Option<i64>);
     let id = |f: &File| -> Id { (f.dev, f.ino, f.birth) };

@@ -1,4 +1,4 @@
-//! What is known of a run beyond the snapshots, and whose a resource is by it.
+//! What is known about a run beyond the snapshots, and to whom a resource belongs by that knowledge.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::membership::Membership;
 use crate::resource::{Process, Resource};
 
-/// By what residue is the run's.
+/// Why residue counts as the run's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Attribution {
@@ -19,22 +19,22 @@ pub enum Attribution {
     Cgroup,
     /// It is in a namespace that the run made.
     Namespace,
-    /// Its owner is a user that processes of the run have, and nobody else's.
+    /// Its owner is a user that only processes of the run have.
     Uid,
     /// A process of the run made it.
     Creator,
     /// A process of the run holds it.
     Holder,
-    /// It is this process' own.
+    /// It belongs to this process itself.
     Own,
     /// Everything in the scope is the run's.
     Scope,
-    /// The kind cannot be attributed here: it may be somebody else's.
+    /// The kind cannot be attributed here: it may belong to something else.
     None,
 }
 
 impl fmt::Display for Attribution {
-    /// The word of the JSON form.
+    /// The word in JSON.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Attribution::Descent => "descent",
@@ -56,16 +56,16 @@ impl fmt::Display for Attribution {
 pub enum Owner {
     /// The run's.
     Run(Attribution),
-    /// Somebody else's: noise.
+    /// Another process's: noise.
     Stranger,
-    /// It cannot be told.
+    /// Not known.
     Unknown,
 }
 
-/// What is known of the run beyond the snapshots.
+/// What is known about the run beyond the snapshots.
 pub trait Provenance {
-    /// Whether there was a run to watch. A comparison of two snapshots knows of none: then nothing that appeared is a
-    /// stranger's, whoever holds it.
+    /// Whether there was a run to watch. A comparison of two snapshots has none: then nothing that appeared is a
+    /// stranger's, whichever process holds it.
     fn watched(&self) -> bool {
         true
     }
@@ -73,7 +73,7 @@ pub trait Provenance {
     fn process(&self, process: &Process) -> Membership;
     /// Whether a process has the run's token.
     fn token(&self, pid: u32) -> bool;
-    /// Whether a process id was the run's at any time while it was watched.
+    /// Whether a process id was the run's at any time during the watch.
     fn ever(&self, pid: u32) -> Membership;
     /// Whether a process of the run made the file (or cgroup directory) at `path`.
     fn creator(&self, path: &[u8]) -> Membership;
@@ -87,11 +87,11 @@ pub trait Provenance {
     fn maker_of_mount(&self, _id: u64) -> Option<u32> {
         None
     }
-    /// Who forked a process that is not the run's: a clue, as ids are reused.
+    /// Which process forked a process that is not the run's: only a hint, since ids are reused.
     fn parent_of_stranger(&self, _pid: u32) -> Option<u32> {
         None
     }
-    /// Whether everything that was attached in this mount namespace since the baseline is known by [`Provenance::mount`].
+    /// Whether [`Provenance::mount`] knows every mount that was attached in this mount namespace since the baseline.
     fn watches_mounts(&self, _ns: u64) -> bool {
         false
     }
@@ -99,12 +99,12 @@ pub trait Provenance {
     fn made(&self, _resource: &Resource) -> Membership {
         Membership::Unknown
     }
-    /// Whether they made keys, or may have.
+    /// Whether they made or may have made keys.
     fn makes_keys(&self) -> bool {
         true
     }
     /// Path of a process' cgroup, `hierarchy:path` lines of `/proc/PID/cgroup`.
     fn cgroups(&self, pid: u32) -> Vec<(String, String)>;
-    /// Effective user id of a process; none when it has ended.
+    /// Effective user id of a process; none if it has exited.
     fn uid(&self, pid: u32) -> Option<u32>;
 }

@@ -12,16 +12,16 @@ use crate::kind::Kind;
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Unreadable};
 
-/// Residue that nothing explains.
+/// Residue that no rule explains.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Leak {
     /// The kind.
     pub kind: Kind,
-    /// Why it is still there.
+    /// Why it still exists.
     pub class: Class,
-    /// One phrase: what it is.
+    /// A short description.
     pub label: String,
-    /// By what it is the run's.
+    /// Why it counts as the run's.
     pub attribution: Attribution,
     /// The identity as one line.
     pub key: String,
@@ -29,7 +29,7 @@ pub struct Leak {
     pub evidence: Map<String, Value>,
 }
 
-/// Residue that went away while settling.
+/// Residue that disappeared during settling.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Transient {
     /// The kind.
@@ -64,7 +64,7 @@ pub struct UnusedRule {
     pub reason: String,
 }
 
-/// Something that was there before and is not any more.
+/// Something that existed before and no longer exists.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Vanished {
     /// The kind.
@@ -75,17 +75,17 @@ pub struct Vanished {
     pub key: String,
 }
 
-/// A process outside the run that was there before, and itself or by its children made some of the noise. It may have done so
-/// for the run, as a daemon does for its client.
+/// A process outside the run that existed before, and that made some of the noise itself or through its children. It
+/// may have done so for the run, as a daemon does for its client.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Other {
     /// Its process id.
     pub pid: u32,
-    /// Its command name; empty when it has ended.
+    /// Its command name; empty if it has exited.
     pub comm: String,
-    /// Whether it listens on a socket; none where sockets were not looked at.
+    /// Whether it listens on a socket; none if sockets were not read.
     pub listens: Option<bool>,
-    /// How many differences of each kind are its.
+    /// How many differences of each kind it made.
     pub made: BTreeMap<Kind, u64>,
 }
 
@@ -94,7 +94,7 @@ pub struct Other {
 pub struct Command {
     /// Its arguments.
     pub argv: Vec<String>,
-    /// Its exit code; −N when signal N ended it; none when it is not known.
+    /// Its exit code; −N if signal N killed it; none if it is not known.
     pub exit: Option<i32>,
 }
 
@@ -105,11 +105,11 @@ pub struct Settling {
     pub looks: u32,
     /// Milliseconds from the run's end to the last look.
     pub ms: f64,
-    /// Whether survivors or pressure made it longer.
+    /// Whether survivors or pressure extended it.
     pub extended: bool,
 }
 
-/// Evidence of a leak whose name something else had at the baseline: `true`.
+/// Evidence of a leak whose name referred to something else at the baseline: `true`.
 pub(crate) const REPLACES: &str = "replaces";
 
 /// The report of one run, or of one comparison.
@@ -121,37 +121,37 @@ pub struct Report {
     pub verdict: Verdict,
     /// The boot that identities belong to.
     pub boot_id: String,
-    /// What was looked at.
+    /// The scope.
     #[serde(default)]
     pub scope: Scope,
-    /// When the baseline was begun, in nanoseconds since the epoch, by the clock that file systems stamp births with; 0 in a
-    /// report of a version that did not say it.
+    /// Start of the baseline in nanoseconds since the epoch, by the clock that file systems use for birth times; 0 in a
+    /// report of a version that did not have it.
     #[serde(default)]
     pub baseline_ns: i64,
-    /// What was left.
+    /// The leaks.
     pub leaks: Vec<Leak>,
-    /// Residue that cannot be attributed, where only what can be counts.
+    /// Residue that cannot be attributed, if only attributed residue counts.
     pub unattributed: Vec<Leak>,
-    /// What went away while settling.
+    /// Residue that disappeared during settling.
     pub transient: Vec<Transient>,
-    /// What a rule explains.
+    /// Residue that a rule explains.
     pub allowed: Vec<Allowed>,
     /// Rules that matched nothing.
     pub unused_rules: Vec<UnusedRule>,
-    /// How many differences were attributed to somebody else.
+    /// How many differences were attributed to other processes.
     pub noise: u64,
-    /// Who made some of them, those who listen and who made most first.
+    /// The processes that made some of them; those that listen and those that made most come first.
     #[serde(default)]
     pub others: Vec<Other>,
-    /// What is gone since the baseline (comparisons only: on a host it says nothing of a run).
+    /// What disappeared since the baseline (only in comparisons: on a host it says nothing about a run).
     pub vanished: Vec<Vanished>,
-    /// How far the observation reached.
+    /// How much of each kind was seen.
     pub coverage: CoverageMap,
-    /// Processes that refused to be read.
+    /// Processes that could not be read.
     pub unreadable: Vec<Unreadable>,
-    /// Numbers that are no resources, before and after.
+    /// Numbers that are not resources, before and after.
     pub gauges: BTreeMap<String, [i64; 2]>,
-    /// What ran.
+    /// The command that ran.
     pub command: Option<Command>,
     /// How settling went.
     pub settle: Settling,
@@ -163,7 +163,7 @@ impl Report {
     /// The version of the JSON form.
     pub const SCHEMA: &'static str = "leakcheck.report/1";
 
-    /// A report that has found nothing yet.
+    /// An empty report.
     pub fn empty(boot_id: String, coverage: CoverageMap) -> Self {
         Report {
             schema: Self::SCHEMA.to_owned(),

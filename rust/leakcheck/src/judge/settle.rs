@@ -1,4 +1,4 @@
-//! Waiting for asynchronous teardown: on events and attempts, within bounds. The one wait of the whole oracle.
+//! Waits for asynchronous teardown: by events and attempts, within bounds. The only wait of the oracle.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,21 +8,21 @@ use crate::error::Result;
 /// How long to wait.
 #[derive(Clone, Copy, Debug)]
 pub struct Policy {
-    /// At least so many looks, unless nothing is left before.
+    /// At least this many looks, unless nothing remains earlier.
     pub looks: u32,
-    /// And at least so long, since the run's end.
+    /// And at least this long after the run's end.
     pub at_least: Duration,
-    /// No longer, even while survivors still run, once there were so many looks.
+    /// At most this long after that many looks, even if survivors still run.
     pub at_most: Duration,
-    /// The first pause; each is twice the one before …
+    /// The first pause; each pause doubles …
     pub first_pause: Duration,
-    /// … up to this.
+    /// … up to this one.
     pub longest_pause: Duration,
 }
 
 impl Policy {
-    /// The policy for a given least time: at least six looks, at most eight times as long. Zero makes one look, which cannot tell
-    /// a leak from what is about to go.
+    /// The policy for a given minimum time: at least six looks, at most eight times as long. Zero means one look, which
+    /// cannot distinguish a leak from something that is about to disappear.
     pub fn new(at_least: Duration) -> Self {
         Policy {
             looks: if at_least.is_zero() { 1 } else { 6 },
@@ -40,25 +40,26 @@ impl Default for Policy {
     }
 }
 
-/// What one look saw.
+/// The result of one look.
 #[derive(Clone, Debug, Default)]
 pub struct Look<T> {
     /// Residue by key.
     pub residue: BTreeMap<String, T>,
-    /// Whether a process of the run lives: then new residue may still be the run's.
+    /// Whether a process of the run lives. Then new residue may still be the run's.
     pub run_lives: bool,
-    /// Whether such a process is running, and so may be about to end or to clean up, or is a zombie that init has yet to reap.
+    /// Whether such a process is running, so that it may be about to exit or to clean up, or is a zombie that init has
+    /// not reaped yet.
     pub running: bool,
 }
 
-/// The world that settles.
+/// The system that settles.
 pub trait World<T> {
-    /// Looks.
+    /// Takes a look.
     ///
     /// # Errors
-    /// What a snapshot raises.
+    /// The errors of a snapshot.
     fn look(&mut self) -> Result<Look<T>>;
-    /// Returns when something happened to the residue, or after `pause`.
+    /// Returns when the residue changes, or after `pause`.
     fn wait(&mut self, residue: &BTreeMap<String, T>, pause: Duration);
     /// Time since the run's end.
     fn elapsed(&self) -> Duration;
@@ -66,27 +67,27 @@ pub trait World<T> {
     fn pressure(&self) -> u32;
 }
 
-/// How it ended.
+/// The result of settling.
 #[derive(Clone, Debug)]
 pub struct Settled<T> {
-    /// What every look has seen.
+    /// Residue that every look saw.
     pub residue: BTreeMap<String, T>,
-    /// What went away, with the time of the first look that missed it.
+    /// Residue that disappeared, with the time of the first look without it.
     pub transient: Vec<(T, Duration)>,
     /// Looks made.
     pub looks: u32,
     /// Time from the run's end to the last look.
     pub took: Duration,
-    /// Whether survivors or pressure kept it waiting longer than the least time.
+    /// Whether survivors or pressure extended the minimum time.
     pub extended: bool,
-    /// Whether a process of the run lived at the last look, be it one that no other look saw.
+    /// Whether a process of the run lived at the last look, even one that no other look saw.
     pub lives: bool,
 }
 
-/// Looks until nothing is left, or until what is left stays.
+/// Looks until nothing remains, or until what remains stays.
 ///
 /// # Errors
-/// What a look raises: a crashed check is never a pass.
+/// The errors of a look: a failed check is never a pass.
 pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T>> {
     let first = world.look()?;
     let mut out = Settled {
@@ -101,14 +102,14 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
     let at_least = policy.at_least.saturating_mul(world.pressure().max(1));
     let mut pause = policy.first_pause;
     let mut young = false;
-    // A survivor that is no residue itself, because processes were not asked for, may still leave some.
+    // A survivor that is not residue itself, because processes were not requested, may still leave some.
     while !out.residue.is_empty() || lives {
-        // Where one look outlasts every bound, as on a starved machine, their number still holds: one look alone cannot
-        // tell a leak from what was seen in passing.
+        // If one look takes longer than every bound, as on an overloaded machine, the number of looks still counts: a
+        // single look cannot distinguish a leak from something temporary.
         let looked = out.looks >= policy.looks;
         let enough = looked && out.took >= policy.at_least;
         let done = enough && out.took >= at_least && !running || looked && out.took >= policy.at_most;
-        // What only the last look has seen may be on its way out: one more look confirms it, and adds nothing.
+        // What only the last look saw may be about to disappear: one more look confirms it and adds nothing.
         if done && !young {
             break;
         }
@@ -124,7 +125,7 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
         young = false;
         for (key, seen) in look.residue {
             let known = kept.contains_key(&key);
-            // What first appears while nothing of the run lives is not the run's.
+            // What first appears when no process of the run lives is not the run's.
             if known || lives && !done {
                 young |= !known;
                 out.residue.insert(key, seen);

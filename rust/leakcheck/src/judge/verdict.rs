@@ -1,4 +1,4 @@
-//! What leakcheck says in the end.
+//! The final verdict.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use crate::snapshot::{CoverageMap, Level};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Everything that was asked for was seen, and nothing was left.
+    /// Everything requested was seen, and nothing was left.
     Clean,
     /// Nothing was found, but not everything was seen.
     Unknown,
@@ -17,7 +17,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// From the number of leaks and from how far the observation reached.
+    /// Derived from the number of leaks and the coverage.
     pub fn of(leaks: usize, coverage: &CoverageMap) -> Self {
         if leaks > 0 {
             return Verdict::Leaked;
@@ -26,7 +26,7 @@ impl Verdict {
             Level::Full => true,
             Level::Partial | Level::None => false,
         });
-        // A look at no kind at all proves nothing.
+        // A look without any kind proves nothing.
         if seen && !coverage.0.is_empty() { Verdict::Clean } else { Verdict::Unknown }
     }
 

@@ -1,4 +1,4 @@
-//! Descent by `/proc` alone: the chain of parents of a live process, where the process connector is not to be had.
+//! Descent by `/proc` alone: the chain of parents of a live process, for use without the process connector.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -22,7 +22,7 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 /// The parent of all kernel threads, in the machine's first pid namespace.
 const KTHREADD: u32 = 2;
 
-/// The kernel threads that there are; none in a pid namespace, where they are not seen.
+/// The kernel threads; none in a pid namespace, where they are not visible.
 pub(super) fn kernel_threads() -> HashSet<u32> {
     if !stat(KTHREADD).is_some_and(|s| s.kernel) {
         return HashSet::new();
@@ -41,10 +41,11 @@ pub(super) fn stat(pid: u32) -> Option<Stat> {
 
 /// No real chain of parents is longer; a loop through reused ids ends here.
 const DEEPEST: usize = 1024;
-/// Verdicts kept for processes that were asked for.
+/// Maximum number of cached results.
 const REMEMBERED: usize = 1 << 16;
 
-/// Whether orphans may be handed to this process: pid 1, and who asked for it (`PR_SET_CHILD_SUBREAPER`, told only to itself).
+/// Whether this process can adopt orphans: pid 1, and every subreaper (`PR_SET_CHILD_SUBREAPER`, which only the process
+/// itself can query).
 fn may_reap(pid: u32) -> bool {
     pid == 1 || pid != std::process::id() || !matches!(rustix::process::child_subreaper(), Ok(None))
 }
@@ -62,7 +63,8 @@ pub(super) struct Ancestry {
     root_start: u64,
     /// The tick in which the watch began.
     began: u64,
-    /// Who may adopt orphans: pid 1 of our namespace and the root's ancestors at the start. Later ones are among them.
+    /// Processes that can adopt orphans: pid 1 of our namespace and the root's ancestors at the start. Later ones are
+    /// among them.
     reapers: Vec<u32>,
     /// Whether a child of the root may be a stranger's orphan.
     root_adopts: bool,
@@ -83,22 +85,23 @@ impl Ancestry {
         Ancestry { root, root_start, began, reapers, root_adopts, verdicts: HashMap::new() }
     }
 
-    /// Who may adopt orphans of the run.
+    /// Processes that can adopt orphans of the run.
     pub(super) fn reapers(&self) -> &[u32] {
         &self.reapers
     }
 
-    /// Whether a process that started in this tick was there before the watch.
+    /// Whether a process that started in this tick existed before the watch.
     pub(super) fn is_older(&self, start: u64) -> bool {
         start < self.began
     }
 
-    /// Membership of the process that has this id now. A process that is gone is unknown: its id may be another's.
+    /// Membership of the process that has this id now. A process that exited is unknown: another process may have its
+    /// id.
     pub(super) fn now(&mut self, pid: u32) -> Membership {
         stat(pid).map_or(Membership::Unknown, |s| self.of_process(pid, s.start))
     }
 
-    /// Whether a process of this id was ever found to be a member.
+    /// Whether a process with this id was ever found to be a member.
     pub(super) fn remembers(&self, pid: u32) -> bool {
         self.verdicts.iter().any(|((p, _), m)| *p == pid && *m == Membership::Run)
     }
@@ -146,13 +149,13 @@ impl Ancestry {
                 return Membership::Stranger;
             }
             let Some(next) = stat(parent) else { continue };
-            // A parent that is still the parent after it was read was not a stranger under a reused id.
+            // If the parent is still the parent after it was read, it was not a stranger with a reused id.
             if stat(pid).is_some_and(|s| (s.ppid, s.start) == (parent, start)) {
                 if parent == self.root && self.root_adopts {
                     return Membership::Unknown;
                 }
                 if next.kernel {
-                    // Whom the kernel started it for is not told.
+                    // The kernel does not tell for which process it started this one.
                     return Membership::Unknown;
                 }
                 (pid, start) = (parent, next.start);

@@ -18,7 +18,8 @@ pub(super) fn boottime() -> u64 {
 
 /// How far `CLOCK_BOOTTIME` is ahead of `CLOCK_MONOTONIC` now: the time spent suspended since boot.
 pub(super) fn boottime_ahead() -> u64 {
-    // Preempted between two readings, one would take the pause for a suspend: of a few tries the tightest is right.
+    // A preemption between two readings would look like a suspend: of a few tries, the one with the smallest distance
+    // is right.
     let mut best = (u64::MAX, 0);
     for _ in 0..4 {
         let before = monotonic();

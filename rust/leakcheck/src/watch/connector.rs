@@ -1,9 +1,10 @@
 //! The process connector: every fork and exit of the machine, by netlink multicast.
 //!
-//! Facts from `drivers/connector/cn_proc.c` and `include/uapi/linux/cn_proc.h`:
-//! the kernel answers a subscription only in the initial user and pid namespaces, elsewhere it ignores it without a word. The answer is
-//! queued before `send` returns. Events are stamped with `CLOCK_MONOTONIC`. `fork.parent_tgid` is the child's *real parent*: with
-//! `CLONE_PARENT` and `CLONE_THREAD` that is the caller's parent, not the caller. Before 6.6 the socket needs `CAP_NET_ADMIN`.
+//! Facts from `drivers/connector/cn_proc.c` and `include/uapi/linux/cn_proc.h`: the kernel answers a subscription only
+//! in the initial user and pid namespaces and silently ignores it elsewhere. The answer is queued before `send`
+//! returns. Events are stamped with `CLOCK_MONOTONIC`. `fork.parent_tgid` is the child's *real parent*: with
+//! `CLONE_PARENT` and `CLONE_THREAD` that is the caller's parent, not the caller. Before 6.6 the socket needs
+//! `CAP_NET_ADMIN`.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -91,14 +92,15 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Message> {
     Some(Message { cpu, seq, event })
 }
 
-/// Finds holes in the sequences: the kernel numbers an event before it tries to send it, and says nothing when it finds no memory.
+/// Finds gaps in the sequences: the kernel numbers an event before it tries to send it, and reports nothing if it has
+/// no memory.
 #[derive(Debug, Default)]
 pub(super) struct Sequence {
     last: HashMap<u32, u32>,
 }
 
 impl Sequence {
-    /// Takes one message in; false when messages before it are missing.
+    /// Processes one message; false if messages before it are missing.
     pub(super) fn follows(&mut self, message: &Message) -> bool {
         let last = self.last.insert(message.cpu, message.seq);
         last.is_none_or(|last| message.seq == last.wrapping_add(1))
@@ -107,9 +109,10 @@ impl Sequence {
 
 /// A subscription.
 ///
-/// It ends by closing the socket, not by `PROC_CN_MCAST_IGNORE`: that lowers a machine-wide count which the kernel has already set to
-/// zero if a message once reached nobody (a full buffer is enough), and a negative count makes the next subscriber deaf. After a
-/// mere close, the next fork that reaches nobody sets the count right. Takes every type of event: a filter would leave holes in the sequence that look like losses.
+/// It ends by closing the socket, not by `PROC_CN_MCAST_IGNORE`: that lowers a machine-wide count which the kernel has
+/// already set to zero if a message once reached nobody (a full buffer is enough), and a negative count makes the next
+/// subscriber deaf. After a plain close, the next fork that reaches nobody corrects the count. Receives every type of
+/// event: a filter would leave gaps in the sequence that look like losses.
 pub(super) struct Connector {
     socket: OwnedFd,
     sequence: Sequence,
@@ -119,7 +122,7 @@ pub(super) struct Connector {
 static NONCE: AtomicU32 = AtomicU32::new(1);
 
 impl Connector {
-    /// Subscribes, and proves that the kernel answered. The error is the reason for the fallback.
+    /// Subscribes, and verifies that the kernel answered. The error is the reason for the fallback.
     pub(super) fn subscribe() -> Result<Connector, String> {
         // A fork that reaches nobody sets the kernel's count of listeners to zero, perhaps just after we raised it; a new socket raises it again.
         let mut reason = String::new();
@@ -147,7 +150,7 @@ impl Connector {
         let mut connector = Connector { socket, sequence: Sequence::default(), lost: None };
         let awaited = connector.listen().map_err(|e| failed("subscribe", e))?;
         let mut answer = None;
-        // What else this reads cannot matter: the run begins later.
+        // Other events read here do not matter: the run starts later.
         connector.read(clock::monotonic(), |event| {
             if let Event::Ack { ack, errno, .. } = event
                 && ack == awaited
@@ -162,9 +165,9 @@ impl Connector {
         }
     }
 
-    /// Asks for the events; gives the number that the acknowledgement will bear.
+    /// Requests the events; returns the number that the acknowledgement will have.
     fn listen(&self) -> rustix::io::Result<u32> {
-        // Acknowledgements are multicast: other subscribers' must not be taken for ours.
+        // Acknowledgements are multicast: those of other subscribers must not be mistaken for ours.
         let nonce = (std::process::id() << 12) ^ NONCE.fetch_add(1, Ordering::Relaxed);
         let words = [CN_IDX_PROC, CN_VAL_PROC, 0, nonce, 4, PROC_CN_MCAST_LISTEN];
         let mut message = Vec::with_capacity(NLMSG_HDR + CN_MSG + 4);
@@ -178,10 +181,10 @@ impl Connector {
         Ok(nonce.wrapping_add(1))
     }
 
-    /// Takes in every event that was queued before the call, and perhaps some later ones.
+    /// Reads every event that was queued before the call, and perhaps some later ones.
     ///
     /// `until` (`CLOCK_MONOTONIC`) bounds the loop on a machine that forks faster than this reads: the queue is in
-    /// order, so once it gives an event stamped later than `until`, all that was queued before `until` has been read.
+    /// order, so once an event has a time stamp later than `until`, all that was queued before `until` has been read.
     pub(super) fn read(&mut self, until: u64, mut take: impl FnMut(Event)) {
         let mut datagram = [0u8; 256];
         loop {

@@ -1,50 +1,52 @@
-//! The set of processes that descend from the root process, built from the connector's events. Pure.
+//! The set of processes that descend from the root process, built from the connector's events. No I/O.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::connector::Event;
 use crate::membership::Membership;
 
-/// A process id while it denoted one process. Times are `CLOCK_MONOTONIC` nanoseconds.
+/// A process id during the time when it denoted one process. Times are `CLOCK_MONOTONIC` nanoseconds.
 #[derive(Debug)]
 struct Span {
     membership: Membership,
-    /// The stamp of the fork event: not before the process's start time.
+    /// The time stamp of the fork event: not before the process's start time.
     from: u64,
-    /// The stamp of the last thread's exit, or of the fork that reused the id.
+    /// The time stamp of the last thread's exit, or of the fork that reused the id.
     to: Option<u64>,
     threads: u32,
     parent: u32,
-    /// When a stranger gave this id up, if that was so recent that its last deeds may not be read yet.
+    /// When a stranger released this id, if that was so recent that its last actions may not be read yet.
     vacated: Option<u64>,
 }
 
-/// Between a process's start time and the reading of two clocks that compares it with a fork event.
+/// Tolerance between a process's start time and a fork event, for the reading of two clocks that compares them.
 const CLOCK_SLACK: u64 = 2_000_000;
-/// A tick, and what may pass in the kernel between setting the start time and the fork event on a starved machine.
+/// One tick, and the time that may pass in the kernel between setting the start time and the fork event on an
+/// overloaded machine.
 const START_TO_FORK: u64 = 1_000_000_000;
 
-/// Forks of strangers that are remembered.
+/// Maximum number of remembered forks of strangers.
 const REMEMBERED: usize = 1 << 16;
 
-/// Members of the run, dead or alive, and those strangers who reuse a member's id.
+/// Members of the run, dead or alive, and strangers that reuse a member's id.
 #[derive(Debug)]
 pub(super) struct Descent {
     root: u32,
     spans: HashMap<u32, Vec<Span>>,
     live: HashSet<u32>,
-    /// Who may adopt orphans of the run: pid 1 and the root's ancestors. All others who can are members themselves.
+    /// Processes that can adopt orphans of the run: pid 1 and the root's ancestors. All others that can are members
+    /// themselves.
     reapers: Vec<u32>,
-    /// Kernel threads: what they start (a release agent, a core dump's reader, modprobe) they may start for the run.
+    /// Kernel threads: they may start processes for the run (a release agent, a core dump handler, modprobe).
     kernel: HashSet<u32>,
-    /// Who forked whom among strangers: a clue, not a proof, as ids are reused.
+    /// Which stranger forked which: a hint, not a proof, since ids are reused.
     parents: HashMap<u32, u32>,
     gone: VecDeque<(u64, u32)>,
     late_exits: HashMap<u32, u32>,
 }
 
 impl Descent {
-    /// A run that consists of `root` alone.
+    /// A run that consists only of `root`.
     pub(super) fn new(root: u32, reapers: Vec<u32>, kernel: HashSet<u32>) -> Descent {
         let mut descent = Descent {
             root,
@@ -56,16 +58,17 @@ impl Descent {
             gone: VecDeque::new(),
             late_exits: HashMap::new(),
         };
-        // How many threads the root has is not known; the reuse of its id ends this span if its exits do not.
+        // The number of the root's threads is not known; if its exit events do not end this span, the reuse of its id
+        // does.
         let span = Span { membership: Membership::Run, from: 0, to: None, threads: u32::MAX, parent: 0, vacated: None };
         descent.spans.insert(root, vec![span]);
         descent
     }
 
-    /// Counts a process that was there before to the run.
+    /// Adds a process from before the start to the run.
     pub(super) fn adopt(&mut self, pid: u32) {
         if self.open(pid).is_none() {
-            // As of the root, its threads are not known.
+            // As with the root, the number of its threads is not known.
             let span =
                 Span { membership: Membership::Run, from: 0, to: None, threads: u32::MAX, parent: 0, vacated: None };
             self.spans.entry(pid).or_default().push(span);
@@ -80,7 +83,7 @@ impl Descent {
         self.spans.get_mut(&pid)?.last_mut().filter(|span| span.to.is_none())
     }
 
-    /// Takes one event in, in the order of the queue. `ppid_of` reads a live process's parent, `None` if it is gone.
+    /// Processes one event, in the order of the queue. `ppid_of` reads a live process's parent, `None` if it exited.
     pub(super) fn apply(&mut self, event: Event, ppid_of: &dyn Fn(u32) -> Option<u32>) {
         match event {
             Event::Fork { at, parent_tgid, child_pid, child_tgid } if child_pid == child_tgid => {
@@ -104,7 +107,8 @@ impl Descent {
             None => Membership::Stranger,
         };
         if let Some(span) = self.open_mut(child) {
-            // The parent may reap, and the id be reused, before the kernel sends the exit event, which then must not end the new process.
+            // The parent may reap the process, and its id may be reused, before the kernel sends the exit event. This
+            // event must not end the new process.
             span.to = Some(at);
             let owed = if span.threads == u32::MAX { 1 } else { span.threads };
             self.late_exits.insert(child, owed);
@@ -156,14 +160,14 @@ impl Descent {
         }
     }
 
-    /// Forgets strangers' exits before `at`: whatever they did is read by now.
+    /// Forgets strangers' exits before `at`: everything they did has been read.
     pub(super) fn forget_gone_before(&mut self, at: u64) {
         while self.gone.front().is_some_and(|(gone, _)| *gone < at) {
             self.gone.pop_front();
         }
     }
 
-    /// What the process was that had this id somewhen between two times.
+    /// Membership of the process that had this id at some time between two times.
     pub(super) fn within(&self, pid: u32, from: u64, to: u64) -> Membership {
         let spans = self.spans.get(&pid).map_or(&[][..], Vec::as_slice);
         let mut possible = spans.iter().filter(|span| span.from <= to && span.to.is_none_or(|end| end >= from));
@@ -175,14 +179,15 @@ impl Descent {
         possible.fold(membership, |all, span| all.agree(span.membership))
     }
 
-    /// What the process is that has this id and started at `start` (rounded down by up to one tick). `None`: not seen.
+    /// Membership of the process that has this id and started at `start` (rounded down by up to one tick). `None`: not
+    /// seen.
     pub(super) fn of_process(&self, pid: u32, start: u64) -> Option<Membership> {
         let spans = self.spans.get(&pid)?;
         if pid == self.root && spans[0].to.is_none_or(|end| end > start) {
             return Some(spans[0].membership);
         }
         let span = self.span_of(pid, start)?;
-        // Long before the fork, the id was another process's, of which nothing is known any more.
+        // Long before the fork, another process had the id; nothing is known about it any more.
         if span.from > start + START_TO_FORK { Some(Membership::Unknown) } else { Some(span.membership) }
     }
 
@@ -197,7 +202,7 @@ impl Descent {
         spans.iter().map(|span| span.membership).reduce(Membership::agree).unwrap_or(Membership::Stranger)
     }
 
-    /// Who forked the stranger that last had this id, as far as that is remembered.
+    /// The parent of the stranger that last had this id, if remembered.
     pub(super) fn parent(&self, pid: u32) -> Option<u32> {
         self.parents.get(&pid).copied()
     }
@@ -207,7 +212,7 @@ impl Descent {
         self.open(pid).is_some_and(|span| span.membership != Membership::Stranger)
     }
 
-    /// Members other than the root whose exit was not seen, in order.
+    /// Members other than the root whose exit was not seen, sorted.
     pub(super) fn live(&self) -> Vec<u32> {
         let is_run = |pid: &u32| self.open(*pid).is_some_and(|span| span.membership == Membership::Run);
         let mut live: Vec<u32> = self.live.iter().copied().filter(is_run).collect();
@@ -216,19 +221,19 @@ impl Descent {
     }
 }
 
-/// Who lives and is held by nobody: neither is it, nor is an ancestor of it, in a given set of processes, and the way from the
-/// root to it leads over one that has ended. A run that replaces itself in ever new processes has such a one at every instant,
-/// since the kernel tells of a fork before the parent can end.
+/// Living processes that no process holds: neither the process nor an ancestor of it is in a given set of processes,
+/// and a process between it and the root has exited. A chain of processes has one of these at every instant, since the
+/// kernel reports a fork before the parent can exit.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Adrift {
     /// Processes of the run.
     pub run: Vec<u32>,
-    /// Processes that may be the run's.
+    /// Processes that may belong to the run.
     pub unknown: Vec<u32>,
 }
 
 impl Descent {
-    /// Who is adrift, in order, beside what is in `held`.
+    /// The processes that are adrift, sorted, except those in `held`.
     pub(super) fn adrift(&self, held: &HashSet<u32>) -> Adrift {
         let mut adrift = Adrift::default();
         for &pid in &self.live {
@@ -249,13 +254,13 @@ impl Descent {
 
     fn is_cut_off<'a>(&'a self, mut span: &'a Span, held: &HashSet<u32>) -> bool {
         let mut cut = false;
-        // A parent's span begins before its child's: the way up ends.
+        // A parent's span starts before its child's, so the way up ends.
         while span.parent != self.root {
             if held.contains(&span.parent) {
                 return false;
             }
             let born = span.from;
-            // A reaper's child, or one whose parent is not known.
+            // A reaper's child, or a process with an unknown parent.
             let Some(parent) = self.parent_of(span) else { return true };
             cut |= parent.to.is_some();
             if parent.from >= born {
@@ -271,12 +276,13 @@ impl Descent {
         self.spans.get(&child.parent)?.iter().rev().find(was)
     }
 
-    /// How many orphans in a row led to the process that has this id, started at `start` and was seen with the parent `ppid`: each
-    /// of them started the next and has ended; no more than two are counted. It may have ended itself since it was seen. A daemon's
-    /// start makes none: who forks it away was waited for. A daemon that forks once and ends makes one.
+    /// The length of the chain of orphans that led to the process that has this id, started at `start` and was seen
+    /// with the parent `ppid`: each of them started the next and exited. At most two are counted. The process itself
+    /// may have exited since it was seen. Starting a daemon gives none, since the process that forks it is waited for.
+    /// A daemon that forks once and exits gives one.
     pub(super) fn successions(&self, pid: u32, start: u64, ppid: u32) -> u32 {
         let Some(mut span) = self.span_of(pid, start) else { return 0 };
-        // An orphan's parent has ended, though the event that tells of it may still be on its way.
+        // An orphan's parent has exited, though the event that reports it may not have arrived yet.
         let mut ended = ppid != span.parent;
         for n in 0..2 {
             let Some(parent) = self.parent_of(span).filter(|parent| ended || parent.to.is_some()) else { return n };

@@ -1,8 +1,9 @@
-//! Whether anybody executed a program that gives rights: one with a set-user-ID bit or file capabilities (execve(2)).
+//! Detects whether any process executed a program that gives rights: one with a set-user-ID bit or file capabilities
+//! (execve(2)).
 //!
-//! An ordinary user sees nothing of a process that became another user's, and less of what that one left. But opening a program to
-//! execute it is an event of its file (inotify(7), `IN_OPEN`), which whoever may read it may watch. Where no such event came, a run
-//! had no more rights than it began with.
+//! An unprivileged user cannot see into a process that became another user's, and sees less of what that process left.
+//! But opening a program to execute it is an event of its file (inotify(7), `IN_OPEN`), and every user that can read
+//! the file can watch it. Without such an event, a run had no more rights than at its start.
 
 use crate::error::in_words;
 
@@ -19,30 +20,30 @@ use std::sync::OnceLock;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{Access, StatVfsMountFlags};
 
-/// Where programs are that callers know by name; those on PATH as well.
+/// Directories of programs that callers know by name, in addition to PATH.
 const PLACES: [&str; 7] =
     ["/bin", "/sbin", "/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/libexec"];
 const SET_ID: u32 = 0o6000;
 
-/// A watch on every program that gives rights, where programs usually are.
+/// A watch on every program that gives rights, in the usual directories.
 #[derive(Debug)]
 pub(crate) struct Elevation {
     events: Result<File, String>,
     watched: HashMap<i32, Watched>,
-    /// What was told once stays so.
+    /// The first result stays.
     told: OnceLock<String>,
 }
 
 #[derive(Debug)]
 enum Watched {
     Program(PathBuf),
-    /// A directory whose programs of these names may be executed and not read.
+    /// A directory whose programs with these names are executable but not readable.
     Within(PathBuf, HashSet<Vec<u8>>),
 }
 
 impl Elevation {
-    /// Begins to watch; `more` are programs elsewhere, such as those that a look at the roots has shown. `gains` are capabilities that
-    /// matter.
+    /// Starts to watch. `more` are programs elsewhere, such as those that a look at the roots showed. `gains` are the
+    /// relevant capabilities.
     pub(crate) fn start(more: impl Iterator<Item = PathBuf>, gains: u64) -> Self {
         let mut this =
             Elevation { events: Err("nothing is watched".to_owned()), watched: HashMap::new(), told: OnceLock::new() };
@@ -84,7 +85,7 @@ impl Elevation {
         Ok(())
     }
 
-    /// Why the run may have had more rights than it began with, if that is so.
+    /// Why the run may have had more rights than at its start; none if it had not.
     pub(crate) fn used(&self) -> Option<String> {
         if self.told.get().is_none()
             && let Some(why) = self.read()
@@ -112,7 +113,7 @@ impl Elevation {
         }
     }
 
-    /// The first event that matters: `struct inotify_event`, then the name that its `len` counts.
+    /// The first relevant event: `struct inotify_event`, then the name of `len` bytes.
     fn first(&self, mut rest: &[u8]) -> Option<String> {
         while let Some((head, tail)) = rest.split_first_chunk::<16>() {
             let word = |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
@@ -138,7 +139,8 @@ fn ran(program: &Path) -> String {
     format!("a process opened {}, which gives a run more rights", program.display())
 }
 
-/// The programs of [`PLACES`] and PATH: those of the system, which no ordinary user changes, so that one listing does.
+/// The programs of [`PLACES`] and PATH: system programs, which no unprivileged user can change, so one listing is
+/// enough.
 fn usual(gains: u64) -> &'static [PathBuf] {
     static USUAL: OnceLock<Vec<PathBuf>> = OnceLock::new();
     USUAL.get_or_init(|| {
@@ -161,7 +163,7 @@ fn usual(gains: u64) -> &'static [PathBuf] {
     })
 }
 
-/// Whether executing it may give a right that this process has not.
+/// Whether executing it may give a right that this process does not have.
 fn is_elevating(path: &Path, gains: u64) -> bool {
     let Ok(meta) = fs::metadata(path) else { return false };
     if !meta.is_file() || rustix::fs::access(path, Access::EXEC_OK).is_err() {

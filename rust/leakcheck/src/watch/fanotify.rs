@@ -1,4 +1,4 @@
-//! Fanotify groups: who made which directory entry, who attached which mount. Events carry the process, not only its act.
+//! Fanotify groups: which process made which directory entry or attached which mount. Events name the process too.
 //!
 //! fanotify(7), fanotify_init(2), fanotify_mark(2). Mount events (`FAN_REPORT_MNT`, 6.14) from `include/uapi/linux/fanotify.h`.
 
@@ -29,7 +29,8 @@ const METADATA_VERSION: u8 = 3;
 
 const ENTRIES: u64 = libc::FAN_CREATE | libc::FAN_MOVED_TO | libc::FAN_MOVED_FROM | libc::FAN_DELETE | libc::FAN_ONDIR;
 
-/// An inode for as long as its filesystem lives: `fsid`, handle type and handle bytes, as fanotify and name_to_handle_at(2) give them.
+/// Identifies an inode as long as its filesystem exists: `fsid`, handle type and handle bytes, as fanotify and
+/// name_to_handle_at(2) give them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Handle(Box<[u8]>);
 
@@ -40,7 +41,7 @@ impl Handle {
     }
 }
 
-/// What an event says was done.
+/// The action that an event reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Deed {
     /// A name appeared in, or vanished from, a directory (or both, when the kernel merged two events).
@@ -51,7 +52,7 @@ pub(super) enum Deed {
     Overflow,
 }
 
-/// One event: who did what. The pid is a thread group's, 0 if it is outside our pid namespace.
+/// One event: which process did what. The pid is a thread group's, 0 if it is outside our pid namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Event {
     pub(super) pid: u32,
@@ -62,7 +63,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at.checked_add(N)?)?.try_into().ok()
 }
 
-/// Reads the events of one `read`. `None` in the place of an event that this kernel formats in an unknown way.
+/// Parses the events of one `read`. `None` stands for an event in an unknown format.
 pub(super) fn parse(mut bytes: &[u8]) -> Vec<Option<Event>> {
     let mut events = Vec::new();
     while let Some(len) = array(bytes, 0).map(|l| u32::from_ne_bytes(l) as usize) {
@@ -108,7 +109,7 @@ fn parse_one(event: &[u8]) -> Option<Event> {
             name: rest.split(|b| *b == 0).next()?.into(),
             target,
         },
-        // A move within the namespace raises both bits: the mount was there before.
+        // A move within the namespace sets both bits: the mount existed before.
         (None, Some(id)) if mask & (FAN_MNT_ATTACH | FAN_MNT_DETACH) == FAN_MNT_ATTACH => Deed::Attached(id),
         _ => return None,
     };
@@ -124,7 +125,7 @@ fn handle(info: &[u8]) -> Option<(Handle, &[u8])> {
     Some((Handle::new(fsid, kind, info.get(20..end)?), &info[end..]))
 }
 
-/// An unlimited queue needs `CAP_SYS_ADMIN`, without which no pids are told either.
+/// An unlimited queue needs `CAP_SYS_ADMIN`; without it, events have no pids either.
 fn init(report: u32) -> Result<OwnedFd, Errno> {
     let common = libc::FAN_CLASS_NOTIF | libc::FAN_UNLIMITED_QUEUE | libc::FAN_NONBLOCK | libc::FAN_CLOEXEC;
     sys::fanotify_init(common | report)
@@ -167,14 +168,15 @@ impl Group {
         Ok(group)
     }
 
-    /// Watches another mount namespace, where mounts may come in from ours.
+    /// Watches another mount namespace, into which mounts may propagate from ours.
     pub(super) fn watch_namespace(&self, namespace: BorrowedFd<'_>) -> Result<(), Errno> {
         let flags = libc::FAN_MARK_ADD | FAN_MARK_MNTNS;
         let path = CString::new(format!("/proc/self/fd/{}", namespace.as_raw_fd())).map_err(|_| Errno::INVAL)?;
         sys::fanotify_mark(self.fd.as_fd(), flags, FAN_MNT_ATTACH, None, &path)
     }
 
-    /// Watches the whole filesystem that holds `path`. The reason, if the kernel refuses, or if it may not answer.
+    /// Watches the whole filesystem that contains `path`. The reason, if the kernel refuses, or if the filesystem may
+    /// not respond.
     pub(super) fn watch_filesystem(&self, path: &Path, mounts: &mut Mounts) -> Result<(), String> {
         let place = reach::open(path, None, true, mounts)
             .map_err(|e| format!("cannot open {}: {}", path.display(), in_words(e)))?;
@@ -190,7 +192,7 @@ impl Group {
         })
     }
 
-    /// Reads a batch without blocking; empty when the queue is.
+    /// Reads a batch without blocking; empty if the queue is empty.
     pub(super) fn read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
         loop {
             match rustix::io::read(&self.fd, &mut *buffer) {
@@ -204,7 +206,8 @@ impl Group {
 }
 
 impl Drop for Group {
-    /// Takes the marks away: a copy of the FD that a forked child inherited would go on collecting events for as long as it lives.
+    /// Removes the marks: a copy of the FD that a forked child inherited would otherwise collect events as long as the
+    /// child lives.
     fn drop(&mut self) {
         let of = if self.entries { libc::FAN_MARK_FILESYSTEM } else { FAN_MARK_MNTNS };
         // Needs no path: the marked one may be gone.

@@ -1,4 +1,4 @@
-//! Who made which directory entry and inode. Pure but for [`locate`].
+//! Which process made which directory entry and inode. No I/O except in [`locate`].
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,7 +12,7 @@ use crate::membership::Membership;
 use crate::observe::mount_table::Mounts;
 use crate::observe::reach;
 
-/// Where a path leads: what events say of it is filed under these.
+/// The keys under which events about a path are recorded.
 pub(super) struct Located {
     entry: Option<(Handle, Box<[u8]>)>,
     inode: Handle,
@@ -32,7 +32,7 @@ pub(super) fn locate(path: &Path, mounts: &mut Mounts) -> Option<Located> {
     Some(Located { entry, inode: handle(place.fd.as_fd())? })
 }
 
-/// The two words of `f_fsid`, statfs(2), which rustix joins with the first one lowest.
+/// The two words of `f_fsid`, statfs(2), which rustix joins with the first word as the lower half.
 fn fsid(joined: u64) -> [u8; 8] {
     let [low, high] = [joined as u32, (joined >> 32) as u32].map(u32::to_ne_bytes);
     [low[0], low[1], low[2], low[3], high[0], high[1], high[2], high[3]]
@@ -47,7 +47,8 @@ pub(super) struct Makers {
 }
 
 impl Makers {
-    /// Files one deed. Records of strangers go when what they made is removed, so that noise does not fill the memory.
+    /// Records one event. Records of strangers are dropped when what they made is removed, so that noise does not fill
+    /// the memory.
     pub(super) fn record(&mut self, deed: Deed, maker: Maker) {
         let stranger = maker.membership == Membership::Stranger;
         match deed {
@@ -75,7 +76,7 @@ impl Makers {
         }
     }
 
-    /// Who made this file: its inode or the name by which it was found, whichever was the run's.
+    /// The process that made this file: the maker of the inode or of the name, preferring the one in the run.
     pub(super) fn of_file(&self, at: &Located) -> Option<Maker> {
         let entry = at.entry.as_ref().and_then(|entry| self.entries.get(entry));
         let inode = self.inodes.get(&at.inode);
@@ -83,7 +84,7 @@ impl Makers {
         run.or(entry).or(inode).copied()
     }
 
-    /// Who attached this mount.
+    /// The process that attached this mount.
     pub(super) fn of_mount(&self, id: u64) -> Option<Maker> {
         self.mounts.get(&id).copied()
     }

@@ -1,8 +1,10 @@
-//! Every fork and exit by perf_event_open(2): what the process connector tells, where that one is silent, as in a pid namespace.
+//! Every fork and exit by perf_event_open(2): the same as the process connector, where the connector is silent, such as
+//! in a pid namespace.
 //!
-//! Facts from `kernel/events/core.c`: an event of a CPU (`pid` −1) with the bit `task` records each fork and exit there, before the child
-//! runs and before the parent hears of the end. Ids are those of the opener's pid namespace, 0 for a process outside it. The parent is
-//! the one who called, unlike the connector's. Needs `CAP_PERFMON` or `CAP_SYS_ADMIN` in the initial user namespace.
+//! Facts from `kernel/events/core.c`: an event of a CPU (`pid` −1) with the bit `task` records each fork and exit
+//! there, before the child runs and before the parent is notified of the exit. Ids are those of the opener's pid
+//! namespace, 0 for a process outside it. The parent is the caller, unlike in the connector's events. Needs
+//! `CAP_PERFMON` or `CAP_SYS_ADMIN` in the initial user namespace.
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,7 +15,7 @@ use super::connector::Event;
 use super::sys::Ring;
 use crate::error::in_words;
 
-/// `struct perf_event_attr`, `include/uapi/linux/perf_event.h`, in words of 32 bits, the low half of 64 first.
+/// `struct perf_event_attr`, `include/uapi/linux/perf_event.h`, in 32-bit words, the low half of 64-bit fields first.
 const ATTR: usize = 32;
 const PERF_TYPE_SOFTWARE: u32 = 1;
 const PERF_COUNT_SW_DUMMY: u32 = 9;
@@ -25,20 +27,22 @@ const CLOCK_MONOTONIC: u32 = 1;
 const PERF_RECORD_EXIT: u32 = 4;
 const PERF_RECORD_FORK: u32 = 7;
 
-/// Pages of a CPU's ring, the first size that is granted. 2 MiB hold 65,536 forks and exits, for the reader may have to wait for a CPU;
-/// without `CAP_IPC_LOCK` only 256 KiB are within what may be locked by default (`perf_event_mlock_kb`, 516).
+/// Pages of a CPU's ring; the first size that the kernel accepts is used. 2 MiB hold 65,536 forks and exits, since the
+/// reader may have to wait for a CPU. Without `CAP_IPC_LOCK`, the default limit for locked memory
+/// (`perf_event_mlock_kb`, 516) allows only 256 KiB.
 const PAGES: [usize; 2] = [512, 64];
-/// At least the longest record that these events make. What is nearer to full than this may have lost one.
+/// At least the size of the longest record of these events. A ring with less free space than this may have lost one.
 const NEARLY: u64 = 128;
-/// Passes over the rings in one reading. Two are enough, unless a CPU is held up between stamping and publishing a record.
+/// Passes over the rings in one reading. Two are enough, unless a CPU is delayed between stamping and publishing a
+/// record.
 const PASSES: usize = 16;
 
-/// One event a CPU.
+/// One event per CPU.
 pub(super) struct Perf {
     rings: Vec<Ring>,
-    /// The CPUs as the kernel named them.
+    /// The CPUs in the kernel's notation.
     online: String,
-    /// Read, but perhaps older than something that is not read yet.
+    /// Events that were read, but may be newer than something that is not read yet.
     waiting: Vec<Event>,
     lost: Option<&'static str>,
 }
@@ -61,10 +65,11 @@ impl Perf {
         })
     }
 
-    /// Takes in every event that was raised before the call, in an order in which none comes before its cause.
+    /// Reads every event that was raised before the call, in an order in which no event precedes its cause.
     ///
-    /// Each CPU has a queue of its own. Clocks agree, so a cause has the earlier stamp; but it may lie in a queue that was read
-    /// before it was there. When one more pass finds nothing older than the newest event of the passes before, nothing is missing.
+    /// Each CPU has its own queue. Clocks agree, so a cause has the earlier time stamp, but it may be in a queue that
+    /// was read before the cause arrived. If another pass finds nothing older than the newest event of the previous
+    /// passes, nothing is missing.
     pub(super) fn read(&mut self, mut take: impl FnMut(Event)) {
         self.collect();
         let Some(newest) = self.waiting.iter().map(Event::at).max() else { return };

@@ -1,4 +1,4 @@
-//! Everything that the watch knows, and the one function that takes new events in.
+//! The state of the watch, and the one function that reads new events.
 
 use std::collections::HashSet;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -20,20 +20,20 @@ use super::perf::Perf;
 use super::{Options, clock};
 use crate::membership::Membership;
 
-/// How many batches one pass reads before it lets go of the lock.
+/// How many batches one pass reads before it releases the lock.
 const BATCHES: usize = 4096;
 const BATCH_BYTES: usize = 64 << 10;
-/// A process as young as this may be in `/proc` while its fork event is not sent yet.
+/// A process younger than this may be in `/proc` before its fork event is sent.
 const YOUNG: u64 = 1_000_000_000;
 
-/// Who tells of each fork and exit.
+/// The source of fork and exit events.
 enum Forks {
     Connector(Connector),
     Perf(Perf),
 }
 
 impl Forks {
-    /// The first of them that there is; else the reason.
+    /// The first one that is available; else the reason.
     fn open() -> Result<Forks, String> {
         Connector::subscribe()
             .map(Forks::Connector)
@@ -47,7 +47,7 @@ impl Forks {
         }
     }
 
-    /// Gives every event that was raised before `until`, in order.
+    /// Passes on every event that was raised before `until`, in order.
     fn read(&mut self, until: u64, take: impl FnMut(Event)) {
         match self {
             Forks::Connector(connector) => connector.read(until, take),
@@ -68,7 +68,7 @@ struct Kin {
     connector: Option<(Forks, Descent)>,
     ancestry: Ancestry,
     coverage: Coverage,
-    /// Whether an event of our own threads came through.
+    /// Whether an event of our own threads arrived.
     heard_ourselves: bool,
 }
 
@@ -83,7 +83,7 @@ pub(super) struct State {
     level_of_mounts: Coverage,
     /// Inodes of the other mount namespaces that are watched.
     namespaces: HashSet<u64>,
-    /// The mounts here, while nobody looks anew.
+    /// The mounts here, until the next look.
     here: Mounts,
     buffer: Vec<u8>,
 }
@@ -109,7 +109,7 @@ impl State {
                 Err(reason) => (None, none(reason)),
             }
         };
-        // Last, so that what is older than the subscription is older than the watch.
+        // Last, so that everything older than the subscription is older than the watch.
         let forks = Forks::open();
         let ancestry = Ancestry::new(options.root, clock::boottime() / clock::tick());
         let (connector, coverage) = match forks {
@@ -134,25 +134,25 @@ impl State {
         }
     }
 
-    /// The FDs whose readability means that there is something to take in.
+    /// The FDs that are readable when there are events to read.
     pub(super) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let groups = self.entries.iter().chain(&self.mounts).map(|g| g.as_fd());
         groups.chain(self.kin.connector.iter().flat_map(|(forks, _)| forks.sources()))
     }
 
-    /// The numbers of the groups' FDs: the ones that are slow to close.
+    /// The numbers of the groups' FDs, which are slow to close.
     pub(super) fn slow_to_close(&self) -> Vec<RawFd> {
         self.entries.iter().chain(&self.mounts).map(|g| g.as_fd().as_raw_fd()).collect()
     }
 
-    /// Lowers the level of descent when a thread was not reported that was certainly started.
+    /// Lowers the level of descent if a thread that was certainly started was not reported.
     pub(super) fn expect_own_thread(&mut self) {
         if self.kin.connector.is_some() && !self.kin.heard_ourselves {
             self.kin.coverage.merge(partial("forks: an event that the kernel must have sent did not come"));
         }
     }
 
-    /// Takes in all events that were raised before the call.
+    /// Reads all events that were raised before the call.
     pub(super) fn take_in(&mut self) {
         let State { kin, entries, mounts, makers, buffer, levels_of_files, level_of_mounts, .. } = self;
         if let Some(group) = entries
@@ -219,7 +219,7 @@ impl State {
             return None;
         }
         let mut adrift = descent.adrift(held);
-        // The kernel's own new threads are in no look.
+        // New kernel threads are in no look.
         adrift.unknown.retain(|pid| !ancestry::stat(*pid).is_some_and(|s| s.kernel));
         Some(adrift)
     }
@@ -251,17 +251,17 @@ impl State {
         }
     }
 
-    /// Whether every mount that came into the namespace since then has its event.
+    /// Whether every mount that was added to the namespace since then has its event.
     pub(super) fn watches_namespace(&self, ino: u64) -> bool {
         self.level_of_mounts.level == Level::Full && self.namespaces.contains(&ino)
     }
 
-    /// Who forked this stranger.
+    /// The parent of this stranger.
     pub(super) fn parent(&self, pid: u32) -> Option<u32> {
         self.kin.connector.as_ref()?.1.parent(pid)
     }
 
-    /// A new look begins: what was known of the mounts here may have changed.
+    /// A new look starts: the mounts here may have changed.
     pub(super) fn look_anew(&mut self) {
         self.here.forget();
     }
@@ -297,7 +297,7 @@ fn monotonic_of(ticks: u64) -> u64 {
     ticks.saturating_mul(clock::tick()).saturating_sub(clock::boottime_ahead())
 }
 
-/// Reads a group until it is empty. Gives the reason if events are missing.
+/// Reads a group until it is empty. Returns the reason if events are missing.
 fn drain(group: &mut Group, kin: &mut Kin, makers: &mut Makers, buffer: &mut [u8]) -> Option<String> {
     let mut lost = None;
     for _ in 0..BATCHES {
@@ -311,7 +311,8 @@ fn drain(group: &mut Group, kin: &mut Kin, makers: &mut Makers, buffer: &mut [u8
             Err(error) => return Some(format!("fanotify: read: {error}")),
         };
         let now = clock::monotonic();
-        // A process is forked before it acts: the forks of all who acted in this batch are in the queue by now.
+        // A process is forked before it acts: the forks of all processes that acted in this batch are in the queue by
+        // now.
         kin.take_in(now);
         for event in fanotify::parse(batch) {
             match event {
@@ -332,7 +333,8 @@ fn drain(group: &mut Group, kin: &mut Kin, makers: &mut Makers, buffer: &mut [u8
 impl Kin {
     fn take_in(&mut self, until: u64) {
         let Some((forks, descent)) = &mut self.connector else { return };
-        // Perf events name who called fork, the connector whose child it became: with CLONE_PARENT another's.
+        // Perf events name the process that called fork. The connector names the process whose child it became, which
+        // differs with CLONE_PARENT.
         let caller_is_told = matches!(forks, Forks::Perf(_));
         let me = std::process::id();
         let heard = &mut self.heard_ourselves;
@@ -345,10 +347,10 @@ impl Kin {
         }
     }
 
-    /// What the process was that had this id in that interval and is or was alive just now.
+    /// Membership of the process that had this id in that interval and is or was alive just now.
     fn within(&mut self, pid: u32, from: u64, to: u64) -> Membership {
         if pid == 0 {
-            // Outside our pid namespace, where no descendant of ours can be.
+            // Outside our pid namespace, where we have no descendants.
             return Membership::Stranger;
         }
         let Some((_, descent)) = &self.connector else { return self.ancestry.now(pid) };

@@ -79,7 +79,7 @@ impl Ring {
         self.size as u64
     }
 
-    /// Takes what was written since the last call, whole records, and gives the kernel their place back.
+    /// Reads the complete records that were written since the last call, and returns their space to the kernel.
     pub(super) fn take(&mut self) -> Vec<u8> {
         // SAFETY: both are aligned words of 64 bits within the control page, which is mapped for as long as `self` lives. The
         // kernel writes the head, we alone the tail; it pairs its barriers with an acquire of the one and a release of the other.
@@ -157,7 +157,7 @@ fn name_to_handle(fd: BorrowedFd<'_>, flags: i32) -> Result<([u8; 4], Vec<u8>), 
     Ok((handle.kind, handle.handle[..len].to_vec()))
 }
 
-/// The calling thread's set of blocked signals while this lives: all of them. A thread started meanwhile inherits it.
+/// Blocks all signals of the calling thread while this lives. A thread started meanwhile inherits the mask.
 pub(super) struct BlockedSignals(libc::sigset_t);
 
 impl BlockedSignals {
@@ -181,9 +181,10 @@ impl Drop for BlockedSignals {
     }
 }
 
-/// Gives the calling thread an FD table of its own that holds nothing but copies of `keep`, close_range(2), Linux 5.9.
+/// Gives the calling thread its own FD table with nothing but copies of `keep`, close_range(2), Linux 5.9.
 ///
-/// Only for a thread that is about to end and owns no FD: every number but those of `keep` means nothing to it afterwards.
+/// Only for a thread that is about to exit and owns no FD: afterwards, every number except those of `keep` is invalid
+/// in it.
 pub(super) fn unshare_files_keeping(keep: &mut [RawFd]) -> Result<(), Errno> {
     keep.sort_unstable();
     let last_kept = keep.last().map_or(0, |fd| *fd as c_uint + 1);

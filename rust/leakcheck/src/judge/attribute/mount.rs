@@ -1,4 +1,4 @@
-//! Whose a mount is, and what namespaces have to do with it.
+//! Whose a mount is, by the namespaces that it is in.
 
 use std::collections::HashSet;
 
@@ -24,7 +24,8 @@ impl<P: Provenance> Attributor<'_, P> {
             return self.in_namespace(NsType::Mnt, ns);
         }
         match self.holders.get(&(NsType::Mnt, ns)).filter(|_| !self.is_own_mount_ns(ns)) {
-            // An old namespace that strangers alone are in is theirs to mount in, but others' mounts may come in as well.
+            // Only strangers mount in an old namespace that contains only strangers, but others' mounts may propagate
+            // into it.
             Some(holders) => match self.namespace(holders) {
                 Owner::Stranger
                     if !self.provenance.watches_mounts(ns) && self.is_still_there(ns) && self.may_come_in(mount) =>
@@ -37,8 +38,8 @@ impl<P: Provenance> Attributor<'_, P> {
         }
     }
 
-    /// Whether a mount namespace of the baseline has any of its mounts still. Else another one has taken its inode, with mounts of its
-    /// own, all of them new.
+    /// Whether a mount namespace of the baseline still has any of its mounts. If not, another namespace reuses its
+    /// inode, and all its mounts are new.
     fn is_still_there(&self, ns: u64) -> bool {
         let common = || {
             let old: HashSet<(u64, &MountId)> = self.baseline.mounts.iter().map(|m| (m.ns, &m.id)).collect();
@@ -47,8 +48,8 @@ impl<P: Provenance> Attributor<'_, P> {
         self.lasting.get_or_init(common).contains(&ns)
     }
 
-    /// Whether what is mounted elsewhere comes in where this mount is (mount_namespaces(7)): below a slave, or below a peer of a
-    /// mount in another namespace.
+    /// Whether mounts from elsewhere propagate to this mount (mount_namespaces(7)): to a slave, or to a peer of a mount
+    /// in another namespace.
     fn may_come_in(&self, mount: &Mount) -> bool {
         let target = mount.target.as_ref();
         let above = |m: &&Mount| {
@@ -56,7 +57,7 @@ impl<P: Provenance> Attributor<'_, P> {
             let rest = target.strip_prefix(point.strip_suffix(b"/").unwrap_or(point));
             m.ns == mount.ns && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
         };
-        // Of several at one point each may be the one below; the deepest points are the nearest.
+        // If several are mounted at one point, each may be the parent; the deepest points are the nearest.
         let nearest = self.baseline.mounts.iter().filter(above).max_by_key(|m| m.target.as_ref().len());
         nearest.is_none_or(|below| {
             let words = below.propagation.as_ref().split(|b| *b == b' ');
@@ -69,7 +70,7 @@ impl<P: Provenance> Attributor<'_, P> {
         })
     }
 
-    /// Whether it is a namespace, or a mount in one, that the machine had before the first process of a part of it was in there.
+    /// Whether it is a namespace, or a mount in one, that the machine had before the scope's first process entered it.
     pub fn was_only_entered(&self, resource: &Resource) -> bool {
         if !matches!(self.look.scope, Scope::Cgroup(_) | Scope::Tree(_)) {
             return false;
@@ -81,8 +82,8 @@ impl<P: Provenance> Attributor<'_, P> {
         }
     }
 
-    /// Whether a namespace is the observer's own or one that the machine began with (include/linux/proc_ns.h: what is made later has
-    /// an inode from `PROC_DYNAMIC_FIRST` on).
+    /// Whether a namespace is the observer's own or an initial one (include/linux/proc_ns.h: later ones have an inode
+    /// of at least `PROC_DYNAMIC_FIRST`).
     fn is_the_machines(&self, ino: u64) -> bool {
         (0xEFFF_FF00..0xF000_0000).contains(&ino) || self.look.own_ns.values().any(|own| *own == ino)
     }
