@@ -1,4 +1,4 @@
-//! Scope → resources. One file a kind; processes come from a [`source`].
+//! Scope → resources. One file per kind; processes come from a [`source`].
 
 mod arena;
 mod born;
@@ -70,7 +70,7 @@ pub use reach::{At, at};
 pub(crate) use wait::{pressure, wait_for_change};
 pub(crate) use walk::class_name;
 
-/// One observation at a time in a process: another one's descriptors would be seen as leaks.
+/// One observation at a time per process: the descriptors of another one would look like leaks.
 static OBSERVER: Mutex<()> = Mutex::new(());
 
 fn alone() -> MutexGuard<'static, ()> {
@@ -80,8 +80,8 @@ fn alone() -> MutexGuard<'static, ()> {
 /// Observes. Leaves nothing behind and changes nothing.
 ///
 /// # Errors
-/// [`Error::Usage`] for a scope that does not exist; [`Error::Io`] when `/proc` itself cannot be read. What else cannot be
-/// seen is in the snapshot's coverage.
+/// [`Error::Usage`] for a scope that does not exist; [`Error::Io`] when `/proc` itself cannot be read. The snapshot's
+/// coverage lists everything else that could not be seen.
 pub fn snapshot(options: &Options) -> Result<Snapshot> {
     let _alone = alone();
     let began = Instant::now();
@@ -113,7 +113,7 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     }
     observe(options, kinds, threads, &root, &mut out)?;
     if kinds.contains(Kind::Ipc) {
-        // A file directly in /dev/shm is POSIX shared memory: one resource, one kind.
+        // A file directly in /dev/shm is POSIX shared memory: one resource has one kind.
         let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();
         let directly = |f: &crate::resource::File| {
             f.path.as_ref().strip_prefix(b"/dev/shm/").is_some_and(|name| !name.contains(&b'/'))
@@ -131,17 +131,17 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
 fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoot>, out: &mut Snapshot) -> Result<()> {
     let wants_namespaces = kinds.any(&[Kind::Namespace, Kind::Mount, Kind::Ipc, Kind::Net]);
     let context = options.context();
-    // Of an arena everything is looked at too, and by its own pids.
+    // An arena is observed completely too, with its own pids.
     let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
     let wanted = Wanted {
-        // Outside the host scope a lock is the scope's by the descriptors that are open on its file.
+        // Outside the host scope, a lock belongs to the scope if the scope has a descriptor of its file.
         fds: kinds.any(&[Kind::Fd, Kind::Mount, Kind::Namespace])
             || kinds.contains(Kind::Lock) && (!whole_host || lock::some_are_hidden(context, out))
             || wants_namespaces && whole_host,
         namespaces: if wants_namespaces {
             NAMESPACES
         } else if whole_host && kinds.contains(Kind::Fd) {
-            // Where to ask which unix sockets have something in their queue, and so perhaps descriptors.
+            // Whether to ask which unix sockets have something in their queue, and so perhaps descriptors.
             &[NETWORK]
         } else {
             &[]
@@ -181,9 +181,9 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
     let untied = Untied::of(out, options);
     let threads = pass.worth(threads, if whole_host { 2 } else { 1 });
     std::thread::scope(|scope| {
-        // Where no thread can be had, the others do its share.
+        // If a thread cannot be started, the others do its share.
         let thread = || std::thread::Builder::new().name("leakcheck-proc".into());
-        // Processes first, and what they may leave afterwards: who was not seen any more has left what it will.
+        // Read processes before files: a process that has exited by then can leave nothing more.
         let read_and_look = || {
             pass.read(threads);
             untied.look()
@@ -202,7 +202,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
     })
 }
 
-/// What is looked for once all processes were read, but without a word of them: a thread of its own can do it.
+/// Observes what comes after all processes were read but does not depend on them: a separate thread can do it.
 struct Untied<'a>(Snapshot, &'a Options);
 
 impl<'a> Untied<'a> {
@@ -228,7 +228,7 @@ impl<'a> Untied<'a> {
     }
 }
 
-/// Appends the files below the roots, or of the arena.
+/// Appends the files below the roots, or those of the arena.
 fn files(options: &Options, out: &mut Snapshot) {
     let (context, submounts) = (options.context(), options.submounts.as_deref());
     let walk = match options.arena.as_deref() {
@@ -264,7 +264,7 @@ fn files(options: &Options, out: &mut Snapshot) {
     }
 }
 
-/// Appends all else: what processes hold or lead to, and cgroups and BPF objects.
+/// Appends everything else: what processes hold or lead to, cgroups and BPF objects.
 fn tied(mut samples: Vec<Sample>, options: &Options, wanted: Wanted, out: &mut Snapshot) -> Result<()> {
     let (kinds, context, arena) = (out.kinds, options.context(), options.arena.as_deref());
     let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
@@ -340,7 +340,7 @@ fn host_kinds(kinds: KindSet, views: &[NsView], options: &Options, out: &mut Sna
     }
 }
 
-/// What an arena cannot tell.
+/// Limits of observing an arena.
 fn note_limits(arena: &crate::arena::ArenaView, out: &mut Snapshot) {
     let shared = [
         (
@@ -367,12 +367,12 @@ fn note_limits(arena: &crate::arena::ArenaView, out: &mut Snapshot) {
 }
 
 fn take_processes(samples: Vec<Sample>, kinds: KindSet, options: &Options, out: &mut Snapshot) {
-    // The pids of an arena are none of ours.
+    // An arena's pids are not our pids.
     let own = if options.arena.is_some() { 0 } else { std::process::id() };
     out.processes.reserve(samples.len());
     out.fds.reserve(samples.iter().map(|s| s.fds.len()).sum());
     for sample in samples {
-        // The observer itself is no leak; its descriptors are dropped unless they are what is asked about.
+        // The observer itself is not a leak; its descriptors are dropped unless they were requested.
         if sample.process.pid != own || options.include_self {
             out.fds.extend(sample.fds);
         }
@@ -398,14 +398,14 @@ fn note_refusals(samples: &[Sample], context: Context<'_>, out: &mut Snapshot) {
                 pid: sample.process.pid,
                 start: sample.process.start,
                 what: what.clone(),
-                // `/proc/locks` lists them whoever holds them.
+                // `/proc/locks` lists them whichever process holds them.
                 hides: hides.iter().filter(|kind| *kind != Kind::Lock || !by_table).collect(),
             });
         }
     }
 }
 
-/// What the observer's rights keep from it, whichever process it looks at.
+/// What the observer cannot see of any process because of its rights.
 fn note_rights(procfs: &Procfs, out: &mut Snapshot) {
     let effective = rustix::thread::capabilities(None).map(|sets| sets.effective);
     out.may_trace = effective.is_ok_and(|set| set.contains(rustix::thread::CapabilitySet::SYS_PTRACE));
@@ -423,7 +423,7 @@ fn note_rights(procfs: &Procfs, out: &mut Snapshot) {
 }
 
 fn default_threads() -> usize {
-    // The standard library reads a dozen cgroup files for each answer.
+    // The standard library reads a dozen cgroup files for each call.
     static THREADS: OnceLock<usize> = OnceLock::new();
     *THREADS.get_or_init(|| std::thread::available_parallelism().map_or(1, |n| n.get().min(4)))
 }

@@ -73,7 +73,7 @@ pub struct Fd {
     pub dev: u64,
     /// Inode of a file with a path, else 0: then `target` names the object.
     pub ino: u64,
-    /// `eventfd-id`, `map_id`, `prog_id` or `link_id` of fdinfo: tells anonymous inodes apart, which share one inode.
+    /// `eventfd-id`, `map_id`, `prog_id` or `link_id` of fdinfo: identifies anonymous files, which share one inode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<u64>,
     /// The text of the `/proc/PID/fd/N` link.
@@ -82,7 +82,7 @@ pub struct Fd {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<u64>,
     /// Descriptors in flight in this unix socket's receive queue (`scm_fds` of fdinfo), part of the identity: a
-    /// descriptor that nobody has received yet stands in no table.
+    /// descriptor that no process has received yet is in no table.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub in_flight: u32,
 }
@@ -93,7 +93,7 @@ fn is_zero(n: &u32) -> bool {
     *n == 0
 }
 
-/// How a mount is told from every other.
+/// The identity of a mount.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MountId {
@@ -106,7 +106,7 @@ pub enum MountId {
 /// A mount. Identity: mount namespace and unique id.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mount {
-    /// Inode of the mount namespace; 0 for a mount that is attached nowhere.
+    /// Inode of the mount namespace; 0 for a detached mount.
     pub ns: u64,
     /// The mount's own id.
     pub id: MountId,
@@ -122,7 +122,7 @@ pub struct Mount {
     pub dev: u64,
     /// `shared:N`, `master:N`, `unbindable`, or empty for private.
     pub propagation: Text,
-    /// Who keeps it: `namespace`, or for a detached mount what was seen to pin it (`cwd of 12`, `fd 3 of 12`).
+    /// Who keeps it: `namespace`, or for a detached mount the object that pins it (`cwd of 12`, `fd 3 of 12`).
     pub holder: String,
 }
 identified!(Mount, Mount, |r| -> <'a> (u64, &'a MountId) (r.ns, &r.id));
@@ -156,7 +156,7 @@ pub struct Lock {
     pub end: Option<u64>,
     /// The process that took it, −1 for OFD; it may be dead: the lock belongs to the open file description.
     pub pid: i64,
-    /// Counts equal locks (two shared OFD locks on one range).
+    /// Numbers equal locks (two shared OFD locks on one range).
     pub nth: u32,
     /// `read` or `write`.
     pub access: String,
@@ -170,13 +170,13 @@ identified!(Lock, Lock, |r| -> <'a> (&'a str, u64, u64, u64, Option<u64>, i64, u
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LockFileState {
-    /// Nobody locks it and it names nobody: as it should be between runs.
+    /// Not locked, and it names no process: as expected between runs.
     Free,
-    /// Somebody locks it, or it names a living process.
+    /// Locked, or it names a living process.
     Held,
-    /// It names a dead process and nobody locks it.
+    /// Not locked, and it names a dead process.
     Stale,
-    /// Its content is neither empty nor a process id nor a JSON object with one.
+    /// Its content is neither empty, nor a process id, nor a JSON object with one.
     Corrupt,
 }
 
@@ -207,7 +207,7 @@ pub struct File {
     pub birth: Option<i64>,
     /// 0 for the first link inside the roots, 1 for the second …
     pub link: u32,
-    /// Process id and start time of who maps a deleted file; none for a file with a path.
+    /// Process id and start time of a process that maps a deleted file; none for a file with a path.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mapped_by: Option<(u32, u64)>,
     /// The path.
@@ -220,28 +220,28 @@ pub struct File {
     pub uid: u32,
     /// Size in bytes.
     pub size: u64,
-    /// In an overlay of an arena: what became of it, compared with the layer below.
+    /// In an overlay of an arena: its change relative to the lower layer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state: Option<FileState>,
-    /// Of a changed or deleted file, whose device and inode are those of the layer below: a digest of path, content and
-    /// attributes, so that a second change is told from the first.
+    /// For a changed or deleted file, whose device and inode are those in the lower layer: a digest of path, content
+    /// and attributes, to distinguish a second change from the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
 }
 identified!(File, File, |r| -> <'a> (u64, u64, Option<i64>, u32, Option<(u32, u64)>, Option<FileState>, Option<u64>)
     (r.dev, r.ino, r.birth, r.link, r.mapped_by, r.state, r.version));
 
-/// What became of a file that an overlay's upper layer holds, compared with the layer below.
+/// The change of a file in an overlay's upper layer relative to the lower layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FileState {
-    /// The layer below has none of that name.
+    /// The lower layer has no file with that name.
     Created,
-    /// Content, type, owner, mode or extended attributes differ; of a directory also that another one took its place.
+    /// Content, type, owner, mode or extended attributes differ; a directory was also replaced by another one.
     Changed,
     /// It is gone.
     Deleted,
-    /// It was copied up, and differs in its times at most. No residue: counted by the gauge `touched_files`.
+    /// It was copied up, and differs at most in its times. Not residue: the gauge `touched_files` counts it.
     Touched,
 }
 
@@ -274,7 +274,7 @@ pub enum IpcClass {
 }
 
 /// An IPC object. Identity: IPC namespace, class, id (SysV ids hold a sequence number; POSIX objects have inode and
-/// birth time). The SysV `ctime` is no part of it: `semctl(SETVAL)` changes it.
+/// birth time). The SysV `ctime` is not part of it: `semctl(SETVAL)` changes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Ipc {
     /// Inode of the IPC namespace (0 for POSIX shared memory, which belongs to a mount).
@@ -298,7 +298,7 @@ pub struct Ipc {
 }
 identified!(Ipc, Ipc, |r| -> <'a> (u64, IpcClass, u64, Option<i64>) (r.ns, r.class, r.id, r.birth));
 
-/// Who keeps a namespace.
+/// What keeps a namespace alive.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NsHolder {
@@ -343,7 +343,7 @@ pub enum NetClass {
     NftChain,
     /// A rule in a chain.
     NftRule,
-    /// A named set or map. Its elements are not looked at.
+    /// A named set or map. Its elements are not covered.
     NftSet,
     /// A stateful object: a counter, a quota, a limit …
     NftObject,
@@ -352,7 +352,7 @@ pub enum NetClass {
 }
 
 impl NetClass {
-    /// Whether it is a part of nftables.
+    /// Whether it is part of nftables.
     pub fn is_nftables(self) -> bool {
         use NetClass::{NftChain, NftFlowtable, NftObject, NftRule, NftSet, NftTable};
         matches!(self, NftTable | NftChain | NftRule | NftSet | NftObject | NftFlowtable)
@@ -369,21 +369,22 @@ pub struct Net {
     pub class: NetClass,
     /// Interface index, socket inode, handle of nftables or namespace inode.
     pub number: u64,
-    /// Part of the identity: of nftables family and table, of a rule the chain too; path of a named namespace; else empty.
+    /// Part of the identity: for nftables the family and table, for a rule also the chain; for a named namespace its
+    /// path; else empty.
     pub scope: Text,
     /// Name or address, for people.
     pub name: Text,
-    /// Owner, where the kernel tells it.
+    /// Owner, if the kernel reports it.
     pub uid: Option<u32>,
 }
 identified!(Net, Net, |r| -> <'a> (u64, NetClass, u64, &'a Text) (r.netns, r.class, r.number, &r.scope));
 
-/// An attached loop device. Identity: device and `diskseq`, which no attachment reuses (Linux 5.15), and backing file.
+/// An attached loop device. Identity: device and `diskseq`, which is never reused (Linux 5.15), and backing file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoopDevice {
     /// Name, `loop0`.
     pub device: Text,
-    /// Disk sequence number; 0 where the kernel has none.
+    /// Disk sequence number; 0 if the kernel has none.
     pub diskseq: u64,
     /// Backing file, as `/sys/block/loopN/loop/backing_file` writes it.
     pub backing: Text,
@@ -416,7 +417,7 @@ pub enum BpfClass {
     Link,
 }
 
-/// A BPF object. Identity: class and id, which the kernel hands out cyclically.
+/// A BPF object. Identity: class and id, which the kernel assigns cyclically.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Bpf {
     /// The class.
@@ -425,7 +426,7 @@ pub struct Bpf {
     pub id: u32,
 }
 impl Bpf {
-    /// Whether a descriptor is this object's: its link names the class, its fdinfo the id.
+    /// Whether a descriptor refers to this object: its link shows the class, its fdinfo the id.
     pub fn is_open_in(&self, fd: &Fd) -> bool {
         let link: &[u8] = match self.class {
             BpfClass::Prog => b"anon_inode:bpf-prog",
@@ -442,9 +443,9 @@ identified!(Bpf, Bpf, |r| -> <'a> (BpfClass, u32) (r.class, r.id));
 pub struct Sysctl {
     /// The file, below `/proc/sys` or `/sys`.
     pub path: Text,
-    /// What it reads as, without the last newline; of a choice (`always [madvise] never`) the chosen word.
+    /// The value, without the last newline; for a choice (`always [madvise] never`) the chosen word.
     pub value: Text,
-    /// What it was at the baseline; known only of a change.
+    /// The value at the baseline; only known for a change.
     #[serde(default)]
     pub before: Option<Text>,
 }

@@ -50,7 +50,7 @@ impl ParseError {
     }
 }
 
-/// As the failed read of a file whose content is not what the kernel documents.
+/// As a failed read of a file whose content is not what the kernel documents.
 impl From<ParseError> for std::io::Error {
     fn from(error: ParseError) -> Self {
         std::io::Error::new(std::io::ErrorKind::InvalidData, error)

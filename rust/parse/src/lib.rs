@@ -1,12 +1,12 @@
-//! Kernel text and netlink messages → records. Bytes in, records out, no I/O; one file a format.
+//! Kernel text and netlink messages → records. Bytes in, records out, no I/O; one file per format.
 //!
-//! All input is hostile: names hold spaces, parentheses, newlines, escapes and invalid UTF-8, and a read may be
-//! cut short. Whatever does not have the documented form is a [`ParseError`] that names the field and quotes the
-//! line's beginning; nothing panics, and every parser is linear in its input. Where the kernel itself prints a
-//! name ambiguously, the record's documentation says so and how a caller can tell.
+//! All input is hostile: names contain spaces, parentheses, newlines, escapes and invalid UTF-8, and a read may be cut
+//! short. Input without the documented form gives a [`ParseError`] that names the field and quotes the start of the
+//! line; nothing panics, and every parser is linear in its input. Where the kernel itself prints a name ambiguously,
+//! the record's documentation says so, and how a caller can decide.
 //!
-//! Line formats end every line with a newline, hence a last line without one was cut and is refused: `12` may
-//! have been `1234`.
+//! Line formats end every line with a newline, so a last line without one was cut and is refused: `12` may have been
+//! `1234`.
 
 mod error;
 mod scan;
@@ -31,7 +31,7 @@ pub use error::{ParseError, Result};
 /// What the kernel appends to the path of a file or cgroup that no longer has a name (`d_path()`,
 /// `kernfs_path()`).
 ///
-/// A living file may end in it too: nothing forbids the name. So a parser can only say *maybe deleted*.
+/// The name of an existing file may end in it too. So a parser can only say *maybe deleted*.
 const DELETED: &[u8] = b" (deleted)";
 
 /// Splits the suffix off a printed path: the name, and whether it may be deleted.

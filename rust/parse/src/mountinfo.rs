@@ -158,8 +158,8 @@ impl Propagation {
     }
 }
 
-/// Whether what is in a file system of this type comes from a server, or another machine has a say in it: then a walk through it may
-/// wait without end.
+/// Whether the contents of a file system of this type come from a server, or another machine can affect them: then a
+/// walk through it may wait forever.
 #[must_use]
 pub fn is_served(fs_type: &[u8]) -> bool {
     const SERVED: [&[u8]; 20] = [

@@ -1,4 +1,4 @@
-//! Hostile bytes that can be shown, logged and stored without harm and without loss.
+//! Hostile bytes in a form that is safe and lossless to show, log and store.
 
 mod runner;
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 pub use runner::harmless;
 
-/// Bytes that somebody else chose: a path, a comm, an argv, a key's description.
+/// Bytes from an untrusted source: a path, a comm, an argv, a key's description.
 ///
 /// `Display` and serde use one escaped form, which is safe on terminals and in logs and parses back to the
 /// same bytes with [`Text::parse`]. Printable Unicode stays as it is; a backslash is `\\`; newline, tab and
@@ -64,7 +64,7 @@ impl Text {
     }
 }
 
-/// The byte after a backslash, and how many input bytes said so.
+/// The byte that an escape stands for, and the number of input bytes of the escape.
 fn unescape(after: &[u8]) -> Option<(u8, usize)> {
     match *after {
         [b'\\', ..] => Some((b'\\', 1)),
@@ -80,7 +80,7 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).map(|value| value as u8)
 }
 
-/// Whether a character could hide, reorder or command something where it is shown.
+/// Whether a character could hide, reorder or control something where it is shown.
 fn is_unsafe(c: char) -> bool {
     c.is_control()
         || matches!(c,

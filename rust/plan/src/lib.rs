@@ -1,12 +1,13 @@
 //! Fault plans: a fault's recipe in one line, `KIND[:ARGUMENT][,FLAG…]`, which parses back and replays.
 //!
-//! A kind is lower-case ASCII letters and, after the first, hyphens; an argument is anything but commas and white space; a flag is
-//! lower-case ASCII letters. Only the injector of a kind knows whether its argument and flags mean something.
+//! A kind consists of lower-case ASCII letters and, after the first, hyphens; an argument of anything except commas and
+//! white space; a flag of lower-case ASCII letters. Only the injector of a kind knows whether its argument and flags
+//! are valid.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// What is done to one run: by the injector of this kind, to its argument, with flags. Each value prints the one line that it is
+/// What the injector of this kind does to one run, with an argument and flags. Each value prints the line that it is
 /// parsed from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Plan {
@@ -16,13 +17,13 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Who performs it.
+    /// The injector's kind.
     #[must_use]
     pub fn kind(&self) -> &str {
         &self.kind
     }
 
-    /// Empty where there is none.
+    /// Empty if there is none.
     #[must_use]
     pub fn argument(&self) -> &str {
         &self.argument
@@ -45,7 +46,7 @@ impl fmt::Display for Plan {
     }
 }
 
-/// A line that is no plan.
+/// A line that is not a plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("unexpected {} at character {at}; give KIND[:ARGUMENT][,FLAG]", found.map_or("end".to_owned(), |c| format!("{c:?}")))]
 pub struct ParseError {
@@ -64,7 +65,7 @@ impl FromStr for Plan {
             at: line[..line.len() - rest.len()].chars().count() + 1,
             found: rest.chars().next(),
         };
-        // What `belongs` is taken off the start of the rest; there has to be some.
+        // Removes the characters that `belongs` accepts from the start of the rest; there must be at least one.
         let mut part = |separator: Option<char>, belongs: fn(char) -> bool| {
             let Some(start) = separator.map_or(Some(rest), |c| rest.strip_prefix(c)) else { return Ok(None) };
             let (taken, behind) = start.split_at(start.find(|c| !belongs(c)).unwrap_or(start.len()));
@@ -85,7 +86,7 @@ impl FromStr for Plan {
     }
 }
 
-/// White space, and the separators of ASCII that Python and C locales count among it.
+/// White space, including the ASCII separators that Python and C locales treat as white space.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }

@@ -1,4 +1,4 @@
-//! An arena's descriptors, as whoever made it holds them: copied, so that either side may close its own.
+//! An arena's descriptors, received from its creator: copied, so that either side can close its own.
 
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use crate::{UsageError, to_py};
 
-/// What an arena is seen through.
+/// The descriptors and paths through which an arena is observed.
 #[pyclass(frozen, module = "leakcheck._native")]
 pub(crate) struct ArenaView(pub(crate) Arc<leakcheck::ObservedArena>);
 
@@ -38,7 +38,7 @@ fn copy(fd: RawFd) -> PyResult<OwnedFd> {
     if fd < 0 {
         return Err(UsageError::new_err(format!("{fd} is not a descriptor")));
     }
-    // SAFETY: borrowed for one fcntl(F_DUPFD_CLOEXEC), which answers EBADF if nothing is open there.
+    // SAFETY: borrowed for one fcntl(F_DUPFD_CLOEXEC), which fails with EBADF if nothing is open there.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
     borrowed.try_clone_to_owned().map_err(PyErr::from)
 }

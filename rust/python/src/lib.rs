@@ -1,4 +1,4 @@
-//! The binding decides nothing: convert, call, convert. Reports cross the boundary as JSON text.
+//! The binding decides nothing: it converts, calls and converts back. Reports cross the boundary as JSON text.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,8 +24,8 @@ fn to_py(error: Error) -> PyErr {
     if error.is_usage() { UsageError::new_err(message) } else { NativeError::new_err(message) }
 }
 
-/// Runs the core without the GIL. A panic there is a defect, and becomes an error like any other: not pyo3's `PanicException`,
-/// which no `except Exception` catches.
+/// Runs the core without the GIL. A panic there is a bug and becomes an ordinary error instead of pyo3's
+/// `PanicException`, which `except Exception` does not catch.
 fn safely<T: Send>(py: Python<'_>, run: impl FnOnce() -> leakcheck::Result<T> + Send) -> PyResult<T> {
     match py.detach(|| std::panic::catch_unwind(std::panic::AssertUnwindSafe(run))) {
         Ok(result) => result.map_err(to_py),
@@ -71,7 +71,7 @@ fn to_object<'py>(py: Python<'py>, value: &impl serde::Serialize) -> PyResult<Bo
     py.import("json")?.call_method1("loads", (json(value)?,))
 }
 
-/// One observation; immutable. The arena that was looked at is kept for later looks.
+/// One observation; immutable. It keeps the observed arena for later looks.
 #[pyclass(frozen, module = "leakcheck._native")]
 struct Snapshot(leakcheck::Snapshot, Option<Arc<ObservedArena>>);
 
@@ -302,7 +302,7 @@ fn check_allow(text: &str, path: PathBuf) -> PyResult<usize> {
     Ok(rules.rules.len())
 }
 
-/// What is at a path, without waiting for a file system: `nothing`, `directory`, `other` or `hidden`.
+/// The type of what is at a path, without waiting for a file system: `nothing`, `directory`, `other` or `hidden`.
 #[pyfunction]
 fn path_class(py: Python<'_>, path: PathBuf) -> &'static str {
     match py.detach(|| observe::at(&path)) {
@@ -339,10 +339,10 @@ mod _native {
 
     #[pymodule_init]
     fn init(m: &Bound<'_, PyModule>) -> PyResult<()> {
-        // Now, while there are descriptors for it: its errors are raised from there, and objects are made there.
+        // Import both now, while descriptors are available: errors come from the first, and the second builds objects.
         m.py().import("leakcheck.errors")?;
         m.py().import("json")?;
-        // A panic is told as an error, once and in one line.
+        // A panic is reported as an error, once and in one line.
         if std::env::var_os("LEAKCHECK_DEBUG").is_none() {
             std::panic::set_hook(Box::new(|_| ()));
         }

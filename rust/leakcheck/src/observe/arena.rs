@@ -1,4 +1,4 @@
-//! An arena that is looked at again and again: what it had when it came up, and what earlier looks found out.
+//! An arena that is observed repeatedly: its initial contents, and the results of earlier looks.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
@@ -20,37 +20,37 @@ use crate::error::{Error, Result};
 use crate::parse::mountinfo;
 use crate::resource::encode_device;
 
-/// An arena, and what is known of it besides.
+/// An arena and what is known about it.
 pub struct ObservedArena {
-    /// What it is seen through.
+    /// Its descriptors and paths.
     pub view: ArenaView,
-    /// What of the host can be written in it.
+    /// The host's files that are writable in it.
     pub(super) bound: Vec<Bound>,
-    /// What its processes did that stays outside of it, or why nobody can tell.
+    /// What its processes created outside the arena, or why that is not known.
     pub(crate) calls: std::result::Result<Calls, String>,
-    /// Devices that the host has mounted too: a lock there need not be the arena's.
+    /// Devices that the host has mounted too: a lock there may not be the arena's.
     pub(super) host_devices: HashSet<u64>,
     /// Devices of the mounts that PID 1 had at first.
     pub(super) first_devices: HashSet<u64>,
     /// What the fresh file systems and its cgroups had at first.
     pub(super) born: Born,
-    /// What comparing files with the lower layer gave.
+    /// Results of comparing files with the lower layer.
     overlay: Mutex<OverlayCache>,
-    /// Into the namespaces of PID 1.
+    /// Handles of the namespaces of PID 1.
     ns: Mutex<NsCache>,
-    /// What PID 1's mount namespace had, until it changed.
+    /// The mounts of PID 1's mount namespace, until it changes.
     pub(super) mounts: MountCache,
     /// Ids of the namespaces that PID 1 is in, by inode: it stays in them, so neither is reused.
     namespaces: Mutex<HashMap<u64, u64>>,
 }
 
 impl ObservedArena {
-    /// Of an arena in which nothing was run yet: what it has now is what it came up with.
+    /// For an arena in which nothing has run yet: its current contents are its initial ones.
     ///
     /// # Errors
     /// [`Error::Io`] when the host's own mounts cannot be read.
     pub fn new(view: ArenaView) -> Result<Self> {
-        // One procfs for all that is read here.
+        // One procfs for everything that is read here.
         let _proc = ProcRoot::renew()?;
         let text = read_file("/proc/self/mountinfo")?;
         let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
@@ -72,8 +72,8 @@ impl ObservedArena {
         })
     }
 
-    /// Also looks at what is bound into it and can be written there: pairs of the path inside and that on the host. Each is
-    /// listed now; what is changed or deleted in it from now on is told, and what is new counted (gauge `bound_new_files`).
+    /// Also observes writable bind mounts: pairs of the path inside and the path on the host. Each is listed now. Later
+    /// changes and deletions are reported, and new files are counted (gauge `bound_new_files`).
     ///
     /// # Errors
     /// [`Error::Io`] when one cannot be opened.

@@ -1,5 +1,6 @@
-//! What an arena had when it came up beside the overlay of the host's files: its `/dev` and other fresh file systems, its mounts, and the
-//! settings of its own cgroups. What is changed or removed there is found as a change of the overlay is; what is added the walk finds.
+//! The initial contents of an arena besides the overlay of the host's files: its `/dev` and other fresh file systems,
+//! its mounts, and the settings of its own cgroups. Changes and removals there are found like changes of the overlay;
+//! the walk finds additions.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -19,8 +20,9 @@ use crate::text::Text;
 
 /// A fresh file system has a few dozen entries at first.
 const MOST: usize = 4096;
-/// Settings of an arena's own cgroup that limit or stop what runs in it, and which root inside may write to: controller of a v1
-/// hierarchy, or `v2` (cgroups(7), and `cgroup-v1` and `cgroup-v2` of the kernel's documentation). Each costs a few µs a look.
+/// Settings of an arena's own cgroup that limit or stop what runs in it, and which root inside may write to: controller
+/// of a v1 hierarchy, or `v2` (cgroups(7), and `cgroup-v1` and `cgroup-v2` of the kernel's documentation). Each costs a
+/// few µs per look.
 const SETTINGS: [(&str, &[&str]); 8] = [
     ("cpu", &["cpu.shares", "cpu.cfs_quota_us"]),
     ("cpuset", &["cpuset.cpus", "cpuset.mems"]),
@@ -47,17 +49,17 @@ const V2: [&str; 13] = [
     "pids.max",
 ];
 
-/// What was there.
+/// The initial contents.
 #[derive(Default)]
 pub(crate) struct Born {
     files: Vec<BornFile>,
-    /// By path, which one.
+    /// The number by path.
     places: HashMap<Vec<u8>, usize>,
     settings: Vec<Setting>,
     mounts: Vec<BornMount>,
 }
 
-/// A mount of PID 1's namespace, with what of it can be changed: its place, its own options, how it propagates.
+/// A mount of PID 1's namespace, with its changeable attributes: target, options, propagation.
 struct BornMount {
     id: u64,
     path: Vec<u8>,
@@ -66,7 +68,7 @@ struct BornMount {
 }
 
 struct BornFile {
-    /// Of the file systems, which one.
+    /// The number of the file system.
     root: usize,
     /// Path below its root; empty for the root itself.
     below: CString,
@@ -83,7 +85,8 @@ struct Setting {
 }
 
 impl Born {
-    /// What fresh file systems and cgroups (with the place where their hierarchy is mounted inside) have now.
+    /// The current contents of fresh file systems and of cgroups (with the path where their hierarchy is mounted
+    /// inside).
     pub(crate) fn now(
         roots: &[(PathBuf, OwnedFd)],
         cgroups: &[(String, PathBuf, PathBuf)],
@@ -105,12 +108,12 @@ impl Born {
         born
     }
 
-    /// Notes what is in one of the file systems, a tmpfs or another.
+    /// Records the contents of one of the file systems, a tmpfs or another.
     fn note(&mut self, fs: (usize, &OwnedFd, bool), below: &[u8], path: &[u8]) {
         let (root, top, tmpfs) = fs;
         let Ok(below) = CString::new(below) else { return };
         let Ok(st) = stat(top, &below) else { return };
-        // What is mounted there is a file system of its own; but the descriptor's own root is one always.
+        // A mount there is a separate file system; the descriptor's own root is always one.
         if !below.is_empty() && st.stx_attributes.bits() & MOUNT_ROOT != 0 || self.files.len() >= MOST {
             return;
         }
@@ -134,8 +137,8 @@ impl Born {
         }
     }
 
-    /// Adds which of the mounts are elsewhere now, otherwise, or gone. `/proc/1/mountinfo` is read for each look: a change of
-    /// propagation gives no event.
+    /// Adds the mounts that moved, changed or disappeared. `/proc/1/mountinfo` is read for each look: a change of
+    /// propagation sends no event.
     pub(crate) fn compare_mounts(&self, now: &[mountinfo::Mount<'_>], out: &mut Walk) {
         let now: HashMap<u64, BornMount> = now.iter().map(|m| (u64::from(m.id), BornMount::of(m))).collect();
         for mount in &self.mounts {
@@ -154,17 +157,17 @@ impl Born {
         self.places.get(path).copied()
     }
 
-    /// Adds what is another now, or gone.
+    /// Adds what was replaced or removed.
     pub(crate) fn compare(&self, roots: &[(PathBuf, OwnedFd)], out: &mut Walk) {
         for (number, file) in self.files.iter().enumerate() {
             let Some((_, root)) = roots.get(file.root) else { continue };
-            // Mostly the walk was there.
+            // Usually the walk has visited it.
             let seen = out.born.get(&number).filter(|st| device(st) == device(&file.st)).copied();
             let now = match seen.map_or_else(|| stat(root, &file.below), Ok) {
-                // A mount made on it since then is a leak of its own, and hides what is there.
+                // A mount made on it since then is a separate leak, and hides it.
                 Ok(st) if !file.below.is_empty() && st.stx_attributes.bits() & MOUNT_ROOT != 0 => continue,
                 Ok(st) if st.stx_ino == file.st.stx_ino => Some(st),
-                // Another one is found by the walk, as new.
+                // The walk finds a replacement as new.
                 Ok(_) | Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => None,
                 Err(_) => continue,
             };
@@ -212,10 +215,10 @@ impl BornMount {
 }
 
 impl BornFile {
-    /// What differs from when it was made, as bytes to tell a second change by.
+    /// The differences from its initial state, as bytes that identify a second change.
     fn change(&self, root: &OwnedFd, now: &Statx) -> Option<Vec<u8>> {
         let time = |st: &Statx| (st.stx_ctime.tv_sec, st.stx_ctime.tv_nsec);
-        // Every change of the inode changes this time (inode(7)); for a directory also what is made in it.
+        // Every change of the inode changes this time (inode(7)); for a directory, also creating something in it.
         if time(now) == time(&self.st) {
             return None;
         }
@@ -241,13 +244,13 @@ fn device(st: &Statx) -> (u32, u32) {
     (st.stx_dev_major, st.stx_dev_minor)
 }
 
-/// Whether somebody gave an extended attribute, rather than the kernel to each new file (a label of a security module).
+/// Whether a user set an extended attribute. The kernel sets others on each new file (a security module's label).
 fn is_given(name: &[u8]) -> bool {
     name == b"security.capability"
         || [&b"user."[..], b"trusted.", b"system."].iter().any(|class| name.starts_with(class))
 }
 
-/// Tells a second change from the first.
+/// Distinguishes a second change from the first.
 fn version(path: &[u8], change: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     (path, change).hash(&mut hasher);

@@ -1,7 +1,8 @@
-//! What becomes of a directory or file of the host that is bound into an arena and can be written there.
+//! Changes of a host directory or file that is bind mounted writable into an arena.
 //!
-//! No overlay is in between: what is changed in it is the host's. So it is listed when the arena is first looked at, and each look
-//! compares with that list. Files are told apart by their attributes and a digest of their content, large ones by size and times.
+//! There is no overlay: changes go to the host. So it is listed when the arena is first observed, and each look
+//! compares with that list. Files are compared by their attributes and a digest of their content, large ones by size
+//! and times.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -21,16 +22,16 @@ use crate::resource::{File, FileState};
 use crate::snapshot::Level;
 use crate::text::Text;
 
-/// Files above this size, and all once so many bytes were read, are told apart by size and times alone.
+/// Files above this size, and all files after this many bytes were read, are compared only by size and times.
 const READ_MOST: u64 = 1 << 20;
 const READ_ALL: u64 = 64 << 20;
 
-/// One such place, with what was there.
+/// One bind mount, with its initial contents.
 #[derive(Debug)]
 pub(crate) struct Bound {
     /// The path inside.
     path: PathBuf,
-    /// What is shown there; none where asking for it may hang.
+    /// The file or directory; none if opening it may hang.
     source: Option<OwnedFd>,
     /// By path inside.
     before: HashMap<Vec<u8>, Entry>,
@@ -38,19 +39,19 @@ pub(crate) struct Bound {
     gaps: Vec<String>,
 }
 
-/// What is remembered of one file.
+/// The record of one file.
 #[derive(Clone, Debug)]
 struct Entry {
     record: File,
     attributes: (u16, u32, u32, u32, u32),
-    /// Size, mtime and ctime: while they are the same, so is the content.
+    /// Size, mtime and ctime: if they are unchanged, the content is unchanged.
     times: (u64, i64, u32, i64, u32),
     ino: u64,
     content: Option<u64>,
 }
 
 impl Bound {
-    /// Lists `source`, a path of the host that is shown at `path`.
+    /// Lists `source`, a path of the host that is mounted at `path`.
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be opened.
@@ -71,10 +72,11 @@ impl Bound {
         Ok(Bound { path, source, before: listing.entries, gaps: listing.gaps })
     }
 
-    /// Appends what was changed and deleted since, and returns how many files are new: those are what it is bound for.
+    /// Appends what was changed and deleted since, and returns how many files are new: new files are the purpose of the
+    /// bind mount.
     pub(crate) fn compare(&self, out: &mut Walk) -> i64 {
         let mut new = 0;
-        // Read is what has another time than before, and no more.
+        // Only files with a changed time are read.
         let mut now = Listing { known: Some(&self.before), ..Listing::new(u64::MAX) };
         if let Some(source) = &self.source {
             now.whole(source, self.path.as_os_str().as_encoded_bytes());
@@ -89,7 +91,7 @@ impl Bound {
                 Some(old) => out.files.push(File { size: entry.record.size, ..old.changed(path, entry) }),
             }
         }
-        // What could not be listed now is not gone.
+        // What cannot be listed now may still exist.
         if now.gaps.is_empty() {
             let gone = self.before.iter().filter(|(path, _)| !now.entries.contains_key(*path));
             out.files.extend(gone.map(|(path, old)| old.deleted(path)));
@@ -139,7 +141,7 @@ struct Listing<'a> {
     gaps: Vec<String>,
     /// Bytes that may still be read.
     budget: u64,
-    /// What is known already: of a file with the same times its content too.
+    /// What is known already, including the content of a file with the same times.
     known: Option<&'a HashMap<Vec<u8>, Entry>>,
 }
 
@@ -149,7 +151,7 @@ impl Listing<'_> {
     }
 
     fn whole(&mut self, source: &OwnedFd, path: &[u8]) {
-        // Of the file system that its path starts on nothing is known yet, but that it answers.
+        // The file system that its path starts on responds; nothing else is known about it yet.
         match rustix::fs::fstatfs(source) {
             Ok(fs) if REMOTE.contains(&(fs.f_type as u64)) => {
                 let why = "its source is on a network or FUSE file system, which may hang: not read";
@@ -211,7 +213,7 @@ impl Listing<'_> {
         let known = self.known.and_then(|known| known.get(path));
         let content = match known {
             Some(old) if old.times == times && old.ino == st.stx_ino => old.content,
-            // With nothing to compare with, and what is new, need not be read.
+            // New files and files without anything to compare with need not be read.
             None if self.known.is_some() => None,
             Some(Entry { content: None, .. }) => None,
             _ => self.content(dir, name, st),
@@ -251,7 +253,7 @@ impl Listing<'_> {
     }
 
     fn failed(&mut self, what: &str, path: &[u8], e: Errno) {
-        // Gone since it was listed: it is not there.
+        // Removed since it was listed.
         if e != Errno::NOENT {
             self.gaps.push(format!("{what} {}: {}", Text::from(path), std::io::Error::from(e)));
         }

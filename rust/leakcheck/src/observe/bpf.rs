@@ -13,13 +13,13 @@ use crate::text::Text;
 
 const CLASSES: [BpfClass; 3] = [BpfClass::Prog, BpfClass::Map, BpfClass::Link];
 
-/// Bound of one listing: ids are handed out cyclically, so a program that keeps loading could lead it on for ever.
+/// Limit of one listing: ids are assigned cyclically, so a process that keeps loading programs could extend it forever.
 const MAX_OBJECTS: usize = 1 << 20;
 
 const OBJ_GET_INFO_BY_FD: u32 = 15;
 
-/// Appends every BPF object of the machine. Only CAP_SYS_ADMIN in the first user namespace may list them
-/// (`bpf_obj_get_next_id()`; CAP_BPF is not enough): without it, coverage is none.
+/// Appends every BPF object of the machine. Listing them needs CAP_SYS_ADMIN in the initial user namespace
+/// (`bpf_obj_get_next_id()`; CAP_BPF is not enough). Without it, coverage is none.
 ///
 /// `own` are the observer's.
 pub(super) fn collect(own: &[(BpfClass, u32)], out: &mut Snapshot) {
@@ -31,7 +31,7 @@ fn collect_all(out: &mut Snapshot) {
     for class in CLASSES {
         if let Err(errno) = list(class, out) {
             match errno {
-                // Built without CONFIG_BPF_SYSCALL: there is nothing that could exist.
+                // Built without CONFIG_BPF_SYSCALL: no BPF object can exist.
                 Errno::NOSYS => {}
                 Errno::PERM | Errno::ACCESS => {
                     let reason = "listing BPF objects needs CAP_SYS_ADMIN".to_owned();
@@ -70,8 +70,8 @@ fn list(class: BpfClass, out: &mut Snapshot) -> Result<(), Errno> {
     Err(Errno::OVERFLOW)
 }
 
-/// What an object is, for a report: its type, name, owner and age as far as the kernel tells them. None if it is gone or
-/// may not be opened.
+/// Describes an object for a report: its type, name, owner and age, as far as the kernel reports them. None if it is
+/// gone or cannot be opened.
 pub(crate) fn describe(class: BpfClass, id: u32) -> Option<String> {
     let info = info(class, id)?;
     let number = |at: usize| u32::from_ne_bytes(info[at..at + 4].try_into().expect("four bytes"));
@@ -103,7 +103,7 @@ fn info(class: BpfClass, id: u32) -> Option<[u8; 128]> {
     #[allow(unsafe_code)]
     // SAFETY: BPF_*_GET_FD_BY_ID succeeded, hence it returned a new descriptor, which nothing else owns.
     let object = unsafe { OwnedFd::from_raw_fd(fd) };
-    // A longer struct of a newer kernel is cut to this length, a shorter one of an older kernel fits.
+    // A newer kernel truncates its longer struct to this length; an older kernel's shorter struct fits.
     let mut info = [0_u8; 128];
     // struct { __u32 bpf_fd; __u32 info_len; __aligned_u64 info; }
     let mut attr = Attr::default();
@@ -126,7 +126,7 @@ pub(super) fn id_of(fd: &OwnedFd) -> Option<u32> {
     Some(u32::from_ne_bytes(info[4..8].try_into().ok()?))
 }
 
-/// A hash map with keys of so many bytes and values of eight.
+/// A hash map with keys of this many bytes and values of eight bytes.
 pub(super) fn create_hash(key: u32, entries: u32) -> Result<OwnedFd, Errno> {
     // struct { __u32 map_type, key_size, value_size, max_entries, map_flags; }; 1 is BPF_MAP_TYPE_HASH
     let mut attr = Attr::default();
@@ -146,7 +146,7 @@ pub(super) fn load_raw_tracepoint(code: &[u64]) -> Result<OwnedFd, Errno> {
     bpf(5, &mut attr).map(owned)
 }
 
-/// Attaches it, for as long as what is returned is open.
+/// Attaches it, as long as the returned descriptor is open.
 pub(super) fn open_raw_tracepoint(name: &std::ffi::CStr, program: &OwnedFd) -> Result<OwnedFd, Errno> {
     // struct { __u64 name; __u32 prog_fd; }
     let mut attr = Attr::default();
@@ -164,7 +164,7 @@ fn element(map: &OwnedFd, key: &[u64], value: u64) -> Attr {
     attr
 }
 
-/// The value of a key, whose length is that of the map's keys.
+/// The value of a key; the key has the length of the map's keys.
 pub(super) fn lookup(map: &OwnedFd, key: &[u64]) -> Option<u64> {
     let mut value = 0_u64;
     let at = (&raw mut value).expose_provenance() as u64;
@@ -185,7 +185,7 @@ pub(super) fn delete(map: &OwnedFd, key: &[u64]) {
 /// The keys of a map whose keys have 16 bytes.
 pub(super) fn keys(map: &OwnedFd) -> Vec<[u64; 2]> {
     let mut found: Vec<[u64; 2]> = Vec::new();
-    // Bounded, as somebody may add while this goes on.
+    // Bounded, since other processes may add keys during the loop.
     for _ in 0..1 << 16 {
         let mut next = [0_u64; 2];
         let at = next.as_mut_ptr().expose_provenance() as u64;

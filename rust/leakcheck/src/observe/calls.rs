@@ -1,10 +1,10 @@
-//! Which keys, BPF objects and loop devices an arena's processes made: recorded as they return from the system call, whoever of
-//! the arena makes it and by whichever table of calls.
+//! Which keys, BPF objects and loop devices an arena's processes made: recorded on return from the system call, for
+//! every process of the arena and every system call table.
 //!
-//! One BPF program of this process sits on the tracepoint `sys_exit` (raw tracepoints: Linux 4.17; `bpf_probe_read_kernel()`: 5.5). It
-//! looks at the number of the call; only for the few that matter it asks in which cgroup the task is. A process of an arena cannot
-//! leave the arena's cgroup, so nothing that it does is missed, and nobody else is taken for it. The kernel takes the program
-//! away with our descriptors.
+//! One BPF program of this process is attached to the tracepoint `sys_exit` (raw tracepoints: Linux 4.17;
+//! `bpf_probe_read_kernel()`: 5.5). It checks the number of the call, and only for the few relevant calls the cgroup of
+//! the task. A process of an arena cannot leave the arena's cgroup, so none of its calls is missed, and no other
+//! process is mistaken for it. The kernel removes the program when our descriptors are closed.
 
 use std::collections::HashMap;
 use std::ffi::CStr;
@@ -22,21 +22,24 @@ use crate::error::in_words;
 use crate::membership::Membership;
 use crate::resource::{BpfClass, Resource};
 
-/// Arenas that are recorded at a time, and records of them all. A record that finds no room is noted as lost.
+/// Maximum number of arenas recorded at a time, and of records of all arenas. A record that does not fit is counted as
+/// lost.
 const ARENAS: u32 = 1024;
 const RECORDS: u32 = 16384;
-/// `PROC_CGROUP_INIT_INO` (include/linux/proc_ns.h): elsewhere a path does not tell how deep a cgroup is.
+/// `PROC_CGROUP_INIT_INO` (include/linux/proc_ns.h): in other cgroup namespaces a path does not tell the depth of a
+/// cgroup.
 const INITIAL_CGROUP_NS: u64 = 0xEFFF_FFFB;
 
 const KEY: u32 = 1;
 const LOOP: u32 = 2;
 const OBJECT: u32 = 3;
 
-/// Types of key that come from add_key(2), request_key(2) and keyctl(2) alone; others the kernel makes on behalf of somebody.
+/// Key types that only add_key(2), request_key(2) and keyctl(2) create; the kernel creates others on behalf of a
+/// process.
 const TYPES: &[&[u8]] = &[b"user", b"logon", b"keyring", b"big_key", b"encrypted", b"trusted", b"asymmetric"];
 
-/// The program of this process, by the depth of the arenas' cgroups. It is attached while there is a view of an arena: as long, every
-/// system call of the machine takes the slower way by its tracepoints.
+/// The program of this process, by the depth of the arenas' cgroups. It is attached while a view of an arena exists:
+/// during that time, every system call on the machine takes the slower path through its tracepoints.
 static PROGRAMS: Mutex<Vec<Arc<Program>>> = Mutex::new(Vec::new());
 
 struct Program {
@@ -45,7 +48,7 @@ struct Program {
     records: OwnedFd,
     program: OwnedFd,
     link: Mutex<Option<OwnedFd>>,
-    /// How many views there are of each arena, by the id of its cgroup.
+    /// The number of views of each arena, by the id of its cgroup.
     views: Mutex<HashMap<u64, usize>>,
 }
 
@@ -62,7 +65,7 @@ pub(crate) fn own_fds() -> Vec<i32> {
     fds.chain(programs.iter().filter_map(|p| p.link().as_ref().map(AsRawFd::as_raw_fd))).collect()
 }
 
-/// The recorder's BPF objects, which are no leak of anybody's.
+/// The recorder's BPF objects, which are never leaks.
 pub(super) fn own_objects() -> Vec<(BpfClass, u32)> {
     let programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
     let mut own = Vec::new();
@@ -75,7 +78,7 @@ pub(super) fn own_objects() -> Vec<(BpfClass, u32)> {
 }
 
 impl Calls {
-    /// Records what processes do that are in the arena whose cgroups and `/proc/1/cgroup` these are.
+    /// Records the calls of processes in the arena with these cgroups and this `/proc/1/cgroup`.
     ///
     /// # Errors
     /// Why nothing can be recorded here: a missing privilege, kernel feature or v2 hierarchy.
@@ -295,8 +298,9 @@ const SI: i32 = 104;
 const DI: i32 = 112;
 const ORIG_AX: i32 = 120;
 
-/// Numbers of calls of x86-64 and, where a program enters by `int 0x80`, of i386. A number does not tell by which it came; what is
-/// looked at besides does: a serial is no descriptor number, and no command of setsockopt(2) is an address.
+/// Numbers of calls of x86-64 and, where a program enters by `int 0x80`, of i386. The number alone does not tell which
+/// table was used; the other checked values do: a serial is not a descriptor number, and no command of setsockopt(2) is
+/// an address.
 fn assemble(level: u32, arenas: i32, records: i32) -> Vec<u64> {
     let mut a = Assembler::default();
     // Context: the registers, and what the call returns.
@@ -309,7 +313,7 @@ fn assemble(level: u32, arenas: i32, records: i32) -> Vec<u64> {
         // add_key, keyctl
         (&[248, 250, 286, 288][..], "key"),
         (&[249, 287], "request_key"),
-        // x32 has one of its own.
+        // x32 has its own number.
         (&[16, 54, 514], "ioctl"),
         (&[321], "bpf"),
         (&[357], "bpf of i386"),
@@ -373,7 +377,7 @@ fn assemble(level: u32, arenas: i32, records: i32) -> Vec<u64> {
     a.put(MOV_K, 4, 0, 0, 0);
     a.put(CALL, 0, 0, 0, MAP_UPDATE);
     a.jump(IF_EQUAL, 0, 0, "none");
-    // No room: what is not recorded may have been all the same.
+    // No room: an object without a record may still have been created.
     a.put(STORE_K, 9, 0, 0, 1);
     a.label("none");
     a.put(MOV_K, 0, 0, 0, 0);

@@ -30,18 +30,19 @@ pub(crate) struct Hierarchy {
     pub(crate) mount: PathBuf,
     /// Cgroup that is the root of the mount.
     pub(crate) root: String,
-    /// Where something was mounted over a parent of the mount: then the path leads elsewhere, perhaps to what may hang.
+    /// Where something is mounted over a parent of the mount: then the path leads elsewhere, perhaps to a file system
+    /// that may hang.
     pub(crate) hidden_by: Option<String>,
 }
 
-/// The hierarchies that are mounted, one mount each: the one that shows most.
+/// The mounted hierarchies, each with the mount that shows most of it.
 pub(crate) fn hierarchies() -> Result<Vec<Hierarchy>> {
     let text = read_file("/proc/self/mountinfo")?;
     let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
     let mut found: Vec<Hierarchy> = Vec::new();
     let path = |point: &[u8]| PathBuf::from(OsStr::from_bytes(point));
     let parents: HashMap<u32, u32> = mounts.iter().map(|m| (m.id, m.parent_id)).collect();
-    // A mount at a parent's path which this one is not on, directly or not, covers that parent.
+    // A mount at a parent's path covers that parent, unless this mount is on it, directly or indirectly.
     let cover = |m: &mountinfo::Mount<'_>| {
         let below: HashSet<u32> =
             successors(Some(m.id), |id| parents.get(id).copied()).take(parents.len() + 1).collect();
@@ -122,7 +123,7 @@ fn below_arena(arena: &ArenaView, out: &mut Snapshot) {
     }
 }
 
-/// Controllers that live in a hierarchy which is mounted nowhere here: what is made there is not seen.
+/// Controllers in a hierarchy that is not mounted here: cgroups in it are not seen.
 fn unmounted_controllers(all: &[Hierarchy], out: &mut Snapshot) {
     let Ok(text) = read_file("/proc/self/cgroup") else { return };
     let Ok(entries) = parse::parse(&text) else { return };
@@ -153,7 +154,7 @@ fn dying(mount: &Path, out: &mut Snapshot) {
     }
 }
 
-/// Appends `below` and what is under it; the root of a hierarchy is nobody's leak.
+/// Appends `below` and its descendants; the root of a hierarchy is never a leak.
 fn walk(hierarchy: &Hierarchy, below: &Path, out: &mut Snapshot) {
     let top = hierarchy.mount.join(below);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -178,7 +179,7 @@ fn walk(hierarchy: &Hierarchy, below: &Path, out: &mut Snapshot) {
     }
 }
 
-/// One that is removed meanwhile is no gap.
+/// A cgroup that is removed meanwhile is not a gap.
 fn refused(op: &'static str, path: &Path, e: Errno, out: &mut Snapshot) {
     if !matches!(e, Errno::NOENT | Errno::NODEV) {
         out.coverage.lower(Kind::Cgroup, Level::Partial, Error::io(op, path, e).to_string());
@@ -229,7 +230,7 @@ fn child(hierarchy: &Hierarchy, dir: &OwnedFd, name: &CStr, path: &str, full: &P
     };
     let path = format!("{path}/{}", String::from_utf8_lossy(name.to_bytes()));
     push(hierarchy, st.stx_ino, path.as_bytes(), &full, out);
-    // kernfs counts its sub-directories in the link count: a leaf needs no second look.
+    // kernfs counts its subdirectories in the link count: a leaf needs no listing.
     if st.stx_nlink > 2 {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match rustix::fs::openat(dir, name, flags, Mode::empty()) {
@@ -313,7 +314,7 @@ impl CgroupScope {
                 Ok(list) if list.len() < 4000 => Ok(list.to_vec()),
                 // A large cgroup needs more than one buffer.
                 Ok(_) => whole(c"cgroup.procs"),
-                // A threaded cgroup (cgroups(7)) lists threads alone.
+                // A threaded cgroup (cgroups(7)) lists only threads.
                 Err(Errno::OPNOTSUPP) => {
                     match whole(c"cgroup.threads") {
                         Ok(threads) => pids.extend(numbers(&threads).filter_map(thread_group)),

@@ -1,4 +1,4 @@
-//! Where a look is made: what goes by no record, and every collector needs.
+//! The context of a look: what every collector needs and no record contains.
 
 use std::collections::HashSet;
 use std::fmt::Display;
@@ -12,19 +12,19 @@ use crate::arena::{ArenaView, proc_path};
 /// The host, or an arena.
 #[derive(Clone, Copy)]
 pub(crate) struct Context<'a> {
-    /// What the arena is seen through, if there is one.
+    /// The arena's descriptors and paths, if there is an arena.
     pub(super) arena: Option<&'a ArenaView>,
-    /// Which mounts a path may lead into, where not into all.
+    /// Which mounts a path may lead into; none means all.
     pub(super) old_mounts: Option<&'a Arc<HashSet<u64>>>,
 }
 
 impl Context<'_> {
-    /// A path below the `/proc` that the pids of the look belong to.
+    /// A path below the `/proc` with the pids of the look.
     pub(super) fn proc(self, below: impl Display) -> PathBuf {
         proc_path(self.arena, below)
     }
 
-    /// The mounts here, of which some may be entered.
+    /// The mounts here, with those that may be entered.
     pub(super) fn mounts(self) -> Mounts {
         let mut mounts = Mounts::of(self.arena);
         if let Some(old) = self.old_mounts {
@@ -33,7 +33,7 @@ impl Context<'_> {
         mounts
     }
 
-    /// Opens a path once, links followed: as the first process of the arena does, if there is one.
+    /// Opens a path once and follows links, as seen by the first process of the arena if there is one.
     ///
     /// # Errors
     /// As [`reach::open`].

@@ -1,4 +1,5 @@
-//! Evidence: what is looked up only for what differs. A detail that cannot be read is left out; the record stands by itself.
+//! Evidence: details that are looked up only for differences. A detail that cannot be read is left out; the record is
+//! complete without it.
 
 use std::path::Path;
 
@@ -19,7 +20,7 @@ use crate::resource::{
 use crate::snapshot::Snapshot;
 use crate::text::Text;
 
-/// What a resource is called, and everything that helps to understand it.
+/// The label of a resource, and everything that helps to understand it.
 pub(crate) struct Evidence {
     /// One phrase.
     pub(crate) label: String,
@@ -36,7 +37,7 @@ struct Notes {
     details: Vec<(&'static str, Value)>,
 }
 
-/// A look, and where it was made.
+/// A look and its context.
 #[derive(Clone, Copy)]
 struct Look<'a> {
     records: &'a Snapshot,
@@ -49,7 +50,7 @@ impl Look<'_> {
     }
 }
 
-/// Looks up a resource that a look has shown, of the arena if there is one.
+/// Looks up a resource of a look, of the arena if there is one.
 pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&ArenaView>) -> Evidence {
     let look = Look { records: look, arena };
     let notes = match resource {
@@ -214,7 +215,7 @@ fn process(p: &Process, look: Look<'_>) -> Notes {
     }
 }
 
-/// The cgroup that says most: v2's if it is not the root, else the first v1 one that is not.
+/// The most informative cgroup: in v2 if it is not the root, else the first v1 cgroup that is not a root.
 fn own_cgroup(process: &Path) -> Option<String> {
     let text = read_file(process.join("cgroup")).ok()?;
     let entries = parse::cgroup::parse(&text).ok()?;
@@ -280,7 +281,7 @@ fn mount(m: &Mount) -> Notes {
     }
 }
 
-/// Processes of a cgroup; none when it cannot be read.
+/// Processes of a cgroup; none if it cannot be read.
 pub(crate) fn cgroup_processes(c: &Cgroup) -> Option<Vec<u32>> {
     let text = read_file(c.dir.as_path().join("cgroup.procs")).ok()?;
     Some(text.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse().ok()).collect())
@@ -299,7 +300,7 @@ fn cgroup(c: &Cgroup, look: Look<'_>) -> Notes {
         who: populated,
         since: None,
         look: format!("cat {}", quote(&[c.dir.as_ref(), b"/cgroup.procs"].concat())),
-        // cgroupfs tells the observer its own pids.
+        // cgroupfs shows pids of the observer's namespace.
         details: procs.filter(|_| look.arena.is_none()).map(|all| ("processes", json!(all))).into_iter().collect(),
     }
 }
@@ -310,7 +311,7 @@ fn lock(l: &Lock, look: Look<'_>) -> Notes {
         let text = read_file(info).unwrap_or_default();
         parse::fdinfo::parse(&text).locks.iter().any(|line| line.inode == l.ino)
     };
-    // The `lock:` line of fdinfo stands at every descriptor of the open file description: those are the holders.
+    // The `lock:` line of fdinfo appears at every descriptor of the open file description: these are the holders.
     let candidates: Vec<&Fd> = look.records.fds.iter().filter(|fd| fd.ino == l.ino).collect();
     let holders: Vec<&Fd> = candidates.iter().copied().filter(|fd| has_line(fd)).collect();
     let path = holders.first().or(candidates.first()).map(|fd| fd.target.to_string());
@@ -397,7 +398,7 @@ fn name_of(pid: u32, look: Look<'_>) -> String {
     }
 }
 
-/// A word for a POSIX shell. Bytes that a terminal must not see are written as `$'\xNN'`.
+/// A word for a POSIX shell. Bytes that must not reach a terminal are written as `$'\xNN'`.
 pub(crate) fn quote(bytes: &[u8]) -> String {
     let plain = |b: &u8| b.is_ascii_alphanumeric() || b"/._-+:@%,=".contains(b);
     if !bytes.is_empty() && bytes.iter().all(plain) {

@@ -1,7 +1,7 @@
 //! Looking at a namespace from inside it.
 //!
-//! setns(2) of a network or IPC namespace concerns the calling thread alone, so a fresh thread enters, looks and ends:
-//! nothing of the caller changes, and there is no way back to get wrong.
+//! setns(2) of a network or IPC namespace affects only the calling thread, so a new thread enters, looks and exits: the
+//! caller does not change, and no code has to switch back.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,14 +30,15 @@ pub(crate) struct NsView {
     pub(crate) ino: u64,
     /// `/proc/12/ns/net`, `/proc/12/fd/5` or a bind mount.
     pub(crate) path: PathBuf,
-    /// Whether it is the observer's own, which needs no entering and no privilege.
+    /// Whether it is the observer's own, which needs no setns(2) and no privilege.
     pub(crate) own: bool,
 }
 
-/// Runs `f` in each namespace, in an order of its own, and returns the results in the order of `views`.
+/// Runs `f` in each namespace, in any order, and returns the results in the order of `views`.
 ///
-/// The observer's own namespaces are looked at from the calling thread, all others from one fresh thread, which ends
-/// before this returns; after a mount namespace, absolute paths lead elsewhere in it. One that cannot be opened or entered gives an [`Error::Io`]; [`is_gone`] tells those that ended.
+/// `f` runs in the calling thread for the observer's own namespaces, and in one new thread for all others, which exits
+/// before this returns. After it entered a mount namespace, absolute paths lead elsewhere in that thread. A namespace
+/// that cannot be opened or entered gives an [`Error::Io`]; [`is_gone`] recognises those that ended.
 pub(crate) fn inside<T: Send>(views: &[&NsView], mut f: impl FnMut(&NsView) -> T + Send) -> Vec<Result<T>> {
     let mut results: Vec<Option<Result<T>>> = views.iter().map(|view| view.own.then(|| Ok(f(view)))).collect();
     let others: Vec<&NsView> = views.iter().filter(|view| !view.own).copied().collect();
@@ -57,15 +58,15 @@ pub(crate) fn inside<T: Send>(views: &[&NsView], mut f: impl FnMut(&NsView) -> T
     results.into_iter().flatten().collect()
 }
 
-/// Whether an error of [`inside`] says that the namespace, or the process that led to it, ended in the meantime. That is
-/// no gap: what keeps a namespace alive otherwise leads to it at the next look.
+/// Whether an error of [`inside`] means that the namespace, or the process that led to it, ended meanwhile. That is not
+/// a gap: if something else keeps the namespace alive, it leads to the namespace at the next look.
 pub(crate) fn is_gone(error: &Error) -> bool {
     let Error::Io { source, .. } = error else { return false };
     let gone = [Errno::NOENT, Errno::SRCH, Errno::STALE];
     gone.iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Lowers the coverage of `kind` for the namespaces that could not be entered: one reason for each kind of refusal.
+/// Lowers the coverage of `kind` for the namespaces that could not be entered: one reason per kind of error.
 pub(crate) fn note_refused<'a>(kind: Kind, errors: impl Iterator<Item = &'a Error>, out: &mut Snapshot) {
     let mut refusals: Vec<(String, usize)> = Vec::new();
     for error in errors.filter(|e| !is_gone(e)) {

@@ -1,7 +1,8 @@
 //! Files of every type below declared roots.
 //!
-//! A root is walked with descriptors, without following links, and without touching access times where that is permitted. Local
-//! file systems that are mounted below it are walked too; one that may hang is not entered, nor is a root on one.
+//! A root is walked with descriptors, without following links, and without changing access times if permitted. Local
+//! file systems that are mounted below it are walked too. A file system that may hang is not entered, nor is a root on
+//! one.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, OsStr};
@@ -27,9 +28,11 @@ use crate::text::Text;
 
 /// Roots of the file kind when none are declared; [`CGROUPS`] too, where it is a tmpfs.
 pub const DEFAULT_ROOTS: [&str; 4] = ["/tmp", "/var/tmp", "/dev/shm", "/run"];
-/// Where cgroup v1 hierarchies are mounted, in a tmpfs: who takes it for a hierarchy makes plain files and directories in it.
+/// Where cgroup v1 hierarchies are mounted, in a tmpfs: a program that mistakes it for a hierarchy makes plain files
+/// and directories in it.
 pub(super) const CGROUPS: &str = "/sys/fs/cgroup";
-/// FUSE file systems of a desktop session, below every user's `/run/user`: they show documents and remote places, and keep nothing.
+/// FUSE file systems of a desktop session, below every user's `/run/user`: they show documents and remote directories,
+/// and store nothing.
 const OF_SESSIONS: [&[u8]; 2] = [b"fuse.portal", b"fuse.gvfsd-fuse"];
 
 /// Whether there is a tmpfs at [`CGROUPS`].
@@ -38,13 +41,13 @@ pub(super) fn is_tmpfs_of_cgroups() -> bool {
     place.is_ok_and(|place| is_tmpfs(&place.fd))
 }
 
-/// Walks every root. Of the mounts below them those in `known` alone are entered, or all, where it is none.
+/// Walks every root. Below them, only the mounts in `known` are entered, or all if it is none.
 pub(super) fn walk(roots: &[PathBuf], context: Context<'_>, known: Option<&[Submount]>) -> Walk {
     let mut walker = Walker::new(context.mounts(), None, known);
     for root in roots {
         match walker.open_root(root) {
             Ok(Some((dir, st, path))) => walker.root(&dir, &st, &path),
-            // A root that does not exist holds no file.
+            // A root that does not exist contains no file.
             Ok(None) => {}
             Err(why) => walker.out.root_not_listed(root, why),
         }
@@ -52,12 +55,12 @@ pub(super) fn walk(roots: &[PathBuf], context: Context<'_>, known: Option<&[Subm
     walker.end()
 }
 
-/// Walks the arena's fresh file systems, as [`walk`] does roots, and what else was mounted in it before the run. An overlay's upper
-/// directory lies in one of them, or in the arena's own overlay.
+/// Walks the arena's fresh file systems, as [`walk`] does for roots, and everything else that was mounted in it before
+/// the run. An overlay's upper directory lies in one of them, or in the arena's own overlay.
 pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Option<&[Submount]>) -> Walk {
     let mut walker = Walker::new(context.mounts(), Some(&arena.born), known);
     for (path, root) in &arena.view.roots {
-        // There each look would ask for all the hierarchies, which hold no file.
+        // Each look would read all hierarchies there, which contain no files.
         walker.mounts_too = path != Path::new(CGROUPS);
         match open_dir(root, c".").and_then(|dir| Ok((stat(&dir, c"")?, dir))) {
             Ok((st, dir)) => walker.root(&dir, &st, path),
@@ -73,7 +76,7 @@ pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Opt
     let root = if others.is_empty() { None } else { arena.view.root().ok() };
     for mount in others {
         let path = Path::new(OsStr::from_bytes(mount.target.as_ref()));
-        // Else another mount covers it, or it is one of the run, which is reported as a mount.
+        // Otherwise another mount covers it, or it is a mount of the run, which is reported as a mount.
         if let Some(place) = root.as_ref().and_then(|root| reach::open(path, Some(root), true, &mut walker.mounts).ok())
         {
             walker.enter(&place.fd, mount.target.as_ref(), 0);
@@ -86,13 +89,13 @@ struct Walker<'a> {
     out: Walk,
     mounts: Mounts,
     known: Option<&'a [Submount]>,
-    /// Whether mounts below a root are looked at.
+    /// Whether mounts below a root are walked.
     mounts_too: bool,
     /// Directories that were walked: a file system may be bound twice, or two roots may be one.
     seen: HashSet<(u64, u64)>,
     /// Devices, and whether each is a tmpfs.
     tmpfs: HashMap<u64, bool>,
-    /// What the arena had at first, of which the walk notes what is there now.
+    /// The arena's initial contents; the walk records what of them still exists.
     born: Option<&'a Born>,
     /// One buffer for all levels: the walk recurses, and a thread's stack is small.
     buffer: Vec<MaybeUninit<u8>>,
@@ -124,14 +127,14 @@ impl<'a> Walker<'a> {
             Err(Refusal::Kernel(Errno::NOENT)) => return Ok(None),
             Err(e) => return Err(format!("cannot open {}: {}", root.display(), in_words(e))),
         };
-        // Of the file system that the path starts on nothing is known yet, but that it answers.
+        // The file system that the path starts on responds; nothing else is known about it yet.
         let fs = rustix::fs::fstatfs(&place.fd).doing("statfs", root).map_err(|e| e.to_string())?;
         if REMOTE.contains(&(fs.f_type as u64)) {
             return Err(format!("{} is on a network or FUSE file system, which may hang: not entered", root.display()));
         }
         let dir = open_dir(&place.fd, c".").doing("open directory", root).map_err(|e| e.to_string())?;
         let st = stat(&dir, c"").doing("stat", root).map_err(|e| e.to_string())?;
-        // Through procfs it may be in another mount namespace, where a path from its root means something else.
+        // Through procfs it may be in another mount namespace, where a path from the root leads elsewhere.
         let path = place.path().filter(|_| !root.starts_with("/proc")).unwrap_or_else(|| root.to_owned());
         Ok(Some((dir, st, path)))
     }
@@ -150,8 +153,8 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// Whether a directory on the file system of `at` is known to have nothing in it, without being listed. One that may not be listed
-    /// is a gap, empty or not: else it would be one as soon as its owner makes something in it.
+    /// Whether a directory on the file system of `at` is known to be empty without listing it. An unreadable directory
+    /// is a gap, empty or not: otherwise it would become one as soon as its owner creates something in it.
     fn is_empty(&mut self, at: &OwnedFd, st: &Statx) -> bool {
         st.stx_size == EMPTY
             && st.stx_mode & 0o444 == 0o444
@@ -174,7 +177,7 @@ impl<'a> Walker<'a> {
         while let Some(entry) = entries.next() {
             let entry = match entry {
                 Ok(entry) => entry,
-                // Removed since it was opened (getdents(2)): what was in it is not there either.
+                // Removed since it was opened (getdents(2)): so are its contents.
                 Err(Errno::NOENT) => break,
                 Err(e) => {
                     self.unlisted("list", path, (dir, c""), e);
@@ -187,7 +190,7 @@ impl<'a> Walker<'a> {
             }
             let st = match stat(dir, name) {
                 Ok(st) => st,
-                // Gone since it was listed.
+                // Removed since it was listed.
                 Err(Errno::NOENT) => continue,
                 Err(e) => {
                     self.failed("stat", &join(path, name), e);
@@ -204,12 +207,12 @@ impl<'a> Walker<'a> {
             let full = join(path, name);
             self.note(&full, &st);
             self.out.files.push(record(&st, &full, class));
-            // Two links to a directory there are none: seen twice, it is reached by two mounts.
+            // A directory cannot have two links: if it is seen twice, two mounts lead to it.
             if class == FileType::Directory
                 && self.seen.insert((device_of(&st), st.stx_ino))
                 && !self.is_empty(dir, &st)
             {
-                // A subvolume of btrfs has a device of its own and is no mount.
+                // A btrfs subvolume has its own device and is not a mount.
                 below.push((name.to_owned(), Below::Directory(device_of(&st))));
             }
         }
@@ -233,7 +236,7 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// A mount below a root: the mount kind has it, and what is in it is looked at if it is one of the known.
+    /// A mount below a root: the mount kind reports it, and its contents are read if it is a known mount.
     fn mount(&mut self, dir: &OwnedFd, name: &CStr, path: &[u8], depth: usize) {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let place = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
@@ -257,7 +260,7 @@ impl<'a> Walker<'a> {
                 let why = format!("{} is a mount that is not in mountinfo: not entered", Text::from(path));
                 return self.out.gap(Level::Partial, why);
             }
-            // One that was not there before is reported as a mount.
+            // A new one is reported as a mount.
             Some(_) | None => return,
         }
         self.enter(&place, path, depth);
@@ -292,7 +295,7 @@ enum Below {
     Mount,
 }
 
-/// Whether another mount begins there. Before Linux 5.8 only another device speaks for it.
+/// Whether another mount starts there. Before Linux 5.8, only another device shows it.
 fn is_mount(st: &Statx, dev: u64) -> bool {
     let told = st.stx_attributes_mask.bits() & MOUNT_ROOT != 0;
     if told { st.stx_attributes.bits() & MOUNT_ROOT != 0 } else { device_of(st) != dev }
@@ -302,7 +305,7 @@ fn join(path: &[u8], name: &CStr) -> Vec<u8> {
     [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()].concat()
 }
 
-/// Numbers the links of each file that has several, in the order of their paths.
+/// Numbers the links of each multiply linked file, in the order of their paths.
 fn number_links(files: &mut [File]) {
     let mut links: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
     for (at, file) in files.iter().enumerate().filter(|(_, f)| f.link > 0) {
@@ -316,7 +319,7 @@ fn number_links(files: &mut [File]) {
     }
 }
 
-/// Deleted files that only a mapping keeps.
+/// Deleted files that only a mapping keeps alive.
 pub(crate) fn mapped(samples: &mut [Sample]) -> Vec<File> {
     samples.iter_mut().flat_map(|s| std::mem::take(&mut s.deleted_maps)).collect()
 }

@@ -1,6 +1,6 @@
-//! Descriptors in flight: sent over a unix socket with `SCM_RIGHTS` and not received yet, they stand in no table (unix(7)).
-//! `scm_fds` of fdinfo counts them (Linux 5.10). Only a socket with something in its queue can have any, so of a whole host only
-//! those are asked that `sock_diag` says have one.
+//! Descriptors in flight: sent over a unix socket with `SCM_RIGHTS` and not received yet, so that they are in no table
+//! (unix(7)). `scm_fds` of fdinfo counts them (Linux 5.10). Only a socket with a non-empty queue can have any, so on a
+//! whole host only the sockets that `sock_diag` reports as non-empty are read.
 
 use std::collections::HashSet;
 
@@ -15,7 +15,7 @@ use crate::parse::fdlink::{self, FdLink};
 use crate::parse::nslink::NsType;
 use crate::snapshot::{Level, Snapshot};
 
-/// Above this many unix sockets to ask one by one, the queues are dumped first.
+/// If there are more unix sockets than this, the queues are dumped first instead of reading the sockets one by one.
 const ASK_ALL: usize = 64;
 
 /// Fills in [`crate::resource::Fd::in_flight`].
@@ -26,7 +26,7 @@ pub(super) fn fill(views: &[NsView], context: Context<'_>, out: &mut Snapshot) {
         let net: Vec<&NsView> = views.iter().filter(|v| v.ns_type == NsType::Net).collect();
         let dumps = inside(&net, |_| SockDiag::open().and_then(|mut diag| diag.unix_queued()));
         note_refused(Kind::Fd, dumps.iter().filter_map(|dump| dump.as_ref().err()), out);
-        // Where one of them says nothing, each socket is asked.
+        // If one of them gives no answer, each socket is read.
         queued = dumps
             .into_iter()
             .flatten()

@@ -26,15 +26,15 @@ use crate::text::Text;
 /// The file system that glibc's shm_open(3) and sem_open(3) use.
 const SHM_DIR: &str = "/dev/shm";
 
-/// Where mq_overview(7) has the queues of the observer's own IPC namespace mounted.
+/// Where the queues of the observer's own IPC namespace are mounted according to mq_overview(7).
 const MQUEUE_DIR: &str = "/dev/mqueue";
 
-/// What one IPC namespace holds, and what could not be seen of it.
+/// The contents of one IPC namespace, and what could not be seen.
 #[derive(Default)]
 pub(super) struct Contents {
     objects: Vec<Ipc>,
     gaps: Vec<String>,
-    /// Why the queues of the observer's own namespace were not listed, and how many bytes its user's take.
+    /// Why the queues of the observer's own namespace were not listed, and how many bytes those of its user use.
     queues: Option<(String, u64)>,
 }
 
@@ -44,7 +44,8 @@ impl Contents {
     }
 }
 
-/// Appends what a [`NsHandle`] of each showed of the IPC namespaces, and the files of `/dev/shm`, the arena's if there is one.
+/// Appends the contents of the IPC namespaces, each read through a [`NsHandle`], and the files of `/dev/shm`, the
+/// arena's if there is one.
 pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Context<'_>, out: &mut Snapshot) {
     note_refused(Kind::Ipc, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
@@ -56,7 +57,8 @@ pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Con
         }
     }
     if context.arena.is_some() {
-        // The tables name the observer's pids (`sysvipc_proc_open()`), which mean others in an arena.
+        // The tables show pids of the observer's namespace (`sysvipc_proc_open()`), which are other processes in an
+        // arena.
         out.ipc.iter_mut().for_each(|object| object.creator = 0);
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -71,21 +73,21 @@ pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Con
                 out.coverage.lower(Kind::Ipc, Level::Partial, format!("cannot list {SHM_DIR}: {}", in_words(e)));
             }
         }
-        // Without the directory, shm_open(3) has no place to create anything.
+        // Without the directory, shm_open(3) cannot create anything.
         Err(e) if e.is_missing() => {}
         Err(e) => out.coverage.lower(Kind::Ipc, Level::Partial, format!("cannot open {SHM_DIR}: {}", in_words(e))),
     }
 }
 
-/// What an IPC namespace is looked at through: opened from a thread inside, good for every thread afterwards. None stands for what
-/// the kernel was built without, where nothing could exist.
+/// Handles to read an IPC namespace: opened by a thread inside, usable by every thread afterwards. None stands for a
+/// feature that the kernel was built without, so that no object can exist.
 pub(super) struct NsHandle {
     tables: [(IpcClass, Result<Option<OwnedFd>, String>); 3],
     queues: Result<Option<OwnedFd>, String>,
 }
 
 impl NsHandle {
-    /// `/proc/sysvipc` shows the IPC namespace of the thread that opens the file, whoever reads it.
+    /// `/proc/sysvipc` shows the IPC namespace of the thread that opened the file, whichever thread reads it.
     pub(super) fn open(view: &NsView) -> Self {
         let table = |class| {
             let opened = match proc_root::open(Path::new(place(class)), OFlags::RDONLY) {
@@ -100,7 +102,7 @@ impl NsHandle {
         NsHandle { tables: [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg].map(table), queues: queues(view) }
     }
 
-    /// Lists what the namespace holds now.
+    /// Lists the current contents of the namespace.
     pub(super) fn look(&self, view: &NsView) -> Contents {
         let mut seen = Contents::default();
         for (class, table) in &self.tables {
@@ -176,8 +178,8 @@ fn place(class: IpcClass) -> &'static str {
     }
 }
 
-/// The POSIX message queues, by a mount of `mqueue` that is attached nowhere and ends with its descriptor (fsmount(2),
-/// Linux 5.2): always that of the current IPC namespace, which a `/dev/mqueue` need not be.
+/// The POSIX message queues, by a detached mount of `mqueue` that goes with its descriptor (fsmount(2), Linux 5.2). It
+/// always belongs to the current IPC namespace, unlike `/dev/mqueue`.
 fn queues(view: &NsView) -> Result<Option<OwnedFd>, String> {
     match sys::detached("mqueue") {
         Ok(mount) => {
@@ -200,7 +202,7 @@ fn queues(view: &NsView) -> Result<Option<OwnedFd>, String> {
     }
 }
 
-/// The queues as an unprivileged observer sees them: by the machine's own mount, if it is one of mqueue.
+/// The queues as an unprivileged observer sees them: by the machine's own mount, if it is an mqueue mount.
 fn mounted_queues() -> Result<OwnedFd, String> {
     const MQUEUE_MAGIC: u64 = 0x1980_0202;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -212,7 +214,7 @@ fn mounted_queues() -> Result<OwnedFd, String> {
     Ok(dir)
 }
 
-/// The regular files directly in `dir`, each an object of `class`. One that vanishes meanwhile is not listed.
+/// The regular files directly in `dir`, each an object of `class`. A file that is removed meanwhile is not listed.
 fn files(dir: BorrowedFd<'_>, ns: u64, class: IpcClass, objects: &mut Vec<Ipc>) -> Result<(), Errno> {
     rustix::fs::seek(dir, SeekFrom::Start(0))?;
     let mut buffer = [MaybeUninit::uninit(); 8192];
@@ -239,7 +241,8 @@ fn files(dir: BorrowedFd<'_>, ns: u64, class: IpcClass, objects: &mut Vec<Ipc>) 
                 birth: birth(&stat),
                 name: Text::from(name),
                 uid: stat.stx_uid,
-                // The size of a queue's file is that of its status line, which cannot be read without touching its times.
+                // The size of a queue's file is the size of its status line, which cannot be read without changing its
+                // times.
                 size: if class == IpcClass::Mqueue { 0 } else { stat.stx_size },
                 creator: 0,
                 attached: 0,
@@ -249,7 +252,7 @@ fn files(dir: BorrowedFd<'_>, ns: u64, class: IpcClass, objects: &mut Vec<Ipc>) 
     Ok(())
 }
 
-/// Birth time in nanoseconds since the epoch, where the file system keeps one (`STATX_BTIME`; mqueue does not).
+/// Birth time in nanoseconds since the epoch, if the file system has one (`STATX_BTIME`; mqueue does not).
 fn birth(stat: &Statx) -> Option<i64> {
     let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
     known.then(|| stat.stx_btime.tv_sec * 1_000_000_000 + i64::from(stat.stx_btime.tv_nsec))

@@ -1,12 +1,13 @@
 //! Kernel keys (keyrings(7)).
 //!
-//! `/proc/keys` lists the keys that grant *view* to its reader, and CAP_SYS_ADMIN is no exception. But keys grant it to
-//! their owner unless told otherwise, and the owner is compared with the reader's file system uid, which is a thread's own:
-//! so a privileged observer reads the list once more for each user that owns keys it has not seen. That takes a thread, hence it
-//! is done again only when these keys are others.
+//! `/proc/keys` lists the keys that grant *view* to its reader, even with CAP_SYS_ADMIN. But keys grant it to their
+//! owner by default, and the kernel compares the owner with the reader's file system uid, which is per thread. So a
+//! privileged observer reads the list again for each user that owns keys it has not seen. That needs a thread, so it is
+//! repeated only when these keys change.
 //!
-//! What the list prints is only a hint. It truncates the type to 9 bytes, appends a summary of the payload to the description,
-//! and the description may hold a newline and then lines that look like keys. `KEYCTL_DESCRIBE` gives the exact record.
+//! The list is only a hint. It truncates the type to 9 bytes, appends a summary of the payload to the description, and
+//! the description may contain a newline followed by lines that look like keys. `KEYCTL_DESCRIBE` gives the exact
+//! record.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -30,10 +31,10 @@ use crate::snapshot::{Gap, Level, Snapshot, Unseen};
 const LIST: &str = "/proc/keys";
 const USERS: &str = "/proc/key-users";
 
-/// Readings of a list that did not hold still: keys come and go beside it.
+/// Maximum number of attempts to read a list that changes: keys come and go meanwhile.
 const TRIES: usize = 4;
 
-/// A key that stands in a list.
+/// A key in a list.
 #[derive(Clone, Copy)]
 struct Listed {
     uid: u32,
@@ -44,20 +45,20 @@ struct Listed {
 #[derive(Clone, Default)]
 struct Seen {
     keys: Vec<Key>,
-    /// Every serial, those that are being destroyed included.
+    /// Every serial, including those being destroyed.
     listed: BTreeMap<u32, Listed>,
 }
 
-/// What the last reading of other users' lists showed.
+/// The last result of reading other users' lists.
 static OTHERS: Mutex<Option<Seen>> = Mutex::new(None);
 
-/// Appends every key that can be seen. What the quota of `/proc/key-users` counts beyond is the gauge `hidden_keys`: keys that
-/// grant *view* to nobody but their possessors; to an unprivileged observer, those of other users are a gap. Keys that are dead,
-/// invalidated or unreferenced belong to the garbage collector already and are none of the result; revoked and expired ones still
-/// are somebody's.
+/// Appends every key that can be seen. The gauge `hidden_keys` is the number of keys that the quota of
+/// `/proc/key-users` counts beyond these: keys that grant *view* only to their possessors. For an unprivileged
+/// observer, the keys of other users are a gap. Dead, invalidated and unreferenced keys already belong to the garbage
+/// collector and are not in the result; revoked and expired keys still have an owner and are.
 ///
-/// The number of all keys would not do: it counts what the garbage collector still frees, some 30 ms after it left the list. The quota
-/// does not (Linux 6.9), and leaves out only what the kernel made for itself.
+/// The number of all keys is not suitable: it includes keys that the garbage collector is still freeing, about 30 ms
+/// after they left the list. The quota does not include them (Linux 6.9), and omits only the kernel's own keys.
 pub(crate) fn collect(out: &mut Snapshot) {
     let mut before = quotas();
     for attempt in 1.. {
@@ -98,7 +99,7 @@ pub(crate) fn collect(out: &mut Snapshot) {
     }
 }
 
-/// In few reads: the file tells no size.
+/// In few reads: the file reports no size.
 fn read(path: &str) -> io::Result<Vec<u8>> {
     let file = proc_root::open(Path::new(path), OFlags::RDONLY)?;
     read_all(file.as_fd()).map_err(Into::into)
@@ -108,12 +109,12 @@ fn users() -> io::Result<Vec<keys::KeyUser>> {
     keys::parse_key_users(&read(USERS)?).map_err(malformed)
 }
 
-/// How many keys count to the quota of each user.
+/// How many keys count towards the quota of each user.
 fn quotas() -> io::Result<BTreeMap<u32, i64>> {
     Ok(users()?.into_iter().map(|user| (user.uid, user.qnkeys.into())).collect())
 }
 
-/// How many more each user has than these.
+/// How many more keys each user has than these.
 fn beyond<'a>(mut counts: BTreeMap<u32, i64>, listed: impl Iterator<Item = &'a Listed>) -> BTreeMap<u32, i64> {
     for key in listed {
         counts.entry(key.uid).and_modify(|count| *count -= 1);
@@ -123,7 +124,7 @@ fn beyond<'a>(mut counts: BTreeMap<u32, i64>, listed: impl Iterator<Item = &'a L
 }
 
 impl Seen {
-    /// Reads the list as the calling thread may view it.
+    /// Reads the list that the calling thread can view.
     fn read_list(&mut self) -> io::Result<()> {
         let text = read(LIST)?;
         for line in keys::parse(&text).map_err(malformed)? {
@@ -131,7 +132,7 @@ impl Seen {
             let collected = dead == b'D' || invalidated == b'i' || line.usage == 0;
             let in_quota = quota == b'Q';
             if let Some(listed) = self.listed.get_mut(&line.serial) {
-                // One of the two lines is part of a description, and must not make room for a hidden key.
+                // One of the two lines is part of a description, and must not hide another key.
                 listed.in_quota &= in_quota;
                 continue;
             }
@@ -139,7 +140,7 @@ impl Seen {
                 Ok(described) => described,
                 // Revoked and expired keys are not described any more.
                 Err(Errno::KEYREVOKED | Errno::KEYEXPIRED) => (as_listed(&line), line.gid),
-                // Gone since, or never there: the line was part of a description.
+                // Removed since, or never existed: the line was part of a description.
                 Err(_) => continue,
             };
             self.listed.insert(line.serial, Listed { uid: key.uid, in_quota });
@@ -150,9 +151,10 @@ impl Seen {
         Ok(())
     }
 
-    /// Adds the keys of other users who have more than are listed. The reason why it cannot is returned.
+    /// Adds the keys of other users that have more keys than listed. Returns the reason if it cannot.
     fn add_others(&mut self) -> Result<(), String> {
-        // Without the numbers, nothing tells that there are any: the quotas are asked for again, and the failure told then.
+        // Without the numbers, it is unknown whether there are any: the quotas are read again later, and the failure is
+        // reported then.
         let all = users().unwrap_or_default().into_iter().map(|user| (user.uid, user.nkeys.into())).collect();
         let mut hidden = beyond(all, self.listed.values());
         hidden.remove(&rustix::process::geteuid().as_raw());
@@ -165,11 +167,11 @@ impl Seen {
         })
     }
 
-    /// Adds the keys of users who have so many that are `hidden`.
+    /// Adds the keys of users with this many `hidden` keys.
     fn add_hidden(&mut self, hidden: &BTreeMap<u32, i64>) -> io::Result<()> {
         let uids: Vec<u32> = hidden.keys().copied().collect();
         let mut last = OTHERS.lock().unwrap_or_else(PoisonError::into_inner);
-        // Who may not read them now is not told of them either.
+        // An observer that cannot read them now does not get them from the cache either.
         let may =
             || rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SETUID));
         let others = match last.take().filter(|others| others.are_all(hidden) && may()) {
@@ -195,15 +197,15 @@ impl Seen {
         self.listed.extend(&others.listed);
     }
 
-    /// Whether these are as many of each user as are `hidden`, and still there: then there is no other. One that may not be viewed
-    /// is told from one that is gone.
+    /// Whether these keys are as many per user as are `hidden`, and still exist: then there are no others. The kernel
+    /// distinguishes a key that cannot be viewed from one that is gone.
     fn are_all(&self, hidden: &BTreeMap<u32, i64>) -> bool {
         let mut owned: BTreeMap<u32, i64> = BTreeMap::new();
         self.listed.values().for_each(|key| *owned.entry(key.uid).or_default() += 1);
         owned == *hidden && self.listed.keys().all(|serial| describe(*serial) == Err(Errno::ACCESS))
     }
 
-    /// Reads the list as each of these users would, on a thread that takes their file system uid and then ends.
+    /// Reads the list as each of these users, in a thread that takes their file system uid and then exits.
     fn read_lists_of(&mut self, uids: &[u32]) -> io::Result<()> {
         // A change of the uid makes the whole process undumpable (prctl(2), PR_SET_DUMPABLE).
         let dumpable = rustix::process::dumpable_behavior();
@@ -222,9 +224,9 @@ impl Seen {
     }
 }
 
-/// The kernel gives each user that ever comes near keyrings two of its own, and keeps them (user-keyring(7),
-/// user-session-keyring(7)): the user's first login leaves them, not a run. What is in them is seen. They have no group, unlike a
-/// keyring that somebody gives their name.
+/// The kernel gives each user that uses keyrings two of its own, and keeps them (user-keyring(7),
+/// user-session-keyring(7)): the user's first login leaves them, not a run. Their contents are seen. They have no
+/// group, unlike a keyring that a user gave the same name.
 fn is_bookkeeping(key: &Key, gid: u32) -> bool {
     const OVERFLOW_GID: u32 = 65534;
     let names = [format!("_uid.{}", key.uid), format!("_uid_ses.{}", key.uid)];
@@ -233,7 +235,7 @@ fn is_bookkeeping(key: &Key, gid: u32) -> bool {
         && names.iter().any(|name| key.description.as_ref() == name.as_bytes())
 }
 
-/// The key as the list has it: type cut to 9 bytes, description with the payload's summary, which is taken off.
+/// The key from the list: the type is cut to 9 bytes, and the payload's summary is removed from the description.
 fn as_listed(line: &keys::Key<'_>) -> Key {
     let summary = |text: &&[u8]| {
         let tail = text.rsplit(|byte| *byte == b':').next().unwrap_or_default();
@@ -269,7 +271,7 @@ fn describe(serial: u32) -> Result<(Key, u32), Errno> {
     Ok((Key { serial, key_type: key_type.into(), description: description.into(), uid: uid as u32 }, gid as u32))
 }
 
-/// setfsuid(2) of the calling thread; it reports no failure but by what a second call returns.
+/// setfsuid(2) of the calling thread; only the result of a second call shows a failure.
 #[allow(unsafe_code)]
 fn set_fs_uid(uid: u32) -> Result<(), Errno> {
     // SAFETY: the call takes and returns numbers; it changes only the calling thread's credentials.

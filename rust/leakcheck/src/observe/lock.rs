@@ -1,6 +1,6 @@
-//! File locks, by `/proc/locks` (proc(5)): one read for the whole machine. Within a pid namespace that leaves out the locks
-//! whose taker has no pid there, also those of a dead taker, which a child may have inherited: there the `lock:` lines of fdinfo
-//! are read as well.
+//! File locks, by `/proc/locks` (proc(5)): one read for the whole machine. In a pid namespace, it omits locks whose
+//! taker has no pid there, including those of a dead taker, which a child may have inherited. So there the `lock:`
+//! lines of fdinfo are read too.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,7 +17,7 @@ use crate::snapshot::{Level, Snapshot};
 /// Inode of the first pid namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
 const FIRST_PID_NS: u64 = 0xEFFF_FFFC;
 
-/// Whether `/proc/locks` leaves locks out here, so that [`collect`] needs the descriptors.
+/// Whether `/proc/locks` omits locks here, so that [`collect`] needs the descriptors.
 pub(crate) fn some_are_hidden(context: Context<'_>, look: &Snapshot) -> bool {
     context.arena.is_some() || look.own_ns.get(&NsType::Pid).is_some_and(|ino| *ino != FIRST_PID_NS)
 }
@@ -36,7 +36,7 @@ pub(crate) fn collect(whole_host: bool, host_devices: Option<&HashSet<u64>>, con
     };
     let files: HashSet<u64> = out.fds.iter().filter(|fd| fd.ino != 0).map(|fd| fd.ino).collect();
     let in_arena = host_devices.map(|shared| {
-        // Locks of open file descriptions are listed for the whole machine, all others by the pid namespace.
+        // Locks of open file descriptions are listed for the whole machine, all others per pid namespace.
         let open: HashSet<(u64, u64)> = out.fds.iter().filter(|fd| fd.ino != 0).map(|fd| (fd.dev, fd.ino)).collect();
         let devices: HashSet<u64> = out.mounts.iter().map(|m| m.dev).filter(|d| !shared.contains(d)).collect();
         move |pid: i32, dev: u64, ino: u64| pid > 0 || open.contains(&(dev, ino)) || devices.contains(&dev)
@@ -86,8 +86,8 @@ fn record(l: &locks::Lock) -> Lock {
     }
 }
 
-/// Appends the locks at open files whose taker has no pid here. Every descriptor of one open file description has the line: it
-/// counts once.
+/// Appends the locks of open files whose taker has no pid here. Every descriptor of one open file description has the
+/// line; it counts once.
 fn hidden(context: Context<'_>, out: &mut Snapshot, found: &mut Vec<Lock>) {
     let key = |l: &Lock| (l.class.clone(), l.dev, l.ino, l.start, l.end);
     let mut known = HashSet::new();
@@ -104,7 +104,8 @@ fn hidden(context: Context<'_>, out: &mut Snapshot, found: &mut Vec<Lock>) {
     }
 }
 
-/// The inodes of all locked files of the machine, where the observer may see every lock and only the arena's list is short.
+/// The inodes of all locked files of the machine, if the observer sees every lock and only the arena's list is
+/// incomplete.
 fn locked_inodes(out: &Snapshot) -> Option<HashSet<u64>> {
     if out.own_ns.get(&NsType::Pid) != Some(&FIRST_PID_NS) {
         return None;

@@ -22,10 +22,10 @@ use crate::resource::{LockFile, LockFileState, encode_device};
 use crate::snapshot::{Level, Snapshot};
 use crate::text::Text;
 
-/// A lock file says who has it in a few bytes; what is longer is read no further.
+/// A lock file names its holder in a few bytes; no more than this is read.
 const CONTENT: u64 = 4096;
 
-/// Appends the lock files among `paths`; a directory stands for the regular files in it. A path that does not exist holds
+/// Appends the lock files among `paths`; a directory stands for the regular files in it. A path that does not exist has
 /// no lock.
 pub(crate) fn collect(paths: &[PathBuf], context: Context<'_>, out: &mut Snapshot) {
     if paths.is_empty() {
@@ -66,7 +66,7 @@ pub(crate) fn collect(paths: &[PathBuf], context: Context<'_>, out: &mut Snapsho
 /// Files of an overlay and of btrfs have one device in `/proc/locks` and another in stat(2).
 const OTHER_DEVICE: [u64; 2] = [0x794c_7630, 0x9123_683e];
 
-/// Where the paths lead: in the arena if there is one, and nowhere that may hang.
+/// Where the paths lead: inside the arena if there is one, and never into a file system that may hang.
 struct Inside<'a> {
     context: Context<'a>,
     root: Option<OwnedFd>,
@@ -79,7 +79,7 @@ impl<'a> Inside<'a> {
         Ok(Inside { context, root, mounts: context.mounts() })
     }
 
-    /// None where there is nothing.
+    /// None if nothing exists there.
     fn open(&mut self, path: &Path, last: bool) -> Result<Option<Place>, String> {
         match reach::open(path, self.root.as_ref(), last, &mut self.mounts) {
             Ok(place) => Ok(Some(place)),
@@ -88,7 +88,7 @@ impl<'a> Inside<'a> {
         }
     }
 
-    /// What is in a directory; none for anything else.
+    /// The entries of a directory; none for anything else.
     fn list(&mut self, path: &Path) -> Result<Option<Vec<PathBuf>>, String> {
         use std::os::unix::ffi::OsStrExt;
         let Some(place) = self.open(path, true)?.filter(|p| p.class() == FileType::Directory) else { return Ok(None) };
@@ -118,7 +118,7 @@ impl Locked {
         let locks = locks::parse(&text).map_err(|e| Error::usage(format!("/proc/locks: {e}")))?;
         let held = locks.iter().filter(|l| !l.blocked);
         let listed = held.map(|l| (l.dev.map_or(0, |d| encode_device(d.major, d.minor)), l.inode));
-        // Those whose taker has no pid here are found by their descriptors alone.
+        // Locks whose taker has no pid here are found only by their descriptors.
         Ok(Locked(listed.chain(look.locks.iter().map(|l| (l.dev, l.ino))).collect()))
     }
 
@@ -196,7 +196,7 @@ fn owner(content: &[u8]) -> Owner {
     }
 }
 
-/// Whether the process lives, and is the one that took the lock where the file says its start time.
+/// Whether the process lives, and has the start time in the file if there is one.
 fn lives(stat_text: Option<Vec<u8>>, start: Option<u64>) -> bool {
     let Some(text) = stat_text else { return false };
     let Ok(stat) = stat::parse(&text) else { return false };

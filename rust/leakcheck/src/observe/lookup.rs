@@ -1,4 +1,4 @@
-//! What is looked up beside the looks: clocks, the machine, single processes.
+//! Lookups besides the looks: clocks, the machine, single processes.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -17,8 +17,9 @@ pub(crate) fn now_ns() -> i64 {
     i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
 }
 
-/// The clock that file systems stamp births with, which lags behind by at most a tick (clock_gettime(2),
-/// `CLOCK_REALTIME_COARSE`): no file that is made from now on is older, and one that is a tick older at most looks as young.
+/// The clock that file systems use for birth times, which is late by at most one tick (clock_gettime(2),
+/// `CLOCK_REALTIME_COARSE`): no file that is created from now on is older, and a file that is at most one tick older
+/// looks as new.
 pub(crate) fn file_clock_ns() -> i64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
     now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
@@ -55,11 +56,11 @@ pub(crate) fn uid_of(pid: u32, arena: Option<&ArenaView>) -> Option<u32> {
     parse::status::parse(&text).ok()?.uid.map(|uids| uids[1])
 }
 
-/// The process that has this id now.
+/// The process that currently has this id.
 pub(crate) fn process(pid: u32, arena: Option<&ArenaView>) -> Option<Process> {
     let mut process = task::process(&read_file(proc_path(arena, format_args!("{pid}/stat"))).ok()?)?;
     if matches!(process.state, 'Z' | 'X' | 'x') {
-        // Its first thread may have ended and others go on.
+        // Its first thread may have exited while others run.
         let (thread, first) = task::task_of(pid, arena);
         if !first {
             process.state = task::process(&read_file(proc_path(arena, format_args!("{thread}/stat"))).ok()?)?.state;
@@ -68,20 +69,21 @@ pub(crate) fn process(pid: u32, arena: Option<&ArenaView>) -> Option<Process> {
     Some(process)
 }
 
-/// The children of a process' first thread, zombies as well (proc_tid_children(5)); none where the kernel does not list them. Each is read
-/// under the lock that a birth, an end and an adoption take: whose parent ends is the child of its new one before that shows.
+/// The children of a process' first thread, including zombies (proc_tid_children(5)); none if the kernel does not list
+/// them. Each entry is read under the lock that fork, exit and reparenting take: when a parent's exit is visible, its
+/// children already have their new parent.
 pub(crate) fn children(pid: u32, arena: Option<&ArenaView>) -> Option<Vec<u32>> {
     let text = read_file(proc_path(arena, format_args!("{pid}/task/{pid}/children"))).ok()?;
     Some(std::str::from_utf8(&text).ok()?.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect())
 }
 
-/// Whether a number is that of a process, and not of one of its threads, which `/proc` has as well but does not list (proc(5)).
+/// Whether a number is the id of a process and not of a thread, which `/proc` has too but does not list (proc(5)).
 pub(crate) fn is_process(pid: u32) -> bool {
     let text = read_file(format!("/proc/{pid}/status")).unwrap_or_default();
     parse::status::parse(&text).is_ok_and(|status| status.tgid == Some(pid.cast_signed()))
 }
 
-/// The id that was given last in our pid namespace, to a process or a thread (proc_loadavg(5), the last field).
+/// The last id assigned in our pid namespace, to a process or a thread (proc_loadavg(5), the last field).
 pub(crate) fn newest_pid() -> Option<u32> {
     let text = read_file("/proc/loadavg").ok()?;
     std::str::from_utf8(&text).ok()?.split_ascii_whitespace().next_back()?.parse().ok()

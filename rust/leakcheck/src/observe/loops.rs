@@ -1,4 +1,4 @@
-//! Attached loop devices, by sysfs: opening `/dev/loopN` would keep the device busy for the sandbox that detaches it.
+//! Attached loop devices, by sysfs: opening `/dev/loopN` would keep the device busy while the sandbox detaches it.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -29,12 +29,12 @@ pub(crate) fn collect(out: &mut Snapshot) {
 fn list(block: &Path, loops: &mut Vec<LoopDevice>) -> io::Result<()> {
     let dir = match rustix::fs::open(block, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()) {
         Ok(dir) => dir,
-        // It exists with the first such device.
+        // It exists once the first such device exists.
         Err(Errno::NOENT) if Path::new("/sys/block").exists() => return Ok(()),
         Err(e) => return Err(e.into()),
     };
     for name in names(&dir)? {
-        // Most have nothing attached, and a name is looked up faster from here than a whole path.
+        // Most have nothing attached, and a lookup from here is faster than one of a whole path.
         let used = [name.to_bytes(), b"/loop"].concat();
         let unused = || accessat(&dir, &*used, Access::EXISTS, AtFlags::empty()) == Err(Errno::NOENT);
         if name.to_bytes().starts_with(b"loop") && !unused() {
@@ -55,7 +55,7 @@ fn attached(block: &Path, device: &OsStr) -> io::Result<Option<LoopDevice>> {
         Err(e) if e.raw_os_error() == Some(libc::ENAMETOOLONG) => b"(path longer than a page)".to_vec(),
         Err(e) => return Err(e),
     };
-    // Exactly one newline is the kernel's; the name may end in others.
+    // Exactly one newline comes from the kernel; the name may end in others.
     backing.pop_if(|last| *last == b'\n');
     let diskseq = match fs::read_to_string(dir.join("diskseq")) {
         Ok(text) => text.trim_end().parse().map_err(|e| io::Error::new(ErrorKind::InvalidData, e))?,

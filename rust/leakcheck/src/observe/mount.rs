@@ -1,4 +1,4 @@
-//! Mounts of every reachable mount namespace, and mounts that are attached nowhere.
+//! Mounts of every reachable mount namespace, and detached mounts.
 //!
 //! Since Linux 6.8 `listmount(2)` and `statmount(2)` give ids that are never reused; before, mountinfo is read until two
 //! reads agree, and the whole tuple is the identity.
@@ -39,7 +39,8 @@ pub(super) struct MountNs<'a> {
     pub(crate) arena: Option<&'a ArenaView>,
 }
 
-/// The mounts of an arena's first mount namespace, and the table whose poll(2) tells of a change since (proc(5), mountinfo).
+/// The mounts of an arena's first mount namespace, and the table whose poll(2) reports a change since (proc(5),
+/// mountinfo).
 struct Listed {
     ino: u64,
     table: File,
@@ -53,16 +54,16 @@ impl Listed {
     }
 }
 
-/// What an arena's first mount namespace had, until it changed.
+/// The mounts of an arena's first mount namespace, until it changes.
 #[derive(Default)]
 pub(super) struct MountCache(Mutex<Option<Listed>>);
 
-/// Of PID 1's namespace in an arena, which stays the same one, the list is read again only after a change.
+/// PID 1 of an arena stays in its namespace, so the list is read again only after a change.
 fn by_event(ns: &MountNs<'_>, cache: &MountCache) -> std::io::Result<Vec<Mount>> {
     let mut listed = cache.0.lock().unwrap_or_else(PoisonError::into_inner);
     let table = match listed.take().filter(|old| old.ino == ns.ino) {
         Some(old) if old.is_current() => return Ok(listed.insert(old).mounts.clone()),
-        // The event is taken before the list is read: a change meanwhile is another one.
+        // The event is consumed before the list is read: a change meanwhile raises another one.
         Some(old) => old.table,
         None => File::from(proc_root::open(&proc_path(ns.arena, "1/mountinfo"), OFlags::RDONLY)?),
     };
@@ -79,7 +80,7 @@ pub(super) fn collect(ns: &MountNs<'_>, cache: Option<&MountCache>, out: &mut Sn
     };
     match listed {
         Ok(mounts) => return out.mounts.extend(mounts),
-        // Gone meanwhile, with all it held.
+        // Gone meanwhile, with everything it held.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) && !ns.own => return,
         Err(_) => {}
     }
@@ -98,11 +99,11 @@ pub(super) fn collect(ns: &MountNs<'_>, cache: Option<&MountCache>, out: &mut Sn
     }
 }
 
-/// A namespace that no process is in, where the kernel cannot list it by its id: a thread enters it.
+/// A namespace without processes, if the kernel cannot list it by its id: a thread enters it.
 fn from_inside(ns: &MountNs<'_>) -> Result<Vec<Mount>> {
     let failed = |e: Errno| Error::io("open directory", "/proc", e);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    // In there, another procfs or none may be mounted on /proc.
+    // Inside, another procfs or none may be mounted on /proc.
     let proc = proc_root::open(Path::new("/proc"), flags).map_err(failed)?;
     let view = NsView { ns_type: NsType::Mnt, ino: ns.ino, path: ns.path.clone(), own: false };
     let read = |_: &NsView| by_mountinfo(ns.ino, proc.as_fd(), Path::new("thread-self/mountinfo"));
@@ -140,7 +141,7 @@ fn by_statmount(ns: &MountNs<'_>) -> std::io::Result<Vec<Mount>> {
     Ok(mounts)
 }
 
-/// `/proc/PID/mountinfo` (proc(5)) is no snapshot when it takes several reads: it is read until two reads agree.
+/// `/proc/PID/mountinfo` (proc(5)) is not atomic if it takes several reads: it is read until two reads agree.
 fn by_mountinfo(ns: u64, at: BorrowedFd<'_>, path: &Path) -> Result<Vec<Mount>> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let opened = if path.is_absolute() {
@@ -188,9 +189,9 @@ fn by_mountinfo(ns: u64, at: BorrowedFd<'_>, path: &Path) -> Result<Vec<Mount>> 
         .collect())
 }
 
-/// Mounts that a descriptor or a directory of a process pins although no listed namespace has them: never attached
-/// (`fsmount(2)`, `open_tree(2)`) or lazily unmounted (`umount2(MNT_DETACH)`).
-/// A process in an `arena` may have got a file of the host's from who started it: a mount that we have ourselves is attached.
+/// Mounts that a descriptor or a directory of a process pins although no listed namespace contains them: never attached
+/// (`fsmount(2)`, `open_tree(2)`) or lazily unmounted (`umount2(MNT_DETACH)`). A process in an `arena` may have
+/// received a file of the host from its starter: a mount that we have ourselves is attached.
 pub(crate) fn collect_detached(samples: &[Sample], arena: bool, out: &mut Snapshot) {
     let devices: HashSet<u64> = out.mounts.iter().map(|m| m.dev).collect();
     let unique = out.mounts.iter().any(|m| matches!(m.id, MountId::Unique(_)));
@@ -200,7 +201,7 @@ pub(crate) fn collect_detached(samples: &[Sample], arena: bool, out: &mut Snapsh
         let (key, id) = match mount {
             Some(id) if unique && !listed.contains(&id) => (id, MountId::Unique(id)),
             Some(id) if !unique && !listed.contains(&id) => (id, detached(&id.to_string(), dev)),
-            // Without ids (before Linux 5.8) a foreign device is the only evidence.
+            // Without ids (before Linux 5.8), a device that is not mounted here is the only evidence.
             None if !unique && !devices.contains(&dev) => (dev, detached("", dev)),
             Some(_) | None => return,
         };
@@ -242,7 +243,7 @@ fn own_ids(unique: bool) -> HashSet<u64> {
     listed.into_iter().flatten().filter_map(|m| number(&m.id)).collect()
 }
 
-/// The number by which statx(2) names a mount. A tuple begins with it.
+/// The number of a mount in statx(2). A tuple starts with it.
 fn number(id: &MountId) -> Option<u64> {
     match id {
         MountId::Unique(id) => Some(*id),
@@ -257,7 +258,7 @@ fn detached(id: &str, dev: u64) -> MountId {
     MountId::Tuple(Text::from(format!("detached {id} {}", crate::resource::device(dev)).as_bytes()))
 }
 
-/// Files of mounts that the kernel keeps for itself, whose links look like paths.
+/// Files on the kernel's internal mounts, whose links look like paths.
 fn is_kernel_internal(target: &[u8]) -> bool {
     const INTERNAL: [&[u8]; 8] = [
         b"/memfd:",

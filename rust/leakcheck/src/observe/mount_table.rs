@@ -1,4 +1,4 @@
-//! Which mounts there are, and what may be expected of the file system of each.
+//! The mounts, and how the file system of each behaves.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -16,14 +16,14 @@ use crate::parse::{fdinfo, mountinfo};
 use crate::resource::encode_device;
 use crate::text::Text;
 
-/// What may be expected of a file system.
+/// How a file system behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Nature {
-    /// The kernel answers at once, and what is in it are files.
+    /// The kernel answers at once, and it contains files.
     Local,
-    /// The kernel answers at once, and what is in it are its own objects, which other kinds look at.
+    /// The kernel answers at once, and it contains kernel objects, which other kinds cover.
     Kernel,
-    /// Somebody else answers, or nobody.
+    /// Another process or machine answers, or nothing does.
     Remote,
     /// Not known to this program.
     Other,
@@ -105,7 +105,7 @@ impl Nature {
     }
 }
 
-/// A mount, as far as a walk has to know it.
+/// What a walk needs to know about a mount.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
     pub(crate) nature: Nature,
@@ -114,13 +114,13 @@ pub(crate) struct Known {
     pub(crate) target: Text,
 }
 
-/// The mounts of a namespace by mountinfo's number, which is reused: to be read anew for each look.
+/// The mounts of a namespace by mountinfo's number. Numbers are reused, so read them again for each look.
 #[derive(Debug)]
 pub(crate) struct Mounts {
     table: PathBuf,
     known: HashMap<u64, Known>,
-    /// Which may be entered by a path: those that were there before the run, by [`number`]. What the run mounts over a path may hang,
-    /// though its type does not say so: an overlay of a FUSE file system, a disk whose image is on one.
+    /// The mounts that a path may enter: those from before the run, by [`number`]. A mount of the run may hang, even if
+    /// its type does not show it: an overlay of a FUSE file system, or a disk whose image is on one.
     old: Option<Arc<HashSet<u64>>>,
 }
 
@@ -132,7 +132,7 @@ impl Mounts {
         Mounts { table, known: HashMap::new(), old: None }
     }
 
-    /// Lets none be entered by a path from now on but these.
+    /// From now on, lets a path enter only these.
     pub(crate) fn limit_to(&mut self, old: Arc<HashSet<u64>>) {
         self.old = Some(old);
     }
@@ -142,7 +142,8 @@ impl Mounts {
         self.known.clear();
     }
 
-    /// The mount that a descriptor is on; none when it is in none of the namespaces that were read. Asks no file system.
+    /// The mount that a descriptor is on; none if it is in none of the namespaces that were read. Does not access any
+    /// file system.
     pub(crate) fn of_fd(&mut self, fd: BorrowedFd<'_>) -> Option<Known> {
         let info = read_file(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd())).ok()?;
         let id = u64::from(fdinfo::parse(&info).mnt_id?);
@@ -163,8 +164,8 @@ impl Mounts {
         all
     }
 
-    /// Whether a mount was not there before the run, nor its file system in another one that is there still: a bind mount
-    /// of that answers as it does.
+    /// Whether neither the mount existed before the run nor its file system in another mount that still exists: a bind
+    /// mount of that one responds as it does.
     pub(super) fn is_new(&self, fd: BorrowedFd<'_>, dev: u64) -> bool {
         let Some(old) = &self.old else { return false };
         if old.contains(&number(fd)) {
@@ -180,7 +181,7 @@ impl Mounts {
         !old.iter().any(shows) && !by_table()
     }
 
-    /// Adds the mounts that a process has whose directory in `/proc` is `dir` or above it.
+    /// Adds the mounts of the process whose directory in `/proc` is `dir` or a parent of it.
     pub(super) fn add_of_process(&mut self, dir: BorrowedFd<'_>) {
         for name in [c"mountinfo", c"../mountinfo", c"../../../mountinfo"] {
             let opened = rustix::fs::openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
@@ -203,8 +204,8 @@ impl Mounts {
     }
 }
 
-/// The number of the mount that a descriptor is on: the unique one where the kernel has it (Linux 6.8), else mountinfo's, which is
-/// reused; 0 where it tells none.
+/// The number of the mount that a descriptor is on: the unique one if the kernel has it (Linux 6.8), else mountinfo's,
+/// which is reused; 0 if the kernel reports none.
 pub(super) fn number(fd: BorrowedFd<'_>) -> u64 {
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT | AtFlags::EMPTY_PATH;
     let mask = StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
@@ -214,7 +215,7 @@ pub(super) fn number(fd: BorrowedFd<'_>) -> u64 {
 /// The numbers of all mounts here, or in the arena.
 ///
 /// # Errors
-/// When neither the kernel nor mountinfo lists them.
+/// If neither the kernel nor mountinfo lists them.
 pub(crate) fn numbers(arena: Option<&ArenaView>) -> Result<HashSet<u64>> {
     let listed = match arena {
         None => sys::listmount(0),

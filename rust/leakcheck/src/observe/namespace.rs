@@ -1,4 +1,5 @@
-//! Namespaces, by all three that can hold one: a process or thread, a descriptor, a bind mount (namespaces(7)).
+//! Namespaces, found through everything that can hold one: a process or thread, a descriptor, a bind mount
+//! (namespaces(7)).
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -18,7 +19,7 @@ use crate::parse::nslink::{self, NsType};
 use crate::resource::{Mount, Namespace, NsHolder};
 use crate::snapshot::Snapshot;
 
-/// Holders named a namespace at most.
+/// Maximum number of holders named per namespace.
 const HOLDERS: usize = 8;
 
 struct Found {
@@ -27,21 +28,21 @@ struct Found {
     pid: Option<u32>,
 }
 
-/// The namespaces that were found, and how each is reached.
+/// The namespaces found, and how to reach each.
 pub(super) struct Namespaces<'a> {
     found: BTreeMap<(NsType, u64), Found>,
     arena: Option<&'a ObservedArena>,
 }
 
 impl<'a> Namespaces<'a> {
-    /// From what processes, the arena's if there is one, and their descriptors hold.
+    /// From the namespaces that processes (the arena's if there is one) and their descriptors hold.
     pub(crate) fn of(samples: &[Sample], arena: Option<&'a ObservedArena>) -> Self {
         let mut all = Namespaces { found: BTreeMap::new(), arena };
         let view = all.view();
         for sample in samples {
             let (pid, start) = (sample.process.pid, sample.process.start);
             for (ns_type, ino, link) in &sample.namespaces {
-                // A child's future namespace holds no process yet: it opens like any other.
+                // A namespace for future children contains no process yet, but opens like any other.
                 let path = || proc_path(view, format_args!("{pid}/{link}"));
                 let entry = all.add(*ns_type, *ino, NsHolder::Process(pid, start), path);
                 entry.pid.get_or_insert(pid);
@@ -69,8 +70,8 @@ impl<'a> Namespaces<'a> {
         found
     }
 
-    /// Lists the mounts of every mount namespace, and follows the namespaces that are bind mounted in them, which may be
-    /// mount namespaces again.
+    /// Lists the mounts of every mount namespace, and follows the namespaces that are bind mounted there, which may be
+    /// mount namespaces too.
     pub(crate) fn mounts(&mut self, out: &mut Snapshot) {
         let own = out.own_ns.get(&NsType::Mnt).copied();
         let mut done = std::collections::BTreeSet::new();
@@ -112,7 +113,7 @@ impl<'a> Namespaces<'a> {
         }
     }
 
-    /// One view a namespace; `own` are the observer's.
+    /// One view per namespace; `own` are the observer's.
     pub(crate) fn views(&self, own: &BTreeMap<NsType, u64>) -> Vec<NsView> {
         self.found
             .iter()
@@ -126,7 +127,8 @@ impl<'a> Namespaces<'a> {
             .collect()
     }
 
-    /// A path that opens a namespace, and a process in it: by the first holder, or if that has ended meanwhile by another one.
+    /// A path that opens a namespace, and a process in it: through the first holder, or through another one if that has
+    /// exited.
     fn way(&self, ns_type: NsType, ino: u64, found: &Found, any: bool) -> Option<(PathBuf, Option<u32>)> {
         let first = found.path.clone()?;
         if any || leads_to(&first, ino) {
@@ -145,7 +147,7 @@ impl<'a> Namespaces<'a> {
         let own = out.own_ns.clone();
         let view = self.view();
         for ((ns_type, ino), found) in self.found {
-            // One that was asked may have ended meanwhile; its namespace need not have.
+            // A process may have exited meanwhile although its namespace still exists.
             let ask = || {
                 let other = || {
                     let mut paths = found.holders.iter().filter_map(|holder| other_way(holder, ns_type, view));
@@ -171,7 +173,7 @@ impl<'a> Namespaces<'a> {
     }
 }
 
-/// Where else a namespace opens, by another of its holders.
+/// Another path that opens a namespace, through another holder.
 fn other_way(holder: &NsHolder, ns_type: NsType, arena: Option<&ArenaView>) -> Option<PathBuf> {
     match holder {
         NsHolder::Process(pid, _) => Some(proc_path(arena, format_args!("{pid}/ns/{}", ns_type.as_str()))),
@@ -185,7 +187,7 @@ fn leads_to(path: &Path, ino: u64) -> bool {
     found.and_then(rustix::fs::fstat).is_ok_and(|st| st.st_ino == ino)
 }
 
-/// Tells most links apart faster than an error of the parser, which holds a copy of the line.
+/// Rejects most links faster than an error of the parser, which contains a copy of the line.
 fn may_be_namespace(target: &[u8]) -> bool {
     NsType::ALL.iter().any(|t| target.starts_with(t.as_str().as_bytes()))
 }

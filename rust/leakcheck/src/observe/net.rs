@@ -1,6 +1,6 @@
-//! What each network namespace holds (network_namespaces(7)), and the names that namespaces have.
+//! The contents of each network namespace (network_namespaces(7)), and named namespaces.
 //!
-//! Not looked at: raw, packet, SCTP and vsock sockets (the FD kind sees them), connected sockets, legacy iptables rules,
+//! Not covered: raw, packet, SCTP and vsock sockets (the FD kind sees them), connected sockets, legacy iptables rules,
 //! routes and addresses (they end with their interface), and interfaces that come and go with their namespace.
 
 use std::ffi::OsStr;
@@ -26,10 +26,10 @@ use crate::resource::{Net, NetClass};
 use crate::snapshot::{Gap, Level, Snapshot, Unseen};
 use crate::text::Text;
 
-/// Where ip-netns(8) binds the namespaces that it names.
+/// Where ip-netns(8) bind mounts the namespaces that it names.
 const NAMED: [&str; 2] = ["/run/netns", "/var/run/netns"];
 
-/// What one network namespace holds, and what could not be seen of it.
+/// The contents of one network namespace, and what could not be seen.
 #[derive(Default)]
 pub(super) struct Contents {
     objects: Vec<Net>,
@@ -38,7 +38,7 @@ pub(super) struct Contents {
     nftables: Option<String>,
 }
 
-/// Appends what a [`NsHandle`] of each showed of the network namespaces, and the named namespaces.
+/// Appends the contents of the network namespaces, each read through a [`NsHandle`], and the named namespaces.
 pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Context<'_>, out: &mut Snapshot) {
     note_refused(Kind::Net, results.iter().filter_map(|result| result.as_ref().err()), out);
     for mut seen in results.into_iter().flatten() {
@@ -60,18 +60,19 @@ pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Con
     }
 }
 
-/// What a network namespace is looked at through: a netlink socket belongs to the namespace that it was created in, whoever uses it.
+/// Handles to read a network namespace: a netlink socket belongs to the namespace that it was created in, whichever
+/// thread uses it.
 pub(super) struct NsHandle {
     route: io::Result<Netlink>,
     diag: io::Result<SockDiag>,
     /// None on a kernel without nfnetlink, which has no nftables.
     filter: io::Result<Option<Netlink>>,
-    /// Of a handle that is kept.
+    /// Only in a handle that is kept.
     counters: Option<Counters>,
 }
 
 impl NsHandle {
-    /// Opens the sockets; to be called from a thread inside. `kept` is for one that other threads use later.
+    /// Opens the sockets; call it from a thread inside. `kept` is for a handle that other threads use later.
     pub(super) fn open(kept: bool) -> Self {
         let filter = match Netlink::open(Some(NETFILTER), kept) {
             Ok(netlink) => Ok(Some(netlink)),
@@ -82,7 +83,7 @@ impl NsHandle {
         NsHandle { route: Netlink::open(None, kept), diag: SockDiag::open_kept(kept), filter, counters }
     }
 
-    /// Lists what the namespace holds now.
+    /// Lists the current contents of the namespace.
     pub(super) fn look(&mut self, view: &NsView) -> Contents {
         let mut seen = Contents::default();
         let links = self.route.as_mut().map_err(again).and_then(|route| interfaces(route, view.ino));
@@ -119,12 +120,12 @@ impl NsHandle {
     }
 }
 
-/// How many sockets a network namespace has, of IPv4 and, where the kernel knows it, of IPv6: read faster than the tables of the
-/// whole machine, which have some thousand slots each.
+/// The number of sockets in a network namespace, for IPv4 and, if the kernel supports it, for IPv6. Reading it is
+/// faster than reading the tables of the whole machine, which have a few thousand slots each.
 struct Counters(OwnedFd, Option<OwnedFd>);
 
 impl Counters {
-    /// To be called from a thread inside: the files stay those of its namespace.
+    /// Call it from a thread inside: the files stay those of its namespace.
     fn open() -> Option<Self> {
         let open = |name| fs::open(name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let first = open(c"/proc/thread-self/net/sockstat").ok()?;
@@ -176,13 +177,13 @@ impl Contents {
 }
 
 fn socket_record(netns: u64, class: NetClass, socket: Socket) -> Net {
-    // Inodes are reused, cookies never.
+    // Inodes are reused, cookies are not.
     let scope = Text::from(format!("cookie {}", socket.cookie).into_bytes());
     Net { netns, class, number: socket.ino, scope, name: socket.name, uid: socket.uid }
 }
 
-/// Interfaces (rtnetlink(7), `RTM_GETLINK`) but those that exist exactly as long as their namespace does: its loopback,
-/// and the tunnel drivers' fallback devices. They would be reported as so many leaks of one leaked namespace.
+/// Interfaces (rtnetlink(7), `RTM_GETLINK`) except those that exist exactly as long as their namespace: its loopback,
+/// and the tunnel drivers' fallback devices. They would be reported as many leaks of one leaked namespace.
 fn interfaces(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
     const RTM_GETLINK: u16 = 18;
     const IFLA_IFNAME: u16 = 3;
@@ -220,7 +221,7 @@ fn interfaces(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
     })
 }
 
-/// The device that a tunnel driver makes by itself in every network namespace, for as long as it is loaded
+/// The device that a tunnel driver creates itself in every network namespace, as long as the driver is loaded
 /// (`net.core.fb_tunnels_only_for_init_net`, Documentation/admin-guide/sysctl/net.rst).
 fn is_fallback_tunnel(name: &[u8], driver: &[u8]) -> bool {
     const FALLBACKS: [(&[u8], &[u8]); 9] = [
@@ -237,7 +238,7 @@ fn is_fallback_tunnel(name: &[u8], driver: &[u8]) -> bool {
     FALLBACKS.contains(&(name, driver))
 }
 
-/// What nftables has beside tables, each listed by one dump (linux/netfilter/nf_tables.h).
+/// The nftables objects besides tables, each type listed by one dump (linux/netfilter/nf_tables.h).
 struct Part {
     class: NetClass,
     /// `NFT_MSG_GET…`.
@@ -256,7 +257,7 @@ const PARTS: [Part; 5] = [
     Part { class: NetClass::NftFlowtable, message: 23, name: 2, handle: 5 },
 ];
 
-/// nftables' tables and, if there are any, what is in them; the kernel answers none but CAP_NET_ADMIN.
+/// The nftables tables and their contents. The kernel answers only with CAP_NET_ADMIN.
 fn nftables(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
     const NFT_MSG_GETTABLE: u16 = 1;
     const NFTA_TABLE_HANDLE: u16 = 4;
@@ -293,7 +294,7 @@ fn nft_dump(netlink: &mut Netlink, netns: u64, part: &Part) -> io::Result<Vec<Ne
             if part.class == NetClass::NftSet && attribute.kind == NFTA_SET_FLAGS {
                 let flags = attribute.payload.first_chunk().map_or(0, |flags| u32::from_be_bytes(*flags));
                 if flags & NFT_SET_ANONYMOUS != 0 {
-                    // A part of its rule.
+                    // Part of its rule.
                     return Ok(None);
                 }
             }
@@ -317,7 +318,7 @@ fn nft_dump(netlink: &mut Netlink, netns: u64, part: &Part) -> io::Result<Vec<Ne
         Ok(Some(Net { netns, class: part.class, number: handle, scope: scope.into(), name: name.into(), uid: None }))
     });
     match listed {
-        // nfnetlink's word for a subsystem, or a message of it, that this kernel has not: nothing can exist.
+        // nfnetlink's answer for a subsystem or message that this kernel does not have: nothing can exist.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Vec::new()),
         listed => listed,
     }
@@ -337,9 +338,9 @@ fn nft_family(number: u8) -> String {
     name.to_owned()
 }
 
-/// The entries of a directory of ip-netns(8). A file that no namespace is bound over any more is an entry too: it is what
-/// a half-done removal leaves. `known` holds the directories that were read under another name.
-/// `place` leads to it, `dir` is what it is called.
+/// The entries of a directory of ip-netns(8). A file without a namespace mounted on it is an entry too: an incomplete
+/// removal leaves it. `known` holds the directories that were read under another name. `place` leads to it, `dir` is
+/// what it is called.
 fn named(place: &Place, dir: &Path, known: &mut Vec<(u32, u32, u64)>, net: &mut Vec<Net>) -> io::Result<()> {
     let identity = identity(&place.fd, Path::new(""))?;
     if known.contains(&identity) {

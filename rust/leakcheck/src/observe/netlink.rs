@@ -21,10 +21,10 @@ const NLM_F_DUMP: u16 = 0x300;
 /// How often a table that changes under the dump is read again.
 const ATTEMPTS: usize = 8;
 
-/// What the kernel fills of one reply at most, unless a single message is longer (`netlink_dump()`).
+/// Maximum size of one reply, unless a single message is longer (`netlink_dump()`).
 const BUFFER: usize = 32 * 1024;
 
-/// How long the kernel may take to answer. It answers within send(2), so only a lost reply ever waits.
+/// Time limit for the kernel's answer. It answers within send(2), so this wait only happens if a reply is lost.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// A netlink socket of the calling thread's network namespace.
@@ -33,11 +33,11 @@ pub(crate) struct Netlink {
     socket: OwnedFd,
     sequence: u32,
     buffer: Vec<u8>,
-    /// Used by threads of other namespaces, where no new socket could take its place.
+    /// Used by threads in other namespaces, where a new socket cannot replace it.
     kept: bool,
 }
 
-/// Why one pass over a table did not give it.
+/// Why one pass over a table failed.
 enum Failure {
     /// The table changed meanwhile, or the buffer was too short and is longer now.
     Again,
@@ -94,7 +94,8 @@ impl Netlink {
                 return Err(io::Error::from_raw_os_error(libc::EMSGSIZE).into());
             }
             if length > datagram.len() {
-                // What was cut may have been the end of the dump, so nothing says when the socket can take the next one.
+                // The truncated part may have been the end of the dump, so it is unknown when the socket can take the
+                // next one.
                 self.buffer.resize(length.next_multiple_of(BUFFER), 0);
                 self.socket = connected(self.protocol)?;
                 return Err(Failure::Again);
@@ -119,7 +120,7 @@ impl Netlink {
 
 fn connected(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
-    // Connected to the kernel, so that no other process can slip in a reply (netlink_getsockbyportid()).
+    // Connected to the kernel, so that no other process can inject a reply (netlink_getsockbyportid()).
     connect(&socket, &SocketAddrNetlink::new(0, 0))?;
     set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
     Ok(socket)
@@ -133,7 +134,7 @@ fn outcome(message: &Message<'_>) -> io::Result<()> {
     }
 }
 
-/// A reply that has not its documented form.
+/// A reply that does not have the documented format.
 pub(crate) fn malformed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }

@@ -1,5 +1,6 @@
-//! What IPC and network namespaces hold, by one thread that enters them one after the other. What PID 1 of an arena is in stays as
-//! it is for all the arena's life: there the handles that were opened once are kept, and nobody enters again.
+//! The contents of IPC and network namespaces, read by one thread that enters them one after the other. PID 1 of an
+//! arena stays in its namespaces for the arena's whole life: their handles are opened once and kept, and no thread
+//! enters them again.
 
 use super::context::Context;
 use super::enter::{NsView, inside};
@@ -7,7 +8,7 @@ use super::{ipc, net};
 use crate::error::Result;
 use crate::parse::nslink::NsType;
 
-/// Handles of an arena: to its IPC and its network namespace by inode, which is theirs while a handle is open.
+/// Handles of an arena: to its IPC and network namespaces by inode, which is not reused while a handle is open.
 #[derive(Default)]
 pub(super) struct NsCache {
     ipc: Option<(u64, ipc::NsHandle)>,
@@ -19,10 +20,10 @@ enum Contents {
     Net(net::Contents, Option<net::NsHandle>),
 }
 
-/// What was seen of each namespace of one type.
+/// The contents of each namespace of one type.
 type Results<T> = Vec<Result<T>>;
 
-/// Looks at these namespaces, of the arena if there is one.
+/// Reads these namespaces, of the arena if there is one.
 pub(super) fn look(
     views: &[&NsView],
     context: Context<'_>,
@@ -71,7 +72,7 @@ pub(super) fn look(
 }
 
 impl NsCache {
-    /// None where no handle is open, or where it showed less than everything: then it is closed.
+    /// None if no handle is open, or if it did not show everything: then it is closed.
     fn look(&mut self, view: &NsView) -> Option<Contents> {
         match view.ns_type {
             NsType::Ipc => {

@@ -1,4 +1,4 @@
-//! What to observe: which scope, which kinds, and what is the observer's own.
+//! What to observe: the scope, the kinds, and the observer's own resources.
 
 use std::collections::HashSet;
 use std::os::fd::RawFd;
@@ -16,17 +16,17 @@ use crate::snapshot::{Snapshot, Submount};
 /// What to observe.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// What to look at.
+    /// The scope.
     pub scope: Scope,
-    /// What to look for; none means every kind that the scope can delimit.
+    /// The kinds; none means every kind that the scope can limit.
     pub kinds: Option<KindSet>,
     /// Roots of the file kind; none means [`DEFAULT_ROOTS`] in the host scope and no files elsewhere.
     pub roots: Option<Vec<PathBuf>>,
-    /// Which of the file systems mounted below the roots are looked at too; none means all local ones. What appears later is a
-    /// mount, and its files are no more than that.
+    /// Which of the file systems mounted below the roots are read too; none means all local ones. One that appears
+    /// later is reported as a mount, without its files.
     pub submounts: Option<Vec<Submount>>,
-    /// Which mounts a path may lead into, by the numbers of statx(2); none means all that answer. What the run mounts over a path may
-    /// not.
+    /// Which mounts a path may lead into, by the numbers of statx(2); none means all that respond. A mount of the run
+    /// may not respond.
     pub old_mounts: Option<Arc<HashSet<u64>>>,
     /// Lock files, or directories of them.
     pub lock_files: Vec<PathBuf>,
@@ -34,11 +34,11 @@ pub struct Options {
     pub threads: usize,
     /// Whether the calling process' own descriptors count.
     pub include_self: bool,
-    /// In a `tree:` scope further processes that belong to it, with what descends from them: orphans have left the tree.
+    /// In a `tree:` scope, further processes that belong to it, with their descendants: orphans that left the tree.
     pub members: Vec<u32>,
     /// Descriptors of the calling process that are the observer's.
     pub hidden_fds: Vec<RawFd>,
-    /// The arena to look at, instead of what `scope` and `roots` say.
+    /// The arena to observe, instead of `scope` and `roots`.
     pub arena: Option<Arc<ObservedArena>>,
 }
 
@@ -61,7 +61,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The options that a snapshot was taken with, of an arena but for the arena itself.
+    /// The options that a snapshot was taken with, except the arena itself.
     pub fn like(snapshot: &Snapshot, include_self: bool) -> Self {
         Options {
             scope: snapshot.scope.clone(),
@@ -78,7 +78,7 @@ impl Options {
     /// The kinds that a snapshot with these options looks for.
     ///
     /// # Errors
-    /// [`Error::Usage`] when a kind was named that the scope cannot delimit.
+    /// [`Error::Usage`] if a kind was named that the scope cannot limit.
     pub fn effective_kinds(&self) -> Result<KindSet> {
         match (&self.arena, &self.scope) {
             (None, Scope::Arena) => return Err(Error::usage("scope arena names no arena: pass the arena itself")),
@@ -100,7 +100,7 @@ impl Options {
         }
         let possible: KindSet = possible.into_iter().collect();
         match self.kinds {
-            // Of the whole machine, and nobody's: a guard looks at them all the same.
+            // They belong to the whole machine, but a guard observes them nevertheless.
             None if self.arena.is_some() => Ok(possible.iter().filter(|kind| *kind != Kind::Sysctl).collect()),
             None => Ok(possible),
             Some(asked) if asked.and(possible) == asked => Ok(asked),

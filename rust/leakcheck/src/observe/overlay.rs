@@ -1,8 +1,8 @@
-//! What was written to an overlay: its upper layer, compared with the layer below.
+//! Changes in an overlay: its upper layer, compared with the lower layer.
 //!
-//! Being in the upper layer is not yet a change: opening for writing, chmod to the same mode and writing the same bytes copy a file
-//! up (Documentation/filesystems/overlayfs.rst). Both layers are walked with descriptors; in the lower one no mount is entered,
-//! as the overlay shows none.
+//! A file in the upper layer is not always changed: opening for writing, chmod to the same mode and writing the same
+//! bytes copy a file up (Documentation/filesystems/overlayfs.rst). Both layers are walked with descriptors; no mount is
+//! entered in the lower one, since the overlay shows none.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -22,12 +22,12 @@ use crate::resource::{FileState, encode_device};
 use crate::snapshot::Level;
 use crate::text::Text;
 
-/// Files above this size are told apart by size and times alone.
+/// Files above this size are compared only by size and times.
 const READ_MOST: u64 = 64 << 20;
 /// A change this close to the look may share its time stamp with the next one (ns; a tick is 10 ms at most).
 const FRESH: i64 = 20_000_000;
 
-/// What was found out of a file that has not changed since.
+/// Result for a file that has not changed since.
 #[derive(Clone, Copy)]
 struct Finding {
     ctime: i64,
@@ -60,7 +60,7 @@ struct Compare<'a> {
     touched: i64,
     /// Whether the upper layer's file system holds extended attributes of users.
     holds_user: bool,
-    /// Root of the lower layer, which a renamed directory's origin is told from.
+    /// Root of the lower layer, from which a renamed directory's origin is found.
     top: Option<OwnedFd>,
 }
 
@@ -84,7 +84,7 @@ impl Compare<'_> {
             Ok(opened) => opened,
             Err(e) => return self.out.gap(Level::Partial, e.to_string()),
         };
-        // A tmpfs holds such since Linux 6.6; where the upper layer does not, none was copied up.
+        // A tmpfs supports them since Linux 6.6; if the upper layer does not, none was copied up.
         let probe = rustix::fs::fgetxattr(&dir, c"user.leakcheck", &mut [0u8; 1][..]);
         self.holds_user = probe == Err(Errno::NODATA);
         let root = Pair { upper: dir.as_fd(), lower: Some(low.as_fd()), name: c"", path: text };
@@ -134,7 +134,7 @@ impl Compare<'_> {
         let opaque = attribute(&sub, &overlay_name("opaque")).is_some_and(|v| v == b"y");
         let origin = attribute(&sub, &overlay_name("redirect")).and_then(|to| self.origin(lower, &to));
         match &below {
-            // What the host has mounted there hides what the overlay shows: nothing to compare with.
+            // A mount of the host there hides what the overlay shows: nothing to compare with.
             Some(low) if is_mount(low) => return self.descend(&sub, None, pair.path, depth + 1),
             None => self.created(st, pair.path),
             Some(low) => {
@@ -183,7 +183,7 @@ impl Compare<'_> {
         self.out.files.push(file);
     }
 
-    /// A name that both layers have. Its identity is the lower file's, and the content that it has now.
+    /// A name in both layers. Its identity is the lower file's, with the current content.
     fn changed(&mut self, pair: &Pair<'_>, st: &Statx, low: &Statx) {
         let key = (st.stx_ino, digest(|h| pair.path.hash(h)));
         let ctime = st.stx_ctime.tv_sec * 1_000_000_000 + i64::from(st.stx_ctime.tv_nsec);
@@ -218,7 +218,7 @@ impl Pair<'_> {
         stat(self.lower?, self.name).ok()
     }
 
-    /// Whether the two differ by more than times, and a digest of what the upper one is.
+    /// Whether the two differ in more than times, and a digest of the upper one.
     fn compare(&self, st: &Statx, low: &Statx, holds_user: bool) -> (FileState, u64) {
         let mut same = class(st) == class(low) && attributes(st) == attributes(low);
         let mut hasher = DefaultHasher::new();
@@ -276,7 +276,8 @@ impl Pair<'_> {
         rustix::fs::lgetxattr(&*path, &*overlay_name("whiteout"), &mut [0u8; 8][..]).is_ok()
     }
 
-    /// Whether what a stat(2) does not tell is another: extended attributes, access lists, and the flags of chattr(1) that protect.
+    /// Whether attributes that stat(2) does not show differ: extended attributes, access lists, and the protecting
+    /// flags of chattr(1).
     fn differs_beside(&self, low: &Statx, holds_user: bool) -> bool {
         self.protection() != low.stx_attributes.bits() & PROTECTED || self.xattrs_differ(holds_user)
     }
@@ -291,8 +292,8 @@ impl Pair<'_> {
         })
     }
 
-    /// Whether an extended attribute is new or other, or one is gone. Labels of security modules may be missing, and those of users
-    /// where the upper layer's file system cannot hold them.
+    /// Whether an extended attribute was added, changed or removed. Labels of security modules may be missing, and so
+    /// may user attributes if the upper layer's file system does not support them.
     fn xattrs_differ(&self, holds_user: bool) -> bool {
         let Some(lower) = self.lower else { return false };
         let (ours, theirs) = (Self::in_proc(self.upper, self.name), Self::in_proc(lower, self.name));

@@ -1,4 +1,4 @@
-//! What a look reads of processes, and what reads it: `/proc` is one source of such facts.
+//! What a look reads about processes, and the interface of its sources: `/proc` is one.
 
 use std::ffi::CStr;
 use std::fmt::{self, Display};
@@ -11,11 +11,11 @@ use crate::resource::{Fd, File, Process};
 /// Which processes to read.
 #[derive(Clone, Debug)]
 pub(crate) enum Selection {
-    /// Every one but kernel threads.
+    /// All except kernel threads.
     All,
-    /// These, as far as they still live.
+    /// These, if they still live.
     Pids(Vec<u32>),
-    /// These and what descends from them by parent links.
+    /// These and their descendants by parent links.
     Tree(Vec<u32>),
 }
 
@@ -37,7 +37,7 @@ pub(crate) const NETWORK: &CStr = c"ns/net";
 /// A link below `/proc/PID` that names a namespace.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct NsLink {
-    /// The thread that is in it, where that is not the first.
+    /// The thread that is in it, if not the first.
     pub(crate) thread: Option<u32>,
     pub(crate) name: &'static CStr,
 }
@@ -51,7 +51,7 @@ impl Display for NsLink {
     }
 }
 
-/// Which facts to read of each; all but the first cost extra system calls.
+/// Which facts to read about each; all but the first cost extra system calls.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wanted {
     pub(crate) fds: bool,
@@ -77,7 +77,7 @@ pub(crate) struct Pin {
     pub(crate) path: Vec<u8>,
 }
 
-/// What was read of one process.
+/// The facts about one process.
 #[derive(Clone, Debug)]
 pub(crate) struct Sample {
     pub(crate) process: Process,
@@ -86,7 +86,7 @@ pub(crate) struct Sample {
     pub(crate) namespaces: Vec<(NsType, u64, NsLink)>,
     pub(crate) pins: Vec<Pin>,
     pub(crate) deleted_maps: Vec<File>,
-    /// What was refused first, with the kernel's answer, and what all refusals hide.
+    /// The first file that could not be read, with the kernel's answer, and the kinds that all failures hide.
     pub(crate) refused: Option<(String, KindSet)>,
     /// Whether something is mounted over its `/proc/PID`.
     pub(crate) covered: bool,
@@ -97,24 +97,25 @@ pub(crate) trait ProcessSource {
     /// Finds the selected processes, for threads to read.
     ///
     /// # Errors
-    /// When the source as a whole cannot be read.
+    /// If the source as a whole cannot be read.
     fn begin(&self, selection: &Selection, wanted: Wanted) -> Result<Box<dyn Pass + '_>>;
 }
 
 /// The processes of one look, which any number of threads read together.
 pub(crate) trait Pass: Sync {
-    /// How many of so many threads pay for themselves; `least` do by what else they have to do.
+    /// How many of this many threads are worthwhile; `least` of them are because of their other work.
     fn worth(&self, threads: usize, least: usize) -> usize;
 
-    /// Takes processes until none is left, and waits for those that others have taken; to be called by each of the `threads`.
+    /// Takes processes until none is left, and waits for those that other threads have taken; each of the `threads`
+    /// calls it.
     fn read(&self, threads: usize);
 
-    /// The ids of processes that were found and had ended before they could be read.
+    /// The ids of processes that were found but exited before they could be read.
     fn gone(&self) -> Vec<u32>;
 
-    /// What was read. A process that ended meanwhile is left out.
+    /// The results. A process that exited meanwhile is left out.
     ///
     /// # Errors
-    /// When the source as a whole could not be read any more.
+    /// If the source as a whole could no longer be read.
     fn samples(&self) -> Result<Vec<Sample>>;
 }

@@ -1,6 +1,6 @@
-//! The way into `/proc`, which a run may have covered: by another file system on `/proc` or on one `/proc/PID`, by a procfs of another
-//! pid namespace or one that shows less. Then a private procfs is looked through, which is mounted nowhere (fsopen(2), fsmount(2),
-//! Linux 5.2): whoever may not have one is told what is covered, as a gap.
+//! Access to `/proc`, which a run may have covered: by another file system on `/proc` or on one `/proc/PID`, by a
+//! procfs of another pid namespace or one that shows less. Then a private detached procfs is used (fsopen(2),
+//! fsmount(2), Linux 5.2). If the observer may not create one, the covered part is a gap.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -15,12 +15,12 @@ use crate::error::{Doing, Error, Result, in_words};
 
 /// `f_type` of procfs (statfs(2)).
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
-/// Lists of the whole machine. Container engines mount `/dev/null` over some of them (`MaskedPaths` of the runtime specification), and
-/// an empty list is no clean one.
+/// Lists of the whole machine. Container engines mount `/dev/null` over some of them (`MaskedPaths` of the runtime
+/// specification), and an empty list does not mean that nothing exists.
 const TABLES: [&str; 4] = ["keys", "key-users", "locks", "sysvipc"];
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
-/// Those that are open, as long as somebody looks; the last is the freshest.
+/// The open ones, as long as a look uses them; the last is the newest.
 static ROOTS: Mutex<Vec<Weak<ProcRoot>>> = Mutex::new(Vec::new());
 /// Descriptors of such roots: the observer's own.
 static FDS: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
@@ -40,20 +40,20 @@ impl Drop for Kept {
     }
 }
 
-/// A directory that shows our pid namespace, uncovered as far as can be.
+/// A directory that shows our pid namespace, uncovered if possible.
 pub(crate) struct ProcRoot {
     dir: Kept,
     private: bool,
-    /// For single processes that are covered; none where it is refused.
+    /// For single processes that are covered; none if the kernel refuses it.
     spare: OnceLock<Option<Kept>>,
     gap: Option<String>,
 }
 
 impl ProcRoot {
-    /// A fresh one, since what is mounted may have changed. Whoever opens a path gets it as long as it is kept.
+    /// A new one, since the mounts may have changed. Every path is opened through it as long as it is kept.
     ///
     /// # Errors
-    /// [`Error::Io`] where nothing at all is to be had.
+    /// [`Error::Io`] if no procfs is available at all.
     pub(crate) fn renew() -> Result<Arc<ProcRoot>> {
         let root = Arc::new(ProcRoot::open()?);
         let mut roots = ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +90,7 @@ impl ProcRoot {
         }
     }
 
-    /// What it shows less than there is, and why.
+    /// What it does not show, and why.
     pub(crate) fn gap(&self) -> Option<&str> {
         self.gap.as_deref()
     }
@@ -99,7 +99,7 @@ impl ProcRoot {
         self.dir.0.as_fd()
     }
 
-    /// The private one, where this one is covered in part.
+    /// The private one, if this one is covered in part.
     pub(crate) fn spare(&self) -> Option<BorrowedFd<'_>> {
         let spare = self.spare.get_or_init(|| private().ok().filter(|_| !self.private).map(Kept::new));
         spare.as_ref().map(|kept| kept.0.as_fd())
@@ -107,7 +107,7 @@ impl ProcRoot {
 
     fn file(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
-        // Magic links lead to other file systems by their nature.
+        // Magic links always lead to other file systems.
         let leads_out = |part: &std::ffi::OsStr| ["root", "cwd", "exe", "fd", "ns"].iter().any(|link| part == *link);
         let numbered = path.as_os_str().as_encoded_bytes().first().is_some_and(u8::is_ascii_digit);
         let is_table = path.iter().next().is_some_and(|first| TABLES.iter().any(|table| first == *table));
@@ -123,7 +123,7 @@ impl ProcRoot {
     }
 }
 
-/// Descriptors of this process that are open for looking.
+/// Descriptors of this process that are open for observing.
 pub(crate) fn own_fds() -> Vec<RawFd> {
     FDS.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
@@ -156,17 +156,17 @@ pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     read_all(file.as_fd()).doing("read", path)
 }
 
-/// A procfs of our pid namespace that is mounted nowhere.
+/// A detached procfs of our pid namespace.
 fn private() -> rustix::io::Result<OwnedFd> {
     let mount = sys::detached("proc")?;
     openat(&mount, ".", DIRECTORY, Mode::empty()).map(|_| mount)
 }
 
-/// Why an open `/proc` may show less than there is.
+/// Why an open `/proc` may not show everything.
 enum Doubt {
-    /// Something else is in its place, or in that of a part.
+    /// Something else covers it or a part of it.
     Covered(String),
-    /// It is mounted so (`hidepid`, `subset`): who reads it is told by each read what he may not see.
+    /// Its mount options hide something (`hidepid`, `subset`): each read reports what the reader cannot see.
     Less,
 }
 

@@ -1,4 +1,4 @@
-//! Files of processes that take care to read: their own memory, and what stands at many descriptors.
+//! Files of processes that need care to read: their own memory, and the fdinfo of many descriptors.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::arena::ArenaView;
 use crate::error::{Doing, Result};
 use crate::resource::Fd;
 
-/// Which part of its own memory a process is asked for.
+/// Which part of a process's own memory to read.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Part {
     /// `cmdline`.
@@ -23,15 +23,15 @@ pub(crate) enum Part {
 
 /// Reads `cmdline` or `environ` of the process whose directory this is; none when it cannot be read.
 ///
-/// Both are pages of the process. Where it has mapped a file there, reading may wait for that file's server for ever, so they are
-/// read of anonymous memory only.
+/// Both are pages of the process. If the process has mapped a file there, reading may wait for the file's server
+/// forever, so only anonymous memory is read.
 pub(crate) fn read_memory(process: &Path, part: Part) -> Option<Vec<u8>> {
-    // `arg_start` to `env_end`, fields 48 to 51 of proc_pid_stat(5); 0 for who may not know.
+    // `arg_start` to `env_end`, fields 48 to 51 of proc_pid_stat(5); 0 for readers without permission.
     const ARG_START: usize = 48;
     let stat = read_file(process.join("stat")).ok()?;
     let tail = &stat[stat.iter().rposition(|b| *b == b')')? + 1..];
     let fields: Vec<&str> = std::str::from_utf8(tail).ok()?.split_ascii_whitespace().collect();
-    // The name before is field 2.
+    // The name before them is field 2.
     let field = |n: usize| fields.get(n - 3)?.parse::<u64>().ok();
     let (name, at) = match part {
         Part::Arguments => ("cmdline", ARG_START),
@@ -97,7 +97,7 @@ impl<'a> Fdinfo<'a> {
         let Ok(file) = rustix::fs::openat(proc, name.as_c_str(), flags, Mode::empty()) else { return &[] };
         self.text.reserve(16384);
         while let Ok(more @ 1..) = rustix::io::read(&file, spare_capacity(&mut self.text)) {
-            // What is longer than a page comes in several reads, and the last is short.
+            // Content longer than a page takes several reads, and the last one is short.
             if more < 2048 {
                 break;
             }

@@ -83,7 +83,7 @@ impl Procfs {
                     }
                 }
                 parents.sort_unstable();
-                // One that has ended is not in the tree.
+                // A process that has exited is not in the tree.
                 let mut tree: Vec<u32> =
                     roots.iter().copied().filter(|root| parents.iter().any(|(_, pid)| pid == root)).collect();
                 let mut next = 0;
@@ -99,7 +99,7 @@ impl Procfs {
         }
     }
 
-    /// The directory of one process, and nothing that is mounted over it.
+    /// The directory of one process, not something that is mounted over it.
     fn directory(&self, name: &CStr, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         match rustix::fs::openat2(&self.proc, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
             Err(Errno::XDEV) if self.own_pid != 0 => {
@@ -111,10 +111,10 @@ impl Procfs {
         }
     }
 
-    /// Reads one process; none when it has ended, or is a kernel thread.
+    /// Reads one process; none if it has exited or is a kernel thread.
     ///
     /// # Errors
-    /// When this process may open no more files: then nothing can be said of any other.
+    /// If this process cannot open more files: then no other process can be read either.
     fn sample(&self, pid: u32, wanted: Wanted, scratch: &mut Scratch) -> Result<Option<Sample>> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let name = path(&format_args!("{pid}"));
@@ -128,7 +128,7 @@ impl Procfs {
                 return Ok(None);
             }
             Err(Errno::XDEV) => return Ok(Some(Sample { covered: true, ..hidden_process(pid, Errno::XDEV) })),
-            // `hidepid=1` (proc(5)): that it is there is all that can be seen.
+            // `hidepid=1` (proc(5)): only its existence is visible.
             Err(e @ (Errno::ACCESS | Errno::PERM)) => return Ok(Some(hidden_process(pid, e))),
             Err(e) => return Err(Error::io("open", format!("/proc/{pid}/stat"), e)),
         };
@@ -146,7 +146,7 @@ impl Procfs {
             covered: false,
         };
         let (threads, ended) = (stat.num_threads, matches!(stat.state, b'Z' | b'X' | b'x'));
-        // The first thread may have ended and others go on: then the process is what one of these is.
+        // The first thread may have exited while others run: then one of these stands for the process.
         let deputy = if ended { living_thread(dir.as_fd(), pid) } else { None };
         match deputy {
             Some((_, state)) => sample.process.state = char::from(state),
@@ -188,7 +188,7 @@ impl ProcessSource for Procfs {
     fn begin(&self, selection: &Selection, wanted: Wanted) -> Result<Box<dyn Pass + '_>> {
         let mut pids = self.select(selection)?;
         let mut first = Vec::new();
-        // This process first, while the only descriptors of the observer are those that it can name.
+        // This process first, while the observer has only descriptors that it knows.
         if pids.contains(&self.own_pid) {
             first.extend(self.sample(self.own_pid, wanted, &mut Scratch::new())?);
             pids.retain(|&pid| pid != self.own_pid);
@@ -197,8 +197,8 @@ impl ProcessSource for Procfs {
     }
 }
 
-/// The `hidepid` option (proc(5)) of the procfs at `proc`, where it keeps processes of others from us: those of which it says
-/// nothing at all are not even known to be there.
+/// The `hidepid` option (proc(5)) of the procfs at `proc`, if it hides other users' processes from us: even their
+/// existence is unknown.
 fn hiding(proc: BorrowedFd<'_>) -> Option<String> {
     let st = rustix::fs::statx(proc, c"", AtFlags::EMPTY_PATH, StatxFlags::INO).ok()?;
     let text = read_file("/proc/self/mountinfo").ok()?;
@@ -208,7 +208,7 @@ fn hiding(proc: BorrowedFd<'_>) -> Option<String> {
     let options = String::from_utf8_lossy(&ours.super_options).into_owned();
     let value = |name: &str| options.split(',').find_map(|o| o.strip_prefix(name)).map(str::to_owned);
     let hides = value("hidepid=").filter(|how| !matches!(how.as_str(), "0" | "off" | "1" | "noaccess"))?;
-    // `ptraceable` hides from the members of `gid` as well.
+    // `ptraceable` also hides from the members of `gid`.
     let group =
         value("gid=").and_then(|gid| gid.parse().ok()).filter(|_| !matches!(hides.as_str(), "4" | "ptraceable"));
     let member = |gid: u32| {

@@ -1,7 +1,8 @@
 //! Opening a path without waiting for a file system.
 //!
-//! A server behind FUSE, NFS and their like may never answer, and not even SIGKILL ends who waits for it. So a path is walked
-//! component by component, and nothing inside a mount is asked for before mountinfo has told what that mount is.
+//! A server behind FUSE, NFS and their like may never answer, and not even SIGKILL ends a process that waits for it. So
+//! a path is walked component by component, and nothing inside a mount is accessed before mountinfo has shown what that
+//! mount is.
 
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -16,7 +17,7 @@ use super::proc_root::read_file;
 use crate::error::in_words;
 use crate::parse::mountinfo;
 
-/// The kernel's own bound for symbolic links in one path (path_resolution(7)).
+/// The kernel's limit for symbolic links in one path (path_resolution(7)).
 const LINKS: usize = 40;
 
 /// Where a path leads: a descriptor opened with `O_PATH` on a file system that answers.
@@ -37,7 +38,7 @@ impl Place {
         Some(PathBuf::from(OsStr::from_bytes(text.as_bytes())))
     }
 
-    /// Opens it for more than its place.
+    /// Opens it with other flags than `O_PATH`.
     pub(crate) fn reopen(&self, flags: OFlags) -> rustix::io::Result<OwnedFd> {
         if self.class() == FileType::Directory {
             return rustix::fs::openat(&self.fd, c".", flags | OFlags::CLOEXEC, Mode::empty());
@@ -55,7 +56,7 @@ fn through(fd: BorrowedFd<'_>) -> String {
 pub(crate) enum Refusal {
     /// The kernel's answer.
     Kernel(Errno),
-    /// It leads into a file system that may not answer.
+    /// It leads into a file system that may hang.
     MayHang(String),
 }
 
@@ -80,11 +81,11 @@ impl Refusal {
     }
 }
 
-/// Opens `path`, below `root` if one is given, links inside leading nowhere else then. `last` tells whether a link at its end is
-/// followed.
+/// Opens `path`, below `root` if given; then links inside cannot lead out of it. `last` tells whether a link at its end
+/// is followed.
 ///
 /// # Errors
-/// [`Refusal`]; a file system that the walk starts on is trusted, as this program itself came from it.
+/// [`Refusal`]; the file system where the walk starts is trusted, since this program itself was loaded from it.
 pub(crate) fn open(
     path: &Path,
     root: Option<&OwnedFd>,
@@ -138,7 +139,7 @@ struct Walk<'a> {
     root: Option<&'a OwnedFd>,
     mounts: &'a mut Mounts,
     links: usize,
-    /// Whether it has come into a mount namespace that may be another one, by a link of procfs.
+    /// Whether it has entered a mount namespace that may be another one, through a procfs link.
     elsewhere: bool,
 }
 
@@ -157,7 +158,7 @@ impl Walk<'_> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match rustix::fs::openat2(&at.fd, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
             Ok(fd) => place(fd),
-            // Another mount begins here. Before Linux 5.6 that is not told, and each component is asked.
+            // Another mount starts here. Before Linux 5.6 the kernel does not report it, and each component is checked.
             Err(Errno::XDEV | Errno::NOSYS) => {
                 let fd = rustix::fs::openat(&at.fd, name, flags, Mode::empty())?;
                 self.check(fd)
@@ -183,7 +184,7 @@ impl Walk<'_> {
         }
     }
 
-    /// Whether a link is one that procfs makes up (proc(5)): it leads to a file, whatever its text says.
+    /// Whether it is a magic link of procfs (proc(5)): it leads to a file, whatever its text says.
     fn is_magic(&mut self, at: &Place, name: &[u8]) -> bool {
         let textual = matches!(name, b"self" | b"thread-self" | b"mounts" | b"net");
         let on_proc = || rustix::fs::fstatfs(&at.fd).is_ok_and(|fs| fs.f_type as u64 == PROC_MAGIC);
@@ -210,7 +211,7 @@ fn is_same(at: &Place, root: &OwnedFd) -> bool {
     rustix::fs::statx(root, c"", flags, StatxFlags::INO).is_ok_and(|st| of(&st) == of(&at.st))
 }
 
-/// What is at a path, told without waiting for a file system.
+/// The type of what is at a path, found without waiting for a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum At {
     /// Nothing.
@@ -219,11 +220,11 @@ pub enum At {
     Directory,
     /// Something else.
     Other,
-    /// A file system that may not answer, or one that may not be looked at.
+    /// A file system that may hang, or one that this user cannot access.
     Hidden,
 }
 
-/// What is at `path`, links followed.
+/// The type of what is at `path`, following links.
 pub fn at(path: &Path) -> At {
     match open(path, None, true, &mut Mounts::of(None)) {
         Ok(place) if place.class() == FileType::Directory => At::Directory,

@@ -26,7 +26,7 @@ impl std::ops::Deref for ShortPath {
 
 pub(super) fn path(args: &std::fmt::Arguments<'_>) -> ShortPath {
     let mut buffer = [0u8; 96];
-    // Paths here are numbers and fixed words; what did not fit would be cut and not be found.
+    // Paths here are numbers and fixed words; a path that does not fit would be cut and not found.
     let _ = (&mut buffer[..95]).write_fmt(*args);
     ShortPath(buffer)
 }
@@ -45,7 +45,7 @@ pub(crate) fn read_all(file: BorrowedFd<'_>) -> rustix::io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// As [`read_all`], in the place of what is in `text`.
+/// As [`read_all`], replacing the contents of `text`.
 pub(super) fn read_into(file: BorrowedFd<'_>, text: &mut Vec<u8>) -> rustix::io::Result<()> {
     text.clear();
     loop {

@@ -39,14 +39,14 @@ impl Transport {
     }
 }
 
-/// A socket, as far as every family tells alike.
+/// The attributes of a socket that every family reports.
 #[derive(Clone, Debug)]
 pub(crate) struct Socket {
     /// Inode of the socket's file, 0 for one without a file.
     pub(crate) ino: u64,
-    /// The number that no socket of this boot shares (`sock_gen_cookie()`).
+    /// A number that is unique within this boot (`sock_gen_cookie()`).
     pub(crate) cookie: u64,
-    /// Owner, where the kernel tells it.
+    /// Owner, if the kernel reports it.
     pub(crate) uid: Option<u32>,
     /// Protocol and address, for people.
     pub(crate) name: Text,
@@ -69,7 +69,7 @@ impl SockDiag {
         Self::open_kept(false)
     }
 
-    /// As [`open`](Self::open); `kept` is for one that threads of other namespaces use later.
+    /// As [`open`](Self::open); `kept` is for a socket that threads of other namespaces use later.
     pub(super) fn open_kept(kept: bool) -> io::Result<Self> {
         Netlink::open(Some(SOCK_DIAG), kept).map(SockDiag)
     }
@@ -79,7 +79,7 @@ impl SockDiag {
         let mut sockets = self.inet_family(libc::AF_INET, transport, which)?;
         match self.inet_family(libc::AF_INET6, transport, which) {
             Ok(more) => sockets.extend(more),
-            // The kernel answers for IPv4 and knows no IPv6: there is nothing that could exist.
+            // The kernel answers for IPv4 and does not support IPv6: no IPv6 socket can exist.
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
             Err(e) => return Err(e),
         }
@@ -117,7 +117,7 @@ impl SockDiag {
     }
 
     /// Unix sockets (`struct unix_diag_req`, linux/unix_diag.h). An accepted stream has the name of its listener, which
-    /// nothing tells from a name of its own: connected streams are not in [`Which::Reachable`].
+    /// cannot be distinguished from a name of its own: connected streams are not in [`Which::Reachable`].
     pub(crate) fn unix(&mut self, which: Which) -> io::Result<Vec<Socket>> {
         const SHOW_NAME: u32 = 0x1;
         const SHOW_UID: u32 = 0x40;
@@ -207,8 +207,8 @@ impl SockDiag {
 
 type Table = fn(&mut SockDiag) -> io::Result<Vec<Socket>>;
 
-/// One line for each of these socket inodes that the observer's own network namespace knows: protocol, addresses, state.
-/// Whole tables are read, so ask for all at once, and only for what is to be shown.
+/// One line for each of these socket inodes that the observer's own network namespace contains: protocol, addresses,
+/// state. It reads whole tables, so request all inodes at once, and only those to be shown.
 pub(crate) fn describe(wanted: &BTreeSet<u64>) -> BTreeMap<u64, String> {
     let mut found = BTreeMap::new();
     let Ok(mut diag) = SockDiag::open() else { return found };
@@ -223,7 +223,7 @@ pub(crate) fn describe(wanted: &BTreeSet<u64>) -> BTreeMap<u64, String> {
         if found.len() == wanted.len() {
             break;
         }
-        // A family that this kernel does not diagnose describes nothing: what is wanted is a help, not a record.
+        // A family that this kernel does not diagnose has no description: it is a hint, not a record.
         for socket in table(&mut diag).unwrap_or_default() {
             if wanted.contains(&socket.ino) {
                 found.insert(socket.ino, socket.name.to_string());

@@ -1,8 +1,9 @@
-//! Settings of the kernel, by `/proc/sys` and some knobs of `/sys`.
+//! Kernel settings, from `/proc/sys` and some files of `/sys`.
 //!
-//! A setting is a file that somebody may read and somebody may write, by its mode: what is only read is a counter, what is
-//! only written does something. Namespaces isolate some of them (`kernel.hostname`, `kernel.shm*` …): of these the observer's own are
-//! read, unless an arena is looked at, which has its own. Of `net`, which has a thousand, only those that sandboxes set.
+//! A setting is a file whose mode has a read bit and a write bit: a read-only file is a counter, a write-only file
+//! triggers an action. Namespaces isolate some of them (`kernel.hostname`, `kernel.shm*` …): the observer's own ones
+//! are read, unless an arena is observed, which has its own. `net` has a thousand; only those that sandboxes set are
+//! read.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -26,12 +27,12 @@ const SYS: &CStr = c"/proc/sys";
 /// linux/magic.h
 const PROC_MAGIC: u64 = 0x9fa0;
 const BINFMT_MAGIC: u64 = 0x4249_4e4d;
-/// The value has at most so many bytes here; a page is what the kernel gives of most.
+/// Maximum size of a value in bytes; the kernel returns at most a page for most of them.
 const LONGEST: usize = 4096;
 /// Directories nest no deeper than `dev/parport/parport0/devices/NAME`.
 const DEEPEST: u32 = 8;
 
-/// What changes by itself, or does something when it is read. With a `/` at the end: all below.
+/// Files that change by themselves, or trigger an action when read. With a `/` at the end: everything below.
 const NO_SETTINGS: &[&str] = &[
     "kernel/hung_task_warnings",         // counted down with each warning
     "kernel/ns_last_pid",                // of each fork
@@ -40,11 +41,11 @@ const NO_SETTINGS: &[&str] = &[
     "kernel/sched_domain/",              // the scheduler's own measurements
     "kernel/tainted",                    // by any warning or module
     "vm/stat_refresh",                   // runs something on each CPU
-    // Looked at by themselves.
+    // Read separately.
     "fs/binfmt_misc/",
     "net/",
 ];
-/// Of the network namespace, what container runtimes, network plugins and judges set.
+/// Settings of the network namespace that container runtimes, network plugins and judges change.
 const NET: &[&CStr] = &[
     c"net/bridge/bridge-nf-call-arptables",
     c"net/bridge/bridge-nf-call-ip6tables",
@@ -62,7 +63,7 @@ const NET: &[&CStr] = &[
     c"net/ipv6/conf/all/forwarding",
     c"net/ipv6/conf/default/forwarding",
 ];
-/// How the names begin of what an arena has of its own (uts_namespaces(7), ipc_namespaces(7)).
+/// Prefixes of the settings that an arena has of its own (uts_namespaces(7), ipc_namespaces(7)).
 const OF_AN_ARENA: &[&str] = &[
     "fs/mqueue/",
     "kernel/auto_msgmni",
@@ -73,23 +74,23 @@ const OF_AN_ARENA: &[&str] = &[
     "kernel/shm",
 ];
 
-/// Directories of `/sys` with settings, which sandboxes and judges tune.
+/// Directories of `/sys` with settings that sandboxes and judges change.
 const KNOBS: &[&CStr] = &[c"/sys/kernel/mm/transparent_hugepage", c"/sys/kernel/mm/ksm"];
 const CPU: &CStr = c"/sys/devices/system/cpu";
 /// Its files, one by one: `online` cannot be written, but shows what `cpuN/online` was set to.
 const FILES: &[&CStr] = &[c"online", c"smt/control", c"cpufreq/boost", c"intel_pstate/no_turbo"];
 
-/// What the names of a directory are, by its path, and whether an arena's own are left out. Nobody can change what a name is: the kernel
-/// has the modes of both.
+/// The names in a directory, by its path and by whether an arena's own are left out. The type and mode of a name never
+/// change: the kernel sets both.
 type Listings = HashMap<(String, bool), Arc<Listing>>;
 static LISTINGS: LazyLock<Mutex<Listings>> = LazyLock::new(Mutex::default);
 
-/// A directory as it was listed last.
+/// The last listing of a directory.
 #[derive(Default)]
 struct Listing {
     /// Its names, each with a NUL after it.
     names: Vec<u8>,
-    /// What is read of it, by name, with the path, which is what they are sorted by.
+    /// The files to read, by name, with the path, which is the sort key.
     settings: Vec<(CString, Text)>,
     /// The directories in it, each with its path and a `/`.
     directories: Vec<(CString, String)>,
@@ -139,7 +140,7 @@ pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
     }
 }
 
-/// `/proc/sys`, and not what somebody mounted there.
+/// `/proc/sys`, not something that is mounted over it.
 fn open_sys() -> Result<OwnedFd, String> {
     let dir = rustix::fs::open(SYS, DIRECTORY, Mode::empty())
         .map_err(|e| format!("cannot open directory /proc/sys: {}", in_words(e)))?;
@@ -150,7 +151,7 @@ fn open_sys() -> Result<OwnedFd, String> {
     }
 }
 
-/// Whether the arena's PID 1 is in our namespace of this type; where it cannot be told, it may be.
+/// Whether the arena's PID 1 is in our namespace of this type; true if unknown.
 fn shares(arena: &ArenaView, ns: &CStr) -> bool {
     let link = |pid: &str| CString::new(format!("{pid}/ns/{}", ns.to_string_lossy())).unwrap_or_default();
     let ours = statat(rustix::fs::CWD, &*[b"/proc/", link("self").to_bytes()].concat(), AtFlags::empty());
@@ -211,7 +212,7 @@ fn skips(path: &str, skip_own: bool) -> bool {
 struct Walk {
     found: Vec<Sysctl>,
     gaps: Vec<(Level, String)>,
-    /// Files that root alone may read, and write.
+    /// Files that only root can read and write.
     refused: usize,
     skip_own: bool,
     skip_net: bool,
@@ -277,13 +278,13 @@ impl Walk {
             }
             Err(Errno::ACCESS | Errno::PERM) => self.refused += 1,
             Err(Errno::XDEV) => self.gap(Level::Partial, format!("a mount covers {path}")),
-            // Some have no value yet (EIO), and modules take theirs with them.
+            // Some have no value yet (EIO), and others disappear with their module.
             Err(_) => {}
         }
     }
 
-    /// The registered formats. Where the file system is mounted nowhere there are none (Linux 6.7), and to look for it could mount it: a
-    /// descriptor opened with O_PATH triggers no automount (open(2)), unless O_DIRECTORY asks for it too.
+    /// The registered formats. If the file system is not mounted, there are none (Linux 6.7), and opening the directory
+    /// could mount it: a descriptor opened with O_PATH triggers no automount (open(2)), unless O_DIRECTORY is set too.
     fn binfmt_misc(&mut self, sys: &OwnedFd) {
         let place = OFlags::PATH | OFlags::CLOEXEC;
         let path = "/proc/sys/fs/binfmt_misc";
@@ -316,7 +317,7 @@ impl Walk {
         for name in FILES {
             self.file(&cpu, name, path(name));
         }
-        // Not the frequencies: they follow the temperature.
+        // Not the frequencies: they depend on the temperature.
         let policies = openat(&cpu, c"cpufreq", DIRECTORY, Mode::empty()).and_then(|dir| names(&dir));
         for policy in policies.unwrap_or_default().iter().filter(|name| name.to_bytes().starts_with(b"policy")) {
             let Ok(name) = CString::new([b"cpufreq/", policy.to_bytes(), b"/scaling_governor"].concat()) else {
@@ -339,7 +340,7 @@ fn text(dir: &str, name: &CStr) -> Text {
     [dir.as_bytes(), name.to_bytes()].concat().into()
 }
 
-/// The word in brackets, where there is just one: the others are what else could be chosen.
+/// The word in brackets, if there is exactly one: the other words are the alternatives.
 fn chosen(value: &[u8]) -> &[u8] {
     if !value.contains(&b'[') {
         return value;
@@ -353,7 +354,7 @@ fn chosen(value: &[u8]) -> &[u8] {
 }
 
 impl Sysctl {
-    /// The name as sysctl(8) takes it, or the path.
+    /// The name for sysctl(8), or the path.
     pub(crate) fn name(&self) -> Text {
         match self.path.as_ref().strip_prefix(b"/proc/sys/") {
             Some(below) if !below.contains(&b'.') && !below.starts_with(b"fs/binfmt_misc") => {
@@ -363,13 +364,13 @@ impl Sysctl {
         }
     }
 
-    /// The command that would set it as it was.
+    /// The command that restores it.
     pub(crate) fn restore(&self) -> Option<String> {
         let before = self.before.as_ref()?;
         let by_itself = |path: &[u8]| path.starts_with(b"/proc/sys/fs/binfmt_misc") || path.ends_with(b"/cpu/online");
         let quote = super::detail::quote;
         let path: &[u8] = self.path.as_ref();
-        // A tab between numbers is a blank as well (`proc_dointvec()`), and every shell writes it.
+        // A tab between numbers may be written as a space (`proc_dointvec()`), which every shell can write.
         let value: Vec<u8> = before.as_ref().iter().map(|b: &u8| if *b == b'\t' { b' ' } else { *b }).collect();
         (!by_itself(path)).then(|| format!("echo {} > {}", quote(&value), quote(path)))
     }

@@ -32,8 +32,8 @@ pub(super) fn living_thread(dir: BorrowedFd<'_>, pid: u32) -> Option<(u32, u8)> 
     })
 }
 
-/// Where below `/proc` a process shows what it has: at its first thread, or where that has ended at one that lives; and whether the first
-/// lives.
+/// The directory below `/proc` that shows a process's resources: its first thread's, or a living thread's if the first
+/// has exited; and whether the first lives.
 pub(crate) fn task_of(pid: u32, arena: Option<&ArenaView>) -> (String, bool) {
     let text = read_file(proc_path(arena, format_args!("{pid}/stat"))).unwrap_or_default();
     if parse::stat::parse(&text).is_ok_and(|s| matches!(s.state, b'Z' | b'X' | b'x') && s.num_threads > 1) {

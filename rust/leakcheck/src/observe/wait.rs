@@ -1,4 +1,4 @@
-//! Waiting until something happens to residue.
+//! Waits until residue changes.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -13,15 +13,15 @@ use crate::kind::Kind;
 use crate::parse::stat;
 use crate::resource::{Process, Resource};
 
-/// Descriptors waited on at most.
+/// Maximum number of descriptors to wait on.
 const MOST: usize = 256;
 
-/// A reaper's `wait` raises no event: zombies are looked at this often.
+/// A reaper's `wait` sends no event: zombies are checked at this interval.
 const ZOMBIES: Duration = Duration::from_millis(5);
 
-/// Returns when a process of the residue ends or is reaped, a cgroup of it changes, a mount is added or removed (proc(5),
-/// mountinfo), or after `pause`. The pids of an arena name other processes here, and a pidfd would be a stranger's: they are
-/// looked at.
+/// Returns when a process of the residue exits or is reaped, one of its cgroups changes, a mount is added or removed
+/// (proc(5), mountinfo), or after `pause`. An arena's pids are other processes here, and a pidfd would be a stranger's:
+/// arena processes are polled.
 pub(crate) fn wait_for_change<'a>(
     residue: impl Iterator<Item = &'a Resource>,
     arena: Option<&ArenaView>,
@@ -58,7 +58,7 @@ pub(crate) fn wait_for_change<'a>(
     loop {
         let left = until.saturating_duration_since(Instant::now());
         let step = if zombies.is_empty() { left } else { left.min(ZOMBIES) };
-        // An interrupted wait is a short one: the next look tells.
+        // An interrupted wait is just shorter: the next look follows.
         let events = poll(&mut set, Some(&timespec(step))).unwrap_or(1);
         if events > 0 || step == left || zombies.iter().any(|p| !is_there(p, arena)) {
             return;
@@ -70,16 +70,16 @@ fn timespec(duration: Duration) -> Timespec {
     Timespec { tv_sec: duration.as_secs().try_into().unwrap_or(i64::MAX), tv_nsec: duration.subsec_nanos().into() }
 }
 
-/// Whether it is there still, and as it was: a zombie that was none has ended since.
+/// Whether it still exists unchanged: a process that has become a zombie has exited since.
 fn is_there(process: &Process, arena: Option<&ArenaView>) -> bool {
     let text = read_file(proc_path(arena, format_args!("{}/stat", process.pid))).unwrap_or_default();
-    // A first thread that has ended while others go on is no zombie.
+    // A first thread that has exited while others run is not a zombie.
     let zombie = |s: &stat::Stat<'_>| s.state == b'Z' && s.num_threads <= 1;
     stat::parse(&text).is_ok_and(|s| s.start_time == process.start && zombie(&s) == (process.state == 'Z'))
 }
 
-/// How much longer to wait: 2 when tasks stand in line for the processor or for memory, else 1. By pressure stall information
-/// where the kernel has it on, else by the load average.
+/// Factor for the waiting time: 2 if tasks wait for CPU or memory, else 1. From pressure stall information if the
+/// kernel has it enabled, else from the load average.
 pub(crate) fn pressure() -> u32 {
     let some = |resource: &str| {
         let text = read_file(format!("/proc/pressure/{resource}")).ok()?;

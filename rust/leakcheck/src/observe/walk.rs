@@ -1,4 +1,4 @@
-//! What the walks of files have in common.
+//! Shared parts of the file walks.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, CString};
@@ -23,12 +23,12 @@ pub(super) const REMOTE: [u64; 8] =
     [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x7375_7245];
 /// `TMPFS_MAGIC` (statfs(2)).
 const TMPFS: u64 = 0x0102_1994;
-/// The size of a directory of a tmpfs that has nothing in it: each name adds 20, `.` and `..` too (`BOGO_DIRENT_SIZE`, mm/shmem.c).
+/// The size of an empty directory on tmpfs: each name adds 20, including `.` and `..` (`BOGO_DIRENT_SIZE`, mm/shmem.c).
 pub(super) const EMPTY: u64 = 40;
 /// `STATX_ATTR_IMMUTABLE` and `STATX_ATTR_APPEND` (statx(2)).
 pub(super) const PROTECTED: u64 = 0x10 | 0x20;
 
-/// What a walk gave.
+/// The result of a walk.
 #[derive(Default)]
 pub(crate) struct Walk {
     pub(crate) files: Vec<File>,
@@ -36,13 +36,13 @@ pub(crate) struct Walk {
     /// Directories that were not listed.
     pub(crate) unlisted: Vec<Gap>,
     pub(crate) submounts: Vec<Submount>,
-    /// What is there of that which an arena had at first, by its number there.
+    /// What still exists of an arena's initial contents, by number.
     pub(super) born: HashMap<usize, Statx>,
 }
 
 impl Walk {
     pub(super) fn gap(&mut self, level: Level, reason: String) {
-        // One unreadable directory in a thousand is told as clearly as a thousand.
+        // One unreadable directory is reported as clearly as a thousand.
         if self.gaps.len() < 8 {
             self.gaps.push(Coverage { level, reason });
         }
@@ -53,8 +53,8 @@ impl Walk {
         self.unlisted.push(Gap { kind: Kind::File, level: Level::Partial, reason, place });
     }
 
-    /// Notes that the directory `name` of `dir`, or `dir` itself where that is empty, was not listed, or not to its end, so that
-    /// nothing below it is comparable.
+    /// Records that the directory `name` of `dir`, or `dir` itself if `name` is empty, was not listed completely, so
+    /// that nothing below it is comparable.
     pub(super) fn not_listed(&mut self, level: Level, reason: String, path: &[u8], (dir, name): (&OwnedFd, &CStr)) {
         let mut directory = Directory { path: Text::from(path), ..Directory::default() };
         if let Ok(st) = stat(dir, name) {
@@ -78,7 +78,7 @@ pub(super) fn is_tmpfs(fd: &OwnedFd) -> bool {
     rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u64 == TMPFS)
 }
 
-/// The names in a directory but `.` and `..`.
+/// The names in a directory except `.` and `..`.
 pub(super) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
     let mut buffer = vec![MaybeUninit::<u8>::uninit(); 8192];
     let mut entries = RawDir::new(dir.as_fd(), &mut buffer[..]);
@@ -94,7 +94,7 @@ pub(super) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
 
 pub(super) fn open_dir(at: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    // Only the owner may ask not to change the access time (open(2), O_NOATIME).
+    // Only the owner can use O_NOATIME (open(2)).
     match rustix::fs::openat(at, name, flags | OFlags::NOATIME, Mode::empty()) {
         Err(Errno::PERM) => rustix::fs::openat(at, name, flags, Mode::empty()),
         other => other,
@@ -117,7 +117,7 @@ pub(super) fn record(st: &Statx, path: &[u8], class: FileType) -> File {
         dev: device_of(st),
         ino: st.stx_ino,
         birth,
-        // Told apart in `number_links`; a directory has one link.
+        // Numbered in `number_links`; a directory has one link.
         link: u32::from(st.stx_nlink > 1 && class != FileType::Directory),
         mapped_by: None,
         path: Text::from(path),

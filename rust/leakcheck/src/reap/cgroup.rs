@@ -20,7 +20,7 @@ const MAGIC: [u64; 2] = [0x0027_e0eb, 0x6367_7270];
 const PATIENCE: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Removes one, if it is the one of the record and holds nothing that stays.
+/// Removes one if it is the one in the record and contains nothing that stays.
 pub(super) fn remove(cgroup: &Cgroup, all: &[Resource], processes: &Processes, apply: bool) -> Outcome {
     try_remove(cgroup, all, processes, apply).unwrap_or_else(|outcome| outcome)
 }
@@ -65,7 +65,7 @@ fn try_remove(cgroup: &Cgroup, all: &[Resource], processes: &Processes, apply: b
         }
         match place.unlink(true) {
             Ok(()) => return Ok(Outcome::new(Verb::Rmdir, Status::Done, "")),
-            // A process that has ended leaves its cgroup a little later.
+            // A process leaves its cgroup a little after its exit.
             Err(Errno::BUSY) if Instant::now() < deadline => wait(&dir),
             Err(Errno::NOENT) => return Err(Outcome::gone(Verb::Rmdir)),
             Err(e) => return Err(Outcome::failed(Verb::Rmdir, "rmdir", e)),
@@ -73,7 +73,7 @@ fn try_remove(cgroup: &Cgroup, all: &[Resource], processes: &Processes, apply: b
     }
 }
 
-/// Its processes. In a threaded cgroup the file cannot be read, and rmdir(2) tells.
+/// Its processes. In a threaded cgroup the file cannot be read, and rmdir(2) decides.
 fn members(dir: &OwnedFd) -> Vec<u32> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let text = rustix::fs::openat(dir, c"cgroup.procs", flags, Mode::empty()).and_then(|file| read_all(file.as_fd()));
@@ -81,7 +81,7 @@ fn members(dir: &OwnedFd) -> Vec<u32> {
     text.split(|b| *b == b'\n').filter_map(|line| std::str::from_utf8(line).ok()?.parse().ok()).collect()
 }
 
-/// Until `cgroup.events` changes (v2), at most a moment.
+/// Waits briefly for a change of `cgroup.events` (v2).
 fn wait(dir: &OwnedFd) {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     // A kernfs file is ready until it has been read once (kernfs_generic_poll).

@@ -1,4 +1,4 @@
-//! Removes names of files: by the directory that holds them, reached without following a link, after comparing device, inode
+//! Removes file names through their directory, which is reached without following links, after comparing device, inode
 //! and birth time.
 
 use std::collections::HashSet;
@@ -51,7 +51,7 @@ impl Place {
         Ok(Place { dir, name })
     }
 
-    /// What has the name now, without waiting for a server or an automounter.
+    /// The file that has the name now, without waiting for a server or an automounter.
     pub(super) fn stat(&self, verb: Verb) -> Result<Statx, Outcome> {
         let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
         let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
@@ -88,7 +88,7 @@ fn kind_of(st: &Statx) -> FileType {
 /// The files of a report.
 pub(super) struct Files {
     apply: bool,
-    /// When the baseline was begun.
+    /// Start of the baseline.
     baseline_ns: i64,
     /// Paths that are free, or would be.
     free: HashSet<Vec<u8>>,
@@ -121,7 +121,7 @@ impl Files {
         }
         let same = (encode_device(st.stx_dev_major, st.stx_dev_minor), st.stx_ino) == (file.dev, file.ino)
             && birth(&st) == file.birth
-            // Without a birth time the inode may have been used again: then the type and the owner must be the same as well.
+            // Without a birth time, the inode may be reused: then the type and the owner must match too.
             && (file.birth.is_some() || st.stx_uid == file.uid && class_name(kind_of(&st)) == file.class);
         if !same {
             return Err(Outcome::replaced(Verb::Unlink));
@@ -134,8 +134,8 @@ impl Files {
         self.unlink(&place, &st)
     }
 
-    /// Whether a file was made by the run. One that was there before may have been moved to its name, and be the only copy; of
-    /// one that has another name still, the run made a name only, and that may go.
+    /// Whether the run made the file. An older file may have been moved to its name and be the only copy. If an older
+    /// file still has another name, the run made only this name, which can be removed.
     fn younger(&self, st: &Statx) -> Result<(), Outcome> {
         let skipped = |why: &str| Err(Outcome::skipped(Verb::Unlink, why));
         match birth(st) {
@@ -149,8 +149,8 @@ impl Files {
         }
     }
 
-    /// Removes a name right after comparing again what it leads to. Who could still put another file there may rename that file,
-    /// and so could remove it as well.
+    /// Removes a name right after comparing again what it leads to. A process that could put another file there in
+    /// between can rename that file, and so could remove it itself.
     fn unlink(&self, place: &Place, compared: &Statx) -> Result<Outcome, Outcome> {
         let held = place.hold(Verb::Unlink)?;
         let mask = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
@@ -164,7 +164,7 @@ impl Files {
         Ok(Outcome::act(Verb::Unlink, self.apply, "unlinkat", || place.unlink(directory)))
     }
 
-    /// Whether a directory holds nothing but what is removed.
+    /// Whether a directory contains nothing but what is removed.
     fn empty(&self, place: &Place, file: &File) -> Result<(), Outcome> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let failed = |e| Outcome::failed(Verb::Unlink, "list the directory", e);
@@ -184,7 +184,8 @@ impl Files {
         Ok(())
     }
 
-    /// POSIX shared memory: a regular file of `/dev/shm` (shm_overview(7)). Its record has no device: the directory says it.
+    /// POSIX shared memory: a regular file of `/dev/shm` (shm_overview(7)). Its record has no device: the directory's
+    /// is used.
     pub(super) fn remove_shm(&mut self, object: &Ipc) -> Outcome {
         let outcome = self.try_remove_shm(object);
         self.note(&object.name, outcome)
@@ -209,8 +210,8 @@ impl Files {
         self.unlink(&place, &st)
     }
 
-    /// A lock file. Its record has no birth time, so what it says must be residue still: a file that somebody holds, or that
-    /// is free as it should be between runs, stays. It is locked while it is removed.
+    /// A lock file. Its record has no birth time, so its content must still show residue: a file that a process holds,
+    /// or that is free as expected between runs, stays. It is locked during the removal.
     pub(super) fn remove_lock_file(&mut self, file: &LockFile, now: Option<&Now>) -> Outcome {
         let outcome = self.try_remove_lock_file(file, now);
         self.note(&file.path, outcome)
@@ -252,7 +253,7 @@ impl Files {
     }
 }
 
-/// A path that the user or the system declared may lead through links; its last name may not be one.
+/// A path that the user or the system declared may contain links; only its last component must not be a link.
 fn place_of_declared(path: &Text) -> Result<Place, Outcome> {
     let path = path.as_path();
     match (path.parent().map(std::fs::canonicalize), path.file_name()) {

@@ -12,7 +12,7 @@ use super::{Outcome, Status, Verb, sys};
 use crate::observe::detail::quote;
 use crate::resource::{Bpf, Ipc, IpcClass, Key, LoopDevice, Net, NetClass, Resource, Sysctl};
 
-/// What `now` knows of it: nothing to do, or verified to be there.
+/// The result of `now`: nothing to do, or verified to exist.
 fn present(resource: &Resource, verb: Verb, now: &Now) -> Result<(), Outcome> {
     match now.has(resource) {
         Ok(true) => Ok(()),
@@ -53,7 +53,7 @@ fn try_ipc(object: &Ipc, resource: &Resource, now: &Now, apply: bool) -> Result<
         Ok((now_key, uid)) if Some(now_key) == key && uid == object.uid => {}
         Ok(_) => return Err(Outcome::replaced(verb)),
         Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EIDRM)) => return Err(Outcome::gone(verb)),
-        // It may not be read, perhaps it may be removed: the owner may do that (ipc(2)).
+        // It cannot be read, but perhaps it can be removed: the owner can do that (ipc(2)).
         Err(e) if e.raw_os_error() == Some(libc::EACCES) => {}
         Err(e) => return Err(Outcome::failed(verb, "IPC_STAT", e)),
     }
@@ -99,14 +99,14 @@ fn try_net(net: &Net, resource: &Resource, now: &Now, apply: bool) -> Result<Out
     }
 }
 
-/// The command of nft(8). Names hold no space but where somebody wants to mislead.
+/// The nft(8) command. Names contain a space only if they are meant to mislead.
 fn nft_delete(net: &Net) -> String {
     let (what, words, parts) = match net.class {
         NetClass::NftChain => ("chain", net.name.as_bytes(), 3),
         // `scope` is family, table and chain.
         NetClass::NftRule => ("rule", net.scope.as_bytes(), 3),
         NetClass::NftSet => ("set", net.name.as_bytes(), 3),
-        // nft(8) deletes it by its sort (counter, quota …), which the list names.
+        // nft(8) deletes it by its type (counter, quota …), which the list shows.
         NetClass::NftObject => return "nft delete, with the name that nft list ruleset shows".to_owned(),
         NetClass::NftFlowtable => ("flowtable", net.name.as_bytes(), 3),
         _ => ("table", net.scope.as_bytes(), 2),
@@ -134,7 +134,7 @@ fn try_loop_device(device: &LoopDevice, apply: bool) -> Result<Outcome, Outcome>
         Ok(text)
     };
     match backing() {
-        // The name gets a suffix when the file is deleted, and that changes no identity.
+        // The name gets a suffix when the file is deleted, which does not change the identity.
         Ok(text)
             if text == device.backing.as_bytes() || text == [device.backing.as_bytes(), b" (deleted)"].concat() => {}
         Ok(_) => return Err(Outcome::replaced(verb)),
@@ -152,7 +152,7 @@ fn try_loop_device(device: &LoopDevice, apply: bool) -> Result<Outcome, Outcome>
     match sys::disk_sequence(file.as_fd()) {
         Ok(now) if now == device.diskseq => {}
         Ok(_) => return Err(Outcome::replaced(verb)),
-        // Before Linux 5.15 there is none, and the backing file must do.
+        // Before Linux 5.15 there is none, and only the backing file is compared.
         Err(_) if device.diskseq == 0 => {}
         Err(e) => return Err(Outcome::failed(verb, "BLKGETDISKSEQ", e)),
     }
@@ -164,7 +164,7 @@ fn try_loop_device(device: &LoopDevice, apply: bool) -> Result<Outcome, Outcome>
     Ok(outcome)
 }
 
-/// Unlinks a key from the caller's own keyrings; the kernel frees it when no keyring has it (keyrings(7)).
+/// Unlinks a key from the caller's own keyrings; the kernel frees it when no keyring contains it (keyrings(7)).
 pub(super) fn key(key: &Key, resource: &Resource, now: &Now, apply: bool) -> Outcome {
     if let Err(outcome) = present(resource, Verb::Remove, now) {
         return outcome;
@@ -185,7 +185,7 @@ pub(super) fn key(key: &Key, resource: &Resource, now: &Now, apply: bool) -> Out
     }
 }
 
-/// What was set before may be what nobody wants any more, and others may rely on what is set now: that is for people to decide.
+/// The old value may be unwanted, and others may rely on the new one: people must decide.
 pub(super) fn sysctl_advice(setting: &Sysctl) -> String {
     setting.restore().map_or_else(String::new, |command| format!("restore it with: {command}"))
 }

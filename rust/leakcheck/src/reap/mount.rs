@@ -1,4 +1,4 @@
-//! Unmounts, each through a descriptor of exactly that mount: a path could lead elsewhere by the time of the call.
+//! Unmounts each mount through a descriptor of exactly that mount: a path could lead elsewhere by the time of the call.
 
 use std::collections::HashSet;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -16,7 +16,7 @@ use crate::text::Text;
 
 /// `NSFS_MAGIC`, linux/magic.h.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
-/// How often what was covered by another mount is tried again.
+/// How often a mount that another mount covered is tried again.
 const PASSES: usize = 16;
 
 /// A number that is greater for younger mounts.
@@ -57,7 +57,7 @@ pub(super) fn unmount_all(mounts: &[&Mount], apply: bool) -> Vec<Outcome> {
                 None => outcomes.push(outcome),
             }
         }
-        // What lay over another mount may be gone now.
+        // A mount that covered another one may be gone now.
         if !progress || !outcomes.iter().any(|o| o.status == Status::Failed) {
             break;
         }
@@ -65,7 +65,7 @@ pub(super) fn unmount_all(mounts: &[&Mount], apply: bool) -> Vec<Outcome> {
     outcomes
 }
 
-/// Why a mount is not the caller's to unmount.
+/// Why the caller must not unmount a mount.
 fn place(mount: &Mount, own: Option<u64>) -> Option<Outcome> {
     if mount.ns == 0 {
         return Some(Outcome::skipped(Verb::None, format!("is detached: it goes with its holder, {}", mount.holder)));
@@ -80,14 +80,14 @@ fn place(mount: &Mount, own: Option<u64>) -> Option<Outcome> {
 fn one(mount: &Mount, targets: &HashSet<Vec<u8>>, apply: bool) -> Result<Outcome, Outcome> {
     let held = match Place::of(mount.target.as_path(), Verb::Unmount).and_then(|place| place.hold(Verb::Unmount)) {
         Ok(held) => held,
-        // The target cannot be reached, but perhaps because another mount lies over it.
+        // The target cannot be reached, perhaps because another mount covers it.
         Err(outcome) if outcome.status == Status::Gone => return Err(absent(mount, targets, apply)),
         Err(outcome) => return Err(outcome),
     };
     let table = read_file("/proc/self/mountinfo").unwrap_or_default();
     let table = mountinfo::parse(&table).unwrap_or_default();
     let Some(id) = verify(mount, &held, &table)? else { return Err(absent(mount, targets, apply)) };
-    // Detaching takes along what is mounted below.
+    // Detaching also detaches what is mounted below.
     for child in table.iter().filter(|m| m.parent_id == id && m.id != id) {
         if apply || !targets.contains(&*child.mount_point) {
             let why = format!("carries a mount that stays, at {}", Text::from(&*child.mount_point));
@@ -97,7 +97,7 @@ fn one(mount: &Mount, targets: &HashSet<Vec<u8>>, apply: bool) -> Result<Outcome
     Ok(Outcome::act(Verb::Unmount, apply, "umount2", || detach(&held)))
 }
 
-/// The id in mountinfo, if what is held is the root of exactly this mount.
+/// The id in mountinfo, if the held descriptor is the root of exactly this mount.
 fn verify(mount: &Mount, held: &OwnedFd, table: &[mountinfo::Mount<'_>]) -> Result<Option<u32>, Outcome> {
     let stat = |mask: StatxFlags| {
         rustix::fs::statx(held, c"", AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC, mask)
@@ -117,7 +117,7 @@ fn verify(mount: &Mount, held: &OwnedFd, table: &[mountinfo::Mount<'_>]) -> Resu
             let st = stat(StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE))?;
             st.stx_mask & STATX_MNT_ID_UNIQUE != 0 && st.stx_mnt_id == *wanted
         }
-        // These ids are reused: everything else must be the same as well.
+        // These ids are reused: everything else must be the same too.
         MountId::Tuple(tuple) => {
             tuple_id(tuple) == u64::from(id) && table.iter().any(|m| m.id == id && is_line_of(m, mount))
         }
@@ -125,14 +125,14 @@ fn verify(mount: &Mount, held: &OwnedFd, table: &[mountinfo::Mount<'_>]) -> Resu
     Ok(same.then_some(id))
 }
 
-/// Whether a line of mountinfo says what the record says, but for its id.
+/// Whether a line of mountinfo matches the record, except for the id.
 fn is_line_of(line: &mountinfo::Mount<'_>, mount: &Mount) -> bool {
     encode_device(line.major, line.minor) == mount.dev
         && [&line.mount_point, &line.root, &line.fs_type, &line.source].map(|bytes| &**bytes)
             == [&mount.target, &mount.root, &mount.fs_type, &mount.source].map(Text::as_bytes)
 }
 
-/// What is said of a mount that is not the topmost at its target.
+/// The outcome for a mount that is not the topmost at its target.
 fn absent(mount: &Mount, targets: &HashSet<Vec<u8>>, apply: bool) -> Outcome {
     match &mount.id {
         MountId::Unique(id) => {
@@ -189,7 +189,7 @@ fn try_named_netns(net: &Net, apply: bool) -> Result<Outcome, Outcome> {
         }
         let below = place.stat(Verb::Unlink).map_err(|_| rustix::io::Errno::NOENT)?;
         let plain = FileType::from_raw_mode(below.stx_mode.into()) == FileType::RegularFile;
-        // A second namespace under the same name was not looked at.
+        // A second namespace with the same name was not checked.
         if !plain || below.stx_attributes.bits() & MOUNT_ROOT != 0 {
             return Err(rustix::io::Errno::BUSY);
         }

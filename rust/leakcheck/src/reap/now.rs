@@ -1,4 +1,4 @@
-//! What there is now, of the kinds that have no descriptor to verify them by.
+//! The current resources of the kinds that cannot be verified through a descriptor.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub(super) struct Now {
 }
 
 impl Now {
-    /// Looks for the kinds of `resources`.
+    /// Observes the kinds of `resources`.
     pub(super) fn of(resources: &[Resource]) -> Result<Self> {
         let needs = |r: &&Resource| match r {
             Resource::Process(_) | Resource::Mount(_) | Resource::Cgroup(_) | Resource::Loop(_) => false,
@@ -37,7 +37,7 @@ impl Now {
             .iter()
             .filter_map(|r| if let Resource::Lockfile(f) = r { Some(f.path.as_path().to_owned()) } else { None })
             .collect();
-        // No roots: of files only what is mapped is looked for here.
+        // No roots: the only files needed here are mapped ones.
         let options =
             observe::Options { kinds: Some(kinds), roots: Some(Vec::new()), lock_files, ..observe::Options::default() };
         let snapshot = observe::snapshot(&options)?;
@@ -53,7 +53,7 @@ impl Now {
         Ok(Now { keys, snapshot })
     }
 
-    /// Whether it is there; the reason if that cannot be told.
+    /// Whether it exists; the reason if that is not known.
     pub(super) fn has(&self, resource: &Resource) -> std::result::Result<bool, String> {
         if self.keys.contains(&resource.key()) {
             return Ok(true);
@@ -64,7 +64,7 @@ impl Now {
         }
     }
 
-    /// What exists as long as its holder does.
+    /// Resources that exist as long as their holder.
     pub(super) fn held(&self, resource: &Resource, advice: &str) -> Outcome {
         match self.has(resource) {
             Ok(false) => Outcome::gone(Verb::None),

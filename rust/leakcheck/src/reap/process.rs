@@ -15,16 +15,16 @@ use crate::resource::Process;
 
 /// `PF_KTHREAD`, include/linux/sched.h.
 const PF_KTHREAD: u32 = 0x0020_0000;
-/// How many pidfds are open at once: far below the usual limit of 1,024 descriptors.
+/// Maximum number of open pidfds: far below the usual limit of 1,024 descriptors.
 const BATCH: usize = 256;
-/// How long a killed process may take to end.
+/// Time limit for a killed process to exit.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a parent may take to wait for a zombie.
+/// Time limit for a parent to wait for a zombie.
 const BURIAL: Duration = Duration::from_millis(500);
-/// A chain of parents longer than this is none.
+/// No real chain of parents is longer than this.
 const GENERATIONS: usize = 4096;
 
-/// What there is to know of `/proc/PID/stat`.
+/// The needed fields of `/proc/PID/stat`.
 struct Seen {
     start: u64,
     parent: i32,
@@ -42,9 +42,9 @@ fn see(pid: u32) -> Option<Seen> {
 /// The processes of a report.
 pub(super) struct Processes {
     apply: bool,
-    /// This process and those that it descends from.
+    /// This process and its ancestors.
     spared: HashSet<u32>,
-    /// Those that are ended, or would be.
+    /// Processes that were killed, or would be.
     ended: HashSet<u32>,
 }
 
@@ -58,12 +58,12 @@ impl Processes {
         Processes { apply, spared, ended: HashSet::new() }
     }
 
-    /// Whether a process is one that is ended, or would be.
+    /// Whether a process was killed, or would be.
     pub(super) fn ends(&self, pid: u32) -> bool {
         self.ended.contains(&pid)
     }
 
-    /// Kills all of them and waits, within bounds, until they have ended: then what they held is free.
+    /// Kills all of them and waits, with a time limit, until they have exited: then what they held is free.
     pub(super) fn kill(&mut self, processes: &[&Process]) -> Vec<Outcome> {
         let mut outcomes = Vec::with_capacity(processes.len());
         let deadline = Instant::now() + PATIENCE;
@@ -95,8 +95,8 @@ impl Processes {
         outcomes
     }
 
-    /// A pidfd of exactly the process of the record. The pidfd is opened first: whatever it refers to cannot be replaced while
-    /// the start time is read.
+    /// A pidfd of exactly the process in the record. The pidfd is opened first: the process that it refers to cannot be
+    /// replaced while the start time is read.
     fn verify(&self, process: &Process) -> Result<OwnedFd, Outcome> {
         let skip = |why: &str| Err(Outcome::skipped(Verb::Kill, why));
         let Some(pid) = i32::try_from(process.pid).ok().filter(|p| *p > 1).and_then(Pid::from_raw) else {
@@ -125,11 +125,11 @@ impl Processes {
         }
     }
 
-    /// None when the signal was sent.
+    /// None if the signal was sent.
     fn signal(&self, process: &Process, pidfd: &OwnedFd) -> Option<Outcome> {
         let sent = match (self.apply, Pid::from_raw(process.pid.cast_signed())) {
             (true, _) => pidfd_send_signal(pidfd, Signal::KILL),
-            // Sends nothing, and tells whether a signal would be permitted (kill(2)).
+            // Sends nothing, but checks whether a signal would be permitted (kill(2)).
             (false, Some(pid)) => test_kill_process(pid),
             (false, None) => Err(Errno::SRCH),
         };
@@ -141,7 +141,7 @@ impl Processes {
         }
     }
 
-    /// A zombie: there is nothing to kill. It goes when its parent waits for it or ends.
+    /// A zombie: there is nothing to kill. It goes when its parent waits for it or exits.
     pub(super) fn bury(&mut self, process: &Process) -> Outcome {
         let Some(seen) = see(process.pid) else { return Outcome::gone(Verb::None) };
         if seen.start != process.start {
@@ -169,7 +169,7 @@ impl Processes {
     }
 }
 
-/// Waits until each has one of `flags` (or has hung up); gives those that have not by `deadline`.
+/// Waits until each has one of `flags` (or has hung up); returns those that have not by `deadline`.
 fn wait(pidfds: &[OwnedFd], flags: PollFlags, deadline: Instant) -> Vec<usize> {
     let mut left: Vec<usize> = (0..pidfds.len()).collect();
     while !left.is_empty() {

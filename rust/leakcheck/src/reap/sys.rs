@@ -1,4 +1,4 @@
-//! The system calls of removal that no library wraps.
+//! The system calls for removal that no library wraps.
 #![allow(unsafe_code)]
 
 use std::ffi::CString;
@@ -72,7 +72,7 @@ pub(super) fn mq_unlink(name: &[u8]) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_mq_unlink, name.as_ptr()) })
 }
 
-/// Sequence number of the disk, which no attachment reuses.
+/// Sequence number of the disk, which is never reused.
 pub(super) fn disk_sequence(disk: BorrowedFd<'_>) -> io::Result<u64> {
     let mut sequence = 0u64;
     // SAFETY: the request writes one u64 to the pointer, which outlives the call.
@@ -86,7 +86,8 @@ pub(super) fn loop_detach(device: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD, 0) })
 }
 
-/// Unlinks a key from the caller's session, user session and user keyring (keyctl_unlink(3)); false when none has it.
+/// Unlinks a key from the caller's session, user session and user keyring (keyctl_unlink(3)); false if none contains
+/// it.
 pub(super) fn unlink_key(serial: u32) -> io::Result<bool> {
     let mut found = false;
     for keyring in [libc::KEY_SPEC_SESSION_KEYRING, libc::KEY_SPEC_USER_SESSION_KEYRING, libc::KEY_SPEC_USER_KEYRING] {

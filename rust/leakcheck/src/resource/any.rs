@@ -1,4 +1,4 @@
-//! A record of any kind, and the one list of the kinds.
+//! A record of any kind, and the single list of the kinds.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::kind::Kind;
 
-/// Calls `$do!(field, Type, Variant)` for every kind, in report order. The one list of them.
+/// Calls `$do!(field, Type, Variant)` for every kind, in report order. The only list of them.
 macro_rules! each_kind {
     ($do:ident) => {
         $do!(processes, Process, Process);
@@ -29,7 +29,7 @@ macro_rules! each_kind {
 }
 pub(crate) use each_kind;
 
-/// Any resource. In JSON an object with its `kind` beside its own fields.
+/// Any resource. In JSON, an object with its `kind` and its own fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 #[allow(missing_docs, reason = "each variant wraps the record of its name")]
@@ -82,7 +82,7 @@ impl Resource {
         }
     }
 
-    /// The identity as one line, equal for equal resources and different for others of the same boot.
+    /// The identity as one line, equal exactly for equal resources within one boot.
     pub fn key(&self) -> String {
         match self {
             Resource::Process(r) => format!("process:{}@{}", r.pid, r.start),
@@ -123,15 +123,15 @@ impl Resource {
             Resource::Key(r) => format!("key:{:08x}:{}:{}", r.serial, r.key_type, r.description),
             Resource::Bpf(r) => format!("bpf:{:?}:{}", r.class, r.id),
             Resource::Sysctl(r) => {
-                // A format of binfmt_misc may have it in its name.
+                // The name of a binfmt_misc format may contain it.
                 let path = r.path.to_string().replace('=', "\\x3d");
                 format!("sysctl:{path}={}", r.value)
             }
         }
     }
 
-    /// What two looks must agree on for residue to have stayed: the key, but of a setting only which one it is. One that is
-    /// changed over and over is another than the baseline's all the while.
+    /// What must be equal in two looks for residue to have stayed: the key, but for a setting only its path. A setting
+    /// that changes repeatedly differs from the baseline all the time.
     pub(crate) fn settling_key(&self) -> String {
         match self {
             Resource::Sysctl(r) => format!("sysctl:{}", r.path),

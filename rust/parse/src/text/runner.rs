@@ -1,9 +1,9 @@
-//! What a CI runner takes from a log for a command to it, made harmless.
+//! Neutralises text in a log that a CI runner would execute as a command.
 
 use std::borrow::Cow;
 
-/// GitHub's commands (`::error::`), which its runner obeys at the start of a line only: broken up wherever they stand, since what
-/// is shown may be wrapped.
+/// GitHub's commands (`::error::`), which its runner obeys only at the start of a line: they are broken up everywhere,
+/// since output may be wrapped.
 const COMMANDS: [&str; 20] = [
     "add-mask",
     "add-matcher",
@@ -28,10 +28,11 @@ const COMMANDS: [&str; 20] = [
 ];
 /// What folds a log: GitLab, Travis.
 const FOLDS: [&str; 4] = ["section_start:", "section_end:", "travis_fold:", "travis_time:"];
-/// What begins a group at the start of a line: Buildkite.
+/// What starts a group at the start of a line: Buildkite.
 const GROUPS: [&str; 4] = ["---", "+++", "~~~", "^^^"];
 
-/// `text` with one character of each such command written as `\\xNN`; all else stays. For what people read, not for data.
+/// `text` with one character of each such command written as `\\xNN`; everything else stays. For output to people, not
+/// for data.
 ///
 /// Broken up are `##[…]`, `##vso[…]`, `##teamcity[…]` anywhere (GitHub, Azure Pipelines, TeamCity), `::command` at the start of a
 /// line or of a word and GitHub's own anywhere, the escapes `%0A`, `%0D`, `%25`, `%3A` and `%2C`, that runners decode in a

@@ -1,4 +1,4 @@
-//! What is read of one process, through the descriptor of its directory.
+//! Reads one process through the descriptor of its directory.
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
@@ -19,7 +19,7 @@ use crate::text::Text;
 
 /// Never wait for a remote file system, never trigger an automount.
 const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
-/// What only descriptors lead to; a lock where it is found by the files that are open.
+/// The kinds reachable only through descriptors, and locks if they are found through open files.
 const BY_DESCRIPTORS: &[Kind] = &[Kind::Fd, Kind::Mount, Kind::Lock, Kind::Ipc, Kind::Namespace, Kind::Net];
 
 pub(super) struct Scratch {
@@ -53,15 +53,15 @@ pub(super) struct Reader<'a> {
     pub(super) hidden: &'a [RawFd],
     /// Whether the pids are of another pid namespace than the observer's.
     pub(super) foreign: bool,
-    /// The thread that stands for the process where the first has ended: that one has let go of all that it had.
+    /// The thread that stands for the process if the first has exited: an exited thread has released everything.
     pub(super) first: Option<u32>,
-    /// Whether the links in its descriptor table may not be read.
+    /// Whether the links in its descriptor table are unreadable.
     pub(super) closed: bool,
 }
 
 impl Reader<'_> {
     fn refuse(&mut self, what: &str, hides: &[Kind], error: Errno) {
-        // A process that is ending answers ENOENT or ESRCH: it is no gap.
+        // A process that is exiting answers ENOENT or ESRCH: that is not a gap.
         if !matches!(error, Errno::NOENT | Errno::SRCH) {
             let first = || (format!("{what}: {}", in_words(error)), KindSet::EMPTY);
             let (_, hidden) = self.sample.refused.get_or_insert_with(first);
@@ -89,7 +89,7 @@ impl Reader<'_> {
             }
             let target: &[u8] = match rustix::fs::readlinkat_raw(&dir, name, &mut link[..]) {
                 Ok((target, _)) => target,
-                // A path longer than a page; the file itself is known all the same.
+                // A path longer than a page; the file itself is still known.
                 Err(Errno::NAMETOOLONG) => b"/(a path longer than 4096 bytes)",
                 Err(e) => {
                     refused = refused.or(Some(e).filter(|e| !matches!(*e, Errno::NOENT | Errno::SRCH)));
@@ -119,7 +119,7 @@ impl Reader<'_> {
                         fd.mount = sys::mount_of(&st);
                     }
                     Err(e) if is_refusal(e) => refused = refused.or(Some(e)),
-                    // A server that does not answer: the path is all that tells the file.
+                    // A server that does not answer: only the path identifies the file.
                     Err(_) => {}
                 }
             }
@@ -135,7 +135,8 @@ impl Reader<'_> {
         self.sample.fds.append(&mut self.scratch.fds);
     }
 
-    /// What only fdinfo tells: which of the anonymous inodes, that all share one inode, and what a socket's queue holds.
+    /// What only fdinfo tells: which anonymous file it is (they all share one inode), and what a socket's queue
+    /// contains.
     fn ask_fdinfo(&mut self, table: &CStr, tid: u32) {
         let info_dir: &CStr = if table == c"fd" { c"fdinfo" } else { c"" };
         let Scratch { fds, text, .. } = &mut *self.scratch;
@@ -180,7 +181,7 @@ impl Reader<'_> {
                         known.push((ns_type, ino, link));
                     }
                 }
-                // A kernel without that type, or a process that is ending.
+                // A kernel without that type, or a process that is exiting.
                 Err(Errno::NOENT | Errno::SRCH) => {}
                 Err(e) => return self.refuse("ns", &[Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net], e),
             }
@@ -201,7 +202,7 @@ impl Reader<'_> {
             let name = name.as_c_str();
             let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
             match rustix::fs::statx(self.dir, name, QUIET, mask) {
-                // One process is enough to tell what keeps a mount.
+                // One process is enough to show what keeps a mount.
                 Ok(st) if sys::mount_of(&st).is_some_and(|id| self.scratch.pinned.contains(&id)) => {}
                 Ok(st) => {
                     self.scratch.pinned.extend(sys::mount_of(&st));
@@ -270,7 +271,7 @@ impl Reader<'_> {
         let pid = self.sample.process.pid;
         let first = self.first.unwrap_or(pid);
         for tid in tids.into_iter().filter(|&t| t != pid && t != first) {
-            // It refuses what the process has refused: to list its table would take long, and give nothing.
+            // It refuses the same as the process: listing its table would take long and give nothing.
             if self.closed && self.is_closed(tid) {
                 continue;
             }
@@ -291,14 +292,15 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether a thread's links may not be read: of all the same is asked.
+    /// Whether a thread's links are unreadable: the kernel checks the same for all of them.
     fn is_closed(&mut self, tid: u32) -> bool {
         let link = path(&format_args!("task/{tid}/cwd"));
         let read = rustix::fs::readlinkat_raw(self.dir, link.as_c_str(), &mut self.scratch.link[..]);
         matches!(read, Err(Errno::ACCESS | Errno::PERM))
     }
 
-    /// A thread of another pid namespace, which kcmp(2) cannot name, or where it is forbidden: its table is one of its own when it lists other files.
+    /// A thread of another pid namespace, which kcmp(2) cannot name, or if kcmp(2) is forbidden: the thread has its own
+    /// table if it lists other files.
     fn foreign_table(&mut self, tid: u32) {
         let pid = self.sample.process.pid;
         let from = self.sample.fds.len();
@@ -317,7 +319,7 @@ fn has_serial(target: &[u8]) -> bool {
     target.starts_with(b"anon_inode:[eventfd]") || target.starts_with(b"anon_inode:bpf")
 }
 
-/// Whether the process or our own limits are in the way, and not what the link leads to.
+/// Whether the process or our own limits are the cause, and not the target of the link.
 fn is_refusal(error: Errno) -> bool {
     matches!(error, Errno::ACCESS | Errno::PERM | Errno::MFILE | Errno::NFILE | Errno::NOMEM)
 }

@@ -1,4 +1,4 @@
-//! How threads share the processes of a pass.
+//! Shares the processes of a pass among threads.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,9 +8,9 @@ use super::reader::Scratch;
 use crate::error::Result;
 use crate::observe::pass::{Pass, Sample, Wanted};
 
-/// How many processes pay for one more thread.
+/// Number of processes for which one more thread is worthwhile.
 const WORTH_A_THREAD: usize = 4;
-/// How many processes a thread takes at a time: few, so that all end together.
+/// How many processes a thread takes at a time: few, so that all finish together.
 const CHUNK: usize = 4;
 
 /// The processes to read, which any number of threads share.
@@ -18,17 +18,17 @@ pub(super) struct SharedPass<'a> {
     procfs: &'a Procfs,
     pids: Vec<u32>,
     wanted: Wanted,
-    /// The first that nobody has taken yet.
+    /// The first that no thread has taken yet.
     next: AtomicUsize,
     /// How many threads are in [`read`](Self::read).
     readers: AtomicUsize,
     parts: Mutex<Vec<Result<Vec<Sample>>>>,
-    /// What was found and had ended before it was read.
+    /// Processes that were found but exited before they were read.
     gone: Mutex<Vec<u32>>,
 }
 
 impl<'a> SharedPass<'a> {
-    /// Of these processes, of which some were read already.
+    /// A pass over these processes, of which `first` were read already.
     pub(super) fn new(procfs: &'a Procfs, pids: Vec<u32>, wanted: Wanted, first: Vec<Sample>) -> Self {
         SharedPass {
             procfs,
@@ -69,7 +69,8 @@ impl Pass for SharedPass<'_> {
         let part = self.part(threads);
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).push(part);
         drop(reading);
-        // Who has not begun yet finds nothing to take. The others are at their last few: to sleep would take longer.
+        // A thread that has not started yet finds nothing to take. The others are at their last few: sleeping would
+        // take longer.
         while self.readers.load(Ordering::SeqCst) > 0 {
             std::thread::yield_now();
         }
@@ -85,13 +86,13 @@ impl Pass for SharedPass<'_> {
         for part in parts {
             samples.extend(part?);
         }
-        // A thousand processes are sorted faster than all their descriptors, which come in order.
+        // Sorting a thousand processes is faster than sorting all their descriptors, which are in order already.
         samples.sort_unstable_by_key(|s| s.process.pid);
         Ok(samples)
     }
 }
 
-/// Counts as a reader until it is dropped, by a panic as well: others wait.
+/// Counts as a reader until it is dropped, also by a panic, since others wait for it.
 struct Reading<'a>(&'a AtomicUsize);
 
 impl<'a> Reading<'a> {
