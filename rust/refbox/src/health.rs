@@ -1,4 +1,4 @@
-//! Which boxes are fit for use, as JSON. No lock is taken, so that looking keeps no run out.
+//! Which boxes are usable, as JSON. It takes no lock, so that it does not block a run.
 
 use serde::Serialize;
 

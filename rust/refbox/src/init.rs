@@ -1,4 +1,5 @@
-//! Process 1 of a box: makes its root, starts the payload, reaps. When it goes, the kernel kills all that is in the box.
+//! Process 1 of a box: creates its root, starts the payload, reaps. When it exits, the kernel kills everything in the
+//! box.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -18,7 +19,7 @@ use crate::root;
 
 /// Runs as process 1, forked from the supervisor into new namespaces.
 pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
-    // Not to hold the box's lock: it is free as soon as its supervisor is dead.
+    // Must not hold the box's lock: the lock is free as soon as the supervisor is dead.
     let _ = sys::close_all_but(&wires.all());
     match serve(job, wires) {
         Ok(ended) => send(wires.report.as_fd(), &ended),
@@ -29,7 +30,7 @@ pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
 
 fn serve(job: &Job, wires: &Wires) -> Result<Message> {
     set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "set parent-death signal".to_owned())?;
-    // It may have died before that: then no signal comes any more.
+    // It may have died before that: then no signal arrives.
     if readable(&wires.supervisor, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
         sys::exit(1);
     }

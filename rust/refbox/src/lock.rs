@@ -1,4 +1,5 @@
-//! One supervisor a box: flock(2) on a file that is never unlinked, lest two processes lock two files of one name.
+//! One supervisor per box: flock(2) on a file that is never unlinked, since otherwise two processes could lock two
+//! files of the same name.
 
 use std::fs::{File, OpenOptions};
 use std::io::Read;
@@ -13,19 +14,19 @@ use crate::error::{Doing, Error, Result};
 use crate::identity::Identity;
 use crate::store::Store;
 
-/// How long a dead supervisor's last process may still hold its lock. It dies with the supervisor, but not in the same instant.
+/// How long a dead supervisor's last process may still hold its lock. It dies with the supervisor, but a little later.
 const DYING: Duration = Duration::from_secs(5);
 
 /// Of what is written into a lock file: two numbers and a UUID.
 const WIDTH: usize = 140;
 
-/// A box that is ours until this is dropped.
+/// A box that we hold until this is dropped.
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes a box; with `wait` however long that takes.
+    /// Takes a box; with `wait`, waits without a time limit.
     pub(crate) fn take(store: &Store, number: u16, wait: bool) -> Result<Self> {
         let path = store.lock_path(number);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -57,7 +58,7 @@ impl Lock {
     }
 }
 
-/// Who wrote into the lock file last; that says nothing of who holds it, if anybody does.
+/// The last process that wrote into the lock file; it may not hold the lock, and the lock may be free.
 pub(crate) fn holder(path: &Path) -> Option<Identity> {
     let mut text = String::new();
     File::open(path).ok()?.take(4096).read_to_string(&mut text).ok()?;

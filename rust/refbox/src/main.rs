@@ -1,8 +1,8 @@
 //! refbox: runs a program in a box, and leaves nothing behind.
 //!
-//! The order of things is `run`: a box is locked, the intent of every resource is written down, the resources are made, the payload is
-//! watched, all is taken away, the result is written. Whatever dies at whatever instant, `recover` finds what is left by what was
-//! written, or by its name.
+//! `run` defines the order: it locks a box, records every resource that it is going to create, creates the resources,
+//! watches the payload, removes everything, and writes the result. Whichever process dies at whatever instant,
+//! `recover` finds what is left through the record or by its name.
 
 #![forbid(unsafe_code)]
 
@@ -46,7 +46,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            // A closed pipe is no failure of ours.
+            // A closed pipe is not our failure.
             let _ = e.print();
             return ExitCode::SUCCESS;
         }

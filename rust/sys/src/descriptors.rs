@@ -9,8 +9,8 @@ use rustix::io::Errno;
 
 use crate::check;
 
-/// Closes what a fork inherited, all but `kept` and the standard streams (close_range(2), Linux 5.9). Whatever owned them must not be
-/// dropped any more.
+/// Closes all inherited descriptors except `kept` and the standard streams (close_range(2), Linux 5.9). Their owners
+/// must not be dropped afterwards.
 pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut kept: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd().unsigned_abs()).filter(|fd| *fd > 2).collect();
     kept.sort_unstable();
@@ -24,13 +24,14 @@ pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> io::Result<()> {
     close_range(first, u32::MAX, 0)
 }
 
-/// Lets no descriptor but the standard streams live on through an exec (`CLOSE_RANGE_CLOEXEC`, Linux 5.11).
+/// Closes all descriptors except the standard streams on exec (`CLOSE_RANGE_CLOEXEC`, Linux 5.11).
 pub fn close_on_exec_above_streams() -> io::Result<()> {
     close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
 }
 
 fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
-    // SAFETY: what is closed is not used any more: the callers are in a fresh child, which goes on with other descriptors alone.
+    // SAFETY: the closed descriptors are no longer used: the callers are in a new child, which uses only other
+    // descriptors.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) })
 }
 
@@ -42,7 +43,8 @@ pub fn set_streams(streams: [BorrowedFd<'_>; 3]) -> io::Result<()> {
     Ok(rustix::stdio::dup2_stderr(stderr)?)
 }
 
-/// Waits until one of the descriptors can be read, as a pidfd when its process has ended, or some time is over; returns whether one can.
+/// Waits until one of the descriptors is readable (a pidfd is when its process has exited) or the time is over; returns
+/// whether one is.
 pub fn wait_until(fds: &[BorrowedFd<'_>], time: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + time;
     loop {

@@ -10,15 +10,15 @@ use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use crate::{Shared, check};
 
-/// `libc` gives it as an int, in which it has no place.
+/// `libc` defines it as an int, which is too small.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// A child as its parent sees it.
+/// A child, from its parent's view.
 #[derive(Debug)]
 pub struct Child {
-    /// Its process id, which is over 1.
+    /// Its process id, which is greater than 1.
     pub pid: i32,
-    /// The descriptor by which it is signalled and waited for.
+    /// The pidfd for signals and waiting.
     pub pidfd: OwnedFd,
 }
 
@@ -47,7 +47,7 @@ pub fn fork(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Chi
     }
 }
 
-/// Forks, with new namespaces; the child's process id is all there is of it, and its parent's for as long as it does not reap it.
+/// Forks, with new namespaces, without a pidfd: the child's process id stays valid until its parent reaps it.
 pub fn fork_unwatched(flags: i32) -> io::Result<Option<i32>> {
     // SAFETY: all-zero clone_args are valid (clone(2)).
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -76,22 +76,23 @@ fn clone3(args: &libc::clone_args) -> io::Result<i32> {
     i32::try_from(pid).map_err(io::Error::other)
 }
 
-/// Opens the process of a number that is over 1: no other one is ever signalled.
+/// Opens the process with an id greater than 1: no other process is ever signalled.
 pub fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
     let pid = Some(pid).filter(|pid| *pid > 1).and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// Ends this process at once, running nothing of its parent's.
+/// Ends this process at once, without running any of its parent's exit code.
 pub fn exit(code: i32) -> ! {
     // SAFETY: _exit(2) does not return and touches no memory.
     unsafe { libc::_exit(code) }
 }
 
-/// Ends the calling thread alone; the others of its process go on (exit(2)).
+/// Ends only the calling thread; the other threads of its process continue (exit(2)).
 pub fn exit_thread() -> ! {
     loop {
-        // SAFETY: it does not return. The thread's stack stays, so what others borrowed of it does too.
+        // SAFETY: it does not return. The thread's stack stays mapped, and so does everything that other threads borrow
+        // from it.
         unsafe { libc::syscall(libc::SYS_exit, 0) };
     }
 }
@@ -104,7 +105,7 @@ pub fn exec(argv: &[impl AsRef<CStr>], env: &[impl AsRef<CStr>]) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// As [`exec`], and a name without a slash is looked for in this process' own `PATH` (execvpe(3)).
+/// As [`exec`], and a name without a slash is searched in this process's own `PATH` (execvpe(3)).
 pub fn exec_by_path(argv: &[impl AsRef<CStr>], env: &[impl AsRef<CStr>]) -> io::Error {
     if argv.is_empty() {
         return io::ErrorKind::InvalidInput.into();
@@ -119,7 +120,7 @@ fn pointers(strings: &[impl AsRef<CStr>]) -> Vec<*const libc::c_char> {
     strings.iter().map(|s| s.as_ref().as_ptr()).chain([std::ptr::null()]).collect()
 }
 
-/// A child that has ended and was reaped.
+/// A child that has exited and was reaped.
 #[derive(Clone, Copy, Debug)]
 pub struct Ended {
     /// Its process id.
@@ -132,7 +133,7 @@ pub struct Ended {
     pub peak: u64,
 }
 
-/// Waits for a child, or for any, and reaps it.
+/// Waits for one child, or for any child, and reaps it.
 pub fn wait(child: Option<i32>) -> io::Result<Ended> {
     loop {
         match wait4(child.unwrap_or(-1), 0) {
@@ -142,7 +143,7 @@ pub fn wait(child: Option<i32>) -> io::Result<Ended> {
     }
 }
 
-/// Reaps one ended child, if there is one.
+/// Reaps one exited child, if there is one.
 pub fn reap() -> Option<Ended> {
     wait4(-1, libc::WNOHANG).ok().filter(|ended| ended.pid > 0)
 }
@@ -161,11 +162,11 @@ fn wait4(pid: i32, flags: i32) -> io::Result<Ended> {
 
 /// New namespaces for this process (unshare(2), `CLONE_NEW*`).
 pub fn unshare(namespaces: i32) -> io::Result<()> {
-    // SAFETY: takes flags only; with one thread, descriptors and memory are nobody else's anyway.
+    // SAFETY: takes only flags; with one thread, descriptors and memory are not shared anyway.
     check(unsafe { libc::unshare(namespaces) }.into())
 }
 
-/// Makes this process user and group `id` for good, in no other group (credentials(7)).
+/// Permanently makes this process user and group `id`, in no other group (credentials(7)).
 pub fn become_user(id: u32) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
     set_thread_groups(&[])?;

@@ -9,7 +9,8 @@ use crate::check;
 /// Bytes of a page, at most; mappings are rounded up to one.
 const PAGE: usize = 4096;
 
-/// A number in memory that this process shares with those that it forks (mmap(2)): so a child without any descriptor reports something.
+/// A number in memory that this process shares with its forks (mmap(2)), so that a child without any descriptor can
+/// report something.
 #[derive(Debug)]
 pub struct Shared(NonNull<AtomicI32>);
 
@@ -36,7 +37,7 @@ impl Shared {
         unsafe { self.0.as_ref() }
     }
 
-    /// What was set last, by whichever process.
+    /// The last value set by any of the processes.
     #[must_use]
     pub fn get(&self) -> i32 {
         self.number().load(Ordering::SeqCst)
@@ -47,7 +48,7 @@ impl Shared {
         self.number().store(number, Ordering::SeqCst);
     }
 
-    /// Keeps it from what this process forks from now on (madvise(2), `MADV_DONTFORK`); there it must not be touched.
+    /// Removes it from future forks of this process (madvise(2), `MADV_DONTFORK`); there it must not be touched.
     pub fn keep_to_ourselves(&self) -> io::Result<()> {
         // SAFETY: the mapping is ours.
         check(unsafe { libc::madvise(self.0.as_ptr().cast(), PAGE, libc::MADV_DONTFORK) }.into())

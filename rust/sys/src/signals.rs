@@ -1,4 +1,4 @@
-//! Signals: blocked, read from a descriptor, given back their default actions.
+//! Signals: blocking, reading from a descriptor, restoring default actions.
 
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -35,7 +35,7 @@ pub fn unblock_signals() -> io::Result<()> {
     mask(libc::SIG_SETMASK, &set(&[]))
 }
 
-/// Blocks some signals, and gives a descriptor that can be read when one of them is pending (signalfd(2)).
+/// Blocks some signals, and returns a descriptor that is readable when one of them is pending (signalfd(2)).
 pub fn signal_fd(numbers: &[i32]) -> io::Result<OwnedFd> {
     let wanted = set(numbers);
     mask(libc::SIG_BLOCK, &wanted)?;
@@ -46,7 +46,7 @@ pub fn signal_fd(numbers: &[i32]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Takes the number of the next signal from a [`signal_fd`], if there is one.
+/// Reads the number of the next signal from a [`signal_fd`], if there is one.
 pub fn next_signal(fd: &OwnedFd) -> Option<i32> {
     let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
     rustix::io::read(fd, &mut info).ok()?;
@@ -54,7 +54,7 @@ pub fn next_signal(fd: &OwnedFd) -> Option<i32> {
     Some(i32::from_ne_bytes([info[0], info[1], info[2], info[3]]))
 }
 
-/// Takes all that a [`signal_fd`] has.
+/// Reads all signals of a [`signal_fd`].
 pub fn drain(fd: &OwnedFd) {
     while next_signal(fd).is_some() {}
 }
@@ -65,7 +65,7 @@ pub fn default_signal(number: i32) {
     unsafe { libc::signal(number, libc::SIG_DFL) };
 }
 
-/// Unblocks every signal and gives each its default action, as a program expects it.
+/// Unblocks every signal and restores its default action, as a program expects.
 pub fn default_signals() {
     (1..=64).for_each(default_signal);
     let _ = unblock_signals();

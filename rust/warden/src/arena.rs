@@ -1,4 +1,4 @@
-//! An arena as its warden has it: its cgroups, its first processes, and the end of all that.
+//! An arena from the warden's view: its cgroups, its first processes, and their teardown.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +17,7 @@ pub(crate) struct Arena {
     pub(crate) socket: OwnedFd,
     pub(crate) spawner: OwnedFd,
     pub(crate) init: Option<OwnedFd>,
-    /// Process ids of the spawner and of PID 1, as far as there are such.
+    /// Process ids of the spawner and of PID 1, if they exist.
     pub(crate) pids: Vec<i32>,
     pub(crate) kept: bool,
 }
@@ -27,7 +27,8 @@ impl Arena {
         self.init.as_ref().is_some_and(|init| !ended(init))
     }
 
-    /// Ends every process and removes the cgroups: with init goes all of its pid namespace (pid_namespaces(7)), if it can.
+    /// Kills every process and removes the cgroups: the kernel kills the whole pid namespace with init
+    /// (pid_namespaces(7)).
     pub(crate) fn down(&mut self, children: &OwnedFd, deadline: Instant) -> io::Result<()> {
         self.kill();
         let mut ended = self.ends_by(children, deadline.min(Instant::now() + AT_ONCE));
@@ -51,8 +52,8 @@ impl Arena {
         }
     }
 
-    /// Waits for the end of what was killed. Its orphans come to us meanwhile, and a pid namespace ends only when all in it were
-    /// reaped (pid_namespaces(7)).
+    /// Waits until the killed processes have exited. Meanwhile their orphans become our children, and a pid namespace
+    /// ends only after all its processes were reaped (pid_namespaces(7)).
     fn ends_by(&self, children: &OwnedFd, deadline: Instant) -> bool {
         self.init.iter().chain([&self.spawner]).all(|pidfd| {
             loop {
@@ -71,12 +72,12 @@ impl Arena {
     }
 }
 
-/// How long the end of what was killed usually takes at most; after that it is helped.
+/// Usual maximum time for killed processes to exit; after that, the teardown intervenes.
 const AT_ONCE: Duration = Duration::from_millis(50);
-/// How long one waits for it: what hangs in the kernel does not end.
+/// Time limit for the wait: a process that hangs in the kernel does not exit.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Takes them down side by side.
+/// Takes them down in parallel.
 pub(crate) fn all_down(arenas: impl Iterator<Item = Arena>, children: &OwnedFd) -> io::Result<()> {
     let all: Vec<Arena> = arenas.inspect(Arena::kill).collect();
     let deadline = Instant::now() + PATIENCE;

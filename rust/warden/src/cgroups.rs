@@ -1,7 +1,7 @@
-//! An arena's cgroup in every hierarchy that is mounted, below the caller's own (cgroups(7)).
+//! An arena's cgroup in every mounted hierarchy, below the caller's own (cgroups(7)).
 //!
-//! Cgroup directories are the one thing that does not die with its processes. So each arena holds a lock (flock(2)) on its first
-//! directory: what a dead warden left is what nobody locks, whatever its name or number.
+//! Only cgroup directories outlive an arena's processes. So each arena holds a lock (flock(2)) on its first directory:
+//! a directory that no process locks is from a dead warden, whatever its name or number.
 
 use std::fs;
 use std::io;
@@ -26,14 +26,14 @@ pub(crate) struct Hierarchy {
     own: PathBuf,
 }
 
-/// The hierarchies that are mounted and that can be written to here.
+/// The mounted hierarchies that are writable here.
 pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     let mounts = mounts::list()?;
     let text = fs::read("/proc/self/cgroup")?;
     let mut found: Vec<Hierarchy> = Vec::new();
     for entry in cgroup::parse(&text)? {
         let Some(own) = cgroup::directories(&entry, &mounts).next() else { continue };
-        // An ordinary user has those that were delegated; for root it is an error that it cannot write.
+        // An unprivileged user has the delegated ones; for root, an unwritable one is an error.
         if !rustix::process::geteuid().is_root() && rustix::fs::access(&own, Access::WRITE_OK).is_err() {
             continue;
         }
@@ -43,7 +43,7 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
     Ok(found)
 }
 
-/// Whether a hierarchy's name tells of a v1 controller.
+/// Whether a hierarchy's name is that of a v1 controller.
 fn has(name: &str, controller: &str) -> bool {
     name.split(',').any(|c| c == controller)
 }
@@ -52,7 +52,7 @@ fn has(name: &str, controller: &str) -> bool {
 pub(crate) struct Cgroups {
     /// Hierarchy name, and the directory that is its root inside.
     pub(crate) dirs: Vec<(String, PathBuf)>,
-    /// What was made below our own cgroup: each of the above, or the directory with the limits above it.
+    /// The directories created below our own cgroup: each of the above, or the directory with the limits above it.
     tops: Vec<PathBuf>,
     /// Why a limit could not be set.
     refused: Option<String>,
@@ -84,14 +84,14 @@ impl Cgroups {
         Ok(made)
     }
 
-    /// Writes each limit to the hierarchy that has such a file. The root that is seen inside, whose files root may write to, then lies
-    /// one level below.
+    /// Writes each limit to the hierarchy that has such a file. The root that is visible inside, whose files root may
+    /// write, is then one level below.
     fn limit(&mut self, limits: &[(String, String)]) -> io::Result<()> {
         for (file, value) in limits {
             let at = self.tops.iter().position(|top| top.join(file).exists());
             let at = at.ok_or_else(|| io::Error::other(format!("cgroup limit {file}: no hierarchy here has it")))?;
             let (top, (name, dir)) = (&self.tops[at], &mut self.dirs[at]);
-            // Before Linux 5.11 a memory limit of v1 held for what is below only where this was asked for.
+            // Before Linux 5.11, a v1 memory limit applied to descendants only if this was enabled.
             let _ = fs::write(top.join("memory.use_hierarchy"), "1");
             let path = top.join(file);
             fs::write(&path, value)
@@ -103,7 +103,7 @@ impl Cgroups {
                     pass_controllers_on(top)?;
                 }
             }
-            // What it was made with may be more than a limit leaves; and who asks inside is to be told the limit.
+            // Its initial value may exceed the limit, and processes inside should see the limit.
             if has(name, "cpuset") {
                 inherit_cpuset(dir)?;
             } else if dir.join(file).exists() {
@@ -118,7 +118,7 @@ impl Cgroups {
         self.refused.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.clone())))
     }
 
-    /// The directory that a process can be cloned into; later moves on v2 wait for the kernel.
+    /// The directory that a process can be cloned into; moving a process later on v2 waits for the kernel.
     pub(crate) fn clone_target(&self) -> Option<OwnedFd> {
         let (_, dir) = self.dirs.iter().find(|(name, _)| name == V2)?;
         rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
@@ -151,11 +151,11 @@ impl Cgroups {
         pass_controllers_on(dir)
     }
 
-    /// Gives what was killed the chance to end: `pids`, which all others end with, leave every freezer, and all is thawed. Others that
-    /// live are killed.
+    /// Lets killed processes exit: `pids`, with which all others end, leave every freezer, and everything is thawed.
+    /// Other living processes are killed.
     pub(crate) fn let_end(&self, pids: &[i32]) {
         for (_, dir) in self.dirs.iter().filter(|(_, dir)| dir.join("freezer.state").exists()) {
-            // Who freezes again meanwhile does not reach them in the cgroup above.
+            // A process that freezes again meanwhile does not reach them in the parent cgroup.
             for pid in pids {
                 ending::move_to(dir.parent().unwrap_or(dir), *pid);
             }
@@ -166,12 +166,12 @@ impl Cgroups {
         }
     }
 
-    /// What lives in them.
+    /// The living processes in them.
     pub(crate) fn remaining(&self) -> Vec<String> {
         self.dirs.first().map_or_else(Vec::new, |(_, dir)| ending::remaining(dir))
     }
 
-    /// Removes them and all below, the locked one last; what cannot be removed by `deadline` is told.
+    /// Removes them and their descendants, the locked one last; returns what cannot be removed by `deadline`.
     pub(crate) fn remove(&mut self, deadline: Instant) -> io::Result<()> {
         let mut failed = Ok(());
         while let Some(top) = self.tops.pop() {
@@ -181,7 +181,7 @@ impl Cgroups {
         failed
     }
 
-    /// Leaves the lock to the process that made it: to be called in one that it forked, which must not drop them.
+    /// Leaves the lock to the process that took it: call it in a fork of that process, which must not drop them.
     pub(crate) fn disown(&mut self) {
         self.lock.take().map(IntoRawFd::into_raw_fd);
     }
@@ -193,10 +193,10 @@ impl Drop for Cgroups {
     }
 }
 
-/// How long the sweep takes at most for one arena. What is in its cgroups may not be able to end.
+/// Time limit of the sweep for one arena. The processes in its cgroups may be unable to exit.
 const SWEEP: Duration = Duration::from_millis(500);
 
-/// Ends and removes what a warden that was killed left: every arena's cgroups whose lock is free, with the frozen processes in them.
+/// Removes what a killed warden left: the cgroups of every arena whose lock is free, with the frozen processes in them.
 pub(crate) fn sweep(all: &[Hierarchy]) {
     let mut names: Vec<String> = Vec::new();
     for hierarchy in all {
@@ -208,7 +208,7 @@ pub(crate) fn sweep(all: &[Hierarchy]) {
     names.dedup();
     for name in names {
         let dirs: Vec<PathBuf> = all.iter().map(|h| h.own.join(&name)).collect();
-        // The first of those that are left is the locked one: it is made first and removed last.
+        // The first of the remaining directories is the locked one: it is created first and removed last.
         let Some(first) = dirs.iter().find(|d| d.exists()) else { continue };
         if let Ok(Some(_held)) = lock(first) {
             let deadline = Instant::now() + SWEEP;
@@ -237,7 +237,7 @@ fn controllers(dir: &Path) -> io::Result<String> {
     Ok(fs::read_to_string(dir.join("cgroup.controllers"))?.trim().to_owned())
 }
 
-/// Gives what is made in a v2 cgroup, which must have no process itself, all its controllers.
+/// Enables all controllers for the children of a v2 cgroup, which must contain no process itself.
 fn pass_controllers_on(dir: &Path) -> io::Result<()> {
     let enabled: Vec<String> = controllers(dir)?.split_whitespace().map(|c| format!("+{c}")).collect();
     fs::write(dir.join("cgroup.subtree_control"), enabled.join(" "))

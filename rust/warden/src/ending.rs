@@ -1,7 +1,8 @@
-//! The end of an arena's cgroups: what is frozen in them is thawed, what lives in them is killed, and the directories are removed.
+//! The end of an arena's cgroups: frozen processes are thawed, living ones are killed, and the directories are removed.
 //!
-//! SIGKILL does not end a process in a frozen v1 freezer (freezer-subsystem in the kernel's documentation): it is thawed after it was
-//! killed. Root inside may freeze again at any time, the arena's PID 1 too, so each step is done anew until a time is over.
+//! SIGKILL does not end a process in a frozen v1 freezer (freezer-subsystem in the kernel's documentation): it is
+//! thawed after the kill. Root inside, and so the arena's PID 1, may freeze again at any time, so each step is repeated
+//! until the time limit.
 
 use std::ffi::CString;
 use std::fs;
@@ -16,7 +17,7 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, openat, unlinkat}
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
-/// Between two attempts at something that only others' progress makes possible.
+/// Pause between two attempts at something that depends on other processes.
 pub(crate) const STEP: Duration = Duration::from_millis(5);
 /// More than the pids of a cgroup directory take.
 const MOST_BYTES: usize = 1 << 20;
@@ -28,7 +29,7 @@ pub(crate) fn thaw(top: &Path) {
     }
 }
 
-/// Sends SIGKILL to all that is in a cgroup or below it.
+/// Sends SIGKILL to all processes in a cgroup and its descendants.
 pub(crate) fn kill(top: &Path) {
     let kill_in = &mut |dir: &OwnedFd| {
         let pidfds: Vec<(i32, OwnedFd)> =
@@ -36,7 +37,7 @@ pub(crate) fn kill(top: &Path) {
         if pidfds.is_empty() {
             return;
         }
-        // A number may have gone to a stranger before it was opened: only what is still a member is meant.
+        // Another process may have got the id before it was opened: only current members are killed.
         let still = members(dir);
         for (_, pidfd) in pidfds.iter().filter(|(pid, _)| still.contains(pid)) {
             let _ = pidfd_send_signal(pidfd, Signal::KILL);
@@ -63,8 +64,8 @@ pub(crate) fn remaining(top: &Path) -> Vec<String> {
     found.into_iter().filter_map(described).collect()
 }
 
-/// Removes a cgroup and all below it. A directory with a dead process in it stays until that is gone, for which v1 has no event: it
-/// is tried until `deadline`.
+/// Removes a cgroup and its descendants. A directory with an exited process stays until the process is gone. v1 has no
+/// event for that, so the removal is repeated until `deadline`.
 pub(crate) fn remove(top: &Path, deadline: Instant) -> io::Result<()> {
     loop {
         each_below(top, &mut |_| {}, &mut |parent, name| {
@@ -138,7 +139,7 @@ fn members(dir: &OwnedFd) -> Vec<i32> {
             Err(_) => break,
         }
     }
-    // 0 is a process that this pid namespace does not see.
+    // 0 is a process outside this pid namespace.
     let pids = text.split(|byte| *byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok()?.parse().ok());
     pids.filter(|pid| *pid > 1).collect()
 }

@@ -1,4 +1,5 @@
-//! PID 1 of an arena. It builds the arena from inside, tells the spawner, and from then on only reaps: orphans live on and are seen.
+//! PID 1 of an arena. It builds the arena from inside, notifies the spawner, and then only reaps: orphans keep running
+//! and are observed.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -39,7 +40,7 @@ pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
         Err(e) => fail(&spawner, &steps.at(e)),
     };
     drop(built);
-    // Only now is there nothing of the bring-up left that a first look would see go.
+    // Only now is nothing of the bring-up left that would disappear after a first look.
     if told.and_then(|()| send(&spawner, &Answer::Done, &[])).is_err() {
         sys::exit(1);
     }

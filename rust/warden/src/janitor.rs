@@ -1,4 +1,4 @@
-//! Answers the owner's requests for arenas, keeps some prepared, and takes all down in the end.
+//! Answers the owner's requests for arenas, keeps some prepared, and takes all of them down at the end.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +17,7 @@ use crate::{mounts, spawner};
 /// How many arenas are prepared at a time.
 const POOL: usize = 4;
 
-/// How often cgroups are tried to be made that somebody else took.
+/// How often creating cgroups is retried when another process has removed them.
 const TRIES: usize = 20;
 
 pub(crate) struct Janitor {
@@ -27,15 +27,15 @@ pub(crate) struct Janitor {
     term: OwnedFd,
     hierarchies: Vec<Hierarchy>,
     arenas: BTreeMap<u64, Arena>,
-    /// Arenas that nobody has asked for yet.
+    /// Arenas that were not requested yet.
     pool: Vec<Arena>,
-    /// What those of the pool are made by: the last arena's options, and the host's mounts (proc(5), mountinfo).
+    /// What the arenas of the pool are made from: the last arena's options, and the host's mounts (proc(5), mountinfo).
     template: (Options, Vec<u8>),
     next: u64,
 }
 
 impl Janitor {
-    /// Has no arena yet. `children` and `term` are read when a child has ended and when SIGTERM came.
+    /// Has no arena yet. `children` and `term` are readable when a child has exited and when SIGTERM has arrived.
     pub(crate) fn new(
         socket: OwnedFd,
         owner: OwnedFd,
@@ -47,7 +47,7 @@ impl Janitor {
         Janitor { socket, owner, children, term, hierarchies, arenas, pool, template: Default::default(), next: 0 }
     }
 
-    /// Returns when the owner is gone and no arena is left that is to be kept, or upon SIGTERM.
+    /// Returns when the owner is gone and no arena is left to keep, or on SIGTERM.
     pub(crate) fn serve(mut self) -> io::Result<()> {
         let mut owned = true;
         loop {
@@ -147,27 +147,27 @@ impl Janitor {
         Ok((up, fds))
     }
 
-    /// Who asked for two arenas will want more like the last one: they are brought up ahead, several at a time, between two arenas. What
-    /// is bound into an arena may be another thing by then, so such ones are not.
+    /// An owner that requested two arenas will want more like the last one: they are brought up in advance, several at
+    /// a time, between two arenas. Not those with bind mounts, since their sources may change until then.
     fn prepare(&mut self) {
         let (options, _) = &self.template;
         if self.next < 2 || !self.pool.is_empty() || !options.binds.is_empty() || options.fail.is_some() {
             return;
         }
         for _ in 0..POOL {
-            // What fails here fails again, and is told, when the arena is asked for.
+            // What fails here fails again, and is reported, when the arena is requested.
             self.pool.extend(self.begin());
         }
     }
 
-    /// Has one brought up; the answer comes when it is.
+    /// Brings one up; the answer is sent when it is up.
     fn begin(&self) -> io::Result<Arena> {
         let arena = self.spawn()?;
         send(&arena.socket, &self.template.0, &[])?;
         Ok(arena)
     }
 
-    /// Another warden's sweep may take a directory between its making and its locking: then there is another name.
+    /// Another warden's sweep may remove a directory between its creation and its locking: then another name is used.
     fn make_cgroups(&self) -> io::Result<Cgroups> {
         for _ in 0..TRIES {
             match Cgroups::make(&self.hierarchies, &random_name()?, &self.template.0.limits) {
@@ -183,14 +183,14 @@ impl Janitor {
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let parent = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         let clone_target = cgroups.clone_target();
-        // Where one may not be cloned into it, the move tells why.
+        // If cloning into it is not permitted, the move reports why.
         let (child, cloned_into) = match sys::fork(0, clone_target.as_ref().map(AsFd::as_fd)) {
             Ok(child) => (child, clone_target.is_some()),
             Err(_) => (sys::fork(0, None)?, false),
         };
         match child {
             None => {
-                // Nothing of ours, nor of other arenas, is for it to hold.
+                // It must hold no descriptor of ours or of other arenas.
                 cgroups.disown();
                 std::mem::forget((ours, clone_target));
                 let _ = sys::close_all_but(&[theirs.as_fd()]);

@@ -1,8 +1,8 @@
-//! The warden: makes arenas for one owner, and takes them away when it is asked to, or when the owner is gone.
+//! The warden: creates arenas for one owner, and removes them on request or when the owner is gone.
 //!
-//! Started with a SOCK_SEQPACKET socket as standard input and the owner's process id as its argument. It has a session of its own
-//! and all signals blocked but SIGTERM, upon which it takes everything down; it stands outside the arenas' cgroups. Should it be
-//! killed, its processes die with it, and empty cgroup directories are swept by the next warden.
+//! Started with a SOCK_SEQPACKET socket as standard input and the owner's process id as its argument. It has its own
+//! session, blocks all signals except SIGTERM, on which it takes everything down, and stays outside the arenas'
+//! cgroups. If it is killed, its processes die with it, and the next warden removes the empty cgroup directories.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,7 @@ use janitor::Janitor;
 use message::{Answer, send};
 
 fn main() {
-    // First, so that what is sent to the owner's process group does not reach us.
+    // First, so that signals to the owner's process group do not reach us.
     let _ = rustix::process::setsid();
     process::go_on_in_memory();
     let _ = rustix::thread::set_name(c"warden");
@@ -41,7 +41,7 @@ fn run() -> io::Result<()> {
     let owner_pid = std::env::args().nth(1).and_then(|a| a.parse().ok()).filter(|pid| *pid > 0).and_then(Pid::from_raw);
     let owner = owner_pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let Some(owner) = owner.filter(|_| owner_pid == getppid()) else {
-        // Its owner may be gone already. What others left goes all the same.
+        // Its owner may be gone already. What others left is removed nevertheless.
         cgroups::sweep(&cgroups::hierarchies()?);
         return Err(io::Error::other("is started by leakcheck, with its process id and a socket as standard input"));
     };
@@ -49,7 +49,7 @@ fn run() -> io::Result<()> {
     sys::block_signals()?;
     let (children, term) = (sys::signal_fd(&[libc::SIGCHLD])?, sys::signal_fd(&[libc::SIGTERM])?);
     set_child_subreaper(Some(getpid()))?;
-    // Nothing of the owner's directory is kept busy.
+    // Does not keep the owner's directory busy.
     rustix::process::chdir("/")?;
     let hierarchies = match cgroups::hierarchies() {
         Ok(hierarchies) => hierarchies,
