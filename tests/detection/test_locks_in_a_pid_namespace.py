@@ -48,4 +48,4 @@ def test_a_lock_that_proc_locks_hides_is_found_at_its_holder(tmp_path: Path) -> 
     inode = (tmp_path / "locked").stat().st_ino
     resource = leak["evidence"]["resource"]
     assert (resource["class"], resource["ino"], resource["pid"]) == ("flock", inode, 0)
-    assert leak["evidence"]["who"] == "taken by a process that has no pid here"
+    assert leak["evidence"]["who"] == "taken by a process outside this pid namespace"
