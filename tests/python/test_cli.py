@@ -162,7 +162,7 @@ BAD = [
     (["--nonsense"], "--nonsense"),
     (["guard"], "no command to guard"),
     (["guard", "--kinds", "process,nonsense", "--", "true"], "unknown kind"),
-    (["guard", "--kinds", "", "--", "true"], "no kind named"),
+    (["guard", "--kinds", "", "--", "true"], "no kind given"),
     (["guard", "--scope", "nonsense", "--", "true"], "unknown scope"),
     (["guard", "--scope", "tree:999999999", "--", "true"], "no such process"),
     (["guard", "--scope", "tree:x", "--", "true"], "process id"),
