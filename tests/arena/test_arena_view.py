@@ -60,5 +60,5 @@ def test_descriptors_that_are_none_are_refused() -> None:
 
 
 def test_scope_arena_without_one_says_what_is_missing() -> None:
-    with pytest.raises(leakcheck.UsageError, match="which one"):
+    with pytest.raises(leakcheck.UsageError, match="names no arena"):
         leakcheck.snapshot(scope="arena")

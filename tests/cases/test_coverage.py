@@ -80,7 +80,7 @@ class TestCleanIsSayable:
         closed = "mkdir -m 700 /tmp/root /run/root; mkdir -m 711 /tmp/passable; touch /tmp/root/x"
         done = as_nobody("leakcheck", "guard", "--settle", "0.1", "--json", *kinds, "--", "true", before=closed)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert "may not write to" in str(judged(done)["coverage"])
+        assert "can neither write to" in str(judged(done)["coverage"])
 
     @pytest.mark.parametrize(
         ("before", "command"),

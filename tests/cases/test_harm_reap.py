@@ -215,7 +215,7 @@ def test_a_report_that_anybody_can_write_is_refused(foreign: Path) -> None:
     foreign.chmod(0o666)
     done = leakcheck("reap", "--diff", foreign, "--yes")
     assert done.returncode == 2
-    assert "anybody can write it" in done.stderr
+    assert "is writable by everyone" in done.stderr
 
 
 def test_a_report_that_does_not_say_when_its_run_began_removes_no_file(foreign: Path) -> None:

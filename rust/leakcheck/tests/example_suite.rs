@@ -95,5 +95,5 @@ fn a_second_guard_in_one_test_is_refused_instead_of_waiting_for_ever() {
     let _guard = NoLeaks::new();
     let second = std::panic::catch_unwind(|| drop(NoLeaks::new()));
     let message = *second.unwrap_err().downcast::<&str>().unwrap();
-    assert!(message.contains("guarded already"), "{message}");
+    assert!(message.contains("already has a guard"), "{message}");
 }
