@@ -149,7 +149,7 @@ fn a_full_disk_leaves_the_old_file() {
         let path = dir.path().join("a.json");
         write_whole(&path, b"old").unwrap();
         let error = write_whole(&path, &vec![b'x'; 1 << 20]).unwrap_err().to_string();
-        assert!(error.contains("a.json: No space left"), "{error}");
+        assert!(error.contains("a.json: no space left"), "{error}");
         assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (b"old".to_vec(), vec!["a.json".to_owned()]));
         rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::empty()).unwrap();
     };
