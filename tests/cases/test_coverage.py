@@ -101,7 +101,7 @@ class TestCleanIsSayable:
         before = "cp /bin/cp /tmp/elevated; chmod 4755 /tmp/elevated; mkdir -m 700 /tmp/closed"
         guard = ["leakcheck", "guard", "--settle", "0.1", "--kinds", "file"]
         done = as_nobody(*guard, "--", "/tmp/elevated", "/etc/hostname", "/tmp/closed/left", before=before)
-        assert done.returncode == 3 and "/tmp/elevated was opened" in done.stderr, done.stdout + done.stderr
+        assert done.returncode == 3 and "a process opened /tmp/elevated" in done.stderr, done.stdout + done.stderr
         done = as_nobody(
             "setpriv", "--no-new-privs", *guard, "--", "/tmp/elevated", "/etc/hostname", "/dev/null", before=before
         )
