@@ -19,15 +19,21 @@ _KEPT = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> Generator[None, None, None]:
-    """Let the programs that tests start be interrupted, even where this suite is run in a shell's background (``&``).
+    """Let signals end the programs that tests start, even if this suite runs in a shell's background or under nohup(1).
 
-    There SIGINT is ignored, and whatever is started inherits that (execve(2)).
+    There SIGINT, SIGQUIT or SIGHUP is ignored, and every program that is started inherits that (execve(2)).
     """
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    defaults = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGQUIT: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    ignored = [number for number in defaults if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, defaults[number])
     yield
-    signal.signal(signal.SIGINT, before)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)
