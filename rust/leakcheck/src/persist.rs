@@ -37,7 +37,7 @@ pub fn read_input(path: &Path, most: u64, own: bool) -> std::result::Result<Stri
         return Err("is a directory".to_owned());
     }
     if !kind.is_file() && !kind.is_fifo() {
-        return Err("is a device or a socket, not a file".to_owned());
+        return Err("it is a device or a socket, not a file".to_owned());
     }
     if let Some(why) = stranger(&meta).filter(|_| own) {
         return Err(why);

@@ -141,7 +141,8 @@ impl Adrift {
                 let more = match (&look.scope, world.live.view()) {
                     // The look contains PID 1, but not the spawner.
                     (_, Some(arena)) => population(arena).map(|n| n > living + 1),
-                    (Scope::Cgroup(path), None) => count(path).map(|n| n > living),
+                    // Nothing is in a cgroup that is gone.
+                    (Scope::Cgroup(path), None) => Some(count(path).is_some_and(|n| n > living)),
                     (Scope::Host | Scope::Arena, None) => None,
                     (Scope::Tree(_), None) => Some(false),
                 };
