@@ -54,7 +54,8 @@ def test_no_input_is_read_without_bound(use: str, named: Callable[[str], Path]) 
         sparse.truncate(1 << 30)
     os.mkfifo(fifo)
     directory.mkdir()
-    for path, why in ((zero, "it is a device or a socket, not a file"), (large, "is larger than"), (fifo, ""), (directory, "is a directory")):
+    device = "it is a device or a socket, not a file"
+    for path, why in ((zero, device), (large, "is larger than"), (fifo, ""), (directory, "is a directory")):
         told = is_one_line(leakcheck(*USES[use](path)))
         assert why in told, told
 
