@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
@@ -25,23 +26,56 @@ pub(crate) enum Part {
 ///
 /// Both are pages of the process. If the process has mapped a file there, reading may wait for the file's server
 /// forever, so only anonymous memory is read.
+///
+/// During an execve(2) a process has neither arguments nor environment, and what was read before is of its old program:
+/// then it is read again.
 pub(crate) fn read_memory(process: &Path, part: Part) -> Option<Vec<u8>> {
-    // `arg_start` to `env_end`, fields 48 to 51 of proc_pid_stat(5); 0 for readers without permission.
+    let name = match part {
+        Part::Arguments => "cmdline",
+        Part::Environment => "environ",
+    };
+    let until = Instant::now() + EXECUTING;
+    loop {
+        let (from, to) = range_of(&read_file(process.join("stat")).ok()?, part)?;
+        let read = if from < to && !is_anonymous(&read_file(process.join("maps")).ok()?, from, to) {
+            None
+        } else {
+            Some(read_file(process.join(name)).ok()?)
+        };
+        let missing = read.as_ref().is_none_or(Vec::is_empty) && (from, to) != EMPTY;
+        let same = || range_of(&read_file(process.join("stat")).ok()?, part).map(|now| now == (from, to) && to > 0);
+        if !missing || same() != Some(false) || Instant::now() >= until {
+            return read;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// How long a process may take to replace its memory.
+const EXECUTING: Duration = Duration::from_millis(50);
+/// The range of a process that is known to have none.
+const EMPTY: (u64, u64) = (1, 1);
+
+/// Where the part is in the process' memory, by its `stat`: fields 48 to 51 of proc_pid_stat(5), which are 0 during an execve(2) and
+/// for readers without permission. [`EMPTY`] if it is known to be empty: a kernel thread, a zombie.
+fn range_of(stat: &[u8], part: Part) -> Option<(u64, u64)> {
     const ARG_START: usize = 48;
-    let stat = read_file(process.join("stat")).ok()?;
+    const PF_KTHREAD: u64 = 0x0020_0000;
     let tail = &stat[stat.iter().rposition(|b| *b == b')')? + 1..];
     let fields: Vec<&str> = std::str::from_utf8(tail).ok()?.split_ascii_whitespace().collect();
     // The name before them is field 2.
     let field = |n: usize| fields.get(n - 3)?.parse::<u64>().ok();
-    let (name, at) = match part {
-        Part::Arguments => ("cmdline", ARG_START),
-        Part::Environment => ("environ", ARG_START + 2),
-    };
-    let (from, to) = (field(at)?, field(at + 1)?);
-    if from < to && !is_anonymous(&read_file(process.join("maps")).ok()?, from, to) {
-        return None;
+    if matches!(*fields.first()?, "Z" | "X" | "x") || field(9)? & PF_KTHREAD != 0 {
+        return Some(EMPTY);
     }
-    read_file(process.join(name)).ok()
+    let at = match part {
+        Part::Arguments => ARG_START,
+        Part::Environment => ARG_START + 2,
+    };
+    match (field(at)?, field(at + 1)?) {
+        (from, to) if from == to && to > 0 => Some(EMPTY),
+        range => Some(range),
+    }
 }
 
 /// Whether no file is mapped between two addresses, by the text of `maps` (proc_pid_maps(5)).
@@ -127,5 +161,36 @@ mod tests {
         assert_eq!(read_memory(own, Part::Arguments), std::fs::read("/proc/self/cmdline").ok());
         assert_eq!(read_memory(own, Part::Environment), std::fs::read("/proc/self/environ").ok());
         assert_eq!(read_memory(Path::new("/proc/0"), Part::Arguments), None);
+    }
+
+    #[test]
+    fn a_process_that_executes_programs_all_the_time_has_its_environment_whenever_it_is_read() {
+        let again = r#"exec sh -c "$1" sh "$1""#;
+        let mut command = std::process::Command::new("sh");
+        let mut child = command.args(["-c", again, "sh", again]).env("LEAKCHECK_TEST", "here").spawn().unwrap();
+        let process = std::path::PathBuf::from(format!("/proc/{}", child.id()));
+        let marked = |text: Vec<u8>| text.split(|b| *b == 0).any(|entry| entry == b"LEAKCHECK_TEST=here");
+        let missed = (0..5000).filter(|_| !read_memory(&process, Part::Environment).is_some_and(marked)).count();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(missed, 0);
+    }
+
+    #[test]
+    fn a_process_without_environment_is_not_taken_for_one_that_executes_a_program() {
+        let mut command = std::process::Command::new("sleep");
+        let mut child = command.arg("60").env_clear().spawn().unwrap();
+        let process = std::path::PathBuf::from(format!("/proc/{}", child.id()));
+        let range = || range_of(&std::fs::read(process.join("stat")).unwrap(), Part::Environment);
+        // It executes sleep until its arguments are those.
+        while read_memory(&process, Part::Arguments).is_none_or(|text| !text.starts_with(b"sleep")) {}
+        let (read, alive) = (read_memory(&process, Part::Environment), range());
+        child.kill().unwrap();
+        let killed = rustix::process::Pid::from_child(&child);
+        let ended = rustix::process::WaitIdOptions::EXITED | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(killed), ended).unwrap();
+        let zombie = range();
+        child.wait().unwrap();
+        assert_eq!((read, alive, zombie), (Some(Vec::new()), Some(EMPTY), Some(EMPTY)));
     }
 }
