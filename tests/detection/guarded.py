@@ -32,6 +32,8 @@ END_WITH_MKLEAK = {
 }
 # No namespace holds these: without mkleak they would stay on the machine for good.
 NOT_LEFT_BEHIND = {"loop", "key", "sysctl"}
+# What it is in is new to the guard as well, and of this kind: it is reported, and what is in it goes with it.
+IN_ANOTHER = {"file-in-submount": "mount", "net-nft-chain": "net", "net-nft-rule": "net"}
 
 
 def verdict(plant: Plant, where: place.Place) -> str:
@@ -45,6 +47,8 @@ def verdict(plant: Plant, where: place.Place) -> str:
     if plant.name == "lockfile-held":
         # Its owner is dead by now.
         plant = Plant("lockfile-stale", plant.kind, plant.needs, plant.what)
+    if kind := IN_ANOTHER.get(plant.name):
+        return "yes" if kind in {leak["kind"] for leak in report["leaks"]} else "no"
     found = oracle.is_found(plant, facts, report)
     if plant.kind == "fd" or plant.name in END_WITH_MKLEAK:
         return "false alarm" if found else "ends"
