@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import injectors
 from injectors import Evidence, Plan, Trial, injector_for, register
 from injectors.timed import ended
-from leakcheck.campaigns import run
+from leakcheck.campaigns import Leaks, LeaksOptions, run
 from leakcheck.campaigns.campaign import Check, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, leak_rate, reached, zero
 from leakcheck.campaigns.trial_campaign import TrialCampaign
@@ -106,6 +106,12 @@ def test_a_fault_that_did_not_happen_is_never_a_pass(tmp_path: Path) -> None:
     result = run(Toy(), target(tmp_path, 'exec "$@"'), ToyOptions(iterations=2, how="never", settle=0.1))
     assert (result.verdict, result.outcomes) == ("unknown", {"not-reached": 2})
     assert result.failed == ["plans that did not fire"]
+
+
+def test_leaks_is_never_clean_with_a_plan_that_did_not_fire(tmp_path: Path) -> None:
+    options = LeaksOptions(iterations=1, plan=Plan("toy", "never"), settle=0.1)
+    result = run(Leaks(), target(tmp_path, 'exec "$@"'), options)
+    assert (result.verdict, result.outcomes) == ("unknown", {"not-reached": 1})
 
 
 def test_its_command_line_is_made_of_its_options(tmp_path: Path) -> None:
