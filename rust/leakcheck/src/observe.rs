@@ -40,8 +40,8 @@ mod wait;
 mod walk;
 
 use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::ScopedJoinHandle;
 use std::time::Instant;
 
 use crate::coverage::{lower_for_gaps, lower_for_unreadable};
@@ -184,45 +184,57 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
         // If a thread cannot be started, the others do its share.
         let thread = || std::thread::Builder::new().name("leakcheck-proc".into());
         // Read processes before files: a process that has exited by then can leave nothing more.
-        let read_and_look = || {
+        let read_and_observe = || {
             pass.read(threads);
-            untied.look()
+            untied.observe()
         };
-        let second = (threads > 1).then(|| thread().spawn_scoped(scope, read_and_look).ok()).flatten();
+        let second = (threads > 1).then(|| thread().spawn_scoped(scope, read_and_observe).ok()).flatten();
         let more = (2..threads).filter_map(|_| thread().spawn_scoped(scope, || pass.read(threads)).ok());
         let more: Vec<_> = more.collect();
         pass.read(threads);
         out.gone = pass.gone();
         tied(pass.samples()?, options, wanted, out)?;
-        let joined =
-            |thread: ScopedJoinHandle<'_, Snapshot>| thread.join().unwrap_or_else(|panic| resume_unwind(panic));
-        out.absorb(second.map_or_else(|| untied.look(), joined));
+        out.absorb(untied.observe());
+        if let Some(second) = second {
+            out.absorb(second.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        }
         more.into_iter().for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)));
         Ok(())
     })
 }
 
-/// Observes what comes after all processes were read but does not depend on them: a separate thread can do it.
-struct Untied<'a>(Snapshot, &'a Options);
+/// Observes what comes after all processes were read but does not depend on them. Threads share it.
+struct Untied<'a> {
+    empty: Snapshot,
+    options: &'a Options,
+    /// The first of [`STEPS`] that no thread has started.
+    next: AtomicUsize,
+}
+
+type Step = fn(&Options, &mut Snapshot);
+
+/// Files first: they take the longest on a host.
+const STEPS: [(Kind, Step); 4] = [
+    (Kind::File, files),
+    (Kind::Sysctl, |options, out| sysctl::collect(options.context(), out)),
+    (Kind::Key, |_, out| keys::collect(out)),
+    (Kind::Loop, |_, out| loops::collect(out)),
+];
 
 impl<'a> Untied<'a> {
     fn of(out: &Snapshot, options: &'a Options) -> Self {
-        let nothing = Snapshot::empty(out.scope.clone(), out.kinds);
-        Untied(Snapshot { roots: out.roots.clone(), ..nothing }, options)
+        let empty = Snapshot { roots: out.roots.clone(), ..Snapshot::empty(out.scope.clone(), out.kinds) };
+        Untied { empty, options, next: AtomicUsize::new(0) }
     }
 
-    fn look(&self) -> Snapshot {
-        let mut out = self.0.clone();
-        files(self.1, &mut out);
+    /// Takes steps until none is left, and returns what they found.
+    fn observe(&self) -> Snapshot {
+        let mut out = self.empty.clone();
         let whole_host = matches!(out.scope, Scope::Host | Scope::Arena);
-        if whole_host && out.kinds.contains(Kind::Loop) {
-            loops::collect(&mut out);
-        }
-        if whole_host && out.kinds.contains(Kind::Key) {
-            keys::collect(&mut out);
-        }
-        if whole_host && out.kinds.contains(Kind::Sysctl) {
-            sysctl::collect(self.1.context(), &mut out);
+        while let Some((kind, step)) = STEPS.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            if *kind == Kind::File || whole_host && out.kinds.contains(*kind) {
+                step(self.options, &mut out);
+            }
         }
         out
     }
