@@ -241,6 +241,16 @@ class TestRespawning:
             done = call("sh", "-c", guards, before=before, timeout=200)
             assert re.findall(r"exit (\d)", done.stdout) == ["1"] * 6, done.stdout + done.stderr
 
+    def test_what_pid_1_of_a_container_starts_all_the_time_is_no_chain_of_the_run(self, in_container: Place) -> None:
+        guards = (
+            "for n in 1 2 3 4 5 6; do leakcheck guard --kinds process --settle 0.1 -- true; echo exit $?; done; "
+            "touch /tmp/over"
+        )
+        busy = f"({guards}) </dev/null & until [ -e /tmp/over ]; do /bin/true; done"
+        done = in_container("bash", "-c", busy, timeout=100)
+        codes = re.findall(r"exit (\d)", done.stdout)
+        assert len(codes) == 6 and set(codes) <= {"0", "3"}, done.stdout + done.stderr
+
     @root_only
     def test_a_chain_whose_processes_have_no_first_thread_is_leaked_in_a_cgroup(
         self, compiled: Compiled, cage: list[str], tmp_path: Path
