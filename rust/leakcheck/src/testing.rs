@@ -24,6 +24,7 @@
 
 use std::cell::Cell;
 use std::fmt::Write;
+use std::panic::Location;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -111,12 +112,14 @@ impl Options {
     ///
     /// # Panics
     /// As [`NoLeaks::new`].
+    #[track_caller]
     pub fn guard(self) -> NoLeaks {
         NoLeaks::with(self)
     }
 }
 
-/// Guards a test from its creation to its drop; the drop panics if something was left.
+/// Guards a test from its creation to its drop; the drop panics if something was left, and names the line of its
+/// creation.
 ///
 /// Create it first, so that everything the test starts and opens is dropped before it.
 #[must_use = "a guard that is dropped at once guards nothing: bind it to a name such as _guard"]
@@ -124,6 +127,7 @@ pub struct NoLeaks {
     // Dropped before the lock is.
     guard: Option<Guard>,
     unknown: Option<String>,
+    created: &'static Location<'static>,
     _alone: Alone,
 }
 
@@ -133,6 +137,7 @@ struct Alone {
 }
 
 impl Alone {
+    #[track_caller]
     fn wait() -> Self {
         assert!(!GUARDED.get(), "this test already has a guard: a second one would wait for the first one forever");
         let lock = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
@@ -153,6 +158,7 @@ impl NoLeaks {
     /// # Panics
     /// If the baseline cannot be taken, or if this thread already has a guard.
     #[allow(clippy::new_without_default, reason = "this starts a guard, which is not a neutral value")]
+    #[track_caller]
     pub fn new() -> Self {
         NoLeaks::with(Options::default())
     }
@@ -161,10 +167,12 @@ impl NoLeaks {
     ///
     /// # Panics
     /// As [`NoLeaks::new`].
+    #[track_caller]
     pub fn with(options: Options) -> Self {
         let alone = Alone::wait();
+        let (unknown, created) = (options.unknown, Location::caller());
         match Guard::begin(options.guard) {
-            Ok(guard) => NoLeaks { guard: Some(guard), unknown: options.unknown, _alone: alone },
+            Ok(guard) => NoLeaks { guard: Some(guard), unknown, created, _alone: alone },
             Err(e) => {
                 drop(alone);
                 panic!("leakcheck: cannot take a baseline: {e}");
@@ -208,6 +216,8 @@ impl NoLeaks {
 impl Drop for NoLeaks {
     fn drop(&mut self) {
         if let Some(complaint) = self.complaint() {
+            // A panic in a drop has the drop's own place.
+            let complaint = format!("{complaint}\n  guarded from {}", self.created);
             if std::thread::panicking() {
                 eprintln!("{complaint}");
             } else {
@@ -226,10 +236,13 @@ impl Drop for NoLeaks {
 ///
 /// # Panics
 /// If something was left, if processes or descriptors could not be seen in full, and as [`NoLeaks::new`].
+#[track_caller]
 pub fn verify_none<T>(run: impl FnOnce() -> T) -> T {
-    let guard = NoLeaks::new();
+    let mut guard = NoLeaks::new();
     let result = run();
-    drop(guard);
+    if let Some(complaint) = guard.complaint() {
+        panic!("{complaint}");
+    }
     result
 }
 

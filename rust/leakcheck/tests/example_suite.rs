@@ -54,11 +54,12 @@ fn a_child_that_is_left_running_is_reported_until_it_is_gone() {
 
 #[test]
 fn a_descriptor_that_is_left_open_fails_the_test_and_is_named() {
-    let guard = Options::default().settle(Duration::from_millis(50)).guard();
+    let (guard, line) = (Options::default().settle(Duration::from_millis(50)).guard(), line!());
     let file = File::open("/etc/passwd").unwrap();
     let message =
         *std::panic::catch_unwind(AssertUnwindSafe(|| drop(guard))).unwrap_err().downcast::<String>().unwrap();
     assert!(message.contains("leaked 1:") && message.contains("/etc/passwd"), "{message}");
+    assert!(message.contains(&format!("{}:{line}:", file!())), "{message}");
     drop(file);
 }
 
