@@ -35,8 +35,8 @@ __all__ = [
 # Without Rust, maturin would fetch its own for the binding; the helpers would still find no cargo.
 os.environ.setdefault("MATURIN_NO_INSTALL_RUST", "1")
 
-HELPERS = ("mkleak", "leakcheck-refbox")
-WARDEN = "leakcheck-warden"
+# Package and program.
+HELPERS = (("mkleak", "mkleak"), ("leakcheck-refbox", "refbox"), ("leakcheck-warden", "warden"))
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -58,11 +58,12 @@ def _build_helpers():
             "build leakcheck: no cargo on PATH; install Rust 1.88 or newer, or install a wheel, which does not need it"
         )
     release = ["--release", "--locked", "--message-format=json-render-diagnostics"]
-    packages = [word for name in HELPERS for word in ("--package", name)]
-    programs = _programs(["cargo", "build", *release, *packages])
-    # An arena shows the warden's processes, and the files that they map can be opened there: so they map no library.
+    # They map no library, so they run in any root, whatever C library it has. An arena shows the warden's processes, and
+    # the files that they map can be opened there.
     static = ["-C", "target-feature=+crt-static", "-C", "strip=symbols"]
-    programs += _programs(["cargo", "rustc", *release, "--package", WARDEN, "--bin", "warden", "--", *static])
+    programs = []
+    for package, program in HELPERS:
+        programs += _programs(["cargo", "rustc", *release, "--package", package, "--bin", program, "--", *static])
     directory = ROOT / "leakcheck" / "_bin"
     for program in programs:
         fresh = directory / f".{program.name}.new"
