@@ -15,8 +15,10 @@
 mod adrift;
 mod coverage;
 mod live;
+mod options;
 mod others;
 mod residue;
+mod world;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -29,7 +31,7 @@ use crate::judge::attribute::{Attribution, Attributor};
 use crate::judge::class::Class;
 use crate::judge::diff;
 use crate::judge::report::{Command, Report, Settling, Transient, Vanished};
-use crate::judge::settle::{Policy, Settled, settle};
+use crate::judge::settle::{Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::observe::proc_root::ProcRoot;
@@ -43,28 +45,10 @@ use crate::token::random_token;
 use crate::watch::{self, Watch};
 use adrift::Adrift;
 use coverage::{Reach, coverage, only_comparable, unlisted_queues};
-use live::{Live, LiveWorld};
+use live::{Live, Run};
+pub use options::Options;
 use residue::{Remnant, finish, gauges, replacing, residue};
-
-/// How to guard a run.
-#[derive(Clone, Debug, Default)]
-pub struct Options {
-    /// What to observe.
-    pub observe: observe::Options,
-    /// Known and accepted residue.
-    pub rules: Rules,
-    /// How long to wait for teardown.
-    pub policy: Policy,
-    /// Residue that cannot be attributed to the run is listed separately and is not a leak. For many runs side by side.
-    pub attributed_only: bool,
-}
-
-impl Options {
-    /// This process, if its own descriptors count. An arena has none of them.
-    fn own_pid(&self) -> Option<u32> {
-        (self.observe.include_self && self.observe.arena.is_none()).then(std::process::id)
-    }
-}
+use world::LiveWorld;
 
 /// A guarded run. The run is every process that this process starts after [`Guard::begin`], their descendants, and
 /// every process with the [token](Guard::token) in its environment; with `include_self` also what this process itself
@@ -305,10 +289,7 @@ fn judge(
     reach: &Reach,
 ) -> Result<Report> {
     let mut world = LiveWorld {
-        baseline,
-        options,
-        asked,
-        live,
+        run: Run { baseline, options, asked, live },
         reach,
         began: Instant::now(),
         last: None,
@@ -324,7 +305,7 @@ fn judge(
     };
     let adrift = std::mem::take(&mut world.adrift);
     let passed: Vec<bool> = settled.transient.iter().map(|(found, _)| adrift.knows(&found.resource)).collect();
-    let respawning = adrift.end(&world, &last.look, &mut settled.residue, settled.lives)?;
+    let respawning = adrift.end(&world.run, &last.look, &mut settled.residue, settled.lives)?;
     let mut coverage = last.coverage;
     // What disappeared in an incomplete look may still exist.
     let gone: KindSet = settled.transient.iter().map(|(found, _)| found.resource.kind()).collect();

@@ -1,10 +1,10 @@
-//! Which module of the crate stands on which: one way, and no two on each other.
+//! Which module of the crate uses which: one way, and no module uses an item of its parent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// From the top; who stands in a line may use what stands in a line below, and nothing else of the crate.
+/// From the top: a module may use the modules of the lines below its own, and no others.
 const LAYERS: [&[&str]; 12] = [
     &["doctor", "testing"],
     &["guard", "reap"],
@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 12] = [
     &["parse"],
 ];
 
-/// Modules by name, with the names that each uses.
+/// Modules of one directory by name, with the names of that directory that each uses.
 type Graph = BTreeMap<String, BTreeSet<String>>;
 
 fn sources(dir: &Path) -> Vec<PathBuf> {
@@ -31,62 +31,98 @@ fn sources(dir: &Path) -> Vec<PathBuf> {
 /// The code of a file, without comments and without its own tests.
 fn code(file: &Path) -> String {
     let text = fs::read_to_string(file).unwrap();
-    let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
+    let code = text.split("\nmod tests {").next().unwrap_or_default();
     code.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// The names that follow `prefix`, one or several in braces: `a::{b::{c, d}, e}` is `b` and `e`.
-fn names(code: &str, prefix: &str) -> BTreeSet<String> {
-    let mut found = BTreeSet::new();
-    let word = |text: &str| text.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
-    for (at, _) in code.match_indices(prefix) {
-        // Not the end of another path.
-        if code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
-            continue;
-        }
-        let rest = &code[at + prefix.len()..];
-        let Some(group) = rest.strip_prefix('{') else {
-            found.insert(word(rest));
-            continue;
-        };
-        let mut depth = 0;
-        let mut item = String::new();
-        for c in group.chars() {
-            match c {
-                '}' if depth == 0 => break,
-                ',' if depth == 0 => found.insert(word(std::mem::take(&mut item).trim())),
-                _ => {
-                    depth += i32::from(c == '{') - i32::from(c == '}');
-                    item.push(c);
-                    false
-                }
-            };
-        }
-        found.insert(word(item.trim()));
-    }
-    found.remove("");
-    found
+/// A module or an item by the names that lead to it from the root of the crate.
+type Name = Vec<String>;
+
+fn word(text: &str) -> &str {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+    &text[..end]
 }
 
-/// The modules of `dir`, each with all that is below it, and what they use of each other.
-fn graph(dir: &Path, uses: impl Fn(&str, bool) -> BTreeSet<String>) -> Graph {
-    let mut graph = Graph::new();
-    for file in sources(dir) {
-        let below = file.strip_prefix(dir).unwrap();
-        let module = below.iter().next().map(Path::new).and_then(Path::file_stem).unwrap().to_str().unwrap();
-        let direct = below.iter().count() == 1;
-        graph.entry(module.to_owned()).or_default().extend(uses(&code(&file), direct));
+/// The parts of a group in braces, of which `text` starts after the opening one.
+fn parts(text: &str) -> Vec<&str> {
+    let (mut parts, mut depth, mut from) = (Vec::new(), 0, 0);
+    for (at, c) in text.char_indices() {
+        match c {
+            '{' => depth += 1,
+            ',' | '}' if depth == 0 => {
+                parts.push(text[from..at].trim());
+                from = at + 1;
+            }
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 && c == '}' && from == at + 1 {
+            break;
+        }
     }
-    graph.remove("lib");
-    graph
+    parts.retain(|part| !part.is_empty());
+    parts
 }
 
-/// What is left when all that stand on none of the others are taken away, again and again.
+/// All paths at the start of `text`: `a::{b, c::d}` is `a::b` and `a::c::d`.
+fn expand(text: &str, before: &Name, all: &mut BTreeSet<Name>) {
+    if let Some(group) = text.strip_prefix('{') {
+        parts(group).into_iter().for_each(|part| expand(part, before, all));
+        return;
+    }
+    let first = word(text);
+    let name = || Some(first.to_owned()).filter(|first| !first.is_empty() && first != "self");
+    let path: Name = before.iter().cloned().chain(name()).collect();
+    match text[first.len()..].strip_prefix("::") {
+        Some(rest) => expand(rest, &path, all),
+        None => drop(all.insert(path)),
+    }
+}
+
+/// What the code of `module` names by a path from the root or from a parent.
+fn names(code: &str, module: &Name) -> BTreeSet<Name> {
+    let mut all = BTreeSet::new();
+    for (at, first) in code.match_indices("crate::").chain(code.match_indices("super::")) {
+        if !code[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
+            expand(&code[at + first.len()..], &vec![first[..5].to_owned()], &mut all);
+        }
+    }
+    let absolute = |name: Name| {
+        let supers = name.iter().take_while(|part| *part == "super").count();
+        let skip = name.iter().take_while(|part| *part == "super" || *part == "crate").count();
+        let base = if supers > 0 { &module[..module.len() - supers] } else { &[] };
+        base.iter().cloned().chain(name.into_iter().skip(skip)).collect()
+    };
+    all.into_iter().map(absolute).collect()
+}
+
+/// The module of a file.
+fn module(file: &Path, src: &Path) -> Name {
+    let below = file.strip_prefix(src).unwrap().with_extension("");
+    below.iter().map(|part| part.to_str().unwrap().to_owned()).filter(|part| part != "mod" && part != "lib").collect()
+}
+
+/// For every directory of modules, by its own name, what its modules use of it.
+fn graphs(files: &[(Name, String)]) -> BTreeMap<Name, Graph> {
+    let mut graphs: BTreeMap<Name, Graph> = BTreeMap::new();
+    for (module, code) in files.iter().filter(|(module, _)| !module.is_empty()) {
+        for depth in 0..module.len() {
+            graphs.entry(module[..depth].to_vec()).or_default().entry(module[depth].clone()).or_default();
+        }
+        for name in names(code, module) {
+            let depth = name.iter().zip(module).take_while(|(a, b)| a == b).count();
+            // A module may use its own items and those of the modules below it.
+            if depth < module.len() {
+                let user = graphs.entry(module[..depth].to_vec()).or_default().entry(module[depth].clone());
+                user.or_default().insert(name.get(depth).map_or("self", String::as_str).to_owned());
+            }
+        }
+    }
+    graphs
+}
+
+/// What remains after the modules that use none of the others are removed, repeatedly.
 fn circles(mut graph: Graph) -> Graph {
-    let known: BTreeSet<String> = graph.keys().cloned().collect();
-    for (module, used) in &mut graph {
-        used.retain(|name| known.contains(name) && name != module);
-    }
     while let Some(leaf) = graph.iter().find(|(_, used)| used.is_empty()).map(|(module, _)| module.clone()) {
         graph.remove(&leaf);
         for used in graph.values_mut() {
@@ -96,49 +132,54 @@ fn circles(mut graph: Graph) -> Graph {
     graph
 }
 
-fn crate_graph() -> Graph {
-    graph(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), |code, _| names(code, "crate::"))
+fn crate_graphs() -> BTreeMap<Name, Graph> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files: Vec<_> = sources(&src).iter().map(|file| (module(file, &src), code(file))).collect();
+    graphs(&files)
 }
 
 #[test]
-fn modules_use_each_other_one_way() {
+fn modules_use_only_the_layers_below() {
     let layer = |name: &str| LAYERS.iter().position(|line| line.contains(&name));
-    for (module, used) in crate_graph() {
-        let own = layer(&module).unwrap_or_else(|| panic!("{module} stands in no layer"));
-        for name in used.iter().filter(|name| **name != module) {
+    for (module, used) in &crate_graphs()[&Name::new()] {
+        let own = layer(module).unwrap_or_else(|| panic!("{module} is in no layer"));
+        for name in used {
             let below = layer(name).is_some_and(|theirs| theirs > own);
-            assert!(below, "{module} uses {name}, which does not stand below it");
+            assert!(below, "{module} uses {name}, which is in no layer below it");
         }
     }
 }
 
 #[test]
-fn no_two_modules_of_observe_use_each_other() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/observe");
-    let graph = graph(&dir, |code, direct| {
-        let mut used = names(code, "crate::observe::");
-        if direct {
-            used.extend(names(code, "super::"));
+fn no_module_uses_an_item_of_its_parent_and_no_two_use_each_other() {
+    for (parent, graph) in crate_graphs().into_iter().filter(|(parent, _)| !parent.is_empty()) {
+        for (module, used) in &graph {
+            let above: Vec<_> = used.iter().filter(|name| !graph.contains_key(*name)).collect();
+            assert!(above.is_empty(), "{module} uses {above:?} of its parent {}", parent.join("::"));
         }
-        used
-    });
-    for (module, used) in &graph {
-        let elsewhere: Vec<_> = used.iter().filter(|name| !graph.contains_key(*name)).collect();
-        assert!(elsewhere.is_empty(), "{module} uses {elsewhere:?} of observe itself, which uses all of its modules");
+        assert_eq!(circles(graph), Graph::new(), "modules of {}", parent.join("::"));
     }
-    assert_eq!(circles(graph), Graph::new());
 }
 
 #[test]
-fn a_circle_and_an_import_upwards_are_found() {
-    assert_eq!(
-        names("use crate::{a::{x, y}, b};\nuse crate::c::Z; let d = crate::d::e(); other_crate::f", "crate::"),
-        ["a", "b", "c", "d"].map(str::to_owned).into()
-    );
-    let used = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-    let graph: Graph = [("a", used(&["b", "c"])), ("b", used(&["c"])), ("c", used(&["b"])), ("d", used(&[]))]
-        .map(|(module, used)| (module.to_owned(), used))
-        .into();
-    assert!(circles(graph).contains_key("b"));
-    assert!(crate_graph()["observe"].contains("snapshot"));
+fn the_contract_finds_circles_layers_and_uses_of_a_parent() {
+    let name = |path: &str| path.split("::").map(str::to_owned).collect::<Name>();
+    let code = "use crate::{a::{x, y::Z}, b};\nuse crate::f::{self, T};\nuse super::{c}; use super::super::d;\nlet e = crate::e::g(); other_crate::h";
+    let found = names(code, &name("f::i::j"));
+    assert_eq!(found, ["a::x", "a::y::Z", "b", "f", "f::T", "f::i::c", "f::d", "e::g"].map(name).into());
+
+    let file = |module: &str, code: &str| (name(module), code.to_owned());
+    let graphs = graphs(&[
+        file("a", "use b::Item;"),
+        file("a::b", "use super::c; use crate::d::e;"),
+        file("a::c", "use crate::a::b::Item;"),
+        file("a::f", "use super::Item;"),
+        file("a::g", "use crate::a;"),
+    ]);
+    let used = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+    assert_eq!(graphs[&name("a")]["f"], used(&["Item"]));
+    assert_eq!(graphs[&name("a")]["g"], used(&["self"]));
+    assert_eq!(graphs[&Name::new()]["a"], used(&["d"]));
+    assert!(circles(graphs[&name("a")].clone()).contains_key("b"));
+    assert!(crate_graphs()[&Name::new()]["observe"].contains("snapshot"));
 }

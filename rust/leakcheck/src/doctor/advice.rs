@@ -1,6 +1,6 @@
 //! What to do about a kind that is not seen in full, by kind, capabilities, and the observer's reason.
 
-use super::{Container, User};
+use super::examination::{Container, User};
 use crate::kind::Kind;
 use crate::observe::{Hierarchy, detail::quote};
 use crate::snapshot::{Coverage, Level};

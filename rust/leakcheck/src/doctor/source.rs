@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use super::advice;
-use super::{Container, Finding, Source, User};
+use super::examination::{Container, Finding, Source, User};
 use crate::observe::read_file;
 use crate::observe::sys::{self, MountStat};
 use crate::parse::mountinfo;

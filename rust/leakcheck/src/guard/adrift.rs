@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::live::{Live, LiveWorld};
+use super::live::{Live, Run};
 use super::residue::Remnant;
 use crate::arena::ArenaView;
 use crate::error::Result;
@@ -109,25 +109,20 @@ enum Caught {
 
 impl Adrift {
     /// Evaluates one look. True if something lives.
-    pub(super) fn take_in(
-        &mut self,
-        world: &LiveWorld<'_>,
-        look: &Snapshot,
-        attributor: &Attributor<'_, Live<'_>>,
-    ) -> bool {
+    pub(super) fn take_in(&mut self, run: &Run<'_>, look: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> bool {
         if self.looks.is_empty() {
             self.in_first = look.processes.iter().map(|p| (p.pid, p.start)).collect();
         }
         let mut free = Vec::new();
         for p in &look.processes {
-            let Some(by) = of_run(attributor.owner_of(p), p, world.baseline) else { continue };
-            if is_free(p, look, world.baseline) {
+            let Some(by) = of_run(attributor.owner_of(p), p, run.baseline) else { continue };
+            if is_free(p, look, run.baseline) {
                 free.push(Glimpse::of(p, by, look));
                 self.remember(p, by);
             }
         }
         let mut signs = false;
-        match adrift(world, &HashSet::new()) {
+        match adrift(run, &HashSet::new()) {
             Some(adrift) => {
                 signs |= !adrift.unknown.is_empty();
                 // For the run's own processes, the events are more reliable.
@@ -143,7 +138,7 @@ impl Adrift {
                 // In a scope, every process that came and went belongs to the run.
                 signs |= !host && !look.gone.is_empty();
                 let living = look.processes.iter().filter(|p| lives(p)).count();
-                let more = match (&look.scope, world.live.view()) {
+                let more = match (&look.scope, run.live.view()) {
                     // The look contains PID 1, but not the spawner.
                     (_, Some(arena)) => population(arena).map(|n| n > living + 1),
                     // Nothing is in a cgroup that is gone.
@@ -154,10 +149,10 @@ impl Adrift {
                 match more {
                     Some(more) => signs |= free.is_empty() && more,
                     None if !free.is_empty() => {}
-                    None => match self.orphan(world, look, attributor) {
+                    None => match self.orphan(run, look, attributor) {
                         Orphan::Alive(orphan) => free.push(orphan),
                         Orphan::Restless => signs = true,
-                        Orphan::Untold if host => free.extend(self.newest(world, look, attributor)),
+                        Orphan::Untold if host => free.extend(self.newest(run, look, attributor)),
                         Orphan::Nobody | Orphan::Untold => {}
                     },
                 }
@@ -185,8 +180,8 @@ impl Adrift {
 
     /// An orphan that the look did not see. At every instant a reaper is the parent of what the run left, so the list
     /// of the reapers' children misses none, however short its life is.
-    fn orphan(&mut self, world: &LiveWorld<'_>, look: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> Orphan {
-        let arena = world.live.view();
+    fn orphan(&mut self, run: &Run<'_>, look: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> Orphan {
+        let arena = run.live.view();
         let began = Instant::now();
         let mut known: HashSet<u32> = look.processes.iter().map(|p| p.pid).collect();
         let mut before = Vec::new();
@@ -196,8 +191,8 @@ impl Adrift {
             children.extend(above.flat_map(|p| observe::children(p.pid, arena).unwrap_or_default()));
             for pid in children.iter().rev().filter(|pid| known.insert(**pid)) {
                 let Some(p) = observe::process(*pid, arena) else { continue };
-                let Some(by) = of_run(attributor.owner_of(&p), &p, world.baseline) else { continue };
-                if is_free(&p, look, world.baseline) {
+                let Some(by) = of_run(attributor.owner_of(&p), &p, run.baseline) else { continue };
+                if is_free(&p, look, run.baseline) {
                     self.remember(&p, by);
                     return Orphan::Alive(Glimpse::of(&p, by, look));
                 }
@@ -213,20 +208,15 @@ impl Adrift {
 
     /// Probes the newest processes until one is alive: a walk rarely meets a process that lives for less time than the
     /// walk takes.
-    fn newest(
-        &mut self,
-        world: &LiveWorld<'_>,
-        look: &Snapshot,
-        attributor: &Attributor<'_, Live<'_>>,
-    ) -> Option<Glimpse> {
+    fn newest(&mut self, run: &Run<'_>, look: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> Option<Glimpse> {
         let began = Instant::now();
         while began.elapsed() < PROBING {
             let newest = observe::newest_pid()?;
             // The threads of the look itself have used the most recent numbers since then.
             for pid in (newest.saturating_sub(BEHIND).max(2)..=newest).rev() {
                 let Some(p) = observe::process(pid, None) else { continue };
-                let Some(by) = of_run(attributor.owner_of(&p), &p, world.baseline) else { continue };
-                if is_free(&p, look, world.baseline) && observe::is_process(pid) {
+                let Some(by) = of_run(attributor.owner_of(&p), &p, run.baseline) else { continue };
+                if is_free(&p, look, run.baseline) && observe::is_process(pid) {
                     self.remember(&p, by);
                     return Some(Glimpse::of(&p, by, look));
                 }
@@ -242,7 +232,7 @@ impl Adrift {
     /// What [`observe::snapshot`] raises.
     pub(super) fn end(
         mut self,
-        world: &LiveWorld<'_>,
+        run: &Run<'_>,
         look: &Snapshot,
         residue: &mut BTreeMap<String, Remnant>,
         alive: bool,
@@ -259,7 +249,7 @@ impl Adrift {
             }
             _ => true,
         });
-        if !alive || !world.asked.contains(Kind::Process) {
+        if !alive || !run.asked.contains(Kind::Process) {
             return Ok(passed.unwrap_or_default());
         }
         // A process that started as an orphan after the run's end, while another process lived that is gone now: it is
@@ -271,7 +261,7 @@ impl Adrift {
         // The last looks follow each other so quickly that one process of a slow chain can be in all of them. The
         // connector still shows that it succeeded another one.
         let by_events = |p: &Process| {
-            let watch = world.live.tree.or(world.live.watch).filter(|_| self.by_events.is_some());
+            let watch = run.live.tree.or(run.live.watch).filter(|_| self.by_events.is_some());
             let n = watch.map_or(0, |watch| watch.successions(p.pid, p.start, p.ppid));
             n > 1 || n == 1 && !self.at_first.contains(&p.pid)
         };
@@ -285,7 +275,7 @@ impl Adrift {
             .map(|(key, _)| key.clone())
             .collect();
         let taken: Vec<Remnant> = latest.iter().filter_map(|key| residue.remove(key)).collect();
-        let outcome = self.decide(world, look, residue, taken)?;
+        let outcome = self.decide(run, look, residue, taken)?;
         if outcome.leak.is_some() {
             // The report of the chain includes its zombies that a slow init has not reaped yet.
             let dead = |p: &Process| !lives(p) && look.process(p.ppid).is_none_or(|parent| is_reaper(parent, look));
@@ -296,7 +286,7 @@ impl Adrift {
 
     fn decide(
         &mut self,
-        world: &LiveWorld<'_>,
+        run: &Run<'_>,
         look: &Snapshot,
         residue: &BTreeMap<String, Remnant>,
         taken: Vec<Remnant>,
@@ -315,8 +305,8 @@ impl Adrift {
             });
         }
         if self.by_events.is_some() {
-            match self.caught(world, &held) {
-                Caught::Alive(process) => return Ok(self.told_by_events(process, look, world.live.view())),
+            match self.caught(run, &held) {
+                Caught::Alive(process) => return Ok(self.told_by_events(process, look, run.live.view())),
                 Caught::Unread(pid) => {
                     let why = format!("process {pid} of the run still runs, but could not be read");
                     return Ok(Outcome { leak: None, gap: Some(why) });
@@ -324,18 +314,16 @@ impl Adrift {
                 Caught::Nobody => {}
             }
         }
-        if let Some(arena) = world.live.view()
+        if let Some(arena) = run.live.view()
             && self.looks.last().is_some_and(|seen| seen.beside(&held))
             && let Some(frozen) = Frozen::whole(arena)
         {
             let kinds: KindSet = [Kind::Process].into_iter().collect();
-            let still = observe::snapshot(&observe::Options { kinds: Some(kinds), ..world.options.observe.clone() })?;
+            let still = observe::snapshot(&observe::Options { kinds: Some(kinds), ..run.options.observe.clone() })?;
             let new = |p: &&Process| {
-                lives(p)
-                    && !held.contains(&p.pid)
-                    && world.baseline.process(p.pid).is_none_or(|old| old.start != p.start)
+                lives(p) && !held.contains(&p.pid) && run.baseline.process(p.pid).is_none_or(|old| old.start != p.start)
             };
-            let free = still.processes.iter().filter(new).filter(|p| is_free(p, &still, world.baseline));
+            let free = still.processes.iter().filter(new).filter(|p| is_free(p, &still, run.baseline));
             let caught: Vec<&Process> = free.filter(|p| !has_held_ancestor(p, &still, &held)).collect();
             caught.iter().for_each(|p| self.remember(p, Attribution::Scope));
             let Some(p) = caught.last() else { return Ok(Outcome::default()) };
@@ -344,7 +332,7 @@ impl Adrift {
             drop(frozen);
             return Ok(Outcome { leak: Some(self.tell(resource, Attribution::Scope, facts)), gap: None });
         }
-        if !every || self.looks.len() < world.options.policy.looks as usize {
+        if !every || self.looks.len() < run.options.policy.looks as usize {
             return Ok(Outcome::default());
         }
         let unheld = |((pid, _), _): &(&(u32, u64), &(Process, Attribution))| !held.contains(pid);
@@ -356,7 +344,7 @@ impl Adrift {
             Some((p, _)) if !self.seen.iter().filter(unheld).any(|found| clear(&found)) => unclear(&p),
             Some((p, by)) => {
                 let resource = Resource::Process(p);
-                let facts = detail::evidence(&resource, look, world.live.view()).facts;
+                let facts = detail::evidence(&resource, look, run.live.view()).facts;
                 Outcome { leak: Some(self.tell(resource, by, facts)), gap: None }
             }
             None => Outcome {
@@ -370,28 +358,28 @@ impl Adrift {
     }
 
     /// A process of the run that lives besides those in `held`, including by events since the last look.
-    fn caught(&mut self, world: &LiveWorld<'_>, held: &HashSet<u32>) -> Caught {
+    fn caught(&mut self, run: &Run<'_>, held: &HashSet<u32>) -> Caught {
         let mut before: Vec<u32> = Vec::new();
         let began = Instant::now();
         loop {
-            let Some(run) = adrift(world, held).map(|adrift| adrift.run) else { return Caught::Nobody };
-            if let Some(p) = run.iter().rev().filter_map(|pid| observe::process(*pid, None)).find(lives) {
+            let Some(living) = adrift(run, held).map(|adrift| adrift.run) else { return Caught::Nobody };
+            if let Some(p) = living.iter().rev().filter_map(|pid| observe::process(*pid, None)).find(lives) {
                 return Caught::Alive(p);
             }
             // Too fast to be read: then each attempt finds a different one.
-            let next = run.iter().find(|pid| !before.is_empty() && !before.contains(pid));
+            let next = living.iter().find(|pid| !before.is_empty() && !before.contains(pid));
             if let Some(pid) = next {
                 let known = self.seen.values().next_back().map(|(p, _)| p.clone());
                 let comm = crate::text::Text::from(&b"?"[..]);
                 let unread = Process { pid: *pid, start: 0, ppid: 0, state: '?', pgrp: 0, session: 0, comm };
                 return Caught::Alive(known.unwrap_or(unread));
             }
-            let Some(pid) = run.last() else { return Caught::Nobody };
+            let Some(pid) = living.last() else { return Caught::Nobody };
             if began.elapsed() > ENDING {
                 return Caught::Unread(*pid);
             }
             std::thread::yield_now();
-            before = run;
+            before = living;
         }
     }
 
@@ -426,17 +414,17 @@ impl Adrift {
 
 /// Living processes by the events of the scope: those of the run, or of the tree and what left it. None if not all
 /// events are known.
-fn adrift(world: &LiveWorld<'_>, held: &HashSet<u32>) -> Option<watch::Adrift> {
-    let watch = match world.baseline.scope {
-        Scope::Host => world.live.watch,
-        Scope::Tree(_) => world.live.tree,
+fn adrift(run: &Run<'_>, held: &HashSet<u32>) -> Option<watch::Adrift> {
+    let watch = match run.baseline.scope {
+        Scope::Host => run.live.watch,
+        Scope::Tree(_) => run.live.tree,
         Scope::Cgroup(_) | Scope::Arena => None,
     }?;
     watch.sync();
     let mut adrift = watch.adrift(held)?;
     // A tree has members from before the run.
     let old = |pid: u32| {
-        world.baseline.process(pid).filter(|old| observe::process(pid, None).is_some_and(|now| now.start == old.start))
+        run.baseline.process(pid).filter(|old| observe::process(pid, None).is_some_and(|now| now.start == old.start))
     };
     adrift.run.retain(|pid| old(*pid).is_none());
     Some(adrift)

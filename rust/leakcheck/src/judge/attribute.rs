@@ -10,9 +10,10 @@ pub use super::provenance::{Attribution, Owner, Provenance};
 use crate::kind::Kind;
 pub use crate::membership::Membership;
 use crate::parse::nslink::NsType;
-use crate::resource::{Ipc, IpcClass, Lock, Mount, NetClass, NsHolder, Process, Resource, encode_device};
+use crate::resource::{Ipc, IpcClass, Lock, Mount, MountId, NetClass, NsHolder, Process, Resource, encode_device};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
+use mount::{lasting_namespaces, may_come_in};
 
 /// Attributes the resources that one look shows and the baseline does not.
 pub struct Attributor<'a, P> {
@@ -208,7 +209,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             Owner::Stranger if !self.provenance.watched() && !matches!(resource, Resource::Process(_)) => {
                 Owner::Unknown
             }
-            Owner::Unknown if owning_user(resource).is_some_and(|uid| self.is_user_of_the_run(uid)) => {
+            Owner::Unknown if resource.owning_user().is_some_and(|uid| self.is_user_of_the_run(uid)) => {
                 Owner::Run(Attribution::Uid)
             }
             told => told,
@@ -220,10 +221,12 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         let shared_net = |ino: u64| self.look.own_ns.get(&NsType::Net) == Some(&ino);
         match resource {
             Resource::Sysctl(_) => Owner::Unknown,
-            Resource::Key(_) => member(self.provenance.made(resource), Attribution::Creator),
+            Resource::Key(_) => Owner::by_evidence(self.provenance.made(resource), Attribution::Creator),
             Resource::Bpf(_) => match self.told_owner(resource) {
                 Owner::Run(by) => Owner::Run(by),
-                Owner::Stranger | Owner::Unknown => member(self.provenance.made(resource), Attribution::Scope),
+                Owner::Stranger | Owner::Unknown => {
+                    Owner::by_evidence(self.provenance.made(resource), Attribution::Scope)
+                }
             },
             Resource::Loop(d) => {
                 let number =
@@ -234,7 +237,9 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 match self.told_owner(resource) {
                     _ if mounted => Owner::Run(Attribution::Holder),
                     Owner::Run(by) => Owner::Run(by),
-                    Owner::Stranger | Owner::Unknown => member(self.provenance.made(resource), Attribution::Scope),
+                    Owner::Stranger | Owner::Unknown => {
+                        Owner::by_evidence(self.provenance.made(resource), Attribution::Scope)
+                    }
                 }
             }
             // An arena may use the host's network.
@@ -257,7 +262,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             Resource::Process(p) => self.owner_of_pid(p.pid),
             Resource::Fd(fd) => self.held_by([fd.pid]),
             Resource::Mount(m) => self.mount(m),
-            Resource::Cgroup(c) => member(self.provenance.creator(c.dir.as_ref()), Attribution::Creator),
+            Resource::Cgroup(c) => Owner::by_evidence(self.provenance.creator(c.dir.as_ref()), Attribution::Creator),
             Resource::Lock(l) => self.lock(l),
             Resource::Lockfile(f) => self.made(f.path.as_ref(), f.pid),
             Resource::File(f) => match f.mapped_by {
@@ -289,7 +294,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 let holders = self.look.fds.iter().filter(|fd| b.is_open_in(fd));
                 self.held_by(holders.map(|fd| fd.pid))
             }
-            Resource::Loop(d) => by_hint(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),
+            Resource::Loop(d) => Owner::by_hint(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),
             // The kernel does not record which process wrote it.
             Resource::Key(_) | Resource::Sysctl(_) => Owner::Unknown,
         }
@@ -369,48 +374,79 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         }
         match object.class {
             IpcClass::PosixShm => self.made(object.name.as_ref(), None),
-            IpcClass::Shm if object.creator > 1 => member(self.provenance.ever(object.creator), Attribution::Creator),
+            IpcClass::Shm if object.creator > 1 => {
+                Owner::by_evidence(self.provenance.ever(object.creator), Attribution::Creator)
+            }
             // For a queue, the kernel reports only the last sender.
-            IpcClass::Msg if object.creator > 1 => by_hint(self.provenance.ever(object.creator), Attribution::Creator),
+            IpcClass::Msg if object.creator > 1 => {
+                Owner::by_hint(self.provenance.ever(object.creator), Attribution::Creator)
+            }
             IpcClass::Shm | IpcClass::Msg | IpcClass::Sem | IpcClass::Mqueue => Owner::Unknown,
         }
     }
-}
 
-/// The user that owns an object, if it has one.
-fn owning_user(resource: &Resource) -> Option<u32> {
-    match resource {
-        Resource::File(r) if r.mapped_by.is_none() => Some(r.uid),
-        Resource::Ipc(r) => Some(r.uid),
-        Resource::Net(r) => r.uid,
-        Resource::Key(r) => Some(r.uid),
-        Resource::Process(_)
-        | Resource::Fd(_)
-        | Resource::Mount(_)
-        | Resource::Cgroup(_)
-        | Resource::Lock(_)
-        | Resource::Lockfile(_)
-        | Resource::File(_)
-        | Resource::Namespace(_)
-        | Resource::Loop(_)
-        | Resource::Bpf(_)
-        | Resource::Sysctl(_) => None,
+    fn mount(&self, mount: &Mount) -> Owner {
+        if let MountId::Unique(id) = mount.id {
+            let by_event = Owner::by_evidence(self.provenance.mount(id), Attribution::Creator);
+            if by_event != Owner::Unknown {
+                return by_event;
+            }
+        }
+        let ns = mount.ns;
+        if ns == 0 {
+            let pid = mount.holder.rsplit(' ').next().and_then(|word| word.parse().ok());
+            return pid.map_or(Owner::Unknown, |pid: u32| self.held_by([pid]));
+        }
+        if self.fresh_ns(ns) {
+            return self.in_namespace(NsType::Mnt, ns);
+        }
+        match self.holders.get(&(NsType::Mnt, ns)).filter(|_| !self.is_own_mount_ns(ns)) {
+            // Only strangers mount in an old namespace that contains only strangers, but others' mounts may propagate
+            // into it.
+            Some(holders) => match self.namespace(holders) {
+                Owner::Stranger
+                    if !self.provenance.watches_mounts(ns)
+                        && self.is_still_there(ns)
+                        && may_come_in(mount, self.baseline) =>
+                {
+                    Owner::Unknown
+                }
+                told => told,
+            },
+            None => Owner::Unknown,
+        }
     }
-}
 
-/// For evidence that only shows that the run took part: if a stranger took part, the object is still not the
-/// stranger's.
-fn by_hint(membership: Membership, by: Attribution) -> Owner {
-    match membership {
-        Membership::Run => Owner::Run(by),
-        Membership::Stranger | Membership::Unknown => Owner::Unknown,
+    /// Whether a mount namespace of the baseline still has any of its mounts. If not, another namespace reuses its
+    /// inode, and all its mounts are new.
+    fn is_still_there(&self, ns: u64) -> bool {
+        self.lasting.get_or_init(|| lasting_namespaces(self.baseline, self.look)).contains(&ns)
     }
-}
 
-fn member(membership: Membership, by: Attribution) -> Owner {
-    match membership {
-        Membership::Run => Owner::Run(by),
-        Membership::Stranger => Owner::Stranger,
-        Membership::Unknown => Owner::Unknown,
+    /// Whether it is a namespace, or a mount in one, that the machine had before the scope's first process entered it.
+    pub fn was_only_entered(&self, resource: &Resource) -> bool {
+        if !matches!(self.look.scope, Scope::Cgroup(_) | Scope::Tree(_)) {
+            return false;
+        }
+        match resource {
+            Resource::Namespace(n) => self.is_the_machines(n.ino),
+            Resource::Mount(m) => self.is_the_machines(m.ns) && !self.baseline.mounts.iter().any(|old| old.ns == m.ns),
+            _ => false,
+        }
+    }
+
+    /// Whether a namespace is the observer's own or an initial one (include/linux/proc_ns.h: later ones have an inode
+    /// of at least `PROC_DYNAMIC_FIRST`).
+    fn is_the_machines(&self, ino: u64) -> bool {
+        (0xEFFF_FF00..0xF000_0000).contains(&ino) || self.look.own_ns.values().any(|own| *own == ino)
+    }
+
+    fn is_own_mount_ns(&self, ns: u64) -> bool {
+        self.own_mount_ns() == Some(ns)
+    }
+
+    /// Inode of the observer's own mount namespace.
+    pub fn own_mount_ns(&self) -> Option<u64> {
+        self.look.own_ns.get(&NsType::Mnt).copied()
     }
 }

@@ -62,6 +62,26 @@ pub enum Owner {
     Unknown,
 }
 
+impl Owner {
+    /// By a process that certainly made or holds it.
+    pub(super) fn by_evidence(membership: Membership, by: Attribution) -> Self {
+        match membership {
+            Membership::Run => Owner::Run(by),
+            Membership::Stranger => Owner::Stranger,
+            Membership::Unknown => Owner::Unknown,
+        }
+    }
+
+    /// For evidence that only shows that the run took part: if a stranger took part, the object is still not the
+    /// stranger's.
+    pub(super) fn by_hint(membership: Membership, by: Attribution) -> Self {
+        match membership {
+            Membership::Run => Owner::Run(by),
+            Membership::Stranger | Membership::Unknown => Owner::Unknown,
+        }
+    }
+}
+
 /// What is known about the run beyond the snapshots.
 pub trait Provenance {
     /// Whether there was a run to watch. A comparison of two snapshots has none: then nothing that appeared is a

@@ -7,9 +7,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Dir, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
+use super::action::{Outcome, Status, Verb};
 use super::file::Place;
 use super::process::Processes;
-use super::{Outcome, Status, Verb};
 use crate::observe::read::read_all;
 use crate::resource::{Cgroup, Resource};
 use crate::text::Text;

@@ -10,8 +10,8 @@ use std::path::{Component, Path};
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 
+use super::action::{Outcome, Status, Verb};
 use super::now::Now;
-use super::{Outcome, Status, Verb};
 use crate::observe::class_name;
 use crate::resource::{File, Ipc, LockFile, LockFileState, encode_device};
 use crate::text::Text;

@@ -6,9 +6,10 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use super::action::{Outcome, Status, Verb};
 use super::mount::own_namespace;
 use super::now::Now;
-use super::{Outcome, Status, Verb, sys};
+use super::sys;
 use crate::observe::detail::quote;
 use crate::resource::{Bpf, Ipc, IpcClass, Key, LoopDevice, Net, NetClass, Resource, Sysctl};
 

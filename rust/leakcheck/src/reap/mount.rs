@@ -6,8 +6,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, StatxFlags};
 use rustix::mount::{UnmountFlags, unmount};
 
+use super::action::{Outcome, Status, Verb};
 use super::file::{MOUNT_ROOT, Place};
-use super::{Outcome, Status, Verb};
 use crate::observe::read_file;
 use crate::observe::sys::{MountStat, STATX_MNT_ID_UNIQUE};
 use crate::parse::mountinfo;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::PathBuf;
 
-use super::{Outcome, Verb};
+use super::action::{Outcome, Verb};
 use crate::error::Result;
 use crate::kind::{Kind, KindSet};
 use crate::observe;

@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, test_kill_process};
 
-use super::{Outcome, Status, Verb};
+use super::action::{Outcome, Status, Verb};
 use crate::observe::read_file;
 use crate::parse::stat;
 use crate::resource::Process;

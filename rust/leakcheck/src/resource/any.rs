@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
+use super::records::{
     Bpf, Cgroup, Fd, File, Ipc, Key, Lock, LockFile, LoopDevice, Mount, MountId, Namespace, Net, Process, Sysctl,
     device,
 };
@@ -127,6 +127,27 @@ impl Resource {
                 let path = r.path.to_string().replace('=', "\\x3d");
                 format!("sysctl:{path}={}", r.value)
             }
+        }
+    }
+
+    /// The user that owns an object, if it has one.
+    pub(crate) fn owning_user(&self) -> Option<u32> {
+        match self {
+            Resource::File(r) if r.mapped_by.is_none() => Some(r.uid),
+            Resource::Ipc(r) => Some(r.uid),
+            Resource::Net(r) => r.uid,
+            Resource::Key(r) => Some(r.uid),
+            Resource::Process(_)
+            | Resource::Fd(_)
+            | Resource::Mount(_)
+            | Resource::Cgroup(_)
+            | Resource::Lock(_)
+            | Resource::Lockfile(_)
+            | Resource::File(_)
+            | Resource::Namespace(_)
+            | Resource::Loop(_)
+            | Resource::Bpf(_)
+            | Resource::Sysctl(_) => None,
         }
     }
 

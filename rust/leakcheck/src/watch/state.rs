@@ -12,12 +12,13 @@ use crate::snapshot::{Coverage, Level};
 
 use super::ancestry::{self, Ancestry};
 use super::answer::{Levels, Maker};
+use super::clock;
 use super::connector::{Connector, Event};
 use super::descent::{Adrift, Descent};
 use super::fanotify::{self, Deed, Group};
 use super::makers::{Makers, locate};
+use super::options::Options;
 use super::perf::Perf;
-use super::{Options, clock};
 use crate::membership::Membership;
 
 /// How many batches one pass reads before it releases the lock.

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use super::Procfs;
+use super::processes::Procfs;
 use super::reader::Scratch;
 use crate::error::Result;
 use crate::observe::pass::{Pass, Sample, Wanted};

@@ -1,0 +1,131 @@
+//! The machine during settling.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use super::adrift::Adrift;
+use super::coverage::{Reach, coverage, only_comparable, unlisted_queues};
+use super::live::Run;
+use super::residue::{Remnant, residue};
+use crate::error::Result;
+use crate::judge::attribute::{Attribution, Attributor, Owner};
+use crate::judge::diff;
+use crate::judge::settle::{Look, World};
+use crate::kind::{Kind, KindSet};
+use crate::observe;
+use crate::resource::{Process, Resource};
+use crate::scope::Scope;
+use crate::snapshot::{CoverageMap, Snapshot};
+
+pub(super) struct LastLook {
+    pub(super) look: Snapshot,
+    pub(super) coverage: CoverageMap,
+    pub(super) noise: u64,
+    /// What other processes made, as far as a daemon may have made it for the run.
+    pub(super) strange: Vec<Resource>,
+}
+
+pub(super) struct LiveWorld<'a> {
+    pub(super) run: Run<'a>,
+    pub(super) reach: &'a Reach,
+    pub(super) began: Instant,
+    pub(super) last: Option<LastLook>,
+    /// The worst coverage of all looks.
+    pub(super) every: CoverageMap,
+    pub(super) looks_ms: f64,
+    pub(super) adrift: Adrift,
+}
+
+impl LiveWorld<'_> {
+    /// One look. A scope that is gone after the run contains nothing but files.
+    fn observe(&self) -> Result<Snapshot> {
+        let options = &self.run.options.observe;
+        let of_tree;
+        let options = match self.run.live.tree {
+            None => options,
+            Some(tree) => {
+                tree.sync();
+                let was = |p: &&Process| observe::process(p.pid, None).is_some_and(|now| now.start == p.start);
+                let old = self.run.baseline.processes.iter().filter(was).map(|p| p.pid);
+                of_tree = observe::Options { members: old.chain(tree.live_run_pids()).collect(), ..options.clone() };
+                &of_tree
+            }
+        };
+        match observe::snapshot(options) {
+            Err(e) if e.is_usage() && options.scope != Scope::Host && options.arena.is_none() => {
+                let files: KindSet = [Kind::File, Kind::Lockfile].into_iter().collect();
+                let files = files.and(self.run.baseline.kinds);
+                let mut look = Snapshot::empty(options.scope.clone(), self.run.baseline.kinds);
+                if files != KindSet::EMPTY {
+                    let host = observe::Options { scope: Scope::Host, kinds: Some(files), ..options.clone() };
+                    look = Snapshot { scope: options.scope.clone(), ..observe::snapshot(&host)? };
+                }
+                look.boot_id.clone_from(&self.run.baseline.boot_id);
+                look.kinds = self.run.baseline.kinds;
+                look.roots.clone_from(&self.run.baseline.roots);
+                look.lock_paths.clone_from(&self.run.baseline.lock_paths);
+                Ok(look)
+            }
+            other => other,
+        }
+    }
+}
+
+impl World<Remnant> for LiveWorld<'_> {
+    fn look(&mut self) -> Result<Look<Remnant>> {
+        let look = self.observe()?;
+        if let Some(watch) = self.run.live.watch {
+            // Everything the snapshot saw happened before now.
+            watch.sync();
+        }
+        self.looks_ms += look.took_ns as f64 / 1e6;
+        let mut appeared = diff::diff(self.run.baseline, &look)?.with_settings_as_changes(self.run.baseline).appeared;
+        appeared.extend(unlisted_queues(self.run.baseline, &look));
+        appeared.retain(|r| self.run.asked.contains(r.kind()));
+        let own = self.run.options.own_pid();
+        let attributor = Attributor::new(self.run.baseline, &look, self.run.live, own);
+        let by_evidence = |r: &Resource| matches!(attributor.owner(r), Owner::Run(by) if by != Attribution::Scope);
+        only_comparable(self.run.baseline, &look, &mut appeared, by_evidence);
+        let all = appeared.len();
+        let foreign = |r: &Resource| {
+            attributor.owner(r) == Owner::Unknown && self.reach.is_foreign(r, self.run.baseline, &attributor)
+        };
+        appeared.retain(|r| !foreign(r));
+        let foreign = (all - appeared.len()) as u64;
+        let coverage = coverage(self.run.baseline, &look, self.run.asked, &attributor, self.reach);
+        self.every.merge(&coverage);
+        let residue = residue(appeared, &attributor);
+        let (lives, running) = attributor.alive();
+        let mut adrift = std::mem::take(&mut self.adrift);
+        // A process that was in the scope before may act for the run a little later.
+        let old =
+            |p: &Process| self.run.baseline.process(p.pid).is_some_and(|old| old.start == p.start) && p.state != 'Z';
+        let daemon = matches!(look.scope, Scope::Tree(_) | Scope::Cgroup(_)) && look.processes.iter().any(old);
+        let run_lives = adrift.take_in(&self.run, &look, &attributor) || lives || daemon;
+        self.adrift = adrift;
+        let found = residue
+            .found
+            .into_iter()
+            .map(|(resource, by)| {
+                (resource.settling_key(), Remnant::new(resource, by, &look, &attributor, self.run.live.view()))
+            })
+            .collect();
+        self.last = Some(LastLook { look, coverage, noise: residue.noise + foreign, strange: residue.strange });
+        Ok(Look { residue: found, run_lives, running })
+    }
+
+    fn wait(&mut self, residue: &BTreeMap<String, Remnant>, pause: Duration) {
+        let zombie = |f: &Remnant| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
+        // If only a reaper is missing, the wait itself notices when it has reaped.
+        let pause = if residue.values().all(zombie) { pause.max(self.run.options.policy.at_least) } else { pause };
+        observe::wait_for_change(residue.values().map(|f| &f.resource), self.run.live.view(), pause);
+    }
+
+    fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn pressure(&self) -> u32 {
+        observe::pressure()
+    }
+}
