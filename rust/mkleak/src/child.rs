@@ -16,7 +16,7 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd_send_signal, waitid};
 
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Error, Result};
 
 /// What a helper does once it is set up.
 pub(crate) enum Then {
@@ -49,11 +49,11 @@ impl Child {
     pub(crate) fn wait_unreaped(self, state: WaitIdOptions) -> Result<()> {
         waitid(WaitId::PidFd(self.pidfd()?.as_fd()), state | WaitIdOptions::NOWAIT)
             .map(drop)
-            .during(format!("wait for child {}", self.pid()))
+            .during(format_args!("wait for child {}", self.pid()))
     }
 
     pub(crate) fn pidfd(self) -> Result<OwnedFd> {
-        open_pidfd(self.0).during(format!("pidfd_open of child {}", self.pid()))
+        open_pidfd(self.0).during(format_args!("pidfd_open of child {}", self.pid()))
     }
 
     /// Kills it if it lives, and reaps it.
@@ -62,11 +62,11 @@ impl Child {
         match pidfd_send_signal(&pidfd, Signal::KILL) {
             // A zombie may be signalled in vain, or not at all.
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(error).during(format!("kill child {}", self.pid())),
+            Err(error) => return Err(error).during(format_args!("kill child {}", self.pid())),
         }
         waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)
             .map(drop)
-            .during(format!("reap child {}", self.pid()))
+            .during(format_args!("reap child {}", self.pid()))
     }
 }
 
@@ -87,10 +87,9 @@ pub(crate) fn spawn(namespaces: libc::c_int, setup: impl FnOnce() -> Result<Then
     }
     child.end()?;
     match answer.split_first_chunk() {
-        Some((errno, operation)) => Err(Error::Os {
-            operation: String::from_utf8_lossy(operation).into_owned(),
-            cause: io::Error::from_raw_os_error(i32::from_ne_bytes(*errno)),
-        }),
+        Some((errno, operation)) => {
+            Err(io::Error::from_raw_os_error(i32::from_ne_bytes(*errno))).during(String::from_utf8_lossy(operation))
+        }
         None => Err(Error::Failed("the helper process gave no answer".into())),
     }
 }
@@ -122,7 +121,9 @@ fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
         }
         Err(error) => {
             let (errno, text) = match error {
-                Error::Os { operation, cause } => (cause.raw_os_error().unwrap_or(libc::EIO), operation),
+                Error::Os(failure) => {
+                    (failure.cause().raw_os_error().unwrap_or(libc::EIO), failure.operation().to_owned())
+                }
                 other => (libc::EIO, other.to_string()),
             };
             let mut message = errno.to_ne_bytes().to_vec();
@@ -157,9 +158,9 @@ fn respawn(until: &OwnedFd, pace: &Timespec) -> ! {
 /// Lets go of the caller: its terminal or pipes (a helper that holds one hangs who reads it), its working
 /// directory, and this program's signal mask.
 fn detach() -> Result<()> {
-    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).during("open /dev/null")?;
+    let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).doing("open", "/dev/null")?;
     set_streams([null.as_fd(); 3]).during("dup2")?;
-    rustix::process::chdir("/").during("chdir /")?;
+    rustix::process::chdir("/").doing("chdir", "/")?;
     unblock_signals().during("sigprocmask")?;
     // What this process inherited without close-on-exec would otherwise live on through an exec.
     close_on_exec_above_streams().during("close_range")

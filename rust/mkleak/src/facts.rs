@@ -10,14 +10,14 @@ use std::path::Path;
 use rustix::fs::{AtFlags, CWD, Stat, fstat, major, minor, statat};
 use serde_json::{Value, json};
 
-use crate::error::{During, Result};
+use crate::error::{Doing, Result};
 
 /// An FD of this process: number, device, inode and what `/proc/self/fd` calls it.
 pub(crate) fn of_fd(fd: impl AsFd) -> Result<Value> {
     let number = fd.as_fd().as_raw_fd();
-    let stat = fstat(&fd).during(format!("fstat fd {number}"))?;
+    let stat = fstat(&fd).during(format_args!("fstat fd {number}"))?;
     let link = Path::new("/proc/self/fd").join(number.to_string());
-    let target = fs::read_link(&link).on("readlink", &link)?;
+    let target = fs::read_link(&link).doing("readlink", &link)?;
     let mut facts = json!({"pid": std::process::id(), "fd": number, "link": text(target.as_os_str())});
     merge(&mut facts, of_stat(&stat));
     Ok(facts)
@@ -25,7 +25,7 @@ pub(crate) fn of_fd(fd: impl AsFd) -> Result<Value> {
 
 /// A path, without following it: device and inode; `path_hex` too where the path is not UTF-8.
 pub(crate) fn of_path(path: &Path) -> Result<Value> {
-    let stat = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).on("stat", path)?;
+    let stat = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).doing("stat", path)?;
     let mut facts = json!({"path": text(path.as_os_str())});
     if path.to_str().is_none() {
         facts["path_hex"] = json!(hex(path.as_os_str().as_bytes()));
@@ -58,7 +58,7 @@ fn hex(bytes: &[u8]) -> String {
 /// A field of this process's `fdinfo` of an FD, such as `map_id` (proc_pid_fdinfo(5)).
 pub(crate) fn fdinfo(fd: impl AsFd, field: &str) -> Result<Option<String>> {
     let path = Path::new("/proc/self/fdinfo").join(fd.as_fd().as_raw_fd().to_string());
-    let content = fs::read_to_string(&path).on("read", &path)?;
+    let content = fs::read_to_string(&path).doing("read", &path)?;
     Ok(content.lines().find_map(|line| {
         let value = line.strip_prefix(field)?.strip_prefix(':')?;
         Some(value.trim().to_owned())

@@ -19,6 +19,8 @@
 //! Exit codes: 0 done · 2 usage · 4 the plant failed and was undone · 77 this plant can't exist here (no
 //! kernel support or no privilege; one line of reason on stderr, possibly after `WAITING`).
 
+#![forbid(unsafe_code)]
+
 mod child;
 mod cli;
 mod error;

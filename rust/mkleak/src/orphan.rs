@@ -15,7 +15,7 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, setsid};
 
 use crate::child::{Then, spawn};
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::facts;
 
 /// A process whose parent has gone. A pidfd kept open would show as an extra FD, so this keeps what tells
@@ -74,7 +74,7 @@ impl Orphan {
     pub(crate) fn end(self) -> Result<()> {
         let pidfd = match pidfd_open(self.pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => return Ok(()),
-            opened => opened.during(format!("pidfd_open of orphan {}", self.pid()))?,
+            opened => opened.during(format_args!("pidfd_open of orphan {}", self.pid()))?,
         };
         // Read after the pidfd was opened: what is compared is what would be signalled.
         let same = Self::of(&pidfd).is_ok_and(|now| now.start_time == self.start_time && now.inode == self.inode);
@@ -112,7 +112,7 @@ fn milliseconds(count: i64) -> Timespec {
 /// The 22nd field of proc_pid_stat(5), in clock ticks since boot.
 fn start_time(pid: Pid) -> Result<u64> {
     let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
-    let stat = fs::read(&path).during(format!("read {path}"))?;
+    let stat = fs::read(&path).doing("read", &path)?;
     // The name before it may hold spaces and parentheses, hence from its last one.
     stat.rsplit(|&byte| byte == b')')
         .next()

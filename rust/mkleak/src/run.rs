@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value, json};
 
 use crate::cli::Job;
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Result};
 use crate::stage::{Stage, Undo};
 
 /// Makes the plant, tells the caller, and cleans up when told to.
@@ -92,9 +92,7 @@ impl Caller {
                 Ok(0) => return Ok(Next::Stop),
                 Ok(length) => self.unread.extend_from_slice(&bytes[..length]),
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
-                Err(error) => {
-                    return Err(Error::Os { operation: "read stdin".into(), cause: error.into() });
-                }
+                Err(error) => return Err(error).during("read stdin"),
             }
             // A caller that sends no newline must not make this grow.
             if self.unread.len() > 4096 {

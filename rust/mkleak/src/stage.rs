@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use serde_json::Value;
 
-use crate::error::{During, Result};
+use crate::error::{Doing, Result};
 
 /// The steps that take something away again, run last in, first out; also when dropped, so that an error
 /// in the middle of planting leaves nothing.
@@ -85,7 +85,7 @@ impl<'a> Stage<'a> {
     /// An empty file that belongs to the scaffolding.
     pub(crate) fn file(&mut self, suffix: &str) -> Result<PathBuf> {
         let path = self.path(suffix);
-        fs::File::create_new(&path).on("create", &path)?;
+        fs::File::create_new(&path).doing("create", &path)?;
         self.scaffold.push(removal(&path));
         Ok(path)
     }
@@ -127,15 +127,15 @@ pub(crate) fn name(suffix: &str) -> String {
 pub(crate) fn removal(path: &Path) -> impl FnOnce() -> Result<()> + 'static {
     let path = path.to_owned();
     move || match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).on("unlink", &path),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).doing("unlink", &path),
         _ => Ok(()),
     }
 }
 
 pub(crate) fn make_directory(undo: &mut Undo, path: &Path) -> Result<()> {
-    fs::create_dir(path).on("mkdir", path)?;
+    fs::create_dir(path).doing("mkdir", path)?;
     let path = path.to_owned();
-    undo.push(move || fs::remove_dir(&path).on("rmdir", &path));
+    undo.push(move || fs::remove_dir(&path).doing("rmdir", &path));
     Ok(())
 }
 

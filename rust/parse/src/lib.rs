@@ -8,6 +8,8 @@
 //! Line formats end every line with a newline, so a last line without one was cut and is refused: `12` may have been
 //! `1234`.
 
+#![forbid(unsafe_code)]
+
 mod error;
 mod scan;
 

@@ -4,6 +4,8 @@
 //! white space; a flag of lower-case ASCII letters. Only the injector of a kind knows whether its argument and flags
 //! are valid.
 
+#![forbid(unsafe_code)]
+
 use std::fmt;
 use std::str::FromStr;
 

@@ -1,7 +1,7 @@
 //! Descriptors: closed after a fork, made the standard streams, waited for.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -55,4 +55,19 @@ pub fn wait_until(fds: &[BorrowedFd<'_>], time: Duration) -> io::Result<bool> {
             other => return Ok(other? > 0),
         }
     }
+}
+
+/// Gives this thread a descriptor table of its own, with copies of all descriptors (unshare(2), `CLONE_FILES`). What the
+/// other threads open or close from now on does not change it, so this thread must use only what it opens itself.
+pub fn unshare_descriptors() -> io::Result<()> {
+    // SAFETY: the table of the other threads, which owns the descriptors, does not change; the copies close with this
+    // thread.
+    Ok(unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) }?)
+}
+
+/// An io_uring with two rings of some entries (io_uring_setup(2)).
+pub fn io_uring(entries: u32) -> io::Result<OwnedFd> {
+    let mut params = rustix::io_uring::io_uring_params::default();
+    // SAFETY: without IORING_SETUP_ATTACH_WQ, no field of the parameters names a descriptor.
+    Ok(unsafe { rustix::io_uring::io_uring_setup(entries, &mut params) }?)
 }

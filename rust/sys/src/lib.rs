@@ -5,20 +5,34 @@
 //! owners.
 #![allow(unsafe_code, reason = "raw system calls have no safe wrapper; each block says why it is sound")]
 
+pub mod bpf;
 mod descriptors;
+pub mod devices;
+mod error;
+pub mod ipc;
 mod kernel;
+pub mod keys;
+mod locks;
+mod mapping;
 mod process;
 mod shared;
 mod signals;
 
-pub use descriptors::{close_all_but, close_on_exec_above_streams, set_streams, wait_until};
+pub use descriptors::{
+    close_all_but, close_on_exec_above_streams, io_uring, set_streams, unshare_descriptors, wait_until,
+};
+pub use error::{Failure, in_words};
 pub use kernel::{loopback_up, set_mount_attributes};
+pub use locks::{set_lease, set_ofd_lock};
+pub use mapping::Mapping;
 pub use process::{
     Child, Ended, become_user, exec, exec_by_path, exit, exit_thread, fork, fork_sibling, fork_unwatched, open_pidfd,
-    reap, unshare, wait,
+    overwrite_arguments, reap, unshare, wait,
 };
 pub use shared::Shared;
-pub use signals::{block_signals, default_signal, default_signals, drain, next_signal, signal_fd, unblock_signals};
+pub use signals::{
+    block_signals, default_signal, default_signals, drain, next_signal, open_signal_fd, signal_fd, unblock_signals,
+};
 
 fn check(result: libc::c_long) -> std::io::Result<()> {
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }

@@ -173,3 +173,27 @@ pub fn become_user(id: u32) -> io::Result<()> {
     set_thread_res_gid(gid, gid, gid)?;
     Ok(set_thread_res_uid(uid, uid, uid)?)
 }
+
+/// Overwrites what `/proc/PID/cmdline` and `/proc/PID/environ` show of this process: `text` replaces the arguments, as
+/// far as there is room, and nothing replaces the environment. The process must read neither afterwards.
+pub fn overwrite_arguments(text: &[u8]) -> io::Result<()> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    let after_name = stat.rsplit(')').next().unwrap_or_default();
+    let fields: Vec<usize> = after_name.split_ascii_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
+    // proc_pid_stat(5): arg_start, arg_end, env_start and env_end are the fields 48 to 51; the third comes first here.
+    let Some(&[arg_start, arg_end, env_start, env_end]) = fields.get(45..49) else {
+        return Err(io::Error::other("/proc/self/stat has no argument addresses"));
+    };
+    // The kernel shows zeros to those who may not trace the process.
+    if arg_start == 0 || env_start == 0 || arg_end < arg_start || env_end < env_start {
+        return Err(io::Error::from_raw_os_error(libc::EPERM));
+    }
+    for (start, end) in [(arg_start, arg_end), (env_start, env_end)] {
+        // SAFETY: the kernel put these writable strings on the stack of this process, which reads neither any more.
+        unsafe { std::ptr::write_bytes(std::ptr::with_exposed_provenance_mut::<u8>(start), 0, end - start) };
+    }
+    let length = text.len().min((arg_end - arg_start).saturating_sub(1));
+    // SAFETY: as above; the copy stays inside the arguments and leaves their last byte zero.
+    unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), std::ptr::with_exposed_provenance_mut(arg_start), length) };
+    Ok(())
+}

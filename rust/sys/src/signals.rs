@@ -37,8 +37,13 @@ pub fn unblock_signals() -> io::Result<()> {
 
 /// Blocks some signals, and returns a descriptor that is readable when one of them is pending (signalfd(2)).
 pub fn signal_fd(numbers: &[i32]) -> io::Result<OwnedFd> {
+    mask(libc::SIG_BLOCK, &set(numbers))?;
+    open_signal_fd(numbers)
+}
+
+/// Likewise, but blocks nothing: an unblocked signal is not read but delivered.
+pub fn open_signal_fd(numbers: &[i32]) -> io::Result<OwnedFd> {
     let wanted = set(numbers);
-    mask(libc::SIG_BLOCK, &wanted)?;
     // SAFETY: reads the set.
     let fd = unsafe { libc::signalfd(-1, &raw const wanted, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
     check(fd.into())?;

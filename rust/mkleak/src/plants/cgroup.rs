@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Plant;
 use crate::child::{Then, spawn};
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::facts;
 use crate::stage::{Planting, Stage, Undo, planting, tag};
 
@@ -93,8 +93,8 @@ fn frozen(stage: &mut Stage) -> Result<Planting> {
         let state = path.join(file);
         let again = state.clone();
         // Undone last first: a v1-frozen process has to be thawed before it can die.
-        undo.push(move || fs::write(&again, thaw).on("write", &again));
-        fs::write(&state, freeze).on("write", &state)?;
+        undo.push(move || fs::write(&again, thaw).doing("write", &again));
+        fs::write(&state, freeze).doing("write", &state)?;
         Ok(facts)
     })
 }
@@ -105,7 +105,7 @@ fn populated(undo: &mut Undo, parent: &Path, hierarchy: &str) -> Result<(PathBuf
     make(undo, &path)?;
     let procs = path.join("cgroup.procs");
     let child = spawn(0, || {
-        fs::write(&procs, "0").on("write", &procs)?;
+        fs::write(&procs, "0").doing("write", &procs)?;
         Ok(Then::Pause(None))
     })?;
     undo.push(move || child.end());
@@ -138,10 +138,10 @@ fn any_hierarchy(stage: &Stage) -> Result<(PathBuf, &'static str)> {
 
 /// The directory below which to plant: the given one if it is of this hierarchy, else the caller's own cgroup.
 fn parent(stage: &Stage, hierarchy: &str) -> Result<PathBuf> {
-    let mounts = fs::read("/proc/self/mountinfo").during("read /proc/self/mountinfo")?;
-    let mounts = mountinfo::parse(&mounts).during("read /proc/self/mountinfo")?;
-    let own = fs::read("/proc/self/cgroup").during("read /proc/self/cgroup")?;
-    let own = cgroup::parse(&own).during("read /proc/self/cgroup")?;
+    let mounts = fs::read("/proc/self/mountinfo").doing("read", "/proc/self/mountinfo")?;
+    let mounts = mountinfo::parse(&mounts).doing("read", "/proc/self/mountinfo")?;
+    let own = fs::read("/proc/self/cgroup").doing("read", "/proc/self/cgroup")?;
+    let own = cgroup::parse(&own).doing("read", "/proc/self/cgroup")?;
     let own = own
         .iter()
         .find(|entry| if hierarchy == V2 { entry.is_v2() } else { entry.has_controller(hierarchy.as_bytes()) })
@@ -166,7 +166,7 @@ fn parent(stage: &Stage, hierarchy: &str) -> Result<PathBuf> {
 }
 
 fn make(undo: &mut Undo, path: &Path) -> Result<()> {
-    fs::create_dir(path).on("mkdir", path)?;
+    fs::create_dir(path).doing("mkdir", path)?;
     let path = path.to_owned();
     undo.push(move || remove(&path));
     Ok(())
@@ -178,10 +178,10 @@ fn remove(path: &Path) -> Result<()> {
         match fs::remove_dir(path) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => wait_for_change(path),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            outcome => return outcome.on("rmdir", path),
+            outcome => return outcome.doing("rmdir", path),
         }
     }
-    fs::remove_dir(path).on("rmdir", path)
+    fs::remove_dir(path).doing("rmdir", path)
 }
 
 /// `cgroup.events` tells of a change as an exceptional condition (Documentation/admin-guide/cgroup-v2.rst); v1

@@ -1,13 +1,13 @@
 //! File descriptors that stay open. Each plant adds exactly one to this process.
 
 use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 
+use leakcheck_sys::Mapping;
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, inotify, memfd_create, open};
 use rustix::io::{DupFlags, dup3};
@@ -18,7 +18,7 @@ use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use serde_json::json;
 
 use super::Plant;
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::facts;
 use crate::orphan::{receive_fd, send_fd};
 use crate::stage::{self, Planting, Stage, planting, removal};
@@ -30,7 +30,7 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a regular file left open",
         prepare: |stage| {
             let path = stage.file("file")?;
-            one(move || File::open(&path).on("open", &path).map(OwnedFd::from))
+            one(move || File::open(&path).doing("open", &path).map(OwnedFd::from))
         },
     },
     Plant {
@@ -39,7 +39,7 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a directory left open",
         prepare: |stage| {
             let path = stage.dir().to_owned();
-            one(move || open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).on("open", &path))
+            one(move || open(&path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing("open", &path))
         },
     },
     Plant {
@@ -95,7 +95,8 @@ pub(super) const PLANTS: &[Plant] = &[
             let path = stage.dir().to_owned();
             one(move || {
                 let inotify = inotify::init(inotify::CreateFlags::CLOEXEC).during("inotify_init1")?;
-                inotify::add_watch(&inotify, &path, inotify::WatchFlags::DELETE_SELF).on("inotify_add_watch", &path)?;
+                inotify::add_watch(&inotify, &path, inotify::WatchFlags::DELETE_SELF)
+                    .doing("inotify_add_watch", &path)?;
                 Ok(inotify)
             })
         },
@@ -104,7 +105,7 @@ pub(super) const PLANTS: &[Plant] = &[
         name: "fd-io_uring",
         needs: &["io_uring"],
         what: "an io_uring with its two rings",
-        prepare: |_| one(io_uring),
+        prepare: |_| one(|| leakcheck_sys::io_uring(4).during("io_uring_setup")),
     },
     Plant {
         name: "fd-timerfd",
@@ -112,7 +113,12 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a timerfd that is not armed",
         prepare: |_| one(|| timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).during("timerfd_create")),
     },
-    Plant { name: "fd-signalfd", needs: &[], what: "a signalfd for SIGUSR1", prepare: |_| one(signalfd) },
+    Plant {
+        name: "fd-signalfd",
+        needs: &[],
+        what: "a signalfd for SIGUSR1",
+        prepare: |_| one(|| leakcheck_sys::open_signal_fd(&[libc::SIGUSR1]).during("signalfd")),
+    },
     Plant {
         name: "fd-unix-socket",
         needs: &[],
@@ -158,14 +164,14 @@ fn one(open: impl FnOnce() -> Result<OwnedFd> + 'static) -> Result<Planting> {
 }
 
 fn deleted_file(path: &Path) -> Result<File> {
-    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).on("create", path)?;
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).doing("create", path)?;
     removal(path)()?;
     Ok(file)
 }
 
 fn same_number(stage: &mut Stage) -> Result<Planting> {
     let (before, after) = (stage.file("before")?, stage.file("after")?);
-    let fd = OwnedFd::from(File::open(&before).on("open", &before)?);
+    let fd = OwnedFd::from(File::open(&before).doing("open", &before)?);
     planting(move |undo| {
         let number = fd.as_raw_fd();
         let fd = replace(fd, &after)?;
@@ -180,29 +186,9 @@ fn same_number(stage: &mut Stage) -> Result<Planting> {
 
 /// Points an FD to another file under the same number.
 fn replace(mut fd: OwnedFd, path: &Path) -> Result<OwnedFd> {
-    let other = File::open(path).on("open", path)?;
-    dup3(&other, &mut fd, DupFlags::CLOEXEC).on("dup3 to", path)?;
+    let other = File::open(path).doing("open", path)?;
+    dup3(&other, &mut fd, DupFlags::CLOEXEC).doing("dup3 to", path)?;
     Ok(fd)
-}
-
-#[allow(unsafe_code)]
-fn io_uring() -> Result<OwnedFd> {
-    let mut params = rustix::io_uring::io_uring_params::default();
-    // SAFETY: without ATTACH_WQ no field of the parameters names an FD.
-    unsafe { rustix::io_uring::io_uring_setup(4, &mut params) }.during("io_uring_setup")
-}
-
-#[allow(unsafe_code)]
-fn signalfd() -> Result<OwnedFd> {
-    // SAFETY: the calls fill and read a local set; a new descriptor is nobody else's.
-    unsafe {
-        let mut set: libc::sigset_t = std::mem::zeroed();
-        libc::sigaddset(&raw mut set, libc::SIGUSR1);
-        match libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC) {
-            -1 => Err(io::Error::last_os_error()).during("signalfd"),
-            fd => Ok(OwnedFd::from_raw_fd(fd)),
-        }
-    }
 }
 
 /// What the thread with its own table is told, and answers: its tid and the FD.
@@ -237,17 +223,15 @@ fn thread_table(stage: &mut Stage) -> Result<Planting> {
     })
 }
 
-#[allow(unsafe_code)]
 fn private_table(path: &Path, inbox: &mpsc::Receiver<Order>, outbox: &mpsc::Sender<Result<(i32, i32)>>) {
-    // SAFETY: this thread touches only FDs that it opens itself; its copies of the others go with it.
-    let unshared = unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FILES) };
+    let unshared = leakcheck_sys::unshare_descriptors();
     let tid = rustix::thread::gettid().as_raw_nonzero().get();
     let mut kept = None;
     let mut answer = unshared.during("unshare CLONE_FILES").map(|()| (tid, -1));
     // The channel ends when the plant is over.
     while outbox.send(answer).is_ok() {
         answer = match inbox.recv() {
-            Ok(Order::Open) => File::open(path).on("open", path).map(|file| {
+            Ok(Order::Open) => File::open(path).doing("open", path).map(|file| {
                 let fd = file.as_raw_fd();
                 kept = Some(file);
                 (tid, fd)
@@ -267,7 +251,7 @@ fn in_flight(stage: &mut Stage) -> Result<Planting> {
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).during("socketpair")?;
     let (sender, receiver) = (stage.share(sender), stage.share(receiver));
     planting(move |undo| {
-        let file = File::open(&path).on("open", &path)?;
+        let file = File::open(&path).doing("open", &path)?;
         send_fd(&*sender, std::os::fd::AsFd::as_fd(&file))?;
         drop(file);
         let mut facts = facts::of_path(&path)?;
@@ -285,10 +269,11 @@ fn mmap_deleted(stage: &mut Stage) -> Result<Planting> {
     let path = stage.path("mapped");
     planting(move |undo| {
         let file = deleted_file(&path)?;
-        file.set_len(MAPPED as u64).on("truncate", &path)?;
+        file.set_len(MAPPED as u64).doing("truncate", &path)?;
         let mut facts = facts::of_fd(&file)?;
-        let address = map(&file).on("mmap", &path)?;
-        undo.push(move || unmap(address).during("munmap"));
+        let mapping = Mapping::of(&file, MAPPED).doing("mmap", &path)?;
+        let address = mapping.address();
+        undo.push(move || mapping.unmap().during("munmap"));
         if let Some(facts) = facts.as_object_mut() {
             facts.remove("fd");
         }
@@ -298,20 +283,3 @@ fn mmap_deleted(stage: &mut Stage) -> Result<Planting> {
 }
 
 const MAPPED: usize = 4096;
-
-#[allow(unsafe_code)]
-fn map(file: &File) -> io::Result<usize> {
-    // SAFETY: a new mapping at an address of the kernel's choice, which no code reads or writes.
-    let address =
-        unsafe { libc::mmap(std::ptr::null_mut(), MAPPED, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), 0) };
-    if address == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(address.expose_provenance()) }
-}
-
-#[allow(unsafe_code)]
-fn unmap(address: usize) -> io::Result<()> {
-    // SAFETY: exactly the mapping that `map` made, and nothing points into it.
-    match unsafe { libc::munmap(std::ptr::with_exposed_provenance_mut(address), MAPPED) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}

@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, makedev, mkfifoat, mknodat};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::Plant;
-use crate::error::{During, Result};
+use crate::error::{Doing, Result};
 use crate::facts;
 use crate::stage::{self, Planting, Stage, make_directory, planting, removal, tag};
 
@@ -22,14 +22,14 @@ pub(super) const PLANTS: &[Plant] = &[
         name: "file-temp",
         needs: &[],
         what: "a temporary file with some bytes in it",
-        prepare: |stage| file(stage.path("temp"), |path| fs::write(path, "leftover\n").on("write", path)),
+        prepare: |stage| file(stage.path("temp"), |path| fs::write(path, "leftover\n").doing("write", path)),
     },
     Plant { name: "file-dir", needs: &[], what: "an empty directory", prepare: directory },
     Plant {
         name: "file-fifo",
         needs: &[],
         what: "a FIFO that nobody has open",
-        prepare: |stage| file(stage.path("fifo"), |path| mkfifoat(CWD, path, Mode::RUSR).on("mkfifo", path)),
+        prepare: |stage| file(stage.path("fifo"), |path| mkfifoat(CWD, path, Mode::RUSR).doing("mkfifo", path)),
     },
     Plant {
         name: "file-socket",
@@ -38,7 +38,7 @@ pub(super) const PLANTS: &[Plant] = &[
         prepare: |stage| {
             // A socket's address holds 108 bytes (unix(7)), which a deep directory nearly fills.
             let path = stage.dir().join(format!("{}.sock", tag()));
-            file(path, |path| UnixListener::bind(path).map(drop).on("bind", path))
+            file(path, |path| UnixListener::bind(path).map(drop).doing("bind", path))
         },
     },
     Plant {
@@ -47,7 +47,7 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a character device node, the same as /dev/null's",
         prepare: |stage| {
             file(stage.path("device"), |path| {
-                mknodat(CWD, path, FileType::CharacterDevice, Mode::RUSR, makedev(1, 3)).on("mknod", path)
+                mknodat(CWD, path, FileType::CharacterDevice, Mode::RUSR, makedev(1, 3)).doing("mknod", path)
             })
         },
     },
@@ -57,7 +57,7 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a symbolic link that points nowhere",
         prepare: |stage| {
             file(stage.path("symlink"), |path| {
-                std::os::unix::fs::symlink("leakcheck-mkleak-nowhere", path).on("symlink", path)
+                std::os::unix::fs::symlink("leakcheck-mkleak-nowhere", path).doing("symlink", path)
             })
         },
     },
@@ -68,14 +68,14 @@ pub(super) const PLANTS: &[Plant] = &[
         prepare: |stage| {
             let mut name = stage.path("").into_os_string();
             name.push(OsStr::from_bytes(HOSTILE));
-            file(name.into(), |path| fs::write(path, "").on("create", path))
+            file(name.into(), |path| fs::write(path, "").doing("create", path))
         },
     },
     Plant {
         name: "file-deleted-suffix",
         needs: &[],
         what: "a file whose name ends in ' (deleted)', as /proc marks files that are gone",
-        prepare: |stage| file(stage.path("file (deleted)"), |path| fs::write(path, "").on("create", path)),
+        prepare: |stage| file(stage.path("file (deleted)"), |path| fs::write(path, "").doing("create", path)),
     },
     Plant {
         name: "file-hidden-deep",
@@ -117,13 +117,13 @@ fn hidden_deep(stage: &mut Stage) -> Result<Planting> {
         path.push(name);
         make_directory(stage.scaffold(), &path)?;
     }
-    file(path.join(".hidden"), |path| fs::write(path, "leftover\n").on("write", path))
+    file(path.join(".hidden"), |path| fs::write(path, "leftover\n").doing("write", path))
 }
 
 fn in_submount(stage: &mut Stage) -> Result<Planting> {
     let target = stage.directory("submount")?;
-    mount("leakcheck-mkleak", &target, "tmpfs", MountFlags::empty(), c"size=64k").on("mount tmpfs", &target)?;
+    mount("leakcheck-mkleak", &target, "tmpfs", MountFlags::empty(), c"size=64k").doing("mount tmpfs", &target)?;
     let mounted = target.clone();
-    stage.scaffold().push(move || unmount(&mounted, UnmountFlags::empty()).on("unmount", &mounted));
-    file(target.join(stage::name("file")), |path| fs::write(path, "leftover\n").on("write", path))
+    stage.scaffold().push(move || unmount(&mounted, UnmountFlags::empty()).doing("unmount", &mounted));
+    file(target.join(stage::name("file")), |path| fs::write(path, "leftover\n").doing("write", path))
 }

@@ -4,12 +4,13 @@ use std::ffi::CString;
 use std::io;
 use std::path::Path;
 
+use leakcheck_sys::ipc;
 use rustix::fs::Mode;
 use rustix::shm;
 use serde_json::json;
 
 use super::Plant;
-use crate::error::{During, Result};
+use crate::error::{Doing, Result};
 use crate::facts;
 use crate::stage::{Planting, name, planting};
 
@@ -18,19 +19,19 @@ pub(super) const PLANTS: &[Plant] = &[
         name: "shm-sysv",
         needs: &[],
         what: "a System V shared memory segment that nobody has attached",
-        prepare: |_| sysv("shm", make_shm, remove_shm),
+        prepare: |_| sysv("shm", || ipc::make_shm(4096), ipc::remove_shm),
     },
     Plant {
         name: "sem-sysv",
         needs: &[],
         what: "a System V semaphore set",
-        prepare: |_| sysv("sem", make_sem, remove_sem),
+        prepare: |_| sysv("sem", ipc::make_sem, ipc::remove_sem),
     },
     Plant {
         name: "msg-sysv",
         needs: &[],
         what: "a System V message queue",
-        prepare: |_| sysv("msg", make_msg, remove_msg),
+        prepare: |_| sysv("msg", ipc::make_msg, ipc::remove_msg),
     },
     Plant {
         name: "shm-posix",
@@ -55,8 +56,8 @@ pub(super) const PLANTS: &[Plant] = &[
             planting(|undo| {
                 let name = name("sem");
                 let object = c_name(&name)?;
-                make_posix_sem(&object).during("sem_open")?;
-                undo.push(move || remove_posix_sem(&object).during("sem_unlink"));
+                ipc::make_posix_sem(&object).during("sem_open")?;
+                undo.push(move || ipc::remove_posix_sem(&object).during("sem_unlink"));
                 facts::of_path(Path::new(&format!("/dev/shm/sem.{name}")))
             })
         },
@@ -69,8 +70,8 @@ pub(super) const PLANTS: &[Plant] = &[
             planting(|undo| {
                 let name = name("mqueue");
                 let object = c_name(&name)?;
-                make_mqueue(&object).during("mq_open")?;
-                undo.push(move || remove_mqueue(&object).during("mq_unlink"));
+                ipc::make_mqueue(&object).during("mq_open")?;
+                undo.push(move || ipc::remove_mqueue(&object).during("mq_unlink"));
                 Ok(json!({"name": format!("/{name}")}))
             })
         },
@@ -81,98 +82,10 @@ fn c_name(name: &str) -> Result<CString> {
     CString::new(format!("/{name}")).map_err(io::Error::from).during("name")
 }
 
-fn sysv(class: &'static str, make: fn() -> libc::c_int, remove: fn(libc::c_int) -> libc::c_int) -> Result<Planting> {
+fn sysv(class: &'static str, make: fn() -> io::Result<i32>, remove: fn(i32) -> io::Result<()>) -> Result<Planting> {
     planting(move |undo| {
-        let id = make();
-        if id < 0 {
-            return Err(io::Error::last_os_error()).during(format!("{class}get"));
-        }
-        undo.push(move || match remove(id) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()).during(format!("{class}ctl IPC_RMID {id}")),
-        });
+        let id = make().during(format_args!("{class}get"))?;
+        undo.push(move || remove(id).during(format_args!("{class}ctl IPC_RMID {id}")));
         Ok(json!({"class": class, "id": id}))
     })
-}
-
-#[allow(unsafe_code)]
-fn make_shm() -> libc::c_int {
-    // SAFETY: no memory is passed.
-    unsafe { libc::shmget(libc::IPC_PRIVATE, 4096, libc::IPC_CREAT | 0o600) }
-}
-
-#[allow(unsafe_code)]
-fn remove_shm(id: libc::c_int) -> libc::c_int {
-    // SAFETY: IPC_RMID reads no buffer.
-    unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) }
-}
-
-#[allow(unsafe_code)]
-fn make_sem() -> libc::c_int {
-    // SAFETY: no memory is passed.
-    unsafe { libc::semget(libc::IPC_PRIVATE, 1, libc::IPC_CREAT | 0o600) }
-}
-
-#[allow(unsafe_code)]
-fn remove_sem(id: libc::c_int) -> libc::c_int {
-    // SAFETY: IPC_RMID takes no fourth argument.
-    unsafe { libc::semctl(id, 0, libc::IPC_RMID) }
-}
-
-#[allow(unsafe_code)]
-fn make_msg() -> libc::c_int {
-    // SAFETY: no memory is passed.
-    unsafe { libc::msgget(libc::IPC_PRIVATE, libc::IPC_CREAT | 0o600) }
-}
-
-#[allow(unsafe_code)]
-fn remove_msg(id: libc::c_int) -> libc::c_int {
-    // SAFETY: IPC_RMID reads no buffer.
-    unsafe { libc::msgctl(id, libc::IPC_RMID, std::ptr::null_mut()) }
-}
-
-#[allow(unsafe_code)]
-fn make_posix_sem(name: &CString) -> io::Result<()> {
-    // SAFETY: the name is null-terminated; the semaphore is closed once and used by nobody.
-    unsafe {
-        let semaphore = libc::sem_open(name.as_ptr(), libc::O_CREAT | libc::O_EXCL, 0o600 as libc::c_uint, 1);
-        if semaphore == libc::SEM_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        libc::sem_close(semaphore);
-    }
-    Ok(())
-}
-
-#[allow(unsafe_code)]
-fn remove_posix_sem(name: &CString) -> io::Result<()> {
-    // SAFETY: the name is null-terminated.
-    match unsafe { libc::sem_unlink(name.as_ptr()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-#[allow(unsafe_code)]
-fn make_mqueue(name: &CString) -> io::Result<()> {
-    let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR | libc::O_CLOEXEC;
-    // SAFETY: the name is null-terminated, the null attributes ask for the defaults, and the descriptor is
-    // closed once.
-    unsafe {
-        let queue = libc::mq_open(name.as_ptr(), flags, 0o600 as libc::c_uint, std::ptr::null::<libc::mq_attr>());
-        if queue < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        libc::mq_close(queue);
-    }
-    Ok(())
-}
-
-#[allow(unsafe_code)]
-fn remove_mqueue(name: &CString) -> io::Result<()> {
-    // SAFETY: the name is null-terminated.
-    match unsafe { libc::mq_unlink(name.as_ptr()) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Plant;
 use crate::child::{Then, spawn};
-use crate::error::{During, Result};
+use crate::error::{Doing, Result};
 use crate::facts;
 use crate::stage::{Planting, Stage, planting, removal, tag};
 
@@ -37,7 +37,7 @@ pub(super) const PLANTS: &[Plant] = &[
             let path = lock_path(stage);
             planting(move |undo| {
                 undo.push(removal(&path));
-                fs::write(&path, b"{\"pid\": 12\x00\x00\xff\xfe\x1b[2J garbage").on("write", &path)?;
+                fs::write(&path, b"{\"pid\": 12\x00\x00\xff\xfe\x1b[2J garbage").doing("write", &path)?;
                 facts::of_path(&path)
             })
         },
@@ -62,7 +62,7 @@ fn stale(path: PathBuf, content: impl FnOnce(i32) -> String + 'static) -> Result
         child.end()?;
         waited?;
         undo.push(removal(&path));
-        fs::write(&path, content(child.pid())).on("write", &path)?;
+        fs::write(&path, content(child.pid())).doing("write", &path)?;
         let mut facts = facts::of_path(&path)?;
         facts["dead_pid"] = json!(child.pid());
         Ok(facts)
@@ -72,10 +72,10 @@ fn stale(path: PathBuf, content: impl FnOnce(i32) -> String + 'static) -> Result
 fn held(stage: &mut Stage) -> Result<Planting> {
     let path = lock_path(stage);
     planting(move |undo| {
-        let mut file: File = OpenOptions::new().write(true).create_new(true).open(&path).on("create", &path)?;
+        let mut file: File = OpenOptions::new().write(true).create_new(true).open(&path).doing("create", &path)?;
         undo.push(removal(&path));
-        flock(&file, FlockOperation::NonBlockingLockExclusive).on("flock", &path)?;
-        writeln!(file, "{}", std::process::id()).on("write", &path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive).doing("flock", &path)?;
+        writeln!(file, "{}", std::process::id()).doing("write", &path)?;
         let mut facts = facts::of_fd(&file)?;
         facts::merge(&mut facts, facts::of_path(&path)?);
         undo.keep(file);

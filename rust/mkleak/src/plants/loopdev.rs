@@ -2,21 +2,16 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use leakcheck_sys::devices;
 use serde_json::json;
 
 use super::Plant;
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::facts;
 use crate::stage::{Planting, Stage, Undo, planting, removal};
-
-// linux/loop.h; the libc crate has them not on every target.
-const LOOP_SET_FD: libc::c_ulong = 0x4C00;
-const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
-const LOOP_CTL_GET_FREE: libc::c_ulong = 0x4C82;
 
 pub(super) const PLANTS: &[Plant] = &[
     Plant {
@@ -49,13 +44,13 @@ fn deleted_backing(stage: &mut Stage) -> Result<Planting> {
 }
 
 fn backing_file(undo: &mut Undo, path: &Path) -> Result<()> {
-    let file = File::create_new(path).on("create", path)?;
+    let file = File::create_new(path).doing("create", path)?;
     undo.push(removal(path));
-    file.set_len(64 * 1024).on("truncate", path)
+    file.set_len(64 * 1024).doing("truncate", path)
 }
 
 fn attach(undo: &mut Undo, backing: &Path) -> Result<serde_json::Value> {
-    let file = OpenOptions::new().read(true).write(true).open(backing).on("open", backing)?;
+    let file = OpenOptions::new().read(true).write(true).open(backing).doing("open", backing)?;
     let device = attach_to_free(&file)?;
     let mut facts = facts::of_path(backing)?;
     facts["device"] = json!(device);
@@ -71,28 +66,28 @@ fn attach_to_free(file: &File) -> Result<PathBuf> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Error::Unavailable("no /dev/loop-control here".into()));
         }
-        opened => opened.on("open", path)?,
+        opened => opened.doing("open", path)?,
     };
     for _ in 0..16 {
-        let number = ioctl(&control, LOOP_CTL_GET_FREE, 0).during("LOOP_CTL_GET_FREE")?;
+        let number = devices::free_loop(&control).during("LOOP_CTL_GET_FREE")?;
         let path = PathBuf::from(format!("/dev/loop{number}"));
         let device = match OpenOptions::new().read(true).write(true).open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::Unavailable(format!("{path:?} has no node here")));
             }
-            opened => opened.on("open", &path)?,
+            opened => opened.doing("open", &path)?,
         };
-        match ioctl(&device, LOOP_SET_FD, file.as_raw_fd()) {
+        match devices::attach_loop(&device, file) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {}
-            done => return done.on("LOOP_SET_FD", &path).map(|_| path),
+            done => return done.doing("LOOP_SET_FD", &path).map(|_| path),
         }
     }
     Err(Error::Failed("every free loop device was taken by somebody else".into()))
 }
 
 fn detach(device: &Path, backing: &Path) -> Result<()> {
-    let opened = File::open(device).on("open", device)?;
-    ioctl(&opened, LOOP_CLR_FD, 0).on("LOOP_CLR_FD", device)?;
+    let opened = File::open(device).doing("open", device)?;
+    devices::detach_loop(&opened).doing("LOOP_CLR_FD", device)?;
     drop(opened);
     // While somebody else has the device open, the kernel only notes that it is to go (loop(4), autoclear).
     let attached = Path::new("/sys/block").join(device.file_name().unwrap_or_default()).join("loop/backing_file");
@@ -103,11 +98,4 @@ fn detach(device: &Path, backing: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-#[allow(unsafe_code)]
-fn ioctl(file: &File, request: libc::c_ulong, argument: libc::c_int) -> io::Result<libc::c_int> {
-    // SAFETY: these three requests take an integer and touch no memory.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), request as libc::Ioctl, libc::c_long::from(argument)) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::Plant;
 use crate::child::{Then, spawn};
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::facts;
 use crate::stage::{Planting, Stage, Undo, planting};
 
@@ -28,7 +28,7 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a directory bound onto another",
         prepare: |stage| {
             let source = stage.directory("source")?;
-            mounted(stage, move |target| mount_bind(&source, target).on("bind mount", target))
+            mounted(stage, move |target| mount_bind(&source, target).doing("bind mount", target))
         },
     },
     Plant {
@@ -61,7 +61,7 @@ pub(super) const PLANTS: &[Plant] = &[
             let target = stage.directory("mount")?;
             planting(move |undo| {
                 let (path, mut helper) = namespace_with_tmpfs(&target)?;
-                let namespace = File::open(&path).on("open", &path)?;
+                let namespace = File::open(&path).doing("open", &path)?;
                 helper.run()?;
                 let mut facts = facts::of_fd(&namespace)?;
                 facts["target"] = json!(target);
@@ -98,7 +98,7 @@ pub(super) const PLANTS: &[Plant] = &[
             let path = stage.dir().to_owned();
             detached(move || {
                 open_tree(CWD, &path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
-                    .on("open_tree", &path)
+                    .doing("open_tree", &path)
             })
         },
     },
@@ -106,13 +106,13 @@ pub(super) const PLANTS: &[Plant] = &[
 
 fn tmpfs(target: &Path) -> Result<()> {
     let size = c"size=64k,mode=700";
-    mount("leakcheck-mkleak", target, "tmpfs", MountFlags::empty(), size).on("mount tmpfs", target)
+    mount("leakcheck-mkleak", target, "tmpfs", MountFlags::empty(), size).doing("mount tmpfs", target)
 }
 
 fn overlay(above: &Path, below: &Path, target: &Path) -> Result<()> {
     let options = format!("lowerdir={}:{}", escaped(above), escaped(below));
-    let options = CString::new(options).map_err(io::Error::from).on("mount overlay", target)?;
-    mount("leakcheck-mkleak", target, "overlay", MountFlags::empty(), options.as_c_str()).on("mount overlay", target)
+    let options = CString::new(options).map_err(io::Error::from).doing("mount overlay", target)?;
+    mount("leakcheck-mkleak", target, "overlay", MountFlags::empty(), options.as_c_str()).doing("mount overlay", target)
 }
 
 /// In overlay's options a colon separates layers and a comma options (Documentation/filesystems/overlayfs.rst).
@@ -126,7 +126,7 @@ fn mounted(stage: &mut Stage, attach: impl FnOnce(&Path) -> Result<()> + 'static
     planting(move |undo| {
         attach(&target)?;
         let facts = facts::of_path(&target)?;
-        undo.push(move || unmount(&target, UnmountFlags::empty()).on("unmount", &target));
+        undo.push(move || unmount(&target, UnmountFlags::empty()).doing("unmount", &target));
         Ok(facts)
     })
 }
@@ -139,9 +139,9 @@ fn lazy_cwd(stage: &mut Stage) -> Result<Planting> {
         tmpfs(&target)?;
         let mut attached = Undo::default();
         let path = target.clone();
-        attached.push(move || unmount(&path, UnmountFlags::DETACH).on("unmount lazily", &path));
-        chdir(&target).on("chdir", &target)?;
-        undo.push(move || chdir(&home).on("chdir", &home));
+        attached.push(move || unmount(&path, UnmountFlags::DETACH).doing("unmount lazily", &path));
+        chdir(&target).doing("chdir", &target)?;
+        undo.push(move || chdir(&home).doing("chdir", &home));
         let mut facts = facts::of_path(&target)?;
         attached.run()?;
         facts["pid"] = json!(std::process::id());
@@ -176,12 +176,12 @@ fn bind_on_some_cpu(undo: &mut Undo, target: &Path, holder: &Path) -> Result<()>
     let allowed = sched_getaffinity(None).during("sched_getaffinity")?;
     for cpu in (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)) {
         match &outcome {
-            Err(Error::Os { cause, .. }) if cause.kind() == io::ErrorKind::InvalidInput => {}
+            Err(Error::Os(failure)) if failure.cause().kind() == io::ErrorKind::InvalidInput => {}
             _ => break,
         }
         let mut only = CpuSet::new();
         only.set(cpu);
-        sched_setaffinity(None, &only).during(format!("sched_setaffinity to CPU {cpu}"))?;
+        sched_setaffinity(None, &only).during(format_args!("sched_setaffinity to CPU {cpu}"))?;
         outcome = attempt(undo);
         sched_setaffinity(None, &allowed).during("sched_setaffinity back")?;
     }
@@ -190,9 +190,9 @@ fn bind_on_some_cpu(undo: &mut Undo, target: &Path, holder: &Path) -> Result<()>
 
 /// Binds an nsfs file, which keeps its namespace alive (namespaces(7)).
 pub(super) fn bind(undo: &mut Undo, namespace: &Path, holder: &Path) -> Result<()> {
-    mount_bind(namespace, holder).on("bind mount a namespace on", holder)?;
+    mount_bind(namespace, holder).doing("bind mount a namespace on", holder)?;
     let holder = holder.to_owned();
-    undo.push(move || unmount(&holder, UnmountFlags::empty()).on("unmount", &holder));
+    undo.push(move || unmount(&holder, UnmountFlags::empty()).doing("unmount", &holder));
     Ok(())
 }
 

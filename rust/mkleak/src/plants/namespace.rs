@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Plant, mount};
 use crate::child::{Then, spawn};
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::facts;
 use crate::stage::{Planting, Undo, planting};
 
@@ -67,7 +67,7 @@ pub(super) const PLANTS: &[Plant] = &[
         prepare: |_| {
             planting(|undo| {
                 let (path, mut helper) = of_helper("net", libc::CLONE_NEWNET)?;
-                let namespace = File::open(&path).on("open", &path)?;
+                let namespace = File::open(&path).doing("open", &path)?;
                 helper.run()?;
                 let mut facts = facts::of_fd(&namespace)?;
                 facts["ns"] = json!("net");
@@ -102,7 +102,7 @@ fn held_by_child(entry: &'static str, flag: libc::c_int) -> Result<Planting> {
         let child = spawn(flag, || Ok(Then::Pause(None)))?;
         undo.push(move || child.end());
         let path = child.namespace(entry);
-        let link = fs::read_link(&path).on("readlink", &path)?;
+        let link = fs::read_link(&path).doing("readlink", &path)?;
         let link = link.to_string_lossy();
         let inode: Option<u64> =
             link.split_once('[').and_then(|(_, rest)| rest.strip_suffix(']')).and_then(|inode| inode.parse().ok());

@@ -8,11 +8,12 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
 
+use leakcheck_sys::devices;
 use serde_json::{Value, json};
 
 use super::netlink::{Family, Message, request};
 use super::{Plant, namespace};
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::facts;
 use crate::stage::{self, Planting, Stage, Undo, make_directory, planting, removal};
 
@@ -61,7 +62,7 @@ pub(super) const PLANTS: &[Plant] = &[
         what: "a pair of virtual Ethernet devices, the far end in another network namespace",
         prepare: |stage| {
             let (path, mut helper) = namespace::of_helper("net", libc::CLONE_NEWNET)?;
-            let other = File::open(&path).on("open", &path)?;
+            let other = File::open(&path).doing("open", &path)?;
             helper.run()?;
             let other = OwnedFd::from(other);
             let number = other.as_raw_fd();
@@ -188,47 +189,27 @@ fn interface_facts(undo: &mut Undo, name: String) -> Result<Value> {
     let removed = name.clone();
     undo.push(move || {
         let message = Message::acknowledged(RTM_DELLINK, 0, &IFINFOMSG).string(IFLA_IFNAME, &removed);
-        request(&Family::Route, [message]).during(format!("delete the interface {removed}"))
+        request(&Family::Route, [message]).during(format_args!("delete the interface {removed}"))
     });
     let index = rustix::net::netdevice::name_to_index(
         rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::DGRAM, None).during("socket")?,
         &name,
     )
-    .during(format!("index of {name}"))?;
+    .during(format_args!("index of {name}"))?;
     Ok(json!({"name": name, "ifindex": index}))
 }
 
-// linux/if_tun.h
-const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
-const TUNSETPERSIST: libc::c_ulong = 0x4004_54cb;
-const IFF_TAP: libc::c_short = 2;
-const IFF_NO_PI: libc::c_short = 0x1000;
-
-#[allow(unsafe_code)]
 fn tap(undo: &mut Undo) -> Result<Value> {
     let path = Path::new("/dev/net/tun");
     let tun = match OpenOptions::new().read(true).write(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(Error::Unavailable("no /dev/net/tun here".into()));
         }
-        opened => opened.on("open", path)?,
+        opened => opened.doing("open", path)?,
     };
     let name = interface("t");
-    // SAFETY: an all-zero `ifreq` is valid; the kernel reads and writes it for TUNSETIFF only.
-    let (named, persistent) = unsafe {
-        let mut request: libc::ifreq = std::mem::zeroed();
-        for (to, from) in request.ifr_name.iter_mut().take(libc::IFNAMSIZ - 1).zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
-        request.ifr_ifru.ifru_flags = IFF_TAP | IFF_NO_PI;
-        let named = libc::ioctl(tun.as_raw_fd(), TUNSETIFF as libc::Ioctl, &raw mut request);
-        let error = io::Error::last_os_error();
-        let named = if named < 0 { Err(error) } else { Ok(()) };
-        let persistent = libc::ioctl(tun.as_raw_fd(), TUNSETPERSIST as libc::Ioctl, 1 as libc::c_ulong);
-        (named, if persistent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) })
-    };
-    named.on("TUNSETIFF", path)?;
-    persistent.on("TUNSETPERSIST", path)?;
+    devices::make_tap(&tun, &name).doing("TUNSETIFF", path)?;
+    devices::keep_tap(&tun).doing("TUNSETPERSIST", path)?;
     interface_facts(undo, name)
 }
 
@@ -239,7 +220,7 @@ fn named_netns(stage: &mut Stage) -> Result<Planting> {
     }
     let path = directory.join(stage::name("netns"));
     planting(move |undo| {
-        fs::File::create_new(&path).on("create", &path)?;
+        fs::File::create_new(&path).doing("create", &path)?;
         undo.push(removal(&path));
         let mut facts = namespace::bound(undo, "net", libc::CLONE_NEWNET, &path)?;
         facts["name"] = json!(stage::name("netns"));

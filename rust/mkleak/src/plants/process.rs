@@ -5,7 +5,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::ptr;
 
 use rustix::event::Timespec;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -15,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::Plant;
 use crate::child::{PAUSE, Then, spawn};
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::orphan::orphan;
 use crate::stage::{Planting, Stage, Undo, planting, removal};
 
@@ -131,9 +130,9 @@ fn covered(undo: &mut Undo) -> Result<Value> {
     let place = format!("/proc/{}", orphan.pid());
     let facts = json!({"pid": orphan.pid(), "path": place});
     undo.push(move || orphan.end());
-    mount(c"mkleak", &place, c"tmpfs", MountFlags::empty(), None::<&CStr>).during(format!("mount on {place}"))?;
+    mount(c"mkleak", &place, c"tmpfs", MountFlags::empty(), None::<&CStr>).doing("mount on", &place)?;
     // The mount goes first: behind it the orphan cannot be verified.
-    undo.push(move || unmount(&place, UnmountFlags::DETACH).during(format!("unmount {place}")));
+    undo.push(move || unmount(&place, UnmountFlags::DETACH).doing("unmount", &place));
     Ok(facts)
 }
 
@@ -174,34 +173,10 @@ fn daemon(setup: impl FnOnce() -> Result<Then> + 'static) -> Result<Planting> {
 }
 
 /// Overwrites what `/proc/PID/{comm,cmdline,environ}` show of this process.
-#[allow(unsafe_code)]
 fn rename_and_wipe() -> Result<()> {
     let comm = CString::new(DISGUISE).map_err(io::Error::from).during("name")?;
     rustix::thread::set_name(&comm).during("prctl PR_SET_NAME")?;
-    let stat = fs::read_to_string("/proc/self/stat").during("read /proc/self/stat")?;
-    let fields: Vec<usize> = stat
-        .rsplit(')')
-        .next()
-        .unwrap_or_default()
-        .split_ascii_whitespace()
-        .map(|field| field.parse().unwrap_or(0))
-        .collect();
-    // proc_pid_stat(5): arg_start, arg_end, env_start and env_end are the fields 48 to 51; the third comes first here.
-    let Some(&[arg_start, arg_end, env_start, env_end]) = fields.get(45..49) else {
-        return Err(Error::Failed("/proc/self/stat has no argument addresses".into()));
-    };
-    for (start, end) in [(arg_start, arg_end), (env_start, env_end)] {
-        if start == 0 || end < start {
-            return Err(Error::Unavailable("the kernel hides the argument addresses".into()));
-        }
-        // SAFETY: the kernel put these writable strings on the stack of this process (a fork, so they are its
-        // own copy), and nothing reads the arguments or the environment after this.
-        unsafe { ptr::write_bytes(ptr::with_exposed_provenance_mut::<u8>(start), 0, end - start) };
-    }
-    let length = DISGUISE.len().min((arg_end - arg_start).saturating_sub(1));
-    // SAFETY: as above; the copy stays inside the argument area and leaves its last byte zero.
-    unsafe { ptr::copy_nonoverlapping(DISGUISE.as_ptr(), ptr::with_exposed_provenance_mut(arg_start), length) };
-    Ok(())
+    leakcheck_sys::overwrite_arguments(DISGUISE.as_bytes()).during("overwrite the arguments")
 }
 
 fn deleted_exe(stage: &mut Stage) -> Result<Planting> {
@@ -210,10 +185,10 @@ fn deleted_exe(stage: &mut Stage) -> Result<Planting> {
         let mut copied = Undo::default();
         copied.push(removal(&path));
         copy_own_exe(&path)?;
-        let exe = CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::from).on("exec", &path)?;
-        let argument = CString::new(PAUSE).map_err(io::Error::from).on("exec", &path)?;
+        let exe = CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::from).doing("exec", &path)?;
+        let argument = CString::new(PAUSE).map_err(io::Error::from).doing("exec", &path)?;
         let no_environment: [CString; 0] = [];
-        let child = spawn(0, || Err(leakcheck_sys::exec(&[&exe, &argument], &no_environment)).on("exec", &path))?;
+        let child = spawn(0, || Err(leakcheck_sys::exec(&[&exe, &argument], &no_environment)).doing("exec", &path))?;
         undo.push(move || child.end());
         copied.run()?;
         Ok::<Value, Error>(json!({"pid": child.pid(), "exe": path}))
@@ -221,7 +196,7 @@ fn deleted_exe(stage: &mut Stage) -> Result<Planting> {
 }
 
 fn copy_own_exe(to: &Path) -> Result<()> {
-    let bytes = fs::read("/proc/self/exe").during("read /proc/self/exe")?;
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(to).on("create", to)?;
-    file.write_all(&bytes).on("write", to)
+    let bytes = fs::read("/proc/self/exe").doing("read", "/proc/self/exe")?;
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o700).open(to).doing("create", to)?;
+    file.write_all(&bytes).doing("write", to)
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::json;
 
 use super::Plant;
-use crate::error::{During, Error, Result};
+use crate::error::{Doing, Error, Result};
 use crate::stage::{Planting, planting};
 
 pub(super) const PLANTS: &[Plant] = &[
@@ -39,9 +39,9 @@ fn raised(path: &'static str) -> Result<Planting> {
 
 /// The values before and after.
 fn add(path: &Path, by: i64) -> Result<(String, String)> {
-    let before = fs::read_to_string(path).on("read", path)?.trim_end().to_owned();
+    let before = fs::read_to_string(path).doing("read", path)?.trim_end().to_owned();
     let number: i64 = before.parse().map_err(|_| Error::Failed(format!("{}: {before:?}", path.display())))?;
     let after = (number + by).to_string();
-    fs::write(path, &after).on("write", path)?;
+    fs::write(path, &after).doing("write", path)?;
     Ok((before, after))
 }
