@@ -1,7 +1,8 @@
 //! What can go wrong, and the exit code of each.
 
 use std::ffi::NulError;
-use std::io;
+
+use leakcheck_sys::Failure;
 
 /// A failure that ends the command; its text is one line.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,12 @@ impl Error {
     }
 }
 
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Error::Internal(failure.to_string())
+    }
+}
+
 /// Of a path or an argument that is handed to the kernel.
 impl From<NulError> for Error {
     fn from(_: NulError) -> Self {
@@ -45,32 +52,4 @@ impl From<NulError> for Error {
 
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Names the operation and the path of an input/output error.
-pub(crate) trait Doing<T> {
-    fn doing(self, operation: impl FnOnce() -> String) -> Result<T>;
-}
-
-impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
-    fn doing(self, operation: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|e| Error::Internal(format!("{}: {}", operation(), reason(&e.into()))))
-    }
-}
-
-/// The kernel's words in lower case, without the number.
-pub(crate) fn reason(e: &io::Error) -> String {
-    let text = e.to_string();
-    let words = text.split(" (os error").next().unwrap_or(&text);
-    let mut letters = words.chars();
-    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_names_operation_path_and_reason_in_lower_case() {
-        let failed = std::fs::read("/nonexistent/file").doing(|| "read /nonexistent/file".to_owned());
-        assert_eq!(failed.unwrap_err().to_string(), "read /nonexistent/file: no such file or directory");
-    }
-}
+leakcheck_sys::doing!(Error);

@@ -37,7 +37,7 @@ fn boot_id() -> Result<String> {
 }
 
 fn read(path: &str) -> Result<String> {
-    fs::read_to_string(path).doing(|| format!("read {path}"))
+    fs::read_to_string(path).doing("read", path)
 }
 
 /// The fields from the third on: the name before them may hold anything, closing parentheses too.

@@ -29,7 +29,7 @@ pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
 }
 
 fn serve(job: &Job, wires: &Wires) -> Result<Message> {
-    set_parent_process_death_signal(Some(Signal::KILL)).doing(|| "set parent-death signal".to_owned())?;
+    set_parent_process_death_signal(Some(Signal::KILL)).during("set parent-death signal")?;
     // It may have died before that: then no signal arrives.
     if readable(&wires.supervisor, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
         sys::exit(1);
@@ -38,18 +38,18 @@ fn serve(job: &Job, wires: &Wires) -> Result<Message> {
         readable(mapped, None);
     }
     // In a user namespace of one user the payload has the same uid: it must not trace or read this process.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable).doing(|| "set undumpable".to_owned())?;
-    setsid().doing(|| "make session".to_owned())?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).during("set undumpable")?;
+    setsid().during("make session")?;
     umask(Mode::empty());
     root::make(&job.layout)?;
     if let Some(files) = wires.archive.as_ref().filter(|_| !job.pack) {
         archive::unpack(files, root::WORK, job.layout.user)?;
     }
     let clone_target = wires.entrances.clone_target.as_ref().map(AsFd::as_fd);
-    let payload = sys::fork(0, clone_target).doing(|| "fork the payload".to_owned())?;
+    let payload = sys::fork(0, clone_target).during("fork the payload")?;
     let Some(payload) = payload else { payload::main(job, wires) };
     loop {
-        let ended = sys::wait(None).doing(|| "wait for the payload".to_owned())?;
+        let ended = sys::wait(None).during("wait for the payload")?;
         if ended.pid != payload.pid {
             continue;
         }

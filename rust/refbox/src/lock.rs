@@ -30,12 +30,11 @@ impl Lock {
     pub(crate) fn take(store: &Store, number: u16, wait: bool) -> Result<Self> {
         let path = store.lock_path(number);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-        let file = opened.doing(|| format!("open {}", path.display())).map_err(Error::into_usage)?;
-        let named = || format!("lock {}", path.display());
+        let file = opened.doing("open", &path).map_err(Error::into_usage)?;
         let deadline = Instant::now() + DYING;
         while let Err(e) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
             if e != Errno::WOULDBLOCK {
-                return Err(e).doing(named);
+                return Err(e).doing("lock", &path);
             }
             let holder = holder(&path);
             let dying = holder.as_ref().is_none_or(|holder| !holder.lives()) && Instant::now() < deadline;
@@ -43,7 +42,7 @@ impl Lock {
                 _ if dying => std::thread::sleep(Duration::from_millis(1)),
                 _ if wait => {
                     // A signal may end the wait, as its default action is to end the program.
-                    flock(&file, FlockOperation::LockExclusive).doing(named)?;
+                    flock(&file, FlockOperation::LockExclusive).doing("lock", &path)?;
                     break;
                 }
                 Some(holder) => return Err(Error::InUse { number, holder: format!("pid {}", holder.pid) }),
@@ -53,7 +52,7 @@ impl Lock {
         let own = serde_json::to_string(&Identity::own()?).expect("an identity has string keys only");
         // Always as long, so that it covers its predecessor whole.
         let own = format!("{own:<WIDTH$}\n");
-        file.write_all_at(own.as_bytes(), 0).doing(|| format!("write {}", path.display()))?;
+        file.write_all_at(own.as_bytes(), 0).doing("write", &path)?;
         Ok(Lock { _file: file })
     }
 }

@@ -72,7 +72,7 @@ fn perform(cli: &Cli) -> Result<u8> {
         Command::Clean { number } => recover::clean(&store()?, *number).map(|()| 0),
         Command::Health => {
             let (text, healthy) = health::health(&store()?)?;
-            writeln!(std::io::stdout(), "{text}").doing(|| "print the health".to_owned())?;
+            writeln!(std::io::stdout(), "{text}").during("print the health")?;
             Ok(u8::from(!healthy))
         }
     }

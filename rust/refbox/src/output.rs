@@ -38,9 +38,8 @@ impl Stream {
 
     /// A new pipe into this stream; gives the payload's end.
     pub(crate) fn open(&mut self) -> Result<OwnedFd> {
-        let named = || "make pipe".to_owned();
-        let (read, write) = pipe_with(PipeFlags::CLOEXEC).doing(named)?;
-        fcntl_setfl(&read, OFlags::NONBLOCK).doing(named)?;
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).during("make pipe")?;
+        fcntl_setfl(&read, OFlags::NONBLOCK).during("make pipe")?;
         self.pipe = Some(File::from(read));
         Ok(write)
     }
@@ -116,7 +115,7 @@ impl Stream {
         }
         self.pending.clear();
         match self.broken.take() {
-            Some(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).doing(|| "write the payload's output".to_owned()),
+            Some(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).during("write the payload's output"),
             _ => Ok(()),
         }
     }

@@ -20,7 +20,7 @@ pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
         Ok(()) => {
             send(wires.report.as_fd(), &Message::Started);
             let e = sys::exec(&job.argv, &job.env);
-            let text = format!("execute {}: {}", job.argv[0].to_string_lossy(), crate::error::reason(&e));
+            let text = format!("execute {}: {}", job.argv[0].to_string_lossy(), leakcheck_sys::in_words(&e));
             match e.raw_os_error() {
                 // The machine's fault, not the program's.
                 Some(libc::ENOMEM | libc::EAGAIN | libc::EIO | libc::EMFILE | libc::ENFILE) => Message::Failed(text),
@@ -35,17 +35,17 @@ pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
 
 fn prepare(job: &Job, wires: &Wires) -> Result<()> {
     for tasks in &wires.entrances.tasks {
-        rustix::io::write(tasks, b"0").doing(|| "enter cgroup".to_owned())?;
+        rustix::io::write(tasks, b"0").during("enter cgroup")?;
     }
     // Now that it is in its cgroups, they are the root of what it sees.
-    sys::unshare(libc::CLONE_NEWCGROUP).doing(|| "unshare cgroup namespace".to_owned())?;
-    setsid().doing(|| "make session".to_owned())?;
+    sys::unshare(libc::CLONE_NEWCGROUP).during("unshare cgroup namespace")?;
+    setsid().during("make session")?;
     let streams = [&wires.stdin, &wires.stdout, &wires.stderr];
-    sys::set_streams(streams.map(AsFd::as_fd)).doing(|| "set standard streams".to_owned())?;
+    sys::set_streams(streams.map(AsFd::as_fd)).during("set standard streams")?;
     rlimits(job)?;
     give_up_capabilities(job.layout.user)?;
-    rustix::thread::set_no_new_privs(true).doing(|| "set no_new_privs".to_owned())?;
-    rustix::process::chdir(root::WORK).doing(|| format!("enter {}", root::WORK))?;
+    rustix::thread::set_no_new_privs(true).during("set no_new_privs")?;
+    rustix::process::chdir(root::WORK).doing("enter", root::WORK)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     sys::default_signals();
     // All other descriptors are closed by exec: they were opened so.
@@ -75,7 +75,7 @@ fn rlimits(job: &Job) -> Result<()> {
         // Without the right to raise a limit, the inherited one stays the upper bound.
         let bound = getrlimit(resource).maximum.unwrap_or(u64::MAX);
         let limit = Rlimit { current: Some(soft.min(bound)), maximum: Some(hard.min(bound)) };
-        setrlimit(resource, limit).doing(|| format!("set rlimit {resource:?}"))?;
+        setrlimit(resource, limit).during(format_args!("set rlimit {resource:?}"))?;
     }
     Ok(())
 }
@@ -92,7 +92,7 @@ fn give_up_capabilities(user: Option<u32>) -> Result<()> {
     }
     clear(CapSet::Ambient)?;
     if let Some(user) = user {
-        sys::become_user(user).doing(|| format!("become user {user}"))?;
+        sys::become_user(user).during(format_args!("become user {user}"))?;
     }
     clear(CapSet::Inheritable)?;
     clear(CapSet::Effective)?;

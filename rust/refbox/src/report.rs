@@ -61,7 +61,6 @@ pub(crate) struct Target {
 impl Target {
     /// Checks that a result can be written to `path`.
     pub(crate) fn new(path: &Path) -> Result<Self> {
-        let named = || format!("--result {}", path.display());
         let exists = path.exists();
         // Whoever may not write to the file is told before anything is run.
         let opened = if exists {
@@ -69,7 +68,7 @@ impl Target {
         } else {
             access(directory(path), Access::WRITE_OK | Access::EXEC_OK).map_err(Into::into)
         };
-        opened.doing(named).map_err(Error::into_usage)?;
+        opened.doing("--result", path).map_err(Error::into_usage)?;
         Ok(Target { path: path.to_owned(), exists })
     }
 
@@ -77,18 +76,17 @@ impl Target {
     /// other names are kept.
     pub(crate) fn clear(&self) -> Result<()> {
         let emptied = if self.exists { File::create(&self.path).map(drop) } else { Ok(()) };
-        emptied.doing(|| format!("empty {}", self.path.display()))
+        emptied.doing("empty", &self.path)
     }
 
     /// Writes all of it at once.
     pub(crate) fn write(&self, content: &[u8]) -> Result<()> {
-        let named = || format!("write {}", self.path.display());
         if !self.exists && self.make(content).is_ok() {
             return Ok(());
         }
         // One call: a reader, or a crash, finds the file empty or whole.
         let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&self.path);
-        opened.and_then(|mut file| file.write_all(content)).doing(named)
+        opened.and_then(|mut file| file.write_all(content)).doing("write", &self.path)
     }
 
     /// Makes a new file that has no name, and leaves nothing whenever we die, until its content is complete (open(2), O_TMPFILE).

@@ -56,27 +56,27 @@ struct Tree {
 
 impl Tree {
     fn of(path: &Path) -> Result<Self> {
-        let named = || format!("bind {}", path.display());
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-        let is_dir = fs::metadata(path).doing(named)?.is_dir();
-        Ok(Tree { fd: open_tree(CWD, path, flags).doing(named)?, is_dir, target: path.to_owned() })
+        let is_dir = fs::metadata(path).doing("bind", path)?.is_dir();
+        Ok(Tree { fd: open_tree(CWD, path, flags).doing("bind", path)?, is_dir, target: path.to_owned() })
     }
 
     fn read_only(self) -> Result<Self> {
         let attributes = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
-        leakcheck_sys::set_mount_attributes(self.fd.as_fd(), attributes, true)
-            .doing(|| format!("make {} read-only", self.target.display()))?;
+        leakcheck_sys::set_mount_attributes(self.fd.as_fd(), attributes, true).doing("make read-only", &self.target)?;
         Ok(self)
     }
 
     fn attach(&self) -> Result<()> {
-        let named = || format!("bind {} in the box", self.target.display());
-        if self.is_dir {
-            fs::create_dir_all(&self.target).doing(named)?;
-        } else if !self.target.exists() {
-            fs::write(&self.target, "").doing(named)?;
-        }
-        move_mount(&self.fd, "", CWD, &self.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(named)
+        let attach = || -> std::io::Result<()> {
+            if self.is_dir {
+                fs::create_dir_all(&self.target)?;
+            } else if !self.target.exists() {
+                fs::write(&self.target, "")?;
+            }
+            Ok(move_mount(&self.fd, "", CWD, &self.target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+        };
+        attach().doing("bind in the box to", &self.target)
     }
 }
 
@@ -89,16 +89,16 @@ pub(crate) fn make(layout: &Layout) -> Result<()> {
     // Device nodes are in it, so no NODEV.
     let options = format!("mode=0755,size={},nr_inodes={INODES}", layout.size);
     let options = CString::new(options)?;
-    mount("refbox", stage, "tmpfs", MountFlags::NOSUID, Some(options.as_c_str())).doing(|| "mount tmpfs".to_owned())?;
-    chdir(stage).doing(|| format!("enter {}", stage.display()))?;
-    pivot_root(".", ".").doing(|| "pivot_root".to_owned())?;
+    mount("refbox", stage, "tmpfs", MountFlags::NOSUID, Some(options.as_c_str())).during("mount tmpfs")?;
+    chdir(stage).doing("enter", stage)?;
+    pivot_root(".", ".").during("pivot_root")?;
     // The old root lies on the new one for this: a user namespace mounts a proc only while it sees another.
-    fs::create_dir("/proc").doing(|| "make /proc".to_owned())?;
+    fs::create_dir("/proc").doing("make", "/proc")?;
     // Process 1 has the command line of the host in it, which is none of the payload's business.
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount("proc", "/proc", "proc", flags, Some(c"hidepid=2")).doing(|| "mount proc".to_owned())?;
-    unmount(".", UnmountFlags::DETACH).doing(|| "leave the old root".to_owned())?;
-    chdir("/").doing(|| "enter the root".to_owned())?;
+    mount("proc", "/proc", "proc", flags, Some(c"hidepid=2")).during("mount proc")?;
+    unmount(".", UnmountFlags::DETACH).during("leave the old root")?;
+    chdir("/").during("enter the root")?;
     fill(layout, &links)?;
     trees.iter().try_for_each(Tree::attach)
 }
@@ -117,12 +117,12 @@ fn host(layout: &Layout) -> Result<(Vec<Link>, Vec<Tree>)> {
     for path in shown {
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_symlink() => {
-                let target = fs::read_link(&path).doing(|| format!("read link {}", path.display()))?;
+                let target = fs::read_link(&path).doing("read link", &path)?;
                 links.push((path, target));
             }
             Ok(_) => trees.push(Tree::of(&path)?.read_only()?),
             Err(e) if e.kind() == ErrorKind::NotFound => {}
-            Err(e) => return Err(e).doing(|| format!("look at {}", path.display())),
+            Err(e) => return Err(e).doing("look at", &path),
         }
     }
     for path in &layout.binds {
@@ -145,24 +145,23 @@ fn fill(layout: &Layout, links: &[Link]) -> Result<()> {
         ("/tmp", 0o1777, false),
         (WORK, 0o755, true),
     ] {
-        let named = || format!("make {dir} in the box");
-        fs::create_dir(dir).doing(named)?;
-        fs::set_permissions(dir, fs::Permissions::from_mode(mode)).doing(named)?;
+        fs::create_dir(dir).doing("make in the box", dir)?;
+        fs::set_permissions(dir, fs::Permissions::from_mode(mode)).doing("make in the box", dir)?;
         if of_payload {
-            chown(dir, layout.user, layout.user).doing(named)?;
+            chown(dir, layout.user, layout.user).doing("make in the box", dir)?;
         }
     }
     let fixed =
         [("/proc/self/fd", "/dev/fd"), ("fd/0", "/dev/stdin"), ("fd/1", "/dev/stdout"), ("fd/2", "/dev/stderr")];
     let fixed = fixed.map(|(target, path)| (PathBuf::from(path), PathBuf::from(target)));
     for (path, target) in links.iter().chain(&fixed) {
-        symlink(target, path).doing(|| format!("make link {} in the box", path.display()))?;
+        symlink(target, path).doing("make in the box link", path)?;
     }
     for (name, major, minor) in DEVICES.iter().filter(|_| !layout.user_namespace) {
         let path = Path::new("/dev").join(name);
         let mode = Mode::from_raw_mode(0o666);
         mknodat(CWD, &path, FileType::CharacterDevice, mode, makedev(*major, *minor))
-            .doing(|| format!("make {} in the box", path.display()))?;
+            .doing("make in the box", &path)?;
     }
     let user = layout.user.unwrap_or(crate::user::ONLY_USER);
     let passwd = format!("root:x:0:0::/:/bin/sh\nbox:x:{user}:{user}::{WORK}:/bin/sh\n");

@@ -84,7 +84,7 @@ impl<'a> Input<'a> {
                 _ if !dir.is_absolute() || dir.components().any(|c| c.as_os_str() == "..") => {
                     wrong("is no absolute path")?
                 }
-                Err(e) => wrong(&crate::error::reason(&e))?,
+                Err(e) => wrong(&leakcheck_sys::in_words(&e))?,
                 Ok(found) if !found.is_dir() => wrong("is no directory")?,
                 Ok(_) if dir.parent().is_none() => wrong("would show all of the host")?,
                 Ok(_) => {}
@@ -105,18 +105,16 @@ impl<'a> Input<'a> {
             None => check_program(options)?,
         };
         let stdin = options.stdin.clone().unwrap_or_else(|| "/dev/null".into());
-        let stdin = File::open(&stdin).doing(|| format!("--stdin {}", stdin.display())).map_err(Error::into_usage)?;
+        let stdin = File::open(&stdin).doing("--stdin", &stdin).map_err(Error::into_usage)?;
         let target = Target::new(&options.result)?;
         Ok(Input { options, host, limits, program, source, stdin: stdin.into(), target })
     }
 
     fn streams(&self) -> Result<[Stream; 2]> {
-        let own = |fd: std::io::Result<OwnedFd>| fd.doing(|| "pass output on".to_owned());
+        let own = |fd: std::io::Result<OwnedFd>| fd.during("pass output on");
         let open = |name: &str, path: &Option<PathBuf>, inherited: std::io::Result<OwnedFd>| -> Result<Stream> {
             let file = match path {
-                Some(path) => {
-                    File::create(path).doing(|| format!("{name} {}", path.display())).map_err(Error::into_usage)?
-                }
+                Some(path) => File::create(path).doing(name, path).map_err(Error::into_usage)?,
                 None => File::from(own(inherited)?),
             };
             Ok(Stream::new(Sink::File(file)))
@@ -131,11 +129,11 @@ impl<'a> Input<'a> {
 
 fn read_source(path: &Path) -> Result<Vec<u8>> {
     let wrong = |why: String| Error::Usage(format!("--source {}: {why}", path.display()));
-    let found = fs::metadata(path).map_err(|e| wrong(crate::error::reason(&e)))?;
+    let found = fs::metadata(path).map_err(|e| wrong(leakcheck_sys::in_words(&e)))?;
     if !found.is_file() || found.len() > LARGEST_SOURCE {
         return Err(wrong(format!("is no file of at most {LARGEST_SOURCE} bytes")));
     }
-    fs::read(path).map_err(|e| wrong(crate::error::reason(&e)))
+    fs::read(path).map_err(|e| wrong(leakcheck_sys::in_words(&e)))
 }
 
 fn check_program(options: &Run) -> Result<Vec<Vec<u8>>> {
@@ -145,7 +143,7 @@ fn check_program(options: &Run) -> Result<Vec<Vec<u8>>> {
     if !program.is_absolute() {
         return Err(wrong("is no absolute path"));
     }
-    let found = fs::metadata(program).map_err(|e| wrong(&crate::error::reason(&e)))?;
+    let found = fs::metadata(program).map_err(|e| wrong(&leakcheck_sys::in_words(&e)))?;
     if !found.is_file() {
         return Err(wrong("is no file"));
     }
@@ -170,7 +168,7 @@ fn in_box(input: &Input, store: &Store, lock: &Lock) -> Result<Outcome> {
     }
     let mut streams = input.streams()?;
     input.target.clear()?;
-    let signals = sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).doing(|| "block signals".to_owned())?;
+    let signals = sys::signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).during("block signals")?;
     let places = plan(&store.cgroup_name(number))?;
     let by = limits_by(&places);
     if input.options.require_cgroups && [by.memory, by.processes, by.cpu].contains(&"rlimit") {
@@ -201,7 +199,7 @@ impl Session<'_> {
         let Some((language, source)) = &self.input.source else {
             return self.run(streams, None);
         };
-        let archive = memfd_create("refbox", MemfdFlags::CLOEXEC).doing(|| "make memory file".to_owned())?;
+        let archive = memfd_create("refbox", MemfdFlags::CLOEXEC).during("make memory file")?;
         let limits = Limits::of_compiler(&self.input.host);
         let argv = language.compile_command(&limits)?.into_iter().map(String::into_bytes).collect();
         let job = self.job(argv, limits, Some((language.file, source.clone())))?;
@@ -221,7 +219,7 @@ impl Session<'_> {
         let mut job = self.job(self.input.program.clone(), self.input.limits.clone(), None)?;
         if let Some(files) = archive {
             // What the compiler made is ours, and no use of the payload's.
-            let made = rustix::fs::fstat(files).doing(|| "look at what the compiler made".to_owned())?;
+            let made = rustix::fs::fstat(files).during("look at what the compiler made")?;
             job.layout.size += made.st_size.unsigned_abs();
         }
         let seen = self.execute(&job, streams, archive)?;

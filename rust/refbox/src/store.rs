@@ -36,9 +36,7 @@ pub(crate) struct Written {
 impl Written {
     /// Overwrites the phase.
     pub(crate) fn enter(&self, phase: Phase) -> Result<()> {
-        self.file
-            .write_all_at(&phase.bytes(), self.phase_offset)
-            .doing(|| "write the phase to the state file".to_owned())
+        self.file.write_all_at(&phase.bytes(), self.phase_offset).during("write the phase to the state file")
     }
 }
 
@@ -50,17 +48,16 @@ impl Store {
     }
 
     fn open_dir(dir: &Path) -> Result<Self> {
-        let named = || format!("state directory {}", dir.display());
         let quarantine = dir.join("quarantine");
         if !quarantine.is_dir() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&quarantine).doing(named)?;
+            fs::DirBuilder::new().recursive(true).mode(0o700).create(&quarantine).doing("state directory", dir)?;
         }
         // Its name must not depend on how the caller spells it.
-        let dir = dir.canonicalize().doing(named)?;
-        let found = fs::metadata(&dir).doing(named)?;
+        let dir = dir.canonicalize().doing("state directory", dir)?;
+        let found = fs::metadata(&dir).doing("state directory", &dir)?;
         // In /tmp anybody could have made it.
         if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
-            return Err(Error::Usage(format!("{}: others can write to it", named())));
+            return Err(Error::Usage(format!("state directory {}: others can write to it", dir.display())));
         }
         let store = Store { dir };
         store.audit_file()?;
@@ -91,10 +88,9 @@ impl Store {
 
     /// Every box that was ever used here, in order.
     pub(crate) fn boxes(&self) -> Result<Vec<u16>> {
-        let named = || format!("read directory {}", self.dir.display());
         let mut numbers = Vec::new();
-        for entry in fs::read_dir(&self.dir).doing(named)? {
-            let name = entry.doing(named)?.file_name();
+        for entry in fs::read_dir(&self.dir).doing("read directory", &self.dir)? {
+            let name = entry.doing("read directory", &self.dir)?.file_name();
             let rest = name.to_str().and_then(|n| n.strip_prefix("box-")).and_then(|n| n.split_once('.'));
             if let Some(number) = rest.and_then(|(number, _)| number.parse().ok()).filter(|n| *n <= 9999) {
                 numbers.push(number);
@@ -115,7 +111,7 @@ impl Store {
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(Found::Idle),
             // A directory, or an input/output error.
             Err(e) if e.kind() == ErrorKind::IsADirectory => Ok(Found::Corrupt("is a directory".to_owned())),
-            Err(e) => Err(e).doing(|| format!("read {}", path.display())),
+            Err(e) => Err(e).doing("read", &path),
         }
     }
 
@@ -132,7 +128,7 @@ impl Store {
             File::open(&self.dir)?.sync_all()?;
             Ok(file)
         };
-        let file = written().doing(|| format!("write {}", path.display()))?;
+        let file = written().doing("write", &path)?;
         Ok(Written { file, phase_offset: state::phase_offset(&bytes) })
     }
 
@@ -141,7 +137,7 @@ impl Store {
         for path in [self.new_path(number), self.state_path(number)] {
             match fs::remove_file(&path) {
                 Err(e) if e.kind() != ErrorKind::NotFound => {
-                    return Err(e).doing(|| format!("remove {}", path.display()));
+                    return Err(e).doing("remove", &path);
                 }
                 _ => {}
             }
@@ -154,7 +150,7 @@ impl Store {
         let (from, to) = (self.state_path(number), self.set_aside_path(number));
         // One a box, so that there is a bound.
         self.remove_set_aside(number)?;
-        fs::rename(&from, &to).doing(|| format!("rename {} to {}", from.display(), to.display()))?;
+        fs::rename(&from, &to).during(format_args!("rename {} to {}", from.display(), to.display()))?;
         self.audit(number, "state-set-aside", why);
         Ok(())
     }
@@ -163,7 +159,7 @@ impl Store {
         let path = self.set_aside_path(number);
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         match removed {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e).doing(|| format!("remove {}", path.display())),
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(e).doing("remove", &path),
             _ => Ok(()),
         }
     }
@@ -177,7 +173,7 @@ impl Store {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
         let line = json!({"time": time, "box": number, "event": event, "reason": reason});
         let added = self.audit_file().and_then(|mut file| {
-            file.write_all(format!("{line}\n").as_bytes()).doing(|| format!("write {}/audit.jsonl", self.dir.display()))
+            file.write_all(format!("{line}\n").as_bytes()).doing("write", self.dir.join("audit.jsonl"))
         });
         if let Err(e) = added {
             eprintln!("refbox: {e}");
@@ -188,10 +184,10 @@ impl Store {
         let path = self.dir.join("audit.jsonl");
         if fs::metadata(&path).is_ok_and(|found| found.len() > AUDIT_SIZE) {
             let old = self.dir.join("audit.jsonl.old");
-            fs::rename(&path, &old).doing(|| format!("rename {}", path.display()))?;
+            fs::rename(&path, &old).doing("rename", &path)?;
         }
         let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
-        opened.doing(|| format!("open {}", path.display()))
+        opened.doing("open", &path)
     }
 }
 

@@ -52,25 +52,24 @@ struct Progress {
 impl Supervision<'_> {
     /// Runs the job; `enter` is told each phase.
     pub(crate) fn execute(&self, streams: &mut [Stream; 2], enter: &dyn Fn(Phase) -> Result<()>) -> Result<Execution> {
-        let named = || "start the box".to_owned();
         let user_namespace = self.job.layout.user_namespace;
-        let (report, report_end) = pipe_with(PipeFlags::CLOEXEC).doing(named)?;
-        let mapped = if user_namespace { Some(pipe_with(PipeFlags::CLOEXEC).doing(named)?) } else { None };
+        let (report, report_end) = pipe_with(PipeFlags::CLOEXEC).during("start the box")?;
+        let mapped = if user_namespace { Some(pipe_with(PipeFlags::CLOEXEC).during("start the box")?) } else { None };
         let (mapped, mapped_end) = mapped.unzip();
         let [stdout, stderr] = streams;
         let wires = Wires {
             report: report_end,
-            stdin: self.stdin.try_clone().doing(named)?,
+            stdin: self.stdin.try_clone().during("start the box")?,
             stdout: stdout.open()?,
             stderr: stderr.open()?,
-            supervisor: pidfd_open(getpid(), PidfdFlags::empty()).doing(named)?,
+            supervisor: pidfd_open(getpid(), PidfdFlags::empty()).during("start the box")?,
             mapped,
             entrances: self.group.entrances()?,
-            archive: self.archive.map(OwnedFd::try_clone).transpose().doing(named)?,
+            archive: self.archive.map(OwnedFd::try_clone).transpose().during("start the box")?,
         };
         let mut flags = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC;
         flags |= libc::CLONE_NEWUTS | if user_namespace { libc::CLONE_NEWUSER } else { 0 };
-        let init = sys::fork(flags, None).doing(|| "make namespaces".to_owned())?;
+        let init = sys::fork(flags, None).during("make namespaces")?;
         let Some(init) = init else { init::main(self.job, &wires) };
         drop(wires);
         let mut progress =
@@ -122,14 +121,14 @@ impl Supervision<'_> {
                 fds.extend(streams.iter().flat_map(Stream::poll_fds));
                 match poll(&mut fds, Some(&timespec(wait))) {
                     Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                    Err(e) => return Err(e).doing(|| "wait for the payload".to_owned()),
+                    Err(e) => return Err(e).during("wait for the payload"),
                 }
                 !fds[0].revents().is_empty()
             };
             self.pump(streams, progress);
             if reported {
                 let mut buffer = [0u8; 4096];
-                let count = report.read(&mut buffer).doing(|| "read from process 1".to_owned())?;
+                let count = report.read(&mut buffer).during("read from process 1")?;
                 told.extend_from_slice(&buffer[..count]);
                 for message in take(&mut told) {
                     let begins = message == Message::Started;
@@ -211,10 +210,10 @@ impl Progress {
 fn kill(init: &Child) -> Result<()> {
     // It may be dead already.
     let _ = pidfd_send_signal(&init.pidfd, Signal::KILL);
-    if !sys::wait_until(&[init.pidfd.as_fd()], DYING).doing(|| "wait for process 1".to_owned())? {
+    if !sys::wait_until(&[init.pidfd.as_fd()], DYING).during("wait for process 1")? {
         return Err(Error::Internal(format!("kill the box: process {} is still dying", init.pid)));
     }
-    sys::wait(Some(init.pid)).map(drop).doing(|| "reap process 1".to_owned())
+    sys::wait(Some(init.pid)).map(drop).during("reap process 1")
 }
 
 fn timespec(duration: Duration) -> Timespec {

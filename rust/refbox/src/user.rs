@@ -23,7 +23,7 @@ pub(crate) fn map(pid: i32, payload: Option<u32>) -> Result<()> {
     };
     let write = |file: &str, text: &str| {
         let path = format!("/proc/{pid}/{file}");
-        fs::write(&path, text).doing(|| format!("write {path}"))
+        fs::write(&path, text).doing("write", path)
     };
     write("uid_map", &map(uid))?;
     if payload.is_none() {

@@ -51,7 +51,7 @@ impl<'a> Group<'a> {
                 removal::remove(std::slice::from_ref(dir), Below::Remove)?;
                 made = DirBuilder::new().mode(0o755).create(dir);
             }
-            made.doing(|| format!("make cgroup {}", dir.display()))?;
+            made.doing("make cgroup", dir)?;
             self.made += 1;
             if self.lock.is_none() {
                 self.lock = lock(dir)?;
@@ -88,8 +88,7 @@ impl<'a> Group<'a> {
                 Version::V1 => (place.dir.join("tasks"), OFlags::WRONLY),
                 Version::V2 => (place.dir.clone(), OFlags::PATH | OFlags::DIRECTORY),
             };
-            let fd =
-                open(&path, flags | OFlags::CLOEXEC, Mode::empty()).doing(|| format!("open {}", path.display()))?;
+            let fd = open(&path, flags | OFlags::CLOEXEC, Mode::empty()).doing("open", &path)?;
             match place.version {
                 Version::V1 => entrances.tasks.push(fd),
                 Version::V2 => entrances.clone_target = Some(fd),
@@ -143,18 +142,18 @@ impl<'a> Group<'a> {
 
 /// Locks a directory; `None` if another process has it locked.
 pub(crate) fn lock(dir: &Path) -> Result<Option<OwnedFd>> {
-    let named = || format!("lock cgroup {}", dir.display());
-    let fd = open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing(named)?;
+    let fd =
+        open(dir, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing("lock cgroup", dir)?;
     match flock(&fd, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(fd)),
         Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(e) => Err(e).doing(named),
+        Err(e) => Err(e).doing("lock cgroup", dir),
     }
 }
 
 fn write(dir: &Path, file: &str, value: &str) -> Result<()> {
     let path = dir.join(file);
-    fs::write(&path, value).doing(|| format!("write {value} to {}", path.display()))
+    fs::write(&path, value).doing(format_args!("write {value} to"), &path)
 }
 
 fn write_if_there(dir: &Path, file: &str, value: &str) -> Result<()> {

@@ -71,9 +71,9 @@ pub(crate) fn plan(name: &str) -> Result<Vec<Place>> {
 
 /// The hierarchies that are mounted and show our own cgroup.
 fn hierarchies() -> Result<Vec<Hierarchy>> {
-    let read = |path: &str| fs::read(path).doing(|| format!("read {path}"));
+    let read = |path: &str| fs::read(path).doing("read", path);
     let (cgroups, mounts) = (read("/proc/self/cgroup")?, read("/proc/self/mountinfo")?);
-    let mounts = mountinfo::parse(&mounts).doing(|| "read /proc/self/mountinfo".to_owned())?;
+    let mounts = mountinfo::parse(&mounts).doing("read", "/proc/self/mountinfo")?;
     let of = |entry: &CgroupEntry<'_>| {
         let controllers = String::from_utf8_lossy(entry.controllers);
         Some(Hierarchy {
@@ -82,7 +82,7 @@ fn hierarchies() -> Result<Vec<Hierarchy>> {
             own: cgroup::directories(entry, &mounts).next()?,
         })
     };
-    Ok(cgroup::parse(&cgroups).doing(|| "read /proc/self/cgroup".to_owned())?.iter().filter_map(of).collect())
+    Ok(cgroup::parse(&cgroups).doing("read", "/proc/self/cgroup")?.iter().filter_map(of).collect())
 }
 
 /// What a v2 cgroup needs of its parent.

@@ -34,7 +34,7 @@ pub(crate) fn remove(dirs: &[PathBuf], below: Below) -> Result<()> {
                 Ok(()) => {}
                 Err(e) if e.kind() == ErrorKind::NotFound => {}
                 Err(e) if e.raw_os_error() == Some(libc::EBUSY) => left.push(dir.clone()),
-                Err(e) => return Err(e).doing(|| format!("remove cgroup {}", dir.display())),
+                Err(e) => return Err(e).doing("remove cgroup", dir),
             }
         }
         let Some(first) = left.first() else { return Ok(()) };
@@ -67,10 +67,10 @@ fn kill(dirs: &[PathBuf]) -> Result<()> {
     let by_kernel = dirs.iter().map(|dir| dir.join("cgroup.kill")).find(|path| path.exists());
     let freezer = dirs.iter().map(|dir| dir.join("freezer.state")).find(|path| path.exists());
     if let Some(path) = &by_kernel {
-        fs::write(path, "1").doing(|| format!("write {}", path.display()))?;
+        fs::write(path, "1").doing("write", path)?;
     } else if let Some(path) = &freezer {
         // Frozen, it can't fork while its processes are listed.
-        fs::write(path, "FROZEN").doing(|| format!("write {}", path.display()))?;
+        fs::write(path, "FROZEN").doing("write", path)?;
     }
     let mut killed: Vec<OwnedFd> = Vec::new();
     let mut failed = Ok(());
@@ -78,12 +78,12 @@ fn kill(dirs: &[PathBuf]) -> Result<()> {
         for pid in processes(dir) {
             match kill_one(dir, pid) {
                 Ok(pidfd) => killed.extend(pidfd),
-                Err(e) => failed = Err(e).doing(|| format!("kill process {pid} in {}", dir.display())),
+                Err(e) => failed = Err(e).doing(format_args!("kill process {pid} in"), dir),
             }
         }
     }
     if let (None, Some(path)) = (by_kernel, freezer) {
-        fs::write(&path, "THAWED").doing(|| format!("write {}", path.display()))?;
+        fs::write(&path, "THAWED").doing("write", &path)?;
     }
     failed?;
     // The last process may be dead and not yet gone from its cgroup: v1 has no event for that.
