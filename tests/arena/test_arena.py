@@ -96,7 +96,7 @@ def test_exit_codes_and_signals_of_commands_come_back() -> None:
 
 def test_a_command_that_does_not_exist_is_told_and_the_arena_goes_on() -> None:
     with Arena() as arena:
-        with pytest.raises(TargetError, match="start /no/such: No such file"):
+        with pytest.raises(TargetError, match="start /no/such: no such file"):
             arena.popen(["/no/such"])
         with pytest.raises(TargetError, match="working directory /no/where"):
             arena.popen(["/bin/true"], cwd="/no/where")

@@ -82,7 +82,7 @@ def test_exit_codes_are_those_of_any_guard() -> None:
     assert guard("--arena", "--exit-code", "command", "--", "sh", "-c", "exit 5").returncode == 5
     missing = guard("--arena", "--", "/no/such")
     assert missing.returncode == 4
-    assert "start /no/such: No such file" in missing.stderr
+    assert "start /no/such: no such file" in missing.stderr
 
 
 def test_the_error_for_a_working_directory_that_an_arena_replaces_has_a_hint(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 //! The payload's process between fork and exec: it enters its cgroups, and gives up every right for good.
 
+use std::io;
 use std::os::fd::AsFd;
 
 use caps::CapSet;
 use leakcheck_sys as sys;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 
-use crate::error::{Doing, Error, Result};
+use crate::error::{Doing, Result};
 use crate::job::{Job, Wires};
 use crate::message::{Message, send};
 use crate::root;
@@ -20,7 +21,7 @@ pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
         Ok(()) => {
             send(wires.report.as_fd(), &Message::Started);
             let e = sys::exec(&job.argv, &job.env);
-            let text = format!("execute {}: {}", job.argv[0].to_string_lossy(), leakcheck_sys::in_words(&e));
+            let text = format!("execute {}: {}", job.argv[0].to_string_lossy(), sys::in_words(&e));
             match e.raw_os_error() {
                 // The machine's fault, not the program's.
                 Some(libc::ENOMEM | libc::EAGAIN | libc::EIO | libc::EMFILE | libc::ENFILE) => Message::Failed(text),
@@ -49,7 +50,7 @@ fn prepare(job: &Job, wires: &Wires) -> Result<()> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     sys::default_signals();
     // All other descriptors are closed by exec: they were opened so.
-    seccompiler::apply_filter(&job.filter).map_err(|e| Error::Internal(format!("apply seccomp filter: {e}")))
+    seccompiler::apply_filter(&job.filter).map_err(io::Error::other).during("apply seccomp filter")
 }
 
 fn rlimits(job: &Job) -> Result<()> {
@@ -82,12 +83,15 @@ fn rlimits(job: &Job) -> Result<()> {
 
 /// All five sets: what the bounding set lacks no later exec brings back.
 fn give_up_capabilities(user: Option<u32>) -> Result<()> {
-    let clear =
-        |set: CapSet| caps::clear(None, set).map_err(|e| Error::Internal(format!("clear {set:?} capabilities: {e}")));
+    let clear = |set: CapSet| {
+        caps::clear(None, set).map_err(io::Error::other).during(format_args!("clear {set:?} capabilities"))
+    };
     for capability in caps::all() {
         match caps::drop(None, CapSet::Bounding, capability) {
             Err(_) if !caps::has_cap(None, CapSet::Bounding, capability).unwrap_or(false) => {}
-            dropped => dropped.map_err(|e| Error::Internal(format!("drop {capability} from the bounding set: {e}")))?,
+            dropped => {
+                dropped.map_err(io::Error::other).during(format_args!("drop {capability} from the bounding set"))?
+            }
         }
     }
     clear(CapSet::Ambient)?;

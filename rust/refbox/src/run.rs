@@ -84,7 +84,7 @@ impl<'a> Input<'a> {
                 _ if !dir.is_absolute() || dir.components().any(|c| c.as_os_str() == "..") => {
                     wrong("is no absolute path")?
                 }
-                Err(e) => wrong(&leakcheck_sys::in_words(&e))?,
+                Err(e) => wrong(&sys::in_words(&e))?,
                 Ok(found) if !found.is_dir() => wrong("is no directory")?,
                 Ok(_) if dir.parent().is_none() => wrong("would show all of the host")?,
                 Ok(_) => {}
@@ -128,12 +128,12 @@ impl<'a> Input<'a> {
 }
 
 fn read_source(path: &Path) -> Result<Vec<u8>> {
-    let wrong = |why: String| Error::Usage(format!("--source {}: {why}", path.display()));
-    let found = fs::metadata(path).map_err(|e| wrong(leakcheck_sys::in_words(&e)))?;
+    let found = fs::metadata(path).doing("--source", path).map_err(Error::into_usage)?;
     if !found.is_file() || found.len() > LARGEST_SOURCE {
-        return Err(wrong(format!("is no file of at most {LARGEST_SOURCE} bytes")));
+        let why = format!("--source {}: is no file of at most {LARGEST_SOURCE} bytes", path.display());
+        return Err(Error::Usage(why));
     }
-    fs::read(path).map_err(|e| wrong(leakcheck_sys::in_words(&e)))
+    fs::read(path).doing("--source", path).map_err(Error::into_usage)
 }
 
 fn check_program(options: &Run) -> Result<Vec<Vec<u8>>> {
@@ -143,7 +143,7 @@ fn check_program(options: &Run) -> Result<Vec<Vec<u8>>> {
     if !program.is_absolute() {
         return Err(wrong("is no absolute path"));
     }
-    let found = fs::metadata(program).map_err(|e| wrong(&leakcheck_sys::in_words(&e)))?;
+    let found = fs::metadata(program).doing("program", program).map_err(Error::into_usage)?;
     if !found.is_file() {
         return Err(wrong("is no file"));
     }

@@ -1,13 +1,14 @@
 //! Which system calls a payload may not make: those that reach beyond the box, and those with a history of holes.
 
 use std::collections::BTreeMap;
+use std::io;
 
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
     TargetArch, sock_filter,
 };
 
-use crate::error::{Error, Result};
+use crate::error::{Doing, Result};
 
 /// Denied with EPERM, whatever their arguments.
 const DENIED: &[i64] = &[
@@ -99,9 +100,10 @@ const IOCTLS: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
 const X32: u32 = 0x4000_0000;
 const RETURN_ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
+const BUILD: &str = "build seccomp filter";
+
 /// The program for this architecture; another one's calls (`int 0x80`) kill the payload.
 pub(crate) fn program() -> Result<BpfProgram> {
-    let wrong = |e: &dyn std::fmt::Display| Error::Internal(format!("build seccomp filter: {e}"));
     let any = |argument: u8, values: &[u64], op: fn(u64) -> SeccompCmpOp| {
         let one = |value: &u64| {
             let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, op(*value), *value)?;
@@ -111,12 +113,13 @@ pub(crate) fn program() -> Result<BpfProgram> {
     };
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = DENIED.iter().map(|call| (*call, Vec::new())).collect();
     let new = NEW.map(|flag| u64::from(flag.cast_unsigned()));
-    rules.insert(libc::SYS_clone, any(0, &new, SeccompCmpOp::MaskedEq).map_err(|e| wrong(&e))?);
-    rules.insert(libc::SYS_ioctl, any(1, &IOCTLS, |_| SeccompCmpOp::Eq).map_err(|e| wrong(&e))?);
-    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|e| wrong(&e))?;
+    rules.insert(libc::SYS_clone, any(0, &new, SeccompCmpOp::MaskedEq).map_err(io::Error::other).during(BUILD)?);
+    rules.insert(libc::SYS_ioctl, any(1, &IOCTLS, |_| SeccompCmpOp::Eq).map_err(io::Error::other).during(BUILD)?);
+    let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other).during(BUILD)?;
     let errno = SeccompAction::Errno(libc::EPERM as u32);
-    let filter = SeccompFilter::new(rules, SeccompAction::Allow, errno, arch).map_err(|e| wrong(&e))?;
-    let program: BpfProgram = filter.try_into().map_err(|e| wrong(&e))?;
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Allow, errno, arch).map_err(io::Error::other).during(BUILD)?;
+    let program: BpfProgram = filter.try_into().map_err(io::Error::other).during(BUILD)?;
     Ok(prelude().into_iter().chain(program).collect())
 }
 

@@ -13,6 +13,7 @@ use leakcheck_parse::cgroup;
 use rustix::fs::{Access, FlockOperation, Mode, OFlags, flock};
 
 use crate::ending;
+use crate::error::Doing;
 use crate::mounts;
 
 const PREFIX: &str = "leakcheck-arena-";
@@ -76,9 +77,7 @@ impl Cgroups {
                 }
                 Ok(())
             });
-            if let Err(e) = done {
-                return Err(io::Error::new(e.kind(), format!("make cgroup {}: {e}", dir.display())));
-            }
+            done.doing("make cgroup", &dir)?;
         }
         made.refused = made.limit(limits).err().map(|e| e.to_string());
         Ok(made)
@@ -94,8 +93,7 @@ impl Cgroups {
             // Before Linux 5.11, a v1 memory limit applied to descendants only if this was enabled.
             let _ = fs::write(top.join("memory.use_hierarchy"), "1");
             let path = top.join(file);
-            fs::write(&path, value)
-                .map_err(|e| io::Error::new(e.kind(), format!("write {value} to {}: {e}", path.display())))?;
+            fs::write(&path, value).doing(format_args!("write {value} to"), &path)?;
             if dir == top {
                 *dir = top.join("arena");
                 fs::create_dir(&dir)?;
@@ -130,7 +128,7 @@ impl Cgroups {
         for (name, dir) in self.dirs.iter().filter(|(name, _)| !(cloned_into && name == V2)) {
             // A thread that moves itself alone (v1) does not take the lock for which a move of a process waits some 10 ms.
             let path = dir.join(if name == V2 { "cgroup.procs" } else { "tasks" });
-            fs::write(&path, "0").map_err(|e| io::Error::new(e.kind(), format!("write {}: {e}", path.display())))?;
+            fs::write(&path, "0").doing("write", &path)?;
         }
         Ok(())
     }

@@ -17,6 +17,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, RawDir, openat, unlinkat}
 use rustix::io::Errno;
 use rustix::process::{Signal, pidfd_send_signal};
 
+use crate::error::Doing;
+
 /// Pause between two attempts at something that depends on other processes.
 pub(crate) const STEP: Duration = Duration::from_millis(5);
 /// More than the pids of a cgroup directory take.
@@ -75,7 +77,7 @@ pub(crate) fn remove(top: &Path, deadline: Instant) -> io::Result<()> {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => pause(),
             other => {
-                return other.map_err(|e| io::Error::new(e.kind(), format!("remove cgroup {}: {e}", top.display())));
+                return other.doing("remove cgroup", top);
             }
         }
     }

@@ -9,6 +9,7 @@
 mod arena;
 mod cgroups;
 mod ending;
+mod error;
 mod init;
 mod janitor;
 mod message;
@@ -32,7 +33,7 @@ fn main() {
     process::go_on_in_memory();
     let _ = rustix::thread::set_name(c"warden");
     if let Err(e) = run() {
-        eprintln!("warden: {e}");
+        eprintln!("warden: {}", sys::in_words(&e));
         std::process::exit(1);
     }
 }
@@ -53,7 +54,9 @@ fn run() -> io::Result<()> {
     rustix::process::chdir("/")?;
     let hierarchies = match cgroups::hierarchies() {
         Ok(hierarchies) => hierarchies,
-        Err(e) => return send(&socket, &Answer::Error(format!("list the cgroup hierarchies: {e}")), &[]),
+        Err(e) => {
+            return send(&socket, &Answer::Error(format!("list the cgroup hierarchies: {}", sys::in_words(&e))), &[]);
+        }
     };
     cgroups::sweep(&hierarchies);
     Janitor::new(socket, owner, children, term, hierarchies).serve()

@@ -58,7 +58,7 @@ impl Steps {
 
     /// The step at which an error came, for its message.
     pub(crate) fn at(&self, e: &io::Error) -> String {
-        format!("{e}; at step {:?}", self.begun.last().map_or("start", |s| s))
+        format!("{}; at step {:?}", leakcheck_sys::in_words(e), self.begun.last().map_or("start", |s| s))
     }
 }
 

@@ -16,6 +16,7 @@ use rustix::mount::{
     UnmountFlags, fsconfig_create, fsmount, fsopen, mount, mount_change, move_mount, open_tree, unmount,
 };
 
+use crate::error::Doing;
 use crate::message::{Options, Steps};
 use crate::mounts::{self, Mount, shown};
 use crate::process::is_root;
@@ -70,7 +71,7 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     steps.begin("bind sources")?;
     let mut binds = Vec::new();
     for (source, target, read_only) in &options.binds {
-        let tree = Tree::of(Path::new(source), true, *read_only).map_err(|e| named(e, &format!("bind {source}")))?;
+        let tree = Tree::of(Path::new(source), true, *read_only).doing("bind", source)?;
         binds.push((tree, Path::new(target)));
     }
     let mut not_covered = Vec::new();
@@ -89,7 +90,7 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     steps.begin("pivot")?;
     rustix::process::chdir(&root)?;
     // The old root lies on top of the new one afterwards (pivot_root(2)).
-    rustix::process::pivot_root(".", ".").map_err(|e| named(e.into(), "pivot_root (is / a mount point?)"))?;
+    rustix::process::pivot_root(".", ".").during("pivot_root (is / a mount point?)")?;
     // The old root lies on the new one for these two: a user namespace mounts them only while it sees others of their kind.
     steps.begin("proc")?;
     plain("proc", Path::new("/proc"))?;
@@ -119,18 +120,18 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     fill_run(&run)?;
     steps.begin("cgroups")?;
     match cgroups(&host_mounts, &cgroup_links) {
-        Err(e) if !is_root() => not_covered.push(format!("{CGROUPS}: {e}")),
+        Err(e) if !is_root() => not_covered.push(format!("{CGROUPS}: {}", sys::in_words(&e))),
         other => fresh.extend(other?.map(|fd| (CGROUPS.to_owned(), fd))),
     }
     steps.begin("submounts")?;
     for (tree, target) in &submounts {
         if let Err(e) = tree.attach(target) {
-            not_covered.push(format!("{}: {e}", shown(target)));
+            not_covered.push(format!("{}: {}", shown(target), sys::in_words(&e)));
         }
     }
     steps.begin("binds")?;
     for (tree, target) in &binds {
-        tree.attach(target).map_err(|e| named(e, &format!("bind to {} in the arena", target.display())))?;
+        tree.attach(target).doing("bind in the arena to", target)?;
     }
     Ok(Root { top: open_dir(Path::new("/"))?, null, layers, proc, fresh, not_covered })
 }
@@ -179,13 +180,13 @@ impl Tree {
 
 fn whole_overlay(root: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
     // xino: /proc/locks and stat agree on the device; redirect_dir: directories of the host can be renamed.
-    let upper = overlay("/", "", root, "xino=on,redirect_dir=on,index=off").map_err(|e| {
+    let upper = overlay("/", "", root, "xino=on,redirect_dir=on,index=off").or_else(|e| {
         let why = match e.raw_os_error() {
             Some(libc::ENODEV) => "mount an overlay of /: this kernel has no overlay file system; modprobe overlay",
             Some(libc::EINVAL) => "mount an overlay of / (on two overlays already?)",
             _ => "mount an overlay of /",
         };
-        named(e, why)
+        Err(e).during(why)
     })?;
     Ok(vec![("/".to_owned(), upper)])
 }
@@ -215,7 +216,7 @@ fn overlays(root: &Path, not_covered: &mut Vec<String>) -> io::Result<Vec<(Strin
             Err(e) => {
                 let bound = Tree::of(&path, true, true).and_then(|tree| tree.attach(&place));
                 let how = if bound.is_ok() { "as on the host" } else { "not there" };
-                not_covered.push(format!("{text}: {how}, as no overlay can be made of it: {e}"));
+                not_covered.push(format!("{text}: {how}, as no overlay can be made of it: {}", sys::in_words(&e)));
             }
         }
     }
@@ -244,10 +245,6 @@ fn open_place(path: &Path) -> rustix::io::Result<(OwnedFd, bool)> {
     }
 }
 
-fn named(e: io::Error, what: &str) -> io::Error {
-    io::Error::new(e.kind(), format!("{what}: {e}"))
-}
-
 fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
@@ -263,14 +260,13 @@ fn private_proc() -> io::Result<OwnedFd> {
 
 fn plain(fs_type: &str, target: &Path) -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-    mount(fs_type, target, fs_type, flags, None).map_err(|e| named(e.into(), &format!("mount {fs_type}")))
+    mount(fs_type, target, fs_type, flags, None).doing(format_args!("mount {fs_type} on"), target)
 }
 
 fn tmpfs(target: &Path, mode: u32, size: u64) -> io::Result<()> {
     let size = if size == 0 { String::new() } else { format!(",size={size}") };
     let data = std::ffi::CString::new(format!("mode={mode:o}{size}")).map_err(io::Error::other)?;
-    mount("tmpfs", target, "tmpfs", MountFlags::empty(), Some(data.as_c_str()))
-        .map_err(|e| named(e.into(), &format!("mount tmpfs on {}", target.display())))
+    mount("tmpfs", target, "tmpfs", MountFlags::empty(), Some(data.as_c_str())).doing("mount tmpfs on", target)
 }
 
 /// A device to be, by its name below `/dev`. A user namespace makes none: there the host's own node is bound.
@@ -292,7 +288,7 @@ fn nodes(options: &Options) -> io::Result<Vec<(String, Node)>> {
     for name in &options.devices {
         use std::os::unix::fs::FileTypeExt;
         let host = Path::new("/dev").join(name);
-        let found = fs::metadata(&host).map_err(|e| named(e, &format!("device {name}")))?;
+        let found = fs::metadata(&host).doing("find device", &host)?;
         let class = if found.file_type().is_block_device() { FileType::BlockDevice } else { FileType::CharacterDevice };
         let node =
             if is_root() { Node::Made(class, found.rdev()) } else { Node::Bound(Tree::of(&host, false, false)?) };
@@ -315,7 +311,7 @@ fn devices(nodes: &[(String, Node)], size: u64) -> io::Result<()> {
                 .map_err(io::Error::from)
                 .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o666))),
         };
-        made.map_err(|e| named(e, &format!("make {}", path.display())))?;
+        made.doing("make", &path)?;
     }
     let links =
         [("ptmx", "pts/ptmx"), ("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")];
@@ -326,7 +322,7 @@ fn devices(nodes: &[(String, Node)], size: u64) -> io::Result<()> {
     let ptys =
         Some(if is_root() { c"newinstance,ptmxmode=0666,mode=0620,gid=5" } else { c"newinstance,ptmxmode=0666" });
     mount("devpts", dev.join("pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, ptys)
-        .map_err(|e| named(e.into(), "mount devpts"))?;
+        .doing("mount devpts on", dev.join("pts"))?;
     plain("mqueue", &dev.join("mqueue"))
 }
 
@@ -364,8 +360,7 @@ fn cgroups(host: &[Mount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::Resul
         let data = std::ffi::CString::new(words.join(",")).map_err(io::Error::other)?;
         let data = (fs_type == "cgroup").then_some(data.as_c_str());
         let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        mount("cgroup", m.point(), &*fs_type, flags, data)
-            .map_err(|e| named(e.into(), &format!("mount {fs_type} on {}", shown(m.point()))))?;
+        mount("cgroup", m.point(), &*fs_type, flags, data).doing(format_args!("mount {fs_type} on"), m.point())?;
     }
     Ok(tmp)
 }
@@ -437,7 +432,7 @@ fn submounts(host: &[Mount], not_covered: &mut Vec<String>) -> Vec<(Tree, PathBu
         match Tree::of_mount(m) {
             Ok(Some(tree)) => trees.push((tree, m.point().to_owned())),
             Ok(None) => {}
-            Err(e) => not_covered.push(format!("{}: {e}", shown(m.point()))),
+            Err(e) => not_covered.push(format!("{}: {}", shown(m.point()), sys::in_words(&e))),
         }
     }
     trees

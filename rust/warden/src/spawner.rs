@@ -12,6 +12,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::cgroups::Cgroups;
+use crate::error::Doing;
 use crate::message::{Answer, Options, Run, Steps, Up, receive, send};
 use crate::process;
 use crate::start::{Command, Door};
@@ -26,9 +27,7 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
 /// Never returns. From `warden` come first the options, and when the arena is wanted the owner's socket. `cloned_into`: the v2 cgroup.
 pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, cloned_into: bool) -> ! {
     let entered = cgroups.enter(cloned_into).and_then(|()| {
-        process::become_root_of_namespace().map_err(|e| {
-            io::Error::new(e.kind(), format!("make a user namespace (may ordinary users? see user_namespaces(7)): {e}"))
-        })
+        process::become_root_of_namespace().during("make a user namespace (may ordinary users? see user_namespaces(7))")
     });
     // After the change of credentials, which clears it.
     process::die_with_parent(parent);
@@ -150,7 +149,7 @@ impl Arena {
                     running.insert(pid, pipe);
                     return send(owner, &Answer::Pid(pid), &[pidfd.as_fd()]).is_ok();
                 }
-                Err(e) => Answer::Error(format!("start {e}")),
+                Err(e) => Answer::Error(e.to_string()),
             },
             Err(e) => Answer::Error(e.to_string()),
         };
@@ -159,7 +158,7 @@ impl Arena {
 
     fn start(&self, run: &Run, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd, OwnedFd)> {
         let [stdin, stdout, stderr, pipe, strings] =
-            <[OwnedFd; 5]>::try_from(fds).map_err(|_| io::Error::other("five descriptors are needed"))?;
+            <[OwnedFd; 5]>::try_from(fds).map_err(|_| io::Error::other("a start needs five descriptors"))?;
         let mut text = Vec::new();
         std::io::Read::read_to_end(&mut std::fs::File::from(strings), &mut text)?;
         let mut strings = text
@@ -167,15 +166,15 @@ impl Arena {
             .map(|s| CString::from_vec_with_nul(s.to_vec()).map_err(io::Error::other))
             .collect::<io::Result<Vec<_>>>()?
             .into_iter();
-        let cwd = strings.next().ok_or_else(|| io::Error::other("no working directory"))?;
+        let cwd = strings.next().ok_or_else(|| io::Error::other("a start needs a working directory"))?;
         let argv: Vec<CString> = strings.by_ref().take(run.argc).collect();
         let env: Vec<CString> = strings.collect();
         let Some(program) = argv.first().map(|s| s.to_string_lossy().into_owned()) else {
-            return Err(io::Error::other("nothing: no command"));
+            return Err(io::Error::other("start nothing: no command"));
         };
         let command = Command { argv, env, cwd, streams: [stdin, stdout, stderr] };
         // One that fails is reaped with all others, whose statuses are awaited.
-        let (pid, pidfd) = self.door.start(&command).map_err(|e| io::Error::other(format!("{program}: {e}")))?;
+        let (pid, pidfd) = self.door.start(&command).doing("start", program)?;
         Ok((pid, pidfd, pipe))
     }
 }

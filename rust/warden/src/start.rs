@@ -5,9 +5,10 @@
 //! streams; only then is the command born, as the usher's sibling. What it is born with is the arena's, and its memory is that of
 //! no file of the host (`go_on_in_memory`).
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use leakcheck_sys::{self as sys, Shared};
@@ -15,6 +16,7 @@ use rustix::fs::{FileType, fstat, makedev};
 use rustix::process::{DumpableBehavior, Signal, pidfd_send_signal, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use crate::error::Doing;
 use crate::process;
 
 /// How long what runs in the arena may hold up a command's start: it can stop or trace whoever it sees.
@@ -78,8 +80,8 @@ impl Door {
             (0, Some((pid, pidfd))) => Ok((pid, pidfd)),
             (0, None) => Err(io::Error::other("it could not be started in the arena")),
             (errno, _) if told.in_cwd.get() != 0 => {
-                let e = io::Error::from_raw_os_error(errno);
-                Err(io::Error::other(format!("working directory {}: {e}", command.cwd.to_string_lossy())))
+                let cwd = OsStr::from_bytes(command.cwd.as_bytes());
+                Err(io::Error::from_raw_os_error(errno)).doing("enter working directory", cwd)
             }
             (errno, _) => Err(io::Error::from_raw_os_error(errno)),
         }

@@ -79,7 +79,7 @@ pub(super) const PLANTS: &[Plant] = &[
 ];
 
 fn c_name(name: &str) -> Result<CString> {
-    CString::new(format!("/{name}")).map_err(io::Error::from).during("name")
+    CString::new(format!("/{name}")).during("name")
 }
 
 fn sysv(class: &'static str, make: fn() -> io::Result<i32>, remove: fn(i32) -> io::Result<()>) -> Result<Planting> {

@@ -1,7 +1,6 @@
 //! Keys that stay in the user keyring (keyrings(7)).
 
 use std::ffi::{CStr, CString};
-use std::io;
 use std::time::Duration;
 
 use leakcheck_sys::keys;
@@ -31,7 +30,7 @@ fn key(class: &'static CStr, payload: &'static [u8]) -> Result<Planting> {
     keys::make_user_keyring().during("keyctl KEYCTL_GET_KEYRING_ID")?;
     planting(move |undo| {
         let description = name("key");
-        let text = CString::new(description.as_str()).map_err(io::Error::from).during("name")?;
+        let text = CString::new(description.as_str()).during("name")?;
         let serial = keys::add_key(class, &text, payload).during("add_key")?;
         undo.push(move || remove(serial));
         Ok(json!({"serial": serial, "type": class.to_string_lossy(), "name": description}))

@@ -111,7 +111,7 @@ fn tmpfs(target: &Path) -> Result<()> {
 
 fn overlay(above: &Path, below: &Path, target: &Path) -> Result<()> {
     let options = format!("lowerdir={}:{}", escaped(above), escaped(below));
-    let options = CString::new(options).map_err(io::Error::from).doing("mount overlay", target)?;
+    let options = CString::new(options).doing("mount overlay", target)?;
     mount("leakcheck-mkleak", target, "overlay", MountFlags::empty(), options.as_c_str()).doing("mount overlay", target)
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -174,7 +174,7 @@ fn daemon(setup: impl FnOnce() -> Result<Then> + 'static) -> Result<Planting> {
 
 /// Overwrites what `/proc/PID/{comm,cmdline,environ}` show of this process.
 fn rename_and_wipe() -> Result<()> {
-    let comm = CString::new(DISGUISE).map_err(io::Error::from).during("name")?;
+    let comm = CString::new(DISGUISE).during("name")?;
     rustix::thread::set_name(&comm).during("prctl PR_SET_NAME")?;
     leakcheck_sys::overwrite_arguments(DISGUISE.as_bytes()).during("overwrite the arguments")
 }
@@ -185,8 +185,8 @@ fn deleted_exe(stage: &mut Stage) -> Result<Planting> {
         let mut copied = Undo::default();
         copied.push(removal(&path));
         copy_own_exe(&path)?;
-        let exe = CString::new(path.as_os_str().as_encoded_bytes()).map_err(io::Error::from).doing("exec", &path)?;
-        let argument = CString::new(PAUSE).map_err(io::Error::from).doing("exec", &path)?;
+        let exe = CString::new(path.as_os_str().as_encoded_bytes()).doing("exec", &path)?;
+        let argument = CString::new(PAUSE).doing("exec", &path)?;
         let no_environment: [CString; 0] = [];
         let child = spawn(0, || Err(leakcheck_sys::exec(&[&exe, &argument], &no_environment)).doing("exec", &path))?;
         undo.push(move || child.end());

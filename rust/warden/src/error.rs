@@ -1,0 +1,3 @@
+//! Errors with the operation and the path.
+
+leakcheck_sys::doing!(std::io::Error);
