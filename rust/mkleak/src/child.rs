@@ -1,7 +1,7 @@
-//! Helper processes: made with a known state, held by nothing of the caller's, ended without a race.
+//! Helper processes: they start in a known state, hold nothing of the caller's, and end without a race.
 //!
-//! A child that has not been reaped keeps its pid, so no pidfd needs to stay open (it would show as an
-//! extra FD of this process): one is opened for the moment of the signal.
+//! A child that has not been reaped keeps its pid, so no pidfd needs to stay open, which would be an extra FD of this
+//! process: one is opened only for the signal.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -18,15 +18,15 @@ use rustix::process::{Signal, WaitId, WaitIdOptions, getpid, kill_process, pidfd
 
 use crate::error::{Doing, Error, Result};
 
-/// What a helper does once it is set up.
+/// What a helper does after its setup.
 pub(crate) enum Then {
-    /// Waits for ever, with at most this one FD besides its `/dev/null`s.
+    /// Waits forever, with at most this one FD besides its `/dev/null`s.
     Pause(Option<OwnedFd>),
     /// Stops itself by SIGSTOP.
     Stop,
-    /// Ends its first thread and waits for ever in another one.
+    /// Ends its first thread and waits forever in another one.
     LoseLeader,
-    /// Forks a successor after each pause, and ends; until the other end of this socket says no more.
+    /// Forks a successor after each pause, and exits, until the other end of this socket is shut down.
     Respawn(OwnedFd, Timespec),
     Exit,
 }
@@ -45,7 +45,7 @@ impl Child {
         format!("/proc/{}/ns/{entry}", self.pid()).into()
     }
 
-    /// Waits until it is a zombie or stopped, and leaves it so.
+    /// Waits until it is a zombie or stopped, and does not reap it.
     pub(crate) fn wait_unreaped(self, state: WaitIdOptions) -> Result<()> {
         waitid(WaitId::PidFd(self.pidfd()?.as_fd()), state | WaitIdOptions::NOWAIT)
             .map(drop)
@@ -56,11 +56,11 @@ impl Child {
         open_pidfd(self.0).during(format_args!("pidfd_open of child {}", self.pid()))
     }
 
-    /// Kills it if it lives, and reaps it.
+    /// Kills it if it is alive, and reaps it.
     pub(crate) fn end(self) -> Result<()> {
         let pidfd = self.pidfd()?;
         match pidfd_send_signal(&pidfd, Signal::KILL) {
-            // A zombie may be signalled in vain, or not at all.
+            // A signal to a zombie has no effect, or fails.
             Ok(()) | Err(rustix::io::Errno::SRCH) => {}
             Err(error) => return Err(error).during(format_args!("kill child {}", self.pid())),
         }
@@ -70,8 +70,8 @@ impl Child {
     }
 }
 
-/// Makes a child in the given new namespaces (`CLONE_NEW*`), runs `setup` in it, and returns when that is done
-/// (or has failed, with the child reaped).
+/// Forks a child in the given new namespaces (`CLONE_NEW*`), runs `setup` in it, and returns when that is done. If it
+/// failed, the child is reaped.
 pub(crate) fn spawn(namespaces: libc::c_int, setup: impl FnOnce() -> Result<Then>) -> Result<Child> {
     let (outcome, report) = pipe_with(PipeFlags::CLOEXEC).during("pipe")?;
     let Some(pid) = fork_unwatched(namespaces).during("clone3")? else {
@@ -90,11 +90,11 @@ pub(crate) fn spawn(namespaces: libc::c_int, setup: impl FnOnce() -> Result<Then
         Some((errno, operation)) => {
             Err(io::Error::from_raw_os_error(i32::from_ne_bytes(*errno))).during(String::from_utf8_lossy(operation))
         }
-        None => Err(Error::Failed("the helper process gave no answer".into())),
+        None => Err(Error::Failed("the helper process sent no answer".into())),
     }
 }
 
-/// The child's life. `report` closes, here or by exec, when it is set up.
+/// What the child runs. `report` closes, here or by exec, after its setup.
 fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
     let outcome = detach().and_then(|()| setup()).and_then(|then| {
         let kept = match &then {
@@ -134,13 +134,13 @@ fn run_child(report: OwnedFd, setup: impl FnOnce() -> Result<Then>) -> ! {
     }
 }
 
-/// Ends the first thread when another one is there.
+/// Ends the first thread as soon as another one runs.
 fn lose_leader() -> ! {
     std::thread::spawn(|| pause());
     exit_thread()
 }
 
-/// Each generation waits for `pace`, forks the next one, and ends.
+/// Each generation waits for `pace`, forks the next one, and exits.
 fn respawn(until: &OwnedFd, pace: &Timespec) -> ! {
     loop {
         let mut over = [PollFd::new(until, PollFlags::IN)];
@@ -148,25 +148,25 @@ fn respawn(until: &OwnedFd, pace: &Timespec) -> ! {
             exit(0);
         }
         match fork_unwatched(0) {
-            // What could not be forked lives on itself.
+            // If the fork fails, this generation lives on.
             Ok(None) | Err(_) => {}
             Ok(Some(_)) => exit(0),
         }
     }
 }
 
-/// Lets go of the caller: its terminal or pipes (a helper that holds one hangs who reads it), its working
-/// directory, and this program's signal mask.
+/// Releases the caller's terminal or pipes (a helper that holds one blocks its reader), its working directory, and this
+/// program's signal mask.
 fn detach() -> Result<()> {
     let null = open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).doing("open", "/dev/null")?;
     set_streams([null.as_fd(); 3]).during("dup2")?;
     rustix::process::chdir("/").doing("chdir", "/")?;
     unblock_signals().during("sigprocmask")?;
-    // What this process inherited without close-on-exec would otherwise live on through an exec.
+    // Otherwise FDs that this process inherited without close-on-exec would survive an exec.
     close_on_exec_above_streams().during("close_range")
 }
 
-/// The argument with which the copy that `deleted-exe` makes of this program is told to just [`pause`].
+/// The argument that makes the copy which `deleted-exe` starts of this program only [`pause`].
 pub(crate) const PAUSE: &str = "--pause";
 
 /// Waits until a signal ends this process.

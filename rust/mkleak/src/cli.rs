@@ -29,7 +29,7 @@ The end of stdin, SIGTERM, SIGINT and SIGHUP clean up at any point. SIGKILL leav
 exit: 0 done, 2 usage, 4 the plant failed and was undone, 77 this plant can't exist here
 ";
 
-/// What the caller asks for.
+/// The caller's request.
 pub(crate) enum Request {
     Help,
     List { json: bool },
@@ -37,7 +37,7 @@ pub(crate) enum Request {
     Plant(Job),
 }
 
-/// One plant to be made, and where.
+/// The plant to make, and where.
 pub(crate) struct Job {
     pub(crate) entry: Entry,
     pub(crate) dir: PathBuf,
@@ -81,7 +81,7 @@ pub(crate) fn parse(arguments: &[OsString]) -> Result<Request, String> {
     Ok(Request::Plant(Job { entry, dir, cgroup, hold }))
 }
 
-/// The path made absolute, since plants change the working directory.
+/// The absolute path, since plants change the working directory.
 fn existing_directory(option: &str, path: &OsString) -> Result<PathBuf, String> {
     let absolute = std::fs::canonicalize(path).map_err(|error| format!("{option} {path:?}: {error}"))?;
     if absolute.is_dir() { Ok(absolute) } else { Err(format!("{option} {path:?}: not a directory")) }
@@ -96,7 +96,7 @@ fn unknown(name: &str) -> String {
     }
 }
 
-/// The plants whose name contains the given one or is at most three edits away, the nearest first.
+/// The plants whose name contains the given one or differs from it by at most three edits, the nearest first.
 fn near(name: &str) -> Vec<&'static str> {
     let mut near: Vec<_> = plants::all()
         .map(|entry| entry.plant.name)
@@ -141,7 +141,7 @@ pub(crate) fn list(as_json: bool) -> String {
     })
 }
 
-/// Not `print!`, which panics when the reader (`head`, say) has gone.
+/// Not `print!`, which panics if the reader (such as `head`) has exited.
 pub(crate) fn print(text: &str) -> ExitCode {
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => ExitCode::SUCCESS,

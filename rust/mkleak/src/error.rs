@@ -1,4 +1,4 @@
-//! Why a plant is not there.
+//! Why a plant could not be made.
 
 use std::io;
 
@@ -6,12 +6,12 @@ use leakcheck_sys::Failure;
 
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What stopped a plant, with the operation and the path that it was about.
+/// The error that stopped a plant, with its operation and path.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     #[error(transparent)]
     Os(#[from] Failure),
-    /// The machine lacks something that no privilege would give.
+    /// The machine lacks something that no privilege provides.
     #[error("{0}")]
     Unavailable(String),
     #[error("{0}")]
@@ -19,7 +19,7 @@ pub(crate) enum Error {
 }
 
 impl Error {
-    /// 77, which automake and many test runners take for *skipped*, where the plant can't exist here.
+    /// 77, which automake and many test runners read as *skipped*, if the plant can't exist here.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Os(failure) if lacks_support(failure.cause()) => 77,
@@ -29,7 +29,7 @@ impl Error {
     }
 }
 
-/// errno(3) values that say *not on this kernel* or *not with these privileges*, as opposed to *it went wrong*.
+/// errno(3) values that mean *not on this kernel* or *not with these privileges*, and not *it failed*.
 fn lacks_support(cause: &io::Error) -> bool {
     matches!(
         cause.raw_os_error(),

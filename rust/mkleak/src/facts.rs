@@ -1,4 +1,4 @@
-//! The identifying facts that `READY` tells, in the vocabulary of `/proc`.
+//! The identifying facts that `READY` reports, in the vocabulary of `/proc`.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::error::{Doing, Result};
 
-/// An FD of this process: number, device, inode and what `/proc/self/fd` calls it.
+/// An FD of this process: number, device, inode, and its link in `/proc/self/fd`.
 pub(crate) fn of_fd(fd: impl AsFd) -> Result<Value> {
     let number = fd.as_fd().as_raw_fd();
     let stat = fstat(&fd).during(format_args!("fstat fd {number}"))?;
@@ -23,7 +23,7 @@ pub(crate) fn of_fd(fd: impl AsFd) -> Result<Value> {
     Ok(facts)
 }
 
-/// A path, without following it: device and inode; `path_hex` too where the path is not UTF-8.
+/// A path, without following a link: device and inode, and `path_hex` if the path is not UTF-8.
 pub(crate) fn of_path(path: &Path) -> Result<Value> {
     let stat = statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).doing("stat", path)?;
     let mut facts = json!({"path": text(path.as_os_str())});

@@ -1,4 +1,4 @@
-//! Plants exactly one named leak, says `READY`, waits on stdin, and takes the leak away again.
+//! Plants exactly one named leak, prints `READY`, waits on stdin, and removes the leak.
 //!
 //! ```text
 //! mkleak --list [--json]
@@ -7,17 +7,17 @@
 //!
 //! Without `--hold`: plant, print `READY {json}`, wait for a line, clean up, print `CLEAN`, exit.
 //!
-//! With `--hold`: print `WAITING {"pid":N}` first and wait for a line, so that an observer can take its
-//! baseline with this process and the plant's scaffolding (mount points, lock files to be locked, sockets
-//! to send through) already there; then plant, `READY {json}`, a line, clean up, `CLEAN`, and wait for one
-//! more line before the scaffolding and the process go. What differs between `WAITING` and `READY` is the
-//! leak and nothing else; what differs between `WAITING` and `CLEAN` is nothing.
+//! With `--hold`: first print `WAITING {"pid":N}` and wait for a line. At this point an observer takes its baseline: this
+//! process and the plant's scaffolding (mount points, lock files to be locked, sockets to send through) exist already.
+//! Then plant, print `READY {json}`, wait for a line, clean up, print `CLEAN`, and wait for one more line before the
+//! scaffolding and the process end. Between `WAITING` and `READY` only the leak differs; between `WAITING` and `CLEAN`
+//! nothing differs.
 //!
-//! The end of stdin, SIGTERM, SIGINT or SIGHUP clean up at any point. **SIGKILL of mkleak leaves the leak
-//! behind**: that is what it is for.
+//! The end of stdin, SIGTERM, SIGINT and SIGHUP clean up at any point. **SIGKILL of mkleak leaves the leak behind**, as
+//! intended.
 //!
-//! Exit codes: 0 done · 2 usage · 4 the plant failed and was undone · 77 this plant can't exist here (no
-//! kernel support or no privilege; one line of reason on stderr, possibly after `WAITING`).
+//! Exit codes: 0 done · 2 usage · 4 the plant failed and was undone · 77 this plant can't exist here (no kernel support or
+//! no privilege; stderr has the reason on one line, possibly after `WAITING`).
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! A process that outlives its parent, and how to end it without a pidfd kept open.
+//! A process that outlives its parent, and how to end it without keeping a pidfd open.
 
 use std::fs;
 use std::io::{IoSlice, IoSliceMut};
@@ -18,16 +18,16 @@ use crate::child::{Then, spawn};
 use crate::error::{Doing, Error, Result};
 use crate::facts;
 
-/// A process whose parent has gone. A pidfd kept open would show as an extra FD, so this keeps what tells
-/// whether a pidfd opened later is of the same process: the start time, and the inode of the pidfd, which
-/// since Linux 6.9 (pidfs) is unique until the next boot.
+/// A process whose parent is dead. An open pidfd would be an extra FD, so this keeps what identifies the process when a
+/// pidfd is opened later: the start time, and the inode of the pidfd, which since Linux 6.9 (pidfs) is unique until the next
+/// boot.
 pub(crate) struct Orphan {
     pid: Pid,
     start_time: u64,
     inode: u64,
 }
 
-/// Double fork and setsid: `first` runs in the process in the middle, which then dies; `setup` in the orphan.
+/// Double fork and setsid: `first` runs in the process in the middle, which then exits, and `setup` in the orphan.
 pub(crate) fn orphan(first: impl FnOnce() -> Result<()>, setup: impl FnOnce() -> Result<Then>) -> Result<Orphan> {
     let (here, there) =
         socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).during("socketpair")?;
@@ -48,7 +48,7 @@ pub(crate) fn orphan(first: impl FnOnce() -> Result<()>, setup: impl FnOnce() ->
     let pidfd = pidfd?;
     let orphan = Orphan::of(&pidfd);
     if orphan.is_err() {
-        // The pidfd at least is right, whatever could not be read of it.
+        // The pidfd is right, even if something could not be read through it.
         let _ = pidfd_send_signal(&pidfd, Signal::KILL);
     }
     orphan
@@ -70,13 +70,13 @@ impl Orphan {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Kills it and waits until it is gone. That somebody else ended it is fine.
+    /// Kills it and waits until it is gone. If another process ended it, that is no error.
     pub(crate) fn end(self) -> Result<()> {
         let pidfd = match pidfd_open(self.pid, PidfdFlags::empty()) {
             Err(Errno::SRCH) => return Ok(()),
             opened => opened.during(format_args!("pidfd_open of orphan {}", self.pid()))?,
         };
-        // Read after the pidfd was opened: what is compared is what would be signalled.
+        // Read after opening the pidfd: this compares the process that would get the signal.
         let same = Self::of(&pidfd).is_ok_and(|now| now.start_time == self.start_time && now.inode == self.inode);
         if !same || pidfd_send_signal(&pidfd, Signal::KILL) == Err(Errno::SRCH) {
             return Ok(());
@@ -84,8 +84,8 @@ impl Orphan {
         self.wait_until_gone(&pidfd)
     }
 
-    /// Its exit makes the pidfd readable (Linux 5.3). That whoever adopted it has reaped it shows as hang-up on
-    /// newer kernels and as `Pid: -1` in the fdinfo since 5.5.
+    /// Its exit makes the pidfd readable (Linux 5.3). After its new parent has reaped it, newer kernels report a hang-up, and
+    /// since 5.5 the fdinfo has `Pid: -1`.
     fn wait_until_gone(&self, pidfd: &OwnedFd) -> Result<()> {
         let mut exited = [PollFd::new(pidfd, PollFlags::IN)];
         if poll(&mut exited, Some(&milliseconds(5000))).during("poll pidfd")? == 0 {
@@ -101,7 +101,7 @@ impl Orphan {
                 return Ok(());
             }
         }
-        Err(Error::Failed(format!("orphan {} is dead, but whoever adopted it does not reap it", self.pid())))
+        Err(Error::Failed(format!("orphan {} is dead, but its new parent does not reap it", self.pid())))
     }
 }
 
@@ -113,11 +113,11 @@ fn milliseconds(count: i64) -> Timespec {
 fn start_time(pid: Pid) -> Result<u64> {
     let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
     let stat = fs::read(&path).doing("read", &path)?;
-    // The name before it may hold spaces and parentheses, hence from its last one.
+    // The name before it may contain spaces and parentheses, so the search starts at the last parenthesis.
     stat.rsplit(|&byte| byte == b')')
         .next()
         .and_then(|rest| std::str::from_utf8(rest).ok()?.split_ascii_whitespace().nth(19)?.parse().ok())
-        .ok_or_else(|| Error::Failed(format!("{path}: no start time in it")))
+        .ok_or_else(|| Error::Failed(format!("{path} contains no start time")))
 }
 
 /// Sends an FD over a unix socket (SCM_RIGHTS, unix(7)).
@@ -129,7 +129,7 @@ pub(crate) fn send_fd(socket: impl AsFd, fd: std::os::fd::BorrowedFd<'_>) -> Res
     sendmsg(socket, &[IoSlice::new(b".")], &mut control, SendFlags::NOSIGNAL).map(drop).during("send an FD")
 }
 
-/// Receives an FD that is already there.
+/// Receives an FD that was already sent.
 pub(crate) fn receive_fd(socket: impl AsFd) -> Result<OwnedFd> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

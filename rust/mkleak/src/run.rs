@@ -11,7 +11,7 @@ use crate::cli::Job;
 use crate::error::{Doing, Result};
 use crate::stage::{Stage, Undo};
 
-/// Makes the plant, tells the caller, and cleans up when told to.
+/// Makes the plant, notifies the caller, and cleans up on request.
 pub(crate) fn run(job: &Job) -> Result<()> {
     let mut caller = Caller::new()?;
     let mut stage = Stage::new(&job.dir, job.cgroup.as_deref());
@@ -45,11 +45,11 @@ pub(crate) fn run(job: &Job) -> Result<()> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Next {
     GoOn,
-    /// The caller hung up, or a signal asks to end.
+    /// The caller closed stdin, or a signal requests the end.
     Stop,
 }
 
-/// The two ends on which the caller is heard: stdin, and the signals that ask to end.
+/// The caller's two channels: stdin, and the signals that request the end.
 struct Caller {
     signals: OwnedFd,
     unread: Vec<u8>,
@@ -58,8 +58,8 @@ struct Caller {
 impl Caller {
     fn new() -> Result<Self> {
         let signals = signal_fd(&[libc::SIGTERM, libc::SIGINT, libc::SIGHUP]).during("signalfd")?;
-        // An inherited SIG_IGN would make the kernel reap our children, and their pids could be another's before we signal them
-        // (sigaction(2), SA_NOCLDWAIT).
+        // With an inherited SIG_IGN, the kernel would reap our children (sigaction(2), SA_NOCLDWAIT); another process could
+        // then get a child's pid before we signal it.
         default_signal(libc::SIGCHLD);
         Ok(Self { signals, unread: Vec::new() })
     }
@@ -73,7 +73,7 @@ impl Caller {
         }
     }
 
-    /// Waits for a line. Bytes after it are the next wait's.
+    /// Waits for a line. Bytes after it are kept for the next wait.
     fn wait(&mut self) -> Result<Next> {
         loop {
             if let Some(end) = self.unread.iter().position(|&byte| byte == b'\n') {
@@ -94,7 +94,7 @@ impl Caller {
                 Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
                 Err(error) => return Err(error).during("read stdin"),
             }
-            // A caller that sends no newline must not make this grow.
+            // Without a newline, the buffer must not grow without bound.
             if self.unread.len() > 4096 {
                 self.unread.clear();
             }

@@ -1,4 +1,4 @@
-//! What a plant stands on: its place, its scaffolding, and the way back.
+//! What a plant needs: its directory, its scaffolding, and the steps that undo it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,8 +8,8 @@ use serde_json::Value;
 
 use crate::error::{Doing, Result};
 
-/// The steps that take something away again, run last in, first out; also when dropped, so that an error
-/// in the middle of planting leaves nothing.
+/// The steps that undo something, the last one first. They also run when this is dropped, so that an error in the middle of
+/// planting leaves nothing.
 #[derive(Default)]
 pub(crate) struct Undo(Vec<Box<dyn FnOnce() -> Result<()>>>);
 
@@ -18,7 +18,7 @@ impl Undo {
         self.0.push(Box::new(step));
     }
 
-    /// Keeps a value (an open FD, say) until this point of the way back.
+    /// Keeps a value, such as an open FD, until this step.
     pub(crate) fn keep<T: 'static>(&mut self, value: T) {
         self.push(move || {
             drop(value);
@@ -26,7 +26,7 @@ impl Undo {
         });
     }
 
-    /// Runs every step, whatever becomes of the others, and gives the first error.
+    /// Runs every step, even after a failure, and returns the first error.
     pub(crate) fn run(&mut self) -> Result<()> {
         let mut outcome = Ok(());
         while let Some(step) = self.0.pop() {
@@ -44,14 +44,14 @@ impl Drop for Undo {
     }
 }
 
-/// The second half of a plant: makes the leak, pushes the way back, and gives the facts for `READY`.
+/// The second half of a plant: makes the leak, pushes the steps that undo it, and returns the facts for `READY`.
 pub(crate) type Planting = Box<dyn FnOnce(&mut Undo) -> Result<Value>>;
 
 pub(crate) fn planting(plant: impl FnOnce(&mut Undo) -> Result<Value> + 'static) -> Result<Planting> {
     Ok(Box::new(plant))
 }
 
-/// The first half's tools: whatever is made with them exists from `WAITING` until after `CLEAN`.
+/// The tools of the first half: what they make exists from `WAITING` until after `CLEAN`.
 pub(crate) struct Stage<'a> {
     dir: &'a Path,
     cgroup: Option<&'a Path>,
@@ -63,12 +63,12 @@ impl<'a> Stage<'a> {
         Self { dir, cgroup, scaffold: Undo::default() }
     }
 
-    /// Where file-like plants go.
+    /// The directory for file-like plants.
     pub(crate) fn dir(&self) -> &Path {
         self.dir
     }
 
-    /// Where cgroup plants go, if not below the caller's own cgroup.
+    /// The cgroup for cgroup plants, if not the caller's own.
     pub(crate) fn cgroup(&self) -> Option<&Path> {
         self.cgroup
     }
@@ -77,7 +77,7 @@ impl<'a> Stage<'a> {
         &mut self.scaffold
     }
 
-    /// A path below the given directory which nothing uses.
+    /// An unused path below the given directory.
     pub(crate) fn path(&self, suffix: &str) -> PathBuf {
         self.dir.join(name(suffix))
     }
@@ -97,7 +97,7 @@ impl<'a> Stage<'a> {
         Ok(path)
     }
 
-    /// Keeps a value until the scaffolding goes, and shares it with the plant.
+    /// Keeps a value as long as the scaffolding, and shares it with the plant.
     pub(crate) fn share<T: 'static>(&mut self, value: T) -> Rc<T> {
         let shared = Rc::new(value);
         self.scaffold.keep(Rc::clone(&shared));
@@ -105,8 +105,8 @@ impl<'a> Stage<'a> {
     }
 }
 
-/// `leakcheck-mkleak-PID`, and `.INODE` of the pid namespace where it is not the first one: cgroups, keys and
-/// files are shared between pid namespaces, in each of which the same pid may be at work.
+/// `leakcheck-mkleak-PID`, and `.INODE` of the pid namespace unless it is the initial one: pid namespaces share cgroups, keys
+/// and files, and each of them may have a process of this pid.
 pub(crate) fn tag() -> String {
     // linux/proc_ns.h, PROC_PID_INIT_INO
     const FIRST: &str = "pid:[4026531836]";
@@ -118,12 +118,12 @@ pub(crate) fn tag() -> String {
     }
 }
 
-/// The tag and what it is, the name of whatever has a name.
+/// The name of an object: the tag and what it is.
 pub(crate) fn name(suffix: &str) -> String {
     format!("{}-{suffix}", tag())
 }
 
-/// A step which removes a file; that it has gone already is fine.
+/// A step that removes a file; a missing file is no error.
 pub(crate) fn removal(path: &Path) -> impl FnOnce() -> Result<()> + 'static {
     let path = path.to_owned();
     move || match fs::remove_file(&path) {

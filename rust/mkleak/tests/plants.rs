@@ -42,7 +42,7 @@ every_plant_of_kind! {
     every_sysctl_plant_is_there_and_goes: "sysctl",
 }
 
-/// How many lines of which sort a plant adds to the world.
+/// How many lines of each kind a plant adds to the world.
 fn expected(kind: &str, name: &str) -> &'static [(&'static str, usize)] {
     match (kind, name) {
         ("process", "proc-covered") => &[("mount", 1)],
@@ -70,7 +70,7 @@ fn expected(kind: &str, name: &str) -> &'static [(&'static str, usize)] {
         ("net", "net-veth-other-ns" | "net-tap" | "net-dummy") => &[("interface", 1)],
         ("net", "net-named-netns") => &[("file", 1), ("mount", 1)],
         ("net", "net-nft-table") => &[("nft", 1)],
-        // Their table is named once more.
+        // Their lines also name the table.
         ("net", "net-nft-chain" | "net-nft-rule") => &[("nft", 2)],
         ("net", "net-tcp-listen") => &[("fd", 1), ("tcp", 1)],
         ("net", "net-abstract-unix") => &[("fd", 1), ("unix", 1)],
@@ -83,13 +83,13 @@ fn expected(kind: &str, name: &str) -> &'static [(&'static str, usize)] {
     }
 }
 
-/// What READY says and the world has to show, as text in one of the added lines.
+/// Facts of READY that one of the added lines must contain as text.
 fn named(facts: &Value) -> Vec<String> {
     let debug = |path: &str| format!("{path:?}").trim_matches('"').to_owned();
     let mut named = Vec::new();
     for key in ["path", "device", "name", "peer", "leaf", "link"] {
         match facts[key].as_str() {
-            // Debug of a path and of a lossy string differ in what is not UTF-8.
+            // Debug of a path and Debug of a lossy string differ for bytes that are not UTF-8.
             Some(text) if !text.contains('\u{fffd}') => named.push(debug(text).trim_start_matches('/').to_owned()),
             _ => {}
         }
@@ -135,14 +135,14 @@ fn plant(kind: &str, name: &str, dir: &Path) -> Result<(), String> {
     let planted = place.look();
     mkleak.send("\n");
     let clean = mkleak.line();
-    // The far end of a chain's socket is closed with the chain.
+    // The far end of a chain's socket closes with the chain.
     let far_end = |line: &&String| name.starts_with("respawning") && line.starts_with("fd ");
     let gone = |now: &World| now.is_subset(&before) && before.difference(now).all(|line| far_end(&line));
     let after = settled(&place, gone);
     mkleak.send("\n");
     let (status, complaint) = mkleak.end();
 
-    // No single look at /proc is sure to meet one that never holds still.
+    // A single walk of /proc may miss a chain that never rests.
     if !name.starts_with("respawning") {
         check(name, expected(kind, name), &facts, &before, &planted)?;
     }
@@ -165,21 +165,21 @@ fn check(name: &str, expected: &[(&str, usize)], facts: &Value, before: &World, 
     if !sorts.into_iter().eq(expected.iter().copied()) {
         return Err(format!("{name}: {expected:?} expected, but {}", difference(before, planted)));
     }
-    // An FD under the same number, a working directory elsewhere, or another value takes the place of another line.
+    // An FD with the same number, a changed working directory, or a changed value replaces another line.
     let replaced = usize::from(matches!(name, "fd-same-number" | "mount-lazy-cwd") || name.starts_with("sysctl-"));
     if before.difference(planted).count() != replaced {
         return Err(format!("{name}: more than the leak: {}", difference(before, planted)));
     }
     let seen = |text: &String| added.iter().any(|line| line.contains(text.as_str()));
     let missing: Vec<String> = named(facts).into_iter().filter(|text| !seen(text)).collect();
-    // Facts of the scaffolding (a mount's pid, a loop device's file) are in other lines, but one has to be in these.
+    // Facts of the scaffolding (a mount's pid, a loop device's file) are in other lines, but one fact must be in these.
     if missing.len() == named(facts).len() && !named(facts).is_empty() && !names_by_device(name) {
         return Err(format!("{name}: READY says {facts}, but {added:?}"));
     }
     Ok(())
 }
 
-/// A lazily unmounted tree has no name left: the changed device of the working directory is all.
+/// A lazily unmounted tree has no name: only the device of the working directory changes.
 fn names_by_device(name: &str) -> bool {
     name == "mount-lazy-cwd"
 }
@@ -190,7 +190,7 @@ fn difference(before: &World, after: &World) -> String {
     format!("added {added:#?}, removed {removed:#?}")
 }
 
-/// The kernel frees namespaces and devices a moment after the call that dropped them.
+/// The kernel frees namespaces and devices shortly after the call that released them.
 fn settled(place: &Place, gone: impl Fn(&World) -> bool) -> World {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
@@ -212,7 +212,7 @@ fn skip(name: &str, mkleak: &mut Mkleak) -> Result<(), String> {
     }
 }
 
-/// A cgroup of this test's own, where the test's cgroup is one that somebody else made and manages.
+/// A cgroup of this test's own, if another program manages the cgroup that the test runs in.
 struct CgroupParent(PathBuf);
 
 impl CgroupParent {

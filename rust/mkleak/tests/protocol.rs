@@ -1,4 +1,4 @@
-//! The conversation: what mkleak says, what it takes, and what it leaves in each case.
+//! The protocol: what mkleak prints, what it accepts, and what it leaves in each case.
 
 mod common;
 
@@ -13,7 +13,7 @@ fn mkleak(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_mkleak")).args(arguments).output().expect("mkleak starts")
 }
 
-/// mkleak started by a shell that first does something to it.
+/// mkleak, started by a shell that changes its environment first.
 fn after(preparation: &str, arguments: &[&str]) -> Mkleak {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{preparation}; exec \"$@\""), "sh", env!("CARGO_BIN_EXE_mkleak")]).args(arguments);
@@ -56,7 +56,7 @@ fn the_list_has_48_plants_and_two_of_each_kind() {
 }
 
 #[test]
-fn an_unknown_plant_is_a_usage_error_that_names_the_near_ones() {
+fn an_unknown_plant_is_a_usage_error_that_names_similar_plants() {
     let output = mkleak(&["zombi"]);
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(String::from_utf8(output.stderr).unwrap(), "mkleak: unknown plant \"zombi\"; near it: zombie\n");
@@ -94,7 +94,7 @@ fn without_hold_it_plants_at_once_and_one_line_ends_it() {
 }
 
 #[test]
-fn lines_sent_ahead_are_taken_one_a_step() {
+fn lines_sent_in_advance_are_used_one_per_step() {
     let dir = Directory::new();
     let mut mkleak = Mkleak::start(&["file-temp", "--hold", "--dir", dir.as_str()]);
     mkleak.send("\n\n\n");
@@ -106,7 +106,7 @@ fn lines_sent_ahead_are_taken_one_a_step() {
 }
 
 #[test]
-fn the_end_of_stdin_before_planting_takes_the_scaffolding_and_plants_nothing() {
+fn the_end_of_stdin_before_planting_removes_the_scaffolding_and_plants_nothing() {
     let dir = Directory::new();
     let mut mkleak = Mkleak::start(&["lock-flock", "--hold", "--dir", dir.as_str()]);
     assert_eq!(mkleak.facts("WAITING ").unwrap()["pid"], mkleak.pid());
@@ -118,7 +118,7 @@ fn the_end_of_stdin_before_planting_takes_the_scaffolding_and_plants_nothing() {
 }
 
 #[test]
-fn each_signal_that_asks_to_end_cleans_up() {
+fn each_terminating_signal_cleans_up() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let dir = Directory::new();
         let mut mkleak = Mkleak::start(&["file-hidden-deep", "--hold", "--dir", dir.as_str()]);
@@ -142,7 +142,7 @@ fn a_killed_mkleak_leaves_the_leak() {
 }
 
 #[test]
-fn what_is_half_planted_is_undone() {
+fn a_plant_that_fails_halfway_is_undone() {
     let dir = Directory::new();
     // Five FDs: three, the one for signals, and the file to lock, but not its copy for the child.
     let mut mkleak = after("ulimit -n 5", &["lock-orphaned", "--hold", "--dir", dir.as_str()]);
@@ -156,7 +156,7 @@ fn what_is_half_planted_is_undone() {
 }
 
 #[test]
-fn a_caller_that_ignores_the_death_of_children_gets_its_zombie_all_the_same() {
+fn a_caller_that_ignores_sigchld_still_gets_its_zombie() {
     in_disposable_place("a_caller_that_ignores_the_death_of_children_gets_its_zombie_all_the_same", |_| {
         let mut mkleak = after("trap '' CHLD", &["zombie"]);
         assert!(mkleak.facts("READY ").is_some());
@@ -172,14 +172,14 @@ fn an_orphan_holds_neither_the_callers_pipes_nor_its_directory() {
         let mut mkleak = Mkleak::start(&["orphan"]);
         let pid = mkleak.facts("READY ").unwrap()["pid"].as_i64().unwrap();
         mkleak.signal(Signal::KILL);
-        // With the pipe held, this would not come to an end but to the time limit.
+        // If the orphan held the pipe, this would run into the time limit.
         assert_eq!(mkleak.line(), None);
         let link = |entry: &str| std::fs::read_link(format!("/proc/{pid}/{entry}")).unwrap();
         assert_eq!(link("cwd"), std::path::Path::new("/"));
         let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count();
         assert_eq!(fds, 3);
         assert_eq!(link("fd/1"), std::path::Path::new("/dev/null"));
-        // Seen alive a moment ago, and nobody else ends it: the pid is still its own.
+        // It was alive just now, and nothing else ends it: the pid is still its own.
         let orphan = i32::try_from(pid).ok().filter(|&pid| pid > 1).and_then(Pid::from_raw);
         let pidfd = pidfd_open(orphan.unwrap(), PidfdFlags::empty()).unwrap();
         pidfd_send_signal(&pidfd, Signal::KILL).unwrap();
@@ -187,7 +187,7 @@ fn an_orphan_holds_neither_the_callers_pipes_nor_its_directory() {
 }
 
 #[test]
-fn the_wiped_process_shows_another_name_and_no_environment() {
+fn the_disguised_process_shows_another_name_and_no_environment() {
     in_disposable_place("the_wiped_process_shows_another_name_and_no_environment", |_| {
         let mut mkleak = after("export RUN_TOKEN=visible", &["renamed-wiped"]);
         let pid = mkleak.facts("READY ").unwrap()["pid"].as_u64().unwrap();

@@ -1,4 +1,5 @@
-//! A compiler's files on their way to the run: process 1 of one box writes them to memory, process 1 of the next takes them out.
+//! Passes a compiler's files to the run: process 1 of one box writes them to memory, and process 1 of the next box reads
+//! them.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write, copy};
@@ -17,13 +18,13 @@ struct Header {
     size: u64,
 }
 
-/// Writes the plain files of directory `dir` to `memory`.
+/// Writes the regular files of directory `dir` to `memory`.
 pub(crate) fn pack(memory: &OwnedFd, dir: &str) -> Result<()> {
     let write = || -> io::Result<()> {
         let mut out = File::from(memory.try_clone()?);
         for entry in fs::read_dir(dir)? {
             let entry = entry?;
-            // The payload made them: a link could lead anywhere, a fifo would block.
+            // The payload created them: a link could lead anywhere, a fifo would block.
             if !entry.file_type()?.is_file() {
                 continue;
             }
@@ -39,7 +40,7 @@ pub(crate) fn pack(memory: &OwnedFd, dir: &str) -> Result<()> {
     write().doing("keep the files of", dir)
 }
 
-/// Makes the files in `dir` that were packed into `memory`; they belong to `user`.
+/// Creates in `dir` the files that [`pack`] wrote to `memory`; they belong to `user`.
 pub(crate) fn unpack(memory: &OwnedFd, dir: &str, user: Option<u32>) -> Result<()> {
     let open = || -> io::Result<BufReader<File>> {
         let mut file = File::from(memory.try_clone()?);
@@ -56,7 +57,7 @@ pub(crate) fn unpack(memory: &OwnedFd, dir: &str, user: Option<u32>) -> Result<(
     Ok(())
 }
 
-/// Makes one file, which belongs to `user`.
+/// Creates one file, which belongs to `user`.
 pub(crate) fn put(dir: &Path, name: &str, mode: u32, user: Option<u32>, content: &mut dyn Read) -> Result<()> {
     let path = dir.join(name);
     let mut write = || -> io::Result<()> {

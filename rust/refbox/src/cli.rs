@@ -13,16 +13,17 @@ const EXIT_CODES: &str = "\
 Exit codes of run:
   0  a result was written; its status is OK, TLE, MLE, RE, OLE or CE
   1  IE: the sandbox itself failed; a result was written if the box was ours
-  2  wrong usage, or an input that cannot be used
+  2  wrong usage, or an input that is unusable
   3  the box is in use
   4  the box is quarantined
-Of health: 0 healthy, 1 otherwise. Of recover and clean: 0 also where there is nothing to do, else as above.";
+Exit codes of health: 0 healthy, 1 otherwise.
+Exit codes of recover and clean: 0 also if there is nothing to do, otherwise as above.";
 
-/// Runs programs in boxes: with limits, cut off from the host, and with nothing left afterwards.
+/// Runs programs in boxes, with limits and isolated from the host, and leaves nothing behind.
 #[derive(Debug, Parser)]
 #[command(name = "refbox", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
-    /// Directory of locks and state [default: /run/refbox, or $XDG_RUNTIME_DIR/refbox for an ordinary user]
+    /// Directory of locks and state [default: /run/refbox, or $XDG_RUNTIME_DIR/refbox for an unprivileged user]
     #[arg(long, global = true, env = "REFBOX_STATE", value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     #[command(subcommand)]
@@ -34,15 +35,15 @@ pub(crate) enum Command {
     /// Run a program, or compile and run a source file: refbox run --box 0 -- /bin/echo hello
     #[command(after_help = EXIT_CODES)]
     Run(Box<Run>),
-    /// Undo what a crashed run left, and return the box to service
+    /// Remove what a crashed run left, and return the box to service
     Recover {
-        /// Only this box
+        /// Recover only this box
         #[arg(long = "box", value_name = "N", value_parser = box_number, allow_negative_numbers = true)]
         number: Option<u16>,
     },
     /// Print the state of all boxes as JSON
     Health,
-    /// Recover a box, and remove what is known of it but its lock file
+    /// Recover a box, and remove all its records except the lock file
     Clean {
         #[arg(long = "box", value_name = "N", value_parser = box_number, allow_negative_numbers = true)]
         number: u16,
@@ -57,40 +58,40 @@ pub(crate) struct Run {
     /// Language of --source: c, cpp, go, java, node, python, rust
     #[arg(long, value_name = "L", requires = "source")]
     pub(crate) language: Option<String>,
-    /// Source file, compiled in the same sandbox; a Java class must be called Main
+    /// Source file, which is compiled in the same sandbox; a Java class must have the name Main
     #[arg(long, value_name = "FILE", requires = "language", conflicts_with = "words")]
     pub(crate) source: Option<PathBuf>,
     /// Wall-clock limit in seconds
     #[arg(long, value_name = "S", default_value = "10", value_parser = units::seconds, allow_negative_numbers = true)]
     pub(crate) wall: Duration,
-    /// Limit of processor time in seconds, of all processes together
+    /// Limit of processor time in seconds, for all processes together
     #[arg(long, value_name = "S", default_value = "10", value_parser = units::seconds, allow_negative_numbers = true)]
     pub(crate) cpu: Duration,
-    /// Memory limit in bytes, temporary files included (suffixes K, M, G)
+    /// Memory limit in bytes, including temporary files (suffixes K, M, G)
     #[arg(long, value_name = "B", default_value = "256M", value_parser = units::bytes, allow_hyphen_values = true)]
     pub(crate) memory: u64,
-    /// How many processes and threads at once
+    /// Maximum number of processes and threads at the same time
     #[arg(long, value_name = "N", default_value = "64", value_parser = units::count, allow_negative_numbers = true)]
     pub(crate) processes: u32,
-    /// Size limit of a file in bytes
+    /// Size limit of each file in bytes
     #[arg(long, value_name = "B", default_value = "64M", value_parser = units::bytes, allow_hyphen_values = true)]
     pub(crate) file_size: u64,
-    /// Limit of stdout and stderr together in bytes
+    /// Limit in bytes of stdout and stderr together
     #[arg(long, value_name = "B", default_value = "64M", value_parser = units::bytes, allow_hyphen_values = true)]
     pub(crate) output: u64,
-    /// The payload's stdin [default: empty]
+    /// File for the payload's stdin [default: empty]
     #[arg(long, value_name = "FILE")]
     pub(crate) stdin: Option<PathBuf>,
-    /// The payload's stdout [default: passed on]
+    /// File for the payload's stdout [default: refbox's own stdout]
     #[arg(long, value_name = "FILE")]
     pub(crate) stdout: Option<PathBuf>,
-    /// The payload's stderr [default: passed on]
+    /// File for the payload's stderr [default: refbox's own stderr]
     #[arg(long, value_name = "FILE")]
     pub(crate) stderr: Option<PathBuf>,
-    /// Where the result goes, as JSON; whole or not at all
+    /// File for the result, as JSON; it is written completely or not at all
     #[arg(long, value_name = "FILE")]
     pub(crate) result: PathBuf,
-    /// Another directory that the payload sees, at the same path and read-only; repeatable
+    /// Show the payload another directory, at the same path and read-only; repeatable
     #[arg(long, value_name = "DIR")]
     pub(crate) bind: Vec<PathBuf>,
     /// Wait while the box is in use
@@ -99,22 +100,22 @@ pub(crate) struct Run {
     /// Exit with 3 while the box is in use (the default)
     #[arg(long)]
     pub(crate) no_wait: bool,
-    /// A user namespace for root too; an ordinary user always gets one
+    /// Use a user namespace for root too; an unprivileged user always gets one
     #[arg(long)]
     pub(crate) user_namespace: bool,
-    /// Fail rather than run with a limit that only rlimits hold
+    /// Fail if only an rlimit can enforce one of the limits
     #[arg(long)]
     pub(crate) require_cgroups: bool,
-    /// The program by its absolute path; its arguments follow after two dashes
+    /// Absolute path of the program; its arguments follow after two dashes
     #[arg(long = "program", value_name = "FILE", conflicts_with = "source")]
     named: Option<OsString>,
-    /// The program by its absolute path, and its arguments; with --program the arguments alone
+    /// Absolute path of the program, and its arguments; with --program only the arguments
     #[arg(last = true, value_name = "PROGRAM", required_unless_present_any = ["source", "named"])]
     words: Vec<OsString>,
 }
 
 impl Run {
-    /// The program and its arguments; empty where a source file is run.
+    /// The program and its arguments; empty for a source file.
     pub(crate) fn program(&self) -> Vec<OsString> {
         self.named.iter().chain(&self.words).cloned().collect()
     }
@@ -132,14 +133,14 @@ impl Run {
 }
 
 fn box_number(text: &str) -> Result<u16, String> {
-    text.parse().ok().filter(|n| *n <= 9999).ok_or_else(|| "a box is 0 to 9999".to_owned())
+    text.parse().ok().filter(|n| *n <= 9999).ok_or_else(|| "a box number is 0 to 9999".to_owned())
 }
 
 /// clap's message without its usage and hints, on one line.
 pub(crate) fn one_line(error: &clap::Error) -> String {
     let text = error.to_string();
-    let said = text.split("\n\n").next().unwrap_or(&text);
-    let words: Vec<&str> = said.trim_start_matches("error: ").split_whitespace().collect();
+    let message = text.split("\n\n").next().unwrap_or(&text);
+    let words: Vec<&str> = message.trim_start_matches("error: ").split_whitespace().collect();
     words.join(" ")
 }
 
@@ -171,10 +172,10 @@ mod tests {
     }
 
     #[test]
-    fn wrong_usage_is_told_on_one_line() {
+    fn wrong_usage_is_reported_on_one_line() {
         for (words, part) in [
             ("--result r -- /bin/true", "--box <N>"),
-            ("--box 10000 --result r -- /bin/true", "a box is 0 to 9999"),
+            ("--box 10000 --result r -- /bin/true", "a box number is 0 to 9999"),
             ("--box 1 --result r --wall -1 -- /bin/true", "must be above 0 seconds"),
             ("--box 1 --result r --memory 0 -- /bin/true", "must be above 0 bytes"),
             ("--box 1 --result r --memory -5M -- /bin/true", "must be above 0 bytes"),

@@ -1,4 +1,4 @@
-//! Which process: its number alone may be another's by now.
+//! Identifies a process: its number alone may belong to another process later.
 
 use std::fs;
 
@@ -17,14 +17,14 @@ pub(crate) struct Identity {
 }
 
 impl Identity {
-    /// Of this process.
+    /// The identity of this process.
     pub(crate) fn own() -> Result<Self> {
         let pid = rustix::process::getpid().as_raw_pid();
         let start_time = start_time(&read("/proc/self/stat")?).unwrap_or_default();
         Ok(Identity { pid, start_time, boot_id: boot_id()? })
     }
 
-    /// Whether it is still there; a zombie is not.
+    /// Whether it is still alive; a zombie is not.
     pub(crate) fn lives(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         let zombie = fields(&stat).next().is_some_and(|state| state == "Z" || state == "X");
@@ -40,7 +40,7 @@ fn read(path: &str) -> Result<String> {
     fs::read_to_string(path).doing("read", path)
 }
 
-/// The fields from the third on: the name before them may hold anything, closing parentheses too.
+/// The fields from the third on: the name before them may contain anything, even closing parentheses.
 fn fields(stat: &str) -> impl Iterator<Item = &str> {
     stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace()
 }

@@ -30,7 +30,7 @@ pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
 
 fn serve(job: &Job, wires: &Wires) -> Result<Message> {
     set_parent_process_death_signal(Some(Signal::KILL)).during("set parent-death signal")?;
-    // It may have died before that: then no signal arrives.
+    // The supervisor may have died before that: then no signal arrives.
     if readable(&wires.supervisor, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
         sys::exit(1);
     }

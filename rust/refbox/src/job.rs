@@ -1,4 +1,4 @@
-//! What an execution hands down, from the supervisor to process 1 and to the payload.
+//! What the supervisor gives to process 1 and to the payload.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -9,14 +9,14 @@ use crate::cgroup::Entrances;
 use crate::limits::Limits;
 use crate::root::Layout;
 
-/// What is to be run, and where.
+/// What to run, and where.
 pub(crate) struct Job {
     pub(crate) argv: Vec<CString>,
     pub(crate) env: Vec<CString>,
     pub(crate) limits: Limits,
     pub(crate) layout: Layout,
     pub(crate) filter: BpfProgram,
-    /// Limits that no cgroup holds.
+    /// Limits that no cgroup enforces.
     pub(crate) rlimit_memory: bool,
     pub(crate) rlimit_processes: bool,
     /// Whether to keep the files that the payload leaves in its directory.
@@ -31,10 +31,10 @@ pub(crate) struct Wires {
     pub(crate) stderr: OwnedFd,
     /// The supervisor's pidfd.
     pub(crate) supervisor: OwnedFd,
-    /// Ends when the users are mapped, in a user namespace.
+    /// In a user namespace: closes as soon as the users are mapped.
     pub(crate) mapped: Option<OwnedFd>,
     pub(crate) entrances: Entrances,
-    /// A compiler's files, from one execution to the next.
+    /// A compiler's files, which one execution passes to the next.
     pub(crate) archive: Option<OwnedFd>,
 }
 

@@ -9,7 +9,7 @@ use crate::limits::Limits;
 #[derive(Debug)]
 pub(crate) struct Language {
     name: &'static str,
-    /// What the source file is called in the box.
+    /// Name of the source file in the box.
     pub(crate) file: &'static str,
     compile: &'static str,
     run: &'static str,
@@ -45,7 +45,7 @@ const LANGUAGES: [Language; 7] = [
         name: "java",
         file: "Main.java",
         compile: "javac -J-XX:+UseSerialGC -J-XX:TieredStopAtLevel=1 -encoding UTF-8 Main.java",
-        // A heap as large as the limit: what is too much for it is then the kernel's to tell, as in every other language.
+        // The heap may grow to the limit, so that the kernel enforces the limit, as for every other language.
         run: "java -Xmx{memory} -XX:+UseSerialGC -cp /box Main",
         package: "default-jdk-headless",
     },
@@ -89,11 +89,11 @@ impl Language {
     }
 }
 
-/// The line of a compiler's output that says what is wrong.
+/// The line of a compiler's output that describes the error.
 pub(crate) fn first_message(output: &str) -> &str {
     let lines = || output.lines().map(str::trim).filter(|line| !line.is_empty());
-    let says_error = |line: &&str| line.contains("error") || line.contains("Error");
-    lines().find(says_error).or_else(|| lines().next()).unwrap_or("the compiler gave no message")
+    let has_error = |line: &&str| line.contains("error") || line.contains("Error");
+    lines().find(has_error).or_else(|| lines().next()).unwrap_or("the compiler gave no message")
 }
 
 #[cfg(test)]
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_language_is_told_with_the_known_ones() {
+    fn the_message_for_an_unknown_language_lists_the_known_ones() {
         let message = Language::named("cobol").unwrap_err().to_string();
         assert_eq!(message, "--language cobol: unknown; one of c, cpp, go, java, node, python, rust");
     }

@@ -1,10 +1,10 @@
-//! What a payload may use, and what this host has.
+//! The limits of a payload, and the bounds of this host.
 
 use std::time::Duration;
 
 use crate::error::{Error, Result};
 
-/// The box's own few files have to find room.
+/// Minimum: the box's own few files need this much.
 const LEAST_MEMORY: u64 = 1 << 20;
 
 /// The limits of one execution.
@@ -12,9 +12,9 @@ const LEAST_MEMORY: u64 = 1 << 20;
 pub(crate) struct Limits {
     pub(crate) wall: Duration,
     pub(crate) cpu: Duration,
-    /// Bytes, swap included; the box's temporary files count.
+    /// Bytes, including swap and the box's temporary files.
     pub(crate) memory: u64,
-    /// Processes and threads at once.
+    /// Processes and threads at the same time.
     pub(crate) processes: u32,
     /// Bytes of any one file.
     pub(crate) file_size: u64,
@@ -43,7 +43,7 @@ impl Host {
 }
 
 impl Limits {
-    /// Refuses what the host cannot give.
+    /// Refuses limits that the host cannot provide.
     pub(crate) fn check(&self, host: &Host) -> Result<()> {
         if self.memory < LEAST_MEMORY {
             return Err(Error::Usage(format!("--memory {}: give at least {LEAST_MEMORY} bytes", self.memory)));

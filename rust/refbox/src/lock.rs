@@ -14,19 +14,20 @@ use crate::error::{Doing, Error, Result};
 use crate::identity::Identity;
 use crate::store::Store;
 
-/// How long a dead supervisor's last process may still hold its lock. It dies with the supervisor, but a little later.
+/// How long the last process of a dead supervisor may still hold the lock. It dies because the supervisor does, but a
+/// little later.
 const DYING: Duration = Duration::from_secs(5);
 
-/// Of what is written into a lock file: two numbers and a UUID.
+/// Width of the text in a lock file: two numbers and a UUID.
 const WIDTH: usize = 140;
 
-/// A box that we hold until this is dropped.
+/// A locked box; dropping this value unlocks it.
 pub(crate) struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes a box; with `wait`, waits without a time limit.
+    /// Locks a box; with `wait`, waits without a time limit.
     pub(crate) fn take(store: &Store, number: u16, wait: bool) -> Result<Self> {
         let path = store.lock_path(number);
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -50,7 +51,7 @@ impl Lock {
             }
         }
         let own = serde_json::to_string(&Identity::own()?).expect("an identity has string keys only");
-        // Always as long, so that it covers its predecessor whole.
+        // Always the same length, so that it overwrites its predecessor completely.
         let own = format!("{own:<WIDTH$}\n");
         file.write_all_at(own.as_bytes(), 0).doing("write", &path)?;
         Ok(Lock { _file: file })

@@ -1,4 +1,5 @@
-//! What the box's first processes tell their supervisor: one line of JSON each, over a pipe that the payload does not have.
+//! The messages from the box's first processes to their supervisor. Each is one line of JSON, over a pipe that the payload
+//! does not have.
 
 use std::os::fd::BorrowedFd;
 
@@ -11,16 +12,16 @@ pub(crate) enum Message {
     Failed(String),
     /// The next call is the payload's exec.
     Started,
-    /// That exec failed: the program is at fault.
+    /// That exec failed, because of the program.
     NotExecutable(String),
     /// The payload ended: its wait status, microseconds of processor time, bytes of its largest process.
     Ended { status: i32, cpu_us: u64, peak: u64 },
 }
 
-/// A pipe takes as many bytes whole or not at all (pipe(7), PIPE_BUF).
+/// A write of at most this many bytes to a pipe is atomic (pipe(7), PIPE_BUF).
 const ATOMIC: usize = 4096;
 
-/// Sends one message; a supervisor that is gone does not mind.
+/// Sends one message; it is lost if the supervisor is gone.
 pub(crate) fn send(pipe: BorrowedFd<'_>, message: &Message) {
     let cut = match message {
         Message::Failed(text) => &Message::Failed(text.chars().take(ATOMIC / 16).collect()),
@@ -32,7 +33,7 @@ pub(crate) fn send(pipe: BorrowedFd<'_>, message: &Message) {
     let _ = rustix::io::write(pipe, &line);
 }
 
-/// Takes the complete lines out of what was read so far.
+/// Removes the complete lines from the buffer.
 pub(crate) fn take(buffer: &mut Vec<u8>) -> Vec<Message> {
     let whole = buffer.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
     let lines: Vec<u8> = buffer.drain(..whole).collect();

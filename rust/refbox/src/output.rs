@@ -1,4 +1,4 @@
-//! The payload's stdout and stderr on their way out: counted, bounded, and never able to hold the supervisor up.
+//! Passes on the payload's stdout and stderr: counted, bounded, and without ever blocking the supervisor.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -11,7 +11,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::error::{Doing, Result};
 
-/// So much a pipe takes without blocking once poll(2) says that it can be written to (pipe(7), PIPE_BUF).
+/// A pipe takes this many bytes without blocking when poll(2) reports that it is writable (pipe(7), PIPE_BUF).
 const CHUNK: usize = 4096;
 
 /// Where a stream goes.
@@ -25,9 +25,9 @@ pub(crate) enum Sink {
 pub(crate) struct Stream {
     pipe: Option<File>,
     sink: Sink,
-    /// A queue: what is taken from its front moves none of the rest.
+    /// A queue: taking from its front does not move the rest.
     pending: VecDeque<u8>,
-    /// It takes no more; a reader that is gone is no failure.
+    /// It takes no more, since its reader is gone. That is not a failure.
     broken: Option<std::io::Error>,
 }
 
@@ -36,7 +36,7 @@ impl Stream {
         Stream { pipe: None, sink, pending: VecDeque::new(), broken: None }
     }
 
-    /// A new pipe into this stream; gives the payload's end.
+    /// Connects a new pipe to this stream, and returns the payload's end.
     pub(crate) fn open(&mut self) -> Result<OwnedFd> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).during("make pipe")?;
         fcntl_setfl(&read, OFlags::NONBLOCK).during("make pipe")?;
@@ -44,7 +44,7 @@ impl Stream {
         Ok(write)
     }
 
-    /// What to wait for: input, and the sink's readiness while something waits for it.
+    /// What to wait for: input, and the sink's readiness while there is output for it.
     pub(crate) fn poll_fds(&self) -> impl Iterator<Item = PollFd<'_>> {
         let input = self.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN));
         let output = match &self.sink {
@@ -54,7 +54,7 @@ impl Stream {
         input.into_iter().chain(output)
     }
 
-    /// Reads what is there; keeps at most `room` bytes of it, and gives how many came.
+    /// Reads the available input, keeps at most `room` bytes of it, and returns how many were read.
     pub(crate) fn pull(&mut self, room: u64) -> u64 {
         let Some(pipe) = &mut self.pipe else { return 0 };
         let mut buffer = [0u8; 65_536];
@@ -80,7 +80,7 @@ impl Stream {
         }
     }
 
-    /// Passes on what the sink takes without blocking.
+    /// Passes on as much as the sink takes without blocking.
     pub(crate) fn push(&mut self) {
         let Sink::File(file) = &mut self.sink else { return };
         while !self.pending.is_empty() {
@@ -106,7 +106,7 @@ impl Stream {
         self.pipe.is_none()
     }
 
-    /// Passes on the rest, however long the reader takes: nothing of the box is left by then.
+    /// Passes on the rest, however long the reader takes. Nothing of the box exists any more.
     pub(crate) fn finish(&mut self) -> Result<()> {
         if let Sink::File(file) = &mut self.sink
             && let Err(e) = file.write_all(self.pending.make_contiguous())
@@ -120,7 +120,7 @@ impl Stream {
         }
     }
 
-    /// What a [`Sink::Memory`] holds.
+    /// The content of a [`Sink::Memory`].
     pub(crate) fn text(&self) -> String {
         match &self.sink {
             Sink::Memory(bytes) => String::from_utf8_lossy(bytes).into_owned(),

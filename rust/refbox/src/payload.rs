@@ -1,4 +1,4 @@
-//! The payload's process between fork and exec: it enters its cgroups, and gives up every right for good.
+//! The payload's process between fork and exec: it enters its cgroups, and gives up all privileges permanently.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -15,7 +15,7 @@ use crate::root;
 const STACK: u64 = 64 << 20;
 const FILES: u64 = 1024;
 
-/// Becomes the payload, or tells why not.
+/// Becomes the payload, or reports why it cannot.
 pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
     let message = match prepare(job, wires) {
         Ok(()) => {
@@ -23,7 +23,7 @@ pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
             let e = sys::exec(&job.argv, &job.env);
             let text = format!("execute {}: {}", job.argv[0].to_string_lossy(), sys::in_words(&e));
             match e.raw_os_error() {
-                // The machine's fault, not the program's.
+                // Because of the machine, not of the program.
                 Some(libc::ENOMEM | libc::EAGAIN | libc::EIO | libc::EMFILE | libc::ENFILE) => Message::Failed(text),
                 _ => Message::NotExecutable(text),
             }
@@ -38,7 +38,7 @@ fn prepare(job: &Job, wires: &Wires) -> Result<()> {
     for tasks in &wires.entrances.tasks {
         rustix::io::write(tasks, b"0").during("enter cgroup")?;
     }
-    // Now that it is in its cgroups, they are the root of what it sees.
+    // After it entered its cgroups, so that they are the roots of the namespace.
     sys::unshare(libc::CLONE_NEWCGROUP).during("unshare cgroup namespace")?;
     setsid().during("make session")?;
     let streams = [&wires.stdin, &wires.stdout, &wires.stderr];
@@ -49,19 +49,20 @@ fn prepare(job: &Job, wires: &Wires) -> Result<()> {
     rustix::process::chdir(root::WORK).doing("enter", root::WORK)?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     sys::default_signals();
-    // All other descriptors are closed by exec: they were opened so.
+    // Exec closes all other descriptors, since they are close-on-exec.
     seccompiler::apply_filter(&job.filter).map_err(io::Error::other).during("apply seccomp filter")
 }
 
 fn rlimits(job: &Job) -> Result<()> {
     let limits = &job.limits;
-    // The cgroup's count stops it earlier; this is for where there is none, and for a supervisor that hangs. It goes by
-    // clock ticks, which on a machine under load can be a fifth too many (setrlimit(2) does not say so), hence the second.
+    // The supervisor ends it earlier, by the cgroup's count; this rlimit is for a host without such a cgroup, and for a
+    // supervisor that hangs. It counts clock ticks, on a machine under load up to a fifth too many (setrlimit(2) does not
+    // mention that), hence one more second.
     let cpu = limits.cpu.as_secs_f64().ceil() as u64 + 1;
     let mut all = vec![
         (Resource::Cpu, cpu, cpu + 1),
         (Resource::Fsize, limits.file_size, limits.file_size),
-        // Not 0: a program that core_pattern pipes to would still be started, outside (core(5)).
+        // Not 0: the kernel would still start a program that core_pattern pipes to, outside of the box (core(5)).
         (Resource::Core, 1, 1),
         (Resource::Nofile, FILES, FILES),
         (Resource::Stack, STACK, STACK),
@@ -81,7 +82,7 @@ fn rlimits(job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// All five sets: what the bounding set lacks no later exec brings back.
+/// Empties all five sets: no later exec regains what the bounding set lacks.
 fn give_up_capabilities(user: Option<u32>) -> Result<()> {
     let clear = |set: CapSet| {
         caps::clear(None, set).map_err(io::Error::other).during(format_args!("clear {set:?} capabilities"))

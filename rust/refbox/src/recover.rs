@@ -1,4 +1,4 @@
-//! Undoing what a run left whose supervisor died. It can be killed itself at any instant: the state file goes last.
+//! Removes what a run left whose supervisor died. It can be killed at any instant itself: it removes the state file last.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,7 @@ use crate::lock::Lock;
 use crate::state::{Phase, State};
 use crate::store::{Found, Store};
 
-/// What the command `recover` does: one box, or all that are not in use.
+/// The command `recover`: one box, or all that are not in use.
 pub(crate) fn recover(store: &Store, number: Option<u16>) -> Result<()> {
     if let Some(number) = number {
         let lock = Lock::take(store, number, false)?;
@@ -22,26 +22,26 @@ pub(crate) fn recover(store: &Store, number: Option<u16>) -> Result<()> {
     for number in store.boxes()? {
         match Lock::take(store, number, false).and_then(|lock| undo(store, number, &lock)) {
             Ok(()) | Err(Error::InUse { .. }) => {}
-            // The others are recovered all the same.
+            // A failure does not stop the recovery of the others.
             Err(e) => failed = failed.and(Err(e)),
         }
     }
     failed
 }
 
-/// What the command `clean` does: as `recover`, and what was set aside goes too. The lock file stays.
+/// The command `clean`: `recover`, and removal of the quarantined files too. The lock file stays.
 pub(crate) fn clean(store: &Store, number: u16) -> Result<()> {
     let lock = Lock::take(store, number, false)?;
     undo(store, number, &lock)?;
     store.remove_set_aside(number)
 }
 
-/// Brings a box that we have locked back to idle, or into quarantine.
+/// Makes a box that we have locked idle, or puts it into quarantine.
 pub(crate) fn undo(store: &Store, number: u16, _lock: &Lock) -> Result<()> {
     let found = match store.read(number)? {
-        // Named like one of ours, and a directory of somebody's files.
+        // It has the name of one of our cgroups, but contains another's files.
         Found::State(state) if !state.cgroups.iter().all(|dir| absent_or_cgroup(dir)) => {
-            Found::Corrupt("a directory in it is no cgroup".to_owned())
+            Found::Corrupt("a directory in it is not a cgroup".to_owned())
         }
         found => found,
     };
@@ -58,7 +58,7 @@ pub(crate) fn undo(store: &Store, number: u16, _lock: &Lock) -> Result<()> {
             dirs = state.cgroups;
         }
     }
-    // With no state, or a wrong one, a cgroup is found by its name.
+    // Without a valid state, a cgroup is found by its name.
     for place in plan::plan(&store.cgroup_name(number))? {
         if !dirs.contains(&place.dir) {
             dirs.push(place.dir);
@@ -104,7 +104,7 @@ pub(crate) fn quarantine(store: &Store, number: u16, cgroups: Vec<PathBuf>, why:
     });
     match written {
         Ok(_) => Error::Quarantined { number, reason },
-        // The state of before, if there is one, still says that the box isn't idle.
+        // The earlier state, if there is one, still shows that the box isn't idle.
         Err(e) => Error::Internal(format!("{reason}; {e}")),
     }
 }

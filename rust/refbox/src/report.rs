@@ -1,4 +1,4 @@
-//! The result file: empty or whole, and never an earlier run's.
+//! The result file: it is empty or complete, and never an earlier run's.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -30,7 +30,7 @@ struct Report<'a> {
     limits_by: Option<LimitsBy>,
 }
 
-/// The JSON of a result; what was not measured is null.
+/// The JSON of a result; a value that was not measured is null.
 pub(crate) fn json(number: u16, verdict: &Verdict, seen: Option<&Execution>, by: Option<LimitsBy>) -> Vec<u8> {
     let ms = |time: std::time::Duration| time.as_micros() as f64 / 1000.0;
     let report = Report {
@@ -52,7 +52,7 @@ pub(crate) fn json(number: u16, verdict: &Verdict, seen: Option<&Execution>, by:
     text
 }
 
-/// Where a result goes.
+/// The file for a result.
 pub(crate) struct Target {
     path: PathBuf,
     exists: bool,
@@ -62,7 +62,7 @@ impl Target {
     /// Checks that a result can be written to `path`.
     pub(crate) fn new(path: &Path) -> Result<Self> {
         let exists = path.exists();
-        // Whoever may not write to the file is told before anything is run.
+        // Before the run, so that a file that is not writable costs no run.
         let opened = if exists {
             OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path).map(drop)
         } else {
@@ -72,8 +72,8 @@ impl Target {
         Ok(Target { path: path.to_owned(), exists })
     }
 
-    /// Empties a file that is there, lest an earlier result be read as this run's. It stays the caller's: its owner, its mode and its
-    /// other names are kept.
+    /// Empties an existing file, so that nobody mistakes an earlier result for this run's. The file keeps its owner, its mode
+    /// and its other names.
     pub(crate) fn clear(&self) -> Result<()> {
         let emptied = if self.exists { File::create(&self.path).map(drop) } else { Ok(()) };
         emptied.doing("empty", &self.path)
@@ -84,12 +84,13 @@ impl Target {
         if !self.exists && self.make(content).is_ok() {
             return Ok(());
         }
-        // One call: a reader, or a crash, finds the file empty or whole.
+        // One call: after a crash, and for a reader, the file is empty or complete.
         let opened = OpenOptions::new().write(true).create(true).truncate(true).mode(0o644).open(&self.path);
         opened.and_then(|mut file| file.write_all(content)).doing("write", &self.path)
     }
 
-    /// Makes a new file that has no name, and leaves nothing whenever we die, until its content is complete (open(2), O_TMPFILE).
+    /// Creates a file that has no name until its content is complete, so that it leaves nothing if we die before (open(2),
+    /// O_TMPFILE).
     fn make(&self, content: &[u8]) -> std::io::Result<()> {
         let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
         let mut file = File::from(open(directory(&self.path), flags, Mode::from_raw_mode(0o644))?);

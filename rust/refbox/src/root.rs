@@ -1,7 +1,8 @@
-//! The root file system of a box, made from inside its new mount namespace: one tmpfs, the host's programs read-only, a fresh `/proc`.
+//! The root file system of a box, built from inside its new mount namespace: one tmpfs, the host's programs read-only, a
+//! fresh `/proc`.
 //!
-//! What is needed of the host is taken first; then the new root is entered, and only there is anything made by its path: no symbolic
-//! link in it leads back to the host. Nothing is mounted where the host would see it.
+//! The process first opens what it needs of the host, then enters the new root, and only there creates files by path: no
+//! symbolic link inside leads back to the host. The host sees none of the mounts.
 
 use std::ffi::CString;
 use std::fs;
@@ -23,31 +24,31 @@ use crate::error::{Doing, Result};
 /// The payload's own directory.
 pub(crate) const WORK: &str = "/box";
 
-/// Of the host, read-only; symbolic links among them stay links, as `/bin` where `/usr` is merged.
+/// Paths of the host, read-only inside. Symbolic links among them stay links, such as `/bin` with a merged `/usr`.
 const SHOWN: [&str; 7] = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32"];
-/// Of the host's `/etc`: what the dynamic linker, compilers and runtimes read.
+/// Files of the host's `/etc` that the dynamic linker, compilers and runtimes read.
 const ETC: [&str; 4] = ["ld.so.cache", "ld.so.conf.d", "alternatives", "localtime"];
 const DEVICES: [(&str, u32, u32); 5] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9)];
 const INODES: u32 = 65_536;
 
-/// What the root is made of.
+/// The parts of the root.
 #[derive(Clone)]
 pub(crate) struct Layout {
-    /// A directory of the host that lies under the new root while it is made: any that exists.
+    /// The directory of the host on which the new root is mounted at first: any that exists.
     pub(crate) stage: PathBuf,
     /// More directories of the host, at the same path.
     pub(crate) binds: Vec<PathBuf>,
-    /// The bytes that can be written to the box in all.
+    /// How many bytes can be written to the box in total.
     pub(crate) size: u64,
-    /// Whom the payload's directories belong to; `None` where there is but one user.
+    /// Owner of the payload's directories; `None` if there is only one user.
     pub(crate) user: Option<u32>,
     pub(crate) user_namespace: bool,
     /// The source file: its name and content.
     pub(crate) source: Option<(&'static str, Vec<u8>)>,
 }
 
-/// Part of the host's file systems, cloned and attached nowhere yet (open_tree(2)).
+/// Part of the host's file systems, cloned and not attached yet (open_tree(2)).
 struct Tree {
     fd: OwnedFd,
     is_dir: bool,
@@ -80,9 +81,9 @@ impl Tree {
     }
 }
 
-/// Makes the root and makes it this process' own.
+/// Builds the root and makes it the root of this process.
 pub(crate) fn make(layout: &Layout) -> Result<()> {
-    // A root that is no mount point (chroot) has no propagation of its own.
+    // A root that is not a mount point (chroot) has no propagation of its own.
     let _ = mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC);
     let (links, trees) = host(layout)?;
     let stage = layout.stage.as_path();
@@ -92,9 +93,9 @@ pub(crate) fn make(layout: &Layout) -> Result<()> {
     mount("refbox", stage, "tmpfs", MountFlags::NOSUID, Some(options.as_c_str())).during("mount tmpfs")?;
     chdir(stage).doing("enter", stage)?;
     pivot_root(".", ".").during("pivot_root")?;
-    // The old root lies on the new one for this: a user namespace mounts a proc only while it sees another.
+    // The old root is still there for this: a user namespace may mount a procfs only while it sees another one.
     fs::create_dir("/proc").doing("make", "/proc")?;
-    // Process 1 has the command line of the host in it, which is none of the payload's business.
+    // The command line of process 1 is the host's, which the payload must not see.
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount("proc", "/proc", "proc", flags, Some(c"hidepid=2")).during("mount proc")?;
     unmount(".", UnmountFlags::DETACH).during("leave the old root")?;
@@ -103,15 +104,15 @@ pub(crate) fn make(layout: &Layout) -> Result<()> {
     trees.iter().try_for_each(Tree::attach)
 }
 
-/// A symbolic link: where it is, and what it says.
+/// A symbolic link: its path and its target.
 type Link = (PathBuf, PathBuf);
 
-/// Takes what is needed of the host.
+/// Opens what the root needs of the host.
 fn host(layout: &Layout) -> Result<(Vec<Link>, Vec<Tree>)> {
     let (mut links, mut trees) = (Vec::new(), Vec::new());
     let mut shown: Vec<PathBuf> = SHOWN.iter().map(PathBuf::from).collect();
     shown.extend(ETC.iter().map(|name| Path::new("/etc").join(name)));
-    // Debian's Java has its configuration there.
+    // Debian's Java reads its configuration there.
     let etc = fs::read_dir("/etc").into_iter().flatten().flatten();
     shown.extend(etc.filter(|e| e.file_name().to_string_lossy().starts_with("java")).map(|e| e.path()));
     for path in shown {
@@ -129,7 +130,7 @@ fn host(layout: &Layout) -> Result<(Vec<Link>, Vec<Tree>)> {
         trees.push(Tree::of(path)?.read_only()?);
     }
     if layout.user_namespace {
-        // Nobody makes a device in a user namespace.
+        // A user namespace cannot create devices.
         for (name, ..) in DEVICES {
             trees.push(Tree::of(&Path::new("/dev").join(name))?);
         }

@@ -31,7 +31,7 @@ use crate::verdict::{Cause, Execution, Status, Verdict, judge};
 
 const LARGEST_SOURCE: u64 = 16 << 20;
 
-/// What a run came to.
+/// The outcome of a run.
 struct Outcome {
     verdict: Verdict,
     seen: Option<Execution>,
@@ -44,7 +44,7 @@ impl From<Verdict> for Outcome {
     }
 }
 
-/// What the caller gave, checked before anything is touched.
+/// The caller's input, checked before anything changes.
 struct Input<'a> {
     options: &'a Run,
     host: Host,
@@ -55,7 +55,7 @@ struct Input<'a> {
     target: Target,
 }
 
-/// Runs, and gives the exit code.
+/// Runs, and returns the exit code.
 pub(crate) fn run(options: &Run, store: impl FnOnce() -> Result<Store>) -> Result<u8> {
     let input = Input::check(options)?;
     let store = store()?;
@@ -82,10 +82,10 @@ impl<'a> Input<'a> {
             let wrong = |why| Err(Error::Usage(format!("--bind {}: {why}", dir.display())));
             match fs::metadata(dir) {
                 _ if !dir.is_absolute() || dir.components().any(|c| c.as_os_str() == "..") => {
-                    wrong("is no absolute path")?
+                    wrong("is not an absolute path")?
                 }
                 Err(e) => wrong(&sys::in_words(&e))?,
-                Ok(found) if !found.is_dir() => wrong("is no directory")?,
+                Ok(found) if !found.is_dir() => wrong("is not a directory")?,
                 Ok(_) if dir.parent().is_none() => wrong("would show all of the host")?,
                 Ok(_) => {}
             }
@@ -93,7 +93,7 @@ impl<'a> Input<'a> {
         let source = match (&options.language, &options.source) {
             (Some(language), Some(path)) => {
                 let language = Language::named(language)?;
-                // Both programs have to be there.
+                // Both programs must exist.
                 language.compile_command(&limits)?;
                 language.run_command(&limits)?;
                 Some((language, read_source(path)?))
@@ -130,7 +130,7 @@ impl<'a> Input<'a> {
 fn read_source(path: &Path) -> Result<Vec<u8>> {
     let found = fs::metadata(path).doing("--source", path).map_err(Error::into_usage)?;
     if !found.is_file() || found.len() > LARGEST_SOURCE {
-        let why = format!("--source {}: is no file of at most {LARGEST_SOURCE} bytes", path.display());
+        let why = format!("--source {}: is not a regular file of at most {LARGEST_SOURCE} bytes", path.display());
         return Err(Error::Usage(why));
     }
     fs::read(path).doing("--source", path).map_err(Error::into_usage)
@@ -141,11 +141,11 @@ fn check_program(options: &Run) -> Result<Vec<Vec<u8>>> {
     let program = Path::new(&words[0]);
     let wrong = |why: &str| Error::Usage(format!("program {}: {why}", program.display()));
     if !program.is_absolute() {
-        return Err(wrong("is no absolute path"));
+        return Err(wrong("is not an absolute path"));
     }
     let found = fs::metadata(program).doing("program", program).map_err(Error::into_usage)?;
     if !found.is_file() {
-        return Err(wrong("is no file"));
+        return Err(wrong("is not a regular file"));
     }
     Ok(words.iter().map(|word| word.clone().into_vec()).collect())
 }
@@ -173,7 +173,7 @@ fn in_box(input: &Input, store: &Store, lock: &Lock) -> Result<Outcome> {
     let by = limits_by(&places);
     if input.options.require_cgroups && [by.memory, by.processes, by.cpu].contains(&"rlimit") {
         let by = serde_json::to_string(&by).expect("has string keys only");
-        return Err(Error::Usage(format!("--require-cgroups: no cgroup holds every limit here: {by}")));
+        return Err(Error::Usage(format!("--require-cgroups: cgroups cannot enforce every limit here: {by}")));
     }
     let cgroups = places.iter().map(|place| place.dir.clone()).collect();
     let supervisor = Identity::own()?;
@@ -181,7 +181,7 @@ fn in_box(input: &Input, store: &Store, lock: &Lock) -> Result<Outcome> {
     let mut session = Session { input, store, places, state, signals };
     let done = session.compile_and_run(&mut streams);
     if !session.in_quarantine() {
-        // From here on the box is idle, and the phase is that of the verdict.
+        // From here on the box is idle; the last phase is the verdict.
         if let Err(e) = store.remove(number) {
             return Err(session.quarantine(&e));
         }
@@ -218,7 +218,7 @@ impl Session<'_> {
     fn run(&mut self, streams: &mut [Stream; 2], archive: Option<&OwnedFd>) -> Result<Outcome> {
         let mut job = self.job(self.input.program.clone(), self.input.limits.clone(), None)?;
         if let Some(files) = archive {
-            // What the compiler made is ours, and no use of the payload's.
+            // The compiler's files do not count as the payload's memory.
             let made = rustix::fs::fstat(files).during("look at what the compiler made")?;
             job.layout.size += made.st_size.unsigned_abs();
         }
@@ -235,7 +235,7 @@ impl Session<'_> {
         let env = ["PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "TMPDIR=/tmp"].map(str::to_owned);
         let env = env.into_iter().chain([format!("HOME={WORK}")]);
         Ok(Job {
-            // What has a source is the compiler.
+            // Only the compiler's job has a source.
             pack: source.is_some(),
             argv: argv.into_iter().map(CString::new).collect::<Result<_, _>>()?,
             env: env.map(CString::new).collect::<Result<_, _>>()?,
@@ -254,7 +254,7 @@ impl Session<'_> {
         })
     }
 
-    /// Makes the resources, runs the job, and takes them away again, whatever happened.
+    /// Creates the resources, runs the job, and always removes the resources again.
     fn execute(&mut self, job: &Job, streams: &mut [Stream; 2], archive: Option<&OwnedFd>) -> Result<Execution> {
         self.state.phase = Phase::Setup;
         let written = self.store.write(&self.state)?;
@@ -275,7 +275,7 @@ impl Session<'_> {
         let entered = written.enter(Phase::Cleanup);
         let removed = group.remove();
         self.places = places;
-        // The box is damaged if this fails, whatever else did.
+        // If this fails, the box is damaged, whatever else failed.
         removed.map_err(|e| self.quarantine(&e))?;
         entered?;
         seen
@@ -285,7 +285,7 @@ impl Session<'_> {
         self.state.quarantined.is_some()
     }
 
-    /// The run is an internal error; the next one finds the box out of service.
+    /// Turns the run into an internal error; the next run finds the box out of service.
     fn quarantine(&mut self, e: &Error) -> Error {
         let why = format!("clean-up failed: {e}");
         self.state.quarantined = Some(why.clone());

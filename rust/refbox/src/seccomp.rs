@@ -1,4 +1,5 @@
-//! Which system calls a payload may not make: those that reach beyond the box, and those with a history of holes.
+//! The system calls that a payload must not make: those that reach beyond the box, and those with a history of
+//! vulnerabilities.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -39,7 +40,7 @@ const DENIED: &[i64] = &[
     libc::SYS_kcmp,
     libc::SYS_migrate_pages,
     libc::SYS_move_pages,
-    // What outlives the box or belongs to all: keys, clocks, names, accounting, logs.
+    // What outlives the box or is global: keys, clocks, names, accounting, logs.
     libc::SYS_add_key,
     libc::SYS_request_key,
     libc::SYS_keyctl,
@@ -82,7 +83,7 @@ const DENIED: &[i64] = &[
     libc::SYS_modify_ldt,
 ];
 
-/// Namespaces that clone(2) could make.
+/// Namespaces that clone(2) could create.
 const NEW: [i32; 8] = [
     libc::CLONE_NEWNS,
     libc::CLONE_NEWPID,
@@ -93,16 +94,16 @@ const NEW: [i32; 8] = [
     libc::CLONE_NEWCGROUP,
     libc::CLONE_NEWTIME,
 ];
-/// Terminal controls that put words into another's mouth.
+/// Terminal controls that inject input into a terminal.
 const IOCTLS: [u64; 2] = [libc::TIOCSTI, libc::TIOCLINUX];
 
-/// x32 calls are numbered from here (`__X32_SYSCALL_BIT`); no list of x86-64 numbers stops them.
+/// The numbers of x32 calls start here (`__X32_SYSCALL_BIT`); no list of x86-64 numbers stops them.
 const X32: u32 = 0x4000_0000;
 const RETURN_ENOSYS: u32 = libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32;
 
 const BUILD: &str = "build seccomp filter";
 
-/// The program for this architecture; another one's calls (`int 0x80`) kill the payload.
+/// The program for this architecture; calls of another one (`int 0x80`) kill the payload.
 pub(crate) fn program() -> Result<BpfProgram> {
     let any = |argument: u8, values: &[u64], op: fn(u64) -> SeccompCmpOp| {
         let one = |value: &u64| {
@@ -123,7 +124,7 @@ pub(crate) fn program() -> Result<BpfProgram> {
     Ok(prelude().into_iter().chain(program).collect())
 }
 
-/// clone3 hides its flags in memory, where no filter sees them: without it, C libraries use clone.
+/// clone3 has its flags in memory, where a filter cannot see them: without it, C libraries use clone.
 fn prelude() -> [sock_filter; 4] {
     let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
     [

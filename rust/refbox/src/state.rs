@@ -1,6 +1,6 @@
-//! What is known of a box, written down before anything of it is made; bytes in, records out.
+//! The record of a box, which is written before anything of the box is created; bytes in, records out.
 //!
-//! The intent has a checksum and is written once; the phase has a fixed place and width, and one call overwrites it.
+//! The intent has a checksum and is written once; the phase has a fixed position and width, and one call overwrites it.
 
 use std::path::{Component, PathBuf};
 
@@ -10,24 +10,24 @@ use serde_json::value::RawValue;
 use crate::identity::Identity;
 
 const VERSION: u32 = 1;
-/// Of the longest phase, in quotes.
+/// Width of the longest phase, in quotes.
 const PHASE_WIDTH: usize = 11;
-/// What follows the phase.
+/// The text after the phase.
 const TAIL: &[u8] = b"}}\n";
 
-/// Where a run is.
+/// The phase of a run.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Phase {
-    /// Resources are made.
+    /// Resources are created.
     Setup,
     /// The payload lives.
     Execution,
-    /// A limit was reached, and the payload is killed.
+    /// The payload reached a limit, and is killed.
     Timeout,
-    /// Resources are taken away.
+    /// Resources are removed.
     Cleanup,
-    /// All is gone, and the result is written.
+    /// All resources are removed, and the result is written.
     Verdict,
 }
 
@@ -48,7 +48,7 @@ impl Phase {
         Phase::Setup
     }
 
-    /// As it stands in the state file.
+    /// As in the state file.
     pub(crate) fn bytes(self) -> Vec<u8> {
         format!("{:<PHASE_WIDTH$}", format!("\"{self}\"")).into_bytes()
     }
@@ -95,12 +95,12 @@ fn frame(intent: &str, phase: Phase) -> Vec<u8> {
     [head.as_bytes(), &phase.bytes(), TAIL].concat()
 }
 
-/// Where the phase is in an [`encode`]d state.
+/// The offset of the phase in an [`encode`]d state.
 pub(crate) fn phase_offset(encoded: &[u8]) -> u64 {
     (encoded.len() - PHASE_WIDTH - TAIL.len()) as u64
 }
 
-/// The state of box `number` whose cgroups are called `name`; or why these bytes are not to be trusted.
+/// The state of box `number`, whose cgroups have the name `name`; or why these bytes cannot be trusted.
 pub(crate) fn decode(bytes: &[u8], number: u16, name: &str) -> Result<State, String> {
     let envelope: Envelope = serde_json::from_slice(bytes).map_err(|e| format!("no state: {e}"))?;
     if envelope.version != VERSION {
@@ -121,7 +121,7 @@ pub(crate) fn decode(bytes: &[u8], number: u16, name: &str) -> Result<State, Str
     if state.supervisor.pid <= 1 {
         return Err(format!("supervisor pid {}", state.supervisor.pid));
     }
-    // What is removed by this list has to be recognisably ours.
+    // Recovery removes what is in this list, so it must be recognisable as ours.
     for dir in &state.cgroups {
         let plain = dir.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
         if !dir.is_absolute() || !plain || dir.file_name().is_none_or(|last| last != name) {
@@ -131,7 +131,7 @@ pub(crate) fn decode(bytes: &[u8], number: u16, name: &str) -> Result<State, Str
     Ok(state)
 }
 
-/// FNV-1a: tells damage, not malice; who can write here can do anything.
+/// FNV-1a: it detects damage, not malice; a process that can write here can do anything.
 fn checksum(text: &str) -> String {
     format!("{:016x}", fnv(text.as_bytes()))
 }

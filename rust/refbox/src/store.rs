@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::error::{Doing, Error, Result};
 use crate::state::{self, Phase, State, fnv};
 
-/// The audit log is set aside once when it gets larger.
+/// The audit log is renamed when it gets larger.
 const AUDIT_SIZE: u64 = 1 << 20;
 
 /// An open state directory.
@@ -19,15 +19,15 @@ pub(crate) struct Store {
     dir: PathBuf,
 }
 
-/// What the state file of a box says.
+/// The content of a box's state file.
 pub(crate) enum Found {
     Idle,
     State(State),
-    /// Not to be trusted, and why.
+    /// It cannot be trusted, for this reason.
     Corrupt(String),
 }
 
-/// A state file whose intent stays as it is.
+/// A state file of which only the phase still changes.
 pub(crate) struct Written {
     file: File,
     phase_offset: u64,
@@ -41,7 +41,7 @@ impl Written {
 }
 
 impl Store {
-    /// Opens `dir`, or this user's own, and makes it where it is missing.
+    /// Opens `dir`, or this user's default, and creates it if it is missing.
     pub(crate) fn open(dir: Option<&Path>) -> Result<Self> {
         let dir = dir.map_or_else(default_dir, Path::to_owned);
         Self::open_dir(&dir).map_err(Error::into_usage)
@@ -52,10 +52,10 @@ impl Store {
         if !quarantine.is_dir() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(&quarantine).doing("state directory", dir)?;
         }
-        // Its name must not depend on how the caller spells it.
+        // The cgroups' name derives from it, so it must not depend on the caller's spelling.
         let dir = dir.canonicalize().doing("state directory", dir)?;
         let found = fs::metadata(&dir).doing("state directory", &dir)?;
-        // In /tmp anybody could have made it.
+        // In /tmp anybody could have created it.
         if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
             return Err(Error::Usage(format!("state directory {}: others can write to it", dir.display())));
         }
@@ -72,8 +72,8 @@ impl Store {
         self.dir.join(format!("box-{number}.lock"))
     }
 
-    /// What the cgroups of a box are called. The same in every run, so that they are found without any state; another state
-    /// directory's boxes have other names.
+    /// The name of a box's cgroups. It is the same in every run, so that they are found without any state; boxes of another
+    /// state directory have other names.
     pub(crate) fn cgroup_name(&self, number: u16) -> String {
         format!("refbox-{:08x}-{number}", fnv(self.dir.as_os_str().as_encoded_bytes()) as u32)
     }
@@ -115,8 +115,8 @@ impl Store {
         }
     }
 
-    /// Replaces the state file: the old or the new one is there at any instant, after a power failure too. On a tmpfs, such as /run, the
-    /// syncing is free; on a disk the wait for it can be longer than all of a run.
+    /// Replaces the state file: at any instant, even after a power failure, either the old or the new one exists. On a tmpfs
+    /// such as /run, syncing is free; on a disk it can take longer than the whole run.
     pub(crate) fn write(&self, state: &State) -> Result<Written> {
         let (new, path) = (self.new_path(state.number), self.state_path(state.number));
         let bytes = state::encode(state);
@@ -145,10 +145,10 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps a corrupt state file for whoever looks into it; the box is idle without it.
+    /// Keeps a corrupt state file for inspection; without it the box is idle.
     pub(crate) fn set_aside(&self, number: u16, why: &str) -> Result<()> {
         let (from, to) = (self.state_path(number), self.set_aside_path(number));
-        // One a box, so that there is a bound.
+        // One per box, so that their number is bounded.
         self.remove_set_aside(number)?;
         fs::rename(&from, &to).during(format_args!("rename {} to {}", from.display(), to.display()))?;
         self.audit(number, "state-set-aside", why);
@@ -168,7 +168,7 @@ impl Store {
         self.dir.join(format!("quarantine/box-{number}.json"))
     }
 
-    /// Adds a line to the audit log. A full disk must not keep a box from its recovery, so failure only warns.
+    /// Adds a line to the audit log. A failure only warns, since a full disk must not prevent a box's recovery.
     pub(crate) fn audit(&self, number: u16, event: &str, reason: &str) {
         let time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |t| t.as_secs_f64());
         let line = json!({"time": time, "box": number, "event": event, "reason": reason});

@@ -1,4 +1,5 @@
-//! One execution, from the fork of process 1 to its last word: limits are watched, and whatever happens all of it is dead at the end.
+//! One execution, from the fork of process 1 to its last message. It enforces the limits; at the end all processes of the
+//! box are dead, whatever happened.
 
 use std::fs;
 use std::io::Read;
@@ -20,29 +21,29 @@ use crate::state::Phase;
 use crate::user;
 use crate::verdict::{Cause, Execution};
 
-/// For the sandbox to be set up, on a machine under load.
+/// Time limit for setting up the sandbox, on a machine under load.
 const SETUP: Duration = Duration::from_secs(30);
-/// For killed processes to be gone.
+/// Time limit for killed processes to disappear.
 const DYING: Duration = Duration::from_secs(30);
-/// The processor time is looked at no more often.
+/// Minimum interval between two readings of the processor time.
 const SHORTEST_LOOK: Duration = Duration::from_millis(2);
 
-/// What an execution needs that outlives it.
+/// What an execution needs and does not own.
 pub(crate) struct Supervision<'a> {
     pub(crate) job: &'a Job,
     pub(crate) group: &'a Group<'a>,
     pub(crate) cpus: u32,
     pub(crate) stdin: &'a OwnedFd,
     pub(crate) archive: Option<&'a OwnedFd>,
-    /// Tells the signals that ask us to end.
+    /// Readable when a signal asks us to end.
     pub(crate) signals: &'a OwnedFd,
 }
 
-/// What was seen so far.
+/// The observations so far.
 struct Progress {
     started: Option<Instant>,
     cause: Option<Cause>,
-    /// By wait4(2), for where no cgroup counts.
+    /// By wait4(2), for a host on which no cgroup counts it.
     cpu: Duration,
     peak: Option<u64>,
     output: u64,
@@ -50,7 +51,7 @@ struct Progress {
 }
 
 impl Supervision<'_> {
-    /// Runs the job; `enter` is told each phase.
+    /// Runs the job, and calls `enter` at each phase.
     pub(crate) fn execute(&self, streams: &mut [Stream; 2], enter: &dyn Fn(Phase) -> Result<()>) -> Result<Execution> {
         let user_namespace = self.job.layout.user_namespace;
         let (report, report_end) = pipe_with(PipeFlags::CLOEXEC).during("start the box")?;
@@ -79,7 +80,7 @@ impl Supervision<'_> {
             None => Ok(()),
         };
         let watched = watched.and_then(|()| self.watch(&init, report, streams, &mut progress, enter));
-        // Whatever went wrong, nothing of the box lives on.
+        // Whatever failed, nothing of the box lives on.
         kill(&init)?;
         watched?;
         while !streams.iter().all(Stream::at_end) {
@@ -96,7 +97,7 @@ impl Supervision<'_> {
         })
     }
 
-    /// Returns when the payload has ended or has to.
+    /// Returns when the payload has ended or must end.
     fn watch(
         &self,
         init: &Child,
@@ -106,7 +107,7 @@ impl Supervision<'_> {
         enter: &dyn Fn(Phase) -> Result<()>,
     ) -> Result<()> {
         let mut report = fs::File::from(report);
-        let mut told = Vec::new();
+        let mut unread = Vec::new();
         let setup_end = Instant::now() + SETUP;
         let mut next_look = setup_end;
         while progress.cause.is_none() {
@@ -129,8 +130,8 @@ impl Supervision<'_> {
             if reported {
                 let mut buffer = [0u8; 4096];
                 let count = report.read(&mut buffer).during("read from process 1")?;
-                told.extend_from_slice(&buffer[..count]);
-                for message in take(&mut told) {
+                unread.extend_from_slice(&buffer[..count]);
+                for message in take(&mut unread) {
                     let begins = message == Message::Started;
                     progress.hear(message);
                     if begins {
@@ -138,7 +139,7 @@ impl Supervision<'_> {
                         next_look = Instant::now();
                     }
                 }
-                // Its last end is closed only by the death of process 1.
+                // Only the death of process 1 closes the last end.
                 if count == 0 && progress.cause.is_none() {
                     progress.cause = Some(Cause::InitDied);
                 }
@@ -156,7 +157,7 @@ impl Supervision<'_> {
 
     fn limit_reached(&self, progress: &Progress, end: Instant, next_look: &mut Instant) -> Option<Cause> {
         if let Some(number) = sys::next_signal(self.signals) {
-            return Some(Cause::Told(number));
+            return Some(Cause::Signalled(number));
         }
         let limits = &self.job.limits;
         if progress.output > limits.output {
@@ -170,12 +171,12 @@ impl Supervision<'_> {
             });
         }
         if progress.started.is_some() && now >= *next_look {
-            // Where nothing counts, the rlimit holds each process.
+            // If no cgroup counts it, the rlimit bounds each process.
             let used = self.group.cpu().unwrap_or_default();
             if used >= limits.cpu {
                 return Some(Cause::Cpu);
             }
-            // Before that it cannot be used up, on so many processors.
+            // This many processors cannot use it up earlier.
             let soonest = (limits.cpu - used) / self.cpus.min(limits.processes).max(1);
             *next_look = now + soonest.max(SHORTEST_LOOK);
         }
@@ -206,9 +207,9 @@ impl Progress {
     }
 }
 
-/// Kills process 1, and with it the kernel all of its pid namespace; returns when they are gone.
+/// Kills process 1, whereupon the kernel kills its whole pid namespace; returns when all are gone.
 fn kill(init: &Child) -> Result<()> {
-    // It may be dead already.
+    // Process 1 may be dead already.
     let _ = pidfd_send_signal(&init.pidfd, Signal::KILL);
     if !sys::wait_until(&[init.pidfd.as_fd()], DYING).during("wait for process 1")? {
         return Err(Error::Internal(format!("kill the box: process {} is still dying", init.pid)));

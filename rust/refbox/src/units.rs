@@ -1,4 +1,4 @@
-//! Seconds and bytes as they are written on a command line.
+//! Seconds and bytes in the notation of the command line.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ const LONGEST: f64 = 86_400.0;
 
 /// Decimal seconds above 0.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    let number: f64 = text.parse().map_err(|_| format!("{text:?} is no number of seconds"))?;
+    let number: f64 = text.parse().map_err(|_| format!("{text:?} is not a number of seconds"))?;
     if number.is_nan() || number <= 0.0 {
         return Err("must be above 0 seconds".to_owned());
     }
     if number > LONGEST {
-        return Err(format!("{LONGEST} seconds at most"));
+        return Err(format!("at most {LONGEST} seconds"));
     }
-    // A limit of less than this rounds to nothing.
+    // A smaller limit rounds to zero.
     Ok(Duration::from_secs_f64(number).max(Duration::from_millis(1)))
 }
 
@@ -26,7 +26,7 @@ pub(crate) fn bytes(text: &str) -> Result<u64, String> {
         Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
         _ => (text, 0),
     };
-    let number: i128 = digits.parse().map_err(|_| format!("{text:?} is no number of bytes (suffixes: K, M, G)"))?;
+    let number: i128 = digits.parse().map_err(|_| format!("{text:?} is not a number of bytes (suffixes: K, M, G)"))?;
     if number <= 0 {
         return Err("must be above 0 bytes".to_owned());
     }
@@ -38,7 +38,7 @@ pub(crate) fn count(text: &str) -> Result<u32, String> {
     match text.parse::<i64>() {
         Ok(number) if number > 0 => u32::try_from(number).map_err(|_| format!("{text} are too many")),
         Ok(_) => Err("must be above 0".to_owned()),
-        Err(_) => Err(format!("{text:?} is no number")),
+        Err(_) => Err(format!("{text:?} is not a number")),
     }
 }
 

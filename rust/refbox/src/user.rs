@@ -1,20 +1,20 @@
-//! Who runs in a box.
+//! The users of a box.
 
 use std::fs;
 
 use crate::error::{Doing, Result};
 
-/// The uid of all that runs in a box of an ordinary user, who can give it no other.
+/// The uid in a box of an unprivileged user, who can map only one.
 pub(crate) const ONLY_USER: u32 = 65_534;
 const FIRST_USER: u32 = 60_000;
 
-/// Box N's payload is user 60000 + N, so that two boxes cannot signal each other and share no rlimit; `None` where there is only one
-/// user.
+/// The payload of box N is user 60000 + N, so that two boxes cannot signal each other and share no rlimit; `None` if there
+/// is only one user.
 pub(crate) fn of_box(number: u16) -> Option<u32> {
     rustix::process::geteuid().is_root().then(|| FIRST_USER + u32::from(number))
 }
 
-/// In the box, root is who we are; so is the payload, unless root can give it a user of its own (user_namespaces(7)).
+/// Maps root in the box to our own user, and the payload too unless root gives it its own user (user_namespaces(7)).
 pub(crate) fn map(pid: i32, payload: Option<u32>) -> Result<()> {
     let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
     let map = |own: u32| match payload {
@@ -27,7 +27,7 @@ pub(crate) fn map(pid: i32, payload: Option<u32>) -> Result<()> {
     };
     write("uid_map", &map(uid))?;
     if payload.is_none() {
-        // An ordinary user may not give up a group that keeps it out of something.
+        // An unprivileged user must not leave a group, since a group can deny access.
         write("setgroups", "deny")?;
     }
     write("gid_map", &map(gid))

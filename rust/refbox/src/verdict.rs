@@ -22,7 +22,7 @@ pub(crate) enum Status {
     /// Output limit exceeded.
     #[serde(rename = "OLE")]
     Output,
-    /// Internal error: the sandbox failed, and nothing is said of the program.
+    /// Internal error: the sandbox failed; this says nothing about the program.
     #[serde(rename = "IE")]
     Internal,
     /// Compile error.
@@ -30,28 +30,28 @@ pub(crate) enum Status {
     Compile,
 }
 
-/// Why the payload is no more.
+/// Why the payload ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// By itself, with this wait status.
+    /// It ended by itself, with this wait status.
     Ended(i32),
     /// Killed at its wall-clock limit.
     Wall,
     /// Killed at its limit of processor time.
     Cpu,
-    /// Killed as its output went over the limit.
+    /// Killed because its output exceeded the limit.
     Output,
-    /// Killed as the supervisor got this signal.
-    Told(i32),
-    /// It was never there: the sandbox could not be set up.
+    /// Killed because the supervisor received this signal.
+    Signalled(i32),
+    /// It never ran: the sandbox could not be set up.
     Failed(String),
-    /// It was never there: exec failed.
+    /// It never ran: exec failed.
     NotExecutable(String),
-    /// Process 1 was gone without a word.
+    /// Process 1 ended without a message.
     InitDied,
 }
 
-/// What was seen of an execution.
+/// The observations of an execution.
 #[derive(Clone, Debug)]
 pub(crate) struct Execution {
     pub(crate) cause: Cause,
@@ -60,7 +60,7 @@ pub(crate) struct Execution {
     pub(crate) peak: Option<u64>,
     /// Processes that the kernel killed at the memory limit.
     pub(crate) oom_kills: u64,
-    /// Bytes of output, also those over the limit that were read.
+    /// Bytes of output that were read, including those above the limit.
     pub(crate) output: u64,
 }
 
@@ -79,13 +79,14 @@ impl Verdict {
     }
 }
 
-/// The status of an execution under `limits`. The sandbox's own failure comes first; then the limit that was reached first.
+/// The status of an execution under `limits`. A failure of the sandbox itself comes first, then the limit that was reached
+/// first.
 pub(crate) fn judge(seen: &Execution, limits: &Limits) -> Verdict {
     let internal = |reason: &str| Verdict::new(Status::Internal, reason);
     match &seen.cause {
         Cause::Failed(why) | Cause::NotExecutable(why) => return internal(why),
         Cause::InitDied => return internal("process 1 of the box died"),
-        Cause::Told(signal) => return internal(&format!("the supervisor was told to end by {}", signal_name(*signal))),
+        Cause::Signalled(signal) => return internal(&format!("the supervisor received {}", signal_name(*signal))),
         Cause::Ended(_) | Cause::Wall | Cause::Cpu | Cause::Output => {}
     }
     let (exit_code, signal) = match seen.cause {
@@ -93,7 +94,7 @@ pub(crate) fn judge(seen: &Execution, limits: &Limits) -> Verdict {
         Cause::Ended(status) => (None, Some(libc::WTERMSIG(status))),
         _ => (None, None),
     };
-    // The rlimit counts in ticks, which may be off by a third; a program that sends itself the signal has hardly run.
+    // The rlimit counts ticks, which may be a third too many; a program that sends itself the signal has hardly run.
     let by_rlimit = signal == Some(libc::SIGXCPU) && seen.cpu >= limits.cpu / 2;
     let (status, reason) = if seen.output > limits.output || seen.cause == Cause::Output {
         (Status::Output, format!("more than {} bytes of output", limits.output))
@@ -167,14 +168,14 @@ mod tests {
             (seen(Cause::Output), Status::Output, "more than 100 bytes of output"),
             (seen(Cause::InitDied), Status::Internal, "process 1 of the box died"),
             (seen(Cause::Failed("x".into())), Status::Internal, "x"),
-            (seen(Cause::Told(15)), Status::Internal, "the supervisor was told to end by SIGTERM"),
-            // A parent that ignores its child's death by the limit does not hide it.
+            (seen(Cause::Signalled(15)), Status::Internal, "the supervisor received SIGTERM"),
+            // A parent that ignores that the limit killed its child does not hide it.
             (
                 Execution { oom_kills: 1, ..seen(EXIT_0) },
                 Status::Memory,
                 "more than 1048576 bytes of memory: 1 processes killed",
             ),
-            // It ended between two looks at its time.
+            // It ended between two readings of its time.
             (
                 Execution { cpu: Duration::from_secs(1), ..seen(EXIT_0) },
                 Status::Time,
@@ -190,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_failed_sandbox_is_never_the_programs_fault() {
-        for cause in [Cause::InitDied, Cause::Failed("x".into()), Cause::Told(2)] {
+        for cause in [Cause::InitDied, Cause::Failed("x".into()), Cause::Signalled(2)] {
             let all = Execution { oom_kills: 9, output: 999, cpu: Duration::from_secs(9), ..seen(cause) };
             assert_eq!(judge(&all, &limits()).status, Status::Internal);
         }

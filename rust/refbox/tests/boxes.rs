@@ -1,4 +1,4 @@
-//! Locks, state files, quarantine, and input that cannot be.
+//! Locks, state files, quarantine, and invalid input.
 
 mod common;
 
@@ -139,7 +139,7 @@ fn a_process_that_somebody_put_into_a_box_dies_with_it() {
 }
 
 #[test]
-fn where_there_is_nothing_to_do_recovery_succeeds() {
+fn recovery_with_nothing_to_do_succeeds() {
     if !root() {
         return;
     }
@@ -150,19 +150,19 @@ fn where_there_is_nothing_to_do_recovery_succeeds() {
 }
 
 #[test]
-fn health_that_cannot_be_printed_is_a_failure_of_one_line() {
+fn health_that_cannot_be_printed_is_a_failure_on_one_line() {
     if !root() || !std::path::Path::new("/dev/full").exists() {
         return;
     }
     let place = Place::new("full-health");
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let said = finish(place.command(&["health"]).stdout(full).spawn().unwrap());
-    assert_eq!(said.status.code(), Some(1));
-    assert_eq!(String::from_utf8_lossy(&said.stderr), "refbox: print the health: no space left on device\n");
+    let done = finish(place.command(&["health"]).stdout(full).spawn().unwrap());
+    assert_eq!(done.status.code(), Some(1));
+    assert_eq!(String::from_utf8_lossy(&done.stderr), "refbox: print the health: no space left on device\n");
 }
 
 #[test]
-fn input_that_cannot_be_is_told_on_one_line_and_leaves_nothing() {
+fn invalid_input_is_reported_on_one_line_and_leaves_nothing() {
     if !root() {
         return;
     }
@@ -186,7 +186,7 @@ fn input_that_cannot_be_is_told_on_one_line_and_leaves_nothing() {
         (&["--bind", missing, "--", "/bin/true"], "no such file or directory"),
         (&["--bind", "/", "--", "/bin/true"], "would show all of the host"),
         (&["--", missing], "no such file or directory"),
-        (&["--", "true"], "is no absolute path"),
+        (&["--", "true"], "is not an absolute path"),
         (&["--", &file], "no such file or directory; is it visible in the box?"),
         (&["--language", "cobol", "--source", &file], "unknown; one of c, cpp"),
         (&["--language", "c", "--source", missing], "no such file or directory"),
@@ -211,7 +211,7 @@ fn directory_of_result(place: &Place) -> String {
 }
 
 #[test]
-fn a_place_that_cannot_be_written_to_is_a_usage_error() {
+fn a_directory_that_is_not_writable_is_a_usage_error() {
     if !root() {
         return;
     }

@@ -9,12 +9,12 @@ use common::{Place, random, root};
 
 const KILLS: usize = 60;
 
-/// Starts a run whose payload ends at once or never, and kills its supervisor at a random instant of it.
+/// Starts a run whose payload ends at once or never, and kills its supervisor at a random instant.
 fn crash(place: &Place, number: u16, seed: &mut u64, length: Duration) {
     let program: &[&str] = if random(seed, 2) == 0 { &["--", "/bin/true"] } else { &["--", "/bin/sleep", "600"] };
     let mut child = place.run_command(number, program).spawn().unwrap();
     sleep(Duration::from_micros(random(seed, length.as_micros() as u64)));
-    // Not yet waited for, it is still ours, dead or alive.
+    // Nobody has waited for it yet, so the number is still its own, dead or alive.
     child.kill().unwrap();
     child.wait().unwrap();
 }
@@ -113,7 +113,7 @@ fn the_payload_dies_with_its_supervisor_before_any_recovery() {
 }
 
 #[test]
-fn with_its_state_lost_a_crashed_box_is_found_by_name() {
+fn a_crashed_box_without_its_state_is_found_by_name() {
     if !root() {
         return;
     }

@@ -1,4 +1,4 @@
-//! What a payload sees and may do, and that hostile ones change nothing for the next.
+//! What a payload sees and may do, and that a hostile payload changes nothing for the next one.
 
 mod common;
 
@@ -32,7 +32,7 @@ fn a_payload_has_namespaces_of_its_own_and_no_rights() {
 }
 
 #[test]
-fn a_payload_sees_nothing_of_the_host_but_its_programs() {
+fn a_payload_sees_nothing_of_the_host_except_its_programs() {
     if !root() {
         return;
     }

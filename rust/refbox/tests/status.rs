@@ -56,7 +56,7 @@ fn a_result_has_the_measurements() {
 }
 
 #[test]
-fn output_is_cut_at_the_limit_and_goes_where_it_is_told() {
+fn output_is_cut_at_the_limit_and_goes_to_the_given_file() {
     if !root() {
         return;
     }
@@ -70,7 +70,7 @@ fn output_is_cut_at_the_limit_and_goes_where_it_is_told() {
 }
 
 #[test]
-fn output_that_cannot_be_written_is_the_sandboxs_failure_and_a_reader_that_is_gone_is_none() {
+fn output_that_cannot_be_written_is_a_failure_of_the_sandbox_but_a_closed_reader_is_not() {
     if !root() || !exists("/dev/full") {
         return;
     }
@@ -85,17 +85,17 @@ fn output_that_cannot_be_written_is_the_sandboxs_failure_and_a_reader_that_is_go
 }
 
 #[test]
-fn a_supervisor_that_is_told_to_end_cleans_up_and_says_ie() {
+fn a_supervisor_that_is_terminated_cleans_up_and_reports_ie() {
     if !root() {
         return;
     }
-    let place = Place::new("told");
+    let place = Place::new("terminated");
     let held = place.held(2, &[]);
     let pid = held.child.id().to_string();
     assert!(std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
     let ran = held.ended(&place, 2);
     assert_eq!((ran.code, ran.status()), (1, "IE"), "{}", ran.all());
-    assert_eq!(ran.result["reason"], "the supervisor was told to end by SIGTERM");
+    assert_eq!(ran.result["reason"], "the supervisor received SIGTERM");
     place.assert_nothing_left("after SIGTERM");
 }
 
@@ -121,7 +121,7 @@ const SOURCES: [(&str, &str, &str, &str, &str); 5] = [
 ];
 
 #[test]
-fn each_language_compiles_and_runs_or_tells_its_first_error() {
+fn each_language_compiles_and_runs_or_reports_its_first_error() {
     if !root() {
         return;
     }
@@ -157,7 +157,7 @@ fn a_user_namespace_for_root_changes_no_status() {
 }
 
 #[test]
-fn an_ordinary_user_has_boxes_too_and_is_told_what_only_rlimits_hold() {
+fn an_unprivileged_user_has_boxes_and_the_result_names_the_limits_that_only_rlimits_enforce() {
     if !root() || !exists("/usr/bin/setpriv") {
         return;
     }
@@ -201,7 +201,7 @@ fn an_ordinary_user_has_boxes_too_and_is_told_what_only_rlimits_hold() {
 }
 
 #[test]
-fn what_was_compiled_is_no_use_of_the_payloads_memory_and_a_heap_over_the_limit_is_mle() {
+fn compiled_files_do_not_count_as_the_payloads_memory_and_a_heap_over_the_limit_is_mle() {
     if !root() {
         return;
     }

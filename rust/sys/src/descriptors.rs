@@ -1,4 +1,4 @@
-//! Descriptors: closed after a fork, made the standard streams, waited for.
+//! Descriptors: closing them after a fork, making them the standard streams, waiting for them.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
@@ -35,7 +35,7 @@ fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) })
 }
 
-/// Makes three descriptors this process' standard streams, which outlive exec.
+/// Makes three descriptors the standard streams of this process; they survive exec.
 pub fn set_streams(streams: [BorrowedFd<'_>; 3]) -> io::Result<()> {
     let [stdin, stdout, stderr] = streams;
     rustix::stdio::dup2_stdin(stdin)?;
@@ -43,8 +43,8 @@ pub fn set_streams(streams: [BorrowedFd<'_>; 3]) -> io::Result<()> {
     Ok(rustix::stdio::dup2_stderr(stderr)?)
 }
 
-/// Waits until one of the descriptors is readable (a pidfd is when its process has exited) or the time is over; returns
-/// whether one is.
+/// Waits until one of the descriptors is readable (a pidfd is as soon as its process has exited) or the time is over;
+/// returns whether one is.
 pub fn wait_until(fds: &[BorrowedFd<'_>], time: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + time;
     loop {

@@ -7,7 +7,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::check;
 
-/// Sets attributes (`MOUNT_ATTR_*`) of a mount, or of all below it too (mount_setattr(2), Linux 5.12).
+/// Sets attributes (`MOUNT_ATTR_*`) of a mount, or also of all mounts below it (mount_setattr(2), Linux 5.12).
 pub fn set_mount_attributes(tree: BorrowedFd<'_>, set: u64, recursive: bool) -> io::Result<()> {
     // SAFETY: all-zero attributes are valid.
     let mut attributes: libc::mount_attr = unsafe { std::mem::zeroed() };

@@ -1,8 +1,8 @@
 //! The system calls of the helper programs that rustix does not wrap safely, in one place for audits.
 //!
-//! All of it is for single-threaded programs: [`fork`] copies only the calling thread, and the functions that close
-//! descriptors do so without the knowledge of their owners, right after a fork, in a process that drops none of these
-//! owners.
+//! Everything here is for single-threaded programs: [`fork`] copies only the calling thread, and the functions that close
+//! descriptors close them behind the back of their owners. They may run only right after a fork, in a process that drops
+//! none of these owners.
 #![allow(unsafe_code, reason = "raw system calls have no safe wrapper; each block says why it is sound")]
 
 pub mod bpf;

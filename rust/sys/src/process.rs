@@ -1,4 +1,4 @@
-//! Processes: made, executed, awaited.
+//! Processes: fork, exec, wait.
 
 use std::ffi::CStr;
 use std::io;
@@ -13,7 +13,7 @@ use crate::{Shared, check};
 /// `libc` defines it as an int, which is too small.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// A child, from its parent's view.
+/// A child, as its parent sees it.
 #[derive(Debug)]
 pub struct Child {
     /// Its process id, which is greater than 1.
@@ -22,8 +22,8 @@ pub struct Child {
     pub pidfd: OwnedFd,
 }
 
-/// Forks, with new namespaces by `flags` (`CLONE_NEW*`), into a v2 cgroup if one is given (clone3(2), `CLONE_INTO_CGROUP`, Linux 5.7);
-/// `None` in the child.
+/// Forks, with new namespaces by `flags` (`CLONE_NEW*`), and into `cgroup`, a v2 cgroup, if one is given (clone3(2),
+/// `CLONE_INTO_CGROUP`, Linux 5.7); `None` in the child.
 pub fn fork(flags: i32, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Child>> {
     debug_assert!(std::fs::read_dir("/proc/self/task").map_or(true, |tasks| tasks.count() == 1), "one thread");
     let mut pidfd: i32 = -1;
@@ -57,8 +57,8 @@ pub fn fork_unwatched(flags: i32) -> io::Result<Option<i32>> {
     Ok((pid != 0).then_some(pid))
 }
 
-/// Forks a sibling of this process, which is not counted among its children (`CLONE_PARENT`, clone(2)), and waits until that one has
-/// executed a program or ended (`CLONE_VFORK`). Its process id is in `pid` as soon as it is there; `None` in the sibling.
+/// Forks a sibling of this process: a child of its parent (`CLONE_PARENT`, clone(2)). Waits until the sibling has executed a
+/// program or exited (`CLONE_VFORK`). `pid` contains its process id as soon as it exists; `None` in the sibling.
 pub fn fork_sibling(pid: &Shared) -> io::Result<Option<()>> {
     // SAFETY: all-zero clone_args are valid (clone(2)).
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -69,20 +69,20 @@ pub fn fork_sibling(pid: &Shared) -> io::Result<Option<()>> {
 }
 
 fn clone3(args: &libc::clone_args) -> io::Result<i32> {
-    // SAFETY: the callers give no CLONE_VM, so this is fork(2): the child has a copy of the memory, in which no thread but its own, the
-    // only one, held a lock. What the kernel writes to is a variable of the caller or mapped.
+    // SAFETY: the callers do not set CLONE_VM, so this is fork(2): the child has a copy of the memory, in which no other thread
+    // held a lock, since there is only one. The kernel writes only to variables of the caller or to mapped memory.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, std::ptr::from_ref(args), size_of::<libc::clone_args>()) };
     check(pid)?;
     i32::try_from(pid).map_err(io::Error::other)
 }
 
-/// Opens the process with an id greater than 1: no other process is ever signalled.
+/// Opens a process with an id greater than 1, so that no signal ever goes to another one.
 pub fn open_pidfd(pid: i32) -> io::Result<OwnedFd> {
     let pid = Some(pid).filter(|pid| *pid > 1).and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
 }
 
-/// Ends this process at once, without running any of its parent's exit code.
+/// Ends this process at once, without running exit handlers that it inherited from its parent.
 pub fn exit(code: i32) -> ! {
     // SAFETY: _exit(2) does not return and touches no memory.
     unsafe { libc::_exit(code) }
@@ -100,12 +100,12 @@ pub fn exit_thread() -> ! {
 /// Replaces this process (execve(2)); returns only the error.
 pub fn exec(argv: &[impl AsRef<CStr>], env: &[impl AsRef<CStr>]) -> io::Error {
     let (argv, env) = (pointers(argv), pointers(env));
-    // SAFETY: both arrays end in a null pointer, and the caller's strings outlive the call. An empty argv is refused (EFAULT).
+    // SAFETY: both arrays end in a null pointer, and the caller's strings outlive the call. The kernel refuses an empty argv (EFAULT).
     unsafe { libc::execve(argv[0], argv.as_ptr(), env.as_ptr()) };
     io::Error::last_os_error()
 }
 
-/// As [`exec`], and a name without a slash is searched in this process's own `PATH` (execvpe(3)).
+/// As [`exec`], but searches a name without a slash in this process's own `PATH` (execvpe(3)).
 pub fn exec_by_path(argv: &[impl AsRef<CStr>], env: &[impl AsRef<CStr>]) -> io::Error {
     if argv.is_empty() {
         return io::ErrorKind::InvalidInput.into();
@@ -127,7 +127,7 @@ pub struct Ended {
     pub pid: i32,
     /// As wait(2) encodes it.
     pub status: i32,
-    /// Processor time, with that of the children that it waited for (getrusage(2)).
+    /// Processor time, including that of the children that it waited for (getrusage(2)).
     pub cpu: Duration,
     /// The largest resident set of any of them, in bytes.
     pub peak: u64,
@@ -162,7 +162,7 @@ fn wait4(pid: i32, flags: i32) -> io::Result<Ended> {
 
 /// New namespaces for this process (unshare(2), `CLONE_NEW*`).
 pub fn unshare(namespaces: i32) -> io::Result<()> {
-    // SAFETY: takes only flags; with one thread, descriptors and memory are not shared anyway.
+    // SAFETY: it takes only flags; with one thread, nothing shares the descriptors and the memory.
     check(unsafe { libc::unshare(namespaces) }.into())
 }
 

@@ -1,4 +1,4 @@
-//! Memory that outlives a fork on both sides.
+//! Memory that a process shares with its forks.
 
 use std::io;
 use std::ptr::NonNull;
@@ -6,16 +6,16 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use crate::check;
 
-/// Bytes of a page, at most; mappings are rounded up to one.
+/// At most the size of a page, to which mappings are rounded up.
 const PAGE: usize = 4096;
 
 /// A number in memory that this process shares with its forks (mmap(2)), so that a child without any descriptor can
-/// report something.
+/// report something. It starts as zero.
 #[derive(Debug)]
 pub struct Shared(NonNull<AtomicI32>);
 
 impl Shared {
-    /// Zero.
+    /// Maps a new one.
     pub fn new() -> io::Result<Self> {
         let access = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
@@ -48,7 +48,7 @@ impl Shared {
         self.number().store(number, Ordering::SeqCst);
     }
 
-    /// Removes it from future forks of this process (madvise(2), `MADV_DONTFORK`); there it must not be touched.
+    /// Removes it from future forks of this process (madvise(2), `MADV_DONTFORK`); they must not use it.
     pub fn keep_to_ourselves(&self) -> io::Result<()> {
         // SAFETY: the mapping is ours.
         check(unsafe { libc::madvise(self.0.as_ptr().cast(), PAGE, libc::MADV_DONTFORK) }.into())

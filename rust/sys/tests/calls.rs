@@ -1,4 +1,4 @@
-//! The calls, each in a program of one thread: this one has no test harness.
+//! The calls, in a program of one thread: it has no test harness.
 
 use std::ffi::CString;
 use std::fs::read_dir;
@@ -15,13 +15,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 fn main() {
     let tests: [(&str, fn()); 8] = [
         ("a forked child is waited for by its descriptor and reaped once", child_is_reaped_once),
-        ("what still lives is not reaped", living_child_is_not_reaped),
-        ("only what is kept stays open", only_kept_descriptors_stay_open),
+        ("a living child is not reaped", living_child_is_not_reaped),
+        ("only kept descriptors stay open", only_kept_descriptors_stay_open),
         ("a shared number is seen on both sides", shared_number),
-        ("a sibling is its parent's sibling, and its number is told", sibling),
-        ("signals come by the descriptor while they are blocked", signals),
+        ("a sibling is a child of its parent's parent, and its number is reported", sibling),
+        ("blocked signals arrive through the descriptor", signals),
         ("no process is opened by a number of at most 1", no_low_number),
-        ("what cannot be executed says why", failed_exec),
+        ("a failed exec returns its error", failed_exec),
     ];
     for (name, test) in tests {
         println!("{name}");

@@ -122,20 +122,20 @@ impl Cgroups {
         rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
     }
 
-    /// Moves the calling process, which has one thread, into all of them; `cloned_into`: it is in the [`clone_target`](Self::clone_target)
-    /// already.
+    /// Moves the calling process, which has one thread, into all of them. `cloned_into`: whether it is in the
+    /// [`clone_target`](Self::clone_target) already.
     pub(crate) fn enter(&self, cloned_into: bool) -> io::Result<()> {
         for (name, dir) in self.dirs.iter().filter(|(name, _)| !(cloned_into && name == V2)) {
-            // A thread that moves itself alone (v1) does not take the lock for which a move of a process waits some 10 ms.
+            // On v1, a thread that moves only itself does not take the lock for which moving a process waits about 10 ms.
             let path = dir.join(if name == V2 { "cgroup.procs" } else { "tasks" });
             fs::write(&path, "0").doing("write", &path)?;
         }
         Ok(())
     }
 
-    /// Where v2 has controllers, moves the calling process and `init` into a leaf, and enables all controllers for what is made beside
-    /// it: a v2 cgroup that has processes gives no controller to its children (cgroups(7), no internal processes rule). The namespace's
-    /// root stays above the leaf.
+    /// If v2 has controllers, moves the calling process and `init` into a leaf, and enables all controllers for the leaf's
+    /// siblings: a v2 cgroup that contains processes cannot enable controllers for its children (cgroups(7), no internal
+    /// processes rule). The namespace's root stays above the leaf.
     pub(crate) fn enable_controllers(&self, init: i32) -> io::Result<()> {
         let Some((_, dir)) = self.dirs.iter().find(|(name, _)| name == V2) else { return Ok(()) };
         if controllers(dir)?.is_empty() {

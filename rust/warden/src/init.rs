@@ -10,7 +10,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use crate::message::{Answer, Options, Steps, Up, send};
 use crate::{process, root};
 
-/// Never returns. `spawner` is a socket whose other end closes when the spawner is gone, and with it everything here ends.
+/// Never returns. `spawner` is a socket: its other end closes when the spawner is gone, and then this process exits, which
+/// ends everything in the arena.
 pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
     process::die_with_parent(0);
     let _ = rustix::thread::set_name(c"arena-init");
@@ -19,7 +20,7 @@ pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
         Err(e) => fail(&spawner, &e.to_string()),
     };
     let built = build(options, steps);
-    let told = match &built {
+    let sent = match &built {
         Ok(root) => {
             let paths = |parts: &[(String, OwnedFd)]| parts.iter().map(|(path, _)| path.clone()).collect();
             let up = Up {
@@ -40,8 +41,8 @@ pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
         Err(e) => fail(&spawner, &steps.at(e)),
     };
     drop(built);
-    // Only now is nothing of the bring-up left that would disappear after a first look.
-    if told.and_then(|()| send(&spawner, &Answer::Done, &[])).is_err() {
+    // Only now, nothing of the bring-up remains that would disappear after a first snapshot.
+    if sent.and_then(|()| send(&spawner, &Answer::Done, &[])).is_err() {
         sys::exit(1);
     }
     loop {

@@ -30,7 +30,7 @@ use message::{Answer, send};
 fn main() {
     // First, so that signals to the owner's process group do not reach us.
     let _ = rustix::process::setsid();
-    process::go_on_in_memory();
+    process::reexec_in_memory();
     let _ = rustix::thread::set_name(c"warden");
     if let Err(e) = run() {
         eprintln!("warden: {}", sys::in_words(&e));
@@ -42,9 +42,11 @@ fn run() -> io::Result<()> {
     let owner_pid = std::env::args().nth(1).and_then(|a| a.parse().ok()).filter(|pid| *pid > 0).and_then(Pid::from_raw);
     let owner = owner_pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
     let Some(owner) = owner.filter(|_| owner_pid == getppid()) else {
-        // Its owner may be gone already. What others left is removed nevertheless.
+        // The owner may be gone already. What other wardens left is removed anyway.
         cgroups::sweep(&cgroups::hierarchies()?);
-        return Err(io::Error::other("is started by leakcheck, with its process id and a socket as standard input"));
+        return Err(io::Error::other(
+            "only leakcheck starts the warden, with its own process id as argument and a socket as standard input",
+        ));
     };
     let socket = process::take_stdin()?;
     sys::block_signals()?;

@@ -1,4 +1,4 @@
-//! What goes over the sockets: one JSON object a packet (unix(7), SOCK_SEQPACKET), with descriptors beside it.
+//! The messages on the sockets: each packet is one JSON object (unix(7), SOCK_SEQPACKET), possibly with descriptors.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -10,16 +10,16 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
-/// Descriptors in one packet at most (`SCM_MAX_FD`, unix(7)).
+/// Maximum number of descriptors in one packet (`SCM_MAX_FD`, unix(7)).
 const MOST_FDS: usize = 253;
-/// Bytes of one packet at most: what a command line may hold.
+/// Maximum size of one packet in bytes.
 const MOST_BYTES: usize = 1 << 20;
 
-/// What an arena is to be like.
+/// The properties of an arena.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Options {
-    /// Bytes that may be written to the overlay and to each fresh tmpfs; 0 is the kernel's default.
+    /// Size limit in bytes of the overlay and of each fresh tmpfs; 0 is the kernel's default.
     pub(crate) size: u64,
     /// Keep the caller's network instead of a new one.
     pub(crate) host_network: bool,
@@ -31,13 +31,13 @@ pub(crate) struct Options {
     pub(crate) devices: Vec<String>,
     /// Hierarchy's controller file and value, written before anything runs: `memory.limit_in_bytes`, `pids.max` …
     pub(crate) limits: Vec<(String, String)>,
-    /// The step of the bring-up that is to fail: for tests of the undoing.
+    /// The step of the bring-up that must fail: for tests of the undoing.
     pub(crate) fail: Option<String>,
 }
 
-/// The steps of one bring-up. In tests one of them is made to fail.
+/// The steps of one bring-up. Tests make one of them fail.
 pub(crate) struct Steps {
-    /// Those that were begun, in order.
+    /// The steps that began, in order.
     pub(crate) begun: Vec<String>,
     fail: Option<String>,
 }
@@ -47,7 +47,7 @@ impl Steps {
         Steps { begun: Vec::new(), fail: options.fail.clone() }
     }
 
-    /// Notes that a step begins; fails if it is the one that is to fail.
+    /// Records that a step begins; fails if it is the step that must fail.
     pub(crate) fn begin(&mut self, name: &str) -> io::Result<()> {
         self.begun.push(name.to_owned());
         if self.fail.as_deref() == Some(name) {
@@ -56,13 +56,13 @@ impl Steps {
         Ok(())
     }
 
-    /// The step at which an error came, for its message.
+    /// The message of an error, with the step at which it occurred.
     pub(crate) fn at(&self, e: &io::Error) -> String {
         format!("{}; at step {:?}", leakcheck_sys::in_words(e), self.begun.last().map_or("start", |s| s))
     }
 }
 
-/// What the owner asks the warden for.
+/// The owner's requests to the warden.
 #[derive(Debug, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub(crate) enum Request {
@@ -73,37 +73,38 @@ pub(crate) enum Request {
     },
     /// Take it down.
     Down { id: u64 },
-    /// Leave it up when the owner goes.
+    /// Leave it up when the owner is gone.
     Keep { id: u64 },
 }
 
-/// What the owner asks an arena's spawner for. With it come stdin, stdout, stderr, a pipe for the wait status, and a memory file: the
-/// working directory, the arguments and the environment, each with a zero byte at its end. They need be no UTF-8, and may be large.
+/// The owner's request to an arena's spawner. Its descriptors are stdin, stdout, stderr, a pipe for the wait status, and a
+/// memory file with the working directory, the arguments and the environment. Each of these strings ends in a zero byte;
+/// they may be large and need not be UTF-8.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Run {
-    /// How many arguments there are, the command's name among them.
+    /// The number of arguments, including the command's name.
     pub(crate) argc: usize,
 }
 
-/// An arena that is up, as init tells the spawner, the spawner the warden and the warden the owner.
+/// An arena that is up. Init sends it to the spawner, the spawner to the warden, and the warden to the owner.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Up {
     pub(crate) id: u64,
-    /// Process id of the arena's PID 1 outside.
+    /// Process id of the arena's PID 1, as seen from outside.
     pub(crate) init: i32,
     /// Hierarchy, directory.
     pub(crate) cgroups: Vec<(String, String)>,
-    /// Where overlays are; the descriptors of their upper layers come after that of `/proc`, in this order.
+    /// The overlays' mount points; the descriptors of their upper layers follow that of `/proc`, in this order.
     pub(crate) layers: Vec<String>,
     /// Paths of the fresh tmpfs; their descriptors come last, in this order.
     pub(crate) roots: Vec<String>,
-    /// What of the host is not in the arena, or can only be read there, with the reason.
+    /// Paths of the host that are missing or read-only in the arena, with the reason.
     pub(crate) not_covered: Vec<String>,
     /// The steps of the bring-up, in order.
     pub(crate) steps: Vec<String>,
 }
 
-/// What comes to a spawner with the owner's socket, when its arena is wanted.
+/// The message that gives a spawner the owner's socket when its arena is requested.
 pub(crate) const CLAIM: &str = "claim";
 
 /// An answer.
@@ -111,10 +112,10 @@ pub(crate) const CLAIM: &str = "claim";
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Answer {
     Up(Up),
-    /// A command runs, with this process id outside.
+    /// A command runs; this is its process id as seen from outside.
     Pid(i32),
     Done,
-    /// What failed, at which step.
+    /// What failed, and at which step.
     Error(String),
 }
 
@@ -130,7 +131,7 @@ pub(crate) fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedF
     Ok(())
 }
 
-/// Receives one packet; none when the other side is gone.
+/// Receives one packet; none if the other side is gone.
 pub(crate) fn receive<T: for<'a> Deserialize<'a>>(socket: impl AsFd) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut text = vec![0u8; MOST_BYTES];
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FDS))];

@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-/// Whether this is root outside any user namespace that we made.
+/// Whether this is root and not in a user namespace that we created.
 pub(crate) fn is_root() -> bool {
     ROOT.load(Ordering::Relaxed)
 }
 
 static ROOT: AtomicBool = AtomicBool::new(true);
 
-/// Makes an ordinary user root of a user namespace of its own (user_namespaces(7)); nothing for root.
+/// Makes an unprivileged user root of a new user namespace (user_namespaces(7)); does nothing for root.
 pub(crate) fn become_root_of_namespace() -> io::Result<()> {
     let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
     if uid.is_root() {
@@ -26,13 +26,14 @@ pub(crate) fn become_root_of_namespace() -> io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("0 {} 1", gid.as_raw()))
 }
 
-/// Goes on from a sealed copy of this program in memory (memfd_create(2)), if it does not yet: `/proc/PID/exe` and `map_files` of what
-/// is seen in an arena then lead to no file of the host. Where programs in memory are forbidden (`vm.memfd_noexec`), from the file.
-pub(crate) fn go_on_in_memory() {
+/// Re-executes this program from a sealed copy in memory (memfd_create(2)), unless it runs from one already. Then
+/// `/proc/PID/exe` and `map_files` of a process that is visible in an arena do not lead to a file of the host. If the
+/// system forbids such programs (`vm.memfd_noexec`), it stays with the file.
+pub(crate) fn reexec_in_memory() {
     use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
     use std::os::unix::process::CommandExt;
-    let go = || -> io::Result<()> {
-        // As a text: a path's parts are compared whole.
+    let reexec = || -> io::Result<()> {
+        // As text, since `Path::starts_with` compares whole components.
         if std::fs::read_link("/proc/self/exe")?.to_string_lossy().starts_with("/memfd:") {
             return Ok(());
         }
@@ -47,19 +48,19 @@ pub(crate) fn go_on_in_memory() {
         }
         Err(again.args(arguments).exec())
     };
-    let _ = go();
+    let _ = reexec();
 }
 
 /// SIGKILL at the parent's death (prctl(2)).
 pub(crate) fn die_with_parent(parent: i32) {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
-    // Inside a new pid namespace the parent has no number.
+    // In a new pid namespace, the parent has no process id.
     if getppid().is_some_and(|now| now.as_raw_nonzero().get() != parent) {
         leakcheck_sys::exit(1);
     }
 }
 
-/// Takes the descriptor 0 that this program was started with, and puts standard output, `/dev/null`, in its place.
+/// Takes the descriptor 0 that this program was started with, and replaces it by standard output, which is `/dev/null`.
 pub(crate) fn take_stdin() -> io::Result<OwnedFd> {
     let taken = rustix::io::fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?;
     rustix::stdio::dup2_stdin(io::stdout().as_fd())?;

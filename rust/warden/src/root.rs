@@ -1,5 +1,5 @@
-//! The root file system of an arena, made from inside its new mount namespace: an overlay of the host's root, fresh tmpfs where
-//! programs put what is temporary, a `/dev` of its own, a fresh `/proc`, and the arena's cgroups.
+//! The root file system of an arena, built from inside its new mount namespace: an overlay of the host's root, a fresh
+//! tmpfs on each directory for temporary files, its own `/dev`, a fresh `/proc`, and the arena's cgroups.
 
 use std::fs;
 use std::io;
@@ -21,7 +21,7 @@ use crate::message::{Options, Steps};
 use crate::mounts::{self, Mount, shown};
 use crate::process::is_root;
 
-/// Fresh tmpfs, with their modes. `/dev` is one too.
+/// The fresh tmpfs, with their modes. `/dev` is another one.
 const FRESH: [(&str, u32); 4] = [("/tmp", 0o1777), ("/run", 0o755), ("/var/tmp", 0o1777), ("/dev/shm", 0o1777)];
 /// Character devices of every arena: name, major, minor.
 const DEVICES: [(&str, u32, u32); 8] = [
@@ -35,37 +35,38 @@ const DEVICES: [(&str, u32, u32); 8] = [
     ("net/tun", 10, 200),
 ];
 
-/// What was made.
+/// The finished root.
 pub(crate) struct Root {
-    /// Where each overlay is, and the root of its upper layer.
+    /// The mount point of each overlay, and the root of its upper layer.
     pub(crate) layers: Vec<(String, OwnedFd)>,
-    /// The root itself. Who enters the mount namespace is first at that of the namespace, which is another one in a chroot.
+    /// The root itself. A process that enters the mount namespace starts at the root of the namespace, which is a
+    /// different one in a chroot.
     pub(crate) top: OwnedFd,
-    /// `/dev/null` inside, which is also what PID 1 has as its standard streams.
+    /// `/dev/null` inside; it is also the standard streams of PID 1.
     pub(crate) null: OwnedFd,
     /// The arena's `/proc`.
     pub(crate) proc: OwnedFd,
     /// Path and descriptor of each fresh tmpfs.
     pub(crate) fresh: Vec<(String, OwnedFd)>,
-    /// What of the host is not here, or only to be read, with the reason.
+    /// Paths of the host that are missing or read-only here, with the reason.
     pub(crate) not_covered: Vec<String>,
 }
 
-/// Where the overlay is put together before it becomes the root; every Linux has it, and it gets a fresh tmpfs anyway.
+/// Where the overlay is built before it becomes the root. Every Linux has this directory, and it gets a fresh tmpfs anyway.
 const STAGE: &str = "/tmp";
 
-/// Builds the root and makes it this process' own.
+/// Builds the root and makes it the root of this process.
 ///
-/// What is needed of the host is taken first; then the new root is entered, and only there is anything made by its path: a symbolic
-/// link in it cannot lead back to the host.
+/// It first opens what it needs of the host, then enters the new root, and only there creates files by path: a symbolic
+/// link inside cannot lead back to the host.
 pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     steps.begin("private mounts")?;
     let everything = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    // A root that is no mount point (chroot) has no propagation of its own.
+    // A root that is not a mount point (chroot) has no propagation of its own.
     let _ = mount_change("/", everything);
     let host_mounts = mounts::list()?;
     if host_mounts.iter().rfind(|m| m.point() == Path::new("/")).is_some_and(|m| &*m.fs_type == b"rootfs") {
-        // pivot_root(2), EINVAL: it is mounted on nothing.
+        // pivot_root(2) fails with EINVAL: nothing is below it.
         return Err(io::Error::other("/ is the kernel's initial ramfs, which cannot be pivoted: switch_root(8) first"));
     }
     steps.begin("bind sources")?;
@@ -89,12 +90,12 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     let layers = if is_root() { whole_overlay(&root)? } else { overlays(&root, &mut not_covered)? };
     steps.begin("pivot")?;
     rustix::process::chdir(&root)?;
-    // The old root lies on top of the new one afterwards (pivot_root(2)).
+    // This leaves the old root mounted on top of the new one (pivot_root(2)).
     rustix::process::pivot_root(".", ".").during("pivot_root (is / a mount point?)")?;
-    // The old root lies on the new one for these two: a user namespace mounts them only while it sees others of their kind.
+    // The old root is still there for these two: a user namespace may mount them only while it sees others of their type.
     steps.begin("proc")?;
     plain("proc", Path::new("/proc"))?;
-    // What is mounted over this one from inside covers nothing in another that is mounted nowhere.
+    // Processes inside can mount over this one, but not over a second procfs that is not attached anywhere.
     let proc = private_proc().or_else(|_| open_dir(Path::new("/proc")))?;
     steps.begin("sys")?;
     plain("sysfs", Path::new("/sys"))?;
@@ -106,7 +107,7 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     devices(&nodes, options.size)?;
     fresh.push(("/dev".to_owned(), open_dir(Path::new("/dev"))?));
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-    // The host's would let its mode be changed: /proc/1/fd leads there.
+    // Through /proc/1/fd, root inside could change the mode of the host's.
     sys::set_streams([null.as_fd(); 3])?;
     steps.begin("temporary directories")?;
     for (path, mode) in FRESH {
@@ -136,7 +137,7 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     Ok(Root { top: open_dir(Path::new("/"))?, null, layers, proc, fresh, not_covered })
 }
 
-/// A part of the host's file systems, cloned and attached nowhere yet (open_tree(2)).
+/// A part of the host's file systems, cloned and not attached yet (open_tree(2)).
 struct Tree {
     fd: OwnedFd,
     is_dir: bool,
@@ -148,7 +149,7 @@ impl Tree {
         Self::at(&place, is_dir, recursive, read_only)
     }
 
-    /// A mount alone, to be read; none for one that nobody reaches, because another lies on it or above it.
+    /// A single mount, read-only; none if no path reaches it, since another mount covers it.
     fn of_mount(mount: &Mount) -> io::Result<Option<Self>> {
         let (place, is_dir) = match open_place(mount.point()) {
             Ok(found) => found,
@@ -179,7 +180,7 @@ impl Tree {
 }
 
 fn whole_overlay(root: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
-    // xino: /proc/locks and stat agree on the device; redirect_dir: directories of the host can be renamed.
+    // xino makes /proc/locks and stat agree on the device; redirect_dir allows renaming directories of the host.
     let upper = overlay("/", "", root, "xino=on,redirect_dir=on,index=off").or_else(|e| {
         let why = match e.raw_os_error() {
             Some(libc::ENODEV) => "mount an overlay of /: this kernel has no overlay file system; modprobe overlay",
@@ -191,11 +192,11 @@ fn whole_overlay(root: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
     Ok(vec![("/".to_owned(), upper)])
 }
 
-/// A user namespace may not see below the mounts that it was born with, so what has such mounts has no overlay: each directory of the
-/// root gets one of its own, or is bound to be read.
+/// A user namespace must not see below the mounts that it inherited, so a directory with mounts below it cannot be the
+/// lower layer of an overlay. Each directory of the root therefore gets its own overlay, or is bound read-only.
 fn overlays(root: &Path, not_covered: &mut Vec<String>) -> io::Result<Vec<(String, OwnedFd)>> {
     let mut layers = Vec::new();
-    // The new root has to be a mount point.
+    // The new root must be a mount point.
     tmpfs(root, 0o755, 0)?;
     for entry in fs::read_dir("/")?.flatten() {
         let (name, path) = (entry.file_name(), entry.path());
@@ -215,8 +216,8 @@ fn overlays(root: &Path, not_covered: &mut Vec<String>) -> io::Result<Vec<(Strin
             Ok(upper) => layers.push((text.to_owned(), upper)),
             Err(e) => {
                 let bound = Tree::of(&path, true, true).and_then(|tree| tree.attach(&place));
-                let how = if bound.is_ok() { "as on the host" } else { "not there" };
-                not_covered.push(format!("{text}: {how}, as no overlay can be made of it: {}", sys::in_words(&e)));
+                let how = if bound.is_ok() { "read-only" } else { "missing" };
+                not_covered.push(format!("{text}: {how}, since an overlay of it failed: {}", sys::in_words(&e)));
             }
         }
     }
@@ -236,7 +237,8 @@ fn overlay(lower: &str, name: &str, place: &Path, options: &str) -> io::Result<O
     open_dir(Path::new(&upper))
 }
 
-/// Opens a place, and tells whether it is a directory. The file system there is not asked: it may not answer (FUSE).
+/// Opens a path, and returns whether it is a directory. This sends no request to its file system, which may not answer
+/// (FUSE).
 fn open_place(path: &Path) -> rustix::io::Result<(OwnedFd, bool)> {
     let place = OFlags::PATH | OFlags::CLOEXEC;
     match rustix::fs::open(path, place | OFlags::DIRECTORY, Mode::empty()) {
@@ -249,7 +251,7 @@ fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-/// A procfs of this pid namespace that is mounted nowhere (fsopen(2), fsmount(2), Linux 5.2).
+/// A procfs of this pid namespace that is not attached anywhere (fsopen(2), fsmount(2), Linux 5.2).
 fn private_proc() -> io::Result<OwnedFd> {
     let context = fsopen("proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_create(&context)?;
@@ -269,7 +271,7 @@ fn tmpfs(target: &Path, mode: u32, size: u64) -> io::Result<()> {
     mount("tmpfs", target, "tmpfs", MountFlags::empty(), Some(data.as_c_str())).doing("mount tmpfs on", target)
 }
 
-/// A device to be, by its name below `/dev`. A user namespace makes none: there the host's own node is bound.
+/// How to get a device node. A user namespace cannot create one, so it binds the host's.
 enum Node {
     Made(FileType, u64),
     Bound(Tree),
@@ -318,7 +320,7 @@ fn devices(nodes: &[(String, Node)], size: u64) -> io::Result<()> {
     for (name, to) in links {
         symlink(to, dev.join(name))?;
     }
-    // Group 5, tty, is not known in a user namespace of ours.
+    // Our user namespace does not map group 5, tty.
     let ptys =
         Some(if is_root() { c"newinstance,ptmxmode=0666,mode=0620,gid=5" } else { c"newinstance,ptmxmode=0666" });
     mount("devpts", dev.join("pts"), "devpts", MountFlags::NOSUID | MountFlags::NOEXEC, ptys)
@@ -328,7 +330,7 @@ fn devices(nodes: &[(String, Node)], size: u64) -> io::Result<()> {
 
 const CGROUPS: &str = "/sys/fs/cgroup";
 
-/// Where the hierarchies stand in a tmpfs, the symbolic links beside them (`cpu` → `cpu,cpuacct`): name and target.
+/// If the hierarchies are mounted in a tmpfs, the symbolic links beside them (`cpu` → `cpu,cpuacct`): name and target.
 fn cgroup_links(host: &[Mount]) -> io::Result<Option<Vec<(PathBuf, PathBuf)>>> {
     if !host.iter().any(|m| m.point() == Path::new(CGROUPS) && &*m.fs_type == b"tmpfs") {
         return Ok(None);
@@ -337,8 +339,8 @@ fn cgroup_links(host: &[Mount]) -> io::Result<Option<Vec<(PathBuf, PathBuf)>>> {
     links.map(|e| Ok((e.path(), fs::read_link(e.path())?))).collect::<io::Result<_>>().map(Some)
 }
 
-/// The same hierarchies at the same places. In the new cgroup namespace each shows the arena's own cgroup as its root. Returns the
-/// tmpfs that they stand in, if they do.
+/// Mounts the same hierarchies at the same paths. In the new cgroup namespace, the root of each is the arena's own cgroup.
+/// Returns the tmpfs that contains them, if there is one.
 fn cgroups(host: &[Mount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::Result<Option<OwnedFd>> {
     let mut tmp = None;
     if let Some(links) = links {
@@ -365,7 +367,7 @@ fn cgroups(host: &[Mount], links: &Option<Vec<(PathBuf, PathBuf)>>) -> io::Resul
     Ok(tmp)
 }
 
-/// What an arena's `/run` has at first.
+/// A file or directory that an arena's `/run` starts with.
 struct Entry {
     path: PathBuf,
     is_dir: bool,
@@ -373,15 +375,15 @@ struct Entry {
     owner: (u32, u32),
 }
 
-/// The directories and the empty files that are right in the host's `/run`, as tools make them at their first use and leave them
-/// (`/run/mount`, `/run/netns`, `/run/xtables.lock`): who finds them here too leaves nothing. Nothing below them: that tells what
-/// services of the host can be reached (`/run/systemd/system`), and here they cannot.
+/// The directories and empty files directly in the host's `/run`. Tools create such files at their first use and leave
+/// them (`/run/mount`, `/run/netns`, `/run/xtables.lock`); a tool that finds them here leaves nothing. What is below them
+/// is not copied: it shows which services run on the host (`/run/systemd/system`), and an arena cannot reach those.
 fn run_directory(host: &[Mount]) -> Vec<Entry> {
     let lock = Entry { path: "/run/lock".into(), is_dir: true, mode: 0o1777, owner: (0, 0) };
     let mut found = vec![lock];
     for entry in fs::read_dir("/run").into_iter().flatten().flatten().take(MOST_IN_RUN) {
         let path = entry.path();
-        // What is mounted there may not answer.
+        // A file system that is mounted there may not answer.
         let silent = host.iter().any(|m| m.point() == path && is_served(&m.fs_type));
         let Some(st) = (!silent).then(|| fs::symlink_metadata(&path).ok()).flatten() else { continue };
         if path != found[0].path && (st.is_dir() || st.is_file() && st.len() == 0) {
@@ -391,7 +393,7 @@ fn run_directory(host: &[Mount]) -> Vec<Entry> {
     found
 }
 
-/// A `/run` with more in it than this is nobody's.
+/// How many entries of `/run` are examined.
 const MOST_IN_RUN: usize = 1000;
 
 fn fill_run(entries: &[Entry]) -> io::Result<()> {
@@ -401,7 +403,7 @@ fn fill_run(entries: &[Entry]) -> io::Result<()> {
         } else {
             fs::write(path, "")?
         }
-        // A user namespace of ours knows no other owner.
+        // Our user namespace maps no other owner.
         if is_root() {
             std::os::unix::fs::lchown(path, Some(owner.0), Some(owner.1))?;
         }
@@ -410,13 +412,14 @@ fn fill_run(entries: &[Entry]) -> io::Result<()> {
     Ok(())
 }
 
-/// What the overlay of `/` does not show, to be bound so that it can be read; what cannot be is told.
+/// The mounts that the overlay of `/` does not contain, to be bound read-only. Those that cannot be bound are added to
+/// `not_covered`.
 fn submounts(host: &[Mount], not_covered: &mut Vec<String>) -> Vec<(Tree, PathBuf)> {
     const OURS: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/run"];
     let mut trees = Vec::new();
-    // In a user namespace what has submounts is bound as a whole.
+    // In a user namespace, a directory with submounts is bound as a whole.
     for m in host.iter().filter(|m| m.point() != Path::new("/") && is_root()) {
-        // An automounter's: what it has mounted is a mount of its own, and what not is not for us to have mounted.
+        // An automount point: what it has mounted is a separate mount, and we must not trigger another one.
         if &*m.fs_type == b"autofs" || OURS.iter().any(|ours| m.point().starts_with(ours)) {
             continue;
         }

@@ -1,5 +1,5 @@
-//! The process that stands in an arena's cgroups and outside its namespaces: it clones init, starts commands inside, and tells how
-//! they ended. It is made ahead of time.
+//! The spawner is in an arena's cgroups but not in its namespaces: it clones init, starts commands inside, and reports
+//! how they ended. The warden creates it in advance.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -15,7 +15,7 @@ use crate::cgroups::Cgroups;
 use crate::error::Doing;
 use crate::message::{Answer, Options, Run, Steps, Up, receive, send};
 use crate::process;
-use crate::start::{Command, Door};
+use crate::start::{Command, Entrance};
 
 const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
@@ -24,12 +24,13 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWCGROUP;
 
-/// Never returns. From `warden` come first the options, and when the arena is wanted the owner's socket. `cloned_into`: the v2 cgroup.
+/// Never returns. `warden` sends the options first, and the owner's socket when the arena is requested. `cloned_into`:
+/// whether this process is in the v2 cgroup already.
 pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, cloned_into: bool) -> ! {
     let entered = cgroups.enter(cloned_into).and_then(|()| {
         process::become_root_of_namespace().during("make a user namespace (may ordinary users? see user_namespaces(7))")
     });
-    // After the change of credentials, which clears it.
+    // Only now, since a change of credentials clears it.
     process::die_with_parent(parent);
     let _ = rustix::thread::set_name(c"arena-spawner");
     let Ok(Some((options, _))) = receive::<Options>(&warden) else { sys::exit(0) };
@@ -45,7 +46,7 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, cloned_into: b
         Ok(arena) => arena.serve(&warden),
         Err(e) => {
             let why = e.to_string();
-            // What init could not do it has told with its step.
+            // A message from init contains its step already.
             let why = if why.contains("; at step ") { why } else { steps.at(&e) };
             let _ = send(&warden, &Answer::Error(why), &[]);
             sys::exit(1)
@@ -54,9 +55,9 @@ pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, cloned_into: b
 }
 
 struct Arena {
-    door: Door,
+    entrance: Entrance,
     init_pid: i32,
-    // Its end closes with this process, which init takes as the end of everything.
+    // It closes when this process ends; init then exits, and with it everything in the arena.
     _alive: OwnedFd,
     owner: Option<OwnedFd>,
     children: OwnedFd,
@@ -84,7 +85,7 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
             while sys::reap().is_some() {}
             return Err(io::Error::other(why));
         }
-        Answer::Pid(_) | Answer::Done => return Err(io::Error::other("init answered nonsense")),
+        Answer::Pid(_) | Answer::Done => return Err(io::Error::other("init sent an unexpected answer")),
     };
     if receive::<Answer>(&ours)?.is_none() {
         return Err(io::Error::other("init ended when it was up"));
@@ -97,9 +98,13 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
     let up = Up { init: child.pid, cgroups: dirs, ..up };
     let sent: Vec<BorrowedFd<'_>> = std::iter::once(&child.pidfd).chain(&fds).map(AsFd::as_fd).collect();
     send(warden, &Answer::Up(up), &sent)?;
-    let door =
-        Door { init: child.pidfd, namespaces: ThreadNameSpaceType::from_bits_retain(flags.cast_unsigned()), top, null };
-    Ok(Arena { door, init_pid: child.pid, _alive: ours, owner: None, children })
+    let entrance = Entrance {
+        init: child.pidfd,
+        namespaces: ThreadNameSpaceType::from_bits_retain(flags.cast_unsigned()),
+        top,
+        null,
+    };
+    Ok(Arena { entrance, init_pid: child.pid, _alive: ours, owner: None, children })
 }
 
 impl Arena {
@@ -112,29 +117,29 @@ impl Arena {
             }
             let _ = poll(&mut set, None);
             let ready = |n: usize| set.get(n).map_or(PollFlags::empty(), PollFd::revents);
-            let (signalled, told, asked) = (ready(0), ready(1), ready(2));
+            let (exited, claimed, requested) = (ready(0), ready(1), ready(2));
             drop(set);
-            if !signalled.is_empty() {
+            if !exited.is_empty() {
                 sys::drain(&self.children);
                 while let Some(ended) = sys::reap() {
                     if let Some(pipe) = running.remove(&ended.pid) {
                         let cpu = i64::try_from(ended.cpu.as_micros()).unwrap_or(i64::MAX);
-                        let told = [&ended.status.to_ne_bytes()[..], &cpu.to_ne_bytes()[..]].concat();
-                        let _ = rustix::io::write(&pipe, &told);
+                        let report = [&ended.status.to_ne_bytes()[..], &cpu.to_ne_bytes()[..]].concat();
+                        let _ = rustix::io::write(&pipe, &report);
                     }
                     if ended.pid == self.init_pid {
                         sys::exit(0);
                     }
                 }
             }
-            if !told.is_empty() {
+            if !claimed.is_empty() {
                 match receive::<String>(warden) {
                     Ok(Some((_, mut fds))) => self.owner = fds.pop(),
                     _ => sys::exit(0),
                 }
             }
-            // Without an owner nothing more is started; whether the arena stays is for the warden to say.
-            if !asked.is_empty() && !self.answer(&mut running) {
+            // Without an owner, no more commands start. The warden decides whether the arena stays.
+            if !requested.is_empty() && !self.answer(&mut running) {
                 self.owner = None;
             }
         }
@@ -173,8 +178,8 @@ impl Arena {
             return Err(io::Error::other("start nothing: no command"));
         };
         let command = Command { argv, env, cwd, streams: [stdin, stdout, stderr] };
-        // One that fails is reaped with all others, whose statuses are awaited.
-        let (pid, pidfd) = self.door.start(&command).doing("start", program)?;
+        // The loop in `serve` also reaps a command that failed to start.
+        let (pid, pidfd) = self.entrance.start(&command).doing("start", program)?;
         Ok((pid, pidfd, pipe))
     }
 }

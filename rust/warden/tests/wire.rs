@@ -1,4 +1,4 @@
-//! The wire to the warden and to its spawners: requests and answers, what is refused, what goes with the owner, steps that fail.
+//! The wire to the warden and to its spawners: requests, answers, refusals, the end of the owner, and steps that fail.
 
 mod common;
 
@@ -26,15 +26,15 @@ fn without_an_owner_it_refuses_to_start() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_warden"));
         let done = command.args(arguments).stdin(Stdio::null()).output().unwrap();
         assert_eq!(done.status.code(), Some(1), "{arguments:?}");
-        let said = String::from_utf8_lossy(&done.stderr);
-        assert!(said.contains("is started by leakcheck"), "{said}");
+        let message = String::from_utf8_lossy(&done.stderr);
+        assert!(message.contains("only leakcheck starts"), "{message}");
     }
 }
 
 #[test]
 fn each_wrong_request_is_refused_and_the_next_is_answered() {
     let owner = Owner::new();
-    for (request, said) in [
+    for (request, part) in [
         ("moon", "expected"),
         ("{}", "missing field `op`"),
         ("[]", "op"),
@@ -51,12 +51,12 @@ fn each_wrong_request_is_refused_and_the_next_is_answered() {
     ] {
         let (answer, fds) = ask(&owner.socket, request.as_bytes(), &[]);
         let error = answer["error"].as_str().unwrap_or_else(|| panic!("{request}: {answer}"));
-        assert!(error.contains(said), "{request}: {error}");
+        assert!(error.contains(part), "{request}: {error}");
         assert!(fds.is_empty());
     }
     let (answer, _) = ask(&owner.socket, b"\xff", &[]);
     assert!(answer["error"].is_string(), "{answer}");
-    // Whatever is down already is down.
+    // Taking down an arena that does not exist succeeds.
     assert_eq!(owner.ask(&json!({"op": "down", "id": 7})), json!({"done": true}));
     assert_eq!(owner.children(), "");
 }
@@ -94,25 +94,25 @@ fn each_wrong_command_is_refused_and_the_next_is_started() {
         let fds = [null.as_fd(), null.as_fd(), null.as_fd(), null.as_fd(), file.as_fd()];
         ask(&arena.commands, request.as_bytes(), &fds).0
     };
-    for (request, all, said) in [
+    for (request, all, part) in [
         ("moon", &["/", "true"][..], "expected"),
         (r#"{"argc":-1}"#, &["/", "true"], "invalid value"),
-        (r#"{"argc":1}"#, &[], "no working directory"),
+        (r#"{"argc":1}"#, &[], "a start needs a working directory"),
         (r#"{"argc":0}"#, &["/", "true"], "no command"),
-        (r#"{"argc":1}"#, &["/", "/nonexistent"], "/nonexistent: No such file"),
-        (r#"{"argc":1}"#, &["/nonexistent", "true"], "working directory /nonexistent: No such file"),
+        (r#"{"argc":1}"#, &["/", "/nonexistent"], "start /nonexistent: no such file"),
+        (r#"{"argc":1}"#, &["/nonexistent", "true"], "working directory /nonexistent: no such file"),
     ] {
         let answer = run(request, all);
         let error = answer["error"].as_str().unwrap_or_else(|| panic!("{request} {all:?}: {answer}"));
-        assert!(error.contains(said), "{request} {all:?}: {error}");
+        assert!(error.contains(part), "{request} {all:?}: {error}");
     }
     let (answer, _) = ask(&arena.commands, br#"{"argc":1}"#, &[null.as_fd()]);
-    assert_eq!(answer, json!({"error": "start five descriptors are needed"}));
+    assert_eq!(answer, json!({"error": "a start needs five descriptors"}));
     assert_eq!(arena.run(&["true"]), exited(0));
 }
 
 #[test]
-fn whatever_step_of_the_bring_up_fails_is_named_and_leaves_nothing() {
+fn a_step_of_the_bring_up_that_fails_is_named_and_leaves_nothing() {
     if !Owner::can_have_arenas() {
         return;
     }
@@ -122,8 +122,8 @@ fn whatever_step_of_the_bring_up_fails_is_named_and_leaves_nothing() {
     let steps = arena.up["steps"].as_array().unwrap().clone();
     assert!(steps.len() > 10, "{steps:?}");
     owner.ask(&json!({"op": "down", "id": arena.up["id"]}));
-    // An arena's directory is locked while it belongs to somebody, except in the moments after its making and before its removal:
-    // other wardens may be at work here, so only what stays is left.
+    // An arena's directory is locked while an arena uses it, except right after its creation and right before its removal.
+    // Other wardens may run at the same time, so only what stays counts.
     let left = || -> Vec<_> {
         let entries = parents.iter().flat_map(|dir| std::fs::read_dir(dir).unwrap().flatten());
         let named = entries.filter(|e| e.file_name().to_string_lossy().starts_with("leakcheck-arena-"));
@@ -150,24 +150,24 @@ fn whatever_step_of_the_bring_up_fails_is_named_and_leaves_nothing() {
 }
 
 #[test]
-fn what_cannot_be_had_is_named_with_its_step() {
+fn an_option_that_the_host_cannot_fulfil_is_named_with_its_step() {
     if !Owner::can_have_arenas() {
         return;
     }
     let owner = Owner::new();
-    for (options, said) in [
+    for (options, part) in [
         (json!({"binds": [["/nonexistent", "/mnt", true]]}), "bind /nonexistent"),
-        (json!({"devices": ["nonexistent"]}), "device nonexistent"),
+        (json!({"devices": ["nonexistent"]}), "device /dev/nonexistent"),
         (json!({"limits": [["no.such", "1"]]}), "cgroup limit no.such: no hierarchy here has it"),
         (json!({"hostname": "x".repeat(65)}), r#"at step "host name""#),
     ] {
         let why = owner.up(&options).err().unwrap();
-        assert!(why.contains(said) && why.contains("; at step \""), "{options}: {why}");
+        assert!(why.contains(part) && why.contains("; at step \""), "{options}: {why}");
     }
 }
 
 #[test]
-fn an_arena_goes_with_its_owner_s_socket_unless_it_is_kept() {
+fn an_arena_ends_with_its_owner_s_socket_unless_it_is_kept() {
     if !Owner::can_have_arenas() {
         return;
     }
@@ -177,7 +177,7 @@ fn an_arena_goes_with_its_owner_s_socket_unless_it_is_kept() {
     owner.socket = pair().0;
     assert!(first.ends(PATIENCE));
     assert!(!kept.ends(Duration::ZERO));
-    // SIGTERM is what takes down all that is left.
+    // SIGTERM takes down all remaining arenas.
     let warden = pidfd_open(Pid::from_child(&owner.warden), PidfdFlags::empty()).unwrap();
     pidfd_send_signal(&warden, Signal::TERM).unwrap();
     assert!(owner.warden.wait().unwrap().success());
@@ -185,11 +185,11 @@ fn an_arena_goes_with_its_owner_s_socket_unless_it_is_kept() {
 }
 
 #[test]
-fn the_warden_ends_with_its_owner_s_process_whoever_has_the_socket() {
+fn the_warden_ends_with_its_owner_s_process_even_if_the_socket_stays_open() {
     if !Owner::can_have_arenas() {
         return;
     }
-    // A shell is the owner; the socket's other end is ours all the time.
+    // A shell is the owner; this test keeps the socket's other end open.
     let script = r#"exec 3<&0; "$1" $$ <&3 3<&- & exec 3<&- </dev/null; wait"#;
     let mut owner = Owner::of(Command::new("sh").args(["-c", script, "sh", env!("CARGO_BIN_EXE_warden")]));
     let arena = owner.up(&json!({})).unwrap();

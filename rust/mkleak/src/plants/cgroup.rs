@@ -1,4 +1,4 @@
-//! Cgroup directories that stay, only ever below the caller's own cgroup or the one that it names.
+//! Cgroup directories that stay, always below the caller's own cgroup or the one that it names.
 
 use std::fs;
 use std::io;
@@ -82,7 +82,7 @@ pub(super) const PLANTS: &[Plant] = &[
     },
 ];
 
-/// What a supervisor leaves that is killed between freezing and thawing.
+/// What a supervisor leaves if it is killed between freezing and thawing.
 fn frozen(stage: &mut Stage) -> Result<Planting> {
     let (parent, hierarchy, file, [freeze, thaw]) = match parent(stage, "freezer") {
         Ok(parent) => (parent, "freezer", "freezer.state", ["FROZEN", "THAWED"]),
@@ -92,14 +92,14 @@ fn frozen(stage: &mut Stage) -> Result<Planting> {
         let (path, facts) = populated(undo, &parent, hierarchy)?;
         let state = path.join(file);
         let again = state.clone();
-        // Undone last first: a v1-frozen process has to be thawed before it can die.
+        // The undoing is in reverse order: a process that v1 has frozen must be thawed before it can die.
         undo.push(move || fs::write(&again, thaw).doing("write", &again));
         fs::write(&state, freeze).doing("write", &state)?;
         Ok(facts)
     })
 }
 
-/// A new cgroup below `parent` with a child in it, and what there is to say of it.
+/// A new cgroup below `parent` with a child in it, and its facts.
 fn populated(undo: &mut Undo, parent: &Path, hierarchy: &str) -> Result<(PathBuf, Value)> {
     let path = parent.join(tag());
     make(undo, &path)?;
@@ -136,7 +136,7 @@ fn any_hierarchy(stage: &Stage) -> Result<(PathBuf, &'static str)> {
     }
 }
 
-/// The directory below which to plant: the given one if it is of this hierarchy, else the caller's own cgroup.
+/// The directory to plant in: the given one if it belongs to this hierarchy, otherwise the caller's own cgroup.
 fn parent(stage: &Stage, hierarchy: &str) -> Result<PathBuf> {
     let mounts = fs::read("/proc/self/mountinfo").doing("read", "/proc/self/mountinfo")?;
     let mounts = mountinfo::parse(&mounts).doing("read", "/proc/self/mountinfo")?;
@@ -146,7 +146,7 @@ fn parent(stage: &Stage, hierarchy: &str) -> Result<PathBuf> {
         .iter()
         .find(|entry| if hierarchy == V2 { entry.is_v2() } else { entry.has_controller(hierarchy.as_bytes()) })
         .ok_or_else(|| Error::Unavailable(format!("/proc/self/cgroup has no line for {hierarchy}")))?;
-    // The last one covers those before it.
+    // The last mount covers those before it.
     let mount = mounts
         .iter()
         .rfind(|mount| mount.is_hierarchy_of(own))
@@ -172,7 +172,7 @@ fn make(undo: &mut Undo, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A process may be reaped a moment before its cgroup counts as empty.
+/// A process may be reaped shortly before its cgroup counts as empty.
 fn remove(path: &Path) -> Result<()> {
     for _ in 0..200 {
         match fs::remove_dir(path) {
@@ -184,8 +184,8 @@ fn remove(path: &Path) -> Result<()> {
     fs::remove_dir(path).doing("rmdir", path)
 }
 
-/// `cgroup.events` tells of a change as an exceptional condition (Documentation/admin-guide/cgroup-v2.rst); v1
-/// has nothing to tell, and the timeout alone bounds the wait.
+/// `cgroup.events` reports a change as an exceptional condition (Documentation/admin-guide/cgroup-v2.rst); v1 reports
+/// nothing, so that only the timeout ends the wait.
 fn wait_for_change(path: &Path) {
     let limit = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
     let events = fs::File::open(path.join("cgroup.events"));

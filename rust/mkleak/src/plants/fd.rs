@@ -177,7 +177,7 @@ fn same_number(stage: &mut Stage) -> Result<Planting> {
         let fd = replace(fd, &after)?;
         let mut facts = facts::of_fd(&fd)?;
         facts["was"] = json!(before);
-        // Never dropped after it is put back: the number was open at the baseline and has to stay so.
+        // Forgotten after it is put back: the number was open at the baseline and must stay open.
         undo.push(move || replace(fd, &before).map(std::mem::forget));
         debug_assert_eq!(facts["fd"], number);
         Ok(facts)
@@ -191,7 +191,7 @@ fn replace(mut fd: OwnedFd, path: &Path) -> Result<OwnedFd> {
     Ok(fd)
 }
 
-/// What the thread with its own table is told, and answers: its tid and the FD.
+/// The orders to the thread with its own table. It answers with its tid and the FD.
 enum Order {
     Open,
     Close,
@@ -211,10 +211,12 @@ fn thread_table(stage: &mut Stage) -> Result<Planting> {
     let gone = |_| Error::Failed("the thread with its own FD table is gone".into());
     answers.recv().map_err(gone)??;
     planting(move |undo| {
-        ask.send(Order::Open).map_err(|_| Error::Failed("the thread takes no orders".into()))?;
+        ask.send(Order::Open)
+            .map_err(|_| Error::Failed("the thread with its own FD table accepts no orders".into()))?;
         let (tid, fd) = answers.recv().map_err(gone)??;
         undo.push(move || {
-            ask.send(Order::Close).map_err(|_| Error::Failed("the thread takes no orders".into()))?;
+            ask.send(Order::Close)
+                .map_err(|_| Error::Failed("the thread with its own FD table accepts no orders".into()))?;
             answers.recv().map_err(gone)?.map(drop)
         });
         let mut facts = facts::of_path(&path)?;

@@ -14,7 +14,7 @@ use crate::error::{Doing, Result};
 use crate::facts;
 use crate::stage::{self, Planting, Stage, make_directory, planting, removal, tag};
 
-/// What a terminal, a line-based parser, a UTF-8 decoder and an HTML page each stumble over.
+/// A name that breaks a terminal, a line-based parser, a UTF-8 decoder and an HTML page.
 const HOSTILE: &[u8] = b"a\nb \x1b[31m\x1b]0;owned\x07 \xff\xfe <script>alert(1)&\"'";
 
 pub(super) const PLANTS: &[Plant] = &[
@@ -36,7 +36,7 @@ pub(super) const PLANTS: &[Plant] = &[
         needs: &[],
         what: "the file of a unix socket that was closed",
         prepare: |stage| {
-            // A socket's address holds 108 bytes (unix(7)), which a deep directory nearly fills.
+            // A socket's address has 108 bytes (unix(7)), which a deep directory nearly fills.
             let path = stage.dir().join(format!("{}.sock", tag()));
             file(path, |path| UnixListener::bind(path).map(drop).doing("bind", path))
         },
@@ -93,7 +93,7 @@ pub(super) const PLANTS: &[Plant] = &[
 
 fn file(path: PathBuf, create: impl FnOnce(&Path) -> Result<()> + 'static) -> Result<Planting> {
     planting(move |undo| {
-        // Before the creation: a half-written file goes too.
+        // Before the creation, so that a half-written file is removed too.
         if path.symlink_metadata().is_err() {
             undo.push(removal(&path));
         }

@@ -26,7 +26,7 @@ pub(super) const PLANTS: &[Plant] = &[
 ];
 
 fn key(class: &'static CStr, payload: &'static [u8]) -> Result<Planting> {
-    // The kernel makes a user's keyring when it is first asked for: that is not the leak.
+    // The kernel creates a user's keyring at the first request: that is not the leak.
     keys::make_user_keyring().during("keyctl KEYCTL_GET_KEYRING_ID")?;
     planting(move |undo| {
         let description = name("key");
@@ -37,14 +37,14 @@ fn key(class: &'static CStr, payload: &'static [u8]) -> Result<Planting> {
     })
 }
 
-/// An unlinked key goes when the kernel's collector has run: this waits for that.
+/// The kernel's collector removes an unlinked key later: this waits for that.
 fn remove(serial: i32) -> Result<()> {
     keys::unlink_key(serial).during(format_args!("keyctl KEYCTL_UNLINK {serial}"))?;
     for _ in 0..500 {
         if keys::find_key(serial).is_err() {
             return Ok(());
         }
-        // The kernel tells nobody when a key is gone (short of a watch queue, which few kernels have).
+        // The kernel reports the end of a key only to a watch queue, which few kernels have.
         std::thread::sleep(Duration::from_millis(2));
     }
     Err(Error::Failed(format!("key {serial} is unlinked, but something else still holds it")))

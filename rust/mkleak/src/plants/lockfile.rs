@@ -1,4 +1,4 @@
-//! Lock files: files whose existence or content says that something is taken.
+//! Lock files: files whose existence or content means that something is taken.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -56,7 +56,7 @@ fn lock_path(stage: &Stage) -> PathBuf {
 
 fn stale(path: PathBuf, content: impl FnOnce(i32) -> String + 'static) -> Result<Planting> {
     planting(move |undo| {
-        // A pid that was a process's a moment ago, so that it is as plausible as a real one.
+        // The pid of a process that has just died, so that it is plausible.
         let child = spawn(0, || Ok(Then::Exit))?;
         let waited = child.wait_unreaped(WaitIdOptions::EXITED);
         child.end()?;

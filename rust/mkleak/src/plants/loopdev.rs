@@ -59,7 +59,7 @@ fn attach(undo: &mut Undo, backing: &Path) -> Result<serde_json::Value> {
     Ok(facts)
 }
 
-/// Another process may take the free device first: hence more than one try.
+/// Another process may take the free device first, so this tries several times.
 fn attach_to_free(file: &File) -> Result<PathBuf> {
     let path = Path::new("/dev/loop-control");
     let control = match OpenOptions::new().read(true).write(true).open(path) {
@@ -82,17 +82,17 @@ fn attach_to_free(file: &File) -> Result<PathBuf> {
             done => return done.doing("LOOP_SET_FD", &path).map(|_| path),
         }
     }
-    Err(Error::Failed("every free loop device was taken by somebody else".into()))
+    Err(Error::Failed("other processes took every free loop device".into()))
 }
 
 fn detach(device: &Path, backing: &Path) -> Result<()> {
     let opened = File::open(device).doing("open", device)?;
     devices::detach_loop(&opened).doing("LOOP_CLR_FD", device)?;
     drop(opened);
-    // While somebody else has the device open, the kernel only notes that it is to go (loop(4), autoclear).
+    // While another process has the device open, the kernel only marks it for removal (loop(4), autoclear).
     let attached = Path::new("/sys/block").join(device.file_name().unwrap_or_default()).join("loop/backing_file");
     match fs::read(&attached) {
-        // A deleted file's path has a mark behind it.
+        // The path of a deleted file has a suffix.
         Ok(file) if file.starts_with(backing.as_os_str().as_bytes()) => {
             Err(Error::Failed(format!("{device:?} is still attached: another process has it open")))
         }

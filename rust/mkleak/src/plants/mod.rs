@@ -22,11 +22,11 @@ use crate::stage::{Planting, Stage};
 /// One leak that can be made.
 pub(crate) struct Plant {
     pub(crate) name: &'static str,
-    /// What it takes: `root` (capabilities, possibly those of a user namespace), a kernel feature, a device.
+    /// What it needs: `root` (capabilities, possibly those of a user namespace), a kernel feature, a device.
     pub(crate) needs: &'static [&'static str],
     /// One sentence, without the full stop.
     pub(crate) what: &'static str,
-    /// Builds the scaffolding, which belongs to the observer's baseline, and gives the step that plants.
+    /// Builds the scaffolding, which belongs to the observer's baseline, and returns the step that plants.
     pub(crate) prepare: fn(&mut Stage) -> Result<Planting>,
 }
 

@@ -42,7 +42,7 @@ pub(super) const PLANTS: &[Plant] = &[
         needs: &["root", "overlay"],
         what: "an overlay of two directories",
         prepare: |stage| {
-            // Without an upper layer, whose work directory would be left as a file besides the mount.
+            // Without an upper layer: its work directory would be a second leak.
             let (above, below) = (stage.directory("above")?, stage.directory("below")?);
             mounted(stage, move |target| overlay(&above, &below, target))
         },
@@ -133,7 +133,7 @@ fn mounted(stage: &mut Stage, attach: impl FnOnce(&Path) -> Result<()> + 'static
 
 fn lazy_cwd(stage: &mut Stage) -> Result<Planting> {
     let target = stage.directory("mount")?;
-    // A deleted working directory can't be come back to.
+    // There is no way back to a deleted working directory.
     let home = std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"));
     planting(move |undo| {
         tmpfs(&target)?;
@@ -152,7 +152,7 @@ fn lazy_cwd(stage: &mut Stage) -> Result<Planting> {
 /// The nsfs file below `/proc` of a helper process, which lives as long as the second value.
 fn namespace_with_tmpfs(target: &Path) -> Result<(PathBuf, Undo)> {
     let child = spawn(libc::CLONE_NEWNS, || {
-        // A shared mount would come back into the namespace that this one was copied from.
+        // A shared mount would propagate to the namespace that this one was copied from.
         let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change("/", private).during("make / private")?;
         tmpfs(target)?;
@@ -163,9 +163,9 @@ fn namespace_with_tmpfs(target: &Path) -> Result<(PathBuf, Undo)> {
     Ok((child.namespace("mnt"), helper))
 }
 
-/// A mount namespace can be bound only where an older one is in force, so that they can't hold each other. Linux
-/// 6.18 tells the age by an id that each CPU takes from a batch of its own: a younger namespace from another CPU
-/// may have the lower id, and binding it fails with EINVAL. On the CPU that made the caller's it works.
+/// A mount namespace can be bound only in an older one, so that they can't hold each other. Linux 6.18 compares the age by
+/// an id that each CPU takes from its own batch: a younger namespace from another CPU may have the lower id, and binding it
+/// fails with EINVAL. On the CPU that made the caller's namespace it works.
 fn bind_on_some_cpu(undo: &mut Undo, target: &Path, holder: &Path) -> Result<()> {
     let attempt = |undo: &mut Undo| {
         let (namespace, mut helper) = namespace_with_tmpfs(target)?;

@@ -91,7 +91,7 @@ pub(super) const PLANTS: &[Plant] = &[
     },
 ];
 
-/// Linux 5.6; missing from some versions of the libc crate's targets.
+/// Linux 5.6; the libc crate lacks it on some targets.
 const CLONE_NEWTIME: libc::c_int = 0x80;
 
 fn held_by_child(entry: &'static str, flag: libc::c_int) -> Result<Planting> {
@@ -118,7 +118,7 @@ pub(super) fn of_helper(entry: &str, flag: libc::c_int) -> Result<(PathBuf, Undo
     Ok((child.namespace(entry), helper))
 }
 
-/// A new namespace held by a bind mount on `holder`, as `ip netns add` does it.
+/// A new namespace that a bind mount on `holder` holds, as `ip netns add` makes it.
 pub(super) fn bound(undo: &mut Undo, entry: &str, flag: libc::c_int, holder: &Path) -> Result<Value> {
     let (namespace, mut helper) = of_helper(entry, flag)?;
     mount::bind(undo, &namespace, holder)?;

@@ -184,7 +184,7 @@ fn veth(other: Option<i32>) -> Result<Planting> {
     })
 }
 
-/// The way back of an interface (with its peer, if it has one), and its facts.
+/// Pushes the removal of an interface (with its peer, if it has one), and returns its facts.
 fn interface_facts(undo: &mut Undo, name: String) -> Result<Value> {
     let removed = name.clone();
     undo.push(move || {
@@ -252,12 +252,12 @@ fn nft_rule(undo: &mut Undo) -> Result<Value> {
         message.string(NFTA_RULE_TABLE, &stage::name("table")).string(NFTA_RULE_CHAIN, &stage::name("chain"))
     };
     change_nftables(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, placed).during("make an nftables rule")?;
-    // Without a handle all rules of the chain, which has but one.
+    // Without a handle, this deletes all rules of the chain, which has only one.
     undo.push(move || change_nftables(NFT_MSG_DELRULE, 0, placed).during("delete the nftables rule"));
     Ok(json!({"family": "inet", "table": stage::name("table"), "name": stage::name("chain")}))
 }
 
-/// nftables takes changes in batches only.
+/// nftables accepts changes only in batches.
 fn change_nftables(change: u16, flags: u16, what: impl FnOnce(Message) -> Message) -> io::Result<()> {
     // `struct nfgenmsg`: family, version, and the subsystem in network order for the batch's ends.
     let subsystem = NFNL_SUBSYS_NFTABLES.to_be_bytes();

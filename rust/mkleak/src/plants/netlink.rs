@@ -1,4 +1,4 @@
-//! Just enough netlink to make and remove one thing and to hear whether that worked (netlink(7)).
+//! Just enough netlink to make and remove one object and to learn whether that succeeded (netlink(7)).
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -41,7 +41,7 @@ impl Message {
         self.attribute(class, &terminated)
     }
 
-    /// An attribute which holds what `inner` adds.
+    /// An attribute that contains what `inner` adds.
     pub(super) fn nested(mut self, class: u16, inner: impl FnOnce(Self) -> Self) -> Self {
         let start = self.open(class | NLA_F_NESTED);
         inner(self).close(start)
@@ -79,7 +79,7 @@ pub(super) enum Family {
     Netfilter,
 }
 
-/// Sends messages, of which exactly one asks for an acknowledgement, and waits for it.
+/// Sends messages, exactly one of which requests an acknowledgement, and waits for it.
 pub(super) fn request(family: &Family, messages: impl IntoIterator<Item = Message>) -> io::Result<()> {
     let protocol = match family {
         // NETLINK_ROUTE is the protocol 0.
@@ -102,7 +102,7 @@ fn outcome(answer: &[u8]) -> io::Result<()> {
     match (class, errno) {
         (Some(NLMSG_ERROR), Some(0)) => Ok(()),
         (Some(NLMSG_ERROR), Some(errno)) => Err(io::Error::from_raw_os_error(-errno)),
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is no acknowledgement")),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is not an acknowledgement")),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::error::{Doing, Error, Result};
 use crate::orphan::orphan;
 use crate::stage::{Planting, Stage, Undo, planting, removal};
 
-/// A name such as kernel threads have, which people filter out of `ps`.
+/// A name like those of kernel threads, which people filter out of `ps`.
 const DISGUISE: &str = "kworker/u8:3-ev";
 
 pub(super) const PLANTS: &[Plant] = &[
@@ -131,12 +131,12 @@ fn covered(undo: &mut Undo) -> Result<Value> {
     let facts = json!({"pid": orphan.pid(), "path": place});
     undo.push(move || orphan.end());
     mount(c"mkleak", &place, c"tmpfs", MountFlags::empty(), None::<&CStr>).doing("mount on", &place)?;
-    // The mount goes first: behind it the orphan cannot be verified.
+    // The mount is removed first, since the orphan cannot be verified behind it.
     undo.push(move || unmount(&place, UnmountFlags::DETACH).doing("unmount", &place));
     Ok(facts)
 }
 
-/// A chain that knows by a socket when it is over. Both ends belong to the scaffolding, so that no descriptor is a leak.
+/// A chain that a socket ends. Both ends belong to the scaffolding, so that no descriptor is a leak.
 fn respawning(stage: &mut Stage, name: &'static CStr, pace: i64) -> Result<Planting> {
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).during("socketpair")?;
@@ -151,10 +151,10 @@ fn respawning(stage: &mut Stage, name: &'static CStr, pace: i64) -> Result<Plant
         drop(theirs);
         undo.push(move || {
             shutdown(&*ours, Shutdown::Write).during("shutdown")?;
-            // Its last process has let go of its end when ours is hung up.
+            // A hang-up here means that its last process has closed its end.
             match rustix::io::read(&*ours, &mut [0u8; 1]).during("read")? {
                 0 => Ok(()),
-                _ => Err(Error::Failed("a chain of processes that talks".into())),
+                _ => Err(Error::Failed("the chain of processes sent a byte".into())),
             }
         });
         first.wait_unreaped(WaitIdOptions::EXITED)?;

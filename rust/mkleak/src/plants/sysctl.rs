@@ -1,4 +1,4 @@
-//! Settings of the machine, one higher than they were: harmless ones, which nothing waits for.
+//! Settings of the machine, increased by one: harmless ones, on which nothing depends.
 
 use std::fs;
 use std::path::Path;
@@ -31,7 +31,7 @@ fn raised(path: &'static str) -> Result<Planting> {
             return Err(Error::Unavailable(format!("this kernel has no {}", path.display())));
         }
         let (before, after) = add(path, 1)?;
-        // Lowered by as much, and not set back: two of these at a time leave it as it was.
+        // Decreased by as much, and not restored: so two of these at the same time leave it unchanged.
         undo.push(move || add(path, -1).map(drop));
         Ok(json!({"path": path, "before": before, "after": after}))
     })

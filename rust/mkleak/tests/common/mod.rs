@@ -1,4 +1,4 @@
-//! A caller of mkleak that never waits for ever, and a disposable place to plant in.
+//! A caller of mkleak that never waits forever, and disposable namespaces to plant in.
 
 #![allow(dead_code, reason = "each test program uses a part of this")]
 
@@ -13,7 +13,7 @@ use rustix::mount::{MountFlags, mount};
 use rustix::process::{Pid, PidfdFlags, Signal, getuid, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
 
-/// Says that this process is the one in the disposable place, and where that is.
+/// Variable that marks the process in the disposable namespaces, with their directory.
 const INSIDE: &str = "LEAKCHECK_MKLEAK_TEST_DIR";
 
 /// A running mkleak. Killed and reaped when dropped.
@@ -43,7 +43,7 @@ impl Mkleak {
     }
 
     pub(crate) fn send(&mut self, text: &str) {
-        // A mkleak that has ended is seen by what it said, not by a broken pipe here.
+        // If mkleak has ended, the test fails by its output and not by a broken pipe here.
         let _ = self.stdin.as_mut().expect("stdin is open").write_all(text.as_bytes());
     }
 
@@ -71,14 +71,14 @@ impl Mkleak {
         }
     }
 
-    /// The facts of the line that begins with this word; `None` if mkleak ended instead.
+    /// The facts of the line that starts with this word; `None` if mkleak ended instead.
     pub(crate) fn facts(&mut self, word: &str) -> Option<Value> {
         let line = self.line()?;
         let facts = line.strip_prefix(word).unwrap_or_else(|| panic!("{word} expected, not {line:?}"));
         Some(serde_json::from_str(facts).unwrap_or_else(|error| panic!("{line:?}: {error}")))
     }
 
-    /// Hangs up, and gives the exit status and what is on stderr.
+    /// Closes stdin, and returns the exit status and the text on stderr.
     pub(crate) fn end(&mut self) -> (ExitStatus, String) {
         self.hang_up();
         let mut complaint = String::new();
@@ -90,13 +90,13 @@ impl Mkleak {
 
 impl Drop for Mkleak {
     fn drop(&mut self) {
-        // No hidden processes of a failing test: the end of stdin makes mkleak clean up.
+        // A failing test must leave no processes: the end of stdin makes mkleak clean up.
         self.stdin = None;
         let _ = self.child.wait();
     }
 }
 
-/// A directory that goes when dropped.
+/// A directory that is removed when this is dropped.
 pub(crate) struct Directory(pub(crate) PathBuf);
 
 impl Directory {
@@ -123,9 +123,9 @@ impl Drop for Directory {
     }
 }
 
-/// Runs `body` in its own pid, mount, IPC and network namespaces, with fresh `/run` and `/dev/shm`, by starting
-/// this test program again in them with only the named test. Where not even a user namespace may be made, it says
-/// so and runs nothing: orphans would be the host's.
+/// Runs `body` in its own pid, mount, IPC and network namespaces, with fresh `/run` and `/dev/shm`: it starts this test
+/// program again in them with only the named test. If not even a user namespace is allowed, it prints a note and runs
+/// nothing, since orphans would stay on the host.
 pub(crate) fn in_disposable_place(test: &str, body: impl FnOnce(&Path)) {
     if let Some(dir) = env::var_os(INSIDE) {
         let dir = PathBuf::from(dir);

@@ -1,4 +1,4 @@
-//! Everything that a plant could change, looked at in the simplest way: as lines of text.
+//! Everything that a plant can change, read in the simplest way: as lines of text.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,16 +10,16 @@ use std::path::{Path, PathBuf};
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType};
 
-/// One look. Each line begins with what it is about: `process`, `fd`, `mount` …
+/// One observation. Each line starts with its kind: `process`, `fd`, `mount` …
 pub(crate) type World = BTreeSet<String>;
 
-/// Where to look.
+/// What to observe.
 pub(crate) struct Place<'a> {
     /// mkleak's pid.
     pub(crate) pid: u32,
-    /// Where file-like plants go.
+    /// The directory for file-like plants.
     pub(crate) dir: &'a Path,
-    /// Whether to look at the machine's settings, which other tests' plants change meanwhile.
+    /// Whether to read the machine's settings, which plants of other tests may change meanwhile.
     pub(crate) settings: bool,
 }
 
@@ -48,7 +48,7 @@ impl Place<'_> {
             };
             let stat = String::from_utf8_lossy(&stat);
             let (comm, rest) = stat.rsplit_once(") ").unwrap_or_default();
-            // Running and sleeping come and go.
+            // A process alternates between running and sleeping.
             let state = rest.chars().next().filter(|state| "ZT".contains(*state)).unwrap_or('-');
             world.insert(format!("process {comm:?} {state}"));
             for namespace in entries(&process.join("ns")) {
@@ -89,7 +89,7 @@ impl Place<'_> {
         lines(own.join("mountinfo").to_str().expect("ASCII"), "mount", world, |_| true);
     }
 
-    /// How mkleak calls what it makes: by its pid, and the pid namespace if that isn't the first.
+    /// The tag in the names that mkleak uses: its pid, and the pid namespace unless that is the initial one.
     fn tag(&self) -> String {
         let link = fs::read_link("/proc/self/ns/pid").unwrap_or_default();
         let inode: String = link.to_string_lossy().chars().filter(char::is_ascii_digit).collect();
@@ -99,7 +99,7 @@ impl Place<'_> {
         }
     }
 
-    /// What no namespace separates: only what carries mkleak's tag, since others may be testing too.
+    /// What no namespace isolates: only objects with mkleak's tag, since other tests may run too.
     fn machine_wide(&self, world: &mut World) {
         let own = self.tag();
         lines("/proc/keys", "key", world, |line| line.contains(&own));
@@ -162,7 +162,7 @@ fn networks(world: &mut World) {
     }
 }
 
-/// The kernel's list of what the inet family has of one sort, raw (NLM_F_DUMP).
+/// The kernel's raw list of one type of object in the inet family (NLM_F_DUMP).
 fn nftables(message: u16) -> io::Result<Vec<u8>> {
     let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::NETFILTER))?;
     rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
@@ -179,7 +179,7 @@ fn nftables(message: u16) -> io::Result<Vec<u8>> {
     Ok(answer)
 }
 
-/// Message queues are files of a file system that need not be mounted: `/proc/PID/fd` has none of a closed one.
+/// Message queues are files of a file system that need not be mounted, and `/proc/PID/fd` does not show closed ones.
 fn message_queues(world: &mut World) {
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
     let Ok(context) = fsopen("mqueue", FsOpenFlags::FSOPEN_CLOEXEC) else {
@@ -199,7 +199,7 @@ fn message_queues(world: &mut World) {
 fn lines(path: &str, about: &str, world: &mut World, wanted: impl Fn(&str) -> bool) {
     let text = fs::read(path).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
-    // The count of bytes in an interface's line is no difference.
+    // The byte counts of an interface do not count as a difference.
     let first = if about == "interface" { 1 } else { usize::MAX };
     for line in text.lines().filter(|line| wanted(line)) {
         let kept: Vec<_> = line.split_ascii_whitespace().take(first).collect();

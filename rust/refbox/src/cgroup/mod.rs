@@ -1,4 +1,4 @@
-//! The cgroups of a box: made, limited, entered and read.
+//! The cgroups of a box: creation, limits, entry and readings.
 
 pub(crate) mod plan;
 pub(crate) mod removal;
@@ -17,29 +17,29 @@ use self::removal::Below;
 use crate::error::{Doing, Error, Result};
 use crate::limits::Limits;
 
-/// The cgroups of one execution. They do not go with this value: taking them away can fail, and that has to be told.
+/// The cgroups of one execution. Dropping this value does not remove them: removal can fail, and that must be reported.
 pub(crate) struct Group<'a> {
     places: &'a [Place],
-    /// How many of them were made.
+    /// How many of them were created.
     made: usize,
-    /// Of the first directory: who finds one of that name that is locked leaves it alone.
+    /// The lock of the first directory: another supervisor does not touch a locked directory of that name.
     lock: Option<OwnedFd>,
 }
 
-/// How the payload gets in. A v1 cgroup is entered by a thread that writes to `tasks`: a write to `cgroup.procs` waits some 10 ms for
-/// the kernel. A v2 cgroup is cloned into, for the same reason.
+/// How the payload enters them. On v1, a thread writes to `tasks`, since a write to `cgroup.procs` waits about 10 ms for the
+/// kernel. On v2, the payload is cloned into the cgroup, for the same reason.
 pub(crate) struct Entrances {
     pub(crate) tasks: Vec<OwnedFd>,
     pub(crate) clone_target: Option<OwnedFd>,
 }
 
 impl<'a> Group<'a> {
-    /// Nothing is made yet.
+    /// Creates nothing yet.
     pub(crate) fn new(places: &'a [Place]) -> Self {
         Group { places, made: 0, lock: None }
     }
 
-    /// Makes the directories. What a crash has left there is removed first.
+    /// Creates the directories, after removing what a crash left there.
     pub(crate) fn make(&mut self) -> Result<()> {
         for place in self.places {
             let dir = &place.dir;
@@ -97,7 +97,7 @@ impl<'a> Group<'a> {
         Ok(entrances)
     }
 
-    /// The processor time that was used in it; `None` where nothing counts it.
+    /// The processor time of its processes; `None` if no cgroup counts it.
     pub(crate) fn cpu(&self) -> Option<Duration> {
         let place = self.place(Use::Cpu)?;
         match place.version {
@@ -109,7 +109,7 @@ impl<'a> Group<'a> {
         }
     }
 
-    /// The most memory that was used at once, in bytes.
+    /// The peak memory use in bytes.
     pub(crate) fn peak(&self) -> Option<u64> {
         let place = self.place(Use::Memory)?;
         let file = match place.version {
@@ -119,7 +119,7 @@ impl<'a> Group<'a> {
         fs::read_to_string(place.dir.join(file)).ok()?.trim().parse().ok()
     }
 
-    /// How many processes were killed because the memory limit was reached.
+    /// How many processes the kernel killed at the memory limit.
     pub(crate) fn oom_kills(&self) -> u64 {
         let Some(place) = self.place(Use::Memory) else { return 0 };
         let file = match place.version {
@@ -129,7 +129,7 @@ impl<'a> Group<'a> {
         field(&place.dir.join(file), "oom_kill").unwrap_or(0)
     }
 
-    /// Takes away the directories that were made. What is below them is not ours, and stays.
+    /// Removes the directories that were created. What is below them is not ours, and stays.
     pub(crate) fn remove(self) -> Result<()> {
         let dirs: Vec<PathBuf> = self.places[..self.made].iter().map(|place| place.dir.clone()).collect();
         removal::remove(&dirs, Below::Refuse)
@@ -160,7 +160,7 @@ fn write_if_there(dir: &Path, file: &str, value: &str) -> Result<()> {
     if dir.join(file).exists() { write(dir, file, value) } else { Ok(()) }
 }
 
-/// The number after a word at the beginning of a line.
+/// The number on the line that starts with a word.
 fn field(path: &Path, name: &str) -> Option<u64> {
     let text = fs::read_to_string(path).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;

@@ -1,4 +1,4 @@
-//! Which hierarchy holds which limit.
+//! Which hierarchy enforces which limit.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,23 +20,23 @@ pub(crate) enum Version {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Hierarchy {
     version: Version,
-    /// Of v1 only: v2 lists its own in `cgroup.controllers`.
+    /// Only for v1: v2 lists its own in `cgroup.controllers`.
     controllers: Vec<String>,
     /// The directory of our own cgroup.
     own: PathBuf,
 }
 
-/// What a cgroup is for.
+/// The purpose of a cgroup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Use {
     Memory,
     Processes,
     Cpu,
-    /// To kill all that is in it at once.
+    /// To kill all processes in it at once.
     Kill,
 }
 
-/// A hierarchy that is used.
+/// A hierarchy that is in use.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) version: Version,
@@ -44,7 +44,7 @@ pub(crate) struct Place {
     pub(crate) uses: Vec<Use>,
 }
 
-/// What holds each limit.
+/// What enforces each limit.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct LimitsBy {
     pub(crate) memory: &'static str,
@@ -52,13 +52,13 @@ pub(crate) struct LimitsBy {
     pub(crate) cpu: &'static str,
 }
 
-/// The cgroups of a box that are to be made.
+/// The cgroups that a box needs.
 pub(crate) fn plan(name: &str) -> Result<Vec<Place>> {
     let mut usable = hierarchies()?;
     usable.retain(|h| access(&h.own, Access::WRITE_OK).is_ok());
     for v2 in usable.iter_mut().filter(|h| h.version == Version::V2) {
         v2.controllers = enabled(&v2.own);
-        // Beside our own there may be what it cannot have below it.
+        // A sibling of our own cgroup can have controllers that a child cannot.
         if let Some(parent) = v2.own.parent().filter(|_| !complete(&v2.controllers)) {
             let given = words(parent, "cgroup.subtree_control");
             if complete(&given) && access(parent, Access::WRITE_OK).is_ok() {
@@ -85,7 +85,7 @@ fn hierarchies() -> Result<Vec<Hierarchy>> {
     Ok(cgroup::parse(&cgroups).doing("read", "/proc/self/cgroup")?.iter().filter_map(of).collect())
 }
 
-/// What a v2 cgroup needs of its parent.
+/// The controllers that a v2 cgroup needs from its parent.
 const WANTED: [&str; 2] = ["memory", "pids"];
 
 fn complete(controllers: &[String]) -> bool {
@@ -97,13 +97,13 @@ fn words(cgroup: &Path, file: &str) -> Vec<String> {
     text.split_whitespace().map(str::to_owned).collect()
 }
 
-/// The controllers that cgroups below `own` have. A cgroup with processes in it can give none away (no internal processes rule),
-/// unless it is the root.
+/// The controllers of cgroups below `own`. A cgroup that contains processes cannot enable any for its children (no internal
+/// processes rule), unless it is the root.
 fn enabled(own: &Path) -> Vec<String> {
     let (available, mut given) = (words(own, "cgroup.controllers"), words(own, "cgroup.subtree_control"));
     for wanted in WANTED {
         let possible = available.iter().any(|c| c == wanted) && !given.iter().any(|c| c == wanted);
-        // It stays given: to take it back would take it from another box.
+        // It stays enabled: disabling it would take it from another box.
         if possible && fs::write(own.join("cgroup.subtree_control"), format!("+{wanted}")).is_ok() {
             given.push(wanted.to_owned());
         }
@@ -135,7 +135,7 @@ fn choose(usable: &[Hierarchy], name: &str) -> Vec<Place> {
     places
 }
 
-/// What holds each limit where `places` are used.
+/// What enforces each limit if `places` are in use.
 pub(crate) fn limits_by(places: &[Place]) -> LimitsBy {
     let by = |what: Use| match places.iter().find(|place| place.uses.contains(&what)).map(|place| place.version) {
         Some(Version::V1) => "cgroup v1",

@@ -1,4 +1,4 @@
-//! Taking cgroups away, with whatever still runs in them.
+//! Removes cgroups, with all processes in them.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -11,20 +11,20 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::error::{Doing, Error, Result};
 
-/// How long a killed process may take to be gone. One in an uninterruptible wait, as for a dead disk, takes longer.
+/// How long a killed process may take to disappear. In an uninterruptible wait, for example for a dead disk, it takes longer.
 const DYING: Duration = Duration::from_secs(5);
 const TICK: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// What to do with cgroups below a box's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Below {
-    /// No run of ours makes any.
+    /// Our runs create none.
     Refuse,
-    /// The operator asked for the box back.
+    /// The operator requested the box back.
     Remove,
 }
 
-/// Removes `dirs`; those that are not there are fine.
+/// Removes `dirs`; missing ones are no error.
 pub(crate) fn remove(dirs: &[PathBuf], below: Below) -> Result<()> {
     let deadline = Instant::now() + DYING;
     loop {
@@ -62,14 +62,14 @@ fn children(dir: &Path) -> Vec<PathBuf> {
     entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
 }
 
-/// Kills all that is in `dirs`, and waits a little for it to be gone.
+/// Kills all processes in `dirs`, and waits a little for them to disappear.
 fn kill(dirs: &[PathBuf]) -> Result<()> {
     let by_kernel = dirs.iter().map(|dir| dir.join("cgroup.kill")).find(|path| path.exists());
     let freezer = dirs.iter().map(|dir| dir.join("freezer.state")).find(|path| path.exists());
     if let Some(path) = &by_kernel {
         fs::write(path, "1").doing("write", path)?;
     } else if let Some(path) = &freezer {
-        // Frozen, it can't fork while its processes are listed.
+        // A frozen process can't fork while they are listed.
         fs::write(path, "FROZEN").doing("write", path)?;
     }
     let mut killed: Vec<OwnedFd> = Vec::new();
@@ -86,7 +86,7 @@ fn kill(dirs: &[PathBuf]) -> Result<()> {
         fs::write(&path, "THAWED").doing("write", &path)?;
     }
     failed?;
-    // The last process may be dead and not yet gone from its cgroup: v1 has no event for that.
+    // The last process may be dead and still in its cgroup: v1 has no event for that.
     let mut ends: Vec<PollFd<'_>> = killed.iter().map(|pidfd| PollFd::new(pidfd, PollFlags::IN)).collect();
     let _ = poll(&mut ends, Some(&TICK));
     Ok(())
@@ -106,7 +106,7 @@ fn kill_one(dir: &Path, number: i32) -> Result<Option<OwnedFd>, std::io::Error> 
         Err(rustix::io::Errno::SRCH) => return Ok(None),
         other => other?,
     };
-    // The number may have become another process' between the list and the descriptor.
+    // Between the list and the descriptor, another process may have got the number.
     if !processes(dir).contains(&number) {
         return Ok(None);
     }

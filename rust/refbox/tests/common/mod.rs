@@ -1,4 +1,4 @@
-//! A state directory of a test's own, and the refbox that uses it.
+//! A test's own state directory, and the refbox that uses it.
 #![allow(dead_code, reason = "each test file uses another part")]
 
 use std::fs;
@@ -13,7 +13,7 @@ pub(crate) const REFBOX: &str = env!("CARGO_BIN_EXE_refbox");
 /// Long enough for a machine under any load, short enough to end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Whether tests that need root can run; says so where they can't.
+/// Whether tests that need root can run; prints a note if they can't.
 pub(crate) fn root() -> bool {
     let root = fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
     if !root {
@@ -22,12 +22,12 @@ pub(crate) fn root() -> bool {
     root
 }
 
-/// A directory that goes with this value.
+/// A directory that is removed when this value is dropped.
 pub(crate) struct Place {
     pub(crate) dir: PathBuf,
 }
 
-/// What a run came to.
+/// The outcome of a run.
 pub(crate) struct Ran {
     pub(crate) code: i32,
     pub(crate) result: Value,
@@ -105,7 +105,7 @@ impl Place {
         self.state().join(format!("box-{number}.json"))
     }
 
-    /// What this state directory's cgroups are called, without the box.
+    /// The name of this state directory's cgroups, without the box number.
     pub(crate) fn cgroup_prefix(&self) -> String {
         format!("refbox-{:08x}-", fnv(self.state().to_str().unwrap()) as u32)
     }
@@ -126,7 +126,7 @@ impl Place {
         found
     }
 
-    /// The processes that have `word` in their command line, this test's own apart.
+    /// The processes that have `word` in their command line, except this test's own.
     pub(crate) fn processes(word: &str) -> Vec<String> {
         let own = std::process::id().to_string();
         let entries = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().into_string().ok());
@@ -135,11 +135,11 @@ impl Place {
         numbers.filter_map(line).filter(|(line, _)| line.contains(word)).map(|(_, pid)| pid).collect()
     }
 
-    /// Fails unless boxes have left nothing: no cgroup, no process, no state.
+    /// Fails if boxes left anything: a cgroup, a process, a state.
     pub(crate) fn assert_nothing_left(&self, context: &str) {
         assert_eq!(self.cgroups(), Vec::<PathBuf>::new(), "{context}");
         let until = Instant::now() + PATIENCE;
-        // Process 1 of a box is dead, but perhaps not yet reaped by who adopted it.
+        // Process 1 of a box is dead, but its new parent may not have reaped it yet.
         while !Self::processes(self.dir.to_str().unwrap()).is_empty() {
             assert!(Instant::now() < until, "{context}: {:?}", Self::processes(self.dir.to_str().unwrap()));
             std::thread::sleep(Duration::from_millis(2));
@@ -161,7 +161,7 @@ impl Place {
         (output.status.code().unwrap(), serde_json::from_slice(&output.stdout).unwrap())
     }
 
-    /// A payload that runs until it is let go.
+    /// A payload that runs until it is released.
     pub(crate) fn held(&self, number: u16, more: &[&str]) -> Held {
         let fifo = self.dir.join(format!("fifo-{number}"));
         let _ = fs::remove_file(&fifo);
@@ -205,12 +205,12 @@ impl Held {
     }
 }
 
-/// Waits for a command, but not for ever.
+/// Waits for a command, with a time limit.
 pub(crate) fn finish(child: Child) -> Output {
     let pid = child.id();
-    let (done, told) = std::sync::mpsc::channel::<()>();
+    let (done, ended) = std::sync::mpsc::channel::<()>();
     let watch = std::thread::spawn(move || {
-        if told.recv_timeout(PATIENCE).is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout) {
+        if ended.recv_timeout(PATIENCE).is_err_and(|e| e == std::sync::mpsc::RecvTimeoutError::Timeout) {
             eprintln!("process {pid} runs for over {PATIENCE:?}");
             std::process::abort();
         }

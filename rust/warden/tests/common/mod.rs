@@ -1,4 +1,4 @@
-//! An owner of a warden, as leakcheck is one.
+//! An owner of a warden, like leakcheck.
 
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -15,12 +15,12 @@ use rustix::net::{
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 
-/// Longer than a machine under load takes for anything here.
+/// Time limit: more than a machine under load needs for any step here.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// A warden of its own for each test, one test at a time: they share a cgroup.
+/// Each test has its own warden. The tests run one at a time, since they share a cgroup.
 pub(crate) struct Owner {
     pub(crate) socket: OwnedFd,
     pub(crate) warden: Child,
@@ -28,7 +28,7 @@ pub(crate) struct Owner {
 }
 
 impl Owner {
-    /// Whether arenas can be made here. A warden of an ordinary user needs rights that not every machine gives.
+    /// Whether this machine allows arenas. The warden of an unprivileged user needs rights that some machines deny.
     pub(crate) fn can_have_arenas() -> bool {
         rustix::process::geteuid().is_root()
     }
@@ -38,7 +38,7 @@ impl Owner {
         Self::of(Command::new(env!("CARGO_BIN_EXE_warden")).arg(own))
     }
 
-    /// By a command that has the socket as standard input.
+    /// Starts it by a command that gets the socket as standard input.
     pub(crate) fn of(command: &mut Command) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let (socket, theirs) = pair();
@@ -61,7 +61,7 @@ impl Owner {
         }
     }
 
-    /// The warden's own children, zombies too (proc(5), `task/TID/children`).
+    /// The warden's own children, including zombies (proc(5), `task/TID/children`).
     pub(crate) fn children(&self) -> String {
         let pid = self.warden.id();
         std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap()
@@ -74,7 +74,7 @@ impl Drop for Owner {
             return;
         }
         let pidfd = pidfd_open(Pid::from_child(&self.warden), PidfdFlags::empty()).unwrap();
-        // Without its owner's socket it takes all down and ends.
+        // Without its owner's socket, it takes all arenas down and exits.
         self.socket = pair().0;
         let ended = ready(pidfd.as_fd(), PATIENCE);
         let _ = self.warden.kill();
@@ -86,9 +86,9 @@ impl Drop for Owner {
 /// An arena that is up.
 pub(crate) struct Arena {
     pub(crate) up: Value,
-    /// Where its spawner is asked.
+    /// The socket for requests to its spawner.
     pub(crate) commands: OwnedFd,
-    /// The pidfd of its PID 1 is first.
+    /// The first is the pidfd of its PID 1.
     pub(crate) fds: Vec<OwnedFd>,
 }
 
@@ -98,12 +98,12 @@ impl Arena {
         dirs.iter().map(|dir| dir[1].as_str().unwrap().to_owned()).collect()
     }
 
-    /// Whether PID 1 has ended, within some time.
+    /// Whether PID 1 ends within the time limit.
     pub(crate) fn ends(&self, within: Duration) -> bool {
         ready(self.fds[0].as_fd(), within)
     }
 
-    /// Starts a command in `/`; the wait status comes out of the pipe.
+    /// Starts a command in `/`; the wait status arrives on the pipe.
     pub(crate) fn start(&self, words: &[&str]) -> (Value, std::io::PipeReader) {
         let (status, pipe) = std::io::pipe().unwrap();
         let null = std::fs::File::options().read(true).write(true).open("/dev/null").unwrap();
@@ -119,9 +119,9 @@ impl Arena {
         let (answer, mut status) = self.start(words);
         assert!(answer["pid"].as_i64().is_some_and(|pid| pid > 1), "{answer}");
         assert!(ready(status.as_fd(), PATIENCE), "no status of {words:?}");
-        let mut told = [0u8; 12];
-        status.read_exact(&mut told).unwrap();
-        i32::from_ne_bytes(told[..4].try_into().unwrap())
+        let mut report = [0u8; 12];
+        status.read_exact(&mut report).unwrap();
+        i32::from_ne_bytes(report[..4].try_into().unwrap())
     }
 }
 
@@ -155,7 +155,7 @@ pub(crate) fn ask(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> (
     receive(socket).expect("an answer")
 }
 
-/// The next packet; none when the other side is gone.
+/// The next packet; none if the other side is gone.
 pub(crate) fn receive(socket: &OwnedFd) -> Option<(Value, Vec<OwnedFd>)> {
     assert!(ready(socket.as_fd(), PATIENCE), "no answer");
     let mut text = vec![0u8; 1 << 20];
