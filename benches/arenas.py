@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from measure import Row, interleaved, timed
 
 from leakcheck import _native
-from leakcheck.arena import Arena, look_soon
+from leakcheck.arena import Arena, prepare_observation
 from leakcheck.campaigns import Leaks, LeaksOptions, run
 from leakcheck.targets import builtin
 from leakcheck.warden import shutdown
@@ -103,7 +103,7 @@ def guarded(rounds: int) -> Row:
     """What `leakcheck guard --arena` adds to a command, but for Python's own start: the warden's start is in it."""
 
     def guard() -> None:
-        ready = look_soon()
+        ready = prepare_observation()
         with Arena() as arena:
             ready()
             watched = _native.Guard(arena=arena.view, settle_ms=500)

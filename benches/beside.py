@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 WORKER = r"""
 import os, subprocess, sys, time
 from leakcheck import _native
-from leakcheck.arena import Arena, look_soon
+from leakcheck.arena import Arena, prepare_observation
 try:
     from leakcheck.warden import shutdown
 except ImportError:
@@ -61,7 +61,7 @@ def arena_nine():
     look(ORPHANS)
 
 def arena_guard():
-    ready = look_soon()
+    ready = prepare_observation()
     with Arena() as arena:
         ready()
         watched = _native.Guard(arena=arena.view, settle_ms=500)

@@ -22,7 +22,7 @@ from leakcheck.errors import TargetError, UsageError
 from leakcheck.subprocesses import Interrupts
 from leakcheck.warden import Warden, ask
 
-__all__ = ["Arena", "Process", "look_soon", "run_in_arena"]
+__all__ = ["Arena", "Process", "prepare_observation", "run_in_arena"]
 
 # An RCU grace period of a machine under load, in seconds. A value read by another process is longer.
 _GRACE = 0.008
@@ -379,7 +379,7 @@ def run_in_arena(
     return -signal.SIGKILL
 
 
-def look_soon() -> Callable[[], None]:
+def prepare_observation() -> Callable[[], None]:
     """Prepare for an observation of an arena, so that it need not wait; the returned function ends the preparation.
 
     `/proc/locks` is read under a per-CPU semaphore. Its first reader waits for an RCU grace period, 8 ms or more;

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from leakcheck import _native
 from leakcheck.allow import read_allow_file
-from leakcheck.arena import Arena, look_soon, run_in_arena
+from leakcheck.arena import Arena, prepare_observation, run_in_arena
 from leakcheck.atomic_write import Output
 from leakcheck.commands import EXIT_OF, INTERRUPTED, UNKNOWN
 from leakcheck.deliver import deliver, output_to, say
@@ -100,7 +100,7 @@ def _arena(options: GuardOptions, left: list[str]) -> Generator[dict[str, Any], 
         yield {}
         return
     with _progress("bringing up an arena"):
-        ready = look_soon()
+        ready = prepare_observation()
         try:
             arena.up()
         finally:

@@ -10,7 +10,7 @@ import msgspec
 import psutil
 
 from leakcheck import _native
-from leakcheck.arena import Arena, look_soon
+from leakcheck.arena import Arena, prepare_observation
 from leakcheck.report import Leak, Report
 from leakcheck.targets import Target
 from leakcheck.targets.executables import binds
@@ -40,7 +40,7 @@ class ArenaHost:
         self._root = -1
 
     def __enter__(self) -> Self:
-        self._looked = look_soon()
+        self._end_preparation = prepare_observation()
         try:
             self._arena.up()
             self._root = os.open(f"/proc/{self._arena.init}/root", os.O_PATH | os.O_DIRECTORY)
@@ -51,7 +51,7 @@ class ArenaHost:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._looked()
+        self._end_preparation()
         # Before the arena is removed: its file systems exist as long as somebody holds them, as snapshots do.
         for snapshot in ("_before", "_marked"):
             self.__dict__.pop(snapshot, None)
@@ -94,7 +94,7 @@ class ArenaHost:
     def begin(self) -> None:
         """Take the baseline of the whole arena."""
         self._before = _native.snapshot(kinds=KINDS, arena=self._arena.view)
-        self._looked()
+        self._end_preparation()
 
     def damaged_before(self) -> list[str]:
         """Return what the overlay already shows as changed or deleted in the baseline."""

@@ -16,7 +16,7 @@ from shown import SHOWN
 from waiting import PATIENCE, wait_until
 
 import leakcheck
-from leakcheck.arena import Arena, look_soon
+from leakcheck.arena import Arena, prepare_observation
 from leakcheck.errors import ArenaError, TargetError
 from leakcheck.warden import shutdown
 
@@ -356,7 +356,7 @@ def test_in_a_chroot_commands_run_in_the_arena_and_not_at_the_root_of_its_mount_
 
 def test_who_looks_soon_leaves_no_thread_when_it_is_over() -> None:
     before = set(threading.enumerate())
-    over = look_soon()
+    over = prepare_observation()
     (thread,) = set(threading.enumerate()) - before
     over()
     thread.join(5)

@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guard_is_unknown_by_gaps_and_told_so() {
+    fn gaps_make_a_guard_unknown_and_are_its_reason() {
         let full = Coverage::full();
         let levels = watch::Levels { descent: full.clone(), files: Vec::new(), mounts: full };
         let mut map = CoverageMap::default();

@@ -334,9 +334,10 @@ fn judge(
     let Settled { residue, transient, looks, took, extended, lives: _ } = settled;
     report.settle = Settling { looks, ms: ms(took), extended };
     // What disappeared before it could be attributed says nothing about the run.
-    let (told, untold): (Vec<_>, Vec<_>) = transient.into_iter().partition(|(f, _)| f.by != Attribution::None);
-    report.noise += untold.len() as u64;
-    for (found, after) in told {
+    let (attributed, unattributed): (Vec<_>, Vec<_>) =
+        transient.into_iter().partition(|(f, _)| f.by != Attribution::None);
+    report.noise += unattributed.len() as u64;
+    for (found, after) in attributed {
         report.transient.push(Transient {
             kind: found.resource.kind(),
             label: found.label,

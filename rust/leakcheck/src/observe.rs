@@ -339,7 +339,7 @@ fn host_kinds(kinds: KindSet, views: &[NsView], options: &Options, out: &mut Sna
     let asked: Vec<&NsView> = views.iter().filter(asked).collect();
     let (of_ipc, of_net) = {
         let mut cache = options.arena.as_deref().map(ObservedArena::ns);
-        ns_cache::look(&asked, context, cache.as_deref_mut())
+        ns_cache::observe(&asked, context, cache.as_deref_mut())
     };
     if kinds.contains(Kind::Ipc) {
         ipc::collect(of_ipc, context, out);

@@ -248,22 +248,22 @@ impl<'a> Reaper<'a> {
             Resource::Net(n) if n.class == NetClass::NamedNetns => mount::named_netns(n, self.apply),
             Resource::Loop(d) => kernel::loop_device(d, self.apply),
             Resource::Lockfile(f) => {
-                self.look()?;
+                self.observe()?;
                 self.files.remove_lock_file(f, self.now.as_ref())
             }
-            Resource::Ipc(i) => kernel::ipc(i, resource, self.look()?, apply),
-            Resource::Net(n) => kernel::net(n, resource, self.look()?, apply),
-            Resource::Key(k) => kernel::key(k, resource, self.look()?, apply),
-            Resource::Sysctl(s) => self.look()?.held(resource, &kernel::sysctl_advice(s)),
-            Resource::Bpf(b) => self.look()?.held(resource, &kernel::bpf_advice(b)),
+            Resource::Ipc(i) => kernel::ipc(i, resource, self.observe()?, apply),
+            Resource::Net(n) => kernel::net(n, resource, self.observe()?, apply),
+            Resource::Key(k) => kernel::key(k, resource, self.observe()?, apply),
+            Resource::Sysctl(s) => self.observe()?.held(resource, &kernel::sysctl_advice(s)),
+            Resource::Bpf(b) => self.observe()?.held(resource, &kernel::bpf_advice(b)),
             Resource::File(_) | Resource::Fd(_) | Resource::Lock(_) | Resource::Namespace(_) => {
-                self.look()?.held(resource, "")
+                self.observe()?.held(resource, "")
             }
         })
     }
 
     /// What exists after the processes have exited and the mounts are gone: what they held is free then.
-    fn look(&mut self) -> Result<&Now> {
+    fn observe(&mut self) -> Result<&Now> {
         match &mut self.now {
             Some(now) => Ok(now),
             empty @ None => Ok(empty.insert(Now::of(self.resources)?)),

@@ -150,7 +150,7 @@ impl Watch {
     pub fn sync(&self) {
         if let Some(mut state) = self.state() {
             state.take_in();
-            state.look_anew();
+            state.forget_mounts();
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use leakcheck::Error;
-use leakcheck::judge::settle::{Look, Policy, Settled, World, settle};
+use leakcheck::judge::settle::{Observation, Policy, Settled, World, settle};
 
 /// One look: residue, whether the run lives, whether it runs. The last one repeats.
 type Scene = (&'static [&'static str], bool, bool);
@@ -32,14 +32,14 @@ fn world(scenes: &[Scene]) -> Script {
 }
 
 impl World<&'static str> for Script {
-    fn look(&mut self) -> leakcheck::Result<Look<&'static str>> {
+    fn observe(&mut self) -> leakcheck::Result<Observation<&'static str>> {
         if self.fails_at == Some(self.looks) {
             return Err(Error::Usage("the look failed".to_owned()));
         }
         let (residue, run_lives, running) = self.scenes[self.looks.min(self.scenes.len() - 1)];
         self.looks += 1;
         self.now += self.look_takes;
-        Ok(Look { residue: residue.iter().map(|r| ((*r).to_owned(), *r)).collect(), run_lives, running })
+        Ok(Observation { residue: residue.iter().map(|r| ((*r).to_owned(), *r)).collect(), run_lives, running })
     }
 
     fn wait(&mut self, _: &BTreeMap<String, &'static str>, pause: Duration) {

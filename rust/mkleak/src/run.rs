@@ -17,8 +17,8 @@ pub(crate) fn run(job: &Job) -> Result<()> {
     let mut stage = Stage::new(&job.dir, job.cgroup.as_deref());
     let plant = (job.entry.plant.prepare)(&mut stage)?;
     if job.hold {
-        let told = caller.tell("WAITING", Some(&json!({"pid": std::process::id()})));
-        if told == Next::Stop || caller.wait()? == Next::Stop {
+        let reported = caller.report("WAITING", Some(&json!({"pid": std::process::id()})));
+        if reported == Next::Stop || caller.wait()? == Next::Stop {
             return stage.scaffold().run();
         }
     }
@@ -26,7 +26,7 @@ pub(crate) fn run(job: &Job) -> Result<()> {
     let mut undo = Undo::default();
     let mut facts = plant(&mut undo)?;
     facts["kind"] = json!(job.entry.kind);
-    let mut next = caller.tell("READY", Some(&facts));
+    let mut next = caller.report("READY", Some(&facts));
     if next == Next::GoOn {
         next = caller.wait()?;
     }
@@ -35,8 +35,8 @@ pub(crate) fn run(job: &Job) -> Result<()> {
     if !job.hold {
         stage.scaffold().run()?;
     }
-    let told = caller.tell("CLEAN", None);
-    if job.hold && next == Next::GoOn && told == Next::GoOn {
+    let reported = caller.report("CLEAN", None);
+    if job.hold && next == Next::GoOn && reported == Next::GoOn {
         caller.wait()?;
     }
     stage.scaffold().run()
@@ -64,7 +64,7 @@ impl Caller {
         Ok(Self { signals, unread: Vec::new() })
     }
 
-    fn tell(&self, word: &str, facts: Option<&Value>) -> Next {
+    fn report(&self, word: &str, facts: Option<&Value>) -> Next {
         let line = facts.map_or_else(|| format!("{word}\n"), |facts| format!("{word} {facts}\n"));
         let mut out = io::stdout();
         match out.write_all(line.as_bytes()).and_then(|()| out.flush()) {

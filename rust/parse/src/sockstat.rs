@@ -22,7 +22,7 @@ mod tests {
     const V6: &[u8] = b"TCP6: inuse 2\nUDP6: inuse 7\nUDPLITE6: inuse 0\nRAW6: inuse 1\nFRAG6: inuse 0 memory 0\n";
 
     #[test]
-    fn tells_protocols_apart_whose_names_begin_alike() {
+    fn distinguishes_protocols_with_a_common_prefix() {
         assert_eq!((in_use(V4, "TCP"), in_use(V4, "UDP"), in_use(V4, "TCP6")), (Some(12), Some(0), None));
         assert_eq!((in_use(V6, "TCP6"), in_use(V6, "UDP6"), in_use(V6, "UDP")), (Some(2), Some(7), None));
     }

@@ -26,7 +26,7 @@ const SETUP: Duration = Duration::from_secs(30);
 /// Time limit for killed processes to disappear.
 const DYING: Duration = Duration::from_secs(30);
 /// Minimum interval between two readings of the processor time.
-const SHORTEST_LOOK: Duration = Duration::from_millis(2);
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(2);
 
 /// What an execution needs and does not own.
 pub(crate) struct Supervision<'a> {
@@ -109,10 +109,10 @@ impl Supervision<'_> {
         let mut report = fs::File::from(report);
         let mut unread = Vec::new();
         let setup_end = Instant::now() + SETUP;
-        let mut next_look = setup_end;
+        let mut next_reading = setup_end;
         while progress.cause.is_none() {
             let end = progress.started.map_or(setup_end, |started| started + self.job.limits.wall);
-            let wait = end.min(next_look).saturating_duration_since(Instant::now());
+            let wait = end.min(next_reading).saturating_duration_since(Instant::now());
             let reported = {
                 let mut fds = vec![
                     PollFd::new(&report, PollFlags::IN),
@@ -136,7 +136,7 @@ impl Supervision<'_> {
                     progress.hear(message);
                     if begins {
                         enter(Phase::Execution)?;
-                        next_look = Instant::now();
+                        next_reading = Instant::now();
                     }
                 }
                 // Only the death of process 1 closes the last end.
@@ -145,7 +145,7 @@ impl Supervision<'_> {
                 }
             }
             if progress.cause.is_none() {
-                progress.cause = self.limit_reached(progress, end, &mut next_look);
+                progress.cause = self.limit_reached(progress, end, &mut next_reading);
                 if progress.cause.is_some() {
                     progress.ended = Some(Instant::now());
                     enter(Phase::Timeout)?;
@@ -155,7 +155,7 @@ impl Supervision<'_> {
         Ok(())
     }
 
-    fn limit_reached(&self, progress: &Progress, end: Instant, next_look: &mut Instant) -> Option<Cause> {
+    fn limit_reached(&self, progress: &Progress, end: Instant, next_reading: &mut Instant) -> Option<Cause> {
         if let Some(number) = sys::next_signal(self.signals) {
             return Some(Cause::Signalled(number));
         }
@@ -170,7 +170,7 @@ impl Supervision<'_> {
                 None => Cause::Failed(format!("set up the box: not done in {} s", SETUP.as_secs())),
             });
         }
-        if progress.started.is_some() && now >= *next_look {
+        if progress.started.is_some() && now >= *next_reading {
             // If no cgroup counts it, the rlimit bounds each process.
             let used = self.group.cpu().unwrap_or_default();
             if used >= limits.cpu {
@@ -178,7 +178,7 @@ impl Supervision<'_> {
             }
             // This many processors cannot use it up earlier.
             let soonest = (limits.cpu - used) / self.cpus.min(limits.processes).max(1);
-            *next_look = now + soonest.max(SHORTEST_LOOK);
+            *next_reading = now + soonest.max(SHORTEST_INTERVAL);
         }
         None
     }

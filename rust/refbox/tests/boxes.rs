@@ -171,7 +171,7 @@ fn invalid_input_is_reported_on_one_line_and_leaves_nothing() {
     let (missing, directory) = (place.dir.join("missing"), place.dir.to_str().unwrap());
     let missing = missing.to_str().unwrap();
     let table: [(&[&str], &str); 20] = [
-        (&["--box", "10000", "--", "/bin/true"], "a box is 0 to 9999"),
+        (&["--box", "10000", "--", "/bin/true"], "a box number is 0 to 9999"),
         (&["--box", "-1", "--", "/bin/true"], "--box"),
         (&["--wall", "0", "--", "/bin/true"], "must be above 0 seconds"),
         (&["--wall", "-1", "--", "/bin/true"], "must be above 0 seconds"),

@@ -184,7 +184,7 @@ pub fn overwrite_arguments(text: &[u8]) -> io::Result<()> {
     let Some(&[arg_start, arg_end, env_start, env_end]) = fields.get(45..49) else {
         return Err(io::Error::other("/proc/self/stat has no argument addresses"));
     };
-    // The kernel shows zeros to those who may not trace the process.
+    // The kernel shows zeros to a process that must not trace this one.
     if arg_start == 0 || env_start == 0 || arg_end < arg_start || env_end < env_start {
         return Err(io::Error::from_raw_os_error(libc::EPERM));
     }

@@ -66,7 +66,7 @@ pub fn drain(fd: &OwnedFd) {
 
 /// Gives a signal its default action (signal(2)).
 pub fn default_signal(number: i32) {
-    // SAFETY: SIG_DFL is no function of ours.
+    // SAFETY: SIG_DFL is not a function of this program.
     unsafe { libc::signal(number, libc::SIG_DFL) };
 }
 

@@ -75,7 +75,7 @@ enum Orphan {
     Restless,
     Nobody,
     /// The kernel does not list children.
-    Untold,
+    Unlisted,
 }
 
 /// What the looks saw of processes that no process holds.
@@ -152,8 +152,8 @@ impl Adrift {
                     None => match self.orphan(run, look, attributor) {
                         Orphan::Alive(orphan) => free.push(orphan),
                         Orphan::Restless => signs = true,
-                        Orphan::Untold if host => free.extend(self.newest(run, look, attributor)),
-                        Orphan::Nobody | Orphan::Untold => {}
+                        Orphan::Unlisted if host => free.extend(self.newest(run, look, attributor)),
+                        Orphan::Nobody | Orphan::Unlisted => {}
                     },
                 }
             }
@@ -186,7 +186,7 @@ impl Adrift {
         let mut known: HashSet<u32> = look.processes.iter().map(|p| p.pid).collect();
         let mut before = Vec::new();
         while began.elapsed() < CHASING {
-            let Some(mut children) = observe::children(1, arena) else { return Orphan::Untold };
+            let Some(mut children) = observe::children(1, arena) else { return Orphan::Unlisted };
             let above = look.processes.iter().filter(|p| p.pid != 1 && is_reaper(p, look));
             children.extend(above.flat_map(|p| observe::children(p.pid, arena).unwrap_or_default()));
             for pid in children.iter().rev().filter(|pid| known.insert(**pid)) {
@@ -301,12 +301,12 @@ impl Adrift {
         if let Some(found) = taken.into_iter().next_back() {
             return Ok(match &found.resource {
                 Resource::Process(p) if found.by == Attribution::None && is_of_reaper(p, look) => unclear(p),
-                _ => Outcome { leak: Some(self.tell(found.resource, found.by, found.facts)), gap: None },
+                _ => Outcome { leak: Some(self.report(found.resource, found.by, found.facts)), gap: None },
             });
         }
         if self.by_events.is_some() {
             match self.caught(run, &held) {
-                Caught::Alive(process) => return Ok(self.told_by_events(process, look, run.live.view())),
+                Caught::Alive(process) => return Ok(self.found_by_events(process, look, run.live.view())),
                 Caught::Unread(pid) => {
                     let why = format!("process {pid} of the run still runs, but could not be read");
                     return Ok(Outcome { leak: None, gap: Some(why) });
@@ -330,7 +330,7 @@ impl Adrift {
             let resource = Resource::Process((*p).clone());
             let facts = detail::evidence(&resource, &still, Some(arena)).facts;
             drop(frozen);
-            return Ok(Outcome { leak: Some(self.tell(resource, Attribution::Scope, facts)), gap: None });
+            return Ok(Outcome { leak: Some(self.report(resource, Attribution::Scope, facts)), gap: None });
         }
         if !every || self.looks.len() < run.options.policy.looks as usize {
             return Ok(Outcome::default());
@@ -345,7 +345,7 @@ impl Adrift {
             Some((p, by)) => {
                 let resource = Resource::Process(p);
                 let facts = detail::evidence(&resource, look, run.live.view()).facts;
-                Outcome { leak: Some(self.tell(resource, by, facts)), gap: None }
+                Outcome { leak: Some(self.report(resource, by, facts)), gap: None }
             }
             None => Outcome {
                 leak: None,
@@ -383,14 +383,14 @@ impl Adrift {
         }
     }
 
-    fn told_by_events(&mut self, process: Process, look: &Snapshot, arena: Option<&ArenaView>) -> Outcome {
+    fn found_by_events(&mut self, process: Process, look: &Snapshot, arena: Option<&ArenaView>) -> Outcome {
         self.remember(&process, Attribution::Descent);
         let resource = Resource::Process(process);
         let facts = detail::evidence(&resource, look, arena).facts;
-        Outcome { leak: Some(self.tell(resource, Attribution::Descent, facts)), gap: None }
+        Outcome { leak: Some(self.report(resource, Attribution::Descent, facts)), gap: None }
     }
 
-    fn tell(&self, resource: Resource, by: Attribution, mut facts: Map<String, Value>) -> Remnant {
+    fn report(&self, resource: Resource, by: Attribution, mut facts: Map<String, Value>) -> Remnant {
         let last = if let Resource::Process(p) = &resource { format!("{} ({})", p.pid, p.comm) } else { String::new() };
         let alive = self.looks.iter().filter(|seen| seen.beside(&HashSet::new())).count();
         let many = if self.seen.len() >= REMEMBERED { "or more " } else { "" };

@@ -10,14 +10,14 @@ use super::residue::{Remnant, residue};
 use crate::error::Result;
 use crate::judge::attribute::{Attribution, Attributor, Owner};
 use crate::judge::diff;
-use crate::judge::settle::{Look, World};
+use crate::judge::settle::{Observation, World};
 use crate::kind::{Kind, KindSet};
 use crate::observe;
 use crate::resource::{Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Snapshot};
 
-pub(super) struct LastLook {
+pub(super) struct LastObservation {
     pub(super) look: Snapshot,
     pub(super) coverage: CoverageMap,
     pub(super) noise: u64,
@@ -29,7 +29,7 @@ pub(super) struct LiveWorld<'a> {
     pub(super) run: Run<'a>,
     pub(super) reach: &'a Reach,
     pub(super) began: Instant,
-    pub(super) last: Option<LastLook>,
+    pub(super) last: Option<LastObservation>,
     /// The worst coverage of all looks.
     pub(super) every: CoverageMap,
     pub(super) looks_ms: f64,
@@ -38,7 +38,7 @@ pub(super) struct LiveWorld<'a> {
 
 impl LiveWorld<'_> {
     /// One look. A scope that is gone after the run contains nothing but files.
-    fn observe(&self) -> Result<Snapshot> {
+    fn snapshot(&self) -> Result<Snapshot> {
         let options = &self.run.options.observe;
         let of_tree;
         let options = match self.run.live.tree {
@@ -72,8 +72,8 @@ impl LiveWorld<'_> {
 }
 
 impl World<Remnant> for LiveWorld<'_> {
-    fn look(&mut self) -> Result<Look<Remnant>> {
-        let look = self.observe()?;
+    fn observe(&mut self) -> Result<Observation<Remnant>> {
+        let look = self.snapshot()?;
         if let Some(watch) = self.run.live.watch {
             // Everything the snapshot saw happened before now.
             watch.sync();
@@ -110,8 +110,8 @@ impl World<Remnant> for LiveWorld<'_> {
                 (resource.settling_key(), Remnant::new(resource, by, &look, &attributor, self.run.live.view()))
             })
             .collect();
-        self.last = Some(LastLook { look, coverage, noise: residue.noise + foreign, strange: residue.strange });
-        Ok(Look { residue: found, run_lives, running })
+        self.last = Some(LastObservation { look, coverage, noise: residue.noise + foreign, strange: residue.strange });
+        Ok(Observation { residue: found, run_lives, running })
     }
 
     fn wait(&mut self, residue: &BTreeMap<String, Remnant>, pause: Duration) {

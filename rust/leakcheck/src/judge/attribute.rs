@@ -205,14 +205,14 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         if self.look.scope == Scope::Arena {
             return self.in_arena(resource);
         }
-        match self.told_owner(resource) {
+        match self.evident_owner(resource) {
             Owner::Stranger if !self.provenance.watched() && !matches!(resource, Resource::Process(_)) => {
                 Owner::Unknown
             }
             Owner::Unknown if resource.owning_user().is_some_and(|uid| self.is_user_of_the_run(uid)) => {
                 Owner::Run(Attribution::Uid)
             }
-            told => told,
+            known => known,
         }
     }
 
@@ -222,7 +222,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         match resource {
             Resource::Sysctl(_) => Owner::Unknown,
             Resource::Key(_) => Owner::by_evidence(self.provenance.made(resource), Attribution::Creator),
-            Resource::Bpf(_) => match self.told_owner(resource) {
+            Resource::Bpf(_) => match self.evident_owner(resource) {
                 Owner::Run(by) => Owner::Run(by),
                 Owner::Stranger | Owner::Unknown => {
                     Owner::by_evidence(self.provenance.made(resource), Attribution::Scope)
@@ -234,7 +234,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 // Block major 7 (Documentation/admin-guide/devices.txt).
                 let mounted =
                     number.is_some_and(|n: u32| self.look.mounts.iter().any(|m| m.dev == encode_device(7, n)));
-                match self.told_owner(resource) {
+                match self.evident_owner(resource) {
                     _ if mounted => Owner::Run(Attribution::Holder),
                     Owner::Run(by) => Owner::Run(by),
                     Owner::Stranger | Owner::Unknown => {
@@ -243,7 +243,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 }
             }
             // An arena may use the host's network.
-            Resource::Net(n) if shared_net(n.netns) => self.told_owner(resource),
+            Resource::Net(n) if shared_net(n.netns) => self.evident_owner(resource),
             _ => Owner::Run(Attribution::Scope),
         }
     }
@@ -253,7 +253,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         self.provenance.makes_keys()
     }
 
-    fn told_owner(&self, resource: &Resource) -> Owner {
+    fn evident_owner(&self, resource: &Resource) -> Owner {
         let part = matches!(self.look.scope, Scope::Cgroup(_) | Scope::Tree(_));
         if part && !matches!(resource, Resource::Process(_) | Resource::File(_)) {
             return Owner::Run(Attribution::Scope);
@@ -411,7 +411,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 {
                     Owner::Unknown
                 }
-                told => told,
+                known => known,
             },
             None => Owner::Unknown,
         }

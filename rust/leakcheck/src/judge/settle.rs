@@ -42,7 +42,7 @@ impl Default for Policy {
 
 /// The result of one look.
 #[derive(Clone, Debug, Default)]
-pub struct Look<T> {
+pub struct Observation<T> {
     /// Residue by key.
     pub residue: BTreeMap<String, T>,
     /// Whether a process of the run lives. Then new residue may still be the run's.
@@ -58,7 +58,7 @@ pub trait World<T> {
     ///
     /// # Errors
     /// The errors of a snapshot.
-    fn look(&mut self) -> Result<Look<T>>;
+    fn observe(&mut self) -> Result<Observation<T>>;
     /// Returns when the residue changes, or after `pause`.
     fn wait(&mut self, residue: &BTreeMap<String, T>, pause: Duration);
     /// Time since the run's end.
@@ -89,7 +89,7 @@ pub struct Settled<T> {
 /// # Errors
 /// The errors of a look: a failed check is never a pass.
 pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T>> {
-    let first = world.look()?;
+    let first = world.observe()?;
     let mut out = Settled {
         residue: first.residue,
         transient: Vec::new(),
@@ -116,7 +116,7 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
         out.extended |= enough;
         world.wait(&out.residue, pause.min(policy.at_most.saturating_sub(out.took)));
         pause = (pause * 2).min(policy.longest_pause);
-        let look = world.look()?;
+        let look = world.observe()?;
         out.looks += 1;
         out.took = world.elapsed();
         let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =

@@ -39,12 +39,12 @@ struct Notes {
 
 /// A look and its context.
 #[derive(Clone, Copy)]
-struct Look<'a> {
+struct Observation<'a> {
     records: &'a Snapshot,
     arena: Option<&'a ArenaView>,
 }
 
-impl Look<'_> {
+impl Observation<'_> {
     fn proc(self, below: impl std::fmt::Display) -> std::path::PathBuf {
         proc_path(self.arena, below)
     }
@@ -52,7 +52,7 @@ impl Look<'_> {
 
 /// Looks up a resource of a look, of the arena if there is one.
 pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&ArenaView>) -> Evidence {
-    let look = Look { records: look, arena };
+    let look = Observation { records: look, arena };
     let notes = match resource {
         Resource::Process(p) => process(p, look),
         Resource::Fd(fd) => descriptor(fd, look),
@@ -175,7 +175,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
     Evidence { label: notes.label, facts }
 }
 
-fn process(p: &Process, look: Look<'_>) -> Notes {
+fn process(p: &Process, look: Observation<'_>) -> Notes {
     let (task, led) = task_of(p.pid, look.arena);
     let base = look.proc(task);
     let mut details = Vec::new();
@@ -223,7 +223,7 @@ fn own_cgroup(process: &Path) -> Option<String> {
     Some(Text::from(best.path).to_string())
 }
 
-fn descriptor(fd: &Fd, look: Look<'_>) -> Notes {
+fn descriptor(fd: &Fd, look: Observation<'_>) -> Notes {
     let owner = name_of(fd.pid, look);
     let table = if fd.table == fd.pid { String::new() } else { format!(" in the table of thread {}", fd.table) };
     let mut details = Vec::new();
@@ -287,7 +287,7 @@ pub(crate) fn cgroup_processes(c: &Cgroup) -> Option<Vec<u32>> {
     Some(text.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse().ok()).collect())
 }
 
-fn cgroup(c: &Cgroup, look: Look<'_>) -> Notes {
+fn cgroup(c: &Cgroup, look: Observation<'_>) -> Notes {
     let procs = cgroup_processes(c);
     let populated = match procs.as_deref() {
         None | Some([]) => "empty".to_owned(),
@@ -305,7 +305,7 @@ fn cgroup(c: &Cgroup, look: Look<'_>) -> Notes {
     }
 }
 
-fn lock(l: &Lock, look: Look<'_>) -> Notes {
+fn lock(l: &Lock, look: Observation<'_>) -> Notes {
     let has_line = |fd: &&Fd| {
         let info = look.proc(format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd));
         let text = read_file(info).unwrap_or_default();
@@ -352,7 +352,7 @@ fn file(f: &File) -> Notes {
     }
 }
 
-fn namespace(n: &Namespace, look: Look<'_>) -> Notes {
+fn namespace(n: &Namespace, look: Observation<'_>) -> Notes {
     let holders: Vec<String> = n
         .holders
         .iter()
@@ -377,7 +377,7 @@ fn namespace(n: &Namespace, look: Look<'_>) -> Notes {
     }
 }
 
-fn holders_of_bpf(object: &Bpf, look: Look<'_>) -> String {
+fn holders_of_bpf(object: &Bpf, look: Observation<'_>) -> String {
     let holders: Vec<String> = look
         .records
         .fds
@@ -388,7 +388,7 @@ fn holders_of_bpf(object: &Bpf, look: Look<'_>) -> String {
     if holders.is_empty() { "held by no descriptor".to_owned() } else { format!("held by {}", holders.join(", ")) }
 }
 
-fn name_of(pid: u32, look: Look<'_>) -> String {
+fn name_of(pid: u32, look: Observation<'_>) -> String {
     match look.records.process(pid) {
         Some(p) => format!("{pid} ({})", p.comm),
         None => match read_file(look.proc(format_args!("{pid}/comm"))) {

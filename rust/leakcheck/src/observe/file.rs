@@ -297,8 +297,8 @@ enum Below {
 
 /// Whether another mount starts there. Before Linux 5.8, only another device shows it.
 fn is_mount(st: &Statx, dev: u64) -> bool {
-    let told = st.stx_attributes_mask.bits() & MOUNT_ROOT != 0;
-    if told { st.stx_attributes.bits() & MOUNT_ROOT != 0 } else { device_of(st) != dev }
+    let is_known = st.stx_attributes_mask.bits() & MOUNT_ROOT != 0;
+    if is_known { st.stx_attributes.bits() & MOUNT_ROOT != 0 } else { device_of(st) != dev }
 }
 
 fn join(path: &[u8], name: &CStr) -> Vec<u8> {

@@ -103,7 +103,7 @@ impl NsHandle {
     }
 
     /// Lists the current contents of the namespace.
-    pub(super) fn look(&self, view: &NsView) -> Contents {
+    pub(super) fn observe(&self, view: &NsView) -> Contents {
         let mut seen = Contents::default();
         for (class, table) in &self.tables {
             match table {

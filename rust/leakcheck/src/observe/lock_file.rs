@@ -54,7 +54,7 @@ pub(crate) fn collect(paths: &[PathBuf], context: Context<'_>, out: &mut Snapsho
             }
         };
         for path in listed.unwrap_or_else(|| vec![path.clone()]) {
-            match look(&path, &mut inside, &locked) {
+            match observe(&path, &mut inside, &locked) {
                 Ok(Some(file)) => out.lock_files.push(file),
                 Ok(None) => {}
                 Err(why) => out.coverage.lower(Kind::Lockfile, Level::Partial, why),
@@ -128,7 +128,7 @@ impl Locked {
     }
 }
 
-fn look(path: &Path, inside: &mut Inside<'_>, locked: &Locked) -> Result<Option<LockFile>, String> {
+fn observe(path: &Path, inside: &mut Inside<'_>, locked: &Locked) -> Result<Option<LockFile>, String> {
     let failed = |op: &'static str| move |e: io::Error| Error::io(op, path, e).to_string();
     let Some(place) = inside.open(path, false)? else { return Ok(None) };
     match place.class() {

@@ -238,7 +238,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn file_systems_that_a_server_answers_for_are_told_by_their_type() {
+    fn file_systems_with_a_server_are_recognised_by_their_type() {
         for fs_type in ["fuse", "fuse.sshfs", "nfs4", "9p", "autofs"] {
             assert_eq!(Nature::of(fs_type.as_bytes()), Nature::Remote, "{fs_type}");
         }

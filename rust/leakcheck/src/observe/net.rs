@@ -84,7 +84,7 @@ impl NsHandle {
     }
 
     /// Lists the current contents of the namespace.
-    pub(super) fn look(&mut self, view: &NsView) -> Contents {
+    pub(super) fn observe(&mut self, view: &NsView) -> Contents {
         let mut seen = Contents::default();
         let links = self.route.as_mut().map_err(again).and_then(|route| interfaces(route, view.ino));
         seen.note("list interfaces", links);
@@ -406,7 +406,7 @@ mod tests {
             let view = NsView { ns_type: NsType::Net, ino: 1, path: PathBuf::new(), own: false };
             let mut handle = NsHandle::open(true);
             let mut listeners = || {
-                let seen = handle.look(&view);
+                let seen = handle.observe(&view);
                 assert!(seen.is_whole(), "{:?}", seen.gaps);
                 let listeners = seen.objects.into_iter().filter(|object| object.class == NetClass::Listener);
                 listeners.map(|object| object.name.to_string()).collect::<Vec<_>>()

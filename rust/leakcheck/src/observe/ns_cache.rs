@@ -24,7 +24,7 @@ enum Contents {
 type Results<T> = Vec<Result<T>>;
 
 /// Reads these namespaces, of the arena if there is one.
-pub(super) fn look(
+pub(super) fn observe(
     views: &[&NsView],
     context: Context<'_>,
     mut cache: Option<&mut NsCache>,
@@ -32,7 +32,7 @@ pub(super) fn look(
     let (mut of_ipc, mut of_net) = (Vec::new(), Vec::new());
     let mut others = Vec::new();
     for view in views {
-        match cache.as_deref_mut().and_then(|cache| cache.look(view)) {
+        match cache.as_deref_mut().and_then(|cache| cache.observe(view)) {
             Some(Contents::Ipc(seen, _)) => of_ipc.push(Ok(seen)),
             Some(Contents::Net(seen, _)) => of_net.push(Ok(seen)),
             None => others.push(*view),
@@ -43,11 +43,11 @@ pub(super) fn look(
     let enter = |view: &NsView| match view.ns_type {
         NsType::Ipc => {
             let handle = ipc::NsHandle::open(view);
-            Contents::Ipc(handle.look(view), keep(view).then_some(handle))
+            Contents::Ipc(handle.observe(view), keep(view).then_some(handle))
         }
         _ => {
             let mut handle = net::NsHandle::open(keep(view));
-            Contents::Net(handle.look(view), keep(view).then_some(handle))
+            Contents::Net(handle.observe(view), keep(view).then_some(handle))
         }
     };
     for (view, seen) in others.iter().zip(inside(&others, enter)) {
@@ -73,17 +73,17 @@ pub(super) fn look(
 
 impl NsCache {
     /// None if no handle is open, or if it did not show everything: then it is closed.
-    fn look(&mut self, view: &NsView) -> Option<Contents> {
+    fn observe(&mut self, view: &NsView) -> Option<Contents> {
         match view.ns_type {
             NsType::Ipc => {
-                let seen = self.ipc.as_ref().filter(|(ino, _)| *ino == view.ino)?.1.look(view);
+                let seen = self.ipc.as_ref().filter(|(ino, _)| *ino == view.ino)?.1.observe(view);
                 if seen.is_whole() {
                     return Some(Contents::Ipc(seen, None));
                 }
                 self.ipc = None;
             }
             _ => {
-                let seen = self.net.as_mut().filter(|(ino, _)| *ino == view.ino)?.1.look(view);
+                let seen = self.net.as_mut().filter(|(ino, _)| *ino == view.ino)?.1.observe(view);
                 if seen.is_whole() {
                     return Some(Contents::Net(seen, None));
                 }

@@ -149,7 +149,7 @@ mod tests {
 7ffc10000000-7ffc10021000 rw-p 00000000 00:00 0                          [stack]\n";
 
     #[test]
-    fn memory_that_a_file_is_mapped_over_is_told_from_a_stack() {
+    fn memory_that_a_file_is_mapped_over_is_distinguished_from_a_stack() {
         assert!(is_anonymous(MAPS, 0x7ffc_1000_0010, 0x7ffc_1000_0020));
         assert!(!is_anonymous(MAPS, 0x0040_0ff0, 0x0040_1010));
         assert!(is_anonymous(MAPS, 0x0040_1000, 0x0040_2000));

@@ -396,7 +396,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reused_id_is_told_apart_by_time() {
+    fn a_reused_id_is_distinguished_by_time() {
         let descent = after(&[fork(10, ROOT, 101), exit(20, 101, 101), fork(30, 7, 101), exit(40, 101, 101)]);
         assert_eq!(descent.within(101, 12, 18), Run);
         assert_eq!(descent.within(101, 32, 38), Stranger);

@@ -31,7 +31,7 @@ pub(crate) struct Elevation {
     events: Result<File, String>,
     watched: HashMap<i32, Watched>,
     /// The first result stays.
-    told: OnceLock<String>,
+    reported: OnceLock<String>,
 }
 
 #[derive(Debug)]
@@ -45,8 +45,11 @@ impl Elevation {
     /// Starts to watch. `more` are programs elsewhere, such as those that a look at the roots showed. `gains` are the
     /// relevant capabilities.
     pub(crate) fn start(more: impl Iterator<Item = PathBuf>, gains: u64) -> Self {
-        let mut this =
-            Elevation { events: Err("nothing is watched".to_owned()), watched: HashMap::new(), told: OnceLock::new() };
+        let mut this = Elevation {
+            events: Err("nothing is watched".to_owned()),
+            watched: HashMap::new(),
+            reported: OnceLock::new(),
+        };
         this.events = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)
             .map_err(|e| format!("inotify: {}", io::Error::from(e)))
             .and_then(|events| {
@@ -87,12 +90,12 @@ impl Elevation {
 
     /// Why the run may have had more rights than at its start; none if it had not.
     pub(crate) fn used(&self) -> Option<String> {
-        if self.told.get().is_none()
+        if self.reported.get().is_none()
             && let Some(why) = self.read()
         {
-            return Some(self.told.get_or_init(|| why).clone());
+            return Some(self.reported.get_or_init(|| why).clone());
         }
-        self.told.get().cloned()
+        self.reported.get().cloned()
     }
 
     fn read(&self) -> Option<String> {
@@ -187,7 +190,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_program_with_a_set_user_id_bit_is_told_when_it_is_run_and_not_before() {
+    fn a_program_with_a_set_user_id_bit_is_reported_when_it_runs_and_not_before() {
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("true");
         fs::copy("/bin/true", &program).unwrap();
@@ -195,9 +198,9 @@ mod tests {
         assert!(start().watched.values().all(|w| !matches!(w, Watched::Program(path) if *path == program)));
         fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
         let elevation = start();
-        let told = || elevation.used().filter(|why| why.contains(&*program.display().to_string()));
-        assert_eq!(told(), None);
+        let reported = || elevation.used().filter(|why| why.contains(&*program.display().to_string()));
+        assert_eq!(reported(), None);
         std::process::Command::new(&program).status().unwrap();
-        assert!(told().is_some());
+        assert!(reported().is_some());
     }
 }

@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_that_is_attached_is_told_from_one_that_moves() {
+    fn an_attached_mount_is_distinguished_from_a_moved_one() {
         let mut info = vec![INFO_MNT, 0];
         info.extend(16u16.to_ne_bytes());
         info.extend([0; 4]);

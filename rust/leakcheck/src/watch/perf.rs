@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn forks_of_processes_and_threads_and_exits_are_told_apart() {
+    fn forks_of_processes_and_threads_and_exits_are_distinguished() {
         let bytes = [
             record(PERF_RECORD_FORK, [20, 10, 20, 11], 5),
             record(PERF_RECORD_FORK, [20, 20, 21, 20], 6),

@@ -262,8 +262,8 @@ impl State {
         self.kin.connector.as_ref()?.1.parent(pid)
     }
 
-    /// A new look starts: the mounts here may have changed.
-    pub(super) fn look_anew(&mut self) {
+    /// Before a new observation: the mounts here may have changed.
+    pub(super) fn forget_mounts(&mut self) {
         self.here.forget();
     }
 
@@ -336,12 +336,12 @@ impl Kin {
         let Some((forks, descent)) = &mut self.connector else { return };
         // Perf events name the process that called fork. The connector names the process whose child it became, which
         // differs with CLONE_PARENT.
-        let caller_is_told = matches!(forks, Forks::Perf(_));
+        let caller_is_known = matches!(forks, Forks::Perf(_));
         let me = std::process::id();
         let heard = &mut self.heard_ourselves;
         forks.read(until, |event| {
             *heard |= matches!(event, Event::Fork { child_pid, child_tgid, .. } if child_tgid == me && child_pid != me);
-            descent.apply(event, &|pid| if caller_is_told { Some(0) } else { ancestry::stat(pid).map(|s| s.ppid) });
+            descent.apply(event, &|pid| if caller_is_known { Some(0) } else { ancestry::stat(pid).map(|s| s.ppid) });
         });
         if let Some(lost) = forks.lost() {
             self.coverage.merge(partial(lost));

@@ -137,7 +137,7 @@ pub(super) const PLANTS: &[Plant] = &[
     Plant {
         name: "net-abstract-unix",
         needs: &[],
-        what: "a unix socket that listens on an abstract name, of which no file tells",
+        what: "a unix socket that listens on an abstract name, without a file",
         prepare: |_| {
             planting(|undo| {
                 let name = stage::name("abstract");
