@@ -23,7 +23,7 @@ Exit codes of recover and clean: 0 also if there is nothing to do, otherwise as 
 #[derive(Debug, Parser)]
 #[command(name = "refbox", version, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
-    /// Directory of locks and state [default: /run/refbox, or $XDG_RUNTIME_DIR/refbox for an unprivileged user]
+    /// Directory of locks and state [default: /run/refbox, or $XDG_RUNTIME_DIR/refbox for an ordinary user]
     #[arg(long, global = true, env = "REFBOX_STATE", value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
     #[command(subcommand)]
@@ -100,7 +100,7 @@ pub(crate) struct Run {
     /// Exit with 3 while the box is in use (the default)
     #[arg(long)]
     pub(crate) no_wait: bool,
-    /// Use a user namespace for root too; an unprivileged user always gets one
+    /// Use a user namespace for root too; an ordinary user always gets one
     #[arg(long)]
     pub(crate) user_namespace: bool,
     /// Fail if only an rlimit can enforce one of the limits
