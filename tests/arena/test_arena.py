@@ -149,7 +149,7 @@ def test_what_cannot_be_is_refused_with_the_reason(tmp_path: Path) -> None:
         Arena(binds=[(tmp_path / "nosuch", "/mnt", True)])
     with nothing_left(), pytest.raises(ArenaError, match=r"no\.such: no hierarchy here has it; at step .limits."):
         Arena(limits={"no.such": 1}).up()
-    with nothing_left(), pytest.raises(ArenaError, match="device nosuch"):
+    with nothing_left(), pytest.raises(ArenaError, match="device /dev/nosuch"):
         Arena(devices=["nosuch"]).up()
 
 

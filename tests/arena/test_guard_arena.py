@@ -166,7 +166,7 @@ def test_without_write_access_to_cgroups_an_arena_is_refused_with_the_reason(tmp
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
         assert arena.run(["/bin/sh", "-c", script, "sh", *LEAKCHECK], env=env, stderr=err.fileno()) == 4
     said = (tmp_path / "err").read_text()
-    assert re.search(r"arena: make cgroup /sys/fs/cgroup/\S+: Read-only file system", said), said
+    assert re.search(r"arena: make cgroup /sys/fs/cgroup/\S+: read-only file system", said), said
 
 
 def test_a_writable_layer_too_small_to_come_up_in_is_refused_and_nothing_stays() -> None:
