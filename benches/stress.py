@@ -70,15 +70,15 @@ def verified(submissions: int, pairs: int = 5) -> list[Row]:
     target = load("refbox")
     rates: dict[bool, list[float]] = {True: [], False: []}
     for _ in range(pairs):
-        for looks in rates:
+        for observe in rates:
             options = StressOptions(
-                submissions=submissions, concurrency=CONCURRENCY, specs=parse_specs("c/hello"), looks=looks
+                submissions=submissions, concurrency=CONCURRENCY, specs=parse_specs("c/hello"), observe=observe
             )
             result = run(Stress(), target, options)
             if result.verdict != "clean" or result.outcomes != {"clean": submissions}:
                 raise AssertionError(f"{result.outcomes} {result.findings}")
-            rates[looks].append(result.rate)
-    on, off = (statistics.median(rates[looks]) for looks in (True, False))
+            rates[observe].append(result.rate)
+    on, off = (statistics.median(rates[observe]) for observe in (True, False))
     what = f"submissions of a trivial native program, {CONCURRENCY} at once"
     how = f"`leakcheck stress --target refbox --submission c/hello --submissions {submissions}`"
     share = statistics.median(a / b for a, b in zip(rates[True], rates[False], strict=True))

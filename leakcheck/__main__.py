@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import NoReturn
 
-__all__ = ["main"]
-
 
 def main() -> "NoReturn":
     """Run the command line and exit."""

@@ -16,20 +16,6 @@ from leakcheck.errors import CoverageError, LeakcheckWarning, LeakError, UsageEr
 from leakcheck.render import summary
 from leakcheck.report import Report
 
-__all__ = [
-    "Guard",
-    "InArena",
-    "Kinds",
-    "OnUnknown",
-    "Run",
-    "enforce",
-    "existing_roots",
-    "guard",
-    "kinds_text",
-    "milliseconds",
-    "view_of",
-]
-
 Kinds: TypeAlias = str | Iterable[str] | None
 """Kinds of resource: ``"process,fd"``, ``["process", "fd"]``, or None for every kind that the scope can delimit."""
 OnUnknown: TypeAlias = Literal["raise", "warn", "ignore"]

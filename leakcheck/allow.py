@@ -10,8 +10,6 @@ from typing import TypeAlias
 from leakcheck._native import check_allow, read_input
 from leakcheck.errors import UsageError
 
-__all__ = ["Allow", "AllowRule", "read_allow_file", "to_toml"]
-
 
 @dataclass(frozen=True, slots=True)
 class AllowRule:

@@ -7,8 +7,6 @@ from pathlib import Path
 from leakcheck import _native
 from leakcheck.errors import UsageError
 
-__all__ = ["answering"]
-
 _PATIENCE = 5.0  # seconds
 
 

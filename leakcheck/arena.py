@@ -80,19 +80,19 @@ class Process:
             found = dict(ended.poll(None if timeout is None else max(timeout, 0) * 1000))
             if not found:
                 raise subprocess.TimeoutExpired(self.argv, timeout or 0)
-            told = os.read(self._status, 12) if self._status in found or self._is_told() else b""
-            if len(told) == 12:
-                status, micros = struct.unpack("=iq", told)
+            data = os.read(self._status, 12) if self._status in found or self._is_reported() else b""
+            if len(data) == 12:
+                status, micros = struct.unpack("=iq", data)
                 self.returncode, self.cpu = os.waitstatus_to_exitcode(status), micros / 1e6
             else:
                 self.returncode = -signal.SIGKILL
         return self.returncode
 
-    def _is_told(self) -> bool:
+    def _is_reported(self) -> bool:
         """Wait until the spawner reports how it ended; false if the spawner is frozen with the whole arena."""
-        told = select.poll()
-        told.register(self._status, select.POLLIN)
-        while not told.poll(_ASK * 1000):
+        reported = select.poll()
+        reported.register(self._status, select.POLLIN)
+        while not reported.poll(_ASK * 1000):
             if self._frozen():
                 return False
         return True

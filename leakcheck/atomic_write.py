@@ -20,8 +20,6 @@ from typing import Self
 
 from leakcheck.errors import UsageError
 
-__all__ = ["Output", "save"]
-
 _MOST_LINKS = 40
 """As the kernel follows (path_resolution(7))."""
 _PATIENCE = 10

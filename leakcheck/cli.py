@@ -31,10 +31,8 @@ from leakcheck.commands.doctor import doctor as run_doctor
 from leakcheck.commands.guard import GuardOptions
 from leakcheck.commands.guard import guard as run_guard
 from leakcheck.commands.snapshot import snapshot as run_snapshot
-from leakcheck.deliver import drop, say
+from leakcheck.deliver import drop, notify
 from leakcheck.errors import CompileError, GivenUp, NativeError, TargetError, UsageError
-
-__all__ = ["app", "main"]
 
 
 class _Commands(typer.core.TyperGroup):
@@ -258,7 +256,7 @@ def targets(json: Json = False) -> None:
 def main() -> NoReturn:
     """Run the command line and exit; a failure is one line on stderr, a traceback only with ``LEAKCHECK_DEBUG=1``."""
     _fill_closed_stdio()
-    warnings.showwarning = lambda message, *_: say(f"warning: {message}")
+    warnings.showwarning = lambda message, *_: notify(f"warning: {message}")
     code = _run()
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -354,7 +352,7 @@ def _fail(code: int, message: str) -> int:
     with contextlib.suppress(OSError):
         if os.environ.get("LEAKCHECK_DEBUG") == "1":
             traceback.print_exc()
-    say(message)
+    notify(message)
     return code
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from injectors.timed import ended
-from leakcheck.deliver import say
+from leakcheck.deliver import notify
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.render import printable
 from leakcheck.submissions import BUILTIN, Submission
@@ -121,6 +121,6 @@ def tried(target: Target) -> Availability:
 if __name__ == "__main__":
     from leakcheck.cli import main
 
-    say(f"python -m leakcheck.conformance is now called: leakcheck check {shlex.join(sys.argv[1:])}")
+    notify(f"python -m leakcheck.conformance is now called: leakcheck check {shlex.join(sys.argv[1:])}")
     sys.argv[1:1] = ["check"]
     main()

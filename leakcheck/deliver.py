@@ -11,8 +11,6 @@ from leakcheck.atomic_write import Output
 from leakcheck.errors import UsageError
 from leakcheck.render import printable
 
-__all__ = ["NOT_DELIVERED", "deliver", "drop", "output_to", "print_json", "say"]
-
 NOT_DELIVERED = 3
 """The exit code if a clean verdict could not be delivered."""
 
@@ -34,7 +32,7 @@ def deliver(code: int, text: str, output: Output | None, show: Callable[[], None
             output.save(text)
         except UsageError as error:
             lost = True
-            say(str(error))
+            notify(str(error))
     try:
         if show is None:
             print_json(text)
@@ -45,7 +43,7 @@ def deliver(code: int, text: str, output: Output | None, show: Callable[[], None
         # rich calls sys.exit(1) on a broken pipe.
         if show is None or output is None:
             gone = isinstance(error, (BrokenPipeError, SystemExit))
-            say(f"unknown: {'the reader of the output closed it' if gone else error}")
+            notify(f"unknown: {'the reader of the output closed it' if gone else error}")
             lost = True
         drop(sys.stdout if show is None else sys.stderr)
     return code or (NOT_DELIVERED if lost else 0)
@@ -56,7 +54,7 @@ def print_json(text: str) -> None:
     print(text.replace("##", "#\\u0023"), flush=True)
 
 
-def say(message: str) -> None:
+def notify(message: str) -> None:
     """Print one line on stderr, if stderr can be written."""
     with contextlib.suppress(OSError):
         print("leakcheck:", printable(" ".join(message.split())), file=sys.stderr, flush=True)

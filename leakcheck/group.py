@@ -12,8 +12,6 @@ import subprocess
 from collections.abc import Generator
 from typing import Self
 
-__all__ = ["Group", "suspend"]
-
 
 class Group:
     """A process group that has no members yet.

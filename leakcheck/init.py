@@ -4,8 +4,6 @@ import contextlib
 import os
 import signal
 
-__all__ = ["as_init"]
-
 
 def as_init() -> None:
     """Continue in a child of this process; the parent reaps everything that exits and forwards signals.

@@ -18,8 +18,6 @@ from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
 from leakcheck.pytest_rules import kept_for_life, of_session
 from leakcheck.report import Report
 
-__all__ = ["ItemGuard", "LeakCheck", "Settings", "marker_rule"]
-
 # The kinds whose residue can be attributed to this process and its children on a busy host.
 DEFAULT_KINDS = "process,fd,mount,cgroup,lock,file,ipc,namespace"
 

@@ -18,8 +18,6 @@ import pytest
 
 from leakcheck.allow import AllowRule
 
-__all__ = ["kept_for_life", "of_session"]
-
 _TRACKER = "python: multiprocessing's resource tracker, kept for the life of the process"
 _FORK_SERVER = "python: multiprocessing's fork server, kept for the life of the process"
 _TEMP = "python: multiprocessing's directory for sockets, removed when the process ends"

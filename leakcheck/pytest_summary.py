@@ -8,8 +8,6 @@ from leakcheck.pytest_item import ItemGuard, Settings
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
 from leakcheck.render import leak_line, printable, summary
 
-__all__ = ["Summary", "attach"]
-
 _LEAKED = "leakcheck: leaked"
 
 

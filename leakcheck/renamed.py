@@ -6,8 +6,6 @@ from typing import Any
 
 from leakcheck.errors import UsageError
 
-__all__ = ["RenamedWarning", "notify_renamed", "with_new_names"]
-
 
 class RenamedWarning(FutureWarning):
     """An old name was read; support for it will end."""

@@ -15,8 +15,6 @@ from rich.text import Text
 from leakcheck._native import Snapshot, harmless
 from leakcheck.report import Leak, Report
 
-__all__ = ["coverage", "leak_line", "line", "lines", "print_report", "print_snapshot", "printable", "summary"]
-
 _VERDICT_STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
 _SHOWN = 20
 

@@ -10,8 +10,6 @@ from leakcheck._native import Snapshot
 from leakcheck.allow import Allow, to_toml
 from leakcheck.report import Report
 
-__all__ = ["diff", "snapshot", "verify_none"]
-
 
 def snapshot(
     *,

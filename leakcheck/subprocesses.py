@@ -16,8 +16,6 @@ from typing import Any, Self, TypeVar
 from leakcheck.errors import GivenUp, TargetError
 from leakcheck.group import Group, suspend
 
-__all__ = ["Interrupts", "in_background", "run", "why_not_run"]
-
 _T = TypeVar("_T")
 
 _GRACE = 5

@@ -17,8 +17,6 @@ from typing import Any
 from leakcheck._bin import helper
 from leakcheck.errors import ArenaError
 
-__all__ = ["Warden", "ask", "shutdown"]
-
 _PACKET = 1 << 20
 _MOST_FDS = 253
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-__all__ = ["helper"]
-
 
 def helper(name: str) -> Path:
     """Return the path of the packaged helper program `name`, such as ``mkleak``.

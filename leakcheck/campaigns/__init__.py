@@ -9,7 +9,8 @@ from leakcheck.campaigns.campaign import Campaign
 from leakcheck.campaigns.engine import run
 from leakcheck.campaigns.leaks import Leaks, LeaksOptions
 from leakcheck.campaigns.result import Criterion, Finding, Result
-from leakcheck.campaigns.stress import Stress, StressOptions
+from leakcheck.campaigns.stress import Stress
+from leakcheck.campaigns.stress_options import StressOptions
 
 __all__ = [
     "CAMPAIGNS",

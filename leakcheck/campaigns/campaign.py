@@ -21,8 +21,6 @@ from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.session import Stop
 
-__all__ = ["Campaign", "Check", "Judged", "Made", "Option", "Options", "Trial", "TrialOptions"]
-
 
 class Option(msgspec.Struct, frozen=True):
     """How an option is given on the command line.

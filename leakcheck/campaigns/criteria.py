@@ -11,7 +11,7 @@ from leakcheck.stats.degradation import LIMIT, Sample, changes
 from leakcheck.stats.host_load import HostLoad
 from leakcheck.trials.outcome import Outcome
 
-__all__ = ["at_most", "leak_rate", "no_slower", "reached", "stated", "worst_verdict", "zero"]
+__all__ = ["at_most", "count", "leak_rate", "no_slower", "reached", "stated", "worst_verdict", "zero"]
 
 _VERDICTS: tuple[Verdict, ...] = ("clean", "unknown", "leaked")
 _NAMES: dict[Outcome, tuple[str, Verdict]] = {

@@ -14,8 +14,6 @@ from leakcheck.trials.executor import Ui
 from leakcheck.trials.preflight import probe
 from leakcheck.trials.session import Stop, never
 
-__all__ = ["run"]
-
 _Options = TypeVar("_Options", bound=Options)
 _Trial = TypeVar("_Trial", bound=Trial)
 

@@ -14,8 +14,6 @@ from leakcheck.trials.aftermath import Remnant
 from leakcheck.trials.outcome import OUTCOMES
 from leakcheck.trials.trial import Trial
 
-__all__ = ["clusters", "finding_id", "replay_line", "replay_words", "residue", "shape", "trial_findings"]
-
 _LABELS = 8
 _T = TypeVar("_T")
 

@@ -27,8 +27,6 @@ from leakcheck.trials.preflight import FIRST, first_run, run_length
 from leakcheck.trials.session import Stop
 from leakcheck.trials.trial import Trial
 
-__all__ = ["ENDINGS", "Leaks", "LeaksOptions", "case_of", "schedule"]
-
 ENDINGS = ("normal", "timeout", "crash", "forced")
 
 # Its payload outlives the kill, however long the wait is, and can only end by its wall limit. If only the sleep is

@@ -13,8 +13,6 @@ from leakcheck.campaigns.findings import shape
 from leakcheck.campaigns.result import Criterion, Residue
 from leakcheck.report import Report, Verdict
 
-__all__ = ["Machine"]
-
 _LABELS = 8
 
 

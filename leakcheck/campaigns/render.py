@@ -9,8 +9,6 @@ from leakcheck.campaigns.result import LEAKS_OF, Criterion, Finding, Residue, Re
 from leakcheck.render import line
 from leakcheck.trials.preflight import FIRST
 
-__all__ = ["lines", "print_campaign"]
-
 _STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
 _OUTCOME_STYLE = {
     "clean": "green",

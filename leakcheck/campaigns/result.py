@@ -10,8 +10,6 @@ from leakcheck.report import Verdict
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.record import Record
 
-__all__ = ["LEAKS_OF", "SCHEMA", "Criterion", "Finding", "Residue", "Result"]
-
 SCHEMA = "leakcheck.campaign/1"
 _OLD_OUTCOMES = {"reclaimed": "recovered", "wrong": "false-status"}
 LEAKS_OF = "leaks of kind "

@@ -29,8 +29,6 @@ from leakcheck.trials.session import Stop
 from leakcheck.trials.shared import Shared
 from leakcheck.trials.similarity import place_of
 
-__all__ = ["Stress", "StressOptions"]
-
 _INTERNAL = 0.0001
 """R14 of the requirements: the rate of internal errors."""
 
@@ -67,7 +65,7 @@ class Stress(Campaign[StressOptions, Record]):
             settle=options.settle,
             queue_size=options.queue,
             duration=options.duration,
-            looks=options.looks,
+            observe=options.observe,
         )
 
     def cases(self, target: Target, options: StressOptions, facts: _Facts) -> Iterator[Case]:
@@ -102,7 +100,7 @@ class Stress(Campaign[StressOptions, Record]):
         """Return the criteria that the submissions must meet."""
         about_left: list[Check] = []
         counted: list[Check] = []
-        if options.looks:
+        if options.observe:
             about_left = [
                 *(at_most(f"{LEAKS_OF}{kind}", _staying(kind), 0, "leaked") for kind in _native.KINDS),
                 at_most("things damaged that were there before", _damaged, 0, "leaked"),
@@ -138,7 +136,7 @@ class Stress(Campaign[StressOptions, Record]):
         records, executor = made.trials, made.executor
         by_status = dict(sorted(clusters(records, lambda record: record.expect).items()))
         untied = Counter(leak.kind for arena in executor.arenas for leak in arena.untied.values())
-        looks = [ms for arena in executor.arenas for ms in arena.looks_ms]
+        times = [ms for arena in executor.arenas for ms in arena.observation_ms]
         return {
             "endings": {status: dict(Counter(one.outcome for one in alike)) for status, alike in by_status.items()},
             "first_run": residue([[Remnant(leak.kind, leak.class_, leak.label) for leak in executor.first_run]]),
@@ -146,7 +144,7 @@ class Stress(Campaign[StressOptions, Record]):
                 Residue(kind=kind, class_="unattributed", labels=[kind], count=count) for kind, count in untied.items()
             ],
             "run_ms": round(statistics.median(record.wall_ms for record in records), 3),
-            "timing_ms": {"look": round(statistics.median(looks), 3) if looks else 0.0},
+            "timing_ms": {"look": round(statistics.median(times), 3) if times else 0.0},
             "settle_ms": spread(sorted(made.facts.settled_ms.values())),
             "latency_ms": {status: spread(sorted(one.wall_ms for one in alike)) for status, alike in by_status.items()},
             "records": records,

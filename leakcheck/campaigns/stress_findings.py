@@ -16,8 +16,6 @@ from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.record import Record, behaviour_of
 from leakcheck.trials.similarity import grouped, same
 
-__all__ = ["left_findings", "pace", "samples", "status_findings"]
-
 _LABELS = 8
 _REPLAYED = 20
 _NAMED = 10

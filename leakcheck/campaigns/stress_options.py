@@ -11,8 +11,6 @@ from leakcheck.targets import Target
 from leakcheck.targets.compatibility import incompatibility, sample_for
 from leakcheck.trials.bundles import compiled
 
-__all__ = ["StressOptions", "submissions"]
-
 # Submissions drawn per batch; each batch has its own seed.
 _SAMPLED = 10_000
 
@@ -24,7 +22,7 @@ def _languages(text: str) -> list[str]:
 
 
 class StressOptions(Options, frozen=True, kw_only=True):
-    """What to run; `specs` replace the mix, `looks` is whether residue is observed at all."""
+    """What to run; `specs` replace the mix, `observe` is whether residue is observed at all."""
 
     submissions: Annotated[
         int | None, Option("Number of submissions. Default: 1000, or as many as --duration allows.", "N")
@@ -51,7 +49,7 @@ class StressOptions(Options, frozen=True, kw_only=True):
         ),
     ] = ()
     queue: Annotated[int, Option("Bound of the queue; 0: twice the concurrency.", "Q")] = 0
-    looks: bool = True
+    observe: bool = True
 
     def check(self) -> None:
         """Raise `UsageError` for what cannot be."""

@@ -14,8 +14,6 @@ from leakcheck.trials.isolated import Isolated
 from leakcheck.trials.session import Stop
 from leakcheck.trials.trial import Trial
 
-__all__ = ["TrialCampaign"]
-
 _Options = TypeVar("_Options", bound=TrialOptions)
 
 

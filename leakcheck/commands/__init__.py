@@ -2,7 +2,5 @@
 
 from leakcheck.report import Verdict
 
-__all__ = ["CLEAN", "EXIT_OF", "INTERRUPTED", "LEAKED", "TARGET", "UNKNOWN", "USAGE"]
-
 CLEAN, LEAKED, USAGE, UNKNOWN, TARGET, INTERRUPTED = 0, 1, 2, 3, 4, 130
 EXIT_OF: dict[Verdict, int] = {"clean": CLEAN, "leaked": LEAKED, "unknown": UNKNOWN}

@@ -19,7 +19,7 @@ from leakcheck.campaigns.campaign import Option, Options
 from leakcheck.campaigns.engine import run
 from leakcheck.campaigns.render import print_campaign
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
-from leakcheck.deliver import deliver, output_to, say
+from leakcheck.deliver import deliver, notify, output_to
 from leakcheck.errors import StoppedError
 from leakcheck.renamed import notify_renamed
 from leakcheck.render import printable
@@ -28,8 +28,6 @@ from leakcheck.targets import Target, load
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.record import Record
 from leakcheck.warden import shutdown
-
-__all__ = ["command_of", "run_campaign"]
 
 _PATIENCE = 50
 """Extra seconds, beyond a single command's, that running trials have to end after we were asked to end."""
@@ -93,7 +91,7 @@ def run_campaign(
         except StoppedError as stopped:
             progress.end()
             shutdown()
-            say(f"{stopped}: no result")
+            notify(f"{stopped}: no result")
             return INTERRUPTED
         finally:
             progress.end()

@@ -6,11 +6,9 @@ from rich.console import Console
 from leakcheck.commands import CLEAN, INTERRUPTED, LEAKED
 from leakcheck.conformance import Finding
 from leakcheck.conformance import check as checked
-from leakcheck.deliver import print_json, say
+from leakcheck.deliver import notify, print_json
 from leakcheck.render import line
 from leakcheck.targets import Target
-
-__all__ = ["check"]
 
 
 def check(target: Target, *, as_json: bool) -> int:
@@ -23,7 +21,7 @@ def check(target: Target, *, as_json: bool) -> int:
     try:
         findings = checked(target)
     except KeyboardInterrupt:
-        say("interrupted: no result")
+        notify("interrupted: no result")
         return INTERRUPTED
     if as_json:
         about = {"schema": "leakcheck.check/1", "target": target.name, "version": target.version()}

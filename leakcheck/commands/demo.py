@@ -14,11 +14,9 @@ from leakcheck._bin import helper
 from leakcheck._native import KINDS
 from leakcheck.arena import Arena, Process
 from leakcheck.commands.guard import GuardOptions, guarded
-from leakcheck.deliver import say
+from leakcheck.deliver import notify
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.subprocesses import Interrupts
-
-__all__ = ["demo"]
 
 # mkleak's exit code for "this plant cannot exist here"; the reason is on stderr.
 _NOT_HERE = 77
@@ -55,7 +53,7 @@ def demo(name: str, options: GuardOptions) -> int:
         def plant(env: Mapping[str, str], _: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
             with _planted(shown, env, directory, options.arena) as plant:
                 yield ["mkleak", plant], None
-            say(f"demo over: mkleak removed its leak ({plant})")
+            notify(f"demo over: mkleak removed its leak ({plant})")
 
         return guarded(plant, replace(options, observe=observe))
 

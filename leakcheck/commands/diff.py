@@ -11,8 +11,6 @@ from leakcheck.commands.guard import shows
 from leakcheck.deliver import deliver, output_to
 from leakcheck.report import Report
 
-__all__ = ["diff"]
-
 
 def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, as_json: bool) -> int:
     """Compare two saved snapshots; the exit code is the verdict's."""

@@ -10,8 +10,6 @@ from leakcheck import _native
 from leakcheck.deliver import print_json
 from leakcheck.render import coverage, line
 
-__all__ = ["doctor"]
-
 
 class _Finding(msgspec.Struct, frozen=True):
     level: str
@@ -65,27 +63,27 @@ def doctor(observe: Mapping[str, Any], *, as_json: bool) -> int:
 
 
 def _print(found: _Examination, console: Console) -> None:
-    def say(*parts: str | tuple[str, str]) -> None:
+    def show(*parts: str | tuple[str, str]) -> None:
         console.print(line(*parts), soft_wrap=True)
 
     capabilities = len(found.user.capabilities)
-    say(f"kernel {found.kernel}, uid {found.user.uid} with {capabilities} capabilities, cgroups {found.cgroups}")
+    show(f"kernel {found.kernel}, uid {found.user.uid} with {capabilities} capabilities, cgroups {found.cgroups}")
     if not found.container.initial_pid_namespace:
-        say(("in a container's pid namespace: processes outside it are not visible", "yellow"))
+        show(("in a container's pid namespace: processes outside it are not visible", "yellow"))
     if not found.container.initial_user_namespace:
-        say(("in a user namespace: capabilities are limited to it", "yellow"))
+        show(("in a user namespace: capabilities are limited to it", "yellow"))
     for hint in found.container.hints:
-        say(("looks like a container: ", "yellow"), hint)
+        show(("looks like a container: ", "yellow"), hint)
     for kind, finding in found.kinds.items():
-        say(f"{kind:<10} ", *coverage(finding.level, finding.reason, finding.fix))
+        show(f"{kind:<10} ", *coverage(finding.level, finding.reason, finding.fix))
     for source in found.sources:
         if source.level != "full":
-            say(f"source {source.name} ", *coverage(source.level, source.reason, source.fix))
-    say(("full sources: ", "dim"), ", ".join(source.name for source in found.sources if source.level == "full"))
+            show(f"source {source.name} ", *coverage(source.level, source.reason, source.fix))
+    show(("full sources: ", "dim"), ", ".join(source.name for source in found.sources if source.level == "full"))
     for refusal in found.unreadable:
-        say(("unreadable ", "yellow"), f"process {refusal.pid} ({refusal.comm}): {refusal.what}")
+        show(("unreadable ", "yellow"), f"process {refusal.pid} ({refusal.comm}): {refusal.what}")
     style = "green" if found.guard.verdict == "clean" else "yellow"
     because = f": {found.guard.because}" if found.guard.because else ""
-    say("the best verdict of a guard here is ", (found.guard.verdict, style), because)
+    show("the best verdict of a guard here is ", (found.guard.verdict, style), because)
     if found.undetected:
-        say((f"what leakcheck cannot see anywhere: {found.undetected}", "dim"))
+        show((f"what leakcheck cannot see anywhere: {found.undetected}", "dim"))

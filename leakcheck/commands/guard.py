@@ -19,13 +19,11 @@ from leakcheck.allow import read_allow_file
 from leakcheck.arena import Arena, prepare_observation, run_in_arena
 from leakcheck.atomic_write import Output
 from leakcheck.commands import EXIT_OF, INTERRUPTED, UNKNOWN
-from leakcheck.deliver import deliver, output_to, say
+from leakcheck.deliver import deliver, notify, output_to
 from leakcheck.errors import ArenaError, GivenUp, TargetError
 from leakcheck.render import print_report
 from leakcheck.report import Report
 from leakcheck.subprocesses import Interrupts, in_background, run
-
-__all__ = ["Action", "GuardOptions", "guard", "guarded", "shows"]
 
 # The guarded action: takes the environment, yields the command line and its exit code, and cleans up on exit.
 Action: TypeAlias = Callable[[Mapping[str, str], Interrupts], AbstractContextManager[tuple[list[str], int | None]]]
@@ -110,12 +108,12 @@ def _arena(options: GuardOptions, left: list[str]) -> Generator[dict[str, Any], 
         yield {"arena": arena.view, "attributed_only": True}
     finally:
         if options.keep:
-            say(f"the arena is still up; {arena.how_to_enter}")
+            notify(f"the arena is still up; {arena.how_to_enter}")
         try:
             arena.down()
         except ArenaError as error:
             left.append(str(error))
-            say(f"remove the arena: {error}; the next start of leakcheck tries again")
+            notify(f"remove the arena: {error}; the next start of leakcheck tries again")
 
 
 def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, str], interrupts: Interrupts) -> str:
@@ -126,7 +124,7 @@ def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, 
     code = started(["/bin/sh", "-c", recover], env, interrupts, stdin=subprocess.DEVNULL, stdout=stderr)
     if code != 0:
         ended = f"exited with {code}" if code > 0 else f"was killed by signal {-code}"
-        say(f"recover command {shlex.quote(recover)} {ended}")
+        notify(f"recover command {shlex.quote(recover)} {ended}")
     with _progress("settling after the recover command"):
         return in_background(watched.recovered, interrupts)
 

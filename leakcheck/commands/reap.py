@@ -11,8 +11,6 @@ from leakcheck.deliver import print_json
 from leakcheck.errors import UsageError
 from leakcheck.render import line
 
-__all__ = ["reap"]
-
 _STYLE = {"would": "yellow", "done": "green", "gone": "dim", "skipped": "dim", "failed": "bold red"}
 
 

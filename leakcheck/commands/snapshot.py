@@ -11,8 +11,6 @@ from leakcheck.commands import CLEAN
 from leakcheck.deliver import output_to, print_json
 from leakcheck.render import print_snapshot
 
-__all__ = ["snapshot"]
-
 
 def snapshot(observe: Mapping[str, Any], output: Path | None, *, as_json: bool) -> int:
     """Take a snapshot; save it to a file, or print it as JSON or as a table."""

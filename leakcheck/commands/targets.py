@@ -13,8 +13,6 @@ from leakcheck.render import line
 from leakcheck.targets import Availability, Target
 from leakcheck.targets.registry import builtin
 
-__all__ = ["targets"]
-
 _STYLE = {"ready": "green", "missing": "dim", "unable": "yellow"}
 
 
@@ -52,8 +50,8 @@ def _entry(target: Target) -> _Entry:
 
 def _print(entries: list[_Entry], console: Console) -> None:
     for entry in entries:
-        told = entry.version or entry.summary
-        console.print(line(f"{entry.name:<10} ", (f"{entry.state:<8}", _STYLE[entry.state]), told), soft_wrap=True)
+        about = entry.version or entry.summary
+        console.print(line(f"{entry.name:<10} ", (f"{entry.state:<8}", _STYLE[entry.state]), about), soft_wrap=True)
         if entry.reason:
             hint = f"; {entry.hint}" if entry.hint else ""
             console.print(line(" " * 19, entry.reason, (hint, "dim")), soft_wrap=True)

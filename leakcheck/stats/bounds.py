@@ -4,8 +4,6 @@ import math
 import statistics
 from collections.abc import Sequence
 
-__all__ = ["spread", "upper_bound"]
-
 
 def upper_bound(bad: int, made: int, confidence: float = 0.95) -> float:
     """Return the one-sided upper confidence bound of a rate, given `bad` bad trials among `made`.

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 import msgspec
 
-__all__ = ["LIMIT", "Change", "Sample", "changes"]
-
 LIMIT = 1.10
 """Late over early: 1.10 is ten per cent slower."""
 

@@ -9,8 +9,6 @@ import psutil
 
 from leakcheck.stats.degradation import Change, Sample
 
-__all__ = ["HostLoad"]
-
 # Increase, as a share of all processors, from which other programs may have caused a slowdown.
 _SHARE = 0.05
 _MOST = 20_000

@@ -12,8 +12,6 @@ import msgspec
 
 from leakcheck.submissions.limits import DEFAULT_LIMITS, Limits, Status
 
-__all__ = ["BEHAVIOURS", "LONGEST", "Behaviour"]
-
 LONGEST = 600
 """Seconds after which an endless behaviour ends with exit code 0, a wrong status."""
 

@@ -14,8 +14,6 @@ from pathlib import Path
 
 from leakcheck.errors import CompileError, UsageError
 
-__all__ = ["cache_directory", "compiled", "run_compiler"]
-
 _PLAIN = re.compile(r"/[\w/.+@-]*", re.ASCII)
 _FOR_ROOT = "/var/cache"
 _MANIFEST = "manifest.json"

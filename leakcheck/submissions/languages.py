@@ -13,8 +13,6 @@ from leakcheck.errors import CompileError, UsageError
 from leakcheck.submissions.cache import compiled, run_compiler
 from leakcheck.submissions.limits import Limits
 
-__all__ = ["LANGUAGES", "Found", "Language", "available", "found_languages"]
-
 _SOURCES = Path(__file__).parent / "sources"
 _MIB = 1 << 20
 _Tools: TypeAlias = dict[str, str]
@@ -102,10 +100,10 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
 
     def _version(self) -> str:
         argv = [word.format_map({**self._tools(), "runtime": _runtime(self.runtime) or ""}) for word in self.version]
-        return _said(tuple(argv))
+        return _version_of(tuple(argv))
 
 
-_said = functools.lru_cache(maxsize=64)(run_compiler)
+_version_of = functools.lru_cache(maxsize=64)(run_compiler)
 
 LANGUAGES: dict[str, Language] = {
     one.name: one

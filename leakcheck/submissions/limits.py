@@ -7,8 +7,6 @@ import msgspec
 
 from leakcheck.errors import UsageError
 
-__all__ = ["DEFAULT_LIMITS", "Limits", "Status"]
-
 Status: TypeAlias = Literal["OK", "TLE", "MLE", "RE", "OLE", "IE"]
 """The status that a target reports; IE, internal error, is the target's own failure."""
 

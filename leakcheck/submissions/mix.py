@@ -13,8 +13,6 @@ from leakcheck.submissions.languages import LANGUAGES, Language, found_languages
 from leakcheck.submissions.limits import Status
 from leakcheck.submissions.specs import Spec, spec
 
-__all__ = ["DEFAULT_LANGUAGES", "DEFAULT_MIX", "Mix", "sample"]
-
 _MIB = 1 << 20
 _SAMPLED: tuple[Status, ...] = tuple(one for one in get_args(Status) if one != "IE")
 DEFAULT_LANGUAGES = ("cpp", "java", "python")

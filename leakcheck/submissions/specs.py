@@ -11,8 +11,6 @@ from leakcheck.submissions.languages import LANGUAGES, Language
 from leakcheck.submissions.limits import Limits
 from leakcheck.submissions.submission import Submission
 
-__all__ = ["Spec", "build", "parse_spec", "parse_specs", "spec"]
-
 _TIMES = ("wall", "cpu")
 _SIZES = ("memory", "file_size", "output")
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}

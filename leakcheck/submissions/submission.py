@@ -4,8 +4,6 @@ import msgspec
 
 from leakcheck.submissions.limits import Limits, Status
 
-__all__ = ["BUILTIN", "Submission"]
-
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
     """One program with its limits and the status that it must get.

@@ -20,8 +20,6 @@ from leakcheck.errors import UsageError
 from leakcheck.renamed import with_new_names
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Status
 
-__all__ = ["Adapter", "File", "Needs", "Probe", "StatusReading", "Values", "fill", "fill_json", "read_adapter"]
-
 Argv: TypeAlias = list[str]
 Values: TypeAlias = dict[str, str | int | float | Sequence[str]]
 

@@ -6,8 +6,6 @@ from leakcheck.errors import UsageError
 from leakcheck.submissions import DEFAULT_LANGUAGES, Mix, Spec, found_languages, sample
 from leakcheck.targets.target import Target
 
-__all__ = ["incompatibility", "sample_for"]
-
 
 def incompatibility(target: Target, wanted: Spec) -> str:
     """Return why `target` cannot report the status of `wanted`, empty if it can."""

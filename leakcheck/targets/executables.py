@@ -7,8 +7,6 @@ from pathlib import Path
 
 from leakcheck import _bin
 
-__all__ = ["binds", "find", "places"]
-
 # Directories that an arena replaces; a bind of one of them would hide the arena's.
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev", "/dev/shm")  # noqa: S108 - names to compare with
 # The helper programs, including refbox.

@@ -6,8 +6,6 @@ from pathlib import Path
 from leakcheck.errors import UsageError
 from leakcheck.targets.target import Target
 
-__all__ = ["builtin", "load"]
-
 _ADAPTERS = Path(__file__).parent / "adapters"
 
 

@@ -18,8 +18,6 @@ from leakcheck.submissions import Status, Submission
 from leakcheck.targets.adapter import Adapter, Values, fill, fill_argv, fill_json, load_json, read_adapter
 from leakcheck.targets.executables import find
 
-__all__ = ["Availability", "Box", "Launch", "Reply", "Target"]
-
 _MIB = 1 << 20
 _SIGNALS = signals.valid_signals()
 # Bound if there is nothing to bind: it always exists, and no adapter binds it itself.

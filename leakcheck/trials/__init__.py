@@ -9,8 +9,6 @@ from leakcheck.trials.arena_host import ArenaHost
 from leakcheck.trials.host import Host
 from leakcheck.trials.live_host import LiveHost
 
-__all__ = ["open_host"]
-
 
 def open_host(
     target: Target, settle: float, *, live: bool, needed: Sequence[Path] = (), options: Mapping[str, Any] | None = None

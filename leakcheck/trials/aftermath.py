@@ -13,8 +13,6 @@ from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import count_similar, place_of
 
-__all__ = ["Aftermath", "Remnant"]
-
 # One record however often it repeats: a chain of short-lived processes is reported as one, whatever their number.
 _FOR_GOOD = ("damaged", "respawning")
 
@@ -65,7 +63,7 @@ class Aftermath:
         with self._session.timed("recover"):
             if wrong := self._session.recover():
                 self.failures.append(wrong)
-            report = self._look()
+            report = self._observe()
             self._part(report, "recovery" if self._session.target.adapter.recover else "time")
             self._add(report.leaks, "recovery")
             if self._session.target.adapter.recover and not wrong:
@@ -85,7 +83,7 @@ class Aftermath:
             try:
                 wrong = self._session.run(argv, NEXT)
             finally:
-                came = self._session.host.look_since_mark()
+                came = self._session.host.observe_since_mark()
         except TargetError as error:
             wrong = str(error)
         if wrong:
@@ -95,7 +93,7 @@ class Aftermath:
             return
         before = self._stay
         if before:
-            report = self._look()
+            report = self._observe()
             self._part(report, "next run")
             if alive := [leak for key, leak in self._stay.items() if key in before and _runs(leak)]:
                 self.failures.append(f"next submission: ran beside {alive[0].label}")
@@ -103,8 +101,8 @@ class Aftermath:
         places = {(leak.kind, place_of(leak)) for leak in before.values()}
         self._add((leak for leak in came if (leak.kind, place_of(leak)) not in places), "next run")
 
-    def _look(self) -> Report:
-        report = self._session.host.look()
+    def _observe(self) -> Report:
+        report = self._session.host.observe()
         self._seen(report)
         return report
 
@@ -165,14 +163,14 @@ class Aftermath:
 
         Residue whose number does not increase is bounded; damage to existing resources never is.
         """
-        before = self._look().leaks
+        before = self._observe().leaks
         after = before
         if not self._session.late:
             self._session.renew()
             self._once_more()
             self._session.recover()
             self._session.again()
-            after = self._look().leaks
+            after = self._observe().leaks
         for key, leak in self._stay.items():
             more = count_similar(leak, after) > count_similar(leak, before)
             # A second run killed at another point need not leave what the first left.

@@ -18,8 +18,6 @@ from leakcheck.trials.host import ENV, KINDS, Running
 from leakcheck.trials.rootfs import make_directory, read_file, write_file
 from leakcheck.trials.similarity import place_of
 
-__all__ = ["ArenaHost"]
-
 
 class ArenaHost:
     """An arena: everything new in it belongs to the trial. It shows the target's programs and the `needed` paths.
@@ -101,7 +99,7 @@ class ArenaHost:
         files = [one for one in self._before.resources("file") if one.get("state") in ("changed", "deleted")]
         return [f"{one['state']} {one['class']} {one['path']}" for one in files if not self._target.owns(one["path"])]
 
-    def look(self) -> Report:
+    def observe(self) -> Report:
         """Settle, and return what is new since the baseline; what nothing ties to the arena is listed separately."""
         return self._since(self._before)
 
@@ -109,7 +107,7 @@ class ArenaHost:
         """Take a second baseline of the whole arena."""
         self._marked = _native.snapshot(kinds=KINDS, arena=self._arena.view)
 
-    def look_since_mark(self) -> list[Leak]:
+    def observe_since_mark(self) -> list[Leak]:
         """Settle, and return what is new since the second baseline."""
         return self._since(self._marked).leaks
 

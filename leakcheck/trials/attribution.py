@@ -14,8 +14,6 @@ from leakcheck.trials.host import Host, Running
 from leakcheck.trials.session import Session
 from leakcheck.trials.similarity import place_of
 
-__all__ = ["MARK", "RESPAWNING", "Attribution", "Run", "SharedRemnant"]
-
 MARK = "LEAKCHECK_SUBMISSION"
 """The environment variable of each launch that names its submission."""
 RESPAWNING = "respawning"

@@ -5,8 +5,6 @@ import msgspec
 from leakcheck.submissions import Spec, Submission, build, cache_directory
 from leakcheck.trials.session import NEXT
 
-__all__ = ["compiled", "warm_up"]
-
 
 def compiled(spec: Spec) -> Submission:
     """Return the submission with the whole cache visible, so that a box needs the same directory for all."""

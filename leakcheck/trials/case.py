@@ -5,8 +5,6 @@ import msgspec
 from injectors import NORMAL, Plan
 from leakcheck.submissions import Submission
 
-__all__ = ["Case"]
-
 
 class Case(msgspec.Struct, frozen=True):
     """One submission under one fault plan."""

@@ -17,7 +17,6 @@ from leakcheck.trials.similarity import count_similar, grouped, same
 if TYPE_CHECKING:
     from leakcheck.report import Leak
 
-__all__ = ["isolate"]
 
 _MOST = 64
 
@@ -86,7 +85,7 @@ def _leave_alone(
         with contextlib.suppress(TargetError):
             submission = compiled(parse_spec(word))
             session.submit(session.prepare(submission), submission)
-        arena.look(number, [Run(number, 0)])
+        arena.observe(number, [Run(number, 0)])
         if not session.late:
             leaves[what] = [one.leak for one in arena.left.values()]
         if arena.left or session.late:

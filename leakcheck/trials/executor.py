@@ -5,8 +5,6 @@ from typing import Any, Protocol, TypeVar
 
 from leakcheck.trials.case import Case
 
-__all__ = ["Executor", "Ui"]
-
 _Trial = TypeVar("_Trial", covariant=True)
 
 

@@ -10,8 +10,6 @@ from injectors import Supervisor
 from leakcheck import _native
 from leakcheck.report import Leak, Report
 
-__all__ = ["ENV", "KINDS", "Host", "Running"]
-
 ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
 # No trial can be blamed for what no namespace isolates: that is observed around the whole campaign.
 KINDS = ",".join(kind for kind in _native.KINDS if kind not in ("lockfile", "sysctl"))
@@ -57,13 +55,13 @@ class Host(Protocol):
     def damaged_before(self) -> list[str]:
         """Return the host's files that were changed or removed before the baseline, except the target's own."""
 
-    def look(self) -> Report:
+    def observe(self) -> Report:
         """Settle, and return all residue since the baseline."""
 
     def mark(self) -> None:
         """Take a second baseline."""
 
-    def look_since_mark(self) -> list[Leak]:
+    def observe_since_mark(self) -> list[Leak]:
         """Settle, and return what is new since the second baseline."""
 
     def __enter__(self) -> Self: ...

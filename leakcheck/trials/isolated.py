@@ -11,8 +11,6 @@ from leakcheck.trials.executor import Ui
 from leakcheck.trials.session import Stop
 from leakcheck.trials.trial import Trial, run_trial
 
-__all__ = ["Isolated", "job_count"]
-
 
 def job_count(jobs: int, *, live: bool) -> int:
     """Return the number of parallel trials: 0 means one per CPU; on the live host it is always one."""

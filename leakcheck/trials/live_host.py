@@ -20,8 +20,6 @@ from leakcheck.subprocesses import why_not_run
 from leakcheck.targets import Target
 from leakcheck.trials.host import ENV, KINDS, Running
 
-__all__ = ["LiveHost", "descendants"]
-
 
 class LiveHost:
     """The host: only what is tied to the run counts."""
@@ -80,7 +78,7 @@ class LiveHost:
         """Return nothing: on the live host only new resources are observed."""
         return []
 
-    def look(self) -> Report:
+    def observe(self) -> Report:
         """Settle; from the second call on, drop the first residue that has gone, and add what is new."""
         assert self._guard is not None  # noqa: S101 - `begin` comes first
         text = self._guard.recovered() if self._ended else self._guard.end()
@@ -91,11 +89,11 @@ class LiveHost:
 
     def mark(self) -> None:
         """Observe only: the guard has just one baseline."""
-        self._marked = {leak.key for leak in self.look().leaks}
+        self._marked = {leak.key for leak in self.observe().leaks}
 
-    def look_since_mark(self) -> list[Leak]:
+    def observe_since_mark(self) -> list[Leak]:
         """Observe again, without what the last observation showed."""
-        return [leak for leak in self.look().leaks if leak.key not in self._marked]
+        return [leak for leak in self.observe().leaks if leak.key not in self._marked]
 
 
 def descendants(process: Running) -> set[psutil.Process]:

@@ -3,8 +3,6 @@
 from collections.abc import Iterable
 from typing import Literal, TypeAlias, get_args
 
-__all__ = ["OUTCOMES", "Outcome", "worst"]
-
 Outcome: TypeAlias = Literal[
     "clean", "bounded", "recovered", "unknown", "not-reached", "leaked", "false-status", "silent", "wedged"
 ]

@@ -4,8 +4,6 @@ import contextlib
 import os
 from collections.abc import Generator
 
-__all__ = ["last_words", "memory", "text"]
-
 
 @contextlib.contextmanager
 def memory() -> Generator[int, None, None]:

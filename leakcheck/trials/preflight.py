@@ -10,8 +10,6 @@ from leakcheck.trials.aftermath import Remnant
 from leakcheck.trials.session import NEXT, Session, Stop
 from leakcheck.trials.similarity import count_similar
 
-__all__ = ["FIRST", "first_run", "isolation_gaps", "probe", "run_length"]
-
 FIRST = "first run"
 """The stage of a first run's residue."""
 
@@ -70,12 +68,12 @@ def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[
     """
     left: list[Remnant] = []
 
-    def look(session: Session) -> None:
+    def measure(session: Session) -> None:
         argv = session.prepare(NEXT)
         session.host.begin()
         left.extend(Remnant("file", "damaged", label, stage=FIRST) for label in session.host.damaged_before())
         session.run(argv, NEXT)
-        first = session.host.look()
+        first = session.host.observe()
         if not first.leaks:
             return
         # Preparing the box again replaces its own files, so compare the second run with the third.
@@ -83,14 +81,14 @@ def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[
         for _ in range(2):
             session.renew()
             session.again()
-            reports.append(session.host.look())
+            reports.append(session.host.observe())
         second, third = reports
         for leak in first.leaks:
             more = count_similar(leak, third.leaks) > count_similar(leak, second.leaks)
             class_ = leak.class_ if leak.class_ == "damaged" else "growing" if more else "bounded"
             left.append(Remnant(leak.kind, class_, leak.label, stage=FIRST))
 
-    _in_a_host(target, live, look, stop, settle)
+    _in_a_host(target, live, measure, stop, settle)
     return left
 
 

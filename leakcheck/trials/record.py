@@ -8,8 +8,6 @@ import msgspec
 from leakcheck.trials.attribution import SharedRemnant
 from leakcheck.trials.outcome import Outcome, worst
 
-__all__ = ["Record", "behaviour_of", "with_left"]
-
 _LABELS = 8
 
 

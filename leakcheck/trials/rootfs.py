@@ -8,8 +8,6 @@ import stat
 from collections.abc import Generator
 from pathlib import Path
 
-__all__ = ["make_directory", "read_file", "write_file"]
-
 # The same number on all our architectures; Python and the C library have no wrapper (linux/openat2.h, Linux 5.6).
 _OPENAT2 = 437
 _RESOLVE_IN_ROOT = 0x10

@@ -9,33 +9,31 @@ from leakcheck.errors import NativeError, TargetError
 from leakcheck.trials.attribution import Run
 from leakcheck.trials.shared_arena import SharedArena
 
-__all__ = ["Rotation"]
-
 
 class Rotation:
-    """Chooses which of several arenas takes the next submission; with `looks` false they are never observed.
+    """Chooses which of several arenas takes the next submission; with `observe` false they are never observed.
 
     A round has `size` submissions, or more while no other arena is ready. Arenas are observed in the background;
     `error` is why an observation failed.
     """
 
-    def __init__(self, arenas: Sequence[SharedArena], size: int, *, looks: bool = True) -> None:
+    def __init__(self, arenas: Sequence[SharedArena], size: int, *, observe: bool = True) -> None:
         self.rounds = 0
         self.error = ""
-        self._size, self._looks = size, looks
+        self._size, self._observes = size, observe
         self._ready = list(arenas)
         self._rounds: dict[int, _Round] = {}
         self._changed = threading.Condition()
         self._over = False
         self._open = self._opened(self._ready.pop(0))
-        self._looker = threading.Thread(target=self._look, name="leakcheck-looker", daemon=True)
-        self._looker.start()
+        self._observer = threading.Thread(target=self._observe, name="leakcheck-observer", daemon=True)
+        self._observer.start()
 
     @contextlib.contextmanager
     def turn(self, number: int, box: int) -> Generator[tuple[SharedArena, Run], None, None]:
         """Yield the arena in which submission `number` runs in `box`, with its `Run`."""
         with self._changed:
-            if len(self._open.runs) >= self._size and self._ready and self._looks:
+            if len(self._open.runs) >= self._size and self._ready and self._observes:
                 self._open.closed = True
                 self._open = self._opened(self._ready.pop(0))
                 self._changed.notify_all()
@@ -56,19 +54,19 @@ class Rotation:
             self._open.closed = True
             self._over = True
             self._changed.notify_all()
-        while self._looker.is_alive() and not given_up():
-            self._looker.join(0.2)
+        while self._observer.is_alive() and not given_up():
+            self._observer.join(0.2)
 
     def _opened(self, arena: SharedArena) -> "_Round":
         self.rounds += 1
         opened = self._rounds[self.rounds] = _Round(arena, self.rounds)
         return opened
 
-    def _look(self) -> None:
+    def _observe(self) -> None:
         while (quiet := self._quiet()) is not None:
             try:
-                if self._looks:
-                    quiet.arena.look(quiet.number, quiet.runs)
+                if self._observes:
+                    quiet.arena.observe(quiet.number, quiet.runs)
             except (TargetError, NativeError, OSError) as error:
                 self.error = f"observation after round {quiet.number}: {error}"
             with self._changed:

@@ -17,8 +17,6 @@ from leakcheck.targets import Box, Reply, Target
 from leakcheck.trials.host import Host, Running
 from leakcheck.trials.output import last_words, memory, text
 
-__all__ = ["GRACE", "NEXT", "Done", "Session", "Stop", "never"]
-
 NEXT = BUILTIN["ok"]
 """The next submission in a box, to check that the box still works."""
 

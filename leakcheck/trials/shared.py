@@ -25,7 +25,6 @@ from leakcheck.trials.watchdog import Watchdog, driver_stacks, process_stacks
 if TYPE_CHECKING:
     from leakcheck.report import Leak
 
-__all__ = ["Shared"]
 
 _ROUND = 100
 _MOST_STALLS = 20
@@ -51,10 +50,10 @@ class Shared:
         settle: float,
         queue_size: int,
         duration: float | None,
-        looks: bool,
+        observe: bool,
     ) -> None:
         self._target, self._ui, self._stop = target, ui, stop
-        self._concurrency, self._duration, self._looks = concurrency, duration, looks
+        self._concurrency, self._duration, self._observes = concurrency, duration, observe
         self.queue_size = queue_size or 2 * concurrency
         self._queue: queue.Queue[tuple[int, Submission, float] | None] = queue.Queue(self.queue_size)
         self._made: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
@@ -73,7 +72,7 @@ class Shared:
         self.sick: list[str] = []
         self.arenas = [
             SharedArena(target, concurrency, settle=settle, needed=[cache_directory()], late=self._on_late)
-            for _ in range(2 if looks else 1)
+            for _ in range(2 if observe else 1)
         ]
 
     def fail(self, error: BaseException) -> None:
@@ -91,7 +90,7 @@ class Shared:
             for arena in self.arenas:
                 stack.enter_context(arena)
             self._warm_up()
-            rotation = Rotation(self.arenas, max(_ROUND, 2 * self._concurrency), looks=self._looks)
+            rotation = Rotation(self.arenas, max(_ROUND, 2 * self._concurrency), observe=self._observes)
             began = self._last = time.monotonic()
             with Watchdog(self._idle, self._patience, self._on_stall):
                 try:
@@ -110,7 +109,7 @@ class Shared:
     def _warm_up(self) -> None:
         """Run once in each box, as many at a time as later, record what that leaves, and take the baselines."""
         for number, arena in enumerate(self.arenas):
-            if self._looks:
+            if self._observes:
                 arena.host.begin()
             self._ui.log(f"warming up {len(arena.sessions)} boxes, arena {number + 1} of {len(self.arenas)}")
             failed: list[str] = []
@@ -128,8 +127,8 @@ class Shared:
                 raise StoppedError(f"{self._target.name}: interrupted before the first submission")
             if failed:
                 raise TargetError(f"{self._target.name}: warm-up run: {failed[0]}")
-            if self._looks:
-                self.first_run = arena.host.look().leaks
+            if self._observes:
+                self.first_run = arena.host.observe().leaks
                 arena.host.begin()
 
     def _driven(self, rotation: Rotation, cases: Iterator[Case]) -> Iterator[Record]:
@@ -218,8 +217,8 @@ class Shared:
                 self.cleanup_failures += filter(None, [wrong])
             if wrong := arena.sessions[0].health():
                 self.sick.append(wrong)
-            if self._looks:
-                arena.look(last_round, [])
+            if self._observes:
+                arena.observe(last_round, [])
                 arena.mark_bounded()
             if wrong := arena.sessions[0].again():
                 self.cleanup_failures.append(f"next submission in box 0: {wrong}")

@@ -23,10 +23,9 @@ from leakcheck.trials.similarity import grouped, same
 if TYPE_CHECKING:
     from leakcheck.report import Leak
 
-__all__ = ["SharedArena"]
 
 # Fewer observations do not prove that something does not grow.
-_LOOKS = 3
+_OBSERVATIONS = 3
 _MOST_RECOVERED = 200
 
 
@@ -62,7 +61,7 @@ class SharedArena:
         self.gaps: dict[str, str] = {}
         self.settled_ms: dict[int, float] = {}
         """Milliseconds until transient residue of a round was gone, for rounds that had some."""
-        self.looks_ms: list[float] = []
+        self.observation_ms: list[float] = []
 
     def __enter__(self) -> Self:
         self.host.__enter__()
@@ -88,14 +87,14 @@ class SharedArena:
         self.sessions = []
         del self.attribution
 
-    def look(self, number: int, runs: Sequence[Run]) -> None:
+    def observe(self, number: int, runs: Sequence[Run]) -> None:
         """Observe it after round `number`, which had `runs`; nothing may run in it.
 
         What appears for the first time belongs to these runs. What no longer exists went away by itself, or a later run
         removed it.
         """
         began = time.monotonic()
-        report = self.host.look()
+        report = self.host.observe()
         self.gaps.update({kind: gap.reason for kind, gap in report.gaps.items()})
         self.untied.update({leak.key: leak for leak in report.unattributed})
         if report.transient:
@@ -111,11 +110,11 @@ class SharedArena:
             if leak.key not in self.left and not leak.replaces:
                 self.left[leak.key] = self.attribution.tied(leak, number, runs, list(self.left.values()))
         self.shown.append(now & self.left.keys())
-        self.looks_ms.append((time.monotonic() - began) * 1000)
+        self.observation_ms.append((time.monotonic() - began) * 1000)
 
     def mark_bounded(self) -> None:
         """Mark residue as `bounded` if there was no more of it at the end than after the first round."""
-        if len(self.shown) < _LOOKS:
+        if len(self.shown) < _OBSERVATIONS:
             return
         for alike in grouped(list(self.left.items()), lambda one, other: same(one[1].leak, other[1].leak)):
             keys = {key for key, _ in alike}

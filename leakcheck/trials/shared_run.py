@@ -9,8 +9,6 @@ from leakcheck.trials.attribution import MARK, Run
 from leakcheck.trials.record import Record
 from leakcheck.trials.shared_arena import SharedArena
 
-__all__ = ["run_shared"]
-
 
 def run_shared(arena: SharedArena, submission: Submission, run: Run, waited: float) -> Record:
     """Run `submission` in its box of `arena`, after it `waited` so many seconds; return its record."""

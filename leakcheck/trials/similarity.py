@@ -6,8 +6,6 @@ from typing import TypeVar
 
 from leakcheck.report import Leak
 
-__all__ = ["count_similar", "grouped", "place_of", "same", "similar"]
-
 _T = TypeVar("_T")
 
 _WORDS = re.compile(r"(\w+)")

@@ -14,8 +14,6 @@ from leakcheck.trials.case import Case
 from leakcheck.trials.outcome import Outcome, worst
 from leakcheck.trials.session import Session
 
-__all__ = ["Trial", "run_trial"]
-
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one trial; times in milliseconds. Residue that nothing ties to it is `untied` and does not count.
@@ -73,7 +71,7 @@ def _stages(session: Session, case: Case, injector: Checked) -> Trial:
             # Residue that exists now may come from our own kill.
             return Trial(case=case, outcomes=frozenset({"wedged", "false-status"}), detail=str(error))
     with session.timed("settle"):
-        first = session.host.look()
+        first = session.host.observe()
     after = Aftermath(session, case, first)
     if first.leaks or not injector.harmless:
         after.follow()

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
-__all__ = ["Watchdog", "driver_stacks", "process_stacks"]
-
 # Interval of its checks, in seconds.
 _ASK = 1.0
 _MOST = 200
