@@ -199,7 +199,7 @@ def print_snapshot(snapshot: Snapshot, console: Console) -> None:
         console.print(line(f"{name}: {number}"), soft_wrap=True)
 
 
-def coverage(level: str, *reasons: str) -> list[str | tuple[str, str]]:
+def coverage(level: str, *reasons: str | None) -> list[str | tuple[str, str]]:
     """Return a coverage level and its explanation, as parts of a line."""
     style = {"full": "green", "partial": "yellow"}.get(level, "red")
     return [(level, style), *(f"; {reason}" if n else f": {reason}" for n, reason in enumerate(filter(None, reasons)))]

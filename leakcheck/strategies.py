@@ -13,6 +13,8 @@ import contextlib
 import shlex
 from collections.abc import Collection, Generator, Sequence
 
+import msgspec
+
 from leakcheck.errors import UsageError
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Behaviour, Limits, Spec, Status, found_languages, spec
 
@@ -31,10 +33,9 @@ _USUAL: tuple[Status, ...] = ("OK", "TLE", "RE")
 
 
 def languages() -> st.SearchStrategy[str]:
-    """Return a strategy for the names of languages whose toolchain is installed; Python is the simplest.
+    """Return a strategy for the names of installed languages; raise `UsageError` if there is none.
 
-    Raises:
-        UsageError: no toolchain is installed.
+    Python is the simplest.
     """
     if not (found := found_languages()):
         raise UsageError(f"no language is installed: none of {', '.join(LANGUAGES)}")
@@ -44,8 +45,7 @@ def languages() -> st.SearchStrategy[str]:
 def limits(usual: Limits | None = None) -> st.SearchStrategy[Limits]:
     """Return a strategy for limits under which every language starts and no OK submission is killed.
 
-    Args:
-        usual: what it shrinks toward; default: `DEFAULT_LIMITS`.
+    It shrinks toward `usual`, by default `DEFAULT_LIMITS`.
     """
     usual = usual or Limits()
 
@@ -76,16 +76,9 @@ def submissions(
     hostile: bool = False,
     without: Collection[str] = (),
 ) -> Spec:
-    """Return a strategy for submissions of known status; the arguments are those of `sample`.
+    """Return a strategy for submissions of known status in `only`, by default all installed languages.
 
-    Args:
-        draw: supplied by Hypothesis.
-        only: the languages; default: all that are installed. The first is the simplest.
-        statuses: the statuses to draw from.
-        time_limits: the limits that may end a TLE submission.
-        shortest_wall: the shortest wall limit, in seconds; from 1 on, limits are whole seconds.
-        hostile: whether to include submissions that try to leave something behind.
-        without: behaviours to exclude.
+    The first language is the simplest. `statuses` are those to draw from; the other arguments are those of `sample`.
 
     Raises:
         UsageError: no submission matches the arguments.
@@ -120,20 +113,13 @@ def _ended(
     else:
         # One second is the simplest.
         seconds = st.integers(0, 8).map(lambda tenths: max(shortest, round(1 - tenths / 10, 1)))
-    values = {name: getattr(drawn, name) for name in Limits.__struct_fields__}
-    return Limits(**{**values, "wall": max(60.0, drawn.wall), by: draw(seconds)})
+    return msgspec.structs.replace(drawn, **{"wall": max(60.0, drawn.wall), by: draw(seconds)})
 
 
 def mixes(
     of: st.SearchStrategy[Spec] | None = None, *, smallest: int = 1, largest: int = 8
 ) -> st.SearchStrategy[list[Spec]]:
-    """Return a strategy for small lists of submissions, fewest first.
-
-    Args:
-        of: the submissions; default: `submissions`.
-        smallest: minimum number.
-        largest: maximum number.
-    """
+    """Return a strategy for lists of `smallest` to `largest` submissions of `of`, by default `submissions`."""
     return st.lists(submissions() if of is None else of, min_size=smallest, max_size=largest)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self, TypeVar
@@ -190,25 +191,20 @@ def in_background(work: Callable[[], _T], interrupts: Interrupts, patience: floa
         GivenUp: a second SIGINT came, or we were asked to end and `work` still runs `patience` seconds after the time
             that a command has to end.
     """
-    outcome: list[_T] = []
-    failure: list[BaseException] = []
+    outcome: Future[_T] = Future()
 
     def worker() -> None:
         try:
-            outcome.append(work())
-        except BaseException as error:  # noqa: BLE001 - it is raised again below, in the caller's thread
-            failure.append(error)
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - `result` raises it in the caller's thread
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=worker, name="leakcheck", daemon=True)
-    thread.start()
+    threading.Thread(target=worker, name="leakcheck", daemon=True).start()
     # Return to Python regularly: the kernel may deliver the signal to another thread, which does not wake this one.
-    while thread.is_alive():
-        thread.join(0.2)
+    while wait([outcome], timeout=0.2).not_done:
         if interrupts.overdue(2 * _GRACE + patience):
             raise GivenUp
-    if failure:
-        raise failure[0]
-    return outcome[0]
+    return outcome.result()
 
 
 def why_not_run(program: str, error: OSError) -> str:

@@ -3,7 +3,6 @@
 The warden owns this process's arenas (unix(7), SOCK_SEQPACKET and SCM_RIGHTS).
 """
 
-import array
 import atexit
 import json
 import os
@@ -105,20 +104,9 @@ def ask(
         answered.register(channel, select.POLLIN)
         if not answered.poll(None if patience is None else patience * 1000):
             raise TimeoutError(f"no answer for {patience} s (are the arena's cgroups frozen?)")
-        return _receive(channel)
+        data, received, _, _ = socket.recv_fds(channel, _PACKET, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
     except BaseException:
         channel.close()
         raise
-
-
-def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
-    space = socket.CMSG_SPACE(_MOST_FDS * array.array("i").itemsize)
-    data, control, _, _ = channel.recvmsg(_PACKET, space, socket.MSG_CMSG_CLOEXEC)
-    fds = array.array("i")
-    for level, kind, content in control:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
-    if not data:
-        return {"error": "it is gone"}, list(fds)
-    answer = json.loads(data)
-    return (answer if isinstance(answer, dict) else {answer: True}), list(fds)
+    answer = json.loads(data) if data else {"error": "it is gone"}
+    return (answer if isinstance(answer, dict) else {answer: True}), received

@@ -16,16 +16,6 @@ from leakcheck.targets.registry import builtin
 _STYLE = {"ready": "green", "missing": "dim", "unable": "yellow"}
 
 
-class _Entry(msgspec.Struct, frozen=True):
-    name: str
-    summary: str
-    state: str
-    version: str
-    reason: str
-    hint: str
-    adapter: str
-
-
 def targets(*, as_json: bool) -> int:
     """Try each target with one submission and print the results; always returns 0."""
     # One try per CPU at a time: two would slow down every observation, and a single try mostly waits.
@@ -38,22 +28,28 @@ def targets(*, as_json: bool) -> int:
     return 0
 
 
-def _entry(target: Target) -> _Entry:
+def _entry(target: Target) -> dict[str, str]:
     try:
         state = tried(target)
     except TargetError as error:
         state = Availability("unable", str(error), "")
-    version = "" if state.state == "missing" else target.version()
-    summary, path = target.adapter.summary, str(target.path)
-    return _Entry(target.name, summary, state.state, version, state.reason, state.hint, path)
+    return {
+        "name": target.name,
+        "summary": target.adapter.summary,
+        "state": state.state,
+        "version": "" if state.state == "missing" else target.version(),
+        "reason": state.reason,
+        "hint": state.hint,
+        "adapter": str(target.path),
+    }
 
 
-def _print(entries: list[_Entry], console: Console) -> None:
+def _print(entries: list[dict[str, str]], console: Console) -> None:
     for entry in entries:
-        about = entry.version or entry.summary
-        console.print(line(f"{entry.name:<10} ", (f"{entry.state:<8}", _STYLE[entry.state]), about), soft_wrap=True)
-        if entry.reason:
-            hint = f"; {entry.hint}" if entry.hint else ""
-            console.print(line(" " * 19, entry.reason, (hint, "dim")), soft_wrap=True)
-    ready = sum(entry.state == "ready" for entry in entries)
+        state = (f"{entry['state']:<8}", _STYLE[entry["state"]])
+        console.print(line(f"{entry['name']:<10} ", state, entry["version"] or entry["summary"]), soft_wrap=True)
+        if entry["reason"]:
+            hint = f"; {entry['hint']}" if entry["hint"] else ""
+            console.print(line(" " * 19, entry["reason"], (hint, "dim")), soft_wrap=True)
+    ready = sum(entry["state"] == "ready" for entry in entries)
     console.print(line(f"{ready} of {len(entries)} can run here"), soft_wrap=True)

@@ -38,25 +38,19 @@ def cache_directory(environment: Mapping[str, str] = os.environ) -> Path:
         elif environment.get("HOME", "").startswith("/"):
             base = f"{environment['HOME']}/.cache"
         else:
-            raise UsageError(
-                "no directory for compiled submissions: HOME is not set; set XDG_CACHE_HOME to a directory"
-            )
+            why = "HOME is not set; set XDG_CACHE_HOME to a directory"
+            raise UsageError(f"no directory for compiled submissions: {why}")
     if not _PLAIN.fullmatch(base):
-        raise UsageError(
-            f"cache directory {base!r}: a path to bind may have only letters, digits and /.+@_- in sandboxes; "
-            "set XDG_CACHE_HOME to another directory"
-        )
+        why = "a path to bind may have only letters, digits and /.+@_- in sandboxes"
+        raise UsageError(f"cache directory {base!r}: {why}; set XDG_CACHE_HOME to another directory")
     return Path(os.path.normpath(base)) / "leakcheck/submissions"
 
 
 def compiled(name: str, content: Sequence[bytes], build: Callable[[Path], None], cache: Path | None = None) -> Path:
     """Return the directory that `build` filled once for `content`; everything in it is readable for all users.
 
-    Args:
-        name: prefix of the directory's name.
-        content: what it depends on: sources, flags, the compiler's version.
-        build: fills the directory that it gets.
-        cache: the cache directory; default: `cache_directory`.
+    `content` is what it depends on: sources, flags, the compiler's version. `name` is the prefix of its name in
+    `cache`, by default `cache_directory`.
 
     Raises:
         CompileError: `build` raised it; nothing is kept.

@@ -5,7 +5,6 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 import msgspec
 
@@ -15,7 +14,6 @@ from leakcheck.submissions.limits import Limits
 
 _SOURCES = Path(__file__).parent / "sources"
 _MIB = 1 << 20
-_Tools: TypeAlias = dict[str, str]
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -27,15 +25,15 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Language(msgspec.Struct, frozen=True, kw_only=True):
-    """One language.
+    """One language. The words of a command are separated by spaces, and filled in one by one.
 
     Args:
         name: its name in specs.
         source: its suite, in `sources`.
         tools: the programs that compile it.
         runtime: the program that runs it, which sandboxes see only below /usr; empty if it needs none.
-        compile: argument lists, one per command, run in a directory with the suite; ``{TOOL}`` is a tool's path.
-        run: its argv, ``{}`` being the bundle's directory, ``{runtime}`` and ``{heap}`` (MiB) filled in too.
+        compile: commands, run in a directory with the suite; ``{TOOL}`` is a tool's path.
+        run: its command, ``{}`` being the bundle's directory, ``{runtime}`` and ``{heap}`` (MiB) filled in too.
         version: the command that prints the compiler's or interpreter's version.
         install: how to install it.
         least_memory: the smallest memory limit, in bytes, under which its runtime starts.
@@ -47,9 +45,9 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     tools: tuple[str, ...] = ()
     runtime: str = ""
-    compile: tuple[tuple[str, ...], ...] = ()
-    run: tuple[str, ...]
-    version: tuple[str, ...]
+    compile: tuple[str, ...] = ()
+    run: str
+    version: str
     install: str
     least_memory: int = 16 * _MIB
     least_processes: int = 2
@@ -75,14 +73,16 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
         if not state.ready:
             raise UsageError(f"language {self.name}: {state.reason}; install it: {state.hint}")
         source = (_SOURCES / self.source).read_bytes()
+        tools = {name: _tool(name) for name in self.tools} | {"runtime": _runtime(self.runtime)}
+        version = _version(tuple(word.format_map(tools) for word in self.version.split()))
         # Of the paths only the commands' names matter: the versions identify the rest.
-        recipe = [repr((self.compile, self.environment)).encode(), source, self._version().encode()]
+        recipe = [repr((self.compile, self.environment)).encode(), source, version.encode()]
 
         def build(directory: Path) -> None:
             (directory / self.source).write_bytes(source)
-            for argv in self.compile:
+            for command in self.compile:
                 try:
-                    run_compiler([word.format_map(self._tools()) for word in argv], directory, self.environment)
+                    run_compiler([word.format_map(tools) for word in command.split()], directory, self.environment)
                 except CompileError as error:
                     raise CompileError(f"compile {self.name}, {_SOURCES / self.source}: {error}") from error
 
@@ -92,18 +92,10 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
         """Return the argv of the suite in `bundle`, without its arguments."""
         # Above the limit, so that the sandbox kills a program that takes too much, not the runtime.
         heap = 2 * max(limits.memory // _MIB, 1024)
-        runtime = _runtime(self.runtime) or ""
-        return tuple(word.format(bundle, runtime=runtime, heap=heap) for word in self.run)
-
-    def _tools(self) -> _Tools:
-        return {name: path for name in self.tools if (path := _tool(name)) is not None}
-
-    def _version(self) -> str:
-        argv = [word.format_map({**self._tools(), "runtime": _runtime(self.runtime) or ""}) for word in self.version]
-        return _version_of(tuple(argv))
+        return tuple(word.format(bundle, runtime=_runtime(self.runtime), heap=heap) for word in self.run.split())
 
 
-_version_of = functools.lru_cache(maxsize=64)(run_compiler)
+_version = functools.lru_cache(maxsize=64)(run_compiler)
 
 LANGUAGES: dict[str, Language] = {
     one.name: one
@@ -113,26 +105,26 @@ LANGUAGES: dict[str, Language] = {
             source="suite.py",
             runtime="python3",
             # -I -S: use nothing of the user, and nothing in /etc, which a sandbox may lack.
-            run=("{runtime}", "-I", "-S", "-B", "{}/suite.py"),
-            version=("{runtime}", "--version"),
+            run="{runtime} -I -S -B {}/suite.py",
+            version="{runtime} --version",
             install="apt-get install python3",
         ),
         Language(
             name="cpp",
             source="suite.c",
             tools=("g++",),
-            compile=(("{g++}", "-x", "c++", "-std=c++17", "-O1", "-o", "suite", "suite.c"),),
-            run=("{}/suite",),
-            version=("{g++}", "--version"),
+            compile=("{g++} -x c++ -std=c++17 -O1 -o suite suite.c",),
+            run="{}/suite",
+            version="{g++} --version",
             install="apt-get install g++",
         ),
         Language(
             name="c",
             source="suite.c",
             tools=("gcc",),
-            compile=(("{gcc}", "-std=gnu11", "-O1", "-o", "suite", "suite.c"),),
-            run=("{}/suite",),
-            version=("{gcc}", "--version"),
+            compile=("{gcc} -std=gnu11 -O1 -o suite suite.c",),
+            run="{}/suite",
+            version="{gcc} --version",
             install="apt-get install gcc",
         ),
         Language(
@@ -142,33 +134,14 @@ LANGUAGES: dict[str, Language] = {
             # A separate runtime, because Debian's has links into /etc, which a sandbox may lack. The dump makes the
             # start quick. Srt loads its own agent, which needs java.instrument.
             compile=(
-                ("{javac}", "-encoding", "UTF-8", "Main.java"),
-                (
-                    "{jlink}",
-                    "--add-modules",
-                    "java.base,java.instrument",
-                    "--strip-debug",
-                    "--no-header-files",
-                    "--no-man-pages",
-                    "--output",
-                    "runtime",
-                ),
-                ("runtime/bin/java", "-Xshare:dump"),
+                "{javac} -encoding UTF-8 Main.java",
+                "{jlink} --add-modules java.base,java.instrument "
+                "--strip-debug --no-header-files --no-man-pages --output runtime",
+                "runtime/bin/java -Xshare:dump",
             ),
-            run=(
-                "{}/runtime/bin/java",
-                "-XX:+UseSerialGC",
-                "-XX:TieredStopAtLevel=1",
-                "-Xshare:auto",
-                "-XX:-UsePerfData",
-                "-Xss512k",
-                "-Xms16m",
-                "-Xmx{heap}m",
-                "-cp",
-                "{}",
-                "Main",
-            ),
-            version=("{javac}", "-version"),
+            run="{}/runtime/bin/java -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xshare:auto -XX:-UsePerfData "
+            "-Xss512k -Xms16m -Xmx{heap}m -cp {} Main",
+            version="{javac} -version",
             install="apt-get install openjdk-17-jdk-headless",
             least_memory=256 * _MIB,
             least_processes=64,
@@ -177,18 +150,18 @@ LANGUAGES: dict[str, Language] = {
             name="rust",
             source="suite.rs",
             tools=("rustc",),
-            compile=(("{rustc}", "--edition", "2021", "-O", "-o", "suite", "suite.rs"),),
-            run=("{}/suite",),
-            version=("{rustc}", "--version"),
+            compile=("{rustc} --edition 2021 -O -o suite suite.rs",),
+            run="{}/suite",
+            version="{rustc} --version",
             install="apt-get install rustc, or https://rustup.rs",
         ),
         Language(
             name="go",
             source="suite.go",
             tools=("go",),
-            compile=(("{go}", "build", "-o", "suite", "suite.go"),),
-            run=("{}/suite",),
-            version=("{go}", "version"),
+            compile=("{go} build -o suite suite.go",),
+            run="{}/suite",
+            version="{go} version",
             install="apt-get install golang-go",
             least_memory=32 * _MIB,
             least_processes=32,
@@ -199,8 +172,8 @@ LANGUAGES: dict[str, Language] = {
             name="node",
             source="suite.js",
             runtime="node",
-            run=("{runtime}", "--max-old-space-size={heap}", "{}/suite.js"),
-            version=("{runtime}", "--version"),
+            run="{runtime} --max-old-space-size={heap} {}/suite.js",
+            version="{runtime} --version",
             install="apt-get install nodejs",
             least_memory=256 * _MIB,
             least_processes=64,

@@ -11,14 +11,8 @@ Status: TypeAlias = Literal["OK", "TLE", "MLE", "RE", "OLE", "IE"]
 """The status that a target reports; IE, internal error, is the target's own failure."""
 
 _MIB = 1 << 20
-_GREATEST: dict[str, float] = {
-    "wall": 3600,
-    "cpu": 3600,
-    "memory": 1 << 40,
-    "processes": 1 << 20,
-    "file_size": 1 << 40,
-    "output": 1 << 40,
-}
+_HOUR, _TIB = 3600, 1 << 40
+_GREATEST = {"wall": _HOUR, "cpu": _HOUR, "memory": _TIB, "processes": 1 << 20, "file_size": _TIB, "output": _TIB}
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, order=True):
@@ -48,7 +42,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, order=True):
             value = getattr(self, name)
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not math.isfinite(value) or not 0 < value <= greatest:
-                raise UsageError(f"limit {name}={value}: give a number above 0, at most {greatest:.0f}")
+                raise UsageError(f"limit {name}={value}: give a number above 0, at most {greatest}")
             if name not in ("wall", "cpu") and value != int(value):
                 raise UsageError(f"limit {name}={value}: give a whole number")
 

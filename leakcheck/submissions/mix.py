@@ -42,9 +42,9 @@ class Mix(msgspec.Struct, frozen=True):
         """Return the mix that `text`, such as ``OK=70,TLE=20,MLE=5,RE=5``, describes; raise `UsageError`."""
         shares: dict[Status, float] = {}
         for part in text.split(","):
-            name, equals, number = part.strip().partition("=")
-            status = next((known for known in _SAMPLED if known == name), None)
-            if status is None or not equals:
+            name, _, number = part.strip().partition("=")
+            status = next((known for known in _SAMPLED if known == name and "=" in part), None)
+            if status is None:
                 raise UsageError(f"mix {text!r}: {part!r}: give STATUS=SHARE, STATUS one of {', '.join(_SAMPLED)}")
             if status in shares:
                 raise UsageError(f"mix {text!r}: {status} is given twice")
@@ -122,12 +122,11 @@ def sample(
         raise UsageError(f"unknown language {unknown[0]!r}: one of {', '.join(LANGUAGES)}")
     generator = random.Random(seed)  # noqa: S311 - must be repeatable
     behaviours = [one for one in BEHAVIOURS.values() if one.fits(time_limits, without, hostile=hostile)]
-    draw = _Draw(generator, time_limits, shortest_wall)
     sampled: list[Spec] = []
     for status, count in mix.counts(n).items():
         fitting = [one for one in behaviours if one.expect == status]
-        turns = _turns(status, names, fitting, count, generator)
-        sampled.extend(draw.spec(language, behaviour) for language, behaviour in turns)
+        for language, behaviour in _turns(status, names, fitting, count, generator):
+            sampled.append(_drawn(language, behaviour, generator, time_limits, shortest_wall))
     generator.shuffle(sampled)
     return sampled
 
@@ -149,34 +148,25 @@ def _turns(
         yield language, fitting[number // len(choices) % len(fitting)]
 
 
-class _Draw:
-    """Draws limits."""
-
-    def __init__(self, generator: random.Random, time_limits: Collection[str], shortest_wall: float) -> None:
-        self._random = generator
-        self._time_limits = time_limits
-        self._shortest = shortest_wall
-
-    def spec(self, language: Language, behaviour: Behaviour) -> Spec:
-        wide = behaviour.expect not in ("MLE", "OLE")
-        memory = self._random.randrange(128, 513, 16) if wide else self._random.randrange(64, 129, 16)
-        limits: dict[str, float] = {
-            "wall": float(self._random.randint(60, 90)),
-            "cpu": float(self._random.randint(10, 20)),
-            "memory": max(language.least_memory, memory * _MIB),
-            "processes": max(language.least_processes, self._random.randint(32, 128)),
-        }
-        if behaviour.expect == "OLE":
-            limits["output"] = self._random.randint(1, 8) * _MIB
-            limits["file_size"] = self._random.randint(1, 8) * _MIB
-        if behaviour.ends_by:
-            name = self._random.choice([name for name in behaviour.ends_by if name in self._time_limits])
-            limits[name] = self._short()
-        return spec(language.name, behaviour.name, **limits)
-
-    def _short(self) -> float:
-        if self._shortest >= 1:
-            whole = math.ceil(self._shortest)
-            return float(self._random.randint(whole, whole + 1))
-        least = max(0.2, self._shortest)
-        return round(self._random.uniform(least, max(least, 1.0)), 2)
+def _drawn(
+    language: Language, behaviour: Behaviour, generator: random.Random, time_limits: Collection[str], shortest: float
+) -> Spec:
+    """Return the submission with drawn limits."""
+    wide = behaviour.expect not in ("MLE", "OLE")
+    memory = generator.randrange(128, 513, 16) if wide else generator.randrange(64, 129, 16)
+    limits: dict[str, float] = {
+        "wall": float(generator.randint(60, 90)),
+        "cpu": float(generator.randint(10, 20)),
+        "memory": max(language.least_memory, memory * _MIB),
+        "processes": max(language.least_processes, generator.randint(32, 128)),
+    }
+    if behaviour.expect == "OLE":
+        limits["output"] = generator.randint(1, 8) * _MIB
+        limits["file_size"] = generator.randint(1, 8) * _MIB
+    if behaviour.ends_by:
+        name = generator.choice([name for name in behaviour.ends_by if name in time_limits])
+        if shortest >= 1:
+            limits[name] = float(math.ceil(shortest) + generator.randint(0, 1))
+        else:
+            limits[name] = round(generator.uniform(max(0.2, shortest), 1.0), 2)
+    return spec(language.name, behaviour.name, **limits)

@@ -31,13 +31,10 @@ class Spec(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         language, behaviour = _known(self.language, self.behaviour)
-        least = {"memory": language.least_memory, "processes": language.least_processes}
-        for name, value in least.items():
-            if getattr(self.limits, name) < value:
-                raise UsageError(
-                    f"{self.language}/{self.behaviour}: {name}={_number(name, getattr(self.limits, name))}: "
-                    f"{self.language} needs {_number(name, value)} at least"
-                )
+        for name, least in (("memory", language.least_memory), ("processes", language.least_processes)):
+            if (value := getattr(self.limits, name)) < least:
+                why = f"{name}={_number(name, value)}: {self.language} needs {_number(name, least)} at least"
+                raise UsageError(f"{self.language}/{self.behaviour}: {why}")
         if why := behaviour.impossible(self.limits):
             raise UsageError(f"{self.language}/{self.behaviour}: {why}")
 
@@ -102,11 +99,7 @@ def parse_specs(text: str) -> list[Spec]:
 
 
 def build(wanted: Spec, cache: Path | None = None) -> Submission:
-    """Return the compiled submission; its suite comes from the cache if it is already there.
-
-    Args:
-        wanted: its spec.
-        cache: directory of compiled suites; default: `cache_directory`.
+    """Return the compiled submission; its suite comes from `cache`, by default `cache_directory`, if it is there.
 
     Raises:
         UsageError: its toolchain is missing, or the cache cannot be written to.
@@ -120,8 +113,6 @@ def build(wanted: Spec, cache: Path | None = None) -> Submission:
         expect=behaviour.expect,
         expect_exit=behaviour.expect_exit,
         expect_signal=behaviour.expect_signal,
-        language=wanted.language,
-        behaviour=wanted.behaviour,
         bundle=str(bundle),
         **msgspec.structs.asdict(wanted.limits),
     )
@@ -139,12 +130,9 @@ def _known(language: str, behaviour: str) -> tuple[Language, Behaviour]:
 
 def _usual(language: str, behaviour: str) -> Limits:
     known, does = _known(language, behaviour)
-    limits = does.limits
-    return msgspec.structs.replace(
-        limits,
-        memory=max(limits.memory, known.least_memory),
-        processes=max(limits.processes, known.least_processes),
-    )
+    memory = max(does.limits.memory, known.least_memory)
+    processes = max(does.limits.processes, known.least_processes)
+    return msgspec.structs.replace(does.limits, memory=memory, processes=processes)
 
 
 def _number(name: str, value: float) -> str:

@@ -1,27 +1,17 @@
 """Submissions: a program, its limits and the status that it must get."""
 
-import msgspec
-
 from leakcheck.submissions.limits import Limits, Status
 
 
-class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """One program with its limits and the status that it must get.
+class Submission(Limits, frozen=True, kw_only=True):
+    """One program with its limits, and the status that it must get.
 
     Args:
         name: its name in reports; for a compiled one the spec that `parse_spec` parses back.
         program: its argv inside the sandbox.
-        wall: wall-clock limit in seconds; some targets accept only whole seconds.
-        cpu: limit of processor time in seconds; most targets accept only whole seconds.
-        memory: limit in bytes.
-        processes: number of processes and threads at the same time.
-        file_size: limit in bytes for one file.
-        output: limit in bytes for the output.
         expect: the expected status.
         expect_exit: the exit code that the target must report, if any.
         expect_signal: the signal that the target must report, if it can.
-        language: which of `LANGUAGES` it is written in; empty for a command.
-        behaviour: which of `BEHAVIOURS` it shows; empty for a command.
         bundle: absolute path of the directory of the compiled program, which must exist read-only at the same path
             inside; empty if it needs none.
     """
@@ -29,22 +19,10 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     program: tuple[str, ...]
     wall: float = 10
-    cpu: float = 10
-    memory: int = 256 << 20
-    processes: int = 64
-    file_size: int = 64 << 20
-    output: int = 16 << 20
     expect: Status = "OK"
     expect_exit: int | None = None
     expect_signal: int | None = None
-    language: str = ""
-    behaviour: str = ""
     bundle: str = ""
-
-    @property
-    def limits(self) -> Limits:
-        """Its limits; raise `UsageError` if one is impossible."""
-        return Limits(**{name: getattr(self, name) for name in Limits.__struct_fields__})
 
 
 def _shell(

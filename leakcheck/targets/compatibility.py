@@ -39,9 +39,8 @@ def sample_for(
         names = found_languages(lambda name: name in DEFAULT_LANGUAGES and name not in adapter.languages_not)
     else:
         names = list(languages)
-        for name in names:
-            if name in adapter.languages_not:
-                raise UsageError(f"{target.name} does not run {name}: {adapter.languages_not[name]}")
+        if unable := [name for name in names if name in adapter.languages_not]:
+            raise UsageError(f"{target.name} does not run {unable[0]}: {adapter.languages_not[unable[0]]}")
     return sample(
         mix,
         names,

@@ -112,7 +112,7 @@ def test_a_part_of_a_byte_is_refused() -> None:
 
 def test_a_command_has_limits_and_no_more_for_a_spec_than_its_name() -> None:
     assert BUILTIN["timeout"].name == "timeout"
-    assert BUILTIN["timeout"].limits == Limits(wall=1)
+    assert BUILTIN["timeout"].wall == 1
     with pytest.raises(UsageError, match="limit wall=0"):
-        _ = msgspec.structs.replace(BUILTIN["ok"], wall=0).limits
+        msgspec.structs.replace(BUILTIN["ok"], wall=0)
     assert Submission(name="x", program=("/bin/true",)).bundle == ""
