@@ -18,6 +18,7 @@ __all__ = [
     "StoppedError",
     "TargetError",
     "UsageError",
+    "reason",
 ]
 
 
@@ -73,3 +74,8 @@ class LeakcheckWarning(UserWarning):
 
 class GivenUp(BaseException):
     """A second SIGINT: quit at once. Not an `Exception`, so that no handler treats it as a failed check."""
+
+
+def reason(error: OSError) -> str:
+    """Return why a call of the system failed, without its number and path, in lower case."""
+    return (error.strerror or str(error)).lower()

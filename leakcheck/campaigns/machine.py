@@ -9,11 +9,10 @@ from typing import Self
 import msgspec
 
 from leakcheck import _native
-from leakcheck.campaigns.findings import shape
+from leakcheck.campaigns.findings import residue
 from leakcheck.campaigns.result import Criterion, Residue
 from leakcheck.report import Report, Verdict
-
-_LABELS = 8
+from leakcheck.trials.aftermath import Remnant
 
 
 class Machine:
@@ -37,8 +36,7 @@ class Machine:
         report = Report.from_json(_native.diff(self._before, _native.snapshot(kinds="sysctl")))
         self.gaps = {kind: gap.reason for kind, gap in report.gaps.items()}
         if changed := len(report.leaks):
-            labels = list({shape(leak.label): leak.label for leak in report.leaks}.values())[:_LABELS]
-            self.untied = [Residue(kind="sysctl", class_="damaged", labels=labels, count=changed)]
+            self.untied = residue([[Remnant("sysctl", "damaged", leak.label) for leak in report.leaks]])
         name = "settings of the machine that changed"
         yield Criterion(name=name, passed=changed == 0, measured=changed, limit=0), "leaked"
 

@@ -9,7 +9,7 @@ from leakcheck.errors import UsageError
 from leakcheck.submissions import DEFAULT_MIX, LANGUAGES, Mix, Spec, Submission, parse_specs
 from leakcheck.targets import Target
 from leakcheck.targets.compatibility import incompatibility, sample_for
-from leakcheck.trials.bundles import compiled
+from leakcheck.trials.shared_arena import compiled
 
 # Submissions drawn per batch; each batch has its own seed.
 _SAMPLED = 10_000

@@ -31,14 +31,18 @@ def _at_most(bad: int, made: int, rate: float) -> float:
     return total
 
 
+def quantile(sorted_values: Sequence[float], share: float) -> float:
+    """Return the value at that share of sorted values; 0 if there are none."""
+    return sorted_values[min(len(sorted_values) - 1, int(len(sorted_values) * share))] if sorted_values else 0.0
+
+
 def spread(sorted_values: Sequence[float]) -> dict[str, float]:
     """Return the number of sorted times, with their median, 95th percentile and maximum; empty if there are none."""
     if not sorted_values:
         return {}
-    late = sorted_values[min(len(sorted_values) - 1, int(len(sorted_values) * 0.95))]
     return {
         "trials": len(sorted_values),
         "median": round(statistics.median(sorted_values), 3),
-        "p95": round(late, 3),
+        "p95": round(quantile(sorted_values, 0.95), 3),
         "max": round(sorted_values[-1], 3),
     }

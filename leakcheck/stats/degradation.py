@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import msgspec
 
+from leakcheck.stats.bounds import quantile
+
 LIMIT = 1.10
 """Late over early: 1.10 is ten per cent slower."""
 
@@ -105,8 +107,8 @@ def _ratios(early: Sequence[_Stretch], late: Sequence[_Stretch]) -> dict[str, fl
     pace = [sum(one.seconds for one in part) / sum(one.work for one in part) for part in (early, late)]
     times = [sorted(time for one in part for time in one.times) for part in (early, late)]
     ratios = {"throughput": _over(pace[1], pace[0])}
-    for name, quantile in (("p50", 0.5), ("p95", 0.95)):
-        before, after = (_quantile(part, quantile) for part in times)
+    for name, share in (("p50", 0.5), ("p95", 0.95)):
+        before, after = (quantile(part, share) for part in times)
         ratios[name] = _over(after, before)
     return ratios
 
@@ -115,13 +117,9 @@ def _over(late: float, early: float) -> float:
     return late / early if early > 0 else 1.0
 
 
-def _quantile(ordered: Sequence[float], quantile: float) -> float:
-    return ordered[min(len(ordered) - 1, int(len(ordered) * quantile))] if ordered else 0.0
-
-
 def _judged(ratio: float, drawn: Sequence[float]) -> Change:
     ordered = sorted(drawn)
-    low, high = _quantile(ordered, 0.05), _quantile(ordered, 0.95)
+    low, high = quantile(ordered, 0.05), quantile(ordered, 0.95)
     passed = True if high < LIMIT else False if low > LIMIT else None
     why = "" if passed is not None else "inconclusive: the interval contains the limit; a longer run narrows it"
     return Change(round(ratio, 3), round(low, 3), round(high, 3), passed, why)

@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
-from leakcheck.errors import CompileError, UsageError
+from leakcheck.errors import CompileError, UsageError, reason
 
 _PLAIN = re.compile(r"/[\w/.+@-]*", re.ASCII)
 _FOR_ROOT = "/var/cache"
@@ -70,7 +70,7 @@ def compiled(name: str, content: Sequence[bytes], build: Callable[[Path], None],
             if not _intact(entry):
                 _make(entry, build)
     except OSError as error:
-        what = f"{(error.strerror or str(error)).lower()}: {error.filename or entry}"
+        what = f"{reason(error)}: {error.filename or entry}"
         raise UsageError(f"keep compiled submissions in {cache}: {what}; set XDG_CACHE_HOME elsewhere") from error
     return entry
 
@@ -93,7 +93,7 @@ def run_compiler(
             check=False,
         )
     except OSError as error:
-        raise CompileError(f"run {argv[0]}: {(error.strerror or str(error)).lower()}") from error
+        raise CompileError(f"run {argv[0]}: {reason(error)}") from error
     except subprocess.TimeoutExpired as error:
         raise CompileError(f"{' '.join(argv)}: still ran after {_COMPILE_S} s") from error
     if done.returncode != 0:

@@ -9,7 +9,7 @@ Strings may hold placeholders: ``{program}`` (a separate element; the submission
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -26,7 +26,6 @@ Values: TypeAlias = dict[str, str | int | float | Sequence[str]]
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _STATIC = {"box", "name", "work"}
 _LIMITS = {"wall", "cpu", "cpu_exact", "memory", "memory_kib", "memory_mib", "processes", "file_size", "output"}
-_RUN = {*_LIMITS, "bundle"}
 _LONGEST_WALL = 3600
 _OLD_NAMES = {"verdict": "status", "verdicts": "statuses"}
 _NAMES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
@@ -170,9 +169,8 @@ def read_adapter(path: Path) -> Adapter:
         UsageError: it cannot be read, is not TOML, or a field is unknown, missing or wrong; the message names the field
             and what to do.
     """
-    text = read_input("adapter", path, most=1 << 20)
     try:
-        table = msgspec.toml.decode(text)
+        table = msgspec.toml.decode(read_input("adapter", path, most=1 << 20))
         if isinstance(status := table.get("status"), dict):
             table["status"] = with_new_names(status, _OLD_NAMES, f"adapter {path}: status")
         adapter = msgspec.convert(table, type=Adapter)
@@ -180,7 +178,8 @@ def read_adapter(path: Path) -> Adapter:
         raise UsageError(f"adapter {path}: {error}") from error
     except RecursionError as error:
         raise UsageError(f"adapter {path}: nested too deeply") from error
-    check(adapter, path)
+    if (problem := next(_problems(adapter, path), None)) is not None:
+        raise UsageError(f"adapter {path}: {': '.join(problem)}")
     return adapter
 
 
@@ -197,110 +196,102 @@ def load_json(path: Path, file: File) -> Any:
         raise UsageError(f"adapter {path}: files: json: {template} is not JSON: {error}") from error
 
 
-def check(adapter: Adapter, path: Path) -> None:
-    """Raise `UsageError` if `adapter`, read from `path`, contradicts itself."""
-
-    def wrong(field: str, what: str) -> UsageError:
-        return UsageError(f"adapter {path}: {field}: {what}")
-
+def _problems(adapter: Adapter, path: Path) -> Iterator[tuple[str, str]]:
+    """Yield each contradiction of `adapter`, read from `path`: the field, and what is wrong."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", adapter.name):
-        raise wrong("name", f"{adapter.name!r} must be lower-case letters, digits and dashes")
+        yield "name", f"{adapter.name!r} must be lower-case letters, digits and dashes"
     if not adapter.launch:
-        raise wrong("launch", "is empty; give the argv that runs {program}")
+        yield "launch", "is empty; give the argv that runs {program}"
+    for field, commands in (("prepare", adapter.prepare), ("recover", adapter.recover)):
+        if [] in commands:
+            yield field, "has an empty command; remove it"
+    for file in adapter.files:
+        if (file.text is None) == (file.json is None):
+            yield "files", f"{file.path}: give either text or json"
+    yield from _problems_of_placeholders(adapter, path)
+    yield from _problems_of_values(adapter)
+    yield from _problems_of_status(adapter.status)
+    for name in adapter.probe.namespaces:
+        if name not in _NAMES:
+            yield "probe.namespaces", f"unknown type {name!r}; one of {', '.join(_NAMES)}"
+    if bool(adapter.probe.namespaces or adapter.probe.hidden or adapter.probe.kernel) == bool(adapter.probe.none):
+        yield "probe", "give namespaces, hidden or kernel, or none with the reason why nothing can be checked"
+
+
+def _problems_of_placeholders(adapter: Adapter, path: Path) -> Iterator[tuple[str, str]]:
     uses_program = False
-    for field, text, allowed in _places(adapter, path, wrong):
+    for field, text, allowed in _texts(adapter, path):
         for match in _PLACEHOLDER.finditer(text):
             name = match[1]
             if name is None:
                 continue
             if name not in allowed:
-                hint = "list it in needs.binaries" if name.startswith("exe:") else f"allowed here: {_listed(allowed)}"
-                raise wrong(field, f"unknown placeholder {{{name}}}; {hint}")
+                known = ", ".join(f"{{{one}}}" for one in sorted(allowed))
+                hint = "list it in needs.binaries" if name.startswith("exe:") else f"allowed here: {known}"
+                yield field, f"unknown placeholder {{{name}}}; {hint}"
             if name.startswith(("program", "number:")) and match[0] != text:
-                raise wrong(field, f"{text!r}: {match[0]} must be an element of its own")
+                yield field, f"{text!r}: {match[0]} must be an element of its own"
             uses_program = uses_program or name == "program"
     if not uses_program:
-        raise wrong("launch", "has no {program}, so nothing would run; put it where the submission's argv goes")
-    _check_values(adapter, wrong)
-    _check_status(adapter.status, wrong)
-    _check_probe(adapter.probe, wrong)
+        yield "launch", "has no {program}, so nothing would run; put it where the submission's argv goes"
 
 
-def _places(
-    adapter: Adapter, path: Path, wrong: Callable[[str, str], UsageError]
-) -> Iterator[tuple[str, str, set[str]]]:
+def _texts(adapter: Adapter, path: Path) -> Iterator[tuple[str, str, set[str]]]:
     """Yield every string that may hold placeholders, with its field and the allowed placeholders."""
     programs = {f"exe:{name}" for name in adapter.needs.binaries}
-    limited = _STATIC | _RUN | programs
+    fixed = _STATIC | programs
+    limited = fixed | _LIMITS | {"bundle"}
     yield from (("launch", text, limited | {"program"}) for text in adapter.launch)
     yield from (("version", text, programs) for text in adapter.version)
-    yield from (("env", text, _STATIC | programs) for text in adapter.env.values())
-    yield from (("health", text, _STATIC | programs) for text in adapter.health)
-    for field, commands, more in (("prepare", adapter.prepare, {"bundle"}), ("recover", adapter.recover, set[str]())):
-        if [] in commands:
-            raise wrong(field, "has an empty command; remove it")
-        yield from ((field, text, _STATIC | programs | more) for command in commands for text in command)
+    yield from (("env", text, fixed) for text in adapter.env.values())
+    yield from (("health", text, fixed) for text in adapter.health)
+    yield from (("prepare", text, fixed | {"bundle"}) for command in adapter.prepare for text in command)
+    yield from (("recover", text, fixed) for command in adapter.recover for text in command)
+    in_json = limited | {f"number:{name}" for name in _LIMITS} | {"program"}
     for file in adapter.files:
-        if (file.text is None) == (file.json is None):
-            raise wrong("files", f"{file.path}: give either text or json")
-        yield ("files.path", file.path, _STATIC)
+        yield "files.path", file.path, _STATIC
         if file.text is not None:
-            yield (f"files {file.path}", file.text, limited)
+            yield f"files {file.path}", file.text, limited
         else:
-            numbers = {f"number:{name}" for name in _LIMITS}
-            yield from (
-                (f"files {file.json}", t, limited | numbers | {"program"}) for t in _strings(load_json(path, file))
-            )
-    yield ("status.file", adapter.status.file, _STATIC)
+            yield from ((f"files {file.json}", text, in_json) for text in _strings(load_json(path, file)))
+    yield "status.file", adapter.status.file, _STATIC
     yield from (("state", text, {"box", "name"}) for text in adapter.state)
 
 
-def _check_values(adapter: Adapter, wrong: Callable[[str, str], UsageError]) -> None:
+def _problems_of_values(adapter: Adapter) -> Iterator[tuple[str, str]]:
     for field, text in (*(("files.path", file.path) for file in adapter.files), ("status.file", adapter.status.file)):
         if text and not text.startswith(("/", "{work}/")):
-            raise wrong(field, f"{text!r} is not absolute; start it with {{work}}/ or /")
+            yield field, f"{text!r} is not absolute; start it with {{work}}/ or /"
     for place in adapter.state:
         if not place.startswith("/") or not place.strip("/*?"):
-            raise wrong("state", f"{place!r}: give an absolute path below /")
+            yield "state", f"{place!r}: give an absolute path below /"
     # It may be nan.
     if not 0 < adapter.shortest_wall <= _LONGEST_WALL:
-        raise wrong("shortest_wall", f"{adapter.shortest_wall}: give seconds above 0, at most {_LONGEST_WALL}")
+        yield "shortest_wall", f"{adapter.shortest_wall}: give seconds above 0, at most {_LONGEST_WALL}"
     if "OK" not in adapter.reports:
-        raise wrong("reports", "lacks OK; without it there is nothing to run")
+        yield "reports", "lacks OK; without it there is nothing to run"
     if not adapter.time_limits:
-        raise wrong("time_limits", "is empty; give wall, cpu or both")
+        yield "time_limits", "is empty; give wall, cpu or both"
     for field, unfit, known in (
         ("languages_not", adapter.languages_not, set(LANGUAGES)),
         ("behaviours_not", adapter.behaviours_not, set(BEHAVIOURS)),
     ):
         for name, why in unfit.items():
             if name not in known:
-                raise wrong(field, f"unknown name {name!r}; one of {', '.join(sorted(known))}")
+                yield field, f"unknown name {name!r}; one of {', '.join(sorted(known))}"
             if not why.strip():
-                raise wrong(field, f"{name}: give the reason")
+                yield field, f"{name}: give the reason"
 
 
-def _check_status(status: StatusReading, wrong: Callable[[str, str], UsageError]) -> None:
+def _problems_of_status(status: StatusReading) -> Iterator[tuple[str, str]]:
     if status.source == "exit":
         if status.file or status.status or status.statuses or status.exit_code or status.signal:
-            raise wrong("status", 'source is "exit", which reads no file; set it to "meta" or "json"')
+            yield "status", 'source is "exit", which reads no file; set it to "meta" or "json"'
         return
     if not status.file:
-        raise wrong("status.file", f'missing; source "{status.source}" reads one')
+        yield "status.file", f'missing; source "{status.source}" reads one'
     if bool(status.status) != bool(status.statuses):
-        raise wrong("status", "status (the key) and statuses (its values) go together")
-
-
-def _check_probe(probe: Probe, wrong: Callable[[str, str], UsageError]) -> None:
-    for name in probe.namespaces:
-        if name not in _NAMES:
-            raise wrong("probe.namespaces", f"unknown type {name!r}; one of {', '.join(_NAMES)}")
-    if bool(probe.namespaces or probe.hidden or probe.kernel) == bool(probe.none):
-        raise wrong("probe", "give namespaces, hidden or kernel, or none with the reason why nothing can be checked")
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(f"{{{name}}}" for name in sorted(names))
+        yield "status", "status (the key) and statuses (its values) go together"
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -7,13 +7,13 @@ import os
 import re
 import signal as signals
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from leakcheck.errors import TargetError, UsageError
+from leakcheck.errors import TargetError, UsageError, reason
 from leakcheck.submissions import Status, Submission
 from leakcheck.targets.adapter import Adapter, Values, fill, fill_argv, fill_json, load_json, read_adapter
 from leakcheck.targets.executables import find
@@ -77,10 +77,9 @@ class Target:
         self.adapter: Adapter = read_adapter(path)
         # Cache of the programs' paths, once all are found: searching $PATH takes longer than the rest of a launch.
         self._found: Values | None = None
-        named = [
-            text for text in (*(file.path for file in self.adapter.files), self.adapter.status.file) if text[:1] == "/"
-        ]
-        self._places = [_places(text, "*", f"leakcheck-{self.name}-*") for text in (*self.adapter.state, *named)]
+        files = [*(file.path for file in self.adapter.files), self.adapter.status.file]
+        own = [*self.adapter.state, *(path for path in files if path.startswith("/"))]
+        self._places = [_places(text, "*", f"leakcheck-{self.name}-*") for text in own]
         self._of_boxes = [text for text in self.adapter.state if "{box}" in text or "{name}" in text]
         self._json = {file.path: load_json(path, file) for file in self.adapter.files if file.json is not None}
 
@@ -136,16 +135,11 @@ class Target:
         """Return the version as the program prints it, on one line; empty if it has none or does not respond."""
         if not self.adapter.version:
             return ""
+        null, pipe = subprocess.DEVNULL, subprocess.PIPE
         try:
             argv = fill_argv(self.adapter.version, self._programs())
             done = subprocess.run(
-                argv,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                errors="replace",
-                timeout=20,
-                check=False,
+                argv, stdin=null, stdout=pipe, stderr=pipe, text=True, errors="replace", timeout=20, check=False
             )
         except (TargetError, OSError, subprocess.TimeoutExpired):
             return ""
@@ -171,11 +165,7 @@ class Target:
         return {name: fill(text, self._values(box)) for name, text in self.adapter.env.items()}
 
     def launch(self, submission: Submission, box: Box) -> Launch:
-        """Return the launch of `submission` in `box`.
-
-        Raises:
-            TargetError: a program that it needs is missing.
-        """
+        """Return the launch of `submission` in `box`; raise `TargetError` if a program that it needs is missing."""
         values = self._values(box) | {
             "program": submission.program,
             # Some accept only whole seconds, and fail on 10.0.
@@ -190,14 +180,13 @@ class Target:
             "output": submission.output,
             "bundle": _bundle(submission),
         }
-        files = {}
-        for file in self.adapter.files:
-            if file.text is not None:
-                content = fill(file.text, values)
-            else:
-                content = json.dumps(fill_json(self._json[file.path], values), indent=1)
-            files[fill(file.path, values)] = content
-        return Launch(argv=fill_argv(self.adapter.launch, values), env=self.env(box), files=files)
+        files = {file.path: fill(file.text, values) for file in self.adapter.files if file.text is not None}
+        files |= {path: json.dumps(fill_json(value, values), indent=1) for path, value in self._json.items()}
+        return Launch(
+            argv=fill_argv(self.adapter.launch, values),
+            env=self.env(box),
+            files={fill(path, values): content for path, content in files.items()},
+        )
 
     def status_file(self, box: Box) -> Path | None:
         """Return the path of the target's status file; None if it only has an exit code."""
@@ -214,7 +203,15 @@ class Target:
         path = self.status_file(box)
         if path is None:
             return self._from_exit(returncode)
-        return self._from_file(self._read_status(path, read, returncode), path)
+        try:
+            if not (content := read(path)):
+                raise ValueError(f"empty; the target ended with {returncode} before it had written it")
+            return self._from_fields(self._fields(content))
+        except OSError as error:
+            why = f"{reason(error)}; the target ended with {returncode} before it had written one"
+            raise TargetError(f"{self.name}: status file {path}: {why}") from error
+        except ValueError as error:
+            raise TargetError(f"{self.name}: status file {path}: {error}") from error
 
     def _from_exit(self, returncode: int) -> Reply:
         status = self.adapter.status
@@ -228,56 +225,47 @@ class Target:
             return Reply("RE", signal=number)
         return Reply("RE" if returncode else "OK", exit_code=returncode)
 
-    def _read_status(self, path: Path, read: Callable[[Path], bytes], returncode: int) -> dict[str, object]:
+    def _fields(self, content: bytes) -> dict[str, object]:
+        """Return the fields of the status file; raise `ValueError`."""
         try:
-            text = read(path).decode()
-        except OSError as error:
-            raise TargetError(
-                f"{self.name}: status file {path}: {(error.strerror or str(error)).lower()}; "
-                f"the target ended with {returncode} before it had written one"
-            ) from error
+            text = content.decode()
         except UnicodeDecodeError as error:
-            raise TargetError(f"{self.name}: status file {path}: not UTF-8 at byte {error.start}") from error
-        if not text:
-            why = f"empty; the target ended with {returncode} before it had written it"
-            raise TargetError(f"{self.name}: status file {path}: {why}")
+            raise ValueError(f"not UTF-8 at byte {error.start}") from error
         if self.adapter.status.source == "json":
             try:
-                content = json.loads(text)
+                found = json.loads(text)
             except ValueError as error:
-                raise TargetError(f"{self.name}: status file {path}: not JSON: {error}") from error
-            if not isinstance(content, dict):
-                raise TargetError(f"{self.name}: status file {path}: not a JSON object")
-            return content
+                raise ValueError(f"not JSON: {error}") from error
+            if not isinstance(found, dict):
+                raise ValueError("not a JSON object")
+            return found
         fields: dict[str, object] = {}
         for number, line in enumerate(text.splitlines(), 1):
             key, colon, value = line.partition(":")
             if not colon:
-                raise TargetError(f"{self.name}: status file {path}: line {number} is not key:value: {line[:80]!r}")
+                raise ValueError(f"line {number} is not key:value: {line[:80]!r}")
             fields[key.strip()] = value.strip()
         return fields
 
-    def _from_file(self, fields: dict[str, object], path: Path) -> Reply:
+    def _from_fields(self, fields: dict[str, object]) -> Reply:
+        """Return the report in the fields of the status file; raise `ValueError`."""
         status = self.adapter.status
 
         def number(key: str) -> int | None:
             value = fields.get(key) if key else None
-            if value is None:
-                return None
             try:
-                return int(str(value))
+                return None if value is None else int(str(value))
             except ValueError as error:
-                raise TargetError(f"{self.name}: status file {path}: {key} is not a number: {value!r}") from error
+                raise ValueError(f"{key} is not a number: {value!r}") from error
 
         exit_code, signal = number(status.exit_code), number(status.signal) or None
         word = fields.get(status.status) if status.status else None
         if word is not None:
             if str(word) not in status.statuses:
-                known = ", ".join(status.statuses)
-                raise TargetError(f"{self.name}: status file {path}: unknown {status.status} {word!r}, not of {known}")
+                raise ValueError(f"unknown {status.status} {word!r}, not of {', '.join(status.statuses)}")
             return Reply(status.statuses[str(word)], exit_code=exit_code, signal=signal)
         if status.status and status.absent is None:
-            raise TargetError(f"{self.name}: status file {path}: has no {status.status}")
+            raise ValueError(f"has no {status.status}")
         if signal:
             return Reply("RE", signal=signal)
         if exit_code:
@@ -288,42 +276,34 @@ class Target:
         """Return the submission whose output `isolation_gaps` reads; `marker` is a file outside `{work}`."""
         return Submission(name="probe", program=("/bin/sh", "-c", _PROBE, "probe", str(marker)))
 
-    def isolation_gaps(self, output: str, outside: Mapping[str, str], kernel: str) -> list[str]:
-        """Return the parts that are not isolated, according to the probe's output.
-
-        Args:
-            output: what the probe printed inside.
-            outside: namespace type → link of /proc/self/ns outside, where the target was started.
-            kernel: `uname -v` there.
-        """
+    def isolation_gaps(self, inside: str, outside: str) -> list[str]:
+        """Return the parts that are not isolated, according to what the probe prints inside, and outside of it."""
         declared = self.adapter.probe
-        lines = output.splitlines()
+        lines = inside.splitlines()
         if "probe ran" not in lines:
             return ["the probe did not finish"]
-        inside = dict(line.split(" ", 2)[1:] for line in lines if line.startswith("ns ") and line.count(" ") >= 2)
+        own, other = _links(inside), _links(outside)
         gaps = []
         for kind in declared.namespaces:
-            if not inside.get(kind):
+            if not own.get(kind):
                 gaps.append(f"the payload could not read its {kind} namespace")
-            elif inside[kind] == outside.get(kind):
-                gaps.append(f"the payload is in the outside's {kind} namespace, {inside[kind]}")
+            elif own[kind] == other.get(kind):
+                gaps.append(f"the payload is in the outside's {kind} namespace, {own[kind]}")
         if declared.hidden and "seen marker" in lines:
             gaps.append("the payload sees a file of the outside that the target should hide")
-        if declared.kernel and f"kernel {kernel}" in lines:
-            gaps.append(f"the payload runs on our kernel, {kernel}")
+        same = [line for line in outside.splitlines() if line.startswith("kernel ") and line in lines]
+        if declared.kernel and same:
+            gaps.append(f"the payload runs on our {same[0].replace(' ', ', ', 1)}")
         return gaps
 
     def _programs(self) -> Values:
         if self._found is None:
-            self._found = self._look_up()
+            found = self.found()
+            if missing := [name for name, path in found.items() if path is None]:
+                hint = f"; install it: {self.adapter.needs.install}" if self.adapter.needs.install else ""
+                raise TargetError(f"{self.name}: {_absent(missing)}{hint}")
+            self._found = {f"exe:{name}": path for name, path in found.items() if path is not None}
         return self._found
-
-    def _look_up(self) -> Values:
-        found = self.found()
-        if missing := [name for name, path in found.items() if path is None]:
-            hint = f"; install it: {self.adapter.needs.install}" if self.adapter.needs.install else ""
-            raise TargetError(f"{self.name}: {_absent(missing)}{hint}")
-        return {f"exe:{name}": path for name, path in found.items() if path is not None}
 
     def _values(self, box: Box) -> Values:
         if not box.work.is_absolute():
@@ -336,6 +316,12 @@ def _places(text: str, box: str, name: str) -> re.Pattern[str]:
     """Return a regular expression for the paths of the `state` pattern `text`, and everything below them."""
     whole = fnmatch.translate(fill(text.rstrip("/"), {"box": box, "name": name}))
     return re.compile(whole.replace(r"\Z", r"(?:/|\Z)"))
+
+
+def _links(output: str) -> dict[str, str]:
+    """Return the link of each namespace type in the probe's output."""
+    found = [line.split(" ") for line in output.splitlines()]
+    return {words[1]: words[2] for words in found if words[0] == "ns" and len(words) == 3}
 
 
 def _bundle(submission: Submission | None) -> str:

@@ -9,9 +9,8 @@ from leakcheck.errors import CompileError, NativeError, TargetError, UsageError
 from leakcheck.submissions import parse_spec
 from leakcheck.targets import Target
 from leakcheck.trials.attribution import Run, SharedRemnant
-from leakcheck.trials.bundles import compiled, warm_up
 from leakcheck.trials.session import Stop
-from leakcheck.trials.shared_arena import SharedArena
+from leakcheck.trials.shared_arena import SharedArena, compiled, warm_up
 from leakcheck.trials.similarity import count_similar, grouped, same
 
 if TYPE_CHECKING:

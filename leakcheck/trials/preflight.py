@@ -1,6 +1,5 @@
 """Measurements before the trials: whether the isolation is on, how long a run takes, what the very first run leaves."""
 
-import os
 from collections.abc import Callable
 
 from leakcheck.errors import StoppedError, TargetError
@@ -12,8 +11,6 @@ from leakcheck.trials.similarity import count_similar
 
 FIRST = "first run"
 """The stage of a first run's residue."""
-
-_NAMESPACES = "for n in cgroup ipc mnt net pid time user uts; do echo $n $(readlink /proc/self/ns/$n); done"
 
 
 def probe(target: Target, *, live: bool, stop: Stop) -> list[str]:
@@ -30,10 +27,9 @@ def isolation_gaps(session: Session) -> list[str]:
     session.host.write(marker, b"")
     submission = session.target.probe(marker)
     argv = session.prepare(submission)
-    links = session.output_of(["/bin/sh", "-c", _NAMESPACES])
-    outside = dict(line.split(" ", 1) for line in links.splitlines())
+    outside = session.output_of(submission.program)
     output = session.output_of(argv, submission.wall)
-    gaps = session.target.isolation_gaps(output, outside, os.uname().version)
+    gaps = session.target.isolation_gaps(output, outside)
     return [*gaps, output[-300:].strip()] if gaps else []
 
 

@@ -11,7 +11,7 @@ import psutil
 
 from injectors import Checked, Evidence
 from injectors.timed import ended, kill
-from leakcheck.errors import LateError, StoppedError, TargetError
+from leakcheck.errors import LateError, StoppedError, TargetError, reason
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Box, Reply, Target
 from leakcheck.trials.host import Host, Running
@@ -114,7 +114,7 @@ class Session:
             try:
                 self.host.write(Path(path), content.encode())
             except OSError as error:
-                raise TargetError(f"write {path}: {(error.strerror or str(error)).lower()}") from error
+                raise TargetError(f"write {path}: {reason(error)}") from error
         self._empty_status()
         return launch.argv
 
@@ -129,7 +129,7 @@ class Session:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise TargetError(f"empty {path}: {(error.strerror or str(error)).lower()}") from error
+            raise TargetError(f"empty {path}: {reason(error)}") from error
 
     def start(self, argv: Sequence[str], output: int) -> Running:
         """Start a command in the target's environment."""

@@ -5,21 +5,20 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from leakcheck.errors import StoppedError, TargetError
 from leakcheck.stats.host_load import HostLoad
 from leakcheck.submissions import Submission, cache_directory
 from leakcheck.targets import Target
-from leakcheck.trials.bundles import warm_up
 from leakcheck.trials.case import Case
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.host import Running
 from leakcheck.trials.record import Record
 from leakcheck.trials.rotation import Rotation
 from leakcheck.trials.session import GRACE, NEXT, Session, Stop
-from leakcheck.trials.shared_arena import SharedArena
-from leakcheck.trials.shared_run import run_shared
+from leakcheck.trials.shared_arena import SharedArena, warm_up
 from leakcheck.trials.watchdog import Watchdog, driver_stacks, process_stacks
 
 if TYPE_CHECKING:
@@ -112,17 +111,8 @@ class Shared:
             if self._observes:
                 arena.host.begin()
             self._ui.log(f"warming up {len(arena.sessions)} boxes, arena {number + 1} of {len(self.arenas)}")
-            failed: list[str] = []
-
-            def warm(session: Session, failed: list[str] = failed) -> None:
-                if not self._stop() and (wrong := session.again(warm_up())):
-                    failed.append(wrong)
-
-            threads = [threading.Thread(target=warm, args=(session,), daemon=True) for session in arena.sessions]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(len(arena.sessions)) as pool:
+                failed = [wrong for wrong in pool.map(self._warm, arena.sessions) if wrong]
             if self._stop():
                 raise StoppedError(f"{self._target.name}: interrupted before the first submission")
             if failed:
@@ -130,6 +120,9 @@ class Shared:
             if self._observes:
                 self.first_run = arena.host.observe().leaks
                 arena.host.begin()
+
+    def _warm(self, session: Session) -> str:
+        return "" if self._stop() else session.again(warm_up())
 
     def _driven(self, rotation: Rotation, cases: Iterator[Case]) -> Iterator[Record]:
         """Run submissions until there are no more, the time is over, or an end is requested; yield their records."""
@@ -197,7 +190,7 @@ class Shared:
             # A thread's failure ends the campaign, which then reports it; the queue is still drained.
             try:
                 with rotation.turn(number, box) as (arena, run):
-                    record = run_shared(arena, submission, run, waited)
+                    record = arena.run(submission, run, waited)
                 if record.status == "none":
                     self.cleanup_failures.append(f"submission {number}: {record.detail}")
                 self._made.put(record)

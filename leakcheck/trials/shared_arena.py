@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Self
 import msgspec
 import psutil
 
-from leakcheck.targets import Target
+from leakcheck.errors import LateError, TargetError
+from leakcheck.submissions import Spec, Submission, build, cache_directory
+from leakcheck.targets import Reply, Target
 from leakcheck.trials.arena_host import ArenaHost
-from leakcheck.trials.attribution import RESPAWNING, Attribution, Run, SharedRemnant
+from leakcheck.trials.attribution import MARK, RESPAWNING, Attribution, Run, SharedRemnant
 from leakcheck.trials.host import Running
 from leakcheck.trials.live_host import descendants
-from leakcheck.trials.session import Session
+from leakcheck.trials.record import Record
+from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import grouped, same
 
 if TYPE_CHECKING:
@@ -87,6 +90,42 @@ class SharedArena:
         self.sessions = []
         del self.attribution
 
+    def run(self, submission: Submission, run: Run, waited: float) -> Record:
+        """Run `submission` in its box, after it `waited` so many seconds; return its record."""
+        session = self.sessions[run.box]
+        session.env = {MARK: str(run.number)}
+        session.started = lambda process: self.attribution.started(process, run)
+        session.renew()
+        run.name = session.box.name
+        began = time.monotonic()
+        done, detail = None, ""
+        try:
+            done = session.submit(session.prepare(submission), submission)
+        except TargetError as error:
+            detail = str(error)
+            run.late = isinstance(error, LateError)
+        else:
+            wrong = _wrong(submission, done.reply)
+            detail = f"{wrong}: {done.words}" if wrong else ""
+        ended = time.monotonic()
+        return Record(
+            id=run.number,
+            spec=submission.name,
+            expect=submission.expect,
+            status=done.reply.status if done else "none",
+            right=not detail,
+            exit_code=done.reply.exit_code if done else None,
+            signal=done.reply.signal if done else None,
+            wall_ms=round((ended - began) * 1000, 3),
+            cpu_ms=None if done is None or done.cpu is None else round(done.cpu * 1000, 3),
+            queued_ms=round(waited * 1000, 3),
+            ended_s=ended,
+            box=run.box,
+            round=run.round,
+            detail=detail,
+            late=run.late,
+        )
+
     def observe(self, number: int, runs: Sequence[Run]) -> None:
         """Observe it after round `number`, which had `runs`; nothing may run in it.
 
@@ -137,3 +176,26 @@ class SharedArena:
                 wrong = session.recover()
                 yield wrong and f"box {name}: {wrong}"
                 session.box = last
+
+
+def compiled(spec: Spec) -> Submission:
+    """Return the submission with the whole compile cache visible, so that a box needs the same directory for all."""
+    return msgspec.structs.replace(build(spec), bundle=str(cache_directory()))
+
+
+def warm_up() -> Submission:
+    """Return the first submission of each box: it needs the same directory as all others."""
+    return msgspec.structs.replace(NEXT, bundle=str(cache_directory()))
+
+
+def _wrong(submission: Submission, reply: Reply) -> str:
+    """Return what is wrong with the reply, as far as the target reports it; empty if nothing."""
+    if reply.status != submission.expect:
+        return f"status {reply.status}, not {submission.expect}"
+    for what, got, expect in (
+        ("signal", reply.signal, submission.expect_signal),
+        ("exit code", reply.exit_code, submission.expect_exit),
+    ):
+        if expect is not None and got is not None and got != expect:
+            return f"{what} {got}, not {expect}"
+    return ""

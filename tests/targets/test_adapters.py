@@ -273,18 +273,18 @@ def test_programs_are_looked_up_in_leakcheck_targets_too(tmp_path: Path, monkeyp
 def test_the_probe_tells_each_isolation_that_is_off(tmp_path: Path) -> None:
     probe = 'probe = { namespaces = ["pid", "net", "mnt"], hidden = true, kernel = true }'
     target = load(adapter(tmp_path, MINIMAL.replace('probe = { none = "isolates nothing" }', probe)))
-    outside = {"pid": "pid:[1]", "net": "net:[2]", "mnt": "mnt:[3]"}
+    outside = "ns pid pid:[1]\nns net net:[2]\nns mnt mnt:[3]\nkernel #5 ours\nprobe ran\n"
     isolated = "ns pid pid:[7]\nns net net:[8]\nns mnt mnt:[9]\nkernel #1 other\nprobe ran\n"
-    assert target.isolation_gaps(isolated, outside, "#5 ours") == []
+    assert target.isolation_gaps(isolated, outside) == []
     bare = "ns pid pid:[1]\nns net net:[8]\nns mnt \nseen marker\nkernel #5 ours\nprobe ran\n"
-    gaps = target.isolation_gaps(bare, outside, "#5 ours")
+    gaps = target.isolation_gaps(bare, outside)
     assert [gap.split(",")[0] for gap in gaps] == [
         "the payload is in the outside's pid namespace",
         "the payload could not read its mnt namespace",
         "the payload sees a file of the outside that the target should hide",
         "the payload runs on our kernel",
     ]
-    assert target.isolation_gaps("ns pid pid:[7]\n", outside, "") == ["the probe did not finish"]
+    assert target.isolation_gaps("ns pid pid:[7]\n", outside) == ["the probe did not finish"]
 
 
 def test_the_built_in_targets_are_those_that_the_design_names() -> None:
