@@ -7,7 +7,6 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
-from types import TracebackType
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast
 
 from leakcheck import _native
@@ -82,35 +81,18 @@ def enforce(report: Report, on_unknown: OnUnknown = "raise") -> Report:
 class Run:
     """One guarded run inside this process: the baseline is taken at construction.
 
-    Processes started during the run inherit the run token in the environment, which attributes them to the run.
+    The options are those of the native guard. Processes started during the run inherit the run token in the
+    environment, which attributes them to the run.
     """
 
-    def __init__(
-        self,
-        *,
-        scope: str = "host",
-        kinds: str | None = None,
-        roots: Sequence[str] | None = None,
-        lock_files: Sequence[str] = (),
-        allow: str | None = None,
-        settle_ms: int = 500,
-        attributed_only: bool = False,
-        arena: InArena | None = None,
-    ) -> None:
+    def __init__(self, *, attributed_only: bool = False, arena: InArena | None = None, **options: Any) -> None:
         # Collect garbage of earlier code now: a collection during the run would close it as if the run had done so.
         gc.collect()
-        self._native = _native.Guard(
-            scope=scope,
-            kinds=kinds,
-            roots=existing_roots(roots),
-            lock_files=lock_files,
-            allow=allow,
-            settle_ms=settle_ms,
-            include_self=True,
-            # Any other process of the machine may create a key.
-            attributed_only=attributed_only or arena is not None,
-            arena=view_of(arena),
-        )
+        existing_roots(options.get("roots"))
+        # Any other process of the machine may create a key.
+        attributed_only = attributed_only or arena is not None
+        view = view_of(arena)
+        self._native = _native.Guard(include_self=True, attributed_only=attributed_only, arena=view, **options)
         self._token, value = self._native.token
         self._before = os.environ.get(self._token)
         os.environ[self._token] = value
@@ -165,9 +147,7 @@ class Guard:
         self._run = Run(**self._options)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if (run := self._leave(error)) is not None:
             with _never_hiding(error):
                 self.report = run.end()
@@ -176,9 +156,7 @@ class Guard:
     async def __aenter__(self) -> Self:
         return self.__enter__()
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if (run := self._leave(error)) is not None:
             with _never_hiding(error):
                 self.report = await run.end_async()
@@ -187,9 +165,8 @@ class Guard:
     def __call__(self, function: Callable[_P, _R]) -> Callable[_P, _R]:
         """Guard each call of `function`: a function, a coroutine function or a generator function."""
         if inspect.isasyncgenfunction(function):
-            raise TypeError(
-                f"guard {function.__qualname__}: asynchronous generators are not supported; guard their consumer"
-            )
+            why = "asynchronous generators are not supported; guard their consumer"
+            raise TypeError(f"guard {function.__qualname__}: {why}")
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)

@@ -71,7 +71,6 @@ def _quoted(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UsageError(
-            f"allow rule {text!r}: not valid Unicode; write such bytes as the report shows them, \\xNN"
-        ) from error
+        why = "not valid Unicode; write such bytes as the report shows them, \\xNN"
+        raise UsageError(f"allow rule {text!r}: {why}") from error
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -110,9 +110,8 @@ class Output:
             raise IsADirectoryError(errno.EISDIR, "is a directory; name a file in it")
         shared = os.fstat(self._directory).st_mode & (stat.S_ISVTX | stat.S_IWOTH)
         if shared and found.st_uid not in (0, os.geteuid()):
-            raise PermissionError(
-                errno.EPERM, f"is {_type(found)} of uid {found.st_uid}, in a directory that others can write"
-            )
+            why = f"is {_type(found)} of uid {found.st_uid}, in a directory that others can write"
+            raise PermissionError(errno.EPERM, why)
         if stat.S_ISREG(found.st_mode):
             self._there = (found.st_dev, found.st_ino)
         elif stat.S_ISCHR(found.st_mode) or stat.S_ISFIFO(found.st_mode):
@@ -168,32 +167,22 @@ class Output:
     def _check_place(self) -> None:
         # The file is in the directory that was opened; check that the path still leads there.
         held = os.fstat(self._directory)
-        try:
+        with contextlib.suppress(OSError):
             now, name = _walk(self.path)
-        except OSError:
-            same = False
-        else:
             there = os.fstat(now)
-            same = (there.st_dev, there.st_ino, name) == (held.st_dev, held.st_ino, self._name)
             os.close(now)
-        if not same:
-            where = Path(f"/proc/self/fd/{self._directory}").readlink()
-            raise OSError(errno.ESTALE, f"its directory was moved or replaced during the run; the result is in {where}")
+            if (there.st_dev, there.st_ino, name) == (held.st_dev, held.st_ino, self._name):
+                return
+        where = Path(f"/proc/self/fd/{self._directory}").readlink()
+        raise OSError(errno.ESTALE, f"its directory was moved or replaced during the run; the result is in {where}")
 
     @contextlib.contextmanager
     def _naming(self) -> Generator[None, None, None]:
         try:
             yield
-        except OSError as error:
-            raise UsageError(f"write {self.path}: {_lower(error.strerror or str(error))}") from error
-        except ValueError as error:
-            raise UsageError(f"write {self.path!s}: {error}") from error
-
-
-def save(path: Path, text: str) -> None:
-    """Write `text` to `path` like `Output`, if no run comes in between."""
-    with Output(path) as output:
-        output.save(text)
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or str(error)
+            raise UsageError(f"write {self.path}: {why[:1].lower()}{why[1:]}") from error
 
 
 def _walk(path: Path) -> tuple[int, str]:
@@ -308,7 +297,3 @@ def _type(found: os.stat_result) -> str:
         stat.S_IFCHR: "a device",
     }
     return names.get(stat.S_IFMT(found.st_mode), "a file of unknown type")
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

@@ -34,7 +34,7 @@ class Group:
 
     def __exit__(self, *_: object) -> None:
         with _terminal() as terminal:
-            if terminal is not None and _foreground(terminal) == self.id:
+            if _foreground(terminal) == self.id:
                 _give(terminal, os.getpgrp())
         if self._leader is not None:
             self._leader.wait()
@@ -91,18 +91,14 @@ def suspend(number: int, target: int) -> bool:
     return bool(continued)
 
 
-def _foreground(terminal: int | None) -> int | None:
-    if terminal is None:
-        return None
+def _foreground(terminal: int) -> int | None:
     try:
         return os.tcgetpgrp(terminal)
     except OSError:
         return None
 
 
-def _give(terminal: int | None, group: int) -> None:
-    if terminal is None:
-        return
+def _give(terminal: int, group: int) -> None:
     # A background process that does not ignore or block SIGTTOU is stopped by this call (tcsetpgrp(3)).
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTTOU])
     try:
@@ -113,12 +109,12 @@ def _give(terminal: int | None, group: int) -> None:
 
 
 @contextlib.contextmanager
-def _terminal() -> Generator[int | None, None, None]:
-    """Open our controlling terminal, if there is one (tty(4))."""
+def _terminal() -> Generator[int, None, None]:
+    """Open our controlling terminal (tty(4)); yield -1 if there is none."""
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
-        yield None
+        yield -1
         return
     try:
         yield terminal

@@ -39,16 +39,12 @@ def _ended(child: int) -> int | None:
     """Reap everything that has exited; return the exit code of `child` once it has exited, 128+N for signal N."""
     code = None
     with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
-            if pid == 0:
-                break
-            if pid != child:
-                continue
-            if os.WIFSTOPPED(status):
+        while (found := os.waitpid(-1, os.WNOHANG | os.WUNTRACED)) != (0, 0):
+            pid, status = found
+            if pid == child and os.WIFSTOPPED(status):
                 # There is no shell to continue it.
                 os.kill(child, signal.SIGCONT)
-            else:
+            elif pid == child:
                 ended = os.waitstatus_to_exitcode(status)
                 code = ended if ended >= 0 else 128 - ended
     return code

@@ -173,9 +173,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise UsageError(f"not a leakcheck report: {error}; give a file that guard -o or diff -o wrote") from error
         if version != SCHEMA:
-            raise UsageError(
-                f"report of schema {version!r}, this leakcheck reads {SCHEMA}: create it again with this version"
-            )
+            why = f"this leakcheck reads {SCHEMA}: create it again with this version"
+            raise UsageError(f"report of schema {version!r}, {why}")
         try:
             return msgspec.json.decode(text, type=cls)
         except (msgspec.MsgspecError, RecursionError) as error:

@@ -40,9 +40,6 @@ class Interrupts:
         self._send: Callable[[int], None] | None = None
         self._pass_stop = False
         self._before: dict[int, Any] = {}
-        self._wake = -1
-        self._woken = -1
-        self._wake_before = -1
 
     def __enter__(self) -> Self:
         # The kernel may deliver a signal to a thread of the native core, which does not wake a wait of this thread:
@@ -91,10 +88,8 @@ class Interrupts:
     def wait(self, pidfd: int, stopped: Callable[[], None] = lambda: None, *, after_int: bool = False) -> bool:
         """Wait until the process of `pidfd` has ended; False if even SIGKILL, seconds after a signal, does not end it.
 
-        `stopped` is called when a child may have been stopped; `after_int` lets a first SIGINT count as well.
-
-        Raises:
-            GivenUp: a second SIGINT came.
+        `stopped` is called when a child may have been stopped; `after_int` lets a first SIGINT count as well. A second
+        SIGINT raises `GivenUp`.
         """
         ready = select.poll()
         ready.register(pidfd, select.POLLIN)
@@ -121,12 +116,12 @@ class Interrupts:
         if self._asked:
             raise GivenUp
         self._asked = self._seen = True
-        self._pass(number)
+        self._forward(number)
 
     def _on_end(self, number: int, _frame: FrameType | None) -> None:
         self._seen = True
         self._due = self._due or time.monotonic()
-        self._pass(number)
+        self._forward(number)
 
     def _on_stop(self, number: int, _frame: FrameType | None) -> None:
         if self._send is None or not self._pass_stop:
@@ -134,14 +129,10 @@ class Interrupts:
         else:
             self._forward(number)
 
-    def _pass(self, number: int) -> None:
+    def _forward(self, number: int) -> None:
         if self._send is None:
             self._waiting.append(number)
         else:
-            self._forward(number)
-
-    def _forward(self, number: int) -> None:
-        if self._send is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 self._send(number)
 
@@ -154,10 +145,9 @@ def run(
     stdout: int | None = None,
     stdin: int | None = None,
 ) -> int:
-    """Run `argv` with our stdio, or the given descriptors, in its own process group until it ends.
+    """Run `argv` with our stdio, or the given descriptors, in its own process group; return its exit code.
 
-    Returns its exit code, or -N if signal N killed it. It inherits the descriptors that we inherited, as with any
-    wrapper.
+    The code is -N if signal N killed it. It inherits the descriptors that we inherited, as with any wrapper.
 
     Raises:
         TargetError: the command does not exist or cannot be executed.

@@ -8,11 +8,16 @@ from pathlib import Path
 import pytest
 
 from leakcheck import UsageError
-from leakcheck.atomic_write import Output, save
+from leakcheck.atomic_write import Output
 
 
 def names(directory: Path) -> list[str]:
     return [entry.name for entry in directory.iterdir()]
+
+
+def save(path: Path, text: str) -> None:
+    with Output(path) as output:
+        output.save(text)
 
 
 def test_a_new_file_gets_the_text_and_the_usual_mode(tmp_path: Path) -> None:
