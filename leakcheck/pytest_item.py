@@ -84,16 +84,13 @@ class ItemGuard:
         """Take the baseline, unless there is one: what exists now does not belong to the test."""
         if self._run is not None or self._over:
             return
-        allow = "\n".join([self.settings.allow, *(rule.to_toml() for rule in self.rules)])
-        try:
+        with self._giving_up("no baseline"):
             self._run = Run(
                 kinds=self.settings.kinds,
-                allow=allow,
+                allow="\n".join([self.settings.allow, *(rule.to_toml() for rule in self.rules)]),
                 settle_ms=self.settings.settle_ms,
                 attributed_only=self.settings.attributed_only,
             )
-        except NativeError as error:
-            self._over, self.failure = True, f"no baseline: {error}"
 
     def allow(self, rule: AllowRule) -> None:
         """Add a rule for this test while it runs."""
@@ -110,10 +107,9 @@ class ItemGuard:
             yield
             return
         # Not two snapshots: a comparison attributes what a baseline process opens later to others.
-        try:
+        with self._giving_up("no baseline of a fixture"):
             fixture = _native.Guard(kinds=self.settings.kinds, settle_ms=0, include_self=True)
-        except NativeError as error:
-            self._give_up(f"no baseline of a fixture: {error}")
+        if self._over:
             yield
             return
         self._excusing = True
@@ -121,18 +117,18 @@ class ItemGuard:
             yield
         finally:
             self._excusing = False
-            try:
-                made = Report.from_json(fixture.end())
-            except NativeError as error:
-                self._give_up(f"the check of a fixture failed: {error}")
-            else:
-                self._excused.update(leak.key for leak in made.leaks)
+            with self._giving_up("the check of a fixture failed"):
+                self._excused.update(leak.key for leak in Report.from_json(fixture.end()).leaks)
             fixture.abandon()
 
-    def _give_up(self, why: str) -> None:
-        """Leave the test without a verdict: the fixture's resources cannot be distinguished from the test's."""
-        self.abandon()
-        self.failure = why
+    @contextlib.contextmanager
+    def _giving_up(self, what: str) -> Generator[None, None, None]:
+        """If the machine refuses it, leave the test without a verdict."""
+        try:
+            yield
+        except NativeError as error:
+            self.abandon()
+            self.failure = f"{what}: {error}"
 
     def snapshot(self) -> _native.Snapshot:
         """Take a snapshot of what the guard observes."""
@@ -144,14 +140,14 @@ class ItemGuard:
         self._over = True
         if run is None:
             return
-        try:
+        with self._giving_up("the check itself failed"):
             run.allow("\n".join(rule.to_toml() for rule in kept_for_life()))
             report = run.end()
-        except NativeError as error:
-            self.failure = f"the check itself failed: {error}"
-            return
-        unused = [rule for rule in report.unused_rules if rule.reason not in self.settings.own_reasons]
-        self.report = _without(msgspec.structs.replace(report, unused_rules=unused), self._excused)
+            unused = [rule for rule in report.unused_rules if rule.reason not in self.settings.own_reasons]
+            leaks = [leak for leak in report.leaks if leak.key not in self._excused]
+            if report.leaks and not leaks:
+                report = msgspec.structs.replace(report, verdict="unknown" if report.gaps else "clean")
+            self.report = msgspec.structs.replace(report, unused_rules=unused, leaks=leaks)
 
     def abandon(self) -> None:
         """Give up without a verdict; harmless when finished."""
@@ -196,11 +192,3 @@ def marker_rule(mark: pytest.Mark) -> AllowRule:
     rule = AllowRule(mark.args[0], match, reason=reason, expires=expires)
     _native.check_allow(rule.to_toml(), f"leaks_allowed({mark.args[0]!r})")
     return rule
-
-
-def _without(report: Report, keys: set[str]) -> Report:
-    leaks = [leak for leak in report.leaks if leak.key not in keys]
-    if len(leaks) == len(report.leaks):
-        return report
-    verdict = "leaked" if leaks else "unknown" if report.gaps else "clean"
-    return msgspec.structs.replace(report, leaks=leaks, verdict=verdict)

@@ -25,14 +25,8 @@ __all__ = ["LeakCheck"]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the option and the ini settings."""
     group = parser.getgroup("leakcheck")
-    group.addoption(
-        "--leakcheck",
-        nargs="?",
-        const="",
-        default=None,
-        metavar="KINDS",
-        help="guard every test; --leakcheck=KIND,… selects the kinds to observe",
-    )
+    what = "guard every test; --leakcheck=KIND,… selects the kinds to observe"
+    group.addoption("--leakcheck", nargs="?", const="", default=None, metavar="KINDS", help=what)
     parser.addini("leakcheck_kinds", "kinds to observe in guarded tests", type="args", default=[])
     parser.addini("leakcheck_allow", "TOML file of [[allow]] rules, relative to the root directory", default="")
     parser.addini("leakcheck_settle", "seconds for asynchronous teardown (default: 0.5)", default="0.5")
@@ -136,28 +130,22 @@ class Guards:
         """Attach the findings to the teardown's report, the first one after the guard's end."""
         report = yield
         guard = self.current
-        if guard is None or guard.item is not item:
-            return report
-        guard.failed |= report.failed
-        if call.when == "teardown":
-            self.current = None
-            guard.abandon()
-            attach(guard, report)
-            _warn_of_unused(guard)
+        if guard is not None and guard.item is item:
+            guard.failed |= report.failed
+            if call.when == "teardown":
+                self.current = None
+                guard.abandon()
+                attach(guard, report)
+                _warn_of_unused(guard)
         return report
 
-    def pytest_keyboard_interrupt(self) -> None:
-        """Leave no guard running when the session is cut short."""
-        self._abandon()
-
     def pytest_unconfigure(self) -> None:
-        """Leave no guard running after an internal error."""
-        self._abandon()
-
-    def _abandon(self) -> None:
+        """Leave no guard running when the session is cut short, or after an internal error."""
         if self.current is not None:
             self.current.abandon()
             self.current = None
+
+    pytest_keyboard_interrupt = pytest_unconfigure
 
 
 def _warn_of_unused(guard: ItemGuard) -> None:

@@ -1,12 +1,13 @@
 """How the plugin reports: a separate test outcome, a section at the end, a separate type in JUnit XML."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from leakcheck.pytest_item import ItemGuard, Settings
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
-from leakcheck.render import leak_line, printable, summary
+from leakcheck.render import count, leak_line, printable, summary
 
 _LEAKED = "leakcheck: leaked"
 
@@ -49,8 +50,8 @@ class Summary:
         self._settings = settings
         self._leaking: list[tuple[str, bool, list[str]]] = []
         self._unattributed: dict[str, str] = {}
-        self._unknown: dict[str, int] = {}
-        self._kept: dict[str, tuple[str, str]] = {}
+        self._unknown: Counter[str] = Counter()
+        self._kept: dict[str, list[str]] = {}
         self._unused: set[tuple[str, str]] | None = None
 
     @pytest.hookimpl(tryfirst=True)
@@ -73,9 +74,8 @@ class Summary:
         if data["leaked"]:
             self._uncount(report.nodeid)
         self._unattributed.update(data["unattributed"])
-        self._kept.update({key: (reason, label) for key, (reason, label) in data["kept"].items()})
-        for why in data["unknown"]:
-            self._unknown[why] = self._unknown.get(why, 0) + 1
+        self._kept.update(data["kept"])
+        self._unknown.update(data["unknown"])
         unused = {(kind, reason) for kind, reason in data["unused"]}
         self._unused = unused if self._unused is None else self._unused & unused
 
@@ -94,37 +94,28 @@ class Summary:
         """Show which tests leaked what; once, what no single test can be blamed for; and what was not observed."""
         write = terminalreporter
         if self._leaking:
-            write.write_sep("=", f"leakcheck: {_tests(len(self._leaking))} left something behind", red=True)
+            write.write_sep("=", f"leakcheck: {count(len(self._leaking), 'test')} left something behind", red=True)
             for nodeid, only_leaked, leaks in self._leaking:
                 write.write_line(f"{'LEAKED' if only_leaked else 'FAILED and leaked'} {printable(nodeid)}", red=True)
                 for leak in leaks:
                     write.write_line(f"  {leak}")
                 if not only_leaked and any(leak.startswith("fd ") for leak in leaks):
-                    write.write_line(
-                        "  (the traceback of a failed test keeps its local variables alive, and what they hold open)"
-                    )
-        if self._unattributed:
-            write.write_sep("=", "leakcheck: unattributed", yellow=True)
-            write.write_line(
-                "Appeared while tests ran in parallel; it is not known which of them made it, or whether any did."
-            )
-            for line in self._unattributed.values():
-                write.write_line(f"  {line}")
-        if self._unknown:
-            write.write_sep("=", "leakcheck: unknown", yellow=True)
-            for why, tests in self._unknown.items():
-                write.write_line(f"  {printable(why)} ({_tests(tests)})")
-        self._show_kept(write)
-        if self._unused:
-            write.write_sep("=", "leakcheck: unused allow rules", yellow=True)
-            for kind, reason in sorted(self._unused):
-                write.write_line(f"  {kind}: {printable(reason)}")
-
-    def _show_kept(self, write: pytest.TerminalReporter) -> None:
-        if self._kept:
-            write.write_sep("=", "leakcheck: kept by Python itself, not a leak of a test")
-            for reason, label in sorted(self._kept.values()):
-                write.write_line(f"  {printable(label)} ({reason})")
+                    why = "the traceback of a failed test keeps its local variables alive, and what they hold open"
+                    write.write_line(f"  ({why})")
+        parallel = "Appeared while tests ran in parallel; it is not known which of them made it, or whether any did."
+        unknown = [f"{printable(why)} ({count(tests, 'test')})" for why, tests in self._unknown.items()]
+        kept = [f"{printable(label)} ({reason})" for reason, label in sorted(self._kept.values())]
+        unused = [f"{kind}: {printable(reason)}" for kind, reason in sorted(self._unused or ())]
+        for title, note, found in (
+            ("unattributed", [parallel], self._unattributed.values()),
+            ("unknown", [], unknown),
+            ("kept by Python itself, not a leak of a test", [], kept),
+            ("unused allow rules", [], unused),
+        ):
+            if found:
+                write.write_sep("=", f"leakcheck: {title}", yellow=found is not kept)
+                for line in (*note, *(f"  {one}" for one in found)):
+                    write.write_line(line)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
@@ -137,7 +128,3 @@ class Summary:
                 if _LEAKED in error.get("message", ""):
                     error.set("type", "leak")
                     error.set("message", "passed but leaked")
-
-
-def _tests(number: int) -> str:
-    return f"{number} test{'' if number == 1 else 's'}"

@@ -17,6 +17,10 @@ from leakcheck.report import Leak, Report
 
 _VERDICT_STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
 _SHOWN = 20
+_MAKERS = 3
+_FEW = 5
+_Entry: TypeAlias = tuple[str, str, str]
+_Part: TypeAlias = str | tuple[str, str]
 
 
 def printable(text: str) -> str:
@@ -25,9 +29,7 @@ def printable(text: str) -> str:
     What a CI runner would read as a command, anywhere or at the start of a line, is escaped likewise.
     """
     if not text.isprintable():
-        text = "".join(
-            c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode("ascii") for c in text
-        )
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return harmless(text)
 
 
@@ -55,9 +57,7 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
         yield _leak_line(leak)
     if len(shown) < len(report.leaks):
         yield line("  ", f"… and {len(report.leaks) - len(shown)} more")
-    untied = [
-        (leak.kind, _leak_line(leak).plain.strip().removeprefix(leak.kind).strip(), "") for leak in report.unattributed
-    ]
+    untied = [(leak.kind, leak_line(leak).strip().removeprefix(leak.kind).strip(), "") for leak in report.unattributed]
     yield from _listing("unattributed ", untied, by=lambda entry: entry[0], style="yellow")
     passing = [(t.kind, t.label, f"gone after {t.gone_after_ms:.0f} ms") for t in report.transient]
     yield from _listing("transient ", passing, by=lambda entry: entry[0])
@@ -73,11 +73,8 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
     if report.others:
         yield _others_line(report)
     if report.unreadable:
-        yield line(
-            "  ",
-            ("unreadable ", "dim"),
-            f"{_count(len(report.unreadable), 'process', 'processes')} of others, running before the run",
-        )
+        processes = count(len(report.unreadable), "process", "processes")
+        yield line("  ", ("unreadable ", "dim"), f"{processes} of others, running before the run")
 
 
 def _others_line(report: Report) -> Text:
@@ -90,17 +87,8 @@ def _others_line(report: Report) -> Text:
     makers = "; ".join(shown) + (f"; and {more} more" if more else "")
     alive = next((other.pid for other in report.others if other.comm), None)
     how = "compare two snapshots" if alive is None else f"guard it too (--scope tree:{alive}) or compare two snapshots"
-    return line(
-        "  ",
-        ("others ", "yellow"),
-        f"{_count(report.noise, 'difference')} not counted, made by others: {makers}",
-        (f" · if one of them acted for the command: {how}", "dim"),
-    )
-
-
-_MAKERS = 3
-_FEW = 5
-_Entry: TypeAlias = tuple[str, str, str]
+    noise = f"{count(report.noise, 'difference')} not counted, made by others: {makers}"
+    return line("  ", ("others ", "yellow"), noise, (f" · if one of them acted for the command: {how}", "dim"))
 
 
 def _listing(word: str, entries: list[_Entry], by: Callable[[_Entry], Hashable], style: str = "dim") -> Iterator[Text]:
@@ -121,10 +109,10 @@ def _is_comparison(report: Report) -> bool:
 
 
 def _verdict_line(report: Report) -> Text:
-    parts: list[str | tuple[str, str]] = ["leakcheck: ", (report.verdict, _VERDICT_STYLE[report.verdict])]
+    parts: list[_Part] = ["leakcheck: ", (report.verdict, _VERDICT_STYLE[report.verdict])]
     reclaimable = sum(leak.class_ == "reclaimable" for leak in report.leaks)
     if leaks := len(report.leaks) - reclaimable:
-        parts.append(f", {_count(leaks, 'leak')}")
+        parts.append(f", {count(leaks, 'leak')}")
     elif report.verdict == "unknown":
         gaps = ", ".join(report.gaps)
         parts.append(f", no leak seen, but not everything was observed{': ' + gaps if gaps else ''}")
@@ -135,19 +123,13 @@ def _verdict_line(report: Report) -> Text:
         parts.append(f" after {shlex.join(report.command.argv)} ({_ended(report.command.exit)})")
     if report.settle is not None and report.settle.looks and (report.leaks or report.transient):
         extended = ", extended" if report.settle.extended else ""
-        parts.append(
-            (f", settled for {report.settle.ms:.0f} ms in {_count(report.settle.looks, 'look')}{extended}", "dim")
-        )
+        looks = f"{count(report.settle.looks, 'look')}{extended}"
+        parts.append((f", settled for {report.settle.ms:.0f} ms in {looks}", "dim"))
     return line(*parts)
 
 
 def _leak_line(leak: Leak) -> Text:
-    parts: list[str | tuple[str, str]] = [
-        "  ",
-        (f"{leak.kind:<9} ", "bold"),
-        (f"{leak.class_:<11} ", "red"),
-        leak.label,
-    ]
+    parts: list[_Part] = ["  ", (f"{leak.kind:<9} ", "bold"), (f"{leak.class_:<11} ", "red"), leak.label]
     if leak.who:
         parts += [(" · ", "dim"), leak.who]
     if leak.since:
@@ -159,7 +141,7 @@ def _leak_line(leak: Leak) -> Text:
     return line(*parts)
 
 
-def line(*parts: str | tuple[str, str]) -> Text:
+def line(*parts: _Part) -> Text:
     """Return one line of plain or styled parts, with everything unprintable escaped."""
     text = Text()
     for part in parts:
@@ -183,14 +165,15 @@ def _local(since: str) -> str:
     return f"{when:%H:%M:%S}" if when.date() == today else f"{when:%Y-%m-%d %H:%M:%S}"
 
 
-def _count(number: int, one: str, many: str | None = None) -> str:
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Return the number with its noun, which is `one` with an s if it has no other plural."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def print_snapshot(snapshot: Snapshot, console: Console) -> None:
     """Print the counts and coverage of `snapshot`, one line per kind."""
     took = f"{snapshot.took_ns / 1e6:.1f} ms"
-    seen = f"{_count(len(snapshot), 'resource')} in scope {snapshot.scope}, observed in {took}"
+    seen = f"{count(len(snapshot), 'resource')} in scope {snapshot.scope}, observed in {took}"
     console.print(line(seen), soft_wrap=True)
     for kind in snapshot.kinds:
         level, reason = snapshot.coverage.get(kind, ("none", "not observed"))
@@ -199,7 +182,7 @@ def print_snapshot(snapshot: Snapshot, console: Console) -> None:
         console.print(line(f"{name}: {number}"), soft_wrap=True)
 
 
-def coverage(level: str, *reasons: str | None) -> list[str | tuple[str, str]]:
+def coverage(level: str, *reasons: str | None) -> list[_Part]:
     """Return a coverage level and its explanation, as parts of a line."""
     style = {"full": "green", "partial": "yellow"}.get(level, "red")
     return [(level, style), *(f"; {reason}" if n else f": {reason}" for n, reason in enumerate(filter(None, reasons)))]
