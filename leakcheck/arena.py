@@ -65,12 +65,9 @@ class Process:
         self.close()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Wait for the end; return the exit code, or -N for signal N.
+        """Wait for the end; return the exit code, -N for signal N; raise `subprocess.TimeoutExpired`.
 
         The code is also -9 if the arena ended with it inside, or is frozen so that its exit cannot be reported.
-
-        Raises:
-            subprocess.TimeoutExpired: it still runs after `timeout` seconds.
         """
         if self.returncode is None:
             ended = select.poll()
@@ -243,39 +240,35 @@ class Arena:
     ) -> Process:
         """Start a command inside, in a new session; None means our own stream, `subprocess.DEVNULL` none.
 
-        Raises:
-            TargetError: the command does not exist in the arena or cannot be executed.
+        It raises `TargetError` if the command does not exist in the arena or cannot be executed.
         """
         if not argv:
             raise UsageError("run in an arena: no command")
         self._check_up("run something")
         # The view records the initial state of the arena, so it is created before anything runs there.
         _ = self.view
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         status, theirs = os.pipe2(os.O_CLOEXEC)
-        # Not in the message: they may be large and need not be UTF-8.
-        strings = os.memfd_create("leakcheck-command")
-        streams = [
-            number if fd is None else null if fd == subprocess.DEVNULL else fd
-            for number, fd in enumerate((stdin, stdout, stderr))
-        ]
         try:
-            os.pwrite(strings, _strings(cwd, argv, os.environ if env is None else env), 0)
-            with self._lock:
-                answer, fds = ask(self._socket, {"argc": len(argv)}, [*streams, theirs, strings], patience=_PATIENCE)
-        except OSError as error:
+            # Not in the message: they may be large and need not be UTF-8.
+            with (
+                Path(os.devnull).open("r+b", 0) as null,
+                os.fdopen(os.memfd_create("leakcheck-command"), "wb") as strings,
+            ):
+                os.pwrite(strings.fileno(), _strings(cwd, argv, os.environ if env is None else env), 0)
+                given = [null.fileno() if fd == subprocess.DEVNULL else fd for fd in (stdin, stdout, stderr)]
+                streams = [number if fd is None else fd for number, fd in enumerate(given)]
+                fds = [*streams, theirs, strings.fileno()]
+                with self._lock:
+                    answer, fds = ask(self._socket, {"argc": len(argv)}, fds, patience=_PATIENCE)
+            if "pid" not in answer:
+                raise TargetError(str(answer.get("error", "the arena is gone")) + _hint(os.fsdecode(argv[0]), cwd))
+        except BaseException as error:
             os.close(status)
-            raise TargetError(f"start {os.fsdecode(argv[0])} in an arena: {error}") from error
-        except BaseException:
-            os.close(status)
+            if isinstance(error, OSError):
+                raise TargetError(f"start {os.fsdecode(argv[0])} in an arena: {error}") from error
             raise
         finally:
             os.close(theirs)
-            os.close(null)
-            os.close(strings)
-        if "pid" not in answer:
-            os.close(status)
-            raise TargetError(str(answer.get("error", "the arena is gone")) + _hint(os.fsdecode(argv[0]), cwd))
         process = Process(argv, answer["pid"], fds[0], status, self._processes.discard, self._is_frozen)
         self._processes.add(process)
         return process
@@ -283,8 +276,7 @@ class Arena:
     def run(self, argv: Sequence[str | os.PathLike[str]], *, timeout: float | None = None, **options: Any) -> int:
         """Run a command inside to its end, as `popen` starts it, and return its exit code (-N: signal N).
 
-        Raises:
-            subprocess.TimeoutExpired: it still ran after `timeout` seconds and was killed.
+        After `timeout` seconds it is killed, and `subprocess.TimeoutExpired` is raised.
         """
         with self.popen(argv, **options) as process:
             try:
@@ -302,10 +294,9 @@ class Arena:
 
             for top in (self.init, self.spawner):
                 found.update(child.pid for child in psutil.Process(top).children(recursive=True))
-        for directory in list(self.cgroups.values())[:1]:
-            for path, _, _ in os.walk(directory):
-                with contextlib.suppress(FileNotFoundError):
-                    found.update(int(pid) for pid in Path(path, "cgroup.procs").read_text().split())
+        for path, _, _ in os.walk(next(iter(self.cgroups.values()), "")):
+            with contextlib.suppress(FileNotFoundError):
+                found.update(int(pid) for pid in Path(path, "cgroup.procs").read_text().split())
         return found - {0, self.init, self.spawner}
 
     @property
@@ -361,11 +352,8 @@ def run_in_arena(
 ) -> int:
     """Run `argv` in `arena`, in our working directory, like `leakcheck.subprocesses.run` on the host.
 
-    Raises:
-        TargetError: the command or the directory does not exist there, or the command cannot be executed.
-        GivenUp: a second SIGINT came.
+    It also raises `TargetError` if the directory does not exist there.
     """
-    # Default: our own standard input.
     try:
         here = str(Path.cwd())
     except FileNotFoundError:

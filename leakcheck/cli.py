@@ -93,10 +93,6 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Save the JSON to FILE, atomically.", parser=answering),
 ]
-Settle = Annotated[float, typer.Option(metavar="SECONDS", help="Time allowed for asynchronous teardown.")]
-Recover = Annotated[
-    str | None, typer.Option(metavar="CMD", help="The target's own clean-up, run by sh -c after settling.")
-]
 _DEFAULT_TARGET = "refbox"
 Target = Annotated[str, typer.Option(metavar="TARGET", help="A built-in target's name, or an adapter's path.")]
 DemoLeak = Annotated[str | None, typer.Option(metavar="KIND", help="Plant a leak, report it, remove it.")]
@@ -155,10 +151,12 @@ def guard(
     roots: Roots = None,
     lock_files: LockFiles = None,
     allow: AllowFile = None,
-    settle: Settle = 0.5,
+    settle: Annotated[float, typer.Option(metavar="SECONDS", help="Time allowed for asynchronous teardown.")] = 0.5,
     json: Json = False,
     output: Output = None,
-    recover: Recover = None,
+    recover: Annotated[
+        str | None, typer.Option(metavar="CMD", help="The target's own clean-up, run by sh -c after settling.")
+    ] = None,
     exit_code: Annotated[ExitCode, typer.Option(help="Whose exit code to return when clean.")] = ExitCode.LEAKCHECK,
     demo_leak: DemoLeak = None,
     arena: Annotated[bool, typer.Option("--arena", help="Run the command in a new disposable host.")] = False,
@@ -173,14 +171,13 @@ def guard(
     ] = None,
 ) -> None:
     """Run a command and report what it leaves behind."""
-    place = _arena(size, network, bind or [], limit or [], keep=keep) if arena else None
     if not arena and (keep or size or network != "own" or bind or limit):
         raise UsageError("--keep, --size, --network, --bind and --limit need --arena")
     if arena and (scope != "host" or roots):
         raise UsageError("--arena: the whole arena is observed; omit --scope and --roots")
     options = GuardOptions(
         observe=_observe(scope, kinds, roots, lock_files),
-        arena=place,
+        arena=_arena(size, network, bind or [], limit or [], keep=keep) if arena else None,
         keep=keep,
         allow=allow,
         settle_ms=milliseconds(settle),
@@ -366,17 +363,16 @@ def _observe(scope: str, kinds: str | None, roots: list[str] | None, lock_files:
 
 
 def _arena(size: str | None, network: str, binds: list[str], limits: list[str], *, keep: bool) -> Arena:
-    def limit(text: str) -> tuple[str, str]:
-        name, equals, value = text.partition("=")
-        if not equals or not value:
-            raise UsageError(f"--limit {text!r}: give FILE=VALUE, such as pids.max=100")
-        return name, value
-
+    if wrong := [text for text in limits if not text.partition("=")[2]]:
+        raise UsageError(f"--limit {wrong[0]!r}: give FILE=VALUE, such as pids.max=100")
+    found = re.fullmatch(r"(\d+)([KMG]?)", size or "0")
+    if found is None:
+        raise UsageError(f"--size {size!r}: give a number of bytes, such as 1048576, 64M or 1G")
     return Arena(
-        size=None if size is None else _bytes(size, "--size"),
+        size=None if size is None else int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]],
         network=network,
         binds=[_bind(text) for text in binds],
-        limits=dict(limit(text) for text in limits),
+        limits=dict(text.split("=", 1) for text in limits),
         keep=keep,
     )
 
@@ -388,13 +384,6 @@ def _bind(text: str) -> tuple[str, str, bool]:
     if not source or len(target) != 1 or not target[0].startswith("/"):
         raise UsageError(f"--bind {text!r}: give SRC, SRC:DST or SRC:DST:ro, with an absolute DST")
     return source, target[0], read_only
-
-
-def _bytes(text: str, option: str) -> int:
-    found = re.fullmatch(r"(\d+)([KMG]?)", text)
-    if found is None:
-        raise UsageError(f"{option} {text!r}: give a number of bytes, such as 1048576, 64M or 1G")
-    return int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]]
 
 
 def _paths(given: list[str], option: str) -> list[str]:

@@ -49,8 +49,7 @@ def check(target: Target, only: Sequence[str] = CHECKS, *, live: bool = False) -
         UsageError: unknown check.
         TargetError: the arena could not be created.
     """
-    unknown = [one for one in only if one not in CHECKS]
-    if unknown:
+    if unknown := [one for one in only if one not in CHECKS]:
         raise UsageError(f"unknown check {unknown[0]!r}: one of {', '.join(CHECKS)}")
     findings = []
     with open_host(target, 0, live=live) as host:
@@ -70,9 +69,7 @@ def check(target: Target, only: Sequence[str] = CHECKS, *, live: bool = False) -
 def _detail(session: Session, one: str) -> str:
     if one == "probe":
         return "; ".join(isolation_gaps(session))
-    if one == "recovery":
-        return _recovery(session)
-    return _submission(session, BUILTIN[one])
+    return _recovery(session) if one == "recovery" else _submission(session, BUILTIN[one])
 
 
 def _submission(session: Session, submission: Submission) -> str:
@@ -110,12 +107,10 @@ def _recovery(session: Session) -> str:
 def tried(target: Target) -> Availability:
     """Return the availability of `target`; if it is ready, test it with the submission ``ok`` in an arena."""
     state = target.availability()
-    if state.state != "ready":
+    failed = [finding for finding in check(target, ["ok"]) if not finding.passed] if state.state == "ready" else []
+    if not failed:
         return state
-    failed = next((finding for finding in check(target, ["ok"]) if not finding.passed), None)
-    if failed is None:
-        return state
-    return Availability("unable", f"tried: {failed.detail}", f"more: leakcheck check {target.name}")
+    return Availability("unable", f"tried: {failed[0].detail}", f"more: leakcheck check {target.name}")
 
 
 if __name__ == "__main__":

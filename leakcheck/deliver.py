@@ -60,6 +60,13 @@ def notify(message: str) -> None:
         print("leakcheck:", printable(" ".join(message.split())), file=sys.stderr, flush=True)
 
 
+def show_progress(text: str) -> None:
+    """Replace the last line on stderr by `text`, if stderr is a terminal that can be written."""
+    with contextlib.suppress(OSError):
+        if sys.stderr.isatty():
+            print(f"\r\x1b[2K{text}", end="", file=sys.stderr, flush=True)
+
+
 def drop(stream: TextIO) -> None:
     """Discard a stream's buffered output: otherwise Python fails to flush it at exit and exits with 120."""
     null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)

@@ -17,11 +17,7 @@ def notify_renamed(where: str, old: str, new: str) -> None:
 
 
 def with_new_names(table: dict[str, Any], names: Mapping[str, str], where: str) -> dict[str, Any]:
-    """Return `table` with its keys renamed by `names` (old → new).
-
-    Raises:
-        UsageError: a key is present under both names.
-    """
+    """Return `table` with its keys renamed by `names` (old → new); raise `UsageError` if it has both names of a key."""
     for old, new in names.items():
         if old in table:
             if new in table:

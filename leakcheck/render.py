@@ -15,7 +15,7 @@ from rich.text import Text
 from leakcheck._native import Snapshot, harmless
 from leakcheck.report import Leak, Report
 
-_VERDICT_STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
+VERDICT_STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
 _SHOWN = 20
 _MAKERS = 3
 _FEW = 5
@@ -109,7 +109,7 @@ def _is_comparison(report: Report) -> bool:
 
 
 def _verdict_line(report: Report) -> Text:
-    parts: list[_Part] = ["leakcheck: ", (report.verdict, _VERDICT_STYLE[report.verdict])]
+    parts: list[_Part] = ["leakcheck: ", (report.verdict, VERDICT_STYLE[report.verdict])]
     reclaimable = sum(leak.class_ == "reclaimable" for leak in report.leaks)
     if leaks := len(report.leaks) - reclaimable:
         parts.append(f", {count(leaks, 'leak')}")

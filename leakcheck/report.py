@@ -163,11 +163,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Report":
-        """Decode a report; unknown fields are ignored.
-
-        Raises:
-            UsageError: not JSON, not a report, or another schema version.
-        """
+        """Decode a report, without unknown fields; raise `UsageError` if it is none, or of another schema version."""
         try:
             version = msgspec.json.decode(text, type=_Versioned).schema
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

@@ -27,15 +27,10 @@ def run(
     stop: Stop = never,
     store: Callable[[Any], None] = lambda _: None,
 ) -> Result:
-    """Run `campaign` on `target`, and return its result.
+    """Run `campaign` on the sandbox `target`, and return its result.
 
-    Args:
-        campaign: the campaign to run.
-        target: the sandbox under test.
-        options: the campaign's options.
-        ui: receives the progress.
-        stop: once it returns true, no further trial starts, and the result covers the trials made.
-        store: called with each finished trial.
+    `ui` receives the progress, and `store` each finished trial. Once `stop` returns true, no further trial starts, and
+    the result covers the trials made.
 
     Raises:
         UsageError: an option is impossible, or is with this target.

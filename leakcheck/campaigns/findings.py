@@ -95,12 +95,12 @@ def trial_findings(campaign: str, made: Made[Any, Trial]) -> list[Finding]:
                 detail=first.detail,
             )
         )
-    return sorted(findings, key=_order)
 
+    def order(finding: Finding) -> tuple[bool, int, int]:
+        damaging = any(left.class_ == "damaged" for left in finding.leaks)
+        return not damaging, -OUTCOMES.index(finding.outcome), -finding.trials
 
-def _order(finding: Finding) -> tuple[bool, int, int]:
-    damaging = any(left.class_ == "damaged" for left in finding.leaks)
-    return not damaging, -OUTCOMES.index(finding.outcome), -finding.trials
+    return sorted(findings, key=order)
 
 
 def replay_words(options: TrialOptions) -> list[str]:

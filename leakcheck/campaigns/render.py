@@ -6,10 +6,9 @@ from rich.console import Console
 from rich.text import Text
 
 from leakcheck.campaigns.result import LEAKS_OF, Criterion, Finding, Residue, Result
-from leakcheck.render import line
+from leakcheck.render import VERDICT_STYLE, line
 from leakcheck.trials.preflight import FIRST
 
-_STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
 _OUTCOME_STYLE = {
     "clean": "green",
     "recovered": "cyan",
@@ -29,16 +28,11 @@ def print_campaign(campaign: Result, console: Console) -> None:
 
 def lines(campaign: Result) -> Iterator[Text]:
     """Yield the lines, the verdict first."""
-    made = (
-        f"{campaign.trials} {campaign.unit}"
-        if campaign.trials == campaign.wanted
-        else (f"{campaign.trials} of {campaign.wanted} {campaign.unit}")
-    )
+    of = "" if campaign.trials == campaign.wanted else f" of {campaign.wanted}"
     named = f"{campaign.target} ({campaign.version})" if campaign.version else campaign.target
     why = ", interrupted" if campaign.interrupted else ""
-    yield line(
-        "leakcheck: ", (campaign.verdict, _STYLE[campaign.verdict]), f", {named}, {made}{why}, seed {campaign.seed}"
-    )
+    made = f", {named}, {campaign.trials}{of} {campaign.unit}{why}, seed {campaign.seed}"
+    yield line("leakcheck: ", (campaign.verdict, VERDICT_STYLE[campaign.verdict]), made)
     if campaign.failed and campaign.unit != "trials":
         yield line("  ", ("failed    ", "bold red"), "; ".join(campaign.failed))
     for ending, outcomes in campaign.endings.items():
@@ -51,9 +45,8 @@ def lines(campaign: Result) -> Iterator[Text]:
     if (more := len(campaign.findings) - _SHOWN) > 0:
         yield line(f"  … and {more} more findings: see --json")
     for left in campaign.first_run:
-        yield line(
-            "  ", ("first run ", "cyan"), f"{left.count} {left.kind} {left.class_}: {'; '.join(left.labels[:_LABELS])}"
-        )
+        what = f"{left.count} {left.kind} {left.class_}: {'; '.join(left.labels[:_LABELS])}"
+        yield line("  ", ("first run ", "cyan"), what)
     for left in campaign.untied:
         yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.labels[0]}; of unknown origin")
     for criterion in _shortened(campaign.criteria):

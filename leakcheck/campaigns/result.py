@@ -110,8 +110,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     def from_json(cls, text: str | bytes, where: str = "campaign") -> Self:
         """Decode a result. Old field names are accepted, with a warning for each; `where` names the result in messages.
 
-        Raises:
-            UsageError: not a campaign's result, or another schema version.
+        It raises `UsageError` if it is not a campaign's result, or of another schema version.
         """
         try:
             found = msgspec.json.decode(text, type=dict[str, Any])

@@ -32,36 +32,35 @@ def left_findings(
 ) -> list[Finding]:
     """Group residue with the same possible causes and the same fate; each finding lists the possible submissions."""
     specs = {record.id: record.spec for record in records}
+
+    def certainty(one: SharedRemnant) -> tuple[int, int]:
+        return len({behaviour_of(specs[run]) for run in one.runs}) or len(records), len(one.runs)
+
     findings = []
-    for alike in grouped(
-        [one for one in left if not one.late],
-        lambda one, other: _fate(one) == _fate(other) and same(one.leak, other.leak),
-    ):
+    counted = [one for one in left if not one.late]
+    for alike in grouped(counted, lambda one, other: _fate(one) == _fate(other) and same(one.leak, other.leak)):
         kind, fate = alike[0].leak.kind, _fate(alike[0])
-        # The one with the most certain cause.
-        surest = min(
-            alike, key=lambda one: (len({behaviour_of(specs[run]) for run in one.runs}) or len(records), len(one.runs))
-        )
+        surest = min(alike, key=certainty)
         words = {behaviour_of(specs[run]): specs[run] for run in reversed(surest.runs)}
         possible = [*words.values()]
         class_ = {"leaked": surest.leak.class_, "bounded": "bounded", "recovered": "reclaimable"}[fate]
-        detail = f"of {_count(len(possible))}, by {surest.tied}{_which(surest)}" if possible else "of the last look"
+        one_of = "one submission's kind" if len(possible) == 1 else f"one of {len(possible)} kinds of submission"
+        detail = f"of {one_of}, by {surest.tied}; {_which(surest)}" if possible else "of the last look"
+        left_over = Residue(
+            kind=kind,
+            class_=class_,
+            by="next run" if fate == "recovered" else "",
+            labels=[one.leak.label for one in alike][:_LABELS],
+            count=len(alike),
+            trials=len({tuple(one.runs) for one in alike}),
+        )
         findings.append(
             Finding(
                 id=finding_id(target, kind, fate, *sorted(words)),
                 ending="stress",
                 specs=possible[:_REPLAYED],
                 outcome=fate,
-                leaks=[
-                    Residue(
-                        kind=kind,
-                        class_=class_,
-                        by="next run" if fate == "recovered" else "",
-                        labels=[one.leak.label for one in alike][:_LABELS],
-                        count=len(alike),
-                        trials=len({tuple(one.runs) for one in alike}),
-                    )
-                ],
+                leaks=[left_over],
                 trials=len(alike),
                 replay=_replay(target, options, possible),
                 detail=detail,
@@ -78,17 +77,17 @@ def status_findings(target: Target, options: StressOptions, records: Sequence[Re
     wrong = Counter(behaviour_of(record.spec) for record in wrong_ones)
     findings = []
     for what, alike in sorted(groups.items(), key=lambda item: -len(item[1])):
-        word = behaviour_of(alike[0].spec)
+        first, word = alike[0], what[1]
         findings.append(
             Finding(
                 id=finding_id(target, *what),
-                ending=alike[0].expect,
-                specs=[alike[0].spec],
+                ending=first.expect,
+                specs=[first.spec],
                 outcome="false-status",
                 leaks=[],
                 trials=len(alike),
-                replay=_replay(target, options, [alike[0].spec], made[word] if made[word] > wrong[word] else 0),
-                detail=alike[0].detail,
+                replay=_replay(target, options, [first.spec], made[word] if made[word] > wrong[word] else 0),
+                detail=first.detail,
             )
         )
     return findings
@@ -98,19 +97,13 @@ def _fate(one: SharedRemnant) -> Outcome:
     return "leaked" if one.stays else "recovered" if one.gone is not None else "bounded"
 
 
-def _count(kinds: int) -> str:
-    return "one submission's kind" if kinds == 1 else f"one of {kinds} kinds of submission"
-
-
 def _which(one: SharedRemnant) -> str:
     """Return the submissions that can have caused it, in words."""
     runs = sorted(one.runs)
+    if len(runs) == 1:
+        return f"submission {runs[0]}"
     shown = ", ".join(map(str, runs[:_NAMED])) + (", …" if len(runs) > _NAMED else "")
-    return (
-        f"; submission {shown}"
-        if len(runs) == 1
-        else f"; {'each' if one.each else 'one'} of these submissions: {shown}"
-    )
+    return f"{'each' if one.each else 'one'} of these submissions: {shown}"
 
 
 def _replay(target: Target, options: StressOptions, specs: Sequence[str], repeated: int = 0) -> str:

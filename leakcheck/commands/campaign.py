@@ -1,6 +1,5 @@
 """The command of each campaign, built from its options: progress on stderr, the result printed and saved."""
 
-import contextlib
 import functools
 import inspect
 import sys
@@ -19,7 +18,7 @@ from leakcheck.campaigns.campaign import Option, Options
 from leakcheck.campaigns.engine import run
 from leakcheck.campaigns.render import print_campaign
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
-from leakcheck.deliver import deliver, notify, output_to
+from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import StoppedError
 from leakcheck.renamed import notify_renamed
 from leakcheck.render import printable
@@ -89,12 +88,12 @@ def run_campaign(
             work = functools.partial(run, campaign, target, options, progress, stop=interrupts.seen)
             result = in_background(work, interrupts, _PATIENCE)
         except StoppedError as stopped:
-            progress.end()
+            show_progress("")
             shutdown()
             notify(f"{stopped}: no result")
             return INTERRUPTED
         finally:
-            progress.end()
+            show_progress("")
         shutdown()
         code = LEAKED if campaign.strict and result.failed else EXIT_OF[result.verdict]
         show = None if as_json else lambda: print_campaign(result, Console(stderr=True))
@@ -149,12 +148,6 @@ class _Progress(Ui):
         except OSError:
             # stderr is closed or full. The result goes elsewhere, or printing it fails with a message.
             return
-
-    def end(self) -> None:
-        """Erase the line."""
-        if self._terminal:
-            with contextlib.suppress(OSError):
-                print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -12,11 +12,7 @@ from leakcheck.targets import Target
 
 
 def check(target: Target, *, as_json: bool) -> int:
-    """Run every check of the target's adapter and print the results; 1 if one failed, 130 if interrupted.
-
-    Raises:
-        TargetError: the target cannot be run here.
-    """
+    """Run every check of the target's adapter and print the results; 1 if one failed, 130 if interrupted."""
     target.check_ready()
     try:
         findings = checked(target)

@@ -8,7 +8,6 @@ import subprocess
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from leakcheck._bin import helper
 from leakcheck._native import KINDS
@@ -36,41 +35,30 @@ _FIRST = (
 
 def demo(name: str, options: GuardOptions) -> int:
     """Plant a leak of the kind or plant called `name`, report it like a guarded command's leak, and remove it."""
-    shown = _demo_of(name)
+    kind, plants = _demo_of(name)
     observe = dict(options.observe)
     if observe["kinds"] is None:
         # The report folds a leaked process's descriptors into it, so a demo of descriptors observes only these.
-        observe["kinds"] = shown.kind if shown.kind in ("fd", "lockfile", "process") else f"process,{shown.kind}"
+        observe["kinds"] = kind if kind in ("fd", "lockfile", "process") else f"process,{kind}"
 
     with contextlib.ExitStack() as stack:
         directory = None
-        if shown.kind == "lockfile":
+        if kind == "lockfile":
             # Lock files are checked only at declared paths, and mkleak puts its own pid into the name.
             directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="leakcheck-demo-"))
             observe["lock_files"] = [*observe["lock_files"], directory]
 
         @contextlib.contextmanager
         def plant(env: Mapping[str, str], _: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
-            with _planted(shown, env, directory, options.arena) as plant:
+            with _planted(plants, env, directory, options.arena) as plant:
                 yield ["mkleak", plant], None
             notify(f"demo over: mkleak removed its leak ({plant})")
 
         return guarded(plant, replace(options, observe=observe))
 
 
-class _Demo(NamedTuple):
-    """One demonstration: a kind of leak, and the plants that make one."""
-
-    kind: str
-    plants: Sequence[str]
-
-
-def _demo_of(name: str) -> _Demo:
-    """Return the demonstration called `name`: a kind, or one of mkleak's plants.
-
-    Raises:
-        UsageError: no kind and no plant has this name.
-    """
+def _demo_of(name: str) -> tuple[str, Sequence[str]]:
+    """Return the kind and the plants of `name`, a kind or one of mkleak's plants; raise `UsageError` if it is none."""
     try:
         listed = subprocess.run(
             [helper("mkleak"), "--list", "--json"], stdin=subprocess.DEVNULL, capture_output=True, check=True
@@ -79,25 +67,23 @@ def _demo_of(name: str) -> _Demo:
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         raise TargetError(f"list plants: {error}") from error
     if name in plants:
-        return _Demo(plants[name], [name])
+        return plants[name], [name]
     of_kind = sorted((plant for plant, kind in plants.items() if kind == name), key=lambda plant: plant not in _FIRST)
     if not of_kind:
         raise UsageError(f"demo leak {name!r}: give a kind ({', '.join(KINDS)}) or a plant (mkleak --list)")
-    return _Demo(name, of_kind)
+    return name, of_kind
 
 
 @contextlib.contextmanager
 def _planted(
-    demo: _Demo, env: Mapping[str, str], directory: str | None = None, arena: Arena | None = None
+    plants: Sequence[str], env: Mapping[str, str], directory: str | None, arena: Arena | None
 ) -> Generator[str, None, None]:
-    """Plant a leak, in `directory` if it is a file; yield the plant's name; remove the leak afterwards.
+    """Plant the first leak that can exist, in `directory` if it is a file; yield its name; remove it afterwards.
 
-    mkleak cleans up at end of file on stdin, so the leak is removed even when this process is killed.
-
-    Raises:
-        TargetError: none of the plants can exist on this machine, or one failed.
+    mkleak cleans up at end of file on stdin, so the leak is removed even when this process is killed. If none of the
+    plants can exist on this machine, or one fails, it raises `TargetError`.
     """
-    for plant in demo.plants:
+    for plant in plants:
         with _mkleak(plant, env, directory, arena) as (mkleak, answer):
             if answer.startswith("READY"):
                 yield plant

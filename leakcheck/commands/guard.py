@@ -19,7 +19,7 @@ from leakcheck.allow import read_allow_file
 from leakcheck.arena import Arena, prepare_observation, run_in_arena
 from leakcheck.atomic_write import Output
 from leakcheck.commands import EXIT_OF, INTERRUPTED, UNKNOWN
-from leakcheck.deliver import deliver, notify, output_to
+from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import ArenaError, GivenUp, TargetError
 from leakcheck.render import print_report
 from leakcheck.report import Report
@@ -43,14 +43,20 @@ class GuardOptions:
     arena: Arena | None = None
     keep: bool = False
 
+    @property
+    def run(self) -> Callable[..., int]:
+        """The function that runs a command where they say: `leakcheck.subprocesses.run` or `run_in_arena`."""
+        return run if self.arena is None else functools.partial(run_in_arena, self.arena)
+
 
 def guard(argv: Sequence[str], options: GuardOptions) -> int:
     """Run `argv` between a baseline and a verdict."""
 
     @contextlib.contextmanager
     def command(env: Mapping[str, str], interrupts: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
-        started = run if options.arena is None else functools.partial(run_in_arena, options.arena)
-        yield [_shown(argument) for argument in argv], started(argv, env, interrupts)
+        # An argument need not be valid UTF-8 (execve(2)), but JSON must be.
+        shown = [os.fsencode(argument).decode("utf-8", "backslashreplace") for argument in argv]
+        yield shown, options.run(argv, env, interrupts)
 
     return guarded(command, options)
 
@@ -118,10 +124,9 @@ def _arena(options: GuardOptions, left: list[str]) -> Generator[dict[str, Any], 
 
 def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, str], interrupts: Interrupts) -> str:
     recover = options.recover or ""
-    started = run if options.arena is None else functools.partial(run_in_arena, options.arena)
     # Its output is not the guarded command's, so it goes to stderr like ours.
     stderr = sys.stderr.fileno()
-    code = started(["/bin/sh", "-c", recover], env, interrupts, stdin=subprocess.DEVNULL, stdout=stderr)
+    code = options.run(["/bin/sh", "-c", recover], env, interrupts, stdin=subprocess.DEVNULL, stdout=stderr)
     if code != 0:
         ended = f"exited with {code}" if code > 0 else f"was killed by signal {-code}"
         notify(f"recover command {shlex.quote(recover)} {ended}")
@@ -140,21 +145,11 @@ def _deliver(text: str, exit_code: int | None, options: GuardOptions, output: Ou
 @contextlib.contextmanager
 def _progress(phase: str) -> Generator[None, None, None]:
     """Show `phase` on a terminal while it lasts. No animation: a SIGKILL would leave the cursor hidden."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    with contextlib.suppress(OSError):
-        print(f"leakcheck: {phase} …", end="", file=sys.stderr, flush=True)
+    show_progress(f"leakcheck: {phase} …")
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
-
-
-def _shown(argument: str) -> str:
-    # An argument need not be valid UTF-8 (execve(2)), but JSON must be.
-    return os.fsencode(argument).decode("utf-8", "backslashreplace")
+        show_progress("")
 
 
 def shows(report: Report) -> Callable[[], None]:

@@ -18,6 +18,7 @@ from leakcheck.stats.bounds import quantile
 LIMIT = 1.10
 """Late over early: 1.10 is ten per cent slower."""
 
+_NAMES = ("throughput", "p50", "p95")
 _FEWEST = 100
 _STRETCHES = 12
 _DRAWS = 1000
@@ -55,20 +56,22 @@ def changes(samples: Sequence[Sample], seed: int = 0) -> dict[str, Change]:
 
     A submission's time is relative to its group's median, so that the random order of the mix is not a degradation.
     """
-    names = ("throughput", "p50", "p95")
     ordered = sorted(samples, key=lambda one: one.ended)
     third = len(ordered) // 3
     if third < _FEWEST:
         why = f"inconclusive: {len(ordered)} submissions are too few, give {3 * _FEWEST} or more"
-        return dict.fromkeys(names, Change(why=why))
-    usual = _usual(ordered)
+        return dict.fromkeys(_NAMES, Change(why=why))
+    groups: dict[str, list[float]] = defaultdict(list)
+    for one in ordered:
+        groups[one.group].append(one.took)
+    usual = {group: max(statistics.median(took), 1e-6) for group, took in groups.items()}
     early, late = (_stretches(part, usual) for part in (ordered[: third + 1], ordered[-third - 1 :]))
     generator = random.Random(seed)  # noqa: S311 - a repeatable draw, no secret
     drawn = [
         _ratios(generator.choices(early, k=len(early)), generator.choices(late, k=len(late))) for _ in range(_DRAWS)
     ]
     seen = _ratios(early, late)
-    return {name: _judged(seen[name], [one[name] for one in drawn]) for name in names}
+    return {name: _judged(seen[name], [one[name] for one in drawn]) for name in _NAMES}
 
 
 class _Stretch(msgspec.Struct, frozen=True):
@@ -77,13 +80,6 @@ class _Stretch(msgspec.Struct, frozen=True):
     seconds: float
     work: float
     times: list[float]
-
-
-def _usual(samples: Sequence[Sample]) -> dict[str, float]:
-    groups: dict[str, list[float]] = defaultdict(list)
-    for one in samples:
-        groups[one.group].append(one.took)
-    return {group: max(statistics.median(took), 1e-6) for group, took in groups.items()}
 
 
 def _stretches(part: Sequence[Sample], usual: dict[str, float]) -> list[_Stretch]:
@@ -104,17 +100,13 @@ def _stretches(part: Sequence[Sample], usual: dict[str, float]) -> list[_Stretch
 
 
 def _ratios(early: Sequence[_Stretch], late: Sequence[_Stretch]) -> dict[str, float]:
-    pace = [sum(one.seconds for one in part) / sum(one.work for one in part) for part in (early, late)]
-    times = [sorted(time for one in part for time in one.times) for part in (early, late)]
-    ratios = {"throughput": _over(pace[1], pace[0])}
-    for name, share in (("p50", 0.5), ("p95", 0.95)):
-        before, after = (quantile(part, share) for part in times)
-        ratios[name] = _over(after, before)
-    return ratios
+    def measures(part: Sequence[_Stretch]) -> tuple[float, float, float]:
+        times = sorted(time for one in part for time in one.times)
+        pace = sum(one.seconds for one in part) / sum(one.work for one in part)
+        return pace, quantile(times, 0.5), quantile(times, 0.95)
 
-
-def _over(late: float, early: float) -> float:
-    return late / early if early > 0 else 1.0
+    pairs = zip(_NAMES, measures(late), measures(early), strict=True)
+    return {name: after / before if before > 0 else 1.0 for name, after, before in pairs}
 
 
 def _judged(ratio: float, drawn: Sequence[float]) -> Change:

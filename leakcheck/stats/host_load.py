@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Sequence
 
+import msgspec
 import psutil
 
 from leakcheck.stats.degradation import Change, Sample
@@ -40,7 +41,7 @@ class HostLoad:
         if late - early <= _SHARE * (os.cpu_count() or 1):
             return change
         why = f"inconclusive: other programs used {early:.2f} processors early and {late:.2f} late"
-        return Change(change.ratio, change.low, change.high, None, why)
+        return msgspec.structs.replace(change, passed=None, why=why)
 
     def _others(self, samples: Sequence[Sample]) -> float:
         """Return how many processors others used on average while these ended; the first only marks the start."""

@@ -63,12 +63,7 @@ class Language(msgspec.Struct, frozen=True, kw_only=True):
         return Found(True)
 
     def bundle(self, cache: Path | None = None) -> Path:
-        """Return the directory with the compiled suite, compiling it if it is not in the cache.
-
-        Raises:
-            UsageError: the toolchain is missing, or the cache cannot be written to.
-            CompileError: the compiler failed.
-        """
+        """Return the directory with the suite, compiled if the cache lacks it; raise `UsageError` or `CompileError`."""
         state = self.available()
         if not state.ready:
             raise UsageError(f"language {self.name}: {state.reason}; install it: {state.hint}")

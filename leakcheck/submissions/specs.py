@@ -67,11 +67,7 @@ def spec(language: str, behaviour: str, **limits: float) -> Spec:
 
 
 def parse_spec(text: str) -> Spec:
-    """Return the spec that `text` describes.
-
-    Raises:
-        UsageError: `text` is not a spec; the message says which part is wrong and what is allowed there.
-    """
+    """Return the spec that `text` describes; a `UsageError` says which part is wrong and what is allowed there."""
     what, at, rest = text.partition("@")
     language, slash, behaviour = what.partition("/")
     if not slash or any(character.isspace() for character in text):

@@ -195,10 +195,8 @@ class Target:
     def status(self, returncode: int, box: Box, read: Callable[[Path], bytes] = Path.read_bytes) -> Reply:
         """Return the target's report after a launch in `box` that exited with `returncode`, negative for a signal.
 
-        If the target ran under another root, `read` returns the content of a file there.
-
-        Raises:
-            TargetError: its status file is missing or not readable.
+        If the target ran under another root, `read` returns the content of a file there. It raises `TargetError` if the
+        status file is missing or not readable.
         """
         path = self.status_file(box)
         if path is None:

@@ -33,7 +33,7 @@ class Aftermath:
     def __init__(self, session: Session, case: Case, first: Report) -> None:
         self.left: list[Remnant] = []
         self.failures: list[str] = []
-        self.gaps: dict[str, str] = {}
+        self.gaps = {kind: gap.reason for kind, gap in first.gaps.items()}
         self._session = session
         self._hit = not injector_for(case.plan).harmless
         self._case = case
@@ -45,7 +45,6 @@ class Aftermath:
         # Residue that existed after a recovery that reported success.
         self._survived: set[str] = set()
         self._silent = False
-        self._seen(first)
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield every outcome of the trial that concerns residue and coverage."""
@@ -103,11 +102,8 @@ class Aftermath:
 
     def _observe(self) -> Report:
         report = self._session.host.observe()
-        self._seen(report)
-        return report
-
-    def _seen(self, report: Report) -> None:
         self.gaps.update({kind: gap.reason for kind, gap in report.gaps.items()})
+        return report
 
     def _part(self, report: Report, by: str) -> None:
         """Drop what is gone: it was reclaimable, unless a run removed it and its name will never be used again."""
@@ -152,12 +148,6 @@ class Aftermath:
         self._stage |= dict.fromkeys(came, stage)
         self._steady |= came.keys()
 
-    def _once_more(self) -> None:
-        """Prepare and run once more under the plan; ignore the result."""
-        with contextlib.suppress(TargetError):
-            argv = self._session.prepare(self._case.submission)
-            self._session.run_under(injector_for(self._case.plan), argv, self._case.submission)
-
     def _class(self) -> None:
         """Repeat the trial, in another box if boxes are fresh: residue whose number increases is growing.
 
@@ -167,7 +157,9 @@ class Aftermath:
         after = before
         if not self._session.late:
             self._session.renew()
-            self._once_more()
+            with contextlib.suppress(TargetError):
+                argv = self._session.prepare(self._case.submission)
+                self._session.run_under(injector_for(self._case.plan), argv, self._case.submission)
             self._session.recover()
             self._session.again()
             after = self._observe().leaks
@@ -175,11 +167,8 @@ class Aftermath:
             more = count_similar(leak, after) > count_similar(leak, before)
             # A second run killed at another point need not leave what the first left.
             chance = self._session.late or (self._hit and key not in self._steady)
-            if leak.class_ in _FOR_GOOD:
-                class_ = leak.class_
-            else:
-                class_ = "growing" if more else leak.class_ if chance else "bounded"
-            self._note(key, leak, class_)
+            class_ = "growing" if more else leak.class_ if chance else "bounded"
+            self._note(key, leak, leak.class_ if leak.class_ in _FOR_GOOD else class_)
 
 
 def _runs(leak: Leak) -> bool:

@@ -62,10 +62,6 @@ class ArenaHost:
         """Start a command in the arena."""
         return self._arena.popen(argv, env=ENV | dict(env), stdout=output, stderr=output)
 
-    def pids(self) -> set[int]:
-        """Return the host's process ids of everything that runs in it."""
-        return self._arena.pids()
-
     def make_directory(self, path: Path) -> None:
         """Create the directory `path` in the arena, with its parents."""
         make_directory(self._root, path)
@@ -114,9 +110,9 @@ class ArenaHost:
     def _since(self, before: _native.Snapshot) -> Report:
         text = _native.settle(before, first=self._before, settle_ms=self._settle_ms, attributed_only=True)
         report = Report.from_json(text)
-        return msgspec.structs.replace(report, leaks=[self._own(leak) for leak in report.leaks])
-
-    def _own(self, leak: Leak) -> Leak:
-        """Return `leak`, not as damage if the target changed its own state."""
-        own = leak.class_ == "damaged" and leak.kind == "file" and self._target.owns(place_of(leak))
-        return msgspec.structs.replace(leak, class_="orphaned") if own else leak
+        leaks = list(report.leaks)
+        for at, leak in enumerate(leaks):
+            # It is no damage if the target changes its own state.
+            if leak.class_ == "damaged" and leak.kind == "file" and self._target.owns(place_of(leak)):
+                leaks[at] = msgspec.structs.replace(leak, class_="orphaned")
+        return msgspec.structs.replace(report, leaks=leaks)

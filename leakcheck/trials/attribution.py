@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from leakcheck.report import Leak
-from leakcheck.targets import Box, Target
+from leakcheck.targets import Target
 from leakcheck.trials.host import Host, Running
 from leakcheck.trials.session import Session
 from leakcheck.trials.similarity import place_of
@@ -111,8 +111,8 @@ class Attribution:
         path = place_of(leak)
         for session in self._sessions:
             mine = [run for run in runs if run.box == session.box.number]
-            named = [run for run in mine if self._target.names_box(path, _box_of(session, run))]
-            if named:
+            boxes = [msgspec.structs.replace(session.box, name=run.name) for run in mine]
+            if named := [run for run, box in zip(mine, boxes, strict=True) if self._target.names_box(path, box)]:
                 return named, "box"
             work = str(session.box.work)
             if mine and (path == work or path.startswith(f"{work}/") or self._target.owns(path, session.box)):
@@ -144,16 +144,11 @@ class Attribution:
             pid = int(parent[1]) if parent else 0
 
     def _mark_of(self, pid: int) -> int | None:
-        try:
+        with contextlib.suppress(OSError):
             environ = self._host.read(Path(f"/proc/{pid}/environ"))
-        except OSError:
-            return None
-        found = re.search(rb"(?:^|\0)" + MARK.encode() + rb"=(\d+)(?:\0|$)", environ)
-        return int(found[1]) if found else None
-
-
-def _box_of(session: Session, run: Run) -> Box:
-    return msgspec.structs.replace(session.box, name=run.name)
+            if found := re.search(rb"(?:^|\0)" + MARK.encode() + rb"=(\d+)(?:\0|$)", environ):
+                return int(found[1])
+        return None
 
 
 def _records(value: object) -> Iterator[dict[str, object]]:

@@ -9,6 +9,7 @@ from leakcheck.errors import CompileError, NativeError, TargetError, UsageError
 from leakcheck.submissions import parse_spec
 from leakcheck.targets import Target
 from leakcheck.trials.attribution import Run, SharedRemnant
+from leakcheck.trials.record import behaviour_of
 from leakcheck.trials.session import Stop
 from leakcheck.trials.shared_arena import SharedArena, compiled, warm_up
 from leakcheck.trials.similarity import count_similar, grouped, same
@@ -40,7 +41,7 @@ def isolate(
     unsure = [one for one in left if one.gone is None and len(one.runs) > 1 and not one.late]
     words: dict[str, str] = {}
     for run in (run for one in unsure for run in one.runs if run not in hung):
-        words.setdefault(_what(specs[run]), specs[run])
+        words.setdefault(behaviour_of(specs[run]), specs[run])
     if not unsure or stop():
         return
     log(f"attributing residue: {min(len(words), _MOST)} submissions, one by one")
@@ -52,16 +53,17 @@ def isolate(
             with SharedArena(target, 1, settle=settle, needed=needed, late=lambda *_: None) as arena:
                 left_to_try = _leave_alone(arena, left_to_try, leaves, stop)
     for one in unsure:
-        guilty = [run for run in one.runs if count_similar(one.leak, leaves.get(_what(specs[run]), []))]
+        late = hung.intersection(one.runs)
+        guilty = [run for run in one.runs if count_similar(one.leak, leaves.get(behaviour_of(specs[run]), []))]
         if guilty:
             one.runs, one.tied = guilty, "replay"
-        elif hung.intersection(one.runs) and all(_what(specs[run]) in leaves for run in one.runs if run not in hung):
+        elif late and all(behaviour_of(specs[run]) in leaves for run in one.runs if run not in late):
             # None of the other submissions leaves it.
-            one.runs, one.tied, one.late = sorted(hung.intersection(one.runs)), "replay", True
+            one.runs, one.tied, one.late = sorted(late), "replay", True
     for alike in grouped(unsure, lambda one, other: one.round == other.round and same(one.leak, other.leak)):
         runs = {run for one in alike for run in one.runs}
         # As many as all of them leave when run alone.
-        expected = sum(count_similar(alike[0].leak, leaves.get(_what(specs[run]), [])) for run in runs)
+        expected = sum(count_similar(alike[0].leak, leaves.get(behaviour_of(specs[run]), [])) for run in runs)
         # A chain of short-lived processes is reported as one, whatever their number.
         all_of_it = len(alike) == expected or alike[0].leak.class_ == "respawning"
         if all_of_it and all(one.tied == "replay" for one in alike):
@@ -91,7 +93,3 @@ def _leave_alone(
             # A process that is still alive may leave more, which would be attributed to the next submission.
             return list(words[number + 1 :])
     return []
-
-
-def _what(spec: str) -> str:
-    return spec.partition("@")[0]

@@ -1,11 +1,12 @@
 """The interface of executors, which make many trials, and the one that they report to."""
 
+import abc
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from leakcheck.trials.case import Case
 
-_Trial = TypeVar("_Trial", covariant=True)
+_Trial = TypeVar("_Trial")
 
 
 class Ui:
@@ -21,17 +22,19 @@ class Ui:
         """Called with what the campaign is doing."""
 
 
-class Executor(Protocol[_Trial]):
+class Executor(abc.ABC, Generic[_Trial]):
     """Makes trials of cases.
 
     `failure` is why no further trial could be made, or None; `took` is the seconds that the trials took.
     """
 
-    failure: BaseException | None
-    took: float
+    failure: BaseException | None = None
+    took: float = 0
 
+    @abc.abstractmethod
     def run(self, cases: Callable[[], Iterator[Case]]) -> Iterator[_Trial]:
         """Yield each trial once it is made; `cases` is called when everything else is ready."""
 
     def fail(self, error: BaseException) -> None:
-        """Start no further trial, because of `error`."""
+        """Start no further trial, because of `error`: the first one is the cause, others may be its consequence."""
+        self.failure = self.failure or error

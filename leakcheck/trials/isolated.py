@@ -7,7 +7,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case
-from leakcheck.trials.executor import Ui
+from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.session import Stop
 from leakcheck.trials.trial import Trial, run_trial
 
@@ -17,19 +17,12 @@ def job_count(jobs: int, *, live: bool) -> int:
     return 1 if live else jobs or os.cpu_count() or 1
 
 
-class Isolated:
-    """An `Executor` that makes `jobs` trials at a time."""
+class Isolated(Executor[Trial]):
+    """Makes `jobs` trials at a time."""
 
     def __init__(self, target: Target, ui: Ui, stop: Stop, *, jobs: int, live: bool, settle: float) -> None:
         self._target, self._ui, self._stop = target, ui, stop
         self._jobs, self._live, self._settle = job_count(jobs, live=live), live, settle
-        self.failure: BaseException | None = None
-        self.took = 0.0
-
-    def fail(self, error: BaseException) -> None:
-        """Start no further trial."""
-        # The first error is the cause; the others may be its consequence.
-        self.failure = self.failure or error
 
     def run(self, cases: Callable[[], Iterator[Case]]) -> Iterator[Trial]:
         """Yield each trial once it is made."""

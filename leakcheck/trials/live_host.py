@@ -17,15 +17,13 @@ from leakcheck import _native
 from leakcheck.errors import TargetError
 from leakcheck.report import Leak, Report
 from leakcheck.subprocesses import why_not_run
-from leakcheck.targets import Target
 from leakcheck.trials.host import ENV, KINDS, Running
 
 
 class LiveHost:
     """The host: only what is tied to the run counts."""
 
-    def __init__(self, target: Target, settle: float) -> None:
-        del target
+    def __init__(self, settle: float) -> None:
         self._settle_ms = round(settle * 1000)
         self._guard: _native.Guard | None = None
         self._ended = False

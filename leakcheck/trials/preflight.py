@@ -34,11 +34,7 @@ def isolation_gaps(session: Session) -> list[str]:
 
 
 def run_length(target: Target, *, live: bool, stop: Stop, runs: int = 5) -> float:
-    """Return the median length of a normal run in milliseconds, without the first one.
-
-    Raises:
-        TargetError: it does not work.
-    """
+    """Return the median length of a normal run in ms, without the first one; raise `TargetError` if one is wrong."""
     lengths: list[float] = []
 
     def measure(session: Session) -> None:
@@ -73,14 +69,13 @@ def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[
         if not first.leaks:
             return
         # Preparing the box again replaces its own files, so compare the second run with the third.
-        reports = []
+        later = []
         for _ in range(2):
             session.renew()
             session.again()
-            reports.append(session.host.observe())
-        second, third = reports
+            later.append(session.host.observe().leaks)
         for leak in first.leaks:
-            more = count_similar(leak, third.leaks) > count_similar(leak, second.leaks)
+            more = count_similar(leak, later[1]) > count_similar(leak, later[0])
             class_ = leak.class_ if leak.class_ == "damaged" else "growing" if more else "bounded"
             left.append(Remnant(leak.kind, class_, leak.label, stage=FIRST))
 

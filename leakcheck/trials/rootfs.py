@@ -42,11 +42,7 @@ def _opened(root: int, path: Path, flags: int, mode: int = 0) -> Generator[int, 
 
 
 def make_directory(root: int, path: Path) -> None:
-    """Create the directory `path` (absolute) below the directory `root`, with its parents; it may exist.
-
-    Raises:
-        OSError: something else exists there, or it cannot be created.
-    """
+    """Create the directory `path` (absolute) below `root`, unless it exists, with its parents; raise `OSError`."""
     try:
         with _opened(root, path, os.O_PATH | os.O_DIRECTORY):
             return
@@ -59,11 +55,7 @@ def make_directory(root: int, path: Path) -> None:
 
 
 def write_file(root: int, path: Path, content: bytes) -> None:
-    """Write `content` to the absolute `path` below the directory `root`; create its directories.
-
-    Raises:
-        OSError: it cannot be written, or is not a regular file.
-    """
+    """Write `content` to the absolute `path` below `root`, and create its directories; raise `OSError`."""
     make_directory(root, path.parent)
     # Do not block on a FIFO that somebody put there.
     with _opened(root, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o644) as fd:
@@ -73,11 +65,7 @@ def write_file(root: int, path: Path, content: bytes) -> None:
 
 
 def read_file(root: int, path: Path) -> bytes:
-    """Return the content of the file at the absolute `path` below the directory `root`, at most 1 MiB.
-
-    Raises:
-        OSError: it does not exist, cannot be read, or is not a regular file.
-    """
+    """Return the content of the file at the absolute `path` below `root`, at most 1 MiB; raise `OSError`."""
     with _opened(root, path, os.O_RDONLY | os.O_NONBLOCK) as fd:
         _check_regular(fd, path)
         with open(fd, "rb", closefd=False) as file:

@@ -166,10 +166,8 @@ class Session:
     def run_under(self, injector: Checked, argv: Sequence[str], submission: Submission) -> tuple[Evidence, str]:
         """Run `submission` under a fault to its end; return whether the fault happened, and the error in the status.
 
-        A run hit by the fault may have any status, except OK if it would not be OK without the fault.
-
-        Raises:
-            LateError: it did not end.
+        A run hit by the fault may have any status, except OK if it would not be OK without the fault. If it does not
+        end, it raises `LateError`.
         """
         with memory() as output:
             before, self.env = self.env, self.env | injector.launch_env
@@ -201,12 +199,11 @@ class Session:
 
     def recover(self) -> str:
         """Run the target's recovery; return what is wrong with it."""
-        return self._complaint("recover", self.target.recover_commands(self.box))
+        return self._complaint("recover", *self.target.recover_commands(self.box))
 
     def health(self) -> str:
         """Run the target's health check; return what is wrong, empty if nothing or if the target has none."""
-        argv = self.target.health_command(self.box)
-        return self._complaint("health", [argv] if argv else [])
+        return self._complaint("health", *filter(None, [self.target.health_command(self.box)]))
 
     def wait(self, process: Running, limit: float, name: str) -> int:
         """Return the exit code of `process`; after `limit` seconds plus grace, kill it and raise `LateError`."""
@@ -229,7 +226,7 @@ class Session:
         finally:
             process.close()
 
-    def _complaint(self, what: str, commands: Sequence[Sequence[str]]) -> str:
+    def _complaint(self, what: str, *commands: Sequence[str]) -> str:
         try:
             self._commands(what, commands)
         except TargetError as error:

@@ -13,7 +13,7 @@ from leakcheck.stats.host_load import HostLoad
 from leakcheck.submissions import Submission, cache_directory
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case
-from leakcheck.trials.executor import Ui
+from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.host import Running
 from leakcheck.trials.record import Record
 from leakcheck.trials.rotation import Rotation
@@ -31,8 +31,8 @@ _MOST_STALLS = 20
 _STALLED = 30.0
 
 
-class Shared:
-    """An `Executor` of submissions, `concurrency` at a time.
+class Shared(Executor[Record]):
+    """Runs submissions, `concurrency` at a time.
 
     `first_run` is what the warm-up left, `deepest` the maximum depth of the queue, `queue_size` its bound,
     `cleanup_failures` are failures outside the submissions themselves, `sick` the errors of the target's health check,
@@ -61,8 +61,6 @@ class Shared:
         self._last = time.monotonic()
         self._stalled = threading.Event()
         self._until = float("inf")
-        self.failure: BaseException | None = None
-        self.took = 0.0
         self.deepest = 0
         self.host_load = HostLoad()
         self.first_run: list[Leak] = []
@@ -73,11 +71,6 @@ class Shared:
             SharedArena(target, concurrency, settle=settle, needed=[cache_directory()], late=self._on_late)
             for _ in range(2 if observe else 1)
         ]
-
-    def fail(self, error: BaseException) -> None:
-        """Start no further submission."""
-        # The first error is the cause; the others may be its consequence.
-        self.failure = self.failure or error
 
     def over(self) -> bool:
         """Return whether to stop everything, even observations."""
@@ -227,16 +220,16 @@ class Shared:
         return max(walls, default=NEXT.wall) + 2 * GRACE + _STALLED
 
     def _on_stall(self, idle: float) -> None:
-        self._note_stall(f"nothing has ended for {idle:.0f} s\n{driver_stacks()}")
+        self._note_stall(f"nothing has ended for {idle:.0f} s", driver_stacks())
         self._stalled.set()
 
     def _on_late(self, arena: SharedArena, process: Running) -> None:
-        pids = {one.pid for one in arena.host.tree(process)}
-        self._note_stall(f"a run outlived its limit by {GRACE:.0f} s\n{process_stacks(pids)}")
+        stacks = process_stacks(one.pid for one in arena.host.tree(process))
+        self._note_stall(f"a run outlived its limit by {GRACE:.0f} s", stacks)
 
-    def _note_stall(self, text: str) -> None:
+    def _note_stall(self, what: str, stacks: str) -> None:
         with self._lock:
-            self.stalls.append(text if len(self.stalls) < _MOST_STALLS else text.partition("\n")[0])
+            self.stalls.append(f"{what}\n{stacks}" if len(self.stalls) < _MOST_STALLS else what)
             first = len(self.stalls) == 1
         # All stacks are in the result; show only one while running.
-        self._notify(lambda: self._ui.log(text if first else text.partition("\n")[0]))
+        self._notify(lambda: self._ui.log(f"{what}\n{stacks}" if first else what))

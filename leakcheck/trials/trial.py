@@ -40,8 +40,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 def run_trial(target: Target, case: Case, number: int, *, live: bool, settle: float) -> Trial:
     """Make one trial of `target` from start to end; `settle` in seconds.
 
-    Raises:
-        TargetError: the host could not be created, or the box could not be prepared in it.
+    It raises `TargetError` if the host could not be created, or the box could not be prepared in it.
     """
     began = time.monotonic()
     injector = injector_for(case.plan)

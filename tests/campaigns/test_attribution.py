@@ -79,7 +79,7 @@ def test_what_a_process_leaves_that_ended_in_a_later_round_can_be_of_its_submiss
 
     process = SharedRemnant(leak("process", {"pid": 7}), 1, [0], "mark", gone=3)
     made = target(tmp_path, 'exec "$@"')
-    attribution = Attribution(made, LiveHost(made, 0), [])
+    attribution = Attribution(made, LiveHost(0), [])
     file = leak("file", {"path": "/srv/late"})
     assert attribution.tied(file, 3, [Run(5, 0, 3)], [process]).runs == [5, 0]
     assert attribution.tied(file, 4, [Run(6, 0, 4)], [process]).runs == [6], "it had ended before that round"

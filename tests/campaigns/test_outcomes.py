@@ -168,7 +168,7 @@ def test_what_is_left_in_the_boxs_directory_is_seen_where_the_target_covers_tmp(
 
 
 def test_a_boxs_directory_is_in_no_place_that_sandboxes_cover() -> None:
-    with LiveHost(load("command"), 0) as host:
+    with LiveHost(0) as host:
         places = [ArenaHost.work, host.work]
     covered = [Path(place) for place in ("/tmp", "/var/tmp", "/run", "/dev", "/home", "/root")]
     assert not any(place.is_relative_to(cover) for place in places for cover in covered)

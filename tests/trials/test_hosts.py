@@ -5,7 +5,6 @@ import pytest
 
 from injectors.timed import Kill, ended, kill
 from leakcheck.errors import TargetError
-from leakcheck.targets import load
 from leakcheck.trials.live_host import LiveHost
 from leakcheck.trials.output import memory
 
@@ -14,7 +13,7 @@ TREE = "sleep 300 & (sleep 300 & sleep 300; exit) & sh -c 'sleep 300; exit' & wa
 
 @pytest.mark.parametrize("how", ["tree", "freeze"])
 def test_a_tree_that_is_killed_on_the_host_leaves_no_orphan(how: Kill) -> None:
-    with LiveHost(load("command"), 0) as host, memory() as output:
+    with LiveHost(0) as host, memory() as output:
         supervisor = host.start(["/bin/sh", "-c", TREE], {"PATH": "/usr/bin:/bin"}, output)
         tree: set[psutil.Process] = set()
         for _ in range(500):
@@ -32,13 +31,13 @@ def test_a_tree_that_is_killed_on_the_host_leaves_no_orphan(how: Kill) -> None:
 
 def test_a_program_that_is_not_there_is_told_on_the_host_too() -> None:
     with (
-        LiveHost(load("command"), 0) as host,
+        LiveHost(0) as host,
         pytest.raises(TargetError, match="run /nonexistent/tool: no such file"),
     ):
         host.start(["/nonexistent/tool"], {}, 1)
 
 
 def test_a_file_gets_its_directories() -> None:
-    with LiveHost(load("command"), 0) as host:
+    with LiveHost(0) as host:
         host.write(host.work / "a/b", b"content")
         assert host.read(host.work / "a/b") == b"content"

@@ -1,6 +1,8 @@
 """The behaviours in Python: ``suite.py BEHAVIOUR [NUMBER]``. Each one ends by itself, whatever limit fails."""
 
 import os
+import resource
+import signal
 import sys
 import time
 
@@ -34,15 +36,12 @@ def _write_out(fd: int, size: int) -> None:
 
 
 def _ignore_sigterm(seconds: int) -> None:
-    import signal
-
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     print("ready", flush=True)
     _rest(seconds)
 
 
 def _big_file(size: int) -> None:
-    import signal
     import tempfile
 
     # Python ignores it, and would get an error instead.
@@ -51,21 +50,15 @@ def _big_file(size: int) -> None:
         _write_out(file.fileno(), size)
 
 
-def _no_core() -> None:
-    import resource
-
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
-
 def _segv(_: int) -> None:
     import ctypes
 
-    _no_core()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     ctypes.memset(8, 1, 4)
 
 
 def _abort(_: int) -> None:
-    _no_core()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.abort()
 
 
@@ -125,10 +118,6 @@ def _litter(directory: str) -> None:
             os.write(fd, b"litter")
         except OSError:
             return
-
-
-def _temp_litter(_: int) -> None:
-    _litter("/tmp")  # noqa: S108 - what is to be littered
 
 
 def _shm_litter(_: int) -> None:
@@ -203,7 +192,7 @@ _BEHAVIOURS = {
     "fork_bomb": _fork_bomb,
     "daemonise": _daemonise,
     "zombies": _zombies,
-    "temp_litter": _temp_litter,
+    "temp_litter": lambda _: _litter("/tmp"),  # noqa: S108 - what is to be littered
     "shm_litter": _shm_litter,
     "fd_hog": _fd_hog,
     "sockets": _sockets,
