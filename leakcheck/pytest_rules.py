@@ -54,12 +54,8 @@ def of_session(config: pytest.Config) -> list[AllowRule]:
     return [AllowRule("file", {"path": path}, reason=reason) for path, reason in rules.items()]
 
 
-def kept_for_life() -> list[AllowRule]:
-    """Return rules for what the modules of this process keep now, by their own records."""
-    return list(_kept())
-
-
-def _kept() -> Iterator[AllowRule]:
+def kept_for_life() -> Iterator[AllowRule]:
+    """Yield rules for what the modules of this process keep now, by their own records."""
     tracker = _module("multiprocessing.resource_tracker", "_resource_tracker")
     argv = "*from multiprocessing.resource_tracker import main*"
     yield from _helper(_TRACKER, argv, getattr(tracker, "_pid", None), getattr(tracker, "_fd", None))

@@ -30,7 +30,6 @@ class Option(msgspec.Struct, frozen=True):
         metavar: the name of its value.
         name: including the dashes; default: derived from the field's name.
         parse: converts the text to the field's value; if `repeated`, the list of texts.
-        default: the text to parse if the option is not given; if empty, the field's own default applies.
         repeated: whether the option may be given several times.
         was: its old name, which is still read, with a warning.
     """
@@ -39,7 +38,6 @@ class Option(msgspec.Struct, frozen=True):
     metavar: str | None = None
     name: str = ""
     parse: Callable[[Any], Any] | None = None
-    default: str = ""
     repeated: bool = False
     was: str = ""
 

@@ -41,18 +41,10 @@ def _words(text: str) -> list[str]:
 class LeaksOptions(TrialOptions, frozen=True, kw_only=True):
     """What to try; a `plan` replaces `endings` and `kills`."""
 
-    endings: Annotated[
-        Sequence[str], Option("How runs end; used in rotation.", "ENDING,…", parse=_words, default=",".join(ENDINGS))
-    ] = ENDINGS
+    endings: Annotated[Sequence[str], Option("How runs end; used in rotation.", "ENDING,…", parse=_words)] = ENDINGS
     kills: Annotated[
         Sequence[Kill],
-        Option(
-            "Whom forced endings kill, in rotation; freeze: stop the tree first.",
-            "WHO,…",
-            "--kill",
-            parse=_words,
-            default=",".join(KILLS),
-        ),
+        Option("Whom forced endings kill, in rotation; freeze: stop the tree first.", "WHO,…", "--kill", parse=_words),
     ] = KILLS
 
     def check(self) -> None:

@@ -17,7 +17,7 @@ from leakcheck.campaigns.stress_findings import left_findings, pace, samples, st
 from leakcheck.campaigns.stress_options import StressOptions, submissions
 from leakcheck.stats.bounds import spread
 from leakcheck.stats.degradation import Sample
-from leakcheck.submissions import Submission, cache_directory
+from leakcheck.submissions import Submission
 from leakcheck.targets import Target
 from leakcheck.trials.aftermath import Remnant
 from leakcheck.trials.attribution import SharedRemnant
@@ -87,7 +87,6 @@ class Stress(Campaign[StressOptions, Record]):
             specs,
             frozenset(record.id for record in made.trials if record.late),
             settle=made.options.settle,
-            needed=[cache_directory()],
             log=ui.log,
             stop=executor.over,
         )

@@ -40,7 +40,9 @@ def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Calla
     for name, (inner, option) in fields.items():
         kind = (list[str] | None if option.repeated else str | None) if option.parse else inner
         info = typer.Option(option.name or f"--{name.replace('_', '-')}", metavar=option.metavar, help=option.help)
-        parameters[name] = Annotated[kind, info], (option.default or None) if option.parse else defaults[name]
+        # A default that is a list of words is given, and shown, as on the command line.
+        default = ",".join(defaults[name] or ()) or None if option.parse else defaults[name]
+        parameters[name] = Annotated[kind, info], default
         if option.was:
             parameters[f"{name}_was"] = Annotated[str | None, typer.Option(option.was, hidden=True)], None
     parameters |= {"json": common["json"], "output": common["output"]}

@@ -1,5 +1,6 @@
 """``leakcheck reap``: remove what a saved report attributes to its run."""
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -14,24 +15,16 @@ from leakcheck.render import line
 _STYLE = {"would": "yellow", "done": "green", "gone": "dim", "skipped": "dim", "failed": "bold red"}
 
 
-class _Action(msgspec.Struct, frozen=True):
-    kind: str
-    label: str
-    action: str
-    status: str
-    why: str = ""
-
-
 def reap(file: Path, *, apply: bool, as_json: bool) -> int:
     """Remove the leaks, or without `apply` only list them; return 1 if something could not be removed, else 0."""
     report = _native.read_input("report", file, own=True)
     text = _native.reap(_of_campaign(report, file) or report, str(file), apply=apply)
-    actions = msgspec.json.decode(text, type=list[_Action])
+    actions: list[dict[str, str]] = json.loads(text)
     if as_json:
         print_json(text)
     else:
         _print(actions, Console(), apply=apply)
-    return 1 if any(action.status == "failed" for action in actions) else 0
+    return 1 if any(action["status"] == "failed" for action in actions) else 0
 
 
 class _Campaign(msgspec.Struct):
@@ -52,17 +45,13 @@ def _of_campaign(text: str, file: Path) -> str | None:
     return bytes(campaign.report).decode()
 
 
-def _print(actions: list[_Action], console: Console, *, apply: bool) -> None:
+def _print(actions: list[dict[str, str]], console: Console, *, apply: bool) -> None:
     for action in actions:
-        what = f"{action.action} " if action.action != "none" else ""
-        parts: list[str | tuple[str, str]] = [
-            (f"{action.status:<8} ", _STYLE.get(action.status, "")),
-            f"{what}{action.kind}: {action.label}",
-        ]
-        if action.why:
-            parts.append((f" · {action.why}", "dim"))
-        console.print(line(*parts), soft_wrap=True)
-    waiting = sum(action.status == "would" for action in actions)
+        status = (f"{action['status']:<8} ", _STYLE.get(action["status"], ""))
+        what = f"{action['action']} " if action["action"] != "none" else ""
+        why = f" · {action['why']}" if action.get("why") else ""
+        console.print(line(status, f"{what}{action['kind']}: {action['label']}", (why, "dim")), soft_wrap=True)
+    waiting = sum(action["status"] == "would" for action in actions)
     if not actions:
         console.print("nothing to remove: the report lists no leak", soft_wrap=True)
     elif not apply and waiting:

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from leakcheck.errors import CompileError, NativeError, TargetError, UsageError
@@ -28,7 +27,6 @@ def isolate(
     hung: frozenset[int],
     *,
     settle: float,
-    needed: Sequence[Path],
     log: Callable[[str], None],
     stop: Stop,
 ) -> None:
@@ -50,7 +48,7 @@ def isolate(
     with contextlib.suppress(TargetError, UsageError, CompileError, NativeError, OSError):
         left_to_try = list(words.items())[:_MOST]
         while left_to_try and not stop():
-            with SharedArena(target, 1, settle=settle, needed=needed, late=lambda *_: None) as arena:
+            with SharedArena(target, 1, settle=settle, late=lambda *_: None) as arena:
                 left_to_try = _leave_alone(arena, left_to_try, leaves, stop)
     for one in unsure:
         late = hung.intersection(one.runs)

@@ -1,6 +1,9 @@
 """Measurements before the trials: whether the isolation is on, how long a run takes, what the very first run leaves."""
 
-from collections.abc import Callable
+import contextlib
+import statistics
+import time
+from collections.abc import Generator
 
 from leakcheck.errors import StoppedError, TargetError
 from leakcheck.targets import Target
@@ -15,10 +18,10 @@ FIRST = "first run"
 
 def probe(target: Target, *, live: bool, stop: Stop) -> list[str]:
     """Return the parts of the target's isolation that are off where trials run; empty if none is."""
-    gaps: list[str] = []
-    if not target.adapter.probe.none:
-        _in_a_host(target, live, lambda session: gaps.extend(isolation_gaps(session)), stop)
-    return gaps
+    if target.adapter.probe.none:
+        return []
+    with _session(target, live, stop) as session:
+        return isolation_gaps(session)
 
 
 def isolation_gaps(session: Session) -> list[str]:
@@ -36,20 +39,14 @@ def isolation_gaps(session: Session) -> list[str]:
 def run_length(target: Target, *, live: bool, stop: Stop, runs: int = 5) -> float:
     """Return the median length of a normal run in ms, without the first one; raise `TargetError` if one is wrong."""
     lengths: list[float] = []
-
-    def measure(session: Session) -> None:
-        for number in range(runs + 1):
+    with _session(target, live, stop) as session:
+        for _ in range(runs + 1):
             argv = session.prepare(NEXT)
-            before = session.timing_ms.get("run", 0)
-            with session.timed("run"):
-                wrong = session.run(argv, NEXT)
-            if wrong:
+            began = time.monotonic()
+            if wrong := session.run(argv, NEXT):
                 raise TargetError(f"{target.name}: {wrong}")
-            if number:
-                lengths.append(session.timing_ms["run"] - before)
-
-    _in_a_host(target, live, measure, stop)
-    return sorted(lengths)[len(lengths) // 2]
+            lengths.append((time.monotonic() - began) * 1000)
+    return statistics.median(lengths[1:])
 
 
 def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[Remnant]:
@@ -58,16 +55,14 @@ def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[
     It is bounded if a second and a third run leave no more of it, growing if they do. Files of the host that it, or the
     preparation before it, changes or removes are damaged.
     """
-    left: list[Remnant] = []
-
-    def measure(session: Session) -> None:
+    with _session(target, live, stop, settle) as session:
         argv = session.prepare(NEXT)
         session.host.begin()
-        left.extend(Remnant("file", "damaged", label, stage=FIRST) for label in session.host.damaged_before())
+        left = [Remnant("file", "damaged", label, stage=FIRST) for label in session.host.damaged_before()]
         session.run(argv, NEXT)
         first = session.host.observe()
         if not first.leaks:
-            return
+            return left
         # Preparing the box again replaces its own files, so compare the second run with the third.
         later = []
         for _ in range(2):
@@ -78,15 +73,13 @@ def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[
             more = count_similar(leak, later[1]) > count_similar(leak, later[0])
             class_ = leak.class_ if leak.class_ == "damaged" else "growing" if more else "bounded"
             left.append(Remnant(leak.kind, class_, leak.label, stage=FIRST))
-
-    _in_a_host(target, live, measure, stop, settle)
     return left
 
 
-def _in_a_host(target: Target, live: bool, work: Callable[[Session], object], stop: Stop, settle: float = 0) -> None:
+@contextlib.contextmanager
+def _session(target: Target, live: bool, stop: Stop, settle: float = 0) -> Generator[Session, None, None]:
     with open_host(target, settle, live=live) as host:
-        session = Session(target, host, stop=stop)
-        work(session)
+        yield Session(target, host, stop=stop)
     # `Session.again` treats it as a failed run.
     if stop():
         raise StoppedError(f"{target.name}: interrupted before the first trial")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from leakcheck.errors import StoppedError, TargetError
 from leakcheck.stats.host_load import HostLoad
-from leakcheck.submissions import Submission, cache_directory
+from leakcheck.submissions import Submission
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case
 from leakcheck.trials.executor import Executor, Ui
@@ -19,7 +19,7 @@ from leakcheck.trials.record import Record
 from leakcheck.trials.rotation import Rotation
 from leakcheck.trials.session import GRACE, NEXT, Session, Stop
 from leakcheck.trials.shared_arena import SharedArena, warm_up
-from leakcheck.trials.watchdog import Watchdog, driver_stacks, process_stacks
+from leakcheck.trials.watchdog import driver_stacks, process_stacks, watchdog
 
 if TYPE_CHECKING:
     from leakcheck.report import Leak
@@ -68,8 +68,7 @@ class Shared(Executor[Record]):
         self.cleanup_failures: list[str] = []
         self.sick: list[str] = []
         self.arenas = [
-            SharedArena(target, concurrency, settle=settle, needed=[cache_directory()], late=self._on_late)
-            for _ in range(2 if observe else 1)
+            SharedArena(target, concurrency, settle=settle, late=self._on_late) for _ in range(2 if observe else 1)
         ]
 
     def over(self) -> bool:
@@ -84,7 +83,7 @@ class Shared(Executor[Record]):
             self._warm_up()
             rotation = Rotation(self.arenas, max(_ROUND, 2 * self._concurrency), observe=self._observes)
             began = self._last = time.monotonic()
-            with Watchdog(self._idle, self._patience, self._on_stall):
+            with watchdog(self._idle, self._patience, self._on_stall):
                 try:
                     yield from self._driven(rotation, cases())
                 except GeneratorExit as gone:

@@ -6,7 +6,6 @@ observation is of a quiet arena, where everything that is not in the baseline is
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import msgspec
@@ -41,21 +40,15 @@ class _SharedHost(ArenaHost):
 
 
 class SharedArena:
-    """One such arena; entering brings it up. `late` is called with a command before it is killed for running too long.
+    """One such arena, with the compile cache; entering brings it up.
 
-    `needed` are paths of the host that must be visible in it.
+    `late` is called with a command before it is killed for running too long.
     """
 
     def __init__(
-        self,
-        target: Target,
-        boxes: int,
-        *,
-        settle: float,
-        needed: Sequence[Path],
-        late: Callable[["SharedArena", Running], None],
+        self, target: Target, boxes: int, *, settle: float, late: Callable[["SharedArena", Running], None]
     ) -> None:
-        self.host = _SharedHost(target, settle, needed)
+        self.host = _SharedHost(target, settle, [cache_directory()])
         self._target, self._boxes, self._late = target, boxes, late
         self.left: dict[str, SharedRemnant] = {}
         self.shown: list[set[str]] = []

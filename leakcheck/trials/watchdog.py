@@ -1,42 +1,40 @@
 """Reports a hang: where the driver's threads are, and where in the kernel the target's processes wait."""
 
+import contextlib
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Self
 
 # Interval of its checks, in seconds.
 _ASK = 1.0
 _MOST = 200
 
 
-class Watchdog:
-    """While entered, checks every second how long nothing has happened; calls `stalled` once, after `limit` seconds.
+@contextlib.contextmanager
+def watchdog(
+    idle: Callable[[], float], limit: Callable[[], float], stalled: Callable[[float], None]
+) -> Generator[None, None, None]:
+    """While entered, check every second how long nothing has happened; call `stalled` once, after `limit` seconds.
 
     `idle` returns the seconds since the last sign of life.
     """
+    over = threading.Event()
 
-    def __init__(self, idle: Callable[[], float], limit: Callable[[], float], stalled: Callable[[float], None]) -> None:
-        self._idle, self._limit, self._stalled = idle, limit, stalled
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="leakcheck-watchdog", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._over.wait(_ASK):
-            idle = self._idle()
-            if idle > self._limit():
-                self._stalled(idle)
+    def watch() -> None:
+        while not over.wait(_ASK):
+            if (seconds := idle()) > limit():
+                stalled(seconds)
                 return
+
+    thread = threading.Thread(target=watch, name="leakcheck-watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def driver_stacks() -> str:

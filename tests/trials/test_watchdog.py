@@ -3,13 +3,13 @@
 import os
 import threading
 
-from leakcheck.trials.watchdog import Watchdog, driver_stacks, process_stacks
+from leakcheck.trials.watchdog import driver_stacks, process_stacks, watchdog
 
 
 def test_the_watchdog_tells_once_of_a_driver_that_stands_still() -> None:
     told: list[float] = []
     event = threading.Event()
-    with Watchdog(lambda: 9.0, lambda: 5.0, lambda idle: (told.append(idle), event.set())[0]):
+    with watchdog(lambda: 9.0, lambda: 5.0, lambda idle: (told.append(idle), event.set())[0]):
         assert event.wait(10)
     assert told == [9.0]
 
