@@ -14,6 +14,7 @@ import struct
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,29 +35,21 @@ _ASK = 0.1
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is created there
 
 
+@dataclass(eq=False)
 class Process:
     """A command in an arena. `pid` is its process id on the host; `returncode` is like that of `subprocess.Popen`.
 
     `cpu` is its processor time in seconds, including all children it waited for (getrusage(2)), once it has ended.
     """
 
-    def __init__(
-        self,
-        argv: Sequence[str | os.PathLike[str]],
-        pid: int,
-        pidfd: int,
-        status: int,
-        done: Callable[["Process"], None],
-        frozen: Callable[[], bool],
-    ) -> None:
-        self.argv = list(argv)
-        self.pid = pid
-        self.pidfd = pidfd
-        self.returncode: int | None = None
-        self.cpu: float | None = None
-        self._status = status
-        self._done = done
-        self._frozen = frozen
+    argv: Sequence[str | os.PathLike[str]]
+    pid: int
+    pidfd: int
+    _status: int
+    _done: Callable[["Process"], None]
+    _frozen: Callable[[], bool]
+    returncode: int | None = None
+    cpu: float | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -269,7 +262,7 @@ class Arena:
             raise
         finally:
             os.close(theirs)
-        process = Process(argv, answer["pid"], fds[0], status, self._processes.discard, self._is_frozen)
+        process = Process(list(argv), answer["pid"], fds[0], status, self._processes.discard, self._is_frozen)
         self._processes.add(process)
         return process
 

@@ -251,13 +251,8 @@ def _draft_name(name: str) -> str:
 
 def _write_to(special: int, data: bytes) -> None:
     """Write to something other than a regular file, with a bounded wait for a reader."""
-    try:
-        flags = fcntl.fcntl(special, fcntl.F_GETFL)
-        stream = _open_held(special) if flags & os.O_PATH else os.dup(special)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            raise OSError(errno.ENXIO, f"no reader opened it within {_PATIENCE} s") from error
-        raise
+    flags = fcntl.fcntl(special, fcntl.F_GETFL)
+    stream = _open_held(special) if flags & os.O_PATH else os.dup(special)
     try:
         ready = select.poll()
         ready.register(stream, select.POLLOUT)
@@ -281,8 +276,10 @@ def _open_held(special: int) -> int:
         except OSError as error:
             # There is no event for a new reader: its open(), which inotify(7) would report, returns only when a writer
             # opens too (fifo(7)), and a writer that blocks in open() cannot be given a time limit.
-            if error.errno != errno.ENXIO or time.monotonic() > deadline:
+            if error.errno != errno.ENXIO:
                 raise
+            if time.monotonic() > deadline:
+                raise OSError(errno.ENXIO, f"no reader opened it within {_PATIENCE} s") from error
             time.sleep(0.01)
 
 

@@ -4,7 +4,6 @@ Exit codes: 0 clean, 1 leaked, 2 usage or configuration, 3 unknown, 4 the target
 """
 
 import contextlib
-import enum
 import functools
 import io
 import os
@@ -15,7 +14,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 import typer.core
@@ -67,13 +66,6 @@ app = typer.Typer(
 _LEAST_MEMORY = 128 << 20
 _M_ARENA_MAX = -8
 """malloc.h of the GNU C library."""
-
-
-class ExitCode(enum.StrEnum):
-    """Whose exit code `guard` returns when clean."""
-
-    LEAKCHECK = "leakcheck"
-    COMMAND = "command"
 
 
 _ROOTS = "Directories to check for files; may be repeated. Default: /tmp, /var/tmp, /dev/shm, /run."
@@ -157,7 +149,9 @@ def guard(
     recover: Annotated[
         str | None, typer.Option(metavar="CMD", help="The target's own clean-up, run by sh -c after settling.")
     ] = None,
-    exit_code: Annotated[ExitCode, typer.Option(help="Whose exit code to return when clean.")] = ExitCode.LEAKCHECK,
+    exit_code: Annotated[
+        Literal["leakcheck", "command"], typer.Option(help="Whose exit code to return when clean.")
+    ] = "leakcheck",
     demo_leak: DemoLeak = None,
     arena: Annotated[bool, typer.Option("--arena", help="Run the command in a new disposable host.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the arena up and print how to enter it.")] = False,
@@ -184,7 +178,7 @@ def guard(
         json=json,
         output=output,
         recover=recover,
-        pass_exit=exit_code is ExitCode.COMMAND,
+        pass_exit=exit_code == "command",
     )
     if demo_leak is not None:
         if command:

@@ -5,22 +5,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from leakcheck.report import Report
 
-__all__ = [
-    "ArenaError",
-    "CompileError",
-    "CoverageError",
-    "GivenUp",
-    "LateError",
-    "LeakError",
-    "LeakcheckError",
-    "LeakcheckWarning",
-    "NativeError",
-    "StoppedError",
-    "TargetError",
-    "UsageError",
-    "reason",
-]
-
 
 class LeakcheckError(Exception):
     """The base of all errors that leakcheck raises."""

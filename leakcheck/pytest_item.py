@@ -130,10 +130,6 @@ class ItemGuard:
             self.abandon()
             self.failure = f"{what}: {error}"
 
-    def snapshot(self) -> _native.Snapshot:
-        """Take a snapshot of what the guard observes."""
-        return _native.snapshot(kinds=self.settings.kinds, include_self=True)
-
     def finish(self) -> None:
         """Settle and judge; a failed check is unknown, never the test's own error."""
         run, self._run = self._run, None
@@ -169,7 +165,7 @@ class LeakCheck:
 
     def snapshot(self) -> _native.Snapshot:
         """Take a snapshot of the guarded kinds, including this process."""
-        return self._guard.snapshot()
+        return _native.snapshot(kinds=self._guard.settings.kinds, include_self=True)
 
     @property
     def report(self) -> Report | None:

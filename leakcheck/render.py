@@ -6,7 +6,7 @@ escapes again whatever could still control a terminal.
 
 import datetime
 import shlex
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import TypeAlias
 
 from rich.console import Console
@@ -33,9 +33,9 @@ def printable(text: str) -> str:
     return harmless(text)
 
 
-def print_report(report: Report, console: Console) -> None:
-    """Print `report` as text, one line per finding; only the terminal wraps lines."""
-    for text in lines(report):
+def print_lines(texts: Iterable[Text], console: Console) -> None:
+    """Print the lines of a report or a campaign; only the terminal wraps them."""
+    for text in texts:
         console.print(text, soft_wrap=True, highlight=False)
 
 
@@ -63,7 +63,8 @@ def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
     yield from _listing("transient ", passing, by=lambda entry: entry[0])
     accepted = [(a.kind, a.label, f"reason: {a.reason}") for a in report.allowed]
     yield from _listing("allowed ", accepted, by=lambda entry: (entry[0], entry[2]))
-    if _is_comparison(report):
+    # During a run, many resources of others vanish; those are not listed.
+    if report.command is None and not (report.settle and report.settle.looks):
         gone = [(v.kind, v.label, "only in the earlier snapshot") for v in report.vanished]
         yield from _listing("vanished ", gone, by=lambda entry: entry[0])
     for rule in report.unused_rules:
@@ -101,11 +102,6 @@ def _listing(word: str, entries: list[_Entry], by: Callable[[_Entry], Hashable],
             yield line("  ", (word, style), f"{kind}  {label}", ("  " + remark if remark else "", "dim"))
         if (more := len(group) - _FEW) > 0:
             yield line("  ", (word, style), f"{group[0][0]}  and {more} more: see --json")
-
-
-def _is_comparison(report: Report) -> bool:
-    """Whether two snapshots were compared. During a run, many resources of others vanish; those are not listed."""
-    return report.command is None and (report.settle is None or not report.settle.looks)
 
 
 def _verdict_line(report: Report) -> Text:

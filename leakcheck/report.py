@@ -6,21 +6,6 @@ import msgspec
 
 from leakcheck.errors import UsageError
 
-__all__ = [
-    "SCHEMA",
-    "Allowed",
-    "Command",
-    "Coverage",
-    "Leak",
-    "Other",
-    "Report",
-    "Settle",
-    "Transient",
-    "UnusedRule",
-    "Vanished",
-    "Verdict",
-]
-
 SCHEMA = "leakcheck.report/1"
 
 Verdict: TypeAlias = Literal["clean", "leaked", "unknown"]

@@ -23,14 +23,8 @@ def snapshot(
 ) -> Snapshot:
     """Take a snapshot; the GIL is released while it runs.
 
-    Args:
-        scope: ``"host"``, ``"cgroup:PATH"`` or ``"tree:PID"``.
-        kinds: kinds to observe; None means every kind that the scope can delimit.
-        roots: directories to check for files; None means `DEFAULT_ROOTS`.
-        lock_files: paths at which lock files are expected.
-        threads: number of threads that read /proc; 0 chooses by the number of CPUs.
-        include_self: whether to include this process's own descriptors; in an arena they are never included.
-        arena: the disposable host to observe completely, instead of `scope` and `roots`.
+    The options are those of `leakcheck.guard`. `threads` is the number of threads that read /proc; 0 chooses by the
+    number of CPUs. `include_self` is whether to include this process's own descriptors; in an arena they never are.
 
     Raises:
         UsageError: unknown kind or scope, dead process, missing cgroup or root.

@@ -55,8 +55,7 @@ class Warden:
     def get(cls) -> "Warden":
         """Return the warden of this process; start it if there is none."""
         with cls._making:
-            one = cls.running()
-            if one is None:
+            if (one := cls.running()) is None:
                 one = cls._one = cls()
             return one
 

@@ -45,23 +45,20 @@ def reached() -> Check:
     return zero("not-reached")
 
 
-def at_most(name: str, measure: Callable[[Any], float], limit: float, otherwise: Verdict = "clean") -> Check:
+def at_most(name: str, measure: Callable[[Any], float], limit: float | None, otherwise: Verdict = "clean") -> Check:
     """Require that `measure` returns at most `limit` for everything made; `otherwise` is the verdict if not."""
 
     def check(made: Made[Any, Any]) -> Iterator[Judged]:
         measured = measure(made)
-        yield Criterion(name=name, passed=measured <= limit, measured=measured, limit=limit), otherwise
+        passed = None if limit is None else measured <= limit
+        yield Criterion(name=name, passed=passed, measured=measured, limit=limit), otherwise
 
     return check
 
 
 def stated(name: str, measure: Callable[[Any], float]) -> Check:
     """Report what `measure` returns, without a requirement."""
-
-    def check(made: Made[Any, Any]) -> Iterator[Judged]:
-        yield Criterion(name=name, passed=None, measured=measure(made), limit=None), "clean"
-
-    return check
+    return at_most(name, measure, None)
 
 
 def leak_rate(bad: Callable[[Any], int] = lambda made: count(made, "leaked")) -> Check:

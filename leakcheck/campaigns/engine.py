@@ -1,5 +1,6 @@
 """Runs any campaign: preflight, trials, criteria, findings, result."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -41,7 +42,7 @@ def run(
     ui = ui or Ui()
     options.check()
     target.check_ready()
-    with Machine(live=options.live) as machine:
+    with contextlib.closing(Machine(live=options.live)) as machine:
         if gaps := probe(target, live=options.live, stop=stop):
             raise TargetError(f"{target.name}: isolation is off: {'; '.join(gaps)}")
         facts = campaign.prepare(target, options, ui, stop)

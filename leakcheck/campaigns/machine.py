@@ -4,7 +4,6 @@ No namespace isolates the settings, so with parallel trials no single trial can 
 """
 
 from collections.abc import Iterator
-from typing import Self
 
 import msgspec
 
@@ -24,10 +23,8 @@ class Machine:
         self.untied: list[Residue] = []
         self.gaps: dict[str, str] = {}
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """End the observation."""
         if self._guard is not None:
             self._guard.abandon()
 

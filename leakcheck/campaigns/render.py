@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console
 from rich.text import Text
 
 from leakcheck.campaigns.result import LEAKS_OF, Criterion, Finding, Residue, Result
@@ -20,14 +19,8 @@ _SHOWN = 12
 _LABELS = 3
 
 
-def print_campaign(campaign: Result, console: Console) -> None:
-    """Print `campaign` as text."""
-    for text in lines(campaign):
-        console.print(text, soft_wrap=True, highlight=False)
-
-
 def lines(campaign: Result) -> Iterator[Text]:
-    """Yield the lines, the verdict first."""
+    """Yield the lines of `campaign`, the verdict first."""
     of = "" if campaign.trials == campaign.wanted else f" of {campaign.wanted}"
     named = f"{campaign.target} ({campaign.version})" if campaign.version else campaign.target
     why = ", interrupted" if campaign.interrupted else ""

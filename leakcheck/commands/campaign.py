@@ -16,12 +16,12 @@ from rich.console import Console
 from leakcheck.campaigns import Campaign
 from leakcheck.campaigns.campaign import Option, Options
 from leakcheck.campaigns.engine import run
-from leakcheck.campaigns.render import print_campaign
+from leakcheck.campaigns.render import lines
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
 from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import StoppedError
 from leakcheck.renamed import notify_renamed
-from leakcheck.render import printable
+from leakcheck.render import print_lines, printable
 from leakcheck.subprocesses import Interrupts, in_background
 from leakcheck.targets import Target, load
 from leakcheck.trials.executor import Ui
@@ -98,7 +98,7 @@ def run_campaign(
             show_progress("")
         shutdown()
         code = LEAKED if campaign.strict and result.failed else EXIT_OF[result.verdict]
-        show = None if as_json else lambda: print_campaign(result, Console(stderr=True))
+        show = None if as_json else lambda: print_lines(lines(result), Console(stderr=True))
         code = deliver(code, result.to_json(), place, show)
         return INTERRUPTED if interrupts.seen() else code
 
@@ -144,12 +144,10 @@ class _Progress(Ui):
         begin, end = ("\r\x1b[2K", "") if self._terminal else ("", "\n")
         try:
             print(f"{begin}leakcheck: {printable(f'{self._name}: {text}')}", end=end, file=sys.stderr, flush=True)
-        except BrokenPipeError:
-            # The reader has closed the pipe.
-            raise
-        except OSError:
-            # stderr is closed or full. The result goes elsewhere, or printing it fails with a message.
-            return
+        except OSError as error:
+            # If stderr is closed or full, the result goes elsewhere, or printing it fails with a message.
+            if isinstance(error, BrokenPipeError):
+                raise
 
 
 def _duration(seconds: float) -> str:

@@ -4,7 +4,6 @@ import msgspec
 from rich.console import Console
 
 from leakcheck.commands import CLEAN, INTERRUPTED, LEAKED
-from leakcheck.conformance import Finding
 from leakcheck.conformance import check as checked
 from leakcheck.deliver import notify, print_json
 from leakcheck.render import line
@@ -23,11 +22,8 @@ def check(target: Target, *, as_json: bool) -> int:
         about = {"schema": "leakcheck.check/1", "target": target.name, "version": target.version()}
         print_json(msgspec.json.encode({**about, "findings": findings}).decode())
     else:
-        _print(findings, Console())
+        console = Console()
+        for one in findings:
+            passed = ("ok   ", "green") if one.passed else ("FAIL ", "bold red")
+            console.print(line(passed, f"{one.check:<13} {one.seconds:6.2f} s  {one.detail}".rstrip()), soft_wrap=True)
     return CLEAN if all(finding.passed for finding in findings) else LEAKED
-
-
-def _print(findings: list[Finding], console: Console) -> None:
-    for one in findings:
-        passed = ("ok   ", "green") if one.passed else ("FAIL ", "bold red")
-        console.print(line(passed, f"{one.check:<13} {one.seconds:6.2f} s  {one.detail}".rstrip()), soft_wrap=True)

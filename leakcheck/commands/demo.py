@@ -6,7 +6,7 @@ import os
 import select
 import subprocess
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 
 from leakcheck._bin import helper
@@ -103,11 +103,8 @@ def _mkleak(
     try:
         try:
             command = [str(helper("mkleak")), plant, *(["--dir", directory] if directory is not None else [])]
-            mkleak: subprocess.Popen[bytes] | Process
-            if arena is None:
-                mkleak = subprocess.Popen(command, env=env, stdin=stdin, stdout=stdout, stderr=stdout)
-            else:
-                mkleak = arena.popen(command, env=env, stdin=stdin, stdout=stdout, stderr=stdout)
+            start: Callable[..., subprocess.Popen[bytes] | Process] = arena.popen if arena else subprocess.Popen
+            mkleak = start(command, env=env, stdin=stdin, stdout=stdout, stderr=stdout)
         finally:
             os.close(stdin)
             os.close(stdout)

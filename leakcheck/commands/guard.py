@@ -21,7 +21,7 @@ from leakcheck.atomic_write import Output
 from leakcheck.commands import EXIT_OF, INTERRUPTED, UNKNOWN
 from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import ArenaError, GivenUp, TargetError
-from leakcheck.render import print_report
+from leakcheck.render import lines, print_lines
 from leakcheck.report import Report
 from leakcheck.subprocesses import Interrupts, in_background, run
 
@@ -154,4 +154,4 @@ def _progress(phase: str) -> Generator[None, None, None]:
 
 def shows(report: Report) -> Callable[[], None]:
     """Return the function that prints the report on stderr."""
-    return lambda: print_report(report, Console(stderr=True))
+    return lambda: print_lines(lines(report), Console(stderr=True))

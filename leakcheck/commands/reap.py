@@ -18,7 +18,7 @@ _STYLE = {"would": "yellow", "done": "green", "gone": "dim", "skipped": "dim", "
 def reap(file: Path, *, apply: bool, as_json: bool) -> int:
     """Remove the leaks, or without `apply` only list them; return 1 if something could not be removed, else 0."""
     report = _native.read_input("report", file, own=True)
-    text = _native.reap(_of_campaign(report, file) or report, str(file), apply=apply)
+    text = _native.reap(_of_campaign(report, file), str(file), apply=apply)
     actions: list[dict[str, str]] = json.loads(text)
     if as_json:
         print_json(text)
@@ -32,14 +32,14 @@ class _Campaign(msgspec.Struct):
     report: msgspec.Raw = msgspec.Raw(b"null")
 
 
-def _of_campaign(text: str, file: Path) -> str | None:
-    """Return the report inside a campaign's result; None if `text` is not a campaign's result."""
+def _of_campaign(text: str, file: Path) -> str:
+    """Return the report inside a campaign's result; `text` itself if it is not one."""
     try:
         campaign = msgspec.json.decode(text, type=_Campaign)
     except (msgspec.MsgspecError, RecursionError):
-        return None
+        return text
     if campaign.schema != CAMPAIGN:
-        return None
+        return text
     if bytes(campaign.report) == b"null":
         raise UsageError(f"reap {file}: this campaign ran in arenas and left nothing on the host")
     return bytes(campaign.report).decode()

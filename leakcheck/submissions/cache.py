@@ -1,6 +1,5 @@
 """The compile cache: compiled suites, keyed by the content that they were compiled from."""
 
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -9,7 +8,7 @@ import re
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from leakcheck.errors import CompileError, UsageError, reason
@@ -66,7 +65,10 @@ def compiled(name: str, content: Sequence[bytes], build: Callable[[Path], None],
         return entry
     try:
         _make_directory(cache)
-        with _locked(cache / f"{entry.name}.lock"):
+        # The file is never unlinked: otherwise two processes could hold the lock (flock(2)).
+        lock = os.open(cache / f"{entry.name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        with os.fdopen(lock, "r+"):
+            fcntl.flock(lock, fcntl.LOCK_EX)
             if not _intact(entry):
                 _make(entry, build)
     except OSError as error:
@@ -83,14 +85,13 @@ def run_compiler(
         done = subprocess.run(
             argv,
             cwd=directory,
-            env=None if environment is None else {**os.environ, **environment},
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
             timeout=_COMPILE_S,
-            check=False,
         )
     except OSError as error:
         raise CompileError(f"run {argv[0]}: {reason(error)}") from error
@@ -108,17 +109,6 @@ def _make_directory(directory: Path) -> None:
         # Another process may create it at the same time.
         one.mkdir(exist_ok=True)
         one.chmod(0o755)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Generator[None, None, None]:
-    """Hold the lock at `path`. The file is never unlinked: otherwise two processes could hold the lock (flock(2))."""
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
 
 
 def _make(entry: Path, build: Callable[[Path], None]) -> None:

@@ -115,9 +115,8 @@ def sample(
         raise UsageError(f"mix {mix}: the target cannot report {unable[0]}; it reports {', '.join(sorted(reports))}")
     names = list(languages) if languages is not None else found_languages(DEFAULT_LANGUAGES.__contains__)
     if not names:
-        raise UsageError(
-            f"no language to sample: none of {', '.join(DEFAULT_LANGUAGES)} is installed, or none was given"
-        )
+        usual = ", ".join(DEFAULT_LANGUAGES)
+        raise UsageError(f"no language to sample: none of {usual} is installed, or none was given")
     if unknown := [name for name in names if name not in LANGUAGES]:
         raise UsageError(f"unknown language {unknown[0]!r}: one of {', '.join(LANGUAGES)}")
     generator = random.Random(seed)  # noqa: S311 - must be repeatable

@@ -21,7 +21,8 @@ from leakcheck.renamed import with_new_names
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Status
 
 Argv: TypeAlias = list[str]
-Values: TypeAlias = dict[str, str | int | float | Sequence[str]]
+Values: TypeAlias = dict[str, Any]
+"""Placeholder → what replaces it: text, a number, or the argv of the program."""
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _STATIC = {"box", "name", "work"}
@@ -315,7 +316,7 @@ def fill_argv(argv: Sequence[str], values: Values) -> list[str]:
     """Return `argv` filled; the element ``{program}`` expands to the program's argv."""
     filled: list[str] = []
     for text in argv:
-        filled.extend(_program(values) if text == "{program}" else [fill(text, values)])
+        filled.extend(values["program"] if text == "{program}" else [fill(text, values)])
     return filled
 
 
@@ -331,12 +332,6 @@ def fill_json(value: Any, values: Values) -> Any:
     if isinstance(value, list):
         filled: list[Any] = []
         for inner in value:
-            filled.extend(_program(values) if inner == "{program}" else [fill_json(inner, values)])
+            filled.extend(values["program"] if inner == "{program}" else [fill_json(inner, values)])
         return filled
     return value
-
-
-def _program(values: Values) -> Sequence[str]:
-    program = values["program"]
-    assert not isinstance(program, (str, int, float))  # noqa: S101 - `Target.launch` puts a tuple there
-    return program

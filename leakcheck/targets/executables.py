@@ -14,20 +14,16 @@ _PACKAGED = Path(_bin.__file__).parent
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-def places() -> list[str]:
-    """Return the directories to search, in order.
+def find(name: str) -> str | None:
+    """Return the path of program `name`, or None.
 
-    ``.targets/bin`` of the checkout (``make targets`` fills it), ``$LEAKCHECK_TARGETS/bin``, ``$PATH``, the
-    directories of system programs, which an ordinary user's ``$PATH`` lacks in Debian, and leakcheck's own helpers.
+    It is searched in ``.targets/bin`` of the checkout (``make targets`` fills it), ``$LEAKCHECK_TARGETS/bin``,
+    ``$PATH``, the directories of system programs, which an ordinary user's ``$PATH`` lacks in Debian, and leakcheck's
+    own helpers.
     """
     own = [str(directory / "bin") for directory in _own()]
     inherited = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place]
-    return list(dict.fromkeys([*own, *inherited, "/usr/sbin", "/sbin", str(_PACKAGED)]))
-
-
-def find(name: str) -> str | None:
-    """Return the path of program `name`, or None."""
-    return shutil.which(name, path=os.pathsep.join(places()))
+    return shutil.which(name, path=os.pathsep.join([*own, *inherited, "/usr/sbin", "/sbin", str(_PACKAGED)]))
 
 
 def _own() -> list[Path]:

@@ -2,9 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from leakcheck.errors import CompileError, NativeError, TargetError, UsageError
+from leakcheck.report import Leak
 from leakcheck.submissions import parse_spec
 from leakcheck.targets import Target
 from leakcheck.trials.attribution import Run, SharedRemnant
@@ -12,10 +12,6 @@ from leakcheck.trials.record import behaviour_of
 from leakcheck.trials.session import Stop
 from leakcheck.trials.shared_arena import SharedArena, compiled, warm_up
 from leakcheck.trials.similarity import count_similar, grouped, same
-
-if TYPE_CHECKING:
-    from leakcheck.report import Leak
-
 
 _MOST = 64
 
@@ -70,7 +66,7 @@ def isolate(
 
 
 def _leave_alone(
-    arena: SharedArena, words: Sequence[tuple[str, str]], leaves: dict[str, list["Leak"]], stop: Stop
+    arena: SharedArena, words: Sequence[tuple[str, str]], leaves: dict[str, list[Leak]], stop: Stop
 ) -> list[tuple[str, str]]:
     """Run `words` alone, one after the other, until one leaves something; record it, and return the rest."""
     session = arena.sessions[0]

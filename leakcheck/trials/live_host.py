@@ -111,20 +111,16 @@ def _host_directory() -> Path:
     return own
 
 
-class _Process:
+class _Process(subprocess.Popen[bytes]):
+    cpu: float | None = None
+
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> None:
         try:
-            self._process = subprocess.Popen(
-                argv, env=env, cwd="/", stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
+            null = subprocess.DEVNULL
+            super().__init__(argv, env=env, cwd="/", stdin=null, stdout=output, stderr=output, start_new_session=True)
         except OSError as error:
             raise TargetError(f"run {argv[0]}: {why_not_run(argv[0], error)}") from error
-        self.pid = self._process.pid
-        self.cpu: float | None = None
         self.pidfd = os.pidfd_open(self.pid)
-
-    def wait(self, timeout: float | None = None) -> int:
-        return self._process.wait(timeout)
 
     def send_signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -81,16 +81,13 @@ def with_left(records: Sequence[Record], left: Sequence[SharedRemnant], settled:
             else:
                 may[run].append(one.leak.label)
     first = min((record.ended_s - record.wall_ms / 1000 for record in records), default=0.0)
-    return sorted(
-        (
-            msgspec.structs.replace(
-                record,
-                left=of.get(record.id, []),
-                may_have_left=may.get(record.id, [])[:_LABELS],
-                settle_ms=settled.get(record.round, 0.0),
-                ended_s=round(record.ended_s - first, 4),
-            )
-            for record in records
-        ),
-        key=lambda record: record.id,
-    )
+    return [
+        msgspec.structs.replace(
+            record,
+            left=of.get(record.id, []),
+            may_have_left=may.get(record.id, [])[:_LABELS],
+            settle_ms=settled.get(record.round, 0.0),
+            ended_s=round(record.ended_s - first, 4),
+        )
+        for record in sorted(records, key=lambda record: record.id)
+    ]

@@ -3,7 +3,7 @@
 import contextlib
 import subprocess
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -131,9 +131,9 @@ class Session:
         except OSError as error:
             raise TargetError(f"empty {path}: {reason(error)}") from error
 
-    def start(self, argv: Sequence[str], output: int) -> Running:
-        """Start a command in the target's environment."""
-        process = self.host.start(argv, self.target.env(self.box) | self.env, output)
+    def start(self, argv: Sequence[str], output: int, env: Mapping[str, str] = {}) -> Running:
+        """Start a command in the target's environment, with `env` added to it."""
+        process = self.host.start(argv, self.target.env(self.box) | self.env | dict(env), output)
         if self.started is not None:
             self.started(process)
         return process
@@ -170,11 +170,7 @@ class Session:
         end, it raises `LateError`.
         """
         with memory() as output:
-            before, self.env = self.env, self.env | injector.launch_env
-            try:
-                process = self.start(argv, output)
-            finally:
-                self.env = before
+            process = self.start(argv, output, injector.launch_env)
             run = _Run(self.host, process)
             evidence = injector.apply(run)
             wrong = ""

@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 from leakcheck.errors import StoppedError, TargetError
+from leakcheck.report import Leak
 from leakcheck.stats.host_load import HostLoad
 from leakcheck.submissions import Submission
 from leakcheck.targets import Target
@@ -20,10 +20,6 @@ from leakcheck.trials.rotation import Rotation
 from leakcheck.trials.session import GRACE, NEXT, Session, Stop
 from leakcheck.trials.shared_arena import SharedArena, warm_up
 from leakcheck.trials.watchdog import driver_stacks, process_stacks, watchdog
-
-if TYPE_CHECKING:
-    from leakcheck.report import Leak
-
 
 _ROUND = 100
 _MOST_STALLS = 20
@@ -63,7 +59,7 @@ class Shared(Executor[Record]):
         self._until = float("inf")
         self.deepest = 0
         self.host_load = HostLoad()
-        self.first_run: list[Leak] = []
+        self.first_run = list[Leak]()
         self.stalls: list[str] = []
         self.cleanup_failures: list[str] = []
         self.sick: list[str] = []

@@ -4,14 +4,16 @@ Two of them alternate (`Rotation`): while one drains and is observed, the other 
 observation is of a quiet arena, where everything that is not in the baseline is residue, and the load never stops.
 """
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import msgspec
 import psutil
 
 from leakcheck.errors import LateError, TargetError
+from leakcheck.report import Leak
 from leakcheck.submissions import Spec, Submission, build, cache_directory
 from leakcheck.targets import Reply, Target
 from leakcheck.trials.arena_host import ArenaHost
@@ -21,10 +23,6 @@ from leakcheck.trials.live_host import descendants
 from leakcheck.trials.record import Record
 from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import grouped, same
-
-if TYPE_CHECKING:
-    from leakcheck.report import Leak
-
 
 # Fewer observations do not prove that something does not grow.
 _OBSERVATIONS = 3
@@ -53,7 +51,7 @@ class SharedArena:
         self.left: dict[str, SharedRemnant] = {}
         self.shown: list[set[str]] = []
         """For each observation, the keys of the items of `left` that it showed."""
-        self.untied: dict[str, Leak] = {}
+        self.untied = dict[str, Leak]()
         self.gaps: dict[str, str] = {}
         self.settled_ms: dict[int, float] = {}
         """Milliseconds until transient residue of a round was gone, for rounds that had some."""
@@ -61,19 +59,13 @@ class SharedArena:
 
     def __enter__(self) -> Self:
         self.host.__enter__()
-        work = self.host.work
+        late = functools.partial(self._late, self)
+        works = [self.host.work.parent / f"box-{number}" for number in range(self._boxes)]
+        for work in works:
+            self.host.make_directory(work)
         self.sessions = [
-            Session(
-                self._target,
-                self.host,
-                number,
-                work=work.parent / f"box-{number}",
-                late=lambda process: self._late(self, process),
-            )
-            for number in range(self._boxes)
+            Session(self._target, self.host, number, work=work, late=late) for number, work in enumerate(works)
         ]
-        for session in self.sessions:
-            self.host.make_directory(session.box.work)
         self.attribution = Attribution(self._target, self.host, self.sessions)
         return self
 

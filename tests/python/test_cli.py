@@ -348,7 +348,7 @@ class TestCrashes:
         (tmp_path / "sitecustomize.py").write_text(
             "import leakcheck.commands.guard\n"
             "def boom(*_): raise ZeroDivisionError('boom')\n"
-            "leakcheck.commands.guard.print_report = boom\n"
+            "leakcheck.commands.guard.print_lines = boom\n"
         )
         environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
         done = leakcheck("guard", *QUICK, "--", "true", env=environment)

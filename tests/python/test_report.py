@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from leakcheck.errors import UsageError
-from leakcheck.render import print_report, printable, summary
+from leakcheck.render import lines, print_lines, printable, summary
 from leakcheck.report import Report
 
 
@@ -55,7 +55,7 @@ def report(**changes: Any) -> str:
 
 def rendered(text: str, **console: object) -> str:
     out = io.StringIO()
-    print_report(Report.from_json(text), Console(file=out, width=80, **console))  # type: ignore[arg-type]
+    print_lines(lines(Report.from_json(text)), Console(file=out, width=80, **console))  # type: ignore[arg-type]
     return out.getvalue()
 
 
