@@ -359,7 +359,7 @@ def _observe(scope: str, kinds: str | None, roots: list[str] | None, lock_files:
 def _arena(size: str | None, network: str, binds: list[str], limits: list[str], *, keep: bool) -> Arena:
     if wrong := [text for text in limits if not text.partition("=")[2]]:
         raise UsageError(f"--limit {wrong[0]!r}: give FILE=VALUE, such as pids.max=100")
-    found = re.fullmatch(r"(\d+)([KMG]?)", size or "0")
+    found = re.fullmatch(r"(\d+)([KMG]?)", "0" if size is None else size)
     if found is None:
         raise UsageError(f"--size {size!r}: give a number of bytes, such as 1048576, 64M or 1G")
     return Arena(
