@@ -58,8 +58,8 @@ def _build_helpers():
             "build leakcheck: no cargo on PATH; install Rust 1.88 or newer, or install a wheel, which does not need it"
         )
     release = ["--release", "--locked", "--message-format=json-render-diagnostics"]
-    # They map no library, so they run in any root, whatever C library it has. An arena shows the warden's processes, and
-    # the files that they map can be opened there.
+    # They map no library, so they run in any root, whatever C library it has. An arena shows the warden's processes,
+    # and the files that they map can be opened there.
     static = ["-C", "target-feature=+crt-static", "-C", "strip=symbols"]
     programs = []
     for package, program in HELPERS:
