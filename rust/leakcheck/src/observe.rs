@@ -56,7 +56,7 @@ use context::Context;
 use enter::NsView;
 pub use file::DEFAULT_ROOTS;
 pub(crate) use lookup::{
-    boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, newest_pid, process, uid_of,
+    boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, minor_faults, newest_pid, process, uid_of,
 };
 pub(crate) use mount_table::numbers as mount_numbers;
 use namespace::Namespaces;

@@ -22,6 +22,8 @@ pub struct Stat<'a> {
     pub tty_nr: i32,
     /// Field 9: `PF_*` of the kernel's `include/linux/sched.h`.
     pub flags: u32,
+    /// Field 10: minor page faults. A fork makes the parent's pages copy-on-write, so its next write to each is one.
+    pub minflt: u64,
     /// Field 14, in clock ticks (`sysconf(_SC_CLK_TCK)`).
     pub utime: u64,
     /// Field 15, in clock ticks.
@@ -56,14 +58,16 @@ pub fn parse(input: &[u8]) -> Result<Stat<'_>> {
     let tty_nr = at.need("tty_nr", fields.signed32())?;
     at.need("tpgid", fields.skip(1))?;
     let flags = at.need("flags", fields.unsigned().and_then(|flags| flags.try_into().ok()))?;
-    at.need("page fault counts", fields.skip(4))?;
+    let minflt = at.need("minflt", fields.unsigned())?;
+    at.need("page fault counts", fields.skip(3))?;
     let utime = at.need("utime", fields.unsigned())?;
     let stime = at.need("stime", fields.unsigned())?;
     at.need("children's times and priority", fields.skip(4))?;
     let num_threads = at.need("num_threads", fields.unsigned().and_then(|n| n.try_into().ok()))?;
     at.need("itrealvalue", fields.skip(1))?;
     let start_time = at.need("starttime", fields.unsigned())?;
-    Ok(Stat { pid, comm, state: *state, ppid, pgrp, session, tty_nr, flags, utime, stime, num_threads, start_time })
+    let state = *state;
+    Ok(Stat { pid, comm, state, ppid, pgrp, session, tty_nr, flags, minflt, utime, stime, num_threads, start_time })
 }
 
 /// A cursor over fields that each end with one space or newline.
@@ -125,6 +129,7 @@ mod tests {
             session: 4201,
             tty_nr: 0,
             flags: 4_194_304,
+            minflt: 103,
             utime: 7,
             stime: 8,
             num_threads: 1,

@@ -100,6 +100,7 @@ proptest! {
         ids in any::<[i32; 5]>(),
         flags in any::<u32>(),
         times in any::<[u64; 3]>(),
+        minflt in any::<u64>(),
         num_threads in any::<u32>(),
         state in b'A'..=b'z',
         skipped in any::<u64>(),
@@ -108,11 +109,11 @@ proptest! {
         let [utime, stime, start_time] = times;
         let head = format!("{pid} (");
         let tail = format!(
-            ") {} {ppid} {pgrp} {session} {tty_nr} -1 {flags} {skipped} 0 0 0 {utime} {stime} 0 0 -20 19 {num_threads} 0 {start_time} {skipped} 0\n",
+            ") {} {ppid} {pgrp} {session} {tty_nr} -1 {flags} {minflt} 0 0 0 {utime} {stime} 0 0 -20 19 {num_threads} 0 {start_time} {skipped} 0\n",
             char::from(state),
         );
         let text = line(&[head.as_bytes(), &comm, tail.as_bytes()]);
-        let expected = Stat { pid, comm: &comm, state, ppid, pgrp, session, tty_nr, flags, utime, stime, num_threads, start_time };
+        let expected = Stat { pid, comm: &comm, state, ppid, pgrp, session, tty_nr, flags, minflt, utime, stime, num_threads, start_time };
         prop_assert_eq!(stat::parse(&text).unwrap(), expected);
     }
 

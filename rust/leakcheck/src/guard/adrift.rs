@@ -89,6 +89,8 @@ pub(super) struct Adrift {
     at_first: HashSet<u32>,
     /// Every process of the first look.
     in_first: HashSet<(u32, u64)>,
+    /// Minor page faults of the reapers, at the first look and at the last one, where no connector reports forks.
+    faults: BTreeMap<u32, (u64, u64)>,
 }
 
 /// The result.
@@ -135,6 +137,10 @@ impl Adrift {
             None => {
                 self.by_events = None;
                 let host = look.scope == Scope::Host;
+                for p in look.processes.iter().filter(|p| host && is_reaper(p, look)) {
+                    let Some(now) = observe::minor_faults(p.pid) else { continue };
+                    self.faults.entry(p.pid).or_insert((now, now)).1 = now;
+                }
                 // In a scope, every process that came and went belongs to the run.
                 signs |= !host && !look.gone.is_empty();
                 let living = look.processes.iter().filter(|p| lives(p)).count();
@@ -240,7 +246,7 @@ impl Adrift {
         // A reaper's children that come and go also leave a zombie for a moment.
         let mut passed = None;
         residue.retain(|_, f| match &f.resource {
-            Resource::Process(p) if f.by == Attribution::None && !lives(p) && is_of_reaper(p, look) => {
+            Resource::Process(p) if f.by == Attribution::None && !lives(p) && self.is_of_reaper(p, look) => {
                 let stays = self.in_first.contains(&(p.pid, p.start));
                 if !stays {
                     passed = Some(unclear(p));
@@ -300,7 +306,7 @@ impl Adrift {
         let every = self.looks.iter().all(|seen| seen.beside(&held));
         if let Some(found) = taken.into_iter().next_back() {
             return Ok(match &found.resource {
-                Resource::Process(p) if found.by == Attribution::None && is_of_reaper(p, look) => unclear(p),
+                Resource::Process(p) if found.by == Attribution::None && self.is_of_reaper(p, look) => unclear(p),
                 _ => Outcome { leak: Some(self.report(found.resource, found.by, found.facts)), gap: None },
             });
         }
@@ -338,8 +344,9 @@ impl Adrift {
         let unheld = |((pid, _), _): &(&(u32, u64), &(Process, Attribution))| !held.contains(pid);
         // Of the processes seen, one that certainly belongs to the run, else any.
         let best = self.seen.iter().filter(unheld).max_by_key(|(_, (_, by))| *by != Attribution::None);
-        let clear =
-            |(_, (p, by)): &(&(u32, u64), &(Process, Attribution))| *by != Attribution::None || !is_of_reaper(p, look);
+        let clear = |(_, (p, by)): &(&(u32, u64), &(Process, Attribution))| {
+            *by != Attribution::None || !self.is_of_reaper(p, look)
+        };
         Ok(match best.map(|(_, (p, by))| (p.clone(), *by)) {
             Some((p, _)) if !self.seen.iter().filter(unheld).any(|found| clear(&found)) => unclear(&p),
             Some((p, by)) => {
@@ -355,6 +362,13 @@ impl Adrift {
                 )),
             },
         })
+    }
+
+    /// Whether its parent, a reaper, may have started it instead of adopting it: it is in the reaper's session, and the
+    /// reaper has forked since the first look.
+    fn is_of_reaper(&self, p: &Process, look: &Snapshot) -> bool {
+        look.process(p.ppid).is_some_and(|parent| parent.session == p.session)
+            && self.faults.get(&p.ppid).is_some_and(|(first, last)| first != last)
     }
 
     /// A process of the run that lives besides those in `held`, including by events since the last look.
@@ -471,11 +485,6 @@ fn is_reaper(p: &Process, look: &Snapshot) -> bool {
     let adopts = || p.pid == me && !matches!(rustix::process::child_subreaper(), Ok(None));
     let above = || look.process(me).is_some_and(|own| ancestors(own, look).any(|a| a.pid == p.pid));
     p.pid == 1 || look.scope != Scope::Arena && (adopts() || above())
-}
-
-/// Whether it may have been started by the reaper that is its parent, instead of adopted: it is in the reaper's session.
-fn is_of_reaper(p: &Process, look: &Snapshot) -> bool {
-    look.process(p.ppid).is_some_and(|parent| is_reaper(parent, look) && parent.session == p.session)
 }
 
 /// The outcome if there is nothing but processes like this one.

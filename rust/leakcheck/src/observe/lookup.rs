@@ -69,6 +69,11 @@ pub(crate) fn process(pid: u32, arena: Option<&ArenaView>) -> Option<Process> {
     Some(process)
 }
 
+/// Minor page faults of a process (proc_pid_stat(5)): they increase with each of its own forks.
+pub(crate) fn minor_faults(pid: u32) -> Option<u64> {
+    parse::stat::parse(&read_file(format!("/proc/{pid}/stat")).ok()?).ok().map(|stat| stat.minflt)
+}
+
 /// The children of a process' first thread, including zombies (proc_tid_children(5)); none if the kernel does not list
 /// them. Each entry is read under the lock that fork, exit and reparenting take: when a parent's exit is visible, its
 /// children already have their new parent.
