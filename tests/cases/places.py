@@ -10,14 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.detection.place import RIGHTS
+
 BIN = Path(sys.executable).parent
 CHECKOUT = Path(__file__).resolve().parents[2]
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
-# https://docs.docker.com/engine/containers/run/#runtime-privilege-and-linux-capabilities
-DOCKER = (
-    "chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,net_raw,sys_chroot,mknod,audit_write,"
-    "setfcap"
-)
 ROOTS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 # Where a directory is mounted while its path is recreated.
 ASIDE = ("/mnt", "/media", "/srv", "/opt")
@@ -77,7 +73,7 @@ def as_nobody() -> Place:
     ) -> subprocess.CompletedProcess[str]:
         # What the test started beside it writes its process id to a file.
         end = "[ ! -e /tmp/pid ] || kill -9 $(cat /tmp/pid)"
-        inner = f'{before}\nstatus=0\n{" ".join(NOBODY)} "$@" || status=$?\n{end}\nexit $status'
+        inner = f'{before}\nstatus=0\n{" ".join(RIGHTS["nobody"])} "$@" || status=$?\n{end}\nexit $status'
         outer = ["unshare", "--mount", "--propagation", "private"]
         return _run([*outer, *_prepared(inner, command)], timeout, home)
 
@@ -89,12 +85,11 @@ def in_container() -> Place:
     """Run a command as root with Docker's default capabilities, in namespaces of its own."""
     if why := _usable():
         pytest.skip(why)
-    bounding = "-all," + ",".join(f"+{name}" for name in DOCKER.split(","))
 
     def call(
         *command: str, before: str = "", home: bool = True, timeout: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        inner = f'{before}\nexec setpriv --bounding-set {bounding} "$@"'
+        inner = f'{before}\nexec {" ".join(RIGHTS["container"])} "$@"'
         spaces = ["--pid", "--mount", "--net", "--uts", "--ipc", "--cgroup"]
         outer = ["unshare", *spaces, "--propagation", "private", "--fork", "--kill-child", "--mount-proc"]
         return _run([*outer, *_prepared(inner, command)], timeout, home)

@@ -10,10 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 # PROC_PID_INIT_INO of linux/proc_ns.h
 FIRST_PID_NS = "4026531836"
 INSIDE = "LEAKCHECK_DETECTION_PLACE"
+# Set once the process has given its rights up.
+LIMITED = "LEAKCHECK_DETECTION_LIMITED"
+# https://docs.docker.com/engine/containers/run/#runtime-privilege-and-linux-capabilities
+DOCKER = (
+    "chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,net_raw,sys_chroot,mknod,audit_write,"
+    "setfcap"
+)
+# Where users run leakcheck with fewer rights, and how to give up the others.
+RIGHTS = {
+    "nobody": ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+    "container": ("setpriv", "--bounding-set", "-all," + ",".join(f"+{name}" for name in DOCKER.split(","))),
+}
 NAMESPACES = ["--mount", "--ipc", "--net", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
@@ -45,28 +58,58 @@ class Place:
         return options
 
 
-def run_inside(program: Path, arguments: list[str]) -> int:
+def run_inside(program: Path, arguments: list[str], output: IO[str] | None = None) -> int:
     """Run this program again in a fresh place, with `INSIDE` in its environment; return its exit code."""
     # A shell as PID 1 reaps orphans; as PID 1 the program itself would be their parent, and psutil would see children.
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
     with tempfile.TemporaryDirectory(prefix="leakcheck-detection-") as base, own_cgroups(Path(base).name):
         command = ["unshare", *user, *NAMESPACES, "sh", "-c", '"$@"; exit $?', "sh", sys.executable, str(program)]
-        done = subprocess.run([*command, *arguments], env={**os.environ, INSIDE: base}, check=False)
+        done = subprocess.run([*command, *arguments], env={**os.environ, INSIDE: base}, stdout=output, check=False)
     return done.returncode
 
 
-def enter() -> Place | None:
-    """Return the place if this program runs inside one, with fresh file systems mounted; else none."""
+def enter(rights: str | None) -> Place | None:
+    """Return the place if this program runs inside one, with fresh file systems mounted; else none.
+
+    With `rights` it replaces this program by itself with those rights only, once the place is made.
+    """
     base = os.environ.get(INSIDE)
     if base is None:
         return None
     place = Place(Path(base, "plants"), Path(base, "scratch"), cgroups_named(Path(base).name))
+    if LIMITED in os.environ:
+        return place
+    # `unshare --mount` has made every mount private: these are in no other namespace.
+    if rights:
+        open_way([Path(sys.prefix), Path(sys.base_prefix).resolve(), Path(__file__).resolve().parents[2], Path(base)])
+    Path(base).chmod(0o755)
     for fresh in (place.dir, place.scratch):
         fresh.mkdir()
-    # `unshare --mount` has made every mount private: these are in no other namespace.
+        fresh.chmod(0o1777)
     for target in (place.dir, Path("/dev/shm"), Path("/run")):
-        subprocess.run(["mount", "-t", "tmpfs", "leakcheck-detection", target], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "leakcheck-detection", target], check=True)
+    if rights:
+        command = [*RIGHTS[rights], sys.executable, *sys.argv]
+        os.execvpe(command[0], command, {**os.environ, LIMITED: rights, "HOME": "/nonexistent"})
     return place
+
+
+def open_way(needed: list[Path]) -> None:
+    """Let every user pass to these paths: a directory on the way that is closed shows only them."""
+    for directory in sorted({parent for path in needed for parent in path.parents}):
+        if directory.stat().st_mode & 0o001:
+            continue
+        below = sorted({path.relative_to(directory).parts[0] for path in needed if path.is_relative_to(directory)})
+        kept = [os.open(directory / name, os.O_PATH) for name in below]
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "leakcheck-detection", directory], check=True)
+        for name, fd in zip(below, kept, strict=True):
+            (directory / name).mkdir()
+            subprocess.run(
+                ["mount", "--no-canonicalize", "--bind", f"/proc/self/fd/{fd}", directory / name],
+                check=True,
+                pass_fds=[fd],
+            )
+            os.close(fd)
 
 
 def hierarchies() -> dict[str, Path]:

@@ -5,6 +5,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +33,8 @@ class Row:
     report: dict[str, Any] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
     guard: str = "-"
+    # With fewer rights, by their name: `yes`, `unnamed`, `no`, `not clean`, or `-` for what cannot be made there.
+    limited: dict[str, str] = field(default_factory=dict)
     skipped: str | None = None
 
     @property
@@ -45,9 +48,9 @@ def main() -> int:
     if missing:
         print(f"table.py: missing {', '.join(missing)}: run `make setup`", file=sys.stderr)
         return 2
-    inside = place.enter()
+    inside = place.enter(options.rights)
     if inside is None:
-        return place.run_inside(Path(__file__).resolve(), sys.argv[1:])
+        return outside(options)
     chosen = [p for p in every_plant() if not options.plants or p.name in options.plants]
     peers = () if options.leakcheck_only else PEERS
     watch(inside, peers, inside.dir / "warm-up.lock")()
@@ -56,6 +59,10 @@ def main() -> int:
         # After all else: what these leave behind stays until the place goes.
         for row in rows:
             row.guard = guarded.verdict(row.plant, inside)
+            row.limited = {rights: cells[row.plant.name] for rights, cells in json.loads(options.limited).items()}
+    if options.rights:
+        print(json.dumps([asdict(row) for row in rows]))
+        return 0
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows]))
     if options.write:
@@ -68,6 +75,32 @@ def main() -> int:
     return 1 if wrong else 0
 
 
+def outside(options: argparse.Namespace) -> int:
+    """Run this program in a place; before, for the whole table, with each set of fewer rights."""
+    program = Path(__file__).resolve()
+    if options.leakcheck_only:
+        return place.run_inside(program, sys.argv[1:])
+    limited = {}
+    with tempfile.TemporaryDirectory(prefix="leakcheck-detection-") as base:
+        for rights in place.RIGHTS:
+            rows = Path(base, f"{rights}.json")
+            with rows.open("w") as output:
+                words = ["--leakcheck-only", "--rights", rights, *options.plants]
+                if place.run_inside(program, words, output) not in (0, 1):
+                    return 2
+            limited[rights] = {row["plant"]["name"]: cell(row) for row in json.loads(rows.read_text())}
+    return place.run_inside(program, [*sys.argv[1:], "--limited", json.dumps(limited)])
+
+
+def cell(row: dict[str, Any]) -> str:
+    if row["skipped"]:
+        return "-"
+    if not row["found"]["leakcheck"]:
+        of_kind = any(leak["kind"] == row["plant"]["kind"] for leak in row["report"]["leaks"])
+        return "unnamed" if of_kind and row["clean"] else "no"
+    return "yes" if row["clean"] else "not clean"
+
+
 def complaint(row: Row) -> str | None:
     """Return why leakcheck's part of the row is not as it has to be."""
     if row.skipped:
@@ -76,7 +109,8 @@ def complaint(row: Row) -> str | None:
         return f"missed: {row.facts} is not in {row.keys}"
     if not row.clean:
         return f"not clean again: {row.left}"
-    return f"guard: {row.guard}" if row.guard in ("no", "false alarm") else None
+    limited = [f"{rights}: {cell}" for rights, cell in row.limited.items() if cell in ("no", "not clean")]
+    return f"guard: {row.guard}" if row.guard in ("no", "false alarm") else ", ".join(limited) or None
 
 
 def arguments() -> argparse.Namespace:
@@ -84,6 +118,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
     parser.add_argument("--leakcheck-only", action="store_true", help="leave the peers out")
+    parser.add_argument("--rights", choices=[*place.RIGHTS], help="with these rights only; prints every row as JSON")
+    parser.add_argument("--limited", help=argparse.SUPPRESS)
     parser.add_argument("plants", nargs="*", help="only these")
     return parser.parse_args()
 
