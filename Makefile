@@ -1,7 +1,7 @@
 # Two commands do everything, on a fresh machine too: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full targets demo test test-full lint lint-python bench detection findings clean
+.PHONY: help setup setup-full targets demo test test-full lint lint-python bench detection findings wheel clean
 # Cargo may be a rustup's that no profile script has put on PATH; runc and ip are in sbin.
 export PATH := $(PATH):/usr/sbin:/sbin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -49,6 +49,12 @@ detection: setup ## run every planted leak against leakcheck and its peers; writ
 
 findings: setup ## run the campaign leaks on every target that is ready; writes the table of docs/explanation/findings.md; an hour
 	"$(bin)/python" scripts/findings
+
+wheel: setup ## build the wheel for an index into dist/: manylinux_2_28, for every Python from 3.11
+	"$(bin)/python" -m pip install --quiet ziglang auditwheel
+	$(in_venv) MATURIN_PEP517_ARGS="--zig --compatibility manylinux_2_28" \
+	  "$(bin)/python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+	"$(bin)/auditwheel" show dist/*manylinux*.whl
 
 clean: ## remove what was built, the virtual environment too
 	rm -rf .venv target dist .pytest_cache .mypy_cache .ruff_cache .hypothesis leakcheck/*.so

@@ -63,6 +63,16 @@ def test_one_wheel_serves_every_python_from_3_11(wheel: Path) -> None:
     assert "-cp311-abi3-linux_" in wheel.name
 
 
+@pytest.mark.slow
+def test_the_wheel_for_an_index_runs_where_glibc_is_2_28_or_newer(tmp_path: Path) -> None:
+    copy = tmp_path / "leakcheck"
+    run("git", "clone", "--quiet", ROOT, copy)
+    shown = run("make", "wheel", cwd=copy, env=build_env())
+    assert "manylinux_2_28_x86_64" in shown, shown
+    (built,) = (copy / "dist").glob("*.whl")
+    assert built.name.endswith("-cp311-abi3-manylinux_2_28_x86_64.whl")
+
+
 def test_the_wheel_holds_the_packages_and_nothing_of_the_tests(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         top = {name.split("/")[0] for name in archive.namelist()}
