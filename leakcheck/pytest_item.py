@@ -14,8 +14,9 @@ from leakcheck import _native
 from leakcheck._guard import Run, milliseconds
 from leakcheck.allow import AllowRule, read_allow_file
 from leakcheck.errors import NativeError, UsageError
+from leakcheck.pytest_origins import Origins
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
-from leakcheck.pytest_rules import kept_for_life, of_session
+from leakcheck.pytest_rules import OF_TOOLS, compiled, kept_for_life, of_session
 from leakcheck.report import Report
 
 # The kinds whose residue can be attributed to this process and its children on a busy host.
@@ -61,7 +62,7 @@ class Settings:
             unknown_fails=unknown == "fail",
             # Other xdist workers leave traces that nothing ties to any worker.
             attributed_only="PYTEST_XDIST_WORKER" in os.environ,
-            own_reasons=frozenset(rule.reason for rule in own) | KEPT_FOR_LIFE,
+            own_reasons=OF_TOOLS | KEPT_FOR_LIFE,
         )
 
 
@@ -76,6 +77,7 @@ class ItemGuard:
         self.failure: str | None = None
         self.failed = False
         self._run: Run | None = None
+        self._origins = Origins()
         self._excused: set[str] = set()
         self._excusing = False
         self._over = False
@@ -91,6 +93,7 @@ class ItemGuard:
                 settle_ms=self.settings.settle_ms,
                 attributed_only=self.settings.attributed_only,
             )
+            self._origins.begin()
 
     def allow(self, rule: AllowRule) -> None:
         """Add a rule for this test while it runs."""
@@ -137,8 +140,9 @@ class ItemGuard:
         if run is None:
             return
         with self._giving_up("the check itself failed"):
-            run.allow("\n".join(rule.to_toml() for rule in kept_for_life()))
-            report = run.end()
+            run.allow("\n".join(rule.to_toml() for rule in (*kept_for_life(), *compiled(self.item.config))))
+            self._origins.end()
+            report = self._origins.tell(run.end(), str(self.item.config.rootpath))
             unused = [rule for rule in report.unused_rules if rule.reason not in self.settings.own_reasons]
             leaks = [leak for leak in report.leaks if leak.key not in self._excused]
             if report.leaks and not leaks:
@@ -147,6 +151,7 @@ class ItemGuard:
 
     def abandon(self) -> None:
         """Give up without a verdict; harmless when finished."""
+        self._origins.end()
         run, self._run = self._run, None
         self._over = True
         if run is not None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from leakcheck import _native
 from leakcheck.allow import AllowRule
 
 _TRACKER = "python: multiprocessing's resource tracker, kept for the life of the process"
@@ -23,8 +24,16 @@ _FORK_SERVER = "python: multiprocessing's fork server, kept for the life of the 
 _TEMP = "python: multiprocessing's directory for sockets, removed when the process ends"
 _UNREAPED = "python: an ended child that subprocess reaps when it starts the next one"
 
+_TMP_PATH = "pytest: tmp_path, of which it keeps the last three"
+_CACHE = "pytest: cache directory"
+_EXAMPLES = "hypothesis: database of examples"
+_COVERAGE = "coverage: data file"
+_BYTECODE = "python: compiled modules"
+
 NAMES = frozenset({_TRACKER, _FORK_SERVER, _TEMP, _UNREAPED})
-"""Reasons of the rules of `kept_for_life`, which not every test needs."""
+"""Reasons of the rules for what this process keeps, which not every test needs."""
+OF_TOOLS = frozenset({_TMP_PATH, _CACHE, _EXAMPLES, _COVERAGE, _BYTECODE})
+"""Reasons of the rules for what pytest and tools beside it write."""
 
 
 def of_session(config: pytest.Config) -> list[AllowRule]:
@@ -37,21 +46,32 @@ def of_session(config: pytest.Config) -> list[AllowRule]:
             user = "unknown"
         base = Path(os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir()) / f"pytest-of-{user}"
     base = glob.escape(str(Path(base).resolve()))
-    rules: dict[str, str] = {
-        base: "pytest: base of tmp_path, of which it keeps the last three",
-        f"{base}/*": "pytest: tmp_path, of which it keeps the last three",
-        "*/__pycache__": "python: bytecode cache",
-        "*/__pycache__/*": "python: compiled module",
-    }
+    rules: dict[str, str] = {base: _TMP_PATH, f"{base}/*": _TMP_PATH}
     if config.pluginmanager.has_plugin("cacheprovider"):
-        rules[f"{glob.escape(str(config.rootpath / config.getini('cache_dir')))}*"] = "pytest: cache directory"
+        cache = glob.escape(str(config.rootpath / config.getini("cache_dir")))
+        rules[cache] = rules[f"{cache}/*"] = _CACHE
     for place in {str(config.rootpath), str(config.invocation_params.dir)}:
         here = glob.escape(place)
         if "hypothesis" in sys.modules:
-            rules[f"{here}/.hypothesis"] = rules[f"{here}/.hypothesis/*"] = "hypothesis: database of examples"
+            rules[f"{here}/.hypothesis"] = rules[f"{here}/.hypothesis/*"] = _EXAMPLES
         if "coverage" in sys.modules:
-            rules[f"{here}/.coverage"] = rules[f"{here}/.coverage.*"] = "coverage: data file"
+            rules[f"{here}/.coverage"] = rules[f"{here}/.coverage.*"] = _COVERAGE
     return [AllowRule("file", {"path": path}, reason=reason) for path, reason in rules.items()]
+
+
+def compiled(config: pytest.Config) -> Iterator[AllowRule]:
+    """Yield rules for compiled modules, where this process imports from now and nowhere else."""
+    places = {str(config.rootpath), str(config.invocation_params.dir), *sys.path}
+    for place in {os.path.realpath(place) for place in places}:
+        if not any(f"{place}/".startswith(f"{root}/") for root in _native.DEFAULT_ROOTS):
+            continue
+        here = glob.escape(place)
+        # Everybody's directories are below a root itself.
+        below = [] if place in _native.DEFAULT_ROOTS else [f"{here}/*/__pycache__"]
+        for cache in (f"{here}/__pycache__", *below):
+            yield AllowRule("file", {"path": cache, "class": "dir"}, reason=_BYTECODE)
+            # Python writes PATH.NUMBER first and renames it.
+            yield AllowRule("file", {"path": f"{cache}/*.pyc*", "class": "file"}, reason=_BYTECODE)
 
 
 def kept_for_life() -> Iterator[AllowRule]:

@@ -7,6 +7,7 @@ import pytest
 
 from leakcheck.pytest_item import ItemGuard, Settings
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
+from leakcheck.pytest_rules import OF_TOOLS
 from leakcheck.render import count, leak_line, printable, summary
 
 _LEAKED = "leakcheck: leaked"
@@ -15,14 +16,17 @@ _LEAKED = "leakcheck: leaked"
 def attach(guard: ItemGuard, report: pytest.TestReport) -> None:
     """Attach the findings to `report` as plain data that xdist can send; a passed test's leak is its outcome."""
     found = guard.report
-    data: dict[str, Any] = {"leaked": False, "leaks": [], "unattributed": {}, "unknown": [], "unused": [], "kept": {}}
+    data: dict[str, Any] = {"leaked": False, "leaks": {}, "unattributed": {}, "unknown": [], "unused": [], "kept": {}}
+    data["written"] = {}
     if guard.failure is not None:
         data["unknown"] = [guard.failure]
     if found is not None:
-        data["leaks"] = [leak_line(leak).strip() for leak in found.leaks]
+        data["leaks"] = {leak.key: leak_line(leak).strip() for leak in found.leaks}
         data["unattributed"] = {leak.key: leak_line(leak).strip() for leak in found.unattributed}
         kept = [allowed for allowed in found.allowed if allowed.reason in KEPT_FOR_LIFE]
         data["kept"] = {allowed.key: [allowed.reason, allowed.label] for allowed in kept}
+        # One example of each suffices: a suite has thousands of files in tmp_path.
+        data["written"] = {one.reason: one.label for one in found.allowed if one.reason in OF_TOOLS}
         data["unknown"] += [f"{kind}: {gap.level}, {gap.reason}" for kind, gap in found.gaps.items()]
         of_test = {(rule.kind, rule.reason) for rule in guard.rules}
         unused = [(rule.kind, rule.reason) for rule in found.unused_rules if (rule.kind, rule.reason) not in of_test]
@@ -49,9 +53,11 @@ class Summary:
         self._config = config
         self._settings = settings
         self._leaking: list[tuple[str, bool, list[str]]] = []
+        self._blamed: set[str] = set()
         self._unattributed: dict[str, str] = {}
         self._unknown: Counter[str] = Counter()
         self._kept: dict[str, list[str]] = {}
+        self._written: dict[str, str] = {}
         self._unused: set[tuple[str, str]] | None = None
 
     @pytest.hookimpl(tryfirst=True)
@@ -70,11 +76,13 @@ class Summary:
         if data is None:
             return
         if data["leaks"]:
-            self._leaking.append((report.nodeid, data["leaked"], data["leaks"]))
+            self._leaking.append((report.nodeid, data["leaked"], list(data["leaks"].values())))
+            self._blamed.update(data["leaks"])
         if data["leaked"]:
             self._uncount(report.nodeid)
         self._unattributed.update(data["unattributed"])
         self._kept.update(data["kept"])
+        self._written.update(data["written"])
         self._unknown.update(data["unknown"])
         unused = {(kind, reason) for kind, reason in data["unused"]}
         self._unused = unused if self._unused is None else self._unused & unused
@@ -102,18 +110,22 @@ class Summary:
                 if not only_leaked and any(leak.startswith("fd ") for leak in leaks):
                     why = "the traceback of a failed test keeps its local variables alive, and what they hold open"
                     write.write_line(f"  ({why})")
+        # One worker may know what the others only saw.
+        unattributed = [line for key, line in self._unattributed.items() if key not in self._blamed]
         parallel = "Appeared while tests ran in parallel; it is not known which of them made it, or whether any did."
         unknown = [f"{printable(why)} ({count(tests, 'test')})" for why, tests in self._unknown.items()]
         kept = [f"{printable(label)} ({reason})" for reason, label in sorted(self._kept.values())]
+        written = [f"{printable(label)} ({reason})" for reason, label in sorted(self._written.items())]
         unused = [f"{kind}: {printable(reason)}" for kind, reason in sorted(self._unused or ())]
         for title, note, found in (
-            ("unattributed", [parallel], self._unattributed.values()),
+            ("unattributed", [parallel], unattributed),
             ("unknown", [], unknown),
             ("kept by Python itself, not a leak of a test", [], kept),
+            ("written by pytest and tools beside it, not a leak of a test (one example each)", [], written),
             ("unused allow rules", [], unused),
         ):
             if found:
-                write.write_sep("=", f"leakcheck: {title}", yellow=found is not kept)
+                write.write_sep("=", f"leakcheck: {title}", yellow=found not in (kept, written))
                 for line in (*note, *(f"  {one}" for one in found)):
                     write.write_line(line)
 

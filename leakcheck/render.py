@@ -126,6 +126,8 @@ def _verdict_line(report: Report) -> Text:
 
 def _leak_line(leak: Leak) -> Text:
     parts: list[_Part] = ["  ", (f"{leak.kind:<9} ", "bold"), (f"{leak.class_:<11} ", "red"), leak.label]
+    if leak.made_at:
+        parts += [(" · ", "dim"), "made at ", (leak.made_at, "bold")]
     if leak.who:
         parts += [(" · ", "dim"), leak.who]
     if leak.since:

@@ -39,6 +39,11 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
         return _text(self.evidence.get("since"))
 
     @property
+    def made_at(self) -> str | None:
+        """File and line of the test suite that made it, ``tests/test_x.py:12``; None if not noted."""
+        return _text(self.evidence.get("made_at"))
+
+    @property
     def look(self) -> str | None:
         """A shell command that shows more of it."""
         return _text(self.evidence.get("look"))

@@ -1,6 +1,7 @@
 """What Python keeps for its life is no test's leak, and what a test leaves beside it still is."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,31 @@ __all__ = ["as_nobody"]
 
 INPUTS = Path(__file__).parent / "inputs"
 # What it makes has to go, however the suite ends.
+WORKERS = """
+import os, socket, subprocess, tempfile, time
+import pytest
+kept = []
+
+@pytest.fixture(autouse=True)
+def together():
+    # All workers leak at the same time.
+    open(f"/tmp/at-{os.environ['PYTEST_XDIST_WORKER']}", "w").close()
+    until = time.monotonic() + 30
+    while len([name for name in os.listdir("/tmp") if name.startswith("at-")]) < 4 and time.monotonic() < until:
+        time.sleep(0.01)
+
+@pytest.mark.parametrize("what", ["file", "directory", "descriptor", "socket"])
+def test_leaving(what):
+    if what == "file":
+        os.close(tempfile.mkstemp(prefix="left-file")[0])
+    elif what == "directory":
+        tempfile.mkdtemp(prefix="left-directory")
+    elif what == "descriptor":
+        kept.append(open("/etc/passwd"))
+    else:
+        kept.append(socket.socket(socket.AF_UNIX))
+        kept[-1].bind("/tmp/left-socket")
+"""
 LEAKING = """
 import multiprocessing, os, signal, subprocess, sys
 import pytest
@@ -87,3 +113,28 @@ def test_workers_of_an_ordinary_user_blame_no_namespace_of_the_machine(as_nobody
     done = as_nobody("sh", "-c", script)
     output = done.stdout + done.stderr
     assert done.returncode == 0 and "2 passed" in output and "namespace" not in output, output
+
+
+def test_workers_of_an_ordinary_user_blame_each_leak_on_the_test_whose_line_made_it(as_nobody: Place) -> None:
+    pytest.importorskip("xdist")
+    script = (
+        f"mkdir /tmp/s && cd /tmp/s && printf %s {shlex.quote(WORKERS)} >test_s.py && "
+        "pytest -q -n 4 --leakcheck -p no:cacheprovider"
+    )
+    output = as_nobody("sh", "-c", script).stdout
+    assert "4 leaked" in output, output
+    blamed: dict[str, str] = {}
+    for line in output.partition("left something behind")[2].splitlines():
+        if line.startswith("LEAKED "):
+            test = line
+        elif "left-" in line or "/etc/passwd" in line:
+            blamed[test] = blamed.get(test, "") + line
+    for what, (name, number) in {
+        "file": ("left-file", 17),
+        "directory": ("left-directory", 19),
+        "descriptor": ("/etc/passwd", 21),
+        "socket": ("left-socket", 24),
+    }.items():
+        (found,) = [lines for test, lines in blamed.items() if f"[{what}]" in test]
+        assert name in found and f"made at test_s.py:{number}" in found, output
+    assert not any("left-" in line for line in output.partition("leakcheck: unattributed")[2].splitlines()), output

@@ -315,6 +315,9 @@ fn each_residue_has_its_class() {
         with(host(), [process(OLD, 1).into(), Fd { serial: Some(4), ..fd(OLD, 3, "anon_inode:bpf-map") }.into()]);
     let table: Vec<(Resource, Class)> = vec![
         (process(MINE, 10).into(), Orphaned),
+        (Process { ppid: OLD, ..process(MINE, 10) }.into(), Held),
+        (Process { ppid: 1, ..process(MINE, 10) }.into(), Orphaned),
+        (Process { ppid: MINE, ..process(MINE + 1, 10) }.into(), Orphaned),
         (zombie(OLD).into(), Held),
         (zombie(4711).into(), Dying),
         (Process { state: 'X', ..process(MINE, 10) }.into(), Dying),
@@ -348,7 +351,7 @@ fn each_residue_has_its_class() {
     ];
     for (resource, class) in table {
         let populated = |c: &Cgroup| c.path.as_ref() == b"/populated";
-        assert_eq!(classify(&resource, &look, |ns| ns == NEW_NS, populated), class, "{resource:?}");
+        assert_eq!(classify(&resource, &look, Some(OLD), |ns| ns == NEW_NS, populated), class, "{resource:?}");
     }
 }
 

@@ -94,10 +94,17 @@ impl Remnant {
         arena: Option<&ArenaView>,
     ) -> Self {
         let populated = |c: &crate::resource::Cgroup| detail::cgroup_processes(c).is_some_and(|p| !p.is_empty());
-        let class = classify(&resource, look, |ns| attributor.fresh_ns(ns), populated);
+        let parent = attributor.own_pid().filter(|pid| !adopts_orphans(*pid));
+        let class = classify(&resource, look, parent, |ns| attributor.fresh_ns(ns), populated);
         let evidence = detail::evidence(&resource, look, arena);
         Remnant { key: resource.key(), resource, by, class, label: evidence.label, facts: evidence.facts }
     }
+}
+
+/// Whether orphans may become children of this process (prctl(2), `PR_SET_CHILD_SUBREAPER`): they look like children that
+/// it started.
+fn adopts_orphans(own_pid: u32) -> bool {
+    own_pid == 1 || !matches!(rustix::process::child_subreaper(), Ok(None))
 }
 
 /// Marks residue in a place where something else was at the baseline: the place is not the run's, so reap must not

@@ -46,6 +46,11 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         this
     }
 
+    /// This process, if its own descriptors count.
+    pub fn own_pid(&self) -> Option<u32> {
+        self.own_pid
+    }
+
     /// See [`Provenance::uid`].
     pub fn uid(&self, pid: u32) -> Option<u32> {
         self.provenance.uid(pid)

@@ -47,10 +47,12 @@ impl fmt::Display for Class {
 
 /// The class of residue that one snapshot shows. The last three classes need a recovery or several runs, and the caller
 /// that performed those sets them. `fresh_ns` tells whether a namespace inode is new since the baseline, `populated`
-/// whether a cgroup has processes.
+/// whether a cgroup has processes. `own_pid` is the guarded process, if it does not adopt orphans: then its children are
+/// those that it started.
 pub fn classify(
     resource: &Resource,
     look: &Snapshot,
+    own_pid: Option<u32>,
     fresh_ns: impl Fn(u64) -> bool,
     populated: impl Fn(&Cgroup) -> bool,
 ) -> Class {
@@ -60,6 +62,7 @@ pub fn classify(
             // Its parent lives and does not reap it.
             'Z' if look.process(p.ppid).is_some() => Class::Held,
             'Z' => Class::Dying,
+            _ if own_pid == Some(p.ppid) => Class::Held,
             _ => Class::Orphaned,
         },
         Resource::Fd(_) | Resource::Lock(_) => Class::Held,

@@ -1,0 +1,194 @@
+"""A leak names the line of the suite that made it; only what pytest and Python write is excused."""
+
+import re
+import sys
+import timeit
+from pathlib import Path
+
+import pytest
+
+from leakcheck.pytest_origins import MOST, Origins
+from leakcheck.report import Leak, Report
+
+pytest_plugins = ["pytester"]
+
+HEAD = """
+import multiprocessing, os, pathlib, pytest, signal, socket, sqlite3, subprocess, sys, tempfile, threading, time
+HERE = pathlib.Path(os.environ["PLACE"])
+kept = []
+"""
+
+
+@pytest.fixture(autouse=True)
+def place(pytester: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that the suite under test leaves its files in; no rule covers it."""
+    pytester.makeini("[pytest]\nleakcheck_settle = 0.05\n")
+    place = tmp_path_factory.mktemp("place")
+    monkeypatch.setenv("PLACE", str(place))
+    # Else pytest's own base, which has a rule, would be the place's parent.
+    monkeypatch.setenv("PYTEST_DEBUG_TEMPROOT", str(tmp_path_factory.mktemp("root")))
+    return place
+
+
+def told(pytester: pytest.Pytester, body: str, *options: str) -> str:
+    """Run one test with `body`, of which the line with the comment ``here`` makes the leak; return the output."""
+    indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
+    (file,) = [pytester.makepyfile(test_it=f"{HEAD}\ndef test_it():\n{indented}")]
+    result = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, timeout=120)
+    number = next((n for n, line in enumerate(file.read_text().splitlines(), 1) if line.endswith("# here")), 0)
+    return result.stdout.str().replace(f"made at test_it.py:{number} ", "MADE-HERE ")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "body", "shown"),
+    [
+        ("file", "(HERE / 'f').write_text('x')  # here", "file .*/f · MADE-HERE"),
+        ("file", "tempfile.mkstemp(dir=HERE)  # here", "file .*/tmp.* · MADE-HERE"),
+        ("file", "tempfile.mkdtemp(dir=HERE)  # here", "dir .*/tmp.* · MADE-HERE"),
+        ("file", "os.chdir(HERE)\nopen('f', 'w').close()  # here", "file .*/f · MADE-HERE"),
+        ("file", "os.symlink('x', HERE / 'l')  # here", "symlink .*/l · MADE-HERE"),
+        ("file", "kept.append(sqlite3.connect(HERE / 'd'))  # here\nkept[0].execute('create table t(x)')", "MADE-HERE"),
+        ("file", "os.mkdir(HERE / 'a')\nopen(HERE / 'a/f', 'w')  # here\nos.rename(HERE / 'a', HERE / 'b')",
+         "file .*/b/f · MADE-HERE"),
+        ("file", "kept.append(socket.socket(socket.AF_UNIX))\nkept[0].bind(str(HERE / 's'))  # here",
+         "socket .*/s · MADE-HERE"),
+        ("file", "os.symlink(HERE, HERE / 'l')\nopen(HERE / 'l/f', 'w').close()  # here", "file .*/f · MADE-HERE"),
+        ("fd", "kept.append(open('/etc/passwd'))  # here", "/etc/passwd · MADE-HERE"),
+        ("fd", "kept.append(socket.socket())  # here", "fd .* · MADE-HERE"),
+        ("fd", "a, b = socket.socketpair()\nb.close()\nkept.append(a.dup())  # here", "fd .* · MADE-HERE"),
+        ("net", "kept.append(socket.create_server(('127.0.0.1', 0)))  # here", "tcp 127.0.0.1:.* · MADE-HERE"),
+        ("process,fd", "kept.append(subprocess.Popen(['cat'], stdin=-1, stdout=-3))  # here",
+         "process .*cat.* · MADE-HERE.*\n.*fd .*pipe.* · MADE-HERE"),
+        ("process", "import gc\nkept.append(os.pipe())\n"
+         "subprocess.Popen(['cat'], stdin=kept[0][0], stdout=-3)  # here\ngc.collect()", "process .*cat.* · MADE-HERE"),
+        ("process", "kept.append(os.pipe())\nkept.append(multiprocessing.get_context('fork').Process(\n"
+         "    target=os.read, args=(kept[0][0], 1)))\n"
+         "kept[1].daemon = True\nkept[1].start()  # here", "process .* · MADE-HERE"),
+        ("process", "kept.append(os.pipe())\nos.set_inheritable(kept[0][0], True)\n"
+         "os.posix_spawn('/bin/sh', ['sh', '-c', f'exec sleep 20 <&{kept[0][0]}'], {})  # here",
+         "process .* · parent"),
+        ("file", "def work():\n    open(HERE / 'f', 'w').close()  # here\nt = threading.Thread(target=work)\n"
+         "t.start()\nt.join()", "file .*/f · MADE-HERE"),
+    ],
+)  # fmt: skip
+def test_a_leak_names_the_line_that_made_it(pytester: pytest.Pytester, kinds: str, body: str, shown: str) -> None:
+    output = told(pytester, body, f"--leakcheck={kinds}")
+    assert re.search(f"LEAKED.*\n(.*\n)*?.*{shown}", output), output
+
+
+def test_a_line_of_a_helper_outside_the_suite_s_packages_is_named_and_not_that_of_a_library(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(helper="def make(path):\n    import shutil\n    shutil.copy('/etc/passwd', path)\n")
+    output = told(pytester, "import helper\nhelper.make(HERE / 'f')", "--leakcheck=file")
+    assert "/f · made at helper.py:3" in output
+
+
+def test_a_living_child_of_the_suite_is_held_and_one_whose_parent_died_is_orphaned(pytester: pytest.Pytester) -> None:
+    # Both end with this process: their input is a pipe that only it holds open.
+    body = """
+kept.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL))
+read, write = os.pipe()
+kept.append(write)
+subprocess.run("exec 3<&0; tail -f /dev/null --pid=$PPID >/dev/null 2>&1 &", shell=True, stdin=read, stdout=-3)
+os.close(read)
+"""
+    output = told(pytester, body, "--leakcheck=process")
+    assert re.search(r"process +held +.*cat", output), output
+    assert re.search(r"process +orphaned +.*tail", output), output
+
+
+def test_a_name_that_another_process_uses_again_has_no_line(tmp_path: Path) -> None:
+    notes, path = Origins(), tmp_path / "lock"
+    report = Report(
+        verdict="clean", unattributed=[Leak(kind="file", class_="orphaned", label="", evidence=evidence(path))]
+    )
+    notes.begin()
+    try:
+        path.touch()
+        assert notes.tell(report, str(tmp_path)).verdict == "leaked"
+        path.unlink()
+    finally:
+        notes.end()
+    assert notes.tell(report, str(tmp_path)) == report
+    (tmp_path / "later").touch()
+    assert not notes._made, "noted after the end"
+
+
+def evidence(path: Path) -> dict[str, object]:
+    return {"resource": {"kind": "file", "path": str(path)}}
+
+
+def test_what_a_child_made_is_not_this_process_s(tmp_path: Path) -> None:
+    import subprocess
+
+    notes, path = Origins(), tmp_path / "child's"
+    notes.begin()
+    try:
+        subprocess.run(["touch", path], check=True)
+        with path.open("a"):
+            pass
+    finally:
+        notes.end()
+    leak = Leak(kind="file", class_="orphaned", label="", evidence=evidence(path))
+    assert notes.tell(Report(verdict="clean", unattributed=[leak]), "/").leaks == []
+
+
+def test_the_notes_are_bounded() -> None:
+    notes = Origins()
+    notes.begin()
+    try:
+        for n in range(MOST + 10):
+            notes.opened(f"/nonexistent/{n}", "w", 0o101)
+    finally:
+        notes.end()
+    assert len(notes._made) == len(notes._opened) == MOST
+    assert f"/nonexistent/{MOST + 9}" in notes._made
+
+
+def test_an_event_costs_microseconds_while_a_test_is_guarded_and_next_to_nothing_otherwise() -> None:
+    def cost() -> float:
+        return min(timeit.repeat(lambda: sys.audit("open", "/etc/passwd", "r", 0), number=2000, repeat=5)) / 2000
+
+    notes = Origins()
+    notes.begin()
+    try:
+        guarded = cost()
+    finally:
+        notes.end()
+    idle = cost()
+    print(f"{guarded * 1e6:.2f} µs guarded, {idle * 1e6:.2f} µs idle")
+    assert guarded < 50e-6
+    assert idle < 5e-6
+
+
+def test_what_python_compiles_is_named_and_the_same_name_elsewhere_is_a_leak(
+    pytester: pytest.Pytester, place: Path
+) -> None:
+    pytester.mkdir("package").joinpath("module.py").write_text("")
+    body = """
+    sys.dont_write_bytecode = False
+    import package.module
+    subprocess.run([sys.executable, "-c", "import compileall, sys; compileall.compile_dir(sys.argv[1])", HERE])
+    (pathlib.Path(__file__).parent / "package/__pycache__/note.txt").write_text("not compiled")
+    """
+    (place / "elsewhere.py").write_text("")
+    body = "\n".join(line[4:] for line in body.splitlines())
+    output = told(pytester, body, "--leakcheck=file")
+    leaks, _, rest = output.partition("left something behind")[2].partition("written by pytest and tools")
+    assert f"{place}/__pycache__/elsewhere." in leaks
+    assert "package/__pycache__/note.txt" in leaks
+    assert "package/__pycache__/module." not in leaks
+    assert "(python: compiled modules)" in rest
+
+
+def test_what_pytest_writes_is_named_in_the_summary_and_a_name_that_only_begins_like_it_is_a_leak(
+    pytester: pytest.Pytester,
+) -> None:
+    body = "(pathlib.Path(__file__).parent / '.pytest_cache-of-mine').mkdir()"
+    more = "def test_more(tmp_path): (tmp_path / 'f').touch()"
+    pytester.makepyfile(test_it=f"{HEAD}\ndef test_it():\n    {body}\n", test_more=more)
+    output = pytester.runpytest_subprocess("--leakcheck=file", timeout=120).stdout.str()
+    assert re.search(r"LEAKED test_it.py::test_it\n.*\.pytest_cache-of-mine", output), output
+    assert "(pytest: tmp_path, of which it keeps the last three)" in output
+    assert "LEAKED test_more" not in output
