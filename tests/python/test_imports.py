@@ -21,7 +21,7 @@ LAYERS = [
     ("leakcheck.arena", "leakcheck.pytest_plugin"),
     ("leakcheck.snapshots", "leakcheck.pytest_summary"),
     ("leakcheck.pytest_item",),
-    ("leakcheck._guard", "leakcheck.deliver", "leakcheck.answers", "leakcheck.pytest_rules"),
+    ("leakcheck._guard", "leakcheck.deliver", "leakcheck.answers", "leakcheck.pytest_origins", "leakcheck.pytest_rules"),
     ("leakcheck.render", "leakcheck.subprocesses"),
     ("leakcheck.warden", "leakcheck.report", "leakcheck.allow"),
     ("leakcheck.atomic_write", "leakcheck.group", "leakcheck.renamed", "leakcheck.init", "leakcheck._bin"),
