@@ -124,13 +124,13 @@ def snapshot(
 
 @app.command()
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="A", help="The earlier snapshot.")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="The later snapshot, from the same boot.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="The earlier snapshot or campaign.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="The later one; a snapshot must be from the same boot.")],
     allow: AllowFile = None,
     output: Output = None,
     json: Json = False,
 ) -> None:
-    """Compare two saved snapshots."""
+    """Compare two saved snapshots, or two results of a campaign (exit 1: a finding is new)."""
     raise typer.Exit(run_diff(before, after, allow, output, as_json=json))
 
 

@@ -117,7 +117,7 @@ class Leaks(TrialCampaign[LeaksOptions]):
             kinds = sorted({one.kind for one in damaged})
             words = ["--plan", NORMAL, "--iterations", 1, *replay_words(made.options)]
             first = Finding(
-                id=finding_id(made.target, FIRST, kinds),
+                id=finding_id(FIRST, kinds),
                 ending=FIRST,
                 plan=str(NORMAL),
                 outcome="leaked",

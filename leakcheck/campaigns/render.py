@@ -34,11 +34,11 @@ def lines(campaign: Result) -> Iterator[Text]:
             parts += [", " if number else "", (f"{count} {outcome}", _OUTCOME_STYLE.get(outcome, "red"))]
         yield line(*parts)
     for finding in campaign.findings[:_SHOWN]:
-        yield from _finding(finding)
+        yield from finding_lines(finding)
     if (more := len(campaign.findings) - _SHOWN) > 0:
         yield line(f"  … and {more} more findings: see --json")
     for left in campaign.first_run:
-        what = f"{left.count} {left.kind} {left.class_}: {'; '.join(left.labels[:_LABELS])}"
+        what = f"{left.count} {left.kind} {left.class_}: {'; '.join(labels(left)[:_LABELS])}"
         yield line("  ", ("first run ", "cyan"), what)
     for left in campaign.untied:
         yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.labels[0]}; of unknown origin")
@@ -85,18 +85,33 @@ def _shortened(criteria: Sequence[Criterion]) -> Iterator[Criterion]:
     yield from (one for one in criteria if one not in none)
 
 
-def _finding(finding: Finding) -> Iterator[Text]:
+def finding_lines(finding: Finding) -> Iterator[Text]:
+    """Yield what was left, examples, and how to reproduce it."""
     what = ", ".join(f"{left.count} {left.kind} {_class(left)}" for left in finding.leaks) or "nothing left"
     style = _OUTCOME_STYLE.get(finding.outcome, "red")
     which = "" if finding.ending in ("stress", FIRST) else f"{finding.ending}, {finding.trials} trials: "
     yield line("  ", (f"{finding.outcome:<12} ", style), f"{which}{what}")
     # Recovered residue gets a short line only.
     for left in finding.leaks if finding.outcome != "recovered" else ():
-        for label in left.labels[:_LABELS]:
+        for label in labels(left)[:_LABELS]:
             yield line(f"            {label}")
     if finding.detail:
         yield line(("            ", "dim"), finding.detail)
     yield line(("            replay: ", "dim"), (finding.replay, "cyan"))
+    if finding.chance:
+        yield line(("            ", "dim"), (finding.chance, "yellow"))
+
+
+def labels(left: Residue) -> list[str]:
+    """Return its labels; those of a cgroup of one path in several hierarchies are one."""
+    if left.kind != "cgroup":
+        return left.labels
+    paths: dict[str, list[str]] = {}
+    for label in left.labels:
+        paths.setdefault(label.split(" ", 2)[-1], []).append(label)
+    return [
+        alike[0] if len(alike) == 1 else f"cgroup {path} (in {len(alike)} hierarchies)" for path, alike in paths.items()
+    ]
 
 
 def _class(left: Residue) -> str:

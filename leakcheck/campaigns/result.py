@@ -19,7 +19,7 @@ LEAKS_OF = "leaks of kind "
 class Residue(msgspec.Struct, frozen=True, kw_only=True):
     """Residue of trials, of one kind and class: `count` items in `trials` trials.
 
-    `labels` has one label of each shape (labels that differ only in numbers), at most eight. `by` is what removed
+    `labels` has one label of each shape (labels that differ only in numbers), at most 16. `by` is what removed
     reclaimable residue: ``recovery``, ``next run``, or ``time`` if the target has no recovery and the residue only
     took longer. `stage` is what left it: the ``run``, the ``recovery``, the ``next run``, or the ``first run`` on a
     host, including its preparation.
@@ -37,8 +37,9 @@ class Residue(msgspec.Struct, frozen=True, kw_only=True):
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """Trials of one ending that left the same kinds of residue: how many, an example, and how to reproduce it.
 
-    `plan` is the fault plan. ``stress`` has none; there, `specs` are the submissions that can have caused it, one per
-    kind.
+    `id` is the same in every campaign. `plan` is the fault plan. ``stress`` has none; there, `specs` are the
+    submissions that can have caused it, one per kind. `tried` is the number of trials that
+    ended in this way, with any result (0: not counted); `chance` is a sentence that says so if a replay need not show the finding.
     """
 
     id: str
@@ -49,6 +50,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     replay: str
     detail: str = ""
     plan: str = ""
+    tried: int = 0
+    chance: str = ""
     specs: list[str] = []
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from leakcheck.campaigns.campaign import Judged, Made
-from leakcheck.campaigns.findings import clusters, finding_id, replay_line, shape
+from leakcheck.campaigns.findings import clusters, finding_id, fixed, replay_line, shape
 from leakcheck.campaigns.result import Criterion, Finding, Residue
 from leakcheck.campaigns.stress_options import StressOptions
 from leakcheck.stats.degradation import Sample
@@ -14,7 +14,7 @@ from leakcheck.targets import Target
 from leakcheck.trials.attribution import SharedRemnant
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.record import Record, behaviour_of
-from leakcheck.trials.similarity import grouped, same
+from leakcheck.trials.similarity import grouped, place_of, same
 
 _LABELS = 8
 _REPLAYED = 20
@@ -56,7 +56,7 @@ def left_findings(
         )
         findings.append(
             Finding(
-                id=finding_id(target, kind, fate, *sorted(words)),
+                id=finding_id(kind, fate, class_ == "damaged", fixed(place_of(alike[0].leak))),
                 ending="stress",
                 specs=possible[:_REPLAYED],
                 outcome=fate,
@@ -80,7 +80,7 @@ def status_findings(target: Target, options: StressOptions, records: Sequence[Re
         first, word = alike[0], what[1]
         findings.append(
             Finding(
-                id=finding_id(target, *what),
+                id=finding_id(first.expect, word, fixed(first.detail)),
                 ending=first.expect,
                 specs=[first.spec],
                 outcome="false-status",

@@ -1,19 +1,32 @@
-"""``leakcheck diff``: compare two saved snapshots."""
+"""``leakcheck diff``: compare two saved snapshots, or two results of a campaign."""
 
 import glob
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+from rich.console import Console
+
 from leakcheck import _native
 from leakcheck.allow import AllowRule, read_allow_file
-from leakcheck.commands import EXIT_OF
+from leakcheck.commands import EXIT_OF, LEAKED
 from leakcheck.commands.guard import shows
 from leakcheck.deliver import deliver, output_to
+from leakcheck.errors import UsageError
+from leakcheck.render import print_lines
 from leakcheck.report import Report
 
 
 def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, as_json: bool) -> int:
-    """Compare two saved snapshots; the exit code is the verdict's."""
+    """Compare two saved snapshots; the exit code is the verdict's. Of two campaigns it is 1 if a finding is new."""
+    campaigns = [_is_campaign(path) for path in (before, after)]
+    if all(campaigns):
+        if allow is not None:
+            raise UsageError("--allow: its rules are for snapshots; these are results of campaigns")
+        return _diff_campaigns(before, after, output, as_json=as_json)
+    if any(campaigns):
+        one, other = ("a campaign's result" if yes else "none" for yes in campaigns)
+        raise UsageError(f"{before} is {one}, {after} is {other}: give two results of campaigns, or two snapshots")
     with output_to(output) as place:
         rules = "" if allow is None else read_allow_file(allow)
         first, second = _native.Snapshot.load(str(before)), _native.Snapshot.load(str(after))
@@ -21,6 +34,31 @@ def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, 
         text = _native.diff(first, second, allow=rules + "\n" + "\n".join(rule.to_toml() for rule in own))
         report = Report.from_json(text)
         return deliver(EXIT_OF[report.verdict], text, place, None if as_json else shows(report))
+
+
+class _File(msgspec.Struct):
+    schema: str = ""
+
+
+def _is_campaign(path: Path) -> bool:
+    """Return whether it is JSON of a campaign, of any version; what else it is, others find out."""
+    try:
+        if not path.is_file():
+            return False
+        return msgspec.json.decode(path.read_bytes(), type=_File).schema.startswith("leakcheck.campaign/")
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def _diff_campaigns(before: Path, after: Path, output: Path | None, *, as_json: bool) -> int:
+    # Imported here, since a diff of snapshots needs no campaigns.
+    from leakcheck.campaigns.compare import Comparison, lines
+    from leakcheck.campaigns.result import Result
+
+    with output_to(output) as place:
+        found = Comparison.of(*(Result.from_json(path.read_bytes(), str(path)) for path in (before, after)))
+        show = None if as_json else lambda: print_lines(lines(found), Console(stderr=True))
+        return deliver(LEAKED if found.new else 0, msgspec.json.encode(found).decode(), place, show)
 
 
 def _own_rules(files: Sequence[Path], later: _native.Snapshot) -> list[AllowRule]:
