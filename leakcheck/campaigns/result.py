@@ -39,7 +39,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
     `id` is the same in every campaign. `plan` is the fault plan. ``stress`` has none; there, `specs` are the
     submissions that can have caused it, one per kind. `tried` is the number of trials that
-    ended in this way, with any result (0: not counted); `chance` is a sentence that says so if a replay need not show the finding.
+    ended in this way, with any result (0: not counted); `chance` is a sentence that says so if a replay need not show
+    the finding.
     """
 
     id: str
