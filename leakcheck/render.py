@@ -6,7 +6,7 @@ escapes again whatever could still control a terminal.
 
 import datetime
 import shlex
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from rich.console import Console
@@ -52,11 +52,11 @@ def leak_line(leak: Leak) -> str:
 def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
     """Yield the report's lines, the verdict first; all leaks unless `leaks_shown` limits them."""
     yield _verdict_line(report)
-    shown = report.leaks[:leaks_shown]
-    for leak in shown:
-        yield _leak_line(leak)
-    if len(shown) < len(report.leaks):
-        yield line("  ", f"… and {len(report.leaks) - len(shown)} more")
+    groups = _groups(report.leaks)
+    for leaks in groups[:leaks_shown]:
+        yield _leak_line(leaks[0], [leak.evidence["resource"]["hierarchy"] for leak in leaks[1:]])
+    if leaks_shown is not None and (more := sum(map(len, groups[leaks_shown:]))):
+        yield line("  ", f"… and {more} more")
     untied = [(leak.kind, leak_line(leak).strip().removeprefix(leak.kind).strip(), "") for leak in report.unattributed]
     yield from _listing("unattributed ", untied, by=lambda entry: entry[0], style="yellow")
     passing = [(t.kind, t.label, f"gone after {t.gone_after_ms:.0f} ms") for t in report.transient]
@@ -124,10 +124,24 @@ def _verdict_line(report: Report) -> Text:
     return line(*parts)
 
 
-def _leak_line(leak: Leak) -> Text:
+def _groups(leaks: Iterable[Leak]) -> list[list[Leak]]:
+    """Group cgroups that differ only in their hierarchy; every other leak is alone."""
+    groups: dict[Hashable, list[Leak]] = {}
+    for number, leak in enumerate(leaks):
+        resource = leak.evidence.get("resource")
+        same: Hashable = number
+        if leak.kind == "cgroup" and isinstance(resource, dict) and {"path", "hierarchy"} <= resource.keys():
+            same = str(resource["path"]), leak.class_, leak.who, leak.attribution
+        groups.setdefault(same, []).append(leak)
+    return [*groups.values()]
+
+
+def _leak_line(leak: Leak, also_in: Sequence[str] = ()) -> Text:
     parts: list[_Part] = ["  ", (f"{leak.kind:<9} ", "bold"), (f"{leak.class_:<11} ", "red"), leak.label]
     if leak.made_at:
         parts += [(" · ", "dim"), "made at ", (leak.made_at, "bold")]
+    if also_in:
+        parts.append(f" (and {', '.join(map(str, also_in))})")
     if leak.who:
         parts += [(" · ", "dim"), leak.who]
     if leak.since:

@@ -108,7 +108,10 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
-    """The guarded command. `exit` is negative for a signal (-9: SIGKILL) and None if its end was not observed."""
+    """The guarded or the recover command.
+
+    `exit` is negative for a signal (-9: SIGKILL) and None if its end was not observed.
+    """
 
     argv: list[str]
     exit: int | None = None
@@ -146,6 +149,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     coverage: dict[str, Coverage] = {}
     unreadable: list[Any] = []
     command: Command | None = None
+    recover: Command | None = None
     settle: Settle | None = None
     timing_ms: dict[str, float] = {}
     vanished: list[Vanished] = []

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import msgspec
 from rich.console import Console
 
 from leakcheck import _native
@@ -131,7 +132,9 @@ def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, 
         ended = f"exited with {code}" if code > 0 else f"was killed by signal {-code}"
         notify(f"recover command {shlex.quote(recover)} {ended}")
     with _progress("settling after the recover command"):
-        return in_background(watched.recovered, interrupts)
+        report = msgspec.json.decode(in_background(watched.recovered, interrupts))
+    report["recover"] = {"argv": ["/bin/sh", "-c", recover], "exit": code}
+    return msgspec.json.encode(report).decode()
 
 
 def _deliver(text: str, exit_code: int | None, options: GuardOptions, output: Output | None) -> int:

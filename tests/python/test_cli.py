@@ -103,6 +103,7 @@ class TestGuard:
         done = leakcheck("guard", *in_roots(tmp_path), "--json", "--recover", recover, "--", "sh", "-c", make)
         assert done.returncode == 1
         assert done.stderr == "recovering\n"
+        assert json.loads(done.stdout)["recover"] == {"argv": ["/bin/sh", "-c", recover], "exit": 0}
         classes = {leak["evidence"]["resource"]["path"]: leak["class"] for leak in json.loads(done.stdout)["leaks"]}
         assert classes == {f"{tmp_path}/removed": "reclaimable", f"{tmp_path}/kept": "orphaned"}
 

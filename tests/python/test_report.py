@@ -53,6 +53,24 @@ def report(**changes: Any) -> str:
     return json.dumps(base | changes)
 
 
+def test_a_cgroup_of_several_hierarchies_is_one_line_but_not_with_another_holder() -> None:
+    def cgroup(hierarchy: str, who: str = "empty", path: str = "/box") -> dict[str, Any]:
+        evidence = {"resource": {"path": path, "hierarchy": hierarchy}, "who": who}
+        return leak(kind="cgroup", label=f"cgroup {hierarchy} {path}", evidence=evidence)
+
+    three = [cgroup(name) for name in ("pids", "memory", "cpu")]
+    held, other = cgroup("v2", "holds process 9"), cgroup("pids", path="/two")
+    read = Report.from_json(report(verdict="leaked", leaks=[*three, held, leak(), other]))
+    shown = [text.plain for text in lines(read)]
+    assert shown[0].startswith("leakcheck: leaked, 6 leaks")
+    assert [text.split("cgroup ")[-1] for text in shown if "/box" in text] == [
+        "pids /box (and memory, cpu) · empty",
+        "v2 /box · holds process 9",
+    ]
+    assert len(shown) == 5, "each other leak has its line"
+    assert "  … and 3 more" in [text.plain for text in lines(read, leaks_shown=1)]
+
+
 def rendered(text: str, **console: object) -> str:
     out = io.StringIO()
     print_lines(lines(Report.from_json(text)), Console(file=out, width=80, **console))  # type: ignore[arg-type]
