@@ -1,8 +1,9 @@
 """An adapter: the description of a third-party sandbox, as a TOML file.
 
 Strings may hold placeholders: ``{program}`` (a separate element; the submission's argv replaces it), ``{box}``,
-``{name}``, ``{work}``, ``{wall}`` (seconds), ``{cpu}`` (whole seconds, rounded up), ``{cpu_exact}`` (decimal seconds),
-``{memory}`` (bytes), ``{memory_kib}``, ``{memory_mib}``, ``{processes}``, ``{file_size}`` and ``{output}`` (bytes),
+``{name}``, ``{unique}`` (a name that no run uses twice), ``{work}``, ``{wall}`` (seconds), ``{cpu}`` (whole seconds,
+rounded up), ``{cpu_exact}`` (decimal seconds), ``{memory}`` (bytes), ``{memory_kib}``, ``{memory_mib}``,
+``{processes}``, ``{file_size}`` and ``{output}`` (bytes),
 ``{bundle}`` (the directory of the submission's program, which must exist read-only at the same path inside; one below
 /usr if the submission needs none) and ``{exe:NAME}`` (the path of a program). ``{{`` and ``}}`` are braces.
 """
@@ -19,16 +20,19 @@ from leakcheck._native import read_input
 from leakcheck.errors import UsageError
 from leakcheck.renamed import with_new_names
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Status
+from leakcheck.targets.faults import describe, faults_of_types, lines_of
 
 Argv: TypeAlias = list[str]
 Values: TypeAlias = dict[str, Any]
 """Placeholder → what replaces it: text, a number, or the argv of the program."""
 
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
-_STATIC = {"box", "name", "work"}
+_STATIC = {"box", "name", "unique", "work"}
 _LIMITS = {"wall", "cpu", "cpu_exact", "memory", "memory_kib", "memory_mib", "processes", "file_size", "output"}
 _LONGEST_WALL = 3600
 _OLD_NAMES = {"verdict": "status", "verdicts": "statuses"}
+# Replaces a required field with a fault, so that the others are checked too.
+_ASSUMED: dict[str, Any] = {"name": "x", "summary": "", "launch": ["{program}"], "probe": {"none": "x"}}
 _NAMES = ("cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts")
 
 
@@ -116,12 +120,17 @@ class Adapter(_Table, frozen=True):
         env: added to the environment of every command.
         prepare: run in order before each launch; must be repeatable. With ``{bundle}`` it creates the bundle's mount
             point, which the target would otherwise create, and leave, itself.
+        finish: run in order after a run that no fault ended, as in create, run, delete; each must succeed.
         recover: run in order after a crash; must be repeatable and succeed if there is nothing to do.
         health: succeeds if the target considers all its boxes healthy; empty if there is no such command.
         files: written before each launch, after `prepare`.
         box: whether later runs reuse a box, with its number and name (``"reused"``), or each run has a new one, like a
             container (``"fresh"``). With fresh boxes, residue that only a later run in the same box would remove stays.
             Default: reused if a command contains ``{box}``, otherwise fresh.
+        cwd: the directory in which all its commands start; it must exist before the first of them.
+        output: the file with what the payload prints, if that is not the launch's stdout or stderr.
+        binds: paths of the host that an arena shows read-only, too: it has its own /tmp, /run, /var/tmp and /dev.
+        arena_only: whether it must not run on the live host.
         state: paths of the machine that the target owns, each with everything below it; ``*`` stands for any
             characters, and a path with ``{box}`` or ``{name}`` belongs to that box only. Changing a file that existed
             before is damage at any other path.
@@ -141,12 +150,17 @@ class Adapter(_Table, frozen=True):
     version: Argv = []
     env: dict[str, str] = {}
     prepare: list[Argv] = []
+    finish: list[Argv] = []
     recover: list[Argv] = []
     health: Argv = []
     files: list[File] = []
     needs: Needs = Needs()
     status: StatusReading = StatusReading()
     box: Literal["fresh", "reused"] | None = None
+    cwd: str = "/"
+    output: str = ""
+    binds: list[str] = []
+    arena_only: bool = False
     state: list[str] = []
     shortest_wall: float = 0.1
     may_lack_signal: bool = False
@@ -158,7 +172,7 @@ class Adapter(_Table, frozen=True):
     @property
     def fresh(self) -> bool:
         """Whether each run has its own box."""
-        commands = [self.launch, *self.prepare, *self.recover]
+        commands = [self.launch, *self.prepare, *self.finish, *self.recover]
         numbered = any("{box}" in text for command in commands for text in command)
         return not numbered if self.box is None else self.box == "fresh"
 
@@ -167,20 +181,28 @@ def read_adapter(path: Path) -> Adapter:
     """Return the checked adapter in the TOML file at `path`.
 
     Raises:
-        UsageError: it cannot be read, is not TOML, or a field is unknown, missing or wrong; the message names the field
-            and what to do.
+        UsageError: it cannot be read, is not TOML, or fields are unknown, missing or wrong; the message names all of
+            them, each with its line and what to do.
     """
+    content = read_input("adapter", path, most=1 << 20)
     try:
-        table = msgspec.toml.decode(read_input("adapter", path, most=1 << 20))
+        table = msgspec.toml.decode(content)
         if isinstance(status := table.get("status"), dict):
             table["status"] = with_new_names(status, _OLD_NAMES, f"adapter {path}: status")
-        adapter = msgspec.convert(table, type=Adapter)
+        faults = faults_of_types(Adapter, table)
+        wrong = {re.split(r"[.\[]", field)[0] for field in faults}
+        rest = {field: value for field, value in table.items() if field not in wrong}
+        assumed = {field: value for field, value in _ASSUMED.items() if field in wrong}
+        adapter = msgspec.convert(rest | assumed, type=Adapter)
     except (msgspec.DecodeError, ValueError) as error:
         raise UsageError(f"adapter {path}: {error}") from error
     except RecursionError as error:
         raise UsageError(f"adapter {path}: nested too deeply") from error
-    if (problem := next(_problems(adapter, path), None)) is not None:
-        raise UsageError(f"adapter {path}: {': '.join(problem)}")
+    for field, problem in _problems(adapter, path, wrong):
+        faults.setdefault(field, []).append(problem)
+    if faults:
+        text = content if isinstance(content, str) else bytes(content).decode()
+        raise UsageError(f"adapter {path}: {describe(faults, lines_of(text))}")
     return adapter
 
 
@@ -197,19 +219,24 @@ def load_json(path: Path, file: File) -> Any:
         raise UsageError(f"adapter {path}: files: json: {template} is not JSON: {error}") from error
 
 
-def _problems(adapter: Adapter, path: Path) -> Iterator[tuple[str, str]]:
-    """Yield each contradiction of `adapter`, read from `path`: the field, and what is wrong."""
+def _problems(adapter: Adapter, path: Path, wrong: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield each contradiction of `adapter`, read from `path`: the field, and what is wrong.
+
+    Fields of `wrong` have another fault already, and a value that the file does not give.
+    """
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", adapter.name):
         yield "name", f"{adapter.name!r} must be lower-case letters, digits and dashes"
     if not adapter.launch:
         yield "launch", "is empty; give the argv that runs {program}"
-    for field, commands in (("prepare", adapter.prepare), ("recover", adapter.recover)):
+    for field, commands in (("prepare", adapter.prepare), ("finish", adapter.finish), ("recover", adapter.recover)):
         if [] in commands:
             yield field, "has an empty command; remove it"
-    for file in adapter.files:
-        if (file.text is None) == (file.json is None):
-            yield "files", f"{file.path}: give either text or json"
-    yield from _problems_of_placeholders(adapter, path)
+    if odd := [number for number, file in enumerate(adapter.files) if (file.text is None) == (file.json is None)]:
+        yield from ((f"files[{number}]", f"{adapter.files[number].path}: give either text or json") for number in odd)
+    # They depend on each other: a placeholder is judged only where all that it may stand for is known.
+    if not odd and not wrong & {"needs", "files", "launch"}:
+        yield from _problems_of_placeholders(adapter, path)
+    yield from _problems_of_paths(adapter)
     yield from _problems_of_values(adapter)
     yield from _problems_of_status(adapter.status)
     for name in adapter.probe.namespaces:
@@ -247,25 +274,33 @@ def _texts(adapter: Adapter, path: Path) -> Iterator[tuple[str, str, set[str]]]:
     yield from (("env", text, fixed) for text in adapter.env.values())
     yield from (("health", text, fixed) for text in adapter.health)
     yield from (("prepare", text, fixed | {"bundle"}) for command in adapter.prepare for text in command)
+    yield from (("finish", text, fixed) for command in adapter.finish for text in command)
     yield from (("recover", text, fixed) for command in adapter.recover for text in command)
     in_json = limited | {f"number:{name}" for name in _LIMITS} | {"program"}
-    for file in adapter.files:
-        yield "files.path", file.path, _STATIC
+    for number, file in enumerate(adapter.files):
+        yield f"files[{number}].path", file.path, _STATIC
         if file.text is not None:
-            yield f"files {file.path}", file.text, limited
+            yield f"files[{number}].text", file.text, limited
         else:
-            yield from ((f"files {file.json}", text, in_json) for text in _strings(load_json(path, file)))
-    yield "status.file", adapter.status.file, _STATIC
-    yield from (("state", text, {"box", "name"}) for text in adapter.state)
+            yield from ((f"files[{number}].json", text, in_json) for text in _strings(load_json(path, file)))
+    for field, text in (("status.file", adapter.status.file), ("output", adapter.output), ("cwd", adapter.cwd)):
+        yield field, text, _STATIC
+    yield from (("state", text, {"box", "name", "unique"}) for text in adapter.state)
+
+
+def _problems_of_paths(adapter: Adapter) -> Iterator[tuple[str, str]]:
+    paths = [(f"files[{number}].path", file.path) for number, file in enumerate(adapter.files)]
+    paths += [("status.file", adapter.status.file), ("output", adapter.output), ("cwd", f"{adapter.cwd}/")]
+    for field, text in paths:
+        if text and not text.startswith(("/", "{work}/")):
+            yield field, f"{text!r} is not absolute; start it with {{work}}/ or /"
+    for field, places in (("binds", adapter.binds), ("state", adapter.state)):
+        for place in places:
+            if not place.startswith("/") or not place.strip("/*?"):
+                yield field, f"{place!r}: give an absolute path below /"
 
 
 def _problems_of_values(adapter: Adapter) -> Iterator[tuple[str, str]]:
-    for field, text in (*(("files.path", file.path) for file in adapter.files), ("status.file", adapter.status.file)):
-        if text and not text.startswith(("/", "{work}/")):
-            yield field, f"{text!r} is not absolute; start it with {{work}}/ or /"
-    for place in adapter.state:
-        if not place.startswith("/") or not place.strip("/*?"):
-            yield "state", f"{place!r}: give an absolute path below /"
     # It may be nan.
     if not 0 < adapter.shortest_wall <= _LONGEST_WALL:
         yield "shortest_wall", f"{adapter.shortest_wall}: give seconds above 0, at most {_LONGEST_WALL}"

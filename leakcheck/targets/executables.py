@@ -17,9 +17,9 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 def find(name: str) -> str | None:
     """Return the path of program `name`, or None.
 
-    It is searched in ``.targets/bin`` of the checkout (``make targets`` fills it), ``$LEAKCHECK_TARGETS/bin``,
-    ``$PATH``, the directories of system programs, which an ordinary user's ``$PATH`` lacks in Debian, and leakcheck's
-    own helpers.
+    An absolute path is that program. Any other name is searched in ``$LEAKCHECK_TARGETS/bin``, ``.targets/bin`` of the
+    checkout (``make targets`` fills it), ``$PATH``, the directories of system programs, which an ordinary user's
+    ``$PATH`` lacks in Debian, and leakcheck's own helpers.
     """
     own = [str(directory / "bin") for directory in _own()]
     inherited = [place for place in os.environ.get("PATH", os.defpath).split(os.pathsep) if place]
@@ -29,7 +29,7 @@ def find(name: str) -> str | None:
 def _own() -> list[Path]:
     """Return the installation directories of sandboxes; their programs also need the directories beside `bin`."""
     given = os.environ.get("LEAKCHECK_TARGETS")
-    return [_CHECKOUT / ".targets", *([Path(given).absolute()] if given else [])]
+    return [*([Path(given).absolute()] if given else []), _CHECKOUT / ".targets"]
 
 
 def binds(needed: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str, bool]]:

@@ -38,11 +38,13 @@ class Box(msgspec.Struct, frozen=True):
         number: number of the box, from 0; parallel runs have different numbers.
         work: an empty directory, only for this box.
         name: unique on the machine if the target has a registry there; default: derived from the number.
+        run: what makes ``{unique}`` differ from that of any other run.
     """
 
     number: int
     work: Path
     name: str = ""
+    run: str = ""
 
 
 class Availability(msgspec.Struct, frozen=True):
@@ -77,10 +79,12 @@ class Target:
         self.adapter: Adapter = read_adapter(path)
         # Cache of the programs' paths, once all are found: searching $PATH takes longer than the rest of a launch.
         self._found: Values | None = None
-        files = [*(file.path for file in self.adapter.files), self.adapter.status.file]
+        files = [*(file.path for file in self.adapter.files), self.adapter.status.file, self.adapter.output]
         own = [*self.adapter.state, *(path for path in files if path.startswith("/"))]
         self._places = [_places(text, "*", f"leakcheck-{self.name}-*") for text in own]
-        self._of_boxes = [text for text in self.adapter.state if "{box}" in text or "{name}" in text]
+        self._of_boxes = [
+            text for text in self.adapter.state if any(f"{{{one}}}" in text for one in ("box", "name", "unique"))
+        ]
         self._json = {file.path: load_json(path, file) for file in self.adapter.files if file.json is not None}
 
     def __repr__(self) -> str:
@@ -152,6 +156,10 @@ class Target:
         values = self._values(box) | {"bundle": _bundle(submission)}
         return [fill_argv(argv, values) for argv in self.adapter.prepare]
 
+    def finish_commands(self, box: Box) -> list[list[str]]:
+        """Return the commands after a normal end in `box`, in order."""
+        return [fill_argv(argv, self._values(box)) for argv in self.adapter.finish]
+
     def recover_commands(self, box: Box) -> list[list[str]]:
         """Return the commands after a crash in `box`, in order. They also succeed if there is nothing to do."""
         return [fill_argv(argv, self._values(box)) for argv in self.adapter.recover]
@@ -187,6 +195,14 @@ class Target:
             env=self.env(box),
             files={fill(path, values): content for path, content in files.items()},
         )
+
+    def cwd(self, box: Box) -> str:
+        """Return the directory in which its commands start."""
+        return fill(self.adapter.cwd, self._values(box))
+
+    def output_file(self, box: Box) -> Path | None:
+        """Return the file with what the payload prints; None if that is the launch's stdout."""
+        return Path(fill(self.adapter.output, self._values(box))) if self.adapter.output else None
 
     def status_file(self, box: Box) -> Path | None:
         """Return the path of the target's status file; None if it only has an exit code."""
@@ -307,12 +323,17 @@ class Target:
         if not box.work.is_absolute():
             raise UsageError(f"{self.name}: work directory {box.work} is not absolute")
         name = self._name(box)
-        return self._programs() | {"box": box.number, "work": str(box.work), "name": name}
+        return self._programs() | {
+            "box": box.number,
+            "work": str(box.work),
+            "name": name,
+            "unique": f"{name}-{box.run}" if box.run else name,
+        }
 
 
 def _places(text: str, box: str, name: str) -> re.Pattern[str]:
     """Return a regular expression for the paths of the `state` pattern `text`, and everything below them."""
-    whole = fnmatch.translate(fill(text.rstrip("/"), {"box": box, "name": name}))
+    whole = fnmatch.translate(fill(text.rstrip("/"), {"box": box, "name": name, "unique": f"{name}*"}))
     return re.compile(whole.replace(r"\Z", r"(?:/|\Z)"))
 
 
@@ -331,4 +352,4 @@ def _decimal(seconds: float) -> int | float:
 
 
 def _absent(programs: list[str]) -> str:
-    return f"no {' and no '.join(programs)} in .targets/bin, $LEAKCHECK_TARGETS/bin, $PATH, /usr/sbin or /sbin"
+    return f"no {' and no '.join(programs)} in $LEAKCHECK_TARGETS/bin, .targets/bin, $PATH, /usr/sbin or /sbin"

@@ -33,7 +33,8 @@ class ArenaHost:
     ) -> None:
         self._target = target
         shown = [path for path in target.found().values() if path]
-        self._arena = Arena(hostname="arena", binds=binds([*shown, *needed]), **options)
+        asked = [(place, place, True) for place in target.adapter.binds]
+        self._arena = Arena(hostname="arena", binds=[*binds([*shown, *needed]), *asked], **options)
         self._settle_ms = round(settle * 1000)
         self._root = -1
 
@@ -58,9 +59,9 @@ class ArenaHost:
             self._root = -1
         self._arena.down()
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
+    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str = "/") -> Running:
         """Start a command in the arena."""
-        return self._arena.popen(argv, env=ENV | dict(env), stdout=output, stderr=output)
+        return self._arena.popen(argv, env=ENV | dict(env), cwd=cwd, stdout=output, stderr=output)
 
     def make_directory(self, path: Path) -> None:
         """Create the directory `path` in the arena, with its parents."""

@@ -37,8 +37,8 @@ class Host(Protocol):
     marker: Path
     """A file outside the sandbox that a target may have to hide."""
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
-        """Start a command with empty stdin that writes to `output`."""
+    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str = "/") -> Running:
+        """Start a command in the directory `cwd`, with empty stdin, that writes to `output`."""
 
     def tree(self, supervisor: Running) -> set[psutil.Process]:
         """Return the supervisor and everything that it started."""

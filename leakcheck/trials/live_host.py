@@ -48,9 +48,9 @@ class LiveHost:
             shutil.rmtree(self._base, ignore_errors=True)
         self.marker.unlink(missing_ok=True)
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> Running:
+    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str = "/") -> Running:
         """Start a command in a new session."""
-        return _Process(argv, ENV | self._token | dict(env), output)
+        return _Process(argv, ENV | self._token | dict(env), output, cwd)
 
     def tree(self, supervisor: Running) -> set[psutil.Process]:
         """Return the supervisor and its descendants."""
@@ -114,10 +114,10 @@ def _host_directory() -> Path:
 class _Process(subprocess.Popen[bytes]):
     cpu: float | None = None
 
-    def __init__(self, argv: Sequence[str], env: Mapping[str, str], output: int) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str) -> None:
         try:
             null = subprocess.DEVNULL
-            super().__init__(argv, env=env, cwd="/", stdin=null, stdout=output, stderr=output, start_new_session=True)
+            super().__init__(argv, env=env, cwd=cwd, stdin=null, stdout=output, stderr=output, start_new_session=True)
         except OSError as error:
             raise TargetError(f"run {argv[0]}: {why_not_run(argv[0], error)}") from error
         self.pidfd = os.pidfd_open(self.pid)

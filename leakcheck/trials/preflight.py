@@ -31,7 +31,7 @@ def isolation_gaps(session: Session) -> list[str]:
     submission = session.target.probe(marker)
     argv = session.prepare(submission)
     outside = session.output_of(submission.program)
-    output = session.output_of(argv, submission.wall)
+    output = session.payload_output(argv, submission)
     gaps = session.target.isolation_gaps(output, outside)
     return [*gaps, output[-300:].strip()] if gaps else []
 

@@ -1,6 +1,7 @@
 """A target's commands in one box of a host, each with a time limit."""
 
 import contextlib
+import secrets
 import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -108,6 +109,7 @@ class Session:
 
     def prepare(self, submission: Submission) -> list[str]:
         """Prepare the box, and return the command line that runs `submission` in it."""
+        self.box = msgspec.structs.replace(self.box, run=secrets.token_hex(6))
         self._commands("prepare", self.target.prepare_commands(self.box, submission))
         launch = self.target.launch(submission, self.box)
         for path, content in launch.files.items():
@@ -115,14 +117,13 @@ class Session:
                 self.host.write(Path(path), content.encode())
             except OSError as error:
                 raise TargetError(f"write {path}: {reason(error)}") from error
-        self._empty_status()
+        for stale in (self.target.status_file(self.box), self.target.output_file(self.box)):
+            if stale is not None:
+                self._empty(stale)
         return launch.argv
 
-    def _empty_status(self) -> None:
-        """Empty the last run's status file: it must not be read as that of a run that wrote none."""
-        path = self.target.status_file(self.box)
-        if path is None:
-            return
+    def _empty(self, path: Path) -> None:
+        """Empty the last run's status or output: it must not be read as that of a run that wrote none."""
         try:
             if self.host.read(path):
                 self.host.write(path, b"")
@@ -133,7 +134,8 @@ class Session:
 
     def start(self, argv: Sequence[str], output: int, env: Mapping[str, str] = {}) -> Running:
         """Start a command in the target's environment, with `env` added to it."""
-        process = self.host.start(argv, self.target.env(self.box) | self.env | dict(env), output)
+        environment = self.target.env(self.box) | self.env | dict(env)
+        process = self.host.start(argv, environment, output, self.target.cwd(self.box))
         if self.started is not None:
             self.started(process)
         return process
@@ -144,10 +146,33 @@ class Session:
             self.wait(self.start(argv, output), limit, argv[0])
             return text(output)
 
-    def submit(self, argv: Sequence[str], submission: Submission) -> Done:
-        """Run `submission` to its end."""
+    def printed(self, output: int) -> str:
+        """Return what the payload printed so far, at most 64 KiB; `output` is the launch's."""
+        path = self.target.output_file(self.box)
+        if path is None:
+            return text(output)
+        try:
+            return self.host.read(path)[: 1 << 16].decode(errors="replace")
+        except OSError:
+            return ""
+
+    def payload_output(self, argv: Sequence[str], submission: Submission) -> str:
+        """Run `submission` to its end, whatever its status; return what it printed."""
         with memory() as output:
-            return self._finished(self.start(argv, output), submission, argv, output)
+            self.wait(self.start(argv, output), submission.wall, argv[0])
+            printed = self.printed(output)
+        self._finish()
+        return printed
+
+    def _finish(self) -> None:
+        self._commands("finish", self.target.finish_commands(self.box))
+
+    def submit(self, argv: Sequence[str], submission: Submission) -> Done:
+        """Run `submission` to its end, and the commands that follow a normal one."""
+        with memory() as output:
+            done = self._finished(self.start(argv, output), submission, argv, output)
+        self._finish()
+        return done
 
     def _finished(self, process: Running, submission: Submission, argv: Sequence[str], output: int) -> Done:
         code = self.wait(process, submission.wall, argv[0])
@@ -173,16 +198,19 @@ class Session:
             process = self.start(argv, output, injector.launch_env)
             run = _Run(self.host, process)
             evidence = injector.apply(run)
+            ordinary = injector.harmless or not evidence.fired
             wrong = ""
             try:
                 done = self._finished(process, submission, argv, output)
                 status = done.reply.status
                 if status == "OK" != submission.expect or (injector.harmless and status != submission.expect):
                     wrong = _wrong(done, submission.expect)
+                if ordinary:
+                    self._finish()
             except LateError:
                 raise
             except TargetError as error:
-                wrong = str(error) if injector.harmless else ""
+                wrong = str(error) if ordinary else ""
             injector.between(run)
             return evidence, wrong
 

@@ -4,13 +4,16 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.renamed import RenamedWarning
 from leakcheck.submissions import BUILTIN, Submission
-from leakcheck.targets import Box, Reply, Target, builtin, load
-from leakcheck.targets.executables import binds
+from leakcheck.targets import Box, Reply, Target, builtin, executables, load
+from leakcheck.targets.adapter import Adapter, File, Needs, Probe, StatusReading
+from leakcheck.targets.executables import binds, find
+from leakcheck.trials import open_host
 
 MINIMAL = """
 name = "mine"
@@ -100,10 +103,10 @@ def test_what_needs_no_bundle_has_a_directory_to_bind_that_is_there_anyway(tmp_p
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ('name = "mine"', "", "missing required field `name`"),
+        ('name = "mine"', "", ": name: missing"),
         ('name = "mine"', 'name = "My Box"', "name: 'My Box' must be lower-case"),
-        ('name = "mine"', 'name = "mine"\nlunch = 1', "unknown field `lunch`"),
-        ('name = "mine"', "name = 3", "$.name"),
+        ('name = "mine"', 'name = "mine"\nlunch = 1', "line 3: lunch: unknown field; one of name, summary"),
+        ('name = "mine"', "name = 3", "line 2: name: Expected `str`, got `int`"),
         ('name = "mine"', 'name = "mine', "mine.toml: "),
         ('"{program}"', '"x"', "launch: has no {program}"),
         (
@@ -121,10 +124,14 @@ def test_what_needs_no_bundle_has_a_directory_to_bind_that_is_there_anyway(tmp_p
         ("probe =", 'status = { source = "meta" }\nprobe =', "status.file: missing"),
         ("probe =", 'status = { file = "/x" }\nprobe =', 'source is "exit", which reads no file'),
         ("probe =", 'status = { source = "json", file = "/x", status = "v" }\nprobe =', "go together"),
-        ("probe =", 'status = { source = "xml" }\nprobe =', "$.status.source"),
-        ("probe =", 'paths = { locks = ["/x"] }\nprobe =', "unknown field `paths`"),
-        ("probe =", 'files = [{ path = "x", text = "" }]\nprobe =', "files.path: 'x' is not absolute; start it with"),
-        ("probe =", 'files = [{ path = "{name}/x", text = "" }]\nprobe =', "files.path: '{name}/x' is not absolute"),
+        ("probe =", 'status = { source = "xml" }\nprobe =', "line 5: status.source: Invalid enum value"),
+        ("probe =", 'paths = { locks = ["/x"] }\nprobe =', "line 5: paths: unknown field"),
+        (
+            "probe =",
+            'files = [{ path = "x", text = "" }]\nprobe =',
+            "files[0].path: 'x' is not absolute; start it with",
+        ),
+        ("probe =", 'files = [{ path = "{name}/x", text = "" }]\nprobe =', "files[0].path: '{name}/x' is not absolute"),
         ("probe =", 'status = { source = "meta", file = "m" }\nprobe =', "status.file: 'm' is not absolute"),
         ("probe =", "shortest_wall = nan\nprobe =", "shortest_wall: nan: give seconds above 0, at most 3600"),
         ("probe =", "shortest_wall = -1\nprobe =", "shortest_wall: -1"),
@@ -137,6 +144,102 @@ def test_what_needs_no_bundle_has_a_directory_to_bind_that_is_there_anyway(tmp_p
 def test_what_is_wrong_is_refused_by_file_and_field(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert old in MINIMAL
     assert said in refusal(adapter(tmp_path, MINIMAL.replace(old, new, 1)))
+
+
+def test_all_faults_are_in_one_answer_each_with_its_field_and_line(tmp_path: Path) -> None:
+    text = '''name = "My Box"
+launch = [
+  "/bin/sh", "{wal}",
+]
+lunch = """
+name = 3
+"""
+probe = { namespaces = ["pod"] }
+[status]
+source = "meta"
+absent = "FINE"
+[[files]]
+path = "/x"
+text = ""
+[[files]]
+path = "y"
+text = "{z}"
+mode = 1
+'''
+    said = refusal(adapter(tmp_path, text)).partition("mine.toml: ")[2]
+    assert said.startswith("summary: missing")
+    for words in (
+        "line 1: name: 'My Box' must be lower-case",
+        "line 5: lunch: unknown field",
+        "line 8: probe.namespaces: unknown type 'pod'",
+        "line 11: status.absent: Invalid enum value 'FINE'",
+        "line 18: files[1].mode: unknown field",
+    ):
+        assert words in said
+
+
+def test_contradictions_in_several_fields_are_told_together(tmp_path: Path) -> None:
+    text = MINIMAL.replace('"{program}"', '"{wal}"').replace("probe =", 'cwd = "here"\noutput = "x"\nprobe =')
+    said = refusal(adapter(tmp_path, text, 'binds = ["run", "/"]', "finish = [[]]", "[[files]]", 'path = "/x"'))
+    assert "line 5: cwd: 'here/' is not absolute" in said
+    assert "line 6: output: 'x' is not absolute" in said
+    assert "line 8: binds: 'run': give an absolute path below / and '/': give" in said
+    assert "line 9: finish: has an empty command" in said
+    assert "line 10: files[0]: /x: give either text or json" in said
+
+
+def test_the_documentation_has_a_row_for_every_field_and_for_no_other() -> None:
+    rows = {}
+    for line in (Path(__file__).parents[2] / "docs/how-to/adapter.md").read_text().splitlines():
+        if (cells := [cell.strip() for cell in line.split("|")])[:1] == [""] and len(cells) == 5 and "`" in cells[1]:
+            rows[cells[1].strip("`")] = cells[2]
+    fields = {}
+    for prefix, kind in (
+        ("", Adapter),
+        ("needs.", Needs),
+        ("files.", File),
+        ("status.", StatusReading),
+        ("probe.", Probe),
+    ):
+        for field in msgspec.structs.fields(kind):
+            # A table has a row for each of its fields.
+            if field.name not in ("needs", "files", "status", "probe") or prefix:
+                default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory
+                empty = [] if default is list else {} if default is dict else default
+                fields[prefix + field.name] = "required" if field.required else f"`{json.dumps(empty)}`"
+    unset = {"`null`": "not set"}
+    assert rows == {name: unset.get(default, default) for name, default in fields.items()}
+
+
+def test_an_unique_name_is_that_of_the_run_and_a_cwd_and_an_output_are_of_the_box(tmp_path: Path) -> None:
+    text = MINIMAL.replace('"{program}"]', '"{unique}", "{program}"]')
+    fields = 'cwd = "{work}/in"', 'output = "{work}/out"', 'finish = [["rm", "{unique}"]]', 'state = ["/run/{unique}"]'
+    target = load(adapter(tmp_path, text, *fields))
+    one, other = (msgspec.structs.replace(BOX, run=run) for run in ("a1", "b2"))
+    assert target.launch(BUILTIN["ok"], one).argv[1] == "leakcheck-mine-3-a1"
+    assert target.finish_commands(other) == [["rm", "leakcheck-mine-3-b2"]]
+    assert (target.cwd(one), target.output_file(one)) == ("/tmp/work/in", Path("/tmp/work/out"))
+    assert target.owns("/run/leakcheck-mine-3-a1/x", one)
+    assert not target.owns("/run/leakcheck-mine-4-a1/x", one)
+
+
+def test_a_users_directory_goes_before_the_checkouts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs, ours = tmp_path / "theirs/bin/box", tmp_path / "checkout/.targets/bin/box"
+    for program in (theirs, ours):
+        program.parent.mkdir(parents=True)
+        program.write_text("")
+        program.chmod(0o755)
+    monkeypatch.setattr(executables, "_CHECKOUT", tmp_path / "checkout")
+    assert find("box") == str(ours)
+    monkeypatch.setenv("LEAKCHECK_TARGETS", str(tmp_path / "theirs"))
+    assert find("box") == str(theirs)
+    assert find(str(ours)) == str(ours)
+
+
+def test_an_adapter_for_arenas_only_refuses_the_live_host(tmp_path: Path) -> None:
+    target = load(adapter(tmp_path, MINIMAL, "arena_only = true"))
+    with pytest.raises(UsageError, match=r"--host: mine runs in arenas only.*omit --host"):
+        open_host(target, 0, live=True)
 
 
 def test_an_adapter_that_is_not_there_is_refused_by_its_path(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import msgspec
 import pytest
 from waiting import PATIENCE, runs_below, wait_until
 
+from leakcheck.campaigns.engine import run
+from leakcheck.campaigns.leaks import Leaks, LeaksOptions
 from leakcheck.conformance import CHECKS, Finding, check, tried
 from leakcheck.targets import Target, builtin, load
 
@@ -51,6 +53,54 @@ def test_the_probe_catches_firejail_where_it_drops_its_isolation() -> None:
     ok, probe = msgspec.json.decode(done.stdout, type=list[Finding])
     assert ok.passed, "it says that all is well"
     assert "in the outside's pid namespace" in probe.detail
+
+
+CREATE_RUN_DELETE = """
+name = "three"
+summary = "create, run, delete; the payload's output is in a file"
+prepare = [["/bin/mkdir", "/run/three-{unique}"]]
+launch = ["SHOWN/run", "{wall}", "{program}"]
+finish = [["/bin/rmdir", "/run/three-{unique}"]]
+recover = [["/bin/sh", "-c", "! [ -d $1 ] || rmdir $1", "sh", "/run/three-{unique}"]]
+cwd = "{work}"
+output = "{work}/out"
+binds = ["SHOWN"]
+state = ["/run/three-{unique}"]
+status = { timeout = [124, 137] }
+probe = { namespaces = ["pid"] }
+"""
+_RUNNER = """#!/bin/sh
+wall=$1; shift
+exec unshare --pid --fork --kill-child timeout --kill-after=1 "$wall" "$@" >out 2>&1
+"""
+
+
+def three(directory: Path, old: str = "", new: str = "") -> Path:
+    shown = directory / "shown"
+    shown.mkdir(exist_ok=True)
+    (shown / "run").write_text(_RUNNER)
+    (shown / "run").chmod(0o755)
+    path = directory / "three.toml"
+    path.write_text(CREATE_RUN_DELETE.replace(old, new).replace("SHOWN", str(shown)))
+    return path
+
+
+def test_a_target_of_three_commands_with_its_output_in_a_file_conforms(tmp_path: Path) -> None:
+    assert failures(check(load(three(tmp_path)))) == []
+
+
+def test_what_finish_deletes_is_no_leak_and_without_it_it_is(tmp_path: Path) -> None:
+    options = LeaksOptions(iterations=2, endings=["normal", "timeout"], jobs=1)
+    result = run(Leaks(), load(three(tmp_path)), options)
+    assert (result.verdict, result.outcomes) == ("clean", {"clean": 2})
+    forgets = run(Leaks(), load(three(tmp_path, "finish =", "health =  [] #")), options)
+    assert forgets.verdict == "leaked"
+
+
+def test_a_finish_that_fails_is_no_pass(tmp_path: Path) -> None:
+    fails = load(three(tmp_path, '"/bin/rmdir", "/run/three-{unique}"', '"/bin/rmdir", "/run/never"'))
+    (ok,) = check(fails, ["ok"])
+    assert "finish: rmdir ended with 1" in ok.detail
 
 
 @pytest.mark.parametrize(
