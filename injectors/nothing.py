@@ -15,7 +15,7 @@ class Nothing:
     """Does nothing: the run ends by itself, by its wall limit, or by a crash of its program."""
 
     kinds: ClassVar[tuple[str, ...]] = ("normal", "timeout", "crash")
-    may_miss: ClassVar[bool] = False
+    may_miss = False
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan

@@ -43,6 +43,9 @@ class Trial(Protocol):
     def tree(self) -> set[psutil.Process]:
         """Return the supervisor and everything that it started."""
 
+    def payload_runs(self) -> bool:
+        """Return whether the sleeping payload has started."""
+
 
 class Injector(Protocol):
     """Performs one fault plan on one run, once.
@@ -53,7 +56,10 @@ class Injector(Protocol):
 
     kinds: ClassVar[tuple[str, ...]]
     """The kinds of plans that it performs."""
-    may_miss: ClassVar[bool]
+
+    @property
+    def may_miss(self) -> bool:
+        """Whether the plan is also valid if its instant is after the run's end."""
 
     @property
     def plan(self) -> Plan:

@@ -1,4 +1,7 @@
-"""The timed kill: ``forced:WHO@MSms[,sleeping]``, where WHO is killed MS milliseconds after the supervisor's start."""
+"""The timed kill: ``forced:WHO@[payload+]MSms[,SIGNAL][,sleeping]``.
+
+WHO gets the signal, SIGKILL unless it is named, MS milliseconds after the supervisor's start, or after the payload's.
+"""
 
 import contextlib
 import os
@@ -15,49 +18,79 @@ from injectors.plan import Plan
 from injectors.protocol import Evidence, Supervisor, Trial
 from leakcheck.errors import UsageError
 
-__all__ = ["KILLS", "Kill", "Timed", "ended", "kill", "kill_plan"]
+__all__ = ["KILLS", "SIGNALS", "Kill", "Timed", "ended", "kill", "kill_plan"]
 
 Kill: TypeAlias = Literal["supervisor", "tree", "freeze"]
 """Which processes are killed: only the launched process; the whole tree, one by one; the whole tree, stopped first."""
 KILLS: tuple[Kill, ...] = get_args(Kill)
 
+SIGNALS = {"sigterm": signal.SIGTERM, "sigint": signal.SIGINT, "sighup": signal.SIGHUP}
+"""Flags that name a signal other than SIGKILL: an operator's, and a closed terminal's."""
+
+# Seconds that who got such a signal has for its own clean-up; then SIGKILL follows, as an operator's does.
+_PATIENCE = 5
+# Seconds that a payload has to start.
+_START = 30
 _LATEST_MS = 3_600_000
-_ARGUMENT = re.compile(r"([a-z]+)@(\d+(?:\.\d+)?)ms")
+_ARGUMENT = re.compile(r"([a-z]+)@(payload\+)?(\d+(?:\.\d+)?)ms")
 
 
-def kill_plan(who: Kill, after_ms: float, *, sleeping: bool = False) -> Plan:
-    """Return the plan of a kill; with `sleeping` the payload sleeps instead of ending by itself."""
-    return Plan("forced", f"{who}@{after_ms:.3f}ms", ("sleeping",) * sleeping)
+def kill_plan(who: Kill, after_ms: float, *, sleeping: bool = False, payload: bool = False, sig: str = "") -> Plan:
+    """Return the plan of a kill; with `sleeping` the payload sleeps instead of ending by itself.
+
+    With `payload`, which needs `sleeping`, the time counts from the payload's start; `sig` is one of `SIGNALS`.
+    """
+    flags = ((sig,) if sig else ()) + ("sleeping",) * sleeping
+    return Plan("forced", f"{who}@{'payload+' * payload}{after_ms:.3f}ms", flags)
 
 
 class Timed:
     """Kills at an instant. Instants after the run's end are valid too: then the trial observes what follows the run."""
 
     kinds: ClassVar[tuple[str, ...]] = ("forced",)
-    may_miss: ClassVar[bool] = True
 
-    def __init__(self, plan: Plan, who: Kill, after_ms: float) -> None:
+    def __init__(self, plan: Plan, who: Kill, after_ms: float, *, payload: bool, number: int) -> None:
         self.plan, self.who, self.after_ms = plan, who, after_ms
+        self.payload, self.number = payload, number
+        # A payload that sleeps is reached, or the plan was not tested.
+        self.may_miss = not payload
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
         """Return the injector of `plan`; raise `UsageError` if it does not describe a kill."""
         found = _ARGUMENT.fullmatch(plan.argument)
         who = next((known for known in KILLS if found and known == found[1]), None)
-        if found is None or who is None or plan.flags not in ((), ("sleeping",)):
-            raise UsageError(f"plan {str(plan)!r}: give forced:WHO@MSms[,sleeping], WHO one of {', '.join(KILLS)}")
-        if float(found[2]) > _LATEST_MS:
+        named, sleeping = plan.flags[:1] if plan.flags[:1] and plan.flags[0] in SIGNALS else (), plan.flags[-1:]
+        sleeping = sleeping if sleeping == ("sleeping",) else ()
+        if found is None or who is None or plan.flags != (*named, *sleeping):
+            form = "give forced:WHO@MSms[,SIGNAL][,sleeping] or forced:WHO@payload+MSms[,SIGNAL],sleeping"
+            raise UsageError(
+                f"plan {str(plan)!r}: {form}, WHO one of {', '.join(KILLS)}, SIGNAL one of {', '.join(SIGNALS)}"
+            )
+        if named and who == "freeze":
+            raise UsageError(f"plan {str(plan)!r}: a stopped tree acts on SIGKILL alone; omit {named[0]}")
+        if found[2] and not sleeping:
+            raise UsageError(f"plan {str(plan)!r}: only a payload that sleeps is waited for; add ,sleeping")
+        if float(found[3]) > _LATEST_MS:
             raise UsageError(f"plan {str(plan)!r}: the kill must come within an hour, {_LATEST_MS} ms")
-        return cls(plan, who, float(found[2]))
+        number = SIGNALS[named[0]] if named else signal.SIGKILL
+        return cls(plan, who, float(found[3]), payload=bool(found[2]), number=number)
 
     def apply(self, trial: Trial) -> Evidence:
         """Wait for the instant, and kill unless the supervisor has ended by then."""
+        until = trial.elapsed_ms + _START * 1000
+        while self.payload and not trial.payload_runs():
+            if ended(trial.supervisor, 2) or trial.elapsed_ms > until:
+                return Evidence(fired=False)
+        at = self.after_ms + (trial.elapsed_ms if self.payload else 0)
         # poll() counts whole milliseconds; the rest is slept.
-        if ended(trial.supervisor, int(self.after_ms - trial.elapsed_ms)):
+        if ended(trial.supervisor, int(at - trial.elapsed_ms)):
             return Evidence(fired=False)
-        time.sleep(max(0.0, (self.after_ms - trial.elapsed_ms) / 1000))
+        time.sleep(max(0.0, (at - trial.elapsed_ms) / 1000))
         when = trial.elapsed_ms
-        kill(trial.supervisor, trial.tree, self.who)
+        kill(trial.supervisor, trial.tree, self.who, self.number)
+        if self.number != signal.SIGKILL and not ended(trial.supervisor, _PATIENCE * 1000):
+            kill(trial.supervisor, trial.tree, self.who)
         return Evidence(fired=True, when_ms=when)
 
 
@@ -68,15 +101,17 @@ def ended(process: Supervisor, ms: int) -> bool:
     return bool(poll.poll(max(0, ms)))
 
 
-def kill(supervisor: Supervisor, tree: Callable[[], set[psutil.Process]], who: Kill) -> None:
-    """Kill only the supervisor, or its whole `tree`, stopped first if `who` is ``"freeze"``."""
+def kill(
+    supervisor: Supervisor, tree: Callable[[], set[psutil.Process]], who: Kill, number: int = signal.SIGKILL
+) -> None:
+    """Signal only the supervisor, or its whole `tree`, stopped first if `who` is ``"freeze"``."""
     if who == "supervisor":
-        supervisor.send_signal(signal.SIGKILL)
+        supervisor.send_signal(number)
         return
     held: dict[psutil.Process, int] = {}
     try:
-        for number in (signal.SIGSTOP, signal.SIGKILL) if who == "freeze" else (signal.SIGKILL,):
-            _signal_all(tree, number, held)
+        for one in (signal.SIGSTOP, number) if who == "freeze" else (number,):
+            _signal_all(tree, one, held)
     finally:
         for pidfd in held.values():
             os.close(pidfd)

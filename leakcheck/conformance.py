@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -18,7 +19,8 @@ from leakcheck.render import printable
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Availability, Target
 from leakcheck.trials import open_host
-from leakcheck.trials.output import memory, text
+from leakcheck.trials.output import last_words, memory
+from leakcheck.trials.payload import SLEEPING, payload_runs
 from leakcheck.trials.preflight import isolation_gaps
 from leakcheck.trials.session import Session
 
@@ -59,7 +61,8 @@ def check(target: Target, only: Sequence[str] = CHECKS, *, live: bool = False) -
             try:
                 detail = _detail(session, one)
             except (TargetError, OSError) as error:
-                detail = str(error)
+                hidden = _why(session, target.launch(BUILTIN["ok"], session.box).argv)
+                detail = f"{error}; {hidden}" if hidden else str(error)
             findings.append(Finding(one, not detail, printable(detail), round(time.monotonic() - began, 3)))
         if wrong := session.recover():
             findings.append(Finding("recovery", passed=False, detail=printable(f"at the end: {wrong}")))
@@ -88,20 +91,32 @@ def _submission(session: Session, submission: Submission) -> str:
 
 def _recovery(session: Session) -> str:
     """Kill the supervisor while the payload runs, recover twice, and run the next submission in that box."""
-    long = Submission(name="long", program=("/bin/sh", "-c", "echo started; sleep 600; exit 0"), wall=60)
-    argv = session.prepare(long)
+    argv = session.prepare(SLEEPING)
     with memory() as output:
         supervisor = session.start(argv, output)
         until = time.monotonic() + _START
-        while "started" not in text(output) and not ended(supervisor, 10) and time.monotonic() < until:
-            pass
-        started = "started" in text(output)
+        while not (reached := payload_runs(session, supervisor, output)) and not ended(supervisor, 10):
+            if time.monotonic() > until:
+                break
         supervisor.send_signal(signal.SIGKILL)
         session.wait(supervisor, 0, argv[0])
-        if not started:
-            return f"the payload did not start: {text(output).strip()[-300:]}"
+        if not reached:
+            return f"the payload did not start: {_why(session, argv) or last_words(output)}"
     wrong = session.recover() or session.recover() or _submission(session, BUILTIN["ok"])
     return f"after the kill: {wrong}" if wrong else ""
+
+
+def _why(session: Session, argv: Sequence[str]) -> str:
+    """Return which program or file of the launch exists on the host and not in its arena; empty if all do."""
+    for word in argv:
+        if word.startswith("/") and Path(word).exists():
+            try:
+                session.host.read(Path(word))
+            except FileNotFoundError:
+                return f"the arena does not show {word}; name it, or its directory, in binds"
+            except OSError:
+                continue
+    return ""
 
 
 def tried(target: Target) -> Availability:

@@ -74,6 +74,7 @@ class TrialOptions(Options, frozen=True, kw_only=True):
 
     iterations: Annotated[int, Option("Number of trials.", "N")] = 100
     plan: Annotated[Plan | None, Option("Fault plan of every trial, as in a replay line.", "PLAN", parse=parse)] = None
+    enough: Annotated[int, Option("Stop after N trials with the same finding; 0: never.", "N")] = 0
     jobs: Annotated[int, Option("Trials at a time; 0: one per CPU.", "J")] = 0
     host: Annotated[bool, Option("Run on the live host instead of in arenas.")] = False
 
@@ -82,6 +83,8 @@ class TrialOptions(Options, frozen=True, kw_only=True):
         super().check()
         if self.iterations < 1:
             raise UsageError(f"--iterations {self.iterations}: give at least 1")
+        if self.enough < 0:
+            raise UsageError(f"--enough {self.enough}: give at least 1, or 0 for no such end")
         if not 0 <= self.jobs <= 256:
             raise UsageError(f"--jobs {self.jobs}: give 1 to 256, or 0 for one per CPU")
         if self.host and self.jobs > 1:
@@ -148,6 +151,11 @@ class Campaign(abc.ABC, Generic[_Options, _Trial]):
     @abc.abstractmethod
     def cases(self, target: Target, options: _Options, facts: Any) -> Iterator[Case]:
         """Yield the cases to try, one after the other."""
+
+    def enough(self, made: Made[_Options, _Trial]) -> bool:
+        """Return whether no further trial is needed."""
+        del made
+        return False
 
     def finish(self, made: Made[_Options, _Trial], ui: Ui) -> None:
         """Complete the evaluation after the last trial; it may change `made`."""

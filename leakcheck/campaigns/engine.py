@@ -1,6 +1,7 @@
 """Runs any campaign: preflight, trials, criteria, findings, result."""
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -49,7 +50,9 @@ def run(
         executor = campaign.executor(target, options, ui, stop)
         made: Made[_Options, _Trial] = Made(target=target, options=options, trials=[], facts=facts, executor=executor)
         try:
-            for trial in executor.run(lambda: campaign.cases(target, options, facts)):
+            for trial in executor.run(
+                lambda: itertools.takewhile(lambda _: not campaign.enough(made), campaign.cases(target, options, facts))
+            ):
                 made.trials.append(trial)
                 try:
                     store(trial)

@@ -1,5 +1,6 @@
 """The campaign ``leaks``: does a target leave anything behind, however its runs end?"""
 
+import itertools
 import random
 import statistics
 from collections import Counter
@@ -10,28 +11,25 @@ from typing import Annotated, Any
 import msgspec
 
 from injectors import NORMAL, Plan
-from injectors.timed import KILLS, Kill, kill_plan
+from injectors.timed import KILLS, SIGNALS, Kill, kill_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, count, leak_rate, reached, stated, zero
 from leakcheck.campaigns.findings import finding_id, replay_line, replay_words, residue
 from leakcheck.campaigns.result import Finding
 from leakcheck.campaigns.trial_campaign import TrialCampaign
 from leakcheck.errors import UsageError
-from leakcheck.submissions import BUILTIN, Submission
+from leakcheck.submissions import BUILTIN
 from leakcheck.targets import Target
 from leakcheck.trials.aftermath import Remnant
 from leakcheck.trials.case import Case
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.isolated import job_count
+from leakcheck.trials.payload import SLEEPING
 from leakcheck.trials.preflight import FIRST, first_run, run_length
 from leakcheck.trials.session import Stop
 from leakcheck.trials.trial import Trial
 
 ENDINGS = ("normal", "timeout", "crash", "forced")
-
-# Its payload outlives the kill, however long the wait is, and can only end by its wall limit. If only the sleep is
-# killed, the status must not be OK.
-_SLEEPING = Submission(name="sleeping", program=("/bin/sh", "-c", "sleep 600 || exit 1"), wall=60, expect="TLE")
 
 
 def _words(text: str) -> list[str]:
@@ -153,7 +151,7 @@ def case_of(plan: Plan, shortest_wall: float = 0.1) -> Case:
         return Case(msgspec.structs.replace(BUILTIN["timeout"], wall=shortest_wall), plan)
     if plan.kind == "crash":
         return Case(BUILTIN[f"crash_{plan.argument}"], plan)
-    return Case(_SLEEPING if "sleeping" in plan.flags else BUILTIN["ok"], plan)
+    return Case(SLEEPING if "sleeping" in plan.flags else BUILTIN["ok"], plan)
 
 
 def schedule(
@@ -163,18 +161,24 @@ def schedule(
 
     Forced endings are spread evenly over a run of `run_ms` milliseconds: the run is divided into as many equal
     intervals as there are forced endings of a kind, and one instant is drawn from each. In every second one the
-    payload sleeps instead of ending.
+    payload sleeps instead of ending; every other of these, the first included, comes once the payload runs, whatever
+    the start-up takes. Every second signal to a supervisor or a tree is SIGTERM, SIGINT or SIGHUP, in rotation.
     """
     forced = total // len(endings) + ("forced" in endings[: total % len(endings)]) if "forced" in endings else 0
     # A kind is (who, sleeping or not); each kind covers the whole run.
-    kinds = [(kill, sleeping) for kill in kills for sleeping in (False, True)]
+    kinds = [(kill, sleeping) for sleeping in (True, False) for kill in kills]
+    others = itertools.cycle(SIGNALS)
     instants: list[Plan] = []
     for number, (kill, sleeping) in enumerate(kinds):
         share = len(range(number, forced, len(kinds)))
         for stretch in range(share):
             # A quarter beyond the median end, because runs vary.
             at = (stretch + generator.random()) / share * run_ms * 1.25
-            instants.append(kill_plan(kill, at, sleeping=sleeping))
+            payload = sleeping and stretch % 2 == 0
+            other = kill != "freeze" and (stretch // 2 + number) % 2 == 1
+            sig = next(others) if other else ""
+            # Once the payload runs, its start-up is over: what follows is as long as a run at most.
+            instants.append(kill_plan(kill, at, sleeping=sleeping, payload=payload, sig=sig))
     generator.shuffle(instants)
     for number in range(total):
         ending = endings[number % len(endings)]

@@ -24,6 +24,12 @@ class TrialCampaign(Campaign[_Options, Trial]):
         """Return the executor of the trials."""
         return Isolated(target, ui, stop, jobs=options.jobs, live=options.live, settle=options.settle)
 
+    def enough(self, made: Made[_Options, Trial]) -> bool:
+        """Return whether as many trials as the options ask for have the same finding."""
+        if not made.options.enough:
+            return False
+        return any(one.trials >= made.options.enough for one in trial_findings(self.name, made))
+
     def finish(self, made: Made[_Options, Trial], ui: Ui) -> None:
         """Record what was not fully observed."""
         del ui

@@ -295,7 +295,10 @@ class Target:
         declared = self.adapter.probe
         lines = inside.splitlines()
         if "probe ran" not in lines:
-            return ["the probe did not finish"]
+            why = (
+                "what it prints must reach the launch's stdout or stderr, or the file that the adapter names as output"
+            )
+            return [f"the probe did not finish, or its output does not come back; {why}"]
         own, other = _links(inside), _links(outside)
         gaps = []
         for kind in declared.namespaces:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from injectors import Checked, Evidence
 from injectors.timed import ended, kill
@@ -17,6 +16,7 @@ from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Box, Reply, Target
 from leakcheck.trials.host import Host, Running
 from leakcheck.trials.output import last_words, memory, text
+from leakcheck.trials.payload import ObservedRun, printed
 
 NEXT = BUILTIN["ok"]
 """The next submission in a box, to check that the box still works."""
@@ -44,21 +44,6 @@ class Done(msgspec.Struct, frozen=True):
 def never() -> bool:
     """Return false: no end was requested."""
     return False
-
-
-class _Run:
-    """A run, as injectors see it."""
-
-    def __init__(self, host: Host, supervisor: Running) -> None:
-        self.supervisor = supervisor
-        self._host, self._began = host, time.monotonic()
-
-    @property
-    def elapsed_ms(self) -> float:
-        return (time.monotonic() - self._began) * 1000
-
-    def tree(self) -> set[psutil.Process]:
-        return self._host.tree(self.supervisor)
 
 
 class Session:
@@ -146,23 +131,13 @@ class Session:
             self.wait(self.start(argv, output), limit, argv[0])
             return text(output)
 
-    def printed(self, output: int) -> str:
-        """Return what the payload printed so far, at most 64 KiB; `output` is the launch's."""
-        path = self.target.output_file(self.box)
-        if path is None:
-            return text(output)
-        try:
-            return self.host.read(path)[: 1 << 16].decode(errors="replace")
-        except OSError:
-            return ""
-
     def payload_output(self, argv: Sequence[str], submission: Submission) -> str:
         """Run `submission` to its end, whatever its status; return what it printed."""
         with memory() as output:
             self.wait(self.start(argv, output), submission.wall, argv[0])
-            printed = self.printed(output)
+            shown = printed(self, output)
         self._finish()
-        return printed
+        return shown
 
     def _finish(self) -> None:
         self._commands("finish", self.target.finish_commands(self.box))
@@ -196,7 +171,7 @@ class Session:
         """
         with memory() as output:
             process = self.start(argv, output, injector.launch_env)
-            run = _Run(self.host, process)
+            run = ObservedRun(self, process, output)
             evidence = injector.apply(run)
             ordinary = injector.harmless or not evidence.fired
             wrong = ""

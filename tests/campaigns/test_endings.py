@@ -47,3 +47,16 @@ def test_the_upper_bound_is_the_rule_of_three_for_none_and_one_for_all() -> None
     assert upper_bound(10, 10) == 1
     # Clopper and Pearson's, as tables give it: 1 in 20, one-sided 95 %.
     assert upper_bound(1, 20) == pytest.approx(0.2161, abs=0.0001)
+
+
+@pytest.mark.parametrize("count", [1, 2, 15])
+def test_a_kill_once_the_payload_runs_is_always_among_the_forced_ones(count: int) -> None:
+    scheduled = list(schedule(["forced"], KILLS, count, 80.0, random.Random(1)))
+    assert sum("@payload+" in plan.argument for plan in scheduled) >= max(1, count // 4)
+
+
+def test_every_signal_is_drawn_while_the_payload_runs_and_before() -> None:
+    scheduled = list(schedule(["forced"], KILLS, 60, 80.0, random.Random(1)))
+    for payload in (False, True):
+        alike = [plan for plan in scheduled if ("@payload+" in plan.argument) == payload]
+        assert {"".join(set(plan.flags) - {"sleeping"}) for plan in alike} == {"", "sigterm", "sigint", "sighup"}

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from injectors import Plan, injector_for, parse
-from injectors.timed import KILLS, kill_plan
+from injectors import Plan, injector_for, parse, timed
+from injectors.timed import KILLS, SIGNALS, kill_plan
 from leakcheck.errors import UsageError
 from leakcheck.trials.live_host import _Process
 
-forced = st.builds(kill_plan, st.sampled_from(KILLS), st.floats(0, 1e5), sleeping=st.booleans())
+forced = st.builds(
+    kill_plan, st.sampled_from(["supervisor", "tree"]), st.floats(0, 1e5), sig=st.sampled_from(["", *SIGNALS])
+) | st.builds(kill_plan, st.sampled_from(KILLS), st.floats(0, 1e5), sleeping=st.just(True), payload=st.booleans())
 plain = st.sampled_from(["normal", "timeout", "crash:signal", "crash:exit"]).map(Plan.read)
 
 
@@ -41,20 +43,26 @@ def test_a_kill_that_nobody_would_wait_for_is_refused() -> None:
         ("forced:tree@ms", "give forced:WHO@MSms"),
         ("forced:tree@1s", "give forced:WHO@MSms"),
         ("forced:tree@1ms,dancing", "give forced:WHO@MSms"),
+        ("forced:tree@1ms,sigusr", "SIGNAL one of sigterm, sigint, sighup"),
+        ("forced:tree@1ms,sleeping,sigterm", "give forced:WHO@MSms"),
+        ("forced:freeze@1ms,sigterm", "a stopped tree acts on SIGKILL alone; omit sigterm"),
+        ("forced:tree@payload[+]1ms", "only a payload that sleeps is waited for; add ,sleeping"),
         ("crash", "give one of normal, timeout, crash:signal, crash:exit"),
         ("normal,sleeping", "give one of normal"),
     ],
 )
 def test_what_is_no_plan_is_refused_with_those_that_are(line: str, said: str) -> None:
     with pytest.raises(UsageError, match=f"plan {line!r}: .*{said}"):
-        parse(line)
+        parse(line.replace("[+]", "+"))
 
 
 class Run:
     """A run of a command on this host."""
 
+    starts_ms = 0.0
+
     def __init__(self, *argv: str) -> None:
-        self.supervisor: Any = _Process(argv, {"PATH": "/usr/bin:/bin"}, subprocess.DEVNULL)
+        self.supervisor: Any = _Process(argv, {"PATH": "/usr/bin:/bin"}, subprocess.DEVNULL, "/")
         self._began = time.monotonic()
 
     @property
@@ -63,6 +71,9 @@ class Run:
 
     def tree(self) -> set[psutil.Process]:
         return {psutil.Process(self.supervisor.pid)}
+
+    def payload_runs(self) -> bool:
+        return self.elapsed_ms >= self.starts_ms
 
     def code(self) -> int:
         code: int = self.supervisor.wait(30)
@@ -78,6 +89,39 @@ def test_a_kill_fires_at_its_instant(who: Any) -> None:
     assert evidence.fired
     assert evidence.when_ms is not None
     assert evidence.when_ms >= 50
+
+
+@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("who", ["supervisor", "tree"])
+def test_a_named_signal_is_the_one_that_is_sent(who: Any, name: str) -> None:
+    run = Run("sleep", "60")
+    evidence = injector_for(kill_plan(who, 50, sig=name)).apply(run)
+    assert (run.code(), evidence.fired) == (-SIGNALS[name], True)
+
+
+def test_who_ignores_the_signal_is_killed_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timed, "_PATIENCE", 0.5)
+    run = Run("sh", "-c", "trap '' TERM; sleep 60")
+    evidence = injector_for(kill_plan("supervisor", 300, sig="sigterm")).apply(run)
+    assert (run.code(), evidence.fired) == (-9, True)
+
+
+def test_a_kill_of_a_payload_waits_for_it_however_long_its_start_takes() -> None:
+    run = Run("sleep", "60")
+    run.starts_ms = 400
+    evidence = injector_for(kill_plan("tree", 50, sleeping=True, payload=True)).apply(run)
+    assert run.code() == -9
+    assert evidence.when_ms is not None
+    assert evidence.when_ms >= 450
+
+
+def test_a_payload_that_never_came_is_not_reached() -> None:
+    run = Run("true")
+    run.starts_ms = 1e9
+    injector = injector_for(kill_plan("tree", 50, sleeping=True, payload=True))
+    assert not injector.apply(run).fired
+    assert not injector.may_miss
+    run.code()
 
 
 def test_a_kill_after_the_end_did_not_fire() -> None:

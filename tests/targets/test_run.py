@@ -58,8 +58,7 @@ def test_the_probe_catches_firejail_where_it_drops_its_isolation() -> None:
 CREATE_RUN_DELETE = """
 name = "three"
 summary = "create, run, delete; the payload's output is in a file"
-prepare = [["/bin/mkdir", "/run/three-{unique}"]]
-launch = ["SHOWN/run", "{wall}", "{program}"]
+launch = ["SHOWN/run", "/run/three-{unique}", "{wall}", "{program}"]
 finish = [["/bin/rmdir", "/run/three-{unique}"]]
 recover = [["/bin/sh", "-c", "! [ -d $1 ] || rmdir $1", "sh", "/run/three-{unique}"]]
 cwd = "{work}"
@@ -70,7 +69,7 @@ status = { timeout = [124, 137] }
 probe = { namespaces = ["pid"] }
 """
 _RUNNER = """#!/bin/sh
-wall=$1; shift
+mkdir "$1"; wall=$2; shift 2
 exec unshare --pid --fork --kill-child timeout --kill-after=1 "$wall" "$@" >out 2>&1
 """
 
@@ -93,7 +92,9 @@ def test_what_finish_deletes_is_no_leak_and_without_it_it_is(tmp_path: Path) -> 
     options = LeaksOptions(iterations=2, endings=["normal", "timeout"], jobs=1)
     result = run(Leaks(), load(three(tmp_path)), options)
     assert (result.verdict, result.outcomes) == ("clean", {"clean": 2})
-    forgets = run(Leaks(), load(three(tmp_path, "finish =", "health =  [] #")), options)
+    forgets = run(
+        Leaks(), load(three(tmp_path, CREATE_RUN_DELETE.partition("finish")[2].partition("cwd")[0], " = []\n")), options
+    )
     assert forgets.verdict == "leaked"
 
 

@@ -1,0 +1,69 @@
+"""The payload of a run: what it printed, and whether it runs."""
+
+import contextlib
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+
+from leakcheck.submissions import Submission
+from leakcheck.trials.host import Running
+from leakcheck.trials.output import text
+
+if TYPE_CHECKING:
+    from leakcheck.trials.session import Session
+
+_PAYLOAD = ["sleep", "613"]
+SLEEPING = Submission(
+    name="sleeping",
+    program=("/bin/sh", "-c", f"echo started; {' '.join(_PAYLOAD)} || exit 1"),
+    wall=60,
+    expect="TLE",
+)
+"""Outlives any kill, and can only end by its wall limit. If only the sleep is killed, the status must not be OK."""
+
+
+def printed(session: "Session", output: int) -> str:
+    """Return what the payload printed so far, at most 64 KiB; `output` is the launch's."""
+    path = session.target.output_file(session.box)
+    if path is None:
+        return text(output)
+    try:
+        return session.host.read(path)[: 1 << 16].decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def payload_runs(session: "Session", supervisor: Running, output: int) -> bool:
+    """Return whether the payload of `SLEEPING` runs: it has printed, or its process is there, whatever it prints.
+
+    A launcher has the payload's words among its own arguments; no process but the payload's has only these.
+    """
+    if "started" in printed(session, output):
+        return True
+    for process in session.host.tree(supervisor):
+        with contextlib.suppress(psutil.Error):
+            if process.cmdline() == _PAYLOAD:
+                return True
+    return False
+
+
+class ObservedRun:
+    """A run, as injectors see it."""
+
+    def __init__(self, session: "Session", supervisor: Running, output: int) -> None:
+        self.supervisor = supervisor
+        self._session, self._output, self._began = session, output, time.monotonic()
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since its start."""
+        return (time.monotonic() - self._began) * 1000
+
+    def tree(self) -> set[psutil.Process]:
+        """Return the supervisor and everything that it started."""
+        return self._session.host.tree(self.supervisor)
+
+    def payload_runs(self) -> bool:
+        """Return whether the sleeping payload runs."""
+        return payload_runs(self._session, self.supervisor, self._output)
