@@ -359,5 +359,5 @@ def test_options_are_checked_before_anything_runs() -> None:
 
 def test_enough_trials_with_the_same_finding_end_the_campaign(tmp_path: Path) -> None:
     made = target(tmp_path, 'sleep 613 & "$@"; exit $?')
-    result = engine.run(Leaks(), made, LeaksOptions(iterations=30, endings=["normal"], enough=2, jobs=1))
+    result = run_campaign(Leaks(), made, LeaksOptions(iterations=30, endings=["normal"], enough=2, jobs=1))
     assert (result.trials, result.verdict) == (2, "leaked")
