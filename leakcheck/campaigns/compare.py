@@ -17,7 +17,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Findings by whether both results have them; `warnings` say why they may differ without a change of the target.
 
     `before` and `after` name campaign, target, version and number of trials. Findings of `open` are those of the later
-    result.
+    result; `more` has the kinds that one of them leaves and the earlier one did not, by its id.
     """
 
     before: str
@@ -25,21 +25,33 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     new: list[Finding]
     gone: list[Finding]
     open: list[Finding]
+    more: dict[str, list[str]]
     warnings: list[str]
     schema: str = SCHEMA
 
     @classmethod
     def of(cls, before: Result, after: Result) -> Self:
         """Compare by the findings' ids."""
-        old, new = {one.id for one in before.findings}, {one.id for one in after.findings}
+        old, new = ({one.id: one for one in result.findings} for result in (before, after))
+        more = {id_: sorted(_kinds(new[id_]) - _kinds(old[id_])) for id_ in new if id_ in old}
         return cls(
             before=_named(before),
             after=_named(after),
             new=[one for one in after.findings if one.id not in old],
             gone=[one for one in before.findings if one.id not in new],
             open=[one for one in after.findings if one.id in old],
+            more={id_: kinds for id_, kinds in more.items() if kinds},
             warnings=[*_warnings(before, after)],
         )
+
+    @property
+    def worse(self) -> bool:
+        """Whether the later result has something that the earlier one did not."""
+        return bool(self.new or self.more)
+
+
+def _kinds(finding: Finding) -> set[str]:
+    return {leak.kind for leak in finding.leaks}
 
 
 def _named(result: Result) -> str:
@@ -68,7 +80,7 @@ def _warnings(before: Result, after: Result) -> Iterator[str]:
 def lines(found: Comparison) -> Iterator[Text]:
     """Yield the lines of the comparison, what is new first."""
     counts = f"{count(len(found.new), 'new finding')}, {len(found.gone)} gone, {len(found.open)} still open"
-    yield line("leakcheck: ", (counts, "bold red" if found.new else "bold green"))
+    yield line("leakcheck: ", (counts, "bold red" if found.worse else "bold green"))
     yield line("  before  ", found.before)
     yield line("  after   ", found.after)
     for warning in found.warnings:
@@ -80,4 +92,6 @@ def lines(found: Comparison) -> Iterator[Text]:
     ):
         for finding in findings:
             yield line((f"{word} ", style), finding.id)
+            if finding.id in found.more and word != "gone":
+                yield line("  ", ("now leaves too: ", "red"), ", ".join(found.more[finding.id]))
             yield from finding_lines(finding)

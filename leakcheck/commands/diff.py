@@ -18,7 +18,10 @@ from leakcheck.report import Report
 
 
 def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, as_json: bool) -> int:
-    """Compare two saved snapshots; the exit code is the verdict's. Of two campaigns it is 1 if a finding is new."""
+    """Compare two saved snapshots; the exit code is the verdict's.
+
+    Of two campaigns it is 1 if a finding is new or leaves another kind of resource.
+    """
     campaigns = [_is_campaign(path) for path in (before, after)]
     if all(campaigns):
         if allow is not None:
@@ -58,7 +61,7 @@ def _diff_campaigns(before: Path, after: Path, output: Path | None, *, as_json: 
     with output_to(output) as place:
         found = Comparison.of(*(Result.from_json(path.read_bytes(), str(path)) for path in (before, after)))
         show = None if as_json else lambda: print_lines(lines(found), Console(stderr=True))
-        return deliver(LEAKED if found.new else 0, msgspec.json.encode(found).decode(), place, show)
+        return deliver(LEAKED if found.worse else 0, msgspec.json.encode(found).decode(), place, show)
 
 
 def _own_rules(files: Sequence[Path], later: _native.Snapshot) -> list[AllowRule]:

@@ -12,6 +12,7 @@ from made import LEAKCHECK
 from injectors import parse
 from leakcheck.campaigns.campaign import Made, TrialOptions
 from leakcheck.campaigns.compare import Comparison
+from leakcheck.campaigns.compare import lines as compared
 from leakcheck.campaigns.findings import fixed, trial_findings
 from leakcheck.campaigns.render import lines
 from leakcheck.campaigns.result import Finding, Result
@@ -112,6 +113,14 @@ def test_findings_are_new_gone_or_still_open() -> None:
     found = Comparison.of(result(process, file), result(file, cgroup))
     assert (found.new, found.gone, found.open) == ([cgroup], [process], [file])
     assert not found.warnings
+
+
+def test_an_open_finding_that_leaves_another_kind_too_is_worse_and_says_so() -> None:
+    (before,), (after,) = findings(trial(PROCESS)), findings(trial(PROCESS, CGROUP))
+    found = Comparison.of(result(before), result(after))
+    assert not found.new and found.worse and found.more == {after.id: ["cgroup"]}
+    assert "  now leaves too: cgroup" in [text.plain for text in compared(found)]
+    assert not Comparison.of(result(after), result(before)).worse
 
 
 def compare(tmp_path: Path, before: str, after: str, *words: str) -> subprocess.CompletedProcess[str]:
