@@ -145,7 +145,7 @@ def test_a_language_that_a_target_cannot_run_is_refused_by_the_reason() -> None:
     ("line", "said"),
     [
         ('reports = ["TLE"]', "reports: lacks OK"),
-        ('reports = ["OK", "WA"]', "$.reports[1]"),
+        ('reports = ["OK", "WA"]', "line 5: reports[1]"),
         ("time_limits = []", "time_limits: is empty"),
         ('languages_not = { cobol = "x" }', "languages_not: unknown name 'cobol'; one of c, cpp"),
         ('behaviours_not = { dance = "x" }', "behaviours_not: unknown name 'dance'"),
