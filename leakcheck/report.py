@@ -17,7 +17,7 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
 
     `label` is a printable phrase for the resource; bytes of hostile names are escaped as ``\xNN``. `key` is
     the identity within one boot: equal if and only if two observations saw the same resource. `evidence` holds
-    ``resource`` (the whole record), ``who`` (who made or holds it), ``since`` (ISO 8601), ``look`` (a shell command)
+    ``resource`` (the whole record), ``who`` (who made or holds it), ``since`` (ISO 8601), ``inspect`` (a shell command)
     and details by kind.
     """
 
@@ -46,7 +46,7 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def look(self) -> str | None:
         """A shell command that shows more of it."""
-        return _text(self.evidence.get("look"))
+        return _text(self.evidence.get("inspect", self.evidence.get("look")))
 
     @property
     def replaces(self) -> bool:

@@ -129,7 +129,8 @@ fn a_comparison_names_what_appeared_and_what_vanished() {
     let expected: Vec<Kind> = Kind::ALL.into_iter().filter(|k| *k != Kind::Fd).collect();
     assert_eq!(kinds, expected, "every kind, in report order");
     assert_eq!(report.leaks.last().map(|l| l.label.as_str()), Some("setting vm.swappiness = 60 (was 10)"));
-    assert!(report.leaks.iter().all(|l| !l.label.is_empty() && l.evidence["look"] != ""));
+    assert!(report.leaks.iter().all(|l| !l.label.is_empty() && l.evidence["inspect"] != ""));
+    assert!(report.leaks.iter().all(|l| l.evidence["look"] == l.evidence["inspect"]));
     assert_eq!(report.vanished.len(), 1);
     assert_eq!(report.vanished[0].label, "file /tmp/old");
 }

@@ -421,7 +421,9 @@ impl Adrift {
             .collect();
         facts.insert("seen".to_owned(), seen.into());
         facts.insert("looks_alive".to_owned(), json!([alive, self.looks.len()]));
-        facts.insert("look".to_owned(), "ps -eo pid,ppid,sid,lstart,args --sort=start_time | tail".into());
+        for name in ["inspect", "look"] {
+            facts.insert(name.to_owned(), "ps -eo pid,ppid,sid,lstart,args --sort=start_time | tail".into());
+        }
         Remnant { key: KEY.to_owned(), resource, by, class: Class::Respawning, label, facts }
     }
 }

@@ -24,7 +24,7 @@ use crate::text::Text;
 pub(crate) struct Evidence {
     /// One phrase.
     pub(crate) label: String,
-    /// `resource`, `who`, `since`, `look` and details.
+    /// `resource`, `who`, `since`, `inspect` and details.
     pub(crate) facts: Map<String, Value>,
 }
 
@@ -170,6 +170,8 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
     facts.insert("resource".to_owned(), serde_json::to_value(resource).unwrap_or(Value::Null));
     facts.insert("who".to_owned(), notes.who.into());
     facts.insert("since".to_owned(), notes.since.and_then(iso).map_or(Value::Null, Value::from));
+    facts.insert("inspect".to_owned(), notes.look.clone().into());
+    // The old name, for readers of this version.
     facts.insert("look".to_owned(), notes.look.into());
     facts.extend(notes.details.into_iter().map(|(name, value)| (name.to_owned(), value)));
     Evidence { label: notes.label, facts }
@@ -181,14 +183,18 @@ fn process(p: &Process, look: Observation<'_>) -> Notes {
     let mut details = Vec::new();
     let argv = read_memory(&base, Part::Arguments).unwrap_or_default();
     let argv = argv.strip_suffix(b"\0").unwrap_or(&argv);
+    let args: Vec<String> = argv.split(|b| *b == 0).map(|arg| Text::from(arg).to_string()).collect();
     let argv: Vec<u8> = argv.iter().map(|b| if *b == 0 { b' ' } else { *b }).collect();
     if !argv.is_empty() {
         details.push(("argv", Text::from(&*argv).to_string().into()));
+        details.push(("args", args.into()));
     }
     if let Ok(exe) = proc_root::read_link(&base.join("exe")) {
         details.push(("exe", Text::from(&*exe).to_string().into()));
     }
-    let mut who = format!("parent {}", name_of(p.ppid, look));
+    let parent = name_of(p.ppid, look);
+    let mut who = format!("parent {parent}");
+    details.push(("parent", parent.into()));
     if let Ok(text) = read_file(base.join("status"))
         && let Some(uid) = parse::status::parse(&text).ok().and_then(|s| s.uid)
     {
