@@ -21,7 +21,12 @@ HERE = Path(__file__).resolve().parent
 WORKER = r"""
 import os, subprocess, sys, time
 from leakcheck import _native
-from leakcheck.arena import Arena, prepare_observation
+from leakcheck.arena import Arena
+try:
+    from leakcheck.arena import prepare_observation
+except ImportError:
+    # Its old name.
+    from leakcheck.arena import look_soon as prepare_observation
 try:
     from leakcheck.warden import shutdown
 except ImportError:
