@@ -38,18 +38,21 @@ pub fn doctor(options: &Options) -> Result<Examination> {
     let levels = watch.levels();
     let mut options = options.clone();
     options.hidden_fds.extend(watch.own_fds());
-    let look = observe::snapshot(&options)?;
+    let observation = observe::snapshot(&options)?;
 
     let user = user();
     let findings = |(kind, c): (&Kind, &Coverage)| {
         let fix = advice::of_kind(*kind, c, &user, &hierarchies);
         (*kind, Finding { level: c.level, reason: c.reason.clone(), fix })
     };
-    let container = container(&look);
+    let container = container(&observation);
     let sources = source::examine(&levels, &user, &container);
-    let unreadable =
-        look.unreadable.iter().map(|u| Refusal { pid: u.pid, comm: comm(&look, u.pid), what: u.what.clone() });
-    let guard = answer(&guard::coverage_of(&look, &watch), &levels, options.scope == Scope::Host);
+    let unreadable = observation.unreadable.iter().map(|u| Refusal {
+        pid: u.pid,
+        comm: comm(&observation, u.pid),
+        what: u.what.clone(),
+    });
+    let guard = answer(&guard::coverage_of(&observation, &watch), &levels, options.scope == Scope::Host);
     Ok(Examination {
         schema: Examination::SCHEMA.to_owned(),
         kernel: kernel(),
@@ -58,7 +61,7 @@ pub fn doctor(options: &Options) -> Result<Examination> {
             .iter()
             .map(|h| Hierarchy { name: h.name.clone(), mount: Text::from(h.mount.as_path()) })
             .collect(),
-        kinds: look.coverage.0.iter().map(findings).collect(),
+        kinds: observation.coverage.0.iter().map(findings).collect(),
         unreadable: unreadable.collect(),
         user,
         container,
@@ -125,8 +128,8 @@ fn capabilities(mask: u64) -> Vec<String> {
     (0..64).filter(|bit| mask >> bit & 1 == 1).map(name).collect()
 }
 
-fn container(look: &Snapshot) -> Container {
-    let is = |ns_type, initial| look.own_ns.get(&ns_type) == Some(&initial);
+fn container(observation: &Snapshot) -> Container {
+    let is = |ns_type, initial| observation.own_ns.get(&ns_type) == Some(&initial);
     let mut hints = Vec::new();
     for path in ["/.dockerenv", "/run/.containerenv", "/run/systemd/container"] {
         if std::fs::exists(path).unwrap_or(false) {
@@ -144,8 +147,8 @@ fn container(look: &Snapshot) -> Container {
     }
 }
 
-fn comm(look: &Snapshot, pid: u32) -> Text {
-    match look.process(pid) {
+fn comm(observation: &Snapshot, pid: u32) -> Text {
+    match observation.process(pid) {
         Some(process) => process.comm.clone(),
         None => Text::from(read_file(format!("/proc/{pid}/comm")).unwrap_or_default().trim_ascii_end()),
     }

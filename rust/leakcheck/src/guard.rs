@@ -232,10 +232,10 @@ pub fn verify_none(baseline: &Snapshot, first: &Snapshot, options: &Options) -> 
 }
 
 /// The coverage of a guard with `look` as its baseline and a run that leaves nothing.
-pub(crate) fn coverage_of(look: &Snapshot, watch: &Watch) -> CoverageMap {
+pub(crate) fn coverage_of(observation: &Snapshot, watch: &Watch) -> CoverageMap {
     let watched = Live { watch: Some(watch), tree: None, token: None, arena: None };
-    let attributor = Attributor::new(look, look, &watched, None);
-    coverage(look, look, look.kinds, &attributor, &Reach::of_own_runs(look))
+    let attributor = Attributor::new(observation, observation, &watched, None);
+    coverage(observation, observation, observation.kinds, &attributor, &Reach::of_own_runs(observation))
 }
 
 /// Judges two existing snapshots, of `arena` if they show an arena that still exists. It does not wait, and knows
@@ -305,7 +305,7 @@ fn judge(
     };
     let adrift = std::mem::take(&mut world.adrift);
     let passed: Vec<bool> = settled.transient.iter().map(|(found, _)| adrift.knows(&found.resource)).collect();
-    let respawning = adrift.end(&world.run, &last.look, &mut settled.residue, settled.lives)?;
+    let respawning = adrift.end(&world.run, &last.observation, &mut settled.residue, settled.lives)?;
     let mut coverage = last.coverage;
     // What disappeared in an incomplete look may still exist.
     let gone: KindSet = settled.transient.iter().map(|(found, _)| found.resource.kind()).collect();
@@ -322,12 +322,12 @@ fn judge(
         settled.transient.retain(|_| !passed.next().unwrap_or(false));
         settled.residue.insert(found.key.clone(), found);
     }
-    let mut report = Report::empty(last.look.boot_id.clone(), coverage);
-    report.scope.clone_from(&last.look.scope);
+    let mut report = Report::empty(last.observation.boot_id.clone(), coverage);
+    report.scope.clone_from(&last.observation.scope);
     report.baseline_ns = baseline.taken_ns;
-    report.unreadable.clone_from(&last.look.unreadable);
+    report.unreadable.clone_from(&last.observation.unreadable);
     report.noise = last.noise;
-    report.others = others::who(&last.strange, baseline, &last.look, live);
+    report.others = others::who(&last.strange, baseline, &last.observation, live);
     report.timing_ms.insert("baseline".to_owned(), baseline.took_ns as f64 / 1e6);
     report.timing_ms.insert("settle".to_owned(), ms(settled.took));
     report.timing_ms.insert("looking".to_owned(), world.looks_ms);
@@ -345,9 +345,9 @@ fn judge(
             gone_after_ms: ms(after),
         });
     }
-    let found = replacing(residue.into_values().collect(), first, &last.look);
+    let found = replacing(residue.into_values().collect(), first, &last.observation);
     finish(&mut report, found, &options.rules, options.attributed_only);
-    gauges(baseline, &last.look, &mut report);
+    gauges(baseline, &last.observation, &mut report);
     Ok(report)
 }
 

@@ -56,8 +56,8 @@ fn the_facts_are_those_of_the_machine() {
 fn what_the_doctor_says_of_each_kind_is_what_a_snapshot_says() {
     let options = |kinds: &str| Options { kinds: Some(kinds.parse().unwrap()), ..Options::default() };
     let found = doctor(&options("process,cgroup,bpf")).unwrap();
-    let look = leakcheck::observe::snapshot(&options("process,cgroup,bpf")).unwrap();
-    for (kind, coverage) in &look.coverage.0 {
+    let observation = leakcheck::observe::snapshot(&options("process,cgroup,bpf")).unwrap();
+    for (kind, coverage) in &observation.coverage.0 {
         assert_eq!(found.kinds[kind].level, coverage.level, "{kind}: {}", coverage.reason);
     }
 }

@@ -30,10 +30,11 @@ fn before() -> Snapshot {
     with(host(), namespaces.map(|(t, ino)| old(t, ino)).into_iter().chain([process(OLD, 1).into()]))
 }
 
-fn owner_in(look: Snapshot, known: &Known, resource: &Resource) -> Owner {
-    let look = with(look, [OLD, MINE, THEIRS, NOBODYS].map(|pid| process(pid, if pid == OLD { 1 } else { 10 }).into()));
+fn owner_in(observation: Snapshot, known: &Known, resource: &Resource) -> Owner {
+    let observation =
+        with(observation, [OLD, MINE, THEIRS, NOBODYS].map(|pid| process(pid, if pid == OLD { 1 } else { 10 }).into()));
     let before = before();
-    Attributor::new(&before, &look, known, None).owner(resource)
+    Attributor::new(&before, &observation, known, None).owner(resource)
 }
 
 fn owner(resource: impl Into<Resource>) -> Owner {
@@ -63,15 +64,15 @@ fn a_process_is_the_runs_by_descent_then_by_token() {
 
 #[test]
 fn a_process_of_unknown_descent_is_the_runs_in_a_cgroup_that_the_run_made() {
-    let look = || with(host(), [cgroup(9, "/box").into()]);
+    let observation = || with(host(), [cgroup(9, "/box").into()]);
     let made = |m| Known {
         creators: vec![("/sys/fs/cgroup/box", m)],
         cgroups: vec![(NOBODYS, "/box"), (THEIRS, "/box")],
         ..known()
     };
-    assert_eq!(owner_in(look(), &made(Run), &process(NOBODYS, 10).into()), Owner::Run(Attribution::Cgroup));
-    assert_eq!(owner_in(look(), &made(Run), &process(THEIRS, 10).into()), Owner::Stranger, "descent says more");
-    assert_eq!(owner_in(look(), &made(Stranger), &process(NOBODYS, 10).into()), Owner::Unknown);
+    assert_eq!(owner_in(observation(), &made(Run), &process(NOBODYS, 10).into()), Owner::Run(Attribution::Cgroup));
+    assert_eq!(owner_in(observation(), &made(Run), &process(THEIRS, 10).into()), Owner::Stranger, "descent says more");
+    assert_eq!(owner_in(observation(), &made(Stranger), &process(NOBODYS, 10).into()), Owner::Unknown);
 }
 
 #[test]
@@ -190,8 +191,8 @@ fn what_is_inside_a_new_namespace_is_its_holders() {
 fn a_namespace_that_the_run_bound_is_the_runs_whoever_is_inside() {
     let bound = |m, pid| {
         let ns = namespace(NsType::Net, NEW_NS, vec![NsHolder::Process(pid, 10), NsHolder::Bind(text("/run/netns/a"))]);
-        let look = with(host(), [mount(OLD_MNT, 5, "/run/netns/a").into(), ns.clone().into()]);
-        owner_in(look, &Known { mounts: vec![(5, m)], ..known() }, &ns.into())
+        let observation = with(host(), [mount(OLD_MNT, 5, "/run/netns/a").into(), ns.clone().into()]);
+        owner_in(observation, &Known { mounts: vec![(5, m)], ..known() }, &ns.into())
     };
     assert_eq!(bound(Run, THEIRS), CREATOR);
     assert_eq!(bound(Stranger, MINE), HOLDER);
@@ -205,8 +206,9 @@ fn in_old_namespace(propagation: &str, elsewhere: &str, known: &Known) -> Owner 
     let holder = namespace(NsType::Mnt, OLD_MNT, vec![NsHolder::Process(OLD, 1)]);
     let lasting = with(host(), [holder.clone().into(), process(OLD, 1).into(), at(OLD_MNT, 1, propagation).into()]);
     let reused = with(host(), [holder.into(), process(OLD, 1).into(), at(OLD_MNT, 8, propagation).into()]);
-    let [lasting, reused] = [lasting, reused]
-        .map(|look| Attributor::new(&baseline, &look, known, None).owner(&mount(OLD_MNT, 9, "/x").into()));
+    let [lasting, reused] = [lasting, reused].map(|observation| {
+        Attributor::new(&baseline, &observation, known, None).owner(&mount(OLD_MNT, 9, "/x").into())
+    });
     if known.mounts.is_empty() {
         assert_eq!(reused, Owner::Stranger, "of another namespace, which took the inode of one that ended");
     }
@@ -230,18 +232,18 @@ fn a_mount_in_a_namespace_that_strangers_alone_are_in_is_theirs_unless_it_may_ha
 
 #[test]
 fn in_the_observers_own_namespace_anybody_may_mount() {
-    let mut look = with(host(), [namespace(NsType::Mnt, OLD_MNT, vec![NsHolder::Process(OLD, 1)]).into()]);
-    look.own_ns.insert(NsType::Mnt, OLD_MNT);
-    assert_eq!(owner_in(look, &known(), &mount(OLD_MNT, 9, "/x").into()), Owner::Unknown);
+    let mut observation = with(host(), [namespace(NsType::Mnt, OLD_MNT, vec![NsHolder::Process(OLD, 1)]).into()]);
+    observation.own_ns.insert(NsType::Mnt, OLD_MNT);
+    assert_eq!(owner_in(observation, &known(), &mount(OLD_MNT, 9, "/x").into()), Owner::Unknown);
 }
 
 #[test]
 fn a_copy_of_an_old_mount_in_a_new_namespace_is_recognised() {
     let baseline = with(before(), [mount(OLD_MNT, 1, "/data").into()]);
-    let look = with(host(), [mount(NEW_NS, 8, "/data").into(), mount(NEW_NS, 9, "/new").into()]);
+    let observation = with(host(), [mount(NEW_NS, 8, "/data").into(), mount(NEW_NS, 9, "/new").into()]);
     let known = known();
-    let attributor = Attributor::new(&baseline, &look, &known, None);
-    assert!(attributor.is_copy(&look.mounts[0]) && !attributor.is_copy(&look.mounts[1]));
+    let attributor = Attributor::new(&baseline, &observation, &known, None);
+    assert!(attributor.is_copy(&observation.mounts[0]) && !attributor.is_copy(&observation.mounts[1]));
     assert!(!attributor.is_copy(&mount(OLD_MNT, 10, "/data")), "a second mount over it is new");
 }
 
@@ -252,11 +254,11 @@ fn a_namespace_is_new_only_against_a_baseline_that_looked_for_it() {
         s
     };
     let known = known();
-    let look = with(host(), [mount(NEW_NS, 8, "/data").into()]);
+    let observation = with(host(), [mount(NEW_NS, 8, "/data").into()]);
     let blind = only(Kind::Process, host());
-    assert!(!Attributor::new(&blind, &look, &known, None).fresh_ns(NEW_NS));
+    assert!(!Attributor::new(&blind, &observation, &known, None).fresh_ns(NEW_NS));
     let mounts = only(Kind::Mount, with(host(), [mount(OLD_MNT, 1, "/data").into()]));
-    let by_mounts = Attributor::new(&mounts, &look, &known, None);
+    let by_mounts = Attributor::new(&mounts, &observation, &known, None);
     assert!(by_mounts.fresh_ns(NEW_NS) && !by_mounts.fresh_ns(OLD_MNT) && !by_mounts.fresh_ns(0));
     assert!(!by_mounts.fresh_ns(300), "of an IPC namespace the mounts tell nothing");
 }
@@ -265,9 +267,9 @@ fn a_namespace_is_new_only_against_a_baseline_that_looked_for_it() {
 fn in_a_scope_everything_is_the_runs() {
     for scope in [Scope::Tree(OLD), Scope::Cgroup("/box".into())] {
         let baseline = with(scoped(scope.clone()), [process(OLD, 1).into()]);
-        let look = with(scoped(scope), [OLD, THEIRS].map(|p| process(p, if p == OLD { 1 } else { 10 }).into()));
+        let observation = with(scoped(scope), [OLD, THEIRS].map(|p| process(p, if p == OLD { 1 } else { 10 }).into()));
         let known = known();
-        let attributor = Attributor::new(&baseline, &look, &known, None);
+        let attributor = Attributor::new(&baseline, &observation, &known, None);
         let others = one_of_each().into_iter().filter(|r| r.kind() != Kind::Process);
         for resource in others.chain([process(THEIRS, 10).into()]) {
             assert_eq!(attributor.owner(&resource), Owner::Run(Attribution::Scope), "{resource:?}");
@@ -281,28 +283,35 @@ fn in_a_scope_everything_is_the_runs() {
 #[test]
 fn the_own_process_owns_what_it_opens_but_is_no_survivor() {
     let baseline = with(host(), [process(OLD, 1).into()]);
-    let look = with(host(), [process(OLD, 1).into(), fd(OLD, 3, "pipe:[1]").into()]);
+    let observation = with(host(), [process(OLD, 1).into(), fd(OLD, 3, "pipe:[1]").into()]);
     let known = known();
-    let own = Attributor::new(&baseline, &look, &known, Some(OLD));
-    assert_eq!(own.owner(&look.fds[0].clone().into()), Owner::Run(Attribution::Own));
+    let own = Attributor::new(&baseline, &observation, &known, Some(OLD));
+    assert_eq!(own.owner(&observation.fds[0].clone().into()), Owner::Run(Attribution::Own));
     assert_eq!(own.alive(), (false, false));
-    assert_eq!(Attributor::new(&baseline, &look, &known, None).owner(&look.fds[0].clone().into()), Owner::Stranger);
+    assert_eq!(
+        Attributor::new(&baseline, &observation, &known, None).owner(&observation.fds[0].clone().into()),
+        Owner::Stranger
+    );
 }
 
 #[test]
 fn who_of_the_run_lives_and_runs() {
     let alive = |pid: u32, state: char| {
-        let look = with(host(), [Process { state, ..process(pid, 10) }.into()]);
-        Attributor::new(&before(), &look, &known(), None).alive()
+        let observation = with(host(), [Process { state, ..process(pid, 10) }.into()]);
+        Attributor::new(&before(), &observation, &known(), None).alive()
     };
     assert_eq!(alive(MINE, 'S'), (true, false));
     assert_eq!(alive(MINE, 'R'), (true, true));
     assert_eq!(alive(MINE, 'D'), (true, true));
     assert_eq!(alive(MINE, 'Z'), (false, true), "init has yet to reap it");
     let zombie = Process { state: 'Z', ppid: MINE, ..process(MINE + 1, 10) };
-    let look = with(host(), [process(MINE, 10), zombie].map(Resource::from));
+    let observation = with(host(), [process(MINE, 10), zombie].map(Resource::from));
     let of_run = Known { processes: vec![(MINE, Run), (MINE + 1, Run)], ..Known::default() };
-    assert_eq!(Attributor::new(&before(), &look, &of_run, None).alive(), (true, false), "its parent does not reap it");
+    assert_eq!(
+        Attributor::new(&before(), &observation, &of_run, None).alive(),
+        (true, false),
+        "its parent does not reap it"
+    );
     assert_eq!(alive(NOBODYS, 'R'), (true, true), "it may be the run's");
     assert_eq!(alive(THEIRS, 'R'), (false, false));
 }
@@ -311,7 +320,7 @@ fn who_of_the_run_lives_and_runs() {
 fn each_residue_has_its_class() {
     use Class::{Dying, Held, Orphaned};
     let zombie = |ppid| Process { state: 'Z', ppid, ..process(MINE, 10) };
-    let look =
+    let observation =
         with(host(), [process(OLD, 1).into(), Fd { serial: Some(4), ..fd(OLD, 3, "anon_inode:bpf-map") }.into()]);
     let table: Vec<(Resource, Class)> = vec![
         (process(MINE, 10).into(), Orphaned),
@@ -351,7 +360,7 @@ fn each_residue_has_its_class() {
     ];
     for (resource, class) in table {
         let populated = |c: &Cgroup| c.path.as_ref() == b"/populated";
-        assert_eq!(classify(&resource, &look, Some(OLD), |ns| ns == NEW_NS, populated), class, "{resource:?}");
+        assert_eq!(classify(&resource, &observation, Some(OLD), |ns| ns == NEW_NS, populated), class, "{resource:?}");
     }
 }
 
@@ -361,7 +370,7 @@ fn a_process_of_unknown_descent_is_the_runs_in_a_new_namespace_that_the_run_is_i
         let holders = pids.iter().map(|pid| NsHolder::Process(*pid, 10)).collect();
         with(host(), [namespace(NsType::Mnt, ino, holders).into()])
     };
-    let who = |look, pid| owner_in(look, &known(), &process(pid, 10).into());
+    let who = |observation, pid| owner_in(observation, &known(), &process(pid, 10).into());
     assert_eq!(who(shared(NEW_NS, &[MINE, NOBODYS]), NOBODYS), Owner::Run(Attribution::Namespace));
     assert_eq!(who(shared(OLD_MNT, &[MINE, NOBODYS]), NOBODYS), Owner::Unknown, "everybody may be in an old one");
     assert_eq!(who(shared(NEW_NS, &[THEIRS, NOBODYS]), NOBODYS), Owner::Unknown);

@@ -161,8 +161,8 @@ fn cgroups_are_named_from_the_arenas_own() {
     let Some(arena) = Arena::up() else { return };
     let Some((_, dir)) = arena.observed.view.cgroups.first() else { return };
     std::fs::create_dir(dir.join("box")).unwrap();
-    let look = arena.snapshot(&[Kind::Cgroup]);
-    let paths: Vec<String> = look.cgroups.iter().map(|c| c.path.to_string()).collect();
+    let observation = arena.snapshot(&[Kind::Cgroup]);
+    let paths: Vec<String> = observation.cgroups.iter().map(|c| c.path.to_string()).collect();
     assert_eq!(paths, ["/box"]);
 }
 

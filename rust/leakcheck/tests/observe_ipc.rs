@@ -15,11 +15,11 @@ use std::path::Path;
 use leakcheck::kind::Kind;
 use leakcheck::resource::{Ipc, IpcClass};
 use leakcheck::snapshot::Level;
-use planted::{Guard, Sandbox, eventually, keep_only, look, on_a_thread, privileged};
+use planted::{Guard, Sandbox, eventually, keep_only, observation, on_a_thread, privileged};
 use rustix::thread::CapabilitySet;
 
 fn see() -> Vec<Ipc> {
-    look(&[Kind::Ipc]).ipc
+    observation(&[Kind::Ipc]).ipc
 }
 
 fn own_ipcns() -> u64 {
@@ -107,7 +107,7 @@ fn sees_a_message_queue_with_a_hostile_name_until_it_is_unlinked() {
     let name = [b"lc \n\x1b[1m\xff ".as_slice(), std::process::id().to_string().as_bytes()].concat();
     let planted = queue(&name);
     let is_it = |r: &Ipc| r.class == IpcClass::Mqueue && r.name.as_bytes().ends_with(&name);
-    let found = look(&[Kind::Ipc]);
+    let found = observation(&[Kind::Ipc]);
     // Some machines' process 1 refuses even root.
     let coverage = &found.coverage.0[&Kind::Ipc];
     assert!(coverage.level == Level::Full || coverage.reason.ends_with("(1 process in all)"), "{coverage:?}");
@@ -170,7 +170,7 @@ fn without_privilege_it_sees_system_v_objects_of_its_own_namespace_and_says_what
     let planted = SystemV::new(IpcClass::Sem);
     let found = on_a_thread(|| {
         keep_only(CapabilitySet::SYS_PTRACE);
-        look(&[Kind::Ipc])
+        observation(&[Kind::Ipc])
     });
     assert!(planted.find(&found.ipc, own_ipcns()).is_some());
     assert!(found.ipc.iter().all(|r| r.ns != sandbox.ipcns()));

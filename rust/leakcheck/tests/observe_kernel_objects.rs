@@ -11,14 +11,14 @@ use std::path::Path;
 use leakcheck::kind::Kind;
 use leakcheck::resource::{Key, LoopDevice};
 use leakcheck::snapshot::Level;
-use planted::{eventually, look, on_a_thread, privileged};
+use planted::{eventually, observation, on_a_thread, privileged};
 
 fn see_keys() -> Vec<Key> {
-    look(&[Kind::Key]).keys
+    observation(&[Kind::Key]).keys
 }
 
 fn see_loops() -> Vec<LoopDevice> {
-    look(&[Kind::Loop]).loops
+    observation(&[Kind::Loop]).loops
 }
 
 /// Attaches a file to a free loop device (loop(4)). The device detaches itself with its last descriptor, hence also
@@ -217,14 +217,14 @@ fn root_sees_other_users_keys_and_stays_as_it_was() {
         let finish = finish;
         let serial = plant.recv().unwrap();
         rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable).unwrap();
-        let found = look(&[Kind::Key]);
+        let found = observation(&[Kind::Key]);
         assert_eq!(find(&found.keys, serial).expect("the other user's key").uid, OTHER);
         assert_eq!(found.coverage.0[&Kind::Key].level, Level::Full, "{:?}", found.coverage);
         let dumpable = rustix::process::dumpable_behavior().unwrap();
         assert_eq!(dumpable, rustix::process::DumpableBehavior::Dumpable, "the process is as it was");
         let unprivileged = on_a_thread(|| {
             planted::keep_only(rustix::thread::CapabilitySet::empty());
-            look(&[Kind::Key])
+            observation(&[Kind::Key])
         });
         assert_eq!(find(&unprivileged.keys, serial), None);
         let coverage = &unprivileged.coverage.0[&Kind::Key];

@@ -16,12 +16,12 @@ use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use leakcheck::kind::Kind;
 use leakcheck::resource::{Net, NetClass};
 use leakcheck::snapshot::Level;
-use planted::{Sandbox, eventually, keep_only, look, on_a_thread, privileged};
+use planted::{Sandbox, eventually, keep_only, observation, on_a_thread, privileged};
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::thread::CapabilitySet;
 
 fn see() -> Vec<Net> {
-    look(&[Kind::Net]).net
+    observation(&[Kind::Net]).net
 }
 
 fn inode(fd: &impl AsRawFd) -> u64 {
@@ -132,7 +132,7 @@ fn sees_what_a_sandboxs_own_network_namespace_holds_until_it_ends() {
         let address = SocketAddr::from_abstract_name(b"leakcheck").unwrap();
         (TcpListener::bind("0.0.0.0:80").unwrap(), UnixListener::bind_addr(&address).unwrap())
     });
-    let found = look(&[Kind::Net]);
+    let found = observation(&[Kind::Net]);
     // Some machines' process 1 refuses even root.
     let coverage = &found.coverage.0[&Kind::Net];
     assert!(coverage.level == Level::Full || coverage.reason.ends_with("(1 process in all)"), "{coverage:?}");
@@ -194,7 +194,7 @@ fn without_privilege_it_sees_its_own_namespace_and_says_what_it_does_not_see() {
     let found = on_a_thread(|| {
         // With it, the sandbox's namespace is found; what is missing is the right to enter.
         keep_only(CapabilitySet::SYS_PTRACE);
-        look(&[Kind::Net])
+        observation(&[Kind::Net])
     });
     assert!(find(&found.net, NetClass::Listener, inode(&listener)).is_some());
     assert!(found.net.iter().all(|record| record.netns != netns));

@@ -74,14 +74,14 @@ fn a_process_with_another_start_time_is_left_alone() {
 #[test]
 fn neither_this_process_nor_its_parents_nor_the_first_one_are_ever_killed() {
     let _alone = alone();
-    let look = leakcheck::observe::snapshot(&options("process", &[], &[])).unwrap();
+    let observation = leakcheck::observe::snapshot(&options("process", &[], &[])).unwrap();
     let own = std::process::id();
     let mut line = vec![own];
-    while let Some(parent) = look.process(*line.last().unwrap()).map(|p| p.ppid).filter(|p| *p > 0) {
+    while let Some(parent) = observation.process(*line.last().unwrap()).map(|p| p.ppid).filter(|p| *p > 0) {
         line.push(parent);
     }
-    let records = line.iter().filter_map(|pid| look.process(*pid)).map(|p| Resource::Process(p.clone()));
-    let report = canned(&look.boot_id, records, Attribution::Descent);
+    let records = line.iter().filter_map(|pid| observation.process(*pid)).map(|p| Resource::Process(p.clone()));
+    let report = canned(&observation.boot_id, records, Attribution::Descent);
     let actions = reap(&report, true).unwrap();
     assert!(!actions.is_empty());
     assert!(actions.iter().all(|a| a.status == Status::Skipped), "{actions:?}");
@@ -352,16 +352,16 @@ fn a_message_queue_is_removed_by_its_name() {
 fn a_key_is_unlinked_from_our_own_keyring_if_it_is_still_the_same() {
     let _alone = alone();
     let Some(key) = PlantedKey::plant() else { return eprintln!("skipped: no key can be made") };
-    let look = leakcheck::observe::snapshot(&options("key", &[], &[])).unwrap();
-    let of_test = look.keys.iter().filter(|k| k.serial == key.0).cloned().map(Resource::Key);
-    let report = canned(&look.boot_id, of_test, Attribution::Creator);
+    let observation = leakcheck::observe::snapshot(&options("key", &[], &[])).unwrap();
+    let of_test = observation.keys.iter().filter(|k| k.serial == key.0).cloned().map(Resource::Key);
+    let report = canned(&observation.boot_id, of_test, Attribution::Creator);
     assert_eq!(report.leaks.len(), 1);
     let renamed = altered(&report, |r| match r {
         Resource::Key(k) => k.description = b"other".into(),
         other => panic!("{other:?}"),
     });
     // Who does not see every key cannot tell that one is gone.
-    let blind = look.coverage.0[&Kind::Key].level != Level::Full;
+    let blind = observation.coverage.0[&Kind::Key].level != Level::Full;
     assert_eq!(reap(&renamed, true).unwrap()[0].status, if blind { Status::Skipped } else { Status::Gone });
     assert_eq!(reap(&report, false).unwrap()[0].status, Status::Would);
     assert!(key.is_linked());

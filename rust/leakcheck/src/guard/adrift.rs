@@ -55,8 +55,8 @@ struct Seen {
 }
 
 impl Glimpse {
-    fn of(p: &Process, by: Attribution, look: &Snapshot) -> Self {
-        Glimpse { id: (p.pid, p.start), by, line: ancestors(p, look).map(|a| a.pid).collect() }
+    fn of(p: &Process, by: Attribution, observation: &Snapshot) -> Self {
+        Glimpse { id: (p.pid, p.start), by, line: ancestors(p, observation).map(|a| a.pid).collect() }
     }
 }
 
@@ -111,15 +111,20 @@ enum Caught {
 
 impl Adrift {
     /// Evaluates one look. True if something lives.
-    pub(super) fn take_in(&mut self, run: &Run<'_>, look: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> bool {
+    pub(super) fn take_in(
+        &mut self,
+        run: &Run<'_>,
+        observation: &Snapshot,
+        attributor: &Attributor<'_, Live<'_>>,
+    ) -> bool {
         if self.looks.is_empty() {
-            self.in_first = look.processes.iter().map(|p| (p.pid, p.start)).collect();
+            self.in_first = observation.processes.iter().map(|p| (p.pid, p.start)).collect();
         }
         let mut free = Vec::new();
-        for p in &look.processes {
+        for p in &observation.processes {
             let Some(by) = of_run(attributor.owner_of(p), p, run.baseline) else { continue };
-            if is_free(p, look, run.baseline) {
-                free.push(Glimpse::of(p, by, look));
+            if is_free(p, observation, run.baseline) {
+                free.push(Glimpse::of(p, by, observation));
                 self.remember(p, by);
             }
         }
@@ -136,15 +141,15 @@ impl Adrift {
             }
             None => {
                 self.by_events = None;
-                let host = look.scope == Scope::Host;
-                for p in look.processes.iter().filter(|p| host && is_reaper(p, look)) {
+                let host = observation.scope == Scope::Host;
+                for p in observation.processes.iter().filter(|p| host && is_reaper(p, observation)) {
                     let Some(now) = observe::minor_faults(p.pid) else { continue };
                     self.faults.entry(p.pid).or_insert((now, now)).1 = now;
                 }
                 // In a scope, every process that came and went belongs to the run.
-                signs |= !host && !look.gone.is_empty();
-                let living = look.processes.iter().filter(|p| lives(p)).count();
-                let more = match (&look.scope, run.live.view()) {
+                signs |= !host && !observation.gone.is_empty();
+                let living = observation.processes.iter().filter(|p| lives(p)).count();
+                let more = match (&observation.scope, run.live.view()) {
                     // The look contains PID 1, but not the spawner.
                     (_, Some(arena)) => population(arena).map(|n| n > living + 1),
                     // Nothing is in a cgroup that is gone.
@@ -155,10 +160,10 @@ impl Adrift {
                 match more {
                     Some(more) => signs |= free.is_empty() && more,
                     None if !free.is_empty() => {}
-                    None => match self.orphan(run, look, attributor) {
+                    None => match self.orphan(run, observation, attributor) {
                         Orphan::Alive(orphan) => free.push(orphan),
                         Orphan::Restless => signs = true,
-                        Orphan::Unlisted if host => free.extend(self.newest(run, look, attributor)),
+                        Orphan::Unlisted if host => free.extend(self.newest(run, observation, attributor)),
                         Orphan::Nobody | Orphan::Unlisted => {}
                     },
                 }
@@ -186,21 +191,21 @@ impl Adrift {
 
     /// An orphan that the look did not see. At every instant a reaper is the parent of what the run left, so the list
     /// of the reapers' children misses none, however short its life is.
-    fn orphan(&mut self, run: &Run<'_>, look: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> Orphan {
+    fn orphan(&mut self, run: &Run<'_>, observation: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> Orphan {
         let arena = run.live.view();
         let began = Instant::now();
-        let mut known: HashSet<u32> = look.processes.iter().map(|p| p.pid).collect();
+        let mut known: HashSet<u32> = observation.processes.iter().map(|p| p.pid).collect();
         let mut before = Vec::new();
         while began.elapsed() < CHASING {
             let Some(mut children) = observe::children(1, arena) else { return Orphan::Unlisted };
-            let above = look.processes.iter().filter(|p| p.pid != 1 && is_reaper(p, look));
+            let above = observation.processes.iter().filter(|p| p.pid != 1 && is_reaper(p, observation));
             children.extend(above.flat_map(|p| observe::children(p.pid, arena).unwrap_or_default()));
             for pid in children.iter().rev().filter(|pid| known.insert(**pid)) {
                 let Some(p) = observe::process(*pid, arena) else { continue };
                 let Some(by) = of_run(attributor.owner_of(&p), &p, run.baseline) else { continue };
-                if is_free(&p, look, run.baseline) {
+                if is_free(&p, observation, run.baseline) {
                     self.remember(&p, by);
-                    return Orphan::Alive(Glimpse::of(&p, by, look));
+                    return Orphan::Alive(Glimpse::of(&p, by, observation));
                 }
             }
             // If a list lost an entry while it was read, it may lack another one.
@@ -214,7 +219,12 @@ impl Adrift {
 
     /// Probes the newest processes until one is alive: a walk rarely meets a process that lives for less time than the
     /// walk takes.
-    fn newest(&mut self, run: &Run<'_>, look: &Snapshot, attributor: &Attributor<'_, Live<'_>>) -> Option<Glimpse> {
+    fn newest(
+        &mut self,
+        run: &Run<'_>,
+        observation: &Snapshot,
+        attributor: &Attributor<'_, Live<'_>>,
+    ) -> Option<Glimpse> {
         let began = Instant::now();
         while began.elapsed() < PROBING {
             let newest = observe::newest_pid()?;
@@ -222,9 +232,9 @@ impl Adrift {
             for pid in (newest.saturating_sub(BEHIND).max(2)..=newest).rev() {
                 let Some(p) = observe::process(pid, None) else { continue };
                 let Some(by) = of_run(attributor.owner_of(&p), &p, run.baseline) else { continue };
-                if is_free(&p, look, run.baseline) && observe::is_process(pid) {
+                if is_free(&p, observation, run.baseline) && observe::is_process(pid) {
                     self.remember(&p, by);
-                    return Some(Glimpse::of(&p, by, look));
+                    return Some(Glimpse::of(&p, by, observation));
                 }
             }
         }
@@ -239,14 +249,14 @@ impl Adrift {
     pub(super) fn end(
         mut self,
         run: &Run<'_>,
-        look: &Snapshot,
+        observation: &Snapshot,
         residue: &mut BTreeMap<String, Remnant>,
         alive: bool,
     ) -> Result<Outcome> {
         // A reaper's children that come and go also leave a zombie for a moment.
         let mut passed = None;
         residue.retain(|_, f| match &f.resource {
-            Resource::Process(p) if f.by == Attribution::None && !lives(p) && self.is_of_reaper(p, look) => {
+            Resource::Process(p) if f.by == Attribution::None && !lives(p) && self.is_of_reaper(p, observation) => {
                 let stays = self.in_first.contains(&(p.pid, p.start));
                 if !stays {
                     passed = Some(unclear(p));
@@ -281,10 +291,12 @@ impl Adrift {
             .map(|(key, _)| key.clone())
             .collect();
         let taken: Vec<Remnant> = latest.iter().filter_map(|key| residue.remove(key)).collect();
-        let outcome = self.decide(run, look, residue, taken)?;
+        let outcome = self.decide(run, observation, residue, taken)?;
         if outcome.leak.is_some() {
             // The report of the chain includes its zombies that a slow init has not reaped yet.
-            let dead = |p: &Process| !lives(p) && look.process(p.ppid).is_none_or(|parent| is_reaper(parent, look));
+            let dead = |p: &Process| {
+                !lives(p) && observation.process(p.ppid).is_none_or(|parent| is_reaper(parent, observation))
+            };
             residue.retain(|_, f| !matches!(&f.resource, Resource::Process(p) if dead(p)));
         }
         Ok(if outcome.leak.is_none() && outcome.gap.is_none() { passed.unwrap_or_default() } else { outcome })
@@ -293,7 +305,7 @@ impl Adrift {
     fn decide(
         &mut self,
         run: &Run<'_>,
-        look: &Snapshot,
+        observation: &Snapshot,
         residue: &BTreeMap<String, Remnant>,
         taken: Vec<Remnant>,
     ) -> Result<Outcome> {
@@ -306,13 +318,15 @@ impl Adrift {
         let every = self.looks.iter().all(|seen| seen.beside(&held));
         if let Some(found) = taken.into_iter().next_back() {
             return Ok(match &found.resource {
-                Resource::Process(p) if found.by == Attribution::None && self.is_of_reaper(p, look) => unclear(p),
+                Resource::Process(p) if found.by == Attribution::None && self.is_of_reaper(p, observation) => {
+                    unclear(p)
+                }
                 _ => Outcome { leak: Some(self.report(found.resource, found.by, found.facts)), gap: None },
             });
         }
         if self.by_events.is_some() {
             match self.caught(run, &held) {
-                Caught::Alive(process) => return Ok(self.found_by_events(process, look, run.live.view())),
+                Caught::Alive(process) => return Ok(self.found_by_events(process, observation, run.live.view())),
                 Caught::Unread(pid) => {
                     let why = format!("process {pid} of the run still runs, but could not be read");
                     return Ok(Outcome { leak: None, gap: Some(why) });
@@ -345,13 +359,13 @@ impl Adrift {
         // Of the processes seen, one that certainly belongs to the run, else any.
         let best = self.seen.iter().filter(unheld).max_by_key(|(_, (_, by))| *by != Attribution::None);
         let clear = |(_, (p, by)): &(&(u32, u64), &(Process, Attribution))| {
-            *by != Attribution::None || !self.is_of_reaper(p, look)
+            *by != Attribution::None || !self.is_of_reaper(p, observation)
         };
         Ok(match best.map(|(_, (p, by))| (p.clone(), *by)) {
             Some((p, _)) if !self.seen.iter().filter(unheld).any(|found| clear(&found)) => unclear(&p),
             Some((p, by)) => {
                 let resource = Resource::Process(p);
-                let facts = detail::evidence(&resource, look, run.live.view()).facts;
+                let facts = detail::evidence(&resource, observation, run.live.view()).facts;
                 Outcome { leak: Some(self.report(resource, by, facts)), gap: None }
             }
             None => Outcome {
@@ -366,8 +380,8 @@ impl Adrift {
 
     /// Whether its parent, a reaper, may have started it instead of adopting it: it is in the reaper's session, and the
     /// reaper has forked since the first look.
-    fn is_of_reaper(&self, p: &Process, look: &Snapshot) -> bool {
-        look.process(p.ppid).is_some_and(|parent| parent.session == p.session)
+    fn is_of_reaper(&self, p: &Process, observation: &Snapshot) -> bool {
+        observation.process(p.ppid).is_some_and(|parent| parent.session == p.session)
             && self.faults.get(&p.ppid).is_some_and(|(first, last)| first != last)
     }
 
@@ -397,10 +411,10 @@ impl Adrift {
         }
     }
 
-    fn found_by_events(&mut self, process: Process, look: &Snapshot, arena: Option<&ArenaView>) -> Outcome {
+    fn found_by_events(&mut self, process: Process, observation: &Snapshot, arena: Option<&ArenaView>) -> Outcome {
         self.remember(&process, Attribution::Descent);
         let resource = Resource::Process(process);
-        let facts = detail::evidence(&resource, look, arena).facts;
+        let facts = detail::evidence(&resource, observation, arena).facts;
         Outcome { leak: Some(self.report(resource, Attribution::Descent, facts)), gap: None }
     }
 
@@ -471,22 +485,22 @@ fn of_run(owner: Owner, p: &Process, baseline: &Snapshot) -> Option<Attribution>
     }
 }
 
-fn has_held_ancestor(p: &Process, look: &Snapshot, held: &HashSet<u32>) -> bool {
-    ancestors(p, look).any(|a| held.contains(&a.pid))
+fn has_held_ancestor(p: &Process, observation: &Snapshot, held: &HashSet<u32>) -> bool {
+    ancestors(p, observation).any(|a| held.contains(&a.pid))
 }
 
-fn ancestors<'a>(p: &'a Process, look: &'a Snapshot) -> impl Iterator<Item = &'a Process> {
-    let parent = |p: &&'a Process| look.process(p.ppid);
-    std::iter::successors(look.process(p.ppid), parent).take(look.processes.len())
+fn ancestors<'a>(p: &'a Process, observation: &'a Snapshot) -> impl Iterator<Item = &'a Process> {
+    let parent = |p: &&'a Process| observation.process(p.ppid);
+    std::iter::successors(observation.process(p.ppid), parent).take(observation.processes.len())
 }
 
 /// The processes that adopt the run's orphans: PID 1, or a subreaper among this process and its ancestors
 /// (PR_SET_CHILD_SUBREAPER(2const)).
-fn is_reaper(p: &Process, look: &Snapshot) -> bool {
+fn is_reaper(p: &Process, observation: &Snapshot) -> bool {
     let me = std::process::id();
     let adopts = || p.pid == me && !matches!(rustix::process::child_subreaper(), Ok(None));
-    let above = || look.process(me).is_some_and(|own| ancestors(own, look).any(|a| a.pid == p.pid));
-    p.pid == 1 || look.scope != Scope::Arena && (adopts() || above())
+    let above = || observation.process(me).is_some_and(|own| ancestors(own, observation).any(|a| a.pid == p.pid));
+    p.pid == 1 || observation.scope != Scope::Arena && (adopts() || above())
 }
 
 /// The outcome if there is nothing but processes like this one.
@@ -500,10 +514,10 @@ fn unclear(p: &Process) -> Outcome {
 
 /// Whether no process from before, and no child of this process itself, is responsible for a process: it is an orphan
 /// or an orphan's descendant. A process that a daemon started and waits for is not.
-fn is_free(p: &Process, look: &Snapshot, baseline: &Snapshot) -> bool {
-    let arena = look.scope == Scope::Arena;
+fn is_free(p: &Process, observation: &Snapshot, baseline: &Snapshot) -> bool {
+    let arena = observation.scope == Scope::Arena;
     let me = std::process::id();
-    let Some(top) = ancestors(p, look).find(|a| {
+    let Some(top) = ancestors(p, observation).find(|a| {
         !lives(a) || !arena && a.pid == me || baseline.process(a.pid).is_some_and(|old| old.start == a.start)
     }) else {
         return true;
@@ -513,7 +527,7 @@ fn is_free(p: &Process, look: &Snapshot, baseline: &Snapshot) -> bool {
     }
     // A process that adopts orphans may be the parent of any process. A process in its reaper's session was started by
     // that reaper.
-    let reaps = is_reaper(top, look);
+    let reaps = is_reaper(top, observation);
     let of_session = || baseline.processes.iter().any(|old| old.session == p.session);
     if !arena && top.pid == me {
         return reaps && !of_session();

@@ -28,10 +28,10 @@ pub(super) fn counts(resource: &Resource) -> bool {
 pub(super) fn who<P: Provenance>(
     strange: &[Resource],
     baseline: &Snapshot,
-    look: &Snapshot,
+    observation: &Snapshot,
     provenance: &P,
 ) -> Vec<Other> {
-    let trace = Trace { baseline, look, provenance };
+    let trace = Trace { baseline, observation, provenance };
     let mut made: BTreeMap<u32, Other> = BTreeMap::new();
     for resource in strange {
         let Some(pid) = trace.maker(resource).map(|pid| trace.origin(pid)) else { continue };
@@ -46,7 +46,7 @@ pub(super) fn who<P: Provenance>(
 
 struct Trace<'a, P> {
     baseline: &'a Snapshot,
-    look: &'a Snapshot,
+    observation: &'a Snapshot,
     provenance: &'a P,
 }
 
@@ -64,17 +64,17 @@ impl<P: Provenance> Trace<'_, P> {
             Resource::Namespace(n) => self.holder(&n.holders),
             Resource::Net(n) => match n.class {
                 NetClass::NamedNetns => {
-                    let bound = self.look.mounts.iter().find(|m| m.target == n.scope);
+                    let bound = self.observation.mounts.iter().find(|m| m.target == n.scope);
                     bound.and_then(|m| self.of_mount(&m.id)).or_else(|| self.provenance.maker_of_file(n.scope.as_ref()))
                 }
                 NetClass::Listener | NetClass::Unix => {
                     let link = format!("socket:[{}]", n.number);
-                    self.look.fds.iter().find(|fd| fd.target.as_ref() == link.as_bytes()).map(|fd| fd.pid)
+                    self.observation.fds.iter().find(|fd| fd.target.as_ref() == link.as_bytes()).map(|fd| fd.pid)
                 }
                 _ => self.inhabitant(n.netns),
             },
             Resource::Loop(d) => self.provenance.maker_of_file(d.backing.as_ref()),
-            Resource::Bpf(b) => self.look.fds.iter().find(|fd| b.is_open_in(fd)).map(|fd| fd.pid),
+            Resource::Bpf(b) => self.observation.fds.iter().find(|fd| b.is_open_in(fd)).map(|fd| fd.pid),
             Resource::Fd(_) | Resource::Lock(_) | Resource::Key(_) | Resource::Sysctl(_) => None,
         };
         // 0 is a process outside our pid namespace.
@@ -91,13 +91,13 @@ impl<P: Provenance> Trace<'_, P> {
     fn holder(&self, holders: &[NsHolder]) -> Option<u32> {
         let one = |holder: &NsHolder| match holder {
             NsHolder::Process(pid, _) | NsHolder::Fd(pid, _, _) => Some(*pid),
-            NsHolder::Bind(path) => self.of_mount(&self.look.mounts.iter().find(|m| m.target == *path)?.id),
+            NsHolder::Bind(path) => self.of_mount(&self.observation.mounts.iter().find(|m| m.target == *path)?.id),
         };
         holders.iter().find_map(one)
     }
 
     fn inhabitant(&self, ns: u64) -> Option<u32> {
-        self.holder(&self.look.namespaces.iter().find(|n| n.ino == ns)?.holders)
+        self.holder(&self.observation.namespaces.iter().find(|n| n.ino == ns)?.holders)
     }
 
     /// The nearest of a process and its ancestors that existed before the run; the process itself if none is known.
@@ -105,7 +105,7 @@ impl<P: Provenance> Trace<'_, P> {
         let mut pid = maker;
         for _ in 0..DEEPEST {
             let before = self.baseline.process(pid);
-            let now = self.look.process(pid);
+            let now = self.observation.process(pid);
             if before.is_some_and(|old| now.is_none_or(|now| now.start == old.start)) {
                 return pid;
             }
@@ -119,20 +119,20 @@ impl<P: Provenance> Trace<'_, P> {
     }
 
     fn describe(&self, pid: u32) -> Other {
-        let process = self.look.process(pid).or(self.baseline.process(pid));
+        let process = self.observation.process(pid).or(self.baseline.process(pid));
         let sockets: HashSet<String> = self
-            .look
+            .observation
             .net
             .iter()
             .filter(|n| matches!(n.class, NetClass::Listener | NetClass::Unix))
             .map(|n| format!("socket:[{}]", n.number))
             .collect();
         let listens = |fd: &&crate::resource::Fd| fd.pid == pid && sockets.contains(&fd.target.to_string());
-        let seen = self.look.kinds.contains(crate::kind::Kind::Net);
+        let seen = self.observation.kinds.contains(crate::kind::Kind::Net);
         Other {
             pid,
             comm: process.map(|p| p.comm.to_string()).unwrap_or_default(),
-            listens: seen.then(|| self.look.fds.iter().any(|fd| listens(&fd))),
+            listens: seen.then(|| self.observation.fds.iter().any(|fd| listens(&fd))),
             made: BTreeMap::new(),
         }
     }

@@ -89,14 +89,14 @@ impl Remnant {
     pub(super) fn new<P: Provenance>(
         resource: Resource,
         by: Attribution,
-        look: &Snapshot,
+        observation: &Snapshot,
         attributor: &Attributor<'_, P>,
         arena: Option<&ArenaView>,
     ) -> Self {
         let populated = |c: &crate::resource::Cgroup| detail::cgroup_processes(c).is_some_and(|p| !p.is_empty());
         let parent = attributor.own_pid().filter(|pid| !adopts_orphans(*pid));
-        let class = classify(&resource, look, parent, |ns| attributor.fresh_ns(ns), populated);
-        let evidence = detail::evidence(&resource, look, arena);
+        let class = classify(&resource, observation, parent, |ns| attributor.fresh_ns(ns), populated);
+        let evidence = detail::evidence(&resource, observation, arena);
         Remnant { key: resource.key(), resource, by, class, label: evidence.label, facts: evidence.facts }
     }
 }

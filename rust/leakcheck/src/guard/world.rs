@@ -18,7 +18,7 @@ use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Snapshot};
 
 pub(super) struct LastObservation {
-    pub(super) look: Snapshot,
+    pub(super) observation: Snapshot,
     pub(super) coverage: CoverageMap,
     pub(super) noise: u64,
     /// What other processes made, as far as a daemon may have made it for the run.
@@ -55,16 +55,16 @@ impl LiveWorld<'_> {
             Err(e) if e.is_usage() && options.scope != Scope::Host && options.arena.is_none() => {
                 let files: KindSet = [Kind::File, Kind::Lockfile].into_iter().collect();
                 let files = files.and(self.run.baseline.kinds);
-                let mut look = Snapshot::empty(options.scope.clone(), self.run.baseline.kinds);
+                let mut observation = Snapshot::empty(options.scope.clone(), self.run.baseline.kinds);
                 if files != KindSet::EMPTY {
                     let host = observe::Options { scope: Scope::Host, kinds: Some(files), ..options.clone() };
-                    look = Snapshot { scope: options.scope.clone(), ..observe::snapshot(&host)? };
+                    observation = Snapshot { scope: options.scope.clone(), ..observe::snapshot(&host)? };
                 }
-                look.boot_id.clone_from(&self.run.baseline.boot_id);
-                look.kinds = self.run.baseline.kinds;
-                look.roots.clone_from(&self.run.baseline.roots);
-                look.lock_paths.clone_from(&self.run.baseline.lock_paths);
-                Ok(look)
+                observation.boot_id.clone_from(&self.run.baseline.boot_id);
+                observation.kinds = self.run.baseline.kinds;
+                observation.roots.clone_from(&self.run.baseline.roots);
+                observation.lock_paths.clone_from(&self.run.baseline.lock_paths);
+                Ok(observation)
             }
             other => other,
         }
@@ -73,26 +73,27 @@ impl LiveWorld<'_> {
 
 impl World<Remnant> for LiveWorld<'_> {
     fn observe(&mut self) -> Result<Observation<Remnant>> {
-        let look = self.snapshot()?;
+        let observation = self.snapshot()?;
         if let Some(watch) = self.run.live.watch {
             // Everything the snapshot saw happened before now.
             watch.sync();
         }
-        self.looks_ms += look.took_ns as f64 / 1e6;
-        let mut appeared = diff::diff(self.run.baseline, &look)?.with_settings_as_changes(self.run.baseline).appeared;
-        appeared.extend(unlisted_queues(self.run.baseline, &look));
+        self.looks_ms += observation.took_ns as f64 / 1e6;
+        let mut appeared =
+            diff::diff(self.run.baseline, &observation)?.with_settings_as_changes(self.run.baseline).appeared;
+        appeared.extend(unlisted_queues(self.run.baseline, &observation));
         appeared.retain(|r| self.run.asked.contains(r.kind()));
         let own = self.run.options.own_pid();
-        let attributor = Attributor::new(self.run.baseline, &look, self.run.live, own);
+        let attributor = Attributor::new(self.run.baseline, &observation, self.run.live, own);
         let by_evidence = |r: &Resource| matches!(attributor.owner(r), Owner::Run(by) if by != Attribution::Scope);
-        only_comparable(self.run.baseline, &look, &mut appeared, by_evidence);
+        only_comparable(self.run.baseline, &observation, &mut appeared, by_evidence);
         let all = appeared.len();
         let foreign = |r: &Resource| {
             attributor.owner(r) == Owner::Unknown && self.reach.is_foreign(r, self.run.baseline, &attributor)
         };
         appeared.retain(|r| !foreign(r));
         let foreign = (all - appeared.len()) as u64;
-        let coverage = coverage(self.run.baseline, &look, self.run.asked, &attributor, self.reach);
+        let coverage = coverage(self.run.baseline, &observation, self.run.asked, &attributor, self.reach);
         self.every.merge(&coverage);
         let residue = residue(appeared, &attributor);
         let (lives, running) = attributor.alive();
@@ -100,17 +101,19 @@ impl World<Remnant> for LiveWorld<'_> {
         // A process that was in the scope before may act for the run a little later.
         let old =
             |p: &Process| self.run.baseline.process(p.pid).is_some_and(|old| old.start == p.start) && p.state != 'Z';
-        let daemon = matches!(look.scope, Scope::Tree(_) | Scope::Cgroup(_)) && look.processes.iter().any(old);
-        let run_lives = adrift.take_in(&self.run, &look, &attributor) || lives || daemon;
+        let daemon =
+            matches!(observation.scope, Scope::Tree(_) | Scope::Cgroup(_)) && observation.processes.iter().any(old);
+        let run_lives = adrift.take_in(&self.run, &observation, &attributor) || lives || daemon;
         self.adrift = adrift;
         let found = residue
             .found
             .into_iter()
             .map(|(resource, by)| {
-                (resource.settling_key(), Remnant::new(resource, by, &look, &attributor, self.run.live.view()))
+                (resource.settling_key(), Remnant::new(resource, by, &observation, &attributor, self.run.live.view()))
             })
             .collect();
-        self.last = Some(LastObservation { look, coverage, noise: residue.noise + foreign, strange: residue.strange });
+        self.last =
+            Some(LastObservation { observation, coverage, noise: residue.noise + foreign, strange: residue.strange });
         Ok(Observation { residue: found, run_lives, running })
     }
 

@@ -18,7 +18,7 @@ use mount::{lasting_namespaces, may_come_in};
 /// Attributes the resources that one look shows and the baseline does not.
 pub struct Attributor<'a, P> {
     baseline: &'a Snapshot,
-    look: &'a Snapshot,
+    observation: &'a Snapshot,
     provenance: &'a P,
     own_pid: Option<u32>,
     processes: HashMap<u32, Owner>,
@@ -33,14 +33,23 @@ pub struct Attributor<'a, P> {
 
 impl<'a, P: Provenance> Attributor<'a, P> {
     /// `own_pid` is this process if its own descriptors count.
-    pub fn new(baseline: &'a Snapshot, look: &'a Snapshot, provenance: &'a P, own_pid: Option<u32>) -> Self {
-        let holders = look.namespaces.iter().map(|n| ((n.ns_type, n.ino), n.holders.clone())).collect();
+    pub fn new(baseline: &'a Snapshot, observation: &'a Snapshot, provenance: &'a P, own_pid: Option<u32>) -> Self {
+        let holders = observation.namespaces.iter().map(|n| ((n.ns_type, n.ino), n.holders.clone())).collect();
         let seen = baseline.namespaces.iter().map(|n| n.ino).chain(baseline.mounts.iter().map(|m| m.ns));
         let old_namespaces = seen.chain(baseline.own_ns.values().copied()).collect();
         let (processes, lasting, uids) = (HashMap::new(), OnceCell::new(), OnceCell::new());
-        let mut this =
-            Attributor { baseline, look, provenance, own_pid, processes, holders, old_namespaces, lasting, uids };
-        this.processes = look.processes.iter().map(|p| (p.pid, this.process(p))).collect();
+        let mut this = Attributor {
+            baseline,
+            observation,
+            provenance,
+            own_pid,
+            processes,
+            holders,
+            old_namespaces,
+            lasting,
+            uids,
+        };
+        this.processes = observation.processes.iter().map(|p| (p.pid, this.process(p))).collect();
         this.by_cgroup();
         this.by_namespace();
         this
@@ -71,7 +80,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             Owner::Run(_) | Owner::Unknown => true,
         };
         let (mut lives, mut running) = (false, false);
-        for p in self.look.processes.iter().filter(of_run) {
+        for p in self.observation.processes.iter().filter(of_run) {
             match p.state {
                 'Z' | 'X' | 'x' => running |= self.is_adopted(p),
                 state => {
@@ -86,7 +95,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
     /// Whether the parent of a zombie is not a process of the run. Then init or a subreaper has to reap it, and some
     /// inits take two seconds.
     fn is_adopted(&self, zombie: &Process) -> bool {
-        self.look.process(zombie.ppid).is_none_or(|parent| match self.look.scope {
+        self.observation.process(zombie.ppid).is_none_or(|parent| match self.observation.scope {
             // Of the processes that an arena had before, only its init reaps.
             Scope::Arena => self.baseline.process(parent.pid).is_some_and(|old| old.start == parent.start),
             Scope::Host | Scope::Cgroup(_) | Scope::Tree(_) => self.provenance.process(parent) != Membership::Run,
@@ -101,7 +110,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         if self.baseline.process(p.pid).is_some_and(known) {
             return if self.baseline.scope == Scope::Host { Owner::Stranger } else { Owner::Run(Attribution::Scope) };
         }
-        if self.look.scope == Scope::Arena {
+        if self.observation.scope == Scope::Arena {
             return Owner::Run(Attribution::Scope);
         }
         match self.provenance.process(p) {
@@ -122,7 +131,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         let old: HashSet<(&crate::text::Text, u64)> =
             self.baseline.cgroups.iter().map(|c| (&c.hierarchy, c.ino)).collect();
         let made: HashSet<(String, String)> = self
-            .look
+            .observation
             .cgroups
             .iter()
             .filter(|c| !old.contains(&(&c.hierarchy, c.ino)))
@@ -162,7 +171,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         let users = || {
             let mut users: HashSet<u32> = HashSet::new();
             let mut others: HashSet<u32> = [0].into();
-            for p in &self.look.processes {
+            for p in &self.observation.processes {
                 let set = match self.owner_of_pid(p.pid) {
                     Owner::Run(Attribution::Own) | Owner::Stranger | Owner::Unknown => &mut others,
                     Owner::Run(_) => &mut users,
@@ -176,7 +185,12 @@ impl<'a, P: Provenance> Attributor<'a, P> {
 
     /// Whose a process is, even if it started after the look.
     pub fn owner_of(&self, p: &Process) -> Owner {
-        match self.look.process(p.pid).filter(|seen| seen.start == p.start).and_then(|_| self.processes.get(&p.pid)) {
+        match self
+            .observation
+            .process(p.pid)
+            .filter(|seen| seen.start == p.start)
+            .and_then(|_| self.processes.get(&p.pid))
+        {
             Some(owner) => *owner,
             None => self.process(p),
         }
@@ -200,14 +214,14 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         // Every mount namespace has mounts; of the other types the baseline must have looked for namespaces.
         let looked_for = || {
             self.baseline.kinds.contains(Kind::Namespace)
-                || self.baseline.kinds.contains(Kind::Mount) && self.look.mounts.iter().any(|m| m.ns == ino)
+                || self.baseline.kinds.contains(Kind::Mount) && self.observation.mounts.iter().any(|m| m.ns == ino)
         };
         ino != 0 && !self.old_namespaces.contains(&ino) && looked_for()
     }
 
     /// Whose `resource` is.
     pub fn owner(&self, resource: &Resource) -> Owner {
-        if self.look.scope == Scope::Arena {
+        if self.observation.scope == Scope::Arena {
             return self.in_arena(resource);
         }
         match self.evident_owner(resource) {
@@ -223,7 +237,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
 
     /// What is new in an arena is the run's, except resources that no namespace isolates: those need evidence.
     fn in_arena(&self, resource: &Resource) -> Owner {
-        let shared_net = |ino: u64| self.look.own_ns.get(&NsType::Net) == Some(&ino);
+        let shared_net = |ino: u64| self.observation.own_ns.get(&NsType::Net) == Some(&ino);
         match resource {
             Resource::Sysctl(_) => Owner::Unknown,
             Resource::Key(_) => Owner::by_evidence(self.provenance.made(resource), Attribution::Creator),
@@ -238,7 +252,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                     d.device.as_ref().strip_prefix(b"loop").and_then(|n| std::str::from_utf8(n).ok()?.parse().ok());
                 // Block major 7 (Documentation/admin-guide/devices.txt).
                 let mounted =
-                    number.is_some_and(|n: u32| self.look.mounts.iter().any(|m| m.dev == encode_device(7, n)));
+                    number.is_some_and(|n: u32| self.observation.mounts.iter().any(|m| m.dev == encode_device(7, n)));
                 match self.evident_owner(resource) {
                     _ if mounted => Owner::Run(Attribution::Holder),
                     Owner::Run(by) => Owner::Run(by),
@@ -259,7 +273,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
     }
 
     fn evident_owner(&self, resource: &Resource) -> Owner {
-        let part = matches!(self.look.scope, Scope::Cgroup(_) | Scope::Tree(_));
+        let part = matches!(self.observation.scope, Scope::Cgroup(_) | Scope::Tree(_));
         if part && !matches!(resource, Resource::Process(_) | Resource::File(_)) {
             return Owner::Run(Attribution::Scope);
         }
@@ -273,7 +287,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             Resource::File(f) => match f.mapped_by {
                 Some((pid, _)) => self.held_by([pid]),
                 None => match self.made(f.path.as_ref(), None) {
-                    Owner::Unknown if self.look.scope != Scope::Host => Owner::Run(Attribution::Scope),
+                    Owner::Unknown if self.observation.scope != Scope::Host => Owner::Run(Attribution::Scope),
                     other => other,
                 },
             },
@@ -282,13 +296,13 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             Resource::Net(n) => match n.class {
                 NetClass::Listener | NetClass::Unix => {
                     let link = format!("socket:[{}]", n.number);
-                    let holders = self.look.fds.iter().filter(|fd| fd.target.as_ref() == link.as_bytes());
+                    let holders = self.observation.fds.iter().filter(|fd| fd.target.as_ref() == link.as_bytes());
                     match self.held_by(holders.map(|fd| fd.pid)) {
                         Owner::Unknown => self.in_namespace(NsType::Net, n.netns),
                         known => known,
                     }
                 }
-                NetClass::NamedNetns => match self.look.mounts.iter().find(|m| m.target == n.scope) {
+                NetClass::NamedNetns => match self.observation.mounts.iter().find(|m| m.target == n.scope) {
                     Some(m) => self.mount(m),
                     None => self.made(n.scope.as_ref(), None),
                 },
@@ -296,7 +310,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 _ => self.in_namespace(NsType::Net, n.netns),
             },
             Resource::Bpf(b) => {
-                let holders = self.look.fds.iter().filter(|fd| b.is_open_in(fd));
+                let holders = self.observation.fds.iter().filter(|fd| b.is_open_in(fd));
                 self.held_by(holders.map(|fd| fd.pid))
             }
             Resource::Loop(d) => Owner::by_hint(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),
@@ -313,7 +327,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             return self.held_by([pid]);
         }
         let opened = |same: &dyn Fn(u64) -> bool| -> Vec<u32> {
-            let fds = self.look.fds.iter().filter(|fd| fd.ino == lock.ino && fd.ino != 0 && same(fd.dev));
+            let fds = self.observation.fds.iter().filter(|fd| fd.ino == lock.ino && fd.ino != 0 && same(fd.dev));
             fds.map(|fd| fd.pid).collect()
         };
         let mut holders = opened(&|dev| dev == lock.dev);
@@ -355,7 +369,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
             return by_process;
         }
         let bound = holders.iter().find_map(|h| match h {
-            NsHolder::Bind(path) => self.look.mounts.iter().find(|m| m.target == *path),
+            NsHolder::Bind(path) => self.observation.mounts.iter().find(|m| m.target == *path),
             NsHolder::Process(..) | NsHolder::Fd(..) => None,
         });
         // If the run bind mounted a namespace, the mount keeps it, whichever processes are inside.
@@ -425,12 +439,12 @@ impl<'a, P: Provenance> Attributor<'a, P> {
     /// Whether a mount namespace of the baseline still has any of its mounts. If not, another namespace reuses its
     /// inode, and all its mounts are new.
     fn is_still_there(&self, ns: u64) -> bool {
-        self.lasting.get_or_init(|| lasting_namespaces(self.baseline, self.look)).contains(&ns)
+        self.lasting.get_or_init(|| lasting_namespaces(self.baseline, self.observation)).contains(&ns)
     }
 
     /// Whether it is a namespace, or a mount in one, that the machine had before the scope's first process entered it.
     pub fn was_only_entered(&self, resource: &Resource) -> bool {
-        if !matches!(self.look.scope, Scope::Cgroup(_) | Scope::Tree(_)) {
+        if !matches!(self.observation.scope, Scope::Cgroup(_) | Scope::Tree(_)) {
             return false;
         }
         match resource {
@@ -443,7 +457,7 @@ impl<'a, P: Provenance> Attributor<'a, P> {
     /// Whether a namespace is the observer's own or an initial one (include/linux/proc_ns.h: later ones have an inode
     /// of at least `PROC_DYNAMIC_FIRST`).
     fn is_the_machines(&self, ino: u64) -> bool {
-        (0xEFFF_FF00..0xF000_0000).contains(&ino) || self.look.own_ns.values().any(|own| *own == ino)
+        (0xEFFF_FF00..0xF000_0000).contains(&ino) || self.observation.own_ns.values().any(|own| *own == ino)
     }
 
     fn is_own_mount_ns(&self, ns: u64) -> bool {
@@ -452,6 +466,6 @@ impl<'a, P: Provenance> Attributor<'a, P> {
 
     /// Inode of the observer's own mount namespace.
     pub fn own_mount_ns(&self) -> Option<u64> {
-        self.look.own_ns.get(&NsType::Mnt).copied()
+        self.observation.own_ns.get(&NsType::Mnt).copied()
     }
 }

@@ -51,7 +51,7 @@ impl fmt::Display for Class {
 /// those that it started.
 pub fn classify(
     resource: &Resource,
-    look: &Snapshot,
+    observation: &Snapshot,
     own_pid: Option<u32>,
     fresh_ns: impl Fn(u64) -> bool,
     populated: impl Fn(&Cgroup) -> bool,
@@ -60,7 +60,7 @@ pub fn classify(
         Resource::Process(p) => match p.state {
             'X' | 'x' => Class::Dying,
             // Its parent lives and does not reap it.
-            'Z' if look.process(p.ppid).is_some() => Class::Held,
+            'Z' if observation.process(p.ppid).is_some() => Class::Held,
             'Z' => Class::Dying,
             _ if own_pid == Some(p.ppid) => Class::Held,
             _ => Class::Orphaned,
@@ -93,7 +93,7 @@ pub fn classify(
             _ => Class::Orphaned,
         },
         Resource::Bpf(b) => {
-            let held = look.fds.iter().any(|fd| b.is_open_in(fd));
+            let held = observation.fds.iter().any(|fd| b.is_open_in(fd));
             if held { Class::Held } else { Class::Orphaned }
         }
         Resource::Loop(_) | Resource::Key(_) => Class::Orphaned,

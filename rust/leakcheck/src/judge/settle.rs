@@ -116,14 +116,14 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
         out.extended |= enough;
         world.wait(&out.residue, pause.min(policy.at_most.saturating_sub(out.took)));
         pause = (pause * 2).min(policy.longest_pause);
-        let look = world.observe()?;
+        let observation = world.observe()?;
         out.looks += 1;
         out.took = world.elapsed();
         let (kept, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
-            std::mem::take(&mut out.residue).into_iter().partition(|(key, _)| look.residue.contains_key(key));
+            std::mem::take(&mut out.residue).into_iter().partition(|(key, _)| observation.residue.contains_key(key));
         out.transient.extend(gone.into_values().map(|t| (t, out.took)));
         young = false;
-        for (key, seen) in look.residue {
+        for (key, seen) in observation.residue {
             let known = kept.contains_key(&key);
             // What first appears when no process of the run lives is not the run's.
             if known || lives && !done {
@@ -131,7 +131,7 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
                 out.residue.insert(key, seen);
             }
         }
-        (lives, running) = (look.run_lives, look.running);
+        (lives, running) = (observation.run_lives, observation.running);
     }
     out.lives = lives;
     Ok(out)

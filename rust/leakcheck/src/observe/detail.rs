@@ -33,7 +33,7 @@ struct Notes {
     who: String,
     /// Nanoseconds since the epoch.
     since: Option<i64>,
-    look: String,
+    observation: String,
     details: Vec<(&'static str, Value)>,
 }
 
@@ -51,14 +51,14 @@ impl Observation<'_> {
 }
 
 /// Looks up a resource of a look, of the arena if there is one.
-pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&ArenaView>) -> Evidence {
-    let look = Observation { records: look, arena };
+pub(crate) fn evidence(resource: &Resource, observation: &Snapshot, arena: Option<&ArenaView>) -> Evidence {
+    let observation = Observation { records: observation, arena };
     let notes = match resource {
-        Resource::Process(p) => process(p, look),
-        Resource::Fd(fd) => descriptor(fd, look),
+        Resource::Process(p) => process(p, observation),
+        Resource::Fd(fd) => descriptor(fd, observation),
         Resource::Mount(m) => mount(m),
-        Resource::Cgroup(c) => cgroup(c, look),
-        Resource::Lock(l) => lock(l, look),
+        Resource::Cgroup(c) => cgroup(c, observation),
+        Resource::Lock(l) => lock(l, observation),
         Resource::Lockfile(f) => Notes {
             label: format!(
                 "{} lock file {}",
@@ -72,7 +72,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
             ),
             who: f.pid.map_or("names no process".to_owned(), |pid| format!("names process {pid}")),
             since: None,
-            look: format!("cat {}", quote(f.path.as_ref())),
+            observation: format!("cat {}", quote(f.path.as_ref())),
             details: Vec::new(),
         },
         Resource::File(f) => file(f),
@@ -86,10 +86,10 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
             },
             who: match i.creator {
                 0 => format!("uid {}", i.uid),
-                pid => format!("uid {}, made by {}", i.uid, name_of(pid, look)),
+                pid => format!("uid {}, made by {}", i.uid, name_of(pid, observation)),
             },
             since: i.birth,
-            look: match i.class {
+            observation: match i.class {
                 IpcClass::Shm => format!("ipcs -m -i {}", i.id),
                 IpcClass::Sem => format!("ipcs -s -i {}", i.id),
                 IpcClass::Msg => format!("ipcs -q -i {}", i.id),
@@ -98,7 +98,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
             },
             details: Vec::new(),
         },
-        Resource::Namespace(n) => namespace(n, look),
+        Resource::Namespace(n) => namespace(n, observation),
         Resource::Net(n) => Notes {
             label: match n.class {
                 NetClass::Interface => format!("network interface {}", n.name),
@@ -114,7 +114,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
             },
             who: n.uid.map_or(format!("network namespace {}", n.netns), |uid| format!("uid {uid}")),
             since: None,
-            look: match n.class {
+            observation: match n.class {
                 NetClass::Interface => format!("ip -d link show {}", quote(n.name.as_ref())),
                 NetClass::NamedNetns => "ip netns list".to_owned(),
                 NetClass::Listener => "ss -tulnpe".to_owned(),
@@ -132,14 +132,14 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
             label: format!("loop device {} on {}", d.device, d.backing),
             who: "attached to its backing file".to_owned(),
             since: None,
-            look: format!("losetup -l /dev/{}", d.device),
+            observation: format!("losetup -l /dev/{}", d.device),
             details: Vec::new(),
         },
         Resource::Key(k) => Notes {
             label: format!("{} key {:#x} {}", k.key_type, k.serial, k.description),
             who: format!("uid {}", k.uid),
             since: None,
-            look: format!("grep {:08x} /proc/keys", k.serial),
+            observation: format!("grep {:08x} /proc/keys", k.serial),
             details: Vec::new(),
         },
         Resource::Sysctl(s) => {
@@ -151,7 +151,7 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
                 },
                 who: "the kernel does not record which process wrote it".to_owned(),
                 since: None,
-                look: format!("cat {}", quote(s.path.as_ref())),
+                observation: format!("cat {}", quote(s.path.as_ref())),
                 details: s.restore().map(|command| ("restore", json!(command))).into_iter().collect(),
             }
         }
@@ -159,9 +159,9 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
             let class = format!("{:?}", b.class).to_lowercase();
             Notes {
                 label: format!("bpf {class} {}", b.id),
-                who: holders_of_bpf(b, look),
+                who: holders_of_bpf(b, observation),
                 since: None,
-                look: format!("bpftool {class} show id {}", b.id),
+                observation: format!("bpftool {class} show id {}", b.id),
                 details: bpf::describe(b.class, b.id).map(|object| ("object", object.into())).into_iter().collect(),
             }
         }
@@ -170,16 +170,16 @@ pub(crate) fn evidence(resource: &Resource, look: &Snapshot, arena: Option<&Aren
     facts.insert("resource".to_owned(), serde_json::to_value(resource).unwrap_or(Value::Null));
     facts.insert("who".to_owned(), notes.who.into());
     facts.insert("since".to_owned(), notes.since.and_then(iso).map_or(Value::Null, Value::from));
-    facts.insert("inspect".to_owned(), notes.look.clone().into());
+    facts.insert("inspect".to_owned(), notes.observation.clone().into());
     // The old name, for readers of this version.
-    facts.insert("look".to_owned(), notes.look.into());
+    facts.insert("look".to_owned(), notes.observation.into());
     facts.extend(notes.details.into_iter().map(|(name, value)| (name.to_owned(), value)));
     Evidence { label: notes.label, facts }
 }
 
-fn process(p: &Process, look: Observation<'_>) -> Notes {
-    let (task, led) = task_of(p.pid, look.arena);
-    let base = look.proc(task);
+fn process(p: &Process, observation: Observation<'_>) -> Notes {
+    let (task, led) = task_of(p.pid, observation.arena);
+    let base = observation.proc(task);
     let mut details = Vec::new();
     let argv = read_memory(&base, Part::Arguments).unwrap_or_default();
     let argv = argv.strip_suffix(b"\0").unwrap_or(&argv);
@@ -192,7 +192,7 @@ fn process(p: &Process, look: Observation<'_>) -> Notes {
     if let Ok(exe) = proc_root::read_link(&base.join("exe")) {
         details.push(("exe", Text::from(&*exe).to_string().into()));
     }
-    let parent = name_of(p.ppid, look);
+    let parent = name_of(p.ppid, observation);
     let mut who = format!("parent {parent}");
     details.push(("parent", parent.into()));
     if let Ok(text) = read_file(base.join("status"))
@@ -204,7 +204,7 @@ fn process(p: &Process, look: Observation<'_>) -> Notes {
     if let Some(path) = own_cgroup(&base) {
         details.push(("cgroup", path.into()));
     }
-    let fds = look.records.fds.iter().filter(|fd| fd.pid == p.pid).count();
+    let fds = observation.records.fds.iter().filter(|fd| fd.pid == p.pid).count();
     if fds > 0 {
         details.push(("fds", fds.into()));
     }
@@ -216,7 +216,7 @@ fn process(p: &Process, look: Observation<'_>) -> Notes {
         label: format!("{what} {} ({}){led}{tail}", p.pid, p.comm),
         who,
         since: start_ns(p.start),
-        look: format!("cat /proc/{0}/status; ls -l /proc/{0}/fd", p.pid),
+        observation: format!("cat /proc/{0}/status; ls -l /proc/{0}/fd", p.pid),
         details,
     }
 }
@@ -229,21 +229,23 @@ fn own_cgroup(process: &Path) -> Option<String> {
     Some(Text::from(best.path).to_string())
 }
 
-fn descriptor(fd: &Fd, look: Observation<'_>) -> Notes {
-    let owner = name_of(fd.pid, look);
+fn descriptor(fd: &Fd, observation: Observation<'_>) -> Notes {
+    let owner = name_of(fd.pid, observation);
     let table = if fd.table == fd.pid { String::new() } else { format!(" in the table of thread {}", fd.table) };
     let mut details = Vec::new();
-    let info = look.proc(format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd));
+    let info = observation.proc(format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd));
     if let Ok(text) = read_file(&info) {
         let parsed = parse::fdinfo::parse(&text);
         details.extend(parsed.flags.map(|f| ("flags", format!("{f:#o}").into())));
         details.extend(parsed.pid.map(|pid| ("pidfd_of", pid.into())));
         details.extend(parsed.scm_fds.filter(|n| *n > 0).map(|n| ("in_flight", n.into())));
     }
-    if let Some(process) = look.records.process(fd.pid) {
+    if let Some(process) = observation.records.process(fd.pid) {
         details.push(("comm", process.comm.to_string().into()));
     }
-    if let Ok(exe) = proc_root::read_link(&look.proc(format_args!("{}/exe", task_of(fd.pid, look.arena).0))) {
+    if let Ok(exe) =
+        proc_root::read_link(&observation.proc(format_args!("{}/exe", task_of(fd.pid, observation.arena).0)))
+    {
         details.push(("exe", Text::from(&*exe).to_string().into()));
     }
     let socket = socket_inode(fd.target.as_ref()).and_then(sockdiag::describe_socket);
@@ -256,7 +258,10 @@ fn descriptor(fd: &Fd, look: Observation<'_>) -> Notes {
         label: format!("fd {} of {owner}{table}: {target}{flight}", fd.fd),
         who: format!("held by {owner}"),
         since: None,
-        look: format!("ls -l /proc/{0}/task/{1}/fd/{2}; cat /proc/{0}/task/{1}/fdinfo/{2}", fd.pid, fd.table, fd.fd),
+        observation: format!(
+            "ls -l /proc/{0}/task/{1}/fd/{2}; cat /proc/{0}/task/{1}/fdinfo/{2}",
+            fd.pid, fd.table, fd.fd
+        ),
         details,
     }
 }
@@ -278,7 +283,7 @@ fn mount(m: &Mount) -> Notes {
         label,
         who: if m.ns == 0 { m.holder.clone() } else { format!("mount namespace {}", m.ns) },
         since: None,
-        look: if m.ns == 0 {
+        observation: if m.ns == 0 {
             "ls -l /proc/*/cwd /proc/*/fd".to_owned()
         } else {
             format!("findmnt {}", quote(m.target.as_ref()))
@@ -293,11 +298,11 @@ pub(crate) fn cgroup_processes(c: &Cgroup) -> Option<Vec<u32>> {
     Some(text.split(|b| *b == b'\n').filter_map(|l| std::str::from_utf8(l).ok()?.parse().ok()).collect())
 }
 
-fn cgroup(c: &Cgroup, look: Observation<'_>) -> Notes {
+fn cgroup(c: &Cgroup, observation: Observation<'_>) -> Notes {
     let procs = cgroup_processes(c);
     let populated = match procs.as_deref() {
         None | Some([]) => "empty".to_owned(),
-        Some([pid]) if look.arena.is_none() => format!("holds process {pid}"),
+        Some([pid]) if observation.arena.is_none() => format!("holds process {pid}"),
         Some([_]) => "holds one process".to_owned(),
         Some(all) => format!("holds {} processes", all.len()),
     };
@@ -305,27 +310,32 @@ fn cgroup(c: &Cgroup, look: Observation<'_>) -> Notes {
         label: format!("cgroup {} {}", c.hierarchy, c.path),
         who: populated,
         since: None,
-        look: format!("cat {}", quote(&[c.dir.as_ref(), b"/cgroup.procs"].concat())),
+        observation: format!("cat {}", quote(&[c.dir.as_ref(), b"/cgroup.procs"].concat())),
         // cgroupfs shows pids of the observer's namespace.
-        details: procs.filter(|_| look.arena.is_none()).map(|all| ("processes", json!(all))).into_iter().collect(),
+        details: procs
+            .filter(|_| observation.arena.is_none())
+            .map(|all| ("processes", json!(all)))
+            .into_iter()
+            .collect(),
     }
 }
 
-fn lock(l: &Lock, look: Observation<'_>) -> Notes {
+fn lock(l: &Lock, observation: Observation<'_>) -> Notes {
     let has_line = |fd: &&Fd| {
-        let info = look.proc(format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd));
+        let info = observation.proc(format_args!("{}/task/{}/fdinfo/{}", fd.pid, fd.table, fd.fd));
         let text = read_file(info).unwrap_or_default();
         parse::fdinfo::parse(&text).locks.iter().any(|line| line.inode == l.ino)
     };
     // The `lock:` line of fdinfo appears at every descriptor of the open file description: these are the holders.
-    let candidates: Vec<&Fd> = look.records.fds.iter().filter(|fd| fd.ino == l.ino).collect();
+    let candidates: Vec<&Fd> = observation.records.fds.iter().filter(|fd| fd.ino == l.ino).collect();
     let holders: Vec<&Fd> = candidates.iter().copied().filter(|fd| has_line(fd)).collect();
     let path = holders.first().or(candidates.first()).map(|fd| fd.target.to_string());
-    let mut who: Vec<String> = holders.iter().map(|fd| format!("fd {} of {}", fd.fd, name_of(fd.pid, look))).collect();
+    let mut who: Vec<String> =
+        holders.iter().map(|fd| format!("fd {} of {}", fd.fd, name_of(fd.pid, observation))).collect();
     who.dedup();
     let taken = match u32::try_from(l.pid) {
         Ok(0) => "taken by a process outside this pid namespace".to_owned(),
-        Ok(pid) => format!("taken by {}", name_of(pid, look)),
+        Ok(pid) => format!("taken by {}", name_of(pid, observation)),
         Err(_) => "taken by an open file description".to_owned(),
     };
     let file = path.clone().unwrap_or_else(|| format!("inode {} on {}", l.ino, crate::resource::device(l.dev)));
@@ -333,7 +343,7 @@ fn lock(l: &Lock, look: Observation<'_>) -> Notes {
         label: format!("{} {} lock on {file}", l.class, l.access),
         who: if who.is_empty() { taken } else { format!("{taken}, held through {}", who.join(", ")) },
         since: None,
-        look: format!("grep :{} /proc/locks", l.ino),
+        observation: format!("grep :{} /proc/locks", l.ino),
         details: path.map(|p| ("path", p.into())).into_iter().collect(),
     }
 }
@@ -350,7 +360,7 @@ fn file(f: &File) -> Notes {
         },
         who: mapped.map_or(format!("uid {}, mode {:04o}", f.uid, f.mode), |pid| format!("held by {pid}")),
         since: f.birth,
-        look: match mapped {
+        observation: match mapped {
             Some(pid) => format!("grep -F '(deleted)' /proc/{pid}/maps"),
             None => format!("stat {}", quote(f.path.as_ref())),
         },
@@ -358,13 +368,13 @@ fn file(f: &File) -> Notes {
     }
 }
 
-fn namespace(n: &Namespace, look: Observation<'_>) -> Notes {
+fn namespace(n: &Namespace, observation: Observation<'_>) -> Notes {
     let holders: Vec<String> = n
         .holders
         .iter()
         .map(|h| match h {
-            NsHolder::Process(pid, _) => name_of(*pid, look),
-            NsHolder::Fd(pid, _, fd) => format!("fd {fd} of {}", name_of(*pid, look)),
+            NsHolder::Process(pid, _) => name_of(*pid, observation),
+            NsHolder::Fd(pid, _, fd) => format!("fd {fd} of {}", name_of(*pid, observation)),
             NsHolder::Bind(path) => format!("bind mount {path}"),
         })
         .collect();
@@ -378,26 +388,26 @@ fn namespace(n: &Namespace, look: Observation<'_>) -> Notes {
         label: format!("{} namespace {}", n.ns_type.as_str(), n.ino),
         who: format!("held by {}", holders.join(", ")),
         since: None,
-        look: inspect,
+        observation: inspect,
         details: Vec::new(),
     }
 }
 
-fn holders_of_bpf(object: &Bpf, look: Observation<'_>) -> String {
-    let holders: Vec<String> = look
+fn holders_of_bpf(object: &Bpf, observation: Observation<'_>) -> String {
+    let holders: Vec<String> = observation
         .records
         .fds
         .iter()
         .filter(|fd| object.is_open_in(fd))
-        .map(|fd| format!("fd {} of {}", fd.fd, name_of(fd.pid, look)))
+        .map(|fd| format!("fd {} of {}", fd.fd, name_of(fd.pid, observation)))
         .collect();
     if holders.is_empty() { "held by no descriptor".to_owned() } else { format!("held by {}", holders.join(", ")) }
 }
 
-fn name_of(pid: u32, look: Observation<'_>) -> String {
-    match look.records.process(pid) {
+fn name_of(pid: u32, observation: Observation<'_>) -> String {
+    match observation.records.process(pid) {
         Some(p) => format!("{pid} ({})", p.comm),
-        None => match read_file(look.proc(format_args!("{pid}/comm"))) {
+        None => match read_file(observation.proc(format_args!("{pid}/comm"))) {
             Ok(comm) => format!("{pid} ({})", Text::from(comm.trim_ascii_end())),
             Err(_) => format!("{pid} (gone)"),
         },

@@ -320,7 +320,7 @@ mod tests {
     }
 
     /// What the user has beyond the list, by the number of its keys and by its quota.
-    fn look() -> (i64, i64) {
+    fn observation() -> (i64, i64) {
         let mut seen = Seen::default();
         seen.read_list().unwrap();
         let all = users().unwrap().into_iter().map(|user| (user.uid, user.nkeys.into())).collect();
@@ -346,14 +346,14 @@ mod tests {
             // SAFETY: a null name asks for an anonymous keyring.
             let join = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, 0_usize) };
             assert!(join > 0, "{}", io::Error::last_os_error());
-            assert_eq!(look(), (0, 0));
+            assert_eq!(observation(), (0, 0));
             let key = add_key();
             // Possessors may do all, others nothing (keyctl_setperm(3)). In another session its owner is no possessor.
             keyctl(libc::KEYCTL_SETPERM, key, 0x3f00_0000);
             let other = thread::spawn(move || {
                 // SAFETY: as above.
                 unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, 0_usize) };
-                look()
+                observation()
             });
             assert_eq!(other.join().unwrap(), (1, 1));
             let unlink = |key| keyctl(libc::KEYCTL_UNLINK, key, libc::KEY_SPEC_SESSION_KEYRING);
@@ -363,7 +363,7 @@ mod tests {
             unlink(add_key());
             let (mut freeing, mut hidden) = (0, 0);
             while left() > 0 {
-                let now = look();
+                let now = observation();
                 (freeing, hidden) = (freeing + now.0, hidden + now.1);
             }
             (freeing, hidden)

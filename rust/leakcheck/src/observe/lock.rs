@@ -18,8 +18,8 @@ use crate::snapshot::{Level, Snapshot};
 const FIRST_PID_NS: u64 = 0xEFFF_FFFC;
 
 /// Whether `/proc/locks` omits locks here, so that [`collect`] needs the descriptors.
-pub(crate) fn some_are_hidden(context: Context<'_>, look: &Snapshot) -> bool {
-    context.arena.is_some() || look.own_ns.get(&NsType::Pid).is_some_and(|ino| *ino != FIRST_PID_NS)
+pub(crate) fn some_are_hidden(context: Context<'_>, observation: &Snapshot) -> bool {
+    context.arena.is_some() || observation.own_ns.get(&NsType::Pid).is_some_and(|ino| *ino != FIRST_PID_NS)
 }
 
 /// Appends the locks; outside the host scope those of the scope's processes and of the files that they have open.

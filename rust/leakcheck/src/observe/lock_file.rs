@@ -113,13 +113,13 @@ impl<'a> Inside<'a> {
 struct Locked(HashSet<(u64, u64)>);
 
 impl Locked {
-    fn read(context: Context<'_>, look: &Snapshot) -> Result<Self, Error> {
+    fn read(context: Context<'_>, observation: &Snapshot) -> Result<Self, Error> {
         let text = read_file(context.proc("locks"))?;
         let locks = locks::parse(&text).map_err(|e| Error::usage(format!("/proc/locks: {e}")))?;
         let held = locks.iter().filter(|l| !l.blocked);
         let listed = held.map(|l| (l.dev.map_or(0, |d| encode_device(d.major, d.minor)), l.inode));
         // Locks whose taker has no pid here are found only by their descriptors.
-        Ok(Locked(listed.chain(look.locks.iter().map(|l| (l.dev, l.ino))).collect()))
+        Ok(Locked(listed.chain(observation.locks.iter().map(|l| (l.dev, l.ino))).collect()))
     }
 
     fn has(&self, file: &File, dev: u64, ino: u64) -> bool {

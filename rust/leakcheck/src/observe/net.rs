@@ -397,7 +397,7 @@ mod tests {
 
     #[test]
     fn a_handle_that_is_kept_shows_one_socket_of_any_protocol_and_none_when_it_is_closed() {
-        let look = || {
+        let observation = || {
             #[allow(unsafe_code)]
             // SAFETY: the thread's network namespace concerns sockets that it opens; the thread ends with this test.
             if unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.is_err() {
@@ -422,6 +422,6 @@ mod tests {
                 drop(udp);
             }
         };
-        std::thread::spawn(look).join().unwrap();
+        std::thread::spawn(observation).join().unwrap();
     }
 }

@@ -382,7 +382,7 @@ mod tests {
     use crate::kind::KindSet;
     use crate::scope::Scope;
 
-    fn look() -> Snapshot {
+    fn observation() -> Snapshot {
         let mut out = Snapshot::empty(Scope::Host, KindSet::all());
         collect(Context { arena: None, old_mounts: None }, &mut out);
         out
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn settings_are_read_and_what_changes_by_itself_is_none() {
-        let found = look();
+        let found = observation();
         let has = |path: &str| found.sysctls.iter().any(|s| s.path.as_ref() == path.as_bytes());
         assert!(has("/proc/sys/vm/swappiness") && has("/proc/sys/kernel/core_pattern"));
         assert!(!has("/proc/sys/kernel/ns_last_pid") && !has("/proc/sys/vm/stat_refresh"));
@@ -402,9 +402,9 @@ mod tests {
 
     #[test]
     fn nothing_changes_while_nobody_changes_anything() {
-        let (first, load) = (look(), std::process::Command::new("true").status());
+        let (first, load) = (observation(), std::process::Command::new("true").status());
         assert!(load.is_ok_and(|status| status.success()));
-        let last = look();
+        let last = observation();
         let differs: Vec<_> = last.sysctls.iter().filter(|s| !first.sysctls.contains(s)).collect();
         assert!(differs.is_empty(), "{differs:?}");
     }

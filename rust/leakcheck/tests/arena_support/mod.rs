@@ -159,8 +159,8 @@ impl Arena {
         // A look at an arena has the machine's settings only where they are named.
         let named: &[Kind] = if kind == Kind::Sysctl { &[kind] } else { &[] };
         let options = observe::Options { lock_files, ..self.options(named) };
-        let look = || observe::snapshot(&options).unwrap();
-        let before = look();
+        let observation = || observe::snapshot(&options).unwrap();
+        let before = observation();
         // One look may miss what lives on in ever new processes; the end of a guard may not.
         let mut guard = name.starts_with("respawning").then(|| self.guard(&[kind]));
         mkleak.go();
@@ -168,7 +168,7 @@ impl Arena {
             eprintln!("{name} cannot exist here");
             return None;
         };
-        let appeared = diff(&before, &look()).unwrap().appeared;
+        let appeared = diff(&before, &observation()).unwrap().appeared;
         let kinds: BTreeSet<Kind> = appeared.iter().map(Resource::kind).collect();
         // A deleted file that is only mapped is no descriptor.
         let wanted = if name == "mmap-deleted" { Kind::File } else { kind };
@@ -179,7 +179,7 @@ impl Arena {
         let began = Instant::now();
         let mut left;
         loop {
-            left = diff(&before, &look()).unwrap().appeared;
+            left = diff(&before, &observation()).unwrap().appeared;
             left.retain(|r| !SHARED.contains(&r.kind()) || r.kind() == kind);
             if left.is_empty() || began.elapsed() > Duration::from_secs(60) {
                 break;

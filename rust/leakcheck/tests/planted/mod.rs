@@ -14,7 +14,7 @@ use leakcheck::observe::{Options, snapshot};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType, move_into_link_name_space};
 
 /// Observes these kinds on the whole host.
-pub fn look(kinds: &[Kind]) -> Snapshot {
+pub fn observation(kinds: &[Kind]) -> Snapshot {
     let kinds = Some(kinds.iter().copied().collect());
     snapshot(&Options { kinds, ..Options::default() }).expect("a snapshot of the host")
 }

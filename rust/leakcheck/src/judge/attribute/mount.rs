@@ -6,9 +6,9 @@ use crate::resource::{Mount, MountId};
 use crate::snapshot::Snapshot;
 
 /// Mount namespaces that have a mount in common in both looks.
-pub(super) fn lasting_namespaces(baseline: &Snapshot, look: &Snapshot) -> HashSet<u64> {
+pub(super) fn lasting_namespaces(baseline: &Snapshot, observation: &Snapshot) -> HashSet<u64> {
     let old: HashSet<(u64, &MountId)> = baseline.mounts.iter().map(|m| (m.ns, &m.id)).collect();
-    look.mounts.iter().filter(|m| old.contains(&(m.ns, &m.id))).map(|m| m.ns).collect()
+    observation.mounts.iter().filter(|m| old.contains(&(m.ns, &m.id))).map(|m| m.ns).collect()
 }
 
 /// Whether mounts from elsewhere propagate to this mount (mount_namespaces(7)): to a slave, or to a peer of a mount
