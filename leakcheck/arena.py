@@ -27,11 +27,8 @@ __all__ = ["Arena", "Process", "prepare_observation", "run_in_arena"]
 
 # An RCU grace period of a machine under load, in seconds. A value read by another process is longer.
 _GRACE = 0.008
-# How long a command's start may take, in seconds: processes in the arena can freeze the spawner. The spawner itself
-# gives up after 30 s.
+# How long a command's start may take, in seconds. The spawner gives up after 30 s.
 _PATIENCE = 45
-# Interval, in seconds, of the check whether an arena is frozen completely.
-_ASK = 0.1
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is created there
 
 
@@ -47,7 +44,6 @@ class Process:
     pidfd: int
     _status: int
     _done: Callable[["Process"], None]
-    _frozen: Callable[[], bool]
     returncode: int | None = None
     cpu: float | None = None
 
@@ -60,32 +56,20 @@ class Process:
     def wait(self, timeout: float | None = None) -> int:
         """Wait for the end; return the exit code, -N for signal N; raise `subprocess.TimeoutExpired`.
 
-        The code is also -9 if the arena ended with it inside, or is frozen so that its exit cannot be reported.
+        The code is also -9 if the arena ended with it inside.
         """
         if self.returncode is None:
             ended = select.poll()
             ended.register(self._status, select.POLLIN)
-            if self.pidfd >= 0:
-                ended.register(self.pidfd, select.POLLIN)
-            found = dict(ended.poll(None if timeout is None else max(timeout, 0) * 1000))
-            if not found:
+            if not ended.poll(None if timeout is None else max(timeout, 0) * 1000):
                 raise subprocess.TimeoutExpired(self.argv, timeout or 0)
-            data = os.read(self._status, 12) if self._status in found or self._is_reported() else b""
+            data = os.read(self._status, 12)
             if len(data) == 12:
                 status, micros = struct.unpack("=iq", data)
                 self.returncode, self.cpu = os.waitstatus_to_exitcode(status), micros / 1e6
             else:
                 self.returncode = -signal.SIGKILL
         return self.returncode
-
-    def _is_reported(self) -> bool:
-        """Wait until the spawner reports how it ended; false if the spawner is frozen with the whole arena."""
-        reported = select.poll()
-        reported.register(self._status, select.POLLIN)
-        while not reported.poll(_ASK * 1000):
-            if self._frozen():
-                return False
-        return True
 
     def poll(self) -> int | None:
         """Return the exit code like `wait` if it has ended, None otherwise."""
@@ -262,7 +246,7 @@ class Arena:
             raise
         finally:
             os.close(theirs)
-        process = Process(list(argv), answer["pid"], fds[0], status, self._processes.discard, self._is_frozen)
+        process = Process(list(argv), answer["pid"], fds[0], status, self._processes.discard)
         self._processes.add(process)
         return process
 
@@ -289,7 +273,7 @@ class Arena:
                 found.update(child.pid for child in psutil.Process(top).children(recursive=True))
         for path, _, _ in os.walk(next(iter(self.cgroups.values()), "")):
             with contextlib.suppress(FileNotFoundError):
-                found.update(int(pid) for pid in Path(path, "cgroup.procs").read_text().split())
+                found |= _members(path)
         return found - {0, self.init, self.spawner}
 
     @property
@@ -320,14 +304,16 @@ class Arena:
         self._check_up("say how to enter", was=True)
         return self._kept
 
-    def _is_frozen(self) -> bool:
-        """Whether it is frozen completely, including its spawner (freezer-subsystem, cgroup-v2.rst)."""
-        for cgroup in self.cgroups.values():
-            for name, frozen in (("freezer.state", "FROZEN"), ("cgroup.events", "frozen 1")):
+    def is_frozen(self) -> bool:
+        """Whether everything inside but PID 1 is in a frozen cgroup, so that nothing inside can thaw it."""
+        frozen: set[int] = set()
+        for top in self.cgroups.values():
+            for path, _, _ in os.walk(top):
                 with contextlib.suppress(OSError):
-                    if frozen in Path(cgroup, name).read_text():
-                        return True
-        return False
+                    if _is_frozen(Path(path)):
+                        frozen |= _members(path)
+        pids = self.pids()
+        return bool(pids) and pids <= frozen
 
     def _check_up(self, what: str, *, was: bool = False) -> None:
         if self._warden is None and not (was and self._kept):
@@ -353,7 +339,7 @@ def run_in_arena(
         raise UsageError("the working directory is gone: change to another one first") from None
     process = arena.popen(argv, env=env, cwd=here, stdin=0 if stdin is None else stdin, stdout=stdout)
     with interrupts.reaching(process.send_signal):
-        if interrupts.wait(process.pidfd, after_int=True):
+        if interrupts.wait(process.pidfd, after_int=True, stuck=arena.is_frozen):
             return process.wait()
     # A frozen process receives no signal; it ends with the arena.
     process.close()
@@ -378,6 +364,17 @@ def _read_locks(over: threading.Event) -> None:
             Path("/proc/locks").read_bytes()
             if over.wait(_GRACE / 2):
                 return
+
+
+def _members(cgroup: str) -> set[int]:
+    return {int(pid) for pid in Path(cgroup, "cgroup.procs").read_text().split()}
+
+
+def _is_frozen(cgroup: Path) -> bool:
+    """Whether a cgroup is frozen (freezer-subsystem, cgroup-v2.rst)."""
+    if (state := cgroup / "freezer.state").exists():
+        return "FROZEN" in state.read_text()
+    return (events := cgroup / "cgroup.events").exists() and "frozen 1" in events.read_text()
 
 
 def _hint(program: str, cwd: str) -> str:

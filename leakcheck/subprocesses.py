@@ -21,6 +21,8 @@ _T = TypeVar("_T")
 
 _GRACE = 5
 """Seconds that a command has to end after we were asked to end; the same time again for what follows."""
+_ASK = 1
+"""Seconds between two questions whether a command is stuck."""
 
 
 class Interrupts:
@@ -85,22 +87,36 @@ class Interrupts:
         finally:
             self._send = None
 
-    def wait(self, pidfd: int, stopped: Callable[[], None] = lambda: None, *, after_int: bool = False) -> bool:
+    def wait(
+        self,
+        pidfd: int,
+        stopped: Callable[[], None] = lambda: None,
+        *,
+        after_int: bool = False,
+        stuck: Callable[[], bool] | None = None,
+    ) -> bool:
         """Wait until the process of `pidfd` has ended; False if even SIGKILL, seconds after a signal, does not end it.
 
-        `stopped` is called when a child may have been stopped; `after_int` lets a first SIGINT count as well. A second
-        SIGINT raises `GivenUp`.
+        `stopped` is called when a child may have been stopped; `after_int` lets a first SIGINT count as well. `stuck`,
+        asked each second, tells whether the process can end no more: if it says so twice in a row, the result is False.
+        A second SIGINT raises `GivenUp`.
         """
         ready = select.poll()
         ready.register(pidfd, select.POLLIN)
         ready.register(self._wake, select.POLLIN)
         killed = False
+        signs, asked = 0, time.monotonic()
         while True:
             if after_int and self._asked:
                 self._due = self._due or time.monotonic()
-            found = dict(ready.poll(None if self._due is None else 100))
+            pause = None if stuck is None else _ASK * 1000
+            found = dict(ready.poll(pause if self._due is None else 100))
             if pidfd in found:
                 return True
+            if stuck is not None and time.monotonic() >= asked + _ASK:
+                signs, asked = signs + 1 if stuck() else 0, time.monotonic()
+                if signs > 1:
+                    return False
             if self._wake in found:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake, 4096)

@@ -43,10 +43,16 @@ def own_cgroups(warden_or_owner: int) -> set[Path]:
     for _ in range(4):
         tree |= {p for t in tree for p in _children(t)}
     found = set()
-    for procs in Path("/sys/fs/cgroup").glob("**/leakcheck-arena-*/cgroup.procs"):
-        if tree & set(procs.read_text().split()):
-            found.add(procs.parent)
+    # Another suite's cgroups may go meanwhile.
+    for path, _, _ in os.walk("/sys/fs/cgroup"):
+        with suppress(OSError):
+            if Path(path).name.startswith("leakcheck-arena-") and tree & _processes(path):
+                found.add(Path(path))
     return found
+
+
+def _processes(cgroup: str) -> set[str]:
+    return set(Path(cgroup, "cgroup.procs").read_text().split())
 
 
 def _children(pid: str) -> list[str]:
@@ -165,7 +171,6 @@ def test_sigterm_ends_a_guard_whose_command_is_frozen(tmp_path: Path, hierarchy:
         )
         try:
             wait_until("the command runs", lambda: b"ready" in (tmp_path / "said").read_bytes())
-            # What is frozen while it is being started is held up: it has been started when guard has its descriptor.
             wait_until("the start was told", lambda: "sh" in named_by_pidfds(guard.pid))
             mine = own_cgroups(guard.pid)
             assert guard.stdin
@@ -179,6 +184,38 @@ def test_sigterm_ends_a_guard_whose_command_is_frozen(tmp_path: Path, hierarchy:
             guard.kill()
             guard.wait()
     assert mine and not [cgroup for cgroup in mine if cgroup.exists()]
+
+
+@pytest.mark.parametrize("where", ["", "/own"])
+@pytest.mark.parametrize("first", ["", "sleep 0.3; "], ids=["at once", "later"])
+@pytest.mark.parametrize(("hierarchy", "file", "word"), FREEZERS)
+def test_a_command_that_freezes_itself_gets_a_verdict(
+    case: Callable[..., Any], hierarchy: Path, file: str, word: str, first: str, where: str
+) -> None:
+    if file == "cgroup.freeze" and not (hierarchy / "cgroup.controllers").exists():
+        pytest.skip(f"no v2 hierarchy is mounted on {hierarchy}")
+    top = f"{hierarchy}{where}"
+    enter = f"mkdir {top}; echo $$ > {top}/cgroup.procs; " if where else ""
+    began = time.monotonic()
+    seen = case(*GUARD, "--", "sh", "-c", f"{first}{enter}echo {word} > {top}/{file}; echo th''awed")
+    assert seen.code == 1, seen.text
+    assert "(sh): sh -c" in seen.text and "thawed" not in seen.text, seen.text
+    assert (f"cgroup {'v2' if word == '1' else 'freezer'} /own" if where else "changed") in seen.text, seen.text
+    assert "remove the arena" not in seen.text
+    # Where a start is held up for longer than this, the spawner gives up.
+    assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(("hierarchy", "file", "word"), FREEZERS)
+def test_a_recovery_does_not_wait_for_an_arena_that_the_run_froze(
+    case: Callable[..., Any], hierarchy: Path, file: str, word: str
+) -> None:
+    if file == "cgroup.freeze" and not (hierarchy / "cgroup.controllers").exists():
+        pytest.skip(f"no v2 hierarchy is mounted on {hierarchy}")
+    freeze = f"(echo {word} > {hierarchy / file}) >/dev/null 2>&1 & exit 0"
+    seen = case(*GUARD, "--recover", "true", "--", "sh", "-c", freeze)
+    assert "leaked," in seen.text and "the arena is frozen" in seen.text, seen.text
+    assert seen.code == 4
 
 
 def test_stopped_and_traced_processes_and_a_v2_freezer_hold_nothing_up() -> None:

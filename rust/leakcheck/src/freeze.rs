@@ -28,13 +28,12 @@ impl Frozen {
     /// Freezes the whole arena. None if it has no cgroup that supports it, if it is frozen already, or if it does not
     /// freeze in time.
     pub(crate) fn whole(arena: &ArenaView) -> Option<Frozen> {
-        let v1 = |name: &str| name.split(',').any(|controller| controller == "freezer");
         let find = |fits: &dyn Fn(&str) -> bool| arena.cgroups.iter().find(|(name, _)| fits(name)).map(|(_, dir)| dir);
         // A task that v2 froze can still be killed: if this process exits before it thaws the arena, the arena can be
         // taken down.
         find(&|name| name == "v2")
             .and_then(|dir| Self::by_v2(dir))
-            .or_else(|| find(&v1).and_then(|dir| Self::by_v1(dir)))
+            .or_else(|| find(&is_v1).and_then(|dir| Self::by_v1(dir)))
     }
 
     fn by_v2(dir: &Path) -> Option<Frozen> {
@@ -78,6 +77,10 @@ impl Frozen {
     }
 }
 
+fn is_v1(hierarchy: &str) -> bool {
+    hierarchy.split(',').any(|controller| controller == "freezer")
+}
+
 impl Drop for Frozen {
     fn drop(&mut self) {
         // It fails only if the cgroup is gone, and with it everything that was frozen.
@@ -89,11 +92,15 @@ fn timespec(duration: Duration) -> Timespec {
     Timespec { tv_sec: duration.as_secs().cast_signed(), tv_nsec: duration.subsec_nanos().into() }
 }
 
-/// How many processes the arena's cgroup holds, including those that started the arena; none if unknown. The kernel
-/// appends new tasks to the list that it walks, so no order of process ids hides any.
+/// How many processes the arena's cgroup holds, without the spawner that starts its commands; none if unknown. The
+/// kernel appends new tasks to the list that it walks, so no order of process ids hides any.
 pub(crate) fn population(arena: &ArenaView) -> Option<usize> {
-    let (_, dir) = arena.cgroups.iter().find(|(name, _)| name == "v2").or(arena.cgroups.first())?;
-    count(dir)
+    let find = |fits: &dyn Fn(&str) -> bool| arena.cgroups.iter().find(|(name, _)| fits(name)).map(|(_, dir)| dir);
+    // The spawner is outside of those that can freeze it.
+    match find(&|name| name == "v2").or_else(|| find(&is_v1)) {
+        Some(dir) => count(dir),
+        None => count(&arena.cgroups.first()?.1).map(|n| n.saturating_sub(1)),
+    }
 }
 
 /// How many processes are in a cgroup and its descendants.

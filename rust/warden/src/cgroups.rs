@@ -5,11 +5,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use leakcheck_parse::cgroup;
+use leakcheck_sys as sys;
 use rustix::fs::{Access, FlockOperation, Mode, OFlags, flock};
 
 use crate::ending;
@@ -116,37 +117,22 @@ impl Cgroups {
         self.refused.as_ref().map_or(Ok(()), |why| Err(io::Error::other(why.clone())))
     }
 
-    /// The directory that a process can be cloned into; moving a process later on v2 waits for the kernel.
-    pub(crate) fn clone_target(&self) -> Option<OwnedFd> {
-        let (_, dir) = self.dirs.iter().find(|(name, _)| name == V2)?;
-        rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+    /// Moves the calling process, which has one thread, into those that cannot stop it.
+    ///
+    /// The spawner stays outside of the others, in our own cgroup: root inside may freeze an arena completely, and the
+    /// spawner must still be able to report that.
+    pub(crate) fn enter(&self) -> io::Result<()> {
+        self.dirs.iter().filter(|(name, _)| !freezes(name)).try_for_each(|(name, dir)| enter(name, dir))
     }
 
-    /// Moves the calling process, which has one thread, into all of them. `cloned_into`: whether it is in the
-    /// [`clone_target`](Self::clone_target) already.
-    pub(crate) fn enter(&self, cloned_into: bool) -> io::Result<()> {
-        for (name, dir) in self.dirs.iter().filter(|(name, _)| !(cloned_into && name == V2)) {
-            // On v1, a thread that moves only itself does not take the lock for which moving a process waits about 10 ms.
-            let path = dir.join(if name == V2 { "cgroup.procs" } else { "tasks" });
-            fs::write(&path, "0").doing("write", &path)?;
-        }
-        Ok(())
-    }
-
-    /// If v2 has controllers, moves the calling process and `init` into a leaf, and enables all controllers for the leaf's
-    /// siblings: a v2 cgroup that contains processes cannot enable controllers for its children (cgroups(7), no internal
-    /// processes rule). The namespace's root stays above the leaf.
-    pub(crate) fn enable_controllers(&self, init: i32) -> io::Result<()> {
-        let Some((_, dir)) = self.dirs.iter().find(|(name, _)| name == V2) else { return Ok(()) };
-        if controllers(dir)?.is_empty() {
-            return Ok(());
-        }
-        let leaf = dir.join("init");
-        fs::create_dir(&leaf)?;
-        for process in ["0".to_owned(), init.to_string()] {
-            fs::write(leaf.join("cgroup.procs"), process)?;
-        }
-        pass_controllers_on(dir)
+    /// The other ones, which can freeze what is in them.
+    pub(crate) fn freezers(&self) -> Freezers {
+        let of = |(name, dir): &(String, PathBuf), top: &PathBuf| {
+            let own = top.parent().unwrap_or(top).to_owned();
+            Freezer { name: name.clone(), own, dir: dir.clone(), members: dir.clone() }
+        };
+        let all = self.dirs.iter().zip(&self.tops).filter(|((name, _), _)| freezes(name));
+        Freezers(all.map(|(dir, top)| of(dir, top)).collect())
     }
 
     /// Lets killed processes exit: `pids`, with which all others end, leave every freezer, and everything is thawed.
@@ -183,6 +169,86 @@ impl Cgroups {
     pub(crate) fn disown(&mut self) {
         self.lock.take().map(IntoRawFd::into_raw_fd);
     }
+}
+
+/// An arena's cgroups that can freeze what is in them: of v2 and of the v1 freezer.
+pub(crate) struct Freezers(Vec<Freezer>);
+
+struct Freezer {
+    name: String,
+    /// The cgroup of the caller, above the arena's.
+    own: PathBuf,
+    /// The arena's cgroup.
+    dir: PathBuf,
+    /// The same, or the leaf in it that takes new processes.
+    members: PathBuf,
+}
+
+impl Freezers {
+    /// Forks, into the v2 cgroup if that is possible: moving a process later on v2 waits for the kernel. `None` in the
+    /// child, which must [`enter`](Self::enter); and whether it was cloned into the v2 cgroup.
+    pub(crate) fn fork(&self, flags: i32) -> io::Result<(Option<sys::Child>, bool)> {
+        let open = |v2: &Freezer| {
+            rustix::fs::open(&v2.members, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).ok()
+        };
+        if let Some(target) = self.0.iter().find(|f| f.name == V2).and_then(open) {
+            // If it is not permitted, the move reports why.
+            if let Ok(child) = sys::fork(flags, Some(target.as_fd())) {
+                return Ok((child, true));
+            }
+        }
+        Ok((sys::fork(flags, None)?, false))
+    }
+
+    /// Moves the calling process, which has one thread, into them. `cloned_into`: whether it is in the v2 cgroup already.
+    pub(crate) fn enter(&self, cloned_into: bool) -> io::Result<()> {
+        self.0.iter().filter(|f| !(cloned_into && f.name == V2)).try_for_each(|f| enter(&f.name, &f.members))
+    }
+
+    /// Takes a process of one thread out of them, which thaws it.
+    pub(crate) fn free(&self, pid: i32) {
+        for freezer in &self.0 {
+            let _ = fs::write(freezer.own.join(procs(&freezer.name)), pid.to_string());
+        }
+    }
+
+    /// Whether the whole arena is frozen.
+    pub(crate) fn frozen(&self) -> bool {
+        self.0.iter().any(|f| {
+            let file = f.dir.join(if f.name == V2 { "cgroup.freeze" } else { "freezer.self_freezing" });
+            fs::read(file).is_ok_and(|text| text.trim_ascii() == b"1")
+        })
+    }
+
+    /// If v2 has controllers, moves `init` into a leaf, and enables all controllers for the leaf's siblings: a v2 cgroup
+    /// that contains processes cannot enable controllers for its children (cgroups(7), no internal processes rule). The
+    /// namespace's root stays above the leaf.
+    pub(crate) fn enable_controllers(&mut self, init: i32) -> io::Result<()> {
+        let Some(v2) = self.0.iter_mut().find(|f| f.name == V2) else { return Ok(()) };
+        if controllers(&v2.dir)?.is_empty() {
+            return Ok(());
+        }
+        let leaf = v2.dir.join("init");
+        fs::create_dir(&leaf)?;
+        fs::write(leaf.join("cgroup.procs"), init.to_string())?;
+        pass_controllers_on(&v2.dir)?;
+        v2.members = leaf;
+        Ok(())
+    }
+}
+
+fn freezes(hierarchy: &str) -> bool {
+    hierarchy == V2 || has(hierarchy, "freezer")
+}
+
+/// On v1, a thread that moves only itself does not take the lock for which moving a process waits about 10 ms.
+fn procs(hierarchy: &str) -> &'static str {
+    if hierarchy == V2 { "cgroup.procs" } else { "tasks" }
+}
+
+fn enter(hierarchy: &str, dir: &Path) -> io::Result<()> {
+    let path = dir.join(procs(hierarchy));
+    fs::write(&path, "0").doing("write", &path)
 }
 
 impl Drop for Cgroups {

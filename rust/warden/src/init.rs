@@ -11,15 +11,15 @@ use crate::message::{Answer, Options, Steps, Up, send};
 use crate::{process, root};
 
 /// Never returns. `spawner` is a socket: its other end closes when the spawner is gone, and then this process exits, which
-/// ends everything in the arena.
-pub(crate) fn run(spawner: OwnedFd, options: &Options, steps: &mut Steps) -> ! {
+/// ends everything in the arena. `entered`: whether this process could enter all cgroups.
+pub(crate) fn run(spawner: OwnedFd, entered: io::Result<()>, options: &Options, steps: &mut Steps) -> ! {
     process::die_with_parent(0);
     let _ = rustix::thread::set_name(c"arena-init");
     let children = match sys::block_signals().and_then(|()| sys::signal_fd(&[libc::SIGCHLD])) {
         Ok(children) => children,
         Err(e) => fail(&spawner, &e.to_string()),
     };
-    let built = build(options, steps);
+    let built = entered.and_then(|()| build(options, steps));
     let sent = match &built {
         Ok(root) => {
             let paths = |parts: &[(String, OwnedFd)]| parts.iter().map(|(path, _)| path.clone()).collect();

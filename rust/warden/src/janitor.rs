@@ -182,19 +182,13 @@ impl Janitor {
         let mut cgroups = self.make_cgroups()?;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         let parent = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-        let clone_target = cgroups.clone_target();
-        // If cloning into it is not permitted, the move reports why.
-        let (child, cloned_into) = match sys::fork(0, clone_target.as_ref().map(AsFd::as_fd)) {
-            Ok(child) => (child, clone_target.is_some()),
-            Err(_) => (sys::fork(0, None)?, false),
-        };
-        match child {
+        match sys::fork(0, None)? {
             None => {
                 // It must hold no descriptor of ours or of other arenas.
                 cgroups.disown();
-                std::mem::forget((ours, clone_target));
+                std::mem::forget(ours);
                 let _ = sys::close_all_but(&[theirs.as_fd()]);
-                spawner::run(parent, theirs, cgroups, cloned_into)
+                spawner::run(parent, theirs, cgroups)
             }
             Some(child) => Ok(Arena {
                 cgroups,

@@ -1,5 +1,5 @@
-//! The spawner is in an arena's cgroups but not in its namespaces: it clones init, starts commands inside, and reports
-//! how they ended. The warden creates it in advance.
+//! The spawner is in those of an arena's cgroups that cannot freeze it, and not in its namespaces: it clones init, starts
+//! commands inside, and reports how they ended. The warden creates it in advance.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -17,17 +17,12 @@ use crate::message::{Answer, Options, Run, Steps, Up, receive, send};
 use crate::process;
 use crate::start::{Command, Entrance};
 
-const NAMESPACES: i32 = libc::CLONE_NEWNS
-    | libc::CLONE_NEWPID
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWNET
-    | libc::CLONE_NEWCGROUP;
+const NAMESPACES: i32 =
+    libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
 
-/// Never returns. `warden` sends the options first, and the owner's socket when the arena is requested. `cloned_into`:
-/// whether this process is in the v2 cgroup already.
-pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups, cloned_into: bool) -> ! {
-    let entered = cgroups.enter(cloned_into).and_then(|()| {
+/// Never returns. `warden` sends the options first, and the owner's socket when the arena is requested.
+pub(crate) fn run(parent: i32, warden: OwnedFd, cgroups: Cgroups) -> ! {
+    let entered = cgroups.enter().and_then(|()| {
         process::become_root_of_namespace().during("make a user namespace (may ordinary users? see user_namespaces(7))")
     });
     // Only now, since a change of credentials clears it.
@@ -69,12 +64,13 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
     let children = sys::signal_fd(&[libc::SIGCHLD])?;
     let (ours, inits) = pair()?;
     let flags = if options.host_network { NAMESPACES & !libc::CLONE_NEWNET } else { NAMESPACES };
-    let child = match sys::fork(flags, None)? {
-        None => {
-            let _ = sys::close_all_but(&[inits.as_fd()]);
-            crate::init::run(inits, options, steps)
-        }
-        Some(child) => child,
+    let mut freezers = cgroups.freezers();
+    let (child, cloned_into) = freezers.fork(flags)?;
+    let Some(child) = child else {
+        let _ = sys::close_all_but(&[inits.as_fd()]);
+        // The namespace's root is the cgroup of the process that makes it.
+        let entered = freezers.enter(cloned_into).and_then(|()| sys::unshare(libc::CLONE_NEWCGROUP));
+        crate::init::run(inits, entered, options, steps)
     };
     drop(inits);
     let (answer, mut fds) = receive::<Answer>(&ours)?.ok_or_else(|| io::Error::other("init ended before it was up"))?;
@@ -93,14 +89,15 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
     let (Some(null), Some(top)) = (fds.pop(), fds.pop()) else {
         return Err(io::Error::other("init sent no root"));
     };
-    cgroups.enable_controllers(child.pid)?;
+    freezers.enable_controllers(child.pid)?;
     let dirs = cgroups.dirs.iter().map(|(name, dir)| (name.clone(), dir.display().to_string())).collect();
     let up = Up { init: child.pid, cgroups: dirs, ..up };
     let sent: Vec<BorrowedFd<'_>> = std::iter::once(&child.pidfd).chain(&fds).map(AsFd::as_fd).collect();
     send(warden, &Answer::Up(up), &sent)?;
     let entrance = Entrance {
         init: child.pidfd,
-        namespaces: ThreadNameSpaceType::from_bits_retain(flags.cast_unsigned()),
+        namespaces: ThreadNameSpaceType::from_bits_retain((flags | libc::CLONE_NEWCGROUP).cast_unsigned()),
+        freezers,
         top,
         null,
     };

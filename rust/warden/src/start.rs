@@ -10,19 +10,22 @@ use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use leakcheck_sys::{self as sys, Shared};
 use rustix::fs::{FileType, fstat, makedev};
 use rustix::process::{DumpableBehavior, Signal, pidfd_send_signal, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use crate::cgroups::Freezers;
 use crate::error::Doing;
 use crate::process;
 
 /// Time limit of a command's start: processes in the arena can delay it, since they can stop or trace any process that
 /// they see.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Interval of the check whether it is a frozen cgroup that delays it. A start takes some milliseconds.
+const STEP: Duration = Duration::from_millis(100);
 /// Exit code of a command that could not be executed; nobody reads it.
 const NOT_EXECUTED: i32 = 127;
 
@@ -32,6 +35,8 @@ pub(crate) struct Entrance {
     pub(crate) init: OwnedFd,
     /// The namespaces to enter, including the pid namespace.
     pub(crate) namespaces: ThreadNameSpaceType,
+    /// The cgroups that this process is not in.
+    pub(crate) freezers: Freezers,
     /// The root directory.
     pub(crate) top: OwnedFd,
     /// `/dev/null` of the arena: through a descriptor of the host's, root inside could change its mode.
@@ -61,13 +66,17 @@ impl Entrance {
     pub(crate) fn start(&self, command: &Command) -> io::Result<(i32, OwnedFd)> {
         let report = Report { pid: Shared::new()?, errno: Shared::new()?, in_cwd: Shared::new()? };
         let spawner = i32::try_from(std::process::id()).map_err(io::Error::other)?;
-        let Some(usher) = sys::fork(0, None)? else {
+        let (usher, cloned_into) = self.freezers.fork(0)?;
+        let Some(usher) = usher else {
             process::die_with_parent(spawner);
-            let failed = self.usher(command, &report);
+            let failed = match self.freezers.enter(cloned_into) {
+                Ok(()) => self.usher(command, &report),
+                Err(e) => e,
+            };
             report.errno.set(failed.raw_os_error().unwrap_or(libc::EIO));
             sys::exit(NOT_EXECUTED)
         };
-        let ended = sys::wait_until(&[usher.pidfd.as_fd()], PATIENCE).unwrap_or(false);
+        let (ended, frozen) = self.wait_for(&usher, &report);
         let child = match report.pid.get() {
             0 => None,
             pid => Some((pid, sys::open_pidfd(pid)?)),
@@ -75,6 +84,9 @@ impl Entrance {
         if !ended {
             for pidfd in child.iter().map(|(_, pidfd)| pidfd).chain([&usher.pidfd]) {
                 let _ = pidfd_send_signal(pidfd, Signal::KILL);
+            }
+            if frozen {
+                return Err(io::Error::other("the arena is frozen"));
             }
             let seconds = PATIENCE.as_secs();
             return Err(io::Error::other(format!("processes in the arena delayed it for {seconds} s")));
@@ -88,6 +100,26 @@ impl Entrance {
             }
             (errno, _) => Err(io::Error::from_raw_os_error(errno)),
         }
+    }
+
+    /// Waits until the usher has exited; returns whether it has, and whether the arena was frozen instead.
+    fn wait_for(&self, usher: &sys::Child, report: &Report) -> (bool, bool) {
+        let until = Instant::now() + PATIENCE;
+        let mut frozen = false;
+        while !sys::wait_until(&[usher.pidfd.as_fd()], STEP).unwrap_or(false) {
+            if report.pid.get() != 0 {
+                // The command may have frozen the whole arena before the usher exits.
+                self.freezers.free(usher.pid);
+                if sys::wait_until(&[usher.pidfd.as_fd()], STEP).unwrap_or(false) {
+                    break;
+                }
+            }
+            let before = std::mem::replace(&mut frozen, self.freezers.frozen());
+            if before && frozen || Instant::now() >= until {
+                return (false, frozen);
+            }
+        }
+        (true, false)
     }
 
     /// Returns only if something failed. The usher itself exits after the clone.

@@ -150,8 +150,8 @@ impl Adrift {
                 signs |= !host && !observation.gone.is_empty();
                 let living = observation.processes.iter().filter(|p| lives(p)).count();
                 let more = match (&observation.scope, run.live.view()) {
-                    // The look contains PID 1, but not the spawner.
-                    (_, Some(arena)) => population(arena).map(|n| n > living + 1),
+                    // The look contains PID 1.
+                    (_, Some(arena)) => population(arena).map(|n| n > living),
                     // Nothing is in a cgroup that is gone.
                     (Scope::Cgroup(path), None) => Some(count(path).is_some_and(|n| n > living)),
                     (Scope::Host | Scope::Arena, None) => None,
