@@ -1,6 +1,5 @@
 """Check that a file system responds, before this process waits for it."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -18,6 +17,8 @@ def answering(text: str) -> Path:
     """
     path = Path(text)
     if _native.path_class(str(path.parent)) == "hidden":
+        import subprocess
+
         code = "import os, sys; os.path.exists(sys.argv[1])"
         null = subprocess.DEVNULL
         argv = [sys.executable, "-I", "-S", "-c", code, str(path)]

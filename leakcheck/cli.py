@@ -14,34 +14,40 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
 
 import typer
 import typer.core
 
 from leakcheck import __version__
-from leakcheck._guard import existing_roots, milliseconds
 from leakcheck.answers import answering
-from leakcheck.arena import Arena
-from leakcheck.commands import INTERRUPTED, TARGET, UNKNOWN, USAGE
-from leakcheck.commands.demo import demo
-from leakcheck.commands.diff import diff as run_diff
-from leakcheck.commands.doctor import doctor as run_doctor
-from leakcheck.commands.guard import GuardOptions
-from leakcheck.commands.guard import guard as run_guard
-from leakcheck.commands.snapshot import snapshot as run_snapshot
+from leakcheck.commands import INTERRUPTED, LEAKED, TARGET, UNKNOWN, USAGE
 from leakcheck.deliver import drop, notify
 from leakcheck.errors import CompileError, GivenUp, NativeError, TargetError, UsageError
 
+if TYPE_CHECKING:
+    from leakcheck.arena import Arena
+
+# Each command imports what it needs when it runs: the help, a completion and `guard` must start fast.
+
+_CAMPAIGNS = {
+    "leaks": "Does a target leave anything behind, however its runs end?",
+    "stress": "Is every status right under load, and does nothing stay?",
+}
+"""The campaigns and their questions: importing them takes as long as all the rest, and the help needs only these."""
+
 
 class _Commands(typer.core.TyperGroup):
-    """The commands. Campaigns are imported only to run or list them: their import takes as long as all the rest.
+    """The commands; campaigns are imported only to run them."""
 
-    The same holds for modules that `guard` does not need: a test suite may run `guard` a thousand times.
-    """
+    def format_commands(self, context: Any, formatter: Any) -> None:  # noqa: ARG002 - as it is called
+        """Write each command with its whole line, where typer cuts it at the width of the terminal."""
+        lines = {name: (command.help or "").partition("\n")[0] for name, command in self.commands.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl([*(lines | _CAMPAIGNS).items()])
 
-    def list_commands(self, context: Any) -> list[str]:  # noqa: ARG002 - as it is called
-        """Return the names, for the help."""
+    def list_commands(self, context: Any) -> list[str]:  # noqa: ARG002
+        """Return the names, for completion."""
         self.commands.update(_campaigns())
         return list(self.commands)
 
@@ -56,10 +62,9 @@ app = typer.Typer(
     cls=_Commands,
     help="Proves that a Linux sandbox leaves nothing behind.",
     epilog="Exit codes: 0 clean, 1 leaked, 2 usage, 3 unknown, 4 the command could not be run, 130 interrupted.",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
 )
 
 
@@ -81,12 +86,27 @@ AllowFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="TOML [[allow]] rules: kind, match, reason, expires.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a report on stderr.")]
+JsonOfGuard = Annotated[
+    bool, typer.Option("--json", help="Print JSON on stdout instead of a report on stderr; CMD's stdout goes to stderr.")
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Save the JSON to FILE, atomically.", parser=answering),
 ]
 _DEFAULT_TARGET = "refbox"
-Target = Annotated[str, typer.Option(metavar="TARGET", help="A built-in target's name, or an adapter's path.")]
+
+
+def _completed(incomplete: str) -> list[str]:
+    """Return the built-in targets for completion; if none fits, the shell offers files."""
+    from leakcheck.targets.registry import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+Target = Annotated[
+    str,
+    typer.Option(metavar="TARGET", help="A built-in target's name, or an adapter's path.", autocompletion=_completed),
+]
 DemoLeak = Annotated[str | None, typer.Option(metavar="KIND", help="Plant a leak, report it, remove it.")]
 
 
@@ -106,6 +126,9 @@ def top(
         return
     if demo_leak is None:
         raise UsageError("no command given: try leakcheck guard -- CMD, or leakcheck --help")
+    from leakcheck.commands.demo import demo
+    from leakcheck.commands.guard import GuardOptions
+
     raise typer.Exit(demo(demo_leak, GuardOptions(observe=_observe("host", None, None, None))))
 
 
@@ -119,6 +142,8 @@ def snapshot(
     json: Json = False,
 ) -> None:
     """Take one snapshot: print it as a table or JSON, or save it for diff."""
+    from leakcheck.commands.snapshot import snapshot as run_snapshot
+
     raise typer.Exit(run_snapshot(_observe(scope, kinds, roots, lock_files), output, as_json=json))
 
 
@@ -131,6 +156,8 @@ def diff(
     json: Json = False,
 ) -> None:
     """Compare two saved snapshots, or two results of a campaign (exit 1: a finding is new)."""
+    from leakcheck.commands.diff import diff as run_diff
+
     raise typer.Exit(run_diff(before, after, allow, output, as_json=json))
 
 
@@ -144,7 +171,7 @@ def guard(
     lock_files: LockFiles = None,
     allow: AllowFile = None,
     settle: Annotated[float, typer.Option(metavar="SECONDS", help="Time allowed for asynchronous teardown.")] = 0.5,
-    json: Json = False,
+    json: JsonOfGuard = False,
     output: Output = None,
     recover: Annotated[
         str | None, typer.Option(metavar="CMD", help="The target's own clean-up, run by sh -c after settling.")
@@ -169,6 +196,10 @@ def guard(
         raise UsageError("--keep, --size, --network, --bind and --limit need --arena")
     if arena and (scope != "host" or roots):
         raise UsageError("--arena: the whole arena is observed; omit --scope and --roots")
+    from leakcheck._guard import milliseconds
+    from leakcheck.commands.guard import GuardOptions
+    from leakcheck.commands.guard import guard as run_guard
+
     options = GuardOptions(
         observe=_observe(scope, kinds, roots, lock_files),
         arena=_arena(size, network, bind or [], limit or [], keep=keep) if arena else None,
@@ -183,6 +214,8 @@ def guard(
     if demo_leak is not None:
         if command:
             raise UsageError(f"--demo-leak {demo_leak}: takes no command; it runs mkleak")
+        from leakcheck.commands.demo import demo
+
         raise typer.Exit(demo(demo_leak, options))
     if not command:
         raise UsageError("no command to guard: write leakcheck guard [OPTIONS] -- CMD [ARG]…")
@@ -192,6 +225,8 @@ def guard(
 @app.command()
 def doctor(scope: Scope = "host", kinds: Kinds = None, roots: Roots = None, json: Json = False) -> None:
     """Show what this user can and cannot observe on this machine, and how to get more."""
+    from leakcheck.commands.doctor import doctor as run_doctor
+
     observe = _observe(scope, kinds, roots, None)
     del observe["lock_files"]
     raise typer.Exit(run_doctor(observe, as_json=json))
@@ -226,7 +261,12 @@ def _campaigns() -> dict[str, Any]:
 
 @app.command()
 def check(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="An adapter's path, or a built-in target's name.")],
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET", help="An adapter's path, or a built-in target's name.", autocompletion=_completed
+        ),
+    ],
     json: Json = False,
 ) -> None:
     """Check an adapter against its real sandbox: statuses, isolation, recovery."""
@@ -308,7 +348,10 @@ def _outcome() -> int:
         return _fail(USAGE, str(error))
     except TargetError as error:
         return _fail(TARGET, str(error))
-    except (BrokenPipeError, SystemExit):
+    except (BrokenPipeError, SystemExit) as error:
+        # A completion ends so; fish reads its exit code.
+        if isinstance(error, SystemExit) and (not error.code or "_LEAKCHECK_COMPLETE" in os.environ):
+            return error.code if isinstance(error.code, int) else 0
         # On a broken pipe, rich and typer call sys.exit(1), which would mean "leaked".
         return _fail(UNKNOWN, "unknown: the reader of the output closed it")
     except UnicodeEncodeError as error:
@@ -321,6 +364,9 @@ def _outcome() -> int:
     except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever the cause
         what = f"{type(error).__name__}: {error}"
         return _fail(UNKNOWN, f"unknown: internal error, {what}; set LEAKCHECK_DEBUG=1 for a traceback")
+    # typer exits with 1 where it does not know the user's shell.
+    if code == LEAKED and sys.argv[1:2] in (["--show-completion"], ["--install-completion"]):
+        return USAGE
     return code if isinstance(code, int) else 0
 
 
@@ -348,6 +394,8 @@ def _fail(code: int, message: str) -> int:
 
 
 def _observe(scope: str, kinds: str | None, roots: list[str] | None, lock_files: list[str] | None) -> dict[str, Any]:
+    from leakcheck._guard import existing_roots
+
     return {
         "scope": scope,
         "kinds": kinds,
@@ -356,7 +404,9 @@ def _observe(scope: str, kinds: str | None, roots: list[str] | None, lock_files:
     }
 
 
-def _arena(size: str | None, network: str, binds: list[str], limits: list[str], *, keep: bool) -> Arena:
+def _arena(size: str | None, network: str, binds: list[str], limits: list[str], *, keep: bool) -> "Arena":
+    from leakcheck.arena import Arena
+
     if wrong := [text for text in limits if not text.partition("=")[2]]:
         raise UsageError(f"--limit {wrong[0]!r}: give FILE=VALUE, such as pids.max=100")
     found = re.fullmatch(r"(\d+)([KMG]?)", "0" if size is None else size)

@@ -15,7 +15,7 @@ import msgspec
 from injectors.timed import ended
 from leakcheck.deliver import notify
 from leakcheck.errors import TargetError, UsageError
-from leakcheck.render import printable
+from leakcheck.printable import printable
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Availability, Target
 from leakcheck.trials import open_host

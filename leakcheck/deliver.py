@@ -5,22 +5,28 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from leakcheck.atomic_write import Output
 from leakcheck.errors import UsageError
-from leakcheck.render import printable
+from leakcheck.printable import printable
+
+if TYPE_CHECKING:
+    from leakcheck.atomic_write import Output
 
 NOT_DELIVERED = 3
 """The exit code if a clean verdict could not be delivered."""
 
 
-def output_to(path: Path | None) -> contextlib.AbstractContextManager[Output | None]:
+def output_to(path: Path | None) -> contextlib.AbstractContextManager["Output | None"]:
     """Open the output file, if there is one, before the run; raise `UsageError` if that fails."""
-    return contextlib.nullcontext() if path is None else Output(path)
+    if path is None:
+        return contextlib.nullcontext()
+    from leakcheck.atomic_write import Output
+
+    return Output(path)
 
 
-def deliver(code: int, text: str, output: Output | None, show: Callable[[], None] | None) -> int:
+def deliver(code: int, text: str, output: "Output | None", show: Callable[[], None] | None) -> int:
     """Save the result `text`, then call `show`, or print the text on stdout if there is no `show`.
 
     Returns `code`, but `NOT_DELIVERED` instead of 0 if the file or stdout could not be written, or if the result was

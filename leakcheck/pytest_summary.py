@@ -8,7 +8,8 @@ import pytest
 from leakcheck.pytest_item import ItemGuard, Settings
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
 from leakcheck.pytest_rules import OF_TOOLS
-from leakcheck.render import count, leak_line, printable, summary
+from leakcheck.printable import printable
+from leakcheck.render import count, leak_line, summary
 
 _LEAKED = "leakcheck: leaked"
 

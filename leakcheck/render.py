@@ -12,7 +12,8 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.text import Text
 
-from leakcheck._native import Snapshot, harmless
+from leakcheck._native import Snapshot
+from leakcheck.printable import printable
 from leakcheck.report import Leak, Report
 
 VERDICT_STYLE = {"clean": "bold green", "leaked": "bold red", "unknown": "bold yellow"}
@@ -21,16 +22,6 @@ _MAKERS = 3
 _FEW = 5
 _Entry: TypeAlias = tuple[str, str, str]
 _Part: TypeAlias = str | tuple[str, str]
-
-
-def printable(text: str) -> str:
-    r"""Return `text` with unprintable characters written as ``\xNN``, ``\uNNNN`` or ``\UNNNNNNNN``.
-
-    What a CI runner would read as a command, anywhere or at the start of a line, is escaped likewise.
-    """
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return harmless(text)
 
 
 def print_lines(texts: Iterable[Text], console: Console) -> None:

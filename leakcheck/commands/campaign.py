@@ -20,8 +20,9 @@ from leakcheck.campaigns.render import lines
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
 from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import StoppedError
+from leakcheck.printable import printable
 from leakcheck.renamed import notify_renamed
-from leakcheck.render import print_lines, printable
+from leakcheck.render import print_lines
 from leakcheck.subprocesses import Interrupts, in_background
 from leakcheck.targets import Target, load
 from leakcheck.trials.executor import Ui

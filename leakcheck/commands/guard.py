@@ -57,7 +57,8 @@ def guard(argv: Sequence[str], options: GuardOptions) -> int:
     def command(env: Mapping[str, str], interrupts: Interrupts) -> Generator[tuple[list[str], int | None], None, None]:
         # An argument need not be valid UTF-8 (execve(2)), but JSON must be.
         shown = [os.fsencode(argument).decode("utf-8", "backslashreplace") for argument in argv]
-        yield shown, options.run(argv, env, interrupts)
+        # Only JSON goes to stdout, so that it can be piped into a program.
+        yield shown, options.run(argv, env, interrupts, stdout=sys.stderr.fileno() if options.json else None)
 
     return guarded(command, options)
 

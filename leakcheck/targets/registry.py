@@ -11,7 +11,12 @@ _ADAPTERS = Path(__file__).parent / "adapters"
 
 def builtin() -> list[Target]:
     """Return the built-in targets by name."""
-    return [Target(path) for path in sorted(_ADAPTERS.glob("*.toml"), key=lambda path: path.stem)]
+    return [Target(_ADAPTERS / f"{name}.toml") for name in names()]
+
+
+def names() -> list[str]:
+    """Return the names of the built-in targets."""
+    return sorted(path.stem for path in _ADAPTERS.glob("*.toml"))
 
 
 def load(name_or_path: str | os.PathLike[str]) -> Target:
@@ -25,6 +30,5 @@ def load(name_or_path: str | os.PathLike[str]) -> Target:
         return Target(Path(given))
     path = _ADAPTERS / f"{given}.toml"
     if not path.is_file():
-        names = ", ".join(sorted(known.stem for known in _ADAPTERS.glob("*.toml")))
-        raise UsageError(f"unknown target {given!r}: one of {names}, or the path of an adapter (.toml)")
+        raise UsageError(f"unknown target {given!r}: one of {', '.join(names())}, or the path of an adapter (.toml)")
     return Target(path)

@@ -61,6 +61,12 @@ class TestGuard:
         (line,) = done.stdout.splitlines()
         assert json.loads(line)["schema"] == "leakcheck.report/1"
 
+    def test_with_json_the_commands_own_output_goes_to_stderr_in_an_arena_too(self) -> None:
+        for arena in ((), ("--arena",)) if os.geteuid() == 0 else ((),):
+            done = leakcheck("guard", *QUICK, *arena, "--json", "--", "sh", "-c", "echo out; echo err >&2")
+            assert json.loads(done.stdout)["command"]["exit"] == 0, arena
+            assert done.stderr == "out\nerr\n"
+
     def test_o_saves_the_report_and_leaves_nothing_else(self, tmp_path: Path) -> None:
         done = leakcheck("guard", *QUICK, "-o", tmp_path / "report.json", "--", "true")
         assert done.returncode == 0
@@ -435,3 +441,52 @@ def test_version_and_help_give_0() -> None:
         done = leakcheck(*arguments)
         assert done.returncode == 0
         assert "Usage: leakcheck" in done.stdout
+
+
+def test_no_line_of_the_help_is_cut_and_each_campaign_is_there_with_its_question() -> None:
+    from leakcheck.campaigns import CAMPAIGNS
+
+    done = leakcheck("--help")
+    assert "..." not in done.stdout.partition("Options:")[2]
+    shown = " ".join(done.stdout.split())
+    assert "and test which of them can run here." in shown
+    for campaign in CAMPAIGNS.values():
+        assert f" {campaign.name} {campaign.question}" in shown
+
+
+class TestCompletion:
+    @pytest.mark.parametrize(
+        ("line", "offered"),
+        [
+            ("leakcheck s", ["snapshot", "stress"]),
+            ("leakcheck guard --ar", ["--arena"]),
+            ("leakcheck leaks --en", ["--endings", "--enough"]),
+            ("leakcheck leaks --target ru", ["runc", "runc-new", "runsc"]),
+            ("leakcheck check ./mine", []),
+        ],
+    )
+    def test_each_shell_is_offered_commands_options_and_targets(self, line: str, offered: list[str]) -> None:
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1), "_TYPER_COMPLETE_ARGS": line}
+        words["_TYPER_COMPLETE_FISH_ACTION"] = "get-args"
+        for shell in ("bash", "zsh", "fish"):
+            done = leakcheck(env={**os.environ, **words, "_LEAKCHECK_COMPLETE": f"complete_{shell}"})
+            assert (done.returncode, done.stderr) == (0, "")
+            if shell == "zsh":
+                assert [text for text in offered if f'"{text}"' not in done.stdout] == []
+                assert offered or done.stdout == "_files\n"
+            else:
+                assert [text.partition("\t")[0] for text in done.stdout.split("\n") if text] == offered
+
+    def test_bash_completes_with_the_script_that_is_shown(self) -> None:
+        source = leakcheck(env={**os.environ, "_LEAKCHECK_COMPLETE": "source_bash"}).stdout
+        directory = Path(sys.executable).parent
+        script = f"PATH={shlex.quote(str(directory))}:$PATH\n{source}\nCOMP_WORDS=(leakcheck ta) COMP_CWORD=1\n"
+        done = subprocess.run(
+            ["bash", "-c", f"{script}_leakcheck_completion leakcheck; echo ${{COMPREPLY[@]}}"],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        assert (done.stdout, done.stderr) == ("targets\n", "")
+
+    def test_a_shell_that_is_not_known_is_a_wrong_usage_and_no_leak(self) -> None:
+        environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+        assert leakcheck("--show-completion", "tcsh", env=environment).returncode == 2

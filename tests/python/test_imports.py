@@ -31,7 +31,7 @@ LAYERS = [
     ("leakcheck.render", "leakcheck.subprocesses"),
     ("leakcheck.warden", "leakcheck.report", "leakcheck.allow"),
     ("leakcheck.atomic_write", "leakcheck.group", "leakcheck.renamed", "leakcheck.init", "leakcheck._bin"),
-    ("leakcheck.errors",),
+    ("leakcheck.errors", "leakcheck.printable"),
     ("leakcheck._native",),
 ]
 FOR_INJECTORS = ("injectors", "leakcheck.warden", "leakcheck.errors", "leakcheck._native")
