@@ -381,7 +381,7 @@ def _hint(program: str, cwd: str) -> str:
     """Return a hint for a command or directory that exists on the host but not in the arena."""
     for path in (cwd, program):
         if path.startswith(_FRESH) and Path(path).exists():
-            return f"; an arena has its own {', '.join(_FRESH)}: use --bind for what it needs there"
+            return f"; an arena has its own {', '.join(_FRESH)}; bind what it needs (guard: --bind; an adapter: binds)"
     return ""
 
 

@@ -87,7 +87,8 @@ AllowFile = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a report on stderr.")]
 JsonOfGuard = Annotated[
-    bool, typer.Option("--json", help="Print JSON on stdout instead of a report on stderr; CMD's stdout goes to stderr.")
+    bool,
+    typer.Option("--json", help="Print JSON on stdout instead of a report on stderr; CMD's stdout goes to stderr."),
 ]
 Output = Annotated[
     Path | None,
@@ -257,6 +258,23 @@ def _campaigns() -> dict[str, Any]:
     for campaign in CAMPAIGNS.values():
         group.command(campaign.name)(command_of(campaign, **common))
     return dict(typer.main.get_group(group).commands)
+
+
+# As with guard: options after the name are those of the sandbox.
+@app.command(context_settings={"allow_interspersed_args": False})
+def init(
+    target: Annotated[str, typer.Argument(metavar="NAME", help="The sandbox's name; the file is NAME.toml.")],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- CMD [ARG]…", help="The command that runs {program} in it, with {wall} if it can."),
+    ] = None,
+) -> None:
+    """Write an adapter for your own sandbox to start from; it overwrites nothing."""
+    from leakcheck.commands.init import init as run_init
+
+    # With options of CMD's own allowed, "--" is a word of it.
+    words = command or []
+    raise typer.Exit(run_init(target, words[1:] if words[:1] == ["--"] else words))
 
 
 @app.command()

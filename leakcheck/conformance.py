@@ -3,6 +3,7 @@
 ``leakcheck check ./mine.toml`` prints the findings. Everything runs in an arena, so that nothing outlives the check.
 """
 
+import re
 import shlex
 import signal
 import sys
@@ -17,11 +18,12 @@ from leakcheck.deliver import notify
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.printable import printable
 from leakcheck.submissions import BUILTIN, Submission
-from leakcheck.targets import Availability, Target
+from leakcheck.targets import Availability, Reply, Target
+from leakcheck.targets.target import PROBE_RAN
 from leakcheck.trials import open_host
 from leakcheck.trials.output import last_words, memory
 from leakcheck.trials.payload import SLEEPING, payload_runs
-from leakcheck.trials.preflight import isolation_gaps
+from leakcheck.trials.preflight import run_probe
 from leakcheck.trials.session import Session
 
 __all__ = ["CHECKS", "Finding", "check", "tried"]
@@ -30,6 +32,8 @@ CHECKS = ("probe", *BUILTIN, "recovery")
 """The checks that `check` runs, in order."""
 
 _START = 20.0
+# A path in a message, in a directory that an arena replaces.
+_PATH = re.compile(r"/(?:tmp|run|var/tmp|dev)/[^\s\"':;,)]+")
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -53,32 +57,44 @@ def check(target: Target, only: Sequence[str] = CHECKS, *, live: bool = False) -
     """
     if unknown := [one for one in only if one not in CHECKS]:
         raise UsageError(f"unknown check {unknown[0]!r}: one of {', '.join(CHECKS)}")
-    findings = []
+    findings: list[Finding] = []
     with open_host(target, 0, live=live) as host:
         session = Session(target, host)
         for one in only:
             began = time.monotonic()
             try:
-                detail = _detail(session, one)
+                detail = _detail(session, one, starts=any(found.check == "ok" and found.passed for found in findings))
             except (TargetError, OSError) as error:
-                hidden = _why(session, target.launch(BUILTIN["ok"], session.box).argv)
-                detail = f"{error}; {hidden}" if hidden else str(error)
+                detail = str(error)
+            if detail and "binds" not in detail:
+                hidden = _hidden(session, [*target.launch(BUILTIN["ok"], session.box).argv, *_PATH.findall(detail)])
+                detail = f"{detail}; {hidden}" if hidden else detail
             findings.append(Finding(one, not detail, printable(detail), round(time.monotonic() - began, 3)))
         if wrong := session.recover():
             findings.append(Finding("recovery", passed=False, detail=printable(f"at the end: {wrong}")))
     return findings
 
 
-def _detail(session: Session, one: str) -> str:
+def _detail(session: Session, one: str, *, starts: bool) -> str:
     if one == "probe":
-        return "; ".join(isolation_gaps(session))
-    return _recovery(session) if one == "recovery" else _submission(session, BUILTIN[one])
+        return _probe(session)
+    return _recovery(session) if one == "recovery" else _submission(session, BUILTIN[one], starts=starts)
 
 
-def _submission(session: Session, submission: Submission) -> str:
+def _probe(session: Session) -> str:
+    probed = run_probe(session)
+    if not probed.gaps or PROBE_RAN not in probed.inside.splitlines():
+        return "; ".join(probed.gaps)
+    holds = session.target.what_differs(probed.inside, probed.outside)
+    none = "nothing that leakcheck can check differs inside; a target that isolates nothing says so: "
+    return "; ".join([*probed.gaps, f"what holds here: {holds}" if holds else f'{none}probe = {{ none = "why" }}'])
+
+
+def _submission(session: Session, submission: Submission, *, starts: bool = False) -> str:
+    """Run `submission`; return what is wrong, with what the adapter may lack if the sandbox `starts` its payload."""
     done = session.submit(session.prepare(submission), submission)
     reply = done.reply
-    wrong = []
+    wrong, exits = [], session.target.adapter.status.source == "exit"
     if reply.status != submission.expect:
         wrong.append(f"status {reply.status} instead of {submission.expect}")
     if submission.expect_exit is not None and reply.exit_code != submission.expect_exit:
@@ -86,7 +102,17 @@ def _submission(session: Session, submission: Submission) -> str:
     lacks = session.target.adapter.may_lack_signal and reply.signal is None
     if submission.expect_signal is not None and reply.signal != submission.expect_signal and not lacks:
         wrong.append(f"signal {reply.signal} instead of {submission.expect_signal}")
-    return f"{', '.join(wrong)}; it exited with {done.code}: {done.words}" if wrong else ""
+    hint = _hint(reply, submission, done.code) if exits and starts else ""
+    return f"{', '.join(wrong)}; it exited with {done.code}: {done.words}{hint}" if wrong else ""
+
+
+def _hint(reply: Reply, submission: Submission, code: int) -> str:
+    """Return what the adapter may lack if the exit code is the status."""
+    if submission.expect == "TLE" and reply.status == "RE":
+        return f"; if {code} is its exit code for a timeout, name it: status = {{ timeout = [{code}] }}"
+    if submission.expect_signal is not None and reply.status == "RE" and reply.signal is None:
+        return "; if it never reports a death by signal as 128+N, say so: may_lack_signal = true"
+    return ""
 
 
 def _recovery(session: Session) -> str:
@@ -98,17 +124,19 @@ def _recovery(session: Session) -> str:
         while not (reached := payload_runs(session, supervisor, output)) and not ended(supervisor, 10):
             if time.monotonic() > until:
                 break
+        alone = ended(supervisor, 0)
         supervisor.send_signal(signal.SIGKILL)
-        session.wait(supervisor, 0, argv[0])
+        code = session.wait(supervisor, 0, argv[0])
         if not reached:
-            return f"the payload did not start: {_why(session, argv) or last_words(output)}"
+            how = f"the launch exited with {code}" if alone else f"nothing of it was seen for {_START:g} s"
+            return f"the payload did not start: {how}: {last_words(output)}"
     wrong = session.recover() or session.recover() or _submission(session, BUILTIN["ok"])
     return f"after the kill: {wrong}" if wrong else ""
 
 
-def _why(session: Session, argv: Sequence[str]) -> str:
-    """Return which program or file of the launch exists on the host and not in its arena; empty if all do."""
-    for word in argv:
+def _hidden(session: Session, words: Sequence[str]) -> str:
+    """Return which of the `words` is a file that exists on the host and not in its arena; empty if none is."""
+    for word in words:
         if word.startswith("/") and Path(word).exists():
             try:
                 session.host.read(Path(word))

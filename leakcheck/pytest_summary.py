@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from leakcheck.printable import printable
 from leakcheck.pytest_item import ItemGuard, Settings
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
 from leakcheck.pytest_rules import OF_TOOLS
-from leakcheck.printable import printable
 from leakcheck.render import count, leak_line, summary
 
 _LEAKED = "leakcheck: leaked"

@@ -23,7 +23,11 @@ def check(target: Target, *, as_json: bool) -> int:
         print_json(msgspec.json.encode({**about, "findings": findings}).decode())
     else:
         console = Console()
+        shown: dict[str, str] = {}
         for one in findings:
             passed = ("ok   ", "green") if one.passed else ("FAIL ", "bold red")
-            console.print(line(passed, f"{one.check:<13} {one.seconds:6.2f} s  {one.detail}".rstrip()), soft_wrap=True)
+            # A sandbox that cannot start fails each check with the same words.
+            first = shown.setdefault(one.detail, one.check)
+            detail = one.detail if first == one.check or not one.detail else f"as {first}"
+            console.print(line(passed, f"{one.check:<13} {one.seconds:6.2f} s  {detail}".rstrip()), soft_wrap=True)
     return CLEAN if all(finding.passed for finding in findings) else LEAKED

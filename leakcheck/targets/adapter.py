@@ -99,14 +99,23 @@ class Probe(_Table, frozen=True):
     Args:
         namespaces: types whose link in /proc/self/ns must differ from the link outside.
         hidden: whether a file in ``/tmp`` outside must be hidden inside.
+        unreadable: whether opening that file to read it must fail inside, as by Landlock, which hides no name.
+        seccomp: whether the payload must have more seccomp filters than the outside.
         kernel: whether the payload must see another kernel than ours (``uname -v``).
         none: why nothing can be checked; only for a target that isolates nothing.
     """
 
     namespaces: list[str] = []
     hidden: bool = False
+    unreadable: bool = False
+    seccomp: bool = False
     kernel: bool = False
     none: str = ""
+
+    @property
+    def checks(self) -> bool:
+        """Whether it checks anything."""
+        return bool(self.namespaces or self.hidden or self.unreadable or self.seccomp or self.kernel)
 
 
 class Adapter(_Table, frozen=True):
@@ -184,9 +193,13 @@ def read_adapter(path: Path) -> Adapter:
         UsageError: it cannot be read, is not TOML, or fields are unknown, missing or wrong; the message names all of
             them, each with its line and what to do.
     """
-    content = read_input("adapter", path, most=1 << 20)
+    return parse_adapter(read_input("adapter", path, most=1 << 20), path)
+
+
+def parse_adapter(text: str, path: Path) -> Adapter:
+    """Return the checked adapter in the TOML `text` of the file at `path`; raise `UsageError` as `read_adapter`."""
     try:
-        table = msgspec.toml.decode(content)
+        table = msgspec.toml.decode(text)
         if isinstance(status := table.get("status"), dict):
             table["status"] = with_new_names(status, _OLD_NAMES, f"adapter {path}: status")
         faults = faults_of_types(Adapter, table)
@@ -201,7 +214,6 @@ def read_adapter(path: Path) -> Adapter:
     for field, problem in _problems(adapter, path, wrong):
         faults.setdefault(field, []).append(problem)
     if faults:
-        text = content if isinstance(content, str) else bytes(content).decode()
         raise UsageError(f"adapter {path}: {describe(faults, lines_of(text))}")
     return adapter
 
@@ -242,8 +254,11 @@ def _problems(adapter: Adapter, path: Path, wrong: set[str]) -> Iterator[tuple[s
     for name in adapter.probe.namespaces:
         if name not in _NAMES:
             yield "probe.namespaces", f"unknown type {name!r}; one of {', '.join(_NAMES)}"
-    if bool(adapter.probe.namespaces or adapter.probe.hidden or adapter.probe.kernel) == bool(adapter.probe.none):
-        yield "probe", "give namespaces, hidden or kernel, or none with the reason why nothing can be checked"
+    if adapter.probe.checks and adapter.probe.none:
+        yield "probe", "none says that nothing can be checked, and the other fields what is: remove one of the two"
+    if not adapter.probe.checks and not adapter.probe.none:
+        what = "give namespaces, hidden, unreadable (fits Landlock), seccomp or kernel"
+        yield "probe", f"{what}, or none with the reason why nothing can be checked"
 
 
 def _problems_of_placeholders(adapter: Adapter, path: Path) -> Iterator[tuple[str, str]]:
@@ -255,7 +270,11 @@ def _problems_of_placeholders(adapter: Adapter, path: Path) -> Iterator[tuple[st
                 continue
             if name not in allowed:
                 known = ", ".join(f"{{{one}}}" for one in sorted(allowed))
-                hint = "list it in needs.binaries" if name.startswith("exe:") else f"allowed here: {known}"
+                hint = (
+                    "list it in needs.binaries"
+                    if name.startswith("exe:")
+                    else f"allowed here: {known}; {{{{ is a brace"
+                )
                 yield field, f"unknown placeholder {{{name}}}; {hint}"
             if name.startswith(("program", "number:")) and match[0] != text:
                 yield field, f"{text!r}: {match[0]} must be an element of its own"

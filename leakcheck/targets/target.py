@@ -22,12 +22,19 @@ _MIB = 1 << 20
 _SIGNALS = signals.valid_signals()
 # Bound if there is nothing to bind: it always exists, and no adapter binds it itself.
 _NO_BUNDLE = "/usr/share"
-# One line per namespace link, then whether the path in $1 exists, then the kernel version.
-_PROBE = """\
+PROBE_RAN = "probe ran"
+"""The last line of the probe."""
+# One line per namespace link, then whether the path in $1 exists and can be read, its seccomp mode and number of
+# filters (proc(5)), and the kernel version.
+_PROBE = f"""\
 for n in cgroup ipc mnt net pid time user uts; do echo "ns $n $(readlink /proc/self/ns/$n)"; done
 [ -e "$1" ] && echo "seen marker"
+(: <"$1") 2>/dev/null && echo "read marker"
+while read -r key value; do
+  case $key in Seccomp*) echo "$key $value" ;; esac
+done </proc/self/status
 echo "kernel $(uname -v)"
-echo "probe ran"
+echo "{PROBE_RAN}"
 """
 
 
@@ -294,11 +301,8 @@ class Target:
         """Return the parts that are not isolated, according to what the probe prints inside, and outside of it."""
         declared = self.adapter.probe
         lines = inside.splitlines()
-        if "probe ran" not in lines:
-            why = (
-                "what it prints must reach the launch's stdout or stderr, or the file that the adapter names as output"
-            )
-            return [f"the probe did not finish, or its output does not come back; {why}"]
+        if PROBE_RAN not in lines:
+            return ["the probe did not finish, or its output does not come back"]
         own, other = _links(inside), _links(outside)
         gaps = []
         for kind in declared.namespaces:
@@ -308,10 +312,30 @@ class Target:
                 gaps.append(f"the payload is in the outside's {kind} namespace, {own[kind]}")
         if declared.hidden and "seen marker" in lines:
             gaps.append("the payload sees a file of the outside that the target should hide")
+        if declared.unreadable and "read marker" in lines:
+            gaps.append("the payload reads a file of the outside that the target should keep from it")
+        if declared.seccomp and _filters(inside) <= _filters(outside):
+            gaps.append("the payload has no seccomp filter that the outside does not have")
         same = [line for line in outside.splitlines() if line.startswith("kernel ") and line in lines]
         if declared.kernel and same:
             gaps.append(f"the payload runs on our {same[0].replace(' ', ', ', 1)}")
         return gaps
+
+    @staticmethod
+    def what_differs(inside: str, outside: str) -> str:
+        """Return the ``probe`` of an adapter that holds, according to what the probe prints; empty if none does."""
+        own, other = _links(inside), _links(outside)
+        kinds = [kind for kind, link in own.items() if link and link != other.get(kind)]
+        fields = [f"namespaces = {json.dumps(kinds)}"] if kinds else []
+        lines, others = inside.splitlines(), outside.splitlines()
+        for field, holds in (
+            ("hidden", "seen marker" not in lines),
+            ("unreadable", "seen marker" in lines and "read marker" not in lines),
+            ("seccomp", _filters(inside) > _filters(outside)),
+            ("kernel", any(line.startswith("kernel ") and line not in others for line in lines)),
+        ):
+            fields += [f"{field} = true"] if holds else []
+        return f"probe = {{ {', '.join(fields)} }}" if fields else ""
 
     def _programs(self) -> Values:
         if self._found is None:
@@ -344,6 +368,12 @@ def _links(output: str) -> dict[str, str]:
     """Return the link of each namespace type in the probe's output."""
     found = [line.split(" ") for line in output.splitlines()]
     return {words[1]: words[2] for words in found if words[0] == "ns" and len(words) == 3}
+
+
+def _filters(output: str) -> int:
+    """Return the number of seccomp filters in the probe's output; of a kernel before 5.9, the mode."""
+    found = dict(re.findall(r"^(Seccomp\w*): (\d+)$", output, re.MULTILINE))
+    return int(found.get("Seccomp_filters") or found.get("Seccomp") or 0)
 
 
 def _bundle(submission: Submission | None) -> str:

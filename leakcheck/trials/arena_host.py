@@ -11,6 +11,7 @@ import psutil
 
 from leakcheck import _native
 from leakcheck.arena import Arena, prepare_observation
+from leakcheck.errors import UsageError
 from leakcheck.report import Leak, Report
 from leakcheck.targets import Target
 from leakcheck.targets.executables import binds
@@ -34,6 +35,8 @@ class ArenaHost:
         self._target = target
         shown = [path for path in target.found().values() if path]
         asked = [(place, place, True) for place in target.adapter.binds]
+        if absent := [place for place, _, _ in asked if not os.path.lexists(place)]:
+            raise UsageError(f"adapter {target.path}: binds: {absent[0]}: no such file or directory on this machine")
         self._arena = Arena(hostname="arena", binds=[*binds([*shown, *needed]), *asked], **options)
         self._settle_ms = round(settle * 1000)
         self._root = -1

@@ -5,8 +5,11 @@ import statistics
 import time
 from collections.abc import Generator
 
+import msgspec
+
 from leakcheck.errors import StoppedError, TargetError
 from leakcheck.targets import Target
+from leakcheck.targets.target import PROBE_RAN
 from leakcheck.trials import open_host
 from leakcheck.trials.aftermath import Remnant
 from leakcheck.trials.session import NEXT, Session, Stop
@@ -26,14 +29,40 @@ def probe(target: Target, *, live: bool, stop: Stop) -> list[str]:
 
 def isolation_gaps(session: Session) -> list[str]:
     """Return the parts of the target's isolation that are off in this host, with the probe's last output."""
+    probed = run_probe(session)
+    return [*probed.gaps, probed.inside[-300:].strip()] if probed.gaps else []
+
+
+class Probed(msgspec.Struct, frozen=True):
+    """What the probe prints in the target, and outside of it; and the parts of the isolation that are off."""
+
+    inside: str
+    outside: str
+    gaps: list[str]
+
+
+def run_probe(session: Session) -> Probed:
+    """Run the probe."""
     marker = session.host.marker
     session.host.write(marker, b"")
     submission = session.target.probe(marker)
     argv = session.prepare(submission)
     outside = session.output_of(submission.program)
-    output = session.payload_output(argv, submission)
-    gaps = session.target.isolation_gaps(output, outside)
-    return [*gaps, output[-300:].strip()] if gaps else []
+    inside, code, words = session.payload_output(argv, submission)
+    if PROBE_RAN in inside.splitlines():
+        gaps = session.target.isolation_gaps(inside, outside)
+    elif code != 0:
+        gaps = [f"the payload did not start, or did not end: the launch exited with {code}: {words}"]
+    else:
+        gaps = [f"what the payload prints does not come back: {_where(session)}; the launch exited with 0: {words}"]
+    return Probed(inside, outside, gaps)
+
+
+def _where(session: Session) -> str:
+    if (path := session.target.output_file(session.box)) is not None:
+        return f"{path}, which the adapter names as output, lacks it"
+    ways = "let the launch pass it on to its stdout or stderr, or name the file that has it"
+    return f'{ways}, such as output = "{{work}}/out"'
 
 
 def run_length(target: Target, *, live: bool, stop: Stop, runs: int = 5) -> float:

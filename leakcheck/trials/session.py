@@ -131,11 +131,11 @@ class Session:
             self.wait(self.start(argv, output), limit, argv[0])
             return text(output)
 
-    def payload_output(self, argv: Sequence[str], submission: Submission) -> str:
-        """Run `submission` to its end, whatever its status; return what it printed."""
+    def payload_output(self, argv: Sequence[str], submission: Submission) -> tuple[str, int, str]:
+        """Run `submission` to its end, whatever its status; return what it printed, the exit code and last words."""
         with memory() as output:
-            self.wait(self.start(argv, output), submission.wall, argv[0])
-            shown = printed(self, output)
+            code = self.wait(self.start(argv, output), submission.wall, argv[0])
+            shown = printed(self, output), code, last_words(output)
         self._finish()
         return shown
 

@@ -117,7 +117,12 @@ def test_what_needs_no_bundle_has_a_directory_to_bind_that_is_there_anyway(tmp_p
         ('"{program}"', '"{program}", "{exe:nsjail}"', "{exe:nsjail}; list it in needs.binaries"),
         ('"{program}"', '"--run={program}"', "must be an element of its own"),
         ('["/bin/sh", "{program}"]', "[]", "launch: is empty"),
-        ('{ none = "isolates nothing" }', "{}", "probe: give namespaces, hidden or kernel"),
+        (
+            '{ none = "isolates nothing" }',
+            "{}",
+            "probe: give namespaces, hidden, unreadable (fits Landlock)",
+        ),
+        ('{ none = "isolates nothing" }', '{ none = "x", hidden = true }', "none says that nothing can be checked"),
         ('{ none = "isolates nothing" }', '{ namespaces = ["pod"] }', "unknown type 'pod'; one of cgroup, ipc"),
         ("probe =", "recover = [[]]\nprobe =", "recover: has an empty command"),
         ("probe =", 'recover = [["rm", "{wall}"]]\nprobe =', "recover: unknown placeholder {wall}"),
@@ -387,9 +392,29 @@ def test_the_probe_tells_each_isolation_that_is_off(tmp_path: Path) -> None:
         "the payload sees a file of the outside that the target should hide",
         "the payload runs on our kernel",
     ]
-    (gap,) = target.isolation_gaps("ns pid pid:[7]\n", outside)
-    assert gap.startswith("the probe did not finish, or its output does not come back; what it prints must reach")
-    assert gap.endswith("or the file that the adapter names as output")
+    assert target.isolation_gaps("ns pid pid:[7]\n", outside) == [
+        "the probe did not finish, or its output does not come back"
+    ]
+
+
+def test_the_probe_of_a_sandbox_of_landlock_or_seccomp_alone_tells_where_it_is_off_and_what_holds(
+    tmp_path: Path,
+) -> None:
+    text = MINIMAL.replace('{ none = "isolates nothing" }', "{ unreadable = true, seccomp = true }")
+    target = load(adapter(tmp_path, text))
+    outside = "ns pid pid:[1]\nseen marker\nread marker\nSeccomp: 2\nSeccomp_filters: 1\nkernel #5\nprobe ran\n"
+    inside = outside.replace("read marker\n", "").replace("filters: 1", "filters: 2")
+    assert target.isolation_gaps(inside, outside) == []
+    assert target.what_differs(inside, outside) == "probe = { unreadable = true, seccomp = true }"
+    assert target.isolation_gaps(outside, outside) == [
+        "the payload reads a file of the outside that the target should keep from it",
+        "the payload has no seccomp filter that the outside does not have",
+    ]
+    assert target.what_differs(outside, outside) == ""
+    old = "Seccomp: 0\nprobe ran\n", "Seccomp: 2\nseen marker\nread marker\nprobe ran\n"
+    assert target.what_differs(old[1], old[0]) == "probe = { seccomp = true }"
+    other = "ns pid pid:[2]\nns net \nkernel #6\nSeccomp: x\nprobe ran\n"
+    assert target.what_differs(other, outside) == 'probe = { namespaces = ["pid"], hidden = true, kernel = true }'
 
 
 def test_the_built_in_targets_are_those_that_the_design_names() -> None:
