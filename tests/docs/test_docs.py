@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md"]
-FENCE = re.compile(r"^```sh(?: exit=(\d+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Commands with their exit code, a file to save, and lines that the last command printed, with … for anything.
+FENCE = re.compile(r"^```(sh|text)(?: exit=(\d+)| file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 # What the pages make outside the directory that they are tried in.
@@ -23,9 +24,18 @@ def test_every_command_of_the_page_exits_as_the_page_says(page: Path, tmp_path: 
     if os.geteuid() != 0:
         pytest.skip("needs root: the pages are written for it")
     environment = {**os.environ, "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}:/usr/sbin:/sbin"}
+    printed = ""
     try:
-        for wanted, script in FENCE.findall(page.read_text()):
-            for command in script.strip().splitlines():
+        for language, wanted, name, content in FENCE.findall(page.read_text()):
+            if name:
+                (tmp_path / name).write_text(content)
+                continue
+            lines = content.strip("\n").splitlines()
+            if language == "text":
+                missing = [line for line in lines if not re.search(_pattern(line), printed, re.MULTILINE)]
+                assert missing == [], printed
+                continue
+            for command in lines:
                 with (tmp_path / "output").open("w+") as output:
                     done = subprocess.run(
                         ["sh", "-c", command],
@@ -38,10 +48,15 @@ def test_every_command_of_the_page_exits_as_the_page_says(page: Path, tmp_path: 
                         check=False,
                     )
                     output.seek(0)
-                    assert done.returncode == int(wanted or 0), f"{command}\n{output.read()}"
+                    printed = output.read()
+                    assert done.returncode == int(wanted or 0), f"{command}\n{printed}"
     finally:
         for path in LITTER:
             path.unlink(missing_ok=True)
+
+
+def _pattern(line: str) -> str:
+    return f"^{'.*'.join(map(re.escape, line.rstrip().split('…')))}$"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
