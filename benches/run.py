@@ -192,6 +192,27 @@ def quiet_machine(rounds: int) -> list[Row]:
     ]
 
 
+def start_up(rounds: int) -> list[Row]:
+    """What the library and the command take to start, above Python itself."""
+    python = sys.executable
+    limits = {"import leakcheck": 40, "leakcheck --help": 120}
+    argv = {
+        "python -c pass": [python, "-c", "pass"],
+        "import leakcheck": [python, "-c", "import leakcheck"],
+        "leakcheck --help": [python, "-m", "leakcheck", "--help"],
+    }
+    null = subprocess.DEVNULL
+    starts = {name: lambda one=one: subprocess.run(one, stdout=null, check=True) for name, one in argv.items()}
+    times = interleaved(starts, rounds)
+    bare = statistics.median(times.pop("python -c pass"))
+    above = {name: statistics.median(some) - bare for name, some in times.items()}
+    compared = f"above the {bare:.0f} ms of `python -c pass`"
+    return [
+        Row("start-up", f"`{name}`", f"{ms:.0f} ms", compared, f"≤ {limits[name]} ms", ms <= limits[name])
+        for name, ms in above.items()
+    ]
+
+
 def endurance(snapshots: int) -> Row:
     """Many snapshots in a separate process."""
     result = soak.in_own_process(snapshots)
@@ -271,6 +292,7 @@ def main() -> int:
     rows, described = whole_machine(options.processes, options.rounds, first=options.realtime)
     rows += cgroup_scope(options.rounds * 20, first=options.realtime)
     rows += quiet_machine(options.rounds)
+    rows += start_up(options.rounds)
     rows += arenas.rows(options.rounds * 4, options.rounds * 6)
     rows += stress.rows(options.rounds * 3, options.rounds * 100)
     rows.append(endurance(options.snapshots))

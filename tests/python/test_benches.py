@@ -96,6 +96,7 @@ def test_the_page_has_a_line_for_every_contestant(tmp_path: Path) -> None:
         "lsfd",
         "diff of two equal",
         "Guard()",
+        "`leakcheck --help`",
     ):
         assert words in text
     assert list(tmp_path.iterdir()) == [page]
