@@ -9,6 +9,7 @@ from rich.text import Text
 from leakcheck.campaigns.render import finding_lines
 from leakcheck.campaigns.result import Finding, Result
 from leakcheck.render import count, line
+from leakcheck.trials.outcome import OUTCOMES
 
 SCHEMA = "leakcheck.campaign-diff/1"
 
@@ -17,7 +18,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     """Findings by whether both results have them; `warnings` say why they may differ without a change of the target.
 
     `before` and `after` name campaign, target, version and number of trials. Findings of `open` are those of the later
-    result; `more` has the kinds that one of them leaves and the earlier one did not, by its id.
+    result; `more` has, by id, what the earlier one did not have: kinds that it leaves, endings that show it, a worse
+    outcome.
     """
 
     before: str
@@ -33,14 +35,14 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, before: Result, after: Result) -> Self:
         """Compare by the findings' ids."""
         old, new = ({one.id: one for one in result.findings} for result in (before, after))
-        more = {id_: sorted(_kinds(new[id_]) - _kinds(old[id_])) for id_ in new if id_ in old}
+        more = {id_: [*_more(old[id_], new[id_])] for id_ in new if id_ in old}
         return cls(
             before=_named(before),
             after=_named(after),
             new=[one for one in after.findings if one.id not in old],
             gone=[one for one in before.findings if one.id not in new],
             open=[one for one in after.findings if one.id in old],
-            more={id_: kinds for id_, kinds in more.items() if kinds},
+            more={id_: words for id_, words in more.items() if words},
             warnings=[*_warnings(before, after)],
         )
 
@@ -50,8 +52,16 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         return bool(self.new or self.more)
 
 
-def _kinds(finding: Finding) -> set[str]:
-    return {leak.kind for leak in finding.leaks}
+def _more(old: Finding, new: Finding) -> Iterator[str]:
+    yield from sorted({leak.kind for leak in new.leaks} - {leak.kind for leak in old.leaks})
+    yield from (f"after {ending}" for ending in sorted(_endings(new) - _endings(old)))
+    if OUTCOMES.index(new.outcome) > OUTCOMES.index(old.outcome):
+        yield new.outcome
+
+
+def _endings(finding: Finding) -> set[str]:
+    """Return the endings that show it, whatever the signal of a kill was."""
+    return {one.ending.partition(",")[0] for one in finding.endings}
 
 
 def _named(result: Result) -> str:
@@ -93,5 +103,5 @@ def lines(found: Comparison) -> Iterator[Text]:
         for finding in findings:
             yield line((f"{word} ", style), finding.id)
             if finding.id in found.more and word != "gone":
-                yield line("  ", ("now leaves too: ", "red"), ", ".join(found.more[finding.id]))
+                yield line("  ", ("now also: ", "red"), ", ".join(found.more[finding.id]))
             yield from finding_lines(finding)

@@ -1,38 +1,26 @@
-"""Findings: trials with the same result, with an id, examples, and the command that reproduces it."""
+"""Findings: trials with the same result, with an id, examples, and the commands that reproduce it."""
 
 import hashlib
-import re
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import msgspec
+
 from leakcheck.campaigns.campaign import Made, TrialOptions
-from leakcheck.campaigns.result import Finding, Residue
+from leakcheck.campaigns.result import Example, Finding, Occurrence, Residue
+from leakcheck.campaigns.same import groups
 from leakcheck.targets import Target, builtin
-from leakcheck.trials.aftermath import Remnant
 from leakcheck.trials.outcome import OUTCOMES
+from leakcheck.trials.remnant import Remnant
+from leakcheck.trials.similarity import fixed
 from leakcheck.trials.trial import Trial
 
-# A cgroup's path exists in up to a dozen hierarchies, each with a label.
-_LABELS = 16
-# A process that stays keeps these, so they are parts of its leak.
-_KEPT_BY_PROCESS = {"cgroup", "fd", "lock", "mount", "namespace", "net"}
+_PLACES = 16
 _WORST_FIRST = ("damaged", "respawning", "growing", "orphaned", "held", "dying", "reclaimable", "bounded")
 _FIRST_OF_CLASS = ("process", "mount", "file", "cgroup")
-# Numbers, and what mktemp and tempfile draw: "tmp" and letters, or lower and upper case in one word of six or more.
-_VARYING = re.compile(r"\b(?:\w*\d\w*|tmp\w{6,}|(?=\w*[a-z][A-Z])\w{6,})\b")
 _T = TypeVar("_T")
-
-
-def shape(text: str) -> str:
-    """Return a message without its numbers, so that messages of several trials compare equal."""
-    return re.sub(r"\w*\d\w*", "N", text)[:120]
-
-
-def fixed(text: str) -> str:
-    """Return a place or message without pids, other numbers and random names: the same in every campaign."""
-    return _VARYING.sub("N", text)[:120]
 
 
 def clusters(items: Iterable[_T], key: Callable[[_T], Hashable]) -> dict[Any, list[_T]]:
@@ -57,27 +45,46 @@ def replay_line(campaign: str, target: Target, *words: object) -> str:
     return shlex.join(["leakcheck", campaign, "--target", str(named), *map(str, words)])
 
 
-def residue(lists: Sequence[Sequence[Remnant]]) -> list[Residue]:
-    """Merge the lists, one per trial, by kind, class and stage; the worst first."""
+def residue(lists: Sequence[Sequence[Remnant]], endings: Sequence[str] = ()) -> list[Residue]:
+    """Merge the lists, one per trial, by kind, class and stage; the worst first. `endings` are those of the trials."""
     found = [(number, one) for number, left in enumerate(lists) for one in left]
-    groups = clusters(found, lambda item: _residue_key(item[1]))
     summed = []
-    for (_, _, kind, class_, by, stage), alike in sorted(groups.items()):
-        labels: dict[str, str] = {}
-        for _, one in alike:
-            labels.setdefault(shape(one.label), one.label)
+    for (_, _, kind, class_, by, stage), alike in sorted(clusters(found, lambda item: _residue_key(item[1])).items()):
+        examples = _examples(alike, endings)
+        trials = {number for number, _ in alike}
         summed.append(
             Residue(
                 kind=kind,
                 class_=class_,
                 by=by,
                 stage=stage,
-                labels=list(labels.values())[:_LABELS],
-                count=len(alike),
-                trials=len({number for number, _ in alike}),
+                labels=[one.label for one in examples],
+                count=len({(number, one.place) for number, one in alike}) if kind == "cgroup" else len(alike),
+                trials=len(trials),
+                endings=_counted(trials, endings),
+                examples=examples,
             )
         )
     return summed
+
+
+def _examples(alike: Sequence[tuple[int, Remnant]], endings: Sequence[str]) -> list[Example]:
+    """Return one item of each shape, of at most so many places: a cgroup has one item in each hierarchy."""
+    shapes = clusters(alike, lambda item: (item[1].kind == "cgroup" and fixed(item[1].place), fixed(item[1].label)))
+    places = clusters(shapes, lambda shape: shape[0] or shape)
+    return [
+        Example(
+            label=some[0][1].label,
+            endings=_counted({number for number, _ in some}, endings),
+            evidence=msgspec.json.decode(some[0][1].evidence),
+        )
+        for place in list(places.values())[:_PLACES]
+        for some in map(shapes.__getitem__, place)
+    ]
+
+
+def _counted(trials: Iterable[int], endings: Sequence[str]) -> dict[str, int]:
+    return dict(sorted(Counter(endings[number] for number in trials).items())) if endings else {}
 
 
 def _residue_key(one: Remnant) -> tuple[int, int, str, str, str, str]:
@@ -86,58 +93,72 @@ def _residue_key(one: Remnant) -> tuple[int, int, str, str, str, str]:
     return severity, kind, one.kind, one.class_, one.by, one.stage
 
 
-def _leaks_of(trial: Trial) -> tuple[tuple[str, str, bool], ...]:
-    """Return kind, stage, and whether it is damage, of the independent leaks of a trial."""
-    kinds = {(one.kind, one.stage, one.class_ == "damaged") for one in trial.left}
-    processes = {stage for kind, stage, _ in kinds if kind == "process"}
-
-    def part(kind: str, stage: str, damage: bool) -> bool:
-        return kind in _KEPT_BY_PROCESS and stage in processes and not damage
-
-    return tuple(sorted(one for one in kinds if not part(*one)))
-
-
 def trial_findings(campaign: str, made: Made[Any, Trial]) -> list[Finding]:
-    """Group isolated trials of similar plans with the same result: damage first, then the worst, then the most."""
-
-    def key(trial: Trial) -> Hashable:
-        # If something stays, that is why the next submission fails, with one message or another.
-        stays = trial.left and trial.outcome in ("leaked", "silent", "wedged")
-        detail = "" if stays else fixed(trial.detail)
-        return *_ending(trial), trial.outcome, _leaks_of(trial), detail
-
+    """Return what isolated trials have in common, however they ended: damage first, then the worst, then the most."""
+    tried: dict[str, list[Trial]] = clusters(made.trials, _ending)
     findings = []
-    for what, alike in clusters([trial for trial in made.trials if trial.outcome != "clean"], key).items():
-        first = alike[0]
-        plan = str(first.case.plan)
-        tried = [trial for trial in made.trials if _ending(trial) == _ending(first)]
-        # An effect at one instant also occurs at instants near it.
-        words = ["--plan", plan, "--iterations", "20" if "@" in plan else "1", *replay_words(made.options)]
+    for what, alike in groups(made.trials):
+        by_ending = clusters(alike, _ending)
+        seen = [_occurrence(campaign, made, ending, some, tried[ending]) for ending, some in by_ending.items()]
+        # The surest replay first.
+        seen.sort(key=lambda one: (bool(one.chance), -one.trials / one.tried, -one.trials))
+        best, example = seen[0], _worst(by_ending[seen[0].ending])
+        worst = _worst(alike)
         findings.append(
             Finding(
                 id=finding_id(*what),
-                ending=first.case.plan.kind,
-                plan=plan,
-                outcome=first.outcome,
-                leaks=residue([trial.left for trial in alike]),
+                ending=example.case.plan.kind,
+                plan=best.plan,
+                outcome=worst.outcome,
+                leaks=residue([trial.left for trial in alike], [_ending(trial) for trial in alike]),
                 trials=len(alike),
-                tried=len(tried),
-                replay=replay_line(campaign, made.target, *words),
-                chance=_chance(alike, tried),
-                detail=first.detail,
+                tried=sum(one.tried for one in seen),
+                replay=best.replay,
+                chance=best.chance,
+                detail=worst.detail,
+                endings=seen,
+                recovery=worst.recovery,
             )
         )
 
-    def order(finding: Finding) -> tuple[bool, int, int]:
-        damaging = any(left.class_ == "damaged" for left in finding.leaks)
-        return not damaging, -OUTCOMES.index(finding.outcome), -finding.trials
-
-    return sorted(findings, key=order)
+    return sorted(findings, key=worst_first)
 
 
-def _ending(trial: Trial) -> tuple[str, str]:
-    """Return how a trial's run ended, without the instant."""
-    return trial.case.plan.kind, trial.case.plan.argument.partition("@")[0]
+def worst_first(finding: Finding) -> tuple[bool, int, int]:
+    """Return the key that sorts damage first, then the worst outcome, then the most."""
+    damaging = any(left.class_ == "damaged" for left in finding.leaks)
+    return not damaging, -OUTCOMES.index(finding.outcome), -finding.trials
+
+
+def _occurrence(
+    campaign: str, made: Made[Any, Trial], ending: str, alike: Sequence[Trial], tried: Sequence[Trial]
+) -> Occurrence:
+    worst = _worst(alike)
+    plan = str(worst.case.plan)
+    # An effect at one instant also occurs at instants near it.
+    words = ["--plan", plan, "--iterations", "20" if "@" in plan else "1", *replay_words(made.options)]
+    return Occurrence(
+        ending=ending,
+        outcome=worst.outcome,
+        trials=len(alike),
+        tried=len(tried),
+        plan=plan,
+        replay=replay_line(campaign, made.target, *words),
+        chance=_chance(alike, tried),
+    )
+
+
+def _worst(alike: Sequence[Trial]) -> Trial:
+    """Return the first of the trials with the worst outcome."""
+    return max(alike, key=lambda trial: OUTCOMES.index(trial.outcome))
+
+
+def _ending(trial: Trial) -> str:
+    """Return how a trial's run ended, without the instant and what the payload did."""
+    plan = trial.case.plan
+    who = plan.argument.partition("@")[0]
+    signals = [flag for flag in plan.flags if flag != "sleeping"]
+    return ",".join([f"{plan.kind}:{who}" if who else plan.kind, *signals])
 
 
 def _chance(alike: Sequence[Trial], tried: Sequence[Trial]) -> str:

@@ -20,12 +20,12 @@ from leakcheck.campaigns.trial_campaign import TrialCampaign
 from leakcheck.errors import UsageError
 from leakcheck.submissions import BUILTIN
 from leakcheck.targets import Target
-from leakcheck.trials.aftermath import Remnant
 from leakcheck.trials.case import Case
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.isolated import job_count
 from leakcheck.trials.payload import SLEEPING
 from leakcheck.trials.preflight import FIRST, first_run, run_length
+from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.session import Stop
 from leakcheck.trials.trial import Trial
 

@@ -11,7 +11,7 @@ from leakcheck import _native
 from leakcheck.campaigns.findings import residue
 from leakcheck.campaigns.result import Criterion, Residue
 from leakcheck.report import Report, Verdict
-from leakcheck.trials.aftermath import Remnant
+from leakcheck.trials.remnant import Remnant
 
 
 class Machine:
@@ -33,7 +33,7 @@ class Machine:
         report = Report.from_json(_native.diff(self._before, _native.snapshot(kinds="sysctl")))
         self.gaps = {kind: gap.reason for kind, gap in report.gaps.items()}
         if changed := len(report.leaks):
-            self.untied = residue([[Remnant("sysctl", "damaged", leak.label) for leak in report.leaks]])
+            self.untied = residue([[Remnant.of(leak, "damaged") for leak in report.leaks]])
         name = "settings of the machine that changed"
         yield Criterion(name=name, passed=changed == 0, measured=changed, limit=0), "leaked"
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from leakcheck.campaigns.result import LEAKS_OF, Criterion, Finding, Residue, Result
+from leakcheck.campaigns.result import LEAKS_OF, Criterion, Finding, Occurrence, Residue, Result
 from leakcheck.render import VERDICT_STYLE, line
 from leakcheck.trials.preflight import FIRST
 
@@ -17,6 +17,7 @@ _OUTCOME_STYLE = {
 }
 _SHOWN = 12
 _LABELS = 3
+_REPLAYS = 3
 
 
 def lines(campaign: Result) -> Iterator[Text]:
@@ -86,32 +87,52 @@ def _shortened(criteria: Sequence[Criterion]) -> Iterator[Criterion]:
 
 
 def finding_lines(finding: Finding) -> Iterator[Text]:
-    """Yield what was left, examples, and how to reproduce it."""
+    """Yield what was left, in which endings and how often, examples, and how to reproduce it, the surest way first."""
     what = ", ".join(f"{left.count} {left.kind} {_class(left)}" for left in finding.leaks) or "nothing left"
     style = _OUTCOME_STYLE.get(finding.outcome, "red")
-    which = "" if finding.ending in ("stress", FIRST) else f"{finding.ending}, {finding.trials} trials: "
-    yield line("  ", (f"{finding.outcome:<12} ", style), f"{which}{what}")
+    yield line("  ", (f"{finding.outcome:<12} ", style), f"{_endings(finding)}{what}")
     # Recovered residue gets a short line only.
     for left in finding.leaks if finding.outcome != "recovered" else ():
-        for label in labels(left)[:_LABELS]:
+        for label in labels(left, finding)[:_LABELS]:
             yield line(f"            {label}")
     if finding.detail:
         yield line(("            ", "dim"), finding.detail)
     yield line(("            replay: ", "dim"), (finding.replay, "cyan"))
     if finding.chance:
         yield line(("            ", "dim"), (finding.chance, "yellow"))
+    for one in finding.endings[1:_REPLAYS]:
+        yield line((f"            or, {one.ending}: ", "dim"), (one.replay, "cyan"))
 
 
-def labels(left: Residue) -> list[str]:
-    """Return its labels; those of a cgroup of one path in several hierarchies are one."""
-    if left.kind != "cgroup":
-        return left.labels
-    paths: dict[str, list[str]] = {}
-    for label in left.labels:
-        paths.setdefault(label.split(" ", 2)[-1], []).append(label)
-    return [
-        alike[0] if len(alike) == 1 else f"cgroup {path} (in {len(alike)} hierarchies)" for path, alike in paths.items()
-    ]
+def _endings(finding: Finding) -> str:
+    if not finding.endings:
+        return "" if finding.ending in ("stress", FIRST) else f"{finding.ending}, {finding.trials} trials: "
+
+    def seen(one: Occurrence) -> str:
+        other = "" if one.outcome == finding.outcome else f" {one.outcome}"
+        return f"{one.ending} {one.trials} of {one.tried}{other}"
+
+    return f"{', '.join(map(seen, finding.endings))}: "
+
+
+def labels(left: Residue, finding: Finding | None = None) -> list[str]:
+    """Return its labels, with the endings that left it if others have the `finding` too.
+
+    Those of a cgroup of one path in several hierarchies are one.
+    """
+    groups: dict[str, list[tuple[str, set[str]]]] = {}
+    for number, label in enumerate(left.labels):
+        place = label.split(" ", 2)[-1] if left.kind == "cgroup" else label
+        endings = set(left.examples[number].endings) if left.examples else set()
+        groups.setdefault(place, []).append((label, endings))
+    shown = []
+    for place, alike in groups.items():
+        label = alike[0][0] if len(alike) == 1 else f"cgroup {place} (in {len(alike)} hierarchies)"
+        endings = set[str]().union(*(endings for _, endings in alike))
+        only = [one.ending for one in finding.endings if one.ending in endings] if finding else []
+        some = finding is not None and 0 < len(only) < len(finding.endings)
+        shown.append(f"{label} · only {', '.join(only)}" if some else label)
+    return shown
 
 
 def _class(left: Residue) -> str:

@@ -6,7 +6,7 @@ import msgspec
 
 from leakcheck.errors import UsageError
 from leakcheck.renamed import notify_renamed, with_new_names
-from leakcheck.report import Verdict
+from leakcheck.report import Command, Verdict
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.record import Record
 
@@ -16,10 +16,22 @@ LEAKS_OF = "leaks of kind "
 """Prefix of the names of those criteria of ``stress`` that allow no leak of a kind."""
 
 
-class Residue(msgspec.Struct, frozen=True, kw_only=True):
-    """Residue of trials, of one kind and class: `count` items in `trials` trials.
+class Example(msgspec.Struct, frozen=True, kw_only=True):
+    """One item of the residue: `endings` has how many trials of which ending left one like it.
 
-    `labels` has one label of each shape (labels that differ only in numbers), at most 16. `by` is what removed
+    `evidence` is that of a report, such as ``args``, ``uid``, ``parent``, ``cgroup`` and ``inspect``.
+    """
+
+    label: str
+    endings: dict[str, int] = {}
+    evidence: dict[str, Any] = {}
+
+
+class Residue(msgspec.Struct, frozen=True, kw_only=True):
+    """Residue of trials, of one kind and class: `count` items in `trials` trials, by ending in `endings`.
+
+    `labels` has one label of each shape (labels that differ only in numbers and random names), those of at most 16
+    places, and `examples` one item for each label. A cgroup of several hierarchies counts once. `by` is what removed
     reclaimable residue: ``recovery``, ``next run``, or ``time`` if the target has no recovery and the residue only
     took longer. `stage` is what left it: the ``run``, the ``recovery``, the ``next run``, or the ``first run`` on a
     host, including its preparation.
@@ -32,15 +44,33 @@ class Residue(msgspec.Struct, frozen=True, kw_only=True):
     stage: str = ""
     count: int = 1
     trials: int = 1
+    endings: dict[str, int] = {}
+    examples: list[Example] = []
+
+
+class Occurrence(msgspec.Struct, frozen=True, kw_only=True):
+    """The trials of one `ending` that have a finding: `trials` of the `tried` ones, the worst with `outcome`.
+
+    An ending is a fault plan without its instant, such as ``normal`` or ``forced:tree,sigterm``. `plan` is an example.
+    `chance` is a sentence that says so if a replay need not show the finding.
+    """
+
+    ending: str
+    outcome: Outcome
+    trials: int
+    tried: int
+    plan: str
+    replay: str
+    chance: str = ""
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Trials of one ending that left the same kinds of residue: how many, an example, and how to reproduce it.
+    """Trials that left the same: how many, in which endings, an example, and how to reproduce it.
 
-    `id` is the same in every campaign. `plan` is the fault plan. ``stress`` has none; there, `specs` are the
-    submissions that can have caused it, one per kind. `tried` is the number of trials that
-    ended in this way, with any result (0: not counted); `chance` is a sentence that says so if a replay need not show
-    the finding.
+    `id` is the same in every campaign. `endings` are those that showed it, the surest replay first; `ending`, `plan`,
+    `replay` and `chance` are of that one. `outcome` is the worst. ``stress`` has no plan; there, `specs` are the
+    submissions that can have caused it, one per kind. `tried` is the number of trials that ended in one of these ways,
+    with any result (0: not counted). `recovery` are the commands of an example's recovery, and how they ended.
     """
 
     id: str
@@ -54,6 +84,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     tried: int = 0
     chance: str = ""
     specs: list[str] = []
+    endings: list[Occurrence] = []
+    recovery: list[Command] = []
 
 
 class Criterion(msgspec.Struct, frozen=True, kw_only=True):

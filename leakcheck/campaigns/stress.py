@@ -11,7 +11,7 @@ import msgspec
 from leakcheck import _native
 from leakcheck.campaigns.campaign import Campaign, Check, Made
 from leakcheck.campaigns.criteria import at_most, leak_rate, no_slower, stated
-from leakcheck.campaigns.findings import clusters, residue
+from leakcheck.campaigns.findings import clusters, residue, worst_first
 from leakcheck.campaigns.result import LEAKS_OF, Finding, Residue
 from leakcheck.campaigns.stress_findings import left_findings, pace, samples, status_findings
 from leakcheck.campaigns.stress_options import StressOptions, submissions
@@ -19,12 +19,12 @@ from leakcheck.stats.bounds import spread
 from leakcheck.stats.degradation import Sample
 from leakcheck.submissions import Submission
 from leakcheck.targets import Target
-from leakcheck.trials.aftermath import Remnant
 from leakcheck.trials.attribution import SharedRemnant
 from leakcheck.trials.case import Case
 from leakcheck.trials.culprits import isolate
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.record import Record, with_left
+from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.session import Stop
 from leakcheck.trials.shared import Shared
 from leakcheck.trials.similarity import place_of
@@ -128,7 +128,7 @@ class Stress(Campaign[StressOptions, Record]):
     def findings(self, made: Made[StressOptions, Record]) -> list[Finding]:
         """Return the residue, grouped by its possible causes, and the wrong statuses."""
         left = left_findings(made.target, made.options, made.trials, made.facts.left)
-        return [*left, *status_findings(made.target, made.options, made.trials)]
+        return sorted([*left, *status_findings(made.target, made.options, made.trials)], key=worst_first)
 
     def details(self, made: Made[StressOptions, Record]) -> dict[str, Any]:
         """Return the records and times."""
@@ -138,7 +138,7 @@ class Stress(Campaign[StressOptions, Record]):
         times = [ms for arena in executor.arenas for ms in arena.observation_ms]
         return {
             "endings": {status: dict(Counter(one.outcome for one in alike)) for status, alike in by_status.items()},
-            "first_run": residue([[Remnant(leak.kind, leak.class_, leak.label) for leak in executor.first_run]]),
+            "first_run": residue([[Remnant.of(leak) for leak in executor.first_run]]),
             "untied": [
                 Residue(kind=kind, class_="unattributed", labels=[kind], count=count) for kind, count in untied.items()
             ],

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from leakcheck.campaigns.campaign import Judged, Made
-from leakcheck.campaigns.findings import clusters, finding_id, fixed, replay_line, shape
-from leakcheck.campaigns.result import Criterion, Finding, Residue
+from leakcheck.campaigns.findings import clusters, finding_id, replay_line, residue
+from leakcheck.campaigns.result import Criterion, Finding
 from leakcheck.campaigns.stress_options import StressOptions
 from leakcheck.stats.degradation import Sample
 from leakcheck.submissions import parse_spec
@@ -14,9 +14,9 @@ from leakcheck.targets import Target
 from leakcheck.trials.attribution import SharedRemnant
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.record import Record, behaviour_of
-from leakcheck.trials.similarity import grouped, place_of, same
+from leakcheck.trials.remnant import Remnant
+from leakcheck.trials.similarity import fixed, grouped, place_of, same
 
-_LABELS = 8
 _REPLAYED = 20
 _NAMED = 10
 # R2 of the requirements: submissions a minute.
@@ -46,14 +46,9 @@ def left_findings(
         class_ = {"leaked": surest.leak.class_, "bounded": "bounded", "recovered": "reclaimable"}[fate]
         one_of = "one submission's kind" if len(possible) == 1 else f"one of {len(possible)} kinds of submission"
         detail = f"of {one_of}, by {surest.tied}; {_which(surest)}" if possible else "of the last look"
-        left_over = Residue(
-            kind=kind,
-            class_=class_,
-            by="next run" if fate == "recovered" else "",
-            labels=[one.leak.label for one in alike][:_LABELS],
-            count=len(alike),
-            trials=len({tuple(one.runs) for one in alike}),
-        )
+        by = "next run" if fate == "recovered" else ""
+        lists = clusters(alike, lambda one: (one.round, *one.runs)).values()
+        (left_over,) = residue([[Remnant.of(one.leak, class_, by) for one in some] for some in lists])
         findings.append(
             Finding(
                 id=finding_id(kind, fate, class_ == "damaged", fixed(place_of(alike[0].leak))),
@@ -61,18 +56,18 @@ def left_findings(
                 specs=possible[:_REPLAYED],
                 outcome=fate,
                 leaks=[left_over],
-                trials=len(alike),
+                trials=left_over.count,
                 replay=_replay(target, options, possible),
                 detail=detail,
             )
         )
-    return sorted(findings, key=lambda one: (one.leaks[0].class_ != "damaged", one.outcome != "leaked", -one.trials))
+    return findings
 
 
 def status_findings(target: Target, options: StressOptions, records: Sequence[Record]) -> list[Finding]:
     """Group wrong statuses of one behaviour that got the same status."""
     wrong_ones = [record for record in records if not record.right]
-    groups = clusters(wrong_ones, lambda one: (one.expect, behaviour_of(one.spec), shape(one.detail)))
+    groups = clusters(wrong_ones, lambda one: (one.expect, behaviour_of(one.spec), fixed(one.detail)))
     made = Counter(behaviour_of(record.spec) for record in records)
     wrong = Counter(behaviour_of(record.spec) for record in wrong_ones)
     findings = []

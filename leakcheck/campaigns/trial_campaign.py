@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from leakcheck.campaigns.campaign import Campaign, Made, TrialOptions
 from leakcheck.campaigns.findings import clusters, residue, trial_findings
 from leakcheck.campaigns.result import Finding
+from leakcheck.campaigns.same import groups
 from leakcheck.stats.bounds import spread
 from leakcheck.targets import Target
 from leakcheck.trials.executor import Executor, Ui
@@ -26,9 +27,8 @@ class TrialCampaign(Campaign[_Options, Trial]):
 
     def enough(self, made: Made[_Options, Trial]) -> bool:
         """Return whether as many trials as the options ask for have the same finding."""
-        if not made.options.enough:
-            return False
-        return any(one.trials >= made.options.enough for one in trial_findings(self.name, made))
+        enough = made.options.enough
+        return bool(enough) and any(len(alike) >= enough for _, alike in groups(made.trials))
 
     def finish(self, made: Made[_Options, Trial], ui: Ui) -> None:
         """Record what was not fully observed."""

@@ -2,14 +2,14 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
-
-import msgspec
+from pathlib import PurePath
 
 from injectors import injector_for
 from leakcheck.errors import TargetError
-from leakcheck.report import Leak, Report
+from leakcheck.report import Command, Leak, Report
 from leakcheck.trials.case import Case
 from leakcheck.trials.outcome import Outcome
+from leakcheck.trials.remnant import Remnant, program_of
 from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import count_similar, place_of
 
@@ -17,21 +17,12 @@ from leakcheck.trials.similarity import count_similar, place_of
 _FOR_GOOD = ("damaged", "respawning")
 
 
-class Remnant(msgspec.Struct, frozen=True):
-    """One item that a trial left in a `stage`, with the class that later stages gave it; `by` is what removed it."""
-
-    kind: str
-    class_: str
-    label: str
-    by: str = ""
-    stage: str = ""
-
-
 class Aftermath:
     """The fate of all residue after the recovery and after the next submission, and what these two left."""
 
     def __init__(self, session: Session, case: Case, first: Report) -> None:
         self.left: list[Remnant] = []
+        self.recovery: list[Command] = []
         self.failures: list[str] = []
         self.gaps = {kind: gap.reason for kind, gap in first.gaps.items()}
         self._session = session
@@ -45,6 +36,10 @@ class Aftermath:
         # Residue that existed after a recovery that reported success.
         self._survived: set[str] = set()
         self._silent = False
+        # Processes and paths that were left, at any time.
+        self._pids: set[int] = set()
+        self._paths: set[tuple[str, str]] = set()
+        self._know(first.leaks)
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield every outcome of the trial that concerns residue and coverage."""
@@ -62,6 +57,7 @@ class Aftermath:
         with self._session.timed("recover"):
             if wrong := self._session.recover():
                 self.failures.append(wrong)
+            self.recovery = self._session.commands
             report = self._observe()
             self._part(report, "recovery" if self._session.target.adapter.recover else "time")
             self._add(report.leaks, "recovery")
@@ -136,8 +132,24 @@ class Aftermath:
         session = self._session
         return session.target.adapter.fresh and session.target.names_box(place_of(leak), session.box)
 
+    def _know(self, leaks: Iterable[Leak]) -> None:
+        for leak in leaks:
+            resource = leak.evidence.get("resource", {})
+            if isinstance(pid := resource.get("pid"), int) and leak.kind == "process":
+                self._pids.add(pid)
+            # What changes below a directory that was there before is no part of that directory's change.
+            if isinstance(path := resource.get("path"), str) and leak.class_ != "damaged":
+                self._paths.add((leak.kind, path))
+
     def _note(self, key: str, leak: Leak, class_: str, by: str = "") -> None:
-        self.left.append(Remnant(leak.kind, class_, leak.label, by, self._stage[key]))
+        resource = leak.evidence.get("resource", {})
+        if leak.kind == "process":
+            place = program_of(leak, (self._case.submission, NEXT))
+            inner = resource.get("ppid") in self._pids
+        else:
+            place = place_of(leak)
+            inner = class_ != "damaged" and any((leak.kind, str(up)) in self._paths for up in PurePath(place).parents)
+        self.left.append(Remnant.of(leak, class_, by, self._stage[key], place=place, inner=inner))
         if key in self._survived and class_ not in ("reclaimable", "bounded"):
             self._silent = True
 
@@ -145,6 +157,7 @@ class Aftermath:
         """Add what was not observed before, unless something similar existed at the baseline."""
         came = {leak.key: leak for leak in leaks if leak.key not in self._stay and not leak.replaces}
         self._stay |= came
+        self._know(came.values())
         self._stage |= dict.fromkeys(came, stage)
         self._steady |= came.keys()
 

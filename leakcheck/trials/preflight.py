@@ -11,7 +11,7 @@ from leakcheck.errors import StoppedError, TargetError
 from leakcheck.targets import Target
 from leakcheck.targets.target import PROBE_RAN
 from leakcheck.trials import open_host
-from leakcheck.trials.aftermath import Remnant
+from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.session import NEXT, Session, Stop
 from leakcheck.trials.similarity import count_similar
 
@@ -87,7 +87,7 @@ def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[
     with _session(target, live, stop, settle) as session:
         argv = session.prepare(NEXT)
         session.host.begin()
-        left = [Remnant("file", "damaged", label, stage=FIRST) for label in session.host.damaged_before()]
+        left = [Remnant("file", "damaged", label, stage=FIRST, place=label) for label in session.host.damaged_before()]
         session.run(argv, NEXT)
         first = session.host.observe()
         if not first.leaks:
@@ -101,7 +101,7 @@ def first_run(target: Target, *, live: bool, stop: Stop, settle: float) -> list[
         for leak in first.leaks:
             more = count_similar(leak, later[1]) > count_similar(leak, later[0])
             class_ = leak.class_ if leak.class_ == "damaged" else "growing" if more else "bounded"
-            left.append(Remnant(leak.kind, class_, leak.label, stage=FIRST))
+            left.append(Remnant.of(leak, class_, stage=FIRST))
     return left
 
 

@@ -12,6 +12,7 @@ import msgspec
 from injectors import Checked, Evidence
 from injectors.timed import ended, kill
 from leakcheck.errors import LateError, StoppedError, TargetError, reason
+from leakcheck.report import Command
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Box, Reply, Target
 from leakcheck.trials.host import Host, Running
@@ -68,6 +69,8 @@ class Session:
         self.box = Box(number=number, work=work or host.work)
         self.timing_ms: dict[str, float] = {}
         self.env: dict[str, str] = {}
+        self.commands: list[Command] = []
+        """The last commands of a recovery or the like, and how they ended."""
         self.late = False
         """Whether a command was ended for running too long."""
         self.started: Callable[[Running], None] | None = None
@@ -233,9 +236,12 @@ class Session:
         return ""
 
     def _commands(self, what: str, commands: Sequence[Sequence[str]]) -> None:
+        self.commands = []
         for argv in commands:
             with memory() as output:
+                self.commands.append(Command(argv=[*argv]))
                 code = self.wait(self.start(argv, output), 0, argv[0])
+                self.commands[-1] = Command(argv=[*argv], exit=code)
                 if code != 0:
                     raise TargetError(f"{what}: {Path(argv[0]).name} ended with {code}: {last_words(output)}")
 

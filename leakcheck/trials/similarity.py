@@ -9,6 +9,8 @@ from leakcheck.report import Leak
 _T = TypeVar("_T")
 
 _WORDS = re.compile(r"(\w+)")
+# Numbers, and what mktemp and tempfile draw: "tmp" and letters, or lower and upper case in one word of six or more.
+_VARYING = re.compile(r"\b(?:(?P<stem>[a-z_]*)\d+|\w*\d\w*|tmp\w{6,}|(?=\w*[a-z][A-Z])\w{6,})\b")
 # mktemp(1) requires three X, but six are usual; Python's tempfile draws eight characters.
 _RANDOM = 6
 
@@ -44,6 +46,24 @@ def place_of(leak: Leak) -> str:
         if isinstance(value := resource.get(field), str) and value:
             return value
     return leak.label
+
+
+def fixed(text: str) -> str:
+    """Return a place or message without pids, other numbers and random names: the same in every campaign."""
+    return _VARYING.sub(lambda found: f"{found['stem'] or ''}N", text)
+
+
+def alike(one: str, other: str) -> bool:
+    """Return whether two locations are the same apart from what `fixed` removes, by which it knows at least one."""
+    ones, others = _WORDS.split(one), _WORDS.split(other)
+    return len(ones) == len(others) and all(map(_words_alike, ones, others))
+
+
+def _words_alike(one: str, other: str) -> bool:
+    if fixed(one) == fixed(other):
+        return True
+    # A random name may happen to have neither a digit nor both cases, or digits only at its end.
+    return "N" in (fixed(one), fixed(other)) and len(one) == len(other) >= _RANDOM
 
 
 def similar(one: str, other: str) -> bool:

@@ -7,18 +7,21 @@ import msgspec
 
 from injectors import Checked, injector_for
 from leakcheck.errors import LateError
+from leakcheck.report import Command
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
-from leakcheck.trials.aftermath import Aftermath, Remnant
+from leakcheck.trials.aftermath import Aftermath
 from leakcheck.trials.case import Case
 from leakcheck.trials.outcome import Outcome, worst
+from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.session import Session
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one trial; times in milliseconds. Residue that nothing ties to it is `untied` and does not count.
 
-    `outcomes` are all that hold, none if it is clean. `fired` is whether the fault happened.
+    `outcomes` are all that hold, none if it is clean. `fired` is whether the fault happened, `wrong` what is wrong with
+    the status. `recovery` are the commands of the target's recovery, and how they ended.
     """
 
     case: Case
@@ -26,6 +29,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     fired: bool = True
     left: list[Remnant] = []
     detail: str = ""
+    wrong: str = ""
+    recovery: list[Command] = []
     timing_ms: dict[str, float] = {}
     settled_ms: float | None = None
     gaps: dict[str, str] = {}
@@ -88,7 +93,9 @@ def _stages(session: Session, case: Case, injector: Checked) -> Trial:
         fired=evidence.fired,
         left=after.left,
         detail="; ".join(detail),
+        wrong=wrong,
+        recovery=after.recovery,
         settled_ms=max((gone.gone_after_ms for gone in first.transient), default=None),
         gaps=after.gaps,
-        untied=[Remnant(leak.kind, leak.class_, leak.label) for leak in first.unattributed],
+        untied=[Remnant.of(leak) for leak in first.unattributed],
     )

@@ -18,9 +18,9 @@ from leakcheck.campaigns.render import lines
 from leakcheck.campaigns.result import Finding, Result
 from leakcheck.submissions import BUILTIN
 from leakcheck.targets import load
-from leakcheck.trials.aftermath import Remnant
 from leakcheck.trials.case import Case
 from leakcheck.trials.outcome import Outcome
+from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.trial import Trial
 
 FORCED = "forced:supervisor@{}ms,sleeping"
@@ -29,7 +29,7 @@ FORCED = "forced:supervisor@{}ms,sleeping"
 def trial(
     *left: tuple[str, str, str], plan: str = FORCED.format(5), outcome: Outcome = "leaked", detail: str = ""
 ) -> Trial:
-    remnants = [Remnant(kind, class_, label, stage="run") for kind, class_, label in left]
+    remnants = [Remnant(kind, class_, label, stage="run", place=label) for kind, class_, label in left]
     case = Case(BUILTIN["ok"], parse(plan))
     return Trial(case=case, outcomes=frozenset({outcome} - {"clean"}), left=remnants, detail=detail)
 
@@ -48,13 +48,13 @@ CGROUP = ("cgroup", "held", "cgroup pids /box")
 FILE = ("file", "orphaned", "file /var/lib/litter-a1b2c3")
 
 
-def test_the_same_leak_has_one_id_whatever_its_class_pid_instant_random_name_and_target() -> None:
+def test_the_same_leak_has_one_id_whatever_its_class_pid_instant_random_name_target_and_ending() -> None:
     (one,) = findings(trial(PROCESS), trial(("file", "orphaned", "x"), plan="normal", outcome="clean"))
     other = trial(("process", "growing", "process 99 (sleep): sleep 600"), plan=FORCED.format(9))
     (two,) = findings(other, target="runc")
     assert one.id == two.id
     assert one.id != findings(trial(FILE))[0].id
-    assert one.id != findings(trial(PROCESS, plan="normal"))[0].id
+    assert one.id == findings(trial(PROCESS, plan="normal"))[0].id
 
 
 def test_damage_is_another_finding_than_a_new_file() -> None:
@@ -65,7 +65,8 @@ def test_damage_is_another_finding_than_a_new_file() -> None:
 
 def test_a_process_and_what_it_keeps_are_one_finding_with_the_worst_part_first() -> None:
     kept = [CGROUP, ("mount", "held", "mount tmpfs"), ("namespace", "held", "net namespace 4"), ("fd", "held", "fd 3")]
-    (one,) = findings(trial(*kept, PROCESS), trial(PROCESS), trial(("process", "growing", "process 3 (sh)"), CGROUP))
+    grows = ("process", "growing", "process 3 (sleep): sleep 600")
+    (one,) = findings(trial(*kept, PROCESS), trial(PROCESS), trial(grows, CGROUP))
     assert [(part.kind, part.class_) for part in one.leaks[:2]] == [("process", "growing"), ("process", "orphaned")]
     assert {part.kind for part in one.leaks} == {"process", "cgroup", "mount", "namespace", "fd"}
     assert len(findings(trial(PROCESS), trial(PROCESS, FILE))) == 2, "no process keeps a file"
@@ -119,8 +120,16 @@ def test_an_open_finding_that_leaves_another_kind_too_is_worse_and_says_so() -> 
     (before,), (after,) = findings(trial(PROCESS)), findings(trial(PROCESS, CGROUP))
     found = Comparison.of(result(before), result(after))
     assert not found.new and found.worse and found.more == {after.id: ["cgroup"]}
-    assert "  now leaves too: cgroup" in [text.plain for text in compared(found)]
+    assert "  now also: cgroup" in [text.plain for text in compared(found)]
     assert not Comparison.of(result(after), result(before)).worse
+
+
+def test_an_open_finding_that_comes_after_another_ending_too_or_has_a_worse_outcome_is_worse() -> None:
+    (killed,), (both,) = findings(trial(PROCESS)), findings(trial(PROCESS), trial(PROCESS, plan="normal"))
+    assert Comparison.of(result(killed), result(both)).more == {both.id: ["after normal"]}
+    assert not Comparison.of(result(both), result(killed)).worse
+    (silent,) = findings(trial(PROCESS, outcome="silent"))
+    assert Comparison.of(result(killed), result(silent)).more == {silent.id: ["silent"]}
 
 
 def compare(tmp_path: Path, before: str, after: str, *words: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ from made import target
 from injectors import parse
 from leakcheck.campaigns import Leaks, LeaksOptions, Result
 from leakcheck.campaigns import run as run_campaign
-from leakcheck.report import Leak
+from leakcheck.report import Command, Leak
 from leakcheck.targets import Target, load
 from leakcheck.trials.aftermath import _runs
 from leakcheck.trials.arena_host import ArenaHost
@@ -44,6 +44,7 @@ def test_a_recovery_that_reports_success_and_leaves_what_the_next_run_of_that_na
     campaign = run(named(tmp_path, BOX, recover="true"), KILLED)
     assert (campaign.verdict, campaign.outcomes) == ("leaked", {"silent": 1}), campaign.findings
     assert ("file", "orphaned", "next run", "run") in left(campaign)
+    assert campaign.findings[0].recovery == [Command(argv=["/bin/sh", "-c", "true"], exit=0)]
     assert "recoveries that reported success and left something" in campaign.failed
 
 
