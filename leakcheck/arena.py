@@ -6,6 +6,7 @@ directories, and a cgroup in every hierarchy. A process in it sees a host; the o
 """
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -272,8 +273,7 @@ class Arena:
             for top in (self.init, self.spawner):
                 found.update(child.pid for child in psutil.Process(top).children(recursive=True))
         for path, _, _ in os.walk(next(iter(self.cgroups.values()), "")):
-            with contextlib.suppress(FileNotFoundError):
-                found |= _members(path)
+            found |= _members(path)
         return found - {0, self.init, self.spawner}
 
     @property
@@ -367,7 +367,13 @@ def _read_locks(over: threading.Event) -> None:
 
 
 def _members(cgroup: str) -> set[int]:
-    return {int(pid) for pid in Path(cgroup, "cgroup.procs").read_text().split()}
+    """Return the processes of a cgroup: none if it was removed, before it was opened or before it was read."""
+    try:
+        return {int(pid) for pid in Path(cgroup, "cgroup.procs").read_text().split()}
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+        return set()
 
 
 def _is_frozen(cgroup: Path) -> bool:

@@ -83,6 +83,23 @@ def test_everything_that_runs_in_an_arena_ends_with_it() -> None:
             assert not Path(f"/proc/{pid}").exists()
 
 
+def test_a_cgroup_that_goes_while_processes_are_listed_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Arena() as arena:
+        running = arena.popen(["/bin/sleep", "1000"])
+        going = Path(next(iter(arena.cgroups.values())), "going")
+        going.mkdir()
+
+        def read_late(path: Path) -> str:
+            with path.open() as file:
+                if path.parent == going:
+                    going.rmdir()
+                return file.read()
+
+        monkeypatch.setattr(Path, "read_text", read_late)
+        assert arena.pids() == {running.pid}
+        assert not going.exists()
+
+
 def test_exit_codes_and_signals_of_commands_come_back() -> None:
     with Arena() as arena:
         assert arena.run(["/bin/sh", "-c", "exit 3"]) == 3
