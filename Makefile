@@ -1,7 +1,7 @@
 # Two commands do everything, on a fresh machine too: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full targets demo test test-full lint lint-python bench detection findings wheel clean
+.PHONY: help setup setup-full targets targets-agents demo test test-full lint lint-python bench detection findings wheel clean
 # Cargo may be a rustup's that no profile script has put on PATH; runc and ip are in sbin.
 export PATH := $(PATH):/usr/sbin:/sbin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
@@ -9,7 +9,7 @@ bin := $(CURDIR)/.venv/bin
 in_venv := PATH="$(bin):$$PATH"
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing (Debian packages as root) and build into .venv
 	@scripts/setup
@@ -19,6 +19,9 @@ setup-full:
 
 targets: ## install the sandboxes that others wrote into .targets and as Debian packages; ten minutes at first
 	@scripts/targets
+
+targets-agents: ## install what AI agents run their commands in, from PyPI into .targets (1.4 GB); two minutes at first
+	@scripts/targets agents
 
 demo: setup ## the main job: guard around a clean bubblewrap run and around a runc run whose supervisor is killed
 	$(in_venv) scripts/mounted-root examples/demo

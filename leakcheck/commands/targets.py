@@ -45,11 +45,12 @@ def _entry(target: Target) -> dict[str, str]:
 
 
 def _print(entries: list[dict[str, str]], console: Console) -> None:
+    width = max(len(entry["name"]) for entry in entries)
     for entry in entries:
         state = (f"{entry['state']:<8}", _STYLE[entry["state"]])
-        console.print(line(f"{entry['name']:<10} ", state, entry["version"] or entry["summary"]), soft_wrap=True)
+        console.print(line(f"{entry['name']:<{width}} ", state, entry["version"] or entry["summary"]), soft_wrap=True)
         if entry["reason"]:
             hint = f"; {entry['hint']}" if entry["hint"] else ""
-            console.print(line(" " * 19, entry["reason"], (hint, "dim")), soft_wrap=True)
+            console.print(line(" " * (width + 10), entry["reason"], (hint, "dim")), soft_wrap=True)
     ready = sum(entry["state"] == "ready" for entry in entries)
     console.print(line(f"{ready} of {len(entries)} can run here"), soft_wrap=True)

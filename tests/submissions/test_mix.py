@@ -121,7 +121,7 @@ def test_all_that_is_dealt_for_a_target_fits_it(target: Target) -> None:
 @pytest.mark.parametrize(
     ("name", "word", "said"),
     [
-        ("nsjail", "java/hello", "nsjail does not run java: --rlimit_as limits"),
+        ("isolate", "java/hello", "isolate does not run java: --mem limits"),
         ("proot", "c/ignore_sigterm", "proot does not report ignore_sigterm correctly"),
         ("bwrap", "c/allocate", "bwrap cannot report MLE; it reports OK, TLE, RE"),
         ("hakoniwa", "c/sleep@wall=0.5", "hakoniwa does not accept a wall limit below 1 s"),
@@ -137,8 +137,8 @@ def test_what_does_not_fit_a_target_is_told_why(name: str, word: str, said: str)
 
 
 def test_a_language_that_a_target_cannot_run_is_refused_by_the_reason() -> None:
-    with pytest.raises(UsageError, match="nsjail does not run java: --rlimit_as"):
-        sample_for(load("nsjail"), Mix.parse("OK=1"), ["c", "java"], 3, 0)
+    with pytest.raises(UsageError, match="isolate does not run java: --mem"):
+        sample_for(load("isolate"), Mix.parse("OK=1"), ["c", "java"], 3, 0)
 
 
 @pytest.mark.parametrize(

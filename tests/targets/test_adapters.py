@@ -419,8 +419,8 @@ def test_the_probe_of_a_sandbox_of_landlock_or_seccomp_alone_tells_where_it_is_o
 
 def test_the_built_in_targets_are_those_that_the_design_names() -> None:
     names = (
-        "bwrap command crun firejail hakoniwa isolate lxc nsjail nspawn podman proot refbox runc runc-new runsc srt "
-        "unshare youki"
+        "bwrap codex command crun deepagents edx-codejail firejail hakoniwa inspect-ai isolate lxc mini-swe-agent "
+        "nsjail nspawn podman proot refbox runc runc-new runsc sandlock srt subprocess swe-rex unshare youki"
     )
     assert " ".join(target.name for target in builtin()) == names
     for target in builtin():
@@ -443,3 +443,43 @@ def test_no_directory_that_an_arena_replaces_is_bound_into_it(monkeypatch: pytes
     assert bound("/tmp/my/bin/tool") == ["/tmp/my"]
     monkeypatch.setenv("LEAKCHECK_TARGETS", "/tmp")
     assert bound("/tmp/bin/tool") == ["/tmp/bin"]
+
+
+@pytest.mark.parametrize("name", ["crun", "podman", "runc", "runc-new", "runsc", "youki"])
+def test_no_container_gets_the_name_of_another_and_recovery_knows_that_of_its_own(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leakcheck.targets.target.find", lambda program: f"/bin/{program}")
+    target = load(name)
+    one, other = (msgspec.structs.replace(BOX, run=run) for run in ("a1", "b2"))
+    assert any(word.endswith("-a1") for word in target.launch(BUILTIN["ok"], one).argv)
+    for box, others in ((one, "b2"), (other, "a1")):
+        words = [word for argv in target.recover_commands(box) for word in argv]
+        assert any(word.endswith(f"-{box.run}") for word in words)
+        assert not any(others in word for word in words)
+
+
+AGENTS = ("deepagents", "edx-codejail", "inspect-ai", "mini-swe-agent", "swe-rex")
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_what_agents_use_says_how_to_install_it(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executables, "_CHECKOUT", tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("LEAKCHECK_TARGETS", raising=False)
+    state = load(name).availability()
+    assert (state.state, state.hint) == ("missing", "make targets-agents")
+    assert f"no {name}-python" in state.reason
+
+
+def test_the_version_of_nsjail_is_in_a_file_beside_it_or_its_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "bin/nsjail"
+    program.parent.mkdir()
+    program.write_text("")
+    program.chmod(0o755)
+    monkeypatch.setenv("LEAKCHECK_TARGETS", str(tmp_path))
+    assert load("nsjail").version() == "sha256 e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    (program.parent / "nsjail.version").write_text("nsjail 3.6\n")
+    assert load("nsjail").version() == "nsjail 3.6"

@@ -14,7 +14,18 @@ from leakcheck.trials.session import Session
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 # Where a start takes longest.
-SLOW = {"srt", "podman", "runsc", "nspawn", "lxc"}
+SLOW = {
+    "srt",
+    "podman",
+    "runsc",
+    "nspawn",
+    "lxc",
+    "mini-swe-agent",
+    "deepagents",
+    "swe-rex",
+    "inspect-ai",
+    "edx-codejail",
+}
 KINDS = (
     ("cpp", "hello"), ("java", "hello"), ("python", "hello"), ("cpp", "memory"),
     ("cpp", "sleep"), ("python", "spin"), ("cpp", "ignore_sigterm"), ("java", "spin"),
