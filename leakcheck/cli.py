@@ -156,7 +156,7 @@ def diff(
     output: Output = None,
     json: Json = False,
 ) -> None:
-    """Compare two saved snapshots, or two results of a campaign (exit 1: a finding is new)."""
+    """Compare two saved snapshots, or two results of a campaign (exit 1: the later one is worse)."""
     from leakcheck.commands.diff import diff as run_diff
 
     raise typer.Exit(run_diff(before, after, allow, output, as_json=json))

@@ -7,11 +7,19 @@ import msgspec
 from rich.text import Text
 
 from leakcheck.campaigns.render import finding_lines
-from leakcheck.campaigns.result import Finding, Result
+from leakcheck.campaigns.result import Finding, Residue, Result
 from leakcheck.render import count, line
+from leakcheck.report import Verdict
 from leakcheck.trials.outcome import OUTCOMES
+from leakcheck.trials.similarity import fixed
 
 SCHEMA = "leakcheck.campaign-diff/1"
+_FAILING = OUTCOMES[OUTCOMES.index("leaked") :]
+_WORD: dict[Verdict, tuple[str, str]] = {
+    "leaked": ("worse", "bold red"),
+    "unknown": ("unknown, nothing is worse, but not everything can be compared", "bold yellow"),
+    "clean": ("not worse", "bold green"),
+}
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,7 +27,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     `before` and `after` name campaign, target, version and number of trials. Findings of `open` are those of the later
     result; `more` has, by id, what the earlier one did not have: kinds that it leaves, endings that show it, a worse
-    outcome.
+    outcome. `excused` says, by id, why what is new or more does not make the later result worse. `verdict` is
+    ``leaked`` if it is worse; ``unknown`` if it is not, but did not see or try what the earlier one did.
     """
 
     before: str
@@ -29,6 +38,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     open: list[Finding]
     more: dict[str, list[str]]
     warnings: list[str]
+    excused: dict[str, str] = {}
+    verdict: Verdict = "clean"
     schema: str = SCHEMA
 
     @classmethod
@@ -36,32 +47,83 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         """Compare by the findings' ids."""
         old, new = ({one.id: one for one in result.findings} for result in (before, after))
         more = {id_: [*_more(old[id_], new[id_])] for id_ in new if id_ in old}
+        more = {id_: words for id_, words in more.items() if words}
+        excused = {one.id: _excuse(one, before) for one in after.findings if one.id not in old}
+        excused |= {id_: _excuse_more(old[id_], new[id_], before) for id_ in more}
+        doubts = [*_doubts(before, after)]
+        worse = not all(excused.values())
         return cls(
             before=_named(before),
             after=_named(after),
             new=[one for one in after.findings if one.id not in old],
             gone=[one for one in before.findings if one.id not in new],
             open=[one for one in after.findings if one.id in old],
-            more={id_: words for id_, words in more.items() if words},
-            warnings=[*_warnings(before, after)],
+            more=more,
+            warnings=[*doubts, *_warnings(before, after)],
+            excused={id_: why for id_, why in excused.items() if why},
+            verdict="leaked" if worse else "unknown" if doubts else "clean",
         )
 
-    @property
-    def worse(self) -> bool:
-        """Whether the later result has something that the earlier one did not."""
-        return bool(self.new or self.more)
+
+def _excuse(finding: Finding, before: Result) -> str:
+    """Return why a new finding does not make a result worse; empty if it does."""
+    if finding.outcome not in _FAILING:
+        return f"{finding.outcome} is no failure"
+    # At other instants, timed kills leave other parts of the same.
+    lasting = [left for left in finding.leaks if left.class_ not in ("reclaimable", "bounded")]
+    if finding.chance and lasting and all(_left_before(left, before) for left in lasting):
+        return "a timed kill; each part of it was left before"
+    return ""
+
+
+def _left_before(left: Residue, before: Result) -> bool:
+    def same(other: Residue) -> bool:
+        alike = (other.kind, other.stage, other.class_ == "damaged") == (
+            left.kind,
+            left.stage,
+            left.class_ == "damaged",
+        )
+        return alike and not {*map(fixed, other.labels)}.isdisjoint(map(fixed, left.labels))
+
+    return any(same(other) for one in before.findings if one.outcome in _FAILING for other in one.leaks)
+
+
+def _excuse_more(old: Finding, new: Finding, before: Result) -> str:
+    """Return why what an open finding has more does not make a result worse; empty if it does."""
+    if new.outcome not in _FAILING:
+        return f"{new.outcome} is no failure"
+    if OUTCOMES.index(new.outcome) > OUTCOMES.index(old.outcome):
+        return ""
+    others = [one for one in new.endings if _ending(one.ending) not in _endings(old)]
+    timed = {one.ending for one in new.endings if one.chance}
+    kinds = [left for left in new.leaks if left.kind not in _kinds(old)]
+    if any(not left.endings or not left.endings.keys() <= timed for left in kinds):
+        return ""
+    if any(not one.chance and one.ending.partition(":")[0] in before.endings for one in others):
+        return ""
+    if all(one.chance for one in others):
+        return "a timed kill shows more or less of it by chance"
+    return "the earlier campaign did not try this ending"
 
 
 def _more(old: Finding, new: Finding) -> Iterator[str]:
-    yield from sorted({leak.kind for leak in new.leaks} - {leak.kind for leak in old.leaks})
+    yield from sorted(_kinds(new) - _kinds(old))
     yield from (f"after {ending}" for ending in sorted(_endings(new) - _endings(old)))
     if OUTCOMES.index(new.outcome) > OUTCOMES.index(old.outcome):
         yield new.outcome
 
 
+def _kinds(finding: Finding) -> set[str]:
+    return {left.kind for left in finding.leaks}
+
+
 def _endings(finding: Finding) -> set[str]:
-    """Return the endings that show it, whatever the signal of a kill was."""
-    return {one.ending.partition(",")[0] for one in finding.endings}
+    return {_ending(one.ending) for one in finding.endings}
+
+
+def _ending(text: str) -> str:
+    """Return an ending, whatever the signal of a kill was."""
+    return text.partition(",")[0]
 
 
 def _named(result: Result) -> str:
@@ -69,28 +131,34 @@ def _named(result: Result) -> str:
     return f"{result.campaign} {result.target}{version}, {result.trials} {result.unit}"
 
 
-def _warnings(before: Result, after: Result) -> Iterator[str]:
+def _doubts(before: Result, after: Result) -> Iterator[str]:
+    """Yield why the later result may lack what is worse."""
     if before.campaign != after.campaign:
         yield f"another campaign: {before.campaign}, then {after.campaign}; their findings have no id in common"
+    if after.interrupted or after.error:
+        yield f"the later campaign is incomplete: {after.error or 'interrupted'}"
+    if after.coverage:
+        yield f"the later campaign did not fully see {', '.join(after.coverage)}"
+    if missing := set(before.endings) - set(after.endings):
+        yield f"endings that the later campaign did not try: {', '.join(sorted(missing))}"
+
+
+def _warnings(before: Result, after: Result) -> Iterator[str]:
     if before.target != after.target:
         yield f"another target: {before.target}, then {after.target}"
     if after.trials < before.trials:
         fewer = f"{after.trials}, not {before.trials}"
         yield f"fewer {after.unit} than before ({fewer}): a finding may be gone by chance"
-    if set(before.endings) - set(after.endings):
-        missing = ", ".join(sorted(set(before.endings) - set(after.endings)))
-        yield f"endings that the later campaign did not try: {missing}"
-    for word, result in (("earlier", before), ("later", after)):
-        if result.interrupted or result.error:
-            yield f"the {word} campaign is incomplete: {result.error or 'interrupted'}"
-        if result.coverage:
-            yield f"the {word} campaign did not fully see {', '.join(result.coverage)}"
+    if before.interrupted or before.error:
+        yield f"the earlier campaign is incomplete: {before.error or 'interrupted'}"
+    if before.coverage:
+        yield f"the earlier campaign did not fully see {', '.join(before.coverage)}"
 
 
 def lines(found: Comparison) -> Iterator[Text]:
     """Yield the lines of the comparison, what is new first."""
     counts = f"{count(len(found.new), 'new finding')}, {len(found.gone)} gone, {len(found.open)} still open"
-    yield line("leakcheck: ", (counts, "bold red" if found.worse else "bold green"))
+    yield line("leakcheck: ", _WORD[found.verdict], f": {counts}")
     yield line("  before  ", found.before)
     yield line("  after   ", found.after)
     for warning in found.warnings:
@@ -101,7 +169,10 @@ def lines(found: Comparison) -> Iterator[Text]:
         ("gone", "green", found.gone),
     ):
         for finding in findings:
-            yield line((f"{word} ", style), finding.id)
+            excuse = "" if word == "gone" else found.excused.get(finding.id, "")
+            yield line((f"{word} ", "yellow" if excuse else style), finding.id)
             if finding.id in found.more and word != "gone":
                 yield line("  ", ("now also: ", "red"), ", ".join(found.more[finding.id]))
+            if excuse:
+                yield line("  ", ("not worse: ", "dim"), excuse)
             yield from finding_lines(finding)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from leakcheck import _native
 from leakcheck.allow import AllowRule, read_allow_file
-from leakcheck.commands import EXIT_OF, LEAKED
+from leakcheck.commands import EXIT_OF
 from leakcheck.commands.guard import shows
 from leakcheck.deliver import deliver, output_to
 from leakcheck.errors import UsageError
@@ -20,7 +20,7 @@ from leakcheck.report import Report
 def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, as_json: bool) -> int:
     """Compare two saved snapshots; the exit code is the verdict's.
 
-    Of two campaigns it is 1 if a finding is new or leaves another kind of resource.
+    Of two campaigns it is 1 if the later one is worse, 3 if it is not, but did not see or try what the earlier one did.
     """
     campaigns = [_is_campaign(path) for path in (before, after)]
     if all(campaigns):
@@ -61,7 +61,7 @@ def _diff_campaigns(before: Path, after: Path, output: Path | None, *, as_json: 
     with output_to(output) as place:
         found = Comparison.of(*(Result.from_json(path.read_bytes(), str(path)) for path in (before, after)))
         show = None if as_json else lambda: print_lines(lines(found), Console(stderr=True))
-        return deliver(LEAKED if found.worse else 0, msgspec.json.encode(found).decode(), place, show)
+        return deliver(EXIT_OF[found.verdict], msgspec.json.encode(found).decode(), place, show)
 
 
 def _own_rules(files: Sequence[Path], later: _native.Snapshot) -> list[AllowRule]:

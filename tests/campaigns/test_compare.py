@@ -116,20 +116,52 @@ def test_findings_are_new_gone_or_still_open() -> None:
     assert not found.warnings
 
 
-def test_an_open_finding_that_leaves_another_kind_too_is_worse_and_says_so() -> None:
-    (before,), (after,) = findings(trial(PROCESS)), findings(trial(PROCESS, CGROUP))
-    found = Comparison.of(result(before), result(after))
-    assert not found.new and found.worse and found.more == {after.id: ["cgroup"]}
-    assert "  now also: cgroup" in [text.plain for text in compared(found)]
-    assert not Comparison.of(result(after), result(before)).worse
+def test_an_open_finding_that_leaves_another_kind_too_is_worse_unless_a_timed_kill_shows_it() -> None:
+    for plan, verdict in (("normal", "leaked"), (FORCED.format(5), "clean")):
+        (before,), (after,) = findings(trial(PROCESS, plan=plan)), findings(trial(PROCESS, CGROUP, plan=plan))
+        found = Comparison.of(result(before), result(after))
+        assert not found.new and found.more == {after.id: ["cgroup"]}
+        assert "  now also: cgroup" in [text.plain for text in compared(found)]
+        assert found.verdict == verdict
+        assert Comparison.of(result(after), result(before)).verdict == "clean"
 
 
 def test_an_open_finding_that_comes_after_another_ending_too_or_has_a_worse_outcome_is_worse() -> None:
     (killed,), (both,) = findings(trial(PROCESS)), findings(trial(PROCESS), trial(PROCESS, plan="normal"))
-    assert Comparison.of(result(killed), result(both)).more == {both.id: ["after normal"]}
-    assert not Comparison.of(result(both), result(killed)).worse
+    tried = {"normal": {}, "forced": {}}
+    found = Comparison.of(result(killed, endings=tried), result(both, endings=tried))
+    assert (found.more, found.verdict) == ({both.id: ["after normal"]}, "leaked")
+    assert Comparison.of(result(both), result(killed)).verdict == "clean"
+    untried = Comparison.of(result(killed, endings={"forced": {}}), result(both, endings=tried))
+    assert untried.excused == {both.id: "the earlier campaign did not try this ending"}
     (silent,) = findings(trial(PROCESS, outcome="silent"))
-    assert Comparison.of(result(killed), result(silent)).more == {silent.id: ["silent"]}
+    found = Comparison.of(result(killed), result(silent))
+    assert (found.more, found.verdict) == ({silent.id: ["silent"]}, "leaked")
+
+
+@pytest.mark.parametrize("outcome", ["recovered", "bounded", "unknown", "not-reached"])
+def test_a_new_finding_that_is_no_failure_is_shown_and_makes_nothing_worse(outcome: Outcome) -> None:
+    class_ = "bounded" if outcome == "bounded" else "reclaimable"
+    (one,) = findings(trial(("file", class_, "file /x"), outcome=outcome))
+    found = Comparison.of(result(), result(one))
+    assert (found.new, found.verdict) == ([one], "clean")
+    assert f"  not worse: {outcome} is no failure" in [text.plain for text in compared(found)]
+
+
+def test_parts_that_timed_kills_left_before_are_by_chance_but_another_place_or_ending_is_worse() -> None:
+    both = findings(trial(PROCESS, FILE))
+    (file,) = findings(trial(FILE), trial(("file", "orphaned", "file /var/lib/litter-c3d4e5"), plan=FORCED.format(9)))
+    found = Comparison.of(result(*both), result(file))
+    assert (found.new, found.verdict) == ([file], "clean")
+    assert found.excused == {file.id: "a timed kill; each part of it was left before"}
+    for other in (
+        trial(("file", "orphaned", "file /etc/other")),
+        trial(("file", "damaged", FILE[2])),
+        trial(FILE, plan="normal"),
+    ):
+        assert Comparison.of(result(*both), result(*findings(other))).verdict == "leaked"
+    recovered = findings(trial(PROCESS, ("file", "reclaimable", FILE[2]), outcome="recovered"))
+    assert Comparison.of(result(*recovered), result(file)).verdict == "leaked"
 
 
 def compare(tmp_path: Path, before: str, after: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -141,14 +173,14 @@ def compare(tmp_path: Path, before: str, after: str, *words: str) -> subprocess.
     )
 
 
-def test_the_command_exits_with_1_if_and_only_if_a_finding_is_new(tmp_path: Path) -> None:
+def test_the_command_exits_with_1_if_and_only_if_the_later_campaign_is_worse(tmp_path: Path) -> None:
     with_one, without = result(*findings(trial(PROCESS))).to_json(), result().to_json()
     worse, better, same = (
         compare(tmp_path, *two) for two in ((without, with_one), (with_one, without), (with_one,) * 2)
     )
     assert (worse.returncode, better.returncode, same.returncode) == (1, 0, 0)
-    assert "1 new finding, 0 gone, 0 still open" in worse.stderr
-    assert "0 new findings, 1 gone" in better.stderr
+    assert worse.stderr.startswith("leakcheck: worse: 1 new finding, 0 gone, 0 still open")
+    assert better.stderr.startswith("leakcheck: not worse: 0 new findings, 1 gone")
     assert "process 41 (sleep): sleep 600" in better.stderr
     assert "0 gone, 1 still open" in same.stderr
     as_json = compare(tmp_path, without, with_one, "--json", "-o", "out.json")
@@ -157,20 +189,28 @@ def test_the_command_exits_with_1_if_and_only_if_a_finding_is_new(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("fields", "warning"),
+    ("fields", "warning", "verdict"),
     [
-        ({"campaign": "stress"}, "another campaign: leaks, then stress"),
-        ({"target": "runc"}, "another target: made, then runc"),
-        ({"trials": 1}, "fewer trials than before (1, not 2)"),
-        ({"interrupted": True}, "the later campaign is incomplete: interrupted"),
-        ({"coverage": {"key": "no right"}}, "the later campaign did not fully see key"),
+        ({"campaign": "stress"}, "another campaign: leaks, then stress", "unknown"),
+        ({"endings": {"normal": {}}}, "endings that the later campaign did not try: forced", "unknown"),
+        ({"interrupted": True}, "the later campaign is incomplete: interrupted", "unknown"),
+        ({"coverage": {"key": "no right"}}, "the later campaign did not fully see key", "unknown"),
+        ({"target": "runc"}, "another target: made, then runc", "clean"),
+        ({"trials": 1}, "fewer trials than before (1, not 2)", "clean"),
     ],
 )
-def test_what_makes_a_comparison_doubtful_is_a_warning(tmp_path: Path, fields: dict[str, Any], warning: str) -> None:
-    done = compare(tmp_path, result(endings={"forced": {}}).to_json(), result(**fields).to_json())
-    assert done.returncode == 0
+def test_what_makes_a_comparison_doubtful_is_a_warning_and_what_may_hide_something_worse_is_no_pass(
+    tmp_path: Path, fields: dict[str, Any], warning: str, verdict: str
+) -> None:
+    before, after = result(endings={"forced": {}}), result(**{"endings": {"forced": {}}} | fields)
+    assert Comparison.of(before, after).verdict == verdict
+    done = compare(tmp_path, before.to_json(), after.to_json())
+    assert done.returncode == (3 if verdict == "unknown" else 0)
     assert warning in done.stderr
-    assert "endings that the later campaign did not try: forced" in done.stderr
+    worse = msgspec.structs.replace(after, findings=findings(trial(PROCESS)))
+    assert Comparison.of(before, worse).verdict == "leaked", "it is worse in any case"
+    if "target" not in fields and "trials" not in fields:
+        assert compare(tmp_path, before.to_json(), worse.to_json()).returncode == 1
 
 
 @pytest.mark.parametrize(
