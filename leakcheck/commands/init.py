@@ -132,11 +132,11 @@ def _launch(command: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
         return [], [], []
     program, *rest = command
     if os.sep in program:
-        first = str(Path(program).absolute())
-        if not os.access(first, os.X_OK) or Path(first).is_dir():
-            error = FileNotFoundError(2, "") if not Path(first).exists() else PermissionError(13, "")
-            raise UsageError(f"run {program}: {why_not_run(first, error)}")
-        binary = first
+        binary = str(Path(program).absolute())
+        if not os.access(binary, os.X_OK) or Path(binary).is_dir():
+            error = FileNotFoundError(2, "") if not Path(binary).exists() else PermissionError(13, "")
+            raise UsageError(f"run {program}: {why_not_run(binary, error)}")
+        first = _literal(binary)
     else:
         if find(program) is None:
             raise UsageError(f"run {program}: no such command on PATH; give its path, such as ./{program}")
@@ -144,7 +144,12 @@ def _launch(command: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
     # A word without a slash or a dot is rather a subcommand than the file of that name.
     files = {word: str(Path(word).absolute()) for word in rest if re.search(r"[/.]", word) and Path(word).exists()}
     shown = [source for source, _, _ in binds(files.values()) if not source.startswith("/dev/")]
-    return [first, *(files.get(word, word) for word in rest)], [binary], shown
+    return [first, *(_literal(files[word]) if word in files else word for word in rest)], [binary], shown
+
+
+def _literal(path: str) -> str:
+    """Return `path` for a command of an adapter, in which braces are placeholders."""
+    return path.replace("{", "{{").replace("}", "}}")
 
 
 def _quoted(text: str) -> str:

@@ -42,20 +42,19 @@ class Probed(msgspec.Struct, frozen=True):
 
 
 def run_probe(session: Session) -> Probed:
-    """Run the probe."""
+    """Run the probe; raise a `TargetError` that says why if it did not finish, or if its output does not come back."""
     marker = session.host.marker
     session.host.write(marker, b"")
     submission = session.target.probe(marker)
     argv = session.prepare(submission)
     outside = session.output_of(submission.program)
     inside, code, words = session.payload_output(argv, submission)
-    if PROBE_RAN in inside.splitlines():
-        gaps = session.target.isolation_gaps(inside, outside)
-    elif code != 0:
-        gaps = [f"the payload did not start, or did not end: the launch exited with {code}: {words}"]
-    else:
-        gaps = [f"what the payload prints does not come back: {_where(session)}; the launch exited with 0: {words}"]
-    return Probed(inside, outside, gaps)
+    if PROBE_RAN not in inside.splitlines():
+        why = "the payload did not start, or did not end"
+        if code == 0:
+            why = f"what the payload prints does not come back: {_where(session)}"
+        raise TargetError(f"{session.target.name}: {why}; the launch exited with {code}: {words}")
+    return Probed(inside, outside, session.target.isolation_gaps(inside, outside))
 
 
 def _where(session: Session) -> str:

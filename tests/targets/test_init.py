@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from leakcheck.conformance import check
-from leakcheck.targets import load
+from leakcheck.submissions import BUILTIN
+from leakcheck.targets import Box, load
 
 
 def init(directory: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -38,6 +39,16 @@ def test_paths_become_absolute_and_what_an_arena_would_hide_is_bound(tmp_path: P
     assert adapter.launch == ["{exe:python3}", script, "run", "--limit={wall}", "{program}", 'a "b" \\ \x7f']
     assert (adapter.needs.binaries, adapter.status.timeout) == (["python3"], [])
     assert adapter.binds == ([str(tmp_path)] if script.startswith(("/tmp/", "/run/", "/var/tmp/")) else [])
+
+
+def test_a_path_may_have_spaces_quotes_and_braces(tmp_path: Path) -> None:
+    directory = tmp_path / "my {work} 'x'"
+    directory.mkdir()
+    (directory / "judge").write_text("#!/bin/sh\n")
+    (directory / "judge").chmod(0o755)
+    assert init(directory, "mine", "./judge", "./judge", "{program}").returncode == 0
+    launch = load(directory / "mine.toml").launch(BUILTIN["ok"], Box(number=0, work=tmp_path))
+    assert launch.argv[:2] == [str(directory / "judge")] * 2
 
 
 def test_a_program_given_by_path_is_one_that_the_adapter_needs(tmp_path: Path) -> None:
