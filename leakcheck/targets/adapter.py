@@ -243,11 +243,12 @@ def _problems(adapter: Adapter, path: Path, wrong: set[str]) -> Iterator[tuple[s
     for field, commands in (("prepare", adapter.prepare), ("finish", adapter.finish), ("recover", adapter.recover)):
         if [] in commands:
             yield field, "has an empty command; remove it"
-    if odd := [number for number, file in enumerate(adapter.files) if (file.text is None) == (file.json is None)]:
-        yield from ((f"files[{number}]", f"{adapter.files[number].path}: give either text or json") for number in odd)
-    # They depend on each other: a placeholder is judged only where all that it may stand for is known.
-    if not odd and not wrong & {"needs", "files", "launch"}:
-        yield from _problems_of_placeholders(adapter, path)
+    unread = dict(_unread(adapter, path))
+    yield from ((f"files[{number}]", why) for number, why in unread.items())
+    if unread:
+        files = [file for number, file in enumerate(adapter.files) if number not in unread]
+        adapter, wrong = msgspec.structs.replace(adapter, files=files), wrong | {"files"}
+    yield from _problems_of_placeholders(adapter, path, wrong)
     yield from _problems_of_paths(adapter)
     yield from _problems_of_values(adapter)
     yield from _problems_of_status(adapter.status)
@@ -261,12 +262,25 @@ def _problems(adapter: Adapter, path: Path, wrong: set[str]) -> Iterator[tuple[s
         yield "probe", f"{what}, or none with the reason why nothing can be checked"
 
 
-def _problems_of_placeholders(adapter: Adapter, path: Path) -> Iterator[tuple[str, str]]:
-    uses_program = False
+def _unread(adapter: Adapter, path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the number of each file without a content that can be read, and why."""
+    for number, file in enumerate(adapter.files):
+        if (file.text is None) == (file.json is None):
+            yield number, f"{file.path}: give either text or json"
+        elif file.json is not None:
+            try:
+                load_json(path, file)
+            except UsageError as error:
+                yield number, str(error).removeprefix(f"adapter {path}: files: ")
+
+
+def _problems_of_placeholders(adapter: Adapter, path: Path, wrong: set[str]) -> Iterator[tuple[str, str]]:
+    uses_program = bool(wrong & {"files", "launch"})
     for field, text, allowed in _texts(adapter, path):
         for match in _PLACEHOLDER.finditer(text):
             name = match[1]
-            if name is None:
+            # With a wrong `needs` its programs are not known.
+            if name is None or field.split(".")[0] in wrong or (name.startswith("exe:") and "needs" in wrong):
                 continue
             if name not in allowed:
                 known = ", ".join(f"{{{one}}}" for one in sorted(allowed))

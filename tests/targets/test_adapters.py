@@ -183,6 +183,15 @@ mode = 1
         assert words in said
 
 
+def test_a_wrong_table_or_template_hides_no_wrong_placeholder(tmp_path: Path) -> None:
+    text = MINIMAL.replace('"{program}"', '"{program}", "{wal}", "{exe:sh}"')
+    said = refusal(adapter(tmp_path, text, "needs = { binarys = [] }", 'files = [{ path = "/{x}", json = "no.json" }]'))
+    assert "launch: unknown placeholder {wal}" in said
+    assert "needs.binarys: unknown field" in said
+    assert "files[0]: json: " in said and "no.json: no such file" in said
+    assert "exe:sh}; list" not in said
+
+
 def test_contradictions_in_several_fields_are_told_together(tmp_path: Path) -> None:
     text = MINIMAL.replace('"{program}"', '"{wal}"').replace("probe =", 'cwd = "here"\noutput = "x"\nprobe =')
     said = refusal(adapter(tmp_path, text, 'binds = ["run", "/"]', "finish = [[]]", "[[files]]", 'path = "/x"'))
