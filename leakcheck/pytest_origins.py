@@ -1,12 +1,19 @@
 """Where a test makes what it leaves: file and line, noted by an audit hook (PEP 578) while a guarded test runs.
 
 The line is that of the innermost frame outside the standard library and the installed packages. A hook cannot be
-removed, so there is one for the process, and it does nothing while no test is guarded.
+removed, so there is one for the process, and it does nothing while no test is guarded. The same holds for the functions
+of `os` that raise no audit event.
+
+A wrong line is worse than none. The hook is called before the kernel is, so a note holds only once the thread's next
+event finds the new file there, with its inode. What several lines may have made has no line.
 """
 
 import contextlib
+import functools
 import os
+import re
 import site
+import stat
 import subprocess
 import sys
 import sysconfig
@@ -15,7 +22,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import _pytest.runner
 import msgspec
@@ -26,6 +33,7 @@ MOST = 10_000
 """How many notes of each sort a test has at most: the oldest are dropped."""
 
 _Line: TypeAlias = tuple[str, int]
+_T = TypeVar("_T")
 
 # A test's code runs below this one's frames.
 _RUNNER = _pytest.runner.__file__
@@ -40,11 +48,16 @@ class Origins:
     """The notes of one test."""
 
     def __init__(self) -> None:
-        self._made: dict[str, _Line] = {}
-        self._opened: dict[str, _Line] = {}
-        self._forked: dict[int, _Line] = {}
-        self._spawned: dict[str, _Line] = {}
+        # With the inode; none as long as it is not known.
+        self._made: dict[str, tuple[_Line, int | None]] = {}
+        self._opened: dict[str, _Line | None] = {}
+        self._forked: dict[int, _Line | None] = {}
+        self._spawned: dict[str, _Line | None] = {}
+        self._pipes: dict[str, _Line | None] = {}
         self._objects: deque[tuple[weakref.ref[Any], _Line]] = deque(maxlen=MOST)
+        # By thread: what its last event was about to make.
+        self._pending: dict[int, Callable[[], None]] = {}
+        self._children: dict[int, set[bytes]] = {}
 
     def begin(self) -> None:
         """Note from now on."""
@@ -52,7 +65,11 @@ class Origins:
         if not _installed:
             _installed = True
             sys.addaudithook(_hook)
-            os.register_at_fork(after_in_parent=_forked)
+            os.register_at_fork(before=_forking, after_in_parent=_forked)
+            _wrap("pipe", Origins.made_pipe)
+            _wrap("pipe2", Origins.made_pipe)
+            _wrap("mkfifo", Origins.made_node)
+            _wrap("mknod", Origins.made_node)
         _noting = self
 
     def end(self) -> None:
@@ -60,6 +77,13 @@ class Origins:
         global _noting
         if _noting is self:
             _noting = None
+        for thread in list(self._pending):
+            self.settle(thread)
+
+    def settle(self, thread: int) -> None:
+        """Look for what the thread's last event was about to make: it is there, or was not made."""
+        if (look := self._pending.pop(thread, None)) is not None:
+            look()
 
     def tell(self, report: Report, root: str) -> Report:
         """Return `report` with ``made_at`` in the evidence of each leak with a note; paths are relative to `root`.
@@ -70,23 +94,26 @@ class Origins:
             return report
         pids, inodes = self._living()
         made, opened = _resolved(self._made), _resolved(self._opened)
+        own = os.getpid()
 
         def place(leak: Leak) -> tuple[_Line | None, bool]:
             fields = leak.evidence.get("resource", {})
             match leak.kind:
                 case "file":
-                    line = made.get(str(fields.get("path")))
-                    return line, line is not None
-                case "process" if fields.get("ppid") == os.getpid():
-                    line = pids.get(fields.get("pid")) or self._spawned.get(str(leak.evidence.get("argv")))
+                    line, inode = made.get(str(fields.get("path"))) or (None, None)
+                    # An SQLite database is made when it is first written.
+                    mine = line is not None and inode in (None, fields.get("ino"))
+                    return line if mine else None, mine
+                case "process" if fields.get("ppid") == own:
+                    pid = fields.get("pid")
+                    line = pids[pid] if pid in pids else self._spawned.get(_words(leak.evidence))
                     return line, line is not None
                 case "net":
                     line = inodes.get(f"socket:[{fields.get('number')}]")
                     return line, line is not None
-                case "fd" if fields.get("pid") == os.getpid():
+                case "fd" if fields.get("pid") == own:
                     target = str(fields.get("target"))
-                    path = target.removesuffix(" (deleted)")
-                    return inodes.get(target) or opened.get(path) or made.get(path), False
+                    return inodes.get(target) or opened.get(target.removesuffix(" (deleted)")), False
             return None, False
 
         leaks: list[Leak] = []
@@ -103,32 +130,70 @@ class Origins:
         verdict = "leaked" if leaks else report.verdict
         return msgspec.structs.replace(report, leaks=leaks, unattributed=unattributed, verdict=verdict)
 
-    def _living(self) -> tuple[dict[int, _Line], dict[str, _Line]]:
+    def _living(self) -> tuple[dict[int, _Line | None], dict[str, _Line | None]]:
         """Return the lines of children by pid, and those of sockets and pipes by what a descriptor's link shows."""
-        pids, inodes = dict(self._forked), {}
+        pids, inodes = dict(self._forked), dict(self._pipes)
         for reference, line in list(self._objects):
             made = reference()
             if isinstance(made, subprocess.Popen):
-                pids[made.pid] = line
-            files = (made.stdin, made.stdout, made.stderr) if isinstance(made, subprocess.Popen) else (made,)
-            for file in filter(None, files):
-                # It may be closed, and its class may be the test's own.
-                with contextlib.suppress(Exception):
-                    number = os.fstat(file.fileno()).st_ino
-                    inodes[f"pipe:[{number}]"] = inodes[f"socket:[{number}]"] = line
+                if made.returncode is None:
+                    _set(pids, made.pid, line)
+                continue
+            # It may be closed, and its class may be the test's own.
+            with contextlib.suppress(Exception):
+                if (link := _link(made.fileno())) is not None:  # type: ignore[union-attr]
+                    _set(inodes, link, line)
         return pids, inodes
 
     def made(self, path: object, relative_to: object = -1) -> None:
         """Note what a call is about to make at `path`, unless something is there."""
-        if (text := _text(path, relative_to)) is not None and not os.path.lexists(text):
-            _note(self._made, text)
+        text = _text(path, relative_to)
+        if text is None or os.path.lexists(text) or (line := _line()) is None:
+            return
+
+        def look() -> None:
+            with contextlib.suppress(OSError):
+                self.made_file(text, line, os.lstat(text).st_ino)
+
+        self._wait(look)
+
+    def made_file(self, path: str, line: _Line, inode: int | None) -> None:
+        """Note a new file."""
+        _bound(self._made)
+        self._made[path] = line, inode
+
+    def made_pipe(self, made: object, *_arguments: object) -> None:
+        """Note a pipe."""
+        if isinstance(made, tuple) and (link := _link(made[0])) is not None:
+            _note(self._pipes, link)
+
+    def made_node(self, _made: object, path: object, *_rest: object, dir_fd: object = None, **_more: object) -> None:
+        """Note a FIFO or a device."""
+        text, line = _text(path, -1 if dir_fd is None else dir_fd), _line()
+        if text is not None and line is not None:
+            self.made_file(text, line, os.lstat(text).st_ino)
+
+    def _wait(self, look: Callable[[], None]) -> None:
+        """Call `look` at this thread's next event: nothing here may raise one afterwards, such as `sys._getframe`."""
+        self._pending[threading.get_ident()] = look
 
     def opened(self, path: object, _mode: object = None, flags: object = 0) -> None:
         """Note an open(2)."""
-        if isinstance(flags, int) and flags & os.O_CREAT:
-            self.made(path)
-        if (text := _text(path)) is not None:
-            _note(self._opened, text)
+        if not isinstance(flags, int) or (text := _text(path)) is None:
+            return
+        if flags & os.O_TMPFILE == os.O_TMPFILE:
+            line, before = _line(), _unnamed()
+
+            def look() -> None:
+                # Another thread may have made one as well.
+                if line is not None and len(new := _unnamed() - before) == 1:
+                    _set(self._opened, new.pop(), line)
+
+            self._wait(look)
+            return
+        _note(self._opened, text)
+        if flags & os.O_CREAT:
+            self.made(text)
 
     def renamed(self, source: object, target: object, *relative_to: object) -> None:
         """Note that what this test made, with what is below it, gets another name."""
@@ -161,9 +226,11 @@ class Origins:
             self.made(address)
 
     def opened_database(self, path: object) -> None:
-        """Note the file of an SQLite database."""
-        if path != ":memory:":
-            self.made(path)
+        """Note the file of an SQLite database, which is made when it is first written."""
+        if (text := _text(path)) is not None and path != ":memory:" and (line := _line()) is not None:
+            _note(self._opened, text)
+            if not os.path.lexists(text):
+                self.made_file(text, line, None)
 
     def made_object(self, made: object, *_rest: object) -> None:
         """Note a socket or a `Popen`, which tells its number later."""
@@ -181,13 +248,17 @@ class Origins:
     def spawned(self, _path: object, argv: object, *_rest: object) -> None:
         """Note a posix_spawn(3) by its arguments: the hook is called before there is a pid."""
         if isinstance(argv, (list, tuple)):
-            _note(self._spawned, " ".join(os.fsdecode(one) for one in argv))
+            _note(self._spawned, "\0".join(os.fsdecode(one) for one in argv))
+
+    def forking(self) -> None:
+        """Note the children that this thread has before it forks."""
+        self._children[threading.get_ident()] = _children()
 
     def forked(self) -> None:
-        """Note the newest child of this thread: the kernel lists children in the order of their birth."""
-        children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_bytes().split()
-        if children:
-            _note(self._forked, int(children[-1]))
+        """Note the child that this thread has now: another one may have ended already."""
+        new = _children() - self._children.pop(threading.get_ident(), set())
+        if len(new) == 1:
+            _note(self._forked, int(new.pop()))
 
 
 _HANDLERS: dict[str, Callable[..., None]] = {
@@ -210,11 +281,22 @@ _installed = False
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
-    if _noting is None or (handler := _HANDLERS.get(event)) is None:
+    notes = _noting
+    if notes is None:
         return
+    handler = _HANDLERS.get(event)
     # An exception here would become the test's own; without a note, the report only has no line.
     with contextlib.suppress(Exception):
-        handler(_noting, *arguments)
+        if notes._pending:
+            notes.settle(threading.get_ident())
+        if handler is not None:
+            handler(notes, *arguments)
+
+
+def _forking() -> None:
+    if _noting is not None:
+        with contextlib.suppress(Exception):
+            _noting.forking()
 
 
 def _forked() -> None:
@@ -223,12 +305,62 @@ def _forked() -> None:
             _noting.forked()
 
 
-def _note(notes: dict[Any, _Line], key: object) -> None:
-    if (line := _line()) is None:
-        return
+def _wrap(name: str, note: Callable[..., None]) -> None:
+    """Let a function of `os` note what it made."""
+    function = getattr(os, name)
+
+    @functools.wraps(function)
+    def noted(*arguments: Any, **named: Any) -> Any:
+        made = function(*arguments, **named)
+        if _noting is not None:
+            with contextlib.suppress(Exception):
+                note(_noting, made, *arguments, **named)
+        return made
+
+    setattr(os, name, noted)
+
+
+def _note(notes: dict[Any, _Line | None], key: object) -> None:
+    if (line := _line()) is not None:
+        _set(notes, key, line)
+
+
+def _set(notes: dict[Any, _Line | None], key: object, line: _Line) -> None:
+    """Note a line, or that it may be either of two."""
+    _bound(notes)
+    notes[key] = line if notes.get(key, line) == line else None
+
+
+def _bound(notes: dict[Any, Any]) -> None:
     if len(notes) >= MOST:
         del notes[next(iter(notes))]
-    notes[key] = line
+
+
+def _link(number: int) -> str | None:
+    """Return what the link of a pipe's or a socket's descriptor shows."""
+    found = os.fstat(number)
+    kind = "pipe" if stat.S_ISFIFO(found.st_mode) else "socket" if stat.S_ISSOCK(found.st_mode) else None
+    return kind and f"{kind}:[{found.st_ino}]"
+
+
+def _unnamed() -> set[str]:
+    """Return the open files that never had a name: O_TMPFILE of open(2)."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            link = str(entry.readlink())
+            if re.search(r"/#\d+ \(deleted\)$", link):
+                found.add(link.removesuffix(" (deleted)"))
+    return found
+
+
+def _children() -> set[bytes]:
+    return set(Path(f"/proc/self/task/{threading.get_native_id()}/children").read_bytes().split())
+
+
+def _words(evidence: dict[str, Any]) -> str:
+    args = evidence.get("args")
+    return "\0".join(map(str, args)) if isinstance(args, list) else ""
 
 
 def _line() -> _Line | None:
@@ -257,15 +389,15 @@ def _text(path: object, relative_to: object = -1) -> str | None:
     return f"{Path.cwd()}/{text}" if relative_to == -1 else None
 
 
-def _resolved(notes: dict[str, _Line]) -> dict[str, _Line]:
+def _resolved(notes: dict[str, _T]) -> dict[str, _T]:
     """Return the notes by the path that the kernel shows: without links in the directory part."""
     directories: dict[str, str] = {}
-    out = {}
-    for path, line in list(notes.items()):
+    out: dict[str, _T] = {}
+    for path, note in list(notes.items()):
         directory, name = os.path.split(path.rstrip("/"))
         if directory not in directories:
             directories[directory] = os.path.realpath(directory)
-        out[f"{directories[directory].rstrip('/')}/{name}"] = line
+        out[f"{directories[directory].rstrip('/')}/{name}"] = note
     return out
 
 

@@ -47,16 +47,21 @@ def of_session(config: pytest.Config) -> list[AllowRule]:
         base = Path(os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir()) / f"pytest-of-{user}"
     base = glob.escape(str(Path(base).resolve()))
     rules: dict[str, str] = {base: _TMP_PATH, f"{base}/*": _TMP_PATH}
+    files: dict[str, str] = {}
     if config.pluginmanager.has_plugin("cacheprovider"):
         cache = glob.escape(str(config.rootpath / config.getini("cache_dir")))
-        rules[cache] = rules[f"{cache}/*"] = _CACHE
+        rules[cache] = rules[f"{cache}/[vd]"] = rules[f"{cache}/[vd]/*"] = _CACHE
+        files |= {f"{cache}/{name}": _CACHE for name in ("README.md", ".gitignore", "CACHEDIR.TAG")}
     for place in {str(config.rootpath), str(config.invocation_params.dir)}:
         here = glob.escape(place)
         if "hypothesis" in sys.modules:
             rules[f"{here}/.hypothesis"] = rules[f"{here}/.hypothesis/*"] = _EXAMPLES
         if "coverage" in sys.modules:
-            rules[f"{here}/.coverage"] = rules[f"{here}/.coverage.*"] = _COVERAGE
-    return [AllowRule("file", {"path": path}, reason=reason) for path, reason in rules.items()]
+            files |= {f"{here}/.coverage": _COVERAGE, f"{here}/.coverage.*": _COVERAGE}
+    of_any = [AllowRule("file", {"path": path}, reason=reason) for path, reason in rules.items()]
+    # A pattern's * matches a slash too, and nothing is below a file.
+    of_files = [AllowRule("file", {"path": path, "class": "file"}, reason=reason) for path, reason in files.items()]
+    return [*of_any, *of_files]
 
 
 def compiled(config: pytest.Config) -> Iterator[AllowRule]:
@@ -71,7 +76,8 @@ def compiled(config: pytest.Config) -> Iterator[AllowRule]:
         for cache in (f"{here}/__pycache__", *below):
             yield AllowRule("file", {"path": cache, "class": "dir"}, reason=_BYTECODE)
             # Python writes PATH.NUMBER first and renames it.
-            yield AllowRule("file", {"path": f"{cache}/*.pyc*", "class": "file"}, reason=_BYTECODE)
+            for name in ("*.pyc", "*.pyc.[0-9]*[0-9]"):
+                yield AllowRule("file", {"path": f"{cache}/{name}", "class": "file"}, reason=_BYTECODE)
 
 
 def kept_for_life() -> Iterator[AllowRule]:

@@ -9,7 +9,7 @@ from leakcheck.printable import printable
 from leakcheck.pytest_item import ItemGuard, Settings
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
 from leakcheck.pytest_rules import OF_TOOLS
-from leakcheck.render import count, leak_line, summary
+from leakcheck.render import count, leak_lines, summary
 
 _LEAKED = "leakcheck: leaked"
 
@@ -22,8 +22,8 @@ def attach(guard: ItemGuard, report: pytest.TestReport) -> None:
     if guard.failure is not None:
         data["unknown"] = [guard.failure]
     if found is not None:
-        data["leaks"] = {leak.key: leak_line(leak).strip() for leak in found.leaks}
-        data["unattributed"] = {leak.key: leak_line(leak).strip() for leak in found.unattributed}
+        data["leaks"] = leak_lines(found.leaks)
+        data["unattributed"] = leak_lines(found.unattributed)
         kept = [allowed for allowed in found.allowed if allowed.reason in KEPT_FOR_LIFE]
         data["kept"] = {allowed.key: [allowed.reason, allowed.label] for allowed in kept}
         # One example of each suffices: a suite has thousands of files in tmp_path.
@@ -77,7 +77,7 @@ class Summary:
         if data is None:
             return
         if data["leaks"]:
-            self._leaking.append((report.nodeid, data["leaked"], list(data["leaks"].values())))
+            self._leaking.append((report.nodeid, data["leaked"], list(filter(None, data["leaks"].values()))))
             self._blamed.update(data["leaks"])
         if data["leaked"]:
             self._uncount(report.nodeid)
@@ -112,7 +112,7 @@ class Summary:
                     why = "the traceback of a failed test keeps its local variables alive, and what they hold open"
                     write.write_line(f"  ({why})")
         # One worker may know what the others only saw.
-        unattributed = [line for key, line in self._unattributed.items() if key not in self._blamed]
+        unattributed = [line for key, line in self._unattributed.items() if line and key not in self._blamed]
         parallel = "Appeared while tests ran in parallel; it is not known which of them made it, or whether any did."
         unknown = [f"{printable(why)} ({count(tests, 'test')})" for why, tests in self._unknown.items()]
         kept = [f"{printable(label)} ({reason})" for reason, label in sorted(self._kept.values())]

@@ -35,20 +35,24 @@ def summary(report: Report) -> str:
     return "\n".join(text.plain for text in lines(report, leaks_shown=_SHOWN))
 
 
-def leak_line(leak: Leak) -> str:
-    """Return one plain line for `leak`."""
-    return _leak_line(leak).plain
+def leak_lines(leaks: Iterable[Leak]) -> dict[str, str]:
+    """Return a plain line for each leak, by key; an empty one for a leak that another one's line includes."""
+    found: dict[str, str] = {}
+    for alike in _groups(leaks):
+        found |= dict.fromkeys((leak.key for leak in alike[1:]), "") | {alike[0].key: _group_line(alike).plain.strip()}
+    return found
 
 
 def lines(report: Report, *, leaks_shown: int | None = None) -> Iterator[Text]:
     """Yield the report's lines, the verdict first; all leaks unless `leaks_shown` limits them."""
     yield _verdict_line(report)
     groups = _groups(report.leaks)
-    for leaks in groups[:leaks_shown]:
-        yield _leak_line(leaks[0], [leak.evidence["resource"]["hierarchy"] for leak in leaks[1:]])
+    yield from map(_group_line, groups[:leaks_shown])
     if leaks_shown is not None and (more := sum(map(len, groups[leaks_shown:]))):
         yield line("  ", f"… and {more} more")
-    untied = [(leak.kind, leak_line(leak).strip().removeprefix(leak.kind).strip(), "") for leak in report.unattributed]
+    untied = [
+        (leak.kind, _leak_line(leak).plain.strip().removeprefix(leak.kind).strip(), "") for leak in report.unattributed
+    ]
     yield from _listing("unattributed ", untied, by=lambda entry: entry[0], style="yellow")
     passing = [(t.kind, t.label, f"gone after {t.gone_after_ms:.0f} ms") for t in report.transient]
     yield from _listing("transient ", passing, by=lambda entry: entry[0])
@@ -124,7 +128,12 @@ def _groups(leaks: Iterable[Leak]) -> list[list[Leak]]:
         if leak.kind == "cgroup" and isinstance(resource, dict) and {"path", "hierarchy"} <= resource.keys():
             same = str(resource["path"]), leak.class_, leak.who, leak.attribution
         groups.setdefault(same, []).append(leak)
-    return [*groups.values()]
+    # What something else removes comes after what stays.
+    return sorted(groups.values(), key=lambda alike: alike[0].class_ in ("reclaimable", "bounded"))
+
+
+def _group_line(alike: Sequence[Leak]) -> Text:
+    return _leak_line(alike[0], [leak.evidence["resource"]["hierarchy"] for leak in alike[1:]])
 
 
 def _leak_line(leak: Leak, also_in: Sequence[str] = ()) -> Text:

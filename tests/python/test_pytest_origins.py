@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from leakcheck.pytest_origins import MOST, Origins
+from leakcheck.pytest_origins import Origins
 from leakcheck.report import Leak, Report
 
 pytest_plugins = ["pytester"]
@@ -42,6 +42,22 @@ def told(pytester: pytest.Pytester, body: str, *options: str) -> str:
 @pytest.mark.parametrize(
     ("kinds", "body", "shown"),
     [
+        ("fd", "kept.append(os.pipe())  # here", "fd .*pipe.* · MADE-HERE"),
+        ("fd", "kept.append(os.dup(os.pipe()[0]))  # here", "fd .*pipe.* · MADE-HERE"),
+        ("fd", "kept.append(tempfile.TemporaryFile(dir=HERE))  # here", "fd .*deleted.* · MADE-HERE"),
+        ("file", "os.mkfifo(HERE / 'q')  # here", "/q · MADE-HERE"),
+        ("process", "kept.append(os.pipe())\nif os.fork() == 0:  # here\n    os.close(kept[0][1])\n"
+         "    os.read(kept[0][0], 1)\n    os._exit(0)", "process .* · MADE-HERE"),
+        ("process", "kept.append(os.pipe())\nworks = []\ndef work():\n"
+         "    works.append(subprocess.Popen(['cat'], stdin=kept[0][0], stdout=-3))  # here\n"
+         "t = threading.Thread(target=work)\nt.start()\nt.join()\nkept.append(works)", "process .*cat.* · MADE-HERE"),
+        ("file", "exec('(HERE / \"f\").touch()')  # here", "file .*/f · MADE-HERE"),
+        ("file", "def make():\n    yield (HERE / 'f').touch()  # here\nlist(make())", "file .*/f · MADE-HERE"),
+        ("file", "import asyncio\nasync def make():\n    await asyncio.sleep(0)\n    (HERE / 'f').touch()  # here\n"
+         "asyncio.run(make())", "file .*/f · MADE-HERE"),
+        ("file", "sys.addaudithook(lambda *_: None)\n(HERE / 'f').touch()  # here", "file .*/f · MADE-HERE"),
+        ("file", "(HERE / 'a').touch()  # here\nos.rename(HERE / 'a', HERE / 'b')\nos.link(HERE / 'b', HERE / 'c')\n"
+         "(HERE / 'b').unlink()", "file .*/c"),
         ("file", "(HERE / 'f').write_text('x')  # here", "file .*/f · MADE-HERE"),
         ("file", "tempfile.mkstemp(dir=HERE)  # here", "file .*/tmp.* · MADE-HERE"),
         ("file", "tempfile.mkdtemp(dir=HERE)  # here", "dir .*/tmp.* · MADE-HERE"),
@@ -76,6 +92,40 @@ def test_a_leak_names_the_line_that_made_it(pytester: pytest.Pytester, kinds: st
     assert re.search(f"LEAKED.*\n(.*\n)*?.*{shown}", output), output
 
 
+@pytest.mark.parametrize(
+    ("kinds", "body"),
+    [
+        # The first of two that opened the same file stays open.
+        ("fd", "kept.append(open('/etc/passwd'))\nopen('/etc/passwd').close()"),
+        # A child makes what this process could not.
+        ("file", "try: open(HERE / 'd/f', 'w')\nexcept OSError: pass\n"
+         "subprocess.run(['sh', '-c', 'mkdir d; touch d/f'], cwd=HERE)"),
+        ("file", "try: os.rename(HERE / 'no', HERE / 'f')\nexcept OSError: pass\n"
+         "subprocess.run(['touch', HERE / 'f'])"),
+        # A child makes anew what this process made, and what a child removed.
+        ("file", "(HERE / 'f').touch()\nsubprocess.run(['sh', '-c', 'touch g; mv g f'], cwd=HERE)"),
+        ("process", "kept.append(os.pipe())\nos.set_inheritable(kept[0][0], True)\nfor n in (0, 1):\n"
+         "    words = ['sh', '-c', f'exec cat <&{kept[0][0]} >/dev/null']\n"
+         "    if n: os.posix_spawn('/bin/sh', words, os.environ)\n"
+         "    else: os.posix_spawn('/bin/sh', words, os.environ)"),
+        # A short-lived child, which nobody waits for, after one that stays.
+        ("process", "import ctypes\nkept.append(os.pipe())\npid = ctypes.CDLL(None).fork()\n"
+         "if pid == 0: os.close(kept[0][1]); os.read(kept[0][0], 1); os._exit(0)\n"
+         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfor _ in range(20):\n    if os.fork() == 0: os._exit(0)\n"
+         "signal.signal(signal.SIGCHLD, signal.SIG_DFL)"),
+        ("fd", "a, b = os.pipe()\nos.close(a)\nos.close(b)\nimport ctypes\n"
+         "ctypes.CDLL(None).pipe((ctypes.c_int * 2)())"),
+    ],
+)  # fmt: skip
+def test_where_the_line_is_not_certain_there_is_none(pytester: pytest.Pytester, kinds: str, body: str) -> None:
+    output = told(pytester, body, f"--leakcheck={kinds}")
+    assert "LEAKED" in output, output
+    # Of the children that ended, the line is certain.
+    lines = [line for line in output.splitlines() if re.match(" +(fd|file|process) ", line) and "zombie" not in line]
+    assert lines
+    assert all(" · made at " not in line for line in lines), output
+
+
 def test_a_line_of_a_helper_outside_the_suite_s_packages_is_named_and_not_that_of_a_library(
     pytester: pytest.Pytester,
 ) -> None:
@@ -100,12 +150,12 @@ os.close(read)
 
 def test_a_name_that_another_process_uses_again_has_no_line(tmp_path: Path) -> None:
     notes, path = Origins(), tmp_path / "lock"
-    report = Report(
-        verdict="clean", unattributed=[Leak(kind="file", class_="orphaned", label="", evidence=evidence(path))]
-    )
     notes.begin()
     try:
         path.touch()
+        leak = Leak(kind="file", class_="orphaned", label="", evidence=evidence(path))
+        report = Report(verdict="clean", unattributed=[leak])
+        sys.audit("any event after it was made")
         assert notes.tell(report, str(tmp_path)).verdict == "leaked"
         path.unlink()
     finally:
@@ -116,7 +166,7 @@ def test_a_name_that_another_process_uses_again_has_no_line(tmp_path: Path) -> N
 
 
 def evidence(path: Path) -> dict[str, object]:
-    return {"resource": {"kind": "file", "path": str(path)}}
+    return {"resource": {"kind": "file", "path": str(path), "ino": path.stat().st_ino}}
 
 
 def test_what_a_child_made_is_not_this_process_s(tmp_path: Path) -> None:
@@ -134,16 +184,18 @@ def test_what_a_child_made_is_not_this_process_s(tmp_path: Path) -> None:
     assert notes.tell(Report(verdict="clean", unattributed=[leak]), "/").leaks == []
 
 
-def test_the_notes_are_bounded() -> None:
+def test_the_notes_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("leakcheck.pytest_origins.MOST", 20)
     notes = Origins()
     notes.begin()
     try:
-        for n in range(MOST + 10):
-            notes.opened(f"/nonexistent/{n}", "w", 0o101)
+        for n in range(30):
+            (tmp_path / str(n)).write_text("")
     finally:
         notes.end()
-    assert len(notes._made) == len(notes._opened) == MOST
-    assert f"/nonexistent/{MOST + 9}" in notes._made
+    assert len(notes._made) == len(notes._opened) == 20
+    assert str(tmp_path / "29") in notes._made
+    assert not notes._pending
 
 
 def test_an_event_costs_microseconds_while_a_test_is_guarded_and_next_to_nothing_otherwise() -> None:
@@ -182,13 +234,18 @@ def test_what_python_compiles_is_named_and_the_same_name_elsewhere_is_a_leak(
     assert "(python: compiled modules)" in rest
 
 
-def test_what_pytest_writes_is_named_in_the_summary_and_a_name_that_only_begins_like_it_is_a_leak(
+def test_what_pytest_writes_is_named_in_the_summary_and_a_name_that_only_looks_like_it_is_a_leak(
     pytester: pytest.Pytester,
 ) -> None:
-    body = "(pathlib.Path(__file__).parent / '.pytest_cache-of-mine').mkdir()"
+    body = """for name in (".pytest_cache-of-mine", ".pytest_cache/mine", ".coverage.d/f", "__pycache__/it.pyc.secret"):
+        (pathlib.Path(__file__).parent / name).parent.mkdir(exist_ok=True)
+        (pathlib.Path(__file__).parent / name).touch()"""
+    pytester.makepyfile(coverage="", conftest="import coverage")
     more = "def test_more(tmp_path): (tmp_path / 'f').touch()"
     pytester.makepyfile(test_it=f"{HEAD}\ndef test_it():\n    {body}\n", test_more=more)
     output = pytester.runpytest_subprocess("--leakcheck=file", timeout=120).stdout.str()
-    assert re.search(r"LEAKED test_it.py::test_it\n.*\.pytest_cache-of-mine", output), output
+    leaks = output.partition("LEAKED test_it.py::test_it\n")[2]
+    for name in (".pytest_cache-of-mine", ".pytest_cache/mine", ".coverage.d/f", "__pycache__/it.pyc.secret"):
+        assert f"/{name} " in leaks, output
     assert "(pytest: tmp_path, of which it keeps the last three)" in output
     assert "LEAKED test_more" not in output

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from leakcheck.errors import UsageError
-from leakcheck.render import lines, print_lines, printable, summary
-from leakcheck.report import Report
+from leakcheck.render import leak_lines, lines, print_lines, printable, summary
+from leakcheck.report import Leak, Report
 
 
 def leak(**changes: Any) -> dict[str, Any]:
@@ -69,6 +69,21 @@ def test_a_cgroup_of_several_hierarchies_is_one_line_but_not_with_another_holder
     ]
     assert len(shown) == 5, "each other leak has its line"
     assert "  … and 3 more" in [text.plain for text in lines(read, leaks_shown=1)]
+
+
+def test_the_lines_of_leaks_have_every_key_and_what_is_removed_later_comes_last() -> None:
+    resource = {"path": "/box", "hierarchy": "pids"}
+    leaks = [
+        Leak(kind="file", class_="reclaimable", label="file /a", key="1"),
+        Leak(kind="cgroup", class_="orphaned", label="cgroup pids /box", key="2", evidence={"resource": resource}),
+        Leak(kind="cgroup", class_="orphaned", label="cgroup cpu /box", key="3",
+             evidence={"resource": resource | {"hierarchy": "cpu"}}),
+    ]  # fmt: skip
+    shown = leak_lines(leaks)
+    assert {key: bool(line) for key, line in shown.items()} == {"1": True, "2": True, "3": False}
+    assert "cgroup pids /box (and cpu)" in shown["2"]
+    listed = [text.plain for text in lines(Report(verdict="leaked", leaks=leaks))]
+    assert "/box" in listed[1] and "/a" in listed[2]
 
 
 def rendered(text: str, **console: object) -> str:
