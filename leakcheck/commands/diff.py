@@ -46,10 +46,12 @@ class _File(msgspec.Struct):
 def _is_campaign(path: Path) -> bool:
     """Return whether it is JSON of a campaign, of any version; what else it is, others find out."""
     try:
+        # A pipe can be read only once, and only a snapshot is read from one.
         if not path.is_file():
             return False
-        return msgspec.json.decode(path.read_bytes(), type=_File).schema.startswith("leakcheck.campaign/")
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        text = _native.read_input("file", path)
+        return msgspec.json.decode(text, type=_File).schema.startswith("leakcheck.campaign/")
+    except (OSError, UsageError, msgspec.MsgspecError, RecursionError):
         return False
 
 
@@ -59,7 +61,8 @@ def _diff_campaigns(before: Path, after: Path, output: Path | None, *, as_json: 
     from leakcheck.campaigns.result import Result
 
     with output_to(output) as place:
-        found = Comparison.of(*(Result.from_json(path.read_bytes(), str(path)) for path in (before, after)))
+        results = (Result.from_json(_native.read_input("campaign", path), str(path)) for path in (before, after))
+        found = Comparison.of(*results)
         show = None if as_json else lambda: print_lines(lines(found), Console(stderr=True))
         return deliver(EXIT_OF[found.verdict], msgspec.json.encode(found).decode(), place, show)
 

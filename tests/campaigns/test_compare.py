@@ -229,6 +229,14 @@ def test_other_input_is_refused_in_one_line(tmp_path: Path, after: str, message:
     assert message in line
 
 
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "huge").open("w") as file:
+        file.truncate(1 << 40)
+    command = [*LEAKCHECK, "diff", "huge", "huge"]
+    done = subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "leakcheck: huge: cannot be read: is larger than 512 MiB\n")
+
+
 def test_allow_rules_are_not_for_campaigns(tmp_path: Path) -> None:
     (tmp_path / "allow.toml").write_text("")
     done = compare(tmp_path, result().to_json(), result().to_json(), "--allow", "allow.toml")
