@@ -8,6 +8,7 @@ from rich.text import Text
 
 from leakcheck.campaigns.render import finding_lines
 from leakcheck.campaigns.result import Finding, Residue, Result
+from leakcheck.errors import UsageError
 from leakcheck.render import count, line
 from leakcheck.report import Verdict
 from leakcheck.trials.outcome import OUTCOMES
@@ -44,7 +45,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, before: Result, after: Result) -> Self:
-        """Compare by the findings' ids."""
+        """Compare by the findings' ids; raise `UsageError` for two different campaigns."""
+        if before.campaign != after.campaign:
+            raise UsageError(f"results of {before.campaign} and of {after.campaign}: give two of the same campaign")
         old, new = ({one.id: one for one in result.findings} for result in (before, after))
         more = {id_: [*_more(old[id_], new[id_])] for id_ in new if id_ in old}
         more = {id_: words for id_, words in more.items() if words}
@@ -133,8 +136,6 @@ def _named(result: Result) -> str:
 
 def _doubts(before: Result, after: Result) -> Iterator[str]:
     """Yield why the later result may lack what is worse."""
-    if before.campaign != after.campaign:
-        yield f"another campaign: {before.campaign}, then {after.campaign}; their findings have no id in common"
     if after.interrupted or after.error:
         yield f"the later campaign is incomplete: {after.error or 'interrupted'}"
     if after.coverage:
