@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from injectors import injector_for
 from leakcheck.trials.remnant import Remnant
-from leakcheck.trials.similarity import alike, fixed
+from leakcheck.trials.similarity import RANDOM, alike, fixed
 from leakcheck.trials.trial import Trial
 
 # A process that stays keeps these, so they are parts of its leak.
@@ -16,8 +16,9 @@ _KEPT_BY_PROCESS = {"cgroup", "fd", "lock", "mount", "namespace", "net"}
 # The kinds by which a leak is known, the first of them that it has; then any other.
 _KNOWN_BY = ("process", "mount", "file", "cgroup")
 _GOES = {"reclaimable", "bounded"}
-# Places of one trial that are compared.
+# Places of one trial, or of one form, that are compared.
 _MOST = 64
+_WORD = re.compile(r"\w+")
 
 _Parts = tuple[tuple[str, str, bool], ...]
 
@@ -147,14 +148,22 @@ def _names(places: Iterable[str]) -> dict[str, str]:
     first_of: dict[str, str] = {}
     for place in sorted(places):
         first_of.setdefault(fixed(place), place)
-    # Those of which most is known to vary come first.
-    names: list[str] = []
+    # Those of which most is known to vary come first. Only they can be the same as others, which have such a form.
+    varying: dict[str, list[str]] = defaultdict(list)
     same: dict[str, str] = {}
     for name in sorted(first_of, key=lambda name: (-_varying(name), name)):
-        same[name] = next((one for one in names if alike(first_of[one], first_of[name])), name)
-        if same[name] == name:
-            names.append(name)
+        first = first_of[name]
+        known = varying[
+            _WORD.sub(lambda word: "*" if len(word[0]) >= RANDOM or "N" in fixed(word[0]) else word[0], first)
+        ]
+        same[name] = next((one for one in known if alike(first_of[one], first)), name)
+        if same[name] == name != first and len(known) < _MOST:
+            known.append(name)
     return {place: same[fixed(place)] for place in places}
+
+
+def _form(word: re.Match[str]) -> str:
+    return "*" if len(word[0]) >= RANDOM or "N" in fixed(word[0]) else word[0]
 
 
 def _varying(name: str) -> int:

@@ -12,7 +12,7 @@ _WORDS = re.compile(r"(\w+)")
 # Numbers, and what mktemp and tempfile draw: "tmp" and letters, or lower and upper case in one word of six or more.
 _VARYING = re.compile(r"\b(?:(?P<stem>[a-z_]*)\d+|\w*\d\w*|tmp\w{6,}|(?=\w*[a-z][A-Z])\w{6,})\b")
 # mktemp(1) requires three X, but six are usual; Python's tempfile draws eight characters.
-_RANDOM = 6
+RANDOM = 6
 
 
 def count_similar(leak: Leak, leaks: Iterable[Leak]) -> int:
@@ -63,7 +63,7 @@ def _words_alike(one: str, other: str) -> bool:
     if fixed(one) == fixed(other):
         return True
     # A random name may happen to have neither a digit nor both cases, or digits only at its end.
-    return "N" in (fixed(one), fixed(other)) and len(one) == len(other) >= _RANDOM
+    return "N" in (fixed(one), fixed(other)) and len(one) == len(other) >= RANDOM
 
 
 def similar(one: str, other: str) -> bool:
@@ -78,4 +78,4 @@ def _words_similar(one: str, other: str) -> bool:
     if not one or not other or not (one[0].isalnum() or one[0] == "_"):
         return False
     both_numbered = any(c.isdigit() for c in one) and any(c.isdigit() for c in other)
-    return both_numbered or len(one) == len(other) >= _RANDOM
+    return both_numbered or len(one) == len(other) >= RANDOM

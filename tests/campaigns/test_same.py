@@ -1,6 +1,8 @@
 """The same leak is one finding, in however many endings it comes; two leaks never are."""
 
+import itertools
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -111,6 +113,16 @@ def test_names_that_only_happen_to_look_fixed_are_random_if_one_like_them_is() -
     assert one.id == findings(trial(("file", "orphaned", "file /tmp/box-Zz9kQ1")))[0].id
     assert len(findings(*[trial(("file", "orphaned", f"file /run/{name}")) for name in ("monitor", "payload")])) == 2
     assert (fixed("/run/lock1"), fixed("/run/cache2")) == ("/run/lockN", "/run/cacheN")
+
+
+def test_a_thousand_places_take_no_time() -> None:
+    words = ["alphas", "bravos", "charlie", "delta1", "echoes", "golfers"]
+    paths = ["file /var/" + "/".join(some) for some in itertools.product(words, repeat=4)]
+    trials = [trial(*[("file", "orphaned", path) for path in paths[n : n + 40]]) for n in range(0, len(paths), 40)]
+    began = time.process_time()
+    found = findings(*trials)
+    assert time.process_time() - began < 5
+    assert sum(one.trials for one in found) == len(trials)
 
 
 def test_a_wrong_status_beside_a_leak_is_a_finding_of_its_own() -> None:
