@@ -50,7 +50,7 @@ bench: setup ## measure against psutil, lsof and lsfd; writes docs/reference/per
 detection: setup ## run every planted leak against leakcheck and its peers; writes docs/reference/detection.md
 	"$(bin)/python" tests/detection/table.py --write docs/reference/detection.md
 
-findings: setup ## run the campaign leaks on every target that is ready; writes the table of docs/explanation/findings.md; an hour
+findings: setup ## run the campaign leaks on every target that is ready; writes the table of docs/explanation/findings.md; two hours
 	"$(bin)/python" scripts/findings
 
 wheel: setup ## build the wheel for an index into dist/: manylinux_2_28, for every Python from 3.11
