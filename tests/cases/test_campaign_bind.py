@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,28 @@ def test_damage_to_what_is_bound_and_can_be_written_is_seen(project: Path) -> No
         "changed symlink /mnt/link",
         "changed dir /mnt/replaced",
     }, report["leaks"]
+
+
+def test_what_stat_does_not_show_of_what_is_bound_is_damage_too(project: Path) -> None:
+    script = (
+        "import os; os.setxattr('/mnt/notes', 'security.capability', bytes.fromhex('0100000200040000' + '00' * 12));"
+        " os.setxattr('/mnt/src', 'trusted.moon', b'1'); os.removexattr('/mnt/large', 'trusted.old');"
+        " os.setxattr('/mnt/src/main.c', 'trusted.old', b'2')"
+    )
+    for name in ("large", "src/main.c"):
+        os.setxattr(project / name, "trusted.old", b"1")
+    protects = subprocess.run(["chattr", "+i", project / "src/main.c"], stderr=subprocess.DEVNULL, check=False)
+    subprocess.run(["chattr", "-i", project / "src/main.c"], stderr=subprocess.DEVNULL, check=False)
+    (project / "kept").touch()
+    try:
+        code, report = guard(project, f"python3 -c {shlex.quote(script)}; chattr +i /mnt/kept")
+    finally:
+        subprocess.run(["chattr", "-i", project / "kept"], stderr=subprocess.DEVNULL, check=False)
+    assert code == 1
+    changed = {"file /mnt/notes", "dir /mnt/src", "file /mnt/large", "file /mnt/src/main.c"}
+    # Not every file system has flags.
+    changed |= {"file /mnt/kept"} if protects.returncode == 0 else set()
+    assert {leak["label"] for leak in report["leaks"]} == {f"changed {name}" for name in changed}, report["leaks"]
 
 
 def test_a_directory_that_is_emptied_through_another_bind_of_the_run_is_seen(project: Path) -> None:

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
 
-use super::overlay::xattr_names;
+use super::overlay::{is_given, xattr_names};
 use super::walk::{EMPTY, MOUNT_ROOT, PROTECTED, Walk, attributes, is_tmpfs, names, open_dir, record, stat};
 use crate::parse::mountinfo;
 use crate::resource::{File, FileState, encode_device};
@@ -227,7 +227,7 @@ impl BornFile {
         let size = |st: &Statx| if class == FileType::RegularFile { st.stx_size } else { 0 };
         let name = if self.below.is_empty() { c"." } else { &self.below };
         let path = [format!("/proc/self/fd/{}/", root.as_raw_fd()).as_bytes(), name.to_bytes()].concat();
-        let xattrs: Vec<Vec<u8>> = xattr_names(&path).into_iter().filter(|name| is_given(name)).collect();
+        let xattrs: Vec<Vec<u8>> = xattr_names(&path, false).into_iter().filter(|name| is_given(name)).collect();
         let as_made = attributes(now) == attributes(&self.st) && flags(now) == flags(&self.st);
         if as_made && size(now) == size(&self.st) && xattrs.is_empty() {
             return None;
@@ -242,12 +242,6 @@ impl BornFile {
 
 fn device(st: &Statx) -> (u32, u32) {
     (st.stx_dev_major, st.stx_dev_minor)
-}
-
-/// Whether a user set an extended attribute. The kernel sets others on each new file (a security module's label).
-fn is_given(name: &[u8]) -> bool {
-    name == b"security.capability"
-        || [&b"user."[..], b"trusted.", b"system."].iter().any(|class| name.starts_with(class))
 }
 
 /// Distinguishes a second change from the first.

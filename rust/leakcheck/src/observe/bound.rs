@@ -8,15 +8,16 @@ use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::CStr;
 use std::hash::{Hash, Hasher};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
 
 use super::mount_table::Mounts;
+use super::overlay::{is_given, xattr, xattr_names};
 use super::reach::{self, Refusal};
-use super::walk::{DEPTH, MOUNT_ROOT, REMOTE, Walk, names, open_dir, record, stat};
+use super::walk::{DEPTH, MOUNT_ROOT, PROTECTED, REMOTE, Walk, names, open_dir, record, stat};
 use crate::error::Error;
 use crate::resource::{File, FileState};
 use crate::snapshot::Level;
@@ -44,7 +45,11 @@ pub(crate) struct Bound {
 struct Entry {
     record: File,
     attributes: (u16, u32, u32, u32, u32),
-    /// Size, mtime and ctime: if they are unchanged, the content is unchanged.
+    /// The flags of chattr(1) that protect it.
+    protection: u64,
+    /// A digest of the extended attributes that somebody gave it.
+    xattrs: u64,
+    /// Size, mtime and ctime: if they are unchanged, everything is unchanged.
     times: (u64, i64, u32, i64, u32),
     ino: u64,
     content: Option<u64>,
@@ -107,12 +112,15 @@ impl Entry {
             _ => (self.times.0, self.times.1, self.times.2) == (now.times.0, now.times.1, now.times.2),
         };
         let directory = self.record.class == "dir";
-        self.attributes == now.attributes && (directory || self.times == now.times && self.ino == now.ino || content)
+        let state = |e: &Entry| (e.attributes, e.protection, e.xattrs);
+        state(self) == state(now) && (directory || self.times == now.times && self.ino == now.ino || content)
     }
 
     fn changed(&self, path: &[u8], now: &Entry) -> File {
-        let version =
-            digest(|h| (path, now.attributes, now.content, now.content.is_none().then_some(now.times)).hash(h));
+        let version = digest(|h| {
+            let state = (now.attributes, now.protection, now.xattrs);
+            (path, state, now.content, now.content.is_none().then_some(now.times)).hash(h);
+        });
         let (mode, uid) = (now.record.mode, now.record.uid);
         self.file(FileState::Changed, version, mode, uid, &now.record.class)
     }
@@ -211,14 +219,22 @@ impl Listing<'_> {
     fn add(&mut self, dir: &OwnedFd, name: &CStr, path: &[u8], st: &Statx) {
         let times = (st.stx_size, st.stx_mtime.tv_sec, st.stx_mtime.tv_nsec, st.stx_ctime.tv_sec, st.stx_ctime.tv_nsec);
         let known = self.known.and_then(|known| known.get(path));
+        let unchanged = known.filter(|old| old.times == times && old.ino == st.stx_ino);
         let content = match known {
-            Some(old) if old.times == times && old.ino == st.stx_ino => old.content,
+            Some(old) if unchanged.is_some() => old.content,
             // New files and files without anything to compare with need not be read.
             None if self.known.is_some() => None,
             Some(Entry { content: None, .. }) => None,
             _ => self.content(dir, name, st),
         };
+        let xattrs = match unchanged {
+            Some(old) => old.xattrs,
+            None if self.known.is_some() && known.is_none() => 0,
+            None => xattrs(dir, name),
+        };
         let entry = Entry {
+            protection: st.stx_attributes.bits() & PROTECTED,
+            xattrs,
             record: record(st, path, FileType::from_raw_mode(u32::from(st.stx_mode))),
             attributes: (st.stx_mode, st.stx_uid, st.stx_gid, st.stx_rdev_major, st.stx_rdev_minor),
             times,
@@ -233,7 +249,7 @@ impl Listing<'_> {
             FileType::RegularFile if st.stx_size <= READ_MOST && st.stx_size <= self.budget => {
                 self.budget -= st.stx_size;
                 // An O_PATH descriptor of the file itself is opened again through /proc.
-                let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(dir));
+                let own = format!("/proc/self/fd/{}", dir.as_raw_fd());
                 let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let open = |flags| match name.is_empty() {
                     true => rustix::fs::open(&*own, flags, Mode::empty()),
@@ -258,6 +274,17 @@ impl Listing<'_> {
             self.gaps.push(format!("{what} {}: {}", Text::from(path), std::io::Error::from(e)));
         }
     }
+}
+
+fn xattrs(dir: &OwnedFd, name: &CStr) -> u64 {
+    let own = format!("/proc/self/fd/{}", dir.as_raw_fd()).into_bytes();
+    // The link in /proc leads to the file itself.
+    let path = if name.is_empty() { own } else { [&*own, b"/", name.to_bytes()].concat() };
+    let mut list = xattr_names(&path, name.is_empty());
+    list.retain(|attribute| is_given(attribute));
+    list.sort();
+    let values: Vec<_> = list.iter().map(|attribute| xattr(&path, attribute, name.is_empty())).collect();
+    if list.is_empty() { 0 } else { digest(|h| (list, values).hash(h)) }
 }
 
 fn digest(write: impl FnOnce(&mut DefaultHasher)) -> u64 {

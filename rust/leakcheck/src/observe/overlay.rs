@@ -297,12 +297,7 @@ impl Pair<'_> {
     fn xattrs_differ(&self, holds_user: bool) -> bool {
         let Some(lower) = self.lower else { return false };
         let (ours, theirs) = (Self::in_proc(self.upper, self.name), Self::in_proc(lower, self.name));
-        let value = |path: &[u8], name: &[u8]| {
-            let mut value = vec![0u8; 65536];
-            let n = rustix::fs::lgetxattr(path, name, &mut value[..]).ok()?;
-            value.truncate(n);
-            Some(value)
-        };
+        let value = |path: &[u8], name: &[u8]| xattr(path, name, false);
         let differs = |name: &Vec<u8>| value(&ours, name) != value(&theirs, name);
         let is_copied = |name: &[u8]| {
             let user = name.starts_with(b"user.") && holds_user;
@@ -314,8 +309,8 @@ impl Pair<'_> {
         let own = |name: &[u8]| name.starts_with(overlay_name("").to_bytes());
         let escaped = |name: &[u8]| name.starts_with(overlay_name("overlay.").to_bytes());
         let plain = |name: &&Vec<u8>| !own(name) || escaped(name);
-        xattr_names(&ours).iter().filter(plain).any(differs)
-            || xattr_names(&theirs).iter().filter(plain).filter(|n| is_copied(n)).any(differs)
+        xattr_names(&ours, false).iter().filter(plain).any(differs)
+            || xattr_names(&theirs, false).iter().filter(plain).filter(|n| is_copied(n)).any(differs)
     }
 }
 
@@ -325,9 +320,30 @@ fn overlay_name(name: &str) -> CString {
     CString::new(format!("{class}.overlay.{name}")).unwrap_or_default()
 }
 
-pub(super) fn xattr_names(path: &[u8]) -> Vec<Vec<u8>> {
+/// Whether a user set an extended attribute. The kernel sets others on each new file (a security module's label).
+pub(super) fn is_given(name: &[u8]) -> bool {
+    name == b"security.capability"
+        || [&b"user."[..], b"trusted.", b"system."].iter().any(|class| name.starts_with(class))
+}
+
+/// The value of an attribute; `follow` a link at the end of the path.
+pub(super) fn xattr(path: &[u8], name: &[u8], follow: bool) -> Option<Vec<u8>> {
+    let mut value = vec![0u8; 65536];
+    let read = match follow {
+        true => rustix::fs::getxattr(path, name, &mut value[..]),
+        false => rustix::fs::lgetxattr(path, name, &mut value[..]),
+    };
+    value.truncate(read.ok()?);
+    Some(value)
+}
+
+pub(super) fn xattr_names(path: &[u8], follow: bool) -> Vec<Vec<u8>> {
     let mut list = [0u8; 4096];
-    let n = rustix::fs::llistxattr(path, &mut list[..]).unwrap_or(0);
+    let read = match follow {
+        true => rustix::fs::listxattr(path, &mut list[..]),
+        false => rustix::fs::llistxattr(path, &mut list[..]),
+    };
+    let n = read.unwrap_or(0);
     list[..n].split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
 }
 
