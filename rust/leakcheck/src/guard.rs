@@ -120,6 +120,8 @@ impl Guard {
             watch.limit_to(Arc::clone(old));
         }
         options.observe.old_mounts = old;
+        let seen = baseline.coverage.0.get(&Kind::Sysctl).is_some_and(|c| c.level == Level::Full);
+        options.observe.old_settings = seen.then(|| Arc::new(baseline.sysctls.clone()));
         if let Some(watch) = watch.as_ref().filter(|_| mounts) {
             watch.watch_namespaces(&mount_namespaces(&baseline));
         }

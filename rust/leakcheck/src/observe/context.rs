@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::mount_table::Mounts;
 use super::reach::{self, Place, Refusal};
 use crate::arena::{ArenaView, proc_path};
+use crate::resource::Sysctl;
 
 /// The host, or an arena.
 #[derive(Clone, Copy)]
@@ -16,6 +17,8 @@ pub(crate) struct Context<'a> {
     pub(super) arena: Option<&'a ArenaView>,
     /// Which mounts a path may lead into; none means all.
     pub(super) old_mounts: Option<&'a Arc<HashSet<u64>>>,
+    /// The settings to read below `/proc/sys`; none means all.
+    pub(super) old_settings: Option<&'a [Sysctl]>,
 }
 
 impl Context<'_> {

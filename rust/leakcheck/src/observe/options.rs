@@ -10,6 +10,7 @@ use super::context::Context;
 use super::file::{self, DEFAULT_ROOTS};
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
+use crate::resource::Sysctl;
 use crate::scope::Scope;
 use crate::snapshot::{Snapshot, Submount};
 
@@ -28,6 +29,8 @@ pub struct Options {
     /// Which mounts a path may lead into, by the numbers of statx(2); none means all that respond. A mount of the run
     /// may not respond.
     pub old_mounts: Option<Arc<HashSet<u64>>>,
+    /// The settings to read below `/proc/sys`; none means all.
+    pub old_settings: Option<Arc<Vec<Sysctl>>>,
     /// Lock files, or directories of them.
     pub lock_files: Vec<PathBuf>,
     /// Threads for the process pass; 0 means as many as there are CPUs, at most four.
@@ -50,6 +53,7 @@ impl Default for Options {
             roots: None,
             submounts: None,
             old_mounts: None,
+            old_settings: None,
             lock_files: Vec::new(),
             threads: 0,
             include_self: false,
@@ -116,7 +120,11 @@ impl Options {
     }
 
     pub(super) fn context(&self) -> Context<'_> {
-        Context { arena: self.arena.as_deref().map(|arena| &arena.view), old_mounts: self.old_mounts.as_ref() }
+        Context {
+            arena: self.arena.as_deref().map(|arena| &arena.view),
+            old_mounts: self.old_mounts.as_ref(),
+            old_settings: self.old_settings.as_ref().map(|old| old.as_slice()),
+        }
     }
 
     /// The roots of the file kind.

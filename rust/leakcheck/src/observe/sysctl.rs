@@ -114,7 +114,10 @@ pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
     }
     match open_sys() {
         Ok(dir) => {
-            walk.directory(&dir, "/proc/sys/", 0);
+            match context.old_settings {
+                Some(old) => walk.again(&dir, old),
+                None => walk.directory(&dir, "/proc/sys/", 0),
+            }
             if !walk.skip_net {
                 NET.iter().for_each(|name| walk.file(&dir, name, text("/proc/sys/", name)));
             }
@@ -223,6 +226,18 @@ struct Walk {
 impl Walk {
     fn gap(&mut self, level: Level, why: String) {
         self.gaps.push((level, why));
+    }
+
+    /// Reads what the baseline read. A setting that appears with a module or a device has nothing to be compared with, so
+    /// no directory is listed: that would take a third of the time.
+    fn again(&mut self, dir: &OwnedFd, old: &[Sysctl]) {
+        let separate = |below: &&[u8]| below.starts_with(b"net/") || below.starts_with(b"fs/binfmt_misc");
+        for setting in old {
+            let below = setting.path.as_ref().strip_prefix(b"/proc/sys/").filter(|below| !separate(below));
+            if let Some(name) = below.and_then(|below| CString::new(below).ok()) {
+                self.file(dir, &name, setting.path.clone());
+            }
+        }
     }
 
     /// `path` is the directory's, with a `/` at its end.
@@ -384,7 +399,7 @@ mod tests {
 
     fn observation() -> Snapshot {
         let mut out = Snapshot::empty(Scope::Host, KindSet::all());
-        collect(Context { arena: None, old_mounts: None }, &mut out);
+        collect(Context { arena: None, old_mounts: None, old_settings: None }, &mut out);
         out
     }
 
