@@ -338,3 +338,30 @@ class TestHungFileSystems:
         finally:
             Path(place).rmdir()
         assert exits(outcome) == [0], outcome.text
+
+
+def test_a_lock_that_the_run_leaves_in_a_file_which_it_was_given_is_leaked(case: Case, tmp_path: Path) -> None:
+    # The shell has the file open, too: the lock lives on with it (flock(2)).
+    script = f"exec 9>{tmp_path}/given; leakcheck guard --kinds lock -- flock -n 9; echo exit $?; flock -u 9"
+    for lock, code in [("flock -n 9", 1), ("sh -c 'flock -n 9; flock -u 9'", 0)]:
+        outcome = case("sh", "-c", script.replace("flock -n 9", lock, 1))
+        assert exits(outcome) == [code], outcome.text
+
+
+def test_a_named_hierarchy_that_is_mounted_elsewhere_is_looked_at(case: Case, tmp_path: Path) -> None:
+    script = """
+        mounted="mount -t cgroup -o none,name=$CASE x /mnt"
+        unshare -m --propagation private sh -c "$mounted; touch $0/up
+            until [ -e $0/over ]; do sleep 0.02; done; rmdir /mnt/new" &
+        until [ -e $0/up ]; do sleep 0.02; done
+        leakcheck guard --kinds cgroup -- true; echo "exit $?"
+        leakcheck guard --kinds cgroup -- unshare -m --propagation private sh -c "$mounted; mkdir /mnt/new"
+        echo "exit $?"
+        leakcheck guard --kinds cgroup -- true; echo "exit $?"
+        touch $0/over; wait"""
+    outcome = case("sh", "-c", script, str(tmp_path))
+    idle, made, old = exits(outcome)
+    new = [line for line in outcome.text.splitlines() if "in a hierarchy that is not mounted here" in line]
+    # A neighbour's hierarchy may be as new, as this one is to a neighbour.
+    assert made == 3 and sum(CASE in line for line in new) == 1, outcome.text
+    assert {idle, old} <= ({0, 3} if len(new) > 1 else {0}), outcome.text

@@ -81,6 +81,9 @@ pub struct Snapshot {
     pub mounts: Vec<Mount>,
     #[allow(missing_docs)]
     pub cgroups: Vec<Cgroup>,
+    /// Those in hierarchies that are not mounted here: who makes one is not known.
+    #[serde(default)]
+    pub unmounted_cgroups: Vec<Cgroup>,
     #[allow(missing_docs)]
     pub locks: Vec<Lock>,
     #[allow(missing_docs)]
@@ -135,6 +138,7 @@ impl Snapshot {
             fds: Vec::new(),
             mounts: Vec::new(),
             cgroups: Vec::new(),
+            unmounted_cgroups: Vec::new(),
             locks: Vec::new(),
             lock_files: Vec::new(),
             files: Vec::new(),
@@ -218,6 +222,7 @@ impl Snapshot {
         }
         each_kind!(append);
         self.submounts.append(&mut part.submounts);
+        self.unmounted_cgroups.append(&mut part.unmounted_cgroups);
         self.coverage.merge(&part.coverage);
         self.gaps.append(&mut part.gaps);
         self.gauges.append(&mut part.gauges);

@@ -91,6 +91,7 @@ pub(super) fn coverage<P: Provenance>(
         after.unreadable.iter().filter(|u| matters(u, before, after, attributor, reach)).collect();
     lower_for_unreadable(&unreadable, &mut map);
     of_gaps(before, after, reach, &mut map);
+    of_unmounted_cgroups(before, after, &mut map);
     // The number of keys that the quota counts beyond the list is a gap only if it grew.
     let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
     if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
@@ -160,6 +161,19 @@ fn of_gaps(before: &Snapshot, after: &Snapshot, reach: &Reach, map: &mut Coverag
         }
     }
     lower_for_gaps(left.into_iter(), map);
+}
+
+/// A new cgroup in a hierarchy that is not mounted here may be the run's, which can have mounted it, or anybody's.
+fn of_unmounted_cgroups(before: &Snapshot, after: &Snapshot, map: &mut CoverageMap) {
+    let known: HashSet<_> = before.unmounted_cgroups.iter().map(Identified::id).collect();
+    let new = after.unmounted_cgroups.iter().find(|cgroup| !known.contains(&cgroup.id()));
+    if let Some(c) = new.filter(|_| map.0.contains_key(&Kind::Cgroup)) {
+        let why = format!(
+            "cgroup {} {} is new, in a hierarchy that is not mounted here: who made it is not known",
+            c.hierarchy, c.path
+        );
+        map.lower(Kind::Cgroup, Level::Partial, why);
+    }
 }
 
 /// Directories that the baseline found but could not list because they were gone, and that exist again: moved away and

@@ -326,6 +326,12 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         if let ("posix" | "lease", Some(pid)) = (lock.class.as_str(), taker) {
             return self.held_by([pid]);
         }
+        // A process that took the lock and exited left it to those who share the open file description: whoever passed
+        // the file to the run.
+        let gone = u32::try_from(lock.pid).ok().filter(|_| taker.is_none());
+        if gone.is_some_and(|pid| self.provenance.ever(pid) == Membership::Run) {
+            return Owner::Run(Attribution::Descent);
+        }
         let opened = |same: &dyn Fn(u64) -> bool| -> Vec<u32> {
             let fds = self.observation.fds.iter().filter(|fd| fd.ino == lock.ino && fd.ino != 0 && same(fd.dev));
             fds.map(|fd| fd.pid).collect()

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, OsStr};
 use std::iter::successors;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::context::Context;
 use super::proc_root::read_file;
 use super::read::{read_all, read_small};
+use super::sys;
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
 use crate::kind::Kind;
@@ -86,11 +87,13 @@ pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
         Ok(all) => all,
         Err(e) => return out.coverage.lower(Kind::Cgroup, Level::None, e.to_string()),
     };
-    unmounted_controllers(&all, out);
+    unmounted(&all, out);
     for hierarchy in &all {
         if let Some(over) = &hierarchy.hidden_by {
-            let why = format!("another mount on {over} covers {}", hierarchy.mount.display());
-            out.coverage.lower(Kind::Cgroup, Level::Partial, why);
+            if !privately(&hierarchy.name, out) {
+                let why = format!("another mount on {over} covers {}", hierarchy.mount.display());
+                out.coverage.lower(Kind::Cgroup, Level::Partial, why);
+            }
             continue;
         }
         walk(hierarchy, Path::new(""), out);
@@ -123,19 +126,36 @@ fn below_arena(arena: &ArenaView, out: &mut Snapshot) {
     }
 }
 
-/// Controllers in a hierarchy that is not mounted here: cgroups in it are not seen.
-fn unmounted_controllers(all: &[Hierarchy], out: &mut Snapshot) {
+/// Hierarchies that are not mounted here: if they cannot be mounted privately, cgroups in them are not seen.
+fn unmounted(all: &[Hierarchy], out: &mut Snapshot) {
     let Ok(text) = read_file("/proc/self/cgroup") else { return };
     let Ok(entries) = parse::parse(&text) else { return };
     let hidden: Vec<String> = entries
         .iter()
         .map(|e| if e.hierarchy == 0 { "v2".to_owned() } else { String::from_utf8_lossy(e.controllers).into_owned() })
         .filter(|name| !all.iter().any(|h| same_controllers(&h.name, name)))
+        .filter(|name| !privately(name, out))
         .collect();
     if !hidden.is_empty() {
         let why = format!("hierarchy {} is not mounted here", hidden.join(" and "));
         out.coverage.lower(Kind::Cgroup, Level::Partial, why);
     }
+}
+
+/// Lists the cgroups of a named hierarchy through a mount of this look only; false if that is not possible. With the name
+/// alone, the kernel makes no hierarchy that does not exist. Mounting v1 controllers could make one and take them from
+/// v2, and mounting v2 would reset its options (`nsdelegate`) for everybody.
+fn privately(name: &str, out: &mut Snapshot) -> bool {
+    let mount = name.strip_prefix("name=").map(|name| sys::detached("cgroup", &[("name", name)]));
+    let Some(Ok(mount)) = mount else { return false };
+    let path = PathBuf::from(format!("/proc/self/fd/{}", mount.as_raw_fd()));
+    let hierarchy = Hierarchy { name: name.to_owned(), mount: path, root: "/".to_owned(), hidden_by: None };
+    let from = out.cgroups.len();
+    walk(&hierarchy, Path::new(""), out);
+    // No path leads there after the look.
+    let found = out.cgroups.drain(from..).map(|cgroup| Cgroup { dir: Text::from(&b""[..]), ..cgroup });
+    out.unmounted_cgroups.extend(found);
+    true
 }
 
 fn same_controllers(a: &str, b: &str) -> bool {

@@ -181,7 +181,7 @@ fn place(class: IpcClass) -> &'static str {
 /// The POSIX message queues, by a detached mount of `mqueue` that goes with its descriptor (fsmount(2), Linux 5.2). It
 /// always belongs to the current IPC namespace, unlike `/dev/mqueue`.
 fn queues(view: &NsView) -> Result<Option<OwnedFd>, String> {
-    match sys::detached("mqueue") {
+    match sys::detached("mqueue", &[]) {
         Ok(mount) => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             openat(&mount, ".", flags, Mode::empty())

@@ -158,7 +158,7 @@ pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
 
 /// A detached procfs of our pid namespace.
 fn private() -> rustix::io::Result<OwnedFd> {
-    let mount = sys::detached("proc")?;
+    let mount = sys::detached("proc", &[])?;
     openat(&mount, ".", DIRECTORY, Mode::empty()).map(|_| mount)
 }
 
