@@ -7,9 +7,10 @@ A new injector is one class with the methods of `Injector`: `register` it, or de
 import functools
 import importlib.metadata
 
+from injectors.crash import Crash
 from injectors.nothing import Checked, Nothing
 from injectors.plan import NORMAL, Plan
-from injectors.protocol import ActsBetween, Evidence, Injector, ShapesArena, ShapesLaunch, Supervisor, Trial
+from injectors.protocol import ActsBetween, Evidence, Injector, ShapesArena, ShapesLaunch, Supervisor, Traces, Trial
 from injectors.timed import Timed
 from leakcheck.errors import UsageError
 
@@ -23,6 +24,7 @@ __all__ = [
     "ShapesArena",
     "ShapesLaunch",
     "Supervisor",
+    "Traces",
     "Trial",
     "injector_for",
     "parse",
@@ -39,7 +41,7 @@ def register(injector: type[Injector]) -> type[Injector]:
     return injector
 
 
-for _one in (Nothing, Timed):
+for _one in (Nothing, Timed, Crash):
     register(_one)
 
 

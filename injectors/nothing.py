@@ -3,7 +3,7 @@
 from typing import ClassVar, Self
 
 from injectors.plan import Plan
-from injectors.protocol import ActsBetween, Evidence, Injector, ShapesArena, ShapesLaunch, Trial
+from injectors.protocol import ActsBetween, Evidence, Injector, ShapesArena, ShapesLaunch, Traces, Trial
 from leakcheck.errors import UsageError
 
 __all__ = ["Checked", "Nothing"]
@@ -44,6 +44,8 @@ class Checked:
         self.harmless = isinstance(inner, Nothing)
         self.arena_options = dict(inner.arena_options()) if isinstance(inner, ShapesArena) else {}
         self.launch_env = dict(inner.launch_env()) if isinstance(inner, ShapesLaunch) else {}
+        self.stage = inner.stage if isinstance(inner, Traces) else "launch"
+        self.trace = inner.trace if isinstance(inner, Traces) else None
         self._between = inner.between if isinstance(inner, ActsBetween) else None
 
     def apply(self, trial: Trial) -> Evidence:

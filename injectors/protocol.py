@@ -1,6 +1,6 @@
 """The interface of an injector, and its view of the trial."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import msgspec
@@ -8,7 +8,7 @@ import psutil
 
 from injectors.plan import Plan
 
-__all__ = ["ActsBetween", "Evidence", "Injector", "Supervisor", "Trial"]
+__all__ = ["ActsBetween", "Evidence", "Injector", "Supervisor", "Traces", "Trial"]
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -45,6 +45,9 @@ class Trial(Protocol):
 
     def payload_runs(self) -> bool:
         """Return whether the sleeping payload has started."""
+
+    def fired(self) -> bool:
+        """Return whether the tracer of the run reported that the fault happened."""
 
 
 class Injector(Protocol):
@@ -98,3 +101,14 @@ class ActsBetween(Protocol):
 
     def between(self, trial: Trial) -> None:
         """Act on what the run left."""
+
+
+@runtime_checkable
+class Traces(Protocol):
+    """Optional interface: commands of the target are traced, and the fault happens at a point of one of them."""
+
+    stage: str
+    """The stage of the fault: ``prepare``, ``launch``, ``finish`` or ``recover``."""
+
+    def trace(self, stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
+        """Return how the `number`-th command of `stage`, from 0, is traced (``trace::Request`` of the warden)."""

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, final
 __all__ = [
     "DEFAULT_ROOTS",
     "KINDS",
+    "OPERATIONS",
     "ArenaView",
     "Guard",
     "Snapshot",
@@ -25,6 +26,7 @@ __all__ = [
 
 __version__: str
 KINDS: tuple[str, ...]
+OPERATIONS: tuple[str, ...]
 DEFAULT_ROOTS: tuple[str, ...]
 
 @final

@@ -33,6 +33,17 @@ _PATIENCE = 45
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev")  # noqa: S108 - names to compare with, nothing is created there
 
 
+@dataclass(frozen=True)
+class Trace:
+    """How a command is traced.
+
+    `request` is as in `trace::Request` of the warden. Its report is appended to the file `log`, one JSON object a line.
+    """
+
+    request: Mapping[str, Any]
+    log: int
+
+
 @dataclass(eq=False)
 class Process:
     """A command in an arena. `pid` is its process id on the host; `returncode` is like that of `subprocess.Popen`.
@@ -215,8 +226,11 @@ class Arena:
         stdin: int = subprocess.DEVNULL,
         stdout: int | None = None,
         stderr: int | None = None,
+        trace: Trace | None = None,
     ) -> Process:
         """Start a command inside, in a new session; None means our own stream, `subprocess.DEVNULL` none.
+
+        With `trace`, it and all that it starts is traced until the arena is down (ptrace(2)).
 
         It raises `TargetError` if the command does not exist in the arena or cannot be executed.
         """
@@ -236,8 +250,11 @@ class Arena:
                 given = [null.fileno() if fd == subprocess.DEVNULL else fd for fd in (stdin, stdout, stderr)]
                 streams = [number if fd is None else fd for number, fd in enumerate(given)]
                 fds = [*streams, theirs, strings.fileno()]
+                request: dict[str, Any] = {"argc": len(argv)}
+                if trace is not None:
+                    request["trace"], fds = trace.request, [*fds, trace.log]
                 with self._lock:
-                    answer, fds = ask(self._socket, {"argc": len(argv)}, fds, patience=_PATIENCE)
+                    answer, fds = ask(self._socket, request, fds, patience=_PATIENCE)
             if "pid" not in answer:
                 raise TargetError(str(answer.get("error", "the arena is gone")) + _hint(os.fsdecode(argv[0]), cwd))
         except BaseException as error:

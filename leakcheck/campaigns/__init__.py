@@ -6,6 +6,7 @@
 from typing import Any
 
 from leakcheck.campaigns.campaign import Campaign
+from leakcheck.campaigns.crash import Crash, CrashOptions
 from leakcheck.campaigns.engine import run
 from leakcheck.campaigns.leaks import Leaks, LeaksOptions
 from leakcheck.campaigns.result import Criterion, Finding, Result
@@ -15,6 +16,8 @@ from leakcheck.campaigns.stress_options import StressOptions
 __all__ = [
     "CAMPAIGNS",
     "Campaign",
+    "Crash",
+    "CrashOptions",
     "Criterion",
     "Finding",
     "Leaks",
@@ -25,5 +28,5 @@ __all__ = [
     "run",
 ]
 
-CAMPAIGNS: dict[str, Campaign[Any, Any]] = {one.name: one for one in (Leaks(), Stress())}
+CAMPAIGNS: dict[str, Campaign[Any, Any]] = {one.name: one for one in (Leaks(), Crash(), Stress())}
 """The campaigns by name; each is a command."""

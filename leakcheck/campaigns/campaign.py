@@ -19,7 +19,7 @@ from leakcheck.targets import Target
 from leakcheck.trials.case import Case
 from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.outcome import Outcome
-from leakcheck.trials.session import Stop
+from leakcheck.trials.runner import Stop
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -77,12 +77,13 @@ class TrialOptions(Options, frozen=True, kw_only=True):
     enough: Annotated[int, Option("Stop after N trials with the same finding; 0: never.", "N")] = 0
     jobs: Annotated[int, Option("Trials at a time; 0: one per CPU.", "J")] = 0
     host: Annotated[bool, Option("Run on the live host instead of in arenas.")] = False
+    fewest: ClassVar[int] = 1
 
     def check(self) -> None:
         """Raise `UsageError` for an impossible option."""
         super().check()
-        if self.iterations < 1:
-            raise UsageError(f"--iterations {self.iterations}: give at least 1")
+        if self.iterations < self.fewest:
+            raise UsageError(f"--iterations {self.iterations}: give at least {self.fewest}")
         if self.enough < 0:
             raise UsageError(f"--enough {self.enough}: give at least 1, or 0 for no such end")
         if not 0 <= self.jobs <= 256:
@@ -114,13 +115,17 @@ _Trial = TypeVar("_Trial", bound=Trial)
 
 
 class Made(msgspec.Struct, Generic[_Options, _Trial]):
-    """Everything that a campaign made, for its criteria and findings; `facts` is the result of `prepare`."""
+    """Everything that a campaign made, for its criteria and findings.
+
+    `facts` is the result of `prepare`, `wanted` the number of trials to make; None if only time bounds it.
+    """
 
     target: Target
     options: _Options
     trials: list[_Trial]
     facts: Any
     executor: Any
+    wanted: int | None = None
     took: float = 0
     coverage: dict[str, str] = {}
 
@@ -143,6 +148,11 @@ class Campaign(abc.ABC, Generic[_Options, _Trial]):
 
     def prepare(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> Any:
         """Return the facts that are needed before the first trial."""
+
+    def wanted(self, options: _Options, facts: Any) -> int | None:
+        """Return the number of trials; None if only time bounds it."""
+        del facts
+        return options.wanted
 
     @abc.abstractmethod
     def executor(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> Executor[_Trial]:

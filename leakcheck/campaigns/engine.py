@@ -14,7 +14,7 @@ from leakcheck.errors import StoppedError, TargetError
 from leakcheck.targets import Target
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.preflight import probe
-from leakcheck.trials.session import Stop, never
+from leakcheck.trials.runner import Stop, never
 
 _Options = TypeVar("_Options", bound=Options)
 _Trial = TypeVar("_Trial", bound=Trial)
@@ -48,7 +48,15 @@ def run(
             raise TargetError(f"{target.name}: isolation is off: {'; '.join(gaps)}")
         facts = campaign.prepare(target, options, ui, stop)
         executor = campaign.executor(target, options, ui, stop)
-        made: Made[_Options, _Trial] = Made(target=target, options=options, trials=[], facts=facts, executor=executor)
+        made: Made[_Options, _Trial] = Made(
+            target=target,
+            options=options,
+            trials=[],
+            facts=facts,
+            executor=executor,
+            wanted=campaign.wanted(options, facts),
+        )
+        ui.expect(made.wanted)
         try:
             for trial in executor.run(
                 lambda: itertools.takewhile(lambda _: not campaign.enough(made), campaign.cases(target, options, facts))
@@ -82,7 +90,7 @@ def _judged(
     verdicts = [verdict for criterion, verdict in judged if criterion.passed is False]
     if failure or made.coverage or machine.gaps:
         verdicts.append("unknown")
-    wanted = made.options.wanted or len(made.trials)
+    wanted = made.wanted or len(made.trials)
     return Result(
         campaign=campaign.name,
         target=made.target.name,
@@ -99,7 +107,7 @@ def _judged(
         untied=[*details.pop("untied", []), *machine.untied],
         report=machine.report(),
         rate=round(len(made.trials) / made.took, 2),
-        interrupted=interrupted and (made.options.wanted is None or len(made.trials) < wanted),
+        interrupted=interrupted and (made.wanted is None or len(made.trials) < wanted),
         error="" if failure is None else str(failure) or type(failure).__name__,
         **details,
     )

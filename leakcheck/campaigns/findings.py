@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from injectors import injector_for
 from leakcheck.campaigns.campaign import Made, TrialOptions
 from leakcheck.campaigns.result import Example, Finding, Occurrence, Residue
 from leakcheck.campaigns.same import groups
@@ -162,10 +163,11 @@ def _ending(trial: Trial) -> str:
 
 
 def _chance(alike: Sequence[Trial], tried: Sequence[Trial]) -> str:
-    """Return that a replay of a timed kill is a matter of chance, with how often it came; empty for other plans."""
+    """Return that a replay is a matter of chance, with how often it came; empty if it came always."""
     plan = alike[0].case.plan
     if "@" not in str(plan):
-        return ""
+        some = len(alike) < len(tried) and not injector_for(plan).harmless
+        return f"flaky: it came in {len(alike)} of {len(tried)} trials of this plan" if some else ""
     plans = {str(trial.case.plan) for trial in tried}
     who = plan.argument.partition("@")[0]
     where = "trials at this instant" if len(plans) == 1 else f"kills of this kind ({who}) at different instants"

@@ -26,7 +26,7 @@ from leakcheck.trials.isolated import job_count
 from leakcheck.trials.payload import SLEEPING
 from leakcheck.trials.preflight import FIRST, first_run, run_length
 from leakcheck.trials.remnant import Remnant
-from leakcheck.trials.session import Stop
+from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
 
 ENDINGS = ("normal", "timeout", "crash", "forced")
@@ -147,10 +147,10 @@ def _damaged_first(made: Made[LeaksOptions, Trial]) -> list[Remnant]:
 
 def case_of(plan: Plan, shortest_wall: float = 0.1) -> Case:
     """Return the submission to run under `plan`; for a timeout, its wall limit is `shortest_wall` seconds."""
-    if plan.kind == "timeout":
+    if plan.kind == "timeout" or "timeout" in plan.flags:
         return Case(msgspec.structs.replace(BUILTIN["timeout"], wall=shortest_wall), plan)
-    if plan.kind == "crash":
-        return Case(BUILTIN[f"crash_{plan.argument}"], plan)
+    if plan.kind == "crash" or "crash" in plan.flags:
+        return Case(BUILTIN[f"crash_{plan.argument if plan.kind == 'crash' else 'signal'}"], plan)
     return Case(SLEEPING if "sleeping" in plan.flags else BUILTIN["ok"], plan)
 
 

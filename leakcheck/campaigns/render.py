@@ -17,6 +17,7 @@ _OUTCOME_STYLE = {
 }
 _SHOWN = 12
 _LABELS = 3
+_ENDINGS = 4
 _REPLAYS = 3
 
 
@@ -45,6 +46,8 @@ def lines(campaign: Result) -> Iterator[Text]:
         yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.labels[0]}; of unknown origin")
     for criterion in _shortened(campaign.criteria):
         yield _criterion(criterion)
+    for note in campaign.points.get("notes", []):
+        yield line("  ", ("not traced ", "yellow"), note)
     for kind, reason in campaign.coverage.items():
         yield line("  ", ("not fully seen ", "yellow"), f"{kind}: {reason}")
     if campaign.error:
@@ -63,7 +66,8 @@ def _times(campaign: Result) -> Iterator[Text]:
     for stall in campaign.stalls:
         yield line("  ", ("stalled   ", "bold red"), stall.partition("\n")[0], "; the stacks are in --json")
     bare = f"; {campaign.bare_rate:g}/s unverified" if campaign.bare_rate else ""
-    rate = f"{campaign.rate:g} verified {campaign.unit}/s{bare}; a run takes {campaign.run_ms:.1f} ms"
+    length = f"; a run takes {campaign.run_ms:.1f} ms" if campaign.run_ms else ""
+    rate = f"{campaign.rate:g} verified {campaign.unit}/s{bare}{length}"
     yield line(("  rate  ", "dim"), rate)
 
 
@@ -112,7 +116,9 @@ def _endings(finding: Finding) -> str:
         other = "" if one.outcome == finding.outcome else f" {one.outcome}"
         return f"{one.ending} {one.trials} of {one.tried}{other}"
 
-    return f"{', '.join(map(seen, finding.endings))}: "
+    shown = [seen(one) for one in finding.endings[:_ENDINGS]]
+    more = [f"{len(finding.endings) - _ENDINGS} more"] if len(finding.endings) > _ENDINGS else []
+    return f"{', '.join([*shown, *more])}: "
 
 
 def labels(left: Residue, finding: Finding | None = None) -> list[str]:
@@ -130,7 +136,7 @@ def labels(left: Residue, finding: Finding | None = None) -> list[str]:
         label = alike[0][0] if len(alike) == 1 else f"cgroup {place} (in {len(alike)} hierarchies)"
         endings = set[str]().union(*(endings for _, endings in alike))
         only = [one.ending for one in finding.endings if one.ending in endings] if finding else []
-        some = finding is not None and 0 < len(only) < len(finding.endings)
+        some = finding is not None and 0 < len(only) < len(finding.endings) <= _ENDINGS
         shown.append(f"{label} · only {', '.join(only)}" if some else label)
     return shown
 

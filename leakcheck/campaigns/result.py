@@ -105,8 +105,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     (``stress``: by expected status), `timing_ms` the median time of a trial's steps, `settle_ms` the median, 95th
     percentile and maximum until residue was gone, over the trials in which it went away. `error` is why no further
     trial could be made. `records` are the submissions of ``stress``, `latency_ms` the median, 95th percentile and
-    maximum of their times by status, `stalls` the stacks of what hung. `report` is the report of the whole campaign if
-    it ran on the live host, for ``leakcheck reap``; null otherwise.
+    maximum of their times by status, `stalls` the stacks of what hung.
+    `points` has, for ``crash``, how many crash points were `seen` and `hit`, the plans that were `not_reached`, and
+    `notes` of what the tracer could not see. `report` is the report of the whole campaign if it ran on the live host,
+    for ``leakcheck reap``; null otherwise.
     """
 
     campaign: str
@@ -133,6 +135,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     records: list[Record] = []
     latency_ms: dict[str, dict[str, float]] = {}
     stalls: list[str] = []
+    points: dict[str, Any] = {}
     interrupted: bool = False
     error: str = ""
     schema: str = SCHEMA

@@ -25,7 +25,7 @@ from leakcheck.trials.culprits import isolate
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.record import Record, with_left
 from leakcheck.trials.remnant import Remnant
-from leakcheck.trials.session import Stop
+from leakcheck.trials.runner import Stop
 from leakcheck.trials.shared import Shared
 from leakcheck.trials.similarity import place_of
 

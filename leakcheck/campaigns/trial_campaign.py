@@ -12,7 +12,7 @@ from leakcheck.stats.bounds import spread
 from leakcheck.targets import Target
 from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.isolated import Isolated
-from leakcheck.trials.session import Stop
+from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
 
 _Options = TypeVar("_Options", bound=TrialOptions)

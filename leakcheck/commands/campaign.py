@@ -109,12 +109,17 @@ class _Progress(Ui):
 
     def __init__(self, name: str, unit: str, options: Options) -> None:
         self._name, self._unit = name, unit
-        self._wanted, self._duration = options.wanted, options.limit_s
+        self._wanted: int | None = None
+        self._duration = options.limit_s
         self._outcomes: Counter[str] = Counter()
         self._terminal = sys.stderr.isatty()
         self._began = self._reported = time.monotonic()
         if self._terminal:
             self._write("checking the target …")
+
+    def expect(self, trials: int | None) -> None:
+        """Know how many there will be."""
+        self._wanted = trials
 
     def made(self, trial: Any, count: int) -> None:
         """Count one more, the `count`-th."""

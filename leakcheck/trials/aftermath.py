@@ -172,7 +172,9 @@ class Aftermath:
             self._session.renew()
             with contextlib.suppress(TargetError):
                 argv = self._session.prepare(self._case.submission)
-                self._session.run_under(injector_for(self._case.plan), argv, self._case.submission)
+                injector = injector_for(self._case.plan)
+                with self._session.traced(injector):
+                    self._session.run_under(injector, argv, self._case.submission)
             self._session.recover()
             self._session.again()
             after = self._observe().leaks

@@ -10,8 +10,8 @@ import msgspec
 import psutil
 
 from leakcheck import _native
-from leakcheck.arena import Arena, prepare_observation
-from leakcheck.errors import UsageError
+from leakcheck.arena import Arena, Trace, prepare_observation
+from leakcheck.errors import TargetError, UsageError
 from leakcheck.report import Leak, Report
 from leakcheck.targets import Target
 from leakcheck.targets.executables import binds
@@ -46,7 +46,10 @@ class ArenaHost:
         try:
             self._arena.up()
             self._root = os.open(f"/proc/{self._arena.init}/root", os.O_PATH | os.O_DIRECTORY)
-            make_directory(self._root, self.work)
+            try:
+                make_directory(self._root, self.work)
+            except PermissionError as error:
+                raise TargetError(f"create {self.work} in an arena: only root can; run leakcheck with sudo") from error
         except BaseException:
             self.__exit__()
             raise
@@ -62,9 +65,11 @@ class ArenaHost:
             self._root = -1
         self._arena.down()
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str = "/") -> Running:
+    def start(
+        self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str = "/", trace: Trace | None = None
+    ) -> Running:
         """Start a command in the arena."""
-        return self._arena.popen(argv, env=ENV | dict(env), cwd=cwd, stdout=output, stderr=output)
+        return self._arena.popen(argv, env=ENV | dict(env), cwd=cwd, stdout=output, stderr=output, trace=trace)
 
     def make_directory(self, path: Path) -> None:
         """Create the directory `path` in the arena, with its parents."""

@@ -9,7 +9,7 @@ from leakcheck.submissions import parse_spec
 from leakcheck.targets import Target
 from leakcheck.trials.attribution import Run, SharedRemnant
 from leakcheck.trials.record import behaviour_of
-from leakcheck.trials.session import Stop
+from leakcheck.trials.runner import Stop
 from leakcheck.trials.shared_arena import SharedArena, compiled, warm_up
 from leakcheck.trials.similarity import count_similar, grouped, same
 

@@ -12,6 +12,9 @@ _Trial = TypeVar("_Trial")
 class Ui:
     """Receives a campaign's progress. This one ignores all of it."""
 
+    def expect(self, trials: int | None) -> None:
+        """Called before the first trial with how many there will be; None: not known."""
+
     def made(self, trial: Any, count: int) -> None:
         """Called after each trial, the `count`-th."""
 

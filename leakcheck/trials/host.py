@@ -8,6 +8,7 @@ import psutil
 
 from injectors import Supervisor
 from leakcheck import _native
+from leakcheck.arena import Trace
 from leakcheck.report import Leak, Report
 
 ENV = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8"}
@@ -37,7 +38,9 @@ class Host(Protocol):
     marker: Path
     """A file outside the sandbox that a target may have to hide."""
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str = "/") -> Running:
+    def start(
+        self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str = "/", trace: Trace | None = None
+    ) -> Running:
         """Start a command in the directory `cwd`, with empty stdin, that writes to `output`."""
 
     def tree(self, supervisor: Running) -> set[psutil.Process]:

@@ -8,7 +8,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case
 from leakcheck.trials.executor import Executor, Ui
-from leakcheck.trials.session import Stop
+from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial, run_trial
 
 

@@ -14,7 +14,8 @@ import msgspec
 import psutil
 
 from leakcheck import _native
-from leakcheck.errors import TargetError
+from leakcheck.arena import Trace
+from leakcheck.errors import TargetError, UsageError
 from leakcheck.report import Leak, Report
 from leakcheck.subprocesses import why_not_run
 from leakcheck.trials.host import ENV, KINDS, Running
@@ -48,8 +49,12 @@ class LiveHost:
             shutil.rmtree(self._base, ignore_errors=True)
         self.marker.unlink(missing_ok=True)
 
-    def start(self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str = "/") -> Running:
-        """Start a command in a new session."""
+    def start(
+        self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str = "/", trace: Trace | None = None
+    ) -> Running:
+        """Start a command in a new session; on the live host none is traced."""
+        if trace is not None:
+            raise UsageError("crash points exist in arenas only; omit --host")
         return _Process(argv, ENV | self._token | dict(env), output, cwd)
 
     def tree(self, supervisor: Running) -> set[psutil.Process]:

@@ -67,3 +67,7 @@ class ObservedRun:
     def payload_runs(self) -> bool:
         """Return whether the sleeping payload runs."""
         return payload_runs(self._session, self.supervisor, self._output)
+
+    def fired(self) -> bool:
+        """Return whether the tracer of the run reported that the fault happened."""
+        return bool(self._session.fired("launch"))

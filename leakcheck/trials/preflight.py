@@ -12,7 +12,8 @@ from leakcheck.targets import Target
 from leakcheck.targets.target import PROBE_RAN
 from leakcheck.trials import open_host
 from leakcheck.trials.remnant import Remnant
-from leakcheck.trials.session import NEXT, Session, Stop
+from leakcheck.trials.runner import Stop
+from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import count_similar
 
 FIRST = "first run"

@@ -1,36 +1,26 @@
 """A target's commands in one box of a host, each with a time limit."""
 
-import contextlib
 import secrets
-import subprocess
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from injectors import Checked, Evidence
-from injectors.timed import ended, kill
-from leakcheck.errors import LateError, StoppedError, TargetError, reason
+from leakcheck.errors import LateError, TargetError, reason
 from leakcheck.report import Command
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Box, Reply, Target
 from leakcheck.trials.host import Host, Running
 from leakcheck.trials.output import last_words, memory, text
 from leakcheck.trials.payload import ObservedRun, printed
+from leakcheck.trials.runner import Runner, Stop, never
 
 NEXT = BUILTIN["ok"]
 """The next submission in a box, to check that the box still works."""
 
-Stop = Callable[[], bool]
-"""Returns whether an end was requested."""
-
-GRACE = 30.0
-"""Seconds beyond a submission's wall limit, for start and teardown of the slowest target on a machine under load."""
 # Distance between the numbers in successive names of one box; the numbers of boxes are lower.
 _APART = 10_000
-# Interval, in seconds, at which `Stop` is called while something runs.
-_ASK = 0.2
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -42,17 +32,8 @@ class Done(msgspec.Struct, frozen=True):
     cpu: float | None = None
 
 
-def never() -> bool:
-    """Return false: no end was requested."""
-    return False
-
-
-class Session:
-    """Runs a target's commands in one box of a host, and times what it does.
-
-    `stop` ends the running command with `StoppedError`; `late` is called with a command that runs too long, before it
-    is killed. `env` is added to the environment of every command.
-    """
+class Session(Runner):
+    """Runs a target's commands in one box of a host, and times what it does. `env` is added to their environment."""
 
     def __init__(
         self,
@@ -64,29 +45,17 @@ class Session:
         stop: Stop = never,
         late: Callable[[Running], None] | None = None,
     ) -> None:
+        super().__init__(target.name, host, number, stop=stop, late=late)
         self.target = target
-        self.host = host
         self.box = Box(number=number, work=work or host.work)
-        self.timing_ms: dict[str, float] = {}
         self.env: dict[str, str] = {}
         self.commands: list[Command] = []
         """The last commands of a recovery or the like, and how they ended."""
-        self.late = False
-        """Whether a command was ended for running too long."""
-        self.started: Callable[[Running], None] | None = None
-        """Called with each started command."""
         self._names = 0
-        self._stop = stop
-        self._late = late
 
-    @contextlib.contextmanager
-    def timed(self, step: str) -> Generator[None, None, None]:
-        """Add the time until its end to the time of `step`."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.timing_ms[step] = self.timing_ms.get(step, 0) + (time.monotonic() - began) * 1000
+    def environment(self) -> tuple[dict[str, str], str]:
+        """Return the environment of the target's commands, and the directory in which they start."""
+        return self.target.env(self.box) | self.env, self.target.cwd(self.box)
 
     def renew(self) -> None:
         """Give the box a new name, as for the next run if boxes are not reused."""
@@ -120,14 +89,6 @@ class Session:
         except OSError as error:
             raise TargetError(f"empty {path}: {reason(error)}") from error
 
-    def start(self, argv: Sequence[str], output: int, env: Mapping[str, str] = {}) -> Running:
-        """Start a command in the target's environment, with `env` added to it."""
-        environment = self.target.env(self.box) | self.env | dict(env)
-        process = self.host.start(argv, environment, output, self.target.cwd(self.box))
-        if self.started is not None:
-            self.started(process)
-        return process
-
     def output_of(self, argv: Sequence[str], limit: float = 0) -> str:
         """Run a command for at most `limit` seconds plus grace; return its output."""
         with memory() as output:
@@ -142,13 +103,20 @@ class Session:
         self._finish()
         return shown
 
+    def run_crashed(self, argv: Sequence[str], submission: Submission) -> None:
+        """Run `submission` under a tracer that kills it, whatever the target reports."""
+        with memory() as output:
+            process = self.start(argv, output, stage="launch", payload=submission.program)
+            self.wait(process, submission.wall, argv[0])
+
     def _finish(self) -> None:
         self._commands("finish", self.target.finish_commands(self.box))
 
     def submit(self, argv: Sequence[str], submission: Submission) -> Done:
         """Run `submission` to its end, and the commands that follow a normal one."""
         with memory() as output:
-            done = self._finished(self.start(argv, output), submission, argv, output)
+            process = self.start(argv, output, stage="launch", payload=submission.program)
+            done = self._finished(process, submission, argv, output)
         self._finish()
         return done
 
@@ -173,22 +141,25 @@ class Session:
         end, it raises `LateError`.
         """
         with memory() as output:
-            process = self.start(argv, output, injector.launch_env)
+            program = submission.program
+            process = self.start(argv, output, injector.launch_env, stage="launch", payload=program)
             run = ObservedRun(self, process, output)
             evidence = injector.apply(run)
             ordinary = injector.harmless or not evidence.fired
+            early = self.fired("launch") == "setup"
             wrong = ""
             try:
                 done = self._finished(process, submission, argv, output)
                 status = done.reply.status
-                if status == "OK" != submission.expect or (injector.harmless and status != submission.expect):
+                unasked = status == "OK" and (early or submission.expect != "OK")
+                if unasked or (injector.harmless and status != submission.expect):
                     wrong = _wrong(done, submission.expect)
                 if ordinary:
                     self._finish()
             except LateError:
                 raise
             except TargetError as error:
-                wrong = str(error) if ordinary else ""
+                wrong = str(error) if ordinary and not self.fired("finish") else ""
             injector.between(run)
             return evidence, wrong
 
@@ -200,33 +171,15 @@ class Session:
             return str(error)
 
     def recover(self) -> str:
-        """Run the target's recovery; return what is wrong with it."""
-        return self._complaint("recover", *self.target.recover_commands(self.box))
+        """Run the target's recovery; return what is wrong with it. One that a fault interrupted is run again."""
+        wrong = self._complaint("recover", *self.target.recover_commands(self.box))
+        if self.fired("recover"):
+            wrong = self._complaint("recover", *self.target.recover_commands(self.box))
+        return wrong
 
     def health(self) -> str:
         """Run the target's health check; return what is wrong, empty if nothing or if the target has none."""
         return self._complaint("health", *filter(None, [self.target.health_command(self.box)]))
-
-    def wait(self, process: Running, limit: float, name: str) -> int:
-        """Return the exit code of `process`; after `limit` seconds plus grace, kill it and raise `LateError`."""
-        until = time.monotonic() + limit + GRACE
-        try:
-            while not ended(process, int(_ASK * 1000)):
-                late = time.monotonic() > until
-                if late or self._stop():
-                    if late and self._late is not None:
-                        self._late(process)
-                    kill(process, lambda: self.host.tree(process), "tree")
-                    with contextlib.suppress(subprocess.TimeoutExpired):
-                        process.wait(GRACE)
-                    if late:
-                        self.late = True
-                        by = f" by its wall limit of {limit:g} s" if limit else ""
-                        raise LateError(f"{name} did not end{by}; ended by leakcheck after {limit + GRACE:.0f} s")
-                    raise StoppedError(f"{self.target.name}: interrupted before the first trial")
-            return process.wait()
-        finally:
-            process.close()
 
     def _complaint(self, what: str, *commands: Sequence[str]) -> str:
         try:
@@ -237,10 +190,10 @@ class Session:
 
     def _commands(self, what: str, commands: Sequence[Sequence[str]]) -> None:
         self.commands = []
-        for argv in commands:
+        for number, argv in enumerate(commands):
             with memory() as output:
                 self.commands.append(Command(argv=[*argv]))
-                code = self.wait(self.start(argv, output), 0, argv[0])
+                code = self.wait(self.start(argv, output, stage=what, number=number), 0, argv[0])
                 self.commands[-1] = Command(argv=[*argv], exit=code)
                 if code != 0:
                     raise TargetError(f"{what}: {Path(argv[0]).name} ended with {code}: {last_words(output)}")

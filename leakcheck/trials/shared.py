@@ -17,7 +17,8 @@ from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.host import Running
 from leakcheck.trials.record import Record
 from leakcheck.trials.rotation import Rotation
-from leakcheck.trials.session import GRACE, NEXT, Session, Stop
+from leakcheck.trials.runner import GRACE, Stop
+from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.shared_arena import SharedArena, warm_up
 from leakcheck.trials.watchdog import driver_stacks, process_stacks, watchdog
 

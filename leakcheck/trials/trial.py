@@ -5,8 +5,8 @@ import time
 
 import msgspec
 
-from injectors import Checked, injector_for
-from leakcheck.errors import LateError
+from injectors import Checked, Evidence, injector_for
+from leakcheck.errors import LateError, TargetError
 from leakcheck.report import Command
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
@@ -64,16 +64,24 @@ def _stages(session: Session, case: Case, injector: Checked) -> Trial:
         if wrong := session.again():
             return Trial(case=case, outcomes=frozenset({"false-status"}), detail=f"warm-up run: {wrong}")
     session.renew()
-    with session.timed("prepare"):
-        argv = session.prepare(case.submission)
-    with session.timed("baseline"):
-        session.host.begin()
-    with session.timed("run"):
-        try:
-            evidence, wrong = session.run_under(injector, argv, case.submission)
-        except LateError as error:
-            # Residue that exists now may come from our own kill.
-            return Trial(case=case, outcomes=frozenset({"wedged", "false-status"}), detail=str(error))
+    with session.traced(injector):
+        return _tested(session, case, injector)
+
+
+def _tested(session: Session, case: Case, injector: Checked) -> Trial:
+    if injector.stage == "prepare":
+        evidence, wrong = _interrupt_preparation(session, case)
+    else:
+        with session.timed("prepare"):
+            argv = session.prepare(case.submission)
+        with session.timed("baseline"):
+            session.host.begin()
+        with session.timed("run"):
+            try:
+                evidence, wrong = session.run_under(injector, argv, case.submission)
+            except LateError as error:
+                # Residue that exists now may come from our own kill.
+                return Trial(case=case, outcomes=frozenset({"wedged", "false-status"}), detail=str(error))
     with session.timed("settle"):
         first = session.host.observe()
     after = Aftermath(session, case, first)
@@ -82,7 +90,8 @@ def _stages(session: Session, case: Case, injector: Checked) -> Trial:
     outcomes = set(after.outcomes())
     if wrong:
         outcomes.add("false-status")
-    if not (evidence.fired or injector.may_miss):
+    fired = evidence.fired or bool(session.fired(injector.stage))
+    if not (fired or injector.may_miss):
         outcomes.add("not-reached")
     detail = [*after.failures, *filter(None, [wrong])]
     if worst(outcomes) == "unknown":
@@ -90,7 +99,7 @@ def _stages(session: Session, case: Case, injector: Checked) -> Trial:
     return Trial(
         case=case,
         outcomes=frozenset(outcomes),
-        fired=evidence.fired,
+        fired=fired,
         left=after.left,
         detail="; ".join(detail),
         wrong=wrong,
@@ -99,3 +108,14 @@ def _stages(session: Session, case: Case, injector: Checked) -> Trial:
         gaps=after.gaps,
         untied=[Remnant.of(leak) for leak in first.unattributed],
     )
+
+
+def _interrupt_preparation(session: Session, case: Case) -> tuple[Evidence, str]:
+    """Prepare the box under the fault, with the baseline before it; return the evidence, and what else is wrong."""
+    session.host.begin()
+    with session.timed("prepare"):
+        try:
+            session.prepare(case.submission)
+        except TargetError as error:
+            return Evidence(fired=bool(session.fired("prepare"))), "" if session.fired("prepare") else str(error)
+    return Evidence(fired=False), ""

@@ -116,7 +116,7 @@ def test_a_place_that_the_adapter_declares_as_a_boxs_own_is_of_that_box(tmp_path
 def test_what_only_a_run_left_that_leakcheck_had_to_end_is_no_leak_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leakcheck.trials.session.GRACE", 1.0)
+    monkeypatch.setattr("leakcheck.trials.runner.GRACE", 1.0)
     script = GUILTY.format("mkdir /srv/of-the-hung; exec sleep 600")
     campaign = run(target(tmp_path, script), "python/hello python/exit@wall=1", submissions=2, concurrency=1)
     assert failed(campaign) == ["clean-up failures", "wrong statuses", "deadlocks and hangs"]

@@ -116,7 +116,7 @@ def test_a_target_may_change_what_its_adapter_declares_as_its_own(tmp_path: Path
 def test_a_target_that_does_not_end_is_told_as_that_and_not_as_what_our_kill_leaves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leakcheck.trials.session.GRACE", 1.0)
+    monkeypatch.setattr("leakcheck.trials.runner.GRACE", 1.0)
     # Waits for a grandchild that holds its pipe, with a directory that it would remove.
     hangs = '"$@"; c=$?; [ $c = 124 ] && sleep 600 & wait $!; exit $c'
     script = f"d=$(mktemp -d /srv/run-XXXXXX); out=$({hangs}); c=$?; rmdir $d; exit $c"

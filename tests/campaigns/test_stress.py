@@ -186,7 +186,7 @@ def test_a_target_that_holds_itself_for_unfit_fails_the_criterion(tmp_path: Path
 def test_a_run_that_outlives_its_limit_is_a_hang_with_the_stacks_of_the_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("leakcheck.trials.session.GRACE", 1.0)
+    monkeypatch.setattr("leakcheck.trials.runner.GRACE", 1.0)
     made = target(tmp_path, 'case "$*" in *"py exit "*) exec sleep 600;; esac; exec "$@"')
     campaign = run(made, "python/hello python/exit@wall=1", submissions=2, concurrency=1)
     assert "deadlocks and hangs" in failed(campaign)

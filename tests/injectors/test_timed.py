@@ -37,7 +37,7 @@ def test_a_kill_that_nobody_would_wait_for_is_refused() -> None:
         ("", "give KIND"),
         ("normal ", "give KIND"),
         ("a b", "give KIND"),
-        ("odd", "no injector for 'odd'; there are crash, forced, normal, timeout"),
+        ("odd", "no injector for 'odd'; there are crash, finish, forced, launch, normal, prepare, recover, timeout"),
         ("forced", "give forced:WHO@MSms"),
         ("forced:me@1ms", "WHO one of supervisor, tree, freeze"),
         ("forced:tree@ms", "give forced:WHO@MSms"),

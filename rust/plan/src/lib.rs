@@ -9,6 +9,54 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// The operations that crash points are at. Calls that do the same have one name.
+pub const OPERATIONS: &[&str] = &[
+    "add_key",
+    "bind",
+    "bpf",
+    "chmod",
+    "chown",
+    "chroot",
+    "clone",
+    "execve",
+    "exit",
+    "fsmount",
+    "ioctl",
+    "keyctl",
+    "kill",
+    "link",
+    "listen",
+    "lock",
+    "mkdir",
+    "mknod",
+    "mount",
+    "mount_setattr",
+    "move_mount",
+    "mq_open",
+    "mq_unlink",
+    "msgctl",
+    "msgget",
+    "open",
+    "open_tree",
+    "pivot_root",
+    "prctl",
+    "rename",
+    "request_key",
+    "rmdir",
+    "semctl",
+    "semget",
+    "setns",
+    "setsid",
+    "setxattr",
+    "shmctl",
+    "shmget",
+    "symlink",
+    "truncate",
+    "umount",
+    "unlink",
+    "unshare",
+];
+
 /// What the injector of this kind does to one run, with an argument and flags. Each value prints the line that it is
 /// parsed from.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -348,6 +348,7 @@ mod _native {
         }
         m.add("__version__", env!("CARGO_PKG_VERSION"))?;
         m.add("KINDS", pyo3::types::PyTuple::new(m.py(), leakcheck::Kind::ALL.map(leakcheck::Kind::as_str))?)?;
+        m.add("OPERATIONS", pyo3::types::PyTuple::new(m.py(), leakcheck_plan::OPERATIONS)?)?;
         m.add("DEFAULT_ROOTS", pyo3::types::PyTuple::new(m.py(), leakcheck::observe::DEFAULT_ROOTS)?)
     }
 }

@@ -17,6 +17,7 @@ mod mapping;
 mod process;
 mod shared;
 mod signals;
+pub mod trace;
 
 pub use descriptors::{
     close_all_but, close_on_exec_above_streams, io_uring, set_streams, unshare_descriptors, wait_until,

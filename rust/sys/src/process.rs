@@ -148,7 +148,7 @@ pub fn reap() -> Option<Ended> {
     wait4(-1, libc::WNOHANG).ok().filter(|ended| ended.pid > 0)
 }
 
-fn wait4(pid: i32, flags: i32) -> io::Result<Ended> {
+pub(crate) fn wait4(pid: i32, flags: i32) -> io::Result<Ended> {
     let mut status = 0;
     // SAFETY: an all-zero rusage is valid.
     let mut usage: libc::rusage = unsafe { std::mem::zeroed() };

@@ -18,6 +18,7 @@ mod process;
 mod root;
 mod spawner;
 mod start;
+mod trace;
 
 use std::io;
 

@@ -10,6 +10,8 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::trace;
+
 /// Maximum number of descriptors in one packet (`SCM_MAX_FD`, unix(7)).
 const MOST_FDS: usize = 253;
 /// Maximum size of one packet in bytes.
@@ -77,13 +79,16 @@ pub(crate) enum Request {
     Keep { id: u64 },
 }
 
-/// The owner's request to an arena's spawner. Its descriptors are stdin, stdout, stderr, a pipe for the wait status, and a
-/// memory file with the working directory, the arguments and the environment. Each of these strings ends in a zero byte;
-/// they may be large and need not be UTF-8.
+/// The owner's request to an arena's spawner. Its descriptors are stdin, stdout, stderr, a pipe for the wait status, a
+/// memory file with the working directory, the arguments and the environment, and, for a traced command, a file for what
+/// the tracer reports. Each of these strings ends in a zero byte; they may be large and need not be UTF-8.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Run {
     /// The number of arguments, including the command's name.
     pub(crate) argc: usize,
+    /// How it is traced, if it is.
+    #[serde(default)]
+    pub(crate) trace: Option<trace::Request>,
 }
 
 /// An arena that is up. Init sends it to the spawner, the spawner to the warden, and the warden to the owner.

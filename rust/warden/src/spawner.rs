@@ -3,19 +3,24 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
-use leakcheck_sys as sys;
-use rustix::event::{PollFd, PollFlags, poll};
+use leakcheck_sys::trace::{Change, next_change, next_stop};
+use leakcheck_sys::{self as sys, Ended};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::thread::ThreadNameSpaceType;
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, ThreadNameSpaceType, sched_setaffinity};
 
 use crate::cgroups::Cgroups;
 use crate::error::Doing;
 use crate::message::{Answer, Options, Run, Steps, Up, receive, send};
 use crate::process;
-use crate::start::{Command, Entrance};
+use crate::start::{Command, Entrance, Gate, Parent};
+use crate::trace::{self, Tracer};
 
 const NAMESPACES: i32 =
     libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWNET;
@@ -55,7 +60,85 @@ struct Arena {
     // It closes when this process ends; init then exits, and with it everything in the arena.
     _alive: OwnedFd,
     owner: Option<OwnedFd>,
-    children: OwnedFd,
+    children: Children,
+}
+
+/// Changes that are handled before something else gets its turn.
+const AT_ONCE: usize = 256;
+
+/// The changes of this process's children, and of what it traces.
+struct Children {
+    changed: OwnedFd,
+    tracer: Tracer,
+    /// Whether some changes were not handled yet.
+    more: bool,
+    /// Those that have ended and are not handled yet.
+    ended: Vec<Ended>,
+    /// How the command that starts is to be traced, and where to report it.
+    request: Option<(trace::Request, File)>,
+}
+
+impl Children {
+    /// Handles the changes so far; some may remain, since a fork bomb never ends.
+    fn handle(&mut self) {
+        sys::drain(&self.changed);
+        let mut handled = 0;
+        while handled < AT_ONCE
+            && let Some(change) = next_change()
+        {
+            self.ended.extend(self.tracer.change(change));
+            handled += 1;
+        }
+        self.more = handled == AT_ONCE;
+        self.tracer.tick();
+    }
+
+    /// How long a wait for something else may be; none if it need not end.
+    fn patience(&self) -> Option<Duration> {
+        if self.more { Some(Duration::ZERO) } else { self.tracer.patience() }
+    }
+}
+
+impl Parent for Children {
+    fn seize(&mut self, pid: i32) -> io::Result<()> {
+        let Some((request, log)) = self.request.take() else { return Ok(()) };
+        if let Some(cpu) = request.cpu {
+            pin(&[pid, 0], cpu)?;
+        }
+        self.tracer.seize(pid, request, log)
+    }
+
+    fn wait_for(&mut self, usher: BorrowedFd<'_>, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        loop {
+            sys::drain(&self.changed);
+            // Only stops: a command that has ended keeps its process id until its pidfd is open.
+            for (pid, stop) in std::iter::from_fn(next_stop).take(AT_ONCE) {
+                self.tracer.change(Change::Stopped(pid, stop));
+            }
+            self.more = true;
+            self.tracer.tick();
+            let left = deadline.saturating_duration_since(Instant::now());
+            let time = self.tracer.patience().map_or(left, |patience| patience.min(left));
+            let _ = sys::wait_until(&[usher, self.changed.as_fd()], time);
+            if sys::wait_until(&[usher], Duration::ZERO).unwrap_or(false) {
+                return true;
+            }
+            if left.is_zero() {
+                return false;
+            }
+        }
+    }
+}
+
+/// Restricts processes, 0 for this one, to one CPU: a wake-up of another CPU takes five times as long.
+fn pin(pids: &[i32], cpu: usize) -> io::Result<()> {
+    if cpu >= CpuSet::MAX_CPU {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    pids.iter().try_for_each(|pid| Ok(sched_setaffinity(Pid::from_raw(*pid), &cpus)?))
 }
 
 fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut Steps) -> io::Result<Arena> {
@@ -101,6 +184,8 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
         top,
         null,
     };
+    let children =
+        Children { changed: children, tracer: Tracer::default(), more: false, ended: Vec::new(), request: None };
     Ok(Arena { entrance, init_pid: child.pid, _alive: ours, owner: None, children })
 }
 
@@ -108,17 +193,18 @@ impl Arena {
     fn serve(mut self, warden: &OwnedFd) -> ! {
         let mut running: HashMap<i32, OwnedFd> = HashMap::new();
         loop {
-            let mut set = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(warden, PollFlags::IN)];
+            let mut set = vec![PollFd::new(&self.children.changed, PollFlags::IN), PollFd::new(warden, PollFlags::IN)];
             if let Some(owner) = &self.owner {
                 set.push(PollFd::new(owner, PollFlags::IN));
             }
-            let _ = poll(&mut set, None);
+            let patience = self.children.patience().and_then(|time| Timespec::try_from(time).ok());
+            let _ = poll(&mut set, patience.as_ref());
             let ready = |n: usize| set.get(n).map_or(PollFlags::empty(), PollFd::revents);
-            let (exited, claimed, requested) = (ready(0), ready(1), ready(2));
+            let (claimed, requested) = (ready(1), ready(2));
             drop(set);
-            if !exited.is_empty() {
-                sys::drain(&self.children);
-                while let Some(ended) = sys::reap() {
+            self.children.handle();
+            {
+                for ended in self.children.ended.drain(..) {
                     if let Some(pipe) = running.remove(&ended.pid) {
                         let cpu = i64::try_from(ended.cpu.as_micros()).unwrap_or(i64::MAX);
                         let report = [&ended.status.to_ne_bytes()[..], &cpu.to_ne_bytes()[..]].concat();
@@ -142,11 +228,11 @@ impl Arena {
         }
     }
 
-    fn answer(&self, running: &mut HashMap<i32, OwnedFd>) -> bool {
-        let Some(owner) = &self.owner else { return false };
-        let answer = match receive::<Run>(owner) {
+    fn answer(&mut self, running: &mut HashMap<i32, OwnedFd>) -> bool {
+        let Arena { entrance, children, owner: Some(owner), .. } = self else { return false };
+        let answer = match receive::<Run>(&*owner) {
             Ok(None) => return false,
-            Ok(Some((run, fds))) => match self.start(&run, fds) {
+            Ok(Some((run, fds))) => match start(entrance, children, run, fds) {
                 Ok((pid, pidfd, pipe)) => {
                     running.insert(pid, pipe);
                     return send(owner, &Answer::Pid(pid), &[pidfd.as_fd()]).is_ok();
@@ -157,28 +243,37 @@ impl Arena {
         };
         send(owner, &answer, &[]).is_ok()
     }
+}
 
-    fn start(&self, run: &Run, fds: Vec<OwnedFd>) -> io::Result<(i32, OwnedFd, OwnedFd)> {
-        let [stdin, stdout, stderr, pipe, strings] =
-            <[OwnedFd; 5]>::try_from(fds).map_err(|_| io::Error::other("a start needs five descriptors"))?;
-        let mut text = Vec::new();
-        std::io::Read::read_to_end(&mut std::fs::File::from(strings), &mut text)?;
-        let mut strings = text
-            .split_inclusive(|byte| *byte == 0)
-            .map(|s| CString::from_vec_with_nul(s.to_vec()).map_err(io::Error::other))
-            .collect::<io::Result<Vec<_>>>()?
-            .into_iter();
-        let cwd = strings.next().ok_or_else(|| io::Error::other("a start needs a working directory"))?;
-        let argv: Vec<CString> = strings.by_ref().take(run.argc).collect();
-        let env: Vec<CString> = strings.collect();
-        let Some(program) = argv.first().map(|s| s.to_string_lossy().into_owned()) else {
-            return Err(io::Error::other("start nothing: no command"));
-        };
-        let command = Command { argv, env, cwd, streams: [stdin, stdout, stderr] };
-        // The loop in `serve` also reaps a command that failed to start.
-        let (pid, pidfd) = self.entrance.start(&command).doing("start", program)?;
-        Ok((pid, pidfd, pipe))
-    }
+/// Starts a command, and returns its process id, its pidfd and the pipe for its wait status.
+fn start(
+    entrance: &Entrance,
+    children: &mut Children,
+    run: Run,
+    mut fds: Vec<OwnedFd>,
+) -> io::Result<(i32, OwnedFd, OwnedFd)> {
+    let log = if run.trace.is_some() { fds.pop() } else { None };
+    let [stdin, stdout, stderr, pipe, strings] =
+        <[OwnedFd; 5]>::try_from(fds).map_err(|_| io::Error::other("a start needs five descriptors"))?;
+    let mut text = Vec::new();
+    std::io::Read::read_to_end(&mut File::from(strings), &mut text)?;
+    let mut strings = text
+        .split_inclusive(|byte| *byte == 0)
+        .map(|s| CString::from_vec_with_nul(s.to_vec()).map_err(io::Error::other))
+        .collect::<io::Result<Vec<_>>>()?
+        .into_iter();
+    let cwd = strings.next().ok_or_else(|| io::Error::other("a start needs a working directory"))?;
+    let argv: Vec<CString> = strings.by_ref().take(run.argc).collect();
+    let env: Vec<CString> = strings.collect();
+    let Some(program) = argv.first().map(|s| s.to_string_lossy().into_owned()) else {
+        return Err(io::Error::other("start nothing: no command"));
+    };
+    children.request = run.trace.zip(log.map(File::from));
+    let gate = children.request.as_ref().map(|_| Gate::new()).transpose()?;
+    let command = Command { argv, env, cwd, streams: [stdin, stdout, stderr], gate };
+    // The loop in `serve` also reaps a command that failed to start.
+    let (pid, pidfd) = entrance.start(&command, children).doing("start", program)?;
+    Ok((pid, pidfd, pipe))
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {

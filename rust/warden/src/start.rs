@@ -12,14 +12,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
-use leakcheck_sys::{self as sys, Shared};
+use leakcheck_sys::{self as sys, Child, Shared};
 use rustix::fs::{FileType, fstat, makedev};
 use rustix::process::{DumpableBehavior, Signal, pidfd_send_signal, set_dumpable_behavior};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::cgroups::Freezers;
 use crate::error::Doing;
-use crate::process;
+use crate::{process, trace};
 
 /// Time limit of a command's start: processes in the arena can delay it, since they can stop or trace any process that
 /// they see.
@@ -49,6 +49,36 @@ pub(crate) struct Command {
     pub(crate) env: Vec<CString>,
     pub(crate) cwd: CString,
     pub(crate) streams: [OwnedFd; 3],
+    pub(crate) gate: Option<Gate>,
+}
+
+/// Where a command that is to be traced waits before its exec.
+pub(crate) struct Gate {
+    waits: Shared,
+    is_traced: Shared,
+}
+
+impl Gate {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Gate { waits: Shared::new()?, is_traced: Shared::new()? })
+    }
+
+    /// In the command: waits until it is traced, and adds the filter.
+    fn pass(&self) -> io::Result<()> {
+        self.waits.announce(1);
+        if !self.is_traced.wait(1, PATIENCE) {
+            return Err(rustix::io::Errno::TIMEDOUT.into());
+        }
+        trace::install()
+    }
+}
+
+/// What the process that starts commands does meanwhile.
+pub(crate) trait Parent {
+    /// Traces the new command.
+    fn seize(&mut self, pid: i32) -> io::Result<()>;
+    /// Waits for the usher's end, and returns whether it came in `time`; other children may need something meanwhile.
+    fn wait_for(&mut self, usher: BorrowedFd<'_>, time: Duration) -> bool;
 }
 
 /// What the usher and the command report to the process that started them. The command can write only to the second and
@@ -63,7 +93,7 @@ struct Report {
 
 impl Entrance {
     /// Starts a command as a child of this process. Returns its process id and pidfd after its exec.
-    pub(crate) fn start(&self, command: &Command) -> io::Result<(i32, OwnedFd)> {
+    pub(crate) fn start(&self, command: &Command, parent: &mut impl Parent) -> io::Result<(i32, OwnedFd)> {
         let report = Report { pid: Shared::new()?, errno: Shared::new()?, in_cwd: Shared::new()? };
         let spawner = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         let (usher, cloned_into) = self.freezers.fork(0)?;
@@ -76,15 +106,22 @@ impl Entrance {
             report.errno.set(failed.raw_os_error().unwrap_or(libc::EIO));
             sys::exit(NOT_EXECUTED)
         };
-        let (ended, frozen) = self.wait_for(&usher, &report);
-        let child = match report.pid.get() {
-            0 => None,
-            pid => Some((pid, sys::open_pidfd(pid)?)),
+        // At the gate it cannot have ended yet; a traced command may be killed and reaped before its usher ends.
+        let at_gate = match &command.gate {
+            Some(gate) => Self::seized(gate, &report, &usher, parent).during("trace it"),
+            None => Ok(None),
+        };
+        let (ended, frozen) = if at_gate.is_ok() { self.wait_for(&usher, &report, parent) } else { (false, false) };
+        let child = match (&at_gate, report.pid.get()) {
+            (_, 0) => None,
+            (Ok(Some(pidfd)), pid) => Some((pid, pidfd.try_clone()?)),
+            (_, pid) => Some((pid, sys::open_pidfd(pid)?)),
         };
         if !ended {
             for pidfd in child.iter().map(|(_, pidfd)| pidfd).chain([&usher.pidfd]) {
                 let _ = pidfd_send_signal(pidfd, Signal::KILL);
             }
+            at_gate?;
             if frozen {
                 return Err(io::Error::other("the arena is frozen"));
             }
@@ -103,14 +140,14 @@ impl Entrance {
     }
 
     /// Waits until the usher has exited; returns whether it has, and whether the arena was frozen instead.
-    fn wait_for(&self, usher: &sys::Child, report: &Report) -> (bool, bool) {
+    fn wait_for(&self, usher: &Child, report: &Report, parent: &mut impl Parent) -> (bool, bool) {
         let until = Instant::now() + PATIENCE;
         let mut frozen = false;
-        while !sys::wait_until(&[usher.pidfd.as_fd()], STEP).unwrap_or(false) {
+        while !parent.wait_for(usher.pidfd.as_fd(), STEP) {
             if report.pid.get() != 0 {
                 // The command may have frozen the whole arena before the usher exits.
                 self.freezers.free(usher.pid);
-                if sys::wait_until(&[usher.pidfd.as_fd()], STEP).unwrap_or(false) {
+                if parent.wait_for(usher.pidfd.as_fd(), STEP) {
                     break;
                 }
             }
@@ -120,6 +157,21 @@ impl Entrance {
             }
         }
         (true, false)
+    }
+
+    /// Traces the command once it waits at its gate, and returns its pidfd; none if the usher ended without one.
+    fn seized(gate: &Gate, report: &Report, usher: &Child, parent: &mut impl Parent) -> io::Result<Option<OwnedFd>> {
+        let deadline = Instant::now() + PATIENCE;
+        while !gate.waits.wait(1, STEP) {
+            if sys::wait_until(&[usher.pidfd.as_fd()], Duration::ZERO)? || Instant::now() > deadline {
+                return Ok(None);
+            }
+        }
+        let pid = report.pid.get();
+        let pidfd = sys::open_pidfd(pid)?;
+        parent.seize(pid)?;
+        gate.is_traced.announce(1);
+        Ok(Some(pidfd))
     }
 
     /// Returns only if something failed. The usher itself exits after the clone.
@@ -146,6 +198,9 @@ impl Entrance {
         if let Err(e) = rustix::process::chdir(command.cwd.as_c_str()) {
             report.in_cwd.set(1);
             return e.into();
+        }
+        if let Some(Err(e)) = command.gate.as_ref().map(Gate::pass) {
+            return e;
         }
         sys::exec_by_path(&command.argv, &command.env)
     }

@@ -1,0 +1,142 @@
+"""The kill at a crash point: ``STAGE:POINT:before|after:SIGKILL[,quiesced][,WHO][,ENDING]``.
+
+STAGE is the command that is killed: prepare, launch, finish or recover. POINT is an instant of it as the tracer names
+it: ``0.1/mount(/newroot/proc)#2`` is the second mount on this path by the first child of the first command.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args
+
+import msgspec
+
+from injectors.plan import Plan
+from injectors.protocol import Evidence, Trial
+from injectors.timed import ended
+from leakcheck._native import OPERATIONS
+from leakcheck.errors import UsageError
+
+__all__ = ["ENDINGS", "STAGES", "VICTIMS", "Crash", "Point", "Stage", "Victim", "When", "crash_plan"]
+
+Stage: TypeAlias = Literal["prepare", "launch", "finish", "recover"]
+"""A target's commands, by when they run."""
+STAGES: tuple[Stage, ...] = get_args(Stage)
+Victim: TypeAlias = Literal["supervisor", "helper", "all", "freeze"]
+"""Who is killed: the command itself; the process at the point; all but the payload; all, stopped first."""
+VICTIMS: tuple[Victim, ...] = get_args(Victim)
+When: TypeAlias = Literal["before", "after"]
+"""Whether the call at the point has happened."""
+ENDINGS = ("timeout", "crash", "sleeping")
+"""Flags that name how the run ends, or what its payload does; without one, the payload ends by itself."""
+
+_FORM = "give STAGE:ROLE/OPERATION[(CLASS)]#N:before|after:SIGKILL[,quiesced][,WHO][,ENDING]"
+_POINT = re.compile(r"(\d+(?:\.\d+)*)/([a-z_]+)(?:\(([^()]*)\))?#(\d+)")
+# Milliseconds between two looks at what the tracer reported.
+_STEP_MS = 2
+_PAYLOAD = "payload"
+
+
+class Point(msgspec.Struct, frozen=True, order=True):
+    """A crash point: the `ordinal`-th call of this operation on this class by this role, in a stage.
+
+    A role is a process by the order of its creation: ``0`` is the stage's first command, ``0.2`` its second child.
+    """
+
+    stage: Stage
+    role: str
+    operation: str
+    class_: str
+    ordinal: int
+
+    def __str__(self) -> str:
+        """Return its form in a plan, without the stage."""
+        return f"{self.role}/{self.operation}{f'({self.class_})' if self.class_ else ''}#{self.ordinal}"
+
+
+def crash_plan(
+    point: Point, when: When, *, quiesced: bool = False, victim: Victim = "supervisor", ending: str = "normal"
+) -> Plan:
+    """Return the plan of a kill at `point`; with `quiesced`, once all other processes of the run block."""
+    flags = ["quiesced"] * quiesced + [victim] * (victim != "supervisor") + [ending] * (ending != "normal")
+    return Plan(point.stage, f"{point}:{when}:SIGKILL", tuple(flags))
+
+
+class Crash:
+    """Kills at a point, which the tracer of the run's arena finds."""
+
+    kinds: ClassVar[tuple[str, ...]] = STAGES
+    may_miss = False
+
+    def __init__(self, plan: Plan, point: Point, when: When, victim: Victim, *, quiesced: bool) -> None:
+        self.plan, self.point, self.when, self.victim, self.quiesced = plan, point, when, victim, quiesced
+        self.stage = point.stage
+
+    @classmethod
+    def of(cls, plan: Plan) -> Self:
+        """Return the injector of `plan`; raise a `UsageError` that names the part that is wrong."""
+
+        def wrong(what: str) -> UsageError:
+            return UsageError(f"plan {str(plan)!r}: {what}; {_FORM}")
+
+        stage = next(stage for stage in STAGES if stage == plan.kind)
+        parts = plan.argument.split(":")
+        if (found := _POINT.fullmatch(parts[0])) is None:
+            raise wrong(f"{parts[0]!r} is no point")
+        role, operation, class_, ordinal = found.groups()
+        if operation not in OPERATIONS:
+            raise wrong(f"{operation!r} is no operation; there are {', '.join(OPERATIONS)}")
+        when = next((one for one in get_args(When) if parts[1:2] == [one]), None)
+        if when is None:
+            raise wrong(f"{parts[1] if parts[1:] else 'nothing'!r} is neither before nor after")
+        if parts[2:] != ["SIGKILL"]:
+            raise wrong(f"{':'.join(parts[2:])!r} is not SIGKILL")
+        if int(ordinal) < 1:
+            raise wrong("points are counted from 1")
+        if operation == "exit" and when == "after":
+            raise wrong("a process that has ended has no after")
+        rest = list(plan.flags)
+        quiesced = rest[:1] == ["quiesced"] and bool(rest.pop(0))
+        victim: Victim = next((one for one in VICTIMS[1:] if rest[:1] == [one]), "supervisor")
+        del rest[: victim != "supervisor"]
+        if rest[:1] and rest[0] in ENDINGS:
+            rest.pop(0)
+        if rest:
+            raise wrong(
+                f"{rest[0]!r} is no flag at this place; WHO is {', '.join(VICTIMS[1:])}, ENDING {', '.join(ENDINGS)}"
+            )
+        return cls(plan, Point(stage, role, operation, class_ or "", int(ordinal)), when, victim, quiesced=quiesced)
+
+    def trace(self, stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
+        """Return how the `number`-th command of `stage` is traced."""
+        if stage == self.stage:
+            return request(number, payload, self.point, self.when, self.victim, quiesced=self.quiesced)
+        if stage == "launch" and self.stage == "recover":
+            return crash_once_payload_runs(payload)
+        return None
+
+    def apply(self, trial: Trial) -> Evidence:
+        """Wait until the tracer has killed, or the run has ended."""
+        while not (over := ended(trial.supervisor, _STEP_MS)):
+            if trial.fired():
+                break
+        return Evidence(fired=trial.fired(), when_ms=None if over else trial.elapsed_ms)
+
+
+def request(
+    number: int, payload: Sequence[str], point: Point, when: When, victim: Victim, *, quiesced: bool
+) -> Mapping[str, Any]:
+    """Return the tracer's request for a kill at `point`."""
+    fault = {"role": point.role, "operation": point.operation, "class": point.class_, "ordinal": point.ordinal}
+    fault |= {"after": when == "after", "victim": victim, "quiesced": quiesced}
+    return {"root": number, "payload": list(payload), "fault": fault}
+
+
+def crash_once_payload_runs(payload: Sequence[str]) -> Mapping[str, Any]:
+    """Return the tracer's request for a kill of the supervisor once the payload runs and all else blocks."""
+    point = Point("launch", "", _PAYLOAD, "", 1)
+    return request(0, payload, point, "after", "supervisor", quiesced=True)
+
+
+def recording(number: int, payload: Sequence[str]) -> Mapping[str, Any]:
+    """Return the tracer's request to record all points of a command."""
+    return {"root": number, "payload": list(payload), "fault": None}

@@ -1,0 +1,192 @@
+"""The campaign ``crash``: at which instant must a sandbox be killed for it to leave something behind?"""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, ClassVar, Literal
+
+import msgspec
+
+from injectors import Plan
+from injectors.crash import Victim, When, crash_plan
+from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
+from leakcheck.campaigns.criteria import reached, stated, zero
+from leakcheck.campaigns.leaks import case_of
+from leakcheck.campaigns.same import groups
+from leakcheck.campaigns.trial_campaign import TrialCampaign
+from leakcheck.errors import UsageError
+from leakcheck.targets import Target
+from leakcheck.trials.case import Case
+from leakcheck.trials.crash_points import Recorded, record
+from leakcheck.trials.executor import Ui
+from leakcheck.trials.outcome import OUTCOMES
+from leakcheck.trials.runner import Stop
+from leakcheck.trials.trial import Trial
+
+PHASES = ("setup", "execution", "timeout", "cleanup", "verdict", "recovery")
+"""The five phases of a run, and that of the recovery after a crash."""
+Schedule = Literal["immediate", "quiesced", "both"]
+Ending = Literal["normal", "timeout", "crash"]
+
+
+# Trials of one plan, unless fewer are asked for.
+_REPLAYS = 20
+# How often a finding is tried once more.
+_AGAIN = 2
+
+
+class CrashOptions(TrialOptions, frozen=True, kw_only=True):
+    """Which points to visit; a `plan` replaces them all."""
+
+    ending: Annotated[Ending, Option("How the run ends without the kill.")] = "normal"
+    phase: Annotated[str, Option(f"Only points of this phase: {', '.join(PHASES)}.", "PHASE")] = ""
+    kill: Annotated[
+        Victim, Option("Who is killed: the command, the process at the point, all but the payload, all.")
+    ] = "supervisor"
+    schedule: Annotated[Schedule, Option("Kill at once, once all other processes block, or both.")] = "both"
+    shard: Annotated[str, Option("Only every N-th point, from the I-th: I/N.", "I/N")] = "1/1"
+    iterations: Annotated[int, Option("At most this many trials; 0: all, or 20 of a --plan.", "N")] = 0
+    fewest: ClassVar[int] = 0
+
+    def check(self) -> None:
+        """Raise `UsageError` for what cannot be."""
+        super().check()
+        if self.host:
+            raise UsageError("--host: crash points exist in arenas only; omit it")
+        if self.phase and self.phase not in PHASES:
+            raise UsageError(f"--phase {self.phase!r}: one of {', '.join(PHASES)}")
+        self.slice()
+
+    def slice(self) -> tuple[int, int]:
+        """Return the number of this shard, from 0, and that of all."""
+        first, _, count = self.shard.partition("/")
+        if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
+            raise UsageError(f"--shard {self.shard!r}: give I/N with I from 1 to N, such as 2/4")
+        return int(first) - 1, int(count)
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """`points` came in both recordings, `unsteady` in one of them."""
+
+    points: list[Recorded]
+    unsteady: list[Recorded]
+    notes: list[str]
+
+
+class Crash(TrialCampaign[CrashOptions]):
+    """Kills at every point of a run, and at every point of the recovery of a crashed run."""
+
+    name = "crash"
+    question = "At which instant must a target be killed for it to leave something behind?"
+    options = CrashOptions
+
+    def prepare(self, target: Target, options: CrashOptions, ui: Ui, stop: Stop) -> _Facts:
+        """Record the points, twice: which of them are the same in every run."""
+        if options.plan is not None:
+            return _Facts([], [], [])
+        submission = case_of(
+            Plan(options.ending, "signal" if options.ending == "crash" else ""), target.adapter.shortest_wall
+        )
+        sleeping = case_of(crash_plan_of_recovery())
+        recoveries = [True] if target.adapter.recover else []
+        first, second = (
+            [
+                record(target, (sleeping if one else submission).submission, number, recovery=one, stop=stop)
+                for one in (False, *recoveries)
+            ]
+            for number in (0, 1)
+        )
+        notes = sorted({note for recording in (*first, *second) for note in recording.notes})
+        points = [one for recording in first for one in recording.points]
+        again = {one.point for recording in second for one in recording.points}
+        known = {one.point for one in points}
+        ui.log(f"{len(known & again)} crash points, {len(known ^ again)} more in one of two runs only")
+        return _Facts(
+            [one for one in points if one.point in again],
+            [
+                one
+                for one in (*points, *(new for recording in second for new in recording.points))
+                if one.point in known ^ again
+            ],
+            notes,
+        )
+
+    def cases(self, target: Target, options: CrashOptions, facts: _Facts) -> Iterator[Case]:
+        """Yield a kill before and after each point, in each schedule."""
+        return (case_of(plan, target.adapter.shortest_wall) for plan in _plans(options, facts.points))
+
+    def wanted(self, options: CrashOptions, facts: _Facts) -> int:
+        """Return the number of trials."""
+        return sum(1 for _ in _plans(options, facts.points))
+
+    def finish(self, made: Made[CrashOptions, Trial], ui: Ui) -> None:
+        """Repeat an example of each finding twice: a finding whose replays disagree says so."""
+        if made.options.plan is None:
+            examples = [max(alike, key=lambda trial: OUTCOMES.index(trial.outcome)) for _, alike in groups(made.trials)]
+            again = [one.case for one in examples if one.outcome not in ("bounded", "recovered") for _ in range(_AGAIN)]
+            if again:
+                ui.log(f"trying each of {len(again) // _AGAIN} findings twice more")
+            made.trials.extend(made.executor.run(lambda: iter(again)))
+            made.wanted = None if made.wanted is None else made.wanted + len(again)
+            # A plan that fired in one of its trials was tested.
+            fired = {str(trial.case.plan) for trial in made.trials if trial.fired}
+            made.trials[:] = [trial for trial in made.trials if trial.fired or str(trial.case.plan) not in fired]
+        super().finish(made, ui)
+
+    def criteria(self, options: CrashOptions) -> Sequence[Check]:
+        """Return what is asked of the trials."""
+        del options
+        return [
+            *(zero(outcome) for outcome in ("leaked", "silent", "wedged", "false-status", "unknown")),
+            reached(),
+            stated("crash points that every run has", lambda made: len(made.facts.points)),
+            stated("crash points of one of two runs only, not visited", lambda made: len(made.facts.unsteady)),
+        ]
+
+    def details(self, made: Made[CrashOptions, Trial]) -> dict[str, Any]:
+        """Return the outcomes by phase."""
+        phases = {
+            f"{one.point.stage}:{one.point}:{when}": phase
+            for one in made.facts.points
+            for when, phase in (("before", one.phase), ("after", one.after))
+        }
+        rows: dict[str, Counter[str]] = {}
+        for trial in made.trials:
+            plan = trial.case.plan
+            at = f"{plan.kind}:{plan.argument.removesuffix(':SIGKILL')}"
+            rows.setdefault(phases.get(at, plan.kind), Counter())[trial.outcome] += 1
+        order = [phase for phase in PHASES if phase in rows]
+        return super().details(made) | {
+            "endings": {phase: dict(rows[phase]) for phase in [*order, *(rows.keys() - set(order))]},
+            "points": _points(made),
+        }
+
+
+def _points(made: Made[CrashOptions, Trial]) -> dict[str, Any]:
+    plans = {(trial.case.plan.kind, trial.case.plan.argument.partition(":")[0]) for trial in made.trials if trial.fired}
+    missed = {str(trial.case.plan) for trial in made.trials if not trial.fired}
+    seen = len(made.facts.points) + len(made.facts.unsteady)
+    return {"seen": seen, "hit": len(plans), "not_reached": sorted(missed), "notes": made.facts.notes}
+
+
+def crash_plan_of_recovery() -> Plan:
+    """Return a plan whose case is that of a crashed run: its payload sleeps."""
+    return Plan("recover", "", ("sleeping",))
+
+
+def _plans(options: CrashOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
+    if options.plan is not None:
+        return itertools.repeat(options.plan, options.iterations or _REPLAYS)
+    number, shards = options.slice()
+    return itertools.islice(itertools.islice(_sweep(options, points), number, None, shards), options.iterations or None)
+
+
+def _sweep(options: CrashOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
+    schedules = {"immediate": [False], "quiesced": [True], "both": [False, True]}[options.schedule]
+    for one in points:
+        ending = "sleeping" if one.point.stage == "recover" else options.ending
+        instants: list[tuple[When, str]] = [("before", one.phase), ("after", one.after)]
+        for when, phase in instants:
+            if phase and options.phase in ("", phase):
+                for quiesced in schedules:
+                    yield crash_plan(one.point, when, quiesced=quiesced, victim=options.kill, ending=ending)

@@ -1,0 +1,94 @@
+"""The crash points of a target, recorded in a run without a fault."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from injectors.crash import Point, Stage, crash_once_payload_runs, recording
+from leakcheck.errors import TargetError
+from leakcheck.submissions import Submission
+from leakcheck.targets import Target
+from leakcheck.trials import open_host
+from leakcheck.trials.runner import Stop
+from leakcheck.trials.session import Session
+
+RELEASES = frozenset({"rmdir", "unlink", "umount", "kill", "rename"})
+"""Operations that remove what a run made; what follows the last of them belongs to the phase ``verdict``."""
+_PHASE_OF = {"prepare": "setup", "finish": "cleanup", "recover": "recovery"}
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """A point of a run, the phase in which it is, and that of the instant after it; empty if there is none."""
+
+    point: Point
+    phase: str
+    after: str
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """The points of a run in order, and what the tracer noted of what it could not see."""
+
+    points: list[Recorded]
+    notes: list[str]
+
+
+def record(target: Target, submission: Submission, number: int, *, recovery: bool, stop: Stop) -> Recording:
+    """Record the points of a run of `submission`, or, with `recovery`, those of a crashed run's recovery.
+
+    It raises `TargetError` if the run is not right, or the target cannot be traced.
+    """
+    with open_host(target, 0, live=False) as host:
+        session = Session(target, host, number, stop=stop)
+        if wrong := session.again():
+            raise TargetError(f"{target.name}: warm-up run: {wrong}")
+        session.renew()
+        with session.tracing(_crashed if recovery else recording_of) as tracing:
+            argv = session.prepare(submission)
+            if recovery:
+                session.run_crashed(argv, submission)
+                wrong = session.recover()
+            else:
+                wrong = session.run(argv, submission)
+            stages: Sequence[Stage] = ("recover",) if recovery else ("prepare", "launch", "finish")
+            recording = _recording({stage: tracing.reports(stage) for stage in stages})
+            if blind := [note for note in recording.notes if "ptrace" in note]:
+                hint = f"`leakcheck leaks --target {target.name}` kills it by the clock instead"
+                raise TargetError(f"{target.name} cannot be traced: {blind[0]}; {hint}")
+            if wrong:
+                raise TargetError(f"{target.name}: traced run: {wrong}")
+            return recording
+
+
+def recording_of(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any]:
+    """Return the request to record any command."""
+    del stage
+    return recording(number, payload)
+
+
+def _crashed(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
+    if stage == "recover":
+        return recording(number, payload)
+    return crash_once_payload_runs(payload) if stage == "launch" else None
+
+
+def _recording(reports: Mapping[Stage, Sequence[Mapping[str, Any]]]) -> Recording:
+    points: list[Recorded] = []
+    notes: list[str] = []
+    for stage, lines in reports.items():
+        for line in lines:
+            if "operation" in line:
+                point = Point(stage, line["role"], line["operation"], line["class"], line["ordinal"])
+                phase = _PHASE_OF.get(stage, line["phase"])
+                points.append(Recorded(point, phase, phase if line["returns"] else ""))
+            elif "payload" in line:
+                # The last call of the process that is the payload from now on.
+                points[-1] = msgspec.structs.replace(points[-1], after="execution")
+            else:
+                notes.append(f"{stage}: {line['note']}")
+    last = max((at for at, one in enumerate(points) if one.point.operation in RELEASES), default=len(points))
+    for at, one in enumerate(points):
+        after = "verdict" if at >= last and one.after == "cleanup" else one.after
+        phase = "verdict" if at > last and one.phase == "cleanup" else one.phase
+        points[at] = msgspec.structs.replace(one, phase=phase, after=after)
+    return Recording(points, notes)

@@ -1,0 +1,60 @@
+"""The traced commands of a trial, and what the tracer reported of them."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from leakcheck.arena import Trace
+
+Request = Callable[[str, int, Sequence[str]], Mapping[str, Any] | None]
+"""Returns how a command is traced, by its stage, its number in it, and the payload's arguments; None: not at all."""
+
+# More of a report is not read: a run of 50,000 points has less.
+_MOST = 1 << 24
+
+
+class Tracing:
+    """Traces the first pass of each stage as `request` says.
+
+    Each trial's commands and their tracer have one CPU: a wake-up of another one takes five times as long.
+    """
+
+    def __init__(self, request: Request, number: int) -> None:
+        self._request = request
+        cpus = sorted(os.sched_getaffinity(0))
+        self._cpu = cpus[number % len(cpus)]
+        self._passes: Counter[str] = Counter()
+        self._logs: dict[str, list[int]] = {}
+
+    def of(self, stage: str, number: int, payload: Sequence[str]) -> Trace | None:
+        """Return how the `number`-th command of `stage` is traced; None if it is not."""
+        self._passes[stage] += number == 0
+        request = self._request(stage, number, payload) if self._passes[stage] == 1 else None
+        if request is None:
+            return None
+        log = os.memfd_create("leakcheck-trace")
+        self._logs.setdefault(stage, []).append(log)
+        return Trace({**request, "cpu": self._cpu}, log)
+
+    def reports(self, stage: str) -> list[dict[str, Any]]:
+        """Return what the tracer reported of the commands of `stage` so far, in order."""
+        lines = [
+            line for log in self._logs.get(stage, []) for line in os.pread(log, _MOST, 0).splitlines(keepends=True)
+        ]
+        # The last line may not be whole yet.
+        return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines if line.endswith(b"\n")]
+
+    def fired(self, stage: str | None = None) -> str:
+        """Return the phase in which a fault happened, in any stage or in `stage`; empty if it did not."""
+        stages = self._logs if stage is None else [stage]
+        return next((line["fired"] for one in stages for line in self.reports(one) if "fired" in line), "")
+
+    def close(self) -> None:
+        """Forget the reports."""
+        for logs in self._logs.values():
+            for log in logs:
+                os.close(log)
+        self._logs.clear()

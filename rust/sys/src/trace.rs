@@ -1,0 +1,212 @@
+//! Tracing other processes (ptrace(2)) and the filter that decides at which calls they stop (seccomp(2)).
+
+use std::io;
+use std::mem::MaybeUninit;
+
+use crate::check;
+use crate::process::{Ended, wait4};
+
+/// A change of state of a child or of a traced thread.
+#[derive(Clone, Copy, Debug)]
+pub enum Change {
+    /// It has exited and was reaped.
+    Ended(Ended),
+    /// The traced thread stopped.
+    Stopped(i32, Stop),
+}
+
+/// Why a traced thread stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The filter stops it before a call.
+    Call,
+    /// The call after which it was to stop has returned.
+    Return,
+    /// It has created this process or thread.
+    Clone,
+    /// It has executed a program.
+    Exec,
+    /// It is new, or was interrupted.
+    Started,
+    /// A signal stopped its whole process.
+    Group,
+    /// It is about to receive this signal.
+    Signal(i32),
+}
+
+/// How a stopped thread continues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Until the next stop; it receives this signal if it is not 0.
+    Run(i32),
+    /// Until the current call returns.
+    ToReturn,
+    /// It stays stopped with its process until SIGCONT.
+    Listen,
+}
+
+/// A call of a traced thread.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// The calling convention (`AUDIT_ARCH_*`).
+    pub arch: u32,
+    /// Its number in this convention.
+    pub number: u64,
+    /// Its arguments.
+    pub arguments: [u64; 6],
+}
+
+/// Starts to trace a process, and all processes and threads that it creates. They end with this process
+/// (`PTRACE_O_EXITKILL`).
+pub fn seize(pid: i32) -> io::Result<()> {
+    let options = libc::PTRACE_O_EXITKILL
+        | libc::PTRACE_O_TRACESYSGOOD
+        | libc::PTRACE_O_TRACEFORK
+        | libc::PTRACE_O_TRACEVFORK
+        | libc::PTRACE_O_TRACECLONE
+        | libc::PTRACE_O_TRACEEXEC
+        | libc::PTRACE_O_TRACESECCOMP;
+    request(libc::PTRACE_SEIZE, pid, 0, options.unsigned_abs() as usize)
+}
+
+/// Continues a stopped thread. It may have been killed meanwhile (`ESRCH`).
+pub fn resume(pid: i32, how: Resume) -> io::Result<()> {
+    match how {
+        Resume::Run(signal) => request(libc::PTRACE_CONT, pid, 0, signal.unsigned_abs() as usize),
+        Resume::ToReturn => request(libc::PTRACE_SYSCALL, pid, 0, 0),
+        Resume::Listen => request(libc::PTRACE_LISTEN, pid, 0, 0),
+    }
+}
+
+/// The message of an event: the new thread's id at [`Stop::Clone`], the thread's former id at [`Stop::Exec`].
+pub fn event_message(pid: i32) -> io::Result<i32> {
+    let mut message: libc::c_ulong = 0;
+    request(libc::PTRACE_GETEVENTMSG, pid, 0, (&raw mut message).expose_provenance())?;
+    i32::try_from(message).map_err(io::Error::other)
+}
+
+/// The call at which a thread is stopped ([`Stop::Call`]; `PTRACE_GET_SYSCALL_INFO`, Linux 5.3).
+pub fn call(pid: i32) -> io::Result<Call> {
+    let mut info = MaybeUninit::<libc::ptrace_syscall_info>::zeroed();
+    request(
+        libc::PTRACE_GET_SYSCALL_INFO,
+        pid,
+        size_of::<libc::ptrace_syscall_info>(),
+        info.as_mut_ptr().expose_provenance(),
+    )?;
+    // SAFETY: zero is valid for all its fields, and the kernel wrote some of them.
+    let info = unsafe { info.assume_init() };
+    if info.op != libc::PTRACE_SYSCALL_INFO_SECCOMP {
+        return Err(io::Error::other("it is not stopped at a call"));
+    }
+    // SAFETY: of the union, the kernel filled this member.
+    let entry = unsafe { info.u.seccomp };
+    Ok(Call { arch: info.arch, number: entry.nr, arguments: entry.args })
+}
+
+/// Replaces an argument of the call at which a thread is stopped; only for x86-64's own convention, and arguments 0 to 5.
+pub fn set_argument(pid: i32, index: usize, value: u64) -> io::Result<()> {
+    let mut registers = MaybeUninit::<libc::user_regs_struct>::zeroed();
+    request(libc::PTRACE_GETREGS, pid, 0, registers.as_mut_ptr().expose_provenance())?;
+    // SAFETY: zero is valid for all its fields, and the kernel wrote them.
+    let mut registers = unsafe { registers.assume_init() };
+    *[
+        &mut registers.rdi,
+        &mut registers.rsi,
+        &mut registers.rdx,
+        &mut registers.r10,
+        &mut registers.r8,
+        &mut registers.r9,
+    ][index] = value;
+    request(libc::PTRACE_SETREGS, pid, 0, (&raw mut registers).expose_provenance())
+}
+
+/// Replaces eight bytes of a stopped thread's memory, also where it cannot write itself.
+pub fn write_memory(pid: i32, address: u64, value: u64) -> io::Result<()> {
+    let (at, value) = (usize::try_from(address), usize::try_from(value));
+    request(libc::PTRACE_POKEDATA, pid, at.map_err(io::Error::other)?, value.map_err(io::Error::other)?)
+}
+
+/// Lets a stopped thread, and what it creates, run without seccomp filters (`PTRACE_O_SUSPEND_SECCOMP`, Linux 4.3; it needs
+/// CAP_SYS_ADMIN in the initial user namespace).
+pub fn suspend_filters(pid: i32) -> io::Result<()> {
+    const SUSPEND_SECCOMP: i32 = 1 << 21;
+    let options = libc::PTRACE_O_EXITKILL
+        | libc::PTRACE_O_TRACESYSGOOD
+        | libc::PTRACE_O_TRACEFORK
+        | libc::PTRACE_O_TRACEVFORK
+        | libc::PTRACE_O_TRACECLONE
+        | libc::PTRACE_O_TRACEEXEC
+        | SUSPEND_SECCOMP;
+    request(libc::PTRACE_SETOPTIONS, pid, 0, options.unsigned_abs() as usize)
+}
+
+fn request(what: libc::c_uint, pid: i32, address: usize, data: usize) -> io::Result<()> {
+    if pid <= 1 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: the callers pass what each request takes: numbers, or pointers to variables of their own that are large
+    // enough for what the kernel writes.
+    check(unsafe { libc::ptrace(what, pid, address, data) })
+}
+
+/// Returns the next change of a child or of a traced thread, if there is one.
+pub fn next_change() -> Option<Change> {
+    let ended = wait4(-1, libc::WNOHANG).ok().filter(|ended| ended.pid > 0)?;
+    if !libc::WIFSTOPPED(ended.status) {
+        return Some(Change::Ended(ended));
+    }
+    Some(Change::Stopped(ended.pid, stop_of(ended.status >> 8)))
+}
+
+/// Returns the next stop of a traced thread, if there is one; reaps nothing (waitid(2)).
+pub fn next_stop() -> Option<(i32, Stop)> {
+    // SAFETY: an all-zero siginfo is valid.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let flags = libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
+    // SAFETY: the pointer is to our own variable.
+    check(unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) }.into()).ok()?;
+    // SAFETY: the kernel fills these fields for every child; they are zero without one.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    (pid > 0).then(|| (pid, stop_of(status)))
+}
+
+/// Why a thread stopped: the signal, and above it the event (ptrace(2)).
+fn stop_of(code: i32) -> Stop {
+    let signal = code & 0xff;
+    match code >> 8 {
+        libc::PTRACE_EVENT_SECCOMP => Stop::Call,
+        libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK => Stop::Clone,
+        libc::PTRACE_EVENT_EXEC => Stop::Exec,
+        libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Started,
+        libc::PTRACE_EVENT_STOP => Stop::Group,
+        _ if signal == libc::SIGTRAP | 0x80 => Stop::Return,
+        _ => Stop::Signal(signal),
+    }
+}
+
+/// Reads the memory of a traced process (process_vm_readv(2)) up to the first page that cannot be read; returns the number
+/// of bytes.
+pub fn read_memory(pid: i32, address: u64, to: &mut [u8]) -> io::Result<usize> {
+    let local = libc::iovec { iov_base: to.as_mut_ptr().cast(), iov_len: to.len() };
+    let there = usize::try_from(address).map_err(io::Error::other)?;
+    let remote = libc::iovec { iov_base: std::ptr::without_provenance_mut(there), iov_len: to.len() };
+    // SAFETY: the kernel writes only to `to`, and reads the other process's memory, whatever is there.
+    let count = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// An instruction of a filter (`struct sock_filter`): operation, jumps if true and if false, constant.
+pub type Instruction = (u16, u8, u8, u32);
+
+/// Adds a filter to this process and to what it creates (seccomp(2)). Without `no_new_privs`, it needs CAP_SYS_ADMIN.
+pub fn add_filter(program: &[Instruction]) -> io::Result<()> {
+    let mut program: Vec<libc::sock_filter> =
+        program.iter().map(|(code, jt, jf, k)| libc::sock_filter { code: *code, jt: *jt, jf: *jf, k: *k }).collect();
+    let filter =
+        libc::sock_fprog { len: u16::try_from(program.len()).map_err(io::Error::other)?, filter: program.as_mut_ptr() };
+    // The mitigation that a filter switches on otherwise makes every program slower.
+    let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    // SAFETY: the kernel copies the program, which outlives the call.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter) })
+}

@@ -1,0 +1,446 @@
+//! The tracer of an arena's commands: it names the instants of a run at which something outside changes, the crash points,
+//! and kills at one of them.
+//!
+//! It lives in the spawner, which is single-threaded and the parent of the commands. A traced process stays traced until the
+//! arena is down: its filter lets points fail without a tracer (seccomp(2)). After the fault it only passes on what stops.
+
+mod filter;
+mod points;
+mod x86_64;
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::time::{Duration, Instant};
+
+use leakcheck_sys::trace::{self, Change, Resume, Stop};
+use leakcheck_sys::{Ended, open_pidfd};
+use rustix::process::{Signal, pidfd_send_signal};
+use serde::Deserialize;
+
+pub(crate) use filter::install;
+use points::{Flags, Point, describe, executes};
+use x86_64::hides;
+
+/// Points of one run that are recorded; a run with more is not recorded further.
+const MOST_POINTS: u32 = 50_000;
+/// Roles of an arena; further processes have the role of their creator.
+const MOST_ROLES: usize = 10_000;
+/// The operation of a fault that happens as soon as the payload has been executed.
+const PAYLOAD: &str = "payload";
+/// Interval at which the tracer looks whether all others block.
+const TICK: Duration = Duration::from_millis(1);
+/// Time limit for that; then the kill happens all the same.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How a command is traced.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Request {
+    /// The name of the command's own role: its number among the commands of its stage.
+    root: u32,
+    /// The arguments of the payload, by which its execve is recognised.
+    payload: Vec<String>,
+    /// The only CPU on which the command and the tracer run from now on.
+    pub(crate) cpu: Option<usize>,
+    /// What happens at which point; without it, all points are recorded.
+    fault: Option<Fault>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Fault {
+    role: String,
+    operation: String,
+    class: String,
+    ordinal: u32,
+    after: bool,
+    victim: Victim,
+    /// Whether the point waits until all other processes of the run block.
+    quiesced: bool,
+}
+
+impl Fault {
+    fn is_at(&self, role: &str, point: &Point, ordinal: u32) -> bool {
+        self.ordinal == ordinal && self.operation == point.operation && self.class == point.class && self.role == role
+    }
+}
+
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Victim {
+    /// The command itself.
+    Supervisor,
+    /// The process at the point.
+    Helper,
+    /// All but the payload.
+    All,
+    /// All, the payload too, stopped first.
+    Freeze,
+}
+
+/// The part of the run's life in which a point is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Setup,
+    Execution,
+    Timeout,
+    Cleanup,
+}
+
+impl Phase {
+    fn name(self) -> &'static str {
+        match self {
+            Phase::Setup => "setup",
+            Phase::Execution => "execution",
+            Phase::Timeout => "timeout",
+            Phase::Cleanup => "cleanup",
+        }
+    }
+}
+
+/// A traced command with everything that it started.
+struct Run {
+    request: Request,
+    /// What is known of it, one JSON object a line.
+    log: File,
+    phase: Phase,
+    root: i32,
+    payload: Option<i32>,
+    /// Whether the fault happened.
+    fired: bool,
+    points: u32,
+}
+
+impl Run {
+    fn note(&mut self, line: &serde_json::Value) {
+        let _ = writeln!(self.log, "{line}");
+    }
+}
+
+/// A process of a run, by the order in which its parent created it.
+struct Role {
+    name: String,
+    run: usize,
+    children: u32,
+    /// Whether it is the payload, or was started by it: its calls are no points.
+    payload: bool,
+    /// Whether it has executed a program; the command's own process changes nothing before.
+    begun: bool,
+    counts: HashMap<Point, u32>,
+    notes: HashSet<&'static str>,
+}
+
+/// A traced thread.
+struct Task {
+    role: usize,
+    process: i32,
+    /// Whether it is about to create a thread of its process.
+    thread: bool,
+    /// Whether it is about to execute the payload.
+    payload: bool,
+    /// Whether the fault is due when its current call has returned.
+    due: bool,
+}
+
+impl Task {
+    fn new(role: usize, process: i32) -> Self {
+        Task { role, process, thread: false, payload: false, due: false }
+    }
+}
+
+/// A thread that waits at its point until all others block.
+struct Held {
+    pid: i32,
+    process: i32,
+    run: usize,
+    since: Instant,
+    /// State and context switches of the others, when they were last looked at.
+    others: Vec<(i32, String)>,
+}
+
+/// All traced commands of an arena.
+#[derive(Default)]
+pub(crate) struct Tracer {
+    tasks: HashMap<i32, Task>,
+    /// Stopped threads whose creator has not reported them yet.
+    early: HashMap<i32, Instant>,
+    roles: Vec<Role>,
+    runs: Vec<Run>,
+    held: Option<Held>,
+}
+
+impl Tracer {
+    /// Starts to trace a command that has not executed its program; what is known of it is written to `log`.
+    pub(crate) fn seize(&mut self, pid: i32, request: Request, log: File) -> io::Result<()> {
+        trace::seize(pid)?;
+        let name = request.root.to_string();
+        self.roles.push(Role::new(name, self.runs.len(), false));
+        self.tasks.insert(pid, Task::new(self.roles.len() - 1, pid));
+        let (phase, payload) = (Phase::Setup, None);
+        self.runs.push(Run { request, log, phase, root: pid, payload, fired: false, points: 0 });
+        Ok(())
+    }
+
+    /// When `tick` must be called at the latest, if nothing else happens.
+    pub(crate) fn patience(&self) -> Option<Duration> {
+        (self.held.is_some() || !self.early.is_empty()).then_some(TICK)
+    }
+
+    /// Handles a change; returns a child or traced process that has ended.
+    pub(crate) fn change(&mut self, change: Change) -> Option<Ended> {
+        match change {
+            Change::Ended(ended) => {
+                self.ended(ended.pid);
+                Some(ended)
+            }
+            Change::Stopped(pid, stop) => {
+                if let Some(how) = self.stopped(pid, stop) {
+                    // It may have been killed meanwhile.
+                    let _ = trace::resume(pid, how);
+                }
+                None
+            }
+        }
+    }
+
+    fn ended(&mut self, pid: i32) {
+        self.early.remove(&pid);
+        if let Some(held) = self.held.take_if(|held| held.pid == pid) {
+            // Another process of the run ended it at its point.
+            self.kill(held.run, held.process, false);
+        }
+        let Some(task) = self.tasks.remove(&pid) else { return };
+        let run = &mut self.runs[self.roles[task.role].run];
+        if run.payload == Some(pid) {
+            run.phase = Phase::Cleanup;
+        }
+    }
+
+    /// Returns how the thread continues; it stays stopped without an answer.
+    fn stopped(&mut self, pid: i32, stop: Stop) -> Option<Resume> {
+        if !self.tasks.contains_key(&pid) {
+            if stop == Stop::Started {
+                self.early.insert(pid, Instant::now());
+                return None;
+            }
+            // A thread that was taken for one of an unknown creator.
+            return Some(if let Stop::Signal(number) = stop { Resume::Run(number) } else { Resume::Run(0) });
+        }
+        match stop {
+            Stop::Call => self.at_call(pid),
+            Stop::Return => self.at_return(pid),
+            Stop::Clone => {
+                self.created(pid);
+                self.at_return(pid)
+            }
+            Stop::Exec => {
+                self.executed(pid);
+                self.at_return(pid)
+            }
+            Stop::Started => Some(Resume::Run(0)),
+            Stop::Group => Some(Resume::Listen),
+            Stop::Signal(number) => Some(Resume::Run(number)),
+        }
+    }
+
+    fn at_call(&mut self, pid: i32) -> Option<Resume> {
+        let (Some(task), Ok(call)) = (self.tasks.get_mut(&pid), trace::call(pid)) else { return Some(Resume::Run(0)) };
+        (task.thread, task.payload, task.due) = (false, false, false);
+        let role = &mut self.roles[task.role];
+        let run = &mut self.runs[role.run];
+        let described = describe(pid, &call);
+        // A child that is not traced has the filter all the same.
+        let _ = match described.untraced {
+            Some((Flags::Argument(index), value)) => trace::set_argument(pid, index, value),
+            Some((Flags::Memory(address), value)) => trace::write_memory(pid, address, value),
+            None => Ok(()),
+        };
+        task.thread = described.thread;
+        if let Some(what) = hides(call.arch, call.number, &call.arguments)
+            && role.notes.insert(what)
+        {
+            run.note(&serde_json::json!({"note": format!("role {}: {what}", role.name)}));
+        }
+        let Some(point) = described.point.filter(|_| role.begun && !role.payload && !run.fired) else {
+            task.payload = !role.payload && run.payload.is_none() && executes(pid, &call, &run.request.payload);
+            return Some(Resume::Run(0));
+        };
+        if point.operation == "execve" {
+            task.payload = run.payload.is_none() && executes(pid, &call, &run.request.payload);
+        }
+        if point.operation == "kill" && is_fatal(&point.class) && run.phase == Phase::Execution {
+            run.phase = Phase::Timeout;
+        }
+        let ordinal = role.counts.entry(point.clone()).and_modify(|count| *count += 1).or_insert(1);
+        let Some(fault) = &run.request.fault else {
+            run.points += 1;
+            if run.points <= MOST_POINTS {
+                let (role, operation, class) = (&role.name, point.operation, &point.class);
+                let line = serde_json::json!({
+                    "role": role, "operation": operation, "class": class, "ordinal": *ordinal,
+                    "phase": run.phase.name(), "returns": point.returns(),
+                });
+                run.note(&line);
+            }
+            return Some(Resume::Run(0));
+        };
+        if !fault.is_at(&role.name, &point, *ordinal) {
+            return Some(Resume::Run(0));
+        }
+        if fault.after {
+            task.due = true;
+            return Some(Resume::ToReturn);
+        }
+        self.fire_at(pid)
+    }
+
+    fn at_return(&mut self, pid: i32) -> Option<Resume> {
+        if self.tasks.get_mut(&pid).is_some_and(|task| std::mem::take(&mut task.due)) {
+            return self.fire_at(pid);
+        }
+        Some(Resume::Run(0))
+    }
+
+    fn created(&mut self, pid: i32) {
+        let (Ok(child), Some(creator)) = (trace::event_message(pid), self.tasks.get_mut(&pid)) else { return };
+        let task = if std::mem::take(&mut creator.thread) {
+            Task::new(creator.role, creator.process)
+        } else if self.roles[creator.role].payload || self.roles.len() >= MOST_ROLES {
+            Task::new(creator.role, child)
+        } else {
+            let parent = &mut self.roles[creator.role];
+            parent.children += 1;
+            let mut role = Role::new(format!("{}.{}", parent.name, parent.children), parent.run, parent.payload);
+            role.begun = true;
+            self.roles.push(role);
+            Task::new(self.roles.len() - 1, child)
+        };
+        self.tasks.insert(child, task);
+        if self.early.remove(&child).is_some() {
+            let _ = trace::resume(child, Resume::Run(0));
+        }
+    }
+
+    fn executed(&mut self, pid: i32) {
+        // A thread that executes becomes its process's first one, and the others end (execve(2)).
+        let former = trace::event_message(pid).unwrap_or(pid);
+        let Some(mut task) = self.tasks.remove(&former) else { return };
+        self.tasks.retain(|_, other| other.process != task.process);
+        let role = &mut self.roles[task.role];
+        role.begun = true;
+        if std::mem::take(&mut task.payload) {
+            let run = &mut self.runs[role.run];
+            (role.payload, run.payload, run.phase) = (true, Some(pid), Phase::Execution);
+            run.note(&serde_json::json!({"payload": role.name}));
+            // This instant has a name of its own, the same in every run.
+            task.due |= run.request.fault.as_ref().is_some_and(|fault| fault.operation == PAYLOAD);
+            // No other filter than ours: it can run without. A filter of the sandbox's has to stay.
+            if filters(pid) == Some(1) {
+                let _ = trace::suspend_filters(pid);
+            }
+        }
+        self.tasks.insert(pid, task);
+    }
+
+    /// The thread `pid` is at the point: the kill happens now, or when all others block.
+    fn fire_at(&mut self, pid: i32) -> Option<Resume> {
+        let task = self.tasks.get(&pid)?;
+        let (process, number) = (task.process, self.roles[task.role].run);
+        let run = &mut self.runs[number];
+        if run.request.fault.as_ref().is_some_and(|fault| fault.quiesced) {
+            // Nothing else is a point from here on.
+            run.fired = true;
+            self.held = Some(Held { pid, process, run: number, since: Instant::now(), others: Vec::new() });
+            return None;
+        }
+        self.kill(number, process, true);
+        Some(Resume::Run(0))
+    }
+
+    /// Continues what waits for time to pass.
+    pub(crate) fn tick(&mut self) {
+        // The creator was killed before it could report them.
+        let lost: Vec<i32> =
+            self.early.iter().filter(|(_, since)| since.elapsed() > PATIENCE / 40).map(|(pid, _)| *pid).collect();
+        for pid in lost {
+            self.early.remove(&pid);
+            if let Some(run) = self.runs.len().checked_sub(1) {
+                self.roles.push(Role::new("unknown".to_owned(), run, true));
+                self.tasks.insert(pid, Task::new(self.roles.len() - 1, pid));
+            }
+            let _ = trace::resume(pid, Resume::Run(0));
+        }
+        let Some(held) = &self.held else { return };
+        let of_run = |task: &&Task| self.roles[task.role].run == held.run && !self.roles[task.role].payload;
+        let mut others: Vec<i32> =
+            self.tasks.iter().filter(|(pid, task)| **pid != held.pid && of_run(task)).map(|(pid, _)| *pid).collect();
+        others.sort_unstable();
+        let others: Vec<(i32, String)> = others.into_iter().filter_map(|pid| Some((pid, activity(pid)?))).collect();
+        let blocked = others.iter().all(|(_, activity)| !activity.starts_with('R'));
+        let quiet = blocked && held.others == others;
+        if quiet || held.since.elapsed() > PATIENCE {
+            let (pid, run, process) = (held.pid, held.run, held.process);
+            self.held = None;
+            self.kill(run, process, quiet);
+            let _ = trace::resume(pid, Resume::Run(0));
+        } else if let Some(held) = &mut self.held {
+            held.others = others;
+        }
+    }
+
+    /// Kills, with `process` at the point.
+    fn kill(&mut self, number: usize, process: i32, quiet: bool) {
+        let run = &mut self.runs[number];
+        run.fired = true;
+        // Before the kill: who sees the command end finds the line.
+        run.note(&serde_json::json!({"fired": run.phase.name(), "quiet": quiet}));
+        let Some(victim) = run.request.fault.as_ref().map(|fault| fault.victim) else { return };
+        let of_run = |task: &&Task| {
+            let role = &self.roles[task.role];
+            role.run == number && (victim == Victim::Freeze || !role.payload)
+        };
+        let processes: HashSet<i32> = match victim {
+            Victim::Supervisor => HashSet::from([run.root]),
+            Victim::Helper => HashSet::from([process]),
+            Victim::All | Victim::Freeze => self.tasks.values().filter(of_run).map(|task| task.process).collect(),
+        };
+        // A process of ours that has not been waited for keeps its number.
+        let alive = processes.into_iter().filter(|pid| self.tasks.contains_key(pid));
+        let pidfds: Vec<_> = alive.filter_map(|pid| open_pidfd(pid).ok()).collect();
+        let signals: &[Signal] = if victim == Victim::Freeze { &[Signal::STOP, Signal::KILL] } else { &[Signal::KILL] };
+        for signal in signals {
+            for pidfd in &pidfds {
+                let _ = pidfd_send_signal(pidfd, *signal);
+            }
+        }
+    }
+}
+
+impl Role {
+    fn new(name: String, run: usize, payload: bool) -> Self {
+        Role { name, run, children: 0, payload, begun: false, counts: HashMap::new(), notes: HashSet::new() }
+    }
+}
+
+fn is_fatal(signal: &str) -> bool {
+    matches!(signal, "SIGKILL" | "SIGTERM" | "SIGINT" | "SIGQUIT" | "SIGHUP" | "SIGXCPU" | "6")
+}
+
+/// State and number of context switches of a thread (proc_pid_status(5)); none if it is gone.
+fn activity(pid: i32) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let state = field("State:")?.get(..1)?;
+    if matches!(state, "Z" | "X") {
+        return None;
+    }
+    Some(format!("{state} {} {}", field("voluntary_ctxt_switches:")?, field("nonvoluntary_ctxt_switches:")?))
+}
+
+/// The number of seccomp filters of a process (Linux 5.9).
+fn filters(pid: i32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"))?.trim().parse().ok()
+}

@@ -1,0 +1,244 @@
+//! What a traced call is, in words that are the same in every run: its operation and what it operates on.
+
+use std::fmt::Write as _;
+use std::os::unix::ffi::OsStrExt;
+
+use leakcheck_sys::trace::{Call, read_memory};
+
+use super::x86_64::{NATIVE, Names, Row, THREAD, UNTRACED, WRITES, X32, rows};
+
+/// More of a path is not looked at (`PATH_MAX`).
+const LONGEST: usize = 4096;
+/// Characters of a class, at most.
+const CLASS: usize = 72;
+/// More arguments of a program are not compared.
+const MOST_ARGUMENTS: usize = 64;
+
+/// A call that changes what is seen from outside.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Point {
+    pub(super) operation: &'static str,
+    /// Empty if nothing tells its calls apart.
+    pub(super) class: String,
+}
+
+impl Point {
+    /// Whether there is an instant after it: a process that has ended has none.
+    pub(super) fn returns(&self) -> bool {
+        self.operation != "exit"
+    }
+}
+
+/// What a thread that stopped at a call is about to do.
+#[derive(Debug, Default)]
+pub(super) struct Described {
+    /// `None` if nothing outside changes.
+    pub(super) point: Option<Point>,
+    /// Whether it creates a thread of the same process.
+    pub(super) thread: bool,
+    /// Where the clone flags are, and these without `CLONE_UNTRACED`, if it has this one.
+    pub(super) untraced: Option<(Flags, u64)>,
+}
+
+/// Where the flags of a clone are.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Flags {
+    Argument(usize),
+    Memory(u64),
+}
+
+pub(super) fn describe(pid: i32, call: &Call) -> Described {
+    let mut found = Described::default();
+    let Some(row) = rows(call.arch, call.number).find(|row| row.when.holds(&call.arguments)) else { return found };
+    let mut operation = row.operation;
+    let mut class = class(pid, row, &call.arguments);
+    match operation {
+        "clone" if row.number == 435 || row.number == 56 => {
+            let in_memory = row.number == 435;
+            let flags = if in_memory { number_at(pid, call.arguments[0]) } else { call.arguments[0] };
+            if flags & UNTRACED != 0 && (in_memory || call.arch == NATIVE) {
+                let place = if in_memory { Flags::Memory(call.arguments[0]) } else { Flags::Argument(0) };
+                found.untraced = Some((place, flags & !UNTRACED));
+            }
+            found.thread = flags & u64::from(THREAD) != 0;
+            class = namespaces(flags);
+        }
+        "unlink" if row.names == Names::At(0, 1) && call.arguments[2] & 0x200 != 0 => operation = "rmdir",
+        // The flags are in memory.
+        "open" if row.number == 437 && number_at(pid, call.arguments[2]) & u64::from(WRITES) == 0 => return found,
+        "open" if matches!(class.as_str(), "/dev/null" | "/dev/zero" | "/dev/full" | "/dev/tty" | "/dev/ptmx") => {
+            return found;
+        }
+        // Go's scheduler sends it to its own process, at any time.
+        "kill" if class == "SIGURG" => return found,
+        "prctl" => class = if call.arguments[0] == 1 { "pdeathsig" } else { "subreaper" }.to_owned(),
+        _ => {}
+    }
+    if !found.thread {
+        found.point = Some(Point { operation, class });
+    }
+    found
+}
+
+/// Whether the program that a thread is about to execute has exactly these arguments.
+pub(super) fn executes(pid: i32, call: &Call, argv: &[String]) -> bool {
+    let (at, native) = match call.number & !u64::from(X32) {
+        59 => (1, call.arch == NATIVE),
+        322 => (2, call.arch == NATIVE),
+        _ => return false,
+    };
+    if !native || argv.is_empty() || argv.len() > MOST_ARGUMENTS {
+        return false;
+    }
+    let pointer = |n: usize| number_at(pid, call.arguments[at] + 8 * n as u64);
+    argv.iter().enumerate().all(|(n, expected)| {
+        let address = pointer(n);
+        address != 0 && string_at(pid, address, expected.len() + 1) == expected.as_bytes()
+    }) && pointer(argv.len()) == 0
+}
+
+fn class(pid: i32, row: &Row, arguments: &[u64; 6]) -> String {
+    match row.names {
+        Names::Nothing => String::new(),
+        Names::Path(at) => normal(&path(pid, None, arguments[at])),
+        Names::At(dir, at) => normal(&path(pid, Some(arguments[dir]), arguments[at])),
+        Names::Descriptor(at) => normal(&link(pid, &format!("fd/{}", arguments[at]))),
+        Names::Signal(at) => signal(arguments[at]),
+        Names::Namespaces(at) => namespaces(arguments[at]),
+    }
+}
+
+/// The absolute path that an argument names.
+fn path(pid: i32, dir: Option<u64>, address: u64) -> Vec<u8> {
+    let name = string_at(pid, address, LONGEST);
+    if name.starts_with(b"/") {
+        return name;
+    }
+    // Descriptors are ints; AT_FDCWD is negative.
+    #[allow(clippy::cast_possible_truncation, reason = "descriptors are ints")]
+    let base = match dir.map(|fd| fd as u32 as i32) {
+        Some(fd) if fd >= 0 => link(pid, &format!("fd/{fd}")),
+        _ => link(pid, "cwd"),
+    };
+    if name.is_empty() { base } else { [&base[..], b"/", &name].concat() }
+}
+
+fn link(pid: i32, name: &str) -> Vec<u8> {
+    std::fs::read_link(format!("/proc/{pid}/{name}")).map(|to| to.as_os_str().as_bytes().to_vec()).unwrap_or_default()
+}
+
+/// A string in a traced process's memory, up to its zero byte or `most` bytes. It may cross pages, of which a later one may
+/// not be readable.
+fn string_at(pid: i32, address: u64, most: usize) -> Vec<u8> {
+    const PAGE: u64 = 4096;
+    let mut found = Vec::new();
+    let mut part = [0u8; PAGE as usize];
+    while found.len() < most {
+        let at = address.wrapping_add(found.len() as u64);
+        let to_page = usize::try_from(PAGE - at % PAGE).unwrap_or(1);
+        let wanted = to_page.min(most - found.len());
+        let Ok(count) = read_memory(pid, at, &mut part[..wanted]) else { break };
+        if let Some(end) = part[..count].iter().position(|byte| *byte == 0) {
+            found.extend_from_slice(&part[..end]);
+            break;
+        }
+        found.extend_from_slice(&part[..count]);
+        if count < wanted {
+            break;
+        }
+    }
+    found
+}
+
+fn number_at(pid: i32, address: u64) -> u64 {
+    let mut bytes = [0u8; 8];
+    match read_memory(pid, address, &mut bytes) {
+        Ok(8) => u64::from_ne_bytes(bytes),
+        _ => 0,
+    }
+}
+
+/// A path without what differs from run to run: words with digits, and what mktemp and tempfile draw, are `N`. Characters
+/// that separate the parts of a plan are `_`; of a long path, the end stays.
+fn normal(path: &[u8]) -> String {
+    let mut text = String::new();
+    let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    let mut rest = path;
+    while let Some(first) = rest.first() {
+        if is_word(first) {
+            let end = rest.iter().position(|byte| !is_word(byte)).unwrap_or(rest.len());
+            let (word, behind) = rest.split_at(end);
+            text.push_str(if varies(word) { "N" } else { std::str::from_utf8(word).unwrap_or("_") });
+            rest = behind;
+        } else {
+            text.push(if b"/.-+".contains(first) { char::from(*first) } else { '_' });
+            rest = &rest[1..];
+        }
+    }
+    if text.len() > CLASS {
+        text = format!("~{}", &text[text.len() - CLASS + 1..]);
+    }
+    text
+}
+
+/// Whether a word is a number or drawn at random: a digit, `tmp` and six more, or lower case before upper case in six or more.
+fn varies(word: &[u8]) -> bool {
+    word.iter().any(u8::is_ascii_digit)
+        || (word.starts_with(b"tmp") && word.len() >= 9)
+        || (word.len() >= 6 && word.windows(2).any(|two| two[0].is_ascii_lowercase() && two[1].is_ascii_uppercase()))
+}
+
+fn signal(number: u64) -> String {
+    let known = [(1, "SIGHUP"), (2, "SIGINT"), (3, "SIGQUIT"), (9, "SIGKILL"), (10, "SIGUSR1"), (12, "SIGUSR2")];
+    let more = [(15, "SIGTERM"), (17, "SIGCHLD"), (18, "SIGCONT"), (19, "SIGSTOP"), (23, "SIGURG"), (24, "SIGXCPU")];
+    let name = known.iter().chain(&more).find(|(of, _)| *of == number).map(|(_, name)| (*name).to_owned());
+    name.unwrap_or_else(|| format!("{number}"))
+}
+
+/// The namespaces that clone flags name, as `mnt+pid`; empty if there is none.
+fn namespaces(flags: u64) -> String {
+    let all = [
+        (0x0002_0000, "mnt"),
+        (0x0200_0000, "cgroup"),
+        (0x0400_0000, "uts"),
+        (0x0800_0000, "ipc"),
+        (0x1000_0000, "user"),
+        (0x2000_0000, "pid"),
+        (0x4000_0000, "net"),
+    ];
+    let mut text = String::new();
+    for (_, name) in all.iter().filter(|(bit, _)| flags & bit != 0) {
+        let _ = write!(text, "{}{name}", if text.is_empty() { "" } else { "+" });
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{namespaces, normal};
+
+    #[test]
+    fn a_path_keeps_what_is_the_same_in_every_run() {
+        for (path, expected) in [
+            ("/run/runc/leakcheck-runc-10000-a1b2c3/state.json", "/run/runc/leakcheck-runc-N-N/state.json"),
+            ("/tmp/tmpabc_defg/x", "/tmp/N/x"),
+            ("/tmp/boxAbCdEf", "/tmp/N"),
+            ("/sys/fs/cgroup/unified/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs"),
+            ("/a b,c:(d)", "/a_b_c__d_"),
+        ] {
+            assert_eq!(normal(path.as_bytes()), expected);
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_long_path_stays() {
+        let long = normal(format!("/{}/end", "deep/".repeat(100)).as_bytes());
+        assert!(long.len() <= 72 && long.starts_with('~') && long.ends_with("/end"), "{long}");
+    }
+
+    #[test]
+    fn namespaces_have_one_order() {
+        assert_eq!(namespaces(0x2002_0000), "mnt+pid");
+        assert_eq!(namespaces(17), "");
+    }
+}

@@ -1,0 +1,202 @@
+//! What depends on the architecture: the numbers of the calls that are points, and how calls of other conventions are told.
+
+/// x86-64's own convention; x32 has the same, with [`X32`] in the number.
+pub(super) const NATIVE: u32 = 0xc000_003e;
+/// `int 0x80`, and programs for i386.
+pub(super) const I386: u32 = 0x4000_0003;
+/// In the number of an x32 call.
+pub(super) const X32: u32 = 0x4000_0000;
+
+/// What of a call names what it changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Names {
+    /// Nothing.
+    Nothing,
+    /// A path in an argument.
+    Path(usize),
+    /// A directory's descriptor and a path relative to it.
+    At(usize, usize),
+    /// A descriptor.
+    Descriptor(usize),
+    /// A signal's number.
+    Signal(usize),
+    /// Namespaces, as `CLONE_NEW*`.
+    Namespaces(usize),
+}
+
+/// When a call is a point, as far as its arguments tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum When {
+    Always,
+    /// One of the bits is set in the argument.
+    AnyBit(usize, u32),
+    /// None of the bits is set in the argument.
+    NoBit(usize, u32),
+    /// The argument is one of these.
+    OneOf(usize, &'static [u32]),
+}
+
+/// A call that is a point. `operation` is the same for all calls that do the same.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) operation: &'static str,
+    /// Its number on x86-64.
+    pub(super) number: u32,
+    /// Its number on i386, if it has one.
+    pub(super) i386: Option<u32>,
+    pub(super) names: Names,
+    pub(super) when: When,
+}
+
+const fn row(operation: &'static str, number: u32, i386: u32, names: Names, when: When) -> Row {
+    Row { operation, number, i386: Some(i386), names, when }
+}
+
+use Names::{At, Descriptor, Namespaces, Nothing, Path, Signal};
+use When::{Always, AnyBit, NoBit, OneOf};
+
+/// `O_WRONLY`, `O_RDWR`, `O_CREAT`, `O_TRUNC`, and the bit of `O_TMPFILE` that `O_DIRECTORY` lacks.
+pub(super) const WRITES: u32 = 0o1 | 0o2 | 0o100 | 0o1000 | 0o20_000_000;
+/// `CLONE_THREAD`.
+pub(super) const THREAD: u32 = 0x0001_0000;
+/// `CLONE_UNTRACED`.
+pub(super) const UNTRACED: u64 = 0x0080_0000;
+/// `IPC_RMID`; the 64-bit flag that some callers set comes with it.
+const REMOVE: &[u32] = &[0, 0x100];
+/// `F_SETLK`, `F_SETLKW`, both of i386 for large files, and those for open file descriptions.
+const LOCKS: &[u32] = &[6, 7, 13, 14, 37, 38];
+/// `LOOP_SET_FD`, `LOOP_CLR_FD`, `LOOP_CONFIGURE`, `LOOP_CTL_*`, `FS_IOC_SETFLAGS`, `TUNSETIFF`, `TUNSETPERSIST`.
+const CONTROLS: &[u32] =
+    &[0x4c00, 0x4c01, 0x4c0a, 0x4c80, 0x4c81, 0x4c82, 0x4008_6602, 0x4004_6602, 0x4004_54ca, 0x4004_54cb];
+/// `PR_SET_PDEATHSIG`, `PR_SET_CHILD_SUBREAPER`.
+const PROCESS: &[u32] = &[1, 36];
+
+/// All calls that change what is seen from outside a process, in the order of their frequency.
+///
+/// Writes, closes and what threads do with each other are not among them: a payload that does much of it would be slowed down,
+/// and what they change is seen between the points around them.
+pub(super) const ROWS: &[Row] = &[
+    row("open", 257, 295, At(0, 1), AnyBit(2, WRITES)),
+    row("open", 2, 5, Path(0), AnyBit(1, WRITES)),
+    row("open", 437, 437, At(0, 1), Always),
+    row("open", 85, 8, Path(0), Always),
+    row("lock", 72, 55, Descriptor(0), OneOf(1, LOCKS)),
+    row("lock", 72, 221, Descriptor(0), OneOf(1, LOCKS)),
+    row("lock", 73, 143, Descriptor(0), Always),
+    row("ioctl", 16, 54, Descriptor(0), OneOf(1, CONTROLS)),
+    row("clone", 56, 120, Namespaces(0), NoBit(0, THREAD)),
+    row("clone", 435, 435, Nothing, Always),
+    row("clone", 57, 2, Nothing, Always),
+    row("clone", 58, 190, Nothing, Always),
+    row("execve", 59, 11, Path(0), Always),
+    row("execve", 322, 358, At(0, 1), Always),
+    row("exit", 231, 252, Nothing, Always),
+    row("kill", 62, 37, Signal(1), Always),
+    row("kill", 424, 424, Signal(1), Always),
+    row("kill", 129, 178, Signal(1), Always),
+    row("mount", 165, 21, Path(1), Always),
+    row("umount", 166, 52, Path(0), Always),
+    row("pivot_root", 155, 217, Path(0), Always),
+    row("chroot", 161, 61, Path(0), Always),
+    row("move_mount", 429, 429, At(2, 3), Always),
+    row("open_tree", 428, 428, At(0, 1), AnyBit(2, 1)),
+    row("fsmount", 432, 432, Nothing, Always),
+    row("mount_setattr", 442, 442, At(0, 1), Always),
+    row("unshare", 272, 310, Namespaces(0), Always),
+    row("setns", 308, 346, Namespaces(1), Always),
+    row("mkdir", 83, 39, Path(0), Always),
+    row("mkdir", 258, 296, At(0, 1), Always),
+    row("rmdir", 84, 40, Path(0), Always),
+    row("unlink", 87, 10, Path(0), Always),
+    row("unlink", 263, 301, At(0, 1), Always),
+    row("rename", 82, 38, Path(1), Always),
+    row("rename", 264, 302, At(2, 3), Always),
+    row("rename", 316, 353, At(2, 3), Always),
+    row("link", 86, 9, Path(1), Always),
+    row("link", 265, 303, At(2, 3), Always),
+    row("symlink", 88, 83, Path(1), Always),
+    row("symlink", 266, 304, At(1, 2), Always),
+    row("mknod", 133, 14, Path(0), Always),
+    row("mknod", 259, 297, At(0, 1), Always),
+    row("truncate", 76, 92, Path(0), Always),
+    row("truncate", 77, 93, Descriptor(0), Always),
+    row("chmod", 90, 15, Path(0), Always),
+    row("chmod", 91, 94, Descriptor(0), Always),
+    row("chmod", 268, 306, At(0, 1), Always),
+    row("chmod", 452, 452, At(0, 1), Always),
+    row("chown", 92, 182, Path(0), Always),
+    row("chown", 93, 95, Descriptor(0), Always),
+    row("chown", 94, 16, Path(0), Always),
+    row("chown", 260, 298, At(0, 1), Always),
+    row("setxattr", 188, 226, Path(0), Always),
+    row("setxattr", 189, 227, Path(0), Always),
+    row("setxattr", 190, 228, Descriptor(0), Always),
+    row("bind", 49, 361, Nothing, Always),
+    row("listen", 50, 363, Nothing, Always),
+    row("shmget", 29, 395, Nothing, Always),
+    row("semget", 64, 393, Nothing, Always),
+    row("msgget", 68, 399, Nothing, Always),
+    row("shmctl", 31, 396, Nothing, OneOf(1, REMOVE)),
+    row("semctl", 66, 394, Nothing, OneOf(2, REMOVE)),
+    row("msgctl", 71, 402, Nothing, OneOf(1, REMOVE)),
+    row("mq_open", 240, 277, Nothing, AnyBit(1, WRITES)),
+    row("mq_unlink", 241, 278, Nothing, Always),
+    row("add_key", 248, 286, Nothing, Always),
+    row("request_key", 249, 287, Nothing, Always),
+    row("keyctl", 250, 288, Nothing, Always),
+    row("prctl", 157, 172, Nothing, OneOf(0, PROCESS)),
+    row("setsid", 112, 66, Nothing, Always),
+    row("bpf", 321, 357, Nothing, Always),
+];
+
+/// Calls that are no points, but without which points are missing: when, and what to say of each.
+pub(super) const HIDES: &[(u32, u32, When, &str)] = &[
+    (101, 26, Always, "it calls ptrace itself, which fails while it is traced"),
+    (425, 425, Always, "it uses io_uring: what it does through it has no points"),
+    // SECCOMP_FILTER_FLAG_NEW_LISTENER.
+    (317, 354, AnyBit(1, 8), "it watches calls of others itself (seccomp user notification): these have no points"),
+];
+
+/// The row of a call, by convention and number.
+pub(super) fn rows(arch: u32, number: u64) -> impl Iterator<Item = &'static Row> {
+    let number = native(number);
+    ROWS.iter().filter(move |row| if arch == I386 { row.i386 == Some(number) } else { row.number == number })
+}
+
+/// What a call hides, if it does.
+pub(super) fn hides(arch: u32, number: u64, arguments: &[u64; 6]) -> Option<&'static str> {
+    let number = native(number);
+    let is_it = |own: u32, i386: u32| if arch == I386 { i386 == number } else { own == number };
+    let found = HIDES.iter().find(|(own, i386, when, _)| is_it(*own, *i386) && when.holds(arguments));
+    found.map(|(.., what)| *what)
+}
+
+impl When {
+    /// Whether it is so with these arguments, of which the filter tests the low halves.
+    pub(super) fn holds(self, arguments: &[u64; 6]) -> bool {
+        #[allow(clippy::cast_possible_truncation, reason = "the upper half is not tested")]
+        let low = |at: usize| arguments[at] as u32;
+        match self {
+            When::Always => true,
+            When::AnyBit(at, bits) => low(at) & bits != 0,
+            When::NoBit(at, bits) => low(at) & bits == 0,
+            When::OneOf(at, values) => values.contains(&low(at)),
+        }
+    }
+}
+
+fn native(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX) & !X32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ROWS;
+
+    #[test]
+    fn each_operation_can_be_named_in_a_plan() {
+        let known = leakcheck_plan::OPERATIONS;
+        let unknown: Vec<_> = ROWS.iter().map(|row| row.operation).filter(|one| !known.contains(one)).collect();
+        assert!(unknown.is_empty() && known.contains(&"rmdir") && known.is_sorted(), "{unknown:?}");
+    }
+}

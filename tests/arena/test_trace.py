@@ -1,0 +1,169 @@
+"""A traced command does what it does untraced; its crash points have the same names in every run; kills hit them."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import PATIENCE, wait_until
+
+from injectors.crash import Point, Victim, When, recording, request
+from leakcheck.arena import Arena, Process, Trace
+from leakcheck.errors import ArenaError, TargetError
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+ODD = Path(__file__).parent / "inputs" / "odd.c"
+
+
+class Traced:
+    """Runs commands in an arena, traced; `log` is what the tracer reported of the last one."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.log = -1
+
+    def start(self, argv: list[str], request: Any = None) -> Process:
+        self.log = os.memfd_create("log")
+        trace = Trace(request or recording(0, []), self.log)
+        return self.arena.popen(argv, trace=trace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def run(self, argv: list[str], request: Any = None) -> int:
+        with self.start(argv, request) as process:
+            return process.wait(PATIENCE)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in os.pread(self.log, 1 << 24, 0).splitlines()]
+
+    @property
+    def points(self) -> list[str]:
+        found = [line for line in self.lines if "operation" in line]
+        return [str(Point("launch", one["role"], one["operation"], one["class"], one["ordinal"])) for one in found]
+
+
+@pytest.fixture
+def traced() -> Generator[Traced, None, None]:
+    with Arena() as arena:
+        yield Traced(arena)
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    program = tmp_path_factory.mktemp("odd") / "odd"
+    subprocess.run(["cc", "-O1", "-pthread", "-o", program, ODD], check=True)
+    return program
+
+
+ODDITIES = {
+    "int80": ["0/mkdir(/tmp/by-int-eighty)#1"],
+    "vfork": ["0/clone#1", "0.1/execve(/bin/mkdir)#1", "0.1/mkdir(/tmp/by-vfork)#1"],
+    "untraced": ["0/clone#1", "0.1/mkdir(/tmp/by-untraced)#1"],
+    "clone3": ["0/clone#1", "0.1/mkdir(/tmp/by-clone-three)#1"],
+    "thread-exec": ["0/execve(/bin/mkdir)#1", "0/mkdir(/tmp/by-thread)#1"],
+    "group-stop": ["0/clone#1", "0.1/mkdir(/tmp/by-continued)#1"],
+    "page-end": ["0/mkdir(/tmp/across-pages)#1", "0/mkdir(/tmp/by-page-end)#1"],
+    "filtered": ["0/mkdir(/tmp/by-filtered)#1"],
+    "signals": ["0.200/kill(SIGUSR1)#1", "0/mkdir(/tmp/by-signals)#1"],
+}
+
+
+@pytest.mark.parametrize("how", ODDITIES)
+def test_calls_that_are_hard_to_trace_are_points_and_do_what_they_do_untraced(how: str, odd: Path) -> None:
+    with Arena(binds=[(odd.parent, "/mnt", True)]) as arena:
+        traced = Traced(arena)
+        assert traced.run(["/mnt/odd", how]) == 0, traced.lines
+        assert set(ODDITIES[how]) <= set(traced.points)
+
+
+def test_a_program_that_traces_itself_is_reported(odd: Path) -> None:
+    with Arena(binds=[(odd.parent, "/mnt", True)]) as arena:
+        traced = Traced(arena)
+        traced.run(["/mnt/odd", "traces"])
+        assert any("calls ptrace itself" in line.get("note", "") for line in traced.lines)
+
+
+SCRIPT = "mkdir /tmp/leak-abc; (mkdir /tmp/below; rmdir /tmp/below) & wait; rmdir /tmp/leak-abc"
+
+
+def test_two_runs_have_the_same_points_in_the_same_order(traced: Traced) -> None:
+    assert traced.run(["/bin/sh", "-c", SCRIPT]) == 0
+    first = traced.points
+    assert traced.run(["/bin/sh", "-c", SCRIPT]) == 0
+    assert first == traced.points
+    assert "0.1/mkdir(/tmp/leak-abc)#1" in first
+    assert "0.2.1/mkdir(/tmp/below)#1" in first
+
+
+@pytest.mark.parametrize("quiesced", [False, True])
+@pytest.mark.parametrize(("when", "made"), [("before", False), ("after", True)])
+def test_a_kill_before_or_after_a_call_finds_it_not_done_or_done(
+    traced: Traced, when: When, made: bool, quiesced: bool
+) -> None:
+    point = Point("launch", "0.1", "mkdir", "/tmp/leak-abc", 1)
+    plan = request(0, [], point, when, "helper", quiesced=quiesced)
+    traced.run(["/bin/sh", "-c", "mkdir /tmp/leak-abc; true"], plan)
+    assert [line["fired"] for line in traced.lines if "fired" in line] == ["setup"]
+    assert (traced.arena.run(["/bin/sh", "-c", "test -d /tmp/leak-abc"]) == 0) is made
+
+
+# Exit code of the command, whether the call of the process at the point happened, whether the payload lives.
+VICTIMS: dict[Victim, tuple[int, bool, bool]] = {
+    "supervisor": (-9, True, True),
+    "helper": (0, False, True),
+    "all": (-9, False, True),
+    "freeze": (-9, False, False),
+}
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_each_victim_is_killed_and_the_others_run_on(traced: Traced, victim: Victim) -> None:
+    code, done, lives = VICTIMS[victim]
+    payload = ["sleep", "612"]
+    point = Point("launch", "0.2", "mkdir", "/tmp/at", 1)
+    plan = request(0, payload, point, "before", victim, quiesced=True)
+    assert traced.run(["/bin/sh", "-c", "sleep 612 & mkdir /tmp/at; exit 0"], plan) == code
+    if done:
+        wait_until("the directory", lambda: traced.arena.run(["/bin/sh", "-c", "test -d /tmp/at"]) == 0)
+    else:
+        assert traced.arena.run(["/bin/sh", "-c", "test -d /tmp/at"]) == 1
+    assert bool(traced.arena.pids()) is lives
+
+
+def test_nothing_outlives_the_arena_and_no_survivor_is_stopped(traced: Traced) -> None:
+    point = Point("launch", "0", "clone", "", 2)
+    plan = request(0, [], point, "after", "supervisor", quiesced=True)
+    script = "sleep 611 & (while :; do : > /tmp/alive; rm /tmp/alive; done) & wait"
+    assert traced.run(["/bin/sh", "-c", script], plan) == -9
+    alive = ["/bin/sh", "-c", "while [ ! -e /tmp/alive ]; do :; done; while [ -e /tmp/alive ]; do :; done"]
+    assert traced.arena.run(alive, timeout=PATIENCE) == 0, "a survivor is stopped"
+    pids = traced.arena.pids()
+    assert pids
+    traced.arena.down()
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_a_payload_runs_without_stops_unless_the_sandbox_has_a_filter(traced: Traced) -> None:
+    payload = ["/bin/sh", "-c", ": > /tmp/written; exec true"]
+    assert traced.run(["/bin/sh", "-c", '"$@"; exit 0', "sh", *payload], recording(0, payload)) == 0
+    assert any("payload" in line for line in traced.lines)
+    assert not any("/tmp/written" in point for point in traced.points)
+
+
+def test_a_command_that_does_not_exist_is_reported_as_without_a_tracer(traced: Traced) -> None:
+    with pytest.raises(TargetError, match="start /no/such: no such file"):
+        traced.run(["/no/such"])
+    assert traced.run(["/bin/true"]) == 0
+
+
+def test_a_request_that_is_not_one_is_refused_and_the_arena_stays(traced: Traced) -> None:
+    for wrong in ({"root": 0}, {"root": 0, "payload": [], "cpu": 99999, "fault": None}):
+        with pytest.raises((TargetError, ArenaError)):
+            traced.run(["/bin/true"], wrong)
+    assert traced.run(["/bin/true"]) == 0

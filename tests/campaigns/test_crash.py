@@ -1,0 +1,140 @@
+"""`leakcheck crash` visits every crash point, and finds the instants at which a target is known to leave something."""
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import LEAKCHECK, target
+
+from injectors import parse
+from leakcheck.campaigns import Crash, CrashOptions, Result
+from leakcheck.campaigns import run as run_campaign
+from leakcheck.errors import TargetError, UsageError
+from leakcheck.targets import Target, load
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+SETTLE = 0.1
+MAKES = ': > /var/lib/crash-made; "$@"; code=$?; rm /var/lib/crash-made; exit $code'
+# Without timeout(1), which leaves the process group of the supervisor: the recovery ends that group.
+NOTES = 'echo $$ > /var/lib/crash-state; shift 2; mkdir /var/lib/crash-made; "$@"; code=$?; rmdir /var/lib/crash-made; '
+NOTES += "rm /var/lib/crash-state; exit $code"
+ENDS = 'read pid < /var/lib/crash-state && [ "$pid" -gt 1 ] && kill -9 "-$pid"; '
+
+
+def run(made: Target, plan: str = "", **options: Any) -> Result:
+    if plan:
+        options |= {"plan": parse(plan), "iterations": options.get("iterations", 1)}
+    return run_campaign(Crash(), made, CrashOptions(settle=SETTLE, **options))
+
+
+def plans(result: Result, outcome: str) -> set[str]:
+    found = [one for finding in result.findings for one in finding.endings if one.outcome == outcome]
+    return {one.plan.removesuffix(":SIGKILL") for one in found}
+
+
+def test_the_instants_between_making_and_removing_leak_and_no_others(tmp_path: Path) -> None:
+    result = run(target(tmp_path, MAKES), schedule="immediate")
+    assert result.verdict == "leaked"
+    leaking = plans(result, "leaked") | plans(result, "wedged")
+    made = "launch:0/open(/var/lib/crash-made)#1"
+    assert {f"{made}:after", "launch:0/clone#1:before"} <= leaking
+    assert f"{made}:before" not in leaking
+    # The supervisor alone is killed: the process that removes the file does so all the same.
+    assert not any("unlink" in plan for plan in leaking)
+    assert "launch:0/exit#1:before" not in leaking
+    assert result.points["hit"] == result.points["seen"]
+    assert not result.points["not_reached"]
+    assert {"setup", "execution", "cleanup", "verdict"} <= result.endings.keys()
+
+
+def test_a_finding_is_replayed_by_its_line(tmp_path: Path) -> None:
+    made = target(tmp_path, MAKES)
+    result = run(made, schedule="quiesced", phase="execution")
+    (finding,) = result.findings
+    assert finding.endings[0].trials == finding.endings[0].tried == 3, "it was tried twice more"
+    words = re.findall(r"'[^']*'|\S+", finding.replay)[1:]
+    done = subprocess.run([*LEAKCHECK, *(word.strip("'") for word in words)], check=False, stderr=subprocess.DEVNULL)
+    assert done.returncode == 1
+
+
+def test_a_recovery_that_removes_it_all_is_itself_killed_at_each_of_its_points(tmp_path: Path) -> None:
+    made = target(tmp_path, NOTES, recover=f"{ENDS} rm -rf /var/lib/crash-made; rm -f /var/lib/crash-state")
+    result = run(made, schedule="immediate", phase="recovery")
+    assert result.verdict == "clean", result.findings
+    assert not result.points["not_reached"]
+    assert result.trials >= 6
+
+
+def test_a_recovery_that_forgets_what_it_has_to_do_before_it_does_it_is_silent(tmp_path: Path) -> None:
+    recover = f"[ -e /var/lib/crash-state ] || exit 0; {ENDS} rm /var/lib/crash-state; rm -rf /var/lib/crash-made"
+    result = run(target(tmp_path, NOTES, recover=recover), phase="recovery", schedule="immediate")
+    assert "silent" in {finding.outcome for finding in result.findings}
+    assert all(one.plan.startswith("recover:") for finding in result.findings for one in finding.endings)
+
+
+def test_preparation_is_killed_too(tmp_path: Path) -> None:
+    prepare = "mkdir /var/lib/crash-prepared; rmdir /var/lib/crash-prepared"
+    made = target(tmp_path, 'exec "$@"', prepare=prepare)
+    result = run(made, "prepare:0.1/mkdir(/var/lib/crash-prepared)#1:after:SIGKILL")
+    assert result.verdict == "leaked"
+    assert "/var/lib/crash-prepared" in str(result.findings[0].leaks)
+
+
+def test_a_helper_that_is_killed_before_the_payload_ran_must_not_be_reported_as_ok(tmp_path: Path) -> None:
+    # It ignores how its helper ended.
+    made = target(tmp_path, 'mkdir /var/tmp/x && "$@"; exit 0', more="# lies")
+    result = run(made, "launch:0.1/mkdir(/var/tmp/x)#1:before:SIGKILL,helper")
+    assert "false-status" in result.outcomes
+
+
+def test_a_point_that_does_not_exist_is_not_reached_and_no_pass(tmp_path: Path) -> None:
+    result = run(target(tmp_path, MAKES), "launch:0/mkdir(/nowhere)#1:before:SIGKILL")
+    assert result.outcomes == {"not-reached": 1}
+    assert result.verdict == "unknown"
+
+
+def test_shards_visit_every_point_once(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"')
+    whole = run(made, schedule="immediate")
+    parts = [run(made, schedule="immediate", shard=f"{number}/2") for number in (1, 2)]
+    assert sum(part.trials for part in parts) == whole.trials
+
+
+def test_a_target_that_traces_cannot_be_traced_and_the_error_says_what_to_do(tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("no strace")
+    made = target(tmp_path, 'strace -o /dev/null true; exec "$@"')
+    with pytest.raises(TargetError, match=r"cannot be traced: .*ptrace.*leakcheck leaks --target made"):
+        run(made)
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"host": True}, "--host: crash points exist in arenas only"),
+        ({"phase": "middle"}, "--phase 'middle': one of setup"),
+        ({"shard": "3/2"}, "--shard '3/2': give I/N"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], wrong: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=re.escape(wrong)):
+        run(target(tmp_path, MAKES), **options)
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="no bwrap")
+def test_bwrap_leaks_before_its_inner_process_has_armed_the_parent_death_signal() -> None:
+    bwrap = load("bwrap")
+    for at, verdict in (("0/prctl(pdeathsig)#1:before", "leaked"), ("0.1/mount(/)#1:before", "clean")):
+        result = run(bwrap, f"launch:{at}:SIGKILL,quiesced", iterations=3)
+        assert result.verdict == verdict, result.findings
+
+
+def test_refbox_leaves_nothing_at_a_share_of_its_points_and_of_its_recovery() -> None:
+    for schedule in ("immediate", "quiesced"):
+        result = run(load("refbox"), schedule=schedule, shard="2/6")
+        assert result.verdict == "clean", result.findings
