@@ -329,8 +329,7 @@ class Arena:
                 with contextlib.suppress(OSError):
                     if _is_frozen(Path(path)):
                         frozen |= _members(path)
-        pids = self.pids()
-        return bool(pids) and pids <= frozen
+        return bool(frozen) and self.pids() <= frozen
 
     def _check_up(self, what: str, *, was: bool = False) -> None:
         if self._warden is None and not (was and self._kept):
