@@ -100,8 +100,13 @@ class Run:
     def end(self) -> Report:
         """Settle and judge; blocks, without the GIL, until the residue is gone or the settle time is over."""
         self._restore()
-        gc.collect()
-        return Report.from_json(self._native.end())
+        # The run's garbage is young, unless the run was long. A large program takes long to collect in full.
+        gc.collect(1)
+        report = self._native.end_at_once()
+        if report is None:
+            gc.collect()
+            report = self._native.end()
+        return Report.from_json(report)
 
     async def end_async(self) -> Report:
         """Like `end`, but an asyncio loop keeps running: asyncio closes many things in a later iteration."""

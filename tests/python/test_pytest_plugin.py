@@ -249,6 +249,32 @@ def test_pytests_own_descriptors_and_files_are_not_flagged(pytester: pytest.Pyte
         run(pytester, "--leakcheck=fd,process,file", *extra).assert_outcomes(passed=2)
 
 
+def test_a_file_in_tmp_path_and_garbage_of_the_test_take_no_time_to_settle(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import gc, socket
+        class Cycle:
+            def __init__(self):
+                self.itself, self.socket = self, socket.socket()
+        def test_file(leakcheck, tmp_path, request):
+            (tmp_path / "file").write_text("kept for three sessions")
+            request.session.checks = [leakcheck]
+        def test_young_garbage(leakcheck, request):
+            Cycle()
+            request.session.checks.append(leakcheck)
+        def test_old_garbage(leakcheck):
+            cycle = Cycle()
+            gc.collect()
+            del cycle
+        def test_reports(request):
+            for check in request.session.checks:
+                assert (check.report.verdict, check.report.settle.looks) == ("clean", 1)
+        """
+    )
+    result = run(pytester, "-o", "leakcheck_kinds=fd file", "-o", "leakcheck_settle=5")
+    result.assert_outcomes(passed=4)
+
+
 def test_a_process_that_a_test_leaves_is_named(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

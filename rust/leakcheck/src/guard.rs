@@ -31,7 +31,7 @@ use crate::judge::attribute::{Attribution, Attributor};
 use crate::judge::class::Class;
 use crate::judge::diff;
 use crate::judge::report::{Command, Report, Settling, Transient, Vanished};
-use crate::judge::settle::{Settled, settle};
+use crate::judge::settle::{Policy, Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::observe::proc_root::ProcRoot;
@@ -81,6 +81,8 @@ impl Guard {
         }
         let kinds = with_helpers(asked);
         options.observe.kinds = Some(kinds);
+        // All lookups besides the looks go through one procfs.
+        let _proc = ProcRoot::renew()?;
         let mut files: Vec<PathBuf> = Vec::new();
         let host = options.observe.scope == Scope::Host && options.observe.arena.is_none();
         if host {
@@ -153,11 +155,25 @@ impl Guard {
     /// What [`observe::snapshot`] raises. A failed check is never a pass.
     pub fn end(&mut self, command: Option<Command>) -> Result<Report> {
         let run_ms = ms(self.began.elapsed());
-        let mut report = self.judge()?;
+        let report = self.judge(&self.options.policy)?.0;
+        Ok(self.ended(report, run_ms, command))
+    }
+
+    /// Ends the run if one look finds nothing to wait for. None: call [`Guard::end`], which settles.
+    ///
+    /// # Errors
+    /// As [`Guard::end`].
+    pub fn end_at_once(&mut self) -> Result<Option<Report>> {
+        let run_ms = ms(self.began.elapsed());
+        let (report, is_quiet) = self.judge(&Policy::new(Duration::ZERO))?;
+        Ok(is_quiet.then(|| self.ended(report, run_ms, None)))
+    }
+
+    fn ended(&mut self, mut report: Report, run_ms: f64, command: Option<Command>) -> Report {
         report.command = command;
         report.timing_ms.insert("run".to_owned(), run_ms);
         self.report = Some(report.clone());
-        Ok(report)
+        report
     }
 
     /// Looks again after the target's own recovery. What the recovery removed gets the class *reclaimable* and no
@@ -167,7 +183,7 @@ impl Guard {
     /// As [`Guard::end`].
     pub fn recovered(&mut self) -> Result<Report> {
         let Some(mut report) = self.report.take() else { return self.end(None) };
-        let mut after = self.judge()?;
+        let mut after = self.judge(&self.options.policy)?.0;
         let left: HashSet<&str> = after.leaks.iter().map(|l| l.key.as_str()).collect();
         for leak in report.leaks.iter_mut().filter(|l| !left.contains(l.key.as_str())) {
             leak.class = Class::Reclaimable;
@@ -184,12 +200,14 @@ impl Guard {
         Ok(report)
     }
 
-    fn judge(&self) -> Result<Report> {
+    /// The report, and whether a longer policy would have given the same.
+    fn judge(&self, policy: &Policy) -> Result<(Report, bool)> {
         let arena = self.options.observe.arena.as_deref();
         let live = Live { watch: self.watch.as_ref(), tree: self.tree.as_ref(), token: Some(&self.token), arena };
-        let mut report = judge(&self.baseline, &self.baseline, &self.options, self.asked, &live, &self.reach)?;
+        let run = Run { baseline: &self.baseline, options: &self.options, asked: self.asked, live: &live };
+        let (mut report, is_quiet) = judge(run, &self.baseline, policy, &self.reach)?;
         report.baseline_ns = self.baseline_ns;
-        Ok(report)
+        Ok((report, is_quiet))
     }
 }
 
@@ -230,7 +248,8 @@ pub fn verify_none(baseline: &Snapshot, first: &Snapshot, options: &Options) -> 
     let asked = options.observe.effective_kinds()?.and(baseline.kinds);
     let arena = options.observe.arena.as_deref();
     let live = Live { watch: None, tree: None, token: None, arena };
-    judge(baseline, first, options, asked, &live, &Reach::default())
+    let run = Run { baseline, options, asked, live: &live };
+    Ok(judge(run, first, &options.policy, &Reach::default())?.0)
 }
 
 /// The coverage of a guard with `look` as its baseline and a run that leaves nothing.
@@ -282,16 +301,10 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules, arena: Option
     Ok(report)
 }
 
-fn judge(
-    baseline: &Snapshot,
-    first: &Snapshot,
-    options: &Options,
-    asked: KindSet,
-    live: &Live<'_>,
-    reach: &Reach,
-) -> Result<Report> {
+fn judge(run: Run<'_>, first: &Snapshot, policy: &Policy, reach: &Reach) -> Result<(Report, bool)> {
+    let Run { baseline, options, asked, live } = run;
     let mut world = LiveWorld {
-        run: Run { baseline, options, asked, live },
+        run,
         reach,
         began: Instant::now(),
         last: None,
@@ -301,7 +314,7 @@ fn judge(
     };
     // All lookups besides the looks go through one procfs.
     let _proc = ProcRoot::renew()?;
-    let mut settled = settle(&options.policy, &mut world)?;
+    let mut settled = settle(policy, &mut world)?;
     let Some(last) = world.last.take() else {
         return Err(crate::error::Error::usage("settling took no snapshot"));
     };
@@ -333,7 +346,7 @@ fn judge(
     report.timing_ms.insert("baseline".to_owned(), baseline.took_ns as f64 / 1e6);
     report.timing_ms.insert("settle".to_owned(), ms(settled.took));
     report.timing_ms.insert("looking".to_owned(), world.looks_ms);
-    let Settled { residue, transient, looks, took, extended, lives: _ } = settled;
+    let Settled { residue, transient, looks, took, extended, lives: _, is_quiet } = settled;
     report.settle = Settling { looks, ms: ms(took), extended };
     // What disappeared before it could be attributed says nothing about the run.
     let (attributed, unattributed): (Vec<_>, Vec<_>) =
@@ -350,7 +363,7 @@ fn judge(
     let found = replacing(residue.into_values().collect(), first, &last.observation);
     finish(&mut report, found, &options.rules, options.attributed_only);
     gauges(baseline, &last.observation, &mut report);
-    Ok(report)
+    Ok((report, is_quiet))
 }
 
 /// After a tree's first process has exited, its descendants can be followed only if every event is seen, and its mounts

@@ -54,6 +54,10 @@ impl World<&'static str> for Script {
     fn pressure(&self) -> u32 {
         self.pressure
     }
+
+    fn is_allowed(&self, residue: &&'static str) -> bool {
+        residue.starts_with("allowed")
+    }
 }
 
 const MS: Duration = Duration::from_millis(1);
@@ -72,6 +76,20 @@ fn nothing_left_takes_one_look_and_no_wait() {
     let settled = run(&mut world);
     assert_eq!((settled.looks, settled.took, world.pauses.len()), (1, Duration::ZERO, 0));
     assert!(!settled.extended && settled.residue.is_empty() && settled.transient.is_empty());
+}
+
+#[test]
+fn what_a_rule_allows_is_not_waited_for_unless_something_else_is() {
+    let mut only_allowed = world(&[(&["allowed"], false, false)]);
+    let settled = run(&mut only_allowed);
+    assert_eq!((left(&settled), settled.looks, settled.is_quiet), (vec!["allowed"], 1, true));
+    let settled = run(&mut world(&[(&["allowed", "a"], false, false), (&["allowed"], false, false)]));
+    assert_eq!((left(&settled), settled.looks, settled.is_quiet), (vec!["allowed"], 2, true));
+    // Its process may leave more.
+    let settled = run(&mut world(&[(&["allowed"], true, false), (&["allowed", "a"], true, false)]));
+    assert!(left(&settled) == ["a", "allowed"] && !settled.is_quiet, "{settled:?}");
+    let at_once = settle(&Policy::new(Duration::ZERO), &mut world(&[(&["a"], false, false)])).unwrap();
+    assert!(at_once.looks == 1 && !at_once.is_quiet, "{at_once:?}");
 }
 
 #[test]

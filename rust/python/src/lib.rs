@@ -220,6 +220,10 @@ impl Guard {
         json(&self.with(py, |run| run.end(command))?)
     }
 
+    fn end_at_once(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        self.with(py, guard::Guard::end_at_once)?.as_ref().map(json).transpose()
+    }
+
     fn recovered(&self, py: Python<'_>) -> PyResult<String> {
         json(&self.with(py, guard::Guard::recovered)?)
     }

@@ -15,6 +15,7 @@ use crate::token::TOKEN_NAME;
 use crate::watch::Watch;
 
 /// What all looks after one run share.
+#[derive(Clone, Copy)]
 pub(super) struct Run<'a> {
     pub(super) baseline: &'a Snapshot,
     pub(super) options: &'a Options,

@@ -22,11 +22,11 @@ use crate::text::Text;
 /// Sorts findings into leaks and allowed residue, and sets the verdict.
 pub(super) fn finish(report: &mut Report, found: Vec<Remnant>, rules: &Rules, attributed_only: bool) {
     let mut used = BTreeSet::new();
-    for Remnant { key, resource, by, class, label, facts } in found {
+    for remnant in found {
+        let explained = remnant.explained_by(rules);
+        let Remnant { key, resource, by, class, label, facts } = remnant;
         let kind = resource.kind();
-        let fields = facts.get("resource").cloned().unwrap_or(Value::Null);
-        let detail = |name: &str| facts.get(name).or_else(|| fields.get(name)).and_then(|value| plain(name, value));
-        if let Some(n) = rules.explains(kind, detail) {
+        if let Some(n) = explained {
             used.insert(n);
             report.allowed.push(Allowed { kind, label, key, reason: rules.rules[n].reason.clone() });
             continue;
@@ -98,6 +98,13 @@ impl Remnant {
         let class = classify(&resource, observation, parent, |ns| attributor.fresh_ns(ns), populated);
         let evidence = detail::evidence(&resource, observation, arena);
         Remnant { key: resource.key(), resource, by, class, label: evidence.label, facts: evidence.facts }
+    }
+
+    /// The number of the rule that explains it.
+    pub(super) fn explained_by(&self, rules: &Rules) -> Option<usize> {
+        let field = |name: &str| self.facts.get("resource").and_then(|fields| fields.get(name));
+        let detail = |name: &str| self.facts.get(name).or_else(|| field(name)).and_then(|value| plain(name, value));
+        rules.explains(self.resource.kind(), detail)
     }
 }
 

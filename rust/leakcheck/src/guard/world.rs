@@ -131,4 +131,8 @@ impl World<Remnant> for LiveWorld<'_> {
     fn pressure(&self) -> u32 {
         observe::pressure()
     }
+
+    fn is_allowed(&self, residue: &Remnant) -> bool {
+        residue.explained_by(&self.run.options.rules).is_some()
+    }
 }

@@ -65,6 +65,8 @@ pub trait World<T> {
     fn elapsed(&self) -> Duration;
     /// How much longer to wait on a busy machine: 1 when idle.
     fn pressure(&self) -> u32;
+    /// Whether an allow rule explains it: nothing is gained by waiting for it.
+    fn is_allowed(&self, residue: &T) -> bool;
 }
 
 /// The result of settling.
@@ -82,9 +84,11 @@ pub struct Settled<T> {
     pub extended: bool,
     /// Whether a process of the run lived at the last look, even one that no other look saw.
     pub lives: bool,
+    /// Whether nothing was left to wait for: a longer policy would have given the same.
+    pub is_quiet: bool,
 }
 
-/// Looks until nothing remains, or until what remains stays.
+/// Looks until nothing remains that no rule allows, or until what remains stays.
 ///
 /// # Errors
 /// The errors of a look: a failed check is never a pass.
@@ -97,13 +101,14 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
         took: world.elapsed(),
         extended: false,
         lives: first.run_lives,
+        is_quiet: false,
     };
     let (mut lives, mut running) = (first.run_lives, first.running);
     let at_least = policy.at_least.saturating_mul(world.pressure().max(1));
     let mut pause = policy.first_pause;
     let mut young = false;
     // A survivor that is not residue itself, because processes were not requested, may still leave some.
-    while !out.residue.is_empty() || lives {
+    while lives || out.residue.values().any(|r| !world.is_allowed(r)) {
         // If one look takes longer than every bound, as on an overloaded machine, the number of looks still counts: a
         // single look cannot distinguish a leak from something temporary.
         let looked = out.looks >= policy.looks;
@@ -134,5 +139,6 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
         (lives, running) = (observation.run_lives, observation.running);
     }
     out.lives = lives;
+    out.is_quiet = !lives && out.residue.values().all(|r| world.is_allowed(r));
     Ok(out)
 }
