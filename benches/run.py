@@ -27,6 +27,7 @@ import peers
 import psutil
 import soak
 import stress
+import suite
 from measure import Row, interleaved, middle, timed
 
 from leakcheck import _native
@@ -293,6 +294,7 @@ def main() -> int:
     rows += cgroup_scope(options.rounds * 20, first=options.realtime)
     rows += quiet_machine(options.rounds)
     rows += start_up(options.rounds)
+    rows += suite.rows(max(1, options.rounds // 5))
     rows += arenas.rows(options.rounds * 4, options.rounds * 6)
     rows += stress.rows(options.rounds * 3, options.rounds * 100)
     rows.append(endurance(options.snapshots))

@@ -82,12 +82,20 @@ class Run:
     """One guarded run inside this process: the baseline is taken at construction.
 
     The options are those of the native guard. Processes started during the run inherit the run token in the
-    environment, which attributes them to the run.
+    environment, which attributes them to the run. Without `collect_old`, the caller reports with `forget` what a
+    collection of old garbage closes during the run.
     """
 
-    def __init__(self, *, attributed_only: bool = False, arena: InArena | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        attributed_only: bool = False,
+        arena: InArena | None = None,
+        collect_old: bool = True,
+        **options: Any,
+    ) -> None:
         # Collect garbage of earlier code now: a collection during the run would close it as if the run had done so.
-        gc.collect()
+        gc.collect(2 if collect_old else 1)
         existing_roots(options.get("roots"))
         # Any other process of the machine may create a key.
         attributed_only = attributed_only or arena is not None
@@ -124,6 +132,10 @@ class Run:
     def allow(self, text: str) -> None:
         """Add the rules of an allow file's `text` before the end."""
         self._native.allow(text)
+
+    def forget(self, descriptors: Sequence[int]) -> None:
+        """Take these numbers, which were closed during the run, out of the baseline; call it before the end."""
+        self._native.forget(descriptors)
 
     def abandon(self) -> None:
         """Give up without a verdict."""

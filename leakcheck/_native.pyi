@@ -10,6 +10,7 @@ __all__ = [
     "OPERATIONS",
     "ArenaView",
     "Guard",
+    "Remembered",
     "Snapshot",
     "__version__",
     "check_allow",
@@ -83,6 +84,12 @@ class ArenaView:
     ) -> Self: ...
 
 @final
+class Remembered:
+    """What looks remember of each other: directories that did not change are not listed again."""
+
+    def __new__(cls) -> Self: ...
+
+@final
 class Guard:
     """A run: baseline and event sources at construction, settle and verdict at the end."""
 
@@ -97,12 +104,14 @@ class Guard:
         settle_ms: int = 500,
         include_self: bool = False,
         attributed_only: bool = False,
+        remembered: Remembered | None = None,
         arena: ArenaView | None = None,
     ) -> Self: ...
     @property
     def token(self) -> tuple[str, str]: ...
     def allow(self, text: str) -> None: ...
     def end(self, argv: Sequence[str] | None = None, exit: int | None = None) -> str: ...
+    def forget(self, descriptors: Sequence[int]) -> None: ...
     def end_at_once(self) -> str | None: ...
     def recovered(self) -> str: ...
     def abandon(self) -> None: ...
@@ -115,6 +124,7 @@ def snapshot(
     lock_files: Sequence[str] = ...,
     threads: int = 0,
     include_self: bool = False,
+    remembered: Remembered | None = None,
     arena: ArenaView | None = None,
 ) -> Snapshot: ...
 def diff(before: Snapshot, after: Snapshot, *, allow: str | None = None) -> str: ...

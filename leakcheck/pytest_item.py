@@ -4,7 +4,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -14,6 +14,7 @@ from leakcheck import _native
 from leakcheck._guard import Run, milliseconds
 from leakcheck.allow import AllowRule, read_allow_file
 from leakcheck.errors import NativeError, UsageError
+from leakcheck.pytest_garbage import Garbage
 from leakcheck.pytest_origins import Origins
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
 from leakcheck.pytest_rules import OF_TOOLS, compiled, kept_for_life, of_session
@@ -34,6 +35,8 @@ class Settings:
     unknown_fails: bool
     attributed_only: bool
     own_reasons: frozenset[str]
+    remembered: _native.Remembered = field(default_factory=_native.Remembered)
+    """What the looks of the session share."""
 
     @classmethod
     def of(cls, config: pytest.Config) -> "Settings":
@@ -78,6 +81,7 @@ class ItemGuard:
         self.failed = False
         self._run: Run | None = None
         self._origins = Origins()
+        self._garbage = Garbage()
         self._excused: set[str] = set()
         self._excusing = False
         self._over = False
@@ -87,11 +91,14 @@ class ItemGuard:
         if self._run is not None or self._over:
             return
         with self._giving_up("no baseline"):
+            self._garbage.begin()
             self._run = Run(
+                collect_old=False,
                 kinds=self.settings.kinds,
                 allow="\n".join([self.settings.allow, *(rule.to_toml() for rule in self.rules)]),
                 settle_ms=self.settings.settle_ms,
                 attributed_only=self.settings.attributed_only,
+                remembered=self.settings.remembered,
             )
             self._origins.begin()
 
@@ -111,7 +118,8 @@ class ItemGuard:
             return
         # Not two snapshots: a comparison attributes what a baseline process opens later to others.
         with self._giving_up("no baseline of a fixture"):
-            fixture = _native.Guard(kinds=self.settings.kinds, settle_ms=0, include_self=True)
+            shared = self.settings.remembered
+            fixture = _native.Guard(kinds=self.settings.kinds, settle_ms=0, include_self=True, remembered=shared)
         if self._over:
             yield
             return
@@ -141,6 +149,7 @@ class ItemGuard:
             return
         with self._giving_up("the check itself failed"):
             run.allow("\n".join(rule.to_toml() for rule in (*kept_for_life(), *compiled(self.item.config))))
+            run.forget(self._garbage.end())
             self._origins.end()
             report = self._origins.tell(run.end(), str(self.item.config.rootpath))
             unused = [rule for rule in report.unused_rules if rule.reason not in self.settings.own_reasons]
@@ -152,6 +161,7 @@ class ItemGuard:
     def abandon(self) -> None:
         """Give up without a verdict; harmless when finished."""
         self._origins.end()
+        self._garbage.end()
         run, self._run = self._run, None
         self._over = True
         if run is not None:

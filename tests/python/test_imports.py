@@ -25,6 +25,7 @@ LAYERS = [
         "leakcheck._guard",
         "leakcheck.deliver",
         "leakcheck.answers",
+        "leakcheck.pytest_garbage",
         "leakcheck.pytest_origins",
         "leakcheck.pytest_rules",
     ),

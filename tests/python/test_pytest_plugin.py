@@ -275,6 +275,31 @@ def test_a_file_in_tmp_path_and_garbage_of_the_test_take_no_time_to_settle(pytes
     result.assert_outcomes(passed=4)
 
 
+def test_a_descriptor_with_the_number_and_file_of_one_in_old_garbage_is_a_leak(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import gc
+        class Cycle:
+            def __init__(self):
+                self.itself, self.file = self, open("/etc/passwd")
+        cycle, kept, numbers = Cycle(), [], []
+        gc.collect()
+        def test_drops_it():
+            global cycle
+            numbers.append(cycle.file.fileno())
+            del cycle
+        def test_replaces_it():
+            gc.collect()
+            kept.append(open("/etc/passwd"))
+            numbers.append(kept[0].fileno())
+        def test_numbers():
+            assert numbers[0] == numbers[1]
+        """
+    )
+    result = run(pytester, KINDS, "-W", "ignore")
+    result.stdout.fnmatch_lines(["LEAKED *::test_replaces_it", "*2 passed, 1 leaked*"])
+
+
 def test_a_process_that_a_test_leaves_is_named(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """

@@ -37,7 +37,7 @@ use crate::kind::{Kind, KindSet};
 use crate::observe::proc_root::ProcRoot;
 use crate::observe::{self, ObservedArena, detail};
 use crate::parse::nslink::NsType;
-use crate::resource::{NsHolder, Process, Resource};
+use crate::resource::{Fd, NsHolder, Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Level, Snapshot};
 pub use crate::token::TOKEN_NAME;
@@ -127,6 +127,7 @@ impl Guard {
         if let Some(watch) = watch.as_ref().filter(|_| mounts) {
             watch.watch_namespaces(&mount_namespaces(&baseline));
         }
+        options.observe.remembered.begin_run();
         let reach = Reach::of_own_runs(&baseline);
         options.observe.hidden_fds.extend(reach.own_fd());
         let token = random_token();
@@ -142,6 +143,16 @@ impl Guard {
     /// Adds rules for residue that turns out to be acceptable during the run. Call it before [`Guard::end`].
     pub fn allow(&mut self, rules: Rules) {
         self.options.rules.rules.extend(rules.rules);
+    }
+
+    /// Takes descriptors of this process, with the locks on their files, out of the baseline. They were closed during
+    /// the run, so what has these numbers at its end is new. Call it before [`Guard::end`].
+    pub fn forget(&mut self, descriptors: &[u32]) {
+        let (own, baseline) = (std::process::id(), &mut self.baseline);
+        let is_closed = |fd: &Fd| fd.pid == own && descriptors.contains(&fd.fd);
+        let closed: HashSet<_> = baseline.fds.extract_if(.., |fd| is_closed(fd)).map(|fd| (fd.dev, fd.ino)).collect();
+        let is_own = |pid: i64| pid == -1 || pid == i64::from(own);
+        baseline.locks.retain(|lock| !is_own(lock.pid) || !closed.contains(&(lock.dev, lock.ino)));
     }
 
     /// The observation before the run.

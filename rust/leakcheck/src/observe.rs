@@ -14,6 +14,7 @@ mod file;
 mod in_flight;
 mod ipc;
 mod keys;
+mod listings;
 mod lock;
 mod lock_file;
 mod lookup;
@@ -55,6 +56,7 @@ pub(crate) use cgroup::{Hierarchy, hierarchies};
 use context::Context;
 use enter::NsView;
 pub use file::DEFAULT_ROOTS;
+pub use listings::Remembered;
 pub(crate) use lookup::{
     boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, minor_faults, newest_pid, process, uid_of,
 };
@@ -118,7 +120,9 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
         let directly = |f: &crate::resource::File| {
             f.path.as_ref().strip_prefix(b"/dev/shm/").is_some_and(|name| !name.contains(&b'/'))
         };
-        out.files.retain(|f| !(directly(f) && shm.contains(&f.ino)));
+        if out.files.iter().any(|f| directly(f)) {
+            out.files.retain(|f| !(directly(f) && shm.contains(&f.ino)));
+        }
     }
     out.normalise();
     out.beside = Some(out.coverage.clone());
@@ -243,8 +247,8 @@ impl<'a> Untied<'a> {
 /// Appends the files below the roots, or those of the arena.
 fn files(options: &Options, out: &mut Snapshot) {
     let (context, submounts) = (options.context(), options.submounts.as_deref());
-    let walk = match options.arena.as_deref() {
-        None => file::walk(&out.roots, context, submounts),
+    let mut walk = match options.arena.as_deref() {
+        None => file::walk(&out.roots, context, submounts, &options.remembered),
         Some(_) if !out.kinds.contains(Kind::File) => return,
         Some(arena) => {
             let mut walk = file::walk_arena(arena, context, submounts);
@@ -268,7 +272,7 @@ fn files(options: &Options, out: &mut Snapshot) {
             walk
         }
     };
-    out.files.extend(walk.files);
+    out.files.append(&mut walk.files);
     out.submounts.extend(walk.submounts);
     out.gaps.extend(walk.unlisted);
     for gap in walk.gaps {

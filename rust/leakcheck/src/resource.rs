@@ -4,10 +4,12 @@
 //! are never an identity: all of them are reused.
 
 mod any;
+mod files;
 mod records;
 
 pub use any::Resource;
 pub(crate) use any::each_kind;
+pub use files::Files;
 pub use records::{
     Bpf, BpfClass, Cgroup, Fd, File, FileState, Identified, Ipc, IpcClass, Key, Lock, LockFile, LockFileState,
     LoopDevice, Mount, MountId, Namespace, Net, NetClass, NsHolder, Process, Sysctl, device, encode_device,

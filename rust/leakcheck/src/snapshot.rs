@@ -9,8 +9,8 @@ pub use crate::coverage::{Coverage, CoverageMap, Directory, Gap, Level, Unreadab
 use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
 use crate::resource::{
-    Bpf, Cgroup, Fd, File, Identified, Ipc, Key, Lock, LockFile, LoopDevice, Mount, Namespace, Net, Process, Resource,
-    Sysctl, each_kind,
+    Bpf, Cgroup, Fd, File, Files, Identified, Ipc, Key, Lock, LockFile, LoopDevice, Mount, Namespace, Net, Process,
+    Resource, Sysctl, each_kind,
 };
 use crate::scope::Scope;
 use crate::text::Text;
@@ -89,7 +89,7 @@ pub struct Snapshot {
     #[allow(missing_docs)]
     pub lock_files: Vec<LockFile>,
     #[allow(missing_docs)]
-    pub files: Vec<File>,
+    pub files: Files,
     #[allow(missing_docs)]
     pub ipc: Vec<Ipc>,
     #[allow(missing_docs)]
@@ -141,7 +141,7 @@ impl Snapshot {
             unmounted_cgroups: Vec::new(),
             locks: Vec::new(),
             lock_files: Vec::new(),
-            files: Vec::new(),
+            files: Files::default(),
             ipc: Vec::new(),
             namespaces: Vec::new(),
             net: Vec::new(),

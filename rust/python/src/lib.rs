@@ -37,6 +37,7 @@ fn safely<T: Send>(py: Python<'_>, run: impl FnOnce() -> leakcheck::Result<T> + 
     }
 }
 
+#[allow(clippy::too_many_arguments, reason = "the arguments of three Python functions")]
 fn options(
     scope: &str,
     kinds: Option<&str>,
@@ -44,6 +45,7 @@ fn options(
     lock_files: Vec<PathBuf>,
     threads: usize,
     include_self: bool,
+    remembered: Option<&Remembered>,
     arena: Option<&ArenaView>,
 ) -> PyResult<observe::Options> {
     Ok(observe::Options {
@@ -53,6 +55,7 @@ fn options(
         lock_files,
         threads,
         include_self,
+        remembered: remembered.map(|r| r.0.clone()).unwrap_or_default(),
         arena: arena.map(|a| Arc::clone(&a.0)),
         ..observe::Options::default()
     })
@@ -157,6 +160,19 @@ impl Snapshot {
     }
 }
 
+/// What looks remember of each other.
+#[pyclass(frozen, module = "leakcheck._native")]
+#[derive(Default)]
+struct Remembered(observe::Remembered);
+
+#[pymethods]
+impl Remembered {
+    #[new]
+    fn new() -> Self {
+        Self::default()
+    }
+}
+
 /// A run: baseline and event sources at construction, settle and verdict at the end.
 #[pyclass(frozen, module = "leakcheck._native")]
 struct Guard(Mutex<Option<guard::Guard>>);
@@ -178,7 +194,7 @@ impl Guard {
 impl Guard {
     #[new]
     #[pyo3(signature = (*, scope="host", kinds=None, roots=None, lock_files=Vec::new(), allow=None, settle_ms=500,
-        include_self=false, attributed_only=false, arena=None))]
+        include_self=false, attributed_only=false, remembered=None, arena=None))]
     #[allow(clippy::too_many_arguments, reason = "keyword arguments of the Python constructor")]
     fn new(
         py: Python<'_>,
@@ -190,10 +206,11 @@ impl Guard {
         settle_ms: u64,
         include_self: bool,
         attributed_only: bool,
+        remembered: Option<&Remembered>,
         arena: Option<&ArenaView>,
     ) -> PyResult<Self> {
         let options = guard::Options {
-            observe: options(scope, kinds, roots, lock_files, 0, include_self, arena)?,
+            observe: options(scope, kinds, roots, lock_files, 0, include_self, remembered, arena)?,
             rules: rules(allow)?,
             policy: Policy::new(Duration::from_millis(settle_ms)),
             attributed_only,
@@ -220,6 +237,13 @@ impl Guard {
         json(&self.with(py, |run| run.end(command))?)
     }
 
+    fn forget(&self, py: Python<'_>, descriptors: Vec<u32>) -> PyResult<()> {
+        self.with(py, |run| {
+            run.forget(&descriptors);
+            Ok(())
+        })
+    }
+
     fn end_at_once(&self, py: Python<'_>) -> PyResult<Option<String>> {
         self.with(py, guard::Guard::end_at_once)?.as_ref().map(json).transpose()
     }
@@ -235,7 +259,7 @@ impl Guard {
 
 #[pyfunction]
 #[pyo3(signature = (*, scope="host", kinds=None, roots=None, lock_files=Vec::new(), threads=0, include_self=false,
-    arena=None))]
+    remembered=None, arena=None))]
 #[allow(clippy::too_many_arguments, reason = "keyword arguments of the Python function")]
 fn snapshot(
     py: Python<'_>,
@@ -245,9 +269,10 @@ fn snapshot(
     lock_files: Vec<PathBuf>,
     threads: usize,
     include_self: bool,
+    remembered: Option<&Remembered>,
     arena: Option<&ArenaView>,
 ) -> PyResult<Snapshot> {
-    let options = options(scope, kinds, roots, lock_files, threads, include_self, arena)?;
+    let options = options(scope, kinds, roots, lock_files, threads, include_self, remembered, arena)?;
     let look = safely(py, || observe::snapshot(&options))?;
     Ok(Snapshot(look, options.arena))
 }
@@ -320,7 +345,7 @@ fn path_class(py: Python<'_>, path: PathBuf) -> &'static str {
 #[pyfunction]
 #[pyo3(signature = (*, scope="host", kinds=None, roots=None))]
 fn doctor(py: Python<'_>, scope: &str, kinds: Option<&str>, roots: Option<Vec<PathBuf>>) -> PyResult<String> {
-    let options = options(scope, kinds, roots, Vec::new(), 0, false, None)?;
+    let options = options(scope, kinds, roots, Vec::new(), 0, false, None, None)?;
     json(&safely(py, || leakcheck::doctor::doctor(&options))?)
 }
 
@@ -336,8 +361,8 @@ fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<St
 mod _native {
     #[pymodule_export]
     use super::{
-        ArenaView, Guard, Snapshot, check_allow, diff, doctor, harmless, parse_plan, path_class, read_input, reap,
-        settle, snapshot,
+        ArenaView, Guard, Remembered, Snapshot, check_allow, diff, doctor, harmless, parse_plan, path_class,
+        read_input, reap, settle, snapshot,
     };
     use pyo3::prelude::*;
 

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
 
 use crate::coverage::{QUEUES, lower_for_gaps, lower_for_unreadable};
 use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
@@ -29,7 +30,7 @@ impl Reach {
         let rights = if baseline.scope == Scope::Host { Rights::own() } else { None };
         let programs = || {
             use std::os::unix::ffi::OsStrExt;
-            let may_run = |f: &&File| f.class == "file" && f.mapped_by.is_none() && f.mode & 0o111 != 0;
+            let may_run = |f: &&Arc<File>| f.class == "file" && f.mapped_by.is_none() && f.mode & 0o111 != 0;
             baseline.files.iter().filter(may_run).map(|f| std::ffi::OsStr::from_bytes(f.path.as_ref()).into())
         };
         let elevation = rights.as_ref().filter(|r| r.more != 0).map(|r| Elevation::start(programs(), r.more));

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
@@ -63,7 +64,7 @@ pub fn diff(before: &Snapshot, after: &Snapshot) -> Result<Diff> {
         };
     }
     each_kind!(merge);
-    if kinds.contains(Kind::File) {
+    if kinds.contains(Kind::File) && !before.files.is_shared_with(&after.files) {
         let [old, new] = links_alike(&before.files, &after.files);
         merge_sorted(&old, &new, &mut out);
         // Stable: each kind is sorted already.
@@ -127,16 +128,16 @@ pub fn comparable(before: &Snapshot, after: &Snapshot) -> Result<KindSet> {
 /// Both sides' files, with the links of each multiply linked file numbered alike: first the names that both sides have.
 /// Then only a name that one side alone has can appear or vanish, never one that merely sorts after it. If both sides
 /// have names of their own, these were renamed, as many as both sides have.
-fn links_alike<'a>(before: &'a [File], after: &'a [File]) -> [Cow<'a, [File]>; 2] {
+fn links_alike<'a>(before: &'a [Arc<File>], after: &'a [Arc<File>]) -> [Cow<'a, [Arc<File>]>; 2] {
     type Id = (u64, u64, Option<i64>);
     let id = |f: &File| -> Id { (f.dev, f.ino, f.birth) };
     let sides = [before, after];
-    let several: HashSet<Id> = before.iter().chain(after).filter(|f| f.link > 0).map(id).collect();
+    let several: HashSet<Id> = before.iter().chain(after).filter(|f| f.link > 0).map(|f| id(f)).collect();
     if several.is_empty() {
         return sides.map(Cow::Borrowed);
     }
-    let linked = |f: &&File| f.mapped_by.is_none() && several.contains(&id(f));
-    let names = |side: &'a [File]| -> HashSet<(Id, &'a Text)> {
+    let linked = |f: &&Arc<File>| f.mapped_by.is_none() && several.contains(&id(f));
+    let names = |side: &'a [Arc<File>]| -> HashSet<(Id, &'a Text)> {
         side.iter().filter(linked).map(|f| (id(f), &f.path)).collect()
     };
     let (old, new) = (names(before), names(after));
@@ -152,10 +153,10 @@ fn links_alike<'a>(before: &'a [File], after: &'a [File]) -> [Cow<'a, [File]>; 2
             let one_sided = |path| !(old.contains(&(id, path)) && new.contains(&(id, path)));
             places.sort_by_key(|&at| (one_sided(&side[at].path), &side[at].path));
             for (at, number) in places.into_iter().zip(numbers) {
-                numbered[at].link = number;
+                Arc::make_mut(&mut numbered[at]).link = number;
             }
         }
-        numbered.sort_by_key(Identified::id);
+        numbered.sort_by_key(|file| file.id());
         Cow::Owned(numbered)
     })
 }
@@ -164,6 +165,7 @@ fn merge_sorted<T: Identified + Clone + Into<Resource>>(before: &[T], after: &[T
     let (mut a, mut b) = (before.iter().peekable(), after.iter().peekable());
     loop {
         let order = match (a.peek(), b.peek()) {
+            (Some(x), Some(y)) if x.is_shared_with(y) => Ordering::Equal,
             (Some(x), Some(y)) => x.id().cmp(&y.id()),
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,

@@ -17,10 +17,15 @@ use rustix::io::Errno;
 use super::arena::ObservedArena;
 use super::born::Born;
 use super::context::Context;
+use super::listings::{Look, Remembered, Stamp};
+use super::lookup::file_clock_ns;
 use super::mount_table::{Known, Mounts, Nature, number};
 use super::pass::Sample;
+use super::proc_root::read_file;
 use super::reach::{self, Refusal};
-use super::walk::{DEPTH, EMPTY, MOUNT_ROOT, REMOTE, Walk, device_of, is_tmpfs, open_dir, record, stat};
+use super::walk::{
+    DEPTH, EMPTY, MOUNT_ROOT, REMOTE, TMPFS, Walk, device_of, is_tmpfs, open_dir, record, stat, type_of,
+};
 use crate::error::{Doing, Error, in_words};
 use crate::resource::File;
 use crate::snapshot::{Level, Submount};
@@ -41,9 +46,16 @@ pub(super) fn is_tmpfs_of_cgroups() -> bool {
     place.is_ok_and(|place| is_tmpfs(&place.fd))
 }
 
-/// Walks every root. Below them, only the mounts in `known` are entered, or all if it is none.
-pub(super) fn walk(roots: &[PathBuf], context: Context<'_>, known: Option<&[Submount]>) -> Walk {
-    let mut walker = Walker::new(context.mounts(), None, known);
+/// Walks every root. Below them, only the mounts in `known` are entered, or all if it is none. Directories that did not
+/// change since the looks in `remembered` are not listed again.
+pub(super) fn walk(
+    roots: &[PathBuf],
+    context: Context<'_>,
+    known: Option<&[Submount]>,
+    remembered: &Remembered,
+) -> Walk {
+    let table = read_file("/proc/thread-self/mountinfo").unwrap_or_default();
+    let mut walker = Walker::new(context.mounts(), None, known, remembered.look(table));
     for root in roots {
         match walker.open_root(root) {
             Ok(Some((dir, st, path))) => walker.root(&dir, &st, &path),
@@ -58,7 +70,8 @@ pub(super) fn walk(roots: &[PathBuf], context: Context<'_>, known: Option<&[Subm
 /// Walks the arena's fresh file systems, as [`walk`] does for roots, and everything else that was mounted in it before
 /// the run. An overlay's upper directory lies in one of them, or in the arena's own overlay.
 pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Option<&[Submount]>) -> Walk {
-    let mut walker = Walker::new(context.mounts(), Some(&arena.born), known);
+    let nothing = Remembered::default();
+    let mut walker = Walker::new(context.mounts(), Some(&arena.born), known, nothing.look(Vec::new()));
     for (path, root) in &arena.view.roots {
         // Each look would read all hierarchies there, which contain no files.
         walker.mounts_too = path != Path::new(CGROUPS);
@@ -87,14 +100,15 @@ pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Opt
 
 struct Walker<'a> {
     out: Walk,
+    look: Look<'a>,
     mounts: Mounts,
     known: Option<&'a [Submount]>,
     /// Whether mounts below a root are walked.
     mounts_too: bool,
     /// Directories that were walked: a file system may be bound twice, or two roots may be one.
     seen: HashSet<(u64, u64)>,
-    /// Devices, and whether each is a tmpfs.
-    tmpfs: HashMap<u64, bool>,
+    /// Devices, and the file system type of each.
+    types: HashMap<u64, u64>,
     /// The arena's initial contents; the walk records what of them still exists.
     born: Option<&'a Born>,
     /// One buffer for all levels: the walk recurses, and a thread's stack is small.
@@ -102,22 +116,23 @@ struct Walker<'a> {
 }
 
 impl<'a> Walker<'a> {
-    fn new(mounts: Mounts, born: Option<&'a Born>, known: Option<&'a [Submount]>) -> Self {
+    fn new(mounts: Mounts, born: Option<&'a Born>, known: Option<&'a [Submount]>, look: Look<'a>) -> Self {
         let buffer = vec![MaybeUninit::uninit(); 16384];
         Walker {
             out: Walk::default(),
+            look,
             mounts,
             known,
             mounts_too: true,
             seen: HashSet::new(),
-            tmpfs: HashMap::new(),
+            types: HashMap::new(),
             born,
             buffer,
         }
     }
 
     fn end(mut self) -> Walk {
-        number_links(&mut self.out.files);
+        self.out.files = self.look.end();
         self.out
     }
 
@@ -142,9 +157,18 @@ impl<'a> Walker<'a> {
     fn root(&mut self, dir: &OwnedFd, st: &Statx, path: &Path) {
         let path = path.as_os_str().as_encoded_bytes();
         self.note(path, st);
-        if self.seen.insert((device_of(st), st.stx_ino)) && !self.is_empty(dir, st) {
-            self.descend(dir, path, device_of(st), 0);
+        if self.may_contain(dir, st) {
+            match self.look.below(path, &Stamp::of(st)) {
+                Some(below) => self.go_below(dir, path, &below, 0),
+                None => self.list(dir, path, device_of(st), 0),
+            }
         }
+    }
+
+    /// Whether a directory, on the file system of `at`, was not walked yet and may contain something. It cannot have two
+    /// links: if it is seen twice, two mounts lead to it.
+    fn may_contain(&mut self, at: &OwnedFd, st: &Statx) -> bool {
+        self.seen.insert((device_of(st), st.stx_ino)) && !self.is_empty(at, st)
     }
 
     fn note(&mut self, path: &[u8], st: &Statx) {
@@ -156,9 +180,11 @@ impl<'a> Walker<'a> {
     /// Whether a directory on the file system of `at` is known to be empty without listing it. An unreadable directory
     /// is a gap, empty or not: otherwise it would become one as soon as its owner creates something in it.
     fn is_empty(&mut self, at: &OwnedFd, st: &Statx) -> bool {
-        st.stx_size == EMPTY
-            && st.stx_mode & 0o444 == 0o444
-            && *self.tmpfs.entry(device_of(st)).or_insert_with(|| is_tmpfs(at))
+        st.stx_size == EMPTY && st.stx_mode & 0o444 == 0o444 && self.type_of(at, st) == TMPFS
+    }
+
+    fn type_of(&mut self, at: &OwnedFd, st: &Statx) -> u64 {
+        *self.types.entry(device_of(st)).or_insert_with(|| type_of(at))
     }
 
     fn unlisted(&mut self, what: &str, path: &[u8], place: (&OwnedFd, &CStr), e: Errno) {
@@ -170,7 +196,47 @@ impl<'a> Walker<'a> {
         self.out.gap(Level::Partial, format!("cannot {what} {}: {}", Text::from(path), in_words(e)));
     }
 
-    fn descend(&mut self, dir: &OwnedFd, path: &[u8], dev: u64, depth: usize) {
+    /// The directory `name` of `dir`, or `dir` itself if `name` is empty.
+    fn directory(&mut self, (dir, name): (&OwnedFd, &CStr), path: &[u8], stamp: &Stamp, depth: usize) {
+        let itself = if name.is_empty() { c"." } else { name };
+        let result = match self.look.below(path, stamp) {
+            Some(below) if below.is_empty() => Ok(()),
+            Some(below) => {
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let place = rustix::fs::openat(dir, itself, flags, Mode::empty());
+                place.map(|place| self.go_below(&place, path, &below, depth))
+            }
+            None => open_dir(dir, itself).map(|place| self.list(&place, path, stamp.device(), depth)),
+        };
+        match result {
+            Ok(()) => {}
+            // It matters only if it comes back.
+            Err(Errno::NOENT) => self.out.not_listed(Level::Full, String::new(), path, (dir, name)),
+            Err(e) => self.unlisted("open directory", path, (dir, name), e),
+        }
+    }
+
+    /// The directories in a directory that is not listed again.
+    fn go_below(&mut self, dir: &OwnedFd, path: &[u8], below: &[CString], depth: usize) {
+        for name in below {
+            let full = join(path, name);
+            match stat(dir, name) {
+                Ok(st) if is_mount(&st, device_of(&st)) => self.enter_below(dir, name, &full, &Below::Mount, depth),
+                Ok(st) if is_directory(&st) && self.may_contain(dir, &st) => {
+                    self.enter_below(dir, name, &full, &Below::Directory(Stamp::of(&st)), depth);
+                }
+                Ok(_) => {}
+                Err(Errno::NOENT) => self.out.not_listed(Level::Full, String::new(), &full, (dir, name)),
+                Err(e) => self.failed("stat", &full, e),
+            }
+        }
+    }
+
+    fn list(&mut self, dir: &OwnedFd, path: &[u8], dev: u64, depth: usize) {
+        let began = file_clock_ns();
+        let mut stamp = stat(dir, c"").ok().and_then(|st| Stamp::lasting(&st, self.type_of(dir, &st), began));
+        let mut files: Vec<File> = Vec::new();
+        let mut directories: Vec<CString> = Vec::new();
         let mut below: Vec<(CString, Below)> = Vec::new();
         let mut buffer = std::mem::take(&mut self.buffer);
         let mut entries = RawDir::new(dir.as_fd(), &mut buffer[..]);
@@ -180,6 +246,7 @@ impl<'a> Walker<'a> {
                 // Removed since it was opened (getdents(2)): so are its contents.
                 Err(Errno::NOENT) => break,
                 Err(e) => {
+                    stamp = None;
                     self.unlisted("list", path, (dir, c""), e);
                     break;
                 }
@@ -193,46 +260,45 @@ impl<'a> Walker<'a> {
                 // Removed since it was listed.
                 Err(Errno::NOENT) => continue,
                 Err(e) => {
+                    stamp = None;
                     self.failed("stat", &join(path, name), e);
                     continue;
                 }
             };
             if is_mount(&st, dev) {
+                // Another mount may take its place.
+                stamp = None;
                 if self.mounts_too {
                     below.push((name.to_owned(), Below::Mount));
                 }
                 continue;
             }
-            let class = FileType::from_raw_mode(u32::from(st.stx_mode));
             let full = join(path, name);
             self.note(&full, &st);
-            self.out.files.push(record(&st, &full, class));
-            // A directory cannot have two links: if it is seen twice, two mounts lead to it.
-            if class == FileType::Directory
-                && self.seen.insert((device_of(&st), st.stx_ino))
-                && !self.is_empty(dir, &st)
-            {
-                // A btrfs subvolume has its own device and is not a mount.
-                below.push((name.to_owned(), Below::Directory(device_of(&st))));
+            files.push(record(&st, &full, FileType::from_raw_mode(u32::from(st.stx_mode))));
+            if is_directory(&st) {
+                directories.push(name.to_owned());
+                if self.may_contain(dir, &st) {
+                    // A btrfs subvolume has its own device and is not a mount.
+                    below.push((name.to_owned(), Below::Directory(Stamp::of(&st))));
+                }
             }
         }
         self.buffer = buffer;
+        self.look.add(path, stamp, files, directories);
         for (name, what) in below {
-            let full = join(path, &name);
-            if depth >= DEPTH {
-                let why = format!("{} is deeper than {DEPTH} levels: not entered", Text::from(&*full));
-                self.out.not_listed(Level::Partial, why, &full, (dir, &name));
-                continue;
-            }
-            match what {
-                Below::Mount => self.mount(dir, &name, &full, depth),
-                Below::Directory(dev) => match open_dir(dir, &name) {
-                    Ok(sub) => self.descend(&sub, &full, dev, depth + 1),
-                    // It matters only if it comes back.
-                    Err(Errno::NOENT) => self.out.not_listed(Level::Full, String::new(), &full, (dir, &name)),
-                    Err(e) => self.unlisted("open directory", &full, (dir, &name), e),
-                },
-            }
+            self.enter_below(dir, &name, &join(path, &name), &what, depth);
+        }
+    }
+
+    fn enter_below(&mut self, dir: &OwnedFd, name: &CStr, full: &[u8], what: &Below, depth: usize) {
+        if depth >= DEPTH {
+            let why = format!("{} is deeper than {DEPTH} levels: not entered", Text::from(full));
+            return self.out.not_listed(Level::Partial, why, full, (dir, name));
+        }
+        match what {
+            Below::Mount => self.mount(dir, name, full, depth),
+            Below::Directory(stamp) => self.directory((dir, name), full, stamp, depth + 1),
         }
     }
 
@@ -273,25 +339,19 @@ impl<'a> Walker<'a> {
             Err(e) => return self.failed("stat", path, e),
         };
         let submount = Submount { path: Text::from(path), id: number(place.as_fd()), dev: device_of(&st) };
-        if FileType::from_raw_mode(u32::from(st.stx_mode)) != FileType::Directory
-            || self.known.is_some_and(|known| !known.contains(&submount))
-        {
+        if !is_directory(&st) || self.known.is_some_and(|known| !known.contains(&submount)) {
             return;
         }
         self.out.submounts.push(submount);
-        if self.seen.insert((device_of(&st), st.stx_ino)) && !self.is_empty(place, &st) {
-            match open_dir(place, c".") {
-                Ok(sub) => self.descend(&sub, path, device_of(&st), depth + 1),
-                Err(e) => self.unlisted("open directory", path, (place, c""), e),
-            }
+        if self.may_contain(place, &st) {
+            self.directory((place, c""), path, &Stamp::of(&st), depth + 1);
         }
     }
 }
 
 /// What is below a directory.
 enum Below {
-    /// A directory on this device.
-    Directory(u64),
+    Directory(Stamp),
     Mount,
 }
 
@@ -301,22 +361,12 @@ fn is_mount(st: &Statx, dev: u64) -> bool {
     if is_known { st.stx_attributes.bits() & MOUNT_ROOT != 0 } else { device_of(st) != dev }
 }
 
-fn join(path: &[u8], name: &CStr) -> Vec<u8> {
-    [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()].concat()
+fn is_directory(st: &Statx) -> bool {
+    FileType::from_raw_mode(u32::from(st.stx_mode)) == FileType::Directory
 }
 
-/// Numbers the links of each multiply linked file, in the order of their paths.
-fn number_links(files: &mut [File]) {
-    let mut links: HashMap<(u64, u64), Vec<usize>> = HashMap::new();
-    for (at, file) in files.iter().enumerate().filter(|(_, f)| f.link > 0) {
-        links.entry((file.dev, file.ino)).or_default().push(at);
-    }
-    for mut places in links.into_values() {
-        places.sort_by(|&a, &b| files[a].path.cmp(&files[b].path));
-        for (n, at) in places.into_iter().enumerate() {
-            files[at].link = u32::try_from(n).unwrap_or(u32::MAX);
-        }
-    }
+fn join(path: &[u8], name: &CStr) -> Vec<u8> {
+    [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()].concat()
 }
 
 /// Deleted files that only a mapping keeps alive.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::arena::ObservedArena;
 use super::context::Context;
 use super::file::{self, DEFAULT_ROOTS};
+use super::listings::Remembered;
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
 use crate::resource::Sysctl;
@@ -41,6 +42,8 @@ pub struct Options {
     pub members: Vec<u32>,
     /// Descriptors of the calling process that are the observer's.
     pub hidden_fds: Vec<RawFd>,
+    /// What looks with the same value remember of each other: directories that did not change are not listed again.
+    pub remembered: Remembered,
     /// The arena to observe, instead of `scope` and `roots`.
     pub arena: Option<Arc<ObservedArena>>,
 }
@@ -59,6 +62,7 @@ impl Default for Options {
             include_self: false,
             members: Vec::new(),
             hidden_fds: Vec::new(),
+            remembered: Remembered::default(),
             arena: None,
         }
     }

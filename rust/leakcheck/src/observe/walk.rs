@@ -10,7 +10,7 @@ use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RawDir, Statx, St
 use rustix::io::Errno;
 
 use crate::kind::Kind;
-use crate::resource::{File, encode_device};
+use crate::resource::{File, Files, encode_device};
 use crate::snapshot::{Coverage, Directory, Gap, Level, Submount, Unseen};
 use crate::text::Text;
 
@@ -22,7 +22,7 @@ pub(super) const MOUNT_ROOT: u64 = 0x2000;
 pub(super) const REMOTE: [u64; 8] =
     [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x6573_5546, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x7375_7245];
 /// `TMPFS_MAGIC` (statfs(2)).
-const TMPFS: u64 = 0x0102_1994;
+pub(super) const TMPFS: u64 = 0x0102_1994;
 /// The size of an empty directory on tmpfs: each name adds 20, including `.` and `..` (`BOGO_DIRENT_SIZE`, mm/shmem.c).
 pub(super) const EMPTY: u64 = 40;
 /// `STATX_ATTR_IMMUTABLE` and `STATX_ATTR_APPEND` (statx(2)).
@@ -31,7 +31,7 @@ pub(super) const PROTECTED: u64 = 0x10 | 0x20;
 /// The result of a walk.
 #[derive(Default)]
 pub(crate) struct Walk {
-    pub(crate) files: Vec<File>,
+    pub(crate) files: Files,
     pub(crate) gaps: Vec<Coverage>,
     /// Directories that were not listed.
     pub(crate) unlisted: Vec<Gap>,
@@ -75,7 +75,12 @@ impl Walk {
 }
 
 pub(super) fn is_tmpfs(fd: &OwnedFd) -> bool {
-    rustix::fs::fstatfs(fd).is_ok_and(|fs| fs.f_type as u64 == TMPFS)
+    type_of(fd) == TMPFS
+}
+
+/// The type of the file system that it is on (statfs(2)); 0 if unknown.
+pub(super) fn type_of(fd: &OwnedFd) -> u64 {
+    rustix::fs::fstatfs(fd).map_or(0, |fs| fs.f_type as u64)
 }
 
 /// The names in a directory except `.` and `..`.
@@ -117,7 +122,7 @@ pub(super) fn record(st: &Statx, path: &[u8], class: FileType) -> File {
         dev: device_of(st),
         ino: st.stx_ino,
         birth,
-        // Numbered in `number_links`; a directory has one link.
+        // Numbered at the end of the walk; a directory has one link.
         link: u32::from(st.stx_nlink > 1 && class != FileType::Directory),
         mapped_by: None,
         path: Text::from(path),

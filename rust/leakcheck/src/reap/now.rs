@@ -45,7 +45,7 @@ impl Now {
         macro_rules! add {
             ($field:ident, $type:ident, $variant:ident) => {
                 if kinds.contains(<crate::resource::$type as crate::resource::Identified>::KIND) {
-                    keys.extend(snapshot.$field.iter().map(|r| Resource::$variant(r.clone()).key()));
+                    keys.extend(snapshot.$field.iter().map(|r| Resource::from(r.clone()).key()));
                 }
             };
         }

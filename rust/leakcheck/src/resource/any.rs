@@ -1,5 +1,7 @@
 //! A record of any kind, and the single list of the kinds.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::records::{
@@ -60,6 +62,12 @@ macro_rules! from_record {
     };
 }
 each_kind!(from_record);
+
+impl From<Arc<File>> for Resource {
+    fn from(file: Arc<File>) -> Self {
+        Resource::File(Arc::unwrap_or_clone(file))
+    }
+}
 
 impl Resource {
     /// Its kind.

@@ -1,5 +1,7 @@
 //! One record a kind.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::kind::Kind;
@@ -16,6 +18,24 @@ pub trait Identified {
     const KIND: Kind;
     /// The identity, ordered, within one boot of one machine.
     fn id(&self) -> Self::Id<'_>;
+    /// Whether both are one record in memory.
+    fn is_shared_with(&self, _other: &Self) -> bool {
+        false
+    }
+}
+
+impl<T: Identified> Identified for Arc<T> {
+    type Id<'a>
+        = T::Id<'a>
+    where
+        T: 'a;
+    const KIND: Kind = T::KIND;
+    fn id(&self) -> Self::Id<'_> {
+        (**self).id()
+    }
+    fn is_shared_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self, other)
+    }
 }
 
 macro_rules! identified {
