@@ -84,6 +84,17 @@ class Crash(TrialCampaign[CrashOptions]):
         """Record the points, twice: which of them are the same in every run."""
         if options.plan is not None:
             return _Facts([], [], [])
+        facts = self._record(target, options, ui, stop)
+        if not any(True for _ in _plans(options, facts.points)):
+            phases = {phase for one in facts.points for phase in (one.phase, one.after)}
+            there = ", ".join(phase for phase in PHASES if phase in phases)
+            raise UsageError(
+                f"{target.name}: none of its {len(facts.points)} crash points is in this selection; "
+                f"its phases with --ending {options.ending}: {there or 'none'}; omit --phase or --shard"
+            )
+        return facts
+
+    def _record(self, target: Target, options: CrashOptions, ui: Ui, stop: Stop) -> _Facts:
         submission = case_of(
             Plan(options.ending, "signal" if options.ending == "crash" else ""), target.adapter.shortest_wall
         )

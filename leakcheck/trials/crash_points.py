@@ -75,6 +75,7 @@ def _crashed(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, An
 def _recording(reports: Mapping[Stage, Sequence[Mapping[str, Any]]]) -> Recording:
     points: list[Recorded] = []
     notes: list[str] = []
+    executed = False
     for stage, lines in reports.items():
         for line in lines:
             if "operation" in line:
@@ -82,10 +83,18 @@ def _recording(reports: Mapping[Stage, Sequence[Mapping[str, Any]]]) -> Recordin
                 phase = _PHASE_OF.get(stage, line["phase"])
                 points.append(Recorded(point, phase, phase if line["returns"] else ""))
             elif "payload" in line:
-                # The last call of the process that is the payload from now on.
-                points[-1] = msgspec.structs.replace(points[-1], after="execution")
+                executed = True
+                # The last call of the process that is the payload from now on; a command's own first one is none.
+                role = line["payload"]
+                for at in range(len(points) - 1, -1, -1):
+                    point = points[at].point
+                    if (point.stage, point.role, point.operation) == (stage, role, "execve"):
+                        points[at] = msgspec.structs.replace(points[at], after="execution")
+                        break
             else:
                 notes.append(f"{stage}: {line['note']}")
+    if "launch" in reports and not executed:
+        notes.append("launch: no process executed the payload with exactly its arguments: no point is in execution")
     last = max((at for at, one in enumerate(points) if one.point.operation in RELEASES), default=len(points))
     for at, one in enumerate(points):
         after = "verdict" if at >= last and one.after == "cleanup" else one.after

@@ -69,19 +69,21 @@ def _stages(session: Session, case: Case, injector: Checked) -> Trial:
 
 
 def _tested(session: Session, case: Case, injector: Checked) -> Trial:
-    if injector.stage == "prepare":
-        evidence, wrong = _interrupt_preparation(session, case)
-    else:
+    argv = None
+    if injector.stage != "prepare":
         with session.timed("prepare"):
             argv = session.prepare(case.submission)
-        with session.timed("baseline"):
-            session.host.begin()
-        with session.timed("run"):
-            try:
+    with session.timed("baseline"):
+        session.host.begin()
+    with session.timed("prepare" if argv is None else "run"):
+        try:
+            if argv is None:
+                evidence, wrong = _interrupt_preparation(session, case)
+            else:
                 evidence, wrong = session.run_under(injector, argv, case.submission)
-            except LateError as error:
-                # Residue that exists now may come from our own kill.
-                return Trial(case=case, outcomes=frozenset({"wedged", "false-status"}), detail=str(error))
+        except LateError as error:
+            # Residue that exists now may come from our own kill.
+            return Trial(case=case, outcomes=frozenset({"wedged", "false-status"}), detail=str(error))
     with session.timed("settle"):
         first = session.host.observe()
     after = Aftermath(session, case, first)
@@ -90,7 +92,8 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     outcomes = set(after.outcomes())
     if wrong:
         outcomes.add("false-status")
-    fired = evidence.fired or bool(session.fired(injector.stage))
+    # The kill of a run that is to be recovered is not the one of its recovery.
+    fired = evidence.fired if injector.stage == "launch" else bool(session.fired(injector.stage))
     if not (fired or injector.may_miss):
         outcomes.add("not-reached")
     detail = [*after.failures, *filter(None, [wrong])]
@@ -111,11 +114,11 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
 
 
 def _interrupt_preparation(session: Session, case: Case) -> tuple[Evidence, str]:
-    """Prepare the box under the fault, with the baseline before it; return the evidence, and what else is wrong."""
-    session.host.begin()
-    with session.timed("prepare"):
-        try:
-            session.prepare(case.submission)
-        except TargetError as error:
-            return Evidence(fired=bool(session.fired("prepare"))), "" if session.fired("prepare") else str(error)
+    """Prepare the box under the fault; return the evidence, and what else is wrong."""
+    try:
+        session.prepare(case.submission)
+    except LateError:
+        raise
+    except TargetError as error:
+        return Evidence(fired=bool(session.fired("prepare"))), "" if session.fired("prepare") else str(error)
     return Evidence(fired=False), ""

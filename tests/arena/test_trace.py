@@ -67,6 +67,7 @@ ODDITIES = {
     "untraced": ["0/clone#1", "0.1/mkdir(/tmp/by-untraced)#1"],
     "clone3": ["0/clone#1", "0.1/mkdir(/tmp/by-clone-three)#1"],
     "thread-exec": ["0/execve(/bin/mkdir)#1", "0/mkdir(/tmp/by-thread)#1"],
+    "raw-thread": ["0/mkdir(/tmp/by-raw-thread)#1", "0/clone#1", "0.1/mkdir(/tmp/by-its-child)#1"],
     "group-stop": ["0/clone#1", "0.1/mkdir(/tmp/by-continued)#1"],
     "page-end": ["0/mkdir(/tmp/across-pages)#1", "0/mkdir(/tmp/by-page-end)#1"],
     "filtered": ["0/mkdir(/tmp/by-filtered)#1"],
@@ -134,6 +135,17 @@ def test_each_victim_is_killed_and_the_others_run_on(traced: Traced, victim: Vic
     else:
         assert traced.arena.run(["/bin/sh", "-c", "test -d /tmp/at"]) == 1
     assert bool(traced.arena.pids()) is lives
+
+
+@pytest.mark.parametrize("quiesced", [False, True])
+def test_of_a_command_that_has_ended_the_process_at_the_point_is_killed(traced: Traced, quiesced: bool) -> None:
+    point = Point("launch", "0.1", "mkdir", "/tmp/late", 1)
+    plan = request(0, [], point, "before", "supervisor", quiesced=quiesced)
+    script = "(while [ -e /proc/$$ ]; do :; done; exec mkdir /tmp/late) & exec true"
+    assert traced.run(["/bin/sh", "-c", script], plan) == 0
+    wait_until("the end of the child", lambda: not traced.arena.pids())
+    assert traced.arena.run(["/bin/sh", "-c", "test -d /tmp/late"]) == 1
+    assert any("fired" in line for line in traced.lines)
 
 
 def test_nothing_outlives_the_arena_and_no_survivor_is_stopped(traced: Traced) -> None:

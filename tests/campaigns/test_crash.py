@@ -15,6 +15,9 @@ from leakcheck.campaigns import Crash, CrashOptions, Result
 from leakcheck.campaigns import run as run_campaign
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target, load
+from leakcheck.trials.crash_points import record
+from leakcheck.trials.runner import never
+from leakcheck.trials.session import NEXT
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -96,6 +99,46 @@ def test_a_point_that_does_not_exist_is_not_reached_and_no_pass(tmp_path: Path) 
     result = run(target(tmp_path, MAKES), "launch:0/mkdir(/nowhere)#1:before:SIGKILL")
     assert result.outcomes == {"not-reached": 1}
     assert result.verdict == "unknown"
+
+
+def test_a_point_of_the_recovery_that_does_not_exist_is_not_reached_although_its_run_was_killed(tmp_path: Path) -> None:
+    made = target(tmp_path, NOTES, recover=f"{ENDS} rm -rf /var/lib/crash-made; rm -f /var/lib/crash-state")
+    result = run(made, "recover:0/mkdir(/nowhere)#1:before:SIGKILL,sleeping")
+    assert not result.points["hit"]
+    assert "recover:0/mkdir(/nowhere)#1:before:SIGKILL,sleeping" in result.points["not_reached"]
+    assert result.verdict == "unknown"
+
+
+def test_a_preparation_that_hangs_when_its_helper_is_killed_is_wedged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("leakcheck.trials.runner.GRACE", 2.0)
+    # It waits for a file that its helper no longer makes.
+    prepare = "mkdir /var/tmp/helped; while [ ! -d /var/tmp/helped ]; do :; done; rmdir /var/tmp/helped"
+    made = target(tmp_path, 'exec "$@"', prepare=prepare)
+    result = run(made, "prepare:0.1/mkdir(/var/tmp/helped)#1:before:SIGKILL,helper")
+    assert result.outcomes == {"wedged": 1}
+
+
+def test_a_payload_that_the_sandbox_starts_with_other_arguments_is_said_not_to_have_been_seen(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@" changed')
+    result = run(made, schedule="immediate")
+    assert any("no process executed the payload" in note for note in result.points["notes"])
+    assert "execution" not in result.endings
+
+
+def test_a_payload_that_is_the_command_itself_is_recorded(tmp_path: Path) -> None:
+    path = tmp_path / "bare.toml"
+    lines = ['name = "bare"', 'summary = "made by a test"', "launch = ['{program}']", 'probe = { none = "is none" }']
+    path.write_text("\n".join(lines))
+    recording = record(load(path), NEXT, 0, recovery=False, stop=never)
+    assert not any(one.after == "execution" for one in recording.points)
+    assert not recording.notes
+
+
+def test_a_selection_without_a_point_is_refused_and_says_which_phases_there_are(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none of its .* its phases with --ending normal: setup, execution, cleanup"):
+        run(target(tmp_path, MAKES), phase="timeout")
 
 
 def test_shards_visit_every_point_once(tmp_path: Path) -> None:

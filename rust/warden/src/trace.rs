@@ -11,6 +11,7 @@ mod x86_64;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use leakcheck_sys::trace::{self, Change, Resume, Stop};
@@ -70,7 +71,7 @@ impl Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Victim {
-    /// The command itself.
+    /// The command itself; once it has ended, the process at the point.
     Supervisor,
     /// The process at the point.
     Helper,
@@ -136,8 +137,6 @@ struct Role {
 struct Task {
     role: usize,
     process: i32,
-    /// Whether it is about to create a thread of its process.
-    thread: bool,
     /// Whether it is about to execute the payload.
     payload: bool,
     /// Whether the fault is due when its current call has returned.
@@ -146,7 +145,7 @@ struct Task {
 
 impl Task {
     fn new(role: usize, process: i32) -> Self {
-        Task { role, process, thread: false, payload: false, due: false }
+        Task { role, process, payload: false, due: false }
     }
 }
 
@@ -247,7 +246,7 @@ impl Tracer {
 
     fn at_call(&mut self, pid: i32) -> Option<Resume> {
         let (Some(task), Ok(call)) = (self.tasks.get_mut(&pid), trace::call(pid)) else { return Some(Resume::Run(0)) };
-        (task.thread, task.payload, task.due) = (false, false, false);
+        (task.payload, task.due) = (false, false);
         let role = &mut self.roles[task.role];
         let run = &mut self.runs[role.run];
         let described = describe(pid, &call);
@@ -257,7 +256,6 @@ impl Tracer {
             Some((Flags::Memory(address), value)) => trace::write_memory(pid, address, value),
             None => Ok(()),
         };
-        task.thread = described.thread;
         if let Some(what) = hides(call.arch, call.number, &call.arguments)
             && role.notes.insert(what)
         {
@@ -276,6 +274,9 @@ impl Tracer {
         let ordinal = role.counts.entry(point.clone()).and_modify(|count| *count += 1).or_insert(1);
         let Some(fault) = &run.request.fault else {
             run.points += 1;
+            if run.points == MOST_POINTS + 1 {
+                run.note(&serde_json::json!({"note": format!("only the first {MOST_POINTS} points are known")}));
+            }
             if run.points <= MOST_POINTS {
                 let (role, operation, class) = (&role.name, point.operation, &point.class);
                 let line = serde_json::json!({
@@ -305,7 +306,8 @@ impl Tracer {
 
     fn created(&mut self, pid: i32) {
         let (Ok(child), Some(creator)) = (trace::event_message(pid), self.tasks.get_mut(&pid)) else { return };
-        let task = if std::mem::take(&mut creator.thread) {
+        // The filter stops no clone of a thread whose flags are in an argument.
+        let task = if Path::new(&format!("/proc/{}/task/{child}", creator.process)).exists() {
             Task::new(creator.role, creator.process)
         } else if self.roles[creator.role].payload || self.roles.len() >= MOST_ROLES {
             Task::new(creator.role, child)
@@ -394,21 +396,24 @@ impl Tracer {
     fn kill(&mut self, number: usize, process: i32, quiet: bool) {
         let run = &mut self.runs[number];
         run.fired = true;
-        // Before the kill: who sees the command end finds the line.
-        run.note(&serde_json::json!({"fired": run.phase.name(), "quiet": quiet}));
         let Some(victim) = run.request.fault.as_ref().map(|fault| fault.victim) else { return };
         let of_run = |task: &&Task| {
             let role = &self.roles[task.role];
             role.run == number && (victim == Victim::Freeze || !role.payload)
         };
         let processes: HashSet<i32> = match victim {
-            Victim::Supervisor => HashSet::from([run.root]),
+            Victim::Supervisor if self.tasks.contains_key(&run.root) => HashSet::from([run.root]),
+            Victim::Supervisor => HashSet::from([process]),
             Victim::Helper => HashSet::from([process]),
             Victim::All | Victim::Freeze => self.tasks.values().filter(of_run).map(|task| task.process).collect(),
         };
         // A process of ours that has not been waited for keeps its number.
         let alive = processes.into_iter().filter(|pid| self.tasks.contains_key(pid));
         let pidfds: Vec<_> = alive.filter_map(|pid| open_pidfd(pid).ok()).collect();
+        // Who was ended by others was not killed. The line comes before the kill: who sees the command end finds it.
+        if !pidfds.is_empty() {
+            run.note(&serde_json::json!({"fired": run.phase.name(), "quiet": quiet}));
+        }
         let signals: &[Signal] = if victim == Victim::Freeze { &[Signal::STOP, Signal::KILL] } else { &[Signal::KILL] };
         for signal in signals {
             for pidfd in &pidfds {

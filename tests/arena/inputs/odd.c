@@ -55,6 +55,23 @@ static int clone3_untraced(void) {
     return ended(child);
 }
 
+static int in_raw_thread(void *done) {
+    *(volatile int *)done = mkdir("/tmp/by-raw-thread", 0755) == 0 ? 1 : 2;
+    return 0;
+}
+
+// As Go and musl create threads: not by clone3.
+static int raw_thread(void) {
+    static char stack[65536] __attribute__((aligned(16)));
+    static volatile int done;
+    int flags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+    if (clone(in_raw_thread, stack + sizeof stack, flags, (void *)&done) < 0) return 1;
+    while (done == 0) sched_yield();
+    pid_t child = fork();
+    if (child == 0) _exit(mkdir("/tmp/by-its-child", 0755) != 0);
+    return done == 1 ? ended(child) : 2;
+}
+
 static void *exec_in_thread(void *unused) {
     (void)unused;
     execl("/bin/mkdir", "mkdir", "/tmp/by-thread", (char *)NULL);
@@ -127,7 +144,7 @@ static int signals(void) {
 
 int main(int argc, char **argv) {
     struct { const char *name; int (*run)(void); } all[] = {
-        {"int80", int80}, {"vfork", vforked}, {"untraced", untraced}, {"clone3", clone3_untraced},
+        {"raw-thread", raw_thread}, {"int80", int80}, {"vfork", vforked}, {"untraced", untraced}, {"clone3", clone3_untraced},
         {"thread-exec", thread_exec}, {"group-stop", group_stop}, {"page-end", page_end}, {"traces", traces},
         {"filtered", filtered}, {"signals", signals},
     };

@@ -34,8 +34,6 @@ impl Point {
 pub(super) struct Described {
     /// `None` if nothing outside changes.
     pub(super) point: Option<Point>,
-    /// Whether it creates a thread of the same process.
-    pub(super) thread: bool,
     /// Where the clone flags are, and these without `CLONE_UNTRACED`, if it has this one.
     pub(super) untraced: Option<(Flags, u64)>,
 }
@@ -60,7 +58,9 @@ pub(super) fn describe(pid: i32, call: &Call) -> Described {
                 let place = if in_memory { Flags::Memory(call.arguments[0]) } else { Flags::Argument(0) };
                 found.untraced = Some((place, flags & !UNTRACED));
             }
-            found.thread = flags & u64::from(THREAD) != 0;
+            if flags & u64::from(THREAD) != 0 {
+                return found;
+            }
             class = namespaces(flags);
         }
         "unlink" if row.names == Names::At(0, 1) && call.arguments[2] & 0x200 != 0 => operation = "rmdir",
@@ -74,9 +74,7 @@ pub(super) fn describe(pid: i32, call: &Call) -> Described {
         "prctl" => class = if call.arguments[0] == 1 { "pdeathsig" } else { "subreaper" }.to_owned(),
         _ => {}
     }
-    if !found.thread {
-        found.point = Some(Point { operation, class });
-    }
+    found.point = Some(Point { operation, class });
     found
 }
 
