@@ -102,7 +102,14 @@ class Crash(TrialCampaign[CrashOptions]):
         recoveries = [True] if target.adapter.recover else []
         first, second = (
             [
-                record(target, (sleeping if one else submission).submission, number, recovery=one, stop=stop)
+                record(
+                    target,
+                    (sleeping if one else submission).submission,
+                    number,
+                    recovery=one,
+                    stop=stop,
+                    settle=options.settle,
+                )
                 for one in (False, *recoveries)
             ]
             for number in (0, 1)

@@ -33,23 +33,28 @@ class Recording(msgspec.Struct, frozen=True):
     notes: list[str]
 
 
-def record(target: Target, submission: Submission, number: int, *, recovery: bool, stop: Stop) -> Recording:
+def record(
+    target: Target, submission: Submission, number: int, *, recovery: bool, stop: Stop, settle: float = 0
+) -> Recording:
     """Record the points of a run of `submission`, or, with `recovery`, those of a crashed run's recovery.
 
+    What a command leaves to processes that outlive it is recorded for `settle` seconds at most.
     It raises `TargetError` if the run is not right, or the target cannot be traced.
     """
-    with open_host(target, 0, live=False) as host:
+    with open_host(target, settle, live=False) as host:
         session = Session(target, host, number, stop=stop)
         if wrong := session.again():
             raise TargetError(f"{target.name}: warm-up run: {wrong}")
         session.renew()
         with session.tracing(_crashed if recovery else recording_of) as tracing:
             argv = session.prepare(submission)
+            host.begin()
             if recovery:
                 session.run_crashed(argv, submission)
                 wrong = session.recover()
             else:
                 wrong = session.run(argv, submission)
+            host.observe()
             stages: Sequence[Stage] = ("recover",) if recovery else ("prepare", "launch", "finish")
             recording = _recording({stage: tracing.reports(stage) for stage in stages})
             if blind := [note for note in recording.notes if "ptrace" in note]:

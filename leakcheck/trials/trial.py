@@ -93,7 +93,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     if wrong:
         outcomes.add("false-status")
     # The kill of a run that is to be recovered is not the one of its recovery.
-    fired = evidence.fired if injector.stage == "launch" else bool(session.fired(injector.stage))
+    fired = bool(session.fired(injector.stage)) or (evidence.fired and injector.stage == "launch")
     if not (fired or injector.may_miss):
         outcomes.add("not-reached")
     detail = [*after.failures, *filter(None, [wrong])]

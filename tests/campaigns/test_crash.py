@@ -141,6 +141,16 @@ def test_a_selection_without_a_point_is_refused_and_says_which_phases_there_are(
         run(target(tmp_path, MAKES), phase="timeout")
 
 
+def test_what_a_command_leaves_to_a_child_that_outlives_it_has_points(tmp_path: Path) -> None:
+    script = ': > /var/lib/crash-late; "$@"; code=$?; '
+    script += "(while [ -e /proc/$$ ]; do :; done; rm /var/lib/crash-late) & exit $code"
+    result = run(target(tmp_path, script), schedule="immediate")
+    killed = plans(result, "leaked")
+    assert any("unlink(/var/lib/crash-late)#1:before" in plan for plan in killed), killed
+    assert not any("unlink(/var/lib/crash-late)#1:after" in plan for plan in killed)
+    assert not result.points["not_reached"]
+
+
 def test_shards_visit_every_point_once(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
     whole = run(made, schedule="immediate")
