@@ -11,6 +11,8 @@ use super::x86_64::{NATIVE, Names, Row, THREAD, UNTRACED, WRITES, X32, rows};
 const LONGEST: usize = 4096;
 /// Characters of a class, at most.
 const CLASS: usize = 72;
+/// Characters that mktemp(1) and mkdtemp(3) draw, at least; as a suffix, exactly.
+const RANDOM: usize = 6;
 /// More arguments of a program are not compared.
 const MOST_ARGUMENTS: usize = 64;
 
@@ -161,12 +163,15 @@ fn number_at(pid: i32, address: u64) -> u64 {
 fn normal(path: &[u8]) -> String {
     let mut text = String::new();
     let is_word = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+    // The kernel draws no names.
+    let drawn = !(path.starts_with(b"/sys/") || path.starts_with(b"/proc/"));
     let mut rest = path;
     while let Some(first) = rest.first() {
         if is_word(first) {
             let end = rest.iter().position(|byte| !is_word(byte)).unwrap_or(rest.len());
             let (word, behind) = rest.split_at(end);
-            text.push_str(if varies(word) { "N" } else { std::str::from_utf8(word).unwrap_or("_") });
+            let suffix = drawn && word.len() == RANDOM && text.ends_with('.');
+            text.push_str(if suffix || varies(word) { "N" } else { std::str::from_utf8(word).unwrap_or("_") });
             rest = behind;
         } else {
             text.push(if b"/.-+".contains(first) { char::from(*first) } else { '_' });
@@ -179,11 +184,14 @@ fn normal(path: &[u8]) -> String {
     text
 }
 
-/// Whether a word is a number or drawn at random: a digit, `tmp` and six more, or lower case before upper case in six or more.
+/// Whether a word is a number or drawn at random: a digit, `tmp` and six more, or six or more of both cases, except for a
+/// capital at its start.
 fn varies(word: &[u8]) -> bool {
     word.iter().any(u8::is_ascii_digit)
-        || (word.starts_with(b"tmp") && word.len() >= 9)
-        || (word.len() >= 6 && word.windows(2).any(|two| two[0].is_ascii_lowercase() && two[1].is_ascii_uppercase()))
+        || (word.starts_with(b"tmp") && word.len() >= 3 + RANDOM)
+        || (word.len() >= RANDOM
+            && word.iter().any(u8::is_ascii_lowercase)
+            && word[1..].iter().any(u8::is_ascii_uppercase))
 }
 
 fn signal(number: u64) -> String {
@@ -221,6 +229,10 @@ mod tests {
             ("/run/runc/leakcheck-runc-10000-a1b2c3/state.json", "/run/runc/leakcheck-runc-N-N/state.json"),
             ("/tmp/tmpabc_defg/x", "/tmp/N/x"),
             ("/tmp/boxAbCdEf", "/tmp/N"),
+            ("/run/runc.QWErty", "/run/runc.N"),
+            ("/run/runc.abcdef", "/run/runc.N"),
+            ("/proc/self/attr.ending", "/proc/self/attr.ending"),
+            ("/opt/Capital/lib.so", "/opt/Capital/lib.so"),
             ("/sys/fs/cgroup/unified/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs"),
             ("/a b,c:(d)", "/a_b_c__d_"),
         ] {

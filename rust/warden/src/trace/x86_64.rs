@@ -149,12 +149,15 @@ pub(super) const ROWS: &[Row] = &[
     row("bpf", 321, 357, Nothing, Always),
 ];
 
+/// The number of seccomp(2).
+const SECCOMP: u32 = 317;
+
 /// Calls that are no points, but without which points are missing: when, and what to say of each.
 pub(super) const HIDES: &[(u32, u32, When, &str)] = &[
     (101, 26, Always, "it calls ptrace itself, which fails while it is traced"),
     (425, 425, Always, "it uses io_uring: what it does through it has no points"),
     // SECCOMP_FILTER_FLAG_NEW_LISTENER.
-    (317, 354, AnyBit(1, 8), "it watches calls of others itself (seccomp user notification): these have no points"),
+    (SECCOMP, 354, AnyBit(1, 8), "it watches calls of others itself (seccomp user notification): these have no points"),
 ];
 
 /// The row of a call, by convention and number.
@@ -167,7 +170,10 @@ pub(super) fn rows(arch: u32, number: u64) -> impl Iterator<Item = &'static Row>
 pub(super) fn hides(arch: u32, number: u64, arguments: &[u64; 6]) -> Option<&'static str> {
     let number = native(number);
     let is_it = |own: u32, i386: u32| if arch == I386 { i386 == number } else { own == number };
-    let found = HIDES.iter().find(|(own, i386, when, _)| is_it(*own, *i386) && when.holds(arguments));
+    // Without a filter, seccomp(2) only tells whether it knows the flag.
+    let in_earnest = |own: u32| own != SECCOMP || arguments[2] != 0;
+    let found =
+        HIDES.iter().find(|(own, i386, when, _)| is_it(*own, *i386) && when.holds(arguments) && in_earnest(*own));
     found.map(|(.., what)| *what)
 }
 
