@@ -16,6 +16,7 @@ from leakcheck.campaigns import run as run_campaign
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target, load
 from leakcheck.trials.crash_points import record
+from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import never
 from leakcheck.trials.session import NEXT
 
@@ -191,3 +192,29 @@ def test_refbox_leaves_nothing_at_a_share_of_its_points_and_of_its_recovery() ->
     for schedule in ("immediate", "quiesced"):
         result = run(load("refbox"), schedule=schedule, shard="2/6")
         assert result.verdict == "clean", result.findings
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bwrap", "firejail", "runc"])
+def test_five_findings_are_shown_by_19_of_20_replays_each(name: str) -> None:
+    if shutil.which(name) is None:
+        pytest.skip(f"no {name}")
+    result = run(load(name), schedule="quiesced", shard="1/1" if name == "bwrap" else "1/16")
+    seen = [
+        one for finding in result.findings for one in finding.endings if one.outcome not in ("recovered", "bounded")
+    ]
+    assert seen
+    for one in seen[:: max(1, len(seen) // 5)][:5]:
+        again = run(load(name), one.plan, iterations=20)
+        assert sum(again.outcomes.get(outcome, 0) for outcome in ("leaked", "silent", "wedged")) >= 19, one.plan
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bwrap", "refbox", "runc"])
+def test_two_recordings_have_the_same_points(name: str) -> None:
+    if name != "refbox" and shutil.which(name) is None:
+        pytest.skip(f"no {name}")
+    facts = Crash().prepare(load(name), CrashOptions(), Ui(), never)
+    # refbox's supervisor may end its init before that has exited.
+    assert len(facts.unsteady) <= 1
+    assert len(facts.points) > 50
