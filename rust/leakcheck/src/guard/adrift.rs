@@ -256,10 +256,6 @@ impl Adrift {
         // A reaper's children that come and go also leave a zombie for a moment.
         let mut passed = None;
         residue.retain(|_, f| match &f.resource {
-            Resource::Process(p) if f.by == Attribution::None && self.is_in_group_of_reaper(p, observation) => {
-                passed = Some(unclear(p));
-                false
-            }
             Resource::Process(p) if f.by == Attribution::None && !lives(p) && self.is_of_reaper(p, observation) => {
                 let stays = self.in_first.contains(&(p.pid, p.start));
                 if !stays {
@@ -385,15 +381,8 @@ impl Adrift {
     /// Whether its parent, a reaper, may have started it instead of adopting it: it is in the reaper's session, and the
     /// reaper has forked since the first look.
     fn is_of_reaper(&self, p: &Process, observation: &Snapshot) -> bool {
-        let forks = || self.faults.get(&p.ppid).is_some_and(|(first, last)| first != last);
-        observation.process(p.ppid).is_some_and(|parent| parent.session == p.session && forks())
-            || self.is_in_group_of_reaper(p, observation)
-    }
-
-    /// Likewise, whether the reaper forks or not: vfork(2) causes it no page faults. Most children that it starts are in
-    /// its process group, where a guarded command is not.
-    fn is_in_group_of_reaper(&self, p: &Process, observation: &Snapshot) -> bool {
-        self.faults.contains_key(&p.ppid) && observation.process(p.ppid).is_some_and(|parent| parent.pgrp == p.pgrp)
+        observation.process(p.ppid).is_some_and(|parent| parent.session == p.session)
+            && self.faults.get(&p.ppid).is_some_and(|(first, last)| first != last)
     }
 
     /// A process of the run that lives besides those in `held`, including by events since the last look.
@@ -517,7 +506,7 @@ fn is_reaper(p: &Process, observation: &Snapshot) -> bool {
 /// The outcome if there is nothing but processes like this one.
 fn unclear(p: &Process) -> Outcome {
     let why = format!(
-        "process {} ({}) is new; process {} may have started or adopted it: the kernel tells which only to a user who may open perf events",
+        "processes like {} ({}) come and go; process {} may have started or adopted them: the kernel tells which only to a user who may open perf events",
         p.pid, p.comm, p.ppid
     );
     Outcome { leak: None, gap: Some(why) }
