@@ -105,9 +105,9 @@ def test_a_leak_names_the_line_that_made_it(pytester: pytest.Pytester, kinds: st
         # A child makes anew what this process made, and what a child removed.
         ("file", "(HERE / 'f').touch()\nsubprocess.run(['sh', '-c', 'touch g; mv g f'], cwd=HERE)"),
         ("process", "kept.append(os.pipe())\nos.set_inheritable(kept[0][0], True)\nfor n in (0, 1):\n"
-         "    words = ['sh', '-c', f'exec cat <&{kept[0][0]} >/dev/null']\n"
-         "    if n: os.posix_spawn('/bin/sh', words, os.environ)\n"
-         "    else: os.posix_spawn('/bin/sh', words, os.environ)"),
+         "    words = ['cat', f'/dev/fd/{kept[0][0]}']\n"
+         "    if n: os.posix_spawn('/bin/cat', words, os.environ)\n"
+         "    else: os.posix_spawn('/bin/cat', words, os.environ)"),
         # A short-lived child, which nobody waits for, after one that stays.
         ("process", "import ctypes\nkept.append(os.pipe())\npid = ctypes.CDLL(None).fork()\n"
          "if pid == 0: os.close(kept[0][1]); os.read(kept[0][0], 1); os._exit(0)\n"

@@ -138,6 +138,8 @@ impl Cgroups {
     /// Lets killed processes exit: `pids`, with which all others end, leave every freezer, and everything is thawed.
     /// Other living processes are killed.
     pub(crate) fn let_end(&self, pids: &[i32]) {
+        // Also before: what is thawed with a pending SIGKILL does nothing more.
+        self.kill();
         for (_, dir) in self.dirs.iter().filter(|(_, dir)| dir.join("freezer.state").exists()) {
             // A process that freezes again meanwhile does not reach them in the parent cgroup.
             for pid in pids {
@@ -145,6 +147,10 @@ impl Cgroups {
             }
             ending::thaw(dir);
         }
+        self.kill();
+    }
+
+    fn kill(&self) {
         if let Some((_, dir)) = self.dirs.first() {
             ending::kill(dir);
         }
