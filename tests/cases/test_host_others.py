@@ -343,7 +343,9 @@ class TestHungFileSystems:
 def test_a_lock_that_the_run_leaves_in_a_file_which_it_was_given_is_leaked(case: Case, tmp_path: Path) -> None:
     # The shell has the file open, too: the lock lives on with it (flock(2)).
     script = f"exec 9>{tmp_path}/given; leakcheck guard --kinds lock -- flock -n 9; echo exit $?; flock -u 9"
-    for lock, code in [("flock -n 9", 1), ("sh -c 'flock -n 9; flock -u 9'", 0)]:
+    # Another pid namespace than the first one does not tell who took a lock and ended.
+    left = 1 if Path("/proc/self/ns/pid").stat().st_ino == 0xEFFFFFFC else 3
+    for lock, code in [("flock -n 9", left), ("sh -c 'flock -n 9; flock -u 9'", 0)]:
         outcome = case("sh", "-c", script.replace("flock -n 9", lock, 1))
         assert exits(outcome) == [code], outcome.text
 

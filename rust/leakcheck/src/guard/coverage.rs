@@ -8,7 +8,7 @@ use crate::coverage::{QUEUES, lower_for_gaps, lower_for_unreadable};
 use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
 use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
-use crate::resource::{File, Identified, Ipc, IpcClass, Resource};
+use crate::resource::{File, Identified, Ipc, IpcClass, Lock, Resource};
 use crate::rights::Rights;
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Directory, Gap, Level, Snapshot, Unreadable, Unseen};
@@ -93,6 +93,7 @@ pub(super) fn coverage<P: Provenance>(
     lower_for_unreadable(&unreadable, &mut map);
     of_gaps(before, after, reach, &mut map);
     of_unmounted_cgroups(before, after, &mut map);
+    of_locks_without_taker(before, after, &mut map);
     // The number of keys that the quota counts beyond the list is a gap only if it grew.
     let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
     if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
@@ -174,6 +175,21 @@ fn of_unmounted_cgroups(before: &Snapshot, after: &Snapshot, map: &mut CoverageM
             c.hierarchy, c.path
         );
         map.lower(Kind::Cgroup, Level::Partial, why);
+    }
+}
+
+/// A new flock(2) whose taker has ended, in a pid namespace: only there is its process id lost with it. It lives on with
+/// whoever shares the open file, and the run may have been given the file.
+fn of_locks_without_taker(before: &Snapshot, after: &Snapshot, map: &mut CoverageMap) {
+    let known: HashSet<_> = before.locks.iter().map(Identified::id).collect();
+    let lost = |lock: &&Lock| lock.class == "flock" && lock.pid == 0 && !known.contains(&lock.id());
+    let is_asked = after.scope == Scope::Host && map.0.contains_key(&Kind::Lock);
+    if let Some(lock) = after.locks.iter().find(lost).filter(|_| is_asked) {
+        let why = format!(
+            "the taker of the new flock on inode {} has ended: this pid namespace does not tell who it was",
+            lock.ino
+        );
+        map.lower(Kind::Lock, Level::Partial, why);
     }
 }
 
