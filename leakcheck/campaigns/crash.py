@@ -20,6 +20,7 @@ from leakcheck.trials.case import Case
 from leakcheck.trials.crash_points import Recorded, record
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.outcome import OUTCOMES
+from leakcheck.trials.payload import SLEEPING
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
 
@@ -95,22 +96,13 @@ class Crash(TrialCampaign[CrashOptions]):
         return facts
 
     def _record(self, target: Target, options: CrashOptions, ui: Ui, stop: Stop) -> _Facts:
-        submission = case_of(
-            Plan(options.ending, "signal" if options.ending == "crash" else ""), target.adapter.shortest_wall
-        )
-        sleeping = case_of(crash_plan_of_recovery())
-        recoveries = [True] if target.adapter.recover else []
+        ending = Plan(options.ending, "signal" if options.ending == "crash" else "")
+        runs = [(case_of(ending, target.adapter.shortest_wall).submission, False)]
+        runs += [(SLEEPING, True)] if target.adapter.recover else []
         first, second = (
             [
-                record(
-                    target,
-                    (sleeping if one else submission).submission,
-                    number,
-                    recovery=one,
-                    stop=stop,
-                    settle=options.settle,
-                )
-                for one in (False, *recoveries)
+                record(target, submission, number, recovery=recovery, stop=stop, settle=options.settle)
+                for submission, recovery in runs
             ]
             for number in (0, 1)
         )
@@ -146,9 +138,11 @@ class Crash(TrialCampaign[CrashOptions]):
                 ui.log(f"trying each of {len(again) // _AGAIN} findings twice more")
             made.trials.extend(made.executor.run(lambda: iter(again)))
             made.wanted = None if made.wanted is None else made.wanted + len(again)
-            # A plan that fired in one of its trials was tested.
-            fired = {str(trial.case.plan) for trial in made.trials if trial.fired}
-            made.trials[:] = [trial for trial in made.trials if trial.fired or str(trial.case.plan) not in fired]
+            # A plan that fired in one of its trials was tested. What another one left counts all the same.
+            fired = {trial.case.plan for trial in made.trials if trial.fired}
+            made.trials[:] = [
+                trial for trial in made.trials if trial.outcome != "not-reached" or trial.case.plan not in fired
+            ]
         super().finish(made, ui)
 
     def criteria(self, options: CrashOptions) -> Sequence[Check]:
@@ -185,11 +179,6 @@ def _points(made: Made[CrashOptions, Trial]) -> dict[str, Any]:
     missed = {str(trial.case.plan) for trial in made.trials if not trial.fired}
     seen = len(made.facts.points) + len(made.facts.unsteady)
     return {"seen": seen, "hit": len(plans), "not_reached": sorted(missed), "notes": made.facts.notes}
-
-
-def crash_plan_of_recovery() -> Plan:
-    """Return a plan whose case is that of a crashed run: its payload sleeps."""
-    return Plan("recover", "", ("sleeping",))
 
 
 def _plans(options: CrashOptions, points: Sequence[Recorded]) -> Iterator[Plan]:

@@ -13,12 +13,15 @@ from made import LEAKCHECK, target
 from injectors import parse
 from leakcheck.campaigns import Crash, CrashOptions, Result
 from leakcheck.campaigns import run as run_campaign
+from leakcheck.campaigns.campaign import Made
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target, load
+from leakcheck.trials.case import Case
 from leakcheck.trials.crash_points import record
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import never
 from leakcheck.trials.session import NEXT
+from leakcheck.trials.trial import Trial
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -150,6 +153,27 @@ def test_what_a_command_leaves_to_a_child_that_outlives_it_has_points(tmp_path: 
     assert any("unlink(/var/lib/crash-late)#1:before" in plan for plan in killed), killed
     assert not any("unlink(/var/lib/crash-late)#1:after" in plan for plan in killed)
     assert not result.points["not_reached"]
+
+
+def test_what_a_run_left_counts_though_its_plan_fired_only_in_another_trial(tmp_path: Path) -> None:
+    made = target(tmp_path, MAKES)
+    case = Case(NEXT, parse("launch:0/exit#1:before:SIGKILL"))
+    unfired = [
+        Trial(case=case, fired=False, outcomes=frozenset({one, "not-reached"})) for one in ("leaked", "not-reached")
+    ]
+    all_made: Made[CrashOptions, Trial] = Made(
+        target=made, options=CrashOptions(), trials=[*unfired, Trial(case=case)], facts=None, executor=Nobody()
+    )
+    Crash().finish(all_made, Ui())
+    assert [trial.outcome for trial in all_made.trials] == ["leaked", "clean"]
+
+
+class Nobody:
+    """An executor that makes no trial."""
+
+    def run(self, cases: Any) -> Any:
+        del cases
+        return iter(())
 
 
 def test_shards_visit_every_point_once(tmp_path: Path) -> None:
