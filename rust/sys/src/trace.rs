@@ -56,16 +56,18 @@ pub struct Call {
     pub arguments: [u64; 6],
 }
 
+/// What is traced of every process, whether its filters hold or not.
+const FOLLOW: i32 = libc::PTRACE_O_EXITKILL
+    | libc::PTRACE_O_TRACESYSGOOD
+    | libc::PTRACE_O_TRACEFORK
+    | libc::PTRACE_O_TRACEVFORK
+    | libc::PTRACE_O_TRACECLONE
+    | libc::PTRACE_O_TRACEEXEC;
+
 /// Starts to trace a process, and all processes and threads that it creates. They end with this process
 /// (`PTRACE_O_EXITKILL`).
 pub fn seize(pid: i32) -> io::Result<()> {
-    let options = libc::PTRACE_O_EXITKILL
-        | libc::PTRACE_O_TRACESYSGOOD
-        | libc::PTRACE_O_TRACEFORK
-        | libc::PTRACE_O_TRACEVFORK
-        | libc::PTRACE_O_TRACECLONE
-        | libc::PTRACE_O_TRACEEXEC
-        | libc::PTRACE_O_TRACESECCOMP;
+    let options = FOLLOW | libc::PTRACE_O_TRACESECCOMP;
     request(libc::PTRACE_SEIZE, pid, 0, options.unsigned_abs() as usize)
 }
 
@@ -131,13 +133,7 @@ pub fn write_memory(pid: i32, address: u64, value: u64) -> io::Result<()> {
 /// CAP_SYS_ADMIN in the initial user namespace).
 pub fn suspend_filters(pid: i32) -> io::Result<()> {
     const SUSPEND_SECCOMP: i32 = 1 << 21;
-    let options = libc::PTRACE_O_EXITKILL
-        | libc::PTRACE_O_TRACESYSGOOD
-        | libc::PTRACE_O_TRACEFORK
-        | libc::PTRACE_O_TRACEVFORK
-        | libc::PTRACE_O_TRACECLONE
-        | libc::PTRACE_O_TRACEEXEC
-        | SUSPEND_SECCOMP;
+    let options = FOLLOW | SUSPEND_SECCOMP;
     request(libc::PTRACE_SETOPTIONS, pid, 0, options.unsigned_abs() as usize)
 }
 
