@@ -367,3 +367,19 @@ def test_a_named_hierarchy_that_is_mounted_elsewhere_is_looked_at(case: Case, tm
     # A neighbour's hierarchy may be as new, as this one is to a neighbour.
     assert made == 3 and sum(CASE in line for line in new) == 1, outcome.text
     assert {idle, old} <= ({0, 3} if len(new) > 1 else {0}), outcome.text
+
+
+def test_the_cgroup_of_an_arena_goes_from_a_hierarchy_that_is_unmounted_meanwhile(case: Case) -> None:
+    # A hierarchy stays in the kernel as long as it contains a cgroup, mounted or not (cgroups-v1 of the kernel).
+    script = """
+        mounted="mount -t cgroup -o none,name=$CASE x /mnt"
+        $mounted
+        leakcheck guard --arena -- sleep 1 & guard=$!
+        until ls -d /mnt/leakcheck-arena-* 2>/dev/null; do sleep 0.02; done
+        umount -l /mnt
+        wait $guard
+        for turn in $(seq 100); do grep -q "name=$CASE:" /proc/self/cgroup || break; sleep 0.02; done
+        mount -t cgroup -o none,name=$CASE x /mnt; ls -d /mnt/leakcheck-* || echo gone; umount /mnt
+    """
+    outcome = case(*ALONE, "sh", "-c", script)
+    assert "gone" in outcome.text.splitlines(), outcome.text

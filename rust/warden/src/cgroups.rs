@@ -3,15 +3,18 @@
 //! Only cgroup directories outlive an arena's processes. So each arena holds a lock (flock(2)) on its first directory:
 //! a directory that no process locks is from a dead warden, whatever its name or number.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use leakcheck_parse::cgroup;
 use leakcheck_sys as sys;
 use rustix::fs::{Access, FlockOperation, Mode, OFlags, flock};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
 use crate::ending;
 use crate::error::Doing;
@@ -26,6 +29,22 @@ pub(crate) struct Hierarchy {
     /// `v2`, or the controllers as `/proc/PID/cgroup` writes them.
     pub(crate) name: String,
     own: PathBuf,
+    /// The path of our own cgroup in the hierarchy.
+    path: PathBuf,
+}
+
+impl Hierarchy {
+    /// Our own cgroup in a named v1 hierarchy, without the mount that its owner may have taken away: it stays in the kernel
+    /// as long as it contains cgroups (fsopen(2)). Without a controller and `none`, only an existing one is mounted.
+    fn unmounted(&self) -> io::Result<(OwnedFd, PathBuf)> {
+        let name = self.name.strip_prefix("name=").ok_or(io::ErrorKind::NotFound)?;
+        let context = fsopen("cgroup", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_string(&context, "name", name)?;
+        fsconfig_create(&context)?;
+        let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+        let own = PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())).join(&self.path);
+        Ok((root, own))
+    }
 }
 
 /// The mounted hierarchies that are writable here.
@@ -40,7 +59,8 @@ pub(crate) fn hierarchies() -> io::Result<Vec<Hierarchy>> {
             continue;
         }
         let name = if entry.is_v2() { V2.to_owned() } else { String::from_utf8_lossy(entry.controllers).into_owned() };
-        found.push(Hierarchy { name, own });
+        let path = OsStr::from_bytes(entry.path.strip_prefix(b"/").unwrap_or(entry.path)).into();
+        found.push(Hierarchy { name, own, path });
     }
     Ok(found)
 }
@@ -56,6 +76,8 @@ pub(crate) struct Cgroups {
     pub(crate) dirs: Vec<(String, PathBuf)>,
     /// The directories created below our own cgroup: each of the above, or the directory with the limits above it.
     tops: Vec<PathBuf>,
+    /// Where each of the above is.
+    hierarchies: Vec<Hierarchy>,
     /// Why a limit could not be set.
     refused: Option<String>,
     lock: Option<OwnedFd>,
@@ -64,12 +86,17 @@ pub(crate) struct Cgroups {
 impl Cgroups {
     /// Makes the directories; the first is locked before the others are made.
     pub(crate) fn make(all: &[Hierarchy], name: &str, limits: &[(String, String)]) -> io::Result<Self> {
-        let mut made = Cgroups { dirs: Vec::new(), tops: Vec::new(), refused: None, lock: None };
+        let mut made =
+            Cgroups { dirs: Vec::new(), tops: Vec::new(), hierarchies: Vec::new(), refused: None, lock: None };
         for hierarchy in all {
+            if hierarchy.name.starts_with("name=") && !hierarchy.own.exists() {
+                continue; // Its owner has unmounted it meanwhile.
+            }
             let dir = hierarchy.own.join(format!("{PREFIX}{name}"));
             let done = fs::create_dir(&dir).and_then(|()| {
                 made.dirs.push((hierarchy.name.clone(), dir.clone()));
                 made.tops.push(dir.clone());
+                made.hierarchies.push(hierarchy.clone());
                 if made.lock.is_none() {
                     made.lock = Some(lock(&dir)?.ok_or(io::ErrorKind::WouldBlock)?);
                 }
@@ -165,7 +192,14 @@ impl Cgroups {
     pub(crate) fn remove(&mut self, deadline: Instant) -> io::Result<()> {
         let mut failed = Ok(());
         while let Some(top) = self.tops.pop() {
-            failed = ending::remove(&top, deadline).and(failed);
+            let mut removed = ending::remove(&top, deadline);
+            if removed.as_ref().is_ok_and(|found| !found)
+                && let Ok((_root, own)) = self.hierarchies[self.tops.len()].unmounted()
+                && let Some(name) = top.file_name()
+            {
+                removed = ending::remove(&own.join(name), deadline);
+            }
+            failed = removed.map(drop).and(failed);
         }
         self.lock = None;
         failed

@@ -67,17 +67,17 @@ pub(crate) fn remaining(top: &Path) -> Vec<String> {
 }
 
 /// Removes a cgroup and its descendants. A directory with an exited process stays until the process is gone. v1 has no
-/// event for that, so the removal is repeated until `deadline`.
-pub(crate) fn remove(top: &Path, deadline: Instant) -> io::Result<()> {
+/// event for that, so the removal is repeated until `deadline`. Returns whether it was there.
+pub(crate) fn remove(top: &Path, deadline: Instant) -> io::Result<bool> {
     loop {
         each_below(top, &mut |_| {}, &mut |parent, name| {
             let _ = unlinkat(parent, name, AtFlags::REMOVEDIR);
         });
         match fs::remove_dir(top) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => pause(),
             other => {
-                return other.doing("remove cgroup", top);
+                return other.map(|()| true).doing("remove cgroup", top);
             }
         }
     }
