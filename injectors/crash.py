@@ -1,7 +1,8 @@
-"""The kill at a crash point: ``STAGE:POINT:before|after:SIGKILL[,quiesced][,WHO][,ENDING]``.
+"""The kill at a crash point: ``STAGE:POINT:before|after:SIGNAL[,quiesced][,WHO][,ENDING]``.
 
 STAGE is the command that is killed: prepare, launch, finish or recover. POINT is an instant of it as the tracer names
-it: ``0.1/mount(/newroot/proc)#2`` is the second mount on this path by the first child of the first command.
+it: ``0.1/mount(/newroot/proc)#2`` is the second mount on this path by the first child of the first command. SIGNAL is
+SIGKILL, or what an operator or a closed terminal sends.
 """
 
 import re
@@ -12,24 +13,27 @@ import msgspec
 
 from injectors.plan import Plan
 from injectors.protocol import Evidence, Trial
-from injectors.timed import ended
+from injectors.timed import PATIENCE, Kill, ended, kill
 from leakcheck._native import OPERATIONS
 from leakcheck.errors import UsageError
 
-__all__ = ["ENDINGS", "STAGES", "VICTIMS", "Crash", "Point", "Stage", "Victim", "When", "crash_plan"]
+__all__ = ["ENDINGS", "SENT", "STAGES", "VICTIMS", "Crash", "Point", "Sent", "Stage", "Victim", "When", "crash_plan"]
 
 Stage: TypeAlias = Literal["prepare", "launch", "finish", "recover"]
 """A target's commands, by when they run."""
 STAGES: tuple[Stage, ...] = get_args(Stage)
-Victim: TypeAlias = Literal["supervisor", "helper", "all", "freeze"]
-"""Who is killed: the command itself; the process at the point; all but the payload; all, stopped first."""
+Victim: TypeAlias = Literal["supervisor", "helper", "all", "tree", "freeze"]
+"""Who is killed: the command itself; the process at the point; all but the payload; all; all, stopped first."""
 VICTIMS: tuple[Victim, ...] = get_args(Victim)
 When: TypeAlias = Literal["before", "after"]
 """Whether the call at the point has happened."""
+Sent: TypeAlias = Literal["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"]
+"""What those who are killed get."""
+SENT: tuple[Sent, ...] = get_args(Sent)
 ENDINGS = ("timeout", "crash", "sleeping")
 """Flags that name how the run ends, or what its payload does; without one, the payload ends by itself."""
 
-_FORM = "give STAGE:ROLE/OPERATION[(CLASS)]#N:before|after:SIGKILL[,quiesced][,WHO][,ENDING]"
+_FORM = "give STAGE:ROLE/OPERATION[(CLASS)]#N:before|after:SIGNAL[,quiesced][,WHO][,ENDING]"
 _POINT = re.compile(r"(\d+(?:\.\d+)*)/([a-z_]+)(?:\(([^()]*)\))?#(\d+)")
 # Milliseconds between two looks at what the tracer reported.
 _STEP_MS = 2
@@ -54,11 +58,17 @@ class Point(msgspec.Struct, frozen=True, order=True):
 
 
 def crash_plan(
-    point: Point, when: When, *, quiesced: bool = False, victim: Victim = "supervisor", ending: str = "normal"
+    point: Point,
+    when: When,
+    *,
+    quiesced: bool = False,
+    victim: Victim = "supervisor",
+    ending: str = "normal",
+    sent: Sent = "SIGKILL",
 ) -> Plan:
     """Return the plan of a kill at `point`; with `quiesced`, once all other processes of the run block."""
     flags = ["quiesced"] * quiesced + [victim] * (victim != "supervisor") + [ending] * (ending != "normal")
-    return Plan(point.stage, f"{point}:{when}:SIGKILL", tuple(flags))
+    return Plan(point.stage, f"{point}:{when}:{sent}", tuple(flags))
 
 
 class Crash:
@@ -67,9 +77,17 @@ class Crash:
     kinds: ClassVar[tuple[str, ...]] = STAGES
     may_miss = False
 
-    def __init__(self, plan: Plan, point: Point, when: When, victim: Victim, *, quiesced: bool) -> None:
-        self.plan, self.point, self.when, self.victim, self.quiesced = plan, point, when, victim, quiesced
+    def __init__(self, plan: Plan, point: Point, when: When, victim: Victim, sent: Sent, *, quiesced: bool) -> None:
+        self.plan, self.point, self.when, self.victim, self.sent, self.quiesced = (
+            plan,
+            point,
+            when,
+            victim,
+            sent,
+            quiesced,
+        )
         self.stage = point.stage
+        self.kills_payload = victim in ("tree", "freeze") and sent == "SIGKILL"
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
@@ -88,8 +106,9 @@ class Crash:
         when = next((one for one in get_args(When) if parts[1:2] == [one]), None)
         if when is None:
             raise wrong(f"{parts[1] if parts[1:] else 'nothing'!r} is neither before nor after")
-        if parts[2:] != ["SIGKILL"]:
-            raise wrong(f"{':'.join(parts[2:])!r} is not SIGKILL")
+        sent = next((one for one in SENT if parts[2:] == [one]), None)
+        if sent is None:
+            raise wrong(f"{':'.join(parts[2:]) or 'nothing'!r} is no signal of a plan; SIGNAL is {', '.join(SENT)}")
         if int(ordinal) < 1:
             raise wrong("points are counted from 1")
         if operation == "exit" and when == "after":
@@ -100,34 +119,49 @@ class Crash:
         del rest[: victim != "supervisor"]
         if rest[:1] and rest[0] in ENDINGS:
             rest.pop(0)
+        if victim == "freeze" and sent != "SIGKILL":
+            raise wrong(f"'freeze': stopped processes act on SIGKILL alone, not on {sent}")
         if rest:
             raise wrong(
                 f"{rest[0]!r} is no flag at this place; WHO is {', '.join(VICTIMS[1:])}, ENDING {', '.join(ENDINGS)}"
             )
-        return cls(plan, Point(stage, role, operation, class_ or "", int(ordinal)), when, victim, quiesced=quiesced)
+        point = Point(stage, role, operation, class_ or "", int(ordinal))
+        return cls(plan, point, when, victim, sent, quiesced=quiesced)
 
     def trace(self, stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
         """Return how the `number`-th command of `stage` is traced."""
         if stage == self.stage:
-            return request(number, payload, self.point, self.when, self.victim, quiesced=self.quiesced)
+            return request(number, payload, self.point, self.when, self.victim, self.sent, quiesced=self.quiesced)
         if stage == "launch" and self.stage == "recover":
             return crash_once_payload_runs(payload)
         return None
 
     def apply(self, trial: Trial) -> Evidence:
-        """Wait until the tracer has killed, or the run has ended."""
+        """Wait until the tracer has killed, or the run has ended; who acts on no other signal gets SIGKILL at last."""
         while not (over := ended(trial.supervisor, _STEP_MS)):
             if trial.fired():
                 break
-        return Evidence(fired=trial.fired(), when_ms=None if over else trial.elapsed_ms)
+        when = trial.elapsed_ms
+        who: Kill = "supervisor" if self.victim == "supervisor" else "tree"
+        waited = self.sent != "SIGKILL" and self.victim != "helper"
+        if not over and waited and not ended(trial.supervisor, PATIENCE * 1000):
+            kill(trial.supervisor, trial.tree, who)
+        return Evidence(fired=trial.fired(), when_ms=None if over else when)
 
 
 def request(
-    number: int, payload: Sequence[str], point: Point, when: When, victim: Victim, *, quiesced: bool
+    number: int,
+    payload: Sequence[str],
+    point: Point,
+    when: When,
+    victim: Victim,
+    sent: Sent = "SIGKILL",
+    *,
+    quiesced: bool,
 ) -> Mapping[str, Any]:
     """Return the tracer's request for a kill at `point`."""
     fault = {"role": point.role, "operation": point.operation, "class": point.class_, "ordinal": point.ordinal}
-    fault |= {"after": when == "after", "victim": victim, "quiesced": quiesced}
+    fault |= {"after": when == "after", "victim": victim, "signal": sent, "quiesced": quiesced}
     return {"root": number, "payload": list(payload), "fault": fault}
 
 

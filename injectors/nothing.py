@@ -46,6 +46,7 @@ class Checked:
         self.launch_env = dict(inner.launch_env()) if isinstance(inner, ShapesLaunch) else {}
         self.stage = inner.stage if isinstance(inner, Traces) else "launch"
         self.trace = inner.trace if isinstance(inner, Traces) else None
+        self.kills_payload = inner.kills_payload if isinstance(inner, Traces) else False
         self._between = inner.between if isinstance(inner, ActsBetween) else None
 
     def apply(self, trial: Trial) -> Evidence:

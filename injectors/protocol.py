@@ -110,5 +110,8 @@ class Traces(Protocol):
     stage: str
     """The stage of the fault: ``prepare``, ``launch``, ``finish`` or ``recover``."""
 
+    kills_payload: bool
+    """Whether the fault ends the payload, too, if it runs: then no status is OK."""
+
     def trace(self, stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
         """Return how the `number`-th command of `stage`, from 0, is traced (``trace::Request`` of the warden)."""

@@ -18,7 +18,7 @@ from injectors.plan import Plan
 from injectors.protocol import Evidence, Supervisor, Trial
 from leakcheck.errors import UsageError
 
-__all__ = ["KILLS", "SIGNALS", "Kill", "Timed", "ended", "kill", "kill_plan"]
+__all__ = ["KILLS", "PATIENCE", "SIGNALS", "Kill", "Timed", "ended", "kill", "kill_plan"]
 
 Kill: TypeAlias = Literal["supervisor", "tree", "freeze"]
 """Which processes are killed: only the launched process; the whole tree, one by one; the whole tree, stopped first."""
@@ -27,8 +27,8 @@ KILLS: tuple[Kill, ...] = get_args(Kill)
 SIGNALS = {"sigterm": signal.SIGTERM, "sigint": signal.SIGINT, "sighup": signal.SIGHUP}
 """Flags that name a signal other than SIGKILL: an operator's, and a closed terminal's."""
 
-# Seconds that who got such a signal has for its own clean-up; then SIGKILL follows, as an operator's does.
-_PATIENCE = 5
+PATIENCE = 5
+"""Seconds that who got such a signal has for its own clean-up; then SIGKILL follows, as an operator's does."""
 # Seconds that a payload has to start.
 _START = 30
 _LATEST_MS = 3_600_000
@@ -89,7 +89,7 @@ class Timed:
         time.sleep(max(0.0, (at - trial.elapsed_ms) / 1000))
         when = trial.elapsed_ms
         kill(trial.supervisor, trial.tree, self.who, self.number)
-        if self.number != signal.SIGKILL and not ended(trial.supervisor, _PATIENCE * 1000):
+        if self.number != signal.SIGKILL and not ended(trial.supervisor, PATIENCE * 1000):
             kill(trial.supervisor, trial.tree, self.who)
         return Evidence(fired=True, when_ms=when)
 

@@ -7,15 +7,14 @@ import msgspec
 from rich.text import Text
 
 from leakcheck.campaigns.render import finding_lines
-from leakcheck.campaigns.result import Finding, Residue, Result
+from leakcheck.campaigns.result import Finding, Occurrence, Residue, Result
 from leakcheck.errors import UsageError
 from leakcheck.render import count, line
 from leakcheck.report import Verdict
-from leakcheck.trials.outcome import OUTCOMES
+from leakcheck.trials.outcome import FAILING, OUTCOMES
 from leakcheck.trials.similarity import fixed
 
 SCHEMA = "leakcheck.campaign-diff/1"
-_FAILING = OUTCOMES[OUTCOMES.index("leaked") :]
 _WORD: dict[Verdict, tuple[str, str]] = {
     "leaked": ("worse", "bold red"),
     "unknown": ("unknown, nothing is worse, but not everything can be compared", "bold yellow"),
@@ -70,11 +69,11 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 def _excuse(finding: Finding, before: Result) -> str:
     """Return why a new finding does not make a result worse; empty if it does."""
-    if finding.outcome not in _FAILING:
+    if finding.outcome not in FAILING:
         return f"{finding.outcome} is no failure"
     # At other instants, timed kills leave other parts of the same.
     lasting = [left for left in finding.leaks if left.class_ not in ("reclaimable", "bounded")]
-    if finding.chance and lasting and all(_left_before(left, before) for left in lasting):
+    if all(map(_by_chance, finding.endings)) and lasting and all(_left_before(left, before) for left in lasting):
         return "a timed kill; each part of it was left before"
     return ""
 
@@ -88,23 +87,23 @@ def _left_before(left: Residue, before: Result) -> bool:
         )
         return alike and not {*map(fixed, other.labels)}.isdisjoint(map(fixed, left.labels))
 
-    return any(same(other) for one in before.findings if one.outcome in _FAILING for other in one.leaks)
+    return any(same(other) for one in before.findings if one.outcome in FAILING for other in one.leaks)
 
 
 def _excuse_more(old: Finding, new: Finding, before: Result) -> str:
     """Return why what an open finding has more does not make a result worse; empty if it does."""
-    if new.outcome not in _FAILING:
+    if new.outcome not in FAILING:
         return f"{new.outcome} is no failure"
     if OUTCOMES.index(new.outcome) > OUTCOMES.index(old.outcome):
         return ""
     others = [one for one in new.endings if _ending(one.ending) not in _endings(old)]
-    timed = {one.ending for one in new.endings if one.chance}
+    timed = {one.ending for one in new.endings if _by_chance(one)}
     kinds = [left for left in new.leaks if left.kind not in _kinds(old)]
     if any(not left.endings or not left.endings.keys() <= timed for left in kinds):
         return ""
-    if any(not one.chance and one.ending.partition(":")[0] in before.endings for one in others):
+    if any(not _by_chance(one) and one.ending.partition(":")[0] in before.endings for one in others):
         return ""
-    if all(one.chance for one in others):
+    if all(map(_by_chance, others)):
         return "a timed kill shows more or less of it by chance"
     return "the earlier campaign did not try this ending"
 
@@ -114,6 +113,11 @@ def _more(old: Finding, new: Finding) -> Iterator[str]:
     yield from (f"after {ending}" for ending in sorted(_endings(new) - _endings(old)))
     if OUTCOMES.index(new.outcome) > OUTCOMES.index(old.outcome):
         yield new.outcome
+
+
+def _by_chance(one: Occurrence) -> bool:
+    """Return whether a campaign sees it by chance only, whatever its replay line shows."""
+    return bool(one.chance) or one.ending.startswith("forced")
 
 
 def _kinds(finding: Finding) -> set[str]:

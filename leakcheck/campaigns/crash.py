@@ -8,15 +8,14 @@ from typing import Annotated, Any, ClassVar, Literal
 import msgspec
 
 from injectors import Plan
-from injectors.crash import Victim, When, crash_plan
+from injectors.crash import Sent, Victim, When, crash_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import reached, stated, zero
-from leakcheck.campaigns.leaks import case_of
 from leakcheck.campaigns.same import groups
 from leakcheck.campaigns.trial_campaign import TrialCampaign
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target
-from leakcheck.trials.case import Case
+from leakcheck.trials.case import Case, case_of
 from leakcheck.trials.crash_points import Recorded, record
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.outcome import OUTCOMES
@@ -42,8 +41,10 @@ class CrashOptions(TrialOptions, frozen=True, kw_only=True):
     ending: Annotated[Ending, Option("How the run ends without the kill.")] = "normal"
     phase: Annotated[str, Option(f"Only points of this phase: {', '.join(PHASES)}.", "PHASE")] = ""
     kill: Annotated[
-        Victim, Option("Who is killed: the command, the process at the point, all but the payload, all.")
+        Victim,
+        Option("Who is killed: the command, the process at the point, all but the payload, all."),
     ] = "supervisor"
+    signal: Annotated[Sent, Option("What they get.")] = "SIGKILL"
     schedule: Annotated[Schedule, Option("Kill at once, once all other processes block, or both.")] = "both"
     shard: Annotated[str, Option("Only every N-th point, from the I-th: I/N.", "I/N")] = "1/1"
     iterations: Annotated[int, Option("At most this many trials; 0: all, or 20 of a --plan.", "N")] = 0
@@ -54,6 +55,8 @@ class CrashOptions(TrialOptions, frozen=True, kw_only=True):
         super().check()
         if self.host:
             raise UsageError("--host: crash points exist in arenas only; omit it")
+        if self.kill == "freeze" and self.signal != "SIGKILL":
+            raise UsageError(f"--kill freeze --signal {self.signal}: stopped processes act on SIGKILL alone")
         if self.phase and self.phase not in PHASES:
             raise UsageError(f"--phase {self.phase!r}: one of {', '.join(PHASES)}")
         self.slice()
@@ -165,7 +168,7 @@ class Crash(TrialCampaign[CrashOptions]):
         rows: dict[str, Counter[str]] = {}
         for trial in made.trials:
             plan = trial.case.plan
-            at = f"{plan.kind}:{plan.argument.removesuffix(':SIGKILL')}"
+            at = f"{plan.kind}:{plan.argument.rpartition(':')[0]}"
             rows.setdefault(phases.get(at, plan.kind), Counter())[trial.outcome] += 1
         order = [phase for phase in PHASES if phase in rows]
         return super().details(made) | {
@@ -196,4 +199,6 @@ def _sweep(options: CrashOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
         for when, phase in instants:
             if phase and options.phase in ("", phase):
                 for quiesced in schedules:
-                    yield crash_plan(one.point, when, quiesced=quiesced, victim=options.kill, ending=ending)
+                    yield crash_plan(
+                        one.point, when, quiesced=quiesced, victim=options.kill, ending=ending, sent=options.signal
+                    )

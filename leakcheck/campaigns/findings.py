@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
-from injectors import injector_for
+from injectors import Plan, injector_for
 from leakcheck.campaigns.campaign import Made, TrialOptions
 from leakcheck.campaigns.result import Example, Finding, Occurrence, Residue
 from leakcheck.campaigns.same import groups
@@ -22,6 +23,9 @@ _PLACES = 16
 _WORST_FIRST = ("damaged", "respawning", "growing", "orphaned", "held", "dying", "reclaimable", "bounded")
 _FIRST_OF_CLASS = ("process", "mount", "file", "cgroup")
 _T = TypeVar("_T")
+
+Exact = dict[tuple[tuple[Hashable, ...], str], Plan | None]
+"""By what a finding shows, and by ending: a kill that shows it in every run; None if none was found."""
 
 
 def clusters(items: Iterable[_T], key: Callable[[_T], Hashable]) -> dict[Any, list[_T]]:
@@ -94,13 +98,17 @@ def _residue_key(one: Remnant) -> tuple[int, int, str, str, str, str]:
     return severity, kind, one.kind, one.class_, one.by, one.stage
 
 
-def trial_findings(campaign: str, made: Made[Any, Trial]) -> list[Finding]:
-    """Return what isolated trials have in common, however they ended: damage first, then the worst, then the most."""
-    tried: dict[str, list[Trial]] = clusters(made.trials, _ending)
+def trial_findings(campaign: str, made: Made[Any, Trial], exact: Exact | None = None) -> list[Finding]:
+    """Return what isolated trials have in common, however they ended: damage first, then the worst, then the most.
+
+    The replay lines of timed kills are those of `exact`, where it has some.
+    """
+    tried: dict[str, list[Trial]] = clusters(made.trials, ending_of)
     findings = []
     for what, alike in groups(made.trials):
-        by_ending = clusters(alike, _ending)
+        by_ending = clusters(alike, ending_of)
         seen = [_occurrence(campaign, made, ending, some, tried[ending]) for ending, some in by_ending.items()]
+        seen = [_pinpointed(one, made, what, exact or {}) for one in seen]
         # The surest replay first.
         seen.sort(key=lambda one: (bool(one.chance), -one.trials / one.tried, -one.trials))
         best, example = seen[0], _worst(by_ending[seen[0].ending])
@@ -111,7 +119,7 @@ def trial_findings(campaign: str, made: Made[Any, Trial]) -> list[Finding]:
                 ending=example.case.plan.kind,
                 plan=best.plan,
                 outcome=worst.outcome,
-                leaks=residue([trial.left for trial in alike], [_ending(trial) for trial in alike]),
+                leaks=residue([trial.left for trial in alike], [ending_of(trial) for trial in alike]),
                 trials=len(alike),
                 tried=sum(one.tried for one in seen),
                 replay=best.replay,
@@ -149,12 +157,21 @@ def _occurrence(
     )
 
 
+def _pinpointed(one: Occurrence, made: Made[Any, Trial], what: tuple[Hashable, ...], exact: Exact) -> Occurrence:
+    if (what, one.ending) not in exact:
+        return one
+    if (plan := exact[what, one.ending]) is None:
+        return replace(one, chance=f"{one.chance}; no kill at a crash point near it showed it every time")
+    words = ["--plan", str(plan), "--iterations", "1", *replay_words(made.options)]
+    return replace(one, plan=str(plan), replay=replay_line("crash", made.target, *words), chance="")
+
+
 def _worst(alike: Sequence[Trial]) -> Trial:
     """Return the first of the trials with the worst outcome."""
     return max(alike, key=lambda trial: OUTCOMES.index(trial.outcome))
 
 
-def _ending(trial: Trial) -> str:
+def ending_of(trial: Trial) -> str:
     """Return how a trial's run ended, without the instant and what the payload did."""
     plan = trial.case.plan
     who = plan.argument.partition("@")[0]

@@ -14,16 +14,15 @@ from injectors import NORMAL, Plan
 from injectors.timed import KILLS, SIGNALS, Kill, kill_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, count, leak_rate, reached, stated, zero
-from leakcheck.campaigns.findings import finding_id, replay_line, replay_words, residue
+from leakcheck.campaigns.findings import Exact, finding_id, replay_line, replay_words, residue, trial_findings
+from leakcheck.campaigns.pinpoint import Pinpoint
 from leakcheck.campaigns.result import Finding
 from leakcheck.campaigns.trial_campaign import TrialCampaign
 from leakcheck.errors import UsageError
-from leakcheck.submissions import BUILTIN
 from leakcheck.targets import Target
-from leakcheck.trials.case import Case
+from leakcheck.trials.case import Case, case_of
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.isolated import job_count
-from leakcheck.trials.payload import SLEEPING
 from leakcheck.trials.preflight import FIRST, first_run, run_length
 from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.runner import Stop
@@ -62,6 +61,8 @@ class LeaksOptions(TrialOptions, frozen=True, kw_only=True):
 class _Facts(msgspec.Struct, frozen=True):
     run_ms: float
     first_run: list[Remnant]
+    stop: Stop
+    exact: Exact
 
 
 class Leaks(TrialCampaign[LeaksOptions]):
@@ -81,7 +82,7 @@ class Leaks(TrialCampaign[LeaksOptions]):
             lengths = pool.map(lambda _: run_length(target, live=options.host, stop=stop), range(jobs))
             run_ms = statistics.median(lengths)
         first = [] if options.host else first_run(target, live=False, stop=stop, settle=options.settle)
-        return _Facts(run_ms, first)
+        return _Facts(run_ms, first, stop, {})
 
     def cases(self, target: Target, options: LeaksOptions, facts: _Facts) -> Iterator[Case]:
         """Yield the plan repeatedly, or the endings in rotation."""
@@ -108,9 +109,17 @@ class Leaks(TrialCampaign[LeaksOptions]):
             leak_rate(),
         ]
 
+    def finish(self, made: Made[LeaksOptions, Trial], ui: Ui) -> None:
+        """Trace timed kills that found something back to a crash point, where a kill shows it in every run."""
+        super().finish(made, ui)
+        if not (made.options.live or made.facts.stop()):
+            search = Pinpoint(made, made.facts.run_ms, ui, made.facts.stop)
+            search.search()
+            made.facts.exact.update(search.exact)
+
     def findings(self, made: Made[LeaksOptions, Trial]) -> list[Finding]:
         """Return the damage done before any trial, by preparing a box or by its first run; and the other residue."""
-        found = super().findings(made)
+        found = trial_findings(self.name, made, made.facts.exact)
         if damaged := _damaged_first(made):
             kinds = sorted({one.kind for one in damaged})
             words = ["--plan", NORMAL, "--iterations", 1, *replay_words(made.options)]
@@ -143,15 +152,6 @@ def _damaging(made: Made[LeaksOptions, Trial]) -> int:
 
 def _damaged_first(made: Made[LeaksOptions, Trial]) -> list[Remnant]:
     return [one for one in made.facts.first_run if one.class_ == "damaged"]
-
-
-def case_of(plan: Plan, shortest_wall: float = 0.1) -> Case:
-    """Return the submission to run under `plan`; for a timeout, its wall limit is `shortest_wall` seconds."""
-    if plan.kind == "timeout" or "timeout" in plan.flags:
-        return Case(msgspec.structs.replace(BUILTIN["timeout"], wall=shortest_wall), plan)
-    if plan.kind == "crash" or "crash" in plan.flags:
-        return Case(BUILTIN[f"crash_{plan.argument if plan.kind == 'crash' else 'signal'}"], plan)
-    return Case(SLEEPING if "sleeping" in plan.flags else BUILTIN["ok"], plan)
 
 
 def schedule(

@@ -51,7 +51,8 @@ class Residue(msgspec.Struct, frozen=True, kw_only=True):
 class Occurrence(msgspec.Struct, frozen=True, kw_only=True):
     """The trials of one `ending` that have a finding: `trials` of the `tried` ones, the worst with `outcome`.
 
-    An ending is a fault plan without its instant, such as ``normal`` or ``forced:tree,sigterm``. `plan` is an example.
+    An ending is a fault plan without its instant, such as ``normal`` or ``forced:tree,sigterm``. `plan` is an example;
+    for a timed kill, the kill at a crash point that shows the same every time, if one was found.
     `chance` is a sentence that says so if a replay need not show the finding.
     """
 

@@ -19,11 +19,15 @@ _PHASE_OF = {"prepare": "setup", "finish": "cleanup", "recover": "recovery"}
 
 
 class Recorded(msgspec.Struct, frozen=True):
-    """A point of a run, the phase in which it is, and that of the instant after it; empty if there is none."""
+    """A point of a run, the phase in which it is, and that of the instant after it; empty if there is none.
+
+    It came `ms` milliseconds after the start of its command.
+    """
 
     point: Point
     phase: str
     after: str
+    ms: float = 0
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -86,7 +90,7 @@ def _recording(reports: Mapping[Stage, Sequence[Mapping[str, Any]]]) -> Recordin
             if "operation" in line:
                 point = Point(stage, line["role"], line["operation"], line["class"], line["ordinal"])
                 phase = _PHASE_OF.get(stage, line["phase"])
-                points.append(Recorded(point, phase, phase if line["returns"] else ""))
+                points.append(Recorded(point, phase, phase if line["returns"] else "", line["ms"]))
             elif "payload" in line:
                 executed = True
                 # The last call of the process that is the payload from now on; a command's own first one is none.

@@ -15,6 +15,8 @@ something stays after a recovery that reported success. wedged: the run did not 
 in that box failed, or the next submission ran beside a process of the run.
 """
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+FAILING = OUTCOMES[OUTCOMES.index("leaked") :]
+"""Those that a target fails by."""
 
 
 def worst(outcomes: Iterable[Outcome]) -> Outcome:

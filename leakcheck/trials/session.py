@@ -146,7 +146,8 @@ class Session(Runner):
             run = ObservedRun(self, process, output)
             evidence = injector.apply(run)
             ordinary = injector.harmless or not evidence.fired
-            early = self.fired("launch") == "setup"
+            # So far, the payload did not run, or it was killed while it did.
+            early = self.fired("launch") in (("setup", "execution") if injector.kills_payload else ("setup",))
             wrong = ""
             try:
                 done = self._finished(process, submission, argv, output)

@@ -119,6 +119,7 @@ VICTIMS: dict[Victim, tuple[int, bool, bool]] = {
     "supervisor": (-9, True, True),
     "helper": (0, False, True),
     "all": (-9, False, True),
+    "tree": (-9, False, False),
     "freeze": (-9, False, False),
 }
 
@@ -146,6 +147,14 @@ def test_of_a_command_that_has_ended_the_process_at_the_point_is_killed(traced: 
     wait_until("the end of the child", lambda: not traced.arena.pids())
     assert traced.arena.run(["/bin/sh", "-c", "test -d /tmp/late"]) == 1
     assert any("fired" in line for line in traced.lines)
+
+
+def test_another_signal_than_sigkill_is_for_the_process_to_handle(traced: Traced) -> None:
+    plan = request(
+        0, [], Point("launch", "0.1", "mkdir", "/tmp/at", 1), "before", "supervisor", "SIGTERM", quiesced=True
+    )
+    assert traced.run(["/bin/sh", "-c", "trap 'exit 7' TERM; mkdir /tmp/at; :"], plan) == 7
+    assert traced.arena.run(["/bin/sh", "-c", "test -d /tmp/at"]) == 0
 
 
 def test_nothing_outlives_the_arena_and_no_survivor_is_stopped(traced: Traced) -> None:

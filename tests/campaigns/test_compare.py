@@ -160,6 +160,11 @@ def test_parts_that_timed_kills_left_before_are_by_chance_but_another_place_or_e
         trial(FILE, plan="normal"),
     ):
         assert Comparison.of(result(*both), result(*findings(other))).verdict == "leaked"
+    # A replay line that shows it every time does not make it less of a chance that the campaign saw it.
+    exact = msgspec.structs.replace(
+        file, chance="", endings=[msgspec.structs.replace(one, chance="") for one in file.endings]
+    )
+    assert Comparison.of(result(*both), result(exact)).verdict == "clean"
     recovered = findings(trial(PROCESS, ("file", "reclaimable", FILE[2]), outcome="recovered"))
     assert Comparison.of(result(*recovered), result(file)).verdict == "leaked"
 

@@ -44,6 +44,13 @@ def plans(result: Result, outcome: str) -> set[str]:
     return {one.plan.removesuffix(":SIGKILL") for one in found}
 
 
+def status_in_a_file(made: Target) -> Target:
+    """Have the target's status in the file ``$0/r``, in which 0 is OK."""
+    status = '{ source = "meta", file = "{work}/r", status = "v", statuses = { 0 = "OK", 124 = "TLE" } }'
+    made.path.write_text(made.path.read_text().replace("{ timeout = [124] }", status).replace("'sh',", "'{work}',"))
+    return load(made.path)
+
+
 def test_the_instants_between_making_and_removing_leak_and_no_others(tmp_path: Path) -> None:
     result = run(target(tmp_path, MAKES), schedule="immediate")
     assert result.verdict == "leaked"
@@ -97,6 +104,49 @@ def test_a_helper_that_is_killed_before_the_payload_ran_must_not_be_reported_as_
     made = target(tmp_path, 'mkdir /var/tmp/x && "$@"; exit 0', more="# lies")
     result = run(made, "launch:0.1/mkdir(/var/tmp/x)#1:before:SIGKILL,helper")
     assert "false-status" in result.outcomes
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["quiesced,sleeping", "tree,sleeping", "freeze", "quiesced,tree"],
+    ids=lambda flags: flags.replace(",", "-"),
+)
+def test_a_killed_run_that_reports_ok_has_a_false_status(flags: str, tmp_path: Path) -> None:
+    # It reports OK before it knows.
+    made = status_in_a_file(target(tmp_path, 'echo v:0 >"$0/r"; "$@"; echo v:$? >"$0/r"'))
+    result = run(made, f"launch:0.1.1/execve(/bin/sh)#1:after:SIGKILL,{flags}")
+    assert "status OK" in " ".join(finding.detail for finding in result.findings), result.outcomes
+    assert "wrong statuses" in result.failed
+
+
+def test_a_run_that_reports_ok_and_is_killed_then_has_no_false_status(tmp_path: Path) -> None:
+    made = status_in_a_file(target(tmp_path, '"$@"; echo v:$? >"$0/r"; mkdir /var/lib/crash-x; rmdir /var/lib/crash-x'))
+    result = run(made, "launch:0.2/mkdir(/var/lib/crash-x)#1:before:SIGKILL,quiesced,freeze")
+    assert (result.verdict, result.outcomes) == ("clean", {"clean": 1}), result.findings
+
+
+def test_a_next_submission_that_is_admitted_beside_a_survivor_is_wedged(tmp_path: Path) -> None:
+    # Its lock is of its supervisor, with whose end it is free although the payload lives.
+    made = target(tmp_path, 'exec 9>/var/lock/crash-box; flock -n 9 || exit 99; "$@" 9>&-; exit $?')
+    (finding,) = run(made, "launch:0.2.1/execve(/bin/sh)#1:after:SIGKILL,quiesced,sleeping").findings
+    assert finding.outcome == "wedged"
+    assert "next submission: ran beside process " in finding.detail
+    # With the payload's copy of the lock it is refused, which is wedged too.
+    made = target(tmp_path, 'exec 9>/var/lock/crash-box; flock -n 9 || exit 99; "$@"; exit $?')
+    (finding,) = run(made, "launch:0.2.1/execve(/bin/sh)#1:after:SIGKILL,quiesced,sleeping").findings
+    assert finding.outcome == "wedged"
+    assert "next submission: status" in finding.detail
+
+
+def test_a_sweep_with_another_signal_finds_the_supervisor_that_does_not_handle_it(tmp_path: Path) -> None:
+    script = (
+        'trap "rm /var/lib/crash-made; exit 1" TERM; : > /var/lib/crash-made; "$@"; code=$?; rm /var/lib/crash-made'
+    )
+    result = run(target(tmp_path, f"{script}; exit $code"), schedule="quiesced", signal="SIGTERM", phase="execution")
+    assert result.verdict == "clean", result.findings
+    result = run(target(tmp_path, f"{script}; exit $code"), schedule="quiesced", signal="SIGHUP", phase="execution")
+    assert result.verdict == "leaked"
+    assert all(":SIGHUP" in one.plan for one in result.findings[0].endings)
 
 
 def test_a_point_that_does_not_exist_is_not_reached_and_no_pass(tmp_path: Path) -> None:
@@ -196,6 +246,7 @@ def test_a_target_that_traces_cannot_be_traced_and_the_error_says_what_to_do(tmp
     [
         ({"host": True}, "--host: crash points exist in arenas only"),
         ({"phase": "middle"}, "--phase 'middle': one of setup"),
+        ({"kill": "freeze", "signal": "SIGTERM"}, "--kill freeze --signal SIGTERM: stopped processes act on SIGKILL"),
         ({"shard": "3/2"}, "--shard '3/2': give I/N"),
     ],
 )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from injectors import injector_for, parse
-from injectors.crash import ENDINGS, STAGES, VICTIMS, Crash, Point, When, crash_plan
+from injectors.crash import ENDINGS, SENT, STAGES, VICTIMS, Crash, Point, When, crash_plan
 from leakcheck._native import OPERATIONS
 from leakcheck.errors import UsageError
 
@@ -22,20 +22,29 @@ points = st.builds(Point, st.sampled_from(STAGES), roles, st.sampled_from(OPERAT
     st.booleans(),
     st.sampled_from(VICTIMS),
     st.sampled_from(("normal", *ENDINGS)),
+    st.sampled_from(SENT),
 )
-def test_a_plan_prints_a_line_that_parses_back(point, when, quiesced, victim, ending) -> None:  # type: ignore[no-untyped-def]
+def test_a_plan_prints_a_line_that_parses_back(point, when, quiesced, victim, ending, sent) -> None:  # type: ignore[no-untyped-def]
     if point.operation == "exit":
         when = "before"
-    plan = crash_plan(point, when, quiesced=quiesced, victim=victim, ending=ending)
+    if victim == "freeze":
+        sent = "SIGKILL"
+    plan = crash_plan(point, when, quiesced=quiesced, victim=victim, ending=ending, sent=sent)
     assert parse(str(plan)) == plan
     injector = Crash.of(plan)
     assert (injector.point, injector.when, injector.quiesced, injector.victim) == (point, when, quiesced, victim)
+    assert injector.sent == sent
 
 
 @pytest.mark.parametrize(
     ("line", "wrong"),
     [
-        ("launch:0/mkdir(/a)#1:before:SIGTERM", "'SIGTERM' is not SIGKILL"),
+        ("launch:0/mkdir(/a)#1:before:SIGUSR1", "'SIGUSR1' is no signal of a plan"),
+        ("launch:0/mkdir(/a)#1:before", "'nothing' is no signal of a plan"),
+        (
+            "launch:0/mkdir(/a)#1:before:SIGTERM,freeze",
+            "'freeze': stopped processes act on SIGKILL alone, not on SIGTERM",
+        ),
         ("launch:0/mkdir(/a)#1:during:SIGKILL", "'during' is neither before nor after"),
         ("launch:0/mkdir(/a)#1", "'nothing' is neither before nor after"),
         ("launch:0/mkdri(/a)#1:before:SIGKILL", "'mkdri' is no operation"),
@@ -52,7 +61,7 @@ def test_the_error_names_the_wrong_part_and_the_form(line: str, wrong: str) -> N
         parse(line)
     assert wrong in str(error.value)
     assert str(error.value).endswith(
-        "give STAGE:ROLE/OPERATION[(CLASS)]#N:before|after:SIGKILL[,quiesced][,WHO][,ENDING]"
+        "give STAGE:ROLE/OPERATION[(CLASS)]#N:before|after:SIGNAL[,quiesced][,WHO][,ENDING]"
     )
 
 

@@ -100,7 +100,7 @@ def test_a_named_signal_is_the_one_that_is_sent(who: Any, name: str) -> None:
 
 
 def test_who_ignores_the_signal_is_killed_at_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timed, "_PATIENCE", 0.5)
+    monkeypatch.setattr(timed, "PATIENCE", 0.5)
     run = Run("sh", "-c", "trap '' TERM; sleep 60")
     evidence = injector_for(kill_plan("supervisor", 300, sig="sigterm")).apply(run)
     assert (run.code(), evidence.fired) == (-9, True)

@@ -5,11 +5,11 @@ import os
 import pytest
 
 from injectors import Plan
-from leakcheck.campaigns.leaks import case_of
 from leakcheck.conformance import tried
 from leakcheck.errors import LateError, TargetError
 from leakcheck.targets import Target, builtin
 from leakcheck.trials import open_host
+from leakcheck.trials.case import case_of
 from leakcheck.trials.crash_points import record, recording_of
 from leakcheck.trials.runner import never
 from leakcheck.trials.session import Session

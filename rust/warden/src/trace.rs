@@ -57,6 +57,7 @@ struct Fault {
     ordinal: u32,
     after: bool,
     victim: Victim,
+    signal: Sent,
     /// Whether the point waits until all other processes of the run block.
     quiesced: bool,
 }
@@ -77,8 +78,34 @@ enum Victim {
     Helper,
     /// All but the payload.
     All,
+    /// All, the payload too.
+    Tree,
     /// All, the payload too, stopped first.
     Freeze,
+}
+
+/// What those who are killed get.
+#[derive(Clone, Copy, Debug, Deserialize)]
+enum Sent {
+    #[serde(rename = "SIGKILL")]
+    Kill,
+    #[serde(rename = "SIGTERM")]
+    Term,
+    #[serde(rename = "SIGINT")]
+    Int,
+    #[serde(rename = "SIGHUP")]
+    Hup,
+}
+
+impl Sent {
+    fn signal(self) -> Signal {
+        match self {
+            Sent::Kill => Signal::KILL,
+            Sent::Term => Signal::TERM,
+            Sent::Int => Signal::INT,
+            Sent::Hup => Signal::HUP,
+        }
+    }
 }
 
 /// The part of the run's life in which a point is.
@@ -106,6 +133,7 @@ struct Run {
     request: Request,
     /// What is known of it, one JSON object a line.
     log: File,
+    began: Instant,
     phase: Phase,
     root: i32,
     payload: Option<i32>,
@@ -177,8 +205,8 @@ impl Tracer {
         let name = request.root.to_string();
         self.roles.push(Role::new(name, self.runs.len(), false));
         self.tasks.insert(pid, Task::new(self.roles.len() - 1, pid));
-        let (phase, payload) = (Phase::Setup, None);
-        self.runs.push(Run { request, log, phase, root: pid, payload, fired: false, points: 0 });
+        let (began, phase, payload) = (Instant::now(), Phase::Setup, None);
+        self.runs.push(Run { request, log, began, phase, root: pid, payload, fired: false, points: 0 });
         Ok(())
     }
 
@@ -282,6 +310,7 @@ impl Tracer {
                 let line = serde_json::json!({
                     "role": role, "operation": operation, "class": class, "ordinal": *ordinal,
                     "phase": run.phase.name(), "returns": point.returns(),
+                    "ms": run.began.elapsed().as_secs_f64() * 1000.0,
                 });
                 run.note(&line);
             }
@@ -396,16 +425,20 @@ impl Tracer {
     fn kill(&mut self, number: usize, process: i32, quiet: bool) {
         let run = &mut self.runs[number];
         run.fired = true;
-        let Some(victim) = run.request.fault.as_ref().map(|fault| fault.victim) else { return };
+        let Some((victim, sent)) = run.request.fault.as_ref().map(|fault| (fault.victim, fault.signal.signal())) else {
+            return;
+        };
         let of_run = |task: &&Task| {
             let role = &self.roles[task.role];
-            role.run == number && (victim == Victim::Freeze || !role.payload)
+            role.run == number && (victim != Victim::All || !role.payload)
         };
         let processes: HashSet<i32> = match victim {
             Victim::Supervisor if self.tasks.contains_key(&run.root) => HashSet::from([run.root]),
             Victim::Supervisor => HashSet::from([process]),
             Victim::Helper => HashSet::from([process]),
-            Victim::All | Victim::Freeze => self.tasks.values().filter(of_run).map(|task| task.process).collect(),
+            Victim::All | Victim::Tree | Victim::Freeze => {
+                self.tasks.values().filter(of_run).map(|task| task.process).collect()
+            }
         };
         // A process of ours that has not been waited for keeps its number.
         let alive = processes.into_iter().filter(|pid| self.tasks.contains_key(pid));
@@ -414,7 +447,7 @@ impl Tracer {
         if !pidfds.is_empty() {
             run.note(&serde_json::json!({"fired": run.phase.name(), "quiet": quiet}));
         }
-        let signals: &[Signal] = if victim == Victim::Freeze { &[Signal::STOP, Signal::KILL] } else { &[Signal::KILL] };
+        let signals: &[Signal] = if victim == Victim::Freeze { &[Signal::STOP, sent] } else { &[sent] };
         for signal in signals {
             for pidfd in &pidfds {
                 let _ = pidfd_send_signal(pidfd, *signal);
