@@ -171,6 +171,6 @@ def crash_once_payload_runs(payload: Sequence[str]) -> Mapping[str, Any]:
     return request(0, payload, point, "after", "supervisor", quiesced=True)
 
 
-def recording(number: int, payload: Sequence[str]) -> Mapping[str, Any]:
-    """Return the tracer's request to record all points of a command."""
-    return {"root": number, "payload": list(payload), "fault": None}
+def recording(number: int, payload: Sequence[str], *, every: bool = False) -> Mapping[str, Any]:
+    """Return the tracer's request to record the points of a command; with `every`, writes and messages too."""
+    return {"root": number, "payload": list(payload), "fault": None, "every": every}

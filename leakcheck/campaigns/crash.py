@@ -27,6 +27,7 @@ PHASES = ("setup", "execution", "timeout", "cleanup", "verdict", "recovery")
 """The five phases of a run, and that of the recovery after a crash."""
 Schedule = Literal["immediate", "quiesced", "both"]
 Ending = Literal["normal", "timeout", "crash"]
+Points = Literal["changes", "all"]
 
 
 # Trials of one plan, unless fewer are asked for.
@@ -46,6 +47,7 @@ class CrashOptions(TrialOptions, frozen=True, kw_only=True):
     ] = "supervisor"
     signal: Annotated[Sent, Option("What they get.")] = "SIGKILL"
     schedule: Annotated[Schedule, Option("Kill at once, once all other processes block, or both.")] = "both"
+    points: Annotated[Points, Option("Calls that change something outside, or writes and messages too.")] = "changes"
     shard: Annotated[str, Option("Only every N-th point, from the I-th: I/N.", "I/N")] = "1/1"
     iterations: Annotated[int, Option("At most this many trials; 0: all, or 20 of a --plan.", "N")] = 0
     fewest: ClassVar[int] = 0
@@ -104,7 +106,15 @@ class Crash(TrialCampaign[CrashOptions]):
         runs += [(SLEEPING, True)] if target.adapter.recover else []
         first, second = (
             [
-                record(target, submission, number, recovery=recovery, stop=stop, settle=options.settle)
+                record(
+                    target,
+                    submission,
+                    number,
+                    recovery=recovery,
+                    stop=stop,
+                    settle=options.settle,
+                    every=options.points == "all",
+                )
                 for submission, recovery in runs
             ]
             for number in (0, 1)

@@ -12,6 +12,7 @@ from leakcheck.targets import Target
 from leakcheck.trials import open_host
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
+from leakcheck.trials.tracing import Request
 
 RELEASES = frozenset({"rmdir", "unlink", "umount", "kill", "rename"})
 """Operations that remove what a run made; what follows the last of them belongs to the phase ``verdict``."""
@@ -38,9 +39,18 @@ class Recording(msgspec.Struct, frozen=True):
 
 
 def record(
-    target: Target, submission: Submission, number: int, *, recovery: bool, stop: Stop, settle: float = 0
+    target: Target,
+    submission: Submission,
+    number: int,
+    *,
+    recovery: bool,
+    stop: Stop,
+    settle: float = 0,
+    every: bool = False,
 ) -> Recording:
     """Record the points of a run of `submission`, or, with `recovery`, those of a crashed run's recovery.
+
+    With `every`, writes and messages are points, too.
 
     What a command leaves to processes that outlive it is recorded for `settle` seconds at most.
     It raises `TargetError` if the run is not right, or the target cannot be traced.
@@ -50,7 +60,7 @@ def record(
         if wrong := session.again():
             raise TargetError(f"{target.name}: warm-up run: {wrong}")
         session.renew()
-        with session.tracing(_crashed if recovery else recording_of) as tracing:
+        with session.tracing(_crashing(every) if recovery else recording_of(every)) as tracing:
             argv = session.prepare(submission)
             host.begin()
             if recovery:
@@ -69,16 +79,23 @@ def record(
             return recording
 
 
-def recording_of(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any]:
-    """Return the request to record any command."""
-    del stage
-    return recording(number, payload)
+def recording_of(every: bool = False) -> Request:
+    """Return the request to record any command; with `every`, writes and messages too."""
+
+    def request(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any]:
+        del stage
+        return recording(number, payload, every=every)
+
+    return request
 
 
-def _crashed(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
-    if stage == "recover":
-        return recording(number, payload)
-    return crash_once_payload_runs(payload) if stage == "launch" else None
+def _crashing(every: bool) -> Request:
+    def request(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
+        if stage == "recover":
+            return recording(number, payload, every=every)
+        return crash_once_payload_runs(payload) if stage == "launch" else None
+
+    return request
 
 
 def _recording(reports: Mapping[Stage, Sequence[Mapping[str, Any]]]) -> Recording:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,83 @@ def test_calls_that_are_hard_to_trace_are_points_and_do_what_they_do_untraced(ho
         traced = Traced(arena)
         assert traced.run(["/mnt/odd", how]) == 0, traced.lines
         assert set(ODDITIES[how]) <= set(traced.points)
+
+
+@pytest.fixture(scope="module")
+def i386(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("i386") / "i386"
+    flags = ["-m32", "-O1", "-nostdlib", "-static", "-ffreestanding", "-fno-pic", "-no-pie", "-fno-stack-protector"]
+    if shutil.which("cc") is None or subprocess.run(["cc", *flags, "-o", program, ODD.with_name("i386.c")]).returncode:
+        pytest.skip("no C compiler for i386")
+    return program
+
+
+def test_a_32_bit_program_has_the_same_points_through_its_multiplexers_too(i386: Path) -> None:
+    payload = ["/bin/sh", "-c", "exit 0"]
+    with Arena(binds=[(i386.parent, "/mnt", True)]) as arena:
+        traced = Traced(arena)
+        assert traced.run(["/mnt/i386"], recording(0, payload, every=True)) == 0, traced.lines
+        assert traced.points == [
+            "0/mkdir(/tmp/by-i-three)#1",
+            "0/open(/tmp/by-i-three/file)#1",
+            "0/write(/tmp/by-i-three/file)#1",
+            "0/truncate(/tmp/by-i-three/file)#1",
+            "0/bind#1",
+            "0/shmget#1",
+            "0/shmctl#1",
+            "0/execve(/bin/sh)#1",
+        ]
+        assert {"payload": "0"} in traced.lines
+
+
+def test_writes_and_messages_are_points_if_every_one_is_asked_for(traced: Traced) -> None:
+    program = """
+import os, socket
+one, other = socket.socketpair()
+one.send(b"x")
+socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).sendto(bytes(16), (0, 0))
+out = os.open("/tmp/written", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+os.write(out, b"a"), os.pwrite(out, b"b", 1), os.writev(out, [b"c"]), os.ftruncate(out, 2)
+os.write(os.pipe()[1], b"x"), os.write(1, b"to the output"), os.write(os.open("/dev/null", os.O_WRONLY), b"x")
+os.sendfile(out, os.open("/etc/passwd", os.O_RDONLY), 0, 10)
+"""
+    command = [sys.executable, "-SIc", program]
+    written = ["write(/tmp/written)#1", "write(/tmp/written)#2", "write(/tmp/written)#3", "write(/tmp/written)#4"]
+    assert traced.run(command, recording(0, [], every=True)) == 0
+    points = [point.removeprefix("0/") for point in traced.points if re.search("write|send", point)]
+    assert points == ["send(unix)#1", "send(netlink)#1", *written]
+    assert traced.run(command) == 0
+    assert not re.search("write|send", str(traced.points))
+    # A plan needs no word more than the point.
+    plan = request(0, [], Point("launch", "0", "write", "/tmp/written", 2), "before", "supervisor", quiesced=False)
+    assert traced.run(command, plan) == -9
+    assert traced.arena.run(["/bin/sh", "-c", '[ "$(cat /tmp/written)" = a ]']) == 0
+
+
+def test_calls_on_attributes_times_and_names_are_points(traced: Traced) -> None:
+    program = """
+import os, socket
+open("/tmp/attributes", "w").close()
+for call in (
+    lambda: os.utime("/tmp/attributes"),
+    lambda: os.setxattr("/tmp/attributes", "user.a", b"x"),
+    lambda: os.removexattr("/tmp/attributes", "user.a"),
+    lambda: os.posix_fallocate(os.open("/tmp/attributes", os.O_WRONLY), 0, 10),
+    lambda: socket.sethostname("name"),
+    lambda: os.setpgid(0, 0),
+):
+    try:
+        call()
+    except OSError:
+        pass
+"""
+    traced.run([sys.executable, "-SIc", program])
+    operations = [point.removeprefix("0/").partition("#")[0] for point in traced.points]
+    assert operations[-9:] == [
+        *["open(/tmp/attributes)", "utime(/tmp/attributes)", "setxattr(/tmp/attributes)"],
+        *["removexattr(/tmp/attributes)", "open(/tmp/attributes)", "fallocate(/tmp/attributes)"],
+        *["sethostname", "setpgid", "exit"],
+    ]
 
 
 def test_a_program_that_traces_itself_is_reported(odd: Path) -> None:

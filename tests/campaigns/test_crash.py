@@ -91,6 +91,19 @@ def test_a_recovery_that_forgets_what_it_has_to_do_before_it_does_it_is_silent(t
     assert all(one.plan.startswith("recover:") for finding in result.findings for one in finding.endings)
 
 
+def test_all_points_are_also_between_two_writes_and_changes_are_not(tmp_path: Path) -> None:
+    # A file of one line is what it cannot read the next time.
+    script = '[ ! -e /var/lib/crash-w ] || [ "$(wc -l < /var/lib/crash-w)" != 1 ] || exit 99; exec 3>/var/lib/crash-w; '
+    script += 'echo a >&3; echo b >&3; exec 3>&-; rm /var/lib/crash-w; exec "$@"'
+    made = target(tmp_path, script, more='box = "reused"')
+    assert plans(run(made, schedule="immediate", phase="setup"), "wedged") == set()
+    at = "launch:0/write(/var/lib/crash-w)"
+    result = run(made, schedule="immediate", phase="setup", points="all")
+    assert plans(result, "wedged") == {f"{at}#1:after", f"{at}#2:before"}
+    (finding,) = [one for one in result.findings if one.outcome == "wedged"]
+    assert run(made, finding.plan).outcomes == {"wedged": 1}, "a plan needs no option"
+
+
 def test_preparation_is_killed_too(tmp_path: Path) -> None:
     prepare = "mkdir /var/lib/crash-prepared; rmdir /var/lib/crash-prepared"
     made = target(tmp_path, 'exec "$@"', prepare=prepare)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from leakcheck._native import OPERATIONS
+
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md"]
 # Commands with their exit code, a file to save, and lines that the last command printed, with … for anything.
@@ -63,3 +65,8 @@ def _pattern(line: str) -> str:
 def test_every_link_of_the_page_leads_somewhere(page: Path) -> None:
     for target in LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_table_of_crash_points_has_each_operation() -> None:
+    text = (ROOT / "docs/reference/crash-points.md").read_text().partition("## No points")[0]
+    assert [one for one in OPERATIONS if f"`{one}`" not in text] == []

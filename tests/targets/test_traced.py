@@ -1,5 +1,6 @@
 """A traced run is the same run: every target reports the same statuses, and leaves the same."""
 
+import itertools
 import os
 
 import pytest
@@ -43,7 +44,7 @@ def traceable(target: Target) -> Target:
 @TARGETS
 def test_a_traced_run_has_the_status_and_leaves_what_an_untraced_one_does(target: Target) -> None:
     traceable(target)
-    for plan in ENDINGS:
+    for plan, every in itertools.product(ENDINGS, (False, True)):
         submission = case_of(plan, target.adapter.shortest_wall).submission
         left = []
         for traced in (False, True):
@@ -53,10 +54,10 @@ def test_a_traced_run_has_the_status_and_leaves_what_an_untraced_one_does(target
                 session.renew()
                 argv = session.prepare(submission)
                 host.begin()
-                with session.tracing(recording_of if traced else lambda *_: None):
+                with session.tracing(recording_of(every) if traced else lambda *_: None):
                     try:
                         wrong = session.run(argv, submission)
                     except LateError as error:
                         wrong = str(error)
                 left.append((wrong, {(leak.kind, fixed(place_of(leak))) for leak in host.observe().leaks}))
-        assert left[0] == left[1], plan
+        assert left[0] == left[1], (plan, every)

@@ -269,7 +269,7 @@ fn start(
         return Err(io::Error::other("start nothing: no command"));
     };
     children.request = run.trace.zip(log.map(File::from));
-    let gate = children.request.as_ref().map(|_| Gate::new()).transpose()?;
+    let gate = children.request.as_ref().map(|(request, _)| Gate::new(request)).transpose()?;
     let command = Command { argv, env, cwd, streams: [stdin, stdout, stderr], gate };
     // The loop in `serve` also reaps a command that failed to start.
     let (pid, pidfd) = entrance.start(&command, children).doing("start", program)?;

@@ -56,11 +56,12 @@ pub(crate) struct Command {
 pub(crate) struct Gate {
     waits: Shared,
     is_traced: Shared,
+    every: bool,
 }
 
 impl Gate {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Gate { waits: Shared::new()?, is_traced: Shared::new()? })
+    pub(crate) fn new(request: &trace::Request) -> io::Result<Self> {
+        Ok(Gate { waits: Shared::new()?, is_traced: Shared::new()?, every: request.every() })
     }
 
     /// In the command: waits until it is traced, and adds the filter.
@@ -69,7 +70,7 @@ impl Gate {
         if !self.is_traced.wait(1, PATIENCE) {
             return Err(rustix::io::Errno::TIMEDOUT.into());
         }
-        trace::install()
+        trace::install(self.every)
     }
 }
 

@@ -46,6 +46,17 @@ pub(crate) struct Request {
     pub(crate) cpu: Option<usize>,
     /// What happens at which point; without it, all points are recorded.
     fault: Option<Fault>,
+    /// Whether writes and messages are recorded, too.
+    #[serde(default)]
+    every: bool,
+}
+
+impl Request {
+    /// Whether writes and messages are points: the fault may be at one.
+    pub(crate) fn every(&self) -> bool {
+        let is_one = |fault: &Fault| x86_64::EVERY.iter().any(|row| row.operation == fault.operation);
+        self.every || self.fault.as_ref().is_some_and(is_one)
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -277,7 +288,7 @@ impl Tracer {
         (task.payload, task.due) = (false, false);
         let role = &mut self.roles[task.role];
         let run = &mut self.runs[role.run];
-        let described = describe(pid, &call);
+        let described = describe(pid, task.process, &call, run.request.every());
         // A child that is not traced has the filter all the same.
         let _ = match described.untraced {
             Some((Flags::Argument(index), value)) => trace::set_argument(pid, index, value),

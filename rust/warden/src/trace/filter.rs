@@ -4,7 +4,7 @@ use std::io;
 
 use leakcheck_sys::trace::{Instruction, add_filter};
 
-use super::x86_64::{HIDES, NATIVE, ROWS, When, X32};
+use super::x86_64::{EVERY, HIDES, NATIVE, ROWS, When, X32};
 
 /// `BPF_LD | BPF_W | BPF_ABS`.
 const LOAD: u16 = 0x20;
@@ -23,16 +23,21 @@ const ARCH: u32 = 4;
 const ARGUMENTS: u32 = 16;
 
 /// Adds the filter to this process, permanently. From then on it must be traced: points fail with ENOSYS otherwise.
-pub(crate) fn install() -> io::Result<()> {
-    add_filter(&program())
+/// With `every`, calls stop that are points only if every one is asked for.
+pub(crate) fn install(every: bool) -> io::Result<()> {
+    add_filter(&program(every))
 }
 
 /// Calls of other conventions stop always: they are rare.
-fn program() -> Vec<Instruction> {
+fn program(every: bool) -> Vec<Instruction> {
     let mut all =
         vec![(LOAD, 0, 0, ARCH), (EQUAL, 1, 0, NATIVE), TRACE, (LOAD, 0, 0, NUMBER), (ANY_BIT, 0, 1, X32), TRACE];
     let hides = HIDES.iter().map(|(number, _, when, _)| (*number, *when));
-    for (number, when) in hides.chain(ROWS.iter().map(|row| (row.number, row.when))) {
+    let mut calls: Vec<(u32, When)> = hides.chain(ROWS.iter().map(|row| (row.number, row.when))).collect();
+    if every {
+        calls.extend(EVERY.iter().map(|row| (row.number, row.when)));
+    }
+    for (number, when) in calls {
         let test = match when {
             When::Always => vec![TRACE],
             When::AnyBit(at, bits) => vec![argument(at), (ANY_BIT, 0, 1, bits), TRACE, ALLOW],

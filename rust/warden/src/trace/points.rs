@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 use std::os::unix::ffi::OsStrExt;
 
+use leakcheck_sys::open_pidfd;
 use leakcheck_sys::trace::{Call, read_memory};
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
-use super::x86_64::{NATIVE, Names, Row, THREAD, UNTRACED, WRITES, X32, rows};
+use super::x86_64::{I386, NATIVE, Names, Row, THREAD, UNTRACED, WRITES, X32, direct, rows};
 
 /// More of a path is not looked at (`PATH_MAX`).
 const LONGEST: usize = 4096;
@@ -47,11 +49,23 @@ pub(super) enum Flags {
     Memory(u64),
 }
 
-pub(super) fn describe(pid: i32, call: &Call) -> Described {
+/// With `every`, calls are points that are none otherwise. `process` is that of the thread `pid`.
+pub(super) fn describe(pid: i32, process: i32, call: &Call, every: bool) -> Described {
     let mut found = Described::default();
-    let Some(row) = rows(call.arch, call.number).find(|row| row.when.holds(&call.arguments)) else { return found };
+    let call = &direct(call, |address| word_at(pid, address));
+    let Some(row) = rows(call, every).find(|row| row.when.holds(&call.arguments)) else { return found };
     let mut operation = row.operation;
     let mut class = class(pid, row, &call.arguments);
+    if let Names::Written(at) = row.names {
+        match leads_to(pid, process, call.arguments[at]) {
+            Some(To::File(path)) => class = path,
+            Some(To::Socket(domain)) => {
+                class = domain.to_owned();
+                operation = if operation == "write" { "send" } else { operation };
+            }
+            None => return found,
+        }
+    }
     match operation {
         "clone" if row.number == 435 || row.number == 56 => {
             let in_memory = row.number == 435;
@@ -73,6 +87,9 @@ pub(super) fn describe(pid: i32, call: &Call) -> Described {
         }
         // Go's scheduler sends it to its own process, at any time.
         "kill" if class == "SIGURG" => return found,
+        // Of other levels, the number means something else.
+        "setsockopt" if !matches!(call.arguments[1], 0 | 41) => return found,
+        "shmctl" | "msgctl" | "semctl" if !is_removal(operation, &call.arguments) => class = "set".to_owned(),
         "prctl" => class = if call.arguments[0] == 1 { "pdeathsig" } else { "subreaper" }.to_owned(),
         _ => {}
     }
@@ -82,15 +99,18 @@ pub(super) fn describe(pid: i32, call: &Call) -> Described {
 
 /// Whether the program that a thread is about to execute has exactly these arguments.
 pub(super) fn executes(pid: i32, call: &Call, argv: &[String]) -> bool {
-    let (at, native) = match call.number & !u64::from(X32) {
-        59 => (1, call.arch == NATIVE),
-        322 => (2, call.arch == NATIVE),
+    let at = match (call.arch, call.number & !u64::from(X32)) {
+        (NATIVE, 59) | (I386, 11) => 1,
+        (NATIVE, 322) | (I386, 358) => 2,
         _ => return false,
     };
-    if !native || argv.is_empty() || argv.len() > MOST_ARGUMENTS {
+    if argv.is_empty() || argv.len() > MOST_ARGUMENTS {
         return false;
     }
-    let pointer = |n: usize| number_at(pid, call.arguments[at] + 8 * n as u64);
+    let pointer = |n: usize| match call.arch {
+        I386 => u64::from(word_at(pid, call.arguments[at] + 4 * n as u64)),
+        _ => number_at(pid, call.arguments[at] + 8 * n as u64),
+    };
     argv.iter().enumerate().all(|(n, expected)| {
         let address = pointer(n);
         address != 0 && string_at(pid, address, expected.len() + 1) == expected.as_bytes()
@@ -99,7 +119,7 @@ pub(super) fn executes(pid: i32, call: &Call, argv: &[String]) -> bool {
 
 fn class(pid: i32, row: &Row, arguments: &[u64; 6]) -> String {
     match row.names {
-        Names::Nothing => String::new(),
+        Names::Nothing | Names::Written(_) => String::new(),
         Names::Path(at) => normal(&path(pid, None, arguments[at])),
         Names::At(dir, at) => normal(&path(pid, Some(arguments[dir]), arguments[at])),
         Names::Descriptor(at) => normal(&link(pid, &format!("fd/{}", arguments[at]))),
@@ -127,6 +147,47 @@ fn link(pid: i32, name: &str) -> Vec<u8> {
     std::fs::read_link(format!("/proc/{pid}/{name}")).map(|to| to.as_os_str().as_bytes().to_vec()).unwrap_or_default()
 }
 
+/// Where something goes that is written.
+enum To {
+    /// A path, as in a class.
+    File(String),
+    /// The domain of the socket.
+    Socket(&'static str),
+}
+
+/// Where a descriptor leads to, if that is outside: not to a pipe, to a terminal, or to the output of the command, which is a
+/// memory file.
+fn leads_to(pid: i32, process: i32, fd: u64) -> Option<To> {
+    let path = link(pid, &format!("fd/{fd}"));
+    if path.starts_with(b"socket:") {
+        return Some(To::Socket(domain(process, fd).unwrap_or("socket")));
+    }
+    let nowhere: [&[u8]; 6] = [b"/memfd:", b"/dev/null", b"/dev/zero", b"/dev/full", b"/dev/tty", b"/dev/pts/"];
+    (path.starts_with(b"/") && !nowhere.iter().any(|one| path.starts_with(one))).then(|| To::File(normal(&path)))
+}
+
+/// The domain of a traced process's socket.
+fn domain(process: i32, fd: u64) -> Option<&'static str> {
+    let pidfd = open_pidfd(process).ok()?;
+    let ours = pidfd_getfd(&pidfd, i32::try_from(fd).ok()?, PidfdGetfdFlags::empty()).ok()?;
+    Some(match i32::from(rustix::net::sockopt::socket_domain(&ours).ok()?.as_raw()) {
+        libc::AF_UNIX => "unix",
+        libc::AF_INET => "inet",
+        libc::AF_INET6 => "inet-six",
+        libc::AF_NETLINK => "netlink",
+        libc::AF_PACKET => "packet",
+        libc::AF_VSOCK => "vsock",
+        libc::AF_ALG => "alg",
+        _ => "socket",
+    })
+}
+
+/// Whether a call to a SysV object removes it (`IPC_RMID`).
+fn is_removal(operation: &str, arguments: &[u64; 6]) -> bool {
+    let command = if operation == "semctl" { arguments[2] } else { arguments[1] };
+    matches!(command, 0 | 0x100)
+}
+
 /// A string in a traced process's memory, up to its zero byte or `most` bytes. It may cross pages, of which a later one may
 /// not be readable.
 fn string_at(pid: i32, address: u64, most: usize) -> Vec<u8> {
@@ -148,6 +209,14 @@ fn string_at(pid: i32, address: u64, most: usize) -> Vec<u8> {
         }
     }
     found
+}
+
+fn word_at(pid: i32, address: u64) -> u32 {
+    let mut bytes = [0u8; 4];
+    match read_memory(pid, address, &mut bytes) {
+        Ok(4) => u32::from_ne_bytes(bytes),
+        _ => 0,
+    }
 }
 
 fn number_at(pid: i32, address: u64) -> u64 {

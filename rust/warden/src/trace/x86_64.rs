@@ -1,5 +1,7 @@
 //! What depends on the architecture: the numbers of the calls that are points, and how calls of other conventions are told.
 
+use leakcheck_sys::trace::Call;
+
 /// x86-64's own convention; x32 has the same, with [`X32`] in the number.
 pub(super) const NATIVE: u32 = 0xc000_003e;
 /// `int 0x80`, and programs for i386.
@@ -22,6 +24,8 @@ pub(super) enum Names {
     Signal(usize),
     /// Namespaces, as `CLONE_NEW*`.
     Namespaces(usize),
+    /// A descriptor through which something is sent or written.
+    Written(usize),
 }
 
 /// When a call is a point, as far as its arguments tell.
@@ -52,7 +56,7 @@ const fn row(operation: &'static str, number: u32, i386: u32, names: Names, when
     Row { operation, number, i386: Some(i386), names, when }
 }
 
-use Names::{At, Descriptor, Namespaces, Nothing, Path, Signal};
+use Names::{At, Descriptor, Namespaces, Nothing, Path, Signal, Written};
 use When::{Always, AnyBit, NoBit, OneOf};
 
 /// `O_WRONLY`, `O_RDWR`, `O_CREAT`, `O_TRUNC`, and the bit of `O_TMPFILE` that `O_DIRECTORY` lacks.
@@ -61,20 +65,34 @@ pub(super) const WRITES: u32 = 0o1 | 0o2 | 0o100 | 0o1000 | 0o20_000_000;
 pub(super) const THREAD: u32 = 0x0001_0000;
 /// `CLONE_UNTRACED`.
 pub(super) const UNTRACED: u64 = 0x0080_0000;
-/// `IPC_RMID`; the 64-bit flag that some callers set comes with it.
-const REMOVE: &[u32] = &[0, 0x100];
+/// `IPC_RMID`, `IPC_SET`, `SETVAL`, `SETALL`, `SHM_LOCK`, `SHM_UNLOCK`; the 64-bit flag that some callers set comes with them.
+const OBJECT: &[u32] = &[0, 1, 11, 12, 16, 17, 0x100, 0x101, 0x10b, 0x10c, 0x110, 0x111];
 /// `F_SETLK`, `F_SETLKW`, both of i386 for large files, and those for open file descriptions.
 const LOCKS: &[u32] = &[6, 7, 13, 14, 37, 38];
-/// `LOOP_SET_FD`, `LOOP_CLR_FD`, `LOOP_CONFIGURE`, `LOOP_CTL_*`, `FS_IOC_SETFLAGS`, `TUNSETIFF`, `TUNSETPERSIST`.
-const CONTROLS: &[u32] =
-    &[0x4c00, 0x4c01, 0x4c0a, 0x4c80, 0x4c81, 0x4c82, 0x4008_6602, 0x4004_6602, 0x4004_54ca, 0x4004_54cb];
+#[rustfmt::skip]
+const CONTROLS: &[u32] = &[
+    // LOOP_SET_FD, LOOP_CLR_FD, LOOP_SET_STATUS, LOOP_SET_STATUS64, LOOP_CHANGE_FD, LOOP_CONFIGURE, LOOP_CTL_*.
+    0x4c00, 0x4c01, 0x4c02, 0x4c04, 0x4c06, 0x4c0a, 0x4c80, 0x4c81, 0x4c82,
+    // FS_IOC_SETFLAGS of both widths, FS_IOC_FSSETXATTR, FICLONE, FICLONERANGE, FIFREEZE, FITHAW.
+    0x4008_6602, 0x4004_6602, 0x401c_5820, 0x4004_9409, 0x4020_940d, 0xc004_5877, 0xc004_5878,
+    // BTRFS_IOC_SUBVOL_CREATE, BTRFS_IOC_SNAP_DESTROY, BTRFS_IOC_SNAP_CREATE_V2, BTRFS_IOC_SUBVOL_CREATE_V2.
+    0x5000_940e, 0x5000_940f, 0x5000_9417, 0x5000_9418,
+    // DM_DEV_CREATE, DM_DEV_REMOVE, DM_DEV_RENAME, DM_DEV_SUSPEND, DM_TABLE_LOAD.
+    0xc138_fd03, 0xc138_fd04, 0xc138_fd05, 0xc138_fd06, 0xc138_fd09,
+    // TUNSETIFF, TUNSETPERSIST, SIOCADDRT, SIOCDELRT, SIOCSIF{FLAGS,ADDR,NETMASK,MTU,NAME,HWADDR}, SIOCBR{ADDBR,DELBR,ADDIF,DELIF}.
+    0x4004_54ca, 0x4004_54cb, 0x890b, 0x890c, 0x8914, 0x8916, 0x891c, 0x8922, 0x8923, 0x8924, 0x89a0, 0x89a1, 0x89a2, 0x89a3,
+];
+/// `FSCONFIG_CMD_CREATE`, `FSCONFIG_CMD_RECONFIGURE`, `FSCONFIG_CMD_CREATE_EXCL`.
+const MAKES: &[u32] = &[6, 7, 8];
+/// `IPT_SO_SET_REPLACE`, which replaces a table of iptables.
+const TABLES: &[u32] = &[64];
+/// Those that empty the kernel's log or change its level.
+const LOG: &[u32] = &[4, 5, 6, 7, 8];
 /// `PR_SET_PDEATHSIG`, `PR_SET_CHILD_SUBREAPER`.
 const PROCESS: &[u32] = &[1, 36];
 
-/// All calls that change what is seen from outside a process, in the order of their frequency.
-///
-/// Writes, closes and what threads do with each other are not among them: a payload that does much of it would be slowed down,
-/// and what they change is seen between the points around them.
+/// All calls that change what is seen from outside a process, in the order of their frequency, with the exceptions of
+/// [`EVERY`]. docs/reference/crash-points.md has the reasons.
 pub(super) const ROWS: &[Row] = &[
     row("open", 257, 295, At(0, 1), AnyBit(2, WRITES)),
     row("open", 2, 5, Path(0), AnyBit(1, WRITES)),
@@ -96,10 +114,13 @@ pub(super) const ROWS: &[Row] = &[
     row("kill", 129, 178, Signal(1), Always),
     row("mount", 165, 21, Path(1), Always),
     row("umount", 166, 52, Path(0), Always),
+    row("umount", 166, 22, Path(0), Always),
     row("pivot_root", 155, 217, Path(0), Always),
     row("chroot", 161, 61, Path(0), Always),
     row("move_mount", 429, 429, At(2, 3), Always),
     row("open_tree", 428, 428, At(0, 1), AnyBit(2, 1)),
+    row("open_tree", 467, 467, At(0, 1), AnyBit(2, 1)),
+    row("fsconfig", 431, 431, Nothing, OneOf(1, MAKES)),
     row("fsmount", 432, 432, Nothing, Always),
     row("mount_setattr", 442, 442, At(0, 1), Always),
     row("unshare", 272, 310, Namespaces(0), Always),
@@ -119,7 +140,16 @@ pub(super) const ROWS: &[Row] = &[
     row("mknod", 133, 14, Path(0), Always),
     row("mknod", 259, 297, At(0, 1), Always),
     row("truncate", 76, 92, Path(0), Always),
+    row("truncate", 76, 193, Path(0), Always),
     row("truncate", 77, 93, Descriptor(0), Always),
+    row("truncate", 77, 194, Descriptor(0), Always),
+    row("fallocate", 285, 324, Descriptor(0), Always),
+    row("utime", 132, 30, Path(0), Always),
+    row("utime", 235, 271, Path(0), Always),
+    row("utime", 261, 299, At(0, 1), Always),
+    row("utime", 280, 320, At(0, 1), Always),
+    row("utime", 280, 412, At(0, 1), Always),
+    row("open", 304, 342, Nothing, AnyBit(2, WRITES)),
     row("chmod", 90, 15, Path(0), Always),
     row("chmod", 91, 94, Descriptor(0), Always),
     row("chmod", 268, 306, At(0, 1), Always),
@@ -128,17 +158,27 @@ pub(super) const ROWS: &[Row] = &[
     row("chown", 93, 95, Descriptor(0), Always),
     row("chown", 94, 16, Path(0), Always),
     row("chown", 260, 298, At(0, 1), Always),
+    row("chown", 92, 212, Path(0), Always),
+    row("chown", 93, 207, Descriptor(0), Always),
+    row("chown", 94, 198, Path(0), Always),
+    row("file_setattr", 469, 469, At(0, 1), Always),
     row("setxattr", 188, 226, Path(0), Always),
     row("setxattr", 189, 227, Path(0), Always),
     row("setxattr", 190, 228, Descriptor(0), Always),
+    row("setxattr", 463, 463, At(0, 1), Always),
+    row("removexattr", 197, 235, Path(0), Always),
+    row("removexattr", 198, 236, Path(0), Always),
+    row("removexattr", 199, 237, Descriptor(0), Always),
+    row("removexattr", 466, 466, At(0, 1), Always),
     row("bind", 49, 361, Nothing, Always),
     row("listen", 50, 363, Nothing, Always),
+    row("setsockopt", 54, 366, Nothing, OneOf(2, TABLES)),
     row("shmget", 29, 395, Nothing, Always),
     row("semget", 64, 393, Nothing, Always),
     row("msgget", 68, 399, Nothing, Always),
-    row("shmctl", 31, 396, Nothing, OneOf(1, REMOVE)),
-    row("semctl", 66, 394, Nothing, OneOf(2, REMOVE)),
-    row("msgctl", 71, 402, Nothing, OneOf(1, REMOVE)),
+    row("shmctl", 31, 396, Nothing, OneOf(1, OBJECT)),
+    row("semctl", 66, 394, Nothing, OneOf(2, OBJECT)),
+    row("msgctl", 71, 402, Nothing, OneOf(1, OBJECT)),
     row("mq_open", 240, 277, Nothing, AnyBit(1, WRITES)),
     row("mq_unlink", 241, 278, Nothing, Always),
     row("add_key", 248, 286, Nothing, Always),
@@ -146,8 +186,61 @@ pub(super) const ROWS: &[Row] = &[
     row("keyctl", 250, 288, Nothing, Always),
     row("prctl", 157, 172, Nothing, OneOf(0, PROCESS)),
     row("setsid", 112, 66, Nothing, Always),
+    row("setpgid", 109, 57, Nothing, Always),
+    row("sethostname", 170, 74, Nothing, Always),
+    row("setdomainname", 171, 121, Nothing, Always),
+    row("quotactl", 179, 131, Path(1), Always),
+    row("quotactl", 443, 443, Descriptor(0), Always),
+    row("swapon", 167, 87, Path(0), Always),
+    row("swapoff", 168, 115, Path(0), Always),
+    row("acct", 163, 51, Path(0), Always),
+    row("clock_settime", 164, 79, Nothing, Always),
+    row("clock_settime", 227, 264, Nothing, Always),
+    row("clock_settime", 227, 404, Nothing, Always),
+    row("clock_settime", 159, 124, Nothing, Always),
+    row("clock_settime", 305, 343, Nothing, Always),
+    row("clock_settime", 305, 405, Nothing, Always),
+    row("init_module", 175, 128, Nothing, Always),
+    row("init_module", 313, 350, Descriptor(0), Always),
+    row("delete_module", 176, 129, Nothing, Always),
+    row("kexec_load", 246, 283, Nothing, Always),
+    Row { operation: "kexec_load", number: 320, i386: None, names: Nothing, when: Always },
+    row("reboot", 169, 88, Nothing, Always),
+    row("syslog", 103, 103, Nothing, OneOf(0, LOG)),
     row("bpf", 321, 357, Nothing, Always),
 ];
+
+/// Calls that are points only if every one is asked for: they are frequent, and what they change is there at the next point.
+pub(super) const EVERY: &[Row] = &[
+    row("write", 1, 4, Written(0), Always),
+    row("write", 20, 146, Written(0), Always),
+    row("write", 18, 181, Written(0), Always),
+    row("write", 296, 334, Written(0), Always),
+    row("write", 328, 379, Written(0), Always),
+    row("write", 40, 187, Written(0), Always),
+    row("write", 40, 239, Written(0), Always),
+    row("write", 275, 313, Written(2), Always),
+    row("write", 326, 377, Written(2), Always),
+    row("send", 44, 369, Written(0), Always),
+    row("send", 46, 370, Written(0), Always),
+    row("send", 307, 345, Written(0), Always),
+    row("connect", 42, 362, Written(0), Always),
+    row("io_submit", 209, 248, Nothing, Always),
+    Row { operation: "semop", number: 65, i386: None, names: Nothing, when: Always },
+    row("semop", 220, 420, Nothing, Always),
+    row("msgsnd", 69, 400, Nothing, Always),
+    row("msgrcv", 70, 401, Nothing, Always),
+    row("mq_send", 242, 279, Nothing, Always),
+    row("mq_send", 242, 418, Nothing, Always),
+    row("mq_receive", 243, 280, Nothing, Always),
+    row("mq_receive", 243, 419, Nothing, Always),
+];
+
+/// i386's socketcall(2) and ipc(2): the numbers in their first argument, and those of the calls that these stand for.
+const SOCKETCALL: (u64, &[(u32, u64)]) =
+    (102, &[(2, 361), (3, 362), (4, 363), (9, 369), (11, 369), (14, 366), (16, 370), (20, 345)]);
+const IPC: (u64, &[(u32, u64)]) =
+    (117, &[(1, 420), (2, 393), (3, 394), (4, 420), (11, 400), (12, 401), (13, 399), (14, 402), (23, 395), (24, 396)]);
 
 /// The number of seccomp(2).
 const SECCOMP: u32 = 317;
@@ -160,10 +253,32 @@ pub(super) const HIDES: &[(u32, u32, When, &str)] = &[
     (SECCOMP, 354, AnyBit(1, 8), "it watches calls of others itself (seccomp user notification): these have no points"),
 ];
 
-/// The row of a call, by convention and number.
-pub(super) fn rows(arch: u32, number: u64) -> impl Iterator<Item = &'static Row> {
-    let number = native(number);
-    ROWS.iter().filter(move |row| if arch == I386 { row.i386 == Some(number) } else { row.number == number })
+/// The rows of a call, by convention and number; with `every`, also those of [`EVERY`].
+pub(super) fn rows(call: &Call, every: bool) -> impl Iterator<Item = &'static Row> {
+    let (arch, number) = (call.arch, native(call.number));
+    let more = if every { EVERY } else { &[] };
+    let is_it = move |row: &&Row| if arch == I386 { row.i386 == Some(number) } else { row.number == number };
+    ROWS.iter().chain(more).filter(is_it)
+}
+
+/// The call itself, of which the multiplexers of i386 may have been told; `word` reads the caller's memory.
+pub(super) fn direct(call: &Call, word: impl Fn(u64) -> u32) -> Call {
+    #[allow(clippy::cast_possible_truncation, reason = "i386 has 32 bits; above them is ipc's version")]
+    let which = call.arguments[0] as u32 & 0xffff;
+    let of = |table: &[(u32, u64)]| table.iter().find(|(number, _)| *number == which).map(|(_, number)| *number);
+    let found = match call.number {
+        _ if call.arch != I386 => None,
+        number if number == SOCKETCALL.0 => {
+            let argument = |n: u64| u64::from(word(call.arguments[1] + 4 * n));
+            of(SOCKETCALL.1).map(|number| (number, [0, 1, 2, 3, 4, 5].map(argument)))
+        }
+        number if number == IPC.0 => {
+            let [_, first, second, third, fourth, fifth] = call.arguments;
+            of(IPC.1).map(|number| (number, [first, second, third, fourth, fifth, 0]))
+        }
+        _ => None,
+    };
+    found.map_or(*call, |(number, arguments)| Call { arch: call.arch, number, arguments })
 }
 
 /// What a call hides, if it does.
@@ -197,12 +312,13 @@ fn native(number: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use super::ROWS;
+    use super::{EVERY, ROWS};
 
     #[test]
     fn each_operation_can_be_named_in_a_plan() {
         let known = leakcheck_plan::OPERATIONS;
-        let unknown: Vec<_> = ROWS.iter().map(|row| row.operation).filter(|one| !known.contains(one)).collect();
+        let unknown: Vec<_> =
+            ROWS.iter().chain(EVERY).map(|row| row.operation).filter(|one| !known.contains(one)).collect();
         assert!(unknown.is_empty() && known.contains(&"rmdir") && known.is_sorted(), "{unknown:?}");
     }
 }
