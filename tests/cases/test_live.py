@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,13 +242,18 @@ class TestRespawning:
             done = call("sh", "-c", guards, before=before, timeout=200)
             assert re.findall(r"exit (\d)", done.stdout) == ["1"] * 6, done.stdout + done.stderr
 
-    def test_what_pid_1_of_a_container_starts_all_the_time_is_no_chain_of_the_run(self, in_container: Place) -> None:
+    @pytest.mark.parametrize("shell", ["bash", pytest.param("dash", id="dash, by vfork")])
+    def test_what_pid_1_of_a_container_starts_all_the_time_is_no_chain_of_the_run(
+        self, in_container: Place, shell: str
+    ) -> None:
+        if shutil.which(shell) is None:
+            pytest.skip(f"{shell} is missing")
         guards = (
             "for n in 1 2 3 4 5 6; do leakcheck guard --kinds process --settle 0.1 -- true; echo exit $?; done; "
             "touch /tmp/over"
         )
         busy = f"({guards}) </dev/null & until [ -e /tmp/over ]; do /bin/true; done"
-        done = in_container("bash", "-c", busy, timeout=100)
+        done = in_container(shell, "-c", busy, timeout=100)
         codes = re.findall(r"exit (\d)", done.stdout)
         assert len(codes) == 6 and set(codes) <= {"0", "3"}, done.stdout + done.stderr
 

@@ -1,7 +1,8 @@
-"""Lists of the whole machine that something lies over: /proc/locks, /proc/sysvipc, /proc/keys."""
+"""Lists of the whole machine that something lies over, or that do not show everything: /proc/locks, /proc/keys."""
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Generator
@@ -89,3 +90,48 @@ class TestKeysThatAContainerMasks:
     def test_it_is_found_by_who_may_look_past_the_mask(self, tmp_path: Path) -> None:
         report = guard(self.MASK, "", "key", self.ADD, tmp_path)
         assert "case-masked" in {leak["evidence"]["resource"]["description"] for leak in report["leaks"]}
+
+
+HIDDEN = """
+import ctypes, os, sys, time
+call = ctypes.CDLL(None, use_errno=True).syscall
+told, made = (os.open(path, os.O_RDWR) for path in sys.argv[1:3])
+os.setuid(3_100_000_000 + os.getpid())
+call(250, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING
+os.read(told, 1)
+key = call(248, b"user", b"hidden", b"x", 1, -3)
+call(250, 5, key, 0x3f000000)  # KEYCTL_SETPERM: only its possessors
+os.write(made, b"\\n")
+time.sleep(float(sys.argv[3]))
+call(250, 9, key, -3)  # KEYCTL_UNLINK
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the numbers of the calls are those of x86-64")
+@pytest.mark.parametrize(("stay", "level"), [("0.1", "full"), ("60", "partial")])
+def test_a_key_that_nobody_can_view_counts_only_if_it_stays(stay: str, level: str, tmp_path: Path) -> None:
+    told, made, report = tmp_path / "told", tmp_path / "made", tmp_path / "report.json"
+    os.mkfifo(told)
+    os.mkfifo(made)
+    holder = subprocess.Popen([sys.executable, "-c", HIDDEN, told, made, stay], stdin=subprocess.PIPE)
+    try:
+        # Its end is one second after the key's.
+        guard = [
+            "guard",
+            "--kinds",
+            "key",
+            "--settle",
+            "1",
+            "-o",
+            report,
+            "--",
+            "sh",
+            "-c",
+            f"echo > {told}; read made < {made}",
+        ]
+        subprocess.run([sys.executable, "-m", "leakcheck", *guard], capture_output=True, timeout=60, check=False)
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert json.loads(report.read_text())["coverage"]["key"]["level"] == level

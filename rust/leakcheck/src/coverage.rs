@@ -120,6 +120,9 @@ pub enum Unseen {
 /// Bytes that the POSIX message queues of the observer's user take (`RLIMIT_MSGQUEUE`, getrlimit(2)), and the size of a small one.
 pub(crate) const QUEUES: &str = "mqueue_bytes";
 
+/// The number of keys that the quota of their users counts, but no list shows.
+pub(crate) const HIDDEN_KEYS: &str = "hidden_keys";
+
 /// A directory that could not be listed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Directory {

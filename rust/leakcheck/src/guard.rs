@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::Result;
 use crate::judge::allow::Rules;
-use crate::judge::attribute::{Attribution, Attributor};
+use crate::judge::attribute::{Attribution, Attributor, Provenance};
 use crate::judge::class::Class;
 use crate::judge::diff;
 use crate::judge::report::{Command, Report, Settling, Transient, Vanished};
@@ -44,7 +44,7 @@ pub use crate::token::TOKEN_NAME;
 use crate::token::random_token;
 use crate::watch::{self, Watch};
 use adrift::Adrift;
-use coverage::{Reach, coverage, only_comparable, unlisted_queues};
+use coverage::{Reach, coverage, new_hidden_keys, note_hidden_keys, only_comparable, unlisted_queues};
 use live::{Live, Run};
 pub use options::Options;
 use residue::{Remnant, finish, gauges, replacing, residue};
@@ -291,6 +291,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules, arena: Option
     all.appeared.extend(unlisted_queues(before, after).filter(|_| asked.contains(Kind::Ipc)));
     let residue = residue(all.appeared, &attributor);
     let mut coverage = coverage(before, after, asked, &attributor, &Reach::default());
+    note_hidden_keys(new_hidden_keys(before, after), live.makes_keys(), &mut coverage);
     for kind in Kind::ALL.into_iter().filter(|k| before.kinds.contains(*k) != after.kinds.contains(*k)) {
         coverage.lower(kind, Level::None, "only one of the two snapshots covers it");
     }
@@ -322,6 +323,7 @@ fn judge(run: Run<'_>, first: &Snapshot, policy: &Policy, reach: &Reach) -> Resu
         every: CoverageMap::default(),
         looks_ms: 0.0,
         adrift: Adrift::default(),
+        hidden_keys: i64::MAX,
     };
     // All lookups besides the looks go through one procfs.
     let _proc = ProcRoot::renew()?;
@@ -338,6 +340,7 @@ fn judge(run: Run<'_>, first: &Snapshot, policy: &Policy, reach: &Reach) -> Resu
     for (kind, worst) in world.every.0.into_iter().filter(|(kind, _)| gone.contains(*kind)) {
         coverage.lower(kind, worst.level, worst.reason);
     }
+    note_hidden_keys(world.hidden_keys, live.makes_keys(), &mut coverage);
     note_end_of_tree(baseline, live, asked, &mut coverage);
     if let Some(why) = respawning.gap {
         coverage.lower(Kind::Process, Level::Partial, why);

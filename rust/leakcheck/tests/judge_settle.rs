@@ -17,6 +17,8 @@ struct Script {
     pauses: Vec<Duration>,
     pressure: u32,
     look_takes: Duration,
+    /// How many looks see something unclear that is no residue.
+    unclear: usize,
 }
 
 fn world(scenes: &[Scene]) -> Script {
@@ -28,6 +30,7 @@ fn world(scenes: &[Scene]) -> Script {
         pauses: Vec::new(),
         pressure: 1,
         look_takes: Duration::ZERO,
+        unclear: 0,
     }
 }
 
@@ -39,7 +42,8 @@ impl World<&'static str> for Script {
         let (residue, run_lives, running) = self.scenes[self.looks.min(self.scenes.len() - 1)];
         self.looks += 1;
         self.now += self.look_takes;
-        Ok(Observation { residue: residue.iter().map(|r| ((*r).to_owned(), *r)).collect(), run_lives, running })
+        let residue = residue.iter().map(|r| ((*r).to_owned(), *r)).collect();
+        Ok(Observation { residue, run_lives, running, unclear: self.looks <= self.unclear })
     }
 
     fn wait(&mut self, _: &BTreeMap<String, &'static str>, pause: Duration) {
@@ -68,6 +72,16 @@ fn run(world: &mut Script) -> Settled<&'static str> {
 
 fn left(settled: &Settled<&'static str>) -> Vec<&'static str> {
     settled.residue.values().copied().collect()
+}
+
+#[test]
+fn something_unclear_is_waited_for_like_residue() {
+    let mut twice = Script { unclear: 2, ..world(&[(&[], false, false)]) };
+    let settled = run(&mut twice);
+    assert_eq!((settled.looks, settled.is_quiet), (3, true));
+    let mut always = Script { unclear: usize::MAX, ..world(&[(&[], false, false)]) };
+    let settled = run(&mut always);
+    assert!(settled.looks >= 6 && settled.took >= 500 * MS && !settled.is_quiet);
 }
 
 #[test]

@@ -37,6 +37,11 @@ const PROBING: Duration = Duration::from_millis(1);
 /// How long to retry orphans that exit before they can be read. If they still come after this time, it counts as a sign
 /// of a chain.
 const CHASING: Duration = Duration::from_millis(20);
+/// How long to watch a reaper for a vfork(2): at least several times what it takes to start a short program and to wait
+/// for it, and at most so long if it has fewer new children meanwhile, as on a busy machine.
+const STARTING: Duration = Duration::from_millis(20);
+const STARTING_LATE: Duration = Duration::from_millis(250);
+const STARTS: usize = 8;
 /// How many pids before the newest are probed too.
 const BEHIND: u32 = 16;
 
@@ -91,6 +96,8 @@ pub(super) struct Adrift {
     in_first: HashSet<(u32, u64)>,
     /// Minor page faults of the reapers, at the first look and at the last one, where no connector reports forks.
     faults: BTreeMap<u32, (u64, u64)>,
+    /// Reapers that were seen in a vfork(2), where no connector reports forks.
+    starters: HashSet<u32>,
 }
 
 /// The result.
@@ -253,10 +260,11 @@ impl Adrift {
         residue: &mut BTreeMap<String, Remnant>,
         alive: bool,
     ) -> Result<Outcome> {
-        // A reaper's children that come and go also leave a zombie for a moment.
+        self.watch_reapers(observation, residue);
+        // A reaper's children come and go, and leave a zombie for a moment: the last looks may share one.
         let mut passed = None;
         residue.retain(|_, f| match &f.resource {
-            Resource::Process(p) if f.by == Attribution::None && !lives(p) && self.is_of_reaper(p, observation) => {
+            Resource::Process(p) if f.by == Attribution::None && self.is_of_reaper(p, observation) => {
                 let stays = self.in_first.contains(&(p.pid, p.start));
                 if !stays {
                     passed = Some(unclear(p));
@@ -381,8 +389,33 @@ impl Adrift {
     /// Whether its parent, a reaper, may have started it instead of adopting it: it is in the reaper's session, and the
     /// reaper has forked since the first look.
     fn is_of_reaper(&self, p: &Process, observation: &Snapshot) -> bool {
-        observation.process(p.ppid).is_some_and(|parent| parent.session == p.session)
-            && self.faults.get(&p.ppid).is_some_and(|(first, last)| first != last)
+        let forks = || self.faults.get(&p.ppid).is_some_and(|(first, last)| first != last);
+        is_in_session_of_parent(p, observation) && (forks() || self.starters.contains(&p.ppid))
+    }
+
+    /// Watches the reapers that may have started what was seen. A vfork(2) causes no page faults in the parent, but
+    /// stops it until the child has executed a program: state D (proc_pid_stat(5)), in which a reaper that only waits
+    /// for children never is.
+    fn watch_reapers(&mut self, observation: &Snapshot, residue: &BTreeMap<String, Remnant>) {
+        let stays = residue
+            .values()
+            .filter_map(|f| if let Resource::Process(p) = &f.resource { Some((p, f.by)) } else { None });
+        let all = self.seen.values().map(|(p, by)| (p, *by)).chain(stays);
+        let candidates = all.filter(|(p, by)| {
+            *by == Attribution::None && self.faults.contains_key(&p.ppid) && is_in_session_of_parent(p, observation)
+        });
+        let reapers: HashSet<u32> = candidates.map(|(p, _)| p.ppid).collect();
+        let began = Instant::now();
+        let mut children = HashSet::new();
+        while reapers.len() > self.starters.len() {
+            let starts = |pid: &&u32| observe::process(**pid, None).is_some_and(|p| p.state == 'D');
+            self.starters.extend(reapers.iter().filter(starts));
+            children.extend(reapers.iter().filter_map(|pid| observe::children(*pid, None)).flatten());
+            let enough = if children.len() > STARTS { STARTING } else { STARTING_LATE };
+            if began.elapsed() >= enough {
+                break;
+            }
+        }
     }
 
     /// A process of the run that lives besides those in `held`, including by events since the last look.
@@ -492,6 +525,10 @@ fn has_held_ancestor(p: &Process, observation: &Snapshot, held: &HashSet<u32>) -
 fn ancestors<'a>(p: &'a Process, observation: &'a Snapshot) -> impl Iterator<Item = &'a Process> {
     let parent = |p: &&'a Process| observation.process(p.ppid);
     std::iter::successors(observation.process(p.ppid), parent).take(observation.processes.len())
+}
+
+fn is_in_session_of_parent(p: &Process, observation: &Snapshot) -> bool {
+    observation.process(p.ppid).is_some_and(|parent| parent.session == p.session)
 }
 
 /// The processes that adopt the run's orphans: PID 1, or a subreaper among this process and its ancestors

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
-use crate::coverage::{QUEUES, lower_for_gaps, lower_for_unreadable};
+use crate::coverage::{HIDDEN_KEYS, QUEUES, lower_for_gaps, lower_for_unreadable};
 use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
 use crate::kind::{Kind, KindSet};
 use crate::parse::nslink::NsType;
@@ -94,13 +94,6 @@ pub(super) fn coverage<P: Provenance>(
     of_gaps(before, after, reach, &mut map);
     of_unmounted_cgroups(before, after, &mut map);
     of_locks_without_taker(before, after, &mut map);
-    // The number of keys that the quota counts beyond the list is a gap only if it grew.
-    let hidden = |s: &Snapshot| s.gauges.get("hidden_keys").copied().unwrap_or(0);
-    if hidden(after) > hidden(before) && map.0.contains_key(&Kind::Key) {
-        let more = hidden(after) - hidden(before);
-        let level = if attributor.may_have_hidden_keys() { Level::Partial } else { Level::Full };
-        map.lower(Kind::Key, level, format!("cannot view {more} new keys"));
-    }
     for path in returned(before, after) {
         if map.0.contains_key(&Kind::File) {
             map.lower(
@@ -111,6 +104,21 @@ pub(super) fn coverage<P: Provenance>(
         }
     }
     map
+}
+
+/// How many more keys than before the quota counts beyond the list.
+pub(super) fn new_hidden_keys(before: &Snapshot, after: &Snapshot) -> i64 {
+    let hidden = |s: &Snapshot| s.gauges.get(HIDDEN_KEYS).copied().unwrap_or(0);
+    hidden(after) - hidden(before)
+}
+
+/// Lowers `coverage` if there are `more` keys than before that nobody can view; `made` tells whether the run may have
+/// made them.
+pub(super) fn note_hidden_keys(more: i64, made: bool, coverage: &mut CoverageMap) {
+    if more > 0 && coverage.0.contains_key(&Kind::Key) {
+        let level = if made { Level::Partial } else { Level::Full };
+        coverage.lower(Kind::Key, level, format!("cannot view {more} new keys"));
+    }
 }
 
 /// Whether something of the run may hide in an unreadable process.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::adrift::Adrift;
-use super::coverage::{Reach, coverage, only_comparable, unlisted_queues};
+use super::coverage::{Reach, coverage, new_hidden_keys, only_comparable, unlisted_queues};
 use super::live::Run;
 use super::residue::{Remnant, residue};
 use crate::error::Result;
-use crate::judge::attribute::{Attribution, Attributor, Owner};
+use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
 use crate::judge::diff;
 use crate::judge::settle::{Observation, World};
 use crate::kind::{Kind, KindSet};
@@ -34,6 +34,9 @@ pub(super) struct LiveWorld<'a> {
     pub(super) every: CoverageMap,
     pub(super) looks_ms: f64,
     pub(super) adrift: Adrift,
+    /// How many new keys that nobody can view the look with the fewest counted. As with what is seen, what goes away
+    /// is no residue.
+    pub(super) hidden_keys: i64,
 }
 
 impl LiveWorld<'_> {
@@ -104,6 +107,8 @@ impl World<Remnant> for LiveWorld<'_> {
         let daemon =
             matches!(observation.scope, Scope::Tree(_) | Scope::Cgroup(_)) && observation.processes.iter().any(old);
         let run_lives = adrift.take_in(&self.run, &observation, &attributor) || lives || daemon;
+        self.hidden_keys = self.hidden_keys.min(new_hidden_keys(self.run.baseline, &observation));
+        let unclear = self.hidden_keys > 0 && self.run.asked.contains(Kind::Key) && self.run.live.makes_keys();
         self.adrift = adrift;
         let found = residue
             .found
@@ -114,7 +119,7 @@ impl World<Remnant> for LiveWorld<'_> {
             .collect();
         self.last =
             Some(LastObservation { observation, coverage, noise: residue.noise + foreign, strange: residue.strange });
-        Ok(Observation { residue: found, run_lives, running })
+        Ok(Observation { residue: found, run_lives, running, unclear })
     }
 
     fn wait(&mut self, residue: &BTreeMap<String, Remnant>, pause: Duration) {

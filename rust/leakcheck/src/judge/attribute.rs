@@ -267,11 +267,6 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         }
     }
 
-    /// Whether keys that nobody can view can be the run's.
-    pub fn may_have_hidden_keys(&self) -> bool {
-        self.provenance.makes_keys()
-    }
-
     fn evident_owner(&self, resource: &Resource) -> Owner {
         let part = matches!(self.observation.scope, Scope::Cgroup(_) | Scope::Tree(_));
         if part && !matches!(resource, Resource::Process(_) | Resource::File(_)) {

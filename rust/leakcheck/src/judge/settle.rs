@@ -50,6 +50,8 @@ pub struct Observation<T> {
     /// Whether such a process is running, so that it may be about to exit or to clean up, or is a zombie that init has
     /// not reaped yet.
     pub running: bool,
+    /// Whether it saw something besides residue that must not stay, such as a key that nobody can view.
+    pub unclear: bool,
 }
 
 /// The system that settles.
@@ -103,12 +105,12 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
         lives: first.run_lives,
         is_quiet: false,
     };
-    let (mut lives, mut running) = (first.run_lives, first.running);
+    let (mut lives, mut running, mut unclear) = (first.run_lives, first.running, first.unclear);
     let at_least = policy.at_least.saturating_mul(world.pressure().max(1));
     let mut pause = policy.first_pause;
     let mut young = false;
     // A survivor that is not residue itself, because processes were not requested, may still leave some.
-    while lives || out.residue.values().any(|r| !world.is_allowed(r)) {
+    while lives || unclear || out.residue.values().any(|r| !world.is_allowed(r)) {
         // If one look takes longer than every bound, as on an overloaded machine, the number of looks still counts: a
         // single look cannot distinguish a leak from something temporary.
         let looked = out.looks >= policy.looks;
@@ -136,9 +138,9 @@ pub fn settle<T>(policy: &Policy, world: &mut impl World<T>) -> Result<Settled<T
                 out.residue.insert(key, seen);
             }
         }
-        (lives, running) = (observation.run_lives, observation.running);
+        (lives, running, unclear) = (observation.run_lives, observation.running, observation.unclear);
     }
     out.lives = lives;
-    out.is_quiet = !lives && out.residue.values().all(|r| world.is_allowed(r));
+    out.is_quiet = !lives && !unclear && out.residue.values().all(|r| world.is_allowed(r));
     Ok(out)
 }

@@ -22,6 +22,7 @@ use rustix::thread::CapabilitySet;
 
 use super::proc_root;
 use super::read::read_all;
+use crate::coverage::HIDDEN_KEYS;
 use crate::error::in_words;
 use crate::kind::Kind;
 use crate::parse::keys;
@@ -81,7 +82,7 @@ pub(crate) fn collect(out: &mut Snapshot) {
         match before.and(after) {
             Ok(quotas) => {
                 let hidden = beyond(quotas, seen.listed.values().filter(|key| key.in_quota));
-                out.gauges.insert("hidden_keys".to_owned(), hidden.into_values().sum());
+                out.gauges.insert(HIDDEN_KEYS.to_owned(), hidden.into_values().sum());
             }
             Err(e) => {
                 let level = if covered { Level::None } else { Level::Partial };
