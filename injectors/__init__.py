@@ -36,9 +36,20 @@ _known: dict[str, type[Injector]] = {}
 
 
 def register(injector: type[Injector]) -> type[Injector]:
-    """Register `injector` for plans of its kinds; usable as a decorator."""
+    """Register `injector` for plans of its kinds; usable as a decorator.
+
+    Raises:
+        UsageError: another injector has one of these kinds.
+    """
+    for kind in injector.kinds:
+        if kind in _known and _name(_known[kind]) != _name(injector):
+            raise UsageError(f"plans {kind!r} have two injectors: {_name(_known[kind])} and {_name(injector)}")
     _known.update(dict.fromkeys(injector.kinds, injector))
     return injector
+
+
+def _name(injector: type[Injector]) -> str:
+    return f"{injector.__module__}.{injector.__qualname__}"
 
 
 for _one in (Nothing, Timed, Crash):
@@ -48,7 +59,10 @@ for _one in (Nothing, Timed, Crash):
 @functools.cache
 def _load_others() -> None:
     for entry in importlib.metadata.entry_points(group=_ENTRY_POINTS):
-        register(entry.load())
+        try:
+            register(entry.load())
+        except Exception as error:
+            raise UsageError(f"entry point {_ENTRY_POINTS}: {entry.name} = {entry.value}: {error}") from error
 
 
 def injector_for(plan: Plan) -> Checked:

@@ -32,7 +32,11 @@ PATIENCE = 5
 # Seconds that a payload has to start.
 _START = 30
 _LATEST_MS = 3_600_000
-_ARGUMENT = re.compile(r"([a-z]+)@(payload\+)?(\d+(?:\.\d+)?)ms")
+_INSTANT = re.compile(r"(payload\+)?(\d+(?:\.\d+)?)ms")
+_FORM = (
+    "give forced:WHO@MSms[,SIGNAL][,sleeping] or forced:WHO@payload+MSms[,SIGNAL],sleeping, "
+    f"WHO one of {', '.join(KILLS)}, SIGNAL one of {', '.join(SIGNALS)}"
+)
 
 
 def kill_plan(who: Kill, after_ms: float, *, sleeping: bool = False, payload: bool = False, sig: str = "") -> Plan:
@@ -57,24 +61,30 @@ class Timed:
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
-        """Return the injector of `plan`; raise `UsageError` if it does not describe a kill."""
-        found = _ARGUMENT.fullmatch(plan.argument)
-        who = next((known for known in KILLS if found and known == found[1]), None)
-        named, sleeping = plan.flags[:1] if plan.flags[:1] and plan.flags[0] in SIGNALS else (), plan.flags[-1:]
-        sleeping = sleeping if sleeping == ("sleeping",) else ()
-        if found is None or who is None or plan.flags != (*named, *sleeping):
-            form = "give forced:WHO@MSms[,SIGNAL][,sleeping] or forced:WHO@payload+MSms[,SIGNAL],sleeping"
-            raise UsageError(
-                f"plan {str(plan)!r}: {form}, WHO one of {', '.join(KILLS)}, SIGNAL one of {', '.join(SIGNALS)}"
-            )
-        if named and who == "freeze":
-            raise UsageError(f"plan {str(plan)!r}: a stopped tree acts on SIGKILL alone; omit {named[0]}")
-        if found[2] and not sleeping:
-            raise UsageError(f"plan {str(plan)!r}: only a payload that sleeps is waited for; add ,sleeping")
-        if float(found[3]) > _LATEST_MS:
-            raise UsageError(f"plan {str(plan)!r}: the kill must come within an hour, {_LATEST_MS} ms")
-        number = SIGNALS[named[0]] if named else signal.SIGKILL
-        return cls(plan, who, float(found[3]), payload=bool(found[2]), number=number)
+        """Return the injector of `plan`; raise a `UsageError` that names the part that is wrong."""
+
+        def wrong(what: str) -> UsageError:
+            return UsageError(f"plan {str(plan)!r}: {what}")
+
+        whom, _, instant = plan.argument.partition("@")
+        who = next((known for known in KILLS if known == whom), None)
+        if who is None:
+            raise wrong(f"{whom or 'nothing'!r} names nobody; {_FORM}")
+        if (found := _INSTANT.fullmatch(instant)) is None:
+            raise wrong(f"{instant or 'nothing'!r} is no instant; {_FORM}")
+        rest = list(plan.flags)
+        sent = rest.pop(0) if rest[:1] and rest[0] in SIGNALS else ""
+        sleeping = rest[:1] == ["sleeping"] and bool(rest.pop(0))
+        if rest:
+            raise wrong(f"{rest[0]!r} is no flag at this place; {_FORM}")
+        if sent and who == "freeze":
+            raise wrong(f"a stopped tree acts on SIGKILL alone; omit {sent}")
+        if found[1] and not sleeping:
+            raise wrong("only a payload that sleeps is waited for; add ,sleeping")
+        if float(found[2]) > _LATEST_MS:
+            raise wrong(f"the kill must come within an hour, {_LATEST_MS} ms")
+        number = SIGNALS[sent] if sent else signal.SIGKILL
+        return cls(plan, who, float(found[2]), payload=bool(found[1]), number=number)
 
     def apply(self, trial: Trial) -> Evidence:
         """Wait for the instant, and kill unless the supervisor has ended by then."""

@@ -1,4 +1,6 @@
-"""Hypothesis strategies for submissions; they shrink toward few submissions, in Python, that print one line.
+"""Hypothesis strategies for submissions and for fault plans.
+
+Submissions shrink toward few, in Python, that print one line.
 
 A test that draws from `mixes` and fails shows the smallest mix that fails. `noted` adds the command that runs it
 again::
@@ -7,16 +9,26 @@ again::
     def test_my_sandbox(mix: list[Spec]) -> None:
         with noted("./mysandbox.toml", mix):
             ...
+
+`plans` draws kills at the crash points of a sandbox; they shrink toward the first instant and the simplest kill.
 """
 
 import contextlib
 import shlex
 from collections.abc import Collection, Generator, Sequence
+from typing import get_args
 
 import msgspec
 
+from injectors import Plan
+from injectors.crash import VICTIMS, Sent, Victim, When, crash_plan
 from leakcheck.errors import UsageError
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Behaviour, Limits, Spec, Status, found_languages, spec
+from leakcheck.targets import Target
+from leakcheck.trials.crash_points import Recorded, record_twice
+from leakcheck.trials.payload import SLEEPING
+from leakcheck.trials.runner import never
+from leakcheck.trials.session import NEXT
 
 try:
     import hypothesis
@@ -26,7 +38,7 @@ except ImportError as error:
         "leakcheck.strategies needs Hypothesis: pip install 'sandbox-leakcheck[strategies]', or pip install hypothesis"
     ) from error
 
-__all__ = ["languages", "limits", "mixes", "noted", "replay_line", "submissions"]
+__all__ = ["languages", "limits", "mixes", "noted", "plans", "replay_line", "submissions"]
 
 _MIB = 1 << 20
 _USUAL: tuple[Status, ...] = ("OK", "TLE", "RE")
@@ -121,6 +133,49 @@ def mixes(
 ) -> st.SearchStrategy[list[Spec]]:
     """Return a strategy for lists of `smallest` to `largest` submissions of `of`, by default `submissions`."""
     return st.lists(submissions() if of is None else of, min_size=smallest, max_size=largest)
+
+
+def plans(
+    target: Target,
+    *,
+    victims: Sequence[Victim] = VICTIMS,
+    signals: Sequence[Sent] = ("SIGKILL",),
+    every: bool = False,
+) -> st.SearchStrategy[Plan]:
+    """Return a strategy for kills at the crash points of a run of `target`, and of the recovery of a crashed one.
+
+    The points are recorded once, when the first plan is drawn; that needs root. With `every`, writes and messages are
+    points, too. It shrinks toward early points, before their call, and the first of `victims` and of `signals`.
+
+    Raises:
+        TargetError: the target cannot be traced, or its runs are not right.
+    """
+
+    def recorded() -> st.SearchStrategy[Plan]:
+        runs = [(NEXT, False), *([(SLEEPING, True)] if target.adapter.recover else [])]
+        points = [
+            one
+            for submission, recovery in runs
+            for one in record_twice(target, submission, recovery=recovery, stop=never, every=every).points
+        ]
+        return _kills(points, victims, signals)
+
+    return st.deferred(recorded)
+
+
+@st.composite
+def _kills(draw: st.DrawFn, points: Sequence[Recorded], victims: Sequence[Victim], signals: Sequence[Sent]) -> Plan:
+    # Each plan draws as often: one that draws less often would count as simpler.
+    one, when = draw(st.sampled_from(points)), draw(st.sampled_from(get_args(When)))
+    quiesced, victim, sent = draw(st.booleans()), draw(st.sampled_from(victims)), draw(st.sampled_from(signals))
+    return crash_plan(
+        one.point,
+        when if one.after else "before",
+        quiesced=quiesced,
+        victim=victim,
+        ending="sleeping" if one.point.stage == "recover" else "normal",
+        sent="SIGKILL" if victim == "freeze" else sent,
+    )
 
 
 def replay_line(target: str, mix: Sequence[Spec], *, concurrency: int = 1, seed: int = 0) -> str:

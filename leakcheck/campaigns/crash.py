@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-import msgspec
-
 from injectors import Plan
 from injectors.crash import Sent, Victim, When, crash_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
@@ -16,7 +14,7 @@ from leakcheck.campaigns.trial_campaign import TrialCampaign
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case, case_of
-from leakcheck.trials.crash_points import Recorded, record
+from leakcheck.trials.crash_points import Points, Recorded, record_twice
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.outcome import OUTCOMES
 from leakcheck.trials.payload import SLEEPING
@@ -27,7 +25,7 @@ PHASES = ("setup", "execution", "timeout", "cleanup", "verdict", "recovery")
 """The five phases of a run, and that of the recovery after a crash."""
 Schedule = Literal["immediate", "quiesced", "both"]
 Ending = Literal["normal", "timeout", "crash"]
-Points = Literal["changes", "all"]
+Visited = Literal["changes", "all"]
 
 
 # Trials of one plan, unless fewer are asked for.
@@ -47,7 +45,7 @@ class CrashOptions(TrialOptions, frozen=True, kw_only=True):
     ] = "supervisor"
     signal: Annotated[Sent, Option("What they get.")] = "SIGKILL"
     schedule: Annotated[Schedule, Option("Kill at once, once all other processes block, or both.")] = "both"
-    points: Annotated[Points, Option("Calls that change something outside, or writes and messages too.")] = "changes"
+    points: Annotated[Visited, Option("Calls that change something outside, or writes and messages too.")] = "changes"
     shard: Annotated[str, Option("Only every N-th point, from the I-th: I/N.", "I/N")] = "1/1"
     iterations: Annotated[int, Option("At most this many trials; 0: all, or 20 of a --plan.", "N")] = 0
     fewest: ClassVar[int] = 0
@@ -71,14 +69,6 @@ class CrashOptions(TrialOptions, frozen=True, kw_only=True):
         return int(first) - 1, int(count)
 
 
-class _Facts(msgspec.Struct, frozen=True):
-    """`points` came in both recordings, `unsteady` in one of them."""
-
-    points: list[Recorded]
-    unsteady: list[Recorded]
-    notes: list[str]
-
-
 class Crash(TrialCampaign[CrashOptions]):
     """Kills at every point of a run, and at every point of the recovery of a crashed run."""
 
@@ -86,11 +76,12 @@ class Crash(TrialCampaign[CrashOptions]):
     question = "At which instant must a target be killed for it to leave something behind?"
     options = CrashOptions
 
-    def prepare(self, target: Target, options: CrashOptions, ui: Ui, stop: Stop) -> _Facts:
+    def prepare(self, target: Target, options: CrashOptions, ui: Ui, stop: Stop) -> Points:
         """Record the points, twice: which of them are the same in every run."""
         if options.plan is not None:
-            return _Facts([], [], [])
-        facts = self._record(target, options, ui, stop)
+            return Points([], [], [])
+        facts = self._record(target, options, stop)
+        ui.log(f"{len(facts.points)} crash points, {len(facts.unsteady)} more in one of two runs only")
         if not any(True for _ in _plans(options, facts.points)):
             phases = {phase for one in facts.points for phase in (one.phase, one.after)}
             there = ", ".join(phase for phase in PHASES if phase in phases)
@@ -100,45 +91,26 @@ class Crash(TrialCampaign[CrashOptions]):
             )
         return facts
 
-    def _record(self, target: Target, options: CrashOptions, ui: Ui, stop: Stop) -> _Facts:
+    def _record(self, target: Target, options: CrashOptions, stop: Stop) -> Points:
         ending = Plan(options.ending, "signal" if options.ending == "crash" else "")
         runs = [(case_of(ending, target.adapter.shortest_wall).submission, False)]
         runs += [(SLEEPING, True)] if target.adapter.recover else []
-        first, second = (
-            [
-                record(
-                    target,
-                    submission,
-                    number,
-                    recovery=recovery,
-                    stop=stop,
-                    settle=options.settle,
-                    every=options.points == "all",
-                )
-                for submission, recovery in runs
-            ]
-            for number in (0, 1)
-        )
-        notes = sorted({note for recording in (*first, *second) for note in recording.notes})
-        points = [one for recording in first for one in recording.points]
-        again = {one.point for recording in second for one in recording.points}
-        known = {one.point for one in points}
-        ui.log(f"{len(known & again)} crash points, {len(known ^ again)} more in one of two runs only")
-        return _Facts(
-            [one for one in points if one.point in again],
-            [
-                one
-                for one in (*points, *(new for recording in second for new in recording.points))
-                if one.point in known ^ again
-            ],
-            notes,
+        every = options.points == "all"
+        recorded = [
+            record_twice(target, submission, recovery=recovery, stop=stop, settle=options.settle, every=every)
+            for submission, recovery in runs
+        ]
+        return Points(
+            [one for each in recorded for one in each.points],
+            [one for each in recorded for one in each.unsteady],
+            [note for each in recorded for note in each.notes],
         )
 
-    def cases(self, target: Target, options: CrashOptions, facts: _Facts) -> Iterator[Case]:
+    def cases(self, target: Target, options: CrashOptions, facts: Points) -> Iterator[Case]:
         """Yield a kill before and after each point, in each schedule."""
         return (case_of(plan, target.adapter.shortest_wall) for plan in _plans(options, facts.points))
 
-    def wanted(self, options: CrashOptions, facts: _Facts) -> int:
+    def wanted(self, options: CrashOptions, facts: Points) -> int:
         """Return the number of trials."""
         return sum(1 for _ in _plans(options, facts.points))
 

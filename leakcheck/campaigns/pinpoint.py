@@ -16,7 +16,7 @@ from leakcheck.campaigns.findings import Exact, clusters, ending_of
 from leakcheck.campaigns.same import groups
 from leakcheck.errors import TargetError
 from leakcheck.trials.case import case_of
-from leakcheck.trials.crash_points import record
+from leakcheck.trials.crash_points import record_twice
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.outcome import FAILING, worst
 from leakcheck.trials.payload import SLEEPING
@@ -100,18 +100,15 @@ class Pinpoint:
         """Return the instants that every launch has, in order; with `sleeping`, those while the payload lives."""
         target = self._made.target
         submission = msgspec.structs.replace(SLEEPING, wall=target.adapter.shortest_wall) if sleeping else NEXT
-        first, second = (
-            record(target, submission, number, recovery=False, stop=self._stop).points for number in (0, 1)
-        )
-        every = {one.point for one in second}
+        recorded = record_twice(target, submission, recovery=False, stop=self._stop)
         found = []
-        for one in first:
+        for one in recorded.points:
             instants: list[tuple[When, str]] = [("before", one.phase), ("after", one.after)]
             for when, phase in instants:
                 if phase in _PAYLOAD_LIVES or (phase and not sleeping):
                     executes = (when, one.phase, phase) == ("after", "setup", "execution")
                     found.append(_Instant(one.ms, one.point, when, executes))
-        found = [one for one in found if one.point.stage == "launch" and one.point in every]
+        found = [one for one in found if one.point.stage == "launch"]
         if not found:
             raise TargetError(f"{target.name} has no crash point in its launch")
         return found

@@ -38,6 +38,30 @@ class Recording(msgspec.Struct, frozen=True):
     notes: list[str]
 
 
+class Points(msgspec.Struct, frozen=True):
+    """The points that came in two recordings of a run, in order, those that came in one of them, and the notes."""
+
+    points: list[Recorded]
+    unsteady: list[Recorded]
+    notes: list[str]
+
+
+def record_twice(
+    target: Target, submission: Submission, *, recovery: bool, stop: Stop, settle: float = 0, every: bool = False
+) -> Points:
+    """Record the points of two runs: which of them are the same in every run. It is otherwise as `record`."""
+    first, second = (
+        record(target, submission, number, recovery=recovery, stop=stop, settle=settle, every=every)
+        for number in (0, 1)
+    )
+    known, again = ({one.point for one in recording.points} for recording in (first, second))
+    return Points(
+        [one for one in first.points if one.point in again],
+        [one for one in (*first.points, *second.points) if one.point in known ^ again],
+        sorted({*first.notes, *second.notes}),
+    )
+
+
 def record(
     target: Target,
     submission: Submission,

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     ("leakcheck.__main__",),
     ("leakcheck.cli", "leakcheck.commands", "leakcheck.conformance"),
-    ("leakcheck.campaigns",),
+    ("leakcheck.campaigns", "leakcheck.strategies"),
     ("leakcheck.trials",),
-    ("leakcheck.stats", "leakcheck.targets", "leakcheck.strategies"),
+    ("leakcheck.stats", "leakcheck.targets"),
     ("leakcheck.submissions",),
     ("injectors",),
     ("leakcheck.arena", "leakcheck.pytest_plugin"),
