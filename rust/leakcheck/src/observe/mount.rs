@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::io::{stderr, stdin, stdout};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +15,7 @@ use rustix::fs::{CWD, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::enter::{self, NsView};
+use super::mount_table;
 use super::pass::Sample;
 use super::proc_root;
 use super::read::read_all;
@@ -191,7 +193,8 @@ fn by_mountinfo(ns: u64, at: BorrowedFd<'_>, path: &Path) -> Result<Vec<Mount>> 
 
 /// Mounts that a descriptor or a directory of a process pins although no listed namespace contains them: never attached
 /// (`fsmount(2)`, `open_tree(2)`) or lazily unmounted (`umount2(MNT_DETACH)`). A process in an `arena` may have
-/// received a file of the host from its starter: a mount that we have ourselves is attached.
+/// received a file of the host from its starter: a mount that we have ourselves is attached. So is the one of our standard
+/// streams, which may be outside of our root, as the console is after switch_root(8).
 pub(crate) fn collect_detached(samples: &[Sample], arena: bool, out: &mut Snapshot) {
     let devices: HashSet<u64> = out.mounts.iter().map(|m| m.dev).collect();
     let unique = out.mounts.iter().any(|m| matches!(m.id, MountId::Unique(_)));
@@ -228,7 +231,8 @@ pub(crate) fn collect_detached(samples: &[Sample], arena: bool, out: &mut Snapsh
         }
     }
     if arena && !found.is_empty() {
-        let ours = own_ids(unique);
+        let mut ours = own_ids(unique);
+        ours.extend([stdin().as_fd(), stdout().as_fd(), stderr().as_fd()].map(mount_table::number));
         found.retain(|id, _| !ours.contains(id));
     }
     out.mounts.extend(found.into_values());
