@@ -1,8 +1,9 @@
-"""The kill at a crash point: ``STAGE:POINT:before|after:SIGNAL[,quiesced][,WHO][,ENDING]``.
+"""The kill at a crash point: ``STAGE:POINT:before|after:SIGNAL[,quiesced][,notified][,WHO][,ENDING]``.
 
 STAGE is the command that is killed: prepare, launch, finish or recover. POINT is an instant of it as the tracer names
 it: ``0.1/mount(/newroot/proc)#2`` is the second mount on this path by the first child of the first command. SIGNAL is
-SIGKILL, or what an operator or a closed terminal sends.
+SIGKILL, or what an operator or a closed terminal sends. A command that uses ptrace itself is `notified`: seccomp
+reports its calls, and there are only kills before them.
 """
 
 import re
@@ -33,7 +34,7 @@ SENT: tuple[Sent, ...] = get_args(Sent)
 ENDINGS = ("timeout", "crash", "sleeping")
 """Flags that name how the run ends, or what its payload does; without one, the payload ends by itself."""
 
-_FORM = "give STAGE:ROLE/OPERATION[(CLASS)]#N:before|after:SIGNAL[,quiesced][,WHO][,ENDING]"
+_FORM = "give STAGE:ROLE/OPERATION[(CLASS)]#N:before|after:SIGNAL[,quiesced][,notified][,WHO][,ENDING]"
 _POINT = re.compile(r"(\d+(?:\.\d+)*)/([a-z_]+)(?:\(([^()]*)\))?#(\d+)")
 # Milliseconds between two looks at what the tracer reported.
 _STEP_MS = 2
@@ -62,12 +63,14 @@ def crash_plan(
     when: When,
     *,
     quiesced: bool = False,
+    notified: bool = False,
     victim: Victim = "supervisor",
     ending: str = "normal",
     sent: Sent = "SIGKILL",
 ) -> Plan:
     """Return the plan of a kill at `point`; with `quiesced`, once all other processes of the run block."""
-    flags = ["quiesced"] * quiesced + [victim] * (victim != "supervisor") + [ending] * (ending != "normal")
+    flags = ["quiesced"] * quiesced + ["notified"] * notified
+    flags += [victim] * (victim != "supervisor") + [ending] * (ending != "normal")
     return Plan(point.stage, f"{point}:{when}:{sent}", tuple(flags))
 
 
@@ -77,15 +80,11 @@ class Crash:
     kinds: ClassVar[tuple[str, ...]] = STAGES
     may_miss = False
 
-    def __init__(self, plan: Plan, point: Point, when: When, victim: Victim, sent: Sent, *, quiesced: bool) -> None:
-        self.plan, self.point, self.when, self.victim, self.sent, self.quiesced = (
-            plan,
-            point,
-            when,
-            victim,
-            sent,
-            quiesced,
-        )
+    def __init__(
+        self, plan: Plan, point: Point, when: When, victim: Victim, sent: Sent, *, quiesced: bool, notified: bool
+    ) -> None:
+        self.plan, self.point, self.when, self.victim, self.sent = plan, point, when, victim, sent
+        self.quiesced, self.notified = quiesced, notified
         self.stage = point.stage
         self.kills_payload = victim in ("tree", "freeze") and sent == "SIGKILL"
 
@@ -115,6 +114,9 @@ class Crash:
             raise wrong("a process that has ended has no after")
         rest = list(plan.flags)
         quiesced = rest[:1] == ["quiesced"] and bool(rest.pop(0))
+        notified = rest[:1] == ["notified"] and bool(rest.pop(0))
+        if notified and when == "after":
+            raise wrong("a target that uses ptrace itself is seen before its calls only: 'notified' has no after")
         victim: Victim = next((one for one in VICTIMS[1:] if rest[:1] == [one]), "supervisor")
         del rest[: victim != "supervisor"]
         if rest[:1] and rest[0] in ENDINGS:
@@ -126,15 +128,17 @@ class Crash:
                 f"{rest[0]!r} is no flag at this place; WHO is {', '.join(VICTIMS[1:])}, ENDING {', '.join(ENDINGS)}"
             )
         point = Point(stage, role, operation, class_ or "", int(ordinal))
-        return cls(plan, point, when, victim, sent, quiesced=quiesced)
+        return cls(plan, point, when, victim, sent, quiesced=quiesced, notified=notified)
 
     def trace(self, stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
         """Return how the `number`-th command of `stage` is traced."""
         if stage == self.stage:
-            return request(number, payload, self.point, self.when, self.victim, self.sent, quiesced=self.quiesced)
-        if stage == "launch" and self.stage == "recover":
-            return crash_once_payload_runs(payload)
-        return None
+            found = request(number, payload, self.point, self.when, self.victim, self.sent, quiesced=self.quiesced)
+        elif stage == "launch" and self.stage == "recover":
+            found = crash_once_payload_runs(payload)
+        else:
+            return None
+        return {**found, "notified": self.notified}
 
     def apply(self, trial: Trial) -> Evidence:
         """Wait until the tracer has killed, or the run has ended; who acts on no other signal gets SIGKILL at last."""

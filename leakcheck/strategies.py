@@ -172,6 +172,7 @@ def _kills(draw: st.DrawFn, points: Sequence[Recorded], victims: Sequence[Victim
         one.point,
         when if one.after else "before",
         quiesced=quiesced,
+        notified=one.notified,
         victim=victim,
         ending="sleeping" if one.point.stage == "recover" else "normal",
         sent="SIGKILL" if victim == "freeze" else sent,

@@ -182,5 +182,11 @@ def _sweep(options: CrashOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
             if phase and options.phase in ("", phase):
                 for quiesced in schedules:
                     yield crash_plan(
-                        one.point, when, quiesced=quiesced, victim=options.kill, ending=ending, sent=options.signal
+                        one.point,
+                        when,
+                        quiesced=quiesced,
+                        notified=one.notified,
+                        victim=options.kill,
+                        ending=ending,
+                        sent=options.signal,
                     )

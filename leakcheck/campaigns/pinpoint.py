@@ -9,14 +9,14 @@ from typing import Any
 import msgspec
 
 from injectors import Plan, injector_for
-from injectors.crash import SENT, Point, When, crash_plan
+from injectors.crash import SENT, When, crash_plan
 from injectors.timed import Timed
 from leakcheck.campaigns.campaign import Made
 from leakcheck.campaigns.findings import Exact, clusters, ending_of
 from leakcheck.campaigns.same import groups
 from leakcheck.errors import TargetError
 from leakcheck.trials.case import case_of
-from leakcheck.trials.crash_points import record_twice
+from leakcheck.trials.crash_points import Recorded, record_twice
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.outcome import FAILING, worst
 from leakcheck.trials.payload import SLEEPING
@@ -37,7 +37,7 @@ class _Instant(msgspec.Struct, frozen=True):
     """An instant of a run, `ms` milliseconds after its start, and whether the payload has just been executed there."""
 
     ms: float
-    point: Point
+    recorded: Recorded
     when: When
     executes: bool
 
@@ -107,8 +107,8 @@ class Pinpoint:
             for when, phase in instants:
                 if phase in _PAYLOAD_LIVES or (phase and not sleeping):
                     executes = (when, one.phase, phase) == ("after", "setup", "execution")
-                    found.append(_Instant(one.ms, one.point, when, executes))
-        found = [one for one in found if one.point.stage == "launch"]
+                    found.append(_Instant(one.ms, one, when, executes))
+        found = [one for one in found if one.recorded.point.stage == "launch"]
         if not found:
             raise TargetError(f"{target.name} has no crash point in its launch")
         return found
@@ -148,7 +148,10 @@ def _plan(trial: Trial, instant: _Instant, quiesced: bool) -> Plan:
     kill = Timed.of(trial.case.plan)
     ending = "sleeping" if "sleeping" in kill.plan.flags else "normal"
     sent = next(name for name in SENT if signal.Signals[name] == kill.number)
-    return crash_plan(instant.point, instant.when, quiesced=quiesced, victim=kill.who, ending=ending, sent=sent)
+    at = instant.recorded
+    return crash_plan(
+        at.point, instant.when, quiesced=quiesced, notified=at.notified, victim=kill.who, ending=ending, sent=sent
+    )
 
 
 def _outward(start: int, count: int) -> Iterator[int]:

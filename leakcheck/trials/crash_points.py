@@ -1,34 +1,37 @@
 """The crash points of a target, recorded in a run without a fault."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from injectors.crash import Point, Stage, crash_once_payload_runs, recording
-from leakcheck.errors import TargetError
+from leakcheck.errors import StoppedError, TargetError
 from leakcheck.submissions import Submission
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
-from leakcheck.trials.tracing import Request
+from leakcheck.trials.tracing import Request, Tracing
 
 RELEASES = frozenset({"rmdir", "unlink", "umount", "kill", "rename"})
 """Operations that remove what a run made; what follows the last of them belongs to the phase ``verdict``."""
+ONLY_BEFORE = "it uses ptrace itself: seccomp reports its calls instead, and there are no kills after a call"
+"""The note on a target that cannot be traced by ptrace."""
 _PHASE_OF = {"prepare": "setup", "finish": "cleanup", "recover": "recovery"}
 
 
 class Recorded(msgspec.Struct, frozen=True):
     """A point of a run, the phase in which it is, and that of the instant after it; empty if there is none.
 
-    It came `ms` milliseconds after the start of its command.
+    It came `ms` milliseconds after the start of its command. If this uses ptrace itself, seccomp `notified` the tracer.
     """
 
     point: Point
     phase: str
     after: str
     ms: float = 0
+    notified: bool = False
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -77,30 +80,46 @@ def record(
     With `every`, writes and messages are points, too.
 
     What a command leaves to processes that outlive it is recorded for `settle` seconds at most.
-    It raises `TargetError` if the run is not right, or the target cannot be traced.
+    It raises `TargetError` if the run is not right, or the target can be neither traced nor notified.
     """
-    with open_host(target, settle, live=False) as host:
-        session = Session(target, host, number, stop=stop)
-        if wrong := session.again():
-            raise TargetError(f"{target.name}: warm-up run: {wrong}")
-        session.renew()
-        with session.tracing(_crashing(every) if recovery else recording_of(every)) as tracing:
-            argv = session.prepare(submission)
-            host.begin()
-            if recovery:
-                session.run_crashed(argv, submission)
-                wrong = session.recover()
-            else:
-                wrong = session.run(argv, submission)
-            host.observe()
-            stages: Sequence[Stage] = ("recover",) if recovery else ("prepare", "launch", "finish")
-            recording = _recording({stage: tracing.reports(stage) for stage in stages})
-            if blind := [note for note in recording.notes if "ptrace" in note]:
-                hint = f"`leakcheck leaks --target {target.name}` kills it by the clock instead"
-                raise TargetError(f"{target.name} cannot be traced: {blind[0]}; {hint}")
-            if wrong:
-                raise TargetError(f"{target.name}: traced run: {wrong}")
-            return recording
+    requests = _crashing(every) if recovery else recording_of(every)
+    notified: frozenset[str] = frozenset()
+    while True:
+        with open_host(target, settle, live=False) as host:
+            session = Session(target, host, number, stop=stop)
+            if wrong := session.again():
+                raise TargetError(f"{target.name}: warm-up run: {wrong}")
+            session.renew()
+            with session.tracing(notifying(requests, notified)) as tracing:
+                wrong = _run(session, submission, recovery=recovery)
+                if failing := tracing.failing() - notified:
+                    # A run is crashed for its recovery as it has to be.
+                    notified |= failing | ({"recover"} if "launch" in failing else set())
+                    continue
+                recording = _recording(tracing, recovery=recovery, notified=notified)
+                if blind := [note for note in recording.notes if "which fails while" in note]:
+                    hint = f"`leakcheck leaks --target {target.name}` kills it by the clock instead"
+                    raise TargetError(f"{target.name} cannot be traced: {blind[0]}; {hint}")
+                if wrong:
+                    raise TargetError(f"{target.name}: traced run: {wrong}")
+                return recording
+
+
+def _run(session: Session, submission: Submission, *, recovery: bool) -> str:
+    try:
+        argv = session.prepare(submission)
+        session.host.begin()
+        if recovery:
+            session.run_crashed(argv, submission)
+            wrong = session.recover()
+        else:
+            wrong = session.run(argv, submission)
+        session.host.observe()
+    except StoppedError:
+        raise
+    except TargetError as error:
+        return str(error)
+    return wrong
 
 
 def recording_of(every: bool = False) -> Request:
@@ -122,28 +141,37 @@ def _crashing(every: bool) -> Request:
     return request
 
 
-def _recording(reports: Mapping[Stage, Sequence[Mapping[str, Any]]]) -> Recording:
+def notifying(requests: Request, stages: Collection[str]) -> Request:
+    """Return `requests`, in which seccomp reports the calls of `stages`."""
+
+    def request(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
+        asked = requests(stage, number, payload)
+        return None if asked is None else {**asked, "notified": stage in stages}
+
+    return request
+
+
+def _recording(tracing: Tracing, *, recovery: bool, notified: frozenset[str]) -> Recording:
+    stages: Sequence[Stage] = ("recover",) if recovery else ("prepare", "launch", "finish")
     points: list[Recorded] = []
-    notes: list[str] = []
+    notes = [*tracing.notes(), *(f"{stage}: {ONLY_BEFORE}" for stage in stages if stage in notified)]
     executed = False
-    for stage, lines in reports.items():
-        for line in lines:
+    for stage in stages:
+        for line in tracing.reports(stage):
             if "operation" in line:
                 point = Point(stage, line["role"], line["operation"], line["class"], line["ordinal"])
                 phase = _PHASE_OF.get(stage, line["phase"])
-                points.append(Recorded(point, phase, phase if line["returns"] else "", line["ms"]))
+                points.append(Recorded(point, phase, phase if line["returns"] else "", line["ms"], stage in notified))
             elif "payload" in line:
                 executed = True
                 # The last call of the process that is the payload from now on; a command's own first one is none.
                 role = line["payload"]
                 for at in range(len(points) - 1, -1, -1):
                     point = points[at].point
-                    if (point.stage, point.role, point.operation) == (stage, role, "execve"):
+                    if (point.stage, point.role, point.operation) == (stage, role, "execve") and points[at].after:
                         points[at] = msgspec.structs.replace(points[at], after="execution")
                         break
-            else:
-                notes.append(f"{stage}: {line['note']}")
-    if "launch" in reports and not executed:
+    if not recovery and not executed:
         notes.append("launch: no process executed the payload with exactly its arguments: no point is in execution")
     last = max((at for at, one in enumerate(points) if one.point.operation in RELEASES), default=len(points))
     for at, one in enumerate(points):

@@ -52,6 +52,14 @@ class Tracing:
         stages = self._logs if stage is None else [stage]
         return next((line["fired"] for one in stages for line in self.reports(one) if "fired" in line), "")
 
+    def notes(self) -> list[str]:
+        """Return what the tracer could not see, by stage."""
+        return [f"{stage}: {line['note']}" for stage in self._logs for line in self.reports(stage) if "note" in line]
+
+    def failing(self) -> set[str]:
+        """Return the stages that use ptrace themselves, which fails while they are traced by ptrace."""
+        return {note.partition(":")[0] for note in self.notes() if "calls ptrace itself" in note}
+
     def close(self) -> None:
         """Forget the reports."""
         for logs in self._logs.values():

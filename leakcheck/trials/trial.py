@@ -6,7 +6,7 @@ import time
 import msgspec
 
 from injectors import Checked, Evidence, injector_for
-from leakcheck.errors import LateError, TargetError
+from leakcheck.errors import LateError, TargetError, UsageError
 from leakcheck.report import Command
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
@@ -64,8 +64,14 @@ def _stages(session: Session, case: Case, injector: Checked) -> Trial:
         if wrong := session.again():
             return Trial(case=case, outcomes=frozenset({"false-status"}), detail=f"warm-up run: {wrong}")
     session.renew()
-    with session.traced(injector):
-        return _tested(session, case, injector)
+    with session.traced(injector) as tracing:
+        trial = _tested(session, case, injector)
+        if tracing is not None and tracing.failing():
+            raise UsageError(
+                f"plan {str(case.plan)!r}: {session.target.name} uses ptrace itself, so that it cannot be traced; "
+                "it has kills before its calls only, with the flag 'notified'"
+            )
+        return trial
 
 
 def _tested(session: Session, case: Case, injector: Checked) -> Trial:

@@ -1,4 +1,7 @@
-"""A traced command does what it does untraced; its crash points have the same names in every run; kills hit them."""
+"""A traced command does what it does untraced; its crash points have the same names in every run; kills hit them.
+
+The same holds for one whose calls seccomp reports, as far as it goes.
+"""
 
 import json
 import os
@@ -23,15 +26,15 @@ ODD = Path(__file__).parent / "inputs" / "odd.c"
 
 
 class Traced:
-    """Runs commands in an arena, traced; `log` is what the tracer reported of the last one."""
+    """Runs commands in an arena, traced or notified; `log` is what the tracer reported of the last one."""
 
-    def __init__(self, arena: Arena) -> None:
-        self.arena = arena
+    def __init__(self, arena: Arena, *, notified: bool = False) -> None:
+        self.arena, self.notified = arena, notified
         self.log = -1
 
     def start(self, argv: list[str], request: Any = None) -> Process:
         self.log = os.memfd_create("log")
-        trace = Trace(request or recording(0, []), self.log)
+        trace = Trace({**(request or recording(0, [])), "notified": self.notified}, self.log)
         return self.arena.popen(argv, trace=trace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def run(self, argv: list[str], request: Any = None) -> int:
@@ -49,9 +52,12 @@ class Traced:
 
 
 @pytest.fixture
-def traced() -> Generator[Traced, None, None]:
+def traced(request: pytest.FixtureRequest) -> Generator[Traced, None, None]:
     with Arena() as arena:
-        yield Traced(arena)
+        yield Traced(arena, notified=getattr(request, "param", False))
+
+
+BOTH = pytest.mark.parametrize("traced", [False, True], ids=["traced", "notified"], indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +83,13 @@ ODDITIES = {
 }
 
 
+@pytest.mark.parametrize("notified", [False, True])
 @pytest.mark.parametrize("how", ODDITIES)
-def test_calls_that_are_hard_to_trace_are_points_and_do_what_they_do_untraced(how: str, odd: Path) -> None:
+def test_calls_that_are_hard_to_trace_are_points_and_do_what_they_do_untraced(
+    how: str, odd: Path, notified: bool
+) -> None:
     with Arena(binds=[(odd.parent, "/mnt", True)]) as arena:
-        traced = Traced(arena)
+        traced = Traced(arena, notified=notified)
         assert traced.run(["/mnt/odd", how]) == 0, traced.lines
         assert set(ODDITIES[how]) <= set(traced.points)
 
@@ -169,20 +178,42 @@ def test_a_program_that_traces_itself_is_reported(odd: Path) -> None:
         assert any("calls ptrace itself" in line.get("note", "") for line in traced.lines)
 
 
+TRACERS = {
+    "traces": [],
+    "traced-by-filter": ["its filter for ptrace is refused (EINVAL), so that ptrace sees all calls"],
+    "watches": ["it watches calls of others itself (seccomp user notification), which fails while its own are"],
+}
+
+
+@pytest.mark.parametrize("how", TRACERS)
+def test_a_notified_program_may_trace_and_what_it_may_not_is_reported(how: str, odd: Path) -> None:
+    with Arena(binds=[(odd.parent, "/mnt", True)]) as arena:
+        traced = Traced(arena, notified=True)
+        assert traced.run(["/mnt/odd", how]) == 0, traced.lines
+        notes = [line["note"].partition(": ")[2] for line in traced.lines if "note" in line]
+        assert notes == TRACERS[how]
+        assert (how == "traced-by-filter") == ("0.1/mkdir(/tmp/by-its-tracer)#1" in traced.points)
+
+
 SCRIPT = "mkdir /tmp/leak-abc; (mkdir /tmp/below; rmdir /tmp/below) & wait; rmdir /tmp/leak-abc"
 
 
-def test_two_runs_have_the_same_points_in_the_same_order(traced: Traced) -> None:
+def test_two_runs_have_the_same_points_in_the_same_order_traced_or_notified(traced: Traced) -> None:
     assert traced.run(["/bin/sh", "-c", SCRIPT]) == 0
     first = traced.points
-    assert traced.run(["/bin/sh", "-c", SCRIPT]) == 0
-    assert first == traced.points
+    for traced.notified in (False, True):
+        assert traced.run(["/bin/sh", "-c", SCRIPT]) == 0
+        assert first == traced.points
     assert "0.1/mkdir(/tmp/leak-abc)#1" in first
     assert "0.2.1/mkdir(/tmp/below)#1" in first
 
 
 @pytest.mark.parametrize("quiesced", [False, True])
-@pytest.mark.parametrize(("when", "made"), [("before", False), ("after", True)])
+@pytest.mark.parametrize(
+    ("when", "made", "traced"),
+    [("before", False, False), ("after", True, False), ("before", False, True)],
+    indirect=["traced"],
+)
 def test_a_kill_before_or_after_a_call_finds_it_not_done_or_done(
     traced: Traced, when: When, made: bool, quiesced: bool
 ) -> None:
@@ -203,6 +234,7 @@ VICTIMS: dict[Victim, tuple[int, bool, bool]] = {
 }
 
 
+@BOTH
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_each_victim_is_killed_and_the_others_run_on(traced: Traced, victim: Victim) -> None:
     code, done, lives = VICTIMS[victim]
@@ -217,6 +249,7 @@ def test_each_victim_is_killed_and_the_others_run_on(traced: Traced, victim: Vic
     assert bool(traced.arena.pids()) is lives
 
 
+@BOTH
 @pytest.mark.parametrize("quiesced", [False, True])
 def test_of_a_command_that_has_ended_the_process_at_the_point_is_killed(traced: Traced, quiesced: bool) -> None:
     point = Point("launch", "0.1", "mkdir", "/tmp/late", 1)
@@ -228,6 +261,7 @@ def test_of_a_command_that_has_ended_the_process_at_the_point_is_killed(traced: 
     assert any("fired" in line for line in traced.lines)
 
 
+@BOTH
 def test_another_signal_than_sigkill_is_for_the_process_to_handle(traced: Traced) -> None:
     plan = request(
         0, [], Point("launch", "0.1", "mkdir", "/tmp/at", 1), "before", "supervisor", "SIGTERM", quiesced=True
@@ -236,10 +270,11 @@ def test_another_signal_than_sigkill_is_for_the_process_to_handle(traced: Traced
     assert traced.arena.run(["/bin/sh", "-c", "test -d /tmp/at"]) == 0
 
 
+@BOTH
 def test_nothing_outlives_the_arena_and_no_survivor_is_stopped(traced: Traced) -> None:
-    point = Point("launch", "0", "clone", "", 2)
-    plan = request(0, [], point, "after", "supervisor", quiesced=True)
-    script = "sleep 611 & (while :; do : > /tmp/alive; rm /tmp/alive; done) & wait"
+    point = Point("launch", "0", "clone", "", 3)
+    plan = request(0, [], point, "before", "supervisor", quiesced=True)
+    script = "sleep 611 & (while :; do : > /tmp/alive; rm /tmp/alive; done) & sleep 611 & wait"
     assert traced.run(["/bin/sh", "-c", script], plan) == -9
     alive = ["/bin/sh", "-c", "while [ ! -e /tmp/alive ]; do :; done; while [ -e /tmp/alive ]; do :; done"]
     assert traced.arena.run(alive, timeout=PATIENCE) == 0, "a survivor is stopped"

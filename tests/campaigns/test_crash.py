@@ -246,12 +246,42 @@ def test_shards_visit_every_point_once(tmp_path: Path) -> None:
     assert sum(part.trials for part in parts) == whole.trials
 
 
-def test_a_target_that_traces_cannot_be_traced_and_the_error_says_what_to_do(tmp_path: Path) -> None:
+def test_a_target_that_traces_is_killed_before_its_calls_and_a_finding_is_replayed(tmp_path: Path) -> None:
     if shutil.which("strace") is None:
         pytest.skip("no strace")
-    made = target(tmp_path, 'strace -o /dev/null true; exec "$@"')
-    with pytest.raises(TargetError, match=r"cannot be traced: .*ptrace.*leakcheck leaks --target made"):
-        run(made)
+    made = target(tmp_path, f"strace -o /dev/null true; {MAKES}", prepare="true", name="tracer")
+    result = run(made, schedule="immediate")
+    leaking = plans(result, "leaked") | plans(result, "wedged")
+    launched = {plan for plan in leaking if plan.startswith("launch:")}
+    # The instant after it made the file is that before its next call.
+    assert any("clone" in plan for plan in launched), leaking
+    assert all(":before" in plan and plan.endswith(",notified") for plan in launched)
+    assert not any("open(/var/lib/crash-made)" in plan for plan in launched)
+    assert not result.points["not_reached"]
+    assert any(note.startswith("launch: it uses ptrace itself") for note in result.points["notes"])
+
+    assert run(made, min(launched)).verdict != "clean"
+
+
+def test_a_plan_without_the_flag_is_refused_for_a_target_that_traces(tmp_path: Path) -> None:
+    if shutil.which("strace") is None:
+        pytest.skip("no strace")
+    made = target(tmp_path, f"strace -o /dev/null true; {MAKES}")
+    with pytest.raises(UsageError, match=r"made uses ptrace itself, .* with the flag 'notified'"):
+        run(made, "launch:0/open(/var/lib/crash-made)#1:after:SIGKILL")
+
+
+# ptrace(PTRACE_TRACEME), and seccomp(2) with SECCOMP_FILTER_FLAG_NEW_LISTENER and a filter that allows all.
+WATCHES = r"""python3 -c "import ctypes as c, struct; l = c.CDLL(None); l.ptrace(0, 0, 0, 0)
+b = c.create_string_buffer(struct.pack(\"HBBI\", 6, 0, 0, 0x7fff0000))
+l.syscall(317, 1, 8, struct.pack(\"HQ\", 1, c.addressof(b)))"; exec "$@" """
+
+
+def test_a_target_that_can_be_neither_traced_nor_notified_is_told_what_to_do(tmp_path: Path) -> None:
+    if shutil.which("python3") is None:
+        pytest.skip("no python3")
+    with pytest.raises(TargetError, match=r"cannot be traced: .*watches calls.*leakcheck leaks --target made"):
+        run(target(tmp_path, WATCHES))
 
 
 @pytest.mark.parametrize(

@@ -20,20 +20,21 @@ points = st.builds(Point, st.sampled_from(STAGES), roles, st.sampled_from(OPERAT
     points,
     st.sampled_from(get_args(When)),
     st.booleans(),
+    st.booleans(),
     st.sampled_from(VICTIMS),
     st.sampled_from(("normal", *ENDINGS)),
     st.sampled_from(SENT),
 )
-def test_a_plan_prints_a_line_that_parses_back(point, when, quiesced, victim, ending, sent) -> None:  # type: ignore[no-untyped-def]
-    if point.operation == "exit":
+def test_a_plan_prints_a_line_that_parses_back(point, when, quiesced, notified, victim, ending, sent) -> None:  # type: ignore[no-untyped-def]
+    if point.operation == "exit" or notified:
         when = "before"
     if victim == "freeze":
         sent = "SIGKILL"
-    plan = crash_plan(point, when, quiesced=quiesced, victim=victim, ending=ending, sent=sent)
+    plan = crash_plan(point, when, quiesced=quiesced, notified=notified, victim=victim, ending=ending, sent=sent)
     assert parse(str(plan)) == plan
     injector = Crash.of(plan)
-    assert (injector.point, injector.when, injector.quiesced, injector.victim) == (point, when, quiesced, victim)
-    assert injector.sent == sent
+    assert (injector.point, injector.when, injector.victim, injector.sent) == (point, when, victim, sent)
+    assert (injector.quiesced, injector.notified) == (quiesced, notified)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,7 @@ def test_a_plan_prints_a_line_that_parses_back(point, when, quiesced, victim, en
         ("launch:0/mkdir(/a)#0:before:SIGKILL", "points are counted from 1"),
         ("launch:a/mkdir(/a)#1:before:SIGKILL", "'a/mkdir(/a)#1' is no point"),
         ("launch:0/exit#1:after:SIGKILL", "has no after"),
+        ("launch:0/mkdir(/a)#1:after:SIGKILL,notified", "'notified' has no after"),
         ("launch", "'' is no point"),
         ("launch:0/mkdir(/a)#1:before:SIGKILL,helpr", "'helpr' is no flag"),
         ("launch:0/mkdir(/a)#1:before:SIGKILL,helper,quiesced", "'quiesced' is no flag at this place"),
@@ -61,7 +63,7 @@ def test_the_error_names_the_wrong_part_and_the_form(line: str, wrong: str) -> N
         parse(line)
     assert wrong in str(error.value)
     assert str(error.value).endswith(
-        "give STAGE:ROLE/OPERATION[(CLASS)]#N:before|after:SIGNAL[,quiesced][,WHO][,ENDING]"
+        "give STAGE:ROLE/OPERATION[(CLASS)]#N:before|after:SIGNAL[,quiesced][,notified][,WHO][,ENDING]"
     )
 
 

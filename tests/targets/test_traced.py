@@ -1,4 +1,4 @@
-"""A traced run is the same run: every target reports the same statuses, and leaves the same."""
+"""A traced or notified run is the same run: every target reports the same statuses, and leaves the same."""
 
 import itertools
 import os
@@ -11,7 +11,7 @@ from leakcheck.errors import LateError, TargetError
 from leakcheck.targets import Target, builtin
 from leakcheck.trials import open_host
 from leakcheck.trials.case import case_of
-from leakcheck.trials.crash_points import record, recording_of
+from leakcheck.trials.crash_points import notifying, record, recording_of
 from leakcheck.trials.runner import never
 from leakcheck.trials.session import Session
 from leakcheck.trials.similarity import fixed, place_of
@@ -19,7 +19,7 @@ from leakcheck.trials.similarity import fixed, place_of
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
 ENDINGS = [Plan("normal"), Plan("timeout"), Plan("crash", "signal"), Plan("crash", "exit")]
-QUICK = {"bwrap", "refbox", "runc", "firejail"}
+QUICK = {"bwrap", "refbox", "runc", "firejail", "proot"}
 TARGETS = pytest.mark.parametrize(
     "target",
     [pytest.param(one, marks=[] if one.name in QUICK else [pytest.mark.slow]) for one in builtin()],
@@ -27,24 +27,25 @@ TARGETS = pytest.mark.parametrize(
 )
 
 
-def traceable(target: Target) -> Target:
-    """Return the target; skip the test if it cannot run here, or uses ptrace itself."""
+def notified(target: Target) -> set[str]:
+    """Return which of its stages are notified; skip the test if it cannot run here, or not be traced."""
     state = tried(target)
     if state.state != "ready":
         pytest.skip(f"{state.state}: {state.reason}; {state.hint}")
     try:
-        record(target, case_of(ENDINGS[0]).submission, 0, recovery=False, stop=never)
+        recording = record(target, case_of(ENDINGS[0]).submission, 0, recovery=False, stop=never)
     except TargetError as error:
         if "cannot be traced" not in str(error):
             raise
         pytest.skip(str(error))
-    return target
+    return {one.point.stage for one in recording.points if one.notified}
 
 
 @TARGETS
 def test_a_traced_run_has_the_status_and_leaves_what_an_untraced_one_does(target: Target) -> None:
-    traceable(target)
+    stages = notified(target)
     for plan, every in itertools.product(ENDINGS, (False, True)):
+        request = notifying(recording_of(every), stages)
         submission = case_of(plan, target.adapter.shortest_wall).submission
         left = []
         for traced in (False, True):
@@ -54,7 +55,7 @@ def test_a_traced_run_has_the_status_and_leaves_what_an_untraced_one_does(target
                 session.renew()
                 argv = session.prepare(submission)
                 host.begin()
-                with session.tracing(recording_of(every) if traced else lambda *_: None):
+                with session.tracing(request if traced else lambda *_: None):
                     try:
                         wrong = session.run(argv, submission)
                     except LateError as error:

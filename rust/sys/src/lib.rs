@@ -14,6 +14,7 @@ mod kernel;
 pub mod keys;
 mod locks;
 mod mapping;
+pub mod notify;
 mod process;
 mod shared;
 mod signals;

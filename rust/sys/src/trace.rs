@@ -197,12 +197,17 @@ pub type Instruction = (u16, u8, u8, u32);
 
 /// Adds a filter to this process and to what it creates (seccomp(2)). Without `no_new_privs`, it needs CAP_SYS_ADMIN.
 pub fn add_filter(program: &[Instruction]) -> io::Result<()> {
+    seccomp(program, 0).map(drop)
+}
+
+pub(crate) fn seccomp(program: &[Instruction], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     let mut program: Vec<libc::sock_filter> =
         program.iter().map(|(code, jt, jf, k)| libc::sock_filter { code: *code, jt: *jt, jf: *jf, k: *k }).collect();
     let filter =
         libc::sock_fprog { len: u16::try_from(program.len()).map_err(io::Error::other)?, filter: program.as_mut_ptr() };
     // The mitigation that a filter switches on otherwise makes every program slower.
-    let flags = libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    let flags = flags | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
     // SAFETY: the kernel copies the program, which outlives the call.
-    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter) })
+    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const filter) };
+    check(result).map(|()| result)
 }

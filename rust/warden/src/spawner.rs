@@ -90,6 +90,7 @@ impl Children {
             handled += 1;
         }
         self.more = handled == AT_ONCE;
+        self.tracer.answer_reports();
         self.tracer.tick();
     }
 
@@ -100,12 +101,12 @@ impl Children {
 }
 
 impl Parent for Children {
-    fn seize(&mut self, pid: i32) -> io::Result<()> {
+    fn seize(&mut self, pid: i32, listener: Option<OwnedFd>) -> io::Result<()> {
         let Some((request, log)) = self.request.take() else { return Ok(()) };
         if let Some(cpu) = request.cpu {
             pin(&[pid, 0], cpu)?;
         }
-        self.tracer.seize(pid, request, log)
+        self.tracer.seize(pid, listener, request, log)
     }
 
     fn wait_for(&mut self, usher: BorrowedFd<'_>, time: Duration) -> bool {
@@ -117,10 +118,12 @@ impl Parent for Children {
                 self.tracer.change(Change::Stopped(pid, stop));
             }
             self.more = true;
+            self.tracer.answer_reports();
             self.tracer.tick();
             let left = deadline.saturating_duration_since(Instant::now());
             let time = self.tracer.patience().map_or(left, |patience| patience.min(left));
-            let _ = sys::wait_until(&[usher, self.changed.as_fd()], time);
+            let either: Vec<_> = [usher, self.changed.as_fd()].into_iter().chain(self.tracer.listeners()).collect();
+            let _ = sys::wait_until(&either, time);
             if sys::wait_until(&[usher], Duration::ZERO).unwrap_or(false) {
                 return true;
             }
@@ -197,9 +200,11 @@ impl Arena {
             if let Some(owner) = &self.owner {
                 set.push(PollFd::new(owner, PollFlags::IN));
             }
+            let watched = set.len();
+            set.extend(self.children.tracer.listeners().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
             let patience = self.children.patience().and_then(|time| Timespec::try_from(time).ok());
             let _ = poll(&mut set, patience.as_ref());
-            let ready = |n: usize| set.get(n).map_or(PollFlags::empty(), PollFd::revents);
+            let ready = |n: usize| set[..watched].get(n).map_or(PollFlags::empty(), PollFd::revents);
             let (claimed, requested) = (ready(1), ready(2));
             drop(set);
             self.children.handle();

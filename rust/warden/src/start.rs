@@ -8,13 +8,15 @@
 
 use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
 use leakcheck_sys::{self as sys, Child, Shared};
 use rustix::fs::{FileType, fstat, makedev};
-use rustix::process::{DumpableBehavior, Signal, pidfd_send_signal, set_dumpable_behavior};
+use rustix::process::{
+    DumpableBehavior, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_send_signal, set_dumpable_behavior,
+};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use crate::cgroups::Freezers;
@@ -57,27 +59,40 @@ pub(crate) struct Gate {
     waits: Shared,
     is_traced: Shared,
     every: bool,
+    /// The descriptor to which its filter reports, if it is to.
+    listener: Option<Shared>,
 }
 
 impl Gate {
     pub(crate) fn new(request: &trace::Request) -> io::Result<Self> {
-        Ok(Gate { waits: Shared::new()?, is_traced: Shared::new()?, every: request.every() })
+        let listener = request.notified.then(Shared::new).transpose()?;
+        Ok(Gate { waits: Shared::new()?, is_traced: Shared::new()?, every: request.every(), listener })
     }
 
     /// In the command: waits until it is traced, and adds the filter.
     fn pass(&self) -> io::Result<()> {
+        if let Some(listener) = &self.listener {
+            // The exec closes it.
+            listener.set(trace::report(self.every)?.into_raw_fd());
+        }
         self.waits.announce(1);
         if !self.is_traced.wait(1, PATIENCE) {
             return Err(rustix::io::Errno::TIMEDOUT.into());
         }
-        trace::install(self.every)
+        if self.listener.is_some() { Ok(()) } else { trace::install(self.every) }
+    }
+
+    /// What the filter of the command at the gate reports to.
+    fn listener(&self, command: &OwnedFd) -> io::Result<Option<OwnedFd>> {
+        let number = self.listener.as_ref().map(Shared::get);
+        Ok(number.map(|fd| pidfd_getfd(command, fd, PidfdGetfdFlags::empty())).transpose()?)
     }
 }
 
 /// What the process that starts commands does meanwhile.
 pub(crate) trait Parent {
-    /// Traces the new command.
-    fn seize(&mut self, pid: i32) -> io::Result<()>;
+    /// Traces the new command, or answers what it reports.
+    fn seize(&mut self, pid: i32, listener: Option<OwnedFd>) -> io::Result<()>;
     /// Waits for the usher's end, and returns whether it came in `time`; other children may need something meanwhile.
     fn wait_for(&mut self, usher: BorrowedFd<'_>, time: Duration) -> bool;
 }
@@ -170,7 +185,7 @@ impl Entrance {
         }
         let pid = report.pid.get();
         let pidfd = sys::open_pidfd(pid)?;
-        parent.seize(pid)?;
+        parent.seize(pid, gate.listener(&pidfd)?)?;
         gate.is_traced.announce(1);
         Ok(Some(pidfd))
     }

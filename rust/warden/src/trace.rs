@@ -5,22 +5,28 @@
 //! arena is down: its filter lets points fail without a tracer (seccomp(2)). After the fault it only passes on what stops.
 
 mod filter;
+mod notify;
 mod points;
+mod request;
 mod x86_64;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Write as _};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use leakcheck_sys::trace::{self, Change, Resume, Stop};
-use leakcheck_sys::{Ended, open_pidfd};
+use leakcheck_sys::Ended;
+use leakcheck_sys::notify::wake_at_once;
+use leakcheck_sys::trace::{self, Call, Change, Resume, Stop};
 use rustix::process::{Signal, pidfd_send_signal};
-use serde::Deserialize;
 
-pub(crate) use filter::install;
+pub(crate) use filter::{install, report};
+use notify::{Reported, threads};
 use points::{Flags, Point, describe, executes};
+pub(crate) use request::Request;
+use request::Victim;
 use x86_64::hides;
 
 /// Points of one run that are recorded; a run with more is not recorded further.
@@ -33,91 +39,6 @@ const PAYLOAD: &str = "payload";
 const TICK: Duration = Duration::from_millis(1);
 /// Time limit for that; then the kill happens all the same.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// How a command is traced.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Request {
-    /// The name of the command's own role: its number among the commands of its stage.
-    root: u32,
-    /// The arguments of the payload, by which its execve is recognised.
-    payload: Vec<String>,
-    /// The only CPU on which the command and the tracer run from now on.
-    pub(crate) cpu: Option<usize>,
-    /// What happens at which point; without it, all points are recorded.
-    fault: Option<Fault>,
-    /// Whether writes and messages are recorded, too.
-    #[serde(default)]
-    every: bool,
-}
-
-impl Request {
-    /// Whether writes and messages are points: the fault may be at one.
-    pub(crate) fn every(&self) -> bool {
-        let is_one = |fault: &Fault| x86_64::EVERY.iter().any(|row| row.operation == fault.operation);
-        self.every || self.fault.as_ref().is_some_and(is_one)
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Fault {
-    role: String,
-    operation: String,
-    class: String,
-    ordinal: u32,
-    after: bool,
-    victim: Victim,
-    signal: Sent,
-    /// Whether the point waits until all other processes of the run block.
-    quiesced: bool,
-}
-
-impl Fault {
-    fn is_at(&self, role: &str, point: &Point, ordinal: u32) -> bool {
-        self.ordinal == ordinal && self.operation == point.operation && self.class == point.class && self.role == role
-    }
-}
-
-/// Who is killed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Victim {
-    /// The command itself; once it has ended, the process at the point.
-    Supervisor,
-    /// The process at the point.
-    Helper,
-    /// All but the payload.
-    All,
-    /// All, the payload too.
-    Tree,
-    /// All, the payload too, stopped first.
-    Freeze,
-}
-
-/// What those who are killed get.
-#[derive(Clone, Copy, Debug, Deserialize)]
-enum Sent {
-    #[serde(rename = "SIGKILL")]
-    Kill,
-    #[serde(rename = "SIGTERM")]
-    Term,
-    #[serde(rename = "SIGINT")]
-    Int,
-    #[serde(rename = "SIGHUP")]
-    Hup,
-}
-
-impl Sent {
-    fn signal(self) -> Signal {
-        match self {
-            Sent::Kill => Signal::KILL,
-            Sent::Term => Signal::TERM,
-            Sent::Int => Signal::INT,
-            Sent::Hup => Signal::HUP,
-        }
-    }
-}
 
 /// The part of the run's life in which a point is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +72,10 @@ struct Run {
     /// Whether the fault happened.
     fired: bool,
     points: u32,
+    /// What its filter reports to, if it does.
+    listener: Option<OwnedFd>,
+    /// A process that may have executed its program, and its command line before.
+    executing: Option<(i32, Vec<u8>)>,
 }
 
 impl Run {
@@ -196,6 +121,8 @@ struct Held {
     since: Instant,
     /// State and context switches of the others, when they were last looked at.
     others: Vec<(i32, String)>,
+    /// What it has reported and waits for the answer to, instead of a stop.
+    report: Option<u64>,
 }
 
 /// All traced commands of an arena.
@@ -207,23 +134,32 @@ pub(crate) struct Tracer {
     roles: Vec<Role>,
     runs: Vec<Run>,
     held: Option<Held>,
+    reported: Reported,
 }
 
 impl Tracer {
-    /// Starts to trace a command that has not executed its program; what is known of it is written to `log`.
-    pub(crate) fn seize(&mut self, pid: i32, request: Request, log: File) -> io::Result<()> {
-        trace::seize(pid)?;
+    /// Starts to trace a command that has not executed its program, or to answer what its filter reports to `listener`; what
+    /// is known of it is written to `log`.
+    pub(crate) fn seize(&mut self, pid: i32, listener: Option<OwnedFd>, request: Request, log: File) -> io::Result<()> {
+        match &listener {
+            // Without it, an answer only takes longer.
+            Some(listener) => drop(wake_at_once(listener.as_fd())),
+            None => trace::seize(pid)?,
+        }
         let name = request.root.to_string();
         self.roles.push(Role::new(name, self.runs.len(), false));
         self.tasks.insert(pid, Task::new(self.roles.len() - 1, pid));
-        let (began, phase, payload) = (Instant::now(), Phase::Setup, None);
-        self.runs.push(Run { request, log, began, phase, root: pid, payload, fired: false, points: 0 });
+        let (began, phase, payload, executing) = (Instant::now(), Phase::Setup, None, None);
+        let (fired, points) = (false, 0);
+        self.runs.push(Run { request, log, began, phase, root: pid, payload, fired, points, listener, executing });
         Ok(())
     }
 
     /// When `tick` must be called at the latest, if nothing else happens.
     pub(crate) fn patience(&self) -> Option<Duration> {
-        (self.held.is_some() || !self.early.is_empty()).then_some(TICK)
+        let waits =
+            self.held.is_some() || !self.early.is_empty() || self.runs.iter().any(|run| run.executing.is_some());
+        waits.then_some(TICK)
     }
 
     /// Handles a change; returns a child or traced process that has ended.
@@ -267,7 +203,7 @@ impl Tracer {
             return Some(if let Stop::Signal(number) = stop { Resume::Run(number) } else { Resume::Run(0) });
         }
         match stop {
-            Stop::Call => self.at_call(pid),
+            Stop::Call => self.at_stop(pid),
             Stop::Return => self.at_return(pid),
             Stop::Clone => {
                 self.created(pid);
@@ -283,29 +219,42 @@ impl Tracer {
         }
     }
 
-    fn at_call(&mut self, pid: i32) -> Option<Resume> {
-        let (Some(task), Ok(call)) = (self.tasks.get_mut(&pid), trace::call(pid)) else { return Some(Resume::Run(0)) };
-        (task.payload, task.due) = (false, false);
-        let role = &mut self.roles[task.role];
-        let run = &mut self.runs[role.run];
-        let described = describe(pid, task.process, &call, run.request.every());
+    fn at_stop(&mut self, pid: i32) -> Option<Resume> {
+        let (Some(task), Ok(call)) = (self.tasks.get(&pid), trace::call(pid)) else { return Some(Resume::Run(0)) };
+        let every = self.runs[self.roles[task.role].run].request.every();
+        let described = describe(pid, task.process, &call, every);
         // A child that is not traced has the filter all the same.
         let _ = match described.untraced {
             Some((Flags::Argument(index), value)) => trace::set_argument(pid, index, value),
             Some((Flags::Memory(address), value)) => trace::write_memory(pid, address, value),
             None => Ok(()),
         };
-        if let Some(what) = hides(call.arch, call.number, &call.arguments)
-            && role.notes.insert(what)
-        {
-            run.note(&serde_json::json!({"note": format!("role {}: {what}", role.name)}));
+        if let Some(what) = hides(&call) {
+            self.note(task.role, what);
         }
-        let Some(point) = described.point.filter(|_| role.begun && !role.payload && !run.fired) else {
-            task.payload = !role.payload && run.payload.is_none() && executes(pid, &call, &run.request.payload);
+        self.at_call(pid, &call, described.point)
+    }
+
+    /// Notes once of each process what cannot be seen of it.
+    fn note(&mut self, role: usize, what: &'static str) {
+        let role = &mut self.roles[role];
+        if role.notes.insert(what) {
+            self.runs[role.run].note(&serde_json::json!({"note": format!("role {}: {what}", role.name)}));
+        }
+    }
+
+    /// A thread is about to make a call: a point, or not.
+    fn at_call(&mut self, pid: i32, call: &Call, point: Option<Point>) -> Option<Resume> {
+        let task = self.tasks.get_mut(&pid)?;
+        (task.payload, task.due) = (false, false);
+        let role = &mut self.roles[task.role];
+        let run = &mut self.runs[role.run];
+        let Some(point) = point.filter(|_| role.begun && !role.payload && !run.fired) else {
+            task.payload = !role.payload && run.payload.is_none() && executes(pid, call, &run.request.payload);
             return Some(Resume::Run(0));
         };
         if point.operation == "execve" {
-            task.payload = run.payload.is_none() && executes(pid, &call, &run.request.payload);
+            task.payload = run.payload.is_none() && executes(pid, call, &run.request.payload);
         }
         if point.operation == "kill" && is_fatal(&point.class) && run.phase == Phase::Execution {
             run.phase = Phase::Timeout;
@@ -320,7 +269,7 @@ impl Tracer {
                 let (role, operation, class) = (&role.name, point.operation, &point.class);
                 let line = serde_json::json!({
                     "role": role, "operation": operation, "class": class, "ordinal": *ordinal,
-                    "phase": run.phase.name(), "returns": point.returns(),
+                    "phase": run.phase.name(), "returns": point.returns() && run.listener.is_none(),
                     "ms": run.began.elapsed().as_secs_f64() * 1000.0,
                 });
                 run.note(&line);
@@ -352,10 +301,7 @@ impl Tracer {
         } else if self.roles[creator.role].payload || self.roles.len() >= MOST_ROLES {
             Task::new(creator.role, child)
         } else {
-            let parent = &mut self.roles[creator.role];
-            parent.children += 1;
-            let mut role = Role::new(format!("{}.{}", parent.name, parent.children), parent.run, parent.payload);
-            role.begun = true;
+            let role = Role::of_child(&mut self.roles[creator.role]);
             self.roles.push(role);
             Task::new(self.roles.len() - 1, child)
         };
@@ -394,11 +340,13 @@ impl Tracer {
         if run.request.fault.as_ref().is_some_and(|fault| fault.quiesced) {
             // Nothing else is a point from here on.
             run.fired = true;
-            self.held = Some(Held { pid, process, run: number, since: Instant::now(), others: Vec::new() });
+            let (since, others) = (Instant::now(), Vec::new());
+            self.held = Some(Held { pid, process, run: number, since, others, report: None });
             return None;
         }
-        self.kill(number, process, true);
-        Some(Resume::Run(0))
+        let killed = self.kill(number, process, true);
+        // An answer would let the call of a killed process happen; a stop does not.
+        (!killed || self.runs[number].listener.is_none()).then_some(Resume::Run(0))
     }
 
     /// Continues what waits for time to pass.
@@ -414,30 +362,44 @@ impl Tracer {
             }
             let _ = trace::resume(pid, Resume::Run(0));
         }
+        for number in 0..self.runs.len() {
+            self.follow(number);
+        }
+        if self.held.is_some() {
+            self.find_all_children();
+        }
         let Some(held) = &self.held else { return };
+        let notified = self.runs[held.run].listener.is_some();
         let of_run = |task: &&Task| self.roles[task.role].run == held.run && !self.roles[task.role].payload;
-        let mut others: Vec<i32> =
-            self.tasks.iter().filter(|(pid, task)| **pid != held.pid && of_run(task)).map(|(pid, _)| *pid).collect();
+        let others = self.tasks.iter().filter(|(_, task)| of_run(task)).map(|(pid, _)| *pid);
+        // Of reported processes, not each thread is known.
+        let others = others.flat_map(|pid| if notified { threads(pid) } else { vec![pid] });
+        let mut others: Vec<i32> = others.filter(|pid| *pid != held.pid).collect();
         others.sort_unstable();
         let others: Vec<(i32, String)> = others.into_iter().filter_map(|pid| Some((pid, activity(pid)?))).collect();
         let blocked = others.iter().all(|(_, activity)| !activity.starts_with('R'));
         let quiet = blocked && held.others == others;
         if quiet || held.since.elapsed() > PATIENCE {
-            let (pid, run, process) = (held.pid, held.run, held.process);
+            let (pid, run, process, report) = (held.pid, held.run, held.process, held.report);
             self.held = None;
-            self.kill(run, process, quiet);
-            let _ = trace::resume(pid, Resume::Run(0));
+            let killed = self.kill(run, process, quiet);
+            match report {
+                Some(id) if !killed => self.answer(run, id, None),
+                Some(_) => {}
+                None => drop(trace::resume(pid, Resume::Run(0))),
+            }
         } else if let Some(held) = &mut self.held {
             held.others = others;
         }
     }
 
-    /// Kills, with `process` at the point.
-    fn kill(&mut self, number: usize, process: i32, quiet: bool) {
+    /// Kills, with `process` at the point; returns whether this is among the killed.
+    fn kill(&mut self, number: usize, process: i32, quiet: bool) -> bool {
+        self.find_all_children();
         let run = &mut self.runs[number];
         run.fired = true;
         let Some((victim, sent)) = run.request.fault.as_ref().map(|fault| (fault.victim, fault.signal.signal())) else {
-            return;
+            return false;
         };
         let of_run = |task: &&Task| {
             let role = &self.roles[task.role];
@@ -451,9 +413,10 @@ impl Tracer {
                 self.tasks.values().filter(of_run).map(|task| task.process).collect()
             }
         };
+        let is_killed = sent == Signal::KILL && processes.contains(&process);
         // A process of ours that has not been waited for keeps its number.
         let alive = processes.into_iter().filter(|pid| self.tasks.contains_key(pid));
-        let pidfds: Vec<_> = alive.filter_map(|pid| open_pidfd(pid).ok()).collect();
+        let pidfds: Vec<_> = alive.filter_map(|pid| self.reported.pidfd(pid).ok()).collect();
         // Who was ended by others was not killed. The line comes before the kill: who sees the command end finds it.
         if !pidfds.is_empty() {
             run.note(&serde_json::json!({"fired": run.phase.name(), "quiet": quiet}));
@@ -464,12 +427,20 @@ impl Tracer {
                 let _ = pidfd_send_signal(pidfd, *signal);
             }
         }
+        is_killed
     }
 }
 
 impl Role {
     fn new(name: String, run: usize, payload: bool) -> Self {
         Role { name, run, children: 0, payload, begun: false, counts: HashMap::new(), notes: HashSet::new() }
+    }
+
+    fn of_child(parent: &mut Role) -> Self {
+        parent.children += 1;
+        let mut role = Role::new(format!("{}.{}", parent.name, parent.children), parent.run, parent.payload);
+        role.begun = true;
+        role
     }
 }
 

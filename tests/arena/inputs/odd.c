@@ -18,6 +18,7 @@
 #include <sys/ptrace.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -115,15 +116,59 @@ static int page_end(void) {
 
 static int traces(void) { return ptrace(PTRACE_TRACEME, 0, NULL, NULL) == 0 ? 0 : 4; }
 
-static int filtered(void) {
+static int filter(int nr, unsigned action, unsigned flags) {
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mkdir, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EACCES),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, nr, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, action),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {sizeof code / sizeof *code, code};
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) return 1;
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return -1;
+    if (flags != 0) return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
+    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
+}
+
+// As PRoot: a filter lets the tracer see the calls that it changes, and without one it sees all. Here it changes a mkdir.
+static int traced_by_filter(void) {
+    pid_t child = fork();
+    if (child == 0) {
+        ptrace(PTRACE_TRACEME, 0, NULL, NULL);
+        raise(SIGSTOP);
+        int refused = filter(SYS_mkdir, SECCOMP_RET_TRACE, 0) != 0;
+        if (refused && errno != EINVAL) _exit(7);
+        _exit(syscall(SYS_mkdir, "/tmp/to-be-changed", 0755) != 0);
+    }
+    int status = 0, seen = 0;
+    waitpid(child, &status, 0);
+    ptrace(PTRACE_SETOPTIONS, child, NULL, PTRACE_O_TRACESECCOMP | PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
+    for (;;) {
+        if (ptrace(PTRACE_SYSCALL, child, NULL, NULL) != 0 || waitpid(child, &status, 0) != child) return 2;
+        if (WIFEXITED(status)) break;
+        struct user_regs_struct registers;
+        ptrace(PTRACE_GETREGS, child, NULL, &registers);
+        if (registers.orig_rax != SYS_mkdir || (long)registers.rax != -ENOSYS) continue;
+        for (int n = 0; n < 3; n++) {
+            long word = 0;
+            memcpy(&word, "/tmp/by-its-tracer\0\0\0\0\0" + 8 * n, 8);
+            ptrace(PTRACE_POKEDATA, child, (registers.rsp - 256) / 8 * 8 + 8 * n, word);
+        }
+        registers.rdi = (registers.rsp - 256) / 8 * 8;
+        ptrace(PTRACE_SETREGS, child, NULL, &registers);
+        seen = 1;
+    }
+    struct stat st;
+    if (!seen || stat("/tmp/by-its-tracer", &st) != 0) return 3;
+    return WEXITSTATUS(status);
+}
+
+static int watches(void) {
+    int listener = filter(SYS_mkdir, SECCOMP_RET_USER_NOTIF, SECCOMP_FILTER_FLAG_NEW_LISTENER);
+    return listener >= 0 || errno == EBUSY ? 0 : 2;
+}
+
+static int filtered(void) {
+    if (filter(SYS_mkdir, SECCOMP_RET_ERRNO | EACCES, 0) != 0) return 1;
     if (syscall(SYS_mkdir, "/tmp/forbidden", 0755) == 0 || errno != EACCES) return 2;
     return syscall(SYS_mkdirat, AT_FDCWD, "/tmp/by-filtered", 0755) != 0;
 }
@@ -147,6 +192,7 @@ int main(int argc, char **argv) {
         {"raw-thread", raw_thread}, {"int80", int80}, {"vfork", vforked}, {"untraced", untraced}, {"clone3", clone3_untraced},
         {"thread-exec", thread_exec}, {"group-stop", group_stop}, {"page-end", page_end}, {"traces", traces},
         {"filtered", filtered}, {"signals", signals},
+        {"traced-by-filter", traced_by_filter}, {"watches", watches},
     };
     for (size_t n = 0; n < sizeof all / sizeof *all; n++)
         if (argc == 2 && strcmp(all[n].name, argv[1]) == 0) return all[n].run();

@@ -13,7 +13,7 @@ use super::x86_64::{I386, NATIVE, Names, Row, THREAD, UNTRACED, WRITES, X32, dir
 const LONGEST: usize = 4096;
 /// Characters of a class, at most.
 const CLASS: usize = 72;
-/// Characters that mktemp(1) and mkdtemp(3) draw, at least; as a suffix, exactly.
+/// Characters that mktemp(1) and mkdtemp(3) draw, at least; as a suffix after a dot or a number, exactly.
 const RANDOM: usize = 6;
 /// More arguments of a program are not compared.
 const MOST_ARGUMENTS: usize = 64;
@@ -220,11 +220,15 @@ fn word_at(pid: i32, address: u64) -> u32 {
 }
 
 fn number_at(pid: i32, address: u64) -> u64 {
-    let mut bytes = [0u8; 8];
-    match read_memory(pid, address, &mut bytes) {
-        Ok(8) => u64::from_ne_bytes(bytes),
-        _ => 0,
-    }
+    bytes_at(pid, address, 8).try_into().map_or(0, u64::from_ne_bytes)
+}
+
+/// What is at an address of a traced process's memory; less if not all of it can be read.
+pub(super) fn bytes_at(pid: i32, address: u64, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    let read = read_memory(pid, address, &mut bytes).unwrap_or(0);
+    bytes.truncate(read);
+    bytes
 }
 
 /// A path without what differs from run to run: words with digits, and what mktemp and tempfile draw, are `N`. Characters
@@ -239,7 +243,7 @@ fn normal(path: &[u8]) -> String {
         if is_word(first) {
             let end = rest.iter().position(|byte| !is_word(byte)).unwrap_or(rest.len());
             let (word, behind) = rest.split_at(end);
-            let suffix = drawn && word.len() == RANDOM && text.ends_with('.');
+            let suffix = drawn && word.len() == RANDOM && (text.ends_with('.') || text.ends_with("N-"));
             text.push_str(if suffix || varies(word) { "N" } else { std::str::from_utf8(word).unwrap_or("_") });
             rest = behind;
         } else {
@@ -300,6 +304,8 @@ mod tests {
             ("/tmp/boxAbCdEf", "/tmp/N"),
             ("/run/runc.QWErty", "/run/runc.N"),
             ("/run/runc.abcdef", "/run/runc.N"),
+            ("/tmp/prooted-17-abcdef", "/tmp/prooted-N-N"),
+            ("/tmp/name-abcdef", "/tmp/name-abcdef"),
             ("/proc/self/attr.ending", "/proc/self/attr.ending"),
             ("/opt/Capital/lib.so", "/opt/Capital/lib.so"),
             ("/sys/fs/cgroup/unified/cgroup.procs", "/sys/fs/cgroup/unified/cgroup.procs"),

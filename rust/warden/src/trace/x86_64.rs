@@ -242,15 +242,23 @@ const SOCKETCALL: (u64, &[(u32, u64)]) =
 const IPC: (u64, &[(u32, u64)]) =
     (117, &[(1, 420), (2, 393), (3, 394), (4, 420), (11, 400), (12, 401), (13, 399), (14, 402), (23, 395), (24, 396)]);
 
-/// The number of seccomp(2).
+/// The numbers of prctl(2), seccomp(2) and io_uring_setup(2).
+const PRCTL: u32 = 157;
 const SECCOMP: u32 = 317;
+const IO_URING: u32 = 425;
+/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`.
+const LISTENER: When = AnyBit(1, 8);
+
+/// What is said of a call by which a program traces.
+pub(super) const TRACES: &str = "it calls ptrace itself, which fails while it is traced";
+/// What is said of a call by which a program is told of the calls of others.
+pub(super) const WATCHES: &str = "it watches calls of others itself (seccomp user notification): these have no points";
 
 /// Calls that are no points, but without which points are missing: when, and what to say of each.
 pub(super) const HIDES: &[(u32, u32, When, &str)] = &[
-    (101, 26, Always, "it calls ptrace itself, which fails while it is traced"),
-    (425, 425, Always, "it uses io_uring: what it does through it has no points"),
-    // SECCOMP_FILTER_FLAG_NEW_LISTENER.
-    (SECCOMP, 354, AnyBit(1, 8), "it watches calls of others itself (seccomp user notification): these have no points"),
+    (101, 26, Always, TRACES),
+    (IO_URING, 425, Always, "it uses io_uring: what it does through it has no points"),
+    (SECCOMP, 354, LISTENER, WATCHES),
 ];
 
 /// The rows of a call, by convention and number; with `every`, also those of [`EVERY`].
@@ -281,10 +289,24 @@ pub(super) fn direct(call: &Call, word: impl Fn(u64) -> u32) -> Call {
     found.map_or(*call, |(number, arguments)| Call { arch: call.arch, number, arguments })
 }
 
+/// Calls that a filter reports besides the points: those that add a filter (`PR_SET_SECCOMP`), and io_uring. The first row
+/// of a number counts.
+pub(super) const REPORTED: &[(u32, When)] = &[(PRCTL, OneOf(0, &[1, 22, 36])), (SECCOMP, Always), (IO_URING, Always)];
+
+/// The address of the filter (`struct sock_fprog`) that a call of the native convention adds, if it does.
+pub(super) fn added_filter(call: &Call) -> Option<u64> {
+    let adds = match (call.arch, u32::try_from(call.number)) {
+        (NATIVE, Ok(PRCTL)) => call.arguments[0] == 22 && call.arguments[1] == 2,
+        (NATIVE, Ok(SECCOMP)) => call.arguments[0] == 1,
+        _ => false,
+    };
+    adds.then_some(call.arguments[2])
+}
+
 /// What a call hides, if it does.
-pub(super) fn hides(arch: u32, number: u64, arguments: &[u64; 6]) -> Option<&'static str> {
-    let number = native(number);
-    let is_it = |own: u32, i386: u32| if arch == I386 { i386 == number } else { own == number };
+pub(super) fn hides(call: &Call) -> Option<&'static str> {
+    let (number, arguments) = (native(call.number), &call.arguments);
+    let is_it = |own: u32, i386: u32| if call.arch == I386 { i386 == number } else { own == number };
     // Without a filter, seccomp(2) only tells whether it knows the flag.
     let in_earnest = |own: u32| own != SECCOMP || arguments[2] != 0;
     let found =

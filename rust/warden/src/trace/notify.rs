@@ -1,0 +1,280 @@
+//! The points of a command that uses ptrace itself: nothing can be traced twice, so its filter reports them instead
+//! (seccomp_unotify(2)), and each call waits for an answer.
+//!
+//! Only the instants before calls are told, and neither creation nor end of a process is: a child has its role from its
+//! creator once it makes its first call, an exec is seen by the command line. Every process but the command itself is
+//! held by a pidfd, since it can end, and its number be given again, without notice.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use leakcheck_sys::notify::{self, Notification};
+use leakcheck_sys::trace::{Call, Instruction};
+use leakcheck_sys::{open_pidfd, wait_until};
+
+use super::filter::is_for_tracer;
+use super::points::{bytes_at, describe};
+use super::x86_64::{TRACES, WATCHES, added_filter, hides};
+use super::{MOST_ROLES, Phase, Role, Task, Tracer};
+
+/// Reports that are handled before something else gets its turn.
+const AT_ONCE: usize = 256;
+/// Processes that are held; the calls of more are no points.
+const MOST_HELD: usize = 256;
+/// More instructions of a filter are not looked at (`BPF_MAXINSNS`).
+const LONGEST: usize = 4096;
+
+/// The processes of all reported runs.
+#[derive(Default)]
+pub(super) struct Reported {
+    held: HashMap<i32, OwnedFd>,
+    /// Threads that are about to create a process, and their processes.
+    creators: Vec<(i32, i32)>,
+}
+
+impl Reported {
+    /// Whether the number still belongs to the process that had it.
+    fn is_alive(&self, process: i32) -> bool {
+        // The command itself keeps its number until it is reaped.
+        self.held.get(&process).is_none_or(|pidfd| !has_ended(pidfd.as_fd()))
+    }
+
+    /// A process that may be killed.
+    pub(super) fn pidfd(&self, process: i32) -> io::Result<OwnedFd> {
+        self.held.get(&process).map_or_else(|| open_pidfd(process), OwnedFd::try_clone)
+    }
+}
+
+impl Tracer {
+    /// What is readable once a call was reported.
+    pub(crate) fn listeners(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.runs.iter().filter_map(|run| run.listener.as_ref()).map(AsFd::as_fd)
+    }
+
+    /// Answers what was reported so far; some may remain.
+    pub(crate) fn answer_reports(&mut self) {
+        for number in 0..self.runs.len() {
+            for _ in 0..AT_ONCE {
+                let Some(listener) = &self.runs[number].listener else { break };
+                match notify::receive(listener.as_fd()) {
+                    Ok(Some(report)) => self.reported(number, &report),
+                    Ok(None) => break,
+                    Err(_) => self.runs[number].listener = None,
+                }
+            }
+        }
+    }
+
+    fn reported(&mut self, number: usize, report: &Notification) {
+        self.follow(number);
+        let process = self.process_of(report.pid);
+        let every = self.runs[number].request.every();
+        let point = process.and_then(|process| describe(report.pid, process, &report.call, every).point);
+        let refused = is_for_tracers(report.pid, &report.call);
+        let Some(listener) = &self.runs[number].listener else { return };
+        if !notify::waits(listener.as_fd(), report.id) {
+            return;
+        }
+        if let Some(process) = process {
+            self.note_what_is_hidden(process, &report.call, refused);
+            match point.as_ref().map(|point| point.operation) {
+                Some("clone") => self.expect_child(report.pid, process),
+                Some("exit") => self.find_children(process),
+                _ => {}
+            }
+            if self.at_call(process, &report.call, point).is_none() {
+                // It was killed, or waits at its point.
+                if let Some(held) = self.held.as_mut().filter(|held| held.pid == process) {
+                    held.report = Some(report.id);
+                }
+                return;
+            }
+            self.expect_exec(number, process);
+        }
+        self.answer(number, report.id, refused.then_some(libc::EINVAL));
+    }
+
+    pub(super) fn answer(&self, number: usize, id: u64, error: Option<i32>) {
+        if let Some(listener) = &self.runs[number].listener {
+            // It may have been killed meanwhile.
+            let _ = notify::answer(listener.as_fd(), id, error);
+        }
+    }
+
+    /// Notices that a process has executed its program, or that the payload has ended.
+    pub(super) fn follow(&mut self, number: usize) {
+        let run = &mut self.runs[number];
+        if let Some((process, _)) = run.executing.take_if(|(process, words)| command_line(*process) != *words) {
+            self.executed(process);
+            if self.tasks.get_mut(&process).is_some_and(|task| std::mem::take(&mut task.due)) {
+                self.fire_at(process);
+            }
+        }
+        let run = &mut self.runs[number];
+        let is_over = |pid| !self.tasks.contains_key(&pid) || !self.reported.is_alive(pid);
+        if matches!(run.phase, Phase::Execution | Phase::Timeout) && run.payload.is_some_and(is_over) {
+            run.phase = Phase::Cleanup;
+        }
+    }
+
+    /// The command itself, or the payload, may be about to execute its program.
+    fn expect_exec(&mut self, number: usize, process: i32) {
+        let Some(task) = self.tasks.get(&process) else { return };
+        let run = &mut self.runs[number];
+        if task.payload || !self.roles[task.role].begun {
+            run.executing = Some((process, command_line(process)));
+        } else {
+            // It makes another call: its exec failed.
+            run.executing.take_if(|(other, _)| *other == process);
+        }
+    }
+
+    fn note_what_is_hidden(&mut self, process: i32, call: &Call, refused: bool) {
+        let what = match hides(call) {
+            Some(TRACES) | None if refused => {
+                "its filter for ptrace is refused (EINVAL), so that ptrace sees all calls"
+            }
+            Some(TRACES) | None => return,
+            Some(WATCHES) => {
+                "it watches calls of others itself (seccomp user notification), which fails while its own are"
+            }
+            Some(other) => other,
+        };
+        if let Some(task) = self.tasks.get(&process) {
+            self.note(task.role, what);
+        }
+    }
+
+    /// The known process of a thread that waits: none if its creator is not known.
+    fn process_of(&mut self, thread: i32) -> Option<i32> {
+        if self.is_known(thread) {
+            return Some(thread);
+        }
+        let (process, parent) = family(thread)?;
+        if !self.is_known(process) {
+            self.find_children(parent);
+        }
+        if !self.is_known(process) && self.is_known(parent) {
+            let role = self.tasks[&parent].role;
+            if self.roles[role].payload {
+                self.enter(process, role);
+            } else if let Some(at) = self.reported.creators.iter().position(|(_, creator)| *creator == parent) {
+                // The thread that created it has ended.
+                self.reported.creators.remove(at);
+                self.enter_child(process, role);
+            }
+        }
+        self.is_known(process).then_some(process)
+    }
+
+    fn is_known(&self, process: i32) -> bool {
+        self.tasks.contains_key(&process) && self.reported.is_alive(process)
+    }
+
+    /// Finds what the threads of a process have created meanwhile.
+    pub(super) fn find_children(&mut self, process: i32) {
+        let of_it = |(thread, creator): &(i32, i32)| (*creator == process).then_some(*thread);
+        let threads: Vec<i32> = self.reported.creators.iter().filter_map(of_it).collect();
+        for thread in threads {
+            self.find_child(thread);
+        }
+    }
+
+    pub(super) fn find_all_children(&mut self) {
+        let threads: Vec<i32> = self.reported.creators.iter().map(|(thread, _)| *thread).collect();
+        for thread in threads {
+            self.find_child(thread);
+        }
+    }
+
+    fn expect_child(&mut self, thread: i32, process: i32) {
+        self.find_child(thread);
+        // The last one was killed before it made a call, or its creation failed.
+        self.reported.creators.retain(|(creator, _)| *creator != thread);
+        // All that the payload creates is payload.
+        if self.tasks.get(&process).is_some_and(|task| !self.roles[task.role].payload) {
+            self.reported.creators.push((thread, process));
+        }
+    }
+
+    fn find_child(&mut self, thread: i32) {
+        let Some(at) = self.reported.creators.iter().position(|(creator, _)| *creator == thread) else { return };
+        let process = self.reported.creators[at].1;
+        let path = format!("/proc/{process}/task/{thread}/children");
+        let Ok(children) = std::fs::read_to_string(path) else { return };
+        let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+        if let Some(child) = children.into_iter().find(|child| !self.is_known(*child))
+            && let Some(role) = self.tasks.get(&process).map(|task| task.role)
+        {
+            self.reported.creators.remove(at);
+            self.enter_child(child, role);
+        }
+    }
+
+    fn enter_child(&mut self, process: i32, creator: usize) {
+        if self.roles.len() >= MOST_ROLES {
+            return self.enter(process, creator);
+        }
+        let role = Role::of_child(&mut self.roles[creator]);
+        self.roles.push(role);
+        self.enter(process, self.roles.len() - 1);
+    }
+
+    fn enter(&mut self, process: i32, role: usize) {
+        if self.reported.held.len() >= MOST_HELD {
+            for (process, _) in self.reported.held.extract_if(|_, pidfd| has_ended(pidfd.as_fd())) {
+                self.tasks.remove(&process);
+            }
+        }
+        if self.reported.held.len() < MOST_HELD
+            && let Ok(pidfd) = open_pidfd(process)
+        {
+            self.reported.held.insert(process, pidfd);
+            self.tasks.insert(process, Task::new(role, process));
+        }
+    }
+}
+
+/// The threads of a process.
+pub(super) fn threads(process: i32) -> Vec<i32> {
+    let Ok(entries) = std::fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    wait_until(&[pidfd], Duration::ZERO).unwrap_or(true)
+}
+
+/// The arguments of the program that a process executes; empty once it has ended.
+fn command_line(process: i32) -> Vec<u8> {
+    std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default()
+}
+
+/// The process of a thread, and the one that created it or is its parent now.
+fn family(thread: i32) -> Option<(i32, i32)> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok();
+    Some((field("Tgid:")?, field("PPid:")?))
+}
+
+/// Whether a call adds a filter by which a tracer sees only some calls. Ours would hide these from it, since a report comes
+/// before a stop (seccomp(2)); a tracer without such a filter stops at all calls, before they are reported.
+fn is_for_tracers(thread: i32, call: &Call) -> bool {
+    let Some(program) = added_filter(call) else { return false };
+    let head = bytes_at(thread, program, 16);
+    let (Some(length), Some(at)) = (head.first_chunk(), head.get(8..).and_then(<[u8]>::first_chunk)) else {
+        return false;
+    };
+    let length = usize::from(u16::from_ne_bytes(*length)).min(LONGEST);
+    bytes_at(thread, u64::from_ne_bytes(*at), 8 * length).chunks_exact(8).any(|one| {
+        let instruction: Instruction = (
+            u16::from_ne_bytes([one[0], one[1]]),
+            one[2],
+            one[3],
+            u32::from_ne_bytes([one[4], one[5], one[6], one[7]]),
+        );
+        is_for_tracer(instruction)
+    })
+}

@@ -1,0 +1,95 @@
+//! How a command is traced, as the owner asks for it.
+
+use rustix::process::Signal;
+use serde::Deserialize;
+
+use super::points::Point;
+use super::x86_64::EVERY;
+
+/// How a command is traced.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Request {
+    /// The name of the command's own role: its number among the commands of its stage.
+    pub(super) root: u32,
+    /// The arguments of the payload, by which its execve is recognised.
+    pub(super) payload: Vec<String>,
+    /// The only CPU on which the command and the tracer run from now on.
+    pub(crate) cpu: Option<usize>,
+    /// Whether its filter reports its calls, instead of ptrace.
+    #[serde(default)]
+    pub(crate) notified: bool,
+    /// What happens at which point; without it, all points are recorded.
+    pub(super) fault: Option<Fault>,
+    /// Whether writes and messages are recorded, too.
+    #[serde(default)]
+    every: bool,
+}
+
+impl Request {
+    /// Whether writes and messages are points: the fault may be at one.
+    pub(crate) fn every(&self) -> bool {
+        let is_one = |fault: &Fault| EVERY.iter().any(|row| row.operation == fault.operation);
+        self.every || self.fault.as_ref().is_some_and(is_one)
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Fault {
+    pub(super) role: String,
+    pub(super) operation: String,
+    pub(super) class: String,
+    pub(super) ordinal: u32,
+    pub(super) after: bool,
+    pub(super) victim: Victim,
+    pub(super) signal: Sent,
+    /// Whether the point waits until all other processes of the run block.
+    pub(super) quiesced: bool,
+}
+
+impl Fault {
+    pub(super) fn is_at(&self, role: &str, point: &Point, ordinal: u32) -> bool {
+        self.ordinal == ordinal && self.operation == point.operation && self.class == point.class && self.role == role
+    }
+}
+
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Victim {
+    /// The command itself; once it has ended, the process at the point.
+    Supervisor,
+    /// The process at the point.
+    Helper,
+    /// All but the payload.
+    All,
+    /// All, the payload too.
+    Tree,
+    /// All, the payload too, stopped first.
+    Freeze,
+}
+
+/// What those who are killed get.
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub(super) enum Sent {
+    #[serde(rename = "SIGKILL")]
+    Kill,
+    #[serde(rename = "SIGTERM")]
+    Term,
+    #[serde(rename = "SIGINT")]
+    Int,
+    #[serde(rename = "SIGHUP")]
+    Hup,
+}
+
+impl Sent {
+    pub(super) fn signal(self) -> Signal {
+        match self {
+            Sent::Kill => Signal::KILL,
+            Sent::Term => Signal::TERM,
+            Sent::Int => Signal::INT,
+            Sent::Hup => Signal::HUP,
+        }
+    }
+}
