@@ -5,6 +5,7 @@ import functools
 import gc
 import inspect
 import os
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, Literal, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast
@@ -113,7 +114,7 @@ class Run:
         report = self._native.end_at_once()
         if report is None:
             gc.collect()
-            report = self._native.end()
+            report = _collecting(self._native.end)
         return Report.from_json(report)
 
     async def end_async(self) -> Report:
@@ -287,6 +288,23 @@ def guard(
         "arena": arena,
     }
     return Guard(options, on_unknown)
+
+
+def _collecting(end: Callable[[], str]) -> str:
+    """Return what `end` returns; it runs in a thread of its own, and garbage is collected here meanwhile.
+
+    While residue settles, a thread of the run may end that was the last to hold what only a collection closes.
+    """
+    from concurrent.futures import ThreadPoolExecutor, wait
+
+    with ThreadPoolExecutor(1) as pool:
+        report, pause = pool.submit(end), 0.02
+        while wait([report], pause).not_done:
+            began = time.monotonic()
+            gc.collect()
+            # A collection in a large program must not take this process's whole time.
+            pause = max(pause, 2 * (time.monotonic() - began))
+        return report.result()
 
 
 @contextlib.contextmanager

@@ -31,14 +31,15 @@ class Garbage:
     def _collected(self, phase: str, info: Mapping[str, int]) -> None:
         if info["generation"] < 2:
             return
-        now = _descriptors()
+        now = descriptors()
         if phase == "start":
             self._before = now
         else:
             self._closed.update(number for number, target in self._before.items() if now.get(number) != target)
 
 
-def _descriptors() -> dict[int, str]:
+def descriptors() -> dict[int, str]:
+    """Return what each descriptor of this process refers to."""
     targets = {}
     # The test may have used up the descriptors, or may have closed this one.
     with contextlib.suppress(OSError):

@@ -148,12 +148,15 @@ class Origins:
     def made(self, path: object, relative_to: object = -1) -> None:
         """Note what a call is about to make at `path`, unless something is there."""
         text = _text(path, relative_to)
-        if text is None or os.path.lexists(text) or (line := _line()) is None:
-            return
+        if text is not None and not os.path.lexists(text) and (line := _line()) is not None:
+            self._make(text, line)
+
+    def _make(self, path: str, line: _Line) -> None:
+        """Note what the call makes at `path` once it is there."""
 
         def look() -> None:
             with contextlib.suppress(OSError):
-                self.made_file(text, line, os.lstat(text).st_ino)
+                self.made_file(path, line, os.lstat(path).st_ino)
 
         self._wait(look)
 
@@ -179,21 +182,21 @@ class Origins:
 
     def opened(self, path: object, _mode: object = None, flags: object = 0) -> None:
         """Note an open(2)."""
-        if not isinstance(flags, int) or (text := _text(path)) is None:
+        if not isinstance(flags, int) or (text := _text(path)) is None or (line := _line()) is None:
             return
         if flags & os.O_TMPFILE == os.O_TMPFILE:
-            line, before = _line(), _unnamed()
+            before = _unnamed()
 
             def look() -> None:
                 # Another thread may have made one as well.
-                if line is not None and len(new := _unnamed() - before) == 1:
+                if len(new := _unnamed() - before) == 1:
                     _set(self._opened, new.pop(), line)
 
             self._wait(look)
             return
-        _note(self._opened, text)
-        if flags & os.O_CREAT:
-            self.made(text)
+        _set(self._opened, text, line)
+        if flags & os.O_CREAT and not os.path.lexists(text):
+            self._make(text, line)
 
     def renamed(self, source: object, target: object, *relative_to: object) -> None:
         """Note that what this test made, with what is below it, gets another name."""
@@ -207,6 +210,11 @@ class Origins:
 
     def removed(self, path: object, relative_to: object = -1) -> None:
         """Forget what is removed: another process may use the name again."""
+        if (text := _text(path, relative_to)) is not None:
+            self._made.pop(text, None)
+
+    def removed_tree(self, path: object, relative_to: object = -1) -> None:
+        """Forget a tree, whose single paths are removed relative to a descriptor."""
         if (text := _text(path, relative_to)) is not None:
             for gone in self._below(text):
                 del self._made[gone]
@@ -269,7 +277,7 @@ _HANDLERS: dict[str, Callable[..., None]] = {
     "os.symlink": Origins.linked,
     "os.remove": Origins.removed,
     "os.rmdir": Origins.removed,
-    "shutil.rmtree": Origins.removed,
+    "shutil.rmtree": Origins.removed_tree,
     "os.posix_spawn": Origins.spawned,
     "socket.__new__": Origins.made_object,
     "socket.bind": Origins.bound,
@@ -284,13 +292,15 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     notes = _noting
     if notes is None:
         return
-    handler = _HANDLERS.get(event)
-    # An exception here would become the test's own; without a note, the report only has no line.
-    with contextlib.suppress(Exception):
+    # An exception here would become the test's own; without a note, the report only has no line. Some suites raise a
+    # million events, and contextlib.suppress would take half of the time of most of them.
+    try:
         if notes._pending:
             notes.settle(threading.get_ident())
-        if handler is not None:
+        if (handler := _HANDLERS.get(event)) is not None:
             handler(notes, *arguments)
+    except Exception:  # noqa: BLE001, S110
+        pass
 
 
 def _forking() -> None:

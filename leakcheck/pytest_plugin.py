@@ -17,6 +17,7 @@ import pytest
 
 from leakcheck.errors import LeakcheckWarning, UsageError
 from leakcheck.pytest_item import ItemGuard, LeakCheck, Settings, marker_rule
+from leakcheck.pytest_rules import noting_loop
 from leakcheck.pytest_summary import Summary, attach
 
 __all__ = ["LeakCheck"]
@@ -111,7 +112,8 @@ class Guards:
             return (yield)
         if fixturedef.scope == "function":
             self.current.start()
-            return (yield)
+            with noting_loop(fixturedef):
+                return (yield)
         with self.current.excusing():
             return (yield)
 

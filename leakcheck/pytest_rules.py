@@ -4,13 +4,14 @@ What a Python process keeps until it exits is allowed by evidence, never by a na
 the process ids, descriptors and paths, which are this process's own children and files.
 """
 
+import contextlib
 import getpass
 import glob
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import pytest
 
 from leakcheck import _native
 from leakcheck.allow import AllowRule
+from leakcheck.pytest_garbage import descriptors
 
 _TRACKER = "python: multiprocessing's resource tracker, kept for the life of the process"
 _FORK_SERVER = "python: multiprocessing's fork server, kept for the life of the process"
 _TEMP = "python: multiprocessing's directory for sockets, removed when the process ends"
 _UNREAPED = "python: an ended child that subprocess reaps when it starts the next one"
+_LOOP = "pytest-asyncio: the event loop that it sets again after each test, kept for the life of the process"
 
 _TMP_PATH = "pytest: tmp_path, of which it keeps the last three"
 _CACHE = "pytest: cache directory"
@@ -30,7 +33,7 @@ _EXAMPLES = "hypothesis: database of examples"
 _COVERAGE = "coverage: data file"
 _BYTECODE = "python: compiled modules"
 
-NAMES = frozenset({_TRACKER, _FORK_SERVER, _TEMP, _UNREAPED})
+NAMES = frozenset({_TRACKER, _FORK_SERVER, _TEMP, _UNREAPED, _LOOP})
 """Reasons of the rules for what this process keeps, which not every test needs."""
 OF_TOOLS = frozenset({_TMP_PATH, _CACHE, _EXAMPLES, _COVERAGE, _BYTECODE})
 """Reasons of the rules for what pytest and tools beside it write."""
@@ -102,6 +105,41 @@ def kept_for_life() -> Iterator[AllowRule]:
     for child in getattr(subprocess, "_active", None) or ():
         # A child that still runs is a leak of the code that dropped it.
         yield AllowRule("process", {"pid": str(child.pid), "ppid": str(os.getpid()), "state": "Z"}, reason=_UNREAPED)
+
+    yield from _event_loop()
+
+
+@contextlib.contextmanager
+def noting_loop(fixture: pytest.FixtureDef[Any]) -> Generator[None, None, None]:
+    """Note which sockets appear while `fixture`, if it is pytest-asyncio's, makes asyncio's first event loop."""
+    loop, _ = _loop_and_sockets() if fixture.func.__module__ == "pytest_asyncio.plugin" else (True, [])
+    before = {} if loop else descriptors()
+    yield
+    if not loop:
+        _of_first_loop.update(set(descriptors().values()) - set(before.values()))
+
+
+_of_first_loop: set[str] = set()
+
+
+def _event_loop() -> Iterator[AllowRule]:
+    """Yield rules for the event loop that pytest-asyncio found none before, made, and has set again."""
+    loop, sockets = _loop_and_sockets()
+    if not sockets or not _of_first_loop:
+        return
+    now = descriptors()
+    if all(now.get(one.fileno()) in _of_first_loop for one in sockets):
+        for part in (*sockets, loop._selector):
+            match = {"pid": str(os.getpid()), "fd": str(part.fileno()), "target": glob.escape(now[part.fileno()])}
+            yield AllowRule("fd", match, reason=_LOOP)
+
+
+def _loop_and_sockets() -> tuple[Any, list[Any]]:
+    """Return this thread's event loop without making one, and what it wakes itself up by; uvloop shows none."""
+    events = sys.modules.get("asyncio.events")
+    loop = getattr(getattr(getattr(events, "_event_loop_policy", None), "_local", None), "_loop", None)
+    sockets = [getattr(loop, name, None) for name in ("_ssock", "_csock")]
+    return loop, sockets if all(sockets) else []
 
 
 def _module(name: str, attribute: str) -> object:

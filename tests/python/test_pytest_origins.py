@@ -249,3 +249,48 @@ def test_what_pytest_writes_is_named_in_the_summary_and_a_name_that_only_looks_l
         assert f"/{name} " in leaks, output
     assert "(pytest: tmp_path, of which it keeps the last three)" in output
     assert "LEAKED test_more" not in output
+
+
+PYTEST_ASYNCIO = """
+import asyncio, pytest
+
+@pytest.fixture
+def _function_scoped_runner():
+    before = asyncio.get_event_loop()
+    with asyncio.Runner() as runner:
+        runner.run(asyncio.sleep(0))
+        yield runner
+    asyncio.set_event_loop(before)
+"""
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="asyncio makes no event loop there unless it is told to")
+def test_the_event_loop_that_pytest_asyncio_sets_again_is_named_and_one_that_a_test_sets_is_a_leak(
+    pytester: pytest.Pytester,
+) -> None:
+    (pytester.mkpydir("pytest_asyncio") / "plugin.py").write_text(PYTEST_ASYNCIO)
+    pytester.makepyfile(
+        test_asked="def test_asked(_function_scoped_runner): pass",
+        test_set="""
+        import asyncio
+        def test_set(_function_scoped_runner): pass
+        def test_sets():
+            asyncio.get_event_loop().close()
+            asyncio.set_event_loop(asyncio.new_event_loop())
+        """,
+        test_in_fixture="""
+        import asyncio, pytest
+        @pytest.fixture
+        def other():
+            asyncio.set_event_loop(asyncio.new_event_loop())
+        def test_fixture(other, _function_scoped_runner): pass
+        """,
+    )
+    asked, sets, fixture = (
+        pytester.runpytest_subprocess("-p", "pytest_asyncio.plugin", "--leakcheck=fd", f"test_{name}.py", timeout=120)
+        for name in ("asked", "set", "in_fixture")
+    )
+    asked.assert_outcomes(passed=1)
+    asked.stdout.fnmatch_lines(["*kept by Python itself*", "*eventpoll*(pytest-asyncio: the event loop*"])
+    sets.stdout.fnmatch_lines(["LEAKED *::test_sets", "*unix stream*", "*1 passed, 1 leaked*"])
+    fixture.stdout.fnmatch_lines(["LEAKED *::test_fixture", "*eventpoll*", "*1 leaked*"])

@@ -300,6 +300,33 @@ def test_a_descriptor_with_the_number_and_file_of_one_in_old_garbage_is_a_leak(p
     result.stdout.fnmatch_lines(["LEAKED *::test_replaces_it", "*2 passed, 1 leaked*"])
 
 
+def test_what_a_thread_holds_that_ends_while_the_residue_settles_is_no_leak(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import gc, threading
+
+        class Held: pass
+
+        def test_it():
+            held, collected = Held(), threading.Event()
+            held.itself, held.file = held, open("/etc/passwd")
+
+            def told(phase, info):
+                if phase == "stop" and info["generation"] == 2:
+                    collected.set()
+
+            def hold(held):
+                collected.wait()
+                gc.callbacks.remove(told)
+
+            gc.collect()
+            gc.callbacks.append(told)
+            threading.Thread(target=hold, args=[held]).start()
+        """
+    )
+    run(pytester, KINDS, "-o", "leakcheck_settle=20").assert_outcomes(passed=1)
+
+
 def test_a_process_that_a_test_leaves_is_named(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
