@@ -144,7 +144,8 @@ def _doubts(before: Result, after: Result) -> Iterator[str]:
         yield f"the later campaign is incomplete: {after.error or 'interrupted'}"
     if after.coverage:
         yield f"the later campaign did not fully see {', '.join(after.coverage)}"
-    if missing := set(before.endings) - set(after.endings):
+    tried, again = ({ending for ending, counts in result.endings.items() if counts} for result in (before, after))
+    if missing := tried - again:
         yield f"endings that the later campaign did not try: {', '.join(sorted(missing))}"
 
 

@@ -1,28 +1,33 @@
 """The campaign ``crash``: at which instant must a sandbox be killed for it to leave something behind?"""
 
+import difflib
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
+import msgspec
+
 from injectors import Plan
-from injectors.crash import Sent, Victim, When, crash_plan
+from injectors.crash import STAGES, Sent, Victim, When, crash_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import reached, stated, zero
 from leakcheck.campaigns.same import groups
 from leakcheck.campaigns.trial_campaign import TrialCampaign
-from leakcheck.errors import UsageError
+from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case, case_of
-from leakcheck.trials.crash_points import Points, Recorded, record_twice
+from leakcheck.trials.crash_points import Points, Recorded, record, record_twice
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.outcome import OUTCOMES
 from leakcheck.trials.payload import SLEEPING
-from leakcheck.trials.runner import Stop
+from leakcheck.trials.runner import Stop, never
 from leakcheck.trials.trial import Trial
 
-PHASES = ("setup", "execution", "timeout", "cleanup", "verdict", "recovery")
-"""The five phases of a run, and that of the recovery after a crash."""
+RUN = ("setup", "execution", "timeout", "cleanup", "verdict")
+"""The five phases of a run (QA-REL-001)."""
+PHASES = (*RUN, "recovery")
+"""Those, and that of the recovery after a crash."""
 Schedule = Literal["immediate", "quiesced", "both"]
 Ending = Literal["normal", "timeout", "crash"]
 Visited = Literal["changes", "all"]
@@ -60,6 +65,13 @@ class CrashOptions(TrialOptions, frozen=True, kw_only=True):
         if self.phase and self.phase not in PHASES:
             raise UsageError(f"--phase {self.phase!r}: one of {', '.join(PHASES)}")
         self.slice()
+        if self.plan is not None:
+            if self.plan.kind not in STAGES:
+                raise UsageError(f"--plan {self.plan}: no crash plan, STAGE:POINT…; `leakcheck leaks` tries such plans")
+            usual = type(self)()
+            for name in ("ending", "phase", "kill", "signal", "schedule", "points", "shard"):
+                if getattr(self, name) != getattr(usual, name):
+                    raise UsageError(f"--{name} --plan: a plan says all of that itself; give one of the two")
 
     def slice(self) -> tuple[int, int]:
         """Return the number of this shard, from 0, and that of all."""
@@ -82,6 +94,8 @@ class Crash(TrialCampaign[CrashOptions]):
             return Points([], [], [])
         facts = self._record(target, options, stop)
         ui.log(f"{len(facts.points)} crash points, {len(facts.unsteady)} more in one of two runs only")
+        if not facts.points:
+            raise TargetError(f"{target.name} has no crash point: it changes nothing outside before its payload runs")
         if not any(True for _ in _plans(options, facts.points)):
             phases = {phase for one in facts.points for phase in (one.phase, one.after)}
             there = ", ".join(phase for phase in PHASES if phase in phases)
@@ -128,6 +142,8 @@ class Crash(TrialCampaign[CrashOptions]):
             made.trials[:] = [
                 trial for trial in made.trials if trial.outcome != "not-reached" or trial.case.plan not in fired
             ]
+        elif not any(trial.fired for trial in made.trials):
+            _say_what_is_there(made, made.options.plan, ui)
         super().finish(made, ui)
 
     def criteria(self, options: CrashOptions) -> Sequence[Check]:
@@ -152,11 +168,30 @@ class Crash(TrialCampaign[CrashOptions]):
             plan = trial.case.plan
             at = f"{plan.kind}:{plan.argument.rpartition(':')[0]}"
             rows.setdefault(phases.get(at, plan.kind), Counter())[trial.outcome] += 1
-        order = [phase for phase in PHASES if phase in rows]
+        # The five of a run are rows of every sweep, however many points each has.
+        order = [phase for phase in PHASES if phase in rows or (phase in RUN and made.options.plan is None)]
         return super().details(made) | {
-            "endings": {phase: dict(rows[phase]) for phase in [*order, *(rows.keys() - set(order))]},
+            "endings": {phase: dict(rows.get(phase, {})) for phase in [*order, *(rows.keys() - set(order))]},
             "points": _points(made),
         }
+
+
+def _say_what_is_there(made: Made[CrashOptions, Trial], plan: Plan, ui: Ui) -> None:
+    """Say which points are like the one that a plan names and no run has."""
+    recovery, target = plan.kind == "recover", made.target
+    submission = SLEEPING if recovery else case_of(plan, target.adapter.shortest_wall).submission
+    if "sleeping" in plan.flags and not recovery:
+        submission = msgspec.structs.replace(submission, wall=target.adapter.shortest_wall)
+    try:
+        recorded = record(target, submission, 0, recovery=recovery, stop=never, every=True).points
+    except TargetError as error:
+        ui.log(str(error))
+        return
+    names = [str(one.point) for one in recorded if one.point.stage == plan.kind]
+    name = plan.argument.partition(":")[0]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0)
+    there = f"such as {', '.join(near)}" if near else "none at all"
+    ui.log(f"{plan.kind}:{name} is no point of {target.name}; {plan.kind} has {len(names)}, {there}")
 
 
 def _points(made: Made[CrashOptions, Trial]) -> dict[str, Any]:

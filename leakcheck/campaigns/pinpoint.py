@@ -14,7 +14,7 @@ from injectors.timed import Timed
 from leakcheck.campaigns.campaign import Made
 from leakcheck.campaigns.findings import Exact, clusters, ending_of
 from leakcheck.campaigns.same import groups
-from leakcheck.errors import TargetError
+from leakcheck.errors import StoppedError, TargetError
 from leakcheck.trials.case import case_of
 from leakcheck.trials.crash_points import Recorded, record_twice
 from leakcheck.trials.executor import Ui
@@ -60,7 +60,7 @@ class Pinpoint:
                 failing = worst(outcome for one in alike for outcome in one.outcomes) in FAILING
                 if failing and timed and not any(injector_for(one.case.plan).harmless for one in alike):
                     self._finding(what, timed, harmless)
-        except TargetError as error:
+        except (TargetError, StoppedError) as error:
             # What was found before stays.
             self._ui.log(f"no kill is traced back to a crash point: {error}")
 

@@ -34,7 +34,7 @@ def lines(campaign: Result) -> Iterator[Text]:
         parts: list[str | tuple[str, str]] = [f"  {ending:<8} "]
         for number, (outcome, count) in enumerate(sorted(outcomes.items())):
             parts += [", " if number else "", (f"{count} {outcome}", _OUTCOME_STYLE.get(outcome, "red"))]
-        yield line(*parts)
+        yield line(*parts, "" if outcomes else ("no point was visited", "dim"))
     for finding in campaign.findings[:_SHOWN]:
         yield from finding_lines(finding)
     if (more := len(campaign.findings) - _SHOWN) > 0:

@@ -14,6 +14,7 @@ from injectors import parse
 from leakcheck.campaigns import Crash, CrashOptions, Result
 from leakcheck.campaigns import run as run_campaign
 from leakcheck.campaigns.campaign import Made
+from leakcheck.campaigns.render import lines
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target, load
 from leakcheck.trials.case import Case
@@ -63,7 +64,9 @@ def test_the_instants_between_making_and_removing_leak_and_no_others(tmp_path: P
     assert "launch:0/exit#1:before" not in leaking
     assert result.points["hit"] == result.points["seen"]
     assert not result.points["not_reached"]
-    assert {"setup", "execution", "cleanup", "verdict"} <= result.endings.keys()
+    assert [*result.endings] == ["setup", "execution", "timeout", "cleanup", "verdict"]
+    assert all(bool(counts) != (phase == "timeout") for phase, counts in result.endings.items())
+    assert "  timeout  no point was visited" in [text.plain for text in lines(result)]
 
 
 def test_a_finding_is_replayed_by_its_line(tmp_path: Path) -> None:
@@ -191,7 +194,7 @@ def test_a_payload_that_the_sandbox_starts_with_other_arguments_is_said_not_to_h
     made = target(tmp_path, 'exec "$@" changed')
     result = run(made, schedule="immediate")
     assert any("no process executed the payload" in note for note in result.points["notes"])
-    assert "execution" not in result.endings
+    assert not result.endings["execution"]
 
 
 def test_a_payload_that_is_the_command_itself_is_recorded(tmp_path: Path) -> None:

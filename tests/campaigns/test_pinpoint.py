@@ -91,6 +91,15 @@ def test_a_target_that_cannot_be_traced_keeps_its_timed_line(tmp_path: Path) -> 
     assert any("cannot be traced: " in said for said in ui.said), ui.said
 
 
+def test_an_end_during_the_search_keeps_the_result(tmp_path: Path) -> None:
+    ui = Log()
+    options = LeaksOptions(iterations=2, plan=parse("forced:freeze@300ms,sleeping"), settle=0.1)
+    result = run_campaign(Leaks(), target(tmp_path, BOX), options, ui, stop=lambda: "tracing" in str(ui.said))
+    assert result.trials == 2
+    assert result.findings[0].replay.startswith("leakcheck leaks ")
+    assert result.findings[0].chance
+
+
 def test_what_runs_without_a_kill_show_is_not_traced_back(tmp_path: Path) -> None:
     ui = Log()
     chosen = LeaksOptions(iterations=6, endings=["normal", "forced"], kills=["freeze"], settle=0.1)
