@@ -132,7 +132,7 @@ def test_an_open_finding_that_comes_after_another_ending_too_or_has_a_worse_outc
     found = Comparison.of(result(killed, endings=tried), result(both, endings=tried))
     assert (found.more, found.verdict) == ({both.id: ["after normal"]}, "leaked")
     assert Comparison.of(result(both), result(killed)).verdict == "clean"
-    untried = Comparison.of(result(killed, endings={"forced": {}}), result(both, endings=tried))
+    untried = Comparison.of(result(killed, endings={"forced": {"clean": 1}}), result(both, endings=tried))
     assert untried.excused == {both.id: "the earlier campaign did not try this ending"}
     (silent,) = findings(trial(PROCESS, outcome="silent"))
     found = Comparison.of(result(killed), result(silent))
@@ -196,7 +196,7 @@ def test_the_command_exits_with_1_if_and_only_if_the_later_campaign_is_worse(tmp
 @pytest.mark.parametrize(
     ("fields", "warning", "verdict"),
     [
-        ({"endings": {"normal": {}}}, "endings that the later campaign did not try: forced", "unknown"),
+        ({"endings": {"normal": {"clean": 1}}}, "endings that the later campaign did not try: forced", "unknown"),
         ({"interrupted": True}, "the later campaign is incomplete: interrupted", "unknown"),
         ({"coverage": {"key": "no right"}}, "the later campaign did not fully see key", "unknown"),
         ({"target": "runc"}, "another target: made, then runc", "clean"),
@@ -206,7 +206,7 @@ def test_the_command_exits_with_1_if_and_only_if_the_later_campaign_is_worse(tmp
 def test_what_makes_a_comparison_doubtful_is_a_warning_and_what_may_hide_something_worse_is_no_pass(
     tmp_path: Path, fields: dict[str, Any], warning: str, verdict: str
 ) -> None:
-    before, after = result(endings={"forced": {}}), result(**{"endings": {"forced": {}}} | fields)
+    before, after = result(endings={"forced": {"clean": 1}}), result(**{"endings": {"forced": {"clean": 1}}} | fields)
     assert Comparison.of(before, after).verdict == verdict
     done = compare(tmp_path, before.to_json(), after.to_json())
     assert done.returncode == (3 if verdict == "unknown" else 0)
