@@ -17,12 +17,25 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 ROOTS = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 # Where a directory is mounted while its path is recreated.
 ASIDE = ("/mnt", "/media", "/srv", "/opt")
+# As container engines make it, with the message queues of the IPC namespace.
+DEV = """
+mount -t tmpfs -o mode=755 tmpfs {aside}
+for file in null zero full random urandom tty; do touch {aside}/$file; mount --bind /dev/$file {aside}/$file; done
+for directory in shm pts; do mkdir {aside}/$directory; mount --rbind /dev/$directory {aside}/$directory; done
+ln -s /proc/self/fd {aside}/fd
+ln -s pts/ptmx {aside}/ptmx
+mkdir {aside}/mqueue; mount -t mqueue mqueue {aside}/mqueue
+mount --move {aside} /dev
+"""
 
 Place = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def _prepared(inner: str, command: Sequence[str]) -> list[str]:
-    """Fresh default roots, and a way for everybody to what leakcheck needs, in a mount namespace that ends with it."""
+def _prepared(inner: str, command: Sequence[str], dev: bool = False) -> list[str]:
+    """Fresh default roots, and a way for everybody to what leakcheck needs, in a mount namespace that ends with it.
+
+    With `dev` also a fresh /dev.
+    """
     needed = [CHECKOUT, BIN.parent, Path(sys.base_prefix).resolve()]
     fresh = {Path(root).resolve(): "1777" for root in ROOTS if Path(root).is_dir()}
     for directory in {parent for path in needed for parent in path.parents}:
@@ -37,6 +50,8 @@ def _prepared(inner: str, command: Sequence[str]) -> list[str]:
         for child in map(shlex.quote, children):
             script += [f"mkdir {here}/{child}", f"mount --bind {aside}/{child} {here}/{child}"]
         script.append(f"umount {aside}")
+    if dev:
+        script.append(DEV.format(aside=aside))
     return ["sh", "-c", "\n".join([*script, "cd /", inner]), "sh", *command]
 
 
@@ -92,6 +107,6 @@ def in_container() -> Place:
         inner = f'{before}\nexec {" ".join(RIGHTS["container"])} "$@"'
         spaces = ["--pid", "--mount", "--net", "--uts", "--ipc", "--cgroup"]
         outer = ["unshare", *spaces, "--propagation", "private", "--fork", "--kill-child", "--mount-proc"]
-        return _run([*outer, *_prepared(inner, command)], timeout, home)
+        return _run([*outer, *_prepared(inner, command, dev=True)], timeout, home)
 
     return call

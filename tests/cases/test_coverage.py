@@ -127,6 +127,16 @@ class TestWhatCanBeMadeThereIsFound:
         assert report["command"]["exit"] == 0, done.stdout
         assert done.returncode == 1 and {leak["kind"] for leak in report["leaks"]} == {kind}, done.stdout
 
+    @pytest.mark.parametrize("before", ["umount /dev/mqueue", "unshare --ipc mount -t mqueue mqueue /dev/mqueue"])
+    def test_a_message_queue_of_another_user_that_nothing_lists_is_unknown(
+        self, in_container: Place, before: str
+    ) -> None:
+        queue = "import ctypes, os; os.setuid(65534); ctypes.CDLL('librt.so.1').mq_open(b'/left', 0o102, 0o600, None)"
+        guard = ["leakcheck", "guard", "--settle", "0.05", "--kinds", "ipc", "--", sys.executable, "-c", queue]
+        assert in_container(*guard).returncode == 1
+        done = in_container(*guard, before=before)
+        assert done.returncode == 3 and "message queues" in done.stderr, done.stdout + done.stderr
+
     def test_a_process_that_may_not_be_read_is_unknown_at_least(self, as_nobody: Place) -> None:
         # PR_SET_DUMPABLE
         hide = "import ctypes, os, time; ctypes.CDLL(None).prctl(4, 0); "

@@ -52,7 +52,10 @@ impl Rights {
         // Through a file with capabilities, through another user's process, program or configuration, and as user 0
         // through exec alone.
         let is_root = uids.contains(&0) || held & !HARMLESS != 0;
-        let capabilities = if is_root { held | bounding } else { held };
+        let mut capabilities = if is_root { held | bounding } else { held };
+        if is_only_user() {
+            capabilities &= !CapabilitySet::SETUID.bits();
+        }
         let more = if no_new_privs { 0 } else { bounding & !capabilities };
         let bpf = fs::read("/proc/sys/kernel/unprivileged_bpf_disabled");
         let bpf = !bpf.is_ok_and(|value| matches!(value.trim_ascii(), b"1" | b"2"));
@@ -90,7 +93,9 @@ impl Rights {
                     || "leakcheck did not read the keys of other users; only their owners can create them".to_owned();
                 self.lacks(CapabilitySet::SETUID.bits()).then(why)
             }
-            Unseen::Queues => Some("the user's message queues use no more bytes than before".to_owned()),
+            // Only the bytes of the observer's own user are counted.
+            Unseen::Queues => (!self.has(CapabilitySet::SETUID.bits()))
+                .then(|| "the user's message queues use no more bytes than before".to_owned()),
             Unseen::Directory(directory) => {
                 let Some(Gap { place: Unseen::Directory(later), .. }) = after else { return None };
                 let may = directory != later || directory.dev == 0 || self.reaches(directory);
@@ -142,6 +147,12 @@ fn inside() -> Option<Vec<Vec<u8>>> {
         }
     }
     Some(all)
+}
+
+/// Whether this user namespace has a single user id (user_namespaces(7)), so that nobody in it becomes another user.
+fn is_only_user() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.lines().count() == 1 && map.split_ascii_whitespace().next_back() == Some("1")
 }
 
 /// Does not wait for a file server.
@@ -223,6 +234,7 @@ mod tests {
             (Unseen::Bpf, CapabilitySet::SYS_ADMIN.bits()),
             (Unseen::Bpf, PERFMON_AND_BPF),
             (Unseen::Keys, CapabilitySet::SETUID.bits()),
+            (Unseen::Queues, CapabilitySet::SETUID.bits()),
         ] {
             assert!(excused(&nobody(), place.clone()), "{place:?}");
             assert!(!excused(&Rights { capabilities: capability, ..nobody() }, place.clone()), "{place:?}");

@@ -211,6 +211,10 @@ fn mounted_queues() -> Result<OwnedFd, String> {
     if file_system.f_type as u64 != MQUEUE_MAGIC {
         return Err("not mounted".into());
     }
+    let own = sys::one_queue().map_err(|e| format!("mq_open: {}", in_words(e)))?;
+    if rustix::fs::fstat(&dir).map_err(in_words)?.st_dev != own {
+        return Err("shows another IPC namespace".into());
+    }
     Ok(dir)
 }
 

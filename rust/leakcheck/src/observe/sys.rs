@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
@@ -209,7 +209,7 @@ pub(crate) fn queue_bytes() -> io::Result<u64> {
     let fits = |limit: u64| -> io::Result<bool> {
         setrlimit(Resource::Msgqueue, Rlimit { current: Some(limit), maximum: before.maximum })?;
         match one_queue() {
-            Ok(()) => Ok(true),
+            Ok(_) => Ok(true),
             Err(e) if e.raw_os_error() == Some(libc::EMFILE) => Ok(false),
             Err(e) => Err(e),
         }
@@ -229,19 +229,20 @@ pub(crate) fn queue_bytes() -> io::Result<u64> {
     Ok(enough)
 }
 
-/// Makes a message queue as small as can be, and takes it away again.
-fn one_queue() -> io::Result<()> {
+/// Makes a message queue as small as can be, and takes it away again. Returns its device, which is that of every `mqueue`
+/// mount of the current IPC namespace.
+pub(super) fn one_queue() -> io::Result<u64> {
     let mut bytes = [0u8; 8];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK)?;
     let name = std::ffi::CString::new(format!("leakcheck-{:016x}", u64::from_ne_bytes(bytes)))?;
     // struct mq_attr: flags, messages, size of a message, and what only the kernel fills in
     let attributes: [libc::c_long; 8] = [0, 1, 1, 0, 0, 0, 0, 0];
     let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDONLY | libc::O_CLOEXEC;
-    // SAFETY: the name ends in NUL, and both pointers live through the calls; the descriptor is ours and closed once.
-    unsafe {
+    // SAFETY: the name ends in NUL, and both pointers live through the calls; the descriptor is ours alone.
+    let queue = unsafe {
         let fd = check(libc::syscall(libc::SYS_mq_open, name.as_ptr(), flags, 0o600, attributes.as_ptr()))?;
         libc::syscall(libc::SYS_mq_unlink, name.as_ptr());
-        libc::close(i32::try_from(fd).unwrap_or(-1));
-    }
-    Ok(())
+        OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?)
+    };
+    Ok(rustix::fs::fstat(queue)?.st_dev)
 }
