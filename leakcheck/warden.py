@@ -4,6 +4,7 @@ The warden owns this process's arenas (unix(7), SOCK_SEQPACKET and SCM_RIGHTS).
 """
 
 import atexit
+import fcntl
 import json
 import os
 import select
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from leakcheck._bin import helper
@@ -18,6 +20,7 @@ from leakcheck.errors import ArenaError
 
 _PACKET = 1 << 20
 _MOST_FDS = 253
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 
 
 def shutdown() -> None:
@@ -37,12 +40,9 @@ class Warden:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # firejail takes any pid namespace for a sandbox and then drops its own, unless PID 1's environment has this.
         env = {"container": "lxc", "PATH": os.environ.get("PATH", os.defpath)}
-        null = subprocess.DEVNULL
         with theirs:
             try:
-                command = [str(helper("warden")), str(self._owner)]
-                # It holds no pipe of anybody: it may outlive us.
-                self._process = subprocess.Popen(command, env=env, stdin=theirs.fileno(), stdout=null, stderr=null)
+                self._process = _start(helper("warden"), [str(self._owner)], env, theirs.fileno())
             except OSError as error:
                 ours.close()
                 raise ArenaError(f"start the warden: {error}") from error
@@ -91,6 +91,37 @@ class Warden:
 
 
 atexit.register(shutdown)
+
+
+def _start(program: Path, arguments: list[str], env: dict[str, str], stdin: int) -> subprocess.Popen[bytes]:
+    """Start `program` from a sealed copy in memory (memfd_create(2)).
+
+    Then `/proc/PID/exe` and `map_files` of a process that is visible in an arena do not lead to a file of the host. If
+    the system forbids such programs (`vm.memfd_noexec`), it is started from the file.
+    """
+    command, null = [str(program), *arguments], subprocess.DEVNULL
+    copy = -1
+    try:
+        with program.open("rb") as source:
+            copy = os.memfd_create(program.name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            while os.sendfile(copy, source.fileno(), None, _PACKET):
+                pass
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, _SEALS)
+        # It holds no pipe of anybody: it may outlive us.
+        return subprocess.Popen(
+            command,
+            executable=f"/proc/self/fd/{copy}",
+            pass_fds=[copy],
+            env=env,
+            stdin=stdin,
+            stdout=null,
+            stderr=null,
+        )
+    except OSError:
+        return subprocess.Popen(command, env=env, stdin=stdin, stdout=null, stderr=null)
+    finally:
+        if copy >= 0:
+            os.close(copy)
 
 
 def ask(

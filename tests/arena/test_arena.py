@@ -16,6 +16,7 @@ from shown import SHOWN
 from waiting import PATIENCE, wait_until
 
 import leakcheck
+from leakcheck._bin import helper
 from leakcheck.arena import Arena, prepare_observation
 from leakcheck.errors import ArenaError, TargetError
 from leakcheck.warden import shutdown
@@ -343,6 +344,19 @@ def test_how_to_end_a_kept_arena_is_known_when_it_was_left_and_the_next_has_a_wa
         os.close(pidfd)
     os.waitpid(warden, 0)
     assert not Path(f"/proc/{told[1]}").exists()
+
+
+def test_the_warden_starts_from_its_file_where_programs_in_memory_are_forbidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_exec = 8  # MFD_NOEXEC_SEAL, as vm.memfd_noexec (memfd_create(2)) sets it for every such file
+    create = os.memfd_create
+    for flags, name in ((no_exec, str(helper("warden"))), (0, "/memfd:warden (deleted)")):
+        monkeypatch.setattr(os, "memfd_create", lambda name, given, flags=flags: create(name, given | flags))
+        shutdown()
+        with Arena() as arena:
+            assert str(Path(f"/proc/{arena.init}/exe").readlink()) == name
+    shutdown()
 
 
 def test_all_of_an_arenas_directories_have_the_size_that_was_given(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ impl Guard {
         if options.observe.kinds.is_none() && options.observe.arena.is_some() {
             asked = asked.iter().chain([Kind::Sysctl]).collect();
         }
+        // On the host, the descriptors of this process are looked at.
+        options.observe.open_settings = options.observe.arena.is_some().then(Arc::default);
         let kinds = with_helpers(asked);
         options.observe.kinds = Some(kinds);
         // All lookups besides the looks go through one procfs.

@@ -69,6 +69,7 @@ pub(crate) use proc_root::read_file;
 use procfs::Procfs;
 pub(crate) use reach::local_mounts_below;
 pub use reach::{At, at};
+pub use sysctl::OpenSettings;
 pub(crate) use wait::{pressure, wait_for_change};
 pub(crate) use walk::class_name;
 
@@ -251,22 +252,22 @@ fn files(options: &Options, out: &mut Snapshot) {
         None => file::walk(&out.roots, context, submounts, &options.remembered),
         Some(_) if !out.kinds.contains(Kind::File) => return,
         Some(arena) => {
-            let mut walk = file::walk_arena(arena, context, submounts);
+            // Once for all that follows: it is long.
+            let table = read_file(context.proc("1/mountinfo"));
+            let mut walk = file::walk_arena(arena, context, submounts, table.as_deref().unwrap_or_default());
             out.gauges.insert("touched_files".to_owned(), overlay::walk(&arena.view, &mut arena.overlay(), &mut walk));
             if !arena.bound.is_empty() {
                 let new = arena.bound.iter().map(|bound| bound.compare(&mut walk)).sum();
                 out.gauges.insert("bound_new_files".to_owned(), new);
             }
             arena.born.compare(&arena.view.roots, &mut walk);
-            match read_file(context.proc("1/mountinfo")) {
-                Ok(text) => match crate::parse::mountinfo::parse(&text) {
-                    Ok(now) => arena.born.compare_mounts(&now, &mut walk),
-                    Err(e) => out.coverage.lower(
-                        Kind::File,
-                        Level::Partial,
-                        format!("cannot read the arena's mountinfo: {e}"),
-                    ),
-                },
+            let parsed = table.as_deref().map(crate::parse::mountinfo::parse);
+            match parsed {
+                Ok(Ok(now)) => arena.born.compare_mounts(&now, &mut walk),
+                Ok(Err(e)) => {
+                    let why = format!("cannot read the arena's mountinfo: {e}");
+                    out.coverage.lower(Kind::File, Level::Partial, why);
+                }
                 Err(e) => out.coverage.lower(Kind::File, Level::Partial, e.to_string()),
             }
             walk

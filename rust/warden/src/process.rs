@@ -1,7 +1,7 @@
 //! What the warden's processes do to themselves.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
@@ -24,31 +24,6 @@ pub(crate) fn become_root_of_namespace() -> io::Result<()> {
     std::fs::write("/proc/self/uid_map", format!("0 {} 1", uid.as_raw()))?;
     std::fs::write("/proc/self/setgroups", "deny")?;
     std::fs::write("/proc/self/gid_map", format!("0 {} 1", gid.as_raw()))
-}
-
-/// Re-executes this program from a sealed copy in memory (memfd_create(2)), unless it runs from one already. Then
-/// `/proc/PID/exe` and `map_files` of a process that is visible in an arena do not lead to a file of the host. If the
-/// system forbids such programs (`vm.memfd_noexec`), it stays with the file.
-pub(crate) fn reexec_in_memory() {
-    use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
-    use std::os::unix::process::CommandExt;
-    let reexec = || -> io::Result<()> {
-        // As text, since `Path::starts_with` compares whole components.
-        if std::fs::read_link("/proc/self/exe")?.to_string_lossy().starts_with("/memfd:") {
-            return Ok(());
-        }
-        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-        let mut copy = std::fs::File::from(memfd_create(c"warden", flags)?);
-        io::copy(&mut std::fs::File::open("/proc/self/exe")?, &mut copy)?;
-        fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-        let mut again = std::process::Command::new(format!("/proc/self/fd/{}", copy.as_raw_fd()));
-        let mut arguments = std::env::args_os();
-        if let Some(name) = arguments.next() {
-            again.arg0(name);
-        }
-        Err(again.args(arguments).exec())
-    };
-    let _ = reexec();
 }
 
 /// SIGKILL at the parent's death (prctl(2)).

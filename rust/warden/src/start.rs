@@ -4,7 +4,7 @@
 //! and its descriptors, and may trace it. So the **usher**, which is not in the arena's pid namespace, enters everything
 //! else of the arena and closes all descriptors except the command's streams. Only then does it clone the command, as its
 //! sibling. The command thus starts with nothing but the arena's, and its memory maps no file of the host
-//! (`reexec_in_memory`).
+//! (it runs from a copy in memory).
 
 use std::ffi::{CString, OsStr};
 use std::io;

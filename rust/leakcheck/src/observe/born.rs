@@ -7,7 +7,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CStr, CString};
 use std::hash::{Hash, Hasher};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rustix::fs::{FileType, Mode, OFlags, Statx};
 use rustix::io::Errno;
@@ -77,8 +77,8 @@ struct BornFile {
 }
 
 struct Setting {
-    /// On the host.
-    file: PathBuf,
+    /// The host's, open: each look reads it.
+    file: OwnedFd,
     /// The path inside.
     path: Vec<u8>,
     value: Vec<u8>,
@@ -99,7 +99,9 @@ impl Born {
         for (hierarchy, dir, inside) in cgroups {
             let of = |c: &str| hierarchy.split(',').any(|name| name == c);
             for name in SETTINGS.iter().filter(|(c, _)| of(c)).flat_map(|(_, names)| *names) {
-                let (file, path) = (dir.join(name), inside.join(name).into_os_string().into_encoded_bytes());
+                let path = inside.join(name).into_os_string().into_encoded_bytes();
+                let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+                let Ok(file) = rustix::fs::open(dir.join(name), flags, Mode::empty()) else { continue };
                 if let Some(value) = read(&file) {
                     born.settings.push(Setting { file, path, value });
                 }
@@ -182,8 +184,7 @@ impl Born {
         }
         for setting in &self.settings {
             let Some(value) = read(&setting.file).filter(|value| *value != setting.value) else { continue };
-            let place = rustix::fs::open(&setting.file, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
-            let Ok(st) = place.and_then(|place| stat(place, c"")) else { continue };
+            let Ok(st) = stat(&setting.file, c"") else { continue };
             out.files.push(changed(&st, &setting.path, FileState::Changed, &value));
         }
     }
@@ -257,9 +258,8 @@ fn changed(st: &Statx, path: &[u8], state: FileState, change: &[u8]) -> File {
     file
 }
 
-fn read(file: &Path) -> Option<Vec<u8>> {
+fn read(file: &OwnedFd) -> Option<Vec<u8>> {
     let mut buffer = [0; 4096];
-    super::read::read_small(rustix::fs::CWD, &CString::new(file.as_os_str().as_encoded_bytes()).ok()?, &mut buffer)
-        .ok()
-        .map(<[u8]>::to_vec)
+    let n = rustix::io::pread(file, &mut buffer, 0).ok()?;
+    Some(buffer[..n].to_vec())
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::mount_table::Mounts;
 use super::reach::{self, Place, Refusal};
+use super::sysctl::OpenSettings;
 use crate::arena::{ArenaView, proc_path};
 use crate::resource::Sysctl;
 
@@ -19,6 +20,8 @@ pub(crate) struct Context<'a> {
     pub(super) old_mounts: Option<&'a Arc<HashSet<u64>>>,
     /// The settings to read below `/proc/sys`; none means all.
     pub(super) old_settings: Option<&'a [Sysctl]>,
+    /// Where the first look keeps the files of settings open, for the next ones.
+    pub(super) open_settings: Option<&'a OpenSettings>,
 }
 
 impl Context<'_> {
@@ -41,7 +44,15 @@ impl Context<'_> {
     /// # Errors
     /// As [`reach::open`].
     pub(super) fn open(self, path: &Path) -> Result<Place, Refusal> {
+        self.open_by(&mut self.mounts(), path)
+    }
+
+    /// As [`Context::open`], with [`Context::mounts`] that are used for several paths.
+    ///
+    /// # Errors
+    /// As [`reach::open`].
+    pub(super) fn open_by(self, mounts: &mut Mounts, path: &Path) -> Result<Place, Refusal> {
         let root = self.arena.map(ArenaView::root).transpose()?;
-        reach::open(path, root.as_ref(), true, &mut self.mounts())
+        reach::open(path, root.as_ref(), true, mounts)
     }
 }

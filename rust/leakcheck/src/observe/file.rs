@@ -68,10 +68,18 @@ pub(super) fn walk(
 }
 
 /// Walks the arena's fresh file systems, as [`walk`] does for roots, and everything else that was mounted in it before
-/// the run. An overlay's upper directory lies in one of them, or in the arena's own overlay.
-pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Option<&[Submount]>) -> Walk {
+/// the run, by its mount `table`. An overlay's upper directory lies in one of them, or in the arena's own overlay.
+pub(super) fn walk_arena(
+    arena: &ObservedArena,
+    context: Context<'_>,
+    known: Option<&[Submount]>,
+    table: &[u8],
+) -> Walk {
     let nothing = Remembered::default();
-    let mut walker = Walker::new(context.mounts(), Some(&arena.born), known, nothing.look(Vec::new()));
+    let mut mounts = context.mounts();
+    mounts.add(table);
+    let all = mounts.all();
+    let mut walker = Walker::new(mounts, Some(&arena.born), known, nothing.look(Vec::new()));
     for (path, root) in &arena.view.roots {
         // Each look would read all hierarchies there, which contain no files.
         walker.mounts_too = path != Path::new(CGROUPS);
@@ -85,7 +93,7 @@ pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Opt
         let fresh = !arena.first_devices.contains(&mount.dev) && mount.fs_type.as_ref() != b"overlay";
         fresh && mount.nature == Nature::Local && !arena.view.roots.iter().any(|(root, _)| path.starts_with(root))
     };
-    let others: Vec<Known> = walker.mounts.all().into_iter().filter(elsewhere).collect();
+    let others: Vec<Known> = all.into_iter().filter(elsewhere).collect();
     let root = if others.is_empty() { None } else { arena.view.root().ok() };
     for mount in others {
         let path = Path::new(OsStr::from_bytes(mount.target.as_ref()));

@@ -154,11 +154,8 @@ impl Mounts {
         self.known.get(&id).cloned()
     }
 
-    /// All of them, by path.
-    pub(crate) fn all(&mut self) -> Vec<Known> {
-        if let Ok(text) = read_file(&self.table) {
-            self.add(&text);
-        }
+    /// All that were read, by path.
+    pub(crate) fn all(&self) -> Vec<Known> {
         let mut all: Vec<Known> = self.known.values().cloned().collect();
         all.sort_by(|a, b| a.target.cmp(&b.target));
         all
@@ -191,7 +188,8 @@ impl Mounts {
         }
     }
 
-    fn add(&mut self, text: &[u8]) {
+    /// Adds those of a mountinfo.
+    pub(super) fn add(&mut self, text: &[u8]) {
         for mount in mountinfo::parse(text).unwrap_or_default() {
             let known = Known {
                 nature: Nature::of(&mount.fs_type),

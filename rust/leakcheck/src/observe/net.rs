@@ -48,8 +48,9 @@ pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Con
         out.gaps.extend(seen.nftables.map(gap));
     }
     let mut known = Vec::new();
+    let mut mounts = context.mounts();
     for dir in NAMED {
-        let listed = match context.open(Path::new(dir)) {
+        let listed = match context.open_by(&mut mounts, Path::new(dir)) {
             Ok(place) => named(&place, Path::new(dir), &mut known, &mut out.net).map_err(|e| e.to_string()),
             Err(e) if e.is_missing() => continue,
             Err(e) => Err(e.to_string()),

@@ -9,6 +9,7 @@ use super::arena::ObservedArena;
 use super::context::Context;
 use super::file::{self, DEFAULT_ROOTS};
 use super::listings::Remembered;
+use super::sysctl::OpenSettings;
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
 use crate::resource::Sysctl;
@@ -32,6 +33,8 @@ pub struct Options {
     pub old_mounts: Option<Arc<HashSet<u64>>>,
     /// The settings to read below `/proc/sys`; none means all.
     pub old_settings: Option<Arc<Vec<Sysctl>>>,
+    /// Where the first look keeps the files of settings open, for the next ones; none if each opens them.
+    pub open_settings: Option<Arc<OpenSettings>>,
     /// Lock files, or directories of them.
     pub lock_files: Vec<PathBuf>,
     /// Threads for the process pass; 0 means as many as there are CPUs, at most four.
@@ -57,6 +60,7 @@ impl Default for Options {
             submounts: None,
             old_mounts: None,
             old_settings: None,
+            open_settings: None,
             lock_files: Vec::new(),
             threads: 0,
             include_self: false,
@@ -128,6 +132,7 @@ impl Options {
             arena: self.arena.as_deref().map(|arena| &arena.view),
             old_mounts: self.old_mounts.as_ref(),
             old_settings: self.old_settings.as_ref().map(|old| old.as_slice()),
+            open_settings: self.open_settings.as_deref(),
         }
     }
 

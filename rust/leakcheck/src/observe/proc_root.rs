@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstatfs, openat, openat2, readlinkat};
 use rustix::io::Errno;
 
@@ -44,17 +45,22 @@ impl Drop for Kept {
 pub(crate) struct ProcRoot {
     dir: Kept,
     private: bool,
+    /// The mount table that it was checked by, if nothing covers it: poll(2) reports a later change (proc(5)).
+    table: Option<Kept>,
     /// For single processes that are covered; none if the kernel refuses it.
     spare: OnceLock<Option<Kept>>,
     gap: Option<String>,
 }
 
 impl ProcRoot {
-    /// A new one, since the mounts may have changed. Every path is opened through it as long as it is kept.
+    /// A new one if the mounts have changed or none is open. Every path is opened through it as long as it is kept.
     ///
     /// # Errors
     /// [`Error::Io`] if no procfs is available at all.
     pub(crate) fn renew() -> Result<Arc<ProcRoot>> {
+        if let Some(root) = ProcRoot::newest().filter(|root| root.is_current()) {
+            return Ok(root);
+        }
         let root = Arc::new(ProcRoot::open()?);
         let mut roots = ROOTS.lock().unwrap_or_else(PoisonError::into_inner);
         roots.retain(|kept| kept.strong_count() > 0);
@@ -62,28 +68,43 @@ impl ProcRoot {
         Ok(root)
     }
 
+    fn newest() -> Option<Arc<ProcRoot>> {
+        ROOTS.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().find_map(Weak::upgrade)
+    }
+
     fn current() -> Result<Arc<ProcRoot>> {
-        let kept = ROOTS.lock().unwrap_or_else(PoisonError::into_inner).iter().rev().find_map(Weak::upgrade);
-        kept.map_or_else(ProcRoot::renew, Ok)
+        ProcRoot::newest().map_or_else(ProcRoot::renew, Ok)
+    }
+
+    fn is_current(&self) -> bool {
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        let unchanged = |table: &Kept| poll(&mut [PollFd::new(&table.0, PollFlags::PRI)], Some(&now)) == Ok(0);
+        self.table.as_ref().is_some_and(unchanged)
     }
 
     fn open() -> Result<ProcRoot> {
         let ordinary = openat(CWD, "/proc", DIRECTORY, Mode::empty());
-        let doubt = match &ordinary {
-            Ok(dir) => doubt(dir.as_fd()),
-            Err(e) => Some(Doubt::Covered(format!("cannot open /proc: {}", in_words(e)))),
+        let checked = match &ordinary {
+            Ok(dir) => check(dir.as_fd()),
+            Err(e) => Err(Doubt::Covered(format!("cannot open /proc: {}", in_words(e)))),
         };
-        let root = |dir, private, gap| ProcRoot { dir: Kept::new(dir), private, spare: OnceLock::new(), gap };
-        match (doubt, ordinary) {
-            (None, Ok(dir)) => Ok(root(dir, false, None)),
-            (doubt, ordinary) => match (private(), ordinary) {
-                (Ok(dir), _) => Ok(root(dir, true, None)),
+        let root = |dir, private, table: Option<OwnedFd>, gap| ProcRoot {
+            dir: Kept::new(dir),
+            private,
+            table: table.map(Kept::new),
+            spare: OnceLock::new(),
+            gap,
+        };
+        match (checked, ordinary) {
+            (Ok(table), Ok(dir)) => Ok(root(dir, false, table, None)),
+            (checked, ordinary) => match (private(), ordinary) {
+                (Ok(dir), _) => Ok(root(dir, true, None, None)),
                 (Err(_), Ok(dir)) => {
-                    let gap = doubt.and_then(|doubt| match doubt {
+                    let gap = checked.err().and_then(|doubt| match doubt {
                         Doubt::Covered(why) => Some(why),
                         Doubt::Less => None,
                     });
-                    Ok(root(dir, false, gap))
+                    Ok(root(dir, false, None, gap))
                 }
                 (Err(_), Err(e)) => Err(Error::io("open directory", "/proc", e)),
             },
@@ -170,8 +191,9 @@ enum Doubt {
     Less,
 }
 
-fn doubt(proc: BorrowedFd<'_>) -> Option<Doubt> {
-    let covered = |why: &str| Some(Doubt::Covered(why.to_owned()));
+/// The mount table by which it shows everything, if it can be read, or why it may not.
+fn check(proc: BorrowedFd<'_>) -> std::result::Result<Option<OwnedFd>, Doubt> {
+    let covered = |why: &str| Err(Doubt::Covered(why.to_owned()));
     if fstatfs(proc).is_ok_and(|fs| fs.f_type.cast_unsigned() != PROC_SUPER_MAGIC) {
         return covered("something covers /proc: no procfs is mounted there");
     }
@@ -187,9 +209,10 @@ fn doubt(proc: BorrowedFd<'_>) -> Option<Doubt> {
         Err(Errno::NOSYS) => openat(proc, name, flags, Mode::empty()),
         other => other,
     };
-    let table = table.and_then(|file| read_all(file.as_fd())).unwrap_or_default();
+    let table = table.and_then(|file| Ok((read_all(file.as_fd())?, file)));
+    let (text, table) = table.map_or_else(|_| Default::default(), |(text, file)| (text, Some(file)));
     let mut less = None;
-    for line in table.split(|b| *b == b'\n') {
+    for line in text.split(|b| *b == b'\n') {
         // The fifth word is the mount point (proc_pid_mountinfo(5)).
         let mut words = line.split(|b| *b == b' ');
         let Some(point) = words.nth(4).and_then(|word| word.strip_prefix(b"/proc")) else { continue };
@@ -206,5 +229,34 @@ fn doubt(proc: BorrowedFd<'_>) -> Option<Doubt> {
             _ => {}
         }
     }
-    less
+    less.map_or(Ok(table), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_root_is_current_until_the_mounts_change() {
+        let changed = std::thread::spawn(|| {
+            let flags = rustix::thread::UnshareFlags::NEWNS;
+            #[allow(unsafe_code)]
+            // SAFETY: this thread alone gets a mount namespace and a working directory; it has no memory of its own.
+            if unsafe { rustix::thread::unshare_unsafe(flags) }.is_err() {
+                return None;
+            }
+            let private = rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC;
+            // A root that is not a mount point (chroot) has none.
+            let _ = rustix::mount::mount_change("/", private);
+            let root = ProcRoot::open().unwrap();
+            let before = (root.is_current(), root.is_current());
+            let flags = rustix::mount::MountFlags::empty();
+            rustix::mount::mount("none", "/proc/1", "tmpfs", flags, None).unwrap();
+            Some((before, root.is_current()))
+        });
+        match changed.join().unwrap() {
+            None => eprintln!("not run: needs CAP_SYS_ADMIN"),
+            Some(changed) => assert_eq!(changed, ((true, true), false)),
+        }
+    }
 }
