@@ -160,6 +160,14 @@ pub(crate) fn wait4(pid: i32, flags: i32) -> io::Result<Ended> {
     Ok(Ended { pid, status, cpu, peak })
 }
 
+/// Lets a process, and what it creates, run only while no other of its control group or session needs the CPU (sched(7),
+/// `SCHED_IDLE`).
+pub fn run_last(pid: i32) -> io::Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads our own variable.
+    check(unsafe { libc::sched_setscheduler(pid, libc::SCHED_IDLE, &raw const parameters) }.into())
+}
+
 /// New namespaces for this process (unshare(2), `CLONE_NEW*`).
 pub fn unshare(namespaces: i32) -> io::Result<()> {
     // SAFETY: it takes only flags; with one thread, nothing shares the descriptors and the memory.

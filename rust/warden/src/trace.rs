@@ -18,7 +18,6 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use leakcheck_sys::Ended;
-use leakcheck_sys::notify::wake_at_once;
 use leakcheck_sys::trace::{self, Call, Change, Resume, Stop};
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -142,8 +141,7 @@ impl Tracer {
     /// is known of it is written to `log`.
     pub(crate) fn seize(&mut self, pid: i32, listener: Option<OwnedFd>, request: Request, log: File) -> io::Result<()> {
         match &listener {
-            // Without it, an answer only takes longer.
-            Some(listener) => drop(wake_at_once(listener.as_fd())),
+            Some(listener) => notify::come_first(listener.as_fd(), pid),
             None => trace::seize(pid)?,
         }
         let name = request.root.to_string();

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use leakcheck_sys::notify::{self, Notification};
 use leakcheck_sys::trace::{Call, Instruction};
-use leakcheck_sys::{open_pidfd, wait_until};
+use leakcheck_sys::{open_pidfd, run_last, wait_until};
 
 use super::filter::is_for_tracer;
 use super::points::{bytes_at, describe};
@@ -47,6 +47,14 @@ impl Reported {
     }
 }
 
+/// Lets each report interrupt what else runs: a signal that a thread gets before its report is received interrupts its call,
+/// and others of the run send signals, such as SIGCHLD. The signal of another CPU is rarely so fast.
+pub(super) fn come_first(listener: BorrowedFd<'_>, process: i32) {
+    // Without either, only more calls are interrupted.
+    let _ = notify::wake_at_once(listener);
+    let _ = run_last(process);
+}
+
 impl Tracer {
     /// What is readable once a call was reported.
     pub(crate) fn listeners(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
@@ -71,7 +79,9 @@ impl Tracer {
         self.follow(number);
         let process = self.process_of(report.pid);
         let every = self.runs[number].request.every();
-        let point = process.and_then(|process| describe(report.pid, process, &report.call, every).point);
+        // The payload's calls are no points.
+        let watched = process.filter(|process| !self.roles[self.tasks[process].role].payload);
+        let point = watched.and_then(|process| describe(report.pid, process, &report.call, every).point);
         let refused = is_for_tracers(report.pid, &report.call);
         let Some(listener) = &self.runs[number].listener else { return };
         if !notify::waits(listener.as_fd(), report.id) {
@@ -193,10 +203,7 @@ impl Tracer {
         self.find_child(thread);
         // The last one was killed before it made a call, or its creation failed.
         self.reported.creators.retain(|(creator, _)| *creator != thread);
-        // All that the payload creates is payload.
-        if self.tasks.get(&process).is_some_and(|task| !self.roles[task.role].payload) {
-            self.reported.creators.push((thread, process));
-        }
+        self.reported.creators.push((thread, process));
     }
 
     fn find_child(&mut self, thread: i32) {
