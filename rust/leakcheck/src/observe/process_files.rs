@@ -57,15 +57,17 @@ const EXECUTING: Duration = Duration::from_millis(50);
 const EMPTY: (u64, u64) = (1, 1);
 
 /// Where the part is in the process' memory, by its `stat`: fields 48 to 51 of proc_pid_stat(5), which are 0 during an execve(2) and
-/// for readers without permission. [`EMPTY`] if it is known to be empty: a kernel thread, a zombie.
+/// for readers without permission. [`EMPTY`] if it is known to be empty: a kernel thread, a zombie, a process that ends and has
+/// given back its memory already. Field 23 is the size of all of it, which an execve(2) never makes 0.
 fn range_of(stat: &[u8], part: Part) -> Option<(u64, u64)> {
     const ARG_START: usize = 48;
+    const SIZE: usize = 23;
     const PF_KTHREAD: u64 = 0x0020_0000;
     let tail = &stat[stat.iter().rposition(|b| *b == b')')? + 1..];
     let fields: Vec<&str> = std::str::from_utf8(tail).ok()?.split_ascii_whitespace().collect();
     // The name before them is field 2.
     let field = |n: usize| fields.get(n - 3)?.parse::<u64>().ok();
-    if matches!(*fields.first()?, "Z" | "X" | "x") || field(9)? & PF_KTHREAD != 0 {
+    if matches!(*fields.first()?, "Z" | "X" | "x") || field(9)? & PF_KTHREAD != 0 || field(SIZE)? == 0 {
         return Some(EMPTY);
     }
     let at = match part {
@@ -161,6 +163,18 @@ mod tests {
         assert_eq!(read_memory(own, Part::Arguments), std::fs::read("/proc/self/cmdline").ok());
         assert_eq!(read_memory(own, Part::Environment), std::fs::read("/proc/self/environ").ok());
         assert_eq!(read_memory(Path::new("/proc/0"), Part::Arguments), None);
+    }
+
+    #[test]
+    fn a_process_that_ends_is_not_taken_for_one_that_executes_a_program() {
+        let stat = |size: u64| {
+            let fields: Vec<String> =
+                (4..=52).map(|n| if n == 23 { size.to_string() } else { "0".to_owned() }).collect();
+            format!("7 (bwrap) D {}\n", fields.join(" "))
+        };
+        // It waits for the other processes of its pid namespace, without memory.
+        assert_eq!(range_of(stat(0).as_bytes(), Part::Arguments), Some(EMPTY));
+        assert_eq!(range_of(stat(4096).as_bytes(), Part::Arguments), Some((0, 0)));
     }
 
     #[test]
