@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import arenas
+import crash
 import peers
 import psutil
 import soak
@@ -297,6 +298,7 @@ def main() -> int:
     rows += suite.rows(max(1, options.rounds // 5))
     rows += arenas.rows(options.rounds * 4, options.rounds * 6)
     rows += stress.rows(options.rounds * 3, options.rounds * 100)
+    rows += crash.rows(options.rounds * 2, 0)
     rows.append(endurance(options.snapshots))
     table = "\n".join(map(str, rows))
     page = PAGE_TEXT.format(rounds=options.rounds, machine=facts, load=described, rows=table)
