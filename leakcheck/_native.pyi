@@ -1,7 +1,7 @@
 """Native core of leakcheck: observe and judge. Reports cross the boundary as JSON text."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Self, final
 
 __all__ = [
@@ -136,8 +136,12 @@ def settle(
     settle_ms: int = 500,
     include_self: bool = False,
     attributed_only: bool = False,
+    waiting: Callable[[], object] | None = None,
 ) -> str:
-    """Settle and judge what is not in `before`; `replaces` refers to `first`, the first of several baselines."""
+    """Settle and judge what is not in `before`; `replaces` refers to `first`, the first of several baselines.
+
+    `waiting` is called before each wait, once 20 ms are over.
+    """
 
 def check_allow(text: str, path: str) -> int: ...
 def path_class(path: str) -> Literal["nothing", "directory", "other", "hidden"]: ...

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from leakcheck import _native
 from leakcheck.errors import TargetError, UsageError
@@ -121,6 +121,7 @@ class Arena:
         limits: control file of a cgroup hierarchy → value, for everything in the arena: ``{"pids.max": 200}``.
         hostname: the host name inside.
         devices: more device nodes of the host, by name below /dev.
+        last_pid: the process id that counts as the last used one; 0 is the kernel's default.
         keep: leave it up at the end of this process; `how_to_enter` gives the commands to enter and end it.
         fail_at: a step of the bring-up (`steps`) that fails on purpose, for tests.
 
@@ -138,6 +139,7 @@ class Arena:
         limits: Mapping[str, int | str] | None = None,
         hostname: str = "arena",
         devices: Sequence[str] = (),
+        last_pid: int = 0,
         keep: bool = False,
         fail_at: str | None = None,
     ) -> None:
@@ -159,6 +161,7 @@ class Arena:
             "hostname": hostname,
             "devices": list(devices),
             "limits": [[name, str(value)] for name, value in (limits or {}).items()],
+            "last_pid": last_pid,
             "fail": fail_at,
         }
         self._keep = keep
@@ -366,18 +369,37 @@ def prepare_observation() -> Callable[[], None]:
     """Prepare for an observation of an arena, so that it need not wait; the returned function ends the preparation.
 
     `/proc/locks` is read under a per-CPU semaphore. Its first reader waits for an RCU grace period, 8 ms or more;
-    readers in the next one or two grace periods do not (kernel/rcu/sync.c). A thread keeps that state until the end.
+    readers in the next one or two grace periods do not (kernel/rcu/sync.c). A thread keeps that state until the end of
+    all preparations.
     """
-    over = threading.Event()
-    threading.Thread(target=_read_locks, args=[over], name="leakcheck-locks", daemon=True).start()
-    return over.set
+    return _Preparation().end
+
+
+class _Preparation:
+    _lock = threading.Lock()
+    _all: ClassVar[set["_Preparation"]] = set()
+    _over = threading.Event()
+
+    def __init__(self) -> None:
+        with self._lock:
+            self._all.add(self)
+            if len(self._all) == 1:
+                over = _Preparation._over = threading.Event()
+                threading.Thread(target=_read_locks, args=[over], name="leakcheck-locks", daemon=True).start()
+
+    def end(self) -> None:
+        with self._lock:
+            self._all.discard(self)
+            if not self._all:
+                self._over.set()
 
 
 def _read_locks(over: threading.Event) -> None:
     # The observation itself reports what cannot be read.
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError), Path("/proc/locks").open("rb", 0) as locks:
         while True:
-            Path("/proc/locks").read_bytes()
+            locks.seek(0)
+            locks.readall()
             if over.wait(_GRACE / 2):
                 return
 

@@ -132,7 +132,7 @@ class Pinpoint:
                     shown.append(trial.case.plan)
             if not shown:
                 return None
-            plan = shown.pop()
+            plan = shown.pop(0)
             again = list(self._made.executor.run(lambda: itertools.repeat(case_of(plan, wall), _AGAIN)))  # noqa: B023
             if len(again) == _AGAIN and all(_shows(what, trial, others) for trial in again):
                 return plan

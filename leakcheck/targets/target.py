@@ -106,6 +106,12 @@ class Target:
         """Return each program that the target needs, with its path if found."""
         return {name: find(name) for name in self.adapter.needs.binaries}
 
+    def programs(self) -> list[str]:
+        """Return the paths of those that are found."""
+        if self._found is not None:
+            return [str(path) for path in self._found.values()]
+        return [path for path in self.found().values() if path]
+
     def availability(self) -> Availability:
         """Return whether its programs exist and the user may run it; `leakcheck.conformance.tried` also tries it."""
         missing = [name for name, path in self.found().items() if path is None]

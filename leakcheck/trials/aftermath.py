@@ -40,6 +40,7 @@ class Aftermath:
         self._pids: set[int] = set()
         self._paths: set[tuple[str, str]] = set()
         self._know(first.leaks)
+        self._see(first)
 
     def outcomes(self) -> Iterator[Outcome]:
         """Yield every outcome of the trial that concerns residue and coverage."""
@@ -58,10 +59,13 @@ class Aftermath:
             if wrong := self._session.recover():
                 self.failures.append(wrong)
             self.recovery = self._session.commands
-            report = self._observe()
-            self._part(report, "recovery" if self._session.target.adapter.recover else "time")
-            self._add(report.leaks, "recovery")
-            if self._session.target.adapter.recover and not wrong:
+            recovers = bool(self._session.target.adapter.recover)
+            # Otherwise nothing has run since the last look, and it left nothing to look for.
+            if recovers or not self._as_before:
+                report = self._observe()
+                self._part(report, "recovery" if recovers else "time")
+                self._add(report.leaks, "recovery")
+            if recovers and not wrong:
                 self._survived = set(self._stay)
         if not self._session.late:
             with self._session.timed("next"):
@@ -74,7 +78,7 @@ class Aftermath:
         try:
             argv = self._session.prepare(NEXT)
             # Preparing the box again replaces its own files, which are not residue.
-            self._session.host.mark()
+            self._session.host.mark(as_before=self._as_before and not self._session.prepared)
             try:
                 wrong = self._session.run(argv, NEXT)
             finally:
@@ -99,7 +103,12 @@ class Aftermath:
     def _observe(self) -> Report:
         report = self._session.host.observe()
         self.gaps.update({kind: gap.reason for kind, gap in report.gaps.items()})
+        self._see(report)
         return report
+
+    def _see(self, report: Report) -> None:
+        """Record whether the host is as at the baseline: nothing more, and nothing less."""
+        self._as_before = not (report.leaks or report.allowed or report.unattributed or report.vanished or report.gaps)
 
     def _part(self, report: Report, by: str) -> None:
         """Drop what is gone: it was reclaimable, unless a run removed it and its name will never be used again."""

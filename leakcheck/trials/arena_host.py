@@ -18,26 +18,33 @@ from leakcheck.targets.executables import binds
 from leakcheck.trials.host import ENV, KINDS, Running
 from leakcheck.trials.rootfs import make_directory, read_file, write_file
 from leakcheck.trials.similarity import place_of
+from leakcheck.trials.turns import Turn
 
 
 class ArenaHost:
     """An arena: everything new in it belongs to the trial. It shows the target's programs and the `needed` paths.
 
-    `options` are more options of `leakcheck.arena.Arena`.
+    `turn` is lent while it waits for teardown; `options` are more options of `leakcheck.arena.Arena`.
     """
 
     work = Path("/var/lib/leakcheck-campaign/box")
     marker = Path("/tmp/leakcheck-marker")  # noqa: S108 - the arena's own
 
     def __init__(
-        self, target: Target, settle: float, needed: Sequence[str | os.PathLike[str]] = (), **options: Any
+        self,
+        target: Target,
+        settle: float,
+        needed: Sequence[str | os.PathLike[str]] = (),
+        *,
+        turn: Turn | None = None,
+        **options: Any,
     ) -> None:
+        self._turn = turn
         self._target = target
-        shown = [path for path in target.found().values() if path]
         asked = [(place, place, True) for place in target.adapter.binds]
         if absent := [place for place, _, _ in asked if not os.path.lexists(place)]:
             raise UsageError(f"adapter {target.path}: binds: {absent[0]}: no such file or directory on this machine")
-        self._arena = Arena(hostname="arena", binds=[*binds([*shown, *needed]), *asked], **options)
+        self._arena = Arena(hostname="arena", binds=[*binds([*target.programs(), *needed]), *asked], **options)
         self._settle_ms = round(settle * 1000)
         self._root = -1
 
@@ -70,6 +77,20 @@ class ArenaHost:
     ) -> Running:
         """Start a command in the arena."""
         return self._arena.popen(argv, env=ENV | dict(env), cwd=cwd, stdout=output, stderr=output, trace=trace)
+
+    @property
+    def root(self) -> int:
+        """A descriptor of the arena's root directory."""
+        return self._root
+
+    @property
+    def cgroups(self) -> Mapping[str, str]:
+        """The arena's cgroup on the host, by hierarchy."""
+        return self._arena.cgroups
+
+    def record_initial_state(self) -> None:
+        """Record what the arena has now as its own, as the first command or look does: a change of that is damage."""
+        _ = self._arena.view
 
     def make_directory(self, path: Path) -> None:
         """Create the directory `path` in the arena, with its parents."""
@@ -108,16 +129,26 @@ class ArenaHost:
         """Settle, and return what is new since the baseline; what nothing ties to the arena is listed separately."""
         return self._since(self._before)
 
-    def mark(self) -> None:
-        """Take a second baseline of the whole arena."""
-        self._marked = _native.snapshot(kinds=KINDS, arena=self._arena.view)
+    def mark(self, *, as_before: bool = False) -> None:
+        """Take a second baseline of the whole arena, or use the first one again."""
+        self._marked = self._before if as_before else _native.snapshot(kinds=KINDS, arena=self._arena.view)
 
     def observe_since_mark(self) -> list[Leak]:
         """Settle, and return what is new since the second baseline."""
         return self._since(self._marked).leaks
 
     def _since(self, before: _native.Snapshot) -> Report:
-        text = _native.settle(before, first=self._before, settle_ms=self._settle_ms, attributed_only=True)
+        try:
+            text = _native.settle(
+                before,
+                first=self._before,
+                settle_ms=self._settle_ms,
+                attributed_only=True,
+                waiting=None if self._turn is None else self._turn.lend,
+            )
+        finally:
+            if self._turn is not None:
+                self._turn.take_back()
         report = Report.from_json(text)
         leaks = list(report.leaks)
         for at, leak in enumerate(leaks):

@@ -61,8 +61,8 @@ class Host(Protocol):
     def observe(self) -> Report:
         """Settle, and return all residue since the baseline."""
 
-    def mark(self) -> None:
-        """Take a second baseline."""
+    def mark(self, *, as_before: bool = False) -> None:
+        """Take a second baseline; `as_before`: nothing has changed since the first one."""
 
     def observe_since_mark(self) -> list[Leak]:
         """Settle, and return what is new since the second baseline."""

@@ -1,15 +1,25 @@
 """Trials with an arena each, several at a time; or on the live host, one at a time."""
 
+import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 
+from leakcheck.arena import prepare_observation
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case
 from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial, run_trial
+from leakcheck.trials.turns import Turn, Turns
+from leakcheck.trials.warm import WarmState, warm_state
+
+# Fewer trials are faster with their own warm-up runs.
+_MANY = 12
+# Trials at a time, with those that wait, for each job: more of them only look more often.
+_IN_ALL = 8
 
 
 def job_count(jobs: int, *, live: bool) -> int:
@@ -18,40 +28,68 @@ def job_count(jobs: int, *, live: bool) -> int:
 
 
 class Isolated(Executor[Trial]):
-    """Makes `jobs` trials at a time."""
+    """Makes `jobs` trials at a time, and others that wait for teardown meanwhile."""
 
     def __init__(self, target: Target, ui: Ui, stop: Stop, *, jobs: int, live: bool, settle: float) -> None:
         self._target, self._ui, self._stop = target, ui, stop
+        self._count = 0
+        self._warm: WarmState | None = None
         self._jobs, self._live, self._settle = job_count(jobs, live=live), live, settle
+
+    def _warm_up(self) -> None:
+        """Before a trial starts: once they are many, make the warm-up runs of all later ones unnecessary."""
+        self._count += 1
+        if self._count == _MANY and not self._live:
+            self._warm, why = warm_state(self._target, stop=self._stop)
+            if self._warm is None:
+                self._ui.log(f"each trial makes a warm-up run, which takes longer: {why}")
 
     def run(self, cases: Callable[[], Iterator[Case]]) -> Iterator[Trial]:
         """Yield each trial once it is made."""
-        began = time.monotonic()
         rest = enumerate(cases())
+        began = time.monotonic()
         pending: set[Future[Trial]] = set()
         announced = False
-        with ThreadPoolExecutor(self._jobs, thread_name_prefix="leakcheck") as pool:
-
-            def begin() -> None:
-                if self._stop() or self.failure is not None or (work := next(rest, None)) is None:
+        woken = threading.Event()
+        turns = Turns(self._jobs, woken.set)
+        most = 1 if self._live else self._jobs * _IN_ALL
+        with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(most, thread_name_prefix="leakcheck"))
+            if not self._live:
+                stack.callback(prepare_observation())
+            while True:
+                while len(pending) < most and not self._stop() and self.failure is None and turns.take():
+                    if (work := next(rest, None)) is None:
+                        turns.give()
+                        break
+                    self._warm_up()
+                    made = pool.submit(self._make, *work, Turn(turns))
+                    made.add_done_callback(lambda _: woken.set())
+                    pending.add(made)
+                if not pending:
                     return
-                number, case = work
-                made = pool.submit(run_trial, self._target, case, number % 100, live=self._live, settle=self._settle)
-                pending.add(made)
-
-            for _ in range(self._jobs):
-                begin()
-            while pending:
                 # With a timeout, so that signal handlers can run.
-                done, _ = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                woken.wait(0.2)
+                woken.clear()
                 if self._stop() and not announced:
                     announced = True
                     self._ui.finishing(len(pending))
-                for one in done:
+                for one in [one for one in pending if one.done()]:
                     pending.discard(one)
+                    turns.give()
                     if (error := one.exception()) is not None:
                         self.fail(error)
                     else:
                         self.took = time.monotonic() - began
                         yield one.result()
-                    begin()
+
+    def _make(self, number: int, case: Case, turn: Turn) -> Trial:
+        return run_trial(
+            self._target,
+            case,
+            number % 100,
+            live=self._live,
+            settle=self._settle,
+            warm=self._warm,
+            turn=turn,
+        )

@@ -90,8 +90,9 @@ class LiveHost:
         left = [leak for leak in report.leaks if leak.class_ != "reclaimable"]
         return msgspec.structs.replace(report, leaks=left)
 
-    def mark(self) -> None:
-        """Observe only: the guard has just one baseline."""
+    def mark(self, *, as_before: bool = False) -> None:
+        """Observe only: the guard has just one baseline, and others may have changed something."""
+        del as_before
         self._marked = {leak.key for leak in self.observe().leaks}
 
     def observe_since_mark(self) -> list[Leak]:

@@ -26,7 +26,8 @@ _syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.POINTE
 
 
 @contextlib.contextmanager
-def _opened(root: int, path: Path, flags: int, mode: int = 0) -> Generator[int, None, None]:
+def opened(root: int, path: Path, flags: int, mode: int = 0) -> Generator[int, None, None]:
+    """Yield a descriptor of `path` (absolute) below `root`, opened with `flags` (open(2)); raise `OSError`."""
     how = _How(flags | os.O_CLOEXEC, mode, _RESOLVE_IN_ROOT)
     for _ in range(_TRIES):
         fd = int(_syscall(_OPENAT2, root, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)))
@@ -44,13 +45,13 @@ def _opened(root: int, path: Path, flags: int, mode: int = 0) -> Generator[int, 
 def make_directory(root: int, path: Path) -> None:
     """Create the directory `path` (absolute) below `root`, unless it exists, with its parents; raise `OSError`."""
     try:
-        with _opened(root, path, os.O_PATH | os.O_DIRECTORY):
+        with opened(root, path, os.O_PATH | os.O_DIRECTORY):
             return
     except FileNotFoundError:
         if path == path.parent:
             raise
     make_directory(root, path.parent)
-    with _opened(root, path.parent, os.O_PATH | os.O_DIRECTORY) as parent, contextlib.suppress(FileExistsError):
+    with opened(root, path.parent, os.O_PATH | os.O_DIRECTORY) as parent, contextlib.suppress(FileExistsError):
         os.mkdir(path.name, dir_fd=parent)
 
 
@@ -58,7 +59,7 @@ def write_file(root: int, path: Path, content: bytes) -> None:
     """Write `content` to the absolute `path` below `root`, and create its directories; raise `OSError`."""
     make_directory(root, path.parent)
     # Do not block on a FIFO that somebody put there.
-    with _opened(root, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o644) as fd:
+    with opened(root, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o644) as fd:
         _check_regular(fd, path)
         with open(fd, "wb", closefd=False) as file:
             file.write(content)
@@ -66,7 +67,7 @@ def write_file(root: int, path: Path, content: bytes) -> None:
 
 def read_file(root: int, path: Path) -> bytes:
     """Return the content of the file at the absolute `path` below `root`, at most 1 MiB; raise `OSError`."""
-    with _opened(root, path, os.O_RDONLY | os.O_NONBLOCK) as fd:
+    with opened(root, path, os.O_RDONLY | os.O_NONBLOCK) as fd:
         _check_regular(fd, path)
         with open(fd, "rb", closefd=False) as file:
             return file.read(_MOST_BYTES)

@@ -49,6 +49,8 @@ class Session(Runner):
         self.target = target
         self.box = Box(number=number, work=work or host.work)
         self.env: dict[str, str] = {}
+        self.prepared = True
+        """Whether the last preparation may have changed something."""
         self.commands: list[Command] = []
         """The last commands of a recovery or the like, and how they ended."""
         self._names = 0
@@ -67,8 +69,10 @@ class Session(Runner):
     def prepare(self, submission: Submission) -> list[str]:
         """Prepare the box, and return the command line that runs `submission` in it."""
         self.box = msgspec.structs.replace(self.box, run=secrets.token_hex(6))
-        self._commands("prepare", self.target.prepare_commands(self.box, submission))
+        commands = self.target.prepare_commands(self.box, submission)
+        self._commands("prepare", commands)
         launch = self.target.launch(submission, self.box)
+        self.prepared = bool(commands or launch.files)
         for path, content in launch.files.items():
             try:
                 self.host.write(Path(path), content.encode())
@@ -83,6 +87,7 @@ class Session(Runner):
         """Empty the last run's status or output: it must not be read as that of a run that wrote none."""
         try:
             if self.host.read(path):
+                self.prepared = True
                 self.host.write(path, b"")
         except FileNotFoundError:
             return

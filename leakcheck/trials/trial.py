@@ -15,6 +15,8 @@ from leakcheck.trials.case import Case
 from leakcheck.trials.outcome import Outcome, worst
 from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.session import Session
+from leakcheck.trials.turns import Turn
+from leakcheck.trials.warm import WarmState
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,27 +44,43 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
         return worst(self.outcomes)
 
 
-def run_trial(target: Target, case: Case, number: int, *, live: bool, settle: float) -> Trial:
-    """Make one trial of `target` from start to end; `settle` in seconds.
+def run_trial(
+    target: Target,
+    case: Case,
+    number: int,
+    *,
+    live: bool,
+    settle: float,
+    warm: WarmState | None = None,
+    turn: Turn | None = None,
+) -> Trial:
+    """Make one trial of `target` from start to end; `settle` in seconds. With `warm`, it needs no warm-up run.
 
+    `turn` is lent while it waits for teardown.
     It raises `TargetError` if the host could not be created, or the box could not be prepared in it.
     """
     began = time.monotonic()
     injector = injector_for(case.plan)
     with contextlib.ExitStack() as stack:
-        host = stack.enter_context(open_host(target, settle, live=live, options=injector.arena_options))
+        # A fault of the arena's must be there when a target runs for the first time.
+        warm = warm if not injector.arena_options else None
+        options = injector.arena_options if warm is None else {"last_pid": warm.last_pid}
+        options = {**options, "turn": turn}
+        host = stack.enter_context(open_host(target, settle, live=live, options=options))
         session = Session(target, host, number)
         session.timing_ms["up"] = (time.monotonic() - began) * 1000
-        trial = _stages(session, case, injector)
+        with session.timed("warm-up"):
+            wrong = session.again() if warm is None else warm.restore(session)
+        if wrong:
+            trial = Trial(case=case, outcomes=frozenset({"false-status"}), detail=f"warm-up run: {wrong}")
+        else:
+            trial = _stages(session, case, injector)
         down = time.monotonic()
     session.timing_ms["down"] = (time.monotonic() - down) * 1000
     return msgspec.structs.replace(trial, timing_ms=session.timing_ms)
 
 
 def _stages(session: Session, case: Case, injector: Checked) -> Trial:
-    with session.timed("warm-up"):
-        if wrong := session.again():
-            return Trial(case=case, outcomes=frozenset({"false-status"}), detail=f"warm-up run: {wrong}")
     session.renew()
     with session.traced(injector) as tracing:
         trial = _tested(session, case, injector)

@@ -48,6 +48,14 @@ def test_a_recovery_that_reports_success_and_leaves_what_the_next_run_of_that_na
     assert "recoveries that reported success and left something" in campaign.failed
 
 
+def test_what_only_the_next_submission_leaves_is_found_though_the_kill_left_nothing(tmp_path: Path) -> None:
+    # The warm-up is its first run, the killed one the second.
+    counts = 'n=$(cat /opt/n 2>/dev/null || echo 0); echo $((n + 1)) >/opt/n; [ $n -lt 2 ] || : >/opt/left-$$; "$@"'
+    campaign = run(target(tmp_path, counts), KILLED)
+    assert (campaign.verdict, campaign.outcomes) == ("leaked", {"leaked": 1}), campaign.findings
+    assert {(kind, stage) for kind, _, _, stage in left(campaign)} == {("file", "next run")}
+
+
 def test_where_boxes_are_used_again_the_next_run_recovers(tmp_path: Path) -> None:
     campaign = run(named(tmp_path, BOX, recover="true", more='box = "reused"'), KILLED)
     assert (campaign.verdict, campaign.outcomes) == ("clean", {"recovered": 1}), campaign.findings

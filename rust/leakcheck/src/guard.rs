@@ -46,7 +46,7 @@ use crate::watch::{self, Watch};
 use adrift::Adrift;
 use coverage::{Reach, coverage, new_hidden_keys, note_hidden_keys, only_comparable, unlisted_queues};
 use live::{Live, Run};
-pub use options::Options;
+pub use options::{Options, Waiting};
 use residue::{Remnant, finish, gauges, replacing, residue};
 use world::LiveWorld;
 

@@ -214,6 +214,7 @@ impl Guard {
             rules: rules(allow)?,
             policy: Policy::new(Duration::from_millis(settle_ms)),
             attributed_only,
+            waiting: None,
         };
         safely(py, || guard::Guard::begin(options)).map(|g| Guard(Mutex::new(Some(g))))
     }
@@ -286,7 +287,9 @@ fn diff(py: Python<'_>, before: &Snapshot, after: &Snapshot, allow: Option<&str>
 }
 
 #[pyfunction]
-#[pyo3(signature = (before, *, first=None, allow=None, settle_ms=500, include_self=false, attributed_only=false))]
+#[pyo3(signature = (before, *, first=None, allow=None, settle_ms=500, include_self=false, attributed_only=false,
+    waiting=None))]
+#[allow(clippy::too_many_arguments, reason = "keyword arguments of the Python function")]
 fn settle(
     py: Python<'_>,
     before: &Snapshot,
@@ -295,12 +298,19 @@ fn settle(
     settle_ms: u64,
     include_self: bool,
     attributed_only: bool,
+    waiting: Option<Py<PyAny>>,
 ) -> PyResult<String> {
+    let waiting = waiting.map(|call| {
+        guard::Waiting(Arc::new(move || {
+            Python::attach(|py| call.call0(py).map_or_else(|e| e.write_unraisable(py, None), drop))
+        }))
+    });
     let options = guard::Options {
         observe: observe::Options { arena: before.1.clone(), ..observe::Options::like(&before.0, include_self) },
         rules: rules(allow)?,
         policy: Policy::new(Duration::from_millis(settle_ms)),
         attributed_only,
+        waiting,
     };
     json(&safely(py, || guard::verify_none(&before.0, &first.unwrap_or(before).0, &options))?)
 }

@@ -69,6 +69,10 @@ fn build(options: &Options, steps: &mut Steps) -> io::Result<root::Root> {
         sys::loopback_up()?;
     }
     let root = root::make(options, steps)?;
+    if options.last_pid > 0 {
+        steps.begin("process ids")?;
+        std::fs::write("/proc/sys/kernel/ns_last_pid", options.last_pid.to_string())?;
+    }
     steps.begin("ready")?;
     Ok(root)
 }

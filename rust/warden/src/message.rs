@@ -33,6 +33,8 @@ pub(crate) struct Options {
     pub(crate) devices: Vec<String>,
     /// Hierarchy's controller file and value, written before anything runs: `memory.limit_in_bytes`, `pids.max` …
     pub(crate) limits: Vec<(String, String)>,
+    /// The first process inside gets the next process id after this one; 0 is the kernel's default.
+    pub(crate) last_pid: i32,
     /// The step of the bring-up that must fail: for tests of the undoing.
     pub(crate) fail: Option<String>,
 }

@@ -1,5 +1,8 @@
 //! How to guard a run.
 
+use std::fmt;
+use std::sync::Arc;
+
 use crate::judge::allow::Rules;
 use crate::judge::settle::Policy;
 use crate::observe;
@@ -15,6 +18,18 @@ pub struct Options {
     pub policy: Policy,
     /// Residue that cannot be attributed to the run is listed separately and is not a leak. For many runs side by side.
     pub attributed_only: bool,
+    /// Called before waits for teardown that has not been short: the caller may use the time for something else.
+    pub waiting: Option<Waiting>,
+}
+
+/// What is called before a wait.
+#[derive(Clone)]
+pub struct Waiting(pub Arc<dyn Fn() + Send + Sync>);
+
+impl fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Waiting")
+    }
 }
 
 impl Options {

@@ -17,6 +17,9 @@ use crate::resource::{Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Snapshot};
 
+/// Most teardowns take less.
+const SHORT: Duration = Duration::from_millis(20);
+
 pub(super) struct LastObservation {
     pub(super) observation: Snapshot,
     pub(super) coverage: CoverageMap,
@@ -123,9 +126,10 @@ impl World<Remnant> for LiveWorld<'_> {
     }
 
     fn wait(&mut self, residue: &BTreeMap<String, Remnant>, pause: Duration) {
-        let zombie = |f: &Remnant| matches!(&f.resource, Resource::Process(p) if p.state == 'Z');
-        // If only a reaper is missing, the wait itself notices when it has reaped.
-        let pause = if residue.values().all(zombie) { pause.max(self.run.options.policy.at_least) } else { pause };
+        if let Some(waiting) = self.run.options.waiting.as_ref().filter(|_| self.began.elapsed() > SHORT) {
+            (waiting.0)();
+        }
+        let pause = pause_for(residue.values().map(|f| &f.resource), pause, self.run.options.policy.at_least);
         observe::wait_for_change(residue.values().map(|f| &f.resource), self.run.live.view(), pause);
     }
 
@@ -139,5 +143,31 @@ impl World<Remnant> for LiveWorld<'_> {
 
     fn is_allowed(&self, residue: &Remnant) -> bool {
         residue.explained_by(&self.run.options.rules).is_some()
+    }
+}
+
+/// If only a reaper is missing, the wait itself notices when it has reaped. Where nothing is left but something lives, only
+/// another look tells.
+fn pause_for<'a>(residue: impl Iterator<Item = &'a Resource>, pause: Duration, at_least: Duration) -> Duration {
+    let mut zombies = residue.map(|r| matches!(r, Resource::Process(p) if p.state == 'Z')).peekable();
+    if zombies.peek().is_some() && zombies.all(|is_one| is_one) { pause.max(at_least) } else { pause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::Text;
+
+    #[test]
+    fn only_the_reaping_of_zombies_is_waited_for_without_another_look() {
+        let (pause, at_least) = (Duration::from_millis(1), Duration::from_millis(500));
+        let process = |state| {
+            let comm = Text::from(&b"made"[..]);
+            Resource::Process(Process { pid: 7, start: 1, ppid: 1, state, pgrp: 7, session: 7, comm })
+        };
+        let paused = |residue: &[Resource]| pause_for(residue.iter(), pause, at_least);
+        assert_eq!(paused(&[process('Z')]), at_least);
+        assert_eq!(paused(&[process('Z'), process('S')]), pause);
+        assert_eq!(paused(&[]), pause);
     }
 }
