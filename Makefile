@@ -3,7 +3,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-full targets targets-agents demo test test-full lint lint-python bench detection findings wheel clean
 # Cargo may be a rustup's that no profile script has put on PATH; runc and ip are in sbin.
-export PATH := $(PATH):/usr/sbin:/sbin:$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+cargo_home := $(or $(CARGO_HOME),$(HOME)/.cargo)
+export PATH := $(PATH):/usr/sbin:/sbin:$(cargo_home)/bin
 
 bin := $(CURDIR)/.venv/bin
 in_venv := PATH="$(bin):$$PATH"
@@ -56,6 +57,7 @@ findings: setup ## run the campaign leaks on every target that is ready; writes 
 wheel: setup ## build the wheel for an index into dist/: manylinux_2_28, for every Python from 3.11
 	"$(bin)/python" -m pip install --quiet ziglang auditwheel
 	$(in_venv) MATURIN_PEP517_ARGS="--zig --compatibility manylinux_2_28" \
+	  RUSTFLAGS="--remap-path-prefix=$(CURDIR)=leakcheck --remap-path-prefix=$(cargo_home)=cargo" \
 	  "$(bin)/python" -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 	"$(bin)/auditwheel" show dist/*manylinux*.whl
 

@@ -64,13 +64,17 @@ def test_one_wheel_serves_every_python_from_3_11(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_wheel_for_an_index_runs_where_glibc_is_2_28_or_newer(tmp_path: Path) -> None:
+def test_the_wheel_for_an_index_runs_where_glibc_is_2_28_or_newer_and_names_no_path_of_its_builder(tmp_path: Path) -> None:
     copy = tmp_path / "leakcheck"
     run("git", "clone", "--quiet", ROOT, copy)
     shown = run("make", "wheel", cwd=copy, env=build_env())
     assert "manylinux_2_28_x86_64" in shown, shown
     (built,) = (copy / "dist").glob("*.whl")
     assert built.name.endswith("-cp311-abi3-manylinux_2_28_x86_64.whl")
+    with zipfile.ZipFile(built) as archive:
+        paths = [str(copy), os.environ.get("CARGO_HOME", str(Path.home() / ".cargo"))]
+        named = [(file, path) for file in archive.namelist() for path in paths if path.encode() in archive.read(file)]
+    assert not named
 
 
 def test_the_wheel_holds_the_packages_and_nothing_of_the_tests(wheel: Path) -> None:
