@@ -11,7 +11,7 @@ import psutil
 
 from leakcheck import _native
 from leakcheck.arena import Arena, Trace, prepare_observation
-from leakcheck.errors import TargetError, UsageError
+from leakcheck.errors import UsageError
 from leakcheck.report import Leak, Report
 from leakcheck.targets import Target
 from leakcheck.targets.executables import binds
@@ -27,7 +27,8 @@ class ArenaHost:
     `turn` is lent while it waits for teardown; `options` are more options of `leakcheck.arena.Arena`.
     """
 
-    work = Path("/var/lib/leakcheck-campaign/box")
+    # An ordinary user's arena shows the host's /var/lib, where only root makes directories.
+    work = Path("/var/lib" if os.geteuid() == 0 else "/run") / "leakcheck-campaign" / "box"
     marker = Path("/tmp/leakcheck-marker")  # noqa: S108 - the arena's own
 
     def __init__(
@@ -47,16 +48,17 @@ class ArenaHost:
         self._arena = Arena(hostname="arena", binds=[*binds([*target.programs(), *needed]), *asked], **options)
         self._settle_ms = round(settle * 1000)
         self._root = -1
+        self._from_start: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
         self._end_preparation = prepare_observation()
         try:
             self._arena.up()
             self._root = os.open(f"/proc/{self._arena.init}/root", os.O_PATH | os.O_DIRECTORY)
-            try:
-                make_directory(self._root, self.work)
-            except PermissionError as error:
-                raise TargetError(f"create {self.work} in an arena: only root can; run leakcheck with sudo") from error
+            make_directory(self._root, self.work)
+            if os.geteuid() != 0:
+                # The overlays of an ordinary user's arena have directories of that user on top.
+                self._from_start = _damaged(_native.snapshot(kinds="file", arena=self._arena.view))
         except BaseException:
             self.__exit__()
             raise
@@ -122,7 +124,7 @@ class ArenaHost:
 
     def damaged_before(self) -> list[str]:
         """Return what the overlay already shows as changed or deleted in the baseline."""
-        files = [one for one in self._before.resources("file") if one.get("state") in ("changed", "deleted")]
+        files = [one for one in _damaged(self._before) if one not in self._from_start]
         return [f"{one['state']} {one['class']} {one['path']}" for one in files if not self._target.owns(one["path"])]
 
     def observe(self) -> Report:
@@ -156,3 +158,7 @@ class ArenaHost:
             if leak.class_ == "damaged" and leak.kind == "file" and self._target.owns(place_of(leak)):
                 leaks[at] = msgspec.structs.replace(leak, class_="orphaned")
         return msgspec.structs.replace(report, leaks=leaks)
+
+
+def _damaged(snapshot: _native.Snapshot) -> list[dict[str, Any]]:
+    return [one for one in snapshot.resources("file") if one.get("state") in ("changed", "deleted")]
