@@ -273,6 +273,22 @@ def test_of_a_command_that_has_ended_the_process_at_the_point_is_killed(traced: 
 
 
 @BOTH
+def test_quiesced_the_process_at_the_point_goes_on_once_who_is_killed_has_ended(traced: Traced) -> None:
+    if shutil.which("python3") is None:
+        pytest.skip("no python3")
+    # It takes a while to end, since it has to free its memory.
+    script = "import subprocess as s; m = bytearray(b'x') * (150 << 20); "
+    script += (
+        "s.run(['/bin/sh', '-c', 'mkdir /tmp/at; read -r _ _ state _ < /proc/$PPID/stat; echo $state > /tmp/seen'])"
+    )
+    point = Point("launch", "0.1.1", "mkdir", "/tmp/at", 1)
+    plan = request(0, [], point, "before", "supervisor", quiesced=True)
+    assert traced.run(["python3", "-c", script], plan) == -9
+    wait_until("the end of the child", lambda: not traced.arena.pids())
+    assert traced.arena.run(["/bin/sh", "-c", "case $(cat /tmp/seen) in '' | Z | X) ;; *) false ;; esac"]) == 0
+
+
+@BOTH
 def test_another_signal_than_sigkill_is_for_the_process_to_handle(traced: Traced) -> None:
     plan = request(
         0, [], Point("launch", "0.1", "mkdir", "/tmp/at", 1), "before", "supervisor", "SIGTERM", quiesced=True

@@ -8,10 +8,16 @@ from pathlib import Path
 from leakcheck.campaigns import Result
 from leakcheck.targets import Target, load
 
-__all__ = ["LEAKCHECK", "failed", "target"]
+__all__ = ["LEAKCHECK", "WATCHES", "failed", "target"]
 
 LEAKCHECK = [shutil.which("setpriv") or "setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "leakcheck"]
 """The command. It ends with the thread that starts it: a killed suite leaves no campaign running (prctl(2))."""
+
+# ptrace(PTRACE_TRACEME), and seccomp(2) with SECCOMP_FILTER_FLAG_NEW_LISTENER and a filter that allows all.
+WATCHES = r"""python3 -c "import ctypes as c, struct; l = c.CDLL(None); l.ptrace(0, 0, 0, 0)
+b = c.create_string_buffer(struct.pack(\"HBBI\", 6, 0, 0, 0x7fff0000))
+l.syscall(317, 1, 8, struct.pack(\"HQ\", 1, c.addressof(b)))" """
+"""A command of a script that uses ptrace and watches calls itself, so that it can be neither traced nor notified."""
 
 
 def target(

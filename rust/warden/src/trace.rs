@@ -22,7 +22,7 @@ use leakcheck_sys::trace::{self, Call, Change, Resume, Stop};
 use rustix::process::{Signal, pidfd_send_signal};
 
 pub(crate) use filter::{install, report};
-use notify::{Reported, threads};
+use notify::{Reported, has_ended, threads};
 use points::{Flags, Point, describe, executes};
 pub(crate) use request::Request;
 use request::Victim;
@@ -112,7 +112,7 @@ impl Task {
     }
 }
 
-/// A thread that waits at its point until all others block.
+/// A thread that waits at its point until all others block, and then until those who are killed have ended.
 struct Held {
     pid: i32,
     process: i32,
@@ -122,7 +122,12 @@ struct Held {
     others: Vec<(i32, String)>,
     /// What it has reported and waits for the answer to, instead of a stop.
     report: Option<u64>,
+    /// Who is killed, once the kill has happened.
+    killed: Option<Killed>,
 }
+
+/// Processes that have got SIGKILL.
+type Killed = Vec<(i32, OwnedFd)>;
 
 /// All traced commands of an arena.
 #[derive(Default)]
@@ -181,7 +186,9 @@ impl Tracer {
         self.early.remove(&pid);
         if let Some(held) = self.held.take_if(|held| held.pid == pid) {
             // Another process of the run ended it at its point.
-            self.kill(held.run, held.process, false);
+            if held.killed.is_none() {
+                self.kill(held.run, held.process, false);
+            }
         }
         let Some(task) = self.tasks.remove(&pid) else { return };
         let run = &mut self.runs[self.roles[task.role].run];
@@ -339,12 +346,13 @@ impl Tracer {
             // Nothing else is a point from here on.
             run.fired = true;
             let (since, others) = (Instant::now(), Vec::new());
-            self.held = Some(Held { pid, process, run: number, since, others, report: None });
+            self.held = Some(Held { pid, process, run: number, since, others, report: None, killed: None });
             return None;
         }
         let killed = self.kill(number, process, true);
         // An answer would let the call of a killed process happen; a stop does not.
-        (!killed || self.runs[number].listener.is_none()).then_some(Resume::Run(0))
+        let is_killed = killed.iter().any(|(pid, _)| *pid == process);
+        (!is_killed || self.runs[number].listener.is_none()).then_some(Resume::Run(0))
     }
 
     /// Continues what waits for time to pass.
@@ -367,6 +375,13 @@ impl Tracer {
             self.find_all_children();
         }
         let Some(held) = &self.held else { return };
+        if let Some(killed) = &held.killed {
+            // What it does next is the same in every run only if they are gone.
+            if killed.iter().all(|(_, pidfd)| has_ended(pidfd.as_fd())) || held.since.elapsed() > PATIENCE {
+                self.release();
+            }
+            return;
+        }
         let notified = self.runs[held.run].listener.is_some();
         let of_run = |task: &&Task| self.roles[task.role].run == held.run && !self.roles[task.role].payload;
         let others = self.tasks.iter().filter(|(_, task)| of_run(task)).map(|(pid, _)| *pid);
@@ -378,26 +393,31 @@ impl Tracer {
         let blocked = others.iter().all(|(_, activity)| !activity.starts_with('R'));
         let quiet = blocked && held.others == others;
         if quiet || held.since.elapsed() > PATIENCE {
-            let (pid, run, process, report) = (held.pid, held.run, held.process, held.report);
-            self.held = None;
-            let killed = self.kill(run, process, quiet);
-            match report {
-                Some(id) if !killed => self.answer(run, id, None),
-                Some(_) => {}
-                None => drop(trace::resume(pid, Resume::Run(0))),
+            let killed = self.kill(held.run, held.process, quiet);
+            if let Some(held) = &mut self.held {
+                (held.since, held.killed) = (Instant::now(), Some(killed));
             }
         } else if let Some(held) = &mut self.held {
             held.others = others;
         }
     }
 
-    /// Kills, with `process` at the point; returns whether this is among the killed.
-    fn kill(&mut self, number: usize, process: i32, quiet: bool) -> bool {
+    /// Continues the thread that waits at its point.
+    fn release(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        match held.report {
+            Some(id) => self.answer(held.run, id, None),
+            None => drop(trace::resume(held.pid, Resume::Run(0))),
+        }
+    }
+
+    /// Kills, with `process` at the point.
+    fn kill(&mut self, number: usize, process: i32, quiet: bool) -> Killed {
         self.find_all_children();
         let run = &mut self.runs[number];
         run.fired = true;
         let Some((victim, sent)) = run.request.fault.as_ref().map(|fault| (fault.victim, fault.signal.signal())) else {
-            return false;
+            return Vec::new();
         };
         let of_run = |task: &&Task| {
             let role = &self.roles[task.role];
@@ -411,21 +431,23 @@ impl Tracer {
                 self.tasks.values().filter(of_run).map(|task| task.process).collect()
             }
         };
-        let is_killed = sent == Signal::KILL && processes.contains(&process);
         // A process of ours that has not been waited for keeps its number.
         let alive = processes.into_iter().filter(|pid| self.tasks.contains_key(pid));
-        let pidfds: Vec<_> = alive.filter_map(|pid| self.reported.pidfd(pid).ok()).collect();
+        let mut pidfds: Killed = alive.filter_map(|pid| Some((pid, self.reported.pidfd(pid).ok()?))).collect();
         // Who was ended by others was not killed. The line comes before the kill: who sees the command end finds it.
         if !pidfds.is_empty() {
             run.note(&serde_json::json!({"fired": run.phase.name(), "quiet": quiet}));
         }
         let signals: &[Signal] = if victim == Victim::Freeze { &[Signal::STOP, sent] } else { &[sent] };
         for signal in signals {
-            for pidfd in &pidfds {
+            for (_, pidfd) in &pidfds {
                 let _ = pidfd_send_signal(pidfd, *signal);
             }
         }
-        is_killed
+        if sent != Signal::KILL {
+            pidfds.clear();
+        }
+        pidfds
     }
 }
 

@@ -250,7 +250,7 @@ pub(super) fn threads(process: i32) -> Vec<i32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+pub(super) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     wait_until(&[pidfd], Duration::ZERO).unwrap_or(true)
 }
 
