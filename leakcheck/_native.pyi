@@ -11,6 +11,7 @@ __all__ = [
     "ArenaView",
     "Guard",
     "Remembered",
+    "Settings",
     "Snapshot",
     "__version__",
     "check_allow",
@@ -59,6 +60,12 @@ class Snapshot:
     def from_json(text: str) -> Snapshot: ...
     @staticmethod
     def load(path: str) -> Snapshot: ...
+
+@final
+class Settings:
+    """Settings, read in advance: the next guard of an arena begins with them, as long as this object exists."""
+
+    def __new__(cls) -> Settings: ...
 
 @final
 class ArenaView:

@@ -365,14 +365,15 @@ def run_in_arena(
     return -signal.SIGKILL
 
 
-def prepare_observation() -> Callable[[], None]:
+def prepare_observation(*, settings: bool = True) -> Callable[[], None]:
     """Prepare for an observation of an arena, so that it need not wait; the returned function ends the preparation.
 
     `/proc/locks` is read under a per-CPU semaphore. Its first reader waits for an RCU grace period, 8 ms or more;
     readers in the next one or two grace periods do not (kernel/rcu/sync.c). A thread keeps that state until the end of
-    all preparations.
+    all preparations. With `settings`, the next guard of an arena begins with the settings that are read now, as long as
+    the function exists.
     """
-    return _Preparation().end
+    return _Preparation(settings=settings).end
 
 
 class _Preparation:
@@ -380,18 +381,28 @@ class _Preparation:
     _all: ClassVar[set["_Preparation"]] = set()
     _over = threading.Event()
 
-    def __init__(self) -> None:
+    def __init__(self, *, settings: bool) -> None:
+        self._settings: _native.Settings | None = None
+        self._reader: threading.Thread | None = None
         with self._lock:
             self._all.add(self)
             if len(self._all) == 1:
                 over = _Preparation._over = threading.Event()
                 threading.Thread(target=_read_locks, args=[over], name="leakcheck-locks", daemon=True).start()
+        if settings:
+            self._reader = threading.Thread(target=self._read_settings, name="leakcheck-settings", daemon=True)
+            self._reader.start()
 
     def end(self) -> None:
         with self._lock:
             self._all.discard(self)
             if not self._all:
                 self._over.set()
+        if self._reader is not None:
+            self._reader.join()
+
+    def _read_settings(self) -> None:
+        self._settings = _native.Settings()
 
 
 def _read_locks(over: threading.Event) -> None:

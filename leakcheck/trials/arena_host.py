@@ -51,7 +51,7 @@ class ArenaHost:
         self._from_start: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
-        self._end_preparation = prepare_observation()
+        self._end_preparation = prepare_observation(settings=False)
         try:
             self._arena.up()
             self._root = os.open(f"/proc/{self._arena.init}/root", os.O_PATH | os.O_DIRECTORY)

@@ -56,7 +56,7 @@ class Isolated(Executor[Trial]):
         with contextlib.ExitStack() as stack:
             pool = stack.enter_context(ThreadPoolExecutor(most, thread_name_prefix="leakcheck"))
             if not self._live:
-                stack.callback(prepare_observation())
+                stack.callback(prepare_observation(settings=False))
             while True:
                 while len(pending) < most and not self._stop() and self.failure is None and turns.take():
                     if (work := next(rest, None)) is None:

@@ -385,10 +385,37 @@ def test_in_a_chroot_commands_run_in_the_arena_and_not_at_the_root_of_its_mount_
     assert not Path("/srv/litter").exists()
 
 
-def test_who_looks_soon_leaves_no_thread_when_it_is_over() -> None:
+@pytest.mark.parametrize("settings", [True, False])
+def test_who_looks_soon_leaves_no_thread_when_it_is_over(settings: bool) -> None:
     before = set(threading.enumerate())
-    over = prepare_observation()
-    (thread,) = set(threading.enumerate()) - before
+    over = prepare_observation(settings=settings)
+    threads = set(threading.enumerate()) - before
     over()
-    thread.join(5)
-    assert not thread.is_alive()
+    for thread in threads:
+        thread.join(5)
+    assert not set(threading.enumerate()) - before
+
+
+def open_settings() -> int:
+    """How many settings this process has open."""
+    found = 0
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found += str(link.readlink()).startswith("/proc/sys/")
+    return found
+
+
+def test_settings_that_are_read_before_a_guard_stay_open_until_its_end() -> None:
+    before = open_settings()
+    over = prepare_observation()
+    with Arena() as arena:
+        over()
+        assert open_settings() > before + 50
+        guarded = leakcheck.guard(arena=arena, settle=0.2)
+        with guarded:
+            del over
+            assert arena.run(["/bin/true"]) == 0
+            assert open_settings() > before + 50
+    assert guarded.report is not None
+    assert guarded.report.verdict == "clean"
+    assert open_settings() == before

@@ -35,7 +35,7 @@ use crate::judge::settle::{Policy, Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::observe::proc_root::ProcRoot;
-use crate::observe::{self, ObservedArena, detail};
+use crate::observe::{self, ObservedArena, OpenSettings, detail};
 use crate::parse::nslink::NsType;
 use crate::resource::{Fd, NsHolder, Process, Resource};
 use crate::scope::Scope;
@@ -80,7 +80,7 @@ impl Guard {
             asked = asked.iter().chain([Kind::Sysctl]).collect();
         }
         // On the host, the descriptors of this process are looked at.
-        options.observe.open_settings = options.observe.arena.is_some().then(Arc::default);
+        options.observe.open_settings = options.observe.arena.is_some().then(OpenSettings::take);
         let kinds = with_helpers(asked);
         options.observe.kinds = Some(kinds);
         // All lookups besides the looks go through one procfs.

@@ -33,6 +33,20 @@ impl ArenaView {
     }
 }
 
+/// Settings that are read in advance, for the next guard of an arena.
+#[pyclass(frozen, module = "leakcheck._native")]
+pub(crate) struct Settings {
+    _kept: Arc<leakcheck::observe::OpenSettings>,
+}
+
+#[pymethods]
+impl Settings {
+    #[new]
+    fn new(py: Python<'_>) -> Self {
+        Settings { _kept: py.detach(leakcheck::observe::OpenSettings::prepare) }
+    }
+}
+
 #[allow(unsafe_code)]
 fn copy(fd: RawFd) -> PyResult<OwnedFd> {
     if fd < 0 {

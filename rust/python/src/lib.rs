@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 mod arena;
-use arena::ArenaView;
+use arena::{ArenaView, Settings};
 
 import_exception!(leakcheck.errors, NativeError);
 import_exception!(leakcheck.errors, UsageError);
@@ -371,7 +371,7 @@ fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<St
 mod _native {
     #[pymodule_export]
     use super::{
-        ArenaView, Guard, Remembered, Snapshot, check_allow, diff, doctor, harmless, parse_plan, path_class,
+        ArenaView, Guard, Remembered, Settings, Snapshot, check_allow, diff, doctor, harmless, parse_plan, path_class,
         read_input, reap, settle, snapshot,
     };
     use pyo3::prelude::*;

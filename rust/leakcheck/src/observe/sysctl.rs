@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, fstatfs, openat, openat2, statat};
 use rustix::io::Errno;
@@ -90,7 +91,40 @@ static LISTINGS: LazyLock<Mutex<Listings>> = LazyLock::new(Mutex::default);
 /// the time: a setting that appears with a module or a device has nothing to be compared with, and no path leads to
 /// another file meanwhile.
 #[derive(Debug, Default)]
-pub struct OpenSettings(OnceLock<Vec<(Text, OwnedFd)>>);
+pub struct OpenSettings {
+    files: OnceLock<Vec<(Text, OwnedFd)>>,
+    /// What was read in advance, and when.
+    first: Mutex<Option<(Instant, Vec<Sysctl>, usize)>>,
+}
+
+/// What was read in advance, for the next guard of an arena.
+static PREPARED: Mutex<Weak<OpenSettings>> = Mutex::new(Weak::new());
+/// After this time, what was read in advance is read again.
+const FRESH: Duration = Duration::from_secs(1);
+
+impl OpenSettings {
+    /// Reads the settings in advance, while an arena comes up. The next guard of an arena begins with them, as long as the
+    /// result exists.
+    pub fn prepare() -> Arc<Self> {
+        let open = Arc::new(OpenSettings::default());
+        let mut walk = Walk { buffer: vec![0; LONGEST], skip_own: true, ..Walk::default() };
+        if let Ok(dir) = open_sys() {
+            walk.all(&dir, None, Some(&open));
+            *lock(&open.first) = Some((Instant::now(), walk.found, walk.refused));
+            *lock(&PREPARED) = Arc::downgrade(&open);
+        }
+        open
+    }
+
+    /// Those that were read in advance, or new ones.
+    pub(crate) fn take() -> Arc<Self> {
+        lock(&PREPARED).upgrade().filter(|open| open.files.get().is_some()).unwrap_or_default()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The last listing of a directory.
 #[derive(Default)]
@@ -114,37 +148,23 @@ pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
         let why = "an arena with its own user namespace cannot change a setting of the machine";
         return out.coverage.lower(Kind::Sysctl, Level::Full, why);
     }
-    let mut walk = Walk { buffer: vec![0; LONGEST], ..Walk::default() };
-    if let Some(arena) = context.arena {
-        walk.skip_own = true;
-        walk.skip_net = !shares(arena, c"net");
-    }
+    let mut walk = Walk { buffer: vec![0; LONGEST], skip_own: context.arena.is_some(), ..Walk::default() };
     let open = context.open_settings;
-    match (open_sys(), open.and_then(|open| open.0.get())) {
-        (Ok(dir), Some(files)) => {
-            files.iter().for_each(|(path, file)| walk.value(path, file));
-            walk.binfmt_misc(&dir);
-        }
-        (Ok(dir), None) => {
-            walk.open = open.map(|_| Vec::new());
-            let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-            walk.highest = u32::try_from(most / 2).unwrap_or(u32::MAX);
-            match context.old_settings {
-                Some(old) => walk.again(&dir, old),
-                None => walk.directory(&dir, "/proc/sys/", 0),
+    match open_sys() {
+        Ok(dir) => {
+            match open.and_then(|open| Some((open, open.files.get()?))) {
+                Some((open, files)) => match lock(&open.first).take().filter(|(at, ..)| at.elapsed() < FRESH) {
+                    Some((_, found, refused)) => (walk.found, walk.refused) = (found, refused),
+                    None => files.iter().for_each(|(path, file)| walk.value(path, file)),
+                },
+                None => walk.all(&dir, context.old_settings, open),
             }
-            if !walk.skip_net {
+            if context.arena.is_none_or(|arena| shares(arena, c"net")) {
                 NET.iter().for_each(|name| walk.file(&dir, name, text("/proc/sys/", name)));
             }
-            walk.knobs();
-            let all = walk.gaps.iter().all(|(level, _)| *level == Level::Full);
-            if let (Some(open), Some(files), true) = (open, walk.open.take(), all) {
-                // Not set yet: a guard's looks follow one another.
-                let _ = open.0.set(files);
-            }
             walk.binfmt_misc(&dir);
         }
-        (Err(why), _) => {
+        Err(why) => {
             walk.gap(Level::None, why);
             walk.knobs();
         }
@@ -186,7 +206,7 @@ impl Listing {
     /// That of `dir` with these names; `path` is the directory's, with a `/` at its end.
     fn of(dir: &OwnedFd, path: &str, names: &[u8], skip_own: bool) -> Arc<Self> {
         let key = (path.to_owned(), skip_own);
-        let mut known = LISTINGS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = lock(&LISTINGS);
         if let Some(listing) = known.get(&key).filter(|listing| listing.names == names) {
             return Arc::clone(listing);
         }
@@ -203,6 +223,8 @@ impl Listing {
                 continue;
             };
             match FileType::from_raw_mode(stat.st_mode) {
+                // Counters of each size of huge pages.
+                FileType::Directory if full.ends_with("kB/stats") => {}
                 FileType::Directory => listing.directories.push((name.to_owned(), format!("{full}/"))),
                 FileType::RegularFile if stat.st_mode & 0o222 != 0 && stat.st_mode & 0o444 != 0 => {
                     listing.settings.push((name.to_owned(), full.as_bytes().into()));
@@ -235,7 +257,6 @@ struct Walk {
     /// Files that only root can read and write.
     refused: usize,
     skip_own: bool,
-    skip_net: bool,
     buffer: Vec<u8>,
     names: Vec<u8>,
     /// The files read, if they are to stay open.
@@ -247,6 +268,23 @@ struct Walk {
 impl Walk {
     fn gap(&mut self, level: Level, why: String) {
         self.gaps.push((level, why));
+    }
+
+    /// Reads everything but what is read separately, and keeps the files in `open`.
+    fn all(&mut self, dir: &OwnedFd, old: Option<&[Sysctl]>, open: Option<&OpenSettings>) {
+        self.open = open.map(|_| Vec::new());
+        let most = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        self.highest = u32::try_from(most / 2).unwrap_or(u32::MAX);
+        match old {
+            Some(old) => self.again(dir, old),
+            None => self.directory(dir, "/proc/sys/", 0),
+        }
+        self.knobs();
+        let all = self.gaps.iter().all(|(level, _)| *level == Level::Full);
+        if let (Some(open), Some(files), true) = (open, self.open.take(), all) {
+            // Not set yet: a guard's looks follow one another.
+            let _ = open.files.set(files);
+        }
     }
 
     /// Reads what the baseline read. A setting that appears with a module or a device has nothing to be compared with, so
@@ -488,11 +526,31 @@ mod tests {
             out.sysctls
         };
         let (first, last) = (observation(), observation());
-        assert!(open.0.get().is_some_and(|files| files.len() > 100));
+        assert!(open.files.get().is_some_and(|files| files.len() > 100));
         assert_eq!(first, last);
         let mut walked = self::observation().sysctls;
         walked.sort_by(|a, b| a.path.cmp(&b.path));
         assert_eq!(first, walked);
+    }
+
+    #[test]
+    fn what_was_read_in_advance_is_what_the_next_guard_begins_with() {
+        let ready = OpenSettings::prepare();
+        let mut ahead = lock(&ready.first).as_ref().map(|(_, found, _)| found.clone()).unwrap();
+        let open = OpenSettings::take();
+        assert!(Arc::ptr_eq(&open, &ready));
+        let look = || {
+            let mut out = Snapshot::empty(Scope::Host, KindSet::all());
+            let (old_mounts, old_settings) = Default::default();
+            collect(Context { arena: None, old_mounts, old_settings, open_settings: Some(&open) }, &mut out);
+            out.sysctls.retain(|s| ahead.iter().any(|a| a.path == s.path));
+            out.sysctls
+        };
+        let (first, last) = (look(), look());
+        assert!(lock(&open.first).is_none() && ahead.len() > 100);
+        assert_eq!(first, last);
+        ahead.retain(|a| first.iter().any(|s| s.path == a.path));
+        assert_eq!(ahead, first);
     }
 
     #[test]
