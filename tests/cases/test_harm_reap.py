@@ -223,3 +223,45 @@ def test_a_report_that_does_not_say_when_its_run_began_removes_no_file(foreign: 
     del report["baseline_ns"]
     foreign.write_text(json.dumps(report))
     assert [action["status"] for action in reap(foreign)] == ["skipped"]
+
+
+@pytest.fixture
+def cgroup() -> Generator[Path, None, None]:
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    places = [Path(words[1]) for words in mounts if words[2] == "cgroup2"]
+    if not places or not (places[0] / "cgroup.procs").exists():
+        pytest.skip("no cgroup v2 hierarchy is mounted here")
+    made = places[0] / f"{CASE}-scope"
+    made.mkdir()
+    yield made
+    made.rmdir()
+
+
+def test_a_process_from_before_the_run_that_was_moved_into_its_scope_stays(cgroup: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(["sleep", "600"]) as old:
+        try:
+            report, move = tmp_path / "report.json", f"echo {old.pid} > {cgroup}/cgroup.procs"
+            options = ("--scope", f"cgroup:{cgroup}", "--kinds", "process", "--settle", "0.05", "-o", report)
+            done = leakcheck("guard", *options, "--", "sh", "-c", move)
+            assert done.returncode == 1, done.stderr
+            assert [action["status"] for action in reap(report)] == ["skipped"]
+            assert old.poll() is None
+        finally:
+            old.kill()
+
+
+def test_a_mount_that_only_the_scope_ties_to_the_run_stays(cgroup: Path, tmp_path: Path) -> None:
+    place, report = tmp_path / "mounted", tmp_path / "report.json"
+    place.mkdir()
+    script = f"""
+        (echo $BASHPID > {cgroup}/cgroup.procs; exec sleep 600) & inside=$!
+        until grep -q $inside {cgroup}/cgroup.procs; do sleep 0.01; done
+        lc() {{ {sys.executable} -m leakcheck "$@"; }}
+        lc guard --scope cgroup:{cgroup} --kinds process,mount --settle 0.05 -o {report} -- mount -t tmpfs other {place}
+        lc reap --diff {report} --yes
+        grep {place} /proc/self/mountinfo; found=$?
+        kill $inside; wait $inside; exit $found
+    """
+    command = ["unshare", "--mount", "--propagation", "private", "bash", "-c", script]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    assert '"kind":"mount"' in report.read_text() and done.returncode == 0, done.stdout + done.stderr

@@ -58,7 +58,8 @@ use enter::NsView;
 pub use file::DEFAULT_ROOTS;
 pub use listings::Remembered;
 pub(crate) use lookup::{
-    boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, minor_faults, newest_pid, process, uid_of,
+    boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, minor_faults, newest_pid, process,
+    started_ns, uid_of,
 };
 pub(crate) use mount_table::numbers as mount_numbers;
 use namespace::Namespaces;

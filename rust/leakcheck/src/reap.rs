@@ -108,7 +108,9 @@ fn record(leak: &Leak) -> std::result::Result<Resource, String> {
                    freeze its cgroup, or forbid its user to start more processes (pids.max, RLIMIT_NPROC), then kill all of them";
         return Err(why.to_owned());
     }
-    if leak.attribution == Attribution::Scope && matches!(leak.kind, Kind::File | Kind::Lockfile | Kind::Loop) {
+    if leak.attribution == Attribution::Scope
+        && matches!(leak.kind, Kind::File | Kind::Lockfile | Kind::Loop | Kind::Mount)
+    {
         return Err("a scope does not tell which process made it: it may belong to something else".to_owned());
     }
     if leak.evidence.contains_key(REPLACES) {
@@ -204,7 +206,7 @@ impl<'a> Reaper<'a> {
         Reaper {
             resources,
             apply,
-            processes: process::Processes::new(apply),
+            processes: process::Processes::new(apply, baseline_ns),
             files: file::Files::new(apply, baseline_ns),
             now: None,
         }

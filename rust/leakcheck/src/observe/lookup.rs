@@ -25,6 +25,14 @@ pub(crate) fn file_clock_ns() -> i64 {
     now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
 }
 
+/// The time of `CLOCK_REALTIME`, in nanoseconds, of a start in ticks after boot (proc_pid_stat(5)).
+pub(crate) fn started_ns(ticks: u64) -> i64 {
+    let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let since_boot = boot.tv_sec.saturating_mul(1_000_000_000).saturating_add(boot.tv_nsec);
+    let after_boot = ticks.saturating_mul(1_000_000_000 / rustix::param::clock_ticks_per_second().max(1));
+    now_ns().saturating_sub(since_boot).saturating_add(i64::try_from(after_boot).unwrap_or(i64::MAX))
+}
+
 pub(crate) fn boot_id() -> Result<String> {
     static BOOT: OnceLock<String> = OnceLock::new();
     if let Some(known) = BOOT.get() {

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, test_kill_process};
 
 use super::action::{Outcome, Status, Verb};
-use crate::observe::read_file;
+use crate::observe::{read_file, started_ns};
 use crate::parse::stat;
 use crate::resource::Process;
 
@@ -21,6 +21,8 @@ const BATCH: usize = 256;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Time limit for a parent to wait for a zombie.
 const BURIAL: Duration = Duration::from_millis(500);
+/// A start time is rounded down to a tick, and the time of the baseline to one of the kernel's.
+const ROUNDED: i64 = 20_000_000;
 /// No real chain of parents is longer than this.
 const GENERATIONS: usize = 4096;
 
@@ -42,6 +44,8 @@ fn see(pid: u32) -> Option<Seen> {
 /// The processes of a report.
 pub(super) struct Processes {
     apply: bool,
+    /// Start of the baseline.
+    baseline_ns: i64,
     /// This process and its ancestors.
     spared: HashSet<u32>,
     /// Processes that were killed, or would be.
@@ -49,13 +53,13 @@ pub(super) struct Processes {
 }
 
 impl Processes {
-    pub(super) fn new(apply: bool) -> Self {
+    pub(super) fn new(apply: bool, baseline_ns: i64) -> Self {
         let mut spared = HashSet::new();
         let mut pid = std::process::id();
         while pid > 0 && spared.len() < GENERATIONS && spared.insert(pid) {
             pid = see(pid).map_or(0, |s| s.parent.try_into().unwrap_or(0));
         }
-        Processes { apply, spared, ended: HashSet::new() }
+        Processes { apply, baseline_ns, spared, ended: HashSet::new() }
     }
 
     /// Whether a process was killed, or would be.
@@ -116,6 +120,10 @@ impl Processes {
             None => Err(Outcome::gone(Verb::Kill)),
             Some(seen) if seen.start != process.start => Err(Outcome::replaced(Verb::Kill)),
             Some(seen) if seen.flags & PF_KTHREAD != 0 => skip("it is a kernel thread"),
+            // It may have been moved into the scope, or the report may be wrong.
+            Some(seen) if started_ns(seen.start).saturating_add(ROUNDED) < self.baseline_ns => {
+                skip("it existed before the run")
+            }
             Some(seen) if seen.state == b'Z' && seen.threads <= 1 => Err(Outcome::new(
                 Verb::Kill,
                 Status::Gone,
