@@ -30,6 +30,7 @@ class ArenaHost:
     # An ordinary user's arena shows the host's /var/lib, where only root makes directories.
     work = Path("/var/lib" if os.geteuid() == 0 else "/run") / "leakcheck-campaign" / "box"
     marker = Path("/tmp/leakcheck-marker")  # noqa: S108 - the arena's own
+    apart = True
 
     def __init__(
         self,
@@ -131,6 +132,10 @@ class ArenaHost:
         """Settle, and return what is new since the baseline; what nothing ties to the arena is listed separately."""
         return self._since(self._before)
 
+    def replaced(self) -> set[str]:
+        """Return the keys of what is in the place of something else of the baseline at this moment."""
+        return {leak.key for leak in self._since(self._before, settle_ms=0).leaks if leak.replaces}
+
     def mark(self, *, as_before: bool = False) -> None:
         """Take a second baseline of the whole arena, or use the first one again."""
         self._marked = self._before if as_before else _native.snapshot(kinds=KINDS, arena=self._arena.view)
@@ -139,12 +144,12 @@ class ArenaHost:
         """Settle, and return what is new since the second baseline."""
         return self._since(self._marked).leaks
 
-    def _since(self, before: _native.Snapshot) -> Report:
+    def _since(self, before: _native.Snapshot, settle_ms: int | None = None) -> Report:
         try:
             text = _native.settle(
                 before,
                 first=self._before,
-                settle_ms=self._settle_ms,
+                settle_ms=self._settle_ms if settle_ms is None else settle_ms,
                 attributed_only=True,
                 waiting=None if self._turn is None else self._turn.lend,
             )

@@ -38,6 +38,9 @@ class Host(Protocol):
     marker: Path
     """A file outside the sandbox that a target may have to hide."""
 
+    apart: bool
+    """Whether all that is new belongs to the trial."""
+
     def start(
         self, argv: Sequence[str], env: Mapping[str, str], output: int, cwd: str = "/", trace: Trace | None = None
     ) -> Running:
@@ -60,6 +63,9 @@ class Host(Protocol):
 
     def observe(self) -> Report:
         """Settle, and return all residue since the baseline."""
+
+    def replaced(self) -> set[str]:
+        """Return the keys of what is in the place of something else of the baseline at this moment."""
 
     def mark(self, *, as_before: bool = False) -> None:
         """Take a second baseline; `as_before`: nothing has changed since the first one."""

@@ -24,6 +24,8 @@ from leakcheck.trials.host import ENV, KINDS, Running
 class LiveHost:
     """The host: only what is tied to the run counts."""
 
+    apart = False
+
     def __init__(self, settle: float) -> None:
         self._settle_ms = round(settle * 1000)
         self._guard: _native.Guard | None = None
@@ -89,6 +91,10 @@ class LiveHost:
         report = Report.from_json(text)
         left = [leak for leak in report.leaks if leak.class_ != "reclaimable"]
         return msgspec.structs.replace(report, leaks=left)
+
+    def replaced(self) -> set[str]:
+        """Return nothing: the baseline is taken after the preparation."""
+        return set()
 
     def mark(self, *, as_before: bool = False) -> None:
         """Observe only: the guard has just one baseline, and others may have changed something."""

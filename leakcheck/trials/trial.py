@@ -94,11 +94,20 @@ def _stages(session: Session, case: Case, injector: Checked) -> Trial:
 
 def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     argv = None
+    # What the preparation makes has to go, too: a kill of the run or of its clean-up may leave it.
+    early = injector.stage == "prepare" or (session.host.apart and bool(session.target.adapter.prepare))
+    replaced: set[str] = set()
+    if early:
+        with session.timed("baseline"):
+            session.host.begin()
     if injector.stage != "prepare":
         with session.timed("prepare"):
             argv = session.prepare(case.submission)
-    with session.timed("baseline"):
-        session.host.begin()
+        with session.timed("baseline"):
+            if early:
+                replaced = session.host.replaced()
+            else:
+                session.host.begin()
     with session.timed("prepare" if argv is None else "run"):
         try:
             if argv is None:
@@ -110,6 +119,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
             return Trial(case=case, outcomes=frozenset({"wedged", "false-status"}), detail=str(error))
     with session.timed("settle"):
         first = session.host.observe()
+        first = msgspec.structs.replace(first, leaks=[leak for leak in first.leaks if leak.key not in replaced])
     after = Aftermath(session, case, first)
     if first.leaks or not injector.harmless:
         after.follow()

@@ -94,6 +94,26 @@ def test_a_recovery_that_forgets_what_it_has_to_do_before_it_does_it_is_silent(t
     assert all(one.plan.startswith("recover:") for finding in result.findings for one in finding.endings)
 
 
+def test_each_of_several_commands_of_preparation_and_clean_up_is_killed(tmp_path: Path) -> None:
+    def commands(*scripts: str) -> str:
+        return ", ".join(f"['/bin/sh', '-c', '{script}; :']" for script in scripts)
+
+    places = ["/var/lib/crash-a", "/var/lib/crash-b"]
+    more = f"prepare = [{commands(*(f'mkdir {place}' for place in places))}]\n"
+    more += f"finish = [{commands(*(f'rmdir {place}' for place in reversed(places)))}]"
+    made = target(tmp_path, 'exec "$@"', more=more)
+    result = run(made, schedule="immediate")
+    assert not result.points["not_reached"]
+    found = plans(result, "leaked")
+    for number, place in enumerate(places):
+        # The command whose child is at the point is killed; the child goes on.
+        assert f"prepare:{number}.1/mkdir({place})#1:before" in found, found
+        assert f"finish:{1 - number}.1/rmdir({place})#1:before" not in plans(result, "wedged")
+    assert "prepare:0/clone#1:before" not in found
+    assert {"finish:0/clone#1:before", "finish:1/clone#1:before", "finish:0/exit#1:before"} <= found
+    assert "finish:1/exit#1:before" not in found
+
+
 def test_all_points_are_also_between_two_writes_and_changes_are_not(tmp_path: Path) -> None:
     # A file of one line is what it cannot read the next time.
     script = '[ ! -e /var/lib/crash-w ] || [ "$(wc -l < /var/lib/crash-w)" != 1 ] || exit 99; exec 3>/var/lib/crash-w; '

@@ -100,6 +100,22 @@ def test_damage_by_the_preparation_of_a_box_is_found(tmp_path: Path) -> None:
     assert (campaign.verdict, left(campaign)) == ("leaked", {("file", "damaged", "", "first run")})
 
 
+REMOVES = "finish = [['/bin/sh', '-c', 'rmdir /opt/for-$0', '{name}']]"
+
+
+def test_what_a_killed_run_leaves_of_its_preparation_for_a_name_that_is_never_used_again_is_leaked(
+    tmp_path: Path,
+) -> None:
+    prepare = 'mkdir -p "/opt/for-$0"'
+    campaign = run(named(tmp_path, 'exec "$@"', prepare=prepare, more=REMOVES), KILLED)
+    assert (campaign.verdict, campaign.outcomes) == ("leaked", {"leaked": 1}), campaign.findings
+    assert left(campaign) == {("file", "orphaned", "next run", "run")}
+    campaign = run(named(tmp_path, 'exec "$@"', prepare=prepare, more=REMOVES), "normal")
+    assert (campaign.verdict, campaign.outcomes) == ("clean", {"clean": 1}), campaign.findings
+    campaign = run(named(tmp_path, 'exec "$@"', prepare=prepare), "normal")
+    assert (campaign.verdict, left(campaign)) == ("leaked", {("file", "growing", "", "run")})
+
+
 def test_damage_by_a_run_stays_damage_however_often_it_is_done_again(tmp_path: Path) -> None:
     campaign = run(target(tmp_path, 'echo "# $$" >>/etc/hosts; exec "$@"', recover="true"), "normal")
     assert ("file", "damaged", "", "run") in left(campaign), campaign.findings
