@@ -121,6 +121,21 @@ def test_a_32_bit_program_has_the_same_points_through_its_multiplexers_too(i386:
         assert {"payload": "0"} in traced.lines
 
 
+def test_a_helper_with_the_set_user_id_bit_has_its_rights_while_it_is_traced(traced: Traced) -> None:
+    arena = traced.arena
+    arena.run(["/bin/sh", "-c", "cp /bin/mkdir /opt/helper; chmod 4755 /opt/helper; mkdir -m 700 /opt/of-root"])
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    assert arena.run([*user, "/bin/mkdir", "/opt/of-root/by-user"], stderr=subprocess.DEVNULL) == 1
+    assert arena.run([*user, "/opt/helper", "/opt/of-root/untraced"]) == 0
+    assert traced.run([*user, "/opt/helper", "/opt/of-root/traced"]) == 0
+    assert "0/mkdir(/opt/of-root/traced)#1" in traced.points
+    # As a payload, too: it runs without stops.
+    payload = ["/opt/helper", "/opt/of-root/by-payload"]
+    assert traced.run([*user, *payload], recording(0, payload)) == 0
+    assert {"payload": "0"} in traced.lines
+    assert not any("by-payload" in point for point in traced.points)
+
+
 def test_writes_and_messages_are_points_if_every_one_is_asked_for(traced: Traced) -> None:
     program = """
 import os, socket

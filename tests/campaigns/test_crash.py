@@ -31,6 +31,8 @@ MAKES = ': > /var/lib/crash-made; "$@"; code=$?; rm /var/lib/crash-made; exit $c
 # Without timeout(1), which leaves the process group of the supervisor: the recovery ends that group.
 NOTES = 'echo $$ > /var/lib/crash-state; shift 2; mkdir /var/lib/crash-made; "$@"; code=$?; rmdir /var/lib/crash-made; '
 NOTES += "rm /var/lib/crash-state; exit $code"
+# io_uring_setup(2).
+URING = "import ctypes; ctypes.CDLL(None).syscall(425, 1, bytes(120))"
 ENDS = 'read pid < /var/lib/crash-state && [ "$pid" -gt 1 ] && kill -9 "-$pid"; '
 
 
@@ -267,6 +269,13 @@ def test_shards_visit_every_point_once(tmp_path: Path) -> None:
     whole = run(made, schedule="immediate")
     parts = [run(made, schedule="immediate", shard=f"{number}/2") for number in (1, 2)]
     assert sum(part.trials for part in parts) == whole.trials
+
+
+def test_a_supervisor_with_io_uring_is_swept_and_told_to_be_seen_in_part(tmp_path: Path) -> None:
+    made = target(tmp_path, f'/usr/bin/python3 -SIc "{URING}"; exec "$@"')
+    result = run(made, schedule="immediate", phase="execution")
+    assert result.verdict == "clean", result.findings
+    assert any("it uses io_uring: what it does through it has no points" in note for note in result.points["notes"])
 
 
 def test_a_target_that_traces_is_killed_before_its_calls_and_a_finding_is_replayed(tmp_path: Path) -> None:
