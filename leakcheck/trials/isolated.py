@@ -58,7 +58,14 @@ class Isolated(Executor[Trial]):
             if not self._live:
                 stack.callback(prepare_observation(settings=False))
             while True:
-                while len(pending) < most and not self._stop() and self.failure is None and turns.take():
+                # What is done may decide what comes next.
+                while (
+                    len(pending) < most
+                    and not any(one.done() for one in pending)
+                    and not self._stop()
+                    and self.failure is None
+                    and turns.take()
+                ):
                     if (work := next(rest, None)) is None:
                         turns.give()
                         break
@@ -76,7 +83,6 @@ class Isolated(Executor[Trial]):
                     self._ui.finishing(len(pending))
                 for one in [one for one in pending if one.done()]:
                     pending.discard(one)
-                    turns.give()
                     if (error := one.exception()) is not None:
                         self.fail(error)
                     else:
@@ -84,12 +90,15 @@ class Isolated(Executor[Trial]):
                         yield one.result()
 
     def _make(self, number: int, case: Case, turn: Turn) -> Trial:
-        return run_trial(
-            self._target,
-            case,
-            number % 100,
-            live=self._live,
-            settle=self._settle,
-            warm=self._warm,
-            turn=turn,
-        )
+        try:
+            return run_trial(
+                self._target,
+                case,
+                number % 100,
+                live=self._live,
+                settle=self._settle,
+                warm=self._warm,
+                turn=turn,
+            )
+        finally:
+            turn.end()

@@ -75,6 +75,9 @@ def run_trial(
             trial = Trial(case=case, outcomes=frozenset({"false-status"}), detail=f"warm-up run: {wrong}")
         else:
             trial = _stages(session, case, injector)
+        # Another trial may begin while this one's arena ends.
+        if turn is not None:
+            turn.lend()
         down = time.monotonic()
     session.timing_ms["down"] = (time.monotonic() - down) * 1000
     return msgspec.structs.replace(trial, timing_ms=session.timing_ms)

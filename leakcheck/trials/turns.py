@@ -41,17 +41,23 @@ class Turn:
 
     def __init__(self, turns: Turns) -> None:
         self._turns = turns
-        self._is_lent = False
+        self.is_lent = False
 
     def lend(self) -> None:
         """Let another trial run meanwhile, unless one does already."""
-        if not self._is_lent:
-            self._is_lent = True
+        if not self.is_lent:
+            self.is_lent = True
             self._turns.give()
             self._turns.lent()
 
+    def end(self) -> None:
+        """Give it back for good, unless it is lent."""
+        if not self.is_lent:
+            self.is_lent = True
+            self._turns.give()
+
     def take_back(self) -> None:
         """Wait for a turn if it was lent."""
-        if self._is_lent:
+        if self.is_lent:
             self._turns.wait()
-            self._is_lent = False
+            self.is_lent = False

@@ -78,13 +78,13 @@ def test_a_turn_is_lent_only_by_a_trial_that_waits_for_what_was_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lent: list[str] = []
-    lend = Turn.lend
+    take_back = Turn.take_back
 
     def counted(turn: Turn) -> None:
-        lent.append("lent")
-        lend(turn)
+        lent.extend(["lent"] * turn.is_lent)
+        take_back(turn)
 
-    monkeypatch.setattr(Turn, "lend", counted)
+    monkeypatch.setattr(Turn, "take_back", counted)
     for script, waits in (('"$@"', False), (': >/run/of-$$; "$@"', True)):
         lent.clear()
         made = Isolated(target(tmp_path, script), Ui(), never, jobs=1, live=False, settle=0.2)
