@@ -25,6 +25,7 @@ mod namespace;
 mod net;
 mod netlink;
 mod ns_cache;
+mod open_settings;
 mod options;
 mod overlay;
 mod pass;
@@ -63,6 +64,7 @@ pub(crate) use lookup::{
 };
 pub(crate) use mount_table::numbers as mount_numbers;
 use namespace::Namespaces;
+pub use open_settings::OpenSettings;
 pub use options::Options;
 use pass::{NAMESPACES, NETWORK, ProcessSource, Sample, Selection, Wanted};
 use proc_root::ProcRoot;
@@ -70,7 +72,7 @@ pub(crate) use proc_root::read_file;
 use procfs::Procfs;
 pub(crate) use reach::local_mounts_below;
 pub use reach::{At, at};
-pub use sysctl::OpenSettings;
+pub use sysctl::prepare_settings;
 pub(crate) use wait::{pressure, wait_for_change};
 pub(crate) use walk::class_name;
 

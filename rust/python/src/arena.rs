@@ -43,7 +43,7 @@ pub(crate) struct Settings {
 impl Settings {
     #[new]
     fn new(py: Python<'_>) -> Self {
-        Settings { _kept: py.detach(leakcheck::observe::OpenSettings::prepare) }
+        Settings { _kept: py.detach(leakcheck::observe::prepare_settings) }
     }
 }
 

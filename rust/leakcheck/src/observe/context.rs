@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::mount_table::Mounts;
+use super::open_settings::OpenSettings;
 use super::reach::{self, Place, Refusal};
-use super::sysctl::OpenSettings;
 use crate::arena::{ArenaView, proc_path};
 use crate::resource::Sysctl;
 

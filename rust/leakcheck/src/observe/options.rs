@@ -9,7 +9,7 @@ use super::arena::ObservedArena;
 use super::context::Context;
 use super::file::{self, DEFAULT_ROOTS};
 use super::listings::Remembered;
-use super::sysctl::OpenSettings;
+use super::open_settings::OpenSettings;
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
 use crate::resource::Sysctl;

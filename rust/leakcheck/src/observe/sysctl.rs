@@ -9,14 +9,14 @@ use std::collections::HashMap;
 use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags, fstatfs, openat, openat2, statat};
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::context::Context;
+use super::open_settings::OpenSettings;
 use super::walk::names;
 use crate::arena::ArenaView;
 use crate::error::in_words;
@@ -87,43 +87,16 @@ const FILES: &[&CStr] = &[c"online", c"smt/control", c"cpufreq/boost", c"intel_p
 type Listings = HashMap<(String, bool), Arc<Listing>>;
 static LISTINGS: LazyLock<Mutex<Listings>> = LazyLock::new(Mutex::default);
 
-/// The files of the settings that a guard's baseline read. Its later looks read the same files again, which takes a fifth of
-/// the time: a setting that appears with a module or a device has nothing to be compared with, and no path leads to
-/// another file meanwhile.
-#[derive(Debug, Default)]
-pub struct OpenSettings {
-    files: OnceLock<Vec<(Text, OwnedFd)>>,
-    /// What was read in advance, and when.
-    first: Mutex<Option<(Instant, Vec<Sysctl>, usize)>>,
-}
-
-/// What was read in advance, for the next guard of an arena.
-static PREPARED: Mutex<Weak<OpenSettings>> = Mutex::new(Weak::new());
-/// After this time, what was read in advance is read again.
-const FRESH: Duration = Duration::from_secs(1);
-
-impl OpenSettings {
-    /// Reads the settings in advance, while an arena comes up. The next guard of an arena begins with them, as long as the
-    /// result exists.
-    pub fn prepare() -> Arc<Self> {
-        let open = Arc::new(OpenSettings::default());
-        let mut walk = Walk { buffer: vec![0; LONGEST], skip_own: true, ..Walk::default() };
-        if let Ok(dir) = open_sys() {
-            walk.all(&dir, None, Some(&open));
-            *lock(&open.first) = Some((Instant::now(), walk.found, walk.refused));
-            *lock(&PREPARED) = Arc::downgrade(&open);
-        }
-        open
+/// Reads the settings in advance, while an arena comes up. The next guard of an arena begins with them, as long as the
+/// result exists.
+pub fn prepare_settings() -> Arc<OpenSettings> {
+    let open = Arc::new(OpenSettings::default());
+    let mut walk = Walk { buffer: vec![0; LONGEST], skip_own: true, ..Walk::default() };
+    if let Ok(dir) = open_sys() {
+        walk.all(&dir, None, Some(&open));
+        open.offer(walk.found, walk.refused);
     }
-
-    /// Those that were read in advance, or new ones.
-    pub(crate) fn take() -> Arc<Self> {
-        lock(&PREPARED).upgrade().filter(|open| open.files.get().is_some()).unwrap_or_default()
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    open
 }
 
 /// The last listing of a directory.
@@ -153,8 +126,8 @@ pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
     match open_sys() {
         Ok(dir) => {
             match open.and_then(|open| Some((open, open.files.get()?))) {
-                Some((open, files)) => match lock(&open.first).take().filter(|(at, ..)| at.elapsed() < FRESH) {
-                    Some((_, found, refused)) => (walk.found, walk.refused) = (found, refused),
+                Some((open, files)) => match open.first() {
+                    Some((found, refused)) => (walk.found, walk.refused) = (found, refused),
                     None => files.iter().for_each(|(path, file)| walk.value(path, file)),
                 },
                 None => walk.all(&dir, context.old_settings, open),
@@ -206,7 +179,7 @@ impl Listing {
     /// That of `dir` with these names; `path` is the directory's, with a `/` at its end.
     fn of(dir: &OwnedFd, path: &str, names: &[u8], skip_own: bool) -> Arc<Self> {
         let key = (path.to_owned(), skip_own);
-        let mut known = lock(&LISTINGS);
+        let mut known = LISTINGS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(listing) = known.get(&key).filter(|listing| listing.names == names) {
             return Arc::clone(listing);
         }
@@ -535,22 +508,18 @@ mod tests {
 
     #[test]
     fn what_was_read_in_advance_is_what_the_next_guard_begins_with() {
-        let ready = OpenSettings::prepare();
-        let mut ahead = lock(&ready.first).as_ref().map(|(_, found, _)| found.clone()).unwrap();
+        let ready = prepare_settings();
         let open = OpenSettings::take();
         assert!(Arc::ptr_eq(&open, &ready));
         let look = || {
             let mut out = Snapshot::empty(Scope::Host, KindSet::all());
             let (old_mounts, old_settings) = Default::default();
             collect(Context { arena: None, old_mounts, old_settings, open_settings: Some(&open) }, &mut out);
-            out.sysctls.retain(|s| ahead.iter().any(|a| a.path == s.path));
             out.sysctls
         };
         let (first, last) = (look(), look());
-        assert!(lock(&open.first).is_none() && ahead.len() > 100);
+        assert!(open.first().is_none() && first.len() > 100);
         assert_eq!(first, last);
-        ahead.retain(|a| first.iter().any(|s| s.path == a.path));
-        assert_eq!(ahead, first);
     }
 
     #[test]
