@@ -122,6 +122,8 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
             return Trial(case=case, outcomes=frozenset({"wedged", "false-status"}), detail=str(error))
     with session.timed("settle"):
         first = session.host.observe()
+        if argv is None:
+            replaced = {leak.key for leak in first.leaks if leak.replaces}
         first = msgspec.structs.replace(first, leaks=[leak for leak in first.leaks if leak.key not in replaced])
     after = Aftermath(session, case, first)
     if first.leaks or not injector.harmless:

@@ -137,6 +137,12 @@ def test_preparation_is_killed_too(tmp_path: Path) -> None:
     assert "/var/lib/crash-prepared" in str(result.findings[0].leaks)
 
 
+def test_what_a_killed_preparation_has_replaced_is_no_residue(tmp_path: Path) -> None:
+    made = target(tmp_path, 'exec "$@"', prepare="ln -sfn usr/bin /opt/crash-link; mkdir -p /opt/crash-kept; :")
+    result = run(made, "prepare:0/exit#1:before:SIGKILL", iterations=2)
+    assert (result.verdict, result.outcomes) == ("clean", {"clean": 2}), result.findings
+
+
 def test_a_helper_that_is_killed_before_the_payload_ran_must_not_be_reported_as_ok(tmp_path: Path) -> None:
     # It ignores how its helper ended.
     made = target(tmp_path, 'mkdir /var/tmp/x && "$@"; exit 0', more="# lies")
