@@ -111,6 +111,8 @@ def _run(session: Session, submission: Submission, *, recovery: bool) -> str:
         session.host.begin()
         if recovery:
             session.run_crashed(argv, submission)
+            # As in a trial, what ends with the command has ended before the recovery.
+            session.host.observe()
             wrong = session.recover()
         else:
             wrong = session.run(argv, submission)
