@@ -288,6 +288,14 @@ class TestHungFileSystems:
         assert exits(outcome) == [3, 3, 3, 3, 0, 0], outcome.text
         assert outcome.text.count("may hang") >= 5, outcome.text
 
+    # Whatever reads the arguments of all processes of this machine waits as long as it runs: ps, psutil.
+    @pytest.mark.slow
+    def test_a_process_whose_memory_waits_for_one_is_leaked(self, case: Case, tmp_path: Path) -> None:
+        shutil.copy(INPUTS / "fuse_lock.py", tmp_path)
+        script = '$guard --kinds process --settle 0.1 -- python3 "$1/fuse_lock.py" "$1/file"; echo "exit $?"'
+        outcome = self.bounded(case, tmp_path, script)
+        assert exits(outcome) == [1] and outcome.text.count("process   orphaned") == 2, outcome.text
+
     def test_an_output_on_one_is_refused_before_the_command_runs(self, case: Case, tmp_path: Path) -> None:
         script = '$fuse "$M" hang; $guard -o "$M/report" -- touch "$1/ran"; echo "exit $?"'
         outcome = self.bounded(case, tmp_path, script)

@@ -1,7 +1,10 @@
 //! Files of processes that need care to read: their own memory, and the fdinfo of many descriptors.
 
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -25,11 +28,44 @@ pub(crate) enum Part {
 /// Reads `cmdline` or `environ` of the process whose directory this is; none when it cannot be read.
 ///
 /// Both are pages of the process. If the process has mapped a file there, reading may wait for the file's server
-/// forever, so only anonymous memory is read.
+/// forever, so only anonymous memory is read. A thread that waits for such a server may also hold the lock that every
+/// reader takes, so another thread of ours reads, with a time limit.
 ///
 /// During an execve(2) a process has neither arguments nor environment, and what was read before is of its old program:
 /// then it is read again.
 pub(crate) fn read_memory(process: &Path, part: Part) -> Option<Vec<u8>> {
+    /// Processes whose memory a thread still waits for.
+    static STUCK: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let stuck = || STUCK.lock().unwrap_or_else(PoisonError::into_inner);
+    if stuck().contains(process) {
+        return None;
+    }
+    let (answer, read) = sync_channel(1);
+    let copy = process.to_owned();
+    let reader = move || {
+        let read = read_at_once(&copy, part);
+        let mut stuck = stuck();
+        let _ = answer.send(read);
+        stuck.remove(&copy);
+    };
+    // It ends with this process at the latest: the wait for the lock is killable (proc_pid_cmdline_read(), Linux 5.3).
+    if std::thread::Builder::new().name("leakcheck-memory".into()).spawn(reader).is_err() {
+        return read_at_once(process, part);
+    }
+    read.recv_timeout(LOCKED).unwrap_or_else(|_| {
+        let mut stuck = stuck();
+        let late = read.try_recv();
+        if late.is_err() {
+            stuck.insert(process.to_owned());
+        }
+        late.unwrap_or_default()
+    })
+}
+
+/// How long to wait for the memory of a process.
+const LOCKED: Duration = Duration::from_secs(1);
+
+fn read_at_once(process: &Path, part: Part) -> Option<Vec<u8>> {
     let name = match part {
         Part::Arguments => "cmdline",
         Part::Environment => "environ",
