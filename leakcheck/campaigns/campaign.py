@@ -75,7 +75,7 @@ class TrialOptions(Options, frozen=True, kw_only=True):
     iterations: Annotated[int, Option("Number of trials.", "N")] = 100
     plan: Annotated[Plan | None, Option("Fault plan of every trial, as in a replay line.", "PLAN", parse=parse)] = None
     enough: Annotated[int, Option("Stop after N trials with the same finding; 0: never.", "N")] = 0
-    jobs: Annotated[int, Option("Trials at a time; 0: one per CPU.", "J")] = 0
+    jobs: Annotated[int, Option("Trials at a time, beside those that only wait; 0: one per CPU.", "J")] = 0
     host: Annotated[bool, Option("Run on the live host instead of in arenas.")] = False
     fewest: ClassVar[int] = 1
 

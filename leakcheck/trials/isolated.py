@@ -35,6 +35,8 @@ class Isolated(Executor[Trial]):
         self._count = 0
         self._warm: WarmState | None = None
         self._jobs, self._live, self._settle = job_count(jobs, live=live), live, settle
+        # Who asks for one job gets one trial at a time.
+        self._most = 1 if live or jobs == 1 else self._jobs * _IN_ALL
 
     def _warm_up(self) -> None:
         """Before a trial starts: once they are many, make the warm-up runs of all later ones unnecessary."""
@@ -52,15 +54,14 @@ class Isolated(Executor[Trial]):
         announced = False
         woken = threading.Event()
         turns = Turns(self._jobs, woken.set)
-        most = 1 if self._live else self._jobs * _IN_ALL
         with contextlib.ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(most, thread_name_prefix="leakcheck"))
+            pool = stack.enter_context(ThreadPoolExecutor(self._most, thread_name_prefix="leakcheck"))
             if not self._live:
                 stack.callback(prepare_observation(settings=False))
             while True:
                 # What is done may decide what comes next.
                 while (
-                    len(pending) < most
+                    len(pending) < self._most
                     and not any(one.done() for one in pending)
                     and not self._stop()
                     and self.failure is None

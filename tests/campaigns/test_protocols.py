@@ -128,10 +128,12 @@ def test_its_command_line_is_made_of_its_options(tmp_path: Path) -> None:
 
 def test_an_injector_whose_plan_does_not_read_back_is_refused() -> None:
     class Other(Waiter):
+        kinds = ("other-toy",)
+
         @classmethod
         def of(cls, plan: Plan) -> Self:
             return cls(msgspec.structs.replace(plan, argument="other"))
 
     register(Other)
     with pytest.raises(AssertionError, match="does not parse back"):
-        injector_for(Plan("toy", "this"))
+        injector_for(Plan("other-toy", "this"))
