@@ -23,6 +23,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 pub(crate) use filter::{install, report};
 use notify::{Reported, has_ended, threads};
+pub(crate) use points::set_root;
 use points::{Flags, Point, describe, executes};
 pub(crate) use request::Request;
 use request::Victim;

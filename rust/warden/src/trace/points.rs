@@ -1,7 +1,9 @@
 //! What a traced call is, in words that are the same in every run: its operation and what it operates on.
 
 use std::fmt::Write as _;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 
 use leakcheck_sys::open_pidfd;
 use leakcheck_sys::trace::{Call, read_memory};
@@ -144,7 +146,24 @@ fn path(pid: i32, dir: Option<u64>, address: u64) -> Vec<u8> {
 }
 
 fn link(pid: i32, name: &str) -> Vec<u8> {
-    std::fs::read_link(format!("/proc/{pid}/{name}")).map(|to| to.as_os_str().as_bytes().to_vec()).unwrap_or_default()
+    let to = link_text(&format!("/proc/{pid}/{name}"));
+    match ROOT.get().and_then(|root| to.strip_prefix(&root[..])) {
+        Some([]) => b"/".to_vec(),
+        Some(below) if below[0] == b'/' => below.to_vec(),
+        _ => to,
+    }
+}
+
+fn link_text(path: &str) -> Vec<u8> {
+    std::fs::read_link(path).map(|to| to.as_os_str().as_bytes().to_vec()).unwrap_or_default()
+}
+
+/// The arena's root as links of its processes show it here: in a chroot, it is below that of its mount namespace.
+static ROOT: OnceLock<Vec<u8>> = OnceLock::new();
+
+/// Says which directory is the arena's root.
+pub(crate) fn set_root(root: BorrowedFd<'_>) {
+    let _ = ROOT.set(link_text(&format!("/proc/self/fd/{}", root.as_raw_fd())));
 }
 
 /// Where something goes that is written.
