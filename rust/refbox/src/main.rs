@@ -9,6 +9,7 @@
 mod archive;
 mod cgroup;
 mod cli;
+mod directory;
 mod error;
 mod health;
 mod identity;

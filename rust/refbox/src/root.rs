@@ -19,6 +19,7 @@ use rustix::mount::{
 use rustix::process::{chdir, pivot_root};
 
 use crate::archive;
+use crate::directory::list;
 use crate::error::{Doing, Result};
 
 /// The payload's own directory.
@@ -113,8 +114,9 @@ fn host(layout: &Layout) -> Result<(Vec<Link>, Vec<Tree>)> {
     let mut shown: Vec<PathBuf> = SHOWN.iter().map(PathBuf::from).collect();
     shown.extend(ETC.iter().map(|name| Path::new("/etc").join(name)));
     // Debian's Java reads its configuration there.
-    let etc = fs::read_dir("/etc").into_iter().flatten().flatten();
-    shown.extend(etc.filter(|e| e.file_name().to_string_lossy().starts_with("java")).map(|e| e.path()));
+    let etc = list(Path::new("/etc")).into_iter().flatten().map(|(name, _)| name);
+    let java = etc.filter(|name| name.to_string_lossy().starts_with("java"));
+    shown.extend(java.map(|name| Path::new("/etc").join(name)));
     for path in shown {
         match fs::symlink_metadata(&path) {
             Ok(found) if found.is_symlink() => {

@@ -8,6 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 
+use crate::directory::list;
 use crate::error::{Doing, Error, Result};
 use crate::state::{self, Phase, State, fnv};
 
@@ -89,8 +90,7 @@ impl Store {
     /// Every box that was ever used here, in order.
     pub(crate) fn boxes(&self) -> Result<Vec<u16>> {
         let mut numbers = Vec::new();
-        for entry in fs::read_dir(&self.dir).doing("read directory", &self.dir)? {
-            let name = entry.doing("read directory", &self.dir)?.file_name();
+        for (name, _) in list(&self.dir).doing("read directory", &self.dir)? {
             let rest = name.to_str().and_then(|n| n.strip_prefix("box-")).and_then(|n| n.split_once('.'));
             if let Some(number) = rest.and_then(|(number, _)| number.parse().ok()).filter(|n| *n <= 9999) {
                 numbers.push(number);

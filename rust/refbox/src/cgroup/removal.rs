@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::FileType;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::directory::list;
 use crate::error::{Doing, Error, Result};
 
 /// How long a killed process may take to disappear. In an uninterruptible wait, for example for a dead disk, it takes longer.
@@ -58,8 +60,8 @@ pub(crate) fn remove(dirs: &[PathBuf], below: Below) -> Result<()> {
 }
 
 fn children(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+    let entries = list(dir).into_iter().flatten();
+    entries.filter(|(_, class)| *class == FileType::Directory).map(|(name, _)| dir.join(name)).collect()
 }
 
 /// Kills all processes in `dirs`, and waits a little for them to disappear.

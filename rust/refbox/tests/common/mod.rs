@@ -1,6 +1,8 @@
 //! A test's own state directory, and the refbox that uses it.
 #![allow(dead_code, reason = "each test file uses another part")]
 
+pub(crate) mod calls;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -81,7 +83,7 @@ impl Place {
         command
     }
 
-    fn result_path(&self, number: u16) -> PathBuf {
+    pub(crate) fn result_path(&self, number: u16) -> PathBuf {
         self.dir.join(format!("result-{number}.json"))
     }
 
