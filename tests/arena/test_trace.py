@@ -19,6 +19,7 @@ from waiting import PATIENCE, wait_until
 from injectors.crash import Point, Victim, When, recording, request
 from leakcheck.arena import Arena, Process, Trace
 from leakcheck.errors import ArenaError, TargetError
+from leakcheck.trials.calls import Call, Ended, calls_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -345,3 +346,22 @@ def test_a_request_that_is_not_one_is_refused_and_the_arena_stays(traced: Traced
         with pytest.raises((TargetError, ArenaError)):
             traced.run(["/bin/true"], wrong)
     assert traced.run(["/bin/true"]) == 0
+
+
+def test_an_explained_run_tells_each_call_with_its_object_and_what_it_returned(traced: Traced) -> None:
+    script = "cd /tmp; mkdir box; mkdir box; ln -s box link; mkdir link/in; mv box/in box/out; rmdir box/out; exit 3"
+    assert traced.run(["/bin/sh", "-c", f"({script})"], {**recording(0, []), "explain": True}) == 3
+    events = calls_of({"launch": traced.lines})
+    calls = [one for one in events if isinstance(one, Call) and one.point.operation in ("mkdir", "rename", "rmdir")]
+    assert [(one.text, one.result) for one in calls] == [
+        ('mkdir("/tmp/box", 0777)', "0"),
+        ('mkdir("/tmp/box", 0777)', "EEXIST"),
+        ('mkdir("/tmp/link/in", 0777)', "0"),
+        ('rename("/tmp/box/in", "/tmp/box/out", RENAME_NOREPLACE)', "0"),
+        ('rmdir("/tmp/box/out")', "0"),
+    ]
+    made, moved, gone = calls[2].now, calls[3], calls[4]
+    assert made is not None and made.path == "/tmp/box/in" and calls[2].before is None
+    assert moved.source is not None and moved.now is not None and gone.before is not None and gone.now is None
+    assert made.ino == moved.source.ino == moved.now.ino == gone.before.ino
+    assert [one.code for one in events if isinstance(one, Ended)][-1:] == [3]

@@ -89,6 +89,26 @@ pub fn event_message(pid: i32) -> io::Result<i32> {
 
 /// The call at which a thread is stopped ([`Stop::Call`]; `PTRACE_GET_SYSCALL_INFO`, Linux 5.3).
 pub fn call(pid: i32) -> io::Result<Call> {
+    let info = information(pid)?;
+    if info.op != libc::PTRACE_SYSCALL_INFO_SECCOMP {
+        return Err(io::Error::other("it is not stopped at a call"));
+    }
+    // SAFETY: of the union, the kernel filled this member.
+    let entry = unsafe { info.u.seccomp };
+    Ok(Call { arch: info.arch, number: entry.nr, arguments: entry.args })
+}
+
+/// What the call returned after which a thread is stopped ([`Stop::Return`]): a value, or the negative number of an error.
+pub fn result(pid: i32) -> io::Result<i64> {
+    let info = information(pid)?;
+    if info.op != libc::PTRACE_SYSCALL_INFO_EXIT {
+        return Err(io::Error::other("it is not stopped after a call"));
+    }
+    // SAFETY: of the union, the kernel filled this member.
+    Ok(unsafe { info.u.exit }.sval)
+}
+
+fn information(pid: i32) -> io::Result<libc::ptrace_syscall_info> {
     let mut info = MaybeUninit::<libc::ptrace_syscall_info>::zeroed();
     request(
         libc::PTRACE_GET_SYSCALL_INFO,
@@ -97,13 +117,7 @@ pub fn call(pid: i32) -> io::Result<Call> {
         info.as_mut_ptr().expose_provenance(),
     )?;
     // SAFETY: zero is valid for all its fields, and the kernel wrote some of them.
-    let info = unsafe { info.assume_init() };
-    if info.op != libc::PTRACE_SYSCALL_INFO_SECCOMP {
-        return Err(io::Error::other("it is not stopped at a call"));
-    }
-    // SAFETY: of the union, the kernel filled this member.
-    let entry = unsafe { info.u.seccomp };
-    Ok(Call { arch: info.arch, number: entry.nr, arguments: entry.args })
+    Ok(unsafe { info.assume_init() })
 }
 
 /// Replaces an argument of the call at which a thread is stopped; only for x86-64's own convention, and arguments 0 to 5.

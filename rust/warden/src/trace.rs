@@ -4,10 +4,14 @@
 //! It lives in the spawner, which is single-threaded and the parent of the commands. A traced process stays traced until the
 //! arena is down: its filter lets points fail without a tracer (seccomp(2)). After the fault it only passes on what stops.
 
+mod decode;
 mod filter;
 mod notify;
+mod object;
 mod points;
+mod record;
 mod request;
+mod status;
 mod x86_64;
 
 use std::collections::{HashMap, HashSet};
@@ -25,12 +29,12 @@ pub(crate) use filter::{install, report};
 use notify::{Reported, has_ended, threads};
 pub(crate) use points::set_root;
 use points::{Flags, Point, describe, executes};
+use record::Pending;
 pub(crate) use request::Request;
 use request::Victim;
+use status::{activity, filters};
 use x86_64::hides;
 
-/// Points of one run that are recorded; a run with more is not recorded further.
-const MOST_POINTS: u32 = 50_000;
 /// Roles of an arena; further processes have the role of their creator.
 const MOST_ROLES: usize = 10_000;
 /// The operation of a fault that happens as soon as the payload has been executed.
@@ -105,11 +109,13 @@ struct Task {
     payload: bool,
     /// Whether the fault is due when its current call has returned.
     due: bool,
+    /// What is to be recorded of its current call.
+    pending: Option<Pending>,
 }
 
 impl Task {
     fn new(role: usize, process: i32) -> Self {
-        Task { role, process, payload: false, due: false }
+        Task { role, process, payload: false, due: false, pending: None }
     }
 }
 
@@ -170,7 +176,7 @@ impl Tracer {
     pub(crate) fn change(&mut self, change: Change) -> Option<Ended> {
         match change {
             Change::Ended(ended) => {
-                self.ended(ended.pid);
+                self.ended(ended.pid, ended.status);
                 Some(ended)
             }
             Change::Stopped(pid, stop) => {
@@ -183,7 +189,7 @@ impl Tracer {
         }
     }
 
-    fn ended(&mut self, pid: i32) {
+    fn ended(&mut self, pid: i32, status: i32) {
         self.early.remove(&pid);
         if let Some(held) = self.held.take_if(|held| held.pid == pid) {
             // Another process of the run ended it at its point.
@@ -192,7 +198,11 @@ impl Tracer {
             }
         }
         let Some(task) = self.tasks.remove(&pid) else { return };
-        let run = &mut self.runs[self.roles[task.role].run];
+        let role = &self.roles[task.role];
+        let run = &mut self.runs[role.run];
+        if pid == task.process {
+            record::ended(run, &role.name, status);
+        }
         if run.payload == Some(pid) {
             run.phase = Phase::Cleanup;
         }
@@ -252,10 +262,11 @@ impl Tracer {
     /// A thread is about to make a call: a point, or not.
     fn at_call(&mut self, pid: i32, call: &Call, point: Option<Point>) -> Option<Resume> {
         let task = self.tasks.get_mut(&pid)?;
-        (task.payload, task.due) = (false, false);
+        (task.payload, task.due, task.pending) = (false, false, None);
         let role = &mut self.roles[task.role];
         let run = &mut self.runs[role.run];
-        let Some(point) = point.filter(|_| role.begun && !role.payload && !run.fired) else {
+        let recorded = !run.fired || run.request.explain;
+        let Some(point) = point.filter(|_| role.begun && !role.payload && recorded) else {
             task.payload = !role.payload && run.payload.is_none() && executes(pid, call, &run.request.payload);
             return Some(Resume::Run(0));
         };
@@ -265,25 +276,12 @@ impl Tracer {
         if point.operation == "kill" && is_fatal(&point.class) && run.phase == Phase::Execution {
             run.phase = Phase::Timeout;
         }
-        let ordinal = role.counts.entry(point.clone()).and_modify(|count| *count += 1).or_insert(1);
-        let Some(fault) = &run.request.fault else {
-            run.points += 1;
-            if run.points == MOST_POINTS + 1 {
-                run.note(&serde_json::json!({"note": format!("only the first {MOST_POINTS} points are known")}));
-            }
-            if run.points <= MOST_POINTS {
-                let (role, operation, class) = (&role.name, point.operation, &point.class);
-                let line = serde_json::json!({
-                    "role": role, "operation": operation, "class": class, "ordinal": *ordinal,
-                    "phase": run.phase.name(), "returns": point.returns() && run.listener.is_none(),
-                    "ms": run.began.elapsed().as_secs_f64() * 1000.0,
-                });
-                run.note(&line);
-            }
-            return Some(Resume::Run(0));
-        };
-        if !fault.is_at(&role.name, &point, *ordinal) {
-            return Some(Resume::Run(0));
+        let ordinal = *role.counts.entry(point.clone()).and_modify(|count| *count += 1).or_insert(1);
+        task.pending = record::begin(run, role, pid, call, &point, ordinal);
+        let resumed = if task.pending.is_some() { Resume::ToReturn } else { Resume::Run(0) };
+        let Some(fault) = run.request.fault.as_ref().filter(|_| !run.fired) else { return Some(resumed) };
+        if !fault.is_at(&role.name, &point, ordinal) {
+            return Some(resumed);
         }
         if fault.after {
             task.due = true;
@@ -293,6 +291,11 @@ impl Tracer {
     }
 
     fn at_return(&mut self, pid: i32) -> Option<Resume> {
+        if let Some(task) = self.tasks.get_mut(&pid)
+            && let Some(pending) = task.pending.take()
+        {
+            record::returned(&mut self.runs[self.roles[task.role].run], &pending, pid);
+        }
         if self.tasks.get_mut(&pid).is_some_and(|task| std::mem::take(&mut task.due)) {
             return self.fire_at(pid);
         }
@@ -302,6 +305,7 @@ impl Tracer {
     fn created(&mut self, pid: i32) {
         let (Ok(child), Some(creator)) = (trace::event_message(pid), self.tasks.get_mut(&pid)) else { return };
         // The filter stops no clone of a thread whose flags are in an argument.
+        let pending = creator.pending.take();
         let task = if Path::new(&format!("/proc/{}/task/{child}", creator.process)).exists() {
             Task::new(creator.role, creator.process)
         } else if self.roles[creator.role].payload || self.roles.len() >= MOST_ROLES {
@@ -311,6 +315,10 @@ impl Tracer {
             self.roles.push(role);
             Task::new(self.roles.len() - 1, child)
         };
+        if let Some(pending) = pending {
+            let role = &self.roles[task.role];
+            record::created(&mut self.runs[role.run], &pending, &role.name, child);
+        }
         self.tasks.insert(child, task);
         if self.early.remove(&child).is_some() {
             let _ = trace::resume(child, Resume::Run(0));
@@ -467,21 +475,4 @@ impl Role {
 
 fn is_fatal(signal: &str) -> bool {
     matches!(signal, "SIGKILL" | "SIGTERM" | "SIGINT" | "SIGQUIT" | "SIGHUP" | "SIGXCPU" | "6")
-}
-
-/// State and number of context switches of a thread (proc_pid_status(5)); none if it is gone.
-fn activity(pid: i32) -> Option<String> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
-    let state = field("State:")?.get(..1)?;
-    if matches!(state, "Z" | "X") {
-        return None;
-    }
-    Some(format!("{state} {} {}", field("voluntary_ctxt_switches:")?, field("nonvoluntary_ctxt_switches:")?))
-}
-
-/// The number of seccomp filters of a process (Linux 5.9).
-fn filters(pid: i32) -> Option<u32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Seccomp_filters:"))?.trim().parse().ok()
 }

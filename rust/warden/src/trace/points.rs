@@ -131,7 +131,7 @@ fn class(pid: i32, row: &Row, arguments: &[u64; 6]) -> String {
 }
 
 /// The absolute path that an argument names.
-fn path(pid: i32, dir: Option<u64>, address: u64) -> Vec<u8> {
+pub(super) fn path(pid: i32, dir: Option<u64>, address: u64) -> Vec<u8> {
     let name = string_at(pid, address, LONGEST);
     if name.starts_with(b"/") {
         return name;
@@ -145,8 +145,12 @@ fn path(pid: i32, dir: Option<u64>, address: u64) -> Vec<u8> {
     if name.is_empty() { base } else { [&base[..], b"/", &name].concat() }
 }
 
-fn link(pid: i32, name: &str) -> Vec<u8> {
-    let to = link_text(&format!("/proc/{pid}/{name}"));
+pub(super) fn link(pid: i32, name: &str) -> Vec<u8> {
+    without_root(link_text(&format!("/proc/{pid}/{name}")))
+}
+
+/// A path as the arena's root shows it, of one that a link of its processes shows here.
+pub(super) fn without_root(to: Vec<u8>) -> Vec<u8> {
     match ROOT.get().and_then(|root| to.strip_prefix(&root[..])) {
         Some([]) => b"/".to_vec(),
         Some(below) if below[0] == b'/' => below.to_vec(),
@@ -209,7 +213,7 @@ fn is_removal(operation: &str, arguments: &[u64; 6]) -> bool {
 
 /// A string in a traced process's memory, up to its zero byte or `most` bytes. It may cross pages, of which a later one may
 /// not be readable.
-fn string_at(pid: i32, address: u64, most: usize) -> Vec<u8> {
+pub(super) fn string_at(pid: i32, address: u64, most: usize) -> Vec<u8> {
     const PAGE: u64 = 4096;
     let mut found = Vec::new();
     let mut part = [0u8; PAGE as usize];
@@ -230,7 +234,7 @@ fn string_at(pid: i32, address: u64, most: usize) -> Vec<u8> {
     found
 }
 
-fn word_at(pid: i32, address: u64) -> u32 {
+pub(super) fn word_at(pid: i32, address: u64) -> u32 {
     let mut bytes = [0u8; 4];
     match read_memory(pid, address, &mut bytes) {
         Ok(4) => u32::from_ne_bytes(bytes),
@@ -238,7 +242,7 @@ fn word_at(pid: i32, address: u64) -> u32 {
     }
 }
 
-fn number_at(pid: i32, address: u64) -> u64 {
+pub(super) fn number_at(pid: i32, address: u64) -> u64 {
     bytes_at(pid, address, 8).try_into().map_or(0, u64::from_ne_bytes)
 }
 

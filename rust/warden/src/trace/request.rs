@@ -24,6 +24,9 @@ pub(crate) struct Request {
     /// Whether writes and messages are recorded, too.
     #[serde(default)]
     every: bool,
+    /// Whether the points are recorded with their calls, with or without a fault.
+    #[serde(default)]
+    pub(super) explain: bool,
 }
 
 impl Request {
