@@ -29,6 +29,9 @@ class _Viewed(Protocol):
 InArena: TypeAlias = _native.ArenaView | _Viewed
 """An arena, or the view through which it is observed."""
 
+_PAUSE = 0.02
+"""Seconds before garbage is collected again while residue settles, at first."""
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -128,7 +131,13 @@ class Run:
         self._restore()
         await asyncio.sleep(0)
         gc.collect()
-        return Report.from_json(await asyncio.to_thread(self._native.end))
+        report, pause = asyncio.ensure_future(asyncio.to_thread(self._native.end)), _PAUSE
+        try:
+            while not (await asyncio.wait([report], timeout=pause))[0]:
+                pause = _collect(pause)
+        finally:
+            report.cancel()
+        return Report.from_json(report.result())
 
     def allow(self, text: str) -> None:
         """Add the rules of an allow file's `text` before the end."""
@@ -298,13 +307,18 @@ def _collecting(end: Callable[[], str]) -> str:
     from concurrent.futures import ThreadPoolExecutor, wait
 
     with ThreadPoolExecutor(1) as pool:
-        report, pause = pool.submit(end), 0.02
+        report, pause = pool.submit(end), _PAUSE
         while wait([report], pause).not_done:
-            began = time.monotonic()
-            gc.collect()
-            # A collection in a large program must not take this process's whole time.
-            pause = max(pause, 2 * (time.monotonic() - began))
+            pause = _collect(pause)
         return report.result()
+
+
+def _collect(pause: float) -> float:
+    """Collect garbage; return the pause until the next time, at least `pause`."""
+    began = time.monotonic()
+    gc.collect()
+    # A collection in a large program must not take this process's whole time.
+    return max(pause, 2 * (time.monotonic() - began))
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ __all__ = [
     "check_allow",
     "diff",
     "doctor",
+    "environment",
     "harmless",
     "parse_plan",
     "path_class",
@@ -151,6 +152,9 @@ def settle(
     """
 
 def check_allow(text: str, path: str) -> int: ...
+def environment(pid: int, *, arena: ArenaView | None = None) -> bytes | None:
+    """Return the environment of a process, by its number in `arena`; None if it cannot be read within a second."""
+
 def path_class(path: str) -> Literal["nothing", "directory", "other", "hidden"]: ...
 def doctor(*, scope: str = "host", kinds: str | None = None, roots: Sequence[str] | None = None) -> str: ...
 def read_input(what: str, path: str | os.PathLike[str], *, most: int = ..., own: bool = False) -> str:

@@ -190,12 +190,14 @@ def run(
         return code
 
 
-def in_background(work: Callable[[], _T], interrupts: Interrupts, patience: float = 0) -> _T:
+def in_background(
+    work: Callable[[], _T], interrupts: Interrupts, patience: float = 0, *, at_once: bool = False
+) -> _T:
     """Run `work` in another thread and return its result: signal handlers need the main thread to be in Python.
 
     Raises:
         GivenUp: a second SIGINT came, or we were asked to end and `work` still runs `patience` seconds after the time
-            that a command has to end.
+            that a command has to end, or at any time if it is to end `at_once`.
     """
     outcome: Future[_T] = Future()
 
@@ -208,7 +210,7 @@ def in_background(work: Callable[[], _T], interrupts: Interrupts, patience: floa
     threading.Thread(target=worker, name="leakcheck", daemon=True).start()
     # Return to Python regularly: the kernel may deliver the signal to another thread, which does not wake this one.
     while wait([outcome], timeout=0.2).not_done:
-        if interrupts.overdue(2 * _GRACE + patience):
+        if interrupts.overdue(2 * _GRACE + patience) or (at_once and interrupts.seen()):
             raise GivenUp
     return outcome.result()
 

@@ -67,9 +67,10 @@ def guarded(action: Action, options: GuardOptions) -> int:
     """Do `action` between a baseline and a verdict; return the exit code."""
     allow = None if options.allow is None else read_allow_file(options.allow)
     left: list[str] = []
-    with output_to(options.output) as output, Interrupts() as interrupts, _arena(options, left) as place:
+    with output_to(options.output) as output, Interrupts() as interrupts, _arena(options, interrupts, left) as place:
+        begin = functools.partial(_native.Guard, **options.observe, **place, allow=allow, settle_ms=options.settle_ms)
         with _progress("taking the baseline"):
-            watched = _native.Guard(**options.observe, **place, allow=allow, settle_ms=options.settle_ms)
+            watched = in_background(begin, interrupts, at_once=True)
         try:
             if interrupts.seen():
                 return INTERRUPTED
@@ -97,7 +98,7 @@ def guarded(action: Action, options: GuardOptions) -> int:
 
 
 @contextlib.contextmanager
-def _arena(options: GuardOptions, left: list[str]) -> Generator[dict[str, Any], None, None]:
+def _arena(options: GuardOptions, interrupts: Interrupts, left: list[str]) -> Generator[dict[str, Any], None, None]:
     """Bring the arena up, if the command runs in one; yield what the native guard needs to observe it.
 
     If the arena cannot be removed at the end, the error is logged and appended to `left`: the verdict is out by then.
@@ -113,7 +114,9 @@ def _arena(options: GuardOptions, left: list[str]) -> Generator[dict[str, Any], 
             ready()
     try:
         # Any process of the machine may create a key, so those that nothing ties to the arena are listed separately.
-        yield {"arena": arena.view, "attributed_only": True}
+        # Its bind mounts may have any number of files.
+        view = in_background(lambda: arena.view, interrupts, at_once=True)
+        yield {"arena": view, "attributed_only": True}
     finally:
         if options.keep:
             notify(f"the arena is still up; {arena.how_to_enter}")

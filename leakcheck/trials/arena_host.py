@@ -114,6 +114,10 @@ class ArenaHost:
         """Return the content of the arena's file."""
         return read_file(self._root, path)
 
+    def environment(self, pid: int) -> bytes:
+        """Return the environment of the process with this number in the arena."""
+        return _native.environment(pid, arena=self._arena.view) or b""
+
     def write(self, path: Path, content: bytes) -> None:
         """Write the arena's file, resolving links inside the arena."""
         write_file(self._root, path, content)

@@ -144,11 +144,8 @@ class Attribution:
             pid = int(parent[1]) if parent else 0
 
     def _mark_of(self, pid: int) -> int | None:
-        with contextlib.suppress(OSError):
-            environ = self._host.read(Path(f"/proc/{pid}/environ"))
-            if found := re.search(rb"(?:^|\0)" + MARK.encode() + rb"=(\d+)(?:\0|$)", environ):
-                return int(found[1])
-        return None
+        found = re.search(rb"(?:^|\0)" + MARK.encode() + rb"=(\d+)(?:\0|$)", self._host.environment(pid))
+        return int(found[1]) if found else None
 
 
 def _records(value: object) -> Iterator[dict[str, object]]:

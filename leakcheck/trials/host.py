@@ -52,6 +52,9 @@ class Host(Protocol):
     def read(self, path: Path) -> bytes:
         """Return the content of the file that commands see at `path`; raise `OSError`."""
 
+    def environment(self, pid: int) -> bytes:
+        """Return the environment of the process that commands know as `pid`; empty if it cannot be read."""
+
     def write(self, path: Path, content: bytes) -> None:
         """Write the file that commands see at `path`, and create its directories; raise `OSError`."""
 

@@ -67,6 +67,10 @@ class LiveHost:
         """Return the content of the file."""
         return path.read_bytes()
 
+    def environment(self, pid: int) -> bytes:
+        """Return the environment of the process."""
+        return _native.environment(pid) or b""
+
     def write(self, path: Path, content: bytes) -> None:
         """Write the file."""
         path.parent.mkdir(parents=True, exist_ok=True)

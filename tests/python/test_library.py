@@ -1,6 +1,7 @@
 """The library, in this very process."""
 
 import asyncio
+import gc
 import os
 import socket
 import subprocess
@@ -230,6 +231,31 @@ class TestAsyncio:
                 # Not waited for: the transport closes its socket in a later iteration of the loop.
                 writer.close()
             there.close()
+
+        asyncio.run(main())
+
+    def test_what_a_thread_holds_that_ends_while_the_residue_settles_is_no_leak(self) -> None:
+        class Held:
+            pass
+
+        collected = threading.Event()
+
+        def told(phase: str, info: dict[str, int]) -> None:
+            if phase == "stop" and info["generation"] == 2:
+                collected.set()
+
+        def hold(_held: Held) -> None:
+            collected.wait()
+            gc.callbacks.remove(told)
+
+        async def main() -> None:
+            async with guard(kinds="fd", settle=20):
+                held = Held()
+                held.itself, held.file = held, opened()  # type: ignore[attr-defined]
+                gc.collect()
+                gc.callbacks.append(told)
+                threading.Thread(target=hold, args=[held]).start()
+                del held
 
         asyncio.run(main())
 

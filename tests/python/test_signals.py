@@ -6,12 +6,16 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 
 import leakcheck
+from leakcheck import _native
+from leakcheck.commands.guard import GuardOptions, guarded
+from leakcheck.errors import GivenUp
 
 # Says that it runs and waits: exits 5 when it has read a line, or with the given code when a signal came. A shell will
 # not do: dash loses a signal that comes after it has opened a file to read from and before it sleeps in read(2).
@@ -236,3 +240,16 @@ def test_a_second_ctrl_c_while_settling_leaves_at_once(tmp_path: Path) -> None:
             process.wait()
         os.close(pidfd)
         os.close(end)
+
+
+def test_a_baseline_that_takes_long_is_given_up_at_the_first_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    over = threading.Event()
+
+    def begin(**_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        over.wait(60)
+
+    monkeypatch.setattr(_native, "Guard", begin)
+    with pytest.raises(GivenUp):
+        guarded(lambda *_: pytest.fail("the command runs"), GuardOptions(observe={}))
+    over.set()

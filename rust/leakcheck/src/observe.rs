@@ -46,6 +46,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
+use crate::arena::{ArenaView, proc_path};
 use crate::coverage::{lower_for_gaps, lower_for_unreadable};
 use crate::error::{Error, Result};
 use crate::kind::{Kind, KindSet};
@@ -75,6 +76,13 @@ pub use reach::{At, at};
 pub use sysctl::prepare_settings;
 pub(crate) use wait::{pressure, wait_for_change};
 pub(crate) use walk::class_name;
+
+/// The environment of a process, by its process id in the arena if there is one. None if it cannot be read, or not within
+/// a second.
+pub fn environment(pid: u32, arena: Option<&ArenaView>) -> Option<Vec<u8>> {
+    let process = proc_path(arena, task::task_of(pid, arena).0);
+    process_files::read_memory(&process, process_files::Part::Environment)
+}
 
 /// One observation at a time per process: the descriptors of another one would look like leaks.
 static OBSERVER: Mutex<()> = Mutex::new(());

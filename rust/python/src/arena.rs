@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
-use crate::{UsageError, to_py};
+use crate::{UsageError, safely};
 
 /// The descriptors and paths through which an arena is observed.
 #[pyclass(frozen, module = "leakcheck._native")]
@@ -17,6 +17,7 @@ impl ArenaView {
     #[new]
     #[pyo3(signature = (proc, layers, roots, cgroups, not_covered=Vec::new(), bound=Vec::new()))]
     fn new(
+        py: Python<'_>,
         proc: RawFd,
         layers: Vec<(PathBuf, RawFd, PathBuf)>,
         roots: Vec<(PathBuf, RawFd)>,
@@ -28,9 +29,18 @@ impl ArenaView {
         let layers = layers.into_iter().map(layer).collect::<PyResult<_>>()?;
         let roots = roots.into_iter().map(|(path, fd)| Ok((path, copy(fd)?))).collect::<PyResult<_>>()?;
         let view = leakcheck::ArenaView { proc: copy(proc)?, layers, roots, cgroups, not_covered };
-        let arena = leakcheck::ObservedArena::new(view).and_then(|arena| arena.with_bound(bound)).map_err(to_py)?;
+        // Bind mounts may have any number of files.
+        let arena = safely(py, || leakcheck::ObservedArena::new(view)?.with_bound(bound))?;
         Ok(ArenaView(Arc::new(arena)))
     }
+}
+
+/// The environment of a process of this machine, or of an arena, by its process id there.
+#[pyfunction]
+#[pyo3(signature = (pid, *, arena=None))]
+pub(crate) fn environment(py: Python<'_>, pid: u32, arena: Option<&ArenaView>) -> Option<Vec<u8>> {
+    let arena = arena.map(|arena| Arc::clone(&arena.0));
+    py.detach(|| leakcheck::observe::environment(pid, arena.as_deref().map(|arena| &arena.view)))
 }
 
 /// Settings that are read in advance, for the next guard of an arena.

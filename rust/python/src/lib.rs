@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 mod arena;
-use arena::{ArenaView, Settings};
+use arena::{ArenaView, Settings, environment};
 
 import_exception!(leakcheck.errors, NativeError);
 import_exception!(leakcheck.errors, UsageError);
@@ -371,8 +371,8 @@ fn reap(py: Python<'_>, report: &str, path: PathBuf, apply: bool) -> PyResult<St
 mod _native {
     #[pymodule_export]
     use super::{
-        ArenaView, Guard, Remembered, Settings, Snapshot, check_allow, diff, doctor, harmless, parse_plan, path_class,
-        read_input, reap, settle, snapshot,
+        ArenaView, Guard, Remembered, Settings, Snapshot, check_allow, diff, doctor, environment, harmless, parse_plan,
+        path_class, read_input, reap, settle, snapshot,
     };
     use pyo3::prelude::*;
 

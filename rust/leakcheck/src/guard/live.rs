@@ -3,11 +3,10 @@
 use std::path::Path;
 
 use super::options::Options;
-use crate::arena::{ArenaView, proc_path};
+use crate::arena::ArenaView;
 use crate::judge::attribute::{Membership, Provenance};
 use crate::kind::KindSet;
 use crate::observe::mount_table::Mounts;
-use crate::observe::process_files::{Part, read_memory};
 use crate::observe::{self, ObservedArena, reach};
 use crate::resource::{Process, Resource};
 use crate::snapshot::Snapshot;
@@ -55,8 +54,7 @@ impl Provenance for Live<'_> {
     fn token(&self, pid: u32) -> bool {
         let Some(token) = self.token else { return false };
         let entry = format!("{TOKEN_NAME}={token}");
-        let process = proc_path(self.view(), observe::task::task_of(pid, self.view()).0);
-        let environ = read_memory(&process, Part::Environment).unwrap_or_default();
+        let environ = observe::environment(pid, self.view()).unwrap_or_default();
         environ.split(|b| *b == 0).any(|e| e == entry.as_bytes())
     }
 
