@@ -348,8 +348,8 @@ def _run() -> int:
         if before is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return _outcome()
-    except (GivenUp, KeyboardInterrupt):
-        _fail(INTERRUPTED, "interrupted: no verdict; the command may still be running")
+    except (GivenUp, KeyboardInterrupt) as error:
+        _fail(INTERRUPTED, str(error) or "interrupted: no verdict; the command may still be running")
         # A thread may be inside the native core: do not wait for it.
         os._exit(INTERRUPTED)
     finally:

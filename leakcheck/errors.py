@@ -57,7 +57,7 @@ class LeakcheckWarning(UserWarning):
 
 
 class GivenUp(BaseException):
-    """A second SIGINT: quit at once. Not an `Exception`, so that no handler treats it as a failed check."""
+    """A signal that ends us at once, such as a second SIGINT. Not an `Exception`, so that no handler treats it as a failed check."""
 
 
 def reason(error: OSError) -> str:

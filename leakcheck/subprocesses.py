@@ -190,9 +190,7 @@ def run(
         return code
 
 
-def in_background(
-    work: Callable[[], _T], interrupts: Interrupts, patience: float = 0, *, at_once: bool = False
-) -> _T:
+def in_background(work: Callable[[], _T], interrupts: Interrupts, patience: float = 0, *, at_once: bool = False) -> _T:
     """Run `work` in another thread and return its result: signal handlers need the main thread to be in Python.
 
     Raises:
@@ -210,7 +208,9 @@ def in_background(
     threading.Thread(target=worker, name="leakcheck", daemon=True).start()
     # Return to Python regularly: the kernel may deliver the signal to another thread, which does not wake this one.
     while wait([outcome], timeout=0.2).not_done:
-        if interrupts.overdue(2 * _GRACE + patience) or (at_once and interrupts.seen()):
+        if at_once and interrupts.seen():
+            raise GivenUp("interrupted before the command started: no verdict")
+        if interrupts.overdue(2 * _GRACE + patience):
             raise GivenUp
     return outcome.result()
 
