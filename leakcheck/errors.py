@@ -57,7 +57,10 @@ class LeakcheckWarning(UserWarning):
 
 
 class GivenUp(BaseException):
-    """A signal that ends us at once, such as a second SIGINT. Not an `Exception`, so that no handler treats it as a failed check."""
+    """A signal ends us at once, such as a second SIGINT.
+
+    Not an `Exception`, so that no handler treats it as a failed check.
+    """
 
 
 def reason(error: OSError) -> str:
