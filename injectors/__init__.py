@@ -7,10 +7,20 @@ A new injector is one class with the methods of `Injector`: `register` it, or de
 import functools
 import importlib.metadata
 
-from injectors.crash import Crash
 from injectors.nothing import Checked, Nothing
 from injectors.plan import NORMAL, Plan
-from injectors.protocol import ActsBetween, Evidence, Injector, ShapesArena, ShapesLaunch, Supervisor, Traces, Trial
+from injectors.protocol import (
+    ActsBetween,
+    Evidence,
+    FailsCalls,
+    Injector,
+    ShapesArena,
+    ShapesLaunch,
+    Supervisor,
+    Traces,
+    Trial,
+)
+from injectors.syscalls import Syscalls
 from injectors.timed import Timed
 from leakcheck.errors import UsageError
 
@@ -19,6 +29,7 @@ __all__ = [
     "ActsBetween",
     "Checked",
     "Evidence",
+    "FailsCalls",
     "Injector",
     "Plan",
     "ShapesArena",
@@ -52,7 +63,7 @@ def _name(injector: type[Injector]) -> str:
     return f"{injector.__module__}.{injector.__qualname__}"
 
 
-for _one in (Nothing, Timed, Crash):
+for _one in (Nothing, Timed, Syscalls):
     register(_one)
 
 

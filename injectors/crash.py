@@ -142,15 +142,21 @@ class Crash:
 
     def apply(self, trial: Trial) -> Evidence:
         """Wait until the tracer has killed, or the run has ended; who acts on no other signal gets SIGKILL at last."""
-        while not (over := ended(trial.supervisor, _STEP_MS)):
-            if trial.fired():
-                break
+        over = wait_for_kill(trial)
         when = trial.elapsed_ms
         who: Kill = "supervisor" if self.victim == "supervisor" else "tree"
         waited = self.sent != "SIGKILL" and self.victim != "helper"
         if not over and waited and not ended(trial.supervisor, PATIENCE * 1000):
             kill(trial.supervisor, trial.tree, who)
         return Evidence(fired=trial.fired(), when_ms=None if over else when)
+
+
+def wait_for_kill(trial: Trial) -> bool:
+    """Wait until the tracer has killed, or the run has ended; return whether it has ended."""
+    while not (over := ended(trial.supervisor, _STEP_MS)):
+        if trial.fired():
+            break
+    return over
 
 
 def request(
@@ -175,6 +181,9 @@ def crash_once_payload_runs(payload: Sequence[str]) -> Mapping[str, Any]:
     return request(0, payload, point, "after", "supervisor", quiesced=True)
 
 
-def recording(number: int, payload: Sequence[str], *, every: bool = False) -> Mapping[str, Any]:
-    """Return the tracer's request to record the points of a command; with `every`, writes and messages too."""
-    return {"root": number, "payload": list(payload), "fault": None, "every": every}
+def recording(number: int, payload: Sequence[str], *, every: bool = False, watched: bool = False) -> Mapping[str, Any]:
+    """Return the tracer's request to record the points of a command.
+
+    With `every`, writes and messages are points too; with `watched`, closed descriptors and waits for processes.
+    """
+    return {"root": number, "payload": list(payload), "fault": None, "every": every, "watched": watched}

@@ -3,7 +3,7 @@
 from typing import ClassVar, Self
 
 from injectors.plan import Plan
-from injectors.protocol import ActsBetween, Evidence, Injector, ShapesArena, ShapesLaunch, Traces, Trial
+from injectors.protocol import ActsBetween, Evidence, FailsCalls, Injector, ShapesArena, ShapesLaunch, Traces, Trial
 from leakcheck.errors import UsageError
 
 __all__ = ["Checked", "Nothing"]
@@ -47,6 +47,7 @@ class Checked:
         self.stage = inner.stage if isinstance(inner, Traces) else "launch"
         self.trace = inner.trace if isinstance(inner, Traces) else None
         self.kills_payload = inner.kills_payload if isinstance(inner, Traces) else False
+        self.stages = inner.stages if isinstance(inner, FailsCalls) else {self.stage: 1}
         self._between = inner.between if isinstance(inner, ActsBetween) else None
 
     def apply(self, trial: Trial) -> Evidence:

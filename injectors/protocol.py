@@ -8,7 +8,7 @@ import psutil
 
 from injectors.plan import Plan
 
-__all__ = ["ActsBetween", "Evidence", "Injector", "Supervisor", "Traces", "Trial"]
+__all__ = ["ActsBetween", "Evidence", "FailsCalls", "Injector", "Supervisor", "Traces", "Trial"]
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -115,3 +115,11 @@ class Traces(Protocol):
 
     def trace(self, stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
         """Return how the `number`-th command of `stage`, from 0, is traced (``trace::Request`` of the warden)."""
+
+
+@runtime_checkable
+class FailsCalls(Traces, Protocol):
+    """Optional interface: calls of traced commands fail, and the commands go on."""
+
+    stages: Mapping[str, int]
+    """How many faults each stage has, a kill among them; all of them happen, or the plan was not tested."""

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _CAMPAIGNS = {
     "leaks": "Does a target leave anything behind, however its runs end?",
     "crash": "At which instant must a target be killed for it to leave something behind?",
+    "faults": "What does a target leave behind if a step of its clean-up fails?",
     "stress": "Is every status right under load, and does nothing stay?",
 }
 """The campaigns and their questions: importing them takes as long as all the rest, and the help needs only these."""

@@ -8,6 +8,7 @@ from typing import Any
 from leakcheck.campaigns.campaign import Campaign
 from leakcheck.campaigns.crash import Crash, CrashOptions
 from leakcheck.campaigns.engine import run
+from leakcheck.campaigns.faults import Faults, FaultsOptions
 from leakcheck.campaigns.leaks import Leaks, LeaksOptions
 from leakcheck.campaigns.result import Criterion, Finding, Result
 from leakcheck.campaigns.stress import Stress
@@ -19,6 +20,8 @@ __all__ = [
     "Crash",
     "CrashOptions",
     "Criterion",
+    "Faults",
+    "FaultsOptions",
     "Finding",
     "Leaks",
     "LeaksOptions",
@@ -28,5 +31,5 @@ __all__ = [
     "run",
 ]
 
-CAMPAIGNS: dict[str, Campaign[Any, Any]] = {one.name: one for one in (Leaks(), Crash(), Stress())}
+CAMPAIGNS: dict[str, Campaign[Any, Any]] = {one.name: one for one in (Leaks(), Crash(), Faults(), Stress())}
 """The campaigns by name; each is a command."""

@@ -1,49 +1,24 @@
 """The campaign ``crash``: at which instant must a sandbox be killed for it to leave something behind?"""
 
-import difflib
-import itertools
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, ClassVar, Literal
-
-import msgspec
+from typing import Annotated, ClassVar, Literal
 
 from injectors import Plan
-from injectors.crash import STAGES, Sent, Victim, When, crash_plan
-from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
-from leakcheck.campaigns.criteria import reached, stated, zero
-from leakcheck.campaigns.same import groups
-from leakcheck.campaigns.trial_campaign import TrialCampaign
-from leakcheck.errors import TargetError, UsageError
+from injectors.crash import Sent, Victim, When, crash_plan
+from leakcheck.campaigns.campaign import Option
+from leakcheck.campaigns.sweep import Sweep, SweepOptions
+from leakcheck.errors import UsageError
 from leakcheck.targets import Target
-from leakcheck.trials.case import Case, case_of
-from leakcheck.trials.crash_points import Points, Recorded, record, record_twice
-from leakcheck.trials.executor import Ui
-from leakcheck.trials.outcome import OUTCOMES
-from leakcheck.trials.payload import SLEEPING
-from leakcheck.trials.runner import Stop, never
-from leakcheck.trials.trial import Trial
+from leakcheck.trials.crash_points import Points, Recorded
+from leakcheck.trials.runner import Stop
 
-RUN = ("setup", "execution", "timeout", "cleanup", "verdict")
-"""The five phases of a run (QA-REL-001)."""
-PHASES = (*RUN, "recovery")
-"""Those, and that of the recovery after a crash."""
 Schedule = Literal["immediate", "quiesced", "both"]
-Ending = Literal["normal", "timeout", "crash"]
 Visited = Literal["changes", "all"]
 
 
-# Trials of one plan, unless fewer are asked for.
-_REPLAYS = 20
-# How often a finding is tried once more.
-_AGAIN = 2
+class CrashOptions(SweepOptions, frozen=True, kw_only=True):
+    """Which points to visit, and who is killed; a `plan` replaces them all."""
 
-
-class CrashOptions(TrialOptions, frozen=True, kw_only=True):
-    """Which points to visit; a `plan` replaces them all."""
-
-    ending: Annotated[Ending, Option("How the run ends without the kill.")] = "normal"
-    phase: Annotated[str, Option(f"Only points of this phase: {', '.join(PHASES)}.", "PHASE")] = ""
     kill: Annotated[
         Victim,
         Option("Who is killed: the command, the process at the point, all but the payload, all."),
@@ -51,177 +26,43 @@ class CrashOptions(TrialOptions, frozen=True, kw_only=True):
     signal: Annotated[Sent, Option("What they get.")] = "SIGKILL"
     schedule: Annotated[Schedule, Option("Kill at once, once all other processes block, or both.")] = "both"
     points: Annotated[Visited, Option("Calls that change something outside, or writes and messages too.")] = "changes"
-    shard: Annotated[str, Option("Only every N-th point, from the I-th: I/N.", "I/N")] = "1/1"
-    iterations: Annotated[int, Option("At most this many trials; 0: all, or 20 of a --plan.", "N")] = 0
-    fewest: ClassVar[int] = 0
+    of_plan: ClassVar[tuple[str, ...]] = ("ending", "phase", "kill", "signal", "schedule", "points", "shard")
 
     def check(self) -> None:
         """Raise `UsageError` for what cannot be."""
         super().check()
-        if self.host:
-            raise UsageError("--host: crash points exist in arenas only; omit it")
         if self.kill == "freeze" and self.signal != "SIGKILL":
             raise UsageError(f"--kill freeze --signal {self.signal}: stopped processes act on SIGKILL alone")
-        if self.phase and self.phase not in PHASES:
-            raise UsageError(f"--phase {self.phase!r}: one of {', '.join(PHASES)}")
-        self.slice()
-        if self.plan is not None:
-            if self.plan.kind not in STAGES:
-                raise UsageError(f"--plan {self.plan}: no crash plan, STAGE:POINT…; `leakcheck leaks` tries such plans")
-            usual = type(self)()
-            for name in ("ending", "phase", "kill", "signal", "schedule", "points", "shard"):
-                if getattr(self, name) != getattr(usual, name):
-                    raise UsageError(f"--{name} --plan: a plan says all of that itself; give one of the two")
-
-    def slice(self) -> tuple[int, int]:
-        """Return the number of this shard, from 0, and that of all."""
-        first, _, count = self.shard.partition("/")
-        if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
-            raise UsageError(f"--shard {self.shard!r}: give I/N with I from 1 to N, such as 2/4")
-        return int(first) - 1, int(count)
 
 
-class Crash(TrialCampaign[CrashOptions]):
+class Crash(Sweep[CrashOptions]):
     """Kills at every point of a run, and at every point of the recovery of a crashed run."""
 
     name = "crash"
     question = "At which instant must a target be killed for it to leave something behind?"
     options = CrashOptions
 
-    def prepare(self, target: Target, options: CrashOptions, ui: Ui, stop: Stop) -> Points:
-        """Record the points, twice: which of them are the same in every run."""
-        if options.plan is not None:
-            return Points([], [], [])
-        facts = self._record(target, options, stop)
-        ui.log(f"{len(facts.points)} crash points, {len(facts.unsteady)} more in one of two runs only")
-        if not facts.points:
-            raise TargetError(f"{target.name} has no crash point: it changes nothing outside before its payload runs")
-        if not any(True for _ in _plans(options, facts.points)):
-            phases = {phase for one in facts.points for phase in (one.phase, one.after)}
-            there = ", ".join(phase for phase in PHASES if phase in phases)
-            raise UsageError(
-                f"{target.name}: none of its {len(facts.points)} crash points is in this selection; "
-                f"its phases with --ending {options.ending}: {there or 'none'}; omit --phase or --shard"
-            )
-        return facts
+    def record(
+        self, target: Target, options: CrashOptions, stop: Stop, *, every: bool = False, watched: bool = False
+    ) -> Points:
+        """Record the points that the options ask for."""
+        return super().record(target, options, stop, every=every or options.points == "all", watched=watched)
 
-    def _record(self, target: Target, options: CrashOptions, stop: Stop) -> Points:
-        ending = Plan(options.ending, "signal" if options.ending == "crash" else "")
-        runs = [(case_of(ending, target.adapter.shortest_wall).submission, False)]
-        runs += [(SLEEPING, True)] if target.adapter.recover else []
-        every = options.points == "all"
-        recorded = [
-            record_twice(target, submission, recovery=recovery, stop=stop, settle=options.settle, every=every)
-            for submission, recovery in runs
-        ]
-        return Points(
-            [one for each in recorded for one in each.points],
-            [one for each in recorded for one in each.unsteady],
-            [note for each in recorded for note in each.notes],
-        )
-
-    def cases(self, target: Target, options: CrashOptions, facts: Points) -> Iterator[Case]:
+    def select(self, options: CrashOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
         """Yield a kill before and after each point, in each schedule."""
-        return (case_of(plan, target.adapter.shortest_wall) for plan in _plans(options, facts.points))
-
-    def wanted(self, options: CrashOptions, facts: Points) -> int:
-        """Return the number of trials."""
-        return sum(1 for _ in _plans(options, facts.points))
-
-    def finish(self, made: Made[CrashOptions, Trial], ui: Ui) -> None:
-        """Repeat an example of each finding twice: a finding whose replays disagree says so."""
-        if made.options.plan is None:
-            examples = [max(alike, key=lambda trial: OUTCOMES.index(trial.outcome)) for _, alike in groups(made.trials)]
-            again = [one.case for one in examples if one.outcome not in ("bounded", "recovered") for _ in range(_AGAIN)]
-            if again:
-                ui.log(f"trying each of {len(again) // _AGAIN} findings twice more")
-            made.trials.extend(made.executor.run(lambda: iter(again)))
-            made.wanted = None if made.wanted is None else made.wanted + len(again)
-            # A plan that fired in one of its trials was tested. What another one left counts all the same.
-            fired = {trial.case.plan for trial in made.trials if trial.fired}
-            made.trials[:] = [
-                trial for trial in made.trials if trial.outcome != "not-reached" or trial.case.plan not in fired
-            ]
-        elif not any(trial.fired for trial in made.trials):
-            _say_what_is_there(made, made.options.plan, ui)
-        super().finish(made, ui)
-
-    def criteria(self, options: CrashOptions) -> Sequence[Check]:
-        """Return what is asked of the trials."""
-        del options
-        return [
-            *(zero(outcome) for outcome in ("leaked", "silent", "wedged", "false-status", "unknown")),
-            reached(),
-            stated("crash points that every run has", lambda made: len(made.facts.points)),
-            stated("crash points of one of two runs only, not visited", lambda made: len(made.facts.unsteady)),
-        ]
-
-    def details(self, made: Made[CrashOptions, Trial]) -> dict[str, Any]:
-        """Return the outcomes by phase."""
-        phases = {
-            f"{one.point.stage}:{one.point}:{when}": phase
-            for one in made.facts.points
-            for when, phase in (("before", one.phase), ("after", one.after))
-        }
-        rows: dict[str, Counter[str]] = {}
-        for trial in made.trials:
-            plan = trial.case.plan
-            at = f"{plan.kind}:{plan.argument.rpartition(':')[0]}"
-            rows.setdefault(phases.get(at, plan.kind), Counter())[trial.outcome] += 1
-        # The five of a run are rows of every sweep, however many points each has.
-        order = [phase for phase in PHASES if phase in rows or (phase in RUN and made.options.plan is None)]
-        return super().details(made) | {
-            "endings": {phase: dict(rows.get(phase, {})) for phase in [*order, *(rows.keys() - set(order))]},
-            "points": _points(made),
-        }
-
-
-def _say_what_is_there(made: Made[CrashOptions, Trial], plan: Plan, ui: Ui) -> None:
-    """Say which points are like the one that a plan names and no run has."""
-    recovery, target = plan.kind == "recover", made.target
-    submission = SLEEPING if recovery else case_of(plan, target.adapter.shortest_wall).submission
-    if "sleeping" in plan.flags and not recovery:
-        submission = msgspec.structs.replace(submission, wall=target.adapter.shortest_wall)
-    try:
-        recorded = record(target, submission, 0, recovery=recovery, stop=never, every=True).points
-    except TargetError as error:
-        ui.log(str(error))
-        return
-    names = [str(one.point) for one in recorded if one.point.stage == plan.kind]
-    name = plan.argument.partition(":")[0]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0)
-    there = f"such as {', '.join(near)}" if near else "none at all"
-    ui.log(f"{plan.kind}:{name} is no point of {target.name}; {plan.kind} has {len(names)}, {there}")
-
-
-def _points(made: Made[CrashOptions, Trial]) -> dict[str, Any]:
-    plans = {(trial.case.plan.kind, trial.case.plan.argument.partition(":")[0]) for trial in made.trials if trial.fired}
-    missed = {str(trial.case.plan) for trial in made.trials if not trial.fired}
-    seen = len(made.facts.points) + len(made.facts.unsteady)
-    return {"seen": seen, "hit": len(plans), "not_reached": sorted(missed), "notes": made.facts.notes}
-
-
-def _plans(options: CrashOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
-    if options.plan is not None:
-        return itertools.repeat(options.plan, options.iterations or _REPLAYS)
-    number, shards = options.slice()
-    return itertools.islice(itertools.islice(_sweep(options, points), number, None, shards), options.iterations or None)
-
-
-def _sweep(options: CrashOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
-    schedules = {"immediate": [False], "quiesced": [True], "both": [False, True]}[options.schedule]
-    for one in points:
-        ending = "sleeping" if one.point.stage == "recover" else options.ending
-        instants: list[tuple[When, str]] = [("before", one.phase), ("after", one.after)]
-        for when, phase in instants:
-            if phase and options.phase in ("", phase):
-                for quiesced in schedules:
-                    yield crash_plan(
-                        one.point,
-                        when,
-                        quiesced=quiesced,
-                        notified=one.notified,
-                        victim=options.kill,
-                        ending=ending,
-                        sent=options.signal,
-                    )
+        schedules = {"immediate": [False], "quiesced": [True], "both": [False, True]}[options.schedule]
+        for one in points:
+            ending = "sleeping" if one.point.stage == "recover" else options.ending
+            instants: list[tuple[When, str]] = [("before", one.phase), ("after", one.after)]
+            for when, phase in instants:
+                if phase and options.phase in ("", phase):
+                    for quiesced in schedules:
+                        yield crash_plan(
+                            one.point,
+                            when,
+                            quiesced=quiesced,
+                            notified=one.notified,
+                            victim=options.kill,
+                            ending=ending,
+                            sent=options.signal,
+                        )

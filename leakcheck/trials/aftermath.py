@@ -18,14 +18,18 @@ _FOR_GOOD = ("damaged", "respawning")
 
 
 class Aftermath:
-    """The fate of all residue after the recovery and after the next submission, and what these two left."""
+    """The fate of all residue after the recovery and after the next submission, and what these two left.
 
-    def __init__(self, session: Session, case: Case, first: Report) -> None:
+    Nobody recovers a run that hit a fault and `succeeded` all the same: then the next submission comes first.
+    """
+
+    def __init__(self, session: Session, case: Case, first: Report, *, succeeded: bool = False) -> None:
         self.left: list[Remnant] = []
         self.recovery: list[Command] = []
         self.failures: list[str] = []
         self.gaps = {kind: gap.reason for kind, gap in first.gaps.items()}
         self._session = session
+        self._succeeded = succeeded
         self._hit = not injector_for(case.plan).harmless
         self._case = case
         # Residue that still exists, by key; `_steady` is the part that appears regardless of how the run was killed.
@@ -55,6 +59,13 @@ class Aftermath:
 
     def follow(self) -> None:
         """Recover, run the next submission, observe after each, and classify what stays."""
+        early = self._succeeded and bool(self._stay)
+        if early:
+            self._survived = set(self._stay)
+            with self._session.timed("next"):
+                self._next()
+            # A recovery that nobody calls is no excuse.
+            self._silent |= bool(self._survived & self._stay.keys())
         with self._session.timed("recover"):
             if wrong := self._session.recover():
                 self.failures.append(wrong)
@@ -67,7 +78,7 @@ class Aftermath:
                 self._add(report.leaks, "recovery")
             if recovers and not wrong:
                 self._survived = set(self._stay)
-        if not self._session.late:
+        if not (self._session.late or early):
             with self._session.timed("next"):
                 self._next()
         if self._stay:

@@ -50,11 +50,18 @@ class Points(msgspec.Struct, frozen=True):
 
 
 def record_twice(
-    target: Target, submission: Submission, *, recovery: bool, stop: Stop, settle: float = 0, every: bool = False
+    target: Target,
+    submission: Submission,
+    *,
+    recovery: bool,
+    stop: Stop,
+    settle: float = 0,
+    every: bool = False,
+    watched: bool = False,
 ) -> Points:
     """Record the points of two runs: which of them are the same in every run. It is otherwise as `record`."""
     first, second = (
-        record(target, submission, number, recovery=recovery, stop=stop, settle=settle, every=every)
+        record(target, submission, number, recovery=recovery, stop=stop, settle=settle, every=every, watched=watched)
         for number in (0, 1)
     )
     known, again = ({one.point for one in recording.points} for recording in (first, second))
@@ -74,15 +81,16 @@ def record(
     stop: Stop,
     settle: float = 0,
     every: bool = False,
+    watched: bool = False,
 ) -> Recording:
     """Record the points of a run of `submission`, or, with `recovery`, those of a crashed run's recovery.
 
-    With `every`, writes and messages are points, too.
+    With `every`, writes and messages are points, too; with `watched`, closed descriptors and waits for processes.
 
     What a command leaves to processes that outlive it is recorded for `settle` seconds at most.
     It raises `TargetError` if the run is not right, or the target can be neither traced nor notified.
     """
-    requests = _crashing(every) if recovery else recording_of(every)
+    requests = _crashing(every, watched) if recovery else recording_of(every, watched)
     notified: frozenset[str] = frozenset()
     while True:
         with open_host(target, settle, live=False) as host:
@@ -124,20 +132,20 @@ def _run(session: Session, submission: Submission, *, recovery: bool) -> str:
     return wrong
 
 
-def recording_of(every: bool = False) -> Request:
-    """Return the request to record any command; with `every`, writes and messages too."""
+def recording_of(every: bool = False, watched: bool = False) -> Request:
+    """Return the request to record any command, as `record` has it."""
 
     def request(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any]:
         del stage
-        return recording(number, payload, every=every)
+        return recording(number, payload, every=every, watched=watched)
 
     return request
 
 
-def _crashing(every: bool) -> Request:
+def _crashing(every: bool, watched: bool) -> Request:
     def request(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
         if stage == "recover":
-            return recording(number, payload, every=every)
+            return recording(number, payload, every=every, watched=watched)
         return crash_once_payload_runs(payload) if stage == "launch" else None
 
     return request

@@ -79,6 +79,10 @@ class Runner(abc.ABC):
         """Return the phase in which a traced fault happened, in any stage or in `stage`; empty if it did not."""
         return self._tracing.fired(stage) if self._tracing is not None else ""
 
+    def hits(self, stage: str) -> int:
+        """Return how many traced faults of `stage` happened, a kill among them."""
+        return self._tracing.hits(stage) if self._tracing is not None else 0
+
     def start(
         self,
         argv: Sequence[str],

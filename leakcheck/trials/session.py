@@ -51,6 +51,8 @@ class Session(Runner):
         self.env: dict[str, str] = {}
         self.prepared = True
         """Whether the last preparation may have changed something."""
+        self.succeeded = False
+        """Whether the last run under a fault, and what follows a normal one, reported nothing but success."""
         self.commands: list[Command] = []
         """The last commands of a recovery or the like, and how they ended."""
         self._names = 0
@@ -145,6 +147,7 @@ class Session(Runner):
         A run hit by the fault may have any status, except OK if it would not be OK without the fault. If it does not
         end, it raises `LateError`.
         """
+        self.succeeded = False
         with memory() as output:
             program = submission.program
             process = self.start(argv, output, injector.launch_env, stage="launch", payload=program)
@@ -162,10 +165,12 @@ class Session(Runner):
                     wrong = _wrong(done, submission.expect)
                 if ordinary:
                     self._finish()
+                    hit = self.hits("launch") + self.hits("finish") and not self.fired()
+                    self.succeeded = status == submission.expect and bool(hit)
             except LateError:
                 raise
             except TargetError as error:
-                wrong = str(error) if ordinary and not self.fired("finish") else ""
+                wrong = str(error) if ordinary and not (self.hits("launch") or self.hits("finish")) else ""
             injector.between(run)
             return evidence, wrong
 
@@ -177,9 +182,12 @@ class Session(Runner):
             return str(error)
 
     def recover(self) -> str:
-        """Run the target's recovery; return what is wrong with it. One that a fault interrupted is run again."""
+        """Run the target's recovery; return what is wrong with it. One that a fault interrupted is run again.
+
+        So is one that reported a fault; one that did not end stays wrong.
+        """
         wrong = self._complaint("recover", *self.target.recover_commands(self.box))
-        if self.fired("recover"):
+        if self.fired("recover") or (wrong and self.hits("recover") and not self.late):
             wrong = self._complaint("recover", *self.target.recover_commands(self.box))
         return wrong
 

@@ -52,6 +52,11 @@ class Tracing:
         stages = self._logs if stage is None else [stage]
         return next((line["fired"] for one in stages for line in self.reports(one) if "fired" in line), "")
 
+    def hits(self, stage: str) -> int:
+        """Return how many faults of `stage` happened, a kill among them."""
+        lines = self.reports(stage)
+        return len({line["fault"] for line in lines if "injected" in line}) + any("fired" in line for line in lines)
+
     def notes(self) -> list[str]:
         """Return what the tracer could not see, by stage."""
         return [f"{stage}: {line['note']}" for stage in self._logs for line in self.reports(stage) if "note" in line]

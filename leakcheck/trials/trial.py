@@ -125,14 +125,15 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         if argv is None:
             replaced = {leak.key for leak in first.leaks if leak.replaces}
         first = msgspec.structs.replace(first, leaks=[leak for leak in first.leaks if leak.key not in replaced])
-    after = Aftermath(session, case, first)
+    after = Aftermath(session, case, first, succeeded=not injector.harmless and session.succeeded)
     if first.leaks or not injector.harmless:
         after.follow()
     outcomes = set(after.outcomes())
     if wrong:
         outcomes.add("false-status")
     # The kill of a run that is to be recovered is not the one of its recovery.
-    fired = bool(session.fired(injector.stage)) or (evidence.fired and injector.stage == "launch")
+    fired = all(session.hits(stage) >= count for stage, count in injector.stages.items())
+    fired |= evidence.fired and injector.trace is None
     if not (fired or injector.may_miss):
         outcomes.add("not-reached")
     detail = [*after.failures, *filter(None, [wrong])]

@@ -9,7 +9,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// The operations that crash points are at. Calls that do the same have one name.
+/// The operations that a plan can name: those that crash points are at, and, for faults, `close` and `wait`. Calls that do the
+/// same have one name.
 pub const OPERATIONS: &[&str] = &[
     "acct",
     "add_key",
@@ -20,6 +21,7 @@ pub const OPERATIONS: &[&str] = &[
     "chroot",
     "clock_settime",
     "clone",
+    "close",
     "connect",
     "delete_module",
     "execve",
@@ -82,6 +84,7 @@ pub const OPERATIONS: &[&str] = &[
     "unlink",
     "unshare",
     "utime",
+    "wait",
     "write",
 ];
 

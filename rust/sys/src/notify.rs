@@ -69,11 +69,14 @@ pub fn waits(listener: BorrowedFd<'_>, id: u64) -> bool {
     result == 0
 }
 
-/// Lets the call happen, or fail with an error. The thread may have been killed meanwhile (`ENOENT`).
-pub fn answer(listener: BorrowedFd<'_>, id: u64, error: Option<i32>) -> io::Result<()> {
+/// Lets the call happen, or return a result without happening: a negative one is an error. The thread may have been killed
+/// meanwhile (`ENOENT`).
+pub fn answer(listener: BorrowedFd<'_>, id: u64, result: Option<i64>) -> io::Result<()> {
     #[allow(clippy::cast_possible_truncation, reason = "the flag is 1")]
-    let flags = if error.is_none() { libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32 } else { 0 };
-    let response = libc::seccomp_notif_resp { id, val: 0, error: -error.unwrap_or(0), flags };
+    let flags = if result.is_none() { libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32 } else { 0 };
+    let result = result.unwrap_or(0);
+    let error = i32::try_from(result.min(0)).map_err(io::Error::other)?;
+    let response = libc::seccomp_notif_resp { id, val: result.max(0), error, flags };
     // SAFETY: the kernel reads a structure of this size.
     check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw const response) }.into())
 }

@@ -20,7 +20,7 @@ pub enum Change {
 pub enum Stop {
     /// The filter stops it before a call.
     Call,
-    /// The call after which it was to stop has returned.
+    /// It was to stop after its current call, which has returned; or at each call, and enters or leaves one.
     Return,
     /// It has created this process or thread.
     Clone,
@@ -41,6 +41,8 @@ pub enum Resume {
     Run(i32),
     /// Until the current call returns.
     ToReturn,
+    /// As `Run`, and it stops when it enters or leaves any call, too.
+    Calls(i32),
     /// It stays stopped with its process until SIGCONT.
     Listen,
 }
@@ -76,6 +78,7 @@ pub fn resume(pid: i32, how: Resume) -> io::Result<()> {
     match how {
         Resume::Run(signal) => request(libc::PTRACE_CONT, pid, 0, signal.unsigned_abs() as usize),
         Resume::ToReturn => request(libc::PTRACE_SYSCALL, pid, 0, 0),
+        Resume::Calls(signal) => request(libc::PTRACE_SYSCALL, pid, 0, signal.unsigned_abs() as usize),
         Resume::Listen => request(libc::PTRACE_LISTEN, pid, 0, 0),
     }
 }
@@ -87,15 +90,17 @@ pub fn event_message(pid: i32) -> io::Result<i32> {
     i32::try_from(message).map_err(io::Error::other)
 }
 
-/// The call at which a thread is stopped ([`Stop::Call`]; `PTRACE_GET_SYSCALL_INFO`, Linux 5.3).
+/// The call before which a thread is stopped (`PTRACE_GET_SYSCALL_INFO`, Linux 5.3).
 pub fn call(pid: i32) -> io::Result<Call> {
     let info = information(pid)?;
-    if info.op != libc::PTRACE_SYSCALL_INFO_SECCOMP {
-        return Err(io::Error::other("it is not stopped at a call"));
-    }
-    // SAFETY: of the union, the kernel filled this member.
-    let entry = unsafe { info.u.seccomp };
-    Ok(Call { arch: info.arch, number: entry.nr, arguments: entry.args })
+    let (number, arguments) = match info.op {
+        // SAFETY: of the union, the kernel filled this member.
+        libc::PTRACE_SYSCALL_INFO_SECCOMP => unsafe { (info.u.seccomp.nr, info.u.seccomp.args) },
+        // SAFETY: of the union, the kernel filled this member.
+        libc::PTRACE_SYSCALL_INFO_ENTRY => unsafe { (info.u.entry.nr, info.u.entry.args) },
+        _ => return Err(io::Error::other("it is not stopped before a call")),
+    };
+    Ok(Call { arch: info.arch, number, arguments })
 }
 
 /// What the call returned after which a thread is stopped ([`Stop::Return`]): a value, or the negative number of an error.
@@ -120,12 +125,19 @@ fn information(pid: i32) -> io::Result<libc::ptrace_syscall_info> {
     Ok(unsafe { info.assume_init() })
 }
 
+/// Replaces the result of the call at which a thread is stopped; with `instead`, the call does not happen.
+pub fn set_result(pid: i32, result: i64, instead: bool) -> io::Result<()> {
+    let mut registers = registers(pid)?;
+    registers.rax = result.cast_unsigned();
+    if instead {
+        registers.orig_rax = u64::MAX;
+    }
+    set_registers(pid, &mut registers)
+}
+
 /// Replaces an argument of the call at which a thread is stopped; only for x86-64's own convention, and arguments 0 to 5.
 pub fn set_argument(pid: i32, index: usize, value: u64) -> io::Result<()> {
-    let mut registers = MaybeUninit::<libc::user_regs_struct>::zeroed();
-    request(libc::PTRACE_GETREGS, pid, 0, registers.as_mut_ptr().expose_provenance())?;
-    // SAFETY: zero is valid for all its fields, and the kernel wrote them.
-    let mut registers = unsafe { registers.assume_init() };
+    let mut registers = registers(pid)?;
     *[
         &mut registers.rdi,
         &mut registers.rsi,
@@ -134,7 +146,18 @@ pub fn set_argument(pid: i32, index: usize, value: u64) -> io::Result<()> {
         &mut registers.r8,
         &mut registers.r9,
     ][index] = value;
-    request(libc::PTRACE_SETREGS, pid, 0, (&raw mut registers).expose_provenance())
+    set_registers(pid, &mut registers)
+}
+
+fn registers(pid: i32) -> io::Result<libc::user_regs_struct> {
+    let mut registers = MaybeUninit::<libc::user_regs_struct>::zeroed();
+    request(libc::PTRACE_GETREGS, pid, 0, registers.as_mut_ptr().expose_provenance())?;
+    // SAFETY: zero is valid for all its fields, and the kernel wrote them.
+    Ok(unsafe { registers.assume_init() })
+}
+
+fn set_registers(pid: i32, registers: &mut libc::user_regs_struct) -> io::Result<()> {
+    request(libc::PTRACE_SETREGS, pid, 0, (&raw mut *registers).expose_provenance())
 }
 
 /// Replaces eight bytes of a stopped thread's memory, also where it cannot write itself.

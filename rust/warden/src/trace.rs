@@ -5,6 +5,7 @@
 //! arena is down: its filter lets points fail without a tracer (seccomp(2)). After the fault it only passes on what stops.
 
 mod decode;
+mod fault;
 mod filter;
 mod notify;
 mod object;
@@ -25,6 +26,7 @@ use leakcheck_sys::Ended;
 use leakcheck_sys::trace::{self, Call, Change, Resume, Stop};
 use rustix::process::{Signal, pidfd_send_signal};
 
+use fault::Delayed;
 pub(crate) use filter::{install, report};
 use notify::{Reported, has_ended, threads};
 pub(crate) use points::set_root;
@@ -73,8 +75,10 @@ struct Run {
     phase: Phase,
     root: i32,
     payload: Option<i32>,
-    /// Whether the fault happened.
+    /// Whether the kill happened.
     fired: bool,
+    /// The faults of calls that happened.
+    injected: Vec<usize>,
     points: u32,
     /// What its filter reports to, if it does.
     listener: Option<OwnedFd>,
@@ -107,15 +111,17 @@ struct Task {
     process: i32,
     /// Whether it is about to execute the payload.
     payload: bool,
-    /// Whether the fault is due when its current call has returned.
+    /// Whether the kill is due when its current call has returned.
     due: bool,
     /// What is to be recorded of its current call.
     pending: Option<Pending>,
+    /// What its current call returns, if that is decided.
+    result: Option<i64>,
 }
 
 impl Task {
     fn new(role: usize, process: i32) -> Self {
-        Task { role, process, payload: false, due: false, pending: None }
+        Task { role, process, payload: false, due: false, pending: None, result: None }
     }
 }
 
@@ -145,6 +151,7 @@ pub(crate) struct Tracer {
     roles: Vec<Role>,
     runs: Vec<Run>,
     held: Option<Held>,
+    delayed: Vec<Delayed>,
     reported: Reported,
 }
 
@@ -160,8 +167,9 @@ impl Tracer {
         self.roles.push(Role::new(name, self.runs.len(), false));
         self.tasks.insert(pid, Task::new(self.roles.len() - 1, pid));
         let (began, phase, payload, executing) = (Instant::now(), Phase::Setup, None, None);
-        let (fired, points) = (false, 0);
-        self.runs.push(Run { request, log, began, phase, root: pid, payload, fired, points, listener, executing });
+        let (fired, injected, points) = (false, Vec::new(), 0);
+        let root = pid;
+        self.runs.push(Run { request, log, began, phase, root, payload, fired, injected, points, listener, executing });
         Ok(())
     }
 
@@ -169,7 +177,7 @@ impl Tracer {
     pub(crate) fn patience(&self) -> Option<Duration> {
         let waits =
             self.held.is_some() || !self.early.is_empty() || self.runs.iter().any(|run| run.executing.is_some());
-        waits.then_some(TICK)
+        waits.then_some(TICK).into_iter().chain(self.next_delayed()).min()
     }
 
     /// Handles a change; returns a child or traced process that has ended.
@@ -181,8 +189,7 @@ impl Tracer {
             }
             Change::Stopped(pid, stop) => {
                 if let Some(how) = self.stopped(pid, stop) {
-                    // It may have been killed meanwhile.
-                    let _ = trace::resume(pid, how);
+                    self.resume(pid, how);
                 }
                 None
             }
@@ -191,6 +198,7 @@ impl Tracer {
 
     fn ended(&mut self, pid: i32, status: i32) {
         self.early.remove(&pid);
+        self.delayed.retain(|one| one.pid != pid);
         if let Some(held) = self.held.take_if(|held| held.pid == pid) {
             // Another process of the run ended it at its point.
             if held.killed.is_none() {
@@ -220,7 +228,7 @@ impl Tracer {
         }
         match stop {
             Stop::Call => self.at_stop(pid),
-            Stop::Return => self.at_return(pid),
+            Stop::Return => self.at_edge(pid),
             Stop::Clone => {
                 self.created(pid);
                 self.at_return(pid)
@@ -262,9 +270,9 @@ impl Tracer {
     /// A thread is about to make a call: a point, or not.
     fn at_call(&mut self, pid: i32, call: &Call, point: Option<Point>) -> Option<Resume> {
         let task = self.tasks.get_mut(&pid)?;
-        (task.payload, task.due, task.pending) = (false, false, None);
+        (task.payload, task.due, task.pending, task.result) = (false, false, None, None);
         let role = &mut self.roles[task.role];
-        let run = &mut self.runs[role.run];
+        let (number, run) = (role.run, &mut self.runs[role.run]);
         let recorded = !run.fired || run.request.explain;
         let Some(point) = point.filter(|_| role.begun && !role.payload && recorded) else {
             task.payload = !role.payload && run.payload.is_none() && executes(pid, call, &run.request.payload);
@@ -279,15 +287,21 @@ impl Tracer {
         let ordinal = *role.counts.entry(point.clone()).and_modify(|count| *count += 1).or_insert(1);
         task.pending = record::begin(run, role, pid, call, &point, ordinal);
         let resumed = if task.pending.is_some() { Resume::ToReturn } else { Resume::Run(0) };
-        let Some(fault) = run.request.fault.as_ref().filter(|_| !run.fired) else { return Some(resumed) };
-        if !fault.is_at(&role.name, &point, ordinal) {
+        if run.fired {
             return Some(resumed);
         }
-        if fault.after {
-            task.due = true;
-            return Some(Resume::ToReturn);
+        if let Some(fault) = run.request.fault.as_ref().filter(|fault| fault.is_at(&role.name, &point, ordinal)) {
+            if fault.after {
+                task.due = true;
+                return Some(Resume::ToReturn);
+            }
+            return self.fire_at(pid);
         }
-        self.fire_at(pid)
+        let lives = self.tasks.contains_key(&run.root);
+        match run.fault_at(&role.name, &point, ordinal, lives) {
+            Some(how) => self.inject(pid, number, call, how, resumed),
+            None => Some(resumed),
+        }
     }
 
     fn at_return(&mut self, pid: i32) -> Option<Resume> {
@@ -321,7 +335,7 @@ impl Tracer {
         }
         self.tasks.insert(child, task);
         if self.early.remove(&child).is_some() {
-            let _ = trace::resume(child, Resume::Run(0));
+            self.resume(child, Resume::Run(0));
         }
     }
 
@@ -366,6 +380,7 @@ impl Tracer {
 
     /// Continues what waits for time to pass.
     pub(crate) fn tick(&mut self) {
+        self.release_delayed();
         // The creator was killed before it could report them.
         let lost: Vec<i32> =
             self.early.iter().filter(|(_, since)| since.elapsed() > PATIENCE / 40).map(|(pid, _)| *pid).collect();
@@ -375,7 +390,7 @@ impl Tracer {
                 self.roles.push(Role::new("unknown".to_owned(), run, true));
                 self.tasks.insert(pid, Task::new(self.roles.len() - 1, pid));
             }
-            let _ = trace::resume(pid, Resume::Run(0));
+            self.resume(pid, Resume::Run(0));
         }
         for number in 0..self.runs.len() {
             self.follow(number);
@@ -416,7 +431,7 @@ impl Tracer {
         let Some(held) = self.held.take() else { return };
         match held.report {
             Some(id) => self.answer(held.run, id, None),
-            None => drop(trace::resume(held.pid, Resume::Run(0))),
+            None => self.resume(held.pid, Resume::Run(0)),
         }
     }
 

@@ -100,5 +100,5 @@ fn carry_out(answer: Answer, report: &Notification, listener: BorrowedFd<'_>) {
         }
     };
     // The caller may have been killed meanwhile.
-    let _ = notify::answer(listener, report.id, error);
+    let _ = notify::answer(listener, report.id, error.map(|error| -i64::from(error)));
 }

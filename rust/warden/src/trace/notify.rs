@@ -99,17 +99,21 @@ impl Tracer {
                 if let Some(held) = self.held.as_mut().filter(|held| held.pid == process) {
                     held.report = Some(report.id);
                 }
+                if let Some(one) = self.delayed.iter_mut().find(|one| one.pid == process && one.report.is_none()) {
+                    one.report = Some(report.id);
+                }
                 return;
             }
             self.expect_exec(number, process);
         }
-        self.answer(number, report.id, refused.then_some(libc::EINVAL));
+        let result = process.and_then(|process| self.tasks.get_mut(&process)?.result.take());
+        self.answer(number, report.id, result.or(refused.then_some(-i64::from(libc::EINVAL))));
     }
 
-    pub(super) fn answer(&self, number: usize, id: u64, error: Option<i32>) {
+    pub(super) fn answer(&self, number: usize, id: u64, result: Option<i64>) {
         if let Some(listener) = &self.runs[number].listener {
             // It may have been killed meanwhile.
-            let _ = notify::answer(listener.as_fd(), id, error);
+            let _ = notify::answer(listener.as_fd(), id, result);
         }
     }
 

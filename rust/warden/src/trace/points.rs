@@ -9,7 +9,7 @@ use leakcheck_sys::open_pidfd;
 use leakcheck_sys::trace::{Call, read_memory};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
-use super::x86_64::{I386, NATIVE, Names, Row, THREAD, UNTRACED, WRITES, X32, direct, rows};
+use super::x86_64::{I386, NATIVE, Names, Row, THREAD, UNTRACED, WRITES, X32, direct, rows, watched};
 
 /// More of a path is not looked at (`PATH_MAX`).
 const LONGEST: usize = 4096;
@@ -97,6 +97,28 @@ pub(super) fn describe(pid: i32, process: i32, call: &Call, every: bool) -> Desc
     }
     found.point = Some(Point { operation, class });
     found
+}
+
+/// The point of a call that only faults are at. Programs and settings that are closed were only read.
+pub(super) fn describe_watched(pid: i32, call: &Call) -> Option<Point> {
+    let row = watched(call)?;
+    let Names::Descriptor(at) = row.names else {
+        return Some(Point { operation: row.operation, class: String::new() });
+    };
+    #[allow(clippy::cast_possible_truncation, reason = "descriptors are ints")]
+    let path = link(pid, &format!("fd/{}", call.arguments[at] as u32));
+    let read: [&[u8]; 4] = [b"/usr/", b"/lib", b"/etc/", b"/proc/"];
+    if path.is_empty() || read.iter().any(|one| path.starts_with(one)) {
+        return None;
+    }
+    let class = if path.starts_with(b"/") {
+        normal(&path)
+    } else {
+        // pipe:[17], anon_inode:[eventpoll]
+        let what = path.strip_prefix(b"anon_inode:").unwrap_or(&path);
+        normal(what.split(|byte| *byte == b':').next().unwrap_or_default()).trim_matches('_').to_owned()
+    };
+    Some(Point { operation: row.operation, class })
 }
 
 /// Whether the program that a thread is about to execute has exactly these arguments.

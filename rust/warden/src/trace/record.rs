@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use super::decode;
 use super::object::{self, Place, find};
 use super::points::Point;
-use super::x86_64::{Row, direct, rows};
+use super::x86_64::{Row, direct, rows, watched};
 use super::{Role, Run, points};
 
 /// Points of one run that are recorded; a run with more is not recorded further.
@@ -22,7 +22,7 @@ pub(super) struct Pending {
 
 /// Records that a thread is about to make the call of a point. Returns what is to be recorded of its end, if it is to be.
 pub(super) fn begin(run: &mut Run, role: &Role, pid: i32, call: &Call, point: &Point, ordinal: u32) -> Option<Pending> {
-    if run.request.fault.is_some() && !run.request.explain {
+    if !run.request.records() && !run.request.explain {
         return None;
     }
     run.points += 1;
@@ -40,7 +40,7 @@ pub(super) fn begin(run: &mut Run, role: &Role, pid: i32, call: &Call, point: &P
     let mut pending = None;
     if run.request.explain {
         let call = &direct(call, |address| points::word_at(pid, address));
-        let row = rows(call, run.request.every()).find(|row| row.when.holds(&call.arguments));
+        let row = rows(call, run.request.every()).find(|row| row.when.holds(&call.arguments)).or_else(|| watched(call));
         let place = row.and_then(|row| decode::place(pid, row, point.operation, &call.arguments));
         if let (Value::Object(line), Some(row)) = (&mut line, row) {
             describe(line, run.points, pid, row, call, point, place.as_ref());

@@ -3,6 +3,7 @@
 use rustix::process::Signal;
 use serde::Deserialize;
 
+use super::fault::{CallFault, is_watched};
 use super::points::Point;
 use super::x86_64::EVERY;
 
@@ -19,8 +20,14 @@ pub(crate) struct Request {
     /// Whether its filter reports its calls, instead of ptrace.
     #[serde(default)]
     pub(crate) notified: bool,
-    /// What happens at which point; without it, all points are recorded.
+    /// Who is killed at which point; without it, and without `faults`, all points are recorded.
     pub(super) fault: Option<Fault>,
+    /// What happens to which calls.
+    #[serde(default)]
+    pub(super) faults: Vec<CallFault>,
+    /// Whether the calls that no filter stops at are recorded, too.
+    #[serde(default)]
+    watched: bool,
     /// Whether writes and messages are recorded, too.
     #[serde(default)]
     every: bool,
@@ -30,10 +37,23 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Whether writes and messages are points: the fault may be at one.
+    /// Whether writes and messages are points: a fault may be at one.
     pub(crate) fn every(&self) -> bool {
-        let is_one = |fault: &Fault| EVERY.iter().any(|row| row.operation == fault.operation);
-        self.every || self.fault.as_ref().is_some_and(is_one)
+        self.every || self.operations().any(|operation| EVERY.iter().any(|row| row.operation == operation))
+    }
+
+    /// Whether the run stops at each call, since no filter does at some points.
+    pub(super) fn watches(&self) -> bool {
+        !self.notified && (self.watched || self.operations().any(is_watched))
+    }
+
+    pub(super) fn records(&self) -> bool {
+        self.fault.is_none() && self.faults.is_empty()
+    }
+
+    fn operations(&self) -> impl Iterator<Item = &str> {
+        let kill = self.fault.iter().map(|fault| &*fault.operation);
+        kill.chain(self.faults.iter().map(|fault| &*fault.operation))
     }
 }
 

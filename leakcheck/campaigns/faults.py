@@ -1,0 +1,143 @@
+"""The campaign ``faults``: what happens if a step of a sandbox's clean-up fails?"""
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Annotated, ClassVar
+
+from injectors import Plan
+from injectors.errnos import ALLOWED, USUAL
+from injectors.syscalls import NO_LIE, WATCHED, Fault, Mode, fault_plan
+from leakcheck._native import OPERATIONS
+from leakcheck.campaigns.campaign import Option
+from leakcheck.campaigns.sweep import PHASES, Sweep, SweepOptions
+from leakcheck.errors import UsageError
+from leakcheck.targets import Target
+from leakcheck.trials.crash_points import Points, Recorded
+from leakcheck.trials.runner import Stop
+
+# Operations that are points of `crash --points all` only.
+_FREQUENT = frozenset(["write", "send", "connect", "io_submit", "semop", "msgsnd", "msgrcv", "mq_send", "mq_receive"])
+_CLEANUP = PHASES[PHASES.index("timeout") :]
+# These release what is outside of a process in any phase; the others belong to a clean-up only there.
+_ANYWHERE = ("umount", "rmdir", "unlink")
+_DELAY_MS = 100
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in text.split(",") if word)
+
+
+class FaultsOptions(SweepOptions, frozen=True, kw_only=True):
+    """Which calls fail, and how; a `plan` replaces them all."""
+
+    syscalls: Annotated[tuple[str, ...], Option("Operations whose calls fail.", "OPERATION,…", parse=_words)] = tuple(
+        USUAL
+    )
+    errno: Annotated[
+        tuple[str, ...] | None, Option("Errors to fail with. Default: what each can meet.", "ERROR,…", parse=_words)
+    ] = None
+    mode: Annotated[Mode, Option("An error instead of the call, or after it; success without the call; a delay.")] = (
+        "fail"
+    )
+    any_errno: Annotated[bool, Option("Allow errors that a call's manual page does not give.")] = False
+    of_plan: ClassVar[tuple[str, ...]] = ("ending", "phase", "shard", "syscalls", "errno", "mode")
+
+    def check(self) -> None:
+        """Raise `UsageError` for what cannot be."""
+        super().check()
+        if wrong := [one for one in self.syscalls if one not in OPERATIONS]:
+            raise UsageError(f"--syscalls {wrong[0]!r}: no operation; there are {', '.join(OPERATIONS)}")
+        if not self.syscalls:
+            raise UsageError(f"--syscalls: name an operation, such as {', '.join(USUAL)}")
+        if self.errno is not None and self.mode in ("lie", "delay"):
+            raise UsageError(f"--errno --mode {self.mode}: it has no error")
+        if self.plan is None and self.mode in ("fail", "after"):
+            for operation in self.syscalls:
+                self.errors(operation)
+        if self.mode == "lie" and (none := [one for one in self.syscalls if one in NO_LIE]):
+            raise UsageError(f"--mode lie --syscalls {none[0]}: nothing can stand for what {none[0]} returns")
+
+    def errors(self, operation: str) -> Sequence[str]:
+        """Return the errors with which the calls of `operation` fail; raise `UsageError` if they never have those."""
+        if self.errno is None:
+            usual = USUAL.get(operation) or sorted(ALLOWED.get(operation, ()))
+            if not usual:
+                raise UsageError(f"--syscalls {operation}: leakcheck does not know its errors; name some with --errno")
+            return usual
+        known = ALLOWED.get(operation, frozenset())
+        fitting = [one for one in self.errno if self.any_errno or one in known]
+        if not fitting:
+            there = ", ".join(sorted(known)) or "none that leakcheck knows of"
+            raise UsageError(
+                f"--errno {','.join(self.errno)}: not in the manual page of {operation}, which has {there}; "
+                "--any-errno allows it"
+            )
+        return fitting
+
+
+class Faults(Sweep[FaultsOptions]):
+    """Has every step of a clean-up fail, once and from then on, in a run and in the recovery of a crashed one."""
+
+    name = "faults"
+    question = "What does a target leave behind if a step of its clean-up fails?"
+    options = FaultsOptions
+    points_name = "calls"
+
+    def record(
+        self, target: Target, options: FaultsOptions, stop: Stop, *, every: bool = False, watched: bool = False
+    ) -> Points:
+        """Record the calls that the options name."""
+        every |= not _FREQUENT.isdisjoint(options.syscalls)
+        watched |= not {*WATCHED}.isdisjoint(options.syscalls)
+        known = super().record(target, options, stop, every=every, watched=watched)
+        return Points(
+            [one for one in known.points if _is_step(options, one)],
+            [one for one in known.unsteady if _is_step(options, one)],
+            known.notes,
+        )
+
+    def select(self, options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
+        """Yield a fault of each kind at each call, and from each call on."""
+        plans = list(_sweep(options, points))
+        if options.iterations and len(plans) > options.iterations:
+            plans = random.Random(options.seed).sample(plans, options.iterations)  # noqa: S311 - it draws cases
+        yield from plans
+
+    def instants(self, one: Recorded) -> Iterator[tuple[str, str]]:
+        """Yield the call, and its phase."""
+        yield f"{one.point.stage}:{one.point}", one.phase
+
+    def instant(self, plan: Plan) -> str:
+        """Return the first call of a plan."""
+        call = plan.argument.partition(":")[0].removesuffix("+")
+        return f"{plan.kind}:{call.removesuffix('*')}{'1' * call.endswith('*')}"
+
+
+def _is_step(options: FaultsOptions, one: Recorded) -> bool:
+    """Return whether a call is one that the options ask for."""
+    operation = one.point.operation
+    if operation not in options.syscalls or one.point.stage == "prepare" or (one.notified and operation in WATCHED):
+        return False
+    if options.phase:
+        return one.phase == options.phase
+    return one.phase in _CLEANUP or operation not in USUAL or operation in _ANYWHERE
+
+
+def _sweep(options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
+    for one in points:
+        ending = "sleeping" if one.point.stage == "recover" else options.ending
+        for fault in _faults(options, one):
+            yield fault_plan([fault], notified=one.notified, ending=ending, any_errno=options.any_errno)
+
+
+def _faults(options: FaultsOptions, one: Recorded) -> Iterator[Fault]:
+    # Linux closes a descriptor even if it reports an error (close(2)).
+    after = options.mode == "after" or one.point.operation == "close"
+    for lasting in (False, True):
+        if options.mode == "lie":
+            yield Fault(one.point, "lie", lasting)
+        elif options.mode == "delay":
+            yield Fault(one.point, "delay", lasting, ms=_DELAY_MS)
+        elif not (after and one.notified):
+            for error in options.errors(one.point.operation):
+                yield Fault(one.point, "after" if after else "fail", lasting, error)
