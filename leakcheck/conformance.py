@@ -93,24 +93,30 @@ def _submission(session: Session, submission: Submission, *, starts: bool = Fals
     """Run `submission`; return what is wrong, with what the adapter may lack if the sandbox `starts` its payload."""
     done = session.submit(session.prepare(submission), submission)
     reply = done.reply
-    wrong, exits = [], session.target.adapter.status.source == "exit"
+    wrong = []
     if reply.status != submission.expect:
         wrong.append(f"status {reply.status} instead of {submission.expect}")
     if submission.expect_exit is not None and reply.exit_code != submission.expect_exit:
-        wrong.append(f"exit code {reply.exit_code} instead of {submission.expect_exit}")
+        got = "no exit code" if reply.exit_code is None else f"exit code {reply.exit_code}"
+        wrong.append(f"{got} instead of {submission.expect_exit}")
     lacks = session.target.adapter.may_lack_signal and reply.signal is None
     if submission.expect_signal is not None and reply.signal != submission.expect_signal and not lacks:
-        wrong.append(f"signal {reply.signal} instead of {submission.expect_signal}")
-    hint = _hint(reply, submission, done.code) if exits and starts else ""
+        got = "no signal" if reply.signal is None else f"signal {reply.signal}"
+        wrong.append(f"{got} instead of {submission.expect_signal}")
+    exits = session.target.adapter.status.source == "exit"
+    hint = _hint(reply, submission, done.code, exits=exits) if starts else ""
     return f"{', '.join(wrong)}; it exited with {done.code}: {done.words}{hint}" if wrong else ""
 
 
-def _hint(reply: Reply, submission: Submission, code: int) -> str:
-    """Return what the adapter may lack if the exit code is the status."""
-    if submission.expect == "TLE" and reply.status == "RE":
+def _hint(reply: Reply, submission: Submission, code: int, *, exits: bool) -> str:
+    """Return what the adapter may lack; `exits`: the exit code is the status."""
+    if exits and submission.expect == "TLE" and reply.status == "RE":
         return f"; if {code} is its exit code for a timeout, name it: status = {{ timeout = [{code}] }}"
+    if exits and submission.expect != "OK" and reply.status == "OK":
+        return '; if its exit code is not its status, name the file with it: status = { source = "json", file = … }'
     if submission.expect_signal is not None and reply.status == "RE" and reply.signal is None:
-        return "; if it never reports a death by signal as 128+N, say so: may_lack_signal = true"
+        how = " as 128+N" if exits else ""
+        return f"; if it never reports a death by signal{how}, say so: may_lack_signal = true"
     return ""
 
 

@@ -148,8 +148,8 @@ def _leak_line(leak: Leak, also_in: Sequence[str] = ()) -> Text:
         parts += [(" · ", "dim"), f"since {_local(leak.since)}"]
     if leak.attribution == "none":
         parts += [(" · ", "dim"), ("nothing ties it to the run", "yellow")]
-    if leak.look:
-        parts += [(" · look: ", "dim"), (leak.look, "cyan")]
+    if leak.inspect:
+        parts += [(" · inspect: ", "dim"), (leak.inspect, "cyan")]
     return line(*parts)
 
 

@@ -44,7 +44,7 @@ class Leak(msgspec.Struct, frozen=True, kw_only=True):
         return _text(self.evidence.get("made_at"))
 
     @property
-    def look(self) -> str | None:
+    def inspect(self) -> str | None:
         """A shell command that shows more of it."""
         return _text(self.evidence.get("inspect", self.evidence.get("look")))
 

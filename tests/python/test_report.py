@@ -140,7 +140,7 @@ class TestText:
             "sleep 60",
             "parent 1 (init)",
             "since 2026-01-0",
-            "look: cat /proc/41/status",
+            "inspect: cat /proc/41/status",
         ):
             assert part in lines[1]
 

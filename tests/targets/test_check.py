@@ -41,6 +41,16 @@ def findings(directory: Path, fields: str, *only: str) -> dict[str, Finding]:
         ('output = "{work}/out"\nlaunch = [' + TIMED, "probe", "box/out, which the adapter names as output, lacks it"),
         (SHELL + '"\\"$@\\" || exit 9", "sh", ' + TIMED, "timeout", "status = { timeout = [9] }"),
         (SHELL + '"\\"$@\\" || exit 9", "sh", ' + TIMED, "crash_signal", "say so: may_lack_signal = true"),
+        (SHELL + '"\\"$@\\" || exit 0", "sh", ' + TIMED, "timeout", "name the file with it: status = { source ="),
+        (
+            'status = { source = "json", file = "{work}/s", status = "s", exit_code = "c", statuses.no = "RE", '
+            'statuses.yes = "OK" }\n'
+            + SHELL
+            + """'"$@"; c=$?; [ $c = 0 ] && s=yes || s=no; echo "{{\\"s\\":\\"$s\\",\\"c\\":$c}}" >{work}/s', "sh", """
+            + TIMED,
+            "crash_signal",
+            "no signal instead of 11; it exited with 0: Segmentation fault; if it never reports a death by signal, say",
+        ),
         ("probe = { hidden = true }\nlaunch = [" + TIMED, "probe", "nothing that leakcheck can check differs inside"),
     ],
 )

@@ -269,5 +269,5 @@ pub fn describe(report: &Report) -> String {
 fn line(text: &mut String, leak: &Leak) {
     let fact = |name: &str| leak.evidence.get(name).and_then(|v| v.as_str()).unwrap_or_default();
     let _ = write!(text, "\n  {} ({}, attribution {})", leak.label, leak.class, leak.attribution);
-    let _ = write!(text, "\n    {}; look: {}", fact("who"), fact("look"));
+    let _ = write!(text, "\n    {}; inspect: {}", fact("who"), fact("inspect"));
 }
