@@ -48,6 +48,7 @@ class Checked:
         self.trace = inner.trace if isinstance(inner, Traces) else None
         self.kills_payload = inner.kills_payload if isinstance(inner, Traces) else False
         self.stages = inner.stages if isinstance(inner, FailsCalls) else {self.stage: 1}
+        self.compared = inner.compared if isinstance(inner, FailsCalls) else False
         self._between = inner.between if isinstance(inner, ActsBetween) else None
 
     def apply(self, trial: Trial) -> Evidence:

@@ -123,3 +123,6 @@ class FailsCalls(Traces, Protocol):
 
     stages: Mapping[str, int]
     """How many faults each stage has, a kill among them; all of them happen, or the plan was not tested."""
+
+    compared: bool
+    """Whether the state in which the stage ends is compared with that of other runs."""

@@ -104,6 +104,8 @@ class Syscalls:
         # The stage whose end is of interest is the last one.
         self.stage: Stage = max(self.stages, key=STAGES.index)
         self.kills_payload = kill is not None and kill.kills_payload
+        # A delay changes nothing, so that it is an honest run beside lies.
+        self.compared = kill is None and any(one.mode in ("lie", "delay") for one in faults)
         # To be recovered, a run has to be crashed, unless it has a fault of its own.
         self._crashes = {*self.stages} == {"recover"}
 

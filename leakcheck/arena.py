@@ -301,17 +301,23 @@ class Arena:
         """The view from outside that `leakcheck.snapshot` and `leakcheck.guard` take."""
         self._check_up("look")
         if self._view is None:
-            _, proc, *parts = self._fds
-            layers = [(path, fd, path) for path, fd in zip(self._layer_paths, parts, strict=False)]
+            written = self.written
+            layers = [(path, fd, path) for path, fd in written[: len(self._layer_paths)]]
             self._view = _native.ArenaView(
-                proc=proc,
+                proc=self._fds[1],
                 layers=layers,
-                roots=list(zip(self._root_paths, parts[len(layers) :], strict=True)),
+                roots=written[len(layers) :],
                 cgroups=list(self.cgroups.items()),
                 not_covered=self.not_covered,
                 bound=self._bound,
             )
         return self._view
+
+    @property
+    def written(self) -> list[tuple[str, int]]:
+        """All that was written: place in the arena and directory, those of the layers above the host's files first."""
+        self._check_up("look")
+        return list(zip([*self._layer_paths, *self._root_paths], self._fds[2:], strict=True))
 
     @property
     def spawner(self) -> int:

@@ -2,18 +2,24 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
+
+import msgspec
 
 from injectors import Plan
 from injectors.errnos import ALLOWED, USUAL
 from injectors.syscalls import NO_LIE, WATCHED, Fault, Mode, fault_plan
 from leakcheck._native import OPERATIONS
-from leakcheck.campaigns.campaign import Option
+from leakcheck.campaigns.campaign import Check, Made, Option
+from leakcheck.campaigns.criteria import reached, zero
+from leakcheck.campaigns.lies import lies, recall
 from leakcheck.campaigns.sweep import PHASES, Sweep, SweepOptions
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.crash_points import Points, Recorded
+from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import Stop
+from leakcheck.trials.trial import Trial
 
 # Operations that are points of `crash --points all` only.
 _FREQUENT = frozenset(["write", "send", "connect", "io_submit", "semop", "msgsnd", "msgrcv", "mq_send", "mq_receive"])
@@ -21,6 +27,8 @@ _CLEANUP = PHASES[PHASES.index("timeout") :]
 # These release what is outside of a process in any phase; the others belong to a clean-up only there.
 _ANYWHERE = ("umount", "rmdir", "unlink")
 _DELAY_MS = 100
+# Runs without a lie to compare with, of each stage.
+_HONEST = 2
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -99,9 +107,37 @@ class Faults(Sweep[FaultsOptions]):
     def select(self, options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
         """Yield a fault of each kind at each call, and from each call on."""
         plans = list(_sweep(options, points))
-        if options.iterations and len(plans) > options.iterations:
-            plans = random.Random(options.seed).sample(plans, options.iterations)  # noqa: S311 - it draws cases
-        yield from plans
+        honest = list(_honest(options, points)) if options.mode == "lie" and plans else []
+        if options.iterations and len(plans) > (most := max(1, options.iterations - 2 * len(honest))):
+            plans = random.Random(options.seed).sample(plans, most)  # noqa: S311 - it draws cases
+        # At both ends: what varies with the load of the machine is no difference.
+        yield from honest + plans + honest
+
+    def finish(self, made: Made[FaultsOptions, Trial], ui: Ui) -> None:
+        """Repeat findings, and in their place what the oracle seems not to see."""
+        if made.options.mode == "lie" and made.options.plan is None:
+            missed = {trial.case for trial in made.trials if str(trial.case.plan) in lies(made.trials).missed}
+            again = [case for case in missed for _ in range(_HONEST)]
+            made.trials.extend(made.executor.run(lambda: iter(again)))
+            made.wanted = None if made.wanted is None else made.wanted + len(again)
+        super().finish(made, ui)
+
+    def again_of(self, options: FaultsOptions) -> int:
+        """Return how often a finding is tried once more: what a lie leaves is no finding of the target's."""
+        return 0 if options.mode == "lie" else super().again_of(options)
+
+    def criteria(self, options: FaultsOptions) -> Sequence[Check]:
+        """Return what is asked of the trials; lies ask it of leakcheck."""
+        if options.mode == "lie":
+            return [recall, zero("unknown"), reached()]
+        return super().criteria(options)
+
+    def details(self, made: Made[FaultsOptions, Trial]) -> dict[str, Any]:
+        """Return the outcomes by phase, and what became of lies."""
+        found = super().details(made)
+        if made.options.mode == "lie":
+            found["points"] |= {"lies": msgspec.to_builtins(lies(made.trials))}
+        return found
 
     def instants(self, one: Recorded) -> Iterator[tuple[str, str]]:
         """Yield the call, and its phase."""
@@ -128,6 +164,15 @@ def _sweep(options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]
         ending = "sleeping" if one.point.stage == "recover" else options.ending
         for fault in _faults(options, one):
             yield fault_plan([fault], notified=one.notified, ending=ending, any_errno=options.any_errno)
+
+
+def _honest(options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
+    """Yield two plans for each stage, and for the shards all of them, that change nothing."""
+    first = {one.point.stage: one for one in reversed(points)}
+    for one in first.values():
+        ending = "sleeping" if one.point.stage == "recover" else options.ending
+        for _ in range(_HONEST):
+            yield fault_plan([Fault(one.point, "delay", ms=1)], notified=one.notified, ending=ending)
 
 
 def _faults(options: FaultsOptions, one: Recorded) -> Iterator[Fault]:

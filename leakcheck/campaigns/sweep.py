@@ -33,7 +33,6 @@ Ending = Literal["normal", "timeout", "crash"]
 
 # Trials of one plan, unless fewer are asked for.
 _REPLAYS = 20
-# How often a finding is tried once more.
 _AGAIN = 2
 
 
@@ -139,10 +138,11 @@ class Sweep(TrialCampaign[_Options]):
     def finish(self, made: Made[_Options, Trial], ui: Ui) -> None:
         """Repeat an example of each finding twice: a finding whose replays disagree says so."""
         if made.options.plan is None:
+            count = self.again_of(made.options)
             examples = [max(alike, key=lambda trial: OUTCOMES.index(trial.outcome)) for _, alike in groups(made.trials)]
-            again = [one.case for one in examples if one.outcome not in ("bounded", "recovered") for _ in range(_AGAIN)]
+            again = [one.case for one in examples if one.outcome not in ("bounded", "recovered") for _ in range(count)]
             if again:
-                ui.log(f"trying each of {len(again) // _AGAIN} findings twice more")
+                ui.log(f"trying each of {len(again) // count} findings twice more")
             made.trials.extend(made.executor.run(lambda: iter(again)))
             made.wanted = None if made.wanted is None else made.wanted + len(again)
             # A plan that fired in one of its trials was tested. What another one left counts all the same.
@@ -153,6 +153,11 @@ class Sweep(TrialCampaign[_Options]):
         elif not any(trial.fired for trial in made.trials):
             _say_what_is_there(made, made.options.plan, ui)
         super().finish(made, ui)
+
+    def again_of(self, options: _Options) -> int:
+        """Return how often a finding is tried once more."""
+        del options
+        return _AGAIN
 
     def criteria(self, options: _Options) -> Sequence[Check]:
         """Return what is asked of the trials."""

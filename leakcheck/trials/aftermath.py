@@ -1,7 +1,7 @@
 """The later fate of a trial's residue: after the target's recovery, after the next run, and after repetition."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 
 from injectors import injector_for
@@ -27,10 +27,16 @@ class Aftermath:
         self.left: list[Remnant] = []
         self.recovery: list[Command] = []
         self.failures: list[str] = []
+        self.state: Mapping[str, int] = {}
+        """That in which the stage of a fault ended, if it is compared."""
         self.gaps = {kind: gap.reason for kind, gap in first.gaps.items()}
         self._session = session
         self._succeeded = succeeded
-        self._hit = not injector_for(case.plan).harmless
+        injector = injector_for(case.plan)
+        self._hit = not injector.harmless
+        self._compared = injector.compared and injector.stage == "recover"
+        if injector.compared and not self._compared:
+            self.state = session.host.end_state()
         self._case = case
         # Residue that still exists, by key; `_steady` is the part that appears regardless of how the run was killed.
         self._stay = {leak.key: leak for leak in first.leaks}
@@ -74,6 +80,8 @@ class Aftermath:
             # Otherwise nothing has run since the last look, and it left nothing to look for.
             if recovers or not self._as_before:
                 report = self._observe()
+                if self._compared:
+                    self.state = self._session.host.end_state()
                 self._part(report, "recovery" if recovers else "time")
                 self._add(report.leaks, "recovery")
             if recovers and not wrong:

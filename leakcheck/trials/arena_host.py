@@ -15,6 +15,7 @@ from leakcheck.errors import UsageError
 from leakcheck.report import Leak, Report
 from leakcheck.targets import Target
 from leakcheck.targets.executables import binds
+from leakcheck.trials.end_state import end_state
 from leakcheck.trials.host import ENV, KINDS, Running
 from leakcheck.trials.rootfs import make_directory, read_file, write_file
 from leakcheck.trials.similarity import place_of
@@ -135,6 +136,10 @@ class ArenaHost:
     def observe(self) -> Report:
         """Settle, and return what is new since the baseline; what nothing ties to the arena is listed separately."""
         return self._since(self._before)
+
+    def end_state(self) -> Mapping[str, int]:
+        """Return what is in the arena, by other means than the oracle's."""
+        return end_state(self._arena)
 
     def replaced(self) -> set[str]:
         """Return the keys of what is in the place of something else of the baseline at this moment."""

@@ -67,6 +67,9 @@ class Host(Protocol):
     def observe(self) -> Report:
         """Settle, and return all residue since the baseline."""
 
+    def end_state(self) -> Mapping[str, int]:
+        """Return what is there, by other means than the oracle's; empty if all is not the trial's."""
+
     def replaced(self) -> set[str]:
         """Return the keys of what is in the place of something else of the baseline at this moment."""
 

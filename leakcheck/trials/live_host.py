@@ -96,6 +96,10 @@ class LiveHost:
         left = [leak for leak in report.leaks if leak.class_ != "reclaimable"]
         return msgspec.structs.replace(report, leaks=left)
 
+    def end_state(self) -> Mapping[str, int]:
+        """Return nothing: the host is not the trial's."""
+        return {}
+
     def replaced(self) -> set[str]:
         """Return nothing: the baseline is taken after the preparation."""
         return set()

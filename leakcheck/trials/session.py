@@ -53,6 +53,8 @@ class Session(Runner):
         """Whether the last preparation may have changed something."""
         self.succeeded = False
         """Whether the last run under a fault, and what follows a normal one, reported nothing but success."""
+        self.words = ""
+        """The last words of that run."""
         self.commands: list[Command] = []
         """The last commands of a recovery or the like, and how they ended."""
         self._names = 0
@@ -159,7 +161,7 @@ class Session(Runner):
             wrong = ""
             try:
                 done = self._finished(process, submission, argv, output)
-                status = done.reply.status
+                status, self.words = done.reply.status, done.words
                 unasked = status == "OK" and (early or submission.expect != "OK")
                 if unasked or (injector.harmless and status != submission.expect):
                     wrong = _wrong(done, submission.expect)

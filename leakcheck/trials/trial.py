@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Mapping
 
 import msgspec
 
@@ -23,7 +24,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     """The result of one trial; times in milliseconds. Residue that nothing ties to it is `untied` and does not count.
 
     `outcomes` are all that hold, none if it is clean. `fired` is whether the fault happened, `wrong` what is wrong with
-    the status. `recovery` are the commands of the target's recovery, and how they ended.
+    the status. `recovery` are the commands of the target's recovery, and how they ended. `state` is that in which the
+    stage of a fault ended, if it is compared with others.
     """
 
     case: Case
@@ -37,6 +39,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     settled_ms: float | None = None
     gaps: dict[str, str] = {}
     untied: list[Remnant] = []
+    state: Mapping[str, int] = {}
 
     @property
     def outcome(self) -> Outcome:
@@ -125,7 +128,8 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         if argv is None:
             replaced = {leak.key for leak in first.leaks if leak.replaces}
         first = msgspec.structs.replace(first, leaks=[leak for leak in first.leaks if leak.key not in replaced])
-    after = Aftermath(session, case, first, succeeded=not injector.harmless and session.succeeded)
+    succeeded, words = session.succeeded, session.words
+    after = Aftermath(session, case, first, succeeded=succeeded)
     if first.leaks or not injector.harmless:
         after.follow()
     outcomes = set(after.outcomes())
@@ -137,6 +141,8 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     if not (fired or injector.may_miss):
         outcomes.add("not-reached")
     detail = [*after.failures, *filter(None, [wrong])]
+    if "silent" in outcomes and succeeded:
+        detail.append(f"the run reported {case.submission.expect}; its last words: {words}")
     if worst(outcomes) == "unknown":
         detail += [f"{kind}: {reason}" for kind, reason in after.gaps.items()]
     return Trial(
@@ -150,6 +156,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         settled_ms=max((gone.gone_after_ms for gone in first.transient), default=None),
         gaps=after.gaps,
         untied=[Remnant.of(leak) for leak in first.unattributed],
+        state=after.state,
     )
 
 
