@@ -1,4 +1,4 @@
-"""`leakcheck faults` has a clean-up fail, finds who reports success all the same, and what leakcheck itself overlooks."""
+"""`leakcheck faults` fails a clean-up, finds who reports success all the same, and what leakcheck itself overlooks."""
 
 import os
 import re
@@ -88,7 +88,7 @@ def test_a_plan_of_two_stages_is_reached_only_if_both_its_faults_are(tmp_path: P
 
 
 def test_lies_that_change_something_are_reported_and_fail_no_target(tmp_path: Path) -> None:
-    result = run(target(tmp_path, IGNORES, recover=f"rm -rf {PLACE}"), mode="lie", syscalls=("rmdir",))
+    result = run(target(tmp_path, IGNORES, recover=f"rm -rf {PLACE}"), mode="lie", phase="cleanup", syscalls=("rmdir",))
     (recall,) = [one for one in result.criteria if one.name.startswith("share of lies")]
     assert recall.passed
     assert {*result.points["lies"]["differing"]} >= {f"{RMDIR}#1:lie", f"{RMDIR}#*:lie"}
