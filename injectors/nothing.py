@@ -44,9 +44,10 @@ class Checked:
         self.harmless = isinstance(inner, Nothing)
         self.arena_options = dict(inner.arena_options()) if isinstance(inner, ShapesArena) else {}
         self.launch_env = dict(inner.launch_env()) if isinstance(inner, ShapesLaunch) else {}
-        self.stage = inner.stage if isinstance(inner, Traces) else "launch"
-        self.trace = inner.trace if isinstance(inner, Traces) else None
-        self.kills_payload = inner.kills_payload if isinstance(inner, Traces) else False
+        traces = inner if isinstance(inner, Traces) else None
+        self.stage = "launch" if traces is None else traces.stage
+        self.trace = None if traces is None else traces.trace
+        self.kills_payload = traces is not None and traces.kills_payload
         self.stages = inner.stages if isinstance(inner, FailsCalls) else {self.stage: 1}
         self.compared = inner.compared if isinstance(inner, FailsCalls) else False
         self._between = inner.between if isinstance(inner, ActsBetween) else None

@@ -212,7 +212,7 @@ class Arena:
         self._view = None
         self._socket.close()
         if not self._keep:
-            warden.ask({"op": "down", "id": self._id})
+            warden.take_down(self._id)
 
     def __enter__(self) -> Self:
         return self.up()

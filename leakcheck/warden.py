@@ -77,6 +77,19 @@ class Warden:
             raise ArenaError(f"arena: {answer['error']}")
         return answer, received
 
+    def take_down(self, arena: int) -> None:
+        """Take down the arena with this number, while others may ask for theirs; raise `ArenaError`."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with ours:
+                with theirs, self._lock:
+                    _send(self._socket, {"op": "down", "id": arena}, [theirs.fileno()])
+                answer, _ = _receive(ours)
+        except OSError as error:
+            raise ArenaError(f"ask the warden: {error}") from error
+        if "error" in answer:
+            raise ArenaError(f"arena: {answer['error']}")
+
     def keep(self, arena: int) -> None:
         """Let the arena with this number outlive this process."""
         self.ask({"op": "keep", "id": arena})
@@ -129,14 +142,24 @@ def ask(
 ) -> tuple[dict[str, Any], list[int]]:
     """Send a message and return the answer; if interrupted in between, the channel is unusable."""
     try:
-        socket.send_fds(channel, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
+        _send(channel, message, fds)
         answered = select.poll()
         answered.register(channel, select.POLLIN)
         if not answered.poll(None if patience is None else patience * 1000):
             raise TimeoutError(f"no answer for {patience} s (are the arena's cgroups frozen?)")
-        data, received, _, _ = socket.recv_fds(channel, _PACKET, _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
+        return _receive(channel)
     except BaseException:
         channel.close()
         raise
+
+
+def _send(channel: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> None:
+    socket.send_fds(channel, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
+
+
+def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
+    # Room for the largest packet would be mapped and cleared each time.
+    size = channel.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
+    data, received, _, _ = socket.recv_fds(channel, min(size, _PACKET), _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
     answer = json.loads(data) if data else {"error": "it is gone"}
     return (answer if isinstance(answer, dict) else {answer: True}), received

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePath
 
-from injectors import injector_for
+from injectors import Checked, injector_for
 from leakcheck.errors import TargetError
 from leakcheck.report import Command, Leak, Report
 from leakcheck.trials.case import Case
@@ -20,10 +20,11 @@ _FOR_GOOD = ("damaged", "respawning")
 class Aftermath:
     """The fate of all residue after the recovery and after the next submission, and what these two left.
 
-    Nobody recovers a run that hit a fault and `succeeded` all the same: then the next submission comes first.
+    `injector` performs the plan of `case`. Nobody recovers a run that hit a fault and `succeeded` all the same: then
+    the next submission comes first.
     """
 
-    def __init__(self, session: Session, case: Case, first: Report, *, succeeded: bool = False) -> None:
+    def __init__(self, session: Session, case: Case, injector: Checked, first: Report, *, succeeded: bool) -> None:
         self.left: list[Remnant] = []
         self.recovery: list[Command] = []
         self.failures: list[str] = []
@@ -32,7 +33,6 @@ class Aftermath:
         self.gaps = {kind: gap.reason for kind, gap in first.gaps.items()}
         self._session = session
         self._succeeded = succeeded
-        injector = injector_for(case.plan)
         self._hit = not injector.harmless
         self._compared = injector.compared and injector.stage == "recover"
         if injector.compared and not self._compared:

@@ -129,7 +129,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
             replaced = {leak.key for leak in first.leaks if leak.replaces}
         first = msgspec.structs.replace(first, leaks=[leak for leak in first.leaks if leak.key not in replaced])
     succeeded, words = session.succeeded, session.words
-    after = Aftermath(session, case, first, succeeded=succeeded)
+    after = Aftermath(session, case, injector, first, succeeded=succeeded)
     if first.leaks or not injector.harmless:
         after.follow()
     outcomes = set(after.outcomes())

@@ -27,65 +27,82 @@ impl Arena {
         self.init.as_ref().is_some_and(|init| !ended(init))
     }
 
-    /// Kills every process and removes the cgroups: the kernel kills the whole pid namespace with init
-    /// (pid_namespaces(7)).
-    pub(crate) fn down(&mut self, children: &OwnedFd, deadline: Instant) -> io::Result<()> {
-        self.kill();
-        let mut ended = self.ends_by(children, deadline.min(Instant::now() + AT_ONCE));
-        while !ended && Instant::now() < deadline {
-            self.cgroups.let_end(&self.pids);
-            ended = self.ends_by(children, Instant::now() + ending::STEP);
-        }
-        let remaining = if ended { Vec::new() } else { self.cgroups.remaining() };
-        let removed = self.cgroups.remove(deadline);
-        if ended {
-            return removed;
-        }
-        let left = removed.map_or_else(|e| format!("; {e}"), |()| String::new());
-        let seconds = PATIENCE.as_secs();
-        Err(io::Error::other(format!("SIGKILL did not end {} in {seconds} s{left}", remaining.join(", "))))
+    /// Begins to take it down: the kernel kills the whole pid namespace with init (pid_namespaces(7)).
+    pub(crate) fn end(self) -> Ending {
+        let arena = Ending { arena: self, since: Instant::now() };
+        arena.kill();
+        arena
     }
 
-    pub(crate) fn kill(&self) {
-        for pidfd in self.init.iter().chain([&self.spawner]) {
-            let _ = pidfd_send_signal(pidfd, Signal::KILL);
-        }
-    }
-
-    /// Waits until the killed processes have exited. Meanwhile their orphans become our children, and a pid namespace
-    /// ends only after all its processes were reaped (pid_namespaces(7)).
-    fn ends_by(&self, children: &OwnedFd, deadline: Instant) -> bool {
-        self.init.iter().chain([&self.spawner]).all(|pidfd| {
-            loop {
-                while sys::reap().is_some() {}
-                if ended(pidfd) {
-                    return true;
-                }
-                if Instant::now() >= deadline {
-                    return false;
-                }
-                let left = deadline.saturating_duration_since(Instant::now());
-                let _ = sys::wait_until(&[pidfd.as_fd(), children.as_fd()], left);
-                sys::drain(children);
-            }
-        })
+    fn processes(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.init.iter().chain([&self.spawner])
     }
 }
 
 /// Usual maximum time for killed processes to exit; after that, the teardown intervenes.
 const AT_ONCE: Duration = Duration::from_millis(50);
 /// Time limit for the wait: a process that hangs in the kernel does not exit.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Takes them down in parallel.
-pub(crate) fn all_down(arenas: impl Iterator<Item = Arena>, children: &OwnedFd) -> io::Result<()> {
-    let all: Vec<Arena> = arenas.inspect(Arena::kill).collect();
-    let deadline = Instant::now() + PATIENCE;
-    let mut outcome = Ok(());
-    for mut arena in all {
-        outcome = arena.down(children, deadline).and(outcome);
+/// An arena whose processes were killed.
+pub(crate) struct Ending {
+    arena: Arena,
+    since: Instant,
+}
+
+impl Ending {
+    fn kill(&self) {
+        for pidfd in self.arena.processes() {
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        }
     }
-    outcome
+
+    /// What is readable once a process has exited. Their orphans become our children, and a pid namespace ends only after all
+    /// its processes were reaped (pid_namespaces(7)): so the signal of a child's end is to be waited for, too.
+    pub(crate) fn processes(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.arena.processes().filter(|pidfd| !ended(pidfd))
+    }
+
+    /// How long a wait for that may be.
+    pub(crate) fn patience(&self) -> Duration {
+        AT_ONCE.saturating_sub(self.since.elapsed()).max(ending::STEP)
+    }
+
+    /// Removes the cgroups once all processes have exited; returns nothing before.
+    pub(crate) fn outcome(&mut self) -> Option<io::Result<()>> {
+        while sys::reap().is_some() {}
+        let (arena, deadline) = (&mut self.arena, self.since + PATIENCE);
+        if arena.processes().all(ended) {
+            return Some(arena.cgroups.remove(deadline));
+        }
+        if self.since.elapsed() >= AT_ONCE {
+            arena.cgroups.let_end(&arena.pids);
+        }
+        if Instant::now() < deadline {
+            return None;
+        }
+        let remaining = arena.cgroups.remaining();
+        let left = arena.cgroups.remove(deadline).map_or_else(|e| format!("; {e}"), |()| String::new());
+        let seconds = PATIENCE.as_secs();
+        Some(Err(io::Error::other(format!("SIGKILL did not end {} in {seconds} s{left}", remaining.join(", ")))))
+    }
+}
+
+/// Takes them down in parallel, and waits for it.
+pub(crate) fn all_down(mut all: Vec<Ending>, children: &OwnedFd) -> io::Result<()> {
+    let mut outcome = Ok(());
+    loop {
+        all.retain_mut(|one| {
+            let ended = one.outcome();
+            let remains = ended.is_none();
+            outcome = std::mem::replace(&mut outcome, Ok(())).and(ended.unwrap_or(Ok(())));
+            remains
+        });
+        let Some(patience) = all.iter().map(Ending::patience).min() else { return outcome };
+        let fds: Vec<_> = all.iter().flat_map(Ending::processes).chain([children]).map(AsFd::as_fd).collect();
+        let _ = sys::wait_until(&fds, patience);
+        sys::drain(children);
+    }
 }
 
 fn ended(pidfd: &OwnedFd) -> bool {

@@ -69,17 +69,23 @@ pub(crate) fn remaining(top: &Path) -> Vec<String> {
 /// Removes a cgroup and its descendants. A directory with an exited process stays until the process is gone. v1 has no
 /// event for that, so the removal is repeated until `deadline`. Returns whether it was there.
 pub(crate) fn remove(top: &Path, deadline: Instant) -> io::Result<bool> {
+    let mut tries = 0;
     loop {
-        each_below(top, &mut |_| {}, &mut |parent, name| {
-            let _ = unlinkat(parent, name, AtFlags::REMOVEDIR);
-        });
         match fs::remove_dir(top) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => pause(),
+            // Most have nothing below them.
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && (tries == 0 || Instant::now() < deadline) => {}
             other => {
                 return other.map(|()| true).doing("remove cgroup", top);
             }
         }
+        if tries > 0 {
+            pause();
+        }
+        tries += 1;
+        each_below(top, &mut |_| {}, &mut |parent, name| {
+            let _ = unlinkat(parent, name, AtFlags::REMOVEDIR);
+        });
     }
 }
 

@@ -1,20 +1,19 @@
 //! Answers the owner's requests for arenas, keeps some prepared, and takes all of them down at the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::time::Instant;
 
 use leakcheck_sys as sys;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
-use crate::arena::{Arena, PATIENCE, all_down};
+use crate::arena::{Arena, Ending, all_down};
 use crate::cgroups::{Cgroups, Hierarchy};
 use crate::message::{Answer, CLAIM, Options, Request, Up, receive, send};
 use crate::{mounts, spawner};
 
-/// How many arenas are prepared at a time.
+/// How many arenas are prepared.
 const POOL: usize = 4;
 
 /// How often creating cgroups is retried when another process has removed them.
@@ -27,8 +26,10 @@ pub(crate) struct Janitor {
     term: OwnedFd,
     hierarchies: Vec<Hierarchy>,
     arenas: BTreeMap<u64, Arena>,
-    /// Arenas that were not requested yet.
-    pool: Vec<Arena>,
+    /// Arenas that were not requested yet, the oldest first.
+    pool: VecDeque<Arena>,
+    /// Arenas that end, each with the socket for the answer; none: the owner's.
+    ending: Vec<(Ending, Option<OwnedFd>)>,
     /// What the arenas of the pool are made from: the last arena's options, and the host's mounts (proc(5), mountinfo).
     template: (Options, Vec<u8>),
     next: u64,
@@ -43,8 +44,19 @@ impl Janitor {
         term: OwnedFd,
         hierarchies: Vec<Hierarchy>,
     ) -> Self {
-        let (arenas, pool) = (BTreeMap::new(), Vec::new());
-        Janitor { socket, owner, children, term, hierarchies, arenas, pool, template: Default::default(), next: 0 }
+        let (arenas, pool, ending) = Default::default();
+        Janitor {
+            socket,
+            owner,
+            children,
+            term,
+            hierarchies,
+            arenas,
+            pool,
+            ending,
+            template: Default::default(),
+            next: 0,
+        }
     }
 
     /// Returns when the owner is gone and no arena is left to keep, or on SIGTERM.
@@ -55,14 +67,20 @@ impl Janitor {
             if owned {
                 set.extend([PollFd::new(&self.socket, PollFlags::IN), PollFd::new(&self.owner, PollFlags::IN)]);
             }
-            let _ = poll(&mut set, None);
-            let ready: Vec<PollFlags> = set.iter().map(PollFd::revents).collect();
+            let watched = set.len();
+            set.extend(
+                self.ending.iter().flat_map(|(arena, _)| arena.processes()).map(|fd| PollFd::new(fd, PollFlags::IN)),
+            );
+            let patience = self.ending.iter().map(|(arena, _)| arena.patience()).min();
+            let _ = poll(&mut set, patience.and_then(|time| Timespec::try_from(time).ok()).as_ref());
+            let ready: Vec<PollFlags> = set[..watched].iter().map(PollFd::revents).collect();
             drop(set);
             if !ready[1].is_empty() {
                 return self.end();
             }
             sys::drain(&self.children);
             while sys::reap().is_some() {}
+            self.answer_ended();
             let gone = |n: usize| ready.get(n).is_some_and(|r| !r.is_empty());
             if owned && gone(2) {
                 owned = match receive::<Request>(&self.socket) {
@@ -76,7 +94,7 @@ impl Janitor {
             if !owned {
                 let (kept, others): (Vec<Arena>, Vec<Arena>) =
                     std::mem::take(&mut self.arenas).into_values().partition(|arena| arena.kept && arena.lives());
-                let _ = all_down(others.into_iter().chain(std::mem::take(&mut self.pool)), &self.children);
+                let _ = self.all_down(others);
                 if kept.is_empty() {
                     return Ok(());
                 }
@@ -85,8 +103,29 @@ impl Janitor {
         }
     }
 
-    fn end(self) -> io::Result<()> {
-        all_down(self.arenas.into_values().chain(self.pool), &self.children)
+    fn end(mut self) -> io::Result<()> {
+        let arenas = std::mem::take(&mut self.arenas);
+        self.all_down(arenas.into_values())
+    }
+
+    /// Takes down these, those of the pool, and those that end already.
+    fn all_down(&mut self, arenas: impl IntoIterator<Item = Arena>) -> io::Result<()> {
+        let all = arenas.into_iter().chain(self.pool.drain(..)).map(Arena::end);
+        all_down(all.chain(self.ending.drain(..).map(|(arena, _)| arena)).collect(), &self.children)
+    }
+
+    /// Tells of the arenas that have ended meanwhile: the owner need not wait for one before it requests another.
+    fn answer_ended(&mut self) {
+        let Janitor { ending, socket, .. } = self;
+        let before = ending.len();
+        ending.retain_mut(|(arena, asker)| {
+            let Some(outcome) = arena.outcome() else { return true };
+            let _ = send(asker.as_ref().unwrap_or(socket), &answer_of(outcome), &[]);
+            false
+        });
+        if ending.len() < before {
+            self.prepare();
+        }
     }
 
     fn answer(&mut self, request: Request, mut fds: Vec<OwnedFd>) -> bool {
@@ -94,26 +133,25 @@ impl Janitor {
             Request::Up { options } => match self.up(&options, fds.pop()) {
                 Ok((up, fds)) => {
                     let fds: Vec<BorrowedFd<'_>> = fds.iter().map(AsFd::as_fd).collect();
-                    return send(&self.socket, &Answer::Up(up), &fds).is_ok();
+                    let sent = send(&self.socket, &Answer::Up(up), &fds).is_ok();
+                    self.prepare();
+                    return sent;
                 }
                 Err(e) => Err(e),
             },
             Request::Down { id } => {
-                let outcome = self
-                    .arenas
-                    .remove(&id)
-                    .map_or(Ok(()), |mut arena| arena.down(&self.children, Instant::now() + PATIENCE));
-                let answer = outcome.map_or_else(|e| Answer::Error(e.to_string()), |()| Answer::Done);
-                let sent = send(&self.socket, &answer, &[]).is_ok();
-                self.prepare();
-                return sent;
+                let asker = fds.pop();
+                match self.arenas.remove(&id) {
+                    Some(arena) => self.ending.push((arena.end(), asker)),
+                    None => drop(send(asker.as_ref().unwrap_or(&self.socket), &Answer::Done, &[])),
+                }
+                return true;
             }
             Request::Keep { id } => {
                 self.arenas.get_mut(&id).map(|a| a.kept = true).ok_or_else(|| io::Error::other("no such arena"))
             }
         };
-        let answer = outcome.map_or_else(|e| Answer::Error(e.to_string()), |()| Answer::Done);
-        send(&self.socket, &answer, &[]).is_ok()
+        send(&self.socket, &answer_of(outcome), &[]).is_ok()
     }
 
     fn up(&mut self, options: &Options, owner: Option<OwnedFd>) -> io::Result<(Up, Vec<OwnedFd>)> {
@@ -121,9 +159,9 @@ impl Janitor {
         let template = (options.clone(), mounts::text()?);
         if self.template != template {
             self.template = template;
-            all_down(std::mem::take(&mut self.pool).into_iter(), &self.children)?;
+            all_down(self.pool.drain(..).map(Arena::end).collect(), &self.children)?;
         }
-        let mut arena = match self.pool.pop() {
+        let mut arena = match self.pool.pop_front() {
             Some(prepared) => prepared,
             None => self.begin()?,
         };
@@ -135,7 +173,7 @@ impl Janitor {
         let (mut up, fds) = match outcome.and_then(|up| send(&arena.socket, &CLAIM, &[owner.as_fd()]).map(|()| up)) {
             Ok(up) => up,
             Err(e) => {
-                arena.down(&self.children, Instant::now() + PATIENCE)?;
+                all_down(vec![arena.end()], &self.children)?;
                 return Err(e);
             }
         };
@@ -147,17 +185,15 @@ impl Janitor {
         Ok((up, fds))
     }
 
-    /// An owner that requested two arenas will want more like the last one: they are brought up in advance, several at
-    /// a time, between two arenas. Not those with bind mounts, since their sources may change until then.
+    /// An owner that requested two arenas will want more like the last one: they are brought up in advance. Not those with
+    /// bind mounts, since their sources may change until then.
     fn prepare(&mut self) {
         let (options, _) = &self.template;
-        if self.next < 2 || !self.pool.is_empty() || !options.binds.is_empty() || options.fail.is_some() {
+        if self.next < 2 || self.pool.len() >= POOL || !options.binds.is_empty() || options.fail.is_some() {
             return;
         }
-        for _ in 0..POOL {
-            // What fails here fails again, and is reported, when the arena is requested.
-            self.pool.extend(self.begin());
-        }
+        // What fails here fails again, and is reported, when the arena is requested.
+        self.pool.extend(self.begin());
     }
 
     /// Brings one up; the answer is sent when it is up.
@@ -200,6 +236,10 @@ impl Janitor {
             }),
         }
     }
+}
+
+fn answer_of(outcome: io::Result<()>) -> Answer {
+    outcome.map_or_else(|e| Answer::Error(e.to_string()), |()| Answer::Done)
 }
 
 fn random_name() -> io::Result<String> {

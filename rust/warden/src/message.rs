@@ -75,7 +75,7 @@ pub(crate) enum Request {
         #[serde(default)]
         options: Options,
     },
-    /// Take it down.
+    /// Take it down. The answer goes to the socket that comes with it, if one does; meanwhile other requests are answered.
     Down { id: u64 },
     /// Leave it up when the owner is gone.
     Keep { id: u64 },

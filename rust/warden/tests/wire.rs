@@ -2,12 +2,13 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Arena, Owner, PATIENCE, ask, pair, ready, receive, strings};
+use common::{Arena, Owner, PATIENCE, ask, pair, ready, receive, send, strings};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::json;
 
@@ -82,6 +83,24 @@ fn an_arena_runs_commands_and_is_taken_down() {
 }
 
 #[test]
+fn the_end_of_an_arena_is_told_to_the_socket_that_came_with_the_request_and_others_are_answered_meanwhile() {
+    if !Owner::can_have_arenas() {
+        return;
+    }
+    let owner = Owner::new();
+    let (first, second) = (owner.up(&json!({})).unwrap(), owner.up(&json!({})).unwrap());
+    let down = |arena: &Arena| json!({"op": "down", "id": arena.up["id"]});
+    let (told, theirs) = pair();
+    send(&owner.socket, down(&first).to_string().as_bytes(), &[theirs.as_fd()]);
+    drop(theirs);
+    assert_eq!(owner.ask(&down(&second)), json!({"done": true}));
+    assert!(ready(told.as_fd(), PATIENCE));
+    assert_eq!(receive(&told).unwrap().0, json!({"done": true}));
+    assert!(receive(&told).is_none());
+    assert!(gone(&first) && gone(&second));
+}
+
+#[test]
 fn each_wrong_command_is_refused_and_the_next_is_started() {
     if !Owner::can_have_arenas() {
         return;
@@ -122,17 +141,19 @@ fn a_step_of_the_bring_up_that_fails_is_named_and_leaves_nothing() {
     let steps = arena.up["steps"].as_array().unwrap().clone();
     assert!(steps.len() > 10, "{steps:?}");
     owner.ask(&json!({"op": "down", "id": arena.up["id"]}));
-    // An arena's directory is locked while an arena uses it, except right after its creation and right before its removal.
-    // Other wardens may run at the same time, so only what stays counts.
-    let left = || -> Vec<_> {
+    // One of an arena's directories is locked while an arena uses it, except right after its creation and right before its
+    // removal. Other wardens may run at the same time, so only what stays counts.
+    let is_locked = |dir: &Path| std::fs::File::open(dir).is_ok_and(|dir| dir.try_lock().is_err());
+    let left = || -> BTreeSet<_> {
         let entries = parents.iter().flat_map(|dir| std::fs::read_dir(dir).unwrap().flatten());
-        let named = entries.filter(|e| e.file_name().to_string_lossy().starts_with("leakcheck-arena-"));
-        named.map(|e| e.path()).filter(|dir| std::fs::File::open(dir).is_ok_and(|dir| dir.try_lock().is_ok())).collect()
+        let names =
+            entries.map(|e| e.file_name()).filter(|name| name.to_string_lossy().starts_with("leakcheck-arena-"));
+        names.filter(|name| !parents.iter().any(|dir| is_locked(&dir.join(name)))).collect()
     };
     let before = left();
     let nothing_stays = || {
         let end = Instant::now() + PATIENCE;
-        while left().iter().any(|dir| !before.contains(dir)) {
+        while !left().is_subset(&before) {
             if Instant::now() >= end {
                 return false;
             }

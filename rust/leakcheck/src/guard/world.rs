@@ -18,7 +18,7 @@ use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Snapshot};
 
 /// Most teardowns take less.
-const SHORT: Duration = Duration::from_millis(20);
+const SHORT: Duration = Duration::from_millis(5);
 
 pub(super) struct LastObservation {
     pub(super) observation: Snapshot,

@@ -148,11 +148,15 @@ pub(crate) fn ready(fd: BorrowedFd<'_>, within: Duration) -> bool {
 
 /// Sends one packet and returns the answer: an object, or `{"WORD": true}` for a word.
 pub(crate) fn ask(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) -> (Value, Vec<OwnedFd>) {
+    send(socket, message, fds);
+    receive(socket).expect("an answer")
+}
+
+pub(crate) fn send(socket: &OwnedFd, message: &[u8], fds: &[BorrowedFd<'_>]) {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(fds)));
     sendmsg(socket, &[IoSlice::new(message)], &mut control, SendFlags::NOSIGNAL).unwrap();
-    receive(socket).expect("an answer")
 }
 
 /// The next packet; none if the other side is gone.
