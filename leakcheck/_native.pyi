@@ -167,3 +167,11 @@ def parse_plan(line: str) -> tuple[str, str, list[str]]:
     """Parse the fault plan ``KIND[:ARGUMENT][,FLAG]`` into kind, argument, flags; raise `UsageError` if wrong."""
 
 def reap(report: str, path: str, *, apply: bool = False) -> str: ...
+def walk_stack(
+    registers: tuple[int, int, int], stack: bytes, mappings: Sequence[tuple[int, int, int, bytes]]
+) -> list[tuple[int | None, int, str | None]]:
+    """Return the functions that have not returned, the innermost first: mapping, address in its file, name.
+
+    `registers` are ``rip``, ``rsp`` and ``rbp``, `stack` the bytes from ``rsp`` on; a mapping has start, end, offset
+    in its file, and the file's content, empty if it is not known.
+    """

@@ -110,11 +110,13 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """The guarded or the recover command.
 
-    `exit` is negative for a signal (-9: SIGKILL) and None if its end was not observed.
+    `exit` is negative for a signal (-9: SIGKILL) and None if its end was not observed. `output` are the last words of
+    a command of a trial.
     """
 
     argv: list[str]
     exit: int | None = None
+    output: str = ""
 
 
 class Settle(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 import msgspec
+from rich.text import Text
 
 from injectors import Plan, parse
-from leakcheck.campaigns.result import Criterion, Finding
+from leakcheck.campaigns.render import lines
+from leakcheck.campaigns.result import Criterion, Finding, Result
 from leakcheck.errors import UsageError
 from leakcheck.report import Verdict
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case
 from leakcheck.trials.executor import Executor, Ui
+from leakcheck.trials.explanation import Explanation
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.runner import Stop
 
@@ -118,6 +121,7 @@ class Made(msgspec.Struct, Generic[_Options, _Trial]):
     """Everything that a campaign made, for its criteria and findings.
 
     `facts` is the result of `prepare`, `wanted` the number of trials to make; None if only time bounds it.
+    `explanations` are those of findings, by plan.
     """
 
     target: Target
@@ -128,6 +132,7 @@ class Made(msgspec.Struct, Generic[_Options, _Trial]):
     wanted: int | None = None
     took: float = 0
     coverage: dict[str, str] = {}
+    explanations: dict[str, Explanation] = {}
 
 
 Judged = tuple[Criterion, Verdict]
@@ -177,6 +182,11 @@ class Campaign(abc.ABC, Generic[_Options, _Trial]):
     @abc.abstractmethod
     def findings(self, made: Made[_Options, _Trial]) -> list[Finding]:
         """Return the findings, the worst first, each with its replay line."""
+
+    def shown(self, options: _Options, result: Result) -> Iterator[Text] | str:
+        """Return how `result` is shown: lines on stderr, or a text on stdout."""
+        del options
+        return lines(result)
 
     def details(self, made: Made[_Options, _Trial]) -> dict[str, Any]:
         """Return additional fields of the `leakcheck.campaigns.result.Result`."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
+from leakcheck.campaigns import explained
 from leakcheck.campaigns.result import LEAKS_OF, Criterion, Finding, Occurrence, Residue, Result
 from leakcheck.render import VERDICT_STYLE, line
 from leakcheck.trials.preflight import FIRST
@@ -101,6 +102,8 @@ def finding_lines(finding: Finding) -> Iterator[Text]:
             yield line(f"            {label}")
     if finding.detail:
         yield line(("            ", "dim"), finding.detail)
+    for told in explained.short(finding.explanation) if finding.explanation is not None else ():
+        yield line(("            why: ", "dim"), told)
     yield line(("            replay: ", "dim"), (finding.replay, "cyan"))
     if finding.chance:
         yield line(("            ", "dim"), (finding.chance, "yellow"))

@@ -7,6 +7,7 @@ import msgspec
 from leakcheck.errors import UsageError
 from leakcheck.renamed import notify_renamed, with_new_names
 from leakcheck.report import Command, Verdict
+from leakcheck.trials.explanation import Explanation
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.record import Record
 
@@ -72,6 +73,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     `replay` and `chance` are of that one. `outcome` is the worst. ``stress`` has no plan; there, `specs` are the
     submissions that can have caused it, one per kind. `tried` is the number of trials that ended in one of these ways,
     with any result (0: not counted). `recovery` are the commands of an example's recovery, and how they ended.
+    `explanation` is what explains it, if it was explained.
     """
 
     id: str
@@ -87,6 +89,7 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     specs: list[str] = []
     endings: list[Occurrence] = []
     recovery: list[Command] = []
+    explanation: Explanation | None = None
 
 
 class Criterion(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,11 +8,15 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
+from rich.text import Text
 
-from injectors import Plan
+from injectors import Plan, parse
 from injectors.crash import STAGES
+from leakcheck.campaigns import explained
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import reached, stated, zero
+from leakcheck.campaigns.explain import explanations
+from leakcheck.campaigns.result import Result
 from leakcheck.campaigns.same import groups
 from leakcheck.campaigns.trial_campaign import TrialCampaign
 from leakcheck.errors import TargetError, UsageError
@@ -30,6 +34,7 @@ RUN = ("setup", "execution", "timeout", "cleanup", "verdict")
 PHASES = (*RUN, "recovery")
 """Those, and that of the recovery after a crash."""
 Ending = Literal["normal", "timeout", "crash"]
+Format = Literal["text", "markdown", "json"]
 
 # Trials of one plan, unless fewer are asked for.
 _REPLAYS = 20
@@ -43,13 +48,27 @@ class SweepOptions(TrialOptions, frozen=True, kw_only=True):
     phase: Annotated[str, Option(f"Only points of this phase: {', '.join(PHASES)}.", "PHASE")] = ""
     shard: Annotated[str, Option("Only every N-th point, from the I-th: I/N.", "I/N")] = "1/1"
     iterations: Annotated[int, Option("At most this many trials; 0: all, or 20 of a --plan.", "N")] = 0
+    explain: Annotated[Plan | None, Option("Try this plan once, and explain what it leaves.", "PLAN", parse=parse)] = (
+        None
+    )
+    format: Annotated[Format, Option("How --explain prints it; markdown is a bug report.")] = "text"
     fewest: ClassVar[int] = 0
     of_plan: ClassVar[tuple[str, ...]] = ("ending", "phase", "shard")
     """Options that a plan says itself."""
 
+    def __post_init__(self) -> None:
+        """Let a plan that is to be explained be the plan of all trials."""
+        if self.explain is not None:
+            msgspec.structs.force_setattr(self, "plan", self.plan or self.explain)
+            msgspec.structs.force_setattr(self, "iterations", self.iterations or 1)
+
     def check(self) -> None:
         """Raise `UsageError` for what cannot be."""
         super().check()
+        if self.explain not in (None, self.plan):
+            raise UsageError("--explain --plan: both name a plan; give one of the two")
+        if self.format != "text" and self.explain is None:
+            raise UsageError(f"--format {self.format}: it is how --explain PLAN prints a plan; omit it")
         if self.host:
             raise UsageError("--host: crash points exist in arenas only; omit it")
         if self.phase and self.phase not in PHASES:
@@ -153,6 +172,16 @@ class Sweep(TrialCampaign[_Options]):
         elif not any(trial.fired for trial in made.trials):
             _say_what_is_there(made, made.options.plan, ui)
         super().finish(made, ui)
+        if made.options.plan is None or made.options.explain is not None:
+            made.explanations = explanations(self.name, made, ui, made.executor.stop)
+
+    def shown(self, options: _Options, result: Result) -> Iterator[Text] | str:
+        """Return the findings with their explanations in full if a plan is to be explained."""
+        if options.explain is None:
+            return super().shown(options, result)
+        if options.format == "text":
+            return explained.text(result)
+        return explained.markdown(result) if options.format == "markdown" else result.to_json()
 
     def again_of(self, options: _Options) -> int:
         """Return how often a finding is tried once more."""

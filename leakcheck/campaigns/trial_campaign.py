@@ -4,6 +4,8 @@ import statistics
 from collections import Counter
 from typing import Any, TypeVar
 
+import msgspec
+
 from leakcheck.campaigns.campaign import Campaign, Made, TrialOptions
 from leakcheck.campaigns.findings import clusters, residue, trial_findings
 from leakcheck.campaigns.result import Finding
@@ -36,8 +38,9 @@ class TrialCampaign(Campaign[_Options, Trial]):
         made.coverage = {kind: reason for trial in made.trials for kind, reason in trial.gaps.items()}
 
     def findings(self, made: Made[_Options, Trial]) -> list[Finding]:
-        """Return the trials grouped by result."""
-        return trial_findings(self.name, made)
+        """Return the trials grouped by result, with what explains them."""
+        found = trial_findings(self.name, made)
+        return [msgspec.structs.replace(one, explanation=made.explanations.get(one.plan)) for one in found]
 
     def details(self, made: Made[_Options, Trial]) -> dict[str, Any]:
         """Return outcomes by kind of plan, and times."""

@@ -12,11 +12,11 @@ from typing import Annotated, Any, get_args, get_type_hints
 import msgspec
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from leakcheck.campaigns import Campaign
 from leakcheck.campaigns.campaign import Option, Options
 from leakcheck.campaigns.engine import run
-from leakcheck.campaigns.render import lines
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
 from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import StoppedError
@@ -99,9 +99,16 @@ def run_campaign(
             show_progress("")
         shutdown()
         code = LEAKED if campaign.strict and result.failed else EXIT_OF[result.verdict]
-        show = None if as_json else lambda: print_lines(lines(result), Console(stderr=True))
-        code = deliver(code, result.to_json(), place, show)
+        shown = None if as_json else campaign.shown(options, result)
+        code = deliver(code, result.to_json(), place, None if shown is None else functools.partial(_show, shown))
         return INTERRUPTED if interrupts.seen() else code
+
+
+def _show(shown: Iterator[Text] | str) -> None:
+    if isinstance(shown, str):
+        print(shown, flush=True)
+    else:
+        print_lines(shown, Console(stderr=True))
 
 
 class _Progress(Ui):

@@ -26,15 +26,16 @@ class Object(msgspec.Struct, frozen=True):
 class Call(msgspec.Struct, frozen=True, kw_only=True):
     """A call at a point. Names in `text` are escaped.
 
-    `value` is what it returned, None if that was not seen. `before` and `now` are its object before it and after it,
-    `source` is what it renames, `child` the role that it created, `namespaces` the inodes of its namespaces by name,
-    `id` the key or IPC object that it changes.
+    `value` is what it returned, None if that was not seen. `looked` is whether its object was looked for; `before` and
+    `now` are it before the call and after it. `source` is what it renames, `child` the role that it created,
+    `namespaces` the inodes of its namespaces by name, `id` the key or IPC object that it changes.
     """
 
     point: Point
     phase: str
     text: str
     value: int | None = None
+    looked: bool = False
     before: Object | None = None
     now: Object | None = None
     source: Object | None = None
@@ -66,7 +67,7 @@ class Ended(msgspec.Struct, frozen=True):
 
 
 class Fired(msgspec.Struct, frozen=True):
-    """The instant of the fault."""
+    """The instant of a fault."""
 
 
 Event = Call | Ended | Fired
@@ -90,7 +91,7 @@ def _stage(stage: Stage, lines: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
         elif "ended" in line:
             status = line["status"]
             events.append(Ended(stage, line["ended"], status >> 8 if status & 0x7F == 0 else -(status & 0x7F)))
-        elif "fired" in line:
+        elif "fired" in line or "injected" in line:
             events.append(Fired())
     yield from reversed(events)
 
@@ -101,7 +102,8 @@ def _call(stage: Stage, line: Mapping[str, Any], end: Mapping[str, Any]) -> Call
         phase=line["phase"],
         text=line["call"],
         value=end.get("value"),
-        before=msgspec.convert(line["object"], Object | None),
+        looked="object" in line,
+        before=msgspec.convert(line.get("object"), Object | None),
         now=msgspec.convert(end.get("now"), Object | None),
         source=msgspec.convert(line.get("source"), Object | None),
         child=end.get("child", ""),

@@ -10,6 +10,7 @@ from leakcheck.errors import StoppedError, TargetError
 from leakcheck.submissions import Submission
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
+from leakcheck.trials.calls import Event, calls_of
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
 from leakcheck.trials.tracing import Request, Tracing
@@ -35,10 +36,11 @@ class Recorded(msgspec.Struct, frozen=True):
 
 
 class Recording(msgspec.Struct, frozen=True):
-    """The points of a run in order, and what the tracer noted of what it could not see."""
+    """The points of a run in order, what the tracer noted of what it could not see, and all events if asked for."""
 
     points: list[Recorded]
     notes: list[str]
+    events: list[Event] = []
 
 
 class Points(msgspec.Struct, frozen=True):
@@ -82,15 +84,18 @@ def record(
     settle: float = 0,
     every: bool = False,
     watched: bool = False,
+    explain: bool = False,
 ) -> Recording:
     """Record the points of a run of `submission`, or, with `recovery`, those of a crashed run's recovery.
 
-    With `every`, writes and messages are points, too; with `watched`, closed descriptors and waits for processes.
+    With `every`, writes and messages are points, too; with `watched`, closed descriptors and waits for processes. With
+    `explain`, each call is recorded with its arguments.
 
     What a command leaves to processes that outlive it is recorded for `settle` seconds at most.
     It raises `TargetError` if the run is not right, or the target can be neither traced nor notified.
     """
     requests = _crashing(every, watched) if recovery else recording_of(every, watched)
+    requests = explaining(requests) if explain else requests
     notified: frozenset[str] = frozenset()
     while True:
         with open_host(target, settle, live=False) as host:
@@ -110,7 +115,8 @@ def record(
                     raise TargetError(f"{target.name} cannot be traced: {blind[0]}; {hint}")
                 if wrong:
                     raise TargetError(f"{target.name}: traced run: {wrong}")
-                return recording
+                events = calls_of(tracing.all_reports()) if explain else []
+                return msgspec.structs.replace(recording, events=events)
 
 
 def _run(session: Session, submission: Submission, *, recovery: bool) -> str:
@@ -147,6 +153,16 @@ def _crashing(every: bool, watched: bool) -> Request:
         if stage == "recover":
             return recording(number, payload, every=every, watched=watched)
         return crash_once_payload_runs(payload) if stage == "launch" else None
+
+    return request
+
+
+def explaining(requests: Request) -> Request:
+    """Return `requests`, by which all commands are recorded with their calls."""
+
+    def request(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any]:
+        asked = requests(stage, number, payload)
+        return {**(recording(number, payload) if asked is None else asked), "explain": True}
 
     return request
 

@@ -31,7 +31,7 @@ class Isolated(Executor[Trial]):
     """Makes `jobs` trials at a time, and others that wait for teardown meanwhile."""
 
     def __init__(self, target: Target, ui: Ui, stop: Stop, *, jobs: int, live: bool, settle: float) -> None:
-        self._target, self._ui, self._stop = target, ui, stop
+        self._target, self._ui, self.stop = target, ui, stop
         self._count = 0
         self._warm: WarmState | None = None
         self._jobs, self._live, self._settle = job_count(jobs, live=live), live, settle
@@ -42,7 +42,7 @@ class Isolated(Executor[Trial]):
         """Before a trial starts: once they are many, make the warm-up runs of all later ones unnecessary."""
         self._count += 1
         if self._count == _MANY and not self._live:
-            self._warm, why = warm_state(self._target, stop=self._stop)
+            self._warm, why = warm_state(self._target, stop=self.stop)
             if self._warm is None:
                 self._ui.log(f"each trial makes a warm-up run, which takes longer: {why}")
 
@@ -63,7 +63,7 @@ class Isolated(Executor[Trial]):
                 while (
                     len(pending) < self._most
                     and not any(one.done() for one in pending)
-                    and not self._stop()
+                    and not self.stop()
                     and self.failure is None
                     and turns.take()
                 ):
@@ -79,7 +79,7 @@ class Isolated(Executor[Trial]):
                 # With a timeout, so that signal handlers can run.
                 woken.wait(0.2)
                 woken.clear()
-                if self._stop() and not announced:
+                if self.stop() and not announced:
                     announced = True
                     self._ui.finishing(len(pending))
                 for one in [one for one in pending if one.done()]:

@@ -20,8 +20,8 @@ def text(output: int) -> str:
     return os.pread(output, 1 << 16, 0).decode(errors="replace")
 
 
-def last_words(output: int) -> str:
-    """Return its last lines, joined into one."""
+def last_words(output: int, none: str = "it printed nothing") -> str:
+    """Return its last lines, joined into one; `none` if there are none."""
     size = os.fstat(output).st_size
     last = os.pread(output, 400, max(0, size - 400)).decode(errors="replace")
-    return " | ".join(line.strip() for line in last.splitlines()[-3:] if line.strip()) or "it printed nothing"
+    return " | ".join(line.strip() for line in last.splitlines()[-3:] if line.strip()) or none

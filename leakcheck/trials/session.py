@@ -210,7 +210,7 @@ class Session(Runner):
             with memory() as output:
                 self.commands.append(Command(argv=[*argv]))
                 code = self.wait(self.start(argv, output, stage=what, number=number), 0, argv[0])
-                self.commands[-1] = Command(argv=[*argv], exit=code)
+                self.commands[-1] = Command(argv=[*argv], exit=code, output=last_words(output, ""))
                 if code != 0:
                     raise TargetError(f"{what}: {Path(argv[0]).name} ended with {code}: {last_words(output)}")
 

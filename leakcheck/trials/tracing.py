@@ -13,7 +13,8 @@ Request = Callable[[str, int, Sequence[str]], Mapping[str, Any] | None]
 """Returns how a command is traced, by its stage, its number in it, and the payload's arguments; None: not at all."""
 
 # More of a report is not read: a run of 50,000 points has less.
-_MOST = 1 << 24
+_MOST = 1 << 25
+_PART = 1 << 20
 
 
 class Tracing:
@@ -41,11 +42,17 @@ class Tracing:
 
     def reports(self, stage: str) -> list[dict[str, Any]]:
         """Return what the tracer reported of the commands of `stage` so far, in order."""
-        lines = [
-            line for log in self._logs.get(stage, []) for line in os.pread(log, _MOST, 0).splitlines(keepends=True)
-        ]
+        return [line for log in self._logs.get(stage, []) for line in self.lines(log)]
+
+    def all_reports(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the reports of all stages."""
+        return {stage: self.reports(stage) for stage in self._logs}
+
+    def lines(self, log: int) -> list[dict[str, Any]]:
+        """Return the lines of one report."""
         # The last line may not be whole yet.
-        return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines if line.endswith(b"\n")]
+        lines = [line for line in _text(log).splitlines(keepends=True) if line.endswith(b"\n")]
+        return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
 
     def fired(self, stage: str | None = None) -> str:
         """Return the phase in which a fault happened, in any stage or in `stage`; empty if it did not."""
@@ -65,9 +72,22 @@ class Tracing:
         """Return the stages that use ptrace themselves, which fails while they are traced by ptrace."""
         return {note.partition(":")[0] for note in self.notes() if "calls ptrace itself" in note}
 
+    def logs(self) -> list[int]:
+        """Return the descriptors of all reports; behind the text, they have the bytes that it tells the place of."""
+        return [log for logs in self._logs.values() for log in logs]
+
     def close(self) -> None:
         """Forget the reports."""
-        for logs in self._logs.values():
-            for log in logs:
-                os.close(log)
+        for log in self.logs():
+            os.close(log)
         self._logs.clear()
+
+
+def _text(log: int) -> bytes:
+    parts = []
+    for at in range(0, _MOST, _PART):
+        text, end, _ = (part := os.pread(log, _PART, at)).partition(b"\0")
+        parts.append(text)
+        if end or len(part) < _PART:
+            break
+    return b"".join(parts)

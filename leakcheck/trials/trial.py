@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Mapping
+from typing import Protocol
 
 import msgspec
 
@@ -13,11 +14,20 @@ from leakcheck.targets import Target
 from leakcheck.trials import open_host
 from leakcheck.trials.aftermath import Aftermath
 from leakcheck.trials.case import Case
+from leakcheck.trials.crash_points import explaining
 from leakcheck.trials.outcome import Outcome, worst
 from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.session import Session
+from leakcheck.trials.tracing import Tracing
 from leakcheck.trials.turns import Turn
 from leakcheck.trials.warm import WarmState
+
+
+class Recorder(Protocol):
+    """Receives what was recorded of a trial."""
+
+    def collect(self, session: Session, tracing: Tracing) -> None:
+        """Read it, while the arena and the reports exist."""
 
 
 class Trial(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,10 +66,11 @@ def run_trial(
     settle: float,
     warm: WarmState | None = None,
     turn: Turn | None = None,
+    recorder: Recorder | None = None,
 ) -> Trial:
     """Make one trial of `target` from start to end; `settle` in seconds. With `warm`, it needs no warm-up run.
 
-    `turn` is lent while it waits for teardown.
+    `turn` is lent while it waits for teardown. With a `recorder`, all commands are recorded with their calls.
     It raises `TargetError` if the host could not be created, or the box could not be prepared in it.
     """
     began = time.monotonic()
@@ -77,7 +88,7 @@ def run_trial(
         if wrong:
             trial = Trial(case=case, outcomes=frozenset({"false-status"}), detail=f"warm-up run: {wrong}")
         else:
-            trial = _stages(session, case, injector)
+            trial = _stages(session, case, injector, recorder)
         # Another trial may begin while this one's arena ends.
         if turn is not None:
             turn.lend()
@@ -86,16 +97,23 @@ def run_trial(
     return msgspec.structs.replace(trial, timing_ms=session.timing_ms)
 
 
-def _stages(session: Session, case: Case, injector: Checked) -> Trial:
+def _stages(session: Session, case: Case, injector: Checked, recorder: Recorder | None) -> Trial:
     session.renew()
-    with session.traced(injector) as tracing:
+    requests = injector.trace or _no_request
+    with session.traced(injector) if recorder is None else session.tracing(explaining(requests)) as tracing:
         trial = _tested(session, case, injector)
+        if recorder is not None and tracing is not None:
+            recorder.collect(session, tracing)
         if tracing is not None and tracing.failing():
             raise UsageError(
                 f"plan {str(case.plan)!r}: {session.target.name} uses ptrace itself, so that it cannot be traced; "
                 "it has kills before its calls only, with the flag 'notified'"
             )
         return trial
+
+
+def _no_request(*_: object) -> None:
+    """Return that a command is not traced."""
 
 
 def _tested(session: Session, case: Case, injector: Checked) -> Trial:

@@ -263,7 +263,10 @@ def test_what_a_run_left_counts_though_its_plan_fired_only_in_another_trial(tmp_
 
 
 class Nobody:
-    """An executor that makes no trial."""
+    """An executor that makes no trial, and has been asked to stop."""
+
+    def stop(self) -> bool:
+        return True
 
     def run(self, cases: Any) -> Any:
         del cases

@@ -171,7 +171,7 @@ def test_the_json_has_whole_evidence_of_an_example_and_the_recoverys_commands() 
     assert made["leaks"][0]["examples"] == [
         {"label": "process 7", "endings": {"forced:supervisor": 50}, "evidence": evidence}
     ]
-    assert made["recovery"] == [{"argv": ["rm", "-rf", "x y"], "exit": 3}]
+    assert made["recovery"] == [{"argv": ["rm", "-rf", "x y"], "exit": 3, "output": ""}]
     assert Result.from_json(result(found).to_json()) == result(found)
 
 

@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString};
 
 mod arena;
+mod stack;
 use arena::{ArenaView, Settings, environment};
 
 import_exception!(leakcheck.errors, NativeError);
@@ -372,7 +373,7 @@ mod _native {
     #[pymodule_export]
     use super::{
         ArenaView, Guard, Remembered, Settings, Snapshot, check_allow, diff, doctor, environment, harmless, parse_plan,
-        path_class, read_input, reap, settle, snapshot,
+        path_class, read_input, reap, settle, snapshot, stack::walk_stack,
     };
     use pyo3::prelude::*;
 

@@ -127,7 +127,7 @@ fn information(pid: i32) -> io::Result<libc::ptrace_syscall_info> {
 
 /// Replaces the result of the call at which a thread is stopped; with `instead`, the call does not happen.
 pub fn set_result(pid: i32, result: i64, instead: bool) -> io::Result<()> {
-    let mut registers = registers(pid)?;
+    let mut registers = all_registers(pid)?;
     registers.rax = result.cast_unsigned();
     if instead {
         registers.orig_rax = u64::MAX;
@@ -135,9 +135,26 @@ pub fn set_result(pid: i32, result: i64, instead: bool) -> io::Result<()> {
     set_registers(pid, &mut registers)
 }
 
+/// The registers by which a thread's stack is walked.
+#[derive(Clone, Copy, Debug)]
+pub struct Registers {
+    /// `rip`.
+    pub pc: u64,
+    /// `rsp`.
+    pub sp: u64,
+    /// `rbp`.
+    pub fp: u64,
+}
+
+/// These registers of a stopped thread.
+pub fn registers(pid: i32) -> io::Result<Registers> {
+    let all = all_registers(pid)?;
+    Ok(Registers { pc: all.rip, sp: all.rsp, fp: all.rbp })
+}
+
 /// Replaces an argument of the call at which a thread is stopped; only for x86-64's own convention, and arguments 0 to 5.
 pub fn set_argument(pid: i32, index: usize, value: u64) -> io::Result<()> {
-    let mut registers = registers(pid)?;
+    let mut registers = all_registers(pid)?;
     *[
         &mut registers.rdi,
         &mut registers.rsi,
@@ -149,7 +166,7 @@ pub fn set_argument(pid: i32, index: usize, value: u64) -> io::Result<()> {
     set_registers(pid, &mut registers)
 }
 
-fn registers(pid: i32) -> io::Result<libc::user_regs_struct> {
+fn all_registers(pid: i32) -> io::Result<libc::user_regs_struct> {
     let mut registers = MaybeUninit::<libc::user_regs_struct>::zeroed();
     request(libc::PTRACE_GETREGS, pid, 0, registers.as_mut_ptr().expose_provenance())?;
     // SAFETY: zero is valid for all its fields, and the kernel wrote them.

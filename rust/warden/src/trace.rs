@@ -12,6 +12,7 @@ mod object;
 mod points;
 mod record;
 mod request;
+mod stack;
 mod status;
 mod x86_64;
 
@@ -79,6 +80,8 @@ struct Run {
     fired: bool,
     /// The faults of calls that happened.
     injected: Vec<usize>,
+    /// Whether the stack at the first of all faults was recorded.
+    stacked: bool,
     points: u32,
     /// What its filter reports to, if it does.
     listener: Option<OwnedFd>,
@@ -168,8 +171,21 @@ impl Tracer {
         self.tasks.insert(pid, Task::new(self.roles.len() - 1, pid));
         let (began, phase, payload, executing) = (Instant::now(), Phase::Setup, None, None);
         let (fired, injected, points) = (false, Vec::new(), 0);
-        let root = pid;
-        self.runs.push(Run { request, log, began, phase, root, payload, fired, injected, points, listener, executing });
+        let (root, stacked) = (pid, false);
+        self.runs.push(Run {
+            request,
+            log,
+            began,
+            phase,
+            root,
+            payload,
+            fired,
+            injected,
+            stacked,
+            points,
+            listener,
+            executing,
+        });
         Ok(())
     }
 
@@ -299,7 +315,10 @@ impl Tracer {
         }
         let lives = self.tasks.contains_key(&run.root);
         match run.fault_at(&role.name, &point, ordinal, lives) {
-            Some(how) => self.inject(pid, number, call, how, resumed),
+            Some(how) => {
+                stack::record(run, pid);
+                self.inject(pid, number, call, how, resumed)
+            }
             None => Some(resumed),
         }
     }
@@ -365,6 +384,7 @@ impl Tracer {
         let task = self.tasks.get(&pid)?;
         let (process, number) = (task.process, self.roles[task.role].run);
         let run = &mut self.runs[number];
+        stack::record(run, pid);
         if run.request.fault.as_ref().is_some_and(|fault| fault.quiesced) {
             // Nothing else is a point from here on.
             run.fired = true;

@@ -42,6 +42,7 @@ pub(super) fn begin(run: &mut Run, role: &Role, pid: i32, call: &Call, point: &P
         let call = &direct(call, |address| points::word_at(pid, address));
         let row = rows(call, run.request.every()).find(|row| row.when.holds(&call.arguments)).or_else(|| watched(call));
         let place = row.and_then(|row| decode::place(pid, row, point.operation, &call.arguments));
+        let place = place.filter(|_| !object::is_slow(pid));
         if let (Value::Object(line), Some(row)) = (&mut line, row) {
             describe(line, run.points, pid, row, call, point, place.as_ref());
         }
@@ -62,7 +63,10 @@ fn describe(
 ) {
     line.insert("number".to_owned(), number.into());
     line.insert("call".to_owned(), decode::text(pid, row, point.operation, &point.class, &call.arguments).into());
-    line.insert("object".to_owned(), json!(place.and_then(|place| find(pid, place))));
+    // Without a look, whether it exists is not known.
+    if let Some(place) = place {
+        line.insert("object".to_owned(), json!(find(pid, place)));
+    }
     match point.operation {
         "rename" => {
             drop(line.insert("source".to_owned(), json!(find(pid, &decode::origin(pid, row, &call.arguments)))))
@@ -70,7 +74,10 @@ fn describe(
         "shmctl" | "semctl" | "msgctl" if point.class.is_empty() => {
             line.insert("id".to_owned(), call.arguments[0].into());
         }
-        "keyctl" => drop(line.insert("id".to_owned(), json!(call.arguments[1].cast_signed()))),
+        // KEYCTL_REVOKE, KEYCTL_UNLINK, KEYCTL_INVALIDATE.
+        "keyctl" if [3, 9, 21].contains(&call.arguments[0]) => {
+            drop(line.insert("id".to_owned(), json!(call.arguments[1].cast_signed())))
+        }
         _ => {}
     }
 }
@@ -79,11 +86,10 @@ fn describe(
 fn end(run: &mut Run, pending: &Pending, pid: i32, value: i64) {
     let mut line = json!({"returned": pending.number, "value": value});
     if value >= 0 {
-        let place = match pending.operation {
-            "open" | "open_tree" | "fsmount" | "mq_open" => Some(Place::Descriptor(value.cast_unsigned())),
-            _ => None,
-        };
-        line["now"] = json!(place.as_ref().or(pending.place.as_ref()).and_then(|place| find(pid, place)));
+        let place = pending.place.as_ref().filter(|_| !object::is_slow(pid));
+        let opened =
+            matches!(pending.operation, "open" | "open_tree").then(|| Place::Descriptor(value.cast_unsigned()));
+        line["now"] = json!(place.and_then(|place| find(pid, opened.as_ref().unwrap_or(place))));
         if matches!(pending.operation, "unshare" | "setns") {
             line["namespaces"] = object::namespaces(pid);
         }

@@ -1,0 +1,40 @@
+"""Explains the findings of a campaign whose plans name points: one recorded trial each."""
+
+import time
+from typing import Any
+
+from injectors import parse
+from leakcheck.campaigns.campaign import Made
+from leakcheck.campaigns.findings import trial_findings
+from leakcheck.errors import LeakcheckError
+from leakcheck.trials.case import case_of
+from leakcheck.trials.executor import Ui
+from leakcheck.trials.explaining import Explainer
+from leakcheck.trials.explanation import Explanation
+from leakcheck.trials.outcome import FAILING
+from leakcheck.trials.runner import Stop
+from leakcheck.trials.trial import Trial
+
+_MOST = 24
+# Seconds after which no further finding is explained.
+_PATIENCE = 60
+
+
+def explanations(name: str, made: Made[Any, Trial], ui: Ui, stop: Stop) -> dict[str, Explanation]:
+    """Return what explains each failing finding, by its plan; of `name`, the worst first, for a limited time."""
+    plans = [one.plan for one in trial_findings(name, made) if one.plan and one.outcome in FAILING]
+    if not plans:
+        return {}
+    ui.log(f"explaining {min(len(plans), _MOST)} findings")
+    explainer = Explainer(made.target, settle=made.options.settle, stop=stop)
+    until = time.monotonic() + _PATIENCE
+    found = {}
+    for plan in plans[:_MOST]:
+        if stop() or time.monotonic() > until:
+            break
+        try:
+            found[plan] = explainer.explain(case_of(parse(plan), made.target.adapter.shortest_wall))
+        except LeakcheckError as error:
+            # A finding without an explanation is one all the same.
+            ui.log(f"{plan}: not explained: {error}")
+    return found

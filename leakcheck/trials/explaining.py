@@ -1,0 +1,147 @@
+"""Explains what a fault plan leaves: calls around the fault, the life of what is left, the stack at the fault."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from injectors import injector_for
+from leakcheck import _native
+from leakcheck.errors import TargetError
+from leakcheck.targets import Target
+from leakcheck.trials.calls import Call, Event, Fired, calls_of
+from leakcheck.trials.case import Case
+from leakcheck.trials.crash_points import record
+from leakcheck.trials.explanation import Explanation, Frame, Step
+from leakcheck.trials.lives import lives
+from leakcheck.trials.runner import Stop
+from leakcheck.trials.session import Session
+from leakcheck.trials.tracing import Tracing
+from leakcheck.trials.trial import run_trial
+
+__all__ = ["Explainer", "walked"]
+
+_LAST = 12
+# Of both ends of the arena's own range of box numbers.
+_NUMBER = 98
+
+
+class Explainer:
+    """Explains plans of one target. A run without the fault is recorded once for each submission."""
+
+    def __init__(self, target: Target, *, settle: float, stop: Stop) -> None:
+        self._target, self._settle, self._stop = target, settle, stop
+        self._honest: dict[tuple[str, bool], list[Event]] = {}
+
+    def explain(self, case: Case) -> Explanation:
+        """Make a trial of `case`, recorded in whole, and return what explains its outcome; raise `TargetError`."""
+        recorded = Recorder()
+        trial = run_trial(self._target, case, _NUMBER, live=False, settle=self._settle, recorder=recorded)
+        notes = [] if trial.fired else ["the fault did not happen in the trial that was recorded"]
+        # What the next run left has not to do with the fault.
+        left = [one for one in trial.left if one.stage != "next run"]
+        stays = [one for one in left if one.class_ not in ("reclaimable", "bounded")]
+        try:
+            honest = self._record(case)
+        except TargetError as error:
+            honest = []
+            notes.append(f"no run without the fault was recorded: {error}")
+        at, last, following = _around(recorded.events, honest, case)
+        return Explanation(
+            plan=str(case.plan),
+            outcome=trial.outcome,
+            at=at,
+            last=last,
+            following=following,
+            lives=lives(stays or left, recorded.events, honest, recorded.hierarchies),
+            stack=recorded.stack,
+            recovery=trial.recovery,
+            notes=[*notes, *recorded.notes],
+        )
+
+    def _record(self, case: Case) -> list[Event]:
+        recovery = injector_for(case.plan).stage == "recover"
+        key = (repr(case.submission), recovery)
+        if key not in self._honest:
+            found = record(
+                self._target,
+                case.submission,
+                _NUMBER,
+                recovery=recovery,
+                stop=self._stop,
+                settle=self._settle,
+                explain=True,
+            )
+            self._honest[key] = found.events
+        return self._honest[key]
+
+
+class Recorder:
+    """Records all of a trial's commands with their calls, and the stack at the fault."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.stack: list[Frame] = []
+        self.notes: list[str] = []
+        self.hierarchies: dict[str, str] = {}
+
+    def collect(self, session: Session, tracing: Tracing) -> None:
+        """Read what was recorded, while the arena and the reports exist."""
+        self.events = calls_of(tracing.all_reports())
+        self.notes += tracing.notes()
+        self.hierarchies = {name: _device(path) for name, path in getattr(session.host, "cgroups", {}).items()}
+        for log in tracing.logs():
+            for line in tracing.lines(log):
+                if "stack" in line and not self.stack:
+                    self.stack = walked(log, line)
+
+
+def _device(path: str) -> str:
+    number = Path(path).stat().st_dev
+    return f"{os.major(number)}:{os.minor(number)}"
+
+
+def walked(log: int, line: Mapping[str, Any]) -> list[Frame]:
+    """Return the functions of a stack of which the tracer's `log` has the bytes, where `line` says."""
+    files: dict[int, bytes] = {}
+    for one in line["mappings"]:
+        if one["at"] not in files:
+            files[one["at"]] = os.pread(log, one["size"], one["at"]) if one["size"] else b""
+    at = line["stack"]
+    found = _native.walk_stack(
+        (at["pc"], at["sp"], at["fp"]),
+        os.pread(log, at["size"], at["at"]),
+        [(one["start"], one["end"], one["offset"], files[one["at"]]) for one in line["mappings"]],
+    )
+    return [
+        Frame(
+            program=line["mappings"][mapping]["path"] if mapping is not None else "",
+            address=address,
+            function=function or "",
+        )
+        for mapping, address, function in found
+    ]
+
+
+def _around(
+    events: Sequence[Event], honest: Sequence[Event], case: Case
+) -> tuple[Step | None, list[Step], Step | None]:
+    """Return the call of the fault, those before it by the same process, and the one that follows without the fault."""
+    point = case.plan.argument.partition(":")[0].removesuffix("+")
+    name = f"{case.plan.kind}:{point.removesuffix('*')}{'1' * point.endswith('*')}"
+    until = next((at for at, one in enumerate(events) if isinstance(one, Fired)), len(events))
+    calls = [one for one in events[:until] if isinstance(one, Call)]
+    at = next((one for one in reversed(calls) if one.name == name), calls[-1] if calls else None)
+    if at is None:
+        return None, [], None
+    of_role = [one for one in calls if (one.point.stage, one.point.role) == (at.point.stage, at.point.role)]
+    before = of_role[: of_role.index(at)]
+    usual = [one for one in honest if isinstance(one, Call)]
+    place = next((number for number, one in enumerate(usual) if one.name == at.name), len(usual))
+    role = (at.point.stage, at.point.role)
+    following = next((one for one in usual[place + 1 :] if (one.point.stage, one.point.role) == role), None)
+    return _step(at), [_step(one) for one in before[-_LAST:]], None if following is None else _step(following)
+
+
+def _step(call: Call) -> Step:
+    return Step(point=call.name, call=call.text, result=call.result)

@@ -1,0 +1,166 @@
+"""The life of what a run left: which call made it, and which one removes it in a run without the fault.
+
+What is the same thing in two calls of a run is decided by its identity alone: device and inode, id of a mount, number
+of a process, inode of a namespace. Between two runs, only the names of the points are compared.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from leakcheck.trials.calls import Call, Ended, Event, Fired, Object
+from leakcheck.trials.explanation import Life
+from leakcheck.trials.remnant import Remnant
+
+__all__ = ["lives"]
+
+_Key = tuple[str, int | str, int | str]
+# Calls that give an object an id, and that remove one.
+_IPC = {"shmget": "shm", "semget": "sem", "msgget": "msg", "shmctl": "shm", "semctl": "sem", "msgctl": "msg"}
+
+
+def lives(
+    left: Sequence[Remnant], killed: Sequence[Event], honest: Sequence[Event], hierarchies: Mapping[str, str]
+) -> list[Life]:
+    """Return the life of each of `left`; `hierarchies` has the device of each cgroup hierarchy.
+
+    `killed` are the events of the run that left it, `honest` those of a run without the fault.
+    """
+    known = _Run(killed)
+    other = _Run(honest)
+    return [_life(one, known, other, hierarchies) for one in left]
+
+
+def _life(one: Remnant, killed: "_Run", honest: "_Run", hierarchies: Mapping[str, str]) -> Life:
+    found = Life(kind=one.kind, label=one.label)
+    key = killed.key_of(msgspec.json.decode(one.evidence).get("resource", {}), one.kind, hierarchies)
+    if key is None or (maker := killed.maker.get(key)) is None:
+        return found
+    call, after_fault = maker
+    tried = [f"{at.text} = {at.result}" for at in killed.of_recovery if key in _touched(at)]
+    released, how = honest.end_of(call, key)
+    if released:
+        how = "made after the fault" if after_fault else "the fault came between them"
+    return msgspec.structs.replace(found, created=call.name, released=released, how=how, tried=tried)
+
+
+class _Run:
+    """The calls of a run: what each made, and when it was removed."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        self.maker: dict[_Key, tuple[Call, bool]] = {}
+        self.of_recovery = [one for one in events if isinstance(one, Call) and one.point.stage == "recover"]
+        self._events = events
+        self._paths: dict[_Key, str] = {}
+        self._places = {one.name: at for at, one in enumerate(events) if isinstance(one, Call)}
+        fired = False
+        for event in events:
+            fired |= isinstance(event, Fired)
+            if isinstance(event, Call):
+                for key in _freed(event):
+                    self.maker.pop(key, None)
+                for key in _made(event):
+                    self.maker.setdefault(key, (event, fired))
+                if event.now is not None:
+                    self._paths[_inode(event.now)] = event.now.path
+
+    def key_of(self, resource: Mapping[str, Any], kind: str, hierarchies: Mapping[str, str]) -> _Key | None:
+        """Return the identity of a resource of a report, as calls have it; None if it cannot be told."""
+        match kind:
+            case "file":
+                # The report has the device of the writable layer. In this run, the path tells which inode is meant.
+                same = [k for k, path in self._paths.items() if path == resource["path"] and k[2] == resource["ino"]]
+                return same[0] if len(same) == 1 else None
+            case "cgroup":
+                return ("inode", hierarchies.get(resource["hierarchy"], ""), resource["ino"])
+            case "mount":
+                return ("mount", 0, resource["id"].get("unique", -1))
+            case "process":
+                return ("process", 0, resource["pid"])
+            case "namespace":
+                return ("namespace", 0, resource["ino"])
+            case "ipc":
+                return (resource["class"], 0, resource["id"])
+            case "key":
+                return ("key", 0, resource["serial"])
+            case "lock":
+                device = resource["dev"]
+                return ("lock", f"{device >> 32}:{device & 0xFFFFFFFF}", resource["ino"])
+            case _:
+                return None
+
+    def end_of(self, maker: Call, key: _Key) -> tuple[str, str]:
+        """Return the call that removes what the same call makes in this run, or else what is to be said of its end."""
+        at = self._places.get(maker.name)
+        made = self._events[at] if at is not None else None
+        if at is None or not isinstance(made, Call):
+            return "", "a run without the fault does not make this call"
+        # Only what is of the same kind: a clone makes a process and its namespaces.
+        keys = {one for one in _made(made) if one[0] == key[0]}
+        if not keys:
+            return "", "in a run without the fault, this call does not make it"
+        for event in self._events[at + 1 :]:
+            if isinstance(event, Call) and keys & set(_freed(event)):
+                return event.name, ""
+            if isinstance(event, Ended) and event.role == made.child and event.stage == made.point.stage:
+                if key[0] == "process":
+                    how = f"exit code {event.code}" if event.code >= 0 else f"signal {-event.code}"
+                    return "", f"without the fault, this process ends with {how}"
+                return "", f"without the fault, the kernel releases it when process {event.role} has ended"
+        if key[0] in ("namespace", "lock", "mount"):
+            return "", "no call of a run without the fault releases it: the kernel does, with its last user"
+        return "", "no call of a run without the fault releases it"
+
+
+def _inode(one: Object) -> _Key:
+    return ("inode", one.dev, one.ino)
+
+
+def _made(call: Call) -> Iterator[_Key]:
+    """Yield what a call has made."""
+    if call.value is None or call.value < 0:
+        return
+    match call.point.operation:
+        case "mkdir" | "mknod" | "symlink" | "bind" if call.now is not None:
+            yield _inode(call.now)
+        case "open" if call.now is not None and call.looked and call.before is None and "O_CREAT" in call.text:
+            yield _inode(call.now)
+        case "mount" | "move_mount" if call.now is not None and call.before is not None:
+            if call.now.mount != call.before.mount:
+                yield ("mount", 0, call.now.mount)
+        case "clone" | "unshare":
+            yield from [("process", 0, call.value)] if call.child else []
+            new = call.point.class_.split("+")
+            yield from (("namespace", 0, inode) for name, inode in call.namespaces.items() if name in new)
+        case "shmget" | "semget" | "msgget":
+            yield (_IPC[call.point.operation], 0, call.value)
+        case "add_key" | "request_key" | "keyctl":
+            yield ("key", 0, call.value)
+        case "lock" if call.before is not None and not call.text.endswith(("F_UNLCK)", "LOCK_UN)")):
+            yield ("lock", call.before.dev, call.before.ino)
+
+
+def _freed(call: Call) -> Iterator[_Key]:
+    """Yield what a call has removed."""
+    if call.value is None or call.value < 0:
+        return
+    match call.point.operation:
+        case "rmdir" | "unlink" if call.before is not None:
+            yield _inode(call.before)
+        case "rename" if call.before is not None and call.source is not None and call.before.ino != call.source.ino:
+            yield _inode(call.before)
+        case "umount" if call.before is not None:
+            yield ("mount", 0, call.before.mount)
+        case "shmctl" | "semctl" | "msgctl" if call.id is not None:
+            yield (_IPC[call.point.operation], 0, call.id)
+        case "keyctl" if call.id is not None:
+            yield ("key", 0, call.id)
+        case "lock" if call.before is not None and call.text.endswith(("F_UNLCK)", "LOCK_UN)")):
+            yield ("lock", call.before.dev, call.before.ino)
+
+
+def _touched(call: Call) -> set[_Key]:
+    """Return what a call is about, whatever it returned."""
+    objects = [one for one in (call.before, call.now, call.source) if one is not None]
+    return {_inode(one) for one in objects} | set(_freed(call))

@@ -1,0 +1,97 @@
+"""The stack of a process at a crash point has the names of its functions, in C, Rust and Go."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import PATIENCE
+
+from injectors.crash import Point, request
+from leakcheck.arena import Arena, Trace
+from leakcheck.trials.explaining import walked
+from leakcheck.trials.explanation import Frame
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+INPUTS = Path(__file__).parent / "inputs"
+FLAGS = {
+    "frame pointers alone": [
+        "-fno-omit-frame-pointer",
+        "-fno-asynchronous-unwind-tables",
+        "-mno-omit-leaf-frame-pointer",
+    ],
+    "unwind tables alone": ["-fomit-frame-pointer", "-fasynchronous-unwind-tables"],
+}
+
+
+def stack_at(argv: list[str], point: Point, binds: list[tuple[Path, str, bool]]) -> list[Frame]:
+    """Kill a command before the call at `point`, and return its stack there."""
+    log = os.memfd_create("log")
+    with Arena(binds=binds) as arena:
+        trace = Trace({**request(0, [], point, "before", "supervisor", quiesced=False), "explain": True}, log)
+        with arena.popen(argv, trace=trace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            assert process.wait(PATIENCE) == -9
+    lines = [json.loads(line) for line in os.pread(log, 1 << 20, 0).partition(b"\0")[0].splitlines()]
+    found: dict[str, Any] = next(line for line in lines if "stack" in line)
+    return walked(log, found)
+
+
+def names_at(program: Path) -> list[str]:
+    point = Point("launch", "0", "mkdir", "/tmp/nested", 1)
+    return [one.function for one in stack_at(["/mnt/nested"], point, [(program.parent, "/mnt", True)])]
+
+
+@pytest.mark.parametrize("how", FLAGS)
+def test_a_c_program_has_its_functions_with(how: str, tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    flags = ["-O1", "-fno-optimize-sibling-calls", *FLAGS[how]]
+    subprocess.run(["cc", *flags, "-o", tmp_path / "nested", INPUTS / "nested.c"], check=True)
+    found = names_at(tmp_path / "nested")
+    at = found.index("innermost")
+    assert found[at : at + 4] == ["innermost", "middle", "outermost", "main"]
+
+
+def test_a_stripped_c_program_has_the_places_of_its_functions(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    subprocess.run(["cc", "-O1", "-s", "-o", tmp_path / "nested", INPUTS / "nested.c"], check=True)
+    point = Point("launch", "0", "mkdir", "/tmp/nested", 1)
+    found = stack_at(["/mnt/nested"], point, [(tmp_path, "/mnt", True)])
+    own = [one for one in found if one.program == "/mnt/nested"]
+    assert len(own) >= 3 and all(one.address > 0 and not one.function for one in own[:3])
+
+
+def test_a_rust_program_has_its_functions(tmp_path: Path) -> None:
+    if shutil.which("rustc") is None:
+        pytest.skip("no rustc")
+    subprocess.run(["rustc", "-O", "-o", tmp_path / "nested", INPUTS / "nested.rs"], check=True)
+    found = [name for name in names_at(tmp_path / "nested") if name.startswith("nested::")]
+    assert found[:3] == ["nested::innermost", "nested::outermost", "nested::main"]
+
+
+def test_a_stripped_go_program_has_its_functions() -> None:
+    runc = shutil.which("runc", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
+    if runc is None:
+        pytest.skip("no runc")
+    point = Point("launch", "0", "open", "/tmp/config.json", 1)
+    found = [one.function for one in stack_at([runc, "spec", "--bundle", "/tmp"], point, [])]
+    assert found[0].endswith("Syscall6") and "os.OpenFile" in found
+    assert found[-3:] == ["main.main", "runtime.main", "runtime.goexit"]
+
+
+def test_a_program_that_is_deleted_while_it_runs_has_its_functions(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    source = (INPUTS / "nested.c").read_text().replace("int main(void) {", 'int main(void) { unlink("/tmp/copy");')
+    (tmp_path / "nested.c").write_text(f"#include <unistd.h>\n{source}")
+    subprocess.run(["cc", "-O1", "-o", tmp_path / "nested", tmp_path / "nested.c"], check=True)
+    point = Point("launch", "0", "mkdir", "/tmp/nested", 1)
+    script = "cp /mnt/nested /tmp/copy; exec /tmp/copy"
+    found = stack_at(["/bin/sh", "-c", script], point, [(tmp_path, "/mnt", True)])
+    assert "innermost" in [one.function for one in found]
+    assert next(one.program for one in found if one.function == "innermost") == "/tmp/copy (deleted)"
