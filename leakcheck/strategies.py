@@ -10,22 +10,25 @@ again::
         with noted("./mysandbox.toml", mix):
             ...
 
-`plans` draws kills at the crash points of a sandbox; they shrink toward the first instant and the simplest kill.
+`plans` draws kills at the crash points of a sandbox, and faults of its clean-up; they shrink toward the fewest faults,
+the first instant and the simplest kill.
 """
 
 import contextlib
 import shlex
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Generator, Hashable, Sequence
 from typing import get_args
 
 import msgspec
 
 from injectors import Plan
 from injectors.crash import VICTIMS, Sent, Victim, When, crash_plan
+from injectors.errnos import USUAL
+from injectors.syscalls import WATCHED, Fault, Mode, fault_plan
 from leakcheck.errors import UsageError
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Behaviour, Limits, Spec, Status, found_languages, spec
 from leakcheck.targets import Target
-from leakcheck.trials.crash_points import Recorded, record_twice
+from leakcheck.trials.crash_points import Recorded, is_step, record_twice
 from leakcheck.trials.payload import SLEEPING
 from leakcheck.trials.runner import never
 from leakcheck.trials.session import NEXT
@@ -141,8 +144,12 @@ def plans(
     victims: Sequence[Victim] = VICTIMS,
     signals: Sequence[Sent] = ("SIGKILL",),
     every: bool = False,
+    faults: int = 0,
 ) -> st.SearchStrategy[Plan]:
     """Return a strategy for kills at the crash points of a run of `target`, and of the recovery of a crashed one.
+
+    With `faults`, a plan has up to so many calls of a clean-up that fail, and then perhaps a kill: `faults=2` draws
+    pairs. It shrinks toward one fault that happens once, and no kill.
 
     The points are recorded once, when the first plan is drawn; that needs root. With `every`, writes and messages are
     points, too. It shrinks toward early points, before their call, and the first of `victims` and of `signals`.
@@ -156,9 +163,12 @@ def plans(
         points = [
             one
             for submission, recovery in runs
-            for one in record_twice(target, submission, recovery=recovery, stop=never, every=every).points
+            for one in record_twice(
+                target, submission, recovery=recovery, stop=never, every=every, watched=faults > 0
+            ).points
         ]
-        return _kills(points, victims, signals)
+        kills = [one for one in points if one.point.operation not in WATCHED]
+        return _faulty(points, kills, faults, victims) if faults else _kills(kills, victims, signals)
 
     return st.deferred(recorded)
 
@@ -177,6 +187,34 @@ def _kills(draw: st.DrawFn, points: Sequence[Recorded], victims: Sequence[Victim
         ending="sleeping" if one.point.stage == "recover" else "normal",
         sent="SIGKILL" if victim == "freeze" else sent,
     )
+
+
+@st.composite
+def _faulty(
+    draw: st.DrawFn, points: Sequence[Recorded], kills: Sequence[Recorded], most: int, victims: Sequence[Victim]
+) -> Plan:
+    def fault(one: Recorded) -> st.SearchStrategy[Fault]:
+        operation = one.point.operation
+        mode: Mode = "after" if operation == "close" else "fail"
+        return st.builds(Fault, st.just(one.point), st.just(mode), st.booleans(), st.sampled_from(USUAL[operation]))
+
+    steps = [one for one in points if is_step(one)]
+    if not steps:
+        raise UsageError("its clean-up makes none of the calls that could fail")
+    faults = draw(st.lists(st.sampled_from(steps).flatmap(fault), min_size=1, max_size=most, unique_by=_call))
+    # What is recovered has crashed, unless its run has a fault of its own: with a payload that sleeps.
+    ending = "sleeping" if all(one.point.stage == "recover" for one in faults) else "normal"
+    notified = any(one.notified for one in steps)
+    kill = draw(st.none() | st.sampled_from([one for one in kills if one.point.stage != "prepare"]))
+    if kill is None:
+        return fault_plan(faults, notified=notified, ending=ending)
+    victim = draw(st.sampled_from(victims))
+    ending = ending if kill.point.stage == "recover" else "normal"
+    return fault_plan(faults, crash_plan(kill.point, "before", notified=notified, victim=victim, ending=ending))
+
+
+def _call(fault: Fault) -> Hashable:
+    return fault.point
 
 
 def replay_line(target: str, mix: Sequence[Spec], *, concurrency: int = 1, seed: int = 0) -> str:

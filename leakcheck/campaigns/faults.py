@@ -13,19 +13,16 @@ from leakcheck._native import OPERATIONS
 from leakcheck.campaigns.campaign import Check, Made, Option
 from leakcheck.campaigns.criteria import reached, zero
 from leakcheck.campaigns.lies import lies, recall
-from leakcheck.campaigns.sweep import PHASES, Sweep, SweepOptions
+from leakcheck.campaigns.sweep import Sweep, SweepOptions
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target
-from leakcheck.trials.crash_points import Points, Recorded
+from leakcheck.trials.crash_points import Points, Recorded, is_step
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
 
 # Operations that are points of `crash --points all` only.
 _FREQUENT = frozenset(["write", "send", "connect", "io_submit", "semop", "msgsnd", "msgrcv", "mq_send", "mq_receive"])
-_CLEANUP = PHASES[PHASES.index("timeout") :]
-# These release what is outside of a process in any phase; the others belong to a clean-up only there.
-_ANYWHERE = ("umount", "rmdir", "unlink")
 _DELAY_MS = 100
 # Runs without a lie to compare with, of each stage.
 _HONEST = 2
@@ -154,9 +151,7 @@ def _is_step(options: FaultsOptions, one: Recorded) -> bool:
     operation = one.point.operation
     if operation not in options.syscalls or one.point.stage == "prepare" or (one.notified and operation in WATCHED):
         return False
-    if options.phase:
-        return one.phase == options.phase
-    return one.phase in _CLEANUP or operation not in USUAL or operation in _ANYWHERE
+    return one.phase == options.phase if options.phase else operation not in USUAL or is_step(one)
 
 
 def _sweep(options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:

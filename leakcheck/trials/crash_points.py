@@ -17,6 +17,11 @@ from leakcheck.trials.tracing import Request, Tracing
 
 RELEASES = frozenset({"rmdir", "unlink", "umount", "kill", "rename"})
 """Operations that remove what a run made; what follows the last of them belongs to the phase ``verdict``."""
+STEPS = {
+    **dict.fromkeys(("umount", "rmdir", "unlink"), True),
+    **dict.fromkeys(("kill", "wait", "close"), False),
+}
+"""The steps of a clean-up (QA-REL-001, 4), and whether it is one in any phase: it releases what is outside."""
 ONLY_BEFORE = "it uses ptrace itself: seccomp reports its calls instead, and there are no kills after a call"
 """The note on a target that cannot be traced by ptrace."""
 _PHASE_OF = {"prepare": "setup", "finish": "cleanup", "recover": "recovery"}
@@ -33,6 +38,13 @@ class Recorded(msgspec.Struct, frozen=True):
     after: str
     ms: float = 0
     notified: bool = False
+
+
+def is_step(one: Recorded) -> bool:
+    """Return whether a call is a step of a clean-up."""
+    anywhere = STEPS.get(one.point.operation, False)
+    cleans = one.phase not in ("setup", "execution") and one.point.operation in STEPS
+    return one.point.stage != "prepare" and (anywhere or cleans)
 
 
 class Recording(msgspec.Struct, frozen=True):

@@ -10,6 +10,7 @@ from made import target
 
 from injectors import Plan
 from injectors.crash import Crash
+from injectors.syscalls import Syscalls
 from leakcheck.strategies import plans
 from leakcheck.targets import Target
 from leakcheck.trials.case import case_of
@@ -59,3 +60,19 @@ def test_it_finds_a_kill_that_leaks(tmp_path: Path) -> None:
     quick = settings(QUICK, max_examples=30, phases=[Phase.generate])
     found = hypothesis.find(plans(made, victims=["freeze"]), leaks, settings=quick)
     assert leaks(found), "it shows it again"
+
+
+def test_pairs_of_faults_shrink_to_the_smallest_plan_that_still_leaks(tmp_path: Path) -> None:
+    place = "/var/lib/plan-made"
+    made = target(tmp_path, MAKES)
+
+    def smallest(*operations: str) -> str:
+        def fails(plan: Plan) -> bool:
+            return {*operations} <= {one.point.operation for one in Syscalls.of(plan).faults}
+
+        return str(hypothesis.find(plans(made, faults=2), fails, settings=settings(QUICK, max_examples=60)))
+
+    one = f"launch:0.3/rmdir({place})#1:EBUSY"
+    assert smallest("rmdir") == one
+    first, second = smallest("rmdir", "wait").split("+launch:")
+    assert {first.removeprefix("launch:"), second} >= {one.removeprefix("launch:")}

@@ -209,8 +209,12 @@ impl Progress {
 
 /// Kills process 1, whereupon the kernel kills its whole pid namespace; returns when all are gone.
 fn kill(init: &Child) -> Result<()> {
-    // Process 1 may be dead already.
-    let _ = pidfd_send_signal(&init.pidfd, Signal::KILL);
+    match pidfd_send_signal(&init.pidfd, Signal::KILL) {
+        // It may be dead already.
+        Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+        // To wait for its end would be in vain. It ends with us, and its processes with their cgroup.
+        Err(e) => return Err(e).during("kill the box"),
+    }
     if !sys::wait_until(&[init.pidfd.as_fd()], DYING).during("wait for process 1")? {
         return Err(Error::Internal(format!("kill the box: process {} is still dying", init.pid)));
     }
