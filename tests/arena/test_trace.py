@@ -76,6 +76,7 @@ ODDITIES = {
     "untraced": ["0/clone#1", "0.1/mkdir(/tmp/by-untraced)#1"],
     "clone3": ["0/clone#1", "0.1/mkdir(/tmp/by-clone-three)#1"],
     "thread-exec": ["0/execve(/bin/mkdir)#1", "0/mkdir(/tmp/by-thread)#1"],
+    "raw-exit": ["0/clone#1", "0.1/exit#1", "0/exit#1"],
     "raw-thread": ["0/mkdir(/tmp/by-raw-thread)#1", "0/clone#1", "0.1/mkdir(/tmp/by-its-child)#1"],
     "group-stop": ["0/clone#1", "0.1/mkdir(/tmp/by-continued)#1"],
     "page-end": ["0/mkdir(/tmp/across-pages)#1", "0/mkdir(/tmp/by-page-end)#1"],
@@ -93,6 +94,8 @@ def test_calls_that_are_hard_to_trace_are_points_and_do_what_they_do_untraced(
         traced = Traced(arena, notified=notified)
         assert traced.run(["/mnt/odd", how]) == 0, traced.lines
         assert set(ODDITIES[how]) <= set(traced.points)
+        # The end of a thread is none, if another one of its process lives.
+        assert "0/exit#2" not in traced.points
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +120,9 @@ def test_a_32_bit_program_has_the_same_points_through_its_multiplexers_too(i386:
             "0/bind#1",
             "0/shmget#1",
             "0/shmctl#1",
+            "0/clone#1",
+            "0.1/mkdir(/tmp/by-its-child)#1",
+            "0.1/exit#1",
             "0/execve(/bin/sh)#1",
         ]
         assert {"payload": "0"} in traced.lines

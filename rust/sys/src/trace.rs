@@ -152,17 +152,10 @@ pub fn registers(pid: i32) -> io::Result<Registers> {
     Ok(Registers { pc: all.rip, sp: all.rsp, fp: all.rbp })
 }
 
-/// Replaces an argument of the call at which a thread is stopped; only for x86-64's own convention, and arguments 0 to 5.
-pub fn set_argument(pid: i32, index: usize, value: u64) -> io::Result<()> {
+/// Replaces the first argument of the call at which a thread is stopped; `is_i386`: of that convention, not of x86-64's own.
+pub fn set_first_argument(pid: i32, is_i386: bool, value: u64) -> io::Result<()> {
     let mut registers = all_registers(pid)?;
-    *[
-        &mut registers.rdi,
-        &mut registers.rsi,
-        &mut registers.rdx,
-        &mut registers.r10,
-        &mut registers.r8,
-        &mut registers.r9,
-    ][index] = value;
+    *(if is_i386 { &mut registers.rbx } else { &mut registers.rdi }) = value;
     set_registers(pid, &mut registers)
 }
 

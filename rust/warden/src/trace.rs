@@ -36,7 +36,7 @@ use record::Pending;
 pub(crate) use request::Request;
 use request::Victim;
 use status::{activity, filters};
-use x86_64::hides;
+use x86_64::{hides, is_i386};
 
 /// Roles of an arena; further processes have the role of their creator.
 const MOST_ROLES: usize = 10_000;
@@ -265,7 +265,7 @@ impl Tracer {
         let described = describe(pid, task.process, &call, every);
         // A child that is not traced has the filter all the same.
         let _ = match described.untraced {
-            Some((Flags::Argument(index), value)) => trace::set_argument(pid, index, value),
+            Some((Flags::Argument, value)) => trace::set_first_argument(pid, is_i386(&call), value),
             Some((Flags::Memory(address), value)) => trace::write_memory(pid, address, value),
             None => Ok(()),
         };

@@ -25,6 +25,11 @@ void _start(void) {
     // IPC_PRIVATE; then IPC_RMID.
     long segment = call(117, 23, 0, 4096, 0600, 0);
     if (segment < 0 || call(117, 24, segment, 0x100, 0, 0) != 0) failed = 117;
+    // CLONE_UNTRACED and SIGCHLD.
+    long child = call(120, 0x800000 | 17, 0, 0, 0, 0);
+    if (child == 0) call(1, call(39, (word) "/tmp/by-its-child", 0755, 0, 0, 0) != 0, 0, 0, 0, 0);
+    int status = -1;
+    if (call(7, child, (word)&status, 0, 0, 0) != child || status != 0) failed = 120;
     if (failed == 0) call(11, (word)arguments[0], (word)arguments, 0, 0, 0);
     call(1, failed ? failed : 11, 0, 0, 0, 0);
     __builtin_unreachable();

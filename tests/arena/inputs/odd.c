@@ -56,6 +56,13 @@ static int clone3_untraced(void) {
     return ended(child);
 }
 
+// As a program without a C library ends.
+static int raw_exit(void) {
+    pid_t child = fork();
+    if (child == 0) syscall(SYS_exit, 0);
+    return ended(child);
+}
+
 static int in_raw_thread(void *done) {
     *(volatile int *)done = mkdir("/tmp/by-raw-thread", 0755) == 0 ? 1 : 2;
     return 0;
@@ -191,7 +198,7 @@ int main(int argc, char **argv) {
     struct { const char *name; int (*run)(void); } all[] = {
         {"raw-thread", raw_thread}, {"int80", int80}, {"vfork", vforked}, {"untraced", untraced}, {"clone3", clone3_untraced},
         {"thread-exec", thread_exec}, {"group-stop", group_stop}, {"page-end", page_end}, {"traces", traces},
-        {"filtered", filtered}, {"signals", signals},
+        {"raw-exit", raw_exit}, {"filtered", filtered}, {"signals", signals},
         {"traced-by-filter", traced_by_filter}, {"watches", watches},
     };
     for (size_t n = 0; n < sizeof all / sizeof *all; n++)

@@ -9,7 +9,9 @@ use leakcheck_sys::open_pidfd;
 use leakcheck_sys::trace::{Call, read_memory};
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
-use super::x86_64::{I386, NATIVE, Names, Row, THREAD, UNTRACED, WRITES, X32, direct, rows, watched};
+use super::notify::threads;
+use super::status::activity;
+use super::x86_64::{EXIT, I386, NATIVE, Names, Row, THREAD, UNTRACED, WRITES, X32, direct, rows, watched};
 
 /// More of a path is not looked at (`PATH_MAX`).
 const LONGEST: usize = 4096;
@@ -47,7 +49,8 @@ pub(super) struct Described {
 /// Where the flags of a clone are.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Flags {
-    Argument(usize),
+    /// In the first argument.
+    Argument,
     Memory(u64),
 }
 
@@ -72,8 +75,8 @@ pub(super) fn describe(pid: i32, process: i32, call: &Call, every: bool) -> Desc
         "clone" if row.number == 435 || row.number == 56 => {
             let in_memory = row.number == 435;
             let flags = if in_memory { number_at(pid, call.arguments[0]) } else { call.arguments[0] };
-            if flags & UNTRACED != 0 && (in_memory || call.arch == NATIVE) {
-                let place = if in_memory { Flags::Memory(call.arguments[0]) } else { Flags::Argument(0) };
+            if flags & UNTRACED != 0 {
+                let place = if in_memory { Flags::Memory(call.arguments[0]) } else { Flags::Argument };
                 found.untraced = Some((place, flags & !UNTRACED));
             }
             if flags & u64::from(THREAD) != 0 {
@@ -81,6 +84,7 @@ pub(super) fn describe(pid: i32, process: i32, call: &Call, every: bool) -> Desc
             }
             class = namespaces(flags);
         }
+        "exit" if row.number == EXIT && !is_last(pid, process) => return found,
         "unlink" if row.names == Names::At(0, 1) && call.arguments[2] & 0x200 != 0 => operation = "rmdir",
         // The flags are in memory.
         "open" if row.number == 437 && number_at(pid, call.arguments[2]) & u64::from(WRITES) == 0 => return found,
@@ -225,6 +229,11 @@ fn domain(process: i32, fd: u64) -> Option<&'static str> {
         libc::AF_ALG => "alg",
         _ => "socket",
     })
+}
+
+/// Whether no other thread of its process lives.
+fn is_last(pid: i32, process: i32) -> bool {
+    threads(process).into_iter().all(|thread| thread == pid || activity(thread).is_none())
 }
 
 /// Whether a call to a SysV object removes it (`IPC_RMID`).

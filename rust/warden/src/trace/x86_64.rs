@@ -63,6 +63,8 @@ use When::{Always, AnyBit, NoBit, OneOf};
 pub(super) const WRITES: u32 = 0o1 | 0o2 | 0o100 | 0o1000 | 0o20_000_000;
 /// `CLONE_THREAD`.
 pub(super) const THREAD: u32 = 0x0001_0000;
+/// exit(2), which ends a thread.
+pub(super) const EXIT: u32 = 60;
 /// `CLONE_UNTRACED`.
 pub(super) const UNTRACED: u64 = 0x0080_0000;
 /// `IPC_RMID`, `IPC_SET`, `SETVAL`, `SETALL`, `SHM_LOCK`, `SHM_UNLOCK`; the 64-bit flag that some callers set comes with them.
@@ -109,6 +111,7 @@ pub(super) const ROWS: &[Row] = &[
     row("execve", 59, 11, Path(0), Always),
     row("execve", 322, 358, At(0, 1), Always),
     row("exit", 231, 252, Nothing, Always),
+    row("exit", EXIT, 1, Nothing, Always),
     row("kill", 62, 37, Signal(1), Always),
     row("kill", 424, 424, Signal(1), Always),
     row("kill", 129, 178, Signal(1), Always),
@@ -315,6 +318,11 @@ pub(super) fn added_filter(call: &Call) -> Option<u64> {
         _ => false,
     };
     adds.then_some(call.arguments[2])
+}
+
+/// Whether a call has the convention of i386, whatever the program.
+pub(super) fn is_i386(call: &Call) -> bool {
+    call.arch == I386
 }
 
 /// What a call hides, if it does.
