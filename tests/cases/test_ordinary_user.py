@@ -40,3 +40,21 @@ def test_an_ordinary_user_s_campaign_finds_what_a_run_leaves_and_calls_no_direct
     assert all("/var/tmp/litter-" in label for leak in finding["leaks"] for label in leak["labels"]), finding
     damaged = [one for one in result["criteria"] if "first run" in one["name"]]
     assert [one["measured"] for one in damaged] == [0]
+
+
+@pytest.mark.parametrize("how", ["", ",notified"], ids=["traced", "notified"])
+def test_an_ordinary_user_s_sandbox_is_killed_at_a_crash_point(user: Place, how: str) -> None:
+    adapter = """
+        name = "litter"
+        summary = "removes a directory before its program runs"
+        launch = ["/bin/sh", "-c", 'mkdir /var/tmp/litter; rmdir /var/tmp/litter; exec "$@"', "sh", "{program}"]
+        probe = { none = "isolates nothing" }
+    """
+    write = f"cat >/tmp/litter.toml <<'TOML'\n{adapter}\nTOML"
+    plan = f"launch:0/clone#2:before:SIGKILL{how}"
+    words = ["crash", "--target", "/tmp/litter.toml", "--plan", plan, "--iterations", "1", "--json"]
+    done = user("leakcheck", *words, before=write)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (finding,) = [one for one in json.loads(done.stdout)["findings"] if one["outcome"] in ("leaked", "wedged")]
+    assert finding["plan"] == plan
+    assert any("/var/tmp/litter" in label for leak in finding["leaks"] for label in leak["labels"]), finding

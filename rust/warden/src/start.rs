@@ -75,10 +75,14 @@ impl Gate {
             // The exec closes it.
             listener.set(trace::report(self.every)?.into_raw_fd());
         }
+        // Without rights over the user namespace in which this program was executed, the spawner can trace only what is dumpable.
+        // Who else in the arena traces it now gets nothing that the arena does not have, and the start fails.
+        set_dumpable_behavior(DumpableBehavior::Dumpable)?;
         self.waits.announce(1);
         if !self.is_traced.wait(1, PATIENCE) {
             return Err(rustix::io::Errno::TIMEDOUT.into());
         }
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         if self.listener.is_some() { Ok(()) } else { trace::install(self.every) }
     }
 
