@@ -6,7 +6,6 @@ from typing import Any
 from injectors import parse
 from leakcheck.campaigns.campaign import Made
 from leakcheck.campaigns.findings import trial_findings
-from leakcheck.errors import LeakcheckError
 from leakcheck.trials.case import case_of
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.explaining import Explainer
@@ -23,6 +22,8 @@ _PATIENCE = 60
 def explanations(name: str, made: Made[Any, Trial], ui: Ui, stop: Stop) -> dict[str, Explanation]:
     """Return what explains each failing finding, by its plan; of `name`, the worst first, for a limited time."""
     plans = [one.plan for one in trial_findings(name, made) if one.plan and one.outcome in FAILING]
+    # What a lie leaves is no fault of the target's.
+    plans = [plan for plan in plans if made.options.explain is not None or ":lie" not in plan]
     if not plans:
         return {}
     ui.log(f"explaining {min(len(plans), _MOST)} findings")
@@ -34,7 +35,6 @@ def explanations(name: str, made: Made[Any, Trial], ui: Ui, stop: Stop) -> dict[
             break
         try:
             found[plan] = explainer.explain(case_of(parse(plan), made.target.adapter.shortest_wall))
-        except LeakcheckError as error:
-            # A finding without an explanation is one all the same.
-            ui.log(f"{plan}: not explained: {error}")
+        except Exception as error:  # noqa: BLE001 - a finding without an explanation is one all the same
+            ui.log(f"{plan}: not explained: {error or type(error).__name__}")
     return found

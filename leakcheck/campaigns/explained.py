@@ -20,7 +20,7 @@ __all__ = ["markdown", "short", "text"]
 
 # Functions that only pass a call on to the kernel, by which no cause is known.
 _PASSING = re.compile(
-    r"runtime[./]|syscall\.|internal/|os\.|io/|golang\.org/x/sys/|core::|std::|alloc::|rustix::|nix::|libc::|_*(GI_)?_*libc_|__"
+    r"<*(?:runtime[./]|syscall\.|internal/|os\.|io/|golang\.org/x/sys/|core::|std::|alloc::|rustix::|nix::|libc::|__)"
 )
 _LIBRARIES = re.compile(r"/(libc|ld-linux[^/]*|ld|libpthread|linux-vdso)[.-][^/]*$")
 _NAMED = 3

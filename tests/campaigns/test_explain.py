@@ -73,6 +73,13 @@ def test_the_command_prints_a_bug_report(tmp_path: Path) -> None:
         assert refused.returncode == 2 and "--plan" in refused.stderr
 
 
+def test_the_functions_named_in_short_are_the_programs_own() -> None:
+    names = ["open64", "<std::fs::OpenOptions>::_open", "syscall.Syscall", "os.Mkdir", "box::make", "", "box::main"]
+    libc = "/usr/lib/x86_64-linux-gnu/libc.so.6"
+    stack = [Frame(program=libc if name == "open64" else "/box", address=1, function=name) for name in names]
+    assert explained.functions(stack) == ["box::make", "box::main"]
+
+
 EVIL = "`a``b` | <script>x</script> ::error::gone \x1b[31m"
 
 

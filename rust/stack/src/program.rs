@@ -10,6 +10,9 @@ use object::{LittleEndian, Object as _, ObjectSection as _, ObjectSymbol as _, S
 use crate::Mapping;
 use crate::go::{self, Table};
 
+/// More of a name is not told.
+const LONGEST: usize = 1024;
+
 /// A function's address, size and name.
 type Symbol<'a> = (u64, u64, &'a [u8]);
 
@@ -48,7 +51,7 @@ impl<'a> Program<'a> {
         let within = |(start, size, _): &&Symbol<'_>| inside - start < *size;
         // Only the few that begin at one address, or contain another.
         let (.., name) = self.symbols[..behind].iter().rev().take(8).find(within)?;
-        Some(demangled(&String::from_utf8_lossy(name)))
+        Some(demangled(&String::from_utf8_lossy(&name[..name.len().min(LONGEST)])).chars().take(LONGEST).collect())
     }
 
     pub(crate) fn module(&self) -> Option<Module<&'a [u8]>> {
