@@ -16,7 +16,7 @@ __all__ = ["at_most", "count", "leak_rate", "no_slower", "reached", "stated", "w
 _VERDICTS: tuple[Verdict, ...] = ("clean", "unknown", "leaked")
 _NAMES: dict[Outcome, tuple[str, Verdict]] = {
     "leaked": ("trials that left something for good", "leaked"),
-    "silent": ("recoveries that reported success and left something", "leaked"),
+    "silent": ("runs or recoveries that reported success and left something", "leaked"),
     "wedged": ("recoveries or next submissions that failed", "leaked"),
     "false-status": ("wrong statuses", "unknown"),
     "unknown": ("trials not fully seen", "unknown"),

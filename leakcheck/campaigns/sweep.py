@@ -172,7 +172,8 @@ class Sweep(TrialCampaign[_Options]):
         elif not any(trial.fired for trial in made.trials):
             _say_what_is_there(made, made.options.plan, ui)
         super().finish(made, ui)
-        if made.options.plan is None or made.options.explain is not None:
+        unasked = made.options.plan is None and self.again_of(made.options) > 0
+        if unasked or made.options.explain is not None:
             made.explanations = explanations(self.name, made, ui, made.executor.stop)
 
     def shown(self, options: _Options, result: Result) -> Iterator[Text] | str:
@@ -214,11 +215,19 @@ class Sweep(TrialCampaign[_Options]):
         for trial in made.trials:
             plan = trial.case.plan
             rows.setdefault(phases.get(self.instant(plan), plan.kind), Counter())[trial.outcome] += 1
+        # A point has several plans.
+        numbers = {at: number for number, one in enumerate(made.facts.points) for at, _ in self.instants(one)}
+        fired = {self.instant(trial.case.plan) for trial in made.trials if trial.fired}
         # The five of a run are rows of every sweep, however many points each has.
         order = [phase for phase in PHASES if phase in rows or (phase in RUN and made.options.plan is None)]
         return super().details(made) | {
             "endings": {phase: dict(rows.get(phase, {})) for phase in [*order, *(rows.keys() - set(order))]},
-            "points": _points(made),
+            "points": {
+                "seen": len(made.facts.points) + len(made.facts.unsteady),
+                "hit": len({numbers.get(at, at) for at in fired}),
+                "not_reached": sorted({str(trial.case.plan) for trial in made.trials if not trial.fired}),
+                "notes": made.facts.notes,
+            },
         }
 
 
@@ -238,10 +247,3 @@ def _say_what_is_there(made: Made[Any, Trial], plan: Plan, ui: Ui) -> None:
     near = difflib.get_close_matches(name, names, n=3, cutoff=0)
     there = f"such as {', '.join(near)}" if near else "none at all"
     ui.log(f"{plan.kind}:{name} is no point of {target.name}; {plan.kind} has {len(names)}, {there}")
-
-
-def _points(made: Made[Any, Trial]) -> dict[str, Any]:
-    plans = {(trial.case.plan.kind, trial.case.plan.argument.partition(":")[0]) for trial in made.trials if trial.fired}
-    missed = {str(trial.case.plan) for trial in made.trials if not trial.fired}
-    seen = len(made.facts.points) + len(made.facts.unsteady)
-    return {"seen": seen, "hit": len(plans), "not_reached": sorted(missed), "notes": made.facts.notes}

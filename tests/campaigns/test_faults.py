@@ -51,6 +51,7 @@ def test_a_run_that_reports_success_after_a_failed_release_is_silent_and_its_rep
     assert plans(result, "silent") == {f"{RMDIR}#{how}:{error}" for how in "1*" for error in ("EBUSY", "EPERM")}
     assert result.endings["cleanup"].keys() == {"silent"}
     assert not result.points["not_reached"]
+    assert result.points["hit"] == result.points["seen"] == 2
     (finding,) = [one for one in result.findings if one.outcome == "silent"]
     assert finding.detail.startswith("the run reported OK; its last words: ")
     assert "Device or resource busy" in finding.detail or "not permitted" in finding.detail

@@ -45,7 +45,7 @@ def test_a_recovery_that_reports_success_and_leaves_what_the_next_run_of_that_na
     assert (campaign.verdict, campaign.outcomes) == ("leaked", {"silent": 1}), campaign.findings
     assert ("file", "orphaned", "next run", "run") in left(campaign)
     assert campaign.findings[0].recovery == [Command(argv=["/bin/sh", "-c", "true"], exit=0)]
-    assert "recoveries that reported success and left something" in campaign.failed
+    assert "runs or recoveries that reported success and left something" in campaign.failed
 
 
 def test_what_only_the_next_submission_leaves_is_found_though_the_kill_left_nothing(tmp_path: Path) -> None:
