@@ -16,7 +16,7 @@ from leakcheck.trials.trial import Trial
 
 _MOST = 24
 # Seconds after which no further finding is explained.
-_PATIENCE = 60
+_PATIENCE = 30
 
 
 def explanations(name: str, made: Made[Any, Trial], ui: Ui, stop: Stop) -> dict[str, Explanation]:

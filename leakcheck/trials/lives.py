@@ -15,6 +15,8 @@ from leakcheck.trials.remnant import Remnant
 
 __all__ = ["lives"]
 
+# What exists since the call that made it: an inode or a number of before belongs to something that is gone.
+_NEW = ("inode", "mount", "process", "namespace")
 _Key = tuple[str, int | str, int | str]
 # Calls that give an object an id, and that remove one.
 _IPC = {"shmget": "shm", "semget": "sem", "msgget": "msg", "shmctl": "shm", "semctl": "sem", "msgctl": "msg"}
@@ -61,7 +63,9 @@ class _Run:
                 for key in _freed(event):
                     self.maker.pop(key, None)
                 for key in _made(event):
-                    self.maker.setdefault(key, (event, fired))
+                    # Each of the others may have existed before the call that returns it.
+                    if key[0] in _NEW or key not in self.maker:
+                        self.maker[key] = event, fired
                 if event.now is not None:
                     self._paths[_inode(event.now)] = event.now.path
 

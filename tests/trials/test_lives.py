@@ -1,0 +1,79 @@
+"""What made something and what removes it is told by identity alone."""
+
+import msgspec
+
+from injectors.crash import Point
+from leakcheck.trials.calls import Call, Event, Fired, Object, calls_of
+from leakcheck.trials.lives import lives
+from leakcheck.trials.remnant import Remnant
+
+
+def call(operation: str, place: str, *, before: int = 0, now: int = 0, value: int = 0) -> Call:
+    def at(ino: int) -> Object | None:
+        return Object(f"/run/{place}", "0:1", ino, 1) if ino else None
+
+    text = f'{operation}("/run/{place}", O_CREAT)'
+    point = Point("launch", "0", operation, place, 1)
+    return Call(point=point, phase="setup", text=text, value=value, looked=True, before=at(before), now=at(now))
+
+
+def left(place: str, ino: int) -> Remnant:
+    evidence = {"resource": {"path": f"/run/{place}", "ino": ino}}
+    return Remnant("file", "orphaned", place, evidence=msgspec.Raw(msgspec.json.encode(evidence)))
+
+
+def told(place: str, ino: int, killed: list[Event], honest: list[Event]) -> tuple[str, str, str]:
+    found = lives([left(place, ino)], killed, honest, {})[0]
+    return found.created, found.released, found.how
+
+
+MADE = call("mkdir", "box", now=7)
+GONE = call("rmdir", "box", before=7)
+
+
+def test_the_same_inode_at_the_same_path_has_its_calls_and_nothing_like_it_has() -> None:
+    honest: list[Event] = [MADE, GONE]
+    known = ("launch:0/mkdir(box)#1", "launch:0/rmdir(box)#1", "the fault came between them")
+    assert told("box", 7, [MADE, Fired()], honest) == known
+    assert told("box", 8, [MADE, Fired()], honest) == ("", "", "not known")
+    assert told("boxes", 7, [MADE, Fired()], honest) == ("", "", "not known")
+
+
+def test_what_existed_before_a_call_was_not_made_by_it() -> None:
+    opened = call("open", "box", before=7, now=7, value=3)
+    assert told("box", 7, [opened, Fired()], []) == ("", "", "not known")
+    failed = call("mkdir", "box", before=7, value=-17)
+    assert told("box", 7, [failed, Fired()], []) == ("", "", "not known")
+    unseen = msgspec.structs.replace(call("open", "box", now=7, value=3), looked=False)
+    assert told("box", 7, [unseen, Fired()], []) == ("", "", "not known")
+
+
+def test_an_inode_that_is_given_again_belongs_to_the_later_call() -> None:
+    again = call("mknod", "box", now=7)
+    assert told("box", 7, [MADE, GONE, again, Fired()], [again])[0] == "launch:0/mknod(box)#1"
+    # What removed the first one is not known.
+    assert told("box", 7, [MADE, again, Fired()], [again])[0] == "launch:0/mknod(box)#1"
+
+
+def test_a_run_that_does_not_make_the_call_says_nothing_of_its_end() -> None:
+    assert told("box", 7, [MADE, Fired()], [])[2] == "a run without the fault does not make this call"
+    assert told("box", 7, [MADE, Fired()], [MADE])[2] == "no call of a run without the fault releases it"
+    assert told("box", 7, [Fired(), MADE], [MADE, GONE])[2] == "made after the fault"
+
+
+def test_commands_of_one_stage_have_numbers_of_their_own() -> None:
+    lines = [
+        {
+            "role": role,
+            "operation": "mkdir",
+            "class": "",
+            "ordinal": 1,
+            "phase": "setup",
+            "call": "mkdir()",
+            "number": 1,
+        }
+        for role in "01"
+    ]
+    ends = [{"returned": 1, "value": value} for value in (0, -17)]
+    found = calls_of({"prepare": [lines[0], ends[0], lines[1], ends[1]]})
+    assert [one.result for one in found if isinstance(one, Call)] == ["0", "EEXIST"]
