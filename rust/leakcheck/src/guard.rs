@@ -35,7 +35,7 @@ use crate::judge::settle::{Policy, Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::observe::proc_root::ProcRoot;
-use crate::observe::{self, ObservedArena, OpenSettings, detail};
+use crate::observe::{self, Calls, ObservedArena, OpenSettings, detail};
 use crate::parse::nslink::NsType;
 use crate::resource::{Fd, NsHolder, Process, Resource};
 use crate::scope::Scope;
@@ -62,6 +62,8 @@ pub struct Guard {
     /// Follows the first process of a `tree:` scope: its descendants may leave the tree, and it may exit.
     tree: Option<Watch>,
     token: String,
+    /// On the host, where the kernel lets us record them.
+    calls: Option<Calls>,
     baseline: Snapshot,
     reach: Reach,
     baseline_ns: i64,
@@ -111,6 +113,8 @@ impl Guard {
             Scope::Host | Scope::Cgroup(_) | Scope::Arena => None,
         };
         options.observe.hidden_fds.extend(tree.iter().flat_map(Watch::own_fds));
+        let recorded = host && asked.any(&[Kind::Bpf, Kind::Key, Kind::Loop]);
+        let calls = if recorded { Calls::of_host().ok() } else { None };
         let baseline_ns = observe::file_clock_ns();
         let baseline = observe::snapshot(&options.observe)?;
         if let Some(tree) = &tree {
@@ -134,7 +138,7 @@ impl Guard {
         options.observe.hidden_fds.extend(reach.own_fd());
         let token = random_token();
         let (began, report) = (Instant::now(), None);
-        Ok(Guard { options, asked, watch, tree, token, baseline, baseline_ns, reach, began, report })
+        Ok(Guard { options, asked, watch, tree, token, calls, baseline, baseline_ns, reach, began, report })
     }
 
     /// Name and value of the environment variable that the run's processes should have.
@@ -216,7 +220,13 @@ impl Guard {
     /// The report, and whether a longer policy would have given the same.
     fn judge(&self, policy: &Policy) -> Result<(Report, bool)> {
         let arena = self.options.observe.arena.as_deref();
-        let live = Live { watch: self.watch.as_ref(), tree: self.tree.as_ref(), token: Some(&self.token), arena };
+        let live = Live {
+            watch: self.watch.as_ref(),
+            tree: self.tree.as_ref(),
+            token: Some(&self.token),
+            calls: self.calls.as_ref(),
+            arena,
+        };
         let run = Run { baseline: &self.baseline, options: &self.options, asked: self.asked, live: &live };
         let (mut report, is_quiet) = judge(run, &self.baseline, policy, &self.reach)?;
         report.baseline_ns = self.baseline_ns;
@@ -260,14 +270,14 @@ fn with_helpers(asked: KindSet) -> KindSet {
 pub fn verify_none(baseline: &Snapshot, first: &Snapshot, options: &Options) -> Result<Report> {
     let asked = options.observe.effective_kinds()?.and(baseline.kinds);
     let arena = options.observe.arena.as_deref();
-    let live = Live { watch: None, tree: None, token: None, arena };
+    let live = Live { watch: None, tree: None, token: None, calls: None, arena };
     let run = Run { baseline, options, asked, live: &live };
     Ok(judge(run, first, &options.policy, &Reach::default())?.0)
 }
 
 /// The coverage of a guard with `look` as its baseline and a run that leaves nothing.
 pub(crate) fn coverage_of(observation: &Snapshot, watch: &Watch) -> CoverageMap {
-    let watched = Live { watch: Some(watch), tree: None, token: None, arena: None };
+    let watched = Live { watch: Some(watch), tree: None, token: None, calls: None, arena: None };
     let attributor = Attributor::new(observation, observation, &watched, None);
     coverage(observation, observation, observation.kinds, &attributor, &Reach::of_own_runs(observation))
 }
@@ -286,7 +296,7 @@ pub fn compare(before: &Snapshot, after: &Snapshot, rules: &Rules, arena: Option
     };
     all.appeared.retain(|r| !observer(r));
     all.vanished.retain(|r| !observer(r));
-    let live = Live { watch: None, tree: None, token: None, arena };
+    let live = Live { watch: None, tree: None, token: None, calls: None, arena };
     let attributor = Attributor::new(before, after, &live, None);
     let asked = before.kinds.and(after.kinds);
     only_comparable(before, after, &mut all.appeared, |_| false);

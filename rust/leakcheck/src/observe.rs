@@ -54,6 +54,7 @@ use crate::parse::nslink::NsType;
 use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Unreadable};
 pub use arena::ObservedArena;
+pub(crate) use calls::Calls;
 pub(crate) use cgroup::{Hierarchy, hierarchies};
 use context::Context;
 use enter::NsView;

@@ -7,7 +7,7 @@ use crate::arena::ArenaView;
 use crate::judge::attribute::{Membership, Provenance};
 use crate::kind::KindSet;
 use crate::observe::mount_table::Mounts;
-use crate::observe::{self, ObservedArena, reach};
+use crate::observe::{self, Calls, ObservedArena, reach};
 use crate::resource::{Process, Resource};
 use crate::snapshot::Snapshot;
 use crate::token::TOKEN_NAME;
@@ -28,6 +28,8 @@ pub(super) struct Live<'a> {
     /// Follows the processes of a `tree:` scope.
     pub(super) tree: Option<&'a Watch>,
     pub(super) token: Option<&'a str>,
+    /// Who made keys, loop devices and BPF objects on the host.
+    pub(super) calls: Option<&'a Calls>,
     /// The arena whose pids they are.
     pub(super) arena: Option<&'a ObservedArena>,
 }
@@ -97,8 +99,20 @@ impl Provenance for Live<'_> {
     }
 
     fn made(&self, resource: &Resource) -> Membership {
-        let calls = self.arena.and_then(|arena| arena.calls.as_ref().ok());
-        calls.map_or(Membership::Unknown, |calls| calls.made(resource))
+        if let Some(arena) = self.arena {
+            return arena.calls.as_ref().map_or(Membership::Unknown, |calls| calls.made(resource));
+        }
+        let Some(makers) = self.calls.and_then(|calls| calls.makers(resource)) else { return Membership::Unknown };
+        // The kernel makes keys on behalf of a process, which no call returns.
+        let nobody = if matches!(resource, Resource::Key(_)) { Membership::Unknown } else { Membership::Stranger };
+        let made: Vec<Membership> = makers.into_iter().map(|pid| self.ever(pid)).collect();
+        let any = |which| made.contains(&which).then_some(which);
+        let any_of = [Membership::Run, Membership::Unknown, Membership::Stranger].into_iter().find_map(any);
+        any_of.unwrap_or(nobody)
+    }
+
+    fn makes(&self, pid: u32, resource: &Resource) -> bool {
+        self.calls.and_then(|calls| calls.makers(resource)).is_some_and(|makers| makers.contains(&pid))
     }
 
     fn makes_keys(&self) -> bool {

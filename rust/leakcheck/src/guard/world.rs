@@ -13,7 +13,7 @@ use crate::judge::diff;
 use crate::judge::settle::{Observation, World};
 use crate::kind::{Kind, KindSet};
 use crate::observe;
-use crate::resource::{Process, Resource};
+use crate::resource::{BpfClass, Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Snapshot};
 
@@ -113,6 +113,7 @@ impl World<Remnant> for LiveWorld<'_> {
         self.hidden_keys = self.hidden_keys.min(new_hidden_keys(self.run.baseline, &observation));
         let unclear = self.hidden_keys > 0 && self.run.asked.contains(Kind::Key) && self.run.live.makes_keys();
         self.adrift = adrift;
+        let running = running || residue.found.iter().any(|(r, _)| is_being_freed(r, &observation));
         let found = residue
             .found
             .into_iter()
@@ -143,6 +144,15 @@ impl World<Remnant> for LiveWorld<'_> {
 
     fn is_allowed(&self, residue: &Remnant) -> bool {
         residue.explained_by(&self.run.options.rules).is_some()
+    }
+}
+
+/// Whether a BPF program or map may have lost its last holder: it ends after a grace period of RCU, on a busy machine after
+/// more than the usual time.
+fn is_being_freed(resource: &Resource, observation: &Snapshot) -> bool {
+    match resource {
+        Resource::Bpf(b) => b.class != BpfClass::Link && !observation.fds.iter().any(|fd| b.is_open_in(fd)),
+        _ => false,
     }
 }
 

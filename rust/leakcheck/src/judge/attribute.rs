@@ -10,7 +10,7 @@ pub use super::provenance::{Attribution, Owner, Provenance};
 use crate::kind::Kind;
 pub use crate::membership::Membership;
 use crate::parse::nslink::NsType;
-use crate::resource::{Ipc, IpcClass, Lock, Mount, MountId, NetClass, NsHolder, Process, Resource, encode_device};
+use crate::resource::{Bpf, Ipc, IpcClass, Lock, Mount, MountId, NetClass, NsHolder, Process, Resource, encode_device};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
 use mount::{lasting_namespaces, may_come_in};
@@ -304,13 +304,31 @@ impl<'a, P: Provenance> Attributor<'a, P> {
                 // Interfaces and nftables objects.
                 _ => self.in_namespace(NsType::Net, n.netns),
             },
-            Resource::Bpf(b) => {
-                let holders = self.observation.fds.iter().filter(|fd| b.is_open_in(fd));
-                self.held_by(holders.map(|fd| fd.pid))
-            }
-            Resource::Loop(d) => Owner::by_hint(self.provenance.creator(d.backing.as_ref()), Attribution::Creator),
+            Resource::Bpf(b) => self.bpf(b, resource),
+            Resource::Loop(d) => match self.provenance.creator(d.backing.as_ref()) {
+                Membership::Run => Owner::Run(Attribution::Creator),
+                _ if self.provenance.made(resource) == Membership::Stranger => Owner::Stranger,
+                Membership::Stranger | Membership::Unknown => Owner::Unknown,
+            },
+            Resource::Key(_) => Owner::by_evidence(self.provenance.made(resource), Attribution::Creator),
             // The kernel does not record which process wrote it.
-            Resource::Key(_) | Resource::Sysctl(_) => Owner::Unknown,
+            Resource::Sysctl(_) => Owner::Unknown,
+        }
+    }
+
+    /// A BPF object's maker may have closed it: something else holds it then, as the file system does to which it is
+    /// pinned, or what it is attached to. The kernel frees it some hundred milliseconds after the last of these.
+    fn bpf(&self, object: &Bpf, resource: &Resource) -> Owner {
+        let open = self.observation.fds.iter().filter(|fd| object.is_open_in(fd));
+        let holders: Vec<u32> = open.map(|fd| fd.pid).collect();
+        match (self.held_by(holders.iter().copied()), self.provenance.made(resource)) {
+            (by @ Owner::Run(_), _) => by,
+            (_, Membership::Stranger) => Owner::Stranger,
+            // The run may have handed it to somebody who makes none.
+            (Owner::Stranger, Membership::Run) if !holders.iter().all(|pid| self.provenance.makes(*pid, resource)) => {
+                Owner::Unknown
+            }
+            (by, _) => by,
         }
     }
 

@@ -115,9 +115,13 @@ pub trait Provenance {
     fn watches_mounts(&self, _ns: u64) -> bool {
         false
     }
-    /// Whether the arena's processes made a key, a loop device or a BPF object.
+    /// Whether processes of the run, or of the arena, made a key, any loop device or any BPF object.
     fn made(&self, _resource: &Resource) -> Membership {
         Membership::Unknown
+    }
+    /// Whether a process of the host is known to have made anything of the kind.
+    fn makes(&self, _pid: u32, _resource: &Resource) -> bool {
+        false
     }
     /// Whether they made or may have made keys.
     fn makes_keys(&self) -> bool {

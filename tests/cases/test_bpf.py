@@ -1,0 +1,64 @@
+"""BPF objects on a host: those of others are no leak of the run, and the run's are, wherever they are kept."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+from tests.cases.conftest import INPUTS
+
+MAPS = INPUTS / "bpf_maps.py"
+
+
+def recorded() -> bool:
+    """Whether the calls of this machine's processes can be recorded: in the first namespaces, as root, on x86-64."""
+    first = [os.stat(f"/proc/self/ns/{name}").st_ino for name in ("cgroup", "pid")] == [0xEFFFFFFB, 0xEFFFFFFC]
+    return first and os.geteuid() == 0 and os.uname().machine == "x86_64"
+
+
+pytestmark = pytest.mark.skipif(not recorded(), reason="no calls of BPF can be made or recorded here")
+
+
+@pytest.fixture
+def neighbour(tmp_path: Path) -> Generator[str, None, None]:
+    """Yield the socket of somebody who makes and takes maps."""
+    (tmp_path / "its").mkdir()
+    path = str(tmp_path / "its/socket")
+    argv = [sys.executable, MAPS, "neighbour", path]
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "READY\n"
+        yield path
+        process.kill()
+
+
+def leaks(*argv: str, settle: str = "0.1") -> list[str]:
+    guard = [sys.executable, "-m", "leakcheck", "guard", "--json", "--kinds", "bpf", "--settle", settle, "--"]
+    done = subprocess.run(
+        [*guard, sys.executable, MAPS, *argv], stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False
+    )
+    report = json.loads(done.stdout)
+    assert report["command"]["exit"] == 0, done.stderr
+    assert done.returncode == (1 if report["leaks"] else 0), report
+    return [leak["attribution"] for leak in report["leaks"]]
+
+
+@pytest.mark.parametrize("word", ["pin", "make"])
+def test_what_a_neighbour_makes_is_no_leak_whoever_holds_it(neighbour: str, word: str) -> None:
+    assert leaks("ask", neighbour, word) == []
+    assert leaks("ask", neighbour, word, settle="0") == []
+
+
+def test_what_a_run_hands_to_a_neighbour_is_a_leak(neighbour: str) -> None:
+    assert leaks("ask", neighbour, "take") == ["none"]
+
+
+def test_what_a_run_pins_is_a_leak(tmp_path: Path) -> None:
+    try:
+        assert leaks("pin", str(tmp_path)) == ["none"]
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
