@@ -16,7 +16,7 @@ MAPS = INPUTS / "bpf_maps.py"
 
 def recorded() -> bool:
     """Whether the calls of this machine's processes can be recorded: in the first namespaces, as root, on x86-64."""
-    first = [os.stat(f"/proc/self/ns/{name}").st_ino for name in ("cgroup", "pid")] == [0xEFFFFFFB, 0xEFFFFFFC]
+    first = [Path(f"/proc/self/ns/{name}").stat().st_ino for name in ("cgroup", "pid")] == [0xEFFFFFFB, 0xEFFFFFFC]
     return first and os.geteuid() == 0 and os.uname().machine == "x86_64"
 
 

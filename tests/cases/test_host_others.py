@@ -164,6 +164,42 @@ def test_a_chain_and_rules_in_an_old_table_are_leaked(case: Case) -> None:
     assert "nftables chain ip nat CNI-DN-0123" in outcome.text
 
 
+@pytest.mark.skipif(None in map(shutil.which, ("ip", "tc")), reason="no ip(8) or tc(8) here")
+class TestRouting:
+    """In a network namespace that is older than the run."""
+
+    def labels(self, case: Case, *commands: str) -> list[str]:
+        guard = f'leakcheck guard --json --kinds net -- sh -ec "{"; ".join(commands)}"; echo "exit $?"'
+        outcome = case("unshare", "-n", "sh", "-c", f"ip link set lo up; {guard}")
+        found = re.findall(r'"label":"([^"]*)"', outcome.text)
+        assert exits(outcome) == [1 if found else 0], outcome.text
+        return sorted(found)
+
+    def test_what_configures_it_is_leaked_each_part_by_itself(self, case: Case) -> None:
+        assert self.labels(
+            case,
+            "ip address add 10.77.0.1/24 dev lo",
+            "ip route add blackhole 198.51.100.0/24 proto kernel",
+            "ip route add local 10.77.0.9/32 dev lo proto kernel table local",
+            "ip rule add from 203.0.113.1 lookup 7",
+            "ip link property add dev lo altname other",
+            "tc qdisc add dev lo clsact",
+        ) == [
+            "address 10.77.0.1/24 dev lo",
+            "alternative interface name other of lo",
+            "queueing discipline clsact ffff: parent fffffff1 dev lo",
+            "route blackhole 198.51.100.0/24 table 254 metric 0",
+            "route local 10.77.0.9/32 table 255 metric 0 dev lo",
+            "routing rule priority 32765 from 203.0.113.1/32 to all table 7 action 1 family 2 tos 0 flags 0",
+        ]
+
+    def test_what_the_kernel_makes_and_what_ends_by_itself_is_none(self, case: Case) -> None:
+        down_and_up = ("ip link set lo down", "ip link set lo up")
+        assert (
+            self.labels(case, *down_and_up, "ip address add 10.77.0.1/24 dev lo valid_lft 600 preferred_lft 600") == []
+        )
+
+
 class TestNftables:
     """By mkleak, which needs no nft(8); it is another's process, and nothing tells who changed a table."""
 

@@ -188,7 +188,7 @@ def named_netns(_: str, facts: Facts) -> Iterator[Match]:
     yield with_fields("net", **{"class": "named-netns"}, scope=facts["path"], number=facts["ino"])
 
 
-def nftables(name: str, facts: Facts) -> Iterator[Match]:
+def named_object(name: str, facts: Facts) -> Iterator[Match]:
     class_ = name.removeprefix("net-")
     yield lambda r: r["kind"] == "net" and r["class"] == class_ and facts["name"] in r["name"]
 
@@ -246,9 +246,12 @@ SPECIAL = {
     "mount-detached": mount_of_fd,
     "mount-detached-clone": mount_of_fd,
     "net-named-netns": named_netns,
-    "net-nft-table": nftables,
-    "net-nft-chain": nftables,
-    "net-nft-rule": nftables,
+    "net-address": named_object,
+    "net-route": named_object,
+    "net-rule": named_object,
+    "net-nft-table": named_object,
+    "net-nft-chain": named_object,
+    "net-nft-rule": named_object,
     "net-tcp-listen": socket,
     "net-abstract-unix": socket,
 }

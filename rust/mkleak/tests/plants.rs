@@ -69,6 +69,9 @@ fn expected(kind: &str, name: &str) -> &'static [(&'static str, usize)] {
         ("net", "net-veth") => &[("interface", 2)],
         ("net", "net-veth-other-ns" | "net-tap" | "net-dummy") => &[("interface", 1)],
         ("net", "net-named-netns") => &[("file", 1), ("mount", 1)],
+        ("net", "net-address") => &[("address", 1)],
+        ("net", "net-route") => &[("route", 1)],
+        ("net", "net-rule") => &[("rule", 1)],
         ("net", "net-nft-table") => &[("nft", 1)],
         // Their lines also name the table.
         ("net", "net-nft-chain" | "net-nft-rule") => &[("nft", 2)],

@@ -236,8 +236,19 @@ pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attr
             _ => false,
         }
     };
+    let interfaces: HashSet<(u64, u64)> = found
+        .iter()
+        .filter_map(|(r, _)| match r {
+            Resource::Net(n) => (n.class == NetClass::Interface).then_some((n.netns, n.number)),
+            _ => None,
+        })
+        .collect();
+    // What configures an interface or a namespace ends with it.
+    let configures_found = |n: &Net| {
+        n.class.is_configuration() && (interfaces.contains(&(n.netns, n.number)) || attributor.fresh_ns(n.netns))
+    };
     found.retain(|(r, _)| match r {
-        Resource::Net(n) => !in_found(n),
+        Resource::Net(n) => !in_found(n) && !configures_found(n),
         Resource::Fd(fd) => !leaked.contains(&(fd.pid, fd.start)),
         Resource::Mount(m) => !inhabited.contains(&m.ns) && !attributor.is_copy(m) && !came_in(m),
         _ => true,

@@ -1,8 +1,9 @@
 //! The contents of each network namespace (network_namespaces(7)), and named namespaces.
 //!
 //! Not covered: raw, packet, SCTP and vsock sockets (the FD kind sees them), connected sockets, legacy iptables rules,
-//! routes and addresses (they end with their interface), and interfaces that come and go with their namespace.
+//! IPsec, neighbours, filters of traffic control, and interfaces that come and go with their namespace.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -15,6 +16,7 @@ use rustix::net::netlink::NETFILTER;
 
 use super::context::Context;
 use super::enter::{NsView, note_refused};
+use super::net_config;
 use super::netlink::{Netlink, malformed};
 use super::reach::Place;
 use super::sockdiag::{SockDiag, Socket, Transport, Which};
@@ -87,8 +89,12 @@ impl NsHandle {
     /// Lists the current contents of the namespace.
     pub(super) fn observe(&mut self, view: &NsView) -> Contents {
         let mut seen = Contents::default();
-        let links = self.route.as_mut().map_err(again).and_then(|route| interfaces(route, view.ino));
+        let mut names = HashMap::new();
+        let links = self.route.as_mut().map_err(again).and_then(|route| interfaces(route, view.ino, &mut names));
         seen.note("list interfaces", links);
+        if let Ok(route) = &mut self.route {
+            seen.note("list addresses and routes", net_config::list(route, view.ino, &names));
+        }
         match &mut self.diag {
             Ok(diag) => {
                 let listener = |socket| socket_record(view.ino, NetClass::Listener, socket);
@@ -185,24 +191,28 @@ fn socket_record(netns: u64, class: NetClass, socket: Socket) -> Net {
 
 /// Interfaces (rtnetlink(7), `RTM_GETLINK`) except those that exist exactly as long as their namespace: its loopback,
 /// and the tunnel drivers' fallback devices. They would be reported as many leaks of one leaked namespace.
-fn interfaces(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
+///
+/// Their alternative names come with them, those of any interface; `names` takes all names.
+fn interfaces(netlink: &mut Netlink, netns: u64, names: &mut HashMap<u32, Text>) -> io::Result<Vec<Net>> {
     const RTM_GETLINK: u16 = 18;
     const IFLA_IFNAME: u16 = 3;
     const IFLA_LINKINFO: u16 = 18;
     const IFLA_INFO_KIND: u16 = 1;
     const IFLA_EXT_MASK: u16 = 29;
+    const IFLA_PROP_LIST: u16 = 52;
+    const IFLA_ALT_IFNAME: u16 = 53;
     const RTEXT_FILTER_SKIP_STATS: u32 = 1 << 3;
     // struct ifinfomsg, then one attribute: statistics are most of a reply.
     let mut request = vec![0; 16];
     request.extend(8_u16.to_ne_bytes());
     request.extend(IFLA_EXT_MASK.to_ne_bytes());
     request.extend(RTEXT_FILTER_SKIP_STATS.to_ne_bytes());
-    netlink.dump(RTM_GETLINK, &request, |reply| {
+    let listed = netlink.dump(RTM_GETLINK, &request, |reply| {
         let field = |at: usize| reply.get(at..).and_then(<[u8]>::first_chunk).map(|word| u32::from_ne_bytes(*word));
         let (Some(index), Some(flags)) = (field(4), field(8)) else {
             return Err(malformed("RTM_NEWLINK is too short"));
         };
-        let (mut name, mut driver) = (&b""[..], &b""[..]);
+        let (mut name, mut driver, mut others) = (&b""[..], &b""[..], Vec::new());
         for attribute in attributes(&reply[16..]) {
             let attribute = attribute.map_err(malformed)?;
             match attribute.kind {
@@ -211,15 +221,26 @@ fn interfaces(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
                     let mut info = attributes(attribute.payload).filter_map(Result::ok);
                     driver = info.find(|a| a.kind == IFLA_INFO_KIND).map_or(b"", |a| text(a.payload));
                 }
+                IFLA_PROP_LIST => {
+                    let more = attributes(attribute.payload).filter_map(Result::ok);
+                    others.extend(more.filter(|a| a.kind == IFLA_ALT_IFNAME).map(|a| text(a.payload)));
+                }
                 _ => {}
             }
         }
-        if flags & libc::IFF_LOOPBACK as u32 != 0 || is_fallback_tunnel(name, driver) {
-            return Ok(None);
+        names.insert(index, name.into());
+        let record = |class, scope: &[u8], name: Vec<u8>| {
+            let (scope, name) = (Text::from(scope), Text::from(name));
+            Net { netns, class, number: index.into(), scope, name, uid: None }
+        };
+        let of = |other: &[u8]| [other, b" of ", name].concat();
+        let mut found: Vec<Net> = others.into_iter().map(|other| record(NetClass::AltName, other, of(other))).collect();
+        if flags & libc::IFF_LOOPBACK as u32 == 0 && !is_fallback_tunnel(name, driver) {
+            found.push(record(NetClass::Interface, b"", name.to_vec()));
         }
-        let (class, scope) = (NetClass::Interface, Text::default());
-        Ok(Some(Net { netns, class, number: index.into(), scope, name: name.into(), uid: None }))
-    })
+        Ok(Some(found))
+    })?;
+    Ok(listed.into_iter().flatten().collect())
 }
 
 /// The device that a tunnel driver creates itself in every network namespace, as long as the driver is loaded

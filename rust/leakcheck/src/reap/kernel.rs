@@ -89,7 +89,11 @@ fn try_net(net: &Net, resource: &Resource, now: &Now, apply: bool) -> Result<Out
             present(resource, Verb::None, now)?;
             Err(Outcome::skipped(Verb::None, format!("remove it with: {}", nft_delete(net))))
         }
-        class if class == NetClass::Interface || class.is_nftables() => {
+        class if own && class.is_configuration() => {
+            present(resource, Verb::None, now)?;
+            Err(Outcome::skipped(Verb::None, "remove it with ip(8), tc(8)".to_owned()))
+        }
+        class if class == NetClass::Interface || class.is_nftables() || class.is_configuration() => {
             present(resource, Verb::None, now)?;
             Err(Outcome::skipped(
                 Verb::None,

@@ -362,6 +362,18 @@ pub enum NetClass {
     NftObject,
     /// A flowtable.
     NftFlowtable,
+    /// Another name of an interface.
+    AltName,
+    /// An address of an interface.
+    Address,
+    /// A route.
+    Route,
+    /// A rule that selects a table of routes.
+    Rule,
+    /// A next hop that routes share.
+    Nexthop,
+    /// A queueing discipline.
+    Qdisc,
 }
 
 impl NetClass {
@@ -369,6 +381,12 @@ impl NetClass {
     pub fn is_nftables(self) -> bool {
         use NetClass::{NftChain, NftFlowtable, NftObject, NftRule, NftSet, NftTable};
         matches!(self, NftTable | NftChain | NftRule | NftSet | NftObject | NftFlowtable)
+    }
+
+    /// Whether it configures interfaces and routes, and ends with its interface or namespace.
+    pub fn is_configuration(self) -> bool {
+        use NetClass::{Address, AltName, Nexthop, Qdisc, Route, Rule};
+        matches!(self, AltName | Address | Route | Rule | Nexthop | Qdisc)
     }
 }
 
@@ -380,10 +398,10 @@ pub struct Net {
     pub netns: u64,
     /// The class.
     pub class: NetClass,
-    /// Interface index, socket inode, handle of nftables or namespace inode.
+    /// Interface index (0 for none), socket inode, handle of nftables or namespace inode.
     pub number: u64,
     /// Part of the identity: for nftables the family and table, for a rule also the chain; for a named namespace its
-    /// path; else empty.
+    /// path; for an address, a route and the like what the kernel distinguishes it by; else empty.
     pub scope: Text,
     /// Name or address, for people.
     pub name: Text,

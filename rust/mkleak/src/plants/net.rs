@@ -31,6 +31,20 @@ const VETH_INFO_PEER: u16 = 1;
 /// `struct ifinfomsg`, all zero.
 const IFINFOMSG: [u8; 16] = [0; 16];
 
+// linux/if_addr.h, linux/fib_rules.h
+const RTM_NEWADDR: u16 = 20;
+const RTM_DELADDR: u16 = 21;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_DELROUTE: u16 = 25;
+const RTM_NEWRULE: u16 = 32;
+const RTM_DELRULE: u16 = 33;
+const IFA_LOCAL: u16 = 2;
+const RTA_DST: u16 = 1;
+const FRA_SRC: u16 = 2;
+const FRA_PRIORITY: u16 = 6;
+const FRA_TABLE: u16 = 15;
+const AF_INET: u8 = 2;
+
 // linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 const NFNL_MSG_BATCH_END: u16 = 0x11;
@@ -88,6 +102,24 @@ pub(super) const PLANTS: &[Plant] = &[
                 interface_facts(undo, name)
             })
         },
+    },
+    Plant {
+        name: "net-address",
+        needs: &["root"],
+        what: "an address of the loopback interface",
+        prepare: |_| planting(|undo| routing(undo, "address", "127.77.0", [RTM_NEWADDR, RTM_DELADDR], address)),
+    },
+    Plant {
+        name: "net-route",
+        needs: &["root"],
+        what: "a route that drops what goes to a network of the documentation",
+        prepare: |_| planting(|undo| routing(undo, "route", "198.51.100", [RTM_NEWROUTE, RTM_DELROUTE], route)),
+    },
+    Plant {
+        name: "net-rule",
+        needs: &["root"],
+        what: "a rule that sends packets of a network of the documentation to a table without routes",
+        prepare: |_| planting(|undo| routing(undo, "rule", "203.0.113", [RTM_NEWRULE, RTM_DELRULE], rule)),
     },
     Plant {
         name: "net-named-netns",
@@ -211,6 +243,49 @@ fn tap(undo: &mut Undo) -> Result<Value> {
     devices::make_tap(&tun, &name).doing("TUNSETIFF", path)?;
     devices::keep_tap(&tun).doing("TUNSETPERSIST", path)?;
     interface_facts(undo, name)
+}
+
+/// One of the 254 addresses of a network (RFC 5737), by our process id, so that others can plant theirs beside it.
+fn number() -> u8 {
+    u8::try_from(std::process::id() % 254 + 1).unwrap_or(1)
+}
+
+/// Adds an object by the message that `with` makes, and pushes its removal by the same one.
+fn routing(
+    undo: &mut Undo,
+    what: &'static str,
+    network: &str,
+    [new, delete]: [u16; 2],
+    with: fn(u16, u16) -> Message,
+) -> Result<Value> {
+    let change = move |class, flags| request(&Family::Route, [with(class, flags)]);
+    change(new, NLM_F_CREATE | NLM_F_EXCL).during(format_args!("add a {what}"))?;
+    undo.push(move || change(delete, 0).during(format_args!("delete the {what}")));
+    Ok(json!({"name": format!("{network}.{}/32", number())}))
+}
+
+/// 127.77.0.N/32 of the interface 1, which is lo in every network namespace.
+fn address(class: u16, flags: u16) -> Message {
+    // struct ifaddrmsg
+    let fixed = [AF_INET, 32, 0, 0, 1, 0, 0, 0];
+    Message::acknowledged(class, flags, &fixed).attribute(IFA_LOCAL, &[127, 77, 0, number()])
+}
+
+/// 198.51.100.N/32, of the type RTN_BLACKHOLE, in the main table, as by an administrator (RTPROT_STATIC).
+fn route(class: u16, flags: u16) -> Message {
+    // struct rtmsg
+    let fixed = [AF_INET, 32, 0, 0, 254, 4, 0, 6, 0, 0, 0, 0];
+    Message::acknowledged(class, flags, &fixed).attribute(RTA_DST, &[198, 51, 100, number()])
+}
+
+/// From 203.0.113.N/32, to a table that nobody uses.
+fn rule(class: u16, flags: u16) -> Message {
+    // struct fib_rule_hdr; the action is FR_ACT_TO_TBL
+    let fixed = [AF_INET, 0, 32, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+    Message::acknowledged(class, flags, &fixed)
+        .attribute(FRA_SRC, &[203, 0, 113, number()])
+        .attribute(FRA_PRIORITY, &30077_u32.to_ne_bytes())
+        .attribute(FRA_TABLE, &70_077_u32.to_ne_bytes())
 }
 
 fn named_netns(stage: &mut Stage) -> Result<Planting> {

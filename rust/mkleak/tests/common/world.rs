@@ -154,24 +154,34 @@ fn networks(world: &mut World) {
     lines("/proc/net/unix", "unix", world, |line| line.contains("leakcheck-mkleak-"));
     // NFT_MSG_GETTABLE, GETCHAIN and GETRULE, of which the last two name their table too.
     for message in [1, 4, 7] {
-        let Ok(answer) = nftables(message) else { continue };
+        let Ok(answer) = listed(Some(netlink::NETFILTER), 10_u16 << 8 | message, &[1, 0, 0, 0]) else { continue };
         let text = String::from_utf8_lossy(&answer);
         for named in text.split('\0').filter_map(|part| Some(&part[part.find("leakcheck-mkleak-")?..])) {
             world.insert(format!("nft {message} {named}"));
         }
     }
+    // RTM_GETADDR, GETROUTE and GETRULE of IPv4, each with the network in which mkleak makes its own.
+    for (message, about, network) in
+        [(22, "address", [127, 77, 0]), (26, "route", [198, 51, 100]), (34, "rule", [203, 0, 113])]
+    {
+        let answer = listed(None, message, &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).unwrap_or_default();
+        let hosts = answer.windows(4).filter(|bytes| bytes.starts_with(&network)).map(|bytes| bytes[3]);
+        for host in hosts.collect::<BTreeSet<u8>>() {
+            world.insert(format!("{about} {}.{}.{}.{host}/32", network[0], network[1], network[2]));
+        }
+    }
 }
 
-/// The kernel's raw list of one type of object in the inet family (NLM_F_DUMP).
-fn nftables(message: u16) -> io::Result<Vec<u8>> {
-    let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, Some(netlink::NETFILTER))?;
+/// The kernel's raw list of one type of object (NLM_F_DUMP).
+fn listed(protocol: Option<rustix::net::Protocol>, message: u16, fixed: &[u8]) -> io::Result<Vec<u8>> {
+    let socket = rustix::net::socket(AddressFamily::NETLINK, SocketType::RAW, protocol)?;
     rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;
     let mut request = Vec::new();
-    request.extend(20_u32.to_ne_bytes());
-    request.extend((10_u16 << 8 | message).to_ne_bytes());
+    request.extend((16 + fixed.len() as u32).to_ne_bytes());
+    request.extend(message.to_ne_bytes());
     request.extend(0x301_u16.to_ne_bytes());
     request.extend([0; 8]);
-    request.extend([1, 0, 0, 0]);
+    request.extend(fixed);
     rustix::net::send(&socket, &request, SendFlags::empty())?;
     let mut answer = vec![0; 65536];
     let (length, _) = rustix::net::recv(&socket, &mut answer, RecvFlags::empty())?;

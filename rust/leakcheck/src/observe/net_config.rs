@@ -1,0 +1,428 @@
+//! How a network namespace is configured beyond its interfaces: addresses, routes, rules, next hops and queueing
+//! disciplines (rtnetlink(7)), each type listed by one dump.
+//!
+//! Left out is what the kernel makes itself, and what ends by itself: the namespace's own loopback and link-local
+//! addresses, routes that follow from an address, its three rules, the default queueing disciplines, what a router
+//! announces, and addresses with a lifetime (of DHCP) with their routes.
+
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::netlink::{Netlink, malformed};
+use crate::parse::netlink::attributes;
+use crate::resource::{Net, NetClass};
+use crate::text::Text;
+
+const RTM_GETADDR: u16 = 22;
+const RTM_GETROUTE: u16 = 26;
+const RTM_GETRULE: u16 = 34;
+const RTM_GETQDISC: u16 = 38;
+const RTM_GETNEXTHOP: u16 = 106;
+
+/// An address that ends within a week, in seconds, is leased.
+const LEASE: u32 = 7 * 24 * 3600;
+
+/// `RTPROT_*`: who installed a route or a rule, as they say themselves.
+const BY_KERNEL: u8 = 2;
+const BY_ROUTER: u8 = 9;
+const BY_DHCP: u8 = 16;
+
+/// The objects, named with the names of the interfaces.
+pub(super) fn list(route: &mut Netlink, netns: u64, names: &HashMap<u32, Text>) -> io::Result<Vec<Net>> {
+    let mut all = Vec::new();
+    let mut add = |class, index: u32, scope: String| {
+        let name = match names.get(&index) {
+            Some(interface) if index > 0 => [scope.as_bytes(), b" dev ", interface.as_ref()].concat(),
+            _ => scope.clone().into_bytes(),
+        };
+        all.push(Net {
+            netns,
+            class,
+            number: index.into(),
+            scope: scope.into_bytes().into(),
+            name: name.into(),
+            uid: None,
+        });
+    };
+    let addresses = dump(route, RTM_GETADDR, 8, |reply| Some(Address::of(reply)))?;
+    for address in addresses.iter().filter(|address| !address.is_the_kernels() && !address.leased) {
+        add(NetClass::Address, address.index, address.shown());
+    }
+    for (index, scope) in dump(route, RTM_GETROUTE, 12, |reply| a_route(reply, &addresses))? {
+        add(NetClass::Route, index, scope);
+    }
+    for scope in dump(route, RTM_GETRULE, 12, a_rule)? {
+        add(NetClass::Rule, 0, scope);
+    }
+    for (index, scope) in dump(route, RTM_GETNEXTHOP, 8, a_next_hop)? {
+        add(NetClass::Nexthop, index, scope);
+    }
+    for (index, scope) in dump(route, RTM_GETQDISC, 20, a_discipline)? {
+        add(NetClass::Qdisc, index, scope);
+    }
+    Ok(all)
+}
+
+/// One dump of messages that begin with a fixed part of `fixed` bytes, in which all zero asks for everything.
+fn dump<T>(
+    route: &mut Netlink,
+    message: u16,
+    fixed: usize,
+    mut each: impl FnMut(&Reply<'_>) -> Option<T>,
+) -> io::Result<Vec<T>> {
+    let listed = route.dump(message, &[0; 20][..fixed], |payload| {
+        let Some((fixed, rest)) = payload.split_at_checked(fixed) else {
+            return Err(malformed("a message of rtnetlink is too short"));
+        };
+        let attributes: Result<_, _> = attributes(rest).map(|a| a.map(|a| (a.kind, a.payload))).collect();
+        Ok(each(&Reply { fixed, attributes: attributes.map_err(malformed)? }))
+    });
+    match listed {
+        // This kernel has no such objects.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) => Ok(Vec::new()),
+        listed => listed,
+    }
+}
+
+struct Reply<'a> {
+    fixed: &'a [u8],
+    attributes: Vec<(u16, &'a [u8])>,
+}
+
+impl Reply<'_> {
+    fn word(&self, at: usize) -> u32 {
+        self.fixed.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |word| u32::from_ne_bytes(*word))
+    }
+
+    fn bytes(&self, kind: u16) -> Option<&[u8]> {
+        self.attributes.iter().find(|(k, _)| *k == kind).map(|(_, bytes)| *bytes)
+    }
+
+    fn number(&self, kind: u16) -> Option<u32> {
+        self.bytes(kind)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
+    }
+
+    fn ip(&self, kind: u16) -> Option<IpAddr> {
+        ip(self.bytes(kind)?)
+    }
+
+    /// An address and the length of its prefix; without an attribute the one that has all.
+    fn prefix(&self, kind: u16, bits: u8) -> String {
+        self.ip(kind)
+            .map_or_else(|| if bits == 0 { "all".to_owned() } else { format!("?/{bits}") }, |ip| format!("{ip}/{bits}"))
+    }
+
+    /// All other attributes.
+    fn others(&self, shown: &[u16]) -> String {
+        let mut text = String::new();
+        // All ones are the kernel's word for none.
+        let told = |(kind, bytes): &&(u16, &[u8])| !shown.contains(kind) && *bytes != [0xff; 4];
+        for (kind, bytes) in self.attributes.iter().filter(told) {
+            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            write!(text, " {kind}={hex}").expect("a String takes every byte");
+        }
+        text
+    }
+}
+
+fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?))),
+        16 => Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?))),
+        _ => None,
+    }
+}
+
+/// Whether two addresses have the same first bits.
+fn same_prefix(one: IpAddr, other: IpAddr, bits: u8) -> bool {
+    match (one, other) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= u32::from(bits),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros() >= u32::from(bits),
+        _ => false,
+    }
+}
+
+/// `struct ifaddrmsg`.
+struct Address {
+    index: u32,
+    local: IpAddr,
+    /// The address of the other end of a point-to-point link; else the same.
+    far: IpAddr,
+    bits: u8,
+    leased: bool,
+}
+
+impl Address {
+    fn of(reply: &Reply<'_>) -> Self {
+        const IFA_ADDRESS: u16 = 1;
+        const IFA_LOCAL: u16 = 2;
+        const IFA_CACHEINFO: u16 = 6;
+        let far = reply.ip(IFA_ADDRESS).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        // struct ifa_cacheinfo { __u32 ifa_prefered, ifa_valid, cstamp, tstamp; }
+        let valid = reply.bytes(IFA_CACHEINFO).and_then(|info| info.get(4..8)?.first_chunk());
+        Address {
+            index: reply.word(4),
+            local: reply.ip(IFA_LOCAL).unwrap_or(far),
+            far,
+            bits: reply.fixed[1],
+            leased: valid.is_some_and(|seconds| u32::from_ne_bytes(*seconds) <= LEASE),
+        }
+    }
+
+    /// Those that an interface has as soon as it is up.
+    fn is_the_kernels(&self) -> bool {
+        match self.local {
+            IpAddr::V4(ip) => ip == Ipv4Addr::LOCALHOST && self.bits == 8,
+            IpAddr::V6(ip) => ip == Ipv6Addr::LOCALHOST || ip.is_unicast_link_local(),
+        }
+    }
+
+    fn shown(&self) -> String {
+        let peer = if self.far == self.local { String::new() } else { format!(" peer {}", self.far) };
+        format!("{}/{}{peer}", self.local, self.bits)
+    }
+}
+
+/// `struct rtmsg`: the interface, and what identifies the route.
+fn a_route(reply: &Reply<'_>, addresses: &[Address]) -> Option<(u32, String)> {
+    const RTA_DST: u16 = 1;
+    const RTA_SRC: u16 = 2;
+    const RTA_OIF: u16 = 4;
+    const RTA_GATEWAY: u16 = 5;
+    const RTA_PRIORITY: u16 = 6;
+    const RTA_PREFSRC: u16 = 7;
+    const RTA_MULTIPATH: u16 = 9;
+    const RTA_CACHEINFO: u16 = 12;
+    const RTA_TABLE: u16 = 15;
+    const RTA_VIA: u16 = 18;
+    const RTA_PREF: u16 = 20;
+    const RTA_EXPIRES: u16 = 23;
+    const RTM_F_CLONED: u32 = 0x200;
+    let [family, bits, from_bits, tos, table, by, _, class] = *reply.fixed.first_chunk()?;
+    // Of multicast routing, whose routes its daemon's socket holds.
+    if reply.word(8) & RTM_F_CLONED != 0 || family >= 128 {
+        return None;
+    }
+    let (index, gateway) = (reply.number(RTA_OIF).unwrap_or(0), reply.ip(RTA_GATEWAY));
+    let direct = gateway.is_none() && [RTA_VIA, RTA_MULTIPATH].iter().all(|kind| reply.bytes(*kind).is_none());
+    let target = reply.ip(RTA_DST);
+    let ends = match by {
+        BY_KERNEL => direct && follows(class, index, target, bits, addresses),
+        BY_ROUTER => i32::from(family) == libc::AF_INET6,
+        BY_DHCP => addresses.iter().any(|address| address.index == index && address.leased),
+        _ => false,
+    };
+    if ends {
+        return None;
+    }
+    let types =
+        ["unspec", "unicast", "local", "broadcast", "anycast", "multicast", "blackhole", "unreachable", "prohibit"];
+    let mut text = types.get(usize::from(class)).map_or_else(|| format!("type {class}"), |&name| name.to_owned());
+    let to = target.map_or_else(|| format!("default of family {family}"), |ip| format!("{ip}/{bits}"));
+    write!(text, " {to}").expect("a String takes every byte");
+    if let Some(gateway) = gateway {
+        write!(text, " via {gateway}").expect("a String takes every byte");
+    }
+    let (table, metric) = (reply.number(RTA_TABLE).unwrap_or(table.into()), reply.number(RTA_PRIORITY).unwrap_or(0));
+    write!(text, " table {table} metric {metric}").expect("a String takes every byte");
+    if let Some(source) = reply.ip(RTA_PREFSRC) {
+        write!(text, " src {source}").expect("a String takes every byte");
+    }
+    if from_bits > 0 {
+        write!(text, " from {}", reply.prefix(RTA_SRC, from_bits)).expect("a String takes every byte");
+    }
+    if tos > 0 {
+        write!(text, " tos {tos}").expect("a String takes every byte");
+    }
+    if let Some(hops) = reply.bytes(RTA_MULTIPATH) {
+        write!(text, " nexthops {}", hex_without_flags(hops)).expect("a String takes every byte");
+    }
+    text += &reply.others(&[
+        RTA_DST,
+        RTA_SRC,
+        RTA_OIF,
+        RTA_GATEWAY,
+        RTA_PRIORITY,
+        RTA_PREFSRC,
+        RTA_MULTIPATH,
+        RTA_CACHEINFO,
+        RTA_TABLE,
+        RTA_PREF,
+        RTA_EXPIRES,
+    ]);
+    Some((index, text))
+}
+
+/// Whether the kernel makes such a route with an address or an interface: one for the address's network, one for the address
+/// itself, of loopback addresses for all of the network, and those for its broadcast and anycast addresses.
+fn follows(class: u8, index: u32, target: Option<IpAddr>, bits: u8, addresses: &[Address]) -> bool {
+    const RTN_UNICAST: u8 = 1;
+    const RTN_LOCAL: u8 = 2;
+    const RTN_MULTICAST: u8 = 5;
+    const RTN_UNREACHABLE: u8 = 7;
+    match target {
+        // Of IPv6 without a default route.
+        None => class == RTN_UNREACHABLE && bits == 0,
+        Some(IpAddr::V6(ip)) if ip.is_multicast() => bits == 8 && class <= RTN_MULTICAST,
+        Some(ip) => addresses.iter().any(|address| {
+            let inside = |of| same_prefix(ip, of, address.bits);
+            let whole = bits == address.bits && (inside(address.local) || inside(address.far));
+            match class {
+                RTN_UNICAST => whole && address.index == index,
+                RTN_LOCAL => ip == address.local || whole && address.local.is_loopback(),
+                _ => class <= RTN_MULTICAST && inside(address.local),
+            }
+        }),
+    }
+}
+
+/// `struct rtnexthop { unsigned short rtnh_len; unsigned char rtnh_flags, rtnh_hops; int rtnh_ifindex; }` and attributes; the
+/// flags tell whether the link is up.
+fn hex_without_flags(hops: &[u8]) -> String {
+    let mut bytes = hops.to_vec();
+    let mut at = 0;
+    while let Some(length) = bytes.get(at..at + 2).map(|two| usize::from(u16::from_ne_bytes([two[0], two[1]]))) {
+        if let Some(flags) = bytes.get_mut(at + 2) {
+            *flags = 0;
+        }
+        at += length.next_multiple_of(4).max(8);
+    }
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `struct fib_rule_hdr`.
+fn a_rule(reply: &Reply<'_>) -> Option<String> {
+    const FRA_DST: u16 = 1;
+    const FRA_SRC: u16 = 2;
+    const FRA_PRIORITY: u16 = 6;
+    const FRA_TABLE: u16 = 15;
+    const FRA_PROTOCOL: u16 = 21;
+    const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
+    /// The rules of a new namespace, by priority and table.
+    const INITIAL: [(u32, u32); 3] = [(0, 255), (32766, 254), (32767, 253)];
+    let [family, to_bits, from_bits, tos, table, _, _, action] = *reply.fixed.first_chunk()?;
+    // Of multicast routing.
+    if family >= 128 {
+        return None;
+    }
+    let table = reply.number(FRA_TABLE).unwrap_or(table.into());
+    let priority = reply.number(FRA_PRIORITY).unwrap_or(0);
+    let shown = [FRA_DST, FRA_SRC, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL];
+    let plain = action == 1 && (to_bits, from_bits, tos, reply.word(8)) == (0, 0, 0, 0);
+    let bare = reply
+        .attributes
+        .iter()
+        .all(|(kind, bytes)| shown.contains(kind) || *kind == FRA_SUPPRESS_PREFIXLEN && *bytes == [0xff; 4]);
+    if plain && bare && INITIAL.contains(&(priority, table)) {
+        return None;
+    }
+    let (from, to) = (reply.prefix(FRA_SRC, from_bits), reply.prefix(FRA_DST, to_bits));
+    let head =
+        format!("priority {priority} from {from} to {to} table {table} action {action} family {family} tos {tos}");
+    Some(head + &format!(" flags {}", reply.word(8)) + &reply.others(&shown))
+}
+
+/// `struct nhmsg`.
+fn a_next_hop(reply: &Reply<'_>) -> Option<(u32, String)> {
+    const NHA_ID: u16 = 1;
+    const NHA_OIF: u16 = 5;
+    const NHA_GATEWAY: u16 = 6;
+    let mut text = format!("id {}", reply.number(NHA_ID)?);
+    if let Some(gateway) = reply.ip(NHA_GATEWAY) {
+        write!(text, " via {gateway}").expect("a String takes every byte");
+    }
+    Some((reply.number(NHA_OIF).unwrap_or(0), text))
+}
+
+/// `struct tcmsg`. A default discipline has no handle.
+fn a_discipline(reply: &Reply<'_>) -> Option<(u32, String)> {
+    const TCA_KIND: u16 = 1;
+    let (index, handle, parent) = (reply.word(4), reply.word(8), reply.word(12));
+    let kind = Text::from(reply.bytes(TCA_KIND)?.split(|byte| *byte == 0).next()?);
+    (handle != 0).then(|| (index, format!("{kind} {:x}: parent {parent:x}", handle >> 16)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(local: &str, bits: u8, index: u32, leased: bool) -> Address {
+        let local = local.parse().expect("an address");
+        Address { index, local, far: local, bits, leased }
+    }
+
+    fn attribute(kind: u16, text: &str) -> (u16, Vec<u8>) {
+        let bytes = match text.parse() {
+            Ok(IpAddr::V4(ip)) => ip.octets().to_vec(),
+            Ok(IpAddr::V6(ip)) => ip.octets().to_vec(),
+            Err(_) => text.parse::<u32>().expect("a number").to_ne_bytes().to_vec(),
+        };
+        (kind, bytes)
+    }
+
+    /// A route by protocol, type, length of its prefix and attributes.
+    fn route(by: u8, class: u8, bits: u8, attributes: &[(u16, &str)], addresses: &[Address]) -> Option<(u32, String)> {
+        let owned: Vec<_> = attributes.iter().map(|(kind, text)| attribute(*kind, text)).collect();
+        let v6 = attributes.iter().any(|(_, text)| text.contains(':'));
+        let family = if v6 { libc::AF_INET6 } else { libc::AF_INET } as u8;
+        let fixed = [family, bits, 0, 0, 254, by, 0, class, 0, 0, 0, 0];
+        let attributes = owned.iter().map(|(kind, bytes)| (*kind, bytes.as_slice())).collect();
+        a_route(&Reply { fixed: &fixed, attributes }, addresses)
+    }
+
+    #[test]
+    fn routes_that_follow_from_an_address_are_the_kernels_and_others_that_say_so_are_not() {
+        let known = [address("192.0.2.2", 24, 4, false), address("fe80::1", 64, 4, false)];
+        let of_kernel = |class, bits, attributes: &[(u16, &str)]| route(2, class, bits, attributes, &known).is_none();
+        assert!(of_kernel(1, 24, &[(1, "192.0.2.0"), (4, "4"), (7, "192.0.2.2")]));
+        assert!(of_kernel(2, 32, &[(1, "192.0.2.2"), (4, "4")]), "local");
+        assert!(of_kernel(3, 32, &[(1, "192.0.2.255"), (4, "4")]), "broadcast");
+        assert!(of_kernel(1, 64, &[(1, "fe80::"), (4, "4")]));
+        assert!(of_kernel(5, 8, &[(1, "ff00::"), (4, "4")]));
+        assert!(!of_kernel(1, 24, &[(1, "198.51.100.0"), (4, "4")]), "no address is in it");
+        assert!(!of_kernel(1, 16, &[(1, "192.0.0.0"), (4, "4")]), "wider than the address's prefix");
+        assert!(!of_kernel(1, 32, &[(1, "192.0.2.7"), (4, "4")]), "narrower");
+        assert!(!of_kernel(2, 32, &[(1, "192.0.2.7"), (4, "1")]), "local, but no address");
+        assert!(!of_kernel(1, 24, &[(1, "192.0.2.0"), (4, "5")]), "another interface");
+        assert!(!of_kernel(1, 24, &[(1, "192.0.2.0"), (4, "4"), (5, "192.0.2.1")]), "through a gateway");
+        assert!(!of_kernel(6, 32, &[(1, "192.0.2.7")]), "a black hole");
+    }
+
+    #[test]
+    fn routes_of_leases_and_routers_end_by_themselves() {
+        let gateway = [(4, "4"), (5, "192.0.2.1")];
+        assert!(route(16, 1, 0, &gateway, &[address("192.0.2.2", 24, 4, true)]).is_none());
+        assert!(route(16, 1, 0, &gateway, &[address("192.0.2.2", 24, 4, false)]).is_some(), "no lease is there");
+        assert!(route(9, 1, 0, &[(4, "4"), (5, "fe80::1")], &[]).is_none());
+        let (index, shown) = route(3, 1, 0, &gateway, &[]).expect("a route");
+        assert_eq!((index, shown.as_str()), (4, "unicast default of family 2 via 192.0.2.1 table 254 metric 0"));
+    }
+
+    #[test]
+    fn a_link_that_goes_down_changes_no_identity() {
+        let hop = |flags: u8| {
+            let mut bytes = 8_u16.to_ne_bytes().to_vec();
+            bytes.extend([flags, 0]);
+            bytes.extend(4_u32.to_ne_bytes());
+            bytes
+        };
+        let [up, down] = [0, 0x11].map(|flags| hex_without_flags(&[hop(0), hop(flags)].concat()));
+        assert_eq!(up, down);
+        assert_eq!(hex_without_flags(&[0, 0, 1]), "000000");
+    }
+
+    #[test]
+    fn the_initial_rules_are_no_objects_and_one_with_a_selector_is() {
+        let rule = |priority: u32, extra: &[(u16, &[u8])]| {
+            let (priority, table) = (priority.to_ne_bytes(), 254_u32.to_ne_bytes());
+            let mut attributes: Vec<(u16, &[u8])> = vec![(6, &priority), (15, &table), (14, &[0xff; 4]), (21, &[2])];
+            attributes.extend(extra);
+            a_rule(&Reply { fixed: &[2, 0, 0, 0, 254, 0, 0, 1, 0, 0, 0, 0], attributes })
+        };
+        assert_eq!(rule(32766, &[]), None);
+        assert!(rule(100, &[]).is_some());
+        assert!(rule(32766, &[(10, &[1, 0, 0, 0])]).is_some(), "only for marked packets");
+    }
+}
