@@ -51,6 +51,31 @@ fn by_maker(known: impl Fn(Membership) -> Known, resource: &Resource) -> [Owner;
 }
 
 #[test]
+fn a_bpf_object_is_a_strangers_if_the_run_made_none_or_if_its_holder_makes_some() {
+    let map: Resource = bpf(BpfClass::Map, 4).into();
+    let held = |pid| with(host(), [Fd { serial: Some(4), ..fd(pid, 3, "anon_inode:bpf-map") }.into(), map.clone()]);
+    let unheld = || with(host(), [map.clone()]);
+    let made = |made, makers: &[u32]| Known { made: Some(made), makers: makers.to_vec(), ..known() };
+    for (observation, expected) in [(unheld(), Owner::Stranger), (held(THEIRS), Owner::Stranger), (held(MINE), HOLDER)]
+    {
+        assert_eq!(owner_in(observation, &made(Stranger, &[]), &map), expected);
+    }
+    assert_eq!(owner_in(unheld(), &made(Run, &[THEIRS]), &map), Owner::Unknown, "pinned by either");
+    assert_eq!(owner_in(held(THEIRS), &made(Run, &[]), &map), Owner::Unknown, "the run may have handed it over");
+    assert_eq!(owner_in(held(THEIRS), &made(Run, &[THEIRS]), &map), Owner::Stranger);
+    assert_eq!(owner_in(unheld(), &made(Membership::Unknown, &[]), &map), Owner::Unknown);
+}
+
+#[test]
+fn keys_and_loop_devices_of_processes_that_are_not_the_runs_are_strangers() {
+    for resource in [Resource::from(key()), loop_device().into()] {
+        let of = |made| owner_in(with(host(), []), &Known { made: Some(made), ..known() }, &resource);
+        assert_eq!(of(Stranger), Owner::Stranger, "{resource:?}");
+        assert_eq!(of(Membership::Unknown), Owner::Unknown, "{resource:?}");
+    }
+}
+
+#[test]
 fn a_process_is_the_runs_by_descent_then_by_token() {
     assert_eq!(owner(process(MINE, 10)), Owner::Run(Attribution::Descent));
     assert_eq!(owner(process(THEIRS, 10)), Owner::Stranger);

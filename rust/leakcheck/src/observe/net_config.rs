@@ -256,12 +256,14 @@ fn a_route(reply: &Reply<'_>, addresses: &[Address]) -> Option<(u32, String)> {
 }
 
 /// Whether the kernel makes such a route with an address or an interface: one for the address's network, one for the address
-/// itself, of loopback addresses for all of the network, and those for its broadcast and anycast addresses.
+/// itself, on the loopback interface for all of the network, and those for its broadcast and anycast addresses.
 fn follows(class: u8, index: u32, target: Option<IpAddr>, bits: u8, addresses: &[Address]) -> bool {
     const RTN_UNICAST: u8 = 1;
     const RTN_LOCAL: u8 = 2;
     const RTN_MULTICAST: u8 = 5;
     const RTN_UNREACHABLE: u8 = 7;
+    // The first interface of every network namespace.
+    const LOOPBACK: u32 = 1;
     match target {
         // Of IPv6 without a default route.
         None => class == RTN_UNREACHABLE && bits == 0,
@@ -271,7 +273,7 @@ fn follows(class: u8, index: u32, target: Option<IpAddr>, bits: u8, addresses: &
             let whole = bits == address.bits && (inside(address.local) || inside(address.far));
             match class {
                 RTN_UNICAST => whole && address.index == index,
-                RTN_LOCAL => ip == address.local || whole && address.local.is_loopback(),
+                RTN_LOCAL => ip == address.local || whole && (address.index, index) == (LOOPBACK, LOOPBACK),
                 _ => class <= RTN_MULTICAST && inside(address.local),
             }
         }),

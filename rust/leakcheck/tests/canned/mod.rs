@@ -175,6 +175,10 @@ pub(crate) fn with(mut snapshot: Snapshot, resources: impl IntoIterator<Item = R
 /// Provenance by table. What is not listed is unknown.
 #[derive(Default)]
 pub(crate) struct Known {
+    /// Whether the run made a key, any loop device or any BPF object.
+    pub(crate) made: Option<Membership>,
+    /// Processes that made such an object.
+    pub(crate) makers: Vec<u32>,
     pub(crate) processes: Vec<(u32, Membership)>,
     pub(crate) tokens: Vec<u32>,
     pub(crate) ever: Vec<(u32, Membership)>,
@@ -212,6 +216,14 @@ impl Provenance for Known {
 
     fn watches_mounts(&self, ns: u64) -> bool {
         self.watched_mounts.contains(&ns)
+    }
+
+    fn made(&self, _resource: &Resource) -> Membership {
+        self.made.unwrap_or(Membership::Unknown)
+    }
+
+    fn makes(&self, pid: u32, _resource: &Resource) -> bool {
+        self.makers.contains(&pid)
     }
 
     fn uid(&self, pid: u32) -> Option<u32> {
