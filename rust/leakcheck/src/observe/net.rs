@@ -70,6 +70,8 @@ pub(super) struct NsHandle {
     diag: io::Result<SockDiag>,
     /// None on a kernel without nfnetlink, which has no nftables.
     filter: io::Result<Option<Netlink>>,
+    /// Whether it is an arena's own.
+    kept: bool,
     /// Only in a handle that is kept.
     counters: Option<Counters>,
 }
@@ -83,7 +85,7 @@ impl NsHandle {
             Err(e) => Err(e),
         };
         let counters = kept.then(Counters::open).flatten();
-        NsHandle { route: Netlink::open(None, kept), diag: SockDiag::open_kept(kept), filter, counters }
+        NsHandle { route: Netlink::open(None, kept), diag: SockDiag::open_kept(kept), filter, kept, counters }
     }
 
     /// Lists the current contents of the namespace.
@@ -92,7 +94,8 @@ impl NsHandle {
         let mut names = HashMap::new();
         let links = self.route.as_mut().map_err(again).and_then(|route| interfaces(route, view.ino, &mut names));
         seen.note("list interfaces", links);
-        if let Ok(route) = &mut self.route {
+        // Of any other, it would cost as much again, and what is in a new one goes with it.
+        if let Some(route) = self.route.as_mut().ok().filter(|_| view.own || self.kept) {
             seen.note("list addresses and routes", net_config::list(route, view.ino, &names));
         }
         match &mut self.diag {

@@ -104,24 +104,6 @@ pub(super) const PLANTS: &[Plant] = &[
         },
     },
     Plant {
-        name: "net-address",
-        needs: &["root"],
-        what: "an address of the loopback interface",
-        prepare: |_| planting(|undo| routing(undo, "address", "127.77.0", [RTM_NEWADDR, RTM_DELADDR], address)),
-    },
-    Plant {
-        name: "net-route",
-        needs: &["root"],
-        what: "a route that drops what goes to a network of the documentation",
-        prepare: |_| planting(|undo| routing(undo, "route", "198.51.100", [RTM_NEWROUTE, RTM_DELROUTE], route)),
-    },
-    Plant {
-        name: "net-rule",
-        needs: &["root"],
-        what: "a rule that sends packets of a network of the documentation to a table without routes",
-        prepare: |_| planting(|undo| routing(undo, "rule", "203.0.113", [RTM_NEWRULE, RTM_DELRULE], rule)),
-    },
-    Plant {
         name: "net-named-netns",
         needs: &["root"],
         what: "a network namespace with a name: an nsfs file bound in /run/netns, as `ip netns add` makes it",
@@ -181,6 +163,25 @@ pub(super) const PLANTS: &[Plant] = &[
                 Ok(facts)
             })
         },
+    },
+    // Last: a namespace in which lo is down can listen on 127.0.0.1 only as long as it has no table of local routes.
+    Plant {
+        name: "net-address",
+        needs: &["root"],
+        what: "an address of the loopback interface",
+        prepare: |_| planting(|undo| routing(undo, "address", "127.77.0", [RTM_NEWADDR, RTM_DELADDR], address)),
+    },
+    Plant {
+        name: "net-route",
+        needs: &["root"],
+        what: "a route that drops what goes to a network of the documentation",
+        prepare: |_| planting(|undo| routing(undo, "route", "198.51.100", [RTM_NEWROUTE, RTM_DELROUTE], route)),
+    },
+    Plant {
+        name: "net-rule",
+        needs: &["root"],
+        what: "a rule that sends packets of a network of the documentation to a table without routes",
+        prepare: |_| planting(|undo| routing(undo, "rule", "203.0.113", [RTM_NEWRULE, RTM_DELRULE], rule)),
     },
 ];
 
