@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-# BPF maps that no descriptor shows to be their maker's.
+# BPF maps of $ENTRIES that no descriptor shows to be their maker's.
 #   neighbour SOCKET  says READY, and for each connection does as told: "pin" makes a map that only a BPF file system of its own
 #                     holds, "take" keeps the descriptor that comes with it, "make" makes and keeps a map; answers "done"
 #   ask SOCKET WORD   tells it, "take" with a map of one's own
@@ -13,7 +13,7 @@ def call(name, *args):
 def bpf(command, attr):
     return call("syscall", 321, command, ctypes.create_string_buffer(attr.ljust(128, b"\0"), 128), 128)
 def made():
-    return bpf(0, struct.pack("IIIII", 1, 8, 8, 16, 0))
+    return bpf(0, struct.pack("IIIII", 1, 8, 8, int(os.environ["ENTRIES"]), 0))
 def pin(directory):
     path = ctypes.create_string_buffer(os.fsencode(f"{directory}/map"))
     call("mount", b"bpf", os.fsencode(directory), b"bpf", 0, None)
