@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use program::{Subject, assemble};
+use program::{KEY, LOOP, OBJECT, Subject, assemble};
 
 use super::bpf;
 use super::proc_root::read_file;
@@ -33,10 +33,6 @@ const RECORDS: u32 = 16384;
 /// `PROC_CGROUP_INIT_INO` (include/linux/proc_ns.h): in other cgroup namespaces a path does not tell the depth of a
 /// cgroup.
 const INITIAL_CGROUP_NS: u64 = 0xEFFF_FFFB;
-
-const KEY: u32 = 1;
-const LOOP: u32 = 2;
-const OBJECT: u32 = 3;
 
 /// `PROC_PID_INIT_INO`: in other pid namespaces, processes have other numbers than those recorded.
 const INITIAL_PID_NS: u64 = 0xEFFF_FFFC;

@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::{KEY, LOOP, OBJECT};
+/// What a record is about.
+pub(super) const KEY: u32 = 1;
+pub(super) const LOOP: u32 = 2;
+pub(super) const OBJECT: u32 = 3;
 
 /// To whom a call is attributed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
