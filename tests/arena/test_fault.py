@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -36,11 +36,13 @@ Run = Callable[..., tuple[Any, list[dict[str, Any]]]]
 
 @pytest.fixture
 def run() -> Run:
-    def run(program: str, *lines: str, notified: bool = False) -> tuple[Any, list[dict[str, Any]]]:
+    def run(
+        program: str, *lines: str, notified: bool = False, payload: Sequence[str] = ("the", "payload")
+    ) -> tuple[Any, list[dict[str, Any]]]:
         """Return what `program` said of itself under the plan of these lines, and what the tracer reported."""
         injector = injector_for(parse("+".join(lines) + ",notified" * notified))
         assert injector.trace is not None
-        request = injector.trace("launch", 0, ["the", "payload"])
+        request = injector.trace("launch", 0, payload)
         log, output = os.memfd_create("log"), os.memfd_create("output")
         text = f"{HEAD}{program}\nprint(json.dumps(said))"
         with Arena() as arena:
@@ -133,6 +135,20 @@ def test_two_faults_and_a_kill_are_in_one_plan(run: Run) -> None:
     found, lines = run(program, *(f"launch:{one}" for one in plan))
     assert found == [[BUSY, True], [None, False], [None, True], 9]
     assert [line.get("fault", "kill") for line in lines] == [0, 1, "kill"]
+
+
+def test_no_call_of_the_payload_fails_even_where_all_calls_are_stopped_at(run: Run) -> None:
+    payload = ["/bin/sh", "-c", "exec 3>/tmp/q; exec 3>&- && exec rmdir /tmp/p"]
+    program = f"""
+os.mkdir('/tmp/p')
+pid = os.fork() or os.execv('/bin/sh', {payload})
+said += [os.waitpid(pid, 0)[1], os.path.exists('/tmp/p')]
+"""
+    plan = ["launch:0.1/rmdir(/tmp/p)#*:EBUSY", "launch:0.1/close(/tmp/q)#*:after:EIO"]
+    assert run(program, *plan, payload=payload) == ([0, False], [{"payload": "0.1"}])
+    told, lines = run(program, *plan)
+    assert told == [256, True]
+    assert {line["fault"] for line in lines if "injected" in line} == {0, 1}
 
 
 def test_a_lasting_fault_ends_with_the_command() -> None:
