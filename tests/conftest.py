@@ -37,6 +37,13 @@ def interruptible() -> Generator[None, None, None]:
 
 
 @pytest.fixture(autouse=True)
+def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a pytest that a test starts be no worker of this one: --leakcheck attributes less in a worker of xdist."""
+    for name in ("PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT", "PYTEST_XDIST_TESTRUNUID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def ends_what_it_starts() -> Generator[None, None, None]:
     """Fail a test whose processes outlive it, and kill these: they are known by a mark in their environment.
 

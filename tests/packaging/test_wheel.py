@@ -116,6 +116,22 @@ def test_the_command_is_installed(python_without_rust: tuple[Path, dict[str, str
     assert "leakcheck" in run(python.with_name("leakcheck"), "--help", env=env, cwd=python.parent)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13", "3.14"])
+def test_the_wheel_works_under_every_python_that_it_names(wheel: Path, version: str, tmp_path: Path) -> None:
+    python = shutil.which(f"python{version}")
+    # A shim of pyenv may be there without its Python.
+    if python is None or subprocess.run([python, "-c", ""], capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"no python{version} on PATH")
+    run(python, "-m", "venv", tmp_path / "venv")
+    env = {"PATH": f"{tmp_path / 'venv/bin'}:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(tmp_path)}
+    env |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    run(tmp_path / "venv/bin/pip", "install", "--quiet", "--only-binary", ":all:", wheel, env=env, cwd=tmp_path)
+    for words in (["--version"], ["guard", "--", "true"], ["guard", "--arena", "--", "true"]):
+        run(tmp_path / "venv/bin/leakcheck", *words, env=env, cwd=Path("/"))  # an arena has a /tmp of its own
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 def test_the_wheel_has_a_target_that_works_without_rust(python_without_rust: tuple[Path, dict[str, str]]) -> None:
     python, env = python_without_rust
