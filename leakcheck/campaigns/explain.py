@@ -22,8 +22,6 @@ _PATIENCE = 30
 def explanations(name: str, made: Made[Any, Trial], ui: Ui, stop: Stop) -> dict[str, Explanation]:
     """Return what explains each failing finding, by its plan; of `name`, the worst first, for a limited time."""
     plans = [one.plan for one in trial_findings(name, made) if one.plan and one.outcome in FAILING]
-    # What a lie leaves is no fault of the target's.
-    plans = [plan for plan in plans if made.options.explain is not None or ":lie" not in plan]
     if not plans:
         return {}
     ui.log(f"explaining {min(len(plans), _MOST)} findings")

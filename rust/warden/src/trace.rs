@@ -12,6 +12,7 @@ mod object;
 mod points;
 mod record;
 mod request;
+mod role;
 mod stack;
 mod status;
 mod x86_64;
@@ -35,6 +36,7 @@ use points::{Flags, Point, describe, executes};
 use record::Pending;
 pub(crate) use request::Request;
 use request::Victim;
+use role::Role;
 use status::{activity, filters};
 use x86_64::{hides, is_i386};
 
@@ -93,19 +95,6 @@ impl Run {
     fn note(&mut self, line: &serde_json::Value) {
         let _ = writeln!(self.log, "{line}");
     }
-}
-
-/// A process of a run, by the order in which its parent created it.
-struct Role {
-    name: String,
-    run: usize,
-    children: u32,
-    /// Whether it is the payload, or was started by it: its calls are no points.
-    payload: bool,
-    /// Whether it has executed a program; the command's own process changes nothing before.
-    begun: bool,
-    counts: HashMap<Point, u32>,
-    notes: HashSet<&'static str>,
 }
 
 /// A traced thread.
@@ -492,19 +481,6 @@ impl Tracer {
             pidfds.clear();
         }
         pidfds
-    }
-}
-
-impl Role {
-    fn new(name: String, run: usize, payload: bool) -> Self {
-        Role { name, run, children: 0, payload, begun: false, counts: HashMap::new(), notes: HashSet::new() }
-    }
-
-    fn of_child(parent: &mut Role) -> Self {
-        parent.children += 1;
-        let mut role = Role::new(format!("{}.{}", parent.name, parent.children), parent.run, parent.payload);
-        role.begun = true;
-        role
     }
 }
 
