@@ -24,6 +24,9 @@ const RTM_GETNEXTHOP: u16 = 106;
 /// An address that ends within a week, in seconds, is leased.
 const LEASE: u32 = 7 * 24 * 3600;
 
+/// The first interface of every network namespace.
+const LOOPBACK: u32 = 1;
+
 /// `RTPROT_*`: who installed a route or a rule, as they say themselves.
 const BY_KERNEL: u8 = 2;
 const BY_ROUTER: u8 = 9;
@@ -174,8 +177,8 @@ impl Address {
     /// Those that an interface has as soon as it is up.
     fn is_the_kernels(&self) -> bool {
         match self.local {
-            IpAddr::V4(ip) => ip == Ipv4Addr::LOCALHOST && self.bits == 8,
-            IpAddr::V6(ip) => ip == Ipv6Addr::LOCALHOST || ip.is_unicast_link_local(),
+            IpAddr::V4(ip) => ip == Ipv4Addr::LOCALHOST && self.bits == 8 && self.index == LOOPBACK,
+            IpAddr::V6(ip) => ip == Ipv6Addr::LOCALHOST && self.index == LOOPBACK || ip.is_unicast_link_local(),
         }
     }
 
@@ -262,8 +265,6 @@ fn follows(class: u8, index: u32, target: Option<IpAddr>, bits: u8, addresses: &
     const RTN_LOCAL: u8 = 2;
     const RTN_MULTICAST: u8 = 5;
     const RTN_UNREACHABLE: u8 = 7;
-    // The first interface of every network namespace.
-    const LOOPBACK: u32 = 1;
     match target {
         // Of IPv6 without a default route.
         None => class == RTN_UNREACHABLE && bits == 0,
@@ -305,10 +306,6 @@ fn a_rule(reply: &Reply<'_>) -> Option<String> {
     /// The rules of a new namespace, by priority and table.
     const INITIAL: [(u32, u32); 3] = [(0, 255), (32766, 254), (32767, 253)];
     let [family, to_bits, from_bits, tos, table, _, _, action] = *reply.fixed.first_chunk()?;
-    // Of multicast routing.
-    if family >= 128 {
-        return None;
-    }
     let table = reply.number(FRA_TABLE).unwrap_or(table.into());
     let priority = reply.number(FRA_PRIORITY).unwrap_or(0);
     let shown = [FRA_DST, FRA_SRC, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL];
@@ -317,7 +314,9 @@ fn a_rule(reply: &Reply<'_>) -> Option<String> {
         .attributes
         .iter()
         .all(|(kind, bytes)| shown.contains(kind) || *kind == FRA_SUPPRESS_PREFIXLEN && *bytes == [0xff; 4]);
-    if plain && bare && INITIAL.contains(&(priority, table)) {
+    // Families from 128 on are those of multicast routing.
+    let initial = INITIAL.contains(&(priority, table)) || family >= 128 && (priority, table) == (32767, 254);
+    if plain && bare && initial {
         return None;
     }
     let (from, to) = (reply.prefix(FRA_SRC, from_bits), reply.prefix(FRA_DST, to_bits));
@@ -403,6 +402,14 @@ mod tests {
     }
 
     #[test]
+    fn addresses_of_the_loopback_interface_are_the_kernels_only_there() {
+        let is_the_kernels = |local, bits, index| address(local, bits, index, false).is_the_kernels();
+        assert!(is_the_kernels("127.0.0.1", 8, 1) && is_the_kernels("::1", 128, 1) && is_the_kernels("fe80::1", 64, 4));
+        assert!(!is_the_kernels("127.0.0.1", 8, 4) && !is_the_kernels("::1", 128, 4));
+        assert!(!is_the_kernels("127.0.0.2", 8, 1) && !is_the_kernels("127.0.0.1", 32, 1));
+    }
+
+    #[test]
     fn a_link_that_goes_down_changes_no_identity() {
         let hop = |flags: u8| {
             let mut bytes = 8_u16.to_ne_bytes().to_vec();
@@ -424,7 +431,7 @@ mod tests {
             a_rule(&Reply { fixed: &[2, 0, 0, 0, 254, 0, 0, 1, 0, 0, 0, 0], attributes })
         };
         assert_eq!(rule(32766, &[]), None);
-        assert!(rule(100, &[]).is_some());
+        assert!(rule(100, &[]).is_some() && rule(32767, &[]).is_some());
         assert!(rule(32766, &[(10, &[1, 0, 0, 0])]).is_some(), "only for marked packets");
     }
 }
