@@ -107,6 +107,7 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
     let mut out = Snapshot::empty(scope, kinds);
     if let Some(arena) = &options.arena {
         arena.view.check()?;
+        arena.begin_look(&root);
     }
     out.boot_id = boot_id()?;
     out.taken_ns = lookup::now_ns();
@@ -262,20 +263,20 @@ impl<'a> Untied<'a> {
 fn files(options: &Options, out: &mut Snapshot) {
     let (context, submounts) = (options.context(), options.submounts.as_deref());
     let mut walk = match options.arena.as_deref() {
+        None if out.roots.is_empty() => return,
         None => file::walk(&out.roots, context, submounts, &options.remembered),
         Some(_) if !out.kinds.contains(Kind::File) => return,
         Some(arena) => {
-            // Once for all that follows: it is long.
-            let table = read_file(context.proc("1/mountinfo"));
-            let mut walk = file::walk_arena(arena, context, submounts, table.as_deref().unwrap_or_default());
+            let table = arena.table.get(&arena.view);
+            let text = table.as_ref().map_or(&[][..], |text| text);
+            let mut walk = file::walk_arena(arena, context, submounts, text);
             out.gauges.insert("touched_files".to_owned(), overlay::walk(&arena.view, &mut arena.overlay(), &mut walk));
             if !arena.bound.is_empty() {
                 let new = arena.bound.iter().map(|bound| bound.compare(&mut walk)).sum();
                 out.gauges.insert("bound_new_files".to_owned(), new);
             }
             arena.born.compare(&arena.view.roots, &mut walk);
-            let parsed = table.as_deref().map(crate::parse::mountinfo::parse);
-            match parsed {
+            match table.as_ref().map(|text| crate::parse::mountinfo::parse(text)) {
                 Ok(Ok(now)) => arena.born.compare_mounts(&now, &mut walk),
                 Ok(Err(e)) => {
                     let why = format!("cannot read the arena's mountinfo: {e}");

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::born::Born;
 use super::bound::Bound;
@@ -15,7 +15,7 @@ use super::ns_cache::NsCache;
 use super::overlay::OverlayCache;
 use super::proc_root::ProcRoot;
 use super::proc_root::read_file;
-use crate::arena::ArenaView;
+use crate::arena::{ArenaView, proc_path};
 use crate::error::{Error, Result};
 use crate::parse::mountinfo;
 use crate::resource::encode_device;
@@ -42,6 +42,25 @@ pub struct ObservedArena {
     pub(super) mounts: MountCache,
     /// Ids of the namespaces that PID 1 is in, by inode: it stays in them, so neither is reused.
     namespaces: Mutex<HashMap<u64, u64>>,
+    pub(super) table: MountTable,
+    /// The procfs of the last look. The next one uses it if no mount has changed.
+    proc: Mutex<Arc<ProcRoot>>,
+}
+
+/// The mountinfo of PID 1, which one look reads once: mounts that come meanwhile are new to all of its parts.
+#[derive(Default)]
+pub(super) struct MountTable(Mutex<Option<Arc<Vec<u8>>>>);
+
+impl MountTable {
+    pub(super) fn get(&self, arena: &ArenaView) -> Result<Arc<Vec<u8>>> {
+        let mut kept = lock(&self.0);
+        if let Some(text) = &*kept {
+            return Ok(Arc::clone(text));
+        }
+        let text = Arc::new(read_file(proc_path(Some(arena), "1/mountinfo"))?);
+        *kept = Some(Arc::clone(&text));
+        Ok(text)
+    }
 }
 
 impl ObservedArena {
@@ -51,7 +70,7 @@ impl ObservedArena {
     /// [`Error::Io`] when the host's own mounts cannot be read.
     pub fn new(view: ArenaView) -> Result<Self> {
         // One procfs for everything that is read here.
-        let _proc = ProcRoot::renew()?;
+        let proc = Mutex::new(ProcRoot::renew()?);
         let text = read_file("/proc/self/mountinfo")?;
         let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
         let first = read_file(format!("{}/1/mountinfo", view.proc_path()))?;
@@ -68,6 +87,8 @@ impl ObservedArena {
             ns: Mutex::default(),
             mounts: MountCache::default(),
             namespaces: Mutex::default(),
+            table: MountTable::default(),
+            proc,
             view,
         })
     }
@@ -80,6 +101,12 @@ impl ObservedArena {
     pub fn with_bound(mut self, binds: Vec<(PathBuf, PathBuf)>) -> Result<Self> {
         self.bound = binds.into_iter().map(|(path, source)| Bound::new(path, &source)).collect::<Result<_>>()?;
         Ok(self)
+    }
+
+    /// Forgets what holds for one look only, and keeps its procfs for the next one.
+    pub(super) fn begin_look(&self, proc: &Arc<ProcRoot>) {
+        *lock(&self.table.0) = None;
+        *lock(&self.proc) = Arc::clone(proc);
     }
 
     pub(super) fn ns(&self) -> MutexGuard<'_, NsCache> {

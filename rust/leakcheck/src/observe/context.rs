@@ -5,6 +5,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::arena::MountTable;
 use super::mount_table::Mounts;
 use super::open_settings::OpenSettings;
 use super::reach::{self, Place, Refusal};
@@ -16,6 +17,8 @@ use crate::resource::Sysctl;
 pub(crate) struct Context<'a> {
     /// The arena's descriptors and paths, if there is an arena.
     pub(super) arena: Option<&'a ArenaView>,
+    /// Its mount table, if the look reads one.
+    pub(super) table: Option<&'a MountTable>,
     /// Which mounts a path may lead into; none means all.
     pub(super) old_mounts: Option<&'a Arc<HashSet<u64>>>,
     /// The settings to read below `/proc/sys`; none means all.
@@ -32,7 +35,8 @@ impl Context<'_> {
 
     /// The mounts here, with those that may be entered.
     pub(super) fn mounts(self) -> Mounts {
-        let mut mounts = Mounts::of(self.arena);
+        let text = self.arena.zip(self.table).and_then(|(arena, table)| table.get(arena).ok());
+        let mut mounts = Mounts::of(self.arena).with(text);
         if let Some(old) = self.old_mounts {
             mounts.limit_to(Arc::clone(old));
         }

@@ -2,8 +2,8 @@
 //!
 //! `/proc/keys` lists the keys that grant *view* to its reader, even with CAP_SYS_ADMIN. But keys grant it to their
 //! owner by default, and the kernel compares the owner with the reader's file system uid, which is per thread. So a
-//! privileged observer reads the list again for each user that owns keys it has not seen. That needs a thread, so it is
-//! repeated only when these keys change.
+//! privileged observer reads the list again for each user that owns keys it has not seen, in a thread. The lists are
+//! read again only when keys have changed.
 //!
 //! The list is only a hint. It truncates the type to 9 bytes, appends a summary of the payload to the description, and
 //! the description may contain a newline followed by lines that look like keys. `KEYCTL_DESCRIBE` gives the exact
@@ -43,15 +43,66 @@ struct Listed {
 }
 
 /// The keys that were listed so far, by serial.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Seen {
     keys: Vec<Key>,
     /// Every serial, including those being destroyed.
     listed: BTreeMap<u32, Listed>,
 }
 
-/// The last result of reading other users' lists.
-static OTHERS: Mutex<Option<Seen>> = Mutex::new(None);
+/// The last complete result.
+static LAST: Mutex<Option<Last>> = Mutex::new(None);
+
+/// A key and its group, or why the kernel describes none.
+type Described = Result<(Key, u32), Errno>;
+
+/// What the lists showed. Each read of a list costs a search for each key, and other users' lists a thread.
+struct Last {
+    keys: Vec<Key>,
+    /// The gauge.
+    hidden: i64,
+    /// What the kernel said about each listed key to this observer.
+    described: Vec<(u32, Described)>,
+    counts: Vec<(u32, u32, u32)>,
+    rights: (u32, bool),
+}
+
+impl Last {
+    /// None unless every key that counts towards a quota was listed and exists.
+    fn of(seen: &Seen, hidden: i64) -> Option<Self> {
+        let counts = counts()?;
+        // A key may count towards another user's quota than its owner's (keyctl_get_persistent(3)).
+        let charged: usize = counts.iter().map(|(_, _, n)| *n as usize).sum();
+        let whole = charged == seen.listed.values().filter(|key| key.in_quota).count();
+        let described: Vec<_> = seen.listed.keys().map(|serial| (*serial, describe(*serial))).collect();
+        let exists = |(_, answer): &(u32, Described)| {
+            matches!(answer, Ok(_) | Err(Errno::ACCESS | Errno::KEYREVOKED | Errno::KEYEXPIRED))
+        };
+        let (keys, rights) = (seen.keys.clone(), rights());
+        (whole && described.iter().all(exists)).then_some(Last { keys, hidden, described, counts, rights })
+    }
+
+    /// Whether the lists would show the same: all of these keys exist and are as they were, and the quotas count just
+    /// as many, so that there are no others. Keys of the kernel's own, which no quota counts, may only have replaced
+    /// each other. The kernel distinguishes a key that cannot be viewed from one that is gone. An observer with other
+    /// rights does not get what these showed.
+    fn is_current(&self) -> bool {
+        rights() == self.rights
+            && counts().as_ref() == Some(&self.counts)
+            && self.described.iter().all(|(serial, answer)| describe(*serial) == *answer)
+    }
+}
+
+/// The number of all keys and of those in the quota, by user.
+fn counts() -> Option<Vec<(u32, u32, u32)>> {
+    Some(users().ok()?.into_iter().map(|user| (user.uid, user.nkeys, user.qnkeys)).collect())
+}
+
+/// The user, and whether the lists of others can be read.
+fn rights() -> (u32, bool) {
+    let may = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SETUID));
+    (rustix::process::geteuid().as_raw(), may)
+}
 
 /// Appends every key that can be seen. The gauge `hidden_keys` is the number of keys that the quota of
 /// `/proc/key-users` counts beyond these: keys that grant *view* only to their possessors. For an unprivileged
@@ -61,6 +112,12 @@ static OTHERS: Mutex<Option<Seen>> = Mutex::new(None);
 /// The number of all keys is not suitable: it includes keys that the garbage collector is still freeing, about 30 ms
 /// after they left the list. The quota does not include them (Linux 6.9), and omits only the kernel's own keys.
 pub(crate) fn collect(out: &mut Snapshot) {
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(same) = last.as_ref().filter(|last| last.is_current()) {
+        out.gauges.insert(HIDDEN_KEYS.to_owned(), same.hidden);
+        return out.keys.extend_from_slice(&same.keys);
+    }
+    *last = None;
     let mut before = quotas();
     for attempt in 1.. {
         let mut seen = Seen::default();
@@ -82,7 +139,9 @@ pub(crate) fn collect(out: &mut Snapshot) {
         match before.and(after) {
             Ok(quotas) => {
                 let hidden = beyond(quotas, seen.listed.values().filter(|key| key.in_quota));
-                out.gauges.insert(HIDDEN_KEYS.to_owned(), hidden.into_values().sum());
+                let hidden = hidden.into_values().sum();
+                out.gauges.insert(HIDDEN_KEYS.to_owned(), hidden);
+                *last = if gap.is_none() && !covered { Last::of(&seen, hidden) } else { None };
             }
             Err(e) => {
                 let level = if covered { Level::None } else { Level::Partial };
@@ -168,42 +227,10 @@ impl Seen {
         })
     }
 
-    /// Adds the keys of users with this many `hidden` keys.
+    /// Adds the keys of users with `hidden` keys.
     fn add_hidden(&mut self, hidden: &BTreeMap<u32, i64>) -> io::Result<()> {
         let uids: Vec<u32> = hidden.keys().copied().collect();
-        let mut last = OTHERS.lock().unwrap_or_else(PoisonError::into_inner);
-        // An observer that cannot read them now does not get them from the cache either.
-        let may =
-            || rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SETUID));
-        let others = match last.take().filter(|others| others.are_all(hidden) && may()) {
-            Some(same) => same,
-            None => {
-                let mut others = Seen { keys: Vec::new(), listed: self.listed.clone() };
-                let read = others.read_lists_of(&uids);
-                others.listed.retain(|serial, _| !self.listed.contains_key(serial));
-                if read.is_err() {
-                    self.add(&others);
-                    return read;
-                }
-                others
-            }
-        };
-        self.add(&others);
-        *last = Some(others);
-        Ok(())
-    }
-
-    fn add(&mut self, others: &Seen) {
-        self.keys.extend_from_slice(&others.keys);
-        self.listed.extend(&others.listed);
-    }
-
-    /// Whether these keys are as many per user as are `hidden`, and still exist: then there are no others. The kernel
-    /// distinguishes a key that cannot be viewed from one that is gone.
-    fn are_all(&self, hidden: &BTreeMap<u32, i64>) -> bool {
-        let mut owned: BTreeMap<u32, i64> = BTreeMap::new();
-        self.listed.values().for_each(|key| *owned.entry(key.uid).or_default() += 1);
-        owned == *hidden && self.listed.keys().all(|serial| describe(*serial) == Err(Errno::ACCESS))
+        self.read_lists_of(&uids)
     }
 
     /// Reads the list as each of these users, in a thread that takes their file system uid and then exits.
@@ -252,7 +279,7 @@ fn as_listed(line: &keys::Key<'_>) -> Key {
 
 /// `KEYCTL_DESCRIBE` (keyctl_describe(3)): `type;uid;gid;permissions;description`. The key and its group.
 #[allow(unsafe_code)]
-fn describe(serial: u32) -> Result<(Key, u32), Errno> {
+fn describe(serial: u32) -> Described {
     // A type is at most 31 bytes, a description 4095 (add_key(2)).
     let mut buffer = [0_u8; 8192];
     // SAFETY: the kernel writes at most `buffer.len()` bytes to `buffer`, which outlives the call.
@@ -304,11 +331,11 @@ mod tests {
     }
 
     /// In a session keyring, which goes with the thread and belongs to its real user.
-    fn add_key() -> u32 {
+    fn add_key(description: &std::ffi::CStr) -> u32 {
         // SAFETY: the kernel reads two strings that end and a payload of one byte.
         let serial = unsafe {
             let session = libc::KEY_SPEC_SESSION_KEYRING;
-            libc::syscall(libc::SYS_add_key, c"user".as_ptr(), c"hidden".as_ptr(), c"x".as_ptr(), 1, session)
+            libc::syscall(libc::SYS_add_key, c"user".as_ptr(), description.as_ptr(), c"x".as_ptr(), 1, session)
         };
         assert!(serial > 0, "{}", io::Error::last_os_error());
         serial as u32
@@ -331,6 +358,31 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_takes_the_place_of_a_listed_one_is_listed() {
+        let run = || {
+            // SAFETY: a null name asks for an anonymous keyring.
+            let join = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, 0_usize) };
+            assert!(join > 0, "{}", io::Error::last_os_error());
+            let listed = || {
+                let mut out = Snapshot::empty(crate::scope::Scope::Host, crate::kind::KindSet::all());
+                collect(&mut out);
+                out.keys.into_iter().map(|key| key.serial).collect::<Vec<_>>()
+            };
+            let mut last = add_key(c"first");
+            for _ in 0..20 {
+                // The second one of these may come from the first.
+                assert!(listed().contains(&last) && listed().contains(&last));
+                keyctl(libc::KEYCTL_UNLINK, last, libc::KEY_SPEC_SESSION_KEYRING);
+                let next = add_key(c"next");
+                let now = listed();
+                assert!(now.contains(&next) && !now.contains(&last));
+                last = next;
+            }
+        };
+        thread::spawn(run).join().unwrap();
+    }
+
+    #[test]
     fn a_key_that_the_kernel_still_frees_is_not_hidden_and_one_that_grants_no_view_is() {
         let may = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::SETUID));
         let release = read("/proc/sys/kernel/osrelease").unwrap();
@@ -348,7 +400,7 @@ mod tests {
             let join = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, 0_usize) };
             assert!(join > 0, "{}", io::Error::last_os_error());
             assert_eq!(observation(), (0, 0));
-            let key = add_key();
+            let key = add_key(c"hidden");
             // Possessors may do all, others nothing (keyctl_setperm(3)). In another session its owner is no possessor.
             keyctl(libc::KEYCTL_SETPERM, key, 0x3f00_0000);
             let other = thread::spawn(move || {
@@ -361,7 +413,7 @@ mod tests {
             unlink(key);
             let left = || users().unwrap().into_iter().find(|user| user.uid == uid()).map_or(0, |user| user.nkeys);
             while left() > 0 {}
-            unlink(add_key());
+            unlink(add_key(c"hidden"));
             let (mut freeing, mut hidden) = (0, 0);
             while left() > 0 {
                 let now = observation();

@@ -118,6 +118,8 @@ pub(crate) struct Known {
 #[derive(Debug)]
 pub(crate) struct Mounts {
     table: PathBuf,
+    /// What this look read of it already.
+    text: Option<Arc<Vec<u8>>>,
     known: HashMap<u64, Known>,
     /// The mounts that a path may enter: those from before the run, by [`number`]. A mount of the run may hang, even if
     /// its type does not show it: an overlay of a FUSE file system, or a disk whose image is on one.
@@ -129,7 +131,12 @@ impl Mounts {
     pub(crate) fn of(arena: Option<&ArenaView>) -> Self {
         let table =
             if arena.is_some() { proc_path(arena, "1/mountinfo") } else { "/proc/thread-self/mountinfo".into() };
-        Mounts { table, known: HashMap::new(), old: None }
+        Mounts { table, text: None, known: HashMap::new(), old: None }
+    }
+
+    /// With what the look has read of the table already.
+    pub(super) fn with(self, text: Option<Arc<Vec<u8>>>) -> Self {
+        Mounts { text, ..self }
     }
 
     /// From now on, lets a path enter only these.
@@ -147,6 +154,11 @@ impl Mounts {
     pub(crate) fn of_fd(&mut self, fd: BorrowedFd<'_>) -> Option<Known> {
         let info = read_file(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd())).ok()?;
         let id = u64::from(fdinfo::parse(&info).mnt_id?);
+        if !self.known.contains_key(&id)
+            && let Some(text) = self.text.take()
+        {
+            self.add(&text);
+        }
         if !self.known.contains_key(&id) {
             let text = read_file(&self.table).ok()?;
             self.add(&text);

@@ -131,7 +131,9 @@ impl<'a> Namespaces<'a> {
     /// exited.
     fn way(&self, ns_type: NsType, ino: u64, found: &Found, any: bool) -> Option<(PathBuf, Option<u32>)> {
         let first = found.path.clone()?;
-        if any || leads_to(&first, ino) {
+        // PID 1 of an arena, which the look has just read, is ours and stays in its namespaces.
+        let of_init = self.arena.is_some() && found.pid == Some(1);
+        if any || of_init || leads_to(&first, ino) {
             return Some((first, found.pid));
         }
         let other = found.holders.iter().find_map(|holder| {

@@ -130,6 +130,7 @@ impl Options {
     pub(super) fn context(&self) -> Context<'_> {
         Context {
             arena: self.arena.as_deref().map(|arena| &arena.view),
+            table: self.arena.as_deref().map(|arena| &arena.table),
             old_mounts: self.old_mounts.as_ref(),
             old_settings: self.old_settings.as_ref().map(|old| old.as_slice()),
             open_settings: self.open_settings.as_deref(),

@@ -463,7 +463,10 @@ mod tests {
 
     fn observation() -> Snapshot {
         let mut out = Snapshot::empty(Scope::Host, KindSet::all());
-        collect(Context { arena: None, old_mounts: None, old_settings: None, open_settings: None }, &mut out);
+        collect(
+            Context { arena: None, table: None, old_mounts: None, old_settings: None, open_settings: None },
+            &mut out,
+        );
         out
     }
 
@@ -494,7 +497,10 @@ mod tests {
         let observation = || {
             let mut out = Snapshot::empty(Scope::Host, KindSet::all());
             let (old_mounts, old_settings) = Default::default();
-            collect(Context { arena: None, old_mounts, old_settings, open_settings: Some(&open) }, &mut out);
+            collect(
+                Context { arena: None, table: None, old_mounts, old_settings, open_settings: Some(&open) },
+                &mut out,
+            );
             out.sysctls.sort_by(|a, b| a.path.cmp(&b.path));
             out.sysctls
         };
@@ -514,7 +520,10 @@ mod tests {
         let look = || {
             let mut out = Snapshot::empty(Scope::Host, KindSet::all());
             let (old_mounts, old_settings) = Default::default();
-            collect(Context { arena: None, old_mounts, old_settings, open_settings: Some(&open) }, &mut out);
+            collect(
+                Context { arena: None, table: None, old_mounts, old_settings, open_settings: Some(&open) },
+                &mut out,
+            );
             out.sysctls
         };
         let (first, last) = (look(), look());
