@@ -12,7 +12,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 
 use super::context::Context;
-use super::proc_root::read_file;
+use super::proc_root::{mount_table, read_file};
 use super::read::{read_all, read_small};
 use super::sys;
 use crate::arena::ArenaView;
@@ -38,7 +38,7 @@ pub(crate) struct Hierarchy {
 
 /// The mounted hierarchies, each with the mount that shows most of it.
 pub(crate) fn hierarchies() -> Result<Vec<Hierarchy>> {
-    let text = read_file("/proc/self/mountinfo")?;
+    let text = mount_table()?;
     let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
     let mut found: Vec<Hierarchy> = Vec::new();
     let path = |point: &[u8]| PathBuf::from(OsStr::from_bytes(point));
@@ -273,19 +273,19 @@ impl CgroupScope {
     /// [`Error::Usage`] when no hierarchy has it.
     pub(crate) fn resolve(path: &Path) -> Result<Self> {
         let all = hierarchies()?;
-        let mut parts: Vec<(Hierarchy, PathBuf)> = Vec::new();
-        for h in all.iter().filter(|h| h.hidden_by.is_none()) {
-            let below = match path.strip_prefix(&h.mount) {
-                Ok(below) => below.to_owned(),
-                Err(_) => {
-                    let below = path.strip_prefix("/").unwrap_or(path);
-                    let root = Path::new(h.root.trim_start_matches('/'));
-                    below.strip_prefix(root).unwrap_or(below).to_owned()
-                }
+        let shown = || all.iter().filter(|h| h.hidden_by.is_none());
+        let existing = |(h, below): (&Hierarchy, PathBuf)| {
+            h.mount.join(&below).join("cgroup.procs").exists().then(|| (h.clone(), below))
+        };
+        let as_directory = |h: &Hierarchy| Some(path.strip_prefix(&h.mount).ok()?.to_owned());
+        let mut parts: Vec<_> = shown().filter_map(|h| Some((h, as_directory(h)?))).filter_map(existing).collect();
+        if parts.is_empty() {
+            let below = path.strip_prefix("/").unwrap_or(path);
+            let as_cgroup = |h: &Hierarchy| {
+                let root = Path::new(h.root.trim_start_matches('/'));
+                below.strip_prefix(root).unwrap_or(below).to_owned()
             };
-            if h.mount.join(&below).join("cgroup.procs").exists() {
-                parts.push((h.clone(), below));
-            }
+            parts = shown().map(|h| (h, as_cgroup(h))).filter_map(existing).collect();
         }
         if parts.is_empty() {
             let mounts: Vec<_> = all.iter().map(|h| h.mount.display().to_string()).collect();

@@ -48,6 +48,8 @@ pub(crate) struct ProcRoot {
     private: bool,
     /// The mount table that it was checked by, if nothing covers it: poll(2) reports a later change (proc(5)).
     table: Option<Kept>,
+    /// The contents of that table then.
+    text: Vec<u8>,
     /// Whether it was seen to have changed: poll(2) reports each change once.
     changed: AtomicBool,
     /// For single processes that are covered; none if the kernel refuses it.
@@ -94,10 +96,11 @@ impl ProcRoot {
             Ok(dir) => check(dir.as_fd()),
             Err(e) => Err(Doubt::Covered(format!("cannot open /proc: {}", in_words(e)))),
         };
-        let root = |dir, private, table: Option<OwnedFd>, gap| ProcRoot {
+        let root = |dir, private, (table, text): (Option<OwnedFd>, Vec<u8>), gap| ProcRoot {
             dir: Kept::new(dir),
             private,
             table: table.map(Kept::new),
+            text,
             changed: AtomicBool::new(false),
             spare: OnceLock::new(),
             gap,
@@ -105,13 +108,13 @@ impl ProcRoot {
         match (checked, ordinary) {
             (Ok(table), Ok(dir)) => Ok(root(dir, false, table, None)),
             (checked, ordinary) => match (private(), ordinary) {
-                (Ok(dir), _) => Ok(root(dir, true, None, None)),
+                (Ok(dir), _) => Ok(root(dir, true, Default::default(), None)),
                 (Err(_), Ok(dir)) => {
                     let gap = checked.err().and_then(|doubt| match doubt {
                         Doubt::Covered(why) => Some(why),
                         Doubt::Less => None,
                     });
-                    Ok(root(dir, false, None, gap))
+                    Ok(root(dir, false, Default::default(), gap))
                 }
                 (Err(_), Err(e)) => Err(Error::io("open directory", "/proc", e)),
             },
@@ -184,6 +187,15 @@ pub(crate) fn read_file(path: impl AsRef<Path>) -> Result<Vec<u8>> {
     read_all(file.as_fd()).doing("read", path)
 }
 
+/// Our mount table. What was read of it lately holds until poll(2) reports a mount that came or went; options and
+/// propagation may have changed since.
+pub(crate) fn mount_table() -> Result<Vec<u8>> {
+    match ProcRoot::newest().filter(|root| root.is_current()) {
+        Some(root) => Ok(root.text.clone()),
+        None => read_file("/proc/self/mountinfo"),
+    }
+}
+
 /// A detached procfs of our pid namespace.
 fn private() -> rustix::io::Result<OwnedFd> {
     let mount = sys::detached("proc", &[])?;
@@ -198,8 +210,8 @@ enum Doubt {
     Less,
 }
 
-/// The mount table by which it shows everything, if it can be read, or why it may not.
-fn check(proc: BorrowedFd<'_>) -> std::result::Result<Option<OwnedFd>, Doubt> {
+/// The mount table by which it shows everything, if it can be read, and its contents; or why it may not.
+fn check(proc: BorrowedFd<'_>) -> std::result::Result<(Option<OwnedFd>, Vec<u8>), Doubt> {
     let covered = |why: &str| Err(Doubt::Covered(why.to_owned()));
     if fstatfs(proc).is_ok_and(|fs| fs.f_type.cast_unsigned() != PROC_SUPER_MAGIC) {
         return covered("something covers /proc: no procfs is mounted there");
@@ -236,7 +248,7 @@ fn check(proc: BorrowedFd<'_>) -> std::result::Result<Option<OwnedFd>, Doubt> {
             _ => {}
         }
     }
-    less.map_or(Ok(table), Err)
+    less.map_or(Ok((table, text)), Err)
 }
 
 #[cfg(test)]
