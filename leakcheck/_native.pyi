@@ -25,6 +25,7 @@ __all__ = [
     "reap",
     "settle",
     "snapshot",
+    "walk_stack",
 ]
 
 __version__: str
