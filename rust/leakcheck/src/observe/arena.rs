@@ -11,11 +11,12 @@ use super::born::Born;
 use super::bound::Bound;
 use super::calls::{self, Calls};
 use super::mount::MountCache;
+use super::mount_table::InitTable;
 use super::ns_cache::NsCache;
 use super::overlay::OverlayCache;
 use super::proc_root::ProcRoot;
 use super::proc_root::read_file;
-use crate::arena::{ArenaView, proc_path};
+use crate::arena::ArenaView;
 use crate::error::{Error, Result};
 use crate::parse::mountinfo;
 use crate::resource::encode_device;
@@ -42,25 +43,9 @@ pub struct ObservedArena {
     pub(super) mounts: MountCache,
     /// Ids of the namespaces that PID 1 is in, by inode: it stays in them, so neither is reused.
     namespaces: Mutex<HashMap<u64, u64>>,
-    pub(super) table: MountTable,
+    pub(super) table: InitTable,
     /// The procfs of the last look. The next one uses it if no mount has changed.
     proc: Mutex<Arc<ProcRoot>>,
-}
-
-/// The mountinfo of PID 1, which one look reads once: mounts that come meanwhile are new to all of its parts.
-#[derive(Default)]
-pub(super) struct MountTable(Mutex<Option<Arc<Vec<u8>>>>);
-
-impl MountTable {
-    pub(super) fn get(&self, arena: &ArenaView) -> Result<Arc<Vec<u8>>> {
-        let mut kept = lock(&self.0);
-        if let Some(text) = &*kept {
-            return Ok(Arc::clone(text));
-        }
-        let text = Arc::new(read_file(proc_path(Some(arena), "1/mountinfo"))?);
-        *kept = Some(Arc::clone(&text));
-        Ok(text)
-    }
 }
 
 impl ObservedArena {
@@ -87,7 +72,7 @@ impl ObservedArena {
             ns: Mutex::default(),
             mounts: MountCache::default(),
             namespaces: Mutex::default(),
-            table: MountTable::default(),
+            table: InitTable::default(),
             proc,
             view,
         })
@@ -105,7 +90,7 @@ impl ObservedArena {
 
     /// Forgets what holds for one look only, and keeps its procfs for the next one.
     pub(super) fn begin_look(&self, proc: &Arc<ProcRoot>) {
-        *lock(&self.table.0) = None;
+        self.table.forget();
         *lock(&self.proc) = Arc::clone(proc);
     }
 

@@ -5,8 +5,7 @@ use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::arena::MountTable;
-use super::mount_table::Mounts;
+use super::mount_table::{InitTable, Mounts};
 use super::open_settings::OpenSettings;
 use super::reach::{self, Place, Refusal};
 use crate::arena::{ArenaView, proc_path};
@@ -18,7 +17,7 @@ pub(crate) struct Context<'a> {
     /// The arena's descriptors and paths, if there is an arena.
     pub(super) arena: Option<&'a ArenaView>,
     /// Its mount table, if the look reads one.
-    pub(super) table: Option<&'a MountTable>,
+    pub(super) table: Option<&'a InitTable>,
     /// Which mounts a path may lead into; none means all.
     pub(super) old_mounts: Option<&'a Arc<HashSet<u64>>>,
     /// The settings to read below `/proc/sys`; none means all.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
@@ -15,6 +15,27 @@ use crate::error::{Error, Result};
 use crate::parse::{fdinfo, mountinfo};
 use crate::resource::encode_device;
 use crate::text::Text;
+
+/// The mountinfo of an arena's PID 1, which one look reads once: mounts that come meanwhile are new to all of its parts.
+#[derive(Default)]
+pub(super) struct InitTable(Mutex<Option<Arc<Vec<u8>>>>);
+
+impl InitTable {
+    pub(super) fn get(&self, arena: &ArenaView) -> Result<Arc<Vec<u8>>> {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(text) = &*kept {
+            return Ok(Arc::clone(text));
+        }
+        let text = Arc::new(read_file(proc_path(Some(arena), "1/mountinfo"))?);
+        *kept = Some(Arc::clone(&text));
+        Ok(text)
+    }
+
+    /// For the next look.
+    pub(super) fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
 
 /// How a file system behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
