@@ -137,10 +137,18 @@ def _signal_all(tree: Callable[[], set[psutil.Process]], number: int, held: dict
             pass
         if not (new := held.keys() - signalled):
             return
-        for process in new:
+        # Nobody is to act on the end of what it started.
+        for process in sorted(new, key=_age):
             signalled.add(process)
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(held[process], number)
+
+
+def _age(process: psutil.Process) -> tuple[float, int]:
+    with contextlib.suppress(psutil.Error):
+        return process.create_time(), process.pid
+    # It has ended.
+    return 0, process.pid
 
 
 def _hold(processes: Iterable[psutil.Process], held: dict[psutil.Process, int]) -> bool:

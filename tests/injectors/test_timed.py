@@ -1,7 +1,9 @@
 """Fault plans read back; a timed kill says whether it happened."""
 
+import signal
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -90,6 +92,26 @@ def test_a_kill_fires_at_its_instant(who: Any) -> None:
     assert evidence.fired
     assert evidence.when_ms is not None
     assert evidence.when_ms >= 50
+
+
+def test_a_tree_is_killed_from_its_root_so_that_no_one_acts_on_the_end_of_its_child(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run("sh", "-c", "for i in 1 2 3 4 5 6; do sleep 60 & done; wait")
+    order: list[int] = []
+    send = signal.pidfd_send_signal
+
+    def noted(pidfd: int, number: int) -> None:
+        order.append(int(Path(f"/proc/self/fdinfo/{pidfd}").read_text().rpartition("Pid:")[2].split()[0]))
+        send(pidfd, number)
+
+    monkeypatch.setattr(signal, "pidfd_send_signal", noted)
+    supervisor = psutil.Process(run.supervisor.pid)
+    while len(supervisor.children()) < 6:
+        time.sleep(0.001)
+    timed.kill(run.supervisor, lambda: {supervisor, *supervisor.children(recursive=True)}, "tree")
+    assert run.code() == -9
+    assert (len(order), order) == (7, sorted(order))
 
 
 @pytest.mark.parametrize("name", SIGNALS)
