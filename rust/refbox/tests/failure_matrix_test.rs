@@ -10,9 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use common::calls::{Answer, Call, run};
-use common::{Place, Ran, finish, root};
-use leakcheck::testing::Options;
-use leakcheck::{Kind, NoLeaks};
+use common::{Place, Ran, finish, guard, root};
 
 const CHANGES: &[i64] = &[
     libc::SYS_openat,
@@ -65,22 +63,6 @@ impl Phases {
 fn can_change(call: &Call) -> bool {
     let writes = libc::O_WRONLY | libc::O_RDWR | libc::O_CREAT;
     call.number != libc::SYS_openat || call.arguments[2] & u64::from(writes.cast_unsigned()) != 0
-}
-
-/// Fails the test if boxes leave anything on the machine. To be dropped after the place.
-fn guard() -> NoLeaks {
-    let kinds = [
-        Kind::Process,
-        Kind::Fd,
-        Kind::Mount,
-        Kind::Cgroup,
-        Kind::Lock,
-        Kind::File,
-        Kind::Ipc,
-        Kind::Namespace,
-        Kind::Net,
-    ];
-    Options::default().kinds(kinds).guard()
 }
 
 /// The box is idle, nothing is left, and the next run is right.

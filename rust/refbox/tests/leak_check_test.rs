@@ -5,9 +5,7 @@ mod common;
 use std::thread;
 use std::time::Duration;
 
-use common::{Place, finish, random, root};
-use leakcheck::Kind;
-use leakcheck::testing::Options;
+use common::{Place, finish, guard, random, root};
 
 const BOXES: u16 = 4;
 const RUNS: usize = 250;
@@ -51,19 +49,7 @@ fn a_thousand_executions_with_all_four_endings_leave_nothing() {
     if !root() {
         return;
     }
-    let kinds = [
-        Kind::Process,
-        Kind::Fd,
-        Kind::Mount,
-        Kind::Cgroup,
-        Kind::Lock,
-        Kind::File,
-        Kind::Ipc,
-        Kind::Namespace,
-        Kind::Net,
-    ];
-    // Processes include zombies; it is dropped last, and fails the test if anything is left.
-    let _guard = Options::default().kinds(kinds).guard();
+    let _guard = guard();
     let place = Place::new("thousand");
     thread::scope(|scope| {
         for number in 1..=BOXES {

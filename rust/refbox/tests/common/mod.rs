@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use leakcheck::Kind;
 use serde_json::Value;
 
 pub(crate) const REFBOX: &str = env!("CARGO_BIN_EXE_refbox");
@@ -22,6 +23,22 @@ pub(crate) fn root() -> bool {
         eprintln!("skipped: only root can run this test");
     }
     root
+}
+
+/// Fails the test if boxes leave anything on the machine, zombies included. To be dropped after the place.
+pub(crate) fn guard() -> leakcheck::NoLeaks {
+    let kinds = [
+        Kind::Process,
+        Kind::Fd,
+        Kind::Mount,
+        Kind::Cgroup,
+        Kind::Lock,
+        Kind::File,
+        Kind::Ipc,
+        Kind::Namespace,
+        Kind::Net,
+    ];
+    leakcheck::testing::Options::default().kinds(kinds).guard()
 }
 
 /// A directory that is removed when this value is dropped.
