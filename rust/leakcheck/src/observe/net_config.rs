@@ -1,9 +1,9 @@
 //! How a network namespace is configured beyond its interfaces: addresses, routes, rules, next hops and queueing
 //! disciplines (rtnetlink(7)), each type listed by one dump.
 //!
-//! Left out is what the kernel makes itself, and what ends by itself: the namespace's own loopback and link-local
-//! addresses, routes that follow from an address, its three rules, the default queueing disciplines, what a router
-//! announces, and addresses with a lifetime (of DHCP) with their routes.
+//! Left out is what the kernel makes itself: the namespace's own loopback and link-local
+//! addresses, routes that follow from an address, its three rules, and the default queueing disciplines. Who gives an
+//! address a lifetime, or says that a route comes from DHCP or a router, may be anybody.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -21,16 +21,11 @@ const RTM_GETRULE: u16 = 34;
 const RTM_GETQDISC: u16 = 38;
 const RTM_GETNEXTHOP: u16 = 106;
 
-/// An address that ends within a week, in seconds, is leased.
-const LEASE: u32 = 7 * 24 * 3600;
-
 /// The first interface of every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// `RTPROT_*`: who installed a route or a rule, as they say themselves.
+/// `RTPROT_KERNEL`: who installed a route or a rule, as they say themselves.
 const BY_KERNEL: u8 = 2;
-const BY_ROUTER: u8 = 9;
-const BY_DHCP: u8 = 16;
 
 /// The objects, named with the names of the interfaces.
 pub(super) fn list(route: &mut Netlink, netns: u64, names: &HashMap<u32, Text>) -> io::Result<Vec<Net>> {
@@ -50,7 +45,7 @@ pub(super) fn list(route: &mut Netlink, netns: u64, names: &HashMap<u32, Text>) 
         });
     };
     let addresses = dump(route, RTM_GETADDR, 8, |reply| Some(Address::of(reply)))?;
-    for address in addresses.iter().filter(|address| !address.is_the_kernels() && !address.leased) {
+    for address in addresses.iter().filter(|address| !address.is_the_kernels()) {
         add(NetClass::Address, address.index, address.shown());
     }
     for (index, scope) in dump(route, RTM_GETROUTE, 12, |reply| a_route(reply, &addresses))? {
@@ -154,24 +149,14 @@ struct Address {
     /// The address of the other end of a point-to-point link; else the same.
     far: IpAddr,
     bits: u8,
-    leased: bool,
 }
 
 impl Address {
     fn of(reply: &Reply<'_>) -> Self {
         const IFA_ADDRESS: u16 = 1;
         const IFA_LOCAL: u16 = 2;
-        const IFA_CACHEINFO: u16 = 6;
         let far = reply.ip(IFA_ADDRESS).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        // struct ifa_cacheinfo { __u32 ifa_prefered, ifa_valid, cstamp, tstamp; }
-        let valid = reply.bytes(IFA_CACHEINFO).and_then(|info| info.get(4..8)?.first_chunk());
-        Address {
-            index: reply.word(4),
-            local: reply.ip(IFA_LOCAL).unwrap_or(far),
-            far,
-            bits: reply.fixed[1],
-            leased: valid.is_some_and(|seconds| u32::from_ne_bytes(*seconds) <= LEASE),
-        }
+        Address { index: reply.word(4), local: reply.ip(IFA_LOCAL).unwrap_or(far), far, bits: reply.fixed[1] }
     }
 
     /// Those that an interface has as soon as it is up.
@@ -211,13 +196,7 @@ fn a_route(reply: &Reply<'_>, addresses: &[Address]) -> Option<(u32, String)> {
     let (index, gateway) = (reply.number(RTA_OIF).unwrap_or(0), reply.ip(RTA_GATEWAY));
     let direct = gateway.is_none() && [RTA_VIA, RTA_MULTIPATH].iter().all(|kind| reply.bytes(*kind).is_none());
     let target = reply.ip(RTA_DST);
-    let ends = match by {
-        BY_KERNEL => direct && follows(class, index, target, bits, addresses),
-        BY_ROUTER => i32::from(family) == libc::AF_INET6,
-        BY_DHCP => addresses.iter().any(|address| address.index == index && address.leased),
-        _ => false,
-    };
-    if ends {
+    if by == BY_KERNEL && direct && follows(class, index, target, bits, addresses) {
         return None;
     }
     let types =
@@ -349,9 +328,9 @@ fn a_discipline(reply: &Reply<'_>) -> Option<(u32, String)> {
 mod tests {
     use super::*;
 
-    fn address(local: &str, bits: u8, index: u32, leased: bool) -> Address {
+    fn address(local: &str, bits: u8, index: u32) -> Address {
         let local = local.parse().expect("an address");
-        Address { index, local, far: local, bits, leased }
+        Address { index, local, far: local, bits }
     }
 
     fn attribute(kind: u16, text: &str) -> (u16, Vec<u8>) {
@@ -375,7 +354,7 @@ mod tests {
 
     #[test]
     fn routes_that_follow_from_an_address_are_the_kernels_and_others_that_say_so_are_not() {
-        let known = [address("192.0.2.2", 24, 4, false), address("fe80::1", 64, 4, false)];
+        let known = [address("192.0.2.2", 24, 4), address("fe80::1", 64, 4)];
         let of_kernel = |class, bits, attributes: &[(u16, &str)]| route(2, class, bits, attributes, &known).is_none();
         assert!(of_kernel(1, 24, &[(1, "192.0.2.0"), (4, "4"), (7, "192.0.2.2")]));
         assert!(of_kernel(2, 32, &[(1, "192.0.2.2"), (4, "4")]), "local");
@@ -392,18 +371,17 @@ mod tests {
     }
 
     #[test]
-    fn routes_of_leases_and_routers_end_by_themselves() {
+    fn a_route_that_says_that_dhcp_or_a_router_made_it_may_be_anybodys() {
         let gateway = [(4, "4"), (5, "192.0.2.1")];
-        assert!(route(16, 1, 0, &gateway, &[address("192.0.2.2", 24, 4, true)]).is_none());
-        assert!(route(16, 1, 0, &gateway, &[address("192.0.2.2", 24, 4, false)]).is_some(), "no lease is there");
-        assert!(route(9, 1, 0, &[(4, "4"), (5, "fe80::1")], &[]).is_none());
+        assert!(route(16, 1, 0, &gateway, &[address("192.0.2.2", 24, 4)]).is_some());
+        assert!(route(9, 1, 0, &[(4, "4"), (5, "fe80::1")], &[]).is_some());
         let (index, shown) = route(3, 1, 0, &gateway, &[]).expect("a route");
         assert_eq!((index, shown.as_str()), (4, "unicast default of family 2 via 192.0.2.1 table 254 metric 0"));
     }
 
     #[test]
     fn addresses_of_the_loopback_interface_are_the_kernels_only_there() {
-        let is_the_kernels = |local, bits, index| address(local, bits, index, false).is_the_kernels();
+        let is_the_kernels = |local, bits, index| address(local, bits, index).is_the_kernels();
         assert!(is_the_kernels("127.0.0.1", 8, 1) && is_the_kernels("::1", 128, 1) && is_the_kernels("fe80::1", 64, 4));
         assert!(!is_the_kernels("127.0.0.1", 8, 4) && !is_the_kernels("::1", 128, 4));
         assert!(!is_the_kernels("127.0.0.2", 8, 1) && !is_the_kernels("127.0.0.1", 32, 1));
