@@ -63,6 +63,11 @@ class Output:
                 os.close(descriptor)
         self._directory = self._special = -1
 
+    @property
+    def replaceable(self) -> bool:
+        """Whether each `save` replaces what the one before wrote: it is a file, nothing that a reader reads once."""
+        return self._special < 0
+
     def save(self, text: str) -> None:
         """Write `text` and a newline.
 

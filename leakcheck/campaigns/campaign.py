@@ -175,6 +175,10 @@ class Campaign(abc.ABC, Generic[_Options, _Trial]):
     def finish(self, made: Made[_Options, _Trial], ui: Ui) -> None:
         """Complete the evaluation after the last trial; it may change `made`."""
 
+    def so_far(self, made: Made[_Options, _Trial]) -> Made[_Options, _Trial]:
+        """Return `made`, a copy of what was made so far, evaluated as far as that needs no further trial."""
+        return made
+
     @abc.abstractmethod
     def criteria(self, options: _Options) -> Sequence[Check]:
         """Return the criteria that the trials must meet."""

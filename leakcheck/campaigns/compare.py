@@ -140,8 +140,8 @@ def _named(result: Result) -> str:
 
 def _doubts(before: Result, after: Result) -> Iterator[str]:
     """Yield why the later result may lack what is worse."""
-    if after.interrupted or after.error:
-        yield f"the later campaign is incomplete: {after.error or 'interrupted'}"
+    if after.unfinished:
+        yield f"the later campaign is incomplete: {after.unfinished}"
     if after.coverage:
         yield f"the later campaign did not fully see {', '.join(after.coverage)}"
     tried, again = ({ending for ending, counts in result.endings.items() if counts} for result in (before, after))
@@ -155,8 +155,8 @@ def _warnings(before: Result, after: Result) -> Iterator[str]:
     if after.trials < before.trials:
         fewer = f"{after.trials}, not {before.trials}"
         yield f"fewer {after.unit} than before ({fewer}): a finding may be gone by chance"
-    if before.interrupted or before.error:
-        yield f"the earlier campaign is incomplete: {before.error or 'interrupted'}"
+    if before.unfinished:
+        yield f"the earlier campaign is incomplete: {before.unfinished}"
     if before.coverage:
         yield f"the earlier campaign did not fully see {', '.join(before.coverage)}"
 

@@ -2,14 +2,18 @@
 
 import contextlib
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import msgspec
+
 from leakcheck.campaigns.campaign import Campaign, Made, Options, Trial
 from leakcheck.campaigns.criteria import worst_verdict
+from leakcheck.campaigns.keeper import Keep, Keeper
 from leakcheck.campaigns.machine import Machine
-from leakcheck.campaigns.result import Result
+from leakcheck.campaigns.result import Criterion, Result
 from leakcheck.errors import StoppedError, TargetError
 from leakcheck.targets import Target
 from leakcheck.trials.executor import Ui
@@ -28,11 +32,12 @@ def run(
     *,
     stop: Stop = never,
     store: Callable[[Any], None] = lambda _: None,
+    keep: Keep | None = None,
 ) -> Result:
     """Run `campaign` on the sandbox `target`, and return its result.
 
-    `ui` receives the progress, and `store` each finished trial. Once `stop` returns true, no further trial starts, and
-    the result covers the trials made.
+    `ui` receives the progress, `store` each finished trial, and `keep` from time to time the result so far, which is
+    not `complete`. Once `stop` returns true, no further trial starts, and the result covers the trials made.
 
     Raises:
         UsageError: an option is impossible, or is with this target.
@@ -57,6 +62,13 @@ def run(
             wanted=campaign.wanted(options, facts),
         )
         ui.expect(made.wanted)
+        version = target.version()
+        keeper, began = Keeper(keep, ui.log), time.monotonic()
+
+        def so_far() -> Result:
+            taken = msgspec.structs.replace(made, trials=[*made.trials], took=time.monotonic() - began)
+            return _judged(campaign, campaign.so_far(taken), version, None)
+
         try:
             for trial in executor.run(
                 lambda: itertools.takewhile(lambda _: not campaign.enough(made), campaign.cases(target, options, facts))
@@ -65,6 +77,7 @@ def run(
                 try:
                     store(trial)
                     ui.made(trial, len(made.trials))
+                    keeper.offer(so_far)
                 except Exception as error:  # noqa: BLE001 - the caller's error; the trials made still count
                     executor.fail(error)
         except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever the cause
@@ -72,42 +85,53 @@ def run(
         if not made.trials:
             raise executor.failure or StoppedError(f"{target.name}: interrupted before the first {campaign.unit[:-1]}")
         made.took = executor.took
+        keeper.offer(so_far, now=True)
         campaign.finish(made, ui)
-        return _judged(campaign, made, machine, interrupted=stop(), failure=executor.failure)
+        return _judged(campaign, made, version, machine, interrupted=stop(), failure=executor.failure)
 
 
 def _judged(
     campaign: Campaign[_Options, _Trial],
     made: Made[_Options, _Trial],
-    machine: Machine,
+    version: str,
+    machine: Machine | None,
     *,
-    interrupted: bool,
-    failure: BaseException | None,
+    interrupted: bool = False,
+    failure: BaseException | None = None,
 ) -> Result:
+    """Return the result of everything made; without `machine` it is only the result so far."""
     judged = [one for check in campaign.criteria(made.options) for one in check(made)]
     findings, details = campaign.findings(made), campaign.details(made)
-    judged += machine.judge()
+    judged += [] if machine is None else machine.judge()
     verdicts = [verdict for criterion, verdict in judged if criterion.passed is False]
-    if failure or made.coverage or machine.gaps:
+    gaps = made.coverage | ({} if machine is None else machine.gaps)
+    if failure or gaps or machine is None:
         verdicts.append("unknown")
     wanted = made.wanted or len(made.trials)
+    interrupted = interrupted and (made.wanted is None or len(made.trials) < wanted)
     return Result(
         campaign=campaign.name,
         target=made.target.name,
-        version=made.target.version(),
+        version=version,
         seed=made.options.seed,
         wanted=wanted,
         trials=len(made.trials),
         unit=campaign.unit,
         verdict=worst_verdict(verdicts),
         outcomes=dict(Counter(trial.outcome for trial in made.trials)),
-        criteria=[criterion for criterion, _ in judged],
+        criteria=[criterion if machine else _undecided(criterion) for criterion, _ in judged],
         findings=findings,
-        coverage=made.coverage | machine.gaps,
-        untied=[*details.pop("untied", []), *machine.untied],
-        report=machine.report(),
+        coverage=gaps,
+        untied=[*details.pop("untied", []), *(machine.untied if machine else [])],
+        report=machine.report() if machine else msgspec.Raw(b"null"),
         rate=round(len(made.trials) / made.took, 2),
-        interrupted=interrupted and (made.wanted is None or len(made.trials) < wanted),
+        interrupted=interrupted,
         error="" if failure is None else str(failure) or type(failure).__name__,
+        complete=not (machine is None or interrupted or failure),
         **details,
     )
+
+
+def _undecided(criterion: Criterion) -> Criterion:
+    """Return a criterion of the result so far: what is met so far need not be met at the end."""
+    return msgspec.structs.replace(criterion, passed=criterion.passed and None)

@@ -108,7 +108,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     appeared on the machine during the campaign and nothing ties to a trial. `endings` has outcome counts by ending
     (``stress``: by expected status), `timing_ms` the median time of a trial's steps, `settle_ms` the median, 95th
     percentile and maximum until residue was gone, over the trials in which it went away. `error` is why no further
-    trial could be made. `records` are the submissions of ``stress``, `latency_ms` the median, 95th percentile and
+    trial could be made. A result is `complete` unless the campaign was interrupted or failed, or had not ended when
+    the result was written. `records` are the submissions of ``stress``, `latency_ms` the median, 95th percentile and
     maximum of their times by status, `stalls` the stacks of what hung.
     `points` has, for ``crash``, how many crash points were `seen` and `hit`, the plans that were `not_reached`, and
     `notes` of what the tracer could not see. `report` is the report of the whole campaign if it ran on the live host,
@@ -142,12 +143,20 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     points: dict[str, Any] = {}
     interrupted: bool = False
     error: str = ""
+    complete: bool = True
     schema: str = SCHEMA
 
     @property
     def failed(self) -> list[str]:
         """The names of the criteria that were not met."""
         return [criterion.name for criterion in self.criteria if criterion.passed is False]
+
+    @property
+    def unfinished(self) -> str:
+        """Why it is not complete; empty if it is."""
+        if self.interrupted or self.error:
+            return self.error or "interrupted"
+        return "" if self.complete else "it had not ended when this result was written"
 
     @classmethod
     def from_json(cls, text: str | bytes, where: str = "campaign") -> Self:

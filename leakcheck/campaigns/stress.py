@@ -75,25 +75,23 @@ class Stress(Campaign[StressOptions, Record]):
 
     def finish(self, made: Made[StressOptions, Record], ui: Ui) -> None:
         """Attribute the residue, and record it with the submissions."""
-        facts, executor = made.facts, made.executor
-        facts.left = [one for arena in executor.arenas for one in arena.left.values()]
-        specs = {record.id: record.spec for record in made.trials}
-        for one in facts.left:
-            # A failed run has no record.
-            one.runs = [run for run in one.runs if run in specs]
+        made.facts.left = _left(made)
         isolate(
             made.target,
-            facts.left,
-            specs,
+            made.facts.left,
+            {record.id: record.spec for record in made.trials},
             frozenset(record.id for record in made.trials if record.late),
             settle=made.options.settle,
             log=ui.log,
-            stop=executor.over,
+            stop=made.executor.over,
         )
-        facts.samples = samples(made.trials)
-        facts.settled_ms = {number: ms for arena in executor.arenas for number, ms in arena.settled_ms.items()}
-        made.trials = with_left(made.trials, facts.left, facts.settled_ms)
-        made.coverage = {kind: reason for arena in executor.arenas for kind, reason in arena.gaps.items()}
+        _record(made)
+
+    def so_far(self, made: Made[StressOptions, Record]) -> Made[StressOptions, Record]:
+        """Record the residue of the rounds so far, attributed as far as evidence ties it."""
+        made.facts = _Facts(made.facts.submissions, _left(made))
+        _record(made)
+        return made
 
     def criteria(self, options: StressOptions) -> Sequence[Check]:
         """Return the criteria that the submissions must meet."""
@@ -134,7 +132,7 @@ class Stress(Campaign[StressOptions, Record]):
         """Return the records and times."""
         records, executor = made.trials, made.executor
         by_status = dict(sorted(clusters(records, lambda record: record.expect).items()))
-        untied = Counter(leak.kind for arena in executor.arenas for leak in arena.untied.values())
+        untied = Counter(leak.kind for arena in executor.arenas for leak in [*arena.untied.values()])
         times = [ms for arena in executor.arenas for ms in arena.observation_ms]
         return {
             "endings": {status: dict(Counter(one.outcome for one in alike)) for status, alike in by_status.items()},
@@ -149,6 +147,25 @@ class Stress(Campaign[StressOptions, Record]):
             "records": records,
             "stalls": executor.stalls,
         }
+
+
+def _left(made: Made[StressOptions, Record]) -> list[SharedRemnant]:
+    """Return copies of what is left; a failed run has no record. The arenas may be under observation meanwhile."""
+    ids = {record.id for record in made.trials}
+    return [
+        msgspec.structs.replace(one, runs=[run for run in [*one.runs] if run in ids])
+        for arena in made.executor.arenas
+        for one in arena.judged()
+    ]
+
+
+def _record(made: Made[StressOptions, Record]) -> None:
+    """Complete the records and facts with what is left."""
+    facts, arenas = made.facts, made.executor.arenas
+    facts.samples = samples(made.trials)
+    facts.settled_ms = {number: ms for arena in arenas for number, ms in [*arena.settled_ms.items()]}
+    made.trials = with_left(made.trials, facts.left, facts.settled_ms)
+    made.coverage = {kind: reason for arena in arenas for kind, reason in [*arena.gaps.items()]}
 
 
 def _staying(kind: str) -> Any:

@@ -35,7 +35,12 @@ class TrialCampaign(Campaign[_Options, Trial]):
     def finish(self, made: Made[_Options, Trial], ui: Ui) -> None:
         """Record what was not fully observed."""
         del ui
+        self.so_far(made)
+
+    def so_far(self, made: Made[_Options, Trial]) -> Made[_Options, Trial]:
+        """Record what was not fully observed so far."""
         made.coverage = {kind: reason for trial in made.trials for kind, reason in trial.gaps.items()}
+        return made
 
     def findings(self, made: Made[_Options, Trial]) -> list[Finding]:
         """Return the trials grouped by result, with what explains them."""

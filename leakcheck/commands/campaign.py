@@ -14,7 +14,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from leakcheck.campaigns import Campaign
+from leakcheck.atomic_write import Output
+from leakcheck.campaigns import Campaign, Result
 from leakcheck.campaigns.campaign import Option, Options
 from leakcheck.campaigns.engine import run
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
@@ -88,7 +89,8 @@ def run_campaign(
     progress = _Progress(target.name, campaign.unit, options)
     with output_to(output) as place, Interrupts() as interrupts:
         try:
-            work = functools.partial(run, campaign, target, options, progress, stop=interrupts.seen)
+            keep = None if place is None or not place.replaceable else _keeping(place)
+            work = functools.partial(run, campaign, target, options, progress, stop=interrupts.seen, keep=keep)
             result = in_background(work, interrupts, _PATIENCE)
         except StoppedError as stopped:
             show_progress("")
@@ -102,6 +104,10 @@ def run_campaign(
         shown = None if as_json else campaign.shown(options, result)
         code = deliver(code, result.to_json(), place, None if shown is None else functools.partial(_show, shown))
         return INTERRUPTED if interrupts.seen() else code
+
+
+def _keeping(place: Output) -> Callable[[Result], None]:
+    return lambda result: place.save(result.to_json())
 
 
 def _show(shown: Iterator[Text] | str) -> None:

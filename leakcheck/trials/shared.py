@@ -201,7 +201,6 @@ class Shared(Executor[Record]):
                 self.sick.append(wrong)
             if self._observes:
                 arena.observe(last_round, [])
-                arena.mark_bounded()
             if wrong := arena.sessions[0].again():
                 self.cleanup_failures.append(f"next submission in box 0: {wrong}")
 

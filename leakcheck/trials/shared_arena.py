@@ -136,16 +136,16 @@ class SharedArena:
         self.shown.append(now & self.left.keys())
         self.observation_ms.append((time.monotonic() - began) * 1000)
 
-    def mark_bounded(self) -> None:
-        """Mark residue as `bounded` if there was no more of it at the end than after the first round."""
-        if len(self.shown) < _OBSERVATIONS:
-            return
-        for alike in grouped(list(self.left.items()), lambda one, other: same(one[1].leak, other[1].leak)):
+    def judged(self) -> Iterator[SharedRemnant]:
+        """Yield what is left, `bounded` if the last round shows no more of the same than the first."""
+        shown = [*self.shown]
+        for alike in grouped([*self.left.items()], lambda one, other: same(one[1].leak, other[1].leak)):
             keys = {key for key, _ in alike}
-            if len(keys & self.shown[-1]) <= len(keys & self.shown[0]):
-                for _, one in alike:
-                    # A chain of short-lived processes is reported as one, whatever their number.
-                    one.bounded = one.gone is None and one.leak.class_ not in ("damaged", RESPAWNING)
+            steady = len(shown) >= _OBSERVATIONS and len(keys & shown[-1]) <= len(keys & shown[0])
+            for _, one in alike:
+                # A chain of short-lived processes is reported as one, whatever their number.
+                bounded = steady and one.gone is None and one.leak.class_ not in ("damaged", RESPAWNING)
+                yield msgspec.structs.replace(one, bounded=bounded)
 
     def recover(self) -> Iterator[str]:
         """Recover every box, also under earlier names that can own residue; yield each error, empty if none."""
