@@ -15,7 +15,7 @@ from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
 
 _MOST = 24
-# Seconds after which no further finding is explained.
+# Seconds after which no further finding is explained, unless the sweep itself may take longer.
 _PATIENCE = 30
 
 
@@ -26,7 +26,7 @@ def explanations(name: str, made: Made[Any, Trial], ui: Ui, stop: Stop) -> dict[
         return {}
     ui.log(f"explaining {min(len(plans), _MOST)} findings")
     explainer = Explainer(made.target, settle=made.options.settle, stop=stop)
-    until = time.monotonic() + _PATIENCE
+    until = time.monotonic() + max(_PATIENCE, made.options.within)
     found = {}
     for plan in plans[:_MOST]:
         if stop() or time.monotonic() > until:

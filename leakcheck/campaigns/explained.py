@@ -16,7 +16,7 @@ from leakcheck.render import line
 from leakcheck.report import Command
 from leakcheck.trials.explanation import Explanation, Frame, Life, Step
 
-__all__ = ["markdown", "short", "text"]
+__all__ = ["functions", "markdown", "said", "short", "text"]
 
 # Functions that only pass a call on to the kernel, by which no cause is known.
 _PASSING = re.compile(
@@ -41,8 +41,7 @@ def short(explanation: Explanation) -> Iterator[str]:
         yield f"{life.kind}: {life}{f' ({more} more: see --explain)' if more else ''}"
     if named := functions(explanation.stack):
         yield f"in {', called by '.join(named)}"
-    if said := _said(explanation):
-        yield said[0]
+    yield from said(explanation)[:1]
 
 
 def functions(stack: Sequence[Frame]) -> list[str]:
@@ -55,7 +54,8 @@ def functions(stack: Sequence[Frame]) -> list[str]:
     return own[:_NAMED]
 
 
-def _said(explanation: Explanation) -> list[str]:
+def said(explanation: Explanation) -> list[str]:
+    """Return how each command of the recovery ended, what it printed, and what it did about what is left."""
     return [_ended(command, explanation.lives) for command in explanation.recovery]
 
 
@@ -133,7 +133,7 @@ def _explained(told: Explanation) -> Iterator[tuple[str, list[str]]]:
     if told.stack:
         yield "The call stack at the fault, innermost first", [_frame(one) for one in told.stack]
     if told.recovery:
-        yield "What the clean-up did", _said(told)
+        yield "What the clean-up did", said(told)
     if told.notes:
         yield "What is not known", told.notes
 

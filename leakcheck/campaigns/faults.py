@@ -1,6 +1,5 @@
 """The campaign ``faults``: what happens if a step of a sandbox's clean-up fails?"""
 
-import random
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
@@ -16,6 +15,7 @@ from leakcheck.campaigns.lies import lies, recall
 from leakcheck.campaigns.sweep import Sweep, SweepOptions
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target
+from leakcheck.trials.case import case_of
 from leakcheck.trials.crash_points import Points, Recorded, is_step
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import Stop
@@ -103,16 +103,24 @@ class Faults(Sweep[FaultsOptions]):
 
     def select(self, options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
         """Yield a fault of each kind at each call, and from each call on."""
-        plans = list(_sweep(options, points))
-        honest = list(_honest(options, points)) if options.mode == "lie" and plans else []
-        if options.iterations and len(plans) > (most := max(1, options.iterations - 2 * len(honest))):
-            plans = random.Random(options.seed).sample(plans, most)  # noqa: S311 - it draws cases
-        # At both ends: what varies with the load of the machine is no difference.
-        yield from honest + plans + honest
+        for one in points:
+            ending = "sleeping" if one.point.stage == "recover" else options.ending
+            for fault in _faults(options, one):
+                yield fault_plan([fault], notified=one.notified, ending=ending, any_errno=options.any_errno)
+
+    def plans(self, options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
+        """Yield the plans that the options ask for; before lies, runs to compare them with."""
+        yield from _honest(options, points)
+        yield from super().plans(options, points)
 
     def finish(self, made: Made[FaultsOptions, Trial], ui: Ui) -> None:
         """Repeat findings, and in their place what the oracle seems not to see."""
         if made.options.mode == "lie" and made.options.plan is None:
+            # Before and after: what varies with the load of the machine is no difference.
+            wall = made.target.adapter.shortest_wall
+            honest = [case_of(plan, wall) for plan in _honest(made.options, made.facts.points)]
+            made.trials.extend(made.executor.run(lambda: iter(honest)))
+            made.wanted = None if made.wanted is None else made.wanted + len(honest)
             missed = {trial.case for trial in made.trials if str(trial.case.plan) in lies(made.trials).missed}
             again = [case for case in missed for _ in range(_HONEST)]
             made.trials.extend(made.executor.run(lambda: iter(again)))
@@ -149,20 +157,15 @@ class Faults(Sweep[FaultsOptions]):
 def _is_step(options: FaultsOptions, one: Recorded) -> bool:
     """Return whether a call is one that the options ask for."""
     operation = one.point.operation
-    if operation not in options.syscalls or one.point.stage == "prepare" or (one.notified and operation in WATCHED):
+    if operation not in options.syscalls or (one.notified and operation in WATCHED):
         return False
     return one.phase == options.phase if options.phase else operation not in USUAL or is_step(one)
 
 
-def _sweep(options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
-    for one in points:
-        ending = "sleeping" if one.point.stage == "recover" else options.ending
-        for fault in _faults(options, one):
-            yield fault_plan([fault], notified=one.notified, ending=ending, any_errno=options.any_errno)
-
-
 def _honest(options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
-    """Yield two plans for each stage, and for the shards all of them, that change nothing."""
+    """Yield plans that change nothing, for each stage; none unless lies are compared with them."""
+    if options.mode != "lie" or options.plan is not None:
+        return
     first = {one.point.stage: one for one in reversed(points)}
     for one in first.values():
         ending = "sleeping" if one.point.stage == "recover" else options.ending

@@ -1,6 +1,7 @@
 """Findings: trials with the same result, with an id, examples, and the commands that reproduce it."""
 
 import hashlib
+import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -115,7 +116,7 @@ def trial_findings(campaign: str, made: Made[Any, Trial], exact: Exact | None = 
         worst = _worst(alike)
         findings.append(
             Finding(
-                id=finding_id(*what),
+                id=finding_id(*(_of_any(made.target.name, one) for one in what)),
                 ending=example.case.plan.kind,
                 plan=best.plan,
                 outcome=worst.outcome,
@@ -131,6 +132,14 @@ def trial_findings(campaign: str, made: Made[Any, Trial], exact: Exact | None = 
         )
 
     return sorted(findings, key=worst_first)
+
+
+def _of_any(target: str, what: Hashable) -> Hashable:
+    """Return a part of what a finding shows without the target's name: two versions of it have the same finding."""
+    if not isinstance(what, str):
+        return what
+    what = what.replace(f"leakcheck-{target}-", "leakcheck-")
+    return re.sub(rf"(?<![\w-]){re.escape(target)}(?![\w-])", "", what)
 
 
 def worst_first(finding: Finding) -> tuple[bool, int, int]:

@@ -3,6 +3,7 @@
 import abc
 import difflib
 import itertools
+import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -47,7 +48,10 @@ class SweepOptions(TrialOptions, frozen=True, kw_only=True):
     ending: Annotated[Ending, Option("How the run ends without the fault.")] = "normal"
     phase: Annotated[str, Option(f"Only points of this phase: {', '.join(PHASES)}.", "PHASE")] = ""
     shard: Annotated[str, Option("Only every N-th point, from the I-th: I/N.", "I/N")] = "1/1"
-    iterations: Annotated[int, Option("At most this many trials; 0: all, or 20 of a --plan.", "N")] = 0
+    iterations: Annotated[int, Option("At most this many trials, drawn by --seed; 0: all, or 20 of a --plan.", "N")] = 0
+    within: Annotated[
+        float, Option("Start no trial after this many seconds; those before are drawn by --seed; 0: all.", "SECONDS")
+    ] = 0
     explain: Annotated[Plan | None, Option("Try this plan once, and explain what it leaves.", "PLAN", parse=parse)] = (
         None
     )
@@ -71,6 +75,8 @@ class SweepOptions(TrialOptions, frozen=True, kw_only=True):
             raise UsageError(f"--format {self.format}: it is how --explain PLAN prints a plan; omit it")
         if self.host:
             raise UsageError("--host: crash points exist in arenas only; omit it")
+        if not 0 <= self.within < float("inf"):
+            raise UsageError(f"--within {self.within:g}: give seconds, or 0 for no limit")
         if self.phase and self.phase not in PHASES:
             raise UsageError(f"--phase {self.phase!r}: one of {', '.join(PHASES)}")
         self.slice()
@@ -82,6 +88,11 @@ class SweepOptions(TrialOptions, frozen=True, kw_only=True):
                 if getattr(self, name) != getattr(usual, name):
                     option = name.replace("_", "-")
                     raise UsageError(f"--{option} --plan: a plan says all of that itself; give one of the two")
+
+    @property
+    def limit_s(self) -> float | None:
+        """Seconds after which no further trial starts."""
+        return self.within or None
 
     def slice(self) -> tuple[int, int]:
         """Return the number of this shard, from 0, and that of all."""
@@ -129,7 +140,7 @@ class Sweep(TrialCampaign[_Options]):
         ui.log(f"{len(facts.points)} {self.points_name}, {len(facts.unsteady)} more in one of two runs only")
         if not facts.points:
             raise TargetError(f"{target.name} has no crash point: it changes nothing outside before its payload runs")
-        if not any(True for _ in self.plans(options, facts.points)):
+        if not self.shard(options, facts.points):
             phases = {phase for one in facts.points for phase in (one.phase, one.after)}
             there = ", ".join(phase for phase in PHASES if phase in phases)
             raise UsageError(
@@ -138,13 +149,20 @@ class Sweep(TrialCampaign[_Options]):
             )
         return facts
 
+    def shard(self, options: _Options, points: Sequence[Recorded]) -> list[Plan]:
+        """Return the plans of this shard, all of them."""
+        number, shards = options.slice()
+        return [*itertools.islice(self.select(options, points), number, None, shards)]
+
     def plans(self, options: _Options, points: Sequence[Recorded]) -> Iterator[Plan]:
         """Yield the plans that the options ask for."""
         if options.plan is not None:
             return itertools.repeat(options.plan, options.iterations or _REPLAYS)
-        number, shards = options.slice()
-        shard = itertools.islice(self.select(options, points), number, None, shards)
-        return itertools.islice(shard, options.iterations or None)
+        plans = self.shard(options, points)
+        if options.iterations or options.within:
+            # However many of them are tried, they are the first of one order.
+            random.Random(options.seed).shuffle(plans)  # noqa: S311 - it draws cases
+        return itertools.islice(plans, options.iterations or None)
 
     def cases(self, target: Target, options: _Options, facts: Points) -> Iterator[Case]:
         """Yield the case of each plan."""
@@ -154,9 +172,18 @@ class Sweep(TrialCampaign[_Options]):
         """Return the number of trials."""
         return sum(1 for _ in self.plans(options, facts.points))
 
+    def enough(self, made: Made[_Options, Trial]) -> bool:
+        """Return whether no further trial starts."""
+        within = made.options.within
+        return (within > 0 and made.executor.took >= within) or super().enough(made)
+
     def finish(self, made: Made[_Options, Trial], ui: Ui) -> None:
         """Repeat an example of each finding twice: a finding whose replays disagree says so."""
         if made.options.plan is None:
+            # In a random name without digits and capitals, a point has another name in that one run.
+            missed = list(dict.fromkeys(one.case for one in made.trials if one.outcome == "not-reached"))
+            made.trials.extend(made.executor.run(lambda: iter(missed)))
+            made.wanted = None if made.wanted is None else made.wanted + len(missed)
             count = self.again_of(made.options)
             examples = [max(alike, key=lambda trial: OUTCOMES.index(trial.outcome)) for _, alike in groups(made.trials)]
             again = [one.case for one in examples if one.outcome not in ("bounded", "recovered") for _ in range(count)]
@@ -218,6 +245,7 @@ class Sweep(TrialCampaign[_Options]):
         # A point has several plans.
         numbers = {at: number for number, one in enumerate(made.facts.points) for at, _ in self.instants(one)}
         fired = {self.instant(trial.case.plan) for trial in made.trials if trial.fired}
+        plans = {*self.shard(made.options, made.facts.points)}
         # The five of a run are rows of every sweep, however many points each has.
         order = [phase for phase in PHASES if phase in rows or (phase in RUN and made.options.plan is None)]
         return super().details(made) | {
@@ -225,6 +253,8 @@ class Sweep(TrialCampaign[_Options]):
             "points": {
                 "seen": len(made.facts.points) + len(made.facts.unsteady),
                 "hit": len({numbers.get(at, at) for at in fired}),
+                "plans": len(plans),
+                "tried": len(plans & {trial.case.plan for trial in made.trials}),
                 "not_reached": sorted({str(trial.case.plan) for trial in made.trials if not trial.fired}),
                 "notes": made.facts.notes,
             },

@@ -198,11 +198,9 @@ class Aftermath:
         after = before
         if not self._session.late:
             self._session.renew()
-            with contextlib.suppress(TargetError):
-                argv = self._session.prepare(self._case.submission)
-                injector = injector_for(self._case.plan)
-                with self._session.traced(injector):
-                    self._session.run_under(injector, argv, self._case.submission)
+            injector = injector_for(self._case.plan)
+            with contextlib.suppress(TargetError), self._session.traced(injector):
+                self._session.prepare_under(injector, self._case.submission)
             self._session.recover()
             self._session.again()
             after = self._observe().leaks

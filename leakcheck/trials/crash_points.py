@@ -44,7 +44,7 @@ def is_step(one: Recorded) -> bool:
     """Return whether a call is a step of a clean-up."""
     anywhere = STEPS.get(one.point.operation, False)
     cleans = one.phase not in ("setup", "execution") and one.point.operation in STEPS
-    return one.point.stage != "prepare" and (anywhere or cleans)
+    return anywhere or cleans
 
 
 class Recording(msgspec.Struct, frozen=True):

@@ -4,6 +4,8 @@ What is the same thing in two calls of a run is decided by its identity alone: d
 of a process, inode of a namespace. Between two runs, only the names of the points are compared.
 """
 
+import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,9 @@ from leakcheck.trials.remnant import Remnant
 __all__ = ["lives"]
 
 # What exists since the call that made it: an inode or a number of before belongs to something that is gone.
-_NEW = ("inode", "mount", "process", "namespace")
+_NEW = ("inode", "mount", "mounted", "process", "namespace")
+# Flags by which mount(2) changes a mount that is there.
+_CHANGES = re.compile(r"\bMS_(REMOUNT|PRIVATE|SLAVE|SHARED|UNBINDABLE)\b")
 _Key = tuple[str, int | str, int | str]
 # Calls that give an object an id, and that remove one.
 _IPC = {"shmget": "shm", "semget": "sem", "msgget": "msg", "shmctl": "shm", "semctl": "sem", "msgctl": "msg"}
@@ -54,7 +58,8 @@ class _Run:
         self.maker: dict[_Key, tuple[Call, bool]] = {}
         self.of_recovery = [one for one in events if isinstance(one, Call) and one.point.stage == "recover"]
         self._events = events
-        self._paths: dict[_Key, str] = {}
+        # Every name that an inode had: in another root it has another one.
+        self._paths: dict[_Key, set[str]] = defaultdict(set)
         self._places = {one.name: at for at, one in enumerate(events) if isinstance(one, Call)}
         fired = False
         for event in events:
@@ -62,24 +67,26 @@ class _Run:
             if isinstance(event, Call):
                 for key in _freed(event):
                     self.maker.pop(key, None)
+                    self._paths.pop(key, None)
                 for key in _made(event):
                     # Each of the others may have existed before the call that returns it.
                     if key[0] in _NEW or key not in self.maker:
                         self.maker[key] = event, fired
                 if event.now is not None:
-                    self._paths[_inode(event.now)] = event.now.path
+                    self._paths[_inode(event.now)].add(event.now.path)
 
     def key_of(self, resource: Mapping[str, Any], kind: str, hierarchies: Mapping[str, str]) -> _Key | None:
         """Return the identity of a resource of a report, as calls have it; None if it cannot be told."""
         match kind:
             case "file":
                 # The report has the device of the writable layer. In this run, the path tells which inode is meant.
-                same = [k for k, path in self._paths.items() if path == resource["path"] and k[2] == resource["ino"]]
+                same = [k for k, paths in self._paths.items() if resource["path"] in paths and k[2] == resource["ino"]]
                 return same[0] if len(same) == 1 else None
             case "cgroup":
                 return ("inode", hierarchies.get(resource["hierarchy"], ""), resource["ino"])
             case "mount":
-                return ("mount", 0, resource["id"].get("unique", -1))
+                key = ("mount", 0, resource["id"].get("unique", -1))
+                return key if key in self.maker else ("mounted", 0, resource["target"])
             case "process":
                 return ("process", 0, resource["pid"])
             case "namespace":
@@ -133,6 +140,9 @@ def _made(call: Call) -> Iterator[_Key]:
         case "mount" | "move_mount" if call.now is not None and call.before is not None:
             if call.now.mount != call.before.mount:
                 yield ("mount", 0, call.now.mount)
+            elif call.point.class_.startswith("/proc/self/fd/") and not _CHANGES.search(call.text):
+                # The descriptor is of the directory below the new mount, and shows that one still.
+                yield ("mounted", 0, call.before.path)
         case "clone" | "unshare":
             yield from [("process", 0, call.value)] if call.child else []
             new = call.point.class_.split("+")
@@ -155,7 +165,7 @@ def _freed(call: Call) -> Iterator[_Key]:
         case "rename" if call.before is not None and call.source is not None and call.before.ino != call.source.ino:
             yield _inode(call.before)
         case "umount" if call.before is not None:
-            yield ("mount", 0, call.before.mount)
+            yield from (("mount", 0, call.before.mount), ("mounted", 0, call.before.path))
         case "shmctl" | "semctl" | "msgctl" if call.id is not None:
             yield (_IPC[call.point.operation], 0, call.id)
         case "keyctl" if call.id is not None:

@@ -5,6 +5,7 @@ import contextlib
 import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 
 from injectors import Checked
 from injectors.timed import ended, kill
@@ -116,7 +117,9 @@ class Runner(abc.ABC):
                     if late:
                         self.late = True
                         by = f" by its wall limit of {limit:g} s" if limit else ""
-                        raise LateError(f"{name} did not end{by}; ended by leakcheck after {limit + GRACE:.0f} s")
+                        raise LateError(
+                            f"{Path(name).name} did not end{by}; ended by leakcheck after {limit + GRACE:.0f} s"
+                        )
                     raise StoppedError(f"{self.name}: interrupted before the first trial")
             return process.wait()
         finally:

@@ -143,6 +143,19 @@ class Session(Runner):
         done = self.submit(argv, submission)
         return _wrong(done, submission.expect) if done.reply.status != submission.expect else ""
 
+    def prepare_under(self, injector: Checked, submission: Submission) -> tuple[Evidence, str]:
+        """Prepare the box under a fault. If that reports success all the same, `run_under` follows."""
+        try:
+            argv = self.prepare(submission)
+        except LateError:
+            raise
+        except TargetError as error:
+            hit = bool(self.fired("prepare") or self.hits("prepare"))
+            return Evidence(fired=hit), "" if hit else str(error)
+        if injector.stage == "prepare" and (self.fired("prepare") or not self.hits("prepare")):
+            return Evidence(fired=False), ""
+        return self.run_under(injector, argv, submission)
+
     def run_under(self, injector: Checked, argv: Sequence[str], submission: Submission) -> tuple[Evidence, str]:
         """Run `submission` under a fault to its end; return whether the fault happened, and the error in the status.
 
@@ -167,14 +180,17 @@ class Session(Runner):
                     wrong = _wrong(done, submission.expect)
                 if ordinary:
                     self._finish()
-                    hit = self.hits("launch") + self.hits("finish") and not self.fired()
-                    self.succeeded = status == submission.expect and bool(hit)
+                    self.succeeded = status == submission.expect and self._hit() and not self.fired()
             except LateError:
                 raise
             except TargetError as error:
-                wrong = str(error) if ordinary and not (self.hits("launch") or self.hits("finish")) else ""
+                wrong = str(error) if ordinary and not self._hit() else ""
             injector.between(run)
             return evidence, wrong
+
+    def _hit(self) -> bool:
+        """Return whether a traced fault happened before the recovery."""
+        return any(map(self.hits, ("prepare", "launch", "finish")))
 
     def again(self, submission: Submission = NEXT) -> str:
         """Run the next submission in the box; return what is wrong with it."""

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import msgspec
 
-from injectors import Checked, Evidence, injector_for
-from leakcheck.errors import LateError, TargetError, UsageError
+from injectors import Checked, injector_for
+from leakcheck.errors import LateError, UsageError
 from leakcheck.report import Command
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
@@ -119,12 +119,13 @@ def _no_request(*_: object) -> None:
 def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     argv = None
     # What the preparation makes has to go, too: a kill of the run or of its clean-up may leave it.
-    early = injector.stage == "prepare" or (session.host.apart and bool(session.target.adapter.prepare))
+    faulted = "prepare" in injector.stages
+    early = faulted or (session.host.apart and bool(session.target.adapter.prepare))
     replaced: set[str] = set()
     if early:
         with session.timed("baseline"):
             session.host.begin()
-    if injector.stage != "prepare":
+    if not faulted:
         with session.timed("prepare"):
             argv = session.prepare(case.submission)
         with session.timed("baseline"):
@@ -135,7 +136,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     with session.timed("prepare" if argv is None else "run"):
         try:
             if argv is None:
-                evidence, wrong = _interrupt_preparation(session, case)
+                evidence, wrong = session.prepare_under(injector, case.submission)
             else:
                 evidence, wrong = session.run_under(injector, argv, case.submission)
         except LateError as error:
@@ -176,14 +177,3 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         untied=[Remnant.of(leak) for leak in first.unattributed],
         state=after.state,
     )
-
-
-def _interrupt_preparation(session: Session, case: Case) -> tuple[Evidence, str]:
-    """Prepare the box under the fault; return the evidence, and what else is wrong."""
-    try:
-        session.prepare(case.submission)
-    except LateError:
-        raise
-    except TargetError as error:
-        return Evidence(fired=bool(session.fired("prepare"))), "" if session.fired("prepare") else str(error)
-    return Evidence(fired=False), ""

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from made import LEAKCHECK, WATCHES, target
 
-from injectors import parse
+from injectors import Plan, parse
+from injectors.crash import Point
 from leakcheck.campaigns import Crash, CrashOptions, Result
 from leakcheck.campaigns import run as run_campaign
 from leakcheck.campaigns.campaign import Made
@@ -18,7 +19,7 @@ from leakcheck.campaigns.render import lines
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target, load
 from leakcheck.trials.case import Case
-from leakcheck.trials.crash_points import record
+from leakcheck.trials.crash_points import Recorded, record
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import never
 from leakcheck.trials.session import NEXT
@@ -371,3 +372,22 @@ def test_two_recordings_have_the_same_points(name: str) -> None:
     # refbox's supervisor may end its init before that has exited.
     assert len(facts.unsteady) <= 1
     assert len(facts.points) > 50
+
+
+def test_a_part_of_a_sweep_is_the_first_of_one_order_whatever_limits_it() -> None:
+    campaign = Crash()
+    points = [Recorded(Point("launch", "0", "mkdir", f"/{number}", 1), "setup", "setup") for number in range(9)]
+
+    def drawn(**options: Any) -> list[Plan]:
+        return [*campaign.plans(CrashOptions(**options), points)]
+
+    every = drawn(within=60)
+    assert sorted(map(str, every)) == sorted(map(str, drawn())) and every != drawn()
+    assert drawn(iterations=7) == every[:7]
+    assert drawn(iterations=7, seed=1) != every[:7]
+    assert {*drawn(shard="2/3", iterations=4)} < {*drawn(shard="2/3")}
+
+
+def test_no_trial_starts_after_the_time_that_a_sweep_has_and_the_result_says_what_was_tried(tmp_path: Path) -> None:
+    result = run(target(tmp_path, MAKES), within=0.001, jobs=1, phase="setup")
+    assert 1 <= result.points["tried"] < result.points["plans"]

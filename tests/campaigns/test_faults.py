@@ -88,6 +88,18 @@ def test_a_plan_of_two_stages_is_reached_only_if_both_its_faults_are(tmp_path: P
     assert run(made, f"{RMDIR}#1:EBUSY+recover:0.1/rmdir({PLACE})#9:EBUSY").outcomes == {"not-reached": 1}
 
 
+def test_a_step_of_a_preparation_fails_too_and_one_that_ignores_it_is_silent(tmp_path: Path) -> None:
+    prepare = f"mkdir {PLACE}; rmdir {PLACE}"
+    failing = f"prepare:0.2/rmdir({PLACE})#1:EBUSY"
+    result = run(target(tmp_path, 'exec "$@"', prepare=f"{prepare}; :"), **BUSY)
+    assert plans(result, "silent") == {failing, failing.replace("#1", "#*")}
+    assert not result.points["not_reached"]
+    (finding,) = result.findings
+    assert {one.class_ for one in finding.leaks} == {"growing"} or PLACE in str(finding.leaks)
+    told = run(target(tmp_path, 'exec "$@"', prepare=f"{prepare} || exit 9; :"), failing)
+    assert told.outcomes.keys() <= {"leaked", "wedged"}, "it said so"
+
+
 def test_lies_that_change_something_are_reported_and_fail_no_target(tmp_path: Path) -> None:
     result = run(target(tmp_path, IGNORES, recover=f"rm -rf {PLACE}"), mode="lie", phase="cleanup", syscalls=("rmdir",))
     (recall,) = [one for one in result.criteria if one.name.startswith("share of lies")]

@@ -181,3 +181,13 @@ def test_hostile_arguments_do_not_fill_the_json() -> None:
     kept = json.loads(bytes(Remnant.of(leak).evidence))
     assert len(kept["args"]) == 32
     assert (kept["args_cut"], kept["argv"]) == (1968, " ".join(kept["args"]))
+
+
+def test_two_versions_of_a_target_with_an_adapter_each_have_the_same_findings() -> None:
+    def of(name: str) -> set[str]:
+        left = trial(("cgroup", "orphaned", f"/boxes/leakcheck-{name}-1-a1"))
+        hung = trial(outcome="wedged", detail=f"{name} did not end by its wall limit of 1 s")
+        return {one.id for one in findings(left, hung, target=name)}
+
+    assert len(of("runc")) == 2
+    assert of("runc") == of("runc-new")

@@ -39,6 +39,25 @@ def test_the_same_inode_at_the_same_path_has_its_calls_and_nothing_like_it_has()
     assert told("boxes", 7, [MADE, Fired()], honest) == ("", "", "not known")
 
 
+def test_a_mount_that_was_made_by_a_descriptor_of_the_directory_below_it_is_known_by_its_place() -> None:
+    def mount(flags: str) -> Call:
+        place = Object("/run/box", "0:1", 7, 1)
+        made = call("mount", "/proc/self/fd/N", now=7, before=7)
+        return msgspec.structs.replace(made, text=f'mount("/proc/self/fd/3", {flags})', before=place, now=place)
+
+    evidence = {"resource": {"target": "/run/box", "id": {"unique": 99}}}
+    remnant = Remnant("mount", "growing", "mount", evidence=msgspec.Raw(msgspec.json.encode(evidence)))
+    gone = call("umount", "box", before=8)
+
+    def told_of(*calls: Call) -> tuple[str, str]:
+        (one,) = lives([remnant], [*calls, Fired()], [*calls, gone], {})
+        return one.created, one.released
+
+    assert told_of(mount("MS_NOSUID")) == ("launch:0/mount(/proc/self/fd/N)#1", "launch:0/umount(box)#1")
+    assert told_of(mount("MS_REC|MS_PRIVATE")) == ("", "")
+    assert told_of(mount("MS_NOSUID"), gone) == ("", ""), "it is another mount"
+
+
 def test_what_existed_before_a_call_was_not_made_by_it() -> None:
     opened = call("open", "box", before=7, now=7, value=3)
     assert told("box", 7, [opened, Fired()], []) == ("", "", "not known")
@@ -46,6 +65,11 @@ def test_what_existed_before_a_call_was_not_made_by_it() -> None:
     assert told("box", 7, [failed, Fired()], []) == ("", "", "not known")
     unseen = msgspec.structs.replace(call("open", "box", now=7, value=3), looked=False)
     assert told("box", 7, [unseen, Fired()], []) == ("", "", "not known")
+
+
+def test_a_directory_that_has_another_name_in_another_root_is_the_same_one() -> None:
+    root = msgspec.structs.replace(call("open", "", now=7, value=3), now=Object("/", "0:1", 7, 2), before=MADE.now)
+    assert told("box", 7, [MADE, root, Fired()], [MADE, GONE])[0] == "launch:0/mkdir(box)#1"
 
 
 def test_an_inode_that_is_given_again_belongs_to_the_later_call() -> None:
