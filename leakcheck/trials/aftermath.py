@@ -201,6 +201,8 @@ class Aftermath:
             injector = injector_for(self._case.plan)
             with contextlib.suppress(TargetError), self._session.traced(injector):
                 self._session.prepare_under(injector, self._case.submission)
+            # As before: what a killed run started goes on, and a run beside it leaves what neither would alone.
+            self._session.host.observe()
             self._session.recover()
             self._session.again()
             after = self._observe().leaks

@@ -18,9 +18,11 @@ from leakcheck.trials.remnant import Remnant
 __all__ = ["lives"]
 
 # What exists since the call that made it: an inode or a number of before belongs to something that is gone.
-_NEW = ("inode", "mount", "mounted", "process", "namespace")
+_NEW = ("inode", "named", "mount", "mounted", "process", "namespace")
 # Flags by which mount(2) changes a mount that is there.
 _CHANGES = re.compile(r"\bMS_(REMOUNT|PRIVATE|SLAVE|SHARED|UNBINDABLE)\b")
+# A call that creates a file or directory at an absolute path without characters that are escaped.
+_CREATES = re.compile(r'(?:mkdir|mknod|open)\("(/[^"\\]*)"(?:, [\w|]*\bO_CREAT\b|, 0)')
 _Key = tuple[str, int | str, int | str]
 # Calls that give an object an id, and that remove one.
 _IPC = {"shmget": "shm", "semget": "sem", "msgget": "msg", "shmctl": "shm", "semctl": "sem", "msgctl": "msg"}
@@ -81,7 +83,7 @@ class _Run:
             case "file":
                 # The report has the device of the writable layer. In this run, the path tells which inode is meant.
                 same = [k for k, paths in self._paths.items() if resource["path"] in paths and k[2] == resource["ino"]]
-                return same[0] if len(same) == 1 else None
+                return same[0] if len(same) == 1 else ("named", "", resource["path"])
             case "cgroup":
                 return ("inode", hierarchies.get(resource["hierarchy"], ""), resource["ino"])
             case "mount":
@@ -130,7 +132,12 @@ def _inode(one: Object) -> _Key:
 
 def _made(call: Call) -> Iterator[_Key]:
     """Yield what a call has made."""
-    if call.value is None or call.value < 0:
+    if call.value is None:
+        # Of a command that uses ptrace itself no result is seen: what was not there before is known by its name.
+        if call.looked and call.before is None and (named := _CREATES.match(call.text)) is not None:
+            yield ("named", "", named[1])
+        return
+    if call.value < 0:
         return
     match call.point.operation:
         case "mkdir" | "mknod" | "symlink" | "bind" if call.now is not None:
@@ -157,7 +164,11 @@ def _made(call: Call) -> Iterator[_Key]:
 
 def _freed(call: Call) -> Iterator[_Key]:
     """Yield what a call has removed."""
-    if call.value is None or call.value < 0:
+    if call.value is None:
+        if call.point.operation in ("rmdir", "unlink") and call.before is not None:
+            yield ("named", "", call.before.path)
+        return
+    if call.value < 0:
         return
     match call.point.operation:
         case "rmdir" | "unlink" if call.before is not None:

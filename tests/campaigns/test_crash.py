@@ -138,6 +138,13 @@ def test_preparation_is_killed_too(tmp_path: Path) -> None:
     assert "/var/lib/crash-prepared" in str(result.findings[0].leaks)
 
 
+def test_what_each_run_replaces_does_not_grow_because_a_killed_runs_child_is_still_at_it(tmp_path: Path) -> None:
+    busy = "i=0; while [ $i -lt 50000 ]; do i=$((i+1)); done"
+    made = target(tmp_path, f'(rm -rf /var/lib/one-*; {busy}; mkdir /var/lib/one-$$); "$@"', more='box = "reused"')
+    result = run(made, "launch:0/clone#1:after:SIGKILL")
+    assert result.outcomes.keys() <= {"recovered", "bounded"}, result.findings
+
+
 def test_what_a_killed_preparation_has_replaced_is_no_residue(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"', prepare="ln -sfn usr/bin /opt/crash-link; mkdir -p /opt/crash-kept; :")
     result = run(made, "prepare:0/exit#1:before:SIGKILL", iterations=2)

@@ -58,6 +58,16 @@ def test_a_mount_that_was_made_by_a_descriptor_of_the_directory_below_it_is_know
     assert told_of(mount("MS_NOSUID"), gone) == ("", ""), "it is another mount"
 
 
+def test_without_results_what_was_not_there_before_a_call_is_known_by_its_name() -> None:
+    made, gone = (msgspec.structs.replace(one, value=None) for one in (call("open", "box"), GONE))
+    known = ("launch:0/open(box)#1", "launch:0/rmdir(box)#1", "the fault came between them")
+    assert told("box", 7, [made, Fired()], [made, gone]) == known
+    assert told("boxes", 7, [made, Fired()], [made, gone])[0] == ""
+    there = msgspec.structs.replace(made, before=GONE.before)
+    assert told("box", 7, [there, Fired()], [there, gone])[0] == ""
+    assert told("box", 7, [made, gone, Fired()], [made, gone])[0] == ""
+
+
 def test_what_existed_before_a_call_was_not_made_by_it() -> None:
     opened = call("open", "box", before=7, now=7, value=3)
     assert told("box", 7, [opened, Fired()], []) == ("", "", "not known")
