@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from injectors import Plan
 from injectors.crash import Sent, Victim, When, crash_plan
 from leakcheck.campaigns.campaign import Option
-from leakcheck.campaigns.sweep import Sweep, SweepOptions
+from leakcheck.campaigns.sweep import Sweep
+from leakcheck.campaigns.sweep_options import SweepOptions
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.crash_points import Points, Recorded

@@ -12,7 +12,8 @@ from leakcheck._native import OPERATIONS
 from leakcheck.campaigns.campaign import Check, Made, Option
 from leakcheck.campaigns.criteria import reached, zero
 from leakcheck.campaigns.lies import lies, recall
-from leakcheck.campaigns.sweep import Sweep, SweepOptions
+from leakcheck.campaigns.sweep import Sweep
+from leakcheck.campaigns.sweep_options import SweepOptions
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.case import case_of

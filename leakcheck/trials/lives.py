@@ -136,9 +136,12 @@ def _made(call: Call) -> Iterator[_Key]:
         # Of a command that uses ptrace itself no result is seen: what was not there before is known by its name.
         if call.looked and call.before is None and (named := _CREATES.match(call.text)) is not None:
             yield ("named", "", named[1])
-        return
-    if call.value < 0:
-        return
+    elif call.value >= 0:
+        yield from _returned(call, call.value)
+
+
+def _returned(call: Call, value: int) -> Iterator[_Key]:
+    """Yield what a call that succeeded, with `value`, has made."""
     match call.point.operation:
         case "mkdir" | "mknod" | "symlink" | "bind" if call.now is not None:
             yield _inode(call.now)
@@ -151,13 +154,13 @@ def _made(call: Call) -> Iterator[_Key]:
                 # The descriptor is of the directory below the new mount, and shows that one still.
                 yield ("mounted", 0, call.before.path)
         case "clone" | "unshare":
-            yield from [("process", 0, call.value)] if call.child else []
+            yield from [("process", 0, value)] if call.child else []
             new = call.point.class_.split("+")
             yield from (("namespace", 0, inode) for name, inode in call.namespaces.items() if name in new)
         case "shmget" | "semget" | "msgget":
-            yield (_IPC[call.point.operation], 0, call.value)
+            yield (_IPC[call.point.operation], 0, value)
         case "add_key" | "request_key" | "keyctl":
-            yield ("key", 0, call.value)
+            yield ("key", 0, value)
         case "lock" if call.before is not None and not call.text.endswith(("F_UNLCK)", "LOCK_UN)")):
             yield ("lock", call.before.dev, call.before.ino)
 
