@@ -20,6 +20,7 @@ from injectors.protocol import (
     Traces,
     Trial,
 )
+from injectors.state import State
 from injectors.syscalls import Syscalls
 from injectors.timed import Timed
 from leakcheck.errors import UsageError
@@ -63,7 +64,7 @@ def _name(injector: type[Injector]) -> str:
     return f"{injector.__module__}.{injector.__qualname__}"
 
 
-for _one in (Nothing, Timed, Syscalls):
+for _one in (Nothing, Timed, Syscalls, State):
     register(_one)
 
 

@@ -51,6 +51,7 @@ class Checked:
         self.stages = inner.stages if isinstance(inner, FailsCalls) else {self.stage: 1}
         self.compared = inner.compared if isinstance(inner, FailsCalls) else False
         self._between = inner.between if isinstance(inner, ActsBetween) else None
+        self.acts_between = self._between is not None
 
     def apply(self, trial: Trial) -> Evidence:
         """Apply it, for the first and last time."""
@@ -61,7 +62,6 @@ class Checked:
             raise AssertionError(f"plan {self.plan}: gave {evidence!r} for evidence")
         return evidence
 
-    def between(self, trial: Trial) -> None:
-        """Act between run and recovery, if it can."""
-        if self._between is not None:
-            self._between(trial)
+    def between(self, trial: Trial) -> bool:
+        """Act between run and recovery, if it can; return whether nothing is missing of the fault."""
+        return self._between is None or self._between(trial)

@@ -1,6 +1,7 @@
 """The interface of an injector, and its view of the trial."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import msgspec
@@ -48,6 +49,12 @@ class Trial(Protocol):
 
     def fired(self) -> bool:
         """Return whether the tracer of the run reported that the fault happened."""
+
+    def state_files(self, declared: str) -> Sequence[str]:
+        """Return the paths, as commands see them, that exist of what the adapter's ``state_files`` calls `declared`."""
+
+    def directory(self, path: str) -> AbstractContextManager[int]:
+        """Yield a descriptor of the directory that commands see at `path`; no link leads out of the trial's host."""
 
 
 class Injector(Protocol):
@@ -97,10 +104,10 @@ class ShapesLaunch(Protocol):
 
 @runtime_checkable
 class ActsBetween(Protocol):
-    """Optional interface: a second action after the run has ended, before the recovery."""
+    """Optional interface: a second action after the run has ended, before the recovery. Other boxes must still work."""
 
-    def between(self, trial: Trial) -> None:
-        """Act on what the run left."""
+    def between(self, trial: Trial) -> bool:
+        """Act on what the run left; return whether there was something to act on."""
 
 
 @runtime_checkable

@@ -23,7 +23,7 @@ from leakcheck import __version__
 from leakcheck.answers import answering
 from leakcheck.commands import INTERRUPTED, LEAKED, TARGET, UNKNOWN, USAGE
 from leakcheck.deliver import drop, notify
-from leakcheck.errors import CompileError, GivenUp, NativeError, TargetError, UsageError
+from leakcheck.errors import CompileError, GivenUp, NativeError, NotApplicableError, TargetError, UsageError
 
 if TYPE_CHECKING:
     from leakcheck.arena import Arena
@@ -34,6 +34,7 @@ _CAMPAIGNS = {
     "leaks": "Does a target leave anything behind, however its runs end?",
     "crash": "At which instant must a target be killed for it to leave something behind?",
     "faults": "What does a target leave behind if a step of its clean-up fails?",
+    "state": "Does a target notice damage to its own state, and work on all the same?",
     "stress": "Is every status right under load, and does nothing stay?",
 }
 """The campaigns and their questions: importing them takes as long as all the rest, and the help needs only these."""
@@ -379,7 +380,7 @@ def _outcome() -> int:
     except (MemoryError, RecursionError) as error:
         what = "memory" if isinstance(error, MemoryError) else "stack: the input is nested too deeply"
         return _fail(UNKNOWN, f"unknown: out of {what}")
-    except (NativeError, OSError) as error:
+    except (NativeError, NotApplicableError, OSError) as error:
         return _fail(UNKNOWN, f"unknown: {error}")
     except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever the cause
         what = f"{type(error).__name__}: {error}"

@@ -26,6 +26,10 @@ class ArenaError(TargetError):
     """An arena could not be brought up or removed. The message names the failed step; nothing of the arena is left."""
 
 
+class NotApplicableError(LeakcheckError):
+    """The target has nothing of the kind that a campaign tests; exit code 3, never a pass."""
+
+
 class StoppedError(TargetError):
     """The user interrupted before there was any result."""
 

@@ -11,6 +11,7 @@ from leakcheck.campaigns.engine import run
 from leakcheck.campaigns.faults import Faults, FaultsOptions
 from leakcheck.campaigns.leaks import Leaks, LeaksOptions
 from leakcheck.campaigns.result import Criterion, Finding, Result
+from leakcheck.campaigns.state import State, StateOptions
 from leakcheck.campaigns.stress import Stress
 from leakcheck.campaigns.stress_options import StressOptions
 
@@ -26,10 +27,12 @@ __all__ = [
     "Leaks",
     "LeaksOptions",
     "Result",
+    "State",
+    "StateOptions",
     "Stress",
     "StressOptions",
     "run",
 ]
 
-CAMPAIGNS: dict[str, Campaign[Any, Any]] = {one.name: one for one in (Leaks(), Crash(), Faults(), Stress())}
+CAMPAIGNS: dict[str, Campaign[Any, Any]] = {one.name: one for one in (Leaks(), Crash(), Faults(), State(), Stress())}
 """The campaigns by name; each is a command."""

@@ -31,8 +31,9 @@ def lines(campaign: Result) -> Iterator[Text]:
     yield line("leakcheck: ", (campaign.verdict, VERDICT_STYLE[campaign.verdict]), made)
     if campaign.failed and campaign.unit != "trials":
         yield line("  ", ("failed    ", "bold red"), "; ".join(campaign.failed))
+    width = max([8, *map(len, campaign.endings)])
     for ending, outcomes in campaign.endings.items():
-        parts: list[str | tuple[str, str]] = [f"  {ending:<8} "]
+        parts: list[str | tuple[str, str]] = [f"  {ending:<{width}} "]
         for number, (outcome, count) in enumerate(sorted(outcomes.items())):
             parts += [", " if number else "", (f"{count} {outcome}", _OUTCOME_STYLE.get(outcome, "red"))]
         yield line(*parts, "" if outcomes else ("no point was visited", "dim"))

@@ -14,8 +14,12 @@ from leakcheck.stats.bounds import spread
 from leakcheck.targets import Target
 from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.isolated import Isolated
+from leakcheck.trials.outcome import OUTCOMES
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
+
+AGAIN = 2
+"""How often an example of a finding is tried once more: one whose replays disagree says so."""
 
 _Options = TypeVar("_Options", bound=TrialOptions)
 
@@ -31,6 +35,15 @@ class TrialCampaign(Campaign[_Options, Trial]):
         """Return whether as many trials as the options ask for have the same finding."""
         enough = made.options.enough
         return bool(enough) and any(len(alike) >= enough for _, alike in groups(made.trials))
+
+    def try_again(self, made: Made[_Options, Trial], ui: Ui, count: int = AGAIN) -> None:
+        """Try an example of each finding `count` times more."""
+        examples = [max(alike, key=lambda trial: OUTCOMES.index(trial.outcome)) for _, alike in groups(made.trials)]
+        again = [one.case for one in examples if one.outcome not in ("bounded", "recovered") for _ in range(count)]
+        if again:
+            ui.log(f"trying each of {len(again) // count} findings {count} times more")
+        made.trials.extend(made.executor.run(lambda: iter(again)))
+        made.wanted = None if made.wanted is None else made.wanted + len(again)
 
     def finish(self, made: Made[_Options, Trial], ui: Ui) -> None:
         """Record what was not fully observed."""

@@ -118,6 +118,20 @@ class Probe(_Table, frozen=True):
         return bool(self.namespaces or self.hidden or self.unreadable or self.seccomp or self.kernel)
 
 
+class Damage(_Table, frozen=True):
+    """What the target does about a damaged state file.
+
+    Args:
+        log: the file to which it adds a line about it; empty if it has none.
+        words: words of which one stands in that line.
+        keeps: where it keeps state files that it does not trust, never more of them than there are boxes.
+    """
+
+    log: str = ""
+    words: list[str] = []
+    keeps: list[str] = []
+
+
 class Adapter(_Table, frozen=True):
     """One target as data; `leakcheck.targets.target.Target` runs it.
 
@@ -143,6 +157,9 @@ class Adapter(_Table, frozen=True):
         state: paths of the machine that the target owns, each with everything below it; ``*`` stands for any
             characters, and a path with ``{box}`` or ``{name}`` belongs to that box only. Changing a file that existed
             before is damage at any other path.
+        state_files: the files in which the target keeps what it knows of a box that is in use; ``*`` stands for a part
+            of a name. `leakcheck state` damages them.
+        damage: what it does about a damaged one.
         shortest_wall: the shortest wall limit that it accepts, in seconds.
         may_lack_signal: whether it may report a death by signal as a plain exit code.
         reports: the statuses that it can report; every target may report IE.
@@ -171,6 +188,8 @@ class Adapter(_Table, frozen=True):
     binds: list[str] = []
     arena_only: bool = False
     state: list[str] = []
+    state_files: list[str] = []
+    damage: Damage = Damage()
     shortest_wall: float = 0.1
     may_lack_signal: bool = False
     reports: tuple[Status, ...] = ("OK", "TLE", "RE")
@@ -319,18 +338,29 @@ def _texts(adapter: Adapter, path: Path) -> Iterator[tuple[str, str, set[str]]]:
     for field, text in (("status.file", adapter.status.file), ("output", adapter.output), ("cwd", adapter.cwd)):
         yield field, text, _STATIC
     yield from (("state", text, {"box", "name", "unique"}) for text in adapter.state)
+    yield from (("state_files", text, _STATIC) for text in adapter.state_files)
+    yield "damage.log", adapter.damage.log, _STATIC
+    yield from (("damage.keeps", text, {"box", "name", "unique"}) for text in adapter.damage.keeps)
 
 
 def _problems_of_paths(adapter: Adapter) -> Iterator[tuple[str, str]]:
     paths = [(f"files[{number}].path", file.path) for number, file in enumerate(adapter.files)]
     paths += [("status.file", adapter.status.file), ("output", adapter.output), ("cwd", f"{adapter.cwd}/")]
+    paths += [("state_files", path) for path in adapter.state_files]
+    paths += [("damage.log", adapter.damage.log)]
     for field, text in paths:
         if text and not text.startswith(("/", "{work}/")):
             yield field, f"{text!r} is not absolute; start it with {{work}}/ or /"
-    for field, places in (("binds", adapter.binds), ("state", adapter.state)):
+    for field, places in (("binds", adapter.binds), ("state", adapter.state), ("damage.keeps", adapter.damage.keeps)):
         for place in places:
             if not place.startswith("/") or not place.strip("/*?"):
                 yield field, f"{place!r}: give an absolute path below /"
+    if bool(adapter.damage.log) != bool(adapter.damage.words):
+        yield "damage", "log and words go together: where the line is, and how it is known"
+    for path in adapter.state_files:
+        # It stands in fault plans.
+        if wrong := re.search(r"[\s,:]", path):
+            yield "state_files", f"{path!r}: {wrong[0]!r} cannot stand in it; put * in its place"
 
 
 def _problems_of_values(adapter: Adapter) -> Iterator[tuple[str, str]]:

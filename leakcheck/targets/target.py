@@ -137,6 +137,11 @@ class Target:
             return any(place.match(path) for place in self._places)
         return any(_places(text, str(box.number), self._name(box)).match(path) for text in self._of_boxes)
 
+    def keeps(self, path: str, box: Box) -> bool:
+        """Return whether `path` is where it keeps a state file of `box` that it does not trust."""
+        kept = self.adapter.damage.keeps
+        return any(_places(text, str(box.number), self._name(box)).match(path) for text in kept)
+
     def names_box(self, path: str, box: Box) -> bool:
         """Return whether `path` contains the full name of `box`, not only as the start of a longer word."""
         return re.search(rf"(?<!\w){re.escape(self._name(box))}(?!\w)", path) is not None
@@ -209,9 +214,13 @@ class Target:
             files={fill(path, values): content for path, content in files.items()},
         )
 
+    def filled(self, path: str, box: Box) -> str:
+        """Return a path of the adapter as that of `box`."""
+        return fill(path, self._values(box))
+
     def cwd(self, box: Box) -> str:
         """Return the directory in which its commands start."""
-        return fill(self.adapter.cwd, self._values(box))
+        return self.filled(self.adapter.cwd, box)
 
     def output_file(self, box: Box) -> Path | None:
         """Return the file with what the payload prints; None if that is the launch's stdout."""

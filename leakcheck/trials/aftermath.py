@@ -31,6 +31,9 @@ class Aftermath:
         self.state: Mapping[str, int] = {}
         """That in which the stage of a fault ended, if it is compared."""
         self.gaps = {kind: gap.reason for kind, gap in first.gaps.items()}
+        self.noted: bool | None = None
+        """Whether the target's log tells of damage to its state; None if there is no such log or damage."""
+        self._damaged = injector.acts_between
         self._session = session
         self._succeeded = succeeded
         self._hit = not injector.harmless
@@ -66,6 +69,7 @@ class Aftermath:
     def follow(self) -> None:
         """Recover, run the next submission, observe after each, and classify what stays."""
         early = self._succeeded and bool(self._stay)
+        logged = self._session.log() if self._damaged else b""
         if early:
             self._survived = set(self._stay)
             with self._session.timed("next"):
@@ -89,6 +93,10 @@ class Aftermath:
         if not (self._session.late or early):
             with self._session.timed("next"):
                 self._next()
+        if self._damaged:
+            self.noted = self._session.noted(logged)
+            with self._session.timed("other box"):
+                self.failures += self._session.others_work()
         if self._stay:
             self._class()
 
@@ -137,7 +145,8 @@ class Aftermath:
         for key, leak in before.items():
             here = places.get((leak.kind, place_of(leak)))
             if key in now:
-                self._keep(key, leak, key)
+                # A file has another name now if it was put aside.
+                self._keep(key, leak if place_of(now[key]) == place_of(leak) else now[key], key)
             elif here is not None and leak.class_ == here.class_ == "damaged":
                 # It changed again.
                 self._keep(key, here, here.key)
@@ -210,6 +219,7 @@ class Aftermath:
             more = count_similar(leak, after) > count_similar(leak, before)
             # A second run killed at another point need not leave what the first left.
             chance = self._session.late or (self._hit and key not in self._steady)
+            chance &= not self._session.target.keeps(place_of(leak), self._session.box)
             class_ = "growing" if more else leak.class_ if chance else "bounded"
             self._note(key, leak, leak.class_ if leak.class_ in _FOR_GOOD else class_)
 

@@ -58,6 +58,10 @@ class Host(Protocol):
     def write(self, path: Path, content: bytes) -> None:
         """Write the file that commands see at `path`, and create its directories; raise `OSError`."""
 
+    @property
+    def root(self) -> int:
+        """A descriptor of its root directory; only an arena has one."""
+
     def begin(self) -> None:
         """Take the baseline."""
 

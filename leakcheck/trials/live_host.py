@@ -76,6 +76,11 @@ class LiveHost:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
 
+    @property
+    def root(self) -> int:
+        """Raise `UsageError`: nothing below the host's own root is damaged on purpose."""
+        raise UsageError("--host: the state files of the live host are not damaged; omit it")
+
     def begin(self) -> None:
         """Take the baseline, and watch who makes what."""
         roots = [*_native.DEFAULT_ROOTS, str(self._base)]

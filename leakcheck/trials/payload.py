@@ -1,7 +1,10 @@
 """The payload of a run: what it printed, and whether it runs."""
 
 import contextlib
+import os
 import time
+from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -9,6 +12,7 @@ import psutil
 from leakcheck.submissions import Submission
 from leakcheck.trials.host import Running
 from leakcheck.trials.output import text
+from leakcheck.trials.rootfs import opened
 
 if TYPE_CHECKING:
     from leakcheck.trials.session import Session
@@ -71,3 +75,11 @@ class ObservedRun:
     def fired(self) -> bool:
         """Return whether the tracer of the run reported that the fault happened."""
         return bool(self._session.fired("launch"))
+
+    def state_files(self, declared: str) -> list[str]:
+        """Return the paths that exist of what the adapter's ``state_files`` calls `declared`."""
+        return self._session.state_files(declared)
+
+    def directory(self, path: str) -> AbstractContextManager[int]:
+        """Yield a descriptor of the directory that commands see at `path`."""
+        return opened(self._session.host.root, Path(path), os.O_PATH | os.O_DIRECTORY)

@@ -4,9 +4,10 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import stat
-from collections.abc import Generator
-from pathlib import Path
+from collections.abc import Generator, Iterator
+from pathlib import Path, PurePath
 
 # The same number on all our architectures; Python and the C library have no wrapper (linux/openat2.h, Linux 5.6).
 _OPENAT2 = 437
@@ -71,6 +72,26 @@ def read_file(root: int, path: Path) -> bytes:
         _check_regular(fd, path)
         with open(fd, "rb", closefd=False) as file:
             return file.read(_MOST_BYTES)
+
+
+def find(root: int, pattern: str) -> Iterator[Path]:
+    """Yield the paths below `root` that an absolute `pattern` stands for, in which ``*`` is any part of a name."""
+    found = [Path("/")]
+    for part in PurePath(pattern).parts[1:]:
+        found = [path / name for path in found for name in _names(root, path, part)]
+    yield from found
+
+
+def _names(root: int, directory: Path, part: str) -> list[str]:
+    # In a name without "*" nothing is special.
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        if "*" not in part:
+            with opened(root, directory / part, os.O_PATH | os.O_NOFOLLOW):
+                return [part]
+        with opened(root, directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
+            name = re.compile(".*".join(map(re.escape, part.split("*"))), re.DOTALL)
+            return sorted(one for one in os.listdir(fd) if name.fullmatch(one))  # noqa: PTH208 (no Path is one of a descriptor)
+    return []
 
 
 def _check_regular(fd: int, path: Path) -> None:

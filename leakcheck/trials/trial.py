@@ -35,7 +35,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
 
     `outcomes` are all that hold, none if it is clean. `fired` is whether the fault happened, `wrong` what is wrong with
     the status. `recovery` are the commands of the target's recovery, and how they ended. `state` is that in which the
-    stage of a fault ended, if it is compared with others.
+    stage of a fault ended, if it is compared with others. `noted` is whether the target's log tells of damage to its
+    state; None if there is no such log or damage.
     """
 
     case: Case
@@ -50,6 +51,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     gaps: dict[str, str] = {}
     untied: list[Remnant] = []
     state: Mapping[str, int] = {}
+    noted: bool | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -154,9 +156,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     outcomes = set(after.outcomes())
     if wrong:
         outcomes.add("false-status")
-    # The kill of a run that is to be recovered is not the one of its recovery.
-    fired = all(session.hits(stage) >= count for stage, count in injector.stages.items())
-    fired |= evidence.fired and injector.trace is None
+    fired = _fired(session, injector, evidence)
     if not (fired or injector.may_miss):
         outcomes.add("not-reached")
     detail = [*after.failures, *filter(None, [wrong])]
@@ -176,4 +176,27 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         gaps=after.gaps,
         untied=[Remnant.of(leak) for leak in first.unattributed],
         state=after.state,
+        noted=after.noted,
     )
+<<<<<<< HEAD
+=======
+
+
+def _fired(session: Session, injector: Checked, evidence: Evidence) -> bool:
+    """Return whether all of the fault happened."""
+    if injector.trace is None or injector.acts_between:
+        return evidence.fired
+    # The kill of a run that is to be recovered is not the one of its recovery.
+    return all(session.hits(stage) >= count for stage, count in injector.stages.items())
+
+
+def _interrupt_preparation(session: Session, case: Case) -> tuple[Evidence, str]:
+    """Prepare the box under the fault; return the evidence, and what else is wrong."""
+    try:
+        session.prepare(case.submission)
+    except LateError:
+        raise
+    except TargetError as error:
+        return Evidence(fired=bool(session.fired("prepare"))), "" if session.fired("prepare") else str(error)
+    return Evidence(fired=False), ""
+>>>>>>> f18c2f3 (state: damages a target's state files after a kill, and judges what it then forgets, waits for or does not notice)

@@ -458,7 +458,7 @@ class TestCompletion:
     @pytest.mark.parametrize(
         ("line", "offered"),
         [
-            ("leakcheck s", ["snapshot", "stress"]),
+            ("leakcheck s", ["snapshot", "state", "stress"]),
             ("leakcheck guard --ar", ["--arena"]),
             ("leakcheck leaks --en", ["--endings", "--enough"]),
             ("leakcheck leaks --target ru", ["runc", "runc-new", "runsc"]),

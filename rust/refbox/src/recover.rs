@@ -47,6 +47,7 @@ pub(crate) fn undo(store: &Store, number: u16, _lock: &Lock) -> Result<()> {
     };
     let mut dirs: Vec<PathBuf> = Vec::new();
     let mut event = None;
+    let idle = matches!(found, Found::Idle);
     match found {
         Found::Idle => {}
         Found::Corrupt(why) => store.set_aside(number, &why)?,
@@ -60,6 +61,9 @@ pub(crate) fn undo(store: &Store, number: u16, _lock: &Lock) -> Result<()> {
     }
     // Without a valid state, a cgroup is found by its name.
     for place in plan::plan(&store.cgroup_name(number))? {
+        if idle && place.dir.is_dir() {
+            event = Some(("state-missing", format!("cgroup {} has no state file", place.dir.display())));
+        }
         if !dirs.contains(&place.dir) {
             dirs.push(place.dir);
         }

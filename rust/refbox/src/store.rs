@@ -1,7 +1,7 @@
 //! The state directory: one lock file and, while a box isn't idle, one state file a box; quarantined files; the audit log.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,6 +14,12 @@ use crate::state::{self, Phase, State, fnv};
 
 /// The audit log is renamed when it gets larger.
 const AUDIT_SIZE: u64 = 1 << 20;
+/// State files have a few hundred bytes.
+const STATE_SIZE: u64 = 1 << 16;
+const STATE_MODE: u32 = 0o600;
+const O_NOFOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+const O_NONBLOCK: i32 = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+const ELOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
 
 /// An open state directory.
 pub(crate) struct Store {
@@ -103,14 +109,16 @@ impl Store {
 
     pub(crate) fn read(&self, number: u16) -> Result<Found> {
         let path = self.state_path(number);
-        match fs::read(&path) {
-            Ok(bytes) => Ok(match state::decode(&bytes, number, &self.cgroup_name(number)) {
+        match read_own(&path) {
+            Ok(Ok(bytes)) => Ok(match state::decode(&bytes, number, &self.cgroup_name(number)) {
                 Ok(state) => Found::State(state),
                 Err(why) => Found::Corrupt(why),
             }),
+            Ok(Err(why)) => Ok(Found::Corrupt(why)),
             Err(e) if e.kind() == ErrorKind::NotFound => Ok(Found::Idle),
-            // A directory, or an input/output error.
-            Err(e) if e.kind() == ErrorKind::IsADirectory => Ok(Found::Corrupt("is a directory".to_owned())),
+            Err(e) if e.raw_os_error() == Some(ELOOP) => Ok(Found::Corrupt("is a symbolic link".to_owned())),
+            Err(e) if e.kind() == ErrorKind::PermissionDenied => Ok(Found::Corrupt("cannot be read".to_owned())),
+            // An input/output error.
             Err(e) => Err(e).doing("read", &path),
         }
     }
@@ -121,7 +129,7 @@ impl Store {
         let (new, path) = (self.new_path(state.number), self.state_path(state.number));
         let bytes = state::encode(state);
         let written = || -> std::io::Result<File> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(STATE_MODE).open(&new)?;
             file.write_all(&bytes)?;
             file.sync_data()?;
             fs::rename(&new, &path)?;
@@ -189,6 +197,26 @@ impl Store {
         let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
         opened.doing("open", &path)
     }
+}
+
+/// The content of a file as we write state files; or what it is instead.
+fn read_own(path: &Path) -> std::io::Result<std::result::Result<Vec<u8>, String>> {
+    // Do not wait for a writer of a FIFO.
+    let mut file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
+    let found = file.metadata()?;
+    let own = rustix::process::geteuid().as_raw();
+    if !found.is_file() {
+        return Ok(Err("not a regular file".to_owned()));
+    }
+    if found.uid() != own || found.mode() & 0o7777 != STATE_MODE {
+        return Ok(Err(format!("of user {} with mode {:o}", found.uid(), found.mode() & 0o7777)));
+    }
+    if found.len() > STATE_SIZE {
+        return Ok(Err(format!("{} bytes", found.len())));
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(Ok(bytes))
 }
 
 fn default_dir() -> PathBuf {

@@ -2,7 +2,9 @@
 
 mod common;
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::process::Command;
 
 use common::{Place, finish, fnv, root};
 use serde_json::{Value, json};
@@ -75,6 +77,7 @@ fn a_state_that_cannot_be_trusted_is_set_aside_and_the_box_goes_on() {
     ];
     for (count, (name, content)) in variants.iter().enumerate() {
         fs::write(place.state_file(5), content).unwrap();
+        fs::set_permissions(place.state_file(5), Permissions::from_mode(0o600)).unwrap();
         let wanted = if *name == "somebody's directory" { "stale" } else { "corrupt" };
         assert_eq!(place.health().1["boxes"][0]["status"], wanted, "{name}");
         if count % 2 == 0 {
@@ -93,6 +96,58 @@ fn a_state_that_cannot_be_trusted_is_set_aside_and_the_box_goes_on() {
     assert_eq!(place.refbox(&["clean", "--box", "5"]).status.code(), Some(0));
     assert_eq!(fs::read_dir(place.state().join("quarantine")).unwrap().count(), 0);
     assert!(place.state().join("box-5.lock").exists());
+}
+
+#[test]
+fn what_is_no_state_file_of_ours_is_set_aside_and_never_waited_for() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("no-state");
+    assert_eq!(place.run(5, &["--", "/bin/true"]).status(), "OK");
+    let whole = envelope(&json!({"box": 5, "supervisor": {"pid": 4_000_000, "start_time": 1, "boot_id": "x"},
+        "cgroups": [], "quarantined": null}));
+    let make = |what: &str| {
+        let file = place.state_file(5);
+        match what {
+            "FIFO" => assert!(Command::new("mkfifo").arg(&file).status().unwrap().success()),
+            "link" => symlink("/etc/passwd", &file).unwrap(),
+            "directory" => fs::create_dir(&file).unwrap(),
+            _ => {
+                fs::write(&file, if what == "large" { " ".repeat(1 << 17) } else { whole.clone() }).unwrap();
+                let mode = if what == "mode" { 0o644 } else { 0o600 };
+                fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+                if what == "owner" {
+                    chown(&file, Some(65_534), None).unwrap();
+                }
+            }
+        }
+    };
+    for (count, what) in ["FIFO", "link", "directory", "large", "mode", "owner"].into_iter().enumerate() {
+        make(what);
+        assert_eq!(place.health().1["boxes"][0]["status"], "corrupt", "{what}");
+        assert_eq!(place.refbox(&["recover", "--box", "5"]).status.code(), Some(0), "{what}");
+        let audit = place.audit();
+        assert_eq!(audit.len(), count + 1, "{what}");
+        assert_eq!(audit[count]["event"], "state-set-aside", "{what}");
+        assert_eq!(place.run(5, &["--", "/bin/true"]).status(), "OK", "{what}");
+    }
+}
+
+#[test]
+fn that_a_state_file_is_missing_is_in_the_audit_if_its_cgroups_are_there() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("missing");
+    let mut held = place.held(3, &[]);
+    held.child.kill().unwrap();
+    held.child.wait().unwrap();
+    fs::remove_file(place.state_file(3)).unwrap();
+    assert_eq!(place.refbox(&["recover", "--box", "3"]).status.code(), Some(0));
+    let events: Vec<_> = place.audit().iter().map(|line| line["event"].clone()).collect();
+    assert_eq!(events, ["state-missing"]);
+    place.assert_nothing_left("missing");
 }
 
 #[test]

@@ -1,0 +1,140 @@
+"""`leakcheck state` damages a target's state files, and finds what the target then forgets, believes or waits for."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import LEAKCHECK, target
+
+from injectors import parse
+from leakcheck.campaigns import Result, State, StateOptions
+from leakcheck.campaigns import run as run_campaign
+from leakcheck.errors import NotApplicableError, TargetError, UsageError
+from leakcheck.targets import Target, load
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+HOME = "/var/lib/state-test"
+# Its state names a directory that its recovery has to remove. The payload dies with the supervisor.
+DIES = "setpriv --pdeathsig KILL unshare --pid --fork --kill-child"
+LAUNCH = f"""shift 2; mkdir -p {HOME}/d; printf '{{{{"pid": %d, "made": "%s"}}}}' $$ {HOME}/made-$$ \\
+  > {HOME}/d/state.json
+mkdir {HOME}/made-$$; {DIES} "$@"; code=$?; rmdir {HOME}/made-$$; rm {HOME}/d/state.json; exit $code"""
+TRUSTS = f"""cd {HOME}/d || exit 0; rmdir "$(cut -d '"' -f 6 state.json)"; rm -rf state.json"""
+KNOWS = f"rm -rf {HOME}/made-* {HOME}/d/state.json"
+MORE = f'state_files = ["{HOME}/d/state.json"]\nstate = ["{HOME}"]\n'
+
+
+def made(tmp_path: Path, recover: str, more: str = "") -> Target:
+    return target(tmp_path, LAUNCH, recover=recover, more=MORE + more)
+
+
+def run(of: Target, plan: str = "", **options: Any) -> Result:
+    if plan:
+        options |= {"plan": parse(f"state:{HOME}/d/state.json:{plan},sleeping"), "iterations": 1}
+    return run_campaign(State(), of, StateOptions(settle=0.1, profile="quick", **options))
+
+
+def outcomes(result: Result) -> set[str]:
+    return {finding.outcome for finding in result.findings}
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncate=9", "retype=/made", "directory"])
+def test_a_recovery_that_believes_its_state_forgets_what_it_names(tmp_path: Path, damage: str) -> None:
+    result = run(made(tmp_path, TRUSTS), damage)
+    assert result.verdict == "leaked", result.findings
+    assert f"{HOME}/made-" in " ".join(label for one in result.findings for left in one.leaks for label in left.labels)
+
+
+def test_a_recovery_that_needs_no_state_passes_with_every_damage(tmp_path: Path) -> None:
+    result = run(made(tmp_path, KNOWS))
+    assert outcomes(result) <= {"recovered"}, [(one.outcome, one.detail, one.plan) for one in result.findings]
+    assert result.verdict == "clean"
+    assert result.trials > 60
+    assert {"missing", "fifo", "empty", "drop", "truncate", "flip"} <= result.endings.keys()
+
+
+def test_a_damage_that_the_log_does_not_tell_of_fails_and_has_a_replay_line(tmp_path: Path) -> None:
+    log = f'[damage]\nlog = "{HOME}/log"\nwords = ["damaged"]\n'
+    tells = f"[ -s {HOME}/d/state.json ] || echo 'state damaged' >> {HOME}/log; {KNOWS}"
+    quiet = run(made(tmp_path, tells, log), "truncate=9")
+    (finding,) = [one for one in quiet.findings if "not noticed" in one.detail]
+    assert "truncate=9,sleeping" in finding.replay
+    assert quiet.failed == ["damages that the target's log does not tell of"]
+    told = run(made(tmp_path, tells, log), "empty")
+    assert not told.failed, told.findings
+
+
+def test_a_box_or_a_recovery_that_damage_puts_out_of_order_is_wedged(tmp_path: Path) -> None:
+    reads = f"[ ! -e {HOME}/d/state.json ] || python3 -m json.tool {HOME}/d/state.json && {KNOWS}"
+    stuck = run(made(tmp_path, reads), "truncate=9")
+    assert outcomes(stuck) == {"wedged"}
+    assert "recover: sh ended with 1" in stuck.findings[0].detail
+    # Only the next box says so.
+    refuses = LAUNCH.replace("shift 2;", f"shift 2; [ ! -e {HOME}/poison ] || exit 3;")
+    other = target(tmp_path, refuses, recover=f"{KNOWS}; echo > {HOME}/poison", more=MORE, name="other")
+    spread = run(other, "empty")
+    assert outcomes(spread) == {"wedged"}
+    assert "another box: status RE, not OK" in spread.findings[0].detail
+
+
+def test_a_target_without_state_files_is_not_applicable_and_never_a_pass(tmp_path: Path) -> None:
+    without = target(tmp_path, 'exec "$@"')
+    with pytest.raises(NotApplicableError, match=r"declares no state file; .* name it in state_files"):
+        run_campaign(State(), without, StateOptions())
+    words = ["state", "--target", str(without.path)]
+    done = subprocess.run([*LEAKCHECK, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "not applicable" in done.stderr
+
+
+def test_a_state_file_that_is_never_there_is_said_before_the_first_trial(tmp_path: Path) -> None:
+    wrong = target(tmp_path, 'exec "$@"', more='state_files = ["/var/lib/no-such/*.json"]')
+    with pytest.raises(TargetError, match=r"there is no /var/lib/no-such/\*.json; mend state_files"):
+        run_campaign(State(), wrong, StateOptions())
+
+
+def test_a_plan_whose_file_is_not_there_was_not_tested(tmp_path: Path) -> None:
+    of = made(tmp_path, KNOWS)
+    plan = parse("state:/var/lib/no-such:missing,sleeping")
+    result = run_campaign(State(), of, StateOptions(plan=plan, iterations=1))
+    assert outcomes(result) == {"not-reached"}
+    assert result.verdict == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"host": True}, "--host: state files are damaged in arenas only"),
+        ({"plan": parse("normal")}, "no plan of a damage"),
+    ],
+)
+def test_an_impossible_option_is_refused(options: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(UsageError, match=wrong):
+        StateOptions(**options).check()
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ('state_files = ["run/x"]', "state_files.*'run/x' is not absolute"),
+        ('state_files = ["/run/a b"]', "state_files.*' ' cannot stand in it; put \\* in its place"),
+        ('state_files = ["/run/{wall}"]', "state_files.*unknown placeholder {wall}"),
+        ('damage = { log = "/run/log" }', "damage.*log and words go together"),
+        ('damage = { keeps = ["/"] }', "damage.keeps.*give an absolute path below /"),
+    ],
+)
+def test_a_wrong_declaration_names_the_field(tmp_path: Path, field: str, wrong: str) -> None:
+    with pytest.raises(UsageError, match=wrong):
+        target(tmp_path, 'exec "$@"', more=field)
+
+
+def test_refbox_notices_every_damage_and_leaves_nothing() -> None:
+    result = run_campaign(State(), load("refbox"), StateOptions(profile="quick"))
+    assert result.verdict == "clean", [(one.outcome, one.plan, one.detail) for one in result.findings]
+    assert not result.failed
+    assert result.trials >= 100
+    assert json.loads(result.to_json())["campaign"] == "state"
