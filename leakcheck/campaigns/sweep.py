@@ -17,13 +17,8 @@ from leakcheck.campaigns.campaign import Check, Made
 from leakcheck.campaigns.criteria import reached, stated, zero
 from leakcheck.campaigns.explain import explanations
 from leakcheck.campaigns.result import Result
-<<<<<<< HEAD
-from leakcheck.campaigns.same import groups
 from leakcheck.campaigns.sweep_options import PHASES, RUN, SweepOptions
-from leakcheck.campaigns.trial_campaign import TrialCampaign
-=======
 from leakcheck.campaigns.trial_campaign import AGAIN, TrialCampaign
->>>>>>> f18c2f3 (state: damages a target's state files after a kill, and judges what it then forgets, waits for or does not notice)
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case, case_of
@@ -114,21 +109,11 @@ class Sweep(TrialCampaign[_Options]):
     def finish(self, made: Made[_Options, Trial], ui: Ui) -> None:
         """Repeat an example of each finding twice: a finding whose replays disagree says so."""
         if made.options.plan is None:
-<<<<<<< HEAD
             # In a random name without digits and capitals, a point has another name in that one run.
             missed = list(dict.fromkeys(one.case for one in made.trials if one.outcome == "not-reached"))
             made.trials.extend(made.executor.run(lambda: iter(missed)))
             made.wanted = None if made.wanted is None else made.wanted + len(missed)
-            count = self.again_of(made.options)
-            examples = [max(alike, key=lambda trial: OUTCOMES.index(trial.outcome)) for _, alike in groups(made.trials)]
-            again = [one.case for one in examples if one.outcome not in ("bounded", "recovered") for _ in range(count)]
-            if again:
-                ui.log(f"trying each of {len(again) // count} findings twice more")
-            made.trials.extend(made.executor.run(lambda: iter(again)))
-            made.wanted = None if made.wanted is None else made.wanted + len(again)
-=======
             self.try_again(made, ui, self.again_of(made.options))
->>>>>>> f18c2f3 (state: damages a target's state files after a kill, and judges what it then forgets, waits for or does not notice)
             # A plan that fired in one of its trials was tested. What another one left counts all the same.
             fired = {trial.case.plan for trial in made.trials if trial.fired}
             made.trials[:] = [

@@ -12,6 +12,7 @@ from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.remnant import Remnant, program_of
 from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import count_similar, place_of
+from leakcheck.trials.state_files import noted, read_log, spreads
 
 # One record however often it repeats: a chain of short-lived processes is reported as one, whatever their number.
 _FOR_GOOD = ("damaged", "respawning")
@@ -69,7 +70,7 @@ class Aftermath:
     def follow(self) -> None:
         """Recover, run the next submission, observe after each, and classify what stays."""
         early = self._succeeded and bool(self._stay)
-        logged = self._session.log() if self._damaged else b""
+        logged = read_log(self._session) if self._damaged else b""
         if early:
             self._survived = set(self._stay)
             with self._session.timed("next"):
@@ -94,9 +95,9 @@ class Aftermath:
             with self._session.timed("next"):
                 self._next()
         if self._damaged:
-            self.noted = self._session.noted(logged)
+            self.noted = noted(self._session, logged)
             with self._session.timed("other box"):
-                self.failures += self._session.others_work()
+                self.failures += spreads(self._session)
         if self._stay:
             self._class()
 

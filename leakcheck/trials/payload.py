@@ -12,7 +12,7 @@ import psutil
 from leakcheck.submissions import Submission
 from leakcheck.trials.host import Running
 from leakcheck.trials.output import text
-from leakcheck.trials.rootfs import opened
+from leakcheck.trials.rootfs import find, opened
 
 if TYPE_CHECKING:
     from leakcheck.trials.session import Session
@@ -52,6 +52,11 @@ def payload_runs(session: "Session", supervisor: Running, output: int) -> bool:
     return False
 
 
+def state_files(session: "Session", declared: str) -> list[str]:
+    """Return the paths that exist of a state file, as the adapter names it."""
+    return [str(path) for path in find(session.host.root, session.target.filled(declared, session.box))]
+
+
 class ObservedRun:
     """A run, as injectors see it."""
 
@@ -78,7 +83,7 @@ class ObservedRun:
 
     def state_files(self, declared: str) -> list[str]:
         """Return the paths that exist of what the adapter's ``state_files`` calls `declared`."""
-        return self._session.state_files(declared)
+        return state_files(self._session, declared)
 
     def directory(self, path: str) -> AbstractContextManager[int]:
         """Yield a descriptor of the directory that commands see at `path`."""

@@ -46,7 +46,7 @@ class Runner(abc.ABC):
         """Called with each started command."""
         self._number = number
         self._tracing: Tracing | None = None
-        self._stop = stop
+        self.stop = stop
         self._late = late
 
     @abc.abstractmethod
@@ -108,7 +108,7 @@ class Runner(abc.ABC):
         try:
             while not ended(process, int(_ASK * 1000)):
                 late = time.monotonic() > until
-                if late or self._stop():
+                if late or self.stop():
                     if late and self._late is not None:
                         self._late(process)
                     kill(process, lambda: self.host.tree(process), "tree")

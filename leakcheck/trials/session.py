@@ -1,7 +1,7 @@
 """A target's commands in one box of a host, each with a time limit."""
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -14,7 +14,6 @@ from leakcheck.targets import Box, Reply, Target
 from leakcheck.trials.host import Host, Running
 from leakcheck.trials.output import last_words, memory, text
 from leakcheck.trials.payload import ObservedRun, printed
-from leakcheck.trials.rootfs import find
 from leakcheck.trials.runner import Runner, Stop, never
 
 NEXT = BUILTIN["ok"]
@@ -185,40 +184,8 @@ class Session(Runner):
             except LateError:
                 raise
             except TargetError as error:
-<<<<<<< HEAD
                 wrong = str(error) if ordinary and not self._hit() else ""
-            injector.between(run)
-            return evidence, wrong
-=======
-                wrong = str(error) if ordinary and not (self.hits("launch") or self.hits("finish")) else ""
             return msgspec.structs.replace(evidence, fired=injector.between(run) and evidence.fired), wrong
-
-    def state_files(self, declared: str) -> list[str]:
-        """Return the paths that exist of a state file, as the adapter names it."""
-        return [str(path) for path in find(self.host.root, self.target.filled(declared, self.box))]
-
-    def log(self) -> bytes:
-        """Return what the target's log of damaged state files contains; empty if there is none."""
-        path = self.target.filled(self.target.adapter.damage.log, self.box)
-        try:
-            return self.host.read(Path(path)) if path else b""
-        except FileNotFoundError:
-            return b""
-
-    def noted(self, before: bytes) -> bool | None:
-        """Return whether the log tells of a damaged state file since it was `before`; None if there is no log."""
-        damage = self.target.adapter.damage
-        new = self.log().removeprefix(before)
-        return any(word.encode() in new for word in damage.words) if damage.log else None
-
-    def others_work(self) -> Iterator[str]:
-        """Run the next submission in another box, and the health check; yield what is wrong."""
-        number = self.box.number + 1
-        other = Session(self.target, self.host, number, work=self.box.work, stop=self._stop, late=self._late)
-        for what, wrong in (("another box", other.again()), ("at the end", self.health())):
-            if wrong:
-                yield f"{what}: {wrong}"
->>>>>>> f18c2f3 (state: damages a target's state files after a kill, and judges what it then forgets, waits for or does not notice)
 
     def _hit(self) -> bool:
         """Return whether a traced fault happened before the recovery."""

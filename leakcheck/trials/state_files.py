@@ -1,20 +1,22 @@
-"""The state files of a target, recorded once a supervisor was killed while its payload ran."""
+"""The state files of a target: what they contain while its payload runs, and what it does about a damaged one."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from injectors.crash import crash_once_payload_runs
 from leakcheck.errors import TargetError
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
-from leakcheck.trials.payload import SLEEPING
+from leakcheck.trials.payload import SLEEPING, state_files
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
 
 
 def record_state_files(target: Target, stop: Stop) -> dict[str, bytes]:
-    """Return the content of each state file, by its name in the adapter; the first, if the name stands for several.
+    """Return what each state file contained when its supervisor was killed, by its name in the adapter.
 
-    It raises `TargetError` if the warm-up run is not right, or none of the files is there.
+    If a name stands for several files, it is the first. It raises `TargetError` if the warm-up run is not right, or
+    none of the files is there.
     """
     with open_host(target, 0, live=False) as host:
         session = Session(target, host, stop=stop)
@@ -23,10 +25,34 @@ def record_state_files(target: Target, stop: Stop) -> dict[str, bytes]:
         session.renew()
         with session.tracing(lambda stage, _, payload: crash_once_payload_runs(payload) if stage == "launch" else None):
             session.run_crashed(session.prepare(SLEEPING), SLEEPING)
-        found = {declared: session.state_files(declared) for declared in target.adapter.state_files}
+        found = {declared: state_files(session, declared) for declared in target.adapter.state_files}
         contents = {declared: host.read(Path(paths[0])) for declared, paths in found.items() if paths}
     if not contents:
         names = " and no ".join(target.adapter.state_files)
         hint = f"mend state_files in {target.path}"
         raise TargetError(f"{target.name}: while its payload runs there is no {names}; {hint}")
     return contents
+
+
+def read_log(session: Session) -> bytes:
+    """Return what the target's log of damaged state files contains; empty if there is none."""
+    path = session.target.filled(session.target.adapter.damage.log, session.box)
+    try:
+        return session.host.read(Path(path)) if path else b""
+    except FileNotFoundError:
+        return b""
+
+
+def noted(session: Session, before: bytes) -> bool | None:
+    """Return whether the log tells of a damaged state file since it was `before`; None if there is no log."""
+    damage = session.target.adapter.damage
+    new = read_log(session).removeprefix(before)
+    return any(word.encode() in new for word in damage.words) if damage.log else None
+
+
+def spreads(session: Session) -> Iterator[str]:
+    """Run the next submission in another box, and the health check; yield what is wrong."""
+    other = Session(session.target, session.host, session.box.number + 1, work=session.box.work, stop=session.stop)
+    for what, wrong in (("another box", other.again()), ("at the end", session.health())):
+        if wrong:
+            yield f"{what}: {wrong}"

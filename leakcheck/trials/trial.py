@@ -7,7 +7,7 @@ from typing import Protocol
 
 import msgspec
 
-from injectors import Checked, injector_for
+from injectors import Checked, Evidence, injector_for
 from leakcheck.errors import LateError, UsageError
 from leakcheck.report import Command
 from leakcheck.targets import Target
@@ -178,8 +178,6 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         state=after.state,
         noted=after.noted,
     )
-<<<<<<< HEAD
-=======
 
 
 def _fired(session: Session, injector: Checked, evidence: Evidence) -> bool:
@@ -188,15 +186,3 @@ def _fired(session: Session, injector: Checked, evidence: Evidence) -> bool:
         return evidence.fired
     # The kill of a run that is to be recovered is not the one of its recovery.
     return all(session.hits(stage) >= count for stage, count in injector.stages.items())
-
-
-def _interrupt_preparation(session: Session, case: Case) -> tuple[Evidence, str]:
-    """Prepare the box under the fault; return the evidence, and what else is wrong."""
-    try:
-        session.prepare(case.submission)
-    except LateError:
-        raise
-    except TargetError as error:
-        return Evidence(fired=bool(session.fired("prepare"))), "" if session.fired("prepare") else str(error)
-    return Evidence(fired=False), ""
->>>>>>> f18c2f3 (state: damages a target's state files after a kill, and judges what it then forgets, waits for or does not notice)
