@@ -69,7 +69,7 @@ def test_the_instants_between_making_and_removing_leak_and_no_others(tmp_path: P
     assert not result.points["not_reached"]
     assert [*result.endings] == ["setup", "execution", "timeout", "cleanup", "verdict"]
     assert all(bool(counts) != (phase == "timeout") for phase, counts in result.endings.items())
-    assert "  timeout  no point was visited" in [text.plain for text in lines(result)]
+    assert "  timeout   no point was visited" in [text.plain for text in lines(result)]
 
 
 def test_a_finding_is_replayed_by_its_line(tmp_path: Path) -> None:
