@@ -21,7 +21,7 @@ from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Availability, Reply, Target
 from leakcheck.trials import open_host
 from leakcheck.trials.output import last_words, memory
-from leakcheck.trials.payload import SLEEPING, payload_runs
+from leakcheck.trials.payload import SLEEPING, payload_runs, state_files
 from leakcheck.trials.preflight import run_probe
 from leakcheck.trials.session import Session
 
@@ -130,13 +130,17 @@ def _recovery(session: Session) -> str:
             if time.monotonic() > until:
                 break
         alone = ended(supervisor, 0)
+        declared = session.target.adapter.state_files if session.host.apart else []
+        absent = [path for path in declared if not state_files(session, path)]
         supervisor.send_signal(signal.SIGKILL)
         code = session.wait(supervisor, 0, argv[0])
         if not reached:
             how = f"the launch exited with {code}" if alone else f"nothing of it was seen for {_START:g} s"
             return f"the payload did not start: {how}: {last_words(output)}"
     wrong = session.recover() or session.recover() or _submission(session, BUILTIN["ok"])
-    return f"after the kill: {wrong}" if wrong else ""
+    if wrong:
+        return f"after the kill: {wrong}"
+    return f"state_files: while the payload ran there was no {absent[0]}" if absent else ""
 
 
 def _hidden(session: Session, words: Sequence[str]) -> str:

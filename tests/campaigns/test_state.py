@@ -12,6 +12,7 @@ from made import LEAKCHECK, target
 from injectors import parse
 from leakcheck.campaigns import Result, State, StateOptions
 from leakcheck.campaigns import run as run_campaign
+from leakcheck.conformance import check
 from leakcheck.errors import NotApplicableError, TargetError, UsageError
 from leakcheck.targets import Target, load
 
@@ -138,3 +139,11 @@ def test_refbox_notices_every_damage_and_leaves_nothing() -> None:
     assert not result.failed
     assert result.trials >= 100
     assert json.loads(result.to_json())["campaign"] == "state"
+
+
+def test_the_check_of_an_adapter_says_that_a_state_file_is_never_there(tmp_path: Path) -> None:
+    of = made(tmp_path, KNOWS)
+    assert all(one.passed for one in check(of, ["recovery"]))
+    of.path.write_text(of.path.read_text().replace('state.json"]', 'state.jsn"]'))
+    (finding,) = check(load(of.path), ["recovery"])
+    assert finding.detail == f"state_files: while the payload ran there was no {HOME}/d/state.jsn"
