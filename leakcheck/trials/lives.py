@@ -50,6 +50,8 @@ def _life(one: Remnant, killed: "_Run", honest: "_Run", hierarchies: Mapping[str
     released, how = honest.end_of(call, key)
     if released:
         how = "made after the fault" if after_fault else "the fault came between them"
+        if failed := killed.failed_at(released, key):
+            how = f"under the fault that call returned {failed}"
     return msgspec.structs.replace(found, created=call.name, released=released, how=how, tried=tried)
 
 
@@ -102,6 +104,20 @@ class _Run:
                 return ("lock", f"{device >> 32}:{device & 0xFFFFFFFF}", resource["ino"])
             case _:
                 return None
+
+    def failed_at(self, name: str, key: _Key) -> str:
+        """Return what the last call of this name, or of this operation on the thing `key`, returned if it failed."""
+        operation = name.rpartition("/")[2].partition("(")[0]
+        failed = [
+            one
+            for one in self._events
+            if isinstance(one, Call)
+            and one.value is not None
+            and one.value < 0
+            and one.point.stage == name.partition(":")[0]
+            and (one.name == name or (one.point.operation == operation and key in _touched(one)))
+        ]
+        return failed[-1].result if failed else ""
 
     def end_of(self, maker: Call, key: _Key) -> tuple[str, str]:
         """Return the call that removes what the same call makes in this run, or else what is to be said of its end."""

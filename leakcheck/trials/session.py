@@ -175,8 +175,9 @@ class Session(Runner):
             try:
                 done = self._finished(process, submission, argv, output)
                 status, self.words = done.reply.status, done.words
-                unasked = status == "OK" and (early or submission.expect != "OK")
-                if unasked or (injector.harmless and status != submission.expect):
+                if status == "OK" == submission.expect and early:
+                    wrong = f"status OK of a run whose payload was not seen to run to its end: {done.words}"
+                elif (status == "OK" or injector.harmless) and status != submission.expect:
                     wrong = _wrong(done, submission.expect)
                 if ordinary:
                     self._finish()

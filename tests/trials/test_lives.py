@@ -95,6 +95,11 @@ def test_a_run_that_does_not_make_the_call_says_nothing_of_its_end() -> None:
     assert told("box", 7, [Fired(), MADE], [MADE, GONE])[2] == "made after the fault"
 
 
+def test_a_release_that_failed_under_the_fault_says_what_it_returned() -> None:
+    failed = msgspec.structs.replace(GONE, value=-16)
+    assert told("box", 7, [MADE, failed, Fired()], [MADE, GONE])[2] == "under the fault that call returned EBUSY"
+
+
 def test_commands_of_one_stage_have_numbers_of_their_own() -> None:
     lines = [
         {
