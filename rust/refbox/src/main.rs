@@ -25,6 +25,7 @@ mod recover;
 mod report;
 mod root;
 mod run;
+mod sabotage;
 mod seccomp;
 mod state;
 mod store;

@@ -9,6 +9,7 @@ use crate::cgroup::{lock, plan};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 use crate::lock::Lock;
+use crate::sabotage::removed;
 use crate::state::{Phase, State};
 use crate::store::{Found, Store};
 
@@ -61,7 +62,7 @@ pub(crate) fn undo(store: &Store, number: u16, _lock: &Lock) -> Result<()> {
     }
     // Without a valid state, a cgroup is found by its name.
     for place in plan::plan(&store.cgroup_name(number))? {
-        if idle && place.dir.is_dir() {
+        if idle && place.dir.is_dir() && !removed("missing") {
             event = Some(("state-missing", format!("cgroup {} has no state file", place.dir.display())));
         }
         if !dirs.contains(&place.dir) {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::identity::Identity;
+use crate::sabotage::removed;
 
 const VERSION: u32 = 1;
 /// Width of the longest phase, in quotes.
@@ -107,10 +108,10 @@ pub(crate) fn decode(bytes: &[u8], number: u16, name: &str) -> Result<State, Str
         return Err(format!("version {} instead of {VERSION}", envelope.version));
     }
     let Body { intent, phase } = envelope.state;
-    if envelope.checksum != checksum(intent.get()) {
+    if !removed("checksum") && envelope.checksum != checksum(intent.get()) {
         return Err("wrong checksum".to_owned());
     }
-    if bytes != frame(intent.get(), phase) {
+    if !(removed("checksum") || removed("frame")) && bytes != frame(intent.get(), phase) {
         return Err("not as it was written".to_owned());
     }
     let mut state: State = serde_json::from_str(intent.get()).map_err(|e| format!("no state: {e}"))?;

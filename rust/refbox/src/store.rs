@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::directory::list;
 use crate::error::{Doing, Error, Result};
+use crate::sabotage::removed;
 use crate::state::{self, Phase, State, fnv};
 
 /// The audit log is renamed when it gets larger.
@@ -155,11 +156,20 @@ impl Store {
 
     /// Keeps a corrupt state file for inspection; without it the box is idle.
     pub(crate) fn set_aside(&self, number: u16, why: &str) -> Result<()> {
-        let (from, to) = (self.state_path(number), self.set_aside_path(number));
+        if removed("set-aside") {
+            return Err(Error::Internal(format!("{}: {why}", self.state_path(number).display())));
+        }
+        let (from, mut to) = (self.state_path(number), self.set_aside_path(number));
         // One per box, so that their number is bounded.
-        self.remove_set_aside(number)?;
+        if removed("one-kept") {
+            to.set_extension(std::process::id().to_string());
+        } else {
+            self.remove_set_aside(number)?;
+        }
         fs::rename(&from, &to).during(format_args!("rename {} to {}", from.display(), to.display()))?;
-        self.audit(number, "state-set-aside", why);
+        if !removed("audit") {
+            self.audit(number, "state-set-aside", why);
+        }
         Ok(())
     }
 
@@ -201,6 +211,9 @@ impl Store {
 
 /// The content of a file as we write state files; or what it is instead.
 fn read_own(path: &Path) -> std::io::Result<std::result::Result<Vec<u8>, String>> {
+    if removed("file-type") {
+        return fs::read(path).map(Ok);
+    }
     // Do not wait for a writer of a FIFO.
     let mut file = OpenOptions::new().read(true).custom_flags(O_NOFOLLOW | O_NONBLOCK).open(path)?;
     let found = file.metadata()?;
@@ -208,7 +221,7 @@ fn read_own(path: &Path) -> std::io::Result<std::result::Result<Vec<u8>, String>
     if !found.is_file() {
         return Ok(Err("not a regular file".to_owned()));
     }
-    if found.uid() != own || found.mode() & 0o7777 != STATE_MODE {
+    if !removed("owner") && (found.uid() != own || found.mode() & 0o7777 != STATE_MODE) {
         return Ok(Err(format!("of user {} with mode {:o}", found.uid(), found.mode() & 0o7777)));
     }
     if found.len() > STATE_SIZE {
