@@ -88,6 +88,7 @@ class Faults(Sweep[FaultsOptions]):
     question = "What does a target leave behind if a step of its clean-up fails?"
     options = FaultsOptions
     points_name = "calls"
+    without = "makes no such call: no step of its clean-up can fail"
 
     def record(
         self, target: Target, options: FaultsOptions, stop: Stop, *, every: bool = False, watched: bool = False

@@ -38,6 +38,8 @@ class Sweep(TrialCampaign[_Options]):
     """Visits the points of a run, and those of the recovery of a crashed run."""
 
     points_name = "crash points"
+    without = "has no crash point: it changes nothing outside before its payload runs"
+    """What is said of a target without points."""
 
     @abc.abstractmethod
     def select(self, options: _Options, points: Sequence[Recorded]) -> Iterator[Plan]:
@@ -68,7 +70,7 @@ class Sweep(TrialCampaign[_Options]):
         facts = self.record(target, options, stop)
         ui.log(f"{len(facts.points)} {self.points_name}, {len(facts.unsteady)} more in one of two runs only")
         if not facts.points:
-            raise TargetError(f"{target.name} has no crash point: it changes nothing outside before its payload runs")
+            raise TargetError(f"{target.name} {self.without}")
         if not self.shard(options, facts.points):
             phases = {phase for one in facts.points for phase in (one.phase, one.after)}
             there = ", ".join(phase for phase in PHASES if phase in phases)

@@ -14,7 +14,7 @@ from injectors import parse
 from leakcheck.campaigns import Faults, FaultsOptions, Result
 from leakcheck.campaigns import run as run_campaign
 from leakcheck.campaigns.lies import lies
-from leakcheck.errors import UsageError
+from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.case import case_of
 from leakcheck.trials.remnant import Remnant
@@ -86,6 +86,11 @@ def test_a_plan_of_two_stages_is_reached_only_if_both_its_faults_are(tmp_path: P
     both = run(made, f"{RMDIR}#1:EBUSY+recover:0.1/rmdir({PLACE})#1:before:SIGKILL")
     assert both.outcomes == {"recovered": 1}, "a recovery that was killed is run again"
     assert run(made, f"{RMDIR}#1:EBUSY+recover:0.1/rmdir({PLACE})#9:EBUSY").outcomes == {"not-reached": 1}
+
+
+def test_a_target_without_a_step_of_a_clean_up_is_said_to_have_none(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="made makes no such call: no step of its clean-up can fail"):
+        run(target(tmp_path, 'exec "$@"'), syscalls=("umount",))
 
 
 def test_a_step_of_a_preparation_fails_too_and_one_that_ignores_it_is_silent(tmp_path: Path) -> None:
