@@ -69,7 +69,8 @@ class _Run:
         for event in events:
             fired |= isinstance(event, Fired)
             if isinstance(event, Call):
-                for key in _freed(event):
+                # Without results, a call that removes a name may have failed: it did if the name is there at the end.
+                for key in [one for one in _freed(event) if one[0] != "named"]:
                     self.maker.pop(key, None)
                     self._paths.pop(key, None)
                 for key in _made(event):
