@@ -178,3 +178,26 @@ def test_processes_that_procfs_hides_make_unknown(as_nobody: Place) -> None:
         before="mount -t proc -o hidepid=2 proc /proc",
     )
     assert done.returncode == 3 and "hidepid" in done.stderr, done.stdout + done.stderr
+
+
+MOVES = {
+    "moved away": "mv $0 $1",
+    "replaced": "mv $0 $1; mkdir $0",
+    "exchanged by its link": "ln -sfn $1 $0",
+}
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_a_root_that_is_no_longer_the_same_directory_is_not_fully_seen(move: str, tmp_path: Path) -> None:
+    root, other, real = tmp_path / "root", tmp_path / "other", tmp_path / "real"
+    real.mkdir()
+    if "link" in move:
+        other.mkdir()
+        root.symlink_to(real)
+    else:
+        real.rename(root)
+    guard = [sys.executable, "-m", "leakcheck", "guard", "--kinds", "file", "--roots", root, "--json"]
+    command = ["sh", "-c", f"touch $0/left; {MOVES[move]}", root, other]
+    done = subprocess.run([*guard, "--", *command], capture_output=True, text=True, check=False, timeout=60)
+    report = judged(done)
+    assert (report["verdict"], report["coverage"]["file"]["level"]) == ("unknown", "partial"), done.stderr

@@ -371,25 +371,35 @@ class TestDeadLeader:
 class TestScopes:
     """A part of the machine: what it had is no leak, and what has left it is none the less its own."""
 
-    @root_only
-    def test_the_namespaces_of_the_host_are_no_leak_of_a_cgroup(self, tmp_path: Path) -> None:
+    @pytest.fixture
+    def box(self) -> Iterator[Path]:
+        """A v1 cgroup; what is in it ends with the test."""
         place = Path("/sys/fs/cgroup/pids")
-        if not (place / "cgroup.procs").exists():
-            pytest.skip("no v1 hierarchy of the pids controller is mounted here")
+        if os.geteuid() != 0 or not (place / "cgroup.procs").exists():
+            pytest.skip("needs root, and a v1 hierarchy of the pids controller")
         box = place / f"leakcheck-case-{os.getpid()}"
         box.mkdir()
-        try:
-            command = f"sleep 60 </dev/null >/dev/null 2>&1 & echo $! > {box}/cgroup.procs"
-            report = guard(tmp_path, "--scope", f"cgroup:{box}", "--settle", "0.1", "--", "sh", "-c", command)
-            assert told(report) == {("process", "orphaned")}
-            assert len(leaks(report)) == 1
-            assert not report["noise"]
-        finally:
-            for pid in (box / "cgroup.procs").read_text().split():
-                os.kill(int(pid), signal.SIGKILL)
-            while (box / "cgroup.procs").read_text():
-                time.sleep(0.01)
-            box.rmdir()
+        yield box
+        for pid in (box / "cgroup.procs").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+        while (box / "cgroup.procs").read_text():
+            time.sleep(0.01)
+        box.rmdir()
+
+    def test_the_namespaces_of_the_host_are_no_leak_of_a_cgroup(self, box: Path, tmp_path: Path) -> None:
+        command = f"sleep 60 </dev/null >/dev/null 2>&1 & echo $! > {box}/cgroup.procs"
+        report = guard(tmp_path, "--scope", f"cgroup:{box}", "--settle", "0.1", "--", "sh", "-c", command)
+        assert told(report) == {("process", "orphaned")}
+        assert len(leaks(report)) == 1
+        assert not report["noise"]
+
+    def test_a_stream_from_another_mount_namespace_is_no_mount_of_a_cgroup(self, box: Path, tmp_path: Path) -> None:
+        command = f"sleep 60 >/dev/null & echo $! > {box}/cgroup.procs"
+        inner = [sys.executable, "-m", "leakcheck", "guard", "--scope", f"cgroup:{box}", "--settle", "0.1", "--json"]
+        with (tmp_path / "stderr").open("w") as stderr:
+            words = ["unshare", "--mount", *inner, "--", "sh", "-c", command]
+            done = subprocess.run(words, stdin=stderr, stdout=subprocess.PIPE, stderr=stderr, timeout=60, check=False)
+        assert [leak["kind"] for leak in json.loads(done.stdout)["leaks"]] == ["process"]
 
     @root_only
     def test_what_a_daemon_had_started_before_it_died_is_found(self, cage: list[str], tmp_path: Path) -> None:

@@ -288,6 +288,7 @@ fn files(options: &Options, out: &mut Snapshot) {
         }
     };
     out.files.append(&mut walk.files);
+    out.root_directories.extend(walk.roots);
     out.submounts.extend(walk.submounts);
     out.gaps.extend(walk.unlisted);
     for gap in walk.gaps {

@@ -47,6 +47,10 @@ pub struct Snapshot {
     pub kinds: KindSet,
     /// Roots of the file kind.
     pub roots: Vec<PathBuf>,
+    /// Which directory each root was, with its resolved path; none if it was missing or could not be opened. Empty in an
+    /// arena, whose roots stay open.
+    #[serde(default)]
+    pub root_directories: Vec<Option<Directory>>,
     /// File systems below the roots that were read too.
     #[serde(default)]
     pub submounts: Vec<Submount>,
@@ -124,6 +128,7 @@ impl Snapshot {
             scope,
             kinds,
             roots: Vec::new(),
+            root_directories: Vec::new(),
             submounts: Vec::new(),
             lock_paths: Vec::new(),
             coverage: CoverageMap(kinds.iter().map(|k| (k, Coverage::full())).collect()),
@@ -221,6 +226,7 @@ impl Snapshot {
             };
         }
         each_kind!(append);
+        self.root_directories.append(&mut part.root_directories);
         self.submounts.append(&mut part.submounts);
         self.unmounted_cgroups.append(&mut part.unmounted_cgroups);
         self.coverage.merge(&part.coverage);

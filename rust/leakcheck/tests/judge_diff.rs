@@ -7,7 +7,7 @@ use leakcheck::guard::compare;
 use leakcheck::judge::allow::Rules;
 use leakcheck::judge::diff::diff;
 use leakcheck::resource::*;
-use leakcheck::snapshot::{Level, Unreadable};
+use leakcheck::snapshot::{Directory, Level, Unreadable};
 use leakcheck::{Error, Kind, KindSet, Scope, Snapshot, Verdict};
 
 fn usage(before: &Snapshot, after: &Snapshot) -> String {
@@ -66,6 +66,25 @@ fn snapshots_that_mean_different_things_are_refused_with_what_to_do() {
     assert!(usage(&host(), &rooted).contains("same --roots"));
     let locked = Snapshot { lock_paths: vec!["/run/box.lock".into()], ..host() };
     assert!(usage(&host(), &locked).contains("same --lock-files"));
+    let by = |start, taken_ns| Snapshot { observer: Some((9, start)), taken_ns, ..host() };
+    assert!(usage(&by(20, 2), &by(10, 1)).contains("exchange them"));
+    assert!(diff(&by(10, 2), &by(20, 1)).is_ok(), "the clock was set back in between");
+    assert!(diff(&by(10, 2), &by(10, 1)).is_ok(), "the same in a guard, whose process takes both");
+}
+
+#[test]
+fn files_of_a_root_that_is_another_directory_now_are_not_compared() {
+    let root = |ino| Some(Directory { path: text("/tmp"), dev: 1, ino, ..Directory::default() });
+    let at = |root| Snapshot { root_directories: vec![root], ..with(host(), [file("/tmp/x", 9).into()]) };
+    let empty = |root| Snapshot { root_directories: vec![root], ..host() };
+    let judged = |before: Snapshot, after: Snapshot| {
+        let report = compare(&before, &after, &Rules::default(), None).unwrap();
+        (report.verdict, report.leaks.len())
+    };
+    assert_eq!(judged(empty(root(2)), at(root(2))), (Verdict::Leaked, 1));
+    assert_eq!(judged(empty(root(2)), at(root(3))), (Verdict::Unknown, 0));
+    assert_eq!(judged(empty(root(2)), empty(None)), (Verdict::Unknown, 0));
+    assert_eq!(judged(empty(None), at(root(2))), (Verdict::Leaked, 1));
 }
 
 #[test]

@@ -94,6 +94,7 @@ pub(super) fn coverage<P: Provenance>(
     of_gaps(before, after, reach, &mut map);
     of_unmounted_cgroups(before, after, &mut map);
     of_locks_without_taker(before, after, &mut map);
+    of_moved_roots(before, after, &mut map);
     for path in returned(before, after) {
         if map.0.contains_key(&Kind::File) {
             map.lower(
@@ -201,6 +202,26 @@ fn of_locks_without_taker(before: &Snapshot, after: &Snapshot, map: &mut Coverag
     }
 }
 
+/// A root that is missing, or another directory: the files of the one that the baseline listed may be elsewhere now.
+fn of_moved_roots(before: &Snapshot, after: &Snapshot, map: &mut CoverageMap) {
+    let is_asked = map.0.contains_key(&Kind::File);
+    for (old, new) in moved_roots(before, after).filter(|_| is_asked) {
+        let what = if new.is_some() { "another directory than at" } else { "gone since" };
+        let why = format!("root {} is {what} the baseline: its files may be elsewhere", old.path);
+        map.lower(Kind::File, Level::Partial, why);
+    }
+}
+
+/// The roots that were another directory at the baseline, and that one.
+fn moved_roots<'a>(
+    before: &'a Snapshot,
+    after: &'a Snapshot,
+) -> impl Iterator<Item = (&'a Directory, Option<&'a Directory>)> {
+    let pairs = before.root_directories.iter().zip(&after.root_directories);
+    let pairs = pairs.filter_map(|(old, new)| Some((old.as_ref()?, new.as_ref())));
+    pairs.filter(|(old, new)| new.is_none_or(|new| (old.dev, old.ino) != (new.dev, new.ino)))
+}
+
 /// Directories that the baseline found but could not list because they were gone, and that exist again: moved away and
 /// back.
 fn returned(before: &Snapshot, after: &Snapshot) -> Vec<Text> {
@@ -222,8 +243,8 @@ fn path(gap: &Gap) -> Option<&Text> {
     }
 }
 
-/// Removes what only looks new: files below directories that the baseline could not list. Files that the run made
-/// according to the evidence stay.
+/// Removes what only looks new: files below directories that the baseline could not list, and below a root that is
+/// another directory now. Files that the run made according to the evidence stay.
 pub(super) fn only_comparable(
     before: &Snapshot,
     after: &Snapshot,
@@ -231,7 +252,8 @@ pub(super) fn only_comparable(
     is_made: impl Fn(&Resource) -> bool,
 ) {
     let unlisted = before.gaps.iter().filter(|gap| gap.level != Level::Full).filter_map(path).cloned();
-    let unlisted: HashSet<Text> = unlisted.chain(returned(before, after)).collect();
+    let moved = moved_roots(before, after).filter_map(|(_, new)| Some(new?.path.clone()));
+    let unlisted: HashSet<Text> = unlisted.chain(returned(before, after)).chain(moved).collect();
     if unlisted.is_empty() {
         return;
     }

@@ -100,6 +100,11 @@ pub fn comparable(before: &Snapshot, after: &Snapshot) -> Result<KindSet> {
             before.boot_id, after.boot_id
         )));
     }
+    // The clock may have been set back, but a process cannot start before an earlier one.
+    let starts_later = || before.observer.zip(after.observer).is_some_and(|(before, after)| before.1 > after.1);
+    if before.taken_ns > after.taken_ns && starts_later() {
+        return Err(Error::usage("the first snapshot was taken after the second: exchange them"));
+    }
     if before.scope != after.scope {
         return Err(Error::usage(format!(
             "the snapshots have different scopes ({} and {}): take both with the same --scope",

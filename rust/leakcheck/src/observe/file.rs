@@ -28,7 +28,7 @@ use super::walk::{
 };
 use crate::error::{Doing, Error, in_words};
 use crate::resource::File;
-use crate::snapshot::{Level, Submount};
+use crate::snapshot::{Directory, Level, Submount};
 use crate::text::Text;
 
 /// Roots of the file kind when none are declared; [`CGROUPS`] too, where it is a tmpfs.
@@ -57,12 +57,20 @@ pub(super) fn walk(
     let table = read_file("/proc/thread-self/mountinfo").unwrap_or_default();
     let mut walker = Walker::new(context.mounts(), None, known, remembered.look(table));
     for root in roots {
-        match walker.open_root(root) {
-            Ok(Some((dir, st, path))) => walker.root(&dir, &st, &path),
+        let found = match walker.open_root(root) {
+            Ok(Some((dir, st, path))) => {
+                walker.root(&dir, &st, &path);
+                let (dev, ino) = (device_of(&st), st.stx_ino);
+                Some(Directory { path: Text::from(path.as_path()), dev, ino, ..Directory::default() })
+            }
             // A root that does not exist contains no file.
-            Ok(None) => {}
-            Err(why) => walker.out.root_not_listed(root, why),
-        }
+            Ok(None) => None,
+            Err(why) => {
+                walker.out.root_not_listed(root, why);
+                None
+            }
+        };
+        walker.out.roots.push(found);
     }
     walker.end()
 }

@@ -230,8 +230,9 @@ pub(crate) fn collect_detached(samples: &[Sample], arena: bool, out: &mut Snapsh
             note(fd.mount, fd.dev, fd.target.as_ref(), format!("fd {} of {pid}", fd.fd));
         }
     }
-    if arena && !found.is_empty() {
-        let mut ours = own_ids(unique);
+    if !found.is_empty() {
+        // The caller's standard streams may be from another mount namespace, and the run inherits them.
+        let mut ours = if arena { own_ids(unique) } else { HashSet::new() };
         ours.extend([stdin().as_fd(), stdout().as_fd(), stderr().as_fd()].map(mount_table::number));
         found.retain(|id, _| !ours.contains(id));
     }

@@ -35,6 +35,8 @@ pub(crate) struct Walk {
     pub(crate) gaps: Vec<Coverage>,
     /// Directories that were not listed.
     pub(crate) unlisted: Vec<Gap>,
+    /// The directory that each root was.
+    pub(crate) roots: Vec<Option<Directory>>,
     pub(crate) submounts: Vec<Submount>,
     /// What still exists of an arena's initial contents, by number.
     pub(super) born: HashMap<usize, Statx>,
