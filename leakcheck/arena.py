@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 from leakcheck import _native
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.subprocesses import Interrupts
-from leakcheck.warden import Warden, ask
+from leakcheck.warden import Warden, ask, why_silent
 
 __all__ = ["Arena", "Process", "prepare_observation", "run_in_arena"]
 
@@ -263,7 +263,7 @@ class Arena:
         except BaseException as error:
             os.close(status)
             if isinstance(error, OSError):
-                raise TargetError(f"start {os.fsdecode(argv[0])} in an arena: {error}") from error
+                raise TargetError(f"start {os.fsdecode(argv[0])} in an arena: {why_silent(error)}") from error
             raise
         finally:
             os.close(theirs)

@@ -72,7 +72,7 @@ class Warden:
             try:
                 answer, received = ask(self._socket, request, fds)
             except OSError as error:
-                raise ArenaError(f"ask the warden: {error}") from error
+                raise ArenaError(f"ask the warden: {why_silent(error)}") from error
         if "error" in answer:
             raise ArenaError(f"arena: {answer['error']}")
         return answer, received
@@ -86,7 +86,7 @@ class Warden:
                     _send(self._socket, {"op": "down", "id": arena}, [theirs.fileno()])
                 answer, _ = _receive(ours)
         except OSError as error:
-            raise ArenaError(f"ask the warden: {error}") from error
+            raise ArenaError(f"ask the warden: {why_silent(error)}") from error
         if "error" in answer:
             raise ArenaError(f"arena: {answer['error']}")
 
@@ -153,6 +153,11 @@ def ask(
         raise
 
 
+def why_silent(error: OSError) -> str:
+    """Return why the other end of a channel did not answer."""
+    return "it has ended; was it killed?" if isinstance(error, BrokenPipeError | ConnectionResetError) else str(error)
+
+
 def _send(channel: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> None:
     socket.send_fds(channel, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
 
@@ -161,5 +166,5 @@ def _receive(channel: socket.socket) -> tuple[dict[str, Any], list[int]]:
     # Room for the largest packet would be mapped and cleared each time.
     size = channel.recv_into(bytearray(1), 1, socket.MSG_PEEK | socket.MSG_TRUNC)
     data, received, _, _ = socket.recv_fds(channel, min(size, _PACKET), _MOST_FDS, socket.MSG_CMSG_CLOEXEC)
-    answer = json.loads(data) if data else {"error": "it is gone"}
+    answer = json.loads(data) if data else {"error": "it has ended; was it killed?"}
     return (answer if isinstance(answer, dict) else {answer: True}), received

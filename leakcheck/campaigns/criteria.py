@@ -11,15 +11,17 @@ from leakcheck.stats.degradation import LIMIT, Sample, changes
 from leakcheck.stats.host_load import HostLoad
 from leakcheck.trials.outcome import Outcome
 
-__all__ = ["at_most", "count", "leak_rate", "no_slower", "reached", "stated", "worst_verdict", "zero"]
+__all__ = ["UNSEEN", "at_most", "count", "leak_rate", "no_slower", "reached", "stated", "worst_verdict", "zero"]
 
+UNSEEN = "not fully seen"
+"""Last words of the names of criteria about coverage: without them, nothing is known to be wrong."""
 _VERDICTS: tuple[Verdict, ...] = ("clean", "unknown", "leaked")
 _NAMES: dict[Outcome, tuple[str, Verdict]] = {
     "leaked": ("trials that left something for good", "leaked"),
     "silent": ("runs or recoveries that reported success and left something", "leaked"),
     "wedged": ("recoveries or next submissions that failed", "leaked"),
     "false-status": ("wrong statuses", "unknown"),
-    "unknown": ("trials not fully seen", "unknown"),
+    "unknown": (f"trials {UNSEEN}", "unknown"),
     "not-reached": ("plans that did not fire", "unknown"),
 }
 

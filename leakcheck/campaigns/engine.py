@@ -48,6 +48,7 @@ def run(
     ui = ui or Ui()
     options.check()
     target.check_ready()
+    programs = target.identities()
     with contextlib.closing(Machine(live=options.live)) as machine:
         if gaps := probe(target, live=options.live, stop=stop):
             raise TargetError(f"{target.name}: isolation is off: {'; '.join(gaps)}")
@@ -87,6 +88,8 @@ def run(
         made.took = executor.took
         keeper.offer(so_far, now=True)
         campaign.finish(made, ui)
+        if replaced := sorted(dict(programs.items() ^ target.identities().items())):
+            executor.fail(TargetError(f"{replaced[0]} was replaced during the campaign"))
         return _judged(campaign, made, version, machine, interrupted=stop(), failure=executor.failure)
 
 

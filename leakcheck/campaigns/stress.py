@@ -10,7 +10,7 @@ import msgspec
 
 from leakcheck import _native
 from leakcheck.campaigns.campaign import Campaign, Check, Made
-from leakcheck.campaigns.criteria import at_most, leak_rate, no_slower, stated
+from leakcheck.campaigns.criteria import UNSEEN, at_most, leak_rate, no_slower, stated
 from leakcheck.campaigns.findings import clusters, residue, worst_first
 from leakcheck.campaigns.result import LEAKS_OF, Finding, Residue
 from leakcheck.campaigns.stress_findings import left_findings, pace, samples, status_findings
@@ -101,7 +101,7 @@ class Stress(Campaign[StressOptions, Record]):
             about_left = [
                 *(at_most(f"{LEAKS_OF}{kind}", _staying(kind), 0, "leaked") for kind in _native.KINDS),
                 at_most("things damaged that were there before", _damaged, 0, "leaked"),
-                at_most("kinds not fully seen", lambda made: len(made.coverage), 0, "unknown"),
+                at_most(f"kinds {UNSEEN}", lambda made: len(made.coverage), 0, "unknown"),
             ]
             counted = [
                 stated("submissions that left something", lambda made: _leaking(made)[0]),

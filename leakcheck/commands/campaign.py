@@ -17,6 +17,7 @@ from rich.text import Text
 from leakcheck.atomic_write import Output
 from leakcheck.campaigns import Campaign, Result
 from leakcheck.campaigns.campaign import Option, Options
+from leakcheck.campaigns.criteria import UNSEEN
 from leakcheck.campaigns.engine import run
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
 from leakcheck.deliver import deliver, notify, output_to, show_progress
@@ -84,7 +85,10 @@ def _fields(options: type[Options]) -> Iterator[tuple[str, tuple[Any, Option]]]:
 def run_campaign(
     campaign: Campaign[Any, Any], target: Target, options: Options, output: Path | None, *, as_json: bool
 ) -> int:
-    """Run the campaign; the exit code is the verdict's, 1 if a `strict` campaign failed, 130 if interrupted."""
+    """Run the campaign; the exit code is the verdict's, 1 if a `strict` campaign failed, 130 if interrupted.
+
+    What was not fully seen is no failure.
+    """
     options.check()
     progress = _Progress(target.name, campaign.unit, options)
     with output_to(output) as place, Interrupts() as interrupts:
@@ -100,7 +104,8 @@ def run_campaign(
         finally:
             show_progress("")
         shutdown()
-        code = LEAKED if campaign.strict and result.failed else EXIT_OF[result.verdict]
+        failed = [name for name in result.failed if not name.endswith(UNSEEN)]
+        code = LEAKED if campaign.strict and failed else EXIT_OF[result.verdict]
         shown = None if as_json else campaign.shown(options, result)
         code = deliver(code, result.to_json(), place, None if shown is None else functools.partial(_show, shown))
         return INTERRUPTED if interrupts.seen() else code

@@ -1,5 +1,6 @@
 """A target: a sandbox under test with its adapter, and the interpretation of its runs."""
 
+import contextlib
 import fnmatch
 import json
 import math
@@ -111,6 +112,15 @@ class Target:
         if self._found is not None:
             return [str(path) for path in self._found.values()]
         return [path for path in self.found().values() if path]
+
+    def identities(self) -> dict[str, tuple[int, ...]]:
+        """Return which file each of its programs is at this moment: another one, or another content, differs."""
+        found: dict[str, tuple[int, ...]] = {}
+        for path in self.programs():
+            with contextlib.suppress(OSError):
+                st = Path(path).stat()
+                found[path] = (st.st_dev, st.st_ino, st.st_size, st.st_mtime_ns)
+        return found
 
     def availability(self) -> Availability:
         """Return whether its programs exist and the user may run it; `leakcheck.conformance.tried` also tries it."""

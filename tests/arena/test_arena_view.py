@@ -5,10 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import pytest
+from waiting import wait_until
 
 import leakcheck
 from leakcheck import _native
+from leakcheck.arena import Arena as RealArena
 
 
 @pytest.fixture
@@ -62,3 +65,19 @@ def test_descriptors_that_are_none_are_refused() -> None:
 def test_scope_arena_without_one_says_what_is_missing() -> None:
     with pytest.raises(leakcheck.UsageError, match="names no arena"):
         leakcheck.snapshot(scope="arena")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="an arena of root; run as root")
+def test_an_arena_whose_init_has_been_killed_is_no_empty_one() -> None:
+    with RealArena() as arena, arena.popen(["/bin/sleep", "614"]) as command:
+        before = leakcheck.snapshot(arena=arena)
+        inside, spawner = psutil.Process(command.pid), psutil.Process(arena.spawner)
+        # Its init ends once its spawner, which is the parent of both, runs again.
+        spawner.suspend()
+        try:
+            psutil.Process(arena.init).kill()
+            wait_until("the end of what was inside", lambda: inside.status() == psutil.STATUS_ZOMBIE)
+            with pytest.raises(leakcheck.LeakcheckError, match="find PID 1 of the arena"):
+                leakcheck.verify_none(before, settle=0)
+        finally:
+            spawner.resume()

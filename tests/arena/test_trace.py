@@ -98,6 +98,15 @@ def test_calls_that_are_hard_to_trace_are_points_and_do_what_they_do_untraced(
         assert "0/exit#2" not in traced.points
 
 
+@pytest.mark.parametrize("notified", [False, True])
+def test_of_threads_that_end_at_the_same_time_exactly_one_is_a_point(odd: Path, notified: bool) -> None:
+    with Arena(binds=[(odd.parent, "/mnt", True)]) as arena:
+        traced = Traced(arena, notified=notified)
+        assert traced.run(["/mnt/odd", "exits-at-once"]) == 0, traced.lines
+        ends = [point for point in traced.points if "/exit#" in point]
+        assert ends == [*(f"0.{number}/exit#1" for number in range(1, 41)), "0/exit#1"]
+
+
 @pytest.fixture(scope="module")
 def i386(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = tmp_path_factory.mktemp("i386") / "i386"

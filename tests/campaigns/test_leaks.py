@@ -134,6 +134,25 @@ def test_a_program_directly_in_tmp_can_be_run(tmp_path: Path, monkeypatch: pytes
         program.unlink()
 
 
+def test_a_program_that_is_replaced_during_the_campaign_makes_it_no_campaign_of_one_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("LEAKCHECK_TARGETS", str(tmp_path))
+    program = tmp_path / "bin" / "updated-sandbox"
+    program.write_text('#!/bin/sh\nexec "$@"\n')
+    program.chmod(0o755)
+    made = target(tmp_path, '{exe:updated-sandbox} "$@"', more='needs = { binaries = ["updated-sandbox"] }')
+
+    def update(_: Any) -> None:
+        program.write_text(program.read_text() + "# newer\n")
+
+    options = LeaksOptions(iterations=2, endings=("normal",), settle=0.05)
+    campaign = run_campaign(Leaks(), made, options, store=update)
+    assert (campaign.verdict, campaign.complete, campaign.outcomes) == ("unknown", False, {"clean": 2})
+    assert campaign.error == f"{program} was replaced during the campaign"
+
+
 def test_a_recovery_that_fails_with_nothing_left_is_wedged_and_no_leak(tmp_path: Path) -> None:
     campaign = run(target(tmp_path, 'exec "$@"', recover="exit 5"), "forced:supervisor@2000ms")
     assert (campaign.verdict, campaign.outcomes) == ("leaked", {"wedged": 2})

@@ -58,3 +58,17 @@ def test_an_ordinary_user_s_sandbox_is_killed_at_a_crash_point(user: Place, how:
     (finding,) = [one for one in json.loads(done.stdout)["findings"] if one["outcome"] in ("leaked", "wedged")]
     assert finding["plan"] == plan
     assert any("/var/tmp/litter" in label for leak in finding["leaks"] for label in leak["labels"]), finding
+
+
+def test_a_sweep_that_finds_nothing_but_does_not_see_everything_is_no_failure(user: Place) -> None:
+    adapter = """
+        name = "tidy"
+        summary = "changes nothing before its first process"
+        launch = ["/bin/sh", "-c", '(:); exec "$@"', "sh", "{program}"]
+        probe = { none = "isolates nothing" }
+    """
+    write = f"cat >/tmp/tidy.toml <<'TOML'\n{adapter}\nTOML"
+    plan = "launch:0/clone#1:before:SIGKILL"
+    words = ["crash", "--target", "/tmp/tidy.toml", "--plan", plan, "--iterations", "1", "--json"]
+    done = user("leakcheck", *words, before=write)
+    assert (done.returncode, json.loads(done.stdout)["outcomes"]) == (3, {"unknown": 1}), done.stdout + done.stderr

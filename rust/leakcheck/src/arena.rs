@@ -49,15 +49,18 @@ impl ArenaView {
         rustix::fs::openat(&self.proc, c"1/root", place, Mode::empty())
     }
 
-    /// Whether PID 1 lives: everything in the arena goes with it.
+    /// Whether PID 1 lives: everything in the arena ends with it, once it has no root any more (`do_exit` in kernel/exit.c).
     ///
     /// # Errors
-    /// [`Error::Io`] that names the arena's `/proc` if PID 1 has exited.
+    /// [`Error::Io`] that names the arena's `/proc` if PID 1 is ending, or has ended.
     pub(crate) fn check(&self) -> Result<()> {
-        let stat = rustix::fs::openat(&self.proc, c"1/stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-        stat.map(drop).map_err(|e| {
-            Error::io("find PID 1 of the arena in", "/proc", if e == Errno::NOENT { Errno::SRCH } else { e })
-        })
+        match rustix::fs::readlinkat(&self.proc, c"1/root", Vec::new()) {
+            // Another user's, not that of an arena of ours.
+            Ok(_) | Err(Errno::ACCESS) => Ok(()),
+            Err(e) => {
+                Err(Error::io("find PID 1 of the arena in", "/proc", if e == Errno::NOENT { Errno::SRCH } else { e }))
+            }
+        }
     }
 }
 

@@ -129,6 +129,10 @@ pub fn snapshot(options: &Options) -> Result<Snapshot> {
         }
     }
     observe(options, kinds, threads, &root, &mut out)?;
+    if let Some(arena) = &options.arena {
+        // Otherwise what ended with it would count as gone by itself.
+        arena.view.check()?;
+    }
     if kinds.contains(Kind::Ipc) {
         // A file directly in /dev/shm is POSIX shared memory: one resource has one kind.
         let shm: std::collections::HashSet<_> = out.ipc.iter().filter(|i| i.birth.is_some()).map(|i| i.id).collect();

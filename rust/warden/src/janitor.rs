@@ -165,12 +165,14 @@ impl Janitor {
             Some(prepared) => prepared,
             None => self.begin()?,
         };
+        let ended = || io::Error::other("the arena's spawner has ended; was it killed?");
         let outcome = receive::<Answer>(&arena.socket).and_then(|answer| match answer {
             Some((Answer::Up(up), fds)) => Ok((up, fds)),
             Some((Answer::Error(why), _)) => Err(io::Error::other(why)),
-            _ => Err(io::Error::other("the arena's spawner ended")),
+            _ => Err(ended()),
         });
-        let (mut up, fds) = match outcome.and_then(|up| send(&arena.socket, &CLAIM, &[owner.as_fd()]).map(|()| up)) {
+        let claim = |up| send(&arena.socket, &CLAIM, &[owner.as_fd()]).map_err(|_| ended()).map(|()| up);
+        let (mut up, fds) = match outcome.and_then(claim) {
             Ok(up) => up,
             Err(e) => {
                 all_down(vec![arena.end()], &self.children)?;

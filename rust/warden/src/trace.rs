@@ -145,6 +145,8 @@ pub(crate) struct Tracer {
     held: Option<Held>,
     delayed: Vec<Delayed>,
     reported: Reported,
+    /// Threads that have called exit(2) or exit_group(2), or another one of their process has called the latter.
+    leaving: HashSet<i32>,
 }
 
 impl Tracer {
@@ -203,6 +205,7 @@ impl Tracer {
 
     fn ended(&mut self, pid: i32, status: i32) {
         self.early.remove(&pid);
+        self.leaving.remove(&pid);
         self.delayed.retain(|one| one.pid != pid);
         if let Some(held) = self.held.take_if(|held| held.pid == pid) {
             // Another process of the run ended it at its point.
@@ -251,7 +254,8 @@ impl Tracer {
     fn at_stop(&mut self, pid: i32) -> Option<Resume> {
         let (Some(task), Ok(call)) = (self.tasks.get(&pid), trace::call(pid)) else { return Some(Resume::Run(0)) };
         let every = self.runs[self.roles[task.role].run].request.every();
-        let described = describe(pid, task.process, &call, every);
+        let described = describe(pid, task.process, &call, every, &self.leaving);
+        self.leaving.extend(described.leaving);
         // A child that is not traced has the filter all the same.
         let _ = match described.untraced {
             Some((Flags::Argument, value)) => trace::set_first_argument(pid, is_i386(&call), value),
@@ -352,6 +356,7 @@ impl Tracer {
         let former = trace::event_message(pid).unwrap_or(pid);
         let Some(mut task) = self.tasks.remove(&former) else { return };
         self.tasks.retain(|_, other| other.process != task.process);
+        self.leaving.remove(&pid);
         let role = &mut self.roles[task.role];
         role.begun = true;
         if std::mem::take(&mut task.payload) {

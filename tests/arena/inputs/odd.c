@@ -63,6 +63,30 @@ static int raw_exit(void) {
     return ended(child);
 }
 
+static pthread_barrier_t at_once;
+
+static void *leave(void *all) {
+    pthread_barrier_wait(&at_once);
+    syscall(all ? SYS_exit_group : SYS_exit, 0);
+    return NULL;
+}
+
+// Processes of three threads that end at the same time, half of them each for itself.
+static int exits_at_once(void) {
+    for (int number = 0; number < 40; number++) {
+        pid_t child = fork();
+        if (child == 0) {
+            pthread_t thread;
+            void *all = number % 2 ? &at_once : NULL;
+            pthread_barrier_init(&at_once, NULL, 3);
+            if (pthread_create(&thread, NULL, leave, all) || pthread_create(&thread, NULL, leave, all)) _exit(1);
+            leave(all);
+        }
+        if (ended(child)) return 1;
+    }
+    return 0;
+}
+
 static int in_raw_thread(void *done) {
     *(volatile int *)done = mkdir("/tmp/by-raw-thread", 0755) == 0 ? 1 : 2;
     return 0;
@@ -198,7 +222,7 @@ int main(int argc, char **argv) {
     struct { const char *name; int (*run)(void); } all[] = {
         {"raw-thread", raw_thread}, {"int80", int80}, {"vfork", vforked}, {"untraced", untraced}, {"clone3", clone3_untraced},
         {"thread-exec", thread_exec}, {"group-stop", group_stop}, {"page-end", page_end}, {"traces", traces},
-        {"raw-exit", raw_exit}, {"filtered", filtered}, {"signals", signals},
+        {"raw-exit", raw_exit}, {"exits-at-once", exits_at_once}, {"filtered", filtered}, {"signals", signals},
         {"traced-by-filter", traced_by_filter}, {"watches", watches},
     };
     for (size_t n = 0; n < sizeof all / sizeof *all; n++)

@@ -15,7 +15,7 @@ use leakcheck_sys::trace::{Call, Instruction};
 use leakcheck_sys::{open_pidfd, run_last, wait_until};
 
 use super::filter::is_for_tracer;
-use super::points::{bytes_at, describe};
+use super::points::{Described, bytes_at, describe};
 use super::x86_64::{TRACES, WATCHES, added_filter, hides};
 use super::{MOST_ROLES, Phase, Role, Task, Tracer};
 
@@ -81,7 +81,9 @@ impl Tracer {
         let every = self.runs[number].request.every();
         // The payload's calls are no points.
         let watched = process.filter(|process| !self.roles[self.tasks[process].role].payload);
-        let point = watched.and_then(|process| describe(report.pid, process, &report.call, every).point);
+        let described = watched.map(|process| describe(report.pid, process, &report.call, every, &self.leaving));
+        let Described { point, leaving, .. } = described.unwrap_or_default();
+        self.leaving.extend(leaving);
         let refused = is_for_tracers(report.pid, &report.call);
         let Some(listener) = &self.runs[number].listener else { return };
         if !notify::waits(listener.as_fd(), report.id) {

@@ -1,5 +1,6 @@
 //! What a traced call is, in words that are the same in every run: its operation and what it operates on.
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -44,6 +45,8 @@ pub(super) struct Described {
     pub(super) point: Option<Point>,
     /// Where the clone flags are, and these without `CLONE_UNTRACED`, if it has this one.
     pub(super) untraced: Option<(Flags, u64)>,
+    /// The threads that end by it.
+    pub(super) leaving: Vec<i32>,
 }
 
 /// Where the flags of a clone are.
@@ -54,8 +57,9 @@ pub(super) enum Flags {
     Memory(u64),
 }
 
-/// With `every`, calls are points that are none otherwise. `process` is that of the thread `pid`.
-pub(super) fn describe(pid: i32, process: i32, call: &Call, every: bool) -> Described {
+/// With `every`, calls are points that are none otherwise. `process` is that of the thread `pid`; the threads `leaving` are
+/// about to end.
+pub(super) fn describe(pid: i32, process: i32, call: &Call, every: bool, leaving: &HashSet<i32>) -> Described {
     let mut found = Described::default();
     let call = &direct(call, |address| word_at(pid, address));
     let Some(row) = rows(call, every).find(|row| row.when.holds(&call.arguments)) else { return found };
@@ -84,7 +88,16 @@ pub(super) fn describe(pid: i32, process: i32, call: &Call, every: bool) -> Desc
             }
             class = namespaces(flags);
         }
-        "exit" if row.number == EXIT && !is_last(pid, process) => return found,
+        "exit" => {
+            let all = threads(process);
+            let last = all.iter().all(|one| *one == pid || leaving.contains(one) || activity(*one).is_none());
+            // Of threads that end at the same time, one is the point: whose call is handled last, or ends all of them.
+            if leaving.contains(&pid) || (row.number == EXIT && !last) {
+                found.leaving = vec![pid];
+                return found;
+            }
+            found.leaving = all;
+        }
         "unlink" if row.names == Names::At(0, 1) && call.arguments[2] & 0x200 != 0 => operation = "rmdir",
         // The flags are in memory.
         "open" if row.number == 437 && number_at(pid, call.arguments[2]) & u64::from(WRITES) == 0 => return found,
@@ -229,11 +242,6 @@ fn domain(process: i32, fd: u64) -> Option<&'static str> {
         libc::AF_ALG => "alg",
         _ => "socket",
     })
-}
-
-/// Whether no other thread of its process lives.
-fn is_last(pid: i32, process: i32) -> bool {
-    threads(process).into_iter().all(|thread| thread == pid || activity(thread).is_none())
 }
 
 /// Whether a call to a SysV object removes it (`IPC_RMID`).
