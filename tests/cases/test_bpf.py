@@ -58,6 +58,8 @@ def test_what_a_neighbour_makes_is_no_leak_whoever_holds_it(neighbour: str, word
 
 def test_what_a_run_hands_to_a_neighbour_is_a_leak(neighbour: str) -> None:
     assert leaks("ask", neighbour, "take") == ["none"]
+    # Which of the two is its own, nothing tells.
+    assert leaks("ask", neighbour, "both") == ["none", "none"]
 
 
 def test_what_a_run_pins_is_a_leak(tmp_path: Path) -> None:

@@ -168,9 +168,9 @@ def test_a_chain_and_rules_in_an_old_table_are_leaked(case: Case) -> None:
 class TestRouting:
     """In a network namespace that is older than the run."""
 
-    def labels(self, case: Case, *commands: str) -> list[str]:
+    def labels(self, case: Case, *commands: str, before: str = "true") -> list[str]:
         guard = f'leakcheck guard --json --kinds net -- sh -ec "{"; ".join(commands)}"; echo "exit $?"'
-        outcome = case("unshare", "-n", "sh", "-c", f"ip link set lo up; {guard}")
+        outcome = case("unshare", "-n", "sh", "-c", f"ip link set lo up; {before}; {guard}")
         found = re.findall(r'"label":"([^"]*)"', outcome.text)
         assert exits(outcome) == [1 if found else 0], outcome.text
         return sorted(found)
@@ -196,8 +196,10 @@ class TestRouting:
             "ip rule add from 203.0.113.1 lookup 7",
             "ip link property add dev lo altname other",
             "tc qdisc add dev lo clsact",
+            "ip address add fe80::77/64 dev lo",
         ) == [
             "address 10.77.0.1/24 dev lo",
+            "address fe80::77/64 dev lo",
             "alternative interface name other of lo",
             "queueing discipline clsact ffff: parent fffffff1 dev lo",
             "route blackhole 198.51.100.0/24 table 254 metric 0",
@@ -206,7 +208,62 @@ class TestRouting:
         ]
 
     def test_what_the_kernel_makes_is_none(self, case: Case) -> None:
-        assert self.labels(case, "ip link set lo down", "ip link set lo up") == []
+        veth = "ip link add v0 type veth peer name v1; ip link set v1 up"
+        assert self.labels(case, "ip link set lo down", "ip link set lo up", "ip link set v0 up", before=veth) == []
+
+    def test_what_decides_about_packets_is_leaked(self, case: Case) -> None:
+        assert self.labels(
+            case,
+            "ip neighbour add 2001:db8::9 lladdr 02:00:00:00:00:09 dev lo",
+            "ip xfrm policy add dir out src 192.0.2.0/24 dst 198.51.100.0/24",
+            "tc filter add dev lo ingress pref 5 u32 match u32 0 0",
+            "tc class add dev lo parent 1: classid 1:7 htb rate 1mbit",
+            before="tc qdisc add dev lo clsact; tc qdisc add dev lo root handle 1: htb",
+        ) == [
+            "IPsec policy out from 192.0.2.0/24 to 198.51.100.0/24 protocol 0 action 0 priority 0 index 1",
+            "class of traffic control htb 1:7 parent ffffffff dev lo",
+            "filter of traffic control u32 80000800 parent fffffff2 chain 0 pref 5 protocol 3 dev lo",
+            "neighbour 2001:db8::9 at 020000000009 dev lo",
+        ]
+
+    def test_another_network_namespace_that_is_older_is_looked_at_as_well(self, case: Case) -> None:
+        other = "unshare -n sleep 60 & while [ $(readlink /proc/$!/ns/net) = $(readlink /proc/$$/ns/net) ]; do :; done"
+        inside = "nsenter -t $! -n ip route add blackhole 198.51.100.0/24"
+        found = self.labels(case, inside, before=f"{other}; trap 'kill $!' EXIT")
+        assert found == ["route blackhole 198.51.100.0/24 table 254 metric 0"]
+
+
+@pytest.mark.skipif(shutil.which("iptables-legacy") is None, reason="no legacy iptables here")
+class TestLegacyIptables:
+    @pytest.fixture(autouse=True)
+    def lock(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("XTABLES_LOCKFILE", "/dev/null")
+
+    def labels(self, case: Case, *commands: str) -> list[str]:
+        found = TestRouting().labels(case, *commands, before="iptables-legacy -A INPUT -s 192.0.2.1 -j DROP")
+        return [re.sub(" [0-9a-f]{16}", "", label) for label in found]
+
+    def test_chains_rules_and_policies_are_leaked(self, case: Case) -> None:
+        assert self.labels(
+            case,
+            "iptables-legacy -N mine",
+            "iptables-legacy -A mine -j DROP",
+            "iptables-legacy -I INPUT -s 192.0.2.2 -j mine",
+            "iptables-legacy -A INPUT -s 192.0.2.1 -j DROP",
+            "iptables-legacy -P FORWARD DROP",
+            "ip6tables-legacy -t raw -A OUTPUT -d 2001:db8::1 -j NOTRACK",
+        ) == [
+            "iptables chain ip filter mine",
+            "iptables rule ip filter FORWARD: from any to any DROP",
+            "iptables rule ip filter INPUT: from 192.0.2.1 to any DROP (2)",
+            "iptables rule ip filter INPUT: from 192.0.2.2 to any mine",
+            "iptables rule ip6 raw OUTPUT: from any to 2001:db8::1 CT",
+        ]
+
+    def test_who_only_looks_or_takes_away_what_it_added_leaves_none(self, case: Case) -> None:
+        rule = "INPUT -s 192.0.2.2 -j DROP"
+        look = "iptables-legacy -t nat -L -n"
+        assert self.labels(case, f"{look} >/dev/null", f"iptables-legacy -I {rule}", f"iptables-legacy -D {rule}") == []
 
 
 class TestNftables:

@@ -336,6 +336,7 @@ fn judge(run: Run<'_>, first: &Snapshot, policy: &Policy, reach: &Reach) -> Resu
         looks_ms: 0.0,
         adrift: Adrift::default(),
         hidden_keys: i64::MAX,
+        grace_periods: 0,
     };
     // All lookups besides the looks go through one procfs.
     let _proc = ProcRoot::renew()?;

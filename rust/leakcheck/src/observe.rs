@@ -23,7 +23,6 @@ mod mount;
 pub(crate) mod mount_table;
 mod namespace;
 mod net;
-mod net_config;
 mod netlink;
 mod ns_cache;
 mod open_settings;

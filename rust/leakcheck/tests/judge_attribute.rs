@@ -51,7 +51,7 @@ fn by_maker(known: impl Fn(Membership) -> Known, resource: &Resource) -> [Owner;
 }
 
 #[test]
-fn a_bpf_object_is_a_strangers_if_the_run_made_none_or_if_its_holder_makes_some() {
+fn a_bpf_object_is_a_strangers_if_the_run_made_none_or_if_its_holder_made_as_many_as_it_holds() {
     let map: Resource = bpf(BpfClass::Map, 4).into();
     let held = |pid| with(host(), [Fd { serial: Some(4), ..fd(pid, 3, "anon_inode:bpf-map") }.into(), map.clone()]);
     let unheld = || with(host(), [map.clone()]);
@@ -64,6 +64,11 @@ fn a_bpf_object_is_a_strangers_if_the_run_made_none_or_if_its_holder_makes_some(
     assert_eq!(owner_in(held(THEIRS), &made(Run, &[]), &map), Owner::Unknown, "the run may have handed it over");
     assert_eq!(owner_in(held(THEIRS), &made(Run, &[THEIRS]), &map), Owner::Stranger);
     assert_eq!(owner_in(unheld(), &made(Membership::Unknown, &[]), &map), Owner::Unknown);
+    let mut two = held(THEIRS);
+    two.fds.push(Fd { serial: Some(5), ..fd(THEIRS, 4, "anon_inode:bpf-map") });
+    two.bpf.push(bpf(BpfClass::Map, 5));
+    assert_eq!(owner_in(two.clone(), &made(Run, &[THEIRS, THEIRS]), &map), Owner::Stranger);
+    assert_eq!(owner_in(two, &made(Run, &[THEIRS]), &map), Owner::Unknown, "one of them may have been handed over");
 }
 
 #[test]

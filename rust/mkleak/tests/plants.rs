@@ -72,6 +72,11 @@ fn expected(kind: &str, name: &str) -> &'static [(&'static str, usize)] {
         ("net", "net-address") => &[("address", 1)],
         ("net", "net-route") => &[("route", 1)],
         ("net", "net-rule") => &[("rule", 1)],
+        ("net", "net-neighbour") => &[("neighbour", 1)],
+        ("net", "net-filter") => &[("filter", 1)],
+        ("net", "net-ipsec-policy") => &[("policy", 1)],
+        ("net", "net-ipset") => &[("set", 1)],
+        ("net", "net-iptables-rule") => &[("iptables", 1)],
         ("net", "net-nft-table") => &[("nft", 1)],
         // Their lines also name the table.
         ("net", "net-nft-chain" | "net-nft-rule") => &[("nft", 2)],

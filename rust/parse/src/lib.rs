@@ -27,6 +27,7 @@ pub mod stat;
 pub mod status;
 pub mod sysvipc;
 pub mod text;
+pub mod xtables;
 
 pub use error::{ParseError, Result};
 

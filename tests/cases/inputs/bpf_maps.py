@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # BPF maps of $ENTRIES that no descriptor shows to be their maker's.
 #   neighbour SOCKET  says READY, and for each connection does as told: "pin" makes a map that only a BPF file system of its own
-#                     holds, "take" keeps the descriptor that comes with it, "make" makes and keeps a map; answers "done"
-#   ask SOCKET WORD   tells it, "take" with a map of one's own
+#                     holds, "take" keeps the descriptor that comes with it, "make" makes and keeps a map, "both" does the last
+#                     two; answers "done"
+#   ask SOCKET WORD   tells it, "take" and "both" with a map of one's own
 #   pin DIRECTORY     makes a map, pins it there and ends
 import ctypes, os, socket, struct, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -25,7 +26,7 @@ elif what == "ask":
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(place)
         word = sys.argv[3]
-        socket.send_fds(sock, [word.encode()], [made()] if word == "take" else [])
+        socket.send_fds(sock, [word.encode()], [made()] if word in ("take", "both") else [])
         sys.exit(sock.recv(9) != b"done")
 else:
     call("unshare", 0x20000)
@@ -39,7 +40,7 @@ else:
             sock, _ = server.accept()
             word, fds, _, _ = socket.recv_fds(sock, 9, 1)
             kept += fds
-            if word == b"make": kept.append(made())
+            if word in (b"make", b"both"): kept.append(made())
             if word == b"pin":
                 if os.fork() == 0:
                     pin(os.path.dirname(place))

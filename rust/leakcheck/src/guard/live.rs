@@ -105,14 +105,15 @@ impl Provenance for Live<'_> {
         let Some(makers) = self.calls.and_then(|calls| calls.makers(resource)) else { return Membership::Unknown };
         // The kernel makes keys on behalf of a process, which no call returns.
         let nobody = if matches!(resource, Resource::Key(_)) { Membership::Unknown } else { Membership::Stranger };
-        let made: Vec<Membership> = makers.into_iter().map(|pid| self.ever(pid)).collect();
+        let made: Vec<Membership> = makers.into_iter().map(|(pid, _)| self.ever(pid)).collect();
         let any = |which| made.contains(&which).then_some(which);
         let any_of = [Membership::Run, Membership::Unknown, Membership::Stranger].into_iter().find_map(any);
         any_of.unwrap_or(nobody)
     }
 
-    fn makes(&self, pid: u32, resource: &Resource) -> bool {
-        self.calls.and_then(|calls| calls.makers(resource)).is_some_and(|makers| makers.contains(&pid))
+    fn makes(&self, pid: u32, resource: &Resource) -> u64 {
+        let makers = self.calls.and_then(|calls| calls.makers(resource)).unwrap_or_default();
+        makers.into_iter().filter(|(maker, _)| *maker == pid).map(|(_, count)| count).sum()
     }
 
     fn makes_keys(&self) -> bool {

@@ -214,9 +214,8 @@ pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attr
     let nftables: HashSet<(u64, NetClass, Text)> = found
         .iter()
         .filter_map(|(r, _)| match r {
-            Resource::Net(n) => {
-                matches!(n.class, NetClass::NftTable | NetClass::NftChain).then(|| (n.netns, n.class, n.name.clone()))
-            }
+            Resource::Net(n) => matches!(n.class, NetClass::NftTable | NetClass::NftChain | NetClass::IptablesChain)
+                .then(|| (n.netns, n.class, n.name.clone())),
             _ => None,
         })
         .collect();
@@ -233,6 +232,12 @@ pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attr
             NetClass::NftChain | NetClass::NftSet | NetClass::NftObject | NetClass::NftFlowtable => {
                 holds(NetClass::NftTable)
             }
+            NetClass::IptablesRule => n
+                .scope
+                .as_bytes()
+                .split(|byte| *byte == b':')
+                .next()
+                .is_some_and(|chain| nftables.contains(&(n.netns, NetClass::IptablesChain, chain.into()))),
             _ => false,
         }
     };

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{MembarrierCommand, membarrier};
+
 use super::adrift::Adrift;
 use super::coverage::{Reach, coverage, new_hidden_keys, only_comparable, unlisted_queues};
 use super::live::Run;
@@ -40,6 +42,8 @@ pub(super) struct LiveWorld<'a> {
     /// How many new keys that nobody can view the look with the fewest counted. As with what is seen, what goes away
     /// is no residue.
     pub(super) hidden_keys: i64,
+    /// How many grace periods of RCU have passed while BPF objects were left that nobody holds.
+    pub(super) grace_periods: u32,
 }
 
 impl LiveWorld<'_> {
@@ -113,7 +117,13 @@ impl World<Remnant> for LiveWorld<'_> {
         self.hidden_keys = self.hidden_keys.min(new_hidden_keys(self.run.baseline, &observation));
         let unclear = self.hidden_keys > 0 && self.run.asked.contains(Kind::Key) && self.run.live.makes_keys();
         self.adrift = adrift;
-        let running = running || residue.found.iter().any(|(r, _)| is_being_freed(r, &observation));
+        let unheld = residue.found.iter().any(|(r, _)| is_being_freed(r, &observation));
+        let freed = unheld && self.grace_periods < GRACE_PERIODS;
+        // It returns after a grace period, however long that is on a busy machine.
+        if freed && membarrier(MembarrierCommand::Global).is_ok() {
+            self.grace_periods += 1;
+        }
+        let running = running || freed;
         let found = residue
             .found
             .into_iter()
@@ -146,6 +156,10 @@ impl World<Remnant> for LiveWorld<'_> {
         residue.explained_by(&self.run.options.rules).is_some()
     }
 }
+
+/// After how many grace periods of RCU a BPF object that nobody has open is held by something else: it is pinned, or attached.
+/// A program of a cgroup that was removed takes three and as many work queues.
+const GRACE_PERIODS: u32 = 8;
 
 /// Whether a BPF program or map may have lost its last holder: it ends after a grace period of RCU, on a busy machine after
 /// more than the usual time.

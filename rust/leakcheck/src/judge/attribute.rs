@@ -10,7 +10,9 @@ pub use super::provenance::{Attribution, Owner, Provenance};
 use crate::kind::Kind;
 pub use crate::membership::Membership;
 use crate::parse::nslink::NsType;
-use crate::resource::{Bpf, Ipc, IpcClass, Lock, Mount, MountId, NetClass, NsHolder, Process, Resource, encode_device};
+use crate::resource::{
+    Bpf, BpfClass, Fd, Ipc, IpcClass, Lock, Mount, MountId, NetClass, NsHolder, Process, Resource, encode_device,
+};
 use crate::scope::Scope;
 use crate::snapshot::Snapshot;
 use mount::{lasting_namespaces, may_come_in};
@@ -324,12 +326,23 @@ impl<'a, P: Provenance> Attributor<'a, P> {
         match (self.held_by(holders.iter().copied()), self.provenance.made(resource)) {
             (by @ Owner::Run(_), _) => by,
             (_, Membership::Stranger) => Owner::Stranger,
-            // The run may have handed it to somebody who makes none.
-            (Owner::Stranger, Membership::Run) if !holders.iter().all(|pid| self.provenance.makes(*pid, resource)) => {
+            // The run may have handed it to somebody who holds more than he made.
+            (Owner::Stranger, Membership::Run)
+                if holders
+                    .iter()
+                    .any(|pid| self.new_in(*pid, object.class) > self.provenance.makes(*pid, resource)) =>
+            {
                 Owner::Unknown
             }
             (by, _) => by,
         }
+    }
+
+    /// How many BPF objects of a class that appeared since the baseline a process holds.
+    fn new_in(&self, pid: u32, class: BpfClass) -> u64 {
+        let fds: Vec<&Fd> = self.observation.fds.iter().filter(|fd| fd.pid == pid && fd.serial.is_some()).collect();
+        let new = self.observation.bpf.iter().filter(|b| b.class == class && !self.baseline.bpf.contains(b));
+        new.filter(|b| fds.iter().any(|fd| b.is_open_in(fd))).count() as u64
     }
 
     /// A POSIX lock or lease belongs to its process. The other locks belong to an open file description, which any

@@ -115,13 +115,13 @@ pub trait Provenance {
     fn watches_mounts(&self, _ns: u64) -> bool {
         false
     }
-    /// Whether processes of the run, or of the arena, made a key, any loop device or any BPF object.
+    /// Whether processes of the run, or of the arena, made a key, any loop device or any BPF object of its class.
     fn made(&self, _resource: &Resource) -> Membership {
         Membership::Unknown
     }
-    /// Whether a process of the host is known to have made anything of the kind.
-    fn makes(&self, _pid: u32, _resource: &Resource) -> bool {
-        false
+    /// How many of the kind, of BPF objects of the class, a process of the host is known to have made.
+    fn makes(&self, _pid: u32, _resource: &Resource) -> u64 {
+        0
     }
     /// Whether they made or may have made keys.
     fn makes_keys(&self) -> bool {

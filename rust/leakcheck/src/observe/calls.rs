@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::io::Errno;
 
-use program::{KEY, LOOP, OBJECT, Subject, assemble};
+use program::{KEY, LINK, LOOP, MAP, OBJECTS, PROGRAM, Subject, assemble};
 
 use super::bpf;
 use super::proc_root::read_file;
@@ -138,18 +138,19 @@ impl Calls {
         Ok(calls)
     }
 
-    /// The processes of the host that made an object like this one: a key by its serial, which those have as well who
-    /// found it; else anything of its kind. None if a record was lost.
-    pub(crate) fn makers(&self, resource: &Resource) -> Option<Vec<u32>> {
-        let (what, serial) = match resource {
-            Resource::Key(key) => (KEY, key.serial),
-            Resource::Loop(_) => (LOOP, 0),
-            Resource::Bpf(_) => (OBJECT, 0),
+    /// The processes of the host that made an object like this one, and how many: a key by its serial, which those have
+    /// as well who found it; else anything of its class. None if a record was lost.
+    pub(crate) fn makers(&self, resource: &Resource) -> Option<Vec<(u32, u64)>> {
+        let wanted: Vec<u64> = match resource {
+            Resource::Key(key) => vec![record(HOST, KEY, key.serial)[1]],
+            Resource::Loop(_) => vec![record(HOST, LOOP, 0)[1]],
+            Resource::Bpf(object) => objects(object.class).map(|what| record(HOST, what, 0)[1]).to_vec(),
             _ => return None,
         };
-        let [_, wanted] = record(HOST, what, serial);
-        let makers = bpf::keys(&self.program.records).into_iter().filter(|[_, rest]| *rest == wanted);
-        let makers = makers.filter_map(|[process, _]| u32::try_from(process).ok()).collect();
+        let records = &self.program.records;
+        let makers = bpf::keys(records).into_iter().filter(|[_, rest]| wanted.contains(rest));
+        let makers =
+            makers.filter_map(|key| Some((u32::try_from(key[0]).ok()?, bpf::lookup(records, &key)?))).collect();
         (!self.lost()).then_some(makers)
     }
 
@@ -162,8 +163,8 @@ impl Calls {
                 Membership::Unknown
             }
             Resource::Key(_) => Membership::Stranger,
-            Resource::Loop(_) => self.any(LOOP),
-            Resource::Bpf(_) => self.any(OBJECT),
+            Resource::Loop(_) => self.any(&[LOOP]),
+            Resource::Bpf(object) => self.any(&objects(object.class)),
             _ => Membership::Unknown,
         }
     }
@@ -174,8 +175,8 @@ impl Calls {
             || bpf::keys(&self.program.records).iter().any(|[scope, rest]| *scope == self.scope && *rest as u32 == KEY)
     }
 
-    fn any(&self, what: u32) -> Membership {
-        match (self.has(what, 0), self.lost()) {
+    fn any(&self, what: &[u32]) -> Membership {
+        match (what.iter().any(|what| self.has(*what, 0)), self.lost()) {
             (true, _) => Membership::Run,
             (false, true) => Membership::Unknown,
             (false, false) => Membership::Stranger,
@@ -211,6 +212,16 @@ impl Drop for Calls {
             self.program.link().take();
         }
     }
+}
+
+/// The records of calls that may make a BPF object of this class.
+fn objects(class: BpfClass) -> [u32; 2] {
+    let alone = match class {
+        BpfClass::Prog => PROGRAM,
+        BpfClass::Map => MAP,
+        BpfClass::Link => LINK,
+    };
+    [alone, OBJECTS]
 }
 
 /// `struct { u64 subject; u32 what; u32 serial; }`

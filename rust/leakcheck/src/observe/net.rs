@@ -1,7 +1,16 @@
 //! The contents of each network namespace (network_namespaces(7)), and named namespaces.
 //!
-//! Not covered: raw, packet, SCTP and vsock sockets (the FD kind sees them), connected sockets, legacy iptables rules,
-//! IPsec, neighbours, filters of traffic control, and interfaces that come and go with their namespace.
+//! Not covered: raw, packet, SCTP and vsock sockets (the FD kind sees them), connected sockets, arptables and ebtables,
+//! forwarding entries of bridges, and interfaces that come and go with their namespace.
+
+mod dump;
+mod ipsec;
+mod ipset;
+mod iptables;
+mod neighbours;
+mod nftables;
+mod routing;
+mod traffic;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -14,9 +23,10 @@ use rustix::fs::{self, AtFlags, CWD, Dir, Mode, OFlags, StatxFlags, statx};
 use rustix::io::{Errno, pread};
 use rustix::net::netlink::NETFILTER;
 
+use dump::text;
+
 use super::context::Context;
 use super::enter::{NsView, note_refused};
-use super::net_config;
 use super::netlink::{Netlink, malformed};
 use super::reach::Place;
 use super::sockdiag::{SockDiag, Socket, Transport, Which};
@@ -36,8 +46,8 @@ const NAMED: [&str; 2] = ["/run/netns", "/var/run/netns"];
 pub(super) struct Contents {
     objects: Vec<Net>,
     gaps: Vec<String>,
-    /// Why the nftables of the observer's own namespace were not listed.
-    nftables: Option<String>,
+    /// Why what filters packets, which needs a privilege, was not listed in the observer's own namespace.
+    filters: Option<String>,
 }
 
 /// Appends the contents of the network namespaces, each read through a [`NsHandle`], and the named namespaces.
@@ -47,7 +57,7 @@ pub(super) fn collect(results: Vec<crate::error::Result<Contents>>, context: Con
         out.net.append(&mut seen.objects);
         seen.gaps.into_iter().for_each(|gap| out.coverage.lower(Kind::Net, Level::Partial, gap));
         let gap = |reason| Gap { kind: Kind::Net, level: Level::Partial, reason, place: Unseen::Nftables };
-        out.gaps.extend(seen.nftables.map(gap));
+        out.gaps.extend(seen.filters.map(gap));
     }
     let mut known = Vec::new();
     let mut mounts = context.mounts();
@@ -70,8 +80,8 @@ pub(super) struct NsHandle {
     diag: io::Result<SockDiag>,
     /// None on a kernel without nfnetlink, which has no nftables.
     filter: io::Result<Option<Netlink>>,
-    /// Whether it is an arena's own.
-    kept: bool,
+    iptables: io::Result<Vec<iptables::Tables>>,
+    ipsec: Option<io::Result<Netlink>>,
     /// Only in a handle that is kept.
     counters: Option<Counters>,
 }
@@ -85,18 +95,25 @@ impl NsHandle {
             Err(e) => Err(e),
         };
         let counters = kept.then(Counters::open).flatten();
-        NsHandle { route: Netlink::open(None, kept), diag: SockDiag::open_kept(kept), filter, kept, counters }
+        NsHandle {
+            route: Netlink::open(None, kept),
+            diag: SockDiag::open_kept(kept),
+            filter,
+            iptables: iptables::Tables::open(kept),
+            ipsec: ipsec::open(kept),
+            counters,
+        }
     }
 
     /// Lists the current contents of the namespace.
     pub(super) fn observe(&mut self, view: &NsView) -> Contents {
         let mut seen = Contents::default();
         let mut names = HashMap::new();
-        let links = self.route.as_mut().map_err(again).and_then(|route| interfaces(route, view.ino, &mut names));
+        let links = self.route.as_mut().map_err(|e| again(e)).and_then(|route| interfaces(route, view.ino, &mut names));
         seen.note("list interfaces", links);
-        // Of any other, it would cost as much again, and what is in a new one goes with it.
-        if let Some(route) = self.route.as_mut().ok().filter(|_| view.own || self.kept) {
-            seen.note("list addresses and routes", net_config::list(route, view.ino, &names));
+        if let Ok(route) = &mut self.route {
+            let configured = configuration(route, &Namer { netns: view.ino, interfaces: &names });
+            seen.note("list addresses and routes", configured);
         }
         match &mut self.diag {
             Ok(diag) => {
@@ -115,18 +132,40 @@ impl NsHandle {
             }
             Err(e) => seen.note("list sockets", Err(again(e))),
         }
-        let tables = match &mut self.filter {
-            Ok(Some(filter)) => nftables(filter, view.ino),
-            Ok(None) => Ok(Vec::new()),
-            Err(e) => Err(again(e)),
-        };
-        match tables {
-            Err(e) if view.own && e.raw_os_error() == Some(libc::EPERM) => {
-                seen.nftables = Some(format!("cannot list nftables tables: {}; needs CAP_NET_ADMIN", in_words(e)));
-            }
-            tables => seen.note("list nftables tables", tables),
-        }
+        self.filters(view, &mut seen);
         seen
+    }
+
+    /// What the kernel shows only with CAP_NET_ADMIN.
+    fn filters(&mut self, view: &NsView, seen: &mut Contents) {
+        let namer = Namer { netns: view.ino, interfaces: &HashMap::new() };
+        let record = |(class, scope)| namer.record(class, 0, scope);
+        let (tables, sets) = match &mut self.filter {
+            Ok(Some(filter)) => (
+                nftables::list(filter, view.ino),
+                ipset::list(filter).map(|sets| sets.into_iter().map(|name| namer.set(name)).collect()),
+            ),
+            Ok(None) => (Ok(Vec::new()), Ok(Vec::new())),
+            Err(e) => (Err(again(e)), Ok(Vec::new())),
+        };
+        let iptables = self.iptables.as_ref().map_err(again).and_then(|families| {
+            let listed: io::Result<Vec<_>> = families.iter().map(iptables::Tables::list).collect();
+            Ok(listed?.into_iter().flatten().map(record).collect())
+        });
+        let ipsec = match &mut self.ipsec {
+            Some(ipsec) => ipsec.as_mut().map_err(|e| again(e)).and_then(ipsec::list),
+            None => Ok(Vec::new()),
+        };
+        let ipsec = ipsec.map(|listed| listed.into_iter().map(record).collect());
+        for (what, listed) in [("nftables tables", tables), ("sets", sets), ("iptables", iptables), ("IPsec", ipsec)] {
+            match listed {
+                Err(e) if view.own && matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
+                    let why = || format!("cannot list {what}: {}; needs CAP_NET_ADMIN", in_words(e));
+                    seen.filters.get_or_insert_with(why);
+                }
+                listed => seen.note(&format!("list {what}"), listed),
+            }
+        }
     }
 }
 
@@ -165,8 +204,38 @@ impl Counters {
     }
 }
 
+/// Addresses, routes and the like, and what shapes traffic.
+fn configuration(route: &mut Netlink, namer: &Namer<'_>) -> io::Result<Vec<Net>> {
+    let mut all = routing::list(route)?;
+    all.extend(neighbours::list(route)?.into_iter().map(|(index, scope)| (NetClass::Neighbour, index, scope)));
+    all.extend(traffic::list(route)?);
+    Ok(all.into_iter().map(|(class, index, scope)| namer.record(class, index, scope)).collect())
+}
+
+/// Makes records of what has no number but its interface's.
+struct Namer<'a> {
+    netns: u64,
+    interfaces: &'a HashMap<u32, Text>,
+}
+
+impl Namer<'_> {
+    /// `scope` is what identifies it there.
+    fn record(&self, class: NetClass, index: u32, scope: String) -> Net {
+        let name = match self.interfaces.get(&index) {
+            Some(interface) if index > 0 => [scope.as_bytes(), b" dev ", interface.as_ref()].concat(),
+            _ => scope.clone().into_bytes(),
+        };
+        let (netns, scope) = (self.netns, scope.into_bytes().into());
+        Net { netns, class, number: index.into(), scope, name: name.into(), uid: None }
+    }
+
+    fn set(&self, name: Text) -> Net {
+        Net { netns: self.netns, class: NetClass::Ipset, number: 0, scope: name.clone(), name, uid: None }
+    }
+}
+
 /// The same error for another report.
-fn again(e: &mut io::Error) -> io::Error {
+fn again(e: &io::Error) -> io::Error {
     e.raw_os_error().map_or_else(|| io::Error::other(e.to_string()), io::Error::from_raw_os_error)
 }
 
@@ -178,7 +247,7 @@ impl Contents {
     fn note(&mut self, what: &str, listed: io::Result<Vec<Net>>) {
         match listed {
             Ok(objects) => self.objects.extend(objects),
-            Err(e) if e.raw_os_error() == Some(libc::EPERM) => {
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)) => {
                 self.gaps.push(format!("cannot {what}: {}; needs CAP_NET_ADMIN", in_words(e)))
             }
             Err(e) => self.gaps.push(format!("cannot {what}: {}", in_words(e))),
@@ -263,106 +332,6 @@ fn is_fallback_tunnel(name: &[u8], driver: &[u8]) -> bool {
     FALLBACKS.contains(&(name, driver))
 }
 
-/// The nftables objects besides tables, each type listed by one dump (linux/netfilter/nf_tables.h).
-struct Part {
-    class: NetClass,
-    /// `NFT_MSG_GET…`.
-    message: u16,
-    /// `NFTA_…_NAME`, or of a rule its chain's.
-    name: u16,
-    /// `NFTA_…_HANDLE`.
-    handle: u16,
-}
-
-const PARTS: [Part; 5] = [
-    Part { class: NetClass::NftChain, message: 4, name: 3, handle: 2 },
-    Part { class: NetClass::NftRule, message: 7, name: 2, handle: 3 },
-    Part { class: NetClass::NftSet, message: 10, name: 2, handle: 16 },
-    Part { class: NetClass::NftObject, message: 19, name: 2, handle: 6 },
-    Part { class: NetClass::NftFlowtable, message: 23, name: 2, handle: 5 },
-];
-
-/// The nftables tables and their contents. The kernel answers only with CAP_NET_ADMIN.
-fn nftables(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
-    const NFT_MSG_GETTABLE: u16 = 1;
-    const NFTA_TABLE_HANDLE: u16 = 4;
-    let table = Part {
-        class: NetClass::NftTable,
-        message: NFT_MSG_GETTABLE,
-        name: NFTA_NAME_OF_TABLE,
-        handle: NFTA_TABLE_HANDLE,
-    };
-    let mut all = nft_dump(netlink, netns, &table)?;
-    if !all.is_empty() {
-        for part in &PARTS {
-            all.append(&mut nft_dump(netlink, netns, part)?);
-        }
-    }
-    Ok(all)
-}
-
-/// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on: the table's name is the first attribute of all.
-const NFTA_NAME_OF_TABLE: u16 = 1;
-
-fn nft_dump(netlink: &mut Netlink, netns: u64, part: &Part) -> io::Result<Vec<Net>> {
-    const SUBSYSTEM_NFTABLES: u16 = 10;
-    const NFTA_SET_FLAGS: u16 = 3;
-    const NFT_SET_ANONYMOUS: u32 = 1;
-    // struct nfgenmsg, every family
-    let listed = netlink.dump(SUBSYSTEM_NFTABLES << 8 | part.message, &[0; 4], |reply| {
-        let Some((header, rest)) = reply.split_first_chunk::<4>() else {
-            return Err(malformed("a message of nftables is too short"));
-        };
-        let (mut table, mut name, mut handle) = (&b""[..], &b""[..], 0);
-        for attribute in attributes(rest) {
-            let attribute = attribute.map_err(malformed)?;
-            if part.class == NetClass::NftSet && attribute.kind == NFTA_SET_FLAGS {
-                let flags = attribute.payload.first_chunk().map_or(0, |flags| u32::from_be_bytes(*flags));
-                if flags & NFT_SET_ANONYMOUS != 0 {
-                    // Part of its rule.
-                    return Ok(None);
-                }
-            }
-            if attribute.kind == NFTA_NAME_OF_TABLE {
-                table = text(attribute.payload);
-            }
-            if attribute.kind == part.name {
-                name = text(attribute.payload);
-            }
-            if attribute.kind == part.handle {
-                handle = attribute.payload.first_chunk().map_or(0, |h| u64::from_be_bytes(*h));
-            }
-        }
-        let of_table = [nft_family(header[0]).as_bytes(), b" ", table].concat();
-        let whole = [&of_table, &b" "[..], name].concat();
-        let (scope, name) = match part.class {
-            NetClass::NftTable => (of_table.clone(), of_table),
-            NetClass::NftRule => (whole.clone(), [&whole, format!(" handle {handle}").as_bytes()].concat()),
-            _ => (of_table, whole),
-        };
-        Ok(Some(Net { netns, class: part.class, number: handle, scope: scope.into(), name: name.into(), uid: None }))
-    });
-    match listed {
-        // nfnetlink's answer for a subsystem or message that this kernel does not have: nothing can exist.
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Vec::new()),
-        listed => listed,
-    }
-}
-
-/// `NFPROTO_*` of linux/netfilter.h, as nft(8) names them.
-fn nft_family(number: u8) -> String {
-    let name = match i32::from(number) {
-        libc::NFPROTO_INET => "inet",
-        libc::NFPROTO_IPV4 => "ip",
-        libc::NFPROTO_ARP => "arp",
-        libc::NFPROTO_NETDEV => "netdev",
-        libc::NFPROTO_BRIDGE => "bridge",
-        libc::NFPROTO_IPV6 => "ip6",
-        other => return format!("family {other}"),
-    };
-    name.to_owned()
-}
-
 /// The entries of a directory of ip-netns(8). A file without a namespace mounted on it is an entry too: an incomplete
 /// removal leaves it. `known` holds the directories that were read under another name. `place` leads to it, `dir` is
 /// what it is called.
@@ -402,11 +371,6 @@ fn identity(at: impl AsFd, path: &Path) -> io::Result<(u32, u32, u64)> {
     let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC | AtFlags::EMPTY_PATH;
     let stat = statx(at, path, flags, StatxFlags::INO)?;
     Ok((stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino))
-}
-
-/// A string attribute's payload up to its NUL.
-fn text(payload: &[u8]) -> &[u8] {
-    payload.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 #[cfg(test)]

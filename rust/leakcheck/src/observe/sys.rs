@@ -32,6 +32,15 @@ fn check(n: libc::c_long) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
 
+/// getsockopt(2) of an option that takes and returns a struct of this length.
+pub(crate) fn socket_option(socket: impl AsFd, level: i32, option: i32, value: &mut [u8]) -> io::Result<()> {
+    let mut length = libc::socklen_t::try_from(value.len()).map_err(io::Error::other)?;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the kernel reads and writes at most `length` bytes of `value`, which is borrowed for the call.
+    let result = unsafe { libc::getsockopt(fd, level, option, value.as_mut_ptr().cast(), &raw mut length) };
+    check(result.into()).map(drop)
+}
+
 /// Unique ids of the mounts of a mount namespace (listmount(2), Linux 6.8; other namespaces 6.11). `ns` is a
 /// `NS_GET_MNTNS_ID`, or 0 for the caller's.
 pub(crate) fn listmount(ns: u64) -> io::Result<Vec<u64>> {

@@ -374,6 +374,22 @@ pub enum NetClass {
     Nexthop,
     /// A queueing discipline.
     Qdisc,
+    /// A class of a queueing discipline.
+    TrafficClass,
+    /// A filter of traffic control.
+    Filter,
+    /// A neighbour that somebody entered.
+    Neighbour,
+    /// A state of IPsec.
+    IpsecState,
+    /// A policy of IPsec.
+    IpsecPolicy,
+    /// A chain of legacy iptables that somebody made.
+    IptablesChain,
+    /// A rule of legacy iptables.
+    IptablesRule,
+    /// A set of ipset(8). Its elements are not covered.
+    Ipset,
 }
 
 impl NetClass {
@@ -383,10 +399,10 @@ impl NetClass {
         matches!(self, NftTable | NftChain | NftRule | NftSet | NftObject | NftFlowtable)
     }
 
-    /// Whether it configures interfaces and routes, and ends with its interface or namespace.
+    /// Whether it configures interfaces, routes or what happens to packets, and ends with its interface or namespace.
     pub fn is_configuration(self) -> bool {
-        use NetClass::{Address, AltName, Nexthop, Qdisc, Route, Rule};
-        matches!(self, AltName | Address | Route | Rule | Nexthop | Qdisc)
+        use NetClass::{Interface, Listener, NamedNetns, Unix};
+        !self.is_nftables() && !matches!(self, Interface | NamedNetns | Listener | Unix)
     }
 }
 

@@ -222,8 +222,8 @@ impl Provenance for Known {
         self.made.unwrap_or(Membership::Unknown)
     }
 
-    fn makes(&self, pid: u32, _resource: &Resource) -> bool {
-        self.makers.contains(&pid)
+    fn makes(&self, pid: u32, _resource: &Resource) -> u64 {
+        self.makers.iter().filter(|maker| **maker == pid).count() as u64
     }
 
     fn uid(&self, pid: u32) -> Option<u32> {

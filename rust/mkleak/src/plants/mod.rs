@@ -13,6 +13,7 @@ mod mount;
 mod namespace;
 mod net;
 mod netlink;
+mod packets;
 mod process;
 mod sysctl;
 
@@ -37,7 +38,7 @@ pub(crate) struct Entry {
     pub(crate) plant: &'static Plant,
 }
 
-const KINDS: [(&str, &[Plant]); 14] = [
+const KINDS: [(&str, &[Plant]); 15] = [
     ("process", process::PLANTS),
     ("fd", fd::PLANTS),
     ("mount", mount::PLANTS),
@@ -48,6 +49,7 @@ const KINDS: [(&str, &[Plant]); 14] = [
     ("ipc", ipc::PLANTS),
     ("namespace", namespace::PLANTS),
     ("net", net::PLANTS),
+    ("net", packets::PLANTS),
     ("loop", loopdev::PLANTS),
     ("key", key::PLANTS),
     ("bpf", bpf::PLANTS),

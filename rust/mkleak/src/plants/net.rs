@@ -20,8 +20,8 @@ use crate::stage::{self, Planting, Stage, Undo, make_directory, planting, remova
 // linux/rtnetlink.h, linux/if_link.h, linux/veth.h
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
-const NLM_F_EXCL: u16 = 0x200;
-const NLM_F_CREATE: u16 = 0x400;
+pub(super) const NLM_F_EXCL: u16 = 0x200;
+pub(super) const NLM_F_CREATE: u16 = 0x400;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -43,7 +43,7 @@ const RTA_DST: u16 = 1;
 const FRA_SRC: u16 = 2;
 const FRA_PRIORITY: u16 = 6;
 const FRA_TABLE: u16 = 15;
-const AF_INET: u8 = 2;
+pub(super) const AF_INET: u8 = 2;
 
 // linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h
 const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
@@ -186,7 +186,7 @@ pub(super) const PLANTS: &[Plant] = &[
 ];
 
 /// At most 15 bytes (IFNAMSIZ), and a pid has up to 7 digits.
-fn interface(suffix: &str) -> String {
+pub(super) fn interface(suffix: &str) -> String {
     format!("mkleak{}{suffix}", std::process::id())
 }
 
@@ -247,7 +247,7 @@ fn tap(undo: &mut Undo) -> Result<Value> {
 }
 
 /// One of the 254 addresses of a network (RFC 5737), by our process id, so that others can plant theirs beside it.
-fn number() -> u8 {
+pub(super) fn number() -> u8 {
     u8::try_from(std::process::id() % 254 + 1).unwrap_or(1)
 }
 

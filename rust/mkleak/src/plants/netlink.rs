@@ -77,6 +77,7 @@ impl Message {
 pub(super) enum Family {
     Route,
     Netfilter,
+    Ipsec,
 }
 
 /// Sends messages, exactly one of which requests an acknowledgement, and waits for it.
@@ -85,6 +86,7 @@ pub(super) fn request(family: &Family, messages: impl IntoIterator<Item = Messag
         // NETLINK_ROUTE is the protocol 0.
         Family::Route => None,
         Family::Netfilter => Some(netlink::NETFILTER),
+        Family::Ipsec => Some(netlink::XFRM),
     };
     let socket: OwnedFd = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
     rustix::net::connect(&socket, &SocketAddrNetlink::new(0, 0))?;

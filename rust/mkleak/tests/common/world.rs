@@ -170,6 +170,47 @@ fn networks(world: &mut World) {
             world.insert(format!("{about} {}.{}.{}.{host}/32", network[0], network[1], network[2]));
         }
     }
+    packets(world);
+}
+
+/// What decides about packets, each as mkleak makes it: proxies, filters of lo, policies, sets, rules of iptables.
+fn packets(world: &mut World) {
+    // RTM_GETNEIGH with NTF_PROXY; XFRM_MSG_GETPOLICY
+    let proxies = listed(None, 30, &[2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 8, 0]);
+    let policies = listed(Some(netlink::XFRM), 0x15, &[]);
+    for (about, answer, network) in [("neighbour", proxies, [203, 0, 113]), ("policy", policies, [198, 51, 100])] {
+        let answer = answer.unwrap_or_default();
+        for [a, b, c, d] in answer.windows(4).filter_map(|bytes| bytes.first_chunk().copied()) {
+            if [a, b, c] == network {
+                world.insert(format!("{about} {a}.{b}.{c}.{d}"));
+            }
+        }
+    }
+    // RTM_GETTFILTER of lo's ingress: struct nlmsghdr, struct tcmsg with the priority in the last two bytes
+    let ingress = 0xffff_fff2_u32.to_ne_bytes();
+    let filters = listed(None, 46, &[&[0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0], &ingress[..], &[0; 4]].concat());
+    let filters = filters.unwrap_or_default();
+    let mut rest = filters.as_slice();
+    while let Some(length) = rest.first_chunk().map(|length| u32::from_ne_bytes(*length) as usize) {
+        if let Some([_, _, low, high]) = rest.get(32..).and_then(<[u8]>::first_chunk)
+            && rest.get(4..6) == Some(&44_u16.to_ne_bytes())
+        {
+            world.insert(format!("filter pref {}", u16::from_ne_bytes([*low, *high])));
+        }
+        rest = rest.get(length.max(16)..).unwrap_or_default();
+    }
+    // IPSET_CMD_LIST, IPSET_ATTR_PROTOCOL
+    let sets = listed(Some(netlink::NETFILTER), 6 << 8 | 7, &[0, 0, 0, 0, 5, 0, 1, 0, 6, 0, 0, 0]).unwrap_or_default();
+    let text = String::from_utf8_lossy(&sets);
+    for set in text.split('\0').filter(|part| part.starts_with("mkleak")) {
+        world.insert(format!("set {set}"));
+    }
+    let mut rules = std::process::Command::new("iptables-legacy");
+    rules.args(["--wait", "--list-rules"]).env("XTABLES_LOCKFILE", "/dev/null");
+    let rules = rules.output().map(|output| output.stdout).unwrap_or_default();
+    for rule in String::from_utf8_lossy(&rules).lines().filter(|line| line.contains("203.0.113.")) {
+        world.insert(format!("iptables {rule}"));
+    }
 }
 
 /// The kernel's raw list of one type of object (NLM_F_DUMP).

@@ -5,7 +5,11 @@ use std::collections::HashMap;
 /// What a record is about.
 pub(super) const KEY: u32 = 1;
 pub(super) const LOOP: u32 = 2;
-pub(super) const OBJECT: u32 = 3;
+pub(super) const PROGRAM: u32 = 3;
+pub(super) const MAP: u32 = 4;
+pub(super) const LINK: u32 = 5;
+/// A BPF program that calls bpf_sys_bpf() was run: BPF objects of any class.
+pub(super) const OBJECTS: u32 = 6;
 
 /// To whom a call is attributed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +94,7 @@ const LOAD_MAP: u8 = 0x18;
 const STORE: u8 = 0x7b;
 const STORE32: u8 = 0x63;
 const STORE_K: u8 = 0x7a;
+const ATOMIC_ADD: u8 = 0xdb;
 const JUMP: u8 = 0x05;
 const IF_EQUAL: u8 = 0x15;
 const IF_ABOVE: u8 = 0x65;
@@ -156,14 +161,17 @@ pub(super) fn assemble(subject: Subject, lost: i32, records: i32) -> Vec<u64> {
     a.label("command");
     a.jump(IF_BELOW, 7, 0, "none");
     a.put(MOV32, 8, 8, 0, 0);
-    // BPF_MAP_CREATE, PROG_LOAD, PROG_RUN (of a program that calls bpf_sys_bpf()), RAW_TRACEPOINT_OPEN, LINK_CREATE
-    // (linux/bpf.h)
-    [0, 5, 10, 17, 28].into_iter().for_each(|number| a.jump(IF_EQUAL, 8, number, "object"));
+    // BPF_MAP_CREATE, PROG_LOAD, PROG_RUN, RAW_TRACEPOINT_OPEN, LINK_CREATE (linux/bpf.h)
+    for (command, to) in [(0, "map"), (5, "program"), (10, "objects"), (17, "link"), (28, "link")] {
+        a.jump(IF_EQUAL, 8, command, to);
+    }
     a.jump(JUMP, 0, 0, "none");
-    a.label("object");
-    a.put(MOV_K, 7, 0, 0, 0);
-    a.put(MOV_K, 9, 0, 0, OBJECT as i32);
-    a.jump(JUMP, 0, 0, "record");
+    for (label, class) in [("map", MAP), ("program", PROGRAM), ("objects", OBJECTS), ("link", LINK)] {
+        a.label(label);
+        a.put(MOV_K, 7, 0, 0, 0);
+        a.put(MOV_K, 9, 0, 0, class as i32);
+        a.jump(JUMP, 0, 0, "record");
+    }
     a.label("request_key");
     a.jump(IF_ABOVE, 7, 0, "key");
     a.put(MOV_K, 7, 0, 0, 0);
@@ -194,6 +202,15 @@ pub(super) fn assemble(subject: Subject, lost: i32, records: i32) -> Vec<u64> {
     a.put(CALL, 0, 0, 0, MAP_LOOKUP);
     a.jump(IF_EQUAL, 0, 0, "none");
     a.put(MOV, 9, 0, 0, 0);
+    // A record counts its calls. Two first calls at a time count as one.
+    a.load_map(records);
+    a.stack(2, -24);
+    a.put(CALL, 0, 0, 0, MAP_LOOKUP);
+    a.jump(IF_EQUAL, 0, 0, "first");
+    a.put(MOV_K, 1, 0, 0, 1);
+    a.put(ATOMIC_ADD, 0, 1, 0, 0);
+    a.jump(JUMP, 0, 0, "none");
+    a.label("first");
     a.put(STORE_K, 10, 0, -32, 1);
     a.load_map(records);
     a.stack(2, -24);

@@ -1,24 +1,21 @@
-//! How a network namespace is configured beyond its interfaces: addresses, routes, rules, next hops and queueing
-//! disciplines (rtnetlink(7)), each type listed by one dump.
+//! Addresses, routes, routing rules and next hops (rtnetlink(7)), each type listed by one dump.
 //!
-//! Left out is what the kernel makes itself: the namespace's own loopback and link-local
-//! addresses, routes that follow from an address, its three rules, and the default queueing disciplines. Who gives an
-//! address a lifetime, or says that a route comes from DHCP or a router, may be anybody.
+//! Left out is what the kernel makes itself: the namespace's own loopback and link-local addresses (before Linux 5.18 all
+//! that are link-local), routes that follow from an address, and its three rules. Who gives an address a lifetime, or says that a route comes from DHCP or a
+//! router, may be anybody.
 
-use std::collections::HashMap;
 use std::fmt::Write;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::OnceLock;
 
-use super::netlink::{Netlink, malformed};
-use crate::parse::netlink::attributes;
-use crate::resource::{Net, NetClass};
-use crate::text::Text;
+use super::dump::{Reply, dump, hex};
+use crate::observe::netlink::Netlink;
+use crate::resource::NetClass;
 
 const RTM_GETADDR: u16 = 22;
 const RTM_GETROUTE: u16 = 26;
 const RTM_GETRULE: u16 = 34;
-const RTM_GETQDISC: u16 = 38;
 const RTM_GETNEXTHOP: u16 = 106;
 
 /// The first interface of every network namespace.
@@ -27,110 +24,19 @@ const LOOPBACK: u32 = 1;
 /// `RTPROT_KERNEL`: who installed a route or a rule, as they say themselves.
 const BY_KERNEL: u8 = 2;
 
-/// The objects, named with the names of the interfaces.
-pub(super) fn list(route: &mut Netlink, netns: u64, names: &HashMap<u32, Text>) -> io::Result<Vec<Net>> {
+/// Class, interface (0 for none) and what identifies the object there.
+pub(super) fn list(route: &mut Netlink) -> io::Result<Vec<(NetClass, u32, String)>> {
     let mut all = Vec::new();
-    let mut add = |class, index: u32, scope: String| {
-        let name = match names.get(&index) {
-            Some(interface) if index > 0 => [scope.as_bytes(), b" dev ", interface.as_ref()].concat(),
-            _ => scope.clone().into_bytes(),
-        };
-        all.push(Net {
-            netns,
-            class,
-            number: index.into(),
-            scope: scope.into_bytes().into(),
-            name: name.into(),
-            uid: None,
-        });
-    };
-    let addresses = dump(route, RTM_GETADDR, 8, |reply| Some(Address::of(reply)))?;
-    for address in addresses.iter().filter(|address| !address.is_the_kernels()) {
-        add(NetClass::Address, address.index, address.shown());
-    }
-    for (index, scope) in dump(route, RTM_GETROUTE, 12, |reply| a_route(reply, &addresses))? {
-        add(NetClass::Route, index, scope);
-    }
-    for scope in dump(route, RTM_GETRULE, 12, a_rule)? {
-        add(NetClass::Rule, 0, scope);
-    }
-    for (index, scope) in dump(route, RTM_GETNEXTHOP, 8, a_next_hop)? {
-        add(NetClass::Nexthop, index, scope);
-    }
-    for (index, scope) in dump(route, RTM_GETQDISC, 20, a_discipline)? {
-        add(NetClass::Qdisc, index, scope);
-    }
+    let addresses = dump(route, RTM_GETADDR, &[0; 8], 8, |reply| Some(Address::of(reply, says_who_made_it())))?;
+    let made = addresses.iter().filter(|address| !address.is_the_kernels());
+    all.extend(made.map(|address| (NetClass::Address, address.index, address.shown())));
+    let routes = dump(route, RTM_GETROUTE, &[0; 12], 12, |reply| a_route(reply, &addresses))?;
+    all.extend(routes.into_iter().map(|(index, scope)| (NetClass::Route, index, scope)));
+    let rules = dump(route, RTM_GETRULE, &[0; 12], 12, a_rule)?;
+    all.extend(rules.into_iter().map(|scope| (NetClass::Rule, 0, scope)));
+    let hops = dump(route, RTM_GETNEXTHOP, &[0; 8], 8, a_next_hop)?;
+    all.extend(hops.into_iter().map(|(index, scope)| (NetClass::Nexthop, index, scope)));
     Ok(all)
-}
-
-/// One dump of messages that begin with a fixed part of `fixed` bytes, in which all zero asks for everything.
-fn dump<T>(
-    route: &mut Netlink,
-    message: u16,
-    fixed: usize,
-    mut each: impl FnMut(&Reply<'_>) -> Option<T>,
-) -> io::Result<Vec<T>> {
-    let listed = route.dump(message, &[0; 20][..fixed], |payload| {
-        let Some((fixed, rest)) = payload.split_at_checked(fixed) else {
-            return Err(malformed("a message of rtnetlink is too short"));
-        };
-        let attributes: Result<_, _> = attributes(rest).map(|a| a.map(|a| (a.kind, a.payload))).collect();
-        Ok(each(&Reply { fixed, attributes: attributes.map_err(malformed)? }))
-    });
-    match listed {
-        // This kernel has no such objects.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EAFNOSUPPORT)) => Ok(Vec::new()),
-        listed => listed,
-    }
-}
-
-struct Reply<'a> {
-    fixed: &'a [u8],
-    attributes: Vec<(u16, &'a [u8])>,
-}
-
-impl Reply<'_> {
-    fn word(&self, at: usize) -> u32 {
-        self.fixed.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |word| u32::from_ne_bytes(*word))
-    }
-
-    fn bytes(&self, kind: u16) -> Option<&[u8]> {
-        self.attributes.iter().find(|(k, _)| *k == kind).map(|(_, bytes)| *bytes)
-    }
-
-    fn number(&self, kind: u16) -> Option<u32> {
-        self.bytes(kind)?.first_chunk().map(|word| u32::from_ne_bytes(*word))
-    }
-
-    fn ip(&self, kind: u16) -> Option<IpAddr> {
-        ip(self.bytes(kind)?)
-    }
-
-    /// An address and the length of its prefix; without an attribute the one that has all.
-    fn prefix(&self, kind: u16, bits: u8) -> String {
-        self.ip(kind)
-            .map_or_else(|| if bits == 0 { "all".to_owned() } else { format!("?/{bits}") }, |ip| format!("{ip}/{bits}"))
-    }
-
-    /// All other attributes.
-    fn others(&self, shown: &[u16]) -> String {
-        let mut text = String::new();
-        // All ones are the kernel's word for none.
-        let told = |(kind, bytes): &&(u16, &[u8])| !shown.contains(kind) && *bytes != [0xff; 4];
-        for (kind, bytes) in self.attributes.iter().filter(told) {
-            let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-            write!(text, " {kind}={hex}").expect("a String takes every byte");
-        }
-        text
-    }
-}
-
-fn ip(bytes: &[u8]) -> Option<IpAddr> {
-    match bytes.len() {
-        4 => Some(IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(bytes).ok()?))),
-        16 => Some(IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(bytes).ok()?))),
-        _ => None,
-    }
 }
 
 /// Whether two addresses have the same first bits.
@@ -149,21 +55,40 @@ struct Address {
     /// The address of the other end of a point-to-point link; else the same.
     far: IpAddr,
     bits: u8,
+    /// Whether it cannot be the kernel's by what it says of itself.
+    by_hand: bool,
+}
+
+/// Whether the kernel says of its own link-local addresses that they are.
+fn says_who_made_it() -> bool {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    *KNOWN.get_or_init(|| {
+        let system = rustix::system::uname();
+        let mut numbers = system.release().to_bytes().split(|byte| !byte.is_ascii_digit());
+        let mut number = || numbers.next().and_then(|digits| std::str::from_utf8(digits).ok()?.parse::<u32>().ok());
+        (number(), number()) >= (Some(5), Some(18))
+    })
 }
 
 impl Address {
-    fn of(reply: &Reply<'_>) -> Self {
+    /// `protocols`: whether the kernel has `IFA_PROTO` (Linux 5.18), which it sets to `IFAPROT_KERNEL_LL`.
+    fn of(reply: &Reply<'_>, protocols: bool) -> Self {
         const IFA_ADDRESS: u16 = 1;
         const IFA_LOCAL: u16 = 2;
+        const IFA_PROTO: u16 = 11;
+        const KERNEL_LINK_LOCAL: &[u8] = &[3];
         let far = reply.ip(IFA_ADDRESS).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        Address { index: reply.word(4), local: reply.ip(IFA_LOCAL).unwrap_or(far), far, bits: reply.fixed[1] }
+        let by_hand = protocols && reply.bytes(IFA_PROTO) != Some(KERNEL_LINK_LOCAL);
+        Address { index: reply.word(4), local: reply.ip(IFA_LOCAL).unwrap_or(far), far, bits: reply.fixed[1], by_hand }
     }
 
     /// Those that an interface has as soon as it is up.
     fn is_the_kernels(&self) -> bool {
         match self.local {
             IpAddr::V4(ip) => ip == Ipv4Addr::LOCALHOST && self.bits == 8 && self.index == LOOPBACK,
-            IpAddr::V6(ip) => ip == Ipv6Addr::LOCALHOST && self.index == LOOPBACK || ip.is_unicast_link_local(),
+            IpAddr::V6(ip) => {
+                ip == Ipv6Addr::LOCALHOST && self.index == LOOPBACK || ip.is_unicast_link_local() && !self.by_hand
+            }
         }
     }
 
@@ -271,7 +196,7 @@ fn hex_without_flags(hops: &[u8]) -> String {
         }
         at += length.next_multiple_of(4).max(8);
     }
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&bytes)
 }
 
 /// `struct fib_rule_hdr`.
@@ -316,21 +241,13 @@ fn a_next_hop(reply: &Reply<'_>) -> Option<(u32, String)> {
     Some((reply.number(NHA_OIF).unwrap_or(0), text))
 }
 
-/// `struct tcmsg`. A default discipline has no handle.
-fn a_discipline(reply: &Reply<'_>) -> Option<(u32, String)> {
-    const TCA_KIND: u16 = 1;
-    let (index, handle, parent) = (reply.word(4), reply.word(8), reply.word(12));
-    let kind = Text::from(reply.bytes(TCA_KIND)?.split(|byte| *byte == 0).next()?);
-    (handle != 0).then(|| (index, format!("{kind} {:x}: parent {parent:x}", handle >> 16)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn address(local: &str, bits: u8, index: u32) -> Address {
         let local = local.parse().expect("an address");
-        Address { index, local, far: local, bits }
+        Address { index, local, far: local, bits, by_hand: false }
     }
 
     fn attribute(kind: u16, text: &str) -> (u16, Vec<u8>) {
@@ -385,6 +302,19 @@ mod tests {
         assert!(is_the_kernels("127.0.0.1", 8, 1) && is_the_kernels("::1", 128, 1) && is_the_kernels("fe80::1", 64, 4));
         assert!(!is_the_kernels("127.0.0.1", 8, 4) && !is_the_kernels("::1", 128, 4));
         assert!(!is_the_kernels("127.0.0.2", 8, 1) && !is_the_kernels("127.0.0.1", 32, 1));
+    }
+
+    #[test]
+    fn a_link_local_address_is_the_kernels_only_if_it_says_so_where_it_can() {
+        let ip = "fe80::1".parse::<Ipv6Addr>().expect("an address").octets();
+        let fixed = [libc::AF_INET6 as u8, 64, 0, 0, 4, 0, 0, 0];
+        let is_the_kernels = |protocol: &[u8], known| {
+            let mut attributes = vec![(1, ip.as_slice())];
+            attributes.extend((!protocol.is_empty()).then_some((11, protocol)));
+            Address::of(&Reply { fixed: &fixed, attributes }, known).is_the_kernels()
+        };
+        assert!(is_the_kernels(&[3], true) && !is_the_kernels(&[], true) && !is_the_kernels(&[4], true));
+        assert!(is_the_kernels(&[], false), "Linux 5.17");
     }
 
     #[test]

@@ -1,0 +1,135 @@
+//! Legacy iptables(8) and ip6tables(8): chains and rules. The kernel answers only with CAP_NET_ADMIN.
+//!
+//! Left out are policies that accept, which every table has as soon as somebody looked at it. A table is only read if
+//! it is in use: to ask for another one would make it.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::{Errno, pread};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use super::dump::ip;
+use crate::observe::sys::socket_option;
+use crate::parse::xtables::{Family, Object, objects};
+use crate::resource::NetClass;
+
+const FAMILIES: [(Family, &str, &str); 2] = [
+    (Family::V4, "ip", "/proc/thread-self/net/ip_tables_names"),
+    (Family::V6, "ip6", "/proc/thread-self/net/ip6_tables_names"),
+];
+
+/// The tables of one family in the network namespace of the thread that opened it.
+pub(super) struct Tables {
+    family: Family,
+    word: &'static str,
+    /// The names of those in use.
+    names: OwnedFd,
+    /// Only where it is kept: another thread's socket would belong to another namespace.
+    socket: Option<OwnedFd>,
+}
+
+impl Tables {
+    /// Those of the calling thread's network namespace; none where the kernel has no legacy iptables.
+    pub(super) fn open(kept: bool) -> io::Result<Vec<Self>> {
+        let mut found = Vec::new();
+        for (family, word, path) in FAMILIES {
+            let names = match open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+                Err(Errno::NOENT) => continue,
+                opened => opened?,
+            };
+            let socket = if kept { Some(socket(family)?) } else { None };
+            found.push(Tables { family, word, names, socket });
+        }
+        Ok(found)
+    }
+
+    /// Class and what identifies the object.
+    pub(super) fn list(&self) -> io::Result<Vec<(NetClass, String)>> {
+        // Each name has up to 31 bytes, and the kernel knows five tables.
+        let mut names = [0; 1024];
+        let length = pread(&self.names, &mut names, 0)?;
+        let mut found = Vec::new();
+        for name in names[..length].split(|byte| *byte == b'\n').filter(|name| !name.is_empty()) {
+            let own;
+            let socket = match &self.socket {
+                Some(socket) => socket,
+                None => {
+                    own = socket(self.family)?;
+                    &own
+                }
+            };
+            let (table, hooks) = entries(socket, self.family, name)?;
+            self.describe(name, objects(&table, self.family, hooks)?, &mut found);
+        }
+        Ok(found)
+    }
+
+    fn describe(&self, table: &[u8], objects: Vec<Object>, found: &mut Vec<(NetClass, String)>) {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let place = format!("{} {}", self.word, text(table));
+        let mut same: HashMap<String, u32> = HashMap::new();
+        for object in objects {
+            match object {
+                Object::Chain(name) => found.push((NetClass::IptablesChain, format!("{place} {}", text(&name)))),
+                Object::Rule { chain, target, whole } => {
+                    let mut hasher = DefaultHasher::new();
+                    whole.hash(&mut hasher);
+                    let length = if self.family == Family::V4 { 4 } else { 16 };
+                    let address = |at: usize| whole.get(at..at + length).and_then(ip);
+                    let address = |at| {
+                        address(at).filter(|ip| !ip.is_unspecified()).map_or("any".to_owned(), |ip| ip.to_string())
+                    };
+                    let (from, to, target) = (address(0), address(length), text(&target));
+                    let rule =
+                        format!("{place} {}: from {from} to {to} {target} {:016x}", text(&chain), hasher.finish());
+                    // Others that say the same.
+                    let number = same.entry(rule.clone()).and_modify(|number| *number += 1).or_insert(1);
+                    let rule = if *number > 1 { format!("{rule} ({number})") } else { rule };
+                    found.push((NetClass::IptablesRule, rule));
+                }
+            }
+        }
+    }
+}
+
+fn socket(family: Family) -> io::Result<OwnedFd> {
+    let family = if family == Family::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
+    Ok(socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
+}
+
+/// A table as it is, and where its built-in chains begin.
+fn entries(socket: impl AsFd, family: Family, name: &[u8]) -> io::Result<(Vec<u8>, [Option<u32>; 5])> {
+    // The same numbers for both: IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES.
+    const GET_INFO: i32 = 64;
+    const GET_ENTRIES: i32 = 65;
+    // struct ipt_get_entries { char name[32]; unsigned size; entries }
+    const HEAD: usize = 40;
+    const ATTEMPTS: usize = 8;
+    let level = if family == Family::V4 { libc::SOL_IP } else { libc::SOL_IPV6 };
+    for _ in 0..ATTEMPTS {
+        // struct ipt_getinfo { char name[32]; unsigned valid_hooks, hook_entry[5], underflow[5], num_entries, size; }
+        let mut info = [0; 84];
+        let length = name.len().min(31);
+        info[..length].copy_from_slice(&name[..length]);
+        socket_option(&socket, level, GET_INFO, &mut info)?;
+        let word = |at: usize| info[at..].first_chunk().map_or(0, |word| u32::from_ne_bytes(*word));
+        let hooks = std::array::from_fn(|hook| (word(32) & 1 << hook != 0).then(|| word(36 + 4 * hook)));
+        let size = word(80) as usize;
+        let mut table = vec![0; HEAD + size];
+        table[..length].copy_from_slice(&name[..length]);
+        table[32..36].copy_from_slice(&info[80..84]);
+        match socket_option(&socket, level, GET_ENTRIES, &mut table) {
+            // It was replaced by one of another size meanwhile.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINVAL)) => {}
+            read => {
+                read?;
+                return Ok((table.split_off(HEAD), hooks));
+            }
+        }
+    }
+    Err(io::Error::other(format!("a table of iptables changed during each of {ATTEMPTS} reads")))
+}
