@@ -4,17 +4,23 @@
 //! that cannot miss it: the process connector, which reports a fork before the parent can exit; in an arena, one look
 //! while its cgroup is frozen. Without both, a run that *every* look since its end saw alive has never stopped.
 
+mod lineage;
+mod seen;
+
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
+
+use lineage::{has_held_ancestor, is_free, is_in_session_of_parent, is_reaper, lives, of_run};
+use seen::{Glimpse, Seen};
 
 use super::live::{Live, Run};
 use super::residue::Remnant;
 use crate::arena::ArenaView;
 use crate::error::Result;
 use crate::freeze::{Frozen, count, population};
-use crate::judge::attribute::{Attribution, Attributor, Owner};
+use crate::judge::attribute::{Attribution, Attributor};
 use crate::judge::class::Class;
 use crate::kind::{Kind, KindSet};
 use crate::observe::{self, detail};
@@ -44,34 +50,6 @@ const STARTING_LATE: Duration = Duration::from_millis(250);
 const STARTS: usize = 8;
 /// How many pids before the newest are probed too.
 const BEHIND: u32 = 16;
-
-/// A process that one look saw and that no process holds, with its new ancestors.
-struct Glimpse {
-    id: (u32, u64),
-    by: Attribution,
-    line: Vec<u32>,
-}
-
-/// What one look saw.
-struct Seen {
-    free: Vec<Glimpse>,
-    /// Whether there are signs of others that could not be read.
-    signs: bool,
-}
-
-impl Glimpse {
-    fn of(p: &Process, by: Attribution, observation: &Snapshot) -> Self {
-        Glimpse { id: (p.pid, p.start), by, line: ancestors(p, observation).map(|a| a.pid).collect() }
-    }
-}
-
-impl Seen {
-    /// Whether something was alive besides the processes in `held` and their descendants.
-    fn beside(&self, held: &HashSet<u32>) -> bool {
-        let by_held = |g: &Glimpse| held.contains(&g.id.0) || g.line.iter().any(|pid| held.contains(pid));
-        self.signs || !self.free.iter().all(by_held)
-    }
-}
 
 /// Children of the reapers that a look did not see.
 enum Orphan {
@@ -502,44 +480,6 @@ fn holds(residue: &BTreeMap<String, Remnant>, (pid, start): (u32, u64)) -> bool 
     residue.values().any(|f| matches!(&f.resource, Resource::Process(p) if (p.pid, p.start) == (pid, start)))
 }
 
-fn lives(p: &Process) -> bool {
-    !matches!(p.state, 'Z' | 'X' | 'x')
-}
-
-/// Why a living process is or may be the run's; none if it is not, or if it existed before.
-fn of_run(owner: Owner, p: &Process, baseline: &Snapshot) -> Option<Attribution> {
-    if !lives(p) || baseline.process(p.pid).is_some_and(|old| old.start == p.start) {
-        return None;
-    }
-    match owner {
-        Owner::Run(Attribution::Own) | Owner::Stranger => None,
-        Owner::Run(by) => Some(by),
-        Owner::Unknown => Some(Attribution::None),
-    }
-}
-
-fn has_held_ancestor(p: &Process, observation: &Snapshot, held: &HashSet<u32>) -> bool {
-    ancestors(p, observation).any(|a| held.contains(&a.pid))
-}
-
-fn ancestors<'a>(p: &'a Process, observation: &'a Snapshot) -> impl Iterator<Item = &'a Process> {
-    let parent = |p: &&'a Process| observation.process(p.ppid);
-    std::iter::successors(observation.process(p.ppid), parent).take(observation.processes.len())
-}
-
-fn is_in_session_of_parent(p: &Process, observation: &Snapshot) -> bool {
-    observation.process(p.ppid).is_some_and(|parent| parent.session == p.session)
-}
-
-/// The processes that adopt the run's orphans: PID 1, or a subreaper among this process and its ancestors
-/// (PR_SET_CHILD_SUBREAPER(2const)).
-fn is_reaper(p: &Process, observation: &Snapshot) -> bool {
-    let me = std::process::id();
-    let adopts = || p.pid == me && !matches!(rustix::process::child_subreaper(), Ok(None));
-    let above = || observation.process(me).is_some_and(|own| ancestors(own, observation).any(|a| a.pid == p.pid));
-    p.pid == 1 || observation.scope != Scope::Arena && (adopts() || above())
-}
-
 /// The outcome if there is nothing but processes like this one.
 fn unclear(p: &Process) -> Outcome {
     let why = format!(
@@ -547,27 +487,4 @@ fn unclear(p: &Process) -> Outcome {
         p.pid, p.comm, p.ppid
     );
     Outcome { leak: None, gap: Some(why) }
-}
-
-/// Whether no process from before, and no child of this process itself, is responsible for a process: it is an orphan
-/// or an orphan's descendant. A process that a daemon started and waits for is not.
-fn is_free(p: &Process, observation: &Snapshot, baseline: &Snapshot) -> bool {
-    let arena = observation.scope == Scope::Arena;
-    let me = std::process::id();
-    let Some(top) = ancestors(p, observation).find(|a| {
-        !lives(a) || !arena && a.pid == me || baseline.process(a.pid).is_some_and(|old| old.start == a.start)
-    }) else {
-        return true;
-    };
-    if !lives(top) {
-        return true;
-    }
-    // A process that adopts orphans may be the parent of any process. A process in its reaper's session was started by
-    // that reaper.
-    let reaps = is_reaper(top, observation);
-    let of_session = || baseline.processes.iter().any(|old| old.session == p.session);
-    if !arena && top.pid == me {
-        return reaps && !of_session();
-    }
-    reaps || arena && !of_session()
 }
