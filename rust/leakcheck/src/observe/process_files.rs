@@ -5,10 +5,11 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
+use rustix::time::{ClockId, clock_gettime};
 
 use super::proc_root::{self, read_file};
 use super::read::path;
@@ -70,7 +71,7 @@ fn read_at_once(process: &Path, part: Part) -> Option<Vec<u8>> {
         Part::Arguments => "cmdline",
         Part::Environment => "environ",
     };
-    let until = Instant::now() + EXECUTING;
+    let until = cpu_time() + EXECUTING;
     loop {
         let (from, to) = range_of(&read_file(process.join("stat")).ok()?, part)?;
         let read = if from < to && !is_anonymous(&read_file(process.join("maps")).ok()?, from, to) {
@@ -80,15 +81,21 @@ fn read_at_once(process: &Path, part: Part) -> Option<Vec<u8>> {
         };
         let missing = read.as_ref().is_none_or(Vec::is_empty) && (from, to) != EMPTY;
         let same = || range_of(&read_file(process.join("stat")).ok()?, part).map(|now| now == (from, to) && to > 0);
-        if !missing || same() != Some(false) || Instant::now() >= until {
+        if !missing || same() != Some(false) || cpu_time() >= until {
             return read;
         }
         std::thread::yield_now();
     }
 }
 
-/// How long a process may take to replace its memory.
+/// How long a process may take to replace its memory, in time that this thread runs: on a busy machine the process waits
+/// for a CPU as well, and each attempt that fails yields one to it.
 const EXECUTING: Duration = Duration::from_millis(50);
+
+fn cpu_time() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
 /// The range of a process that is known to have none.
 const EMPTY: (u64, u64) = (1, 1);
 
