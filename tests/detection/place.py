@@ -1,8 +1,11 @@
 """A disposable place to plant in: own namespaces, fresh directories, cgroups of its own. Leaks there harm nobody."""
 
+import fcntl
 import os
 import re
 import shutil
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -88,10 +91,17 @@ def enter(rights: str | None) -> Place | None:
         fresh.chmod(0o1777)
     for target in (place.dir, Path("/dev/shm"), Path("/run")):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "leakcheck-detection", target], check=True)
+    raise_loopback()
     if rights:
         command = [*RIGHTS[rights], sys.executable, *sys.argv]
         os.execvpe(command[0], command, {**os.environ, LIMITED: rights, "HOME": "/nonexistent"})
     return place
+
+
+def raise_loopback() -> None:
+    """Set IFF_UP by SIOCSIFFLAGS. Once a plant has made a table of local routes, 127.0.0.1 exists only with its own."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, 0x8914, struct.pack("16sH14x", b"lo", 1))
 
 
 def open_way(needed: list[Path]) -> None:
