@@ -118,10 +118,10 @@ impl World<Remnant> for LiveWorld<'_> {
         let unclear = self.hidden_keys > 0 && self.run.asked.contains(Kind::Key) && self.run.live.makes_keys();
         self.adrift = adrift;
         let unheld = residue.found.iter().any(|(r, _)| is_being_freed(r, &observation));
-        let freed = unheld && self.grace_periods < GRACE_PERIODS;
-        // It returns after a grace period, however long that is on a busy machine.
-        if freed && membarrier(MembarrierCommand::Global).is_ok() {
-            self.grace_periods += 1;
+        let freed = unheld && self.grace_periods < GRACE_PERIODS && self.run.options.policy.looks > 1;
+        // Each returns after a grace period, however long that is on a busy machine.
+        for _ in 0..if freed { GRACE_PERIODS_A_LOOK } else { 0 } {
+            self.grace_periods += u32::from(membarrier(MembarrierCommand::Global).is_ok());
         }
         let running = running || freed;
         let found = residue
@@ -159,7 +159,9 @@ impl World<Remnant> for LiveWorld<'_> {
 
 /// After how many grace periods of RCU a BPF object that nobody has open is held by something else: it is pinned, or attached.
 /// A program of a cgroup that was removed takes three and as many work queues.
-const GRACE_PERIODS: u32 = 8;
+const GRACE_PERIODS: u32 = 16;
+/// So that they have passed before the last of the looks that there are in any case.
+const GRACE_PERIODS_A_LOOK: u32 = 4;
 
 /// Whether a BPF program or map may have lost its last holder: it ends after a grace period of RCU, on a busy machine after
 /// more than the usual time.
