@@ -35,7 +35,7 @@ ENDINGS = ("timeout", "crash", "sleeping")
 """Flags that name how the run ends, or what its payload does; without one, the payload ends by itself."""
 
 _FORM = "give STAGE:ROLE/OPERATION[(CLASS)]#N:before|after:SIGNAL[,quiesced][,notified][,WHO][,ENDING]"
-_POINT = re.compile(r"(\d+(?:\.\d+)*)/([a-z_]+)(?:\(([^()]*)\))?#(\d+)")
+_POINT = re.compile(r"(\d+(?:\.\d+)*)/([a-z_]+)(?:\(([^()]*)\))?#(\d{1,9})", re.ASCII)
 # Milliseconds between two looks at what the tracer reported.
 _STEP_MS = 2
 _PAYLOAD = "payload"

@@ -36,8 +36,8 @@ NO_LIE = frozenset([*_NEW, "request_key", "keyctl", "exit", "execve", "io_submit
 _NO_RETURN = ("clone", "exit", "execve")
 # No class has a colon.
 _JOINED = re.compile(r"\+(?=[a-z]+:)")
-_POINT = re.compile(r"(\d+(?:\.\d+)*)/([a-z_]+)(?:\(([^()]*)\))?#(\d+\+?|\*)")
-_DELAY = re.compile(r"delay=(\d{1,7})ms")
+_POINT = re.compile(r"(\d+(?:\.\d+)*)/([a-z_]+)(?:\(([^()]*)\))?#(\d{1,9}\+?|\*)", re.ASCII)
+_DELAY = re.compile(r"delay=(\d{1,7})ms", re.ASCII)
 _ERROR = re.compile(r"E[A-Z0-9]+")
 _FORM = (
     "give STAGE:ROLE/OPERATION[(CLASS)]#N|#N+|#*:ERROR|after:ERROR|lie|delay=MSms, several joined by +, "

@@ -32,7 +32,7 @@ PATIENCE = 5
 # Seconds that a payload has to start.
 _START = 30
 _LATEST_MS = 3_600_000
-_INSTANT = re.compile(r"(payload\+)?(\d+(?:\.\d+)?)ms")
+_INSTANT = re.compile(r"(payload\+)?(\d+(?:\.\d+)?)ms", re.ASCII)
 _FORM = (
     "give forced:WHO@MSms[,SIGNAL][,sleeping] or forced:WHO@payload+MSms[,SIGNAL],sleeping, "
     f"WHO one of {', '.join(KILLS)}, SIGNAL one of {', '.join(SIGNALS)}"

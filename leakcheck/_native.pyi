@@ -14,6 +14,7 @@ __all__ = [
     "Settings",
     "Snapshot",
     "__version__",
+    "build_id",
     "check_allow",
     "diff",
     "doctor",
@@ -168,11 +169,14 @@ def parse_plan(line: str) -> tuple[str, str, list[str]]:
     """Parse the fault plan ``KIND[:ARGUMENT][,FLAG]`` into kind, argument, flags; raise `UsageError` if wrong."""
 
 def reap(report: str, path: str, *, apply: bool = False) -> str: ...
+def build_id(file: bytes) -> str | None:
+    """Return the number by which the debug file of a program is found."""
+
 def walk_stack(
-    registers: tuple[int, int, int], stack: bytes, mappings: Sequence[tuple[int, int, int, bytes]]
+    registers: tuple[int, int, int], stack: bytes, mappings: Sequence[tuple[int, int, int, bytes, bytes]]
 ) -> list[tuple[int | None, int, str | None]]:
     """Return the functions that have not returned, the innermost first: mapping, address in its file, name.
 
     `registers` are ``rip``, ``rsp`` and ``rbp``, `stack` the bytes from ``rsp`` on; a mapping has start, end, offset
-    in its file, and the file's content, empty if it is not known.
+    in its file, and the contents of the file and of its debug file, empty if they are not known.
     """

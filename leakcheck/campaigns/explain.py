@@ -4,8 +4,9 @@ import time
 from typing import Any
 
 from injectors import parse
+from injectors.crash import STAGES
 from leakcheck.campaigns.campaign import Made
-from leakcheck.campaigns.findings import trial_findings
+from leakcheck.campaigns.findings import Exact, trial_findings
 from leakcheck.trials.case import case_of
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.explaining import Explainer
@@ -19,20 +20,26 @@ _MOST = 24
 _PATIENCE = 30
 
 
-def explanations(name: str, made: Made[Any, Trial], ui: Ui, stop: Stop) -> dict[str, Explanation]:
-    """Return what explains each failing finding, by its plan; of `name`, the worst first, for a limited time."""
-    plans = [one.plan for one in trial_findings(name, made) if one.plan and one.outcome in FAILING]
+def explanations(
+    name: str, made: Made[Any, Trial], ui: Ui, stop: Stop, exact: Exact | None = None, *, seconds: float = 0
+) -> dict[str, Explanation]:
+    """Return what explains each failing finding whose plan names a point, by its plan; the worst first.
+
+    `name` is the campaign, `exact` has the points of timed kills. It takes so many `seconds` at most, or half a minute.
+    """
+    found = [one.plan for one in trial_findings(name, made, exact) if one.outcome in FAILING]
+    plans = [plan for plan in dict.fromkeys(found) if plan.partition(":")[0] in STAGES]
     if not plans:
         return {}
     ui.log(f"explaining {min(len(plans), _MOST)} findings")
     explainer = Explainer(made.target, settle=made.options.settle, stop=stop)
-    until = time.monotonic() + max(_PATIENCE, made.options.within)
-    found = {}
+    until = time.monotonic() + max(_PATIENCE, seconds)
+    explained = {}
     for plan in plans[:_MOST]:
         if stop() or time.monotonic() > until:
             break
         try:
-            found[plan] = explainer.explain(case_of(parse(plan), made.target.adapter.shortest_wall))
+            explained[plan] = explainer.explain(case_of(parse(plan), made.target.adapter.shortest_wall))
         except Exception as error:  # noqa: BLE001 - a finding without an explanation is one all the same
             ui.log(f"{plan}: not explained: {error or type(error).__name__}")
-    return found
+    return explained

@@ -17,7 +17,7 @@ from leakcheck.campaigns.sweep_options import SweepOptions
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.case import case_of
-from leakcheck.trials.crash_points import Points, Recorded, is_step
+from leakcheck.trials.crash_points import Points, Recorded, is_step, step_phase
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
@@ -148,7 +148,7 @@ class Faults(Sweep[FaultsOptions]):
 
     def instants(self, one: Recorded) -> Iterator[tuple[str, str]]:
         """Yield the call, and its phase."""
-        yield f"{one.point.stage}:{one.point}", one.phase
+        yield f"{one.point.stage}:{one.point}", step_phase(one)
 
     def instant(self, plan: Plan) -> str:
         """Return the first call of a plan."""
@@ -161,7 +161,7 @@ def _is_step(options: FaultsOptions, one: Recorded) -> bool:
     operation = one.point.operation
     if operation not in options.syscalls or (one.notified and operation in WATCHED):
         return False
-    return one.phase == options.phase if options.phase else operation not in USUAL or is_step(one)
+    return step_phase(one) == options.phase if options.phase else operation not in USUAL or is_step(one)
 
 
 def _honest(options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
@@ -176,11 +176,14 @@ def _honest(options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan
 
 
 def _faults(options: FaultsOptions, one: Recorded) -> Iterator[Fault]:
-    # Linux closes a descriptor even if it reports an error (close(2)).
-    after = options.mode == "after" or one.point.operation == "close"
+    # Linux closes a descriptor even if it reports an error (close(2)). A wait that began while the payload lived fails
+    # once this has ended, as it does for who ignores SIGCHLD (wait(2)).
+    waits = one.phase != step_phase(one)
+    after = options.mode == "after" or one.point.operation == "close" or waits
     for lasting in (False, True):
         if options.mode == "lie":
-            yield Fault(one.point, "lie", lasting)
+            # Who believes that its payload has ended, while it runs, ends with another state in each run.
+            yield from [Fault(one.point, "lie", lasting)] if not waits else []
         elif options.mode == "delay":
             yield Fault(one.point, "delay", lasting, ms=_DELAY_MS)
         elif not (after and one.notified):

@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from injectors import NORMAL, Plan
 from injectors.timed import KILLS, SIGNALS, Kill, kill_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, count, leak_rate, reached, stated, zero
+from leakcheck.campaigns.explain import explanations
 from leakcheck.campaigns.findings import Exact, finding_id, replay_line, replay_words, residue, trial_findings
 from leakcheck.campaigns.pinpoint import Pinpoint
 from leakcheck.campaigns.result import Finding
@@ -116,10 +118,14 @@ class Leaks(TrialCampaign[LeaksOptions]):
             search = Pinpoint(made, made.facts.run_ms, ui, made.facts.stop)
             search.search()
             made.facts.exact.update(search.exact)
+            made.explanations = explanations(self.name, made, ui, made.facts.stop, search.exact)
 
     def findings(self, made: Made[LeaksOptions, Trial]) -> list[Finding]:
         """Return the damage done before any trial, by preparing a box or by its first run; and the other residue."""
-        found = trial_findings(self.name, made, made.facts.exact)
+        found = [
+            replace(one, explanation=made.explanations.get(one.plan))
+            for one in trial_findings(self.name, made, made.facts.exact)
+        ]
         if damaged := _damaged_first(made):
             kinds = sorted({one.kind for one in damaged})
             words = ["--plan", NORMAL, "--iterations", 1, *replay_words(made.options)]

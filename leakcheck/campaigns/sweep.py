@@ -126,7 +126,7 @@ class Sweep(TrialCampaign[_Options]):
         super().finish(made, ui)
         unasked = made.options.plan is None and self.again_of(made.options) > 0
         if unasked or made.options.explain is not None:
-            made.explanations = explanations(self.name, made, ui, made.executor.stop)
+            made.explanations = explanations(self.name, made, ui, made.executor.stop, seconds=made.options.within)
 
     def shown(self, options: _Options, result: Result) -> Iterator[Text] | str:
         """Return the findings with their explanations in full if a plan is to be explained."""

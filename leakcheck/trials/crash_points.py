@@ -31,6 +31,7 @@ class Recorded(msgspec.Struct, frozen=True):
     """A point of a run, the phase in which it is, and that of the instant after it; empty if there is none.
 
     It came `ms` milliseconds after the start of its command. If this uses ptrace itself, seccomp `notified` the tracer.
+    A wait for a process is in the phase in which it begins; the instant after it is in that in which it ends.
     """
 
     point: Point
@@ -43,8 +44,13 @@ class Recorded(msgspec.Struct, frozen=True):
 def is_step(one: Recorded) -> bool:
     """Return whether a call is a step of a clean-up."""
     anywhere = STEPS.get(one.point.operation, False)
-    cleans = one.phase not in ("setup", "execution") and one.point.operation in STEPS
+    cleans = step_phase(one) not in ("setup", "execution") and one.point.operation in STEPS
     return anywhere or cleans
+
+
+def step_phase(one: Recorded) -> str:
+    """Return the phase of a call as a step of a clean-up: a wait reaps when it ends."""
+    return one.after if one.point.operation == "wait" and one.after else one.phase
 
 
 class Recording(msgspec.Struct, frozen=True):
@@ -209,6 +215,7 @@ def _recording(tracing: Tracing, *, recovery: bool, notified: frozenset[str]) ->
                     if (point.stage, point.role, point.operation) == (stage, role, "execve") and points[at].after:
                         points[at] = msgspec.structs.replace(points[at], after="execution")
                         break
+    _end_waits(points)
     if not recovery and not executed:
         notes.append("launch: no process executed the payload with exactly its arguments: no point is in execution")
     last = max((at for at, one in enumerate(points) if one.point.operation in RELEASES), default=len(points))
@@ -217,3 +224,14 @@ def _recording(tracing: Tracing, *, recovery: bool, notified: frozenset[str]) ->
         phase = "verdict" if at > last and one.phase == "cleanup" else one.phase
         points[at] = msgspec.structs.replace(one, phase=phase, after=after)
     return Recording(points, notes)
+
+
+def _end_waits(points: list[Recorded]) -> None:
+    """Put the instant after each wait into the phase of what the same process does next."""
+    following: dict[tuple[str, str], str] = {}
+    for at in range(len(points) - 1, -1, -1):
+        one = points[at]
+        role = (one.point.stage, one.point.role)
+        if one.point.operation == "wait" and one.after and role in following:
+            points[at] = msgspec.structs.replace(one, after=following[role])
+        following[role] = one.phase

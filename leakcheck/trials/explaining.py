@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from injectors import injector_for
-from leakcheck import _native
 from leakcheck.errors import TargetError
+from leakcheck.stack import walk
 from leakcheck.targets import Target
 from leakcheck.trials.calls import Call, Event, Fired, calls_of
 from leakcheck.trials.case import Case
@@ -93,7 +93,11 @@ class Recorder:
         for log in tracing.logs():
             for line in tracing.lines(log):
                 if "stack" in line and not self.stack:
-                    self.stack = walked(log, line)
+                    if (found := walked(log, line)) is None:
+                        self.notes.append(
+                            "the call stack could not be walked: it is too large, or its program is damaged"
+                        )
+                    self.stack = found or []
 
 
 def _device(path: str) -> str:
@@ -101,18 +105,10 @@ def _device(path: str) -> str:
     return f"{os.major(number)}:{os.minor(number)}"
 
 
-def walked(log: int, line: Mapping[str, Any]) -> list[Frame]:
-    """Return the functions of a stack of which the tracer's `log` has the bytes, where `line` says."""
-    files: dict[int, bytes] = {}
-    for one in line["mappings"]:
-        if one["at"] not in files:
-            files[one["at"]] = os.pread(log, one["size"], one["at"]) if one["size"] else b""
-    at = line["stack"]
-    found = _native.walk_stack(
-        (at["pc"], at["sp"], at["fp"]),
-        os.pread(log, at["size"], at["at"]),
-        [(one["start"], one["end"], one["offset"], files[one["at"]]) for one in line["mappings"]],
-    )
+def walked(log: int, line: Mapping[str, Any]) -> list[Frame] | None:
+    """Return the functions of a stack of which `log` has the bytes, where `line` says; None if that fails."""
+    if (found := walk(log, line)) is None:
+        return None
     return [
         Frame(
             program=line["mappings"][mapping]["path"] if mapping is not None else "",

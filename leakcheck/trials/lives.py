@@ -70,7 +70,9 @@ class _Run:
             fired |= isinstance(event, Fired)
             if isinstance(event, Call):
                 # Without results, a call that removes a name may have failed: it did if the name is there at the end.
-                for key in [one for one in _freed(event) if one[0] != "named"]:
+                # What a recovery removed at last was left before it.
+                removed = _freed(event) if event.point.stage != "recover" else ()
+                for key in [one for one in removed if one[0] != "named"]:
                     self.maker.pop(key, None)
                     self._paths.pop(key, None)
                 for key in _made(event):

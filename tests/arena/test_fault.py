@@ -104,6 +104,20 @@ said[1] = said[1] if isinstance(said[1], str) else os.waitstatus_to_exitcode(sai
     assert run(id_of, "launch:0/wait#1:lie")[0] == [[True, 1], 3]
 
 
+def test_a_wait_that_fails_after_it_has_reaped_tells_nothing_of_the_child(run: Run) -> None:
+    program = """
+import ctypes
+libc, status = ctypes.CDLL(None, use_errno=True), ctypes.c_int(77)
+pid = os.fork() or os._exit(3)
+said += [libc.waitpid(pid, ctypes.byref(status), 0), os.strerror(ctypes.get_errno()), status.value]
+said += [told(os.waitpid, pid, 0)]
+"""
+    assert run(program, "launch:0/wait#1:after:ECHILD")[0] == [-1, "No child processes", 77, "No child processes"]
+    info = program.replace("c_int(77)", "create_string_buffer(b'x' * 128)").replace(", 0), os", ", 4, None), os")
+    info = info.replace("libc.waitpid(pid", "libc.waitid(1, pid").replace("status.value", "status.raw[:32].decode()")
+    assert run(info, "launch:0/wait#1:after:ECHILD")[0] == [-1, "No child processes", "x" * 32, "No child processes"]
+
+
 def test_a_write_that_lies_has_written_everything(run: Run) -> None:
     program = "fd = os.open('/tmp/f', 65); said += [os.write(fd, b'abc'), os.writev(fd, [b'de', b'f'])]"
     program += "; said.append(os.fstat(fd).st_size)"

@@ -11,7 +11,9 @@ import pytest
 from waiting import PATIENCE
 
 from injectors.crash import Point, request
+from leakcheck._native import build_id, walk_stack
 from leakcheck.arena import Arena, Trace
+from leakcheck.stack import walk
 from leakcheck.trials.explaining import walked
 from leakcheck.trials.explanation import Frame
 
@@ -28,16 +30,22 @@ FLAGS = {
 }
 
 
-def stack_at(argv: list[str], point: Point, binds: list[tuple[Path, str, bool]]) -> list[Frame]:
-    """Kill a command before the call at `point`, and return its stack there."""
+def recorded_at(argv: list[str], point: Point, binds: list[tuple[Path, str, bool]]) -> tuple[int, dict[str, Any]]:
+    """Kill a command before the call at `point`; return the log and its line about the stack there."""
     log = os.memfd_create("log")
     with Arena(binds=binds) as arena:
         trace = Trace({**request(0, [], point, "before", "supervisor", quiesced=False), "explain": True}, log)
         with arena.popen(argv, trace=trace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             assert process.wait(PATIENCE) == -9
     lines = [json.loads(line) for line in os.pread(log, 1 << 20, 0).partition(b"\0")[0].splitlines()]
-    found: dict[str, Any] = next(line for line in lines if "stack" in line)
-    return walked(log, found)
+    return log, next(line for line in lines if "stack" in line)
+
+
+def stack_at(argv: list[str], point: Point, binds: list[tuple[Path, str, bool]]) -> list[Frame]:
+    """Kill a command before the call at `point`, and return its stack there."""
+    found = walked(*recorded_at(argv, point, binds))
+    assert found is not None
+    return found
 
 
 def names_at(program: Path) -> list[str]:
@@ -64,6 +72,39 @@ def test_a_stripped_c_program_has_the_places_of_its_functions(tmp_path: Path) ->
     found = stack_at(["/mnt/nested"], point, [(tmp_path, "/mnt", True)])
     own = [one for one in found if one.program == "/mnt/nested"]
     assert len(own) >= 3 and all(one.address > 0 and not one.function for one in own[:3])
+
+
+def test_a_stripped_c_program_has_its_functions_from_its_separate_debug_file(tmp_path: Path) -> None:
+    if shutil.which("cc") is None or shutil.which("objcopy") is None:
+        pytest.skip("no C compiler, or no binutils")
+    whole, program = tmp_path / "whole", tmp_path / "nested"
+    flags = ["-O1", "-fno-optimize-sibling-calls", "-Wl,--build-id=sha1"]
+    subprocess.run(["cc", *flags, "-o", whole, INPUTS / "nested.c"], check=True)
+    subprocess.run(["objcopy", "--strip-all", whole, program], check=True)
+    debug, content = whole.read_bytes(), program.read_bytes()
+    assert build_id(debug) == build_id(content) is not None
+    symbols = subprocess.run(["nm", whole], capture_output=True, text=True, check=True).stdout.splitlines()
+    at = next(int(line.split()[0], 16) for line in symbols if line.endswith(" innermost"))
+    # Its code begins on the second page, as nearly everywhere.
+    start, page = 0x40_0000, 0x1000
+    pc = start + at - page + 1
+    mapping = (start, start + len(content), page, content)
+    places = [walk_stack((pc, 0, 0), b"", [(*mapping, found)])[0] for found in (b"", debug)]
+    assert [name for _, _, name in places] == [None, "innermost"]
+
+
+def test_a_program_whose_tables_never_end_has_no_stack_and_holds_up_nobody(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    # DW_CFA_def_cfa_expression: DW_OP_skip, back to itself.
+    loops = ".cfi_escape 0x0f, 3, 0x2f, 0xfd, 0xff"
+    source = (INPUTS / "nested.c").read_text().replace("return mkdir(", f'__asm__ volatile("{loops}"); return mkdir(')
+    (tmp_path / "nested.c").write_text(source)
+    subprocess.run(["cc", "-O1", "-o", tmp_path / "nested", tmp_path / "nested.c"], check=True)
+    log, line = recorded_at(
+        ["/mnt/nested"], Point("launch", "0", "mkdir", "/tmp/nested", 1), [(tmp_path, "/mnt", True)]
+    )
+    assert walk(log, line, 1) is None
 
 
 def test_a_rust_program_has_its_functions(tmp_path: Path) -> None:

@@ -52,6 +52,13 @@ def test_the_replay_line_of_a_timed_kill_is_a_crash_point_that_shows_the_same_ea
     assert one.ending.startswith("forced:")
     assert (one.trials, one.tried, one.chance) == (2, 2, "")
     assert any("tracing a finding of 2 timed kills back to a crash point" in said for said in ui.said)
+    told = finding.explanation
+    assert told is not None and told.plan == one.plan
+    (box,) = [life for life in told.lives if life.label == "dir /var/lib/pin-box"]
+    assert (box.created, box.released) == (
+        "launch:0.1/mkdir(/var/lib/pin-box)#1",
+        "launch:0.3/rmdir(/var/lib/pin-box)#1",
+    )
     words = shlex.split(finding.replay)
     assert words[:2] == ["leakcheck", "crash"]
     assert words[words.index("--plan") + 1] == one.plan

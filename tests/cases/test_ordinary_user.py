@@ -72,3 +72,25 @@ def test_a_sweep_that_finds_nothing_but_does_not_see_everything_is_no_failure(us
     words = ["crash", "--target", "/tmp/tidy.toml", "--plan", plan, "--iterations", "1", "--json"]
     done = user("leakcheck", *words, before=write)
     assert (done.returncode, json.loads(done.stdout)["outcomes"]) == (3, {"unknown": 1}), done.stdout + done.stderr
+
+
+def test_an_ordinary_user_s_failing_clean_up_is_found_and_explained(user: Place) -> None:
+    adapter = """
+        name = "litter"
+        summary = "does not look whether its directory is gone"
+        launch = ["/bin/sh", "-c", 'mkdir /var/tmp/litter; "$@"; code=$?; rmdir /var/tmp/litter; exit $code', "sh",
+            "/usr/bin/timeout", "{wall}", "{program}"]
+        status = { timeout = [124] }
+        probe = { none = "isolates nothing" }
+    """
+    write = f"cat >/tmp/litter.toml <<'TOML'\n{adapter}\nTOML"
+    words = ["faults", "--target", "/tmp/litter.toml", "--explain", "launch:0.3/rmdir(/var/tmp/litter)#1:EBUSY"]
+    done = user("leakcheck", *words, "--format", "json", before=write)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert finding["outcome"] == "silent", finding
+    (life,) = [one for one in finding["explanation"]["lives"] if one["label"].startswith("dir ")]
+    assert life["created"] == "launch:0.1/mkdir(/var/tmp/litter)#1", finding
+    assert life["released"] == "launch:0.3/rmdir(/var/tmp/litter)#1", finding
+    assert life["how"] == "under the fault that call returned EBUSY"
+    assert finding["explanation"]["stack"], finding

@@ -29,7 +29,7 @@ LAYERS = [
         "leakcheck.pytest_origins",
         "leakcheck.pytest_rules",
     ),
-    ("leakcheck.render", "leakcheck.subprocesses"),
+    ("leakcheck.render", "leakcheck.stack", "leakcheck.subprocesses"),
     ("leakcheck.warden", "leakcheck.report", "leakcheck.allow"),
     ("leakcheck.atomic_write", "leakcheck.group", "leakcheck.renamed", "leakcheck.init", "leakcheck._bin"),
     ("leakcheck.errors", "leakcheck.printable"),

@@ -373,7 +373,7 @@ mod _native {
     #[pymodule_export]
     use super::{
         ArenaView, Guard, Remembered, Settings, Snapshot, check_allow, diff, doctor, environment, harmless, parse_plan,
-        path_class, read_input, reap, settle, snapshot, stack::walk_stack,
+        path_class, read_input, reap, settle, snapshot, stack::build_id, stack::walk_stack,
     };
     use pyo3::prelude::*;
 

@@ -150,7 +150,7 @@ fn text_start(file: &ElfFile64<'_, LittleEndian>, table: u64, told: u64, length:
     if told != 0 {
         return Some(told);
     }
-    let moved = file.dynamic_relocations()?.find(|(at, _)| *at == table + 24);
+    let moved = file.dynamic_relocations()?.find(|(at, _)| *at == table.wrapping_add(24));
     if let Some((_, relocation)) = moved
         && relocation.target() == RelocationTarget::Absolute
     {

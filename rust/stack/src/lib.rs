@@ -7,8 +7,14 @@
 mod go;
 mod program;
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use framehop::x86_64::{CacheX86_64, UnwindRegsX86_64, UnwinderX86_64};
 use framehop::{FrameAddress, Unwinder as _};
+
+use object::read::elf::ElfFile64;
+use object::{LittleEndian, Object as _};
 
 use program::Program;
 
@@ -37,6 +43,8 @@ pub struct Mapping<'a> {
     pub offset: u64,
     /// The file's content; empty if it is not known.
     pub file: &'a [u8],
+    /// That of its separate debug file; empty if there is none.
+    pub debug: &'a [u8],
 }
 
 /// A function that has not returned.
@@ -50,14 +58,20 @@ pub struct Frame {
     pub function: Option<String>,
 }
 
+/// The number by which a program's separate debug file is found, in hexadecimal (`NT_GNU_BUILD_ID`).
+#[must_use]
+pub fn build_id(file: &[u8]) -> Option<String> {
+    let file = ElfFile64::<LittleEndian>::parse(file).ok()?;
+    let id = file.build_id().ok()??;
+    // A hash of some kind.
+    (8..=64).contains(&id.len()).then(|| id.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
 /// Walks the stack, from the innermost function outwards; `stack` are the bytes from `base` on.
 #[must_use]
 pub fn walk(registers: Registers, base: u64, stack: &[u8], mappings: &[Mapping<'_>]) -> Vec<Frame> {
-    let programs: Vec<Option<Program<'_>>> = mappings.iter().map(Program::of).collect();
+    let mut programs: HashMap<usize, Option<Program<'_>>> = HashMap::new();
     let mut unwinder = UnwinderX86_64::new();
-    for module in programs.iter().flatten().filter_map(Program::module) {
-        unwinder.add_module(module);
-    }
     let mut read = |address: u64| {
         let at = usize::try_from(address.checked_sub(base).ok_or(())?).map_err(drop)?;
         stack.get(at..).and_then(<[u8]>::first_chunk).map(|bytes| u64::from_le_bytes(*bytes)).ok_or(())
@@ -72,7 +86,17 @@ pub fn walk(registers: Registers, base: u64, stack: &[u8], mappings: &[Mapping<'
         // A return address may be that of the next function.
         let looked_up = here.address_for_lookup();
         let mapping = mappings.iter().position(|one| (one.start..one.end).contains(&looked_up));
-        let program = mapping.and_then(|at| programs[at].as_ref());
+        // Of the many that a process can map, the stack leads into a few.
+        let program = mapping.and_then(|at| match programs.entry(at) {
+            Entry::Occupied(known) => known.into_mut().as_ref(),
+            Entry::Vacant(new) => {
+                let program = Program::of(&mappings[at]);
+                if let Some(module) = program.as_ref().and_then(Program::module) {
+                    unwinder.add_module(module);
+                }
+                new.insert(program).as_ref()
+            }
+        });
         let inside = program.map(|program| program.inside(looked_up));
         let go = program.zip(inside).and_then(|(program, inside)| program.go_function(inside));
         let function = go.as_ref().map(|go| go.name.clone());

@@ -1,5 +1,6 @@
 //! What a program's file tells of its functions.
 
+use std::fmt::{self, Write as _};
 use std::ops::Range;
 
 use framehop::{ExplicitModuleSectionInfo, Module};
@@ -18,10 +19,11 @@ type Symbol<'a> = (u64, u64, &'a [u8]);
 
 pub(crate) struct Program<'a> {
     file: ElfFile64<'a, LittleEndian>,
+    /// Its separate debug file.
+    debug: Option<ElfFile64<'a, LittleEndian>>,
     range: Range<u64>,
     /// What is added to an address of the file's tables to get that of the process.
     bias: u64,
-    symbols: Vec<Symbol<'a>>,
     go: Option<Table<'a>>,
 }
 
@@ -29,11 +31,9 @@ impl<'a> Program<'a> {
     pub(crate) fn of(mapping: &Mapping<'a>) -> Option<Self> {
         let file = ElfFile64::<LittleEndian>::parse(mapping.file).ok()?;
         let bias = bias(&file, mapping)?;
-        let mut symbols: Vec<_> =
-            file.symbols().chain(file.dynamic_symbols()).filter_map(|one| function(&one)).collect();
-        symbols.sort_unstable();
+        let debug = ElfFile64::parse(mapping.debug).ok();
         let go = Table::of(&file);
-        Some(Program { file, range: mapping.start..mapping.end, bias, symbols, go })
+        Some(Program { file, debug, range: mapping.start..mapping.end, bias, go })
     }
 
     /// An address of the process, as the file's tables have it.
@@ -45,13 +45,12 @@ impl<'a> Program<'a> {
         self.go.as_ref()?.function(inside)
     }
 
-    /// The name of the function in which an address is.
+    /// The name of the function in which an address is: of several, the innermost.
     pub(crate) fn function(&self, inside: u64) -> Option<String> {
-        let behind = self.symbols.partition_point(|(start, ..)| *start <= inside);
-        let within = |(start, size, _): &&Symbol<'_>| inside - start < *size;
-        // Only the few that begin at one address, or contain another.
-        let (.., name) = self.symbols[..behind].iter().rev().take(8).find(within)?;
-        Some(demangled(&String::from_utf8_lossy(&name[..name.len().min(LONGEST)])).chars().take(LONGEST).collect())
+        let own = self.file.symbols().chain(self.file.dynamic_symbols());
+        let all = own.chain(self.debug.iter().flat_map(|debug| debug.symbols()));
+        let (.., name) = all.filter_map(|one| function(&one, inside)).max()?;
+        Some(demangled(&String::from_utf8_lossy(&name[..name.len().min(LONGEST)])))
     }
 
     pub(crate) fn module(&self) -> Option<Module<&'a [u8]>> {
@@ -90,17 +89,63 @@ fn bias(file: &ElfFile64<'_, LittleEndian>, mapping: &Mapping<'_>) -> Option<u64
     Some(mapping.start.wrapping_sub(address))
 }
 
-fn function<'a>(symbol: &object::read::elf::ElfSymbol64<'a, '_, LittleEndian>) -> Option<Symbol<'a>> {
-    let is_one = symbol.kind() == SymbolKind::Text && !symbol.is_undefined() && symbol.size() > 0;
+/// A function, if the address is inside.
+fn function<'a>(symbol: &object::read::elf::ElfSymbol64<'a, '_, LittleEndian>, inside: u64) -> Option<Symbol<'a>> {
+    let within = inside.checked_sub(symbol.address()).is_some_and(|offset| offset < symbol.size());
+    if !within || symbol.kind() != SymbolKind::Text || symbol.is_undefined() {
+        return None;
+    }
     let name = symbol.name_bytes().ok().filter(|name| !name.is_empty())?;
-    is_one.then(|| (symbol.address(), symbol.size(), name))
+    Some((symbol.address(), symbol.size(), name))
 }
 
-/// The name as its source has it.
+/// The name as its source has it. A short one can stand for one that fills all memory.
 fn demangled(name: &str) -> String {
+    let mut found = Bounded(String::new());
     if let Ok(rust) = rustc_demangle::try_demangle(name) {
-        return format!("{rust:#}");
+        let _ = write!(found, "{rust:#}");
+    } else if name.starts_with("_Z")
+        && let Ok(cpp) = cpp_demangle::Symbol::new(name)
+    {
+        let _ = cpp.structured_demangle(&mut found, &cpp_demangle::DemangleOptions::new());
     }
-    let cpp = name.starts_with("_Z").then(|| cpp_demangle::Symbol::new(name).ok()?.demangle().ok()).flatten();
-    cpp.unwrap_or_else(|| name.to_owned())
+    if found.0.is_empty() { name.to_owned() } else { found.0 }
+}
+
+/// What is written, up to the longest that is told; writing more fails.
+struct Bounded(String);
+
+impl fmt::Write for Bounded {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            if self.0.len() + c.len_utf8() > LONGEST {
+                return Err(fmt::Error);
+            }
+            self.0.push(c);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LONGEST, demangled};
+
+    #[test]
+    fn a_name_that_doubles_with_each_of_its_parts_is_cut_off() {
+        let digits = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+        let doubled: String =
+            (0..35).map(|n| char::from(digits[n])).fold(String::new(), |name, n| name + &format!("S_IS{n}_S{n}_E"));
+        let found = demangled(&format!("_Z1f1AIiiE{doubled}"));
+        assert!(found.starts_with("f(A<int, int>, A<A<int, int>, A<int, int> >"), "{found}");
+        assert!(found.len() <= LONGEST && found.len() > LONGEST / 2);
+    }
+
+    #[test]
+    fn names_are_as_their_source_has_them() {
+        assert_eq!(demangled("_RNvC7mycrate3foo"), "mycrate::foo");
+        assert_eq!(demangled("_ZN5space3fooEii"), "space::foo(int, int)");
+        assert_eq!(demangled("_Znot"), "_Znot");
+        assert_eq!(demangled("main"), "main");
+    }
 }

@@ -10,7 +10,7 @@ fn own_program() -> Vec<u8> {
 }
 
 fn mapping(file: &[u8]) -> Mapping<'_> {
-    Mapping { start: START, end: START + 0x1000_0000, offset: 0, file }
+    Mapping { start: START, end: START + 0x1000_0000, offset: 0, file, debug: b"" }
 }
 
 #[test]

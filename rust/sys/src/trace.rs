@@ -146,10 +146,12 @@ pub struct Registers {
     pub fp: u64,
 }
 
-/// These registers of a stopped thread.
-pub fn registers(pid: i32) -> io::Result<Registers> {
+/// These registers of a stopped thread; none if it executes 32-bit code, whose stack is another one.
+pub fn registers(pid: i32) -> io::Result<Option<Registers>> {
+    // `__USER32_CS` of the kernel.
+    const CODE_32: u64 = 0x23;
     let all = all_registers(pid)?;
-    Ok(Registers { pc: all.rip, sp: all.rsp, fp: all.rbp })
+    Ok((all.cs != CODE_32).then_some(Registers { pc: all.rip, sp: all.rsp, fp: all.rbp }))
 }
 
 /// Replaces the first argument of the call at which a thread is stopped; `is_i386`: of that convention, not of x86-64's own.

@@ -109,11 +109,13 @@ struct Task {
     pending: Option<Pending>,
     /// What its current call returns, if that is decided.
     result: Option<i64>,
+    /// What stood where the call writes what that result does not tell.
+    before: Vec<(u64, u64)>,
 }
 
 impl Task {
     fn new(role: usize, process: i32) -> Self {
-        Task { role, process, payload: false, due: false, pending: None, result: None }
+        Task { role, process, payload: false, due: false, pending: None, result: None, before: Vec::new() }
     }
 }
 

@@ -83,6 +83,7 @@ impl Tracer {
             How::Lie => success(pid, task.process, call),
             How::After(error) => {
                 task.result = Some(i64::from(-error));
+                task.before = learned(pid, call);
                 return Some(if reports { resumed } else { Resume::ToReturn });
             }
             How::Delay(ms) => {
@@ -112,6 +113,10 @@ impl Tracer {
         }
         if let Some(result) = self.tasks.get_mut(&pid).and_then(|task| task.result.take()) {
             let _ = trace::set_result(pid, result, false);
+            for (at, word) in self.tasks.get_mut(&pid).map(|task| std::mem::take(&mut task.before)).unwrap_or_default()
+            {
+                let _ = trace::write_memory(pid, at, word);
+            }
         }
         self.at_return(pid)
     }
@@ -164,6 +169,17 @@ fn success(thread: i32, process: i32, call: &Call) -> i64 {
         _ => 0,
     };
     result.cast_signed()
+}
+
+/// The memory to which a wait writes how a child has ended: a wait that fails writes nothing.
+fn learned(thread: i32, call: &Call) -> Vec<(u64, u64)> {
+    let (at, words) = match (call.arch, call.number) {
+        (NATIVE, 61) => (call.arguments[1], 1),
+        (NATIVE, 247) => (call.arguments[2], 4),
+        _ => return Vec::new(),
+    };
+    let places = (0..words).map(|n| at.wrapping_add(8 * n)).filter(|_| at != 0);
+    places.map(|at| (at, number_at(thread, at))).collect()
 }
 
 /// A wait4(2) that reports the end of a child.

@@ -32,7 +32,13 @@ pub(super) fn record(run: &mut Run, pid: i32) {
     if !run.request.explain || run.listener.is_some() || std::mem::replace(&mut run.stacked, true) {
         return;
     }
-    let Ok(registers) = registers(pid) else { return };
+    let registers = match registers(pid) {
+        Ok(Some(registers)) => registers,
+        Ok(None) => {
+            return run.note(&json!({"note": "the call stack of a process that executes 32-bit code is not walked"}));
+        }
+        Err(_) => return,
+    };
     let mut list = String::new();
     let read = File::open(format!("/proc/{pid}/maps")).map(|file| file.take(LIST).read_to_string(&mut list));
     if !matches!(read, Ok(Ok(_))) {

@@ -210,3 +210,33 @@ fn hidden_process(pid: u32, error: Errno) -> Sample {
         covered: false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_links_of_a_process_that_was_reaped_meanwhile_are_no_gap_and_those_of_another_are() {
+        let mut child = std::process::Command::new("/bin/true").spawn().unwrap();
+        let (gone, own) = (child.id(), std::process::id());
+        let open = |pid| std::fs::File::open(format!("/proc/{pid}")).unwrap();
+        let (dir_of_gone, dir) = (open(gone), open(own));
+        child.wait().unwrap();
+        let cases = [(&dir_of_gone, gone, None, false), (&dir, own, None, true), (&dir, own, Some(gone), false)];
+        for (dir, pid, thread, is_gap) in cases {
+            let mut sample = Sample { refused: None, ..hidden_process(pid, Errno::ACCESS) };
+            let mut reader = Reader {
+                dir: dir.as_fd(),
+                wanted: Wanted::default(),
+                scratch: &mut Scratch::new(),
+                sample: &mut sample,
+                hidden: &[],
+                foreign: false,
+                first: None,
+                closed: false,
+            };
+            reader.refuse("ns", &[Kind::Namespace], Errno::ACCESS, thread);
+            assert_eq!(sample.refused.is_some(), is_gap, "{pid} {thread:?}");
+        }
+    }
+}

@@ -60,20 +60,30 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn refuse(&mut self, what: &str, hides: &[Kind], error: Errno) {
-        // A process that is exiting answers ENOENT or ESRCH: that is not a gap.
-        if !matches!(error, Errno::NOENT | Errno::SRCH) {
+    pub(super) fn refuse(&mut self, what: &str, hides: &[Kind], error: Errno, thread: Option<u32>) {
+        // A process that is exiting answers ENOENT or ESRCH, and EACCES if it was reaped meanwhile
+        // (`proc_ns_readlink()`, `proc_pid_readlink()` of the kernel): that is not a gap.
+        let is_exiting =
+            matches!(error, Errno::NOENT | Errno::SRCH) || (error == Errno::ACCESS && self.is_gone(thread));
+        if !is_exiting {
             let first = || (format!("{what}: {}", in_words(error)), KindSet::EMPTY);
             let (_, hidden) = self.sample.refused.get_or_insert_with(first);
             *hidden = hidden.iter().chain(hides.iter().copied()).collect();
         }
     }
 
+    /// Whether a thread, or the process, was reaped.
+    fn is_gone(&mut self, thread: Option<u32>) -> bool {
+        let of_thread = thread.map(|tid| path(&format_args!("task/{tid}/stat")));
+        let name = of_thread.as_deref().unwrap_or(c"stat");
+        matches!(read_small(self.dir, name, &mut self.scratch.text), Err(Errno::NOENT | Errno::SRCH))
+    }
+
     pub(super) fn fds(&mut self, table: &CStr, tid: u32) {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = match rustix::fs::openat(self.dir, table, flags, Mode::empty()) {
             Ok(dir) => dir,
-            Err(e) => return self.refuse("fd", BY_DESCRIPTORS, e),
+            Err(e) => return self.refuse("fd", BY_DESCRIPTORS, e, Some(tid)),
         };
         let own = dir.as_raw_fd();
         let (pid, start) = (self.sample.process.pid, self.sample.process.start);
@@ -127,7 +137,7 @@ impl Reader<'_> {
         });
         self.closed |= closed;
         if let Some(e) = result.err().or(refused) {
-            self.refuse("fd", BY_DESCRIPTORS, e);
+            self.refuse("fd", BY_DESCRIPTORS, e, Some(tid));
         }
         self.ask_fdinfo(table, tid);
         // One allocation of the right size: a helper thread's heap grows page by page.
@@ -163,7 +173,7 @@ impl Reader<'_> {
             }
         }
         if let Some(e) = refused {
-            self.refuse("fdinfo", &[Kind::Fd], e);
+            self.refuse("fdinfo", &[Kind::Fd], e, Some(tid));
         }
     }
 
@@ -183,7 +193,9 @@ impl Reader<'_> {
                 }
                 // A kernel without that type, or a process that is exiting.
                 Err(Errno::NOENT | Errno::SRCH) => {}
-                Err(e) => return self.refuse("ns", &[Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net], e),
+                Err(e) => {
+                    return self.refuse("ns", &[Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net], e, thread);
+                }
             }
         }
     }
@@ -214,7 +226,7 @@ impl Reader<'_> {
                         path: text.map(|(t, _)| t.to_vec()).unwrap_or_default(),
                     });
                 }
-                Err(e) => return self.refuse(what, &[Kind::Mount], e),
+                Err(e) => return self.refuse(what, &[Kind::Mount], e, self.first),
             }
         }
     }
@@ -251,7 +263,7 @@ impl Reader<'_> {
                 self.sample.deleted_maps.sort_by_key(|f| (f.dev, f.ino));
                 self.sample.deleted_maps.dedup_by_key(|f| (f.dev, f.ino));
             }
-            Err(e) => self.refuse("maps", &[Kind::File], e),
+            Err(e) => self.refuse("maps", &[Kind::File], e, self.first),
         }
     }
 
@@ -266,7 +278,7 @@ impl Reader<'_> {
         let listed = rustix::fs::openat(self.dir, c"task", flags, Mode::empty())
             .and_then(|dir| each_number(dir.as_fd(), |tid, _| tids.push(tid)));
         if let Err(e) = listed {
-            return self.refuse("task", BY_DESCRIPTORS, e);
+            return self.refuse("task", BY_DESCRIPTORS, e, None);
         }
         let pid = self.sample.process.pid;
         let first = self.first.unwrap_or(pid);
