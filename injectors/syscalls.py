@@ -63,6 +63,14 @@ class Fault(msgspec.Struct, frozen=True, order=True):
             point = f"{point}+" if self.point.ordinal > 1 else f"{point.removesuffix('#1')}#*"
         return f"{point}:{how[self.mode]}"
 
+    def covers(self, other: "Fault") -> bool:
+        """Return whether it is at all calls at which `other` is; of two, the first of a plan happens."""
+        first, here = (msgspec.structs.replace(one.point, ordinal=0) for one in (self, other))
+        if first != here:
+            return False
+        same = self.point.ordinal == other.point.ordinal and not other.lasting
+        return same or (self.lasting and self.point.ordinal <= other.point.ordinal)
+
     def request(self) -> dict[str, Any]:
         """Return what the tracer is asked for."""
         number = getattr(errno, self.error, 0)
@@ -123,7 +131,10 @@ class Syscalls:
                     raise _wrong(plan, f"{text!r} is a second kill, and there can be one")
                 kill = stage, text
             else:
-                faults.append(_fault(plan, stage, text, any_errno=any_errno))
+                fault = _fault(plan, stage, text, any_errno=any_errno)
+                if covering := [one for one in faults if one.covers(fault)]:
+                    raise _wrong(plan, f"'{fault}' never happens: '{covering[0]}' is at the same call, and comes first")
+                faults.append(fault)
         if not faults:
             # Its own words say what is wrong.
             killer = Crash.of(plan)

@@ -25,6 +25,7 @@ _CHANGES = re.compile(r"\bMS_(REMOUNT|PRIVATE|SLAVE|SHARED|UNBINDABLE)\b")
 _CREATES = re.compile(r'(?:mkdir|mknod|open)\("(/[^"\\]*)"(?:, [\w|]*\bO_CREAT\b|, 0)')
 _Key = tuple[str, int | str, int | str]
 # Calls that give an object an id, and that remove one.
+_QUEUE = re.compile(r'mq_(?:open|unlink)\("/?([^"/]*)"')
 _IPC = {"shmget": "shm", "semget": "sem", "msgget": "msg", "shmctl": "shm", "semctl": "sem", "msgctl": "msg"}
 
 
@@ -85,6 +86,10 @@ class _Run:
     def key_of(self, resource: Mapping[str, Any], kind: str, hierarchies: Mapping[str, str]) -> _Key | None:
         """Return the identity of a resource of a report, as calls have it; None if it cannot be told."""
         match kind:
+            case "ipc" if resource["class"] == "mqueue":
+                return ("mqueue", 0, resource["name"].rpartition("/")[2])
+            case "ipc" if resource["class"] == "posix-shm":
+                return self.key_of({"path": resource["name"], "ino": resource["id"]}, "file", hierarchies)
             case "file":
                 # The report has the device of the writable layer. In this run, the path tells which inode is meant.
                 same = [k for k, paths in self._paths.items() if resource["path"] in paths and k[2] == resource["ino"]]
@@ -178,6 +183,8 @@ def _returned(call: Call, value: int) -> Iterator[_Key]:
             yield from (("namespace", 0, inode) for name, inode in call.namespaces.items() if name in new)
         case "shmget" | "semget" | "msgget":
             yield (_IPC[call.point.operation], 0, value)
+        case "mq_open":
+            yield from _queue(call)
         case "add_key" | "request_key" | "keyctl":
             yield ("key", 0, value)
         case "lock" if call.before is not None and not call.text.endswith(("F_UNLCK)", "LOCK_UN)")):
@@ -201,10 +208,17 @@ def _freed(call: Call) -> Iterator[_Key]:
             yield from (("mount", 0, call.before.mount), ("mounted", 0, call.before.path))
         case "shmctl" | "semctl" | "msgctl" if call.id is not None:
             yield (_IPC[call.point.operation], 0, call.id)
+        case "mq_unlink":
+            yield from _queue(call)
         case "keyctl" if call.id is not None:
             yield ("key", 0, call.id)
         case "lock" if call.before is not None and call.text.endswith(("F_UNLCK)", "LOCK_UN)")):
             yield ("lock", call.before.dev, call.before.ino)
+
+
+def _queue(call: Call) -> Iterator[_Key]:
+    if (named := _QUEUE.match(call.text)) is not None:
+        yield ("mqueue", 0, named[1])
 
 
 def _touched(call: Call) -> set[_Key]:

@@ -32,7 +32,10 @@ kills = st.builds(
 )
 
 
-@given(st.lists(faults(), min_size=1, max_size=3), st.none() | kills)
+@given(
+    st.lists(faults(), min_size=1, max_size=3, unique_by=lambda one: (one.point.stage, one.point.role)),
+    st.none() | kills,
+)
 def test_a_plan_prints_a_line_that_parses_back(some, kill) -> None:  # type: ignore[no-untyped-def]
     plan = fault_plan(some, kill)
     assert parse(str(plan)) == plan
@@ -50,6 +53,9 @@ def test_a_plan_prints_a_line_that_parses_back(some, kill) -> None:  # type: ign
         ("launch:0/rmdir(/a)#1:EBUSZ", "'EBUSZ' is no fault"),
         ("launch:0/rmdir(/a)#1:ECHILD", "no ECHILD in the manual page of rmdir; it has EACCES, EBADF, EBUSY"),
         ("launch:0/rmdir(/a)#1+:ECHILD", "--any-errno allows it"),
+        ("launch:0/rmdir(/a)#1:EBUSY+launch:0/rmdir(/a)#1:EPERM", "'0/rmdir(/a)#1:EPERM' never happens"),
+        ("launch:0/rmdir(/a)#*:EBUSY+launch:0/rmdir(/a)#2:EPERM", "'0/rmdir(/a)#*:EBUSY' is at the same call"),
+        ("launch:0/rmdir(/a)#2+:EBUSY+launch:0/rmdir(/a)#2+:EPERM", "never happens"),
         ("launch:0/rmdir(/a)#0:EBUSY", "points are counted from 1"),
         (f"launch:0/rmdir(/a)#{'9' * 5000}:EBUSY", "is no point"),
         (f"launch:0/rmdir(/a)#{'9' * 5000}:before:SIGKILL", "is no point"),
@@ -80,6 +86,11 @@ def test_the_error_names_the_wrong_part(line: str, wrong: str) -> None:
     with pytest.raises(UsageError) as error:
         parse(line)
     assert wrong in str(error.value)
+
+
+def test_of_two_faults_at_one_call_the_first_happens_and_the_second_is_at_the_other_calls() -> None:
+    plan = parse("launch:0/rmdir(/a)#1:EPERM+launch:0/rmdir(/a)#*:EBUSY+launch:0/rmdir(/b)#1:EBUSY")
+    assert [one.error for one in Syscalls.of(plan).faults] == ["EPERM", "EBUSY", "EBUSY"]
 
 
 def test_any_error_is_allowed_if_the_plan_says_so() -> None:

@@ -116,3 +116,35 @@ def test_commands_of_one_stage_have_numbers_of_their_own() -> None:
     ends = [{"returned": 1, "value": value} for value in (0, -17)]
     found = calls_of({"prepare": [lines[0], ends[0], lines[1], ends[1]]})
     assert [one.result for one in found if isinstance(one, Call)] == ["0", "EEXIST"]
+
+
+def test_posix_shared_memory_is_known_by_its_inode_and_a_message_queue_by_its_name() -> None:
+    def ipc(**resource: object) -> Remnant:
+        return Remnant("ipc", "orphaned", "ipc", evidence=msgspec.Raw(msgspec.json.encode({"resource": resource})))
+
+    queue = msgspec.structs.replace(call("mq_open", "", value=3), text='mq_open("jobs")')
+    unlink = msgspec.structs.replace(call("mq_unlink", ""), text='mq_unlink("jobs")')
+    memory, other = call("open", "shm", now=7), call("open", "shm", before=8, now=8)
+    calls: list[Event] = [queue, memory, other, Fired()]
+    left_behind = [
+        ipc(**{"class": "mqueue", "name": "/dev/mqueue/jobs", "id": 5}),
+        ipc(**{"class": "mqueue", "name": "/dev/mqueue/job", "id": 6}),
+        ipc(**{"class": "posix-shm", "name": "/run/shm", "id": 7}),
+        ipc(**{"class": "posix-shm", "name": "/run/shm", "id": 8}),
+    ]
+    honest: list[Event] = [queue, memory, unlink, call("unlink", "shm", before=7)]
+    found = [(one.created, one.released) for one in lives(left_behind, calls, honest, {})]
+    assert found == [
+        ("launch:0/mq_open#1", "launch:0/mq_unlink#1"),
+        ("", ""),
+        ("launch:0/open(shm)#1", "launch:0/unlink(shm)#1"),
+        ("", ""),
+    ]
+
+
+def test_what_a_recovery_removed_at_last_has_its_life_and_a_fault_at_the_releasing_call_says_so() -> None:
+    removed = msgspec.structs.replace(GONE, point=msgspec.structs.replace(GONE.point, stage="recover"))
+    killed: list[Event] = [MADE, Fired(), removed]
+    (life,) = lives([left("box", 7)], killed, [MADE, GONE], {}, ["launch:0/rmdir(box)#1"])
+    assert (life.created, life.how) == ("launch:0/mkdir(box)#1", "the fault is at this call")
+    assert told("box", 7, [MADE, GONE, Fired()], [MADE, GONE])[0] == ""
