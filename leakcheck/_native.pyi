@@ -95,7 +95,7 @@ class ArenaView:
 
 @final
 class Remembered:
-    """What looks remember of each other: directories that did not change are not listed again."""
+    """What looks remember of each other: directories that did not change are not listed again; inotify watches them."""
 
     def __new__(cls) -> Self: ...
 

@@ -41,15 +41,19 @@ OF_TOOLS = frozenset({_TMP_PATH, _CACHE, _EXAMPLES, _COVERAGE, _BYTECODE})
 
 def of_session(config: pytest.Config) -> list[AllowRule]:
     """Return rules for what pytest and common tools leave on purpose, and remove or reuse in later runs."""
-    base = config.getoption("basetemp", None)
-    if base is None:
-        try:
-            user = getpass.getuser()
-        except (ImportError, OSError, KeyError):
-            user = "unknown"
-        base = Path(os.environ.get("PYTEST_DEBUG_TEMPROOT") or tempfile.gettempdir()) / f"pytest-of-{user}"
-    base = glob.escape(str(Path(base).resolve()))
-    rules: dict[str, str] = {base: _TMP_PATH, f"{base}/*": _TMP_PATH}
+    try:
+        user = getpass.getuser()
+    except (ImportError, OSError, KeyError):
+        user = "unknown"
+    usual = (Path(tempfile.gettempdir()) / f"pytest-of-{user}").resolve()
+    root = os.environ.get("PYTEST_DEBUG_TEMPROOT")
+    own = Path(config.getoption("basetemp", None) or (Path(root) / usual.name if root else usual)).resolve()
+    # Sessions of the same user beside this one are there, and nothing ties an ordinary user's files to their maker. A
+    # suite that is there itself is a test's.
+    beside = [] if config.rootpath.is_relative_to(usual) else [usual]
+    rules: dict[str, str] = {}
+    for base in (glob.escape(str(place)) for place in (own, *beside)):
+        rules[base] = rules[f"{base}/*"] = _TMP_PATH
     files: dict[str, str] = {}
     if config.pluginmanager.has_plugin("cacheprovider"):
         cache = glob.escape(str(config.rootpath / config.getini("cache_dir")))

@@ -1,5 +1,6 @@
 """A leak names the line of the suite that made it; only what pytest and Python write is excused."""
 
+import getpass
 import re
 import sys
 import timeit
@@ -249,6 +250,19 @@ def test_what_pytest_writes_is_named_in_the_summary_and_a_name_that_only_looks_l
         assert f"/{name} " in leaks, output
     assert "(pytest: tmp_path, of which it keeps the last three)" in output
     assert "LEAKED test_more" not in output
+
+
+def test_what_a_session_beside_this_one_keeps_is_no_leak(
+    pytester: pytest.Pytester, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(place))
+    body = f"""usual = HERE / "pytest-of-{getpass.getuser()}"
+(usual / "pytest-7").mkdir(parents=True)
+os.mkfifo(usual / "pytest-7/fifo")
+(HERE / "mine").touch()"""
+    output = told(pytester, body, "--leakcheck=file")
+    assert f"{place}/mine " in output.partition("left something behind")[2]
+    assert "pytest-7/fifo " not in output
 
 
 PYTEST_ASYNCIO = """

@@ -6,6 +6,7 @@ mod bound;
 mod bpf;
 mod calls;
 mod cgroup;
+mod changes;
 mod context;
 pub(crate) mod detail;
 
@@ -196,7 +197,8 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
         Kind::Net,
     ]);
     let selection = if needs_processes || !whole_host { selection } else { Selection::Pids(Vec::new()) };
-    let hidden = [options.hidden_fds.as_slice(), &calls::own_fds()].concat();
+    let mut hidden = [options.hidden_fds.as_slice(), &calls::own_fds()].concat();
+    hidden.extend(options.remembered.own_fd());
     let procfs = Procfs::open(&hidden, Arc::clone(root), context.arena)?;
     note_rights(&procfs, out);
     let pass = procfs.begin(&selection, wanted)?;

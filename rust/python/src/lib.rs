@@ -163,14 +163,13 @@ impl Snapshot {
 
 /// What looks remember of each other.
 #[pyclass(frozen, module = "leakcheck._native")]
-#[derive(Default)]
 struct Remembered(observe::Remembered);
 
 #[pymethods]
 impl Remembered {
     #[new]
     fn new() -> Self {
-        Self::default()
+        Remembered(observe::Remembered::watching())
     }
 }
 

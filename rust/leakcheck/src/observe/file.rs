@@ -17,14 +17,14 @@ use rustix::io::Errno;
 use super::arena::ObservedArena;
 use super::born::Born;
 use super::context::Context;
-use super::listings::{Look, Remembered, Stamp};
+use super::listings::{Look, New, Remembered, Stamp};
 use super::lookup::file_clock_ns;
 use super::mount_table::{Known, Mounts, Nature, number};
 use super::pass::Sample;
 use super::proc_root::read_file;
 use super::reach::{self, Refusal};
 use super::walk::{
-    DEPTH, EMPTY, MOUNT_ROOT, REMOTE, TMPFS, Walk, device_of, is_tmpfs, open_dir, record, stat, type_of,
+    DEPTH, EMPTY, MOUNT_ROOT, REMOTE, TMPFS, Walk, device_of, is_tmpfs, join, open_dir, record, stat, type_of,
 };
 use crate::error::{Doing, Error, in_words};
 use crate::resource::File;
@@ -129,6 +129,9 @@ struct Walker<'a> {
     born: Option<&'a Born>,
     /// One buffer for all levels: the walk recurses, and a thread's stack is small.
     buffer: Vec<MaybeUninit<u8>>,
+    roots: Vec<Vec<u8>>,
+    /// How often something was found that the next look must look at again.
+    unsettled: usize,
 }
 
 impl<'a> Walker<'a> {
@@ -144,11 +147,13 @@ impl<'a> Walker<'a> {
             types: HashMap::new(),
             born,
             buffer,
+            roots: Vec::new(),
+            unsettled: 0,
         }
     }
 
     fn end(mut self) -> Walk {
-        self.out.files = self.look.end();
+        self.out.files = self.look.end(self.roots);
         self.out
     }
 
@@ -172,19 +177,20 @@ impl<'a> Walker<'a> {
 
     fn root(&mut self, dir: &OwnedFd, st: &Statx, path: &Path) {
         let path = path.as_os_str().as_encoded_bytes();
+        self.roots.push(path.to_vec());
         self.note(path, st);
-        if self.may_contain(dir, st) {
-            match self.look.below(path, &Stamp::of(st)) {
-                Some(below) => self.go_below(dir, path, &below, 0),
-                None => self.list(dir, path, device_of(st), 0),
-            }
+        if self.may_contain(dir, path, st) {
+            self.directory((dir, c""), path, &Stamp::of(st), 0);
         }
     }
 
     /// Whether a directory, on the file system of `at`, was not walked yet and may contain something. It cannot have two
     /// links: if it is seen twice, two mounts lead to it.
-    fn may_contain(&mut self, at: &OwnedFd, st: &Statx) -> bool {
-        self.seen.insert((device_of(st), st.stx_ino)) && !self.is_empty(at, st)
+    fn may_contain(&mut self, at: &OwnedFd, path: &[u8], st: &Statx) -> bool {
+        let is_new = self.seen.insert((device_of(st), st.stx_ino)) && !self.look.has_another_path(path, &Stamp::of(st));
+        let may = is_new && !self.is_empty(at, st);
+        self.unsettled += usize::from(!may);
+        may
     }
 
     fn note(&mut self, path: &[u8], st: &Statx) {
@@ -205,15 +211,25 @@ impl<'a> Walker<'a> {
 
     fn unlisted(&mut self, what: &str, path: &[u8], place: (&OwnedFd, &CStr), e: Errno) {
         let why = format!("cannot {what} {}: {}", Text::from(path), in_words(e));
-        self.out.not_listed(Level::Partial, why, path, place);
+        self.not_listed(Level::Partial, why, path, place);
+    }
+
+    fn not_listed(&mut self, level: Level, why: String, path: &[u8], place: (&OwnedFd, &CStr)) {
+        self.unsettled += 1;
+        self.out.not_listed(level, why, path, place);
     }
 
     fn failed(&mut self, what: &str, path: &[u8], e: Errno) {
+        self.unsettled += 1;
         self.out.gap(Level::Partial, format!("cannot {what} {}: {}", Text::from(path), in_words(e)));
     }
 
     /// The directory `name` of `dir`, or `dir` itself if `name` is empty.
     fn directory(&mut self, (dir, name): (&OwnedFd, &CStr), path: &[u8], stamp: &Stamp, depth: usize) {
+        if self.look.passes_over(path, stamp) {
+            return;
+        }
+        let unsettled = self.unsettled;
         let itself = if name.is_empty() { c"." } else { name };
         let result = match self.look.below(path, stamp) {
             Some(below) if below.is_empty() => Ok(()),
@@ -222,14 +238,16 @@ impl<'a> Walker<'a> {
                 let place = rustix::fs::openat(dir, itself, flags, Mode::empty());
                 place.map(|place| self.go_below(&place, path, &below, depth))
             }
-            None => open_dir(dir, itself).map(|place| self.list(&place, path, stamp.device(), depth)),
+            None => open_dir(dir, itself).map(|place| self.list(&place, path, depth)),
         };
         match result {
             Ok(()) => {}
             // It matters only if it comes back.
-            Err(Errno::NOENT) => self.out.not_listed(Level::Full, String::new(), path, (dir, name)),
+            Err(Errno::NOENT) => self.not_listed(Level::Full, String::new(), path, (dir, name)),
             Err(e) => self.unlisted("open directory", path, (dir, name), e),
         }
+        let is_complete = self.unsettled == unsettled;
+        self.unsettled += usize::from(!self.look.visited(path, is_complete));
     }
 
     /// The directories in a directory that is not listed again.
@@ -238,19 +256,25 @@ impl<'a> Walker<'a> {
             let full = join(path, name);
             match stat(dir, name) {
                 Ok(st) if is_mount(&st, device_of(&st)) => self.enter_below(dir, name, &full, &Below::Mount, depth),
-                Ok(st) if is_directory(&st) && self.may_contain(dir, &st) => {
+                Ok(st) if is_directory(&st) && self.may_contain(dir, &full, &st) => {
                     self.enter_below(dir, name, &full, &Below::Directory(Stamp::of(&st)), depth);
                 }
                 Ok(_) => {}
-                Err(Errno::NOENT) => self.out.not_listed(Level::Full, String::new(), &full, (dir, name)),
+                Err(Errno::NOENT) => self.not_listed(Level::Full, String::new(), &full, (dir, name)),
                 Err(e) => self.failed("stat", &full, e),
             }
         }
     }
 
-    fn list(&mut self, dir: &OwnedFd, path: &[u8], dev: u64, depth: usize) {
+    fn list(&mut self, dir: &OwnedFd, path: &[u8], depth: usize) {
         let began = file_clock_ns();
-        let mut stamp = stat(dir, c"").ok().and_then(|st| Stamp::lasting(&st, self.type_of(dir, &st), began));
+        let st = match stat(dir, c"") {
+            Ok(st) => st,
+            Err(e) => return self.unlisted("stat", path, (dir, c""), e),
+        };
+        let (id, dev, f_type) = (Stamp::of(&st).id(), device_of(&st), self.type_of(dir, &st));
+        let watch = self.look.watch(dir, f_type, path);
+        let mut stamp = Stamp::lasting(&st, f_type, began);
         let mut files: Vec<File> = Vec::new();
         let mut directories: Vec<CString> = Vec::new();
         let mut below: Vec<(CString, Below)> = Vec::new();
@@ -284,6 +308,8 @@ impl<'a> Walker<'a> {
             if is_mount(&st, dev) {
                 // Another mount may take its place.
                 stamp = None;
+                self.unsettled += 1;
+                directories.push(name.to_owned());
                 if self.mounts_too {
                     below.push((name.to_owned(), Below::Mount));
                 }
@@ -294,14 +320,14 @@ impl<'a> Walker<'a> {
             files.push(record(&st, &full, FileType::from_raw_mode(u32::from(st.stx_mode))));
             if is_directory(&st) {
                 directories.push(name.to_owned());
-                if self.may_contain(dir, &st) {
+                if self.may_contain(dir, &full, &st) {
                     // A btrfs subvolume has its own device and is not a mount.
                     below.push((name.to_owned(), Below::Directory(Stamp::of(&st))));
                 }
             }
         }
         self.buffer = buffer;
-        self.look.add(path, stamp, files, directories);
+        self.look.add(path, New { id, stamp, watch, files, below: directories });
         for (name, what) in below {
             self.enter_below(dir, &name, &join(path, &name), &what, depth);
         }
@@ -310,7 +336,7 @@ impl<'a> Walker<'a> {
     fn enter_below(&mut self, dir: &OwnedFd, name: &CStr, full: &[u8], what: &Below, depth: usize) {
         if depth >= DEPTH {
             let why = format!("{} is deeper than {DEPTH} levels: not entered", Text::from(full));
-            return self.out.not_listed(Level::Partial, why, full, (dir, name));
+            return self.not_listed(Level::Partial, why, full, (dir, name));
         }
         match what {
             Below::Mount => self.mount(dir, name, full, depth),
@@ -359,7 +385,7 @@ impl<'a> Walker<'a> {
             return;
         }
         self.out.submounts.push(submount);
-        if self.may_contain(place, &st) {
+        if self.may_contain(place, path, &st) {
             self.directory((place, c""), path, &Stamp::of(&st), depth + 1);
         }
     }
@@ -379,10 +405,6 @@ fn is_mount(st: &Statx, dev: u64) -> bool {
 
 fn is_directory(st: &Statx) -> bool {
     FileType::from_raw_mode(u32::from(st.stx_mode)) == FileType::Directory
-}
-
-fn join(path: &[u8], name: &CStr) -> Vec<u8> {
-    [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()].concat()
 }
 
 /// Deleted files that only a mapping keeps alive.

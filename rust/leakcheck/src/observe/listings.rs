@@ -9,16 +9,21 @@
 //! run's looks list every directory again that was listed since the run began.
 //!
 //! The clock must not be set back to the exact nanosecond of an earlier change.
+//!
+//! A session of many looks watches the directories too ([`Changes`]). A tree that is complete and watched, and of which
+//! no event came, is passed over as a whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CString;
 use std::fmt;
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use rustix::fs::{Statx, StatxFlags};
 
-use super::walk::device_of;
+use super::changes::Changes;
+use super::walk::{device_of, join};
 use crate::resource::{File, Files};
 
 /// A clock tick is at most 10 ms (`CONFIG_HZ=100`); twice that, since two clocks are compared.
@@ -42,6 +47,32 @@ impl fmt::Debug for Remembered {
 }
 
 impl Remembered {
+    /// For many looks: directories are watched.
+    pub fn watching() -> Self {
+        let listings = Listings { is_watching: true, ..Listings::default() };
+        Remembered { listings: Arc::new(Mutex::new(listings)), run: None }
+    }
+
+    /// The descriptor of this process that is the observer's, open from now on.
+    pub(super) fn own_fd(&self) -> Option<RawFd> {
+        let mut listings = self.lock();
+        if !listings.is_watching {
+            return None;
+        }
+        if !listings.changes.as_ref().is_some_and(Changes::is_usable) {
+            listings.list_all_again();
+            if let Some(changes) = listings.changes.take() {
+                changes.abandon();
+            }
+            listings.changes = Changes::open();
+        }
+        listings.changes.as_ref().map(Changes::number)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Listings> {
+        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// From now on, what is new must be described as it is.
     pub(crate) fn begin_run(&mut self) {
         self.run = Some(Instant::now());
@@ -49,13 +80,15 @@ impl Remembered {
 
     /// Begins a look: with nothing remembered if the mounts changed, or if the last look did not end.
     pub(super) fn look(&self, mounts: Vec<u8>) -> Look<'_> {
-        let mut listings = self.listings.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut listings = self.lock();
         if mounts.is_empty() || listings.mounts != mounts || listings.is_open {
-            *listings = Listings { mounts, ..Listings::default() };
+            let Listings { changes, is_watching, .. } = std::mem::take(&mut *listings);
+            *listings = Listings { mounts, changes, is_watching, ..Listings::default() };
         }
         listings.is_open = true;
         listings.look += 1;
-        Look { listings, run: self.run }
+        listings.take_changes();
+        Look { listings, run: self.run, passed_over: HashSet::new() }
     }
 }
 
@@ -69,6 +102,12 @@ struct Listings {
     is_open: bool,
     /// By path: the path of a file is part of its record.
     directories: HashMap<Vec<u8>, Listed>,
+    /// The path by which each of them was listed.
+    places: HashMap<Id, Vec<u8>>,
+    /// Where the walk began.
+    roots: Vec<Vec<u8>>,
+    is_watching: bool,
+    changes: Option<Changes>,
     /// All of them, in the order of [`by_inode`].
     all: Vec<Arc<File>>,
     /// The same with their links numbered, and no file twice.
@@ -79,20 +118,84 @@ struct Listings {
     removed: Vec<usize>,
 }
 
+impl Listings {
+    /// A change in a directory is one in all those above it.
+    fn take_changes(&mut self) {
+        let Some(changes) = &mut self.changes else { return };
+        let Some(changed) = changes.take() else { return self.list_all_again() };
+        for path in changed {
+            let mut end = path.len();
+            loop {
+                if let Some(listed) = self.directories.get_mut(&path[..end]) {
+                    listed.is_quiet = false;
+                }
+                match path[..end].iter().rposition(|byte| *byte == b'/') {
+                    Some(0) if end > 1 => end = 1,
+                    None | Some(0) => break,
+                    Some(slash) => end = slash,
+                }
+            }
+        }
+    }
+
+    fn list_all_again(&mut self) {
+        for listed in self.directories.values_mut() {
+            (listed.stamp, listed.watch, listed.is_quiet) = (None, None, false);
+        }
+    }
+
+    /// Forgets a directory and all below it, except what this look found.
+    fn forget(&mut self, path: &[u8]) {
+        let mut paths = vec![path.to_vec()];
+        while let Some(path) = paths.pop() {
+            if self.directories.get(&path).is_none_or(|listed| listed.look == self.look) {
+                continue;
+            }
+            if let Some(listed) = self.directories.remove(&path) {
+                paths.extend(listed.below.iter().map(|name| join(&path, name)));
+                self.removed.extend(listed.files.iter().map(address));
+                self.displaced(&path, &listed.id, listed.watch);
+            }
+        }
+    }
+
+    /// The directory is no longer at this path.
+    fn displaced(&mut self, path: &[u8], id: &Id, watch: Option<i32>) {
+        if self.places.get(id).is_some_and(|place| place == path) {
+            self.places.remove(id);
+        }
+        if let (Some(watch), Some(changes)) = (watch, &mut self.changes) {
+            changes.forget(watch, path);
+        }
+    }
+}
+
 struct Listed {
+    id: Id,
     /// None if it must be listed again.
     stamp: Option<Stamp>,
     at: Instant,
+    /// The last time that one of its tree was listed.
+    last: Instant,
     /// The last look that found it.
     look: u64,
+    /// The number of its watch.
+    watch: Option<i32>,
+    /// Whether all of its tree is here, and watched, and no event came.
+    is_quiet: bool,
+    /// Whether the look found one directory with this path.
+    is_single: bool,
     files: Vec<Arc<File>>,
     below: Arc<[CString]>,
 }
 
+/// Device, inode and time of birth.
+pub(super) type Id = (u64, u64, (i64, u32));
+
 /// What is different after a change.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
-    id: (u64, u64, (i64, u32)),
+    id: Id,
     mtime: (i64, u32),
     ctime: (i64, u32),
     size: u64,
@@ -111,8 +214,8 @@ impl Stamp {
         }
     }
 
-    pub(super) fn device(&self) -> u64 {
-        self.id.0
+    pub(super) fn id(&self) -> Id {
+        self.id
     }
 
     /// The stamp of a directory on a file system of this type, whose status was read before its entries; `began` is
@@ -129,9 +232,35 @@ impl Stamp {
 pub(super) struct Look<'a> {
     listings: MutexGuard<'a, Listings>,
     run: Option<Instant>,
+    /// Directories whose trees were passed over.
+    passed_over: HashSet<Vec<u8>>,
 }
 
 impl Look<'_> {
+    /// Whether the walk may pass over the tree below a directory: it is as an earlier look listed it.
+    pub(super) fn passes_over(&mut self, path: &[u8], stamp: &Stamp) -> bool {
+        let (look, run) = (self.listings.look, self.run);
+        let Some(listed) = self.listings.directories.get_mut(path) else { return false };
+        let is_new = run.is_some_and(|run| listed.last >= run) || listed.look == look;
+        if !listed.is_quiet || listed.id != stamp.id || is_new {
+            return false;
+        }
+        listed.look = look;
+        self.passed_over.insert(path.to_vec())
+    }
+
+    /// Whether a directory is in a tree that was passed over, where it has another path.
+    pub(super) fn has_another_path(&self, path: &[u8], stamp: &Stamp) -> bool {
+        let place = self.listings.places.get(&stamp.id).filter(|place| *place != path);
+        place.is_some_and(|place| self.is_passed_over(place))
+    }
+
+    fn is_passed_over(&self, path: &[u8]) -> bool {
+        let is_end = |end: &usize| *end == 1 || matches!(path.get(*end), None | Some(b'/'));
+        let mut above = (1..=path.len()).filter(is_end);
+        !self.passed_over.is_empty() && above.any(|end| self.passed_over.contains(&path[..end]))
+    }
+
     /// The directories in a directory whose entries are as an earlier look listed them.
     pub(super) fn below(&mut self, path: &[u8], stamp: &Stamp) -> Option<Arc<[CString]>> {
         let (look, run) = (self.listings.look, self.run);
@@ -143,16 +272,26 @@ impl Look<'_> {
         Some(Arc::clone(&listed.below))
     }
 
+    /// Watches a directory that is about to be listed. None if it is not watched.
+    pub(super) fn watch(&mut self, dir: &OwnedFd, f_type: u64, path: &[u8]) -> Option<i32> {
+        self.listings.changes.as_mut()?.watch(dir, f_type, path)
+    }
+
     /// Adds a directory that was listed.
-    pub(super) fn add(&mut self, path: &[u8], stamp: Option<Stamp>, files: Vec<File>, below: Vec<CString>) {
+    pub(super) fn add(&mut self, path: &[u8], new: New) {
         let listings = &mut *self.listings;
         let old = listings.directories.remove(path);
         // The same path twice in one look leads to two directories, of which one came or went.
         let twice = old.as_ref().is_some_and(|old| old.look == listings.look);
-        let old = old.map(|old| old.files).unwrap_or_default();
-        let mut known: HashMap<&[u8], &Arc<File>> = old.iter().map(|file| (file.path.as_bytes(), file)).collect();
-        let mut kept = Vec::with_capacity(files.len());
-        for file in files {
+        let (mut files, mut gone) = (Vec::new(), HashSet::new());
+        if let Some(old) = old {
+            listings.displaced(path, &old.id, old.watch.filter(|watch| Some(*watch) != new.watch));
+            gone.extend(old.below.iter().cloned());
+            files = old.files;
+        }
+        let mut known: HashMap<&[u8], &Arc<File>> = files.iter().map(|file| (file.path.as_bytes(), file)).collect();
+        let mut kept = Vec::with_capacity(new.files.len());
+        for file in new.files {
             match known.get(file.path.as_bytes()).filter(|old| ****old == file) {
                 Some(same) => {
                     kept.push(Arc::clone(same));
@@ -170,21 +309,62 @@ impl Look<'_> {
         } else {
             listings.removed.extend(known.into_values().map(address));
         }
-        let (look, stamp) = (listings.look, stamp.filter(|_| !twice));
-        let listed = Listed { stamp, at: Instant::now(), look, files: kept, below: below.into() };
+        let now = Instant::now();
+        let listed = Listed {
+            id: new.id,
+            stamp: new.stamp.filter(|_| !twice),
+            at: now,
+            last: now,
+            look: listings.look,
+            watch: new.watch,
+            is_quiet: false,
+            is_single: !twice,
+            files: kept,
+            below: new.below.into(),
+        };
+        listed.below.iter().for_each(|name| _ = gone.remove(name));
+        listings.places.insert(new.id, path.to_vec());
         listings.directories.insert(path.to_vec(), listed);
+        gone.iter().for_each(|name| listings.forget(&join(path, name)));
     }
 
-    /// Ends the look: forgets the directories that it did not find, and returns all files, in order.
-    pub(super) fn end(mut self) -> Files {
-        let Listings { look, directories, all, numbered, added, removed, is_open, .. } = &mut *self.listings;
-        directories.retain(|_, listed| {
-            let found = listed.look == *look;
-            if !found {
-                removed.extend(listed.files.iter().map(address));
+    /// Ends the visit of a directory: forgets what of its tree was not found. `is_complete` if nothing below it has to be
+    /// looked at again before an event comes; whether the same is true of the directory itself.
+    pub(super) fn visited(&mut self, path: &[u8], is_complete: bool) -> bool {
+        let listings = &mut *self.listings;
+        let Some(listed) = listings.directories.get(path).filter(|listed| listed.look == listings.look) else {
+            return false;
+        };
+        let (below, mut last) = (Arc::clone(&listed.below), listed.at);
+        for name in below.iter() {
+            let path = join(path, name);
+            match listings.directories.get(&path) {
+                Some(listed) if listed.look == listings.look => last = last.max(listed.last),
+                _ => listings.forget(&path),
             }
-            found
-        });
+        }
+        let Some(listed) = listings.directories.get_mut(path) else { return false };
+        listed.last = last;
+        listed.is_quiet = is_complete && listed.watch.is_some() && listed.is_single;
+        listed.is_quiet
+    }
+
+    /// Ends the look: forgets the directories that it did not find, and returns all files, in order. The walk began at
+    /// `roots`.
+    pub(super) fn end(mut self, roots: Vec<Vec<u8>>) -> Files {
+        let looked = self.listings.look;
+        let gone: Vec<Vec<u8>> = match self.passed_over.is_empty() {
+            true => self
+                .listings
+                .directories
+                .iter()
+                .filter(|(_, listed)| listed.look != looked)
+                .map(|(path, _)| path.clone())
+                .collect(),
+            false => self.listings.roots.iter().filter(|root| !self.is_passed_over(root)).cloned().collect(),
+        };
+        gone.iter().for_each(|path| self.listings.forget(path));
+        let Listings { all, numbered, added, removed, is_open, .. } = &mut *self.listings;
         if !added.is_empty() || !removed.is_empty() {
             removed.sort_unstable();
             all.retain(|file| removed.binary_search(&address(file)).is_err());
@@ -194,8 +374,21 @@ impl Look<'_> {
             *numbered = number(all).into();
         }
         *is_open = false;
-        numbered.clone()
+        self.listings.roots = roots;
+        self.listings.numbered.clone()
     }
+}
+
+/// A directory that was listed.
+pub(super) struct New {
+    pub(super) id: Id,
+    /// None if it must be listed again.
+    pub(super) stamp: Option<Stamp>,
+    /// The number of its watch, which began before.
+    pub(super) watch: Option<i32>,
+    pub(super) files: Vec<File>,
+    /// The directories in it.
+    pub(super) below: Vec<CString>,
 }
 
 fn address(file: &Arc<File>) -> usize {

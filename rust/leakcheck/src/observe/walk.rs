@@ -99,6 +99,10 @@ pub(super) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
     Ok(names)
 }
 
+pub(super) fn join(path: &[u8], name: &CStr) -> Vec<u8> {
+    [path.strip_suffix(b"/").unwrap_or(path), b"/", name.to_bytes()].concat()
+}
+
 pub(super) fn open_dir(at: &OwnedFd, name: &std::ffi::CStr) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     // Only the owner can use O_NOATIME (open(2)).
