@@ -2,17 +2,22 @@
 
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 
 from leakcheck._native import OPERATIONS
+from leakcheck.cli import app
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("docs/**/*.md")), ROOT / "README.md"]
 # Commands with their exit code, a file to save, and lines that the last command printed, with … for anything.
 FENCE = re.compile(r"^```(sh|text)(?: exit=(\d+)| file=(\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# One in a block or in a sentence, also where it is not run.
+SHOWN = re.compile(r"^(?:    )?(?:\$ )?leakcheck (?P<block>.*)$|`leakcheck (?P<sentence>[^`]+)`", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 # What the pages make outside the directory that they are tried in.
@@ -59,6 +64,29 @@ def test_every_command_of_the_page_exits_as_the_page_says(page: Path, tmp_path: 
 
 def _pattern(line: str) -> str:
     return f"^{'.*'.join(map(re.escape, line.rstrip().split('…')))}$"
+
+
+def test_every_command_that_a_page_shows_has_the_options_that_it_is_shown_with() -> None:
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    above = group.make_context("leakcheck", [], resilient_parsing=True)
+    tried = 0
+    for page in PAGES:
+        for shown in SHOWN.finditer(page.read_text()):
+            line = " ".join((shown["block"] or shown["sentence"]).split())
+            name = line.split()[0]
+            if name not in group.list_commands(above):
+                continue
+            command = group.get_command(above, name)
+            assert command is not None
+            context = command.make_context(name, [], parent=above, resilient_parsing=True)
+            context.resilient_parsing = False
+            try:
+                command.make_parser(context).parse_args(shlex.split(line, comments=True)[1:])
+            except (typer.TyperException, ValueError) as error:
+                pytest.fail(f"{page.name}: leakcheck {line}: {error}")
+            tried += 1
+    assert tried > 100
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
