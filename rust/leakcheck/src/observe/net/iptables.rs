@@ -6,13 +6,15 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::path::Path;
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::OFlags;
 use rustix::io::{Errno, pread};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use super::dump::ip;
+use crate::observe::proc_root;
 use crate::observe::sys::socket_option;
 use crate::parse::xtables::{Family, Object, objects};
 use crate::resource::NetClass;
@@ -37,7 +39,7 @@ impl Tables {
     pub(super) fn open(kept: bool) -> io::Result<Vec<Self>> {
         let mut found = Vec::new();
         for (family, word, path) in FAMILIES {
-            let names = match open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            let names = match proc_root::open(Path::new(path), OFlags::RDONLY) {
                 Err(Errno::NOENT) => continue,
                 opened => opened?,
             };
