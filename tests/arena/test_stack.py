@@ -30,14 +30,19 @@ FLAGS = {
 }
 
 
-def recorded_at(argv: list[str], point: Point, binds: list[tuple[Path, str, bool]]) -> tuple[int, dict[str, Any]]:
-    """Kill a command before the call at `point`; return the log and its line about the stack there."""
+def reported_at(argv: list[str], point: Point, binds: list[tuple[Path, str, bool]]) -> tuple[int, list[dict[str, Any]]]:
+    """Kill a command before the call at `point`; return the log and its lines."""
     log = os.memfd_create("log")
     with Arena(binds=binds) as arena:
         trace = Trace({**request(0, [], point, "before", "supervisor", quiesced=False), "explain": True}, log)
         with arena.popen(argv, trace=trace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             assert process.wait(PATIENCE) == -9
-    lines = [json.loads(line) for line in os.pread(log, 1 << 20, 0).partition(b"\0")[0].splitlines()]
+    return log, [json.loads(line) for line in os.pread(log, 1 << 20, 0).partition(b"\0")[0].splitlines()]
+
+
+def recorded_at(argv: list[str], point: Point, binds: list[tuple[Path, str, bool]]) -> tuple[int, dict[str, Any]]:
+    """Kill a command before the call at `point`; return the log and its line about the stack there."""
+    log, lines = reported_at(argv, point, binds)
     return log, next(line for line in lines if "stack" in line)
 
 
@@ -105,6 +110,17 @@ def test_a_program_whose_tables_never_end_has_no_stack_and_holds_up_nobody(tmp_p
         ["/mnt/nested"], Point("launch", "0", "mkdir", "/tmp/nested", 1), [(tmp_path, "/mnt", True)]
     )
     assert walk(log, line, 1) is None
+
+
+def test_the_stack_of_32_bit_code_is_not_told_and_that_is_said(tmp_path: Path) -> None:
+    flags = ["-m32", "-O1", "-nostdlib", "-static", "-ffreestanding", "-fno-pic", "-no-pie", "-fno-stack-protector"]
+    program = tmp_path / "i386"
+    if shutil.which("cc") is None or subprocess.run(["cc", *flags, "-o", program, INPUTS / "i386.c"]).returncode:
+        pytest.skip("no C compiler for i386")
+    point = Point("launch", "0", "mkdir", "/tmp/by-i-three", 1)
+    _, lines = reported_at(["/mnt/i386"], point, [(tmp_path, "/mnt", True)])
+    assert not [line for line in lines if "stack" in line]
+    assert [line["note"] for line in lines if "32-bit" in line.get("note", "")]
 
 
 def test_a_rust_program_has_its_functions(tmp_path: Path) -> None:
