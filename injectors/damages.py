@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
 
-__all__ = ["PLACES", "content_damages", "damaged", "is_damage"]
+__all__ = ["NONE", "PLACES", "content_damages", "damaged", "is_damage"]
 
+NONE = "none"
+"""No damage: what the kill alone leaves."""
 PLACES = ("missing", "directory", "fifo", "dangling", "loop", "mode=0", "mode=777", "owner=65534")
 """What is done to the name, not to the content: nothing is there, or something else, or it is another's."""
 
@@ -28,7 +30,7 @@ Pointer: TypeAlias = tuple[str, ...]
 def is_damage(word: str) -> bool:
     """Return whether `word` names a damage."""
     name, equals, where = word.partition("=")
-    if word in PLACES or word in _WHOLE:
+    if word in (NONE, *PLACES) or word in _WHOLE:
         return True
     if name in ("truncate", "insert", "zeros"):
         return where.isdecimal()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from injectors.crash import Stage, crash_once_payload_runs, wait_for_kill
-from injectors.damages import PLACES, damaged, is_damage
+from injectors.damages import NONE, PLACES, damaged, is_damage
 from injectors.plan import Plan
 from injectors.protocol import Evidence, Trial
 from leakcheck.errors import UsageError
@@ -69,6 +69,8 @@ def _damage(trial: Trial, path: str, damage: str) -> bool:
         if not stat.S_ISREG(os.lstat(name, dir_fd=at).st_mode):
             # It was damaged already.
             return False
+        if damage == NONE:
+            return True
         if damage in PLACES:
             _replace(at, name, damage)
             return True

@@ -5,8 +5,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
+import msgspec
+
 from injectors import Plan
-from injectors.damages import PLACES, content_damages
+from injectors.damages import NONE, PLACES, content_damages
 from injectors.state import state_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, reached, stated, zero
@@ -17,7 +19,7 @@ from leakcheck.errors import NotApplicableError, UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case, case_of
 from leakcheck.trials.executor import Ui
-from leakcheck.trials.outcome import OUTCOMES
+from leakcheck.trials.outcome import FAILING, OUTCOMES
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.state_files import record_state_files
 from leakcheck.trials.trial import Trial
@@ -25,6 +27,7 @@ from leakcheck.trials.trial import Trial
 # Lengths, and bits, of a file that are tried, by profile.
 _PLACES_OF = {"quick": 12, "full": 512}
 _REPLAYS = 20
+_ALONE = "a kill leaves it without any damage, too"
 
 Profile = Literal["quick", "full"]
 
@@ -33,7 +36,7 @@ class StateOptions(TrialOptions, frozen=True, kw_only=True):
     """Which damages to try; a `plan` replaces them all."""
 
     profile: Annotated[Profile, Option("Each kind of damage at some places of a file, or at all.")] = "full"
-    iterations: Annotated[int, Option("At most this many trials, drawn; 0: all, or 20 of a --plan.", "N")] = 0
+    iterations: Annotated[int, Option("At most this many damages, drawn; 0: all, or 20 trials of a --plan.", "N")] = 0
     fewest = 0
 
     def check(self) -> None:
@@ -77,7 +80,8 @@ class State(TrialCampaign[StateOptions]):
         ]
         if options.iterations and options.iterations < len(plans):
             plans = random.Random(options.seed).sample(plans, options.iterations)  # noqa: S311 - it draws cases
-        return plans
+        # What a kill alone leaves is no effect of a damage.
+        return [state_plan(declared, NONE) for declared in facts] + plans
 
     def cases(self, target: Target, options: StateOptions, facts: Mapping[str, bytes]) -> Iterator[Case]:
         """Yield the case of each plan."""
@@ -95,7 +99,13 @@ class State(TrialCampaign[StateOptions]):
 
     def findings(self, made: Made[StateOptions, Trial]) -> list[Finding]:
         """Return what was left, and each kind of damage that the target's log does not tell of."""
-        found = super().findings(made)
+        alone = [str(trial.case.plan) for trial in made.trials if _name(trial) == NONE]
+        found = [
+            msgspec.structs.replace(one, detail="; ".join(filter(None, [one.detail, _ALONE])))
+            if any(ending.plan in alone for ending in one.endings) and one.outcome in FAILING
+            else one
+            for one in super().findings(made)
+        ]
         log = made.target.adapter.damage.log
         for name, some in clusters(_unnoted(made), _name).items():
             plan = str(some[0].case.plan)
@@ -132,7 +142,7 @@ class State(TrialCampaign[StateOptions]):
 
 
 def _unnoted(made: Made[StateOptions, Trial]) -> list[Trial]:
-    return [trial for trial in made.trials if trial.noted is False]
+    return [trial for trial in made.trials if trial.noted is False and _name(trial) != NONE]
 
 
 def _name(trial: Trial) -> str:

@@ -147,3 +147,9 @@ def test_the_check_of_an_adapter_says_that_a_state_file_is_never_there(tmp_path:
     of.path.write_text(of.path.read_text().replace('state.json"]', 'state.jsn"]'))
     (finding,) = check(load(of.path), ["recovery"])
     assert finding.detail == f"state_files: while the payload ran there was no {HOME}/d/state.jsn"
+
+
+def test_what_the_kill_alone_leaves_is_said_to_need_no_damage(tmp_path: Path) -> None:
+    forgets = run(made(tmp_path, f"rm -rf {HOME}/d/state.json"))
+    (finding,) = [one for one in forgets.findings if one.outcome == "silent"]
+    assert "a kill leaves it without any damage, too" in finding.detail

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from injectors import parse
@@ -26,6 +26,8 @@ contents = st.binary(max_size=64) | values.map(lambda value: json.dumps(value).e
 STATE = b'{"version": 1, "pids": [7, 8], "name": "a/b, c", "deep": {"x~y": null, "on": true}}'
 
 
+# It makes files of 16 MiB.
+@settings(deadline=None, max_examples=40)
 @given(contents)
 def test_each_damage_changes_the_content_and_stands_in_a_plan_that_parses_back(content: bytes) -> None:
     words = list(content_damages(content, 4))
@@ -159,3 +161,5 @@ def test_a_damage_without_a_file_or_a_place_did_not_happen(tmp_path: Path) -> No
     (state / "short").write_text("12")
     assert not damage(state, "truncate=40")
     assert not damage(state, "drop=/version")
+    assert damage(state, "none")
+    assert (state / "short").read_text() == "12"
