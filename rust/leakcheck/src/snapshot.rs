@@ -47,8 +47,8 @@ pub struct Snapshot {
     pub kinds: KindSet,
     /// Roots of the file kind.
     pub roots: Vec<PathBuf>,
-    /// Which directory each root was, with its resolved path; none if it was missing or could not be opened. Empty in an
-    /// arena, whose roots stay open.
+    /// Which directory each root was, with its resolved path; none if it was missing, device 0 if it could not be opened.
+    /// Empty in an arena, whose roots stay open.
     #[serde(default)]
     pub root_directories: Vec<Option<Directory>>,
     /// File systems below the roots that were read too.

@@ -85,6 +85,8 @@ fn files_of_a_root_that_is_another_directory_now_are_not_compared() {
     assert_eq!(judged(empty(root(2)), at(root(3))), (Verdict::Unknown, 0));
     assert_eq!(judged(empty(root(2)), empty(None)), (Verdict::Unknown, 0));
     assert_eq!(judged(empty(None), at(root(2))), (Verdict::Leaked, 1));
+    let unopened = || Some(Directory::default());
+    assert_eq!(judged(empty(root(2)), empty(unopened())), (Verdict::Clean, 0), "its gap tells it");
 }
 
 #[test]

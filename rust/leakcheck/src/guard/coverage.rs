@@ -219,7 +219,9 @@ fn moved_roots<'a>(
 ) -> impl Iterator<Item = (&'a Directory, Option<&'a Directory>)> {
     let pairs = before.root_directories.iter().zip(&after.root_directories);
     let pairs = pairs.filter_map(|(old, new)| Some((old.as_ref()?, new.as_ref())));
-    pairs.filter(|(old, new)| new.is_none_or(|new| (old.dev, old.ino) != (new.dev, new.ino)))
+    // What could not be opened is a gap already.
+    let opened = pairs.filter(|(old, new)| old.dev != 0 && new.is_none_or(|new| new.dev != 0));
+    opened.filter(|(old, new)| new.is_none_or(|new| (old.dev, old.ino) != (new.dev, new.ino)))
 }
 
 /// Directories that the baseline found but could not list because they were gone, and that exist again: moved away and

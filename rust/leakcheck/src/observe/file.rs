@@ -67,7 +67,7 @@ pub(super) fn walk(
             Ok(None) => None,
             Err(why) => {
                 walker.out.root_not_listed(root, why);
-                None
+                Some(Directory::default())
             }
         };
         walker.out.roots.push(found);
