@@ -6,8 +6,9 @@ import os
 import select
 import signal
 import subprocess
-import threading
 import time
+import weakref
+from _thread import start_new_thread
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -194,24 +195,34 @@ def in_background(work: Callable[[], _T], interrupts: Interrupts, patience: floa
     """Run `work` in another thread and return its result: signal handlers need the main thread to be in Python.
 
     Raises:
+        MemoryError: the thread has no memory to begin.
         GivenUp: a second SIGINT came, or we were asked to end and `work` still runs `patience` seconds after the time
             that a command has to end, or at any time if it is to end `at_once`.
     """
     outcome: Future[_T] = Future()
 
-    def worker() -> None:
+    class Life:
+        """Ends with the thread, even with one that has no memory to begin."""
+
+    def worker(_: Life) -> None:
         try:
             outcome.set_result(work())
         except BaseException as error:  # noqa: BLE001 - `result` raises it in the caller's thread
             outcome.set_exception(error)
 
-    threading.Thread(target=worker, name="leakcheck", daemon=True).start()
+    life = Life()
+    is_alive = weakref.ref(life)
+    # Thread.start() would wait for ever for a thread that cannot begin.
+    start_new_thread(worker, (life,))
+    del life
     # Return to Python regularly: the kernel may deliver the signal to another thread, which does not wake this one.
     while wait([outcome], timeout=0.2).not_done:
         if at_once and interrupts.seen():
             raise GivenUp("interrupted before the command started: no verdict")
         if interrupts.overdue(2 * _GRACE + patience):
             raise GivenUp
+        if is_alive() is None and not outcome.done():
+            raise MemoryError("a thread could not begin")
     return outcome.result()
 
 

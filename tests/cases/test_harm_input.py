@@ -173,6 +173,12 @@ def test_a_memory_limit_is_enough_or_told(mib: int, code: int, tmp_path: Path) -
         assert done.returncode == 0, done.stderr
 
 
+def test_a_memory_limit_that_the_run_lowers_is_told() -> None:
+    lower = "import os, resource as r; r.prlimit(os.getppid(), r.RLIMIT_AS, (1 << 20, 1 << 20))"
+    done = leakcheck("guard", "--kinds", "process", "--", sys.executable, "-c", lower)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (3, "leakcheck: unknown: out of memory")
+
+
 def test_a_command_without_disk_or_shell_is_told(tmp_path: Path) -> None:
     assert shutil.which("true")
     done = leakcheck("guard", "--kinds", "process", "--", tmp_path / "none")
