@@ -2,6 +2,7 @@
 
 use std::process::{Command, Stdio};
 
+use leakcheck_sys::Failure;
 use serde_json::{Value, json};
 
 use super::Plant;
@@ -107,7 +108,11 @@ fn made(
     name: String,
 ) -> Result<Value> {
     let change = move |class, flags| request(family, [with(class, flags)]);
-    change(new, NLM_F_CREATE | NLM_F_EXCL).during(format_args!("add a {what}"))?;
+    change(new, NLM_F_CREATE | NLM_F_EXCL).map_err(|e| match e.raw_os_error() {
+        // What the kernel answers if a type or a module is missing; ipset has numbers of its own.
+        Some(libc::ENOENT | libc::EINVAL | 4096..) => Error::Unavailable(format!("no {what} can be added here: {e}")),
+        _ => Failure::during(format_args!("add a {what}"), e).into(),
+    })?;
     undo.push(move || change(delete, 0).during(format_args!("delete the {what}")));
     Ok(json!({"name": name}))
 }
