@@ -25,6 +25,8 @@ pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
         Ok(ended) => send(wires.report.as_fd(), &ended),
         Err(e) => send(wires.report.as_fd(), &Message::Failed(e.to_string())),
     }
+    // The supervisor ends it. To exit at the same time would be another order of events in every run.
+    readable(&wires.supervisor, None);
     sys::exit(0)
 }
 
