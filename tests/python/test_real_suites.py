@@ -84,8 +84,8 @@ SUITES = [
         # The rest is of virtualenv.
         arguments=["tests/test_filelock.py", "tests/test_async_filelock.py", "tests/test_error.py"],
         by_chance={
-            # It drops a lock without a release, so the lock and its file stay. Then __del__ makes a task, and the end of the loop cancels it unless
-            # a thread has closed the file by then.
+            # It drops a lock without a release, so the lock and its file stay. Then __del__ makes a task, and the end
+            # of the loop cancels it unless a thread has closed the file by then.
             f"test_async_filelock.py::test_wait_message_logged[{kind}]": r"fd .*/a · made at |lock .*/a · taken by "
             for kind in ("AsyncSoftFileLock", "AsyncUnixFileLock")
         },
