@@ -202,3 +202,26 @@ fn unique_id(path: &Path, ns_type: NsType, ino: u64) -> Option<u64> {
     }
     sys::ns_id(file.as_fd()).or_else(|| (ns_type == NsType::Mnt).then(|| sys::mount_ns_id(file.as_fd())).flatten())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_is_reached_through_another_holder_if_the_first_has_ended_meanwhile() {
+        let mut first = std::process::Command::new("/bin/true").spawn().unwrap();
+        first.wait().unwrap();
+        let (ended, own) = (first.id(), std::process::id());
+        let ino = rustix::fs::stat(format!("/proc/{own}/ns/net")).unwrap().st_ino;
+        let mut all = Namespaces { found: BTreeMap::new(), arena: None };
+        for pid in [ended, own] {
+            let path = || proc_path(None, format_args!("{pid}/ns/net"));
+            all.add(NsType::Net, ino, NsHolder::Process(pid, 1), path).pid.get_or_insert(pid);
+        }
+        let found = &all.found[&(NsType::Net, ino)];
+        assert_eq!(found.pid, Some(ended));
+        let (path, pid) = all.way(NsType::Net, ino, found, false).unwrap();
+        assert_eq!(pid, Some(own));
+        assert!(leads_to(&path, ino));
+    }
+}
