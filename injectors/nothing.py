@@ -64,4 +64,4 @@ class Checked:
 
     def between(self, trial: Trial) -> bool:
         """Act between run and recovery, if it can; return whether nothing is missing of the fault."""
-        return self._between is None or self._between(trial)
+        return self._between is None or self._between(trial) is not False

@@ -106,8 +106,8 @@ class ShapesLaunch(Protocol):
 class ActsBetween(Protocol):
     """Optional interface: a second action after the run has ended, before the recovery. Other boxes must still work."""
 
-    def between(self, trial: Trial) -> bool:
-        """Act on what the run left; return whether there was something to act on."""
+    def between(self, trial: Trial) -> bool | None:
+        """Act on what the run left; return false if there was nothing to act on."""
 
 
 @runtime_checkable
