@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
-import msgspec
 from rich.text import Text
 
 from injectors import Plan
@@ -21,7 +20,7 @@ from leakcheck.campaigns.sweep_options import PHASES, RUN, SweepOptions
 from leakcheck.campaigns.trial_campaign import AGAIN, TrialCampaign
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target
-from leakcheck.trials.case import Case, case_of
+from leakcheck.trials.case import Case, case_of, honest
 from leakcheck.trials.crash_points import Points, Recorded, record, record_twice
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.payload import SLEEPING
@@ -189,9 +188,8 @@ class Sweep(TrialCampaign[_Options]):
 def _say_what_is_there(made: Made[Any, Trial], plan: Plan, ui: Ui) -> None:
     """Say which points are like the one that a plan names and no run has."""
     recovery, target = plan.kind == "recover", made.target
-    submission = SLEEPING if recovery else case_of(plan, target.adapter.shortest_wall).submission
-    if "sleeping" in plan.flags and not recovery:
-        submission = msgspec.structs.replace(submission, wall=target.adapter.shortest_wall)
+    wall = target.adapter.shortest_wall
+    submission = SLEEPING if recovery else honest(case_of(plan, wall), wall)
     try:
         recorded = record(target, submission, 0, recovery=recovery, stop=never, every=True, watched=True).points
     except TargetError as error:

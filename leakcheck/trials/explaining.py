@@ -10,7 +10,7 @@ from leakcheck.errors import TargetError
 from leakcheck.stack import walk
 from leakcheck.targets import Target
 from leakcheck.trials.calls import Call, Event, Fired, calls_of
-from leakcheck.trials.case import Case
+from leakcheck.trials.case import Case, honest
 from leakcheck.trials.crash_points import record
 from leakcheck.trials.explanation import Explanation, Frame, Step
 from leakcheck.trials.lives import lives
@@ -42,18 +42,18 @@ class Explainer:
         left = [one for one in trial.left if one.stage != "next run"]
         stays = [one for one in left if one.class_ not in ("reclaimable", "bounded")]
         try:
-            honest = self._record(case)
+            usual = self._record(case)
         except TargetError as error:
-            honest = []
+            usual = []
             notes.append(f"no run without the fault was recorded: {error}")
-        at, last, following = _around(recorded.events, honest, case)
+        at, last, following = _around(recorded.events, usual, case)
         return Explanation(
             plan=str(case.plan),
             outcome=trial.outcome,
             at=at,
             last=last,
             following=following,
-            lives=lives(stays or left, recorded.events, honest, recorded.hierarchies),
+            lives=lives(stays or left, recorded.events, usual, recorded.hierarchies),
             stack=recorded.stack,
             recovery=trial.recovery,
             notes=[*notes, *recorded.notes],
@@ -61,11 +61,12 @@ class Explainer:
 
     def _record(self, case: Case) -> list[Event]:
         recovery = injector_for(case.plan).stage == "recover"
-        key = (repr(case.submission), recovery)
+        submission = case.submission if recovery else honest(case, self._target.adapter.shortest_wall)
+        key = (repr(submission), recovery)
         if key not in self._honest:
             found = record(
                 self._target,
-                case.submission,
+                submission,
                 _NUMBER,
                 recovery=recovery,
                 stop=self._stop,

@@ -12,7 +12,7 @@ from injectors import parse
 from leakcheck.campaigns import Result, explained
 from leakcheck.campaigns.result import Finding, Residue
 from leakcheck.report import Command
-from leakcheck.trials.case import case_of
+from leakcheck.trials.case import case_of, honest
 from leakcheck.trials.explaining import Explainer
 from leakcheck.trials.explanation import Explanation, Frame, Life, Step
 
@@ -125,3 +125,12 @@ def test_no_name_in_a_bug_report_ends_its_code_or_speaks_to_a_runner() -> None:
     assert Result.from_json(result.to_json()).findings[0].explanation == told
     assert json.loads(result.to_json())["findings"][0]["explanation"]["lives"][0]["released"] == ""
     assert not any("\x1b" in line.plain for line in explained.text(result))
+
+
+def test_a_run_that_only_the_fault_ends_is_recorded_without_it_until_a_short_limit() -> None:
+    kill = case_of(parse("launch:0/clone#1:before:SIGKILL,quiesced,sleeping"))
+    assert (kill.submission.wall, honest(kill, 0.2).wall) == (60, 0.2)
+    recovery = case_of(parse("recover:0/unlink(/run/x)#1:EACCES,sleeping"))
+    assert honest(recovery, 0.2) == recovery.submission
+    usual = case_of(parse("launch:0/clone#1:before:SIGKILL"))
+    assert honest(usual, 0.2) == usual.submission

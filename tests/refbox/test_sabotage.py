@@ -1,6 +1,7 @@
 """refbox without one of its protections is caught by the campaign that is meant for it; with all of them it is not."""
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -30,10 +31,12 @@ STATE = {
 
 @pytest.fixture(scope="module")
 def sabotaged() -> Path:
-    """Build refbox with the feature that no released build has."""
+    """Build refbox with the feature that no released build has, and keep it: cargo's next command builds it without."""
     words = ["cargo", "build", "--locked", "--quiet", "-p", "leakcheck-refbox", "--features", "sabotage"]
-    subprocess.run([*words, "--target-dir", "target/sabotage"], cwd=ROOT, check=True)
-    return ROOT / "target/sabotage/debug/refbox"
+    subprocess.run(words, cwd=ROOT, check=True)
+    kept = ROOT / "target/sabotage/refbox"
+    kept.parent.mkdir(exist_ok=True)
+    return Path(shutil.copy(ROOT / "target/debug/refbox", kept))
 
 
 def without(protection: str, program: Path, tmp_path: Path) -> Target:
