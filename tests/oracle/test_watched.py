@@ -119,7 +119,7 @@ def test_a_program_that_closes_all_descriptors(
 
 def test_the_queue_is_no_descriptor_of_the_program(root: Path) -> None:
     # Other tests' queues are not this one's.
-    before = set(os.listdir("/proc/self/fd"))
+    before = {path.name for path in Path("/proc/self/fd").iterdir()}
     run = _native.Guard(kinds="fd", include_self=True, settle_ms=0)
     remembered = _native.Remembered()
     looked(root, remembered)
