@@ -66,7 +66,11 @@ class State:
 def _damage(trial: Trial, path: str, damage: str) -> bool:
     directory, _, name = path.rpartition("/")
     with trial.directory(directory or "/") as at:
-        if not stat.S_ISREG(os.lstat(name, dir_fd=at).st_mode):
+        try:
+            found = os.lstat(name, dir_fd=at)
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(found.st_mode):
             # It was damaged already.
             return False
         if damage == NONE:

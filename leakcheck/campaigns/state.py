@@ -10,7 +10,7 @@ import msgspec
 from injectors import Plan
 from injectors.damages import NONE, PLACES, content_damages
 from injectors.state import state_plan
-from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
+from leakcheck.campaigns.campaign import Check, Judged, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, reached, stated, zero
 from leakcheck.campaigns.findings import clusters, finding_id, replay_line, replay_words
 from leakcheck.campaigns.result import Finding
@@ -27,6 +27,7 @@ from leakcheck.trials.trial import Trial
 # Lengths, and bits, of a file that are tried, by profile.
 _PLACES_OF = {"quick": 12, "full": 512}
 _REPLAYS = 20
+UNTOLD = "damages that the target's log does not tell of"
 _ALONE = "a kill leaves it without any damage, too"
 
 Profile = Literal["quick", "full"]
@@ -130,7 +131,7 @@ class State(TrialCampaign[StateOptions]):
         return [
             *(zero(outcome) for outcome in ("leaked", "silent", "wedged", "false-status", "unknown")),
             reached(),
-            at_most("damages that the target's log does not tell of", lambda made: len(_unnoted(made)), 0),
+            _told,
             stated("different damages", lambda made: len({str(trial.case.plan) for trial in made.trials})),
         ]
 
@@ -139,6 +140,12 @@ class State(TrialCampaign[StateOptions]):
         rows = clusters(made.trials, _name)
         counts = {name: dict(Counter(trial.outcome for trial in some)) for name, some in rows.items()}
         return super().details(made) | {"endings": counts}
+
+
+def _told(made: Made[StateOptions, Trial]) -> Iterator[Judged]:
+    """Require a line about each damage, if the target has a log."""
+    if made.target.adapter.damage.log:
+        yield from at_most(UNTOLD, lambda made: len(_unnoted(made)), 0)(made)
 
 
 def _unnoted(made: Made[StateOptions, Trial]) -> list[Trial]:

@@ -146,8 +146,8 @@ class Aftermath:
         for key, leak in before.items():
             here = places.get((leak.kind, place_of(leak)))
             if key in now:
-                # A file has another name now if it was put aside.
-                self._keep(key, leak if place_of(now[key]) == place_of(leak) else now[key], key)
+                # A damaged file that was put aside has another name now.
+                self._keep(key, now[key] if self._is_kept(now[key]) else leak, key)
             elif here is not None and leak.class_ == here.class_ == "damaged":
                 # It changed again.
                 self._keep(key, here, here.key)
@@ -164,6 +164,10 @@ class Aftermath:
         self._stage[as_key] = self._stage[key]
         if key in self._survived:
             self._survived.add(as_key)
+
+    def _is_kept(self, leak: Leak) -> bool:
+        """Return whether it is a state file that was damaged on purpose, where the target keeps what it distrusts."""
+        return self._damaged and leak.kind == "file" and self._session.target.keeps(place_of(leak), self._session.box)
 
     def _of_a_box(self, leak: Leak) -> bool:
         """Return whether it has a name that is never used again."""
@@ -220,7 +224,7 @@ class Aftermath:
             more = count_similar(leak, after) > count_similar(leak, before)
             # A second run killed at another point need not leave what the first left.
             chance = self._session.late or (self._hit and key not in self._steady)
-            chance &= not self._session.target.keeps(place_of(leak), self._session.box)
+            chance &= not self._is_kept(leak)
             class_ = "growing" if more else leak.class_ if chance else "bounded"
             self._note(key, leak, leak.class_ if leak.class_ in _FOR_GOOD else class_)
 

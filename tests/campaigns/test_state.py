@@ -10,7 +10,7 @@ import pytest
 from made import LEAKCHECK, target
 
 from injectors import parse
-from leakcheck.campaigns import Result, State, StateOptions
+from leakcheck.campaigns import Leaks, LeaksOptions, Result, State, StateOptions
 from leakcheck.campaigns import run as run_campaign
 from leakcheck.conformance import check
 from leakcheck.errors import NotApplicableError, TargetError, UsageError
@@ -153,3 +153,19 @@ def test_what_the_kill_alone_leaves_is_said_to_need_no_damage(tmp_path: Path) ->
     forgets = run(made(tmp_path, f"rm -rf {HOME}/d/state.json"))
     (finding,) = [one for one in forgets.findings if one.outcome == "silent"]
     assert "a kill leaves it without any damage, too" in finding.detail
+
+
+def test_what_the_target_keeps_of_damaged_state_excuses_nothing_of_other_campaigns(tmp_path: Path) -> None:
+    bad = f"{HOME}/bad"
+    script = f'shift 2; mkdir -p {HOME}; [ -e {bad} ] && mine= || mine=1; : > {bad}; {DIES} "$@"; code=$?; '
+    script += f'[ -z "$mine" ] || rm {bad}; exit $code'
+    of = target(tmp_path, script, more=f'damage = {{ keeps = ["{bad}"] }}\nstate = ["{HOME}"]')
+    plan = parse("forced:supervisor@payload+0ms,sleeping")
+    result = run_campaign(Leaks(), of, LeaksOptions(plan=plan, iterations=1, settle=0.1))
+    classes = {left.class_ for one in result.findings for left in one.leaks if bad in " ".join(left.labels)}
+    assert classes == {"orphaned"}, result.to_json()
+
+
+def test_without_a_log_nothing_is_said_of_what_it_tells(tmp_path: Path) -> None:
+    result = run(made(tmp_path, KNOWS), "empty")
+    assert not any("log" in one.name for one in result.criteria)
