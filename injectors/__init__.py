@@ -7,13 +7,16 @@ A new injector is one class with the methods of `Injector`: `register` it, or de
 import functools
 import importlib.metadata
 
+from injectors.exhaustion import Exhaustion
 from injectors.nothing import Checked, Nothing
 from injectors.plan import NORMAL, Plan
 from injectors.protocol import (
     ActsBetween,
     Evidence,
+    Exhausts,
     FailsCalls,
     Injector,
+    Room,
     ShapesArena,
     ShapesLaunch,
     Supervisor,
@@ -30,9 +33,11 @@ __all__ = [
     "ActsBetween",
     "Checked",
     "Evidence",
+    "Exhausts",
     "FailsCalls",
     "Injector",
     "Plan",
+    "Room",
     "ShapesArena",
     "ShapesLaunch",
     "Supervisor",
@@ -64,7 +69,7 @@ def _name(injector: type[Injector]) -> str:
     return f"{injector.__module__}.{injector.__qualname__}"
 
 
-for _one in (Nothing, Timed, Syscalls, State):
+for _one in (Nothing, Timed, Syscalls, State, Exhaustion):
     register(_one)
 
 

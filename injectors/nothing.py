@@ -3,7 +3,17 @@
 from typing import ClassVar, Self
 
 from injectors.plan import Plan
-from injectors.protocol import ActsBetween, Evidence, FailsCalls, Injector, ShapesArena, ShapesLaunch, Traces, Trial
+from injectors.protocol import (
+    ActsBetween,
+    Evidence,
+    Exhausts,
+    FailsCalls,
+    Injector,
+    ShapesArena,
+    ShapesLaunch,
+    Traces,
+    Trial,
+)
 from leakcheck.errors import UsageError
 
 __all__ = ["Checked", "Nothing"]
@@ -52,6 +62,7 @@ class Checked:
         self.compared = inner.compared if isinstance(inner, FailsCalls) else False
         self._between = inner.between if isinstance(inner, ActsBetween) else None
         self.acts_between = self._between is not None
+        self.exhausts = inner if isinstance(inner, Exhausts) else None
 
     def apply(self, trial: Trial) -> Evidence:
         """Apply it, for the first and last time."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import msgspec
@@ -9,7 +10,21 @@ import psutil
 
 from injectors.plan import Plan
 
-__all__ = ["ActsBetween", "Evidence", "FailsCalls", "Injector", "Supervisor", "Traces", "Trial"]
+__all__ = [
+    "ActsBetween",
+    "Evidence",
+    "Exhausts",
+    "FailsCalls",
+    "Injector",
+    "Limits",
+    "Room",
+    "ShapesArena",
+    "ShapesLaunch",
+    "Started",
+    "Supervisor",
+    "Traces",
+    "Trial",
+]
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -30,8 +45,59 @@ class Supervisor(Protocol):
         """Send a signal; do nothing if it has ended."""
 
 
+class Started(Protocol):
+    """A process of the injector's own."""
+
+    pid: int
+
+    def kill(self) -> None:
+        """Send SIGKILL; do nothing if it has ended."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for its end; raise `subprocess.TimeoutExpired`."""
+
+    def close(self) -> None:
+        """Close its descriptors."""
+
+
+class Room(Protocol):
+    """What a trial's arena has, and nothing outside of it has: what can be exhausted."""
+
+    @property
+    def cgroups(self) -> Mapping[str, str]:
+        """Its cgroup on the host, by hierarchy."""
+
+    def file_systems(self) -> Sequence[tuple[str, int]]:
+        """Return its writable file systems: where commands see them, and a directory of each."""
+
+    def own(self) -> set[int]:
+        """Return the process ids of what keeps it up, which is not the target's."""
+
+    def tracer(self) -> int:
+        """Return the process id of what starts commands in it, and traces them."""
+
+    def members(self, cgroup: Path) -> set[int]:
+        """Return the process ids of all that is in one of its cgroups and below."""
+
+    def tree(self) -> set[psutil.Process]:
+        """Return everything else that runs in it."""
+
+    def start(self, argv: Sequence[str], output: int) -> Started:
+        """Start a command in it, untraced, that writes to `output`."""
+
+
 class Trial(Protocol):
     """The trial, as injectors see it."""
+
+    @property
+    def room(self) -> Room:
+        """Its arena."""
+
+    def held(self, instant: str) -> int:
+        """Return the process that the tracer holds at an `instant` of the request, or has held; 0 if there is none."""
+
+    def release(self) -> None:
+        """Let what the tracer holds go on."""
 
     @property
     def supervisor(self) -> Supervisor:
@@ -133,3 +199,31 @@ class FailsCalls(Traces, Protocol):
 
     compared: bool
     """Whether the state in which the stage ends is compared with that of other runs."""
+
+
+class Limits(Protocol):
+    """An exhausted resource."""
+
+    errors: tuple[str, ...]
+    """Names of the errors of calls that lack it."""
+    lasts: bool
+    """Whether commands that clean up after a run can be started under it, too."""
+
+    def proof(self, room: Room) -> str:
+        """Return what proves that the target ran against the limit; empty if nothing does."""
+
+    def holds(self, room: Room) -> bool:
+        """Return whether the limit is still in force."""
+
+    def lift(self, room: Room) -> None:
+        """Release it; do nothing if it is not exhausted."""
+
+
+@runtime_checkable
+class Exhausts(Traces, Protocol):
+    """Optional interface: a resource is exhausted from some moment on, until it is released."""
+
+    limit: Limits
+
+    under: bool
+    """Whether it is released after the recovery only."""

@@ -38,10 +38,12 @@ class Trace:
     """How a command is traced.
 
     `request` is as in `trace::Request` of the warden. Its report is appended to the file `log`, one JSON object a line.
+    If the command is to wait at some instant, it goes on at each byte that it can read from the pipe `release`.
     """
 
     request: Mapping[str, Any]
     log: int
+    release: int | None = None
 
 
 @dataclass(eq=False)
@@ -255,7 +257,8 @@ class Arena:
                 fds = [*streams, theirs, strings.fileno()]
                 request: dict[str, Any] = {"argc": len(argv)}
                 if trace is not None:
-                    request["trace"], fds = trace.request, [*fds, trace.log]
+                    release = [] if trace.release is None else [trace.release]
+                    request["trace"], fds = trace.request, [*fds, trace.log, *release]
                 with self._lock:
                     answer, fds = ask(self._socket, request, fds, patience=_PATIENCE)
             if "pid" not in answer:

@@ -8,6 +8,7 @@ from typing import Any
 from leakcheck.campaigns.campaign import Campaign
 from leakcheck.campaigns.crash import Crash, CrashOptions
 from leakcheck.campaigns.engine import run
+from leakcheck.campaigns.exhaust import Exhaust, ExhaustOptions
 from leakcheck.campaigns.faults import Faults, FaultsOptions
 from leakcheck.campaigns.leaks import Leaks, LeaksOptions
 from leakcheck.campaigns.result import Criterion, Finding, Result
@@ -21,6 +22,8 @@ __all__ = [
     "Crash",
     "CrashOptions",
     "Criterion",
+    "Exhaust",
+    "ExhaustOptions",
     "Faults",
     "FaultsOptions",
     "Finding",
@@ -34,5 +37,7 @@ __all__ = [
     "run",
 ]
 
-CAMPAIGNS: dict[str, Campaign[Any, Any]] = {one.name: one for one in (Leaks(), Crash(), Faults(), State(), Stress())}
+CAMPAIGNS: dict[str, Campaign[Any, Any]] = {
+    one.name: one for one in (Leaks(), Crash(), Faults(), Exhaust(), State(), Stress())
+}
 """The campaigns by name; each is a command."""

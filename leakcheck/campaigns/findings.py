@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from injectors import Plan, injector_for
+from injectors.timed import Timed
 from leakcheck.campaigns.campaign import Made, TrialOptions
 from leakcheck.campaigns.result import Example, Finding, Occurrence, Residue
 from leakcheck.campaigns.same import groups
@@ -154,7 +155,13 @@ def _occurrence(
     worst = _worst(alike)
     plan = str(worst.case.plan)
     # An effect at one instant also occurs at instants near it.
-    words = ["--plan", plan, "--iterations", "20" if "@" in plan else "1", *replay_words(made.options)]
+    words = [
+        "--plan",
+        plan,
+        "--iterations",
+        "20" if worst.case.plan.kind in Timed.kinds else "1",
+        *replay_words(made.options),
+    ]
     return Occurrence(
         ending=ending,
         outcome=worst.outcome,
@@ -191,7 +198,7 @@ def ending_of(trial: Trial) -> str:
 def _chance(alike: Sequence[Trial], tried: Sequence[Trial]) -> str:
     """Return that a replay is a matter of chance, with how often it came; empty if it came always."""
     plan = alike[0].case.plan
-    if "@" not in str(plan):
+    if plan.kind not in Timed.kinds:
         some = len(alike) < len(tried) and not injector_for(plan).harmless
         return f"flaky: it came in {len(alike)} of {len(tried)} trials of this plan" if some else ""
     plans = {str(trial.case.plan) for trial in tried}

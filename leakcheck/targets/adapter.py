@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from injectors.exhaustion import RESOURCES
 from leakcheck._native import read_input
 from leakcheck.errors import UsageError
 from leakcheck.renamed import with_new_names
@@ -132,6 +133,17 @@ class Damage(_Table, frozen=True):
     keeps: list[str] = []
 
 
+class Exhaustion(_Table, frozen=True):
+    """What the target says when the machine lacks something.
+
+    Args:
+        words: resource (``disk``, ``fd``, ``memory``, ``cpu``, ``pids``) → words of which one stands in its error or
+            in its status file, in upper or lower case.
+    """
+
+    words: dict[str, list[str]] = {}
+
+
 class Adapter(_Table, frozen=True):
     """One target as data; `leakcheck.targets.target.Target` runs it.
 
@@ -160,6 +172,7 @@ class Adapter(_Table, frozen=True):
         state_files: the files in which the target keeps what it knows of a box that is in use; ``*`` stands for a part
             of a name. `leakcheck state` damages them.
         damage: what it does about a damaged one.
+        exhaustion: what it says when the machine lacks something.
         shortest_wall: the shortest wall limit that it accepts, in seconds.
         may_lack_signal: whether it may report a death by signal as a plain exit code.
         reports: the statuses that it can report; every target may report IE.
@@ -190,6 +203,7 @@ class Adapter(_Table, frozen=True):
     state: list[str] = []
     state_files: list[str] = []
     damage: Damage = Damage()
+    exhaustion: Exhaustion = Exhaustion()
     shortest_wall: float = 0.1
     may_lack_signal: bool = False
     reports: tuple[Status, ...] = ("OK", "TLE", "RE")
@@ -364,6 +378,11 @@ def _problems_of_paths(adapter: Adapter) -> Iterator[tuple[str, str]]:
 
 
 def _problems_of_values(adapter: Adapter) -> Iterator[tuple[str, str]]:
+    for resource, words in adapter.exhaustion.words.items():
+        if resource not in RESOURCES:
+            yield "exhaustion.words", f"unknown resource {resource!r}; one of {', '.join(RESOURCES)}"
+        if not all(word.strip() for word in words) or not words:
+            yield "exhaustion.words", f"{resource}: give words that its error has; an empty one would be in each"
     # It may be nan.
     if not 0 < adapter.shortest_wall <= _LONGEST_WALL:
         yield "shortest_wall", f"{adapter.shortest_wall}: give seconds above 0, at most {_LONGEST_WALL}"

@@ -8,6 +8,7 @@ from injectors import Checked, injector_for
 from leakcheck.errors import TargetError
 from leakcheck.report import Command, Leak, Report
 from leakcheck.trials.case import Case
+from leakcheck.trials.exhausted import lift
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.remnant import Remnant, program_of
 from leakcheck.trials.session import NEXT, Session
@@ -78,7 +79,11 @@ class Aftermath:
             # A recovery that nobody calls is no excuse.
             self._silent |= bool(self._survived & self._stay.keys())
         with self._session.timed("recover"):
-            if wrong := self._session.recover():
+            wrong = self._session.recover()
+            if lift(self._session) and wrong:
+                # Under the limit it may fail.
+                wrong = self._session.recover()
+            if wrong:
                 self.failures.append(wrong)
             self.recovery = self._session.commands
             recovers = bool(self._session.target.adapter.recover)

@@ -1,6 +1,5 @@
 """An arena as the host of a trial."""
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Any, Self
 import msgspec
 import psutil
 
+from injectors import Room
 from leakcheck import _native
 from leakcheck.arena import Arena, Trace, prepare_observation
 from leakcheck.errors import UsageError
 from leakcheck.report import Leak, Report
 from leakcheck.targets import Target
 from leakcheck.targets.executables import binds
+from leakcheck.trials.arena_room import ArenaRoom
 from leakcheck.trials.end_state import end_state
 from leakcheck.trials.host import ENV, KINDS, Running
 from leakcheck.trials.rootfs import make_directory, read_file, write_file
@@ -103,13 +104,7 @@ class ArenaHost:
     def tree(self, supervisor: Running) -> set[psutil.Process]:
         """Return everything that runs in the arena."""
         del supervisor
-        found = set()
-        for pid in self._arena.pids():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                found.add(psutil.Process(pid))
-        # The pid may be reused before it is looked up.
-        still = self._arena.pids()
-        return {process for process in found if process.pid in still}
+        return ArenaRoom(self._arena).tree()
 
     def read(self, path: Path) -> bytes:
         """Return the content of the arena's file."""
@@ -122,6 +117,10 @@ class ArenaHost:
     def write(self, path: Path, content: bytes) -> None:
         """Write the arena's file, resolving links inside the arena."""
         write_file(self._root, path, content)
+
+    def room(self) -> Room:
+        """Return what of the arena can be exhausted."""
+        return ArenaRoom(self._arena)
 
     def begin(self) -> None:
         """Take the baseline of the whole arena."""

@@ -3,8 +3,9 @@
 import msgspec
 
 from injectors import NORMAL, Plan
+from injectors.exhaustion import RESOURCES
 from leakcheck.submissions import BUILTIN, Submission
-from leakcheck.trials.payload import SLEEPING
+from leakcheck.trials.payload import COUNTING, SLEEPING
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -26,4 +27,6 @@ def case_of(plan: Plan, shortest_wall: float = 0.1) -> Case:
         return Case(msgspec.structs.replace(BUILTIN["timeout"], wall=shortest_wall), plan)
     if plan.kind == "crash" or "crash" in plan.flags:
         return Case(BUILTIN[f"crash_{plan.argument if plan.kind == 'crash' else 'signal'}"], plan)
+    if plan.kind in RESOURCES:
+        return Case(COUNTING, plan)
     return Case(SLEEPING if "sleeping" in plan.flags else BUILTIN["ok"], plan)

@@ -6,7 +6,7 @@ from typing import Protocol, Self
 
 import psutil
 
-from injectors import Supervisor
+from injectors import Room, Supervisor
 from leakcheck import _native
 from leakcheck.arena import Trace
 from leakcheck.report import Leak, Report
@@ -61,6 +61,9 @@ class Host(Protocol):
     @property
     def root(self) -> int:
         """A descriptor of its root directory; only an arena has one."""
+
+    def room(self) -> Room:
+        """Return what of it can be exhausted; only an arena has something."""
 
     def begin(self) -> None:
         """Take the baseline."""

@@ -13,6 +13,7 @@ from typing import Self
 import msgspec
 import psutil
 
+from injectors import Room
 from leakcheck import _native
 from leakcheck.arena import Trace
 from leakcheck.errors import TargetError, UsageError
@@ -80,6 +81,10 @@ class LiveHost:
     def root(self) -> int:
         """Raise `UsageError`: nothing below the host's own root is damaged on purpose."""
         raise UsageError("--host: the state files of the live host are not damaged; omit it")
+
+    def room(self) -> Room:
+        """Raise `UsageError`: nothing of the live host may be exhausted."""
+        raise UsageError("resources are exhausted in arenas only")
 
     def begin(self) -> None:
         """Take the baseline, and watch who makes what."""

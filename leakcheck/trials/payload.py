@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from injectors import Room
 from leakcheck.submissions import Submission
 from leakcheck.trials.host import Running
 from leakcheck.trials.output import text
@@ -57,6 +58,14 @@ def state_files(session: "Session", declared: str) -> list[str]:
     return [str(path) for path in find(session.host.root, session.target.filled(declared, session.box))]
 
 
+COUNTING = Submission(
+    name="counting",
+    program=("/bin/sh", "-c", "i=0; while [ $i -lt 1000 ]; do i=$((i + 1)); done; echo counted to $i"),
+)
+"""Prints a line at its end, so that a run that says OK can be believed."""
+COUNTED = "counted to 1000"
+
+
 class ObservedRun:
     """A run, as injectors see it."""
 
@@ -76,6 +85,19 @@ class ObservedRun:
     def payload_runs(self) -> bool:
         """Return whether the sleeping payload runs."""
         return payload_runs(self._session, self.supervisor, self._output)
+
+    @property
+    def room(self) -> Room:
+        """Its arena."""
+        return self._session.host.room()
+
+    def held(self, instant: str) -> int:
+        """Return the process that the tracer holds, or has held, at an `instant`; 0 if there is none."""
+        return self._session.held(instant)
+
+    def release(self) -> None:
+        """Let what the tracer holds go on."""
+        self._session.release()
 
     def fired(self) -> bool:
         """Return whether the tracer of the run reported that the fault happened."""

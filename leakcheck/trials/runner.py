@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from injectors import Checked
 from injectors.timed import ended, kill
@@ -79,6 +80,19 @@ class Runner(abc.ABC):
     def fired(self, stage: str | None = None) -> str:
         """Return the phase in which a traced fault happened, in any stage or in `stage`; empty if it did not."""
         return self._tracing.fired(stage) if self._tracing is not None else ""
+
+    def held(self, instant: str) -> int:
+        """Return the process that waits, or has waited, at an `instant` of a trace; 0 if there is none."""
+        return self._tracing.held(instant) if self._tracing is not None else 0
+
+    def release(self) -> None:
+        """Let the traced command go on that waits."""
+        if self._tracing is not None:
+            self._tracing.release()
+
+    def reports(self) -> dict[str, list[dict[str, Any]]]:
+        """Return what the tracer reported of all stages so far."""
+        return self._tracing.all_reports() if self._tracing is not None else {}
 
     def hits(self, stage: str) -> int:
         """Return how many traced faults of `stage` happened, a kill among them."""

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import msgspec
 
-from injectors import Checked, Evidence
+from injectors import Checked, Evidence, Exhausts
 from leakcheck.errors import LateError, TargetError, reason
 from leakcheck.report import Command
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Box, Reply, Target
+from leakcheck.trials.exhausted import Exhausted, run_exhausted
 from leakcheck.trials.host import Host, Running
 from leakcheck.trials.output import last_words, memory, text
 from leakcheck.trials.payload import ObservedRun, printed
@@ -53,6 +54,10 @@ class Session(Runner):
         """Whether the last preparation may have changed something."""
         self.succeeded = False
         """Whether the last run under a fault, and what follows a normal one, reported nothing but success."""
+        self.exhausted: Exhausted | None = None
+        """What is known of the last run under an exhausted resource."""
+        self.limit: Exhausts | None = None
+        """What exhausts a resource now."""
         self.words = ""
         """The last words of that run."""
         self.commands: list[Command] = []
@@ -109,7 +114,7 @@ class Session(Runner):
         with memory() as output:
             code = self.wait(self.start(argv, output), submission.wall, argv[0])
             shown = printed(self, output), code, last_words(output)
-        self._finish()
+        self.finish()
         return shown
 
     def run_crashed(self, argv: Sequence[str], submission: Submission) -> None:
@@ -118,7 +123,8 @@ class Session(Runner):
             process = self.start(argv, output, stage="launch", payload=submission.program)
             self.wait(process, submission.wall, argv[0])
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Run the commands that follow a normal end."""
         self._commands("finish", self.target.finish_commands(self.box))
 
     def submit(self, argv: Sequence[str], submission: Submission) -> Done:
@@ -126,7 +132,7 @@ class Session(Runner):
         with memory() as output:
             process = self.start(argv, output, stage="launch", payload=submission.program)
             done = self._finished(process, submission, argv, output)
-        self._finish()
+        self.finish()
         return done
 
     def _finished(self, process: Running, submission: Submission, argv: Sequence[str], output: int) -> Done:
@@ -162,6 +168,8 @@ class Session(Runner):
         A run hit by the fault may have any status, except OK if it would not be OK without the fault. If it does not
         end, it raises `LateError`.
         """
+        if injector.exhausts is not None:
+            return run_exhausted(self, injector, injector.exhausts, argv, submission)
         self.succeeded = False
         with memory() as output:
             program = submission.program
@@ -180,7 +188,7 @@ class Session(Runner):
                 elif (status == "OK" or injector.harmless) and status != submission.expect:
                     wrong = _wrong(done, submission.expect)
                 if ordinary:
-                    self._finish()
+                    self.finish()
                     self.succeeded = status == submission.expect and self._hit() and not self.fired()
             except LateError:
                 raise

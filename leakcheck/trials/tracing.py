@@ -29,6 +29,7 @@ class Tracing:
         self._cpu = cpus[number % len(cpus)]
         self._passes: Counter[str] = Counter()
         self._logs: dict[str, list[int]] = {}
+        self._releases: list[tuple[int, int]] = []
 
     def of(self, stage: str, number: int, payload: Sequence[str]) -> Trace | None:
         """Return how the `number`-th command of `stage` is traced; None if it is not."""
@@ -38,7 +39,21 @@ class Tracing:
             return None
         log = os.memfd_create("leakcheck-trace")
         self._logs.setdefault(stage, []).append(log)
-        return Trace({**request, "cpu": self._cpu}, log)
+        if request.get("hold"):
+            self._releases.append(os.pipe2(os.O_CLOEXEC))
+        release = self._releases[-1][0] if request.get("hold") else None
+        return Trace({**request, "cpu": self._cpu}, log, release)
+
+    def held(self, instant: str) -> int:
+        """Return the process that waits, or has waited, at an `instant` of a request; 0 if there is none."""
+        waits = [log for log in self.logs() if b'"held":' in _text(log)]
+        lines = (line for log in waits for line in self.lines(log))
+        return next((line["pid"] for line in lines if line.get("held") == instant), 0)
+
+    def release(self) -> None:
+        """Let the command go on that waits."""
+        for _, end in self._releases:
+            os.write(end, b"\0")
 
     def reports(self, stage: str) -> list[dict[str, Any]]:
         """Return what the tracer reported of the commands of `stage` so far, in order."""
@@ -81,6 +96,9 @@ class Tracing:
         for log in self.logs():
             os.close(log)
         self._logs.clear()
+        for one in (end for ends in self._releases for end in ends):
+            os.close(one)
+        self._releases.clear()
 
 
 def _text(log: int) -> bytes:

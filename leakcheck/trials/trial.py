@@ -15,6 +15,7 @@ from leakcheck.trials import open_host
 from leakcheck.trials.aftermath import Aftermath
 from leakcheck.trials.case import Case
 from leakcheck.trials.crash_points import explaining
+from leakcheck.trials.exhausted import Exhausted
 from leakcheck.trials.outcome import Outcome, worst
 from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.session import Session
@@ -36,7 +37,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     `outcomes` are all that hold, none if it is clean. `fired` is whether the fault happened, `wrong` what is wrong with
     the status. `recovery` are the commands of the target's recovery, and how they ended. `state` is that in which the
     stage of a fault ended, if it is compared with others. `noted` is whether the target's log tells of damage to its
-    state; None if there is no such log or damage.
+    state; None if there is no such log or damage. `exhausted` is what is known of a run under an exhausted resource.
     """
 
     case: Case
@@ -52,6 +53,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     untied: list[Remnant] = []
     state: Mapping[str, int] = {}
     noted: bool | None = None
+    exhausted: Exhausted | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -149,7 +151,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         if argv is None:
             replaced = {leak.key for leak in first.leaks if leak.replaces}
         first = msgspec.structs.replace(first, leaks=[leak for leak in first.leaks if leak.key not in replaced])
-    succeeded, words = session.succeeded, session.words
+    succeeded, words, exhausted = session.succeeded, session.words, session.exhausted
     after = Aftermath(session, case, injector, first, succeeded=succeeded)
     if first.leaks or not injector.harmless:
         after.follow()
@@ -177,12 +179,13 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         untied=[Remnant.of(leak) for leak in first.unattributed],
         state=after.state,
         noted=after.noted,
+        exhausted=exhausted,
     )
 
 
 def _fired(session: Session, injector: Checked, evidence: Evidence) -> bool:
     """Return whether all of the fault happened."""
-    if injector.trace is None or injector.acts_between:
+    if injector.trace is None or injector.acts_between or injector.exhausts is not None:
         return evidence.fired
     # The kill of a run that is to be recovered is not the one of its recovery.
     return all(session.hits(stage) >= count for stage, count in injector.stages.items())

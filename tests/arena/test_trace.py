@@ -384,3 +384,42 @@ def test_an_explained_run_tells_each_call_with_its_object_and_what_it_returned(t
     assert moved.source is not None and moved.now is not None and gone.before is not None and gone.now is None
     assert made.ino == moved.source.ino == moved.now.ino == gone.before.ino
     assert [one.code for one in events if isinstance(one, Ended)][-1:] == [3]
+
+
+def test_a_command_waits_where_its_owner_wants_it_to_and_goes_on_when_it_is_let(tmp_path: Path) -> None:
+    payload = ["/bin/sh", "-c", "echo payload"]
+    held: list[str] = []
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with Arena() as arena, (tmp_path / "out").open("w+b") as out:
+        log = os.memfd_create("log")
+        asked = {**recording(0, payload), "hold": ["start", "payload", "end"]}
+        argv = ["/bin/sh", "-c", 'echo start; "$@"; echo end', "sh", *payload]
+        with arena.popen(argv, trace=Trace(asked, log, reader), stdout=out.fileno()) as process:
+            for instant, printed in (("start", ""), ("payload", "start\n"), ("end", "start\npayload\n")):
+                wait_until(
+                    f"held at {instant}", lambda at=instant: f'"held":"{at}"'.encode() in os.pread(log, 1 << 20, 0)
+                )
+                lines = [json.loads(line) for line in os.pread(log, 1 << 20, 0).splitlines()]
+                line = next(line for line in lines if line.get("held") == instant)
+                held.append(line["held"])
+                assert os.pread(out.fileno(), 99, 0).decode() == printed, instant
+                # It stopped there, and nothing else did.
+                assert " t (tracing stop)" in Path(f"/proc/{line['pid']}/status").read_text().replace("\t", " ")
+                os.write(writer, b"\0")
+            assert process.wait(PATIENCE) == 0
+        assert os.pread(out.fileno(), 99, 0) == b"start\npayload\nend\n"
+    assert held == ["start", "payload", "end"]
+    for fd in (reader, writer, log):
+        os.close(fd)
+
+
+def test_a_command_goes_on_if_nobody_can_let_it() -> None:
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    with Arena() as arena:
+        log = os.memfd_create("log")
+        asked = {**recording(0, ["/bin/true"]), "hold": ["start", "end"]}
+        with arena.popen(["/bin/true"], trace=Trace(asked, log, reader)) as process:
+            os.close(writer)
+            assert process.wait(PATIENCE) == 0
+        os.close(log)
+    os.close(reader)

@@ -19,27 +19,47 @@ pub(crate) enum Error {
     /// The sandbox itself failed: exit code 1, status IE.
     #[error("{0}")]
     Internal(String),
+    /// It failed because the machine lacks something: the same, whatever the caller asked for.
+    #[error("{0}")]
+    Exhausted(String),
 }
 
 impl Error {
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Error::Internal(_) => 1,
+            Error::Internal(_) | Error::Exhausted(_) => 1,
             Error::Usage(_) => 2,
             Error::InUse { .. } => 3,
             Error::Quarantined { .. } => 4,
         }
     }
 
-    /// The same failure as the caller's own mistake.
+    /// The same failure as the caller's own mistake; what the machine lacks is none.
     pub(crate) fn into_usage(self) -> Self {
-        Error::Usage(self.to_string())
+        match self {
+            Error::Exhausted(why) => Error::Exhausted(why),
+            other => Error::Usage(other.to_string()),
+        }
+    }
+}
+
+/// What the machine lacks, if that is why a call failed.
+pub(crate) fn lack(cause: &std::io::Error) -> Option<&'static str> {
+    match cause.raw_os_error()? {
+        libc::ENOSPC | libc::EDQUOT => Some("the disk is full"),
+        libc::EMFILE | libc::ENFILE => Some("out of file descriptors"),
+        libc::ENOMEM => Some("out of memory"),
+        libc::EAGAIN => Some("out of processes"),
+        _ => None,
     }
 }
 
 impl From<Failure> for Error {
     fn from(failure: Failure) -> Self {
-        Error::Internal(failure.to_string())
+        match lack(failure.cause()) {
+            Some(what) => Error::Exhausted(format!("{failure}: {what}")),
+            None => Error::Internal(failure.to_string()),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use caps::CapSet;
 use leakcheck_sys as sys;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, setsid};
 
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Result, lack};
 use crate::job::{Job, Wires};
 use crate::message::{Message, send};
 use crate::root;
@@ -21,7 +21,10 @@ pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
         Ok(()) => {
             send(wires.report.as_fd(), &Message::Started);
             let e = sys::exec(&job.argv, &job.env);
-            let text = format!("execute {}: {}", job.argv[0].to_string_lossy(), sys::in_words(&e));
+            let mut text = format!("execute {}: {}", job.argv[0].to_string_lossy(), sys::in_words(&e));
+            if let Some(what) = lack(&e) {
+                text = format!("{text}: {what}");
+            }
             match e.raw_os_error() {
                 // Because of the machine, not of the program.
                 Some(libc::ENOMEM | libc::EAGAIN | libc::EIO | libc::EMFILE | libc::ENFILE) => Message::Failed(text),

@@ -58,12 +58,14 @@ struct Input<'a> {
 /// Runs, and returns the exit code.
 pub(crate) fn run(options: &Run, store: impl FnOnce() -> Result<Store>) -> Result<u8> {
     let input = Input::check(options)?;
-    let store = store()?;
     let number = options.number;
-    let lock = Lock::take(&store, number, options.wait)?;
-    let outcome = match in_box(&input, &store, &lock) {
+    let ran = store().and_then(|store| {
+        let lock = Lock::take(&store, number, options.wait)?;
+        in_box(&input, &store, &lock)
+    });
+    let outcome = match ran {
         Ok(outcome) => outcome,
-        Err(Error::Internal(why)) => Verdict::new(Status::Internal, why).into(),
+        Err(Error::Internal(why) | Error::Exhausted(why)) => Verdict::new(Status::Internal, why).into(),
         Err(e) => return Err(e),
     };
     input.target.write(&json(number, &outcome.verdict, outcome.seen.as_ref(), outcome.by))?;

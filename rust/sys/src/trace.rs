@@ -26,6 +26,8 @@ pub enum Stop {
     Clone,
     /// It has executed a program.
     Exec,
+    /// It is about to end ([`follow`]).
+    Exit,
     /// It is new, or was interrupted.
     Started,
     /// A signal stopped its whole process.
@@ -178,11 +180,13 @@ pub fn write_memory(pid: i32, address: u64, value: u64) -> io::Result<()> {
     request(libc::PTRACE_POKEDATA, pid, at.map_err(io::Error::other)?, value.map_err(io::Error::other)?)
 }
 
-/// Lets a stopped thread, and what it creates, run without seccomp filters (`PTRACE_O_SUSPEND_SECCOMP`, Linux 4.3; it needs
-/// CAP_SYS_ADMIN in the initial user namespace).
-pub fn suspend_filters(pid: i32) -> io::Result<()> {
+/// Changes what is traced of a stopped thread, and of what it creates. With `unfiltered`, it runs without seccomp filters
+/// (`PTRACE_O_SUSPEND_SECCOMP`, Linux 4.3; it needs CAP_SYS_ADMIN in the initial user namespace); with `exits`, it stops
+/// before it ends.
+pub fn follow(pid: i32, unfiltered: bool, exits: bool) -> io::Result<()> {
     const SUSPEND_SECCOMP: i32 = 1 << 21;
-    let options = FOLLOW | SUSPEND_SECCOMP;
+    let filters = if unfiltered { SUSPEND_SECCOMP } else { libc::PTRACE_O_TRACESECCOMP };
+    let options = FOLLOW | filters | if exits { libc::PTRACE_O_TRACEEXIT } else { 0 };
     request(libc::PTRACE_SETOPTIONS, pid, 0, options.unsigned_abs() as usize)
 }
 
@@ -223,6 +227,7 @@ fn stop_of(code: i32) -> Stop {
         libc::PTRACE_EVENT_SECCOMP => Stop::Call,
         libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK => Stop::Clone,
         libc::PTRACE_EVENT_EXEC => Stop::Exec,
+        libc::PTRACE_EVENT_EXIT => Stop::Exit,
         libc::PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Stop::Started,
         libc::PTRACE_EVENT_STOP => Stop::Group,
         _ if signal == libc::SIGTRAP | 0x80 => Stop::Return,

@@ -83,7 +83,7 @@ pub(crate) enum Request {
 
 /// The owner's request to an arena's spawner. Its descriptors are stdin, stdout, stderr, a pipe for the wait status, a
 /// memory file with the working directory, the arguments and the environment, and, for a traced command, a file for what
-/// the tracer reports. Each of these strings ends in a zero byte; they may be large and need not be UTF-8.
+/// the tracer reports, and a pipe if the command waits for its owner at some instant. Each of these strings ends in a zero byte; they may be large and need not be UTF-8.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Run {
     /// The number of arguments, including the command's name.

@@ -75,7 +75,7 @@ struct Children {
     /// Those that have ended and are not handled yet.
     ended: Vec<Ended>,
     /// How the command that starts is to be traced, and where to report it.
-    request: Option<(trace::Request, File)>,
+    request: Option<(trace::Request, File, Option<OwnedFd>)>,
 }
 
 impl Children {
@@ -102,11 +102,11 @@ impl Children {
 
 impl Parent for Children {
     fn seize(&mut self, pid: i32, listener: Option<OwnedFd>) -> io::Result<()> {
-        let Some((request, log)) = self.request.take() else { return Ok(()) };
+        let Some((request, log, release)) = self.request.take() else { return Ok(()) };
         if let Some(cpu) = request.cpu {
             pin(&[pid, 0], cpu)?;
         }
-        self.tracer.seize(pid, listener, request, log)
+        self.tracer.seize(pid, listener, request, log, release)
     }
 
     fn wait_for(&mut self, usher: BorrowedFd<'_>, time: Duration) -> bool {
@@ -258,6 +258,7 @@ fn start(
     run: Run,
     mut fds: Vec<OwnedFd>,
 ) -> io::Result<(i32, OwnedFd, OwnedFd)> {
+    let release = run.trace.as_ref().filter(|request| request.holds()).and_then(|_| fds.pop());
     let log = if run.trace.is_some() { fds.pop() } else { None };
     let [stdin, stdout, stderr, pipe, strings] =
         <[OwnedFd; 5]>::try_from(fds).map_err(|_| io::Error::other("a start needs five descriptors"))?;
@@ -274,8 +275,8 @@ fn start(
     let Some(program) = argv.first().map(|s| s.to_string_lossy().into_owned()) else {
         return Err(io::Error::other("start nothing: no command"));
     };
-    children.request = run.trace.zip(log.map(File::from));
-    let gate = children.request.as_ref().map(|(request, _)| Gate::new(request)).transpose()?;
+    children.request = run.trace.zip(log).map(|(request, log)| (request, log.into(), release));
+    let gate = children.request.as_ref().map(|(request, ..)| Gate::new(request)).transpose()?;
     let command = Command { argv, env, cwd, streams: [stdin, stdout, stderr], gate };
     // The loop in `serve` also reaps a command that failed to start.
     let (pid, pidfd) = entrance.start(&command, children).doing("start", program)?;

@@ -7,6 +7,7 @@
 mod decode;
 mod fault;
 mod filter;
+mod hold;
 mod notify;
 mod object;
 mod points;
@@ -29,6 +30,7 @@ use leakcheck_sys::trace::{self, Call, Change, Resume, Stop};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use fault::Delayed;
+use hold::Waiting;
 pub(crate) use filter::{install, report};
 use notify::{Reported, has_ended, threads};
 pub(crate) use points::set_root;
@@ -87,6 +89,8 @@ struct Run {
     points: u32,
     /// What its filter reports to, if it does.
     listener: Option<OwnedFd>,
+    /// Each byte that it has lets the command go on from where it waits.
+    release: Option<OwnedFd>,
     /// A process that may have executed its program, and its command line before.
     executing: Option<(i32, Vec<u8>)>,
 }
@@ -146,6 +150,7 @@ pub(crate) struct Tracer {
     runs: Vec<Run>,
     held: Option<Held>,
     delayed: Vec<Delayed>,
+    waiting: Vec<Waiting>,
     reported: Reported,
     /// Threads that have called exit(2) or exit_group(2), or another one of their process has called the latter.
     leaving: HashSet<i32>,
@@ -153,8 +158,15 @@ pub(crate) struct Tracer {
 
 impl Tracer {
     /// Starts to trace a command that has not executed its program, or to answer what its filter reports to `listener`; what
-    /// is known of it is written to `log`.
-    pub(crate) fn seize(&mut self, pid: i32, listener: Option<OwnedFd>, request: Request, log: File) -> io::Result<()> {
+    /// is known of it is written to `log`. Where it waits, it goes on at each byte in `release`.
+    pub(crate) fn seize(
+        &mut self,
+        pid: i32,
+        listener: Option<OwnedFd>,
+        request: Request,
+        log: File,
+        release: Option<OwnedFd>,
+    ) -> io::Result<()> {
         match &listener {
             Some(listener) => notify::come_first(listener.as_fd(), pid),
             None => trace::seize(pid)?,
@@ -177,6 +189,7 @@ impl Tracer {
             stacked,
             points,
             listener,
+            release,
             executing,
         });
         Ok(())
@@ -186,6 +199,7 @@ impl Tracer {
     pub(crate) fn patience(&self) -> Option<Duration> {
         let waits =
             self.held.is_some() || !self.early.is_empty() || self.runs.iter().any(|run| run.executing.is_some());
+        let waits = waits || !self.waiting.is_empty();
         waits.then_some(TICK).into_iter().chain(self.next_delayed()).min()
     }
 
@@ -209,6 +223,7 @@ impl Tracer {
         self.early.remove(&pid);
         self.leaving.remove(&pid);
         self.delayed.retain(|one| one.pid != pid);
+        self.waiting.retain(|one| one.pid != pid);
         if let Some(held) = self.held.take_if(|held| held.pid == pid) {
             // Another process of the run ended it at its point.
             if held.killed.is_none() {
@@ -244,8 +259,14 @@ impl Tracer {
                 self.at_return(pid)
             }
             Stop::Exec => {
-                self.executed(pid);
-                self.at_return(pid)
+                let instant = self.executed(pid);
+                let how = self.at_return(pid)?;
+                self.wait_for_owner(pid, instant, how)
+            }
+            Stop::Exit => {
+                let task = self.tasks.get(&pid)?;
+                let ends = self.runs[self.roles[task.role].run].payload == Some(pid);
+                self.wait_for_owner(pid, ends.then_some(request::Instant::End), Resume::Run(0))
             }
             Stop::Started => Some(Resume::Run(0)),
             Stop::Group => Some(Resume::Listen),
@@ -353,26 +374,31 @@ impl Tracer {
         }
     }
 
-    fn executed(&mut self, pid: i32) {
+    /// Returns the instant that this is, if a command can wait at it.
+    fn executed(&mut self, pid: i32) -> Option<request::Instant> {
         // A thread that executes becomes its process's first one, and the others end (execve(2)).
         let former = trace::event_message(pid).unwrap_or(pid);
-        let Some(mut task) = self.tasks.remove(&former) else { return };
+        let mut task = self.tasks.remove(&former)?;
         self.tasks.retain(|_, other| other.process != task.process);
         self.leaving.remove(&pid);
         let role = &mut self.roles[task.role];
-        role.begun = true;
+        let first = !std::mem::replace(&mut role.begun, true) && pid == self.runs[role.run].root;
+        let mut instant = first.then_some(request::Instant::Start);
         if std::mem::take(&mut task.payload) {
+            instant = Some(request::Instant::Payload);
             let run = &mut self.runs[role.run];
             (role.payload, run.payload, run.phase) = (true, Some(pid), Phase::Execution);
             run.note(&serde_json::json!({"payload": role.name}));
             // This instant has a name of its own, the same in every run.
             task.due |= run.request.fault.as_ref().is_some_and(|fault| fault.operation == PAYLOAD);
             // No other filter than ours: it can run without. A filter of the sandbox's has to stay.
-            if filters(pid) == Some(1) {
-                let _ = trace::suspend_filters(pid);
+            let (unfiltered, ends) = (filters(pid) == Some(1), run.request.hold.contains(&request::Instant::End));
+            if unfiltered || ends {
+                let _ = trace::follow(pid, unfiltered, ends);
             }
         }
         self.tasks.insert(pid, task);
+        instant
     }
 
     /// The thread `pid` is at the point: the kill happens now, or when all others block.
@@ -397,6 +423,7 @@ impl Tracer {
     /// Continues what waits for time to pass.
     pub(crate) fn tick(&mut self) {
         self.release_delayed();
+        self.release_waiting();
         // The creator was killed before it could report them.
         let lost: Vec<i32> =
             self.early.iter().filter(|(_, since)| since.elapsed() > PATIENCE / 40).map(|(pid, _)| *pid).collect();

@@ -1,7 +1,7 @@
 //! How a command is traced, as the owner asks for it.
 
 use rustix::process::Signal;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::fault::{CallFault, is_watched};
 use super::points::Point;
@@ -34,6 +34,21 @@ pub(crate) struct Request {
     /// Whether the points are recorded with their calls, with or without a fault.
     #[serde(default)]
     pub(super) explain: bool,
+    /// Where the command waits until the owner lets it go on.
+    #[serde(default)]
+    pub(super) hold: Vec<Instant>,
+}
+
+/// An instant at which a command can wait for its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Instant {
+    /// It has executed its program, which has not run yet.
+    Start,
+    /// So has the payload.
+    Payload,
+    /// The payload is about to end.
+    End,
 }
 
 impl Request {
@@ -45,6 +60,11 @@ impl Request {
     /// Whether the run stops at each call, since no filter does at some points.
     pub(super) fn watches(&self) -> bool {
         !self.notified && (self.watched || self.operations().any(is_watched))
+    }
+
+    /// Whether it waits for the owner at any instant.
+    pub(crate) fn holds(&self) -> bool {
+        !self.hold.is_empty()
     }
 
     pub(super) fn records(&self) -> bool {

@@ -1,0 +1,319 @@
+"""Memory, processors and processes of a trial's arena: limits of its own cgroup, and processes in it that take much."""
+
+import contextlib
+import os
+import select
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from injectors.protocol import Room
+from leakcheck.errors import UsageError
+
+if TYPE_CHECKING:
+    import psutil
+
+__all__ = ["BALLOON", "Cpu", "Memory", "Processes"]
+
+BALLOON = 64 << 20
+"""Bytes of memory that an arena has for a balloon and the target together, beyond what is in use."""
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+# Seconds for a balloon to be filled.
+_FILLING = 20
+# The kernel kills others before the processes that keep the arena up (proc_pid_oom_score_adj(5)). To raise the score of
+# those needs no right, as it would to lower that of these.
+_FIRST = "1000"
+
+
+class _Control:
+    """A control file of the arena's own cgroup, by its names on v2 and v1 (cgroups(7))."""
+
+    def __init__(self, room: Room, controller: str, v2: str, v1: str) -> None:
+        places = [Path(top, v1) for name, top in room.cgroups.items() if controller in name.split(",")]
+        places += [Path(top, v2) for name, top in room.cgroups.items() if name == "v2"]
+        found = next((path for path in places if path.exists()), None)
+        if found is None:
+            raise UsageError(f"no {controller} limit can be set: the arena has no cgroup with {v2} or {v1}")
+        self.path = found
+        self.is_v2 = found.name == v2
+        self.before = found.read_text().strip()
+        self.value = ""
+
+    def write(self, value: str) -> None:
+        try:
+            self.path.write_text(value)
+        except OSError as error:
+            raise UsageError(f"limit {self.path.name} = {value}: {error.strerror}") from error
+        self.value = self.path.read_text().strip()
+
+    def holds(self) -> bool:
+        return bool(self.value) and self.path.read_text().strip() == self.value
+
+    def lift(self) -> None:
+        if self.value:
+            # v1 shows no limit as a number that it does not always take back.
+            unlimited = self.path.name == "memory.limit_in_bytes" and int(self.before) > 1 << 60
+            self.path.write_text("-1" if unlimited else self.before)
+            self.value = ""
+
+    def count(self, *names: str) -> int:
+        """Return the sum of the counters `names` ``FILE`` or ``FILE:KEY`` of the same cgroup that are there."""
+        found = 0
+        for name in names:
+            file, _, key = name.partition(":")
+            with contextlib.suppress(FileNotFoundError):
+                for line in (self.path.parent / file).read_text().splitlines():
+                    words = line.split()
+                    if words[:1] == [key] or not key:
+                        found += int(words[-1])
+        return found
+
+
+class Processes:
+    """So many processes and threads can be started (pids.max, cgroup-v2.rst)."""
+
+    errors: tuple[str, ...] = ("EAGAIN",)
+    lasts = False
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+        self._control: _Control | None = None
+        self._hits = 0
+
+    def set(self, room: Room, payload: int) -> None:
+        """Exhaust it."""
+        del payload
+        control = _Control(room, "pids", "pids.max", "pids.max")
+        # What starts a command may not have been waited for, and counts all the same.
+        there = sum(_threads(pid) for pid in room.members(control.path.parent))
+        self._hits, self._control = control.count("pids.events:max"), control
+        control.write(str(there + self._left))
+
+    def proof(self, room: Room) -> str:
+        """Return what proves that the target ran against it."""
+        del room
+        hits = self._control.count("pids.events:max") - self._hits if self._control else 0
+        if hits:
+            return f"pids.events counted {hits} refused processes"
+        return "" if self._left else "no process could have been started"
+
+    def holds(self, room: Room) -> bool:
+        """Return whether it is still in force."""
+        del room
+        return self._control is not None and self._control.holds()
+
+    def lift(self, room: Room) -> None:
+        """Release it."""
+        del room
+        if self._control is not None:
+            self._control.lift()
+
+
+class Memory:
+    """The arena has `left` bytes of memory more than are in use; with `balloon`, a process takes so many first."""
+
+    errors: tuple[str, ...] = ("ENOMEM",)
+    lasts = False
+    _EVENTS = ("memory.failcnt", "memory.events:max", "memory.events:oom", "memory.oom_control:oom_kill")
+
+    def __init__(self, left: int, balloon: int = 0) -> None:
+        self._left, self._size = left, balloon
+        self._control: _Control | None = None
+        self._hits = 0
+        self._scores: list[tuple[psutil.Process, str]] = []
+        self._balloon: Helper | None = None
+        self._moved: set[int] = set()
+
+    def set(self, room: Room, payload: int) -> None:
+        """Exhaust it."""
+        del payload
+        control = _Control(room, "memory", "memory.max", "memory.limit_in_bytes")
+        available = _available()
+        if self._size and available < 4 * BALLOON:
+            raise UsageError(f"no room for the balloon: this machine has {available >> 20} MiB of memory available")
+        self._control, self._hits = control, control.count(*self._EVENTS)
+        if self._size:
+            self._balloon = Helper(room, ["dd", "if=/dev/zero", f"bs={self._size}", "count=1", "status=none"])
+            if not self._balloon.wait_for_output(_FILLING):
+                self.lift(room)
+                raise UsageError(f"no room for the balloon: {self._size >> 10} KiB of memory could not be filled")
+        if not control.is_v2:
+            # What keeps the arena up is above the limit: the kernel would kill it once nothing else is left to kill.
+            self._moved = room.own()
+            for pid in self._moved:
+                _move(pid, control.path.parent.parent)
+        for process in room.tree():
+            score = Path(f"/proc/{process.pid}/oom_score_adj")
+            with contextlib.suppress(OSError):
+                self._scores.append((process, score.read_text()))
+                score.write_text(_FIRST)
+        # Its page tables are in use already.
+        control.write(str(-(-(int(self._used(control)) + self._left) // _PAGE) * _PAGE))
+
+    def proof(self, room: Room) -> str:
+        """Return what proves that the target ran against it."""
+        del room
+        control = self._control
+        if control is None:
+            return ""
+        if hits := control.count(*self._EVENTS) - self._hits:
+            return f"the memory limit was reached {hits} times"
+        if self._balloon is not None and self._balloon.ticks():
+            return f"a balloon held {self._size >> 20} of {BALLOON >> 20} MiB"
+        free = int(control.path.read_text()) - int(self._used(control))
+        # Each processor may have taken so much in advance (mm/memcontrol.c, MEMCG_CHARGE_BATCH).
+        batches = 64 * _PAGE * (os.cpu_count() or 1)
+        return "" if self._left or free > batches else "no memory was left"
+
+    @staticmethod
+    def _used(control: _Control) -> str:
+        return control.path.with_name("memory.current" if control.is_v2 else "memory.usage_in_bytes").read_text()
+
+    @property
+    def killed(self) -> bool:
+        """Whether the kernel killed a process for lack of memory."""
+        control = self._control
+        return control is not None and control.count("memory.oom_control:oom_kill", "memory.events:oom_kill") > 0
+
+    def holds(self, room: Room) -> bool:
+        """Return whether it is still in force."""
+        del room
+        return self._control is not None and self._control.holds()
+
+    def lift(self, room: Room) -> None:
+        """Release it."""
+        del room
+        if self._control is not None:
+            self._control.lift()
+            for pid in self._moved:
+                _move(pid, self._control.path.parent)
+            self._moved = set()
+        if self._balloon is not None:
+            self._balloon.end()
+            self._balloon = None
+        for process, score in self._scores:
+            with contextlib.suppress(OSError):
+                if process.is_running():
+                    Path(f"/proc/{process.pid}/oom_score_adj").write_text(score)
+        self._scores.clear()
+
+
+class Cpu:
+    """A process on each processor spins, with this nice value (nice(2)); or the arena has a share of one processor."""
+
+    errors: tuple[str, ...] = ()
+    lasts = False
+    _PERIOD_US = 20_000
+
+    def __init__(self, *, nice: int = 0, share: int = 0) -> None:
+        self._nice, self._share = nice, share
+        self._spinners: list[Helper] = []
+        self._tracer = 0
+        self._control: _Control | None = None
+        self._hits = 0
+
+    def set(self, room: Room, payload: int) -> None:
+        """Exhaust it."""
+        del payload
+        if self._share:
+            control = _Control(room, "cpu", "cpu.max", "cpu.cfs_quota_us")
+            quota = max(1000, self._PERIOD_US * self._share // 100)
+            self._control, self._hits = control, control.count("cpu.stat:nr_throttled")
+            if not control.is_v2:
+                control.path.with_name("cpu.cfs_period_us").write_text(str(self._PERIOD_US))
+            control.write(f"{quota} {self._PERIOD_US}" if control.is_v2 else str(quota))
+            return
+        # The tracer is no part of the target.
+        self._tracer = room.tracer()
+        os.setpriority(os.PRIO_PROCESS, self._tracer, min(self._nice, 0))
+        for cpu in sorted(os.sched_getaffinity(0)):
+            spinner = Helper(room, ["sh", "-c", "echo; while :; do :; done"])
+            self._spinners.append(spinner)
+            os.sched_setaffinity(spinner.pid, {cpu})
+            os.setpriority(os.PRIO_PROCESS, spinner.pid, self._nice)
+            if not spinner.wait_for_output(_FILLING):
+                self.lift(room)
+                raise UsageError("no processor could be saturated: a process that spins did not start")
+
+    def proof(self, room: Room) -> str:
+        """Return what proves that the target ran against it."""
+        del room
+        if self._control is not None:
+            hits = self._control.count("cpu.stat:nr_throttled") - self._hits
+            return f"the processor quota was used up {hits} times" if hits else ""
+        used = [spinner.ticks() for spinner in self._spinners]
+        return f"{len(used)} processors were kept busy" if used and all(used) else ""
+
+    def holds(self, room: Room) -> bool:
+        """Return whether it is still in force."""
+        del room
+        return self._control.holds() if self._control is not None else bool(self._spinners)
+
+    def lift(self, room: Room) -> None:
+        """Release it."""
+        del room
+        if self._control is not None:
+            self._control.lift()
+        if self._tracer:
+            # Ours is what it had, and what commands inherit from it.
+            os.setpriority(os.PRIO_PROCESS, self._tracer, os.getpriority(os.PRIO_PROCESS, 0))
+            self._tracer = 0
+        for spinner in self._spinners:
+            spinner.end()
+        self._spinners.clear()
+
+
+class Helper:
+    """A process of ours in the arena, until its end. Its output is a pipe that only we read."""
+
+    def __init__(self, room: Room, argv: Sequence[str]) -> None:
+        self._output, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._process = room.start(argv, theirs)
+        except BaseException:
+            os.close(self._output)
+            raise
+        finally:
+            os.close(theirs)
+        self.pid = self._process.pid
+
+    def wait_for_output(self, seconds: float) -> bool:
+        """Return whether it writes something in so many seconds."""
+        written = select.poll()
+        written.register(self._output, select.POLLIN)
+        return any(event & select.POLLIN for _, event in written.poll(seconds * 1000))
+
+    def ticks(self) -> int:
+        """Return its processor time in clock ticks (proc_pid_stat(5)); 0 if it has ended."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            return 0
+        return int(fields[11]) + int(fields[12])
+
+    def end(self) -> None:
+        """Kill it, and wait for its end."""
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_FILLING)
+        self._process.close()
+        os.close(self._output)
+
+
+def _move(pid: int, cgroup: Path) -> None:
+    # It may have ended.
+    with contextlib.suppress(ProcessLookupError):
+        (cgroup / "cgroup.procs").write_text(str(pid))
+
+
+def _threads(pid: int) -> int:
+    try:
+        return len(list(Path(f"/proc/{pid}/task").iterdir()))
+    except OSError:
+        return 0
+
+
+def _available() -> int:
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))

@@ -1,0 +1,120 @@
+"""How gracefully targets fail under an exhausted resource: criteria and findings of ``exhaust``."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from injectors.exhaustion import MOMENTS
+from leakcheck.campaigns.campaign import Check, Judged, Made
+from leakcheck.campaigns.criteria import at_most
+from leakcheck.campaigns.findings import clusters, finding_id, replay_line, replay_words
+from leakcheck.campaigns.result import Finding
+from leakcheck.targets import Target
+from leakcheck.trials.exhausted import Exhausted
+from leakcheck.trials.outcome import OUTCOMES
+from leakcheck.trials.trial import Trial
+
+__all__ = ["BLAMED", "CRASHED", "GRACE", "MISSED", "UNNAMED", "is_hit", "row", "slowest", "status_of", "ungraceful"]
+
+CRASHED = "supervisors or helpers that crashed"
+UNNAMED = "errors that do not name what was exhausted"
+BLAMED = "statuses that blame a program that never ran"
+MISSED = "resources and moments that no trial exhausted"
+
+_NOTHING = Exhausted()
+
+
+def is_hit(trial: Trial) -> bool:
+    """Return whether the target ran against the limit."""
+    return bool(_of(trial).proof)
+
+
+def row(trial: Trial) -> str:
+    """Return the resource of a trial, and the moment at which it was exhausted."""
+    plan = trial.case.plan
+    return f"{plan.kind} {next((one for one in MOMENTS if one in plan.flags), MOMENTS[0])}"
+
+
+def status_of(trial: Trial) -> str:
+    """Return what the target reported."""
+    return _of(trial).status or "none"
+
+
+def slowest(made: Made[Any, Trial]) -> float:
+    """Return the longest time of a next submission after the release, in milliseconds."""
+    return round(max((trial.timing_ms.get("next", 0) for trial in made.trials), default=0), 1)
+
+
+def ungraceful(campaign: str, made: Made[Any, Trial]) -> Iterator[Finding]:
+    """Yield each way in which the target fails without grace, by resource."""
+    for what, some, how in (
+        ("crash", _crashed(made), _how_crashed),
+        ("unnamed", _unnamed(made), _how_unnamed),
+        ("blamed", _blaming(made), _how_blamed),
+    ):
+        for resource, same in clusters(some, lambda trial: trial.case.plan.kind).items():
+            plan = str(same[0].case.plan)
+            words = ["--plan", plan, "--iterations", 1, *replay_words(made.options)]
+            yield Finding(
+                id=finding_id(what, resource),
+                ending=resource,
+                outcome=max((trial.outcome for trial in same), key=OUTCOMES.index),
+                leaks=[],
+                trials=len(same),
+                replay=replay_line(campaign, made.target, *words),
+                detail=how(_of(same[0])),
+                plan=plan,
+            )
+
+
+def _of(trial: Trial) -> Exhausted:
+    return trial.exhausted or _NOTHING
+
+
+def _crashed(made: Made[Any, Trial]) -> list[Trial]:
+    return [trial for trial in made.trials if _of(trial).crash]
+
+
+def _how_crashed(run: Exhausted) -> str:
+    return f"{run.crash}: {run.words}"
+
+
+def _unnamed(made: Made[Any, Trial]) -> list[Trial]:
+    return [trial for trial in made.trials if _of(trial).named is False]
+
+
+def _how_unnamed(run: Exhausted) -> str:
+    return f"the error does not name what was exhausted: {run.words}"
+
+
+def _blaming(made: Made[Any, Trial]) -> list[Trial]:
+    return [trial for trial in made.trials if _of(trial).blames] if _tells(made.target) else []
+
+
+def _how_blamed(run: Exhausted) -> str:
+    return f"status {run.status} of a program that never ran: {run.words}"
+
+
+def _tells(target: Target) -> bool:
+    """Return whether the target can report a failure of its own."""
+    return target.adapter.status.source != "exit" or bool(target.adapter.status.internal)
+
+
+def _missed(made: Made[Any, Trial]) -> list[str]:
+    return [name for name, some in clusters(made.trials, row).items() if not any(map(is_hit, some))]
+
+
+def _if(applies: Callable[[Target], bool], name: str, which: Callable[[Any], Sequence[Trial]]) -> Check:
+    def check(made: Made[Any, Trial]) -> Iterator[Judged]:
+        if applies(made.target):
+            yield from at_most(name, lambda made: len(which(made)), 0, "unknown")(made)
+
+    return check
+
+
+GRACE: Sequence[Check] = (
+    at_most(CRASHED, lambda made: len(_crashed(made)), 0, "unknown"),
+    _if(lambda target: bool(target.adapter.exhaustion.words), UNNAMED, _unnamed),
+    _if(_tells, BLAMED, _blaming),
+    at_most(MISSED, lambda made: len(_missed(made)), 0, "unknown"),
+)
+"""What is asked of each target, and of one that declares words, or that can report failures of its own."""

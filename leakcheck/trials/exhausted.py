@@ -1,0 +1,194 @@
+"""A run while a resource of its arena is exhausted: what it reported, and whether it ran against the limit at all."""
+
+import contextlib
+import errno
+import re
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from injectors import Checked, Evidence, Exhausts
+from injectors.cgroup_limits import Memory
+from leakcheck.errors import LateError, TargetError
+from leakcheck.submissions import Submission
+from leakcheck.trials.output import last_words, memory, text
+from leakcheck.trials.payload import COUNTED, ObservedRun, printed
+
+if TYPE_CHECKING:
+    from leakcheck.trials.session import Session
+
+# What a runtime prints that has given up: Rust, Python, Go, C++, glibc, the shell.
+_CRASHED = re.compile(
+    r"panicked at|Traceback \(most recent call last\)|^goroutine \d+ |terminate called|stack smashing detected"
+    r"|Assertion .* failed|Segmentation fault|core dumped",
+    re.MULTILINE,
+)
+# A process that gets one of these has a bug; the kernel or itself sent it (signal(7)).
+_BUGS = {
+    signal.SIGSEGV,
+    signal.SIGBUS,
+    signal.SIGABRT,
+    signal.SIGILL,
+    signal.SIGFPE,
+    signal.SIGSYS,
+    signal.SIGTRAP,
+}
+__all__ = ["Exhausted", "lift", "run_exhausted"]
+
+_MOST_CALLS = 4
+_PRESSURE = {"memory": "memory", "cpu": "cpu", "disk": "io"}
+
+
+class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a run under an exhausted resource.
+
+    `proof` is what proves that it ran against the limit, empty if nothing does. `status` is what the target reported,
+    empty if nothing; `ran` whether the payload was executed, `crash` how a process of the target's crashed, `killed`
+    whether the kernel killed one for lack of memory. `named` is whether the error names the resource; None if there was
+    none to name, or the adapter has no words. `calls` are the first calls that failed for lack of it, `words` the last
+    of the target's output. `pressure_us` is how long tasks of the machine waited for it meanwhile, in microseconds;
+    None if this kernel does not say.
+    """
+
+    proof: str = ""
+    status: str = ""
+    ran: bool = False
+    crash: str = ""
+    killed: bool = False
+    named: bool | None = None
+    calls: list[str] = []
+    words: str = ""
+    pressure_us: int | None = None
+
+    @property
+    def blames(self) -> bool:
+        """Whether the status blames a program that never ran."""
+        return bool(self.proof) and not self.ran and self.status not in ("", "OK", "IE")
+
+
+def run_exhausted(
+    session: "Session", injector: Checked, inner: Exhausts, argv: Sequence[str], submission: Submission
+) -> tuple[Evidence, str]:
+    """Run `submission` under an exhausted resource; return whether it ran against the limit, and what status is wrong.
+
+    What is known of it is then in `session.exhausted`. A run that does not end raises `LateError`.
+    """
+    session.succeeded, session.exhausted, session.limit = False, None, inner
+    resource = injector.plan.kind
+    with memory() as output, contextlib.ExitStack() as stack:
+        process = session.start(argv, output, stage="launch", payload=submission.program)
+        run = ObservedRun(session, process, output)
+        stack.callback(lift, session)
+        before = _pressure(resource)
+        evidence = injector.apply(run)
+        status, complaint, code = "", "", 0
+        try:
+            code = session.wait(process, submission.wall, argv[0])
+            status = session.target.status(code, session.box, session.host.read).status
+        except LateError:
+            raise
+        except TargetError as error:
+            complaint = str(error)
+        session.words = last_words(output)
+        room = run.room
+        calls = list(_failed(session.reports(), inner.limit.errors))
+        proof = (evidence.fired and inner.limit.holds(room) and inner.limit.proof(room)) or (calls[:1] or [""])[0]
+        if not proof and evidence.fired and inner.limit.holds(room) and status != submission.expect:
+            proof = f"the run ended with {status or 'no status'} while the limit was in force"
+        if not inner.limit.lasts:
+            lift(session)
+        finished = complaint or _finish(session)
+        after = _pressure(resource)
+        killed = isinstance(inner.limit, Memory) and inner.limit.killed
+        ran = any("payload" in line for line in session.reports().get("launch", []))
+        # A program that ran may fail in its own words.
+        fails = status in ("", "IE") or not ran
+        said = "\n".join([text(output), finished, _status_file(session)])
+        session.exhausted = Exhausted(
+            proof=str(proof),
+            status=status,
+            ran=ran,
+            crash=_crash(code, said, session.reports(), killed=killed),
+            killed=killed,
+            named=_named(session, resource, said) if proof and not killed and fails else None,
+            calls=calls[:_MOST_CALLS],
+            words=session.words,
+            pressure_us=None if before is None or after is None else after - before,
+        )
+        wrong = ""
+        if status == "OK" and not (ran and COUNTED in printed(session, output)):
+            wrong = f"status OK of a run whose payload {'did not print all' if ran else 'did not run'}: {session.words}"
+        session.succeeded = status == submission.expect and bool(proof) and not finished
+        if inner.under:
+            # The recovery comes before the release.
+            stack.pop_all()
+    return msgspec.structs.replace(evidence, fired=bool(proof)), wrong
+
+
+def lift(session: "Session") -> bool:
+    """Release what is exhausted; return whether something was."""
+    limit, session.limit = session.limit, None
+    if limit is not None:
+        limit.limit.lift(session.host.room())
+    return limit is not None
+
+
+def _finish(session: "Session") -> str:
+    try:
+        session.finish()
+    except LateError:
+        raise
+    except TargetError as error:
+        return str(error)
+    return ""
+
+
+def _failed(reports: Mapping[str, Sequence[Mapping[str, Any]]], errors: Sequence[str]) -> Iterator[str]:
+    """Yield the calls of the target that failed with one of the `errors`."""
+    for lines in reports.values():
+        begun = {line["number"]: line for line in lines if "call" in line}
+        for line in lines:
+            name = errno.errorcode.get(-line["value"], "") if line.get("value", 0) < 0 and "returned" in line else ""
+            point = begun.get(line.get("returned", -1))
+            if point is not None and name in errors and (name != "EAGAIN" or point["operation"] == "clone"):
+                class_ = f"({point['class']})" if point["class"] else ""
+                yield f"{point['role']}/{point['operation']}{class_}#{point['ordinal']}: {name}"
+
+
+def _crash(code: int, said: str, reports: Mapping[str, Sequence[Mapping[str, Any]]], *, killed: bool) -> str:
+    lines = reports.get("launch", [])
+    payload = next((line["payload"] for line in lines if "payload" in line), None)
+    for line in lines:
+        if "ended" in line and line["ended"] != payload and (number := line["status"] & 0x7F) in _BUGS:
+            return f"process {line['ended']} was ended by {signal.Signals(number).name}"
+    if code < 0 and not (killed and -code == signal.SIGKILL):
+        return f"it was ended by {signal.Signals(-code).name}"
+    found = _CRASHED.search(said)
+    return f"it printed {found[0]!r}" if found else ""
+
+
+def _named(session: "Session", resource: str, said: str) -> bool | None:
+    words = session.target.adapter.exhaustion.words.get(resource)
+    return None if words is None else any(word.lower() in said.lower() for word in words)
+
+
+def _status_file(session: "Session") -> str:
+    path = session.target.status_file(session.box)
+    try:
+        return session.host.read(path).decode(errors="replace") if path is not None else ""
+    except OSError:
+        return ""
+
+
+def _pressure(resource: str) -> int | None:
+    """Return for how many microseconds some task waited for a resource so far (Documentation/accounting/psi.rst)."""
+    if resource not in _PRESSURE:
+        return None
+    try:
+        words = Path(f"/proc/pressure/{_PRESSURE[resource]}").read_text().split()
+    except OSError:
+        return None
+    return next((int(word.removeprefix("total=")) for word in words if word.startswith("total=")), None)

@@ -1,0 +1,174 @@
+"""`leakcheck exhaust` lets a target run out of something, and finds how it fails, and what it then leaves or says."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import LEAKCHECK, target
+
+from injectors import parse
+from leakcheck.campaigns import Exhaust, ExhaustOptions, Result
+from leakcheck.campaigns import run as run_campaign
+from leakcheck.campaigns.grace import BLAMED, CRASHED, MISSED, UNNAMED
+from leakcheck.errors import UsageError
+from leakcheck.targets import Target, load
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+# A state file in a directory of the run's own; both go at its end.
+STEPS = """shift 2; d=/var/lib/exhaust-test; mkdir $d || exit 99
+printf x > $d/state || {fails}
+"$@"; code=$?; rm -r $d; exit $code"""
+WELL = STEPS.format(fails="{{ rm -r $d; echo no space left; exit 125; }}")
+
+
+def made(tmp_path: Path, script: str, *, words: str = "", internal: str = "", recover: str = "") -> Target:
+    more = f"[exhaustion]\nwords = {words}\n" if words else ""
+    made = target(tmp_path, script, recover=recover, more=more)
+    if internal:
+        text = made.path.read_text().replace("timeout = [124]", f"timeout = [124], internal = {internal}")
+        made.path.write_text(text)
+        return load(str(made.path))
+    return made
+
+
+def run(of: Target, plan: str, **options: Any) -> Result:
+    return run_campaign(Exhaust(), of, ExhaustOptions(settle=0.1, plan=parse(plan), **options))
+
+
+def hit(result: Result) -> int:
+    return next(one.measured for one in result.criteria if one.name == "trials that ran against their limit")
+
+
+@pytest.mark.parametrize("plan", ["disk:full@0", "disk:inodes@0", "disk:inodes@1"])
+def test_a_target_that_fails_in_order_passes(tmp_path: Path, plan: str) -> None:
+    words = '{ disk = ["no space left"] }'
+    result = run(made(tmp_path, WELL, words=words, internal="[99, 125]"), plan)
+    assert result.verdict == "clean", result.to_json()
+    assert not result.failed
+    assert hit(result) == 1
+    assert {UNNAMED, BLAMED} < {one.name for one in result.criteria}
+
+
+def test_what_a_failed_run_leaves_is_found_with_the_line_that_replays_it(tmp_path: Path) -> None:
+    result = run(made(tmp_path, STEPS.format(fails="exit 125")), "disk:full@0")
+    assert result.verdict == "leaked"
+    (finding,) = result.findings
+    assert "/var/lib/exhaust-test" in str(finding.leaks)
+    assert "leakcheck exhaust --target" in finding.replay
+    assert "--plan disk:full@0 --iterations 1" in finding.replay
+
+
+def test_a_clean_up_under_a_full_disk_that_needs_room_is_found(tmp_path: Path) -> None:
+    script = """shift 2; mkdir /var/lib/exhaust-test; "$@"; code=$?
+printf x > /var/lib/done && rm -r /var/lib/done /var/lib/exhaust-test; exit $code"""
+    result = run(made(tmp_path, script), "disk:full@0,cleanup")
+    assert result.verdict == "leaked"
+    assert {finding.outcome for finding in result.findings} == {"silent"}, result.findings
+    assert not run(made(tmp_path, script), "fd:limit=100,cleanup").findings
+
+
+def test_a_status_ok_without_the_output_of_the_payload_is_wrong(tmp_path: Path) -> None:
+    script = 'shift 2; "$@" > /run/out; cat /run/out; rm /run/out; exit 0'
+    result = run(made(tmp_path, script), "disk:full@0")
+    assert [finding.outcome for finding in result.findings] == ["false-status"]
+    assert "did not print all" in result.findings[0].detail
+
+
+def test_a_status_ok_of_a_payload_that_never_ran_is_wrong(tmp_path: Path) -> None:
+    result = run(made(tmp_path, 'printf x > /run/s || exit 0; rm /run/s; shift 2; "$@"'), "disk:full@0")
+    assert "payload did not run" in result.findings[0].detail
+
+
+@pytest.mark.parametrize("how", ["kill -SEGV $$", "sh -c 'kill -ABRT $$'; exit 125"])
+def test_a_crash_of_the_target_or_of_a_helper_is_found(tmp_path: Path, how: str) -> None:
+    script = f'printf x > /run/s || {{{{ {how}; }}}}; rm /run/s; shift 2; "$@"'
+    result = run(made(tmp_path, script), "disk:full@0")
+    assert CRASHED in result.failed, result.to_json()
+    assert "ended by SIG" in " ".join(finding.detail for finding in result.findings)
+
+
+def test_an_error_that_does_not_name_what_is_lacking_is_found_only_where_words_are_declared(tmp_path: Path) -> None:
+    script = STEPS.format(fails="{{ rm -r $d; echo it failed; exit 125; }}").replace("> $d/state", "2>&- > $d/state")
+    assert UNNAMED in run(made(tmp_path, script, words='{ disk = ["full"] }', internal="[125]"), "disk:full@0").failed
+    assert not run(made(tmp_path, script, internal="[125]"), "disk:full@0").failed
+
+
+def test_a_status_that_blames_a_program_that_never_ran_is_found_where_the_target_has_another(tmp_path: Path) -> None:
+    script = STEPS.format(fails="{{ rm -r $d; exit 1; }}")
+    assert BLAMED in run(made(tmp_path, script, internal="[125]"), "disk:full@0").failed
+    assert not run(made(tmp_path, script), "disk:full@0").failed
+
+
+def test_a_box_that_does_not_work_after_the_release_is_wedged(tmp_path: Path) -> None:
+    script = """[ ! -e /var/lib/broken ] || exit 125; shift 2
+printf x > /run/s || {{ : > /var/lib/broken; exit 125; }}; rm /run/s; "$@\""""
+    result = run(made(tmp_path, script), "disk:full@0")
+    assert "wedged" in {finding.outcome for finding in result.findings}
+    # Its recovery repairs it.
+    assert run(made(tmp_path, script, recover="rm -f /var/lib/broken /run/s"), "disk:full@0").verdict == "clean"
+
+
+def test_a_recovery_that_needs_room_fails_under_the_limit_and_works_after_the_release(tmp_path: Path) -> None:
+    script = STEPS.format(fails="exit 125")
+    recover = "printf x > /run/its-log && rm -rf /run/its-log /var/lib/exhaust-test"
+    result = run(made(tmp_path, script, recover=recover), "disk:full@0,under")
+    assert result.verdict == "clean", result.to_json()
+    broken = "touch /var/lib/tried; [ ! -e /var/lib/exhaust-test ] || printf x > /run/its-log; rm -rf /run/its-log"
+    assert run(made(tmp_path, script, recover=broken), "disk:full@0,under").verdict == "leaked"
+
+
+@pytest.mark.parametrize("plan", ["disk:full@1M", "fd:limit=1000", "pids:limit=100", "memory:full@1G"])
+def test_a_limit_that_the_target_does_not_reach_is_no_pass(tmp_path: Path, plan: str) -> None:
+    result = run(made(tmp_path, WELL), plan)
+    assert result.verdict == "unknown"
+    assert result.failed == [MISSED]
+    assert hit(result) == 0
+
+
+@pytest.mark.parametrize("plan", ["fd:limit=3", "pids:limit=0", "memory:full@0", "cpu:saturate@high", "cpu:quota=10%"])
+def test_each_resource_can_be_exhausted_and_the_host_goes_on(tmp_path: Path, plan: str) -> None:
+    result = run(made(tmp_path, WELL), plan)
+    assert hit(result) == 1, result.to_json()
+    latency = result.exhaustion["host_latency_ms"]
+    assert latency.wakeups > 10
+    assert latency.longest < 2000
+    assert result.exhaustion["hit"] == {f"{plan.partition(':')[0]} start": [plan.partition(":")[2]]}
+
+
+@pytest.mark.parametrize("moment", ["execution", "cleanup"])
+def test_a_moment_is_when_the_payload_runs_or_has_ended(tmp_path: Path, moment: str) -> None:
+    script = """shift 2; printf x > /run/before || exit 125; "$@"; code=$?
+printf x > /run/after || code=125; rm -f /run/before /run/after; exit $code"""
+    result = run(made(tmp_path, script), f"disk:full@0,{moment}")
+    assert result.exhaustion["statuses"] == {"RE": 1}
+    assert result.verdict == "clean", result.to_json()
+
+
+def test_the_live_host_is_never_exhausted(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--host: resources are exhausted in arenas only"):
+        run(made(tmp_path, WELL), "disk:full@0", host=True)
+    with pytest.raises(UsageError, match="no plan of an exhausted resource"):
+        run(made(tmp_path, WELL), "normal")
+
+
+def test_an_adapter_with_words_of_an_unknown_resource_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown resource 'disc'; one of disk, fd"):
+        made(tmp_path, WELL, words='{ disc = ["full"] }')
+    with pytest.raises(UsageError, match="disk: give words"):
+        made(tmp_path, WELL, words='{ disk = [""] }')
+
+
+def test_refbox_fails_honestly_and_works_again() -> None:
+    result = run_campaign(Exhaust(), load("refbox"), ExhaustOptions(profile="quick", iterations=14, seed=3))
+    others = [name for name in result.failed if name != MISSED]
+    assert not others, result.to_json()
+
+
+def test_the_command_exits_with_2_for_the_live_host(tmp_path: Path) -> None:
+    command = [*LEAKCHECK, "exhaust", "--target", "refbox", "--host"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "in arenas only" in done.stderr
