@@ -199,6 +199,8 @@ def _chance(alike: Sequence[Trial], tried: Sequence[Trial]) -> str:
     """Return that a replay is a matter of chance, with how often it came; empty if it came always."""
     plan = alike[0].case.plan
     if plan.kind not in Timed.kinds:
+        # An ending may have several plans, as an exhausted resource has levels.
+        alike, tried = ([trial for trial in some if trial.case.plan == plan] for some in (alike, tried))
         some = len(alike) < len(tried) and not injector_for(plan).harmless
         return f"flaky: it came in {len(alike)} of {len(tried)} trials of this plan" if some else ""
     plans = {str(trial.case.plan) for trial in tried}

@@ -100,6 +100,9 @@ def _tells(target: Target) -> bool:
 
 
 def _missed(made: Made[Any, Trial]) -> list[str]:
+    if made.options.iterations and made.options.plan is None and any(map(is_hit, made.trials)):
+        # Of some, only levels were drawn that are none to the target.
+        return []
     return [name for name, some in clusters(made.trials, row).items() if not any(map(is_hit, some))]
 
 

@@ -43,7 +43,7 @@ class LatencyProbe:
 
     def __exit__(self, *_: object) -> None:
         try:
-            printed, _ = self._process.communicate(timeout=_PATIENCE)
+            printed = self._process.communicate(timeout=_PATIENCE)[0]
             self.latency = msgspec.json.decode(printed.splitlines()[-1], type=Latency)
         except (subprocess.TimeoutExpired, IndexError, msgspec.MsgspecError):
             self._process.kill()

@@ -30,8 +30,8 @@ use leakcheck_sys::trace::{self, Call, Change, Resume, Stop};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use fault::Delayed;
-use hold::Waiting;
 pub(crate) use filter::{install, report};
+use hold::Waiting;
 use notify::{Reported, has_ended, threads};
 pub(crate) use points::set_root;
 use points::{Flags, Point, describe, executes};
