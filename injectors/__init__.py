@@ -8,10 +8,13 @@ import functools
 import importlib.metadata
 
 from injectors.exhaustion import Exhaustion
+from injectors.locks import Locks
 from injectors.nothing import Checked, Nothing
 from injectors.plan import NORMAL, Plan
 from injectors.protocol import (
     ActsBetween,
+    Contends,
+    Contest,
     Evidence,
     Exhausts,
     FailsCalls,
@@ -32,6 +35,8 @@ __all__ = [
     "NORMAL",
     "ActsBetween",
     "Checked",
+    "Contends",
+    "Contest",
     "Evidence",
     "Exhausts",
     "FailsCalls",
@@ -69,7 +74,7 @@ def _name(injector: type[Injector]) -> str:
     return f"{injector.__module__}.{injector.__qualname__}"
 
 
-for _one in (Nothing, Timed, Syscalls, State, Exhaustion):
+for _one in (Nothing, Timed, Syscalls, State, Exhaustion, Locks):
     register(_one)
 
 

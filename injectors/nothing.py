@@ -5,6 +5,8 @@ from typing import ClassVar, Self
 from injectors.plan import Plan
 from injectors.protocol import (
     ActsBetween,
+    Contends,
+    Contest,
     Evidence,
     Exhausts,
     FailsCalls,
@@ -63,6 +65,8 @@ class Checked:
         self._between = inner.between if isinstance(inner, ActsBetween) else None
         self.acts_between = self._between is not None
         self.exhausts = inner if isinstance(inner, Exhausts) else None
+        self._contend = inner.contend if isinstance(inner, Contends) else None
+        self.contends = self._contend is not None
 
     def apply(self, trial: Trial) -> Evidence:
         """Apply it, for the first and last time."""
@@ -72,6 +76,13 @@ class Checked:
         if not isinstance(evidence := inner.apply(trial), Evidence):
             raise AssertionError(f"plan {self.plan}: gave {evidence!r} for evidence")
         return evidence
+
+    def contend(self, contest: Contest) -> Evidence:
+        """Let runs contend for a box, for the first and last time."""
+        contend, self._contend = self._contend, None
+        if contend is None:
+            raise AssertionError(f"plan {self.plan}: contended twice, or not at all")
+        return contend(contest)
 
     def between(self, trial: Trial) -> bool:
         """Act between run and recovery, if it can; return whether nothing is missing of the fault."""

@@ -12,10 +12,13 @@ from injectors.plan import Plan
 
 __all__ = [
     "ActsBetween",
+    "Contends",
+    "Contest",
     "Evidence",
     "Exhausts",
     "FailsCalls",
     "Injector",
+    "Keeps",
     "Limits",
     "Room",
     "ShapesArena",
@@ -86,7 +89,14 @@ class Room(Protocol):
         """Start a command in it, untraced, that writes to `output`."""
 
 
-class Trial(Protocol):
+class Keeps(Protocol):
+    """The files of a trial, as injectors see them."""
+
+    def directory(self, path: str) -> AbstractContextManager[int]:
+        """Yield a descriptor of the directory that commands see at `path`; no link leads out of the trial's host."""
+
+
+class Trial(Keeps, Protocol):
     """The trial, as injectors see it."""
 
     @property
@@ -119,8 +129,52 @@ class Trial(Protocol):
     def state_files(self, declared: str) -> Sequence[str]:
         """Return the paths, as commands see them, that exist of what the adapter's ``state_files`` calls `declared`."""
 
-    def directory(self, path: str) -> AbstractContextManager[int]:
-        """Yield a descriptor of the directory that commands see at `path`; no link leads out of the trial's host."""
+
+class Contest(Keeps, Protocol):
+    """Several runs in one box, as injectors see them. The first one, the holder, has been prepared."""
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since its begin."""
+
+    def hold(self, *, until_seen: bool = True) -> bool:
+        """Start the holder; return whether its payload runs, which stays until `release`."""
+
+    def come(self, count: int, *, waiting: bool = False) -> None:
+        """Start so many contenders at once, which wait for the box if `waiting`."""
+
+    def wait(self, *, holder: bool = False) -> None:
+        """Let everybody run to the end; with `holder`, only once the holder has ended. Payloads end one by one."""
+
+    def wait_for_fault(self) -> bool:
+        """Wait until the tracer has killed the holder or that has ended; return whether it was killed."""
+
+    def release(self) -> None:
+        """End the holder's payload, as by itself."""
+
+    def signal(self, number: int) -> bool:
+        """Send the holder's supervisor a signal; return false if it has ended."""
+
+    def killed(self) -> None:
+        """Note that the holder is killed: from now on the box has to become free, if need be by the recovery."""
+
+    def recover(self) -> None:
+        """Run the target's recovery while somebody has the box: it must refuse, or do nothing."""
+
+    def take_pid(self) -> bool:
+        """Start a process that has the pid of the holder, which has ended; return whether it got it."""
+
+    def wait_for_others(self) -> None:
+        """Wait until all but the holder have ended or, of those that wait, have had the time to begin so."""
+
+    def lock_files(self, declared: str) -> Sequence[str]:
+        """Return the paths that exist of what the adapter's ``locks.files`` calls `declared`."""
+
+    def elsewhere(self, content: bytes) -> str:
+        """Return the path of a file with this content that is not the target's."""
+
+    def tolerate(self) -> None:
+        """Note that the lock is damaged from now on: a contender may fail, if it says so."""
 
 
 class Injector(Protocol):
@@ -174,6 +228,14 @@ class ActsBetween(Protocol):
 
     def between(self, trial: Trial) -> bool | None:
         """Act on what the run left; return false if there was nothing to act on."""
+
+
+@runtime_checkable
+class Contends(Protocol):
+    """Optional interface: several runs contend for one box; it takes the place of `Injector.apply`."""
+
+    def contend(self, contest: Contest) -> Evidence:
+        """Start the runs, act on them, and return once all have ended."""
 
 
 @runtime_checkable

@@ -12,10 +12,10 @@ from typing import Any, ClassVar, Self
 from injectors.crash import Stage, crash_once_payload_runs, wait_for_kill
 from injectors.damages import NONE, PLACES, damaged, is_damage
 from injectors.plan import Plan
-from injectors.protocol import Evidence, Trial
+from injectors.protocol import Evidence, Keeps, Trial
 from leakcheck.errors import UsageError
 
-__all__ = ["State", "state_plan"]
+__all__ = ["State", "damage_file", "state_plan"]
 
 _FORM = "give state:FILE:DAMAGE, FILE as in the adapter's state_files"
 
@@ -59,11 +59,12 @@ class State:
 
     def between(self, trial: Trial) -> bool:
         """Damage every file that the adapter's name stands for; return whether there was one to damage."""
-        done = [_damage(trial, path, self.damage) for path in trial.state_files(self.file)]
+        done = [damage_file(trial, path, self.damage) for path in trial.state_files(self.file)]
         return any(done)
 
 
-def _damage(trial: Trial, path: str, damage: str) -> bool:
+def damage_file(trial: Keeps, path: str, damage: str) -> bool:
+    """Damage the file at `path`, as commands see it; return whether it changed."""
     directory, _, name = path.rpartition("/")
     with trial.directory(directory or "/") as at:
         try:

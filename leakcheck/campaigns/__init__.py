@@ -11,6 +11,7 @@ from leakcheck.campaigns.engine import run
 from leakcheck.campaigns.exhaust import Exhaust, ExhaustOptions
 from leakcheck.campaigns.faults import Faults, FaultsOptions
 from leakcheck.campaigns.leaks import Leaks, LeaksOptions
+from leakcheck.campaigns.locks import Locks, LocksOptions
 from leakcheck.campaigns.result import Criterion, Finding, Result
 from leakcheck.campaigns.state import State, StateOptions
 from leakcheck.campaigns.stress import Stress
@@ -29,6 +30,8 @@ __all__ = [
     "Finding",
     "Leaks",
     "LeaksOptions",
+    "Locks",
+    "LocksOptions",
     "Result",
     "State",
     "StateOptions",
@@ -38,6 +41,6 @@ __all__ = [
 ]
 
 CAMPAIGNS: dict[str, Campaign[Any, Any]] = {
-    one.name: one for one in (Leaks(), Crash(), Faults(), Exhaust(), State(), Stress())
+    one.name: one for one in (Leaks(), Crash(), Faults(), Exhaust(), Locks(), State(), Stress())
 }
 """The campaigns by name; each is a command."""

@@ -20,6 +20,7 @@ _NAMES: dict[Outcome, tuple[str, Verdict]] = {
     "leaked": ("trials that left something for good", "leaked"),
     "silent": ("runs or recoveries that reported success and left something", "leaked"),
     "wedged": ("recoveries or next submissions that failed", "leaked"),
+    "split-brain": ("contests with two payloads in one box at once", "leaked"),
     "false-status": ("wrong statuses", "unknown"),
     "unknown": (f"trials {UNSEEN}", "unknown"),
     "not-reached": ("plans that did not fire", "unknown"),

@@ -144,6 +144,26 @@ class Exhaustion(_Table, frozen=True):
     words: dict[str, list[str]] = {}
 
 
+class Locks(_Table, frozen=True):
+    """How the target keeps two runs out of one box.
+
+    Args:
+        files: its lock files; ``*`` stands for a part of a name. None if it excludes by other means, as by a name.
+        busy: exit codes of a launch, or of a preparation, that was refused because the box is in use.
+        words: words of which one stands in the output of such a command. Without either, a launch waits for the box.
+        waiting: the launch that waits for the box instead; empty if there is none.
+        shared: paths in ``{work}`` that those who use a box at the same time share, such as a registry of names.
+        within: seconds within which a box is free again after its holder died, including the recovery.
+    """
+
+    files: list[str] = []
+    busy: list[int] = []
+    words: list[str] = []
+    waiting: Argv = []
+    shared: list[str] = []
+    within: float = 10
+
+
 class Adapter(_Table, frozen=True):
     """One target as data; `leakcheck.targets.target.Target` runs it.
 
@@ -173,6 +193,7 @@ class Adapter(_Table, frozen=True):
             of a name. `leakcheck state` damages them.
         damage: what it does about a damaged one.
         exhaustion: what it says when the machine lacks something.
+        locks: how it keeps two runs out of one box; `leakcheck locks` lets runs contend. None if it does not.
         shortest_wall: the shortest wall limit that it accepts, in seconds.
         may_lack_signal: whether it may report a death by signal as a plain exit code.
         reports: the statuses that it can report; every target may report IE.
@@ -204,6 +225,7 @@ class Adapter(_Table, frozen=True):
     state_files: list[str] = []
     damage: Damage = Damage()
     exhaustion: Exhaustion = Exhaustion()
+    locks: Locks | None = None
     shortest_wall: float = 0.1
     may_lack_signal: bool = False
     reports: tuple[Status, ...] = ("OK", "TLE", "RE")
@@ -336,6 +358,10 @@ def _texts(adapter: Adapter, path: Path) -> Iterator[tuple[str, str, set[str]]]:
     fixed = _STATIC | programs
     limited = fixed | _LIMITS | {"bundle"}
     yield from (("launch", text, limited | {"program"}) for text in adapter.launch)
+    locks = adapter.locks or Locks()
+    yield from (("locks.waiting", text, limited | {"program"}) for text in locks.waiting)
+    yield from (("locks.files", text, _STATIC) for text in locks.files)
+    yield from (("locks.shared", text, _STATIC) for text in locks.shared)
     yield from (("version", text, programs) for text in adapter.version)
     yield from (("env", text, fixed) for text in adapter.env.values())
     yield from (("health", text, fixed) for text in adapter.health)
@@ -362,6 +388,7 @@ def _problems_of_paths(adapter: Adapter) -> Iterator[tuple[str, str]]:
     paths += [("status.file", adapter.status.file), ("output", adapter.output), ("cwd", f"{adapter.cwd}/")]
     paths += [("state_files", path) for path in adapter.state_files]
     paths += [("damage.log", adapter.damage.log)]
+    paths += [("locks.files", path) for path in (adapter.locks or Locks()).files]
     for field, text in paths:
         if text and not text.startswith(("/", "{work}/")):
             yield field, f"{text!r} is not absolute; start it with {{work}}/ or /"
@@ -371,10 +398,28 @@ def _problems_of_paths(adapter: Adapter) -> Iterator[tuple[str, str]]:
                 yield field, f"{place!r}: give an absolute path below /"
     if bool(adapter.damage.log) != bool(adapter.damage.words):
         yield "damage", "log and words go together: where the line is, and how it is known"
-    for path in adapter.state_files:
+    if adapter.locks is not None:
+        yield from _problems_of_locks(adapter.locks)
+    named = [("state_files", adapter.state_files), ("locks.files", (adapter.locks or Locks()).files)]
+    for field, path in ((field, path) for field, files in named for path in files):
         # It stands in fault plans.
         if wrong := re.search(r"[\s,:]", path):
-            yield "state_files", f"{path!r}: {wrong[0]!r} cannot stand in it; put * in its place"
+            yield field, f"{path!r}: {wrong[0]!r} cannot stand in it; put * in its place"
+
+
+def _problems_of_locks(locks: Locks) -> Iterator[tuple[str, str]]:
+    if wrong := [code for code in locks.busy if not 0 < code < 256]:
+        yield "locks.busy", f"{wrong[0]}: give exit codes from 1 to 255"
+    if "" in locks.words:
+        yield "locks.words", "an empty word is in every output; remove it"
+    if locks.waiting and "{program}" not in locks.waiting:
+        yield "locks.waiting", "has no {program}, so nothing would run; put it where the submission's argv goes"
+    for path in locks.shared:
+        if not path.startswith("{work}/") or ".." in path.split("/"):
+            yield "locks.shared", f"{path!r}: give a path below {{work}}/"
+    # It may be nan.
+    if not 0 < locks.within <= _LONGEST_WALL:
+        yield "locks.within", f"{locks.within}: give seconds above 0, at most {_LONGEST_WALL}"
 
 
 def _problems_of_values(adapter: Adapter) -> Iterator[tuple[str, str]]:

@@ -148,9 +148,9 @@ class Target:
         return any(_places(text, str(box.number), self._name(box)).match(path) for text in self._of_boxes)
 
     def keeps(self, path: str, box: Box) -> bool:
-        """Return whether `path` is where it keeps a state file of `box` that it does not trust."""
-        kept = self.adapter.damage.keeps
-        return any(_places(text, str(box.number), self._name(box)).match(path) for text in kept)
+        """Return whether `path` is where it keeps a state file of `box` that it does not trust, or its lock file."""
+        kept = [*self.adapter.damage.keeps, *(self.adapter.locks.files if self.adapter.locks else ())]
+        return any(_places(text, str(box.number), self._name(box), str(box.work)).match(path) for text in kept)
 
     def names_box(self, path: str, box: Box) -> bool:
         """Return whether `path` contains the full name of `box`, not only as the start of a longer word."""
@@ -200,8 +200,14 @@ class Target:
         """Return the additional environment of its commands."""
         return {name: fill(text, self._values(box)) for name, text in self.adapter.env.items()}
 
-    def launch(self, submission: Submission, box: Box) -> Launch:
-        """Return the launch of `submission` in `box`; raise `TargetError` if a program that it needs is missing."""
+    def launch(self, submission: Submission, box: Box, *, waiting: bool = False) -> Launch:
+        """Return the launch of `submission` in `box`; raise `TargetError` if a program that it needs is missing.
+
+        With `waiting`, it waits for a box that is in use, if the target has such a launch.
+        """
+        argv = self.adapter.launch
+        if waiting and self.adapter.locks is not None and self.adapter.locks.waiting:
+            argv = self.adapter.locks.waiting
         values = self._values(box) | {
             "program": submission.program,
             # Some accept only whole seconds, and fail on 10.0.
@@ -219,7 +225,7 @@ class Target:
         files = {file.path: fill(file.text, values) for file in self.adapter.files if file.text is not None}
         files |= {path: json.dumps(fill_json(value, values), indent=1) for path, value in self._json.items()}
         return Launch(
-            argv=fill_argv(self.adapter.launch, values),
+            argv=fill_argv(argv, values),
             env=self.env(box),
             files={fill(path, values): content for path, content in files.items()},
         )
@@ -383,9 +389,9 @@ class Target:
         }
 
 
-def _places(text: str, box: str, name: str) -> re.Pattern[str]:
+def _places(text: str, box: str, name: str, work: str = "*") -> re.Pattern[str]:
     """Return a regular expression for the paths of the `state` pattern `text`, and everything below them."""
-    whole = fnmatch.translate(fill(text.rstrip("/"), {"box": box, "name": name, "unique": f"{name}*"}))
+    whole = fnmatch.translate(fill(text.rstrip("/"), {"box": box, "name": name, "unique": f"{name}*", "work": work}))
     return re.compile(whole.replace(r"\Z", r"(?:/|\Z)"))
 
 

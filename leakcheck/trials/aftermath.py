@@ -8,6 +8,7 @@ from injectors import Checked, injector_for
 from leakcheck.errors import TargetError
 from leakcheck.report import Command, Leak, Report
 from leakcheck.trials.case import Case
+from leakcheck.trials.contest import run_contest
 from leakcheck.trials.exhausted import lift
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.remnant import Remnant, program_of
@@ -36,6 +37,7 @@ class Aftermath:
         self.noted: bool | None = None
         """Whether the target's log tells of damage to its state; None if there is no such log or damage."""
         self._damaged = injector.acts_between
+        self._excused = injector.acts_between or injector.contends
         self._session = session
         self._succeeded = succeeded
         self._hit = not injector.harmless
@@ -171,8 +173,8 @@ class Aftermath:
             self._survived.add(as_key)
 
     def _is_kept(self, leak: Leak) -> bool:
-        """Return whether it is a state file that was damaged on purpose, where the target keeps what it distrusts."""
-        return self._damaged and leak.kind == "file" and self._session.target.keeps(place_of(leak), self._session.box)
+        """Return whether it is a state or lock file that was damaged on purpose, where the target keeps such."""
+        return self._excused and leak.kind == "file" and self._session.target.keeps(place_of(leak), self._session.box)
 
     def _of_a_box(self, leak: Leak) -> bool:
         """Return whether it has a name that is never used again."""
@@ -219,7 +221,10 @@ class Aftermath:
             self._session.renew()
             injector = injector_for(self._case.plan)
             with contextlib.suppress(TargetError), self._session.traced(injector):
-                self._session.prepare_under(injector, self._case.submission)
+                if injector.contends:
+                    run_contest(self._session, injector, self._session.prepare(self._case.submission))
+                else:
+                    self._session.prepare_under(injector, self._case.submission)
             # As before: what a killed run started goes on, and a run beside it leaves what neither would alone.
             self._session.host.observe()
             self._session.recover()

@@ -52,6 +52,8 @@ class ArenaHost:
         self._settle_ms = round(settle * 1000)
         self._root = -1
         self._from_start: list[dict[str, Any]] = []
+        self.scratch: list[Path] = []
+        """Directories of ours, in which files are no residue."""
 
     def __enter__(self) -> Self:
         self._end_preparation = prepare_observation(settings=False)
@@ -105,6 +107,10 @@ class ArenaHost:
         """Return everything that runs in the arena."""
         del supervisor
         return ArenaRoom(self._arena).tree()
+
+    def pids(self) -> set[int]:
+        """Return the process ids, on the host, of everything that runs in the arena."""
+        return self._arena.pids()
 
     def read(self, path: Path) -> bytes:
         """Return the content of the arena's file."""
@@ -165,12 +171,15 @@ class ArenaHost:
             if self._turn is not None:
                 self._turn.take_back()
         report = Report.from_json(text)
-        leaks = list(report.leaks)
+        leaks = [leak for leak in report.leaks if not self._is_scratch(leak)]
         for at, leak in enumerate(leaks):
             # It is no damage if the target changes its own state.
             if leak.class_ == "damaged" and leak.kind == "file" and self._target.owns(place_of(leak)):
                 leaks[at] = msgspec.structs.replace(leak, class_="orphaned")
         return msgspec.structs.replace(report, leaks=leaks)
+
+    def _is_scratch(self, leak: Leak) -> bool:
+        return leak.kind == "file" and any(Path(place_of(leak)).is_relative_to(path) for path in self.scratch)
 
 
 def _damaged(snapshot: _native.Snapshot) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from injectors import NORMAL, Plan
 from injectors.exhaustion import RESOURCES
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.trials.payload import COUNTING, SLEEPING
+from leakcheck.trials.witness import HOLDER
 
 
 class Case(msgspec.Struct, frozen=True):
@@ -23,6 +24,8 @@ def honest(case: Case, shortest_wall: float) -> Submission:
 
 def case_of(plan: Plan, shortest_wall: float = 0.1) -> Case:
     """Return the submission to run under `plan`; for a timeout, its wall limit is `shortest_wall` seconds."""
+    if plan.kind == "lock":
+        return Case(HOLDER, plan)
     if plan.kind == "timeout" or "timeout" in plan.flags:
         return Case(msgspec.structs.replace(BUILTIN["timeout"], wall=shortest_wall), plan)
     if plan.kind == "crash" or "crash" in plan.flags:

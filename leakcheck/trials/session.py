@@ -49,6 +49,10 @@ class Session(Runner):
         super().__init__(target.name, host, number, stop=stop, late=late)
         self.target = target
         self.box = Box(number=number, work=work or host.work)
+        self.waits = False
+        """Whether launches wait for a box that is in use."""
+        self.token = ""
+        """What ``{unique}`` has in each run; empty: another one in each."""
         self.env: dict[str, str] = {}
         self.prepared = True
         """Whether the last preparation may have changed something."""
@@ -77,10 +81,10 @@ class Session(Runner):
 
     def prepare(self, submission: Submission) -> list[str]:
         """Prepare the box, and return the command line that runs `submission` in it."""
-        self.box = msgspec.structs.replace(self.box, run=secrets.token_hex(6))
+        self.box = msgspec.structs.replace(self.box, run=self.token or secrets.token_hex(6))
         commands = self.target.prepare_commands(self.box, submission)
         self._commands("prepare", commands)
-        launch = self.target.launch(submission, self.box)
+        launch = self.target.launch(submission, self.box, waiting=self.waits)
         self.prepared = bool(commands or launch.files)
         for path, content in launch.files.items():
             try:

@@ -14,8 +14,10 @@ from leakcheck.targets import Target
 from leakcheck.trials import open_host
 from leakcheck.trials.aftermath import Aftermath
 from leakcheck.trials.case import Case
+from leakcheck.trials.contest import run_contest
 from leakcheck.trials.crash_points import explaining
 from leakcheck.trials.exhausted import Exhausted
+from leakcheck.trials.history import History, judge
 from leakcheck.trials.outcome import Outcome, worst
 from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.session import Session
@@ -38,6 +40,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     the status. `recovery` are the commands of the target's recovery, and how they ended. `state` is that in which the
     stage of a fault ended, if it is compared with others. `noted` is whether the target's log tells of damage to its
     state; None if there is no such log or damage. `exhausted` is what is known of a run under an exhausted resource.
+    `history` is what contenders for the box came to.
     """
 
     case: Case
@@ -54,6 +57,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     state: Mapping[str, int] = {}
     noted: bool | None = None
     exhausted: Exhausted | None = None
+    history: History | None = None
 
     @property
     def outcome(self) -> Outcome:
@@ -139,10 +143,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
                 session.host.begin()
     with session.timed("prepare" if argv is None else "run"):
         try:
-            if argv is None:
-                evidence, wrong = session.prepare_under(injector, case.submission)
-            else:
-                evidence, wrong = session.run_under(injector, argv, case.submission)
+            evidence, wrong, history = _run(session, case, injector, argv)
         except LateError as error:
             # Residue that exists now may come from our own kill.
             return Trial(case=case, outcomes=frozenset({"wedged", "false-status"}), detail=str(error))
@@ -155,13 +156,14 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     after = Aftermath(session, case, injector, first, succeeded=succeeded)
     if first.leaks or not injector.harmless:
         after.follow()
-    outcomes = set(after.outcomes())
+    broken = [] if history is None else [*judge(history)]
+    outcomes = {*after.outcomes(), *(outcome for outcome, _ in broken)}
     if wrong:
         outcomes.add("false-status")
     fired = _fired(session, injector, evidence)
     if not (fired or injector.may_miss):
         outcomes.add("not-reached")
-    detail = [*after.failures, *filter(None, [wrong])]
+    detail = [*(what for _, what in broken), *after.failures, *filter(None, [wrong])]
     if "silent" in outcomes and succeeded:
         detail.append(f"the run reported {case.submission.expect}; its last words: {words}")
     if worst(outcomes) == "unknown":
@@ -180,12 +182,26 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         state=after.state,
         noted=after.noted,
         exhausted=exhausted,
+        history=history,
     )
+
+
+def _run(
+    session: Session, case: Case, injector: Checked, argv: list[str] | None
+) -> tuple[Evidence, str, History | None]:
+    """Run the submission under the fault, in a box that is prepared if there is an `argv`."""
+    if argv is None:
+        return *session.prepare_under(injector, case.submission), None
+    if injector.contends:
+        evidence, history = run_contest(session, injector, argv)
+        return evidence, "", history
+    return *session.run_under(injector, argv, case.submission), None
 
 
 def _fired(session: Session, injector: Checked, evidence: Evidence) -> bool:
     """Return whether all of the fault happened."""
-    if injector.trace is None or injector.acts_between or injector.exhausts is not None:
+    apart = injector.acts_between or injector.contends or injector.exhausts is not None
+    if injector.trace is None or apart:
         return evidence.fired
     # The kill of a run that is to be recovered is not the one of its recovery.
     return all(session.hits(stage) >= count for stage, count in injector.stages.items())

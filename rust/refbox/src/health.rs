@@ -40,7 +40,9 @@ pub(crate) fn health(store: &Store) -> Result<(String, bool)> {
             Found::State(state) if state.quarantined.is_some() => {
                 ("quarantined", Some(state.phase), state.quarantined, Health::Quarantined)
             }
-            Found::State(state) if holder.is_some() => ("busy", Some(state.phase), None, Health::Healthy),
+            Found::State(state) if holder.is_some() || state.supervisor.lives() => {
+                ("busy", Some(state.phase), None, Health::Healthy)
+            }
             Found::State(state) => {
                 let reason = format!("supervisor {} died; refbox recover --box {number}", state.supervisor.pid);
                 ("stale", Some(state.phase), Some(reason), Health::Degraded)

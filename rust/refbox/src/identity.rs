@@ -5,6 +5,7 @@ use std::fs;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Doing, Result};
+use crate::sabotage::removed;
 
 /// A process of some boot.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -28,6 +29,9 @@ impl Identity {
     pub(crate) fn lives(&self) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
         let zombie = fields(&stat).next().is_some_and(|state| state == "Z" || state == "X");
+        if removed("pid-alone") {
+            return !stat.is_empty();
+        }
         !zombie && start_time(&stat) == Some(self.start_time) && boot_id().is_ok_and(|now| now == self.boot_id)
     }
 }

@@ -16,6 +16,7 @@ use crate::job::{Job, Wires};
 use crate::message::{Message, send};
 use crate::payload;
 use crate::root;
+use crate::sabotage::removed;
 
 /// Runs as process 1, forked from the supervisor into new namespaces.
 pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
@@ -31,7 +32,9 @@ pub(crate) fn main(job: &Job, wires: &Wires) -> ! {
 }
 
 fn serve(job: &Job, wires: &Wires) -> Result<Message> {
-    set_parent_process_death_signal(Some(Signal::KILL)).during("set parent-death signal")?;
+    if !removed("survivor") {
+        set_parent_process_death_signal(Some(Signal::KILL)).during("set parent-death signal")?;
+    }
     // The supervisor may have died before that: then no signal arrives.
     if readable(&wires.supervisor, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
         sys::exit(1);

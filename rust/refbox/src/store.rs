@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{FlockOperation, flock};
 use serde_json::json;
 
 use crate::directory::list;
@@ -174,12 +175,26 @@ impl Store {
     }
 
     pub(crate) fn remove_set_aside(&self, number: u16) -> Result<()> {
-        let path = self.set_aside_path(number);
-        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
-        match removed {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e).doing("remove", &path),
-            _ => Ok(()),
-        }
+        remove_any(&self.set_aside_path(number))
+    }
+
+    /// Keeps what is in the place of a lock file and cannot be one. Who waits at this moment does not do it twice.
+    pub(crate) fn set_lock_aside(&self, number: u16) -> Result<()> {
+        let (from, to) = (self.lock_path(number), self.dir.join(format!("quarantine/box-{number}.lock")));
+        let dir = File::open(&self.dir).doing("open", &self.dir)?;
+        flock(&dir, FlockOperation::LockExclusive).doing("lock", &self.dir)?;
+        let why = match fs::symlink_metadata(&from) {
+            Ok(found) if !found.is_file() => format!("{} is no regular file", from.display()),
+            Ok(found) if File::open(&from).is_err() => {
+                format!("{} has mode {:o}", from.display(), found.mode() & 0o7777)
+            }
+            // Somebody else was here before.
+            _ => return Ok(()),
+        };
+        remove_any(&to)?;
+        fs::rename(&from, &to).during(format_args!("rename {} to {}", from.display(), to.display()))?;
+        self.audit(number, "lock-set-aside", &why);
+        Ok(())
     }
 
     fn set_aside_path(&self, number: u16) -> PathBuf {
@@ -206,6 +221,15 @@ impl Store {
         }
         let opened = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
         opened.doing("open", &path)
+    }
+}
+
+/// Removes a file or a directory, if it is there; a link, not what it leads to.
+fn remove_any(path: &Path) -> Result<()> {
+    let is_dir = fs::symlink_metadata(path).is_ok_and(|found| found.is_dir());
+    match if is_dir { fs::remove_dir_all(path) } else { fs::remove_file(path) } {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e).doing("remove", path),
+        _ => Ok(()),
     }
 }
 

@@ -1,0 +1,85 @@
+"""What runs that contended for one box came to, and whether a lock can have done that."""
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from leakcheck.trials.outcome import Outcome
+
+
+class Attempt(msgspec.Struct, frozen=True, kw_only=True):
+    """One run of a contest; times in milliseconds since its begin.
+
+    `waits`: it was launched to wait for the box. `faulted`: it was killed. `admitted`: its payload ran, as seen by
+    itself or from outside; `complete`: to its end. `refused`: it said, as the adapter declares, that the box is in use.
+    `tolerated`: the lock was damaged, so that it may fail. `window` is when its payload was seen alive.
+    """
+
+    number: int
+    waits: bool = False
+    faulted: bool = False
+    admitted: bool = False
+    complete: bool = False
+    refused: bool = False
+    tolerated: bool = False
+    status: str = ""
+    words: str = ""
+    launched: float = 0
+    ended: float = 0
+    window: tuple[float, float] | None = None
+
+
+class History(msgspec.Struct, frozen=True, kw_only=True):
+    """All runs of a contest, by their number, and which of their payloads ran at the same time.
+
+    `killed` is when the holder was killed, and `free` when the first payload after that was seen to run; `recovered`:
+    only after the target's recovery. `within` is how long that may take, in milliseconds. `refusals` are what is wrong
+    with what else was run meanwhile.
+    """
+
+    attempts: Sequence[Attempt]
+    overlaps: Sequence[tuple[int, int]] = ()
+    killed: float | None = None
+    free: float | None = None
+    recovered: bool = False
+    within: float = 10_000
+    refusals: Sequence[str] = ()
+
+    @property
+    def recovered_ms(self) -> float | None:
+        """How long the box took to be free again; None if no holder was killed, or it never was."""
+        return None if self.killed is None or self.free is None else self.free - self.killed
+
+
+def judge(history: History) -> Iterator[tuple[Outcome, str]]:
+    """Yield what no lock does: two in the box at once, a wrong status, or nobody in it."""
+    for one, other in history.overlaps:
+        yield "split-brain", f"the payloads of contenders {one} and {other} ran in one box at the same time"
+    for attempt in history.attempts:
+        if not attempt.faulted and (wrong := _wrong(attempt)):
+            yield "false-status", f"contender {attempt.number} {wrong}"
+    for refusal in history.refusals:
+        yield "false-status", refusal
+    if history.killed is not None:
+        took = history.recovered_ms
+        if took is None:
+            yield "wedged", f"the box of a killed holder was not free again in {history.within / 1000:g} s"
+        elif took > history.within:
+            yield "wedged", f"the box of a killed holder was free again only after {took / 1000:.1f} s"
+    # A damaged lock may need the recovery, which comes next.
+    elif not any(attempt.admitted or attempt.tolerated for attempt in history.attempts):
+        yield "wedged", f"none of {len(history.attempts)} contenders got the box"
+
+
+def _wrong(attempt: Attempt) -> str:
+    """Return what is wrong with the status of one that nothing happened to."""
+    said = f"status {attempt.status or 'none'}: {attempt.words}"
+    if attempt.status == "OK" and not attempt.complete:
+        return f"was not seen to run to its end; {said}"
+    if attempt.admitted:
+        return "" if attempt.status == "OK" else f"had the box; {said}"
+    if attempt.tolerated and attempt.status != "OK":
+        return ""
+    if attempt.refused:
+        return f"was to wait, and was refused: {attempt.words}" if attempt.waits else ""
+    return f"was neither admitted nor refused as the adapter's locks say; {said}"

@@ -1,0 +1,70 @@
+"""What is known of a target's locks before they are tried: its crash points, and what its lock files contain."""
+
+from pathlib import Path
+
+import msgspec
+
+from injectors import injector_for
+from injectors.crash import crash_once_payload_runs
+from injectors.locks import lock_plan
+from leakcheck.errors import TargetError
+from leakcheck.submissions import BUILTIN
+from leakcheck.targets import Target
+from leakcheck.targets.adapter import Locks
+from leakcheck.trials import open_host
+from leakcheck.trials.contest import run_contest
+from leakcheck.trials.crash_points import Recorded, record_twice
+from leakcheck.trials.payload import SLEEPING
+from leakcheck.trials.rootfs import find
+from leakcheck.trials.runner import Stop
+from leakcheck.trials.session import Session
+from leakcheck.trials.witness import HOLDER
+
+# What the class of a point on a lock has in it, if its operation is no lock itself.
+_WORD = "lock"
+
+
+class LockFacts(msgspec.Struct, frozen=True):
+    """The crash points of a run in order, and the content of each lock file, by its name in the adapter.
+
+    `queues`: there is a launch that waits for a box.
+    """
+
+    points: list[Recorded] = []
+    contents: dict[str, bytes] = {}
+    queues: bool = False
+
+    def chosen(self, most: int) -> list[Recorded]:
+        """Return all points on locks, and at most `most` others, from the first to the last."""
+        locks = [at for at, one in enumerate(self.points) if _is_lock(one)]
+        others = [at for at in range(len(self.points)) if at not in locks]
+        count = min(most, len(others))
+        spread = (others[at * (len(others) - 1) // max(1, count - 1)] for at in range(count))
+        return [self.points[at] for at in sorted({*locks, *spread})]
+
+
+def _is_lock(one: Recorded) -> bool:
+    return one.point.operation == "lock" or _WORD in one.point.class_
+
+
+def record_locks(target: Target, stop: Stop) -> LockFacts:
+    """Record them; raise `TargetError` if the run is not right, or none of the declared lock files is there."""
+    recorded = record_twice(target, BUILTIN["ok"], recovery=False, stop=stop).points
+    points = [one for one in recorded if one.point.stage in ("launch", "finish") and not one.notified]
+    locks = target.adapter.locks or Locks()
+    with open_host(target, 0, live=False) as host:
+        session = Session(target, host, stop=stop)
+        if wrong := session.again():
+            raise TargetError(f"{target.name}: warm-up run: {wrong}")
+        # Whether the payload can be seen at all.
+        session.renew()
+        run_contest(session, injector_for(lock_plan("contend=2")), session.prepare(HOLDER))
+        session.renew()
+        with session.tracing(lambda stage, _, payload: crash_once_payload_runs(payload) if stage == "launch" else None):
+            session.run_crashed(session.prepare(SLEEPING), SLEEPING)
+        found = {one: [*find(host.root, target.filled(one, session.box))] for one in locks.files}
+        contents = {one: host.read(Path(paths[0])) for one, paths in found.items() if paths}
+    if absent := [one for one in locks.files if one not in contents]:
+        hint = f"mend locks.files in {target.path}"
+        raise TargetError(f"{target.name}: while its payload runs there is no {absent[0]}; {hint}")
+    return LockFacts(points, contents, queues=bool(locks.waiting))

@@ -1,0 +1,216 @@
+"""Which payloads run, seen from outside: by their processes, whatever the target says."""
+
+import contextlib
+import itertools
+import os
+import select
+import signal
+import threading
+import time
+from pathlib import Path
+
+import msgspec
+
+from leakcheck.submissions import Submission
+from leakcheck.trials.arena_host import ArenaHost
+
+# Seconds between two looks.
+_STEP = 0.002
+# Of the flags of a process, in field 9 of its stat: it exits, or a signal killed it (proc(5), linux/sched.h).
+_ENDING = 0x4 | 0x400
+_SIGKILL = 1 << (signal.SIGKILL - 1)
+# Seconds: of a payload's wait if nobody ends it, and its limit.
+_PAYLOAD_SECONDS = 60
+_WALL = 30
+
+
+def script(number: int) -> str:
+    """Return the script of a payload: it tells when it begins, waits, and tells when it ends."""
+    return f"echo begin $(date +%s%N); {' '.join(_sleep(number))}; echo end $(date +%s%N); exit 0"
+
+
+def _sleep(number: int) -> list[str]:
+    return ["sleep", f"{_PAYLOAD_SECONDS}.{number:03}"]
+
+
+def contender(number: int) -> Submission:
+    """Return the submission of a contender: it ends when the witness ends its payload's wait."""
+    return Submission(name=f"contender-{number}", program=("/bin/sh", "-c", script(number)), wall=_WALL)
+
+
+HOLDER = contender(0)
+"""The first one."""
+
+
+class Life(msgspec.Struct):
+    """A process of the payload of contender `number`: a pidfd, and when it was seen alive first and last (seconds).
+
+    `holds`: it is the one that waits, and the payload ends if it is ended.
+    """
+
+    number: int
+    pid: int
+    pidfd: int
+    first: float
+    last: float
+    holds: bool
+    over: bool = False
+    killed: bool = False
+
+
+class Witness(threading.Thread):
+    """Looks at the processes of an arena until `close`, and records which payloads run at the same time."""
+
+    def __init__(self, host: ArenaHost) -> None:
+        super().__init__(name="leakcheck-witness", daemon=True)
+        self._host = host
+        self._changed = threading.Condition()
+        self._expected: dict[bytes, tuple[int, bool]] = {}
+        self._lives: dict[int, Life] = {}
+        self._ended: set[int] = set()
+        self._closing = False
+        self.all: list[Life] = []
+        """Every process of a payload that was seen."""
+        self.overlaps: dict[tuple[int, int], float] = {}
+        """Pairs of contenders whose payloads ran at the same time, and when that was seen first."""
+        self.failure: BaseException | None = None
+
+    def expect(self, number: int) -> None:
+        """Look for the payload of contender `number`, too."""
+        shell = ["/bin/sh", "-c", script(number)]
+        with self._changed:
+            for argv, holds in ((shell, False), (_sleep(number), True)):
+                self._expected["\0".join([*argv, ""]).encode()] = number, holds
+
+    def run(self) -> None:
+        """Look until the end."""
+        try:
+            while not self._closing:
+                with self._changed:
+                    self._look()
+                    self._changed.notify_all()
+                time.sleep(_STEP)
+        except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits for it
+            with self._changed:
+                self.failure = error
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Stop looking, and close all descriptors."""
+        self._closing = True
+        if self.ident is not None:
+            self.join()
+        for life in self._lives.values():
+            os.close(life.pidfd)
+        self._lives.clear()
+
+    def saw(self, number: int) -> bool:
+        """Return whether the payload of `number` was ever seen."""
+        with self._changed:
+            self._check()
+            return any(life.number == number for life in self.all)
+
+    def holding(self) -> list[int]:
+        """Return whose payloads wait for their end, the first that began first."""
+        with self._changed:
+            self._check()
+            return [life.number for life in self._lives.values() if life.holds and not life.over]
+
+    def alive(self, number: int) -> bool:
+        """Return whether the payload of `number` was alive at the last look."""
+        with self._changed:
+            self._check()
+            return any(life.number == number and not life.over for life in self._lives.values())
+
+    def end(self, number: int) -> None:
+        """End the wait of the payload of `number`, now or once it begins: the rest of it follows by itself."""
+        with self._changed:
+            self._ended.add(number)
+            self._end()
+
+    def _end(self) -> None:
+        for life in self._lives.values():
+            if life.holds and life.number in self._ended:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(life.pidfd, signal.SIGKILL)
+                life.holds, life.killed = False, True
+
+    def window(self, number: int) -> tuple[float, float] | None:
+        """Return when the payload of `number` was seen alive first and last; None if never."""
+        with self._changed:
+            lives = [life for life in self.all if life.number == number]
+            return (min(one.first for one in lives), max(one.last for one in lives)) if lives else None
+
+    def _check(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def _look(self) -> None:
+        # A child of the shell becomes the one that waits.
+        known = {pid for pid, life in self._lives.items() if life.holds or life.killed}
+        for pid in self._host.pids() - known:
+            self._meet(pid)
+        self._end()
+        # Whoever is not over at the end of this was alive at its begin: all of these at the same time.
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        for life in [*self._lives.values()]:
+            if _readable(life.pidfd):
+                self._part(life)
+            else:
+                life.last = now
+        if len({life.number for life in self._lives.values()}) > 1:
+            running = {life.number for life in self._lives.values() if _runs_on(life)}
+            for pair in itertools.combinations(sorted(running), 2):
+                self.overlaps.setdefault(pair, now)
+
+    def _part(self, life: Life) -> None:
+        life.over = True
+        os.close(life.pidfd)
+        del self._lives[life.pid]
+
+    def _meet(self, pid: int) -> None:
+        if (found := self._expected.get(_arguments(pid))) is None or pid <= 1:
+            return
+        if (life := self._lives.get(pid)) is not None:
+            if not _readable(life.pidfd):
+                life.holds = found[1]
+                return
+            self._part(life)
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        # The pid may have been another's a moment ago.
+        if self._expected.get(_arguments(pid)) != found or _readable(pidfd):
+            os.close(pidfd)
+            return
+        number, holds = found
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        self._lives[pid] = life = Life(number, pid, pidfd, now, now, holds)
+        self.all.append(life)
+
+
+def _arguments(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
+
+
+def _readable(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _runs_on(life: Life) -> bool:
+    """Return whether it is alive, and no kill is on its way to it: such a process executes nothing any more."""
+    try:
+        fields = Path(f"/proc/{life.pid}/stat").read_text().rpartition(")")[2].split()
+        status = Path(f"/proc/{life.pid}/status").read_text()
+    except OSError:
+        return False
+    pending = [line.split()[1] for line in status.splitlines() if line.startswith(("SigPnd:", "ShdPnd:"))]
+    dying = fields[0] in "ZX" or int(fields[6]) & _ENDING or any(int(one, 16) & _SIGKILL for one in pending)
+    # Only now is it known that all this was of this process.
+    return not dying and not _readable(life.pidfd)

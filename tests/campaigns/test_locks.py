@@ -1,0 +1,194 @@
+"""`leakcheck locks`: who ran beside whom is seen by the payloads' processes, whatever the target says."""
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made import LEAKCHECK, target
+
+from injectors import parse
+from injectors.locks import lock_plan
+from leakcheck.campaigns import Locks, LocksOptions, Result
+from leakcheck.campaigns import run as run_campaign
+from leakcheck.errors import NotApplicableError, TargetError, UsageError
+from leakcheck.targets import Target, load
+from leakcheck.trials.executor import Ui
+from leakcheck.trials.runner import never
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+HOME = "/var/lib/locks-test"
+LOCK = f"{HOME}/box.lock"
+DIES = "setpriv --pdeathsig KILL unshare --pid --fork --kill-child"
+TABLE = f'state = ["{HOME}"]\nlocks = {{ files = ["{LOCK}"], busy = [9], within = 2 }}\n'
+# flock(1) holds the lock itself, and the payload does not inherit it.
+FLOCK = f'shift 2; mkdir -p {HOME}; exec flock -n -o -E 9 {LOCK} {DIES} "$@"'
+# Whoever has written its pid has the box, unless that process is dead.
+PID = f"""shift 2; mkdir -p {HOME}
+[ -s {LOCK} ] && kill -0 "$(cat {LOCK})" 2>/dev/null && exit 9
+echo $$ > {LOCK}; {DIES} "$@"; code=$?; rm -f {LOCK}; exit $code"""
+
+
+def made(tmp_path: Path, launch: str, more: str = TABLE, **options: str) -> Target:
+    return target(tmp_path, launch, more=more, **options)
+
+
+def run(of: Target, plan: str = "", **options: Any) -> Result:
+    if plan:
+        options = {"plan": parse(plan), "iterations": 1, **options}
+    return run_campaign(Locks(), of, LocksOptions(settle=0.1, **options))
+
+
+def outcomes(result: Result) -> set[str]:
+    return {finding.outcome for finding in result.findings}
+
+
+def shown(result: Result) -> str:
+    return "; ".join(f"{one.outcome} {one.plan}: {one.detail}" for one in result.findings)
+
+
+@pytest.mark.parametrize("plan", ["lock:contend=4", "lock:kill-holder", "lock:stop-holder", "lock:stop-kill-holder"])
+def test_a_lock_that_excludes_and_goes_with_its_holder_passes(tmp_path: Path, plan: str) -> None:
+    result = run(made(tmp_path, FLOCK), plan)
+    assert result.verdict == "clean", shown(result)
+    measured = {one.name: one.measured for one in result.criteria}
+    assert measured["contenders admitted"] >= 1
+    assert measured["contenders refused"] >= 2
+
+
+def test_two_payloads_in_one_box_are_a_split_brain_though_each_has_its_status(tmp_path: Path) -> None:
+    result = run(made(tmp_path, f'shift 2; mkdir -p {HOME}; touch {LOCK}; exec "$@"'), "lock:contend=3")
+    assert outcomes(result) == {"split-brain"}, shown(result)
+    (finding,) = result.findings
+    assert "the payloads of contenders 0 and 1 ran in one box at the same time" in finding.detail
+    assert "--plan lock:contend=3" in finding.replay
+    assert result.verdict == "leaked"
+    assert result.failed == ["contests with two payloads in one box at once"]
+
+
+def test_a_lock_whose_file_was_replaced_keeps_nobody_out(tmp_path: Path) -> None:
+    result = run(made(tmp_path, FLOCK), f"lock:{LOCK}:inode,held")
+    assert outcomes(result) == {"split-brain"}, shown(result)
+    assert run(made(tmp_path, FLOCK), f"lock:{LOCK}:garbage,held").verdict == "clean"
+
+
+def test_a_payload_that_outlives_its_killed_supervisor_beside_the_next_one_is_a_split_brain(tmp_path: Path) -> None:
+    survives = f'shift 2; mkdir -p {HOME}; exec flock -n -o -E 9 {LOCK} setsid "$@"'
+    result = run(made(tmp_path, survives), "lock:kill-holder")
+    assert "split-brain" in outcomes(result), shown(result)
+
+
+def test_a_lock_that_is_known_by_its_pid_alone_is_stale_for_good_once_the_pid_is_reused(tmp_path: Path) -> None:
+    assert "wedged" not in outcomes(run(made(tmp_path, PID), "lock:kill-holder"))
+    result = run(made(tmp_path, PID), "lock:reuse-pid")
+    assert "wedged" in outcomes(result), shown(result)
+    assert "the box of a killed holder was not free again in 2 s" in shown(result)
+
+
+def test_a_refusal_that_is_not_declared_is_a_wrong_status(tmp_path: Path) -> None:
+    result = run(made(tmp_path, FLOCK.replace("-E 9", "-E 8")), "lock:contend=2")
+    assert outcomes(result) == {"false-status"}, shown(result)
+    assert "was neither admitted nor refused as the adapter's locks say; status RE" in shown(result)
+    words = TABLE.replace("busy = [9]", 'words = ["in use"]')
+    says = f"{FLOCK.replace('exec ', '').replace('-E 9', '-E 8')} || exit $(echo in use >&2; echo 8)"
+    assert run(made(tmp_path, says, words, name="says"), "lock:contend=2").verdict == "clean"
+
+
+def test_a_launch_that_waits_is_admitted_later_and_one_that_gives_up_is_wrong(tmp_path: Path) -> None:
+    waits = TABLE.replace("busy = [9], ", "")
+    assert run(made(tmp_path, FLOCK.replace("-n ", ""), waits), "lock:contend=3").verdict == "clean"
+    gives_up = run(made(tmp_path, FLOCK, waits, name="gives-up"), "lock:contend=3")
+    assert outcomes(gives_up) == {"false-status"}, shown(gives_up)
+
+
+def test_a_lock_that_an_operator_has_to_mend_is_wedged(tmp_path: Path) -> None:
+    result = run(made(tmp_path, FLOCK), f"lock:{LOCK}:loop,free")
+    assert "wedged" in outcomes(result), shown(result)
+    mends = run(
+        made(tmp_path, FLOCK, recover=f"[ -f {LOCK} ] || rm -rf {LOCK}", name="mends"), f"lock:{LOCK}:loop,free"
+    )
+    assert outcomes(mends) <= {"bounded", "recovered"}, shown(mends)
+
+
+def test_a_target_without_locks_is_not_applicable_and_never_a_pass(tmp_path: Path) -> None:
+    without = target(tmp_path, 'exec "$@"')
+    with pytest.raises(NotApplicableError, match=r"declares no locks; .* say in \[locks\] of"):
+        run_campaign(Locks(), without, LocksOptions())
+    done = subprocess.run(
+        [*LEAKCHECK, "locks", "--target", str(without.path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "not applicable" in done.stderr
+
+
+def test_a_lock_file_that_is_never_there_is_said_before_the_first_trial(tmp_path: Path) -> None:
+    wrong = made(tmp_path, FLOCK, TABLE.replace("box.lock", "no.lock"))
+    with pytest.raises(TargetError, match=r"there is no .*no\.lock; mend locks\.files"):
+        run_campaign(Locks(), wrong, LocksOptions())
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"host": True}, "--host: runs contend"),
+        ({"plan": parse("normal")}, "no plan of a lock"),
+        ({"contenders": 1}, "--contenders 1: give 2 to 64"),
+        ({"contenders": 65}, "--contenders 65: give 2 to 64"),
+    ],
+)
+def test_an_impossible_option_is_refused(options: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(UsageError, match=wrong):
+        LocksOptions(**options).check()
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ('files = ["run/x"]', "locks.files.*'run/x' is not absolute"),
+        ('files = ["/run/a b"]', "locks.files.*' ' cannot stand in it"),
+        ("busy = [0]", "locks.busy.*0: give exit codes from 1 to 255"),
+        ('words = [""]', "locks.words.*an empty word"),
+        ('waiting = ["/bin/true"]', "locks.waiting.*has no {program}"),
+        ('shared = ["/run"]', "locks.shared.*give a path below {work}/"),
+        ("within = nan", "locks.within.*give seconds above 0"),
+    ],
+)
+def test_a_wrong_declaration_names_the_field(tmp_path: Path, field: str, wrong: str) -> None:
+    with pytest.raises(UsageError, match=wrong):
+        made(tmp_path, FLOCK, f"locks = {{ {field} }}")
+
+
+@pytest.mark.parametrize(
+    "plan", ["lock:contend=8", "lock:kill-holder,waiting", "lock:recover-holder", "lock:reuse-pid"]
+)
+def test_refbox_keeps_its_boxes_apart(plan: str) -> None:
+    result = run(load("refbox"), plan)
+    assert result.verdict == "clean", shown(result)
+
+
+@pytest.mark.parametrize("damage", ["inode,held", "missing,held", "directory,free", "dangling,stale", "fifo,held"])
+def test_refbox_mends_its_lock_file_by_itself(damage: str) -> None:
+    result = run(load("refbox"), f"lock:/run/refbox/box-{{box}}.lock:{damage}")
+    assert result.verdict == "clean", shown(result)
+    assert outcomes(result) <= {"bounded"}, shown(result)
+
+
+@pytest.mark.slow  # 80 trials take most of a minute
+def test_refbox_passes_the_quick_profile() -> None:
+    result = run(load("refbox"), profile="quick")
+    assert result.verdict == "clean", shown(result)
+    assert result.trials >= 70
+
+
+def test_the_quick_profile_has_each_kind_and_the_full_one_at_least_200() -> None:
+    facts = Locks().prepare(load("refbox"), LocksOptions(), Ui(), never)
+    full = {str(plan) for plan in Locks().plans(LocksOptions(), facts)}
+    quick = {str(plan) for plan in Locks().plans(LocksOptions(profile="quick"), facts)}
+    assert len(full) >= 200
+    assert str(lock_plan("contend=64", waiting=True)) in full
+    assert max(int(one.partition("=")[2].partition(",")[0]) for one in full if one.startswith("lock:contend")) == 64
+    assert len(quick) < len(full) / 2
+    few = Locks().plans(LocksOptions(contenders=5), facts)
+    assert max(int(str(one).partition("=")[2].partition(",")[0]) for one in few if "contend" in str(one)) == 5
