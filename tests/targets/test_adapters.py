@@ -11,7 +11,7 @@ from leakcheck.errors import TargetError, UsageError
 from leakcheck.renamed import RenamedWarning
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Box, Reply, Target, builtin, executables, load
-from leakcheck.targets.adapter import Adapter, Damage, File, Locks, Needs, Probe, StatusReading
+from leakcheck.targets.adapter import Adapter, Damage, Exhaustion, File, Locks, Needs, Probe, StatusReading
 from leakcheck.targets.executables import binds, find
 from leakcheck.trials import open_host
 
@@ -215,11 +215,12 @@ def test_the_documentation_has_a_row_for_every_field_and_for_no_other() -> None:
         ("status.", StatusReading),
         ("probe.", Probe),
         ("damage.", Damage),
+        ("exhaustion.", Exhaustion),
         ("locks.", Locks),
     ):
         for field in msgspec.structs.fields(kind):
             # A table has a row for each of its fields.
-            if field.name not in ("needs", "files", "status", "probe", "damage", "locks") or prefix:
+            if field.name not in ("needs", "files", "status", "probe", "damage", "exhaustion", "locks") or prefix:
                 default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory
                 empty = [] if default is list else {} if default is dict else default
                 fields[prefix + field.name] = "required" if field.required else f"`{json.dumps(empty)}`"
