@@ -8,11 +8,13 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
+from injectors import injector_for
+from injectors.locks import lock_plan
 from injectors.timed import ended
 from leakcheck.deliver import notify
 from leakcheck.errors import TargetError, UsageError
@@ -20,15 +22,18 @@ from leakcheck.printable import printable
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Availability, Reply, Target
 from leakcheck.trials import open_host
+from leakcheck.trials.contest import run_contest
+from leakcheck.trials.history import judge
 from leakcheck.trials.output import last_words, memory
 from leakcheck.trials.payload import SLEEPING, payload_runs, state_files
 from leakcheck.trials.preflight import run_probe
 from leakcheck.trials.session import Session
+from leakcheck.trials.witness import HOLDER
 
 __all__ = ["CHECKS", "Finding", "check", "tried"]
 
-CHECKS = ("probe", *BUILTIN, "recovery")
-"""The checks that `check` runs, in order."""
+CHECKS = ("probe", *BUILTIN, "recovery", "locks")
+"""The checks that `check` runs, in order; `locks` only in an arena, of a target that declares some."""
 
 _START = 20.0
 # A path in a message, in a directory that an arena replaces.
@@ -59,7 +64,8 @@ def check(target: Target, only: Sequence[str] = CHECKS, *, live: bool = False) -
     findings: list[Finding] = []
     with open_host(target, 0, live=live) as host:
         session = Session(target, host)
-        for one in only:
+        locks = host.apart and target.adapter.locks is not None
+        for one in (one for one in only if locks or one != "locks"):
             began = time.monotonic()
             try:
                 detail = _detail(session, one, starts=any(found.check == "ok" and found.passed for found in findings))
@@ -77,6 +83,8 @@ def check(target: Target, only: Sequence[str] = CHECKS, *, live: bool = False) -
 def _detail(session: Session, one: str, *, starts: bool) -> str:
     if one == "probe":
         return _probe(session)
+    if one == "locks":
+        return _locks(session)
     return _recovery(session) if one == "recovery" else _submission(session, BUILTIN[one], starts=starts)
 
 
@@ -130,8 +138,7 @@ def _recovery(session: Session) -> str:
             if time.monotonic() > until:
                 break
         alone = ended(supervisor, 0)
-        declared = session.target.adapter.state_files if session.host.apart else []
-        absent = [path for path in declared if not state_files(session, path)]
+        absent = [*_absent(session)] if session.host.apart else []
         supervisor.send_signal(signal.SIGKILL)
         code = session.wait(supervisor, 0, argv[0])
         if not reached:
@@ -140,7 +147,32 @@ def _recovery(session: Session) -> str:
     wrong = session.recover() or session.recover() or _submission(session, BUILTIN["ok"])
     if wrong:
         return f"after the kill: {wrong}"
-    return f"state_files: while the payload ran there was no {absent[0]}" if absent else ""
+    return absent[0] if absent else ""
+
+
+def _absent(session: Session) -> Iterator[str]:
+    """Yield that a declared file is not there while the payload runs."""
+    adapter = session.target.adapter
+    declared = [("state_files", path) for path in adapter.state_files]
+    declared += [("locks.files", path) for path in (adapter.locks.files if adapter.locks else ())]
+    for field, path in declared:
+        if not state_files(session, path):
+            yield f"{field}: while the payload ran there was no {path}"
+
+
+def _locks(session: Session) -> str:
+    """Let two runs contend for the box, and others come after its holder was killed."""
+    for action in ("contend=2", "kill-holder"):
+        session.renew()
+        injector = injector_for(lock_plan(action))
+        evidence, history = run_contest(session, injector, session.prepare(HOLDER))
+        if broken := [what for _, what in judge(history)]:
+            return f"{injector.plan}: {'; '.join(broken)}"
+        if not evidence.fired:
+            return f"{injector.plan}: the payload was not seen to run, so that it could not be killed"
+        if wrong := session.recover():
+            return f"after {injector.plan}: {wrong}"
+    return ""
 
 
 def _hidden(session: Session, words: Sequence[str]) -> str:

@@ -43,6 +43,10 @@ summary = {summary}
 # Paths of the machine that the sandbox owns: it may change there what existed before.
 # state = ["/var/lib/{name}"]
 
+# How two runs are kept out of one box, if boxes are used again: lock files, and the exit code of a launch that finds
+# its box in use. leakcheck locks lets runs contend for one.
+# locks = {{ files = ["/run/{name}/{{box}}.lock"], busy = [3] }}
+
 # The payload checks that the isolation is on, and leakcheck check says what holds here. namespaces: types whose link
 # in /proc/self/ns differs inside. hidden = true: it does not find a file in the outside's /tmp. unreadable = true: it
 # cannot read that file (Landlock). seccomp = true: it has a seccomp filter.

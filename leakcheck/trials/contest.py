@@ -140,15 +140,34 @@ class Contest:
 
     def take_pid(self) -> bool:
         """Start a process that has the pid of the holder, which has ended; return whether it got it."""
+        # The number is in use as long as anything of its session is dying.
+        until = time.monotonic() + HELD
+        while self._pid > 1 and time.monotonic() < until:
+            if self._bystander() == self._pid:
+                return True
+            self._end_bystanders()
+            time.sleep(_PAUSE)
+        return False
+
+    def _bystander(self) -> int:
+        """Start a process that gets the holder's pid if that is free; return its pid."""
         output = os.memfd_create("leakcheck-bystander")
         words = 'echo $(($1 - 1)) > /proc/sys/kernel/ns_last_pid && { sleep 600 & echo "$!"; wait; }'
         try:
             process = self._host.start(["/bin/sh", "-c", words, "sh", str(self._pid)], {}, output)
             self._bystanders.append(process)
-            self._crowd.until(lambda: bool(text(output).strip()) or ended(process, 0), HELD)
-            return self._pid > 1 and text(output).strip() == str(self._pid)
+            self._crowd.until(lambda: text(output).endswith("\n") or ended(process, 0), HELD)
+            said = text(output).strip()
+            return int(said) if said.isdecimal() else 0
         finally:
             os.close(output)
+
+    def _end_bystanders(self) -> None:
+        while self._bystanders:
+            process = self._bystanders.pop()
+            kill(process, functools.partial(descendants, process), "tree")
+            process.wait(HELD)
+            process.close()
 
     def lock_files(self, declared: str) -> list[str]:
         """Return the paths that exist of what the adapter's ``locks.files`` calls `declared`."""
@@ -188,10 +207,7 @@ class Contest:
         finally:
             for one in self._crowd.all:
                 self._witness.end(one.number)
-            for process in self._bystanders:
-                kill(process, functools.partial(descendants, process), "tree")
-                process.wait(HELD)
-                process.close()
+            self._end_bystanders()
             self._witness.close()
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from injectors import parse
 from injectors.locks import lock_plan
 from leakcheck.campaigns import Locks, LocksOptions, Result
 from leakcheck.campaigns import run as run_campaign
+from leakcheck.conformance import check
 from leakcheck.errors import NotApplicableError, TargetError, UsageError
 from leakcheck.targets import Target, load
 from leakcheck.trials.executor import Ui
@@ -173,6 +174,15 @@ def test_refbox_mends_its_lock_file_by_itself(damage: str) -> None:
     result = run(load("refbox"), f"lock:/run/refbox/box-{{box}}.lock:{damage}")
     assert result.verdict == "clean", shown(result)
     assert outcomes(result) <= {"bounded"}, shown(result)
+
+
+def test_the_check_of_an_adapter_covers_its_locks(tmp_path: Path) -> None:
+    assert all(one.passed for one in check(made(tmp_path, FLOCK), ["locks", "recovery"]))
+    (finding,) = check(made(tmp_path, f'shift 2; mkdir -p {HOME}; touch {LOCK}; exec "$@"', name="none"), ["locks"])
+    assert "lock:contend=2: the payloads of contenders 0 and 1 ran in one box at the same time" in finding.detail
+    (finding,) = check(made(tmp_path, FLOCK, TABLE.replace("box.lock", "no.lock"), name="no"), ["recovery"])
+    assert finding.detail == f"locks.files: while the payload ran there was no {HOME}/no.lock"
+    assert check(target(tmp_path, 'exec "$@"'), ["locks"]) == []
 
 
 @pytest.mark.slow  # 80 trials take most of a minute
