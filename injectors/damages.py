@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
 
-__all__ = ["NONE", "PLACES", "content_damages", "damaged", "is_damage"]
+__all__ = ["CUTS", "MOVES", "NONE", "PLACES", "WHOLE", "content_damages", "damaged", "is_damage", "kind_of"]
 
 NONE = "none"
 """No damage: what the kill alone leaves."""
 PLACES = ("missing", "directory", "fifo", "dangling", "loop", "mode=0", "mode=777", "owner=65534")
 """What is done to the name, not to the content: nothing is there, or something else, or it is another's."""
+MOVES = ("undone", "both", "left")
+"""Halves of a rename: only the old name, both names, and the old name with half of what was written to it."""
+CUTS = ("posix", "ext4")
+"""What of a run is on the disk after a power cut: as POSIX allows, or as ext4 does."""
 
 _MIB = 1 << 20
 _DEEP = 100_000
@@ -24,6 +28,9 @@ _DEEP = 100_000
 _VALUES = ("drop", "null", "retype", "huge", "less", "more", "negative", "unknown")
 _POINTER = re.compile(r"(/[^/]*)*")
 _BITS = 8
+# After a change of the run's, from 1; with the bytes of it that were written.
+_MOMENT = re.compile(r"[1-9]\d{0,5}(\.\d{1,6})?")
+_CUT = re.compile(rf"({'|'.join(CUTS)})\.\d{{1,6}}\.\d{{1,6}}")
 Pointer: TypeAlias = tuple[str, ...]
 
 
@@ -34,9 +41,20 @@ def is_damage(word: str) -> bool:
         return True
     if name in ("truncate", "insert", "zeros"):
         return where.isdecimal()
+    if name == "at":
+        return _MOMENT.fullmatch(where) is not None
+    if name in MOVES:
+        return where.isdecimal() and int(where) > 0
+    if name == "cut":
+        return _CUT.fullmatch(where) is not None
     if name == "flip":
         return re.fullmatch(r"\d+\.[0-7]", where) is not None
     return bool(equals) and name in _VALUES and _POINTER.fullmatch(where) is not None
+
+
+def kind_of(word: str) -> str:
+    """Return the name of a damage, without its place."""
+    return word.partition("=")[0]
 
 
 def content_damages(content: bytes, most: int) -> Iterator[str]:
@@ -69,6 +87,15 @@ def damaged(content: bytes, word: str) -> bytes | None:
     return None if made == content else made
 
 
+def _duplicate(content: bytes) -> bytes:
+    """Return a document whose first key comes twice: readers take the first, the last, or neither."""
+    document = _document(content)
+    if not isinstance(document, dict) or not document:
+        return content
+    key = json.dumps(next(iter(document)))
+    return b"{" + key.encode() + b":null," + content.lstrip()[1:]
+
+
 def _garbage(content: bytes) -> bytes:
     return random.Random(0).randbytes(max(1, len(content)))  # noqa: S311 - any bytes do
 
@@ -79,6 +106,8 @@ _WHOLE: Mapping[str, Callable[[bytes], bytes]] = {
     "nested": lambda _: b"[" * _DEEP,
     "twice": lambda content: content + content,
     "oversized": lambda content: content + b" " * (16 * _MIB),
+    "duplicate": lambda content: _duplicate(content),
+    "crlf": lambda content: content.replace(b"\n", b"") + b"\r\n",
     "bom": lambda content: b"\xef\xbb\xbf" + content,
     "utf16": lambda content: content.decode("latin-1").encode("utf-16"),
 }
@@ -179,3 +208,7 @@ def _spread(places: range, most: int) -> Iterator[int]:
     """Yield at most `most` of the places, evenly from the first to the last."""
     count = min(most, len(places))
     return (places[at * (len(places) - 1) // max(1, count - 1)] for at in range(count))
+
+
+WHOLE = tuple(_WHOLE)
+"""Damages to the whole content."""

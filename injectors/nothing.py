@@ -7,6 +7,7 @@ from injectors.protocol import (
     ActsBetween,
     Contends,
     Contest,
+    Continues,
     Evidence,
     Exhausts,
     FailsCalls,
@@ -54,6 +55,7 @@ class Checked:
         self._inner: Injector | None = inner
         self.plan, self.may_miss = plan, inner.may_miss
         self.harmless = isinstance(inner, Nothing)
+        self.continues = self.harmless or (isinstance(inner, Continues) and inner.continues)
         self.arena_options = dict(inner.arena_options()) if isinstance(inner, ShapesArena) else {}
         self.launch_env = dict(inner.launch_env()) if isinstance(inner, ShapesLaunch) else {}
         traces = inner if isinstance(inner, Traces) else None

@@ -14,6 +14,7 @@ __all__ = [
     "ActsBetween",
     "Contends",
     "Contest",
+    "Continues",
     "Evidence",
     "Exhausts",
     "FailsCalls",
@@ -126,6 +127,9 @@ class Trial(Keeps, Protocol):
     def fired(self) -> bool:
         """Return whether the tracer of the run reported that the fault happened."""
 
+    def reports(self) -> Sequence[Mapping[str, Any]]:
+        """Return what the tracer reported of the launch."""
+
     def state_files(self, declared: str) -> Sequence[str]:
         """Return the paths, as commands see them, that exist of what the adapter's ``state_files`` calls `declared`."""
 
@@ -236,6 +240,13 @@ class Contends(Protocol):
 
     def contend(self, contest: Contest) -> Evidence:
         """Start the runs, act on them, and return once all have ended."""
+
+
+@runtime_checkable
+class Continues(Protocol):
+    """Optional interface: if `continues`, the run goes on after the fault, and what follows a normal end follows."""
+
+    continues: bool
 
 
 @runtime_checkable

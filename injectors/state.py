@@ -1,7 +1,9 @@
-"""The damage to a file of state: ``state:FILE:DAMAGE``.
+"""The damage to a file of state: ``state:FILE:DAMAGE,sleeping``, ``state:FILE:DAMAGE,living`` or ``state:FILE:DAMAGE``.
 
-The supervisor is killed once the payload runs. Then FILE, as ``state_files`` of the adapter has it, is damaged, and the
-target's recovery finds it so. `injectors.damages` has the damages.
+FILE is as `state_files` of the adapter has it. `injectors.damages` has the damages. The supervisor is killed once the
+payload runs, then FILE is damaged, and the target's recovery finds it so. With ``living``, the supervisor lives, and
+the run ends by its wall limit. ``at=N`` and the halves of a rename kill it right after the N-th change of FILE's
+directory. After a power cut (``cut``), nothing runs.
 """
 
 import os
@@ -9,24 +11,33 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
-from injectors.crash import Stage, crash_once_payload_runs, wait_for_kill
-from injectors.damages import NONE, PLACES, damaged, is_damage
+from injectors.crash import Point, Stage, crash_once_payload_runs, request, wait_for_kill
+from injectors.damages import MOVES, NONE, PLACES, damaged, is_damage, kind_of
+from injectors.history import Event, history_of, torn, watched
 from injectors.plan import Plan
 from injectors.protocol import Evidence, Keeps, Trial
+from injectors.timed import ended
 from leakcheck.errors import UsageError
 
-__all__ = ["State", "damage_file", "state_plan"]
+__all__ = ["State", "damage_file", "happens_in", "state_plan"]
 
 _FORM = "give state:FILE:DAMAGE, FILE as in the adapter's state_files"
+_STEP_MS = 2
 
 
-def state_plan(file: str, damage: str) -> Plan:
-    """Return the plan of a `damage` to a state file, as the adapter names it."""
-    return Plan("state", f"{file}:{damage}", ("sleeping",))
+def happens_in(damage: str) -> str:
+    """Return the flag of a damage: none if it has an instant of its own."""
+    return "" if kind_of(damage) in ("at", "cut", *MOVES) else "sleeping"
+
+
+def state_plan(file: str, damage: str, *, living: bool = False) -> Plan:
+    """Return the plan of a `damage` to a state file, as the adapter names it; with `living`, its supervisor lives."""
+    flag = "living" if living else happens_in(damage)
+    return Plan("state", f"{file}:{damage}", (flag,) if flag else ())
 
 
 class State:
-    """Damages a state file that a killed supervisor left."""
+    """Damages a state file, which a killed supervisor left or a living one has."""
 
     kinds: ClassVar[tuple[str, ...]] = ("state",)
     may_miss = False
@@ -35,6 +46,9 @@ class State:
 
     def __init__(self, plan: Plan, file: str, damage: str) -> None:
         self.plan, self.file, self.damage = plan, file, damage
+        self.continues = plan.flags == ("living",)
+        self._place = damage.partition("=")[2]
+        self._timed = kind_of(damage) in ("at", *MOVES)
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
@@ -44,23 +58,112 @@ class State:
             raise UsageError(f"plan {str(plan)!r}: it names no file; {_FORM}")
         if not is_damage(damage):
             raise UsageError(f"plan {str(plan)!r}: {damage!r} is no damage; {_FORM}")
-        if plan.flags != ("sleeping",):
-            raise UsageError(f"plan {str(plan)!r}: its payload sleeps until the kill; give the flag sleeping, no other")
+        usual = happens_in(damage)
+        if usual and plan.flags not in ((usual,), ("living",)):
+            raise UsageError(f"plan {str(plan)!r}: give the flag sleeping, no other, or living")
+        if not usual and plan.flags:
+            raise UsageError(f"plan {str(plan)!r}: {kind_of(damage)} has an instant of its own, and no flag")
         return cls(plan, file, damage)
 
     def trace(self, stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
-        """Return how a command is traced: the launch's supervisor is killed once the payload runs."""
-        return crash_once_payload_runs(payload) if (stage, number) == (self.stage, 0) else None
+        """Return how a command is traced: the launch's supervisor is killed at the instant of the damage."""
+        if (stage, number) != (self.stage, 0) or self.continues or kind_of(self.damage) == "cut":
+            return None
+        if not self._timed:
+            return crash_once_payload_runs(payload)
+        change = Point("launch", "", "change", "", int(self._place.partition(".")[0]))
+        asked = request(0, payload, change, "after", "supervisor", quiesced=False)
+        return {**asked, "files": [watched(self.file)]}
 
     def apply(self, trial: Trial) -> Evidence:
-        """Wait until the supervisor has been killed."""
-        over = wait_for_kill(trial)
-        return Evidence(fired=trial.fired(), when_ms=None if over else trial.elapsed_ms)
+        """Wait until the supervisor has been killed; or until the payload runs, and damage the file."""
+        if kind_of(self.damage) == "cut":
+            return Evidence(fired=False)
+        if not self.continues:
+            over = wait_for_kill(trial)
+            return Evidence(fired=trial.fired(), when_ms=None if over else trial.elapsed_ms)
+        while not trial.payload_runs():
+            if ended(trial.supervisor, _STEP_MS):
+                return Evidence(fired=False)
+        return Evidence(fired=self._damage_all(trial), when_ms=trial.elapsed_ms)
 
     def between(self, trial: Trial) -> bool:
         """Damage every file that the adapter's name stands for; return whether there was one to damage."""
+        if self.continues:
+            return True
+        if not self._timed:
+            return self._damage_all(trial)
+        history = history_of(trial.reports())
+        number, _, length = self._place.partition(".")
+        if history is None:
+            return False
+        found = [event for event in history.events if event.change == int(number)]
+        if not found:
+            return False
+        if self.damage.startswith("at="):
+            return not length or _tear(trial, found[0], int(length))
+        return _halve(trial, found[0], kind_of(self.damage))
+
+    def _damage_all(self, trial: Trial) -> bool:
         done = [damage_file(trial, path, self.damage) for path in trial.state_files(self.file)]
         return any(done)
+
+
+def _tear(trial: Trial, event: Event, length: int) -> bool:
+    """Leave only the first bytes of what a change wrote."""
+    done = False
+    for path, old, new in event.written():
+        directory, _, name = path.rpartition("/")
+        with trial.directory(directory or "/") as at:
+            _rewrite(at, name, torn(old, new, length))
+            done = True
+    return done
+
+
+def _halve(trial: Trial, event: Event, how: str) -> bool:
+    """Leave half of a rename."""
+    for old, new in event.moved:
+        if event.files[new].kind != "file":
+            continue
+        with (
+            trial.directory(old.rpartition("/")[0] or "/") as source,
+            trial.directory(new.rpartition("/")[0] or "/") as to,
+        ):
+            was, name = old.rpartition("/")[2], new.rpartition("/")[2]
+            replaced = event.before.get(new)
+            if how == "undone":
+                os.rename(name, was, src_dir_fd=to, dst_dir_fd=source)
+                if replaced is not None and replaced.content is not None:
+                    _create(to, name, replaced.content, replaced.mode)
+            elif how == "both":
+                os.link(name, was, src_dir_fd=to, dst_dir_fd=source, follow_symlinks=False)
+            else:
+                content = event.files[new].content or b""
+                _create(source, was, content[: len(content) // 2], event.files[new].mode)
+        return True
+    return False
+
+
+def _create(at: int, name: str, content: bytes, mode: int) -> None:
+    file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode, dir_fd=at)
+    try:
+        _write(file, content)
+    finally:
+        os.close(file)
+
+
+def _rewrite(at: int, name: str, content: bytes) -> None:
+    file = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    try:
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            os.ftruncate(file, 0)
+            _write(file, content)
+    finally:
+        os.close(file)
+
+
+# More of a file is not read: it has another damage only if it is no state file.
+_MOST_BYTES = 64 << 20
 
 
 def damage_file(trial: Keeps, path: str, damage: str) -> bool:
@@ -81,8 +184,9 @@ def damage_file(trial: Keeps, path: str, damage: str) -> bool:
             return True
         file = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
         try:
-            content = os.pread(file, os.fstat(file).st_size, 0)
-            if (new := damaged(content, damage)) is None:
+            size = os.fstat(file).st_size
+            content = os.pread(file, size, 0) if size <= _MOST_BYTES else None
+            if content is None or (new := damaged(content, damage)) is None:
                 return False
             os.ftruncate(file, 0)
             _write(file, new)

@@ -23,7 +23,9 @@ from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
 
 # Operations that are points of `crash --points all` only.
-_FREQUENT = frozenset(["write", "send", "connect", "io_submit", "semop", "msgsnd", "msgrcv", "mq_send", "mq_receive"])
+_FREQUENT = frozenset(
+    ["write", "sync", "send", "connect", "io_submit", "semop", "msgsnd", "msgrcv", "mq_send", "mq_receive"]
+)
 _DELAY_MS = 100
 # Runs without a lie to compare with, of each stage.
 _HONEST = 2

@@ -3,12 +3,13 @@
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from injectors import Plan
-from injectors.damages import NONE, PLACES, content_damages
+from injectors.damages import CUTS, MOVES, NONE, PLACES, WHOLE, content_damages, damaged, kind_of
 from injectors.state import state_plan
 from leakcheck.campaigns.campaign import Check, Judged, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, reached, stated, zero
@@ -18,15 +19,21 @@ from leakcheck.campaigns.trial_campaign import TrialCampaign
 from leakcheck.errors import NotApplicableError, UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case, case_of
+from leakcheck.trials.disk import unsynced
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.outcome import FAILING, OUTCOMES
+from leakcheck.trials.power import Cut, WithCuts, cuts
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.state_files import record_state_files
+from leakcheck.trials.state_history import moments, record_history
 from leakcheck.trials.trial import Trial
 
 # Lengths, and bits, of a file that are tried, by profile.
 _PLACES_OF = {"quick": 12, "full": 512}
 _REPLAYS = 20
+_T = TypeVar("_T")
+DISTRUSTED = "power cuts after which it does not trust its own state"
+EARLY = "resources made before the state that names them was on the disk"
 UNTOLD = "damages that the target's log does not tell of"
 _ALONE = "a kill leaves it without any damage, too"
 
@@ -49,46 +56,92 @@ class StateOptions(TrialOptions, frozen=True, kw_only=True):
             raise UsageError(f"--plan {self.plan}: no plan of a damage, state:FILE:DAMAGE,sleeping")
 
 
+class Facts(msgspec.Struct, frozen=True):
+    """What is known before the trials.
+
+    By state file as the adapter names it: its content, and the damages that have an instant of their own. What power
+    cuts leave, by plan. What was made `early`: before the state that names it was on the disk.
+    """
+
+    contents: Mapping[str, bytes] = {}
+    moments: dict[str, list[str]] = {}
+    cuts: dict[Plan, Cut] = {}
+    early: list[str] = []
+    notes: list[str] = []
+
+
 class State(TrialCampaign[StateOptions]):
     """Kills the supervisor while its payload runs, damages a state file, recovers, and runs the next submissions."""
 
     name = "state"
     question = "Does a target notice damage to its own state, and work on all the same?"
     options = StateOptions
+    _cuts: Mapping[Plan, Cut] = MappingProxyType({})
 
-    def prepare(self, target: Target, options: StateOptions, ui: Ui, stop: Stop) -> Mapping[str, bytes]:
-        """Record what the state files contain."""
+    def prepare(self, target: Target, options: StateOptions, ui: Ui, stop: Stop) -> Facts:
+        """Record what the state files contain, and each change of them in an honest run."""
         if not target.adapter.state_files:
             raise NotApplicableError(
                 f"not applicable: {target.name} declares no state file; "
                 f"if it keeps one, name it in state_files of {target.path}"
             )
-        if options.plan is not None:
-            return {}
-        contents = record_state_files(target, stop)
-        for declared, content in contents.items():
-            ui.log(f"state file {declared}: {len(content)} bytes")
-        return contents
+        if options.plan is not None and _name(options.plan) != "cut":
+            return Facts()
+        contents = record_state_files(target, stop) if options.plan is None else {}
+        recorded = [record_history(target, stop) for _ in range(1 if options.plan else 2)]
+        facts = Facts(contents, notes=recorded[0].notes)
+        for declared in target.adapter.state_files:
+            if declared in contents:
+                ui.log(f"state file {declared}: {len(contents[declared])} bytes")
+            facts.moments[declared] = [] if options.plan else moments(recorded[0], recorded[1], declared)
+            facts.cuts.update(cuts(target, recorded[0], declared))
+            if target.adapter.damage.disk and declared in recorded[0].all:
+                history = recorded[0].all[declared]
+                facts.early.extend(unsynced(history, history.lineage(recorded[0].names[declared])))
+        for note in facts.notes:
+            ui.log(note)
+        self._cuts = facts.cuts
+        if options.plan is not None and options.plan not in facts.cuts:
+            raise UsageError(
+                f"--plan {options.plan}: in a run there is no such instant, or what a power cut leaves is the same"
+            )
+        return facts
 
-    def plans(self, options: StateOptions, facts: Mapping[str, bytes]) -> Sequence[Plan]:
+    def executor(self, target: Target, options: StateOptions, ui: Ui, stop: Stop) -> WithCuts:
+        """Return the executor of the trials."""
+        made = WithCuts(target, ui, stop, jobs=options.jobs, live=options.live, settle=options.settle)
+        made.cuts = self._cuts
+        return made
+
+    def plans(self, options: StateOptions, facts: Facts) -> Sequence[Plan]:
         """Return the plans that the options ask for."""
         if options.plan is not None:
             return [options.plan] * (options.iterations or _REPLAYS)
+        places = _PLACES_OF[options.profile]
         plans = [
             state_plan(declared, damage)
-            for declared, content in facts.items()
-            for damage in (*PLACES, *content_damages(content, _PLACES_OF[options.profile]))
+            for declared, content in facts.contents.items()
+            for damage in (*PLACES, *content_damages(content, places), *_some(facts.moments[declared], places))
         ]
+        living = [*PLACES, *WHOLE, "truncate=1"]
+        plans += [
+            state_plan(declared, damage, living=True)
+            for declared, content in facts.contents.items()
+            for damage in _some(living, places)
+            if damage in PLACES or damaged(content, damage) is not None
+        ]
+        for model in CUTS:
+            plans += _some([plan for plan in facts.cuts if f":cut={model}." in str(plan)], places)
         if options.iterations and options.iterations < len(plans):
             plans = random.Random(options.seed).sample(plans, options.iterations)  # noqa: S311 - it draws cases
         # What a kill alone leaves is no effect of a damage.
-        return [state_plan(declared, NONE) for declared in facts] + plans
+        return [state_plan(declared, NONE) for declared in facts.contents] + plans
 
-    def cases(self, target: Target, options: StateOptions, facts: Mapping[str, bytes]) -> Iterator[Case]:
+    def cases(self, target: Target, options: StateOptions, facts: Facts) -> Iterator[Case]:
         """Yield the case of each plan."""
         return (case_of(plan, target.adapter.shortest_wall) for plan in self.plans(options, facts))
 
-    def wanted(self, options: StateOptions, facts: Mapping[str, bytes]) -> int:
+    def wanted(self, options: StateOptions, facts: Facts) -> int:
         """Return the number of trials."""
         return len(self.plans(options, facts))
 
@@ -100,7 +153,7 @@ class State(TrialCampaign[StateOptions]):
 
     def findings(self, made: Made[StateOptions, Trial]) -> list[Finding]:
         """Return what was left, and each kind of damage that the target's log does not tell of."""
-        alone = [str(trial.case.plan) for trial in made.trials if _name(trial) == NONE]
+        alone = [str(trial.case.plan) for trial in made.trials if _name(trial.case.plan) == NONE]
         found = [
             msgspec.structs.replace(one, detail="; ".join(filter(None, [one.detail, _ALONE])))
             if any(ending.plan in alone for ending in one.endings) and one.outcome in FAILING
@@ -108,21 +161,13 @@ class State(TrialCampaign[StateOptions]):
             for one in super().findings(made)
         ]
         log = made.target.adapter.damage.log
-        for name, some in clusters(_unnoted(made), _name).items():
-            plan = str(some[0].case.plan)
-            words = ["--plan", plan, "--iterations", 1, *replay_words(made.options)]
-            found.append(
-                Finding(
-                    id=finding_id("unnoted", name),
-                    ending=name,
-                    outcome=max((trial.outcome for trial in some), key=OUTCOMES.index),
-                    leaks=[],
-                    trials=len(some),
-                    replay=replay_line(self.name, made.target, *words),
-                    detail=f"not noticed: {log} has no line about it",
-                    plan=plan,
-                )
-            )
+        missed = f"not noticed: {log} has no line about it"
+        torn = f"after a power cut, it does not trust the state that it wrote itself: see {log}"
+        for id_, detail, trials in (("unnoted", missed, _unnoted(made)), ("distrusted", torn, _distrusted(made))):
+            if id_ == "distrusted" and not made.target.adapter.damage.disk:
+                continue
+            for name, some in clusters(trials, lambda trial: _name(trial.case.plan)).items():
+                found.append(_finding(self.name, made, finding_id(id_, name), name, detail, some))
         return found
 
     def criteria(self, options: StateOptions) -> Sequence[Check]:
@@ -132,14 +177,33 @@ class State(TrialCampaign[StateOptions]):
             *(zero(outcome) for outcome in ("leaked", "silent", "wedged", "false-status", "unknown")),
             reached(),
             _told,
+            _trusted,
+            _durable,
             stated("different damages", lambda made: len({str(trial.case.plan) for trial in made.trials})),
         ]
 
     def details(self, made: Made[StateOptions, Trial]) -> dict[str, Any]:
         """Return the outcomes by damage, and which damages were not noted."""
-        rows = clusters(made.trials, _name)
+        rows = clusters(made.trials, lambda trial: _name(trial.case.plan))
         counts = {name: dict(Counter(trial.outcome for trial in some)) for name, some in rows.items()}
         return super().details(made) | {"endings": counts}
+
+
+def _finding(
+    campaign: str, made: Made[StateOptions, Trial], id_: str, name: str, detail: str, some: list[Trial]
+) -> Finding:
+    plan = str(some[0].case.plan)
+    words = ["--plan", plan, "--iterations", 1, *replay_words(made.options)]
+    return Finding(
+        id=id_,
+        ending=name,
+        outcome=max((trial.outcome for trial in some), key=OUTCOMES.index),
+        leaks=[],
+        trials=len(some),
+        replay=replay_line(campaign, made.target, *words),
+        detail=detail,
+        plan=plan,
+    )
 
 
 def _told(made: Made[StateOptions, Trial]) -> Iterator[Judged]:
@@ -148,9 +212,37 @@ def _told(made: Made[StateOptions, Trial]) -> Iterator[Judged]:
         yield from at_most(UNTOLD, lambda made: len(_unnoted(made)), 0)(made)
 
 
+def _trusted(made: Made[StateOptions, Trial]) -> Iterator[Judged]:
+    """Require that the target trusts what it has itself synced, if its state is to survive a power cut."""
+    if made.target.adapter.damage.disk:
+        yield from at_most(DISTRUSTED, lambda made: len(_distrusted(made)), 0)(made)
+
+
+def _durable(made: Made[StateOptions, Trial]) -> Iterator[Judged]:
+    """Require that a state is on the disk before what it names is made, if it is to survive a power cut."""
+    if made.target.adapter.damage.disk and made.options.plan is None:
+        yield from at_most(EARLY, lambda made: len(made.facts.early), 0)(made)
+
+
+def _distrusted(made: Made[StateOptions, Trial]) -> list[Trial]:
+    return [trial for trial in made.trials if trial.noted and _name(trial.case.plan) == "cut"]
+
+
 def _unnoted(made: Made[StateOptions, Trial]) -> list[Trial]:
-    return [trial for trial in made.trials if trial.noted is False and _name(trial) != NONE]
+    """Return the trials with damage to a whole file that nobody noted."""
+    quiet = (NONE, "at", "cut", *MOVES)
+    return [
+        trial
+        for trial in made.trials
+        if trial.noted is False and _name(trial.case.plan) not in quiet and trial.case.plan.flags != ("living",)
+    ]
 
 
-def _name(trial: Trial) -> str:
-    return trial.case.plan.argument.rpartition(":")[2].partition("=")[0]
+def _name(plan: Plan) -> str:
+    return kind_of(plan.argument.rpartition(":")[2])
+
+
+def _some(damages: Sequence[_T], most: int) -> list[_T]:
+    """Return at most `most` of them, evenly from the first to the last."""
+    count = min(most, len(damages))
+    return [damages[at * (len(damages) - 1) // max(1, count - 1)] for at in range(count)]

@@ -126,11 +126,14 @@ class Damage(_Table, frozen=True):
         log: the file to which it adds a line about it; empty if it has none.
         words: words of which one stands in that line.
         keeps: where it keeps state files that it does not trust, never more of them than there are boxes.
+        disk: whether its state is to survive a power cut: what it names is made only once it is on the disk. Then power
+            cuts are tried even if this adapter has the state below ``/run``, as if that was a disk.
     """
 
     log: str = ""
     words: list[str] = []
     keeps: list[str] = []
+    disk: bool = False
 
 
 class Exhaustion(_Table, frozen=True):

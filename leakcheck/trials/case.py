@@ -8,6 +8,9 @@ from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.trials.payload import COUNTING, SLEEPING
 from leakcheck.trials.witness import HOLDER
 
+# Seconds that a payload runs during which something is damaged.
+_ALIVE = 1.0
+
 
 class Case(msgspec.Struct, frozen=True):
     """One submission under one fault plan."""
@@ -32,4 +35,6 @@ def case_of(plan: Plan, shortest_wall: float = 0.1) -> Case:
         return Case(BUILTIN[f"crash_{plan.argument if plan.kind == 'crash' else 'signal'}"], plan)
     if plan.kind in RESOURCES:
         return Case(COUNTING, plan)
+    if "living" in plan.flags:
+        return Case(msgspec.structs.replace(SLEEPING, wall=max(shortest_wall, _ALIVE)), plan)
     return Case(SLEEPING if "sleeping" in plan.flags else BUILTIN["ok"], plan)

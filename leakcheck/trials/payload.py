@@ -5,7 +5,7 @@ import os
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -102,6 +102,10 @@ class ObservedRun:
     def fired(self) -> bool:
         """Return whether the tracer of the run reported that the fault happened."""
         return bool(self._session.fired("launch"))
+
+    def reports(self) -> list[dict[str, Any]]:
+        """Return what the tracer reported of the launch."""
+        return self._session.reports().get("launch", [])
 
     def state_files(self, declared: str) -> list[str]:
         """Return the paths that exist of what the adapter's ``state_files`` calls `declared`."""

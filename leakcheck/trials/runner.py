@@ -10,6 +10,7 @@ from typing import Any
 
 from injectors import Checked
 from injectors.timed import ended, kill
+from leakcheck.arena import Trace
 from leakcheck.errors import LateError, StoppedError
 from leakcheck.trials.host import Host, Running
 from leakcheck.trials.tracing import Request, Tracing
@@ -53,6 +54,10 @@ class Runner(abc.ABC):
     @abc.abstractmethod
     def environment(self) -> tuple[dict[str, str], str]:
         """Return the environment of the commands, and the directory in which they start."""
+
+    def filled(self, path: str) -> str:
+        """Return a path, as the adapter names it, as that of this box."""
+        return path
 
     @contextlib.contextmanager
     def timed(self, step: str) -> Generator[None, None, None]:
@@ -111,6 +116,9 @@ class Runner(abc.ABC):
         """Start a command, with `env` added to its environment; it is traced if its stage is to be."""
         environment, cwd = self.environment()
         trace = self._tracing.of(stage, number, payload) if stage and self._tracing is not None else None
+        if trace is not None and "files" in trace.request:
+            files = [self.filled(path) for path in trace.request["files"]]
+            trace = Trace({**trace.request, "files": files}, trace.log)
         process = self.host.start(argv, environment | dict(env), output, cwd, trace)
         if self.started is not None:
             self.started(process)

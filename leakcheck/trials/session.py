@@ -72,6 +72,10 @@ class Session(Runner):
         """Return the environment of the target's commands, and the directory in which they start."""
         return self.target.env(self.box) | self.env, self.target.cwd(self.box)
 
+    def filled(self, path: str) -> str:
+        """Return a path, as the adapter names it, as that of this box."""
+        return self.target.filled(path, self.box)
+
     def renew(self) -> None:
         """Give the box a new name, as for the next run if boxes are not reused."""
         if self.target.adapter.fresh:
@@ -180,7 +184,7 @@ class Session(Runner):
             process = self.start(argv, output, injector.launch_env, stage="launch", payload=program)
             run = ObservedRun(self, process, output)
             evidence = injector.apply(run)
-            ordinary = injector.harmless or not evidence.fired
+            ordinary = injector.continues or not evidence.fired
             # So far, the payload did not run, or it was killed while it did.
             early = self.fired("launch") in (("setup", "execution") if injector.kills_payload else ("setup",))
             wrong = ""

@@ -15,6 +15,8 @@ from leakcheck.campaigns import run as run_campaign
 from leakcheck.conformance import check
 from leakcheck.errors import NotApplicableError, TargetError, UsageError
 from leakcheck.targets import Target, load
+from leakcheck.trials.power import cuts
+from leakcheck.trials.state_history import moments, record_history
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -35,7 +37,8 @@ def made(tmp_path: Path, recover: str, more: str = "") -> Target:
 
 def run(of: Target, plan: str = "", **options: Any) -> Result:
     if plan:
-        options |= {"plan": parse(f"state:{HOME}/d/state.json:{plan},sleeping"), "iterations": 1}
+        flag = "" if plan.startswith(("at=", "both=", "left=", "undone=", "cut=")) or "," in plan else ",sleeping"
+        options |= {"plan": parse(f"state:{HOME}/d/state.json:{plan}{flag}"), "iterations": 1}
     return run_campaign(State(), of, StateOptions(settle=0.1, profile="quick", **options))
 
 
@@ -169,3 +172,72 @@ def test_what_the_target_keeps_of_damaged_state_excuses_nothing_of_other_campaig
 def test_without_a_log_nothing_is_said_of_what_it_tells(tmp_path: Path) -> None:
     result = run(made(tmp_path, KNOWS), "empty")
     assert not any("log" in one.name for one in result.criteria)
+
+
+TEMPORARY = f"""shift 2; mkdir -p {HOME}/d; printf '{{{{"made": "%s"}}}}' {HOME}/made-$$ > {HOME}/d/state.new
+SYNC; mv {HOME}/d/state.new {HOME}/d/state.json
+mkdir {HOME}/made-$$; {DIES} "$@"; code=$?; rmdir {HOME}/made-$$; rm {HOME}/d/state.json; exit $code"""
+FORGETS = f"rm -rf {HOME}/made-* {HOME}/d/state.json"
+
+
+def renames(tmp_path: Path, recover: str, sync: str = ":", more: str = "") -> Target:
+    return target(tmp_path, TEMPORARY.replace("SYNC", sync), recover=recover, more=MORE + more)
+
+
+def test_each_write_of_a_run_is_tried_and_each_half_of_a_rename(tmp_path: Path) -> None:
+    result = run(renames(tmp_path, f"{FORGETS}; rm -f {HOME}/d/state.new"), iterations=0)
+    assert {"at", "undone", "both", "left", "cut"} <= result.endings.keys()
+    assert result.verdict == "clean", [(one.outcome, one.plan, one.detail) for one in result.findings]
+    assert not result.failed
+
+
+@pytest.mark.parametrize("half", ["undone", "left"])
+def test_a_recovery_that_forgets_the_temporary_file_leaves_it(tmp_path: Path, half: str) -> None:
+    of = renames(tmp_path, FORGETS)
+    recorded = [record_history(of, lambda: False) for _ in range(2)]
+    (plan,) = [one for one in moments(*recorded, of.adapter.state_files[0]) if one.startswith(half)]
+    # The next run renames it away, unless it is another box's.
+    found = run(of, plan)
+    assert "d/state.new" in " ".join(label for one in found.findings for left in one.leaks for label in left.labels)
+
+
+def test_a_state_that_is_not_synced_is_empty_after_a_power_cut_and_one_that_is_is_not(tmp_path: Path) -> None:
+    reads = f"[ ! -e {HOME}/d/state.json ] || python3 -m json.tool {HOME}/d/state.json && {FORGETS} {HOME}/d/state.new"
+    of = renames(tmp_path, reads)
+    power = [
+        str(plan).rpartition(":")[2] for plan in cuts(of, record_history(of, lambda: False), of.adapter.state_files[0])
+    ]
+    stuck = [run(of, plan) for plan in power]
+    assert "wedged" in {outcome for one in stuck for outcome in outcomes(one)}, power
+    synced = renames(tmp_path, reads, sync=f"sync {HOME}/d/state.new")
+    power = [
+        str(plan).rpartition(":")[2]
+        for plan in cuts(synced, record_history(synced, lambda: False), of.adapter.state_files[0])
+    ]
+    assert power
+    assert "wedged" not in {outcome for plan in power for outcome in outcomes(run(synced, plan))}
+
+
+def test_a_damage_in_mid_run_lets_the_run_end_by_its_limit(tmp_path: Path) -> None:
+    ends = run(made(tmp_path, KNOWS), "missing,living")
+    assert ends.verdict == "clean", ends.findings
+    assert ends.endings["missing"].keys() <= {"clean", "recovered"}
+    trusting = LAUNCH.replace(f"rmdir {HOME}/made-$$; rm", f'rmdir "$(cut -d \'"\' -f 6 {HOME}/d/state.json)"; rm')
+    assert trusting != LAUNCH
+    lost = run(target(tmp_path, trusting, recover="true", more=MORE, name="trusting"), "missing,living")
+    assert "made-" in " ".join(label for one in lost.findings for left in one.leaks for label in left.labels)
+
+
+def test_a_power_cut_that_no_run_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no such instant"):
+        run(renames(tmp_path, FORGETS), "cut=posix.999.0")
+
+
+def test_what_is_in_memory_has_no_power_cuts(tmp_path: Path) -> None:
+    launch = TEMPORARY.replace("SYNC", ":").replace(HOME, "/run/state-test")
+    of = target(
+        tmp_path, launch, recover="rm -rf /run/state-test", more='state_files = ["/run/state-test/d/state.json"]'
+    )
+    recorded = record_history(of, lambda: False)
+    assert recorded.all
+    assert not cuts(of, recorded, of.adapter.state_files[0])

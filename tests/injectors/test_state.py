@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from injectors import parse
 from injectors.damages import PLACES, content_damages, damaged, is_damage
+from injectors.history import watched
 from injectors.state import State, state_plan
 from leakcheck.errors import UsageError
 
@@ -163,3 +164,42 @@ def test_a_damage_without_a_file_or_a_place_did_not_happen(tmp_path: Path) -> No
     assert not damage(state, "drop=/version")
     assert damage(state, "none")
     assert (state / "short").read_text() == "12"
+
+
+@pytest.mark.parametrize(
+    "word", ["at=3", "at=12.512", "undone=4", "both=4", "left=1", "cut=posix.7.0", "cut=ext4.1.12"]
+)
+def test_a_damage_with_an_instant_of_its_own_has_no_flag(word: str) -> None:
+    plan = state_plan("/run/x", word)
+    assert parse(str(plan)) == plan
+    assert not plan.flags
+    with pytest.raises(UsageError, match="has an instant of its own, and no flag"):
+        parse(f"{plan},sleeping")
+
+
+@pytest.mark.parametrize("word", ["at=0", "at=", "at=1.", "both=0", "cut=posix", "cut=xfs.1.1", "cut=ext4.1", "left"])
+def test_an_instant_that_cannot_be_is_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="is no damage"):
+        parse(f"state:/run/x:{word}")
+
+
+def test_a_damage_while_the_supervisor_lives_has_a_flag_and_others_are_refused() -> None:
+    plan = state_plan("/run/x", "missing", living=True)
+    assert str(parse(str(plan))) == "state:/run/x:missing,living"
+    with pytest.raises(UsageError, match="give the flag sleeping"):
+        parse("state:/run/x:missing")
+    with pytest.raises(UsageError, match="give the flag sleeping"):
+        parse("state:/run/x:missing,timeout")
+
+
+@pytest.mark.parametrize(
+    ("declared", "directory"),
+    [
+        ("/run/refbox/box-{box}.json", "/run/refbox"),
+        ("/run/runc/{name}/state.json", "/run/runc"),
+        ("/var/lib/x/*/a/b.json", "/var/lib/x"),
+        ("/state", "/"),
+    ],
+)
+def test_all_above_the_first_part_of_a_path_that_varies_is_watched(declared: str, directory: str) -> None:
+    assert watched(declared) == directory

@@ -78,6 +78,7 @@ pub const OPERATIONS: &[&str] = &[
     "swapoff",
     "swapon",
     "symlink",
+    "sync",
     "syslog",
     "truncate",
     "umount",

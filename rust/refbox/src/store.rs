@@ -133,9 +133,13 @@ impl Store {
         let written = || -> std::io::Result<File> {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(STATE_MODE).open(&new)?;
             file.write_all(&bytes)?;
-            file.sync_data()?;
+            if !removed("fsync") {
+                file.sync_data()?;
+            }
             fs::rename(&new, &path)?;
-            File::open(&self.dir)?.sync_all()?;
+            if !removed("directory-fsync") {
+                File::open(&self.dir)?.sync_all()?;
+            }
             Ok(file)
         };
         let file = written().doing("write", &path)?;

@@ -175,7 +175,7 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
     let (Some(null), Some(top)) = (fds.pop(), fds.pop()) else {
         return Err(io::Error::other("init sent no root"));
     };
-    trace::set_root(top.as_fd());
+    trace::set_root(top.as_fd(), child.pid);
     freezers.enable_controllers(child.pid)?;
     let dirs = cgroups.dirs.iter().map(|(name, dir)| (name.clone(), dir.display().to_string())).collect();
     let up = Up { init: child.pid, cgroups: dirs, ..up };

@@ -6,6 +6,7 @@
 
 mod decode;
 mod fault;
+mod files;
 mod filter;
 mod hold;
 mod notify;
@@ -30,6 +31,7 @@ use leakcheck_sys::trace::{self, Call, Change, Resume, Stop};
 use rustix::process::{Signal, pidfd_send_signal};
 
 use fault::Delayed;
+use files::{Files, Look};
 pub(crate) use filter::{install, report};
 use hold::Waiting;
 use notify::{Reported, has_ended, threads};
@@ -93,6 +95,8 @@ struct Run {
     release: Option<OwnedFd>,
     /// A process that may have executed its program, and its command line before.
     executing: Option<(i32, Vec<u8>)>,
+    /// The files that are watched, as they were last seen.
+    files: Files,
 }
 
 impl Run {
@@ -111,6 +115,8 @@ struct Task {
     due: bool,
     /// What is to be recorded of its current call.
     pending: Option<Pending>,
+    /// What its current call may change in the files that are watched.
+    look: Option<Look>,
     /// What its current call returns, if that is decided.
     result: Option<i64>,
     /// What stood where the call writes what that result does not tell.
@@ -119,7 +125,7 @@ struct Task {
 
 impl Task {
     fn new(role: usize, process: i32) -> Self {
-        Task { role, process, payload: false, due: false, pending: None, result: None, before: Vec::new() }
+        Task { role, process, payload: false, due: false, pending: None, look: None, result: None, before: Vec::new() }
     }
 }
 
@@ -177,7 +183,8 @@ impl Tracer {
         let (began, phase, payload, executing) = (Instant::now(), Phase::Setup, None, None);
         let (fired, injected, points) = (false, Vec::new(), 0);
         let (root, stacked) = (pid, false);
-        self.runs.push(Run {
+        let files = Files::default();
+        let mut run = Run {
             request,
             log,
             began,
@@ -191,7 +198,10 @@ impl Tracer {
             listener,
             release,
             executing,
-        });
+            files,
+        };
+        files::begin(&mut run);
+        self.runs.push(run);
         Ok(())
     }
 
@@ -303,9 +313,10 @@ impl Tracer {
     fn at_call(&mut self, pid: i32, call: &Call, point: Option<Point>) -> Option<Resume> {
         let task = self.tasks.get_mut(&pid)?;
         (task.payload, task.due, task.pending, task.result) = (false, false, None, None);
+        task.look = None;
         let role = &mut self.roles[task.role];
         let (number, run) = (role.run, &mut self.runs[role.run]);
-        let recorded = !run.fired || run.request.explain;
+        let recorded = !run.fired || run.request.explain || !run.request.files.is_empty();
         let Some(point) = point.filter(|_| role.begun && !role.payload && recorded) else {
             task.payload = !role.payload && run.payload.is_none() && executes(pid, call, &run.request.payload);
             return Some(Resume::Run(0));
@@ -318,7 +329,8 @@ impl Tracer {
         }
         let ordinal = *role.counts.entry(point.clone()).and_modify(|count| *count += 1).or_insert(1);
         task.pending = record::begin(run, role, pid, call, &point, ordinal);
-        let resumed = if task.pending.is_some() { Resume::ToReturn } else { Resume::Run(0) };
+        task.look = files::expect(run, pid, call, &point);
+        let resumed = if task.pending.is_some() || task.look.is_some() { Resume::ToReturn } else { Resume::Run(0) };
         if run.fired {
             return Some(resumed);
         }
@@ -344,6 +356,12 @@ impl Tracer {
             && let Some(pending) = task.pending.take()
         {
             record::returned(&mut self.runs[self.roles[task.role].run], &pending, pid);
+        }
+        if let Some(task) = self.tasks.get_mut(&pid)
+            && let Some(look) = task.look.take()
+        {
+            let role = &self.roles[task.role];
+            task.due |= files::look(&mut self.runs[role.run], pid, &role.name, &look);
         }
         if self.tasks.get_mut(&pid).is_some_and(|task| std::mem::take(&mut task.due)) {
             return self.fire_at(pid);

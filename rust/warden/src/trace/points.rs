@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
 
@@ -204,10 +204,16 @@ fn link_text(path: &str) -> Vec<u8> {
 /// The arena's root as links of its processes show it here: in a chroot, it is below that of its mount namespace.
 static ROOT: OnceLock<Vec<u8>> = OnceLock::new();
 
-/// Says which directory is the arena's root.
-pub(crate) fn set_root(root: BorrowedFd<'_>) {
+/// Says which directory is the arena's root, and who its init is.
+pub(crate) fn set_root(root: BorrowedFd<'_>, init: i32) {
     let _ = ROOT.set(link_text(&format!("/proc/self/fd/{}", root.as_raw_fd())));
+    if let Ok(top) = root.try_clone_to_owned() {
+        let _ = TOP.set((top, init));
+    }
 }
+
+/// The arena's root, and its init.
+pub(super) static TOP: OnceLock<(OwnedFd, i32)> = OnceLock::new();
 
 /// Where something goes that is written.
 enum To {

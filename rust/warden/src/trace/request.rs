@@ -7,6 +7,9 @@ use super::fault::{CallFault, is_watched};
 use super::points::Point;
 use super::x86_64::EVERY;
 
+/// The operation of a fault that happens once the watched files have changed.
+const CHANGE: &str = "change";
+
 /// How a command is traced.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +40,9 @@ pub(crate) struct Request {
     /// Where the command waits until the owner lets it go on.
     #[serde(default)]
     pub(super) hold: Vec<Instant>,
+    /// Directories of the arena whose files are recorded whenever they change.
+    #[serde(default)]
+    pub(super) files: Vec<String>,
 }
 
 /// An instant at which a command can wait for its owner.
@@ -54,7 +60,9 @@ pub(crate) enum Instant {
 impl Request {
     /// Whether writes and messages are points: a fault may be at one.
     pub(crate) fn every(&self) -> bool {
-        self.every || self.operations().any(|operation| EVERY.iter().any(|row| row.operation == operation))
+        self.every
+            || !self.files.is_empty()
+            || self.operations().any(|operation| EVERY.iter().any(|row| row.operation == operation))
     }
 
     /// Whether the run stops at each call, since no filter does at some points.
@@ -92,6 +100,11 @@ pub(super) struct Fault {
 }
 
 impl Fault {
+    /// Whether it happens once the files that are watched have changed this often.
+    pub(super) fn is_after_change(&self, count: u32) -> bool {
+        self.operation == CHANGE && self.ordinal == count
+    }
+
     pub(super) fn is_at(&self, role: &str, point: &Point, ordinal: u32) -> bool {
         self.ordinal == ordinal && self.operation == point.operation && self.class == point.class && self.role == role
     }

@@ -1,0 +1,157 @@
+"""A trial that recovers from what a power cut has left, in another arena, as after a boot."""
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from injectors import Plan, injector_for
+from injectors.damages import CUTS
+from injectors.history import Entry, Files
+from injectors.state import state_plan
+from leakcheck.targets import Box, Target
+from leakcheck.trials import open_host
+from leakcheck.trials.aftermath import Aftermath
+from leakcheck.trials.case import Case
+from leakcheck.trials.disk import Disk, disks
+from leakcheck.trials.isolated import Isolated
+from leakcheck.trials.outcome import worst
+from leakcheck.trials.remnant import Remnant
+from leakcheck.trials.rootfs import make_directory, opened, write_file
+from leakcheck.trials.session import Session
+from leakcheck.trials.state_history import RecordedRun
+from leakcheck.trials.trial import Trial
+from leakcheck.trials.turns import Turn
+
+# File systems in memory: a power cut leaves nothing of them.
+_MEMORY = ("/run/", "/var/run/", "/dev/", "/proc/", "/sys/")
+
+
+def cuts(target: Target, recorded: RecordedRun, declared: str) -> dict[Plan, "Cut"]:
+    """Return what power cuts during a recorded run leave, by plan; nothing of a state file in memory."""
+    place = target.filled(declared, recorded.box)
+    if declared not in recorded.all or (place.startswith(_MEMORY) and not target.adapter.damage.disk):
+        return {}
+    history = recorded.all[declared]
+    paths = frozenset(path for files in (history.before, *(event.files for event in history.events)) for path in files)
+    return {
+        state_plan(declared, f"cut={place}"): Cut(recorded.box, history.before, paths, disk)
+        for model in CUTS
+        for place, disk in disks(history, model).items()
+    }
+
+
+class Cut(msgspec.Struct, frozen=True):
+    """A power cut during a run of `box`: the `disk` of all `paths`, where `before` was at its start."""
+
+    box: Box
+    before: Files
+    paths: frozenset[str]
+    disk: Disk
+
+
+def run_power_trial(target: Target, case: Case, cut: Cut, *, settle: float, turn: Turn | None = None) -> Trial:
+    """Boot with what a power cut has left, recover, and run what follows.
+
+    The arena is another one: no process, mount or cgroup of the run is there, nor what was in memory.
+    """
+    began = time.monotonic()
+    injector = injector_for(case.plan)
+    with open_host(target, settle, live=False, options={"turn": turn}) as host:
+        session = Session(target, host, cut.box.number)
+        session.timing_ms["up"] = (time.monotonic() - began) * 1000
+        with session.timed("warm-up"):
+            wrong = session.again()
+        if wrong:
+            trial = Trial(case=case, outcomes=frozenset({"false-status"}), detail=f"warm-up run: {wrong}")
+        else:
+            session.box = msgspec.structs.replace(session.box, name=cut.box.name, run=cut.box.run)
+            with session.timed("baseline"):
+                host.begin()
+            with session.timed("run"):
+                _write(host.root, cut)
+            with session.timed("settle"):
+                first = host.observe()
+            after = Aftermath(session, case, injector, first, succeeded=False)
+            after.follow()
+            outcomes = set(after.outcomes())
+            detail = list(after.failures)
+            if worst(outcomes) == "unknown":
+                detail += [f"{kind}: {reason}" for kind, reason in after.gaps.items()]
+            trial = Trial(
+                case=case,
+                outcomes=frozenset(outcomes),
+                left=after.left,
+                detail="; ".join(detail),
+                recovery=after.recovery,
+                gaps=after.gaps,
+                untied=[Remnant.of(leak) for leak in first.unattributed],
+                noted=after.noted,
+            )
+        if turn is not None:
+            turn.lend()
+        down = time.monotonic()
+    session.timing_ms["down"] = (time.monotonic() - down) * 1000
+    return msgspec.structs.replace(trial, timing_ms=session.timing_ms)
+
+
+def _write(root: int, cut: Cut) -> None:
+    """Make each path what it is on the disk; what did not change stays as it is here."""
+    disk = cut.disk
+    changed = {path for path in cut.paths if not _same(cut.before.get(path), disk.get(path))}
+    for path in sorted(changed, reverse=True):
+        was, now = cut.before.get(path), disk.get(path)
+        # What was there stays the same file.
+        if was is None or now is None or was.kind != now.kind or now.kind == "link":
+            _remove(root, Path(path))
+    for path in sorted(changed):
+        if (entry := disk.get(path)) is None:
+            continue
+        if entry.kind == "directory":
+            make_directory(root, Path(path))
+        elif entry.kind == "file" and entry.content is not None:
+            write_file(root, Path(path), entry.content)
+        elif entry.kind == "link" and entry.content is not None:
+            with opened(root, Path(path).parent, os.O_PATH | os.O_DIRECTORY) as at:
+                os.symlink(entry.content, Path(path).name, dir_fd=at)
+            continue
+        else:
+            continue
+        with opened(root, Path(path), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
+            os.fchown(file, entry.uid, entry.gid)
+            os.fchmod(file, entry.mode)
+
+
+def _same(before: Entry | None, now: Entry | None) -> bool:
+    fields = ("kind", "mode", "uid", "gid", "content")
+    if before is None or now is None:
+        return before is now
+    return all(getattr(before, name) == getattr(now, name) for name in fields)
+
+
+def _remove(root: int, path: Path) -> None:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        opened(root, path.parent, os.O_PATH | os.O_DIRECTORY) as at,
+    ):
+        try:
+            os.unlink(path.name, dir_fd=at)
+        except IsADirectoryError:
+            os.rmdir(path.name, dir_fd=at)
+
+
+class WithCuts(Isolated):
+    """Makes trials, and those of power cuts by their plans."""
+
+    cuts: Mapping[Plan, Cut] = {}
+
+    def _make(self, number: int, case: Case, turn: Turn) -> Trial:
+        if (cut := self.cuts.get(case.plan)) is None:
+            return super()._make(number, case, turn)
+        try:
+            return run_power_trial(self._target, case, cut, settle=self._settle, turn=turn)
+        finally:
+            turn.end()
