@@ -15,6 +15,7 @@ from leakcheck.campaigns import run as run_campaign
 from leakcheck.conformance import check
 from leakcheck.errors import NotApplicableError, TargetError, UsageError
 from leakcheck.targets import Target, load
+from leakcheck.trials.executor import Ui
 from leakcheck.trials.power import cuts
 from leakcheck.trials.state_history import moments, record_history
 
@@ -23,9 +24,9 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run a
 HOME = "/var/lib/state-test"
 # Its state names a directory that its recovery has to remove. The payload dies with the supervisor.
 DIES = "setpriv --pdeathsig KILL unshare --pid --fork --kill-child"
-LAUNCH = f"""shift 2; mkdir -p {HOME}/d; printf '{{{{"pid": %d, "made": "%s"}}}}' $$ {HOME}/made-$$ \\
+LAUNCH = f"""wall=$2; shift 2; mkdir -p {HOME}/d; printf '{{{{"pid": %d, "made": "%s"}}}}' $$ {HOME}/made-$$ \\
   > {HOME}/d/state.json
-mkdir {HOME}/made-$$; {DIES} "$@"; code=$?; rmdir {HOME}/made-$$; rm {HOME}/d/state.json; exit $code"""
+mkdir {HOME}/made-$$; {DIES} timeout $wall "$@"; code=$?; rmdir {HOME}/made-$$; rm {HOME}/d/state.json; exit $code"""
 TRUSTS = f"""cd {HOME}/d || exit 0; rmdir "$(cut -d '"' -f 6 state.json)"; rm -rf state.json"""
 KNOWS = f"rm -rf {HOME}/made-* {HOME}/d/state.json"
 MORE = f'state_files = ["{HOME}/d/state.json"]\nstate = ["{HOME}"]\n'
@@ -160,7 +161,7 @@ def test_what_the_kill_alone_leaves_is_said_to_need_no_damage(tmp_path: Path) ->
 
 def test_what_the_target_keeps_of_damaged_state_excuses_nothing_of_other_campaigns(tmp_path: Path) -> None:
     bad = f"{HOME}/bad"
-    script = f'shift 2; mkdir -p {HOME}; [ -e {bad} ] && mine= || mine=1; : > {bad}; {DIES} "$@"; code=$?; '
+    script = f'shift 2; mkdir -p {HOME}; [ -e {bad} ] && mine= || mine=1; : > {bad}; {DIES} timeout $wall "$@"; code=$?; '
     script += f'[ -z "$mine" ] || rm {bad}; exit $code'
     of = target(tmp_path, script, more=f'damage = {{ keeps = ["{bad}"] }}\nstate = ["{HOME}"]')
     plan = parse("forced:supervisor@payload+0ms,sleeping")
@@ -174,9 +175,9 @@ def test_without_a_log_nothing_is_said_of_what_it_tells(tmp_path: Path) -> None:
     assert not any("log" in one.name for one in result.criteria)
 
 
-TEMPORARY = f"""shift 2; mkdir -p {HOME}/d; printf '{{{{"made": "%s"}}}}' {HOME}/made-$$ > {HOME}/d/state.new
+TEMPORARY = f"""wall=$2; shift 2; mkdir -p {HOME}/d; printf '{{{{"made": "%s"}}}}' {HOME}/made-$$ > {HOME}/d/state.new
 SYNC; mv {HOME}/d/state.new {HOME}/d/state.json
-mkdir {HOME}/made-$$; {DIES} "$@"; code=$?; rmdir {HOME}/made-$$; rm {HOME}/d/state.json; exit $code"""
+mkdir {HOME}/made-$$; {DIES} timeout $wall "$@"; code=$?; rmdir {HOME}/made-$$; rm {HOME}/d/state.json; exit $code"""
 FORGETS = f"rm -rf {HOME}/made-* {HOME}/d/state.json"
 
 
@@ -185,10 +186,16 @@ def renames(tmp_path: Path, recover: str, sync: str = ":", more: str = "") -> Ta
 
 
 def test_each_write_of_a_run_is_tried_and_each_half_of_a_rename(tmp_path: Path) -> None:
-    result = run(renames(tmp_path, f"{FORGETS}; rm -f {HOME}/d/state.new"), iterations=0)
-    assert {"at", "undone", "both", "left", "cut"} <= result.endings.keys()
-    assert result.verdict == "clean", [(one.outcome, one.plan, one.detail) for one in result.findings]
-    assert not result.failed
+    of = renames(tmp_path, f"{FORGETS}; rm -f {HOME}/d/state.new")
+    options = StateOptions(settle=0.1)
+    facts = State().prepare(of, options, Ui(), lambda: False)
+    words = [str(plan).rpartition(":")[2] for plan in State().plans(options, facts)]
+    # An empty file, its content, the new name, and the removal.
+    assert [word for word in words if word.startswith("at=") and "." not in word] == [f"at={n}" for n in range(1, 5)]
+    assert {"at=2.19", "undone=3", "both=3", "left=3", "missing,living", "cut=posix.8.1"} <= {*words}, words
+    for plan in ("at=2", "at=2.19", "undone=3", "both=3"):
+        result = run(of, plan)
+        assert not result.failed, (plan, [(one.outcome, one.detail) for one in result.findings])
 
 
 @pytest.mark.parametrize("half", ["undone", "left"])

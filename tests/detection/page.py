@@ -1,5 +1,6 @@
 """The page: docs/reference/detection.md. No times and no pids, so that the same machine writes the same page."""
 
+import importlib.util
 import platform
 import re
 import subprocess
@@ -22,8 +23,29 @@ INTRO = Path(__file__).with_name("intro.md")
 
 def render(rows: "Sequence[Row]") -> str:
     return "\n".join(
-        [INTRO.read_text(), machine(), "", *table(rows), *skipped(rows), "", "Written by `make detection`.", ""]
+        [
+            INTRO.read_text(),
+            machine(),
+            "",
+            *table(rows),
+            *skipped(rows),
+            "",
+            *sabotages(),
+            "",
+            "Written by `make detection`.",
+            "",
+        ]
     )
+
+
+def sabotages() -> list[str]:
+    """Return the section on what campaigns detect, which tests/refbox/sabotages.py has."""
+    spec = importlib.util.spec_from_file_location("sabotages", Path(__file__).parents[1] / "refbox/sabotages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return list(module.section())
 
 
 def summary(rows: "Sequence[Row]", tools: Sequence[str] = TOOLS) -> str:

@@ -4,29 +4,19 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sabotages import DISTRUSTED, FILE, PAGE, SABOTAGES, Sabotage, section
 
-from injectors.state import state_plan
-from leakcheck.campaigns import Result, State, StateOptions, run
+from injectors import parse
+from leakcheck.campaigns import CAMPAIGNS, Result, run
 from leakcheck.targets import Target, load
-
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+from leakcheck.trials.power import cuts
+from leakcheck.trials.state_history import record_history
 
 ROOT = Path(__file__).parents[2]
-FILE = "/run/refbox/box-{box}.json"
-UNNOTED = "damages that the target's log does not tell of"
-# Protection → damage, and what then fails: an outcome, or the criterion about the log.
-STATE = {
-    "checksum": ("more=/state/intent/supervisor/pid", UNNOTED),
-    "frame": ("unknown=", UNNOTED),
-    "owner": ("owner=65534", UNNOTED),
-    "file-type": ("directory", "wedged"),
-    "set-aside": ("garbage", "wedged"),
-    "one-kept": ("garbage", "silent"),
-    "audit": ("garbage", UNNOTED),
-    "missing": ("missing", UNNOTED),
-}
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +39,43 @@ def without(protection: str, program: Path, tmp_path: Path) -> Target:
     return load(path)
 
 
-def state(target: Target, damage: str) -> Result:
-    return run(State(), target, StateOptions(plan=state_plan(FILE, damage), iterations=1))
+def trial(target: Target, campaign: str, plan: str) -> Result:
+    made = CAMPAIGNS[campaign]
+    plans: dict[str, Any] = {"plan": parse(plan)} if plan else {}
+    return run(made, target, made.options(iterations=1, **plans))
 
 
-@pytest.mark.parametrize("protection", STATE)
-def test_the_campaign_state_misses_the_protection(protection: str, sabotaged: Path, tmp_path: Path) -> None:
-    damage, wanted = STATE[protection]
-    result = state(without(protection, sabotaged, tmp_path), damage)
+@needs_root
+@pytest.mark.parametrize("row", SABOTAGES, ids=lambda row: f"{row.campaign}-{row.protection}")
+def test_the_campaign_misses_the_protection(row: Sabotage, sabotaged: Path, tmp_path: Path) -> None:
+    result = trial(without(row.protection, sabotaged, tmp_path), row.campaign, row.plan)
     assert result.failed
-    assert wanted in (*result.failed, *(one.outcome for one in result.findings)), result.to_json()
+    assert row.fails in (*result.failed, *(one.outcome for one in result.findings)), result.to_json()
 
 
+@needs_root
 def test_with_all_its_protections_the_same_build_passes(sabotaged: Path, tmp_path: Path) -> None:
     target = without("", sabotaged, tmp_path)
-    for damage in {damage for damage, _ in STATE.values()}:
-        assert not state(target, damage).failed, damage
+    for campaign, plan in dict.fromkeys((row.campaign, row.plan) for row in SABOTAGES):
+        assert not trial(target, campaign, plan).failed, plan
+
+
+@needs_root
+def test_without_fsync_a_power_cut_leaves_a_state_that_refbox_does_not_trust(sabotaged: Path, tmp_path: Path) -> None:
+    target = without("fsync", sabotaged, tmp_path)
+    left = cuts(target, record_history(target, lambda: False), FILE)
+    (empty, *_) = [
+        str(plan) for plan, cut in left.items() if (at := cut.disk.get("/run/refbox/box-0.json")) and not at.content
+    ]
+    result = trial(target, "state", empty)
+    assert result.failed == [DISTRUSTED]
+    assert "it does not trust the state that it wrote itself" in " ".join(one.detail for one in result.findings)
+
+
+def test_the_page_has_the_table_of_all_protections() -> None:
+    assert "\n".join(section()) in PAGE.read_text(), "write it with: python tests/refbox/sabotages.py"
+
+
+def test_each_protection_that_refbox_can_lack_has_a_row() -> None:
+    text = "".join(path.read_text() for path in sorted((ROOT / "rust/refbox/src").rglob("*.rs")))
+    assert {row.protection for row in SABOTAGES} == {part.partition('"')[0] for part in text.split('removed("')[1:]}

@@ -22,7 +22,6 @@ use crate::output::{Sink, Stream};
 use crate::recover::{quarantine, undo};
 use crate::report::{Target, json};
 use crate::root::{Layout, WORK};
-use crate::sabotage::removed as is_removed;
 use crate::seccomp;
 use crate::state::{Phase, State};
 use crate::store::{Found, Store};
@@ -278,10 +277,8 @@ impl Session<'_> {
         let entered = written.enter(Phase::Cleanup);
         let removed = group.remove();
         self.places = places;
-        if !is_removed("clean-up-error") {
-            // If this fails, the box is damaged, whatever else failed.
-            removed.map_err(|e| if is_removed("quarantine") { e } else { self.quarantine(&e) })?;
-        }
+        // If this fails, the box is damaged, whatever else failed.
+        removed.map_err(|e| self.quarantine(&e))?;
         entered?;
         seen
     }
