@@ -161,7 +161,7 @@ def test_what_the_kill_alone_leaves_is_said_to_need_no_damage(tmp_path: Path) ->
 
 def test_what_the_target_keeps_of_damaged_state_excuses_nothing_of_other_campaigns(tmp_path: Path) -> None:
     bad = f"{HOME}/bad"
-    script = f'shift 2; mkdir -p {HOME}; [ -e {bad} ] && mine= || mine=1; : > {bad}; {DIES} timeout $wall "$@"; code=$?; '
+    script = f'shift 2; mkdir -p {HOME}; [ -e {bad} ] && mine= || mine=1; : > {bad}; {DIES} "$@"; code=$?; '
     script += f'[ -z "$mine" ] || rm {bad}; exit $code'
     of = target(tmp_path, script, more=f'damage = {{ keeps = ["{bad}"] }}\nstate = ["{HOME}"]')
     plan = parse("forced:supervisor@payload+0ms,sleeping")
