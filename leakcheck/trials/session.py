@@ -180,8 +180,7 @@ class Session(Runner):
             return run_exhausted(self, injector, injector.exhausts, argv, submission)
         self.succeeded = False
         with memory() as output:
-            program = submission.program
-            process = self.start(argv, output, injector.launch_env, stage="launch", payload=program)
+            process = self.start(argv, output, injector.launch_env, stage="launch", payload=submission.program)
             run = ObservedRun(self, process, output)
             evidence = injector.apply(run)
             ordinary = injector.continues or not evidence.fired
