@@ -58,15 +58,20 @@ class _Control:
             self.value = ""
 
     def count(self, *names: str) -> int:
-        """Return the sum of the counters `names` ``FILE`` or ``FILE:KEY`` of the same cgroup that are there."""
+        """Return the sum of the counters ``FILE`` or ``FILE:KEY``, as far as the cgroup and those below have them.
+
+        On v1, the cgroup of a process counts what a limit above has refused it.
+        """
         found = 0
-        for name in names:
-            file, _, key = name.partition(":")
-            with contextlib.suppress(FileNotFoundError):
-                for line in (self.path.parent / file).read_text().splitlines():
-                    words = line.split()
-                    if words[:1] == [key] or not key:
-                        found += int(words[-1])
+        for top, _, _ in os.walk(self.path.parent):
+            for name in names:
+                file, _, key = name.partition(":")
+                # It may be removed meanwhile.
+                with contextlib.suppress(OSError):
+                    for line in Path(top, file).read_text().splitlines():
+                        words = line.split()
+                        if words[:1] == [key] or not key:
+                            found += int(words[-1])
         return found
 
 
@@ -94,7 +99,7 @@ class Processes:
         """Return what proves that the target ran against it."""
         del room
         hits = self._control.count("pids.events:max") - self._hits if self._control else 0
-        if hits:
+        if hits > 0:
             return f"pids.events counted {hits} refused processes"
         return "" if self._left else "no process could have been started"
 
@@ -157,7 +162,7 @@ class Memory:
         control = self._control
         if control is None:
             return ""
-        if hits := control.count(*self._EVENTS) - self._hits:
+        if (hits := control.count(*self._EVENTS) - self._hits) > 0:
             return f"the memory limit was reached {hits} times"
         if self._balloon is not None and self._balloon.ticks():
             return f"a balloon held {self._size >> 20} of {BALLOON >> 20} MiB"
@@ -241,7 +246,7 @@ class Cpu:
         del room
         if self._control is not None:
             hits = self._control.count("cpu.stat:nr_throttled") - self._hits
-            return f"the processor quota was used up {hits} times" if hits else ""
+            return f"the processor quota was used up {hits} times" if hits > 0 else ""
         used = [spinner.ticks() for spinner in self._spinners]
         return f"{len(used)} processors were kept busy" if used and all(used) else ""
 

@@ -7,6 +7,7 @@ busy, ``cpu:quota=5%`` leaves a part of one. It begins before the launched comma
 runs or when it ends. It ends with the run, or, with ``under``, after the recovery.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args
@@ -36,6 +37,8 @@ _FORMS = {
 _NUMBER = re.compile(r"([a-z]+)(=|@)(\d{1,6})(%?)")
 _SIZED = re.compile(r"full@(.*)")
 _STEP_MS = 2
+# A run that has not come so far by then hangs, and not for lack of anything.
+_PATIENCE_MS = 60_000
 # A tenth of a processor is left to others; at -20, a hundredth, and a traced run takes a minute.
 _HIGH = -10
 
@@ -89,11 +92,14 @@ class Exhaustion:
     def apply(self, trial: Trial) -> Evidence:
         """Wait for the moment, and exhaust the resource; do nothing if the run ends before."""
         while (pid := trial.held(_HELD[self.moment])) == 0:
-            if ended(trial.supervisor, _STEP_MS):
+            if ended(trial.supervisor, _STEP_MS) or trial.elapsed_ms > _PATIENCE_MS:
                 return Evidence(fired=False)
         when = trial.elapsed_ms
         try:
             self.limit.set(trial.room, 0 if self.moment == "start" else pid)
+        except OSError as error:
+            hint = "" if os.geteuid() == 0 else "; run as root"
+            raise UsageError(f"plan {str(self.plan)!r} cannot be performed here: {error}{hint}") from error
         finally:
             trial.release()
         return Evidence(fired=True, when_ms=when)

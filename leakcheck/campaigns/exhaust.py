@@ -71,6 +71,8 @@ class ExhaustOptions(TrialOptions, frozen=True, kw_only=True):
         super().check()
         if self.host:
             raise UsageError("--host: resources are exhausted in arenas only, since others need the host's; omit it")
+        if self.under and self.plan is not None:
+            raise UsageError("--under --plan: a plan has the flag under, as in disk:full@0,under; omit --under")
         if self.plan is not None and self.plan.kind not in RESOURCES:
             raise UsageError(f"--plan {self.plan}: no plan of an exhausted resource: {', '.join(RESOURCES)}")
 

@@ -95,8 +95,8 @@ def _how_blamed(run: Exhausted) -> str:
 
 
 def _tells(target: Target) -> bool:
-    """Return whether the target can report a failure of its own."""
-    return target.adapter.status.source != "exit" or bool(target.adapter.status.internal)
+    """Return whether the target can report a failure of its own: of an exit code, nobody knows whose it is."""
+    return target.adapter.status.source != "exit"
 
 
 def _missed(made: Made[Any, Trial]) -> list[str]:

@@ -47,6 +47,9 @@ summary = {summary}
 # its box in use. leakcheck locks lets runs contend for one.
 # locks = {{ files = ["/run/{name}/{{box}}.lock"], busy = [3] }}
 
+# What its errors say when the machine lacks something, for leakcheck exhaust.
+# exhaustion = {{ words = {{ disk = ["no space left"], fd = ["too many open files"] }} }}
+
 # The payload checks that the isolation is on, and leakcheck check says what holds here. namespaces: types whose link
 # in /proc/self/ns differs inside. hidden = true: it does not find a file in the outside's /tmp. unreadable = true: it
 # cannot read that file (Landlock). seccomp = true: it has a seccomp filter.

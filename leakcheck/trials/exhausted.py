@@ -38,6 +38,8 @@ _BUGS = {
 }
 __all__ = ["Exhausted", "lift", "run_exhausted"]
 
+_REASON = re.compile(r"^(?:runtime|panic|fatal error): |.*panicked at", re.MULTILINE)
+_LONGEST = 160
 _MOST_CALLS = 4
 _PRESSURE = {"memory": "memory", "cpu": "cpu", "disk": "io"}
 
@@ -102,7 +104,8 @@ def run_exhausted(
             lift(session)
         finished = complaint or _finish(session)
         after = _pressure(resource)
-        killed = isinstance(inner.limit, Memory) and inner.limit.killed
+        # What counted it may be gone, and nobody else sends this signal to the launch.
+        killed = isinstance(inner.limit, Memory) and (inner.limit.killed or (bool(proof) and code == -signal.SIGKILL))
         ran = any("payload" in line for line in session.reports().get("launch", []))
         # A program that ran may fail in its own words.
         fails = status in ("", "IE") or not ran
@@ -166,8 +169,11 @@ def _crash(code: int, said: str, reports: Mapping[str, Sequence[Mapping[str, Any
             return f"process {line['ended']} was ended by {signal.Signals(number).name}"
     if code < 0 and not (killed and -code == signal.SIGKILL):
         return f"it was ended by {signal.Signals(-code).name}"
-    found = _CRASHED.search(said)
-    return f"it printed {found[0]!r}" if found else ""
+    if (found := _CRASHED.search(said)) is None:
+        return ""
+    # The reason stands before the stacks.
+    why = _REASON.search(said) or found
+    return f"it printed {said[why.start() :].splitlines()[0][:_LONGEST]!r}"
 
 
 def _named(session: "Session", resource: str, said: str) -> bool | None:

@@ -113,9 +113,9 @@ def _stages(session: Session, case: Case, injector: Checked, recorder: Recorder 
         if recorder is not None and tracing is not None:
             recorder.collect(session, tracing)
         if tracing is not None and tracing.failing():
+            other = "" if injector.exhausts else "; it has kills before its calls only, with the flag 'notified'"
             raise UsageError(
-                f"plan {str(case.plan)!r}: {session.target.name} uses ptrace itself, so that it cannot be traced; "
-                "it has kills before its calls only, with the flag 'notified'"
+                f"plan {str(case.plan)!r}: {session.target.name} uses ptrace itself, so that it cannot be traced{other}"
             )
         return trial
 

@@ -1,12 +1,11 @@
 """`leakcheck exhaust` lets a target run out of something, and finds how it fails, and what it then leaves or says."""
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made import LEAKCHECK, target
+from made import target
 
 from injectors import parse
 from leakcheck.campaigns import Exhaust, ExhaustOptions, Result
@@ -30,8 +29,19 @@ def made(tmp_path: Path, script: str, *, words: str = "", internal: str = "", re
     if internal:
         text = made.path.read_text().replace("timeout = [124]", f"timeout = [124], internal = {internal}")
         made.path.write_text(text)
-        return load(str(made.path))
+        return load(made.path)
     return made
+
+
+def with_a_status_file(tmp_path: Path, status: str) -> Target:
+    """Make a target that writes this status if there is no inode for a file of its own."""
+    script = f"""shift 2; at=/var/lib/leakcheck-campaign/box/status
+printf x > /run/s || {{{{ printf s:{status} > $at; exit 0; }}}}
+rm /run/s; "$@"; printf s:OK > $at"""
+    made = target(tmp_path, script)
+    file = 'source = "meta", file = "{work}/status", status = "s", statuses = { OK = "OK", RE = "RE", IE = "IE" }'
+    made.path.write_text(made.path.read_text().replace("timeout = [124]", file))
+    return load(made.path)
 
 
 def run(of: Target, plan: str, **options: Any) -> Result:
@@ -42,14 +52,14 @@ def hit(result: Result) -> int:
     return sum(one.measured for one in result.criteria if one.name == "trials that ran against their limit")
 
 
-@pytest.mark.parametrize("plan", ["disk:full@0", "disk:inodes@0", "disk:inodes@1"])
+@pytest.mark.parametrize("plan", ["disk:full@0", "disk:inodes@1"])
 def test_a_target_that_fails_in_order_passes(tmp_path: Path, plan: str) -> None:
     words = '{ disk = ["no space left"] }'
     result = run(made(tmp_path, WELL, words=words, internal="[99, 125]"), plan)
     assert result.verdict == "clean", result.to_json()
     assert not result.failed
     assert hit(result) == 1
-    assert {UNNAMED, BLAMED} < {one.name for one in result.criteria}
+    assert UNNAMED in {one.name for one in result.criteria}
 
 
 def test_what_a_failed_run_leaves_is_found_with_the_line_that_replays_it(tmp_path: Path) -> None:
@@ -96,10 +106,17 @@ def test_an_error_that_does_not_name_what_is_lacking_is_found_only_where_words_a
     assert not run(made(tmp_path, script, internal="[125]"), "disk:full@0").failed
 
 
-def test_a_status_that_blames_a_program_that_never_ran_is_found_where_the_target_has_another(tmp_path: Path) -> None:
-    script = STEPS.format(fails="{{ rm -r $d; exit 1; }}")
-    assert BLAMED in run(made(tmp_path, script, internal="[125]"), "disk:full@0").failed
-    assert not run(made(tmp_path, script), "disk:full@0").failed
+@pytest.mark.parametrize(("status", "wanted"), [("RE", [BLAMED]), ("IE", [])])
+def test_a_status_that_blames_a_program_that_never_ran_is_found(tmp_path: Path, status: str, wanted: list[str]) -> None:
+    result = run(with_a_status_file(tmp_path, status), "disk:inodes@0")
+    assert result.failed == wanted, result.to_json()
+    assert result.exhaustion["statuses"] == {status: 1}
+
+
+def test_of_an_exit_code_nobody_knows_whose_it_is(tmp_path: Path) -> None:
+    result = run(made(tmp_path, STEPS.format(fails="{{ rm -r $d; exit 1; }}")), "disk:full@0")
+    assert BLAMED not in {one.name for one in result.criteria}
+    assert not result.failed
 
 
 def test_a_box_that_does_not_work_after_the_release_is_wedged(tmp_path: Path) -> None:
@@ -120,7 +137,7 @@ def test_a_recovery_that_needs_room_fails_under_the_limit_and_works_after_the_re
     assert run(made(tmp_path, script, recover=broken), "disk:full@0,under").verdict == "leaked"
 
 
-@pytest.mark.parametrize("plan", ["disk:full@1M", "fd:limit=1000", "pids:limit=100", "memory:full@1G"])
+@pytest.mark.parametrize("plan", ["disk:full@1M", "fd:limit=1000"])
 def test_a_limit_that_the_target_does_not_reach_is_no_pass(tmp_path: Path, plan: str) -> None:
     result = run(made(tmp_path, WELL), plan)
     assert result.verdict == "unknown"
@@ -128,7 +145,7 @@ def test_a_limit_that_the_target_does_not_reach_is_no_pass(tmp_path: Path, plan:
     assert hit(result) == 0
 
 
-@pytest.mark.parametrize("plan", ["fd:limit=3", "pids:limit=0", "memory:full@0", "cpu:saturate@high", "cpu:quota=10%"])
+@pytest.mark.parametrize("plan", ["fd:limit=3", "memory:full@0", "cpu:saturate@high"])
 def test_each_resource_can_be_exhausted_and_the_host_goes_on(tmp_path: Path, plan: str) -> None:
     result = run(made(tmp_path, WELL), plan)
     assert hit(result) == 1, result.to_json()
@@ -161,14 +178,10 @@ def test_an_adapter_with_words_of_an_unknown_resource_is_refused(tmp_path: Path)
         made(tmp_path, WELL, words='{ disk = [""] }')
 
 
-def test_refbox_fails_honestly_and_works_again() -> None:
-    result = run_campaign(Exhaust(), load("refbox"), ExhaustOptions(profile="quick", iterations=14, seed=3))
+# It makes 201 trials.
+@pytest.mark.slow
+def test_refbox_fails_honestly_under_every_limit() -> None:
+    result = run_campaign(Exhaust(), load("refbox"), ExhaustOptions())
     assert result.verdict == "clean", result.to_json()
-    assert hit(result) >= 4
-
-
-def test_the_command_exits_with_2_for_the_live_host(tmp_path: Path) -> None:
-    command = [*LEAKCHECK, "exhaust", "--target", "refbox", "--host"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
-    assert done.returncode == 2
-    assert "in arenas only" in done.stderr
+    assert not result.failed
+    assert hit(result) >= 60
