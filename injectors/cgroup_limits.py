@@ -34,7 +34,8 @@ class _Control:
         places += [Path(top, v2) for name, top in room.cgroups.items() if name == "v2"]
         found = next((path for path in places if path.exists()), None)
         if found is None:
-            raise UsageError(f"no {controller} limit can be set: the arena has no cgroup with {v2} or {v1}")
+            file, hint = " or ".join(sorted({v1, v2})), "" if os.geteuid() == 0 else "; run as root"
+            raise UsageError(f"no {controller} limit can be set: the arena has no cgroup with {file}{hint}")
         self.path = found
         self.is_v2 = found.name == v2
         self.before = found.read_text().strip()
@@ -164,7 +165,7 @@ class Memory:
             return ""
         if (hits := control.count(*self._EVENTS) - self._hits) > 0:
             return f"the memory limit was reached {hits} times"
-        if self._balloon is not None and self._balloon.ticks():
+        if self._balloon is not None and self._balloon.runs():
             return f"a balloon held {self._size >> 20} of {BALLOON >> 20} MiB"
         free = int(control.path.read_text()) - int(self._used(control))
         # Each processor may have taken so much in advance (mm/memcontrol.c, MEMCG_CHARGE_BATCH).
@@ -247,8 +248,8 @@ class Cpu:
         if self._control is not None:
             hits = self._control.count("cpu.stat:nr_throttled") - self._hits
             return f"the processor quota was used up {hits} times" if hits > 0 else ""
-        used = [spinner.ticks() for spinner in self._spinners]
-        return f"{len(used)} processors were kept busy" if used and all(used) else ""
+        busy = [spinner.runs() for spinner in self._spinners]
+        return f"{len(busy)} processors were kept busy" if busy and all(busy) else ""
 
     def holds(self, room: Room) -> bool:
         """Return whether it is still in force."""
@@ -289,13 +290,12 @@ class Helper:
         written.register(self._output, select.POLLIN)
         return any(event & select.POLLIN for _, event in written.poll(seconds * 1000))
 
-    def ticks(self) -> int:
-        """Return its processor time in clock ticks (proc_pid_stat(5)); 0 if it has ended."""
+    def runs(self) -> bool:
+        """Return whether it has not ended (proc_pid_stat(5))."""
         try:
-            fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
         except OSError:
-            return 0
-        return int(fields[11]) + int(fields[12])
+            return False
 
     def end(self) -> None:
         """Kill it, and wait for its end."""

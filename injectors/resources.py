@@ -49,12 +49,13 @@ class Disk:
         """Exhaust it."""
         del payload
         for _, fd in room.file_systems():
-            self._before.append((fd, self._total(fd)))
+            total = self._total(fd)
             if not self._inodes and self._left < _PAGE and not self._used(fd):
                 # No limit of a tmpfs is below one page: that one is taken by a file without a name.
                 self._fillers.append(filler := os.open(".", os.O_TMPFILE | os.O_RDWR, 0o600, dir_fd=fd))
                 os.write(filler, b"\0")
             resize(fd, self._option, lambda fd=fd: self._used(fd) + self._room)  # type: ignore[misc]
+            self._before.append((fd, total))
 
     def proof(self, room: Room) -> str:
         """Return what proves that the target ran against it."""

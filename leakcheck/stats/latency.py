@@ -31,17 +31,23 @@ class LatencyProbe:
     """Measures from its entry to its end, in a process of its own."""
 
     latency: Latency | None = None
-    """The result, after the end; None if the process did not give one."""
+    """The result, after the end; None if there could be no process, or it did not give one."""
+    _process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", __name__]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        except OSError:
+            return self
         # Until it has measured the quiet machine.
         if self._process.stdout is not None:
             select.select([self._process.stdout], [], [], _PATIENCE)
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._process is None:
+            return
         try:
             printed = self._process.communicate(timeout=_PATIENCE)[0]
             self.latency = msgspec.json.decode(printed.splitlines()[-1], type=Latency)
