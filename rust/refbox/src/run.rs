@@ -281,12 +281,10 @@ impl Session<'_> {
             supervision.execute(streams, &|phase| written.enter(phase))
         });
         let entered = written.enter(Phase::Cleanup);
-        let cleaned = group.remove();
+        let removed = group.remove();
         self.places = places;
         // If this fails, the box is damaged, whatever else failed.
-        if !removed("clean-up") {
-            cleaned.map_err(|e| self.quarantine(&e))?;
-        }
+        removed.map_err(|e| self.quarantine(&e))?;
         entered?;
         seen
     }
