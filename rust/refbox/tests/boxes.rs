@@ -213,7 +213,10 @@ fn health_that_cannot_be_printed_is_a_failure_on_one_line() {
     let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
     let done = finish(place.command(&["health"]).stdout(full).spawn().unwrap());
     assert_eq!(done.status.code(), Some(1));
-    assert_eq!(String::from_utf8_lossy(&done.stderr), "refbox: print the health: no space left on device: the disk is full\n");
+    assert_eq!(
+        String::from_utf8_lossy(&done.stderr),
+        "refbox: print the health: no space left on device: the disk is full\n"
+    );
 }
 
 #[test]
