@@ -77,11 +77,28 @@ fn output_that_cannot_be_written_is_a_failure_of_the_sandbox_but_a_closed_reader
     let place = Place::new("full");
     let ran = place.run(1, &["--stdout", "/dev/full", "--", "/bin/echo", "lost"]);
     assert_eq!((ran.code, ran.status()), (1, "IE"), "{}", ran.all());
-    assert_eq!(ran.result["reason"], "write the payload's output: no space left on device");
+    assert_eq!(ran.result["reason"], "write the payload's output: no space left on device: the disk is full");
     let mut child = place.run_command(1, &["--", "/bin/sh", "-c", "echo lost; sleep 0.1; echo lost"]).spawn().unwrap();
     drop(child.stdout.take());
     let ran = place.ran(1, common::finish(child));
     assert_eq!((ran.code, ran.status()), (0, "OK"), "{}", ran.all());
+}
+
+#[test]
+fn a_machine_without_descriptors_is_no_mistake_of_the_caller() {
+    if !root() {
+        return;
+    }
+    let place = Place::new("descriptors");
+    let wanted = place.run_command(1, &["--", "/bin/true"]);
+    let mut limited = std::process::Command::new("/bin/sh");
+    limited.args(["-c", "ulimit -n 4; exec \"$0\" \"$@\""]).arg(wanted.get_program()).args(wanted.get_args());
+    limited.env("REFBOX_STATE", place.state()).stdin(std::process::Stdio::null());
+    limited.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let ran = place.ran(1, common::finish(limited.spawn().unwrap()));
+    assert_eq!(ran.code, 1, "{}", ran.all());
+    assert!(ran.stderr.ends_with(": too many open files: out of file descriptors\n"), "{}", ran.stderr);
+    assert_eq!(ran.stderr.lines().count(), 1);
 }
 
 #[test]
