@@ -14,6 +14,9 @@ BEGIN = "## Without one of its protections"
 FILE = "/run/refbox/box-{box}.json"
 UNNOTED = "damages that the target's log does not tell of"
 EARLY = "resources made before the state that names them was on the disk"
+UNNAMED = "errors that do not name what was exhausted"
+BLAMED = "statuses that blame a program that never ran"
+CRASHED = "supervisors or helpers that crashed"
 DISTRUSTED = "power cuts after which it does not trust its own state"
 
 
@@ -46,6 +49,10 @@ SABOTAGES: Sequence[Sabotage] = (
     _state("one-kept", "one such file a box", "garbage", "silent"),
     _state("fsync", "a state is on the disk before its name", "", EARLY),
     _state("directory-fsync", "the name of a state is on the disk before what it names is made", "", EARLY),
+    Sabotage("lack", "an error names what the machine lacks", "exhaust", "disk:full@0", UNNAMED),
+    Sabotage("internal", "a failure of its own is IE", "exhaust", "pids:limit=0", BLAMED),
+    Sabotage("result", "a result that cannot be written is an error", "exhaust", "disk:full@0,cleanup", UNNAMED),
+    Sabotage("panic", "a process that cannot be started is an error", "exhaust", "pids:limit=0", CRASHED),
 )
 
 
