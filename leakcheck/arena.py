@@ -388,7 +388,7 @@ def prepare_observation(*, settings: bool = True) -> Callable[[], None]:
 class _Preparation:
     _lock = threading.Lock()
     _all: ClassVar[set["_Preparation"]] = set()
-    _over = threading.Event()
+    _going_on = threading.Lock()
 
     def __init__(self, *, settings: bool) -> None:
         self._settings: _native.Settings | None = None
@@ -396,17 +396,19 @@ class _Preparation:
         with self._lock:
             self._all.add(self)
             if len(self._all) == 1:
-                over = _Preparation._over = threading.Event()
-                threading.Thread(target=_read_locks, args=[over], name="leakcheck-locks", daemon=True).start()
+                going_on = _Preparation._going_on = threading.Lock()
+                going_on.acquire()
+                threading.Thread(target=_read_locks, args=[going_on], name="leakcheck-locks", daemon=True).start()
         if settings:
             self._reader = threading.Thread(target=self._read_settings, name="leakcheck-settings", daemon=True)
             self._reader.start()
 
     def end(self) -> None:
         with self._lock:
+            was_last = self._all == {self}
             self._all.discard(self)
-            if not self._all:
-                self._over.set()
+            if was_last:
+                self._going_on.release()
         if self._reader is not None:
             self._reader.join()
 
@@ -414,14 +416,13 @@ class _Preparation:
         self._settings = _native.Settings()
 
 
-def _read_locks(over: threading.Event) -> None:
+def _read_locks(going_on: threading.Lock) -> None:
+    """Read of the locks, in as few calls as possible, until `going_on` is released."""
     # The observation itself reports what cannot be read.
     with contextlib.suppress(OSError), Path("/proc/locks").open("rb", 0) as locks:
-        while True:
-            locks.seek(0)
-            locks.readall()
-            if over.wait(_GRACE / 2):
-                return
+        os.pread(locks.fileno(), 1, 0)
+        while not going_on.acquire(timeout=_GRACE / 2):
+            os.pread(locks.fileno(), 1, 0)
 
 
 def _members(cgroup: str) -> set[int]:

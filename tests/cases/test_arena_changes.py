@@ -94,6 +94,35 @@ def test_an_access_list_of_a_device_is_a_change(changes: Callable[..., list[str]
         assert changes(f'/usr/bin/python3 -c "{program}" {path}') == [label]
 
 
+@pytest.mark.parametrize("count", [1, 30, 400])
+def test_attributes_are_changes_however_many_there_are(count: int, changes: Callable[..., list[str]]) -> None:
+    # The kernel lists at most 64 KiB of names.
+    each = f"for p in sys.argv[1:] for n in range({count})"
+    program = f"import os, sys; [os.setxattr(p, 'trusted.' + 'a' * 200 + str(n), b'') {each}]"
+    changed = changes(f'/usr/bin/python3 -c "{program}" /etc /etc/hostname /dev/null /dev')
+    assert changed == ["changed char /dev/null", "changed dir /dev", "changed dir /etc", "changed file /etc/hostname"]
+
+
+def test_each_look_sees_what_changed_since_the_one_before() -> None:
+    steps = [
+        ("mount -o remount,bind,ro /proc", ["changed mount /proc"]),
+        ("mount -o remount,bind,rw /proc", []),
+        ("mount --make-shared /tmp; echo > /var/tmp/x", ["changed mount /tmp", "file /var/tmp/x"]),
+        ("mount --make-private /tmp; rm /var/tmp/x; mkdir /tmp/dir", ["dir /tmp/dir"]),
+        ("rmdir /tmp/dir; chmod 700 /run; chmod 755 /run; chmod 700 /srv", ["changed dir /srv"]),
+        ("chmod 755 /srv; mount -t tmpfs none /tmp; mkdir /tmp/hidden", []),
+        ("umount /tmp; mount -t tmpfs -o ro none /tmp; mkdir -p /run/netns", ["dir /run/netns"]),
+        ("umount /tmp; rmdir /run/netns; chmod 600 /dev/full", ["changed char /dev/full"]),
+    ]  # fmt: skip
+    with Arena() as arena:
+        before = _native.snapshot(arena=arena.view, kinds="file")
+        for script, expected in steps:
+            assert arena.run(["/bin/sh", "-ec", script], cwd="/") == 0, script
+            after = _native.snapshot(arena=arena.view, kinds="file")
+            leaks = json.loads(_native.diff(before, after))["leaks"]
+            assert sorted(leak["label"] for leak in leaks) == expected, script
+
+
 @pytest.mark.skipif(not V1, reason="the hierarchies stand in no tmpfs here")
 def test_what_is_made_in_the_tmpfs_of_the_cgroups_is_found(changes: Callable[..., list[str]]) -> None:
     made = (("dir", "a"), ("dir", "a/b"), ("file", "litter"), ("symlink", "link"))

@@ -203,7 +203,13 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
     note_rights(&procfs, out);
     let pass = procfs.begin(&selection, wanted)?;
     let untied = Untied::of(out, options);
-    let threads = pass.worth(threads, if whole_host { 2 } else { 1 });
+    let least = match options.arena.as_deref() {
+        // The settings of the machine are a few hundred files.
+        Some(arena) if kinds.contains(Kind::Sysctl) || arena.files.load(Ordering::Relaxed) > WORTH_A_THREAD => 2,
+        None if whole_host => 2,
+        _ => 1,
+    };
+    let threads = pass.worth(threads, least);
     std::thread::scope(|scope| {
         // If a thread cannot be started, the others do its share.
         let thread = || std::thread::Builder::new().name("leakcheck-proc".into());
@@ -273,22 +279,22 @@ fn files(options: &Options, out: &mut Snapshot) {
         Some(_) if !out.kinds.contains(Kind::File) => return,
         Some(arena) => {
             let table = arena.table.get(&arena.view);
-            let text = table.as_ref().map_or(&[][..], |text| text);
-            let mut walk = file::walk_arena(arena, context, submounts, text);
+            let mut walk = file::walk_arena(arena, context, submounts);
             out.gauges.insert("touched_files".to_owned(), overlay::walk(&arena.view, &mut arena.overlay(), &mut walk));
             if !arena.bound.is_empty() {
                 let new = arena.bound.iter().map(|bound| bound.compare(&mut walk)).sum();
                 out.gauges.insert("bound_new_files".to_owned(), new);
             }
             arena.born.compare(&arena.view.roots, &mut walk);
-            match table.as_ref().map(|text| crate::parse::mountinfo::parse(text)) {
-                Ok(Ok(now)) => arena.born.compare_mounts(&now, &mut walk),
+            match table.map(|table| arena.born.compare_mounts(&table.text, &mut walk)) {
+                Ok(Ok(())) => {}
                 Ok(Err(e)) => {
                     let why = format!("cannot read the arena's mountinfo: {e}");
                     out.coverage.lower(Kind::File, Level::Partial, why);
                 }
                 Err(e) => out.coverage.lower(Kind::File, Level::Partial, e.to_string()),
             }
+            arena.files.store(walk.files.iter().count(), Ordering::Relaxed);
             walk
         }
     };
@@ -458,6 +464,10 @@ fn note_rights(procfs: &Procfs, out: &mut Snapshot) {
         }
     }
 }
+
+/// Number of files in an arena for which a second thread is worthwhile. Its start, its end and what two processors
+/// that use the same memory cost is as much as a quarter of a look at a small arena.
+const WORTH_A_THREAD: usize = 300;
 
 fn default_threads() -> usize {
     // The standard library reads a dozen cgroup files for each call.

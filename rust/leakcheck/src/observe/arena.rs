@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::born::Born;
@@ -16,6 +17,7 @@ use super::ns_cache::NsCache;
 use super::overlay::OverlayCache;
 use super::proc_root::ProcRoot;
 use super::proc_root::read_file;
+use super::walk::{device_of, stat, type_of};
 use crate::arena::ArenaView;
 use crate::error::{Error, Result};
 use crate::parse::mountinfo;
@@ -31,6 +33,8 @@ pub struct ObservedArena {
     pub(crate) calls: std::result::Result<Calls, String>,
     /// Devices that the host has mounted too: a lock there may not be the arena's.
     pub(super) host_devices: HashSet<u64>,
+    /// The types of the fresh file systems by device: the view holds each, so that its number is not reused.
+    pub(super) types: HashMap<u64, u64>,
     /// Devices of the mounts that PID 1 had at first.
     pub(super) first_devices: HashSet<u64>,
     /// What the fresh file systems and its cgroups had at first.
@@ -44,6 +48,8 @@ pub struct ObservedArena {
     /// Ids of the namespaces that PID 1 is in, by inode: it stays in them, so neither is reused.
     namespaces: Mutex<HashMap<u64, u64>>,
     pub(super) table: InitTable,
+    /// How many files the last look found.
+    pub(super) files: AtomicUsize,
     /// The procfs of the last look. The next one uses it if no mount has changed.
     proc: Mutex<Arc<ProcRoot>>,
 }
@@ -58,21 +64,24 @@ impl ObservedArena {
         let proc = Mutex::new(ProcRoot::renew()?);
         let text = read_file("/proc/self/mountinfo")?;
         let mounts = mountinfo::parse(&text).map_err(|e| Error::usage(format!("/proc/self/mountinfo: {e}")))?;
-        let first = read_file(format!("{}/1/mountinfo", view.proc_path()))?;
-        let first = mountinfo::parse(&first).map_err(|e| Error::usage(format!("the arena's mountinfo: {e}")))?;
+        let table = read_file(format!("{}/1/mountinfo", view.proc_path()))?;
+        let first = mountinfo::parse(&table).map_err(|e| Error::usage(format!("the arena's mountinfo: {e}")))?;
         let devices =
             |mounts: &[mountinfo::Mount<'_>]| mounts.iter().map(|m| encode_device(m.major, m.minor)).collect();
+        let types = view.roots.iter().filter_map(|(_, root)| Some((device_of(&stat(root, c"").ok()?), type_of(root))));
         Ok(ObservedArena {
+            types: types.collect(),
             bound: Vec::new(),
             calls: Calls::of(&view.cgroups, &calls::cgroups_of_init(&view.proc)),
             host_devices: devices(&mounts),
             first_devices: devices(&first),
-            born: Born::now(&view.roots, &inside(&view.cgroups, &mounts), &first),
+            born: Born::now(&view.roots, &inside(&view.cgroups, &mounts), (&first, &table)),
             overlay: Mutex::default(),
             ns: Mutex::default(),
             mounts: MountCache::default(),
             namespaces: Mutex::default(),
             table: InitTable::default(),
+            files: AtomicUsize::new(0),
             proc,
             view,
         })

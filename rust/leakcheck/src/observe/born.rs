@@ -57,6 +57,8 @@ pub(crate) struct Born {
     places: HashMap<Vec<u8>, usize>,
     settings: Vec<Setting>,
     mounts: Vec<BornMount>,
+    /// The mountinfo that they are from.
+    table: Vec<u8>,
 }
 
 /// A mount of PID 1's namespace, with its changeable attributes: target, options, propagation.
@@ -90,9 +92,10 @@ impl Born {
     pub(crate) fn now(
         roots: &[(PathBuf, OwnedFd)],
         cgroups: &[(String, PathBuf, PathBuf)],
-        mounts: &[mountinfo::Mount<'_>],
+        (mounts, table): (&[mountinfo::Mount<'_>], &[u8]),
     ) -> Self {
-        let mut born = Born { mounts: mounts.iter().map(BornMount::of).collect(), ..Born::default() };
+        let mounts = mounts.iter().map(BornMount::of).collect();
+        let mut born = Born { mounts, table: table.to_vec(), ..Born::default() };
         for (number, (path, root)) in roots.iter().enumerate() {
             born.note((number, root, is_tmpfs(root)), b"", path.as_os_str().as_encoded_bytes());
         }
@@ -140,8 +143,15 @@ impl Born {
     }
 
     /// Adds the mounts that moved, changed or disappeared. `/proc/1/mountinfo` is read for each look: a change of
-    /// propagation sends no event.
-    pub(crate) fn compare_mounts(&self, now: &[mountinfo::Mount<'_>], out: &mut Walk) {
+    /// propagation sends no event. An equal table tells of no difference.
+    ///
+    /// # Errors
+    /// If the table is malformed.
+    pub(crate) fn compare_mounts(&self, table: &[u8], out: &mut Walk) -> crate::parse::Result<()> {
+        if table == self.table {
+            return Ok(());
+        }
+        let now = mountinfo::parse(table)?;
         let now: HashMap<u64, BornMount> = now.iter().map(|m| (u64::from(m.id), BornMount::of(m))).collect();
         for mount in &self.mounts {
             match now.get(&mount.id) {
@@ -152,6 +162,7 @@ impl Born {
                 Some(_) => {}
             }
         }
+        Ok(())
     }
 
     /// The number of what was at this path.

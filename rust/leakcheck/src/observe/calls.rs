@@ -51,9 +51,16 @@ struct Program {
     lost: OwnedFd,
     records: OwnedFd,
     program: OwnedFd,
-    link: Mutex<Option<OwnedFd>>,
+    /// Its objects but for the link, which are the same for ever.
+    own: Vec<(BpfClass, u32)>,
+    link: Mutex<Option<Link>>,
     /// The number of views of each arena, by the id of its cgroup; of the host by [`HOST`].
     views: Mutex<HashMap<u64, usize>>,
+}
+
+struct Link {
+    fd: OwnedFd,
+    id: Option<u32>,
 }
 
 /// No cgroup has this id.
@@ -69,7 +76,7 @@ pub(crate) struct Calls {
 pub(crate) fn own_fds() -> Vec<i32> {
     let programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
     let fds = programs.iter().flat_map(|p| [p.lost.as_raw_fd(), p.records.as_raw_fd(), p.program.as_raw_fd()]);
-    fds.chain(programs.iter().filter_map(|p| p.link().as_ref().map(AsRawFd::as_raw_fd))).collect()
+    fds.chain(programs.iter().filter_map(|p| p.link().as_ref().map(|link| link.fd.as_raw_fd()))).collect()
 }
 
 /// The recorder's BPF objects, which are never leaks.
@@ -77,9 +84,8 @@ pub(super) fn own_objects() -> Vec<(BpfClass, u32)> {
     let programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
     let mut own = Vec::new();
     for p in programs.iter() {
-        let held = [(BpfClass::Map, &p.lost), (BpfClass::Map, &p.records), (BpfClass::Prog, &p.program)];
-        own.extend(held.into_iter().filter_map(|(class, fd)| Some((class, bpf::id_of(fd)?))));
-        own.extend(p.link().as_ref().and_then(bpf::id_of).map(|id| (BpfClass::Link, id)));
+        own.extend(&p.own);
+        own.extend(p.link().as_ref().and_then(|link| link.id).map(|id| (BpfClass::Link, id)));
     }
     own
 }
@@ -243,20 +249,23 @@ impl Program {
         let (lost, records) = (bpf::create_hash(8, ARENAS)?, bpf::create_hash(16, RECORDS)?);
         let code = assemble(subject, lost.as_raw_fd(), records.as_raw_fd());
         let program = bpf::load_raw_tracepoint(&code)?;
+        let held = [(BpfClass::Map, &lost), (BpfClass::Map, &records), (BpfClass::Prog, &program)];
+        let own = held.into_iter().filter_map(|(class, fd)| Some((class, bpf::id_of(fd)?))).collect();
         let (link, views) = Default::default();
-        let program = Arc::new(Program { subject, lost, records, program, link, views });
+        let program = Arc::new(Program { subject, lost, records, program, own, link, views });
         programs.push(Arc::clone(&program));
         Ok(program)
     }
 
-    fn link(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+    fn link(&self) -> MutexGuard<'_, Option<Link>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn attach(&self) -> Result<(), Errno> {
         let mut link = self.link();
         if link.is_none() {
-            *link = Some(bpf::open_raw_tracepoint(SYS_EXIT, &self.program)?);
+            let fd = bpf::open_raw_tracepoint(SYS_EXIT, &self.program)?;
+            *link = Some(Link { id: bpf::id_of(&fd), fd });
         }
         Ok(())
     }

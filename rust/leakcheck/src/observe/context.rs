@@ -34,8 +34,8 @@ impl Context<'_> {
 
     /// The mounts here, with those that may be entered.
     pub(super) fn mounts(self) -> Mounts {
-        let text = self.arena.zip(self.table).and_then(|(arena, table)| table.get(arena).ok());
-        let mut mounts = Mounts::of(self.arena).with(text);
+        let read = self.arena.zip(self.table).and_then(|(arena, table)| table.get(arena).ok());
+        let mut mounts = Mounts::of(self.arena).with(read);
         if let Some(old) = self.old_mounts {
             mounts.limit_to(Arc::clone(old));
         }

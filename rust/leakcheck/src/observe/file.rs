@@ -76,24 +76,20 @@ pub(super) fn walk(
 }
 
 /// Walks the arena's fresh file systems, as [`walk`] does for roots, and everything else that was mounted in it before
-/// the run, by its mount `table`. An overlay's upper directory lies in one of them, or in the arena's own overlay.
-pub(super) fn walk_arena(
-    arena: &ObservedArena,
-    context: Context<'_>,
-    known: Option<&[Submount]>,
-    table: &[u8],
-) -> Walk {
+/// the run, by its mount table. An overlay's upper directory lies in one of them, or in the arena's own overlay.
+pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Option<&[Submount]>) -> Walk {
     let nothing = Remembered::default();
     let mut mounts = context.mounts();
-    mounts.add(table);
-    let all = mounts.all();
+    mounts.add_read();
     let mut walker = Walker::new(mounts, Some(&arena.born), known, nothing.look(Vec::new()));
+    walker.types.clone_from(&arena.types);
     for (path, root) in &arena.view.roots {
         // Each look would read all hierarchies there, which contain no files.
         walker.mounts_too = path != Path::new(CGROUPS);
-        match open_dir(root, c".").and_then(|dir| Ok((stat(&dir, c"")?, dir))) {
-            Ok((st, dir)) => walker.root(&dir, &st, path),
-            Err(e) => walker.out.root_not_listed(path, Error::io("open directory", path, e).to_string()),
+        // An empty one, as most are, need not be opened.
+        match stat(root, c"") {
+            Ok(st) => walker.root(root, &st, path),
+            Err(e) => walker.out.root_not_listed(path, Error::io("stat", path, e).to_string()),
         }
     }
     let elsewhere = |mount: &Known| {
@@ -101,7 +97,7 @@ pub(super) fn walk_arena(
         let fresh = !arena.first_devices.contains(&mount.dev) && mount.fs_type.as_ref() != b"overlay";
         fresh && mount.nature == Nature::Local && !arena.view.roots.iter().any(|(root, _)| path.starts_with(root))
     };
-    let others: Vec<Known> = all.into_iter().filter(elsewhere).collect();
+    let others = walker.mounts.those(elsewhere);
     let root = if others.is_empty() { None } else { arena.view.root().ok() };
     for mount in others {
         let path = Path::new(OsStr::from_bytes(mount.target.as_ref()));

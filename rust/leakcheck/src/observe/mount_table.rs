@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 
-use super::proc_root::read_file;
+use super::proc_root::{self, read_file};
 use super::read::read_all;
 use super::sys;
 use crate::arena::{ArenaView, proc_path};
@@ -16,24 +16,47 @@ use crate::parse::{fdinfo, mountinfo};
 use crate::resource::encode_device;
 use crate::text::Text;
 
+/// The text of a mountinfo, and what it tells of each mount.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) text: Vec<u8>,
+    known: OnceLock<Arc<HashMap<u64, Known>>>,
+}
+
+impl Table {
+    fn known(&self) -> Arc<HashMap<u64, Known>> {
+        Arc::clone(self.known.get_or_init(|| Arc::new(known(&self.text).collect())))
+    }
+}
+
 /// The mountinfo of an arena's PID 1, which one look reads once: mounts that come meanwhile are new to all of its parts.
+/// Each look reads it, and parses it only if it says something else than before.
 #[derive(Default)]
-pub(super) struct InitTable(Mutex<Option<Arc<Vec<u8>>>>);
+pub(super) struct InitTable(Mutex<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    table: Option<Arc<Table>>,
+    /// Whether this look has read it.
+    is_read: bool,
+}
 
 impl InitTable {
-    pub(super) fn get(&self, arena: &ArenaView) -> Result<Arc<Vec<u8>>> {
+    pub(super) fn get(&self, arena: &ArenaView) -> Result<Arc<Table>> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(text) = &*kept {
-            return Ok(Arc::clone(text));
+        if let Some(table) = kept.table.as_ref().filter(|_| kept.is_read) {
+            return Ok(Arc::clone(table));
         }
-        let text = Arc::new(read_file(proc_path(Some(arena), "1/mountinfo"))?);
-        *kept = Some(Arc::clone(&text));
-        Ok(text)
+        let text = read_file(proc_path(Some(arena), "1/mountinfo"))?;
+        let same = kept.table.take().filter(|table| table.text == text);
+        let table = same.unwrap_or_else(|| Arc::new(Table { text, known: OnceLock::new() }));
+        *kept = Kept { table: Some(Arc::clone(&table)), is_read: true };
+        Ok(table)
     }
 
     /// For the next look.
     pub(super) fn forget(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_read = false;
     }
 }
 
@@ -140,8 +163,8 @@ pub(crate) struct Known {
 pub(crate) struct Mounts {
     table: PathBuf,
     /// What this look read of it already.
-    text: Option<Arc<Vec<u8>>>,
-    known: HashMap<u64, Known>,
+    read: Option<Arc<Table>>,
+    known: Arc<HashMap<u64, Known>>,
     /// The mounts that a path may enter: those from before the run, by [`number`]. A mount of the run may hang, even if
     /// its type does not show it: an overlay of a FUSE file system, or a disk whose image is on one.
     old: Option<Arc<HashSet<u64>>>,
@@ -152,12 +175,12 @@ impl Mounts {
     pub(crate) fn of(arena: Option<&ArenaView>) -> Self {
         let table =
             if arena.is_some() { proc_path(arena, "1/mountinfo") } else { "/proc/thread-self/mountinfo".into() };
-        Mounts { table, text: None, known: HashMap::new(), old: None }
+        Mounts { table, read: None, known: Arc::default(), old: None }
     }
 
     /// With what the look has read of the table already.
-    pub(super) fn with(self, text: Option<Arc<Vec<u8>>>) -> Self {
-        Mounts { text, ..self }
+    pub(super) fn with(self, read: Option<Arc<Table>>) -> Self {
+        Mounts { read, ..self }
     }
 
     /// From now on, lets a path enter only these.
@@ -167,18 +190,20 @@ impl Mounts {
 
     /// Forgets what was read.
     pub(crate) fn forget(&mut self) {
-        self.known.clear();
+        self.known = Arc::default();
     }
 
     /// The mount that a descriptor is on; none if it is in none of the namespaces that were read. Does not access any
     /// file system.
     pub(crate) fn of_fd(&mut self, fd: BorrowedFd<'_>) -> Option<Known> {
-        let info = read_file(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd())).ok()?;
-        let id = u64::from(fdinfo::parse(&info).mnt_id?);
-        if !self.known.contains_key(&id)
-            && let Some(text) = self.text.take()
-        {
-            self.add(&text);
+        let path = format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd());
+        let info = proc_root::open(Path::new(&path), OFlags::RDONLY).ok()?;
+        // The number is in one of the first lines, whatever follows.
+        let mut text = [0; 1024];
+        let length = rustix::io::read(&info, &mut text).ok()?;
+        let id = u64::from(fdinfo::parse(&text[..length]).mnt_id?);
+        if !self.known.contains_key(&id) {
+            self.add_read();
         }
         if !self.known.contains_key(&id) {
             let text = read_file(&self.table).ok()?;
@@ -187,11 +212,20 @@ impl Mounts {
         self.known.get(&id).cloned()
     }
 
-    /// All that were read, by path.
-    pub(crate) fn all(&self) -> Vec<Known> {
-        let mut all: Vec<Known> = self.known.values().cloned().collect();
-        all.sort_by(|a, b| a.target.cmp(&b.target));
-        all
+    /// Those that were read and for which `f` holds, by path.
+    pub(super) fn those(&self, f: impl Fn(&Known) -> bool) -> Vec<Known> {
+        let mut those: Vec<Known> = self.known.values().filter(|known| f(known)).cloned().collect();
+        those.sort_by(|a, b| a.target.cmp(&b.target));
+        those
+    }
+
+    /// Adds those of the table that the look has read already.
+    pub(super) fn add_read(&mut self) {
+        match self.read.take() {
+            None => {}
+            Some(table) if self.known.is_empty() => self.known = table.known(),
+            Some(table) => self.add(&table.text),
+        }
     }
 
     /// Whether neither the mount existed before the run nor its file system in another mount that still exists: a bind
@@ -223,16 +257,21 @@ impl Mounts {
 
     /// Adds those of a mountinfo.
     pub(super) fn add(&mut self, text: &[u8]) {
-        for mount in mountinfo::parse(text).unwrap_or_default() {
-            let known = Known {
-                nature: Nature::of(&mount.fs_type),
-                dev: encode_device(mount.major, mount.minor),
-                fs_type: Text::from(&*mount.fs_type),
-                target: Text::from(&*mount.mount_point),
-            };
-            self.known.insert(mount.id.into(), known);
-        }
+        Arc::make_mut(&mut self.known).extend(known(text));
     }
+}
+
+/// The mounts of a mountinfo, by its numbers.
+fn known(text: &[u8]) -> impl Iterator<Item = (u64, Known)> {
+    mountinfo::parse(text).unwrap_or_default().into_iter().map(|mount| {
+        let known = Known {
+            nature: Nature::of(&mount.fs_type),
+            dev: encode_device(mount.major, mount.minor),
+            fs_type: Text::from(&*mount.fs_type),
+            target: Text::from(&*mount.mount_point),
+        };
+        (mount.id.into(), known)
+    })
 }
 
 /// The number of the mount that a descriptor is on: the unique one if the kernel has it (Linux 6.8), else mountinfo's,

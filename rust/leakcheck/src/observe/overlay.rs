@@ -42,8 +42,9 @@ pub(super) struct OverlayCache(HashMap<(u64, u64), Finding>);
 
 /// Walks every overlay of the arena; returns how many files were touched and no more.
 pub(super) fn walk(arena: &ArenaView, cache: &mut OverlayCache, out: &mut Walk) -> i64 {
-    let mut compare =
-        Compare { out, old: &cache.0, new: HashMap::new(), now: now_ns(), touched: 0, holds_user: false, top: None };
+    let names = OverlayNames::new();
+    let (old, new, now) = (&cache.0, HashMap::new(), now_ns());
+    let mut compare = Compare { out, old, new, now, touched: 0, names: &names, holds_user: false, top: None };
     for layer in &arena.layers {
         compare.layer(&layer.path, &layer.upper, &layer.lower);
     }
@@ -58,6 +59,7 @@ struct Compare<'a> {
     new: HashMap<(u64, u64), Finding>,
     now: i64,
     touched: i64,
+    names: &'a OverlayNames,
     /// Whether the upper layer's file system holds extended attributes of users.
     holds_user: bool,
     /// Root of the lower layer, from which a renamed directory's origin is found.
@@ -70,6 +72,7 @@ struct Pair<'a> {
     lower: Option<BorrowedFd<'a>>,
     name: &'a CStr,
     path: &'a [u8],
+    names: &'a OverlayNames,
 }
 
 impl Compare<'_> {
@@ -87,9 +90,10 @@ impl Compare<'_> {
         // A tmpfs supports them since Linux 6.6; if the upper layer does not, none was copied up.
         let probe = rustix::fs::fgetxattr(&dir, c"user.leakcheck", &mut [0u8; 1][..]);
         self.holds_user = probe == Err(Errno::NODATA);
-        let root = Pair { upper: dir.as_fd(), lower: Some(low.as_fd()), name: c"", path: text };
+        let root = Pair { upper: dir.as_fd(), lower: Some(low.as_fd()), name: c"", path: text, names: self.names };
         if let (Ok(st), Ok(below)) = (stat(&dir, c""), stat(&low, c""))
-            && (attributes(&st) != attributes(&below) || root.differs_beside(&below, self.holds_user))
+            && (attributes(&st) != attributes(&below)
+                || root.differs_beside(&xattr_names_of(&dir), &below, self.holds_user))
         {
             self.changed(&root, &st, &below);
         }
@@ -112,7 +116,8 @@ impl Compare<'_> {
                     continue;
                 }
             };
-            let pair = Pair { upper: dir.as_fd(), lower: lower.map(AsFd::as_fd), name: &name, path: &full };
+            let lower_fd = lower.map(AsFd::as_fd);
+            let pair = Pair { upper: dir.as_fd(), lower: lower_fd, name: &name, path: &full, names: self.names };
             match class(&st) {
                 FileType::Directory if depth >= DEPTH => {
                     let why = format!("{} is deeper than {DEPTH} levels: not entered", Text::from(&*full));
@@ -131,15 +136,18 @@ impl Compare<'_> {
             Err(e) => return self.failed("open directory", pair.path, e),
         };
         let below = pair.below();
-        let opaque = attribute(&sub, &overlay_name("opaque")).is_some_and(|v| v == b"y");
-        let origin = attribute(&sub, &overlay_name("redirect")).and_then(|to| self.origin(lower, &to));
+        // One list tells which of the others need not be asked for: most directories have none.
+        let given = xattr_names_of(&sub);
+        let value = |name: &CStr| may_have(&given, name).then(|| attribute(&sub, name)).flatten();
+        let opaque = value(&self.names.opaque).is_some_and(|v| v == b"y");
+        let origin = value(&self.names.redirect).and_then(|to| self.origin(lower, &to));
         match &below {
             // A mount of the host there hides what the overlay shows: nothing to compare with.
             Some(low) if is_mount(low) => return self.descend(&sub, None, pair.path, depth + 1),
             None => self.created(st, pair.path),
             Some(low) => {
                 let replaced = opaque || origin.is_some() || class(low) != FileType::Directory;
-                if replaced || attributes(st) != attributes(low) || pair.differs_beside(low, self.holds_user) {
+                if replaced || attributes(st) != attributes(low) || pair.differs_beside(&given, low, self.holds_user) {
                     self.changed(pair, st, low);
                 }
             }
@@ -222,7 +230,8 @@ impl Pair<'_> {
     fn compare(&self, st: &Statx, low: &Statx, holds_user: bool) -> (FileState, u64) {
         let mut same = class(st) == class(low) && attributes(st) == attributes(low);
         let mut hasher = DefaultHasher::new();
-        (self.path, st.stx_mode, attributes(st), self.protection()).hash(&mut hasher);
+        let given = xattr_names(&Self::in_proc(self.upper, self.name), false);
+        (self.path, st.stx_mode, attributes(st), self.protection(&given)).hash(&mut hasher);
         match class(st) {
             FileType::RegularFile => same &= self.contents(st, low, &mut hasher),
             FileType::Symlink => {
@@ -235,7 +244,7 @@ impl Pair<'_> {
             FileType::Directory => same = false,
             _ => {}
         }
-        same = same && !self.differs_beside(low, holds_user);
+        same = same && !self.differs_beside(&given, low, holds_user);
         (if same { FileState::Touched } else { FileState::Changed }, hasher.finish())
     }
 
@@ -273,20 +282,24 @@ impl Pair<'_> {
 
     fn is_whiteout_by_attribute(&self) -> bool {
         let path = Self::in_proc(self.upper, self.name);
-        rustix::fs::lgetxattr(&*path, &*overlay_name("whiteout"), &mut [0u8; 8][..]).is_ok()
+        rustix::fs::lgetxattr(&*path, &*self.names.whiteout, &mut [0u8; 8][..]).is_ok()
     }
 
     /// Whether attributes that stat(2) does not show differ: extended attributes, access lists, and the protecting
-    /// flags of chattr(1).
-    fn differs_beside(&self, low: &Statx, holds_user: bool) -> bool {
-        self.protection() != low.stx_attributes.bits() & PROTECTED || self.xattrs_differ(holds_user)
+    /// flags of chattr(1). `given` are the names of the upper one's extended attributes.
+    fn differs_beside(&self, given: &[Vec<u8>], low: &Statx, holds_user: bool) -> bool {
+        self.protection(given) != low.stx_attributes.bits() & PROTECTED || self.xattrs_differ(given, holds_user)
     }
 
     /// The flags that the overlay shows. It keeps them in an attribute: set on the upper file itself they would hold it up.
-    fn protection(&self) -> u64 {
+    fn protection(&self, given: &[Vec<u8>]) -> u64 {
+        let name = &*self.names.protattr;
+        if !may_have(given, name) {
+            return 0;
+        }
         let mut value = [0u8; 16];
         let path = Self::in_proc(self.upper, self.name);
-        let n = rustix::fs::lgetxattr(&*path, &*overlay_name("protattr"), &mut value[..]).unwrap_or(0);
+        let n = rustix::fs::lgetxattr(&*path, name, &mut value[..]).unwrap_or(0);
         value[..n].iter().fold(0, |flags, letter| {
             flags | [(b'i', 0x10), (b'a', 0x20)].iter().filter(|(l, _)| l == letter).map(|(_, flag)| flag).sum::<u64>()
         })
@@ -294,11 +307,11 @@ impl Pair<'_> {
 
     /// Whether an extended attribute was added, changed or removed. Labels of security modules may be missing, and so
     /// may user attributes if the upper layer's file system does not support them.
-    fn xattrs_differ(&self, holds_user: bool) -> bool {
+    fn xattrs_differ(&self, given: &[Vec<u8>], holds_user: bool) -> bool {
         let Some(lower) = self.lower else { return false };
         let (ours, theirs) = (Self::in_proc(self.upper, self.name), Self::in_proc(lower, self.name));
         let value = |path: &[u8], name: &[u8]| xattr(path, name, false);
-        let differs = |name: &Vec<u8>| value(&ours, name) != value(&theirs, name);
+        let differs = |name: &Vec<u8>| name == TOO_MANY || value(&ours, name) != value(&theirs, name);
         let is_copied = |name: &[u8]| {
             let user = name.starts_with(b"user.") && holds_user;
             user || name == b"security.capability"
@@ -306,18 +319,33 @@ impl Pair<'_> {
                 || name.starts_with(b"system.posix_acl")
         };
         // What the inside writes under these names, the overlay keeps under longer ones (Linux 6.7).
-        let own = |name: &[u8]| name.starts_with(overlay_name("").to_bytes());
-        let escaped = |name: &[u8]| name.starts_with(overlay_name("overlay.").to_bytes());
+        let own = |name: &[u8]| name.starts_with(self.names.own.as_bytes());
+        let escaped = |name: &[u8]| name.starts_with(self.names.escaped.as_bytes());
         let plain = |name: &&Vec<u8>| !own(name) || escaped(name);
-        xattr_names(&ours, false).iter().filter(plain).any(differs)
+        given.iter().filter(plain).any(differs)
             || xattr_names(&theirs, false).iter().filter(plain).filter(|n| is_copied(n)).any(differs)
     }
 }
 
 /// Names of attributes that are the overlay's own: a user's (option `userxattr`) cannot write those of root.
-fn overlay_name(name: &str) -> CString {
-    let class = if rustix::process::geteuid().is_root() { "trusted" } else { "user" };
-    CString::new(format!("{class}.overlay.{name}")).unwrap_or_default()
+struct OverlayNames {
+    opaque: CString,
+    redirect: CString,
+    whiteout: CString,
+    protattr: CString,
+    /// How all of them begin.
+    own: CString,
+    /// How those begin that the inside wrote under such a name.
+    escaped: CString,
+}
+
+impl OverlayNames {
+    fn new() -> Self {
+        let class = if rustix::process::geteuid().is_root() { "trusted" } else { "user" };
+        let name = |name: &str| CString::new(format!("{class}.overlay.{name}")).unwrap_or_default();
+        let [opaque, redirect, whiteout, protattr] = ["opaque", "redirect", "whiteout", "protattr"].map(name);
+        OverlayNames { opaque, redirect, whiteout, protattr, own: name(""), escaped: name("overlay.") }
+    }
 }
 
 /// Whether a user set an extended attribute. The kernel sets others on each new file (a security module's label).
@@ -338,13 +366,37 @@ pub(super) fn xattr(path: &[u8], name: &[u8], follow: bool) -> Option<Vec<u8>> {
 }
 
 pub(super) fn xattr_names(path: &[u8], follow: bool) -> Vec<Vec<u8>> {
-    let mut list = [0u8; 4096];
-    let read = match follow {
-        true => rustix::fs::listxattr(path, &mut list[..]),
-        false => rustix::fs::llistxattr(path, &mut list[..]),
-    };
-    let n = read.unwrap_or(0);
-    list[..n].split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect()
+    listed(|list| match follow {
+        true => rustix::fs::listxattr(path, list),
+        false => rustix::fs::llistxattr(path, list),
+    })
+}
+
+fn xattr_names_of(file: &OwnedFd) -> Vec<Vec<u8>> {
+    listed(|list| rustix::fs::flistxattr(file, list))
+}
+
+/// `XATTR_LIST_MAX` (linux/limits.h): the kernel lists none if there are more.
+const XATTR_LIST_MAX: usize = 65536;
+/// Stands for the names of a file that has too many.
+const TOO_MANY: &[u8] = b"user.(too many to be listed)";
+
+fn listed(list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> Vec<Vec<u8>> {
+    let names = |list: &[u8]| list.split(|b| *b == 0).filter(|name| !name.is_empty()).map(<[u8]>::to_vec).collect();
+    let mut few = [0u8; 1024];
+    match list(&mut few) {
+        Ok(n) => names(&few[..n]),
+        Err(Errno::RANGE) => {
+            let mut all = vec![0u8; XATTR_LIST_MAX];
+            list(&mut all).map_or_else(|_| vec![TOO_MANY.to_vec()], |n| names(&all[..n]))
+        }
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Whether an attribute is among these names, or may be.
+fn may_have(names: &[Vec<u8>], name: &CStr) -> bool {
+    names.iter().any(|one| one == name.to_bytes() || one == TOO_MANY)
 }
 
 fn attribute(dir: &OwnedFd, name: &CStr) -> Option<Vec<u8>> {

@@ -42,6 +42,15 @@ pub(crate) struct NsLink {
     pub(crate) name: &'static CStr,
 }
 
+impl NsLink {
+    /// Its name in the directory `ns`.
+    pub(crate) fn file(self) -> &'static CStr {
+        let name = self.name.to_bytes_with_nul();
+        let file = name.strip_prefix(b"ns/").unwrap_or(name);
+        CStr::from_bytes_with_nul(file).unwrap_or_default()
+    }
+}
+
 impl Display for NsLink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(tid) = self.thread {

@@ -44,6 +44,11 @@ impl Procfs {
         Ok(Procfs { proc, root, own_pid, hidden })
     }
 
+    /// Whether the processes are those of an arena.
+    pub(super) fn is_arena(&self) -> bool {
+        self.own_pid == 0
+    }
+
     /// See [`hiding`].
     pub(crate) fn hides(&self) -> Option<String> {
         hiding(self.proc.as_fd())

@@ -178,11 +178,23 @@ impl Reader<'_> {
     }
 
     pub(super) fn namespaces(&mut self, thread: Option<u32>) {
+        const HIDES: &[Kind] = &[Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net];
+        // The kernel checks each part of a path: for many links, once is less.
+        let place = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = |tid| rustix::fs::openat(self.dir, &*path(&format_args!("task/{tid}/ns")), place, Mode::empty());
+        let own = match thread.filter(|_| self.wanted.namespaces.len() > 2).map(open).transpose() {
+            Ok(own) => own,
+            Err(Errno::NOENT | Errno::SRCH) => return,
+            Err(e) => return self.refuse("ns", HIDES, e, thread),
+        };
         for &name in self.wanted.namespaces {
             let link = NsLink { thread, name };
-            let of_thread = thread.map(|_| path(&format_args!("{link}")));
-            let at = of_thread.as_deref().unwrap_or(name);
-            match rustix::fs::readlinkat_raw(self.dir, at, &mut self.scratch.link[..]) {
+            let of_thread = thread.filter(|_| own.is_none()).map(|_| path(&format_args!("{link}")));
+            let (from, at) = match &own {
+                None => (self.dir, of_thread.as_deref().unwrap_or(name)),
+                Some(own) => (own.as_fd(), link.file()),
+            };
+            match rustix::fs::readlinkat_raw(from, at, &mut self.scratch.link[..]) {
                 Ok((text, _)) => {
                     let known = &mut self.sample.namespaces;
                     if let Ok((ns_type, ino)) = parse::nslink::parse(text)
@@ -193,9 +205,7 @@ impl Reader<'_> {
                 }
                 // A kernel without that type, or a process that is exiting.
                 Err(Errno::NOENT | Errno::SRCH) => {}
-                Err(e) => {
-                    return self.refuse("ns", &[Kind::Mount, Kind::Ipc, Kind::Namespace, Kind::Net], e, thread);
-                }
+                Err(e) => return self.refuse("ns", HIDES, e, thread),
             }
         }
     }

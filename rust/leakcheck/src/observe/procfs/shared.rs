@@ -8,8 +8,10 @@ use super::reader::Scratch;
 use crate::error::Result;
 use crate::observe::pass::{Pass, Sample, Wanted};
 
-/// Number of processes for which one more thread is worthwhile.
+/// Number of processes for which one more thread is worthwhile: on a host, where there are many of all kinds, and in an
+/// arena, where a look at all else takes less time than two threads cost.
 const WORTH_A_THREAD: usize = 4;
+const WORTH_A_THREAD_IN_ARENA: usize = 12;
 /// How many processes a thread takes at a time: few, so that all finish together.
 const CHUNK: usize = 4;
 
@@ -61,7 +63,8 @@ impl<'a> SharedPass<'a> {
 
 impl Pass for SharedPass<'_> {
     fn worth(&self, threads: usize, least: usize) -> usize {
-        threads.min(least.max(self.pids.len() / WORTH_A_THREAD))
+        let each = if self.procfs.is_arena() { WORTH_A_THREAD_IN_ARENA } else { WORTH_A_THREAD };
+        threads.min(least.max(self.pids.len() / each))
     }
 
     fn read(&self, threads: usize) {
