@@ -84,7 +84,7 @@ def find(root: int, pattern: str) -> Iterator[Path]:
 
 def _names(root: int, directory: Path, part: str) -> list[str]:
     # In a name without "*" nothing is special.
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    with _suppressing(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
         if "*" not in part:
             with opened(root, directory / part, os.O_PATH | os.O_NOFOLLOW):
                 return [part]
@@ -92,6 +92,15 @@ def _names(root: int, directory: Path, part: str) -> list[str]:
             name = re.compile(".*".join(map(re.escape, part.split("*"))), re.DOTALL)
             return sorted(one for one in os.listdir(fd) if name.fullmatch(one))  # noqa: PTH208 (no Path is one of a descriptor)
     return []
+
+
+@contextlib.contextmanager
+def _suppressing(*codes: int) -> Generator[None, None, None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in codes:
+            raise
 
 
 def _check_regular(fd: int, path: Path) -> None:

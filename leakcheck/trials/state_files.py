@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from injectors.crash import crash_once_payload_runs
-from leakcheck.errors import TargetError
+from leakcheck.errors import TargetError, reason
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
 from leakcheck.trials.payload import SLEEPING, state_files
@@ -26,8 +26,18 @@ def record_state_files(target: Target, stop: Stop) -> dict[str, bytes]:
         with session.tracing(lambda stage, _, payload: crash_once_payload_runs(payload) if stage == "launch" else None):
             session.run_crashed(session.prepare(SLEEPING), SLEEPING)
         found = {declared: state_files(session, declared) for declared in target.adapter.state_files}
-        contents = {declared: host.read(Path(paths[0])) for declared, paths in found.items() if paths}
+        contents: dict[str, bytes] = {}
+        wrong = ""
+        for declared, paths in found.items():
+            if not paths:
+                continue
+            try:
+                contents[declared] = host.read(Path(paths[0]))
+            except OSError as error:
+                wrong = f"{paths[0]}: {reason(error)}"
     if not contents:
+        if wrong:
+            raise TargetError(f"{target.name}: no state file can be read: {wrong}")
         names = " and no ".join(target.adapter.state_files)
         hint = f"mend state_files in {target.path}"
         raise TargetError(f"{target.name}: while its payload runs there is no {names}; {hint}")

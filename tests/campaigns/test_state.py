@@ -10,6 +10,7 @@ import pytest
 from made import LEAKCHECK, target
 
 from injectors import parse
+from injectors.state import state_plan
 from leakcheck.campaigns import Leaks, LeaksOptions, Result, State, StateOptions
 from leakcheck.campaigns import run as run_campaign
 from leakcheck.conformance import check
@@ -248,3 +249,34 @@ def test_what_is_in_memory_has_no_power_cuts(tmp_path: Path) -> None:
     recorded = record_history(of, lambda: False)
     assert recorded.all
     assert not cuts(of, recorded, of.adapter.state_files[0])
+
+
+@pytest.mark.parametrize(
+    ("hostile", "said"),
+    [
+        (f"ln -s /proc/1/root/etc/passwd {HOME}/d/s", "no state file can be read: .*invalid cross-device link"),
+        (f"mkfifo {HOME}/d/s", "no state file can be read: .*not a regular file"),
+        (f"rmdir {HOME}/d; ln -sfn {HOME}/d {HOME}/d", "there is no .*; mend state_files"),
+    ],
+)
+def test_a_state_file_that_leads_elsewhere_is_neither_read_nor_damaged(tmp_path: Path, hostile: str, said: str) -> None:
+    before = Path("/etc/passwd").stat()
+    script = f'wall=$2; shift 2; mkdir -p {HOME}/d; {hostile}; {DIES} timeout $wall "$@"; c=$?; rm -rf {HOME}; exit $c'
+    of = target(tmp_path, script, recover=f"rm -rf {HOME}", more=f'state_files = ["{HOME}/d/s"]\nstate = ["{HOME}"]\n')
+    with pytest.raises(TargetError, match=said):
+        run_campaign(State(), of, StateOptions(settle=0.1, profile="quick"))
+    result = run_campaign(
+        State(), of, StateOptions(settle=0.1, plan=state_plan(f"{HOME}/d/s", "garbage"), iterations=1)
+    )
+    assert result.outcomes == {"not-reached": 1}, result.findings
+    after = Path("/etc/passwd").stat()
+    assert (before.st_ino, before.st_size, before.st_mtime_ns) == (after.st_ino, after.st_size, after.st_mtime_ns)
+
+
+def test_state_files_with_hostile_names_are_damaged_and_recovered(tmp_path: Path) -> None:
+    names = f"cd {HOME}/d; printf a > 'x[*]?'; printf b > 'n\n.json'; printf c > \"$(printf '\\377')\""
+    script = f'wall=$2; shift 2; mkdir -p {HOME}/d; {names}; {DIES} timeout $wall "$@"; c=$?; rm -rf {HOME}/d; exit $c'
+    of = target(tmp_path, script, recover=f"rm -rf {HOME}", more=f'state_files = ["{HOME}/d/*"]\nstate = ["{HOME}"]\n')
+    for damage in ("garbage", "at=2"):
+        options = StateOptions(settle=0.1, plan=state_plan(f"{HOME}/d/*", damage), iterations=1)
+        assert run_campaign(State(), of, options).verdict == "clean", damage
