@@ -15,6 +15,8 @@ _RESOLVE_IN_ROOT = 0x10
 # Status files are never larger.
 _MOST_BYTES = 1 << 20
 _TRIES = 32
+# No such name, or one that leads out of the root, or in a circle.
+_LEADS_NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
 
 
 class _How(ctypes.Structure):
@@ -83,24 +85,18 @@ def find(root: int, pattern: str) -> Iterator[Path]:
 
 
 def _names(root: int, directory: Path, part: str) -> list[str]:
-    # In a name without "*" nothing is special.
-    with _suppressing(errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV):
+    try:
+        # In a name without "*" nothing is special.
         if "*" not in part:
             with opened(root, directory / part, os.O_PATH | os.O_NOFOLLOW):
                 return [part]
         with opened(root, directory, os.O_RDONLY | os.O_DIRECTORY) as fd:
             name = re.compile(".*".join(map(re.escape, part.split("*"))), re.DOTALL)
             return sorted(one for one in os.listdir(fd) if name.fullmatch(one))  # noqa: PTH208 (no Path is one of a descriptor)
-    return []
-
-
-@contextlib.contextmanager
-def _suppressing(*codes: int) -> Generator[None, None, None]:
-    try:
-        yield
     except OSError as error:
-        if error.errno not in codes:
+        if error.errno not in _LEADS_NOWHERE:
             raise
+    return []
 
 
 def _check_regular(fd: int, path: Path) -> None:
