@@ -253,6 +253,8 @@ SPECIAL = {
     "net-filter": named_object,
     "net-ipsec-policy": named_object,
     "net-ipset": named_object,
+    "net-ipset-element": named_object,
+    "net-forwarding": named_object,
     "net-iptables-rule": named_object,
     "net-nft-table": named_object,
     "net-nft-chain": named_object,

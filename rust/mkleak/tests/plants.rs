@@ -76,6 +76,8 @@ fn expected(kind: &str, name: &str) -> &'static [(&'static str, usize)] {
         ("net", "net-filter") => &[("filter", 1)],
         ("net", "net-ipsec-policy") => &[("policy", 1)],
         ("net", "net-ipset") => &[("set", 1)],
+        ("net", "net-ipset-element") => &[("element", 1)],
+        ("net", "net-forwarding") => &[("forwarding", 1)],
         ("net", "net-iptables-rule") => &[("iptables", 1)],
         ("net", "net-nft-table") => &[("nft", 1)],
         // Their lines also name the table.

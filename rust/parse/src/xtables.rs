@@ -1,5 +1,5 @@
-//! A table of legacy iptables and ip6tables, as `IPT_SO_GET_ENTRIES` copies it (linux/netfilter_ipv4/ip_tables.h,
-//! linux/netfilter_ipv6/ip6_tables.h, linux/netfilter/x_tables.h). Numbers are in the machine's order.
+//! A table of legacy iptables, ip6tables and arptables, as `IPT_SO_GET_ENTRIES` copies it (linux/netfilter_ipv4/ip_tables.h,
+//! linux/netfilter_ipv6/ip6_tables.h, linux/netfilter_arp/arp_tables.h, linux/netfilter/x_tables.h). Numbers are in the machine's order.
 //!
 //! Entries follow each other without names: a chain is where a hook begins, or an entry with the target `ERROR`, which
 //! holds the name of a chain that a user made. Jumps lead to offsets.
@@ -8,13 +8,15 @@ use std::collections::HashMap;
 
 use super::error::{ParseError, Result};
 
-/// Which of the two layouts an entry has.
+/// Which of the layouts an entry has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// `struct ipt_entry`.
     V4,
     /// `struct ip6t_entry`.
     V6,
+    /// `struct arpt_entry`.
+    Arp,
 }
 
 impl Family {
@@ -24,6 +26,15 @@ impl Family {
         match self {
             Family::V4 => (84, 88, 112),
             Family::V6 => (136, 140, 168),
+            Family::Arp => (164, 164, 192),
+        }
+    }
+
+    /// The names of the built-in chains, by the number of the hook.
+    fn hooks(self) -> &'static [&'static [u8]] {
+        match self {
+            Family::V4 | Family::V6 => &[b"PREROUTING", b"INPUT", b"FORWARD", b"OUTPUT", b"POSTROUTING"],
+            Family::Arp => &[b"INPUT", b"OUTPUT", b"FORWARD"],
         }
     }
 }
@@ -54,7 +65,6 @@ struct Entry<'a> {
     data: &'a [u8],
 }
 
-const HOOKS: [&[u8]; 5] = [b"PREROUTING", b"INPUT", b"FORWARD", b"OUTPUT", b"POSTROUTING"];
 /// `struct xt_entry_target`: size, name of 29 bytes, revision, data.
 const TARGET_NAME: usize = 2;
 const TARGET_REVISION: usize = 31;
@@ -67,7 +77,8 @@ pub fn objects(table: &[u8], family: Family, hooks: [Option<u32>; 5]) -> Result<
     // The offset of a chain's first rule: behind the entry with its name.
     let made: HashMap<usize, &[u8]> =
         entries.iter().filter(|e| e.target == b"ERROR").map(|e| (e.next, up_to_nul(e.data))).collect();
-    let starts = |at: usize| built_in(at).map(|hook| HOOKS[hook]).or_else(|| made.get(&at).copied());
+    let of_hook = |at: usize| family.hooks().get(built_in(at)?).copied();
+    let starts = |at: usize| of_hook(at).or_else(|| made.get(&at).copied());
     let (mut chain, mut of_user, mut found) = (&b""[..], false, Vec::new());
     for (entry, next) in entries.iter().zip(entries.iter().skip(1)) {
         if let Some(name) = starts(entry.at) {

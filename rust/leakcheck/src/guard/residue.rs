@@ -210,12 +210,15 @@ pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attr
     let came_in = |m: &Mount| {
         m.ns != 0 && Some(m.ns) != own && !attributor.fresh_ns(m.ns) && here.contains(&(m.dev, m.root.clone()))
     };
-    // Removing a table removes everything in it, and removing a chain removes its rules.
+    // Removing a table removes everything in it, and removing a chain or a set what is in that.
     let nftables: HashSet<(u64, NetClass, Text)> = found
         .iter()
         .filter_map(|(r, _)| match r {
-            Resource::Net(n) => matches!(n.class, NetClass::NftTable | NetClass::NftChain | NetClass::IptablesChain)
-                .then(|| (n.netns, n.class, n.name.clone())),
+            Resource::Net(n) => {
+                use NetClass::{Ipset, IptablesChain, NftChain, NftSet, NftTable};
+                matches!(n.class, NftTable | NftChain | NftSet | IptablesChain | Ipset)
+                    .then(|| (n.netns, n.class, n.name.clone()))
+            }
             _ => None,
         })
         .collect();
@@ -229,6 +232,8 @@ pub(super) fn fold<P: Provenance>(found: &mut Vec<(Resource, Attribution)>, attr
         };
         match n.class {
             NetClass::NftRule => holds(NetClass::NftChain) || tables.iter().any(of_table),
+            NetClass::NftElement => holds(NetClass::NftSet) || tables.iter().any(of_table),
+            NetClass::IpsetElement => holds(NetClass::Ipset),
             NetClass::NftChain | NetClass::NftSet | NetClass::NftObject | NetClass::NftFlowtable => {
                 holds(NetClass::NftTable)
             }

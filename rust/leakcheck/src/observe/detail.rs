@@ -109,6 +109,7 @@ pub(crate) fn evidence(resource: &Resource, observation: &Snapshot, arena: Optio
                 NetClass::NftChain => format!("nftables chain {}", n.name),
                 NetClass::NftRule => format!("nftables rule {}", n.name),
                 NetClass::NftSet => format!("nftables set {}", n.name),
+                NetClass::NftElement => format!("element of nftables set {}", n.name),
                 NetClass::NftObject => format!("nftables object {}", n.name),
                 NetClass::NftFlowtable => format!("nftables flowtable {}", n.name),
                 NetClass::AltName => format!("alternative interface name {}", n.name),
@@ -125,6 +126,10 @@ pub(crate) fn evidence(resource: &Resource, observation: &Snapshot, arena: Optio
                 NetClass::IptablesChain => format!("iptables chain {}", n.name),
                 NetClass::IptablesRule => format!("iptables rule {}", n.name),
                 NetClass::Ipset => format!("ipset {}", n.name),
+                NetClass::IpsetElement => format!("element of ipset {}", n.name),
+                NetClass::Forwarding => format!("forwarding entry {}", n.name),
+                NetClass::MulticastGroup => format!("multicast group {}", n.name),
+                NetClass::AddressLabel => format!("address label {}", n.name),
             },
             who: n.uid.map_or(format!("network namespace {}", n.netns), |uid| format!("uid {uid}")),
             since: None,
@@ -137,6 +142,7 @@ pub(crate) fn evidence(resource: &Resource, observation: &Snapshot, arena: Optio
                 NetClass::NftChain
                 | NetClass::NftRule
                 | NetClass::NftSet
+                | NetClass::NftElement
                 | NetClass::NftObject
                 | NetClass::NftFlowtable => "nft -a list ruleset".to_owned(),
                 NetClass::AltName => "ip link".to_owned(),
@@ -151,9 +157,12 @@ pub(crate) fn evidence(resource: &Resource, observation: &Snapshot, arena: Optio
                 NetClass::IpsecState => "ip xfrm state".to_owned(),
                 NetClass::IpsecPolicy => "ip xfrm policy".to_owned(),
                 NetClass::IptablesChain | NetClass::IptablesRule => {
-                    "iptables-legacy-save; ip6tables-legacy-save".to_owned()
+                    "iptables-legacy-save; ip6tables-legacy-save; arptables-legacy-save".to_owned()
                 }
-                NetClass::Ipset => "ipset list".to_owned(),
+                NetClass::Ipset | NetClass::IpsetElement => "ipset list".to_owned(),
+                NetClass::Forwarding => "bridge fdb".to_owned(),
+                NetClass::MulticastGroup => "bridge mdb".to_owned(),
+                NetClass::AddressLabel => "ip addrlabel".to_owned(),
             },
             details: Vec::new(),
         },

@@ -264,7 +264,7 @@ fn detached(id: &str, dev: u64) -> MountId {
 }
 
 /// Files on the kernel's internal mounts, whose links look like paths.
-fn is_kernel_internal(target: &[u8]) -> bool {
+pub(super) fn is_kernel_internal(target: &[u8]) -> bool {
     const INTERNAL: [&[u8]; 8] = [
         b"/memfd:",
         b"/SYSV",

@@ -1,9 +1,11 @@
 //! The contents of each network namespace (network_namespaces(7)), and named namespaces.
 //!
-//! Not covered: raw, packet, SCTP and vsock sockets (the FD kind sees them), connected sockets, arptables and ebtables,
-//! forwarding entries of bridges, and interfaces that come and go with their namespace.
+//! Not covered: raw, packet, SCTP and vsock sockets (the FD kind sees them), connected sockets, legacy ebtables, and
+//! interfaces that come and go with their namespace.
 
 mod dump;
+mod elements;
+mod forwarding;
 mod ipsec;
 mod ipset;
 mod iptables;
@@ -12,7 +14,7 @@ mod nftables;
 mod routing;
 mod traffic;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -108,11 +110,12 @@ impl NsHandle {
     /// Lists the current contents of the namespace.
     pub(super) fn observe(&mut self, view: &NsView) -> Contents {
         let mut seen = Contents::default();
-        let mut names = HashMap::new();
-        let links = self.route.as_mut().map_err(|e| again(e)).and_then(|route| interfaces(route, view.ino, &mut names));
-        seen.note("list interfaces", links);
+        let mut links = Links::default();
+        let listed =
+            self.route.as_mut().map_err(|e| again(e)).and_then(|route| interfaces(route, view.ino, &mut links));
+        seen.note("list interfaces", listed);
         if let Ok(route) = &mut self.route {
-            let configured = configuration(route, &Namer { netns: view.ino, interfaces: &names });
+            let configured = configuration(route, &links, &Namer { netns: view.ino, interfaces: &links.names });
             seen.note("list addresses and routes", configured);
         }
         match &mut self.diag {
@@ -143,7 +146,11 @@ impl NsHandle {
         let (tables, sets) = match &mut self.filter {
             Ok(Some(filter)) => (
                 nftables::list(filter, view.ino),
-                ipset::list(filter).map(|sets| sets.into_iter().map(|name| namer.set(name)).collect()),
+                ipset::list(filter).and_then(|sets| {
+                    let mut all = elements::of_ipset(filter, view.ino, &sets)?;
+                    all.extend(sets.into_iter().map(|name| namer.set(name)));
+                    Ok(all)
+                }),
             ),
             Ok(None) => (Ok(Vec::new()), Ok(Vec::new())),
             Err(e) => (Err(again(e)), Ok(Vec::new())),
@@ -205,11 +212,31 @@ impl Counters {
 }
 
 /// Addresses, routes and the like, and what shapes traffic.
-fn configuration(route: &mut Netlink, namer: &Namer<'_>) -> io::Result<Vec<Net>> {
+fn configuration(route: &mut Netlink, links: &Links, namer: &Namer<'_>) -> io::Result<Vec<Net>> {
     let mut all = routing::list(route)?;
     all.extend(neighbours::list(route)?.into_iter().map(|(index, scope)| (NetClass::Neighbour, index, scope)));
+    if links.forwarding {
+        let entries = forwarding::entries(route, &links.addresses)?;
+        all.extend(entries.into_iter().map(|(index, scope)| (NetClass::Forwarding, index, scope)));
+    }
+    if links.groups {
+        let groups = forwarding::groups(route)?;
+        all.extend(groups.into_iter().map(|(index, scope)| (NetClass::MulticastGroup, index, scope)));
+    }
     all.extend(traffic::list(route)?);
     Ok(all.into_iter().map(|(class, index, scope)| namer.record(class, index, scope)).collect())
+}
+
+/// What the interfaces of a namespace tell about other objects.
+#[derive(Default)]
+struct Links {
+    names: HashMap<u32, Text>,
+    /// Of the link layer.
+    addresses: HashSet<Vec<u8>>,
+    /// Whether an interface can have a forwarding table.
+    forwarding: bool,
+    /// Whether one can have multicast groups.
+    groups: bool,
 }
 
 /// Makes records of what has no number but its interface's.
@@ -264,9 +291,10 @@ fn socket_record(netns: u64, class: NetClass, socket: Socket) -> Net {
 /// Interfaces (rtnetlink(7), `RTM_GETLINK`) except those that exist exactly as long as their namespace: its loopback,
 /// and the tunnel drivers' fallback devices. They would be reported as many leaks of one leaked namespace.
 ///
-/// Their alternative names come with them, those of any interface; `names` takes all names.
-fn interfaces(netlink: &mut Netlink, netns: u64, names: &mut HashMap<u32, Text>) -> io::Result<Vec<Net>> {
+/// Their alternative names come with them, those of any interface; `links` takes what is said of all.
+fn interfaces(netlink: &mut Netlink, netns: u64, links: &mut Links) -> io::Result<Vec<Net>> {
     const RTM_GETLINK: u16 = 18;
+    const IFLA_ADDRESS: u16 = 1;
     const IFLA_IFNAME: u16 = 3;
     const IFLA_LINKINFO: u16 = 18;
     const IFLA_INFO_KIND: u16 = 1;
@@ -288,6 +316,9 @@ fn interfaces(netlink: &mut Netlink, netns: u64, names: &mut HashMap<u32, Text>)
         for attribute in attributes(&reply[16..]) {
             let attribute = attribute.map_err(malformed)?;
             match attribute.kind {
+                IFLA_ADDRESS if !links.addresses.contains(attribute.payload) => {
+                    links.addresses.insert(attribute.payload.to_vec());
+                }
                 IFLA_IFNAME => name = text(attribute.payload),
                 IFLA_LINKINFO => {
                     let mut info = attributes(attribute.payload).filter_map(Result::ok);
@@ -300,7 +331,8 @@ fn interfaces(netlink: &mut Netlink, netns: u64, names: &mut HashMap<u32, Text>)
                 _ => {}
             }
         }
-        names.insert(index, name.into());
+        links.names.insert(index, name.into());
+        links.groups |= matches!(driver, b"bridge" | b"vxlan");
         let record = |class, scope: &[u8], name: Vec<u8>| {
             let (scope, name) = (Text::from(scope), Text::from(name));
             Net { netns, class, number: index.into(), scope, name, uid: None }
@@ -308,6 +340,7 @@ fn interfaces(netlink: &mut Netlink, netns: u64, names: &mut HashMap<u32, Text>)
         let of = |other: &[u8]| [other, b" of ", name].concat();
         let mut found: Vec<Net> = others.into_iter().map(|other| record(NetClass::AltName, other, of(other))).collect();
         if flags & libc::IFF_LOOPBACK as u32 == 0 && !is_fallback_tunnel(name, driver) {
+            links.forwarding = true;
             found.push(record(NetClass::Interface, b"", name.to_vec()));
         }
         Ok(Some(found))

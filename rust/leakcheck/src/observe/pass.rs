@@ -68,7 +68,7 @@ pub(crate) struct Wanted {
     pub(crate) namespaces: &'static [&'static CStr],
     /// Descriptors in flight to each socket, asked one by one.
     pub(crate) queues: bool,
-    /// Mounts that the working and root directory keep alive.
+    /// Mounts that the working and root directories and the program keep alive.
     pub(crate) pins: bool,
     /// Deleted files that are mapped.
     pub(crate) maps: bool,
@@ -76,7 +76,7 @@ pub(crate) struct Wanted {
     pub(crate) own: bool,
 }
 
-/// A mount kept alive by a working or root directory.
+/// A mount kept alive by a working or root directory, or by the program.
 #[derive(Clone, Debug)]
 pub(crate) struct Pin {
     pub(crate) what: &'static str,

@@ -174,8 +174,18 @@ pub(crate) fn ns_id(ns: BorrowedFd<'_>) -> Option<u64> {
 /// Whether two threads share their FD table (kcmp(2), `KCMP_FILES`).
 pub(crate) fn same_fd_table(a: u32, b: u32) -> io::Result<bool> {
     const KCMP_FILES: libc::c_long = 2;
+    same(a, b, KCMP_FILES)
+}
+
+/// Whether two threads share their working and root directory (kcmp(2), `KCMP_FS`).
+pub(crate) fn same_directories(a: u32, b: u32) -> io::Result<bool> {
+    const KCMP_FS: libc::c_long = 3;
+    same(a, b, KCMP_FS)
+}
+
+fn same(a: u32, b: u32, what: libc::c_long) -> io::Result<bool> {
     // SAFETY: kcmp takes five numbers and touches no memory of ours.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_FILES, 0, 0) };
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, a, b, what, 0, 0) };
     if order < 0 { Err(io::Error::last_os_error()) } else { Ok(order == 0) }
 }
 

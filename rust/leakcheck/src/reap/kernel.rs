@@ -91,7 +91,10 @@ fn try_net(net: &Net, resource: &Resource, now: &Now, apply: bool) -> Result<Out
         }
         class if own && class.is_configuration() => {
             present(resource, Verb::None, now)?;
-            Err(Outcome::skipped(Verb::None, "remove it with ip(8), tc(8), iptables(8) or ipset(8)".to_owned()))
+            Err(Outcome::skipped(
+                Verb::None,
+                "remove it with ip(8), bridge(8), tc(8), iptables(8) or ipset(8)".to_owned(),
+            ))
         }
         class if class == NetClass::Interface || class.is_nftables() || class.is_configuration() => {
             present(resource, Verb::None, now)?;

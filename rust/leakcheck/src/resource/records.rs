@@ -356,8 +356,10 @@ pub enum NetClass {
     NftChain,
     /// A rule in a chain.
     NftRule,
-    /// A named set or map. Its elements are not covered.
+    /// A named set or map.
     NftSet,
+    /// An element of a named set or map.
+    NftElement,
     /// A stateful object: a counter, a quota, a limit …
     NftObject,
     /// A flowtable.
@@ -388,15 +390,23 @@ pub enum NetClass {
     IptablesChain,
     /// A rule of legacy iptables.
     IptablesRule,
-    /// A set of ipset(8). Its elements are not covered.
+    /// A set of ipset(8).
     Ipset,
+    /// An element of such a set.
+    IpsetElement,
+    /// An entry that somebody made in the forwarding table of a bridge, a VXLAN or another interface (bridge(8), fdb).
+    Forwarding,
+    /// A permanent multicast group of a bridge (bridge(8), mdb).
+    MulticastGroup,
+    /// A label for the selection of IPv6 addresses (ip-addrlabel(8)).
+    AddressLabel,
 }
 
 impl NetClass {
     /// Whether it is part of nftables.
     pub fn is_nftables(self) -> bool {
-        use NetClass::{NftChain, NftFlowtable, NftObject, NftRule, NftSet, NftTable};
-        matches!(self, NftTable | NftChain | NftRule | NftSet | NftObject | NftFlowtable)
+        use NetClass::{NftChain, NftElement, NftFlowtable, NftObject, NftRule, NftSet, NftTable};
+        matches!(self, NftTable | NftChain | NftRule | NftSet | NftElement | NftObject | NftFlowtable)
     }
 
     /// Whether it configures interfaces, routes or what happens to packets, and ends with its interface or namespace.

@@ -179,16 +179,28 @@ impl Descent {
         possible.fold(membership, |all, span| all.agree(span.membership))
     }
 
-    /// Membership of the process that has this id and started at `start` (rounded down by up to one tick). `None`: not
-    /// seen.
-    pub(super) fn of_process(&self, pid: u32, start: u64) -> Option<Membership> {
+    /// Membership of the process that has this id and started at `start` (rounded down by up to one `tick`). `None`: not
+    /// seen. `lives`: whether a process of this id and start lives, after all events were read.
+    ///
+    /// Within one tick an id can be released and given to another process: the one that lives is the last. If none
+    /// lives, it can be any of them.
+    pub(super) fn of_process(&self, pid: u32, start: u64, tick: u64, lives: &dyn Fn() -> bool) -> Option<Membership> {
         let spans = self.spans.get(&pid)?;
         if pid == self.root && spans[0].to.is_none_or(|end| end > start) {
             return Some(spans[0].membership);
         }
         let span = self.span_of(pid, start)?;
         // Long before the fork, another process had the id; nothing is known about it any more.
-        if span.from > start + START_TO_FORK { Some(Membership::Unknown) } else { Some(span.membership) }
+        if span.from > start + START_TO_FORK {
+            return Some(Membership::Unknown);
+        }
+        let others = spans.iter().filter(|s| s.from > span.from && s.from <= start + tick + CLOCK_SLACK);
+        let agreed = others.clone().fold(span.membership, |all, other| all.agree(other.membership));
+        if agreed == span.membership {
+            return Some(agreed);
+        }
+        let last = others.last().filter(|_| lives());
+        Some(last.map_or(agreed, |last| last.membership))
     }
 
     /// The first fork of this id that is not before `start`.
@@ -302,6 +314,7 @@ mod tests {
     use super::*;
 
     const ROOT: u32 = 100;
+    const TICK: u64 = 10_000_000;
 
     fn fork(at: u64, parent: u32, child: u32) -> Event {
         Event::Fork { at, parent_tgid: parent, child_pid: child, child_tgid: child }
@@ -408,11 +421,29 @@ mod tests {
     fn a_start_time_chooses_between_the_processes_that_had_an_id() {
         let second = 1_000_000_000;
         let descent = after(&[fork(5 * second, ROOT, 101), exit(6 * second, 101, 101), fork(9 * second, 7, 101)]);
-        assert_eq!(descent.of_process(101, 5 * second - 9_000_000), Some(Run));
-        assert_eq!(descent.of_process(101, 9 * second - 9_000_000), Some(Stranger));
-        assert_eq!(descent.of_process(101, 12 * second), None);
-        assert_eq!(descent.of_process(101, 2 * second), Some(Unknown), "a process before any that was seen");
-        assert_eq!(descent.of_process(ROOT, 0), Some(Run));
+        let of = |pid, start| descent.of_process(pid, start, TICK, &|| false);
+        assert_eq!(of(101, 5 * second - 9_000_000), Some(Run));
+        assert_eq!(of(101, 9 * second - 9_000_000), Some(Stranger));
+        assert_eq!(of(101, 12 * second), None);
+        assert_eq!(of(101, 2 * second), Some(Unknown), "a process before any that was seen");
+        assert_eq!(of(ROOT, 0), Some(Run));
+    }
+
+    #[test]
+    fn an_id_that_is_reused_within_one_tick_belongs_to_the_process_that_lives() {
+        let tick = 1000 * TICK;
+        let reused = |gap| {
+            after(&[
+                fork(tick + 1_000_000, ROOT, 101),
+                exit(tick + 2_000_000, 101, 101),
+                fork(tick + 2_000_000 + gap, 7, 101),
+            ])
+        };
+        assert_eq!(reused(500_000).of_process(101, tick, TICK, &|| true), Some(Stranger));
+        assert_eq!(reused(500_000).of_process(101, tick, TICK, &|| false), Some(Unknown));
+        assert_eq!(reused(5 * TICK).of_process(101, tick, TICK, &|| true), Some(Run), "another one started then");
+        let back = after(&[fork(tick + 1, 7, 101), exit(tick + 2, 101, 101), fork(tick + 3, ROOT, 101)]);
+        assert_eq!(back.of_process(101, tick, TICK, &|| true), Some(Run));
     }
 
     #[test]

@@ -371,7 +371,8 @@ impl Kin {
         if pid != root && self.ancestry.is_older(start) {
             return Membership::Stranger;
         }
-        let seen = descent.of_process(pid, monotonic_of(start));
+        let lives = || ancestry::stat(pid).is_some_and(|s| s.start == start);
+        let seen = descent.of_process(pid, monotonic_of(start), clock::tick(), &lives);
         if self.coverage.level != Level::Full {
             return match seen {
                 Some(Membership::Run) => Membership::Run,

@@ -190,7 +190,7 @@ pub(super) fn interface(suffix: &str) -> String {
     format!("mkleak{}{suffix}", std::process::id())
 }
 
-fn new_link(name: &str, kind: &str, data: impl FnOnce(Message) -> Message) -> Message {
+pub(super) fn new_link(name: &str, kind: &str, data: impl FnOnce(Message) -> Message) -> Message {
     Message::acknowledged(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &IFINFOMSG)
         .string(IFLA_IFNAME, name)
         .nested(IFLA_LINKINFO, |info| data(info.string(IFLA_INFO_KIND, kind)))
@@ -218,7 +218,7 @@ fn veth(other: Option<i32>) -> Result<Planting> {
 }
 
 /// Pushes the removal of an interface (with its peer, if it has one), and returns its facts.
-fn interface_facts(undo: &mut Undo, name: String) -> Result<Value> {
+pub(super) fn interface_facts(undo: &mut Undo, name: String) -> Result<Value> {
     let removed = name.clone();
     undo.push(move || {
         let message = Message::acknowledged(RTM_DELLINK, 0, &IFINFOMSG).string(IFLA_IFNAME, &removed);

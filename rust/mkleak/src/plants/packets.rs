@@ -6,7 +6,7 @@ use leakcheck_sys::Failure;
 use serde_json::{Value, json};
 
 use super::Plant;
-use super::net::{AF_INET, NLM_F_CREATE, NLM_F_EXCL, interface, number};
+use super::net::{AF_INET, NLM_F_CREATE, NLM_F_EXCL, interface, interface_facts, new_link, number};
 use super::netlink::{Family, Message, request};
 use crate::error::{Doing, Error, Result};
 use crate::stage::{Undo, planting};
@@ -18,7 +18,11 @@ const LOOPBACK: [u8; 4] = 1_u32.to_ne_bytes();
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_DELNEIGH: u16 = 29;
 const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NTF_SELF: u8 = 2;
 const NTF_PROXY: u8 = 8;
+const NUD_PERMANENT: u8 = 0x80;
+const AF_BRIDGE: u8 = 7;
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
 const RTM_NEWTFILTER: u16 = 44;
@@ -37,12 +41,18 @@ const XFRM_MSG_DELPOLICY: u16 = 0x14;
 // linux/netfilter/ipset/ip_set.h
 const IPSET_CMD_CREATE: u16 = 6 << 8 | 2;
 const IPSET_CMD_DESTROY: u16 = 6 << 8 | 3;
+const IPSET_CMD_ADD: u16 = 6 << 8 | 9;
+const IPSET_CMD_DEL: u16 = 6 << 8 | 10;
 const IPSET_ATTR_PROTOCOL: u16 = 1;
 const IPSET_ATTR_SETNAME: u16 = 2;
 const IPSET_ATTR_TYPENAME: u16 = 3;
 const IPSET_ATTR_REVISION: u16 = 4;
 const IPSET_ATTR_FAMILY: u16 = 5;
 const IPSET_ATTR_DATA: u16 = 7;
+const IPSET_ATTR_IP: u16 = 1;
+const IPSET_ATTR_IPADDR_IPV4: u16 = 1;
+const IPSET_ATTR_LINENO: u16 = 9;
+const NLA_F_NET_BYTEORDER: u16 = 1 << 14;
 
 pub(super) const PLANTS: &[Plant] = &[
     Plant {
@@ -80,6 +90,36 @@ pub(super) const PLANTS: &[Plant] = &[
         prepare: |_| {
             let sets = [IPSET_CMD_CREATE, IPSET_CMD_DESTROY];
             planting(move |undo| made(undo, &Family::Netfilter, "set", sets, set, interface("s")))
+        },
+    },
+    Plant {
+        name: "net-ipset-element",
+        needs: &["root", "ipset"],
+        what: "an address in a set that was there before",
+        prepare: |stage| {
+            let sets = [IPSET_CMD_CREATE, IPSET_CMD_DESTROY];
+            made(stage.scaffold(), &Family::Netfilter, "set", sets, set, String::new())?;
+            let elements = [IPSET_CMD_ADD, IPSET_CMD_DEL];
+            planting(move |undo| made(undo, &Family::Netfilter, "element", elements, element, host(100)))
+        },
+    },
+    Plant {
+        name: "net-forwarding",
+        needs: &["root", "veth"],
+        what: "an entry in the forwarding table of an interface that was there before",
+        prepare: |stage| {
+            let name = interface("f");
+            let link = request(&Family::Route, [new_link(&name, "veth", |info| info)]);
+            link.map_err(|e| Error::Unavailable(format!("no veth pair can be made here: {e}")))?;
+            let facts = interface_facts(stage.scaffold(), name)?;
+            let index = u32::try_from(facts["ifindex"].as_u64().unwrap_or(0)).unwrap_or(0);
+            planting(move |undo| {
+                let change = move |class, flags| request(&Family::Route, [forwarding(class, flags, index)]);
+                change(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_EXCL).during("add a forwarding entry")?;
+                undo.push(move || change(RTM_DELNEIGH, 0).during("delete the forwarding entry"));
+                let name: String = STATION.iter().chain([&number()]).map(|byte| format!("{byte:02x}")).collect();
+                Ok(json!({"name": name}))
+            })
         },
     },
     Plant {
@@ -191,6 +231,27 @@ fn set(class: u16, flags: u16) -> Message {
         .attribute(IPSET_ATTR_REVISION, &[0])
         .attribute(IPSET_ATTR_FAMILY, &[AF_INET])
         .nested(IPSET_ATTR_DATA, |data| data)
+}
+
+/// In the set of [`set`]: 198.51.100.N.
+fn element(class: u16, flags: u16) -> Message {
+    Message::acknowledged(class, flags, &[0; 4])
+        .attribute(IPSET_ATTR_PROTOCOL, &[6])
+        .string(IPSET_ATTR_SETNAME, &interface("s"))
+        .nested(IPSET_ATTR_DATA, |data| {
+            data.nested(IPSET_ATTR_IP, |ip| ip.attribute(IPSET_ATTR_IPADDR_IPV4 | NLA_F_NET_BYTEORDER, &address(100)))
+        })
+        .attribute(IPSET_ATTR_LINENO | NLA_F_NET_BYTEORDER, &1_u32.to_be_bytes())
+}
+
+/// The first bytes of a locally administered address of a link.
+const STATION: [u8; 5] = [0x02, 0x6d, 0x6b, 0x6c, 0x6b];
+
+fn forwarding(class: u16, flags: u16, index: u32) -> Message {
+    // struct ndmsg
+    let [a, b, c, d] = index.to_ne_bytes();
+    let fixed = [AF_BRIDGE, 0, 0, 0, a, b, c, d, NUD_PERMANENT, 0, NTF_SELF, 0];
+    Message::acknowledged(class, flags, &fixed).attribute(NDA_LLADDR, &[&STATION[..], &[number()]].concat())
 }
 
 /// Runs iptables on a rule for packets from 203.0.113.N.

@@ -205,6 +205,17 @@ fn packets(world: &mut World) {
     for set in text.split('\0').filter(|part| part.starts_with("mkleak")) {
         world.insert(format!("set {set}"));
     }
+    for [a, b, c, d] in sets.windows(4).filter_map(|bytes| bytes.first_chunk().copied()) {
+        if [a, b, c] == [198, 51, 100] {
+            world.insert(format!("element {a}.{b}.{c}.{d}"));
+        }
+    }
+    // RTM_GETNEIGH of AF_BRIDGE
+    let entries = listed(None, 30, &[7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]).unwrap_or_default();
+    for address in entries.windows(6).filter(|bytes| bytes.starts_with(&[0x02, 0x6d, 0x6b, 0x6c, 0x6b])) {
+        let address: String = address.iter().map(|byte| format!("{byte:02x}")).collect();
+        world.insert(format!("forwarding {address}"));
+    }
     let mut rules = std::process::Command::new("iptables-legacy");
     rules.args(["--wait", "--list-rules"]).env("XTABLES_LOCKFILE", "/dev/null");
     let rules = rules.output().map(|output| output.stdout).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Sets of ipset(8), by their names; their elements are not covered. The kernel answers only with CAP_NET_ADMIN.
+//! Sets of ipset(8), by their names. The kernel answers only with CAP_NET_ADMIN.
 
 use std::io;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Legacy iptables(8) and ip6tables(8): chains and rules. The kernel answers only with CAP_NET_ADMIN.
+//! Legacy iptables(8), ip6tables(8) and arptables(8): chains and rules. The kernel answers only with CAP_NET_ADMIN.
 //!
 //! Left out are policies that accept, which every table has as soon as somebody looked at it. A table is only read if
 //! it is in use: to ask for another one would make it.
@@ -19,9 +19,10 @@ use crate::observe::sys::socket_option;
 use crate::parse::xtables::{Family, Object, objects};
 use crate::resource::NetClass;
 
-const FAMILIES: [(Family, &str, &str); 2] = [
+const FAMILIES: [(Family, &str, &str); 3] = [
     (Family::V4, "ip", "/proc/thread-self/net/ip_tables_names"),
     (Family::V6, "ip6", "/proc/thread-self/net/ip6_tables_names"),
+    (Family::Arp, "arp", "/proc/thread-self/net/arp_tables_names"),
 ];
 
 /// The tables of one family in the network namespace of the thread that opened it.
@@ -80,7 +81,7 @@ impl Tables {
                 Object::Rule { chain, target, whole } => {
                     let mut hasher = DefaultHasher::new();
                     whole.hash(&mut hasher);
-                    let length = if self.family == Family::V4 { 4 } else { 16 };
+                    let length = if self.family == Family::V6 { 16 } else { 4 };
                     let address = |at: usize| whole.get(at..at + length).and_then(ip);
                     let address = |at| {
                         address(at).filter(|ip| !ip.is_unspecified()).map_or("any".to_owned(), |ip| ip.to_string())
@@ -99,37 +100,36 @@ impl Tables {
 }
 
 fn socket(family: Family) -> io::Result<OwnedFd> {
-    let family = if family == Family::V4 { AddressFamily::INET } else { AddressFamily::INET6 };
+    let family = if family == Family::V6 { AddressFamily::INET6 } else { AddressFamily::INET };
     Ok(socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
 }
 
 /// A table as it is, and where its built-in chains begin.
 fn entries(socket: impl AsFd, family: Family, name: &[u8]) -> io::Result<(Vec<u8>, [Option<u32>; 5])> {
-    // The same numbers for both: IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES.
-    const GET_INFO: i32 = 64;
-    const GET_ENTRIES: i32 = 65;
+    // IPT_SO_GET_INFO, IPT_SO_GET_ENTRIES and the number of hooks; of ip6tables the same.
+    let (get_info, get_entries, hooks) = if family == Family::Arp { (96, 97, 3) } else { (64, 65, 5) };
     // struct ipt_get_entries { char name[32]; unsigned size; entries }
     const HEAD: usize = 40;
     const ATTEMPTS: usize = 8;
-    let level = if family == Family::V4 { libc::SOL_IP } else { libc::SOL_IPV6 };
+    let level = if family == Family::V6 { libc::SOL_IPV6 } else { libc::SOL_IP };
     for _ in 0..ATTEMPTS {
         // struct ipt_getinfo { char name[32]; unsigned valid_hooks, hook_entry[5], underflow[5], num_entries, size; }
-        let mut info = [0; 84];
+        let mut info = vec![0; 44 + 8 * hooks];
         let length = name.len().min(31);
         info[..length].copy_from_slice(&name[..length]);
-        socket_option(&socket, level, GET_INFO, &mut info)?;
+        socket_option(&socket, level, get_info, &mut info)?;
         let word = |at: usize| info[at..].first_chunk().map_or(0, |word| u32::from_ne_bytes(*word));
-        let hooks = std::array::from_fn(|hook| (word(32) & 1 << hook != 0).then(|| word(36 + 4 * hook)));
-        let size = word(80) as usize;
+        let begins = |hook: usize| (hook < hooks && word(32) & 1 << hook != 0).then(|| word(36 + 4 * hook));
+        let size = word(40 + 8 * hooks) as usize;
         let mut table = vec![0; HEAD + size];
         table[..length].copy_from_slice(&name[..length]);
-        table[32..36].copy_from_slice(&info[80..84]);
-        match socket_option(&socket, level, GET_ENTRIES, &mut table) {
+        table[32..36].copy_from_slice(&info[40 + 8 * hooks..]);
+        match socket_option(&socket, level, get_entries, &mut table) {
             // It was replaced by one of another size meanwhile.
             Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EINVAL)) => {}
             read => {
                 read?;
-                return Ok((table.split_off(HEAD), hooks));
+                return Ok((table.split_off(HEAD), std::array::from_fn(begins)));
             }
         }
     }

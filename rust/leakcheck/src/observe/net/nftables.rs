@@ -3,6 +3,7 @@
 use std::io;
 
 use super::dump::text;
+use super::elements::{self, Set};
 use crate::observe::netlink::{Netlink, malformed};
 use crate::parse::netlink::attributes;
 use crate::resource::{Net, NetClass};
@@ -36,11 +37,13 @@ pub(super) fn list(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
         name: NFTA_NAME_OF_TABLE,
         handle: NFTA_TABLE_HANDLE,
     };
-    let mut all = nft_dump(netlink, netns, &table)?;
+    let mut sets = Vec::new();
+    let mut all = nft_dump(netlink, netns, &table, &mut sets)?;
     if !all.is_empty() {
         for part in &PARTS {
-            all.append(&mut nft_dump(netlink, netns, part)?);
+            all.append(&mut nft_dump(netlink, netns, part, &mut sets)?);
         }
+        all.append(&mut elements::of_nftables(netlink, netns, &sets)?);
     }
     Ok(all)
 }
@@ -48,20 +51,22 @@ pub(super) fn list(netlink: &mut Netlink, netns: u64) -> io::Result<Vec<Net>> {
 /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE` and so on: the table's name is the first attribute of all.
 const NFTA_NAME_OF_TABLE: u16 = 1;
 
-fn nft_dump(netlink: &mut Netlink, netns: u64, part: &Part) -> io::Result<Vec<Net>> {
+fn nft_dump(netlink: &mut Netlink, netns: u64, part: &Part, sets: &mut Vec<Set>) -> io::Result<Vec<Net>> {
     const SUBSYSTEM_NFTABLES: u16 = 10;
     const NFTA_SET_FLAGS: u16 = 3;
     const NFT_SET_ANONYMOUS: u32 = 1;
+    // If the table changes meanwhile, it is read again.
+    let mut named = Vec::new();
     // struct nfgenmsg, every family
     let listed = netlink.dump(SUBSYSTEM_NFTABLES << 8 | part.message, &[0; 4], |reply| {
         let Some((header, rest)) = reply.split_first_chunk::<4>() else {
             return Err(malformed("a message of nftables is too short"));
         };
-        let (mut table, mut name, mut handle) = (&b""[..], &b""[..], 0);
+        let (mut table, mut name, mut handle, mut flags) = (&b""[..], &b""[..], 0, 0);
         for attribute in attributes(rest) {
             let attribute = attribute.map_err(malformed)?;
             if part.class == NetClass::NftSet && attribute.kind == NFTA_SET_FLAGS {
-                let flags = attribute.payload.first_chunk().map_or(0, |flags| u32::from_be_bytes(*flags));
+                flags = attribute.payload.first_chunk().map_or(0, |flags| u32::from_be_bytes(*flags));
                 if flags & NFT_SET_ANONYMOUS != 0 {
                     // Part of its rule.
                     return Ok(None);
@@ -79,6 +84,9 @@ fn nft_dump(netlink: &mut Netlink, netns: u64, part: &Part) -> io::Result<Vec<Ne
         }
         let of_table = [nft_family(header[0]).as_bytes(), b" ", table].concat();
         let whole = [&of_table, &b" "[..], name].concat();
+        if part.class == NetClass::NftSet {
+            named.push((whole.clone(), Set::new(header[0], table, name, flags, &whole)));
+        }
         let (scope, name) = match part.class {
             NetClass::NftTable => (of_table.clone(), of_table),
             NetClass::NftRule => (whole.clone(), [&whole, format!(" handle {handle}").as_bytes()].concat()),
@@ -86,6 +94,9 @@ fn nft_dump(netlink: &mut Netlink, netns: u64, part: &Part) -> io::Result<Vec<Ne
         };
         Ok(Some(Net { netns, class: part.class, number: handle, scope: scope.into(), name: name.into(), uid: None }))
     });
+    named.sort_by(|(a, _), (b, _)| a.cmp(b));
+    named.dedup_by(|(a, _), (b, _)| a == b);
+    sets.extend(named.into_iter().map(|(_, set)| set));
     match listed {
         // nfnetlink's answer for a subsystem or message that this kernel does not have: nothing can exist.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(Vec::new()),

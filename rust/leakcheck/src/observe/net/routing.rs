@@ -1,4 +1,4 @@
-//! Addresses, routes, routing rules and next hops (rtnetlink(7)), each type listed by one dump.
+//! Addresses, their labels, routes, routing rules and next hops (rtnetlink(7)), each type listed by one dump.
 //!
 //! Left out is what the kernel makes itself: the namespace's own loopback and link-local addresses (before Linux 5.18 all
 //! that are link-local), routes that follow from an address, and its three rules. Who gives an address a lifetime, or says that a route comes from DHCP or a
@@ -16,6 +16,7 @@ use crate::resource::NetClass;
 const RTM_GETADDR: u16 = 22;
 const RTM_GETROUTE: u16 = 26;
 const RTM_GETRULE: u16 = 34;
+const RTM_GETADDRLABEL: u16 = 74;
 const RTM_GETNEXTHOP: u16 = 106;
 
 /// The first interface of every network namespace.
@@ -36,6 +37,10 @@ pub(super) fn list(route: &mut Netlink) -> io::Result<Vec<(NetClass, u32, String
     all.extend(rules.into_iter().map(|scope| (NetClass::Rule, 0, scope)));
     let hops = dump(route, RTM_GETNEXTHOP, &[0; 8], 8, a_next_hop)?;
     all.extend(hops.into_iter().map(|(index, scope)| (NetClass::Nexthop, index, scope)));
+    let mut request = [0; 12];
+    request[0] = libc::AF_INET6 as u8;
+    let labels = dump(route, RTM_GETADDRLABEL, &request, 12, a_label)?;
+    all.extend(labels.into_iter().map(|(index, scope)| (NetClass::AddressLabel, index, scope)));
     Ok(all)
 }
 
@@ -241,9 +246,47 @@ fn a_next_hop(reply: &Reply<'_>) -> Option<(u32, String)> {
     Some((reply.number(NHA_OIF).unwrap_or(0), text))
 }
 
+/// `struct ifaddrlblmsg { u8 family, reserved, prefixlen, flags; u32 index, seq; }`. Each namespace begins with a table of
+/// labels (`ip6addrlbl_init_table` of the kernel, RFC 6724).
+fn a_label(reply: &Reply<'_>) -> Option<(u32, String)> {
+    const IFAL_ADDRESS: u16 = 1;
+    const IFAL_LABEL: u16 = 2;
+    const INITIAL: [(&str, u32); 10] = [
+        ("all", 1),
+        ("fc00::/7", 5),
+        ("fec0::/10", 11),
+        ("2002::/16", 2),
+        ("3ffe::/16", 12),
+        ("2001::/32", 6),
+        ("2001:10::/28", 7),
+        ("::ffff:0.0.0.0/96", 4),
+        ("::/96", 3),
+        ("::1/128", 0),
+    ];
+    let (prefix, label) = (reply.prefix(IFAL_ADDRESS, reply.fixed[2]), reply.number(IFAL_LABEL)?);
+    let prefix = if prefix == "::/0" { "all" } else { &prefix };
+    let initial = reply.word(4) == 0 && INITIAL.contains(&(prefix, label));
+    (!initial).then(|| (reply.word(4), format!("{prefix} label {label}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_labels_that_every_namespace_has_are_no_objects() {
+        let label = |bits: u8, address: &[u8], label: u32, index: u8| {
+            let label = label.to_ne_bytes();
+            let fixed = [10, 0, bits, 0, index, 0, 0, 0, 0, 0, 0, 0];
+            a_label(&Reply { fixed: &fixed, attributes: vec![(1, address), (2, &label)] })
+        };
+        assert_eq!(label(0, &[0; 16], 1, 0), None);
+        let mut teredo = [0; 16];
+        teredo[..2].copy_from_slice(&[0x20, 0x01]);
+        assert_eq!(label(32, &teredo, 6, 0), None);
+        assert_eq!(label(32, &teredo, 99, 0), Some((0, "2001::/32 label 99".to_owned())));
+        assert_eq!(label(32, &teredo, 6, 4), Some((4, "2001::/32 label 6".to_owned())));
+    }
 
     fn address(local: &str, bits: u8, index: u32) -> Address {
         let local = local.parse().expect("an address");

@@ -170,7 +170,7 @@ impl Procfs {
         }
         reader.namespaces(first);
         if wanted.pins {
-            reader.pins();
+            reader.pins(None);
         }
         if wanted.maps && (!own || wanted.own) {
             reader.maps();

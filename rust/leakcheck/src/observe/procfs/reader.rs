@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use crate::error::in_words;
 use crate::kind::{Kind, KindSet};
+use crate::observe::mount::is_kernel_internal;
 use crate::observe::pass::{NsLink, Pin, Sample, Wanted};
 use crate::observe::read::{ShortPath, path, read_into, read_small};
 use crate::observe::sys;
@@ -212,15 +213,16 @@ impl Reader<'_> {
 
     /// A file of the process, which the thread that stands for it has too.
     fn of_process(&self, name: &str) -> ShortPath {
-        match self.first {
-            None => path(&format_args!("{name}")),
-            Some(tid) => path(&format_args!("task/{tid}/{name}")),
-        }
+        of_thread(self.first, name)
     }
 
-    pub(super) fn pins(&mut self) {
-        for what in ["cwd", "root"] {
-            let name = self.of_process(what);
+    /// Of the process, or of a thread that has its own directories.
+    pub(super) fn pins(&mut self, thread: Option<u32>) {
+        // All threads of a process run one program.
+        let kept: &[&'static str] = if thread.is_none() { &["cwd", "root", "exe"] } else { &["cwd", "root"] };
+        let thread = thread.or(self.first);
+        for &what in kept {
+            let name = of_thread(thread, what);
             let name = name.as_c_str();
             let mask = StatxFlags::TYPE | StatxFlags::INO | StatxFlags::from_bits_retain(sys::STATX_MNT_ID_UNIQUE);
             match rustix::fs::statx(self.dir, name, QUIET, mask) {
@@ -229,6 +231,9 @@ impl Reader<'_> {
                 Ok(st) => {
                     self.scratch.pinned.extend(sys::mount_of(&st));
                     let text = rustix::fs::readlinkat_raw(self.dir, name, &mut self.scratch.link[..]);
+                    if what == "exe" && text.as_ref().is_ok_and(|(text, _)| is_kernel_internal(text)) {
+                        continue;
+                    }
                     self.sample.pins.push(Pin {
                         what,
                         mount: sys::mount_of(&st),
@@ -236,7 +241,7 @@ impl Reader<'_> {
                         path: text.map(|(t, _)| t.to_vec()).unwrap_or_default(),
                     });
                 }
-                Err(e) => return self.refuse(what, &[Kind::Mount], e, self.first),
+                Err(e) => return self.refuse(what, &[Kind::Mount], e, thread),
             }
         }
     }
@@ -277,10 +282,10 @@ impl Reader<'_> {
         }
     }
 
-    /// Threads that left the group's FD table or namespaces: a thread is a process to the kernel.
+    /// Threads that left the group's FD table, directories or namespaces: a thread is a process to the kernel.
     pub(super) fn threads(&mut self, own: bool) {
         let wanted = self.wanted;
-        if !wanted.fds && wanted.namespaces.is_empty() {
+        if !wanted.fds && !wanted.pins && wanted.namespaces.is_empty() {
             return;
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -308,6 +313,10 @@ impl Reader<'_> {
                     Err(_) => self.foreign_table(tid),
                 }
             }
+            // Where kcmp(2) cannot tell, two links can.
+            if wanted.pins && !(!self.foreign && sys::same_directories(first, tid).unwrap_or(false)) {
+                self.pins(Some(tid));
+            }
             if !wanted.namespaces.is_empty() {
                 self.namespaces(Some(tid));
             }
@@ -334,6 +343,14 @@ impl Reader<'_> {
         if group.clone().count() == listed.len() && group.zip(listed).all(same) {
             self.sample.fds.truncate(from);
         }
+    }
+}
+
+/// A file of a thread, or of the process.
+fn of_thread(thread: Option<u32>, name: &str) -> ShortPath {
+    match thread {
+        None => path(&format_args!("{name}")),
+        Some(tid) => path(&format_args!("task/{tid}/{name}")),
     }
 }
 
