@@ -33,7 +33,10 @@ END_WITH_MKLEAK = {
 # No namespace holds these: without mkleak they would stay on the machine for good.
 NOT_LEFT_BEHIND = {"loop", "key", "sysctl"}
 # What it is in is new to the guard as well, and of this kind: it is reported, and what is in it goes with it.
-IN_ANOTHER = {"file-in-submount": "mount", "net-nft-chain": "net", "net-nft-rule": "net"}
+IN_ANOTHER = {
+    "file-in-submount": "mount",
+    **dict.fromkeys(("net-nft-chain", "net-nft-rule", "net-ipset-element", "net-forwarding"), "net"),
+}
 
 
 def verdict(plant: Plant, where: place.Place) -> str:

@@ -173,3 +173,23 @@ print(*(f["path"].rsplit("/", 2)[-2] + ":" + f["state"] for f in found))'
         check=True,
     )
     assert done.stdout.split() == ["one:free", "two:held"]
+
+
+@root_only
+def test_a_zombie_in_a_cgroup_is_found_though_the_cgroup_lists_none(own_cgroup: Path) -> None:
+    supervisor = """import os, sys
+if not (pid := os.fork()):
+    open(sys.argv[1], "w").write("0")
+    os._exit(0)
+os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+print(pid, flush=True)
+input()"""
+    argv = [sys.executable, "-c", supervisor, str(own_cgroup / "cgroup.procs")]
+    guard = _native.Guard(settle_ms=100, scope=f"cgroup:{own_cgroup}")
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        report = json.loads(guard.end())
+        parent.communicate(b"\n")
+    assert [leak["kind"] for leak in report["leaks"]] == ["process"], report
+    assert f"zombie {child}" in report["leaks"][0]["label"]

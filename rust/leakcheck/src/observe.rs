@@ -174,11 +174,12 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
         maps: kinds.contains(Kind::File),
         own: options.include_self && context.arena.is_none(),
     };
+    let mut cgroups = None;
     let selection = match &out.scope.clone() {
         Scope::Host | Scope::Arena => Selection::All,
         Scope::Tree(pid) => Selection::Tree([&[*pid][..], &options.members].concat()),
         Scope::Cgroup(path) => {
-            let scope = cgroup::CgroupScope::resolve(path)?;
+            let scope = cgroups.insert(cgroup::CgroupScope::resolve(path)?);
             let pids = scope.pids(out);
             if !kinds.contains(Kind::Cgroup) {
                 out.cgroups.clear();
@@ -201,6 +202,15 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
     hidden.extend(options.remembered.own_fd());
     let procfs = Procfs::open(&hidden, Arc::clone(root), context.arena)?;
     note_rights(&procfs, out);
+    let selection = match (selection, cgroups) {
+        (Selection::Pids(mut pids), Some(scope)) => {
+            let zombies = procfs.zombies()?.into_iter().filter(|pid| !pids.contains(pid));
+            let in_scope: Vec<u32> = zombies.filter(|pid| scope.has(&lookup::cgroups_of(*pid, None))).collect();
+            pids.extend(in_scope);
+            Selection::Pids(pids)
+        }
+        (other, _) => other,
+    };
     let pass = procfs.begin(&selection, wanted)?;
     let untied = Untied::of(out, options);
     let least = match options.arena.as_deref() {

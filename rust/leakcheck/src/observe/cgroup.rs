@@ -305,7 +305,18 @@ impl CgroupScope {
         }
     }
 
-    /// The processes of the scope, by `cgroup.procs` of each of its cgroups.
+    /// Whether one of these cgroups, by hierarchy and path as `/proc/PID/cgroup` has them, is in the scope.
+    pub(crate) fn has(&self, cgroups: &[(String, String)]) -> bool {
+        let is_in = |(name, path): &(String, String)| {
+            let path = Path::new(path.strip_suffix(" (deleted)").unwrap_or(path));
+            let in_part =
+                |(h, below): &(Hierarchy, PathBuf)| h.name == *name && path.starts_with(Path::new(&h.root).join(below));
+            self.parts.iter().any(in_part)
+        };
+        cgroups.iter().any(is_in)
+    }
+
+    /// The processes of the scope, by `cgroup.procs` of each of its cgroups. A zombie is in none (cgroups(7)).
     pub(crate) fn pids(&self, scratch: &mut Snapshot) -> Vec<u32> {
         let from = scratch.cgroups.len();
         self.collect(scratch);

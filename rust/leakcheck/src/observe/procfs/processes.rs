@@ -69,6 +69,12 @@ impl Procfs {
         Some((process_of(&stat), stat.flags, stat.num_threads))
     }
 
+    /// Processes that have exited and were not waited for.
+    pub(crate) fn zombies(&self) -> Result<Vec<u32>> {
+        let is_zombie = |pid: &u32| self.stat_only(*pid).is_some_and(|(process, _, _)| process.state == 'Z');
+        Ok(self.pids()?.into_iter().filter(is_zombie).collect())
+    }
+
     pub(super) fn select(&self, selection: &Selection) -> Result<Vec<u32>> {
         match selection {
             Selection::All => self.pids(),
