@@ -612,3 +612,29 @@ class TestXdist:
         result = run(pytester, KINDS, "-n", "1")
         assert result.ret != pytest.ExitCode.OK
         result.stdout.fnmatch_lines(["*leaks_allowed('fd'): give a reason*"])
+
+
+def test_what_a_thread_keeps_of_our_own_descriptors_is_not_blamed_on_a_later_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import ctypes, os, threading
+        kept = []
+        def test_thread():
+            ready = threading.Event()
+            def leave_the_table():
+                assert ctypes.CDLL(None).unshare(0x400) == 0  # CLONE_FILES
+                ready.set()
+                threading.Event().wait()
+            threading.Thread(target=leave_the_table, daemon=True).start()
+            ready.wait()
+        def test_1(): kept.append(os.open("/etc/passwd", os.O_RDONLY))
+        def test_2(): kept.append(os.open("/etc/passwd", os.O_RDONLY))
+        def test_3(): kept.append(os.open("/etc/passwd", os.O_RDONLY))
+        def test_4(): kept.append(os.open("/etc/passwd", os.O_RDONLY))
+        """
+    )
+    shown = run(pytester, KINDS).stdout.str()
+    first, *others = shown.split("LEAKED ")[1:]
+    assert "in the table of thread" in first
+    assert len(others) == 4
+    assert not [one for one in others if "in the table of thread" in one], shown

@@ -71,6 +71,7 @@ pub(super) fn collect(context: Context<'_>, out: &mut Snapshot) {
             walk.knobs();
         }
     }
+    walk.swaps();
     walk.adviser();
     if walk.refused > 0 {
         let why = format!("this user can neither read nor write {} settings", walk.refused);
@@ -118,7 +119,11 @@ impl Sysctl {
     /// The command that restores it.
     pub(crate) fn restore(&self) -> Option<String> {
         let before = self.before.as_ref()?;
-        let by_itself = |path: &[u8]| path.starts_with(b"/proc/sys/fs/binfmt_misc") || path.ends_with(b"/cpu/online");
+        let by_itself = |path: &[u8]| {
+            path.starts_with(b"/proc/sys/fs/binfmt_misc")
+                || path.ends_with(b"/cpu/online")
+                || path == walk::SWAPS.as_bytes()
+        };
         let quote = super::detail::quote;
         let path: &[u8] = self.path.as_ref();
         // A tab between numbers may be written as a space (`proc_dointvec()`), which every shell can write.

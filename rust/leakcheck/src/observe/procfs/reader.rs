@@ -307,7 +307,7 @@ impl Reader<'_> {
             } else if wanted.fds && (!own || wanted.own) {
                 match sys::same_fd_table(first, tid) {
                     Ok(true) => {}
-                    Ok(false) => self.fds(path(&format_args!("task/{tid}/fd")).as_c_str(), tid),
+                    Ok(false) => self.own_table(tid, own),
                     Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
                     // A seccomp filter forbids kcmp(2), or the kernel has none; a process that may not be traced refuses what follows.
                     Err(_) => self.foreign_table(tid),
@@ -321,6 +321,18 @@ impl Reader<'_> {
                 self.namespaces(Some(tid));
             }
         }
+    }
+
+    /// What another thread of the observer's process copied of the observer's descriptors is not the observer's any more.
+    fn own_table(&mut self, tid: u32, own: bool) {
+        let comm = path(&format_args!("task/{tid}/comm"));
+        let ours = own && read_small(self.dir, comm.as_c_str(), &mut self.scratch.text).is_ok_and(is_observer);
+        let hidden = self.hidden;
+        if !ours {
+            self.hidden = &[];
+        }
+        self.fds(path(&format_args!("task/{tid}/fd")).as_c_str(), tid);
+        self.hidden = hidden;
     }
 
     /// Whether a thread's links are unreadable: the kernel checks the same for all of them.
@@ -344,6 +356,11 @@ impl Reader<'_> {
             self.sample.fds.truncate(from);
         }
     }
+}
+
+/// Whether a thread of this name is one that observes.
+fn is_observer(comm: &[u8]) -> bool {
+    comm.starts_with(b"leakcheck-")
 }
 
 /// A file of a thread, or of the process.

@@ -12,6 +12,7 @@ use super::choice::{CPU, FILES, KNOBS};
 use super::listing::Listing;
 use crate::error::in_words;
 use crate::observe::open_settings::OpenSettings;
+use crate::observe::proc_root::read_file;
 use crate::observe::walk::names;
 use crate::resource::Sysctl;
 use crate::snapshot::Level;
@@ -215,6 +216,14 @@ impl Walk {
         }
     }
 
+    /// The files and devices that are swapped to (proc(5)), as one setting.
+    pub(super) fn swaps(&mut self) {
+        // Not every kernel swaps.
+        if let Ok(text) = read_file(SWAPS) {
+            self.found.push(Sysctl { path: SWAPS.as_bytes().into(), value: swapped_to(&text).into(), before: None });
+        }
+    }
+
     /// KSM's adviser, where it is on, sets how many pages to scan (Linux 6.8).
     pub(super) fn adviser(&mut self) {
         let ksm = |s: &Sysctl, name: &str| s.path.as_ref() == format!("/sys/kernel/mm/ksm/{name}").as_bytes();
@@ -226,6 +235,19 @@ impl Walk {
 
 pub(super) fn text(dir: &str, name: &CStr) -> Text {
     [dir.as_bytes(), name.to_bytes()].concat().into()
+}
+
+pub(super) const SWAPS: &str = "/proc/swaps";
+
+/// The names in `/proc/swaps`, without type, size, use and priority. The kernel writes blanks in a name as `\040`.
+fn swapped_to(table: &[u8]) -> Vec<u8> {
+    let name = |line: &[u8]| {
+        let name = line.split(|byte| byte.is_ascii_whitespace()).next().unwrap_or_default().to_vec();
+        name.strip_suffix(br"\040(deleted)").map(<[u8]>::to_vec).unwrap_or(name)
+    };
+    let mut names: Vec<_> = table.split(|byte| *byte == b'\n').skip(1).map(name).filter(|n| !n.is_empty()).collect();
+    names.sort();
+    names.join(&b' ')
 }
 
 /// The word in brackets, if there is exactly one: the other words are the alternatives.
@@ -244,6 +266,17 @@ fn chosen(value: &[u8]) -> &[u8] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_swapped_to_does_not_change_with_its_use() {
+        let table = |used: u32, name: &str| {
+            let line = format!("{name}                                file\t\t2044\t\t{used}\t\t-2\n");
+            swapped_to(format!("Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n{line}").as_bytes())
+        };
+        assert_eq!(table(0, "/swap"), b"/swap");
+        assert_eq!(table(9, r"/swap\040(deleted)"), b"/swap");
+        assert_eq!(swapped_to(b"Filename\t\t\t\tType\n"), b"");
+    }
 
     #[test]
     fn of_a_choice_the_chosen_word_is_the_value() {
