@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-OBJECTS = Path(__file__).parent / "inputs/network_objects.py"
+from tests.cases.conftest import INPUTS
+
+OBJECTS = INPUTS / "network_objects.py"
 GUARD = [sys.executable, "-m", "leakcheck", "guard", "--kinds", "net", "--settle", "0.1", "--json", "--"]
 
 
@@ -21,7 +23,8 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can configure a network namespace"),
     pytest.mark.skipif(not (shutil.which("ip") and shutil.which("bridge")), reason="iproute2 is missing"),
     pytest.mark.skipif(
-        not {"br_fdb_add", "br_mdb_add", "vxlan_fdb_add", "hash_ip_create", "nf_tables_newset", "arpt_do_table"} <= symbols(),
+        not {"br_fdb_add", "br_mdb_add", "vxlan_fdb_add", "hash_ip_create", "nf_tables_newset", "arpt_do_table"}
+        <= symbols(),
         reason="this kernel lacks bridges, VXLANs, ipset, nftables or arptables",
     ),
 ]
