@@ -116,6 +116,10 @@ fn nft_delete(net: &Net) -> String {
         NetClass::NftSet => ("set", net.name.as_bytes(), 3),
         // nft(8) deletes it by its type (counter, quota …), which the list shows.
         NetClass::NftObject => return "nft delete, with the name that nft list ruleset shows".to_owned(),
+        // Its name is shown in another way than nft(8) takes it.
+        NetClass::NftElement => {
+            return "nft delete element, with the set and element that nft list ruleset shows".to_owned();
+        }
         NetClass::NftFlowtable => ("flowtable", net.name.as_bytes(), 3),
         _ => ("table", net.scope.as_bytes(), 2),
     };
