@@ -194,12 +194,12 @@ impl Descent {
         if span.from > start + START_TO_FORK {
             return Some(Membership::Unknown);
         }
-        let others = spans.iter().filter(|s| s.from > span.from && s.from <= start + tick + CLOCK_SLACK);
+        let mut others = spans.iter().filter(|s| s.from > span.from && s.from <= start + tick + CLOCK_SLACK);
         let agreed = others.clone().fold(span.membership, |all, other| all.agree(other.membership));
         if agreed == span.membership {
             return Some(agreed);
         }
-        let last = others.last().filter(|_| lives());
+        let last = others.next_back().filter(|_| lives());
         Some(last.map_or(agreed, |last| last.membership))
     }
 

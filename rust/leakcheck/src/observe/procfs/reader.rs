@@ -314,7 +314,7 @@ impl Reader<'_> {
                 }
             }
             // Where kcmp(2) cannot tell, two links can.
-            if wanted.pins && !(!self.foreign && sys::same_directories(first, tid).unwrap_or(false)) {
+            if wanted.pins && (self.foreign || !sys::same_directories(first, tid).unwrap_or(false)) {
                 self.pins(Some(tid));
             }
             if !wanted.namespaces.is_empty() {
