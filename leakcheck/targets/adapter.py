@@ -156,6 +156,7 @@ class Locks(_Table, frozen=True):
         words: words of which one stands in the output of such a command. Without either, a launch waits for the box.
         waiting: the launch that waits for the box instead; empty if there is none.
         shared: paths in ``{work}`` that those who use a box at the same time share, such as a registry of names.
+        forces: whether the recovery ends whoever has the box, as ``delete --force`` does.
         within: seconds within which a box is free again after its holder died, including the recovery.
     """
 
@@ -164,6 +165,7 @@ class Locks(_Table, frozen=True):
     words: list[str] = []
     waiting: Argv = []
     shared: list[str] = []
+    forces: bool = False
     within: float = 10
 
 

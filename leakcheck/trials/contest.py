@@ -135,6 +135,8 @@ class Contest:
 
     def recover(self) -> None:
         """Run the target's recovery while the holder has the box."""
+        if self._locks.forces:
+            self.killed()
         if (wrong := self._session.recover()) and not self._crowd.is_busy(wrong, self._session.commands[-1].exit or 0):
             self._refusals.append(f"while the box was in use: {wrong}")
 

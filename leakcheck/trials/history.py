@@ -46,6 +46,11 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     refusals: Sequence[str] = ()
 
     @property
+    def ended(self) -> float:
+        """When the last run ended."""
+        return max((attempt.ended for attempt in self.attempts), default=0)
+
+    @property
     def recovered_ms(self) -> float | None:
         """How long the box took to be free again; None if no holder was killed, or it never was."""
         return None if self.killed is None or self.free is None else self.free - self.killed
@@ -58,6 +63,9 @@ def judge(history: History) -> Iterator[tuple[Outcome, str]]:
     for attempt in history.attempts:
         if not attempt.faulted and (wrong := _wrong(attempt)):
             yield "false-status", f"contender {attempt.number} {wrong}"
+    for attempt in history.attempts:
+        if attempt.refused and not attempt.tolerated and not _had_by_another(attempt, history):
+            yield "false-status", f"contender {attempt.number} was refused while nobody had the box: {attempt.words}"
     for refusal in history.refusals:
         yield "false-status", refusal
     if history.killed is not None:
@@ -69,6 +77,19 @@ def judge(history: History) -> Iterator[tuple[Outcome, str]]:
     # A damaged lock may need the recovery, which comes next.
     elif not any(attempt.admitted or attempt.tolerated for attempt in history.attempts):
         yield "wedged", f"none of {len(history.attempts)} contenders got the box"
+
+
+def _had_by_another(refused: Attempt, history: History) -> bool:
+    """Return whether anybody can have had the box at some instant of a refused run: in no order else is it a lock.
+
+    A dead holder has it until somebody else is admitted.
+    """
+    free = history.ended if history.free is None else history.free
+    return any(
+        one.launched <= refused.ended and refused.launched <= (free if one.faulted else one.ended)
+        for one in history.attempts
+        if one.number != refused.number and not one.refused
+    )
 
 
 def _wrong(attempt: Attempt) -> str:

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,20 +14,29 @@ from leakcheck.trials.rootfs import make_directory, opened
 from leakcheck.trials.session import Session
 
 
+class Opponent(Session):
+    """The session of another user of the box of `main`: with an own directory `work`, but for what they share."""
+
+    def __init__(self, main: Session, host: ArenaHost, work: Path, locks: Locks) -> None:
+        super().__init__(main.target, host, main.box.number, work=work, stop=main.stop)
+        self.token = main.box.run
+        self.box = msgspec.structs.replace(main.box, work=work)
+        self._shared = {main.target.filled(path, self.box): main.target.filled(path, main.box) for path in locks.shared}
+
+    def spelled(self, argv: Sequence[str]) -> Sequence[str]:
+        """Return a command with the shared paths of the first user."""
+        for own, common in self._shared.items():
+            # Not the start of a longer name.
+            argv = [re.sub(rf"{re.escape(own)}(?![\w.-])", common.replace("\\", r"\\"), word) for word in argv]
+        return argv
+
+
 def opponent(main: Session, host: ArenaHost, number: int, locks: Locks) -> Session:
-    """Return the session of another user of the box of `main`: with an own directory, but for what they share."""
+    """Return such a session, with a new directory."""
     work = main.box.work.parent / f"contender-{number}"
     make_directory(host.root, work)
     host.scratch.append(work)
-    session = Session(main.target, host, main.box.number, work=work, stop=main.stop)
-    session.token = main.box.run
-    session.box = msgspec.structs.replace(main.box, work=work)
-    for path in locks.shared:
-        place, common = (Path(main.target.filled(path, box)) for box in (session.box, main.box))
-        make_directory(host.root, place.parent)
-        with opened(host.root, place.parent, os.O_PATH | os.O_DIRECTORY) as at:
-            os.symlink(common, place.name, dir_fd=at)
-    return session
+    return Opponent(main, host, work, locks)
 
 
 def tidy(host: ArenaHost, session: Session) -> None:

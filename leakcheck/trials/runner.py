@@ -59,6 +59,10 @@ class Runner(abc.ABC):
         """Return a path, as the adapter names it, as that of this box."""
         return path
 
+    def spelled(self, argv: Sequence[str]) -> Sequence[str]:
+        """Return a command with paths that several users share spelled as the first of them does."""
+        return argv
+
     @contextlib.contextmanager
     def timed(self, step: str) -> Generator[None, None, None]:
         """Add the time until its end to the time of `step`."""
@@ -115,6 +119,7 @@ class Runner(abc.ABC):
     ) -> Running:
         """Start a command, with `env` added to its environment; it is traced if its stage is to be."""
         environment, cwd = self.environment()
+        argv = self.spelled(argv)
         trace = self._tracing.of(stage, number, payload) if stage and self._tracing is not None else None
         if trace is not None and "files" in trace.request:
             files = [self.filled(path) for path in trace.request["files"]]

@@ -38,6 +38,10 @@ def _state(protection: str, means: str, damage: str, fails: str) -> Sabotage:
     return Sabotage(protection, means, "state", f"state:{FILE}:{damage}{flag}" if damage else "", fails)
 
 
+def _locks(protection: str, means: str, plan: str, fails: str) -> Sabotage:
+    return Sabotage(protection, means, "locks", f"lock:{plan}", fails)
+
+
 SABOTAGES: Sequence[Sabotage] = (
     _state("checksum", "each value is as it was written", "more=/state/intent/supervisor/pid", UNNOTED),
     _state("frame", "each byte is as it was written", "unknown=", UNNOTED),
@@ -53,6 +57,12 @@ SABOTAGES: Sequence[Sabotage] = (
     Sabotage("internal", "a failure of its own is IE", "exhaust", "pids:limit=0", BLAMED),
     Sabotage("result", "a result that cannot be written is an error", "exhaust", "disk:full@0,cleanup", UNNAMED),
     Sabotage("panic", "a process that cannot be started is an error", "exhaust", "pids:limit=0", CRASHED),
+    _locks("flock", "the lock file is locked", "contend=4", "false-status"),
+    _locks("unlink", "the lock file keeps its name, and a lock alone is not trusted", "late=4", "false-status"),
+    _locks("recover-lock", "the recovery takes the lock", "recover-holder", "false-status"),
+    _locks("pid-alone", "a supervisor is known by its start time, too", "reuse-pid", "wedged"),
+    _locks("survivor", "what a dead supervisor left is ended", "kill-holder", "split-brain"),
+    _locks("lock-type", "a lock file is a regular file", "/run/refbox/box-{box}.lock:directory,free", "wedged"),
 )
 
 

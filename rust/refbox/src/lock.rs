@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -37,28 +37,27 @@ impl Lock {
     /// Locks a box; with `wait`, waits without a time limit.
     pub(crate) fn take(store: &Store, number: u16, wait: bool) -> Result<Self> {
         let path = store.lock_path(number);
-        for _ in 0..TRIES {
+        let mut tries = 0;
+        while tries < TRIES {
             let Some(file) = open(&path)? else {
+                tries += 1;
                 store.set_lock_aside(number)?;
                 continue;
             };
             if !removed("flock") {
                 lock(&file, store, number, wait)?;
             }
+            let trusts_lock = removed("flock") || removed("unlink");
             // What has no name any more, nobody else would find locked.
-            if !(removed("unlink") || is_at(&file, &path)) {
+            if !(trusts_lock || is_at(&file, &path)) {
+                tries += 1;
                 continue;
             }
-            if !(removed("flock") || removed("unlink")) {
-                if let Some(holder) = supervisor(store, number)? {
-                    if !wait {
-                        return Err(Error::InUse { number, holder: format!("pid {}", holder.pid) });
-                    }
-                    await_end(&holder)?;
-                    continue;
-                }
+            match supervisor(store, number)?.filter(|_| !trusts_lock) {
+                None => return Lock { file }.sign(&path),
+                Some(holder) if wait => await_end(&holder)?,
+                Some(holder) => return Err(Error::InUse { number, holder: format!("pid {}", holder.pid) }),
             }
-            return Lock { file }.sign(&path);
         }
         Err(Error::Internal(format!("lock {}: it was replaced {TRIES} times", path.display())))
     }
@@ -79,6 +78,14 @@ impl Lock {
     /// Locks nothing: only for a recovery that lacks its protection.
     pub(crate) fn none() -> Result<Self> {
         Ok(Lock { file: File::open("/dev/null").doing("open", "/dev/null")? })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if removed("unlink") {
+            let _ = fs::read_link(format!("/proc/self/fd/{}", self.file.as_raw_fd())).map(fs::remove_file);
+        }
     }
 }
 

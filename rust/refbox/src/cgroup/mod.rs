@@ -16,6 +16,7 @@ use self::plan::{Place, Use, Version};
 use self::removal::Below;
 use crate::error::{Doing, Error, Result};
 use crate::limits::Limits;
+use crate::sabotage::removed;
 
 /// The cgroups of one execution. Dropping this value does not remove them: removal can fail, and that must be reported.
 pub(crate) struct Group<'a> {
@@ -44,6 +45,9 @@ impl<'a> Group<'a> {
         for place in self.places {
             let dir = &place.dir;
             let mut made = DirBuilder::new().mode(0o755).create(dir);
+            if removed("survivor") && dir.is_dir() {
+                made = Ok(());
+            }
             if made.as_ref().is_err_and(|e| e.kind() == ErrorKind::AlreadyExists) {
                 if self.lock.is_none() && lock(dir)?.is_none() {
                     return Err(Error::Internal(format!("make cgroup {}: another supervisor has it", dir.display())));
