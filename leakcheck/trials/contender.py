@@ -28,12 +28,14 @@ class Contender:
         self.number, self.session, self.waits = number, session, waits
         self.submission = contender(number)
         self.process: Running | None = None
-        self.output = os.memfd_create("leakcheck-contender")
+        self.output = os.memfd_create("leakcheck-output")
         self.started, self.over = threading.Event(), threading.Event()
         self.faulted = self.tolerated = False
         self.status, self.words, self.code = "", "", -1
         self.launched = time.monotonic()
         self.ended = 0.0
+        self.begun: float | None = None
+        """When its payload was heard of while it was not seen."""
         self.late: LateError | None = None
         self.failure: BaseException | None = None
         self._argv = argv

@@ -1,8 +1,10 @@
 """All who contend for one box in one trial: started at once, waited for, and let out of the box one by one."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from leakcheck.errors import NotApplicableError, TargetError
 from leakcheck.targets.adapter import Locks
@@ -18,6 +20,8 @@ HELD, QUEUED = 5, 0.15
 """Seconds for which a box is kept from those who are refused, and from those who wait."""
 # Seconds between two looks.
 _STEP = 0.003
+# What a contender needs at least: processes, its payload's among them, and MiB of memory.
+_PROCESSES, _MIB = 6, 8
 
 
 class Crowd:
@@ -31,6 +35,7 @@ class Crowd:
 
     def add(self, count: int, argv: list[str], *, waits: bool, tolerated: bool) -> None:
         """Start `count` more at once; `argv` launches the first one of all, whose box is prepared, unless it waits."""
+        _check_room(self._host, count)
         some = [self._new(argv, waits=waits, tolerated=tolerated) for _ in range(count)]
         for one in some:
             one.launched = time.monotonic()
@@ -72,12 +77,20 @@ class Crowd:
                 raise TargetError(f"{name}: the arena cannot hold {len(self.all)} contenders: {one.failure}; {hint}")
             if one.failure is not None:
                 raise one.failure
-            unseen = time.monotonic() > one.launched + HELD and not (one.over.is_set() or self.witness.saw(one.number))
-            if unseen and "begin " in printed(one.session, one.output):
+            if self._is_invisible(one):
                 raise NotApplicableError(
                     f"not applicable: the payload of {name} has no process that can be seen outside, "
                     "so nobody can say which payloads run"
                 )
+
+    def _is_invisible(self, one: Contender) -> bool:
+        """Return whether its payload has run for some time, as it says itself, and was not seen."""
+        now = time.monotonic()
+        if now < one.launched + HELD or one.over.is_set() or self.witness.saw(one.number):
+            return False
+        if one.begun is None and "begin " in printed(one.session, one.output):
+            one.begun = now
+        return one.begun is not None and now > one.begun + HELD
 
     def drain(self) -> None:
         """Keep the box from all that want it as long as it takes them to be refused, then end one payload at a time."""
@@ -107,3 +120,23 @@ class Crowd:
                 tidy(self._host, one.session)
             if one.over.is_set():
                 os.close(one.output)
+
+
+def _check_room(host: ArenaHost, count: int) -> None:
+    """Raise `TargetError` if so many more contenders have no room: their failure to start would look like a refusal."""
+    for top in host.cgroups.values():
+        for path in (Path(top), *Path(top).parents):
+            try:
+                most = (path / "pids.max").read_text().strip()
+                there = int((path / "pids.current").read_text())
+            except OSError:
+                break
+            if most != "max" and there + count * _PROCESSES > int(most):
+                raise _no_room(count, f"{path} allows {most} processes, and has {there}")
+    found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    if found and (free := int(found[1]) >> 10) < count * _MIB:
+        raise _no_room(count, f"{free} MiB of memory are free")
+
+
+def _no_room(count: int, why: str) -> TargetError:
+    return TargetError(f"the arena cannot hold {count} more contenders: {why}; give fewer --contenders")

@@ -15,8 +15,12 @@ from leakcheck.campaigns import run as run_campaign
 from leakcheck.conformance import check
 from leakcheck.errors import NotApplicableError, TargetError, UsageError
 from leakcheck.targets import Target, load
+from leakcheck.trials.arena_host import ArenaHost
+from leakcheck.trials.contest import Contest
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import never
+from leakcheck.trials.session import Session
+from leakcheck.trials.witness import HOLDER
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -111,6 +115,20 @@ def test_a_lock_that_an_operator_has_to_mend_is_wedged(tmp_path: Path) -> None:
         made(tmp_path, FLOCK, recover=f"[ -f {LOCK} ] || rm -rf {LOCK}", name="mends"), f"lock:{LOCK}:loop,free"
     )
     assert outcomes(mends) <= {"bounded", "recovered"}, shown(mends)
+
+
+def test_an_arena_that_cannot_hold_the_contenders_is_said_and_judges_nothing(tmp_path: Path) -> None:
+    of = made(tmp_path, FLOCK)
+    assert of.adapter.locks is not None
+    with ArenaHost(of, 0, limits={"pids.max": 24}) as host:
+        session = Session(of, host)
+        contest = Contest(session, host, session.prepare(HOLDER), of.adapter.locks)
+        with (
+            contest.open(),
+            pytest.raises(TargetError, match=r"cannot hold 64 more contenders: .* allows 24 processes"),
+        ):
+            contest.come(64)
+            contest.wait()
 
 
 def test_a_target_without_locks_is_not_applicable_and_never_a_pass(tmp_path: Path) -> None:
