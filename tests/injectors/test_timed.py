@@ -39,7 +39,7 @@ def test_a_kill_that_nobody_would_wait_for_is_refused() -> None:
         ("", "give KIND"),
         ("normal ", "give KIND"),
         ("a b", "give KIND"),
-        ("odd", "no injector for 'odd'; there are crash, finish, forced, launch, lock, normal, "),
+        ("odd", "no injector for 'odd'; there are cpu, crash, disk, fd, finish, forced, launch, lock, "),
         ("forced", "'nothing' names nobody; give forced:WHO@MSms"),
         ("forced:me@1ms", "'me' names nobody; .*WHO one of supervisor, tree, freeze"),
         ("forced:tree", "'nothing' is no instant; give forced:WHO@MSms"),
