@@ -29,6 +29,10 @@ def shutdown() -> None:
         warden.close()
 
 
+_NEEDED = {"SYS_ADMIN": 21, "NET_ADMIN": 12}
+"""Capabilities that an arena of root needs, with their numbers (linux/capability.h)."""
+
+
 class Warden:
     """The warden of this process: it starts with the first arena and ends with this process."""
 
@@ -74,7 +78,7 @@ class Warden:
             except OSError as error:
                 raise ArenaError(f"ask the warden: {why_silent(error)}") from error
         if "error" in answer:
-            raise ArenaError(f"arena: {answer['error']}")
+            raise ArenaError(f"arena: {answer['error']}{_lacking(answer['error'])}")
         return answer, received
 
     def take_down(self, arena: int) -> None:
@@ -156,6 +160,24 @@ def ask(
 def why_silent(error: OSError) -> str:
     """Return why the other end of a channel did not answer."""
     return "it has ended; was it killed?" if isinstance(error, BrokenPipeError | ConnectionResetError) else str(error)
+
+
+def _lacking(error: str) -> str:
+    """Return what root lacks if the kernel refused a step with `error`, how to get it, and what works without."""
+    if os.geteuid() != 0 or not error.startswith("operation not permitted"):
+        return ""
+    status = Path("/proc/thread-self/status").read_text()
+    effective = int(status.partition("CapEff:")[2].split()[0], 16)
+    lacking = [name for name, bit in _NEEDED.items() if not effective >> bit & 1]
+    if not lacking:
+        return ""
+    options = [f"--cap-add {name}" for name in lacking]
+    options += ["--security-opt seccomp=unconfined", "--security-opt apparmor=unconfined"]
+    return (
+        f"; root has no {' and no '.join(f'CAP_{name}' for name in lacking)}: start the container with --privileged, "
+        f"or with {' '.join(options)} (docker run, podman run); "
+        "without an arena, leakcheck guard, pytest --leakcheck, the crate's guard and campaigns with --host work here"
+    )
 
 
 def _send(channel: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> None:

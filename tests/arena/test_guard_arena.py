@@ -176,7 +176,7 @@ def test_a_writable_layer_too_small_to_come_up_in_is_refused_and_nothing_stays()
         assert re.search(r"at step \"[a-z ]+\"", done.stderr)
 
 
-def test_an_ordinary_user_gets_an_arena_of_a_user_namespace_and_is_told_what_it_lacks(tmp_path: Path) -> None:
+def test_an_ordinary_user_gets_an_arena_of_a_user_namespace_and_is_told_why_it_needs_no_cgroup(tmp_path: Path) -> None:
     with Arena() as arena:
         nobody = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
         if arena.run([*nobody, "/usr/bin/unshare", "--user", "/bin/true"]) != 0:
@@ -194,4 +194,5 @@ def test_an_ordinary_user_gets_an_arena_of_a_user_namespace_and_is_told_what_it_
     assert "0" in (tmp_path / "err").read_text().splitlines(), "root of its own namespace"
     found = json.loads((tmp_path / "out").read_text())
     assert "file /home/litter" in [leak["label"].partition(" ·")[0] for leak in found["leaks"]]
-    assert any(coverage["level"] != "full" for coverage in found["coverage"].values())
+    assert {kind: gap for kind, gap in found["coverage"].items() if gap["level"] != "full"} == {}
+    assert "its user cannot create any: no cgroup is writable" in found["coverage"]["cgroup"]["reason"]

@@ -201,3 +201,16 @@ def test_a_root_that_is_no_longer_the_same_directory_is_not_fully_seen(move: str
     done = subprocess.run([*guard, "--", *command], capture_output=True, text=True, check=False, timeout=60)
     report = judged(done)
     assert (report["verdict"], report["coverage"]["file"]["level"]) == ("unknown", "partial"), done.stderr
+
+
+def test_root_without_the_capabilities_for_an_arena_is_told_how_to_get_them(in_container: Place) -> None:
+    done = in_container("leakcheck", "guard", "--arena", "--", "true")
+    assert done.returncode == 4, done.stderr
+    for word in (
+        "CAP_SYS_ADMIN",
+        "--cap-add SYS_ADMIN --cap-add NET_ADMIN",
+        "--privileged",
+        "leakcheck guard",
+        "--host",
+    ):
+        assert word in done.stderr

@@ -60,14 +60,56 @@ def test_an_ordinary_user_s_sandbox_is_killed_at_a_crash_point(user: Place, how:
     assert any("/var/tmp/litter" in label for leak in finding["leaks"] for label in leak["labels"]), finding
 
 
+TIDY = """cat >/tmp/tidy.toml <<'TOML'
+name = "tidy"
+summary = "changes nothing before its first process"
+launch = ["/bin/sh", "-c", '(:); exec "$@"', "sh", "{program}"]
+probe = { none = "isolates nothing" }
+TOML"""
+# A mount below a directory of the root. What has a comma in its name is no option of an overlay.
+BESIDE = "mount -t tmpfs tmpfs /media; mkdir {0}; mount -t tmpfs -o mode=1777 tmpfs {0}; echo x >{0}/here"
+
+
+def test_an_ordinary_user_s_tidy_sandbox_is_clean(user: Place) -> None:
+    words = ["leaks", "--target", "/tmp/tidy.toml", "--endings", "normal", "--iterations", "2", "--json"]
+    done = user("leakcheck", *words, before=f"{BESIDE.format('/media/disk')}\n{TIDY}")
+    assert (done.returncode, json.loads(done.stdout)["outcomes"]) == (0, {"clean": 2}), done.stdout + done.stderr
+
+
+def test_an_ordinary_user_s_arena_shows_what_is_made_in_each_place_of_it(user: Place) -> None:
+    made = [
+        *("touch /litter", "mkdir /media/litter", "touch /media/disk/litter", "rm /media/disk/here"),
+        *("ipcmk --shmem 4096", ":>/dev/mqueue/litter"),
+        *("ip address add 192.0.2.1/32 dev lo", "unshare --net sleep 60 &"),
+    ]
+    guard = ["leakcheck", "guard", "--arena", "--json", "--settle", "0.3", "--", "sh", "-c", "\n".join(made)]
+    done = user(*guard, before=BESIDE.format("/media/disk"))
+    assert done.returncode == 1, done.stdout + done.stderr
+    report = json.loads(done.stdout)
+    labels = [leak["label"] for leak in report["leaks"]]
+    for what in (
+        "file /litter",
+        "/media/litter",
+        "/media/disk/litter",
+        "/media/disk/here",
+        "192.0.2.1",
+        "/dev/mqueue/litter",
+    ):
+        assert [label for label in labels if what in label], (what, labels, done.stderr)
+    assert {"process", "file", "ipc", "net", "namespace"} <= {leak["kind"] for leak in report["leaks"]}, labels
+    assert {kind: gap for kind, gap in report["coverage"].items() if gap["level"] != "full"} == {}
+
+
+def test_a_cgroup_that_an_ordinary_user_may_write_to_is_a_gap_of_an_arena_without_one(user: Place) -> None:
+    # Nothing is a cgroup there, but a look cannot know whether it is one of those that may be mounted elsewhere.
+    before = "mount -t tmpfs tmpfs /sys/fs/cgroup"
+    done = user("leakcheck", "guard", "--arena", "--json", "--kinds", "cgroup", "--", "true", before=before)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "no cgroup of its own, but" in json.loads(done.stdout)["coverage"]["cgroup"]["reason"]
+
+
 def test_a_sweep_that_finds_nothing_but_does_not_see_everything_is_no_failure(user: Place) -> None:
-    adapter = """
-        name = "tidy"
-        summary = "changes nothing before its first process"
-        launch = ["/bin/sh", "-c", '(:); exec "$@"', "sh", "{program}"]
-        probe = { none = "isolates nothing" }
-    """
-    write = f"cat >/tmp/tidy.toml <<'TOML'\n{adapter}\nTOML"
+    write = f"{BESIDE.format('/media/a,b')}\n{TIDY}"
     plan = "launch:0/clone#1:before:SIGKILL"
     words = ["crash", "--target", "/tmp/tidy.toml", "--plan", plan, "--iterations", "1", "--json"]
     done = user("leakcheck", *words, before=write)

@@ -1,7 +1,9 @@
 """The library, in this very process."""
 
 import asyncio
+import contextlib
 import gc
+import mmap
 import os
 import socket
 import subprocess
@@ -347,3 +349,48 @@ def test_a_declared_root_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     root.mkdir()
     with guarded:
         pass
+
+
+MAPPER = """
+import mmap, os, sys
+sys.stdin.readline()
+with open(sys.argv[1], "w+b") as file:
+    file.truncate(4096)
+    mapped = mmap.mmap(file.fileno(), 4096)
+os.unlink(sys.argv[1])
+print("mapped", flush=True)
+sys.stdin.readline()
+"""
+
+
+def mapper(path: Path) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-c", MAPPER, str(path)]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def map_now(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    assert process.stdout.readline() == b"mapped\n"
+
+
+def test_deleted_files_that_the_run_has_mapped_are_found_and_those_of_a_process_before_it_are_not(
+    tmp_path: Path,
+) -> None:
+    names = {name: tmp_path / name for name in ("before", "child", "own")}
+    with mapper(names["before"]) as before, contextlib.ExitStack() as stack:
+        with pytest.raises(LeakError) as caught, guard(kinds="file", settle=0.1):
+            map_now(before)
+            child = stack.enter_context(mapper(names["child"]))
+            map_now(child)
+            with names["own"].open("w+b") as file:
+                file.truncate(4096)
+                own = mmap.mmap(file.fileno(), 4096)
+            names["own"].unlink()
+        own.close()
+        for process in (before, child):
+            process.communicate(b"\n")
+    labels = [leak.label for leak in caught.value.report.leaks if "still mapped" in leak.label]
+    found = {name for name, path in names.items() if any(str(path) in label for label in labels)}
+    assert found == {"child", "own"}, labels

@@ -35,7 +35,7 @@ use crate::judge::settle::{Policy, Settled, settle};
 use crate::judge::verdict::Verdict;
 use crate::kind::{Kind, KindSet};
 use crate::observe::proc_root::ProcRoot;
-use crate::observe::{self, Calls, ObservedArena, OpenSettings, detail};
+use crate::observe::{self, Calls, Mappings, ObservedArena, OpenSettings, detail};
 use crate::parse::nslink::NsType;
 use crate::resource::{Fd, NsHolder, Process, Resource};
 use crate::scope::Scope;
@@ -116,9 +116,17 @@ impl Guard {
         let recorded = host && asked.any(&[Kind::Bpf, Kind::Key, Kind::Loop]);
         let calls = if recorded { Calls::of_host().ok() } else { None };
         let baseline_ns = observe::file_clock_ns();
+        // On a host, what is new in a process of the baseline is not the run's, except in this one: see `Attributor`.
+        if host {
+            options.observe.mappings = Mappings::Own;
+        }
         let baseline = observe::snapshot(&options.observe)?;
         if let Some(tree) = &tree {
             tree.adopt(&baseline.processes.iter().map(|p| p.pid).collect::<Vec<_>>());
+        }
+        if host {
+            let known = baseline.processes.iter().map(|p| (p.pid, p.start)).collect();
+            options.observe.mappings = Mappings::New(Arc::new(known));
         }
         options.observe.submounts = Some(baseline.submounts.clone());
         // Mounts that others add between the baseline and this point do no harm. Without a list, all mounts that
@@ -134,7 +142,10 @@ impl Guard {
             watch.watch_namespaces(&mount_namespaces(&baseline));
         }
         options.observe.remembered.begin_run();
-        let reach = Reach::of_own_runs(&baseline);
+        let reach = match &options.observe.arena {
+            None => Reach::of_own_runs(&baseline),
+            arena => Reach::of_arena(arena.as_deref()),
+        };
         options.observe.hidden_fds.extend(reach.own_fd());
         let token = random_token();
         let (began, report) = (Instant::now(), None);
@@ -161,7 +172,7 @@ impl Guard {
         baseline.locks.retain(|lock| !is_own(lock.pid) || !closed.contains(&(lock.dev, lock.ino)));
     }
 
-    /// The observation before the run.
+    /// The observation before the run. On a host, it contains the mappings of this process only.
     pub fn baseline(&self) -> &Snapshot {
         &self.baseline
     }
@@ -272,7 +283,7 @@ pub fn verify_none(baseline: &Snapshot, first: &Snapshot, options: &Options) -> 
     let arena = options.observe.arena.as_deref();
     let live = Live { watch: None, tree: None, token: None, calls: None, arena };
     let run = Run { baseline, options, asked, live: &live };
-    Ok(judge(run, first, &options.policy, &Reach::default())?.0)
+    Ok(judge(run, first, &options.policy, &Reach::of_arena(arena))?.0)
 }
 
 /// The coverage of a guard with `look` as its baseline and a run that leaves nothing.

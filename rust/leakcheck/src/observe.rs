@@ -35,6 +35,7 @@ pub(crate) mod process_files;
 mod procfs;
 pub(crate) mod reach;
 pub(crate) mod read;
+mod remote;
 pub(crate) mod sockdiag;
 pub(crate) mod sys;
 mod sysctl;
@@ -68,7 +69,7 @@ pub(crate) use lookup::{
 pub(crate) use mount_table::numbers as mount_numbers;
 use namespace::Namespaces;
 pub use open_settings::OpenSettings;
-pub use options::Options;
+pub use options::{Mappings, Options};
 use pass::{NAMESPACES, NETWORK, ProcessSource, Sample, Selection, Wanted};
 use proc_root::ProcRoot;
 pub(crate) use proc_root::read_file;
@@ -200,7 +201,7 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
     let selection = if needs_processes || !whole_host { selection } else { Selection::Pids(Vec::new()) };
     let mut hidden = [options.hidden_fds.as_slice(), &calls::own_fds()].concat();
     hidden.extend(options.remembered.own_fd());
-    let procfs = Procfs::open(&hidden, Arc::clone(root), context.arena)?;
+    let procfs = Procfs::open(&hidden, options.mappings.clone(), Arc::clone(root), context.arena)?;
     note_rights(&procfs, out);
     let selection = match (selection, cgroups) {
         (Selection::Pids(mut pids), Some(scope)) => {

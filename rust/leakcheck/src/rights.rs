@@ -9,9 +9,10 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, CWD, FileType, StatxFlags};
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, StatxFlags};
 use rustix::thread::CapabilitySet;
 
+use crate::arena::ArenaView;
 use crate::observe::read_file;
 use crate::parse::status;
 use crate::snapshot::{Directory, Gap, Unseen};
@@ -33,6 +34,8 @@ pub(crate) struct Rights {
     pub(crate) more: u64,
     /// Whether unprivileged users can load BPF programs and create maps.
     pub(crate) bpf: bool,
+    /// Whether it has all capabilities over the namespaces that are observed: in an ordinary user's arena.
+    pub(crate) in_arena: bool,
     /// Directories that it starts in or receives as descriptors, so that it needs no access to their parents.
     pub(crate) inside: Vec<Vec<u8>>,
 }
@@ -59,7 +62,24 @@ impl Rights {
         let more = if no_new_privs { 0 } else { bounding & !capabilities };
         let bpf = fs::read("/proc/sys/kernel/unprivileged_bpf_disabled");
         let bpf = !bpf.is_ok_and(|value| matches!(value.trim_ascii(), b"1" | b"2"));
-        Some(Rights { uids: uids.to_vec(), capabilities, effective, more, bpf, inside: inside()? })
+        Some(Rights { uids: uids.to_vec(), capabilities, effective, more, bpf, in_arena: false, inside: inside()? })
+    }
+
+    /// The rights of whatever runs in an ordinary user's arena: all over its own user namespace, and elsewhere those of
+    /// this user. Its only user id is this one, so that no program with a set-user-ID bit or file capabilities gives
+    /// more (user_namespaces(7), and `mnt_may_suid()` of the kernel). None if the arena is in the observer's user
+    /// namespace, or has more user ids.
+    pub(crate) fn of_arena(arena: &ArenaView) -> Option<Self> {
+        let own = fs::read_link("/proc/thread-self/ns/user").ok()?;
+        let inside = rustix::fs::readlinkat(&arena.proc, c"1/ns/user", Vec::new()).ok()?;
+        if own.as_os_str().as_bytes() == inside.as_bytes() {
+            return None;
+        }
+        let map =
+            rustix::fs::openat(&arena.proc, c"1/uid_map", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let map = std::io::read_to_string(fs::File::from(map)).ok()?;
+        let own = Rights::own().filter(|own| !own.uids.contains(&0))?;
+        is_of_one_user(&map).then_some(Rights { capabilities: 0, effective: 0, more: 0, in_arena: true, ..own })
     }
 
     fn has(&self, capability: u64) -> bool {
@@ -77,6 +97,8 @@ impl Rights {
     pub(crate) fn excuse(&self, gap: &Gap, after: Option<&Gap>) -> Option<String> {
         const BY_CAPABILITY: &str = "which the run does not have and cannot get";
         match &gap.place {
+            // It makes them, and sees directories that the mode hides from others.
+            Unseen::Nftables | Unseen::Queues | Unseen::Directory(_) if self.in_arena => None,
             Unseen::Nftables => {
                 let why =
                     || format!("creating nftables in this network namespace needs CAP_NET_ADMIN, {BY_CAPABILITY}");
@@ -153,7 +175,10 @@ fn inside() -> Option<Vec<Vec<u8>>> {
 
 /// Whether this user namespace has a single user id (user_namespaces(7)), so that nobody in it becomes another user.
 fn is_only_user() -> bool {
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    is_of_one_user(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default())
+}
+
+fn is_of_one_user(map: &str) -> bool {
     map.lines().count() == 1 && map.split_ascii_whitespace().next_back() == Some("1")
 }
 
@@ -177,6 +202,7 @@ mod tests {
             effective: 0,
             more: u64::MAX,
             bpf: false,
+            in_arena: false,
             inside: vec![b"/work".to_vec()],
         }
     }
@@ -247,6 +273,19 @@ mod tests {
         for place in [Unseen::Nftables, Unseen::Bpf, Unseen::Keys] {
             assert!(excused(&all, place));
         }
+    }
+
+    #[test]
+    fn in_an_ordinary_users_arena_only_what_is_outside_of_its_user_namespace_is_excused() {
+        let rights = Rights { in_arena: true, ..nobody() };
+        let excused = |rights: &Rights, place: Unseen| rights.excuse(&gap(place.clone()), Some(&gap(place))).is_some();
+        for place in [Unseen::Keys, Unseen::Bpf] {
+            assert!(excused(&rights, place.clone()), "{place:?}");
+        }
+        for place in [Unseen::Nftables, Unseen::Queues, Unseen::Directory(closed())] {
+            assert!(excused(&nobody(), place.clone()) && !excused(&rights, place.clone()), "{place:?}");
+        }
+        assert!(!excused(&Rights { bpf: true, ..rights }, Unseen::Bpf));
     }
 
     #[test]

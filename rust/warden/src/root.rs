@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use leakcheck_parse::mountinfo::is_served;
 use leakcheck_sys as sys;
-use rustix::fs::{CWD, FileType, Mode, OFlags, makedev, mknodat};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, makedev, mknodat};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
@@ -87,7 +87,7 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
         fs::create_dir(Path::new(STAGE).join(name))?;
     }
     steps.begin("overlay")?;
-    let layers = if is_root() { whole_overlay(&root)? } else { overlays(&root, &mut not_covered)? };
+    let layers = if is_root() { whole_overlay(&root)? } else { overlays(&root, &host_mounts, &mut not_covered)? };
     steps.begin("pivot")?;
     rustix::process::chdir(&root)?;
     // This leaves the old root mounted on top of the new one (pivot_root(2)).
@@ -133,6 +133,10 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     steps.begin("binds")?;
     for (tree, target) in &binds {
         tree.attach(target).doing("bind in the arena to", target)?;
+    }
+    if !is_root() {
+        // Not an overlay: what is made in it is new.
+        fresh.push(("/".to_owned(), open_dir(Path::new("/"))?));
     }
     Ok(Root { top: open_dir(Path::new("/"))?, null, layers, proc, fresh, not_covered })
 }
@@ -193,35 +197,92 @@ fn whole_overlay(root: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
 }
 
 /// A user namespace must not see below the mounts that it inherited, so a directory with mounts below it cannot be the
-/// lower layer of an overlay. Each directory of the root therefore gets its own overlay, or is bound read-only.
-fn overlays(root: &Path, not_covered: &mut Vec<String>) -> io::Result<Vec<(String, OwnedFd)>> {
+/// lower layer of an overlay. Each directory of the root therefore gets its own overlay. One with mounts below it is made
+/// again, and each directory in it gets one.
+fn overlays(root: &Path, host: &[Mount], not_covered: &mut Vec<String>) -> io::Result<Vec<(String, OwnedFd)>> {
     let mut layers = Vec::new();
     // The new root must be a mount point.
     tmpfs(root, 0o755, 0)?;
     for entry in fs::read_dir("/")?.flatten() {
-        let (name, path) = (entry.file_name(), entry.path());
-        let (Some(text), Ok(class)) = (path.to_str(), entry.file_type()) else { continue };
-        let place = root.join(&name);
-        if class.is_symlink() {
-            symlink(fs::read_link(&path)?, place)?;
+        let (path, Ok(class)) = (entry.path(), entry.file_type()) else { continue };
+        let fresh = FRESH.iter().any(|(fresh, _)| Path::new(fresh) == path)
+            || ["/dev", "/proc", "/sys"].iter().any(|fresh| Path::new(fresh) == path);
+        if !class.is_symlink() && (!class.is_dir() || fresh) {
+            make_place(&root.join(entry.file_name()), class.is_dir())?;
             continue;
         }
-        let fresh = FRESH.iter().any(|(fresh, _)| *fresh == text) || ["/dev", "/proc", "/sys"].contains(&text);
-        if !class.is_dir() || fresh {
-            make_place(&place, class.is_dir())?;
-            continue;
-        }
-        fs::create_dir(&place)?;
-        match overlay(text, &format!("{}/", name.display()), &place, "userxattr") {
-            Ok(upper) => layers.push((text.to_owned(), upper)),
-            Err(e) => {
-                let bound = Tree::of(&path, true, true).and_then(|tree| tree.attach(&place));
-                let how = if bound.is_ok() { "read-only" } else { "missing" };
-                not_covered.push(format!("{text}: {how}, since an overlay of it failed: {}", sys::in_words(&e)));
-            }
-        }
+        cover(&path, class, root, host, &mut layers, not_covered)?;
     }
     Ok(layers)
+}
+
+/// The most overlays of one arena: the kernel mounts each, and every look compares it.
+const LAYERS: usize = 100;
+
+/// Shows a directory of the host, or a link, below the new root.
+fn cover(
+    path: &Path,
+    class: fs::FileType,
+    root: &Path,
+    host: &[Mount],
+    layers: &mut Vec<(String, OwnedFd)>,
+    not_covered: &mut Vec<String>,
+) -> io::Result<()> {
+    let place = root.join(path.strip_prefix("/").unwrap_or(path));
+    if class.is_symlink() {
+        return symlink(fs::read_link(path)?, place);
+    }
+    let bound = |why: String, not_covered: &mut Vec<String>| {
+        let bound = Tree::of(path, true, true).and_then(|tree| {
+            make_place(&place, tree.is_dir)?;
+            tree.attach(&place)
+        });
+        let how = if bound.is_ok() { "read-only" } else { "missing" };
+        not_covered.push(format!("{}: {how}, since {why}", shown(path)));
+    };
+    // overlayfs splits its options at commas and colons.
+    let Some(text) = path.to_str().filter(|text| !text.contains([',', ':', '\\'])) else {
+        bound("its name cannot be an option of an overlay".to_owned(), not_covered);
+        return Ok(());
+    };
+    if class.is_dir() && layers.len() < LAYERS {
+        fs::create_dir(&place)?;
+        let error = match overlay(text, &format!("{}/", text.trim_start_matches('/')), &place, "userxattr") {
+            Ok(upper) => {
+                layers.push((text.to_owned(), upper));
+                return Ok(());
+            }
+            Err(e) => e,
+        };
+        let has_mounts = host.iter().any(|m| m.point() != path && m.point().starts_with(path));
+        match fs::read_dir(path) {
+            Ok(entries) if has_mounts => {
+                fs::set_permissions(&place, fs::metadata(path)?.permissions())?;
+                for entry in entries.flatten() {
+                    cover(&entry.path(), entry.file_type()?, root, host, layers, not_covered)?;
+                }
+            }
+            _ => bound(format!("an overlay of it failed: {}", sys::in_words(&error)), not_covered),
+        }
+        return Ok(());
+    }
+    if class.is_dir() {
+        bound(format!("an arena has at most {LAYERS} overlays"), not_covered);
+    } else {
+        // Nobody inside can write to it, whatever the mount says.
+        let is_closed = rustix::fs::accessat(CWD, path, Access::WRITE_OK, AtFlags::EACCESS) == Err(Errno::ACCESS);
+        let shown_there = is_closed
+            && Tree::of(path, false, true)
+                .and_then(|tree| {
+                    make_place(&place, false)?;
+                    tree.attach(&place)
+                })
+                .is_ok();
+        if !shown_there {
+            bound("it is beside a mount".to_owned(), not_covered);
+        }
+    }
+    Ok(())
 }
 
 fn overlay(lower: &str, name: &str, place: &Path, options: &str) -> io::Result<OwnedFd> {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::coverage::{HIDDEN_KEYS, QUEUES, lower_for_gaps, lower_for_unreadable};
 use crate::judge::attribute::{Attribution, Attributor, Owner, Provenance};
 use crate::kind::{Kind, KindSet};
+use crate::observe::ObservedArena;
 use crate::parse::nslink::NsType;
 use crate::resource::{File, Identified, Ipc, IpcClass, Lock, Resource};
 use crate::rights::Rights;
@@ -35,6 +36,11 @@ impl Reach {
         };
         let elevation = rights.as_ref().filter(|r| r.more != 0).map(|r| Elevation::start(programs(), r.more));
         Reach { rights, elevation }
+    }
+
+    /// The rights of whatever runs in an arena. If they are not known, nothing is excused.
+    pub(super) fn of_arena(arena: Option<&ObservedArena>) -> Self {
+        Reach { rights: arena.and_then(|arena| Rights::of_arena(&arena.view)), elevation: None }
     }
 
     /// Descriptors of the observer.

@@ -131,6 +131,7 @@ impl Born {
         };
         let join = |to: &[u8], name: &CStr| match to {
             b"" => name.to_bytes().to_vec(),
+            b"/" => [b"/", name.to_bytes()].concat(),
             to => [to, b"/", name.to_bytes()].concat(),
         };
         let subs: Vec<_> =

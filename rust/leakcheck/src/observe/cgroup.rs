@@ -6,9 +6,10 @@ use std::iter::successors;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, StatxFlags};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, RawDir, StatxFlags, accessat};
 use rustix::io::Errno;
 
 use super::context::Context;
@@ -119,11 +120,53 @@ fn below_arena(arena: &ArenaView, out: &mut Snapshot) {
     }
     match arena.cgroups.iter().find(|(name, _)| name == "v2") {
         Some((_, dir)) => dying(dir, out),
-        None if arena.cgroups.is_empty() => {
-            out.coverage.lower(Kind::Cgroup, Level::None, "the arena has no cgroup of its own");
-        }
+        None if arena.cgroups.is_empty() => without_own(out),
         None => {}
     }
+}
+
+/// An arena without a cgroup of its own: its processes have this process' user and groups, and no capability over a cgroup
+/// file system. Where none of all cgroups can be written to, they make none.
+fn without_own(out: &mut Snapshot) {
+    let why = "the arena has no cgroup of its own";
+    match may_make_any(out) {
+        None => out.coverage.lower(
+            Kind::Cgroup,
+            Level::Full,
+            format!("{why}, and its user cannot create any: no cgroup is writable"),
+        ),
+        Some(but) => out.coverage.lower(Kind::Cgroup, Level::None, format!("{why}, but {but}")),
+    }
+}
+
+/// Why this user may make a cgroup somewhere; none if it cannot.
+fn may_make_any(out: &Snapshot) -> Option<String> {
+    let all = match hierarchies() {
+        Ok(all) => all,
+        Err(e) => return Some(e.to_string()),
+    };
+    let mut every = Snapshot::empty(out.scope.clone(), out.kinds);
+    unmounted(&all, &mut every);
+    for hierarchy in &all {
+        if let Some(over) = &hierarchy.hidden_by {
+            return Some(format!("another mount on {over} covers {}", hierarchy.mount.display()));
+        }
+        walk(hierarchy, Path::new(""), &mut every);
+    }
+    if let Some(gap) = every.coverage.0.get(&Kind::Cgroup).filter(|coverage| coverage.level != Level::Full) {
+        return Some(gap.reason.clone());
+    }
+    if !every.unmounted_cgroups.is_empty() {
+        return Some("some cgroups are in a hierarchy that is not mounted here".to_owned());
+    }
+    // A file system that is mounted read-only here may be mounted again (EROFS).
+    let writable = |dir: &Path| {
+        !matches!(accessat(CWD, dir, Access::WRITE_OK, AtFlags::EACCESS), Err(Errno::ACCESS | Errno::NOENT))
+    };
+    let owned = |dir: &Path| std::fs::metadata(dir).is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw());
+    let below = every.cgroups.iter().map(|cgroup| cgroup.dir.as_path().to_owned());
+    let mut places = all.iter().map(|hierarchy| hierarchy.mount.clone()).chain(below);
+    places.find(|dir| writable(dir) || owned(dir)).map(|dir| format!("its user may write to {}", dir.display()))
 }
 
 /// Hierarchies that are not mounted here: if they cannot be mounted privately, cgroups in them are not seen.

@@ -94,7 +94,7 @@ fn enter(view: &NsView) -> Result<()> {
 
 /// Opens the namespace that `view` means and no other: its path may lead elsewhere by now, since pids and descriptors
 /// are reused. `O_PATH` first, because opening whatever else is there may block (FIFO) or do something (device).
-fn open(view: &NsView) -> Result<OwnedFd> {
+pub(super) fn open(view: &NsView) -> Result<OwnedFd> {
     let failed = |e: Errno| Error::io("open namespace", &view.path, e);
     let found = proc_root::open(&view.path, OFlags::PATH).map_err(failed)?;
     let stat = fs::fstat(&found).map_err(failed)?;
@@ -106,7 +106,7 @@ fn open(view: &NsView) -> Result<OwnedFd> {
     proc_root::open(Path::new(&through), OFlags::RDONLY).map_err(failed)
 }
 
-fn link_type(ns_type: NsType) -> LinkNameSpaceType {
+pub(super) fn link_type(ns_type: NsType) -> LinkNameSpaceType {
     match ns_type {
         NsType::Mnt => LinkNameSpaceType::Mount,
         NsType::Pid => LinkNameSpaceType::ProcessID,

@@ -84,8 +84,9 @@ pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Opt
     let mut walker = Walker::new(mounts, Some(&arena.born), known, nothing.look(Vec::new()));
     walker.types.clone_from(&arena.types);
     for (path, root) in &arena.view.roots {
-        // Each look would read all hierarchies there, which contain no files.
-        walker.mounts_too = path != Path::new(CGROUPS);
+        // Each look would read all hierarchies there, which contain no files. On an ordinary user's root are overlays, which
+        // are compared otherwise.
+        walker.mounts_too = path != Path::new(CGROUPS) && path != Path::new("/");
         // An empty one, as most are, need not be opened.
         match stat(root, c"") {
             Ok(st) => walker.root(root, &st, path),
@@ -95,7 +96,9 @@ pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Opt
     let elsewhere = |mount: &Known| {
         let path = Path::new(OsStr::from_bytes(mount.target.as_ref()));
         let fresh = !arena.first_devices.contains(&mount.dev) && mount.fs_type.as_ref() != b"overlay";
-        fresh && mount.nature == Nature::Local && !arena.view.roots.iter().any(|(root, _)| path.starts_with(root))
+        fresh
+            && mount.nature == Nature::Local
+            && !arena.view.roots.iter().any(|(root, _)| root != Path::new("/") && path.starts_with(root))
     };
     let others = walker.mounts.those(elsewhere);
     let root = if others.is_empty() { None } else { arena.view.root().ok() };

@@ -11,9 +11,9 @@ use rustix::io::Errno;
 
 use super::context::Context;
 use super::enter::{NsView, note_refused};
-use super::proc_root;
 use super::reach::Refusal;
 use super::read::read_all;
+use super::remote::Inside;
 use super::sys;
 use crate::coverage::QUEUES;
 use crate::error::in_words;
@@ -88,9 +88,9 @@ pub(super) struct NsHandle {
 
 impl NsHandle {
     /// `/proc/sysvipc` shows the IPC namespace of the thread that opened the file, whichever thread reads it.
-    pub(super) fn open(view: &NsView) -> Self {
+    pub(super) fn open(view: &NsView, inside: Inside<'_>) -> Self {
         let table = |class| {
-            let opened = match proc_root::open(Path::new(place(class)), OFlags::RDONLY) {
+            let opened = match inside.file(place(class)) {
                 Ok(table) => Ok(Some(table)),
                 // A kernel without CONFIG_SYSVIPC has none of them; a procfs may be mounted without (`subset=pid`).
                 Err(Errno::NOENT) if !sys::has_system_v() => Ok(None),
@@ -99,7 +99,7 @@ impl NsHandle {
             };
             (class, opened)
         };
-        NsHandle { tables: [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg].map(table), queues: queues(view) }
+        NsHandle { tables: [IpcClass::Shm, IpcClass::Sem, IpcClass::Msg].map(table), queues: queues(view, inside) }
     }
 
     /// Lists the current contents of the namespace.
@@ -180,14 +180,14 @@ fn place(class: IpcClass) -> &'static str {
 
 /// The POSIX message queues, by a detached mount of `mqueue` that goes with its descriptor (fsmount(2), Linux 5.2). It
 /// always belongs to the current IPC namespace, unlike `/dev/mqueue`.
-fn queues(view: &NsView) -> Result<Option<OwnedFd>, String> {
-    match sys::detached("mqueue", &[]) {
-        Ok(mount) => {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            openat(&mount, ".", flags, Mode::empty())
-                .map(Some)
-                .map_err(|e| format!("cannot list message queues: {}", in_words(e)))
-        }
+fn queues(view: &NsView, inside: Inside<'_>) -> Result<Option<OwnedFd>, String> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = match inside {
+        Inside::Here => sys::detached("mqueue", &[]).and_then(|mount| openat(&mount, ".", flags, Mode::empty())),
+        Inside::Remote(remote) => remote.queues(),
+    };
+    match opened {
+        Ok(root) => Ok(Some(root)),
         // No CONFIG_POSIX_MQUEUE: nothing can exist.
         Err(Errno::NODEV) => Ok(None),
         Err(e) if view.own => mounted_queues().map(Some).map_err(|f| {

@@ -31,6 +31,7 @@ use super::context::Context;
 use super::enter::{NsView, note_refused};
 use super::netlink::{Netlink, malformed};
 use super::reach::Place;
+use super::remote::Inside;
 use super::sockdiag::{SockDiag, Socket, Transport, Which};
 use crate::error::in_words;
 use crate::kind::Kind;
@@ -89,20 +90,22 @@ pub(super) struct NsHandle {
 }
 
 impl NsHandle {
-    /// Opens the sockets; call it from a thread inside. `kept` is for a handle that other threads use later.
-    pub(super) fn open(kept: bool) -> Self {
-        let filter = match Netlink::open(Some(NETFILTER), kept) {
+    /// Opens the sockets inside. `kept` is for a handle that other threads use later.
+    pub(super) fn open(inside: Inside<'_>, kept: bool) -> Self {
+        let is_here = matches!(inside, Inside::Here);
+        let kept = kept || !is_here;
+        let filter = match Netlink::open(inside, Some(NETFILTER), kept) {
             Ok(netlink) => Ok(Some(netlink)),
             Err(e) if e.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(None),
             Err(e) => Err(e),
         };
-        let counters = kept.then(Counters::open).flatten();
+        let counters = (kept && is_here).then(Counters::open).flatten();
         NsHandle {
-            route: Netlink::open(None, kept),
-            diag: SockDiag::open_kept(kept),
+            route: Netlink::open(inside, None, kept),
+            diag: SockDiag::open_in(inside, kept),
             filter,
-            iptables: iptables::Tables::open(kept),
-            ipsec: ipsec::open(kept),
+            iptables: iptables::Tables::open(inside, kept),
+            ipsec: ipsec::open(inside, kept),
             counters,
         }
     }
@@ -426,7 +429,7 @@ mod tests {
                 return;
             }
             let view = NsView { ns_type: NsType::Net, ino: 1, path: PathBuf::new(), own: false };
-            let mut handle = NsHandle::open(true);
+            let mut handle = NsHandle::open(Inside::Here, true);
             let mut listeners = || {
                 let seen = handle.observe(&view);
                 assert!(seen.is_whole(), "{:?}", seen.gaps);

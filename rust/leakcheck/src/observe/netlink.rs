@@ -7,9 +7,10 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType};
-use rustix::net::{connect, recv, send, socket_with};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketType};
+use rustix::net::{connect, recv, send};
 
+use super::remote::Inside;
 use crate::parse::netlink::{Message, messages};
 
 const NLMSG_ERROR: u16 = 2;
@@ -52,8 +53,8 @@ impl<E: Into<io::Error>> From<E> for Failure {
 
 impl Netlink {
     /// Opens a socket of one of the protocols in [`rustix::net::netlink`], none being `NETLINK_ROUTE`.
-    pub(crate) fn open(protocol: Option<Protocol>, kept: bool) -> io::Result<Self> {
-        Ok(Netlink { protocol, socket: connected(protocol)?, sequence: 0, buffer: vec![0; BUFFER], kept })
+    pub(super) fn open(inside: Inside<'_>, protocol: Option<Protocol>, kept: bool) -> io::Result<Self> {
+        Ok(Netlink { protocol, socket: connected(inside, protocol)?, sequence: 0, buffer: vec![0; BUFFER], kept })
     }
 
     /// Sends one dump request and returns what `each` makes of the payload of every reply. A dump that the kernel
@@ -97,7 +98,7 @@ impl Netlink {
                 // The truncated part may have been the end of the dump, so it is unknown when the socket can take the
                 // next one.
                 self.buffer.resize(length.next_multiple_of(BUFFER), 0);
-                self.socket = connected(self.protocol)?;
+                self.socket = connected(Inside::Here, self.protocol)?;
                 return Err(Failure::Again);
             }
             for message in messages(datagram) {
@@ -118,8 +119,8 @@ impl Netlink {
     }
 }
 
-fn connected(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+fn connected(inside: Inside<'_>, protocol: Option<Protocol>) -> io::Result<OwnedFd> {
+    let socket = inside.socket(AddressFamily::NETLINK, SocketType::RAW, protocol)?;
     // Connected to the kernel, so that no other process can inject a reply (netlink_getsockbyportid()).
     connect(&socket, &SocketAddrNetlink::new(0, 0))?;
     set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
@@ -158,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_reply_that_is_longer_than_the_buffer_is_asked_for_again() {
-        let mut netlink = Netlink::open(None, false).unwrap();
+        let mut netlink = Netlink::open(Inside::Here, None, false).unwrap();
         netlink.buffer.truncate(64);
         let links = netlink.dump(RTM_GETLINK, &[0; 16], |reply| Ok(Some(reply.len()))).unwrap();
         assert!(!links.is_empty(), "every network namespace has a loopback");
@@ -168,7 +169,7 @@ mod tests {
 
     #[test]
     fn what_the_kernel_refuses_is_an_error_with_its_number() {
-        let mut netlink = Netlink::open(Some(rustix::net::netlink::SOCK_DIAG), false).unwrap();
+        let mut netlink = Netlink::open(Inside::Here, Some(rustix::net::netlink::SOCK_DIAG), false).unwrap();
         let refused = netlink.dump(20, &[255; 56], |_| Ok(Some(()))).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
         let refused = netlink.dump(20, &[], |_| Ok(Some(()))).unwrap_err();
@@ -178,7 +179,7 @@ mod tests {
     #[test]
     fn a_malformed_reply_is_an_error_at_once() {
         let mut passes = 0;
-        let mut netlink = Netlink::open(None, false).unwrap();
+        let mut netlink = Netlink::open(Inside::Here, None, false).unwrap();
         let outcome = netlink.dump(RTM_GETLINK, &[0; 16], |_| -> io::Result<Option<()>> {
             passes += 1;
             Err(io::Error::other("malformed"))

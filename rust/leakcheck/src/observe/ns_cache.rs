@@ -2,10 +2,17 @@
 //! arena stays in its namespaces for the arena's whole life: their handles are opened once and kept, and no thread
 //! enters them again.
 
+use std::ffi::CStr;
+use std::path::Path;
+
+use rustix::fs::{Mode, OFlags};
+
 use super::context::Context;
-use super::enter::{NsView, inside};
-use super::{ipc, net};
-use crate::error::Result;
+use super::enter::{self, NsView, inside};
+use super::remote::{Inside, Remote};
+use super::{ipc, net, proc_root};
+use crate::arena::ArenaView;
+use crate::error::{Doing, Error, Result};
 use crate::parse::nslink::NsType;
 
 /// Handles of an arena: to its IPC and network namespaces by inode, which is not reused while a handle is open.
@@ -40,17 +47,21 @@ pub(super) fn observe(
     }
     let first = context.arena.map(|_| ["ipc", "net"].map(|t| context.proc(format_args!("1/ns/{t}"))));
     let keep = |view: &NsView| first.as_ref().is_some_and(|paths| paths.contains(&view.path));
-    let enter = |view: &NsView| match view.ns_type {
+    let look = |view: &NsView, inside: Inside<'_>| match view.ns_type {
         NsType::Ipc => {
-            let handle = ipc::NsHandle::open(view);
+            let handle = ipc::NsHandle::open(view, inside);
             Contents::Ipc(handle.observe(view), keep(view).then_some(handle))
         }
         _ => {
-            let mut handle = net::NsHandle::open(keep(view));
+            let mut handle = net::NsHandle::open(inside, keep(view));
             Contents::Net(handle.observe(view), keep(view).then_some(handle))
         }
     };
-    for (view, seen) in others.iter().zip(inside(&others, enter)) {
+    let mut results = inside(&others, |view| look(view, Inside::Here));
+    if let Some(arena) = context.arena {
+        look_remotely(arena, &others, &mut results, look);
+    }
+    for (view, seen) in others.iter().zip(results) {
         match seen {
             Ok(Contents::Ipc(seen, handle)) => {
                 if let (Some(cache), Some(handle)) = (cache.as_deref_mut(), handle) {
@@ -69,6 +80,33 @@ pub(super) fn observe(
         }
     }
     (of_ipc, of_net)
+}
+
+/// Looks again at the namespaces that this process may not enter, from the user namespace of an ordinary user's arena.
+fn look_remotely(
+    arena: &ArenaView,
+    views: &[&NsView],
+    results: &mut Results<Contents>,
+    look: impl Fn(&NsView, Inside<'_>) -> Contents,
+) {
+    let is_refused = |seen: &Result<Contents>| matches!(seen, Err(Error::Io { source, .. }) if source.raw_os_error() == Some(libc::EPERM));
+    if !results.iter().any(is_refused) {
+        return;
+    }
+    let open = |name: &CStr| rustix::fs::openat(&arena.proc, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    let start = || {
+        let proc = proc_root::open(Path::new("/proc"), OFlags::PATH | OFlags::DIRECTORY)?;
+        Remote::start(&open(c"1/ns/user")?, &open(c"1/ns/mnt")?, proc)
+    };
+    // The first refusal stands.
+    let Ok(remote) = start() else { return };
+    for (view, seen) in views.iter().zip(results).filter(|(_, seen)| is_refused(seen)) {
+        let entered = enter::open(view).and_then(|namespace| {
+            let which = enter::link_type(view.ns_type) as u32;
+            remote.enter(&namespace, which.cast_signed()).doing("enter namespace", &view.path)
+        });
+        *seen = entered.map(|()| look(view, Inside::Remote(&remote)));
+    }
 }
 
 impl NsCache {

@@ -16,6 +16,29 @@ use crate::resource::Sysctl;
 use crate::scope::Scope;
 use crate::snapshot::{Snapshot, Submount};
 
+/// Whose mappings of deleted files a look reads. The kernel takes longer to list the mappings of a process than all else
+/// about it.
+#[derive(Clone, Debug)]
+pub enum Mappings {
+    /// Those of all processes.
+    All,
+    /// Those of the calling process.
+    Own,
+    /// Those of the calling process, and of all processes except these: pid and start time.
+    New(Arc<HashSet<(u32, u64)>>),
+}
+
+impl Mappings {
+    /// Whether those of a process are read that is not the calling one.
+    pub(super) fn include(&self, pid: u32, start: u64) -> bool {
+        match self {
+            Mappings::All => true,
+            Mappings::Own => false,
+            Mappings::New(known) => !known.contains(&(pid, start)),
+        }
+    }
+}
+
 /// What to observe.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -35,6 +58,8 @@ pub struct Options {
     pub old_settings: Option<Arc<Vec<Sysctl>>>,
     /// Where the first look keeps the files of settings open, for the next ones; none if each opens them.
     pub open_settings: Option<Arc<OpenSettings>>,
+    /// Whose mappings to read.
+    pub mappings: Mappings,
     /// Lock files, or directories of them.
     pub lock_files: Vec<PathBuf>,
     /// Threads for the process pass; 0 means as many as there are CPUs, at most four.
@@ -61,6 +86,7 @@ impl Default for Options {
             old_mounts: None,
             old_settings: None,
             open_settings: None,
+            mappings: Mappings::All,
             lock_files: Vec::new(),
             threads: 0,
             include_self: false,

@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use rustix::net::netlink::SOCK_DIAG;
 
 use super::netlink::{Netlink, malformed};
+use super::remote::Inside;
 use crate::parse::netlink::attributes;
 use crate::text::Text;
 
@@ -66,12 +67,12 @@ pub(crate) struct SockDiag(Netlink);
 
 impl SockDiag {
     pub(crate) fn open() -> io::Result<Self> {
-        Self::open_kept(false)
+        Self::open_in(Inside::Here, false)
     }
 
     /// As [`open`](Self::open); `kept` is for a socket that threads of other namespaces use later.
-    pub(super) fn open_kept(kept: bool) -> io::Result<Self> {
-        Netlink::open(Some(SOCK_DIAG), kept).map(SockDiag)
+    pub(super) fn open_in(inside: Inside<'_>, kept: bool) -> io::Result<Self> {
+        Netlink::open(inside, Some(SOCK_DIAG), kept).map(SockDiag)
     }
 
     /// TCP or UDP sockets over IPv4 and IPv6 (`struct inet_diag_req_v2`, linux/inet_diag.h).

@@ -13,13 +13,14 @@ use rustix::net::netlink::XFRM;
 use super::dump::{Reply, dump, hex, ip};
 use crate::observe::netlink::Netlink;
 use crate::observe::proc_root::read_file;
+use crate::observe::remote::Inside;
 use crate::resource::NetClass;
 
 const XFRM_MSG_GETSA: u16 = 0x12;
 const XFRM_MSG_GETPOLICY: u16 = 0x15;
 
 /// A socket to list them, if the kernel has IPsec by now. To open one would load it.
-pub(super) fn open(kept: bool) -> Option<io::Result<Netlink>> {
+pub(super) fn open(inside: Inside<'_>, kept: bool) -> Option<io::Result<Netlink>> {
     static BUILT_IN: OnceLock<bool> = OnceLock::new();
     // The kernel's own socket: protocol 6, port 0.
     let registered = || {
@@ -30,7 +31,7 @@ pub(super) fn open(kept: bool) -> Option<io::Result<Netlink>> {
         })
     };
     let there = *BUILT_IN.get_or_init(registered) || Path::new("/sys/module/xfrm_user").exists();
-    there.then(|| Netlink::open(Some(XFRM), kept))
+    there.then(|| Netlink::open(inside, Some(XFRM), kept))
 }
 
 /// Class and what identifies the object.

@@ -6,15 +6,13 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::path::Path;
 
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::OFlags;
 use rustix::io::{Errno, pread};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::net::{AddressFamily, SocketType};
 
 use super::dump::ip;
-use crate::observe::proc_root;
+use crate::observe::remote::Inside;
 use crate::observe::sys::socket_option;
 use crate::parse::xtables::{Family, Object, objects};
 use crate::resource::NetClass;
@@ -37,14 +35,14 @@ pub(super) struct Tables {
 
 impl Tables {
     /// Those of the calling thread's network namespace; none where the kernel has no legacy iptables.
-    pub(super) fn open(kept: bool) -> io::Result<Vec<Self>> {
+    pub(super) fn open(inside: Inside<'_>, kept: bool) -> io::Result<Vec<Self>> {
         let mut found = Vec::new();
         for (family, word, path) in FAMILIES {
-            let names = match proc_root::open(Path::new(path), OFlags::RDONLY) {
+            let names = match inside.file(path) {
                 Err(Errno::NOENT) => continue,
                 opened => opened?,
             };
-            let socket = if kept { Some(socket(family)?) } else { None };
+            let socket = if kept { Some(socket(inside, family)?) } else { None };
             found.push(Tables { family, word, names, socket });
         }
         Ok(found)
@@ -61,7 +59,7 @@ impl Tables {
             let socket = match &self.socket {
                 Some(socket) => socket,
                 None => {
-                    own = socket(self.family)?;
+                    own = socket(Inside::Here, self.family)?;
                     &own
                 }
             };
@@ -99,9 +97,9 @@ impl Tables {
     }
 }
 
-fn socket(family: Family) -> io::Result<OwnedFd> {
+fn socket(inside: Inside<'_>, family: Family) -> io::Result<OwnedFd> {
     let family = if family == Family::V6 { AddressFamily::INET6 } else { AddressFamily::INET };
-    Ok(socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?)
+    Ok(inside.socket(family, SocketType::DGRAM, None)?)
 }
 
 /// A table as it is, and where its built-in chains begin.

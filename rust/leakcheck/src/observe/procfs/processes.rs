@@ -11,6 +11,7 @@ use super::reader::{Reader, Scratch};
 use crate::arena::ArenaView;
 use crate::error::{Doing, Error, Result, in_words};
 use crate::kind::Kind;
+use crate::observe::options::Mappings;
 use crate::observe::pass::{Sample, Selection, Wanted};
 use crate::observe::proc_root::read_file;
 use crate::observe::proc_root::{self, ProcRoot};
@@ -27,11 +28,17 @@ pub(crate) struct Procfs {
     pub(super) own_pid: u32,
     /// Descriptors of this process that belong to the observer.
     hidden: Vec<RawFd>,
+    mappings: Mappings,
 }
 
 impl Procfs {
     /// Opens `/proc`, the arena's if there is one. `hidden` are descriptors of this process that are the observer's own.
-    pub(crate) fn open(hidden: &[RawFd], root: Arc<ProcRoot>, arena: Option<&ArenaView>) -> Result<Self> {
+    pub(crate) fn open(
+        hidden: &[RawFd],
+        mappings: Mappings,
+        root: Arc<ProcRoot>,
+        arena: Option<&ArenaView>,
+    ) -> Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let place = arena.map_or(root.dir(), |arena| arena.proc.as_fd());
         let opened = rustix::fs::openat(place, c".", flags, Mode::empty());
@@ -41,7 +48,7 @@ impl Procfs {
         hidden.extend(proc_root::own_fds());
         // No process of an arena is the observer.
         let own_pid = if arena.is_some() { 0 } else { std::process::id() };
-        Ok(Procfs { proc, root, own_pid, hidden })
+        Ok(Procfs { proc, root, own_pid, hidden, mappings })
     }
 
     /// Whether the processes are those of an arena.
@@ -160,6 +167,7 @@ impl Procfs {
         let first = deputy.map(|(tid, _)| tid);
         let own = pid == self.own_pid;
         let foreign = self.own_pid == 0;
+        let maps = wanted.maps && if own { wanted.own } else { self.mappings.include(pid, sample.process.start) };
         let (sample_of, dir_of) = (&mut sample, dir.as_fd());
         let mut reader =
             Reader { dir: dir_of, wanted, scratch, sample: sample_of, hidden: &[], foreign, first, closed: false };
@@ -178,7 +186,7 @@ impl Procfs {
         if wanted.pins {
             reader.pins(None);
         }
-        if wanted.maps && (!own || wanted.own) {
+        if maps {
             reader.maps();
         }
         if threads > 1 {

@@ -18,6 +18,8 @@ use crate::parse;
 use crate::resource::{Fd, File, encode_device};
 use crate::text::Text;
 
+/// Set by the kernel alone, in `do_exit()` (linux/sched.h).
+const PF_EXITING: u32 = 0x4;
 /// Never wait for a remote file system, never trigger an automount.
 const QUIET: AtFlags = AtFlags::STATX_DONT_SYNC.union(AtFlags::NO_AUTOMOUNT);
 /// The kinds reachable only through descriptors, and locks if they are found through open files.
@@ -63,7 +65,8 @@ pub(super) struct Reader<'a> {
 impl Reader<'_> {
     pub(super) fn refuse(&mut self, what: &str, hides: &[Kind], error: Errno, thread: Option<u32>) {
         // A process that is exiting answers ENOENT or ESRCH, and EACCES if it was reaped meanwhile
-        // (`proc_ns_readlink()`, `proc_pid_readlink()` of the kernel): that is not a gap.
+        // (`proc_ns_readlink()`, `proc_pid_readlink()` of the kernel), or to an ordinary user once it has given its memory
+        // back (`task_dump_owner()`): that is not a gap.
         let is_exiting =
             matches!(error, Errno::NOENT | Errno::SRCH) || (error == Errno::ACCESS && self.is_gone(thread));
         if !is_exiting {
@@ -73,11 +76,14 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether a thread, or the process, was reaped.
+    /// Whether a thread, or the process, was reaped or is exiting: what it has open is closed then.
     fn is_gone(&mut self, thread: Option<u32>) -> bool {
         let of_thread = thread.map(|tid| path(&format_args!("task/{tid}/stat")));
         let name = of_thread.as_deref().unwrap_or(c"stat");
-        matches!(read_small(self.dir, name, &mut self.scratch.text), Err(Errno::NOENT | Errno::SRCH))
+        match read_small(self.dir, name, &mut self.scratch.text) {
+            Ok(text) => parse::stat::parse(text).is_ok_and(|stat| stat.flags & PF_EXITING != 0),
+            Err(e) => matches!(e, Errno::NOENT | Errno::SRCH),
+        }
     }
 
     pub(super) fn fds(&mut self, table: &CStr, tid: u32) {
