@@ -87,7 +87,8 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
         fs::create_dir(Path::new(STAGE).join(name))?;
     }
     steps.begin("overlay")?;
-    let layers = if is_root() { whole_overlay(&root)? } else { overlays(&root, &host_mounts, &mut not_covered)? };
+    let layers =
+        if is_root() { whole_overlay(&root)? } else { overlays(&root, options.size, &host_mounts, &mut not_covered)? };
     steps.begin("pivot")?;
     rustix::process::chdir(&root)?;
     // This leaves the old root mounted on top of the new one (pivot_root(2)).
@@ -199,10 +200,15 @@ fn whole_overlay(root: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
 /// A user namespace must not see below the mounts that it inherited, so a directory with mounts below it cannot be the
 /// lower layer of an overlay. Each directory of the root therefore gets its own overlay. One with mounts below it is made
 /// again, and each directory in it gets one.
-fn overlays(root: &Path, host: &[Mount], not_covered: &mut Vec<String>) -> io::Result<Vec<(String, OwnedFd)>> {
+fn overlays(
+    root: &Path,
+    size: u64,
+    host: &[Mount],
+    not_covered: &mut Vec<String>,
+) -> io::Result<Vec<(String, OwnedFd)>> {
     let mut layers = Vec::new();
     // The new root must be a mount point.
-    tmpfs(root, 0o755, 0)?;
+    tmpfs(root, 0o755, size)?;
     for entry in fs::read_dir("/")?.flatten() {
         let (path, Ok(class)) = (entry.path(), entry.file_type()) else { continue };
         let fresh = FRESH.iter().any(|(fresh, _)| Path::new(fresh) == path)
