@@ -308,7 +308,7 @@ def test_ctrl_c_before_the_first_trial_ends_at_once_with_one_line(tmp_path: Path
         (["--target", "bwrap", "--kill", "tree,tree"], 2, "--kill: names tree twice"),
         (["--target", "bwrap", "--kill", "tree", "--plan", "normal"], 2, "--kill --plan: a plan sets the ending of"),
         (["--target", "bwrap", "--endings", "normal", "--plan", "normal"], 2, "--endings --plan: a plan sets"),
-        (["--target", "bwrap", "--plan", "odd"], 2, "plan 'odd': no injector for 'odd'; there are crash"),
+        (["--target", "bwrap", "--plan", "odd"], 2, "plan 'odd': no injector for 'odd'; there are cpu, crash"),
         (["--target", "bwrap", "--settle", "-1"], 2, "--settle -1.0: give seconds from 0 to 60"),
         (["--target", "bwrap", "--jobs", "2", "--host"], 2, "--host --jobs: trials on the live host see"),
         (["--target", "/nosuch.toml"], 2, "read adapter /nosuch.toml: no such file"),

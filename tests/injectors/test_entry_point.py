@@ -33,13 +33,13 @@ class Full:
 """
 
 
-def installed(place: Path, kind: str = "disk", entry: str = "full_disk:Full") -> dict[str, str]:
+def installed(place: Path, kind: str = "small", entry: str = "full_disk:Full") -> dict[str, str]:
     """Install a package below `place` as pip does; return the environment in which Python finds it."""
     (place / "full_disk.py").write_text(INJECTOR.format(kind=kind))
     info = place / "full_disk-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: full-disk\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[leakcheck.injectors]\ndisk = {entry}\n")
+    (info / "entry_points.txt").write_text(f"[leakcheck.injectors]\nsmall = {entry}\n")
     return os.environ | {"PYTHONPATH": str(place)}
 
 
@@ -54,21 +54,21 @@ def test_a_plan_of_its_kind_is_performed(tmp_path: Path) -> None:
         done = subprocess.run([*command, "--plan", plan], stdout=subprocess.PIPE, check=False, env=env)
         return json.loads(done.stdout)
 
-    full, usual = result("disk:full"), result("normal")
-    assert (full["endings"], usual["endings"]) == ({"disk": {"leaked": 1}}, {"normal": {"clean": 1}})
+    full, usual = result("small:16M"), result("normal")
+    assert (full["endings"], usual["endings"]) == ({"small": {"leaked": 1}}, {"normal": {"clean": 1}})
     assert "/opt/full-" in str(full["findings"])
-    assert "--plan disk:full" in full["findings"][0]["replay"]
+    assert "--plan small:16M" in full["findings"][0]["replay"]
 
 
 @pytest.mark.parametrize(
     ("kind", "entry", "said"),
     [
         ("forced", "full_disk:Full", "plans 'forced' have two injectors: injectors.timed.Timed and full_disk.Full"),
-        ("disk", "full_disk:Empty", "entry point leakcheck.injectors: disk = full_disk:Empty: module 'full_disk' has"),
+        ("small", "full_disk:Empty", "entry point leakcheck.injectors: small = full_disk:Empty: module"),
     ],
 )
 def test_one_that_cannot_be_used_is_named(kind: str, entry: str, said: str, tmp_path: Path) -> None:
     parse = [sys.executable, "-c", "import injectors; injectors.parse('normal')"]
     done = subprocess.run(parse, env=installed(tmp_path, kind, entry), capture_output=True, text=True, check=False)
-    assert f"UsageError: entry point leakcheck.injectors: disk = {entry}: " in done.stderr
+    assert f"UsageError: entry point leakcheck.injectors: small = {entry}: " in done.stderr
     assert said in done.stderr

@@ -19,6 +19,8 @@ from leakcheck.targets import Target, builtin, load
 EXAMPLE = Path(__file__).parents[2] / "examples/adapter/mysandbox.toml"
 # Checks that fail because of the target itself: at its wall limit it waits for whatever holds the payload's output.
 KNOWN = {"inspect-ai": ["timeout"]}
+# The same, where the instant of a kill decides: a payload of nspawn may outlive its supervisor, and the next is let in.
+BY_CHANCE = {"nspawn": ["locks"]}
 # The tries here run as root, in arenas.
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -53,7 +55,9 @@ def checks(target: Target) -> list[str]:
 )
 def test_the_target_conforms(target: Target) -> None:
     findings = check(ready(target))
-    assert [finding.check for finding in findings if not finding.passed] == KNOWN.get(target.name, []), findings
+    failed = [finding.check for finding in findings if not finding.passed]
+    by_chance = BY_CHANCE.get(target.name, [])
+    assert [one for one in failed if one not in by_chance] == KNOWN.get(target.name, []), findings
     assert [finding.check for finding in findings] == checks(target)
 
 
