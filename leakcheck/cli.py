@@ -34,6 +34,7 @@ _CAMPAIGNS = {
     "leaks": "Does a target leave anything behind, however its runs end?",
     "crash": "At which instant must a target be killed for it to leave something behind?",
     "faults": "What does a target leave behind if a step of its clean-up fails?",
+    "exhaust": "Does a target fail honestly when the machine lacks something, and work again afterwards?",
     "locks": "Is there never more than one run in a box, whatever happens to its lock and its holder?",
     "state": "Does a target notice damage to its own state, and work on all the same?",
     "stress": "Is every status right under load, and does nothing stay?",
