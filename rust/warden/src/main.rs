@@ -1,9 +1,9 @@
 //! The warden: creates arenas for one owner, and removes them on request or when the owner is gone.
 //!
 //! Started with a SOCK_SEQPACKET socket as standard input and the owner's process id as its argument, from a sealed copy
-//! in memory, so that no process that is visible in an arena leads to a file of the host. It has its own
-//! session, blocks all signals except SIGTERM, on which it takes everything down, and stays outside the arenas'
-//! cgroups. If it is killed, its processes die with it, and the next warden removes the empty cgroup directories.
+//! in memory, so that no process that is visible in an arena leads to a file of the host, and in a session of its own. It
+//! blocks all signals except SIGTERM, on which it takes everything down, and stays outside the arenas' cgroups. If it is
+//! killed, its processes die with it, and the next warden removes the empty cgroup directories.
 
 #![forbid(unsafe_code)]
 
@@ -30,8 +30,6 @@ use janitor::Janitor;
 use message::{Answer, send};
 
 fn main() {
-    // First, so that signals to the owner's process group do not reach us.
-    let _ = rustix::process::setsid();
     // Such as that of the copy in memory that this program runs from.
     let _ = sys::close_all_but(&[]);
     let _ = rustix::thread::set_name(c"warden");
