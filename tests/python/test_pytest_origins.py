@@ -17,6 +17,7 @@ HEAD = """
 import multiprocessing, os, pathlib, pytest, signal, socket, sqlite3, subprocess, sys, tempfile, threading, time
 HERE = pathlib.Path(os.environ["PLACE"])
 kept = []
+all_kept = []
 """
 
 
@@ -31,6 +32,27 @@ def place(pytester: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory, m
     return place
 
 
+def told_each(pytester: pytest.Pytester, place: Path, bodies: list[str], *options: str) -> list[str]:
+    """As `told`, for one test a body in one session; return what is said of each, the empty string if nothing is."""
+    text = HEAD
+    numbers = []
+    for which, body in enumerate(bodies):
+        (place / str(which)).mkdir()
+        head = f"\ndef test_{which}():\n    HERE = pathlib.Path(os.environ['PLACE'], '{which}')\n"
+        head += "    kept = []\n    all_kept.append(kept)\n"
+        lines = [f"    {line}" for line in body.strip().splitlines()]
+        here = next((n for n, line in enumerate(lines, 1) if line.endswith("# here")), 0)
+        numbers.append((text + head).count("\n") + here)
+        text += head + "\n".join(lines) + "\n"
+    pytester.path.joinpath("test_it.py").write_text(text)
+    output = pytester.runpytest_subprocess("-p", "no:cacheprovider", *options, timeout=120).stdout.str()
+    sections = dict(re.findall(r"^LEAKED test_it\.py::test_(\d+).*\n((?:  .*\n)*)", output, re.MULTILINE))
+    return [
+        sections.get(str(which), "").replace(f"made at test_it.py:{number} ", "MADE-HERE ")
+        for which, number in enumerate(numbers)
+    ]
+
+
 def told(pytester: pytest.Pytester, body: str, *options: str) -> str:
     """Run one test with `body`, of which the line with the comment ``here`` makes the leak; return the output."""
     indented = "".join(f"    {line}\n" for line in body.strip().splitlines())
@@ -40,91 +62,94 @@ def told(pytester: pytest.Pytester, body: str, *options: str) -> str:
     return result.stdout.str().replace(f"made at test_it.py:{number} ", "MADE-HERE ")
 
 
-@pytest.mark.parametrize(
-    ("kinds", "body", "shown"),
-    [
-        ("fd", "kept.append(os.pipe())  # here", "fd .*pipe.* · MADE-HERE"),
-        ("fd", "kept.append(os.dup(os.pipe()[0]))  # here", "fd .*pipe.* · MADE-HERE"),
-        ("fd", "kept.append(tempfile.TemporaryFile(dir=HERE))  # here", "fd .*deleted.* · MADE-HERE"),
-        ("file", "os.mkfifo(HERE / 'q')  # here", "/q · MADE-HERE"),
-        ("process", "kept.append(os.pipe())\nif os.fork() == 0:  # here\n    os.close(kept[0][1])\n"
-         "    os.read(kept[0][0], 1)\n    os._exit(0)", "process .* · MADE-HERE"),
-        ("process", "kept.append(os.pipe())\nworks = []\ndef work():\n"
-         "    works.append(subprocess.Popen(['cat'], stdin=kept[0][0], stdout=-3))  # here\n"
-         "t = threading.Thread(target=work)\nt.start()\nt.join()\nkept.append(works)", "process .*cat.* · MADE-HERE"),
-        ("file", "exec('(HERE / \"f\").touch()')  # here", "file .*/f · MADE-HERE"),
-        ("file", "def make():\n    yield (HERE / 'f').touch()  # here\nlist(make())", "file .*/f · MADE-HERE"),
-        ("file", "import asyncio\nasync def make():\n    await asyncio.sleep(0)\n    (HERE / 'f').touch()  # here\n"
-         "asyncio.run(make())", "file .*/f · MADE-HERE"),
-        ("file", "sys.addaudithook(lambda *_: None)\n(HERE / 'f').touch()  # here", "file .*/f · MADE-HERE"),
-        ("file", "(HERE / 'a').touch()  # here\nos.rename(HERE / 'a', HERE / 'b')\nos.link(HERE / 'b', HERE / 'c')\n"
-         "(HERE / 'b').unlink()", "file .*/c"),
-        ("file", "(HERE / 'f').write_text('x')  # here", "file .*/f · MADE-HERE"),
-        ("file", "tempfile.mkstemp(dir=HERE)  # here", "file .*/tmp.* · MADE-HERE"),
-        ("file", "tempfile.mkdtemp(dir=HERE)  # here", "dir .*/tmp.* · MADE-HERE"),
-        ("file", "os.chdir(HERE)\nopen('f', 'w').close()  # here", "file .*/f · MADE-HERE"),
-        ("file", "os.symlink('x', HERE / 'l')  # here", "symlink .*/l · MADE-HERE"),
-        ("file", "kept.append(sqlite3.connect(HERE / 'd'))  # here\nkept[0].execute('create table t(x)')", "MADE-HERE"),
-        ("file", "os.mkdir(HERE / 'a')\nopen(HERE / 'a/f', 'w')  # here\nos.rename(HERE / 'a', HERE / 'b')",
-         "file .*/b/f · MADE-HERE"),
-        ("file", "kept.append(socket.socket(socket.AF_UNIX))\nkept[0].bind(str(HERE / 's'))  # here",
-         "socket .*/s · MADE-HERE"),
-        ("file", "os.symlink(HERE, HERE / 'l')\nopen(HERE / 'l/f', 'w').close()  # here", "file .*/f · MADE-HERE"),
-        ("fd", "kept.append(open('/etc/passwd'))  # here", "/etc/passwd · MADE-HERE"),
-        ("fd", "kept.append(socket.socket())  # here", "fd .* · MADE-HERE"),
-        ("fd", "a, b = socket.socketpair()\nb.close()\nkept.append(a.dup())  # here", "fd .* · MADE-HERE"),
-        ("net", "kept.append(socket.create_server(('127.0.0.1', 0)))  # here", "tcp 127.0.0.1:.* · MADE-HERE"),
-        ("process,fd", "kept.append(subprocess.Popen(['cat'], stdin=-1, stdout=-3))  # here",
-         "process .*cat.* · MADE-HERE.*\n.*fd .*pipe.* · MADE-HERE"),
-        ("process", "import gc\nkept.append(os.pipe())\n"
-         "subprocess.Popen(['cat'], stdin=kept[0][0], stdout=-3)  # here\ngc.collect()", "process .*cat.* · MADE-HERE"),
-        ("process", "kept.append(os.pipe())\nkept.append(multiprocessing.get_context('fork').Process(\n"
-         "    target=os.read, args=(kept[0][0], 1)))\n"
-         "kept[1].daemon = True\nkept[1].start()  # here", "process .* · MADE-HERE"),
-        ("process", "kept.append(os.pipe())\nos.set_inheritable(kept[0][0], True)\n"
-         "os.posix_spawn('/bin/sh', ['sh', '-c', f'exec sleep 20 <&{kept[0][0]}'], {})  # here",
-         "process .* · parent"),
-        ("file", "def work():\n    open(HERE / 'f', 'w').close()  # here\nt = threading.Thread(target=work)\n"
-         "t.start()\nt.join()", "file .*/f · MADE-HERE"),
-    ],
-)  # fmt: skip
-def test_a_leak_names_the_line_that_made_it(pytester: pytest.Pytester, kinds: str, body: str, shown: str) -> None:
-    output = told(pytester, body, f"--leakcheck={kinds}")
-    assert re.search(f"LEAKED.*\n(.*\n)*?.*{shown}", output), output
+# Kinds that are observed, what a test does, and what is said of it.
+CERTAIN = [
+    ("fd", "kept.append(os.pipe())  # here", "fd .*pipe.* · MADE-HERE"),
+    ("fd", "kept.append(os.dup(os.pipe()[0]))  # here", "fd .*pipe.* · MADE-HERE"),
+    ("fd", "kept.append(tempfile.TemporaryFile(dir=HERE))  # here", "fd .*deleted.* · MADE-HERE"),
+    ("file", "os.mkfifo(HERE / 'q')  # here", "/q · MADE-HERE"),
+    ("process", "kept.append(os.pipe())\nif os.fork() == 0:  # here\n    os.close(kept[0][1])\n"
+     "    os.read(kept[0][0], 1)\n    os._exit(0)", "process .* · MADE-HERE"),
+    ("process", "kept.append(os.pipe())\nworks = []\ndef work():\n"
+     "    works.append(subprocess.Popen(['cat'], stdin=kept[0][0], stdout=-3))  # here\n"
+     "t = threading.Thread(target=work)\nt.start()\nt.join()\nkept.append(works)", "process .*cat.* · MADE-HERE"),
+    ("file", "exec('(HERE / \"f\").touch()')  # here", "file .*/f · MADE-HERE"),
+    ("file", "def make():\n    yield (HERE / 'f').touch()  # here\nlist(make())", "file .*/f · MADE-HERE"),
+    ("file", "import asyncio\nasync def make():\n    await asyncio.sleep(0)\n    (HERE / 'f').touch()  # here\n"
+     "asyncio.run(make())", "file .*/f · MADE-HERE"),
+    ("file", "sys.addaudithook(lambda *_: None)\n(HERE / 'f').touch()  # here", "file .*/f · MADE-HERE"),
+    ("file", "(HERE / 'a').touch()  # here\nos.rename(HERE / 'a', HERE / 'b')\nos.link(HERE / 'b', HERE / 'c')\n"
+     "(HERE / 'b').unlink()", "file .*/c"),
+    ("file", "(HERE / 'f').write_text('x')  # here", "file .*/f · MADE-HERE"),
+    ("file", "tempfile.mkstemp(dir=HERE)  # here", "file .*/tmp.* · MADE-HERE"),
+    ("file", "tempfile.mkdtemp(dir=HERE)  # here", "dir .*/tmp.* · MADE-HERE"),
+    ("file", "os.chdir(HERE)\nopen('f', 'w').close()  # here", "file .*/f · MADE-HERE"),
+    ("file", "os.symlink('x', HERE / 'l')  # here", "symlink .*/l · MADE-HERE"),
+    ("file", "kept.append(sqlite3.connect(HERE / 'd'))  # here\nkept[0].execute('create table t(x)')", "MADE-HERE"),
+    ("file", "os.mkdir(HERE / 'a')\nopen(HERE / 'a/f', 'w')  # here\nos.rename(HERE / 'a', HERE / 'b')",
+     "file .*/b/f · MADE-HERE"),
+    ("file", "kept.append(socket.socket(socket.AF_UNIX))\nkept[0].bind(str(HERE / 's'))  # here",
+     "socket .*/s · MADE-HERE"),
+    ("file", "os.symlink(HERE, HERE / 'l')\nopen(HERE / 'l/f', 'w').close()  # here", "file .*/f · MADE-HERE"),
+    ("fd", "kept.append(open('/etc/passwd'))  # here", "/etc/passwd · MADE-HERE"),
+    ("fd", "kept.append(socket.socket())  # here", "fd .* · MADE-HERE"),
+    ("fd", "a, b = socket.socketpair()\nb.close()\nkept.append(a.dup())  # here", "fd .* · MADE-HERE"),
+    ("net", "kept.append(socket.create_server(('127.0.0.1', 0)))  # here", "tcp 127.0.0.1:.* · MADE-HERE"),
+    ("process,fd", "kept.append(subprocess.Popen(['cat'], stdin=-1, stdout=-3))  # here",
+     "process .*cat.* · MADE-HERE.*\n.*fd .*pipe.* · MADE-HERE"),
+    ("process", "import gc\nkept.append(os.pipe())\n"
+     "subprocess.Popen(['cat'], stdin=kept[0][0], stdout=-3)  # here\ngc.collect()", "process .*cat.* · MADE-HERE"),
+    ("process", "kept.append(os.pipe())\nkept.append(multiprocessing.get_context('fork').Process(\n"
+     "    target=os.read, args=(kept[0][0], 1)))\n"
+     "kept[1].daemon = True\nkept[1].start()  # here", "process .* · MADE-HERE"),
+    ("process", "kept.append(os.pipe())\nos.set_inheritable(kept[0][0], True)\n"
+     "os.posix_spawn('/bin/sh', ['sh', '-c', f'exec sleep 20 <&{kept[0][0]}'], {})  # here",
+     "process .* · parent"),
+    ("file", "def work():\n    open(HERE / 'f', 'w').close()  # here\nt = threading.Thread(target=work)\n"
+     "t.start()\nt.join()", "file .*/f · MADE-HERE"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("kinds", "body"),
-    [
-        # The first of two that opened the same file stays open.
-        ("fd", "kept.append(open('/etc/passwd'))\nopen('/etc/passwd').close()"),
-        # A child makes what this process could not.
-        ("file", "try: open(HERE / 'd/f', 'w')\nexcept OSError: pass\n"
-         "subprocess.run(['sh', '-c', 'mkdir d; touch d/f'], cwd=HERE)"),
-        ("file", "try: os.rename(HERE / 'no', HERE / 'f')\nexcept OSError: pass\n"
-         "subprocess.run(['touch', HERE / 'f'])"),
-        # A child makes anew what this process made, and what a child removed.
-        ("file", "(HERE / 'f').touch()\nsubprocess.run(['sh', '-c', 'touch g; mv g f'], cwd=HERE)"),
-        ("process", "kept.append(os.pipe())\nos.set_inheritable(kept[0][0], True)\nfor n in (0, 1):\n"
-         "    words = ['cat', f'/dev/fd/{kept[0][0]}']\n"
-         "    if n: os.posix_spawn('/bin/cat', words, os.environ)\n"
-         "    else: os.posix_spawn('/bin/cat', words, os.environ)"),
-        # A short-lived child, which nobody waits for, after one that stays.
-        ("process", "import ctypes\nkept.append(os.pipe())\npid = ctypes.CDLL(None).fork()\n"
-         "if pid == 0: os.close(kept[0][1]); os.read(kept[0][0], 1); os._exit(0)\n"
-         "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfor _ in range(20):\n    if os.fork() == 0: os._exit(0)\n"
-         "signal.signal(signal.SIGCHLD, signal.SIG_DFL)"),
-        ("fd", "a, b = os.pipe()\nos.close(a)\nos.close(b)\nimport ctypes\n"
-         "ctypes.CDLL(None).pipe((ctypes.c_int * 2)())"),
-    ],
-)  # fmt: skip
-def test_where_the_line_is_not_certain_there_is_none(pytester: pytest.Pytester, kinds: str, body: str) -> None:
-    output = told(pytester, body, f"--leakcheck={kinds}")
-    assert "LEAKED" in output, output
-    # Of the children that ended, the line is certain.
-    lines = [line for line in output.splitlines() if re.match(" +(fd|file|process) ", line) and "zombie" not in line]
-    assert lines
-    assert all(" · made at " not in line for line in lines), output
+@pytest.mark.parametrize("kinds", sorted({kinds for kinds, _, _ in CERTAIN}))
+def test_a_leak_names_the_line_that_made_it(pytester: pytest.Pytester, place: Path, kinds: str) -> None:
+    cases = [(body, shown) for observed, body, shown in CERTAIN if observed == kinds]
+    said = told_each(pytester, place, [body for body, _ in cases], f"--leakcheck={kinds}")
+    missing = [(body, said) for (body, shown), said in zip(cases, said, strict=True) if not re.search(shown, said)]
+    assert not missing
+
+
+UNCERTAIN = [
+    # The first of two that opened the same file stays open.
+    ("fd", "kept.append(open('/etc/passwd'))\nopen('/etc/passwd').close()"),
+    # A child makes what this process could not.
+    ("file", "try: open(HERE / 'd/f', 'w')\nexcept OSError: pass\n"
+     "subprocess.run(['sh', '-c', 'mkdir d; touch d/f'], cwd=HERE)"),
+    ("file", "try: os.rename(HERE / 'no', HERE / 'f')\nexcept OSError: pass\n"
+     "subprocess.run(['touch', HERE / 'f'])"),
+    # A child makes anew what this process made, and what a child removed.
+    ("file", "(HERE / 'f').touch()\nsubprocess.run(['sh', '-c', 'touch g; mv g f'], cwd=HERE)"),
+    ("process", "kept.append(os.pipe())\nos.set_inheritable(kept[0][0], True)\nfor n in (0, 1):\n"
+     "    words = ['cat', f'/dev/fd/{kept[0][0]}']\n"
+     "    if n: os.posix_spawn('/bin/cat', words, os.environ)\n"
+     "    else: os.posix_spawn('/bin/cat', words, os.environ)"),
+    # A short-lived child, which nobody waits for, after one that stays.
+    ("process", "import ctypes\nkept.append(os.pipe())\npid = ctypes.CDLL(None).fork()\n"
+     "if pid == 0: os.close(kept[0][1]); os.read(kept[0][0], 1); os._exit(0)\n"
+     "signal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfor _ in range(20):\n    if os.fork() == 0: os._exit(0)\n"
+     "signal.signal(signal.SIGCHLD, signal.SIG_DFL)"),
+    ("fd", "a, b = os.pipe()\nos.close(a)\nos.close(b)\nimport ctypes\n"
+     "ctypes.CDLL(None).pipe((ctypes.c_int * 2)())"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kinds", sorted({kinds for kinds, _ in UNCERTAIN}))
+def test_where_the_line_is_not_certain_there_is_none(pytester: pytest.Pytester, place: Path, kinds: str) -> None:
+    bodies = [body for observed, body in UNCERTAIN if observed == kinds]
+    for body, said in zip(bodies, told_each(pytester, place, bodies, f"--leakcheck={kinds}"), strict=True):
+        # Of the children that ended, the line is certain.
+        lines = [line for line in said.splitlines() if "zombie" not in line]
+        assert lines, body
+        assert all(" · made at " not in line for line in lines), (body, said)
 
 
 def test_a_line_of_a_helper_outside_the_suite_s_packages_is_named_and_not_that_of_a_library(
@@ -257,14 +282,14 @@ def test_what_a_session_beside_this_one_keeps_is_no_leak(
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(place))
     body = f"""usual = HERE / "pytest-of-{getpass.getuser()}"
-(usual / "pytest-7").mkdir(parents=True)
-os.mkfifo(usual / "pytest-7/fifo")
+(usual / "pytest-700007").mkdir(parents=True)
+os.mkfifo(usual / "pytest-700007/fifo")
 (HERE / "mine").touch()"""
     output = told(pytester, body, "--leakcheck=file")
     leaks, _, rest = output.partition("left something behind")[2].partition("written by pytest and tools")
     assert f"{place}/mine " in leaks
-    assert "pytest-7" not in leaks
-    assert "pytest-7/fifo (pytest: tmp_path" in rest
+    assert "pytest-700007" not in leaks
+    assert "pytest-700007/fifo (pytest: tmp_path" in rest
 
 
 PYTEST_ASYNCIO = """
