@@ -22,13 +22,13 @@ from leakcheck.printable import printable
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.targets import Availability, Reply, Target
 from leakcheck.trials import open_host
+from leakcheck.trials.contender_program import HOLDER
 from leakcheck.trials.contest import run_contest
 from leakcheck.trials.history import judge
 from leakcheck.trials.output import last_words, memory
 from leakcheck.trials.payload import SLEEPING, payload_runs, state_files
 from leakcheck.trials.preflight import run_probe
 from leakcheck.trials.session import Session
-from leakcheck.trials.witness import HOLDER
 
 __all__ = ["CHECKS", "Finding", "check", "tried"]
 

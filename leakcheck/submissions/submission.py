@@ -14,6 +14,7 @@ class Submission(Limits, frozen=True, kw_only=True):
         expect_signal: the signal that the target must report, if it can.
         bundle: absolute path of the directory of the compiled program, which must exist read-only at the same path
             inside; empty if it needs none.
+        script: what the first of `program` has to contain, if that file is to be written into the arena before the run.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Submission(Limits, frozen=True, kw_only=True):
     expect_exit: int | None = None
     expect_signal: int | None = None
     bundle: str = ""
+    script: str = ""
 
 
 def _shell(

@@ -120,9 +120,9 @@ class ArenaHost:
         """Return the environment of the process with this number in the arena."""
         return _native.environment(pid, arena=self._arena.view) or b""
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Write the arena's file, resolving links inside the arena."""
-        write_file(self._root, path, content)
+    def write(self, path: Path, content: bytes, *, executable: bool = False) -> None:
+        """Write the arena's file, resolving links inside the arena; everybody may execute it if it is `executable`."""
+        write_file(self._root, path, content, executable=executable)
 
     def room(self) -> Room:
         """Return what of the arena can be exhausted."""

@@ -5,8 +5,8 @@ import msgspec
 from injectors import NORMAL, Plan
 from injectors.exhaustion import RESOURCES
 from leakcheck.submissions import BUILTIN, Submission
+from leakcheck.trials.contender_program import HOLDER
 from leakcheck.trials.payload import COUNTING, SLEEPING
-from leakcheck.trials.witness import HOLDER
 
 # Seconds that a payload runs during which something is damaged.
 _ALIVE = 1.0

@@ -1,17 +1,19 @@
 """One of several runs that contend for a box, in a thread of its own."""
 
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from leakcheck.errors import LateError, TargetError
+from leakcheck.trials.contender_program import contender
 from leakcheck.trials.history import Attempt
 from leakcheck.trials.output import last_words
 from leakcheck.trials.payload import printed
 from leakcheck.trials.session import Session
-from leakcheck.trials.witness import Witness, contender
+from leakcheck.trials.witness import Witness
 
 if TYPE_CHECKING:
     from leakcheck.trials.host import Running
@@ -75,12 +77,14 @@ class Contender:
         """Return what it came to, in a contest that `began` then; `is_busy` knows words and exit code of a refusal."""
         said = printed(self.session, self.output)
         window = witness.window(self.number)
+        admitted = window is not None or "begin " in said
         return Attempt(
             number=self.number,
             waits=self.waits,
             faulted=self.faulted,
             tolerated=self.tolerated,
-            admitted=window is not None or "begin " in said,
+            admitted=admitted,
+            unheld=admitted and witness.unheld(self.number),
             complete="end " in said,
             refused=self.status != "OK" and is_busy(f"{self.words} {said}", self.code),
             status=self.status,
@@ -88,4 +92,12 @@ class Contender:
             launched=(self.launched - began) * 1000,
             ended=(self.ended - began) * 1000,
             window=window,
+            told=_told(said),
         )
+
+
+def _told(said: str) -> tuple[int, int] | None:
+    """Return when a payload that ran to its end says that it began and ended, in nanoseconds."""
+    # A date(1) without nanoseconds tells too little.
+    found = re.search(r"^begin (\d{18,20})$.*?^end (\d{18,20})$", said, re.MULTILINE | re.DOTALL | re.ASCII)
+    return (int(found[1]), int(found[2])) if found else None

@@ -60,7 +60,8 @@ class Contest:
         process = self._holder.process
         self._pid = 0 if process is None else _pid_inside(process.pid)
         if until_seen:
-            self._crowd.until(lambda: self._witness.saw(0) or self._holder.over.is_set())
+            # At the gate it executes nothing yet.
+            self._crowd.until(lambda: 0 in self._witness.holding() or self._holder.over.is_set())
         return self._witness.alive(0)
 
     def come(self, count: int, *, waiting: bool = False) -> None:
@@ -198,6 +199,7 @@ class Contest:
             recovered=self._recovered,
             within=self._locks.within * 1000,
             refusals=self._refusals,
+            blind=self._witness.blind,
         )
 
     @contextlib.contextmanager

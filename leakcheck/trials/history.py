@@ -1,5 +1,6 @@
 """What runs that contended for one box came to, and whether a lock can have done that."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import msgspec
@@ -12,7 +13,9 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
 
     `waits`: it was launched to wait for the box. `faulted`: it was killed. `admitted`: its payload ran, as seen by
     itself or from outside; `complete`: to its end. `refused`: it said, as the adapter declares, that the box is in use.
-    `tolerated`: the lock was damaged, so that it may fail. `window` is when its payload was seen alive.
+    `tolerated`: the lock was damaged, so that it may fail. `unheld`: its payload ran, and its start was not held until
+    all other payloads had been looked for. `window` is when its payload was alive as seen from outside, `told` as it
+    said itself.
     """
 
     number: int
@@ -22,11 +25,13 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool = False
     refused: bool = False
     tolerated: bool = False
+    unheld: bool = False
     status: str = ""
     words: str = ""
     launched: float = 0
     ended: float = 0
     window: tuple[float, float] | None = None
+    told: tuple[int, int] | None = None
 
 
 class History(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +39,7 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
     `killed` is when the holder was killed, and `free` when the first payload after that was seen to run; `recovered`:
     only after the target's recovery. `within` is how long that may take, in milliseconds. `refusals` are what is wrong
-    with what else was run meanwhile.
+    with what else was run meanwhile. `blind` is why no start of a payload could be held; empty if they could.
     """
 
     attempts: Sequence[Attempt]
@@ -44,6 +49,7 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     recovered: bool = False
     within: float = 10_000
     refusals: Sequence[str] = ()
+    blind: str = ""
 
     @property
     def ended(self) -> float:
@@ -57,9 +63,8 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(history: History) -> Iterator[tuple[Outcome, str]]:
-    """Yield what no lock does: two in the box at once, a wrong status, or nobody in it."""
-    for one, other in history.overlaps:
-        yield "split-brain", f"the payloads of contenders {one} and {other} ran in one box at the same time"
+    """Yield what no lock does: two in the box at once, a wrong status, or nobody in it; or that nobody can know."""
+    yield from _exclusion(history)
     for attempt in history.attempts:
         if not attempt.faulted and (wrong := _wrong(attempt)):
             yield "false-status", f"contender {attempt.number} {wrong}"
@@ -77,6 +82,24 @@ def judge(history: History) -> Iterator[tuple[Outcome, str]]:
     # A damaged lock may need the recovery, which comes next.
     elif not any(attempt.admitted or attempt.tolerated for attempt in history.attempts):
         yield "wedged", f"none of {len(history.attempts)} contenders got the box"
+
+
+def _exclusion(history: History) -> Iterator[tuple[Outcome, str]]:
+    for one, other in sorted({*history.overlaps, *_told(history.attempts)}):
+        yield "split-brain", f"the payloads of contenders {one} and {other} ran in one box at the same time"
+    if history.blind:
+        yield "unknown", history.blind
+    else:
+        unheld = [attempt.number for attempt in history.attempts if attempt.unheld]
+        yield from (("unknown", f"the payload of contender {one} ran, but nobody saw it start") for one in unheld)
+
+
+def _told(attempts: Sequence[Attempt]) -> Iterator[tuple[int, int]]:
+    """Yield whose payloads ran at the same time by their own words, which are inside of the time that they ran."""
+    times = sorted((one.told, one.number) for one in attempts if one.told is not None)
+    for (early, one), (late, other) in itertools.combinations(times, 2):
+        if late[0] < early[1]:
+            yield min(one, other), max(one, other)
 
 
 def _had_by_another(refused: Attempt, history: History) -> bool:

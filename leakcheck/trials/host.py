@@ -55,8 +55,11 @@ class Host(Protocol):
     def environment(self, pid: int) -> bytes:
         """Return the environment of the process that commands know as `pid`; empty if it cannot be read."""
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Write the file that commands see at `path`, and create its directories; raise `OSError`."""
+    def write(self, path: Path, content: bytes, *, executable: bool = False) -> None:
+        """Write the file that commands see at `path`, and create its directories; raise `OSError`.
+
+        Everybody may execute it if it is `executable`.
+        """
 
     @property
     def root(self) -> int:

@@ -72,10 +72,12 @@ class LiveHost:
         """Return the environment of the process."""
         return _native.environment(pid) or b""
 
-    def write(self, path: Path, content: bytes) -> None:
-        """Write the file."""
+    def write(self, path: Path, content: bytes, *, executable: bool = False) -> None:
+        """Write the file; everybody may execute it if it is `executable`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
+        if executable:
+            path.chmod(0o755)
 
     @property
     def root(self) -> int:

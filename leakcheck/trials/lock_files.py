@@ -12,13 +12,13 @@ from leakcheck.submissions import BUILTIN
 from leakcheck.targets import Target
 from leakcheck.targets.adapter import Locks
 from leakcheck.trials import open_host
+from leakcheck.trials.contender_program import HOLDER
 from leakcheck.trials.contest import run_contest
 from leakcheck.trials.crash_points import Recorded, record_twice
 from leakcheck.trials.payload import SLEEPING
 from leakcheck.trials.rootfs import find
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
-from leakcheck.trials.witness import HOLDER
 
 # What the class of a point on a lock has in it, if its operation is no lock itself.
 _WORD = "lock"

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from injectors import Room
+from leakcheck.errors import TargetError, reason
 from leakcheck.submissions import Submission
-from leakcheck.trials.host import Running
+from leakcheck.trials.host import Host, Running
 from leakcheck.trials.output import text
 from leakcheck.trials.rootfs import find, opened
 
@@ -26,6 +27,20 @@ SLEEPING = Submission(
     expect="TLE",
 )
 """Outlives any kill, and can only end by its wall limit. If only the sleep is killed, the status must not be OK."""
+
+
+def install(host: Host, submission: Submission) -> None:
+    """Write the program of a submission that has a script, unless it is there: something may still execute it."""
+    if not submission.script:
+        return
+    path, content = Path(submission.program[0]), submission.script.encode()
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if host.read(path) == content:
+                return
+        host.write(path, content, executable=True)
+    except OSError as error:
+        raise TargetError(f"write {path}: {reason(error)}") from error
 
 
 def printed(session: "Session", output: int) -> str:

@@ -58,14 +58,19 @@ def make_directory(root: int, path: Path) -> None:
         os.mkdir(path.name, dir_fd=parent)
 
 
-def write_file(root: int, path: Path, content: bytes) -> None:
-    """Write `content` to the absolute `path` below `root`, and create its directories; raise `OSError`."""
+def write_file(root: int, path: Path, content: bytes, *, executable: bool = False) -> None:
+    """Write `content` to the absolute `path` below `root`, and create its directories; raise `OSError`.
+
+    With `executable`, everybody may execute it.
+    """
     make_directory(root, path.parent)
     # Do not block on a FIFO that somebody put there.
     with opened(root, path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK, 0o644) as fd:
         _check_regular(fd, path)
         with open(fd, "wb", closefd=False) as file:
             file.write(content)
+        if executable:
+            os.fchmod(fd, 0o755)
 
 
 def read_file(root: int, path: Path) -> bytes:

@@ -14,7 +14,7 @@ from leakcheck.targets import Box, Reply, Target
 from leakcheck.trials.exhausted import Exhausted, run_exhausted
 from leakcheck.trials.host import Host, Running
 from leakcheck.trials.output import last_words, memory, text
-from leakcheck.trials.payload import ObservedRun, printed
+from leakcheck.trials.payload import ObservedRun, install, printed
 from leakcheck.trials.runner import Runner, Stop, never
 
 NEXT = BUILTIN["ok"]
@@ -63,7 +63,6 @@ class Session(Runner):
         self.limit: Exhausts | None = None
         """What exhausts a resource now."""
         self.words = ""
-        """The last words of that run."""
         self.commands: list[Command] = []
         """The last commands of a recovery or the like, and how they ended."""
         self._names = 0
@@ -77,7 +76,7 @@ class Session(Runner):
         return self.target.filled(path, self.box)
 
     def renew(self) -> None:
-        """Give the box a new name, as for the next run if boxes are not reused."""
+        """Give the box a new name, if boxes are not reused."""
         if self.target.adapter.fresh:
             self._names += 1
             name = self.target.name_of(self.box.number + self._names * _APART)
@@ -86,6 +85,7 @@ class Session(Runner):
     def prepare(self, submission: Submission) -> list[str]:
         """Prepare the box, and return the command line that runs `submission` in it."""
         self.box = msgspec.structs.replace(self.box, run=self.token or secrets.token_hex(6))
+        install(self.host, submission)
         commands = self.target.prepare_commands(self.box, submission)
         self._commands("prepare", commands)
         launch = self.target.launch(submission, self.box, waiting=self.waits)

@@ -1,4 +1,8 @@
-"""Which payloads run, seen from outside: by their processes, whatever the target says."""
+"""Which payloads run, seen from outside: by their processes, whatever the target says.
+
+Two runs overlap exactly if one of them runs when the other one starts. So each start of a payload's program waits at a
+gate until all processes have been looked at: no overlap is too short to be seen.
+"""
 
 import contextlib
 import itertools
@@ -11,39 +15,21 @@ from pathlib import Path
 
 import msgspec
 
-from leakcheck.submissions import Submission
+from leakcheck.errors import reason
 from leakcheck.trials.arena_host import ArenaHost
+from leakcheck.trials.contender_program import PROGRAMS, processes
+from leakcheck.trials.gate import Gate, Start
+from leakcheck.trials.rootfs import opened
 
-# Seconds between two looks.
-_STEP = 0.002
+# Seconds between two looks, if nothing starts.
+_STEP = 0.004
 # Of the flags of a process, in field 9 of its stat: it exits, or a signal killed it (proc(5), linux/sched.h).
 _ENDING = 0x4 | 0x400
 _SIGKILL = 1 << (signal.SIGKILL - 1)
-# Seconds: of a payload's wait if nobody ends it, and its limit.
-_PAYLOAD_SECONDS = 60
-_WALL = 30
-
-
-def script(number: int) -> str:
-    """Return the script of a payload: it tells when it begins, waits, and tells when it ends."""
-    return f"echo begin $(date +%s%N); {' '.join(_sleep(number))}; echo end $(date +%s%N); exit 0"
-
-
-def _sleep(number: int) -> list[str]:
-    return ["sleep", f"{_PAYLOAD_SECONDS}.{number:03}"]
-
-
-def contender(number: int) -> Submission:
-    """Return the submission of a contender: it ends when the witness ends its payload's wait."""
-    return Submission(name=f"contender-{number}", program=("/bin/sh", "-c", script(number)), wall=_WALL)
-
-
-HOLDER = contender(0)
-"""The first one."""
 
 
 class Life(msgspec.Struct):
-    """A process of the payload of contender `number`: a pidfd, and when it was seen alive first and last (seconds).
+    """A process of the payload of contender `number`: a pidfd, and when it was alive first and last (seconds).
 
     `holds`: it is the one that waits, and the payload ends if it is ended.
     """
@@ -68,32 +54,75 @@ class Witness(threading.Thread):
         self._expected: dict[bytes, tuple[int, bool]] = {}
         self._lives: dict[int, Life] = {}
         self._ended: set[int] = set()
+        self._passed: set[int] = set()
         self._closing = False
+        self._gate: Gate | None = None
         self.all: list[Life] = []
         """Every process of a payload that was seen."""
         self.overlaps: dict[tuple[int, int], float] = {}
         """Pairs of contenders whose payloads ran at the same time, and when that was seen first."""
         self.failure: BaseException | None = None
+        self.blind = ""
+        """Why starts do not wait here; empty if they do."""
 
     def expect(self, number: int) -> None:
         """Look for the payload of contender `number`, too."""
-        shell = ["/bin/sh", "-c", script(number)]
         with self._changed:
-            for argv, holds in ((shell, False), (_sleep(number), True)):
+            for argv, holds in processes(number).items():
                 self._expected["\0".join([*argv, ""]).encode()] = number, holds
 
     def run(self) -> None:
-        """Look until the end."""
+        """Look at each start and in between."""
         try:
-            while not self._closing:
-                with self._changed:
-                    self._look()
-                    self._changed.notify_all()
-                time.sleep(_STEP)
+            with self._gate or contextlib.nullcontext():
+                while not self._closing:
+                    self._watch()
         except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits for it
             with self._changed:
                 self.failure = error
                 self._changed.notify_all()
+
+    def start(self) -> None:
+        """Begin; a program that starts from now on waits until it was looked for."""
+        self._host.make_directory(PROGRAMS)
+        self._host.scratch.append(PROGRAMS)
+        try:
+            with opened(self._host.root, PROGRAMS, os.O_PATH | os.O_DIRECTORY) as directory:
+                self._gate = Gate(directory)
+        except OSError as error:
+            self.blind = f"starts of payloads cannot be held here: {reason(error)}"
+        super().start()
+
+    def _watch(self) -> None:
+        starts = [] if self._gate is None else self._gate.starts(_STEP)
+        if self._gate is None:
+            time.sleep(_STEP)
+        with self._changed:
+            # Whoever starts is there already when the others are looked at, and executes nothing yet.
+            for start in starts:
+                self._let_in(start)
+            self._look()
+            if self._gate is not None:
+                self._gate.admit(starts)
+            self._changed.notify_all()
+
+    def _let_in(self, start: Start) -> None:
+        if start.pidfd < 0 or start.pid <= 1 or not start.name.isdecimal():
+            return
+        number = int(start.name)
+        self._passed.add(number)
+        if (life := self._lives.pop(start.pid, None)) is not None:
+            os.close(life.pidfd)
+        self._add(Life(number, start.pid, start.pidfd, now := _now(), now, holds=False))
+
+    def _add(self, life: Life) -> None:
+        self._lives[life.pid] = life
+        self.all.append(life)
+
+    def unheld(self, number: int) -> bool:
+        """Return whether no start of the payload of `number` was held."""
+        with self._changed:
+            return number not in self._passed
 
     def close(self) -> None:
         """Stop looking, and close all descriptors."""
@@ -152,7 +181,7 @@ class Witness(threading.Thread):
             self._meet(pid)
         self._end()
         # Whoever is not over at the end of this was alive at its begin: all of these at the same time.
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        now = _now()
         for life in [*self._lives.values()]:
             if _readable(life.pidfd):
                 self._part(life)
@@ -185,9 +214,11 @@ class Witness(threading.Thread):
             os.close(pidfd)
             return
         number, holds = found
-        now = time.clock_gettime(time.CLOCK_BOOTTIME)
-        self._lives[pid] = life = Life(number, pid, pidfd, now, now, holds)
-        self.all.append(life)
+        self._add(Life(number, pid, pidfd, now := _now(), now, holds))
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _arguments(pid: int) -> bytes:

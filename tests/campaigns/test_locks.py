@@ -16,11 +16,11 @@ from leakcheck.conformance import check
 from leakcheck.errors import NotApplicableError, TargetError, UsageError
 from leakcheck.targets import Target, load
 from leakcheck.trials.arena_host import ArenaHost
+from leakcheck.trials.contender_program import HOLDER
 from leakcheck.trials.contest import Contest
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import never
 from leakcheck.trials.session import Session
-from leakcheck.trials.witness import HOLDER
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -71,6 +71,24 @@ def test_two_payloads_in_one_box_are_a_split_brain_though_each_has_its_status(tm
     assert "--plan lock:contend=3" in finding.replay
     assert result.verdict == "leaked"
     assert result.failed == ["contests with two payloads in one box at once"]
+
+
+def test_a_payload_that_is_killed_as_soon_as_it_is_executed_was_in_the_box_all_the_same(tmp_path: Path) -> None:
+    # It has no room for its own program, says nothing, and the target calls the run refused.
+    flash = f"""shift 2; mkdir -p {HOME}; if [ -e {LOCK} ]; then
+prlimit --as=65536 "$@" > /dev/null 2>&1; exit 9; fi
+touch {LOCK}; "$@"; code=$?; rm {LOCK}; exit $code"""
+    result = run(made(tmp_path, flash), "lock:stop-holder", iterations=2)
+    assert result.endings == {"stop-holder": {"split-brain": 2}}, shown(result)
+
+
+def test_a_payload_whose_start_nobody_could_see_is_unknown_and_never_a_pass(tmp_path: Path) -> None:
+    copies = f"""shift 2; mkdir -p {HOME}; exec flock -n -o -E 9 {LOCK} {DIES} --mount sh -c '
+d=${{{{1%/*}}}}; mount -t tmpfs x /mnt && cp "$1" /mnt && mount --bind /mnt "$d"; exec "$@"' sh "$@" """
+    result = run(made(tmp_path, copies), "lock:contend=2")
+    assert outcomes(result) == {"unknown"}, shown(result)
+    assert "ran, but nobody saw it start" in shown(result)
+    assert result.verdict == "unknown"
 
 
 def test_a_lock_whose_file_was_replaced_keeps_nobody_out(tmp_path: Path) -> None:

@@ -1,0 +1,98 @@
+"""A gate before programs: each start of one waits until somebody has looked (fanotify(7), FAN_OPEN_EXEC_PERM).
+
+The kernel asks before it opens a program to execute it, and holds the process meanwhile: no start, however short what
+follows, is without a look. It asks nobody any more once the gate is closed, or whoever has it has died.
+"""
+
+import ctypes
+import os
+import select
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+__all__ = ["Gate", "Start"]
+
+# linux/fanotify.h
+_CLOEXEC, _CLASS_CONTENT, _UNLIMITED_QUEUE, _REPORT_PIDFD = 0x1, 0x4, 0x10, 0x80
+_MARK_ADD, _MARK_ONLYDIR = 0x1, 0x8
+_OPEN_EXEC_PERM, _EVENT_ON_CHILD = 0x0004_0000, 0x0800_0000
+_ALLOW = 1
+_METADATA = struct.Struct("=IBBHQii")
+_INFO = struct.Struct("=BBHi")
+_INFO_PIDFD = 4
+_RESPONSE = struct.Struct("=iI")
+_BUFFER = 1 << 16
+_AT_FDCWD = -100
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fanotify_mark.argtypes = (ctypes.c_int, ctypes.c_uint, ctypes.c_uint64, ctypes.c_int, ctypes.c_char_p)
+
+
+class Start(NamedTuple):
+    """A process that is about to execute the program `name`, and waits. `pidfd` is -1 if it has just been killed."""
+
+    name: str
+    pid: int
+    pidfd: int
+    file: int
+
+
+class Gate:
+    """A gate before the programs in a `directory`, a descriptor; raise `OSError` if this kernel or user has none."""
+
+    def __init__(self, directory: int) -> None:
+        flags = _CLOEXEC | _CLASS_CONTENT | _UNLIMITED_QUEUE | _REPORT_PIDFD
+        self._fd = _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC), "fanotify_init")
+        try:
+            mask = _OPEN_EXEC_PERM | _EVENT_ON_CHILD
+            place = os.fsencode(f"/proc/self/fd/{directory}")
+            _checked(_libc.fanotify_mark(self._fd, _MARK_ADD | _MARK_ONLYDIR, mask, _AT_FDCWD, place), "fanotify_mark")
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._poll = select.poll()
+        self._poll.register(self._fd, select.POLLIN)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def starts(self, seconds: float) -> list[Start]:
+        """Return who waits, at the latest after so many seconds; each waits until it is let in."""
+        return list(_read(os.read(self._fd, _BUFFER))) if self._poll.poll(seconds * 1000) else []
+
+    def admit(self, starts: Iterable[Start]) -> None:
+        """Let them in, and close their files; the `pidfd` of each remains the caller's."""
+        for start in starts:
+            os.write(self._fd, _RESPONSE.pack(start.file, _ALLOW))
+            os.close(start.file)
+
+    def close(self) -> None:
+        """Let everybody in from now on."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def _read(events: bytes) -> Iterable[Start]:
+    at = 0
+    while at < len(events):
+        length, _, _, head, _, file, pid = _METADATA.unpack_from(events, at)
+        pidfd, info = -1, at + head
+        while info < at + length:
+            kind, _, size, value = _INFO.unpack_from(events, info)
+            if kind == _INFO_PIDFD:
+                pidfd = value if value >= 0 else -1
+            info += size
+        yield Start(Path(f"/proc/self/fd/{file}").readlink().name, pid, pidfd, file)
+        at += length
+
+
+def _checked(result: int, call: str) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), call)
+    return result
