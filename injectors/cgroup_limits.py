@@ -76,16 +76,35 @@ class _Control:
         return found
 
 
-class Processes:
+class _InCgroup:
+    """A limit of the arena's own cgroup, once `_control` is set."""
+
+    lasts = False
+
+    def __init__(self) -> None:
+        self._control: _Control | None = None
+        self._hits = 0
+
+    def holds(self, room: Room) -> bool:
+        """Return whether it is still in force."""
+        del room
+        return self._control is not None and self._control.holds()
+
+    def lift(self, room: Room) -> None:
+        """Release it."""
+        del room
+        if self._control is not None:
+            self._control.lift()
+
+
+class Processes(_InCgroup):
     """So many processes and threads can be started (pids.max, cgroup-v2.rst)."""
 
     errors: tuple[str, ...] = ("EAGAIN",)
-    lasts = False
 
     def __init__(self, left: int) -> None:
+        super().__init__()
         self._left = left
-        self._control: _Control | None = None
-        self._hits = 0
 
     def set(self, room: Room, payload: int) -> None:
         """Exhaust it."""
@@ -104,29 +123,16 @@ class Processes:
             return f"pids.events counted {hits} refused processes"
         return "" if self._left else "no process could have been started"
 
-    def holds(self, room: Room) -> bool:
-        """Return whether it is still in force."""
-        del room
-        return self._control is not None and self._control.holds()
 
-    def lift(self, room: Room) -> None:
-        """Release it."""
-        del room
-        if self._control is not None:
-            self._control.lift()
-
-
-class Memory:
+class Memory(_InCgroup):
     """The arena has `left` bytes of memory more than are in use; with `balloon`, a process takes so many first."""
 
     errors: tuple[str, ...] = ("ENOMEM",)
-    lasts = False
     _EVENTS = ("memory.failcnt", "memory.events:max", "memory.events:oom", "memory.oom_control:oom_kill")
 
     def __init__(self, left: int, balloon: int = 0) -> None:
+        super().__init__()
         self._left, self._size = left, balloon
-        self._control: _Control | None = None
-        self._hits = 0
         self._scores: list[tuple[psutil.Process, str]] = []
         self._balloon: Helper | None = None
         self._moved: set[int] = set()
@@ -182,16 +188,10 @@ class Memory:
         control = self._control
         return control is not None and control.count("memory.oom_control:oom_kill", "memory.events:oom_kill") > 0
 
-    def holds(self, room: Room) -> bool:
-        """Return whether it is still in force."""
-        del room
-        return self._control is not None and self._control.holds()
-
     def lift(self, room: Room) -> None:
         """Release it."""
-        del room
+        super().lift(room)
         if self._control is not None:
-            self._control.lift()
             for pid in self._moved:
                 _move(pid, self._control.path.parent)
             self._moved = set()
@@ -205,19 +205,17 @@ class Memory:
         self._scores.clear()
 
 
-class Cpu:
+class Cpu(_InCgroup):
     """A process on each processor spins, with this nice value (nice(2)); or the arena has a share of one processor."""
 
     errors: tuple[str, ...] = ()
-    lasts = False
     _PERIOD_US = 20_000
 
     def __init__(self, *, nice: int = 0, share: int = 0) -> None:
+        super().__init__()
         self._nice, self._share = nice, share
         self._spinners: list[Helper] = []
         self._tracer = 0
-        self._control: _Control | None = None
-        self._hits = 0
 
     def set(self, room: Room, payload: int) -> None:
         """Exhaust it."""
@@ -253,14 +251,11 @@ class Cpu:
 
     def holds(self, room: Room) -> bool:
         """Return whether it is still in force."""
-        del room
-        return self._control.holds() if self._control is not None else bool(self._spinners)
+        return super().holds(room) or bool(self._spinners)
 
     def lift(self, room: Room) -> None:
         """Release it."""
-        del room
-        if self._control is not None:
-            self._control.lift()
+        super().lift(room)
         if self._tracer:
             # Ours is what it had, and what commands inherit from it.
             os.setpriority(os.PRIO_PROCESS, self._tracer, os.getpriority(os.PRIO_PROCESS, 0))

@@ -10,7 +10,7 @@ from injectors.exhaustion import MOMENTS, RESOURCES, exhaustion_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import stated, zero
 from leakcheck.campaigns.findings import clusters, worst_first
-from leakcheck.campaigns.grace import GRACE, is_hit, row, slowest, status_of, ungraceful
+from leakcheck.campaigns.grace import GRACE, is_hit, row, status_of, ungraceful
 from leakcheck.campaigns.result import Finding
 from leakcheck.campaigns.trial_campaign import TrialCampaign
 from leakcheck.errors import UsageError
@@ -141,7 +141,6 @@ class Exhaust(TrialCampaign[ExhaustOptions]):
             *GRACE,
             stated("trials that ran against their limit", lambda made: sum(map(is_hit, made.trials))),
             stated("different limits", lambda made: len({str(trial.case.plan) for trial in made.trials})),
-            stated("slowest next submission after the release, ms", slowest),
         ]
 
     def findings(self, made: Made[ExhaustOptions, Trial]) -> list[Finding]:

@@ -9,15 +9,17 @@ from leakcheck.campaigns.criteria import at_most
 from leakcheck.campaigns.findings import clusters, finding_id, replay_line, replay_words
 from leakcheck.campaigns.result import Finding
 from leakcheck.targets import Target
+from leakcheck.trials.aftermath import NEXT_RUN
 from leakcheck.trials.exhausted import Exhausted
 from leakcheck.trials.outcome import OUTCOMES
 from leakcheck.trials.trial import Trial
 
-__all__ = ["BLAMED", "CRASHED", "GRACE", "MISSED", "UNNAMED", "is_hit", "row", "slowest", "status_of", "ungraceful"]
+__all__ = ["BLAMED", "CRASHED", "GRACE", "LATE", "MISSED", "UNNAMED", "is_hit", "row", "status_of", "ungraceful"]
 
 CRASHED = "supervisors or helpers that crashed"
 UNNAMED = "errors that do not name what was exhausted"
 BLAMED = "statuses that blame a program that never ran"
+LATE = "slowest next submission after the release, ms"
 MISSED = "resources and moments that no trial exhausted"
 
 _NOTHING = Exhausted()
@@ -39,9 +41,22 @@ def status_of(trial: Trial) -> str:
     return _of(trial).status or "none"
 
 
-def slowest(made: Made[Any, Trial]) -> float:
-    """Return the longest time of a next submission after the release, in milliseconds."""
-    return round(max((trial.timing_ms.get("next", 0) for trial in made.trials), default=0), 1)
+def _took(trial: Trial) -> float:
+    return trial.timing_ms.get(NEXT_RUN, 0)
+
+
+def _limit(target: Target) -> float:
+    return target.adapter.exhaustion.within * 1000
+
+
+def _slow(made: Made[Any, Trial]) -> list[Trial]:
+    return [trial for trial in made.trials if _took(trial) > _limit(made.target)]
+
+
+def _in_time(made: Made[Any, Trial]) -> Iterator[Judged]:
+    """Require that the next submission after a release is done in time."""
+    slowest = round(max(map(_took, made.trials), default=0), 1)
+    yield from at_most(LATE, lambda _: slowest, _limit(made.target), "leaked")(made)
 
 
 def ungraceful(campaign: str, made: Made[Any, Trial]) -> Iterator[Finding]:
@@ -50,6 +65,7 @@ def ungraceful(campaign: str, made: Made[Any, Trial]) -> Iterator[Finding]:
         ("crash", _crashed(made), _how_crashed),
         ("unnamed", _unnamed(made), _how_unnamed),
         ("blamed", _blaming(made), _how_blamed),
+        ("slow", _slow(made), _how_slow),
     ):
         for resource, same in clusters(some, lambda trial: trial.case.plan.kind).items():
             plan = str(same[0].case.plan)
@@ -61,7 +77,7 @@ def ungraceful(campaign: str, made: Made[Any, Trial]) -> Iterator[Finding]:
                 leaks=[],
                 trials=len(same),
                 replay=replay_line(campaign, made.target, *words),
-                detail=how(_of(same[0])),
+                detail=how(same[0]),
                 plan=plan,
             )
 
@@ -74,24 +90,28 @@ def _crashed(made: Made[Any, Trial]) -> list[Trial]:
     return [trial for trial in made.trials if _of(trial).crash]
 
 
-def _how_crashed(run: Exhausted) -> str:
-    return f"{run.crash}: {run.words}"
+def _how_crashed(trial: Trial) -> str:
+    return f"{_of(trial).crash}: {_of(trial).words}"
 
 
 def _unnamed(made: Made[Any, Trial]) -> list[Trial]:
     return [trial for trial in made.trials if _of(trial).named is False]
 
 
-def _how_unnamed(run: Exhausted) -> str:
-    return f"the error does not name what was exhausted: {run.words}"
+def _how_unnamed(trial: Trial) -> str:
+    return f"the error does not name what was exhausted: {_of(trial).words}"
 
 
 def _blaming(made: Made[Any, Trial]) -> list[Trial]:
     return [trial for trial in made.trials if _of(trial).blames] if _tells(made.target) else []
 
 
-def _how_blamed(run: Exhausted) -> str:
-    return f"status {run.status} of a program that never ran: {run.words}"
+def _how_blamed(trial: Trial) -> str:
+    return f"status {_of(trial).status} of a program that never ran: {_of(trial).words}"
+
+
+def _how_slow(trial: Trial) -> str:
+    return f"the next submission took {_took(trial) / 1000:.1f} s"
 
 
 def _tells(target: Target) -> bool:
@@ -118,6 +138,7 @@ GRACE: Sequence[Check] = (
     at_most(CRASHED, lambda made: len(_crashed(made)), 0, "unknown"),
     _if(lambda target: bool(target.adapter.exhaustion.words), UNNAMED, _unnamed),
     _if(_tells, BLAMED, _blaming),
+    _in_time,
     at_most(MISSED, lambda made: len(_missed(made)), 0, "unknown"),
 )
 """What is asked of each target, and of one that declares words, or that can report failures of its own."""

@@ -142,9 +142,11 @@ class Exhaustion(_Table, frozen=True):
     Args:
         words: resource (``disk``, ``fd``, ``memory``, ``cpu``, ``pids``) → words of which one stands in its error or
             in its status file, in upper or lower case.
+        within: seconds within which the next submission has to be done once nothing is exhausted any more.
     """
 
     words: dict[str, list[str]] = {}
+    within: float = 10
 
 
 class Locks(_Table, frozen=True):
@@ -433,6 +435,9 @@ def _problems_of_values(adapter: Adapter) -> Iterator[tuple[str, str]]:
             yield "exhaustion.words", f"unknown resource {resource!r}; one of {', '.join(RESOURCES)}"
         if not all(word.strip() for word in words) or not words:
             yield "exhaustion.words", f"{resource}: give words that its error has; an empty one would be in each"
+    # It may be nan.
+    if not 0 < adapter.exhaustion.within <= _LONGEST_WALL:
+        yield "exhaustion.within", f"{adapter.exhaustion.within}: give seconds above 0, at most {_LONGEST_WALL}"
     # It may be nan.
     if not 0 < adapter.shortest_wall <= _LONGEST_WALL:
         yield "shortest_wall", f"{adapter.shortest_wall}: give seconds above 0, at most {_LONGEST_WALL}"

@@ -16,6 +16,8 @@ from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import count_similar, place_of
 from leakcheck.trials.state_files import noted, read_log, spreads
 
+NEXT_RUN = "next run"
+"""The step of a trial that prepares and runs the next submission; looks are not in its time."""
 # One record however often it repeats: a chain of short-lived processes is reported as one, whatever their number.
 _FOR_GOOD = ("damaged", "respawning")
 
@@ -111,11 +113,13 @@ class Aftermath:
     def _next(self) -> None:
         came: list[Leak] = []
         try:
-            argv = self._session.prepare(NEXT)
+            with self._session.timed(NEXT_RUN):
+                argv = self._session.prepare(NEXT)
             # Preparing the box again replaces its own files, which are not residue.
             self._session.host.mark(as_before=self._as_before and not self._session.prepared)
             try:
-                wrong = self._session.run(argv, NEXT)
+                with self._session.timed(NEXT_RUN):
+                    wrong = self._session.run(argv, NEXT)
             finally:
                 came = self._session.host.observe_since_mark()
         except TargetError as error:

@@ -38,6 +38,8 @@ _BUGS = {
 }
 __all__ = ["Exhausted", "lift", "run_exhausted"]
 
+# Of a status of wait(2): there is a core (core(5)).
+_DUMPED = 0x80
 _REASON = re.compile(r"^(?:runtime|panic|fatal error): |.*panicked at", re.MULTILINE)
 _LONGEST = 160
 _MOST_CALLS = 4
@@ -122,13 +124,24 @@ def run_exhausted(
             pressure_us=None if before is None or after is None else after - before,
         )
         wrong = ""
-        if status == "OK" and not (ran and COUNTED in printed(session, output)):
-            wrong = f"status OK of a run whose payload {'did not print all' if ran else 'did not run'}: {session.words}"
+        if status == "OK" and (lacks := _lacks(session, output, ran=ran)):
+            wrong = f"status OK of a run whose payload {lacks}: {session.words}"
         session.succeeded = status == submission.expect and bool(proof) and not finished
         if inner.under:
             # The recovery comes before the release.
             stack.pop_all()
     return msgspec.structs.replace(evidence, fired=bool(proof)), wrong
+
+
+def _lacks(session: "Session", output: int, *, ran: bool) -> str:
+    """Return what a run that is to be OK lacks; empty if nothing."""
+    if not ran:
+        return "did not run"
+    if COUNTED not in printed(session, output):
+        return "did not print all"
+    lines = session.reports().get("launch", [])
+    payload = next((line["payload"] for line in lines if "payload" in line), None)
+    return "ended otherwise" if any(line.get("ended") == payload and line["status"] for line in lines) else ""
 
 
 def lift(session: "Session") -> bool:
@@ -166,7 +179,8 @@ def _crash(code: int, said: str, reports: Mapping[str, Sequence[Mapping[str, Any
     payload = next((line["payload"] for line in lines if "payload" in line), None)
     for line in lines:
         if "ended" in line and line["ended"] != payload and (number := line["status"] & 0x7F) in _BUGS:
-            return f"process {line['ended']} was ended by {signal.Signals(number).name}"
+            core = f", and the kernel dumped its core by {_core_pattern()}" if line["status"] & _DUMPED else ""
+            return f"process {line['ended']} was ended by {signal.Signals(number).name}{core}"
     if code < 0 and not (killed and -code == signal.SIGKILL):
         return f"it was ended by {signal.Signals(-code).name}"
     if (found := _CRASHED.search(said)) is None:
@@ -174,6 +188,13 @@ def _crash(code: int, said: str, reports: Mapping[str, Sequence[Mapping[str, Any
     # The reason stands before the stacks.
     why = _REASON.search(said) or found
     return f"it printed {said[why.start() :].splitlines()[0][:_LONGEST]!r}"
+
+
+def _core_pattern() -> str:
+    try:
+        return Path("/proc/sys/kernel/core_pattern").read_text().strip()
+    except OSError:
+        return "core_pattern"
 
 
 def _named(session: "Session", resource: str, said: str) -> bool | None:

@@ -15,6 +15,7 @@ from leakcheck.trials import open_host
 from leakcheck.trials.aftermath import Aftermath
 from leakcheck.trials.case import Case
 from leakcheck.trials.contest import run_contest
+from leakcheck.trials.cores import core_files
 from leakcheck.trials.crash_points import explaining
 from leakcheck.trials.exhausted import Exhausted
 from leakcheck.trials.history import History, judge
@@ -152,6 +153,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         if argv is None:
             replaced = {leak.key for leak in first.leaks if leak.replaces}
         first = msgspec.structs.replace(first, leaks=[leak for leak in first.leaks if leak.key not in replaced])
+    cores = [f"the core file {path} was left" for path in core_files(session.host, first.leaks)]
     succeeded, words, exhausted = session.succeeded, session.words, session.exhausted
     after = Aftermath(session, case, injector, first, succeeded=succeeded)
     if first.leaks or not injector.harmless:
@@ -163,7 +165,9 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     fired = _fired(session, injector, evidence)
     if not (fired or injector.may_miss):
         outcomes.add("not-reached")
-    detail = [*(what for _, what in broken), *after.failures, *filter(None, [wrong])]
+    if cores and exhausted is not None:
+        exhausted = msgspec.structs.replace(exhausted, crash="; ".join(filter(None, [exhausted.crash, *cores])))
+    detail = [*(what for _, what in broken), *after.failures, *filter(None, [wrong]), *cores]
     if "silent" in outcomes and succeeded:
         detail.append(f"the run reported {case.submission.expect}; its last words: {words}")
     if worst(outcomes) == "unknown":

@@ -10,7 +10,7 @@ from made import target
 from injectors import parse
 from leakcheck.campaigns import Exhaust, ExhaustOptions, Result
 from leakcheck.campaigns import run as run_campaign
-from leakcheck.campaigns.grace import BLAMED, CRASHED, MISSED, UNNAMED
+from leakcheck.campaigns.grace import BLAMED, CRASHED, LATE, MISSED, UNNAMED
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target, load
 
@@ -98,6 +98,37 @@ def test_a_crash_of_the_target_or_of_a_helper_is_found(tmp_path: Path, how: str)
     result = run(made(tmp_path, script), "disk:full@0")
     assert CRASHED in result.failed, result.to_json()
     assert "ended by SIG" in " ".join(finding.detail for finding in result.findings)
+
+
+def test_a_core_file_of_a_crash_is_told_with_its_path(tmp_path: Path) -> None:
+    crashes = "{{ cd /var/lib; ulimit -c unlimited; kill -SEGV $$; }}"
+    result = run(made(tmp_path, STEPS.format(fails=crashes)), "fd:limit=4")
+    assert CRASHED in result.failed, result.to_json()
+    said = " ".join(finding.detail for finding in result.findings)
+    assert "was ended by SIGSEGV, and the kernel dumped its core by" in said
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text()
+    assert pattern.startswith(("|", "/")) or "the core file /var/lib/core" in said, said
+
+
+def test_a_next_submission_that_takes_too_long_after_the_release_fails(tmp_path: Path) -> None:
+    slow = STEPS.format(fails="{{ rm -r $d; touch /run/late; exit 125; }}").replace(
+        "d=", "[ ! -e /run/late ] || {{ rm /run/late; sleep 1.2; }}; d="
+    )
+    of = made(tmp_path, slow)
+    assert LATE not in run(of, "disk:inodes@1").failed
+    of.path.write_text(of.path.read_text() + "\nexhaustion = { within = 1 }\n")
+    result = run(load(of.path), "disk:inodes@1")
+    assert LATE in result.failed, result.to_json()
+    (finding,) = [one for one in result.findings if "the next submission took" in one.detail]
+    assert "--plan disk:inodes@1 --iterations 1" in finding.replay
+
+
+def test_ok_of_a_payload_that_did_not_end_so_is_wrong_though_somebody_printed_its_words(tmp_path: Path) -> None:
+    lies = (
+        'shift 2; printf x > /run/s || {{ prlimit --fsize=0 "$@"; echo counted to 1000; exit 0; }}; rm /run/s; "$@"'
+    )
+    result = run(made(tmp_path, lies), "disk:full@0")
+    assert "payload ended otherwise" in result.findings[0].detail, result.to_json()
 
 
 def test_an_error_that_does_not_name_what_is_lacking_is_found_only_where_words_are_declared(tmp_path: Path) -> None:
