@@ -124,9 +124,7 @@ def test_a_next_submission_that_takes_too_long_after_the_release_fails(tmp_path:
 
 
 def test_ok_of_a_payload_that_did_not_end_so_is_wrong_though_somebody_printed_its_words(tmp_path: Path) -> None:
-    lies = (
-        'shift 2; printf x > /run/s || {{ prlimit --fsize=0 "$@"; echo counted to 1000; exit 0; }}; rm /run/s; "$@"'
-    )
+    lies = 'shift 2; printf x > /run/s || {{ prlimit --fsize=0 "$@"; echo counted to 1000; exit 0; }}; rm /run/s; "$@"'
     result = run(made(tmp_path, lies), "disk:full@0")
     assert "payload ended otherwise" in result.findings[0].detail, result.to_json()
 
