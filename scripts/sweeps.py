@@ -151,8 +151,8 @@ def swept(campaign: str, result: Result, explain: Explain | None = None) -> Swep
         # What its replays did not show is none.
         if finding.outcome in FAILING and not finding.chance:
             own: list[Thing] = []
-            for kind, place, class_, example in _left(finding):
-                thing = _thing(campaign, result.target, finding, kind, place, class_, example, explain)
+            for kind, places, class_, example in _left(finding):
+                thing = _thing(campaign, result.target, finding, kind, places, class_, example, explain)
                 if (same := next(filter(thing.same, own), None)) is None:
                     own.append(thing)
                 else:
@@ -190,12 +190,13 @@ def _lied(result: Result) -> Lied:
     return Lied(told=told["lies"], changed=told["another end state"], reported=told["share"])
 
 
-def _left(finding: Finding) -> Iterator[tuple[str, str, str, Example | None]]:
+def _left(finding: Finding) -> Iterator[tuple[str, set[str], str, Example | None]]:
     """Yield what a finding left for good, without what a process keeps and what is inside something else."""
     stays = [(one, example) for one in finding.leaks for example in one.examples if one.class_ not in GOES]
     processes = [(one, example) for one, example in stays if one.kind == "process"]
-    # One tree, of which not every trial has the same part.
-    yield from (("process", _place(example), one.class_, processes[0][1]) for one, example in processes)
+    for one, example in processes[:1]:
+        # One tree, of which not every trial has the same part.
+        yield "process", {_place(example) for _, example in processes}, one.class_, example
     rest = [
         (one, example, _place(example))
         for one, example in stays
@@ -205,9 +206,9 @@ def _left(finding: Finding) -> Iterator[tuple[str, str, str, Example | None]]:
         others = [other for leak, _, other in rest if leak.kind == one.kind]
         if not any(alike(str(up), other) for up in PurePath(place).parents for other in others):
             # A file is no directory, whatever random names they have.
-            yield one.kind, example.label if one.kind == "file" else place, one.class_, example
+            yield one.kind, {example.label if one.kind == "file" else place}, one.class_, example
     if not stays:
-        yield "", finding.detail, "", None
+        yield "", {finding.detail}, "", None
 
 
 def _place(example: Example) -> str:
@@ -221,7 +222,7 @@ def _thing(
     target: str,
     finding: Finding,
     kind: str,
-    place: str,
+    places: set[str],
     class_: str,
     example: Example | None,
     explain: Explain | None,
@@ -241,7 +242,7 @@ def _thing(
         killed=campaign != "faults",
         kind=kind,
         label=label,
-        places=[fixed(place)],
+        places=sorted({*map(fixed, places)})[:PLACES],
         classes=[class_] if class_ else [],
         outcomes=dict(outcomes),
         trials={campaign: finding.trials},

@@ -146,6 +146,20 @@ def test_what_two_campaigns_leave_is_one_thing_and_what_was_not_repeated_is_none
     assert "6 kills, 3 kills of a run that reaches its time limit" in text
 
 
+def test_a_tree_of_processes_is_one_thing_whatever_part_of_it_a_trial_has() -> None:
+    both, one = (_finding(f"process 5 ({name}): {name}", "", kind="process") for name in ("sh", "sleep"))
+    examples = [
+        Example(label=f"process 5 ({name}): {name}", endings={"crash": 3}, evidence={"resource": {"comm": name}})
+        for name in ("sh", "sleep")
+    ]
+    both.leaks[0].examples[:] = examples
+    one.leaks[0].examples[:] = examples[1:]
+    found = sweeps.swept("timeouts", _result([both, one]))
+    assert [(thing.label, thing.places, thing.trials) for thing in found.things] == [
+        ("process N (sh): sh", ["sh", "sleep"], {"timeouts": 6})
+    ]
+
+
 def test_what_every_run_leaves_is_one_finding_whatever_ended_the_run() -> None:
     one = _finding("dir /tmp/box", "/tmp/box", created="launch:0/mkdir(/tmp/box)#1")
     text = "\n".join(sweeps.page([sweeps.swept(name, _result([one])) for name in ("crash", "faults")], []))
