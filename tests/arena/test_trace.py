@@ -423,3 +423,49 @@ def test_a_command_goes_on_if_nobody_can_let_it() -> None:
             assert process.wait(PATIENCE) == 0
         os.close(log)
     os.close(reader)
+
+
+def test_a_child_that_ends_by_its_parents_end_makes_its_last_calls_first(traced: Traced) -> None:
+    program = """
+import ctypes, os, time
+ready, tell = os.pipe()
+if os.fork() == 0:
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL
+    os.write(tell, b"x")
+    # It runs on while its parent ends.
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    os.mkdir("/tmp/last")
+    os._exit(0)
+os.read(ready, 1)
+os._exit(3)
+"""
+    for _ in range(5):
+        assert traced.run([sys.executable, "-SIc", program]) == 3
+        assert traced.points[-3:] == ["0/exit#1", "0.1/mkdir(/tmp/last)#1", "0.1/exit#1"]
+        assert traced.arena.run(["/bin/rmdir", "/tmp/last"]) == 0
+
+
+def test_a_parent_does_not_wait_for_a_child_that_blocks_or_that_its_end_does_not_end(traced: Traced) -> None:
+    program = """
+import ctypes, os, signal, sys, time
+ready, tell = os.pipe()
+if os.fork() == 0:
+    if sys.argv[1] == "blocks":
+        ctypes.CDLL(None).prctl(1, 9)
+        os.write(tell, b"x")
+        signal.pause()
+    os.write(tell, b"x")
+    end = time.process_time() + 5
+    while time.process_time() < end:
+        pass
+os.read(ready, 1)
+os._exit(3)
+"""
+    for how in ("blocks", "goes on"):
+        assert traced.run([sys.executable, "-SIc", program, how], {**recording(0, []), "explain": True}) == 3
+        (exits,) = (one["ms"] for one in traced.lines if (one.get("role"), one.get("operation")) == ("0", "exit"))
+        (ended,) = (one["ms"] for one in traced.lines if one.get("ended") == "0")
+        # The tracer's patience is 4 s.
+        assert ended - exits < 2000

@@ -382,8 +382,7 @@ def test_two_recordings_have_the_same_points(name: str) -> None:
     if name != "refbox" and shutil.which(name) is None:
         pytest.skip(f"no {name}")
     facts = Crash().prepare(load(name), CrashOptions(), Ui(), never)
-    # The end of bwrap's first process may end its inner one before that has exited.
-    assert len(facts.unsteady) <= (name != "refbox")
+    assert len(facts.unsteady) <= (name == "runc")
     assert len(facts.points) > 50
 
 

@@ -11,6 +11,7 @@ mod filter;
 mod hold;
 mod notify;
 mod object;
+mod parting;
 mod points;
 mod record;
 mod request;
@@ -35,6 +36,7 @@ use files::{Files, Look};
 pub(crate) use filter::{install, report};
 use hold::Waiting;
 use notify::{Reported, has_ended, threads};
+use parting::Parting;
 pub(crate) use points::set_root;
 use points::{Flags, Point, describe, executes};
 use record::Pending;
@@ -157,6 +159,7 @@ pub(crate) struct Tracer {
     held: Option<Held>,
     delayed: Vec<Delayed>,
     waiting: Vec<Waiting>,
+    parting: Vec<Parting>,
     reported: Reported,
     /// Threads that have called exit(2) or exit_group(2), or another one of their process has called the latter.
     leaving: HashSet<i32>,
@@ -209,7 +212,7 @@ impl Tracer {
     pub(crate) fn patience(&self) -> Option<Duration> {
         let waits =
             self.held.is_some() || !self.early.is_empty() || self.runs.iter().any(|run| run.executing.is_some());
-        let waits = waits || !self.waiting.is_empty();
+        let waits = waits || !self.waiting.is_empty() || !self.parting.is_empty();
         waits.then_some(TICK).into_iter().chain(self.next_delayed()).min()
     }
 
@@ -234,6 +237,7 @@ impl Tracer {
         self.leaving.remove(&pid);
         self.delayed.retain(|one| one.pid != pid);
         self.waiting.retain(|one| one.pid != pid);
+        self.parting.retain(|one| one.pid != pid);
         if let Some(held) = self.held.take_if(|held| held.pid == pid) {
             // Another process of the run ended it at its point.
             if held.killed.is_none() {
@@ -347,7 +351,7 @@ impl Tracer {
                 stack::record(run, pid);
                 self.inject(pid, number, call, how, resumed)
             }
-            None => Some(resumed),
+            None => self.part(pid, &point, resumed),
         }
     }
 
@@ -442,6 +446,7 @@ impl Tracer {
     pub(crate) fn tick(&mut self) {
         self.release_delayed();
         self.release_waiting();
+        self.release_parting();
         // The creator was killed before it could report them.
         let lost: Vec<i32> =
             self.early.iter().filter(|(_, since)| since.elapsed() > PATIENCE / 40).map(|(pid, _)| *pid).collect();
