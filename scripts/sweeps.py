@@ -11,6 +11,7 @@ import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import msgspec
 
@@ -150,17 +151,20 @@ def swept(campaign: str, result: Result, explain: Explain | None = None) -> Swep
     for finding in result.findings if campaign in TITLES else ():
         # What its replays did not show is none.
         if finding.outcome in FAILING and not finding.chance:
-            own: list[Thing] = []
-            for kind, places, class_, example in _left(finding):
-                thing = _thing(campaign, result.target, finding, kind, places, class_, example, explain)
-                if (same := next(filter(thing.same, own), None)) is None:
-                    own.append(thing)
-                else:
-                    # The same trials left both.
-                    trials, outcomes = same.trials, same.outcomes
-                    same.take(thing)
-                    same.trials, same.outcomes = trials, outcomes
-            merge(found, own)
+            own: list[tuple[Thing, dict[str, int]]] = []
+            for left in _left(finding):
+                thing = _thing(campaign, result.target, finding, left, explain)
+                same = next(((one, endings) for one, endings in own if one.same(thing)), None)
+                if same is None:
+                    own.append((thing, dict(left.endings)))
+                    continue
+                one, endings = same
+                # The same trials may have left both.
+                endings |= {name: max(count, endings.get(name, 0)) for name, count in left.endings.items()}
+                one.take(thing)
+                one.trials = {campaign: sum(endings.values())}
+                one.outcomes = _outcomes(finding, endings)
+            merge(found, [one for one, _ in own])
     return Swept(
         campaign=campaign,
         target=result.target,
@@ -190,25 +194,43 @@ def _lied(result: Result) -> Lied:
     return Lied(told=told["lies"], changed=told["another end state"], reported=told["share"])
 
 
-def _left(finding: Finding) -> Iterator[tuple[str, set[str], str, Example | None]]:
+class _Left(NamedTuple):
+    """What a finding left: `endings` has how many trials of which plan."""
+
+    kind: str
+    places: set[str]
+    class_: str
+    example: Example | None
+    endings: dict[str, int]
+
+
+def _left(finding: Finding) -> Iterator[_Left]:
     """Yield what a finding left for good, without what a process keeps and what is inside something else."""
     stays = [(one, example) for one in finding.leaks for example in one.examples if one.class_ not in GOES]
     processes = [(one, example) for one, example in stays if one.kind == "process"]
-    for one, example in processes[:1]:
+    for one, first in processes[:1]:
         # One tree, of which not every trial has the same part.
-        yield "process", {_place(example) for _, example in processes}, one.class_, example
-    rest = [
-        (one, example, _place(example))
-        for one, example in stays
-        if one.kind not in ("process", *KEPT * bool(processes))
-    ]
+        endings: dict[str, int] = {}
+        for _, example in processes:
+            endings |= {name: max(count, endings.get(name, 0)) for name, count in example.endings.items()}
+        yield _Left("process", {_place(example) for _, example in processes}, one.class_, first, endings)
+    apart = ("process", *KEPT * bool(processes))
+    rest = [(one, example, _place(example)) for one, example in stays if one.kind not in apart]
     for one, example, place in rest:
         others = [other for leak, _, other in rest if leak.kind == one.kind]
         if not any(alike(str(up), other) for up in PurePath(place).parents for other in others):
             # A file is no directory, whatever random names they have.
-            yield one.kind, {example.label if one.kind == "file" else place}, one.class_, example
+            places = {example.label if one.kind == "file" else place}
+            yield _Left(one.kind, places, one.class_, example, example.endings)
     if not stays:
-        yield "", {finding.detail}, "", None
+        yield _Left("", {finding.detail}, "", None, {at.ending: at.trials for at in finding.endings})
+
+
+def _outcomes(finding: Finding, endings: Mapping[str, int]) -> dict[Outcome, int]:
+    outcomes: Counter[Outcome] = Counter()
+    for at in finding.endings:
+        outcomes[at.outcome] += endings.get(at.ending, 0)
+    return {one: count for one, count in sorted(outcomes.items()) if count}
 
 
 def _place(example: Example) -> str:
@@ -217,35 +239,25 @@ def _place(example: Example) -> str:
     return next((name for name in names if isinstance(name, str) and name), example.label)
 
 
-def _thing(
-    campaign: str,
-    target: str,
-    finding: Finding,
-    kind: str,
-    places: set[str],
-    class_: str,
-    example: Example | None,
-    explain: Explain | None,
-) -> Thing:
-    occurrences = [at for at in finding.endings if example is None or at.ending in example.endings] or finding.endings
-    outcomes: Counter[Outcome] = Counter()
-    for at in occurrences:
-        outcomes[at.outcome] += at.trials
-    label = steady(finding.detail if example is None else example.label)
+def _thing(campaign: str, target: str, finding: Finding, left: _Left, explain: Explain | None) -> Thing:
+    plans = [at.plan for at in finding.endings if at.ending in left.endings]
     told = finding.explanation
-    life = _life(told, kind, example)
-    if explain is not None and (told is None or (kind and not (life and life.created))):
-        told = explain(occurrences[0].plan) or told
-        life = _life(told, kind, example)
-    plan = told.plan if told is not None else occurrences[0].plan
+    life = _life(told, left)
+    if told is not None and life is None and told.plan not in plans:
+        # It explains another thing, which other plans leave.
+        told = None
+    if explain is not None and (told is None or (left.kind and not (life and life.created))):
+        told = explain(plans[0]) or told
+        life = _life(told, left)
+    plan = told.plan if told is not None else plans[0]
     thing = Thing(
         killed=campaign != "faults",
-        kind=kind,
-        label=label,
-        places=sorted({*map(fixed, places)})[:PLACES],
-        classes=[class_] if class_ else [],
-        outcomes=dict(outcomes),
-        trials={campaign: finding.trials},
+        kind=left.kind,
+        label=steady(finding.detail if left.example is None else left.example.label),
+        places=sorted({*map(fixed, left.places)})[:PLACES],
+        classes=[left.class_] if left.class_ else [],
+        outcomes=_outcomes(finding, left.endings),
+        trials={campaign: sum(left.endings.values())},
         replay=replay_line(CAMPAIGNS[campaign][0], load(target), "--plan", plan, "--iterations", 1),
     )
     if told is not None:
@@ -257,9 +269,11 @@ def _thing(
     return thing
 
 
-def _life(told: Explanation | None, kind: str, example: Example | None) -> Life | None:
-    lives = [one for one in told.lives if one.kind == kind] if told is not None and example is not None else []
-    same = [one for one in lives if kind == "process" or alike(one.label, example.label)] if example is not None else []
+def _life(told: Explanation | None, left: _Left) -> Life | None:
+    if told is None or (example := left.example) is None:
+        return None
+    lives = [one for one in told.lives if one.kind == left.kind]
+    same = [one for one in lives if left.kind == "process" or alike(one.label, example.label)]
     return next((one for one in same if one.created), same[0] if same else None)
 
 

@@ -160,6 +160,24 @@ def test_a_tree_of_processes_is_one_thing_whatever_part_of_it_a_trial_has() -> N
     ]
 
 
+def test_a_thing_is_explained_and_replayed_by_a_plan_that_leaves_it() -> None:
+    finding = _finding("file /tmp/box.lock", "/tmp/box.lock", created="launch:0/open(/tmp/box.lock)#1")
+    other = "launch:0/unlink(/tmp/box.state)#1:EBUSY"
+    state = Example(
+        label="file /tmp/box.state", endings={"other": 2}, evidence={"resource": {"path": "/tmp/box.state"}}
+    )
+    lock = Example(label="file /tmp/box.lock", endings={"other": 2}, evidence={"resource": {"path": "/tmp/box.lock"}})
+    finding.leaks.append(
+        Residue(kind="file", class_="orphaned", labels=[lock.label, state.label], examples=[lock, state])
+    )
+    finding.endings.append(Occurrence(ending="other", outcome="silent", trials=2, tried=2, plan=other, replay=""))
+    found = sweeps.swept("faults", _result([finding]))
+    assert [(one.label, one.trials["faults"], bool(one.life), other in one.replay) for one in found.things] == [
+        ("file /tmp/box.lock", 5, True, False),
+        ("file /tmp/box.state", 2, False, True),
+    ]
+
+
 def test_what_every_run_leaves_is_one_finding_whatever_ended_the_run() -> None:
     one = _finding("dir /tmp/box", "/tmp/box", created="launch:0/mkdir(/tmp/box)#1")
     text = "\n".join(sweeps.page([sweeps.swept(name, _result([one])) for name in ("crash", "faults")], []))
