@@ -1,6 +1,7 @@
 """The stack of a process at a crash point has the names of its functions, in C, Rust and Go."""
 
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -96,6 +97,39 @@ def test_a_stripped_c_program_has_its_functions_from_its_separate_debug_file(tmp
     mapping = (start, start + len(content), page, content)
     places = [walk_stack((pc, 0, 0), b"", [(*mapping, found)])[0] for found in (b"", debug)]
     assert [name for _, _, name in places] == [None, "innermost"]
+
+
+def with_symbols_within(directory: Path, content: bytes | None = None) -> Path:
+    """Build a stripped program with its symbols, or `content`, in .gnu_debugdata."""
+    if shutil.which("cc") is None or shutil.which("objcopy") is None:
+        pytest.skip("no C compiler, or no binutils")
+    whole, program, symbols = directory / "whole", directory / "nested", directory / "symbols"
+    subprocess.run(["cc", "-O1", "-fno-optimize-sibling-calls", "-o", whole, INPUTS / "nested.c"], check=True)
+    subprocess.run(["objcopy", "--only-keep-debug", whole, symbols], check=True)
+    symbols.write_bytes(lzma.compress(symbols.read_bytes()) if content is None else content)
+    command = ["objcopy", "--strip-all", "--add-section", f".gnu_debugdata={symbols}", whole, program]
+    subprocess.run(command, check=True)
+    return program
+
+
+def test_a_stripped_c_program_has_its_functions_from_the_symbols_within_it(tmp_path: Path) -> None:
+    found = names_at(with_symbols_within(tmp_path))
+    at = found.index("innermost")
+    assert found[at : at + 4] == ["innermost", "middle", "outermost", "main"]
+
+
+HOSTILE = {
+    "no archive": b"\xfd7zXZ\0 and no more",
+    "no ELF file": lzma.compress(b"no ELF file"),
+    "a part of one": lzma.compress(bytes(range(256)) * 99)[:-40],
+    "a file that fills all memory": lzma.compress(bytes(1 << 27), preset=0),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_symbols_within_a_program_that_are_none_are_no_harm(content: bytes, tmp_path: Path) -> None:
+    found = names_at(with_symbols_within(tmp_path, content))
+    assert len(found) >= 3 and "innermost" not in found
 
 
 def test_a_program_whose_tables_never_end_has_no_stack_and_holds_up_nobody(tmp_path: Path) -> None:
