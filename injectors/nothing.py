@@ -1,5 +1,8 @@
 """No fault, and a wrapper that holds other injectors to the protocol."""
 
+# A protocol is given as a value, and nothing is made of it.
+# mypy: disable-error-code="type-abstract"
+
 from typing import ClassVar, Self
 
 from injectors.plan import Plan
@@ -16,6 +19,7 @@ from injectors.protocol import (
     ShapesLaunch,
     Traces,
     Trial,
+    offers,
 )
 from leakcheck.errors import UsageError
 
@@ -55,19 +59,19 @@ class Checked:
         self._inner: Injector | None = inner
         self.plan, self.may_miss = plan, inner.may_miss
         self.harmless = isinstance(inner, Nothing)
-        self.continues = self.harmless or (isinstance(inner, Continues) and inner.continues)
-        self.arena_options = dict(inner.arena_options()) if isinstance(inner, ShapesArena) else {}
-        self.launch_env = dict(inner.launch_env()) if isinstance(inner, ShapesLaunch) else {}
-        traces = inner if isinstance(inner, Traces) else None
+        self.continues = self.harmless or (offers(inner, Continues) and inner.continues)
+        self.arena_options = dict(inner.arena_options()) if offers(inner, ShapesArena) else {}
+        self.launch_env = dict(inner.launch_env()) if offers(inner, ShapesLaunch) else {}
+        traces = inner if offers(inner, Traces) else None
         self.stage = "launch" if traces is None else traces.stage
         self.trace = None if traces is None else traces.trace
         self.kills_payload = traces is not None and traces.kills_payload
-        self.stages = inner.stages if isinstance(inner, FailsCalls) else {self.stage: 1}
-        self.compared = inner.compared if isinstance(inner, FailsCalls) else False
-        self._between = inner.between if isinstance(inner, ActsBetween) else None
+        self.stages = inner.stages if offers(inner, FailsCalls) else {self.stage: 1}
+        self.compared = inner.compared if offers(inner, FailsCalls) else False
+        self._between = inner.between if offers(inner, ActsBetween) else None
         self.acts_between = self._between is not None
-        self.exhausts = inner if isinstance(inner, Exhausts) else None
-        self._contend = inner.contend if isinstance(inner, Contends) else None
+        self.exhausts = inner if offers(inner, Exhausts) else None
+        self._contend = inner.contend if offers(inner, Contends) else None
         self.contends = self._contend is not None
 
     def apply(self, trial: Trial) -> Evidence:

@@ -1,9 +1,10 @@
 """The interface of an injector, and its view of the trial."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import Any, ClassVar, Protocol, Self, TypeGuard, TypeVar, runtime_checkable
 
 import msgspec
 import psutil
@@ -28,7 +29,10 @@ __all__ = [
     "Supervisor",
     "Traces",
     "Trial",
+    "offers",
 ]
+
+_T = TypeVar("_T")
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -300,3 +304,19 @@ class Exhausts(Traces, Protocol):
 
     under: bool
     """Whether it is released after the recovery only."""
+
+
+def offers(injector: object, interface: type[_T]) -> TypeGuard[_T]:
+    """Return whether `injector` has an optional interface, as `isinstance` tells it: it has all the names.
+
+    Before Python 3.12, each `isinstance` collects the names again: 0.2 ms in each trial for all of them.
+    """
+    return all(hasattr(injector, name) for name in _names(interface.__mro__))
+
+
+@functools.cache
+def _names(bases: tuple[type, ...]) -> tuple[str, ...]:
+    """Return the names that these classes declare, if they are interfaces of this module."""
+    own = [vars(base) for base in bases if base.__module__ == __name__]
+    names = [name for members in own for name in (*members.get("__annotations__", ()), *members)]
+    return tuple(name for name in dict.fromkeys(names) if not name.startswith("_"))

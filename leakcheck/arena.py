@@ -453,7 +453,9 @@ def _hint(program: str, cwd: str) -> str:
 def _strings(cwd: str, argv: Sequence[str | os.PathLike[str]], env: Mapping[str, str]) -> bytes:
     """Return working directory, arguments and environment, each terminated by a zero byte."""
     strings = [cwd, *argv, *(f"{name}={value}" for name, value in env.items())]
-    for string in map(os.fsencode, strings):
-        if b"\0" in string:
-            raise UsageError(f"run in an arena: {string!r} has a zero byte in it")
-    return b"".join(os.fsencode(string) + b"\0" for string in strings)
+    encoded = [*map(os.fsencode, strings), b""]
+    text = b"\0".join(encoded)
+    if text.count(b"\0") >= len(encoded):
+        wrong = next(one for one in encoded if b"\0" in one)
+        raise UsageError(f"run in an arena: {os.fsdecode(wrong)!r} has a zero byte in it")
+    return text

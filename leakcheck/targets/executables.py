@@ -9,6 +9,7 @@ from leakcheck import _bin
 
 # Directories that an arena replaces; a bind of one of them would hide the arena's.
 _FRESH = ("/tmp", "/run", "/var/tmp", "/dev", "/dev/shm")  # noqa: S108 - names to compare with
+_BELOW = tuple(f"{fresh}/" for fresh in _FRESH)
 # The helper programs, including refbox.
 _PACKAGED = Path(_bin.__file__).parent
 _CHECKOUT = Path(__file__).resolve().parents[2]
@@ -39,10 +40,11 @@ def binds(needed: Iterable[str | os.PathLike[str]]) -> list[tuple[str, str, bool
     its siblings. If the parent is the replaced directory itself, only the file is bound.
     """
     shown = set()
-    for path in (Path(one).absolute() for one in needed):
-        # A link in $PATH may lead into a replaced directory, or out of it.
-        for one in (path, path.resolve()):
-            if any(str(one).startswith(f"{fresh}/") for fresh in _FRESH):
+    for path in (str(Path(one).absolute()) for one in needed):
+        # A link in $PATH may lead into a replaced directory, or out of it. Each trial asks, and `Path` is slower.
+        for name in (path, os.path.realpath(path)):
+            if name.startswith(_BELOW):
+                one = Path(name)
                 wanted = [directory for directory in _own() if one.is_relative_to(directory)]
                 wanted.append(one if one.is_dir() else one.parent)
                 shown.add(next((place for place in wanted if str(place) not in _FRESH), one))
