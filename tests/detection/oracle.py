@@ -9,7 +9,7 @@ from typing import Any
 
 from plants import Plant
 
-from leakcheck import _native
+from leakcheck import Arena, _native
 
 Facts = dict[str, Any]
 Resource = dict[str, Any]
@@ -20,6 +20,10 @@ MACHINE_WIDE = {"cgroup", "loop", "key", "bpf", "sysctl"}
 
 def look(roots: list[str], lock_files: list[str]) -> _native.Snapshot:
     return _native.snapshot(scope="host", roots=roots, lock_files=lock_files)
+
+
+def look_at_arena(arena: Arena, lock_files: list[str]) -> _native.Snapshot:
+    return _native.snapshot(scope="arena", arena=arena.view, lock_files=lock_files)
 
 
 def diff(before: _native.Snapshot, after: _native.Snapshot) -> dict[str, Any]:

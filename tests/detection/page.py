@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from place import RIGHTS
+from place import RIGHTS_OF
 
 from leakcheck import __version__
 
@@ -73,18 +73,18 @@ def version(*command: str) -> str:
 
 
 def table(rows: "Sequence[Row]") -> list[str]:
-    columns = ("leakcheck", "guard", *(f"as {rights}" for rights in RIGHTS), *TOOLS[1:])
+    columns = ("leakcheck", "guard", *(f"as {rights}" for rights in RIGHTS_OF), *TOOLS[1:])
     lines = [f"| plant | kind | {' | '.join(columns)} |", f"|---|---|{':-:|' * len(columns)}"]
     ran = [row for row in rows if not row.skipped]
     for row in ran:
         cells = [("yes" if row.found[tool] else "no") for tool in TOOLS]
         if row.found["leakcheck"] and not row.clean:
             cells[0] = "not clean"
-        cells[1:1] = [row.guard, *(row.limited[rights] for rights in RIGHTS)]
+        cells[1:1] = [row.guard, *(row.limited[rights] for rights in RIGHTS_OF)]
         lines.append(f"| `{row.plant.name}`: {row.plant.what} | {row.plant.kind} | {' | '.join(cells)} |")
     sums = [f"**{sum(row.found[tool] for row in ran)}**" for tool in TOOLS]
     stay = [row.guard for row in ran if row.guard not in ("ends", "-")]
-    made = [[row.limited[rights] for row in ran if row.limited[rights] != "-"] for rights in RIGHTS]
+    made = [[row.limited[rights] for row in ran if row.limited[rights] != "-"] for rights in RIGHTS_OF]
     found = [f"**{sum(cell in ('yes', 'unnamed') for cell in cells)}** of {len(cells)}" for cells in made]
     sums[1:1] = [f"**{stay.count('yes')}** of {len(stay)}", *found]
     return [*lines, f"| **found, of {len(ran)}** | | {' | '.join(sums)} |"]

@@ -30,6 +30,9 @@ RIGHTS = {
     "nobody": ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
     "container": ("setpriv", "--bounding-set", "-all," + ",".join(f"+{name}" for name in DOCKER.split(","))),
 }
+# In an arena of a user with these rights.
+ARENA = "nobody in an arena"
+RIGHTS_OF = {**{rights: rights for rights in RIGHTS}, ARENA: "nobody"}
 NAMESPACES = ["--mount", "--ipc", "--net", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
@@ -93,7 +96,7 @@ def enter(rights: str | None) -> Place | None:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=1777", "leakcheck-detection", target], check=True)
     raise_loopback()
     if rights:
-        command = [*RIGHTS[rights], sys.executable, *sys.argv]
+        command = [*RIGHTS[RIGHTS_OF[rights]], sys.executable, *sys.argv]
         os.execvpe(command[0], command, {**os.environ, LIMITED: rights, "HOME": "/nonexistent"})
     return place
 

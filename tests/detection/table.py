@@ -2,11 +2,14 @@
 """Runs every plant of mkleak against leakcheck and its peers, in a disposable place, and writes the table."""
 
 import argparse
+import contextlib
+import functools
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,8 @@ import page
 import place
 from peers.psutil_fixture import usage
 from plants import Mkleak, Plant, UnavailableError, every_plant
+
+from leakcheck import Arena
 
 HERE = Path(__file__).resolve().parent
 PEERS = ("psutil", "lsof", "findmnt+find")
@@ -53,8 +58,11 @@ def main() -> int:
         return outside(options)
     chosen = [p for p in every_plant() if not options.plants or p.name in options.plants]
     peers = () if options.leakcheck_only else PEERS
-    watch(inside, peers, inside.dir / "warm-up.lock")()
-    rows = [run(plant, inside, peers) for plant in chosen]
+    if options.rights == place.ARENA:
+        rows = [run_in_arena(plant, inside) for plant in chosen]
+    else:
+        watch(inside, peers, inside.dir / "warm-up.lock")()
+        rows = [run(plant, inside, peers) for plant in chosen]
     if not options.leakcheck_only:
         # After all else: what these leave behind stays until the place goes.
         for row in rows:
@@ -82,7 +90,7 @@ def outside(options: argparse.Namespace) -> int:
         return place.run_inside(program, sys.argv[1:])
     limited = {}
     with tempfile.TemporaryDirectory(prefix="leakcheck-detection-") as base:
-        for rights in place.RIGHTS:
+        for rights in place.RIGHTS_OF:
             rows = Path(base, f"{rights}.json")
             with rows.open("w") as output:
                 words = ["--leakcheck-only", "--rights", rights, *options.plants]
@@ -118,7 +126,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write the page")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every row")
     parser.add_argument("--leakcheck-only", action="store_true", help="leave the peers out")
-    parser.add_argument("--rights", choices=[*place.RIGHTS], help="with these rights only; prints every row as JSON")
+    parser.add_argument("--rights", choices=[*place.RIGHTS_OF], help="with these rights only; prints every row as JSON")
     parser.add_argument("--limited", help=argparse.SUPPRESS)
     parser.add_argument("plants", nargs="*", help="only these")
     return parser.parse_args()
@@ -147,26 +155,51 @@ def script(where: place.Place, name: str, *arguments: Path) -> str:
 
 def run(plant: Plant, where: place.Place, peers: tuple[str, ...]) -> Row:
     row = Row(plant)
+    words = [plant.name, "--hold", *where.options(plant.name)]
+    with unavailable_noted(row), Mkleak(words, where.scratch / "complaints") as mkleak:
+        pid = mkleak.expect("WAITING")["pid"]
+        before, after = planted(row, mkleak, watch(where, peers, where.lock_file(pid)))
+        row.found.update({peer: before[peer] != after[peer] for peer in peers})
+    return row
+
+
+def run_in_arena(plant: Plant, where: place.Place) -> Row:
+    """Run one plant in an arena of its own."""
+    row = Row(plant)
+    with unavailable_noted(row), Arena() as arena:
+        start = functools.partial(arena.popen, env=os.environ)
+        # In an arena, /tmp is a tmpfs of it.
+        locks = ["/tmp"] if plant.kind == "lockfile" else []
+        words = [plant.name, "--hold", "--dir", "/tmp"]
+        with Mkleak(words, where.scratch / "complaints", start) as mkleak:
+            mkleak.expect("WAITING")
+            planted(row, mkleak, lambda: {"leakcheck": oracle.look_at_arena(arena, locks)})
+    return row
+
+
+def planted(row: Row, mkleak: Mkleak, look: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Have a waiting mkleak plant and clean up; note what leakcheck sees, and return the two looks of every tool."""
+    before = look()
+    mkleak.go_on()
+    row.facts = mkleak.expect("READY")
+    after = look()
+    row.report = oracle.look_again(row.plant, before["leakcheck"], after["leakcheck"])
+    row.found = {"leakcheck": oracle.is_found(row.plant, row.facts, row.report)}
+    mkleak.go_on()
+    mkleak.expect("CLEAN")
+    settled = oracle.settle(before["leakcheck"])
+    row.clean = oracle.is_clean(row.plant, row.facts, settled)
+    row.left = [leak["key"] for leak in settled["leaks"]]
+    mkleak.go_on()
+    return before, after
+
+
+@contextlib.contextmanager
+def unavailable_noted(row: Row) -> Iterator[None]:
     try:
-        with Mkleak([plant.name, "--hold", *where.options(plant.name)], where.scratch / "complaints") as mkleak:
-            pid = mkleak.expect("WAITING")["pid"]
-            look = watch(where, peers, where.lock_file(pid))
-            before = look()
-            mkleak.go_on()
-            row.facts = mkleak.expect("READY")
-            after = look()
-            row.report = oracle.look_again(plant, before["leakcheck"], after["leakcheck"])
-            row.found = {peer: before[peer] != after[peer] for peer in peers}
-            row.found["leakcheck"] = oracle.is_found(plant, row.facts, row.report)
-            mkleak.go_on()
-            mkleak.expect("CLEAN")
-            settled = oracle.settle(before["leakcheck"])
-            row.clean = oracle.is_clean(plant, row.facts, settled)
-            row.left = [leak["key"] for leak in settled["leaks"]]
-            mkleak.go_on()
+        yield
     except UnavailableError as unavailable:
         row.skipped = str(unavailable)
-    return row
 
 
 if __name__ == "__main__":
