@@ -165,11 +165,11 @@ def request(
     point: Point,
     when: When,
     victim: Victim,
-    sent: Sent = "SIGKILL",
+    sent: Sent | Literal["SIGSTOP"] = "SIGKILL",
     *,
     quiesced: bool,
 ) -> Mapping[str, Any]:
-    """Return the tracer's request for a kill at `point`."""
+    """Return the tracer's request for a kill, or another signal, at `point`."""
     fault = {"role": point.role, "operation": point.operation, "class": point.class_, "ordinal": point.ordinal}
     fault |= {"after": when == "after", "victim": victim, "signal": sent, "quiesced": quiesced}
     return {"root": number, "payload": list(payload), "fault": fault}

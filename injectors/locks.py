@@ -2,10 +2,11 @@
 
 Several runs contend for one box. ACTION is ``contend=N`` (N at once), ``late=N`` (N wait, and N more come while the
 second of all has it), ``kill-holder``, ``stop-holder`` (and continue it), ``stop-kill-holder``, ``recover-holder`` (the
-target's recovery while it is held), ``reuse-pid`` (another process gets the pid of the killed holder), or
-``kill=STAGE:POINT:before|after``, with a crash point of the holder. FILE is a lock file, as ``locks.files`` of the
-adapter has it; WHEN says whether it is damaged while it is ``held``, after its holder was killed (``stale``), or while
-nobody has it (``free``).
+target's recovery while it is held), ``reuse-pid`` (another process gets the pid of the killed holder),
+``kill=STAGE:POINT:before|after``, with a crash point of the holder, or of the recovery after a kill, or
+``stop=launch:POINT``: it is stopped after that call, others come, and it continues. FILE is a lock file, as
+``locks.files`` of the adapter has it; WHEN says whether it is damaged while it is ``held``, after its holder was killed
+(``stale``), or while nobody has it (``free``).
 """
 
 import os
@@ -13,7 +14,7 @@ import re
 import signal
 import stat
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from injectors.crash import Crash, Point, When, request
 from injectors.damages import is_damage
@@ -22,7 +23,7 @@ from injectors.protocol import Contest, Evidence
 from injectors.state import damage_file
 from leakcheck.errors import UsageError
 
-__all__ = ["ACTIONS", "FEWEST", "LINKS", "MOST", "WHENS", "Locks", "damage_plan", "kill_plan", "lock_plan"]
+__all__ = ["ACTIONS", "FEWEST", "LINKS", "MOST", "WHENS", "Locks", "damage_plan", "kill_plan", "lock_plan", "stop_plan"]
 
 ACTIONS = ("kill-holder", "stop-holder", "stop-kill-holder", "recover-holder", "reuse-pid")
 """What happens to the holder while its payload runs."""
@@ -35,9 +36,11 @@ FEWEST, MOST = 2, 64
 
 # How many come after a fault.
 _FEW = 3
+# Stages that are killed or stopped at a point, by what is done.
+_STAGES = {"kill": ("launch", "finish", "recover"), "stop": ("launch",)}
 _FORM = (
-    f"give lock:contend=N, lock:late=N, lock:ACTION (one of {', '.join(ACTIONS)}) or "
-    "lock:kill=STAGE:POINT:before|after, each with ,waiting or not; "
+    f"give lock:contend=N, lock:late=N, lock:ACTION (one of {', '.join(ACTIONS)}), "
+    "lock:kill=STAGE:POINT:before|after or lock:stop=launch:POINT, each with ,waiting or not; "
     f"or lock:FILE:DAMAGE,WHEN (one of {', '.join(WHENS)}), FILE as in the adapter's locks.files"
 )
 
@@ -50,6 +53,11 @@ def lock_plan(action: str, *, waiting: bool = False) -> Plan:
 def kill_plan(point: Point, when: When, *, waiting: bool = False) -> Plan:
     """Return the plan of a kill of the holder at `point`; with `waiting`, others wait for the box by then."""
     return lock_plan(f"kill={point.stage}:{point}:{when}", waiting=waiting)
+
+
+def stop_plan(point: Point) -> Plan:
+    """Return the plan of a stop of the holder after `point`; it continues once others have come."""
+    return lock_plan(f"stop={point.stage}:{point}")
 
 
 def damage_plan(file: str, damage: str, when: str) -> Plan:
@@ -69,6 +77,7 @@ class Locks:
         self.count = 0
         self.file = self.damage = self.when = ""
         self.crash: Crash | None = None
+        self.stops = False
         self.stage = "launch"
 
     @classmethod
@@ -81,17 +90,21 @@ class Locks:
         made = cls(plan, waiting=plan.flags == ("waiting",))
         action = plan.argument
         counted = re.fullmatch(r"(contend|late)=(\d{1,3})", action, re.ASCII)
-        if counted or action in ACTIONS or action.startswith("kill="):
+        at_point = action.partition("=")[0] if action.startswith(("kill=", "stop=")) else ""
+        if counted or action in ACTIONS or at_point:
             if plan.flags not in ((), ("waiting",)):
                 raise wrong(f"{plan.flags[0]!r} is no flag of it")
             if counted and not FEWEST <= int(counted[2]) <= MOST:
                 raise wrong(f"{counted[2]} contenders: give {FEWEST} to {MOST}")
             made.count = int(counted[2]) if counted else _FEW
-            if action.startswith("kill="):
-                stage, _, rest = action.removeprefix("kill=").partition(":")
-                if stage not in ("launch", "finish"):
-                    raise wrong(f"{stage!r} is no stage of a holder; give launch or finish")
-                made.crash = Crash.of(Plan(stage, f"{rest}:SIGKILL"))
+            if at_point:
+                stage, _, rest = action.partition("=")[2].partition(":")
+                if stage not in _STAGES[at_point]:
+                    raise wrong(f"{stage!r} is no stage to {at_point}; give {' or '.join(_STAGES[at_point])}")
+                if made.waiting and stage == "recover":
+                    raise wrong("'waiting' is no flag of it")
+                made.stops = at_point == "stop"
+                made.crash = Crash.of(Plan(stage, f"{rest}:{'after:' * made.stops}SIGKILL"))
                 made.stage = stage
             return made
         made.file, _, made.damage = action.rpartition(":")
@@ -108,7 +121,8 @@ class Locks:
         """Return how a command of the holder is traced: it is killed at the point."""
         if self.crash is None or stage != self.stage:
             return None
-        return request(number, payload, self.crash.point, self.crash.when, "supervisor", quiesced=False)
+        sent: Literal["SIGSTOP", "SIGKILL"] = "SIGSTOP" if self.stops else "SIGKILL"
+        return request(number, payload, self.crash.point, self.crash.when, "supervisor", sent, quiesced=False)
 
     def apply(self, trial: object) -> Evidence:
         """Contend instead."""
@@ -117,8 +131,10 @@ class Locks:
     def contend(self, contest: Contest) -> Evidence:
         """Act as the plan says."""
         action = self.plan.argument.partition("=")[0]
-        if self.crash is not None:
-            fired = self._kill_at_point(contest)
+        if self.stage == "recover":
+            fired = self._kill_recovery(contest)
+        elif self.crash is not None:
+            fired = self._stop_at_point(contest) if self.stops else self._kill_at_point(contest)
         elif self.file:
             fired = self._damage(contest)
         elif action == "contend":
@@ -174,6 +190,25 @@ class Locks:
             contest.killed()
         if not early:
             contest.come(_FEW, waiting=self.waiting)
+        return fired
+
+    def _stop_at_point(self, contest: Contest) -> bool:
+        contest.hold(until_seen=False)
+        if not contest.wait_for_fault():
+            return False
+        contest.come(_FEW, waiting=self.waiting)
+        contest.wait_for_others()
+        return contest.signal(signal.SIGCONT)
+
+    def _kill_recovery(self, contest: Contest) -> bool:
+        """Kill the holder, and then its recovery."""
+        if not contest.hold():
+            return False
+        contest.signal(signal.SIGKILL)
+        contest.killed()
+        contest.wait(holder=True)
+        fired = contest.recover_once()
+        contest.come(_FEW)
         return fired
 
     def _damage(self, contest: Contest) -> bool:

@@ -169,6 +169,9 @@ class Contest(Keeps, Protocol):
     def recover(self) -> None:
         """Run the target's recovery while somebody has the box: it must refuse, or do nothing."""
 
+    def recover_once(self) -> bool:
+        """Run the target's recovery, which the tracer is to kill; return whether it did."""
+
     def take_pid(self) -> bool:
         """Start a process that has the pid of the holder, which has ended; return whether it got it."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from injectors import Plan
 from injectors.damages import PLACES, content_damages
-from injectors.locks import ACTIONS, FEWEST, LINKS, MOST, WHENS, damage_plan, kill_plan, lock_plan
+from injectors.locks import ACTIONS, FEWEST, LINKS, MOST, WHENS, damage_plan, kill_plan, lock_plan, stop_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, reached, stated, zero
 from leakcheck.campaigns.findings import clusters
@@ -21,8 +21,10 @@ from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
 
 _CROWDS = {"quick": (2, 8), "full": (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)}
-# Crash points, and damages of one lock file's content, by profile.
-_POINTS_OF = {"quick": 4, "full": 40}
+# Crash points beside those on locks at which the holder is killed, those at which anything else happens, and damages of
+# one lock file's content, by profile.
+_POINTS_OF = {"quick": 4, "full": 1000}
+_FEWER_OF = {"quick": 2, "full": 40}
 _PLACES_OF = {"quick": 8, "full": 1000}
 _REPLAYS = 20
 
@@ -123,12 +125,19 @@ def _plans(options: LocksOptions, facts: LockFacts) -> Iterator[Plan]:
         late = (count for count in crowds if 2 * count <= max(options.contenders, 4))
         yield from (lock_plan(f"late={count}", waiting=waits) for count in late for waits in ways)
     yield from (lock_plan(action, waiting=waits) for action in ACTIONS for waits in ways)
+    fewer = facts.chosen(_FEWER_OF[options.profile])
     for point in facts.chosen(_POINTS_OF[options.profile]):
         yield kill_plan(point.point, "before")
+        if point not in fewer:
+            continue
+        if point.after and point.point.stage == "launch":
+            yield stop_plan(point.point)
         if point.after:
             yield kill_plan(point.point, "after")
         if queues and full and point.phase not in ("setup", ""):
             yield kill_plan(point.point, "before", waiting=True)
+    for point in facts.of_recovery(_FEWER_OF[options.profile]):
+        yield kill_plan(point.point, "before")
     for file, content in facts.contents.items():
         for when in WHENS:
             damages = [*content_damages(content, 12)]

@@ -14,7 +14,7 @@ from injectors.timed import ended, kill
 from leakcheck.errors import UsageError
 from leakcheck.targets.adapter import Locks
 from leakcheck.trials.arena_host import ArenaHost
-from leakcheck.trials.contender import Contender
+from leakcheck.trials.contender import Contender, pid_inside
 from leakcheck.trials.crowd import HELD, QUEUED, Crowd
 from leakcheck.trials.history import Attempt, History
 from leakcheck.trials.live_host import descendants
@@ -58,7 +58,7 @@ class Contest:
         """Start the holder; return whether its payload runs."""
         self.come(1)
         process = self._holder.process
-        self._pid = 0 if process is None else _pid_inside(process.pid)
+        self._pid = 0 if process is None else pid_inside(process.pid)
         if until_seen:
             # At the gate it executes nothing yet.
             self._crowd.until(lambda: 0 in self._witness.holding() or self._holder.over.is_set())
@@ -69,10 +69,15 @@ class Contest:
         self._crowd.add(count, self._argv, waits=waiting, tolerated=self._tolerates)
 
     def wait_for_others(self) -> None:
-        """Wait until all but the holder have ended, or, of those that wait, have had the time to begin so."""
+        """Wait until all but the holder have ended or got the box, or, of those that wait, had time to begin so."""
         others = self._crowd.all[1:]
         queue = any(one.waits for one in others)
-        self._crowd.until(lambda: all(one.over.is_set() for one in others), QUEUED if queue else HELD)
+
+        def settled() -> bool:
+            holding = self._witness.holding()
+            return all(one.over.is_set() or one.number in holding for one in others)
+
+        self._crowd.until(settled, QUEUED if queue else HELD)
 
     def wait(self, *, holder: bool = False) -> None:
         """Let everybody run to the end; with `holder`, only once the holder has ended. Payloads end one by one."""
@@ -140,6 +145,11 @@ class Contest:
             self.killed()
         if (wrong := self._session.recover()) and not self._crowd.is_busy(wrong, self._session.commands[-1].exit or 0):
             self._refusals.append(f"while the box was in use: {wrong}")
+
+    def recover_once(self) -> bool:
+        """Run the target's recovery, which the tracer is to kill; return whether it did."""
+        self._session.recover(again=False)
+        return bool(self._session.fired("recover"))
 
     def take_pid(self) -> bool:
         """Start a process that has the pid of the holder, which has ended; return whether it got it."""
@@ -217,15 +227,6 @@ class Contest:
     def close(self) -> None:
         """Remove what is left of the contenders."""
         self._crowd.close()
-
-
-def _pid_inside(pid: int) -> int:
-    """Return the pid of a process of the arena as the arena shows it; 0 if it has ended."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        return int(status.partition("\nNSpid:")[2].split("\n", 1)[0].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def run_contest(session: Session, injector: Checked, argv: list[str]) -> tuple[Evidence, History]:

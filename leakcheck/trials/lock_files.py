@@ -25,22 +25,31 @@ _WORD = "lock"
 
 
 class LockFacts(msgspec.Struct, frozen=True):
-    """The crash points of a run in order, and the content of each lock file, by its name in the adapter.
+    """The crash points of a run, and of a recovery, in order, and the content of each lock file by its adapter's name.
 
     `queues`: there is a launch that waits for a box.
     """
 
     points: list[Recorded] = []
+    recovery: list[Recorded] = []
     contents: dict[str, bytes] = {}
     queues: bool = False
 
     def chosen(self, most: int) -> list[Recorded]:
-        """Return all points on locks, and at most `most` others, from the first to the last."""
-        locks = [at for at, one in enumerate(self.points) if _is_lock(one)]
-        others = [at for at in range(len(self.points)) if at not in locks]
-        count = min(most, len(others))
-        spread = (others[at * (len(others) - 1) // max(1, count - 1)] for at in range(count))
-        return [self.points[at] for at in sorted({*locks, *spread})]
+        """Return all points of a run on locks, and at most `most` others, from the first to the last."""
+        return _chosen(self.points, most)
+
+    def of_recovery(self, most: int) -> list[Recorded]:
+        """Return those of the recovery, chosen in the same way."""
+        return _chosen(self.recovery, most)
+
+
+def _chosen(points: list[Recorded], most: int) -> list[Recorded]:
+    locks = [at for at, one in enumerate(points) if _is_lock(one)]
+    others = [at for at in range(len(points)) if at not in locks]
+    count = min(most, len(others))
+    spread = (others[at * (len(others) - 1) // max(1, count - 1)] for at in range(count))
+    return [points[at] for at in sorted({*locks, *spread})]
 
 
 def _is_lock(one: Recorded) -> bool:
@@ -51,6 +60,10 @@ def record_locks(target: Target, stop: Stop) -> LockFacts:
     """Record them; raise `TargetError` if the run is not right, or none of the declared lock files is there."""
     recorded = record_twice(target, BUILTIN["ok"], recovery=False, stop=stop).points
     points = [one for one in recorded if one.point.stage in ("launch", "finish") and not one.notified]
+    recovery = []
+    if target.adapter.recover:
+        recovered = record_twice(target, BUILTIN["ok"], recovery=True, stop=stop).points
+        recovery = [one for one in recovered if one.point.stage == "recover" and not one.notified]
     locks = target.adapter.locks or Locks()
     with open_host(target, 0, live=False) as host:
         session = Session(target, host, stop=stop)
@@ -67,4 +80,4 @@ def record_locks(target: Target, stop: Stop) -> LockFacts:
     if absent := [one for one in locks.files if one not in contents]:
         hint = f"mend locks.files in {target.path}"
         raise TargetError(f"{target.name}: while its payload runs there is no {absent[0]}; {hint}")
-    return LockFacts(points, contents, queues=bool(locks.waiting))
+    return LockFacts(points, recovery, contents, queues=bool(locks.waiting))

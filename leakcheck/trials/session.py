@@ -214,13 +214,13 @@ class Session(Runner):
         except TargetError as error:
             return str(error)
 
-    def recover(self) -> str:
-        """Run the target's recovery; return what is wrong with it. One that a fault interrupted is run again.
+    def recover(self, *, again: bool = True) -> str:
+        """Run the target's recovery; return what is wrong with it. One that a fault interrupted is run `again`.
 
         So is one that reported a fault; one that did not end stays wrong.
         """
         wrong = self._complaint("recover", *self.target.recover_commands(self.box))
-        if self.fired("recover") or (wrong and self.hits("recover") and not self.late):
+        if again and (self.fired("recover") or (wrong and self.hits("recover") and not self.late)):
             wrong = self._complaint("recover", *self.target.recover_commands(self.box))
         return wrong
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from made import LEAKCHECK, target
 
-from injectors import parse
+from injectors import injector_for, parse
 from injectors.locks import lock_plan
 from leakcheck.campaigns import Locks, LocksOptions, Result
 from leakcheck.campaigns import run as run_campaign
@@ -103,6 +103,27 @@ def test_a_payload_that_outlives_its_killed_supervisor_beside_the_next_one_is_a_
     assert "split-brain" in outcomes(result), shown(result)
 
 
+def test_a_holder_that_is_stopped_between_its_check_and_its_lock_runs_beside_another(tmp_path: Path) -> None:
+    races = f"""shift 2; mkdir -p {HOME}; [ -e {LOCK} ] && exit 9
+: > {HOME}/mark; : > {LOCK}; "$@"; code=$?; rm -f {LOCK}; exit $code"""
+    result = run(made(tmp_path, races), f"lock:stop=launch:0/open({HOME}/mark)#1")
+    assert "split-brain" in outcomes(result), shown(result)
+    kept = run(made(tmp_path, FLOCK, name="kept"), f"lock:stop=launch:0/open({LOCK})#1")
+    assert kept.verdict == "clean", shown(kept)
+
+
+def test_a_recovery_that_is_killed_must_not_keep_the_box(tmp_path: Path) -> None:
+    stuck = f"{HOME}/stuck"
+    launch = FLOCK.replace("exec flock", f"[ ! -e {stuck} ] || exit 9; exec flock")
+    plan = f"lock:kill=recover:0/open({stuck})#1:after"
+    once = f"mkdir -p {HOME}; [ ! -e {stuck} ] || exit 1; : > {stuck}; rm {stuck}"
+    result = run(made(tmp_path, launch, recover=once), plan)
+    assert "wedged" in outcomes(result), shown(result)
+    assert "the box of a killed holder was not free again in 2 s" in shown(result)
+    again = f"mkdir -p {HOME}; : > {stuck}; rm {stuck}"
+    assert run(made(tmp_path, launch, recover=again, name="again"), plan).verdict == "clean"
+
+
 def test_a_lock_that_is_known_by_its_pid_alone_is_stale_for_good_once_the_pid_is_reused(tmp_path: Path) -> None:
     assert "wedged" not in outcomes(run(made(tmp_path, PID), "lock:kill-holder"))
     result = run(made(tmp_path, PID), "lock:reuse-pid")
@@ -195,6 +216,19 @@ def test_an_impossible_option_is_refused(options: dict[str, Any], wrong: str) ->
 def test_a_wrong_declaration_names_the_field(tmp_path: Path, field: str, wrong: str) -> None:
     with pytest.raises(UsageError, match=wrong):
         made(tmp_path, FLOCK, f"locks = {{ {field} }}")
+
+
+@pytest.mark.parametrize(
+    ("plan", "wrong"),
+    [
+        ("lock:stop=finish:0/open#1", "'finish' is no stage to stop; give launch"),
+        ("lock:kill=prepare:0/open#1:before", "'prepare' is no stage to kill; give launch or finish or recover"),
+        ("lock:kill=recover:0/open#1:before,waiting", "'waiting' is no flag of it"),
+    ],
+)
+def test_a_plan_that_cannot_be_names_what_is_wrong(plan: str, wrong: str) -> None:
+    with pytest.raises(UsageError, match=wrong):
+        injector_for(parse(plan))
 
 
 @pytest.mark.parametrize(

@@ -137,6 +137,9 @@ pub(super) enum Sent {
     Int,
     #[serde(rename = "SIGHUP")]
     Hup,
+    /// They can be continued.
+    #[serde(rename = "SIGSTOP")]
+    Stop,
 }
 
 impl Sent {
@@ -146,6 +149,7 @@ impl Sent {
             Sent::Term => Signal::TERM,
             Sent::Int => Signal::INT,
             Sent::Hup => Signal::HUP,
+            Sent::Stop => Signal::STOP,
         }
     }
 }
