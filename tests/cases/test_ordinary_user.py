@@ -100,6 +100,17 @@ def test_an_ordinary_user_s_arena_shows_what_is_made_in_each_place_of_it(user: P
     assert {kind: gap for kind, gap in report["coverage"].items() if gap["level"] != "full"} == {}
 
 
+def test_a_mount_over_a_directory_that_an_arena_made_again_deletes_nothing_in_it(user: Place) -> None:
+    # With a mount below /media/disk, the arena makes /media and /media/disk again.
+    before = "mount -t tmpfs tmpfs /media; mkdir -p /media/disk/below; mount -t tmpfs tmpfs /media/disk/below"
+    made = "touch /litter; mount -t tmpfs tmpfs /media"
+    done = user("leakcheck", "guard", "--arena", "--json", "--settle", "0.1", "--", "sh", "-c", made, before=before)
+    assert done.returncode == 1, done.stdout + done.stderr
+    leaks = [(leak["kind"], leak["class"], leak["evidence"]["resource"]) for leak in json.loads(done.stdout)["leaks"]]
+    shown = sorted((kind, class_, what.get("target") or what["path"]) for kind, class_, what in leaks)
+    assert shown == [("file", "orphaned", "/litter"), ("mount", "orphaned", "/media")]
+
+
 def test_a_cgroup_that_an_ordinary_user_may_write_to_is_a_gap_of_an_arena_without_one(user: Place) -> None:
     # Nothing is a cgroup there, but a look cannot know whether it is one of those that may be mounted elsewhere.
     before = "mount -t tmpfs tmpfs /sys/fs/cgroup"

@@ -136,8 +136,10 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
         tree.attach(target).doing("bind in the arena to", target)?;
     }
     if !is_root() {
-        // Not an overlay: what is made in it is new.
-        fresh.push(("/".to_owned(), open_dir(Path::new("/"))?));
+        // Not an overlay: what is made in it is new. A copy of this mount alone shows it whatever the run mounts over it.
+        let copy = Tree::of(Path::new("/"), false, false)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        fresh.push(("/".to_owned(), rustix::fs::openat(&copy.fd, ".", flags, Mode::empty())?));
     }
     Ok(Root { top: open_dir(Path::new("/"))?, null, layers, proc, fresh, not_covered })
 }
