@@ -114,8 +114,8 @@ def _start(program: Path, arguments: list[str], env: dict[str, str], stdin: int)
     """Start `program` from a sealed copy in memory (memfd_create(2)).
 
     Then `/proc/PID/exe` and `map_files` of a process that is visible in an arena do not lead to a file of the host. If
-    the system forbids such programs (`vm.memfd_noexec`), it is started from the file. It has a session of its own
-    before it runs: what kills the caller's process group leaves it to clean up.
+    the system forbids such programs (`vm.memfd_noexec`), it is started from the file. Its session is its own before it
+    runs: what kills the caller's process group leaves it to clean up.
     """
     command, null = [str(program), *arguments], subprocess.DEVNULL
     copy = -1
