@@ -9,6 +9,7 @@ mod fault;
 mod files;
 mod filter;
 mod hold;
+mod kill;
 mod notify;
 mod object;
 mod parting;
@@ -29,21 +30,20 @@ use std::time::{Duration, Instant};
 
 use leakcheck_sys::Ended;
 use leakcheck_sys::trace::{self, Call, Change, Resume, Stop};
-use rustix::process::{Signal, pidfd_send_signal};
 
 use fault::Delayed;
 use files::{Files, Look};
 pub(crate) use filter::{install, report};
 use hold::Waiting;
-use notify::{Reported, has_ended, threads};
+use kill::Held;
+use notify::Reported;
 use parting::Parting;
 pub(crate) use points::set_root;
 use points::{Flags, Point, describe, executes};
 use record::Pending;
 pub(crate) use request::Request;
-use request::Victim;
 use role::Role;
-use status::{activity, filters};
+use status::filters;
 use x86_64::{hides, is_i386};
 
 /// Roles of an arena; further processes have the role of their creator.
@@ -130,23 +130,6 @@ impl Task {
         Task { role, process, payload: false, due: false, pending: None, look: None, result: None, before: Vec::new() }
     }
 }
-
-/// A thread that waits at its point until all others block, and then until those who are killed have ended.
-struct Held {
-    pid: i32,
-    process: i32,
-    run: usize,
-    since: Instant,
-    /// State and context switches of the others, when they were last looked at.
-    others: Vec<(i32, String)>,
-    /// What it has reported and waits for the answer to, instead of a stop.
-    report: Option<u64>,
-    /// Who is killed, once the kill has happened.
-    killed: Option<Killed>,
-}
-
-/// Processes that have got SIGKILL.
-type Killed = Vec<(i32, OwnedFd)>;
 
 /// All traced commands of an arena.
 #[derive(Default)]
@@ -423,25 +406,6 @@ impl Tracer {
         instant
     }
 
-    /// The thread `pid` is at the point: the kill happens now, or when all others block.
-    fn fire_at(&mut self, pid: i32) -> Option<Resume> {
-        let task = self.tasks.get(&pid)?;
-        let (process, number) = (task.process, self.roles[task.role].run);
-        let run = &mut self.runs[number];
-        stack::record(run, pid);
-        if run.request.fault.as_ref().is_some_and(|fault| fault.quiesced) {
-            // Nothing else is a point from here on.
-            run.fired = true;
-            let (since, others) = (Instant::now(), Vec::new());
-            self.held = Some(Held { pid, process, run: number, since, others, report: None, killed: None });
-            return None;
-        }
-        let killed = self.kill(number, process, true);
-        // An answer would let the call of a killed process happen; a stop does not.
-        let is_killed = killed.iter().any(|(pid, _)| *pid == process);
-        (!is_killed || self.runs[number].listener.is_none()).then_some(Resume::Run(0))
-    }
-
     /// Continues what waits for time to pass.
     pub(crate) fn tick(&mut self) {
         self.release_delayed();
@@ -464,80 +428,7 @@ impl Tracer {
         if self.held.is_some() {
             self.find_all_children();
         }
-        let Some(held) = &self.held else { return };
-        if let Some(killed) = &held.killed {
-            // What it does next is the same in every run only if they are gone.
-            if killed.iter().all(|(_, pidfd)| has_ended(pidfd.as_fd())) || held.since.elapsed() > PATIENCE {
-                self.release();
-            }
-            return;
-        }
-        let notified = self.runs[held.run].listener.is_some();
-        let of_run = |task: &&Task| self.roles[task.role].run == held.run && !self.roles[task.role].payload;
-        let others = self.tasks.iter().filter(|(_, task)| of_run(task)).map(|(pid, _)| *pid);
-        // Of reported processes, not each thread is known.
-        let others = others.flat_map(|pid| if notified { threads(pid) } else { vec![pid] });
-        let mut others: Vec<i32> = others.filter(|pid| *pid != held.pid).collect();
-        others.sort_unstable();
-        let others: Vec<(i32, String)> = others.into_iter().filter_map(|pid| Some((pid, activity(pid)?))).collect();
-        let blocked = others.iter().all(|(_, activity)| !activity.starts_with('R'));
-        let quiet = blocked && held.others == others;
-        if quiet || held.since.elapsed() > PATIENCE {
-            let killed = self.kill(held.run, held.process, quiet);
-            if let Some(held) = &mut self.held {
-                (held.since, held.killed) = (Instant::now(), Some(killed));
-            }
-        } else if let Some(held) = &mut self.held {
-            held.others = others;
-        }
-    }
-
-    /// Continues the thread that waits at its point.
-    fn release(&mut self) {
-        let Some(held) = self.held.take() else { return };
-        match held.report {
-            Some(id) => self.answer(held.run, id, None),
-            None => self.resume(held.pid, Resume::Run(0)),
-        }
-    }
-
-    /// Kills, with `process` at the point.
-    fn kill(&mut self, number: usize, process: i32, quiet: bool) -> Killed {
-        self.find_all_children();
-        let run = &mut self.runs[number];
-        run.fired = true;
-        let Some((victim, sent)) = run.request.fault.as_ref().map(|fault| (fault.victim, fault.signal.signal())) else {
-            return Vec::new();
-        };
-        let of_run = |task: &&Task| {
-            let role = &self.roles[task.role];
-            role.run == number && (victim != Victim::All || !role.payload)
-        };
-        let processes: HashSet<i32> = match victim {
-            Victim::Supervisor if self.tasks.contains_key(&run.root) => HashSet::from([run.root]),
-            Victim::Supervisor => HashSet::from([process]),
-            Victim::Helper => HashSet::from([process]),
-            Victim::All | Victim::Tree | Victim::Freeze => {
-                self.tasks.values().filter(of_run).map(|task| task.process).collect()
-            }
-        };
-        // A process of ours that has not been waited for keeps its number.
-        let alive = processes.into_iter().filter(|pid| self.tasks.contains_key(pid));
-        let mut pidfds: Killed = alive.filter_map(|pid| Some((pid, self.reported.pidfd(pid).ok()?))).collect();
-        // Who was ended by others was not killed. The line comes before the kill: who sees the command end finds it.
-        if !pidfds.is_empty() {
-            run.note(&serde_json::json!({"fired": run.phase.name(), "quiet": quiet}));
-        }
-        let signals: &[Signal] = if victim == Victim::Freeze { &[Signal::STOP, sent] } else { &[sent] };
-        for signal in signals {
-            for (_, pidfd) in &pidfds {
-                let _ = pidfd_send_signal(pidfd, *signal);
-            }
-        }
-        if sent != Signal::KILL {
-            pidfds.clear();
-        }
-        pidfds
+        self.kill_if_quiet();
     }
 }
 

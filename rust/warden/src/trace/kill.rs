@@ -1,0 +1,129 @@
+//! The kill at a point: at once, or when all other threads of the run block.
+
+use std::collections::HashSet;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::time::Instant;
+
+use leakcheck_sys::trace::Resume;
+use rustix::process::{Signal, pidfd_send_signal};
+
+use super::notify::{has_ended, threads};
+use super::request::Victim;
+use super::status::activity;
+use super::{PATIENCE, Task, Tracer, stack};
+
+/// A thread that waits at its point until all others block, and then until those who are killed have ended.
+pub(super) struct Held {
+    pub(super) pid: i32,
+    pub(super) process: i32,
+    pub(super) run: usize,
+    pub(super) since: Instant,
+    /// State and context switches of the others, when they were last looked at.
+    pub(super) others: Vec<(i32, String)>,
+    /// What it has reported and waits for the answer to, instead of a stop.
+    pub(super) report: Option<u64>,
+    /// Who is killed, once the kill has happened.
+    pub(super) killed: Option<Killed>,
+}
+
+/// Processes that have got SIGKILL.
+pub(super) type Killed = Vec<(i32, OwnedFd)>;
+
+impl Tracer {
+    /// The thread `pid` is at the point: the kill happens now, or when all others block.
+    pub(super) fn fire_at(&mut self, pid: i32) -> Option<Resume> {
+        let task = self.tasks.get(&pid)?;
+        let (process, number) = (task.process, self.roles[task.role].run);
+        let run = &mut self.runs[number];
+        stack::record(run, pid);
+        if run.request.fault.as_ref().is_some_and(|fault| fault.quiesced) {
+            // Nothing else is a point from here on.
+            run.fired = true;
+            let (since, others) = (Instant::now(), Vec::new());
+            self.held = Some(Held { pid, process, run: number, since, others, report: None, killed: None });
+            return None;
+        }
+        let killed = self.kill(number, process, true);
+        // An answer would let the call of a killed process happen; a stop does not.
+        let is_killed = killed.iter().any(|(pid, _)| *pid == process);
+        (!is_killed || self.runs[number].listener.is_none()).then_some(Resume::Run(0))
+    }
+
+    /// Kills when all others block, and continues the thread at the point once those who are killed have ended.
+    pub(super) fn kill_if_quiet(&mut self) {
+        let Some(held) = &self.held else { return };
+        if let Some(killed) = &held.killed {
+            // What it does next is the same in every run only if they are gone.
+            if killed.iter().all(|(_, pidfd)| has_ended(pidfd.as_fd())) || held.since.elapsed() > PATIENCE {
+                self.release();
+            }
+            return;
+        }
+        let notified = self.runs[held.run].listener.is_some();
+        let of_run = |task: &&Task| self.roles[task.role].run == held.run && !self.roles[task.role].payload;
+        let others = self.tasks.iter().filter(|(_, task)| of_run(task)).map(|(pid, _)| *pid);
+        // Of reported processes, not each thread is known.
+        let others = others.flat_map(|pid| if notified { threads(pid) } else { vec![pid] });
+        let mut others: Vec<i32> = others.filter(|pid| *pid != held.pid).collect();
+        others.sort_unstable();
+        let others: Vec<(i32, String)> = others.into_iter().filter_map(|pid| Some((pid, activity(pid)?))).collect();
+        let blocked = others.iter().all(|(_, activity)| !activity.starts_with('R'));
+        let quiet = blocked && held.others == others;
+        if quiet || held.since.elapsed() > PATIENCE {
+            let killed = self.kill(held.run, held.process, quiet);
+            if let Some(held) = &mut self.held {
+                (held.since, held.killed) = (Instant::now(), Some(killed));
+            }
+        } else if let Some(held) = &mut self.held {
+            held.others = others;
+        }
+    }
+
+    /// Continues the thread that waits at its point.
+    pub(super) fn release(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        match held.report {
+            Some(id) => self.answer(held.run, id, None),
+            None => self.resume(held.pid, Resume::Run(0)),
+        }
+    }
+
+    /// Kills, with `process` at the point.
+    pub(super) fn kill(&mut self, number: usize, process: i32, quiet: bool) -> Killed {
+        self.find_all_children();
+        let run = &mut self.runs[number];
+        run.fired = true;
+        let Some((victim, sent)) = run.request.fault.as_ref().map(|fault| (fault.victim, fault.signal.signal())) else {
+            return Vec::new();
+        };
+        let of_run = |task: &&Task| {
+            let role = &self.roles[task.role];
+            role.run == number && (victim != Victim::All || !role.payload)
+        };
+        let processes: HashSet<i32> = match victim {
+            Victim::Supervisor if self.tasks.contains_key(&run.root) => HashSet::from([run.root]),
+            Victim::Supervisor => HashSet::from([process]),
+            Victim::Helper => HashSet::from([process]),
+            Victim::All | Victim::Tree | Victim::Freeze => {
+                self.tasks.values().filter(of_run).map(|task| task.process).collect()
+            }
+        };
+        // A process of ours that has not been waited for keeps its number.
+        let alive = processes.into_iter().filter(|pid| self.tasks.contains_key(pid));
+        let mut pidfds: Killed = alive.filter_map(|pid| Some((pid, self.reported.pidfd(pid).ok()?))).collect();
+        // Who was ended by others was not killed. The line comes before the kill: who sees the command end finds it.
+        if !pidfds.is_empty() {
+            run.note(&serde_json::json!({"fired": run.phase.name(), "quiet": quiet}));
+        }
+        let signals: &[Signal] = if victim == Victim::Freeze { &[Signal::STOP, sent] } else { &[sent] };
+        for signal in signals {
+            for (_, pidfd) in &pidfds {
+                let _ = pidfd_send_signal(pidfd, *signal);
+            }
+        }
+        if sent != Signal::KILL {
+            pidfds.clear();
+        }
+        pidfds
+    }
+}
