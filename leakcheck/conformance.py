@@ -166,7 +166,8 @@ def _locks(session: Session) -> str:
         session.renew()
         injector = injector_for(lock_plan(action))
         evidence, history = run_contest(session, injector, session.prepare(HOLDER))
-        if broken := [what for _, what in judge(history)]:
+        # Where nobody can hold starts, the check tells what is seen all the same.
+        if broken := [what for outcome, what in judge(history) if outcome != "unknown" or not history.blind]:
             return f"{injector.plan}: {'; '.join(broken)}"
         if not evidence.fired:
             return f"{injector.plan}: the payload was not seen to run, so that it could not be killed"

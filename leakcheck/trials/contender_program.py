@@ -1,16 +1,19 @@
 """What those who contend for a box run in it: a program of its own each, which is known by its name."""
 
+import os
 from pathlib import Path
 
 from leakcheck.submissions import Submission
+from leakcheck.trials.arena_host import ArenaHost
 
 __all__ = ["HOLDER", "PROGRAMS", "contender", "processes"]
 
 # Seconds: of a payload's wait if nobody ends it, and its limit.
 _PAYLOAD_SECONDS = 60
 _WALL = 30
-# What needs no bundle has this directory inside all the same: no sandbox has to show another one.
-PROGRAMS = Path("/usr/share/leakcheck-contenders")
+# What needs no bundle has /usr/share inside all the same: no sandbox has to show another directory. In the arena of an
+# ordinary user, only root writes there.
+PROGRAMS = (Path("/usr/share") if os.geteuid() == 0 else ArenaHost.work.parent) / "leakcheck-contenders"
 """The directory of the payloads' programs in an arena."""
 
 

@@ -147,3 +147,29 @@ def test_an_ordinary_user_s_failing_clean_up_is_found_and_explained(user: Place)
     assert life["released"] == "launch:0.3/rmdir(/var/tmp/litter)#1", finding
     assert life["how"] == "under the fault that call returned EBUSY"
     assert finding["explanation"]["stack"], finding
+
+
+MINE = """
+name = "mine"
+summary = "has a lock, and a state file while it runs"
+launch = ["/bin/sh", "-c", '''
+mkdir -p /tmp/m; echo 7 > /tmp/m/s; flock -n -o -E 9 /tmp/m/l "$@"; c=$?; rm -f /tmp/m/s; exit $c''', "sh", "{program}"]
+recover = [["/bin/sh", "-c", "rm -rf /tmp/m"]]
+probe = { none = "isolates nothing" }
+state = ["/tmp/m"]
+state_files = ["/tmp/m/s"]
+locks = { files = ["/tmp/m/l"], busy = [9] }
+"""
+
+
+def test_an_ordinary_user_cannot_hold_starts_so_that_contenders_for_a_lock_are_unknown(user: Place) -> None:
+    words = ["--plan", "lock:contend=2", "--iterations", "1"]
+    done = user("leakcheck", "locks", "--target", "/tmp/mine.toml", *words, before=f"cat > /tmp/mine.toml <<'E'{MINE}E")
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "starts of payloads cannot be held here: operation not permitted" in done.stdout + done.stderr
+
+
+def test_an_ordinary_user_s_state_is_what_a_power_cut_leaves(user: Place) -> None:
+    words = ["--plan", "state:/tmp/m/s:cut=posix.4.1", "--iterations", "1"]
+    done = user("leakcheck", "state", "--target", "/tmp/mine.toml", *words, before=f"cat > /tmp/mine.toml <<'E'{MINE}E")
+    assert done.returncode == 0, done.stdout + done.stderr
