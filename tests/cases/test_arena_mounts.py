@@ -1,6 +1,7 @@
 """Whatever the host has mounted, and wherever, arenas come up and say what they do not show."""
 
 import os
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,14 @@ def test_mounts_over_mounts_and_those_that_nobody_reaches_are_no_gap(beside: Cal
     assert seen.code == 0, seen.text
     assert seen.text.split()[:5] == ["above", "/srv/a:", "file", "later", "/srv/b:"]
     assert "hidden" not in seen.text
+
+
+def test_a_tree_that_only_the_directory_of_a_thread_keeps_is_leaked(case: Callable[..., Any]) -> None:
+    inputs = Path(__file__).parent / "inputs"
+    guard = ["leakcheck", "guard", "--arena", "--settle", "0.1", "--kinds", "mount", "--bind", f"{inputs}:/mnt:ro"]
+    outcome = case(*guard, "--", "python3", "/mnt/thread_cwd.py", "/srv", "30")
+    assert outcome.code == 1, outcome.text
+    assert "1 leak " in outcome.text and re.search(r"^  mount .*cwd of \d+", outcome.text, re.M), outcome.text
 
 
 def test_a_file_system_that_never_answers_holds_nothing_up(

@@ -77,6 +77,15 @@ class TestMountNamespaces:
         outcome = self.in_slave(case, "mkdir /mnt/b; mount -t tmpfs pbj /mnt/b; umount /mnt/b")
         assert exits(outcome) == [0], outcome.text
 
+    def test_a_tree_that_only_the_directory_of_a_thread_keeps_is_leaked(self, case: Case) -> None:
+        script = (
+            "mount -t tmpfs none /srv && mkdir /srv/m && "
+            "leakcheck guard --kinds mount --settle 0.1 -- python3 {thread_cwd.py} /srv/m 30"
+        )
+        outcome = case(*ALONE, "sh", "-c", script + '; echo "exit $?"')
+        assert exits(outcome) == [1], outcome.text
+        assert "1 leak " in outcome.text and re.search(r"^  mount .*cwd of \d+", outcome.text, re.M), outcome.text
+
     def test_what_the_daemon_mounts_in_its_namespace_is_its_own(self, case: Case) -> None:
         daemon = (
             "until [ -e /mnt/go ]; do sleep 0.02; done; mount -t tmpfs own /mnt/src; touch /mnt/done; exec sleep 40"

@@ -12,6 +12,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::arena::ArenaView;
+use crate::observe;
 
 /// Time limit for freezing: a task freezes when it next returns to user mode.
 const PATIENCE: Duration = Duration::from_millis(250);
@@ -103,8 +104,24 @@ pub(crate) fn population(arena: &ArenaView) -> Option<usize> {
     }
 }
 
+/// How often to count the processes of a v1 cgroup.
+const COUNTS: usize = 4;
+
+/// Whether more processes live in the cgroup of a `cgroup:` scope than these; false if it is gone.
+pub(crate) fn holds_more(path: &Path, seen: usize) -> bool {
+    observe::directories_of_cgroup(path).iter().any(|dir| {
+        // A walk of a cgroup passes over a process whose first thread has ended, if its last thread ends meanwhile, and
+        // over the one that this thread started (css_task_iter_advance()). The state of the cgroup misses none.
+        let populated = fs::read(dir.join("cgroup.events"))
+            .ok()
+            .filter(|_| seen == 0)
+            .map(|text| text.split(|b| *b == b'\n').any(|line| line == b"populated 1"));
+        populated.unwrap_or_else(|| (0..COUNTS).any(|_| count(dir).is_some_and(|n| n > seen)))
+    })
+}
+
 /// How many processes are in a cgroup and its descendants.
-pub(crate) fn count(dir: &Path) -> Option<usize> {
+fn count(dir: &Path) -> Option<usize> {
     let procs = fs::read(dir.join("cgroup.procs")).ok()?;
     let mut n = procs.split(|b| *b == b'\n').filter(|line| !line.is_empty()).count();
     for child in fs::read_dir(dir).ok()?.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())) {

@@ -57,13 +57,13 @@ use crate::scope::Scope;
 use crate::snapshot::{Level, Snapshot, Unreadable};
 pub use arena::ObservedArena;
 pub(crate) use calls::Calls;
-pub(crate) use cgroup::{Hierarchy, hierarchies};
+pub(crate) use cgroup::{Hierarchy, directories_of as directories_of_cgroup, hierarchies};
 use context::Context;
 use enter::NsView;
 pub use file::DEFAULT_ROOTS;
 pub use listings::Remembered;
 pub(crate) use lookup::{
-    boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, minor_faults, newest_pid, process,
+    boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, minor_faults, newest_pid, process, sleeps,
     started_ns, uid_of,
 };
 pub(crate) use mount_table::numbers as mount_numbers;
@@ -204,10 +204,13 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
     let procfs = Procfs::open(&hidden, options.mappings.clone(), Arc::clone(root), context.arena)?;
     note_rights(&procfs, out);
     let selection = match (selection, cgroups) {
-        (Selection::Pids(mut pids), Some(scope)) => {
-            let zombies = procfs.zombies()?.into_iter().filter(|pid| !pids.contains(pid));
-            let in_scope: Vec<u32> = zombies.filter(|pid| scope.has(&lookup::cgroups_of(*pid, None))).collect();
-            pids.extend(in_scope);
+        (Selection::Pids(before), Some(scope)) => {
+            let zombies = procfs.zombies()?.into_iter().filter(|pid| !before.contains(pid));
+            let ended: Vec<u32> = zombies.filter(|pid| scope.has(&lookup::cgroups_of(*pid, None))).collect();
+            // In a chain, whoever lived before the zombies were looked for is one by now. Who lives now is read at once.
+            let mut pids = scope.pids(&mut Snapshot::empty(out.scope.clone(), out.kinds));
+            let others: Vec<u32> = before.into_iter().chain(ended).filter(|pid| !pids.contains(pid)).collect();
+            pids.extend(others);
             Selection::Pids(pids)
         }
         (other, _) => other,

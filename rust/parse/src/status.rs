@@ -22,6 +22,8 @@ pub struct Status {
     pub ns_pids: Vec<i32>,
     /// How many threads the process has.
     pub threads: Option<u32>,
+    /// How often the thread has gone to sleep.
+    pub voluntary_switches: Option<u64>,
 }
 
 /// Reads `/proc/PID/status`. Unknown lines are ignored; of equal ones the first counts.
@@ -45,6 +47,9 @@ pub fn parse(input: &[u8]) -> Result<Status> {
             b"Threads" if status.threads.is_none() => {
                 status.threads = Some(at.need("Threads", scan::unsigned(value))?);
             }
+            b"voluntary_ctxt_switches" if status.voluntary_switches.is_none() => {
+                status.voluntary_switches = Some(at.need("voluntary_ctxt_switches", scan::unsigned(value))?);
+            }
             _ => {}
         }
     }
@@ -57,7 +62,8 @@ mod tests {
 
     const HOSTILE_ZOMBIE: &[u8] = b"Name:\t) (\\n R 1 2\nState:\tZ (zombie)\nTgid:\t43\nNgid:\t0\nPid:\t43\nPPid:\t1\nTracerPid:\t0\n\
 Uid:\t0\t1\t2\t3\nGid:\t4\t5\t6\t4294967295\nFDSize:\t0\nGroups:\t \nNStgid:\t43\nNSpid:\t43\t7\nNSpgid:\t0\nNSsid:\t0\n\
-Kthread:\t0\nThreads:\t1\nSigQ:\t1/96365\nSpeculationIndirectBranch:\talways enabled\n";
+Kthread:\t0\nThreads:\t1\nSigQ:\t1/96365\nSpeculationIndirectBranch:\talways enabled\n\
+voluntary_ctxt_switches:\t12\nnonvoluntary_ctxt_switches:\t3\n";
 
     #[test]
     fn reads_a_zombie() {
@@ -70,6 +76,7 @@ Kthread:\t0\nThreads:\t1\nSigQ:\t1/96365\nSpeculationIndirectBranch:\talways ena
             gid: Some([4, 5, 6, u32::MAX]),
             ns_pids: vec![43, 7],
             threads: Some(1),
+            voluntary_switches: Some(12),
         };
         assert_eq!(parse(HOSTILE_ZOMBIE).unwrap(), expected);
     }
@@ -91,6 +98,7 @@ Kthread:\t0\nThreads:\t1\nSigQ:\t1/96365\nSpeculationIndirectBranch:\talways ena
             (b"NSpid:\t\n", "NSpid"),
             (b"NSpid:\t1 x\n", "NSpid"),
             (b"Threads:\t-1\n", "Threads"),
+            (b"voluntary_ctxt_switches:\tx\n", "voluntary_ctxt_switches"),
             (b"Threads:\t1", "end of line"),
         ] {
             assert_eq!(parse(input).unwrap_err().field(), field);

@@ -247,7 +247,7 @@ proptest! {
         let [a, b, c, d] = users;
         let text = format!("Name:\tx\nState:\tS (sleeping)\nTgid:\t{tgid}\nPid:\t{pid}\nPPid:\t{ppid}\nUid:\t{a}\t{b}\t{c}\t{d}\nNSpid:{list}\nThreads:\t{threads}\n");
         let expected = status::Status {
-            state: Some(b'S'), tgid: Some(tgid), pid: Some(pid), ppid: Some(ppid), uid: Some(users), gid: None, ns_pids: pids, threads: Some(threads),
+            state: Some(b'S'), tgid: Some(tgid), pid: Some(pid), ppid: Some(ppid), uid: Some(users), gid: None, ns_pids: pids, threads: Some(threads), voluntary_switches: None,
         };
         prop_assert_eq!(status::parse(text.as_bytes()).unwrap(), expected);
     }

@@ -19,8 +19,8 @@ use super::live::{Live, Run};
 use super::residue::Remnant;
 use crate::arena::ArenaView;
 use crate::error::Result;
-use crate::freeze::{Frozen, count, population};
-use crate::judge::attribute::{Attribution, Attributor};
+use crate::freeze::{Frozen, holds_more, population};
+use crate::judge::attribute::{Attribution, Attributor, Owner};
 use crate::judge::class::Class;
 use crate::kind::{Kind, KindSet};
 use crate::observe::{self, detail};
@@ -74,8 +74,11 @@ pub(super) struct Adrift {
     in_first: HashSet<(u32, u64)>,
     /// Minor page faults of the reapers, at the first look and at the last one, where no connector reports forks.
     faults: BTreeMap<u32, (u64, u64)>,
-    /// Reapers that were seen in a vfork(2), where no connector reports forks.
+    /// Reapers that were seen in a vfork(2), or that sleep as often as one that starts programs so, where no connector
+    /// reports forks.
     starters: HashSet<u32>,
+    /// Orphans of the run that have started and ended since the first look, and that no look saw alive.
+    ended: BTreeMap<(u32, u64), (Process, Attribution)>,
 }
 
 /// The result.
@@ -113,6 +116,17 @@ impl Adrift {
                 self.remember(p, by);
             }
         }
+        for p in observation.processes.iter().filter(|p| !lives(p) && !self.in_first.contains(&(p.pid, p.start))) {
+            // An orphan's parent is a reaper, which a scope does not contain.
+            let adopted = observation.process(p.ppid).is_none_or(|parent| is_reaper(parent, observation));
+            if let Owner::Run(by) = attributor.owner_of(p)
+                && is_known(by)
+                && adopted
+                && self.ended.len() < REMEMBERED
+            {
+                self.ended.insert((p.pid, p.start), (p.clone(), by));
+            }
+        }
         let mut signs = false;
         match adrift(run, &HashSet::new()) {
             Some(adrift) => {
@@ -137,8 +151,7 @@ impl Adrift {
                 let more = match (&observation.scope, run.live.view()) {
                     // The look contains PID 1.
                     (_, Some(arena)) => population(arena).map(|n| n > living),
-                    // Nothing is in a cgroup that is gone.
-                    (Scope::Cgroup(path), None) => Some(count(path).is_some_and(|n| n > living)),
+                    (Scope::Cgroup(path), None) => Some(holds_more(path, living)),
                     (Scope::Host | Scope::Arena, None) => None,
                     (Scope::Tree(_), None) => Some(false),
                 };
@@ -341,6 +354,10 @@ impl Adrift {
         if !every || self.looks.len() < run.options.policy.looks as usize {
             return Ok(Outcome::default());
         }
+        if self.seen.is_empty() {
+            // In each look something lived that could not be read: these orphans are what it was.
+            self.seen.append(&mut self.ended);
+        }
         let unheld = |((pid, _), _): &(&(u32, u64), &(Process, Attribution))| !held.contains(pid);
         // Of the processes seen, one that certainly belongs to the run, else any.
         let best = self.seen.iter().filter(unheld).max_by_key(|(_, (_, by))| *by != Attribution::None);
@@ -385,6 +402,8 @@ impl Adrift {
         let reapers: HashSet<u32> = candidates.map(|(p, _)| p.ppid).collect();
         let began = Instant::now();
         let mut children = HashSet::new();
+        let mut sleeps: Vec<Sleeps> = Vec::new();
+        sleeps.extend(reapers.iter().filter_map(|pid| Sleeps::of(*pid)));
         while reapers.len() > self.starters.len() {
             let starts = |pid: &&u32| observe::process(**pid, None).is_some_and(|p| p.state == 'D');
             self.starters.extend(reapers.iter().filter(starts));
@@ -394,6 +413,8 @@ impl Adrift {
                 break;
             }
         }
+        // On a busy machine, this process may see no vfork(2) for it runs only while the reaper does not.
+        self.starters.extend(sleeps.iter().filter(|before| before.exceed_exits()).map(|before| before.pid));
     }
 
     /// A process of the run that lives besides those in `held`, including by events since the last look.
@@ -450,6 +471,33 @@ impl Adrift {
             facts.insert(name.to_owned(), "ps -eo pid,ppid,sid,lstart,args --sort=start_time | tail".into());
         }
         Remnant { key: KEY.to_owned(), resource, by, class: Class::Respawning, label, facts }
+    }
+}
+
+/// How often a reaper had gone to sleep, and what it may have been woken for since.
+struct Sleeps {
+    pid: u32,
+    count: u64,
+    newest: u32,
+    children: Vec<u32>,
+}
+
+impl Sleeps {
+    fn of(pid: u32) -> Option<Self> {
+        let (newest, children) = (observe::newest_pid()?, observe::children(pid, None)?);
+        Some(Sleeps { pid, count: observe::sleeps(pid)?, newest, children })
+    }
+
+    /// Whether it has gone to sleep more often since than processes can have ended. A reaper that only waits is woken at
+    /// most once by each. One that starts a program by vfork(2) sleeps twice: until the child has executed it, and until
+    /// it has ended.
+    fn exceed_exits(&self) -> bool {
+        let Some((count, now)) = observe::sleeps(self.pid).zip(Self::of(self.pid)) else { return false };
+        let gone = self.children.iter().filter(|pid| !now.children.contains(pid)).count() as u64;
+        // Where the ids have begun again, this says nothing.
+        let begun = now.newest.checked_sub(self.newest).map(u64::from);
+        // It may have been awake at first.
+        begun.is_some_and(|begun| count.saturating_sub(self.count) > begun + gone + 1)
     }
 }
 

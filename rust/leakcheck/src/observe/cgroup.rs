@@ -303,6 +303,12 @@ fn child(hierarchy: &Hierarchy, dir: &OwnedFd, name: &CStr, path: &str, full: &P
     }
 }
 
+/// The directories of a `cgroup:` scope; none if it is gone.
+pub(crate) fn directories_of(path: &Path) -> Vec<PathBuf> {
+    let parts = CgroupScope::resolve(path).map_or_else(|_| Vec::new(), |scope| scope.parts);
+    parts.into_iter().map(|(hierarchy, below)| hierarchy.mount.join(below)).collect()
+}
+
 /// One cgroup scope: in which hierarchies the path exists.
 pub(crate) struct CgroupScope {
     parts: Vec<(Hierarchy, PathBuf)>,

@@ -9,7 +9,7 @@
 //! the description may contain a newline followed by lines that look like keys. `KEYCTL_DESCRIBE` gives the exact
 //! record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -50,46 +50,83 @@ struct Seen {
     listed: BTreeMap<u32, Listed>,
 }
 
-/// The last complete result.
+/// What earlier looks of this process found.
 static LAST: Mutex<Option<Last>> = Mutex::new(None);
+
+/// How many keys the lists of other users may make the kernel go through in one look: about two seconds. The list of each
+/// user goes through all keys, so that the time grows with the square of their number.
+const MOST_VISITS: u64 = 1 << 20;
 
 /// A key and its group, or why the kernel describes none.
 type Described = Result<(Key, u32), Errno>;
 
 /// What the lists showed. Each read of a list costs a search for each key, and other users' lists a thread.
 struct Last {
+    parts: BTreeMap<u32, Part>,
+    /// Whether every key that counts towards a quota was listed and exists.
+    is_whole: bool,
+    rights: (u32, bool),
+    /// The users whose keys are not looked at, because there are too many: they stay the same, so that none of their keys
+    /// ever seems new.
+    skipped: BTreeSet<u32>,
+}
+
+/// The keys of one user.
+#[derive(Default)]
+struct Part {
+    /// The number of all and of those in the quota.
+    counts: (u32, u32),
     keys: Vec<Key>,
+    listed: Vec<(u32, Listed)>,
     /// What the kernel said about each listed key to this observer.
     described: Vec<(u32, Described)>,
-    counts: Vec<(u32, u32, u32)>,
-    rights: (u32, bool),
+    is_whole: bool,
+}
+
+impl Part {
+    /// Whether the lists would show the same: all of these keys exist and are as they were, and the user's quota counts
+    /// just as many, so that there are no others. Keys of the kernel's own, which no quota counts, may only have replaced
+    /// each other. The kernel distinguishes a key that cannot be viewed from one that is gone.
+    fn is_current(&self, counts: (u32, u32)) -> bool {
+        let same = |(serial, answer): &(u32, Described)| describe(*serial) == *answer;
+        self.is_whole && self.counts == counts && self.described.iter().all(same)
+    }
 }
 
 impl Last {
-    /// None unless every key that counts towards a quota was listed and exists.
-    fn of(seen: &Seen) -> Option<Self> {
-        let counts = counts()?;
-        let mut unlisted: BTreeMap<u32, i64> = counts.iter().map(|(uid, _, n)| (*uid, i64::from(*n))).collect();
-        for key in seen.listed.values().filter(|key| key.in_quota) {
-            *unlisted.entry(key.uid).or_default() -= 1;
+    fn of(seen: &Seen, is_complete: bool, skipped: BTreeSet<u32>) -> Option<Self> {
+        let mut parts: BTreeMap<u32, Part> = BTreeMap::new();
+        for (uid, all, in_quota) in counts()? {
+            parts.entry(uid).or_default().counts = (all, in_quota);
         }
-        let whole = unlisted.values().all(|n| *n == 0);
-        let described: Vec<_> = seen.listed.keys().map(|serial| (*serial, describe(*serial))).collect();
-        let exists = |(_, answer): &(u32, Described)| {
-            matches!(answer, Ok(_) | Err(Errno::ACCESS | Errno::KEYREVOKED | Errno::KEYEXPIRED))
-        };
-        let (keys, rights) = (seen.keys.clone(), rights());
-        (whole && described.iter().all(exists)).then_some(Last { keys, described, counts, rights })
+        for (serial, listed) in &seen.listed {
+            let part = parts.entry(listed.uid).or_default();
+            part.listed.push((*serial, *listed));
+            part.described.push((*serial, describe(*serial)));
+        }
+        for key in &seen.keys {
+            parts.entry(key.uid).or_default().keys.push(key.clone());
+        }
+        for part in parts.values_mut() {
+            let exists = |(_, answer): &(u32, Described)| {
+                matches!(answer, Ok(_) | Err(Errno::ACCESS | Errno::KEYREVOKED | Errno::KEYEXPIRED))
+            };
+            let in_quota = part.listed.iter().filter(|(_, key)| key.in_quota).count();
+            part.is_whole = in_quota as u64 == u64::from(part.counts.1) && part.described.iter().all(exists);
+        }
+        let is_whole = is_complete && parts.values().all(|part| part.is_whole);
+        Some(Last { parts, is_whole, rights: rights(), skipped })
     }
 
-    /// Whether the lists would show the same: all of these keys exist and are as they were, and each user's quota counts
-    /// just as many, so that there are no others. Keys of the kernel's own, which no quota counts, may only have replaced
-    /// each other. The kernel distinguishes a key that cannot be viewed from one that is gone. An observer with other
-    /// rights does not get what these showed.
+    /// Whether nothing has changed for any user. An observer with other rights does not get what these showed.
     fn is_current(&self) -> bool {
-        rights() == self.rights
-            && counts().as_ref() == Some(&self.counts)
-            && self.described.iter().all(|(serial, answer)| describe(*serial) == *answer)
+        let same = |counts: Vec<(u32, u32, u32)>| {
+            counts.len() == self.parts.len()
+                && counts.iter().all(|(uid, all, in_quota)| {
+                    self.parts.get(uid).is_some_and(|part| part.is_current((*all, *in_quota)))
+                })
+        };
+        self.is_whole && rights() == self.rights && counts().is_some_and(same)
     }
 }
 
@@ -115,9 +152,10 @@ pub(crate) fn collect(out: &mut Snapshot) {
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(same) = last.as_ref().filter(|last| last.is_current()) {
         out.gauges.insert(HIDDEN_KEYS.to_owned(), 0);
-        return out.keys.extend_from_slice(&same.keys);
+        return same.parts.values().for_each(|part| out.keys.extend_from_slice(&part.keys));
     }
-    *last = None;
+    let known = last.take().filter(|last| rights() == last.rights);
+    let (parts, mut skipped) = known.map(|last| (last.parts, last.skipped)).unwrap_or_default();
     let mut before = quotas();
     for attempt in 1.. {
         let mut seen = Seen::default();
@@ -130,7 +168,7 @@ pub(crate) fn collect(out: &mut Snapshot) {
                 return out.coverage.lower(Kind::Key, Level::None, format!("cannot read {LIST}: {}", in_words(e)));
             }
         }
-        let gap = if covered { None } else { seen.add_others().err() };
+        let gap = if covered { None } else { seen.add_others(&parts, &mut skipped).err() };
         let after = quotas();
         if attempt < TRIES && before.as_ref().ok() != after.as_ref().ok() {
             before = after;
@@ -145,7 +183,7 @@ pub(crate) fn collect(out: &mut Snapshot) {
                     hidden.retain(|uid, _| own.contains(uid));
                 }
                 out.gauges.insert(HIDDEN_KEYS.to_owned(), hidden.into_values().sum());
-                *last = if gap.is_none() && !covered { Last::of(&seen) } else { None };
+                *last = if covered { None } else { Last::of(&seen, gap.is_none(), skipped) };
             }
             Err(e) => {
                 let level = if covered { Level::None } else { Level::Partial };
@@ -222,26 +260,40 @@ impl Seen {
         Ok(())
     }
 
-    /// Adds the keys of other users that have more keys than listed. Returns the reason if it cannot.
-    fn add_others(&mut self) -> Result<(), String> {
+    /// Adds the keys of other users that have more keys than listed: those of `parts`, where they are as they were, and
+    /// what the lists of the others show. Returns the reason if it cannot.
+    fn add_others(&mut self, parts: &BTreeMap<u32, Part>, skipped: &mut BTreeSet<u32>) -> Result<(), String> {
         // Without the numbers, it is unknown whether there are any: the quotas are read again later, and the failure is
         // reported then.
-        let all = users().unwrap_or_default().into_iter().map(|user| (user.uid, user.nkeys.into())).collect();
+        let users = users().unwrap_or_default();
+        let all = users.iter().map(|user| (user.uid, user.nkeys.into())).collect();
         let mut hidden = beyond(all, self.listed.values());
         hidden.remove(&rustix::process::geteuid().as_raw());
-        if hidden.is_empty() {
-            return Ok(());
+        for user in &users {
+            let part = parts.get(&user.uid).filter(|_| hidden.contains_key(&user.uid));
+            if let Some(part) = part.filter(|part| part.is_current((user.nkeys, user.qnkeys))) {
+                let new = |key: &&Key| !self.listed.contains_key(&key.serial);
+                self.keys.extend(part.keys.iter().filter(new).cloned());
+                self.listed.extend(part.listed.iter().copied());
+                hidden.remove(&user.uid);
+            }
         }
-        self.add_hidden(&hidden).map_err(|e| {
-            let whose: Vec<String> = hidden.keys().map(u32::to_string).collect();
-            format!("cannot list the keys of uid {}: {}; needs CAP_SETUID", whose.join(", "), in_words(e))
-        })
-    }
-
-    /// Adds the keys of users with `hidden` keys.
-    fn add_hidden(&mut self, hidden: &BTreeMap<u32, i64>) -> io::Result<()> {
-        let uids: Vec<u32> = hidden.keys().copied().collect();
-        self.read_lists_of(&uids)
+        let visits: u64 = users.iter().map(|user| u64::from(user.nkeys)).sum();
+        let most = usize::try_from(MOST_VISITS / visits.max(1)).unwrap_or(usize::MAX);
+        let asked: Vec<u32> = hidden.keys().copied().filter(|uid| !skipped.contains(uid)).collect();
+        let (asked, too_many) = asked.split_at(most.min(asked.len()));
+        skipped.extend(too_many);
+        if !asked.is_empty() {
+            self.read_lists_of(asked).map_err(|e| {
+                let whose: Vec<String> = asked.iter().map(u32::to_string).collect();
+                format!("cannot list the keys of uid {}: {}; needs CAP_SETUID", whose.join(", "), in_words(e))
+            })?;
+        }
+        let left = hidden.keys().filter(|uid| skipped.contains(uid)).count();
+        if left > 0 {
+            return Err(format!("too many users have keys to list them all: those of {left} users were not listed"));
+        }
+        Ok(())
     }
 
     /// Reads the list as each of these users, in a thread that takes their file system uid and then exits.

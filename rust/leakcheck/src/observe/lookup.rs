@@ -82,6 +82,11 @@ pub(crate) fn minor_faults(pid: u32) -> Option<u64> {
     parse::stat::parse(&read_file(format!("/proc/{pid}/stat")).ok()?).ok().map(|stat| stat.minflt)
 }
 
+/// How often the first thread of a process has gone to sleep (proc_pid_status(5), `voluntary_ctxt_switches`).
+pub(crate) fn sleeps(pid: u32) -> Option<u64> {
+    parse::status::parse(&read_file(format!("/proc/{pid}/status")).ok()?).ok()?.voluntary_switches
+}
+
 /// The children of a process' first thread, including zombies (proc_tid_children(5)); none if the kernel does not list
 /// them. Each entry is read under the lock that fork, exit and reparenting take: when a parent's exit is visible, its
 /// children already have their new parent.
