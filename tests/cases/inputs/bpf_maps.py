@@ -2,10 +2,13 @@
 # BPF maps of $ENTRIES that no descriptor shows to be their maker's.
 #   neighbour SOCKET  says READY, and for each connection does as told: "pin" makes a map that only a BPF file system of its own
 #                     holds, "take" keeps the descriptor that comes with it, "make" makes and keeps a map, "both" does the last
-#                     two; answers "done"
-#   ask SOCKET WORD   tells it, "take" and "both" with a map of one's own
+#                     two, "instead" makes and closes a map before it keeps the other, "back" closes the other before it makes and
+#                     keeps one; answers "done"
+#   ask SOCKET WORD   tells it, all but "pin" and "make" with a map of one's own; "too pin" makes and closes one before
 #   pin DIRECTORY     makes a map, pins it there and ends
-import ctypes, os, socket, struct, sys
+import ctypes, os, socket, struct, sys, time
+# Calls of two processes that are nearer to each other are not told apart.
+APART = 0.2
 libc = ctypes.CDLL(None, use_errno=True)
 def call(name, *args):
     got = getattr(libc, name)(*args)
@@ -25,8 +28,11 @@ if what == "pin":
 elif what == "ask":
     with socket.socket(socket.AF_UNIX) as sock:
         sock.connect(place)
-        word = sys.argv[3]
-        socket.send_fds(sock, [word.encode()], [made()] if word in ("take", "both") else [])
+        word = sys.argv[-1]
+        if "too" in sys.argv:
+            os.close(made())
+            time.sleep(APART)
+        socket.send_fds(sock, [word.encode()], [] if word in ("pin", "make") else [made()])
         sys.exit(sock.recv(9) != b"done")
 else:
     call("unshare", 0x20000)
@@ -41,6 +47,11 @@ else:
             word, fds, _, _ = socket.recv_fds(sock, 9, 1)
             kept += fds
             if word in (b"make", b"both"): kept.append(made())
+            if word in (b"instead", b"back"): time.sleep(APART)
+            if word == b"instead": os.close(made())
+            if word == b"back":
+                os.close(kept.pop())
+                kept.append(made())
             if word == b"pin":
                 if os.fork() == 0:
                     pin(os.path.dirname(place))

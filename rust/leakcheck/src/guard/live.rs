@@ -8,7 +8,7 @@ use crate::judge::attribute::{Membership, Provenance};
 use crate::kind::KindSet;
 use crate::observe::mount_table::Mounts;
 use crate::observe::{self, Calls, ObservedArena, reach};
-use crate::resource::{Process, Resource};
+use crate::resource::{Bpf, Process, Resource};
 use crate::snapshot::Snapshot;
 use crate::token::TOKEN_NAME;
 use crate::watch::Watch;
@@ -105,15 +105,21 @@ impl Provenance for Live<'_> {
         let Some(makers) = self.calls.and_then(|calls| calls.makers(resource)) else { return Membership::Unknown };
         // The kernel makes keys on behalf of a process, which no call returns.
         let nobody = if matches!(resource, Resource::Key(_)) { Membership::Unknown } else { Membership::Stranger };
-        let made: Vec<Membership> = makers.into_iter().map(|(pid, _)| self.ever(pid)).collect();
+        let made: Vec<Membership> = makers.into_iter().map(|pid| self.ever(pid)).collect();
         let any = |which| made.contains(&which).then_some(which);
         let any_of = [Membership::Run, Membership::Unknown, Membership::Stranger].into_iter().find_map(any);
         any_of.unwrap_or(nobody)
     }
 
+    fn made_this(&self, object: &Bpf) -> Option<Membership> {
+        let made: Vec<Membership> = self.calls?.makers_of_this(object)?.into_iter().map(|pid| self.ever(pid)).collect();
+        let alike = made.iter().all(|other| Some(other) == made.first());
+        Some(if alike { *made.first()? } else { Membership::Unknown })
+    }
+
     fn makes(&self, pid: u32, resource: &Resource) -> u64 {
         let makers = self.calls.and_then(|calls| calls.makers(resource)).unwrap_or_default();
-        makers.into_iter().filter(|(maker, _)| *maker == pid).map(|(_, count)| count).sum()
+        makers.into_iter().filter(|maker| *maker == pid).count() as u64
     }
 
     fn makes_keys(&self) -> bool {

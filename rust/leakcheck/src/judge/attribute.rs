@@ -323,7 +323,14 @@ impl<'a, P: Provenance> Attributor<'a, P> {
     fn bpf(&self, object: &Bpf, resource: &Resource) -> Owner {
         let open = self.observation.fds.iter().filter(|fd| object.is_open_in(fd));
         let holders: Vec<u32> = open.map(|fd| fd.pid).collect();
-        match (self.held_by(holders.iter().copied()), self.provenance.made(resource)) {
+        let (by, made) = (self.held_by(holders.iter().copied()), self.provenance.made(resource));
+        if !matches!(by, Owner::Run(_))
+            && made == Membership::Run
+            && let Some(this) = self.provenance.made_this(object)
+        {
+            return Owner::by_evidence(this, Attribution::Creator);
+        }
+        match (by, made) {
             (by @ Owner::Run(_), _) => by,
             (_, Membership::Stranger) => Owner::Stranger,
             // The run may have handed it to somebody who holds more than he made.

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::membership::Membership;
-use crate::resource::{Process, Resource};
+use crate::resource::{Bpf, Process, Resource};
 
 /// Why residue counts as the run's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -118,6 +118,10 @@ pub trait Provenance {
     /// Whether processes of the run, or of the arena, made a key, any loop device or any BPF object of its class.
     fn made(&self, _resource: &Resource) -> Membership {
         Membership::Unknown
+    }
+    /// Whether processes of the run made this very BPF object; none if only the makers of all of its class are known.
+    fn made_this(&self, _object: &Bpf) -> Option<Membership> {
+        None
     }
     /// How many of the kind, of BPF objects of the class, a process of the host is known to have made.
     fn makes(&self, _pid: u32, _resource: &Resource) -> u64 {

@@ -8,7 +8,7 @@
 
 mod program;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -24,7 +24,7 @@ use super::bpf;
 use super::proc_root::read_file;
 use crate::error::in_words;
 use crate::membership::Membership;
-use crate::resource::{BpfClass, Resource};
+use crate::resource::{Bpf, BpfClass, Resource};
 
 /// Maximum number of arenas recorded at a time, and of records of all arenas. A record that does not fit is counted as
 /// lost.
@@ -56,6 +56,8 @@ struct Program {
     link: Mutex<Option<Link>>,
     /// The number of views of each arena, by the id of its cgroup; of the host by [`HOST`].
     views: Mutex<HashMap<u64, usize>>,
+    /// The records of the recorder's own calls.
+    probes: Mutex<HashSet<[u64; 2]>>,
 }
 
 struct Link {
@@ -70,7 +72,37 @@ const HOST: u64 = 0;
 pub(crate) struct Calls {
     program: Arc<Program>,
     scope: u64,
+    /// On the host, an object of each class whose makers can be told, made when the recorder began.
+    first: Vec<Probe>,
+    /// What was found of their order.
+    order: Mutex<Vec<Order>>,
 }
+
+/// Who made the objects of a class, one after the other: the time of the call, and the process.
+struct Order {
+    class: BpfClass,
+    /// The number of the first.
+    first: u32,
+    made: Vec<(u64, u32)>,
+}
+
+impl Order {
+    /// Where the object with this number is.
+    fn at(&self, id: u32) -> Option<usize> {
+        usize::try_from(id.checked_sub(self.first)?).ok().filter(|at| *at < self.made.len())
+    }
+}
+
+/// An object of the recorder, which is closed at once: the number that its class had come to, and when.
+struct Probe {
+    class: BpfClass,
+    id: u32,
+    time: u64,
+}
+
+/// Nanoseconds between the numbers of two objects and the records of their calls, at most: a process may have to wait for a
+/// processor in between.
+const AT_ONCE: u64 = 50_000_000;
 
 /// The descriptors of this process that are the recorder's.
 pub(crate) fn own_fds() -> Vec<i32> {
@@ -136,28 +168,73 @@ impl Calls {
         *count += 1;
         let first = *count == 1;
         drop(views);
-        let calls = Calls { program, scope };
+        let mut calls = Calls { program, scope, first: Vec::new(), order: Mutex::default() };
         if first && subject == Subject::Process {
             // What loaded and attached the program is no work of the run.
             calls.forget(|[process, _]| process == u64::from(std::process::id()));
         }
+        if subject == Subject::Process {
+            calls
+                .first
+                .extend([BpfClass::Map, BpfClass::Prog].into_iter().filter_map(|class| calls.program.probe(class)));
+        }
         Ok(calls)
     }
 
-    /// The processes of the host that made an object like this one, and how many: a key by its serial, which those have
+    /// The processes of the host that made an object like this one, once for each: a key by its serial, which those have
     /// as well who found it; else anything of its class. None if a record was lost.
-    pub(crate) fn makers(&self, resource: &Resource) -> Option<Vec<(u32, u64)>> {
-        let wanted: Vec<u64> = match resource {
-            Resource::Key(key) => vec![record(HOST, KEY, key.serial)[1]],
-            Resource::Loop(_) => vec![record(HOST, LOOP, 0)[1]],
-            Resource::Bpf(object) => objects(object.class).map(|what| record(HOST, what, 0)[1]).to_vec(),
-            _ => return None,
+    pub(crate) fn makers(&self, resource: &Resource) -> Option<Vec<u32>> {
+        let wanted = |rest: u64| match resource {
+            Resource::Key(key) => rest == record(HOST, KEY, key.serial)[1],
+            Resource::Loop(_) => rest == record(HOST, LOOP, 0)[1],
+            Resource::Bpf(object) => objects(object.class).contains(&what(rest)),
+            _ => false,
         };
-        let records = &self.program.records;
-        let makers = bpf::keys(records).into_iter().filter(|[_, rest]| wanted.contains(rest));
-        let makers =
-            makers.filter_map(|key| Some((u32::try_from(key[0]).ok()?, bpf::lookup(records, &key)?))).collect();
+        let probes = self.program.probes();
+        let records = bpf::keys(&self.program.records).into_iter();
+        let makers = records.filter(|key| wanted(key[1]) && !probes.contains(key));
+        let makers = makers.filter_map(|key| u32::try_from(key[0]).ok()).collect();
         (!self.lost()).then_some(makers)
+    }
+
+    /// The process of the host that made this very BPF object, or those that may have: the kernel numbers the objects of
+    /// a class in the order in which they are made. None unless every number since the recorder's first is accounted for.
+    pub(crate) fn makers_of_this(&self, object: &Bpf) -> Option<Vec<u32>> {
+        let mut order = self.order.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = order.iter().position(|order| order.class == object.class && order.at(object.id).is_some());
+        let at = match known {
+            Some(at) => at,
+            None => {
+                order.retain(|order| order.class != object.class);
+                order.push(self.order(object.class)?);
+                order.len() - 1
+            }
+        };
+        let made = &order[at].made;
+        let (time, _) = made[order[at].at(object.id)?];
+        // Between the number and the record of one call, another one may come.
+        Some(made.iter().filter(|(other, _)| time.abs_diff(*other) <= AT_ONCE).map(|(_, pid)| *pid).collect())
+    }
+
+    fn order(&self, class: BpfClass) -> Option<Order> {
+        let first = self.first.iter().find(|probe| probe.class == class)?;
+        let last = self.program.probe(class)?;
+        let mut made: Vec<(u64, u32)> = Vec::new();
+        for key in bpf::keys(&self.program.records) {
+            match what(key[1]) {
+                // It makes any number of them.
+                OBJECTS => return None,
+                one if one == objects(class)[0] => {
+                    made.push((bpf::lookup(&self.program.records, &key)?, key[0] as u32))
+                }
+                _ => {}
+            }
+        }
+        made.retain(|(time, _)| (first.time..=last.time).contains(time));
+        made.sort_unstable();
+        // An attempt that failed may have used up a number.
+        let whole = made.len() as u64 == u64::from(last.id.checked_sub(first.id)?) + 1;
+        (whole && !self.lost()).then_some(Order { class, first: first.id, made })
     }
 
     /// Whether the arena made it.
@@ -178,7 +255,7 @@ impl Calls {
     /// Whether it made or asked for any key.
     pub(crate) fn keys(&self) -> bool {
         self.lost()
-            || bpf::keys(&self.program.records).iter().any(|[scope, rest]| *scope == self.scope && *rest as u32 == KEY)
+            || bpf::keys(&self.program.records).iter().any(|[scope, rest]| *scope == self.scope && what(*rest) == KEY)
     }
 
     fn any(&self, what: &[u32]) -> Membership {
@@ -212,6 +289,7 @@ impl Drop for Calls {
         if *count == 0 {
             views.remove(&self.scope);
             bpf::delete(&self.program.lost, &[self.scope]);
+            self.program.probes().clear();
             self.forget(|[subject, _]| self.scope == HOST || subject == self.scope);
         }
         if views.is_empty() {
@@ -237,6 +315,12 @@ fn record(subject: u64, what: u32, serial: u32) -> [u64; 2] {
     [subject, u64::from_ne_bytes([a, b, c, d, e, f, g, h])]
 }
 
+/// What a record is about, by the second part of its key.
+fn what(rest: u64) -> u32 {
+    let [a, b, c, d, ..] = rest.to_ne_bytes();
+    u32::from_ne_bytes([a, b, c, d])
+}
+
 impl Program {
     fn of(subject: Subject) -> Result<Arc<Self>, Errno> {
         let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -251,14 +335,41 @@ impl Program {
         let program = bpf::load_raw_tracepoint(&code)?;
         let held = [(BpfClass::Map, &lost), (BpfClass::Map, &records), (BpfClass::Prog, &program)];
         let own = held.into_iter().filter_map(|(class, fd)| Some((class, bpf::id_of(fd)?))).collect();
-        let (link, views) = Default::default();
-        let program = Arc::new(Program { subject, lost, records, program, own, link, views });
+        let (link, views, probes) = Default::default();
+        let program = Arc::new(Program { subject, lost, records, program, own, link, views, probes });
         programs.push(Arc::clone(&program));
         Ok(program)
     }
 
     fn link(&self) -> MutexGuard<'_, Option<Link>> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn probes(&self) -> MutexGuard<'_, HashSet<[u64; 2]>> {
+        self.probes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes an object and closes it. None if it cannot be told from what this process makes meanwhile, or if the class has
+    /// none that costs little.
+    fn probe(&self, class: BpfClass) -> Option<Probe> {
+        let own = || {
+            let mine = |key: &[u64; 2]| key[0] == u64::from(std::process::id()) && what(key[1]) == objects(class)[0];
+            bpf::keys(&self.records).into_iter().filter(mine).collect::<HashSet<_>>()
+        };
+        let mut probes = self.probes();
+        let before = own();
+        let object = match class {
+            BpfClass::Map => bpf::create_hash(8, 1),
+            // r0 = 0; exit
+            BpfClass::Prog => bpf::load_raw_tracepoint(&[0xb7, 0x95]),
+            BpfClass::Link => return None,
+        };
+        let id = bpf::id_of(&object.ok()?)?;
+        let after = own();
+        let mut new = after.difference(&before);
+        let (Some(key), None) = (new.next(), new.next()) else { return None };
+        probes.insert(*key);
+        Some(Probe { class, id, time: bpf::lookup(&self.records, key)? })
     }
 
     fn attach(&self) -> Result<(), Errno> {

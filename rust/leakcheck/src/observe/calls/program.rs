@@ -94,7 +94,6 @@ const LOAD_MAP: u8 = 0x18;
 const STORE: u8 = 0x7b;
 const STORE32: u8 = 0x63;
 const STORE_K: u8 = 0x7a;
-const ATOMIC_ADD: u8 = 0xdb;
 const JUMP: u8 = 0x05;
 const IF_EQUAL: u8 = 0x15;
 const IF_ABOVE: u8 = 0x65;
@@ -105,6 +104,7 @@ const EXIT: u8 = 0x95;
 // Helpers (bpf-helpers(7)).
 const MAP_LOOKUP: i32 = 1;
 const MAP_UPDATE: i32 = 2;
+const KTIME_GET_NS: i32 = 5;
 const PROBE_READ_KERNEL: i32 = 113;
 const CURRENT_PID_TGID: i32 = 14;
 const ANCESTOR_CGROUP: i32 = 123;
@@ -168,7 +168,14 @@ pub(super) fn assemble(subject: Subject, lost: i32, records: i32) -> Vec<u64> {
     a.jump(JUMP, 0, 0, "none");
     for (label, class) in [("map", MAP), ("program", PROGRAM), ("objects", OBJECTS), ("link", LINK)] {
         a.label(label);
-        a.put(MOV_K, 7, 0, 0, 0);
+        match subject {
+            Subject::Arena(_) => a.put(MOV_K, 7, 0, 0, 0),
+            // A record of its own for each: its time also gives the order.
+            Subject::Process => {
+                a.put(CALL, 0, 0, 0, KTIME_GET_NS);
+                a.put(MOV, 7, 0, 0, 0);
+            }
+        }
         a.put(MOV_K, 9, 0, 0, class as i32);
         a.jump(JUMP, 0, 0, "record");
     }
@@ -202,16 +209,8 @@ pub(super) fn assemble(subject: Subject, lost: i32, records: i32) -> Vec<u64> {
     a.put(CALL, 0, 0, 0, MAP_LOOKUP);
     a.jump(IF_EQUAL, 0, 0, "none");
     a.put(MOV, 9, 0, 0, 0);
-    // A record counts its calls. Two first calls at a time count as one.
-    a.load_map(records);
-    a.stack(2, -24);
-    a.put(CALL, 0, 0, 0, MAP_LOOKUP);
-    a.jump(IF_EQUAL, 0, 0, "first");
-    a.put(MOV_K, 1, 0, 0, 1);
-    a.put(ATOMIC_ADD, 0, 1, 0, 0);
-    a.jump(JUMP, 0, 0, "none");
-    a.label("first");
-    a.put(STORE_K, 10, 0, -32, 1);
+    // The value is what the key has the lower half of: of a BPF object on the host, the time.
+    a.put(STORE, 10, 7, -32, 0);
     a.load_map(records);
     a.stack(2, -24);
     a.stack(3, -32);
