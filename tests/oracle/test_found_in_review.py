@@ -193,3 +193,22 @@ input()"""
         parent.communicate(b"\n")
     assert [leak["kind"] for leak in report["leaks"]] == ["process"], report
     assert f"zombie {child}" in report["leaks"][0]["label"]
+
+
+def test_a_look_at_a_leased_lock_file_does_not_break_the_lease(tmp_path: Path) -> None:
+    # SIGIO, which tells the holder that its lease is being broken, ends a process that does not expect it (fcntl(2)).
+    script = """
+import fcntl, os, sys
+fd = os.open("box.lock", os.O_RDWR | os.O_CREAT)
+fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print("leased", flush=True)
+sys.stdin.read()
+"""
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "leased\n"
+        found = _native.snapshot(kinds="lockfile", lock_files=[str(tmp_path)]).resources("lockfile")
+        holder.communicate()
+    assert holder.returncode == 0
+    assert [Path(f["path"]).name + ":" + f["state"] for f in found] == ["box.lock:held"]

@@ -72,7 +72,7 @@ pub(crate) fn collect(whole_host: bool, host_devices: Option<&HashSet<u64>>, con
     out.locks.extend(found);
 }
 
-fn record(l: &locks::Lock) -> Lock {
+pub(crate) fn record(l: &locks::Lock) -> Lock {
     Lock {
         class: l.kind.as_str().to_ascii_lowercase(),
         dev: l.dev.map_or(0, |d| encode_device(d.major, d.minor)),

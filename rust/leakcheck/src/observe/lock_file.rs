@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +11,7 @@ use rustix::fs::{Dir, FileType, OFlags, major, minor};
 use rustix::io::Errno;
 
 use super::context::Context;
+use super::lock;
 use super::mount_table::Mounts;
 use super::proc_root::read_file;
 use super::reach::{self, Place};
@@ -18,7 +19,7 @@ use crate::arena::ArenaView;
 use crate::error::{Error, in_words};
 use crate::kind::Kind;
 use crate::parse::{locks, stat};
-use crate::resource::{LockFile, LockFileState, encode_device};
+use crate::resource::{Lock, LockFile, LockFileState, encode_device};
 use crate::snapshot::{Level, Snapshot};
 use crate::text::Text;
 
@@ -110,21 +111,28 @@ impl<'a> Inside<'a> {
     }
 }
 
-struct Locked(HashSet<(u64, u64)>);
+/// Device and inode of each locked file.
+struct Locked {
+    all: HashSet<(u64, u64)>,
+    /// Those with a write lease: any open breaks it (fcntl(2)), and the signal for that ends a holder that does not expect it.
+    leased: HashSet<(u64, u64)>,
+}
 
 impl Locked {
     fn read(context: Context<'_>, observation: &Snapshot) -> Result<Self, Error> {
         let text = read_file(context.proc("locks"))?;
         let locks = locks::parse(&text).map_err(|e| Error::usage(format!("/proc/locks: {e}")))?;
-        let held = locks.iter().filter(|l| !l.blocked);
-        let listed = held.map(|l| (l.dev.map_or(0, |d| encode_device(d.major, d.minor)), l.inode));
+        let held: Vec<_> = locks.iter().filter(|l| !l.blocked).map(lock::record).collect();
         // Locks whose taker has no pid here are found only by their descriptors.
-        Ok(Locked(listed.chain(observation.locks.iter().map(|l| (l.dev, l.ino))).collect()))
+        let held = || held.iter().chain(&observation.locks);
+        let file = |l: &Lock| (l.dev, l.ino);
+        let leases = held().filter(|l| l.class == "lease" && l.access != "read");
+        Ok(Locked { all: held().map(file).collect(), leased: leases.map(file).collect() })
     }
 
-    fn has(&self, file: &File, dev: u64, ino: u64) -> bool {
+    fn has(among: &HashSet<(u64, u64)>, file: impl AsFd, dev: u64, ino: u64) -> bool {
         let elsewhere = || rustix::fs::fstatfs(file).is_ok_and(|fs| OTHER_DEVICE.contains(&(fs.f_type as u64)));
-        self.0.contains(&(dev, ino)) || elsewhere() && self.0.iter().any(|(_, held)| *held == ino)
+        among.contains(&(dev, ino)) || among.iter().any(|(_, held)| *held == ino) && elsewhere()
     }
 }
 
@@ -136,6 +144,11 @@ fn observe(path: &Path, inside: &mut Inside<'_>, locked: &Locked) -> Result<Opti
         FileType::Symlink => return Err(format!("cannot open {}: it is a symbolic link", path.display())),
         _ => return Ok(None),
     }
+    let (dev, ino) = (encode_device(place.st.stx_dev_major, place.st.stx_dev_minor), place.st.stx_ino);
+    let text = Text::from(path.as_os_str().as_encoded_bytes());
+    if Locked::has(&locked.leased, &place.fd, dev, ino) {
+        return Ok(Some(LockFile { path: text, dev, ino, state: LockFileState::Held, pid: None }));
+    }
     let file = match place.reopen(OFlags::RDONLY | OFlags::NONBLOCK) {
         Ok(file) => File::from(file),
         Err(Errno::NOENT) => return Ok(None),
@@ -143,7 +156,7 @@ fn observe(path: &Path, inside: &mut Inside<'_>, locked: &Locked) -> Result<Opti
     };
     let meta = file.metadata().map_err(failed("stat"))?;
     let dev = encode_device(major(meta.dev()), minor(meta.dev()));
-    let held = locked.has(&file, dev, meta.ino());
+    let held = Locked::has(&locked.all, &file, dev, meta.ino());
     let mut content = Vec::new();
     file.take(CONTENT).read_to_end(&mut content).map_err(failed("read"))?;
     let owner = owner(&content);
@@ -155,7 +168,7 @@ fn observe(path: &Path, inside: &mut Inside<'_>, locked: &Locked) -> Result<Opti
         Owner::Process { .. } => LockFileState::Stale,
     };
     Ok(Some(LockFile {
-        path: Text::from(path.as_os_str().as_encoded_bytes()),
+        path: text,
         dev,
         ino: meta.ino(),
         state,
