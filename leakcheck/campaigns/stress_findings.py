@@ -40,6 +40,8 @@ def left_findings(
     counted = [one for one in left if not one.late]
     for alike in grouped(counted, lambda one, other: _fate(one) == _fate(other) and same(one.leak, other.leak)):
         kind, fate = alike[0].leak.kind, _fate(alike[0])
+        # A random name may happen to look like any other word.
+        ((place, _),) = Counter(fixed(place_of(one.leak)) for one in alike).most_common(1)
         surest = min(alike, key=certainty)
         words = {behaviour_of(specs[run]): specs[run] for run in reversed(surest.runs)}
         possible = [*words.values()]
@@ -51,7 +53,7 @@ def left_findings(
         (left_over,) = residue([[Remnant.of(one.leak, class_, by) for one in some] for some in lists])
         findings.append(
             Finding(
-                id=finding_id(kind, fate, class_ == "damaged", fixed(place_of(alike[0].leak))),
+                id=finding_id(kind, fate, class_ == "damaged", place),
                 ending="stress",
                 specs=possible[:_REPLAYED],
                 outcome=fate,

@@ -9,8 +9,9 @@ from leakcheck.report import Leak
 _T = TypeVar("_T")
 
 _WORDS = re.compile(r"(\w+)")
-# Numbers, and what mktemp and tempfile draw: "tmp" and letters, or lower and upper case in one word of six or more.
-_VARYING = re.compile(r"\b(?:(?P<stem>[a-z_]*)\d+|\w*\d\w*|tmp\w{6,}|(?=\w*[a-z][A-Z])\w{6,})\b")
+# Numbers, and what mktemp and tempfile draw: "tmp" and letters, or both cases in one word of six or more, unless it is
+# merely capitalized.
+_VARYING = re.compile(r"\b(?:(?P<stem>[a-z_]*)\d+|\w*\d\w*|tmp\w{6,}|(?=\w*(?:[a-z][A-Z]|[A-Z][A-Z][a-z]))\w{6,})\b")
 # mktemp(1) requires three X, but six are usual; Python's tempfile draws eight characters.
 RANDOM = 6
 

@@ -179,7 +179,7 @@ def test_each_resource_can_be_exhausted_and_the_host_goes_on(tmp_path: Path, pla
     result = run(made(tmp_path, WELL), plan)
     assert hit(result) == 1, result.to_json()
     latency = result.exhaustion["host_latency_ms"]
-    assert latency.wakeups > 10
+    assert latency.wakeups >= 1
     assert latency.longest < 2000
     assert result.exhaustion["hit"] == {f"{plan.partition(':')[0]} start": [plan.partition(":")[2]]}
 

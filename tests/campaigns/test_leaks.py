@@ -232,7 +232,7 @@ def test_bubblewrap_leaves_nothing_and_without_die_with_parent_its_payload(tmp_p
 
 
 def test_a_replay_line_shows_the_finding_again(tmp_path: Path) -> None:
-    campaign = run(target(tmp_path, 'mktemp /var/lib/litter-XXXXXX >/dev/null; exec "$@"'), "normal", iterations=1)
+    campaign = run(target(tmp_path, '(: >/var/lib/litter-$$); exec "$@"'), "normal", iterations=1)
     words = shlex.split(campaign.findings[0].replay)
     assert words[0] == "leakcheck"
     again = subprocess.run(

@@ -98,7 +98,7 @@ def test_what_one_kind_of_submission_leaves_is_put_down_to_it_among_many_at_once
 
 
 def test_the_replay_line_of_a_leak_shows_it_again(tmp_path: Path) -> None:
-    made = target(tmp_path, 'case "$*" in *" memory "*) mktemp /var/lib/litter-XXXXXX >/dev/null;; esac; exec "$@"')
+    made = target(tmp_path, 'case "$*" in *" memory "*) (: >/var/lib/litter-$$);; esac; exec "$@"')
     (finding,) = run(made, "python/hello python/memory", submissions=12).findings
     again = subprocess.run(
         [*LEAKCHECK, *shlex.split(finding.replay)[1:], "--settle", "0.1", "--json"],

@@ -111,8 +111,8 @@ def test_each_look_sees_what_changed_since_the_one_before() -> None:
         ("mount --make-private /tmp; rm /var/tmp/x; mkdir /tmp/dir", ["dir /tmp/dir"]),
         ("rmdir /tmp/dir; chmod 700 /run; chmod 755 /run; chmod 700 /srv", ["changed dir /srv"]),
         ("chmod 755 /srv; mount -t tmpfs none /tmp; mkdir /tmp/hidden", []),
-        ("umount /tmp; mount -t tmpfs -o ro none /tmp; mkdir -p /run/netns", ["dir /run/netns"]),
-        ("umount /tmp; rmdir /run/netns; chmod 600 /dev/full", ["changed char /dev/full"]),
+        ("umount /tmp; mount -t tmpfs -o ro none /tmp; mkdir /run/new-one", ["dir /run/new-one"]),
+        ("umount /tmp; rmdir /run/new-one; chmod 600 /dev/full", ["changed char /dev/full"]),
     ]  # fmt: skip
     with Arena() as arena:
         before = _native.snapshot(arena=arena.view, kinds="file")

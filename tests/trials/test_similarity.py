@@ -1,8 +1,11 @@
 """What is more of the same: places that differ in numbers or random parts alone."""
 
+import random
+import string
+
 import pytest
 
-from leakcheck.trials.similarity import similar
+from leakcheck.trials.similarity import fixed, similar
 
 
 @pytest.mark.parametrize(
@@ -35,3 +38,13 @@ def test_they_are_alike(one: str, other: str) -> None:
 def test_they_are_not(one: str, other: str) -> None:
     assert not similar(one, other)
     assert not similar(other, one)
+
+
+def test_a_random_name_is_told_from_a_word_however_its_cases_come() -> None:
+    drawn = random.Random(1)
+    letters = string.ascii_letters + string.digits
+    names = ["".join(drawn.choices(letters, k=6)) for _ in range(1000)]
+    # Of one case, or merely capitalized, it could be a word.
+    assert sum(fixed(f"/opt/{name}") != "/opt/N" for name in names) < 25
+    words = ["Makefile", "README", "payload", "NSJAIL"]
+    assert [fixed(word) for word in words] == words
