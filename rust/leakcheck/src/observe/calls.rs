@@ -78,12 +78,12 @@ pub(crate) struct Calls {
     order: Mutex<Vec<Order>>,
 }
 
-/// Who made the objects of a class, one after the other: the time of the call, and the process.
+/// Who made the objects of a class, one after the other: the time of the call, and the process; none for the recorder.
 struct Order {
     class: BpfClass,
     /// The number of the first.
     first: u32,
-    made: Vec<(u64, u32)>,
+    made: Vec<(u64, Option<u32>)>,
 }
 
 impl Order {
@@ -213,19 +213,21 @@ impl Calls {
         let made = &order[at].made;
         let (time, _) = made[order[at].at(object.id)?];
         // Between the number and the record of one call, another one may come.
-        Some(made.iter().filter(|(other, _)| time.abs_diff(*other) <= AT_ONCE).map(|(_, pid)| *pid).collect())
+        Some(made.iter().filter(|(other, _)| time.abs_diff(*other) <= AT_ONCE).filter_map(|(_, pid)| *pid).collect())
     }
 
     fn order(&self, class: BpfClass) -> Option<Order> {
         let first = self.first.iter().find(|probe| probe.class == class)?;
         let last = self.program.probe(class)?;
-        let mut made: Vec<(u64, u32)> = Vec::new();
+        let probes = self.program.probes();
+        let mut made: Vec<(u64, Option<u32>)> = Vec::new();
         for key in bpf::keys(&self.program.records) {
             match what(key[1]) {
                 // It makes any number of them.
                 OBJECTS => return None,
                 one if one == objects(class)[0] => {
-                    made.push((bpf::lookup(&self.program.records, &key)?, key[0] as u32))
+                    let pid = (!probes.contains(&key)).then_some(key[0] as u32);
+                    made.push((bpf::lookup(&self.program.records, &key)?, pid));
                 }
                 _ => {}
             }
