@@ -80,7 +80,7 @@ class TestMountNamespaces:
     def test_a_tree_that_only_the_directory_of_a_thread_keeps_is_leaked(self, case: Case) -> None:
         script = (
             "mount -t tmpfs none /srv && mkdir /srv/m && "
-            "leakcheck guard --kinds mount --settle 0.1 -- python3 {thread_cwd.py} /srv/m 30"
+            "leakcheck guard --kinds mount --settle 0.1 -- python3 {thread_cwd.py} /srv/m 10"
         )
         outcome = case(*ALONE, "sh", "-c", script + '; echo "exit $?"')
         assert exits(outcome) == [1], outcome.text
