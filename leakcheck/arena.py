@@ -50,11 +50,13 @@ class Trace:
 class Process:
     """A command in an arena. `pid` is its process id on the host; `returncode` is like that of `subprocess.Popen`.
 
+    `inside` is its process id in the arena, and the id of its session there.
     `cpu` is its processor time in seconds, including all children it waited for (getrusage(2)), once it has ended.
     """
 
     argv: Sequence[str | os.PathLike[str]]
     pid: int
+    inside: int
     pidfd: int
     _status: int
     _done: Callable[["Process"], None]
@@ -270,7 +272,8 @@ class Arena:
             raise
         finally:
             os.close(theirs)
-        process = Process(list(argv), answer["pid"], fds[0], status, self._processes.discard)
+        outside, inside = answer["pid"]
+        process = Process(list(argv), outside, inside, fds[0], status, self._processes.discard)
         self._processes.add(process)
         return process
 

@@ -1,6 +1,5 @@
 """Attributes residue to submissions that ran in parallel in one arena: by evidence, never by a digit in a name."""
 
-import contextlib
 import datetime
 import re
 from collections.abc import Iterator, Sequence
@@ -79,10 +78,7 @@ class Attribution:
 
     def started(self, process: Running, run: Run) -> None:
         """Record that `process`, a session leader, belongs to `run`."""
-        # It may have exited and been reaped already; then other evidence ties its residue.
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            self._began[int(status.partition("\nNSpid:")[2].split("\n", 1)[0].split()[-1])] = run.number
+        self._began[process.inside] = run.number
 
     def tied(self, leak: Leak, number: int, runs: Sequence[Run], before: Sequence[SharedRemnant]) -> SharedRemnant:
         """Return the residue, each item with those of `runs`, or of the runs of `before`, that can have left it."""

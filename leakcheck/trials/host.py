@@ -20,6 +20,8 @@ class Running(Supervisor, Protocol):
     """A started command."""
 
     pid: int
+    inside: int
+    """Its process id as the command itself sees it, which its session has too."""
     cpu: float | None
     """Processor time in seconds, including all children it waited for, once it has ended; None: not known."""
 

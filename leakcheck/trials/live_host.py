@@ -153,6 +153,7 @@ class _Process(subprocess.Popen[bytes]):
         except OSError as error:
             raise TargetError(f"run {argv[0]}: {why_not_run(argv[0], error)}") from error
         self.pidfd = os.pidfd_open(self.pid)
+        self.inside = self.pid
 
     def send_signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -98,10 +98,7 @@ def test_a_late_child_does_not_put_its_litter_on_whoever_runs_by_then(tmp_path: 
 def test_a_survivor_that_wiped_its_environment_is_known_by_its_session(tmp_path: Path) -> None:
     made = target(tmp_path, GUILTY.format("env -i sleep 300 </dev/null >/dev/null 2>&1 &"))
     campaign = run(made, "python/hello python/exit", submissions=8, concurrency=4)
-    assert campaign.outcomes["clean"] == 4, campaign.to_json()
-    # A run that was over before its session was read is known by its kind alone: then it is one of these.
-    assert campaign.outcomes.get("leaked", 0) >= 1, campaign.to_json()
-    assert campaign.outcomes.get("leaked", 0) + campaign.outcomes.get("unknown", 0) == 4, campaign.to_json()
+    assert campaign.outcomes == {"clean": 4, "leaked": 4}, campaign.to_json()
     assert set(blamed(campaign).values()) == {"python/exit"}
 
 

@@ -119,8 +119,8 @@ pub(crate) const CLAIM: &str = "claim";
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Answer {
     Up(Up),
-    /// A command runs; this is its process id as seen from outside.
-    Pid(i32),
+    /// A command runs; these are its process id as seen from outside, and from inside.
+    Pid(i32, i32),
     Done,
     /// What failed, and at which step.
     Error(String),

@@ -19,7 +19,7 @@ use crate::cgroups::Cgroups;
 use crate::error::Doing;
 use crate::message::{Answer, Options, Run, Steps, Up, receive, send};
 use crate::process;
-use crate::start::{Command, Entrance, Gate, Parent};
+use crate::start::{Command, Entrance, Gate, Parent, Started};
 use crate::trace::{self, Tracer};
 
 const NAMESPACES: i32 =
@@ -167,7 +167,7 @@ fn bring_up(warden: &OwnedFd, options: &Options, cgroups: &Cgroups, steps: &mut 
             while sys::reap().is_some() {}
             return Err(io::Error::other(why));
         }
-        Answer::Pid(_) | Answer::Done => return Err(io::Error::other("init sent an unexpected answer")),
+        Answer::Pid(..) | Answer::Done => return Err(io::Error::other("init sent an unexpected answer")),
     };
     if receive::<Answer>(&ours)?.is_none() {
         return Err(io::Error::other("init ended when it was up"));
@@ -239,9 +239,10 @@ impl Arena {
         let answer = match receive::<Run>(&*owner) {
             Ok(None) => return false,
             Ok(Some((run, fds))) => match start(entrance, children, run, fds) {
-                Ok((pid, pidfd, pipe)) => {
-                    running.insert(pid, pipe);
-                    return send(owner, &Answer::Pid(pid), &[pidfd.as_fd()]).is_ok();
+                Ok((started, pipe)) => {
+                    running.insert(started.pid, pipe);
+                    let answer = Answer::Pid(started.pid, started.inside);
+                    return send(owner, &answer, &[started.pidfd.as_fd()]).is_ok();
                 }
                 Err(e) => Answer::Error(e.to_string()),
             },
@@ -251,13 +252,13 @@ impl Arena {
     }
 }
 
-/// Starts a command, and returns its process id, its pidfd and the pipe for its wait status.
+/// Starts a command, and returns it and the pipe for its wait status.
 fn start(
     entrance: &Entrance,
     children: &mut Children,
     run: Run,
     mut fds: Vec<OwnedFd>,
-) -> io::Result<(i32, OwnedFd, OwnedFd)> {
+) -> io::Result<(Started, OwnedFd)> {
     let release = run.trace.as_ref().filter(|request| request.holds()).and_then(|_| fds.pop());
     let log = if run.trace.is_some() { fds.pop() } else { None };
     let [stdin, stdout, stderr, pipe, strings] =
@@ -279,8 +280,7 @@ fn start(
     let gate = children.request.as_ref().map(|(request, ..)| Gate::new(request)).transpose()?;
     let command = Command { argv, env, cwd, streams: [stdin, stdout, stderr], gate };
     // The loop in `serve` also reaps a command that failed to start.
-    let (pid, pidfd) = entrance.start(&command, children).doing("start", program)?;
-    Ok((pid, pidfd, pipe))
+    Ok((entrance.start(&command, children).doing("start", program)?, pipe))
 }
 
 fn pair() -> io::Result<(OwnedFd, OwnedFd)> {

@@ -101,10 +101,19 @@ pub(crate) trait Parent {
     fn wait_for(&mut self, usher: BorrowedFd<'_>, time: Duration) -> bool;
 }
 
-/// What the usher and the command report to the process that started them. The command can write only to the second and
-/// third field.
+/// A command that was started.
+pub(crate) struct Started {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: OwnedFd,
+    /// Its process id in the arena, which is its session's too.
+    pub(crate) inside: i32,
+}
+
+/// What the usher and the command report to the process that started them. The command can write to all but the first.
 struct Report {
     pid: Shared,
+    /// The command's process id in the arena.
+    inside: Shared,
     /// Number of the error that prevented the start.
     errno: Shared,
     /// Whether changing the directory failed.
@@ -112,9 +121,10 @@ struct Report {
 }
 
 impl Entrance {
-    /// Starts a command as a child of this process. Returns its process id and pidfd after its exec.
-    pub(crate) fn start(&self, command: &Command, parent: &mut impl Parent) -> io::Result<(i32, OwnedFd)> {
-        let report = Report { pid: Shared::new()?, errno: Shared::new()?, in_cwd: Shared::new()? };
+    /// Starts a command as a child of this process, and returns it after its exec.
+    pub(crate) fn start(&self, command: &Command, parent: &mut impl Parent) -> io::Result<Started> {
+        let [pid, inside, errno, in_cwd] = [Shared::new()?, Shared::new()?, Shared::new()?, Shared::new()?];
+        let report = Report { pid, inside, errno, in_cwd };
         let spawner = i32::try_from(std::process::id()).map_err(io::Error::other)?;
         let (usher, cloned_into) = self.freezers.fork(0)?;
         let Some(usher) = usher else {
@@ -149,7 +159,7 @@ impl Entrance {
             return Err(io::Error::other(format!("processes in the arena delayed it for {seconds} s")));
         }
         match (report.errno.get(), child) {
-            (0, Some((pid, pidfd))) => Ok((pid, pidfd)),
+            (0, Some((pid, pidfd))) => Ok(Started { pid, pidfd, inside: report.inside.get() }),
             (0, None) => Err(io::Error::other("the usher ended without an error")),
             (errno, _) if report.in_cwd.get() != 0 => {
                 let cwd = OsStr::from_bytes(command.cwd.as_bytes());
@@ -213,6 +223,7 @@ impl Entrance {
         if let Err(e) = inside() {
             return e;
         }
+        report.inside.set(i32::try_from(std::process::id()).unwrap_or_default());
         let _ = rustix::process::setsid();
         sys::default_signals();
         if let Err(e) = rustix::process::chdir(command.cwd.as_c_str()) {
