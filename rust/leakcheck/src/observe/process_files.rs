@@ -101,10 +101,12 @@ const EMPTY: (u64, u64) = (1, 1);
 
 /// Where the part is in the process' memory, by its `stat`: fields 48 to 51 of proc_pid_stat(5), which are 0 during an execve(2) and
 /// for readers without permission. [`EMPTY`] if it is known to be empty: a kernel thread, a zombie, a process that ends and has
-/// given back its memory already. Field 23 is the size of all of it, which an execve(2) never makes 0.
+/// given back its memory already. Field 23 is the size of all of it, which an execve(2) never makes 0. While that fills the new
+/// stack, each range begins and is empty for an instant (create_elf_tables()); field 26, where the code begins, is still 0 then.
 fn range_of(stat: &[u8], part: Part) -> Option<(u64, u64)> {
     const ARG_START: usize = 48;
     const SIZE: usize = 23;
+    const START_CODE: usize = 26;
     const PF_KTHREAD: u64 = 0x0020_0000;
     let tail = &stat[stat.iter().rposition(|b| *b == b')')? + 1..];
     let fields: Vec<&str> = std::str::from_utf8(tail).ok()?.split_ascii_whitespace().collect();
@@ -118,6 +120,7 @@ fn range_of(stat: &[u8], part: Part) -> Option<(u64, u64)> {
         Part::Environment => ARG_START + 2,
     };
     match (field(at)?, field(at + 1)?) {
+        _ if field(START_CODE)? == 0 => Some((0, 0)),
         (from, to) if from == to && to > 0 => Some(EMPTY),
         range => Some(range),
     }
@@ -218,6 +221,21 @@ mod tests {
         // It waits for the other processes of its pid namespace, without memory.
         assert_eq!(range_of(stat(0).as_bytes(), Part::Arguments), Some(EMPTY));
         assert_eq!(range_of(stat(4096).as_bytes(), Part::Arguments), Some((0, 0)));
+    }
+
+    #[test]
+    fn a_range_that_an_execve_begins_is_not_taken_for_an_empty_one() {
+        let stat = |start_code: u64| {
+            let field = |n| match n {
+                23 => 4096,
+                26 => start_code,
+                50 | 51 => 0x7ffc_1000_0010,
+                _ => 0,
+            };
+            format!("7 (sh) R {}\n", (4..=52).map(|n| field(n).to_string()).collect::<Vec<_>>().join(" "))
+        };
+        assert_eq!(range_of(stat(0).as_bytes(), Part::Environment), Some((0, 0)));
+        assert_eq!(range_of(stat(0x0040_0000).as_bytes(), Part::Environment), Some(EMPTY));
     }
 
     #[test]
