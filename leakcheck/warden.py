@@ -166,6 +166,9 @@ def why_silent(error: OSError) -> str:
 
 def _lacking(error: str) -> str:
     """Return what root lacks if the kernel refused a step with `error`, how to get it, and what works without."""
+    if error.startswith("write ") and "/tasks: invalid argument" in error and _is_real_time():
+        # sched_can_attach() with CONFIG_RT_GROUP_SCHED: a new group of the cpu controller of cgroup v1 has no share of it.
+        return "; a real-time process cannot enter a new cgroup of the cpu controller here: start leakcheck without chrt"
     if os.geteuid() != 0 or not error.startswith("operation not permitted"):
         return ""
     status = Path("/proc/thread-self/status").read_text()
@@ -180,6 +183,10 @@ def _lacking(error: str) -> str:
         f"or with {' '.join(options)} (docker run, podman run); "
         "without an arena, leakcheck guard, pytest --leakcheck, the crate's guard and campaigns with --host work here"
     )
+
+
+def _is_real_time() -> bool:
+    return os.sched_getscheduler(0) & ~os.SCHED_RESET_ON_FORK in (os.SCHED_FIFO, os.SCHED_RR)
 
 
 def _send(channel: socket.socket, message: dict[str, Any], fds: Sequence[int]) -> None:

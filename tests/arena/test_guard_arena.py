@@ -198,3 +198,17 @@ def test_an_ordinary_user_gets_an_arena_of_a_user_namespace_and_is_told_why_it_n
     assert "file /home/litter" in [leak["label"].partition(" ·")[0] for leak in found["leaks"]]
     assert {kind: gap for kind, gap in found["coverage"].items() if gap["level"] != "full"} == {}
     assert "its user cannot create any: no cgroup is writable" in found["coverage"]["cgroup"]["reason"]
+
+
+def test_a_real_time_process_has_an_arena_or_is_told_how_to_get_one() -> None:
+    # Whether the kernel lets it into a new cgroup depends on its configuration (CONFIG_RT_GROUP_SCHED).
+    done = subprocess.run(
+        ["chrt", "--fifo", "1", *LEAKCHECK, "guard", "--arena", "--", "true"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    told = "start leakcheck without chrt" in done.stderr
+    assert (done.returncode, told) in [(0, False), (4, True)], done.stderr
