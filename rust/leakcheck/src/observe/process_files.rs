@@ -5,11 +5,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
-use rustix::time::{ClockId, clock_gettime};
 
 use super::proc_root::{self, read_file};
 use super::read::path;
@@ -71,38 +70,52 @@ fn read_at_once(process: &Path, part: Part) -> Option<Vec<u8>> {
         Part::Arguments => "cmdline",
         Part::Environment => "environ",
     };
-    let until = cpu_time() + EXECUTING;
+    let until = Instant::now() + EXECUTING;
+    let range = || range_of(&read_file(process.join("stat")).ok()?, part);
+    let mut before = range()?;
+    let mut doubts = DOUBTS;
     loop {
-        let (from, to) = range_of(&read_file(process.join("stat")).ok()?, part)?;
+        let (from, to) = before;
         let read = if from < to && !is_anonymous(&read_file(process.join("maps")).ok()?, from, to) {
             None
         } else {
             Some(read_file(process.join(name)).ok()?)
         };
-        let missing = read.as_ref().is_none_or(Vec::is_empty) && (from, to) != EMPTY;
-        let same = || range_of(&read_file(process.join("stat")).ok()?, part).map(|now| now == (from, to) && to > 0);
-        if !missing || same() != Some(false) || cpu_time() >= until {
+        let Some(after) = range() else { return read };
+        // Where addresses are not random, the old and the new memory have the same range.
+        let length = read.as_ref().map_or(0, Vec::len) as u64;
+        let whole = match part {
+            _ if before == EMPTY || before == HIDDEN => true,
+            // A program may write a longer title there, or a shorter one.
+            Part::Arguments => length > 0,
+            Part::Environment => length == to.saturating_sub(from),
+        };
+        let same = before == after && to > 0;
+        if same && (whole || doubts == 0) || Instant::now() >= until {
             return read;
         }
-        std::thread::yield_now();
+        doubts -= u32::from(same);
+        before = after;
+        std::thread::sleep(AGAIN);
     }
 }
 
-/// How long a process may take to replace its memory, in time that this thread runs: on a busy machine the process waits
-/// for a CPU as well, and each attempt that fails yields one to it.
-const EXECUTING: Duration = Duration::from_millis(50);
-
-fn cpu_time() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
-}
+/// How long a process may take to replace its memory: on a busy machine it waits for a CPU, or for memory, in the middle.
+const EXECUTING: Duration = Duration::from_millis(500);
+const AGAIN: Duration = Duration::from_micros(100);
+/// How often what is too short is read again though its range stayed: a process may have given that memory back.
+const DOUBTS: u32 = 10;
 
 /// The range of a process that is known to have none.
 const EMPTY: (u64, u64) = (1, 1);
+/// The range of a process that this one has no right to see.
+const HIDDEN: (u64, u64) = (0, 1);
 
-/// Where the part is in the process' memory, by its `stat`: fields 48 to 51 of proc_pid_stat(5), which are 0 during an execve(2) and
-/// for readers without permission. [`EMPTY`] if it is known to be empty: a kernel thread, a zombie, a process that ends and has
-/// given back its memory already. Field 23 is the size of all of it, which an execve(2) never makes 0. While that fills the new
-/// stack, each range begins and is empty for an instant (create_elf_tables()); field 26, where the code begins, is still 0 then.
+/// Where the part is in the process' memory, by its `stat`: fields 48 to 51 of proc_pid_stat(5), which are 0 during an execve(2).
+/// [`HIDDEN`] for readers without permission, to whom field 26 is 1. [`EMPTY`] if it is known to be empty: a kernel thread, a
+/// zombie, a process that ends and has given back its memory already. Field 23 is the size of all of it, which an execve(2) never
+/// makes 0. While that fills the new stack, each range begins and is empty for an instant (create_elf_tables()); field 26, where
+/// the code begins, is still 0 then.
 fn range_of(stat: &[u8], part: Part) -> Option<(u64, u64)> {
     const ARG_START: usize = 48;
     const SIZE: usize = 23;
@@ -119,10 +132,11 @@ fn range_of(stat: &[u8], part: Part) -> Option<(u64, u64)> {
         Part::Arguments => ARG_START,
         Part::Environment => ARG_START + 2,
     };
-    match (field(at)?, field(at + 1)?) {
-        _ if field(START_CODE)? == 0 => Some((0, 0)),
-        (from, to) if from == to && to > 0 => Some(EMPTY),
-        range => Some(range),
+    match (field(START_CODE)?, field(at)?, field(at + 1)?) {
+        (0, ..) => Some((0, 0)),
+        (1, 0, 0) => Some(HIDDEN),
+        (_, from, to) if from == to && to > 0 => Some(EMPTY),
+        (_, from, to) => Some((from, to)),
     }
 }
 
@@ -240,15 +254,29 @@ mod tests {
 
     #[test]
     fn a_process_that_executes_programs_all_the_time_has_its_environment_whenever_it_is_read() {
+        executes_all_the_time(&[]);
+    }
+
+    #[test]
+    fn where_addresses_are_not_random_too_it_has_its_environment_whenever_it_is_read() {
+        executes_all_the_time(&["setarch", "-R"]);
+    }
+
+    fn executes_all_the_time(before: &[&str]) {
+        let _root = proc_root::ProcRoot::renew();
         let again = r#"exec sh -c "$1" sh "$1""#;
-        let mut command = std::process::Command::new("sh");
-        let mut child = command.args(["-c", again, "sh", again]).env("LEAKCHECK_TEST", "here").spawn().unwrap();
+        let mut command = std::process::Command::new("env");
+        command.args(before).args(["sh", "-c", again, "sh", again]);
+        // Larger than what one read(2) takes.
+        let mut child = command.env("LARGE", "x".repeat(20000)).env("LEAKCHECK_TEST", "here").spawn().unwrap();
         let process = std::path::PathBuf::from(format!("/proc/{}", child.id()));
-        let marked = |text: Vec<u8>| text.split(|b| *b == 0).any(|entry| entry == b"LEAKCHECK_TEST=here");
-        let missed = (0..5000).filter(|_| !read_memory(&process, Part::Environment).is_some_and(marked)).count();
+        let marked = |text: &[u8]| text.split(|b| *b == 0).any(|entry| entry == b"LEAKCHECK_TEST=here");
+        let read = || read_memory(&process, Part::Environment).map(|text| (marked(&text), text));
+        let missed: Vec<_> = (0..5000).map(|_| read()).filter(|read| !matches!(read, Some((true, _)))).collect();
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(missed, 0);
+        let missed: Vec<_> = missed.iter().map(|read| read.as_ref().map(|(_, text)| text.len())).collect();
+        assert_eq!(missed, [], "the lengths of what was read without the mark");
     }
 
     #[test]
