@@ -78,29 +78,34 @@ class Contender:
         """Return what it came to, in a contest that `began` then; `is_busy` knows words and exit code of a refusal."""
         said = printed(self.session, self.output)
         window = witness.window(self.number)
-        admitted = window is not None or "begin " in said
+        # Not what another one's payload printed.
+        admitted = window is not None or f"begin {self.number} " in said
+        starts = witness.starts(self.number)
         return Attempt(
             number=self.number,
             waits=self.waits,
             faulted=self.faulted,
             tolerated=self.tolerated,
             admitted=admitted,
-            unheld=admitted and witness.unheld(self.number),
-            complete="end " in said,
+            unheld=admitted and not starts,
+            copied=witness.copied(self.number),
+            starts=starts,
+            complete=f"end {self.number} " in said and witness.released(self.number),
             refused=self.status != "OK" and is_busy(f"{self.words} {said}", self.code),
             status=self.status,
             words=self.words,
             launched=(self.launched - began) * 1000,
             ended=(self.ended - began) * 1000,
             window=window,
-            told=_told(said),
+            told=_told(self.number, said),
         )
 
 
-def _told(said: str) -> tuple[int, int] | None:
+def _told(number: int, said: str) -> tuple[int, int] | None:
     """Return when a payload that ran to its end says that it began and ended, in nanoseconds."""
     # A date(1) without nanoseconds tells too little.
-    found = re.search(r"^begin (\d{18,20})$.*?^end (\d{18,20})$", said, re.MULTILINE | re.DOTALL | re.ASCII)
+    times = rf"^begin {number} (\d{{18,20}})$.*?^end {number} (\d{{18,20}})$"
+    found = re.search(times, said, re.MULTILINE | re.DOTALL | re.ASCII)
     return (int(found[1]), int(found[2])) if found else None
 
 

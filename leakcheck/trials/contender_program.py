@@ -19,7 +19,8 @@ PROGRAMS = (Path("/usr/share") if os.geteuid() == 0 else ArenaHost.work.parent) 
 
 def _script(number: int) -> str:
     # It tells when it begins, waits, and tells when it ends.
-    return f"#!/bin/sh\necho begin $(date +%s%N); {' '.join(_sleep(number))}; echo end $(date +%s%N); exit 0\n"
+    tells = [f"echo {word} {number} $(date +%s%N)" for word in ("begin", "end")]
+    return f"#!/bin/sh\n{tells[0]}; {' '.join(_sleep(number))}; {tells[1]}; exit 0\n"
 
 
 def _sleep(number: int) -> list[str]:

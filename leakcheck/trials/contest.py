@@ -210,6 +210,7 @@ class Contest:
             within=self._locks.within * 1000,
             refusals=self._refusals,
             blind=self._witness.blind,
+            strange=sorted(self._witness.strange),
         )
 
     @contextlib.contextmanager

@@ -88,7 +88,7 @@ class Crowd:
         now = time.monotonic()
         if now < one.launched + HELD or one.over.is_set() or self.witness.saw(one.number):
             return False
-        if one.begun is None and "begin " in printed(one.session, one.output):
+        if one.begun is None and f"begin {one.number} " in printed(one.session, one.output):
             one.begun = now
         return one.begun is not None and now > one.begun + HELD
 

@@ -12,10 +12,11 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a contest; times in milliseconds since its begin.
 
     `waits`: it was launched to wait for the box. `faulted`: it was killed. `admitted`: its payload ran, as seen by
-    itself or from outside; `complete`: to its end. `refused`: it said, as the adapter declares, that the box is in use.
-    `tolerated`: the lock was damaged, so that it may fail. `unheld`: its payload ran, and its start was not held until
-    all other payloads had been looked for. `window` is when its payload was alive as seen from outside, `told` as it
-    said itself.
+    itself or from outside; `complete`: to its end, which nobody but the witness brought about. `refused`: it said, as
+    the adapter declares, that the box is in use. `tolerated`: the lock was damaged, so that it may fail. `starts` is
+    how often its program was started, and held until all other payloads had been looked for. `unheld`: its payload ran,
+    and its start was not held. `copied`: somebody opened its program who did not execute it. `window` is when its
+    payload was alive as seen from outside, `told` as it said itself.
     """
 
     number: int
@@ -26,6 +27,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     refused: bool = False
     tolerated: bool = False
     unheld: bool = False
+    copied: bool = False
+    starts: int = 1
     status: str = ""
     words: str = ""
     launched: float = 0
@@ -39,7 +42,8 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
 
     `killed` is when the holder was killed, and `free` when the first payload after that was seen to run; `recovered`:
     only after the target's recovery. `within` is how long that may take, in milliseconds. `refusals` are what is wrong
-    with what else was run meanwhile. `blind` is why no start of a payload could be held; empty if they could.
+    with what else was run meanwhile. `blind` is why no start of a payload could be held; empty if they could. `strange`
+    is what was executed in the place of the programs, and is none of them.
     """
 
     attempts: Sequence[Attempt]
@@ -50,6 +54,7 @@ class History(msgspec.Struct, frozen=True, kw_only=True):
     within: float = 10_000
     refusals: Sequence[str] = ()
     blind: str = ""
+    strange: Sequence[str] = ()
 
     @property
     def ended(self) -> float:
@@ -89,9 +94,14 @@ def _exclusion(history: History) -> Iterator[tuple[Outcome, str]]:
         yield "split-brain", f"the payloads of contenders {one} and {other} ran in one box at the same time"
     if history.blind:
         yield "unknown", history.blind
-    else:
-        unheld = [attempt.number for attempt in history.attempts if attempt.unheld]
-        yield from (("unknown", f"the payload of contender {one} ran, but nobody saw it start") for one in unheld)
+        return
+    for attempt in history.attempts:
+        if attempt.unheld:
+            yield "unknown", f"the payload of contender {attempt.number} ran, but nobody saw it start"
+        elif attempt.copied:
+            what = f"the program of contender {attempt.number} was opened by a process that did not execute it"
+            yield "unknown", f"{what}: nobody can know whether it ran as a copy"
+    yield from (("unknown", f"{one!r} was executed, which is no contender's program") for one in history.strange)
 
 
 def _told(attempts: Sequence[Attempt]) -> Iterator[tuple[int, int]]:
@@ -118,6 +128,8 @@ def _had_by_another(refused: Attempt, history: History) -> bool:
 def _wrong(attempt: Attempt) -> str:
     """Return what is wrong with the status of one that nothing happened to."""
     said = f"status {attempt.status or 'none'}: {attempt.words}"
+    if attempt.starts > 1:
+        return f"was started {attempt.starts} times; {said}"
     if attempt.status == "OK" and not attempt.complete:
         return f"was not seen to run to its end; {said}"
     if attempt.admitted:

@@ -7,41 +7,21 @@ gate until all processes have been looked at: no overlap is too short to be seen
 import contextlib
 import itertools
 import os
-import select
 import signal
 import threading
 import time
 from pathlib import Path
 
-import msgspec
-
 from leakcheck.errors import reason
 from leakcheck.trials.arena_host import ArenaHost
-from leakcheck.trials.contender_program import PROGRAMS, processes
+from leakcheck.trials.contender_program import PROGRAMS, contender, processes
 from leakcheck.trials.gate import Gate, Start
+from leakcheck.trials.payload import install
+from leakcheck.trials.payload_process import Life, arguments, now, readable, runs_on
 from leakcheck.trials.rootfs import opened
 
 # Seconds between two looks, if nothing starts.
 _STEP = 0.004
-# Of the flags of a process, in field 9 of its stat: it exits, or a signal killed it (proc(5), linux/sched.h).
-_ENDING = 0x4 | 0x400
-_SIGKILL = 1 << (signal.SIGKILL - 1)
-
-
-class Life(msgspec.Struct):
-    """A process of the payload of contender `number`: a pidfd, and when it was alive first and last (seconds).
-
-    `holds`: it is the one that waits, and the payload ends if it is ended.
-    """
-
-    number: int
-    pid: int
-    pidfd: int
-    first: float
-    last: float
-    holds: bool
-    over: bool = False
-    killed: bool = False
 
 
 class Witness(threading.Thread):
@@ -54,7 +34,11 @@ class Witness(threading.Thread):
         self._expected: dict[bytes, tuple[int, bool]] = {}
         self._lives: dict[int, Life] = {}
         self._ended: set[int] = set()
-        self._passed: set[int] = set()
+        # By contender: who started its program at the gate, and who opened it without having done so.
+        self._starters: dict[int, set[int]] = {}
+        self._openers: dict[int, set[int]] = {}
+        # Each program, wherever it is and whatever its name.
+        self._programs: dict[tuple[int, int], int] = {}
         self._closing = False
         self._gate: Gate | None = None
         self.all: list[Life] = []
@@ -64,9 +48,18 @@ class Witness(threading.Thread):
         self.failure: BaseException | None = None
         self.blind = ""
         """Why starts do not wait here; empty if they do."""
+        self.strange: set[str] = set()
+        """What was executed in the place of the programs, and is none of them."""
 
     def expect(self, number: int) -> None:
-        """Look for the payload of contender `number`, too."""
+        """Look for the payload of contender `number`, too, whose program is made."""
+        program = contender(number)
+        install(self._host, program)
+        if self._gate is not None:
+            with opened(self._host.root, Path(program.program[0]), os.O_PATH) as file:
+                self._gate.follow(file)
+                found = os.fstat(file)
+                self._programs[found.st_dev, found.st_ino] = number
         with self._changed:
             for argv, holds in processes(number).items():
                 self._expected["\0".join([*argv, ""]).encode()] = number, holds
@@ -100,29 +93,49 @@ class Witness(threading.Thread):
         with self._changed:
             # Whoever starts is there already when the others are looked at, and executes nothing yet.
             for start in starts:
-                self._let_in(start)
+                self._meet_at_gate(start)
             self._look()
             if self._gate is not None:
                 self._gate.admit(starts)
             self._changed.notify_all()
 
-    def _let_in(self, start: Start) -> None:
-        if start.pidfd < 0 or start.pid <= 1 or not start.name.isdecimal():
-            return
-        number = int(start.name)
-        self._passed.add(number)
+    def _meet_at_gate(self, start: Start) -> None:
+        number = self._programs.get(start.inode, int(start.name) if start.name.isdecimal() else None)
+        ours = start.pid == os.getpid()
+        if start.waits and not ours and start.pidfd >= 0:
+            if number is not None and start.pid > 1:
+                self._let_in(number, start)
+                return
+            self.strange.add(start.name)
+        elif not (start.waits or ours or number is None or start.pid in self._starters.get(number, ())):
+            self._openers.setdefault(number, set()).add(start.pid)
+        if start.pidfd >= 0:
+            os.close(start.pidfd)
+
+    def _let_in(self, number: int, start: Start) -> None:
+        self._starters.setdefault(number, set()).add(start.pid)
         if (life := self._lives.pop(start.pid, None)) is not None:
             os.close(life.pidfd)
-        self._add(Life(number, start.pid, start.pidfd, now := _now(), now, holds=False))
+        self._add(Life(number, start.pid, start.pidfd, at := now(), at, holds=False))
 
     def _add(self, life: Life) -> None:
         self._lives[life.pid] = life
         self.all.append(life)
 
-    def unheld(self, number: int) -> bool:
-        """Return whether no start of the payload of `number` was held."""
+    def starts(self, number: int) -> int:
+        """Return how many processes started the program of `number` at the gate."""
         with self._changed:
-            return number not in self._passed
+            return len(self._starters.get(number, ()))
+
+    def copied(self, number: int) -> bool:
+        """Return whether somebody opened the program of `number` who did not execute it: it may have run elsewhere."""
+        with self._changed:
+            return bool(self._openers.get(number))
+
+    def released(self, number: int) -> bool:
+        """Return whether the payload of `number` was seen to wait, and this wait was ended by us."""
+        with self._changed:
+            return any(life.number == number and life.killed for life in self.all)
 
     def close(self) -> None:
         """Stop looking, and close all descriptors."""
@@ -181,16 +194,16 @@ class Witness(threading.Thread):
             self._meet(pid)
         self._end()
         # Whoever is not over at the end of this was alive at its begin: all of these at the same time.
-        now = _now()
+        at = now()
         for life in [*self._lives.values()]:
-            if _readable(life.pidfd):
+            if readable(life.pidfd):
                 self._part(life)
             else:
-                life.last = now
+                life.last = at
         if len({life.number for life in self._lives.values()}) > 1:
-            running = {life.number for life in self._lives.values() if _runs_on(life)}
+            running = {life.number for life in self._lives.values() if runs_on(life)}
             for pair in itertools.combinations(sorted(running), 2):
-                self.overlaps.setdefault(pair, now)
+                self.overlaps.setdefault(pair, at)
 
     def _part(self, life: Life) -> None:
         life.over = True
@@ -198,10 +211,10 @@ class Witness(threading.Thread):
         del self._lives[life.pid]
 
     def _meet(self, pid: int) -> None:
-        if (found := self._expected.get(_arguments(pid))) is None or pid <= 1:
+        if (found := self._expected.get(arguments(pid))) is None or pid <= 1:
             return
         if (life := self._lives.get(pid)) is not None:
-            if not _readable(life.pidfd):
+            if not readable(life.pidfd):
                 life.holds = found[1]
                 return
             self._part(life)
@@ -210,38 +223,8 @@ class Witness(threading.Thread):
         except ProcessLookupError:
             return
         # The pid may have been another's a moment ago.
-        if self._expected.get(_arguments(pid)) != found or _readable(pidfd):
+        if self._expected.get(arguments(pid)) != found or readable(pidfd):
             os.close(pidfd)
             return
         number, holds = found
-        self._add(Life(number, pid, pidfd, now := _now(), now, holds))
-
-
-def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def _arguments(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def _readable(pidfd: int) -> bool:
-    poll = select.poll()
-    poll.register(pidfd, select.POLLIN)
-    return bool(poll.poll(0))
-
-
-def _runs_on(life: Life) -> bool:
-    """Return whether it is alive, and no kill is on its way to it: such a process executes nothing any more."""
-    try:
-        fields = Path(f"/proc/{life.pid}/stat").read_text().rpartition(")")[2].split()
-        status = Path(f"/proc/{life.pid}/status").read_text()
-    except OSError:
-        return False
-    pending = [line.split()[1] for line in status.splitlines() if line.startswith(("SigPnd:", "ShdPnd:"))]
-    dying = fields[0] in "ZX" or int(fields[6]) & _ENDING or any(int(one, 16) & _SIGKILL for one in pending)
-    # Only now is it known that all this was of this process.
-    return not dying and not _readable(life.pidfd)
+        self._add(Life(number, pid, pidfd, at := now(), at, holds))

@@ -1,6 +1,7 @@
 """`leakcheck locks`: who ran beside whom is seen by the payloads' processes, whatever the target says."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,57 @@ prlimit --as=65536 "$@" > /dev/null 2>&1; exit 9; fi
 touch {LOCK}; "$@"; code=$?; rm {LOCK}; exit $code"""
     result = run(made(tmp_path, flash), "lock:stop-holder", iterations=2)
     assert result.endings == {"stop-holder": {"split-brain": 2}}, shown(result)
+
+
+# What a sandbox does with the program of a run that it calls refused.
+QUICKLY = "prlimit --as=65536 {0} > /dev/null 2>&1"
+ASIDE = {
+    "link": f"ln $1 /usr/share/x$$; {QUICKLY.format('/usr/share/x$$')}; rm /usr/share/x$$",
+    "rename": f"mv $1 $1.x; {QUICKLY.format('$1.x')}; mv $1.x $1",
+    "deleted": f"exec 5< $1; cp -a $1 /tmp/k$$; rm $1; {QUICKLY.format('/proc/self/fd/5')}; mv /tmp/k$$ $1",
+    "copy": f"cp $1 /tmp/x$$; {QUICKLY.format('/tmp/x$$')}; rm /tmp/x$$",
+    "interpreter": "prlimit --cpu=0 sh $1 > /dev/null 2>&1",
+    "memory": """python3 -c 'import os, sys; new = os.memfd_create("x", 0)
+os.write(new, open(sys.argv[1], "rb").read()); os.execv("/proc/self/fd/%d" % new, ["x"])' $1 & sleep 0.2; kill -9 $!""",
+}
+
+
+@pytest.mark.parametrize("how", ASIDE)
+def test_a_payload_under_another_name_is_seen_and_one_that_was_copied_is_never_a_pass(tmp_path: Path, how: str) -> None:
+    aside = f"""shift 2; mkdir -p {HOME}; if [ -e {LOCK} ]; then
+{ASIDE[how]}; exit 9; fi; touch {LOCK}; "$@"; code=$?; rm {LOCK}; exit $code"""
+    result = run(made(tmp_path, aside), "lock:stop-holder")
+    if how in ("link", "rename", "deleted"):
+        assert "split-brain" in outcomes(result), shown(result)
+    elif "split-brain" not in outcomes(result):
+        assert "was opened by a process that did not execute it" in shown(result)
+        assert result.verdict == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        ('"$@" > /dev/null; "$@"', "was started 2 times"),
+        ('"$@" > /dev/null & "$@"; wait', "was started 2 times"),
+        ('timeout -s KILL 0.02 "$@"; date "+end 0 %s%N"; exit 0', "was not seen to run to its end"),
+        ('date "+begin 0 %s%N"; date "+end 0 %s%N"; exit 0', "was not seen to run to its end"),
+    ],
+    ids=["twice", "twice at once", "cut short", "never"],
+)
+def test_a_run_that_is_ok_had_its_payload_run_once_and_to_its_end(tmp_path: Path, inside: str, said: str) -> None:
+    launch = f"shift 2; mkdir -p {HOME}; exec flock -n -o -E 9 {LOCK} {DIES} sh -c '{inside}' sh \"$@\""
+    result = run(made(tmp_path, launch), "lock:contend=2" if "started" in said else "lock:stop-holder")
+    assert {"false-status", "not-reached"} & outcomes(result), shown(result)
+    assert re.search(rf"contender \d {said}; status OK", shown(result)), shown(result)
+
+
+def test_the_output_of_another_run_is_not_taken_for_one_s_own(tmp_path: Path) -> None:
+    # Who finds the box in use waits for the other one's output, and shows it as the own one.
+    shares = f"""shift 2; mkdir -p {HOME}; flock -n -o -E 9 {LOCK} {DIES} sh -c '"$@" > {HOME}/out' sh "$@"
+code=$?; [ $code = 9 ] && until grep -q end {HOME}/out; do sleep 0.01; done; cat {HOME}/out"""
+    result = run(made(tmp_path, shares), "lock:contend=2")
+    assert outcomes(result) == {"false-status"}, shown(result)
+    assert "was not seen to run to its end; status OK" in shown(result)
 
 
 def test_a_payload_whose_start_nobody_could_see_is_unknown_and_never_a_pass(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_two_at_once_are_a_split_brain_whatever_they_say() -> None:
     [
         admitted(1, status="RE"),
         admitted(1, status="OK", complete=False),
+        admitted(1, starts=2),
         refused(1, status="OK"),
         refused(1, waits=True),
         refused(1, refused=False),
@@ -67,3 +68,9 @@ def test_a_run_may_fail_if_the_lock_is_damaged_but_not_say_ok() -> None:
 
 def test_a_box_that_nobody_gets_is_wedged() -> None:
     assert outcomes(refused(0), refused(1)) == {"wedged", "false-status"}
+
+
+def test_what_ran_unseen_or_may_have_run_as_a_copy_is_unknown() -> None:
+    assert outcomes(admitted(0), admitted(1, unheld=True)) == {"unknown"}
+    assert outcomes(admitted(0), refused(1, copied=True)) == {"unknown"}
+    assert outcomes(admitted(0), refused(1), strange=["x"]) == {"unknown"}
