@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from injectors.alive import executes
 from injectors.protocol import Room
 from leakcheck.errors import UsageError
 
@@ -178,6 +179,10 @@ class Memory(_InCgroup):
         batches = 64 * _PAGE * (os.cpu_count() or 1)
         return "" if self._left or free > batches else "no memory was left"
 
+    def holds(self, room: Room) -> bool:
+        """Return whether it is still in force, and nobody has freed what the balloon took."""
+        return super().holds(room) and (self._balloon is None or self._balloon.runs())
+
     @staticmethod
     def _used(control: _Control) -> str:
         return control.path.with_name("memory.current" if control.is_v2 else "memory.usage_in_bytes").read_text()
@@ -250,8 +255,8 @@ class Cpu(_InCgroup):
         return f"{len(busy)} processors were kept busy" if busy and all(busy) else ""
 
     def holds(self, room: Room) -> bool:
-        """Return whether it is still in force."""
-        return super().holds(room) or bool(self._spinners)
+        """Return whether it is still in force, and nobody has ended what keeps the processors busy."""
+        return super().holds(room) or (bool(self._spinners) and all(one.runs() for one in self._spinners))
 
     def lift(self, room: Room) -> None:
         """Release it."""
@@ -286,11 +291,8 @@ class Helper:
         return any(event & select.POLLIN for _, event in written.poll(seconds * 1000))
 
     def runs(self) -> bool:
-        """Return whether it has not ended (proc_pid_stat(5))."""
-        try:
-            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-        except OSError:
-            return False
+        """Return whether it has not ended, and nobody has killed it."""
+        return executes(self.pid)
 
     def end(self) -> None:
         """Kill it, and wait for its end."""

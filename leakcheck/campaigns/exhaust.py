@@ -21,6 +21,7 @@ from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.isolated import Isolated
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
+from leakcheck.trials.usual_words import usual_words
 
 __all__ = ["Exhaust", "ExhaustOptions"]
 
@@ -99,6 +100,13 @@ class Exhaust(TrialCampaign[ExhaustOptions]):
     def executor(self, target: Target, options: ExhaustOptions, ui: Ui, stop: Stop) -> Executor[Trial]:
         """Return the executor of the trials."""
         return _Watched(target, ui, stop, jobs=options.jobs, live=False, settle=options.settle)
+
+    def prepare(self, target: Target, options: ExhaustOptions, ui: Ui, stop: Stop) -> frozenset[str]:
+        """Return the words for a lack that the target says in each run."""
+        del options
+        if words := usual_words(target, stop):
+            ui.log(f"no words for a lack, since each run says them: {', '.join(sorted(words))}")
+        return words
 
     def plans(self, options: ExhaustOptions) -> Sequence[Plan]:
         """Return the plans that the options ask for."""

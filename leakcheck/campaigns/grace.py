@@ -23,6 +23,8 @@ LATE = "slowest next submission after the release, ms"
 MISSED = "resources and moments that no trial exhausted"
 
 _NOTHING = Exhausted()
+# An error may have two causes.
+_MANY = 3
 
 
 def is_hit(trial: Trial) -> bool:
@@ -95,11 +97,22 @@ def _how_crashed(trial: Trial) -> str:
 
 
 def _unnamed(made: Made[Any, Trial]) -> list[Trial]:
-    return [trial for trial in made.trials if _of(trial).named is False]
+    return [trial for trial in made.trials if _misnamed(made, trial)]
+
+
+def _misnamed(made: Made[Any, Trial], trial: Trial) -> bool:
+    words, found = made.target.adapter.exhaustion.words, _of(trial).heard
+    own = words.get(trial.case.plan.kind)
+    if own is None or found is None:
+        return False
+    # What each run says tells of nothing, nor does what names all there is.
+    telling = {word for word in found if word not in made.facts}
+    return not telling.intersection(own) or (len(words) >= _MANY and all(map(telling.intersection, words.values())))
 
 
 def _how_unnamed(trial: Trial) -> str:
-    return f"the error does not name what was exhausted: {_of(trial).words}"
+    named = f", but: {', '.join(some)}" if (some := _of(trial).heard) else ""
+    return f"the error does not name what was exhausted{named}: {_of(trial).words}"
 
 
 def _blaming(made: Made[Any, Trial]) -> list[Trial]:

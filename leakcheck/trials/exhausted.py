@@ -14,7 +14,7 @@ from injectors import Checked, Evidence, Exhausts
 from injectors.cgroup_limits import Memory
 from leakcheck.errors import LateError, TargetError
 from leakcheck.submissions import Submission
-from leakcheck.trials.output import last_words, memory, text
+from leakcheck.trials.output import ends, last_words, memory
 from leakcheck.trials.payload import COUNTED, ObservedRun, printed
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _BUGS = {
     signal.SIGSYS,
     signal.SIGTRAP,
 }
-__all__ = ["Exhausted", "lift", "run_exhausted"]
+__all__ = ["Exhausted", "heard", "lift", "run_exhausted", "status_text"]
 
 # Of a status of wait(2): there is a core (core(5)).
 _DUMPED = 0x80
@@ -51,10 +51,10 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
 
     `proof` is what proves that it ran against the limit, empty if nothing does. `status` is what the target reported,
     empty if nothing; `ran` whether the payload was executed, `crash` how a process of the target's crashed, `killed`
-    whether the kernel killed one for lack of memory. `named` is whether the error names the resource; None if there was
-    none to name, or the adapter has no words. `calls` are the first calls that failed for lack of it, `words` the last
-    of the target's output. `pressure_us` is how long tasks of the machine waited for it meanwhile, in microseconds;
-    None if this kernel does not say.
+    whether the kernel killed one for lack of memory. `heard` are the adapter's words, for this resource or another,
+    that stand in an error; None if there was none. `calls` are the first calls that failed for lack of it, `words` the
+    last of the target's output. `pressure_us` is how long tasks of the machine waited for it meanwhile, in
+    microseconds; None if this kernel does not say.
     """
 
     proof: str = ""
@@ -62,7 +62,7 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     ran: bool = False
     crash: str = ""
     killed: bool = False
-    named: bool | None = None
+    heard: list[str] | None = None
     calls: list[str] = []
     words: str = ""
     pressure_us: int | None = None
@@ -111,14 +111,14 @@ def run_exhausted(
         ran = any("payload" in line for line in session.reports().get("launch", []))
         # A program that ran may fail in its own words.
         fails = status in ("", "IE") or not ran
-        said = "\n".join([text(output), finished, _status_file(session)])
+        said = "\n".join([ends(output), finished, status_text(session)])
         session.exhausted = Exhausted(
             proof=str(proof),
             status=status,
             ran=ran,
             crash=_crash(code, said, session.reports(), killed=killed),
             killed=killed,
-            named=_named(session, resource, said) if proof and not killed and fails else None,
+            heard=heard(session, said) if proof and not killed and fails else None,
             calls=calls[:_MOST_CALLS],
             words=session.words,
             pressure_us=None if before is None or after is None else after - before,
@@ -137,8 +137,8 @@ def _lacks(session: "Session", output: int, *, ran: bool) -> str:
     """Return what a run that is to be OK lacks; empty if nothing."""
     if not ran:
         return "did not run"
-    if COUNTED not in printed(session, output):
-        return "did not print all"
+    if (times := printed(session, output).count(COUNTED)) != 1:
+        return f"printed all {times} times" if times else "did not print all"
     lines = session.reports().get("launch", [])
     payload = next((line["payload"] for line in lines if "payload" in line), None)
     return "ended otherwise" if any(line.get("ended") == payload and line["status"] for line in lines) else ""
@@ -197,12 +197,14 @@ def _core_pattern() -> str:
         return "core_pattern"
 
 
-def _named(session: "Session", resource: str, said: str) -> bool | None:
-    words = session.target.adapter.exhaustion.words.get(resource)
-    return None if words is None else any(word.lower() in said.lower() for word in words)
+def heard(session: "Session", said: str) -> list[str]:
+    """Return the adapter's words for a lack, of any resource, that stand in what a run said."""
+    words = sorted({word for some in session.target.adapter.exhaustion.words.values() for word in some})
+    return [word for word in words if word.lower() in said.lower()]
 
 
-def _status_file(session: "Session") -> str:
+def status_text(session: "Session") -> str:
+    """Return what is in the target's status file; empty if it has none."""
     path = session.target.status_file(session.box)
     try:
         return session.host.read(path).decode(errors="replace") if path is not None else ""

@@ -20,6 +20,14 @@ def text(output: int) -> str:
     return os.pread(output, 1 << 16, 0).decode(errors="replace")
 
 
+def ends(output: int) -> str:
+    """Return the first and the last 64 KiB of what was printed: who prints much says at the end why it failed."""
+    size, most = os.fstat(output).st_size, 1 << 16
+    if size <= 2 * most:
+        return os.pread(output, 2 * most, 0).decode(errors="replace")
+    return "\n".join(os.pread(output, most, at).decode(errors="replace") for at in (0, size - most))
+
+
 def last_words(output: int, none: str = "it printed nothing") -> str:
     """Return its last lines, joined into one; `none` if there are none."""
     size = os.fstat(output).st_size

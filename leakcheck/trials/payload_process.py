@@ -1,17 +1,14 @@
 """One process of a payload that is watched from outside, and whether it still executes anything."""
 
 import select
-import signal
 import time
 from pathlib import Path
 
 import msgspec
 
-__all__ = ["Life", "arguments", "now", "readable", "runs_on"]
+from injectors.alive import executes
 
-# Of the flags of a process, in field 9 of its stat: it exits, or a signal killed it (proc(5), linux/sched.h).
-_ENDING = 0x4 | 0x400
-_SIGKILL = 1 << (signal.SIGKILL - 1)
+__all__ = ["Life", "arguments", "now", "readable", "runs_on"]
 
 
 class Life(msgspec.Struct):
@@ -52,12 +49,5 @@ def readable(pidfd: int) -> bool:
 
 def runs_on(life: Life) -> bool:
     """Return whether it is alive, and no kill is on its way to it: such a process executes nothing any more."""
-    try:
-        fields = Path(f"/proc/{life.pid}/stat").read_text().rpartition(")")[2].split()
-        status = Path(f"/proc/{life.pid}/status").read_text()
-    except OSError:
-        return False
-    pending = [line.split()[1] for line in status.splitlines() if line.startswith(("SigPnd:", "ShdPnd:"))]
-    dying = fields[0] in "ZX" or int(fields[6]) & _ENDING or any(int(one, 16) & _SIGKILL for one in pending)
-    # Only now is it known that all this was of this process.
-    return not dying and not readable(life.pidfd)
+    # Only after a look at its number is it known that this was of it.
+    return executes(life.pid) and not readable(life.pidfd)

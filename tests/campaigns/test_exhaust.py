@@ -135,6 +135,54 @@ def test_an_error_that_does_not_name_what_is_lacking_is_found_only_where_words_a
     assert not run(made(tmp_path, script, internal="[125]"), "disk:full@0").failed
 
 
+EVERY = '{ disk = ["no space left"], fd = ["too many open files"], memory = ["cannot allocate memory"] }'
+
+
+@pytest.mark.parametrize(
+    ("always", "fails"),
+    [("", "too many open files"), ("no space left", "it failed")],
+    ids=["another", "in each run"],
+)
+def test_an_error_that_names_another_resource_or_says_what_each_run_says_names_nothing(
+    tmp_path: Path, always: str, fails: str
+) -> None:
+    script = STEPS.format(fails=f"{{{{ rm -r $d; echo {fails}; exit 125; }}}}").replace("> $d", "2>&- > $d")
+    result = run(made(tmp_path, f"echo {always}; {script}", words=EVERY, internal="[125]"), "disk:full@0")
+    assert result.failed == [UNNAMED], result.to_json()
+    assert f"does not name what was exhausted, but: {always or fails}: " in result.findings[0].detail
+
+
+def test_an_error_that_names_every_resource_names_none(tmp_path: Path) -> None:
+    script = STEPS.format(
+        fails="{{ rm -r $d; echo no space left or too many open files or cannot allocate memory; exit 125; }}"
+    )
+    assert run(made(tmp_path, script, words=EVERY, internal="[125]"), "disk:full@0").failed == [UNNAMED]
+
+
+def test_an_error_behind_much_output_is_read(tmp_path: Path) -> None:
+    floods = STEPS.format(
+        fails="{{ rm -r $d; head -c 300000 /dev/zero; echo; echo no space left; exit 125; }}"
+    ).replace("> $d", "2>&- > $d")
+    result = run(made(tmp_path, floods, words=EVERY, internal="[125]"), "disk:full@0")
+    assert not result.failed, result.to_json()
+
+
+def test_a_payload_that_is_run_again_is_not_ok(tmp_path: Path) -> None:
+    again = 'shift 2; printf x > /run/s || {{ rm /run/s; "$@"; }}; rm -f /run/s; "$@"'
+    result = run(made(tmp_path, again), "disk:full@0")
+    assert [finding.outcome for finding in result.findings] == ["false-status"], result.to_json()
+    assert "printed all 2 times" in result.findings[0].detail
+
+
+@pytest.mark.parametrize(("plan", "ours"), [("memory:pressure=90%", "if=/dev/zer[o]"), ("cpu:saturate", "while [:]")])
+@pytest.mark.parametrize("then", ["exit 125", ":"])
+def test_who_ends_what_exhausts_a_resource_was_not_tested(tmp_path: Path, plan: str, ours: str, then: str) -> None:
+    kills = f"""shift 2; found=; for one in /proc/[0-9]*; do
+grep -aqs "{ours}" $one/cmdline && kill -9 ${{{{one#/proc/}}}} && found=1; done; [ ! "$found" ] || {then}; exec "$@" """
+    result = run(made(tmp_path, kills), plan)
+    assert (result.verdict, result.failed) == ("unknown", [MISSED]), result.to_json()
+
+
 @pytest.mark.parametrize(("status", "wanted"), [("RE", [BLAMED]), ("IE", [])])
 def test_a_status_that_blames_a_program_that_never_ran_is_found(tmp_path: Path, status: str, wanted: list[str]) -> None:
     result = run(with_a_status_file(tmp_path, status), "disk:inodes@0")
