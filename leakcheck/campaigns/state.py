@@ -9,19 +9,20 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from injectors import Plan
-from injectors.damages import CUTS, MOVES, NONE, PLACES, WHOLE, content_damages, damaged, kind_of
+from injectors.damages import CUTS, NONE, PLACES, WHOLE, content_damages, damaged
 from injectors.state import state_plan
-from leakcheck.campaigns.campaign import Check, Judged, Made, Option, TrialOptions
-from leakcheck.campaigns.criteria import at_most, reached, stated, zero
-from leakcheck.campaigns.findings import clusters, finding_id, replay_line, replay_words
+from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
+from leakcheck.campaigns.criteria import reached, stated, zero
+from leakcheck.campaigns.findings import clusters
 from leakcheck.campaigns.result import Finding
+from leakcheck.campaigns.telling import TELLING, damage_of, mistold
 from leakcheck.campaigns.trial_campaign import TrialCampaign
 from leakcheck.errors import NotApplicableError, UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case, case_of
 from leakcheck.trials.disk import unsynced
 from leakcheck.trials.executor import Ui
-from leakcheck.trials.outcome import FAILING, OUTCOMES
+from leakcheck.trials.outcome import FAILING
 from leakcheck.trials.power import Cut, WithCuts, cuts
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.state_files import record_state_files
@@ -32,9 +33,6 @@ from leakcheck.trials.trial import Trial
 _PLACES_OF = {"quick": 12, "full": 512}
 _REPLAYS = 20
 _T = TypeVar("_T")
-DISTRUSTED = "power cuts after which it does not trust its own state"
-EARLY = "resources made before the state that names them was on the disk"
-UNTOLD = "damages that the target's log does not tell of"
 _ALONE = "a kill leaves it without any damage, too"
 
 Profile = Literal["quick", "full"]
@@ -85,7 +83,7 @@ class State(TrialCampaign[StateOptions]):
                 f"not applicable: {target.name} declares no state file; "
                 f"if it keeps one, name it in state_files of {target.path}"
             )
-        if options.plan is not None and _name(options.plan) != "cut":
+        if options.plan is not None and damage_of(options.plan) != "cut":
             return Facts()
         contents = record_state_files(target, stop) if options.plan is None else {}
         recorded = [record_history(target, stop) for _ in range(1 if options.plan else 2)]
@@ -153,22 +151,14 @@ class State(TrialCampaign[StateOptions]):
 
     def findings(self, made: Made[StateOptions, Trial]) -> list[Finding]:
         """Return what was left, and each kind of damage that the target's log does not tell of."""
-        alone = [str(trial.case.plan) for trial in made.trials if _name(trial.case.plan) == NONE]
+        alone = [str(trial.case.plan) for trial in made.trials if damage_of(trial.case.plan) == NONE]
         found = [
             msgspec.structs.replace(one, detail="; ".join(filter(None, [one.detail, _ALONE])))
             if any(ending.plan in alone for ending in one.endings) and one.outcome in FAILING
             else one
             for one in super().findings(made)
         ]
-        log = made.target.adapter.damage.log
-        missed = f"not noticed: {log} has no line about it"
-        torn = f"after a power cut, it does not trust the state that it wrote itself: see {log}"
-        for id_, detail, trials in (("unnoted", missed, _unnoted(made)), ("distrusted", torn, _distrusted(made))):
-            if id_ == "distrusted" and not made.target.adapter.damage.disk:
-                continue
-            for name, some in clusters(trials, lambda trial: _name(trial.case.plan)).items():
-                found.append(_finding(self.name, made, finding_id(id_, name), name, detail, some))
-        return found
+        return [*found, *mistold(self.name, made)]
 
     def criteria(self, options: StateOptions) -> Sequence[Check]:
         """Return what is asked of the trials."""
@@ -176,70 +166,15 @@ class State(TrialCampaign[StateOptions]):
         return [
             *(zero(outcome) for outcome in ("leaked", "silent", "wedged", "false-status", "unknown")),
             reached(),
-            _told,
-            _trusted,
-            _durable,
+            *TELLING,
             stated("different damages", lambda made: len({str(trial.case.plan) for trial in made.trials})),
         ]
 
     def details(self, made: Made[StateOptions, Trial]) -> dict[str, Any]:
         """Return the outcomes by damage, and which damages were not noted."""
-        rows = clusters(made.trials, lambda trial: _name(trial.case.plan))
+        rows = clusters(made.trials, lambda trial: damage_of(trial.case.plan))
         counts = {name: dict(Counter(trial.outcome for trial in some)) for name, some in rows.items()}
         return super().details(made) | {"endings": counts}
-
-
-def _finding(
-    campaign: str, made: Made[StateOptions, Trial], id_: str, name: str, detail: str, some: list[Trial]
-) -> Finding:
-    plan = str(some[0].case.plan)
-    words = ["--plan", plan, "--iterations", 1, *replay_words(made.options)]
-    return Finding(
-        id=id_,
-        ending=name,
-        outcome=max((trial.outcome for trial in some), key=OUTCOMES.index),
-        leaks=[],
-        trials=len(some),
-        replay=replay_line(campaign, made.target, *words),
-        detail=detail,
-        plan=plan,
-    )
-
-
-def _told(made: Made[StateOptions, Trial]) -> Iterator[Judged]:
-    """Require a line about each damage, if the target has a log."""
-    if made.target.adapter.damage.log:
-        yield from at_most(UNTOLD, lambda made: len(_unnoted(made)), 0)(made)
-
-
-def _trusted(made: Made[StateOptions, Trial]) -> Iterator[Judged]:
-    """Require that the target trusts what it has itself synced, if its state is to survive a power cut."""
-    if made.target.adapter.damage.disk:
-        yield from at_most(DISTRUSTED, lambda made: len(_distrusted(made)), 0)(made)
-
-
-def _durable(made: Made[StateOptions, Trial]) -> Iterator[Judged]:
-    """Require that a state is on the disk before what it names is made, if it is to survive a power cut."""
-    if made.target.adapter.damage.disk and made.options.plan is None:
-        yield from at_most(EARLY, lambda made: len(made.facts.early), 0)(made)
-
-
-def _distrusted(made: Made[StateOptions, Trial]) -> list[Trial]:
-    return [trial for trial in made.trials if trial.noted and _name(trial.case.plan) == "cut"]
-
-
-def _unnoted(made: Made[StateOptions, Trial]) -> list[Trial]:
-    """Return the trials with damage to a whole file that nobody noted."""
-    quiet = (NONE, "at", "cut", *MOVES)
-    return [
-        trial
-        for trial in made.trials
-        if trial.noted is False and _name(trial.case.plan) not in quiet and trial.case.plan.flags != ("living",)
-    ]
-
-
-def _name(plan: Plan) -> str:
-    return kind_of(plan.argument.rpartition(":")[2])
 
 
 def _some(damages: Sequence[_T], most: int) -> list[_T]:

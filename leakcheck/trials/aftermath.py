@@ -14,7 +14,8 @@ from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.remnant import Remnant, program_of
 from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import count_similar, place_of
-from leakcheck.trials.state_files import noted, read_log, spreads
+from leakcheck.trials.state_files import spreads
+from leakcheck.trials.state_log import LogMark, mark_log, noted
 
 NEXT_RUN = "next run"
 """The step of a trial that prepares and runs the next submission; looks are not in its time."""
@@ -75,7 +76,7 @@ class Aftermath:
     def follow(self) -> None:
         """Recover, run the next submission, observe after each, and classify what stays."""
         early = self._succeeded and bool(self._stay)
-        logged = read_log(self._session) if self._damaged else b""
+        logged = mark_log(self._session) if self._damaged else LogMark()
         if early:
             self._survived = set(self._stay)
             with self._session.timed("next"):

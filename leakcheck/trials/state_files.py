@@ -44,22 +44,6 @@ def record_state_files(target: Target, stop: Stop) -> dict[str, bytes]:
     return contents
 
 
-def read_log(session: Session) -> bytes:
-    """Return what the target's log of damaged state files contains; empty if there is none."""
-    path = session.target.filled(session.target.adapter.damage.log, session.box)
-    try:
-        return session.host.read(Path(path)) if path else b""
-    except FileNotFoundError:
-        return b""
-
-
-def noted(session: Session, before: bytes) -> bool | None:
-    """Return whether the log tells of a damaged state file since it was `before`; None if there is no log."""
-    damage = session.target.adapter.damage
-    new = read_log(session).removeprefix(before)
-    return any(word.encode() in new for word in damage.words) if damage.log else None
-
-
 def spreads(session: Session) -> Iterator[str]:
     """Run the next submission in another box, and the health check; yield what is wrong."""
     other = Session(session.target, session.host, session.box.number + 1, work=session.box.work, stop=session.stop)

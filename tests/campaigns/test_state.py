@@ -13,6 +13,7 @@ from injectors import parse
 from injectors.state import state_plan
 from leakcheck.campaigns import Leaks, LeaksOptions, Result, State, StateOptions
 from leakcheck.campaigns import run as run_campaign
+from leakcheck.campaigns.state import Facts
 from leakcheck.conformance import check
 from leakcheck.errors import NotApplicableError, TargetError, UsageError
 from leakcheck.targets import Target, load
@@ -72,6 +73,53 @@ def test_a_damage_that_the_log_does_not_tell_of_fails_and_has_a_replay_line(tmp_
     assert quiet.failed == ["damages that the target's log does not tell of"]
     told = run(made(tmp_path, tells, log), "empty")
     assert not told.failed, told.findings
+
+
+LOG = f'[damage]\nlog = "{HOME}/log"\nwords = ["damaged"]\n'
+REWRITES = f"(echo x; cat {HOME}/log) > {HOME}/n; mv {HOME}/n {HOME}/log"
+TELLS = f"[ -s {HOME}/d/state.json ] || echo damaged >> {HOME}/log"
+
+
+def test_a_log_that_tells_of_damage_where_there_is_none_proves_nothing(tmp_path: Path) -> None:
+    cries = made(tmp_path, f"echo damaged or not >> {HOME}/log; {KNOWS}", LOG)
+    assert not run(cries, "empty").failed
+    result = run(cries, "none")
+    (finding,) = [one for one in result.findings if "without any damage" not in one.detail and one.detail]
+    assert result.failed == ["untouched states that the target's log calls damaged"]
+    assert "tells of damage though nothing was damaged" in finding.detail
+    assert ":none,sleeping' --iterations 1" in finding.replay or ":none,sleeping --iterations 1" in finding.replay
+    # The campaign has that trial always, whatever is drawn.
+    facts = Facts({f"{HOME}/d/state.json": b"{}"}, {f"{HOME}/d/state.json": []})
+    plans = State().plans(StateOptions(iterations=1), facts)
+    assert str(plans[0]).rpartition(":")[2] == "none,sleeping"
+    assert not run(made(tmp_path, f"{TELLS}; {KNOWS}", LOG), "none").failed
+
+
+@pytest.mark.parametrize(
+    ("launch", "recover", "told"),
+    [
+        (f"[ -e {HOME}/log ] || echo not damaged > {HOME}/log", REWRITES, False),
+        (
+            f"[ -e {HOME}/log ] || echo not damaged > {HOME}/log",
+            f"{TELLS}; {REWRITES}",
+            True,
+        ),
+        (f"echo hello >> {HOME}/log", f"mv {HOME}/log {HOME}/log.1; {TELLS}", True),
+        (f"[ -e {HOME}/log ] || head -c 5000000 /dev/zero > {HOME}/log", TELLS, True),
+        (":", f"rm -f {HOME}/log; mkfifo {HOME}/log", False),
+        (":", f"{TELLS}; rm -f {HOME}/log; mkdir {HOME}/log", False),
+        (":", f"{TELLS}; rm -f {HOME}/log; ln -s log {HOME}/log", False),
+    ],
+    ids=["again", "first line", "rotated", "much", "fifo", "directory", "loop"],
+)
+def test_of_a_log_only_new_lines_count_and_one_that_cannot_be_read_tells_of_nothing(
+    tmp_path: Path, launch: str, recover: str, told: bool
+) -> None:
+    logs = LAUNCH.replace("shift 2;", f"shift 2; mkdir -p {HOME}; {launch};")
+    of = target(tmp_path, logs, recover=f"{recover}; {KNOWS}", more=MORE + LOG)
+    result = run(of, "empty")
+    assert ("damages that the target's log does not tell of" not in result.failed) == told, result.to_json()
+    assert not (told and result.failed), result.failed
 
 
 def test_a_box_or_a_recovery_that_damage_puts_out_of_order_is_wedged(tmp_path: Path) -> None:
