@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from injectors.alive import executes
 from injectors.protocol import Room
-from leakcheck.errors import UsageError
+from leakcheck.errors import UnavailableError
 
 if TYPE_CHECKING:
     import psutil
@@ -36,7 +36,7 @@ class _Control:
         found = next((path for path in places if path.exists()), None)
         if found is None:
             file, hint = " or ".join(sorted({v1, v2})), "" if os.geteuid() == 0 else "; run as root"
-            raise UsageError(f"no {controller} limit can be set: the arena has no cgroup with {file}{hint}")
+            raise UnavailableError(f"no {controller} limit can be set: the arena has no cgroup with {file}{hint}")
         self.path = found
         self.is_v2 = found.name == v2
         self.before = found.read_text().strip()
@@ -46,7 +46,7 @@ class _Control:
         try:
             self.path.write_text(value)
         except OSError as error:
-            raise UsageError(f"limit {self.path.name} = {value}: {error.strerror}") from error
+            raise UnavailableError(f"limit {self.path.name} = {value}: {error.strerror}") from error
         self.value = self.path.read_text().strip()
 
     def holds(self) -> bool:
@@ -144,13 +144,15 @@ class Memory(_InCgroup):
         control = _Control(room, "memory", "memory.max", "memory.limit_in_bytes")
         available = _available()
         if self._size and available < 4 * BALLOON:
-            raise UsageError(f"no room for the balloon: this machine has {available >> 20} MiB of memory available")
+            raise UnavailableError(
+                f"no room for the balloon: this machine has {available >> 20} MiB of memory available"
+            )
         self._control, self._hits = control, control.count(*self._EVENTS)
         if self._size:
             self._balloon = Helper(room, ["dd", "if=/dev/zero", f"bs={self._size}", "count=1", "status=none"])
             if not self._balloon.wait_for_output(_FILLING):
                 self.lift(room)
-                raise UsageError(f"no room for the balloon: {self._size >> 10} KiB of memory could not be filled")
+                raise UnavailableError(f"no room for the balloon: {self._size >> 10} KiB of memory could not be filled")
         if not control.is_v2:
             # What keeps the arena up is above the limit: the kernel would kill it once nothing else is left to kill.
             self._moved = room.own()
@@ -243,7 +245,7 @@ class Cpu(_InCgroup):
             os.setpriority(os.PRIO_PROCESS, spinner.pid, self._nice)
             if not spinner.wait_for_output(_FILLING):
                 self.lift(room)
-                raise UsageError("no processor could be saturated: a process that spins did not start")
+                raise UnavailableError("no processor could be saturated: a process that spins did not start")
 
     def proof(self, room: Room) -> str:
         """Return what proves that the target ran against it."""

@@ -18,7 +18,7 @@ from injectors.plan import Plan
 from injectors.protocol import Evidence, Trial
 from injectors.resources import Disk, Files, Limit, read_size
 from injectors.timed import ended
-from leakcheck.errors import UsageError
+from leakcheck.errors import UnavailableError, UsageError, reason
 
 __all__ = ["MOMENTS", "RESOURCES", "Exhaustion", "Moment", "exhaustion_plan"]
 
@@ -99,7 +99,8 @@ class Exhaustion:
             self.limit.set(trial.room, 0 if self.moment == "start" else pid)
         except OSError as error:
             hint = "" if os.geteuid() == 0 else "; run as root"
-            raise UsageError(f"plan {str(self.plan)!r} cannot be performed here: {error}{hint}") from error
+            what = f"plan {str(self.plan)!r} cannot be performed here: {reason(error)}{hint}"
+            raise UnavailableError(what) from error
         finally:
             trial.release()
         return Evidence(fired=True, when_ms=when)

@@ -31,7 +31,10 @@ class Limit(Limits, Protocol):
     """One resource of an arena, until it is released."""
 
     def set(self, room: Room, payload: int) -> None:
-        """Exhaust it. `payload` is the payload's process, which is spared, or 0; raise `UsageError` if it cannot be."""
+        """Exhaust it. `payload` is the payload's process, which is spared, or 0.
+
+        It raises `UnavailableError` or `OSError` if it cannot be here.
+        """
 
 
 class Disk:

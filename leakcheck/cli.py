@@ -23,7 +23,15 @@ from leakcheck import __version__
 from leakcheck.answers import answering
 from leakcheck.commands import INTERRUPTED, LEAKED, TARGET, UNKNOWN, USAGE
 from leakcheck.deliver import drop, notify
-from leakcheck.errors import CompileError, GivenUp, NativeError, NotApplicableError, TargetError, UsageError
+from leakcheck.errors import (
+    CompileError,
+    GivenUp,
+    NativeError,
+    NotApplicableError,
+    TargetError,
+    UnavailableError,
+    UsageError,
+)
 
 if TYPE_CHECKING:
     from leakcheck.arena import Arena
@@ -382,7 +390,7 @@ def _outcome() -> int:
     except (MemoryError, RecursionError) as error:
         what = "memory" if isinstance(error, MemoryError) else "stack: the input is nested too deeply"
         return _fail(UNKNOWN, f"unknown: out of {what}")
-    except (NativeError, NotApplicableError, OSError) as error:
+    except (NativeError, NotApplicableError, UnavailableError, OSError) as error:
         return _fail(UNKNOWN, f"unknown: {error}")
     except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever the cause
         what = f"{type(error).__name__}: {error}"

@@ -30,6 +30,10 @@ class NotApplicableError(LeakcheckError):
     """The target has nothing of the kind that a campaign tests; exit code 3, never a pass."""
 
 
+class UnavailableError(LeakcheckError):
+    """This machine, or this user, cannot do what a trial needs: nothing is known of the target; exit code 3."""
+
+
 class StoppedError(TargetError):
     """The user interrupted before there was any result."""
 

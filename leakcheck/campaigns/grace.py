@@ -136,7 +136,9 @@ def _missed(made: Made[Any, Trial]) -> list[str]:
     if made.options.iterations and made.options.plan is None and any(map(is_hit, made.trials)):
         # Of some, only levels were drawn that are none to the target.
         return []
-    return [name for name, some in clusters(made.trials, row).items() if not any(map(is_hit, some))]
+    # What cannot be exhausted here is unknown already.
+    able = [trial for trial in made.trials if not _of(trial).refused]
+    return [name for name, some in clusters(able, row).items() if not any(map(is_hit, some))]
 
 
 def _if(applies: Callable[[Target], bool], name: str, which: Callable[[Any], Sequence[Trial]]) -> Check:

@@ -54,7 +54,8 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     whether the kernel killed one for lack of memory. `heard` are the adapter's words, for this resource or another,
     that stand in an error; None if there was none. `calls` are the first calls that failed for lack of it, `words` the
     last of the target's output. `pressure_us` is how long tasks of the machine waited for it meanwhile, in
-    microseconds; None if this kernel does not say.
+    microseconds; None if this kernel does not say. `refused` is why it could not be exhausted here: then all
+    else is unknown.
     """
 
     proof: str = ""
@@ -66,6 +67,7 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     calls: list[str] = []
     words: str = ""
     pressure_us: int | None = None
+    refused: str = ""
 
     @property
     def blames(self) -> bool:

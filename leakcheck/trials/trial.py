@@ -8,7 +8,7 @@ from typing import Protocol
 import msgspec
 
 from injectors import Checked, Evidence, injector_for
-from leakcheck.errors import LateError, UsageError
+from leakcheck.errors import LateError, UnavailableError, UsageError
 from leakcheck.report import Command
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
@@ -110,7 +110,11 @@ def _stages(session: Session, case: Case, injector: Checked, recorder: Recorder 
     session.renew()
     requests = injector.trace or _no_request
     with session.traced(injector) if recorder is None else session.tracing(explaining(requests)) as tracing:
-        trial = _tested(session, case, injector)
+        try:
+            trial = _tested(session, case, injector)
+        except UnavailableError as error:
+            refused = Exhausted(refused=str(error))
+            return Trial(case=case, outcomes=frozenset({"unknown"}), fired=False, detail=str(error), exhausted=refused)
         if recorder is not None and tracing is not None:
             recorder.collect(session, tracing)
         if tracing is not None and tracing.failing():

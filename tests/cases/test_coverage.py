@@ -214,3 +214,10 @@ def test_root_without_the_capabilities_for_an_arena_is_told_how_to_get_them(in_c
         "--host",
     ):
         assert word in done.stderr
+
+
+@pytest.mark.parametrize("campaign", ["exhaust", "locks", "state"])
+def test_a_campaign_without_the_capabilities_for_an_arena_is_no_verdict(in_container: Place, campaign: str) -> None:
+    done = in_container("leakcheck", campaign, "--target", "refbox", "--json")
+    assert (done.returncode, done.stdout) == (4, ""), done
+    assert "CAP_SYS_ADMIN" in done.stderr

@@ -173,3 +173,19 @@ def test_an_ordinary_user_s_state_is_what_a_power_cut_leaves(user: Place) -> Non
     words = ["--plan", "state:/tmp/m/s:cut=posix.4.1", "--iterations", "1"]
     done = user("leakcheck", "state", "--target", "/tmp/mine.toml", *words, before=f"cat > /tmp/mine.toml <<'E'{MINE}E")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "said"),
+    [
+        ("fd:limit=4", 0, "trials that ran against their limit: 1"),
+        ("pids:limit=0", 3, "no pids limit can be set: the arena has no cgroup with pids.max; run as root"),
+        ("disk:full@0", 3, "cannot be performed here: operation not permitted; run as root"),
+    ],
+)
+def test_what_an_ordinary_user_cannot_exhaust_is_unknown_and_the_rest_is_judged(
+    user: Place, plan: str, code: int, said: str
+) -> None:
+    words = ["exhaust", "--target", "/tmp/mine.toml", "--plan", plan]
+    done = user("leakcheck", *words, before=f"cat > /tmp/mine.toml <<'E'{MINE}E")
+    assert (done.returncode, said in " ".join(f"{done.stdout} {done.stderr}".split())) == (code, True), done

@@ -15,7 +15,7 @@ from injectors.cgroup_limits import Cpu, Memory, Processes
 from injectors.exhaustion import MOMENTS, RESOURCES, Exhaustion, exhaustion_plan
 from injectors.resources import Disk, Files, Limit
 from leakcheck.arena import Arena
-from leakcheck.errors import UsageError
+from leakcheck.errors import UnavailableError, UsageError
 from leakcheck.trials.arena_room import ArenaRoom
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
@@ -182,7 +182,7 @@ def test_a_balloon_and_spinners_are_gone_after_the_release(arena: Arena) -> None
 @needs_root
 def test_a_machine_without_room_for_the_balloon_says_so(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("injectors.cgroup_limits._available", lambda: 100 << 20)
-    with pytest.raises(UsageError, match="no room for the balloon: this machine has 100 MiB"):
+    with pytest.raises(UnavailableError, match="no room for the balloon: this machine has 100 MiB"):
         Memory(6 << 20, balloon=58 << 20).set(ArenaRoom(arena), 0)
     assert arena.pids() == set()
 
@@ -190,7 +190,7 @@ def test_a_machine_without_room_for_the_balloon_says_so(arena: Arena, monkeypatc
 @needs_root
 def test_a_machine_without_the_controller_says_so(arena: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arena, "cgroups", {"v2": arena.cgroups.get("v2", "/nowhere")})
-    with pytest.raises(UsageError, match="no pids limit can be set"):
+    with pytest.raises(UnavailableError, match="no pids limit can be set"):
         Processes(1).set(ArenaRoom(arena), 0)
 
 
