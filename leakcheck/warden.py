@@ -167,8 +167,8 @@ def why_silent(error: OSError) -> str:
 def _lacking(error: str) -> str:
     """Return what root lacks if the kernel refused a step with `error`, how to get it, and what works without."""
     if error.startswith("write ") and "/tasks: invalid argument" in error and _is_real_time():
-        # sched_can_attach() with CONFIG_RT_GROUP_SCHED: a new group of the cpu controller of cgroup v1 has no share of it.
-        return "; a real-time process cannot enter a new cgroup of the cpu controller here: start leakcheck without chrt"
+        # sched_can_attach() with CONFIG_RT_GROUP_SCHED: a new group of the cpu controller of v1 has no share of it.
+        return "; a real-time process cannot enter a new cgroup of the cpu controller: start leakcheck without chrt"
     if os.geteuid() != 0 or not error.startswith("operation not permitted"):
         return ""
     status = Path("/proc/thread-self/status").read_text()

@@ -82,6 +82,7 @@ def test_the_load_refuses_a_number_that_could_fill_the_machine() -> None:
     assert "at most 4000 processes" in done.stderr
 
 
+@pytest.mark.slow  # It runs each row of the benchmark, which takes more than a minute.
 def test_the_page_has_a_line_for_every_contestant(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     argv = [sys.executable, str(BENCHES / "run.py"), "--rounds", "1", "--processes", "20", "--snapshots", "100"]
