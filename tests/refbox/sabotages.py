@@ -81,9 +81,9 @@ def section() -> list[str]:
     return [
         BEGIN,
         "",
-        "What campaigns detect is measured with [refbox](refbox.md): a build with the feature `sabotage`, which no",
-        "release has, lacks the protection that `$REFBOX_SABOTAGE` names. `tests/refbox/test_sabotage.py` tries each",
-        "row; with all protections, the same plans pass.",
+        "What campaigns detect is measured with [refbox](refbox.md): a debug build, as `cargo build` makes",
+        "it, lacks the protection that `$REFBOX_SABOTAGE` names. `tests/refbox/test_sabotage.py` tries each row; with all",
+        "protections, the same plans pass.",
         "",
         *table(),
     ]

@@ -117,7 +117,8 @@ impl Arena {
     /// Runs a command and returns its wait status.
     pub(crate) fn run(&self, words: &[&str]) -> i32 {
         let (answer, mut status) = self.start(words);
-        assert!(answer["pid"].as_i64().is_some_and(|pid| pid > 1), "{answer}");
+        // Outside and inside.
+        assert!((0..2).all(|at| answer["pid"][at].as_i64().is_some_and(|pid| pid > 1)), "{answer}");
         assert!(ready(status.as_fd(), PATIENCE), "no status of {words:?}");
         let mut report = [0u8; 12];
         status.read_exact(&mut report).unwrap();
