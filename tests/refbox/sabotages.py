@@ -82,8 +82,8 @@ def section() -> list[str]:
         BEGIN,
         "",
         "What campaigns detect is measured with [refbox](refbox.md): a debug build, as `cargo build` makes",
-        "it, lacks the protection that `$REFBOX_SABOTAGE` names. `tests/refbox/test_sabotage.py` tries each row; with all",
-        "protections, the same plans pass.",
+        "it, lacks the protection that `$REFBOX_SABOTAGE` names. `tests/refbox/test_sabotage.py` tries each row; with",
+        "all protections, the same plans pass.",
         "",
         *table(),
     ]
