@@ -211,7 +211,7 @@ def test_what_the_kill_alone_leaves_is_said_to_need_no_damage(tmp_path: Path) ->
 
 def test_what_the_target_keeps_of_damaged_state_excuses_nothing_of_other_campaigns(tmp_path: Path) -> None:
     bad = f"{HOME}/bad"
-    script = f'wall=$2; shift 2; mkdir -p {HOME}; [ -e {bad} ] && mine= || mine=1; : > {bad}; '
+    script = f"wall=$2; shift 2; mkdir -p {HOME}; [ -e {bad} ] && mine= || mine=1; : > {bad}; "
     script += f'{DIES} timeout $wall "$@"; code=$?; '
     script += f'[ -z "$mine" ] || rm {bad}; exit $code'
     of = target(tmp_path, script, more=f'damage = {{ keeps = ["{bad}"] }}\nstate = ["{HOME}"]')
