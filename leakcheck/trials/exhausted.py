@@ -98,7 +98,7 @@ def run_exhausted(
             raise
         except TargetError as error:
             complaint = str(error)
-        session.words = last_words(output)
+        session.last_words = last_words(output)
         room = run.room
         calls = list(_failed(session.reports(), inner.limit.errors))
         proof = (evidence.fired and inner.limit.holds(room) and inner.limit.proof(room)) or (calls[:1] or [""])[0]
@@ -122,7 +122,7 @@ def run_exhausted(
             killed=killed,
             heard=heard(session, said) if proof and not killed and fails else None,
             calls=calls[:_MOST_CALLS],
-            words=session.words,
+            words=session.last_words,
             pressure_us=None if before is None or after is None else after - before,
         )
         wrong = ""

@@ -62,7 +62,7 @@ class Session(Runner):
         """What is known of the last run under an exhausted resource."""
         self.limit: Exhausts | None = None
         """What exhausts a resource now."""
-        self.words = ""
+        self.last_words = ""
         self.commands: list[Command] = []
         """The last commands of a recovery or the like, and how they ended."""
         self._names = 0
@@ -189,7 +189,7 @@ class Session(Runner):
             wrong = ""
             try:
                 done = self._finished(process, submission, argv, output)
-                status, self.words = done.reply.status, done.words
+                status, self.last_words = done.reply.status, done.words
                 if status == "OK" == submission.expect and early:
                     wrong = f"status OK of a run whose payload was not seen to run to its end: {done.words}"
                 elif (status == "OK" or injector.harmless) and status != submission.expect:

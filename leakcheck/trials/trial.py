@@ -158,7 +158,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
             replaced = {leak.key for leak in first.leaks if leak.replaces}
         first = msgspec.structs.replace(first, leaks=[leak for leak in first.leaks if leak.key not in replaced])
     cores = [f"the core file {path} was left" for path in core_files(session.host, first.leaks)]
-    succeeded, words, exhausted = session.succeeded, session.words, session.exhausted
+    succeeded, words, exhausted = session.succeeded, session.last_words, session.exhausted
     after = Aftermath(session, case, injector, first, succeeded=succeeded)
     if first.leaks or not injector.harmless:
         after.follow()
