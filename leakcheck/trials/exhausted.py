@@ -127,7 +127,7 @@ def run_exhausted(
         )
         wrong = ""
         if status == "OK" and (lacks := _lacks(session, output, ran=ran)):
-            wrong = f"status OK of a run whose payload {lacks}: {session.words}"
+            wrong = f"status OK of a run whose payload {lacks}: {session.last_words}"
         session.succeeded = status == submission.expect and bool(proof) and not finished
         if inner.under:
             # The recovery comes before the release.
