@@ -140,6 +140,8 @@ def _plans(options: LocksOptions, facts: LockFacts) -> Iterator[Plan]:
         yield kill_plan(point.point, "before")
     for file, content in facts.contents.items():
         for when in WHENS:
+            if when == "free" and file not in facts.lasting:
+                continue
             damages = [*content_damages(content, 12)]
             most = _PLACES_OF[options.profile] if when == "stale" else 4
             step = max(1, len(damages) // most)

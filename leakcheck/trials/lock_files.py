@@ -27,12 +27,13 @@ _WORD = "lock"
 class LockFacts(msgspec.Struct, frozen=True):
     """The crash points of a run, and of a recovery, in order, and the content of each lock file by its adapter's name.
 
-    `queues`: there is a launch that waits for a box.
+    `lasting` are the files that are there while nobody has the box, too. `queues`: there is a launch that waits for it.
     """
 
     points: list[Recorded] = []
     recovery: list[Recorded] = []
     contents: dict[str, bytes] = {}
+    lasting: frozenset[str] = frozenset()
     queues: bool = False
 
     def chosen(self, most: int) -> list[Recorded]:
@@ -69,6 +70,7 @@ def record_locks(target: Target, stop: Stop) -> LockFacts:
         session = Session(target, host, stop=stop)
         if wrong := session.again():
             raise TargetError(f"{target.name}: warm-up run: {wrong}")
+        lasting = frozenset(one for one in locks.files if [*find(host.root, target.filled(one, session.box))])
         # Whether the payload can be seen at all.
         session.renew()
         run_contest(session, injector_for(lock_plan("contend=2")), session.prepare(HOLDER))
@@ -80,4 +82,4 @@ def record_locks(target: Target, stop: Stop) -> LockFacts:
     if absent := [one for one in locks.files if one not in contents]:
         hint = f"mend locks.files in {target.path}"
         raise TargetError(f"{target.name}: while its payload runs there is no {absent[0]}; {hint}")
-    return LockFacts(points, recovery, contents, queues=bool(locks.waiting))
+    return LockFacts(points, recovery, contents, lasting, queues=bool(locks.waiting))

@@ -208,6 +208,18 @@ def test_a_lock_that_an_operator_has_to_mend_is_wedged(tmp_path: Path) -> None:
     assert outcomes(mends) <= {"bounded", "recovered"}, shown(mends)
 
 
+def test_a_lock_file_that_goes_with_its_holder_is_not_damaged_while_the_box_is_free(tmp_path: Path) -> None:
+    # Who has made the directory has the box.
+    makes = f"""shift 2; mkdir -p {HOME}; mkdir {HOME}/d || exit 9; : > {LOCK}; {DIES} "$@"; code=$?
+rm -r {LOCK} {HOME}/d; exit $code"""
+    for launch, lasts in ((makes, False), (FLOCK, True)):
+        of = made(tmp_path, launch, name=f"lasts-{lasts}".lower())
+        facts = Locks().prepare(of, LocksOptions(), Ui(), never)
+        plans = [str(plan) for plan in Locks().plans(LocksOptions(profile="quick"), facts)]
+        assert any(plan.endswith(":missing,held") for plan in plans)
+        assert any(plan.endswith(",free") for plan in plans) == lasts
+
+
 def test_an_arena_that_cannot_hold_the_contenders_is_said_and_judges_nothing(tmp_path: Path) -> None:
     of = made(tmp_path, FLOCK)
     assert of.adapter.locks is not None
