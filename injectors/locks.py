@@ -169,8 +169,10 @@ class Locks:
         if not self.waiting and action in ("stop-holder", "stop-kill-holder", "recover-holder"):
             contest.come(_FEW)
             contest.wait_for_others()
-        if action in ("stop-holder", "recover-holder"):
+        if action == "stop-holder":
             return contest.signal(signal.SIGCONT) and fired
+        if action == "recover-holder":
+            return fired
         fired = contest.signal(signal.SIGKILL) and fired
         contest.killed()
         contest.wait(holder=True)

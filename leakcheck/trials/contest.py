@@ -1,6 +1,7 @@
 """Several runs that contend for one box of a trial's arena, with a witness of whose payload runs."""
 
 import contextlib
+import copy
 import functools
 import os
 import time
@@ -71,13 +72,12 @@ class Contest:
     def wait_for_others(self) -> None:
         """Wait until all but the holder have ended or got the box, or, of those that wait, had time to begin so."""
         others = self._crowd.all[1:]
-        queue = any(one.waits for one in others)
 
         def settled() -> bool:
             holding = self._witness.holding()
             return all(one.over.is_set() or one.number in holding for one in others)
 
-        self._crowd.until(settled, QUEUED if queue else HELD)
+        self._crowd.until(settled, QUEUED if any(one.waits for one in others) else HELD)
 
     def wait(self, *, holder: bool = False) -> None:
         """Let everybody run to the end; with `holder`, only once the holder has ended. Payloads end one by one."""
@@ -140,11 +140,13 @@ class Contest:
         self._tolerates = True
 
     def recover(self) -> None:
-        """Run the target's recovery while the holder has the box."""
+        """Run the target's recovery while the holder has the box, whose own commands may end meanwhile."""
         if self._locks.forces:
             self.killed()
-        if (wrong := self._session.recover()) and not self._crowd.is_busy(wrong, self._session.commands[-1].exit or 0):
+        beside = copy.copy(self._session)
+        if (wrong := beside.recover()) and not self._crowd.is_busy(wrong, beside.commands[-1].exit or 0):
             self._refusals.append(f"while the box was in use: {wrong}")
+        self._session.late |= beside.late
 
     def recover_once(self) -> bool:
         """Run the target's recovery, which the tracer is to kill; return whether it did."""

@@ -236,12 +236,12 @@ class Session(Runner):
         return ""
 
     def _commands(self, what: str, commands: Sequence[Sequence[str]]) -> None:
-        self.commands = []
+        self.commands = done = []
         for number, argv in enumerate(commands):
             with memory() as output:
-                self.commands.append(Command(argv=[*argv]))
+                done.append(Command(argv=[*argv]))
                 code = self.wait(self.start(argv, output, stage=what, number=number), 0, argv[0])
-                self.commands[-1] = Command(argv=[*argv], exit=code, output=last_words(output, ""))
+                done[-1] = Command(argv=[*argv], exit=code, output=last_words(output, ""))
                 if code != 0:
                     raise TargetError(f"{what}: {Path(argv[0]).name} ended with {code}: {last_words(output)}")
 

@@ -89,6 +89,9 @@ ASIDE = {
     "link": f"ln $1 /usr/share/x$$; {QUICKLY.format('/usr/share/x$$')}; rm /usr/share/x$$",
     "rename": f"mv $1 $1.x; {QUICKLY.format('$1.x')}; mv $1.x $1",
     "deleted": f"exec 5< $1; cp -a $1 /tmp/k$$; rm $1; {QUICKLY.format('/proc/self/fd/5')}; mv /tmp/k$$ $1",
+    "overlay": """unshare -m sh -c 'd=/tmp/o$$; mkdir $d; mount -t tmpfs x $d; mkdir $d/u $d/w $d/m
+mount -t overlay o -o lowerdir=/usr/share,upperdir=$d/u,workdir=$d/w $d/m; p=$d/m${{1#/usr/share}}
+(prlimit --as=65536 $p) > /dev/null 2>&1; umount $d/m $d; rmdir $d' sh $1""",
     "copy": f"cp $1 /tmp/x$$; {QUICKLY.format('/tmp/x$$')}; rm /tmp/x$$",
     "interpreter": "prlimit --cpu=0 sh $1 > /dev/null 2>&1",
     "memory": """python3 -c 'import os, sys; new = os.memfd_create("x", 0)
@@ -101,7 +104,7 @@ def test_a_payload_under_another_name_is_seen_and_one_that_was_copied_is_never_a
     aside = f"""shift 2; mkdir -p {HOME}; if [ -e {LOCK} ]; then
 {ASIDE[how]}; exit 9; fi; touch {LOCK}; "$@"; code=$?; rm {LOCK}; exit $code"""
     result = run(made(tmp_path, aside), "lock:stop-holder")
-    if how in ("link", "rename", "deleted"):
+    if how in ("link", "rename", "deleted", "overlay"):
         assert "split-brain" in outcomes(result), shown(result)
     elif "split-brain" not in outcomes(result):
         assert "was opened by a process that did not execute it" in shown(result)
@@ -174,6 +177,16 @@ def test_a_recovery_that_is_killed_must_not_keep_the_box(tmp_path: Path) -> None
     assert "the box of a killed holder was not free again in 2 s" in shown(result)
     again = f"mkdir -p {HOME}; : > {stuck}; rm {stuck}"
     assert run(made(tmp_path, launch, recover=again, name="again"), plan).verdict == "clean"
+
+
+def test_a_recovery_may_end_the_holder_if_the_adapter_says_so_and_goes_on_after_its_end(tmp_path: Path) -> None:
+    launch = FLOCK.replace("exec flock", f"echo $$ > {HOME}/pid; exec flock")
+    ends = f"[ ! -s {HOME}/pid ] || kill -9 $(cat {HOME}/pid); mkdir -p {HOME}; rm -f {HOME}/pid; sleep 0.3"
+    result = run(
+        made(tmp_path, launch, TABLE.replace("busy", "forces = true, busy"), recover=ends), "lock:recover-holder"
+    )
+    assert result.verdict == "clean", f"{shown(result)} {result.error}"
+    assert {one.name: one.measured for one in result.criteria}["contenders admitted"] >= 2
 
 
 def test_a_lock_that_is_known_by_its_pid_alone_is_stale_for_good_once_the_pid_is_reused(tmp_path: Path) -> None:
