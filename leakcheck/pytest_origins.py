@@ -18,9 +18,10 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
@@ -32,7 +33,14 @@ from leakcheck.report import Leak, Report
 MOST = 10_000
 """How many notes of each sort a test has at most: the oldest are dropped."""
 
+OFTEN = 32
+"""How often a test's calls that may make one path are looked at. To look takes two system calls without the GIL, which
+costs most where many threads wait for it: those that try to take a lock file in a loop."""
+
 _Line: TypeAlias = tuple[str, int]
+_Seen: TypeAlias = tuple[int, int]
+"""The inode of a new file, and when it was seen, in ns since the epoch. Whoever makes the file again may get the inode,
+and later birth."""
 _T = TypeVar("_T")
 
 # A test's code runs below this one's frames.
@@ -48,8 +56,9 @@ class Origins:
     """The notes of one test."""
 
     def __init__(self) -> None:
-        # With the inode; none as long as it is not known.
-        self._made: dict[str, tuple[_Line, int | None]] = {}
+        self._made: dict[str, tuple[_Line, _Seen | None]] = {}
+        # How many calls may have made a path.
+        self._tries: dict[str, int] = {}
         self._opened: dict[str, _Line | None] = {}
         self._forked: dict[int, _Line | None] = {}
         self._spawned: dict[str, _Line | None] = {}
@@ -100,9 +109,9 @@ class Origins:
             fields = leak.evidence.get("resource", {})
             match leak.kind:
                 case "file":
-                    line, inode = made.get(str(fields.get("path"))) or (None, None)
+                    line, seen = made.get(str(fields.get("path"))) or (None, None)
                     # An SQLite database is made when it is first written.
-                    mine = line is not None and inode in (None, fields.get("ino"))
+                    mine = line is not None and (seen is None or _is_that(seen, fields))
                     return line if mine else None, mine
                 case "process" if fields.get("ppid") == own:
                     pid = fields.get("pid")
@@ -148,22 +157,31 @@ class Origins:
     def made(self, path: object, relative_to: object = -1) -> None:
         """Note what a call is about to make at `path`, unless something is there."""
         text = _text(path, relative_to)
-        if text is not None and not os.path.lexists(text) and (line := _line()) is not None:
+        if text is not None and self._is_absent(text) and (line := _line()) is not None:
             self._make(text, line)
+
+    def _is_absent(self, path: str) -> bool:
+        """Whether nothing is at `path`. After `OFTEN` calls for it that is not asked: what they make has no line."""
+        tries = self._tries.get(path, 0)
+        if tries >= OFTEN:
+            return False
+        _bound(self._tries)
+        self._tries[path] = tries + 1
+        return not os.path.lexists(path)
 
     def _make(self, path: str, line: _Line) -> None:
         """Note what the call makes at `path` once it is there."""
 
         def look() -> None:
             with contextlib.suppress(OSError):
-                self.made_file(path, line, os.lstat(path).st_ino)
+                self.made_file(path, line, _seen(path))
 
         self._wait(look)
 
-    def made_file(self, path: str, line: _Line, inode: int | None) -> None:
-        """Note a new file."""
+    def made_file(self, path: str, line: _Line, seen: _Seen | None) -> None:
+        """Note a new file; without `seen` as long as it is not there."""
         _bound(self._made)
-        self._made[path] = line, inode
+        self._made[path] = line, seen
 
     def made_pipe(self, made: object, *_arguments: object) -> None:
         """Note a pipe."""
@@ -174,7 +192,7 @@ class Origins:
         """Note a FIFO or a device."""
         text, line = _text(path, -1 if dir_fd is None else dir_fd), _line()
         if text is not None and line is not None:
-            self.made_file(text, line, os.lstat(text).st_ino)
+            self.made_file(text, line, _seen(text))
 
     def _wait(self, look: Callable[[], None]) -> None:
         """Call `look` at this thread's next event: nothing here may raise one afterwards, such as `sys._getframe`."""
@@ -195,7 +213,7 @@ class Origins:
             self._wait(look)
             return
         _set(self._opened, text, line)
-        if flags & os.O_CREAT and not os.path.lexists(text):
+        if flags & os.O_CREAT and self._is_absent(text):
             self._make(text, line)
 
     def renamed(self, source: object, target: object, *relative_to: object) -> None:
@@ -346,6 +364,16 @@ def _bound(notes: dict[Any, Any]) -> None:
         del notes[next(iter(notes))]
 
 
+def _seen(path: str) -> _Seen:
+    return os.lstat(path).st_ino, time.time_ns()
+
+
+def _is_that(seen: _Seen, fields: Mapping[str, Any]) -> bool:
+    inode, when = seen
+    birth = fields.get("birth")
+    return inode == fields.get("ino") and (not isinstance(birth, int) or birth <= when)
+
+
 def _link(number: int) -> str | None:
     """Return what the link of a pipe's or a socket's descriptor shows."""
     found = os.fstat(number)
@@ -391,10 +419,13 @@ def _line() -> _Line | None:
 
 def _text(path: object, relative_to: object = -1) -> str | None:
     """Return `path` as absolute text; None for a descriptor, or a path relative to one."""
-    if isinstance(path, int) or not isinstance(path, (str, bytes, os.PathLike)):
+    if type(path) is str:
+        text = path
+    elif isinstance(path, (str, bytes, os.PathLike)):
+        text = os.fsdecode(path)
+    else:
         return None
-    text = os.fsdecode(path)
-    if text.startswith("/"):
+    if text[:1] == "/":
         return text
     return f"{Path.cwd()}/{text}" if relative_to == -1 else None
 

@@ -1,6 +1,7 @@
 """A leak names the line of the suite that made it; only what pytest and Python write is excused."""
 
 import getpass
+import os
 import re
 import sys
 import timeit
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from leakcheck.pytest_origins import Origins
+from leakcheck.pytest_origins import OFTEN, Origins
 from leakcheck.report import Leak, Report
 
 pytest_plugins = ["pytester"]
@@ -105,6 +106,8 @@ CERTAIN = [
     ("process", "kept.append(os.pipe())\nos.set_inheritable(kept[0][0], True)\n"
      "os.posix_spawn('/bin/sh', ['sh', '-c', f'exec sleep 20 <&{kept[0][0]}'], {})  # here",
      "process .* · parent"),
+    ("file", "for _ in range(100):\n    open(HERE / 'f', 'a').close()  # here", "file .*/f · MADE-HERE"),
+    ("fd", "for _ in range(100): kept.append(open('/etc/passwd'))  # here", "/etc/passwd · MADE-HERE"),
     ("file", "def work():\n    open(HERE / 'f', 'w').close()  # here\nt = threading.Thread(target=work)\n"
      "t.start()\nt.join()", "file .*/f · MADE-HERE"),
 ]  # fmt: skip
@@ -128,6 +131,8 @@ UNCERTAIN = [
      "subprocess.run(['touch', HERE / 'f'])"),
     # A child makes anew what this process made, and what a child removed.
     ("file", "(HERE / 'f').touch()\nsubprocess.run(['sh', '-c', 'touch g; mv g f'], cwd=HERE)"),
+    # After so many calls for one path, what is there is not asked.
+    ("file", "for _ in range(40):\n    (HERE / 'f').touch()\n    (HERE / 'f').unlink()\n(HERE / 'f').touch()"),
     ("process", "kept.append(os.pipe())\nos.set_inheritable(kept[0][0], True)\nfor n in (0, 1):\n"
      "    words = ['cat', f'/dev/fd/{kept[0][0]}']\n"
      "    if n: os.posix_spawn('/bin/cat', words, os.environ)\n"
@@ -189,6 +194,43 @@ def test_a_name_that_another_process_uses_again_has_no_line(tmp_path: Path) -> N
     assert notes.tell(report, str(tmp_path)) == report
     (tmp_path / "later").touch()
     assert not notes._made, "noted after the end"
+
+
+def test_a_file_that_another_process_made_later_has_no_line_though_it_got_the_inode(tmp_path: Path) -> None:
+    notes, path = Origins(), tmp_path / "f"
+    notes.begin()
+    try:
+        path.touch()
+    finally:
+        notes.end()
+    (_, seen) = notes._made[str(path)]
+    assert seen is not None
+
+    def leaks(birth: int | None) -> list[Leak]:
+        fields = {"resource": {"kind": "file", "path": str(path), "ino": path.stat().st_ino, "birth": birth}}
+        leak = Leak(kind="file", class_="orphaned", label="", evidence=fields)
+        return notes.tell(Report(verdict="clean", unattributed=[leak]), "/").leaks
+
+    assert leaks(seen[1]) and leaks(None)
+    assert not leaks(seen[1] + 1)
+
+
+def test_threads_that_try_one_path_in_a_loop_are_not_looked_at_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr("os.path.lexists", lambda path: bool(asked.append(path)))
+    notes, path = Origins(), str(tmp_path / "lock")
+    notes.begin()
+    try:
+        for _ in range(1000):
+            with open(path, "w"):  # noqa: PTH123
+                pass
+            os.unlink(path)  # noqa: PTH108
+    finally:
+        notes.end()
+    assert len(asked) == OFTEN
+    assert not notes._made
 
 
 def evidence(path: Path) -> dict[str, object]:
