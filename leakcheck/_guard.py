@@ -109,15 +109,25 @@ class Run:
         self._before = os.environ.get(self._token)
         os.environ[self._token] = value
 
-    def end(self) -> Report:
-        """Settle and judge; blocks, without the GIL, until the residue is gone or the settle time is over."""
+    def end(self, late_rules: Callable[[], str] = str) -> Report:
+        """Settle and judge; blocks, without the GIL, until the residue is gone or the settle time is over.
+
+        `late_rules` returns the text of more allow rules. It is called if something remains, and again if something
+        remains in the end: what a rule needs, such as a child's exit, may come while the residue settles.
+        """
         self._restore()
         # The run's garbage is young, unless the run was long. A large program takes long to collect in full.
         gc.collect(1)
-        report = self._native.end_at_once()
+        report, rules = self._native.end_at_once(), ""
+        if report is None and (rules := late_rules()):
+            self._native.allow(rules)
+            report = self._native.end_at_once()
         if report is None:
             gc.collect()
             report = _collecting(self._native.end)
+            if Report.from_json(report).leaks and (later := late_rules()) != rules:
+                self._native.allow(later)
+                report = self._native.end_at_once() or _collecting(self._native.end)
         return Report.from_json(report)
 
     async def end_async(self) -> Report:

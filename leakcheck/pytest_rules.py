@@ -109,7 +109,11 @@ def kept_for_life() -> Iterator[AllowRule]:
     for child in getattr(subprocess, "_active", None) or ():
         # A child that still runs is a leak of the code that dropped it.
         yield AllowRule("process", {"pid": str(child.pid), "ppid": str(os.getpid()), "state": "Z"}, reason=_UNREAPED)
-
+        if _has_ended(child.pid):
+            # The next start of a child closes them too. Whoever sees the end of a child's output sees it before the
+            # kernel ends the child, so a `Popen` may be dropped in between.
+            for pipe in (child.stdin, child.stdout, child.stderr):
+                yield from _pipe(_UNREAPED, pipe)
     yield from _event_loop()
 
 
@@ -144,6 +148,24 @@ def _loop_and_sockets() -> tuple[Any, list[Any]]:
     loop = getattr(getattr(getattr(events, "_event_loop_policy", None), "_local", None), "_loop", None)
     sockets = [getattr(loop, name, None) for name in ("_ssock", "_csock")]
     return loop, sockets if all(sockets) else []
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # Somebody else has reaped it.
+        return True
+
+
+def _pipe(reason: str, file: Any) -> Iterator[AllowRule]:
+    """Yield a rule for a pipe that a file object of this process holds."""
+    # It may be closed or detached.
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        number = file.fileno()
+        if (link := descriptors().get(number, "")).startswith("pipe:["):
+            yield AllowRule(
+                "fd", {"pid": str(os.getpid()), "fd": str(number), "target": glob.escape(link)}, reason=reason
+            )
 
 
 def _module(name: str, attribute: str) -> object:

@@ -377,3 +377,35 @@ def test_the_event_loop_that_pytest_asyncio_sets_again_is_named_and_one_that_a_t
     asked.stdout.fnmatch_lines(["*kept by Python itself*", "*eventpoll*(pytest-asyncio: the event loop*"])
     sets.stdout.fnmatch_lines(["LEAKED *::test_sets", "*unix stream*", "*1 passed, 1 leaked*"])
     fixture.stdout.fnmatch_lines(["LEAKED *::test_fixture", "*eventpoll*", "*1 leaked*"])
+
+
+def test_the_pipes_of_an_ended_child_that_nobody_waited_for_are_kept_by_subprocess_and_those_of_a_living_one_leak(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makeini("[pytest]\nleakcheck_settle = 1\n")
+    pytester.makepyfile(
+        """
+        import os, subprocess
+
+        def dropped(command):
+            started = subprocess.Popen(["sh", "-c", command], stdin=-1, stdout=-1)
+            return started.pid
+
+        def test_ended():
+            pid = dropped("read line")
+            subprocess._active[-1].stdin.write(b"x\\n")
+            subprocess._active[-1].stdin.flush()
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+
+        def test_ends_while_the_rest_settles():
+            dropped("exec >&-; sleep 0.3")
+
+        def test_lives():
+            dropped("read line")
+        """
+    )
+    result = pytester.runpytest_subprocess("--leakcheck=process,fd", "-p", "no:cacheprovider", timeout=120)
+    result.stdout.fnmatch_lines(["*kept by Python itself*", "*zombie*subprocess reaps when it starts the next one)"])
+    leaked = re.findall(r"^LEAKED .*::(\w+)\n((?:  .*\n)*)", result.stdout.str(), re.MULTILINE)
+    assert [name for name, _ in leaked] == ["test_lives"], result.stdout.str()
+    assert len(re.findall(r"^  fd .*pipe:", leaked[0][1], re.MULTILINE)) == 2
