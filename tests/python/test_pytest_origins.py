@@ -219,7 +219,12 @@ def test_threads_that_try_one_path_in_a_loop_are_not_looked_at_each_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("os.path.lexists", lambda path: bool(asked.append(path)))
+
+    def lexists(path: object) -> bool:
+        asked.append(path)
+        return False
+
+    monkeypatch.setattr("os.path.lexists", lexists)
     notes, path = Origins(), str(tmp_path / "lock")
     notes.begin()
     try:
