@@ -471,7 +471,7 @@ UNKNOWN = """
     @pytest.fixture(autouse=True)
     def nothing_to_see(monkeypatch):
         real = _guard.Run.end
-        def end(self):
+        def end(self, *_rules):
             report = real(self)
             import msgspec
             from leakcheck.report import Coverage
@@ -502,7 +502,7 @@ def test_a_check_that_crashes_is_unknown_and_never_the_tests_error(pytester: pyt
         """
         from leakcheck import NativeError, _guard
         def test_it(monkeypatch):
-            def end(self):
+            def end(self, *_rules):
                 raise NativeError("read /proc: no")
             _guard.Run.end = end
         """
@@ -523,7 +523,7 @@ def test_a_check_of_a_fixture_that_crashes_is_unknown_and_blames_nobody(pytester
             def __init__(self, **options):
                 if {broken!r} == "__new__":
                     raise NativeError("read /proc: no")
-            def end(self):
+            def end(self, *_rules):
                 raise NativeError("read /proc: no")
             def abandon(self):
                 pass
