@@ -30,7 +30,7 @@ from leakcheck.trials.state_history import moments, record_history
 from leakcheck.trials.trial import Trial
 
 # Lengths, and bits, of a file that are tried, by profile.
-_PLACES_OF = {"quick": 12, "full": 512}
+_PLACES_OF = {"quick": 8, "full": 512}
 _REPLAYS = 20
 _T = TypeVar("_T")
 _ALONE = "a kill leaves it without any damage, too"
