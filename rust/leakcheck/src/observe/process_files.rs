@@ -85,7 +85,8 @@ fn read_at_once(process: &Path, part: Part) -> Option<Vec<u8>> {
         // Where addresses are not random, the old and the new memory have the same range.
         let length = read.as_ref().map_or(0, Vec::len) as u64;
         let whole = match part {
-            _ if before == EMPTY || before == HIDDEN => true,
+            // What a file is mapped over is never read: nothing is awaited.
+            _ if read.is_none() || before == EMPTY || before == HIDDEN => true,
             // A program may write a longer title there, or a shorter one.
             Part::Arguments => length > 0,
             Part::Environment => length == to.saturating_sub(from),
