@@ -4,7 +4,7 @@ import hashlib
 import re
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -207,6 +207,30 @@ def _chance(alike: Sequence[Trial], tried: Sequence[Trial]) -> str:
     who = plan.argument.partition("@")[0]
     where = "trials at this instant" if len(plans) == 1 else f"kills of this kind ({who}) at different instants"
     return f"a timed kill, so a replay shows it by chance only; it came in {len(alike)} of {len(tried)} {where}"
+
+
+def without_residue(
+    campaign: str,
+    made: Made[Any, Trial],
+    what: str,
+    trials: Iterable[Trial],
+    ending: Callable[[Trial], str],
+    how: str | Callable[[Trial], str],
+) -> Iterator[Finding]:
+    """Yield a finding for each `ending` of trials that fail in one way, `what`, whatever they left; `how` says it."""
+    for name, same in clusters(trials, ending).items():
+        plan = str(same[0].case.plan)
+        words = ["--plan", plan, "--iterations", 1, *replay_words(made.options)]
+        yield Finding(
+            id=finding_id(what, name),
+            ending=name,
+            outcome=max((trial.outcome for trial in same), key=OUTCOMES.index),
+            leaks=[],
+            trials=len(same),
+            replay=replay_line(campaign, made.target, *words),
+            detail=how if isinstance(how, str) else how(same[0]),
+            plan=plan,
+        )
 
 
 def replay_words(options: TrialOptions) -> list[str]:

@@ -6,12 +6,11 @@ from typing import Any
 from injectors.exhaustion import MOMENTS
 from leakcheck.campaigns.campaign import Check, Judged, Made
 from leakcheck.campaigns.criteria import at_most
-from leakcheck.campaigns.findings import clusters, finding_id, replay_line, replay_words
+from leakcheck.campaigns.findings import clusters, without_residue
 from leakcheck.campaigns.result import Finding
 from leakcheck.targets import Target
 from leakcheck.trials.aftermath import NEXT_RUN
 from leakcheck.trials.exhausted import Exhausted
-from leakcheck.trials.outcome import OUTCOMES
 from leakcheck.trials.trial import Trial
 
 __all__ = ["BLAMED", "CRASHED", "GRACE", "LATE", "MISSED", "UNNAMED", "is_hit", "row", "status_of", "ungraceful"]
@@ -69,19 +68,7 @@ def ungraceful(campaign: str, made: Made[Any, Trial]) -> Iterator[Finding]:
         ("blamed", _blaming(made), _how_blamed),
         ("slow", _slow(made), _how_slow),
     ):
-        for resource, same in clusters(some, lambda trial: trial.case.plan.kind).items():
-            plan = str(same[0].case.plan)
-            words = ["--plan", plan, "--iterations", 1, *replay_words(made.options)]
-            yield Finding(
-                id=finding_id(what, resource),
-                ending=resource,
-                outcome=max((trial.outcome for trial in same), key=OUTCOMES.index),
-                leaks=[],
-                trials=len(same),
-                replay=replay_line(campaign, made.target, *words),
-                detail=how(same[0]),
-                plan=plan,
-            )
+        yield from without_residue(campaign, made, what, some, lambda trial: trial.case.plan.kind, how)
 
 
 def _of(trial: Trial) -> Exhausted:

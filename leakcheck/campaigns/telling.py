@@ -7,10 +7,9 @@ from injectors import Plan
 from injectors.damages import MOVES, NONE, kind_of
 from leakcheck.campaigns.campaign import Check, Judged, Made
 from leakcheck.campaigns.criteria import at_most
-from leakcheck.campaigns.findings import clusters, finding_id, replay_line, replay_words
+from leakcheck.campaigns.findings import without_residue
 from leakcheck.campaigns.result import Finding
 from leakcheck.targets import Target
-from leakcheck.trials.outcome import OUTCOMES
 from leakcheck.trials.trial import Trial
 
 __all__ = ["DISTRUSTED", "EARLY", "TELLING", "UNFOUNDED", "UNTOLD", "damage_of", "mistold"]
@@ -37,19 +36,7 @@ def mistold(campaign: str, made: Made[Any, Trial]) -> Iterator[Finding]:
         ("distrusted", torn, _distrusted(made) if _lasts(made.target) else []),
         ("unfounded", unfounded, _unfounded(made)),
     ):
-        for name, some in clusters(trials, lambda trial: damage_of(trial.case.plan)).items():
-            plan = str(some[0].case.plan)
-            words = ["--plan", plan, "--iterations", 1, *replay_words(made.options)]
-            yield Finding(
-                id=finding_id(id_, name),
-                ending=name,
-                outcome=max((trial.outcome for trial in some), key=OUTCOMES.index),
-                leaks=[],
-                trials=len(some),
-                replay=replay_line(campaign, made.target, *words),
-                detail=detail,
-                plan=plan,
-            )
+        yield from without_residue(campaign, made, id_, trials, lambda trial: damage_of(trial.case.plan), detail)
 
 
 def _distrusted(made: Made[Any, Trial]) -> list[Trial]:
