@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from injectors.alive import executes
 from injectors.protocol import Room
+from injectors.written import Written
 from leakcheck.errors import UnavailableError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _FIRST = "1000"
 class _Control:
     """A control file of the arena's own cgroup, by its names on v2 and v1 (cgroups(7))."""
 
-    def __init__(self, room: Room, controller: str, v2: str, v1: str) -> None:
+    def __init__(self, room: Room, controller: str, v2: str, v1: str, *others: str) -> None:
         places = [Path(top, v1) for name, top in room.cgroups.items() if controller in name.split(",")]
         places += [Path(top, v2) for name, top in room.cgroups.items() if name == "v2"]
         found = next((path for path in places if path.exists()), None)
@@ -41,6 +42,8 @@ class _Control:
         self.is_v2 = found.name == v2
         self.before = found.read_text().strip()
         self.value = ""
+        self._deciding = [path for name in (found.name, *others) if (path := found.with_name(name)).exists()]
+        self._written: Written | None = None
 
     def write(self, value: str) -> None:
         try:
@@ -48,11 +51,22 @@ class _Control:
         except OSError as error:
             raise UnavailableError(f"limit {self.path.name} = {value}: {error.strerror}") from error
         self.value = self.path.read_text().strip()
+        try:
+            self._written = Written(self._deciding)
+        except OSError as error:
+            self.lift()
+            raise UnavailableError(f"limit {self.path.name}: nobody can tell whether it stays: {error}") from error
 
     def holds(self) -> bool:
-        return bool(self.value) and self.path.read_text().strip() == self.value
+        """Return whether it is in force, and was all the time since it was written."""
+        # What the run has raised and restored reads as before.
+        here = self._written is not None and not self._written.seen()
+        return here and self.path.read_text().strip() == self.value
 
     def lift(self) -> None:
+        if self._written is not None:
+            self._written.close()
+            self._written = None
         if self.value:
             # v1 shows no limit as a number that it does not always take back.
             unlimited = self.path.name == "memory.limit_in_bytes" and int(self.before) > 1 << 60
@@ -228,7 +242,9 @@ class Cpu(_InCgroup):
         """Exhaust it."""
         del payload
         if self._share:
-            control = _Control(room, "cpu", "cpu.max", "cpu.cfs_quota_us")
+            # A longer period or a burst raises the share, too.
+            others = ("cpu.max.burst", "cpu.cfs_period_us", "cpu.cfs_burst_us")
+            control = _Control(room, "cpu", "cpu.max", "cpu.cfs_quota_us", *others)
             quota = max(1000, self._PERIOD_US * self._share // 100)
             self._control, self._hits = control, control.count("cpu.stat:nr_throttled")
             if not control.is_v2:

@@ -46,6 +46,7 @@ class Disk:
     def __init__(self, what: str, left: int) -> None:
         self._inodes, self._left = what == "inodes", left
         self._before: list[tuple[int, int]] = []
+        self._sizes: list[tuple[int, int]] = []
         self._fillers: list[int] = []
 
     def set(self, room: Room, payload: int) -> None:
@@ -59,6 +60,7 @@ class Disk:
                 os.write(filler, b"\0")
             resize(fd, self._option, lambda fd=fd: self._used(fd) + self._room)  # type: ignore[misc]
             self._before.append((fd, total))
+        self._sizes = [(fd, self._total(fd)) for fd, _ in self._before]
 
     def proof(self, room: Room) -> str:
         """Return what proves that the target ran against it."""
@@ -69,14 +71,14 @@ class Disk:
         return ""
 
     def holds(self, room: Room) -> bool:
-        """Return whether it is still in force."""
+        """Return whether it is still in force: nobody has remounted a file system with another size."""
         del room
-        return bool(self._before) and all(self._total(fd) < total for fd, total in self._before)
+        return bool(self._before) and all(self._total(fd) == size for fd, size in self._sizes)
 
     def lift(self, room: Room) -> None:
         """Release it."""
         del room
-        before, self._before = self._before, []
+        before, self._before, self._sizes = self._before, [], []
         for fd, total in before:
             resize(fd, self._option, lambda total=total: total)  # type: ignore[misc]
         for filler in self._fillers:

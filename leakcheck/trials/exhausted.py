@@ -101,8 +101,10 @@ def run_exhausted(
         session.last_words = last_words(output)
         room = run.room
         calls = list(_failed(session.reports(), inner.limit.errors))
-        proof = (evidence.fired and inner.limit.holds(room) and inner.limit.proof(room)) or (calls[:1] or [""])[0]
-        if not proof and evidence.fired and inner.limit.holds(room) and status != submission.expect:
+        # Of a limit that the run has changed nothing is proof.
+        held = evidence.fired and inner.limit.holds(room)
+        proof = (held and (inner.limit.proof(room) or (calls[:1] or [""])[0])) or ""
+        if held and not proof and status != submission.expect:
             proof = f"the run ended with {status or 'no status'} while the limit was in force"
         if not inner.limit.lasts:
             lift(session)

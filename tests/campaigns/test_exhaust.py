@@ -183,6 +183,35 @@ grep -aqs "{ours}" $one/cmdline && kill -9 ${{{{one#/proc/}}}} && found=1; done;
     assert (result.verdict, result.failed) == ("unknown", [MISSED]), result.to_json()
 
 
+CHANGES = """shift 2; for f in /sys/fs/cgroup/{controller}/{v1} /sys/fs/cgroup/{v2}; do [ ! -e $f ] || break; done
+read was < $f; echo {more} > $f; "$@"; code=$?; echo "$was" > $f; exit $code"""
+
+
+@pytest.mark.parametrize(
+    ("plan", "controller", "v1", "v2", "more"),
+    [
+        ("pids:limit=0", "pids", "pids.max", "pids.max", "max"),
+        ("memory:full@0", "memory", "memory.limit_in_bytes", "memory.max", "1073741824"),
+        # The run takes a restored part of a period's quota again.
+        ("cpu:quota=1%", "cpu", "cpu.cfs_period_us", "cpu.max", "10000"),
+    ],
+)
+def test_a_limit_that_the_run_raises_and_restores_was_not_tested(
+    tmp_path: Path, plan: str, controller: str, v1: str, v2: str, more: str
+) -> None:
+    raises = CHANGES.format(controller=controller, v1=v1, v2=v2, more=more)
+    result = run(made(tmp_path, raises), plan)
+    assert (result.verdict, result.failed) == ("unknown", [MISSED]), result.to_json()
+    # The same without a change.
+    assert MISSED not in run(made(tmp_path, raises.replace("> $f", "> /dev/null")), plan).failed
+
+
+def test_a_disk_that_the_run_makes_larger_was_not_tested(tmp_path: Path) -> None:
+    grows = 'shift 2; [ "$(stat -fc %a /run)" != 0 ] || mount -o remount,size=1M /run; "$@"'
+    result = run(made(tmp_path, grows), "disk:full@0")
+    assert (result.verdict, result.failed) == ("unknown", [MISSED]), result.to_json()
+
+
 @pytest.mark.parametrize(("status", "wanted"), [("RE", [BLAMED]), ("IE", [])])
 def test_a_status_that_blames_a_program_that_never_ran_is_found(tmp_path: Path, status: str, wanted: list[str]) -> None:
     result = run(with_a_status_file(tmp_path, status), "disk:inodes@0")
