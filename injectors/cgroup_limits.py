@@ -144,10 +144,12 @@ class Memory(_InCgroup):
 
     errors: tuple[str, ...] = ("ENOMEM",)
     _EVENTS = ("memory.failcnt", "memory.events:max", "memory.events:oom", "memory.oom_control:oom_kill")
+    _KILLS = ("memory.oom_control:oom_kill", "memory.events:oom_kill")
 
     def __init__(self, left: int, balloon: int = 0) -> None:
         super().__init__()
         self._left, self._size = left, balloon
+        self._kills = 0
         self._scores: list[tuple[psutil.Process, str]] = []
         self._balloon: Helper | None = None
         self._moved: set[int] = set()
@@ -161,7 +163,7 @@ class Memory(_InCgroup):
             raise UnavailableError(
                 f"no room for the balloon: this machine has {available >> 20} MiB of memory available"
             )
-        self._control, self._hits = control, control.count(*self._EVENTS)
+        self._control, self._hits, self._kills = control, control.count(*self._EVENTS), control.count(*self._KILLS)
         if self._size:
             self._balloon = Helper(room, ["dd", "if=/dev/zero", f"bs={self._size}", "count=1", "status=none"])
             if not self._balloon.wait_for_output(_FILLING):
@@ -205,9 +207,9 @@ class Memory(_InCgroup):
 
     @property
     def killed(self) -> bool:
-        """Whether the kernel killed a process for lack of memory."""
+        """Whether the kernel has killed a process for lack of memory since."""
         control = self._control
-        return control is not None and control.count("memory.oom_control:oom_kill", "memory.events:oom_kill") > 0
+        return control is not None and control.count(*self._KILLS) > self._kills
 
     def lift(self, room: Room) -> None:
         """Release it."""

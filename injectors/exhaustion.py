@@ -20,12 +20,20 @@ from injectors.resources import Disk, Files, Limit, read_size
 from injectors.timed import ended
 from leakcheck.errors import UnavailableError, UsageError, reason
 
-__all__ = ["MOMENTS", "RESOURCES", "Exhaustion", "Moment", "exhaustion_plan"]
+__all__ = ["ERRORS", "MOMENTS", "RESOURCES", "Exhaustion", "Moment", "exhaustion_plan"]
 
 Moment: TypeAlias = Literal["start", "execution", "cleanup"]
 """When a resource is exhausted: before the command runs, once the payload runs, or when the payload ends."""
 MOMENTS: tuple[Moment, ...] = get_args(Moment)
 RESOURCES = ("disk", "fd", "memory", "cpu", "pids")
+ERRORS: Mapping[str, Sequence[str]] = {
+    "disk": Disk.errors,
+    "fd": Files.errors,
+    "memory": Memory.errors,
+    "cpu": Cpu.errors,
+    "pids": Processes.errors,
+}
+"""Names of the errors of calls that lack a resource."""
 _HELD = {"start": "start", "execution": "payload", "cleanup": "end"}
 _FORMS = {
     "disk": "full@SIZE or inodes@N",

@@ -94,7 +94,16 @@ def _misnamed(made: Made[Any, Trial], trial: Trial) -> bool:
         return False
     # What each run says tells of nothing, nor does what names all there is.
     telling = {word for word in found if word not in made.facts}
-    return not telling.intersection(own) or (len(words) >= _MANY and all(map(telling.intersection, words.values())))
+    if len(words) >= _MANY and all(map(telling.intersection, words.values())):
+        return True
+    if telling.intersection(own):
+        return False
+    if not telling:
+        # Whom the kernel kills can say nothing.
+        return not _of(trial).killed
+    # For want of memory, the kernel may tell of another lack: tmpfs has no room then (mm/shmem.c, ENOSPC).
+    told = [words.get(name, ()) for name in _of(trial).met if trial.case.plan.kind == "memory"]
+    return not any(map(telling.intersection, told))
 
 
 def _how_unnamed(trial: Trial) -> str:

@@ -12,6 +12,7 @@ import msgspec
 
 from injectors import Checked, Evidence, Exhausts
 from injectors.cgroup_limits import Memory
+from injectors.exhaustion import ERRORS
 from leakcheck.errors import LateError, TargetError
 from leakcheck.submissions import Submission
 from leakcheck.trials.output import ends, last_words, memory
@@ -52,10 +53,10 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     `proof` is what proves that it ran against the limit, empty if nothing does. `status` is what the target reported,
     empty if nothing; `ran` whether the payload was executed, `crash` how a process of the target's crashed, `killed`
     whether the kernel killed one for lack of memory. `heard` are the adapter's words, for this resource or another,
-    that stand in an error; None if there was none. `calls` are the first calls that failed for lack of it, `words` the
-    last of the target's output. `pressure_us` is how long tasks of the machine waited for it meanwhile, in
-    microseconds; None if this kernel does not say. `refused` is why it could not be exhausted here: then all
-    else is unknown.
+    that stand in an error; None if there was none. `met` are all resources for lack of which a call failed, `calls` the
+    first calls that failed for lack of this one, `words` the last of the target's output. `pressure_us` is how long
+    tasks of the machine waited for it meanwhile, in microseconds; None if this kernel does not say. `refused` is why it
+    could not be exhausted here: then all else is unknown.
     """
 
     proof: str = ""
@@ -64,6 +65,7 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     crash: str = ""
     killed: bool = False
     heard: list[str] | None = None
+    met: list[str] = []
     calls: list[str] = []
     words: str = ""
     pressure_us: int | None = None
@@ -106,12 +108,13 @@ def run_exhausted(
         proof = (held and (inner.limit.proof(room) or (calls[:1] or [""])[0])) or ""
         if held and not proof and status != submission.expect:
             proof = f"the run ended with {status or 'no status'} while the limit was in force"
+        killed = isinstance(inner.limit, Memory) and (
+            inner.limit.killed or (bool(proof) and code == -signal.SIGKILL and not _kills(session.reports()))
+        )
         if not inner.limit.lasts:
             lift(session)
         finished = complaint or _finish(session)
         after = _pressure(resource)
-        # What counted it may be gone, and nobody else sends this signal to the launch.
-        killed = isinstance(inner.limit, Memory) and (inner.limit.killed or (bool(proof) and code == -signal.SIGKILL))
         ran = any("payload" in line for line in session.reports().get("launch", []))
         # A program that ran may fail in its own words.
         fails = status in ("", "IE") or not ran
@@ -122,7 +125,8 @@ def run_exhausted(
             ran=ran,
             crash=_crash(code, said, session.reports(), killed=killed),
             killed=killed,
-            heard=heard(session, said) if proof and not killed and fails else None,
+            heard=heard(session, said) if proof and fails else None,
+            met=[name for name, errors in ERRORS.items() if any(_failed(session.reports(), errors))],
             calls=calls[:_MOST_CALLS],
             words=session.last_words,
             pressure_us=None if before is None or after is None else after - before,
@@ -164,6 +168,11 @@ def _finish(session: "Session") -> str:
     except TargetError as error:
         return str(error)
     return ""
+
+
+def _kills(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
+    """Return whether the target itself sent SIGKILL to anybody: then a process that it ended is no kernel's work."""
+    return any(line.get("operation") == "kill" and line["class"] == "SIGKILL" for line in reports.get("launch", []))
 
 
 def _failed(reports: Mapping[str, Sequence[Mapping[str, Any]]], errors: Sequence[str]) -> Iterator[str]:

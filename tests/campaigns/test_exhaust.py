@@ -212,6 +212,52 @@ def test_a_disk_that_the_run_makes_larger_was_not_tested(tmp_path: Path) -> None
     assert (result.verdict, result.failed) == ("unknown", [MISSED]), result.to_json()
 
 
+# Only under a limit of memory; else no number, or one of 19 digits. Without a process.
+SHORT = """shift 2; for f in /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max; do
+[ ! -e $f ] || break; done; read m < $f; case $m in max|?????????????*) ;; *) {does} ;; esac; "$@" """
+GROWS = "x=a; while :; do x=$x$x; done"
+LEAVES = f": > /var/lib/oom; {GROWS}"
+
+
+@pytest.mark.parametrize(
+    ("does", "recover", "outcome", "failed"),
+    [
+        (GROWS, "", "clean", []),
+        (LEAVES, "rm -f /var/lib/oom", "recovered", []),
+        (LEAVES, "", "leaked", ["trials that left something for good"]),
+        ("kill -9 $$", "", "clean", [CRASHED]),
+    ],
+    ids=["leaves nothing", "is recovered", "leaks", "kills itself"],
+)
+def test_a_supervisor_that_the_kernel_kills_for_want_of_memory_did_not_crash_but_what_it_leaves_counts(
+    tmp_path: Path, does: str, recover: str, outcome: str, failed: list[str]
+) -> None:
+    of = made(tmp_path, SHORT.format(does=does), words=EVERY, internal="[125]", recover=recover)
+    result = run(of, "memory:full@2M")
+    assert result.outcomes[outcome] == 1, result.to_json()
+    assert [name for name in result.failed if name != UNNAMED] == failed, result.to_json()
+    # Who is killed by the kernel can say nothing; who kills itself could have.
+    assert (UNNAMED in result.failed) == ("kill" in does)
+
+
+@pytest.mark.parametrize(
+    ("said", "failed"),
+    [
+        ("too many open files", [UNNAMED]),
+        ("cannot allocate memory", []),
+        ("a helper was killed", []),
+        ("no space left, too many open files, cannot allocate memory", [UNNAMED]),
+    ],
+)
+def test_an_error_beside_a_kill_by_the_kernel_must_not_name_another_resource(
+    tmp_path: Path, said: str, failed: list[str]
+) -> None:
+    script = SHORT.format(does=f"( {GROWS} ) || {{{{ echo {said}; exit 125; }}}}")
+    result = run(made(tmp_path, script, words=EVERY, internal="[125]"), "memory:full@2M")
+    assert hit(result) == 1
+    assert result.failed == failed, result.to_json()
+
+
 @pytest.mark.parametrize(("status", "wanted"), [("RE", [BLAMED]), ("IE", [])])
 def test_a_status_that_blames_a_program_that_never_ran_is_found(tmp_path: Path, status: str, wanted: list[str]) -> None:
     result = run(with_a_status_file(tmp_path, status), "disk:inodes@0")
