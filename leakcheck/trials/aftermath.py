@@ -179,7 +179,8 @@ class Aftermath:
 
     def _is_kept(self, leak: Leak) -> bool:
         """Return whether it is a state or lock file that was damaged on purpose, where the target keeps such."""
-        return self._excused and leak.kind == "file" and self._session.target.keeps(place_of(leak), self._session.box)
+        named = leak.kind == "file" or leak.evidence.get("resource", {}).get("class") == "posix-shm"
+        return self._excused and named and self._session.target.keeps(place_of(leak), self._session.box)
 
     def _of_a_box(self, leak: Leak) -> bool:
         """Return whether it has a name that is never used again."""

@@ -152,6 +152,23 @@ def test_a_lock_whose_file_was_replaced_keeps_nobody_out(tmp_path: Path) -> None
     assert run(made(tmp_path, FLOCK), f"lock:{LOCK}:garbage,held").verdict == "clean"
 
 
+@pytest.mark.parametrize(
+    ("damage", "also", "verdict"),
+    [
+        ("missing,stale", "", "clean"),
+        ("inode,free", "", "clean"),
+        ("missing,stale", "echo > /dev/shm/more.$$; ", "leaked"),
+    ],
+)
+def test_a_lock_file_in_shared_memory_that_is_made_again_is_no_leak_and_another_file_there_is(
+    tmp_path: Path, damage: str, also: str, verdict: str
+) -> None:
+    lock = "/dev/shm/locks-test.lock"
+    of = made(tmp_path, also + FLOCK.replace(LOCK, lock), more=TABLE.replace(LOCK, lock))
+    result = run(of, f"lock:{lock}:{damage}")
+    assert result.verdict == verdict, shown(result)
+
+
 def test_a_payload_that_outlives_its_killed_supervisor_beside_the_next_one_is_a_split_brain(tmp_path: Path) -> None:
     survives = f'shift 2; mkdir -p {HOME}; exec flock -n -o -E 9 {LOCK} setsid "$@"'
     result = run(made(tmp_path, survives), "lock:kill-holder")
