@@ -15,6 +15,7 @@ from injectors.state import state_plan
 from leakcheck.targets import Box, Target
 from leakcheck.trials import open_host
 from leakcheck.trials.aftermath import Aftermath
+from leakcheck.trials.boot import warm_up_after_boot
 from leakcheck.trials.case import Case
 from leakcheck.trials.disk import Disk, disks
 from leakcheck.trials.isolated import Isolated
@@ -56,7 +57,8 @@ class Cut(msgspec.Struct, frozen=True):
 def run_power_trial(target: Target, case: Case, cut: Cut, *, settle: float, turn: Turn | None = None) -> Trial:
     """Boot with what a power cut has left, recover, and run what follows.
 
-    The arena is another one: no process, mount or cgroup of the run is there, nor what was in memory.
+    The arena is another one: no process, mount or cgroup of the run is there, nor what was in memory, and the boot id
+    is another.
     """
     began = time.monotonic()
     injector = injector_for(case.plan)
@@ -64,7 +66,7 @@ def run_power_trial(target: Target, case: Case, cut: Cut, *, settle: float, turn
         session = Session(target, host, cut.box.number)
         session.timing_ms["up"] = (time.monotonic() - began) * 1000
         with session.timed("warm-up"):
-            wrong = session.again()
+            wrong = warm_up_after_boot(session)
         if wrong:
             trial = Trial(case=case, outcomes=frozenset({"false-status"}), detail=f"warm-up run: {wrong}")
         else:

@@ -276,6 +276,34 @@ def test_a_state_that_is_not_synced_is_empty_after_a_power_cut_and_one_that_is_i
     assert "wedged" not in {outcome for plan in power for outcome in outcomes(run(synced, plan))}
 
 
+# A state with the boot's id; the pid is that of a process which lives in each arena.
+BOOT = f"""wall=$2; shift 2; mkdir -p {HOME}/d
+echo 1 $(cat /proc/sys/kernel/random/boot_id) > {HOME}/d/new; sync {HOME}/d/new
+mv {HOME}/d/new {HOME}/d/state.json; sync
+{DIES} timeout $wall "$@"; code=$?; rm {HOME}/d/state.json; exit $code"""
+LIVES = f"[ ! -e {HOME}/d/state.json ] || {{{{ read pid boot < {HOME}/d/state.json; kill -0 $pid"
+
+
+@pytest.mark.parametrize(
+    ("lives", "stuck"),
+    [(f"{LIVES}; }}}}", True), (f'{LIVES} && [ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ]; }}}}', False)],
+    ids=["by its pid alone", "by its boot, too"],
+)
+def test_after_a_power_cut_it_is_another_boot(tmp_path: Path, lives: str, stuck: bool) -> None:
+    # Who still lives is not cleaned up after.
+    recover = f"{lives} && [ -e {HOME}/d/state.json ] && exit 1; rm -f {HOME}/d/state.json {HOME}/d/new"
+    of = target(tmp_path, BOOT, recover=recover, more=MORE)
+    state = of.adapter.state_files[0]
+    plan = next(
+        plan
+        for plan, cut in cuts(of, record_history(of, lambda: False), state).items()
+        if state in cut.disk and b"-" in (cut.disk[state].content or b"")
+    )
+    result = run(of, str(plan).rpartition(":")[2])
+    assert ("wedged" in outcomes(result)) == stuck, result.to_json()
+    assert result.verdict == ("leaked" if stuck else "clean")
+
+
 def test_a_damage_in_mid_run_lets_the_run_end_by_its_limit(tmp_path: Path) -> None:
     ends = run(made(tmp_path, KNOWS), "missing,living")
     assert ends.verdict == "clean", ends.findings
