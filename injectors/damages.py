@@ -11,7 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 from urllib.parse import quote, unquote
 
-__all__ = ["CUTS", "MOVES", "NONE", "PLACES", "WHOLE", "content_damages", "damaged", "is_damage", "kind_of"]
+__all__ = [
+    "CUTS",
+    "MOVES",
+    "NONE",
+    "PLACES",
+    "WHOLE",
+    "content_damages",
+    "damaged",
+    "first_cut",
+    "is_damage",
+    "kind_of",
+    "model_of",
+]
 
 NONE = "none"
 """No damage: what the kill alone leaves."""
@@ -30,7 +42,8 @@ _POINTER = re.compile(r"(/[^/]*)*")
 _BITS = 8
 # After a change of the run's, from 1; with the bytes of it that were written.
 _MOMENT = re.compile(r"[1-9]\d{0,5}(\.\d{1,6})?")
-_CUT = re.compile(rf"({'|'.join(CUTS)})\.\d{{1,6}}\.\d{{1,6}}")
+# After a step of the run; and then of the recovery.
+_CUT = re.compile(rf"({'|'.join(CUTS)})(\.\d{{1,6}}\.\d{{1,6}}){{1,2}}")
 Pointer: TypeAlias = tuple[str, ...]
 
 
@@ -55,6 +68,17 @@ def is_damage(word: str) -> bool:
 def kind_of(word: str) -> str:
     """Return the name of a damage, without its place."""
     return word.partition("=")[0]
+
+
+def model_of(word: str) -> str:
+    """Return the model of a power cut."""
+    return word.partition("=")[2].partition(".")[0]
+
+
+def first_cut(word: str) -> str:
+    """Return the power cut in the run, if `word` is one in the recovery after it; empty if it is none."""
+    model, *steps = word.partition("=")[2].split(".")
+    return f"cut={'.'.join([model, *steps[:2]])}" if kind_of(word) == "cut" and len(steps) > 2 else ""
 
 
 def content_damages(content: bytes, most: int) -> Iterator[str]:

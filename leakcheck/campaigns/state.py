@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from injectors import Plan
-from injectors.damages import CUTS, NONE, PLACES, WHOLE, content_damages, damaged
+from injectors.damages import CUTS, NONE, PLACES, WHOLE, content_damages, damaged, first_cut
 from injectors.state import state_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import reached, stated, zero
@@ -24,6 +24,7 @@ from leakcheck.trials.disk import unsynced
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.outcome import FAILING
 from leakcheck.trials.power import Cut, WithCuts, cuts
+from leakcheck.trials.recovery_cuts import recovery_cuts
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.state_files import record_state_files
 from leakcheck.trials.state_history import moments, record_history
@@ -31,6 +32,8 @@ from leakcheck.trials.trial import Trial
 
 # Lengths, and bits, of a file that are tried, by profile.
 _PLACES_OF = {"quick": 8, "full": 512}
+# Power cuts of each model in whose recovery power fails again.
+_RECOVERIES_OF = {"quick": 3, "full": 16}
 _REPLAYS = 20
 _T = TypeVar("_T")
 _ALONE = "a kill leaves it without any damage, too"
@@ -58,12 +61,14 @@ class Facts(msgspec.Struct, frozen=True):
     """What is known before the trials.
 
     By state file as the adapter names it: its content, and the damages that have an instant of their own. What power
-    cuts leave, by plan. What was made `early`: before the state that names it was on the disk.
+    cuts leave, by plan, and those in the `recovery` after one. What was made `early`: before the state that names it
+    was on the disk.
     """
 
     contents: Mapping[str, bytes] = {}
     moments: dict[str, list[str]] = {}
     cuts: dict[Plan, Cut] = {}
+    recovery: dict[Plan, Cut] = {}
     early: list[str] = []
     notes: list[str] = []
 
@@ -96,10 +101,12 @@ class State(TrialCampaign[StateOptions]):
             if target.adapter.damage.disk and declared in recorded[0].all:
                 history = recorded[0].all[declared]
                 facts.early.extend(unsynced(history, history.lineage(recorded[0].names[declared])))
+        for plan in _before_recovery(options, facts.cuts):
+            facts.recovery.update(recovery_cuts(target, plan, facts.cuts[plan], stop))
         for note in facts.notes:
             ui.log(note)
-        self._cuts = facts.cuts
-        if options.plan is not None and options.plan not in facts.cuts:
+        self._cuts = facts.cuts | facts.recovery
+        if options.plan is not None and options.plan not in self._cuts:
             raise UsageError(
                 f"--plan {options.plan}: in a run there is no such instant, or what a power cut leaves is the same"
             )
@@ -128,8 +135,9 @@ class State(TrialCampaign[StateOptions]):
             for damage in _some(living, places)
             if damage in PLACES or damaged(content, damage) is not None
         ]
-        for model in CUTS:
-            plans += _some([plan for plan in facts.cuts if f":cut={model}." in str(plan)], places)
+        for some in (facts.cuts, facts.recovery):
+            for model in CUTS:
+                plans += _some([plan for plan in some if f":cut={model}." in str(plan)], places)
         if options.iterations and options.iterations < len(plans):
             plans = random.Random(options.seed).sample(plans, options.iterations)  # noqa: S311 - it draws cases
         # What a kill alone leaves is no effect of a damage.
@@ -175,6 +183,15 @@ class State(TrialCampaign[StateOptions]):
         rows = clusters(made.trials, lambda trial: damage_of(trial.case.plan))
         counts = {name: dict(Counter(trial.outcome for trial in some)) for name, some in rows.items()}
         return super().details(made) | {"endings": counts}
+
+
+def _before_recovery(options: StateOptions, cuts: Mapping[Plan, Cut]) -> list[Plan]:
+    """Return the power cuts after which power fails again, while the recovery runs."""
+    if options.plan is not None:
+        first = first_cut(options.plan.argument.rpartition(":")[2])
+        return [plan for plan in cuts if plan.argument.rpartition(":")[2] == first]
+    most = _RECOVERIES_OF[options.profile]
+    return [one for model in CUTS for one in _some([plan for plan in cuts if f":cut={model}." in str(plan)], most)]
 
 
 def _some(damages: Sequence[_T], most: int) -> list[_T]:

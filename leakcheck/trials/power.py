@@ -74,7 +74,7 @@ def run_power_trial(target: Target, case: Case, cut: Cut, *, settle: float, turn
             with session.timed("baseline"):
                 host.begin()
             with session.timed("run"):
-                _write(host.root, cut)
+                write_disk(host.root, cut)
             with session.timed("settle"):
                 first = host.observe()
             after = Aftermath(session, case, injector, first, succeeded=False)
@@ -100,7 +100,7 @@ def run_power_trial(target: Target, case: Case, cut: Cut, *, settle: float, turn
     return msgspec.structs.replace(trial, timing_ms=session.timing_ms)
 
 
-def _write(root: int, cut: Cut) -> None:
+def write_disk(root: int, cut: Cut) -> None:
     """Make each path what it is on the disk; what did not change stays as it is here."""
     disk = cut.disk
     changed = {path for path in cut.paths if not _same(cut.before.get(path), disk.get(path))}

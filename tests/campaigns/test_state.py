@@ -18,7 +18,7 @@ from leakcheck.conformance import check
 from leakcheck.errors import NotApplicableError, TargetError, UsageError
 from leakcheck.targets import Target, load
 from leakcheck.trials.executor import Ui
-from leakcheck.trials.power import cuts
+from leakcheck.trials.power import Cut, cuts
 from leakcheck.trials.state_history import moments, record_history
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
@@ -302,6 +302,25 @@ def test_after_a_power_cut_it_is_another_boot(tmp_path: Path, lives: str, stuck:
     result = run(of, str(plan).rpartition(":")[2])
     assert ("wedged" in outcomes(result)) == stuck, result.to_json()
     assert result.verdict == ("leaked" if stuck else "clean")
+
+
+def empty(name: str, cut: Cut) -> bool:
+    return any(path.endswith(f"/{name}") and entry.content == b"" for path, entry in cut.disk.items())
+
+
+def test_a_recovery_that_a_power_cut_interrupts_must_not_be_stuck_on_what_it_wrote_itself(tmp_path: Path) -> None:
+    notes = f"[ ! -e {HOME}/d/notes ] || [ -s {HOME}/d/notes ] || exit 1; echo begun > {HOME}/d/notes"
+    for recover, stuck in ((f"{notes}; {FORGETS} {HOME}/d/notes", True), (f"{FORGETS} {HOME}/d/state.new", False)):
+        of = renames(tmp_path, f"mkdir -p {HOME}/d; {recover}", sync=f"sync {HOME}/d/state.new")
+        facts = State().prepare(of, StateOptions(settle=0.1, profile="quick"), Ui(), lambda: False)
+        # It would not be stuck on what the run has written.
+        torn = [plan for plan, cut in facts.recovery.items() if stuck and empty("notes", cut)]
+        first, again = [*facts.cuts][-1], (torn or [*facts.recovery])[0]
+        found = [outcomes(run(of, str(plan).rpartition(":")[2])) for plan in (first, again)]
+        assert "wedged" not in found[0]
+        assert ("wedged" in found[1]) == stuck, (again, found)
+    with pytest.raises(UsageError, match="there is no such instant"):
+        run(of, "cut=posix.1.0.999.0")
 
 
 def test_a_damage_in_mid_run_lets_the_run_end_by_its_limit(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""Power cuts during the recovery that follows a power cut: what its own writes leave, if they are lost or cut short."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from injectors import Plan
+from injectors.crash import recording
+from injectors.damages import model_of
+from injectors.history import History, history_of, watched
+from injectors.state import state_plan
+from leakcheck.targets import Target
+from leakcheck.trials import open_host
+from leakcheck.trials.boot import warm_up_after_boot
+from leakcheck.trials.disk import disks
+from leakcheck.trials.power import Cut, write_disk
+from leakcheck.trials.runner import Stop
+from leakcheck.trials.session import Session
+
+__all__ = ["recovery_cuts"]
+
+
+def recovery_cuts(target: Target, plan: Plan, cut: Cut, stop: Stop) -> dict[Plan, Cut]:
+    """Return what power cuts leave during the recovery after the power cut of `plan`, by plan.
+
+    There is none if that recovery fails, which the trial of `plan` finds, or if its writes cannot be seen.
+    """
+    declared, _, damage = plan.argument.rpartition(":")
+    history = _record(target, declared, cut, stop)
+    if history is None or not any(event.change for event in history.events):
+        return {}
+    paths = cut.paths | {path for files in (history.before, *(one.files for one in history.events)) for path in files}
+    model = model_of(damage)
+    return {
+        state_plan(declared, f"{damage}{place.removeprefix(model)}"): msgspec.structs.replace(
+            cut, paths=paths, disk=disk
+        )
+        for place, disk in disks(history, model).items()
+    }
+
+
+def _record(target: Target, declared: str, cut: Cut, stop: Stop) -> History | None:
+    directories = [watched(declared)]
+
+    def request(stage: str, number: int, payload: Sequence[str]) -> dict[str, object] | None:
+        return {**recording(number, payload, every=True), "files": directories} if stage == "recover" else None
+
+    with open_host(target, 0, live=False) as host:
+        session = Session(target, host, cut.box.number, stop=stop)
+        if warm_up_after_boot(session):
+            return None
+        session.box = msgspec.structs.replace(session.box, name=cut.box.name, run=cut.box.run)
+        write_disk(host.root, cut)
+        with session.tracing(request) as tracing:
+            if session.recover() or tracing.failing():
+                return None
+            return history_of(tracing.reports("recover"), target.filled(directories[0], session.box))
