@@ -71,6 +71,10 @@ class History(msgspec.Struct, frozen=True):
     before: Files
     events: list[Event]
 
+    def paths(self) -> frozenset[str]:
+        """Return all paths that there ever were."""
+        return frozenset(path for files in (self.before, *(event.files for event in self.events)) for path in files)
+
     def lineage(self, names: re.Pattern[str]) -> set[str]:
         """Return the inodes that ever had one of the `names`."""
         everything = (self.before, *(event.files for event in self.events))

@@ -36,6 +36,9 @@ class _Cache:
 
     def __init__(self, history: History, *, ordered: bool) -> None:
         self._ordered = ordered
+        # Of each watched directory, the topmost.
+        ever = history.paths()
+        self._tops = {path for path in ever if path.rpartition("/")[0] not in ever}
         self._names: Names = {path: entry.inode for path, entry in history.before.items()}
         self._pending: list[_Step] = []
         self._versions: dict[str, list[Entry]] = {entry.inode: [entry] for entry in history.before.values()}
@@ -84,13 +87,14 @@ class _Cache:
         self._new.discard(inode)
 
     def disks(self) -> Iterator[Disk]:
-        top = min(self._names, key=len, default="")
         for steps in self._orders():
             names = dict(self._names)
             for one in steps:
                 _apply(names, one)
             # Without its directory, nothing of it has a name; above the topmost, all was there before.
-            kept = {path: inode for path, inode in names.items() if path == top or path.rpartition("/")[0] in names}
+            kept = {
+                path: inode for path, inode in names.items() if path in self._tops or path.rpartition("/")[0] in names
+            }
             written = {inode for one in steps for inode in one.replaces} if self._ordered else set()
             newest = {path: self._versions[inode][-1] for path, inode in kept.items()}
             yield newest

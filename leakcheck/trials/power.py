@@ -10,7 +10,7 @@ import msgspec
 
 from injectors import Plan, injector_for
 from injectors.damages import CUTS
-from injectors.history import Entry, Files
+from injectors.history import Entry, Files, History
 from injectors.state import state_plan
 from leakcheck.targets import Box, Target
 from leakcheck.trials import open_host
@@ -36,13 +36,24 @@ def cuts(target: Target, recorded: RecordedRun, declared: str) -> dict[Plan, "Cu
     place = target.filled(declared, recorded.box)
     if declared not in recorded.all or (place.startswith(_MEMORY) and not target.adapter.damage.disk):
         return {}
-    history = recorded.all[declared]
-    paths = frozenset(path for files in (history.before, *(event.files for event in history.events)) for path in files)
+    history = on_disk(target, recorded.all[declared])
     return {
-        state_plan(declared, f"cut={place}"): Cut(recorded.box, history.before, paths, disk)
+        state_plan(declared, f"cut={place}"): Cut(recorded.box, history.before, history.paths(), disk)
         for model in CUTS
         for place, disk in disks(history, model).items()
     }
+
+
+def on_disk(target: Target, history: History) -> History:
+    """Return the history of what is on a disk: all of it if the adapter says so."""
+    if target.adapter.damage.disk:
+        return history
+
+    def kept(files: Files) -> Files:
+        return {path: entry for path, entry in files.items() if not path.startswith(_MEMORY)}
+
+    events = [msgspec.structs.replace(one, files=kept(one.files), before=kept(one.before)) for one in history.events]
+    return History(kept(history.before), events)
 
 
 class Cut(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from leakcheck.targets import Target
 from leakcheck.trials import open_host
 from leakcheck.trials.boot import warm_up_after_boot
 from leakcheck.trials.disk import disks
-from leakcheck.trials.power import Cut, write_disk
+from leakcheck.trials.power import Cut, on_disk, write_disk
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
 
@@ -29,7 +29,8 @@ def recovery_cuts(target: Target, plan: Plan, cut: Cut, stop: Stop) -> dict[Plan
     history = _record(target, declared, cut, stop)
     if history is None or not any(event.change for event in history.events):
         return {}
-    paths = cut.paths | {path for files in (history.before, *(one.files for one in history.events)) for path in files}
+    history = on_disk(target, history)
+    paths = cut.paths | history.paths()
     model = model_of(damage)
     return {
         state_plan(declared, f"{damage}{place.removeprefix(model)}"): msgspec.structs.replace(

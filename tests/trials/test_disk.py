@@ -3,9 +3,13 @@
 from collections.abc import Iterator
 
 from injectors.history import Entry, Event, Files, History, splits, torn
+from leakcheck.targets import load
 from leakcheck.trials.disk import disks, unsynced
+from leakcheck.trials.power import on_disk
 
 TOP = Entry("1", "directory", 0o755, 0, 0, 0, None)
+
+TOP_OF_ANOTHER = Entry("8", "directory", 0o755, 0, 0, 0, None)
 
 
 def file(inode: str, content: bytes) -> Entry:
@@ -105,3 +109,16 @@ def test_a_torn_file_has_the_first_bytes_of_the_new_content_and_the_rest_of_the_
     assert splits(b"", b"x" * 1024) == [512]
     assert splits(b"aXXa", b"aYYa", middle=True) == [2]
     assert splits(b"same", b"same", middle=True) == []
+
+
+def test_what_is_in_another_watched_directory_is_on_the_disk_too() -> None:
+    there = {"/much/longer": TOP_OF_ANOTHER, "/much/longer/b": file("9", b"b")}
+    found = disks(run({**there, "/s/a": file("2", b"old")}, {**there, "/s/a": file("2", b"new")}), "posix")
+    assert found
+    assert all({"/s", "/s/a", *there} == disk.keys() for disk in found.values())
+
+
+def test_of_a_run_that_has_state_in_memory_too_only_what_is_on_a_disk_outlasts_a_power_cut() -> None:
+    both = run({"/s/a": file("2", b"old")}, {"/s/a": file("2", b"old"), "/run/x": file("2", b"lost")})
+    assert on_disk(load("runc"), both).paths() == {"/s", "/s/a"}
+    assert on_disk(load("refbox"), both).paths() == {"/s", "/s/a", "/run/x"}
