@@ -18,8 +18,10 @@ __all__ = [
     "PLACES",
     "WHOLE",
     "content_damages",
+    "control_of",
     "damaged",
     "first_cut",
+    "is_control",
     "is_damage",
     "kind_of",
     "model_of",
@@ -44,6 +46,8 @@ _BITS = 8
 _MOMENT = re.compile(r"[1-9]\d{0,5}(\.\d{1,6})?")
 # After a step of the run; and then of the recovery.
 _CUT = re.compile(rf"({'|'.join(CUTS)})(\.\d{{1,6}}\.\d{{1,6}}){{1,2}}")
+# Before the run's first step.
+_NO_STEP = "0.0"
 Pointer: TypeAlias = tuple[str, ...]
 
 
@@ -68,6 +72,16 @@ def is_damage(word: str) -> bool:
 def kind_of(word: str) -> str:
     """Return the name of a damage, without its place."""
     return word.partition("=")[0]
+
+
+def control_of(word: str) -> str:
+    """Return what happens like the damage `word`, without damage: a kill, or a power cut in which nothing was lost."""
+    return f"cut={model_of(word)}.{_NO_STEP}" if kind_of(word) == "cut" else NONE
+
+
+def is_control(word: str) -> bool:
+    """Return whether nothing is damaged."""
+    return word == NONE or (kind_of(word) == "cut" and word == control_of(word))
 
 
 def model_of(word: str) -> str:

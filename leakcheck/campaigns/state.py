@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from injectors import Plan
-from injectors.damages import CUTS, NONE, PLACES, WHOLE, content_damages, damaged, first_cut
+from injectors.damages import CUTS, NONE, PLACES, WHOLE, content_damages, control_of, damaged, first_cut
 from injectors.state import state_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import reached, stated, zero
@@ -36,7 +36,7 @@ _PLACES_OF = {"quick": 8, "full": 512}
 _RECOVERIES_OF = {"quick": 3, "full": 16}
 _REPLAYS = 20
 _T = TypeVar("_T")
-_ALONE = "a kill leaves it without any damage, too"
+_ALONE = "it is so without any damage, too"
 
 Profile = Literal["quick", "full"]
 
@@ -121,7 +121,8 @@ class State(TrialCampaign[StateOptions]):
     def plans(self, options: StateOptions, facts: Facts) -> Sequence[Plan]:
         """Return the plans that the options ask for."""
         if options.plan is not None:
-            return [options.plan] * (options.iterations or _REPLAYS)
+            control = _control(options.plan)
+            return [control] * (control != options.plan) + [options.plan] * (options.iterations or _REPLAYS)
         places = _PLACES_OF[options.profile]
         plans = [
             state_plan(declared, damage)
@@ -140,8 +141,9 @@ class State(TrialCampaign[StateOptions]):
                 plans += _some([plan for plan in some if f":cut={model}." in str(plan)], places)
         if options.iterations and options.iterations < len(plans):
             plans = random.Random(options.seed).sample(plans, options.iterations)  # noqa: S311 - it draws cases
-        # What a kill alone leaves is no effect of a damage.
-        return [state_plan(declared, NONE) for declared in facts.contents] + plans
+        # What is there without any damage is no effect of one.
+        alone = [state_plan(declared, NONE) for declared in facts.contents]
+        return list(dict.fromkeys([*alone, *map(_control, plans), *plans]))
 
     def cases(self, target: Target, options: StateOptions, facts: Facts) -> Iterator[Case]:
         """Yield the case of each plan."""
@@ -159,7 +161,7 @@ class State(TrialCampaign[StateOptions]):
 
     def findings(self, made: Made[StateOptions, Trial]) -> list[Finding]:
         """Return what was left, and each kind of damage that the target's log does not tell of."""
-        alone = [str(trial.case.plan) for trial in made.trials if damage_of(trial.case.plan) == NONE]
+        alone = [str(trial.case.plan) for trial in made.trials if trial.case.plan == _control(trial.case.plan)]
         found = [
             msgspec.structs.replace(one, detail="; ".join(filter(None, [one.detail, _ALONE])))
             if any(ending.plan in alone for ending in one.endings) and one.outcome in FAILING
@@ -185,13 +187,20 @@ class State(TrialCampaign[StateOptions]):
         return super().details(made) | {"endings": counts}
 
 
+def _control(plan: Plan) -> Plan:
+    """Return what is the same as `plan` without its damage."""
+    declared, _, damage = plan.argument.rpartition(":")
+    return state_plan(declared, control_of(damage), living=plan.flags == ("living",))
+
+
 def _before_recovery(options: StateOptions, cuts: Mapping[Plan, Cut]) -> list[Plan]:
     """Return the power cuts after which power fails again, while the recovery runs."""
     if options.plan is not None:
         first = first_cut(options.plan.argument.rpartition(":")[2])
         return [plan for plan in cuts if plan.argument.rpartition(":")[2] == first]
     most = _RECOVERIES_OF[options.profile]
-    return [one for model in CUTS for one in _some([plan for plan in cuts if f":cut={model}." in str(plan)], most)]
+    lost = [plan for plan in cuts if plan != _control(plan)]
+    return [one for model in CUTS for one in _some([plan for plan in lost if f":cut={model}." in str(plan)], most)]
 
 
 def _some(damages: Sequence[_T], most: int) -> list[_T]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from injectors import Plan
-from injectors.damages import MOVES, NONE, kind_of
+from injectors.damages import MOVES, NONE, is_control, kind_of
 from leakcheck.campaigns.campaign import Check, Judged, Made
 from leakcheck.campaigns.criteria import at_most
 from leakcheck.campaigns.findings import without_residue
@@ -40,7 +40,9 @@ def mistold(campaign: str, made: Made[Any, Trial]) -> Iterator[Finding]:
 
 
 def _distrusted(made: Made[Any, Trial]) -> list[Trial]:
-    return [trial for trial in made.trials if trial.noted and damage_of(trial.case.plan) == "cut"]
+    return [
+        trial for trial in made.trials if trial.noted and damage_of(trial.case.plan) == "cut" and not _untouched(trial)
+    ]
 
 
 def _unnoted(made: Made[Any, Trial]) -> list[Trial]:
@@ -54,7 +56,11 @@ def _unnoted(made: Made[Any, Trial]) -> list[Trial]:
 
 
 def _unfounded(made: Made[Any, Trial]) -> list[Trial]:
-    return [trial for trial in made.trials if trial.noted and damage_of(trial.case.plan) == NONE]
+    return [trial for trial in made.trials if trial.noted and _untouched(trial)]
+
+
+def _untouched(trial: Trial) -> bool:
+    return is_control(trial.case.plan.argument.rpartition(":")[2])
 
 
 def _logs(target: Target) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from injectors import Plan, injector_for
-from injectors.damages import CUTS
+from injectors.damages import CUTS, control_of
 from injectors.history import Entry, Files, History
 from injectors.state import state_plan
 from leakcheck.targets import Box, Target
@@ -37,10 +37,14 @@ def cuts(target: Target, recorded: RecordedRun, declared: str) -> dict[Plan, "Cu
     if declared not in recorded.all or (place.startswith(_MEMORY) and not target.adapter.damage.disk):
         return {}
     history = on_disk(target, recorded.all[declared])
+    found: dict[str, Disk] = {}
+    for model in CUTS:
+        # Before the first step, nothing can be lost.
+        found |= {control_of(f"cut={model}"): dict(history.before)}
+        found |= {f"cut={place}": disk for place, disk in disks(history, model).items()}
     return {
-        state_plan(declared, f"cut={place}"): Cut(recorded.box, history.before, history.paths(), disk)
-        for model in CUTS
-        for place, disk in disks(history, model).items()
+        state_plan(declared, damage): Cut(recorded.box, history.before, history.paths(), disk)
+        for damage, disk in found.items()
     }
 
 
