@@ -5,6 +5,7 @@ import functools
 import gc
 import inspect
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -31,6 +32,8 @@ InArena: TypeAlias = _native.ArenaView | _Viewed
 
 _PAUSE = 0.02
 """Seconds before garbage is collected again while residue settles, at first."""
+_LONGEST_PAUSE = 0.16
+"""The same, if no thread has ended meanwhile and a collection is short."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -317,10 +320,17 @@ def _collecting(end: Callable[[], str]) -> str:
     from concurrent.futures import ThreadPoolExecutor, wait
 
     with ThreadPoolExecutor(1) as pool:
-        report, pause = pool.submit(end), _PAUSE
-        while wait([report], pause).not_done:
-            pause = _collect(pause)
+        report, threads, pause, last = pool.submit(end), _threads(), _PAUSE, time.monotonic()
+        while wait([report], _PAUSE).not_done:
+            before, threads = threads, _threads()
+            if threads != before or time.monotonic() >= last + pause:
+                pause, last = _collect(min(2 * pause, _LONGEST_PAUSE)), time.monotonic()
         return report.result()
+
+
+def _threads() -> set[int]:
+    """Return the threads that run Python code."""
+    return set(sys._current_frames())
 
 
 def _collect(pause: float) -> float:

@@ -20,6 +20,9 @@
 //! - `cargo test -- --test-threads=1`;
 //! - `cargo nextest run`, which gives every test its own process.
 //!
+//! Rust gives a drop no caller: `#[track_caller]` has no effect there, and a panic in it has the line of the drop's own code. So
+//! its message names the line of the guard. [`NoLeaks::assert_clean`] panics at the line that calls it.
+//!
 //! `tests/example_suite.rs` in this crate is a suite to copy.
 
 use std::cell::Cell;
@@ -198,6 +201,17 @@ impl NoLeaks {
         }
     }
 
+    /// Ends the guard as its drop does, but here: what is still open now counts, and a panic has this line as its place.
+    ///
+    /// # Panics
+    /// If something was left, if what was requested could not be seen in full, or if the machine could not be observed.
+    #[track_caller]
+    pub fn assert_clean(mut self) {
+        if let Some(complaint) = self.complaint() {
+            panic!("{complaint}\n  guarded from {}", self.created);
+        }
+    }
+
     /// Why the test must fail; none if it passes.
     fn complaint(&mut self) -> Option<String> {
         let report = match self.guard.take()?.end(None) {
@@ -216,7 +230,7 @@ impl NoLeaks {
 impl Drop for NoLeaks {
     fn drop(&mut self) {
         if let Some(complaint) = self.complaint() {
-            // A panic in a drop has the drop's own place.
+            // Nobody calls a drop: its panic has this place, whatever `#[track_caller]` says.
             let complaint = format!("{complaint}\n  guarded from {}", self.created);
             if std::thread::panicking() {
                 eprintln!("{complaint}");
