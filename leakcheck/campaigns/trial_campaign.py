@@ -29,7 +29,15 @@ class TrialCampaign(Campaign[_Options, Trial]):
 
     def executor(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> Executor[Trial]:
         """Return the executor of the trials."""
-        return Isolated(target, ui, stop, jobs=options.jobs, live=options.live, settle=options.settle)
+        return Isolated(
+            target,
+            ui,
+            stop,
+            jobs=options.jobs,
+            live=options.live,
+            settle=options.settle,
+            enough=options.enough,
+        )
 
     def enough(self, made: Made[_Options, Trial]) -> bool:
         """Return whether as many trials as the options ask for have the same finding."""

@@ -28,15 +28,23 @@ def job_count(jobs: int, *, live: bool) -> int:
 
 
 class Isolated(Executor[Trial]):
-    """Makes `jobs` trials at a time, and others that wait for teardown meanwhile."""
+    """Makes `jobs` trials at a time, and others that wait for teardown meanwhile.
 
-    def __init__(self, target: Target, ui: Ui, stop: Stop, *, jobs: int, live: bool, settle: float) -> None:
+    If the campaign ends after `enough` trials with the same finding, no more are under way than that, or than jobs:
+    those that wait are the ones with findings, and all that have started are finished.
+    """
+
+    def __init__(
+        self, target: Target, ui: Ui, stop: Stop, *, jobs: int, live: bool, settle: float, enough: int = 0
+    ) -> None:
         self._target, self._ui, self.stop = target, ui, stop
         self._count = 0
         self._warm: WarmState | None = None
         self._jobs, self._live, self._settle = job_count(jobs, live=live), live, settle
         # Who asks for one job gets one trial at a time.
         self._most = 1 if live or jobs == 1 else self._jobs * _IN_ALL
+        if enough:
+            self._most = min(self._most, max(self._jobs, enough))
 
     def _warm_up(self) -> None:
         """Before a trial starts: once they are many, make the warm-up runs of all later ones unnecessary."""

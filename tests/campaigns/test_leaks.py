@@ -381,3 +381,6 @@ def test_enough_trials_with_the_same_finding_end_the_campaign(tmp_path: Path) ->
     made = target(tmp_path, 'sleep 613 & "$@"; exit $?')
     result = run_campaign(Leaks(), made, LeaksOptions(iterations=30, endings=["normal"], enough=2, jobs=1))
     assert (result.trials, result.verdict) == (2, "leaked")
+    # Each of them waits for its residue to go, and lets another one start meanwhile.
+    result = run_campaign(Leaks(), made, LeaksOptions(iterations=30, endings=["normal"], enough=2, jobs=2))
+    assert result.trials <= 3
