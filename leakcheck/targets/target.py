@@ -315,7 +315,10 @@ class Target:
         if word is not None:
             if str(word) not in status.statuses:
                 raise ValueError(f"unknown {status.status} {word!r}, not of {', '.join(status.statuses)}")
-            return Reply(status.statuses[str(word)], exit_code=exit_code, signal=signal)
+            meant = status.statuses[str(word)]
+            if meant == "OK" and exit_code is None:
+                exit_code = 0
+            return Reply(meant, exit_code=exit_code, signal=signal)
         if status.status and status.absent is None:
             raise ValueError(f"has no {status.status}")
         if signal:

@@ -1,9 +1,12 @@
 """Measurements before the trials: whether the isolation is on, how long a run takes, what the very first run leaves."""
 
 import contextlib
+import os
+import stat
 import statistics
 import time
 from collections.abc import Generator
+from pathlib import Path
 
 import msgspec
 
@@ -11,6 +14,7 @@ from leakcheck.errors import StoppedError, TargetError
 from leakcheck.targets import Target
 from leakcheck.targets.target import PROBE_RAN
 from leakcheck.trials import open_host
+from leakcheck.trials.arena_host import ArenaHost
 from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import NEXT, Session
@@ -54,8 +58,17 @@ def run_probe(session: Session) -> Probed:
         why = "the payload did not start, or did not end"
         if code == 0:
             why = f"what the payload prints does not come back: {_where(session)}"
-        raise TargetError(f"{session.target.name}: {why}; the launch exited with {code}: {words}")
+        raise TargetError(f"{session.target.name}: {why}; the launch exited with {code}: {words}{_powerless(session)}")
     return Probed(inside, outside, session.target.isolation_gaps(inside, outside))
+
+
+def _powerless(session: Session) -> str:
+    """Return what to do if the target needs another user's rights: an arena of an ordinary user gives it none."""
+    if os.geteuid() == 0 or not isinstance(session.host, ArenaHost):
+        return ""
+    others = [path for path in session.target.programs() if Path(path).stat().st_mode & stat.S_ISUID]
+    what = "is set-user-ID, which has no effect in the arena of an ordinary user"
+    return f"; {others[0]} {what}: run leakcheck with sudo, or a campaign with --host" if others else ""
 
 
 def _where(session: Session) -> str:

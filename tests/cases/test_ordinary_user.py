@@ -42,6 +42,21 @@ def test_an_ordinary_user_s_campaign_finds_what_a_run_leaves_and_calls_no_direct
     assert [one["measured"] for one in damaged] == [0]
 
 
+def test_the_error_of_a_set_user_id_sandbox_in_an_ordinary_user_s_arena_says_what_to_do(user: Place) -> None:
+    adapter = """
+        name = "powerless"
+        summary = "fails without the rights of root"
+        launch = ["/bin/sh", "-c", "exit 1", "sh", "{program}"]
+        probe = { namespaces = ["mnt"] }
+        needs = { binaries = ["su"] }
+    """
+    write = f"cat >/tmp/powerless.toml <<'TOML'\n{adapter}\nTOML"
+    done = user("leakcheck", "leaks", "--target", "/tmp/powerless.toml", "--iterations", "1", before=write)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "/su is set-user-ID" in done.stderr, done.stderr
+    assert "--host" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("how", ["", ",notified"], ids=["traced", "notified"])
 def test_an_ordinary_user_s_sandbox_is_killed_at_a_crash_point(user: Place, how: str) -> None:
     adapter = """

@@ -41,7 +41,7 @@ def findings(directory: Path, fields: str, *only: str) -> dict[str, Finding]:
         ('output = "{work}/out"\nlaunch = [' + TIMED, "probe", "box/out, which the adapter names as output, lacks it"),
         (SHELL + '"\\"$@\\" || exit 9", "sh", ' + TIMED, "timeout", "status = { timeout = [9] }"),
         (SHELL + '"\\"$@\\" || exit 9", "sh", ' + TIMED, "crash_signal", "say so: may_lack_signal = true"),
-        (SHELL + '"\\"$@\\" || exit 0", "sh", ' + TIMED, "timeout", "name the file with it: status = { source ="),
+        (SHELL + '"\\"$@\\" || exit 0", "sh", ' + TIMED, "timeout", "write it to one: status = { source ="),
         (
             'status = { source = "json", file = "{work}/s", status = "s", exit_code = "c", statuses.no = "RE", '
             'statuses.yes = "OK" }\n'
@@ -65,6 +65,27 @@ def test_a_check_that_fails_says_why_and_what_the_adapter_may_lack(
         pytest.skip("an arena shows the directory of the tests")
     found = findings(tmp_path, fields.replace("DIR", str(hidden)), "probe", "ok", failing)
     assert words.replace("DIR", str(hidden)) in found[failing].detail
+
+
+def test_a_status_file_that_has_no_exit_code_if_the_run_is_ok_means_0(tmp_path: Path) -> None:
+    fields = """
+        status = { source = "json", file = "{work}/s", status = "s", exit_code = "c", statuses = { y = "OK" } }
+        launch = ["/bin/sh", "-c", '"$@" && echo "{{\\"s\\":\\"y\\"}}" >{work}/s', "sh", "{program}"]
+    """
+    assert findings(tmp_path, fields, "ok")["ok"].passed
+
+
+def test_a_check_that_only_an_earlier_run_makes_fail_says_so(tmp_path: Path) -> None:
+    # The timeout leaves what makes the next launch fail.
+    script = '[ ! -e {work}/left ] || exit 9; "$@"; code=$?; [ $code != 124 ] || : >{work}/left; exit $code'
+    fields = f"""
+        status = {{ timeout = [124] }}
+        launch = ["/bin/sh", "-c", '{script}', "sh", {TIMED}
+    """
+    found = findings(tmp_path, fields, "ok", "timeout", "crash_exit")
+    assert found["timeout"].passed
+    assert "exit code 9 instead of 3" in found["crash_exit"].detail
+    assert found["crash_exit"].detail.endswith("left something in its way, which leakcheck leaks finds")
 
 
 def test_no_hint_is_given_where_the_payload_does_not_even_start(tmp_path: Path) -> None:
