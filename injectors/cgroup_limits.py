@@ -152,7 +152,7 @@ class Memory(_InCgroup):
         self._kills = 0
         self._scores: list[tuple[psutil.Process, str]] = []
         self._balloon: Helper | None = None
-        self._moved: set[int] = set()
+        self._moved: dict[int, Path] = {}
 
     def set(self, room: Room, payload: int) -> None:
         """Exhaust it."""
@@ -169,11 +169,10 @@ class Memory(_InCgroup):
             if not self._balloon.wait_for_output(_FILLING):
                 self.lift(room)
                 raise UnavailableError(f"no room for the balloon: {self._size >> 10} KiB of memory could not be filled")
-        if not control.is_v2:
-            # What keeps the arena up is above the limit: the kernel would kill it once nothing else is left to kill.
-            self._moved = room.own()
-            for pid in self._moved:
-                _move(pid, control.path.parent.parent)
+        # What keeps the arena up is above the limit: the kernel would kill it once nothing else is left to kill.
+        self._moved = _homes(room.own(), control.path.parent)
+        for pid in self._moved:
+            _move(pid, control.path.parent.parent)
         for process in room.tree():
             score = Path(f"/proc/{process.pid}/oom_score_adj")
             with contextlib.suppress(OSError):
@@ -214,10 +213,11 @@ class Memory(_InCgroup):
     def lift(self, room: Room) -> None:
         """Release it."""
         super().lift(room)
-        if self._control is not None:
-            for pid in self._moved:
-                _move(pid, self._control.path.parent)
-            self._moved = set()
+        for pid, home in self._moved.items():
+            # What ran has removed it: the process ends with the arena wherever it is.
+            with contextlib.suppress(OSError):
+                _move(pid, home)
+        self._moved = {}
         if self._balloon is not None:
             self._balloon.end()
             self._balloon = None
@@ -321,6 +321,15 @@ class Helper:
             self._process.wait(_FILLING)
         self._process.close()
         os.close(self._output)
+
+
+def _homes(pids: set[int], top: Path) -> dict[int, Path]:
+    """Return the cgroup of each of the `pids` that is in `top` or below; on v2, the arena's first process is below."""
+    found: dict[int, Path] = {}
+    for path, _, _ in os.walk(top):
+        with contextlib.suppress(OSError):
+            found |= dict.fromkeys(pids & set(map(int, Path(path, "cgroup.procs").read_text().split())), Path(path))
+    return found
 
 
 def _move(pid: int, cgroup: Path) -> None:

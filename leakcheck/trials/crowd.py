@@ -31,7 +31,7 @@ class Crowd:
         self._session, self._host, self._locks = session, host, locks
         self.began = time.monotonic()
         self.all: list[Contender] = []
-        self.witness = Witness(host)
+        self.witness = Witness(host, session.openers)
 
     def add(self, count: int, argv: list[str], *, waits: bool, tolerated: bool) -> None:
         """Start `count` more at once; `argv` launches the first one of all, whose box is prepared, unless it waits."""

@@ -51,9 +51,13 @@ class Start(NamedTuple):
 
 
 class Gate:
-    """A gate before the programs in a `directory`, a descriptor; raise `OSError` if this kernel or user has none."""
+    """A gate before the programs in a `directory`, a descriptor; raise `OSError` if this kernel or user has none.
 
-    def __init__(self, directory: int) -> None:
+    Unless it `holds`, it only tells who opens them.
+    """
+
+    def __init__(self, directory: int, *, holds: bool = True) -> None:
+        self._holds = holds
         flags = _CLOEXEC | _CLASS_CONTENT | _UNLIMITED_QUEUE | _REPORT_PIDFD
         self._fd = _checked(_libc.fanotify_init(flags, os.O_RDONLY | os.O_CLOEXEC), "fanotify_init")
         try:
@@ -66,7 +70,7 @@ class Gate:
 
     def _mark(self, flags: int, mask: int, file: int) -> None:
         place = os.fsencode(f"/proc/self/fd/{file}")
-        asked = mask | _OPEN | _OPEN_EXEC_PERM
+        asked = mask | _OPEN | (_OPEN_EXEC_PERM if self._holds else 0)
         _checked(_libc.fanotify_mark(self._fd, _MARK_ADD | flags, asked, _AT_FDCWD, place), "fanotify_mark")
 
     def follow(self, program: int) -> None:

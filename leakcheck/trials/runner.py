@@ -44,6 +44,8 @@ class Runner(abc.ABC):
         self.timing_ms: dict[str, float] = {}
         self.late = False
         """Whether a command was ended for running too long."""
+        self.openers: set[int] = set()
+        """Who opened the program of the first contender while its box was prepared."""
         self.started: Callable[[Running], None] | None = None
         """Called with each started command."""
         self._number = number

@@ -19,6 +19,7 @@ from leakcheck.trials.cores import core_files
 from leakcheck.trials.crash_points import explaining
 from leakcheck.trials.exhausted import Exhausted
 from leakcheck.trials.history import History, judge
+from leakcheck.trials.openers import noting_openers
 from leakcheck.trials.outcome import Outcome, worst
 from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.session import Session
@@ -139,7 +140,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         with session.timed("baseline"):
             session.host.begin()
     if not faulted:
-        with session.timed("prepare"):
+        with session.timed("prepare"), noting_openers(session) if injector.contends else contextlib.nullcontext():
             argv = session.prepare(case.submission)
         with session.timed("baseline"):
             if early:

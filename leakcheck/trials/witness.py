@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from leakcheck.errors import reason
@@ -25,9 +26,12 @@ _STEP = 0.004
 
 
 class Witness(threading.Thread):
-    """Looks at the processes of an arena until `close`, and records which payloads run at the same time."""
+    """Looks at the processes of an arena until `close`, and records which payloads run at the same time.
 
-    def __init__(self, host: ArenaHost) -> None:
+    `openers` have opened the first one's program before.
+    """
+
+    def __init__(self, host: ArenaHost, openers: Collection[int] = ()) -> None:
         super().__init__(name="leakcheck-witness", daemon=True)
         self._host = host
         self._changed = threading.Condition()
@@ -36,7 +40,7 @@ class Witness(threading.Thread):
         self._ended: set[int] = set()
         # By contender: who started its program at the gate, and who opened it without having done so.
         self._starters: dict[int, set[int]] = {}
-        self._openers: dict[int, set[int]] = {}
+        self._openers: dict[int, set[int]] = {0: {*openers}}
         # Each program, wherever it is and whatever its name.
         self._programs: dict[tuple[int, int], int] = {}
         self._closing = False

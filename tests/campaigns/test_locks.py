@@ -111,6 +111,18 @@ def test_a_payload_under_another_name_is_seen_and_one_that_was_copied_is_never_a
         assert result.verdict == "unknown"
 
 
+@pytest.mark.parametrize("copies", [True, False])
+def test_a_copy_of_the_first_program_that_was_made_in_prepare_is_never_a_pass(tmp_path: Path, copies: bool) -> None:
+    # It runs the copy of the first one, has it killed at once, and calls the run refused.
+    runs = f'[ "${{{{1##*/}}}}" != 0 ] || {{{{ {QUICKLY.format(f"{HOME}/copy")}; exit 9; }}}}'
+    launch = FLOCK.replace("exec flock", f"{runs}; exec flock")
+    first = HOLDER.program[0]
+    prepare = f"mkdir -p {HOME}; [ ! -e {first} ] || {'cp' if copies else ':'} {first} {HOME}/copy"
+    result = run(made(tmp_path, launch, prepare=prepare), "lock:contend=2")
+    assert result.verdict == ("unknown" if copies else "clean"), shown(result)
+    assert ("contender 0" in shown(result)) == copies, shown(result)
+
+
 @pytest.mark.parametrize(
     ("inside", "said"),
     [

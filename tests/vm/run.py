@@ -7,6 +7,7 @@ Everything is kept in a cache directory. The machine has neither disk nor networ
 
 import argparse
 import gzip
+import importlib.metadata
 import os
 import re
 import shutil
@@ -22,12 +23,14 @@ MODULES = (
     "veth", "tun", "dummy", "nf_tables", "loop", "overlay",
     "unix_diag", "inet_diag", "tcp_diag", "udp_diag", "raw_diag", "netlink_diag", "af_packet_diag",
 )  # fmt: skip
+# The distribution of leakcheck, which says what it needs.
+DISTRIBUTION = "sandbox-leakcheck"
 QEMU = (
     "qemu-system-x86_64",
     "-accel",
     "tcg",
     "-m",
-    "512",
+    "1024",
     "-display",
     "none",
     "-monitor",
@@ -105,10 +108,46 @@ def cpio(entries: Iterable[tuple[str, int, bytes]]) -> Iterator[bytes]:
         yield header + b"\0" * (-len(header) % 4) + data + b"\0" * (-len(data) % 4)
 
 
+def needed(name: str) -> set[str]:
+    """Return the names of a distribution and of all that it needs, without extras."""
+    found, rest = set[str](), [name]
+    while rest:
+        if (one := rest.pop()) not in found:
+            found.add(one)
+            wants = importlib.metadata.requires(one) or ()
+            rest += [re.split(r"[^\w.-]", want)[0] for want in wants if "extra ==" not in want and ";" not in want]
+    return found
+
+
+def python_files(cache: Path) -> dict[str, Path]:
+    """Return a Python with leakcheck and what it imports, compiled, by their places in the machine."""
+    root = cache / "python"
+    shutil.rmtree(root, ignore_errors=True)
+    standard = Path(os.__file__).parent
+    left_out = shutil.ignore_patterns(
+        "__pycache__", "test", "tests", "idlelib", "lib2to3", "ensurepip", "tkinter", "*-packages", "config-*", "*.a"
+    )
+    shutil.copytree(standard, root / f"usr/lib/{standard.name}", ignore=left_out)
+    packages = root / "usr/lib/python3/dist-packages"
+    for name in ("leakcheck", "injectors"):
+        shutil.copytree(ROOT / name, packages / name, ignore=left_out)
+    for name in needed(DISTRIBUTION) - {DISTRIBUTION}:
+        for file in importlib.metadata.files(name) or ():
+            if ".." not in file.parts and "__pycache__" not in file.parts:
+                (packages / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(file.locate(), packages / file)
+    # Their times are not kept, so they cannot be compared.
+    compile_all = ("-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", root)
+    subprocess.run([sys.executable, *compile_all], check=True, stdout=sys.stderr)
+    files = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
+    return {"usr/bin/python3": Path(sys.executable).resolve(), **files}
+
+
 def initramfs(programs: dict[str, Path], modules: list[Path]) -> bytes:
     """Build the file system that the machine runs from."""
     files = {"init": HERE / "init", "bin/busybox": Path(shutil.which("busybox") or ""), **programs}
-    for program in list(files.values())[1:]:
+    loaded = [path for path in list(files.values())[1:] if path.suffix == ".so" or os.access(path, os.X_OK)]
+    for program in loaded:
         files.update({str(path).lstrip("/"): path for path in libraries(program)})
     files.update({f"modules/{path.name}": path for path in modules})
     contents = {name: path.read_bytes() for name, path in files.items()}
@@ -136,8 +175,10 @@ def build_check() -> Path:
     return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "debug/examples/vm_check"
 
 
-def run(helpers: dict[str, Path], cache: Path, timeout: float) -> str:
+def run(helpers: dict[str, Path], cache: Path, timeout: float, *, exhaust: bool = False) -> str:
     """Build what is needed, boot, and return what was said. `helpers`: mkleak and the warden.
+
+    With `exhaust`, the machine runs that campaign on refbox instead of the checks.
 
     Raises:
         UnavailableError: something is missing here.
@@ -149,7 +190,8 @@ def run(helpers: dict[str, Path], cache: Path, timeout: float) -> str:
     cache.mkdir(parents=True, exist_ok=True)
     image, tree = kernel(cache)
     initrd = cache / "initramfs.gz"
-    initrd.write_bytes(initramfs({"vm_check": build_check(), **helpers}, module_files(tree, MODULES)))
+    programs = {**helpers, **python_files(cache)} if exhaust else {"vm_check": build_check(), **helpers}
+    initrd.write_bytes(initramfs(programs, module_files(tree, MODULES)))
     return boot(image, initrd, cache / "serial.txt", timeout)
 
 
@@ -160,11 +202,13 @@ def main() -> int:
         "--cache", type=Path, default=ROOT / "target/vm", help="where the kernel and the image are kept"
     )
     parser.add_argument("--timeout", type=float, default=600, help="seconds")
+    parser.add_argument("--exhaust", action="store_true", help="run leakcheck exhaust on refbox, not the checks")
     parser.add_argument("mkleak", type=Path, help="the mkleak program")
     parser.add_argument("warden", type=Path, help="the warden program")
     args = parser.parse_args()
     try:
-        print(run({"mkleak": args.mkleak, "warden": args.warden}, args.cache, args.timeout))
+        helpers = {"mkleak": args.mkleak, "warden": args.warden}
+        print(run(helpers, args.cache, args.timeout, exhaust=args.exhaust))
     except UnavailableError as missing:
         print(f"run.py: {missing}", file=sys.stderr)
         return 2
