@@ -15,7 +15,7 @@ from injectors.timed import Timed
 from leakcheck.campaigns.campaign import Made, TrialOptions
 from leakcheck.campaigns.result import Example, Finding, Occurrence, Residue
 from leakcheck.campaigns.same import groups
-from leakcheck.targets import Target, builtin
+from leakcheck.targets import Target, is_builtin
 from leakcheck.trials.outcome import OUTCOMES
 from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.similarity import fixed
@@ -48,7 +48,7 @@ def finding_id(*what: object) -> str:
 
 def replay_line(campaign: str, target: Target, *words: object) -> str:
     """Return the command line that runs `campaign` on `target` with these `words`."""
-    named = target.name if any(target.path == known.path for known in builtin()) else target.path.absolute()
+    named = target.name if is_builtin(target) else target.path.absolute()
     return shlex.join(["leakcheck", campaign, "--target", str(named), *map(str, words)])
 
 

@@ -14,6 +14,11 @@ def builtin() -> list[Target]:
     return [Target(_ADAPTERS / f"{name}.toml") for name in names()]
 
 
+def is_builtin(target: Target) -> bool:
+    """Whether `load` finds the target by its name."""
+    return target.path.parent == _ADAPTERS
+
+
 def names() -> list[str]:
     """Return the names of the built-in targets."""
     return sorted(path.stem for path in _ADAPTERS.glob("*.toml"))

@@ -83,6 +83,7 @@ def test_a_finding_is_replayed_by_its_line(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.slow  # Shown of refbox as well.
 def test_a_recovery_that_removes_it_all_is_itself_killed_at_each_of_its_points(tmp_path: Path) -> None:
     made = target(tmp_path, NOTES, recover=f"{ENDS} rm -rf /var/lib/crash-made; rm -f /var/lib/crash-state")
     result = run(made, schedule="immediate", phase="recovery")
@@ -118,6 +119,7 @@ def test_each_of_several_commands_of_preparation_and_clean_up_is_killed(tmp_path
     assert "finish:1/exit#1:before" not in found
 
 
+@pytest.mark.slow  # A sweep of every call.
 def test_all_points_are_also_between_two_writes_and_changes_are_not(tmp_path: Path) -> None:
     # A file of one line is what it cannot read the next time.
     script = '[ ! -e /var/lib/crash-w ] || [ "$(wc -l < /var/lib/crash-w)" != 1 ] || exit 99; exec 3>/var/lib/crash-w; '

@@ -54,6 +54,7 @@ def test_what_no_call_removes_is_said_so_and_a_process_ends_by_itself(tmp_path: 
     assert (sleeper.created, sleeper.how) == ("launch:0/clone#2", "without the fault, this process ends with signal 15")
 
 
+@pytest.mark.slow  # The how-to shows the same command, which tests/docs runs.
 @ROOT
 def test_the_command_prints_a_bug_report(tmp_path: Path) -> None:
     made = target(tmp_path, SCRIPT)

@@ -88,6 +88,7 @@ def test_what_the_recovery_itself_leaves_is_found(tmp_path: Path) -> None:
     assert (stays.verdict, left(stays)) == ("clean", {("file", "bounded")})
 
 
+@pytest.mark.slow  # Shown by test_outcomes.py with a box of its own.
 def test_what_the_next_run_leaves_because_of_a_kill_is_found(tmp_path: Path) -> None:
     # Killed, it leaves its log full, in which no look sees anything; the next run saves such a log for good.
     script = '[ ! -s /opt/log ] || cp /opt/log /opt/saved-$$; echo begun >/opt/log; "$@"; c=$?; : >/opt/log; exit $c'

@@ -62,6 +62,7 @@ def test_where_boxes_are_used_again_the_next_run_recovers(tmp_path: Path) -> Non
     assert ("file", "reclaimable", "next run", "run") in left(campaign)
 
 
+@pytest.mark.slow  # With a recovery it is shown above.
 def test_without_a_recovery_what_only_the_next_run_of_that_name_removes_is_leaked(tmp_path: Path) -> None:
     campaign = run(named(tmp_path, BOX), KILLED)
     assert (campaign.verdict, campaign.outcomes) == ("leaked", {"leaked": 1}), campaign.findings

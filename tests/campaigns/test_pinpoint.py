@@ -41,7 +41,13 @@ def run(made: Target, plan: str, ui: Ui | None = None, **options: Any) -> Result
 
 
 @pytest.mark.parametrize(
-    "plan", ["forced:freeze@300ms,sleeping", "forced:supervisor@payload+100ms,sleeping", "forced:tree@300ms,sleeping"]
+    "plan",
+    [
+        "forced:freeze@300ms,sleeping",
+        # The same search after another kill.
+        pytest.param("forced:supervisor@payload+100ms,sleeping", marks=pytest.mark.slow),
+        pytest.param("forced:tree@300ms,sleeping", marks=pytest.mark.slow),
+    ],
 )
 def test_the_replay_line_of_a_timed_kill_is_a_crash_point_that_shows_the_same_each_time(
     plan: str, tmp_path: Path
@@ -69,6 +75,7 @@ def test_the_replay_line_of_a_timed_kill_is_a_crash_point_that_shows_the_same_ea
     assert [(shown["id"], shown["trials"]) for shown in result["findings"]] == [(finding.id, 5)]
 
 
+@pytest.mark.slow  # A search as by SIGKILL.
 def test_a_kill_by_another_signal_is_traced_back_to_one_by_that_signal(tmp_path: Path) -> None:
     made = target(tmp_path, CLEANS_UP)
     (finding,) = run(made, "forced:supervisor@300ms,sighup,sleeping").findings

@@ -81,6 +81,7 @@ def test_ignored_errors_are_silent_and_the_explanation_names_resource_calls_and_
     assert [one.function for one in told.stack if one.program.endswith("/planted")][:2] == ["release_mount", "main"]
 
 
+@pytest.mark.slow  # A sweep; the others of this file show the rest.
 def test_what_is_released_before_its_record_is_lost_to_the_recovery(sandbox: Any) -> None:
     result = run(sandbox("order"), phase="cleanup", **BUSY)
     # The recovery reports success, and leaves it; the next run cannot remove its own mount point.

@@ -56,6 +56,7 @@ def test_a_recovery_that_believes_its_state_forgets_what_it_names(tmp_path: Path
     assert f"{HOME}/made-" in " ".join(label for one in result.findings for left in one.leaks for label in left.labels)
 
 
+@pytest.mark.slow  # Each damage of a profile; refbox passes them in tests/docs.
 def test_a_recovery_that_needs_no_state_passes_with_every_damage(tmp_path: Path) -> None:
     result = run(made(tmp_path, KNOWS))
     assert outcomes(result) <= {"recovered"}, [(one.outcome, one.detail, one.plan) for one in result.findings]

@@ -129,6 +129,7 @@ def test_what_a_later_run_takes_away_again_is_recovered_and_no_failure(tmp_path:
     assert all(finding.outcome == "recovered" for finding in campaign.findings if "/old-" in str(finding.leaks))
 
 
+@pytest.mark.slow  # Two full arenas; the class is shown of `leaks`, too.
 def test_what_there_is_never_more_of_is_bounded_and_no_failure(tmp_path: Path) -> None:
     # One that the last run left is always there, under another name each time.
     made = target(tmp_path, 'rm -f /var/lib/last-*; mktemp /var/lib/last-XXXXXX >/dev/null; exec "$@"')
@@ -152,6 +153,7 @@ def test_the_arenas_descriptors_are_closed_when_the_campaign_is_over(tmp_path: P
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
 
 
+@pytest.mark.slow  # Several full arenas.
 def test_concurrency_goes_on_while_an_arena_is_looked_at(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
     campaign = run(made, "python/hello", submissions=450, concurrency=4)

@@ -11,7 +11,7 @@ import pytest
 from leakcheck import _native
 
 RUNS = 1000
-LEAKING_RUNS = 40
+LEAKING_RUNS = 20
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="others' processes cannot be read: the verdict is unknown")
 
@@ -39,7 +39,7 @@ def amid_noise(*options: str, runs: int) -> list[dict]:
 
 @needs_root
 @needs_descent
-@pytest.mark.parametrize("runs", [RUNS // 10, pytest.param(RUNS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("runs", [RUNS // 20, pytest.param(RUNS, marks=pytest.mark.slow)])
 def test_guards_of_a_clean_run_raise_no_alarm_amid_noise(runs: int) -> None:
     lines = amid_noise("--by-command", str(runs // 25), runs=runs)
     print(lines[-1], *(line["mean"] for line in lines if "mean" in line), sep="\n")

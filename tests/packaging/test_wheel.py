@@ -30,7 +30,11 @@ def build_env() -> dict[str, str]:
     return os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "CARGO_TARGET_DIR": target}
 
 
-@pytest.fixture(scope="module", params=["the checkout", "the sdist"])
+# `make setup` has built the checkout already, in place.
+BUILT_OF = [pytest.param("the checkout", marks=pytest.mark.slow), "the sdist"]
+
+
+@pytest.fixture(scope="module", params=BUILT_OF)
 def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("dist")
     source = ROOT

@@ -26,6 +26,7 @@ all_kept = []
 def place(pytester: pytest.Pytester, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that the suite under test leaves its files in; no rule covers it."""
     pytester.makeini("[pytest]\nleakcheck_settle = 0.05\n")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
     place = tmp_path_factory.mktemp("place")
     monkeypatch.setenv("PLACE", str(place))
     # Else pytest's own base, which has a rule, would be the place's parent.

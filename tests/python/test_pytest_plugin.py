@@ -22,8 +22,10 @@ LEAKING = """
 
 
 @pytest.fixture(autouse=True)
-def quick(pytester: pytest.Pytester) -> None:
+def quick(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     pytester.makeini("[pytest]\nleakcheck_settle = 0.05\n")
+    # A fifth of the time, for nothing: it is imported at the end, to tell of examples.
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
 
 
 def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each program uses some of it")]
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -234,19 +234,43 @@ impl Drop for Arena {
     }
 }
 
-/// A program of this workspace, built when it is not there.
+/// A program of this workspace, built when it is not there or is older than its sources.
 pub(crate) fn binary(package: &str, name: &str) -> PathBuf {
-    static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
-    // Also where there is one: it may be an older one. Without cargo there is what was put there.
+    static BUILDING: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let program = std::env::current_exe().unwrap().parent().unwrap().with_file_name(name);
+    // Without cargo there is what was put there. A build of one package alone would compile all that it depends on again
+    // with other features, which takes a minute.
     if let Some(cargo) = std::env::var_os("CARGO")
-        && built.insert(package.to_owned())
+        && !is_newer_than_its_sources(&program).unwrap_or(false)
     {
         let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
         let build = Command::new(cargo).args(["build", "--quiet", "--profile", profile, "-p", package]).status();
         assert!(build.unwrap().success());
     }
-    std::env::current_exe().unwrap().parent().unwrap().with_file_name(name)
+    program
+}
+
+/// No program depends on this crate or the binding of Python.
+fn is_newer_than_its_sources(program: &Path) -> std::io::Result<bool> {
+    let built = fs::metadata(program)?.modified()?;
+    let rust = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
+    let mut paths = vec![rust.join("../Cargo.lock"), rust.join("../Cargo.toml")];
+    for one in ["mkleak", "parse", "plan", "refbox", "stack", "sys", "warden"] {
+        paths.extend([rust.join(one).join("Cargo.toml"), rust.join(one).join("src")]);
+    }
+    while let Some(path) = paths.pop() {
+        let metadata = fs::metadata(&path)?;
+        if metadata.modified()? > built {
+            return Ok(false);
+        }
+        if metadata.is_dir() {
+            for entry in fs::read_dir(&path)? {
+                paths.push(entry?.path());
+            }
+        }
+    }
+    Ok(true)
 }
 
 fn pair() -> (OwnedFd, OwnedFd) {

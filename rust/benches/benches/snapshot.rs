@@ -1,5 +1,5 @@
 //! What a snapshot costs apart from the machine that it looks at: parsing, identity order, comparison, the saved form.
-//! `cargo bench -p leakcheck`; the side-by-side runs against other tools are in `benches/run.py`.
+//! `cargo bench -p leakcheck-benches`; the side-by-side runs against other tools are in `benches/run.py`.
 
 use divan::{Bencher, black_box};
 use leakcheck::judge::diff::diff;
