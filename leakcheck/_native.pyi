@@ -95,9 +95,11 @@ class ArenaView:
 
 @final
 class Remembered:
-    """What looks remember of each other: directories that did not change are not listed again; inotify watches them."""
+    """What a session's looks and guards share: listings of directories that did not change, and a watch."""
 
     def __new__(cls) -> Self: ...
+    def close(self) -> None:
+        """Close what watches the machine for guards, unless one of them runs."""
 
 @final
 class Guard:

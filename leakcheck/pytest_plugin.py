@@ -146,6 +146,7 @@ class Guards:
         if self.current is not None:
             self.current.abandon()
             self.current = None
+        self.settings.remembered.close()
 
     pytest_keyboard_interrupt = pytest_unconfigure
 

@@ -13,7 +13,9 @@
 //! ```
 
 mod adrift;
+mod begun;
 mod coverage;
+mod kept;
 mod live;
 mod options;
 mod others;
@@ -44,7 +46,10 @@ pub use crate::token::TOKEN_NAME;
 use crate::token::random_token;
 use crate::watch::{self, Watch};
 use adrift::Adrift;
+use begun::Begun;
 use coverage::{Reach, coverage, new_hidden_keys, note_hidden_keys, only_comparable, unlisted_queues};
+pub use kept::KeptWatch;
+use kept::Lent;
 use live::{Live, Run};
 pub use options::{Options, Waiting};
 use residue::{Remnant, finish, gauges, replacing, residue};
@@ -59,6 +64,8 @@ pub struct Guard {
     asked: KindSet,
     /// None in an arena, where everything is the run's.
     watch: Option<Watch>,
+    /// Whether the watch is left for the next guard.
+    lent: Option<Lent>,
     /// Follows the first process of a `tree:` scope: its descendants may leave the tree, and it may exit.
     tree: Option<Watch>,
     token: String,
@@ -87,27 +94,13 @@ impl Guard {
         options.observe.kinds = Some(kinds);
         // All lookups besides the looks go through one procfs.
         let _proc = ProcRoot::renew()?;
-        let mut files: Vec<PathBuf> = Vec::new();
         let host = options.observe.scope == Scope::Host && options.observe.arena.is_none();
         if host {
             // The same for every look, whatever the run mounts.
-            let roots = options.observe.effective_roots();
-            if kinds.any(&[Kind::File, Kind::Ipc, Kind::Lockfile, Kind::Loop, Kind::Net]) {
-                files.extend(options.observe.lock_files.iter().filter_map(|f| Some(f.parent()?.to_owned())));
-                files.push("/dev/shm".into());
-                files.extend(observe::local_mounts_below(&roots));
-                files.extend_from_slice(&roots);
-            }
-            options.observe.roots = Some(roots);
-            if kinds.contains(Kind::Cgroup) {
-                files.extend(observe::cgroup_mounts());
-            }
+            options.observe.roots = Some(options.observe.effective_roots());
+            // On a host, what is new in a process of the baseline is not the run's, except in this one: see `Attributor`.
+            options.observe.mappings = Mappings::Own;
         }
-        // The watch starts before the baseline, so everything that is new after the baseline has an event.
-        let mounts = kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net]) && host;
-        let watched = || Watch::start(&watch::Options { root: std::process::id(), files, mounts });
-        let watch = options.observe.arena.is_none().then(watched);
-        options.observe.hidden_fds.extend(watch.iter().flat_map(Watch::own_fds));
         let tree = match options.observe.scope {
             Scope::Tree(root) => Some(Watch::start(&watch::Options { root, ..watch::Options::default() })),
             Scope::Host | Scope::Cgroup(_) | Scope::Arena => None,
@@ -115,12 +108,8 @@ impl Guard {
         options.observe.hidden_fds.extend(tree.iter().flat_map(Watch::own_fds));
         let recorded = host && asked.any(&[Kind::Bpf, Kind::Key, Kind::Loop]);
         let calls = if recorded { Calls::of_host().ok() } else { None };
-        let baseline_ns = observe::file_clock_ns();
-        // On a host, what is new in a process of the baseline is not the run's, except in this one: see `Attributor`.
-        if host {
-            options.observe.mappings = Mappings::Own;
-        }
-        let baseline = observe::snapshot(&options.observe)?;
+        let mounts = kinds.any(&[Kind::Mount, Kind::Namespace, Kind::Net]) && host;
+        let Begun { watch, lent, baseline, baseline_ns } = Begun::of(&mut options, kinds, mounts)?;
         if let Some(tree) = &tree {
             tree.adopt(&baseline.processes.iter().map(|p| p.pid).collect::<Vec<_>>());
         }
@@ -149,7 +138,7 @@ impl Guard {
         options.observe.hidden_fds.extend(reach.own_fd());
         let token = random_token();
         let (began, report) = (Instant::now(), None);
-        Ok(Guard { options, asked, watch, tree, token, calls, baseline, baseline_ns, reach, began, report })
+        Ok(Guard { options, asked, watch, lent, tree, token, calls, baseline, baseline_ns, reach, began, report })
     }
 
     /// Name and value of the environment variable that the run's processes should have.
@@ -242,6 +231,14 @@ impl Guard {
         let (mut report, is_quiet) = judge(run, &self.baseline, policy, &self.reach)?;
         report.baseline_ns = self.baseline_ns;
         Ok((report, is_quiet))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let (Some(lent), Some(watch)) = (self.lent.take(), self.watch.take()) {
+            lent.leave(watch);
+        }
     }
 }
 

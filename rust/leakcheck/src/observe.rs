@@ -66,7 +66,7 @@ pub(crate) use lookup::{
     boot_id, cgroup_mounts, cgroups_of, children, file_clock_ns, is_process, minor_faults, newest_pid, process, sleeps,
     started_ns, uid_of,
 };
-pub(crate) use mount_table::numbers as mount_numbers;
+pub(crate) use mount_table::{lasting_numbers as lasting_mount_numbers, numbers as mount_numbers};
 use namespace::Namespaces;
 pub use open_settings::OpenSettings;
 pub use options::{Mappings, Options};

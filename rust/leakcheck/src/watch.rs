@@ -98,6 +98,8 @@ pub struct Watch {
     thread: Option<Listener>,
     owner: u32,
     fds: Vec<RawFd>,
+    /// What the kernel says that they are.
+    identity: Option<Vec<Vec<u8>>>,
 }
 
 impl Watch {
@@ -106,7 +108,8 @@ impl Watch {
         let state = State::open(options);
         let bell = Bell::over(&state).ok();
         let waiting = bell.iter().flat_map(|b| [b.epoll.as_raw_fd(), b.wake.as_raw_fd()]);
-        let fds = state.sources().map(|fd| fd.as_raw_fd()).chain(waiting).collect();
+        let fds: Vec<RawFd> = state.sources().map(|fd| fd.as_raw_fd()).chain(waiting).collect();
+        let identity = bell.as_ref().and_then(|bell| identity(&fds, bell));
         let shared = Arc::new(Shared { state: Mutex::new(state), bell, stop: AtomicBool::new(false) });
         let (left, has_left) = sync_channel(1);
         let (closing, closed) = sync_channel(0);
@@ -122,6 +125,7 @@ impl Watch {
             thread: thread.map(|handle| Listener { handle, has_left, closing }),
             owner: std::process::id(),
             fds,
+            identity,
         };
         if let Some(mut state) = watch.state() {
             state.take_in();
@@ -130,6 +134,32 @@ impl Watch {
             }
         }
         watch
+    }
+
+    /// Begins again, as if it had just been started, but with the descriptors and the thread that there are. None if that is
+    /// not possible: in a forked child, if events were lost, or if the program closed a descriptor.
+    pub(crate) fn restart(self) -> Option<Watch> {
+        let begins = self.is_intact() && self.thread.is_some();
+        let begins = begins && self.state().is_some_and(|mut state| state.restart());
+        // Nobody tells a connector that has become deaf. As at the start, a thread of our own must be heard.
+        let begins = begins && {
+            let _blocked = sys::BlockedSignals::all();
+            let heard = thread::Builder::new().name("leakcheck-watch".into()).spawn(|| ());
+            heard.is_ok_and(|heard| heard.join().is_ok())
+        };
+        let levels = self.levels();
+        let mut state = if begins { self.state()? } else { return None };
+        state.take_in();
+        state.expect_own_thread();
+        let same = state.levels() == levels;
+        drop(state);
+        same.then_some(self)
+    }
+
+    /// Whether this process started it and has closed none of its descriptors, as a program does that closes all.
+    fn is_intact(&self) -> bool {
+        let shared = self.shared.as_ref().filter(|_| std::process::id() == self.owner);
+        shared.is_some_and(|shared| shared.bell.as_ref().and_then(|bell| identity(&self.fds, bell)) == self.identity)
     }
 
     /// The state, but not in a forked child: the thread does not exist there, may have held the lock at the fork, and
@@ -241,9 +271,11 @@ impl Watch {
     }
 
     fn stop(&mut self) {
+        let is_intact = self.is_intact();
         let Some(shared) = self.shared.take() else { return };
-        if std::process::id() != self.owner {
-            // Removing the marks would blind the parent, which owns these groups.
+        if !is_intact {
+            // In a forked child, removing the marks would blind the parent, which owns these groups. In this process, the
+            // numbers may be other files' by now.
             std::mem::forget((shared, self.thread.take()));
             return;
         }
@@ -266,6 +298,20 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// What the links of the descriptors show, and what the kernel lists of those that the thread waits for (proc_pid_fdinfo(5),
+/// `tfd`): a file that is closed is no longer in that list.
+fn identity(fds: &[RawFd], bell: &Bell) -> Option<Vec<Vec<u8>>> {
+    let link = |fd: &RawFd| rustix::fs::readlink(format!("/proc/self/fd/{fd}"), Vec::new()).ok();
+    let links: Option<Vec<Vec<u8>>> = fds.iter().map(|fd| Some(link(fd)?.into_bytes())).collect();
+    let mut identity = links?;
+    let of_epoll = std::fs::read(format!("/proc/self/fdinfo/{}", bell.epoll.as_raw_fd())).ok()?;
+    let mut awaited: Vec<Vec<u8>> =
+        of_epoll.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"tfd:")).map(<[u8]>::to_vec).collect();
+    awaited.sort();
+    identity.append(&mut awaited);
+    Some(identity)
 }
 
 /// The thread: reads events as they arrive, so that no buffer overflows and every pid is looked up while it is fresh.

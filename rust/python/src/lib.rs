@@ -163,13 +163,17 @@ impl Snapshot {
 
 /// What looks remember of each other.
 #[pyclass(frozen, module = "leakcheck._native")]
-struct Remembered(observe::Remembered);
+struct Remembered(observe::Remembered, guard::KeptWatch);
 
 #[pymethods]
 impl Remembered {
     #[new]
     fn new() -> Self {
-        Remembered(observe::Remembered::watching())
+        Remembered(observe::Remembered::watching(), guard::KeptWatch::default())
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.1.close());
     }
 }
 
@@ -215,6 +219,7 @@ impl Guard {
             policy: Policy::new(Duration::from_millis(settle_ms)),
             attributed_only,
             waiting: None,
+            kept: remembered.map(|r| r.1.clone()),
         };
         safely(py, || guard::Guard::begin(options)).map(|g| Guard(Mutex::new(Some(g))))
     }
@@ -311,6 +316,7 @@ fn settle(
         policy: Policy::new(Duration::from_millis(settle_ms)),
         attributed_only,
         waiting,
+        kept: None,
     };
     json(&safely(py, || guard::verify_none(&before.0, &first.unwrap_or(before).0, &options))?)
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::kept::KeptWatch;
 use crate::judge::allow::Rules;
 use crate::judge::settle::Policy;
 use crate::observe;
@@ -20,6 +21,8 @@ pub struct Options {
     pub attributed_only: bool,
     /// Called before waits for teardown that has not been short: the caller may use the time for something else.
     pub waiting: Option<Waiting>,
+    /// Where guards with the same value leave their watch for the next one; none if each opens its own.
+    pub kept: Option<KeptWatch>,
 }
 
 /// What is called before a wait.

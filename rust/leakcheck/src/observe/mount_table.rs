@@ -282,6 +282,11 @@ pub(super) fn number(fd: BorrowedFd<'_>) -> u64 {
     rustix::fs::statx(fd, c"", flags, mask).ok().and_then(|st| sys::mount_of(&st)).unwrap_or(0)
 }
 
+/// The numbers of all mounts here that the kernel never gives again; none before Linux 6.8.
+pub(crate) fn lasting_numbers() -> Option<HashSet<u64>> {
+    sys::listmount(0).ok().map(|ids| ids.into_iter().collect())
+}
+
 /// The numbers of all mounts here, or in the arena.
 ///
 /// # Errors

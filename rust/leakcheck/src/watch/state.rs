@@ -84,6 +84,8 @@ pub(super) struct State {
     level_of_mounts: Coverage,
     /// Inodes of the other mount namespaces that are watched.
     namespaces: HashSet<u64>,
+    /// What the sources promised when they were opened.
+    at_start: Levels,
     /// The mounts here, until the next look.
     here: Mounts,
     buffer: Vec<u8>,
@@ -121,6 +123,8 @@ impl State {
             }
             Err(reason) => (None, partial(&format!("{reason}; leakcheck reads parents from /proc instead"))),
         };
+        let at_start =
+            Levels { descent: coverage.clone(), files: levels_of_files.clone(), mounts: level_of_mounts.clone() };
         State {
             root: options.root,
             kin: Kin { connector, ancestry, coverage, heard_ourselves: false },
@@ -130,6 +134,7 @@ impl State {
             levels_of_files,
             level_of_mounts,
             namespaces: HashSet::new(),
+            at_start,
             here,
             buffer: vec![0; BATCH_BYTES],
         }
@@ -151,6 +156,25 @@ impl State {
         if self.kin.connector.is_some() && !self.kin.heard_ourselves {
             self.kin.coverage.merge(partial("forks: an event that the kernel must have sent did not come"));
         }
+    }
+
+    /// Forgets what happened before now, as if the sources had just been opened. False if they lost an event.
+    pub(super) fn restart(&mut self) -> bool {
+        self.take_in();
+        if self.levels() != self.at_start {
+            return false;
+        }
+        // As in `open`: after all older events, so that everything older than this is older than the watch.
+        let ancestry = Ancestry::new(self.root, clock::boottime() / clock::tick());
+        if let Some((_, descent)) = &mut self.kin.connector {
+            *descent = Descent::new(self.root, ancestry.reapers().to_vec(), ancestry::kernel_threads());
+        }
+        (self.kin.ancestry, self.kin.heard_ourselves) = (ancestry, false);
+        self.makers = Makers::default();
+        // An inode of a namespace may be another one's by now. A mark on one that still exists does no harm.
+        self.namespaces.clear();
+        self.here = Mounts::of(None);
+        true
     }
 
     /// Reads all events that were raised before the call.
