@@ -1,6 +1,7 @@
 """The interface of an injector, and its view of the trial."""
 
 import functools
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -320,6 +321,7 @@ def offers(injector: object, interface: type[_T]) -> TypeGuard[_T]:
 @functools.cache
 def _names(bases: tuple[type, ...]) -> tuple[str, ...]:
     """Return the names that these classes declare, if they are interfaces of this module."""
-    own = [vars(base) for base in bases if base.__module__ == __name__]
-    names = [name for members in own for name in (*members.get("__annotations__", ()), *members)]
+    own = [base for base in bases if base.__module__ == __name__]
+    # Since Python 3.14 a class's own namespace has no annotations.
+    names = [name for base in own for name in (*inspect.get_annotations(base), *vars(base))]
     return tuple(name for name in dict.fromkeys(names) if not name.startswith("_"))
