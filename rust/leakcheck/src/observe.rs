@@ -220,7 +220,8 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
     let least = match options.arena.as_deref() {
         // The settings of the machine are a few hundred files.
         Some(arena) if kinds.contains(Kind::Sysctl) || arena.files.load(Ordering::Relaxed) > WORTH_A_THREAD => 2,
-        None if whole_host => 2,
+        // On a busy machine a thread waits for a processor for longer than a later look of a session takes.
+        None if whole_host && !options.remembered.is_listed() => 2,
         _ => 1,
     };
     let threads = pass.worth(threads, least);

@@ -69,6 +69,12 @@ impl Remembered {
         listings.changes.as_ref().map(Changes::number)
     }
 
+    /// Whether an earlier look listed and watches what the next one needs: its files take little time.
+    pub(super) fn is_listed(&self) -> bool {
+        let listings = self.lock();
+        listings.is_watching && listings.look > 0
+    }
+
     fn lock(&self) -> MutexGuard<'_, Listings> {
         self.listings.lock().unwrap_or_else(PoisonError::into_inner)
     }
