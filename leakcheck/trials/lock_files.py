@@ -12,7 +12,7 @@ from leakcheck.submissions import BUILTIN
 from leakcheck.targets import Target
 from leakcheck.targets.adapter import Locks
 from leakcheck.trials import open_host
-from leakcheck.trials.contender_program import HOLDER
+from leakcheck.trials.contender_program import HOLDER, PROGRAMS
 from leakcheck.trials.contest import run_contest
 from leakcheck.trials.crash_points import Recorded, record_twice
 from leakcheck.trials.payload import SLEEPING
@@ -57,10 +57,18 @@ def _is_lock(one: Recorded) -> bool:
     return one.point.operation == "lock" or _WORD in one.point.class_
 
 
+def _of_contender(one: Recorded) -> Recorded:
+    """Return the point of a contender's run: its payload's program is another one."""
+    if one.point.operation != "execve" or (one.phase, one.after) != ("setup", "execution"):
+        return one
+    point = msgspec.structs.replace(one.point, class_=f"{PROGRAMS}/N", ordinal=1)
+    return msgspec.structs.replace(one, point=point)
+
+
 def record_locks(target: Target, stop: Stop) -> LockFacts:
     """Record them; raise `TargetError` if the run is not right, or none of the declared lock files is there."""
     recorded = record_twice(target, BUILTIN["ok"], recovery=False, stop=stop).points
-    points = [one for one in recorded if one.point.stage in ("launch", "finish") and not one.notified]
+    points = [_of_contender(one) for one in recorded if one.point.stage in ("launch", "finish") and not one.notified]
     recovery = []
     if target.adapter.recover:
         recovered = record_twice(target, BUILTIN["ok"], recovery=True, stop=stop).points

@@ -10,7 +10,7 @@ import pytest
 from made import LEAKCHECK, target
 
 from injectors import injector_for, parse
-from injectors.locks import lock_plan
+from injectors.locks import kill_plan, lock_plan
 from leakcheck.campaigns import Locks, LocksOptions, Result
 from leakcheck.campaigns import run as run_campaign
 from leakcheck.conformance import check
@@ -20,6 +20,7 @@ from leakcheck.trials.arena_host import ArenaHost
 from leakcheck.trials.contender_program import HOLDER
 from leakcheck.trials.contest import Contest
 from leakcheck.trials.executor import Ui
+from leakcheck.trials.lock_files import record_locks
 from leakcheck.trials.runner import never
 from leakcheck.trials.session import Session
 
@@ -353,6 +354,13 @@ def test_refbox_mends_its_lock_file_by_itself(damage: str) -> None:
     result = run(load("refbox"), f"lock:/run/refbox/box-{{box}}.lock:{damage}")
     assert result.verdict == "clean", shown(result)
     assert outcomes(result) <= {"bounded"}, shown(result)
+
+
+def test_a_holder_is_killed_at_the_start_of_its_payload_though_that_is_another_program_than_was_recorded() -> None:
+    starts = [one for one in record_locks(load("refbox"), never).points if one.after == "execution" != one.phase]
+    (plan,) = {str(kill_plan(one.point, "before")) for one in starts if one.point.operation == "execve"}
+    result = run(load("refbox"), plan)
+    assert result.outcomes == {"clean": 1}, shown(result)
 
 
 def test_the_check_of_an_adapter_covers_its_locks(tmp_path: Path) -> None:
