@@ -76,6 +76,7 @@ class Guards:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.current: ItemGuard | None = None
+        self._guarded = False
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Reject wrong markers before any test runs; an xdist worker reports them test by test."""
@@ -93,6 +94,7 @@ class Guards:
         """Prepare a guard; the first function-scoped fixture, or the test itself, starts it."""
         if self.settings.whole_suite or "leakcheck" in getattr(item, "fixturenames", ()):
             guard = self.current = ItemGuard(item, self.settings)
+            self._guarded = True
             own_teardown = item.teardown
 
             # A node's teardown runs after its fixtures' finalizers and before any node above it is torn down.
@@ -146,7 +148,8 @@ class Guards:
         if self.current is not None:
             self.current.abandon()
             self.current = None
-        self.settings.remembered.close()
+        if self._guarded:
+            self.settings.remembered.close()
 
     pytest_keyboard_interrupt = pytest_unconfigure
 
