@@ -278,7 +278,10 @@ fn snapshot(
     remembered: Option<&Remembered>,
     arena: Option<&ArenaView>,
 ) -> PyResult<Snapshot> {
-    let options = options(scope, kinds, roots, lock_files, threads, include_self, remembered, arena)?;
+    let mut options = options(scope, kinds, roots, lock_files, threads, include_self, remembered, arena)?;
+    if remembered.is_none() {
+        options.remembered = observe::Remembered::nothing();
+    }
     let look = safely(py, || observe::snapshot(&options))?;
     Ok(Snapshot(look, options.arena))
 }

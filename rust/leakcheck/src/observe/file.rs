@@ -78,7 +78,7 @@ pub(super) fn walk(
 /// Walks the arena's fresh file systems, as [`walk`] does for roots, and everything else that was mounted in it before
 /// the run, by its mount table. An overlay's upper directory lies in one of them, or in the arena's own overlay.
 pub(super) fn walk_arena(arena: &ObservedArena, context: Context<'_>, known: Option<&[Submount]>) -> Walk {
-    let nothing = Remembered::default();
+    let nothing = Remembered::nothing();
     let mut mounts = context.mounts();
     mounts.add_read();
     let mut walker = Walker::new(mounts, Some(&arena.born), known, nothing.look(Vec::new()));
@@ -237,7 +237,7 @@ impl<'a> Walker<'a> {
                 let place = rustix::fs::openat(dir, itself, flags, Mode::empty());
                 place.map(|place| self.go_below(&place, path, &below, depth))
             }
-            None => open_dir(dir, itself).map(|place| self.list(&place, path, depth)),
+            None => open_dir(dir, itself).map(|place| self.list(&place, path, stamp, depth)),
         };
         match result {
             Ok(()) => {}
@@ -265,15 +265,21 @@ impl<'a> Walker<'a> {
         }
     }
 
-    fn list(&mut self, dir: &OwnedFd, path: &[u8], depth: usize) {
-        let began = file_clock_ns();
-        let st = match stat(dir, c"") {
-            Ok(st) => st,
-            Err(e) => return self.unlisted("stat", path, (dir, c""), e),
-        };
-        let (id, dev, f_type) = (Stamp::of(&st).id(), device_of(&st), self.type_of(dir, &st));
-        let watch = self.look.watch(dir, f_type, path);
-        let mut stamp = Stamp::lasting(&st, f_type, began);
+    /// Lists a directory that was `seen` before it was opened.
+    fn list(&mut self, dir: &OwnedFd, path: &[u8], seen: &Stamp, depth: usize) {
+        let (mut id, mut stamp, mut watch) = (seen.id(), None, None);
+        if self.look.keeps() {
+            let began = file_clock_ns();
+            let st = match stat(dir, c"") {
+                Ok(st) => st,
+                Err(e) => return self.unlisted("stat", path, (dir, c""), e),
+            };
+            let f_type = self.type_of(dir, &st);
+            id = Stamp::of(&st).id();
+            watch = self.look.watch(dir, f_type, path);
+            stamp = Stamp::lasting(&st, f_type, began);
+        }
+        let (dev, ..) = id;
         let mut files: Vec<File> = Vec::new();
         let mut directories: Vec<CString> = Vec::new();
         let mut below: Vec<(CString, Below)> = Vec::new();
