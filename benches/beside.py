@@ -38,6 +38,10 @@ ORPHANS = "for n in 1 2 3 4 5 6 7 8; do sleep 1000 & echo x >/etc/$n; echo x >/t
 def host():
     _native.snapshot()
 
+def host_before():
+    # Without settings, which the other build may not know.
+    _native.snapshot(kinds="process,fd,mount,cgroup,lock,file,ipc,namespace,net,loop,key,bpf")
+
 def host_processes():
     _native.snapshot(kinds="process,fd")
 
@@ -81,6 +85,7 @@ def command(*words):
 
 ROWS = {
     "snapshot of the host, every kind": host,
+    "snapshot of the host, every kind but settings": host_before,
     "snapshot of the host, process,fd": host_processes,
     "guard on the host": host_guard,
     "arena up and down": arena_empty,

@@ -105,7 +105,7 @@ def test_sigkill_at_any_instant_leaves_a_whole_result_of_the_trials_so_far_and_n
     place = tmp_path / "results"
     place.mkdir()
     options = ["--target", str(made.path), "--iterations", "2000", "--endings", "normal", "--settle", "0.05"]
-    for number in range(3):
+    for number in range(2):
         output = place / f"{number}.json"
         command = [*LEAKCHECK, "leaks", *options, "-o", str(output)]
         null = subprocess.DEVNULL
@@ -122,4 +122,4 @@ def test_sigkill_at_any_instant_leaves_a_whole_result_of_the_trials_so_far_and_n
         assert so_far.trials == sum(so_far.outcomes.values()) > 0
         _, alive = psutil.wait_procs(tree, PATIENCE)
         assert alive == []
-    assert len(list(place.iterdir())) == 3
+    assert len(list(place.iterdir())) == 2

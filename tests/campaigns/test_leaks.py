@@ -222,8 +222,8 @@ def test_a_target_whose_isolation_is_off_is_not_tried(tmp_path: Path) -> None:
 
 def test_bubblewrap_leaves_nothing_and_without_die_with_parent_its_payload(tmp_path: Path) -> None:
     # Killed before it has asked for the signal at its parent's death, the inner process of bwrap lives on: so no kills.
-    campaign = run_campaign(Leaks(), load("bwrap"), LeaksOptions(iterations=60, endings=["normal", "timeout", "crash"]))
-    assert (campaign.verdict, campaign.outcomes) == ("clean", {"clean": 60}), campaign.findings
+    campaign = run_campaign(Leaks(), load("bwrap"), LeaksOptions(iterations=30, endings=["normal", "timeout", "crash"]))
+    assert (campaign.verdict, campaign.outcomes) == ("clean", {"clean": 30}), campaign.findings
     assert "bubblewrap" in campaign.version
     path = tmp_path / "without.toml"
     path.write_text(load("bwrap").path.read_text().replace('"--die-with-parent", ', ""))
@@ -380,8 +380,10 @@ def test_options_are_checked_before_anything_runs() -> None:
 
 def test_enough_trials_with_the_same_finding_end_the_campaign(tmp_path: Path) -> None:
     made = target(tmp_path, 'sleep 613 & "$@"; exit $?')
-    result = run_campaign(Leaks(), made, LeaksOptions(iterations=30, endings=["normal"], enough=2, jobs=1))
+    options = LeaksOptions(iterations=30, endings=["normal"], enough=2, jobs=1, settle=SETTLE)
+    result = run_campaign(Leaks(), made, options)
     assert (result.trials, result.verdict) == (2, "leaked")
     # Each of them waits for its residue to go, and lets another one start meanwhile.
-    result = run_campaign(Leaks(), made, LeaksOptions(iterations=30, endings=["normal"], enough=2, jobs=2))
+    options = LeaksOptions(iterations=30, endings=["normal"], enough=2, jobs=2, settle=SETTLE)
+    result = run_campaign(Leaks(), made, options)
     assert result.trials <= 3

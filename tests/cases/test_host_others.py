@@ -80,9 +80,11 @@ class TestMountNamespaces:
     def test_a_tree_that_only_the_directory_of_a_thread_keeps_is_leaked(self, case: Case) -> None:
         script = (
             "mount -t tmpfs none /srv && mkdir /srv/m && "
-            "leakcheck guard --kinds mount --settle 0.1 -- python3 {thread_cwd.py} /srv/m 10"
+            "leakcheck guard --kinds mount --settle 0.1 -- python3 {thread_cwd.py} /srv/m 100"
         )
-        outcome = case(*ALONE, "sh", "-c", script + '; echo "exit $?"')
+        # In a pid namespace it ends with its case.
+        ended = ("--pid", "--fork", "--mount-proc", "--kill-child")
+        outcome = case(*ALONE, *ended, "sh", "-c", script + '; echo "exit $?"')
         assert exits(outcome) == [1], outcome.text
         assert "1 leak " in outcome.text and re.search(r"^  mount .*cwd of \d+", outcome.text, re.M), outcome.text
 

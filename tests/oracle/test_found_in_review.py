@@ -48,7 +48,7 @@ def test_a_file_that_an_orphan_writes_as_its_last_act_is_found(tmp_path: Path) -
     # The more processes there are to read, the later the walk of the files must come.
     crowd = [subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL) for _ in range(150)]
     try:
-        for number in range(8):
+        for number in range(4):
             late = tmp_path / f"late-{number}"
             script = f"(sleep 0.003; touch {late}) >/dev/null 2>&1 &"
             report = guarded(["sh", "-c", script], kinds="process,fd,file", roots=[str(tmp_path)])
