@@ -76,7 +76,8 @@ class Guards:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.current: ItemGuard | None = None
-        self._guarded = False
+        self._watches = False
+        """Whether a guard may have left what watches the machine."""
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
         """Reject wrong markers before any test runs; an xdist worker reports them test by test."""
@@ -94,7 +95,7 @@ class Guards:
         """Prepare a guard; the first function-scoped fixture, or the test itself, starts it."""
         if self.settings.whole_suite or "leakcheck" in getattr(item, "fixturenames", ()):
             guard = self.current = ItemGuard(item, self.settings)
-            self._guarded = True
+            self._watches = True
             own_teardown = item.teardown
 
             # A node's teardown runs after its fixtures' finalizers and before any node above it is torn down.
@@ -105,6 +106,9 @@ class Guards:
                     guard.finish()
 
             item.teardown = teardown  # type: ignore[method-assign]
+        else:
+            # It would record all that the test does, in this process's memory and time.
+            self._stop_watching()
         return (yield)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -148,10 +152,14 @@ class Guards:
         if self.current is not None:
             self.current.abandon()
             self.current = None
-        if self._guarded:
-            self.settings.remembered.close()
+        self._stop_watching()
 
     pytest_keyboard_interrupt = pytest_unconfigure
+
+    def _stop_watching(self) -> None:
+        if self._watches:
+            self.settings.remembered.close()
+            self._watches = False
 
 
 def _warn_of_unused(guard: ItemGuard) -> None:

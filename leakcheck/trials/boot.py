@@ -3,6 +3,7 @@
 import os
 import uuid
 
+from leakcheck.errors import UnavailableError
 from leakcheck.trials.session import Session
 
 __all__ = ["warm_up_after_boot"]
@@ -15,14 +16,16 @@ _BOOT = f'f=/run/leakcheck-boot-id; echo "$1" > $f && mount --bind -o ro $f {_ID
 def warm_up_after_boot(session: Session) -> str:
     """Make the warm-up run in an arena in which nothing has run, under another boot id; return what is wrong.
 
+    It raises `UnavailableError` if the arena cannot show another one.
+
     Only root can cover the boot id; and in a user namespace of its own, no sandbox can mount a procfs beside one of
     which a part is covered (mount_namespaces(7)). These have the machine's own.
     """
     if os.geteuid() != 0:
         return session.again()
     new = str(uuid.uuid4())
-    if session.output_of(["/bin/sh", "-c", _BOOT, "boot", new]).strip() != new:
-        return "another boot id could not be shown in the arena"
+    if (shown := session.output_of(["/bin/sh", "-c", _BOOT, "boot", new]).strip()) != new:
+        raise UnavailableError(f"another boot id could not be shown in the arena: {shown}")
     if wrong := session.again():
         session.output_of(["/bin/sh", "-c", f"umount {_ID}"])
         # It may be wrong for another reason.

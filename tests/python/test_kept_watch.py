@@ -126,7 +126,7 @@ def test_what_an_earlier_run_s_process_makes_later_is_not_this_run_s(
 
 
 @needs_numbers
-def test_after_a_mount_the_next_guard_watches_anew() -> None:
+def test_after_a_mount_the_next_guard_opens_its_own_watch() -> None:
     # In a mount namespace of its own.
     code = f"""
 import os, subprocess, sys

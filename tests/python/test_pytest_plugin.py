@@ -74,6 +74,24 @@ def test_the_fixture_guards_just_its_test(pytester: pytest.Pytester) -> None:
     result.stdout.fnmatch_lines(["LEAKED *::test_guarded", "*1 passed, 1 leaked*"])
 
 
+def test_a_test_that_is_not_guarded_is_not_watched(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import os
+        def descriptors():
+            return [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry.path)]
+        def test_guarded(leakcheck):
+            # The test can see it.
+            assert "anon_inode:[eventpoll]" in descriptors()
+        def test_unguarded():
+            assert "anon_inode:[eventpoll]" not in descriptors()
+        def test_guarded_again(leakcheck):
+            assert "anon_inode:[eventpoll]" in descriptors()
+        """
+    )
+    run(pytester).assert_outcomes(passed=3)
+
+
 def test_the_fixture_allows_snapshots_and_reports(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
