@@ -100,6 +100,8 @@ pub struct Watch {
     fds: Vec<RawFd>,
     /// What the kernel says that they are.
     identity: Option<Vec<Vec<u8>>>,
+    /// Whether the program was seen to have closed one.
+    closed: AtomicBool,
 }
 
 impl Watch {
@@ -126,6 +128,7 @@ impl Watch {
             owner: std::process::id(),
             fds,
             identity,
+            closed: AtomicBool::new(false),
         };
         if let Some(mut state) = watch.state() {
             state.take_in();
@@ -139,7 +142,7 @@ impl Watch {
     /// Begins again, as if it had just been started, but with the descriptors and the thread that there are. None if that is
     /// not possible: in a forked child, if events were lost, or if the program closed a descriptor.
     pub(crate) fn restart(self) -> Option<Watch> {
-        let begins = self.is_intact() && self.thread.is_some();
+        let begins = self.is_intact() && self.identity.is_some() && self.thread.is_some();
         let begins = begins && self.state().is_some_and(|mut state| state.restart());
         // Nobody tells a connector that has become deaf. As at the start, a thread of our own must be heard.
         let begins = begins && {
@@ -147,13 +150,21 @@ impl Watch {
             let heard = thread::Builder::new().name("leakcheck-watch".into()).spawn(|| ());
             heard.is_ok_and(|heard| heard.join().is_ok())
         };
-        let levels = self.levels();
         let mut state = if begins { self.state()? } else { return None };
         state.take_in();
         state.expect_own_thread();
-        let same = state.levels() == levels;
+        let is_as_at_start = state.is_as_at_start();
         drop(state);
-        same.then_some(self)
+        is_as_at_start.then_some(self)
+    }
+
+    /// Whether the program has closed one of its descriptors, as one does that closes all. Their numbers may be other files'
+    /// by now: nothing is read from them any more, and nobody tells who made what. A forked child has closed nothing.
+    pub(crate) fn is_closed(&self) -> bool {
+        if std::process::id() == self.owner && self.identity.is_some() && !self.is_intact() {
+            self.closed.store(true, Ordering::Relaxed);
+        }
+        self.closed.load(Ordering::Relaxed)
     }
 
     /// Whether this process started it and has closed none of its descriptors, as a program does that closes all.
@@ -163,9 +174,10 @@ impl Watch {
     }
 
     /// The state, but not in a forked child: the thread does not exist there, may have held the lock at the fork, and
-    /// reading would steal the parent's events.
+    /// reading would steal the parent's events. Nor once a descriptor was closed.
     fn state(&self) -> Option<MutexGuard<'_, State>> {
-        let shared = self.shared.as_ref().filter(|_| std::process::id() == self.owner)?;
+        let is_usable = std::process::id() == self.owner && !self.closed.load(Ordering::Relaxed);
+        let shared = self.shared.as_ref().filter(|_| is_usable)?;
         Some(shared.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -178,7 +190,9 @@ impl Watch {
 
     /// Reads all events from before this call. The methods below use the events that were read.
     pub fn sync(&self) {
-        if let Some(mut state) = self.state() {
+        if !self.is_closed()
+            && let Some(mut state) = self.state()
+        {
             state.take_in();
             state.forget_mounts();
         }
@@ -210,7 +224,10 @@ impl Watch {
             None => {
                 let none = crate::snapshot::Coverage {
                     level: crate::snapshot::Level::None,
-                    reason: "the watch belongs to the parent process".to_owned(),
+                    reason: match std::process::id() == self.owner {
+                        true => "this process has closed the descriptors of the watch".to_owned(),
+                        false => "the watch belongs to the parent process".to_owned(),
+                    },
                 };
                 Levels { descent: none.clone(), files: Vec::new(), mounts: none }
             }

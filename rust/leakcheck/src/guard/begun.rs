@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::kept::{KeptWatch, Lent, Place};
+use super::kept::{KeptWatch, Lent, MountsHere, Place};
 use super::options::Options;
 use crate::error::Result;
 use crate::kind::{Kind, KindSet};
@@ -30,7 +30,8 @@ impl Begun {
         let (kept, mut lent) = options.kept.as_ref().filter(|_| host).map_or((None, None), KeptWatch::take);
         if let Some((watch, place)) = kept {
             let begun = Begun::with(watch, options)?;
-            let now = Place::of(&begun.baseline, options.observe.roots.as_deref().unwrap_or_default());
+            let roots = options.observe.roots.as_deref().unwrap_or_default();
+            let now = MountsHere::now().and_then(|mounts| Place::of(&begun.baseline, roots, mounts));
             if now.is_some_and(|now| now == place) {
                 if let Some(lent) = &mut lent {
                     lent.place = Some(place);
@@ -39,11 +40,13 @@ impl Begun {
                 return Ok(Begun { lent, ..begun });
             }
         }
+        let mounts_before = lent.as_ref().and_then(|_| MountsHere::now());
         let files = if host { watched_files(options, kinds) } else { Vec::new() };
         let watch = Watch::start(&watch::Options { root: std::process::id(), files, mounts });
         let begun = Begun::with(watch, options)?;
         if let Some(lent) = &mut lent {
-            lent.place = Place::of(&begun.baseline, options.observe.roots.as_deref().unwrap_or_default());
+            let roots = options.observe.roots.as_deref().unwrap_or_default();
+            lent.place = mounts_before.and_then(|mounts| Place::of(&begun.baseline, roots, mounts));
         }
         options.observe.hidden_fds.extend(begun.watch.iter().flat_map(Watch::own_fds));
         Ok(Begun { lent, ..begun })

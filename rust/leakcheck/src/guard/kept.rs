@@ -42,16 +42,31 @@ impl fmt::Debug for KeptWatch {
 pub(super) struct Place {
     kinds: KindSet,
     roots: Vec<PathBuf>,
-    mounts: HashSet<u64>,
-    mount_points: Vec<u8>,
+    mounts: MountsHere,
     namespaces: BTreeMap<NsType, u64>,
     directories: Vec<Option<Directory>>,
 }
 
+/// The mounts of this process, and where they are.
+#[derive(PartialEq)]
+pub(super) struct MountsHere {
+    numbers: HashSet<u64>,
+    points: Vec<u8>,
+}
+
+impl MountsHere {
+    /// None without numbers of mounts that are never reused (Linux 6.8).
+    pub(super) fn now() -> Option<MountsHere> {
+        let numbers = observe::lasting_mount_numbers()?;
+        Some(MountsHere { numbers, points: observe::read_file("/proc/thread-self/mountinfo").ok()? })
+    }
+}
+
 impl Place {
-    /// As a baseline saw it. None if it cannot be compared: without numbers of mounts that are never reused (Linux 6.8), or
-    /// without a look at the roots.
-    pub(super) fn of(baseline: &Snapshot, roots: &[PathBuf]) -> Option<Place> {
+    /// As a baseline saw it, with `mounts`: those from before the watch opened its sources, or from after the baseline of
+    /// a watch that began again. So a mount that came in between makes a difference. None if it cannot be compared, without
+    /// a look at the roots.
+    pub(super) fn of(baseline: &Snapshot, roots: &[PathBuf], mounts: MountsHere) -> Option<Place> {
         let of_roots = [Kind::Ipc, Kind::Lockfile, Kind::Loop, Kind::Net];
         if baseline.kinds.any(&of_roots) && !baseline.kinds.contains(Kind::File) || !baseline.lock_paths.is_empty() {
             return None;
@@ -59,8 +74,7 @@ impl Place {
         Some(Place {
             kinds: baseline.kinds,
             roots: roots.to_vec(),
-            mounts: observe::lasting_mount_numbers()?,
-            mount_points: observe::read_file("/proc/thread-self/mountinfo").ok()?,
+            mounts,
             namespaces: baseline.own_ns.clone(),
             directories: baseline.root_directories.clone(),
         })

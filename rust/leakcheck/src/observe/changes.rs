@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
 use rustix::io::Errno;
 
+use super::sys;
 use super::walk::TMPFS;
 
 /// `f_type` (statfs(2)) of file systems that change only through their mounts: ext4, XFS, Btrfs, tmpfs.
@@ -41,6 +42,7 @@ impl Changes {
     /// None if the kernel refuses.
     pub(super) fn open() -> Option<Self> {
         let queue = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
+        sys::mark(&queue).ok()?;
         let limit = std::fs::read_to_string(LIMIT).ok()?.trim().parse::<usize>().ok()?;
         Some(Changes { queue, owner: std::process::id(), paths: HashMap::new(), most: limit / SHARE })
     }
@@ -51,8 +53,7 @@ impl Changes {
 
     /// Whether the program has not closed it, as one does that closes all descriptors.
     fn is_open(&self) -> bool {
-        let link = rustix::fs::readlink(format!("/proc/self/fd/{}", self.number()), Vec::new());
-        link.is_ok_and(|link| link.as_bytes() == b"anon_inode:inotify")
+        sys::is_marked(self.number())
     }
 
     /// Closes it, unless its number is another file's by now.

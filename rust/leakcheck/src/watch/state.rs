@@ -158,10 +158,15 @@ impl State {
         }
     }
 
+    /// Whether no source has lost an event since it was opened.
+    pub(super) fn is_as_at_start(&self) -> bool {
+        self.levels() == self.at_start
+    }
+
     /// Forgets what happened before now, as if the sources had just been opened. False if they lost an event.
     pub(super) fn restart(&mut self) -> bool {
         self.take_in();
-        if self.levels() != self.at_start {
+        if !self.is_as_at_start() {
             return false;
         }
         // As in `open`: after all older events, so that everything older than this is older than the watch.

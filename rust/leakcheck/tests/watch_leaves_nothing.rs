@@ -1,10 +1,9 @@
-//! What a watch costs, and that nothing of it stays.
+//! Nothing of a watch stays.
 
 use std::fs;
 use std::time::{Duration, Instant};
 
 use leakcheck::watch::{Options, Watch};
-use rustix::time::{ClockId, clock_gettime};
 
 fn everything() -> Options {
     Options {
@@ -28,18 +27,13 @@ fn await_threads(number: usize) {
     }
 }
 
-/// Processor time of all threads.
-fn spent() -> Duration {
-    Duration::try_from(clock_gettime(ClockId::ProcessCPUTime)).unwrap()
-}
-
 fn is_open(fd: i32) -> bool {
     fs::symlink_metadata(format!("/proc/self/fd/{fd}")).is_ok()
 }
 
 /// The tests below count the threads and FDs of this process, so they are one.
 #[test]
-fn a_watch_leaves_no_fd_and_no_thread_and_is_quick() {
+fn a_watch_leaves_no_fd_and_no_thread() {
     let watch = Watch::start(&everything());
     let fds = watch.own_fds();
     assert!(fds.iter().all(|fd| is_open(*fd)), "{fds:?}");
@@ -50,24 +44,10 @@ fn a_watch_leaves_no_fd_and_no_thread_and_is_quick() {
 
     await_threads(0);
 
-    // Of processor time, which a busy machine does not lengthen.
-    let mut cost: Vec<(Duration, Duration)> = Vec::new();
+    let fds_before = fs::read_dir("/proc/self/fd").expect("our FDs").count();
     for _ in 0..200 {
-        let began = spent();
-        let watch = Watch::start(&everything());
-        let started = spent();
-        drop(watch);
-        cost.push((started - began, spent() - started));
+        drop(Watch::start(&everything()));
     }
-    let median = |of: fn(&(Duration, Duration)) -> Duration| {
-        let mut all: Vec<Duration> = cost.iter().map(of).collect();
-        all.sort_unstable();
-        (all[all.len() / 2], all[all.len() * 95 / 100], all[all.len() - 1])
-    };
-    let both = median(|(start, drop)| *start + *drop);
-    eprintln!("start {:?}, drop {:?}, both {both:?} (median, 95 %, worst)", median(|c| c.0), median(|c| c.1));
-    let fds_now = fs::read_dir("/proc/self/fd").expect("our FDs").count();
-    assert!(both.0 < Duration::from_millis(5), "{both:?}");
-    assert_eq!(fs::read_dir("/proc/self/fd").expect("our FDs").count(), fds_now);
+    assert_eq!(fs::read_dir("/proc/self/fd").expect("our FDs").count(), fds_before);
     await_threads(0);
 }
