@@ -21,7 +21,7 @@ _syscall.restype = ctypes.c_long
 def resize(fd: int, option: str, size: Callable[[], int]) -> None:
     """Give the tmpfs of the directory `fd` this ``size`` in bytes, or ``nr_inodes`` (tmpfs(5)).
 
-    `size` is called anew whenever more was in use than it returned. It raises `OSError`.
+    `size` is called again whenever more was in use than it returned. It raises `OSError`.
     """
     picked = _pick(fd)
     try:

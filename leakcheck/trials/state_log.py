@@ -52,5 +52,5 @@ def _added(before: LogMark, after: LogMark) -> bytes:
         end = len(after.content) - grown
         if before.content[len(before.content) - common :] == after.content[end - common : end]:
             return after.content[end:]
-    # It was written anew, or is another file: a line that it had before is none of now.
+    # It was written again, or is another file: a line that it had before is none of now.
     return b"\n".join((Counter(after.content.splitlines()) - Counter(before.content.splitlines())).elements())

@@ -130,7 +130,7 @@ UNCERTAIN = [
      "subprocess.run(['sh', '-c', 'mkdir d; touch d/f'], cwd=HERE)"),
     ("file", "try: os.rename(HERE / 'no', HERE / 'f')\nexcept OSError: pass\n"
      "subprocess.run(['touch', HERE / 'f'])"),
-    # A child makes anew what this process made, and what a child removed.
+    # A child makes again what this process made, and what a child removed.
     ("file", "(HERE / 'f').touch()\nsubprocess.run(['sh', '-c', 'touch g; mv g f'], cwd=HERE)"),
     # After so many calls for one path, what is there is not asked.
     ("file", "for _ in range(40):\n    (HERE / 'f').touch()\n    (HERE / 'f').unlink()\n(HERE / 'f').touch()"),

@@ -24,7 +24,7 @@ def sabotaged() -> Path:
     """Return a debug build of refbox: a release build lacks no protection."""
     built = ROOT / "target/debug/refbox"
     sources = [path for crate in ("refbox", "parse", "sys") for path in (ROOT / "rust" / crate / "src").rglob("*.rs")]
-    # `cargo test` has built it, with features of dependencies that a build of this package alone would build anew.
+    # `cargo test` has built it, with features of dependencies that a build of this package alone would build again.
     if not built.exists() or built.stat().st_mtime < max(path.stat().st_mtime for path in sources):
         subprocess.run(["cargo", "build", "--locked", "--quiet", "-p", "leakcheck-refbox"], cwd=ROOT, check=True)
     return built

@@ -47,7 +47,7 @@ impl fmt::Debug for Remembered {
 }
 
 impl Remembered {
-    /// For one look, after which nothing is remembered: it takes a tenth less.
+    /// For one look, after which nothing is remembered.
     pub fn nothing() -> Self {
         let listings = Listings { is_last: true, ..Listings::default() };
         Remembered { listings: Arc::new(Mutex::new(listings)), run: None }
