@@ -5,6 +5,8 @@ SHELL := /bin/bash
 # Cargo may be a rustup's that no profile script has put on PATH; runc and ip are in sbin.
 cargo_home := $(or $(CARGO_HOME),$(HOME)/.cargo)
 export PATH := $(PATH):/usr/sbin:/sbin:$(cargo_home)/bin
+# A suite starts leakcheck a thousand times; where images forbid the cache of compiled modules, each start compiles them all.
+unexport PYTHONDONTWRITEBYTECODE
 
 bin := $(CURDIR)/.venv/bin
 in_venv := PATH="$(bin):$$PATH"

@@ -159,7 +159,8 @@ def test_a_pager_after_a_pipe_keeps_the_terminal(terminal: Terminal) -> None:
     terminal.expect("paged something")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+# SIGHUP goes the same way and takes the same seconds.
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
 def test_sigterm_and_sighup_end_leakcheck_though_the_command_ignores_them(
     number: signal.Signals, tmp_path: Path
 ) -> None:
