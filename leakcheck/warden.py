@@ -107,7 +107,14 @@ class Warden:
             self._process.wait()
 
 
+def _disown() -> None:
+    """Let a forked child know that the warden is its parent's: in a new pid namespace, both may be process 1."""
+    if Warden._one is not None:
+        Warden._one._owner = 0
+
+
 atexit.register(shutdown)
+os.register_at_fork(after_in_child=_disown)
 
 
 def _start(program: Path, arguments: list[str], env: dict[str, str], stdin: int) -> subprocess.Popen[bytes]:

@@ -100,7 +100,7 @@ def _misnamed(made: Made[Any, Trial], trial: Trial) -> bool:
         return False
     if not telling:
         # Whom the kernel kills can say nothing.
-        return not _of(trial).killed
+        return not (_of(trial).killed or _of(trial).unsure)
     # If memory is lacking, the kernel may report another lack: tmpfs has no room then (mm/shmem.c, ENOSPC).
     told = [words.get(name, ()) for name in _of(trial).met if trial.case.plan.kind == "memory"]
     return not any(map(telling.intersection, told))

@@ -112,9 +112,10 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     the result was written. `records` are the submissions of ``stress``, `latency_ms` the median, 95th percentile and
     maximum of their times by status, `stalls` the stacks of what hung.
     `points` has, for ``crash``, how many crash points were `seen` and `hit`, the plans that were `not_reached`, and
-    `notes` of what the tracer could not see. `exhaustion` has, for ``exhaust``, the levels at which the target ran
-    against a limit (`hit`), its `statuses` there, `host_latency_ms`, by how much a process outside of the arenas woke
-    up late, and `pressure_ms`, how long tasks of the machine waited (null: this kernel does not say).
+    `notes` of what the tracer could not see; for ``state``, `notes` of what was not tried, and why.
+    `exhaustion` has, for ``exhaust``, the levels at which the target ran against a limit (`hit`), its `statuses` there,
+    `host_latency_ms`, by how much a process outside of the arenas woke up late, and `pressure_ms`, how long tasks of
+    the machine waited (null: this kernel does not say).
     `report` is the report of the whole campaign if it ran on the live host, for ``leakcheck reap``; null otherwise.
     """
 

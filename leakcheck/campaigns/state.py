@@ -102,14 +102,15 @@ class State(TrialCampaign[StateOptions]):
                 history = recorded[0].all[declared]
                 facts.early.extend(unsynced(history, history.lineage(recorded[0].names[declared])))
         for plan in _before_recovery(options, facts.cuts):
-            facts.recovery.update(recovery_cuts(target, plan, facts.cuts[plan], stop))
+            found, untried = recovery_cuts(target, plan, facts.cuts[plan], stop)
+            facts.recovery.update(found)
+            facts.notes.extend(filter(None, [untried]))
         for note in facts.notes:
             ui.log(note)
         self._cuts = facts.cuts | facts.recovery
         if options.plan is not None and options.plan not in self._cuts:
-            raise UsageError(
-                f"--plan {options.plan}: in a run there is no such instant, or what a power cut leaves is the same"
-            )
+            why = "in a run there is no such instant, or what a power cut leaves is the same"
+            raise UsageError(f"--plan {options.plan}: {'; '.join([why, *facts.notes])}")
         return facts
 
     def executor(self, target: Target, options: StateOptions, ui: Ui, stop: Stop) -> WithCuts:
@@ -181,10 +182,10 @@ class State(TrialCampaign[StateOptions]):
         ]
 
     def details(self, made: Made[StateOptions, Trial]) -> dict[str, Any]:
-        """Return the outcomes by damage, and which damages were not noted."""
+        """Return the outcomes by damage, and what was not tried, and why."""
         rows = clusters(made.trials, lambda trial: damage_of(trial.case.plan))
         counts = {name: dict(Counter(trial.outcome for trial in some)) for name, some in rows.items()}
-        return super().details(made) | {"endings": counts}
+        return super().details(made) | {"endings": counts, "points": {"notes": made.facts.notes}}
 
 
 def _control(plan: Plan) -> Plan:

@@ -15,6 +15,7 @@ from injectors.cgroup_limits import Memory
 from injectors.exhaustion import ERRORS
 from leakcheck.errors import LateError, TargetError
 from leakcheck.submissions import Submission
+from leakcheck.trials.kills import kills_itself
 from leakcheck.trials.output import ends, last_words, memory
 from leakcheck.trials.payload import COUNTED, ObservedRun, printed
 
@@ -44,6 +45,7 @@ _DUMPED = 0x80
 _REASON = re.compile(r"^(?:runtime|panic|fatal error): |.*panicked at", re.MULTILINE)
 _LONGEST = 160
 _MOST_CALLS = 4
+_UNSURE = "its command was killed, by the kernel for lack of memory or by the target's own SIGKILL: nothing tells which"
 _PRESSURE = {"memory": "memory", "cpu": "cpu", "disk": "io"}
 
 
@@ -52,7 +54,7 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
 
     `proof` is what proves that it ran against the limit, empty if nothing does. `status` is what the target reported,
     empty if nothing; `ran` whether the payload was executed, `crash` how a process of the target's crashed, `killed`
-    whether the kernel killed one for lack of memory. `heard` are the adapter's words, for this resource or another,
+    whether the kernel killed one for lack of memory, `unsure` why that is not known. `heard` are the adapter's words, for this resource or another,
     that stand in an error; None if there was none. `met` are all resources for lack of which a call failed, `calls` the
     first calls that failed for lack of this one, `words` the last of the target's output. `pressure_us` is how long
     tasks of the machine waited for it meanwhile, in microseconds; None if this kernel does not say. `refused` is why it
@@ -64,6 +66,7 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
     ran: bool = False
     crash: str = ""
     killed: bool = False
+    unsure: str = ""
     heard: list[str] | None = None
     met: list[str] = []
     calls: list[str] = []
@@ -108,9 +111,7 @@ def run_exhausted(
         proof = (held and (inner.limit.proof(room) or (calls[:1] or [""])[0])) or ""
         if held and not proof and status != submission.expect:
             proof = f"the run ended with {status or 'no status'} while the limit was in force"
-        killed = isinstance(inner.limit, Memory) and (
-            inner.limit.killed or (bool(proof) and code == -signal.SIGKILL and not _kills(session.reports()))
-        )
+        killed, unsure = _by_kernel(session, inner, code, process.inside, proven=bool(proof))
         if not inner.limit.lasts:
             lift(session)
         finished = complaint or _finish(session)
@@ -123,8 +124,9 @@ def run_exhausted(
             proof=str(proof),
             status=status,
             ran=ran,
-            crash=_crash(code, said, session.reports(), killed=killed),
+            crash=_crash(code, said, session.reports(), killed=killed or bool(unsure)),
             killed=killed,
+            unsure=unsure,
             heard=heard(session, said) if proof and fails else None,
             met=[name for name, errors in ERRORS.items() if any(_failed(session.reports(), errors))],
             calls=calls[:_MOST_CALLS],
@@ -170,9 +172,15 @@ def _finish(session: "Session") -> str:
     return ""
 
 
-def _kills(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
-    """Return whether the target itself sent SIGKILL to anybody: then a process that it ended is no kernel's work."""
-    return any(line.get("operation") == "kill" and line["class"] == "SIGKILL" for line in reports.get("launch", []))
+def _by_kernel(session: "Session", inner: Exhausts, code: int, inside: int, *, proven: bool) -> tuple[bool, str]:
+    """Return whether the kernel killed a process for lack of memory, and why that is not known; empty if it is."""
+    if not isinstance(inner.limit, Memory) or inner.limit.killed:
+        return isinstance(inner.limit, Memory), ""
+    # The run may have removed the cgroup that counts.
+    if not proven or code != -signal.SIGKILL:
+        return False, ""
+    itself = kills_itself(session.reports().get("launch", []), inside)
+    return itself is False, _UNSURE if itself is None else ""
 
 
 def _failed(reports: Mapping[str, Sequence[Mapping[str, Any]]], errors: Sequence[str]) -> Iterator[str]:

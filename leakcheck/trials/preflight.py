@@ -66,9 +66,17 @@ def _powerless(session: Session) -> str:
     """Return what to do if the target needs another user's rights: an arena of an ordinary user gives it none."""
     if os.geteuid() == 0 or not isinstance(session.host, ArenaHost):
         return ""
-    others = [path for path in session.target.programs() if Path(path).stat().st_mode & stat.S_ISUID]
+    others = [path for path in session.target.programs() if _is_set_user_id(Path(path))]
     what = "is set-user-ID, which has no effect in the arena of an ordinary user"
     return f"; {others[0]} {what}: run leakcheck with sudo, or a campaign with --host" if others else ""
+
+
+def _is_set_user_id(program: Path) -> bool:
+    try:
+        return bool(program.stat().st_mode & stat.S_ISUID)
+    except OSError:
+        # It was removed meanwhile.
+        return False
 
 
 def _where(session: Session) -> str:

@@ -170,9 +170,12 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     fired = _fired(session, injector, evidence)
     if not (fired or injector.may_miss):
         outcomes.add("not-reached")
+    unsure = [exhausted.unsure] if exhausted is not None and exhausted.unsure else []
+    if unsure:
+        outcomes.add("unknown")
     if cores and exhausted is not None:
         exhausted = msgspec.structs.replace(exhausted, crash="; ".join(filter(None, [exhausted.crash, *cores])))
-    detail = [*(what for _, what in broken), *after.failures, *filter(None, [wrong]), *cores]
+    detail = [*(what for _, what in broken), *after.failures, *filter(None, [wrong]), *cores, *unsure]
     if "silent" in outcomes and succeeded:
         detail.append(f"the run reported {case.submission.expect}; its last words: {words}")
     if worst(outcomes) == "unknown":

@@ -19,7 +19,7 @@ import leakcheck
 from leakcheck._bin import helper
 from leakcheck.arena import Arena, prepare_observation
 from leakcheck.errors import ArenaError, TargetError
-from leakcheck.warden import shutdown
+from leakcheck.warden import Warden, shutdown
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -224,6 +224,18 @@ def test_an_arena_outlives_no_forked_child_that_never_used_it() -> None:
             os._exit(0)
         os.waitpid(child, 0)
         assert arena.run(["/bin/true"]) == 0
+
+
+def test_a_forked_child_of_the_same_number_has_no_warden(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As where both are process 1, each of its pid namespace.
+    number = os.getpid()
+    with Arena():
+        child = os.fork()
+        if child == 0:
+            monkeypatch.setattr(os, "getpid", lambda: number)
+            os._exit(int(Warden.running() is not None))
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert Warden.running() is not None
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])

@@ -8,6 +8,7 @@ import pytest
 from made import target
 
 from injectors import parse
+from injectors.cgroup_limits import Memory
 from leakcheck.campaigns import Exhaust, ExhaustOptions, Result
 from leakcheck.campaigns import run as run_campaign
 from leakcheck.campaigns.grace import BLAMED, CRASHED, LATE, MISSED, UNNAMED
@@ -238,6 +239,25 @@ def test_a_supervisor_that_the_kernel_kills_for_want_of_memory_did_not_crash_but
     assert [name for name in result.failed if name != UNNAMED] == failed, result.to_json()
     # Who is killed by the kernel can say nothing; who kills itself could have.
     assert (UNNAMED in result.failed) == ("kill" in does)
+
+
+@pytest.mark.parametrize(
+    ("does", "outcome", "crashed"),
+    [
+        (f"sleep 60 & kill -9 $!; wait; {GROWS}", "clean", False),
+        ("kill -9 0", "unknown", False),
+        ("kill -9 $$", "clean", True),
+    ],
+    ids=["kills another", "kills its group", "kills itself"],
+)
+def test_without_the_counters_of_the_kernel_a_kill_is_the_target_s_only_if_it_sent_it_to_its_own_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str, outcome: str, crashed: bool
+) -> None:
+    # As if the run had removed the cgroup that counts.
+    monkeypatch.setattr(Memory, "killed", property(lambda _: False))
+    result = run(made(tmp_path, SHORT.format(does=does), internal="[125]"), "memory:full@2M")
+    assert result.outcomes[outcome] == 1, result.to_json()
+    assert (CRASHED in result.failed) == crashed, result.to_json()
 
 
 @pytest.mark.parametrize(

@@ -330,6 +330,18 @@ def test_a_recovery_that_a_power_cut_interrupts_must_not_be_stuck_on_what_it_wro
         run(of, "cut=posix.1.0.999.0")
 
 
+def test_power_cuts_that_cannot_be_tried_during_a_recovery_are_named_with_the_reason(tmp_path: Path) -> None:
+    of = renames(tmp_path, "exit 3")
+    plan = str([*cuts(of, record_history(of, lambda: False), of.adapter.state_files[0])][-1])
+    result = run(of, plan.rpartition(":")[2])
+    (note,) = result.points["notes"]
+    assert note.startswith(f"no power cut was tried during the recovery after {plan}: recover: "), note
+    assert " ended with 3: " in note
+    # One that is asked for and cannot be made is refused with the same reason.
+    with pytest.raises(UsageError, match="there is no such instant.* no power cut was tried during the recovery"):
+        run(of, f"{plan.rpartition(':')[2]}.1.0")
+
+
 def test_a_damage_in_mid_run_lets_the_run_end_by_its_limit(tmp_path: Path) -> None:
     ends = run(made(tmp_path, KNOWS), "missing,living")
     assert ends.verdict == "clean", ends.findings

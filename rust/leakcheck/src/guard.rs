@@ -396,7 +396,7 @@ fn judge(run: Run<'_>, first: &Snapshot, policy: &Policy, reach: &Reach) -> Resu
         });
     }
     let found = replacing(residue.into_values().collect(), first, &last.observation);
-    note_closed_watch(&found, options, live, &mut report.coverage);
+    note_closed(&found, options, live, &mut report.coverage);
     finish(&mut report, found, &options.rules, options.attributed_only);
     gauges(baseline, &last.observation, &mut report);
     Ok((report, is_quiet))
@@ -424,12 +424,18 @@ fn note_end_of_tree(baseline: &Snapshot, live: &Live<'_>, asked: KindSet, covera
 
 /// If the run closed the observer's descriptors, who made something new is unknown where it is no leak unless it is the
 /// run's.
-fn note_closed_watch(found: &[Remnant], options: &Options, live: &Live<'_>, coverage: &mut CoverageMap) {
-    if !options.attributed_only || !live.watch.is_some_and(Watch::is_closed) {
+fn note_closed(found: &[Remnant], options: &Options, live: &Live<'_>, coverage: &mut CoverageMap) {
+    if !options.attributed_only {
         return;
     }
-    for remnant in found.iter().filter(|one| one.by == Attribution::None && one.explained_by(&options.rules).is_none())
-    {
+    let watch = live.watch.is_some_and(Watch::is_closed);
+    let calls = live.calls.is_some_and(Calls::is_closed);
+    let is_untold = |one: &&Remnant| match one.resource.kind() {
+        Kind::Bpf | Kind::Key | Kind::Loop => watch || calls,
+        _ => watch,
+    };
+    let unattributed = found.iter().filter(|one| one.by == Attribution::None);
+    for remnant in unattributed.filter(is_untold).filter(|one| one.explained_by(&options.rules).is_none()) {
         let why = "the program closed descriptors of leakcheck, which tell who made what: something new may be its own";
         coverage.lower(remnant.resource.kind(), Level::Partial, why);
     }

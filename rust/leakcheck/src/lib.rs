@@ -14,11 +14,13 @@ mod freeze;
 pub mod guard;
 pub mod kind;
 mod membership;
+mod own_fd;
 pub mod resource;
 mod rights;
 pub mod scope;
 pub mod snapshot;
 pub mod testing;
+mod this_process;
 mod token;
 
 // For the Python binding and for the crate's own tests: not a stable interface.

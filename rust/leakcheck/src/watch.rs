@@ -25,7 +25,7 @@ mod state;
 mod sys;
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -41,6 +41,8 @@ use rustix::io::Errno;
 pub(crate) use elevation::Elevation;
 
 pub use crate::membership::Membership;
+use crate::own_fd::{OwnFd, Token};
+use crate::this_process::ThisProcess;
 pub use answer::{Levels, Maker};
 pub use descent::Adrift;
 pub use options::Options;
@@ -50,19 +52,33 @@ struct Shared {
     state: Mutex<State>,
     bell: Option<Bell>,
     stop: AtomicBool,
+    /// Every descriptor.
+    own: Vec<Token>,
+    /// Whether the program was seen to have closed one.
+    closed: AtomicBool,
+}
+
+impl Shared {
+    /// Whether the program has closed no descriptor so far. Ask before each read: what has the number by now is the program's.
+    fn is_whole(&self) -> bool {
+        if !self.own.iter().all(|token| token.is_ours()) {
+            self.closed.store(true, Ordering::Relaxed);
+        }
+        !self.closed.load(Ordering::Relaxed)
+    }
 }
 
 /// What the thread waits on: the sources, and an eventfd that stops it.
 struct Bell {
-    epoll: OwnedFd,
-    wake: OwnedFd,
+    epoll: OwnFd,
+    wake: OwnFd,
 }
 
 impl Bell {
     fn over(state: &State) -> rustix::io::Result<Bell> {
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        for fd in state.sources().chain([wake.as_fd()]) {
+        let wake = OwnFd::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)?;
+        let epoll = OwnFd::new(epoll::create(CreateFlags::CLOEXEC)?)?;
+        for fd in state.sources().chain([&wake]) {
             epoll::add(&epoll, fd, EventData::new_u64(0), EventFlags::IN)?;
         }
         Ok(Bell { epoll, wake })
@@ -96,12 +112,7 @@ struct Listener {
 pub struct Watch {
     shared: Option<Arc<Shared>>,
     thread: Option<Listener>,
-    owner: u32,
-    fds: Vec<RawFd>,
-    /// What the kernel says that they are.
-    identity: Option<Vec<Vec<u8>>>,
-    /// Whether the program was seen to have closed one.
-    closed: AtomicBool,
+    owner: ThisProcess,
 }
 
 impl Watch {
@@ -109,10 +120,10 @@ impl Watch {
     pub fn start(options: &Options) -> Watch {
         let state = State::open(options);
         let bell = Bell::over(&state).ok();
-        let waiting = bell.iter().flat_map(|b| [b.epoll.as_raw_fd(), b.wake.as_raw_fd()]);
-        let fds: Vec<RawFd> = state.sources().map(|fd| fd.as_raw_fd()).chain(waiting).collect();
-        let identity = bell.as_ref().and_then(|bell| identity(&fds, bell));
-        let shared = Arc::new(Shared { state: Mutex::new(state), bell, stop: AtomicBool::new(false) });
+        let waiting = bell.iter().flat_map(|b| [&b.epoll, &b.wake]);
+        let own = state.sources().chain(waiting).map(OwnFd::token).collect();
+        let (stop, closed) = (AtomicBool::new(false), AtomicBool::new(false));
+        let shared = Arc::new(Shared { state: Mutex::new(state), bell, stop, own, closed });
         let (left, has_left) = sync_channel(1);
         let (closing, closed) = sync_channel(0);
         let thread = {
@@ -125,10 +136,7 @@ impl Watch {
         let watch = Watch {
             shared: Some(shared),
             thread: thread.map(|handle| Listener { handle, has_left, closing }),
-            owner: std::process::id(),
-            fds,
-            identity,
-            closed: AtomicBool::new(false),
+            owner: ThisProcess::now(),
         };
         if let Some(mut state) = watch.state() {
             state.take_in();
@@ -142,7 +150,7 @@ impl Watch {
     /// Begins again, as if it had just been started, but with the descriptors and the thread that there are. None if that is
     /// not possible: in a forked child, if events were lost, or if the program closed a descriptor.
     pub(crate) fn restart(self) -> Option<Watch> {
-        let begins = self.is_intact() && self.identity.is_some() && self.thread.is_some();
+        let begins = !self.is_closed() && self.thread.is_some();
         let begins = begins && self.state().is_some_and(|mut state| state.restart());
         // Nobody tells a connector that has become deaf. As at the start, a thread of our own must be heard.
         let begins = begins && {
@@ -161,23 +169,18 @@ impl Watch {
     /// Whether the program has closed one of its descriptors, as one does that closes all. Their numbers may be other files'
     /// by now: nothing is read from them any more, and nobody tells who made what. A forked child has closed nothing.
     pub(crate) fn is_closed(&self) -> bool {
-        if std::process::id() == self.owner && self.identity.is_some() && !self.is_intact() {
-            self.closed.store(true, Ordering::Relaxed);
-        }
-        self.closed.load(Ordering::Relaxed)
+        self.shared().is_some_and(|shared| !shared.is_whole())
     }
 
-    /// Whether this process started it and has closed none of its descriptors, as a program does that closes all.
-    fn is_intact(&self) -> bool {
-        let shared = self.shared.as_ref().filter(|_| std::process::id() == self.owner);
-        shared.is_some_and(|shared| shared.bell.as_ref().and_then(|bell| identity(&self.fds, bell)) == self.identity)
+    /// Not in a forked child.
+    fn shared(&self) -> Option<&Arc<Shared>> {
+        self.shared.as_ref().filter(|_| ThisProcess::now() == self.owner)
     }
 
     /// The state, but not in a forked child: the thread does not exist there, may have held the lock at the fork, and
     /// reading would steal the parent's events. Nor once a descriptor was closed.
     fn state(&self) -> Option<MutexGuard<'_, State>> {
-        let is_usable = std::process::id() == self.owner && !self.closed.load(Ordering::Relaxed);
-        let shared = self.shared.as_ref().filter(|_| is_usable)?;
+        let shared = self.shared().filter(|shared| !shared.closed.load(Ordering::Relaxed))?;
         Some(shared.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -190,8 +193,8 @@ impl Watch {
 
     /// Reads all events from before this call. The methods below use the events that were read.
     pub fn sync(&self) {
-        if !self.is_closed()
-            && let Some(mut state) = self.state()
+        if let Some(mut state) = self.state()
+            && !self.is_closed()
         {
             state.take_in();
             state.forget_mounts();
@@ -224,7 +227,7 @@ impl Watch {
             None => {
                 let none = crate::snapshot::Coverage {
                     level: crate::snapshot::Level::None,
-                    reason: match std::process::id() == self.owner {
+                    reason: match self.shared().is_some() {
                         true => "this process has closed the descriptors of the watch".to_owned(),
                         false => "the watch belongs to the parent process".to_owned(),
                     },
@@ -282,24 +285,25 @@ impl Watch {
         self.state().map_or(0, |state| state.successions(pid, start_ticks, ppid))
     }
 
-    /// The watch's own FDs.
+    /// The numbers of the watch's own FDs, also of those that the program has closed.
     pub fn own_fds(&self) -> Vec<RawFd> {
-        self.fds.clone()
+        self.shared.iter().flat_map(|shared| &shared.own).map(|token| token.number()).collect()
     }
 
     fn stop(&mut self) {
-        let is_intact = self.is_intact();
+        let is_owner = ThisProcess::now() == self.owner;
         let Some(shared) = self.shared.take() else { return };
-        if !is_intact {
-            // In a forked child, removing the marks would blind the parent, which owns these groups. In this process, the
-            // numbers may be other files' by now.
+        if !is_owner {
+            // Removing the marks would blind the parent, which owns these groups.
             std::mem::forget((shared, self.thread.take()));
             return;
         }
         let Some(Listener { handle, has_left, closing }) = self.thread.take() else { return };
         shared.stop.store(true, Ordering::Release);
-        if let Some(bell) = &shared.bell {
-            let _ = rustix::io::write(&bell.wake, &1u64.to_ne_bytes());
+        let wake = shared.bell.as_ref().map(|bell| &bell.wake).filter(|wake| wake.is_ours());
+        if wake.is_none_or(|wake| rustix::io::write(wake, &1u64.to_ne_bytes()).is_err()) {
+            // The program has closed it: nothing may ever wake the thread.
+            return;
         }
         // The time limit is for a thread that cannot stop; then this closes the FDs itself, and waits for the kernel.
         let left = has_left.recv_timeout(Duration::from_millis(200)) != Err(RecvTimeoutError::Timeout);
@@ -317,27 +321,21 @@ impl Drop for Watch {
     }
 }
 
-/// What the links of the descriptors show, and what the kernel lists of those that the thread waits for (proc_pid_fdinfo(5),
-/// `tfd`): a file that is closed is no longer in that list.
-fn identity(fds: &[RawFd], bell: &Bell) -> Option<Vec<Vec<u8>>> {
-    let link = |fd: &RawFd| rustix::fs::readlink(format!("/proc/self/fd/{fd}"), Vec::new()).ok();
-    let links: Option<Vec<Vec<u8>>> = fds.iter().map(|fd| Some(link(fd)?.into_bytes())).collect();
-    let mut identity = links?;
-    let of_epoll = std::fs::read(format!("/proc/self/fdinfo/{}", bell.epoll.as_raw_fd())).ok()?;
-    let mut awaited: Vec<Vec<u8>> =
-        of_epoll.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"tfd:")).map(<[u8]>::to_vec).collect();
-    awaited.sort();
-    identity.append(&mut awaited);
-    Some(identity)
-}
-
 /// The thread: reads events as they arrive, so that no buffer overflows and every pid is looked up while it is fresh.
 fn listen(shared: Arc<Shared>, left: &SyncSender<()>, closed: &Receiver<()>) {
     while let Some(bell) = &shared.bell {
-        if bell.wait().is_err() || shared.stop.load(Ordering::Acquire) {
+        // A forked child may keep the sources awake after the program has closed them.
+        if !shared.is_whole() || bell.wait().is_err() || shared.stop.load(Ordering::Acquire) {
             break;
         }
-        shared.state.lock().unwrap_or_else(PoisonError::into_inner).take_in();
+        let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.is_whole() {
+            state.take_in();
+        }
+    }
+    if !shared.stop.load(Ordering::Acquire) {
+        // A copy of the table would hold what the program opens.
+        return;
     }
     let mut slow = shared.state.lock().unwrap_or_else(PoisonError::into_inner).slow_to_close();
     // From here on, the other thread closes the FDs. Because of the copies its close is not the last one and therefore

@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 12] = [
     &["coverage", "scope"],
     &["resource"],
     &["kind"],
-    &["error", "membership", "token"],
+    &["error", "membership", "own_fd", "this_process", "token"],
     &["text"],
     &["parse"],
 ];

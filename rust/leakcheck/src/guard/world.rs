@@ -18,7 +18,6 @@ use crate::observe;
 use crate::resource::{BpfClass, Process, Resource};
 use crate::scope::Scope;
 use crate::snapshot::{CoverageMap, Snapshot};
-use crate::watch::Watch;
 
 /// Most teardowns take less.
 const SHORT: Duration = Duration::from_millis(5);
@@ -51,18 +50,7 @@ impl LiveWorld<'_> {
     /// One look. A scope that is gone after the run contains nothing but files.
     fn snapshot(&self) -> Result<Snapshot> {
         let options = &self.run.options.observe;
-        let (of_tree, of_closed);
-        let closed =
-            || [self.run.live.watch, self.run.live.tree].into_iter().flatten().filter(|watch| watch.is_closed());
-        let others: Vec<_> = closed().flat_map(Watch::own_fds).collect();
-        let options = if others.is_empty() {
-            options
-        } else {
-            // The numbers that were the observer's are the program's by now.
-            let hidden = options.hidden_fds.iter().copied().filter(|fd| !others.contains(fd)).collect();
-            of_closed = observe::Options { hidden_fds: hidden, ..options.clone() };
-            &of_closed
-        };
+        let of_tree;
         let options = match self.run.live.tree {
             None => options,
             Some(tree) => {

@@ -10,7 +10,7 @@ mod program;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -24,6 +24,8 @@ use super::bpf;
 use super::proc_root::read_file;
 use crate::error::in_words;
 use crate::membership::Membership;
+use crate::own_fd::OwnFd;
+use crate::this_process::ThisProcess;
 use crate::resource::{Bpf, BpfClass, Resource};
 
 /// Maximum number of arenas recorded at a time, and of records of all arenas. A record that does not fit is counted as
@@ -48,9 +50,11 @@ static PROGRAMS: Mutex<Vec<Arc<Program>>> = Mutex::new(Vec::new());
 struct Program {
     subject: Subject,
     /// Whether a record of an arena, or of the host, was lost.
-    lost: OwnedFd,
-    records: OwnedFd,
-    program: OwnedFd,
+    lost: OwnFd,
+    records: OwnFd,
+    program: OwnFd,
+    /// A forked child shares the maps, and would remove its parent's records.
+    owner: ThisProcess,
     /// Its objects but for the link, which are the same for ever.
     own: Vec<(BpfClass, u32)>,
     link: Mutex<Option<Link>>,
@@ -61,7 +65,7 @@ struct Program {
 }
 
 struct Link {
-    fd: OwnedFd,
+    fd: OwnFd,
     id: Option<u32>,
 }
 
@@ -104,11 +108,11 @@ struct Probe {
 /// processor in between.
 const AT_ONCE: u64 = 50_000_000;
 
-/// The descriptors of this process that are the recorder's.
-pub(crate) fn own_fds() -> Vec<i32> {
+/// The descriptors of this process that are the recorder's, or were until the program closed them.
+pub(crate) fn own_fds() -> Vec<RawFd> {
     let programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
-    let fds = programs.iter().flat_map(|p| [p.lost.as_raw_fd(), p.records.as_raw_fd(), p.program.as_raw_fd()]);
-    fds.chain(programs.iter().filter_map(|p| p.link().as_ref().map(|link| link.fd.as_raw_fd()))).collect()
+    let fds = programs.iter().flat_map(|p| [&p.lost, &p.records, &p.program].map(OwnFd::number));
+    fds.chain(programs.iter().filter_map(|p| p.link().as_ref().map(|link| link.fd.number()))).collect()
 }
 
 /// The recorder's BPF objects, which are never leaks.
@@ -191,7 +195,7 @@ impl Calls {
             _ => false,
         };
         let probes = self.program.probes();
-        let records = bpf::keys(&self.program.records).into_iter();
+        let records = self.program.keys().into_iter();
         let makers = records.filter(|key| wanted(key[1]) && !probes.contains(key));
         let makers = makers.filter_map(|key| u32::try_from(key[0]).ok()).collect();
         (!self.lost()).then_some(makers)
@@ -221,13 +225,13 @@ impl Calls {
         let last = self.program.probe(class)?;
         let probes = self.program.probes();
         let mut made: Vec<(u64, Option<u32>)> = Vec::new();
-        for key in bpf::keys(&self.program.records) {
+        for key in self.program.keys() {
             match what(key[1]) {
                 // It makes any number of them.
                 OBJECTS => return None,
                 one if one == objects(class)[0] => {
                     let pid = (!probes.contains(&key)).then_some(key[0] as u32);
-                    made.push((bpf::lookup(&self.program.records, &key)?, pid));
+                    made.push((self.program.time_of(&key)?, pid));
                 }
                 _ => {}
             }
@@ -257,7 +261,7 @@ impl Calls {
     /// Whether it made or asked for any key.
     pub(crate) fn keys(&self) -> bool {
         self.lost()
-            || bpf::keys(&self.program.records).iter().any(|[scope, rest]| *scope == self.scope && what(*rest) == KEY)
+            || self.program.keys().iter().any(|[scope, rest]| *scope == self.scope && what(*rest) == KEY)
     }
 
     fn any(&self, what: &[u32]) -> Membership {
@@ -269,17 +273,23 @@ impl Calls {
     }
 
     fn has(&self, what: u32, serial: u32) -> bool {
-        bpf::lookup(&self.program.records, &record(self.scope, what, serial)).is_some()
+        self.program.time_of(&record(self.scope, what, serial)).is_some()
     }
 
     fn forget(&self, which: impl Fn([u64; 2]) -> bool) {
-        for key in bpf::keys(&self.program.records).into_iter().filter(|key| which(*key)) {
+        for key in self.program.keys().into_iter().filter(|key| which(*key)) {
             bpf::delete(&self.program.records, &key);
         }
     }
 
     fn lost(&self) -> bool {
-        bpf::lookup(&self.program.lost, &[self.scope]) != Some(0)
+        self.is_closed() || bpf::lookup(&self.program.lost, &[self.scope]) != Some(0)
+    }
+
+    /// Whether the program under test has closed a descriptor of the recorder, or this is a forked child: then nothing tells
+    /// who made what.
+    pub(crate) fn is_closed(&self) -> bool {
+        !self.program.is_whole()
     }
 }
 
@@ -290,9 +300,11 @@ impl Drop for Calls {
         *count -= 1;
         if *count == 0 {
             views.remove(&self.scope);
-            bpf::delete(&self.program.lost, &[self.scope]);
             self.program.probes().clear();
-            self.forget(|[subject, _]| self.scope == HOST || subject == self.scope);
+            if self.program.is_whole() {
+                bpf::delete(&self.program.lost, &[self.scope]);
+                self.forget(|[subject, _]| self.scope == HOST || subject == self.scope);
+            }
         }
         if views.is_empty() {
             self.program.link().take();
@@ -326,21 +338,42 @@ fn what(rest: u64) -> u32 {
 impl Program {
     fn of(subject: Subject) -> Result<Arc<Self>, Errno> {
         let mut programs = PROGRAMS.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(program) = programs.iter().find(|p| p.subject == subject) {
+        // One whose descriptors were closed records nothing more. What is left of it is closed with its last view.
+        programs.retain(|p| p.is_whole() || Arc::strong_count(p) > 1);
+        if let Some(program) = programs.iter().find(|p| p.subject == subject && p.is_whole()) {
             return Ok(Arc::clone(program));
         }
         if !cfg!(target_arch = "x86_64") {
             return Err(Errno::NOSYS);
         }
-        let (lost, records) = (bpf::create_hash(8, ARENAS)?, bpf::create_hash(16, RECORDS)?);
+        let (lost, records) =
+            (OwnFd::new(bpf::create_hash(8, ARENAS)?)?, OwnFd::new(bpf::create_hash(16, RECORDS)?)?);
         let code = assemble(subject, lost.as_raw_fd(), records.as_raw_fd());
-        let program = bpf::load_raw_tracepoint(&code)?;
+        let program = OwnFd::new(bpf::load_raw_tracepoint(&code)?)?;
         let held = [(BpfClass::Map, &lost), (BpfClass::Map, &records), (BpfClass::Prog, &program)];
         let own = held.into_iter().filter_map(|(class, fd)| Some((class, bpf::id_of(fd)?))).collect();
         let (link, views, probes) = Default::default();
-        let program = Arc::new(Program { subject, lost, records, program, own, link, views, probes });
+        let owner = ThisProcess::now();
+        let program = Arc::new(Program { subject, lost, records, program, owner, own, link, views, probes });
         programs.push(Arc::clone(&program));
         Ok(program)
+    }
+
+    /// Whether this process loaded it, and its descriptors are still open here: if not, their numbers may be other files'.
+    fn is_whole(&self) -> bool {
+        self.owner == ThisProcess::now()
+            && [&self.lost, &self.records, &self.program].into_iter().all(OwnFd::is_ours)
+            && self.link().as_ref().is_none_or(|link| link.fd.is_ours())
+    }
+
+    /// The keys of all records; none if its descriptors were closed.
+    fn keys(&self) -> Vec<[u64; 2]> {
+        if self.records.is_ours() { bpf::keys(&self.records) } else { Vec::new() }
+    }
+
+    /// When what the record says was done.
+    fn time_of(&self, key: &[u64; 2]) -> Option<u64> {
+        if self.records.is_ours() { bpf::lookup(&self.records, key) } else { None }
     }
 
     fn link(&self) -> MutexGuard<'_, Option<Link>> {
@@ -356,7 +389,7 @@ impl Program {
     fn probe(&self, class: BpfClass) -> Option<Probe> {
         let own = || {
             let mine = |key: &[u64; 2]| key[0] == u64::from(std::process::id()) && what(key[1]) == objects(class)[0];
-            bpf::keys(&self.records).into_iter().filter(mine).collect::<HashSet<_>>()
+            self.keys().into_iter().filter(mine).collect::<HashSet<_>>()
         };
         let mut probes = self.probes();
         let before = own();
@@ -371,13 +404,14 @@ impl Program {
         let mut new = after.difference(&before);
         let (Some(key), None) = (new.next(), new.next()) else { return None };
         probes.insert(*key);
-        Some(Probe { class, id, time: bpf::lookup(&self.records, key)? })
+        Some(Probe { class, id, time: self.time_of(key)? })
     }
 
     fn attach(&self) -> Result<(), Errno> {
         let mut link = self.link();
         if link.is_none() {
             let fd = bpf::open_raw_tracepoint(SYS_EXIT, &self.program)?;
+            let fd = OwnFd::new(fd)?;
             *link = Some(Link { id: bpf::id_of(&fd), fd });
         }
         Ok(())

@@ -12,8 +12,9 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use rustix::fs::inotify::{CreateFlags, ReadFlags, Reader, WatchFlags, add_watch, init, remove_watch};
 use rustix::io::Errno;
 
-use super::sys;
 use super::walk::TMPFS;
+use crate::own_fd::OwnFd;
+use crate::this_process::ThisProcess;
 
 /// `f_type` (statfs(2)) of file systems that change only through their mounts: ext4, XFS, Btrfs, tmpfs.
 const WATCHED: [u64; 4] = [0xef53, 0x5846_5342, 0x9123_683e, TMPFS];
@@ -31,9 +32,9 @@ const SHARE: usize = 8;
 
 /// Watched directories, by their numbers.
 pub(super) struct Changes {
-    queue: OwnedFd,
+    queue: OwnFd,
     /// A forked child shares the queue, and would take its parent's events.
-    owner: u32,
+    owner: ThisProcess,
     paths: HashMap<i32, Vec<u8>>,
     most: usize,
 }
@@ -41,30 +42,18 @@ pub(super) struct Changes {
 impl Changes {
     /// None if the kernel refuses.
     pub(super) fn open() -> Option<Self> {
-        let queue = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?;
-        sys::mark(&queue).ok()?;
+        let queue = OwnFd::new(init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).ok()?).ok()?;
         let limit = std::fs::read_to_string(LIMIT).ok()?.trim().parse::<usize>().ok()?;
-        Some(Changes { queue, owner: std::process::id(), paths: HashMap::new(), most: limit / SHARE })
+        Some(Changes { queue, owner: ThisProcess::now(), paths: HashMap::new(), most: limit / SHARE })
     }
 
+    /// Whether it is this process' own, and the program has not closed it, as one does that closes all descriptors.
     pub(super) fn is_usable(&self) -> bool {
-        self.owner == std::process::id() && self.is_open()
-    }
-
-    /// Whether the program has not closed it, as one does that closes all descriptors.
-    fn is_open(&self) -> bool {
-        sys::is_marked(self.number())
-    }
-
-    /// Closes it, unless its number is another file's by now.
-    pub(super) fn abandon(self) {
-        if !self.is_open() {
-            std::mem::forget(self.queue);
-        }
+        self.owner == ThisProcess::now() && self.queue.is_ours()
     }
 
     pub(super) fn number(&self) -> RawFd {
-        self.queue.as_raw_fd()
+        self.queue.number()
     }
 
     /// Watches a directory from now on. None if it cannot be watched, or not on this file system.

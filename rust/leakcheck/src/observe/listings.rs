@@ -67,9 +67,8 @@ impl Remembered {
         }
         if !listings.changes.as_ref().is_some_and(Changes::is_usable) {
             listings.list_all_again();
-            if let Some(changes) = listings.changes.take() {
-                changes.abandon();
-            }
+            // First the old one: the new one may get its number.
+            listings.changes = None;
             listings.changes = Changes::open();
         }
         listings.changes.as_ref().map(Changes::number)

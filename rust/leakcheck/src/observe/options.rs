@@ -68,7 +68,8 @@ pub struct Options {
     pub include_self: bool,
     /// In a `tree:` scope, further processes that belong to it, with their descendants: orphans that left the tree.
     pub members: Vec<u32>,
-    /// Descriptors of the calling process that are the observer's.
+    /// Descriptors of the calling process that are the observer's. One that the program has closed hides nothing: another
+    /// file may have its number.
     pub hidden_fds: Vec<RawFd>,
     /// What looks with the same value remember of each other: directories that did not change are not listed again.
     pub remembered: Remembered,

@@ -2,7 +2,7 @@
 //! procfs of another pid namespace or one that shows less. Then a private detached procfs is used (fsopen(2),
 //! fsmount(2), Linux 5.2). If the observer may not create one, the covered part is a gap.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
@@ -14,6 +14,8 @@ use rustix::io::Errno;
 use super::read::read_all;
 use super::sys;
 use crate::error::{Doing, Error, Result, in_words};
+use crate::own_fd::OwnFd;
+use crate::this_process::ThisProcess;
 
 /// `f_type` of procfs (statfs(2)).
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
@@ -27,18 +29,23 @@ static ROOTS: Mutex<Vec<Weak<ProcRoot>>> = Mutex::new(Vec::new());
 /// Descriptors of such roots: the observer's own.
 static FDS: Mutex<Vec<RawFd>> = Mutex::new(Vec::new());
 
-struct Kept(OwnedFd);
+struct Kept(OwnFd);
 
 impl Kept {
-    fn new(fd: OwnedFd) -> Self {
-        FDS.lock().unwrap_or_else(PoisonError::into_inner).push(fd.as_raw_fd());
-        Kept(fd)
+    fn new(fd: OwnedFd) -> rustix::io::Result<Self> {
+        let fd = OwnFd::new(fd)?;
+        FDS.lock().unwrap_or_else(PoisonError::into_inner).push(fd.number());
+        Ok(Kept(fd))
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        FDS.lock().unwrap_or_else(PoisonError::into_inner).retain(|fd| *fd != self.0.as_raw_fd());
+        let mut fds = FDS.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of one that the program has closed, the number may stand there twice.
+        if let Some(at) = fds.iter().position(|fd| *fd == self.0.number()) {
+            fds.swap_remove(at);
+        }
     }
 }
 
@@ -55,6 +62,7 @@ pub(crate) struct ProcRoot {
     /// For single processes that are covered; none if the kernel refuses it.
     spare: OnceLock<Option<Kept>>,
     gap: Option<String>,
+    owner: ThisProcess,
 }
 
 impl ProcRoot {
@@ -78,13 +86,20 @@ impl ProcRoot {
     }
 
     fn current() -> Result<Arc<ProcRoot>> {
-        ProcRoot::newest().map_or_else(ProcRoot::renew, Ok)
+        ProcRoot::newest().filter(|root| root.is_usable()).map_or_else(ProcRoot::renew, Ok)
+    }
+
+    /// Whether it shows this process' pid namespace, and the program has closed none of its descriptors since the last look.
+    fn is_usable(&self) -> bool {
+        let spare = self.spare.get().and_then(Option::as_ref);
+        let mut kept = [Some(&self.dir), self.table.as_ref(), spare].into_iter().flatten();
+        self.owner == ThisProcess::now() && kept.all(|kept| kept.0.is_ours())
     }
 
     fn is_current(&self) -> bool {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         let same = |table: &Kept| poll(&mut [PollFd::new(&table.0, PollFlags::PRI)], Some(&now)) == Ok(0);
-        if !self.table.as_ref().is_some_and(same) {
+        if !self.is_usable() || !self.table.as_ref().is_some_and(same) {
             self.changed.store(true, Ordering::Relaxed);
         }
         !self.changed.load(Ordering::Relaxed)
@@ -96,25 +111,29 @@ impl ProcRoot {
             Ok(dir) => check(dir.as_fd()),
             Err(e) => Err(Doubt::Covered(format!("cannot open /proc: {}", in_words(e)))),
         };
-        let root = |dir, private, (table, text): (Option<OwnedFd>, Vec<u8>), gap| ProcRoot {
-            dir: Kept::new(dir),
-            private,
-            table: table.map(Kept::new),
-            text,
-            changed: AtomicBool::new(false),
-            spare: OnceLock::new(),
-            gap,
+        let root = |dir, private, (table, text): (Option<OwnedFd>, Vec<u8>), gap| -> Result<ProcRoot> {
+            Ok(ProcRoot {
+                dir: Kept::new(dir).map_err(|e| Error::io("mark the descriptor of", "/proc", e))?,
+                private,
+                // Without it, each look opens its own.
+                table: table.and_then(|table| Kept::new(table).ok()),
+                text,
+                changed: AtomicBool::new(false),
+                spare: OnceLock::new(),
+                gap,
+                owner: ThisProcess::now(),
+            })
         };
         match (checked, ordinary) {
-            (Ok(table), Ok(dir)) => Ok(root(dir, false, table, None)),
+            (Ok(table), Ok(dir)) => root(dir, false, table, None),
             (checked, ordinary) => match (private(), ordinary) {
-                (Ok(dir), _) => Ok(root(dir, true, Default::default(), None)),
+                (Ok(dir), _) => root(dir, true, Default::default(), None),
                 (Err(_), Ok(dir)) => {
                     let gap = checked.err().and_then(|doubt| match doubt {
                         Doubt::Covered(why) => Some(why),
                         Doubt::Less => None,
                     });
-                    Ok(root(dir, false, Default::default(), gap))
+                    root(dir, false, Default::default(), gap)
                 }
                 (Err(_), Err(e)) => Err(Error::io("open directory", "/proc", e)),
             },
@@ -132,7 +151,7 @@ impl ProcRoot {
 
     /// The private one, if this one is covered in part.
     pub(crate) fn spare(&self) -> Option<BorrowedFd<'_>> {
-        let spare = self.spare.get_or_init(|| private().ok().filter(|_| !self.private).map(Kept::new));
+        let spare = self.spare.get_or_init(|| private().ok().filter(|_| !self.private).and_then(|dir| Kept::new(dir).ok()));
         spare.as_ref().map(|kept| kept.0.as_fd())
     }
 
@@ -154,7 +173,7 @@ impl ProcRoot {
     }
 }
 
-/// Descriptors of this process that are open for observing.
+/// Descriptors of this process that are open for observing, or were until the program closed them.
 pub(crate) fn own_fds() -> Vec<RawFd> {
     FDS.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }

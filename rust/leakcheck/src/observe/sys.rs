@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 
@@ -30,24 +30,6 @@ struct MntIdReq {
 
 fn check(n: libc::c_long) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
-}
-
-/// `F_SETSIG` and `F_GETSIG` (fcntl(2)).
-const F_SETSIG: i32 = 10;
-const F_GETSIG: i32 = 11;
-/// A signal that is never sent without `O_ASYNC`, and that no other file has.
-const MARK: i32 = 61;
-
-/// Marks an open file, so that another one that gets its number is told from it.
-pub(crate) fn mark(fd: impl AsFd) -> io::Result<()> {
-    // SAFETY: the descriptor is borrowed for the call, and the argument is a number.
-    check(unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), F_SETSIG, MARK) }.into()).map(drop)
-}
-
-/// Whether this number is an open file that was marked.
-pub(crate) fn is_marked(fd: RawFd) -> bool {
-    // SAFETY: it takes no argument, and fails if nothing is open there.
-    unsafe { libc::fcntl(fd, F_GETSIG) == MARK }
 }
 
 /// getsockopt(2) of an option that takes and returns a struct of this length.

@@ -7,11 +7,11 @@
 //! `CAP_NET_ADMIN`.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::clock;
 use crate::error::in_words;
+use crate::own_fd::OwnFd;
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{
@@ -114,7 +114,7 @@ impl Sequence {
 /// subscriber deaf. After a plain close, the next fork that reaches nobody corrects the count. Receives every type of
 /// event: a filter would leave gaps in the sequence that look like losses.
 pub(super) struct Connector {
-    socket: OwnedFd,
+    socket: OwnFd,
     sequence: Sequence,
     lost: Option<&'static str>,
 }
@@ -147,6 +147,7 @@ impl Connector {
         }
         bind(&socket, &SocketAddrNetlink::new(0, 1 << (CN_IDX_PROC - 1)))
             .map_err(|e| failed("bind (before Linux 6.6 this needs CAP_NET_ADMIN)", e))?;
+        let socket = OwnFd::new(socket).map_err(|e| failed("mark", e))?;
         let mut connector = Connector { socket, sequence: Sequence::default(), lost: None };
         let awaited = connector.listen().map_err(|e| failed("subscribe", e))?;
         let mut answer = None;
@@ -213,11 +214,10 @@ impl Connector {
     pub(super) fn lost(&self) -> Option<&'static str> {
         self.lost
     }
-}
 
-impl AsFd for Connector {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    /// Readable when there is something to read.
+    pub(super) fn source(&self) -> &OwnFd {
+        &self.socket
     }
 }
 

@@ -6,12 +6,14 @@
 //! the file can watch it. Without such an event, a run had no more rights than at its start.
 
 use crate::error::in_words;
+use crate::own_fd::OwnFd;
+use crate::this_process::ThisProcess;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::fs;
+use std::io;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +21,7 @@ use std::sync::OnceLock;
 
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
 use rustix::fs::{Access, StatVfsMountFlags};
+use rustix::io::Errno;
 
 /// Directories of programs that callers know by name, in addition to PATH.
 const PLACES: [&str; 7] =
@@ -28,7 +31,9 @@ const SET_ID: u32 = 0o6000;
 /// A watch on every program that gives rights, in the usual directories.
 #[derive(Debug)]
 pub(crate) struct Elevation {
-    events: Result<File, String>,
+    events: Result<OwnFd, String>,
+    /// A forked child shares the queue, and would take its parent's events.
+    owner: ThisProcess,
     watched: HashMap<i32, Watched>,
     /// The first result stays.
     reported: OnceLock<String>,
@@ -47,6 +52,7 @@ impl Elevation {
     pub(crate) fn start(more: impl Iterator<Item = PathBuf>, gains: u64) -> Self {
         let mut this = Elevation {
             events: Err("nothing is watched".to_owned()),
+            owner: ThisProcess::now(),
             watched: HashMap::new(),
             reported: OnceLock::new(),
         };
@@ -55,13 +61,13 @@ impl Elevation {
             .and_then(|events| {
                 let elsewhere: Vec<PathBuf> = more.filter(|path| is_elevating(path, gains)).collect();
                 this.watch(&events, usual(gains).iter().chain(&elsewhere))?;
-                Ok(File::from(events))
+                OwnFd::new(events).map_err(|e| format!("inotify: {}", in_words(e)))
             });
         this
     }
 
     pub(crate) fn own_fd(&self) -> Option<RawFd> {
-        self.events.as_ref().ok().map(AsRawFd::as_raw_fd)
+        self.events.as_ref().ok().map(OwnFd::number)
     }
 
     fn watch<'a>(&mut self, events: &OwnedFd, programs: impl Iterator<Item = &'a PathBuf>) -> Result<(), String> {
@@ -71,8 +77,8 @@ impl Elevation {
                 Ok(id) => {
                     self.watched.insert(id, Watched::Program(program.clone()));
                 }
-                Err(rustix::io::Errno::NOENT) => {}
-                Err(rustix::io::Errno::ACCESS) => {
+                Err(Errno::NOENT) => {}
+                Err(Errno::ACCESS) => {
                     if let (Some(dir), Some(name)) = (program.parent(), program.file_name()) {
                         unreadable.entry(dir).or_default().insert(name.as_bytes().to_vec());
                     }
@@ -99,15 +105,19 @@ impl Elevation {
     }
 
     fn read(&self) -> Option<String> {
-        let mut events = match &self.events {
+        let unknown = |why: &str| Some(format!("cannot tell whether a set-user-ID program ran: {why}"));
+        let events = match &self.events {
+            Ok(_) if self.owner != ThisProcess::now() => return unknown("the guard belongs to the parent process"),
+            Ok(events) if !events.is_ours() => return unknown("the program closed the descriptor that tells"),
             Ok(events) => events,
-            Err(why) => return Some(format!("cannot tell whether a set-user-ID program ran: {why}")),
+            Err(why) => return unknown(why),
         };
         let mut buffer = [0u8; 16384];
         loop {
-            let read = match events.read(&mut buffer) {
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(e) => return Some(format!("cannot tell whether a set-user-ID program ran: {e}")),
+            let read = match rustix::io::read(events, &mut buffer) {
+                Err(Errno::AGAIN) => return None,
+                Err(Errno::INTR) => continue,
+                Err(e) => return unknown(&in_words(e)),
                 Ok(read) => read,
             };
             if let Some(program) = self.first(&buffer[..read]) {

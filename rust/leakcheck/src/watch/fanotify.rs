@@ -4,7 +4,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
@@ -14,6 +14,7 @@ use super::{clock, sys};
 use crate::error::in_words;
 use crate::observe::mount_table::Mounts;
 use crate::observe::reach;
+use crate::own_fd::OwnFd;
 
 // Not in libc yet.
 const FAN_REPORT_MNT: u32 = 0x4000;
@@ -126,9 +127,9 @@ fn handle(info: &[u8]) -> Option<(Handle, &[u8])> {
 }
 
 /// An unlimited queue needs `CAP_SYS_ADMIN`; without it, events have no pids either.
-fn init(report: u32) -> Result<OwnedFd, Errno> {
+fn init(report: u32) -> Result<OwnFd, Errno> {
     let common = libc::FAN_CLASS_NOTIF | libc::FAN_UNLIMITED_QUEUE | libc::FAN_NONBLOCK | libc::FAN_CLOEXEC;
-    sys::fanotify_init(common | report)
+    OwnFd::new(sys::fanotify_init(common | report)?)
 }
 
 fn refused(errno: Errno, too_old: &str) -> String {
@@ -142,7 +143,7 @@ fn refused(errno: Errno, too_old: &str) -> String {
 
 /// A notification group.
 pub(super) struct Group {
-    fd: OwnedFd,
+    fd: OwnFd,
     entries: bool,
     /// When its queue was last known to be empty, `CLOCK_MONOTONIC`.
     pub(super) quiet: u64,
@@ -192,6 +193,11 @@ impl Group {
         })
     }
 
+    /// Readable when there is something to read.
+    pub(super) fn source(&self) -> &OwnFd {
+        &self.fd
+    }
+
     /// Reads a batch without blocking; empty if the queue is empty.
     pub(super) fn read<'b>(&self, buffer: &'b mut [u8]) -> io::Result<&'b [u8]> {
         loop {
@@ -209,15 +215,12 @@ impl Drop for Group {
     /// Removes the marks: a copy of the FD that a forked child inherited would otherwise collect events as long as the
     /// child lives.
     fn drop(&mut self) {
+        if !self.fd.is_ours() {
+            return;
+        }
         let of = if self.entries { libc::FAN_MARK_FILESYSTEM } else { FAN_MARK_MNTNS };
         // Needs no path: the marked one may be gone.
         let _ = sys::fanotify_mark(self.fd.as_fd(), libc::FAN_MARK_FLUSH | of, 0, None, c"/");
-    }
-}
-
-impl AsFd for Group {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
     }
 }
 

@@ -7,13 +7,13 @@
 //! `CAP_PERFMON` or `CAP_SYS_ADMIN` in the initial user namespace.
 
 use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::io::Errno;
 
 use super::connector::Event;
 use super::sys::Ring;
 use crate::error::in_words;
+use crate::own_fd::OwnFd;
 
 /// `struct perf_event_attr`, `include/uapi/linux/perf_event.h`, in 32-bit words, the low half of 64-bit fields first.
 const ATTR: usize = 32;
@@ -109,8 +109,8 @@ impl Perf {
     }
 
     /// The events' FDs, readable when there is something to read.
-    pub(super) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.rings.iter().map(|ring| ring.as_fd())
+    pub(super) fn sources(&self) -> impl Iterator<Item = &OwnFd> {
+        self.rings.iter().map(Ring::event)
     }
 }
 

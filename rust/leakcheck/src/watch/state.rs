@@ -1,7 +1,7 @@
 //! The state of the watch, and the one function that reads new events.
 
 use std::collections::HashSet;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -20,6 +20,7 @@ use super::makers::{Makers, locate};
 use super::options::Options;
 use super::perf::Perf;
 use crate::membership::Membership;
+use crate::own_fd::OwnFd;
 
 /// How many batches one pass reads before it releases the lock.
 const BATCHES: usize = 4096;
@@ -41,9 +42,9 @@ impl Forks {
             .or_else(|silent| Perf::open().map(Forks::Perf).map_err(|refused| format!("{silent}; {refused}")))
     }
 
-    fn sources(&self) -> Vec<BorrowedFd<'_>> {
+    fn sources(&self) -> Vec<&OwnFd> {
         match self {
-            Forks::Connector(connector) => vec![connector.as_fd()],
+            Forks::Connector(connector) => vec![connector.source()],
             Forks::Perf(perf) => perf.sources().collect(),
         }
     }
@@ -141,14 +142,15 @@ impl State {
     }
 
     /// The FDs that are readable when there are events to read.
-    pub(super) fn sources(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        let groups = self.entries.iter().chain(&self.mounts).map(|g| g.as_fd());
+    pub(super) fn sources(&self) -> impl Iterator<Item = &OwnFd> {
+        let groups = self.entries.iter().chain(&self.mounts).map(Group::source);
         groups.chain(self.kin.connector.iter().flat_map(|(forks, _)| forks.sources()))
     }
 
-    /// The numbers of the groups' FDs, which are slow to close.
+    /// The numbers of the groups' FDs, which are slow to close, without those that the program has closed.
     pub(super) fn slow_to_close(&self) -> Vec<RawFd> {
-        self.entries.iter().chain(&self.mounts).map(|g| g.as_fd().as_raw_fd()).collect()
+        let groups = self.entries.iter().chain(&self.mounts).map(Group::source);
+        groups.filter(|fd| fd.is_ours()).map(OwnFd::number).collect()
     }
 
     /// Lowers the level of descent if a thread that was certainly started was not reported.

@@ -2,10 +2,12 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_uint};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
+
+use crate::own_fd::OwnFd;
 
 fn last() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
@@ -38,7 +40,7 @@ pub(super) fn fanotify_mark(
 
 /// A perf event of one CPU with the ring that the kernel writes its records to, perf_event_open(2).
 pub(super) struct Ring {
-    event: OwnedFd,
+    event: OwnFd,
     /// The control page, and after it the records.
     base: *mut u8,
     page: usize,
@@ -62,7 +64,7 @@ impl Ring {
         let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, attr.as_ptr(), -1, cpu, -1, PERF_FLAG_FD_CLOEXEC) };
         let fd = RawFd::try_from(fd).ok().filter(|fd| *fd >= 0).ok_or_else(last)?;
         // SAFETY: the kernel has just given us this FD, nobody else owns it.
-        let event = unsafe { OwnedFd::from_raw_fd(fd) };
+        let event = OwnFd::new(unsafe { OwnedFd::from_raw_fd(fd) })?;
         let page = rustix::param::page_size();
         let size = pages * page;
         let (access, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
@@ -72,6 +74,11 @@ impl Ring {
             return Err(last());
         }
         Ok(Ring { event, base: base.cast(), page, size })
+    }
+
+    /// Readable when there is something to read.
+    pub(super) fn event(&self) -> &OwnFd {
+        &self.event
     }
 
     /// Bytes that the ring holds.
@@ -99,12 +106,6 @@ impl Ring {
         }
         tail.store(end, Ordering::Release);
         bytes
-    }
-}
-
-impl AsFd for Ring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
     }
 }
 

@@ -17,6 +17,7 @@ use crate::observe::proc_root::read_file;
 use crate::observe::proc_root::{self, ProcRoot};
 use crate::observe::read::{path, read_small};
 use crate::observe::task::{PF_KTHREAD, each_number, living_thread, process_of};
+use crate::own_fd::is_own;
 use crate::parse;
 use crate::resource::Process;
 use crate::text::Text;
@@ -32,7 +33,8 @@ pub(crate) struct Procfs {
 }
 
 impl Procfs {
-    /// Opens `/proc`, the arena's if there is one. `hidden` are descriptors of this process that are the observer's own.
+    /// Opens `/proc`, the arena's if there is one. `hidden` are descriptors of this process that are the observer's own,
+    /// unless the program has closed them.
     pub(crate) fn open(
         hidden: &[RawFd],
         mappings: Mappings,
@@ -43,9 +45,9 @@ impl Procfs {
         let place = arena.map_or(root.dir(), |arena| arena.proc.as_fd());
         let opened = rustix::fs::openat(place, c".", flags, Mode::empty());
         let proc = opened.doing("open directory", "/proc")?;
-        let mut hidden = hidden.to_vec();
+        // What the program has closed may be its own by now.
+        let mut hidden: Vec<RawFd> = hidden.iter().copied().chain(proc_root::own_fds()).filter(|fd| is_own(*fd)).collect();
         hidden.push(proc.as_raw_fd());
-        hidden.extend(proc_root::own_fds());
         // No process of an arena is the observer.
         let own_pid = if arena.is_some() { 0 } else { std::process::id() };
         Ok(Procfs { proc, root, own_pid, hidden, mappings })
