@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_kept_watch import run_alone
+from tests.python.test_kept_watch import run_alone
 
 START = f"""
 import os, sys
@@ -20,7 +20,8 @@ def numbers():
     return {{int(one.name) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()}}
 
 def seen(run):
-    return {{leak["evidence"]["resource"]["fd"] for leak in leaks(run) if leak["kind"] == "fd"}}
+    found = [leak["evidence"]["resource"] for leak in leaks(run) if leak["kind"] == "fd"]
+    return {{one["fd"] for one in found if one["pid"] == os.getpid()}}
 """
 
 
@@ -59,17 +60,20 @@ def test_after_one_of_leakchecks_descriptors_is_closed_the_others_are_no_leaks()
     run_alone(
         START
         + """
-for at in range(12):
-    before = numbers()
+before, closed = own_descriptors(), 0
+known = numbers()
+while True:
     run = _native.Guard(include_self=True, kinds=EVERY, settle_ms=50)
-    own = sorted(numbers() - before)
-    if at >= len(own):
+    own = sorted(numbers() - known)
+    if closed >= len(own):
         break
-    os.close(own[at])
-    assert seen(run) == set(), (at, own)
-    # Nothing of it stays open.
-    assert numbers() - before == set(), (at, own)
-assert at >= 2
+    os.close(own[closed])
+    assert seen(run) == set(), (closed, own)
+    # Nothing stays open but what the next guards have too.
+    left = {link for link in own_descriptors() - before if "bpf" not in link}
+    assert left == set(), (closed, own, left)
+    closed += 1
+assert closed >= 2
 """
     )
 
@@ -134,7 +138,8 @@ try:
         os.close(end)
     # Nobody else has the end for writing.
     assert [os.read(end, 64) for end, _ in pipes] == [b""] * 8
-    assert {leak["kind"] for leak in leaks(run)} == {"process", "fd"}
+    # What others make meanwhile nobody can tell from it.
+    assert {leak["kind"] for leak in leaks(run)} >= {"process", "fd"}
 finally:
     pidfd = os.pidfd_open(child)
     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -155,11 +160,8 @@ with tempfile.TemporaryDirectory(dir="/tmp") as place:
     outer.end()
     outer.abandon()
     Path(place, "left").touch()
-    report = json.loads(inner.end())
-    assert report["verdict"] == "leaked", report
-    if os.geteuid() == 0:
-        assert {leak["attribution"] for leak in report["leaks"]} == {"creator"}, report
-    inner.abandon()
+    found = [leak for leak in leaks(inner) if place in leak["label"]]
+    assert [leak["attribution"] for leak in found] == ["creator" if os.geteuid() == 0 else "none"], found
 """
     )
 
@@ -203,7 +205,7 @@ assert is_kept(session)
 with tempfile.TemporaryDirectory(dir="/tmp") as place:
     run = guard(session)
     Path(place, "left").touch()
-    (found,) = [leak for leak in leaks(run) if leak["kind"] == "file"]
-    assert found["attribution"] == "creator", found
+    found = [leak for leak in leaks(run) if place in leak["label"]]
+    assert [leak["attribution"] for leak in found] == ["creator"], found
 """
     )

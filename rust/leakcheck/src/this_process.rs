@@ -26,7 +26,9 @@ impl ThisProcess {
             return ThisProcess(known);
         }
         let new = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
-        ThisProcess(word.compare_exchange(0, new, Ordering::AcqRel, Ordering::Acquire).map_or_else(|other| other, |_| new))
+        ThisProcess(
+            word.compare_exchange(0, new, Ordering::AcqRel, Ordering::Acquire).map_or_else(|other| other, |_| new),
+        )
     }
 }
 

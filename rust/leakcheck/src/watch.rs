@@ -25,7 +25,7 @@ mod state;
 mod sys;
 
 use std::collections::HashSet;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -82,6 +82,19 @@ impl Bell {
             epoll::add(&epoll, fd, EventData::new_u64(0), EventFlags::IN)?;
         }
         Ok(Bell { epoll, wake })
+    }
+
+    /// Wakes the thread. What is returned stays open until it has woken up.
+    fn ring(&self) -> rustix::io::Result<Option<OwnedFd>> {
+        if self.wake.is_ours() {
+            return rustix::io::write(&self.wake, &1u64.to_ne_bytes()).map(|_| None);
+        }
+        if !self.epoll.is_ours() {
+            return Err(Errno::BADF);
+        }
+        let wake = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        epoll::add(&self.epoll, &wake, EventData::new_u64(0), EventFlags::IN)?;
+        Ok(Some(wake))
     }
 
     fn wait(&self) -> rustix::io::Result<()> {
@@ -300,9 +313,10 @@ impl Watch {
         }
         let Some(Listener { handle, has_left, closing }) = self.thread.take() else { return };
         shared.stop.store(true, Ordering::Release);
-        let wake = shared.bell.as_ref().map(|bell| &bell.wake).filter(|wake| wake.is_ours());
-        if wake.is_none_or(|wake| rustix::io::write(wake, &1u64.to_ne_bytes()).is_err()) {
-            // The program has closed it: nothing may ever wake the thread.
+        let rung = shared.bell.as_ref().map(Bell::ring);
+        if !matches!(rung, Some(Ok(_))) {
+            // The program has closed the bell. Nothing may ever wake the thread, which holds the rest.
+            shared.state.lock().unwrap_or_else(PoisonError::into_inner).close();
             return;
         }
         // The time limit is for a thread that cannot stop; then this closes the FDs itself, and waits for the kernel.

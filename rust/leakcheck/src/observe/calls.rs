@@ -25,8 +25,8 @@ use super::proc_root::read_file;
 use crate::error::in_words;
 use crate::membership::Membership;
 use crate::own_fd::OwnFd;
-use crate::this_process::ThisProcess;
 use crate::resource::{Bpf, BpfClass, Resource};
+use crate::this_process::ThisProcess;
 
 /// Maximum number of arenas recorded at a time, and of records of all arenas. A record that does not fit is counted as
 /// lost.
@@ -260,8 +260,7 @@ impl Calls {
 
     /// Whether it made or asked for any key.
     pub(crate) fn keys(&self) -> bool {
-        self.lost()
-            || self.program.keys().iter().any(|[scope, rest]| *scope == self.scope && what(*rest) == KEY)
+        self.lost() || self.program.keys().iter().any(|[scope, rest]| *scope == self.scope && what(*rest) == KEY)
     }
 
     fn any(&self, what: &[u32]) -> Membership {
@@ -346,8 +345,7 @@ impl Program {
         if !cfg!(target_arch = "x86_64") {
             return Err(Errno::NOSYS);
         }
-        let (lost, records) =
-            (OwnFd::new(bpf::create_hash(8, ARENAS)?)?, OwnFd::new(bpf::create_hash(16, RECORDS)?)?);
+        let (lost, records) = (OwnFd::new(bpf::create_hash(8, ARENAS)?)?, OwnFd::new(bpf::create_hash(16, RECORDS)?)?);
         let code = assemble(subject, lost.as_raw_fd(), records.as_raw_fd());
         let program = OwnFd::new(bpf::load_raw_tracepoint(&code)?)?;
         let held = [(BpfClass::Map, &lost), (BpfClass::Map, &records), (BpfClass::Prog, &program)];

@@ -151,7 +151,8 @@ impl ProcRoot {
 
     /// The private one, if this one is covered in part.
     pub(crate) fn spare(&self) -> Option<BorrowedFd<'_>> {
-        let spare = self.spare.get_or_init(|| private().ok().filter(|_| !self.private).and_then(|dir| Kept::new(dir).ok()));
+        let spare =
+            self.spare.get_or_init(|| private().ok().filter(|_| !self.private).and_then(|dir| Kept::new(dir).ok()));
         spare.as_ref().map(|kept| kept.0.as_fd())
     }
 
@@ -218,7 +219,8 @@ pub(crate) fn mount_table() -> Result<Vec<u8>> {
 /// A detached procfs of our pid namespace.
 fn private() -> rustix::io::Result<OwnedFd> {
     let mount = sys::detached("proc", &[])?;
-    openat(&mount, ".", DIRECTORY, Mode::empty()).map(|_| mount)
+    // The descriptor of the mount itself is one of `O_PATH`, which cannot be marked. This one keeps the mount, too.
+    openat(&mount, ".", DIRECTORY, Mode::empty())
 }
 
 /// Why an open `/proc` may not show everything.

@@ -147,6 +147,11 @@ impl State {
         groups.chain(self.kin.connector.iter().flat_map(|(forks, _)| forks.sources()))
     }
 
+    /// Closes the sources.
+    pub(super) fn close(&mut self) {
+        (self.entries, self.mounts, self.kin.connector) = (None, None, None);
+    }
+
     /// The numbers of the groups' FDs, which are slow to close, without those that the program has closed.
     pub(super) fn slow_to_close(&self) -> Vec<RawFd> {
         let groups = self.entries.iter().chain(&self.mounts).map(Group::source);

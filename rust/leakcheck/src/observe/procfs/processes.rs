@@ -46,7 +46,8 @@ impl Procfs {
         let opened = rustix::fs::openat(place, c".", flags, Mode::empty());
         let proc = opened.doing("open directory", "/proc")?;
         // What the program has closed may be its own by now.
-        let mut hidden: Vec<RawFd> = hidden.iter().copied().chain(proc_root::own_fds()).filter(|fd| is_own(*fd)).collect();
+        let mut hidden: Vec<RawFd> =
+            hidden.iter().copied().chain(proc_root::own_fds()).filter(|fd| is_own(*fd)).collect();
         hidden.push(proc.as_raw_fd());
         // No process of an arena is the observer.
         let own_pid = if arena.is_some() { 0 } else { std::process::id() };
