@@ -54,11 +54,11 @@ class Exhausted(msgspec.Struct, frozen=True, kw_only=True):
 
     `proof` is what proves that it ran against the limit, empty if nothing does. `status` is what the target reported,
     empty if nothing; `ran` whether the payload was executed, `crash` how a process of the target's crashed, `killed`
-    whether the kernel killed one for lack of memory, `unsure` why that is not known. `heard` are the adapter's words, for this resource or another,
-    that stand in an error; None if there was none. `met` are all resources for lack of which a call failed, `calls` the
-    first calls that failed for lack of this one, `words` the last of the target's output. `pressure_us` is how long
-    tasks of the machine waited for it meanwhile, in microseconds; None if this kernel does not say. `refused` is why it
-    could not be exhausted here: then all else is unknown.
+    whether the kernel killed one for lack of memory, `unsure` why that is not known. `heard` are the adapter's words,
+    for this resource or another, that stand in an error; None if there was none. `met` are all resources for lack of
+    which a call failed, `calls` the first calls that failed for lack of this one, `words` the last of the target's
+    output. `pressure_us` is how long tasks of the machine waited for it meanwhile, in microseconds; None if this kernel
+    does not say. `refused` is why it could not be exhausted here: then all else is unknown.
     """
 
     proof: str = ""

@@ -12,9 +12,9 @@ _SENT = re.compile(r"kill\((-?[0-9]+), SIGKILL\)")
 def kills_itself(lines: Sequence[Mapping[str, Any]], inside: int) -> bool | None:
     """Return whether the target sent SIGKILL to its own command, process `inside` of the arena; None: perhaps.
 
-    `lines` are what a tracer recorded of the run. Who sends it to a process of another number means another one: a process
-    in a pid namespace below cannot name one above it (pid_namespaces(7)). A group, a pidfd and the same number in such a
-    namespace tell nothing.
+    `lines` are what a tracer recorded of the run. Who sends it to a process of another number means another one: a
+    process in a pid namespace below cannot name one above it (pid_namespaces(7)). A group, a pidfd and the same number
+    in such a namespace tell nothing.
     """
     failed = {line["returned"] for line in lines if "returned" in line and line.get("value", 0) < 0}
     perhaps = False

@@ -164,15 +164,13 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
     if first.leaks or not injector.harmless:
         after.follow()
     broken = [] if history is None else [*judge(history)]
-    outcomes = {*after.outcomes(), *(outcome for outcome, _ in broken)}
+    unsure = [exhausted.unsure] if exhausted is not None and exhausted.unsure else []
+    outcomes = {*after.outcomes(), *(outcome for outcome, _ in broken), *("unknown" for _ in unsure)}
     if wrong:
         outcomes.add("false-status")
     fired = _fired(session, injector, evidence)
     if not (fired or injector.may_miss):
         outcomes.add("not-reached")
-    unsure = [exhausted.unsure] if exhausted is not None and exhausted.unsure else []
-    if unsure:
-        outcomes.add("unknown")
     if cores and exhausted is not None:
         exhausted = msgspec.structs.replace(exhausted, crash="; ".join(filter(None, [exhausted.crash, *cores])))
     detail = [*(what for _, what in broken), *after.failures, *filter(None, [wrong]), *cores, *unsure]

@@ -1,4 +1,4 @@
-"""The guards of a session share a watch also as an ordinary user and in a container: each finds what its own run leaves."""
+"""Guards that share a watch as an ordinary user and in a container: each finds what its own run leaves."""
 
 import sys
 

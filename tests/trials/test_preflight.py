@@ -22,7 +22,7 @@ def test_a_program_that_was_removed_meanwhile_needs_no_rights_and_one_that_is_se
     def said(*programs: Path) -> str:
         target = SimpleNamespace(programs=lambda: [str(program) for program in programs])
         host = ArenaHost.__new__(ArenaHost)
-        return preflight._powerless(cast("Any", SimpleNamespace(host=host, target=target)))  # noqa: SLF001
+        return preflight._powerless(cast("Any", SimpleNamespace(host=host, target=target)))
 
     assert said(gone) == ""
     assert str(elevates) in said(gone, elevates)
