@@ -165,7 +165,7 @@ assert [os.read(end, 64) for end, _ in pipes] == [b"data of the test"] * 8
 """
 
 
-FEW = 'SOME = ["file of a thread", "pipe", "file of a daemon"]\n'
+FEW = 'SOME = ["file of a thread", "file of a daemon"]\n'
 
 
 @pytest.mark.parametrize(
