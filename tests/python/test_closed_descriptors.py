@@ -58,6 +58,24 @@ assert {os.readlink(f"/proc/self/fd/{number}") for number in kept} == {"/etc/pas
     )
 
 
+def test_after_all_descriptors_are_closed_the_thread_of_the_watch_ends() -> None:
+    run_alone(
+        START
+        + """
+import time
+before = watchers()
+run = guard(_native.Remembered())
+os.closerange(3, 4096)
+run.end()
+run.abandon()
+late = time.monotonic() + 60
+while watchers() - before:
+    assert time.monotonic() < late
+    time.sleep(0.05)
+"""
+    )
+
+
 def test_after_one_of_leakchecks_descriptors_is_closed_the_others_are_no_leaks() -> None:
     run_alone(
         START

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::io::Errno;
 
 pub(crate) use elevation::Elevation;
@@ -97,16 +97,20 @@ impl Bell {
         Ok(Some(wake))
     }
 
+    /// Waits for an event, or [`CHECK`].
     fn wait(&self) -> rustix::io::Result<()> {
         let mut events = Vec::with_capacity(4);
         loop {
-            match epoll::wait(&self.epoll, spare_capacity(&mut events), None) {
+            match epoll::wait(&self.epoll, spare_capacity(&mut events), Some(&CHECK)) {
                 Err(Errno::INTR) => {}
                 other => return other.map(|_| ()),
             }
         }
     }
 }
+
+/// How long the thread waits at most: no event comes once the program has closed every descriptor, and nothing else wakes it.
+const CHECK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// The thread, and how to stop it.
 struct Listener {
@@ -315,7 +319,7 @@ impl Watch {
         shared.stop.store(true, Ordering::Release);
         let rung = shared.bell.as_ref().map(Bell::ring);
         if !matches!(rung, Some(Ok(_))) {
-            // The program has closed the bell. Nothing may ever wake the thread, which holds the rest.
+            // The program has closed the bell, and the thread, which holds the rest, wakes up later.
             shared.state.lock().unwrap_or_else(PoisonError::into_inner).close();
             return;
         }
