@@ -220,8 +220,8 @@ fn observe(options: &Options, kinds: KindSet, threads: usize, root: &Arc<ProcRoo
     let least = match options.arena.as_deref() {
         // The settings of the machine are a few hundred files.
         Some(arena) if kinds.contains(Kind::Sysctl) || arena.files.load(Ordering::Relaxed) > WORTH_A_THREAD => 2,
-        // On a busy machine a thread waits for a processor for longer than a later look of a session takes.
-        None if whole_host && !options.remembered.is_listed() => 2,
+        // On a busy machine a thread waits for a processor for longer than a look takes that lists no directory.
+        None if whole_host && untied.takes_long() => 2,
         _ => 1,
     };
     let threads = pass.worth(threads, least);
@@ -270,6 +270,12 @@ impl<'a> Untied<'a> {
     fn of(out: &Snapshot, options: &'a Options) -> Self {
         let empty = Snapshot { roots: out.roots.clone(), ..Snapshot::empty(out.scope.clone(), out.kinds) };
         Untied { empty, options, next: AtomicUsize::new(0) }
+    }
+
+    /// Whether a thread of its own for it is worthwhile on a host.
+    fn takes_long(&self) -> bool {
+        let much = !self.empty.roots.is_empty() || self.empty.kinds.contains(Kind::Sysctl);
+        much && !self.options.remembered.is_listed()
     }
 
     /// Takes steps until none is left, and returns what they found.

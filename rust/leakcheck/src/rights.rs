@@ -36,7 +36,8 @@ pub(crate) struct Rights {
     pub(crate) bpf: bool,
     /// Whether it has all capabilities over the namespaces that are observed: in an ordinary user's arena.
     pub(crate) in_arena: bool,
-    /// Directories that it starts in or receives as descriptors, so that it needs no access to their parents.
+    /// Directories that it starts in or receives as descriptors, so that it needs no access to their parents; none if
+    /// its capabilities reach every directory.
     pub(crate) inside: Vec<Vec<u8>>,
 }
 
@@ -60,9 +61,10 @@ impl Rights {
             capabilities &= !CapabilitySet::SETUID.bits();
         }
         let more = if no_new_privs { 0 } else { bounding & !capabilities };
-        let bpf = fs::read("/proc/sys/kernel/unprivileged_bpf_disabled");
+        let bpf = read_file("/proc/sys/kernel/unprivileged_bpf_disabled");
         let bpf = !bpf.is_ok_and(|value| matches!(value.trim_ascii(), b"1" | b"2"));
-        Some(Rights { uids: uids.to_vec(), capabilities, effective, more, bpf, in_arena: false, inside: inside()? })
+        let inside = if capabilities & !HARMLESS == 0 { inside()? } else { Vec::new() };
+        Some(Rights { uids: uids.to_vec(), capabilities, effective, more, bpf, in_arena: false, inside })
     }
 
     /// The rights of whatever runs in an ordinary user's arena: all over its own user namespace, and elsewhere those of
@@ -79,6 +81,7 @@ impl Rights {
             rustix::fs::openat(&arena.proc, c"1/uid_map", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
         let map = std::io::read_to_string(fs::File::from(map)).ok()?;
         let own = Rights::own().filter(|own| !own.uids.contains(&0))?;
+        let own = Rights { inside: self::inside()?, ..own };
         is_of_one_user(&map).then_some(Rights { capabilities: 0, effective: 0, more: 0, in_arena: true, ..own })
     }
 
@@ -163,10 +166,12 @@ fn inside() -> Option<Vec<Vec<u8>>> {
     for entry in fs::read_dir("/proc/self/fd").ok()? {
         let path = entry.ok()?.path();
         // What has no path is no directory, and to describe some of it takes long: an inotify queue shows every watch.
-        let Some(target) = link(&path).filter(|target| target.first() == Some(&b'/')) else { continue };
-        let info = fs::read(Path::new("/proc/self/fdinfo").join(path.file_name()?)).unwrap_or_default();
+        let Some(target) = link(&path).filter(|target| target.first() == Some(&b'/') && is_directory(&path)) else {
+            continue;
+        };
+        let info = read_file(Path::new("/proc/self/fdinfo").join(path.file_name()?)).unwrap_or_default();
         let closed = crate::parse::fdinfo::parse(&info).flags.is_some_and(|flags| flags & libc::O_CLOEXEC as u32 != 0);
-        if !closed && is_directory(&path) {
+        if !closed {
             all.push(target);
         }
     }
@@ -175,7 +180,7 @@ fn inside() -> Option<Vec<Vec<u8>>> {
 
 /// Whether this user namespace has a single user id (user_namespaces(7)), so that nobody in it becomes another user.
 fn is_only_user() -> bool {
-    is_of_one_user(&fs::read_to_string("/proc/self/uid_map").unwrap_or_default())
+    is_of_one_user(&String::from_utf8_lossy(&read_file("/proc/self/uid_map").unwrap_or_default()))
 }
 
 fn is_of_one_user(map: &str) -> bool {
