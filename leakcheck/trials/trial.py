@@ -165,7 +165,8 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         after.follow()
     broken = [] if history is None else [*judge(history)]
     unsure = [exhausted.unsure] if exhausted is not None and exhausted.unsure else []
-    outcomes = {*after.outcomes(), *(outcome for outcome, _ in broken), *("unknown" for _ in unsure)}
+    unclear: list[Outcome] = ["unknown" for _ in unsure]
+    outcomes = {*after.outcomes(), *(outcome for outcome, _ in broken), *unclear}
     if wrong:
         outcomes.add("false-status")
     fired = _fired(session, injector, evidence)
