@@ -297,6 +297,18 @@ mod tests {
     fn the_rights_of_this_process_are_read() {
         let rights = Rights::own().expect("/proc");
         assert!(rights.uids.contains(&rustix::process::geteuid().as_raw()));
-        assert!(rights.inside.iter().any(|path| path.starts_with(b"/")));
+        assert_eq!(rights.inside.is_empty(), rights.has(!HARMLESS), "{:?}", rights.inside);
+    }
+
+    #[test]
+    fn directories_that_survive_exec_are_inside_and_no_others() {
+        let directory = |flags| rustix::fs::open("/usr/lib", OFlags::DIRECTORY | flags, Mode::empty()).unwrap();
+        let is_inside = || inside().unwrap().iter().any(|path| path.ends_with(b"/lib"));
+        let _closed = directory(OFlags::CLOEXEC);
+        assert!(!is_inside());
+        let _open = directory(OFlags::empty());
+        assert!(is_inside());
+        let here = std::env::current_dir().unwrap();
+        assert!(inside().unwrap().contains(&here.into_os_string().into_encoded_bytes()));
     }
 }
