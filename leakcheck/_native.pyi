@@ -77,7 +77,7 @@ class ArenaView:
     Args:
         proc: the arena's own /proc.
         layers: path, upper layer and lower host directory of each overlay.
-        roots: path and root of each fresh file system.
+        roots: path and root of each fresh file system; after these, path and directory of what mounts cover in them.
         cgroups: hierarchy, as in /proc/PID/cgroup or ``"v2"``, and the host's directory of the arena's cgroup.
         not_covered: submounts of the host that are not observed, with the reason.
         bound: path inside and path on the host of each writable bind; its content is listed now and compared later.

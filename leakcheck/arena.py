@@ -198,6 +198,8 @@ class Arena:
         self.not_covered: list[str] = up["not_covered"]
         self._layer_paths: list[str] = up["layers"]
         self._root_paths: list[str] = up["roots"]
+        # Directories of these that a mount covers: a process may unmount it in a namespace of its own, and write there.
+        self._beneath: list[str] = up["beneath"]
         self._kept = f"enter it: nsenter -t {self.init} -a -r; end it: kill -TERM {warden.pid}"
         if self._keep:
             warden.keep(self._id)
@@ -312,7 +314,7 @@ class Arena:
             self._view = _native.ArenaView(
                 proc=self._fds[1],
                 layers=layers,
-                roots=written[len(layers) :],
+                roots=written[len(layers) :] + list(zip(self._beneath, self._fds[2 + len(written) :], strict=True)),
                 cgroups=list(self.cgroups.items()),
                 not_covered=self.not_covered,
                 bound=self._bound,
@@ -323,7 +325,8 @@ class Arena:
     def written(self) -> list[tuple[str, int]]:
         """All that was written: place in the arena and directory, those of the layers above the host's files first."""
         self._check_up("look")
-        return list(zip([*self._layer_paths, *self._root_paths], self._fds[2:], strict=True))
+        paths = [*self._layer_paths, *self._root_paths]
+        return list(zip(paths, self._fds[2 : 2 + len(paths)], strict=True))
 
     @property
     def spawner(self) -> int:

@@ -59,6 +59,19 @@ def test_whatever_is_written_anywhere_is_found_and_not_on_the_host() -> None:
     assert not Path("/srv/made").exists()
 
 
+def test_what_is_made_beneath_the_mounts_of_an_arena_is_found(tmp_path: Path) -> None:
+    cgroups = next(Path("/sys/fs/cgroup").glob("*/cgroup.procs"), None)
+    tree = f"umount -l {cgroups.parent} && mkdir {cgroups.parent}/beneath && " if cgroups else ""
+    # It unmounts in a mount namespace of its own, which ends with it. PID 1's mounts stay, and cover what it made.
+    script = f"umount /dev/shm && echo x > /dev/shm/beneath && {tree} umount /tmp/bound && echo x > /tmp/bound/beneath"
+    bind = f"{tmp_path}:/tmp/bound:ro"
+    found = report("--arena", "--settle", "0.1", "--bind", bind, "--", "unshare", "--mount", "sh", "-c", script)
+    labels = {leak["label"] for leak in found["leaks"]}
+    wanted = {"file /dev/shm/beneath", "file /tmp/bound/beneath"}
+    assert labels == wanted | ({f"dir {cgroups.parent}/beneath"} if cgroups else set())
+    assert found["verdict"] == "leaked"
+
+
 def test_a_leaked_process_that_holds_our_output_is_one_leak_and_no_detached_mount(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as out:
         command = [*LEAKCHECK, "guard", "--arena", "-o", tmp_path / "report", "--settle", "0.1", "--"]
@@ -186,16 +199,18 @@ def test_an_ordinary_user_gets_an_arena_of_a_user_namespace_and_is_told_why_it_n
     # Within an arena everything can be made readable without a trace.
     script = (
         "chmod a+rx /root; exec setpriv --reuid=65534 --regid=65534 --clear-groups "
-        '"$@" guard --json --arena --settle 0.1 -- sh -c "id -u; echo x > /home/litter"'
+        '"$@" guard --json --arena --settle 0.1 -- sh -c "id -u; echo x > /home/litter; $0"'
     )
     with Arena(binds=SHOWN) as arena, (tmp_path / "out").open("wb") as out, (tmp_path / "err").open("wb") as err:
         env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "HOME": "/"}
-        argv = ["/bin/sh", "-c", script, "sh", *LEAKCHECK]
+        beneath = "unshare --mount sh -c 'umount /dev/shm && echo x > /dev/shm/beneath'"
+        argv = ["/bin/sh", "-c", script, beneath, *LEAKCHECK]
         code = arena.run(argv, env=env, stdout=out.fileno(), stderr=err.fileno())
     assert code == 1, (tmp_path / "err").read_text()
     assert "0" in (tmp_path / "err").read_text().splitlines(), "root of its own namespace"
     found = json.loads((tmp_path / "out").read_text())
-    assert "file /home/litter" in [leak["label"].partition(" ·")[0] for leak in found["leaks"]]
+    labels = [leak["label"].partition(" ·")[0] for leak in found["leaks"]]
+    assert {"file /home/litter", "file /dev/shm/beneath"} <= set(labels)
     assert {kind: gap for kind, gap in found["coverage"].items() if gap["level"] != "full"} == {}
     assert "its user cannot create any: no cgroup is writable" in found["coverage"]["cgroup"]["reason"]
 

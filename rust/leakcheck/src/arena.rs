@@ -29,7 +29,7 @@ pub struct ArenaView {
     pub proc: OwnedFd,
     /// Its overlays.
     pub layers: Vec<Layer>,
-    /// Path inside and root of each fresh file system.
+    /// Path inside and root of each fresh file system; after these, path and directory of what mounts cover in them.
     pub roots: Vec<(PathBuf, OwnedFd)>,
     /// Hierarchy, named as in [`Cgroup`](crate::resource::Cgroup), and the arena's own cgroup in it, a directory of the host.
     pub cgroups: Vec<(String, PathBuf)>,

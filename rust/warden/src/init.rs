@@ -26,11 +26,12 @@ pub(crate) fn run(spawner: OwnedFd, entered: io::Result<()>, options: &Options, 
             let up = Up {
                 layers: paths(&root.layers),
                 roots: paths(&root.fresh),
+                beneath: paths(&root.beneath),
                 not_covered: root.not_covered.clone(),
                 steps: steps.begun.clone(),
                 ..Up::default()
             };
-            let parts = root.layers.iter().chain(&root.fresh);
+            let parts = root.layers.iter().chain(&root.fresh).chain(&root.beneath);
             let fds: Vec<BorrowedFd<'_>> = std::iter::once(&root.proc)
                 .chain(parts.map(|(_, fd)| fd))
                 .chain([&root.top, &root.null])

@@ -51,9 +51,14 @@ pub(crate) struct Root {
     pub(crate) proc: OwnedFd,
     /// Path and descriptor of each fresh tmpfs.
     pub(crate) fresh: Vec<(String, OwnedFd)>,
+    /// Path and descriptor of the directories of these tmpfs that a mount covers.
+    pub(crate) beneath: Vec<(String, OwnedFd)>,
     /// Paths of the host that are missing or read-only here, with the reason.
     pub(crate) not_covered: Vec<String>,
 }
+
+/// A packet takes 253 descriptors (`SCM_MAX_FD`), the others' too. An arena has some 15 of these, and one for each bind.
+const MOST_BENEATH: usize = 64;
 
 /// Where the overlay is built before it becomes the root. Every Linux has this directory, and it gets a fresh tmpfs anyway.
 const STAGE: &str = "/tmp";
@@ -138,13 +143,48 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     for (tree, target) in &binds {
         tree.attach(target).doing("bind in the arena to", target)?;
     }
+    let beneath = beneath(&fresh)?;
     if !is_root() {
         // Not an overlay: what is made in it is new. A copy of this mount alone shows it whatever the run mounts over it.
         let copy = Tree::of(Path::new("/"), false, false)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         fresh.push(("/".to_owned(), rustix::fs::openat(&copy.fd, ".", flags, Mode::empty())?));
     }
-    Ok(Root { top: open_dir(Path::new("/"))?, null, layers, proc, fresh, not_covered })
+    Ok(Root { top: open_dir(Path::new("/"))?, null, layers, proc, fresh, beneath, not_covered })
+}
+
+/// The directories of the fresh tmpfs that are mount points: a process that unmounts there in a mount namespace of its own
+/// writes to them. They are opened through a copy of the tmpfs' own mount alone.
+fn beneath(fresh: &[(String, OwnedFd)]) -> io::Result<Vec<(String, OwnedFd)>> {
+    let mounts = mounts::list()?;
+    let mut found = Vec::new();
+    for (top, _) in fresh {
+        let inner = |other: &str| Path::new(other) != Path::new(top) && Path::new(other).starts_with(top);
+        let mut copy = None;
+        for mount in mounts.iter().filter(|m| m.point() != Path::new(top) && m.point().starts_with(top)) {
+            // A tmpfs within this one has its own.
+            if fresh
+                .iter()
+                .any(|(other, _)| inner(other) && mount.point() != Path::new(other) && mount.point().starts_with(other))
+            {
+                continue;
+            }
+            let Ok(below) = mount.point().strip_prefix(top) else { continue };
+            if copy.is_none() {
+                copy = Some(Tree::of(Path::new(top), false, false).doing("copy the mount of", top)?);
+            }
+            let Some(copy) = &copy else { continue };
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            match rustix::fs::openat(&copy.fd, below, flags, Mode::empty()) {
+                Ok(dir) => found.push((mount.point().display().to_string(), dir)),
+                // A file, or it is in another mount.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+    found.truncate(MOST_BENEATH);
+    Ok(found)
 }
 
 /// A part of the host's file systems, cloned and not attached yet (open_tree(2)).

@@ -136,7 +136,8 @@ impl Born {
         };
         let subs: Vec<_> =
             listed.unwrap_or_default().iter().map(|name| (join(below.to_bytes(), name), join(path, name))).collect();
-        self.places.insert(path.to_vec(), self.files.len());
+        // What a mount covers comes last, and has the path of the mount.
+        self.places.entry(path.to_vec()).or_insert(self.files.len());
         self.files.push(BornFile { root, below, path: path.to_vec(), st });
         for (below, path) in subs {
             self.note(fs, &below, &path);

@@ -194,7 +194,7 @@ impl<'a> Walker<'a> {
 
     fn note(&mut self, path: &[u8], st: &Statx) {
         if let Some(at) = self.born.and_then(|born| born.place(path)) {
-            self.out.born.insert(at, *st);
+            self.out.born.entry(at).or_insert(*st);
         }
     }
 

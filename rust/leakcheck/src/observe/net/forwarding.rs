@@ -77,6 +77,9 @@ pub(super) fn groups(route: &mut Netlink) -> io::Result<Vec<(u32, String)>> {
 fn permanent(reply: &Reply<'_>) -> Vec<(u32, String)> {
     const MDBA_MDB: u16 = 1;
     const MDB_PERMANENT: u8 = 1;
+    /// `MDBA_MDB_EATTR_SOURCE` and so on.
+    const TOLD_APART: [(&str, u16); 6] =
+        [("source", 4), ("to", 6), ("to port", 7), ("vni", 8), ("via", 9), ("source vni", 10)];
     let bridge = reply.word(4);
     let mut found = Vec::new();
     for entry in attributes(reply.bytes(MDBA_MDB).unwrap_or_default()).filter_map(Result::ok) {
@@ -87,7 +90,14 @@ fn permanent(reply: &Reply<'_>) -> Vec<(u32, String)> {
             let (port, vlan) = (&fixed[..4], &fixed[6..8]);
             let port = port.first_chunk().map_or(0, |port| u32::from_ne_bytes(*port));
             let vlan = vlan.first_chunk().map_or(0, |vlan| u16::from_ne_bytes(*vlan));
-            found.push((bridge, format!("{} port {port} vlan {vlan}", hex(&fixed[8..26]))));
+            let mut text = format!("{} port {port} vlan {vlan}", hex(&fixed[8..26]));
+            // One group may have an entry for each source, and in a VXLAN for each destination.
+            for more in attributes(&info.payload[28..]).filter_map(Result::ok) {
+                if let Some((word, _)) = TOLD_APART.iter().find(|(_, kind)| *kind == more.kind) {
+                    write!(text, " {word} {}", hex(more.payload)).expect("a String takes every byte");
+                }
+            }
+            found.push((bridge, text));
         }
     }
     found
@@ -126,5 +136,21 @@ mod tests {
             permanent(&Reply { fixed: &[7, 0, 0, 0, 3, 0, 0, 0], attributes: vec![(1, &entry)] }).len()
         };
         assert_eq!((group(1), group(0)), (1, 0));
+    }
+
+    #[test]
+    fn a_multicast_group_has_an_entry_for_each_source() {
+        let group = |source: &[u8]| {
+            let mut info = vec![0, 0, 1, 0, 5, 0, 0, 0, 1, 0, 0, 0, 239, 1, 1, 1];
+            info.resize(32, 0);
+            if !source.is_empty() {
+                info.extend([&[8, 0, 4, 0], source].concat());
+            }
+            info[0] = info.len() as u8;
+            let entry = [&[info.len() as u8 + 4, 0, 1, 0], info.as_slice()].concat();
+            permanent(&Reply { fixed: &[7, 0, 0, 0, 3, 0, 0, 0], attributes: vec![(1, &entry)] })
+        };
+        let (any, one, other) = (group(&[]), group(&[10, 9, 9, 9]), group(&[10, 9, 9, 8]));
+        assert!(any.len() == 1 && one.len() == 1 && any != one && one != other, "{any:?} {one:?} {other:?}");
     }
 }

@@ -212,6 +212,8 @@ fn a_rule(reply: &Reply<'_>) -> Option<String> {
     const FRA_TABLE: u16 = 15;
     const FRA_PROTOCOL: u16 = 21;
     const FRA_SUPPRESS_PREFIXLEN: u16 = 14;
+    const RTPROT_UNSPEC: u8 = 0;
+    const RTPROT_KERNEL: u8 = 2;
     /// The rules of a new namespace, by priority and table.
     const INITIAL: [(u32, u32); 3] = [(0, 255), (32766, 254), (32767, 253)];
     let [family, to_bits, from_bits, tos, table, _, _, action] = *reply.fixed.first_chunk()?;
@@ -225,13 +227,18 @@ fn a_rule(reply: &Reply<'_>) -> Option<String> {
         .all(|(kind, bytes)| shown.contains(kind) || *kind == FRA_SUPPRESS_PREFIXLEN && *bytes == [0xff; 4]);
     // Families from 128 on are those of multicast routing.
     let initial = INITIAL.contains(&(priority, table)) || family >= 128 && (priority, table) == (32767, 254);
-    if plain && bare && initial {
+    // Since Linux 4.17; two rules may differ in it alone.
+    let protocol = reply.bytes(FRA_PROTOCOL).and_then(|bytes| bytes.first().copied());
+    if plain && bare && initial && matches!(protocol, None | Some(RTPROT_KERNEL)) {
         return None;
     }
     let (from, to) = (reply.prefix(FRA_SRC, from_bits), reply.prefix(FRA_DST, to_bits));
     let head =
         format!("priority {priority} from {from} to {to} table {table} action {action} family {family} tos {tos}");
-    Some(head + &format!(" flags {}", reply.word(8)) + &reply.others(&shown))
+    // What ip(8) enters if it is not told otherwise.
+    let protocol =
+        protocol.filter(|protocol| *protocol != RTPROT_UNSPEC).map(|protocol| format!(" protocol {protocol}"));
+    Some(head + &format!(" flags {}", reply.word(8)) + &reply.others(&shown) + &protocol.unwrap_or_default())
 }
 
 /// `struct nhmsg`.
@@ -384,5 +391,16 @@ mod tests {
         assert_eq!(rule(32766, &[]), None);
         assert!(rule(100, &[]).is_some() && rule(32767, &[]).is_some());
         assert!(rule(32766, &[(10, &[1, 0, 0, 0])]).is_some(), "only for marked packets");
+    }
+
+    #[test]
+    fn rules_that_differ_in_who_entered_them_are_two() {
+        let rule = |priority: u32, protocol: u8| {
+            let (priority, table, protocol) = (priority.to_ne_bytes(), 254_u32.to_ne_bytes(), [protocol]);
+            let attributes: Vec<(u16, &[u8])> = vec![(6, &priority), (15, &table), (14, &[0xff; 4]), (21, &protocol)];
+            a_rule(&Reply { fixed: &[2, 0, 0, 0, 254, 0, 0, 1, 0, 0, 0, 0], attributes })
+        };
+        assert!(rule(32766, 0).is_some(), "as ip rule add pref 32766 lookup main enters it, beside the kernel's");
+        assert_ne!(rule(50, 0), rule(50, 99));
     }
 }
