@@ -119,10 +119,13 @@ def under(arena: Arena, limit: Limit, script: str, tmp_path: Path) -> str:
         argv = ["/bin/bash", "-c", f"read x < /run/go; {script}"]
         with arena.popen(argv, stdout=out.fileno(), stderr=out.fileno()) as process:
             limit.set(ArenaRoom(arena), 0)
-            # It may not have opened the other end.
-            with Path(f"/proc/{arena.init}/root/run/go").open("w") as go:
-                go.write("\n")
-            process.wait(60)
+            # It may never open the other end, if the limit ends it before: who opens both ends waits for nobody.
+            go = os.open(f"/proc/{arena.init}/root/run/go", os.O_RDWR)
+            try:
+                os.write(go, b"\n")
+                process.wait(60)
+            finally:
+                os.close(go)
         return (tmp_path / "out").read_text()
 
 
