@@ -295,6 +295,33 @@ def test_each_victim_is_killed_and_the_others_run_on(traced: Traced, victim: Vic
         wait_until("the end of all", lambda: not traced.arena.pids())
 
 
+FORKS = "i=0; while [ $i -lt 300 ]; do sleep 611 & i=$((i+1)); done"
+
+
+@pytest.mark.parametrize(
+    ("traced", "victim", "payload"),
+    [
+        (False, "freeze", ["/bin/sh", "-c", FORKS]),
+        (False, "freeze", ["sleep", "612"]),
+        (False, "tree", ["/bin/sh", "-c", FORKS]),
+        (False, "all", ["sleep", "612"]),
+        # Of one that is notified it is known only after the first signal.
+        (True, "freeze", ["/bin/sh", "-c", FORKS]),
+        (True, "freeze", ["sleep", "612"]),
+    ],
+    indirect=["traced"],
+)
+def test_what_a_victim_creates_at_the_instant_of_the_kill_is_killed_too(
+    traced: Traced, victim: Victim, payload: list[str]
+) -> None:
+    point = Point("launch", "0.3", "mkdir", "/tmp/at", 1)
+    plan = request(0, payload, point, "before", victim, quiesced=False)
+    for _ in range(12):
+        assert traced.run(["/bin/sh", "-c", f"/bin/sh -c '{FORKS}' & sleep 0.03; mkdir /tmp/at"], plan) == -9
+        # Who got a signal is still there for an instant.
+        wait_until("the end of all", lambda: not traced.arena.pids())
+
+
 @BOTH
 @pytest.mark.parametrize("quiesced", [False, True])
 def test_of_a_command_that_has_ended_the_process_at_the_point_is_killed(traced: Traced, quiesced: bool) -> None:

@@ -42,6 +42,7 @@ pub(crate) use points::set_root;
 use points::{Flags, Point, describe, executes};
 use record::Pending;
 pub(crate) use request::Request;
+use request::Victim;
 use role::Role;
 use status::filters;
 use x86_64::{hides, is_i386};
@@ -86,6 +87,8 @@ struct Run {
     payload: Option<i32>,
     /// Whether the kill happened.
     fired: bool,
+    /// Whom SIGKILL was sent to, once it was.
+    swept: Option<Victim>,
     /// The faults of calls that happened.
     injected: Vec<usize>,
     /// Whether the stack at the first of all faults was recorded.
@@ -168,7 +171,7 @@ impl Tracer {
         self.tasks.insert(pid, Task::new(self.roles.len() - 1, pid));
         let (began, phase, payload, executing) = (Instant::now(), Phase::Setup, None, None);
         let (fired, injected, points) = (false, Vec::new(), 0);
-        let (root, stacked) = (pid, false);
+        let (root, stacked, swept) = (pid, false, None);
         let files = Files::default();
         let mut run = Run {
             request,
@@ -178,6 +181,7 @@ impl Tracer {
             root,
             payload,
             fired,
+            swept,
             injected,
             stacked,
             points,
@@ -238,11 +242,19 @@ impl Tracer {
         }
     }
 
+    /// Whom the last run's SIGKILL was sent to. What they created belongs to them, reported or not.
+    fn swept(&self) -> Option<Victim> {
+        self.runs.last()?.swept
+    }
+
     /// Returns how the thread continues; it stays stopped without an answer.
     fn stopped(&mut self, pid: i32, stop: Stop) -> Option<Resume> {
         if !self.tasks.contains_key(&pid) {
             if stop == Stop::Started {
                 self.early.insert(pid, Instant::now());
+                if matches!(self.swept(), Some(Victim::Tree | Victim::Freeze)) {
+                    kill::end(pid);
+                }
                 return None;
             }
             // A thread that was taken for one of an unknown creator.
@@ -416,6 +428,11 @@ impl Tracer {
             self.early.iter().filter(|(_, since)| since.elapsed() > PATIENCE / 40).map(|(pid, _)| *pid).collect();
         for pid in lost {
             self.early.remove(&pid);
+            // A payload that is spared reports what it creates.
+            if self.swept().is_some_and(|victim| victim != Victim::Supervisor && victim != Victim::Helper) {
+                kill::end(pid);
+                continue;
+            }
             if let Some(run) = self.runs.len().checked_sub(1) {
                 self.roles.push(Role::new("unknown".to_owned(), run, true));
                 self.tasks.insert(pid, Task::new(self.roles.len() - 1, pid));

@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Instant;
 
+use leakcheck_sys::open_pidfd;
 use leakcheck_sys::trace::Resume;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use super::notify::{has_ended, threads};
 use super::request::Victim;
 use super::status::activity;
-use super::{PATIENCE, Task, Tracer, stack};
+use super::{MOST_ROLES as MOST, PATIENCE, Task, Tracer, stack};
 
 /// A thread that waits at its point until all others block, and then until those who are killed have ended.
 pub(super) struct Held {
@@ -108,6 +109,7 @@ impl Tracer {
                 self.tasks.values().filter(of_run).map(|task| task.process).collect()
             }
         };
+        run.swept = (sent == Signal::KILL).then_some(victim);
         // A process of ours that has not been waited for keeps its number.
         let alive = processes.into_iter().filter(|pid| self.tasks.contains_key(pid));
         let mut pidfds: Killed = alive.filter_map(|pid| Some((pid, self.reported.pidfd(pid).ok()?))).collect();
@@ -115,15 +117,53 @@ impl Tracer {
         if !pidfds.is_empty() {
             run.note(&serde_json::json!({"fired": run.phase.name(), "quiet": quiet}));
         }
-        let signals: &[Signal] = if victim == Victim::Freeze { &[Signal::STOP, sent] } else { &[sent] };
-        for signal in signals {
-            for (_, pidfd) in &pidfds {
-                let _ = pidfd_send_signal(pidfd, *signal);
-            }
+        if matches!(victim, Victim::Tree | Victim::Freeze) {
+            add_descendants(&mut pidfds, None);
         }
+        if victim == Victim::Freeze {
+            send(&pidfds, Signal::STOP);
+            // Who is stopped creates nothing more, so this ends.
+            add_descendants(&mut pidfds, Some(Signal::STOP));
+        }
+        send(&pidfds, sent);
         if sent != Signal::KILL {
             pidfds.clear();
         }
         pidfds
+    }
+}
+
+/// Adds what the processes have created, and what that has, and sends it `signal`: what has just begun is unknown yet.
+fn add_descendants(known: &mut Killed, signal: Option<Signal>) {
+    let mut seen: HashSet<i32> = known.iter().map(|(pid, _)| *pid).collect();
+    let mut at = 0;
+    while at < known.len() && known.len() < MOST {
+        let parent = known[at].0;
+        at += 1;
+        for thread in threads(parent) {
+            let children =
+                std::fs::read_to_string(format!("/proc/{parent}/task/{thread}/children")).unwrap_or_default();
+            for child in children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()) {
+                let Some(pidfd) = seen.insert(child).then(|| open_pidfd(child).ok()).flatten() else { continue };
+                if let Some(signal) = signal {
+                    let _ = pidfd_send_signal(&pidfd, signal);
+                }
+                known.push((child, pidfd));
+            }
+        }
+    }
+}
+
+fn send(processes: &[(i32, OwnedFd)], signal: Signal) {
+    for (_, pidfd) in processes {
+        // It may have ended.
+        let _ = pidfd_send_signal(pidfd, signal);
+    }
+}
+
+/// Ends a stopped process whose creator was killed before it could report it.
+pub(super) fn end(process: i32) {
+    if let Ok(pidfd) = open_pidfd(process) {
+        let _ = pidfd_send_signal(pidfd, Signal::KILL);
     }
 }
