@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from leakcheck import _native
-from leakcheck.errors import TargetError, UsageError
+from leakcheck.errors import TargetError, UsageError, reason
 from leakcheck.subprocesses import Interrupts
 from leakcheck.warden import Warden, ask, why_silent
 
@@ -198,8 +198,8 @@ class Arena:
         self.not_covered: list[str] = up["not_covered"]
         self._layer_paths: list[str] = up["layers"]
         self._root_paths: list[str] = up["roots"]
-        # Directories of these that a mount covers: a process may unmount it in a namespace of its own, and write there.
-        self._beneath: list[str] = up["beneath"]
+        self._bare_paths: list[str] = up["bare"]
+        self._covered: list[str] = up["covered"]
         self._kept = f"enter it: nsenter -t {self.init} -a -r; end it: kill -TERM {warden.pid}"
         if self._keep:
             warden.keep(self._id)
@@ -311,15 +311,40 @@ class Arena:
         if self._view is None:
             written = self.written
             layers = [(path, fd, path) for path, fd in written[: len(self._layer_paths)]]
-            self._view = _native.ArenaView(
-                proc=self._fds[1],
-                layers=layers,
-                roots=written[len(layers) :] + list(zip(self._beneath, self._fds[2 + len(written) :], strict=True)),
-                cgroups=list(self.cgroups.items()),
-                not_covered=self.not_covered,
-                bound=self._bound,
-            )
+            beneath: list[tuple[str, int]] = []
+            try:
+                missing = self._open_beneath(beneath)
+                self._view = _native.ArenaView(
+                    proc=self._fds[1],
+                    layers=layers,
+                    roots=written[len(layers) :] + beneath,
+                    cgroups=list(self.cgroups.items()),
+                    not_covered=self.not_covered + missing,
+                    bound=self._bound,
+                )
+            finally:
+                for _, fd in beneath:
+                    os.close(fd)
         return self._view
+
+    def _open_beneath(self, beneath: list[tuple[str, int]]) -> list[str]:
+        """Add to `beneath` the directories that mounts cover; return those that could not be opened, with the reason.
+
+        A process may unmount one in a mount namespace of its own, and write there.
+        """
+        bare = list(zip(self._bare_paths, self._fds[2 + len(self.written) :], strict=True))
+        missing = []
+        for path in self._covered:
+            top, fd = max((one for one in bare if Path(path).is_relative_to(one[0])), key=lambda one: len(one[0]))
+            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                beneath.append((path, os.open(os.path.relpath(path, top), flags, dir_fd=fd)))
+            except (FileNotFoundError, NotADirectoryError):
+                # It is in another mount; or it is a file.
+                continue
+            except OSError as error:
+                missing.append(f"{path}: what the mount there covers: {reason(error)}")
+        return missing
 
     @property
     def written(self) -> list[tuple[str, int]]:

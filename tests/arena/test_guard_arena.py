@@ -72,6 +72,17 @@ def test_what_is_made_beneath_the_mounts_of_an_arena_is_found(tmp_path: Path) ->
     assert found["verdict"] == "leaked"
 
 
+def test_what_is_made_beneath_the_last_of_many_mounts_is_found(tmp_path: Path) -> None:
+    # More than a packet has descriptors (SCM_MAX_FD).
+    binds = []
+    for number in range(280):
+        (made := tmp_path / str(number)).mkdir()
+        binds += ["--bind", f"{made}:/tmp/many-{number}:ro"]
+    for script, labels in (("true", []), ("umount /tmp/many-279; : > /tmp/many-279/x", ["file /tmp/many-279/x"])):
+        found = report("--arena", "--settle", "0.1", *binds, "--", "unshare", "--mount", "sh", "-c", script)
+        assert [leak["label"] for leak in found["leaks"]] == labels
+
+
 def test_a_leaked_process_that_holds_our_output_is_one_leak_and_no_detached_mount(tmp_path: Path) -> None:
     with (tmp_path / "out").open("wb") as out:
         command = [*LEAKCHECK, "guard", "--arena", "-o", tmp_path / "report", "--settle", "0.1", "--"]

@@ -26,12 +26,13 @@ pub(crate) fn run(spawner: OwnedFd, entered: io::Result<()>, options: &Options, 
             let up = Up {
                 layers: paths(&root.layers),
                 roots: paths(&root.fresh),
-                beneath: paths(&root.beneath),
+                bare: paths(&root.bare),
+                covered: root.covered.clone(),
                 not_covered: root.not_covered.clone(),
                 steps: steps.begun.clone(),
                 ..Up::default()
             };
-            let parts = root.layers.iter().chain(&root.fresh).chain(&root.beneath);
+            let parts = root.layers.iter().chain(&root.fresh).chain(&root.bare);
             let fds: Vec<BorrowedFd<'_>> = std::iter::once(&root.proc)
                 .chain(parts.map(|(_, fd)| fd))
                 .chain([&root.top, &root.null])

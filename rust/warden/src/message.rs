@@ -105,8 +105,10 @@ pub(crate) struct Up {
     pub(crate) layers: Vec<String>,
     /// Paths of the fresh tmpfs; their descriptors come next, in this order.
     pub(crate) roots: Vec<String>,
-    /// Paths of the directories of these that a mount covers; their descriptors come last, in this order.
-    pub(crate) beneath: Vec<String>,
+    /// Paths of those that have mounts in them; descriptors that show them without these come last, in this order.
+    pub(crate) bare: Vec<String>,
+    /// Paths of these mounts.
+    pub(crate) covered: Vec<String>,
     /// Paths of the host that are missing or read-only in the arena, with the reason.
     pub(crate) not_covered: Vec<String>,
     /// The steps of the bring-up, in order.

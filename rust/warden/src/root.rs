@@ -51,14 +51,13 @@ pub(crate) struct Root {
     pub(crate) proc: OwnedFd,
     /// Path and descriptor of each fresh tmpfs.
     pub(crate) fresh: Vec<(String, OwnedFd)>,
-    /// Path and descriptor of the directories of these tmpfs that a mount covers.
-    pub(crate) beneath: Vec<(String, OwnedFd)>,
+    /// Those of these that have mounts in them again, without the mounts.
+    pub(crate) bare: Vec<(String, OwnedFd)>,
+    /// Where these mounts are: a process that unmounts one in a mount namespace of its own writes beneath it.
+    pub(crate) covered: Vec<String>,
     /// Paths of the host that are missing or read-only here, with the reason.
     pub(crate) not_covered: Vec<String>,
 }
-
-/// A packet takes 253 descriptors (`SCM_MAX_FD`), the others' too. An arena has some 15 of these, and one for each bind.
-const MOST_BENEATH: usize = 64;
 
 /// Where the overlay is built before it becomes the root. Every Linux has this directory, and it gets a fresh tmpfs anyway.
 const STAGE: &str = "/tmp";
@@ -143,48 +142,36 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
     for (tree, target) in &binds {
         tree.attach(target).doing("bind in the arena to", target)?;
     }
-    let beneath = beneath(&fresh)?;
-    if !is_root() {
-        // Not an overlay: what is made in it is new. A copy of this mount alone shows it whatever the run mounts over it.
-        let copy = Tree::of(Path::new("/"), false, false)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        fresh.push(("/".to_owned(), rustix::fs::openat(&copy.fd, ".", flags, Mode::empty())?));
-    }
-    Ok(Root { top: open_dir(Path::new("/"))?, null, layers, proc, fresh, beneath, not_covered })
-}
-
-/// The directories of the fresh tmpfs that are mount points: a process that unmounts there in a mount namespace of its own
-/// writes to them. They are opened through a copy of the tmpfs' own mount alone.
-fn beneath(fresh: &[(String, OwnedFd)]) -> io::Result<Vec<(String, OwnedFd)>> {
+    let (mut without, mut covered) = (Vec::new(), Vec::new());
     let mounts = mounts::list()?;
-    let mut found = Vec::new();
-    for (top, _) in fresh {
-        let inner = |other: &str| Path::new(other) != Path::new(top) && Path::new(other).starts_with(top);
-        let mut copy = None;
-        for mount in mounts.iter().filter(|m| m.point() != Path::new(top) && m.point().starts_with(top)) {
-            // A tmpfs within this one has its own.
-            if fresh
+    for (path, _) in &fresh {
+        let top = Path::new(path);
+        let inside = mounts.iter().map(Mount::point).filter(|point| *point != top && point.starts_with(top));
+        // A tmpfs within this one has its own.
+        let other = |point: &Path| {
+            fresh
                 .iter()
-                .any(|(other, _)| inner(other) && mount.point() != Path::new(other) && mount.point().starts_with(other))
-            {
-                continue;
-            }
-            let Ok(below) = mount.point().strip_prefix(top) else { continue };
-            if copy.is_none() {
-                copy = Some(Tree::of(Path::new(top), false, false).doing("copy the mount of", top)?);
-            }
-            let Some(copy) = &copy else { continue };
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            match rustix::fs::openat(&copy.fd, below, flags, Mode::empty()) {
-                Ok(dir) => found.push((mount.point().display().to_string(), dir)),
-                // A file, or it is in another mount.
-                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => {}
-                Err(e) => return Err(e.into()),
-            }
+                .any(|(other, _)| point != Path::new(other) && point.starts_with(other) && other.len() > path.len())
+        };
+        let points: Vec<String> =
+            inside.filter(|point| !other(point)).map(|point| point.display().to_string()).collect();
+        if !points.is_empty() {
+            without.push((path.clone(), bare(top).doing("copy the mount of", path)?));
+            covered.extend(points);
         }
     }
-    found.truncate(MOST_BENEATH);
-    Ok(found)
+    if !is_root() {
+        // Not an overlay: what is made in it is new.
+        fresh.push(("/".to_owned(), bare(Path::new("/"))?));
+    }
+    Ok(Root { top: open_dir(Path::new("/"))?, null, layers, proc, fresh, bare: without, covered, not_covered })
+}
+
+/// A copy of one mount alone. It shows what is in it whatever is mounted over it.
+fn bare(path: &Path) -> io::Result<OwnedFd> {
+    let copy = Tree::of(path, false, false)?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(&copy.fd, ".", flags, Mode::empty())?)
 }
 
 /// A part of the host's file systems, cloned and not attached yet (open_tree(2)).

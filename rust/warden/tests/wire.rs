@@ -71,10 +71,10 @@ fn an_arena_runs_commands_and_is_taken_down() {
     let arena = owner.up(&json!({})).unwrap();
     assert!(arena.up["init"].as_i64().unwrap() > 1);
     assert_eq!(arena.up["layers"], json!(["/"]));
-    // PID 1, its /proc, the root of each layer and each fresh file system, and what mounts cover in these.
+    // PID 1, its /proc, the root of its layer, and each fresh file system, those with mounts in them without these too.
     let paths = |what: &str| arena.up[what].as_array().unwrap().len();
-    assert_eq!(arena.fds.len(), 3 + paths("roots") + paths("beneath"));
-    assert!(paths("beneath") > 0);
+    assert_eq!(arena.fds.len(), 3 + paths("roots") + paths("bare"));
+    assert!(paths("bare") > 0);
     assert!(arena.dirs().iter().all(|dir| Path::new(dir).is_dir()));
     assert_eq!(arena.run(&["true"]), exited(0));
     assert_eq!(arena.run(&["sh", "-c", "exit 7"]), exited(7));
