@@ -72,6 +72,27 @@ def test_what_is_made_beneath_the_mounts_of_an_arena_is_found(tmp_path: Path) ->
     assert found["verdict"] == "leaked"
 
 
+def test_a_submount_of_the_host_cannot_be_made_writable() -> None:
+    prepare = "mkdir -p $0/place && mount -t tmpfs -o nosuid,mode=0710 host $0/place && echo mine > $0/place/file"
+    inside = (
+        "stat -c %a $0/place; cat $0/place/file; mount -o remount,bind,rw,nosuid $0/place; echo yours > $0/place/file; "
+        "mount -o remount,bind,ro,nosuid $0/place"
+    )
+    checked = f'{prepare} && {{ "$@"; cat $0/place/file; }}'
+    place = Path("/srv") / f"leakcheck-test-{os.getpid()}"
+    command = [*LEAKCHECK, "guard", "--arena", "--settle", "0.1", "--", "sh", "-c", inside, place]
+    try:
+        ran = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", checked, place, *command], capture_output=True, text=True, check=False
+        )
+    finally:
+        (place / "place").rmdir()
+        place.rmdir()
+    assert ran.stdout.splitlines() == ["710", "mine", "mine"], ran.stderr
+    assert "Read-only file system" in ran.stderr
+    assert "leakcheck: clean" in ran.stderr
+
+
 def test_what_is_made_beneath_the_last_of_many_mounts_is_found(tmp_path: Path) -> None:
     # More than a packet has descriptors (SCM_MAX_FD).
     binds = []

@@ -83,7 +83,7 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
         binds.push((tree, Path::new(target)));
     }
     let mut not_covered = Vec::new();
-    let submounts = submounts(&host_mounts, &mut not_covered);
+    let mut submounts = submounts(&host_mounts, &mut not_covered);
     let nodes = nodes(options)?;
     let cgroup_links = cgroup_links(&host_mounts)?;
     let run = run_directory(&host_mounts);
@@ -94,6 +94,12 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
         fs::create_dir(Path::new(STAGE).join(name))?;
     }
     steps.begin("overlay")?;
+    for (tree, mount) in submounts.iter_mut().filter(|(tree, mount)| tree.is_dir && !is_served(&mount.fs_type)) {
+        // A file system that cannot be a layer (FAT) is bound read-only, which root inside may change.
+        if let Ok(sealed) = layers::read_only(mount) {
+            *tree = Tree { fd: sealed, is_dir: true };
+        }
+    }
     let layers =
         if is_root() { whole_overlay(&root)? } else { overlays(&root, options.size, &host_mounts, &mut not_covered)? };
     steps.begin("pivot")?;
@@ -133,9 +139,9 @@ pub(crate) fn make(options: &Options, steps: &mut Steps) -> io::Result<Root> {
         other => fresh.extend(other?.map(|fd| (CGROUPS.to_owned(), fd))),
     }
     steps.begin("submounts")?;
-    for (tree, target) in &submounts {
-        if let Err(e) = tree.attach(target) {
-            not_covered.push(format!("{}: {}", shown(target), sys::in_words(&e)));
+    for (tree, mount) in &submounts {
+        if let Err(e) = tree.attach(mount.point()) {
+            not_covered.push(format!("{}: {}", shown(mount.point()), sys::in_words(&e)));
         }
     }
     steps.begin("binds")?;
@@ -393,7 +399,7 @@ fn fill_run(entries: &[Entry]) -> io::Result<()> {
 
 /// The mounts that the overlay of `/` does not contain, to be bound read-only. Those that cannot be bound are added to
 /// `not_covered`.
-fn submounts(host: &[Mount], not_covered: &mut Vec<String>) -> Vec<(Tree, PathBuf)> {
+fn submounts<'a>(host: &'a [Mount], not_covered: &mut Vec<String>) -> Vec<(Tree, &'a Mount)> {
     const OURS: [&str; 7] = ["/proc", "/sys", "/dev", "/run", "/tmp", "/var/tmp", "/var/run"];
     let mut trees = Vec::new();
     // In a user namespace, a directory with submounts is bound as a whole.
@@ -412,7 +418,7 @@ fn submounts(host: &[Mount], not_covered: &mut Vec<String>) -> Vec<(Tree, PathBu
             continue;
         }
         match Tree::of_mount(m) {
-            Ok(Some(tree)) => trees.push((tree, m.point().to_owned())),
+            Ok(Some(tree)) => trees.push((tree, m)),
             Ok(None) => {}
             Err(e) => not_covered.push(format!("{}: {}", shown(m.point()), sys::in_words(&e))),
         }

@@ -9,7 +9,9 @@ use std::path::Path;
 use leakcheck_sys as sys;
 use rustix::fs::{Access, AtFlags, CWD};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, mount};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen, mount,
+};
 
 use super::{FRESH, STAGE, Tree, make_place, open_dir, tmpfs};
 use crate::error::Doing;
@@ -26,6 +28,29 @@ pub(super) fn whole_overlay(root: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
         Err(e).during(why)
     })?;
     Ok(vec![("/".to_owned(), upper)])
+}
+
+/// A mount of the host as an overlay without upper layer, not attached yet. Nobody can make that writable, while root inside
+/// can do so with a read-only bind.
+pub(super) fn read_only(mount: &Mount) -> io::Result<OwnedFd> {
+    // overlayfs splits its option at colons.
+    let lower = mount.point().to_str().filter(|path| !path.contains([',', ':', '\\'])).ok_or(Errno::INVAL)?;
+    let empty = format!("{STAGE}/empty");
+    fs::create_dir_all(&empty)?;
+    let context = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // One layer alone is refused.
+    fsconfig_set_string(&context, "lowerdir", format!("{lower}:{empty}"))?;
+    fsconfig_set_string(&context, "xino", "on")?;
+    fsconfig_create(&context)?;
+    let mut flags = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    for (word, flag) in [
+        (&b"nosuid"[..], MountAttrFlags::MOUNT_ATTR_NOSUID),
+        (b"nodev", MountAttrFlags::MOUNT_ATTR_NODEV),
+        (b"noexec", MountAttrFlags::MOUNT_ATTR_NOEXEC),
+    ] {
+        flags.set(flag, mount.options.split(|b| *b == b',').any(|option| option == word));
+    }
+    Ok(fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, flags)?)
 }
 
 /// A user namespace must not see below the mounts that it inherited, so a directory with mounts below it cannot be the
