@@ -322,6 +322,18 @@ def test_what_a_victim_creates_at_the_instant_of_the_kill_is_killed_too(
         wait_until("the end of all", lambda: not traced.arena.pids())
 
 
+@pytest.mark.parametrize("victim", ["freeze", "all"])
+def test_what_another_run_creates_at_the_instant_of_the_kill_runs_on(traced: Traced, victim: Victim) -> None:
+    # It fails if one of its children is killed.
+    creates = "i=0; while [ $i -lt 600 ]; do /bin/true || exit 7; i=$((i+1)); done"
+    point = Point("launch", "0.1", "mkdir", "/tmp/at", 1)
+    plan = request(0, ["sleep", "612"], point, "before", victim, quiesced=False)
+    with traced.start(["/bin/sh", "-c", creates]) as other:
+        for _ in range(12):
+            assert traced.run(["/bin/sh", "-c", "mkdir /tmp/at; exit 0"], plan) == -9
+        assert other.wait(PATIENCE) == 0
+
+
 @BOTH
 @pytest.mark.parametrize("quiesced", [False, True])
 def test_of_a_command_that_has_ended_the_process_at_the_point_is_killed(traced: Traced, quiesced: bool) -> None:

@@ -87,8 +87,8 @@ struct Run {
     payload: Option<i32>,
     /// Whether the kill happened.
     fired: bool,
-    /// Whom SIGKILL was sent to, once it was.
-    swept: Option<Victim>,
+    /// Whom SIGKILL was sent to, and when (`status::now`), once it was.
+    swept: Option<(Victim, u64)>,
     /// The faults of calls that happened.
     injected: Vec<usize>,
     /// Whether the stack at the first of all faults was recorded.
@@ -242,9 +242,19 @@ impl Tracer {
         }
     }
 
-    /// Whom the last run's SIGKILL was sent to. What they created belongs to them, reported or not.
-    fn swept(&self) -> Option<Victim> {
-        self.runs.last()?.swept
+    /// Whether a process without a creator was created before all of a run were killed, its creator among them. With
+    /// `at_once` no creator of another run may be about to report it.
+    fn belongs_to_the_killed(&self, pid: i32, at_once: bool) -> bool {
+        let swept = self.runs.iter().enumerate().filter_map(|(number, run)| Some((number, run.swept?)));
+        let mut before = swept.filter(|(_, (_, at))| status::began(pid).is_some_and(|began| began <= *at));
+        before.any(|(number, (victim, _))| match victim {
+            Victim::Supervisor | Victim::Helper => false,
+            // The payload, which is spared, may have created it.
+            Victim::All => !at_once,
+            Victim::Tree | Victim::Freeze => {
+                !at_once || self.tasks.values().all(|task| self.roles[task.role].run == number)
+            }
+        })
     }
 
     /// Returns how the thread continues; it stays stopped without an answer.
@@ -252,7 +262,7 @@ impl Tracer {
         if !self.tasks.contains_key(&pid) {
             if stop == Stop::Started {
                 self.early.insert(pid, Instant::now());
-                if matches!(self.swept(), Some(Victim::Tree | Victim::Freeze)) {
+                if self.belongs_to_the_killed(pid, true) {
                     kill::end(pid);
                 }
                 return None;
@@ -428,8 +438,7 @@ impl Tracer {
             self.early.iter().filter(|(_, since)| since.elapsed() > PATIENCE / 40).map(|(pid, _)| *pid).collect();
         for pid in lost {
             self.early.remove(&pid);
-            // A payload that is spared reports what it creates.
-            if self.swept().is_some_and(|victim| victim != Victim::Supervisor && victim != Victim::Helper) {
+            if self.belongs_to_the_killed(pid, false) {
                 kill::end(pid);
                 continue;
             }

@@ -10,7 +10,7 @@ use rustix::process::{Signal, pidfd_send_signal};
 
 use super::notify::{has_ended, threads};
 use super::request::Victim;
-use super::status::activity;
+use super::status::{activity, now};
 use super::{MOST_ROLES as MOST, PATIENCE, Task, Tracer, stack};
 
 /// A thread that waits at its point until all others block, and then until those who are killed have ended.
@@ -109,7 +109,6 @@ impl Tracer {
                 self.tasks.values().filter(of_run).map(|task| task.process).collect()
             }
         };
-        run.swept = (sent == Signal::KILL).then_some(victim);
         // A process of ours that has not been waited for keeps its number.
         let alive = processes.into_iter().filter(|pid| self.tasks.contains_key(pid));
         let mut pidfds: Killed = alive.filter_map(|pid| Some((pid, self.reported.pidfd(pid).ok()?))).collect();
@@ -126,6 +125,7 @@ impl Tracer {
             add_descendants(&mut pidfds, Some(Signal::STOP));
         }
         send(&pidfds, sent);
+        self.runs[number].swept = now().filter(|_| sent == Signal::KILL).map(|now| (victim, now));
         if sent != Signal::KILL {
             pidfds.clear();
         }
