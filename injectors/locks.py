@@ -1,8 +1,9 @@
 """What happens to the lock of a box, and to who has it: ``lock:ACTION[,waiting]`` or ``lock:FILE:DAMAGE,WHEN``.
 
-Several runs contend for one box. ACTION is ``contend=N`` (N at once), ``late=N`` (N wait, and N more come while the
-second of all has it), ``kill-holder``, ``stop-holder`` (and continue it), ``stop-kill-holder``, ``recover-holder`` (the
-target's recovery while it is held), ``reuse-pid`` (another process gets the pid of the killed holder),
+Several runs contend for one box. ACTION is ``contend=N`` (N at once, and one more once they were refused), ``late=N``
+(N wait, and N more come while the second of all has it), ``kill-holder``, ``stop-holder`` (and continue it),
+``stop-kill-holder``, ``recover-holder`` (the target's recovery while it is held), ``reuse-pid`` (another process gets
+the pid of the killed holder),
 ``kill=STAGE:POINT:before|after``, with a crash point of the holder, or of the recovery after a kill, or
 ``stop=launch:POINT``: it is stopped after that call, others come, and it continues. FILE is a lock file, as
 ``locks.files`` of the adapter has it; WHEN says whether it is damaged while it is ``held``, after its holder was killed
@@ -138,7 +139,7 @@ class Locks:
         elif self.file:
             fired = self._damage(contest)
         elif action == "contend":
-            contest.come(self.count, waiting=self.waiting)
+            self._come(contest, self.count, first=0)
             contest.wait()
             fired = True
         elif action == "late":
@@ -147,6 +148,13 @@ class Locks:
             fired = contest.hold() and self._act(action, contest)
         contest.wait()
         return Evidence(fired=fired, when_ms=contest.elapsed_ms)
+
+    def _come(self, contest: Contest, count: int, first: int = 1) -> None:
+        """Let so many come at once, and one more once they were refused: what their refusal left may let it in."""
+        contest.come(count, waiting=self.waiting)
+        if contest.wait_for_others(first) and not self.waiting:
+            contest.come(1)
+            contest.wait_for_others()
 
     def _late(self, contest: Contest) -> bool:
         """Let some wait, and others come while the second of all has the box."""
@@ -167,8 +175,7 @@ class Locks:
             contest.recover()
         fired = contest.signal(signal.SIGSTOP) if action.startswith("stop") else True
         if not self.waiting and action in ("stop-holder", "stop-kill-holder", "recover-holder"):
-            contest.come(_FEW)
-            contest.wait_for_others()
+            self._come(contest, _FEW)
         if action == "stop-holder":
             return contest.signal(signal.SIGCONT) and fired
         if action == "recover-holder":
@@ -178,6 +185,8 @@ class Locks:
         contest.wait(holder=True)
         if action == "reuse-pid":
             fired = contest.take_pid() and fired
+            # How long that took is no matter of the target's.
+            contest.killed()
         if not self.waiting:
             contest.come(_FEW)
         return fired
@@ -198,8 +207,7 @@ class Locks:
         contest.hold(until_seen=False)
         if not contest.wait_for_fault():
             return False
-        contest.come(_FEW, waiting=self.waiting)
-        contest.wait_for_others()
+        self._come(contest, _FEW)
         return contest.signal(signal.SIGCONT)
 
     def _kill_recovery(self, contest: Contest) -> bool:

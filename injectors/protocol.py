@@ -176,8 +176,11 @@ class Contest(Keeps, Protocol):
     def take_pid(self) -> bool:
         """Start a process that has the pid of the holder, which has ended; return whether it got it."""
 
-    def wait_for_others(self) -> None:
-        """Wait until all but the holder have ended or, of those that wait, have had the time to begin so."""
+    def wait_for_others(self, first: int = 1) -> bool:
+        """Wait until all but the holder have ended or got the box, or, of those that wait, had time to begin so.
+
+        They are those from number `first`. It returns whether anybody has the box.
+        """
 
     def lock_files(self, declared: str) -> Sequence[str]:
         """Return the paths that exist of what the adapter's ``locks.files`` calls `declared`."""

@@ -96,6 +96,8 @@ class State(TrialCampaign[StateOptions]):
         for declared in target.adapter.state_files:
             if declared in contents:
                 ui.log(f"state file {declared}: {len(contents[declared])} bytes")
+            elif options.plan is None:
+                facts.notes.append(f"state file {declared}: it is not there while the payload runs, and not damaged")
             facts.moments[declared] = [] if options.plan else moments(recorded[0], recorded[1], declared)
             facts.cuts.update(cuts(target, recorded[0], declared))
             if target.adapter.damage.disk and declared in recorded[0].all:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
+import msgspec
 from rich.text import Text
 
 from injectors import Plan
@@ -29,6 +30,8 @@ from leakcheck.trials.trial import Trial
 
 # Trials of one plan, unless fewer are asked for.
 _REPLAYS = 20
+# Plans at points that one of two runs had.
+_MOST_UNSTEADY = 48
 
 _Options = TypeVar("_Options", bound=SweepOptions)
 
@@ -110,10 +113,9 @@ class Sweep(TrialCampaign[_Options]):
     def finish(self, made: Made[_Options, Trial], ui: Ui) -> None:
         """Repeat an example of each finding twice: a finding whose replays disagree says so."""
         if made.options.plan is None:
+            self._visit_unsteady(made, ui)
             # In a random name without digits and capitals, a point has another name in that one run.
-            missed = list(dict.fromkeys(one.case for one in made.trials if one.outcome == "not-reached"))
-            made.trials.extend(made.executor.run(lambda: iter(missed)))
-            made.wanted = None if made.wanted is None else made.wanted + len(missed)
+            self._try_missed(made)
             self.try_again(made, ui, self.again_of(made.options))
             # A plan that fired in one of its trials was tested. What another one left counts all the same.
             fired = {trial.case.plan for trial in made.trials if trial.fired}
@@ -121,11 +123,33 @@ class Sweep(TrialCampaign[_Options]):
                 trial for trial in made.trials if trial.outcome != "not-reached" or trial.case.plan not in fired
             ]
         elif not any(trial.fired for trial in made.trials):
-            _say_what_is_there(made, made.options.plan, ui)
+            if any(trial.fired for trial in self._try_missed(made)):
+                made.trials[:] = [trial for trial in made.trials if trial.outcome != "not-reached"]
+            else:
+                _say_what_is_there(made, made.options.plan, ui)
         super().finish(made, ui)
         unasked = made.options.plan is None and self.again_of(made.options) > 0
         if unasked or made.options.explain is not None:
             made.explanations = explanations(self.name, made, ui, made.executor.stop, seconds=made.options.within)
+
+    def _visit_unsteady(self, made: Made[_Options, Trial], ui: Ui) -> None:
+        """Visit points that one of two recorded runs had, each until a trial has it, too; most sweeps have none."""
+        options = made.options
+        if options.iterations or options.within or not self.again_of(options) or self.enough(made):
+            return
+        plans = self.shard(options, made.facts.unsteady)
+        if not plans:
+            return
+        plans = plans[:: -(-len(plans) // _MOST_UNSTEADY)]
+        ui.log(f"trying {len(plans)} plans at {self.points_name} that one of two runs had")
+        cases = [case_of(plan, made.target.adapter.shortest_wall) for plan in plans]
+        fired = {trial.case.plan for trial in _extend(made, cases) if trial.fired}
+        _extend(made, [_later(case) for case in cases if case.plan not in fired])
+
+    def _try_missed(self, made: Made[_Options, Trial]) -> list[Trial]:
+        """Try each plan that did not fire once more, one run later: every second run may have its point."""
+        missed = dict.fromkeys(_later(one.case) for one in made.trials if one.outcome == "not-reached")
+        return _extend(made, [*missed])
 
     def shown(self, options: _Options, result: Result) -> Iterator[Text] | str:
         """Return the findings with their explanations in full if a plan is to be explained."""
@@ -147,8 +171,12 @@ class Sweep(TrialCampaign[_Options]):
             *(zero(outcome) for outcome in ("leaked", "silent", "wedged", "false-status", "unknown")),
             reached(),
             stated(f"{self.points_name} that every run has", lambda made: len(made.facts.points)),
-            stated(f"{self.points_name} of one of two runs only, not visited", lambda made: len(made.facts.unsteady)),
+            stated(f"{self.points_name} of one of two runs only, not visited", self._unvisited),
         ]
+
+    def _unvisited(self, made: Made[_Options, Trial]) -> int:
+        fired = {self.instant(trial.case.plan) for trial in made.trials if trial.fired}
+        return sum(fired.isdisjoint(at for at, _ in self.instants(one)) for one in made.facts.unsteady)
 
     def instants(self, one: Recorded) -> Iterator[tuple[str, str]]:
         """Yield how plans begin that visit a point, and the phase of each."""
@@ -161,13 +189,14 @@ class Sweep(TrialCampaign[_Options]):
 
     def details(self, made: Made[_Options, Trial]) -> dict[str, Any]:
         """Return the outcomes by phase."""
-        phases = {at: phase for one in made.facts.points for at, phase in self.instants(one)}
+        known = [*made.facts.points, *made.facts.unsteady]
+        phases = {at: phase for one in known for at, phase in self.instants(one)}
         rows: dict[str, Counter[str]] = {}
         for trial in made.trials:
             plan = trial.case.plan
             rows.setdefault(phases.get(self.instant(plan), plan.kind), Counter())[trial.outcome] += 1
         # A point has several plans.
-        numbers = {at: number for number, one in enumerate(made.facts.points) for at, _ in self.instants(one)}
+        numbers = {at: number for number, one in enumerate(known) for at, _ in self.instants(one)}
         fired = {self.instant(trial.case.plan) for trial in made.trials if trial.fired}
         plans = {*self.shard(made.options, made.facts.points)}
         # The five of a run are rows of every sweep, however many points each has.
@@ -183,6 +212,19 @@ class Sweep(TrialCampaign[_Options]):
                 "notes": made.facts.notes,
             },
         }
+
+
+def _later(case: Case) -> Case:
+    """Return a case one run later."""
+    return msgspec.structs.replace(case, further=case.further + 1)
+
+
+def _extend(made: Made[Any, Trial], cases: Sequence[Case]) -> list[Trial]:
+    """Make further trials, and return those that reached something: only these count."""
+    found = [trial for trial in made.executor.run(lambda: iter(cases)) if trial.outcome != "not-reached"]
+    made.trials.extend(found)
+    made.wanted = None if made.wanted is None else made.wanted + len(found)
+    return found
 
 
 def _say_what_is_there(made: Made[Any, Trial], plan: Plan, ui: Ui) -> None:

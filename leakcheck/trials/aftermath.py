@@ -14,7 +14,7 @@ from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.remnant import Remnant, program_of
 from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import count_similar, place_of
-from leakcheck.trials.state_files import spreads
+from leakcheck.trials.state_files import keeps_one, spreads
 from leakcheck.trials.state_log import LogMark, mark_log, noted
 
 NEXT_RUN = "next run"
@@ -38,7 +38,8 @@ class Aftermath:
         """That in which the stage of a fault ended, if it is compared."""
         self.gaps = {kind: gap.reason for kind, gap in first.gaps.items()}
         self.noted: bool | None = None
-        """Whether the target's log tells of damage to its state; None if there is no such log or damage."""
+        self.kept: bool | None = None
+        """Whether the target's log tells of damage to its state, and a file is kept; None if there is no such place."""
         self._damaged = injector.acts_between
         self._excused = injector.acts_between or injector.contends
         self._session = session
@@ -91,6 +92,7 @@ class Aftermath:
             if wrong:
                 self.failures.append(wrong)
             self.recovery = self._session.commands
+            self.kept = keeps_one(self._session) if self._damaged else None
             recovers = bool(self._session.target.adapter.recover)
             # Otherwise nothing has run since the last look, and it left nothing to look for.
             if recovers or not self._as_before:
@@ -130,8 +132,7 @@ class Aftermath:
         if self._session.late:
             # Residue that exists now may come from our own kill.
             return
-        before = self._stay
-        if before:
+        if before := self._stay:
             report = self._observe()
             self._part(report, "next run")
             if alive := [leak for key, leak in self._stay.items() if key in before and _runs(leak)]:
@@ -221,8 +222,7 @@ class Aftermath:
 
         Residue whose number does not increase is bounded; damage to existing resources never is.
         """
-        before = self._observe().leaks
-        after = before
+        after = before = self._observe().leaks
         if not self._session.late:
             self._session.renew()
             injector = injector_for(self._case.plan)

@@ -13,10 +13,11 @@ _ALIVE = 1.0
 
 
 class Case(msgspec.Struct, frozen=True):
-    """One submission under one fault plan."""
+    """One submission under one fault plan, after `further` runs beside the warm-up run."""
 
     submission: Submission
     plan: Plan = NORMAL
+    further: int = 0
 
 
 def honest(case: Case, shortest_wall: float) -> Submission:

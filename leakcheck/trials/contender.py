@@ -35,6 +35,8 @@ class Contender:
         self.started, self.over = threading.Event(), threading.Event()
         self.faulted = self.tolerated = False
         self.status, self.words, self.code = "", "", -1
+        self.said = ""
+        """What its payload had printed when it was over."""
         self.launched = time.monotonic()
         self.ended = 0.0
         self.begun: float | None = None
@@ -56,6 +58,8 @@ class Contender:
         except BaseException as error:  # noqa: BLE001 - it is raised in the thread of the contest
             self.failure = error
         finally:
+            # Whose payload runs on may say more later, and has reported too early.
+            self.said = printed(self.session, self.output)
             self.ended = time.monotonic()
             self.started.set()
             self.over.set()
@@ -90,7 +94,7 @@ class Contender:
             unheld=admitted and not starts,
             copied=witness.copied(self.number),
             starts=starts,
-            complete=f"end {self.number} " in said and witness.released(self.number),
+            complete=f"end {self.number} " in self.said and witness.released(self.number),
             refused=self.status != "OK" and is_busy(f"{self.words} {said}", self.code),
             status=self.status,
             words=self.words,

@@ -6,7 +6,6 @@ import functools
 import os
 import time
 from collections.abc import Generator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,15 +68,16 @@ class Contest:
         """Start so many contenders at once."""
         self._crowd.add(count, self._argv, waits=waiting, tolerated=self._tolerates)
 
-    def wait_for_others(self) -> None:
-        """Wait until all but the holder have ended or got the box, or, of those that wait, had time to begin so."""
-        others = self._crowd.all[1:]
+    def wait_for_others(self, first: int = 1) -> bool:
+        """Wait until all from the `first` have ended, got the box or had time to wait; return whether one has it."""
+        others = self._crowd.all[first:]
 
         def settled() -> bool:
             holding = self._witness.holding()
             return all(one.over.is_set() or one.number in holding for one in others)
 
         self._crowd.until(settled, QUEUED if any(one.waits for one in others) else HELD)
+        return bool(self._witness.holding())
 
     def wait(self, *, holder: bool = False) -> None:
         """Let everybody run to the end; with `holder`, only once the holder has ended. Payloads end one by one."""
@@ -195,7 +195,7 @@ class Contest:
         self._host.write(path, content)
         return str(path)
 
-    def directory(self, path: str) -> AbstractContextManager[int]:
+    def directory(self, path: str) -> contextlib.AbstractContextManager[int]:
         """Yield a descriptor of the directory that commands see at `path`."""
         return opened(self._host.root, Path(path), os.O_PATH | os.O_DIRECTORY)
 

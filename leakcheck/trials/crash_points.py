@@ -79,9 +79,19 @@ def record_twice(
     every: bool = False,
     watched: bool = False,
 ) -> Points:
-    """Record the points of two runs: which of them are the same in every run. It is otherwise as `record`."""
+    """Record the points of a second and of a third run: which of them are the same. It is otherwise as `record`."""
     first, second = (
-        record(target, submission, number, recovery=recovery, stop=stop, settle=settle, every=every, watched=watched)
+        record(
+            target,
+            submission,
+            number,
+            recovery=recovery,
+            stop=stop,
+            settle=settle,
+            every=every,
+            watched=watched,
+            before=1 + number,
+        )
         for number in (0, 1)
     )
     known, again = ({one.point for one in recording.points} for recording in (first, second))
@@ -103,11 +113,12 @@ def record(
     every: bool = False,
     watched: bool = False,
     explain: bool = False,
+    before: int = 1,
 ) -> Recording:
     """Record the points of a run of `submission`, or, with `recovery`, those of a crashed run's recovery.
 
     With `every`, writes and messages are points, too; with `watched`, closed descriptors and waits for processes. With
-    `explain`, each call is recorded with its arguments.
+    `explain`, each call is recorded with its arguments. So many other runs come `before` it.
 
     What a command leaves to processes that outlive it is recorded for `settle` seconds at most.
     It raises `TargetError` if the run is not right, or the target can be neither traced nor notified.
@@ -118,9 +129,10 @@ def record(
     while True:
         with open_host(target, settle, live=False) as host:
             session = Session(target, host, number, stop=stop)
-            if wrong := session.again():
-                raise TargetError(f"{target.name}: warm-up run: {wrong}")
-            session.renew()
+            for _ in range(before):
+                if wrong := session.again():
+                    raise TargetError(f"{target.name}: warm-up run: {wrong}")
+                session.renew()
             with session.tracing(notifying(requests, notified)) as tracing:
                 wrong = _run(session, submission, recovery=recovery)
                 if failing := tracing.failing() - notified:

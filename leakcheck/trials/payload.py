@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from injectors import Room
+from injectors import Checked, Room
 from leakcheck.errors import TargetError, reason
 from leakcheck.submissions import Submission
 from leakcheck.trials.host import Host, Running
@@ -66,6 +66,15 @@ def payload_runs(session: "Session", supervisor: Running, output: int) -> bool:
             if process.cmdline() == _PAYLOAD:
                 return True
     return False
+
+
+def ended_well(session: "Session", injector: Checked) -> bool:
+    """Return whether the payload was executed after a fault all the same, and ended well, as a tracer has seen."""
+    lines = session.reports().get("launch", [])
+    after = lines[next((at for at, line in enumerate(lines) if "fired" in line), len(lines)) :]
+    payload = next((line["payload"] for line in after if "payload" in line), None)
+    ends = [line["status"] for line in after if "ended" in line and line["ended"] == payload]
+    return ends[-1:] == [0] and not injector.kills_payload
 
 
 def state_files(session: "Session", declared: str) -> list[str]:

@@ -8,6 +8,7 @@ from leakcheck.errors import TargetError, reason
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
 from leakcheck.trials.payload import SLEEPING, state_files
+from leakcheck.trials.rootfs import find
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
 
@@ -42,6 +43,15 @@ def record_state_files(target: Target, stop: Stop) -> dict[str, bytes]:
         hint = f"mend state_files in {target.path}"
         raise TargetError(f"{target.name}: while its payload runs there is no {names}; {hint}")
     return contents
+
+
+def keeps_one(session: Session) -> bool | None:
+    """Return whether there is a file where the target keeps those that it does not trust; None if nobody can know."""
+    places = session.target.adapter.damage.keeps
+    # Elsewhere, "*" may stand for several directories.
+    if not places or any("*" in place.rpartition("/")[0] for place in places):
+        return None
+    return any(True for place in places for _ in find(session.host.root, session.filled(place)))
 
 
 def spreads(session: Session) -> Iterator[str]:

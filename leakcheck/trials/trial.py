@@ -41,8 +41,8 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     `outcomes` are all that hold, none if it is clean. `fired` is whether the fault happened, `wrong` what is wrong with
     the status. `recovery` are the commands of the target's recovery, and how they ended. `state` is that in which the
     stage of a fault ended, if it is compared with others. `noted` is whether the target's log tells of damage to its
-    state; None if there is no such log or damage. `exhausted` is what is known of a run under an exhausted resource.
-    `history` is what contenders for the box came to.
+    state; None if there is no such log or damage; `kept` whether a damaged state file is where the target keeps such.
+    `exhausted` is what is known of a run under an exhausted resource. `history` is what contenders for the box came to.
     """
 
     case: Case
@@ -58,6 +58,7 @@ class Trial(msgspec.Struct, frozen=True, kw_only=True):
     untied: list[Remnant] = []
     state: Mapping[str, int] = {}
     noted: bool | None = None
+    kept: bool | None = None
     exhausted: Exhausted | None = None
     history: History | None = None
 
@@ -95,6 +96,8 @@ def run_trial(
         session.timing_ms["up"] = (time.monotonic() - began) * 1000
         with session.timed("warm-up"):
             wrong = session.again() if warm is None else warm.restore(session)
+            for _ in range(case.further):
+                wrong = wrong or _further(session)
         if wrong:
             trial = Trial(case=case, outcomes=frozenset({"false-status"}), detail=f"warm-up run: {wrong}")
         else:
@@ -105,6 +108,11 @@ def run_trial(
         down = time.monotonic()
     session.timing_ms["down"] = (time.monotonic() - down) * 1000
     return msgspec.structs.replace(trial, timing_ms=session.timing_ms)
+
+
+def _further(session: Session) -> str:
+    session.renew()
+    return session.again()
 
 
 def _stages(session: Session, case: Case, injector: Checked, recorder: Recorder | None) -> Trial:
@@ -192,6 +200,7 @@ def _tested(session: Session, case: Case, injector: Checked) -> Trial:
         untied=[Remnant.of(leak) for leak in first.unattributed],
         state=after.state,
         noted=after.noted,
+        kept=after.kept,
         exhausted=exhausted,
         history=history,
     )

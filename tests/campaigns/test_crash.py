@@ -73,6 +73,44 @@ def test_the_instants_between_making_and_removing_leak_and_no_others(tmp_path: P
     assert "  timeout   no point was visited" in [text.plain for text in lines(result)]
 
 
+def test_a_point_that_only_every_second_run_has_is_visited_and_its_line_replays_it(tmp_path: Path) -> None:
+    odd = "read n < /var/lib/runs; echo $((n + 1)) > /var/lib/runs; [ $((n % 2)) = 1 ] || mkdir /var/lib/crash-odd; "
+    odd += 'rm -rf /var/lib/crash-odd; "$@"; exit $?'
+    made = target(tmp_path, odd, more='state = ["/var/lib/runs"]\n')
+    result = run(made, schedule="immediate", phase="setup")
+    at = "launch:0.1/mkdir(/var/lib/crash-odd)#1:after"
+    assert at in plans(result, "leaked"), (result.points, result.criteria)
+    again = run(made, f"{at}:SIGKILL")
+    assert again.verdict == "leaked", again.to_json()
+    never = run(made, "launch:0.1/mkdir(/var/lib/crash-never)#1:after:SIGKILL")
+    assert never.outcomes == {"not-reached": 1}
+
+
+@pytest.mark.parametrize(("gives_up", "outcome"), [("False", "clean"), ("not told", "false-status")])
+def test_ok_after_the_kill_of_a_helper_is_right_only_if_the_payload_ran_to_its_end(
+    tmp_path: Path, gives_up: str, outcome: str
+) -> None:
+    # The helper has handed over to a daemon already.
+    script = """exec python3 -c 'import os, subprocess, sys
+here, there = os.pipe()
+told, tell = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork():
+        os.write(tell, b"x")
+        os._exit(0)
+    os.close(tell)
+    told = os.read(told, 1)
+    code = 0 if GIVES_UP else subprocess.run(sys.argv[1:]).returncode
+    os.write(there, bytes([code & 255]))
+    os._exit(0)
+os.close(tell)
+os.wait()
+sys.exit(os.read(here, 1)[0])' "$@" """
+    made = target(tmp_path, script.replace("GIVES_UP", gives_up))
+    assert run(made, "launch:0.1/clone#1:after:SIGKILL,helper").outcomes == {outcome: 1}
+
+
 def test_a_finding_is_replayed_by_its_line(tmp_path: Path) -> None:
     made = target(tmp_path, MAKES)
     result = run(made, schedule="quiesced", phase="execution")

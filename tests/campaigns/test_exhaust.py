@@ -153,6 +153,13 @@ def test_an_error_that_names_another_resource_or_says_what_each_run_says_names_n
     assert f"does not name what was exhausted, but: {always or fails}: " in result.findings[0].detail
 
 
+def test_a_word_that_each_run_but_the_first_says_names_nothing(tmp_path: Path) -> None:
+    again = "[ ! -e /var/lib/seen ] || echo there was no space left; : > /var/lib/seen; "
+    script = again + STEPS.format(fails="{{ rm -r $d; echo it failed; exit 125; }}").replace("> $d", "2>&- > $d")
+    result = run(made(tmp_path, script, words=EVERY, internal="[125]"), "disk:full@0")
+    assert result.failed == [UNNAMED], result.to_json()
+
+
 def test_an_error_that_names_every_resource_names_none(tmp_path: Path) -> None:
     script = STEPS.format(
         fails="{{ rm -r $d; echo no space left or too many open files or cannot allocate memory; exit 125; }}"

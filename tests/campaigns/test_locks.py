@@ -153,6 +153,40 @@ code=$?; [ $code = 9 ] && until grep -q end {HOME}/out; do sleep 0.01; done; cat
     assert "was not seen to run to its end; status OK" in shown(result)
 
 
+def test_a_run_that_is_ok_before_its_payload_has_ended_is_a_wrong_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The payload keeps the lock, and tells its end later, while the others are still refused.
+    monkeypatch.setattr("leakcheck.trials.crowd.HELD", 0.3)
+    late = f"shift 2; mkdir -p {HOME}; exec 7> {LOCK}; flock -n 7 || {{{{ sleep 0.7; exit 9; }}}}; "
+    for ends, wanted in (('setsid "$@" & sleep 0.1', {"false-status"}), ('setsid "$@" & wait $!', set())):
+        result = run(made(tmp_path, f"{late}{ends}; exit 0"), "lock:contend=2")
+        assert outcomes(result) == wanted, shown(result)
+        assert not wanted or re.search(r"contender \d was not seen to run to its end; status OK", shown(result))
+
+
+@pytest.mark.parametrize("plan", ["lock:contend=2", "lock:stop-holder"])
+def test_a_refused_run_whose_end_opens_the_box_lets_the_next_one_in(tmp_path: Path, plan: str) -> None:
+    # All who come at once are refused before that.
+    unlocks = f"""shift 2; mkdir -p {HOME}; if mkdir {LOCK}; then {DIES} "$@"; code=$?; rmdir {LOCK}; exit $code; fi
+sleep 0.3; rmdir {LOCK}; exit 9"""
+    named = TABLE.replace(f'files = ["{LOCK}"], ', "")
+    result = run(made(tmp_path, unlocks, named), plan)
+    assert outcomes(result) == {"split-brain"}, shown(result)
+    kept = run(made(tmp_path, unlocks.replace(f"rmdir {LOCK}; exit 9", "exit 9"), named, name="kept"), plan)
+    assert kept.verdict == "clean", shown(kept)
+
+
+def test_the_time_in_which_no_pid_could_be_reused_is_not_the_target_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The payload outlives the shell whose session it is in, and keeps the lock.
+    monkeypatch.setattr("leakcheck.trials.contest.HELD", 1.0)
+    outlives = f'shift 2; mkdir -p {HOME}; flock -n -o -E 9 {LOCK} "$@"; exit $?'
+    result = run(made(tmp_path, outlives, TABLE.replace("within = 2", "within = 0.9")), "lock:reuse-pid")
+    assert outcomes(result) == {"not-reached"}, shown(result)
+
+
 def test_a_payload_whose_start_nobody_could_see_is_unknown_and_never_a_pass(tmp_path: Path) -> None:
     copies = f"""shift 2; mkdir -p {HOME}; exec flock -n -o -E 9 {LOCK} {DIES} --mount sh -c '
 d=${{{{1%/*}}}}; mount -t tmpfs x /mnt && cp "$1" /mnt && mount --bind /mnt "$d"; exec "$@"' sh "$@" """

@@ -396,3 +396,24 @@ def test_state_files_with_hostile_names_are_damaged_and_recovered(tmp_path: Path
     for damage in ("garbage", "at=2"):
         options = StateOptions(settle=0.1, plan=state_plan(f"{HOME}/d/*", damage), iterations=1)
         assert run_campaign(State(), of, options).verdict == "clean", damage
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_a_quarantine_that_deletes_the_damaged_file_keeps_no_evidence(tmp_path: Path, keeps: bool) -> None:
+    does = f"mkdir -p {HOME}/bad; mv {HOME}/d/state.json {HOME}/bad/one" if keeps else f"rm {HOME}/d/state.json"
+    tells = f"python3 -m json.tool {HOME}/d/state.json || {{{{ echo damaged >> {HOME}/log; {does}; }}}}; {KNOWS}"
+    of = made(tmp_path, tells, LOG + f'keeps = ["{HOME}/bad/*"]\n')
+    result = run(of, "truncate=9")
+    wanted = [] if keeps else ["damaged states of which nothing is kept where the adapter says"]
+    assert result.failed == wanted, (result.to_json(), keeps)
+    assert keeps or f"nothing is in {HOME}/bad/*" in " ".join(one.detail for one in result.findings)
+    # There was nothing to keep.
+    assert not run(of, "empty").failed
+
+
+def test_a_state_file_that_is_never_there_beside_another_was_not_tested(tmp_path: Path) -> None:
+    more = MORE.replace('state.json"]', f'state.json", "{HOME}/d/sttae.json"]')
+    result = run(target(tmp_path, LAUNCH, recover=KNOWS, more=more), iterations=1)
+    assert result.verdict == "unknown"
+    assert result.failed == ["declared state files that were never there, and were not damaged"]
+    assert any(note.startswith(f"state file {HOME}/d/sttae.json: it is not there") for note in result.points["notes"])
