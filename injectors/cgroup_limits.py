@@ -128,7 +128,8 @@ class Processes(_InCgroup):
         # What starts a command may not have been waited for, and counts all the same.
         there = sum(_threads(pid) for pid in room.members(control.path.parent))
         self._hits, self._control = control.count("pids.events:max"), control
-        control.write(str(there + self._left))
+        # Who ends makes room for another one, unless there is none for anybody.
+        control.write(str(there + self._left if self._left else 0))
 
     def proof(self, room: Room) -> str:
         """Return what proves that the target ran against it."""

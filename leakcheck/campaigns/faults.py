@@ -15,10 +15,12 @@ from leakcheck.campaigns.lies import lies, recall
 from leakcheck.campaigns.sweep import Sweep
 from leakcheck.campaigns.sweep_options import SweepOptions
 from leakcheck.errors import UsageError
+from leakcheck.submissions import Submission
 from leakcheck.targets import Target
 from leakcheck.trials.case import case_of
 from leakcheck.trials.crash_points import Points, Recorded, is_step, step_phase
 from leakcheck.trials.executor import Ui
+from leakcheck.trials.payload import COUNTING
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
 
@@ -104,6 +106,10 @@ class Faults(Sweep[FaultsOptions]):
             [one for one in known.unsteady if _is_step(options, one)],
             known.notes,
         )
+
+    def submission(self, target: Target, options: FaultsOptions) -> Submission:
+        """Return one that prints a line at its normal end: an OK that nobody earned lacks it."""
+        return COUNTING if options.ending == "normal" else super().submission(target, options)
 
     def select(self, options: FaultsOptions, points: Sequence[Recorded]) -> Iterator[Plan]:
         """Yield a fault of each kind at each call, and from each call on."""

@@ -20,6 +20,7 @@ from leakcheck.campaigns.result import Result
 from leakcheck.campaigns.sweep_options import PHASES, RUN, SweepOptions
 from leakcheck.campaigns.trial_campaign import AGAIN, TrialCampaign
 from leakcheck.errors import TargetError, UsageError
+from leakcheck.submissions import Submission
 from leakcheck.targets import Target
 from leakcheck.trials.case import Case, case_of, honest
 from leakcheck.trials.crash_points import Points, Recorded, record, record_twice
@@ -51,8 +52,7 @@ class Sweep(TrialCampaign[_Options]):
         self, target: Target, options: _Options, stop: Stop, *, every: bool = False, watched: bool = False
     ) -> Points:
         """Record the points, twice: which of them are the same in every run."""
-        ending = Plan(options.ending, "signal" if options.ending == "crash" else "")
-        runs = [(case_of(ending, target.adapter.shortest_wall).submission, False)]
+        runs = [(self.submission(target, options), False)]
         runs += [(SLEEPING, True)] if target.adapter.recover else []
         settle = options.settle
         recorded = [
@@ -64,6 +64,11 @@ class Sweep(TrialCampaign[_Options]):
             [one for each in recorded for one in each.unsteady],
             [note for each in recorded for note in each.notes],
         )
+
+    def submission(self, target: Target, options: _Options) -> Submission:
+        """Return the submission whose run has the points."""
+        ending = Plan(options.ending, "signal" if options.ending == "crash" else "")
+        return case_of(ending, target.adapter.shortest_wall).submission
 
     def prepare(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> Points:
         """Record the points, and check that there are some to visit."""

@@ -11,7 +11,7 @@ from leakcheck.trials.case import Case
 from leakcheck.trials.contest import run_contest
 from leakcheck.trials.exhausted import lift
 from leakcheck.trials.outcome import Outcome
-from leakcheck.trials.remnant import Remnant, program_of
+from leakcheck.trials.remnant import Remnant, program_of, runs
 from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.similarity import count_similar, place_of
 from leakcheck.trials.state_files import keeps_one, spreads
@@ -85,11 +85,7 @@ class Aftermath:
             # A recovery that nobody calls is no excuse.
             self._silent |= bool(self._survived & self._stay.keys())
         with self._session.timed("recover"):
-            wrong = self._session.recover()
-            if lift(self._session) and wrong:
-                # Under the limit it may fail.
-                wrong = self._session.recover()
-            if wrong:
+            if wrong := self._recover():
                 self.failures.append(wrong)
             self.recovery = self._session.commands
             self.kept = keeps_one(self._session) if self._damaged else None
@@ -113,6 +109,11 @@ class Aftermath:
         if self._stay:
             self._class()
 
+    def _recover(self) -> str:
+        """Recover, under a limit that is still in force once more after it; return what is wrong."""
+        wrong = self._session.recover()
+        return self._session.recover() if lift(self._session) and wrong else wrong
+
     def _next(self) -> None:
         came: list[Leak] = []
         try:
@@ -135,7 +136,7 @@ class Aftermath:
         if before := self._stay:
             report = self._observe()
             self._part(report, "next run")
-            if alive := [leak for key, leak in self._stay.items() if key in before and _runs(leak)]:
+            if alive := [leak for key, leak in self._stay.items() if key in before and runs(leak)]:
                 self.failures.append(f"next submission: ran beside {alive[0].label}")
         # A resource that replaced one of the run's was already reported as that one.
         places = {(leak.kind, place_of(leak)) for leak in before.values()}
@@ -233,8 +234,9 @@ class Aftermath:
                     self._session.prepare_under(injector, self._case.submission)
             # As before: what a killed run started goes on, and a run beside it leaves what neither would alone.
             self._session.host.observe()
-            self._session.recover()
-            self._session.again()
+            wrong = self._recover() or self._session.again()
+            if wrong and not (self.failures or self._session.late):
+                self.failures.append(f"after the same once more: {wrong}")
             after = self._observe().leaks
         for key, leak in self._stay.items():
             more = count_similar(leak, after) > count_similar(leak, before)
@@ -243,8 +245,3 @@ class Aftermath:
             chance &= not self._is_kept(leak)
             class_ = "growing" if more else leak.class_ if chance else "bounded"
             self._note(key, leak, leak.class_ if leak.class_ in _FOR_GOOD else class_)
-
-
-def _runs(leak: Leak) -> bool:
-    """Return whether it is a process that still runs, not a zombie."""
-    return leak.kind == "process" and leak.evidence.get("resource", {}).get("state") not in ("Z", "X")

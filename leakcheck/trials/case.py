@@ -3,7 +3,9 @@
 import msgspec
 
 from injectors import NORMAL, Plan
+from injectors.crash import ENDINGS, STAGES
 from injectors.exhaustion import RESOURCES
+from injectors.syscalls import Syscalls
 from leakcheck.submissions import BUILTIN, Submission
 from leakcheck.trials.contender_program import HOLDER
 from leakcheck.trials.payload import COUNTING, SLEEPING
@@ -26,6 +28,14 @@ def honest(case: Case, shortest_wall: float) -> Submission:
     return msgspec.structs.replace(case.submission, wall=shortest_wall) if lasts else case.submission
 
 
+def _fails_calls(plan: Plan) -> bool:
+    """Return whether calls fail in a run that ends by itself: then its output shows whether its payload ran."""
+    if plan.kind not in STAGES or not {*ENDINGS}.isdisjoint(plan.flags):
+        return False
+    injector = Syscalls.of(plan)
+    return bool(injector.faults) and injector.kill is None
+
+
 def case_of(plan: Plan, shortest_wall: float = 0.1) -> Case:
     """Return the submission to run under `plan`; for a timeout, its wall limit is `shortest_wall` seconds."""
     if plan.kind == "lock":
@@ -34,7 +44,7 @@ def case_of(plan: Plan, shortest_wall: float = 0.1) -> Case:
         return Case(msgspec.structs.replace(BUILTIN["timeout"], wall=shortest_wall), plan)
     if plan.kind == "crash" or "crash" in plan.flags:
         return Case(BUILTIN[f"crash_{plan.argument if plan.kind == 'crash' else 'signal'}"], plan)
-    if plan.kind in RESOURCES:
+    if plan.kind in RESOURCES or _fails_calls(plan):
         return Case(COUNTING, plan)
     if "living" in plan.flags:
         return Case(msgspec.structs.replace(SLEEPING, wall=max(shortest_wall, _ALIVE)), plan)

@@ -68,15 +68,6 @@ def payload_runs(session: "Session", supervisor: Running, output: int) -> bool:
     return False
 
 
-def ended_well(session: "Session", injector: Checked) -> bool:
-    """Return whether the payload was executed after a fault all the same, and ended well, as a tracer has seen."""
-    lines = session.reports().get("launch", [])
-    after = lines[next((at for at, line in enumerate(lines) if "fired" in line), len(lines)) :]
-    payload = next((line["payload"] for line in after if "payload" in line), None)
-    ends = [line["status"] for line in after if "ended" in line and line["ended"] == payload]
-    return ends[-1:] == [0] and not injector.kills_payload
-
-
 def state_files(session: "Session", declared: str) -> list[str]:
     """Return the paths that exist of a state file, as the adapter names it."""
     return [str(path) for path in find(session.host.root, session.target.filled(declared, session.box))]
@@ -88,6 +79,26 @@ COUNTING = Submission(
 )
 """Prints a line at its end, so that a run that says OK can be believed."""
 COUNTED = "counted to 1000"
+
+
+def lacking(session: "Session", injector: Checked, submission: Submission, output: int) -> str:
+    """Return what a run under a fault lacks that is to be OK; empty if nothing is known. `output` is the launch's."""
+    # So far, the payload did not run, or it was killed while it did.
+    early = session.fired("launch") in (("setup", "execution") if injector.kills_payload else ("setup",))
+    if early and not _ended_well(session, injector):
+        return "was not seen to run to its end"
+    if submission.name == COUNTING.name and (times := printed(session, output).count(COUNTED)) != 1:
+        return f"printed all {times} times" if times else "did not print all"
+    return ""
+
+
+def _ended_well(session: "Session", injector: Checked) -> bool:
+    """Return whether the payload was executed after a fault all the same, and ended well, as a tracer has seen."""
+    lines = session.reports().get("launch", [])
+    after = lines[next((at for at, line in enumerate(lines) if "fired" in line), len(lines)) :]
+    payload = next((line["payload"] for line in after if "payload" in line), None)
+    ends = [line["status"] for line in after if "ended" in line and line["ended"] == payload]
+    return ends[-1:] == [0] and not injector.kills_payload
 
 
 class ObservedRun:

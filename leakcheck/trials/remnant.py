@@ -67,3 +67,8 @@ def program_of(leak: Leak, submissions: Iterable[Submission]) -> str:
     # Some programs write into their name how far they are: runc:[2:INIT].
     name = re.split(r"[^\w.-]", str(leak.evidence.get("resource", {}).get("comm", "")).strip("()"))[0]
     return f"zombie {name}" if state == "Z" else name
+
+
+def runs(leak: Leak) -> bool:
+    """Return whether it is a process that still runs, not a zombie."""
+    return leak.kind == "process" and leak.evidence.get("resource", {}).get("state") not in ("Z", "X")

@@ -14,7 +14,7 @@ from leakcheck.targets import Box, Reply, Target
 from leakcheck.trials.exhausted import Exhausted, run_exhausted
 from leakcheck.trials.host import Host, Running
 from leakcheck.trials.output import last_words, memory, text
-from leakcheck.trials.payload import ObservedRun, ended_well, install, printed
+from leakcheck.trials.payload import ObservedRun, install, lacking, printed
 from leakcheck.trials.runner import Runner, Stop, never
 
 NEXT = BUILTIN["ok"]
@@ -184,14 +184,12 @@ class Session(Runner):
             run = ObservedRun(self, process, output)
             evidence = injector.apply(run)
             ordinary = injector.continues or not evidence.fired
-            # So far, the payload did not run, or it was killed while it did.
-            early = self.fired("launch") in (("setup", "execution") if injector.kills_payload else ("setup",))
             wrong = ""
             try:
                 done = self._finished(process, submission, argv, output)
                 status, self.last_words = done.reply.status, done.words
-                if status == "OK" == submission.expect and early and not ended_well(self, injector):
-                    wrong = f"status OK of a run whose payload was not seen to run to its end: {done.words}"
+                if status == "OK" == submission.expect and (lacks := lacking(self, injector, submission, output)):
+                    wrong = f"status OK of a run whose payload {lacks}: {done.words}"
                 elif (status == "OK" or injector.harmless) and status != submission.expect:
                     wrong = _wrong(done, submission.expect)
                 if ordinary:

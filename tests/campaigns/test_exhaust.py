@@ -343,6 +343,15 @@ printf x > /run/after || code=125; rm -f /run/before /run/after; exit $code"""
     assert result.verdict == "clean", result.to_json()
 
 
+@pytest.mark.parametrize("moment", ["execution", "cleanup"])
+def test_no_process_can_be_started_in_the_place_of_one_that_ends(tmp_path: Path, moment: str) -> None:
+    # The payload's end makes room for rmdir(1).
+    script = 'shift 2; mkdir /var/lib/exhaust-test; "$@"; code=$?; rmdir /var/lib/exhaust-test; exit $code'
+    result = run(made(tmp_path, script), f"pids:limit=0,{moment}")
+    assert result.verdict == "leaked", result.to_json()
+    assert "/var/lib/exhaust-test" in str(result.findings[0].leaks)
+
+
 def test_the_live_host_is_never_exhausted(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="--host: resources are exhausted in arenas only"):
         run(made(tmp_path, WELL), "disk:full@0", host=True)

@@ -105,6 +105,18 @@ def test_a_step_of_a_preparation_fails_too_and_one_that_ignores_it_is_silent(tmp
     assert told.outcomes.keys() <= {"leaked", "wedged"}, "it said so"
 
 
+@pytest.mark.parametrize(
+    "instead", ["rmdir {place}; exit 0", 'rmdir {place}; "$@" > /dev/null; exit 0', 'rmdir {place}; "$@"; "$@"; exit 0']
+)
+def test_ok_of_a_run_whose_output_is_not_that_of_its_payload_is_wrong(tmp_path: Path, instead: str) -> None:
+    script = f'mkdir {PLACE}; rmdir {PLACE} || {{{{ {instead.format(place=PLACE)}; }}}}; "$@"'
+    result = run(target(tmp_path, script), "launch:0.2/rmdir(/var/lib/fault-made)#1:EBUSY")
+    assert result.outcomes == {"false-status": 1}, result.to_json()
+    assert "status OK of a run whose payload" in result.findings[0].detail
+    again = f"mkdir {PLACE}; rmdir {PLACE} || rmdir {PLACE}; " + '"$@"'
+    assert run(target(tmp_path, again, name="again"), f"launch:0.2/rmdir({PLACE})#1:EBUSY").verdict == "clean"
+
+
 def test_lies_that_change_something_are_reported_and_fail_no_target(tmp_path: Path) -> None:
     result = run(target(tmp_path, IGNORES, recover=f"rm -rf {PLACE}"), mode="lie", phase="cleanup", syscalls=("rmdir",))
     (recall,) = [one for one in result.criteria if one.name.startswith("share of lies")]

@@ -137,6 +137,13 @@ def test_a_box_or_a_recovery_that_damage_puts_out_of_order_is_wedged(tmp_path: P
     assert "another box: status RE, not OK" in spread.findings[0].detail
 
 
+def test_a_recovery_that_works_only_once_is_wedged(tmp_path: Path) -> None:
+    once = f"[ ! -e {HOME}/once ] || exit 7; [ -s {HOME}/d/state.json ] || : > {HOME}/once; {KNOWS}"
+    result = run(made(tmp_path, once), "empty")
+    assert "wedged" in outcomes(result), result.to_json()
+    assert "after the same once more: recover: sh ended with 7" in " ".join(one.detail for one in result.findings)
+
+
 def test_a_target_without_state_files_is_not_applicable_and_never_a_pass(tmp_path: Path) -> None:
     without = target(tmp_path, 'exec "$@"')
     with pytest.raises(NotApplicableError, match=r"declares no state file; .* name it in state_files"):
