@@ -19,7 +19,7 @@ from leakcheck.campaigns.render import lines
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.targets import Target, load
 from leakcheck.trials.case import Case
-from leakcheck.trials.crash_points import Recorded, record
+from leakcheck.trials.crash_points import Points, Recorded, record
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.outcome import FAILING
 from leakcheck.trials.runner import never
@@ -305,7 +305,11 @@ def test_what_a_run_left_counts_though_its_plan_fired_only_in_another_trial(tmp_
         Trial(case=case, fired=False, outcomes=frozenset({one, "not-reached"})) for one in ("leaked", "not-reached")
     ]
     all_made: Made[CrashOptions, Trial] = Made(
-        target=made, options=CrashOptions(), trials=[*unfired, Trial(case=case)], facts=None, executor=Nobody()
+        target=made,
+        options=CrashOptions(),
+        trials=[*unfired, Trial(case=case)],
+        facts=Points([], [], []),
+        executor=Nobody(),
     )
     Crash().finish(all_made, Ui())
     assert [trial.outcome for trial in all_made.trials] == ["leaked", "clean"]
