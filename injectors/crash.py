@@ -134,8 +134,6 @@ class Crash:
         """Return how the `number`-th command of `stage` is traced."""
         if stage == self.stage:
             found = request(number, payload, self.point, self.when, self.victim, self.sent, quiesced=self.quiesced)
-            # Its payload may run all the same, and end well.
-            found = {**found, "explain": self.victim == "helper"}
         elif stage == "launch" and self.stage == "recover":
             found = crash_once_payload_runs(payload)
         else:

@@ -12,9 +12,9 @@ from leakcheck.campaigns import Leaks, LeaksOptions, Result
 from leakcheck.campaigns import run as run_campaign
 from leakcheck.report import Command, Leak
 from leakcheck.targets import Target, load
-from leakcheck.trials.aftermath import _runs
 from leakcheck.trials.arena_host import ArenaHost
 from leakcheck.trials.live_host import LiveHost
+from leakcheck.trials.remnant import runs
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -176,10 +176,10 @@ def test_a_killed_run_that_reports_ok_has_a_false_status(tmp_path: Path) -> None
     assert "status OK, not TLE" in campaign.findings[0].detail
 
 
-@pytest.mark.parametrize(("state", "runs"), [("S", True), ("R", True), ("Z", False), ("X", False)])
-def test_a_zombie_is_no_process_that_the_next_submission_ran_beside(state: str, runs: bool) -> None:
-    assert _runs(Leak(kind="process", class_="held", label="x", evidence={"resource": {"state": state}})) == runs
-    assert not _runs(Leak(kind="file", class_="orphaned", label="x"))
+@pytest.mark.parametrize(("state", "lives"), [("S", True), ("R", True), ("Z", False), ("X", False)])
+def test_a_zombie_is_no_process_that_the_next_submission_ran_beside(state: str, lives: bool) -> None:
+    assert runs(Leak(kind="process", class_="held", label="x", evidence={"resource": {"state": state}})) == lives
+    assert not runs(Leak(kind="file", class_="orphaned", label="x"))
 
 
 def test_what_is_left_in_the_boxs_directory_is_seen_where_the_target_covers_tmp(tmp_path: Path) -> None:

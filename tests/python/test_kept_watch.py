@@ -103,8 +103,8 @@ def test_each_guard_finds_what_its_own_run_makes_by_a_thread_a_daemon_and_a_raw_
 
     def by_daemon(path: Path) -> None:
         # Its grandchild ends when this process closes the pipe.
-        script = f"touch '{path}'; exec cat <&{gate[0]} >/dev/null"
-        subprocess.run(["setsid", "-f", "sh", "-c", script], check=True, pass_fds=[gate[0]])
+        script = f"touch '{path}'; exec cat >/dev/null"
+        subprocess.run(["setsid", "-f", "sh", "-c", script], check=True, stdin=gate[0])
         while not path.exists():
             os.sched_yield()
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use leakcheck_sys::open_pidfd;
 use leakcheck_sys::trace::Resume;
-use rustix::process::{Signal, pidfd_send_signal};
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, pidfd_send_signal, setrlimit};
 
 use super::notify::{has_ended, threads};
 use super::request::Victim;
@@ -26,6 +26,9 @@ pub(super) struct Held {
     /// Who is killed, once the kill has happened.
     pub(super) killed: Option<Killed>,
 }
+
+/// How long one process may take to stop.
+const STOPPING: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Processes that have got SIGKILL.
 pub(super) type Killed = Vec<(i32, OwnedFd)>;
@@ -91,6 +94,15 @@ impl Tracer {
 
     /// Kills, with `process` at the point.
     pub(super) fn kill(&mut self, number: usize, process: i32, quiet: bool) -> Killed {
+        // There may be more processes than a common limit of descriptors (1024); nothing is started meanwhile.
+        let limit = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+        let killed = self.kill_all(number, process, quiet);
+        let _ = setrlimit(Resource::Nofile, limit);
+        killed
+    }
+
+    fn kill_all(&mut self, number: usize, process: i32, quiet: bool) -> Killed {
         self.find_all_children();
         let run = &mut self.runs[number];
         run.fired = true;
@@ -140,6 +152,9 @@ fn add_descendants(known: &mut Killed, signal: Option<Signal>) {
     while at < known.len() && known.len() < MOST {
         let parent = known[at].0;
         at += 1;
+        if signal.is_some() {
+            wait_for_stop(parent);
+        }
         for thread in threads(parent) {
             let children =
                 std::fs::read_to_string(format!("/proc/{parent}/task/{thread}/children")).unwrap_or_default();
@@ -151,6 +166,15 @@ fn add_descendants(known: &mut Killed, signal: Option<Signal>) {
                 known.push((child, pidfd));
             }
         }
+    }
+}
+
+/// Waits until a process that got SIGSTOP is stopped: a fork(2) that has begun comes to its end before. One that waits for
+/// its child's execve(2) never is, and creates nothing.
+fn wait_for_stop(process: i32) {
+    let began = Instant::now();
+    while activity(process).is_some_and(|activity| !activity.starts_with(['T', 't'])) && began.elapsed() < STOPPING {
+        std::thread::sleep(std::time::Duration::from_micros(100));
     }
 }
 

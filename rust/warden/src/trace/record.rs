@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::decode;
 use super::object::{self, Place, find};
 use super::points::Point;
+use super::request::Victim;
 use super::x86_64::{Row, direct, rows, watched};
 use super::{Role, Run, points};
 
@@ -105,7 +106,9 @@ pub(super) fn created(run: &mut Run, pending: &Pending, role: &str, child: i32) 
 
 /// Records that a process has ended, as wait(2) encodes it.
 pub(super) fn ended(run: &mut Run, role: &str, status: i32) {
-    if run.request.explain {
+    // Of a run that goes on after a kill, the payload's end is asked for.
+    let goes_on = run.request.fault.as_ref().is_some_and(|fault| fault.victim == Victim::Helper);
+    if run.request.explain || goes_on {
         run.note(&json!({"ended": role, "status": status, "ms": run.began.elapsed().as_secs_f64() * 1000.0}));
     }
 }
