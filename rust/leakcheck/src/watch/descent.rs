@@ -133,10 +133,15 @@ impl Descent {
     fn has_adopted_member(&self, ppid_of: &dyn Fn(u32) -> Option<u32>) -> bool {
         self.live.iter().any(|pid| {
             let Some(span) = self.open(*pid) else { return false };
+            // A process is adopted before its parent's exit is told.
+            let adopted = |ppid| self.reapers.contains(&ppid) && ppid != span.parent;
             span.membership != Membership::Stranger
                 && !self.kernel.contains(&span.parent)
-                && self.open(span.parent).is_none()
-                && ppid_of(*pid).is_none_or(|ppid| self.reapers.contains(&ppid))
+                && match ppid_of(*pid) {
+                    Some(ppid) if self.open(span.parent).is_some() => adopted(ppid),
+                    Some(ppid) => self.reapers.contains(&ppid),
+                    None => self.open(span.parent).is_none(),
+                }
         })
     }
 
@@ -482,7 +487,8 @@ mod tests {
         };
         assert_eq!(of(&orphaned, 1), Unknown);
         assert_eq!(of(&orphaned, 77), Stranger, "adopted inside a nested pid namespace");
-        assert_eq!(of(&orphaned[..2], 1), Stranger, "nobody was orphaned");
+        assert_eq!(of(&orphaned[..2], 101), Stranger, "nobody was orphaned");
+        assert_eq!(of(&orphaned[..2], 1), Unknown, "adopted, and its parent's exit is not told yet");
         assert_eq!(of(&[], 1), Stranger);
     }
 }
