@@ -148,11 +148,12 @@ impl Tracer {
 /// Adds what the processes have created, and what that has, and sends it `signal`: what has just begun is unknown yet.
 fn add_descendants(known: &mut Killed, signal: Option<Signal>) {
     let mut seen: HashSet<i32> = known.iter().map(|(pid, _)| *pid).collect();
-    let mut at = 0;
+    let (began, mut at) = (Instant::now(), 0);
     while at < known.len() && known.len() < MOST {
         let parent = known[at].0;
         at += 1;
-        if signal.is_some() {
+        // However many wait for their children's execve(2), the kill comes.
+        if signal.is_some() && began.elapsed() < PATIENCE {
             wait_for_stop(parent);
         }
         for thread in threads(parent) {
@@ -170,7 +171,7 @@ fn add_descendants(known: &mut Killed, signal: Option<Signal>) {
 }
 
 /// Waits until a process that got SIGSTOP is stopped: a fork(2) that has begun comes to its end before. One that waits for
-/// its child's execve(2) never is, and creates nothing.
+/// its child's execve(2) never is, and creates nothing. Only its parent gets an event of that, so its state is read.
 fn wait_for_stop(process: i32) {
     let began = Instant::now();
     while activity(process).is_some_and(|activity| !activity.starts_with(['T', 't'])) && began.elapsed() < STOPPING {
