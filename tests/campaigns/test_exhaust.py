@@ -192,22 +192,24 @@ grep -aqs "{ours}" $one/cmdline && kill -9 ${{{{one#/proc/}}}} && found=1; done;
 
 
 CHANGES = """shift 2; for f in /sys/fs/cgroup/{controller}/{v1} /sys/fs/cgroup/{v2}; do [ ! -e $f ] || break; done
-read was < $f; echo {more} > $f; "$@"; code=$?; echo "$was" > $f; exit $code"""
+read was < $f; echo {more} > $f; "$@"; code=$?; {needs}; echo "$was" > $f; exit $code"""
+# A shell that takes 16 MiB for a moment. With less than some hundred KiB left, none would get as far as to raise it.
+TAKES = "( x=a; while [ ${{#x}} -lt 16000000 ]; do x=$x$x; done )"
 
 
 @pytest.mark.parametrize(
-    ("plan", "controller", "v1", "v2", "more"),
+    ("plan", "controller", "v1", "v2", "more", "needs"),
     [
-        ("pids:limit=0", "pids", "pids.max", "pids.max", "max"),
-        ("memory:full@0", "memory", "memory.limit_in_bytes", "memory.max", "1073741824"),
+        ("pids:limit=0", "pids", "pids.max", "pids.max", "max", ":"),
+        ("memory:full@4M", "memory", "memory.limit_in_bytes", "memory.max", "1073741824", TAKES),
         # The run takes a restored part of a period's quota again.
-        ("cpu:quota=1%", "cpu", "cpu.cfs_period_us", "cpu.max", "10000"),
+        ("cpu:quota=1%", "cpu", "cpu.cfs_period_us", "cpu.max", "10000", ":"),
     ],
 )
 def test_a_limit_that_the_run_raises_and_restores_was_not_tested(
-    tmp_path: Path, plan: str, controller: str, v1: str, v2: str, more: str
+    tmp_path: Path, plan: str, controller: str, v1: str, v2: str, more: str, needs: str
 ) -> None:
-    raises = CHANGES.format(controller=controller, v1=v1, v2=v2, more=more)
+    raises = CHANGES.format(controller=controller, v1=v1, v2=v2, more=more, needs=needs)
     result = run(made(tmp_path, raises), plan)
     assert (result.verdict, result.failed) == ("unknown", [MISSED]), result.to_json()
     # The same without a change.
