@@ -19,6 +19,9 @@ __all__ = ["as_nobody", "in_container"]
 
 PYTHON = shlex.quote(sys.executable)
 SILENT = "</dev/null >/dev/null 2>&1"
+# What another user does to a directory during the run.
+CLOSES = f"{{ until [ -e /tmp/d/file ]; do sleep 0.01; done; chmod 700 /tmp/d; }} {SILENT} &"
+OPENS = f"{{ until [ -e /tmp/go ]; do sleep 0.01; done; chmod 777 /tmp/d; }} {SILENT} &"
 
 
 @pytest.fixture(params=["as_nobody", "in_container"])
@@ -82,6 +85,15 @@ class TestCleanIsSayable:
         assert done.returncode == 0, done.stdout + done.stderr
         assert "can neither write to" in str(judged(done)["coverage"])
 
+    def test_beside_one_who_makes_and_removes_closed_directories(self, as_nobody: Place) -> None:
+        acts = "mkdir -m 700 /tmp/new; touch /tmp/new/x; rm -r /tmp/old; touch /tmp/done"
+        other = f"mkdir -m 700 /tmp/old; {{ until [ -e /tmp/go ]; do sleep 0.01; done; {acts}; }} {SILENT} &"
+        command = "touch /tmp/go; until [ -e /tmp/done ]; do sleep 0.01; done; rm /tmp/go"
+        guard = ["leakcheck", "guard", "--settle", "0.1", "--json", "--kinds", "process,fd,file"]
+        done = as_nobody(*guard, "--", "sh", "-c", command, before=other)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "can neither write to" in str(judged(done)["coverage"])
+
     @pytest.mark.parametrize(
         ("before", "command"),
         [
@@ -89,8 +101,13 @@ class TestCleanIsSayable:
             ("mkdir -m 733 /tmp/d", "touch /tmp/d/file"),
             ("mkdir -m 700 /tmp/d; mkdir -m 777 /tmp/d/open; cd /tmp/d/open", "touch file"),
             ("mkdir -m 000 /tmp/d; chown 65534 /tmp/d", "chmod 700 /tmp/d; touch /tmp/d/file; chmod 000 /tmp/d"),
+            (f"mkdir -m 777 /tmp/d; {CLOSES}", "touch /tmp/d/file; while [ -x /tmp/d ]; do sleep 0.01; done"),
+            (f"mkdir -m 700 /tmp/d; {OPENS}", "touch /tmp/go; until touch /tmp/d/x; do sleep 0.01; done; rm /tmp/go"),
         ],
-        ids=["in a directory below", "by a name of chance", "from the working directory", "by its owner"],
+        ids=[
+            *("in a directory below", "by a name of chance", "from the working directory", "by its owner"),
+            *("before it is closed", "after it was opened"),
+        ],
     )
     def test_but_not_where_the_run_can_get_in(self, as_nobody: Place, before: str, command: str) -> None:
         guard = ["leakcheck", "guard", "--settle", "0.1", "--kinds", "file"]

@@ -11,6 +11,7 @@
 //!
 //! [`Watch::levels`] tells which of these are available; nothing here fails.
 
+mod adrift;
 mod ancestry;
 mod answer;
 mod clock;
@@ -23,6 +24,8 @@ mod options;
 mod perf;
 mod state;
 mod sys;
+#[cfg(test)]
+mod test_events;
 
 use std::collections::HashSet;
 use std::os::fd::{OwnedFd, RawFd};
@@ -43,8 +46,8 @@ pub(crate) use elevation::Elevation;
 pub use crate::membership::Membership;
 use crate::own_fd::{OwnFd, Token};
 use crate::this_process::ThisProcess;
+pub use adrift::Adrift;
 pub use answer::{Levels, Maker};
-pub use descent::Adrift;
 pub use options::Options;
 use state::State;
 

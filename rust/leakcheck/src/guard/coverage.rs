@@ -163,8 +163,10 @@ fn of_gaps(before: &Snapshot, after: &Snapshot, reach: &Reach, map: &mut Coverag
     let later: HashMap<_, &Gap> = after.gaps.iter().map(|gap| (key(gap), gap)).collect();
     let earlier: HashSet<_> = before.gaps.iter().filter(|g| g.level != Level::Full).map(key).collect();
     let known = before.gaps.iter().map(|gap| (gap, later.get(&key(gap)).copied()));
-    // If only the later observation could not read a place, the run may have closed it.
-    let new = after.gaps.iter().filter(|gap| !earlier.contains(&key(gap))).map(|gap| (gap, None));
+    let known = known.map(|(gap, later)| (gap, if is_gone(gap, later, after) { Some(gap) } else { later }));
+    // If only the later observation could not read a place, the run may have been in it before it was closed.
+    let new = after.gaps.iter().filter(|gap| !earlier.contains(&key(gap)));
+    let new = new.map(|gap| (gap, Some(gap).filter(|gap| is_newborn(gap, before, after))));
     let mut left: Vec<&Gap> = Vec::new();
     let asked: KindSet = map.0.keys().copied().collect();
     for (gap, later) in known.chain(new).filter(|(gap, _)| gap.level != Level::Full && asked.contains(gap.kind)) {
@@ -178,6 +180,23 @@ fn of_gaps(before: &Snapshot, after: &Snapshot, reach: &Reach, map: &mut Coverag
         }
     }
     lower_for_gaps(left.into_iter(), map);
+}
+
+/// Whether a directory that the baseline could not list has been removed since.
+fn is_gone(gap: &Gap, later: Option<&Gap>, after: &Snapshot) -> bool {
+    let is_there = |d: &Directory| after.files.iter().any(|f| (f.dev, f.ino) == (d.dev, d.ino));
+    match (&gap.place, later) {
+        (Unseen::Directory(directory), None) => !is_there(directory),
+        (Unseen::Directory(_), Some(later)) => later.level == Level::Full,
+        _ => false,
+    }
+}
+
+/// Whether a directory that could not be listed was made after the baseline.
+fn is_newborn(gap: &Gap, before: &Snapshot, after: &Snapshot) -> bool {
+    let Unseen::Directory(d) = &gap.place else { return false };
+    let mut itself = after.files.iter().filter(|f| (f.dev, f.ino) == (d.dev, d.ino));
+    itself.next().is_some_and(|f| f.birth.is_some_and(|birth| birth > before.taken_ns))
 }
 
 /// A new cgroup in a hierarchy that is not mounted here may be the run's, which can have mounted it, or anybody's.

@@ -35,8 +35,9 @@ const RECEIVE_BUFFER: usize = 16 << 20;
 pub(super) enum Event {
     /// A process (`child_pid == child_tgid`) or a thread was made.
     Fork { at: u64, parent_tgid: u32, child_pid: u32, child_tgid: u32 },
-    /// A thread ended.
-    Exit { at: u64, pid: u32, tgid: u32 },
+    /// A thread ended. `parent_tgid` is its real parent by then; 0 if that is not told (Linux before 4.18, or it was reaped
+    /// before the kernel told of its end).
+    Exit { at: u64, pid: u32, tgid: u32, parent_tgid: u32 },
     /// The answer to a subscription: `ack` is the number in the request plus one.
     Ack { at: u64, ack: u32, errno: u32 },
     /// Any other event.
@@ -85,7 +86,13 @@ pub(super) fn parse(datagram: &[u8]) -> Option<Message> {
             child_pid: u32_at(data, 8)?,
             child_tgid: u32_at(data, 12)?,
         },
-        PROC_EVENT_EXIT => Event::Exit { at, pid: u32_at(data, 0)?, tgid: u32_at(data, 4)? },
+        PROC_EVENT_EXIT => Event::Exit {
+            at,
+            pid: u32_at(data, 0)?,
+            tgid: u32_at(data, 4)?,
+            // After the exit code, the signal and the parent's thread.
+            parent_tgid: u32_at(data, 20).unwrap_or(0),
+        },
         PROC_EVENT_NONE => Event::Ack { at, ack, errno: u32_at(data, 0)? },
         _ => Event::Other { at },
     };
@@ -251,9 +258,9 @@ mod tests {
     }
 
     #[test]
-    fn an_exit_names_thread_and_group() {
-        let event = parse(&message(PROC_EVENT_EXIT, [21, 20, 9, 17, 10, 10])).expect("a message").event;
-        assert_eq!(event, Event::Exit { at: 0x115_685a_3a53, pid: 21, tgid: 20 });
+    fn an_exit_names_thread_group_and_parent() {
+        let event = parse(&message(PROC_EVENT_EXIT, [21, 20, 9, 17, 11, 10])).expect("a message").event;
+        assert_eq!(event, Event::Exit { at: 0x115_685a_3a53, pid: 21, tgid: 20, parent_tgid: 10 });
     }
 
     #[test]

@@ -7,14 +7,14 @@ use crate::membership::Membership;
 
 /// A process id during the time when it denoted one process. Times are `CLOCK_MONOTONIC` nanoseconds.
 #[derive(Debug)]
-struct Span {
-    membership: Membership,
+pub(super) struct Span {
+    pub(super) membership: Membership,
     /// The time stamp of the fork event: not before the process's start time.
-    from: u64,
+    pub(super) from: u64,
     /// The time stamp of the last thread's exit, or of the fork that reused the id.
-    to: Option<u64>,
+    pub(super) to: Option<u64>,
     threads: u32,
-    parent: u32,
+    pub(super) parent: u32,
     /// When a stranger released this id, if that was so recent that its last actions may not be read yet.
     vacated: Option<u64>,
 }
@@ -31,9 +31,9 @@ const REMEMBERED: usize = 1 << 16;
 /// Members of the run, dead or alive, and strangers that reuse a member's id.
 #[derive(Debug)]
 pub(super) struct Descent {
-    root: u32,
-    spans: HashMap<u32, Vec<Span>>,
-    live: HashSet<u32>,
+    pub(super) root: u32,
+    pub(super) spans: HashMap<u32, Vec<Span>>,
+    pub(super) live: HashSet<u32>,
     /// Processes that can adopt orphans of the run: pid 1 and the root's ancestors. All others that can are members
     /// themselves.
     reapers: Vec<u32>,
@@ -43,6 +43,15 @@ pub(super) struct Descent {
     parents: HashMap<u32, u32>,
     gone: VecDeque<(u64, u32)>,
     late_exits: HashMap<u32, u32>,
+    doubts: Vec<Doubt>,
+}
+
+/// A child of a reaper that may be one of these members', which ended before their parent could be asked for: the
+/// events of their ends tell whether they had been adopted.
+#[derive(Debug)]
+struct Doubt {
+    child: u32,
+    members: Vec<u32>,
 }
 
 impl Descent {
@@ -57,6 +66,7 @@ impl Descent {
             parents: HashMap::new(),
             gone: VecDeque::new(),
             late_exits: HashMap::new(),
+            doubts: Vec::new(),
         };
         // The number of the root's threads is not known; if its exit events do not end this span, the reuse of its id
         // does.
@@ -75,7 +85,7 @@ impl Descent {
         }
     }
 
-    fn open(&self, pid: u32) -> Option<&Span> {
+    pub(super) fn open(&self, pid: u32) -> Option<&Span> {
         self.spans.get(&pid)?.last().filter(|span| span.to.is_none())
     }
 
@@ -94,7 +104,7 @@ impl Descent {
                     span.threads = span.threads.saturating_add(1);
                 }
             }
-            Event::Exit { at, pid, tgid } => self.exit(at, pid, tgid),
+            Event::Exit { at, pid, tgid, parent_tgid } => self.exit(at, pid, tgid, parent_tgid),
             Event::Ack { .. } | Event::Other { .. } => {}
         }
     }
@@ -103,7 +113,7 @@ impl Descent {
         let membership = match self.open(parent) {
             Some(span) => span.membership,
             None if self.kernel.contains(&parent) => Membership::Unknown,
-            None if self.reapers.contains(&parent) && self.has_adopted_member(ppid_of) => Membership::Unknown,
+            None if self.reapers.contains(&parent) => self.of_reapers_child(child, ppid_of),
             None => Membership::Stranger,
         };
         if let Some(span) = self.open_mut(child) {
@@ -130,22 +140,62 @@ impl Descent {
 
     /// Whether a process that looks like a reaper's child may be a member's: with `CLONE_PARENT` a member that was orphaned
     /// gives birth to children of its reaper (runc's init does that).
-    fn has_adopted_member(&self, ppid_of: &dyn Fn(u32) -> Option<u32>) -> bool {
-        self.live.iter().any(|pid| {
-            let Some(span) = self.open(*pid) else { return false };
+    fn of_reapers_child(&mut self, child: u32, ppid_of: &dyn Fn(u32) -> Option<u32>) -> Membership {
+        let mut ended = Vec::new();
+        for pid in &self.live {
+            let Some(span) = self.open(*pid) else { continue };
+            if span.membership == Membership::Stranger || self.kernel.contains(&span.parent) {
+                continue;
+            }
             // A process is adopted before its parent's exit is told.
-            let adopted = |ppid| self.reapers.contains(&ppid) && ppid != span.parent;
-            span.membership != Membership::Stranger
-                && !self.kernel.contains(&span.parent)
-                && match ppid_of(*pid) {
-                    Some(ppid) if self.open(span.parent).is_some() => adopted(ppid),
-                    Some(ppid) => self.reapers.contains(&ppid),
-                    None => self.open(span.parent).is_none(),
+            let orphan = self.open(span.parent).is_none();
+            match ppid_of(*pid) {
+                Some(ppid) if self.reapers.contains(&ppid) && (orphan || ppid != span.parent) => {
+                    return Membership::Unknown;
                 }
-        })
+                None if orphan => return Membership::Unknown,
+                None => ended.push(*pid),
+                Some(_) => {}
+            }
+        }
+        if ended.is_empty() {
+            return Membership::Stranger;
+        }
+        self.doubts.push(Doubt { child, members: ended });
+        Membership::Unknown
     }
 
-    fn exit(&mut self, at: u64, pid: u32, tgid: u32) {
+    /// Settles what was in doubt until the end of this member, whose parent was `ppid` then.
+    fn ended(&mut self, pid: u32, ppid: u32) {
+        let Some(span) = self.spans.get(&pid).and_then(|spans| spans.last()) else { return };
+        let adopted = ppid == 0 || (ppid != span.parent && self.reapers.contains(&ppid));
+        let mut strangers = Vec::new();
+        self.doubts.retain_mut(|doubt| {
+            let asked = doubt.members.len();
+            doubt.members.retain(|member| *member != pid);
+            if adopted {
+                return doubt.members.len() == asked;
+            }
+            if doubt.members.is_empty() {
+                strangers.push(doubt.child);
+            }
+            !doubt.members.is_empty()
+        });
+        while let Some(stranger) = strangers.pop() {
+            if let Some(span) = self.spans.get_mut(&stranger).and_then(|spans| spans.last_mut())
+                && span.membership == Membership::Unknown
+            {
+                span.membership = Membership::Stranger;
+                let born = span.from;
+                let children = self.spans.iter().filter(|(_, spans)| {
+                    spans.last().is_some_and(|child| child.parent == stranger && child.from >= born)
+                });
+                strangers.extend(children.map(|(pid, _)| *pid));
+            }
+        }
+    }
+
+    fn exit(&mut self, at: u64, pid: u32, tgid: u32, ppid: u32) {
         if let Some(owed) = self.late_exits.get_mut(&tgid) {
             *owed -= 1;
             if *owed == 0 {
@@ -158,6 +208,7 @@ impl Descent {
             if span.threads == 0 {
                 span.to = Some(at);
                 self.live.remove(&tgid);
+                self.ended(tgid, ppid);
             }
         } else if pid == tgid {
             self.kernel.remove(&tgid);
@@ -209,7 +260,7 @@ impl Descent {
     }
 
     /// The first fork of this id that is not before `start`.
-    fn span_of(&self, pid: u32, start: u64) -> Option<&Span> {
+    pub(super) fn span_of(&self, pid: u32, start: u64) -> Option<&Span> {
         self.spans.get(&pid)?.iter().find(|span| span.from + CLOCK_SLACK >= start)
     }
 
@@ -238,170 +289,19 @@ impl Descent {
     }
 }
 
-/// Living processes that no process holds: neither the process nor an ancestor of it is in a given set of processes,
-/// and a process between it and the root has exited. A chain of processes has one of these at every instant, since the
-/// kernel reports a fork before the parent can exit.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Adrift {
-    /// Processes of the run.
-    pub run: Vec<u32>,
-    /// Processes that may belong to the run.
-    pub unknown: Vec<u32>,
-}
-
-impl Descent {
-    /// The processes that are adrift, sorted, except those in `held`.
-    pub(super) fn adrift(&self, held: &HashSet<u32>) -> Adrift {
-        let mut adrift = Adrift::default();
-        for &pid in &self.live {
-            let Some(span) = self.open(pid).filter(|_| !held.contains(&pid)) else { continue };
-            let found = match span.membership {
-                Membership::Run => &mut adrift.run,
-                Membership::Unknown => &mut adrift.unknown,
-                Membership::Stranger => continue,
-            };
-            if self.is_cut_off(span, held) {
-                found.push(pid);
-            }
-        }
-        adrift.run.sort_unstable();
-        adrift.unknown.sort_unstable();
-        adrift
-    }
-
-    fn is_cut_off<'a>(&'a self, mut span: &'a Span, held: &HashSet<u32>) -> bool {
-        let mut cut = false;
-        // A parent's span starts before its child's, so the way up ends.
-        while span.parent != self.root {
-            if held.contains(&span.parent) {
-                return false;
-            }
-            let born = span.from;
-            // A reaper's child, or a process with an unknown parent.
-            let Some(parent) = self.parent_of(span) else { return true };
-            cut |= parent.to.is_some();
-            if parent.from >= born {
-                return true;
-            }
-            span = parent;
-        }
-        cut
-    }
-
-    fn parent_of(&self, child: &Span) -> Option<&Span> {
-        let was = |s: &&Span| s.from <= child.from && s.to.is_none_or(|end| end >= child.from);
-        self.spans.get(&child.parent)?.iter().rev().find(was)
-    }
-
-    /// The length of the chain of orphans that led to the process that has this id, started at `start` and was seen
-    /// with the parent `ppid`: each of them started the next and exited. At most two are counted. The process itself
-    /// may have exited since it was seen. Starting a daemon gives none, since the process that forks it is waited for.
-    /// A daemon that forks once and exits gives one.
-    pub(super) fn successions(&self, pid: u32, start: u64, ppid: u32) -> u32 {
-        let Some(mut span) = self.span_of(pid, start) else { return 0 };
-        // An orphan's parent has exited, though the event that reports it may not have arrived yet.
-        let mut ended = ppid != span.parent;
-        for n in 0..2 {
-            let Some(parent) = self.parent_of(span).filter(|parent| ended || parent.to.is_some()) else { return n };
-            let orphan = |starter: &Span| starter.to.is_some_and(|end| end <= span.from);
-            if span.parent == self.root || parent.parent == self.root || !self.parent_of(parent).is_some_and(orphan) {
-                return n;
-            }
-            (span, ended) = (parent, false);
-        }
-        2
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::Membership::{Run, Stranger, Unknown};
     use super::*;
+    use crate::watch::test_events::{ROOT, after, exit, exit_of_child, fork, thread};
 
-    const ROOT: u32 = 100;
     const TICK: u64 = 10_000_000;
-
-    fn fork(at: u64, parent: u32, child: u32) -> Event {
-        Event::Fork { at, parent_tgid: parent, child_pid: child, child_tgid: child }
-    }
-
-    fn thread(at: u64, grandparent: u32, tid: u32, group: u32) -> Event {
-        Event::Fork { at, parent_tgid: grandparent, child_pid: tid, child_tgid: group }
-    }
-
-    fn exit(at: u64, pid: u32, tgid: u32) -> Event {
-        Event::Exit { at, pid, tgid }
-    }
-
-    fn after(events: &[Event]) -> Descent {
-        let mut descent = Descent::new(ROOT, vec![1, 50], [2, 3].into());
-        for event in events {
-            descent.apply(*event, &|_| None);
-        }
-        descent
-    }
 
     #[test]
     fn an_orphan_stays_a_member_after_its_parents_death() {
         let descent = after(&[fork(1, ROOT, 101), fork(2, 101, 102), exit(3, 101, 101), fork(4, 102, 103)]);
         assert_eq!([101, 102, 103, 104].map(|pid| descent.ever(pid)), [Run, Run, Run, Stranger]);
         assert_eq!(descent.live(), [102, 103]);
-    }
-
-    #[test]
-    fn a_chain_of_processes_is_adrift_at_every_instant_and_a_child_of_ours_never() {
-        let held = HashSet::new();
-        let mut descent = after(&[fork(1, ROOT, 101)]);
-        assert_eq!(descent.adrift(&held).run, [0u32; 0], "the root itself made it and can wait for it");
-        for at in 2..50u32 {
-            let time = u64::from(at) * 10;
-            descent.apply(fork(time, 99 + at, 100 + at), &|_| None);
-            descent.apply(exit(time + 1, 99 + at, 99 + at), &|_| None);
-            assert_eq!(descent.adrift(&held).run, [100 + at]);
-        }
-    }
-
-    #[test]
-    fn orphans_that_follow_each_other_are_counted_and_what_a_living_one_starts_is_not() {
-        let mut descent = after(&[fork(1, ROOT, 101), fork(2, 101, 102), exit(3, 101, 101)]);
-        assert_eq!(descent.successions(102, 2, 1), 0, "a daemon");
-        for at in [10, 20, 30] {
-            let link = 100 + at;
-            let before = if at == 10 { 102 } else { link - 10 };
-            descent.apply(fork(u64::from(at), before, link), &|_| None);
-            let time = u64::from(at);
-            assert_eq!(descent.successions(link, time, before), 0, "its parent lives still");
-            assert_eq!(
-                descent.successions(link, time, 1),
-                (at / 10).min(2),
-                "the event of its parent's end is to come"
-            );
-            descent.apply(exit(time + 1, before, before), &|_| None);
-            assert_eq!(descent.successions(link, time, 1), (at / 10).min(2));
-        }
-        descent.apply(exit(40, 130, 130), &|_| None);
-        assert_eq!(descent.successions(130, 30, 1), 2, "it ended since it was seen");
-    }
-
-    #[test]
-    fn a_tower_of_starters_that_end_together_is_no_succession() {
-        let descent = after(&[
-            fork(1, ROOT, 101),
-            fork(2, 101, 102),
-            fork(3, 102, 103),
-            fork(4, 103, 104),
-            exit(5, 103, 103),
-            exit(6, 102, 102),
-            exit(7, 101, 101),
-        ]);
-        assert_eq!(descent.successions(104, 4, 1), 0);
-    }
-
-    #[test]
-    fn what_a_held_process_starts_goes_with_it() {
-        let descent = after(&[fork(1, ROOT, 101), fork(2, 101, 102), exit(3, 101, 101), fork(4, 102, 103)]);
-        assert_eq!(descent.adrift(&HashSet::new()).run, [102, 103]);
-        assert_eq!(descent.adrift(&HashSet::from([102])), Adrift::default());
     }
 
     #[test]
@@ -490,5 +390,21 @@ mod tests {
         assert_eq!(of(&orphaned[..2], 101), Stranger, "nobody was orphaned");
         assert_eq!(of(&orphaned[..2], 1), Unknown, "adopted, and its parent's exit is not told yet");
         assert_eq!(of(&[], 1), Stranger);
+    }
+
+    #[test]
+    fn the_end_of_a_member_that_ended_too_soon_tells_whose_a_reapers_new_child_is() {
+        let of = |ppid: u32| {
+            let mut descent = after(&[fork(1, ROOT, 101), fork(2, 101, 102)]);
+            for event in [fork(3, 1, 900), fork(4, 900, 901), fork(5, 900, 902), exit(6, 902, 902)] {
+                descent.apply(event, &|pid| (pid == 101).then_some(ROOT));
+            }
+            assert_eq!([900, 901, 902].map(|pid| descent.ever(pid)), [Unknown; 3], "102 may have been adopted");
+            descent.apply(exit_of_child(7, 102, 102, ppid), &|_| None);
+            [900, 901, 902].map(|pid| descent.ever(pid))
+        };
+        assert_eq!(of(101), [Stranger; 3], "102 was never adopted");
+        assert_eq!(of(1), [Unknown; 3], "it was, though its parent's exit is not told yet");
+        assert_eq!(of(0), [Unknown; 3], "nothing tells");
     }
 }

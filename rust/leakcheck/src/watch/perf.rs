@@ -164,7 +164,7 @@ fn parse(mut bytes: &[u8], events: &mut Vec<Event>) {
             match u32_at(record, 0)? {
                 _ if !known(pid) || !known(tid) => None,
                 PERF_RECORD_FORK => Some(Event::Fork { at, parent_tgid: ppid, child_pid: tid, child_tgid: pid }),
-                PERF_RECORD_EXIT => Some(Event::Exit { at, pid: tid, tgid: pid }),
+                PERF_RECORD_EXIT => Some(Event::Exit { at, pid: tid, tgid: pid, parent_tgid: 0 }),
                 _ => None,
             }
         };
@@ -201,7 +201,7 @@ mod tests {
         let expected = [
             Event::Fork { at: 5, parent_tgid: 10, child_pid: 20, child_tgid: 20 },
             Event::Fork { at: 6, parent_tgid: 20, child_pid: 21, child_tgid: 20 },
-            Event::Exit { at: 7, pid: 21, tgid: 20 },
+            Event::Exit { at: 7, pid: 21, tgid: 20, parent_tgid: 0 },
         ];
         assert_eq!(parsed(&bytes.concat()), expected);
     }

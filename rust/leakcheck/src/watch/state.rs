@@ -10,11 +10,12 @@ use rustix::fs::{Mode, OFlags};
 use crate::observe::mount_table::Mounts;
 use crate::snapshot::{Coverage, Level};
 
+use super::adrift::Adrift;
 use super::ancestry::{self, Ancestry};
 use super::answer::{Levels, Maker};
 use super::clock;
 use super::connector::{Connector, Event};
-use super::descent::{Adrift, Descent};
+use super::descent::Descent;
 use super::fanotify::{self, Deed, Group};
 use super::makers::{Makers, locate};
 use super::options::Options;
