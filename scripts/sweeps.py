@@ -30,9 +30,15 @@ CAMPAIGNS = {
     "crash": ["crash"],
     "timeouts": ["crash", "--ending", "timeout"],
     "faults": ["faults"],
+    "waits": ["faults", "--syscalls", "wait"],
     "lies": ["faults", "--mode", "lie"],
 }
-TITLES = {"crash": "kills", "timeouts": "kills of a run that reaches its time limit", "faults": "failing steps"}
+TITLES = {
+    "crash": "kills",
+    "timeouts": "kills of a run that reaches its time limit",
+    "faults": "failing steps",
+    "waits": "failing waits",
+}
 # A process that stays keeps these.
 GOES = ("reclaimable", "bounded")
 KEPT = ("fd", "key", "lock", "mount", "namespace", "net")
@@ -78,6 +84,11 @@ class Thing(msgspec.Struct, kw_only=True):
         return max((one for one in FAILING if one in self.outcomes), key=lambda one: self.outcomes[one])
 
     @property
+    def told(self) -> tuple[bool, bool, bool]:
+        """How much of its explanation is known: the more, the better an example."""
+        return self.made, bool(self.life), bool(self.functions)
+
+    @property
     def always(self) -> bool:
         """Whether a run without a fault leaves it, too."""
         return "no call of a run without the fault" in self.life
@@ -92,7 +103,7 @@ class Thing(msgspec.Struct, kw_only=True):
         self.classes = sorted({*self.classes, *other.classes})
         self.outcomes = dict(sorted((Counter(self.outcomes) + Counter(other.outcomes)).items()))
         self.trials = dict(Counter(self.trials) + Counter(other.trials))
-        if (other.made, bool(other.life)) > (self.made, bool(self.life)):
+        if other.told > self.told:
             self.replay, self.made, self.life = other.replay, other.made, other.life
             self.functions, self.cleanup = other.functions, other.cleanup
 
@@ -251,7 +262,7 @@ def _thing(campaign: str, target: str, finding: Finding, left: _Left, explain: E
         life = _life(told, left)
     plan = told.plan if told is not None else plans[0]
     thing = Thing(
-        killed=campaign != "faults",
+        killed=CAMPAIGNS[campaign][0] == "crash",
         kind=left.kind,
         label=steady(finding.detail if left.example is None else left.example.label),
         places=sorted({*map(fixed, left.places)})[:PLACES],
@@ -261,12 +272,31 @@ def _thing(campaign: str, target: str, finding: Finding, left: _Left, explain: E
         replay=replay_line(CAMPAIGNS[campaign][0], load(target), "--plan", plan, "--iterations", 1),
     )
     if told is not None:
-        thing.made = life is not None and bool(life.created)
-        thing.life = steady(str(life)) if life is not None else ""
-        thing.functions = functions(told.stack)
-        for command, line in zip(told.recovery[:1], said(told), strict=False):
-            thing.cleanup = cut(steady(line.removeprefix(f"clean-up {shlex.join(command.argv)}: ")), 2 * LONGEST)
+        _tell(thing, told, life)
     return thing
+
+
+def _tell(thing: Thing, told: Explanation, life: Life | None) -> None:
+    thing.made = life is not None and bool(life.created)
+    thing.life = steady(str(life)) if life is not None else ""
+    thing.functions = functions(told.stack)
+    for command, line in zip(told.recovery[:1], said(told), strict=False):
+        thing.cleanup = cut(steady(line.removeprefix(f"clean-up {shlex.join(command.argv)}: ")), 2 * LONGEST)
+
+
+def renew(thing: Thing, explain: Explain) -> bool:
+    """Explain a thing once more by its own plan, if no more is known than before of what made it; return whether."""
+    words = shlex.split(thing.replay)
+    if thing.kind == "" or thing.told == (True, True, True):
+        return False
+    told = explain(words[words.index("--plan") + 1])
+    lives = [one for one in told.lives if one.kind == thing.kind] if told is not None else []
+    same = [one for one in lives if thing.kind == "process" or alike(steady(one.label), thing.label)]
+    life = next((one for one in same if one.created), None)
+    if told is None or life is None or (True, True, bool(functions(told.stack))) <= thing.told:
+        return False
+    _tell(thing, told, life)
+    return True
 
 
 def _life(told: Explanation | None, left: _Left) -> Life | None:
@@ -344,7 +374,7 @@ def _things(by_campaign: Mapping[str, Swept]) -> list[Thing]:
     # What every run leaves has no other cause.
     for one in [one for one in found if not one.killed and one.always]:
         if (killed := next((other for other in found if other.killed and other.same(one)), None)) is not None:
-            killed.trials["faults"] = one.trials["faults"]
+            killed.trials |= one.trials
             found.remove(one)
     return sorted(found, key=lambda one: (-FAILING.index(one.outcome), -sum(one.trials.values())))
 
@@ -397,8 +427,9 @@ def _details(one: Thing) -> Iterator[str]:
 
 
 def _versions(one: Versions) -> Iterator[str]:
-    names = f"`leakcheck diff` from {one.before} to {one.after}"
-    yield from ("", f"{names}, {TITLES[one.campaign]}, {one.trials[0]} and {one.trials[1]} trials:", "")
+    trials = f"{TITLES[one.campaign]}, {one.trials[0]} and {one.trials[1]} trials"
+    end = [":", ""] if one.changes else [": no finding in either."]
+    yield from ("", f"`leakcheck diff` from {one.before} to {one.after}, {trials}{end[0]}", *end[1:])
     for change in one.changes:
         kinds = " and ".join(change.kinds) or "nothing"
         what = f"{change.outcome}, {kinds} left in {change.trials} trials"
@@ -416,12 +447,18 @@ def to_json(one: Swept | Versions) -> str:
     return msgspec.json.format(msgspec.json.encode(one, order="deterministic"), indent=1).decode() + "\n"
 
 
+def kept(file: Path) -> Swept:
+    """Return what a file keeps."""
+    return msgspec.json.decode(file.read_bytes(), type=Swept)
+
+
 def read(directory: Path) -> tuple[list[Swept], list[Versions]]:
     """Return what a directory keeps."""
-    kept, compared = [], []
+    swept: list[Swept] = []
+    compared: list[Versions] = []
     for file in sorted(directory.glob("*/*.json")):
         if file.parent.name == "versions":
             compared.append(msgspec.json.decode(file.read_bytes(), type=Versions))
         else:
-            kept.append(msgspec.json.decode(file.read_bytes(), type=Swept))
-    return kept, compared
+            swept.append(msgspec.json.decode(file.read_bytes(), type=Swept))
+    return swept, compared

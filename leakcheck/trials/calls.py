@@ -8,7 +8,7 @@ import msgspec
 
 from injectors.crash import STAGES, Point, Stage
 
-__all__ = ["Call", "Ended", "Event", "calls_of"]
+__all__ = ["Call", "Ended", "Event", "Made", "calls_of"]
 
 # What the kernel returns inside for a call that a signal interrupted, and that is made again (include/linux/errno.h).
 _RESTARTED = range(512, 517)
@@ -66,11 +66,23 @@ class Ended(msgspec.Struct, frozen=True):
     code: int
 
 
+class Made(msgspec.Struct, frozen=True):
+    """A process that was made by a call which is no point: the payload's, or one that the tracer does not see.
+
+    `role` is that of the new process, `by` that of its maker; they are the same if the payload made it.
+    """
+
+    stage: Stage
+    role: str
+    by: str
+    pid: int
+
+
 class Fired(msgspec.Struct, frozen=True):
     """The instant of a fault."""
 
 
-Event = Call | Ended | Fired
+Event = Call | Ended | Made | Fired
 
 
 def calls_of(reports: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Event]:
@@ -91,6 +103,8 @@ def _stage(stage: Stage, lines: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
         elif "ended" in line:
             status = line["status"]
             events.append(Ended(stage, line["ended"], status >> 8 if status & 0x7F == 0 else -(status & 0x7F)))
+        elif "made" in line:
+            events.append(Made(stage, line["made"], line["by"], line["pid"]))
         elif "fired" in line or "injected" in line:
             events.append(Fired())
     yield from reversed(events)

@@ -1,11 +1,10 @@
 """The crash points of a target, recorded in a run without a fault."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from injectors.crash import Point, Stage, crash_once_payload_runs, recording
+from injectors.crash import Point, Stage
 from leakcheck.errors import StoppedError, TargetError
 from leakcheck.submissions import Submission
 from leakcheck.targets import Target
@@ -13,7 +12,11 @@ from leakcheck.trials import open_host
 from leakcheck.trials.calls import Event, calls_of
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
-from leakcheck.trials.tracing import Request, Tracing
+from leakcheck.trials.trace_requests import crashing, explaining, notifying, recording_of
+from leakcheck.trials.tracing import Tracing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 RELEASES = frozenset({"rmdir", "unlink", "umount", "kill", "rename"})
 """Operations that remove what a run made; what follows the last of them belongs to the phase ``verdict``."""
@@ -31,7 +34,8 @@ class Recorded(msgspec.Struct, frozen=True):
     """A point of a run, the phase in which it is, and that of the instant after it; empty if there is none.
 
     It came `ms` milliseconds after the start of its command. If this uses ptrace itself, seccomp `notified` the tracer.
-    A wait for a process is in the phase in which it begins; the instant after it is in that in which it ends.
+    A wait for a process is in the phase in which it begins; the instant after it is in that in which it ends. It is
+    `idle` if it found no process that had ended.
     """
 
     point: Point
@@ -39,13 +43,14 @@ class Recorded(msgspec.Struct, frozen=True):
     after: str
     ms: float = 0
     notified: bool = False
+    idle: bool = False
 
 
 def is_step(one: Recorded) -> bool:
     """Return whether a call is a step of a clean-up."""
     anywhere = STEPS.get(one.point.operation, False)
     cleans = step_phase(one) not in ("setup", "execution") and one.point.operation in STEPS
-    return anywhere or cleans
+    return (anywhere or cleans) and not one.idle
 
 
 def step_phase(one: Recorded) -> str:
@@ -94,10 +99,11 @@ def record_twice(
         )
         for number in (0, 1)
     )
-    known, again = ({one.point for one in recording.points} for recording in (first, second))
+    known, again = ({one.point: one for one in recording.points} for recording in (first, second))
+    both = [one for one in first.points if one.point in again]
     return Points(
-        [one for one in first.points if one.point in again],
-        [one for one in (*first.points, *second.points) if one.point in known ^ again],
+        [msgspec.structs.replace(one, idle=one.idle and again[one.point].idle) for one in both],
+        [one for one in (*first.points, *second.points) if (one.point in known) != (one.point in again)],
         sorted({*first.notes, *second.notes}),
     )
 
@@ -123,7 +129,7 @@ def record(
     What a command leaves to processes that outlive it is recorded for `settle` seconds at most.
     It raises `TargetError` if the run is not right, or the target can be neither traced nor notified.
     """
-    requests = _crashing(every, watched) if recovery else recording_of(every, watched)
+    requests = crashing(every, watched) if recovery else recording_of(every, watched)
     requests = explaining(requests) if explain else requests
     notified: frozenset[str] = frozenset()
     while True:
@@ -168,56 +174,21 @@ def _run(session: Session, submission: Submission, *, recovery: bool) -> str:
     return wrong
 
 
-def recording_of(every: bool = False, watched: bool = False) -> Request:
-    """Return the request to record any command, as `record` has it."""
-
-    def request(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any]:
-        del stage
-        return recording(number, payload, every=every, watched=watched)
-
-    return request
-
-
-def _crashing(every: bool, watched: bool) -> Request:
-    def request(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
-        if stage == "recover":
-            return recording(number, payload, every=every, watched=watched)
-        return crash_once_payload_runs(payload) if stage == "launch" else None
-
-    return request
-
-
-def explaining(requests: Request) -> Request:
-    """Return `requests`, by which all commands are recorded with their calls."""
-
-    def request(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any]:
-        asked = requests(stage, number, payload)
-        return {**(recording(number, payload) if asked is None else asked), "explain": True}
-
-    return request
-
-
-def notifying(requests: Request, stages: Collection[str]) -> Request:
-    """Return `requests`, in which seccomp reports the calls of `stages`."""
-
-    def request(stage: str, number: int, payload: Sequence[str]) -> Mapping[str, Any] | None:
-        asked = requests(stage, number, payload)
-        return None if asked is None else {**asked, "notified": stage in stages}
-
-    return request
-
-
 def _recording(tracing: Tracing, *, recovery: bool, notified: frozenset[str]) -> Recording:
     stages: Sequence[Stage] = ("recover",) if recovery else ("prepare", "launch", "finish")
     points: list[Recorded] = []
     notes = [*tracing.notes(), *(f"{stage}: {ONLY_BEFORE}" for stage in stages if stage in notified)]
     executed = False
     for stage in stages:
+        numbered: dict[int, int] = {}
         for line in tracing.reports(stage):
             if "operation" in line:
                 point = Point(stage, line["role"], line["operation"], line["class"], line["ordinal"])
                 phase = _PHASE_OF.get(stage, line["phase"])
                 points.append(Recorded(point, phase, phase if line["returns"] else "", line["ms"], stage in notified))
+                numbered[line.get("number", 0)] = len(points) - 1
+            elif (at := numbered.get(line.get("idle", -1), -1)) >= 0:
+                points[at] = msgspec.structs.replace(points[at], idle=True)
             elif "payload" in line:
                 executed = True
                 # The last call of the process that is the payload from now on; a command's own first one is none.

@@ -16,13 +16,13 @@ from leakcheck.trials.aftermath import Aftermath
 from leakcheck.trials.case import Case
 from leakcheck.trials.contest import run_contest
 from leakcheck.trials.cores import core_files
-from leakcheck.trials.crash_points import explaining
 from leakcheck.trials.exhausted import Exhausted
 from leakcheck.trials.history import History, judge
 from leakcheck.trials.openers import noting_openers
 from leakcheck.trials.outcome import Outcome, worst
 from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.session import Session
+from leakcheck.trials.trace_requests import explaining
 from leakcheck.trials.tracing import Tracing
 from leakcheck.trials.turns import Turn
 from leakcheck.trials.warm import WarmState

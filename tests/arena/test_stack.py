@@ -31,32 +31,40 @@ FLAGS = {
 }
 
 
-def reported_at(argv: list[str], point: Point, binds: list[tuple[Path, str, bool]]) -> tuple[int, list[dict[str, Any]]]:
+def reported_at(
+    argv: list[str], point: Point, binds: list[tuple[Path, str, bool]], *, notified: bool = False
+) -> tuple[int, list[dict[str, Any]]]:
     """Kill a command before the call at `point`; return the log and its lines."""
     log = os.memfd_create("log")
     with Arena(binds=binds) as arena:
-        trace = Trace({**request(0, [], point, "before", "supervisor", quiesced=False), "explain": True}, log)
+        asked = request(0, [], point, "before", "supervisor", quiesced=False)
+        trace = Trace({**asked, "explain": True, "notified": notified}, log)
         with arena.popen(argv, trace=trace, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             assert process.wait(PATIENCE) == -9
     return log, [json.loads(line) for line in os.pread(log, 1 << 20, 0).partition(b"\0")[0].splitlines()]
 
 
-def recorded_at(argv: list[str], point: Point, binds: list[tuple[Path, str, bool]]) -> tuple[int, dict[str, Any]]:
+def recorded_at(
+    argv: list[str], point: Point, binds: list[tuple[Path, str, bool]], *, notified: bool = False
+) -> tuple[int, dict[str, Any]]:
     """Kill a command before the call at `point`; return the log and its line about the stack there."""
-    log, lines = reported_at(argv, point, binds)
+    log, lines = reported_at(argv, point, binds, notified=notified)
     return log, next(line for line in lines if "stack" in line)
 
 
-def stack_at(argv: list[str], point: Point, binds: list[tuple[Path, str, bool]]) -> list[Frame]:
+def stack_at(
+    argv: list[str], point: Point, binds: list[tuple[Path, str, bool]], *, notified: bool = False
+) -> list[Frame]:
     """Kill a command before the call at `point`, and return its stack there."""
-    found = walked(*recorded_at(argv, point, binds))
+    found = walked(*recorded_at(argv, point, binds, notified=notified))
     assert found is not None
     return found
 
 
-def names_at(program: Path) -> list[str]:
+def names_at(program: Path, *, notified: bool = False) -> list[str]:
     point = Point("launch", "0", "mkdir", "/tmp/nested", 1)
-    return [one.function for one in stack_at(["/mnt/nested"], point, [(program.parent, "/mnt", True)])]
+    binds = [(program.parent, "/mnt", True)]
+    return [one.function for one in stack_at(["/mnt/nested"], point, binds, notified=notified)]
 
 
 @pytest.mark.parametrize("how", FLAGS)
@@ -66,6 +74,16 @@ def test_a_c_program_has_its_functions_with(how: str, tmp_path: Path) -> None:
     flags = ["-O1", "-fno-optimize-sibling-calls", *FLAGS[how]]
     subprocess.run(["cc", *flags, "-o", tmp_path / "nested", INPUTS / "nested.c"], check=True)
     found = names_at(tmp_path / "nested")
+    at = found.index("innermost")
+    assert found[at : at + 4] == ["innermost", "middle", "outermost", "main"]
+
+
+def test_a_program_that_uses_ptrace_itself_has_its_functions_by_unwind_tables_alone(tmp_path: Path) -> None:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler")
+    flags = ["-O1", "-fno-optimize-sibling-calls", *FLAGS["unwind tables alone"]]
+    subprocess.run(["cc", *flags, "-o", tmp_path / "nested", INPUTS / "nested.c"], check=True)
+    found = names_at(tmp_path / "nested", notified=True)
     at = found.index("innermost")
     assert found[at : at + 4] == ["innermost", "middle", "outermost", "main"]
 
@@ -165,12 +183,13 @@ def test_a_rust_program_has_its_functions(tmp_path: Path) -> None:
     assert found[:3] == ["nested::innermost", "nested::outermost", "nested::main"]
 
 
-def test_a_stripped_go_program_has_its_functions() -> None:
+@pytest.mark.parametrize("notified", [False, True])
+def test_a_stripped_go_program_has_its_functions(notified: bool) -> None:
     runc = shutil.which("runc", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
     if runc is None:
         pytest.skip("no runc")
     point = Point("launch", "0", "open", "/tmp/config.json", 1)
-    found = [one.function for one in stack_at([runc, "spec", "--bundle", "/tmp"], point, [])]
+    found = [one.function for one in stack_at([runc, "spec", "--bundle", "/tmp"], point, [], notified=notified)]
     assert found[0].endswith("Syscall6") and "os.OpenFile" in found
     assert found[-3:] == ["main.main", "runtime.main", "runtime.goexit"]
 

@@ -51,7 +51,7 @@ def test_what_no_call_removes_is_said_so_and_a_process_ends_by_itself(tmp_path: 
     by_kind = {one.kind: one for one in told.lives}
     assert by_kind["file"].how == "no call of a run without the fault releases it"
     sleeper = by_kind["process"]
-    assert (sleeper.created, sleeper.how) == ("launch:0/clone#2", "without the fault, this process ends with signal 15")
+    assert (sleeper.created, sleeper.released) == ("launch:0/clone#2", "launch:0/kill(SIGTERM)#1")
 
 
 @pytest.mark.slow  # The how-to shows the same command, which tests/docs runs.

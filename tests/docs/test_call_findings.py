@@ -17,7 +17,7 @@ import msgspec
 from injectors import parse
 from leakcheck.campaigns.result import Criterion, Example, Finding, Occurrence, Residue, Result
 from leakcheck.targets import builtin
-from leakcheck.trials.explanation import Explanation, Life
+from leakcheck.trials.explanation import Explanation, Frame, Life
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/explanation/call-findings.md"
@@ -209,4 +209,31 @@ def test_names_that_differ_in_each_run_and_paths_of_the_machine_are_replaced() -
     )
     assert sweeps.steady("exit 1, said: 2026-11-29T15:57:08Z /usr/bin/python3 within 10 s") == (
         "exit 1, said: TIME /usr/bin/python3 within 10 s"
+    )
+
+
+def test_what_is_kept_without_functions_is_explained_once_more_by_its_own_plan() -> None:
+    made = "launch:0/mkdir(/tmp/box)#1"
+    finding = _finding("dir /tmp/box", "/tmp/box", created=made)
+    (thing,) = sweeps.swept("crash", _result([finding])).things
+    assert thing.told == (True, True, False)
+    asked: list[str] = []
+
+    def explain(plan: str, *functions: str) -> Explanation:
+        asked.append(plan)
+        stack = [Frame(program="/usr/bin/box", address=1, function=one) for one in functions]
+        assert finding.explanation is not None
+        return msgspec.structs.replace(finding.explanation, stack=stack)
+
+    assert not sweeps.renew(thing, explain), "no more is known"
+    assert sweeps.renew(thing, lambda plan: explain(plan, "runc.destroy"))
+    assert thing.functions == ["runc.destroy"] and thing.life.startswith(f"created at {made}")
+    assert not sweeps.renew(thing, explain), "all is known"
+    assert asked == ["launch:0/mkdir(/tmp/N)#1:after:SIGKILL"] * 2
+
+
+def test_a_comparison_without_findings_says_so() -> None:
+    none = sweeps.versions("faults", _result([]), _result([]))
+    assert "from bwrap (1) to bwrap (1), failing steps, 3 and 3 trials: no finding in either." in "\n".join(
+        sweeps.page([], [none])
     )

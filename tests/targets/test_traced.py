@@ -11,10 +11,11 @@ from leakcheck.errors import LateError, TargetError
 from leakcheck.targets import Target, builtin
 from leakcheck.trials import open_host
 from leakcheck.trials.case import case_of
-from leakcheck.trials.crash_points import notifying, record, recording_of
+from leakcheck.trials.crash_points import record
 from leakcheck.trials.runner import never
 from leakcheck.trials.session import Session
 from leakcheck.trials.similarity import fixed, place_of
+from leakcheck.trials.trace_requests import notifying, recording_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 

@@ -3,7 +3,7 @@
 import msgspec
 
 from injectors.crash import Point
-from leakcheck.trials.calls import Call, Event, Fired, Object, calls_of
+from leakcheck.trials.calls import Call, Ended, Event, Fired, Made, Object, calls_of
 from leakcheck.trials.lives import lives
 from leakcheck.trials.remnant import Remnant
 
@@ -146,3 +146,53 @@ def test_what_a_recovery_removed_at_last_has_its_life() -> None:
     removed = msgspec.structs.replace(GONE, point=msgspec.structs.replace(GONE.point, stage="recover"))
     assert told("box", 7, [MADE, Fired(), removed], [MADE, GONE])[0] == "launch:0/mkdir(box)#1"
     assert told("box", 7, [MADE, GONE, Fired()], [MADE, GONE])[0] == ""
+
+
+def process(pid: int) -> Remnant:
+    return Remnant("process", "growing", "sh", evidence=msgspec.Raw(msgspec.json.encode({"resource": {"pid": pid}})))
+
+
+def clone(pid: int | None, child: str = "0.1") -> Call:
+    return msgspec.structs.replace(call("clone", "", value=0), value=pid, text="clone()", child=child)
+
+
+def end_of(pid: int, killed: list[Event], honest: list[Event]) -> tuple[str, str, str]:
+    (one,) = lives([process(pid)], [*killed, Fired()], honest, {})
+    return one.created, one.released, one.how
+
+
+def test_a_process_that_a_kill_ends_is_released_by_that_call() -> None:
+    def killing(text: str, class_: str = "SIGKILL", value: int = 0) -> Call:
+        point = Point("launch", "0", "kill", class_, 1)
+        return msgspec.structs.replace(call("kill", "", value=value), point=point, text=text)
+
+    ended = Ended("launch", "0.1", -9)
+    signal = "without the fault, this process ends with signal 9"
+    between = ("launch:0/clone#1", "launch:0/kill(SIGKILL)#1", "the fault came between them")
+    # It has another number in each run.
+    assert end_of(7, [clone(7)], [clone(8), killing("kill(8, SIGKILL)"), ended]) == between
+    assert end_of(7, [clone(7)], [clone(8), killing("kill(-8, SIGKILL)"), ended]) == between
+    for other in ("kill(7, SIGKILL)", "kill(88, SIGKILL)", "kill(8, SIGTERM)"):
+        assert end_of(7, [clone(7)], [clone(8), killing(other), ended]) == ("launch:0/clone#1", "", signal)
+    assert end_of(7, [clone(7)], [clone(8), killing("kill(8, SIGKILL)", value=-3), ended])[1] == "", "it failed"
+
+
+def test_a_process_of_a_command_that_uses_ptrace_itself_ends_at_its_last_call() -> None:
+    exit_ = msgspec.structs.replace(call("exit", ""), point=Point("launch", "0.1", "exit", "", 1), value=None)
+    assert end_of(7, [clone(7)], [clone(8), exit_])[:2] == ("launch:0/clone#1", "launch:0.1/exit#1")
+    unseen = ("launch:0/clone#1", "", "how it ends without the fault is not seen")
+    assert end_of(7, [clone(7)], [clone(8)]) == unseen
+
+
+def test_a_process_that_no_point_made_has_its_maker() -> None:
+    ended = Ended("launch", "0.1", -9)
+    killed: list[Event] = [Made("launch", "0.1", "0.1", 7)]
+    created, released, how = end_of(7, killed, [Made("launch", "0.1", "0.1", 8), ended])
+    assert (created, released) == ("launch:0.1/clone", "")
+    assert how == "by a call of its payload that is no point; without the fault, this process ends with signal 9"
+    assert end_of(7, killed, [ended])[2].endswith("; a run without the fault does not make it")
+    other: list[Event] = [Made("launch", "0.2", "0", 7)]
+    assert "by a call of process 0 that is no point" in end_of(7, other, [])[2]
+    assert end_of(9, killed, [ended]) == ("", "", "not known")
+    # The number was given again.
+    assert end_of(7, [*killed, clone(7)], [clone(8), ended])[0] == "launch:0/clone#1"

@@ -98,6 +98,8 @@ struct Run {
     listener: Option<OwnedFd>,
     /// Each byte that it has lets the command go on from where it waits.
     release: Option<OwnedFd>,
+    /// The thread whose call was reported last.
+    reporting: i32,
     /// A process that may have executed its program, and its command line before.
     executing: Option<(i32, Vec<u8>)>,
     /// The files that are watched, as they were last seen.
@@ -171,7 +173,7 @@ impl Tracer {
         self.tasks.insert(pid, Task::new(self.roles.len() - 1, pid));
         let (began, phase, payload, executing) = (Instant::now(), Phase::Setup, None, None);
         let (fired, injected, points) = (false, Vec::new(), 0);
-        let (root, stacked, swept) = (pid, false, None);
+        let (root, reporting, stacked, swept) = (pid, pid, false, None);
         let files = Files::default();
         let mut run = Run {
             request,
@@ -187,6 +189,7 @@ impl Tracer {
             points,
             listener,
             release,
+            reporting,
             executing,
             files,
         };
@@ -381,7 +384,7 @@ impl Tracer {
     fn created(&mut self, pid: i32) {
         let (Ok(child), Some(creator)) = (trace::event_message(pid), self.tasks.get_mut(&pid)) else { return };
         // The filter stops no clone of a thread whose flags are in an argument.
-        let pending = creator.pending.take();
+        let (pending, by) = (creator.pending.take(), creator.role);
         let task = if Path::new(&format!("/proc/{}/task/{child}", creator.process)).exists() {
             Task::new(creator.role, creator.process)
         } else if self.roles[creator.role].payload || self.roles.len() >= MOST_ROLES {
@@ -391,9 +394,10 @@ impl Tracer {
             self.roles.push(role);
             Task::new(self.roles.len() - 1, child)
         };
-        if let Some(pending) = pending {
-            let role = &self.roles[task.role];
-            record::created(&mut self.runs[role.run], &pending, &role.name, child);
+        if pending.is_some() || task.process == child {
+            let (creator, role) = (&self.roles[by], &self.roles[task.role]);
+            let number = pending.map(|pending| pending.number);
+            record::created(&mut self.runs[role.run], number, &creator.name, &role.name, child);
         }
         self.tasks.insert(child, task);
         if self.early.remove(&child).is_some() {

@@ -17,7 +17,7 @@ use leakcheck_sys::{open_pidfd, run_last, wait_until};
 use super::filter::is_for_tracer;
 use super::points::{Described, bytes_at, describe};
 use super::x86_64::{TRACES, WATCHES, added_filter, hides};
-use super::{MOST_ROLES, Phase, Role, Task, Tracer};
+use super::{MOST_ROLES, Phase, Role, Task, Tracer, record};
 
 /// Reports that are handled before something else gets its turn.
 const AT_ONCE: usize = 256;
@@ -30,8 +30,15 @@ const LONGEST: usize = 4096;
 #[derive(Default)]
 pub(super) struct Reported {
     held: HashMap<i32, OwnedFd>,
-    /// Threads that are about to create a process, and their processes.
-    creators: Vec<(i32, i32)>,
+    /// Threads that are about to create a process.
+    creators: Vec<Creator>,
+}
+
+/// A thread that is about to create a process: its process, and the number of the recorded call.
+struct Creator {
+    thread: i32,
+    process: i32,
+    call: Option<u32>,
 }
 
 impl Reported {
@@ -89,6 +96,7 @@ impl Tracer {
         if !notify::waits(listener.as_fd(), report.id) {
             return;
         }
+        self.runs[number].reporting = report.pid;
         if let Some(process) = process {
             self.note_what_is_hidden(process, &report.call, refused);
             match point.as_ref().map(|point| point.operation) {
@@ -96,7 +104,16 @@ impl Tracer {
                 Some("exit") => self.find_children(process),
                 _ => {}
             }
-            if self.at_call(process, &report.call, point).is_none() {
+            let (points, creates) =
+                (self.runs[number].points, point.as_ref().is_some_and(|one| one.operation == "clone"));
+            let answer = self.at_call(process, &report.call, point);
+            if creates && self.runs[number].request.explain && self.runs[number].points > points {
+                let mut creators = self.reported.creators.iter_mut();
+                if let Some(creator) = creators.find(|creator| creator.thread == report.pid) {
+                    creator.call = Some(self.runs[number].points);
+                }
+            }
+            if answer.is_none() {
                 // It was killed, or waits at its point.
                 if let Some(held) = self.held.as_mut().filter(|held| held.pid == process) {
                     held.report = Some(report.id);
@@ -176,10 +193,10 @@ impl Tracer {
             let role = self.tasks[&parent].role;
             if self.roles[role].payload {
                 self.enter(process, role);
-            } else if let Some(at) = self.reported.creators.iter().position(|(_, creator)| *creator == parent) {
+            } else if let Some(at) = self.reported.creators.iter().position(|creator| creator.process == parent) {
                 // The thread that created it has ended.
-                self.reported.creators.remove(at);
-                self.enter_child(process, role);
+                let creator = self.reported.creators.remove(at);
+                self.enter_child(process, role, creator.call);
             }
         }
         self.is_known(process).then_some(process)
@@ -191,7 +208,7 @@ impl Tracer {
 
     /// Finds what the threads of a process have created meanwhile.
     pub(super) fn find_children(&mut self, process: i32) {
-        let of_it = |(thread, creator): &(i32, i32)| (*creator == process).then_some(*thread);
+        let of_it = |creator: &Creator| (creator.process == process).then_some(creator.thread);
         let threads: Vec<i32> = self.reported.creators.iter().filter_map(of_it).collect();
         for thread in threads {
             self.find_child(thread);
@@ -199,7 +216,7 @@ impl Tracer {
     }
 
     pub(super) fn find_all_children(&mut self) {
-        let threads: Vec<i32> = self.reported.creators.iter().map(|(thread, _)| *thread).collect();
+        let threads: Vec<i32> = self.reported.creators.iter().map(|creator| creator.thread).collect();
         for thread in threads {
             self.find_child(thread);
         }
@@ -208,29 +225,32 @@ impl Tracer {
     fn expect_child(&mut self, thread: i32, process: i32) {
         self.find_child(thread);
         // The last one was killed before it made a call, or its creation failed.
-        self.reported.creators.retain(|(creator, _)| *creator != thread);
-        self.reported.creators.push((thread, process));
+        self.reported.creators.retain(|creator| creator.thread != thread);
+        self.reported.creators.push(Creator { thread, process, call: None });
     }
 
     fn find_child(&mut self, thread: i32) {
-        let Some(at) = self.reported.creators.iter().position(|(creator, _)| *creator == thread) else { return };
-        let process = self.reported.creators[at].1;
+        let Some(at) = self.reported.creators.iter().position(|creator| creator.thread == thread) else { return };
+        let process = self.reported.creators[at].process;
         let path = format!("/proc/{process}/task/{thread}/children");
         let Ok(children) = std::fs::read_to_string(path) else { return };
         let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
         if let Some(child) = children.into_iter().find(|child| !self.is_known(*child))
             && let Some(role) = self.tasks.get(&process).map(|task| task.role)
         {
-            self.reported.creators.remove(at);
-            self.enter_child(child, role);
+            let creator = self.reported.creators.remove(at);
+            self.enter_child(child, role, creator.call);
         }
     }
 
-    fn enter_child(&mut self, process: i32, creator: usize) {
+    fn enter_child(&mut self, process: i32, creator: usize, call: Option<u32>) {
         if self.roles.len() >= MOST_ROLES {
             return self.enter(process, creator);
         }
         let role = Role::of_child(&mut self.roles[creator]);
+        if call.is_some() {
+            record::created(&mut self.runs[role.run], call, &self.roles[creator].name, &role.name, process);
+        }
         self.roles.push(role);
         self.enter(process, self.roles.len() - 1);
     }

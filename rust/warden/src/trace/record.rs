@@ -7,7 +7,7 @@ use super::decode;
 use super::object::{self, Place, find};
 use super::points::Point;
 use super::request::Victim;
-use super::x86_64::{Row, direct, rows, watched};
+use super::x86_64::{NATIVE, Row, direct, rows, watched};
 use super::{Role, Run, points};
 
 /// Points of one run that are recorded; a run with more is not recorded further.
@@ -16,9 +16,11 @@ const MOST_POINTS: u32 = 50_000;
 /// A recorded call that has not returned.
 #[derive(Debug)]
 pub(super) struct Pending {
-    number: u32,
+    pub(super) number: u32,
     operation: &'static str,
     place: Option<Place>,
+    /// Where a waitid(2) writes what it has found.
+    found: Option<u64>,
 }
 
 /// Records that a thread is about to make the call of a point. Returns what is to be recorded of its end, if it is to be.
@@ -47,7 +49,13 @@ pub(super) fn begin(run: &mut Run, role: &Role, pid: i32, call: &Call, point: &P
         if let (Value::Object(line), Some(row)) = (&mut line, row) {
             describe(line, run.points, pid, row, call, point, place.as_ref());
         }
-        pending = returns.then_some(Pending { number: run.points, operation: point.operation, place });
+        pending = returns.then_some(Pending { number: run.points, operation: point.operation, place, found: None });
+    } else if point.operation == "wait" && returns && run.request.records() {
+        line["number"] = run.points.into();
+        pending = Some(Pending { number: run.points, operation: point.operation, place: None, found: None });
+    }
+    if let Some(pending) = &mut pending {
+        pending.found = waits_by_id(call).then_some(call.arguments[2]);
     }
     run.note(&line);
     pending
@@ -98,10 +106,19 @@ fn end(run: &mut Run, pending: &Pending, pid: i32, value: i64) {
     run.note(&line);
 }
 
-/// Records that a call has created a process.
-pub(super) fn created(run: &mut Run, pending: &Pending, role: &str, child: i32) {
+/// Records that a call has created a process: that of this number, or one that is no point.
+pub(super) fn created(run: &mut Run, number: Option<u32>, creator: &str, role: &str, child: i32) {
+    if number.is_none() {
+        if !run.request.explain || run.points >= MOST_POINTS {
+            return;
+        }
+        run.points += 1;
+    }
     let (pid, namespaces) = (object::arena_pid(child), object::namespaces(child));
-    run.note(&json!({"returned": pending.number, "value": pid, "child": role, "namespaces": namespaces}));
+    run.note(&match number {
+        Some(number) => json!({"returned": number, "value": pid, "child": role, "namespaces": namespaces}),
+        None => json!({"made": role, "by": creator, "pid": pid}),
+    });
 }
 
 /// Records that a process has ended, as wait(2) encodes it.
@@ -113,8 +130,27 @@ pub(super) fn ended(run: &mut Run, role: &str, status: i32) {
     }
 }
 
+/// Whether a call is waitid(2), which returns 0 whatever it has found.
+fn waits_by_id(call: &Call) -> bool {
+    (call.arch, call.number) == (NATIVE, 247)
+}
+
 /// Records what a stopped thread's call has returned.
 pub(super) fn returned(run: &mut Run, pending: &Pending, pid: i32) {
+    if pending.operation == "wait" {
+        // si_signo is 0 if no child has changed.
+        let reaped = match (trace::result(pid), pending.found) {
+            (Ok(0), Some(found)) => found == 0 || points::word_at(pid, found) != 0,
+            (Ok(value), _) => value > 0,
+            (Err(_), _) => return,
+        };
+        if !reaped {
+            run.note(&json!({"idle": pending.number}));
+        }
+        if !run.request.explain {
+            return;
+        }
+    }
     // A program that was executed has no return.
     match trace::result(pid) {
         Ok(value) => end(run, pending, pid, value),

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::Read as _;
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
 
 use leakcheck_parse::text::Text;
@@ -27,12 +27,13 @@ const PROGRAMS: u64 = 256 << 20;
 const MAPPINGS: usize = 256;
 const LIST: u64 = 4 << 20;
 
-/// Adds them to the log, at the first fault of a run that is to be explained. Only what is stopped by ptrace has them.
+/// Adds them to the log, at the first fault of a run that is to be explained.
 pub(super) fn record(run: &mut Run, pid: i32) {
-    if !run.request.explain || run.listener.is_some() || std::mem::replace(&mut run.stacked, true) {
+    if !run.request.explain || std::mem::replace(&mut run.stacked, true) {
         return;
     }
-    let registers = match registers(pid) {
+    let found = if run.listener.is_some() { blocked(pid, run.reporting) } else { registers(pid) };
+    let registers = match found {
         Ok(Some(registers)) => registers,
         Ok(None) => {
             return run.note(&json!({"note": "the call stack of a process that executes 32-bit code is not walked"}));
@@ -63,6 +64,16 @@ pub(super) fn record(run: &mut Run, pid: i32) {
         "stack": {"pc": registers.pc, "sp": registers.sp, "fp": registers.fp, "at": at, "size": stack.len()},
         "mappings": lines,
     }));
+}
+
+/// Registers of a thread of the process that waits in a call, as far as they are shown without a trace (`proc_pid_syscall(5)`).
+fn blocked(process: i32, thread: i32) -> io::Result<Option<Registers>> {
+    let text = fs::read_to_string(format!("/proc/{process}/task/{thread}/syscall"))?;
+    let mut words = text.split_ascii_whitespace().rev();
+    let mut number = || u64::from_str_radix(words.next()?.strip_prefix("0x")?, 16).ok();
+    let (Some(pc), Some(sp)) = (number(), number()) else { return Err(io::ErrorKind::WouldBlock.into()) };
+    // Code of 32 bits has its stack below 4 GiB.
+    Ok((sp > u64::from(u32::MAX)).then_some(Registers { pc, sp, fp: 0 }))
 }
 
 struct Mapping<'a> {
