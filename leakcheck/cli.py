@@ -273,6 +273,51 @@ def _campaigns() -> dict[str, Any]:
     return dict(typer.main.get_group(group).commands)
 
 
+def _words(text: str) -> list[str]:
+    """Return the words of a list; raise a `UsageError` if there is none."""
+    if not (words := [word for word in text.split(",") if word]):
+        raise UsageError(f"{text!r}: names nothing; omit the option")
+    return words
+
+
+@app.command()
+def verify(
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TARGET",
+            help="A built-in target's name, or an adapter's path; may be repeated. Default: refbox.",
+            autocompletion=_completed,
+        ),
+    ] = None,
+    profile: Annotated[
+        Literal["quick", "full", "release"], typer.Option(help="How much of each requirement is tried.")
+    ] = "quick",
+    only: Annotated[str | None, typer.Option(metavar="R1,…", help="Only these requirements or campaigns.")] = None,
+    skip: Annotated[str | None, typer.Option(metavar="R1,…", help="Not these requirements or campaigns.")] = None,
+    report: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Save a report: .xml (JUnit), .sarif or .md (Markdown); may be repeated.",
+            parser=answering,
+        ),
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Add a table of the targets side by side.")] = False,
+    seed: Annotated[int, typer.Option(metavar="S", help="Random seed.")] = 0,
+    json: Json = False,
+    output: Output = None,
+) -> None:
+    """Run the reliability plan R1 to R8 on a target, and print one page of its criteria."""
+    from leakcheck.commands.verify import run_verify
+
+    names, chosen = target or [_DEFAULT_TARGET], (_words(only) if only is not None else [])
+    left = _words(skip) if skip is not None else []
+    reports = report or []
+    code = run_verify(names, profile, chosen, left, output, reports, seed=seed, compare=compare, as_json=json)
+    raise typer.Exit(code)
+
+
 # As with guard: options after the name are those of the sandbox.
 @app.command(context_settings={"allow_interspersed_args": False})
 def init(

@@ -32,13 +32,8 @@ def deliver(code: int, text: str, output: "Output | None", show: Callable[[], No
     Returns `code`, but `NOT_DELIVERED` instead of 0 if the file or stdout could not be written, or if the result was
     neither shown nor saved.
     """
+    code = code if output is None else save(code, text, output)
     lost = False
-    if output is not None:
-        try:
-            output.save(text)
-        except UsageError as error:
-            lost = True
-            notify(str(error))
     try:
         if show is None:
             print_json(text)
@@ -53,6 +48,16 @@ def deliver(code: int, text: str, output: "Output | None", show: Callable[[], No
             lost = True
         drop(sys.stdout if show is None else sys.stderr)
     return code or (NOT_DELIVERED if lost else 0)
+
+
+def save(code: int, text: str, output: "Output") -> int:
+    """Save `text`; return `code`, but `NOT_DELIVERED` instead of 0 if that fails, which is reported."""
+    try:
+        output.save(text)
+    except UsageError as error:
+        notify(str(error))
+        return code or NOT_DELIVERED
+    return code
 
 
 def print_json(text: str) -> None:

@@ -11,7 +11,18 @@ from leakcheck.stats.degradation import LIMIT, Sample, changes
 from leakcheck.stats.host_load import HostLoad
 from leakcheck.trials.outcome import Outcome
 
-__all__ = ["UNSEEN", "at_most", "count", "leak_rate", "no_slower", "reached", "stated", "worst_verdict", "zero"]
+__all__ = [
+    "UNDECIDED",
+    "UNSEEN",
+    "at_most",
+    "count",
+    "leak_rate",
+    "no_slower",
+    "reached",
+    "stated",
+    "worst_verdict",
+    "zero",
+]
 
 UNSEEN = "not fully seen"
 """Last words of the names of criteria about coverage: without them, nothing is known to be wrong."""
@@ -25,6 +36,8 @@ _NAMES: dict[Outcome, tuple[str, Verdict]] = {
     "unknown": (f"trials {UNSEEN}", "unknown"),
     "not-reached": ("plans that did not fire", "unknown"),
 }
+UNDECIDED = frozenset(name for name, verdict in _NAMES.values() if verdict == "unknown")
+"""The names of criteria which, unmet, leave it open whether something is left."""
 
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:

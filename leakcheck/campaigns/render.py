@@ -46,7 +46,7 @@ def lines(campaign: Result) -> Iterator[Text]:
         yield line("  ", ("first run ", "cyan"), what)
     for left in campaign.untied:
         yield line("  ", ("untied    ", "dim"), f"{left.count} {left.kind}: {left.labels[0]}; of unknown origin")
-    for criterion in _shortened(campaign.criteria):
+    for criterion in shortened(campaign.criteria):
         yield _criterion(criterion)
     for note in campaign.points.get("notes", []):
         yield line("  ", ("not traced ", "yellow"), note)
@@ -76,14 +76,19 @@ def _times(campaign: Result) -> Iterator[Text]:
 def _criterion(criterion: Criterion) -> Text:
     limit = "" if criterion.limit is None else f", limit {criterion.limit}"
     word = {True: ("pass", "green"), False: ("fail", "red"), None: ("    ", "")}[criterion.passed]
-    measured = criterion.measured
-    if isinstance(measured, dict):
-        numbers = [f"{name} {value:g}" for name, value in measured.items() if name != "why"]
-        measured = "; ".join(part for part in (", ".join(numbers), measured.get("why", "")) if part)
-    return line("  ", word, f"  {criterion.name}: {measured}{limit}")
+    return line("  ", word, f"  {criterion.name}: {measured(criterion)}{limit}")
 
 
-def _shortened(criteria: Sequence[Criterion]) -> Iterator[Criterion]:
+def measured(criterion: Criterion) -> str:
+    """Return what was measured, as text."""
+    value = criterion.measured
+    if not isinstance(value, dict):
+        return str(value)
+    numbers = [f"{name} {number:g}" for name, number in value.items() if name != "why"]
+    return "; ".join(part for part in (", ".join(numbers), value.get("why", "")) if part)
+
+
+def shortened(criteria: Sequence[Criterion]) -> Iterator[Criterion]:
     """Yield the criteria; those of all kinds without a leak share one line."""
     none = [one for one in criteria if one.name.startswith(LEAKS_OF) and one.passed]
     if none:

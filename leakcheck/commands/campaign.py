@@ -2,9 +2,6 @@
 
 import functools
 import inspect
-import sys
-import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -20,15 +17,13 @@ from leakcheck.campaigns.campaign import Option, Options
 from leakcheck.campaigns.criteria import UNSEEN
 from leakcheck.campaigns.engine import run
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
+from leakcheck.commands.progress import Progress
 from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import StoppedError
-from leakcheck.printable import printable
 from leakcheck.renamed import notify_renamed
 from leakcheck.render import print_lines
 from leakcheck.subprocesses import Interrupts, in_background
 from leakcheck.targets import Target, load
-from leakcheck.trials.executor import Ui
-from leakcheck.trials.record import Record
 from leakcheck.warden import shutdown
 
 _PATIENCE = 50
@@ -90,7 +85,7 @@ def run_campaign(
     What was not fully seen is no failure.
     """
     options.check()
-    progress = _Progress(target.name, campaign.unit, options)
+    progress = Progress(target.name, campaign.unit, options.limit_s)
     with output_to(output) as place, Interrupts() as interrupts:
         try:
             keep = None if place is None or not place.replaceable else _keeping(place)
@@ -120,59 +115,3 @@ def _show(shown: Iterator[Text] | str) -> None:
         print(shown, flush=True)
     else:
         print_lines(shown, Console(stderr=True))
-
-
-class _Progress(Ui):
-    """A progress line: rewritten in place on a terminal, a new line every ten seconds elsewhere."""
-
-    def __init__(self, name: str, unit: str, options: Options) -> None:
-        self._name, self._unit = name, unit
-        self._wanted: int | None = None
-        self._duration = options.limit_s
-        self._outcomes: Counter[str] = Counter()
-        self._terminal = sys.stderr.isatty()
-        self._began = self._reported = time.monotonic()
-        if self._terminal:
-            self._write("checking the target …")
-
-    def expect(self, trials: int | None) -> None:
-        """Know how many there will be."""
-        self._wanted = trials
-
-    def made(self, trial: Any, count: int) -> None:
-        """Count one more, the `count`-th."""
-        right = isinstance(trial, Record) and trial.right
-        self._outcomes[trial.status if right else trial.outcome] += 1
-        now = time.monotonic()
-        if count == 1:
-            self._first = now
-        if now - self._reported < (0.1 if self._terminal else 10) and count != self._wanted:
-            return
-        self._reported = now
-        rate = (count - 1) / (now - self._first) if count > 1 and now > self._first else 0
-        ends = [(self._wanted - count) / rate] if self._wanted and rate else []
-        ends += [max(0.0, self._first + self._duration - now)] if self._duration else []
-        left = f", {_duration(min(ends))} left" if ends else ""
-        counts = ", ".join(f"{number} {outcome}" for outcome, number in self._outcomes.items())
-        self._write(f"{count}{f'/{self._wanted}' if self._wanted else ''}{left}: {counts}")
-
-    def finishing(self, running: int) -> None:
-        """Show that the campaign waits for `running` more."""
-        self._write(f"interrupted: waiting for {running} running {self._unit}; press Ctrl-C again to quit now")
-
-    def log(self, text: str) -> None:
-        """Show what is being done."""
-        self._write(text)
-
-    def _write(self, text: str) -> None:
-        begin, end = ("\r\x1b[2K", "") if self._terminal else ("", "\n")
-        try:
-            print(f"{begin}leakcheck: {printable(f'{self._name}: {text}')}", end=end, file=sys.stderr, flush=True)
-        except OSError as error:
-            # If stderr is closed or full, the result goes elsewhere, or printing it fails with a message.
-            if isinstance(error, BrokenPipeError):
-                raise
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

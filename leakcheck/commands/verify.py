@@ -1,0 +1,102 @@
+"""The command `verify`: the plan for one target, or for several one after the other."""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from leakcheck.atomic_write import Output
+from leakcheck.campaigns import CAMPAIGNS
+from leakcheck.commands import EXIT_OF, INTERRUPTED
+from leakcheck.commands.progress import Progress
+from leakcheck.deliver import deliver, output_to, save, show_progress
+from leakcheck.errors import UsageError
+from leakcheck.render import print_lines
+from leakcheck.report import Verdict
+from leakcheck.reports import format_of
+from leakcheck.subprocesses import Interrupts, in_background
+from leakcheck.targets import Target, load
+from leakcheck.trials.executor import Ui
+from leakcheck.verify import Part, Profile, Verification, Verifications, plan_of, select, verify
+from leakcheck.verify.render import comparison, page
+from leakcheck.warden import shutdown
+
+_PATIENCE = 50
+"""Extra seconds, beyond a single command's, that running trials have to end after we were asked to end."""
+_ORDER: tuple[Verdict, ...] = ("clean", "unknown", "leaked")
+
+
+def run_verify(
+    names: Sequence[str],
+    profile: Profile,
+    only: Sequence[str],
+    skip: Sequence[str],
+    output: Path | None,
+    reports: Sequence[Path],
+    *,
+    seed: int,
+    compare: bool,
+    as_json: bool,
+) -> int:
+    """Run the plan for each target; the exit code is that of the worst verdict, 130 if interrupted.
+
+    `only` and `skip` name requirements or campaigns. After each requirement, what there is goes to `output`, and at the
+    end to each of the `reports`, in the format that its suffix names.
+    """
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise UsageError(f"--target {twice[0]}: given twice; name each target once")
+    if compare and len(names) < 2:
+        raise UsageError("--compare: give two targets at least, each with a --target of its own")
+    formats = [format_of(path) for path in reports]
+    targets = [load(name) for name in names]
+    requirements = select(plan_of(profile), only, skip)
+    for target in targets:
+        target.check_ready()
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(output_to(output))
+        outputs = [stack.enter_context(Output(path)) for path in reports]
+        interrupts = stack.enter_context(Interrupts())
+        found: list[Verification] = []
+
+        def keep(one: Verification) -> None:
+            if place is not None and place.replaceable:
+                place.save(Verifications(targets=[*found, one]).to_json())
+
+        def work() -> None:
+            for target in targets:
+                if not interrupts.seen():
+                    ui = functools.partial(_progress, target)
+                    found.append(
+                        verify(target, profile, requirements, seed=seed, ui=ui, stop=interrupts.seen, keep=keep)
+                    )
+
+        try:
+            in_background(work, interrupts, _PATIENCE)
+        finally:
+            show_progress("")
+        shutdown()
+        code = EXIT_OF[max((one.verdict for one in found), key=_ORDER.index)]
+        shown = itertools.chain.from_iterable(map(page, found))
+        if compare and len(found) == len(targets):
+            shown = itertools.chain(shown, comparison(found))
+        everything = Verifications(targets=found)
+        show = None if as_json else functools.partial(_show, shown)
+        code = deliver(code, everything.to_json(), place, show)
+        for written, report in zip(formats, outputs, strict=True):
+            code = save(code, written(everything), report)
+        return INTERRUPTED if interrupts.seen() else code
+
+
+def _progress(target: Target, name: str, part: Part) -> Ui:
+    limit = part.options.get("within") or part.options.get("duration")
+    shown = Progress(f"{target.name} {name}", CAMPAIGNS[part.campaign].unit, limit)
+    shown.log("begins")
+    return shown
+
+
+def _show(shown: Iterator[Text]) -> None:
+    print_lines(shown, Console(stderr=True))

@@ -1,0 +1,21 @@
+"""Results of `leakcheck verify` in the formats that other programs read: JUnit XML, SARIF and Markdown."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from leakcheck.errors import UsageError
+from leakcheck.reports.junit import junit
+from leakcheck.reports.markdown import markdown
+from leakcheck.reports.sarif import sarif
+from leakcheck.verify.result import Verifications
+
+__all__ = ["format_of", "junit", "markdown", "sarif"]
+
+_FORMATS: dict[str, Callable[[Verifications], str]] = {".xml": junit, ".sarif": sarif, ".md": markdown}
+
+
+def format_of(path: Path) -> Callable[[Verifications], str]:
+    """Return what writes the format of a report's path, by its suffix; raise a `UsageError` for an unknown one."""
+    if (found := _FORMATS.get(path.suffix.lower())) is None:
+        raise UsageError(f"--report {path}: end it in .xml (JUnit), .sarif or .md (Markdown)")
+    return found

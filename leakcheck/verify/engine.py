@@ -1,0 +1,106 @@
+"""Runs the plan on a target, one campaign after the other."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from leakcheck.campaigns import CAMPAIGNS
+from leakcheck.campaigns.engine import run
+from leakcheck.conformance import tried
+from leakcheck.errors import LeakcheckError, NotApplicableError, StoppedError, TargetError
+from leakcheck.targets import Target
+from leakcheck.trials.executor import Ui
+from leakcheck.trials.runner import Stop, never
+from leakcheck.verify.plan import Part, Profile, Requirement
+from leakcheck.verify.result import PartResult, RequirementResult, Verification, judged, status_of, verdict_of
+
+_PACE = ("slowdown", "submissions a minute")
+
+
+def verify(
+    target: Target,
+    profile: Profile,
+    requirements: Sequence[Requirement],
+    *,
+    seed: int = 0,
+    ui: Callable[[str, Part], Ui] = lambda _, __: Ui(),
+    stop: Stop = never,
+    keep: Callable[[Verification], None] = lambda _: None,
+) -> Verification:
+    """Run the `requirements` of the plan on `target`, one campaign after the other.
+
+    `ui` returns what shows the progress of a part, which it gets with its name; `keep` receives what there is after
+    each of them. Once `stop` returns true, the rest is inconclusive.
+
+    Raises:
+        TargetError: the target cannot run here: a submission that is to succeed does not.
+    """
+    if (state := tried(target)).state != "ready":
+        hint = f"; {state.hint}" if state.hint else ""
+        raise TargetError(f"{target.name}: {state.state}: {state.reason}{hint}")
+    version = target.version()
+    found: list[RequirementResult] = []
+
+    def so_far(*, complete: bool) -> Verification:
+        rest = [
+            judged(one, [_undone(part, "interrupted" if stop() else "not run yet") for part in one.parts])
+            for one in requirements[len(found) :]
+        ]
+        done = [*found, *rest]
+        return Verification(
+            target=target.name,
+            version=version,
+            profile=profile,
+            seed=seed,
+            requirements=done,
+            verdict=verdict_of(done),
+            interrupted=stop(),
+            complete=complete and not stop(),
+        )
+
+    for requirement in requirements:
+        if stop():
+            break
+        parts = []
+        for part in requirement.parts:
+            name = f"{requirement.id} {part.campaign}{f' {part.label}' if part.label else ''}"
+            parts.append(_run(target, part, seed, ui(name, part), stop, slow=profile != "quick"))
+        found.append(judged(requirement, parts))
+        keep(so_far(complete=False))
+    return so_far(complete=True)
+
+
+def _run(target: Target, part: Part, seed: int, ui: Ui, stop: Stop, *, slow: bool) -> PartResult:
+    campaign, began = CAMPAIGNS[part.campaign], time.monotonic()
+    if stop():
+        return _undone(part, "interrupted")
+    try:
+        result = run(campaign, target, campaign.options(seed=seed, **part.options), ui, stop=stop)
+    except NotApplicableError as error:
+        return PartResult(campaign=part.campaign, label=part.label, status="not applicable", reason=_reason(error))
+    except StoppedError:
+        return _undone(part, "interrupted")
+    except LeakcheckError as error:
+        return _undone(part, str(error), time.monotonic() - began)
+    if not slow:
+        # A few hundred submissions do not tell.
+        criteria = [one for one in result.criteria if not one.name.startswith(_PACE)]
+        result = msgspec.structs.replace(result, criteria=criteria)
+    return PartResult(
+        campaign=part.campaign,
+        label=part.label,
+        status=status_of(result, strict=campaign.strict),
+        seconds=round(time.monotonic() - began, 1),
+        result=result,
+    )
+
+
+def _undone(part: Part, reason: str, seconds: float = 0) -> PartResult:
+    return PartResult(
+        campaign=part.campaign, label=part.label, status="inconclusive", reason=reason, seconds=round(seconds, 1)
+    )
+
+
+def _reason(error: NotApplicableError) -> str:
+    return str(error).removeprefix("not applicable: ")
