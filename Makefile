@@ -26,7 +26,7 @@ targets: ## install the sandboxes that others wrote into .targets and as Debian 
 targets-agents: ## install what AI agents run their commands in, from PyPI into .targets (1.4 GB); two minutes at first
 	@scripts/targets agents
 
-demo: setup ## the main job: guard around a clean bubblewrap run and around a runc run whose supervisor is killed
+demo: setup ## the main job: guard around bubblewrap and a killed runc, the whole plan on refbox, and a finding of runc
 	$(in_venv) scripts/mounted-root examples/demo
 
 test: setup lint-python ## the cargo and pytest suites, under leakcheck itself; what CI runs
