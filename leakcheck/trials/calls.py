@@ -79,7 +79,9 @@ class Made(msgspec.Struct, frozen=True):
 
 
 class Fired(msgspec.Struct, frozen=True):
-    """The instant of a fault."""
+    """The instant of a fault; a run that is crashed for its recovery has one, too."""
+
+    stage: Stage = "launch"
 
 
 Event = Call | Ended | Made | Fired
@@ -106,7 +108,7 @@ def _stage(stage: Stage, lines: Iterable[Mapping[str, Any]]) -> Iterator[Event]:
         elif "made" in line:
             events.append(Made(stage, line["made"], line["by"], line["pid"]))
         elif "fired" in line or "injected" in line:
-            events.append(Fired())
+            events.append(Fired(stage))
     yield from reversed(events)
 
 

@@ -35,7 +35,7 @@ class Explainer:
 
     def explain(self, case: Case) -> Explanation:
         """Make a trial of `case`, recorded in whole, and return what explains its outcome; raise `TargetError`."""
-        recorded = Recorder()
+        recorded = Recorder(case.plan.kind)
         trial = run_trial(self._target, case, _NUMBER, live=False, settle=self._settle, recorder=recorded)
         notes = [] if trial.fired else ["the fault did not happen in the trial that was recorded"]
         # What the next run left has not to do with the fault.
@@ -78,9 +78,10 @@ class Explainer:
 
 
 class Recorder:
-    """Records all of a trial's commands with their calls, and the stack at the fault."""
+    """Records all of a trial's commands with their calls, and the stack at the fault of a stage."""
 
-    def __init__(self) -> None:
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
         self.events: list[Event] = []
         self.stack: list[Frame] = []
         self.notes: list[str] = []
@@ -91,7 +92,8 @@ class Recorder:
         self.events = calls_of(tracing.all_reports())
         self.notes += tracing.notes()
         self.hierarchies = {name: _device(path) for name, path in getattr(session.host, "cgroups", {}).items()}
-        for log in tracing.logs():
+        # A run that is crashed for its recovery has a stack, too.
+        for log in tracing.logs(self._stage):
             for line in tracing.lines(log):
                 if "stack" in line and not self.stack:
                     if (found := walked(log, line)) is None:
@@ -126,7 +128,8 @@ def _around(
     """Return the call of the fault, those before it by the same process, and the one that follows without the fault."""
     point = case.plan.argument.partition(":")[0].removesuffix("+")
     name = f"{case.plan.kind}:{point.removesuffix('*')}{'1' * point.endswith('*')}"
-    until = next((at for at, one in enumerate(events) if isinstance(one, Fired)), len(events))
+    fires = (at for at, one in enumerate(events) if isinstance(one, Fired) and one.stage == case.plan.kind)
+    until = next(fires, len(events))
     calls = [one for one in events[:until] if isinstance(one, Call)]
     at = next((one for one in reversed(calls) if one.name == name), calls[-1] if calls else None)
     if at is None:

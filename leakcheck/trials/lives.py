@@ -67,8 +67,9 @@ class _Run:
         self._paths: dict[Key, set[str]] = defaultdict(set)
         self._places = {one.name: at for at, one in enumerate(events) if isinstance(one, Call)}
         fired = False
+        last = next((one.stage for one in reversed(events) if isinstance(one, Fired)), None)
         for event in events:
-            fired |= isinstance(event, Fired)
+            fired |= isinstance(event, Fired) and event.stage == last
             if isinstance(event, Made):
                 self.unseen["process", 0, event.pid] = event
             if isinstance(event, Call):

@@ -87,9 +87,9 @@ class Tracing:
         """Return the stages that use ptrace themselves, which fails while they are traced by ptrace."""
         return {note.partition(":")[0] for note in self.notes() if "calls ptrace itself" in note}
 
-    def logs(self) -> list[int]:
-        """Return the descriptors of all reports; behind the text, they have the bytes that it tells the place of."""
-        return [log for logs in self._logs.values() for log in logs]
+    def logs(self, stage: str | None = None) -> list[int]:
+        """Return the descriptors of all reports, or of those of `stage`; behind the text, they have the bytes it names."""
+        return [log for name, logs in self._logs.items() if stage in (None, name) for log in logs]
 
     def close(self) -> None:
         """Forget the reports."""

@@ -135,3 +135,12 @@ def test_a_run_that_only_the_fault_ends_is_recorded_without_it_until_a_short_lim
     assert honest(recovery, 0.2) == recovery.submission
     usual = case_of(parse("launch:0/clone#1:before:SIGKILL"))
     assert honest(usual, 0.2) == usual.submission
+
+
+@ROOT
+def test_the_calls_and_the_stack_at_a_fault_of_the_recovery_are_those_of_the_recovery(tmp_path: Path) -> None:
+    script = """mkdir /run/box; "$@"; code=$?; rmdir /run/box; exit $code"""
+    told = explain(tmp_path, "recover:0.1/rmdir(/run/box)#1:before:SIGKILL,sleeping", script, "rmdir /run/box; exit 0")
+    assert "/usr/bin/rmdir" in {one.program for one in told.stack}
+    assert told.at is not None and told.at.call == 'rmdir("/run/box")'
+    assert [one.call.partition("(")[0] for one in told.last] == ["execve"]
