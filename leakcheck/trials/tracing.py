@@ -88,7 +88,7 @@ class Tracing:
         return {note.partition(":")[0] for note in self.notes() if "calls ptrace itself" in note}
 
     def logs(self, stage: str | None = None) -> list[int]:
-        """Return the descriptors of all reports, or of those of `stage`; behind the text, they have the bytes it names."""
+        """Return the descriptors of all reports, or of those of `stage`; the bytes they name are behind the text."""
         return [log for name, logs in self._logs.items() if stage in (None, name) for log in logs]
 
     def close(self) -> None:
