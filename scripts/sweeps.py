@@ -285,15 +285,18 @@ def _tell(thing: Thing, told: Explanation, life: Life | None) -> None:
 
 
 def renew(thing: Thing, explain: Explain) -> bool:
-    """Explain a thing once more by its own plan, if no more is known than before of what made it; return whether."""
+    """Explain a thing once more by its own plan, if its explanation lacks something; return whether more is known."""
     words = shlex.split(thing.replay)
-    if thing.kind == "" or thing.told == (True, True, True):
+    released = "released at" in thing.life
+    if thing.kind == "" or (thing.told == (True, True, True) and released):
         return False
     told = explain(words[words.index("--plan") + 1])
     lives = [one for one in told.lives if one.kind == thing.kind] if told is not None else []
     same = [one for one in lives if thing.kind == "process" or alike(steady(one.label), thing.label)]
     life = next((one for one in same if one.created), None)
-    if told is None or life is None or (True, True, bool(functions(told.stack))) <= thing.told:
+    if told is None or life is None:
+        return False
+    if (True, True, bool(functions(told.stack)), bool(life.released)) <= (*thing.told, released):
         return False
     _tell(thing, told, life)
     return True

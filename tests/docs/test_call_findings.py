@@ -228,8 +228,10 @@ def test_what_is_kept_without_functions_is_explained_once_more_by_its_own_plan()
     assert not sweeps.renew(thing, explain), "no more is known"
     assert sweeps.renew(thing, lambda plan: explain(plan, "runc.destroy"))
     assert thing.functions == ["runc.destroy"] and thing.life.startswith(f"created at {made}")
-    assert not sweeps.renew(thing, explain), "all is known"
     assert asked == ["launch:0/mkdir(/tmp/N)#1:after:SIGKILL"] * 2
+    thing.life += ", released at launch:0/rmdir(/tmp/box)#1"
+    assert not sweeps.renew(thing, explain), "all is known"
+    assert len(asked) == 2
 
 
 def test_a_comparison_without_findings_says_so() -> None:
