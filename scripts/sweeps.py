@@ -331,7 +331,8 @@ def versions(campaign: str, before: Result, after: Result) -> Versions:
     changes = []
     for word, some in (("new", diff.new), ("still open", diff.open), ("gone", diff.gone)):
         for one in some:
-            if one.outcome in FAILING:
+            # What its replays did not show is none.
+            if one.outcome in FAILING and not one.chance:
                 kinds = sorted({leak.kind for leak in one.leaks if leak.class_ not in GOES})
                 detail = cut(steady(one.detail), 2 * LONGEST)
                 changes.append(
