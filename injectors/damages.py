@@ -8,7 +8,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 from urllib.parse import quote, unquote
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "NONE",
     "PLACES",
     "WHOLE",
+    "Found",
     "content_damages",
     "control_of",
     "damaged",
@@ -25,12 +26,15 @@ __all__ = [
     "is_damage",
     "kind_of",
     "model_of",
+    "places_of",
 ]
 
 NONE = "none"
 """No damage: what the kill alone leaves."""
 PLACES = ("missing", "directory", "fifo", "dangling", "loop", "mode=0", "mode=777", "owner=65534")
 """What is done to the name, not to the content: nothing is there, or something else, or it is another's."""
+Found: TypeAlias = bytes | Literal["directory", "link", "large"]
+"""What stands at a name: a file's content; or why it has none to be damaged. A ``link`` leads nowhere."""
 MOVES = ("undone", "both", "left")
 """Halves of a rename: only the old name, both names, and the old name with half of what was written to it."""
 CUTS = ("posix", "ext4")
@@ -42,6 +46,8 @@ _DEEP = 100_000
 _VALUES = ("drop", "null", "retype", "huge", "less", "more", "negative", "unknown")
 _POINTER = re.compile(r"(/[^/]*)*")
 _BITS = 8
+# Values of a document of which each kind of damage is tried, at least.
+_POINTERS = 64
 # After a change of the run's, from 1; with the bytes of it that were written.
 _MOMENT = re.compile(r"[1-9]\d{0,5}(\.\d{1,6})?")
 # After a step of the run; and then of the recovery.
@@ -95,16 +101,24 @@ def first_cut(word: str) -> str:
     return f"cut={'.'.join([model, *steps[:2]])}" if kind_of(word) == "cut" and len(steps) > 2 else ""
 
 
-def content_damages(content: bytes, most: int) -> Iterator[str]:
+def places_of(found: Found) -> Iterator[str]:
+    """Yield what can be done to the name of what was found: a link has no mode, and leads nowhere already."""
+    return (one for one in PLACES if found != "link" or kind_of(one) not in ("mode", "dangling", "loop"))
+
+
+def content_damages(content: Found, most: int) -> Iterator[str]:
     """Yield the damages that change this `content`; at most `most` lengths, and as many bits."""
-    return (word for word in _words(content, most) if damaged(content, word) is not None)
+    if isinstance(content, bytes):
+        yield from (word for word in _words(content, most) if damaged(content, word) is not None)
 
 
 def _words(content: bytes, most: int) -> Iterator[str]:
     yield from _WHOLE
     document = _document(content)
     if document is not None:
-        yield from (f"{name}={_written(pointer)}" for pointer in _pointers(document) for name in _VALUES)
+        pointers = [*_pointers(document)]
+        some = (pointers[at] for at in _spread(range(len(pointers)), max(_POINTERS, most)))
+        yield from (f"{name}={_written(pointer)}" for pointer in some for name in _VALUES)
     lengths = _spread(range(1, len(content)), most)
     yield from (f"truncate={length}" for length in lengths)
     # Half of a file was never written to the disk.

@@ -7,9 +7,11 @@ busy, ``cpu:quota=5%`` leaves a part of one. It begins before the launched comma
 runs or when it ends. It ends with the run, or, with ``under``, after the recovery.
 """
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, TypeAlias, get_args
 
 from injectors.cgroup_limits import BALLOON, Cpu, Memory, Processes
@@ -35,6 +37,9 @@ ERRORS: Mapping[str, Sequence[str]] = {
 }
 """Names of the errors of calls that lack a resource."""
 _HELD = {"start": "start", "execution": "payload", "cleanup": "end"}
+_PAYLOAD = "payload"
+# A run that executes its payload again is not held again.
+_TIMES = 64
 _FORMS = {
     "disk": "full@SIZE or inodes@N",
     "fd": "limit=N, N from 3",
@@ -44,9 +49,10 @@ _FORMS = {
 }
 _NUMBER = re.compile(r"([a-z]+)(=|@)(\d{1,6})(%?)")
 _SIZED = re.compile(r"full@(.*)")
+_NAMESPACES = ("mnt", "pid", "net", "ipc", "uts", "user", "cgroup", "time")
 _STEP_MS = 2
 # A run that has not come so far by then hangs, and not for lack of anything.
-_PATIENCE_MS = 60_000
+_PATIENCE_MS, _PAYLOAD_PATIENCE_MS = 60_000, 20_000
 # A tenth of a processor is left to others; at -20, a hundredth, and a traced run takes a minute.
 _HIGH = -10
 
@@ -68,6 +74,8 @@ class Exhaustion:
 
     def __init__(self, plan: Plan, limit: Limit, moment: Moment, *, under: bool) -> None:
         self.plan, self.limit, self.moment, self.under = plan, limit, moment, under
+        self.namespaces: dict[str, str] = {}
+        self._met = False
 
     @classmethod
     def of(cls, plan: Plan) -> Self:
@@ -95,13 +103,42 @@ class Exhaustion:
             return None
         # Writes are seen only where an error of theirs tells something: a tracer that is short of time is slow.
         every = bool(self.limit.errors)
-        return {**recording(0, payload, every=every), "explain": True, "hold": [_HELD[self.moment]]}
+        hold = list(dict.fromkeys([_HELD[self.moment], _PAYLOAD]))
+        return {**recording(0, payload, every=every), "explain": True, "hold": hold}
 
     def apply(self, trial: Trial) -> Evidence:
         """Wait for the moment, and exhaust the resource; do nothing if the run ends before."""
-        while (pid := trial.held(_HELD[self.moment])) == 0:
-            if ended(trial.supervisor, _STEP_MS) or trial.elapsed_ms > _PATIENCE_MS:
-                return Evidence(fired=False)
+        try:
+            evidence = self._exhaust(trial)
+            if self.moment == "start":
+                self._wait(trial, _PAYLOAD, trial.elapsed_ms + _PAYLOAD_PATIENCE_MS)
+            return evidence
+        finally:
+            for _ in range(_TIMES):
+                trial.release()
+
+    def _wait(self, trial: Trial, instant: str, until_ms: float = _PATIENCE_MS) -> int:
+        """Return the process that is held at an instant, 0 if the run ends before; the payload is looked at."""
+        while (pid := trial.held(instant)) == 0:
+            if self.moment == "cleanup" and not self._met and (payload := trial.held(_PAYLOAD)):
+                self._meet(payload)
+                trial.release()
+            if ended(trial.supervisor, _STEP_MS) or trial.elapsed_ms > until_ms:
+                return 0
+        if instant == _PAYLOAD:
+            self._meet(pid)
+        return pid
+
+    def _meet(self, payload: int) -> None:
+        """Note in which namespaces the payload runs, as far as the user may know."""
+        self._met = True
+        for kind in _NAMESPACES:
+            with contextlib.suppress(OSError):
+                self.namespaces[kind] = str(Path(f"/proc/{payload}/ns/{kind}").readlink())
+
+    def _exhaust(self, trial: Trial) -> Evidence:
+        if (pid := self._wait(trial, _HELD[self.moment])) == 0:
+            return Evidence(fired=False)
         when = trial.elapsed_ms
         try:
             self.limit.set(trial.room, 0 if self.moment == "start" else pid)
@@ -109,7 +146,7 @@ class Exhaustion:
             hint = "" if os.geteuid() == 0 else "; run as root"
             what = f"plan {str(self.plan)!r} cannot be performed here: {reason(error)}{hint}"
             raise UnavailableError(what) from error
-        finally:
+        if self.moment == "start":
             trial.release()
         return Evidence(fired=True, when_ms=when)
 

@@ -1,11 +1,14 @@
-"""Changes of mounted file systems, which Python has no call for (fspick(2), fsconfig(2), Linux 5.2)."""
+"""What Python has no call for: the type of a file system (fstatfs(2)), and a change of its size.
+
+The size takes fspick(2) and fsconfig(2), Linux 5.2.
+"""
 
 import ctypes
 import errno
 import os
 from collections.abc import Callable
 
-__all__ = ["resize"]
+__all__ = ["keeps_data", "resize"]
 
 # The same numbers on all architectures (linux/mount.h).
 _FSCONFIG, _FSPICK = 431, 433
@@ -14,8 +17,21 @@ _SET_STRING, _RECONFIGURE = 1, 7
 # What runs there may take something between two looks.
 _TRIES = 64
 
-_syscall = ctypes.CDLL(None, use_errno=True).syscall
+_libc = ctypes.CDLL(None, use_errno=True)
+_syscall = _libc.syscall
 _syscall.restype = ctypes.c_long
+# overlayfs, tmpfs, ramfs, ext4, XFS, Btrfs, F2FS (linux/magic.h): what an arena has, and what a target may mount there.
+_DATA = {0x794C7630, 0x01021994, 0x858458F6, 0xEF53, 0x58465342, 0x9123683E, 0xF2F52010}
+_STATFS_BYTES = 256
+
+
+def keeps_data(fd: int) -> bool:
+    """Return whether the file system of a descriptor keeps what is written to it, and is nothing else: not procfs."""
+    found = ctypes.create_string_buffer(_STATFS_BYTES)
+    if _libc.fstatfs(fd, found) != 0:
+        return False
+    # f_type is a long, and the first of all (statfs(2)).
+    return ctypes.c_long.from_buffer(found).value & 0xFFFF_FFFF in _DATA
 
 
 def resize(fd: int, option: str, size: Callable[[], int]) -> None:

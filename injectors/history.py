@@ -56,6 +56,15 @@ class Event(msgspec.Struct, frozen=True):
             if self.before.get(path) != entry and entry.inode in gone
         ]
 
+    @property
+    def arrived(self) -> list[str]:
+        """Each new name of what a rename has brought from elsewhere."""
+        known = {entry.inode for entry in self.before.values()}
+        came = self.files.keys() - self.before.keys() | {
+            path for path, entry in self.files.items() if self.before.get(path) != entry
+        }
+        return [path for path in sorted(came) if self.operation == "rename" and self.files[path].inode not in known]
+
     def written(self) -> Iterator[tuple[str, bytes, bytes]]:
         """Yield the path, the former and the new content of each file that it wrote to."""
         former = {entry.inode: entry.content for entry in self.before.values()}

@@ -3,8 +3,8 @@
 Several runs contend for one box. ACTION is ``contend=N`` (N at once, and one more once they were refused), ``late=N``
 (N wait, and N more come while the second of all has it), ``kill-holder``, ``stop-holder`` (and continue it),
 ``stop-kill-holder``, ``recover-holder`` (the target's recovery while it is held), ``reuse-pid`` (another process gets
-the pid of the killed holder),
-``kill=STAGE:POINT:before|after``, with a crash point of the holder, or of the recovery after a kill, or
+the pid of the killed holder), ``another-boot`` (the holder's lock files are there after a boot, and its pid is
+another's), ``kill=STAGE:POINT:before|after``, with a crash point of the holder, or of the recovery after a kill, or
 ``stop=launch:POINT``: it is stopped after that call, others come, and it continues. FILE is a lock file, as
 ``locks.files`` of the adapter has it; WHEN says whether it is damaged while it is ``held``, after its holder was killed
 (``stale``), or while nobody has it (``free``).
@@ -19,15 +19,30 @@ from typing import Any, ClassVar, Literal, Self
 
 from injectors.crash import Crash, Point, When, request
 from injectors.damages import is_damage
+from injectors.filesystems import keeps_data
 from injectors.plan import Plan
 from injectors.protocol import Contest, Evidence
-from injectors.state import damage_file
+from injectors.state import MOST_BYTES, damage_file
 from leakcheck.errors import UsageError
 
-__all__ = ["ACTIONS", "FEWEST", "LINKS", "MOST", "WHENS", "Locks", "damage_plan", "kill_plan", "lock_plan", "stop_plan"]
+__all__ = [
+    "ACTIONS",
+    "BOOT",
+    "FEWEST",
+    "LINKS",
+    "MOST",
+    "WHENS",
+    "Locks",
+    "damage_plan",
+    "kill_plan",
+    "lock_plan",
+    "stop_plan",
+]
 
 ACTIONS = ("kill-holder", "stop-holder", "stop-kill-holder", "recover-holder", "reuse-pid")
 """What happens to the holder while its payload runs."""
+BOOT = "another-boot"
+"""The machine has booted since the holder was killed, with the holder's lock file, and its pid is another process's."""
 WHENS = ("held", "stale", "free")
 """When a lock file is damaged."""
 LINKS = ("inode", "elsewhere")
@@ -40,7 +55,7 @@ _FEW = 3
 # Stages that are killed or stopped at a point, by what is done.
 _STAGES = {"kill": ("launch", "finish", "recover"), "stop": ("launch",)}
 _FORM = (
-    f"give lock:contend=N, lock:late=N, lock:ACTION (one of {', '.join(ACTIONS)}), "
+    f"give lock:contend=N, lock:late=N, lock:{BOOT}, lock:ACTION (one of {', '.join(ACTIONS)}), "
     "lock:kill=STAGE:POINT:before|after or lock:stop=launch:POINT, each with ,waiting or not; "
     f"or lock:FILE:DAMAGE,WHEN (one of {', '.join(WHENS)}), FILE as in the adapter's locks.files"
 )
@@ -92,8 +107,8 @@ class Locks:
         action = plan.argument
         counted = re.fullmatch(r"(contend|late)=(\d{1,3})", action, re.ASCII)
         at_point = action.partition("=")[0] if action.startswith(("kill=", "stop=")) else ""
-        if counted or action in ACTIONS or at_point:
-            if plan.flags not in ((), ("waiting",)):
+        if counted or action in (*ACTIONS, BOOT) or at_point:
+            if plan.flags not in ((), ("waiting",)[: action != BOOT]):
                 raise wrong(f"{plan.flags[0]!r} is no flag of it")
             if counted and not FEWEST <= int(counted[2]) <= MOST:
                 raise wrong(f"{counted[2]} contenders: give {FEWEST} to {MOST}")
@@ -144,6 +159,8 @@ class Locks:
             fired = True
         elif action == "late":
             fired = self._late(contest)
+        elif action == BOOT:
+            fired = contest.hold() and self._boot(contest)
         else:
             fired = contest.hold() and self._act(action, contest)
         contest.wait()
@@ -189,6 +206,18 @@ class Locks:
             contest.killed()
         if not self.waiting:
             contest.come(_FEW)
+        return fired
+
+    def _boot(self, contest: Contest) -> bool:
+        """Kill the holder, boot with its lock files, and let others come beside a process that has its pid."""
+        contest.keep_locks()
+        contest.signal(signal.SIGKILL)
+        contest.wait(holder=True)
+        contest.killed()
+        fired = contest.boot() and contest.take_pid()
+        # The boot is no matter of the target's.
+        contest.killed()
+        contest.come(_FEW)
         return fired
 
     def _kill_at_point(self, contest: Contest) -> bool:
@@ -240,7 +269,7 @@ class Locks:
 def damage_lock(contest: Contest, path: str, damage: str) -> bool:
     """Damage the lock file at `path`; return whether it changed."""
     if damage not in LINKS:
-        return damage_file(contest, path, damage)
+        return damage_file(contest, path, damage, directories=True)
     directory, _, name = path.rpartition("/")
     with contest.directory(directory or "/") as at:
         try:
@@ -250,7 +279,7 @@ def damage_lock(contest: Contest, path: str, damage: str) -> bool:
             return False
         try:
             found = os.fstat(file)
-            if not stat.S_ISREG(found.st_mode):
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES or not keeps_data(file):
                 return False
             content = os.pread(file, found.st_size, 0)
         finally:

@@ -176,6 +176,12 @@ class Contest(Keeps, Protocol):
     def take_pid(self) -> bool:
         """Start a process that has the pid of the holder, which has ended; return whether it got it."""
 
+    def keep_locks(self) -> None:
+        """Note what a disk has of the lock files, for the next boot."""
+
+    def boot(self) -> bool:
+        """Recover, and show another boot id, with the lock files that were kept; return whether that could be."""
+
     def wait_for_others(self, first: int = 1) -> bool:
         """Wait until all but the holder have ended or got the box, or, of those that wait, had time to begin so.
 
@@ -311,6 +317,9 @@ class Exhausts(Traces, Protocol):
 
     under: bool
     """Whether it is released after the recovery only."""
+
+    namespaces: Mapping[str, str]
+    """The payload's namespaces by type, as far as they are known."""
 
 
 def offers(injector: object, interface: type[_T]) -> TypeGuard[_T]:

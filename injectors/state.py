@@ -1,25 +1,28 @@
-"""The damage to a file of state: ``state:FILE:DAMAGE,sleeping``, ``state:FILE:DAMAGE,living`` or ``state:FILE:DAMAGE``.
+"""The damage to a file of state: ``state:FILE:DAMAGE``, with ``,sleeping``, ``,sleeping,beside`` or ``,living``.
 
 FILE is as `state_files` of the adapter has it. `injectors.damages` has the damages. The supervisor is killed once the
-payload runs, then FILE is damaged, and the target's recovery finds it so. With ``living``, the supervisor lives, and
-the run ends by its wall limit. ``at=N`` and the halves of a rename kill it right after the N-th change of FILE's
-directory. After a power cut (``cut``), nothing runs.
+payload runs, then FILE is damaged, and the target's recovery finds it so. With ``beside``, another box is in use
+meanwhile. With ``living``, the supervisor lives, and the run ends by its wall limit. ``at=N`` and the halves of a
+rename kill it right after the N-th change of FILE's directory. After a power cut (``cut``), nothing runs.
 """
 
+import errno
 import os
+import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 from injectors.crash import Point, Stage, crash_once_payload_runs, request, wait_for_kill
-from injectors.damages import MOVES, NONE, PLACES, damaged, is_damage, kind_of
+from injectors.damages import MOVES, NONE, PLACES, damaged, is_damage, kind_of, places_of
+from injectors.filesystems import keeps_data
 from injectors.history import Event, history_of, torn, watched
 from injectors.plan import Plan
 from injectors.protocol import Evidence, Keeps, Trial
 from injectors.timed import ended
 from leakcheck.errors import UsageError
 
-__all__ = ["State", "damage_file", "happens_in", "state_plan"]
+__all__ = ["MOST_BYTES", "State", "damage_file", "happens_in", "state_plan"]
 
 _FORM = "give state:FILE:DAMAGE, FILE as in the adapter's state_files"
 _STEP_MS = 2
@@ -30,10 +33,13 @@ def happens_in(damage: str) -> str:
     return "" if kind_of(damage) in ("at", "cut", *MOVES) else "sleeping"
 
 
-def state_plan(file: str, damage: str, *, living: bool = False) -> Plan:
-    """Return the plan of a `damage` to a state file, as the adapter names it; with `living`, its supervisor lives."""
-    flag = "living" if living else happens_in(damage)
-    return Plan("state", f"{file}:{damage}", (flag,) if flag else ())
+def state_plan(file: str, damage: str, *, living: bool = False, beside: bool = False) -> Plan:
+    """Return the plan of a `damage` to a state file, as the adapter names it.
+
+    With `living`, its supervisor lives; with `beside`, another box is in use meanwhile.
+    """
+    flags = ("living",) if living else (happens_in(damage), *("beside",) * beside)
+    return Plan("state", f"{file}:{damage}", tuple(filter(None, flags)))
 
 
 class State:
@@ -59,8 +65,8 @@ class State:
         if not is_damage(damage):
             raise UsageError(f"plan {str(plan)!r}: {damage!r} is no damage; {_FORM}")
         usual = happens_in(damage)
-        if usual and plan.flags not in ((usual,), ("living",)):
-            raise UsageError(f"plan {str(plan)!r}: give the flag sleeping, no other, or living")
+        if usual and plan.flags not in ((usual,), (usual, "beside"), ("living",)):
+            raise UsageError(f"plan {str(plan)!r}: give the flag sleeping, alone or with beside after it, or living")
         if not usual and plan.flags:
             raise UsageError(f"plan {str(plan)!r}: {kind_of(damage)} has an instant of its own, and no flag")
         return cls(plan, file, damage)
@@ -129,6 +135,8 @@ def _halve(trial: Trial, event: Event, how: str) -> bool:
             trial.directory(old.rpartition("/")[0] or "/") as source,
             trial.directory(new.rpartition("/")[0] or "/") as to,
         ):
+            if not (keeps_data(source) and keeps_data(to)):
+                return False
             was, name = old.rpartition("/")[2], new.rpartition("/")[2]
             replaced = event.before.get(new)
             if how == "undone":
@@ -155,44 +163,82 @@ def _create(at: int, name: str, content: bytes, mode: int) -> None:
 def _rewrite(at: int, name: str, content: bytes) -> None:
     file = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
     try:
-        if stat.S_ISREG(os.fstat(file).st_mode):
+        if stat.S_ISREG(os.fstat(file).st_mode) and keeps_data(file):
             os.ftruncate(file, 0)
             _write(file, content)
     finally:
         os.close(file)
 
 
-# More of a file is not read: it has another damage only if it is no state file.
-_MOST_BYTES = 64 << 20
+MOST_BYTES = 64 << 20
+"""More of a file is not read, and its content not damaged: such a file is no state file."""
+# As many links as the kernel follows (path_resolution(7)).
+_MOST_LINKS = 40
 
 
-def damage_file(trial: Keeps, path: str, damage: str) -> bool:
-    """Damage the file at `path`, as commands see it; return whether it changed."""
+def damage_file(trial: Keeps, path: str, damage: str, *, directories: bool = False) -> bool:
+    """Damage the file at `path`, as commands see it, or where it leads to; return whether it changed.
+
+    What is not a regular file has only damages of its name, a link that leads nowhere, and with `directories` a
+    directory. A file of the kernel, as in procfs, is never touched: it may be a setting of the machine.
+    """
+    try:
+        path = _followed(trial, path)
+    except OSError:
+        return False
     directory, _, name = path.rpartition("/")
     with trial.directory(directory or "/") as at:
         try:
-            found = os.lstat(name, dir_fd=at)
+            place = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
         except FileNotFoundError:
             return False
-        if not stat.S_ISREG(found.st_mode):
-            # It was damaged already.
+        try:
+            mode = os.fstat(place).st_mode
+            ours = keeps_data(at) and keeps_data(place)
+        finally:
+            os.close(place)
+        named = (stat.S_ISLNK(mode) and damage in places_of("link")) or (
+            directories and stat.S_ISDIR(mode) and damage in PLACES
+        )
+        if not ours or not (stat.S_ISREG(mode) or named):
+            # It was damaged already, or is none that can be.
             return False
         if damage == NONE:
             return True
         if damage in PLACES:
             _replace(at, name, damage)
             return True
-        file = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
-        try:
-            size = os.fstat(file).st_size
-            content = os.pread(file, size, 0) if size <= _MOST_BYTES else None
-            if content is None or (new := damaged(content, damage)) is None:
-                return False
-            os.ftruncate(file, 0)
-            _write(file, new)
-        finally:
-            os.close(file)
+        return _damage_content(at, name, damage)
+
+
+def _damage_content(at: int, name: str, damage: str) -> bool:
+    file = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=at)
+    try:
+        size = os.fstat(file).st_size
+        content = os.pread(file, size, 0) if size <= MOST_BYTES else None
+        if content is None or (new := damaged(content, damage)) is None:
+            return False
+        os.ftruncate(file, 0)
+        _write(file, new)
+    finally:
+        os.close(file)
     return True
+
+
+def _followed(trial: Keeps, path: str) -> str:
+    """Return where the links of a path lead to inside of the trial's host; the last link if that leads nowhere."""
+    last = path
+    for _ in range(_MOST_LINKS):
+        directory, _, name = path.rpartition("/")
+        try:
+            with trial.directory(directory or "/") as at:
+                if not stat.S_ISLNK(os.lstat(name, dir_fd=at).st_mode):
+                    return path
+                to = os.readlink(name, dir_fd=at)
+        except (FileNotFoundError, NotADirectoryError):
+            return last
+        last, path = path, to if to.startswith("/") else f"{directory}/{to}"
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), last)
 
 
 def _write(file: int, content: bytes) -> None:
@@ -213,7 +259,10 @@ def _replace(at: int, name: str, damage: str) -> None:
         finally:
             os.close(file)
     else:
-        os.unlink(name, dir_fd=at)
+        try:
+            os.unlink(name, dir_fd=at)
+        except IsADirectoryError:
+            shutil.rmtree(name, dir_fd=at)
         if what == "directory":
             os.mkdir(name, dir_fd=at)
         elif what == "fifo":

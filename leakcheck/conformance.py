@@ -8,13 +8,14 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from injectors import injector_for
 from injectors.locks import lock_plan
+from injectors.state import damage_file
 from injectors.timed import ended
 from leakcheck.deliver import notify
 from leakcheck.errors import TargetError, UsageError
@@ -26,14 +27,19 @@ from leakcheck.trials.contender_program import HOLDER
 from leakcheck.trials.contest import run_contest
 from leakcheck.trials.history import judge
 from leakcheck.trials.output import last_words, memory
-from leakcheck.trials.payload import SLEEPING, payload_runs, state_files
+from leakcheck.trials.payload import SLEEPING, DamagedFiles, payload_runs, state_files
 from leakcheck.trials.preflight import run_probe
 from leakcheck.trials.session import Session
+from leakcheck.trials.state_files import keeps_one
+from leakcheck.trials.state_log import mark_log, noted
 
 __all__ = ["CHECKS", "Finding", "check", "tried"]
 
-CHECKS = ("probe", *BUILTIN, "recovery", "locks")
-"""The checks that `check` runs, in order; `locks` only in an arena, of a target that declares some."""
+CHECKS = ("probe", *BUILTIN, "recovery", "locks", "state")
+"""The checks that `check` runs, in order.
+
+The last two only in an arena: `locks` of a target that declares some, `state` of one that has a log of damaged state.
+"""
 
 _START = 20.0
 # A path in a message, in a directory that an arena replaces.
@@ -64,8 +70,8 @@ def check(target: Target, only: Sequence[str] = CHECKS, *, live: bool = False) -
     findings: list[Finding] = []
     with open_host(target, 0, live=live) as host:
         session = Session(target, host)
-        locks = host.apart and target.adapter.locks is not None
-        for one in (one for one in only if locks or one != "locks"):
+        declared = {"locks": target.adapter.locks is not None, "state": bool(target.adapter.damage.log)}
+        for one in (one for one in only if one not in declared or (host.apart and declared[one])):
             began = time.monotonic()
             try:
                 detail = _detail(session, one, starts=any(found.check == "ok" and found.passed for found in findings))
@@ -103,6 +109,8 @@ def _detail(session: Session, one: str, *, starts: bool) -> str:
         return _probe(session)
     if one == "locks":
         return _locks(session)
+    if one == "state":
+        return _state(session)
     return _recovery(session) if one == "recovery" else _submission(session, BUILTIN[one], starts=starts)
 
 
@@ -149,6 +157,18 @@ def _hint(reply: Reply, submission: Submission, code: int, *, exits: bool) -> st
 
 def _recovery(session: Session) -> str:
     """Kill the supervisor while the payload runs, recover twice, and run the next submission in that box."""
+    absent: list[str] = []
+    wrong = _killed(session, lambda: absent.extend(_absent(session) if session.host.apart else ()))
+    if wrong:
+        return wrong
+    wrong = session.recover() or session.recover() or _submission(session, BUILTIN["ok"])
+    if wrong:
+        return f"after the kill: {wrong}"
+    return absent[0] if absent else ""
+
+
+def _killed(session: Session, meanwhile: Callable[[], object]) -> str:
+    """Kill the supervisor while the payload runs, after `meanwhile`; return why it never ran, empty if it did."""
     argv = session.prepare(SLEEPING)
     with memory() as output:
         supervisor = session.start(argv, output)
@@ -157,16 +177,32 @@ def _recovery(session: Session) -> str:
             if time.monotonic() > until:
                 break
         alone = ended(supervisor, 0)
-        absent = [*_absent(session)] if session.host.apart else []
+        meanwhile()
         supervisor.send_signal(signal.SIGKILL)
         code = session.wait(supervisor, 0, argv[0])
-        if not reached:
-            how = f"the launch exited with {code}" if alone else f"nothing of it was seen for {_START:g} s"
-            return f"the payload did not start: {how}: {last_words(output)}"
-    wrong = session.recover() or session.recover() or _submission(session, BUILTIN["ok"])
-    if wrong:
-        return f"after the kill: {wrong}"
-    return absent[0] if absent else ""
+        if reached:
+            return ""
+        how = f"the launch exited with {code}" if alone else f"nothing of it was seen for {_START:g} s"
+        return f"the payload did not start: {how}: {last_words(output)}"
+
+
+def _state(session: Session) -> str:
+    """Put garbage into the state of a killed run, recover, and look into the log that is to tell of it."""
+    damage = session.target.adapter.damage
+    session.renew()
+    if wrong := _killed(session, lambda: None):
+        return wrong
+    paths = [path for one in session.target.adapter.state_files for path in state_files(session, one)]
+    garbled = [path for path in paths if damage_file(DamagedFiles(session), path, "garbage")]
+    if not garbled:
+        return "state_files: after the kill there was no file of them to damage"
+    before = mark_log(session)
+    wrong = session.recover()
+    kept = keeps_one(session)
+    what = f"after {garbled[0]} was garbled and the recovery {'failed' if wrong else 'ran'}"
+    if not noted(session, before):
+        return f"damage.log: {what}, no new line of {damage.log} has one of the words {', '.join(damage.words)}"
+    return f"damage.keeps: {what}, there was nothing in {', '.join(damage.keeps)}" if kept is False else ""
 
 
 def _absent(session: Session) -> Iterator[str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from injectors import Plan
-from injectors.damages import PLACES, content_damages
-from injectors.locks import ACTIONS, FEWEST, LINKS, MOST, WHENS, damage_plan, kill_plan, lock_plan, stop_plan
+from injectors.damages import content_damages, places_of
+from injectors.locks import ACTIONS, BOOT, FEWEST, LINKS, MOST, WHENS, damage_plan, kill_plan, lock_plan, stop_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, reached, stated, zero
 from leakcheck.campaigns.findings import clusters
@@ -125,6 +125,8 @@ def _plans(options: LocksOptions, facts: LockFacts) -> Iterator[Plan]:
         late = (count for count in crowds if 2 * count <= max(options.contenders, 4))
         yield from (lock_plan(f"late={count}", waiting=waits) for count in late for waits in ways)
     yield from (lock_plan(action, waiting=waits) for action in ACTIONS for waits in ways)
+    if facts.disk:
+        yield lock_plan(BOOT)
     fewer = facts.chosen(_FEWER_OF[options.profile])
     for point in facts.chosen(_POINTS_OF[options.profile]):
         yield kill_plan(point.point, "before")
@@ -145,7 +147,8 @@ def _plans(options: LocksOptions, facts: LockFacts) -> Iterator[Plan]:
             damages = [*content_damages(content, 12)]
             most = _PLACES_OF[options.profile] if when == "stale" else 4
             step = max(1, len(damages) // most)
-            yield from (damage_plan(file, damage, when) for damage in (*PLACES, *LINKS, *damages[::step]))
+            links = LINKS if isinstance(content, bytes) else ()
+            yield from (damage_plan(file, damage, when) for damage in (*places_of(content), *links, *damages[::step]))
 
 
 def _histories(made: Made[LocksOptions, Trial]) -> Iterator[Any]:

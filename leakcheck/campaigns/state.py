@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from injectors import Plan
-from injectors.damages import CUTS, NONE, PLACES, WHOLE, content_damages, control_of, damaged, first_cut
+from injectors.damages import CUTS, NONE, PLACES, WHOLE, Found, content_damages, control_of, damaged, first_cut
 from injectors.state import state_plan
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import reached, stated, zero
@@ -26,7 +26,7 @@ from leakcheck.trials.outcome import FAILING
 from leakcheck.trials.power import Cut, WithCuts, cuts
 from leakcheck.trials.recovery_cuts import recovery_cuts
 from leakcheck.trials.runner import Stop
-from leakcheck.trials.state_files import record_state_files
+from leakcheck.trials.state_files import described, record_state_files
 from leakcheck.trials.state_history import moments, record_history
 from leakcheck.trials.trial import Trial
 
@@ -34,6 +34,8 @@ from leakcheck.trials.trial import Trial
 _PLACES_OF = {"quick": 8, "full": 512}
 # Power cuts of each model in whose recovery power fails again.
 _RECOVERIES_OF = {"quick": 3, "full": 16}
+# Damages while another box is in use.
+_BESIDES_OF = {"quick": 2, "full": 32}
 _REPLAYS = 20
 _T = TypeVar("_T")
 _ALONE = "it is so without any damage, too"
@@ -65,7 +67,7 @@ class Facts(msgspec.Struct, frozen=True):
     was on the disk.
     """
 
-    contents: Mapping[str, bytes] = {}
+    contents: Mapping[str, Found] = {}
     moments: dict[str, list[str]] = {}
     cuts: dict[Plan, Cut] = {}
     recovery: dict[Plan, Cut] = {}
@@ -95,9 +97,11 @@ class State(TrialCampaign[StateOptions]):
         facts = Facts(contents, notes=recorded[0].notes)
         for declared in target.adapter.state_files:
             if declared in contents:
-                ui.log(f"state file {declared}: {len(contents[declared])} bytes")
+                ui.log(f"state file {declared}: {described(contents[declared])}")
             elif options.plan is None:
                 facts.notes.append(f"state file {declared}: it is not there while the payload runs, and not damaged")
+            if why := recorded[0].uncut.get(declared):
+                facts.notes.append(f"state file {declared}: no power cut was tried: {why}")
             facts.moments[declared] = [] if options.plan else moments(recorded[0], recorded[1], declared)
             facts.cuts.update(cuts(target, recorded[0], declared))
             if target.adapter.damage.disk and declared in recorded[0].all:
@@ -132,13 +136,15 @@ class State(TrialCampaign[StateOptions]):
             for declared, content in facts.contents.items()
             for damage in (*PLACES, *content_damages(content, places), *_some(facts.moments[declared], places))
         ]
-        living = [*PLACES, *WHOLE, "truncate=1"]
-        plans += [
-            state_plan(declared, damage, living=True)
-            for declared, content in facts.contents.items()
-            for damage in _some(living, places)
-            if damage in PLACES or damaged(content, damage) is not None
-        ]
+        for declared, content in facts.contents.items():
+            few = [
+                damage
+                for damage in (*PLACES, *WHOLE, "truncate=1")
+                if damage in PLACES or (isinstance(content, bytes) and damaged(content, damage) is not None)
+            ]
+            plans += [state_plan(declared, damage, living=True) for damage in _some(few, places)]
+            besides = _some(few, _BESIDES_OF[options.profile])
+            plans += [state_plan(declared, damage, beside=True) for damage in besides]
         for some in (facts.cuts, facts.recovery):
             for model in CUTS:
                 plans += _some([plan for plan in some if f":cut={model}." in str(plan)], places)
@@ -193,7 +199,7 @@ class State(TrialCampaign[StateOptions]):
 def _control(plan: Plan) -> Plan:
     """Return what is the same as `plan` without its damage."""
     declared, _, damage = plan.argument.rpartition(":")
-    return state_plan(declared, control_of(damage), living=plan.flags == ("living",))
+    return state_plan(declared, control_of(damage), living=plan.flags == ("living",), beside="beside" in plan.flags)
 
 
 def _before_recovery(options: StateOptions, cuts: Mapping[Plan, Cut]) -> list[Plan]:

@@ -2,28 +2,24 @@
 
 import contextlib
 import copy
-import functools
 import os
 import time
 from collections.abc import Generator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from injectors import Checked, Evidence
-from injectors.timed import ended, kill
+from injectors.timed import ended
 from leakcheck.errors import UsageError
 from leakcheck.targets.adapter import Locks
 from leakcheck.trials.arena_host import ArenaHost
+from leakcheck.trials.boot import show_this_boot, warm_up_after_boot
+from leakcheck.trials.bystanders import Bystanders
 from leakcheck.trials.contender import Contender, pid_inside
 from leakcheck.trials.crowd import HELD, QUEUED, Crowd
 from leakcheck.trials.history import Attempt, History
-from leakcheck.trials.live_host import descendants
-from leakcheck.trials.output import text
+from leakcheck.trials.lock_state import locks_on_disk
 from leakcheck.trials.rootfs import find, opened
 from leakcheck.trials.session import Session
-
-if TYPE_CHECKING:
-    from leakcheck.trials.host import Running
 
 # Seconds between two tries to get the box of a dead holder.
 _PAUSE = 0.1
@@ -39,8 +35,10 @@ class Contest:
         self._killed: float | None = None
         self._recovered = self._tolerates = False
         self._refusals: list[str] = []
-        self._bystanders: list[Running] = []
+        self._bystanders = Bystanders(host)
         self._pid = 0
+        self._kept: dict[Path, bytes] = {}
+        self._booted = False
 
     @property
     def elapsed_ms(self) -> float:
@@ -155,34 +153,22 @@ class Contest:
 
     def take_pid(self) -> bool:
         """Start a process that has the pid of the holder, which has ended; return whether it got it."""
-        # The number is in use as long as anything of its session is dying.
-        until = time.monotonic() + HELD
-        while self._pid > 1 and time.monotonic() < until:
-            if self._bystander() == self._pid:
-                return True
-            self._end_bystanders()
-            time.sleep(_PAUSE)
-        return False
+        return self._bystanders.take(self._pid)
 
-    def _bystander(self) -> int:
-        """Start a process that gets the holder's pid if that is free; return its pid."""
-        output = os.memfd_create("leakcheck-bystander")
-        words = 'echo $(($1 - 1)) > /proc/sys/kernel/ns_last_pid && { sleep 600 & echo "$!"; wait; }'
-        try:
-            process = self._host.start(["/bin/sh", "-c", words, "sh", str(self._pid)], {}, output)
-            self._bystanders.append(process)
-            self._crowd.until(lambda: text(output).endswith("\n") or ended(process, 0), HELD)
-            said = text(output).strip()
-            return int(said) if said.isdecimal() else 0
-        finally:
-            os.close(output)
+    def keep_locks(self) -> None:
+        """Note what a disk has of the lock files, for the next boot."""
+        self._kept = locks_on_disk(self._session, self._locks)
 
-    def _end_bystanders(self) -> None:
-        while self._bystanders:
-            process = self._bystanders.pop()
-            kill(process, functools.partial(descendants, process), "tree")
-            process.wait(HELD)
-            process.close()
+    def boot(self) -> bool:
+        """Recover, and show another boot id, with the lock files that were kept; return whether that could be."""
+        box = self._session.box
+        wrong = self._session.recover() or warm_up_after_boot(self._session)
+        # It is this box that was locked.
+        self._session.box = box
+        self._booted = True
+        for path, content in self._kept.items():
+            self._host.write(path, content)
+        return bool(self._kept) and not wrong
 
     def lock_files(self, declared: str) -> list[str]:
         """Return the paths that exist of what the adapter's ``locks.files`` calls `declared`."""
@@ -224,8 +210,10 @@ class Contest:
         finally:
             for one in self._crowd.all:
                 self._witness.end(one.number)
-            self._end_bystanders()
+            self._bystanders.end()
             self._witness.close()
+            if self._booted:
+                show_this_boot(self._session)
 
     def close(self) -> None:
         """Remove what is left of the contenders."""

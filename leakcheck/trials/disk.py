@@ -43,6 +43,8 @@ class _Cache:
         self._pending: list[_Step] = []
         self._versions: dict[str, list[Entry]] = {entry.inode: [entry] for entry in history.before.values()}
         self._new: set[str] = set()
+        # What was written to the disk before it came here.
+        self._flushed: set[str] = set()
 
     def step(self, event: Event) -> None:
         if event.change:
@@ -62,9 +64,10 @@ class _Cache:
         if names:
             over = frozenset(inode for path, inode in names.items() if inode is not None and path in was)
             self._pending.append(_Step(names, over))
+        whole = {event.files[path].inode for path in event.arrived} & self._flushed
         for entry in event.files.values():
             versions = self._versions.setdefault(entry.inode, [])
-            if not versions:
+            if not versions and entry.inode not in whole:
                 self._new.add(entry.inode)
             if not versions or versions[-1] != entry:
                 versions.append(entry)
@@ -83,6 +86,7 @@ class _Cache:
             _apply(self._names, one)
 
     def _flush(self, inode: str) -> None:
+        self._flushed.add(inode)
         self._versions[inode] = self._versions.get(inode, [])[-1:]
         self._new.discard(inode)
 
@@ -177,7 +181,7 @@ def unsynced(history: History, inodes: set[str]) -> list[str]:
             waiting = {}
             clean |= {entry.inode for entry in event.files.values()}
         clean -= {event.files[path].inode for path, _, _ in event.written()}
-        for _, new in event.moved:
+        for new in (*(new for _, new in event.moved), *event.arrived):
             inode, above = event.files[new].inode, event.files.get(new.rpartition("/")[0])
             if inode in inodes and event.files[new].kind == "file":
                 waiting[inode] = ({inode} - clean) | ({above.inode} if above is not None else set())

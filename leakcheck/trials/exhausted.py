@@ -17,7 +17,7 @@ from leakcheck.errors import LateError, TargetError
 from leakcheck.submissions import Submission
 from leakcheck.trials.kills import kills_itself
 from leakcheck.trials.output import ends, last_words, memory
-from leakcheck.trials.payload import COUNTED, ObservedRun, printed
+from leakcheck.trials.payload import COUNTED, ObservedRun, printed, shared_namespace
 
 if TYPE_CHECKING:
     from leakcheck.trials.session import Session
@@ -134,7 +134,9 @@ def run_exhausted(
             pressure_us=None if before is None or after is None else after - before,
         )
         wrong = ""
-        if status == "OK" and (lacks := _lacks(session, output, ran=ran)):
+        if status == "OK" and (
+            lacks := _lacks(session, output, ran=ran) or shared_namespace(session, inner.namespaces)
+        ):
             wrong = f"status OK of a run whose payload {lacks}: {session.last_words}"
         session.succeeded = status == submission.expect and bool(proof) and not finished
         if inner.under:
@@ -143,7 +145,7 @@ def run_exhausted(
     return msgspec.structs.replace(evidence, fired=bool(proof)), wrong
 
 
-def _lacks(session: "Session", output: int, *, ran: bool) -> str:
+def _lacks(session: "Session", inner: Exhausts, output: int, *, ran: bool) -> str:
     """Return what a run that is to be OK lacks; empty if nothing."""
     if not ran:
         return "did not run"
@@ -151,7 +153,9 @@ def _lacks(session: "Session", output: int, *, ran: bool) -> str:
         return f"printed all {times} times" if times else "did not print all"
     lines = session.reports().get("launch", [])
     payload = next((line["payload"] for line in lines if "payload" in line), None)
-    return "ended otherwise" if any(line.get("ended") == payload and line["status"] for line in lines) else ""
+    if any(line.get("ended") == payload and line["status"] for line in lines):
+        return "ended otherwise"
+    return shared_namespace(session, inner.namespaces)
 
 
 def lift(session: "Session") -> bool:

@@ -6,6 +6,7 @@ import msgspec
 
 from injectors import injector_for
 from injectors.crash import crash_once_payload_runs
+from injectors.damages import Found
 from injectors.locks import lock_plan
 from leakcheck.errors import TargetError
 from leakcheck.submissions import BUILTIN
@@ -15,10 +16,12 @@ from leakcheck.trials import open_host
 from leakcheck.trials.contender_program import HOLDER, PROGRAMS
 from leakcheck.trials.contest import run_contest
 from leakcheck.trials.crash_points import Recorded, record_twice
+from leakcheck.trials.lock_state import locks_on_disk
 from leakcheck.trials.payload import SLEEPING
 from leakcheck.trials.rootfs import find
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
+from leakcheck.trials.state_files import found_at
 
 # What the class of a point on a lock has in it, if its operation is no lock itself.
 _WORD = "lock"
@@ -28,13 +31,15 @@ class LockFacts(msgspec.Struct, frozen=True):
     """The crash points of a run, and of a recovery, in order, and the content of each lock file by its adapter's name.
 
     `lasting` are the files that are there while nobody has the box, too. `queues`: there is a launch that waits for it.
+    `disk`: some files are there after the next boot.
     """
 
     points: list[Recorded] = []
     recovery: list[Recorded] = []
-    contents: dict[str, bytes] = {}
+    contents: dict[str, Found] = {}
     lasting: frozenset[str] = frozenset()
     queues: bool = False
+    disk: bool = False
 
     def chosen(self, most: int) -> list[Recorded]:
         """Return all points of a run on locks, and at most `most` others, from the first to the last."""
@@ -86,8 +91,9 @@ def record_locks(target: Target, stop: Stop) -> LockFacts:
         with session.tracing(lambda stage, _, payload: crash_once_payload_runs(payload) if stage == "launch" else None):
             session.run_crashed(session.prepare(SLEEPING), SLEEPING)
         found = {one: [*find(host.root, target.filled(one, session.box))] for one in locks.files}
-        contents = {one: host.read(Path(paths[0])) for one, paths in found.items() if paths}
+        contents = {one: found_at(host, Path(paths[0]), directories=True) for one, paths in found.items() if paths}
+        disk = bool(locks_on_disk(session, locks))
     if absent := [one for one in locks.files if one not in contents]:
         hint = f"mend locks.files in {target.path}"
         raise TargetError(f"{target.name}: while its payload runs there is no {absent[0]}; {hint}")
-    return LockFacts(points, recovery, contents, lasting, queues=bool(locks.waiting))
+    return LockFacts(points, recovery, contents, lasting, queues=bool(locks.waiting), disk=disk)

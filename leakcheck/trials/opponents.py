@@ -15,13 +15,19 @@ from leakcheck.trials.session import Session
 
 
 class Opponent(Session):
-    """The session of another user of the box of `main`: with an own directory `work`, but for what they share."""
+    """The session of another user of the box of `main`: with an own directory `work`, but for the paths `shared`.
 
-    def __init__(self, main: Session, host: ArenaHost, work: Path, locks: Locks) -> None:
-        super().__init__(main.target, host, main.box.number, work=work, stop=main.stop)
-        self.token = main.box.run
-        self.box = msgspec.structs.replace(main.box, work=work)
-        self._shared = {main.target.filled(path, self.box): main.target.filled(path, main.box) for path in locks.shared}
+    With a `number` it is of another box.
+    """
+
+    def __init__(
+        self, main: Session, host: ArenaHost, work: Path, shared: Sequence[str], *, number: int | None = None
+    ) -> None:
+        super().__init__(main.target, host, main.box.number if number is None else number, work=work, stop=main.stop)
+        if number is None:
+            self.token = main.box.run
+            self.box = msgspec.structs.replace(main.box, work=work)
+        self._shared = {main.target.filled(path, self.box): main.target.filled(path, main.box) for path in shared}
 
     def spelled(self, argv: Sequence[str]) -> Sequence[str]:
         """Return a command with the shared paths of the first user."""
@@ -33,10 +39,15 @@ class Opponent(Session):
 
 def opponent(main: Session, host: ArenaHost, number: int, locks: Locks) -> Session:
     """Return such a session, with a new directory."""
-    work = main.box.work.parent / f"contender-{number}"
+    return Opponent(main, host, own_directory(main, host, f"contender-{number}"), locks.shared)
+
+
+def own_directory(main: Session, host: ArenaHost, name: str) -> Path:
+    """Make a directory for another user beside that of `main`, and return it."""
+    work = main.box.work.parent / name
     make_directory(host.root, work)
     host.scratch.append(work)
-    return Opponent(main, host, work, locks)
+    return work
 
 
 def tidy(host: ArenaHost, session: Session) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,6 +93,19 @@ def lacking(session: "Session", injector: Checked, submission: Submission, outpu
     return ""
 
 
+def shared_namespace(session: "Session", namespaces: Mapping[str, str]) -> str:
+    """Return which namespace a payload had in common with the outside that the adapter says it has not; empty if none.
+
+    `namespaces` are the payload's, by type.
+    """
+    for kind in session.target.adapter.probe.namespaces:
+        for pid in session.host.room().own():
+            with contextlib.suppress(OSError):
+                if str(Path(f"/proc/{pid}/ns/{kind}").readlink()) == namespaces.get(kind):
+                    return f"was not isolated: its {kind} namespace was that of the outside"
+    return ""
+
+
 def _ended_well(session: "Session", injector: Checked) -> bool:
     """Return whether the payload was executed after a fault all the same, and ended well, as a tracer has seen."""
     lines = session.reports().get("launch", [])
@@ -101,12 +115,24 @@ def _ended_well(session: "Session", injector: Checked) -> bool:
     return ends[-1:] == [0] and not injector.kills_payload
 
 
-class ObservedRun:
+class DamagedFiles:
+    """The files of a session's host, as injectors see them."""
+
+    def __init__(self, session: "Session") -> None:
+        self._session = session
+
+    def directory(self, path: str) -> AbstractContextManager[int]:
+        """Yield a descriptor of the directory that commands see at `path`."""
+        return opened(self._session.host.root, Path(path), os.O_PATH | os.O_DIRECTORY)
+
+
+class ObservedRun(DamagedFiles):
     """A run, as injectors see it."""
 
     def __init__(self, session: "Session", supervisor: Running, output: int) -> None:
+        super().__init__(session)
         self.supervisor = supervisor
-        self._session, self._output, self._began = session, output, time.monotonic()
+        self._output, self._began = output, time.monotonic()
 
     @property
     def elapsed_ms(self) -> float:
@@ -145,7 +171,3 @@ class ObservedRun:
     def state_files(self, declared: str) -> list[str]:
         """Return the paths that exist of what the adapter's ``state_files`` calls `declared`."""
         return state_files(self._session, declared)
-
-    def directory(self, path: str) -> AbstractContextManager[int]:
-        """Yield a descriptor of the directory that commands see at `path`."""
-        return opened(self._session.host.root, Path(path), os.O_PATH | os.O_DIRECTORY)

@@ -10,15 +10,17 @@ import msgspec
 
 from injectors import Plan, injector_for
 from injectors.damages import CUTS, control_of
+from injectors.filesystems import keeps_data
 from injectors.history import Entry, Files, History
 from injectors.state import state_plan
 from leakcheck.targets import Box, Target
 from leakcheck.trials import open_host
 from leakcheck.trials.aftermath import Aftermath
-from leakcheck.trials.boot import warm_up_after_boot
+from leakcheck.trials.boot import lasts, warm_up_after_boot
 from leakcheck.trials.case import Case
 from leakcheck.trials.disk import Disk, disks
 from leakcheck.trials.isolated import Isolated
+from leakcheck.trials.neighbour import run_trial_beside
 from leakcheck.trials.outcome import worst
 from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.rootfs import make_directory, opened, write_file
@@ -27,14 +29,13 @@ from leakcheck.trials.state_history import RecordedRun
 from leakcheck.trials.trial import Trial
 from leakcheck.trials.turns import Turn
 
-# File systems in memory: a power cut leaves nothing of them.
-_MEMORY = ("/run/", "/var/run/", "/dev/", "/proc/", "/sys/")
-
 
 def cuts(target: Target, recorded: RecordedRun, declared: str) -> dict[Plan, "Cut"]:
     """Return what power cuts during a recorded run leave, by plan; nothing of a state file in memory."""
     place = target.filled(declared, recorded.box)
-    if declared not in recorded.all or (place.startswith(_MEMORY) and not target.adapter.damage.disk):
+    if declared not in recorded.all or declared in recorded.uncut:
+        return {}
+    if not lasts(target, place):
         return {}
     history = on_disk(target, recorded.all[declared])
     found: dict[str, Disk] = {}
@@ -49,12 +50,12 @@ def cuts(target: Target, recorded: RecordedRun, declared: str) -> dict[Plan, "Cu
 
 
 def on_disk(target: Target, history: History) -> History:
-    """Return the history of what is on a disk: all of it if the adapter says so."""
-    if target.adapter.damage.disk:
-        return history
+    """Return the history of what is on a disk: all of it if the adapter says so, but for files that were not read."""
+    everything = (history.before, *(event.files for event in history.events))
+    unread = {path for files in everything for path, one in files.items() if one.kind == "file" and one.content is None}
 
     def kept(files: Files) -> Files:
-        return {path: entry for path, entry in files.items() if not path.startswith(_MEMORY)}
+        return {path: one for path, one in files.items() if path not in unread and lasts(target, path)}
 
     events = [msgspec.structs.replace(one, files=kept(one.files), before=kept(one.before)) for one in history.events]
     return History(kept(history.before), events)
@@ -118,7 +119,7 @@ def run_power_trial(target: Target, case: Case, cut: Cut, *, settle: float, turn
 def write_disk(root: int, cut: Cut) -> None:
     """Make each path what it is on the disk; what did not change stays as it is here."""
     disk = cut.disk
-    changed = {path for path in cut.paths if not _same(cut.before.get(path), disk.get(path))}
+    changed = {path for path in cut.paths if not _same(cut.before.get(path), disk.get(path)) and _on_disk(root, path)}
     for path in sorted(changed, reverse=True):
         was, now = cut.before.get(path), disk.get(path)
         # What was there stays the same file.
@@ -144,6 +145,16 @@ def write_disk(root: int, cut: Cut) -> None:
             os.fchmod(file, entry.mode)
 
 
+def _on_disk(root: int, path: str) -> bool:
+    """Return whether `path` can be a file of the target: not in a file system of the kernel, to which a link led."""
+    try:
+        with opened(root, Path(path).parent, os.O_PATH | os.O_DIRECTORY) as at:
+            return keeps_data(at)
+    except FileNotFoundError:
+        # It is made first.
+        return True
+
+
 def _same(before: Entry | None, now: Entry | None) -> bool:
     fields = ("kind", "mode", "uid", "gid", "content")
     if before is None or now is None:
@@ -163,14 +174,18 @@ def _remove(root: int, path: Path) -> None:
 
 
 class WithCuts(Isolated):
-    """Makes trials, and those of power cuts by their plans."""
+    """Makes trials, those of power cuts by their plans, and those beside another box."""
 
     cuts: Mapping[Plan, Cut] = {}
 
     def _make(self, number: int, case: Case, turn: Turn) -> Trial:
-        if (cut := self.cuts.get(case.plan)) is None:
+        cut = self.cuts.get(case.plan)
+        beside = case.plan.kind == "state" and "beside" in case.plan.flags
+        if cut is None and not beside:
             return super()._make(number, case, turn)
         try:
+            if cut is None:
+                return run_trial_beside(self._target, case, number % 100, settle=self._settle, turn=turn)
             return run_power_trial(self._target, case, cut, settle=self._settle, turn=turn)
         finally:
             turn.end()

@@ -73,12 +73,12 @@ def write_file(root: int, path: Path, content: bytes, *, executable: bool = Fals
             os.fchmod(fd, 0o755)
 
 
-def read_file(root: int, path: Path) -> bytes:
-    """Return the content of the file at the absolute `path` below `root`, at most 1 MiB; raise `OSError`."""
+def read_file(root: int, path: Path, most: int = _MOST_BYTES) -> bytes:
+    """Return the content of the file at the absolute `path` below `root`, at most 1 MiB or `most`; raise `OSError`."""
     with opened(root, path, os.O_RDONLY | os.O_NONBLOCK) as fd:
         _check_regular(fd, path)
         with open(fd, "rb", closefd=False) as file:
-            return file.read(_MOST_BYTES)
+            return file.read(most)
 
 
 def find(root: int, pattern: str) -> Iterator[Path]:

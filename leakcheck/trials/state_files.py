@@ -1,19 +1,49 @@
 """The state files of a target: what they contain while its payload runs, and what it does about a damaged one."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from injectors.crash import crash_once_payload_runs
+from injectors.damages import Found
+from injectors.state import MOST_BYTES
 from leakcheck.errors import TargetError, reason
 from leakcheck.targets import Target
 from leakcheck.trials import open_host
+from leakcheck.trials.host import Host
 from leakcheck.trials.payload import SLEEPING, state_files
-from leakcheck.trials.rootfs import find
+from leakcheck.trials.rootfs import find, opened, read_file
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
 
 
-def record_state_files(target: Target, stop: Stop) -> dict[str, bytes]:
+def found_at(host: Host, path: Path, *, directories: bool = False) -> Found:
+    """Return what stands at `path`, of which links are followed; raise `OSError` if it is nothing to be damaged.
+
+    With `directories`, a directory or a link that leads nowhere may be.
+    """
+    try:
+        content = read_file(host.root, path, MOST_BYTES + 1)
+    except FileNotFoundError:
+        if directories:
+            return "link"
+        raise
+    except OSError:
+        if directories:
+            with opened(host.root, path, os.O_PATH | os.O_DIRECTORY):
+                return "directory"
+        raise
+    return "large" if len(content) > MOST_BYTES else content
+
+
+def described(found: Found) -> str:
+    """Return in words what was found."""
+    if isinstance(found, bytes):
+        return f"{len(found)} bytes"
+    return f"more than {MOST_BYTES >> 20} MiB: only its name, rights and owner are damaged"
+
+
+def record_state_files(target: Target, stop: Stop) -> dict[str, Found]:
     """Return what each state file contained when its supervisor was killed, by its name in the adapter.
 
     If a name stands for several files, it is the first. It raises `TargetError` if the warm-up run is not right, or
@@ -27,13 +57,13 @@ def record_state_files(target: Target, stop: Stop) -> dict[str, bytes]:
         with session.tracing(lambda stage, _, payload: crash_once_payload_runs(payload) if stage == "launch" else None):
             session.run_crashed(session.prepare(SLEEPING), SLEEPING)
         found = {declared: state_files(session, declared) for declared in target.adapter.state_files}
-        contents: dict[str, bytes] = {}
+        contents: dict[str, Found] = {}
         wrong = ""
         for declared, paths in found.items():
             if not paths:
                 continue
             try:
-                contents[declared] = host.read(Path(paths[0]))
+                contents[declared] = found_at(host, Path(paths[0]))
             except OSError as error:
                 wrong = f"{paths[0]}: {reason(error)}"
     if not contents:

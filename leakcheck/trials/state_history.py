@@ -6,21 +6,27 @@ import msgspec
 
 from injectors.crash import recording
 from injectors.damages import MOVES
-from injectors.history import History, history_of, splits, watched
+from injectors.history import Event, History, history_of, splits, watched
 from leakcheck.errors import TargetError
 from leakcheck.submissions import BUILTIN
 from leakcheck.targets import Box, Target
 from leakcheck.trials import open_host
+from leakcheck.trials.arena_host import ArenaHost
+from leakcheck.trials.host import Host
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
 
 _STAGES = ("prepare", "launch", "finish")
+_OTHERS = "a process of an earlier run lives on, and nobody sees what it writes and syncs"
+# The tracer reads no more of a file (`trace::files` of the warden).
+_LARGE = "it is larger than 256 KiB, and the tracer does not read it"
 
 
 class RecordedRun(msgspec.Struct, frozen=True):
     """A run of the `box`: its steps in all stages, by state file as the adapter names it, and those of its launch.
 
-    `names` is the pattern of a state file's paths; `notes` is what the tracer could not see.
+    `names` is the pattern of a state file's paths; `notes` is what the tracer could not see. `uncut` are state files of
+    which nobody knows what a power cut leaves, and why.
     """
 
     box: Box
@@ -28,6 +34,7 @@ class RecordedRun(msgspec.Struct, frozen=True):
     launch: dict[str, History]
     names: dict[str, re.Pattern[str]]
     notes: list[str]
+    uncut: dict[str, str] = {}
 
 
 def record_history(target: Target, stop: Stop) -> RecordedRun:
@@ -38,6 +45,7 @@ def record_history(target: Target, stop: Stop) -> RecordedRun:
         if wrong := session.again():
             raise TargetError(f"{target.name}: warm-up run: {wrong}")
         session.renew()
+        before = _pids(session.host)
         with session.tracing(
             lambda _, number, payload: {**recording(number, payload, every=True), "files": directories}
         ) as tracing:
@@ -49,6 +57,7 @@ def record_history(target: Target, stop: Stop) -> RecordedRun:
         if wrong:
             raise TargetError(f"{target.name}: traced run: {wrong}")
         found = RecordedRun(session.box, {}, {}, {}, notes)
+        lives = _OTHERS if before & _pids(session.host) else ""
         for declared in target.adapter.state_files:
             within = target.filled(watched(declared), session.box)
             filled = target.filled(declared, session.box)
@@ -57,7 +66,25 @@ def record_history(target: Target, stop: Stop) -> RecordedRun:
                 found.all[declared] = history
             if (history := history_of(lines["launch"], within)) is not None:
                 found.launch[declared] = history
+            if why := lives or _unread(found, declared):
+                found.uncut[declared] = why
     return found
+
+
+def _pids(host: Host) -> set[int]:
+    return host.pids() if isinstance(host, ArenaHost) else set()
+
+
+def _unread(recorded: RecordedRun, declared: str) -> str:
+    """Return why what a run makes of a state file is not known; empty if it is."""
+    if (history := recorded.all.get(declared)) is None:
+        return ""
+    names = recorded.names[declared]
+    inodes = history.lineage(names)
+    if not any(event.change and _touched(event, names, inodes) for event in history.events):
+        return "no run was seen to change it"
+    files = (entry for event in history.events for entry in event.files.values() if entry.inode in inodes)
+    return _LARGE if any(one.kind == "file" and one.content is None for one in files) else ""
 
 
 def moments(recorded: RecordedRun, again: RecordedRun, declared: str) -> list[str]:
@@ -75,11 +102,7 @@ def moments(recorded: RecordedRun, again: RecordedRun, declared: str) -> list[st
     for event in history.events:
         if not 0 < event.change <= same:
             continue
-        paths = [
-            path for path in event.files.keys() | event.before.keys() if event.files.get(path) != event.before.get(path)
-        ]
-        touched = {files[path].inode for files in (event.files, event.before) for path in paths if path in files}
-        if not (touched & inodes or any(names.fullmatch(path) for path in paths)):
+        if not _touched(event, names, inodes):
             continue
         found.append(f"at={event.change}")
         for _, old, new in event.written():
@@ -87,6 +110,15 @@ def moments(recorded: RecordedRun, again: RecordedRun, declared: str) -> list[st
         if any(event.files[new].kind == "file" for _, new in event.moved):
             found += [f"{how}={event.change}" for how in MOVES]
     return list(dict.fromkeys(found))
+
+
+def _touched(event: Event, names: re.Pattern[str], inodes: set[str]) -> bool:
+    """Return whether a step changed a state file, by its name or by its inode."""
+    paths = [
+        path for path in event.files.keys() | event.before.keys() if event.files.get(path) != event.before.get(path)
+    ]
+    touched = {files[path].inode for files in (event.files, event.before) for path in paths if path in files}
+    return bool(touched & inodes) or any(names.fullmatch(path) for path in paths)
 
 
 def _shape(operation: str, change: int) -> tuple[str, int]:

@@ -222,6 +222,29 @@ def test_a_disk_that_the_run_makes_larger_was_not_tested(tmp_path: Path) -> None
     assert (result.verdict, result.failed) == ("unknown", [MISSED]), result.to_json()
 
 
+ALONE = 'shift 2; unshare --net true && exec unshare --net "$@"; {fails}'
+
+
+@pytest.mark.parametrize("moment", ["", ",execution", ",cleanup"])
+@pytest.mark.parametrize("fails", ['exec "$@"', "exit 125"])
+def test_a_program_that_is_run_without_a_namespace_which_cannot_be_made_is_not_ok(
+    tmp_path: Path, fails: str, moment: str
+) -> None:
+    of = made(tmp_path, ALONE.format(fails=fails), internal="[125]")
+    of.path.write_text(of.path.read_text().replace('none = "isolates nothing"', 'namespaces = ["net"]'))
+    # No process, hence no namespace, if it cannot be started.
+    result = run(load(of.path), f"pids:limit=0{moment}")
+    wrong = fails != "exit 125" and not moment
+    assert [finding.outcome for finding in result.findings] == ["false-status"] * wrong, result.to_json()
+    assert not wrong or "was not isolated: its net namespace was that of the outside" in result.findings[0].detail
+
+
+def test_a_payload_that_runs_again_is_held_once(tmp_path: Path) -> None:
+    result = run(made(tmp_path, 'shift 2; "$@" > /dev/null; "$@"'), "fd:limit=100,execution")
+    assert not result.findings, result.to_json()
+    assert result.endings == {"fd execution": {"clean": 1}}
+
+
 # Only under a limit of memory; else no number, or one of 19 digits. Without a process.
 SHORT = """shift 2; for f in /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/memory.max; do
 [ ! -e $f ] || break; done; read m < $f; case $m in max|?????????????*) ;; *) {does} ;; esac; "$@" """

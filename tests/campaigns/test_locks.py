@@ -181,7 +181,7 @@ def test_the_time_in_which_no_pid_could_be_reused_is_not_the_target_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The payload outlives the shell whose session it is in, and keeps the lock.
-    monkeypatch.setattr("leakcheck.trials.contest.HELD", 1.0)
+    monkeypatch.setattr("leakcheck.trials.bystanders.HELD", 1.0)
     outlives = f'shift 2; mkdir -p {HOME}; flock -n -o -E 9 {LOCK} "$@"; exit $?'
     result = run(made(tmp_path, outlives, TABLE.replace("within = 2", "within = 0.9")), "lock:reuse-pid")
     assert outcomes(result) == {"not-reached"}, shown(result)

@@ -122,3 +122,28 @@ def test_of_a_run_that_has_state_in_memory_too_only_what_is_on_a_disk_outlasts_a
     both = run({"/s/a": file("2", b"old")}, {"/s/a": file("2", b"old"), "/run/x": file("2", b"lost")})
     assert on_disk(load("runc"), both).paths() == {"/s", "/s/a"}
     assert on_disk(load("refbox"), both).paths() == {"/s", "/s/a", "/run/x"}
+
+
+def arrives(*synced: str) -> History:
+    """Return a run into whose directory a rename brings a file from elsewhere, after syncs of inodes."""
+    before = {"/s": TOP}
+    after = {"/s": TOP, "/s/a": file("3", b"new")}
+    syncs = [Event(before, before, "sync", synced=one) for one in synced]
+    made = Event(after, after, "mkdir", what="mkdir(/x)")
+    return History(before, [*syncs, Event(after, before, "rename", change=1), made])
+
+
+def test_what_a_rename_brings_from_elsewhere_is_whole_if_it_was_synced_there() -> None:
+    for model in ("posix", "ext4"):
+        assert states(arrives("3"), model) == {(), (("/s/a", b"new"),)}, model
+        assert (("/s/a", b""),) in states(arrives(), model)
+        # Another inode's.
+        assert (("/s/a", b""),) in states(arrives("9"), model)
+
+
+def test_a_state_that_a_rename_brings_from_elsewhere_has_to_be_on_the_disk_too() -> None:
+    assert unsynced(arrives("3"), {"3"}) == ["mkdir(/x)"]
+    history = arrives("3")
+    synced = [*history.events[:2], Event(history.events[1].files, history.events[1].files, "sync", synced="1")]
+    assert unsynced(History(history.before, [*synced, history.events[2]]), {"3"}) == []
+    assert unsynced(History(history.before, [*synced[1:], history.events[2]]), {"3"}) == ["mkdir(/x)"]

@@ -1,0 +1,91 @@
+"""`leakcheck locks` with locks of other kinds: directories, links, and those that the next boot finds."""
+
+import os
+from pathlib import Path
+
+import pytest
+from made import target
+
+from injectors import parse
+from leakcheck.campaigns import Locks, LocksOptions, Result
+from leakcheck.campaigns import run as run_campaign
+from leakcheck.errors import UsageError
+from leakcheck.targets import Target
+from leakcheck.trials.executor import Ui
+from leakcheck.trials.runner import never
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+
+HOME = "/var/lib/locks-test"
+LOCK = f"{HOME}/box.lock"
+DIES = "setpriv --pdeathsig KILL unshare --pid --fork --kill-child"
+TABLE = f'state = ["{HOME}"]\nlocks = {{ files = ["{LOCK}"], busy = [9], within = 2 }}\n'
+# Both are taken by whoever makes them, and name who has them.
+KINDS = {
+    kind: f"""shift 2; mkdir -p {HOME}; {takes} || exit 9; {DIES} "$@"; code=$?; {drops} {LOCK}; exit $code"""
+    for kind, takes, drops in (("directory", f"mkdir {LOCK}", "rmdir"), ("link", f"ln -s nowhere.$$ {LOCK}", "rm"))
+}
+
+
+def run(of: Target, plan: str) -> Result:
+    return run_campaign(Locks(), of, LocksOptions(settle=0.1, plan=parse(plan), iterations=1))
+
+
+def outcomes(result: Result) -> set[str]:
+    return {finding.outcome for finding in result.findings}
+
+
+def shown(result: Result) -> str:
+    return "; ".join(f"{one.outcome} {one.plan}: {one.detail}" for one in result.findings)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lock_that_is_no_file_has_damages_of_its_name(tmp_path: Path, kind: str) -> None:
+    of = target(tmp_path, KINDS[kind], recover=f"rm -rf {LOCK}", more=TABLE)
+    facts = Locks().prepare(of, LocksOptions(), Ui(), never)
+    assert facts.contents == {LOCK: kind}
+    plans = [str(one) for one in Locks().plans(LocksOptions(), facts) if str(one).endswith(",held")]
+    damages = {one.split(":")[2].partition(",")[0] for one in plans}
+    assert {"missing", "fifo"} <= damages
+    assert {"garbage", "inode", "elsewhere"}.isdisjoint(damages)
+    assert ("loop" in damages) == (kind == "directory")
+    result = run(of, f"lock:{LOCK}:missing,held")
+    assert outcomes(result) == {"split-brain"}, shown(result)
+    # What stands there keeps others out.
+    assert "split-brain" not in outcomes(run(of, f"lock:{LOCK}:fifo,held"))
+
+
+def test_a_lock_file_without_an_end_takes_no_memory_and_was_not_replaced(tmp_path: Path) -> None:
+    launch = f'shift 2; mkdir -p {HOME}; truncate -s 4T {LOCK}; exec flock -n -o -E 9 {LOCK} {DIES} "$@"'
+    result = run(target(tmp_path, launch, more=TABLE), f"lock:{LOCK}:inode,held")
+    assert outcomes(result) == {"not-reached"}, shown(result)
+    assert not result.error
+
+
+WHO = f"echo $$ $(cat /proc/sys/kernel/random/boot_id) > {LOCK}"
+# Whoever has written its pid has the box, unless that process is dead, or of another boot.
+PID = f"""shift 2; mkdir -p {HOME}; if [ -s {LOCK} ]; then read pid boot < {LOCK}; kill -0 $pid && ALIVE && exit 9; fi
+{WHO}; {DIES} "$@"; code=$?; rm -f {LOCK}; exit $code"""
+
+
+@pytest.mark.parametrize(
+    ("alive", "stuck"), [(":", True), ('[ "$boot" = "$(cat /proc/sys/kernel/random/boot_id)" ]', False)]
+)
+def test_a_lock_of_another_boot_is_stale_whoever_has_its_pid(tmp_path: Path, alive: str, stuck: bool) -> None:
+    of = target(tmp_path, PID.replace("ALIVE", alive), more=TABLE)
+    facts = Locks().prepare(of, LocksOptions(profile="quick"), Ui(), never)
+    assert "lock:another-boot" in [str(one) for one in Locks().plans(LocksOptions(profile="quick"), facts)]
+    result = run(of, "lock:another-boot")
+    assert ("wedged" in outcomes(result)) == stuck, shown(result)
+    assert stuck or result.verdict == "clean", shown(result)
+
+
+def test_a_lock_in_memory_has_no_next_boot(tmp_path: Path) -> None:
+    memory = "/run/locks-test/box.lock"
+    launch = f'shift 2; mkdir -p /run/locks-test; exec flock -n -o -E 9 {memory} {DIES} "$@"'
+    of = target(tmp_path, launch, more=TABLE.replace(LOCK, memory))
+    facts = Locks().prepare(of, LocksOptions(), Ui(), never)
+    assert "lock:another-boot" not in [str(one) for one in Locks().plans(LocksOptions(), facts)]
+    assert outcomes(run(of, "lock:another-boot")) == {"not-reached"}
+    with pytest.raises(UsageError, match="'waiting' is no flag of it"):
+        parse("lock:another-boot,waiting")
