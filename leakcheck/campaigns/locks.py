@@ -26,6 +26,8 @@ _CROWDS = {"quick": (2, 8), "full": (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)}
 _POINTS_OF = {"quick": 4, "full": 1000}
 _FEWER_OF = {"quick": 2, "full": 40}
 _PLACES_OF = {"quick": 8, "full": 1000}
+# Damages in all: a target with four lock files has as many as one with one.
+_DAMAGES_OF = {"quick": 48, "full": 10_000}
 _REPLAYS = 20
 
 Profile = Literal["quick", "full"]
@@ -140,6 +142,12 @@ def _plans(options: LocksOptions, facts: LockFacts) -> Iterator[Plan]:
             yield kill_plan(point.point, "before", waiting=True)
     for point in facts.of_recovery(_FEWER_OF[options.profile]):
         yield kill_plan(point.point, "before")
+    damages = [*_damages(options, facts)]
+    count = min(len(damages), _DAMAGES_OF[options.profile])
+    yield from (damages[at * (len(damages) - 1) // max(1, count - 1)] for at in range(count))
+
+
+def _damages(options: LocksOptions, facts: LockFacts) -> Iterator[Plan]:
     for file, content in facts.contents.items():
         for when in WHENS:
             if when == "free" and file not in facts.lasting:

@@ -134,9 +134,7 @@ def run_exhausted(
             pressure_us=None if before is None or after is None else after - before,
         )
         wrong = ""
-        if status == "OK" and (
-            lacks := _lacks(session, output, ran=ran) or shared_namespace(session, inner.namespaces)
-        ):
+        if status == "OK" and (lacks := _lacks(session, inner, output, ran=ran)):
             wrong = f"status OK of a run whose payload {lacks}: {session.last_words}"
         session.succeeded = status == submission.expect and bool(proof) and not finished
         if inner.under:

@@ -12,6 +12,7 @@ from leakcheck.campaigns import run as run_campaign
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target
 from leakcheck.trials.executor import Ui
+from leakcheck.trials.lock_files import LockFacts
 from leakcheck.trials.runner import never
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
@@ -89,3 +90,13 @@ def test_a_lock_in_memory_has_no_next_boot(tmp_path: Path) -> None:
     assert outcomes(run(of, "lock:another-boot")) == {"not-reached"}
     with pytest.raises(UsageError, match="'waiting' is no flag of it"):
         parse("lock:another-boot,waiting")
+
+
+def test_the_quick_profile_damages_each_of_many_lock_files_and_not_in_every_way() -> None:
+    files = [f"/run/{name}.lock" for name in "abcde"]
+    facts = LockFacts(contents=dict.fromkeys(files, b"1234"), lasting=frozenset(files))
+    quick, full = ([*Locks().plans(LocksOptions(profile=one), facts)] for one in ("quick", "full"))
+    damages = [str(one) for one in quick if one.flags]
+    assert len(damages) <= 48 < len([one for one in full if one.flags]) / 3
+    for file in files:
+        assert {one.rpartition(",")[2] for one in damages if file in one} == {"held", "stale", "free"}
