@@ -2,12 +2,13 @@
 
 import os
 import uuid
+from pathlib import Path
 
 from leakcheck.errors import UnavailableError
 from leakcheck.targets import Target
 from leakcheck.trials.session import Session
 
-__all__ = ["MEMORY", "lasts", "show_this_boot", "warm_up_after_boot"]
+__all__ = ["MEMORY", "lasts", "show_this_boot", "shows_another_boot", "warm_up_after_boot"]
 
 MEMORY = ("/run/", "/var/run/", "/dev/", "/proc/", "/sys/")
 """File systems in memory: the next boot has nothing of them."""
@@ -35,6 +36,11 @@ def warm_up_after_boot(session: Session) -> str:
         # It may be wrong for another reason.
         wrong = session.again()
     return wrong
+
+
+def shows_another_boot(session: Session) -> bool:
+    """Return whether the arena shows another boot id than the machine's."""
+    return session.output_of(["/bin/cat", _ID]).strip() != Path(_ID).read_text().strip()
 
 
 def show_this_boot(session: Session) -> None:

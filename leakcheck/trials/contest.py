@@ -12,7 +12,7 @@ from injectors.timed import ended
 from leakcheck.errors import UsageError
 from leakcheck.targets.adapter import Locks
 from leakcheck.trials.arena_host import ArenaHost
-from leakcheck.trials.boot import show_this_boot, warm_up_after_boot
+from leakcheck.trials.boot import show_this_boot, shows_another_boot, warm_up_after_boot
 from leakcheck.trials.bystanders import Bystanders
 from leakcheck.trials.contender import Contender, pid_inside
 from leakcheck.trials.crowd import HELD, QUEUED, Crowd
@@ -168,7 +168,7 @@ class Contest:
         self._booted = True
         for path, content in self._kept.items():
             self._host.write(path, content)
-        return bool(self._kept) and not wrong
+        return bool(self._kept) and not wrong and shows_another_boot(self._session)
 
     def lock_files(self, declared: str) -> list[str]:
         """Return the paths that exist of what the adapter's ``locks.files`` calls `declared`."""
