@@ -2,12 +2,12 @@
 
 Several runs contend for one box. ACTION is ``contend=N`` (N at once, and one more once they were refused), ``late=N``
 (N wait, and N more come while the second of all has it), ``kill-holder``, ``stop-holder`` (and continue it),
-``stop-kill-holder``, ``recover-holder`` (the target's recovery while it is held), ``reuse-pid`` (another process gets
-the pid of the killed holder), ``another-boot`` (the holder's lock files are there after a boot, and its pid is
-another's), ``kill=STAGE:POINT:before|after``, with a crash point of the holder, or of the recovery after a kill, or
-``stop=launch:POINT``: it is stopped after that call, others come, and it continues. FILE is a lock file, as
-``locks.files`` of the adapter has it; WHEN says whether it is damaged while it is ``held``, after its holder was killed
-(``stale``), or while nobody has it (``free``).
+``outlast-holder`` (it is stopped for long), ``stop-kill-holder``, ``recover-holder`` (the target's recovery while it is
+held), ``reuse-pid`` (another process gets the pid of the killed holder), ``another-boot`` (the holder's lock files are
+there after a boot, and its pid is another's), ``kill=STAGE:POINT:before|after``, with a crash point of the holder, or
+of the recovery after a kill, or ``stop=launch:POINT``: it is stopped after that call, others come, and it continues.
+FILE is a lock file, as ``locks.files`` of the adapter has it; WHEN says whether it is damaged while it is ``held``,
+after its holder was killed (``stale``), or while nobody has it (``free``).
 """
 
 import os
@@ -29,6 +29,7 @@ __all__ = [
     "ACTIONS",
     "BOOT",
     "FEWEST",
+    "LEASE",
     "LINKS",
     "MOST",
     "WHENS",
@@ -41,6 +42,8 @@ __all__ = [
 
 ACTIONS = ("kill-holder", "stop-holder", "stop-kill-holder", "recover-holder", "reuse-pid")
 """What happens to the holder while its payload runs."""
+LEASE = "outlast-holder"
+"""The holder is stopped for longer than a lock may last that nobody renews: a lease."""
 BOOT = "another-boot"
 """The machine has booted since the holder was killed, with the holder's lock file, and its pid is another process's."""
 WHENS = ("held", "stale", "free")
@@ -55,7 +58,7 @@ _FEW = 3
 # Stages that are killed or stopped at a point, by what is done.
 _STAGES = {"kill": ("launch", "finish", "recover"), "stop": ("launch",)}
 _FORM = (
-    f"give lock:contend=N, lock:late=N, lock:{BOOT}, lock:ACTION (one of {', '.join(ACTIONS)}), "
+    f"give lock:contend=N, lock:late=N, lock:{BOOT}, lock:{LEASE}, lock:ACTION (one of {', '.join(ACTIONS)}), "
     "lock:kill=STAGE:POINT:before|after or lock:stop=launch:POINT, each with ,waiting or not; "
     f"or lock:FILE:DAMAGE,WHEN (one of {', '.join(WHENS)}), FILE as in the adapter's locks.files"
 )
@@ -107,8 +110,8 @@ class Locks:
         action = plan.argument
         counted = re.fullmatch(r"(contend|late)=(\d{1,3})", action, re.ASCII)
         at_point = action.partition("=")[0] if action.startswith(("kill=", "stop=")) else ""
-        if counted or action in (*ACTIONS, BOOT) or at_point:
-            if plan.flags not in ((), ("waiting",)[: action != BOOT]):
+        if counted or action in (*ACTIONS, BOOT, LEASE) or at_point:
+            if plan.flags not in ((), ("waiting",)[: action not in (BOOT, LEASE)]):
                 raise wrong(f"{plan.flags[0]!r} is no flag of it")
             if counted and not FEWEST <= int(counted[2]) <= MOST:
                 raise wrong(f"{counted[2]} contenders: give {FEWEST} to {MOST}")
@@ -190,10 +193,13 @@ class Locks:
             contest.wait_for_others()
         if action == "recover-holder":
             contest.recover()
-        fired = contest.signal(signal.SIGSTOP) if action.startswith("stop") else True
+        fired = contest.signal(signal.SIGSTOP) if action.startswith(("stop", "outlast")) else True
         if not self.waiting and action in ("stop-holder", "stop-kill-holder", "recover-holder"):
             self._come(contest, _FEW)
-        if action == "stop-holder":
+        if action == LEASE:
+            contest.outlast()
+            self._come(contest, _FEW)
+        if action in ("stop-holder", LEASE):
             return contest.signal(signal.SIGCONT) and fired
         if action == "recover-holder":
             return fired
@@ -261,15 +267,16 @@ class Locks:
         if self.when != "held":
             contest.wait(holder=True)
         contest.tolerate()
-        done = [damage_lock(contest, path, self.damage) for path in contest.lock_files(self.file)]
+        alone = "*" not in self.file
+        done = [damage_lock(contest, path, self.damage, alone=alone) for path in contest.lock_files(self.file)]
         contest.come(_FEW)
         return any(done)
 
 
-def damage_lock(contest: Contest, path: str, damage: str) -> bool:
-    """Damage the lock file at `path`; return whether it changed."""
+def damage_lock(contest: Contest, path: str, damage: str, *, alone: bool = False) -> bool:
+    """Damage the lock file at `path`; return whether it changed. One that is `alone` may be a link or a directory."""
     if damage not in LINKS:
-        return damage_file(contest, path, damage, directories=True)
+        return damage_file(contest, path, damage, follow=alone, directories=alone)
     directory, _, name = path.rpartition("/")
     with contest.directory(directory or "/") as at:
         try:

@@ -176,6 +176,9 @@ class Contest(Keeps, Protocol):
     def take_pid(self) -> bool:
         """Start a process that has the pid of the holder, which has ended; return whether it got it."""
 
+    def outlast(self) -> None:
+        """Wait as long as the box of a dead holder may take to be free again, as far as the payloads last."""
+
     def keep_locks(self) -> None:
         """Note what a disk has of the lock files, for the next boot."""
 

@@ -111,7 +111,10 @@ class State:
         return _halve(trial, found[0], kind_of(self.damage))
 
     def _damage_all(self, trial: Trial) -> bool:
-        done = [damage_file(trial, path, self.damage) for path in trial.state_files(self.file)]
+        paths = trial.state_files(self.file)
+        # Of many, a link may lead to another one.
+        follow = "*" not in self.file and len(paths) == 1
+        done = [damage_file(trial, path, self.damage, follow=follow) for path in paths]
         return any(done)
 
 
@@ -176,14 +179,14 @@ MOST_BYTES = 64 << 20
 _MOST_LINKS = 40
 
 
-def damage_file(trial: Keeps, path: str, damage: str, *, directories: bool = False) -> bool:
-    """Damage the file at `path`, as commands see it, or where it leads to; return whether it changed.
+def damage_file(trial: Keeps, path: str, damage: str, *, follow: bool = False, directories: bool = False) -> bool:
+    """Damage the file at `path`, as commands see it; return whether it changed. With `follow`, it is where links lead.
 
-    What is not a regular file has only damages of its name, a link that leads nowhere, and with `directories` a
-    directory. A file of the kernel, as in procfs, is never touched: it may be a setting of the machine.
+    What is not a regular file has only damages of its name: a followed link that leads nowhere, and with `directories`
+    a directory. A file of the kernel, as in procfs, is never touched: it may be a setting of the machine.
     """
     try:
-        path = _followed(trial, path)
+        path = _followed(trial, path) if follow else path
     except OSError:
         return False
     directory, _, name = path.rpartition("/")
@@ -197,7 +200,7 @@ def damage_file(trial: Keeps, path: str, damage: str, *, directories: bool = Fal
             ours = keeps_data(at) and keeps_data(place)
         finally:
             os.close(place)
-        named = (stat.S_ISLNK(mode) and damage in places_of("link")) or (
+        named = (follow and stat.S_ISLNK(mode) and damage in places_of("link")) or (
             directories and stat.S_ISDIR(mode) and damage in PLACES
         )
         if not ours or not (stat.S_ISREG(mode) or named):

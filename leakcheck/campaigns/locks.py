@@ -7,7 +7,19 @@ from typing import Annotated, Any, Literal
 
 from injectors import Plan
 from injectors.damages import content_damages, places_of
-from injectors.locks import ACTIONS, BOOT, FEWEST, LINKS, MOST, WHENS, damage_plan, kill_plan, lock_plan, stop_plan
+from injectors.locks import (
+    ACTIONS,
+    BOOT,
+    FEWEST,
+    LEASE,
+    LINKS,
+    MOST,
+    WHENS,
+    damage_plan,
+    kill_plan,
+    lock_plan,
+    stop_plan,
+)
 from leakcheck.campaigns.campaign import Check, Made, Option, TrialOptions
 from leakcheck.campaigns.criteria import at_most, reached, stated, zero
 from leakcheck.campaigns.findings import clusters
@@ -127,6 +139,8 @@ def _plans(options: LocksOptions, facts: LockFacts) -> Iterator[Plan]:
         late = (count for count in crowds if 2 * count <= max(options.contenders, 4))
         yield from (lock_plan(f"late={count}", waiting=waits) for count in late for waits in ways)
     yield from (lock_plan(action, waiting=waits) for action in ACTIONS for waits in ways)
+    if full:
+        yield lock_plan(LEASE)
     if facts.disk:
         yield lock_plan(BOOT)
     fewer = facts.chosen(_FEWER_OF[options.profile])

@@ -22,6 +22,7 @@ from leakcheck.targets import Target
 from leakcheck.trials.case import Case, case_of
 from leakcheck.trials.disk import unsynced
 from leakcheck.trials.executor import Ui
+from leakcheck.trials.neighbour import has_boxes
 from leakcheck.trials.outcome import FAILING
 from leakcheck.trials.power import Cut, WithCuts, cuts
 from leakcheck.trials.recovery_cuts import recovery_cuts
@@ -64,7 +65,7 @@ class Facts(msgspec.Struct, frozen=True):
 
     By state file as the adapter names it: its content, and the damages that have an instant of their own. What power
     cuts leave, by plan, and those in the `recovery` after one. What was made `early`: before the state that names it
-    was on the disk.
+    was on the disk. `boxes`: there is another box to be in use meanwhile.
     """
 
     contents: Mapping[str, Found] = {}
@@ -73,6 +74,7 @@ class Facts(msgspec.Struct, frozen=True):
     recovery: dict[Plan, Cut] = {}
     early: list[str] = []
     notes: list[str] = []
+    boxes: bool = True
 
 
 class State(TrialCampaign[StateOptions]):
@@ -94,7 +96,9 @@ class State(TrialCampaign[StateOptions]):
             return Facts()
         contents = record_state_files(target, stop) if options.plan is None else {}
         recorded = [record_history(target, stop) for _ in range(1 if options.plan else 2)]
-        facts = Facts(contents, notes=recorded[0].notes)
+        facts = Facts(contents, notes=recorded[0].notes, boxes=has_boxes(target, recorded[0].box.work))
+        if not facts.boxes:
+            facts.notes.append("no damage was tried beside another box: all boxes of this target are one")
         for declared in target.adapter.state_files:
             if declared in contents:
                 ui.log(f"state file {declared}: {described(contents[declared])}")
@@ -143,7 +147,7 @@ class State(TrialCampaign[StateOptions]):
                 if damage in PLACES or (isinstance(content, bytes) and damaged(content, damage) is not None)
             ]
             plans += [state_plan(declared, damage, living=True) for damage in _some(few, places)]
-            besides = _some(few, _BESIDES_OF[options.profile])
+            besides = _some(few, _BESIDES_OF[options.profile] if facts.boxes else 0)
             plans += [state_plan(declared, damage, beside=True) for damage in besides]
         for some in (facts.cuts, facts.recovery):
             for model in CUTS:

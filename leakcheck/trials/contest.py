@@ -23,6 +23,8 @@ from leakcheck.trials.session import Session
 
 # Seconds between two tries to get the box of a dead holder.
 _PAUSE = 0.1
+# Seconds for which a holder is stopped at most: its payload ends by its limit.
+_LONG = 12
 
 
 class Contest:
@@ -154,6 +156,10 @@ class Contest:
     def take_pid(self) -> bool:
         """Start a process that has the pid of the holder, which has ended; return whether it got it."""
         return self._bystanders.take(self._pid)
+
+    def outlast(self) -> None:
+        """Wait as long as the box of a dead holder may take to be free again, as far as the payloads last."""
+        self._crowd.until(self._holder.over.is_set, min(self._locks.within, _LONG))
 
     def keep_locks(self) -> None:
         """Note what a disk has of the lock files, for the next boot."""

@@ -180,7 +180,8 @@ def unsynced(history: History, inodes: set[str]) -> list[str]:
         if event.synced == "all":
             waiting = {}
             clean |= {entry.inode for entry in event.files.values()}
-        clean -= {event.files[path].inode for path, _, _ in event.written()}
+        # What arrives was written elsewhere.
+        clean -= {event.files[path].inode for path, _, _ in event.written() if path not in event.arrived}
         for new in (*(new for _, new in event.moved), *event.arrived):
             inode, above = event.files[new].inode, event.files.get(new.rpartition("/")[0])
             if inode in inodes and event.files[new].kind == "file":

@@ -91,7 +91,9 @@ def record_locks(target: Target, stop: Stop) -> LockFacts:
         with session.tracing(lambda stage, _, payload: crash_once_payload_runs(payload) if stage == "launch" else None):
             session.run_crashed(session.prepare(SLEEPING), SLEEPING)
         found = {one: [*find(host.root, target.filled(one, session.box))] for one in locks.files}
-        contents = {one: found_at(host, Path(paths[0]), directories=True) for one, paths in found.items() if paths}
+        contents = {
+            one: found_at(host, Path(paths[0]), directories="*" not in one) for one, paths in found.items() if paths
+        }
         disk = bool(locks_on_disk(session, locks))
     if absent := [one for one in locks.files if one not in contents]:
         hint = f"mend locks.files in {target.path}"

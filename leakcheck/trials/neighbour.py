@@ -4,19 +4,20 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Generator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from injectors import Checked, injector_for
 from leakcheck.errors import LateError, TargetError, UsageError
-from leakcheck.targets import Target
+from leakcheck.targets import Box, Target
 from leakcheck.trials import open_host
 from leakcheck.trials.arena_host import ArenaHost
 from leakcheck.trials.case import Case
 from leakcheck.trials.contender import Contender
 from leakcheck.trials.opponents import Opponent, own_directory
-from leakcheck.trials.session import Session
+from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.trial import Trial
 from leakcheck.trials.turns import Turn
 from leakcheck.trials.witness import Witness
@@ -24,12 +25,18 @@ from leakcheck.trials.witness import Witness
 if TYPE_CHECKING:
     from leakcheck.trials.outcome import Outcome
 
-__all__ = ["Neighbour", "run_trial_beside"]
+__all__ = ["Neighbour", "has_boxes", "run_trial_beside"]
 
 # The number of its payload, and seconds for that to begin and to end.
 _NUMBER = 1
 _PATIENCE = 60
 _STEP = 0.003
+
+
+def has_boxes(target: Target, work: Path) -> bool:
+    """Return whether two boxes, each of an own user, differ in anything: else, one would be the other one."""
+    some = [Box(number=number, work=work / str(number), run=str(number)) for number in (0, 1)]
+    return len({str([target.env(box), target.launch(NEXT, box), target.recover_commands(box)]) for box in some}) > 1
 
 
 class Neighbour:

@@ -102,7 +102,7 @@ def test_every_length_and_one_bit_of_each_byte_are_tried_of_a_small_file() -> No
         ("state:/run/s.json:flip=3.8,sleeping", "'flip=3.8' is no damage"),
         ("state:/run/s.json:drop=pid,sleeping", "'drop=pid' is no damage"),
         ("state:/run/s.json:missing", "give the flag sleeping"),
-        ("state:/run/s.json:missing,sleeping,quiesced", "give the flag sleeping, no other"),
+        ("state:/run/s.json:missing,sleeping,quiesced", "give the flag sleeping, alone or with beside"),
     ],
 )
 def test_the_error_names_the_wrong_part(line: str, wrong: str) -> None:
