@@ -222,19 +222,19 @@ def test_a_disk_that_the_run_makes_larger_was_not_tested(tmp_path: Path) -> None
     assert (result.verdict, result.failed) == ("unknown", [MISSED]), result.to_json()
 
 
-ALONE = 'shift 2; unshare --net true && exec unshare --net "$@"; {fails}'
+ALONE = 'shift 2; printf x > /run/s && {{{{ rm /run/s; exec unshare --net "$@"; }}}}; rm -f /run/s; {fails}'
 
 
-@pytest.mark.parametrize("moment", ["", ",execution", ",cleanup"])
-@pytest.mark.parametrize("fails", ['exec "$@"', "exit 125"])
-def test_a_program_that_is_run_without_a_namespace_which_cannot_be_made_is_not_ok(
-    tmp_path: Path, fails: str, moment: str
+@pytest.mark.parametrize(("fails", "wrong"), [('exec "$@"', True), ("exit 125", False)])
+@pytest.mark.parametrize("moment", ["", ",execution"])
+def test_a_program_that_is_run_without_its_namespace_for_want_of_room_is_not_ok(
+    tmp_path: Path, fails: str, wrong: bool, moment: str
 ) -> None:
     of = made(tmp_path, ALONE.format(fails=fails), internal="[125]")
     of.path.write_text(of.path.read_text().replace('none = "isolates nothing"', 'namespaces = ["net"]'))
-    # No process, hence no namespace, if it cannot be started.
-    result = run(load(of.path), f"pids:limit=0{moment}")
-    wrong = fails != "exit 125" and not moment
+    result = run(load(of.path), f"disk:full@0{moment}")
+    # Once the payload runs, it has its namespace.
+    wrong = wrong and not moment
     assert [finding.outcome for finding in result.findings] == ["false-status"] * wrong, result.to_json()
     assert not wrong or "was not isolated: its net namespace was that of the outside" in result.findings[0].detail
 
