@@ -51,7 +51,7 @@ def plan_of(profile: Profile) -> list[Requirement]:
         for ending in endings
     ]
     modes = ["fail"] if quick else ["fail", "after", "delay"] if release else ["fail", "after"]
-    faults = [Part("faults", {"mode": mode} | within | ({"phase": "cleanup"} if quick else {}), mode) for mode in modes]
+    faults = [Part("faults", {"mode": mode} | within, mode) for mode in modes]
     return [
         Requirement(id="R1", title="long run", parts=[Part("stress", load)]),
         Requirement(id="R2", title="concurrency", parts=[Part("stress", crowd)]),

@@ -95,7 +95,9 @@ def _criteria(part: PartResult) -> Iterator[tuple[Criterion, Status]]:
 def _head(requirement: RequirementResult) -> Text:
     results = [part.result for part in requirement.parts if part.result is not None]
     tried = ", ".join(dict.fromkeys(one.unit for one in results))
-    count = f"{sum(one.trials for one in results):,} {tried}, " if results else ""
+    made, wanted = sum(one.trials for one in results), sum(one.wanted for one in results)
+    of = f" of {wanted:,}" if made < wanted else ""
+    count = f"{made:,}{of} {tried}, " if results else ""
     took = sum(part.seconds for part in requirement.parts)
     status = (f"{requirement.status:<{_STATUS}}", _STYLE[requirement.status])
     return line(f"  {requirement.id:<3} ", status, f"  {requirement.title}  ", (f"{count}{took:.0f} s", "dim"))
