@@ -163,13 +163,13 @@ def snapshot(
 
 @app.command()
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="A", help="The earlier snapshot or campaign.")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="The earlier snapshot or result.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="The later one; a snapshot must be from the same boot.")],
     allow: AllowFile = None,
     output: Output = None,
     json: Json = False,
 ) -> None:
-    """Compare two saved snapshots, or two results of a campaign (exit 1: the later one is worse)."""
+    """Compare two saved snapshots, or two results of a campaign or of verify (exit 1: the later one is worse)."""
     from leakcheck.commands.diff import diff as run_diff
 
     raise typer.Exit(run_diff(before, after, allow, output, as_json=json))

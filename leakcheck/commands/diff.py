@@ -1,4 +1,4 @@
-"""``leakcheck diff``: compare two saved snapshots, or two results of a campaign."""
+"""``leakcheck diff``: compare two saved snapshots, or two results of a campaign or of `verify`."""
 
 import glob
 from collections.abc import Sequence
@@ -22,14 +22,18 @@ def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, 
 
     Of two campaigns it is 1 if the later one is worse, 3 if it is not, but did not see or try what the earlier one did.
     """
-    campaigns = [_is_campaign(path) for path in (before, after)]
-    if all(campaigns):
+    first_kind, second_kind = map(_kind, (before, after))
+    if first_kind != second_kind:
+        words = {"campaign": "a campaign's result", "verify": "a result of verify", "": "neither"}
+        raise UsageError(
+            f"{before} is {words[first_kind]}, {after} is {words[second_kind]}: "
+            "give two results of campaigns, two of verify, or two snapshots"
+        )
+    if first_kind:
         if allow is not None:
             raise UsageError("--allow: its rules are for snapshots; these are results of campaigns")
-        return _diff_campaigns(before, after, output, as_json=as_json)
-    if any(campaigns):
-        one, other = ("a campaign's result" if yes else "none" for yes in campaigns)
-        raise UsageError(f"{before} is {one}, {after} is {other}: give two results of campaigns, or two snapshots")
+        compare = _diff_campaigns if first_kind == "campaign" else _diff_verify
+        return compare(before, after, output, as_json=as_json)
     with output_to(output) as place:
         rules = "" if allow is None else read_allow_file(allow)
         first, second = _native.Snapshot.load(str(before)), _native.Snapshot.load(str(after))
@@ -43,16 +47,17 @@ class _File(msgspec.Struct):
     schema: str = ""
 
 
-def _is_campaign(path: Path) -> bool:
-    """Return whether it is JSON of a campaign, of any version; what else it is, others find out."""
+def _kind(path: Path) -> str:
+    """Return ``campaign`` or ``verify`` for JSON of these, of any version; what else it is, others find out."""
     try:
         # A pipe can be read only once, and only a snapshot is read from one.
         if not path.is_file():
-            return False
+            return ""
         text = _native.read_input("file", path)
-        return msgspec.json.decode(text, type=_File).schema.startswith("leakcheck.campaign/")
+        schema = msgspec.json.decode(text, type=_File).schema
     except (OSError, UsageError, msgspec.MsgspecError, RecursionError):
-        return False
+        return ""
+    return next((kind for kind in ("campaign", "verify") if schema.startswith(f"leakcheck.{kind}/")), "")
 
 
 def _diff_campaigns(before: Path, after: Path, output: Path | None, *, as_json: bool) -> int:
@@ -63,6 +68,18 @@ def _diff_campaigns(before: Path, after: Path, output: Path | None, *, as_json: 
     with output_to(output) as place:
         results = (Result.from_json(_native.read_input("campaign", path), str(path)) for path in (before, after))
         found = Comparison.of(*results)
+        show = None if as_json else lambda: print_lines(lines(found), Console(stderr=True))
+        return deliver(EXIT_OF[found.verdict], msgspec.json.encode(found).decode(), place, show)
+
+
+def _diff_verify(before: Path, after: Path, output: Path | None, *, as_json: bool) -> int:
+    from leakcheck.verify import Verifications
+    from leakcheck.verify.compare import compared, lines
+
+    with output_to(output) as place:
+        texts = [_native.read_input("verify", path) for path in (before, after)]
+        old, new = (Verifications.from_json(text, str(path)) for text, path in zip(texts, (before, after), strict=True))
+        found = compared(old, new)
         show = None if as_json else lambda: print_lines(lines(found), Console(stderr=True))
         return deliver(EXIT_OF[found.verdict], msgspec.json.encode(found).decode(), place, show)
 

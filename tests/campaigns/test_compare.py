@@ -220,8 +220,8 @@ def test_what_makes_a_comparison_doubtful_is_a_warning_and_what_may_hide_somethi
 @pytest.mark.parametrize(
     ("after", "message"),
     [
-        ('{"schema": "leakcheck.snapshot/1"}', "give two results of campaigns, or two snapshots"),
-        ("no json", "give two results of campaigns, or two snapshots"),
+        ('{"schema": "leakcheck.snapshot/1"}', "give two results of campaigns, two of verify, or two snapshots"),
+        ("no json", "give two results of campaigns, two of verify, or two snapshots"),
         ('{"schema": "leakcheck.campaign/1"}', "B: not a campaign's result"),
         ('{"schema": "leakcheck.campaign/9"}', "schema is 'leakcheck.campaign/9', not leakcheck.campaign/1"),
     ],

@@ -12,6 +12,7 @@ from waiting import PATIENCE, wait_until
 from leakcheck.campaigns import CAMPAIGNS
 from leakcheck.errors import UsageError
 from leakcheck.verify import Part, Requirement, Verification, Verifications, plan_of, select, verify
+from leakcheck.verify.compare import compared
 from leakcheck.verify.render import comparison, page
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
@@ -72,6 +73,37 @@ def test_two_targets_side_by_side_show_which_of_them_fails_what(tmp_path: Path) 
     row = next(one for one in text if "left something for good" in one)
     assert row.split()[-4:] == ["6", "fail", "0", "pass"], row
     assert "  old: " in text
+
+
+def test_a_later_result_is_worse_if_a_requirement_fails_that_passed(tmp_path: Path) -> None:
+    clean, leaks = (of(tmp_path, script, "R6", "R7", name=name) for script, name in ((CLEAN, "v1"), (LEAKS, "v2")))
+    for name, found in (("old", clean), ("new", leaks)):
+        (tmp_path / f"{name}.json").write_text(Verifications(targets=[found]).to_json())
+
+    def diff(*names: str) -> "subprocess.CompletedProcess[str]":
+        command = [*LEAKCHECK, "diff", *(tmp_path / f"{name}.json" for name in names)]
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    worse, better = diff("old", "new"), diff("new", "old")
+    assert (worse.returncode, better.returncode) == (1, 0), worse.stderr + better.stderr
+    assert "v1 and v2 R6 leaks: pass, then fail" in worse.stderr
+    assert "1 new finding, 0 gone" in worse.stderr
+    assert "0 new findings, 1 gone" in better.stderr
+    (tmp_path / "snapshot.json").write_text("{}")
+    odd = diff("old", "snapshot")
+    assert odd.returncode == 2
+    assert "is a result of verify," in odd.stderr
+
+
+def test_a_requirement_that_is_not_decided_any_more_is_unknown(tmp_path: Path) -> None:
+    old, new = of(tmp_path, CLEAN, "R6"), of(tmp_path, CLEAN, "R7")
+    both = of(tmp_path, CLEAN, "R6", "R7")
+    assert compared(Verifications(targets=[both]), Verifications(targets=[old])).verdict == "clean"
+    assert compared(Verifications(targets=[both]), Verifications(targets=[new])).verdict == "unknown"
+    with pytest.raises(UsageError, match="no campaign in common"):
+        compared(Verifications(targets=[old]), Verifications(targets=[new]))
 
 
 def test_a_campaign_that_cannot_be_made_leaves_its_requirement_undecided(tmp_path: Path) -> None:
