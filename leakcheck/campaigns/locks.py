@@ -33,8 +33,9 @@ from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
 
 _CROWDS = {"quick": (2, 8), "full": (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)}
-# Crash points beside those on locks at which the holder is killed, those at which anything else happens, and damages of
-# one lock file's content, by profile.
+# Crash points on locks; those beside them at which the holder is killed, those at which anything else happens, and
+# damages of one lock file's content, by profile.
+_LOCKS_OF = {"quick": 12, "full": 10_000}
 _POINTS_OF = {"quick": 4, "full": 1000}
 _FEWER_OF = {"quick": 2, "full": 40}
 _PLACES_OF = {"quick": 8, "full": 1000}
@@ -143,8 +144,9 @@ def _plans(options: LocksOptions, facts: LockFacts) -> Iterator[Plan]:
         yield lock_plan(LEASE)
     if facts.disk:
         yield lock_plan(BOOT)
-    fewer = facts.chosen(_FEWER_OF[options.profile])
-    for point in facts.chosen(_POINTS_OF[options.profile]):
+    locks = _LOCKS_OF[options.profile]
+    fewer = facts.chosen(locks, _FEWER_OF[options.profile])
+    for point in facts.chosen(locks, _POINTS_OF[options.profile]):
         yield kill_plan(point.point, "before")
         if point not in fewer:
             continue
@@ -154,7 +156,7 @@ def _plans(options: LocksOptions, facts: LockFacts) -> Iterator[Plan]:
             yield kill_plan(point.point, "after")
         if queues and full and point.phase not in ("setup", ""):
             yield kill_plan(point.point, "before", waiting=True)
-    for point in facts.of_recovery(_FEWER_OF[options.profile]):
+    for point in facts.of_recovery(locks, _FEWER_OF[options.profile]):
         yield kill_plan(point.point, "before")
     damages = [*_damages(options, facts)]
     count = min(len(damages), _DAMAGES_OF[options.profile])

@@ -41,21 +41,24 @@ class LockFacts(msgspec.Struct, frozen=True):
     queues: bool = False
     disk: bool = False
 
-    def chosen(self, most: int) -> list[Recorded]:
-        """Return all points of a run on locks, and at most `most` others, from the first to the last."""
-        return _chosen(self.points, most)
+    def chosen(self, locks: int, others: int) -> list[Recorded]:
+        """Return at most so many points of a run on locks, and so many others, from the first to the last."""
+        return _chosen(self.points, locks, others)
 
-    def of_recovery(self, most: int) -> list[Recorded]:
+    def of_recovery(self, locks: int, others: int) -> list[Recorded]:
         """Return those of the recovery, chosen in the same way."""
-        return _chosen(self.recovery, most)
+        return _chosen(self.recovery, locks, others)
 
 
-def _chosen(points: list[Recorded], most: int) -> list[Recorded]:
-    locks = [at for at, one in enumerate(points) if _is_lock(one)]
-    others = [at for at in range(len(points)) if at not in locks]
-    count = min(most, len(others))
-    spread = (others[at * (len(others) - 1) // max(1, count - 1)] for at in range(count))
-    return [points[at] for at in sorted({*locks, *spread})]
+def _chosen(points: list[Recorded], locks: int, others: int) -> list[Recorded]:
+    on_locks = [at for at, one in enumerate(points) if _is_lock(one)]
+    rest = [at for at in range(len(points)) if at not in on_locks]
+    return [points[at] for at in sorted({*_spread(on_locks, locks), *_spread(rest, others)})]
+
+
+def _spread(places: list[int], most: int) -> list[int]:
+    count = min(most, len(places))
+    return [places[at * (len(places) - 1) // max(1, count - 1)] for at in range(count)]
 
 
 def _is_lock(one: Recorded) -> bool:

@@ -7,10 +7,12 @@ import pytest
 from made import target
 
 from injectors import parse
+from injectors.crash import Point
 from leakcheck.campaigns import Locks, LocksOptions, Result
 from leakcheck.campaigns import run as run_campaign
 from leakcheck.errors import UsageError
 from leakcheck.targets import Target
+from leakcheck.trials.crash_points import Recorded
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.lock_files import LockFacts
 from leakcheck.trials.runner import never
@@ -116,3 +118,16 @@ def test_the_quick_profile_damages_each_of_many_lock_files_and_not_in_every_way(
     assert len(damages) <= 48 < len([one for one in full if one.flags]) / 3
     for file in files:
         assert {one.rpartition(",")[2] for one in damages if file in one} == {"held", "stale", "free"}
+
+
+def test_the_quick_profile_kills_at_some_points_of_many_locks_and_the_full_one_at_all() -> None:
+    points = [Point("launch", "0", "lock", "/run/x.lock", number) for number in range(1, 200)]
+    facts = LockFacts(points=[Recorded(one, "setup", "setup") for one in points])
+    kills = {
+        profile: [str(one) for one in Locks().plans(LocksOptions(profile=profile), facts) if "=launch:" in str(one)]  # type: ignore[arg-type]
+        for profile in ("quick", "full")
+    }
+    assert len(kills["quick"]) <= 40
+    for number in (1, 199):
+        assert f"lock:kill=launch:0/lock(/run/x.lock)#{number}:before" in kills["quick"]
+    assert {f"lock:kill=launch:{one}:before" for one in points} <= {*kills["full"]}
