@@ -13,7 +13,7 @@ from leakcheck.atomic_write import Output
 from leakcheck.campaigns import CAMPAIGNS
 from leakcheck.commands import EXIT_OF, INTERRUPTED
 from leakcheck.commands.progress import Progress
-from leakcheck.deliver import deliver, output_to, save, show_progress
+from leakcheck.deliver import deliver, notify, output_to, save, show_progress
 from leakcheck.errors import UsageError
 from leakcheck.render import print_lines
 from leakcheck.report import Verdict
@@ -47,15 +47,9 @@ def run_verify(
     `only` and `skip` name requirements or campaigns. After each requirement, what there is goes to `output`, and at the
     end to each of the `reports`, in the format that its suffix names.
     """
-    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
-        raise UsageError(f"--target {twice[0]}: given twice; name each target once")
-    if compare and len(names) < 2:
-        raise UsageError("--compare: give two targets at least, each with a --target of its own")
     formats = [format_of(path) for path in reports]
-    targets = [load(name) for name in names]
+    targets = _targets(names, compare=compare)
     requirements = select(plan_of(profile), only, skip)
-    for target in targets:
-        target.check_ready()
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(output_to(output))
         outputs = [stack.enter_context(Output(path)) for path in reports]
@@ -63,8 +57,12 @@ def run_verify(
         found: list[Verification] = []
 
         def keep(one: Verification) -> None:
-            if place is not None and place.replaceable:
+            if place is None or not place.replaceable:
+                return
+            try:
                 place.save(Verifications(targets=[*found, one]).to_json())
+            except UsageError as error:
+                notify(f"the result so far is not kept: {error}")
 
         def work() -> None:
             for target in targets:
@@ -89,6 +87,19 @@ def run_verify(
         for written, report in zip(formats, outputs, strict=True):
             code = save(code, written(everything), report)
         return INTERRUPTED if interrupts.seen() else code
+
+
+def _targets(names: Sequence[str], *, compare: bool) -> list[Target]:
+    """Return the targets, each of which is ready."""
+    if compare and len(names) < 2:
+        raise UsageError("--compare: give two targets at least, each with a --target of its own")
+    targets = [load(name) for name in names]
+    called = [target.name for target in targets]
+    if twice := [name for number, name in enumerate(called) if name in called[:number]]:
+        raise UsageError(f"--target: two of them have the name {twice[0]!r}; their results are told apart by it")
+    for target in targets:
+        target.check_ready()
+    return targets
 
 
 def _progress(target: Target, name: str, part: Part) -> Ui:

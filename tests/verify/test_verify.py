@@ -1,6 +1,7 @@
 """`leakcheck verify` runs the plan on a target: what passes, fails, is undecided or does not apply, on one page."""
 
 import os
+import shlex
 import signal
 import subprocess
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_names_select_and_unknown_ones_are_errors() -> None:
     [
         (["--target", "nosuch"], 2, "unknown target 'nosuch'"),
         (["--only", ","], 2, "names nothing"),
-        (["--target", "refbox", "--target", "refbox"], 2, "--target refbox: given twice"),
+        (["--target", "refbox", "--target", "refbox"], 2, "two of them have the name 'refbox'"),
         (["--compare"], 2, "--compare: give two targets at least"),
         (["--profile", "odd"], 2, "'odd' is not one of 'quick', 'full', 'release'"),
         (["-o", "/nosuch/file"], 2, "/nosuch"),
@@ -162,6 +163,19 @@ def test_ctrl_c_gives_what_there_is_and_the_rest_is_undecided(tmp_path: Path) ->
     assert first.parts[0].result is not None
     assert second.status == "inconclusive"
     assert "summary" in (tmp_path / "err").read_text()
+
+
+def test_a_result_that_cannot_be_saved_is_told_and_the_rest_is_run(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    verify_it = shlex.join([*map(str, LEAKCHECK), "verify", "--only", "R6", "-o", str(full / "r.json")])
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(full)]
+    fill = f"head -c 8k /dev/zero >{full}/x; "
+    command = ["unshare", "--mount", "sh", "-c", f"{shlex.join(mount)} && {fill} exec {verify_it}"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "the result so far is not kept: " in done.stderr
+    assert "summary pass: R6" in done.stderr
 
 
 def test_sigkill_keeps_what_came_before(tmp_path: Path) -> None:
