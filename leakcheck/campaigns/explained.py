@@ -25,11 +25,12 @@ _PASSING = re.compile(
 _LIBRARIES = re.compile(r"/(libc|ld-linux[^/]*|ld|libpthread|linux-vdso)[.-][^/]*$")
 _NAMED = 3
 _LIVES = 8
+_MISSED = "the fault did not happen, so that nothing was tested"
 _MEANS = {
-    "leaked": "Nothing that the sandbox offers removes it: each such instant leaves more of it.",
-    "silent": "The clean-up reported success, so nobody looks for what it left: each such instant leaves more of it.",
-    "wedged": "The run or its clean-up failed or hung, or the next run in that place did: somebody has to step in.",
-    "false-status": "The status of the run is wrong, so its caller takes it for something that it was not.",
+    "leaked": "Nothing that the sandbox offers removes it",
+    "silent": "The clean-up reported success, so nobody looks for what it left",
+    "wedged": "The run or its clean-up failed or hung, or the next run in that place did: somebody has to step in",
+    "false-status": "The status of the run is wrong, so its caller takes it for something that it was not",
 }
 
 
@@ -107,14 +108,16 @@ def _parts(result: Result, finding: Finding) -> Iterator[tuple[str, list[str]]]:
     yield f"finding {finding.id}: {finding.outcome}", [f"{_title(result)}, on {kernel}"]
     stays = [one for one in finding.leaks if one.class_ not in ("reclaimable", "bounded")] or finding.leaks
     left = [f"{label} ({one.class_})" for one in stays for label in one.labels[:_LIVES]]
-    yield "What is left", left or ["nothing; the outcome is about the status, or the next run"]
+    reached = "the outcome is about the status, or the next run" if finding.outcome != "not-reached" else _MISSED
+    yield "What is left", left or [f"nothing; {reached}"]
     yield "How to reproduce it", [finding.replay, *filter(None, [finding.chance])]
     if (told := finding.explanation) is not None:
         yield from _explained(told)
     if finding.detail:
         yield "What was reported", [finding.detail]
     if finding.outcome in _MEANS:
-        yield "Why it matters", [_MEANS[finding.outcome]]
+        more = ": each such instant leaves more of it" if any(one.class_ == "growing" for one in stays) else ""
+        yield "Why it matters", [f"{_MEANS[finding.outcome]}{more}."]
 
 
 def _explained(told: Explanation) -> Iterator[tuple[str, list[str]]]:

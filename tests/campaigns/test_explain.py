@@ -15,6 +15,7 @@ from leakcheck.report import Command
 from leakcheck.trials.case import case_of, honest
 from leakcheck.trials.explaining import Explainer
 from leakcheck.trials.explanation import Explanation, Frame, Life, Step
+from leakcheck.trials.outcome import Outcome
 
 ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 
@@ -126,6 +127,33 @@ def test_no_name_in_a_bug_report_ends_its_code_or_speaks_to_a_runner() -> None:
     assert Result.from_json(result.to_json()).findings[0].explanation == told
     assert json.loads(result.to_json())["findings"][0]["explanation"]["lives"][0]["released"] == ""
     assert not any("\x1b" in line.plain for line in explained.text(result))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "class_", "says"),
+    [
+        ("leaked", "growing", "Nothing that the sandbox offers removes it: each such instant leaves more of it."),
+        # It has one name: there is never more than one.
+        ("leaked", "orphaned", "Nothing that the sandbox offers removes it."),
+        ("not-reached", "", "nothing; the fault did not happen, so that nothing was tested"),
+    ],
+)
+def test_a_bug_report_claims_no_more_than_was_seen(outcome: Outcome, class_: str, says: str) -> None:
+    left = [Residue(kind="file", class_=class_, labels=["file /run/box"])] if class_ else []
+    finding = Finding(id="0", ending="launch", outcome=outcome, leaks=left, trials=1, replay="", plan="launch:0/exit#1")
+    result = Result(
+        campaign="crash",
+        target="made",
+        version="",
+        seed=0,
+        wanted=1,
+        trials=1,
+        verdict="leaked",
+        outcomes={},
+        criteria=[],
+        findings=[finding],
+    )
+    assert says in explained.markdown(result).splitlines()
 
 
 def test_a_run_that_only_the_fault_ends_is_recorded_without_it_until_a_short_limit() -> None:
