@@ -299,7 +299,7 @@ def verify(
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="Save a report: .xml (JUnit), .sarif or .md (Markdown); may be repeated.",
+            help="Save a report: .html, .xml (JUnit), .sarif or .md (Markdown); may be repeated.",
             parser=answering,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""Results of `leakcheck verify` in the formats that other programs read: JUnit XML, SARIF and Markdown."""
+"""Results of `leakcheck verify` as a page of HTML, JUnit XML, SARIF and Markdown."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,16 +6,22 @@ from pathlib import Path
 from leakcheck.errors import UsageError
 from leakcheck.reports.junit import junit
 from leakcheck.reports.markdown import markdown
+from leakcheck.reports.page import page
 from leakcheck.reports.sarif import sarif
 from leakcheck.verify.result import Verifications
 
-__all__ = ["format_of", "junit", "markdown", "sarif"]
+__all__ = ["format_of", "junit", "markdown", "page", "sarif"]
 
-_FORMATS: dict[str, Callable[[Verifications], str]] = {".xml": junit, ".sarif": sarif, ".md": markdown}
+_FORMATS: dict[str, Callable[[Verifications], str]] = {
+    ".html": page,
+    ".xml": junit,
+    ".sarif": sarif,
+    ".md": markdown,
+}
 
 
 def format_of(path: Path) -> Callable[[Verifications], str]:
     """Return what writes the format of a report's path, by its suffix; raise a `UsageError` for an unknown one."""
     if (found := _FORMATS.get(path.suffix.lower())) is None:
-        raise UsageError(f"--report {path}: end it in .xml (JUnit), .sarif or .md (Markdown)")
+        raise UsageError(f"--report {path}: end it in .html, .xml (JUnit), .sarif or .md (Markdown)")
     return found

@@ -2,9 +2,12 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
+from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
@@ -12,7 +15,7 @@ import pytest
 from made import LEAKCHECK, WATCHES, target
 
 from leakcheck.errors import UsageError
-from leakcheck.reports import format_of, junit, markdown, sarif
+from leakcheck.reports import format_of, junit, markdown, page, sarif
 from leakcheck.verify import Part, Requirement, Verifications, plan_of, select, verify
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
@@ -68,9 +71,58 @@ def test_markdown_shows_names_as_they_are(found: Verifications) -> None:
     assert not any(line.startswith(("::", "##[")) for line in lines)
 
 
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_has_all_criteria_and_failures_loads_nothing_and_reads_no_name_as_markup(found: Verifications) -> None:
+    seen = Tags()
+    seen.feed(html := page(found))
+    assert {"a", "b", "script", "img", "link", "iframe"}.isdisjoint(seen.tags)
+    assert seen.attributes <= {"lang", "charset", "name", "content", "http-equiv", "class", "open", "style"}
+    assert "://" not in html.replace(found.targets[0].target, "")
+    assert '<b a="1">]]>&amp;' in seen.text
+    assert "replay: leakcheck leaks --target" in seen.text
+    assert seen.tags.count("details") == 3
+    assert {"pass", "fail", "inconclusive", "not applicable"} <= {*re.findall(r">([a-z ]+)<", html)}
+    assert len(html) < 2 << 20
+
+
+@pytest.mark.slow  # it starts a browser
+def test_a_browser_shows_the_page_without_an_error(found: Verifications, tmp_path: Path) -> None:
+    if (browser := shutil.which("chromium")) is None:
+        pytest.skip("no chromium: apt-get install chromium")
+    (tmp_path / "page.html").write_text(page(found))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
+    done = subprocess.run(
+        [browser, *options, "--dump-dom", f"file://{tmp_path}/page.html"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr, done.stderr
+    seen = Tags()
+    seen.feed(done.stdout)
+    assert seen.tags.count("details") == 3
+    assert '<b a="1">]]>&amp;' in seen.text
+
+
 def test_an_unknown_suffix_is_an_error() -> None:
-    with pytest.raises(UsageError, match=r"--report x.html: end it in .xml \(JUnit\), .sarif or .md"):
-        format_of(Path("x.html"))
+    with pytest.raises(UsageError, match=r"--report x.pdf: end it in .html, .xml \(JUnit\), .sarif or .md"):
+        format_of(Path("x.pdf"))
 
 
 def test_each_report_that_is_asked_for_is_written(tmp_path: Path) -> None:
