@@ -1,6 +1,7 @@
 """`leakcheck state` with state files of other kinds, and beside a box that is in use."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -72,8 +73,9 @@ def test_a_box_that_is_in_use_goes_on_and_works_on_whatever_became_of_the_state_
         assert result.outcomes == {"clean": 2}
         return
     (finding,) = result.findings
-    said = "its run was ended" if how == "ends all" else "status RE, not OK"
-    assert finding.detail.startswith(f"another box, which was in use: {said}"), shown(result)
+    # Its payload may see its supervisor's end before it is asked to end itself, or after.
+    said = "(its run was ended: )?status RE" if how == "ends all" else "status RE, not OK"
+    assert re.match(f"another box, which was in use: {said}", finding.detail), shown(result)
     assert "empty,sleeping,beside" in finding.replay
     # Without damage, it ends nobody.
     assert result.outcomes == {"clean": 1, "wedged": 1}

@@ -45,7 +45,8 @@ def ready(target: Target) -> Target:
 
 
 def checks(target: Target) -> list[str]:
-    return [one for one in CHECKS if one != "locks" or target.adapter.locks is not None]
+    declared = {"locks": target.adapter.locks is not None, "state": bool(target.adapter.damage.log)}
+    return [one for one in CHECKS if declared.get(one, True)]
 
 
 @pytest.mark.parametrize(
