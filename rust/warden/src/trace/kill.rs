@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, Signal, getrlimit, pidfd_send_signal, se
 
 use super::notify::{has_ended, threads};
 use super::request::Victim;
-use super::status::{activity, now};
+use super::status::{activity, began, now};
 use super::{MOST_ROLES as MOST, PATIENCE, Task, Tracer, stack};
 
 /// A thread that waits at its point until all others block, and then until those who are killed have ended.
@@ -132,6 +132,9 @@ impl Tracer {
             add_descendants(&mut pidfds, None);
         }
         if victim == Victim::Freeze {
+            // A creator first: if its children stop before, it gets SIGCHLD, which may end it (a notified call fails with EINTR
+            // if the handler has no SA_RESTART), and what it has just created is nobody's.
+            pidfds.sort_by_key(|(pid, _)| (began(*pid), *pid));
             send(&pidfds, Signal::STOP);
             // Who is stopped creates nothing more, so this ends.
             add_descendants(&mut pidfds, Some(Signal::STOP));
