@@ -83,6 +83,8 @@ def _run(target: Target, part: Part, seed: int, ui: Ui, stop: Stop, *, slow: boo
         return _undone(part, "interrupted")
     except LeakcheckError as error:
         return _undone(part, str(error), time.monotonic() - began)
+    except Exception as error:  # noqa: BLE001 - a campaign that crashes decides nothing, whatever the cause
+        return _undone(part, f"internal error, {type(error).__name__}: {error}", time.monotonic() - began)
     if not slow:
         # A few hundred submissions do not tell.
         criteria = [one for one in result.criteria if not one.name.startswith(_PACE)]

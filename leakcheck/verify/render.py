@@ -52,11 +52,8 @@ def comparison(all_found: Sequence[Verification]) -> Iterator[Text]:
             marks = [_judged(row).get(name) for row in rows]
             if not any(mark and mark[0] != "pass" for mark in marks):
                 continue
-            shown = [
-                (f"{f'{mark[1]} {mark[0]}' if mark else '-':<{width}}", _STYLE[mark[0]] if mark else "dim")
-                for mark in marks
-            ]
-            yield line(f"      {name:<{_NAME}}", *shown)
+            cells = [(f"{_mark(mark):<{width}}", _STYLE[mark[0]] if mark else "dim") for mark in marks]
+            yield line(f"      {name:<{_NAME}}", *cells)
     owners: dict[str, tuple[Finding, list[str]]] = {}
     for one in all_found:
         for result in one.results:
@@ -67,6 +64,10 @@ def comparison(all_found: Sequence[Verification]) -> Iterator[Text]:
     for finding, names in owners.values():
         yield line("  ", (f"{', '.join(dict.fromkeys(names))}: ", "bold"))
         yield from finding_lines(finding)
+
+
+def _mark(mark: tuple[Status, str] | None) -> str:
+    return "-" if mark is None else f"{mark[1]} {mark[0]}"
 
 
 def _column(found: Verification) -> str:

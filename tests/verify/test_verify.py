@@ -114,6 +114,18 @@ def test_a_campaign_that_cannot_be_made_leaves_its_requirement_undecided(tmp_pat
     assert "cannot be traced" in found.requirements[0].parts[0].reason
 
 
+def test_a_campaign_that_crashes_decides_nothing_and_the_others_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        raise ZeroDivisionError("by a test")
+
+    monkeypatch.setattr(CAMPAIGNS["crash"], "prepare", crash)
+    found = of(tmp_path, CLEAN, "R3", "R6")
+    assert statuses(found) == {"R3": "inconclusive", "R6": "pass"}
+    assert found.requirements[0].parts[0].reason == "internal error, ZeroDivisionError: by a test"
+
+
 def test_names_select_and_unknown_ones_are_errors() -> None:
     plan = plan_of("quick")
     assert [one.id for one in select(plan, ["stress", "R8"], ["R2"])] == ["R1", "R8"]
