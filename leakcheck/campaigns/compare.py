@@ -15,11 +15,12 @@ from leakcheck.trials.outcome import FAILING, OUTCOMES
 from leakcheck.trials.similarity import fixed
 
 SCHEMA = "leakcheck.campaign-diff/1"
-_WORD: dict[Verdict, tuple[str, str]] = {
+WORD: dict[Verdict, tuple[str, str]] = {
     "leaked": ("worse", "bold red"),
     "unknown": ("unknown, nothing is worse, but not everything can be compared", "bold yellow"),
     "clean": ("not worse", "bold green"),
 }
+"""What a verdict of a comparison means, and its style."""
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +165,7 @@ def _warnings(before: Result, after: Result) -> Iterator[str]:
 def lines(found: Comparison) -> Iterator[Text]:
     """Yield the lines of the comparison, what is new first."""
     counts = f"{count(len(found.new), 'new finding')}, {len(found.gone)} gone, {len(found.open)} still open"
-    yield line("leakcheck: ", _WORD[found.verdict], f": {counts}")
+    yield line("leakcheck: ", WORD[found.verdict], f": {counts}")
     yield line("  before  ", found.before)
     yield line("  after   ", found.after)
     for warning in found.warnings:

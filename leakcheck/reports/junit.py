@@ -5,7 +5,7 @@ The elements and attributes are those that Jenkins' schema of the format has.
 
 from xml.etree import ElementTree as Xml
 
-from leakcheck.reports.rows import Row, failures, name_of, rows, text_of
+from leakcheck.reports.rows import Row, failures, rows, text_of
 from leakcheck.verify.result import PartResult, RequirementResult, Verification, Verifications
 
 
@@ -24,7 +24,7 @@ def junit(found: Verifications) -> str:
 
 
 def _suite(target: Verification, requirement: RequirementResult, part: PartResult) -> Xml.Element:
-    name, cases = name_of(requirement, part), [*rows(part)]
+    name, cases = part.name_in(requirement.id), [*rows(part)]
     counts = {status: sum(case.status == status for case in cases) for status in ("fail", "inconclusive")}
     suite = Xml.Element(
         "testsuite",

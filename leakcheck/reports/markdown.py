@@ -1,6 +1,6 @@
 """Markdown, as for the summary of a CI job: a table of the requirements, then the failures."""
 
-from leakcheck.reports.rows import failures, name_of, rows, text_of
+from leakcheck.reports.rows import failures, rows, text_of
 from leakcheck.verify.result import Verification, Verifications
 
 
@@ -20,7 +20,7 @@ def _target(found: Verification) -> str:
     for requirement in found.requirements:
         for part in requirement.parts:
             cells = [
-                (name_of(requirement, part), row.status, _plain(row.name), _plain(row.measured), row.limit)
+                (part.name_in(requirement.id), row.status, _plain(row.name), _plain(row.measured), row.limit)
                 for row in rows(part)
                 if row.status != "pass"
             ]
@@ -32,7 +32,7 @@ def _target(found: Verification) -> str:
         fence = "`" * 4
         lines += [
             "",
-            f"### {name_of(requirement, part)}: {finding.outcome}",
+            f"### {part.name_in(requirement.id)}: {finding.outcome}",
             "",
             fence,
             _fenced(text_of(finding)),

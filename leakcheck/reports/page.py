@@ -5,7 +5,7 @@ from html import escape
 
 from leakcheck.campaigns import Result
 from leakcheck.printable import printable
-from leakcheck.reports.rows import failures, name_of, rows, text_of
+from leakcheck.reports.rows import failures, rows, text_of
 from leakcheck.trials.outcome import FAILING, OUTCOMES
 from leakcheck.verify.result import PartResult, RequirementResult, Verification, Verifications
 
@@ -77,7 +77,7 @@ def _target(found: Verification) -> Iterator[str]:
 
 def _part(found: Verification, requirement: RequirementResult, part: PartResult) -> Iterator[str]:
     opened = " open" if part.status in ("fail", "inconclusive") else ""
-    yield f"<details{opened}><summary><h3>{_text(name_of(requirement, part))}</h3>"
+    yield f"<details{opened}><summary><h3>{_text(part.name_in(requirement.id))}</h3>"
     yield f" <span class={_class(part.status)}>{part.status}</span></summary>"
     yield "<table><thead><tr><th>Status<th class=number>Measured<th class=number>Limit<th>Criterion</tr></thead><tbody>"
     for row in rows(part):

@@ -20,11 +20,6 @@ class Row(NamedTuple):
     """Empty if it has none."""
 
 
-def name_of(requirement: RequirementResult, part: PartResult) -> str:
-    """Return the name of a part, such as ``R3 crash timeout``."""
-    return f"{requirement.id} {part.campaign}{f' {part.label}' if part.label else ''}"
-
-
 def rows(part: PartResult) -> Iterator[Row]:
     """Yield the criteria of a part that pass or fail."""
     if part.result is None:

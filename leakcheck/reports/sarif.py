@@ -6,7 +6,7 @@ import msgspec
 
 from leakcheck import __version__
 from leakcheck.campaigns import Finding
-from leakcheck.reports.rows import failures, name_of, text_of
+from leakcheck.reports.rows import failures, text_of
 from leakcheck.trials.outcome import FAILING
 from leakcheck.verify.result import PartResult, RequirementResult, Verification, Verifications
 
@@ -41,11 +41,11 @@ def _result(target: Verification, requirement: RequirementResult, part: PartResu
     return {
         "ruleId": finding.outcome,
         "level": "error",
-        "message": {"text": f"{target.target} {target.version}: {name_of(requirement, part)}\n{text_of(finding)}"},
+        "message": {"text": f"{target.target} {target.version}: {part.name_in(requirement.id)}\n{text_of(finding)}"},
         "locations": [
             {
                 "physicalLocation": {"artifactLocation": {"uri": f"sandboxes/{target.target}"}},
-                "logicalLocations": [{"name": target.target, "fullyQualifiedName": name_of(requirement, part)}],
+                "logicalLocations": [{"name": target.target, "fullyQualifiedName": part.name_in(requirement.id)}],
             }
         ],
         "partialFingerprints": {"leakcheckFinding/v1": f"{target.target}/{part.campaign}/{finding.id}"},

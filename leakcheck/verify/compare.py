@@ -14,11 +14,6 @@ from leakcheck.report import Verdict
 from leakcheck.verify.result import PartResult, Status, Verification, Verifications
 
 SCHEMA = "leakcheck.verify-diff/1"
-_WORD: dict[Verdict, tuple[str, str]] = {
-    "leaked": ("worse", "bold red"),
-    "unknown": ("unknown, nothing is worse, but not everything can be compared", "bold yellow"),
-    "clean": ("not worse", "bold green"),
-}
 
 
 class PartComparison(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +56,7 @@ def compared(before: Verifications, after: Verifications) -> VerifyComparison:
 
 def lines(found: VerifyComparison) -> Iterator[Text]:
     """Yield the verdict, and for each campaign its statuses and what is new, more or gone."""
-    yield line("leakcheck: ", _WORD[found.verdict], f": {len(found.parts)} campaigns")
+    yield line("leakcheck: ", compare.WORD[found.verdict], f": {len(found.parts)} campaigns")
     for part in found.parts:
         yield line("  ", (part.name, "bold"), f": {part.before or 'not run'}, then {part.after or 'not run'}")
         if part.comparison is not None:
@@ -77,7 +72,7 @@ def _pairs(before: Verifications, after: Verifications) -> Iterator[tuple[Verifi
 
 
 def _parts(found: Verification) -> dict[str, PartResult]:
-    return {f"{one.id} {part.campaign} {part.label}".strip(): part for one in found.requirements for part in one.parts}
+    return {part.name_in(one.id): part for one in found.requirements for part in one.parts}
 
 
 def _compared(name: str, old: PartResult | None, new: PartResult | None) -> PartComparison:

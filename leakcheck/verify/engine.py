@@ -64,8 +64,8 @@ def verify(
             break
         parts = []
         for part in requirement.parts:
-            name = f"{requirement.id} {part.campaign}{f' {part.label}' if part.label else ''}"
-            parts.append(_run(target, part, seed, ui(name, part), stop, slow=profile != "quick"))
+            shown = ui(part.name_in(requirement.id), part)
+            parts.append(_run(target, part, seed, shown, stop, slow=profile != "quick"))
         found.append(judged(requirement, parts))
         keep(so_far(complete=False))
     return so_far(complete=True)

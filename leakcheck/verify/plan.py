@@ -16,12 +16,21 @@ _SECONDS = 40
 """How long a sweep of the quick profile tries points; those of refbox and bubblewrap take less."""
 
 
+def part_name(requirement: str, campaign: str, label: str) -> str:
+    """Return the name of a part of the requirement of this id."""
+    return " ".join(filter(None, (requirement, campaign, label)))
+
+
 class Part(msgspec.Struct, frozen=True):
     """One campaign of a requirement, and its options. `label` tells several of one requirement apart."""
 
     campaign: str
     options: Mapping[str, Any]
     label: str = ""
+
+    def name_in(self, requirement: str) -> str:
+        """Return its name in a requirement of this id, such as ``R3 crash timeout``."""
+        return part_name(requirement, self.campaign, self.label)
 
 
 class Requirement(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,7 +9,7 @@ from leakcheck.campaigns import Criterion, Result
 from leakcheck.campaigns.criteria import UNDECIDED, UNSEEN
 from leakcheck.errors import UsageError
 from leakcheck.report import Verdict
-from leakcheck.verify.plan import Profile, Requirement
+from leakcheck.verify.plan import Profile, Requirement, part_name
 
 SCHEMA = "leakcheck.verify/1"
 Status = Literal["pass", "fail", "inconclusive", "not applicable"]
@@ -25,6 +25,10 @@ class PartResult(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     seconds: float = 0
     result: Result | None = None
+
+    def name_in(self, requirement: str) -> str:
+        """Return its name in a requirement of this id, such as ``R3 crash timeout``."""
+        return part_name(requirement, self.campaign, self.label)
 
 
 class RequirementResult(msgspec.Struct, frozen=True, kw_only=True):

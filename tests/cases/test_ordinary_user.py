@@ -91,6 +91,16 @@ def test_an_ordinary_user_s_tidy_sandbox_is_clean(user: Place) -> None:
     assert (done.returncode, json.loads(done.stdout)["outcomes"]) == (0, {"clean": 2}), done.stdout + done.stderr
 
 
+def test_an_ordinary_user_s_plan_has_a_status_for_each_requirement(user: Place) -> None:
+    words = ["verify", "--target", "/tmp/tidy.toml", "--only", "R3,R4,R7", "--report", "/tmp/page.html", "--json"]
+    done = user("leakcheck", *words, before=TIDY)
+    (found,) = json.loads(done.stdout)["targets"]
+    statuses = {one["id"]: one["status"] for one in found["requirements"]}
+    # It makes no call of a clean-up, and has no locks.
+    assert statuses == {"R3": "pass", "R4": "inconclusive", "R7": "not applicable"}, done.stdout + done.stderr
+    assert done.returncode == 3
+
+
 def test_an_ordinary_user_s_arena_shows_what_is_made_in_each_place_of_it(user: Place) -> None:
     made = [
         *("touch /litter", "mkdir /media/litter", "touch /media/disk/litter", "rm /media/disk/here"),

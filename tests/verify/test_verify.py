@@ -1,9 +1,11 @@
 """`leakcheck verify` runs the plan on a target: what passes, fails, is undecided or does not apply, on one page."""
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -161,15 +163,22 @@ def test_a_target_that_is_not_there_is_exit_4(tmp_path: Path) -> None:
     assert "no-such-sandbox" in done.stderr
 
 
-def test_ctrl_c_gives_what_there_is_and_the_rest_is_undecided(tmp_path: Path) -> None:
-    made, saved = target(tmp_path, CLEAN), tmp_path / "saved.json"
-    command = [*LEAKCHECK, "verify", "--target", made.path, "--only", "R3,R6", "-o", saved]
+@contextlib.contextmanager
+def second_begun(tmp_path: Path) -> Generator[subprocess.Popen[str], None, None]:
+    """Start R3 and R6 of a target, with a result in ``saved.json`` and output in ``err``, and wait until R6 begins."""
+    command = [*LEAKCHECK, "verify", "--target", target(tmp_path, CLEAN).path, "--only", "R3,R6"]
+    command += ["-o", tmp_path / "saved.json"]
     with (tmp_path / "err").open("w+") as err:
         running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=err, stderr=err, text=True)
         wait_until("the second begins", lambda: "R6 leaks: begins" in (tmp_path / "err").read_text())
+        yield running
+
+
+def test_ctrl_c_gives_what_there_is_and_the_rest_is_undecided(tmp_path: Path) -> None:
+    with second_begun(tmp_path) as running:
         running.send_signal(signal.SIGINT)
         assert running.wait(PATIENCE) == 130
-    found = Verifications.from_json(saved.read_text()).targets[0]
+    found = Verifications.from_json((tmp_path / "saved.json").read_text()).targets[0]
     assert (found.interrupted, found.complete) == (True, False)
     first, second = found.requirements
     assert first.parts[0].result is not None
@@ -191,13 +200,9 @@ def test_a_result_that_cannot_be_saved_is_told_and_the_rest_is_run(tmp_path: Pat
 
 
 def test_sigkill_keeps_what_came_before(tmp_path: Path) -> None:
-    made, saved = target(tmp_path, CLEAN), tmp_path / "saved.json"
-    command = [*LEAKCHECK, "verify", "--target", made.path, "--only", "R3,R6", "-o", saved]
-    with (tmp_path / "err").open("w+") as err:
-        running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=err, stderr=err, text=True)
-        wait_until("the second begins", lambda: "R6 leaks: begins" in (tmp_path / "err").read_text())
+    with second_begun(tmp_path) as running:
         running.kill()
         running.wait()
-    first, second = Verifications.from_json(saved.read_text()).targets[0].requirements
+    first, second = Verifications.from_json((tmp_path / "saved.json").read_text()).targets[0].requirements
     assert first.parts[0].result is not None
     assert (second.status, second.parts[0].reason) == ("inconclusive", "not run yet")
