@@ -50,7 +50,8 @@ pub(super) struct Descent {
 /// events of their ends tell whether they had been adopted.
 #[derive(Debug)]
 struct Doubt {
-    child: u32,
+    /// Its id, and the time stamp of its fork: the id may be reused.
+    child: (u32, u64),
     members: Vec<u32>,
 }
 
@@ -113,7 +114,7 @@ impl Descent {
         let membership = match self.open(parent) {
             Some(span) => span.membership,
             None if self.kernel.contains(&parent) => Membership::Unknown,
-            None if self.reapers.contains(&parent) => self.of_reapers_child(child, ppid_of),
+            None if self.reapers.contains(&parent) => self.of_reapers_child((child, at), ppid_of),
             None => Membership::Stranger,
         };
         if let Some(span) = self.open_mut(child) {
@@ -140,7 +141,7 @@ impl Descent {
 
     /// Whether a process that looks like a reaper's child may be a member's: with `CLONE_PARENT` a member that was orphaned
     /// gives birth to children of its reaper (runc's init does that).
-    fn of_reapers_child(&mut self, child: u32, ppid_of: &dyn Fn(u32) -> Option<u32>) -> Membership {
+    fn of_reapers_child(&mut self, child: (u32, u64), ppid_of: &dyn Fn(u32) -> Option<u32>) -> Membership {
         let mut ended = Vec::new();
         for pid in &self.live {
             let Some(span) = self.open(*pid) else { continue };
@@ -181,17 +182,18 @@ impl Descent {
             }
             !doubt.members.is_empty()
         });
-        while let Some(stranger) = strangers.pop() {
-            if let Some(span) = self.spans.get_mut(&stranger).and_then(|spans| spans.last_mut())
-                && span.membership == Membership::Unknown
-            {
-                span.membership = Membership::Stranger;
-                let born = span.from;
-                let children = self.spans.iter().filter(|(_, spans)| {
-                    spans.last().is_some_and(|child| child.parent == stranger && child.from >= born)
-                });
-                strangers.extend(children.map(|(pid, _)| *pid));
-            }
+        while let Some((stranger, born)) = strangers.pop() {
+            let itself =
+                self.spans.get_mut(&stranger).and_then(|spans| spans.iter_mut().find(|span| span.from == born));
+            let Some(span) = itself.filter(|span| span.membership == Membership::Unknown) else { continue };
+            span.membership = Membership::Stranger;
+            let (from, to) = (span.from, span.to.unwrap_or(u64::MAX));
+            let is_child = |span: &&Span| span.parent == stranger && (from..=to).contains(&span.from);
+            let children = self
+                .spans
+                .iter()
+                .flat_map(|(pid, spans)| spans.iter().filter(is_child).map(|child| (*pid, child.from)));
+            strangers.extend(children);
         }
     }
 
@@ -406,5 +408,16 @@ mod tests {
         assert_eq!(of(101), [Stranger; 3], "102 was never adopted");
         assert_eq!(of(1), [Unknown; 3], "it was, though its parent's exit is not told yet");
         assert_eq!(of(0), [Unknown; 3], "nothing tells");
+    }
+
+    #[test]
+    fn an_id_that_is_reused_before_a_doubt_is_settled_keeps_its_new_membership() {
+        let mut descent = after(&[fork(1, ROOT, 101), fork(2, 101, 102)]);
+        // Of the reaper, and later of a kernel thread.
+        for event in [fork(3, 1, 900), exit(4, 900, 900), fork(5, 2, 900), exit_of_child(6, 102, 102, 101)] {
+            descent.apply(event, &|pid| (pid == 101).then_some(ROOT));
+        }
+        assert_eq!(descent.within(900, 3, 3), Stranger);
+        assert_eq!(descent.within(900, 5, 9), Unknown);
     }
 }
