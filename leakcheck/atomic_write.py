@@ -190,6 +190,19 @@ class Output:
             raise UsageError(f"write {self.path}: {why[:1].lower()}{why[1:]}") from error
 
 
+@contextlib.contextmanager
+def held_directory(path: Path) -> Generator[tuple[int, str], None, None]:
+    """Yield an O_PATH descriptor of the directory that holds the file at `path`, and the file's name there.
+
+    No symbolic link of another user is followed; it raises `OSError` instead.
+    """
+    directory, name = _walk(path)
+    try:
+        yield directory, name
+    finally:
+        os.close(directory)
+
+
 def _walk(path: Path) -> tuple[int, str]:
     """Open the directory that holds the file at `path`; return it and the file's name there.
 

@@ -107,6 +107,15 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Save the JSON to FILE, atomically.", parser=answering),
 ]
+Reports = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Save a report: .html, .xml (JUnit), .sarif or .md (Markdown); may be repeated.",
+        parser=answering,
+    ),
+]
 _DEFAULT_TARGET = "refbox"
 
 
@@ -187,6 +196,7 @@ def guard(
     settle: Annotated[float, typer.Option(metavar="SECONDS", help="Time allowed for asynchronous teardown.")] = 0.5,
     json: JsonOfGuard = False,
     output: Output = None,
+    report: Reports = None,
     recover: Annotated[
         str | None, typer.Option(metavar="CMD", help="The target's own clean-up, run by sh -c after settling.")
     ] = None,
@@ -222,6 +232,7 @@ def guard(
         settle_ms=milliseconds(settle),
         json=json,
         output=output,
+        reports=report or [],
         recover=recover,
         pass_exit=exit_code == "command",
     )
@@ -267,7 +278,8 @@ def _campaigns() -> dict[str, Any]:
     from leakcheck.commands.campaign import command_of
 
     group = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
-    common: dict[str, Any] = {"target": (Target, _DEFAULT_TARGET), "json": (Json, False), "output": (Output, None)}
+    common: dict[str, Any] = {"target": (Target, _DEFAULT_TARGET), "json": (Json, False)}
+    common |= {"output": (Output, None), "report": (Reports, None)}
     for campaign in CAMPAIGNS.values():
         group.command(campaign.name)(command_of(campaign, **common))
     return dict(typer.main.get_group(group).commands)
@@ -295,14 +307,7 @@ def verify(
     ] = "quick",
     only: Annotated[str | None, typer.Option(metavar="R1,…", help="Only these requirements or campaigns.")] = None,
     skip: Annotated[str | None, typer.Option(metavar="R1,…", help="Not these requirements or campaigns.")] = None,
-    report: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Save a report: .html, .xml (JUnit), .sarif or .md (Markdown); may be repeated.",
-            parser=answering,
-        ),
-    ] = None,
+    report: Reports = None,
     compare: Annotated[bool, typer.Option("--compare", help="Add a table of the targets side by side.")] = False,
     seed: Annotated[int, typer.Option(metavar="S", help="Random seed.")] = 0,
     json: Json = False,

@@ -28,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("leakcheck")
     what = "guard every test; --leakcheck=KIND,… selects the kinds to observe"
     group.addoption("--leakcheck", nargs="?", const="", default=None, metavar="KINDS", help=what)
+    what = "save a report: .html, .xml (JUnit), .sarif or .md (Markdown); may be repeated"
+    group.addoption("--leakcheck-report", action="append", default=[], metavar="FILE", help=what)
     parser.addini("leakcheck_kinds", "kinds to observe in guarded tests", type="args", default=[])
     parser.addini("leakcheck_allow", "TOML file of [[allow]] rules, relative to the root directory", default="")
     parser.addini("leakcheck_settle", "seconds for asynchronous teardown (default: 0.5)", default="0.5")
@@ -54,11 +56,12 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     try:
         settings = Settings.of(config)
+        summary = None if hasattr(config, "workerinput") else Summary(config, settings)
     except UsageError as error:
         raise pytest.UsageError(f"leakcheck: {error}") from error
     config.pluginmanager.register(Guards(settings), "leakcheck-guards")
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Summary(config, settings), "leakcheck-summary")
+    if summary is not None:
+        config.pluginmanager.register(summary, "leakcheck-summary")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import pytest
 
 from leakcheck.printable import printable
 from leakcheck.pytest_item import ItemGuard, Settings
+from leakcheck.pytest_reports import SessionReports
 from leakcheck.pytest_rules import NAMES as KEPT_FOR_LIFE
 from leakcheck.pytest_rules import OF_TOOLS
 from leakcheck.render import count, leak_lines, summary
@@ -18,11 +19,12 @@ def attach(guard: ItemGuard, report: pytest.TestReport) -> None:
     """Attach the findings to `report` as plain data that xdist can send; a passed test's leak is its outcome."""
     found = guard.report
     data: dict[str, Any] = {"leaked": False, "leaks": {}, "unattributed": {}, "unknown": [], "unused": [], "kept": {}}
-    data["written"] = {}
+    data |= {"written": {}, "made_at": {}}
     if guard.failure is not None:
         data["unknown"] = [guard.failure]
     if found is not None:
         data["leaks"] = leak_lines(found.leaks)
+        data["made_at"] = {leak.key: [leak.kind, leak.made_at or ""] for leak in found.leaks}
         data["unattributed"] = leak_lines(found.unattributed)
         kept = [allowed for allowed in found.allowed if allowed.reason in KEPT_FOR_LIFE]
         data["kept"] = {allowed.key: [allowed.reason, allowed.label] for allowed in kept}
@@ -60,6 +62,7 @@ class Summary:
         self._kept: dict[str, list[str]] = {}
         self._written: dict[str, str] = {}
         self._unused: set[tuple[str, str]] | None = None
+        self._reports = SessionReports(config)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(
@@ -74,6 +77,7 @@ class Summary:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collect. A test counts once, so a leaked test no longer counts as passed or skipped."""
         data = getattr(report, "leakcheck", None)
+        self._reports.note(report, data)
         if data is None:
             return
         if data["leaks"]:
@@ -112,7 +116,7 @@ class Summary:
                     why = "the traceback of a failed test keeps its local variables alive, and what they hold open"
                     write.write_line(f"  ({why})")
         # One worker may know what the others only saw.
-        unattributed = [line for key, line in self._unattributed.items() if line and key not in self._blamed]
+        unattributed = self._not_blamed()
         parallel = "Appeared while tests ran in parallel; it is not known which of them made it, or whether any did."
         unknown = [f"{printable(why)} ({count(tests, 'test')})" for why, tests in self._unknown.items()]
         kept = [f"{printable(label)} ({reason})" for reason, label in sorted(self._kept.values())]
@@ -130,9 +134,18 @@ class Summary:
                 for line in (*note, *(f"  {one}" for one in found)):
                     write.write_line(line)
 
+    def _not_blamed(self) -> list[str]:
+        return [line for key, line in self._unattributed.items() if line and key not in self._blamed]
+
+    def pytest_unconfigure(self) -> None:
+        """Close the reports."""
+        self._reports.close()
+
     @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self) -> None:
-        """Give leaks the type ``leak`` in JUnit XML, just before it is written."""
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the reports. Give leaks the type ``leak`` in JUnit XML, just before it is written."""
+        if (status := self._reports.write(exitstatus, self._not_blamed())) != exitstatus:
+            session.exitstatus = status
         # pytest has no hook for an element's attributes. Without its junitxml plugin, or if the plugin's internals
         # change, the type is missing.
         xml = next((p for p in self._config.pluginmanager.get_plugins() if type(p).__name__ == "LogXML"), None)

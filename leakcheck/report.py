@@ -10,6 +10,8 @@ SCHEMA = "leakcheck.report/1"
 
 Verdict: TypeAlias = Literal["clean", "leaked", "unknown"]
 Level: TypeAlias = Literal["full", "partial", "none"]
+Status: TypeAlias = Literal["pass", "fail", "inconclusive", "not applicable"]
+"""What came of a requirement, or of a criterion."""
 
 
 class Leak(msgspec.Struct, frozen=True, kw_only=True):

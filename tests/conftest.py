@@ -36,6 +36,13 @@ def interruptible() -> Generator[None, None, None]:
         signal.signal(number, signal.SIG_IGN)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_runner() -> None:
+    """Keep what tests find on purpose out of the annotations and the summary of a job that runs this suite."""
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY"):
+        os.environ.pop(name, None)
+
+
 @pytest.fixture(autouse=True)
 def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a pytest that a test starts be no worker of this one: --leakcheck attributes less in a worker of xdist."""

@@ -23,6 +23,7 @@ from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.explanation import Explanation
 from leakcheck.trials.outcome import Outcome
 from leakcheck.trials.runner import Stop
+from leakcheck.trials.spans import Spans
 
 
 class Option(msgspec.Struct, frozen=True):
@@ -121,7 +122,7 @@ class Made(msgspec.Struct, Generic[_Options, _Trial]):
     """Everything that a campaign made, for its criteria and findings.
 
     `facts` is the result of `prepare`, `wanted` the number of trials to make; None if only time bounds it.
-    `explanations` are those of findings, by plan.
+    `explanations` are those of findings, by plan; `spans` is what a run without a fault makes, if that was recorded.
     """
 
     target: Target
@@ -133,6 +134,7 @@ class Made(msgspec.Struct, Generic[_Options, _Trial]):
     took: float = 0
     coverage: dict[str, str] = {}
     explanations: dict[str, Explanation] = {}
+    spans: Spans | None = None
 
 
 Judged = tuple[Criterion, Verdict]

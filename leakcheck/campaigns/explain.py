@@ -7,6 +7,7 @@ from injectors import parse
 from injectors.crash import STAGES
 from leakcheck.campaigns.campaign import Made
 from leakcheck.campaigns.findings import Exact, trial_findings
+from leakcheck.submissions import Submission
 from leakcheck.trials.case import case_of
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.explaining import Explainer
@@ -20,8 +21,27 @@ _MOST = 24
 _PATIENCE = 30
 
 
+def explain(name: str, made: Made[Any, Trial], submission: Submission, ui: Ui, stop: Stop, *, seconds: float) -> None:
+    """Explain the failing findings of a sweep as `explanations` does, and record what a run of `submission` makes."""
+    explainer = Explainer(made.target, settle=made.options.settle, stop=stop)
+    made.explanations = explanations(name, made, ui, stop, seconds=seconds, explainer=explainer)
+    if made.options.plan is not None or stop():
+        return
+    try:
+        made.spans = explainer.spans(submission)
+    except Exception as error:  # noqa: BLE001 - a report without this drawing is one all the same
+        ui.log(f"what a run makes was not recorded: {error or type(error).__name__}")
+
+
 def explanations(
-    name: str, made: Made[Any, Trial], ui: Ui, stop: Stop, exact: Exact | None = None, *, seconds: float = 0
+    name: str,
+    made: Made[Any, Trial],
+    ui: Ui,
+    stop: Stop,
+    exact: Exact | None = None,
+    *,
+    seconds: float = 0,
+    explainer: Explainer | None = None,
 ) -> dict[str, Explanation]:
     """Return what explains each failing finding whose plan names a point, by its plan; the worst first.
 
@@ -32,7 +52,7 @@ def explanations(
     if not plans:
         return {}
     ui.log(f"explaining {min(len(plans), _MOST)} findings")
-    explainer = Explainer(made.target, settle=made.options.settle, stop=stop)
+    explainer = explainer or Explainer(made.target, settle=made.options.settle, stop=stop)
     until = time.monotonic() + max(_PATIENCE, seconds)
     explained = {}
     for plan in plans[:_MOST]:

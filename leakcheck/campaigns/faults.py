@@ -158,6 +158,10 @@ class Faults(Sweep[FaultsOptions]):
         """Yield the call, and its phase."""
         yield f"{one.point.stage}:{one.point}", step_phase(one)
 
+    def phase_of(self, one: Recorded) -> str:
+        """Return the phase of a call as a step of a clean-up."""
+        return step_phase(one)
+
     def instant(self, plan: Plan) -> str:
         """Return the first call of a plan."""
         call = plan.argument.partition(":")[0].removesuffix("+")

@@ -117,7 +117,7 @@ def trial_findings(campaign: str, made: Made[Any, Trial], exact: Exact | None = 
         worst = _worst(alike)
         findings.append(
             Finding(
-                id=finding_id(*(_of_any(made.target.name, one) for one in what)),
+                id=id_of(made.target, what),
                 ending=example.case.plan.kind,
                 plan=best.plan,
                 outcome=worst.outcome,
@@ -133,6 +133,11 @@ def trial_findings(campaign: str, made: Made[Any, Trial], exact: Exact | None = 
         )
 
     return sorted(findings, key=worst_first)
+
+
+def id_of(target: Target, what: Iterable[Hashable]) -> str:
+    """Return the id of the finding of isolated trials that show `what`, as `groups` has it."""
+    return finding_id(*(_of_any(target.name, one) for one in what))
 
 
 def _of_any(target: str, what: Hashable) -> Hashable:

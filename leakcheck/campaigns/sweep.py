@@ -1,7 +1,6 @@
 """The common part of campaigns that visit the points of a target's runs, which a traced run without a fault tells."""
 
 import abc
-import difflib
 import itertools
 import random
 from collections import Counter
@@ -15,18 +14,20 @@ from injectors import Plan
 from leakcheck.campaigns import explained
 from leakcheck.campaigns.campaign import Check, Made
 from leakcheck.campaigns.criteria import reached, stated, zero
-from leakcheck.campaigns.explain import explanations
+from leakcheck.campaigns.explain import explain
+from leakcheck.campaigns.near import log_near_points
 from leakcheck.campaigns.result import Result
 from leakcheck.campaigns.sweep_options import PHASES, RUN, SweepOptions
 from leakcheck.campaigns.trial_campaign import AGAIN, TrialCampaign
+from leakcheck.campaigns.visited import visited
 from leakcheck.errors import TargetError, UsageError
 from leakcheck.submissions import Submission
 from leakcheck.targets import Target
-from leakcheck.trials.case import Case, case_of, honest
-from leakcheck.trials.crash_points import Points, Recorded, record, record_twice
+from leakcheck.trials.case import Case, case_of
+from leakcheck.trials.crash_points import Points, Recorded, record_twice
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.payload import SLEEPING
-from leakcheck.trials.runner import Stop, never
+from leakcheck.trials.runner import Stop
 from leakcheck.trials.trial import Trial
 
 # Trials of one plan, unless fewer are asked for.
@@ -131,11 +132,12 @@ class Sweep(TrialCampaign[_Options]):
             if any(trial.fired for trial in self._try_missed(made)):
                 made.trials[:] = [trial for trial in made.trials if trial.outcome != "not-reached"]
             else:
-                _say_what_is_there(made, made.options.plan, ui)
+                log_near_points(made, made.options.plan, ui)
         super().finish(made, ui)
         unasked = made.options.plan is None and self.again_of(made.options) > 0
         if unasked or made.options.explain is not None:
-            made.explanations = explanations(self.name, made, ui, made.executor.stop, seconds=made.options.within)
+            what = self.submission(made.target, made.options)
+            explain(self.name, made, what, ui, made.executor.stop, seconds=made.options.within)
 
     def _visit_unsteady(self, made: Made[_Options, Trial], ui: Ui) -> None:
         """Visit points that one of two recorded runs had, each until a trial has it, too; most sweeps have none."""
@@ -188,6 +190,10 @@ class Sweep(TrialCampaign[_Options]):
         yield f"{one.point.stage}:{one.point}:before", one.phase
         yield f"{one.point.stage}:{one.point}:after", one.after
 
+    def phase_of(self, one: Recorded) -> str:
+        """Return the phase in which a point is shown."""
+        return one.phase
+
     def instant(self, plan: Plan) -> str:
         """Return how a plan begins, as `instants` has it."""
         return f"{plan.kind}:{plan.argument.rpartition(':')[0]}"
@@ -215,6 +221,8 @@ class Sweep(TrialCampaign[_Options]):
                 "tried": len(plans & {trial.case.plan for trial in made.trials}),
                 "not_reached": sorted({str(trial.case.plan) for trial in made.trials if not trial.fired}),
                 "notes": made.facts.notes,
+                **visited(made, self.phase_of),
+                **({"lives": msgspec.to_builtins(made.spans)} if made.spans is not None else {}),
             },
         }
 
@@ -230,20 +238,3 @@ def _extend(made: Made[Any, Trial], cases: Sequence[Case]) -> list[Trial]:
     made.trials.extend(found)
     made.wanted = None if made.wanted is None else made.wanted + len(found)
     return found
-
-
-def _say_what_is_there(made: Made[Any, Trial], plan: Plan, ui: Ui) -> None:
-    """Say which points are like the one that a plan names and no run has."""
-    recovery, target = plan.kind == "recover", made.target
-    wall = target.adapter.shortest_wall
-    submission = SLEEPING if recovery else honest(case_of(plan, wall), wall)
-    try:
-        recorded = record(target, submission, 0, recovery=recovery, stop=never, every=True, watched=True).points
-    except TargetError as error:
-        ui.log(str(error))
-        return
-    names = [str(one.point) for one in recorded if one.point.stage == plan.kind]
-    name = plan.argument.partition(":")[0]
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0)
-    there = f"such as {', '.join(near)}" if near else "none at all"
-    ui.log(f"{plan.kind}:{name} is no point of {target.name}; {plan.kind} has {len(names)}, {there}")

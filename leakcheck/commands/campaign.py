@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -22,6 +23,8 @@ from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import StoppedError
 from leakcheck.renamed import notify_renamed
 from leakcheck.render import print_lines
+from leakcheck.reports.files import Reports
+from leakcheck.reports.of_campaign import of_campaign
 from leakcheck.subprocesses import Interrupts, in_background
 from leakcheck.targets import Target, load
 from leakcheck.warden import shutdown
@@ -31,7 +34,7 @@ _PATIENCE = 50
 
 
 def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Callable[..., None]:
-    """Return the command that runs `campaign`, for typer; `common` are kind and default of target, json and output."""
+    """Return the command that runs `campaign`, for typer; `common` are kind and default of the others."""
     fields = dict(_fields(campaign.options))
     defaults = {field.name: field.default for field in msgspec.structs.fields(campaign.options)}
     parameters = {"target": common["target"]}
@@ -43,9 +46,11 @@ def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Calla
         parameters[name] = Annotated[kind, info], default
         if option.was:
             parameters[f"{name}_was"] = Annotated[str | None, typer.Option(option.was, hidden=True)], None
-    parameters |= {"json": common["json"], "output": common["output"]}
+    parameters |= {name: common[name] for name in ("json", "output", "report")}
 
-    def command(target: str, json: bool, output: Path | None, **given: Any) -> None:
+    def command(
+        target: str, json: bool, output: Path | None, report: Sequence[Path] | None = None, **given: Any
+    ) -> None:
         chosen = {}
         for name, (_, option) in fields.items():
             value = given[name]
@@ -54,7 +59,8 @@ def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Calla
                 value = [*(value or []), old]
             if value is not None:
                 chosen[name] = option.parse(value) if option.parse else value
-        raise typer.Exit(run_campaign(campaign, load(target), campaign.options(**chosen), output, as_json=json))
+        options = campaign.options(**chosen)
+        raise typer.Exit(run_campaign(campaign, load(target), options, output, report or [], as_json=json))
 
     command.__name__, command.__doc__ = campaign.name, campaign.question
     command.__annotations__ = {name: kind for name, (kind, _) in parameters.items()} | {"return": None}
@@ -78,15 +84,23 @@ def _fields(options: type[Options]) -> Iterator[tuple[str, tuple[Any, Option]]]:
 
 
 def run_campaign(
-    campaign: Campaign[Any, Any], target: Target, options: Options, output: Path | None, *, as_json: bool
+    campaign: Campaign[Any, Any],
+    target: Target,
+    options: Options,
+    output: Path | None,
+    reports: Sequence[Path] = (),
+    *,
+    as_json: bool,
 ) -> int:
     """Run the campaign; the exit code is the verdict's, 1 if a `strict` campaign failed, 130 if interrupted.
 
-    What was not fully seen is no failure.
+    What was not fully seen is no failure. The result goes to `output`, and to each of the `reports`, in the format that
+    its suffix names.
     """
     options.check()
     progress = Progress(target.name, campaign.unit, options.limit_s)
-    with output_to(output) as place, Interrupts() as interrupts:
+    with output_to(output) as place, Reports(reports) as written, Interrupts() as interrupts:
+        began = time.monotonic()
         try:
             keep = None if place is None or not place.replaceable else _keeping(place)
             work = functools.partial(run, campaign, target, options, progress, stop=interrupts.seen, keep=keep)
@@ -103,6 +117,8 @@ def run_campaign(
         code = LEAKED if campaign.strict and failed else EXIT_OF[result.verdict]
         shown = None if as_json else campaign.shown(options, result)
         code = deliver(code, result.to_json(), place, None if shown is None else functools.partial(_show, shown))
+        took = time.monotonic() - began
+        code = written.write(code, lambda: of_campaign(result, took))
         return INTERRUPTED if interrupts.seen() else code
 
 

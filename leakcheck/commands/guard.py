@@ -18,7 +18,6 @@ from rich.console import Console
 from leakcheck import _native
 from leakcheck.allow import read_allow_file
 from leakcheck.arena import Arena, prepare_observation, run_in_arena
-from leakcheck.atomic_write import Output
 from leakcheck.commands import EXIT_OF, INTERRUPTED, UNKNOWN
 from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import ArenaError, GivenUp, TargetError
@@ -39,6 +38,7 @@ class GuardOptions:
     settle_ms: int = 500
     json: bool = False
     output: Path | None = None
+    reports: Sequence[Path] = ()
     recover: str | None = None
     pass_exit: bool = False
     arena: Arena | None = None
@@ -67,7 +67,10 @@ def guarded(action: Action, options: GuardOptions) -> int:
     """Do `action` between a baseline and a verdict; return the exit code."""
     allow = None if options.allow is None else read_allow_file(options.allow)
     left: list[str] = []
-    with output_to(options.output) as output, Interrupts() as interrupts, _arena(options, interrupts, left) as place:
+    with contextlib.ExitStack() as stack:
+        delivery = _Delivery(options, stack)
+        interrupts = stack.enter_context(Interrupts())
+        place = stack.enter_context(_arena(options, interrupts, left))
         begin = functools.partial(_native.Guard, **options.observe, **place, allow=allow, settle_ms=options.settle_ms)
         with _progress("taking the baseline"):
             watched = in_background(begin, interrupts, at_once=True)
@@ -84,9 +87,9 @@ def guarded(action: Action, options: GuardOptions) -> int:
                         text = _recovered(watched, options, env, interrupts)
                     except TargetError:
                         # The residue of the run itself is already known.
-                        _deliver(text, exit_code, options, output)
+                        delivery.deliver(text, exit_code)
                         raise
-                code = _deliver(text, exit_code, options, output)
+                code = delivery.deliver(text, exit_code)
         finally:
             # After a second Ctrl-C, a thread may still be settling with the guard, and abandon() would wait for it.
             if not isinstance(sys.exception(), GivenUp):
@@ -141,12 +144,29 @@ def _recovered(watched: _native.Guard, options: GuardOptions, env: Mapping[str, 
     return msgspec.json.encode(report).decode()
 
 
-def _deliver(text: str, exit_code: int | None, options: GuardOptions, output: Output | None) -> int:
-    report = Report.from_json(text)
-    code = EXIT_OF[report.verdict]
-    if options.pass_exit and report.verdict == "clean" and exit_code is not None:
-        code = exit_code if exit_code >= 0 else 128 - exit_code
-    return deliver(code, text, output, None if options.json else shows(report))
+class _Delivery:
+    """Where the report goes; all of it is opened before the command runs."""
+
+    def __init__(self, options: GuardOptions, stack: contextlib.ExitStack) -> None:
+        self._options = options
+        self._output = stack.enter_context(output_to(options.output))
+        self._report: Callable[[int, Report], int] = lambda code, _: code
+        if options.reports:
+            # The formats take a while to import, and a guard starts fast.
+            from leakcheck.reports.files import Reports
+            from leakcheck.reports.of_guard import of_guard
+
+            files = stack.enter_context(Reports(options.reports, github=False))
+            self._report = lambda code, report: files.write(code, lambda: of_guard(report))
+
+    def deliver(self, text: str, exit_code: int | None) -> int:
+        """Deliver the report `text`; return the exit code."""
+        options, report = self._options, Report.from_json(text)
+        code = EXIT_OF[report.verdict]
+        if options.pass_exit and report.verdict == "clean" and exit_code is not None:
+            code = exit_code if exit_code >= 0 else 128 - exit_code
+        code = deliver(code, text, self._output, None if options.json else shows(report))
+        return self._report(code, report)
 
 
 @contextlib.contextmanager

@@ -9,15 +9,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from leakcheck.atomic_write import Output
 from leakcheck.campaigns import CAMPAIGNS
 from leakcheck.commands import EXIT_OF, INTERRUPTED
 from leakcheck.commands.progress import Progress
-from leakcheck.deliver import deliver, notify, output_to, save, show_progress
+from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import UsageError
 from leakcheck.render import print_lines
 from leakcheck.report import Verdict
-from leakcheck.reports import format_of
+from leakcheck.reports.files import Reports
+from leakcheck.reports.of_verify import of_verify
 from leakcheck.subprocesses import Interrupts, in_background
 from leakcheck.targets import Target, load
 from leakcheck.trials.executor import Ui
@@ -47,12 +47,11 @@ def run_verify(
     `only` and `skip` name requirements or campaigns. After each requirement, what there is goes to `output`, and at the
     end to each of the `reports`, in the format that its suffix names.
     """
-    formats = [format_of(path) for path in reports]
     targets = _targets(names, compare=compare)
     requirements = select(plan_of(profile), only, skip)
     with contextlib.ExitStack() as stack:
         place = stack.enter_context(output_to(output))
-        outputs = [stack.enter_context(Output(path)) for path in reports]
+        written = stack.enter_context(Reports(reports))
         interrupts = stack.enter_context(Interrupts())
         found: list[Verification] = []
 
@@ -84,8 +83,7 @@ def run_verify(
         everything = Verifications(targets=found)
         show = None if as_json else functools.partial(_show, shown)
         code = deliver(code, everything.to_json(), place, show)
-        for written, report in zip(formats, outputs, strict=True):
-            code = save(code, written(everything), report)
+        code = written.write(code, lambda: of_verify(everything))
         return INTERRUPTED if interrupts.seen() else code
 
 

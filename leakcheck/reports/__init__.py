@@ -1,4 +1,8 @@
-"""Results of `leakcheck verify` as a page of HTML, JUnit XML, SARIF and Markdown."""
+"""Reports as a page of HTML, JUnit XML, SARIF and Markdown, of whatever ran.
+
+`leakcheck.reports.rows` is what they all render. The modules `of_…` build it: from a result of `verify`, of a campaign,
+of a guarded command, of a suite of tests.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +11,12 @@ from leakcheck.errors import UsageError
 from leakcheck.reports.junit import junit
 from leakcheck.reports.markdown import markdown
 from leakcheck.reports.page import page
+from leakcheck.reports.rows import Report
 from leakcheck.reports.sarif import sarif
-from leakcheck.verify.result import Verifications
 
 __all__ = ["format_of", "junit", "markdown", "page", "sarif"]
 
-_FORMATS: dict[str, Callable[[Verifications], str]] = {
+_FORMATS: dict[str, Callable[[Report], str]] = {
     ".html": page,
     ".xml": junit,
     ".sarif": sarif,
@@ -20,7 +24,7 @@ _FORMATS: dict[str, Callable[[Verifications], str]] = {
 }
 
 
-def format_of(path: Path) -> Callable[[Verifications], str]:
+def format_of(path: Path) -> Callable[[Report], str]:
     """Return what writes the format of a report's path, by its suffix; raise a `UsageError` for an unknown one."""
     if (found := _FORMATS.get(path.suffix.lower())) is None:
         raise UsageError(f"--report {path}: end it in .html, .xml (JUnit), .sarif or .md (Markdown)")

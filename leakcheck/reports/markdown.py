@@ -1,43 +1,39 @@
 """Markdown, as for the summary of a CI job: a table of the requirements, then the failures."""
 
-from leakcheck.reports.rows import failures, rows, text_of
-from leakcheck.verify.result import Verification, Verifications
+from leakcheck.reports.rows import Report, Subject
+
+_FAILURES = 60
 
 
-def markdown(found: Verifications) -> str:
+def markdown(found: Report) -> str:
     """Return the results as Markdown; nothing in a name is read as markup."""
-    return "\n".join(map(_target, found.targets))
+    return "\n".join(_subject(found.command, one) for one in found.subjects)
 
 
-def _target(found: Verification) -> str:
-    version = f" {found.version}" if found.version else ""
+def _subject(command: str, found: Subject) -> str:
     lines = [
-        f"## leakcheck verify {_plain(found.target + version)}: {found.verdict}",
+        f"## {command} {_plain(found.title)}: {found.verdict}",
         "",
         "| requirement | status | criterion | measured | limit |",
         "|---|---|---|---|---|",
     ]
-    for requirement in found.requirements:
-        for part in requirement.parts:
+    for group in found.groups:
+        for part in group.parts:
             cells = [
-                (part.name_in(requirement.id), row.status, _plain(row.name), _plain(row.measured), row.limit)
-                for row in rows(part)
+                (_plain(part.name), row.status, _plain(row.name), _plain(row.measured), row.limit)
+                for row in part.rows
                 if row.status != "pass"
             ]
             lines += [f"| {' | '.join(one)} |" for one in cells]
-        if requirement.status == "pass":
-            lines.append(f"| {requirement.id} {requirement.title} | pass | | | |")
-    for requirement, part, finding in failures(found):
+        if group.status == "pass":
+            lines.append(f"| {_plain(group.name)} | pass | | | |")
+    failures = [*found.failures]
+    for part, failure in failures[:_FAILURES]:
         # No line of the text begins with a fence: each is stripped, and a name has no line feed.
         fence = "`" * 4
-        lines += [
-            "",
-            f"### {part.name_in(requirement.id)}: {finding.outcome}",
-            "",
-            fence,
-            _fenced(text_of(finding)),
-            fence,
-        ]
+        lines += ["", f"### {_plain(part.name)}: {failure.outcome}", "", fence, _fenced(failure.text), fence]
+    if (more := len(failures) - _FAILURES) > 0:
+        lines += ["", f"… and {more} more failures: see the JSON."]
     return "\n".join([*lines, ""])
 
 

@@ -5,49 +5,57 @@ from typing import Any
 import msgspec
 
 from leakcheck import __version__
-from leakcheck.campaigns import Finding
-from leakcheck.reports.rows import failures, text_of
-from leakcheck.trials.outcome import FAILING
-from leakcheck.verify.result import PartResult, RequirementResult, Verification, Verifications
+from leakcheck.reports.rows import Failure, Part, Report, Subject
 
 _SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 _RULES = {
+    "false-status": "A status is wrong.",
     "leaked": "Something stays for good.",
     "silent": "A run or a recovery reports success, and something stays.",
-    "wedged": "A recovery or the next submission fails.",
-    "false-status": "A status is wrong.",
     "split-brain": "Two payloads are in one box at once.",
+    "wedged": "A recovery or the next submission fails.",
 }
 
 
-def sarif(found: Verifications) -> str:
+def sarif(found: Report) -> str:
     """Return the failures as SARIF.
 
-    A sandbox has no line of code, so the place of a result is the target's name. The fingerprint is the finding's id,
-    which stays the same from run to run.
+    A sandbox has no line of code, so the place of a result is the target's name; that of a test is its line. The
+    fingerprint is the finding's id, which stays the same from run to run.
     """
-    results = [
-        _result(target, requirement, part, finding)
-        for target in found.targets
-        for requirement, part, finding in failures(target)
+    results = [_result(subject, part, one) for subject in found.subjects for part, one in subject.failures]
+    rules = [
+        {"id": name, "shortDescription": {"text": _RULES.get(name, name)}}
+        for name in sorted({*_RULES, *(one["ruleId"] for one in results)})
     ]
-    rules = [{"id": name, "shortDescription": {"text": _RULES.get(name, name)}} for name in sorted(FAILING)]
     driver = {"name": "leakcheck", "version": __version__, "rules": rules}
     runs = [{"tool": {"driver": driver}, "results": results}]
     return msgspec.json.format(msgspec.json.encode({"$schema": _SCHEMA, "version": "2.1.0", "runs": runs})).decode()
 
 
-def _result(target: Verification, requirement: RequirementResult, part: PartResult, finding: Finding) -> dict[str, Any]:
+def _result(subject: Subject, part: Part, failure: Failure) -> dict[str, Any]:
+    place: dict[str, Any] = {"artifactLocation": {"uri": _uri(failure.file or subject.place)}}
+    if failure.line:
+        place["region"] = {"startLine": failure.line}
     return {
-        "ruleId": finding.outcome,
+        "ruleId": failure.outcome,
         "level": "error",
-        "message": {"text": f"{target.target} {target.version}: {part.name_in(requirement.id)}\n{text_of(finding)}"},
+        "message": {"text": f"{subject.name} {subject.version}: {part.name}\n{failure.text}"},
         "locations": [
             {
-                "physicalLocation": {"artifactLocation": {"uri": f"sandboxes/{target.target}"}},
-                "logicalLocations": [{"name": target.target, "fullyQualifiedName": part.name_in(requirement.id)}],
+                "physicalLocation": place,
+                "logicalLocations": [{"name": subject.name, "fullyQualifiedName": part.name}],
             }
         ],
-        "partialFingerprints": {"leakcheckFinding/v1": f"{target.target}/{part.campaign}/{finding.id}"},
-        "properties": {"replay": finding.replay, "plan": finding.plan, "trials": finding.trials},
+        "partialFingerprints": {"leakcheckFinding/v1": f"{subject.name}/{part.rule}/{failure.id}"},
+        "properties": {"replay": failure.replay, "plan": failure.plan, "trials": failure.trials},
     }
+
+
+def _uri(path: str) -> str:
+    """Return a path as a relative reference (RFC 3986)."""
+    kept = "-._~/"
+    return "".join(
+        chr(byte) if chr(byte).isascii() and (chr(byte).isalnum() or chr(byte) in kept) else f"%{byte:02X}"
+        for byte in path.encode("utf-8", "replace")
+    )

@@ -27,7 +27,8 @@ STEPS = {
 """The steps of a clean-up (QA-REL-001, 4), and whether it is one in any phase: it releases what is outside."""
 ONLY_BEFORE = "it uses ptrace itself: seccomp reports its calls instead, and there are no kills after a call"
 """The note on a target that cannot be traced by ptrace."""
-_PHASE_OF = {"prepare": "setup", "finish": "cleanup", "recover": "recovery"}
+PHASE_OF = {"prepare": "setup", "finish": "cleanup", "recover": "recovery"}
+"""The phase of all that is in these stages."""
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -184,7 +185,7 @@ def _recording(tracing: Tracing, *, recovery: bool, notified: frozenset[str]) ->
         for line in tracing.reports(stage):
             if "operation" in line:
                 point = Point(stage, line["role"], line["operation"], line["class"], line["ordinal"])
-                phase = _PHASE_OF.get(stage, line["phase"])
+                phase = PHASE_OF.get(stage, line["phase"])
                 points.append(Recorded(point, phase, phase if line["returns"] else "", line["ms"], stage in notified))
                 numbered[line.get("number", 0)] = len(points) - 1
             elif (at := numbered.get(line.get("idle", -1), -1)) >= 0:

@@ -8,6 +8,7 @@ from typing import Any
 from injectors import injector_for
 from leakcheck.errors import TargetError
 from leakcheck.stack import walk
+from leakcheck.submissions import Submission
 from leakcheck.targets import Target
 from leakcheck.trials.calls import Call, Event, Fired, calls_of
 from leakcheck.trials.case import Case, honest
@@ -16,6 +17,7 @@ from leakcheck.trials.explanation import Explanation, Frame, Step
 from leakcheck.trials.lives import lives
 from leakcheck.trials.runner import Stop
 from leakcheck.trials.session import Session
+from leakcheck.trials.spans import Spans, spans_of
 from leakcheck.trials.tracing import Tracing
 from leakcheck.trials.trial import run_trial
 
@@ -62,6 +64,13 @@ class Explainer:
     def _record(self, case: Case) -> list[Event]:
         recovery = injector_for(case.plan).stage == "recover"
         submission = case.submission if recovery else honest(case, self._target.adapter.shortest_wall)
+        return self._events(submission, recovery=recovery)
+
+    def spans(self, submission: Submission) -> Spans:
+        """Return how long what a run of `submission` makes exists; raise `TargetError` if it cannot be recorded."""
+        return spans_of(self._events(submission, recovery=False))
+
+    def _events(self, submission: Submission, *, recovery: bool) -> list[Event]:
         key = (repr(submission), recovery)
         if key not in self._honest:
             found = record(

@@ -3,9 +3,10 @@
 `verify` runs what `plan_of` and `select` return.
 """
 
+from leakcheck.report import Status
 from leakcheck.verify.engine import verify
 from leakcheck.verify.plan import Part, Profile, Requirement, plan_of, select
-from leakcheck.verify.result import PartResult, RequirementResult, Status, Verification, Verifications
+from leakcheck.verify.result import PartResult, RequirementResult, Verification, Verifications
 
 __all__ = [
     "Part",

@@ -10,8 +10,8 @@ from leakcheck.campaigns.compare import Comparison
 from leakcheck.campaigns.criteria import worst_verdict
 from leakcheck.errors import UsageError
 from leakcheck.render import line
-from leakcheck.report import Verdict
-from leakcheck.verify.result import PartResult, Status, Verification, Verifications
+from leakcheck.report import Status, Verdict
+from leakcheck.verify.result import PartResult, Verification, Verifications
 
 SCHEMA = "leakcheck.verify-diff/1"
 

@@ -7,8 +7,9 @@ from rich.text import Text
 from leakcheck.campaigns import CAMPAIGNS, Criterion, Finding
 from leakcheck.campaigns.render import finding_lines, measured, shortened
 from leakcheck.render import VERDICT_STYLE, line
+from leakcheck.report import Status
 from leakcheck.trials.outcome import FAILING
-from leakcheck.verify.result import PartResult, RequirementResult, Status, Verification, criterion_status
+from leakcheck.verify.result import PartResult, RequirementResult, Verification, criterion_status
 
 _STYLE: dict[Status, str] = {
     "pass": "green",

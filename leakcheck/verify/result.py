@@ -1,18 +1,17 @@
 """What came of the plan as typed data; its JSON is the contract ``leakcheck.verify/1``."""
 
 from collections.abc import Iterator, Sequence
-from typing import Literal, Self
+from typing import Self
 
 import msgspec
 
 from leakcheck.campaigns import Criterion, Result
 from leakcheck.campaigns.criteria import UNDECIDED, UNSEEN
 from leakcheck.errors import UsageError
-from leakcheck.report import Verdict
+from leakcheck.report import Status, Verdict
 from leakcheck.verify.plan import Profile, Requirement, part_name
 
 SCHEMA = "leakcheck.verify/1"
-Status = Literal["pass", "fail", "inconclusive", "not applicable"]
 _WORST: tuple[Status, ...] = ("not applicable", "pass", "inconclusive", "fail")
 
 

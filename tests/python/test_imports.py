@@ -13,7 +13,12 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     ("leakcheck.__main__",),
     ("leakcheck.cli", "leakcheck.commands"),
-    ("leakcheck.reports",),
+    (
+        "leakcheck.reports.of_verify",
+        "leakcheck.reports.of_campaign",
+        "leakcheck.reports.campaign_figures",
+        "leakcheck.schemas",
+    ),
     ("leakcheck.verify",),
     ("leakcheck.conformance",),
     ("leakcheck.campaigns", "leakcheck.strategies"),
@@ -23,7 +28,8 @@ LAYERS = [
     ("injectors",),
     ("leakcheck.arena", "leakcheck.pytest_plugin"),
     ("leakcheck.snapshots", "leakcheck.pytest_summary"),
-    ("leakcheck.pytest_item",),
+    ("leakcheck.pytest_item", "leakcheck.pytest_reports"),
+    ("leakcheck.reports",),
     (
         "leakcheck._guard",
         "leakcheck.deliver",

@@ -16,6 +16,7 @@ from made import LEAKCHECK, WATCHES, target
 
 from leakcheck.errors import UsageError
 from leakcheck.reports import format_of, junit, markdown, page, sarif
+from leakcheck.reports.of_verify import of_verify
 from leakcheck.verify import Part, Requirement, Verifications, plan_of, select, verify
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
@@ -35,7 +36,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Verifications:
 
 
 def test_junit_has_a_suite_a_campaign_and_a_case_a_criterion(found: Verifications) -> None:
-    text = junit(found)
+    text = junit(of_verify(found))
     top = Xml.fromstring(text)
     suites = {suite.attrib["name"]: suite for suite in top}
     assert [*suites] == ["made R3 crash normal", "made R6 leaks", "made R7 locks"]
@@ -53,16 +54,16 @@ def test_junit_has_a_suite_a_campaign_and_a_case_a_criterion(found: Verification
 
 
 def test_sarif_has_a_result_for_each_failure_with_a_fingerprint_that_stays(found: Verifications) -> None:
-    (run,) = json.loads(sarif(found))["runs"]
+    (run,) = json.loads(sarif(of_verify(found)))["runs"]
     (result,) = run["results"]
     assert result["ruleId"] in {rule["id"] for rule in run["tool"]["driver"]["rules"]}
     assert result["partialFingerprints"]["leakcheckFinding/v1"].startswith("made/leaks/")
     assert result["properties"]["replay"].startswith("leakcheck leaks --target")
-    assert sarif(found) == sarif(Verifications.from_json(found.to_json()))
+    assert sarif(of_verify(found)) == sarif(of_verify(Verifications.from_json(found.to_json())))
 
 
 def test_markdown_shows_names_as_they_are(found: Verifications) -> None:
-    lines = markdown(found).splitlines()
+    lines = markdown(of_verify(found)).splitlines()
     table = [line for line in lines if line.startswith("|")]
     assert {line.replace(r"\|", "").count("|") for line in table} == {6}
     assert "| R6 leaks | fail | trials that left something for good | 6 | 0 |" in table
@@ -88,7 +89,7 @@ class Tags(HTMLParser):
 
 def test_the_page_has_all_criteria_and_failures_loads_nothing_and_reads_no_name_as_markup(found: Verifications) -> None:
     seen = Tags()
-    seen.feed(html := page(found))
+    seen.feed(html := page(of_verify(found)))
     assert {"a", "b", "script", "img", "link", "iframe"}.isdisjoint(seen.tags)
     assert seen.attributes <= {"lang", "charset", "name", "content", "http-equiv", "class", "open", "style"}
     assert "://" not in html.replace(found.targets[0].target, "")
@@ -103,7 +104,7 @@ def test_the_page_has_all_criteria_and_failures_loads_nothing_and_reads_no_name_
 def test_a_browser_shows_the_page_without_an_error(found: Verifications, tmp_path: Path) -> None:
     if (browser := shutil.which("chromium")) is None:
         pytest.skip("no chromium: apt-get install chromium")
-    (tmp_path / "page.html").write_text(page(found))
+    (tmp_path / "page.html").write_text(page(of_verify(found)))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
     done = subprocess.run(
         [browser, *options, "--dump-dom", f"file://{tmp_path}/page.html"],
@@ -153,7 +154,7 @@ def test_junit_is_valid_by_the_public_schema(found: Verifications, tmp_path: Pat
         schema = archive.extractfile(member)
         assert schema is not None
         (tmp_path / "junit.xsd").write_bytes(schema.read())
-    (tmp_path / "report.xml").write_text(junit(found))
+    (tmp_path / "report.xml").write_text(junit(of_verify(found)))
     check = "import xmlschema; xmlschema.XMLSchema('junit.xsd').validate('report.xml')"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "lib")}
     done = subprocess.run(
