@@ -9,7 +9,7 @@ from leakcheck.answers import answering
 
 if TYPE_CHECKING:
     from leakcheck.reports.files import Reports
-    from leakcheck.reports.of_session import Tested
+    from leakcheck.reports.of_session import Guarded
 
 _FAILED = 1
 """The exit status of a suite whose tests all ran, but did not all pass."""
@@ -24,7 +24,7 @@ class SessionReports:
     def __init__(self, config: pytest.Config) -> None:
         paths: Sequence[str] = config.getoption("leakcheck_report")
         self._suite = config.rootpath.name
-        self._tests: dict[str, Tested] = {}
+        self._tests: dict[str, Guarded] = {}
         self._files: Reports | None = None
         if paths:
             # No suite without such reports waits for their formats.
@@ -36,9 +36,9 @@ class SessionReports:
         """Collect one phase of a test; `data` is what its guard found, None if there is nothing of it."""
         if self._files is None:
             return
-        from leakcheck.reports.of_session import Left, Tested
+        from leakcheck.reports.of_session import Guarded, Left
 
-        test = self._tests.setdefault(report.nodeid, Tested(nodeid=report.nodeid))
+        test = self._tests.setdefault(report.nodeid, Guarded(nodeid=report.nodeid))
         test.seconds += report.duration
         if data is None:
             test.failed |= report.failed

@@ -111,8 +111,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     trial could be made. A result is `complete` unless the campaign was interrupted or failed, or had not ended when
     the result was written. `records` are the submissions of ``stress``, `latency_ms` the median, 95th percentile and
     maximum of their times by status, `stalls` the stacks of what hung.
-    `points` has, for ``crash`` and ``faults``, how many points were `seen` and `hit`, the plans that were `not_reached`,
-    and `notes` of what the tracer could not see; after a sweep also the `map` of all points, of type
+    `points` has, for ``crash`` and ``faults``, how many points were `seen` and `hit`, the plans that were
+    `not_reached`, and `notes` of what the tracer could not see; after a sweep also the `map` of all points, of type
     `leakcheck.campaigns.visited.Visited`, and `lives`, `leakcheck.trials.spans.Spans` of a run without a fault. For
     ``state``, it has `notes` of what was not tried, and why.
     `exhaustion` has, for ``exhaust``, the levels at which the target ran against a limit (`hit`), its `statuses` there,

@@ -63,7 +63,7 @@ def visited(made: Made[Any, Trial], phase: Callable[[Recorded], str]) -> dict[st
     outcomes: dict[str, dict[str, Outcome]] = defaultdict(dict)
     for trial in made.trials:
         point, when = tried_of(trial.case.plan)
-        outcomes[point][when] = worst([trial.outcome, *filter(None, [outcomes[point].get(when)])])
+        outcomes[point][when] = worst([trial.outcome, outcomes[point].get(when, "clean")])
     known = [
         Visited(
             point=(name := f"{one.point.stage}:{one.point}"),

@@ -11,7 +11,7 @@ from leakcheck.render import count
 from leakcheck.report import Status, Verdict
 from leakcheck.reports.rows import Failure, Group, Part, Report, Row, Subject, cut, lines_of
 
-__all__ = ["Left", "Tested", "of_session"]
+__all__ = ["Guarded", "Left", "of_session"]
 
 _WORST: tuple[Status, ...] = ("not applicable", "pass", "inconclusive", "fail")
 _VERDICTS: dict[Status, Verdict] = {"pass": "clean", "fail": "leaked"}
@@ -25,7 +25,7 @@ class Left(msgspec.Struct, frozen=True):
     made_at: str = ""
 
 
-class Tested(msgspec.Struct, kw_only=True):
+class Guarded(msgspec.Struct, kw_only=True):
     """A guarded test: what it left, and why that is not known. `seconds` is how long it took with its fixtures."""
 
     nodeid: str
@@ -41,7 +41,7 @@ class Tested(msgspec.Struct, kw_only=True):
         return "fail" if self.left else "inconclusive" if self.unknown else "pass"
 
 
-def of_session(suite: str, tests: Sequence[Tested], unattributed: Sequence[str], unfinished: str) -> Report:
+def of_session(suite: str, tests: Sequence[Guarded], unattributed: Sequence[str], unfinished: str) -> Report:
     """Return the report of a suite of this name.
 
     `unattributed` is what no test can be blamed for; `unfinished` why not all tests ran, empty if they did.
@@ -66,8 +66,8 @@ def of_session(suite: str, tests: Sequence[Tested], unattributed: Sequence[str],
     return Report(command="leakcheck pytest", subjects=[subject])
 
 
-def _parts(tests: Sequence[Tested]) -> Iterator[Part]:
-    files: dict[str, list[Tested]] = {}
+def _parts(tests: Sequence[Guarded]) -> Iterator[Part]:
+    files: dict[str, list[Guarded]] = {}
     for one in tests:
         files.setdefault(one.nodeid.partition("::")[0], []).append(one)
     for file, of_file in files.items():
@@ -81,7 +81,7 @@ def _parts(tests: Sequence[Tested]) -> Iterator[Part]:
         )
 
 
-def _row(one: Tested) -> Row:
+def _row(one: Guarded) -> Row:
     also = "; the test failed" if one.failed else ""
     name = printable(one.nodeid.partition("::")[2] or one.nodeid)
     said = lines_of([left.line for left in one.left] or one.unknown)
@@ -94,7 +94,7 @@ def _row(one: Tested) -> Row:
             return Row(name=name, status="pass", measured=f"0 leaks{also}", limit="0")
 
 
-def _failures(one: Tested) -> Iterator[Failure]:
+def _failures(one: Guarded) -> Iterator[Failure]:
     """Yield a failure for each kind, and line of the suite that made it."""
     groups: dict[tuple[str, str], list[str]] = {}
     for left in one.left:

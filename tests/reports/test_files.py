@@ -14,7 +14,7 @@ from leakcheck.report import Report
 from leakcheck.reports import junit, markdown, page, sarif
 from leakcheck.reports.of_campaign import of_campaign
 from leakcheck.reports.of_guard import of_guard
-from leakcheck.reports.of_session import Left, Tested, of_session
+from leakcheck.reports.of_session import Guarded, Left, of_session
 
 SUFFIXES = (".html", ".xml", ".sarif", ".md")
 pytest_plugins = ["pytester"]
@@ -191,7 +191,7 @@ def test_the_plugin_writes_one_report_of_all_workers(pytester: pytest.Pytester) 
 
 
 def test_a_suite_that_guarded_nothing_or_was_cut_short_is_not_clean() -> None:
-    for tests, unfinished in (([], ""), ([Tested(nodeid="test_a.py::test_b", guarded=True)], "interrupted")):
+    for tests, unfinished in (([], ""), ([Guarded(nodeid="test_a.py::test_b", guarded=True)], "interrupted")):
         found = of_session("suite", tests, [], unfinished)
         assert found.subjects[0].verdict == "unknown"
         assert 'errors="1"' in junit(found)
@@ -199,7 +199,7 @@ def test_a_suite_that_guarded_nothing_or_was_cut_short_is_not_clean() -> None:
 
 def test_leaks_of_one_test_are_told_apart_by_kind_and_line() -> None:
     left = [Left("fd", "fd a", "test_a.py:3"), Left("fd", "fd b", "test_a.py:3"), Left("process", "process c")]
-    found = of_session("suite", [Tested(nodeid="test_a.py::test_b", left=left, guarded=True)], [], "")
+    found = of_session("suite", [Guarded(nodeid="test_a.py::test_b", left=left, guarded=True)], [], "")
     results = json.loads(sarif(found))["runs"][0]["results"]
     assert [one["properties"]["trials"] for one in results] == [2, 1]
     assert len({one["partialFingerprints"]["leakcheckFinding/v1"] for one in results}) == 2
