@@ -3,38 +3,20 @@
 Exit codes: 0 clean, 1 leaked, 2 usage or configuration, 3 unknown, 4 the target could not be run, 130 interrupted.
 """
 
-import contextlib
+import dataclasses
 import functools
-import io
-import os
-import re
-import resource
-import signal
-import sys
-import traceback
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, TextIO
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 import typer.core
 
 from leakcheck import __version__
 from leakcheck.answers import answering
-from leakcheck.commands import INTERRUPTED, LEAKED, TARGET, UNKNOWN, USAGE
-from leakcheck.deliver import drop, notify
-from leakcheck.errors import (
-    CompileError,
-    GivenUp,
-    NativeError,
-    NotApplicableError,
-    TargetError,
-    UnavailableError,
-    UsageError,
-)
-
-if TYPE_CHECKING:
-    from leakcheck.arena import Arena
+from leakcheck.commands.defaults import Configured, configured, target_named, targets_named
+from leakcheck.commands.parsing import arena_of, observed, words_of
+from leakcheck.commands.process import run_and_exit
+from leakcheck.errors import UsageError
 
 # Each command imports what it needs when it runs: the help, a completion and `guard` must start fast.
 
@@ -81,11 +63,6 @@ app = typer.Typer(
 )
 
 
-_LEAST_MEMORY = 128 << 20
-_M_ARENA_MAX = -8
-"""malloc.h of the GNU C library."""
-
-
 _ROOTS = "Directories to check for files; may be repeated. Default: /tmp, /var/tmp, /dev/shm, /run."
 Scope = Annotated[str, typer.Option(metavar="SCOPE", help="host, cgroup:PATH or tree:PID.")]
 Kinds = Annotated[
@@ -116,6 +93,14 @@ Reports = Annotated[
         parser=answering,
     ),
 ]
+MetricsAt = Annotated[
+    str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there while it runs.")
+]
+MetricsFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Keep the metrics in FILE, for the node exporter.", parser=answering),
+]
+MetricsPrefix = Annotated[str, typer.Option(metavar="NAME", help="The first word of each metric's name.")]
 _DEFAULT_TARGET = "refbox"
 
 
@@ -126,10 +111,8 @@ def _completed(incomplete: str) -> list[str]:
     return [name for name in names() if name.startswith(incomplete)]
 
 
-Target = Annotated[
-    str,
-    typer.Option(metavar="TARGET", help="A built-in target's name, or an adapter's path.", autocompletion=_completed),
-]
+_TARGET = "A built-in target's name, one of the configuration, or an adapter's path."
+Target = Annotated[str, typer.Option(metavar="TARGET", help=_TARGET, autocompletion=_completed, callback=target_named)]
 DemoLeak = Annotated[str | None, typer.Option(metavar="KIND", help="Plant a leak, report it, remove it.")]
 
 
@@ -138,6 +121,13 @@ def top(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
     demo_leak: DemoLeak = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The configuration file, instead of the nearest one.")
+    ] = None,
+    no_config: Annotated[bool, typer.Option("--no-config", help="Read no configuration file.")] = False,
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Use the options of this profile of the configuration.")
+    ] = None,
 ) -> None:
     """Proves that a Linux sandbox leaves nothing behind."""
     if version:
@@ -146,13 +136,14 @@ def top(
     if context.invoked_subcommand is not None:
         if demo_leak is not None:
             raise UsageError(f"--demo-leak {demo_leak}: use it without a command, or as an option of guard")
+        Configured(config, profile, without=no_config).begin(context)
         return
     if demo_leak is None:
         raise UsageError("no command given: try leakcheck guard -- CMD, or leakcheck --help")
     from leakcheck.commands.demo import demo
     from leakcheck.commands.guard import GuardOptions
 
-    raise typer.Exit(demo(demo_leak, GuardOptions(observe=_observe("host", None, None, None))))
+    raise typer.Exit(demo(demo_leak, GuardOptions(observe=observed("host", None, None, None))))
 
 
 @app.command()
@@ -167,11 +158,12 @@ def snapshot(
     """Take one snapshot: print it as a table or JSON, or save it for diff."""
     from leakcheck.commands.snapshot import snapshot as run_snapshot
 
-    raise typer.Exit(run_snapshot(_observe(scope, kinds, roots, lock_files), output, as_json=json))
+    raise typer.Exit(run_snapshot(observed(scope, kinds, roots, lock_files), output, as_json=json))
 
 
 @app.command()
 def diff(
+    context: typer.Context,
     before: Annotated[Path, typer.Argument(metavar="A", help="The earlier snapshot or result.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="The later one; a snapshot must be from the same boot.")],
     allow: AllowFile = None,
@@ -181,12 +173,14 @@ def diff(
     """Compare two saved snapshots, or two results of a campaign or of verify (exit 1: the later one is worse)."""
     from leakcheck.commands.diff import diff as run_diff
 
-    raise typer.Exit(run_diff(before, after, allow, output, as_json=json))
+    rules = "" if allow is not None else configured(context).allow
+    raise typer.Exit(run_diff(before, after, allow, rules, output, as_json=json))
 
 
 # Everything after the command's name belongs to the command, with or without "--".
 @app.command(context_settings={"allow_interspersed_args": False})
 def guard(
+    context: typer.Context,
     command: Annotated[list[str] | None, typer.Argument(metavar="-- CMD [ARG]…", help="The command to run.")] = None,
     scope: Scope = "host",
     kinds: Kinds = None,
@@ -225,8 +219,8 @@ def guard(
     from leakcheck.commands.guard import guard as run_guard
 
     options = GuardOptions(
-        observe=_observe(scope, kinds, roots, lock_files),
-        arena=_arena(size, network, bind or [], limit or [], keep=keep) if arena else None,
+        observe=observed(scope, kinds, roots, lock_files),
+        arena=arena_of(size, network, bind or [], limit or [], keep=keep) if arena else None,
         keep=keep,
         allow=allow,
         settle_ms=milliseconds(settle),
@@ -242,6 +236,8 @@ def guard(
         from leakcheck.commands.demo import demo
 
         raise typer.Exit(demo(demo_leak, options))
+    if allow is None:
+        options = dataclasses.replace(options, rules=configured(context).allow)
     if not command:
         raise UsageError("no command to guard: write leakcheck guard [OPTIONS] -- CMD [ARG]…")
     raise typer.Exit(run_guard(command, options))
@@ -252,7 +248,7 @@ def doctor(scope: Scope = "host", kinds: Kinds = None, roots: Roots = None, json
     """Show what this user can and cannot observe on this machine, and how to get more."""
     from leakcheck.commands.doctor import doctor as run_doctor
 
-    observe = _observe(scope, kinds, roots, None)
+    observe = observed(scope, kinds, roots, None)
     del observe["lock_files"]
     raise typer.Exit(run_doctor(observe, as_json=json))
 
@@ -280,16 +276,11 @@ def _campaigns() -> dict[str, Any]:
     group = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
     common: dict[str, Any] = {"target": (Target, _DEFAULT_TARGET), "json": (Json, False)}
     common |= {"output": (Output, None), "report": (Reports, None)}
+    common |= {"metrics": (MetricsAt, None), "metrics_file": (MetricsFile, None)}
+    common |= {"metrics_prefix": (MetricsPrefix, "leakcheck")}
     for campaign in CAMPAIGNS.values():
         group.command(campaign.name)(command_of(campaign, **common))
     return dict(typer.main.get_group(group).commands)
-
-
-def _words(text: str) -> list[str]:
-    """Return the words of a list; raise a `UsageError` if there is none."""
-    if not (words := [word for word in text.split(",") if word]):
-        raise UsageError(f"{text!r}: names nothing; omit the option")
-    return words
 
 
 @app.command()
@@ -298,8 +289,9 @@ def verify(
         list[str] | None,
         typer.Option(
             metavar="TARGET",
-            help="A built-in target's name, or an adapter's path; may be repeated. Default: refbox.",
+            help=f"{_TARGET} May be repeated. Default: refbox.",
             autocompletion=_completed,
+            callback=targets_named,
         ),
     ] = None,
     profile: Annotated[
@@ -312,14 +304,20 @@ def verify(
     seed: Annotated[int, typer.Option(metavar="S", help="Random seed.")] = 0,
     json: Json = False,
     output: Output = None,
+    metrics: MetricsAt = None,
+    metrics_file: MetricsFile = None,
+    metrics_prefix: MetricsPrefix = "leakcheck",
 ) -> None:
     """Run the reliability plan R1 to R8 on a target, and print one page of its criteria."""
+    from leakcheck.commands.metered import Watch
     from leakcheck.commands.verify import run_verify
 
-    names, chosen = target or [_DEFAULT_TARGET], (_words(only) if only is not None else [])
-    left = _words(skip) if skip is not None else []
+    names, chosen = target or [_DEFAULT_TARGET], (words_of(only) if only is not None else [])
+    left, watch = (words_of(skip) if skip is not None else []), Watch(metrics, metrics_file, metrics_prefix)
     reports = report or []
-    code = run_verify(names, profile, chosen, left, output, reports, seed=seed, compare=compare, as_json=json)
+    code = run_verify(
+        names, profile, chosen, left, output, reports, seed=seed, compare=compare, as_json=json, watch=watch
+    )
     raise typer.Exit(code)
 
 
@@ -344,9 +342,7 @@ def init(
 def check(
     target: Annotated[
         str,
-        typer.Argument(
-            metavar="TARGET", help="An adapter's path, or a built-in target's name.", autocompletion=_completed
-        ),
+        typer.Argument(metavar="TARGET", help=_TARGET, autocompletion=_completed, callback=target_named),
     ],
     json: Json = False,
 ) -> None:
@@ -355,6 +351,21 @@ def check(
     from leakcheck.targets import load as load_target
 
     raise typer.Exit(run_check(load_target(target), as_json=json))
+
+
+# As with guard: options after the name are those of the command.
+@app.command(context_settings={"allow_interspersed_args": False})
+def config(
+    context: typer.Context,
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="[COMMAND [OPTION]…]", help="Only this one, with these options.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Print the options of each command, and where each value comes from."""
+    from leakcheck.commands.config import config as run_config
+
+    raise typer.Exit(run_config(context, command or [], as_json=json))
 
 
 @app.command()
@@ -367,152 +378,8 @@ def targets(json: Json = False) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit; a failure is one line on stderr, a traceback only with ``LEAKCHECK_DEBUG=1``."""
-    _fill_closed_stdio()
-    warnings.showwarning = lambda message, *_: notify(f"warning: {message}")
-    code = _run()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except OSError as error:
-            # Drop the buffer: if it failed again at exit, Python would exit with 120.
-            drop(stream)
-            # Nobody has read the "clean" verdict; every other code means "not clean" by itself.
-            code = code or _fail(UNKNOWN, f"unknown: {error}")
-    sys.exit(code)
+    run_and_exit(_command)
 
 
-def _fill_closed_stdio() -> None:
-    """Open /dev/null on each closed descriptor of 0 to 2, so that no other file gets its number and our output.
-
-    Writes to it fail with EBADF, as on a closed descriptor; for the guarded command it is closed.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            # open() returns the lowest free number, which is this one.
-            os.open(os.devnull, os.O_WRONLY if number == 0 else os.O_RDONLY)
-    sys.stdout = sys.stdout or _writer(1)
-    sys.stderr = sys.stderr or _writer(2)
-    for stream in (sys.stdout, sys.stderr):
-        # Characters that the locale's encoding lacks are written as escapes.
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-
-
-def _writer(number: int) -> TextIO:
-    return open(number, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
-
-
-def _run() -> int:
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        if before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        return _outcome()
-    except (GivenUp, KeyboardInterrupt) as error:
-        _fail(INTERRUPTED, str(error) or "interrupted: no verdict; the command may still be running")
-        # A thread may be inside the native core: do not wait for it.
-        os._exit(INTERRUPTED)
-    finally:
-        if before is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, before)
-
-
-def _outcome() -> int:
-    try:
-        _fit_memory()
-        code = typer.main.get_command(app).main(prog_name="leakcheck", standalone_mode=False)
-    except typer.TyperException as error:
-        return _fail(USAGE, error.format_message())
-    except (UsageError, CompileError) as error:
-        return _fail(USAGE, str(error))
-    except TargetError as error:
-        return _fail(TARGET, str(error))
-    except (BrokenPipeError, SystemExit) as error:
-        # A completion ends so; fish reads its exit code.
-        if isinstance(error, SystemExit) and (not error.code or "_LEAKCHECK_COMPLETE" in os.environ):
-            return error.code if isinstance(error.code, int) else 0
-        # On a broken pipe, rich and typer call sys.exit(1), which would mean "leaked".
-        return _fail(UNKNOWN, "unknown: the reader of the output closed it")
-    except UnicodeEncodeError as error:
-        return _fail(USAGE, f"{error.object!r}: not valid UTF-8; only file names may be anything else")
-    except (MemoryError, RecursionError) as error:
-        what = "memory" if isinstance(error, MemoryError) else "stack: the input is nested too deeply"
-        return _fail(UNKNOWN, f"unknown: out of {what}")
-    except (NativeError, NotApplicableError, UnavailableError, OSError) as error:
-        return _fail(UNKNOWN, f"unknown: {error}")
-    except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever the cause
-        what = f"{type(error).__name__}: {error}"
-        return _fail(UNKNOWN, f"unknown: internal error, {what}; set LEAKCHECK_DEBUG=1 for a traceback")
-    # typer exits with 1 where it does not know the user's shell.
-    if code == LEAKED and sys.argv[1:2] in (["--show-completion"], ["--install-completion"]):
-        return USAGE
-    return code if isinstance(code, int) else 0
-
-
-def _fit_memory() -> None:
-    """If the address space is limited, keep malloc from reserving 64 MiB of it per thread (mallopt(3))."""
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit == resource.RLIM_INFINITY:
-        return
-    if limit < _LEAST_MEMORY:
-        needed = f"leakcheck needs {_LEAST_MEMORY >> 20} MiB"
-        raise UsageError(f"the address space is limited to {limit >> 20} MiB (ulimit -v): {needed}")
-    import ctypes
-
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-
-
-def _fail(code: int, message: str) -> int:
-    # If stderr is closed or full, the exit code is the only report.
-    with contextlib.suppress(OSError):
-        if os.environ.get("LEAKCHECK_DEBUG") == "1":
-            traceback.print_exc()
-    notify(message)
-    return code
-
-
-def _observe(scope: str, kinds: str | None, roots: list[str] | None, lock_files: list[str] | None) -> dict[str, Any]:
-    from leakcheck._guard import existing_roots
-
-    return {
-        "scope": scope,
-        "kinds": kinds,
-        "roots": None if roots is None else existing_roots(_paths(roots, "--roots"), "--roots"),
-        "lock_files": _paths(lock_files or [], "--lock-files"),
-    }
-
-
-def _arena(size: str | None, network: str, binds: list[str], limits: list[str], *, keep: bool) -> "Arena":
-    from leakcheck.arena import Arena
-
-    if wrong := [text for text in limits if not text.partition("=")[2]]:
-        raise UsageError(f"--limit {wrong[0]!r}: give FILE=VALUE, such as pids.max=100")
-    found = re.fullmatch(r"(\d+)([KMG]?)", "0" if size is None else size)
-    if found is None:
-        raise UsageError(f"--size {size!r}: give a number of bytes, such as 1048576, 64M or 1G")
-    return Arena(
-        size=None if size is None else int(found[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[found[2]],
-        network=network,
-        binds=[_bind(text) for text in binds],
-        limits=dict(text.split("=", 1) for text in limits),
-        keep=keep,
-    )
-
-
-def _bind(text: str) -> tuple[str, str, bool]:
-    source, *rest = text.split(":")
-    read_only = rest[-1:] == ["ro"]
-    target = rest[: len(rest) - read_only] or [str(Path(source).absolute())]
-    if not source or len(target) != 1 or not target[0].startswith("/"):
-        raise UsageError(f"--bind {text!r}: give SRC, SRC:DST or SRC:DST:ro, with an absolute DST")
-    return source, target[0], read_only
-
-
-def _paths(given: list[str], option: str) -> list[str]:
-    paths = [str(Path(path).absolute()) for several in given for path in several.split(",") if path]
-    if given and not paths:
-        raise UsageError(f"{option} {','.join(given)!r}: names no path")
-    return paths
+def _command() -> object:
+    return typer.main.get_command(app).main(prog_name="leakcheck", standalone_mode=False)

@@ -5,6 +5,7 @@ import datetime
 import os
 from collections.abc import Generator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ import pytest
 from leakcheck import _native
 from leakcheck._guard import Run, milliseconds
 from leakcheck.allow import AllowRule, read_allow_file
+from leakcheck.config import Config
+from leakcheck.config_file import find
 from leakcheck.errors import NativeError, UsageError
 from leakcheck.pytest_garbage import Garbage
 from leakcheck.pytest_origins import Origins
@@ -35,6 +38,10 @@ class Settings:
     unknown_fails: bool
     attributed_only: bool
     own_reasons: frozenset[str]
+    refused: str = ""
+    """Why the configuration file cannot be used; then no test can be guarded."""
+    file: Path | None = None
+    """The configuration file."""
     remembered: _native.Remembered = field(default_factory=_native.Remembered)
     """What the looks of the session share."""
 
@@ -42,30 +49,42 @@ class Settings:
     def of(cls, config: pytest.Config) -> "Settings":
         """Read the settings; raise a `UsageError` that names the wrong one."""
         option: str | None = config.getoption("leakcheck")
-        kinds = option or ",".join(config.getini("leakcheck_kinds")) or DEFAULT_KINDS
+        refused, of_file = "", Config()
+        try:
+            of_file = find(config.rootpath)
+            given = {key: setting.value for key, setting in of_file.for_pytest().items()}
+        except UsageError as error:
+            # A suite that leakcheck does not guard must not fail for what lies above it.
+            if option is not None:
+                raise
+            refused, given = str(error), {}
+        kinds = option or ",".join(config.getini("leakcheck_kinds")) or given.get("kinds") or DEFAULT_KINDS
         for kind in kinds.split(","):
             if kind.strip() not in _native.KINDS:
                 known = ", ".join(_native.KINDS)
                 raise UsageError(f"--leakcheck={kinds}: unknown kind {kind.strip()!r}: choose from {known}")
-        unknown = config.getini("leakcheck_unknown")
+        unknown = config.getini("leakcheck_unknown") or given.get("unknown") or "warn"
         if unknown not in ("warn", "fail"):
             raise UsageError(f"leakcheck_unknown = {unknown}: write warn or fail")
-        settle = config.getini("leakcheck_settle")
+        settle = config.getini("leakcheck_settle") or given.get("settle", 0.5)
         try:
             settle_ms = milliseconds(float(settle))
         except ValueError as error:
             raise UsageError(f"leakcheck_settle = {settle}: give seconds from 0 to 3600") from error
         file = config.getini("leakcheck_allow")
+        rules = read_allow_file(config.rootpath / file) if file else of_file.allow
         own = of_session(config)
         return cls(
             whole_suite=option is not None,
             kinds=kinds,
-            allow="\n".join([read_allow_file(config.rootpath / file) if file else "", *(r.to_toml() for r in own)]),
+            allow="\n".join([rules, *(rule.to_toml() for rule in own)]),
             settle_ms=settle_ms,
             unknown_fails=unknown == "fail",
             # Other xdist workers leave traces that nothing ties to any worker.
             attributed_only="PYTEST_XDIST_WORKER" in os.environ,
             own_reasons=OF_TOOLS | KEPT_FOR_LIFE,
+            refused=refused,
+            file=of_file.path,
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from leakcheck.errors import LeakcheckWarning, UsageError
+from leakcheck.printable import printable
 from leakcheck.pytest_item import ItemGuard, LeakCheck, Settings, marker_rule
 from leakcheck.pytest_rules import noting_loop
 from leakcheck.pytest_summary import Summary, attach
@@ -32,8 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--leakcheck-report", action="append", default=[], metavar="FILE", help=what)
     parser.addini("leakcheck_kinds", "kinds to observe in guarded tests", type="args", default=[])
     parser.addini("leakcheck_allow", "TOML file of [[allow]] rules, relative to the root directory", default="")
-    parser.addini("leakcheck_settle", "seconds for asynchronous teardown (default: 0.5)", default="0.5")
-    parser.addini("leakcheck_unknown", "effect of an unknown verdict: warn or fail (default: warn)", default="warn")
+    parser.addini("leakcheck_settle", "seconds for asynchronous teardown (default: 0.5)", default="")
+    parser.addini("leakcheck_unknown", "effect of an unknown verdict: warn or fail (default: warn)", default="")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,12 +65,21 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(summary, "leakcheck-summary")
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Name the configuration file, whose allow rules hold."""
+    guards = config.pluginmanager.get_plugin("leakcheck-guards")
+    file = guards.settings.file if isinstance(guards, Guards) else None
+    return None if file is None else f"leakcheck: configuration: {printable(str(file))}"
+
+
 @pytest.fixture
 def leakcheck(request: pytest.FixtureRequest) -> LeakCheck:
     """Guard this test: it fails as *leaked* if it passes and leaves something behind."""
     guards = request.config.pluginmanager.get_plugin("leakcheck-guards")
     if not isinstance(guards, Guards) or guards.current is None:
         raise UsageError("fixture leakcheck: request it as an argument of the test, not while the test runs")
+    if guards.settings.refused:
+        raise UsageError(guards.settings.refused)
     return LeakCheck(guards.current)
 
 

@@ -1,5 +1,6 @@
 """The command of each campaign, built from its options: progress on stderr, the result printed and saved."""
 
+import contextlib
 import functools
 import inspect
 import time
@@ -18,6 +19,8 @@ from leakcheck.campaigns.campaign import Option, Options
 from leakcheck.campaigns.criteria import UNSEEN
 from leakcheck.campaigns.engine import run
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
+from leakcheck.commands.defaults import from_file, given_of
+from leakcheck.commands.metered import UNWATCHED, Metered, Watch
 from leakcheck.commands.progress import Progress
 from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import StoppedError
@@ -29,6 +32,8 @@ from leakcheck.subprocesses import Interrupts, in_background
 from leakcheck.targets import Target, load
 from leakcheck.warden import shutdown
 
+_REPLAY = ("plan", "explain", "specs", "specs_was")
+"""Options of replay lines."""
 _PATIENCE = 50
 """Extra seconds, beyond a single command's, that running trials have to end after we were asked to end."""
 
@@ -46,23 +51,33 @@ def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Calla
         parameters[name] = Annotated[kind, info], default
         if option.was:
             parameters[f"{name}_was"] = Annotated[str | None, typer.Option(option.was, hidden=True)], None
-    parameters |= {name: common[name] for name in ("json", "output", "report")}
+    parameters |= {name: one for name, one in common.items() if name != "target"}
 
     def command(
-        target: str, json: bool, output: Path | None, report: Sequence[Path] | None = None, **given: Any
+        context: typer.Context,
+        target: str,
+        json: bool,
+        output: Path | None,
+        report: Sequence[Path] | None = None,
+        **given: Any,
     ) -> None:
         chosen = {}
+        # A replay line says all that it needs.
+        unused = from_file(context) if given_of(context, _REPLAY) else set()
         for name, (_, option) in fields.items():
-            value = given[name]
+            value = None if name in unused else given[name]
             if option.was and (old := given[f"{name}_was"]) is not None:
                 notify_renamed(campaign.name, option.was, option.name)
                 value = [*(value or []), old]
             if value is not None:
                 chosen[name] = option.parse(value) if option.parse else value
+        watch = Watch(given["metrics"], given["metrics_file"], given["metrics_prefix"])
         options = campaign.options(**chosen)
-        raise typer.Exit(run_campaign(campaign, load(target), options, output, report or [], as_json=json))
+        code = run_campaign(campaign, load(target), options, output, report or [], watch=watch, as_json=json)
+        raise typer.Exit(code)
 
     command.__name__, command.__doc__ = campaign.name, campaign.question
+    parameters = {"context": (typer.Context, inspect.Parameter.empty)} | parameters
     command.__annotations__ = {name: kind for name, (kind, _) in parameters.items()} | {"return": None}
     command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
@@ -90,6 +105,7 @@ def run_campaign(
     output: Path | None,
     reports: Sequence[Path] = (),
     *,
+    watch: Watch = UNWATCHED,
     as_json: bool,
 ) -> int:
     """Run the campaign; the exit code is the verdict's, 1 if a `strict` campaign failed, 130 if interrupted.
@@ -99,12 +115,18 @@ def run_campaign(
     """
     options.check()
     progress = Progress(target.name, campaign.unit, options.limit_s)
-    with output_to(output) as place, Reports(reports) as written, Interrupts() as interrupts:
+    with contextlib.ExitStack() as stack:
+        metered, place = stack.enter_context(watch.open()), stack.enter_context(output_to(output))
+        written, interrupts = stack.enter_context(Reports(reports)), stack.enter_context(Interrupts())
         began = time.monotonic()
         try:
-            keep = None if place is None or not place.replaceable else _keeping(place)
-            work = functools.partial(run, campaign, target, options, progress, stop=interrupts.seen, keep=keep)
+            kept = [_counting(metered, target, campaign)] if watch.watched else []
+            kept += [] if place is None or not place.replaceable else [_keeping(place)]
+            keep = functools.partial(_each, kept) if kept else None
+            ui = metered.ui(progress, target.name, campaign.name)
+            work = functools.partial(run, campaign, target, options, ui, stop=interrupts.seen, keep=keep)
             result = in_background(work, interrupts, _PATIENCE)
+            metered.result(target.name, campaign.name, result, final=True)
         except StoppedError as stopped:
             show_progress("")
             shutdown()
@@ -120,6 +142,15 @@ def run_campaign(
         took = time.monotonic() - began
         code = written.write(code, lambda: of_campaign(result, took))
         return INTERRUPTED if interrupts.seen() else code
+
+
+def _each(kept: Sequence[Callable[[Result], None]], result: Result) -> None:
+    for keep in kept:
+        keep(result)
+
+
+def _counting(metered: Metered, target: Target, campaign: Campaign[Any, Any]) -> Callable[[Result], None]:
+    return lambda result: metered.result(target.name, campaign.name, result, final=False)
 
 
 def _keeping(place: Output) -> Callable[[Result], None]:

@@ -17,8 +17,8 @@ from leakcheck.render import print_lines
 from leakcheck.report import Report
 
 
-def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, as_json: bool) -> int:
-    """Compare two saved snapshots; the exit code is the verdict's.
+def diff(before: Path, after: Path, allow: Path | None, rules: str, output: Path | None, *, as_json: bool) -> int:
+    """Compare two saved snapshots; the exit code is the verdict's. `rules` hold if `allow` names no file.
 
     Of two campaigns it is 1 if the later one is worse, 3 if it is not, but did not see or try what the earlier one did.
     """
@@ -35,7 +35,7 @@ def diff(before: Path, after: Path, allow: Path | None, output: Path | None, *, 
         compare = _diff_campaigns if first_kind == "campaign" else _diff_verify
         return compare(before, after, output, as_json=as_json)
     with output_to(output) as place:
-        rules = "" if allow is None else read_allow_file(allow)
+        rules = rules if allow is None else read_allow_file(allow)
         first, second = _native.Snapshot.load(str(before)), _native.Snapshot.load(str(after))
         own = _own_rules([before, after], second)
         text = _native.diff(first, second, allow=rules + "\n" + "\n".join(rule.to_toml() for rule in own))

@@ -31,10 +31,14 @@ Action: TypeAlias = Callable[[Mapping[str, str], Interrupts], AbstractContextMan
 
 @dataclass(frozen=True, kw_only=True)
 class GuardOptions:
-    """The options of ``leakcheck guard``; `observe` are those of the native guard, `settle_ms` is in milliseconds."""
+    """The options of ``leakcheck guard``; `observe` are those of the native guard, `settle_ms` is in milliseconds.
+
+    `rules` are the allow rules if no file is given by `allow`.
+    """
 
     observe: Mapping[str, Any]
     allow: Path | None = None
+    rules: str = ""
     settle_ms: int = 500
     json: bool = False
     output: Path | None = None
@@ -65,13 +69,15 @@ def guard(argv: Sequence[str], options: GuardOptions) -> int:
 
 def guarded(action: Action, options: GuardOptions) -> int:
     """Do `action` between a baseline and a verdict; return the exit code."""
-    allow = None if options.allow is None else read_allow_file(options.allow)
+    allow = options.rules if options.allow is None else read_allow_file(options.allow)
     left: list[str] = []
     with contextlib.ExitStack() as stack:
         delivery = _Delivery(options, stack)
         interrupts = stack.enter_context(Interrupts())
         place = stack.enter_context(_arena(options, interrupts, left))
-        begin = functools.partial(_native.Guard, **options.observe, **place, allow=allow, settle_ms=options.settle_ms)
+        begin = functools.partial(
+            _native.Guard, **options.observe, **place, allow=allow or None, settle_ms=options.settle_ms
+        )
         with _progress("taking the baseline"):
             watched = in_background(begin, interrupts, at_once=True)
         try:

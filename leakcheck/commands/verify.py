@@ -11,6 +11,7 @@ from rich.text import Text
 
 from leakcheck.campaigns import CAMPAIGNS
 from leakcheck.commands import EXIT_OF, INTERRUPTED
+from leakcheck.commands.metered import UNWATCHED, Metered, Watch
 from leakcheck.commands.progress import Progress
 from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import UsageError
@@ -41,6 +42,7 @@ def run_verify(
     seed: int,
     compare: bool,
     as_json: bool,
+    watch: Watch = UNWATCHED,
 ) -> int:
     """Run the plan for each target; the exit code is that of the worst verdict, 130 if interrupted.
 
@@ -50,12 +52,16 @@ def run_verify(
     targets = _targets(names, compare=compare)
     requirements = select(plan_of(profile), only, skip)
     with contextlib.ExitStack() as stack:
+        metered = stack.enter_context(watch.open())
         place = stack.enter_context(output_to(output))
         written = stack.enter_context(Reports(reports))
         interrupts = stack.enter_context(Interrupts())
         found: list[Verification] = []
 
         def keep(one: Verification) -> None:
+            # Those of earlier requirements are counted.
+            for result in [*one.results][-1:]:
+                metered.result(one.target, result.campaign, result, final=True)
             if place is None or not place.replaceable:
                 return
             try:
@@ -66,7 +72,7 @@ def run_verify(
         def work() -> None:
             for target in targets:
                 if not interrupts.seen():
-                    ui = functools.partial(_progress, target)
+                    ui = functools.partial(_progress, target, metered)
                     found.append(
                         verify(target, profile, requirements, seed=seed, ui=ui, stop=interrupts.seen, keep=keep)
                     )
@@ -100,11 +106,11 @@ def _targets(names: Sequence[str], *, compare: bool) -> list[Target]:
     return targets
 
 
-def _progress(target: Target, name: str, part: Part) -> Ui:
+def _progress(target: Target, metered: Metered, name: str, part: Part) -> Ui:
     limit = part.options.get("within") or part.options.get("duration")
     shown = Progress(f"{target.name} {name}", CAMPAIGNS[part.campaign].unit, limit)
     shown.log("begins")
-    return shown
+    return metered.ui(shown, target.name, part.campaign)
 
 
 def _show(shown: Iterator[Text]) -> None:

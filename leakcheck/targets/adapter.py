@@ -21,7 +21,8 @@ from leakcheck._native import read_input
 from leakcheck.errors import UsageError
 from leakcheck.renamed import with_new_names
 from leakcheck.submissions import BEHAVIOURS, LANGUAGES, Status
-from leakcheck.targets.faults import describe, faults_of_types, lines_of
+from leakcheck.targets.faults import describe, faults_of_types
+from leakcheck.toml_lines import lines_of
 
 Argv: TypeAlias = list[str]
 Values: TypeAlias = dict[str, Any]

@@ -375,9 +375,10 @@ class TestCrashes:
         script = """if True:
             import os, sys
             from leakcheck import cli
+            from leakcheck.commands import process
             arguments = ["guard", "--kinds", "fd,process", "--settle", "0.05", "--", "true"]
             sys.argv = ["leakcheck", *arguments]
-            cli._run()
+            process.run(cli._command)
             # Its parent is root's.
             sys.argv[2:2] = ["--scope", f"tree:{os.getppid()}"]
             os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)

@@ -14,6 +14,7 @@ LAYERS = [
     ("leakcheck.__main__",),
     ("leakcheck.cli", "leakcheck.commands"),
     (
+        "leakcheck.metrics",
         "leakcheck.reports.of_verify",
         "leakcheck.reports.of_campaign",
         "leakcheck.reports.campaign_figures",
@@ -34,6 +35,8 @@ LAYERS = [
         "leakcheck._guard",
         "leakcheck.deliver",
         "leakcheck.answers",
+        "leakcheck.config",
+        "leakcheck.config_file",
         "leakcheck.pytest_garbage",
         "leakcheck.pytest_origins",
         "leakcheck.pytest_rules",
@@ -41,6 +44,7 @@ LAYERS = [
     ("leakcheck.render", "leakcheck.stack", "leakcheck.subprocesses"),
     ("leakcheck.warden", "leakcheck.report", "leakcheck.allow"),
     ("leakcheck.atomic_write", "leakcheck.group", "leakcheck.renamed", "leakcheck.init", "leakcheck._bin"),
+    ("leakcheck.toml_lines",),
     ("leakcheck.errors", "leakcheck.printable"),
     ("leakcheck._native",),
 ]
