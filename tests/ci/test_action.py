@@ -155,7 +155,7 @@ def test_a_target_is_verified_with_all_reports_and_a_summary(here: Path, path: P
     assert runner.run() == 0, runner.printed
     found = {file.suffix for file in (here / "leakcheck-report").iterdir()}
     assert found == {".html", ".xml", ".sarif", ".md", ".json"}
-    (title,) = [line for line in runner.summary.splitlines() if line.startswith("# ") or line.startswith("## ")][:1]
+    (title,) = [line for line in runner.summary.splitlines() if line.startswith(("# ", "## "))][:1]
     assert runner.summary.count(title) == 1
     assert "R6" in runner.summary
 
