@@ -144,9 +144,10 @@ def _lives(result: Result, known: Sequence[Visited], spans: Spans) -> Lives:
 
 
 def _thing(span: Span, cuts: set[int]) -> Thing:
-    end = (
-        f"released at {span.released}" if span.released else "released with a process" if span.end else "never released"
-    )
+    end = f"released at {span.released}" if span.released else "released with the end of a process"
+    if span.end is None:
+        last = ": the kernel does, with its last user" if span.kind in ("mount", "namespace", "lock") else ""
+        end = f"no call of the run releases it{last}"
     return Thing(
         kind=span.kind,
         name=printable(span.label),

@@ -45,7 +45,8 @@ def _lives(figure: Lives) -> Iterator[str]:
     borders = "".join(_vertical(first, "border") for first in starts[1:-1])
     yield f"<h4>{_text(figure.title)}</h4>"
     yield f"<p class=note>What a run without a fault makes, over its {figure.calls:,} calls, from left to right."
-    yield "A red stroke is a kill or fault that leaves something; on a bar, it leaves that.</p>"
+    yield "A red stroke is a kill or fault that leaves something; on a bar, it leaves that.</p><ul class=key>"
+    yield "<li><b class=alive></b> released within the run<li><b class=stays></b> no call of the run releases it</ul>"
     yield "<table class=lives><thead><tr><th>What<td><div class=bands>"
     for (name, first), following in zip(figure.phases, starts[1:], strict=True):
         yield f'<span title="{_text(name)}" style="flex:{following - first}">{_text(name)}</span>'

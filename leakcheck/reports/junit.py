@@ -3,6 +3,8 @@
 The elements and attributes are those that Jenkins' schema of the format has.
 """
 
+from collections import Counter
+from typing import Literal
 from xml.etree import ElementTree as Xml
 
 from leakcheck.reports.rows import Part, Report, Row, Subject
@@ -11,7 +13,8 @@ from leakcheck.reports.rows import Part, Report, Row, Subject
 def junit(found: Report) -> str:
     """Return the results as JUnit XML.
 
-    What is inconclusive is an ``error``, what is not applicable is ``skipped``.
+    What is inconclusive is an ``error``, what is not applicable is ``skipped``, and so is what is not decided without
+    making the whole unknown.
     """
     top = Xml.Element("testsuites", name=found.command)
     for subject in found.subjects:
@@ -22,14 +25,14 @@ def junit(found: Report) -> str:
 
 
 def _suite(subject: Subject, part: Part) -> Xml.Element:
-    counts = {status: sum(case.status == status for case in part.rows) for status in ("fail", "inconclusive")}
+    counts = Counter(map(_element, part.rows))
     suite = Xml.Element(
         "testsuite",
         name=f"{subject.name} {part.name}",
         tests=str(len(part.rows)),
-        failures=str(counts["fail"]),
-        errors=str(counts["inconclusive"]),
-        skipped=str(sum(case.status == "not applicable" for case in part.rows)),
+        failures=str(counts["failure"]),
+        errors=str(counts["error"]),
+        skipped=str(counts["skipped"]),
         time=f"{part.seconds:.3f}",
     )
     said = "\n\n".join(one.text for one in part.failures)
@@ -42,13 +45,26 @@ def _case(row: Row, classname: str, said: str) -> Xml.Element:
     case = Xml.Element("testcase", name=row.name, classname=classname)
     limit = f", limit {row.limit}" if row.limit else ""
     message = f"{row.name}: {row.measured}{limit}"
-    match row.status:
-        case "fail":
-            Xml.SubElement(case, "failure", message=message, type="leakcheck").text = said or message
-        case "inconclusive":
-            Xml.SubElement(case, "error", message=message, type="inconclusive").text = row.said or message
-        case "not applicable":
-            Xml.SubElement(case, "skipped", message=row.measured)
-        case "pass":
+    match element := _element(row):
+        case "failure":
+            Xml.SubElement(case, element, message=message, type="leakcheck").text = said or message
+        case "error":
+            Xml.SubElement(case, element, message=message, type="inconclusive").text = row.said or message
+        case "skipped":
+            Xml.SubElement(case, element, message=message if row.status == "inconclusive" else row.measured)
+        case "":
             pass
     return case
+
+
+def _element(row: Row) -> Literal["", "failure", "error", "skipped"]:
+    """Return the name of the element that says what came of a row; empty if it passes."""
+    match row.status:
+        case "fail":
+            return "failure"
+        case "inconclusive":
+            return "skipped" if row.minor else "error"
+        case "not applicable":
+            return "skipped"
+        case "pass":
+            return ""

@@ -60,7 +60,14 @@ def _rows(result: Result) -> Iterator[Row]:
         status = criterion_status(one, strict=CAMPAIGNS[result.campaign].strict)
         if status is not None:
             limit = "" if one.limit is None else f"{one.limit:g}"
-            yield Row(name=printable(one.name), status=status, measured=printable(measured(one)), limit=limit)
+            yield Row(
+                name=printable(one.name),
+                status=status,
+                measured=printable(measured(one)),
+                limit=limit,
+                # The verdict and the exit code do not count it either.
+                minor=one.passed is None and result.complete and result.verdict == "clean",
+            )
     gaps = "; ".join(f"{kind}: {reason}" for kind, reason in result.coverage.items())
     for name, why in (("everything was seen", gaps), ("it ran to its end", result.error)):
         if why:

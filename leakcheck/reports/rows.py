@@ -20,7 +20,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One criterion that has a limit, a test of a suite, or why a part has no result.
 
     `limit` is empty if it has none. `said` is what is to be said of it if it is not met; empty: the failures of its
-    part say it.
+    part say it. If it is `minor`, that it is inconclusive does not count: the run was too short for it.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     measured: str
     limit: str = ""
     said: str = ""
+    minor: bool = False
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

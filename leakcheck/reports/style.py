@@ -12,7 +12,9 @@ h1, h2, h3, h4, p { overflow-wrap: anywhere; } h4 { margin: 1.2rem 0 .3rem; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; vertical-align: top; padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
 td, th { overflow-wrap: anywhere; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
+thead th { overflow-wrap: normal; } td:last-child { min-width: 8rem; }
+td.pass, td.fail, td.inconclusive { white-space: nowrap; }
+.number { overflow-wrap: normal; text-align: right; font-variant-numeric: tabular-nums; }
 .pass { color: var(--pass); } .fail { color: var(--fail); font-weight: 600; }
 .inconclusive { color: var(--doubt); } .not-applicable { opacity: .65; }
 pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: .3rem; font-size: .85rem; }
@@ -20,7 +22,7 @@ pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-ra
 .bar span { min-width: 3px; }
 .good { background: var(--pass); } .bad { background: var(--fail); } .open { background: var(--doubt); }
 details { margin: 1rem 0; } summary { cursor: pointer; } summary h3 { display: inline; }
-td details { margin: 0; }
+td details, th details { margin: 0; }
 .note { opacity: .8; font-size: .9rem; }
 .map fieldset { border: 0; border-left: 3px solid var(--line); margin: .6rem 0; padding: 0 0 0 .6rem; min-width: 0; }
 .map legend { padding: 0; font-size: .9rem; }
@@ -29,6 +31,7 @@ td details { margin: 0; }
   text-align: center; color: var(--paper); cursor: pointer; }
 .cells label.after { margin-left: -3px; border-radius: 0 3px 3px 0; border-left: 1px solid var(--paper); }
 .cells label.untried, .key .untried { background: var(--dim); border: 1px solid var(--line); }
+.cells label:not(.none):has(:checked) { outline: 3px solid var(--two); }
 .cells label:focus-within, .cells label:hover { outline: 3px solid var(--one); z-index: 2; }
 .cells input { position: absolute; opacity: 0; width: 17px; height: 17px; margin: 0; cursor: pointer; }
 .cells label > span { position: absolute; left: 0; right: 0; margin-top: 22px; height: 1px; overflow: hidden;
@@ -41,13 +44,14 @@ td details { margin: 0; }
 .cells small { align-self: center; opacity: .8; }
 .cells label.none { width: auto; background: none; color: inherit; font: .85rem/17px system-ui, sans-serif; }
 .key { display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; list-style: none; font-size: .9rem; }
-.key b { display: inline-block; cursor: default; }
+.key b { display: inline-block; cursor: default; vertical-align: middle; }
 .lives { table-layout: fixed; } .lives th { width: 38%; font-weight: normal; } .lives th small { opacity: .8; }
-.lives svg { display: block; width: 100%; height: 1.4rem; }
+.lives td, .lives th { padding: .1rem .3rem; } .lives svg { display: block; width: 100%; height: 1.4rem; }
 .bands { display: flex; font-size: .8rem; }
 .bands span { min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
   border-left: 1px solid var(--line); padding-left: 2px; }
-.alive { fill: var(--one); } .stays { fill: var(--two); } .cut { stroke: var(--fail); stroke-width: 2; }
+.alive { fill: var(--one); background: var(--one); } .stays { fill: var(--two); background: var(--two); }
+.cut { stroke: var(--fail); stroke-width: 2; }
 .border { stroke: var(--line); stroke-width: 1; } .cut, .border, .curve { vector-effect: non-scaling-stroke; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; } figcaption { font-size: .9rem; }

@@ -140,6 +140,21 @@ def test_an_interrupted_campaign_passes_in_no_report(tmp_path: Path) -> None:
     assert json.loads(sarif(found))["runs"][0]["results"] == []
 
 
+def test_what_too_few_submissions_decide_is_skipped_and_what_was_not_seen_is_an_error() -> None:
+    fields = {"campaign": "stress", "target": "t", "version": "", "seed": 0, "wanted": 1, "trials": 1}
+    fields |= {"outcomes": {}, "findings": [], "schema": "leakcheck.campaign/1"}
+    pace = {"name": "submissions a minute", "pass": None, "measured": 1, "limit": 1000}
+
+    def counts(**more: object) -> tuple[str, str]:
+        found = Result.from_json(json.dumps(fields | {"criteria": [pace], "verdict": "clean"} | more))
+        (suite,) = Xml.fromstring(junit(of_campaign(found)))
+        return suite.attrib["errors"], suite.attrib["skipped"]
+
+    assert counts() == ("0", "1")
+    assert counts(verdict="unknown") == ("1", "0")
+    assert counts(complete=False) == ("1", "0")
+
+
 def test_every_campaign_takes_reports() -> None:
     for name in CAMPAIGNS:
         assert "--report" in command(name, "--help").stdout

@@ -97,7 +97,6 @@ def test_a_cell_says_its_call_its_outcome_why_and_how_to_replay_it() -> None:
     assert "before launch:0/mount(/proc)#3: leakedwhy: /proc 3replay: leakcheck crash --plan 3 '/proc'" in text
     assert "before launch:0/mount(/proc)#1: clean" in text
     assert "before launch:0/mount(/proc)#11: not tried" in text
-    assert "setup /proc: 29 clean, 5 leaked, 4 not tried" not in text  # counted below, not copied
     legend = re.search(r"setup /proc: ([\w ,-]+)", text)
     assert legend is not None
     assert sum(map(int, re.findall(r"\d+", legend[1]))) == 40
