@@ -1,7 +1,7 @@
 # Two commands do everything, on a fresh machine too: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full targets targets-agents demo test test-full lint lint-python bench detection findings wheel clean
+.PHONY: help setup setup-full targets targets-agents demo test test-full lint lint-python bench detection findings man wheel clean
 # Cargo may be a rustup's that no profile script has put on PATH; runc and ip are in sbin.
 cargo_home := $(or $(CARGO_HOME),$(HOME)/.cargo)
 export PATH := $(PATH):/usr/sbin:/sbin:$(cargo_home)/bin
@@ -55,6 +55,10 @@ detection: setup ## run every planted leak against leakcheck and its peers; writ
 
 findings: setup ## run the campaign leaks on every target that is ready; writes the table of docs/explanation/findings.md; two hours
 	"$(bin)/python" scripts/findings
+
+man: setup ## write the manual page from the help of the command; the wheel installs it
+	"$(bin)/python" scripts/manpage >man/leakcheck.1.new
+	mv man/leakcheck.1.new man/data/share/man/man1/leakcheck.1
 
 wheel: setup ## build the wheel for an index into dist/: manylinux_2_28, for every Python from 3.11
 	"$(bin)/python" -m pip install --quiet ziglang auditwheel

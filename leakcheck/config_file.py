@@ -15,6 +15,7 @@ from leakcheck.errors import UsageError, reason
 
 _ROOTS = (".git", ".hg")
 _MOST = 1 << 20
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _IRREGULAR = "it is no regular file"
 
 
@@ -25,22 +26,26 @@ def find(start: Path | None = None) -> Config:
         UsageError: it cannot be used, or is not to be trusted.
     """
     try:
-        directory = Path.cwd() if start is None else start.absolute()
-    except FileNotFoundError:
+        directory = Path.cwd() if start is None else start.resolve()
+        at = os.open(start or ".", _DIRECTORY)
+    except OSError:
         return Config()
-    for place in (directory, *directory.parents):
-        try:
-            at = os.open(place, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
+    try:
+        for place in (directory, *directory.parents):
             for name in (OWN, PYPROJECT):
                 if (found := _in(at, place / name)) is not None:
                     return found
             if any(_exists(at, name) for name in _ROOTS):
                 break
-        finally:
+            # From the one below it: who can rename a directory on the way could else choose another one.
+            try:
+                above = os.open("..", _DIRECTORY, dir_fd=at)
+            except OSError:
+                break
             os.close(at)
+            at = above
+    finally:
+        os.close(at)
     return Config()
 
 

@@ -109,6 +109,26 @@ class TestWhichFile:
         )
         assert done.stdout == "None\n"
 
+    def test_who_renames_a_directory_above_chooses_no_other_file(
+        self, here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (here / "strange" / "work").mkdir(parents=True)
+        (here / "chosen").mkdir()
+        (here / "chosen" / "leakcheck.toml").write_text(RULE)
+        (here / "chosen" / "work").mkdir()
+        monkeypatch.chdir(here / "strange" / "work")
+        opened = os.open
+
+        def swapped(path: object, *words: object, **given: object) -> int:
+            # Once the working directory was asked for.
+            if (here / "strange").is_dir() and not (here / "strange").is_symlink():
+                (here / "strange").rename(here / "away")
+                (here / "strange").symlink_to(here / "chosen")
+            return opened(path, *words, **given)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(os, "open", swapped)
+        assert find().path is None
+
 
 class TestWhoseFile:
     """An allow rule of a stranger hides a leak."""
