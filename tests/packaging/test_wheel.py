@@ -84,7 +84,13 @@ def test_the_wheel_for_an_index_runs_with_glibc_2_28_and_names_no_path_of_its_bu
 def test_the_wheel_holds_the_packages_and_nothing_of_the_tests(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         top = {name.split("/")[0] for name in archive.namelist()}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"leakcheck", "injectors"}
+    assert {name for name in top if not name.endswith((".dist-info", ".data"))} == {"leakcheck", "injectors"}
+
+
+def test_the_wheel_installs_the_manual_page(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        data = [name.partition(".data/")[2] for name in archive.namelist() if ".data/" in name]
+    assert data == ["data/share/man/man1/leakcheck.1"]
 
 
 def test_the_wheel_holds_every_adapter(wheel: Path) -> None:
