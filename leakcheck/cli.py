@@ -12,7 +12,8 @@ import typer
 import typer.core
 
 from leakcheck import __version__
-from leakcheck.answers import answering
+from leakcheck.cli_evidence import register
+from leakcheck.cli_options import Json, MetricsAt, MetricsFile, MetricsPrefix, Output, Reports, Resume, Store
 from leakcheck.commands.defaults import Configured, configured, target_named, targets_named
 from leakcheck.commands.parsing import arena_of, observed, words_of
 from leakcheck.commands.process import run_and_exit
@@ -75,32 +76,10 @@ LockFiles = Annotated[
 AllowFile = Annotated[
     Path | None, typer.Option(metavar="FILE", help="TOML [[allow]] rules: kind, match, reason, expires.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a report on stderr.")]
 JsonOfGuard = Annotated[
     bool,
     typer.Option("--json", help="Print JSON on stdout instead of a report on stderr; CMD's stdout goes to stderr."),
 ]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="Save the JSON to FILE, atomically.", parser=answering),
-]
-Reports = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--report",
-        metavar="FILE",
-        help="Save a report: .html, .xml (JUnit), .sarif or .md (Markdown); may be repeated.",
-        parser=answering,
-    ),
-]
-MetricsAt = Annotated[
-    str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Serve metrics for Prometheus there while it runs.")
-]
-MetricsFile = Annotated[
-    Path | None,
-    typer.Option(metavar="FILE", help="Keep the metrics in FILE, for the node exporter.", parser=answering),
-]
-MetricsPrefix = Annotated[str, typer.Option(metavar="NAME", help="The first word of each metric's name.")]
 _DEFAULT_TARGET = "refbox"
 
 
@@ -274,8 +253,8 @@ def _campaigns() -> dict[str, Any]:
     from leakcheck.commands.campaign import command_of
 
     group = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
-    common: dict[str, Any] = {"target": (Target, _DEFAULT_TARGET), "json": (Json, False)}
-    common |= {"output": (Output, None), "report": (Reports, None)}
+    common: dict[str, Any] = {"target": (Target, _DEFAULT_TARGET), "store": (Store, None), "resume": (Resume, False)}
+    common |= {"json": (Json, False), "output": (Output, None), "report": (Reports, None)}
     common |= {"metrics": (MetricsAt, None), "metrics_file": (MetricsFile, None)}
     common |= {"metrics_prefix": (MetricsPrefix, "leakcheck")}
     for campaign in CAMPAIGNS.values():
@@ -302,6 +281,8 @@ def verify(
     report: Reports = None,
     compare: Annotated[bool, typer.Option("--compare", help="Add a table of the targets side by side.")] = False,
     seed: Annotated[int, typer.Option(metavar="S", help="Random seed.")] = 0,
+    store: Store = None,
+    resume: Resume = False,
     json: Json = False,
     output: Output = None,
     metrics: MetricsAt = None,
@@ -316,7 +297,18 @@ def verify(
     left, watch = (words_of(skip) if skip is not None else []), Watch(metrics, metrics_file, metrics_prefix)
     reports = report or []
     code = run_verify(
-        names, profile, chosen, left, output, reports, seed=seed, compare=compare, as_json=json, watch=watch
+        names,
+        profile,
+        chosen,
+        left,
+        output,
+        reports,
+        seed=seed,
+        compare=compare,
+        as_json=json,
+        watch=watch,
+        store=store,
+        resume=resume,
     )
     raise typer.Exit(code)
 
@@ -374,6 +366,9 @@ def targets(json: Json = False) -> None:
     from leakcheck.commands.targets import targets as run_targets
 
     raise typer.Exit(run_targets(as_json=json))
+
+
+register(app)
 
 
 def main() -> NoReturn:

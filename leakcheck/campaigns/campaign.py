@@ -169,6 +169,24 @@ class Campaign(abc.ABC, Generic[_Options, _Trial]):
     def cases(self, target: Target, options: _Options, facts: Any) -> Iterator[Case]:
         """Yield the cases to try, one after the other."""
 
+    def kept(self, made: Made[_Options, _Trial]) -> bytes:
+        """Return what `go_on` needs, beside the trials, if the campaign is cut off now."""
+        del made
+        return b""
+
+    def go_on(self, made: Made[_Options, _Trial], kept: bytes) -> None:
+        """Take over what was `kept` of a campaign that was cut off."""
+
+    def still_valid(self, made: Made[_Options, _Trial], trials: Sequence[_Trial]) -> Sequence[_Trial]:
+        """Return those `trials` of a campaign that was cut off which need not be made again."""
+        del made
+        return trials
+
+    def rest(self, made: Made[_Options, _Trial], cases: Iterator[Case]) -> Iterator[Case]:
+        """Return the `cases` without those that were made before the campaign was cut off."""
+        del made
+        return cases
+
     def enough(self, made: Made[_Options, _Trial]) -> bool:
         """Return whether no further trial is needed."""
         del made

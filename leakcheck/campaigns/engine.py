@@ -4,8 +4,8 @@ import contextlib
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -13,9 +13,12 @@ from leakcheck.campaigns.campaign import Campaign, Made, Options, Trial
 from leakcheck.campaigns.criteria import worst_verdict
 from leakcheck.campaigns.keeper import Keep, Keeper
 from leakcheck.campaigns.machine import Machine
-from leakcheck.campaigns.result import Criterion, Result
-from leakcheck.errors import StoppedError, TargetError
+from leakcheck.campaigns.recording import Recording
+from leakcheck.campaigns.result import Criterion, Residue, Result
+from leakcheck.errors import LeakcheckError, StoppedError, TargetError
+from leakcheck.report import Verdict
 from leakcheck.targets import Target
+from leakcheck.trials.case import Case
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.preflight import probe
 from leakcheck.trials.runner import Stop, never
@@ -31,13 +34,14 @@ def run(
     ui: Ui | None = None,
     *,
     stop: Stop = never,
-    store: Callable[[Any], None] = lambda _: None,
+    recording: Recording | None = None,
     keep: Keep | None = None,
 ) -> Result:
     """Run `campaign` on the sandbox `target`, and return its result.
 
-    `ui` receives the progress, `store` each finished trial, and `keep` from time to time the result so far, which is
-    not `complete`. Once `stop` returns true, no further trial starts, and the result covers the trials made.
+    `ui` receives the progress, `recording` each finished trial, and `keep` from time to time the result so far, which
+    is not `complete`. What `recording` has of before is not tried again. Once `stop` returns true, no further trial
+    starts, and the result covers the trials made.
 
     Raises:
         UsageError: an option is impossible, or is with this target.
@@ -45,38 +49,35 @@ def run(
         StoppedError: `stop` returned true before the first trial.
         TargetError: the target cannot run here, or its isolation is off.
     """
-    ui = ui or Ui()
+    ui, recording = ui or Ui(), recording or Recording()
     options.check()
+    if recording.result is not None:
+        return recording.result
     target.check_ready()
     programs = target.identities()
     with contextlib.closing(Machine(live=options.live)) as machine:
         if gaps := probe(target, live=options.live, stop=stop):
             raise TargetError(f"{target.name}: isolation is off: {'; '.join(gaps)}")
-        facts = campaign.prepare(target, options, ui, stop)
-        executor = campaign.executor(target, options, ui, stop)
-        made: Made[_Options, _Trial] = Made(
-            target=target,
-            options=options,
-            trials=[],
-            facts=facts,
-            executor=executor,
-            wanted=campaign.wanted(options, facts),
-        )
+        made = _begun(campaign, target, options, ui, stop, recording)
+        executor = made.executor
         ui.expect(made.wanted)
+        recording.begin(made.wanted)
         version = target.version()
-        keeper, began = Keeper(keep, ui.log), time.monotonic()
+        keeper, began = Keeper(keep, ui.log), time.monotonic() - recording.took
 
         def so_far() -> Result:
             taken = msgspec.structs.replace(made, trials=[*made.trials], took=time.monotonic() - began)
-            return _judged(campaign, campaign.so_far(taken), version, None)
+            return judged(campaign, campaign.so_far(taken), version, None)
+
+        def cases() -> Iterator[Case]:
+            rest = campaign.rest(made, campaign.cases(target, options, made.facts))
+            return itertools.takewhile(lambda _: not campaign.enough(made), rest)
 
         try:
-            for trial in executor.run(
-                lambda: itertools.takewhile(lambda _: not campaign.enough(made), campaign.cases(target, options, facts))
-            ):
+            for trial in executor.run(cases):
                 made.trials.append(trial)
                 try:
-                    store(trial)
+                    recording.add(trial, lambda: campaign.kept(made))
                     ui.made(trial, len(made.trials))
                     keeper.offer(so_far)
                 except Exception as error:  # noqa: BLE001 - the caller's error; the trials made still count
@@ -85,28 +86,75 @@ def run(
             executor.fail(error)
         if not made.trials:
             raise executor.failure or StoppedError(f"{target.name}: interrupted before the first {campaign.unit[:-1]}")
-        made.took = executor.took
+        made.took = max(executor.took, recording.took)
         keeper.offer(so_far, now=True)
         campaign.finish(made, ui)
         if replaced := sorted(dict(programs.items() ^ target.identities().items())):
             executor.fail(TargetError(f"{replaced[0]} was replaced during the campaign"))
-        return _judged(campaign, made, version, machine, interrupted=stop(), failure=executor.failure)
+        result = judged(campaign, made, version, machine, interrupted=stop(), failure=executor.failure)
+        try:
+            recording.end(made.trials, result, campaign.kept(made), made.took)
+        except LeakcheckError as error:
+            verdict = worst_verdict([result.verdict, "unknown"])
+            result = msgspec.structs.replace(result, verdict=verdict, error=result.error or str(error), complete=False)
+        return result
 
 
-def _judged(
+def _begun(
+    campaign: Campaign[_Options, _Trial],
+    target: Target,
+    options: _Options,
+    ui: Ui,
+    stop: Stop,
+    recording: Recording,
+) -> Made[_Options, _Trial]:
+    """Return what the campaign has before its first trial, or before the first one after it was cut off."""
+    facts = campaign.prepare(target, options, ui, stop)
+    executor = campaign.executor(target, options, ui, stop)
+    made: Made[_Options, _Trial] = Made(
+        target=target,
+        options=options,
+        trials=[],
+        facts=facts,
+        executor=executor,
+        wanted=campaign.wanted(options, facts),
+    )
+    executor.before = recording.took
+    if recording.kept:
+        campaign.go_on(made, recording.kept)
+    made.trials += campaign.still_valid(made, recording.trials)
+    if recording.trials:
+        ui.log(f"goes on after {len(made.trials)} {campaign.unit}")
+    return made
+
+
+class Around(Protocol):
+    """What a `Machine` found out of the whole campaign."""
+
+    untied: list[Residue]
+    gaps: dict[str, str]
+
+    def judge(self) -> Iterator[tuple[Criterion, Verdict]]:
+        """Yield its criteria; then the rest is known."""
+
+    def report(self) -> msgspec.Raw:
+        """Return the report of what was left on a live host; null if the trials did not run there."""
+
+
+def judged(
     campaign: Campaign[_Options, _Trial],
     made: Made[_Options, _Trial],
     version: str,
-    machine: Machine | None,
+    machine: Around | None,
     *,
     interrupted: bool = False,
     failure: BaseException | None = None,
 ) -> Result:
     """Return the result of everything made; without `machine` it is only the result so far."""
-    judged = [one for check in campaign.criteria(made.options) for one in check(made)]
+    found = [one for check in campaign.criteria(made.options) for one in check(made)]
     findings, details = campaign.findings(made), campaign.details(made)
-    judged += [] if machine is None else machine.judge()
-    verdicts = [verdict for criterion, verdict in judged if criterion.passed is False]
+    found += [] if machine is None else machine.judge()
+    verdicts = [verdict for criterion, verdict in found if criterion.passed is False]
     gaps = made.coverage | ({} if machine is None else machine.gaps)
     if failure or gaps or machine is None:
         verdicts.append("unknown")
@@ -122,7 +170,7 @@ def _judged(
         unit=campaign.unit,
         verdict=worst_verdict(verdicts),
         outcomes=dict(Counter(trial.outcome for trial in made.trials)),
-        criteria=[criterion if machine else _undecided(criterion) for criterion, _ in judged],
+        criteria=[criterion if machine else _undecided(criterion) for criterion, _ in found],
         findings=findings,
         coverage=gaps,
         untied=[*details.pop("untied", []), *(machine.untied if machine else [])],

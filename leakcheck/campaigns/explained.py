@@ -68,11 +68,16 @@ def _ended(command: Command, lives: Sequence[Life]) -> str:
     return f"clean-up {shlex.join(command.argv)}: {how}, {output}, {called}"
 
 
-def text(result: Result) -> Iterator[Text]:
-    """Yield the lines of all findings with their explanations."""
+def this_kernel() -> str:
+    """Return the name and release of this machine's kernel."""
+    return f"{platform.system()} {platform.release()}"
+
+
+def text(result: Result, kernel: str = "") -> Iterator[Text]:
+    """Yield the lines of all findings with their explanations; `kernel` is where they were found, by default here."""
     yield line("leakcheck: ", f"{result.verdict}, {_title(result)}")
     for finding in result.findings:
-        for number, (heading, body) in enumerate(_parts(result, finding)):
+        for number, (heading, body) in enumerate(_parts(result, finding, kernel)):
             yield line(("  " if number else "", ""), (heading, "bold"))
             for one in body:
                 yield line("    ", one)
@@ -82,17 +87,17 @@ def text(result: Result) -> Iterator[Text]:
         yield line("  ", "nothing is left, so there is nothing to explain")
 
 
-def markdown(result: Result) -> str:
-    """Return a bug report for each finding."""
-    return "\n\n".join(_report(result, finding) for finding in result.findings) or (
+def markdown(result: Result, kernel: str = "") -> str:
+    """Return a bug report for each finding; `kernel` is where they were found, by default here."""
+    return "\n\n".join(_report(result, finding, kernel) for finding in result.findings) or (
         f"{_span(_title(result))}: nothing is left, so there is nothing to report."
     )
 
 
-def _report(result: Result, finding: Finding) -> str:
+def _report(result: Result, finding: Finding, kernel: str) -> str:
     kinds = ", ".join(sorted({one.kind for one in finding.leaks if one.class_ not in ("reclaimable", "bounded")}))
     lines = [f"# {_span(result.target)}: {kinds or finding.outcome} left ({finding.outcome})"]
-    for number, (heading, body) in enumerate(_parts(result, finding)):
+    for number, (heading, body) in enumerate(_parts(result, finding, kernel)):
         if number:
             lines += ["", f"## {heading}"]
         lines += ["", _block(body)] if heading not in _PROSE else ["", *body]
@@ -102,10 +107,9 @@ def _report(result: Result, finding: Finding) -> str:
 _PROSE = ("Why it matters",)
 
 
-def _parts(result: Result, finding: Finding) -> Iterator[tuple[str, list[str]]]:
+def _parts(result: Result, finding: Finding, kernel: str) -> Iterator[tuple[str, list[str]]]:
     """Yield the parts of a report: heading and lines."""
-    kernel = f"{platform.system()} {platform.release()}"
-    yield f"finding {finding.id}: {finding.outcome}", [f"{_title(result)}, on {kernel}"]
+    yield f"finding {finding.id}: {finding.outcome}", [f"{_title(result)}, on {kernel or this_kernel()}"]
     stays = [one for one in finding.leaks if one.class_ not in ("reclaimable", "bounded")] or finding.leaks
     left = [f"{label} ({one.class_})" for one in stays for label in one.labels[:_LIVES]]
     reached = "the outcome is about the status, or the next run" if finding.outcome != "not-reached" else _MISSED

@@ -60,9 +60,12 @@ class LeaksOptions(TrialOptions, frozen=True, kw_only=True):
                 raise UsageError(f"{option} --plan: a plan sets the ending of every trial; give one of the two")
 
 
-class _Facts(msgspec.Struct, frozen=True):
+class _Measured(msgspec.Struct, frozen=True):
     run_ms: float
     first_run: list[Remnant]
+
+
+class _Facts(_Measured, frozen=True):
     stop: Stop
     exact: Exact
 
@@ -85,6 +88,17 @@ class Leaks(TrialCampaign[LeaksOptions]):
             run_ms = statistics.median(lengths)
         first = [] if options.host else first_run(target, live=False, stop=stop, settle=options.settle)
         return _Facts(run_ms, first, stop, {})
+
+    def kept(self, made: Made[LeaksOptions, Trial]) -> bytes:
+        """Return the length of a run, from which the plans are drawn, and what the first one left."""
+        return msgspec.json.encode(_Measured(made.facts.run_ms, made.facts.first_run))
+
+    def go_on(self, made: Made[LeaksOptions, Trial], kept: bytes) -> None:
+        """Draw the same plans again; what this first run left counts as well."""
+        before = msgspec.json.decode(kept, type=_Measured)
+        known = [(one.kind, one.class_, one.place) for one in before.first_run]
+        more = [one for one in made.facts.first_run if (one.kind, one.class_, one.place) not in known]
+        made.facts = replace(made.facts, run_ms=before.run_ms, first_run=[*before.first_run, *more])
 
     def cases(self, target: Target, options: LeaksOptions, facts: _Facts) -> Iterator[Case]:
         """Yield the plan repeatedly, or the endings in rotation."""

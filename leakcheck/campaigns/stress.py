@@ -2,6 +2,7 @@
 
 import itertools
 import statistics
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from leakcheck.campaigns.findings import clusters, residue, worst_first
 from leakcheck.campaigns.result import LEAKS_OF, Finding, Residue
 from leakcheck.campaigns.stress_findings import left_findings, pace, samples, status_findings
 from leakcheck.campaigns.stress_options import StressOptions, submissions
+from leakcheck.campaigns.stress_rounds import Rounds, left_so_far, seen_so_far
 from leakcheck.stats.bounds import spread
 from leakcheck.stats.degradation import Sample
 from leakcheck.submissions import Submission
@@ -34,9 +36,13 @@ _INTERNAL = 0.0001
 
 
 class _Facts(msgspec.Struct):
-    """The submissions; and, after the last one, what is left and how throughput developed."""
+    """The submissions; and, after the last one, what is left and how throughput developed.
+
+    `before` is what was seen before the campaign was cut off.
+    """
 
     submissions: Iterator[Submission]
+    before: Rounds = msgspec.field(default_factory=Rounds)
     left: list[SharedRemnant] = []
     samples: list[Sample] = []
     settled_ms: dict[int, float] = {}
@@ -73,9 +79,31 @@ class Stress(Campaign[StressOptions, Record]):
         del target
         return map(Case, itertools.islice(facts.submissions, options.wanted))
 
+    def kept(self, made: Made[StressOptions, Record]) -> bytes:
+        """Return what was seen of the arenas: they are gone when the campaign goes on."""
+        return msgspec.json.encode(seen_so_far(made))
+
+    def go_on(self, made: Made[StressOptions, Record], kept: bytes) -> None:
+        """Add what was seen before, and number the rounds from there on."""
+        before = made.facts.before = msgspec.json.decode(kept, type=Rounds)
+        executor = made.executor
+        executor.rounds_before, executor.deepest = before.begun, before.deepest
+        executor.cleanup_failures += before.cleanup_failures
+        executor.sick += before.sick
+        executor.stalls += before.stalls
+
+    def still_valid(self, made: Made[StressOptions, Record], trials: Sequence[Record]) -> Sequence[Record]:
+        """Return the submissions after which their arena was observed, and those with a wrong status."""
+        observed = made.facts.before.observed
+        valid = [one for one in trials if not (made.options.observe and one.right) or one.round in observed]
+        made.executor.done = {one.id for one in valid}
+        # Their clock may be that of another boot.
+        shift = time.monotonic() - max((one.ended_s for one in valid), default=0.0)
+        return [msgspec.structs.replace(one, ended_s=one.ended_s + shift) for one in valid]
+
     def finish(self, made: Made[StressOptions, Record], ui: Ui) -> None:
         """Attribute the residue, and record it with the submissions."""
-        made.facts.left = _left(made)
+        made.facts.left = left_so_far(made)
         isolate(
             made.target,
             made.facts.left,
@@ -89,7 +117,7 @@ class Stress(Campaign[StressOptions, Record]):
 
     def so_far(self, made: Made[StressOptions, Record]) -> Made[StressOptions, Record]:
         """Record the residue of the rounds so far, attributed as far as evidence ties it."""
-        made.facts = _Facts(made.facts.submissions, _left(made))
+        made.facts = _Facts(made.facts.submissions, made.facts.before, left_so_far(made))
         _record(made)
         return made
 
@@ -132,11 +160,12 @@ class Stress(Campaign[StressOptions, Record]):
         """Return the records and times."""
         records, executor = made.trials, made.executor
         by_status = dict(sorted(clusters(records, lambda record: record.expect).items()))
-        untied = Counter(leak.kind for arena in executor.arenas for leak in [*arena.untied.values()])
+        seen = seen_so_far(made)
+        untied = Counter(seen.untied)
         times = [ms for arena in executor.arenas for ms in arena.observation_ms]
         return {
             "endings": {status: dict(Counter(one.outcome for one in alike)) for status, alike in by_status.items()},
-            "first_run": residue([[Remnant.of(leak) for leak in executor.first_run]]),
+            "first_run": residue([[Remnant.of(leak) for leak in seen.first_run]]),
             "untied": [
                 Residue(kind=kind, class_="unattributed", labels=[kind], count=count) for kind, count in untied.items()
             ],
@@ -149,23 +178,14 @@ class Stress(Campaign[StressOptions, Record]):
         }
 
 
-def _left(made: Made[StressOptions, Record]) -> list[SharedRemnant]:
-    """Return copies of what is left; a failed run has no record. The arenas may be under observation meanwhile."""
-    ids = {record.id for record in made.trials}
-    return [
-        msgspec.structs.replace(one, runs=[run for run in [*one.runs] if run in ids])
-        for arena in made.executor.arenas
-        for one in arena.judged()
-    ]
-
-
 def _record(made: Made[StressOptions, Record]) -> None:
     """Complete the records and facts with what is left."""
-    facts, arenas = made.facts, made.executor.arenas
+    facts = made.facts
     facts.samples = samples(made.trials)
-    facts.settled_ms = {number: ms for arena in arenas for number, ms in [*arena.settled_ms.items()]}
+    seen = seen_so_far(made)
+    facts.settled_ms = seen.settled_ms
     made.trials = with_left(made.trials, facts.left, facts.settled_ms)
-    made.coverage = {kind: reason for arena in arenas for kind, reason in [*arena.gaps.items()]}
+    made.coverage = seen.gaps
 
 
 def _staying(kind: str) -> Any:
@@ -174,7 +194,7 @@ def _staying(kind: str) -> Any:
 
 def _damaged(made: Made[StressOptions, Record]) -> int:
     found = {(one.leak.kind, place_of(one.leak)) for one in made.facts.left if one.damaged}
-    first = [leak for leak in made.executor.first_run if leak.class_ == "damaged"]
+    first = [leak for leak in seen_so_far(made).first_run if leak.class_ == "damaged"]
     return len(found | {(leak.kind, place_of(leak)) for leak in first})
 
 

@@ -88,10 +88,24 @@ class Sweep(TrialCampaign[_Options]):
             )
         return facts
 
+    def kept(self, made: Made[_Options, Trial]) -> bytes:
+        """Return the points."""
+        return msgspec.json.encode(made.facts)
+
+    def go_on(self, made: Made[_Options, Trial], kept: bytes) -> None:
+        """Visit the points that were recorded first."""
+        made.facts = msgspec.json.decode(kept, type=Points)
+        made.wanted = self.wanted(made.options, made.facts)
+
     def shard(self, options: _Options, points: Sequence[Recorded]) -> list[Plan]:
         """Return the plans of this shard, all of them."""
         number, shards = options.slice()
         return [*itertools.islice(self.select(options, points), number, None, shards)]
+
+    def untried(self, made: Made[_Options, Trial]) -> list[Plan]:
+        """Return the plans of this shard that no trial had."""
+        tried = {trial.case.plan for trial in made.trials}
+        return [plan for plan in self.shard(made.options, made.facts.points) if plan not in tried]
 
     def plans(self, options: _Options, points: Sequence[Recorded]) -> Iterator[Plan]:
         """Yield the plans that the options ask for."""

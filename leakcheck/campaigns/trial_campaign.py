@@ -2,6 +2,7 @@
 
 import statistics
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,6 +13,7 @@ from leakcheck.campaigns.result import Finding
 from leakcheck.campaigns.same import groups
 from leakcheck.stats.bounds import spread
 from leakcheck.targets import Target
+from leakcheck.trials.case import Case
 from leakcheck.trials.executor import Executor, Ui
 from leakcheck.trials.isolated import Isolated
 from leakcheck.trials.outcome import OUTCOMES
@@ -38,6 +40,15 @@ class TrialCampaign(Campaign[_Options, Trial]):
             settle=options.settle,
             enough=options.enough,
         )
+
+    def rest(self, made: Made[_Options, Trial], cases: Iterator[Case]) -> Iterator[Case]:
+        """Yield the `cases` without those of the trials that were made before."""
+        done = Counter(trial.case for trial in made.trials)
+        for case in cases:
+            if done[case] > 0:
+                done[case] -= 1
+            else:
+                yield case
 
     def enough(self, made: Made[_Options, Trial]) -> bool:
         """Return whether as many trials as the options ask for have the same finding."""

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import inspect
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
@@ -18,12 +18,13 @@ from leakcheck.campaigns import Campaign, Result
 from leakcheck.campaigns.campaign import Option, Options
 from leakcheck.campaigns.criteria import UNSEEN
 from leakcheck.campaigns.engine import run
+from leakcheck.campaigns.recording import Recording
 from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
 from leakcheck.commands.defaults import from_file, given_of
 from leakcheck.commands.metered import UNWATCHED, Metered, Watch
 from leakcheck.commands.progress import Progress
 from leakcheck.deliver import deliver, notify, output_to, show_progress
-from leakcheck.errors import StoppedError
+from leakcheck.errors import StoppedError, UsageError
 from leakcheck.renamed import notify_renamed
 from leakcheck.render import print_lines
 from leakcheck.reports.files import Reports
@@ -59,6 +60,8 @@ def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Calla
         json: bool,
         output: Path | None,
         report: Sequence[Path] | None = None,
+        store: Path | None = None,
+        resume: bool = False,
         **given: Any,
     ) -> None:
         chosen = {}
@@ -73,7 +76,17 @@ def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Calla
                 chosen[name] = option.parse(value) if option.parse else value
         watch = Watch(given["metrics"], given["metrics_file"], given["metrics_prefix"])
         options = campaign.options(**chosen)
-        code = run_campaign(campaign, load(target), options, output, report or [], watch=watch, as_json=json)
+        code = run_campaign(
+            campaign,
+            load(target),
+            options,
+            output,
+            report or [],
+            watch=watch,
+            as_json=json,
+            store=store,
+            resume=resume,
+        )
         raise typer.Exit(code)
 
     command.__name__, command.__doc__ = campaign.name, campaign.question
@@ -107,24 +120,33 @@ def run_campaign(
     *,
     watch: Watch = UNWATCHED,
     as_json: bool,
+    store: Path | None = None,
+    resume: bool = False,
 ) -> int:
     """Run the campaign; the exit code is the verdict's, 1 if a `strict` campaign failed, 130 if interrupted.
 
     What was not fully seen is no failure. The result goes to `output`, and to each of the `reports`, in the format that
-    its suffix names.
+    its suffix names. The campaign is recorded in `store`; if `resume`, the last one of it there that was cut off goes on.
     """
     options.check()
+    if resume and store is None:
+        raise UsageError("--resume: goes on with a run of a store; name it by --store FILE")
+    target.check_ready()
     progress = Progress(target.name, campaign.unit, options.limit_s)
     with contextlib.ExitStack() as stack:
         metered, place = stack.enter_context(watch.open()), stack.enter_context(output_to(output))
-        written, interrupts = stack.enter_context(Reports(reports)), stack.enter_context(Interrupts())
+        written = stack.enter_context(Reports(reports))
+        recording = stack.enter_context(_recorded(campaign, target, options, store, resume=resume))
+        interrupts = stack.enter_context(Interrupts())
         began = time.monotonic()
         try:
             kept = [_counting(metered, target, campaign)] if watch.watched else []
             kept += [] if place is None or not place.replaceable else [_keeping(place)]
             keep = functools.partial(_each, kept) if kept else None
             ui = metered.ui(progress, target.name, campaign.name)
-            work = functools.partial(run, campaign, target, options, ui, stop=interrupts.seen, keep=keep)
+            work = functools.partial(
+                run, campaign, target, options, ui, stop=interrupts.seen, recording=recording, keep=keep
+            )
             result = in_background(work, interrupts, _PATIENCE)
             metered.result(target.name, campaign.name, result, final=True)
         except StoppedError as stopped:
@@ -151,6 +173,23 @@ def _each(kept: Sequence[Callable[[Result], None]], result: Result) -> None:
 
 def _counting(metered: Metered, target: Target, campaign: Campaign[Any, Any]) -> Callable[[Result], None]:
     return lambda result: metered.result(target.name, campaign.name, result, final=False)
+
+
+@contextlib.contextmanager
+def _recorded(
+    campaign: Campaign[Any, Any], target: Target, options: Options, path: Path | None, *, resume: bool
+) -> Generator[Recording, None, None]:
+    if path is None:
+        yield Recording()
+        return
+    # Imported here: most campaigns are not recorded.
+    from leakcheck.evidence import Store
+
+    with (
+        Store(path, create=True) as store,
+        store.record(campaign, target, options, resume=resume, log=notify) as recording,
+    ):
+        yield recording
 
 
 def _keeping(place: Output) -> Callable[[Result], None]:

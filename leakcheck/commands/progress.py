@@ -19,7 +19,9 @@ class Progress(Ui):
         self._duration = limit_s
         self._outcomes: Counter[str] = Counter()
         self._terminal = sys.stderr.isatty()
-        self._began = self._reported = time.monotonic()
+        self._reported = time.monotonic()
+        # When the first one was counted, and as which: a campaign that goes on does not begin with 1.
+        self._first: tuple[float, int] | None = None
         if self._terminal:
             self._write("checking the target …")
 
@@ -32,14 +34,13 @@ class Progress(Ui):
         right = isinstance(trial, Record) and trial.right
         self._outcomes[trial.status if right else trial.outcome] += 1
         now = time.monotonic()
-        if count == 1:
-            self._first = now
+        since, first = self._first = self._first or (now, count)
         if now - self._reported < (0.1 if self._terminal else 10) and count != self._wanted:
             return
         self._reported = now
-        rate = (count - 1) / (now - self._first) if count > 1 and now > self._first else 0
+        rate = (count - first) / (now - since) if count > first and now > since else 0
         ends = [(self._wanted - count) / rate] if self._wanted and rate else []
-        ends += [max(0.0, self._first + self._duration - now)] if self._duration else []
+        ends += [max(0.0, since + self._duration - now)] if self._duration else []
         left = f", {in_words(min(ends))} left" if ends else ""
         counts = ", ".join(f"{number} {outcome}" for outcome, number in self._outcomes.items())
         self._write(f"{count}{f'/{self._wanted}' if self._wanted else ''}{left}: {counts}")

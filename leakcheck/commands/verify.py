@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +22,8 @@ from leakcheck.reports.of_verify import of_verify
 from leakcheck.subprocesses import Interrupts, in_background
 from leakcheck.targets import Target, load
 from leakcheck.trials.executor import Ui
-from leakcheck.verify import Part, Profile, Verification, Verifications, plan_of, select, verify
+from leakcheck.verify import Part, Profile, Requirement, Verification, Verifications, plan_of, select, verify
+from leakcheck.verify.recording import VerifyRecording
 from leakcheck.verify.render import comparison, page
 from leakcheck.warden import shutdown
 
@@ -43,18 +44,24 @@ def run_verify(
     compare: bool,
     as_json: bool,
     watch: Watch = UNWATCHED,
+    store: Path | None = None,
+    resume: bool = False,
 ) -> int:
     """Run the plan for each target; the exit code is that of the worst verdict, 130 if interrupted.
 
-    `only` and `skip` name requirements or campaigns. After each requirement, what there is goes to `output`, and at the
+    `only` and `skip` name requirements or campaigns. Everything is recorded in `store`; if `resume`, what was cut off
+    there goes on. After each requirement, what there is goes to `output`, and at the
     end to each of the `reports`, in the format that its suffix names.
     """
+    if resume and store is None:
+        raise UsageError("--resume: goes on with a run of a store; name it by --store FILE")
     targets = _targets(names, compare=compare)
     requirements = select(plan_of(profile), only, skip)
     with contextlib.ExitStack() as stack:
         metered = stack.enter_context(watch.open())
         place = stack.enter_context(output_to(output))
         written = stack.enter_context(Reports(reports))
+        recorded = stack.enter_context(_recorder(store, profile, requirements, seed, resume=resume))
         interrupts = stack.enter_context(Interrupts())
         found: list[Verification] = []
 
@@ -73,9 +80,10 @@ def run_verify(
             for target in targets:
                 if not interrupts.seen():
                     ui = functools.partial(_progress, target, metered)
-                    found.append(
-                        verify(target, profile, requirements, seed=seed, ui=ui, stop=interrupts.seen, keep=keep)
-                    )
+                    run = functools.partial(verify, target, profile, requirements, seed=seed, ui=ui, keep=keep)
+                    with recorded(target) as recording:
+                        found.append(run(stop=interrupts.seen, record=recording.record))
+                        recording.found = found[-1]
 
         try:
             in_background(work, interrupts, _PATIENCE)
@@ -91,6 +99,21 @@ def run_verify(
         code = deliver(code, everything.to_json(), place, show)
         code = written.write(code, lambda: of_verify(everything))
         return INTERRUPTED if interrupts.seen() else code
+
+
+@contextlib.contextmanager
+def _recorder(
+    path: Path | None, profile: Profile, requirements: Sequence[Requirement], seed: int, *, resume: bool
+) -> Generator[Callable[[Target], contextlib.AbstractContextManager[VerifyRecording]], None, None]:
+    """Yield what returns the recording of a target."""
+    if path is None:
+        yield lambda _: contextlib.nullcontext(VerifyRecording())
+        return
+    # Imported here: most are not recorded.
+    from leakcheck.evidence import Store, StoreVerifyRecording
+
+    with Store(path, create=True) as store:
+        yield lambda target: StoreVerifyRecording(store, target, profile, requirements, seed, resume=resume, log=notify)
 
 
 def _targets(names: Sequence[str], *, compare: bool) -> list[Target]:

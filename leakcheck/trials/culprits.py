@@ -1,6 +1,7 @@
 """Finds which submission left residue if several of a round are possible: each one runs again, alone."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from leakcheck.errors import CompileError, NativeError, TargetError, UsageError
@@ -33,6 +34,7 @@ def isolate(
     end and are not tried.
     """
     unsure = [one for one in left if one.gone is None and len(one.runs) > 1 and not one.late]
+    sure = [one for one in left if one.gone is None and len(one.runs) == 1 and not one.late]
     words: dict[str, str] = {}
     for run in (run for one in unsure for run in one.runs if run not in hung):
         words.setdefault(behaviour_of(specs[run]), specs[run])
@@ -55,11 +57,16 @@ def isolate(
             # None of the other submissions leaves it.
             one.runs, one.tied, one.late = sorted(late), "replay", True
     for alike in grouped(unsure, lambda one, other: one.round == other.round and same(one.leak, other.leak)):
-        runs = {run for one in alike for run in one.runs}
+        first = alike[0]
+        both = {run for one in alike for run in one.runs}
+        alone = {run: count_similar(first.leak, leaves.get(behaviour_of(specs[run]), [])) for run in both}
+        # What certainly is of one submission is none of those that are looked for here.
+        certain = Counter(one.runs[0] for one in sure if one.round == first.round and same(one.leak, first.leak))
+        runs = {run for run in both if certain[run] < alone[run]}
         # As many as all of them leave when run alone.
-        expected = sum(count_similar(alike[0].leak, leaves.get(behaviour_of(specs[run]), [])) for run in runs)
+        expected = sum(alone[run] - certain[run] for run in runs)
         # A chain of short-lived processes is reported as one, whatever their number.
-        all_of_it = len(alike) == expected or alike[0].leak.class_ == "respawning"
+        all_of_it = len(alike) == expected or first.leak.class_ == "respawning"
         if all_of_it and all(one.tied == "replay" for one in alike):
             for one in alike:
                 one.runs, one.each = sorted(runs), True

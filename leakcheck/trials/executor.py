@@ -28,10 +28,12 @@ class Ui:
 class Executor(abc.ABC, Generic[_Trial]):
     """Makes trials of cases.
 
-    `failure` is why no further trial could be made, or None; `took` is the seconds that the trials took.
+    `failure` is why no further trial could be made, or None; `took` is the seconds that the trials took, those `before`
+    the campaign was cut off among them.
     """
 
     failure: BaseException | None = None
+    before: float = 0
     took: float = 0
 
     @abc.abstractmethod

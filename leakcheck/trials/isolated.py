@@ -57,7 +57,7 @@ class Isolated(Executor[Trial]):
     def run(self, cases: Callable[[], Iterator[Case]]) -> Iterator[Trial]:
         """Yield each trial once it is made."""
         rest = enumerate(cases())
-        began = time.monotonic()
+        began = time.monotonic() - self.before
         pending: set[Future[Trial]] = set()
         announced = False
         woken = threading.Event()

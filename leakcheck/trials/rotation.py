@@ -13,12 +13,12 @@ from leakcheck.trials.shared_arena import SharedArena
 class Rotation:
     """Chooses which of several arenas takes the next submission; with `observe` false they are never observed.
 
-    A round has `size` submissions, or more while no other arena is ready. Arenas are observed in the background;
-    `error` is why an observation failed.
+    A round has `size` submissions, or more while no other arena is ready; there were some `before` the first. Arenas
+    are observed in the background; `error` is why an observation failed.
     """
 
-    def __init__(self, arenas: Sequence[SharedArena], size: int, *, observe: bool = True) -> None:
-        self.rounds = 0
+    def __init__(self, arenas: Sequence[SharedArena], size: int, *, before: int = 0, observe: bool = True) -> None:
+        self.rounds = before
         self.error = ""
         self._size, self._observes = size, observe
         self._ready = list(arenas)

@@ -33,7 +33,8 @@ class Shared(Executor[Record]):
 
     `first_run` is what the warm-up left, `deepest` the maximum depth of the queue, `queue_size` its bound,
     `cleanup_failures` are failures outside the submissions themselves, `sick` the errors of the target's health check,
-    `stalls` the stacks of what hung.
+    `stalls` the stacks of what hung. If the campaign was cut off, `done` are the submissions made before that, in
+    `rounds_before` rounds.
     """
 
     def __init__(
@@ -59,6 +60,9 @@ class Shared(Executor[Record]):
         self._stalled = threading.Event()
         self._until = float("inf")
         self.deepest = 0
+        self.rounds_before = 0
+        self._rotation: Rotation | None = None
+        self.done: set[int] = set()
         self.host_load = HostLoad()
         self.first_run = list[Leak]()
         self.stalls: list[str] = []
@@ -67,6 +71,11 @@ class Shared(Executor[Record]):
         self.arenas = [
             SharedArena(target, concurrency, settle=settle, late=self._on_late) for _ in range(2 if observe else 1)
         ]
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds have begun."""
+        return self.rounds_before if self._rotation is None else self._rotation.rounds
 
     def over(self) -> bool:
         """Return whether to stop everything, even observations."""
@@ -78,8 +87,10 @@ class Shared(Executor[Record]):
             for arena in self.arenas:
                 stack.enter_context(arena)
             self._warm_up()
-            rotation = Rotation(self.arenas, max(_ROUND, 2 * self._concurrency), observe=self._observes)
-            began = self._last = time.monotonic()
+            size = max(_ROUND, 2 * self._concurrency)
+            rotation = self._rotation = Rotation(self.arenas, size, before=self.rounds_before, observe=self._observes)
+            self._last = time.monotonic()
+            began = self._last - self.before
             with watchdog(self._idle, self._patience, self._on_stall):
                 try:
                     yield from self._driven(rotation, cases())
@@ -132,9 +143,11 @@ class Shared(Executor[Record]):
 
     def _produce(self, cases: Iterator[Case]) -> None:
         if self._duration is not None:
-            self._until = time.monotonic() + self._duration
+            self._until = time.monotonic() + self._duration - self.before
         try:
             for number, case in enumerate(cases):
+                if number in self.done:
+                    continue
                 queued = time.monotonic()
                 while not self._ending() and not self._put((number, case.submission, queued)):
                     pass

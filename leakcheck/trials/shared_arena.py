@@ -49,6 +49,8 @@ class SharedArena:
         self.host = _SharedHost(target, settle, [cache_directory()])
         self._target, self._boxes, self._late = target, boxes, late
         self.left: dict[str, SharedRemnant] = {}
+        self.observed: list[int] = []
+        """The rounds after which it was observed."""
         self.shown: list[set[str]] = []
         """For each observation, the keys of the items of `left` that it showed."""
         self.untied = dict[str, Leak]()
@@ -134,6 +136,7 @@ class SharedArena:
             if leak.key not in self.left and not leak.replaces:
                 self.left[leak.key] = self.attribution.tied(leak, number, runs, list(self.left.values()))
         self.shown.append(now & self.left.keys())
+        self.observed.append(number)
         self.observation_ms.append((time.monotonic() - began) * 1000)
 
     def judged(self) -> Iterator[SharedRemnant]:

@@ -1,20 +1,29 @@
 """Runs the plan on a target, one campaign after the other."""
 
+import contextlib
+import functools
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
-from leakcheck.campaigns import CAMPAIGNS
+from leakcheck.campaigns import CAMPAIGNS, Campaign
+from leakcheck.campaigns.campaign import Options
 from leakcheck.campaigns.engine import run
+from leakcheck.campaigns.recording import Recording
 from leakcheck.conformance import tried
 from leakcheck.errors import LeakcheckError, NotApplicableError, StoppedError, TargetError
 from leakcheck.targets import Target
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import Stop, never
 from leakcheck.verify.plan import Part, Profile, Requirement
+from leakcheck.verify.recording import VerifyRecording
 from leakcheck.verify.result import PartResult, RequirementResult, Verification, judged, status_of, verdict_of
 
+Record = Callable[[str, Campaign[Any, Any], Options], contextlib.AbstractContextManager[Recording]]
+"""Returns the recording of the campaign of the part of this name, with these options."""
+_UNRECORDED = VerifyRecording()
 _PACE = ("slowdown", "submissions a minute")
 
 
@@ -27,11 +36,13 @@ def verify(
     ui: Callable[[str, Part], Ui] = lambda _, __: Ui(),
     stop: Stop = never,
     keep: Callable[[Verification], None] = lambda _: None,
+    record: Record = _UNRECORDED.record,
 ) -> Verification:
     """Run the `requirements` of the plan on `target`, one campaign after the other.
 
     `ui` returns what shows the progress of a part, which it gets with its name; `keep` receives what there is after
-    each of them. Once `stop` returns true, the rest is inconclusive.
+    each of them. `record` returns the recording of a campaign, which may have been made before. Once `stop` returns
+    true, the rest is inconclusive.
 
     Raises:
         TargetError: the target cannot run here: a submission that is to succeed does not.
@@ -64,19 +75,31 @@ def verify(
             break
         parts = []
         for part in requirement.parts:
-            shown = ui(part.name_in(requirement.id), part)
-            parts.append(_run(target, part, seed, shown, stop, slow=profile != "quick"))
+            name = part.name_in(requirement.id)
+            again = functools.partial(record, name)
+            parts.append(_run(target, part, seed, ui(name, part), stop, again, slow=profile != "quick"))
         found.append(judged(requirement, parts))
         keep(so_far(complete=False))
     return so_far(complete=True)
 
 
-def _run(target: Target, part: Part, seed: int, ui: Ui, stop: Stop, *, slow: bool) -> PartResult:
+def _run(
+    target: Target,
+    part: Part,
+    seed: int,
+    ui: Ui,
+    stop: Stop,
+    record: Callable[[Campaign[Any, Any], Options], contextlib.AbstractContextManager[Recording]],
+    *,
+    slow: bool,
+) -> PartResult:
     campaign, began = CAMPAIGNS[part.campaign], time.monotonic()
     if stop():
         return _undone(part, "interrupted")
     try:
-        result = run(campaign, target, campaign.options(seed=seed, **part.options), ui, stop=stop)
+        options = campaign.options(seed=seed, **part.options)
+        with record(campaign, options) as recording:
+            result = run(campaign, target, options, ui, stop=stop, recording=recording)
     except NotApplicableError as error:
         return PartResult(campaign=part.campaign, label=part.label, status="not applicable", reason=_reason(error))
     except StoppedError:

@@ -3,12 +3,15 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from leakcheck.campaigns import Result
+from leakcheck.campaigns.recording import Recording
 from leakcheck.targets import Target, load
 
-__all__ = ["LEAKCHECK", "WATCHES", "failed", "target"]
+__all__ = ["LEAKCHECK", "WATCHES", "Calls", "failed", "target"]
 
 LEAKCHECK = [shutil.which("setpriv") or "setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "leakcheck"]
 """The command. It ends with the thread that starts it: a killed suite leaves no campaign running (prctl(2))."""
@@ -18,6 +21,17 @@ WATCHES = r"""python3 -c "import ctypes as c, struct; l = c.CDLL(None); l.ptrace
 b = c.create_string_buffer(struct.pack(\"HBBI\", 6, 0, 0, 0x7fff0000))
 l.syscall(317, 1, 8, struct.pack(\"HQ\", 1, c.addressof(b)))" """
 """A command of a script that uses ptrace and watches calls itself, so that it can be neither traced nor notified."""
+
+
+class Calls(Recording):
+    """Calls `called` with each trial that is to be recorded."""
+
+    def __init__(self, called: Callable[[Any], None]) -> None:
+        self._called = called
+
+    def add(self, trial: Any, kept: Callable[[], bytes]) -> None:
+        kept()
+        self._called(trial)
 
 
 def target(

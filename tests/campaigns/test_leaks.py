@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from made import LEAKCHECK, target
+from made import LEAKCHECK, Calls, target
 from waiting import PATIENCE, runs_below, wait_for_runs, wait_until
 
 from injectors import parse
@@ -149,7 +149,7 @@ def test_a_program_that_is_replaced_during_the_campaign_makes_it_no_campaign_of_
         program.write_text(program.read_text() + "# newer\n")
 
     options = LeaksOptions(iterations=2, endings=("normal",), settle=0.05)
-    campaign = run_campaign(Leaks(), made, options, store=update)
+    campaign = run_campaign(Leaks(), made, options, recording=Calls(update))
     assert (campaign.verdict, campaign.complete, campaign.outcomes) == ("unknown", False, {"clean": 2})
     assert campaign.error == f"{program} was replaced during the campaign"
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 import msgspec
 import pytest
 import typer
-from made import target
+from made import Calls, target
 from typer.testing import CliRunner
 
 import injectors
@@ -90,7 +90,7 @@ def test_a_campaign_runs_under_an_injector_of_its_own(tmp_path: Path) -> None:
     stored: list[Any] = []
     # The launch marks the arena by what the injector put into its environment; nothing takes it away.
     made = target(tmp_path, '[ -z "$TOY" ] || mktemp "/var/lib/$TOY-XXXXXX" >/dev/null; exec "$@"', recover="true")
-    result = run(Toy(), made, ToyOptions(iterations=2, settle=0.1), store=stored.append)
+    result = run(Toy(), made, ToyOptions(iterations=2, settle=0.1), recording=Calls(stored.append))
     assert (result.campaign, result.trials, result.endings) == ("toy", 2, {"toy": {result.findings[0].outcome: 2}})
     assert result.verdict == "leaked"
     assert [trial.fired for trial in stored] == [True, True]

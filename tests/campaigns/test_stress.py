@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from made import LEAKCHECK, failed, target
+from made import LEAKCHECK, Calls, failed, target
 from waiting import PATIENCE, wait_for_runs
 
 from leakcheck.campaigns import Result, Stress, StressOptions
@@ -239,7 +239,7 @@ def test_stop_gives_the_result_of_those_made(tmp_path: Path) -> None:
         Stress(),
         target(tmp_path, 'exec "$@"'),
         StressOptions(specs=parse_specs("python/hello"), submissions=10_000, settle=SETTLE),
-        store=seen.append,
+        recording=Calls(seen.append),
         stop=lambda: len(seen) >= 20,
     )
     assert campaign.interrupted

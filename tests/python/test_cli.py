@@ -459,7 +459,7 @@ class TestCompletion:
     @pytest.mark.parametrize(
         ("line", "offered"),
         [
-            ("leakcheck s", ["snapshot", "state", "stress"]),
+            ("leakcheck s", ["show", "snapshot", "state", "stress"]),
             ("leakcheck guard --ar", ["--arena"]),
             ("leakcheck leaks --en", ["--endings", "--enough"]),
             ("leakcheck leaks --target ru", ["runc", "runc-new", "runsc"]),

@@ -12,13 +12,14 @@ ROOT = Path(__file__).parents[2]
 # From the top; who stands in a line may import what stands in it or below, and nothing above.
 LAYERS = [
     ("leakcheck.__main__",),
-    ("leakcheck.cli", "leakcheck.commands"),
+    ("leakcheck.cli", "leakcheck.cli_evidence", "leakcheck.cli_options", "leakcheck.commands"),
     (
         "leakcheck.metrics",
         "leakcheck.reports.of_verify",
         "leakcheck.reports.of_campaign",
         "leakcheck.reports.campaign_figures",
         "leakcheck.schemas",
+        "leakcheck.evidence",
     ),
     ("leakcheck.verify",),
     ("leakcheck.conformance",),

@@ -1,0 +1,28 @@
+"""What is kept of a campaign while it runs, so that it can go on after it was cut off."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from leakcheck.campaigns.result import Result
+
+
+class Recording:
+    """Keeps nothing. `leakcheck.evidence` has the one that writes to a store.
+
+    `trials` are those that were made before the campaign was cut off, in `took` seconds; `kept` is what it needed to go
+    on then, and `result` its result if it had ended.
+    """
+
+    trials: Sequence[Any] = ()
+    took: float = 0
+    kept: bytes = b""
+    result: Result | None = None
+
+    def begin(self, wanted: int | None) -> None:
+        """Called before the first trial, with how many there will be; None: not known."""
+
+    def add(self, trial: Any, kept: Callable[[], bytes]) -> None:
+        """Keep a trial; `kept` returns what the campaign would need to go on after it."""
+
+    def end(self, trials: Sequence[Any], result: Result, kept: bytes, took: float) -> None:
+        """Keep the result, the trials as they were evaluated at the end, and what it takes to go on if not complete."""

@@ -1,0 +1,156 @@
+"""The commands that read a store: `runs`, `show`, `compare`, `export`, `merge`."""
+
+import datetime
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from leakcheck.campaigns import CAMPAIGNS, Result, explained
+from leakcheck.campaigns.compare import Comparison
+from leakcheck.campaigns.compare import lines as compared_lines
+from leakcheck.campaigns.render import lines
+from leakcheck.commands import EXIT_OF
+from leakcheck.deliver import deliver, notify, output_to, print_json
+from leakcheck.errors import UsageError
+from leakcheck.evidence import Run, Store, merge, verification
+from leakcheck.evidence.runs import VERIFY
+from leakcheck.render import VERDICT_STYLE, line, print_lines
+from leakcheck.reports import markdown
+from leakcheck.verify import Verifications
+from leakcheck.verify.compare import compared
+from leakcheck.verify.compare import lines as verify_lines
+from leakcheck.verify.render import page
+
+Format = Literal["text", "markdown", "json"]
+
+
+def list_runs(store: Path, *, as_json: bool) -> int:
+    """Print the runs of a store, one a line; campaigns of a ``verify`` are below it."""
+    with Store(store, read_only=True) as opened:
+        found = opened.runs()
+    if as_json:
+        print_json(msgspec.json.encode(found).decode())
+    else:
+        print_lines(_table(found), Console())
+    return 0
+
+
+def _table(runs: Sequence[Run]) -> Iterator[Text]:
+    width = max((len(f"{run.command} {run.part}") for run in runs), default=0) + 2
+    for run in runs:
+        began = datetime.datetime.fromtimestamp(run.began).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        name = f"  {run.part}" if run.parent is not None else run.command
+        made = "" if run.command == VERIFY else f"{run.trials}/{run.wanted or '?'} {CAMPAIGNS[run.command].unit}"
+        verdict = run.verdict or "no result"
+        style = VERDICT_STYLE.get(verdict, "yellow")
+        state = "" if run.state == "ended" else f", {_WORDS[run.state]}"
+        yield line(
+            f"{run.id:>5}  {began}  ",
+            (f"{name:<{width}}", "bold"),
+            f"{run.target} {run.version}  {made:<22}  ",
+            (verdict, style),
+            state,
+        )
+
+
+_WORDS = {"running": "running or cut off", "interrupted": "interrupted"}
+
+
+def show(store: Path, name: str, form: Format) -> int:
+    """Print a run, or a finding with all runs that have it. The exit code is 0 whatever the verdict of then."""
+    with Store(store, read_only=True) as opened:
+        if not name.isdecimal():
+            return _show_finding(opened, name, form)
+        run = opened.run(int(name))
+        if run.command == VERIFY:
+            found = Verifications(targets=[verification(opened, run)])
+            if form == "json":
+                print_json(found.to_json())
+            elif form == "markdown":
+                print(markdown(found))
+            else:
+                print_lines(page(found.targets[0]), Console())
+            return 0
+        result = _result(opened, run)
+        if form == "json":
+            print_json(result.to_json())
+        elif form == "markdown":
+            print(explained.markdown(result, _kernel(run)))
+        else:
+            print_lines(lines(result), Console())
+    return 0
+
+
+def _show_finding(store: Store, name: str, form: Format) -> int:
+    runs = store.with_finding(name)
+    if not runs:
+        raise UsageError(f"store {store.path}: has no run and no finding {name!r}; `leakcheck runs` lists the runs")
+    results = [(run, result) for run in runs if (result := store.result(run)) is not None]
+    last, result = results[-1]
+    only = msgspec.structs.replace(result, findings=[one for one in result.findings if one.id == name])
+    if form == "json":
+        print_json(msgspec.json.encode({"runs": [run for run, _ in results], "finding": only.findings[0]}).decode())
+    elif form == "markdown":
+        print(explained.markdown(only, _kernel(last)))
+    else:
+        seen = line("  ", f"in {', '.join(f'run {run.id}' for run, _ in results)}; the last of them:")
+        print_lines(itertools.chain([seen], explained.text(only, _kernel(last))), Console())
+    return 0
+
+
+def _result(store: Store, run: Run) -> Result:
+    if (found := store.result(run)) is None:
+        raise UsageError(
+            f"store {store.path}: run {run.id} has no result, it was cut off; go on with it by --resume, "
+            f"or see its {run.trials} trials with sqlite3"
+        )
+    return found
+
+
+def _kernel(run: Run) -> str:
+    return f"Linux {run.machine['kernel']}"
+
+
+def compare(store: Path, before: int, after: int, output: Path | None, *, as_json: bool) -> int:
+    """Compare two runs, as ``leakcheck diff`` compares their files; the exit code is 1 if the later one is worse."""
+    with output_to(output) as place, Store(store, read_only=True) as opened:
+        old, new = opened.run(before), opened.run(after)
+        if (old.command == VERIFY) != (new.command == VERIFY):
+            raise UsageError(f"compare: run {before} is of {old.command}, run {after} of {new.command}; give two alike")
+        if old.command == VERIFY:
+            both = compared(*(Verifications(targets=[verification(opened, run)]) for run in (old, new)))
+            verdict, text, shown = both.verdict, msgspec.json.encode(both), verify_lines(both)
+        else:
+            one = Comparison.of(_result(opened, old), _result(opened, new))
+            verdict, text, shown = one.verdict, msgspec.json.encode(one), compared_lines(one)
+        show = None if as_json else lambda: print_lines(shown, Console(stderr=True))
+        return deliver(EXIT_OF[verdict], text.decode(), place, show)
+
+
+def export(store: Path, number: int, output: Path | None) -> int:
+    """Write the JSON of a run, as the option -o of its command does."""
+    with output_to(output) as place, Store(store, read_only=True) as opened:
+        run = opened.run(number)
+        if run.command == VERIFY:
+            text = Verifications(targets=[verification(opened, run)]).to_json()
+        else:
+            text = _result(opened, run).to_json()
+        if place is None:
+            print_json(text)
+        else:
+            place.save(text)
+    return 0
+
+
+def merge_stores(stores: Sequence[Path], into: Path) -> int:
+    """Copy the runs of `stores` to `into`, and put shards together; the exit code is that of the worst whole sweep."""
+    with Store(into, create=True) as opened:
+        whole = merge(stores, opened, notify)
+    if whole:
+        print_lines(_table(whole), Console())
+    return max((EXIT_OF[run.verdict or "unknown"] for run in whole), default=0, key=[0, 3, 1].index)

@@ -1,0 +1,292 @@
+"""The store: runs, their trials and findings, and the machines on which they were made."""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import msgspec
+import psutil
+
+from leakcheck.campaigns import Campaign, Result
+from leakcheck.campaigns.campaign import Options
+from leakcheck.campaigns.recording import Recording
+from leakcheck.errors import UsageError
+from leakcheck.evidence.database import Database
+from leakcheck.evidence.machine import machine_facts, tested_facts
+from leakcheck.evidence.runs import VERIFY, Run, kind_of, with_records
+from leakcheck.targets import Target
+from leakcheck.trials.record import Record
+
+# Seconds between two copies of what a campaign needs to go on, at least, and as a multiple of what one costs.
+_LEAST_S = 0.5
+_COST = 50
+_SAMPLE_S = 5.0
+_RUN = """
+SELECT runs.id, uid, parent, part, command, target, version, options, tested, facts, began, ended, took,
+    (SELECT count(*) FROM trials WHERE run = runs.id), wanted, state, verdict
+FROM runs JOIN machines ON machines.id = machine
+"""
+_ADD_TRIAL = "INSERT OR REPLACE INTO trials VALUES (?, ?, ?, ?, ?, ?)"
+
+
+class Store:
+    """The store in the file at `path`, which is made if `create`. Several programs may use one at a time.
+
+    Raises:
+        UsageError: it cannot be used; the message says why.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, read_only: bool = False) -> None:
+        self.path = path
+        self.database = Database(path, create=create, read_only=read_only)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.database.close()
+
+    def runs(self) -> list[Run]:
+        """Return all runs, in the order in which they began."""
+        return [_run(row) for row in self.database.rows(f"{_RUN} ORDER BY runs.id")]
+
+    def run(self, number: int) -> Run:
+        """Return the run of this id; raise `UsageError` if there is none."""
+        found = self.database.rows(f"{_RUN} WHERE runs.id = ?", [number])
+        if not found:
+            raise UsageError(f"store {self.path}: has no run {number}; `leakcheck runs` lists them")
+        return _run(found[0])
+
+    def parts(self, run: Run) -> list[Run]:
+        """Return the campaigns of a ``verify``."""
+        return [_run(row) for row in self.database.rows(f"{_RUN} WHERE parent = ? ORDER BY runs.id", [run.id])]
+
+    def trials(self, run: Run) -> list[Any]:
+        """Return its trials, in the order of their numbers."""
+        kind = kind_of(run.command)
+        rows = self.database.rows("SELECT trial FROM trials WHERE run = ? ORDER BY number", [run.id])
+        return [self._decoded(text, kind) for (text,) in rows]
+
+    def result(self, run: Run) -> Result | None:
+        """Return its result; None if it was cut off before there was one."""
+        text = self.text(run, "result")
+        if not text or run.command == VERIFY:
+            return None
+        return with_records(Result.from_json(text, f"{self.path}, run {run.id}"), self.trials(run))
+
+    def with_finding(self, name: str) -> list[Run]:
+        """Return the runs that have a finding of this id."""
+        query = f"{_RUN} WHERE runs.id IN (SELECT run FROM findings WHERE id = ?) ORDER BY runs.id"
+        return [_run(row) for row in self.database.rows(query, [name])]
+
+    def begin(
+        self,
+        command: str,
+        target: Target,
+        options: bytes,
+        *,
+        resume: bool,
+        parent: int | None = None,
+        part: str = "",
+        log: Callable[[str], None] = lambda _: None,
+    ) -> Run:
+        """Return a new run; if `resume`, the last one of this command that was cut off, if there is one.
+
+        Raises:
+            UsageError: what was cut off was of another version of the target, of leakcheck or of the machine.
+        """
+        tested, machine = tested_facts(target), machine_facts()
+        if resume and (old := self._cut_off(command, target, options, parent, part)) is not None:
+            for what, then, now in (("what is tested", old.tested, tested), ("the machine", old.machine, machine)):
+                if changed := [name for name in now if now[name] != then.get(name)]:
+                    raise UsageError(
+                        f"store {self.path}: run {old.id} cannot go on: {what} has changed ({', '.join(changed)}); "
+                        "omit --resume to begin anew"
+                    )
+            return old
+        if resume and parent is None:
+            log(f"nothing to resume in {self.path}: begins anew")
+        run = Run(
+            id=0,
+            uid=secrets.token_hex(8),
+            parent=parent,
+            part=part,
+            command=command,
+            target=target.name,
+            version=tested["version"],
+            options=msgspec.json.decode(options),
+            tested=tested,
+            machine=machine,
+            began=time.time(),
+        )
+        return self.add(run)
+
+    def add(self, run: Run) -> Run:
+        """Add a run, which this process has from now on; its id is a new one."""
+        facts = msgspec.json.encode(run.machine).decode()
+        values = {
+            name: getattr(run, name) for name in ("uid", "parent", "part", "command", "target", "version", "began")
+        }
+        values |= {name: msgspec.json.encode(getattr(run, name)).decode() for name in ("options", "tested")}
+        columns, marks = ", ".join(values), ", ".join("?" * len(values))
+        number = self.database.change(
+            ("INSERT OR IGNORE INTO machines (facts) VALUES (?)", [facts]),
+            (
+                f"INSERT INTO runs ({columns}, state, machine)"
+                f" VALUES ({marks}, 'running', (SELECT id FROM machines WHERE facts = ?))",
+                [*values.values(), facts],
+            ),
+        )
+        self.database.lock(number)
+        return self.run(number)
+
+    def _cut_off(self, command: str, target: Target, options: bytes, parent: int | None, part: str) -> Run | None:
+        found = self.database.rows(
+            f"{_RUN} WHERE command = ? AND target = ? AND options = ? AND parent IS ? AND part = ? "
+            + ("" if parent is not None else "AND state != 'ended' ")
+            + "ORDER BY runs.id DESC LIMIT 1",
+            [command, target.name, options.decode(), parent, part],
+        )
+        if not found:
+            return None
+        run = _run(found[0])
+        if run.state != "ended" and not self.database.lock(run.id):
+            raise UsageError(f"store {self.path}: run {run.id} is still running in another process; wait for it")
+        return run
+
+    def record(
+        self,
+        campaign: Campaign[Any, Any],
+        target: Target,
+        options: Options,
+        *,
+        resume: bool,
+        parent: int | None = None,
+        part: str = "",
+        log: Callable[[str], None] = lambda _: None,
+    ) -> "StoreRecording":
+        """Return a recording of one campaign; if `resume`, of one that was cut off, if there is one."""
+        given = msgspec.json.encode(options)
+        run = self.begin(campaign.name, target, given, resume=resume, parent=parent, part=part, log=log)
+        return StoreRecording(self, run)
+
+    def text(self, run: Run, column: Literal["kept", "result"]) -> str:
+        """Return what a campaign needs to go on, or its result as it is in the store; empty if there is none."""
+        ((text,),) = self.database.rows(f"SELECT {column} FROM runs WHERE id = ?", [run.id])
+        return text or ""
+
+    def _decoded(self, text: str, kind: type[Any]) -> Any:
+        try:
+            return msgspec.json.decode(text, type=kind)
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise UsageError(f"store {self.path}: a trial cannot be read: {error}") from error
+
+
+class StoreRecording(Recording):
+    """Records one campaign in a store, one commit a trial."""
+
+    def __init__(self, store: Store, run: Run) -> None:
+        self._store, self.run = store, run
+        self.trials = store.trials(run)
+        self.took = run.took
+        self.kept = store.text(run, "kept").encode()
+        if run.state == "ended":
+            self.result = store.result(run)
+        self._next = len(self.trials)
+        self._began = time.monotonic() - self.took
+        self._due = self._sample_due = 0.0
+        self._process = psutil.Process()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Forget a run that failed before its first trial."""
+        if kind is not None and not self._next:
+            self._store.database.change(("DELETE FROM runs WHERE id = ?", [self.run.id]))
+
+    def begin(self, wanted: int | None) -> None:
+        """Note how many trials there will be, and that it runs."""
+        self._began = time.monotonic() - self.took
+        text = "UPDATE runs SET wanted = ?, state = 'running', result = NULL, verdict = NULL WHERE id = ?"
+        self._store.database.change((text, [wanted, self.run.id]))
+
+    def add(self, trial: Any, kept: Callable[[], bytes]) -> None:
+        """Record a trial, and from time to time what the campaign needs to go on, and a sample of this process."""
+        now = time.monotonic()
+        at = round(now - self._began, 3)
+        number = trial.id if isinstance(trial, Record) else self._next
+        self._next += 1
+        changes: list[tuple[str, Sequence[Any]]] = [(_ADD_TRIAL, _row(self.run.id, number, at, trial))]
+        if now >= self._due:
+            changes.append(("UPDATE runs SET took = ?, kept = ? WHERE id = ?", [at, kept().decode(), self.run.id]))
+            after = time.monotonic()
+            self._due = after + max(_LEAST_S, _COST * (after - now))
+        if now >= self._sample_due:
+            changes.append(("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?)", self._sample(at)))
+            self._sample_due = now + _SAMPLE_S
+        self._store.database.change(*changes)
+
+    def end(self, trials: Sequence[Any], result: Result, kept: bytes, took: float) -> None:
+        """Replace the trials by `trials`, and record the result."""
+        at = dict(self._times())
+        last = max(at.values(), default=0.0)
+        numbers = [trial.id if isinstance(trial, Record) else place for place, trial in enumerate(trials)]
+        rows = [
+            _row(self.run.id, number, at.get(number, last), trial)
+            for number, trial in zip(numbers, trials, strict=True)
+        ]
+        bare = msgspec.structs.replace(result, records=[])
+        found = [
+            (
+                "INSERT INTO findings VALUES (?, ?, ?, ?, ?, ?)",
+                [self.run.id, place, one.id, one.outcome, one.replay, text],
+            )
+            for place, one in enumerate(result.findings)
+            for text in [msgspec.json.encode(one).decode()]
+        ]
+        state = "ended" if result.complete else "interrupted"
+        closing = (
+            "UPDATE runs SET state = ?, verdict = ?, result = ?, kept = ?, ended = ?, took = ?, wanted = ?"
+            " WHERE id = ?",
+            [
+                state,
+                result.verdict,
+                bare.to_json(),
+                kept.decode(),
+                time.time(),
+                round(took, 3),
+                result.wanted,
+                self.run.id,
+            ],
+        )
+        clearing = [
+            ("DELETE FROM trials WHERE run = ?", [self.run.id]),
+            ("DELETE FROM findings WHERE run = ?", [self.run.id]),
+        ]
+        self._store.database.replace([*clearing, *found, closing], _ADD_TRIAL, rows)
+
+    def _times(self) -> list[tuple[int, float]]:
+        rows = self._store.database.rows("SELECT number, at_s FROM trials WHERE run = ?", [self.run.id])
+        return [(number, at) for number, at in rows]
+
+    def _sample(self, at: float) -> list[Any]:
+        with self._process.oneshot():
+            rss, times, fds = self._process.memory_info().rss >> 10, self._process.cpu_times(), self._process.num_fds()
+        return [self.run.id, at, rss, fds, times.user + times.system, os.getloadavg()[0]]
+
+
+def _row(run: int, number: int, at: float, trial: Any) -> list[Any]:
+    what = trial.spec if isinstance(trial, Record) else str(trial.case.plan)
+    return [run, number, at, what, trial.outcome, msgspec.json.encode(trial).decode()]
+
+
+def _run(row: Sequence[Any]) -> Run:
+    names = Run.__struct_fields__
+    found = dict(zip(names, row, strict=True))
+    for name in ("options", "tested", "machine"):
+        found[name] = msgspec.json.decode(found[name])
+    return msgspec.convert(found, type=Run)

@@ -1,0 +1,84 @@
+"""A run of ``verify`` in a store: its campaigns are runs of their own."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import msgspec
+
+from leakcheck.campaigns import Campaign
+from leakcheck.campaigns.campaign import Options
+from leakcheck.campaigns.recording import Recording
+from leakcheck.errors import UsageError
+from leakcheck.evidence.runs import VERIFY, Run
+from leakcheck.evidence.store import Store
+from leakcheck.targets import Target
+from leakcheck.verify.plan import Profile, Requirement
+from leakcheck.verify.recording import VerifyRecording
+from leakcheck.verify.result import Verification
+
+
+class StoreVerifyRecording(VerifyRecording):
+    """Records one ``verify`` of `target`; if `resume`, one that was cut off, if there is one."""
+
+    def __init__(
+        self,
+        store: Store,
+        target: Target,
+        profile: Profile,
+        requirements: Sequence[Requirement],
+        seed: int,
+        *,
+        resume: bool,
+        log: Callable[[str], None],
+    ) -> None:
+        asked = {"profile": profile, "requirements": [one.id for one in requirements], "seed": seed}
+        self._store, self._target, self._resume = store, target, resume
+        self.run = store.begin(VERIFY, target, msgspec.json.encode(asked), resume=resume, log=log)
+
+    def record(
+        self, part: str, campaign: Campaign[Any, Any], options: Options
+    ) -> contextlib.AbstractContextManager[Recording]:
+        """Return the recording of the campaign of a part."""
+        return self._store.record(campaign, self._target, options, resume=self._resume, parent=self.run.id, part=part)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Record what was found; the results of its campaigns are in the store already."""
+        if (found := self.found) is None:
+            return
+        text = "UPDATE runs SET state = ?, verdict = ?, result = ?, ended = ? WHERE id = ?"
+        state = "ended" if found.complete else "interrupted"
+        self._store.database.change((text, [state, found.verdict, _bare(found), time.time(), self.run.id]))
+
+
+def verification(store: Store, run: Run) -> Verification:
+    """Return what came of a ``verify``, with the results of its campaigns.
+
+    Raises:
+        UsageError: it was cut off before it had a result.
+    """
+    text = store.text(run, "result")
+    if not text:
+        raise UsageError(f"store {store.path}: run {run.id} was cut off; go on with it by --resume")
+    try:
+        found = msgspec.json.decode(text, type=Verification)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise UsageError(f"store {store.path}: run {run.id} cannot be read: {error}") from error
+    results = {one.part: store.result(one) for one in store.parts(run)}
+    return _each_part(found, lambda name, part: msgspec.structs.replace(part, result=results.get(name)))
+
+
+def _bare(found: Verification) -> str:
+    return msgspec.json.encode(_each_part(found, lambda _, part: msgspec.structs.replace(part, result=None))).decode()
+
+
+def _each_part(found: Verification, change: Callable[[str, Any], Any]) -> Verification:
+    requirements = [
+        msgspec.structs.replace(one, parts=[change(part.name_in(one.id), part) for part in one.parts])
+        for one in found.requirements
+    ]
+    return msgspec.structs.replace(found, requirements=requirements)
