@@ -126,7 +126,7 @@ def run_campaign(
     """Run the campaign; the exit code is the verdict's, 1 if a `strict` campaign failed, 130 if interrupted.
 
     What was not fully seen is no failure. The result goes to `output`, and to each of the `reports`, in the format that
-    its suffix names. The campaign is recorded in `store`; if `resume`, the last one of it there that was cut off goes on.
+    its suffix names. The campaign is recorded in `store`; if `resume`, one that was cut off there goes on.
     """
     options.check()
     if resume and store is None:
