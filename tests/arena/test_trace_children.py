@@ -36,6 +36,21 @@ def test_the_call_that_made_a_process_has_its_number_and_its_role(notified: bool
     ]
 
 
+def test_of_a_notified_run_a_child_that_ended_and_is_not_waited_for_is_not_taken_for_the_next_one() -> None:
+    # Nobody waits for the first two, which are zombies when the third one makes its first call.
+    script = """
+import os
+for number in range(3):
+    if not (child := os.fork()):
+        if number == 2:
+            os.mkdir("/tmp/third")
+        os._exit(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+"""
+    calls = [one for one in explained([sys.executable, "-c", script], notified=True) if isinstance(one, Call)]
+    assert [one.name for one in calls if one.text.startswith("mkdir")] == ["launch:0.3/mkdir(/tmp/third)#1"]
+
+
 def test_what_a_payload_makes_is_told_with_its_maker() -> None:
     payload = ["/bin/sh", "-c", "sleep 0 & wait"]
     events = explained(["/bin/sh", "-c", '"$@"; exit $?', "sh", *payload], payload)

@@ -171,7 +171,7 @@ class TestAnObservationThatWasCutShort:
         command = f"ulimit -n 16; exec {guard}"
         done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False, cwd=CHECKOUT)
         assert done.returncode == 3, done.stdout + done.stderr
-        assert "too many open files" in done.stderr.lower()
+        assert "too many open files" in done.stderr.lower(), done.stderr
 
     def test_by_a_closed_directory_blames_nothing_that_was_in_it(self, as_nobody: Place) -> None:
         before = "mkdir -m 000 /tmp/d; touch /tmp/d/old; chown -R 65534 /tmp/d"

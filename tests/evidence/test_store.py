@@ -32,7 +32,7 @@ NORMAL = ["--endings", "normal", "--settle", "0.1"]
 
 
 def command(*words: Any, timeout: float = 120) -> "subprocess.CompletedProcess[str]":
-    """Run leakcheck with its output in files: what it leaves may hold them open."""
+    """Run leakcheck."""
     return subprocess.run(
         [*LEAKCHECK, *map(str, words)],
         stdin=subprocess.DEVNULL,

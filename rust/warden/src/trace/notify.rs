@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use leakcheck_sys::notify::{self, Notification};
@@ -187,7 +187,7 @@ impl Tracer {
         }
         let (process, parent) = family(thread)?;
         if !self.is_known(process) {
-            self.find_children(parent);
+            self.find_in(parent, process);
         }
         if !self.is_known(process) && self.is_known(parent) {
             let role = self.tasks[&parent].role;
@@ -206,36 +206,58 @@ impl Tracer {
         self.tasks.contains_key(&process) && self.reported.is_alive(process)
     }
 
+    /// Whether a process is known, though it may have ended: until it is reaped, nothing else has its number.
+    fn was_known(&self, process: i32) -> bool {
+        self.tasks.contains_key(&process)
+            && self
+                .reported
+                .held
+                .get(&process)
+                .is_none_or(|pidfd| !has_ended(pidfd.as_fd()) || !is_reaped(pidfd.as_fd()))
+    }
+
     /// Finds what the threads of a process have created meanwhile.
     pub(super) fn find_children(&mut self, process: i32) {
-        let of_it = |creator: &Creator| (creator.process == process).then_some(creator.thread);
-        let threads: Vec<i32> = self.reported.creators.iter().filter_map(of_it).collect();
-        for thread in threads {
-            self.find_child(thread);
+        for thread in self.creating(process) {
+            self.find_child(thread, None);
         }
+    }
+
+    /// Finds this child of a process, which was not known.
+    fn find_in(&mut self, process: i32, child: i32) {
+        for thread in self.creating(process) {
+            self.find_child(thread, Some(child));
+        }
+    }
+
+    /// The threads of a process that may have created another.
+    fn creating(&self, process: i32) -> Vec<i32> {
+        let of_it = |creator: &Creator| (creator.process == process).then_some(creator.thread);
+        self.reported.creators.iter().filter_map(of_it).collect()
     }
 
     pub(super) fn find_all_children(&mut self) {
         let threads: Vec<i32> = self.reported.creators.iter().map(|creator| creator.thread).collect();
         for thread in threads {
-            self.find_child(thread);
+            self.find_child(thread, None);
         }
     }
 
     fn expect_child(&mut self, thread: i32, process: i32) {
-        self.find_child(thread);
+        self.find_child(thread, None);
         // The last one was killed before it made a call, or its creation failed.
         self.reported.creators.retain(|creator| creator.thread != thread);
         self.reported.creators.push(Creator { thread, process, call: None });
     }
 
-    fn find_child(&mut self, thread: i32) {
+    /// Gives the child of a thread that was about to create one its role: the `wanted` one, or the first that has none.
+    fn find_child(&mut self, thread: i32, wanted: Option<i32>) {
         let Some(at) = self.reported.creators.iter().position(|creator| creator.thread == thread) else { return };
         let process = self.reported.creators[at].process;
         let path = format!("/proc/{process}/task/{thread}/children");
         let Ok(children) = std::fs::read_to_string(path) else { return };
-        let children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
-        if let Some(child) = children.into_iter().find(|child| !self.is_known(*child))
+        let mut children = children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok());
+        if let Some(child) = children.find(|child| wanted.map_or_else(|| !self.was_known(*child), |one| one == *child))
             && let Some(role) = self.tasks.get(&process).map(|task| task.role)
         {
             let creator = self.reported.creators.remove(at);
@@ -278,6 +300,12 @@ pub(super) fn threads(process: i32) -> Vec<i32> {
 
 pub(super) fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     wait_until(&[pidfd], Duration::ZERO).unwrap_or(true)
+}
+
+/// Whether an ended process has been waited for, so that another may have its number (`Pid: -1`, pidfd_open(2)).
+fn is_reaped(pidfd: BorrowedFd<'_>) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()));
+    info.is_ok_and(|info| info.lines().any(|line| line == "Pid:\t-1"))
 }
 
 /// The arguments of the program that a process executes; empty once it has ended.
