@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from leakcheck.answers import answering
-from leakcheck.cli_options import Json, Output
+from leakcheck.cli_options import Json, Output, Reports
 
 _STORE = "leakcheck.db"
 _StoreToRead = Annotated[Path, typer.Option("--store", metavar="FILE", help="The store.", parser=answering)]
@@ -50,11 +50,11 @@ def compare(
     raise typer.Exit(compare_them(store, before, after, output, as_json=json))
 
 
-def export(run: _RunId, store: _StoreToRead = Path(_STORE), output: Output = None) -> None:
-    """Write the JSON of a run, as its command would have."""
+def export(run: _RunId, store: _StoreToRead = Path(_STORE), report: Reports = None, output: Output = None) -> None:
+    """Write the JSON of a run, as its command would have, or reports of it."""
     from leakcheck.commands.evidence import export as export_it
 
-    raise typer.Exit(export_it(store, run, output))
+    raise typer.Exit(export_it(store, run, output, report or []))
 
 
 def merge(

@@ -102,11 +102,6 @@ class Sweep(TrialCampaign[_Options]):
         number, shards = options.slice()
         return [*itertools.islice(self.select(options, points), number, None, shards)]
 
-    def untried(self, made: Made[_Options, Trial]) -> list[Plan]:
-        """Return the plans of this shard that no trial had."""
-        tried = {trial.case.plan for trial in made.trials}
-        return [plan for plan in self.shard(made.options, made.facts.points) if plan not in tried]
-
     def plans(self, options: _Options, points: Sequence[Recorded]) -> Iterator[Plan]:
         """Yield the plans that the options ask for."""
         if options.plan is not None:

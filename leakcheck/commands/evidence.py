@@ -1,6 +1,7 @@
 """The commands that read a store: `runs`, `show`, `compare`, `export`, `merge`."""
 
 import datetime
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ from leakcheck.evidence import Run, Store, merge, verification
 from leakcheck.evidence.runs import VERIFY
 from leakcheck.render import VERDICT_STYLE, line, print_lines
 from leakcheck.reports import markdown
+from leakcheck.reports.files import Reports
+from leakcheck.reports.of_campaign import of_campaign
+from leakcheck.reports.of_verify import of_verify
 from leakcheck.verify import Verifications
 from leakcheck.verify.compare import compared
 from leakcheck.verify.compare import lines as verify_lines
@@ -72,7 +76,7 @@ def show(store: Path, name: str, form: Format) -> int:
             if form == "json":
                 print_json(found.to_json())
             elif form == "markdown":
-                print(markdown(found))
+                print(markdown(of_verify(found)))
             else:
                 print_lines(page(found.targets[0]), Console())
             return 0
@@ -132,19 +136,24 @@ def compare(store: Path, before: int, after: int, output: Path | None, *, as_jso
         return deliver(EXIT_OF[verdict], text.decode(), place, show)
 
 
-def export(store: Path, number: int, output: Path | None) -> int:
-    """Write the JSON of a run, as the option -o of its command does."""
-    with output_to(output) as place, Store(store, read_only=True) as opened:
+def export(store: Path, number: int, output: Path | None, reports: Sequence[Path]) -> int:
+    """Write the JSON of a run, as the option -o of its command does, and reports of it.
+
+    With reports alone, no JSON is printed.
+    """
+    with output_to(output) as place, Reports(reports, github=False) as written, Store(store, read_only=True) as opened:
         run = opened.run(number)
         if run.command == VERIFY:
-            text = Verifications(targets=[verification(opened, run)]).to_json()
+            whole = Verifications(targets=[verification(opened, run)])
+            text, report = whole.to_json(), functools.partial(of_verify, whole)
         else:
-            text = _result(opened, run).to_json()
-        if place is None:
-            print_json(text)
-        else:
+            result = _result(opened, run)
+            text, report = result.to_json(), functools.partial(of_campaign, result, run.took)
+        if place is not None:
             place.save(text)
-    return 0
+        elif not reports:
+            print_json(text)
+        return written.write(0, report)
 
 
 def merge_stores(stores: Sequence[Path], into: Path) -> int:

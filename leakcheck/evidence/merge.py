@@ -175,7 +175,8 @@ def _joined(store: Store, runs: Sequence[Run], uid: str) -> Run:
     made.explanations = {
         one.plan: one.explanation for result in results for one in result.findings if one.explanation is not None
     }
-    if rest := campaign.untried(made):
+    tried = {trial.case.plan for trial in trials}
+    if rest := [plan for plan in campaign.shard(options, made.facts.points) if plan not in tried]:
         made.coverage["points"] = f"{len(rest)} plans of the whole sweep are in no shard, such as {rest[0]}"
     names = {criterion.name for check in campaign.criteria(options) for criterion, _ in check(made)}
     result = judged(campaign, made, first.version, _Machines(results, names))
