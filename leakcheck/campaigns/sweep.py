@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
+from zlib import crc32
 
 import msgspec
 from rich.text import Text
@@ -98,9 +99,9 @@ class Sweep(TrialCampaign[_Options]):
         made.wanted = self.wanted(made.options, made.facts)
 
     def shard(self, options: _Options, points: Sequence[Recorded]) -> list[Plan]:
-        """Return the plans of this shard, all of them."""
+        """Return the plans of this shard: by name, since each shard records its own points, which may be a few more."""
         number, shards = options.slice()
-        return [*itertools.islice(self.select(options, points), number, None, shards)]
+        return [plan for plan in self.select(options, points) if crc32(str(plan).encode()) % shards == number]
 
     def plans(self, options: _Options, points: Sequence[Recorded]) -> Iterator[Plan]:
         """Yield the plans that the options ask for."""

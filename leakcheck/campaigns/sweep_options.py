@@ -22,7 +22,7 @@ class SweepOptions(TrialOptions, frozen=True, kw_only=True):
 
     ending: Annotated[Ending, Option("How the run ends without the fault.")] = "normal"
     phase: Annotated[str, Option(f"Only points of this phase: {', '.join(PHASES)}.", "PHASE")] = ""
-    shard: Annotated[str, Option("Only every N-th point, from the I-th: I/N.", "I/N")] = "1/1"
+    shard: Annotated[str, Option("Only the I-th of N parts of the plans, divided by their names: I/N.", "I/N")] = "1/1"
     iterations: Annotated[int, Option("At most this many trials, drawn by --seed; 0: all, or 20 of a --plan.", "N")] = 0
     within: Annotated[
         float, Option("Start no trial after this many seconds; those before are drawn by --seed; 0: all.", "SECONDS")

@@ -444,6 +444,17 @@ def test_a_part_of_a_sweep_is_the_first_of_one_order_whatever_limits_it() -> Non
     assert {*drawn(shard="2/3", iterations=4)} < {*drawn(shard="2/3")}
 
 
+def test_shards_of_recordings_that_differ_by_a_point_miss_none_of_the_others() -> None:
+    campaign = Crash()
+    points = [Recorded(Point("launch", "0", "mkdir", f"/{number}", 1), "setup", "setup") for number in range(9)]
+    more = [points[0], Recorded(Point("launch", "0", "mkdir", "/now-and-then", 1), "setup", "setup"), *points[1:]]
+    first, second = (
+        campaign.shard(CrashOptions(shard=shard), found) for shard, found in (("1/2", points), ("2/2", more))
+    )
+    assert first and second
+    assert {*campaign.shard(CrashOptions(), points)} <= {*first, *second}
+
+
 def test_no_trial_starts_after_the_time_that_a_sweep_has_and_the_result_says_what_was_tried(tmp_path: Path) -> None:
     result = run(target(tmp_path, MAKES), within=0.001, jobs=1, phase="setup")
     assert 1 <= result.points["tried"] < result.points["plans"]
