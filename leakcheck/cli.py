@@ -361,11 +361,11 @@ def config(
 
 
 @app.command()
-def targets(json: Json = False) -> None:
+def targets(context: typer.Context, json: Json = False) -> None:
     """List the sandboxes that have adapters, and test which of them can run here."""
     from leakcheck.commands.targets import targets as run_targets
 
-    raise typer.Exit(run_targets(as_json=json))
+    raise typer.Exit(run_targets([*configured(context).targets.values()], as_json=json))
 
 
 register(app)

@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import functools
+import os
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -153,7 +154,7 @@ class Config:
             if not isinstance(table.get(key), str) or not table[key].strip():
                 raise self.error(f"{at}.{key}", "missing; each rule has a kind and a reason")
         line = self._line(at)
-        origin = f"{self.path}{f', line {line}' if line else ''}"
+        origin = f"{self.shown}{f', line {line}' if line else ''}"
         rule = AllowRule(table["kind"], match, reason=f"{table['reason']} (rule of {origin})", expires=expires)
         # Its line in this text is that in the file.
         check_allow("\n" * (line - 1) + rule.to_toml(), str(self.path))
@@ -181,6 +182,11 @@ class Config:
         for name in dotted.split("."):
             found = found.get(name, {})
         return found
+
+    @property
+    def shown(self) -> str:
+        """The path of the file as valid Unicode; empty if there is none."""
+        return "" if self.path is None else os.fsencode(self.path).decode("utf-8", "backslashreplace")
 
     @property
     def _base(self) -> Path:

@@ -90,7 +90,7 @@ def _value(value: Any, origin: str, setting: Setting | None) -> Value:
 def _whole(found: Config, options: dict[str, dict[str, Value]]) -> dict[str, Any]:
     return {
         "schema": "leakcheck.config/1",
-        "file": None if found.path is None else str(found.path),
+        "file": found.shown or None,
         "profile": found.profile,
         "targets": {name: str(path) for name, path in found.targets.items()},
         "allow": [

@@ -1,6 +1,7 @@
 """The configuration file as defaults of the command line: read when a command first needs it."""
 
 import functools
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,8 @@ def _value(param: Any, setting: "Setting") -> Any:
     if text in ("int", "float"):
         if type(value) is not int and (text == "int" or type(value) is not float):
             raise ValueError("give a whole number" if text == "int" else "give a number")
+        if not math.isfinite(value):
+            raise ValueError("give a number")
     elif several and ",…" in (param.metavar or ""):
         value = ",".join(value)
     elif not isinstance(value, str):

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 from rich.console import Console
@@ -10,17 +12,18 @@ from leakcheck.conformance import tried
 from leakcheck.deliver import print_json
 from leakcheck.errors import TargetError
 from leakcheck.render import line
-from leakcheck.targets import Availability, Target
+from leakcheck.targets import Availability, Target, load
 from leakcheck.targets.registry import builtin
 
 _STYLE = {"ready": "green", "missing": "dim", "unable": "yellow"}
 
 
-def targets(*, as_json: bool) -> int:
-    """Try each target with one submission and print the results; always returns 0."""
+def targets(others: Sequence[Path], *, as_json: bool) -> int:
+    """Try each target with one submission, those of the adapters `others` too, and print the results; returns 0."""
+    tried_ones = [*builtin(), *map(load, others)]
     # One try per CPU at a time: two would slow down every observation, and a single try mostly waits.
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        entries = list(pool.map(_entry, builtin()))
+        entries = list(pool.map(_entry, tried_ones))
     if as_json:
         print_json(msgspec.json.encode({"schema": "leakcheck.targets/1", "targets": entries}).decode())
     else:

@@ -312,6 +312,23 @@ class TestCampaign:
         assert end["rustbox_executions_total",] == end["rustbox_executions_by_status", "OK"] >= 3
         assert end["rustbox_trials_wanted",] == 100000
 
+    @pytest.mark.parametrize("name", ["stress", "verify"])
+    @pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
+    def test_what_submissions_leave_is_no_success_at_the_end(self, tmp_path: Path, name: str) -> None:
+        file = tmp_path / "x.prom"
+        made = target(tmp_path, ': >/var/lib/left-$$; exec "$@"')
+        words = ["stress", "--submissions", "12", "--languages", "python", "--mix", "OK=1"]
+        words = words if name == "stress" else ["verify", "--only", "R6"]
+        words += ["--target", str(made.path), "--metrics-file", str(file)]
+        done = subprocess.run(
+            [*LEAKCHECK, *words], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode == 1, done.stderr
+        end = values(file.read_text())
+        assert end["leakcheck_cleanup_total", "failure"] == end["leakcheck_executions_total",]
+        assert end["leakcheck_cleanup_total", "success"] == 0
+        assert end["leakcheck_worker_health", "unhealthy"] == 1
+
     @pytest.mark.parametrize("name", ["leaks", "verify"])
     def test_what_cannot_be_is_told_before_anything_runs(self, tmp_path: Path, name: str) -> None:
         words = [*LEAKCHECK, name, "--target", "refbox", "--metrics", "192.0.2.1:9", "-o", str(tmp_path / "out.json")]

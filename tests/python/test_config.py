@@ -305,6 +305,31 @@ class TestWhatItSets:
         (here / "other.toml").write_text("")
         assert leakcheck(*guard[:1], "--allow", "other.toml", *guard[1:], cwd=here).returncode == 1
 
+    def test_a_directory_whose_name_is_no_unicode_and_has_escapes_is_shown_escaped(self, here: Path) -> None:
+        odd = Path(os.fsdecode(os.fsencode(here) + b"/\xff\n\x1b[31m"))
+        odd.mkdir()
+        (odd / "leakcheck.toml").write_text(f"{RULE}[guard]\nkinds = 'file'\nsettle = 0.05\n")
+        done = leakcheck("guard", "--roots", str(here), "--json", "--", "touch", "left-by-test", cwd=odd)
+        assert done.returncode == 0, done.stderr
+        assert "\x1b" not in done.stderr
+        assert json.loads(done.stdout)["allowed"][0]["reason"].startswith("known (rule of ")
+        done = leakcheck("config", cwd=odd)
+        assert (done.returncode, "\x1b" in done.stdout) == (0, False)
+        assert leakcheck("config", "--json", cwd=odd).returncode == 0
+
+    @as_root
+    def test_a_named_target_is_listed_with_the_others(
+        self, here: Path, inside: Inside, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (here / "leakcheck.toml").write_text('[targets]\nmine = "mine.toml"\n')
+        (here / "mine.toml").write_text(
+            'name = "mysandbox"\nsummary = "mine"\nlaunch = ["{program}"]\nprobe = { none = "isolates nothing" }\n'
+        )
+        monkeypatch.setattr("leakcheck.commands.targets.builtin", list)
+        code, out, err = inside("targets", "--json")
+        assert code == 0, err
+        assert [one["name"] for one in json.loads(out)["targets"]] == ["mysandbox"]
+
     def test_a_replay_line_is_not_changed_by_the_file(self, here: Path) -> None:
         (here / "leakcheck.toml").write_text("[crash]\nphase = 'setup'\nsettle = 61\n")
         (here / "mine.toml").write_text("")
@@ -378,6 +403,11 @@ class TestWhatItSets:
         ),
         ("[[allow]]\nkind = 'fd'\nreason = 'x'\nexpires = 2020-01-01\n", "rule at line 1: expired on 2020-01-01"),
         ("allow = 1\n", "line 1: allow: write tables [[allow]]"),
+        ("[guard]\nsettle = nan\n", "line 2: [guard] settle: give a number"),
+        ("[profiles.ci]\nguard = 1\n", "line 2: profiles.ci.guard: write a table"),
+        ("[[allow]]\nkind = 'fd'\nreason = 'x'\nmatch = { path = 1 }\n", "allow[0].match: write a table of patterns"),
+        ("[[allow]]\nkind = 'fd'\nreason = ' '\n", "allow[0].reason: missing"),
+        ("a = " + "[" * 5000, "nested too deeply"),
         ("[pytest]\nunknown = 'no'\n", "line 2: [pytest] unknown: write warn or fail"),
         ("[guard\n", "(at line 1, column 7)"),
     ],
