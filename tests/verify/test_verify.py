@@ -191,7 +191,8 @@ def test_a_result_that_cannot_be_saved_is_told_and_the_rest_is_run(tmp_path: Pat
     full.mkdir()
     verify_it = shlex.join([*map(str, LEAKCHECK), "verify", "--only", "R6", "-o", str(full / "r.json")])
     mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "none", str(full)]
-    fill = f"head -c 8k /dev/zero >{full}/x; "
+    # Not even the result so far has room.
+    fill = f"head -c 12k /dev/zero >{full}/x; "
     command = ["unshare", "--mount", "sh", "-c", f"{shlex.join(mount)} && {fill} exec {verify_it}"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 3, done.stderr
