@@ -19,7 +19,7 @@ _WAIT_S = 5.0
 # fcntl.h of Linux: a lock of an open file description (fcntl_locking(2), Linux 3.15).
 _F_OFD_SETLK = 37
 _F_WRLCK = 1
-_BESIDE = ("-wal", "-shm", "-lock")
+_BESIDE = ("-wal", "-shm", "-journal", "-lock")
 
 
 class Database:
@@ -37,10 +37,15 @@ class Database:
         self._guard = threading.Lock()
         self._locks = -1
         _check(path, create=create, read_only=read_only)
-        mode = "mode=ro" if read_only else "mode=rwc" if create else "mode=rw"
-        with self.naming():
+        # Whoever closes it last removes the files beside it, if it may write.
+        may_write = not read_only or (_is_safe(path) and os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
+        mode = "mode=rwc" if create else "mode=rw" if may_write else "mode=ro"
+        with self.naming(), contextlib.ExitStack() as made:
+            if not read_only:
+                _make_first(path, made)
             try:
                 self._open(mode, create=create, read_only=read_only)
+                made.pop_all()
             except sqlite3.OperationalError:
                 # Even a reader makes files beside it, unless the store is at rest.
                 if not read_only or Path(f"{path}-wal").exists():
@@ -78,7 +83,9 @@ class Database:
                 f"{self.path}: is a store of version {version}; this leakcheck reads version {VERSION}: "
                 "use the leakcheck that made it, or name another file"
             )
-        if not read_only:
+        if read_only:
+            run("PRAGMA query_only=ON")
+        else:
             run("PRAGMA journal_mode=WAL")
             run("PRAGMA synchronous=NORMAL")
 
@@ -163,6 +170,31 @@ def _why(error: sqlite3.Error) -> str:
     }
     found = next((words for start, words in known.items() if name.startswith(start)), "")
     return f"{found} ({error})" if found else str(error)
+
+
+def _make_first(path: Path, made: contextlib.ExitStack) -> None:
+    """Make what SQLite would take from anybody, if others can make files there; `made` removes it again.
+
+    SQLite puts what is in a log of changes into the store, whoever made the log.
+    """
+    if not path.absolute().parent.stat().st_mode & stat.S_IWOTH:
+        return
+    for end in ("-wal", "-shm"):
+        beside = f"{path}{end}"
+        flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(beside, flags, 0o666))
+            made.callback(Path(beside).unlink, missing_ok=True)
+    _check(path, create=True, read_only=False)
+
+
+def _is_safe(path: Path) -> bool:
+    """Return whether the store may be written to."""
+    try:
+        _check(path, create=False, read_only=False)
+    except UsageError:
+        return False
+    return True
 
 
 def _check(path: Path, *, create: bool, read_only: bool) -> None:

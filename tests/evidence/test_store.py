@@ -233,6 +233,8 @@ def test_the_commands_list_show_compare_and_export_what_was_recorded(tmp_path: P
     at = ["--store", store]
     listed = command("runs", *at)
     assert listed.returncode == 0
+    # Nothing stays beside it.
+    assert sorted(one.name for one in tmp_path.glob("s.db*")) == ["s.db", "s.db-lock"]
     assert [line.split()[-1] for line in listed.stdout.splitlines()] == ["clean", "leaked"]
     assert [one["trials"] for one in json.loads(command("runs", *at, "--json").stdout)] == [3, 3]
     exported = command("export", "2", *at, "-o", tmp_path / "exported.json")
@@ -367,6 +369,28 @@ def test_a_store_that_somebody_else_made_is_read_but_not_written_to(tmp_path: Pa
         Store(path, create=True)
     with Store(path, read_only=True) as opened:
         assert opened.runs() == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user; run as root")
+def test_in_a_directory_of_all_nobody_can_put_changes_into_a_store(tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    path = tmp_path / "s.db"
+    with Store(path, create=True):
+        # Nobody else can make them now.
+        assert {one.stat().st_uid for one in tmp_path.iterdir()} == {0}
+        assert (tmp_path / "s.db-wal").exists()
+    assert [one.name for one in tmp_path.iterdir()] == ["s.db"]
+    for end in ("-wal", "-journal", "-shm", "-lock"):
+        planted = tmp_path / f"s.db{end}"
+        planted.touch()
+        os.chown(planted, 65534, 65534)
+        with pytest.raises(UsageError, match=f"s.db{end} is of uid 65534"):
+            Store(path, create=True)
+        planted.unlink()
+    (tmp_path / "text.db").write_text("no store, but notes\n" * 100)
+    with pytest.raises(UsageError, match="no SQLite file"):
+        Store(tmp_path / "text.db", create=True)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["s.db", "text.db"]
 
 
 def test_ten_thousand_submissions_take_less_than_twenty_megabytes(tmp_path: Path) -> None:
