@@ -71,7 +71,8 @@ def _part(part: Part, room: "_Room") -> Iterator[str]:
     opened = " open" if part.status in ("fail", "inconclusive") else ""
     yield f"<details{opened}><summary><h3>{_text(part.name)}</h3>"
     yield f" <span class={_class(part.status)}>{part.status}</span></summary>"
-    yield "<table><thead><tr><th>Status<th class=number>Measured<th class=number>Limit<th>Criterion</tr></thead><tbody>"
+    yield "<table class=criteria><thead><tr><th>Status<th class=number>Measured<th class=number>Limit<th>Criterion"
+    yield "</tr></thead><tbody>"
     room.enter()
     shown = room.fitting(map(_row, _shown(part.rows)))
     yield from shown
@@ -104,7 +105,7 @@ def _shown(rows: Sequence[Row]) -> list[Row]:
 def _row(row: Row) -> str:
     return (
         f"<tr><td class={_class(row.status)}>{row.status}<td class=number>{_text(row.measured)}"
-        f"<td class=number>{_text(row.limit)}<td>{_text(row.name)}</tr>"
+        f'<td class="number limit">{_text(row.limit)}<td>{_text(row.name)}</tr>'
     )
 
 

@@ -12,9 +12,9 @@ h1, h2, h3, h4, p { overflow-wrap: anywhere; } h4 { margin: 1.2rem 0 .3rem; }
 table { border-collapse: collapse; width: 100%; }
 td, th { text-align: left; vertical-align: top; padding: .25rem .5rem; border-bottom: 1px solid var(--line); }
 td, th { overflow-wrap: anywhere; }
-thead th { overflow-wrap: normal; } td:last-child { min-width: 8rem; }
+.criteria thead th { overflow-wrap: normal; } .criteria td:last-child { min-width: 8rem; }
 td.pass, td.fail, td.inconclusive { white-space: nowrap; }
-.number { overflow-wrap: normal; text-align: right; font-variant-numeric: tabular-nums; }
+.limit { white-space: nowrap; } .number { text-align: right; font-variant-numeric: tabular-nums; }
 .pass { color: var(--pass); } .fail { color: var(--fail); font-weight: 600; }
 .inconclusive { color: var(--doubt); } .not-applicable { opacity: .65; }
 pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: .3rem; font-size: .85rem; }

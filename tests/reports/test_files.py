@@ -7,9 +7,11 @@ from pathlib import Path
 from xml.etree import ElementTree as Xml
 
 import pytest
+import typer
 from made import LEAKCHECK, target
 
 from leakcheck.campaigns import CAMPAIGNS, Leaks, LeaksOptions, Result, run
+from leakcheck.cli import app
 from leakcheck.report import Report
 from leakcheck.reports import junit, markdown, page, sarif
 from leakcheck.reports.of_campaign import of_campaign
@@ -156,8 +158,13 @@ def test_what_too_few_submissions_decide_is_skipped_and_what_was_not_seen_is_an_
 
 
 def test_every_campaign_takes_reports() -> None:
-    for name in CAMPAIGNS:
-        assert "--report" in command(name, "--help").stdout
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    above = group.make_context("leakcheck", [], resilient_parsing=True)
+    for name in (*CAMPAIGNS, "guard", "verify"):
+        found = group.get_command(above, name)
+        assert found is not None
+        assert "--report" in {option for parameter in found.params for option in parameter.opts}
 
 
 SUITE = """

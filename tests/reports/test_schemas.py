@@ -11,6 +11,7 @@ import pytest
 from made import LEAKCHECK, target
 
 from leakcheck.schemas import SCHEMAS, generated, shipped
+from leakcheck.verify import Part, Requirement, Verifications, plan_of, verify
 
 
 def validate(name: str, text: str) -> dict[str, Any]:
@@ -66,12 +67,13 @@ def test_a_campaign_writes_what_the_schema_says(words: tuple[str, ...]) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 def test_findings_and_verify_write_what_the_schemas_say(tmp_path: Path) -> None:
     leaks = target(tmp_path, ': > "/var/lib/left-$$"; exec "$@"')
-    found = validate("verify", output("verify", "--target", leaks.path, "--only", "R6,R7"))
-    (result,) = [
-        part["result"] for one in found["targets"][0]["requirements"] for part in one["parts"] if part["result"]
-    ]
-    assert result["findings"]
-    validate("campaign", json.dumps(result))
+    few = Requirement(id="R6", title="leaks", parts=[Part("leaks", {"iterations": 4, "endings": ("normal",)})])
+    plan = [few, *(one for one in plan_of("quick") if one.id == "R7")]
+    found = validate("verify", Verifications(targets=[verify(leaks, "quick", plan)]).to_json())
+    parts = [part for one in found["targets"][0]["requirements"] for part in one["parts"]]
+    assert [part["status"] for part in parts] == ["fail", "not applicable"]
+    assert parts[0]["result"]["findings"]
+    validate("campaign", json.dumps(parts[0]["result"]))
 
 
 def test_the_schema_refuses_what_is_none() -> None:
