@@ -17,7 +17,8 @@ td.pass, td.fail, td.inconclusive { white-space: nowrap; }
 .limit { white-space: nowrap; } .number { text-align: right; font-variant-numeric: tabular-nums; }
 .pass { color: var(--pass); } .fail { color: var(--fail); font-weight: 600; }
 .inconclusive { color: var(--doubt); } .not-applicable { opacity: .65; }
-pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: .3rem; font-size: .85rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere;
+  padding: .6rem; border: 1px solid var(--line); border-radius: .3rem; font-size: .85rem; }
 .bar { display: flex; height: 1rem; border-radius: .2rem; overflow: hidden; }
 .bar span { min-width: 3px; }
 .good { background: var(--pass); } .bad { background: var(--fail); } .open { background: var(--doubt); }

@@ -17,6 +17,7 @@ from leakcheck.reports import junit, markdown, page, sarif
 from leakcheck.reports.of_campaign import of_campaign
 from leakcheck.reports.of_guard import of_guard
 from leakcheck.reports.of_session import Guarded, Left, of_session
+from leakcheck.trials.executor import Ui
 
 SUFFIXES = (".html", ".xml", ".sarif", ".md")
 pytest_plugins = ["pytester"]
@@ -131,8 +132,13 @@ def test_a_campaign_writes_each_report_with_its_findings(tmp_path: Path) -> None
 def test_an_interrupted_campaign_passes_in_no_report(tmp_path: Path) -> None:
     made = target(tmp_path, 'exec "$@"')
     trials: list[object] = []
+
+    class Seen(Ui):
+        def made(self, trial: object, count: int) -> None:
+            trials.append((trial, count))
+
     options = LeaksOptions(iterations=50, endings=("normal",), jobs=1)
-    result = run(Leaks(), made, options, stop=lambda: bool(trials), store=trials.append)
+    result = run(Leaks(), made, options, Seen(), stop=lambda: bool(trials))
     assert result.interrupted
     found = of_campaign(Result.from_json(result.to_json()))
     (suite,) = Xml.fromstring(junit(found))
