@@ -14,9 +14,11 @@ from leakcheck.campaigns import CAMPAIGNS, Leaks, LeaksOptions, Result, run
 from leakcheck.cli import app
 from leakcheck.report import Report
 from leakcheck.reports import junit, markdown, page, sarif
+from leakcheck.reports.files import Reports
 from leakcheck.reports.of_campaign import of_campaign
 from leakcheck.reports.of_guard import of_guard
 from leakcheck.reports.of_session import Guarded, Left, of_session
+from leakcheck.reports.rows import Report as Rows
 from leakcheck.trials.executor import Ui
 
 SUFFIXES = (".html", ".xml", ".sarif", ".md")
@@ -112,6 +114,16 @@ def test_no_link_that_the_run_puts_there_is_followed(tmp_path: Path) -> None:
     # What appeared there stays, and the verdict is not "clean" without a report.
     assert done.returncode == 3, done.stderr
     assert "appeared there since" in done.stderr
+
+
+def test_a_report_that_cannot_be_made_hides_no_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken() -> Rows:
+        raise ValueError("odd")
+
+    with Reports([tmp_path / "r.html"]) as files:
+        assert (files.write(1, broken), files.write(130, broken), files.write(0, broken)) == (1, 130, 3)
+    assert not (tmp_path / "r.html").exists()
+    assert "no report: ValueError: odd" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
