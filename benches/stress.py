@@ -6,6 +6,7 @@ Part of run.py's page; run alone, it prints its rows. As root, from a directory 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from measure import Row, interleaved
 
 from leakcheck._bin import helper
 from leakcheck.campaigns import Stress, StressOptions, run
+from leakcheck.evidence import Store
 from leakcheck.submissions import parse_specs
 from leakcheck.targets import load
 from leakcheck.warden import shutdown
@@ -68,20 +70,33 @@ def beside_bubblewrap(rounds: int) -> list[Row]:
 def verified(submissions: int, pairs: int = 5) -> list[Row]:
     """Submissions of a trivial native program per second, alternately with and without observations."""
     target = load("refbox")
-    rates: dict[bool, list[float]] = {True: [], False: []}
-    for _ in range(pairs):
-        for observe in rates:
-            options = StressOptions(
-                submissions=submissions, concurrency=CONCURRENCY, specs=parse_specs("c/hello"), observe=observe
-            )
-            result = run(Stress(), target, options)
-            if result.verdict != "clean" or result.outcomes != {"clean": submissions}:
-                raise AssertionError(f"{result.outcomes} {result.findings}")
-            rates[observe].append(result.rate)
-    on, off = (statistics.median(rates[observe]) for observe in (True, False))
+    ways = ("with looks", "without", "recorded")
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    with tempfile.TemporaryDirectory() as place:
+        for number in range(pairs):
+            for way in ways[number % 3 :] + ways[: number % 3]:
+                options = StressOptions(
+                    submissions=submissions,
+                    concurrency=CONCURRENCY,
+                    specs=parse_specs("c/hello"),
+                    observe=way != "without",
+                )
+                with Store(Path(place, f"{number}.db"), create=True) as store, contextlib.ExitStack() as stack:
+                    recording = None
+                    if way == "recorded":
+                        recording = stack.enter_context(store.record(Stress(), target, options, resume=False))
+                    result = run(Stress(), target, options, recording=recording)
+                if result.verdict != "clean" or result.outcomes != {"clean": submissions}:
+                    raise AssertionError(f"{result.outcomes} {result.findings}")
+                rates[way].append(result.rate)
+        size = statistics.median(path.stat().st_size for path in Path(place).glob("*.db"))
+    on, off, recorded = (statistics.median(rates[way]) for way in ways)
     what = f"submissions of a trivial native program, {CONCURRENCY} at once"
     how = f"`leakcheck stress --target refbox --submission c/hello --submissions {submissions}`"
-    share = statistics.median(a / b for a, b in zip(rates[True], rates[False], strict=True))
+    share, kept = (
+        statistics.median(a / b for a, b in zip(rates[one], rates[other], strict=True))
+        for one, other in (("with looks", "without"), ("recorded", "with looks"))
+    )
     return [
         Row(what, how, f"{on:.0f} a second", "", "≥ 150 a second", on >= 150),
         Row(
@@ -91,6 +106,14 @@ def verified(submissions: int, pairs: int = 5) -> list[Row]:
             f"with looks {share:.3f} of it",
             "≥ 0.95",
             share >= 0.95,
+        ),
+        Row(
+            what,
+            f"the same with `--store`: {size / submissions:.0f} bytes a submission",
+            f"{recorded:.0f} a second",
+            f"{kept:.3f} of it without",
+            "≥ 0.97",
+            kept >= 0.97,
         ),
     ]
 
