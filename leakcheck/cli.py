@@ -29,6 +29,7 @@ _CAMPAIGNS = {
     "locks": "Is there never more than one run in a box, whatever happens to its lock and its holder?",
     "state": "Does a target notice damage to its own state, and work on all the same?",
     "stress": "Is every status right under load, and does nothing stay?",
+    "soak": "Does a sandbox run for days without a leak, a wrong status or a slowdown?",
 }
 """The campaigns and their questions: importing them takes as long as all the rest, and the help needs only these."""
 

@@ -16,7 +16,7 @@ from leakcheck.allow import AllowRule
 from leakcheck.errors import UsageError
 from leakcheck.toml_lines import line_of, lines_of
 
-CAMPAIGNS = ("leaks", "crash", "faults", "exhaust", "locks", "state", "stress")
+CAMPAIGNS = ("leaks", "crash", "faults", "exhaust", "locks", "state", "stress", "soak")
 COMMANDS = ("guard", "snapshot", "doctor", "verify", *CAMPAIGNS, "pytest")
 """Whose options the file may set: each has a table."""
 OWN, PYPROJECT = "leakcheck.toml", "pyproject.toml"

@@ -13,6 +13,7 @@ from leakcheck.campaigns.faults import Faults, FaultsOptions
 from leakcheck.campaigns.leaks import Leaks, LeaksOptions
 from leakcheck.campaigns.locks import Locks, LocksOptions
 from leakcheck.campaigns.result import Criterion, Finding, Result
+from leakcheck.campaigns.soak import Soak, SoakOptions
 from leakcheck.campaigns.state import State, StateOptions
 from leakcheck.campaigns.stress import Stress
 from leakcheck.campaigns.stress_options import StressOptions
@@ -33,6 +34,8 @@ __all__ = [
     "Locks",
     "LocksOptions",
     "Result",
+    "Soak",
+    "SoakOptions",
     "State",
     "StateOptions",
     "Stress",
@@ -40,7 +43,6 @@ __all__ = [
     "run",
 ]
 
-CAMPAIGNS: dict[str, Campaign[Any, Any]] = {
-    one.name: one for one in (Leaks(), Crash(), Faults(), Exhaust(), Locks(), State(), Stress())
-}
+_ALL: tuple[Campaign[Any, Any], ...] = (Leaks(), Crash(), Faults(), Exhaust(), Locks(), State(), Stress(), Soak())
+CAMPAIGNS = {one.name: one for one in _ALL}
 """The campaigns by name; each is a command."""

@@ -151,6 +151,8 @@ class Campaign(abc.ABC, Generic[_Options, _Trial]):
     unit: ClassVar[str] = "trials"
     strict: ClassVar[bool] = True
     """Whether an unmet criterion means exit code 1, whatever the verdict."""
+    streams: ClassVar[bool] = False
+    """Whether its trials are so many that they stay in a store, which it needs."""
     options: type[_Options]
 
     def prepare(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> Any:
@@ -177,10 +179,10 @@ class Campaign(abc.ABC, Generic[_Options, _Trial]):
     def go_on(self, made: Made[_Options, _Trial], kept: bytes) -> None:
         """Take over what was `kept` of a campaign that was cut off."""
 
-    def still_valid(self, made: Made[_Options, _Trial], trials: Sequence[_Trial]) -> Sequence[_Trial]:
+    def still_valid(self, made: Made[_Options, _Trial], trials: Sequence[_Trial]) -> list[_Trial]:
         """Return those `trials` of a campaign that was cut off which need not be made again."""
         del made
-        return trials
+        return [*trials]
 
     def rest(self, made: Made[_Options, _Trial], cases: Iterator[Case]) -> Iterator[Case]:
         """Return the `cases` without those that were made before the campaign was cut off."""

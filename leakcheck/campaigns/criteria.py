@@ -82,15 +82,20 @@ def leak_rate(bad: Callable[[Any], int] = lambda made: count(made, "leaked")) ->
     return stated("95 % upper bound of the leak rate", lambda made: round(upper_bound(bad(made), len(made.trials)), 6))
 
 
-def no_slower(samples: Callable[[Any], list[Sample]], load: Callable[[Any], HostLoad], seed: int) -> Check:
-    """Require that neither throughput nor times of the `samples` get worse from the first third to the last."""
+def no_slower(
+    samples: Callable[[Any], list[Sample]], load: Callable[[Any], HostLoad], seed: int, limit: float = LIMIT
+) -> Check:
+    """Require that neither throughput nor times of the `samples` get worse from the first third to the last.
+
+    Late over early may be `limit`.
+    """
 
     def check(made: Made[Any, Any]) -> Iterator[Judged]:
         ordered = sorted(samples(made), key=lambda sample: sample.ended)
-        for name, seen in changes(ordered, seed).items():
+        for name, seen in changes(ordered, seed, limit).items():
             change = load(made).discount(seen, ordered)
             measured = {"late/early": change.ratio, "from": change.low, "to": change.high, "why": change.why or None}
             numbers = {key: value for key, value in measured.items() if value is not None}
-            yield Criterion(name=f"slowdown, {name}", passed=change.passed, measured=numbers, limit=LIMIT), "clean"
+            yield Criterion(name=f"slowdown, {name}", passed=change.passed, measured=numbers, limit=limit), "clean"
 
     return check

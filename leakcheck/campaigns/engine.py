@@ -66,7 +66,8 @@ def run(
         keeper, began = Keeper(keep, ui.log), time.monotonic() - recording.took
 
         def so_far() -> Result:
-            taken = msgspec.structs.replace(made, trials=[*made.trials], took=time.monotonic() - began)
+            trials = made.trials if campaign.streams else [*made.trials]
+            taken = msgspec.structs.replace(made, trials=trials, took=time.monotonic() - began)
             return judged(campaign, campaign.so_far(taken), version, None)
 
         def cases() -> Iterator[Case]:
@@ -122,7 +123,7 @@ def _begun(
     executor.before = recording.took
     if recording.kept:
         campaign.go_on(made, recording.kept)
-    made.trials += campaign.still_valid(made, recording.trials)
+    made.trials = campaign.still_valid(made, recording.trials)
     if recording.trials:
         ui.log(f"goes on after {len(made.trials)} {campaign.unit}")
     return made

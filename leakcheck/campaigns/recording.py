@@ -1,9 +1,22 @@
 """What is kept of a campaign while it runs, so that it can go on after it was cut off."""
 
-from collections.abc import Callable, Sequence
+import abc
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from leakcheck.campaigns.result import Result
+
+
+class StoredTrials(Sequence[Any]):
+    """Trials that stay in a store: memory does not grow with their number."""
+
+    @abc.abstractmethod
+    def append(self, trial: Any) -> None:
+        """Count one more; the recording writes it."""
+
+    @abc.abstractmethod
+    def drop(self, numbers: Collection[int]) -> None:
+        """Remove those of these numbers: they are made again."""
 
 
 class Recording:

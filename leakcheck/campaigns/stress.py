@@ -5,7 +5,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,7 +18,7 @@ from leakcheck.campaigns.stress_findings import left_findings, pace, samples, st
 from leakcheck.campaigns.stress_options import StressOptions, submissions
 from leakcheck.campaigns.stress_rounds import Rounds, left_so_far, seen_so_far
 from leakcheck.stats.bounds import spread
-from leakcheck.stats.degradation import Sample
+from leakcheck.stats.degradation import LIMIT, Sample
 from leakcheck.submissions import Submission
 from leakcheck.targets import Target
 from leakcheck.trials.attribution import SharedRemnant
@@ -35,6 +35,9 @@ _INTERNAL = 0.0001
 """R14 of the requirements: the rate of internal errors."""
 
 
+_Options = TypeVar("_Options", bound=StressOptions)
+
+
 class _Facts(msgspec.Struct):
     """The submissions; and, after the last one, what is left and how throughput developed.
 
@@ -48,21 +51,27 @@ class _Facts(msgspec.Struct):
     settled_ms: dict[int, float] = {}
 
 
-class Stress(Campaign[StressOptions, Record]):
+class Stress(Campaign[_Options, Record]):
     """Puts a target under load."""
 
     name = "stress"
     question = "Is every status right under load, and does nothing stay?"
     unit = "submissions"
-    options = StressOptions
+    options: type[_Options] = StressOptions  # type: ignore[assignment]
 
-    def prepare(self, target: Target, options: StressOptions, ui: Ui, stop: Stop) -> _Facts:
+    def prepare(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> _Facts:
         """Draw the submissions, and compile their suites before the load starts."""
         del ui, stop
         return _Facts(submissions(target, options))
 
-    def executor(self, target: Target, options: StressOptions, ui: Ui, stop: Stop) -> Shared:
+    def executor(self, target: Target, options: _Options, ui: Ui, stop: Stop) -> Shared:
         """Return their executor, which runs many in one arena."""
+        return self.shared(target, options, ui, stop, duration=options.duration, interval=0)
+
+    def shared(
+        self, target: Target, options: _Options, ui: Ui, stop: Stop, *, duration: float | None, interval: float
+    ) -> Shared:
+        """Return the executor, which ends after `duration` seconds and starts a submission every `interval` seconds."""
         return Shared(
             target,
             ui,
@@ -70,20 +79,29 @@ class Stress(Campaign[StressOptions, Record]):
             concurrency=options.concurrency,
             settle=options.settle,
             queue_size=options.queue,
-            duration=options.duration,
+            duration=duration,
+            interval=interval,
             observe=options.observe,
         )
 
-    def cases(self, target: Target, options: StressOptions, facts: _Facts) -> Iterator[Case]:
+    def slowest(self) -> float:
+        """Return how much slower late may be than early."""
+        return LIMIT
+
+    def paced(self) -> bool:
+        """Return whether as many submissions a minute as possible are wanted."""
+        return True
+
+    def cases(self, target: Target, options: _Options, facts: _Facts) -> Iterator[Case]:
         """Yield the submissions, without a fault."""
         del target
         return map(Case, itertools.islice(facts.submissions, options.wanted))
 
-    def kept(self, made: Made[StressOptions, Record]) -> bytes:
+    def kept(self, made: Made[_Options, Record]) -> bytes:
         """Return what was seen of the arenas: they are gone when the campaign goes on."""
         return msgspec.json.encode(seen_so_far(made))
 
-    def go_on(self, made: Made[StressOptions, Record], kept: bytes) -> None:
+    def go_on(self, made: Made[_Options, Record], kept: bytes) -> None:
         """Add what was seen before, and number the rounds from there on."""
         before = made.facts.before = msgspec.json.decode(kept, type=Rounds)
         executor = made.executor
@@ -92,7 +110,7 @@ class Stress(Campaign[StressOptions, Record]):
         executor.sick += before.sick
         executor.stalls += before.stalls
 
-    def still_valid(self, made: Made[StressOptions, Record], trials: Sequence[Record]) -> Sequence[Record]:
+    def still_valid(self, made: Made[_Options, Record], trials: Sequence[Record]) -> list[Record]:
         """Return the submissions after which their arena was observed, and those with a wrong status."""
         observed = made.facts.before.observed
         valid = [one for one in trials if not (made.options.observe and one.right) or one.round in observed]
@@ -101,7 +119,7 @@ class Stress(Campaign[StressOptions, Record]):
         shift = time.monotonic() - max((one.ended_s for one in valid), default=0.0)
         return [msgspec.structs.replace(one, ended_s=one.ended_s + shift) for one in valid]
 
-    def finish(self, made: Made[StressOptions, Record], ui: Ui) -> None:
+    def finish(self, made: Made[_Options, Record], ui: Ui) -> None:
         """Attribute the residue, and record it with the submissions."""
         made.facts.left = left_so_far(made)
         isolate(
@@ -115,13 +133,13 @@ class Stress(Campaign[StressOptions, Record]):
         )
         _record(made)
 
-    def so_far(self, made: Made[StressOptions, Record]) -> Made[StressOptions, Record]:
+    def so_far(self, made: Made[_Options, Record]) -> Made[_Options, Record]:
         """Record the residue of the rounds so far, attributed as far as evidence ties it."""
         made.facts = _Facts(made.facts.submissions, made.facts.before, left_so_far(made))
         _record(made)
         return made
 
-    def criteria(self, options: StressOptions) -> Sequence[Check]:
+    def criteria(self, options: _Options) -> Sequence[Check]:
         """Return the criteria that the submissions must meet."""
         about_left: list[Check] = []
         counted: list[Check] = []
@@ -146,17 +164,19 @@ class Stress(Campaign[StressOptions, Record]):
             at_most("rate of internal errors", _internal, _INTERNAL),
             at_most("queue depth", lambda made: made.executor.deepest, options.queue or 2 * options.concurrency),
             at_most("deadlocks and hangs", lambda made: len(made.executor.stalls), 0, "unknown"),
-            pace,
-            no_slower(lambda made: made.facts.samples, lambda made: made.executor.host_load, options.seed),
+            *([pace] if self.paced() else []),
+            no_slower(
+                lambda made: made.facts.samples, lambda made: made.executor.host_load, options.seed, self.slowest()
+            ),
             *counted,
         ]
 
-    def findings(self, made: Made[StressOptions, Record]) -> list[Finding]:
+    def findings(self, made: Made[_Options, Record]) -> list[Finding]:
         """Return the residue, grouped by its possible causes, and the wrong statuses."""
         left = left_findings(made.target, made.options, made.trials, made.facts.left)
         return sorted([*left, *status_findings(made.target, made.options, made.trials)], key=worst_first)
 
-    def details(self, made: Made[StressOptions, Record]) -> dict[str, Any]:
+    def details(self, made: Made[_Options, Record]) -> dict[str, Any]:
         """Return the records and times."""
         records, executor = made.trials, made.executor
         by_status = dict(sorted(clusters(records, lambda record: record.expect).items()))
@@ -173,12 +193,12 @@ class Stress(Campaign[StressOptions, Record]):
             "timing_ms": {"look": round(statistics.median(times), 3) if times else 0.0},
             "settle_ms": spread(sorted(made.facts.settled_ms.values())),
             "latency_ms": {status: spread(sorted(one.wall_ms for one in alike)) for status, alike in by_status.items()},
-            "records": records,
+            "records": [] if self.streams else records,
             "stalls": executor.stalls,
         }
 
 
-def _record(made: Made[StressOptions, Record]) -> None:
+def _record(made: Made[_Options, Record]) -> None:
     """Complete the records and facts with what is left."""
     facts = made.facts
     facts.samples = samples(made.trials)
@@ -192,18 +212,18 @@ def _staying(kind: str) -> Any:
     return lambda made: sum(one.stays and one.leak.kind == kind for one in made.facts.left)
 
 
-def _damaged(made: Made[StressOptions, Record]) -> int:
+def _damaged(made: Made[_Options, Record]) -> int:
     found = {(one.leak.kind, place_of(one.leak)) for one in made.facts.left if one.damaged}
     first = [leak for leak in seen_so_far(made).first_run if leak.class_ == "damaged"]
     return len(found | {(leak.kind, place_of(leak)) for leak in first})
 
 
-def _internal(made: Made[StressOptions, Record]) -> float:
+def _internal(made: Made[_Options, Record]) -> float:
     failed = sum(record.status == "IE" and record.expect != "IE" for record in made.trials)
     return round(failed / len(made.trials), 6)
 
 
-def _leaking(made: Made[StressOptions, Record]) -> tuple[int, int]:
+def _leaking(made: Made[_Options, Record]) -> tuple[int, int]:
     """Return how many submissions certainly left something, and at most how many others may have."""
     sure = {record.id for record in made.trials if record.left}
     may = {record.id for record in made.trials if record.may_have_left} - sure

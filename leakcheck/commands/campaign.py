@@ -48,7 +48,7 @@ def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Calla
         kind = (list[str] | None if option.repeated else str | None) if option.parse else inner
         info = typer.Option(option.name or f"--{name.replace('_', '-')}", metavar=option.metavar, help=option.help)
         # A default that is a list of words is given, and shown, as on the command line.
-        default = ",".join(defaults[name] or ()) or None if option.parse else defaults[name]
+        default = _shown(defaults[name]) if option.parse else defaults[name]
         parameters[name] = Annotated[kind, info], default
         if option.was:
             parameters[f"{name}_was"] = Annotated[str | None, typer.Option(option.was, hidden=True)], None
@@ -101,6 +101,11 @@ def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Calla
     return command
 
 
+def _shown(default: Any) -> str | None:
+    """Return a default as on the command line; None if its help says it."""
+    return ",".join(default) or None if isinstance(default, (list, tuple)) else None
+
+
 def _fields(options: type[Options]) -> Iterator[tuple[str, tuple[Any, Option]]]:
     """Yield the fields that are command line options, with their types; the campaign's own come first."""
     hints = get_type_hints(options, include_extras=True)
@@ -129,6 +134,8 @@ def run_campaign(
     its suffix names. The campaign is recorded in `store`; if `resume`, one that was cut off there goes on.
     """
     options.check()
+    if campaign.streams and store is None:
+        raise UsageError(f"{campaign.name}: its submissions are too many for the memory; name a store by --store FILE")
     if resume and store is None:
         raise UsageError("--resume: goes on with a run of a store; name it by --store FILE")
     target.check_ready()

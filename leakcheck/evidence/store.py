@@ -10,13 +10,14 @@ from typing import Any, Literal, Self
 import msgspec
 import psutil
 
-from leakcheck.campaigns import Campaign, Result
+from leakcheck.campaigns import CAMPAIGNS, Campaign, Result
 from leakcheck.campaigns.campaign import Options
 from leakcheck.campaigns.recording import Recording
 from leakcheck.errors import UsageError
 from leakcheck.evidence.database import Database
 from leakcheck.evidence.machine import machine_facts, tested_facts
 from leakcheck.evidence.runs import VERIFY, Run, kind_of, with_records
+from leakcheck.evidence.stored import StoredRecords
 from leakcheck.targets import Target
 from leakcheck.trials.record import Record
 
@@ -190,13 +191,15 @@ class StoreRecording(Recording):
 
     def __init__(self, store: Store, run: Run) -> None:
         self._store, self.run = store, run
-        self.trials = store.trials(run)
         self.took = run.took
+        self._began = time.monotonic() - self.took
+        streams = CAMPAIGNS[run.command].streams
+        self._stored = StoredRecords(store.database, run.id, self._began) if streams else None
+        self.trials = store.trials(run) if self._stored is None else self._stored
         self.kept = store.text(run, "kept").encode()
         if run.state == "ended":
             self.result = store.result(run)
         self._next = len(self.trials)
-        self._began = time.monotonic() - self.took
         self._due = self._sample_due = 0.0
         self._process = psutil.Process()
 
@@ -211,6 +214,8 @@ class StoreRecording(Recording):
     def begin(self, wanted: int | None) -> None:
         """Note how many trials there will be, and that it runs."""
         self._began = time.monotonic() - self.took
+        if self._stored is not None:
+            self._stored.began = self._began
         text = "UPDATE runs SET wanted = ?, state = 'running', result = NULL, verdict = NULL WHERE id = ?"
         self._store.database.change((text, [wanted, self.run.id]))
 
@@ -235,10 +240,10 @@ class StoreRecording(Recording):
         at = dict(self._times())
         last = max(at.values(), default=0.0)
         numbers = [trial.id if isinstance(trial, Record) else place for place, trial in enumerate(trials)]
-        rows = [
+        rows = (
             _row(self.run.id, number, at.get(number, last), trial)
             for number, trial in zip(numbers, trials, strict=True)
-        ]
+        )
         bare = msgspec.structs.replace(result, records=[])
         found = [
             (

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from leakcheck.campaigns import CAMPAIGNS
 from leakcheck.errors import UsageError
 
 Profile = Literal["quick", "full", "release"]
@@ -82,7 +81,7 @@ def select(plan: Sequence[Requirement], only: Sequence[str], skip: Sequence[str]
 
     Each is an id or the name of a campaign. Raises `UsageError` for one that is neither, and if nothing is left.
     """
-    known = [*(one.id for one in plan), *CAMPAIGNS]
+    known = [*(one.id for one in plan), *dict.fromkeys(part.campaign for one in plan for part in one.parts)]
     for option, words in (("--only", only), ("--skip", skip)):
         if unknown := [word for word in words if word not in known]:
             raise UsageError(f"{option} {unknown[0]!r}: one of {', '.join(known)}")
