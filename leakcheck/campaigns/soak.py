@@ -35,9 +35,8 @@ def seconds_of(text: str) -> float:
 class SoakOptions(StressOptions, frozen=True, kw_only=True):
     """How long, and how many submissions an hour; `speed_up` makes it shorter, and denser, by this factor."""
 
-    duration: Annotated[float, Option("How long, such as 30m or 12h. Default: 7d.", "TIME", parse=seconds_of)] = (
-        7 * _DAY
-    )
+    submissions: int | None = None
+    duration: Annotated[float, Option("How long: 30m, 12h … Default: 7d.", "TIME", parse=seconds_of)] = 7 * _DAY
     rate: Annotated[float, Option("Submissions an hour.", "N")] = 1000
     speed_up: Annotated[float, Option("N times as many an hour, for as much less time; the result says so.", "N")] = 1
     mix: Annotated[
