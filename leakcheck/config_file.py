@@ -65,8 +65,9 @@ def _in(directory: int, path: Path) -> Config | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        # Nothing says that a pyproject.toml which cannot be read is for us.
-        if not own:
+        # Nothing says that a pyproject.toml which cannot be read is for us, or that there is a file at all in a
+        # directory that may not be searched.
+        if not own or not _exists(directory, path.name):
             return None
         why = "it is a link" if error.errno == errno.ELOOP else f"cannot be read: {reason(error)}"
         raise _refused(path, why) from error
