@@ -100,7 +100,7 @@ class Soak(Stress[SoakOptions]):
             *super().criteria(options),
             at_most("MiB that leakcheck itself grew", lambda made: made.executor.own.growth_mib, 16, "unknown"),
             at_most("descriptors that leakcheck itself gained", lambda made: made.executor.own.more_fds, 0, "unknown"),
-            stated("seconds behind the schedule at most", lambda made: round(made.executor.behind, 1)),
+            stated("seconds behind the schedule at most", lambda made: round(made.executor.schedule.behind, 1)),
             *([_compressed(options)] if options.speed_up > 1 else []),
         ]
 
@@ -114,6 +114,7 @@ class Soak(Stress[SoakOptions]):
 
 
 def _compressed(options: SoakOptions) -> Check:
-    days = options.duration / _DAY
-    name = f"times faster than in real time: this is no soak of {days:g} days"
+    units = ((_DAY, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+    size, unit = next(one for one in units if options.duration >= one[0] or one[0] == 1)
+    name = f"times faster than in real time: this is no soak of {options.duration / size:.4g} {unit}"
     return stated(name, lambda _: options.speed_up)

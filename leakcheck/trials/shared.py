@@ -19,6 +19,7 @@ from leakcheck.trials.host import Running
 from leakcheck.trials.record import Record
 from leakcheck.trials.rotation import Rotation
 from leakcheck.trials.runner import GRACE, Stop
+from leakcheck.trials.schedule import Schedule
 from leakcheck.trials.session import NEXT, Session
 from leakcheck.trials.shared_arena import SharedArena, warm_up
 from leakcheck.trials.watchdog import driver_stacks, process_stacks, watchdog
@@ -27,8 +28,6 @@ _ROUND = 100
 _MOST_STALLS = 20
 # Seconds beyond each run's grace without progress that count as a hang.
 _STALLED = 30.0
-# Seconds after which a pause looks whether an end was asked for.
-_WAIT = 0.2
 
 
 class Shared(Executor[Record]):
@@ -37,8 +36,7 @@ class Shared(Executor[Record]):
     `first_run` is what the warm-up left, `deepest` the maximum depth of the queue, `queue_size` its bound,
     `cleanup_failures` are failures outside the submissions themselves, `sick` the errors of the target's health check,
     `stalls` the stacks of what hung. If the campaign was cut off, `done` are the submissions made before that, in
-    `rounds_before` rounds. With an `interval`, one is due every so many seconds; `behind` is by how many seconds the
-    latest was late. `own` is what this process uses.
+    `rounds_before` rounds. With an `interval`, one is due every so many seconds. `own` is what this process uses.
     """
 
     def __init__(
@@ -56,8 +54,7 @@ class Shared(Executor[Record]):
     ) -> None:
         self._target, self._ui, self._stop = target, ui, stop
         self._concurrency, self._duration, self._observes = concurrency, duration, observe
-        self._interval = interval
-        self.behind = 0.0
+        self.schedule = Schedule(interval)
         self.queue_size = queue_size or 2 * concurrency
         self._queue: queue.Queue[tuple[int, Submission, float] | None] = queue.Queue(self.queue_size)
         self._made: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
@@ -152,16 +149,12 @@ class Shared(Executor[Record]):
     def _produce(self, cases: Iterator[Case]) -> None:
         if self._duration is not None:
             self._until = time.monotonic() + self._duration - self.before
-        due = time.monotonic()
         try:
             for number, case in enumerate(cases):
                 if number in self.done:
                     continue
-                while not self._ending() and (early := due - time.monotonic()) > 0:
-                    time.sleep(min(early, _WAIT))
+                self.schedule.wait(self._ending)
                 queued = time.monotonic()
-                self.behind = max(self.behind, queued - due if self._interval else 0)
-                due += self._interval
                 while not self._ending() and not self._put((number, case.submission, queued)):
                     pass
                 if self._ending():
@@ -239,7 +232,7 @@ class Shared(Executor[Record]):
         """Return the longest time, in seconds, without any end: the longest running limit, its grace, a reserve."""
         with self._lock:
             walls = [submission.wall for _, submission in self._running.values()]
-        return max(walls, default=NEXT.wall) + 2 * GRACE + _STALLED + self._interval
+        return max(walls, default=NEXT.wall) + 2 * GRACE + _STALLED + self.schedule.interval
 
     def _on_stall(self, idle: float) -> None:
         self._note_stall(f"nothing has ended for {idle:.0f} s", driver_stacks())
