@@ -63,7 +63,7 @@ def merge(
         Path, typer.Option("--store", metavar="FILE", help="The store to merge into; it may be new.", parser=answering)
     ] = Path(_STORE),
 ) -> None:
-    """Merge stores into one, and put the shards of a sweep together (exit: the worst verdict of whole sweeps)."""
+    """Merge stores into one, and put the shards of a sweep together (exit: the worst verdict of their sweeps)."""
     from leakcheck.commands.evidence import merge_stores
 
     raise typer.Exit(merge_stores(stores, store))

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -13,6 +14,8 @@ from leakcheck.printable import printable
 if TYPE_CHECKING:
     from leakcheck.atomic_write import Output
 
+BESIDE = ("-wal", "-shm", "-journal", "-lock")
+"""How the names of the files go on that are beside a store."""
 NOT_DELIVERED = 3
 """The exit code if a clean verdict could not be delivered."""
 
@@ -24,6 +27,31 @@ def output_to(path: Path | None) -> contextlib.AbstractContextManager["Output | 
     from leakcheck.atomic_write import Output
 
     return Output(path)
+
+
+def check_apart(
+    store: Path | None, output: Path | None, reports: Sequence[Path] = (), metrics: Path | None = None
+) -> None:
+    """Raise `UsageError` if one of the files would replace another one, or the store."""
+    of_store = {f"{os.path.realpath(store)}{end}" for end in ("", *BESIDE)} if store is not None else set()
+    named: dict[str, str] = {}
+    for option, path in [("-o", output), *(("--report", one) for one in reports), ("--metrics-file", metrics)]:
+        # Several may be written to a device or a FIFO.
+        if path is None or _is_special(path):
+            continue
+        place = os.path.realpath(path)
+        if place in of_store:
+            raise UsageError(f"{option} {path}: is the store, or belongs to it; name another file")
+        if place in named:
+            raise UsageError(f"{option} {path}: is the file of {named[place]}, too; name another one")
+        named[place] = option
+
+
+def _is_special(path: Path) -> bool:
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
 
 
 def deliver(code: int, text: str, output: "Output | None", show: Callable[[], None] | None) -> int:

@@ -123,6 +123,7 @@ class Made(msgspec.Struct, Generic[_Options, _Trial]):
 
     `facts` is the result of `prepare`, `wanted` the number of trials to make; None if only time bounds it.
     `explanations` are those of findings, by plan; `spans` is what a run without a fault makes, if that was recorded.
+    `record` records a trial that `Campaign.finish` adds, so that it is not lost if the campaign is cut off.
     """
 
     target: Target
@@ -135,6 +136,7 @@ class Made(msgspec.Struct, Generic[_Options, _Trial]):
     coverage: dict[str, str] = {}
     explanations: dict[str, Explanation] = {}
     spans: Spans | None = None
+    record: Callable[[_Trial], None] = lambda _: None
 
 
 Judged = tuple[Criterion, Verdict]
@@ -188,6 +190,10 @@ class Campaign(abc.ABC, Generic[_Options, _Trial]):
         """Return the `cases` without those that were made before the campaign was cut off."""
         del made
         return cases
+
+    def wanted_in_all(self, made: Made[_Options, _Trial]) -> int | None:
+        """Return the number of trials of a campaign that goes on, those that it has among them."""
+        return made.wanted
 
     def enough(self, made: Made[_Options, _Trial]) -> bool:
         """Return whether no further trial is needed."""

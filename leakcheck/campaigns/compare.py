@@ -54,7 +54,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         excused = {one.id: _excuse(one, before) for one in after.findings if one.id not in old}
         excused |= {id_: _excuse_more(old[id_], new[id_], before) for id_ in more}
         doubts = [*_doubts(before, after)]
-        worse = not all(excused.values())
+        leaks = [*_leaks(before, after)]
+        worse = bool(leaks) or not all(excused.values())
         return cls(
             before=_named(before),
             after=_named(after),
@@ -62,7 +63,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
             gone=[one for one in before.findings if one.id not in new],
             open=[one for one in after.findings if one.id in old],
             more=more,
-            warnings=[*doubts, *_warnings(before, after)],
+            warnings=[*leaks, *doubts, *_warnings(before, after)],
             excused={id_: why for id_, why in excused.items() if why},
             verdict="leaked" if worse else "unknown" if doubts else "clean",
         )
@@ -143,11 +144,19 @@ def _doubts(before: Result, after: Result) -> Iterator[str]:
     """Yield why the later result may lack what is worse."""
     if after.unfinished:
         yield f"the later campaign is incomplete: {after.unfinished}"
+    elif after.verdict == "unknown" != before.verdict and not after.coverage:
+        yield f"the later campaign is unknown: {', '.join(after.failed)}"
     if after.coverage:
         yield f"the later campaign did not fully see {', '.join(after.coverage)}"
     tried, again = ({ending for ending, counts in result.endings.items() if counts} for result in (before, after))
     if missing := tried - again:
         yield f"endings that the later campaign did not try: {', '.join(sorted(missing))}"
+
+
+def _leaks(before: Result, after: Result) -> Iterator[str]:
+    """Yield why the later result is worse whatever its findings, e.g. if a setting of the machine changed."""
+    if after.verdict == "leaked" != before.verdict:
+        yield f"the later campaign is leaked, the earlier one was not: {', '.join(after.failed) or 'see its criteria'}"
 
 
 def _warnings(before: Result, after: Result) -> Iterator[str]:

@@ -14,6 +14,7 @@ from leakcheck.trials.outcome import Outcome
 __all__ = [
     "UNDECIDED",
     "UNSEEN",
+    "VERDICTS",
     "at_most",
     "count",
     "leak_rate",
@@ -26,7 +27,7 @@ __all__ = [
 
 UNSEEN = "not fully seen"
 """Last words of the names of criteria about coverage: without them, nothing is known to be wrong."""
-_VERDICTS: tuple[Verdict, ...] = ("clean", "unknown", "leaked")
+VERDICTS: tuple[Verdict, ...] = ("clean", "unknown", "leaked")
 _NAMES: dict[Outcome, tuple[str, Verdict]] = {
     "leaked": ("trials that left something for good", "leaked"),
     "silent": ("runs or recoveries that reported success and left something", "leaked"),
@@ -42,7 +43,7 @@ UNDECIDED = frozenset(name for name, verdict in _NAMES.values() if verdict == "u
 
 def worst_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """Return the worst of several verdicts; clean if there is none."""
-    return max(verdicts, key=_VERDICTS.index, default="clean")
+    return max(verdicts, key=VERDICTS.index, default="clean")
 
 
 def count(made: Made[Any, Any], outcome: Outcome) -> int:

@@ -1,6 +1,7 @@
 """Runs any campaign: preflight, trials, criteria, findings, result."""
 
 import contextlib
+import functools
 import itertools
 import time
 from collections import Counter
@@ -55,13 +56,16 @@ def run(
         return recording.result
     target.check_ready()
     programs = target.identities()
-    with contextlib.closing(Machine(live=options.live)) as machine:
+    known = Machine(live=options.live, settings=recording.settings, changed=recording.changed)
+    with contextlib.closing(known) as machine:
+        recording.watch(machine)
         if gaps := probe(target, live=options.live, stop=stop):
             raise TargetError(f"{target.name}: isolation is off: {'; '.join(gaps)}")
         made = _begun(campaign, target, options, ui, stop, recording)
         executor = made.executor
         ui.expect(made.wanted)
-        recording.begin(made.wanted)
+        recording.begin(made.wanted, made.trials)
+        made.record = functools.partial(_record, campaign, made, recording)
         version = target.version()
         keeper, began = Keeper(keep, ui.log), time.monotonic() - recording.took
 
@@ -77,8 +81,8 @@ def run(
         try:
             for trial in executor.run(cases):
                 made.trials.append(trial)
+                made.record(trial)
                 try:
-                    recording.add(trial, lambda: campaign.kept(made))
                     ui.made(trial, len(made.trials))
                     keeper.offer(so_far)
                 except Exception as error:  # noqa: BLE001 - the caller's error; the trials made still count
@@ -125,8 +129,18 @@ def _begun(
         campaign.go_on(made, recording.kept)
     made.trials = campaign.still_valid(made, recording.trials)
     if recording.trials:
+        made.wanted = campaign.wanted_in_all(made)
         ui.log(f"goes on after {len(made.trials)} {campaign.unit}")
     return made
+
+
+def _record(
+    campaign: Campaign[_Options, _Trial], made: Made[_Options, _Trial], recording: Recording, trial: _Trial
+) -> None:
+    try:
+        recording.add(trial, lambda: campaign.kept(made))
+    except Exception as error:  # noqa: BLE001 - the caller's error; the trials made still count
+        made.executor.fail(error)
 
 
 class Around(Protocol):

@@ -2,9 +2,12 @@
 
 import abc
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leakcheck.campaigns.result import Result
+
+if TYPE_CHECKING:
+    from leakcheck.campaigns.machine import Machine
 
 
 class StoredTrials(Sequence[Any]):
@@ -23,16 +26,24 @@ class Recording:
     """Keeps nothing. `leakcheck.evidence` has the one that writes to a store.
 
     `trials` are those that were made before the campaign was cut off, in `took` seconds; `kept` is what it needed to go
-    on then, and `result` its result if it had ended.
+    on then, and `result` its result if it had ended. `settings` and `changed` are what a `Machine` knew.
     """
 
     trials: Sequence[Any] = ()
     took: float = 0
     kept: bytes = b""
+    settings: str = ""
+    changed: str = ""
     result: Result | None = None
 
-    def begin(self, wanted: int | None) -> None:
-        """Called before the first trial, with how many there will be; None: not known."""
+    def watch(self, machine: "Machine") -> None:
+        """Called before anything runs: what `machine` knows is to be kept, too."""
+
+    def begin(self, wanted: int | None, valid: Sequence[Any]) -> None:
+        """Called before the first trial, with how many there will be; None: not known.
+
+        Those of `trials` that are not `valid` any more are made again.
+        """
 
     def add(self, trial: Any, kept: Callable[[], bytes]) -> None:
         """Keep a trial; `kept` returns what the campaign would need to go on after it."""

@@ -114,6 +114,11 @@ class Stress(Campaign[_Options, Record]):
         """Return the submissions after which their arena was observed, and those with a wrong status."""
         observed = made.facts.before.observed
         valid = [one for one in trials if not (made.options.observe and one.right) or one.round in observed]
+        if made.options.observe and (unseen := sum(one.round not in observed for one in valid)):
+            # Their statuses are not forgotten, so that they are not made again.
+            made.facts.before.gaps["submissions"] = (
+                f"what {unseen} of them with a wrong status left: the campaign was cut off before their round was over"
+            )
         made.executor.done = {one.id for one in valid}
         # Their clock may be that of another boot.
         shift = time.monotonic() - max((one.ended_s for one in valid), default=0.0)

@@ -37,10 +37,12 @@ def seen_so_far(made: Made[Any, Record]) -> Rounds:
     """Return what was seen of the arenas so far. They may be under observation meanwhile."""
     before, executor = made.facts.before, made.executor
     arenas, known = executor.arenas, {(leak.kind, leak.label) for leak in before.first_run}
+    # Before what they showed: then each of them is in it.
+    observed = before.observed | {number for arena in arenas for number in [*arena.observed]}
     return Rounds(
-        begun=executor.rounds,
-        # Before what they showed: then each of them is in it.
-        observed=before.observed | {number for arena in arenas for number in [*arena.observed]},
+        # The observation at the end has a number of its own, which no later round is to have.
+        begun=max([executor.rounds, *observed]),
+        observed=observed,
         # With runs whose records are still under way.
         left=[*before.left, *(one for arena in arenas for one in arena.judged())],
         first_run=[

@@ -16,6 +16,7 @@ from leakcheck.campaigns import explained
 from leakcheck.campaigns.campaign import Check, Made
 from leakcheck.campaigns.criteria import reached, stated, zero
 from leakcheck.campaigns.explain import explain
+from leakcheck.campaigns.further import extend, later
 from leakcheck.campaigns.near import log_near_points
 from leakcheck.campaigns.result import Result
 from leakcheck.campaigns.sweep_options import PHASES, RUN, SweepOptions
@@ -154,19 +155,23 @@ class Sweep(TrialCampaign[_Options]):
         options = made.options
         if options.iterations or options.within or not self.again_of(options) or self.enough(made):
             return
-        plans = self.shard(options, made.facts.unsteady)
+        # All of them, in each shard: another one may not have seen them.
+        plans = [*self.select(options, made.facts.unsteady)]
+        plans = plans[:: -(-len(plans) // _MOST_UNSTEADY)] if plans else []
+        # Before the campaign was cut off, some of them may have been visited.
+        visited = {trial.case.plan for trial in made.trials if trial.fired}
+        plans = [plan for plan in plans if plan not in visited]
         if not plans:
             return
-        plans = plans[:: -(-len(plans) // _MOST_UNSTEADY)]
         ui.log(f"trying {len(plans)} plans at {self.points_name} that one of two runs had")
         cases = [case_of(plan, made.target.adapter.shortest_wall) for plan in plans]
-        fired = {trial.case.plan for trial in _extend(made, cases) if trial.fired}
-        _extend(made, [_later(case) for case in cases if case.plan not in fired])
+        fired = {trial.case.plan for trial in extend(made, cases) if trial.fired}
+        extend(made, [later(case) for case in cases if case.plan not in fired])
 
     def _try_missed(self, made: Made[_Options, Trial]) -> list[Trial]:
         """Try each plan that did not fire once more, one run later: every second run may have its point."""
-        missed = dict.fromkeys(_later(one.case) for one in made.trials if one.outcome == "not-reached")
-        return _extend(made, [*missed])
+        missed = dict.fromkeys(later(one.case) for one in made.trials if one.outcome == "not-reached")
+        return extend(made, [*missed])
 
     def shown(self, options: _Options, result: Result) -> Iterator[Text] | str:
         """Return the findings with their explanations in full if a plan is to be explained."""
@@ -235,16 +240,3 @@ class Sweep(TrialCampaign[_Options]):
                 **({"lives": msgspec.to_builtins(made.spans)} if made.spans is not None else {}),
             },
         }
-
-
-def _later(case: Case) -> Case:
-    """Return a case one run later."""
-    return msgspec.structs.replace(case, further=case.further + 1)
-
-
-def _extend(made: Made[Any, Trial], cases: Sequence[Case]) -> list[Trial]:
-    """Make further trials, and return those that reached something: only these count."""
-    found = [trial for trial in made.executor.run(lambda: iter(cases)) if trial.outcome != "not-reached"]
-    made.trials.extend(found)
-    made.wanted = None if made.wanted is None else made.wanted + len(found)
-    return found

@@ -50,6 +50,11 @@ class TrialCampaign(Campaign[_Options, Trial]):
             else:
                 yield case
 
+    def wanted_in_all(self, made: Made[_Options, Trial]) -> int | None:
+        """Return the number of trials with those of before, of which the plan may have others now."""
+        cases = self.rest(made, self.cases(made.target, made.options, made.facts))
+        return len(made.trials) + sum(1 for _ in cases)
+
     def enough(self, made: Made[_Options, Trial]) -> bool:
         """Return whether as many trials as the options ask for have the same finding."""
         enough = made.options.enough

@@ -23,7 +23,7 @@ from leakcheck.commands import EXIT_OF, INTERRUPTED, LEAKED
 from leakcheck.commands.defaults import from_file, given_of
 from leakcheck.commands.metered import UNWATCHED, Metered, Watch
 from leakcheck.commands.progress import Progress
-from leakcheck.deliver import deliver, notify, output_to, show_progress
+from leakcheck.deliver import check_apart, deliver, notify, output_to, show_progress
 from leakcheck.errors import StoppedError, UsageError
 from leakcheck.renamed import notify_renamed
 from leakcheck.render import print_lines
@@ -138,6 +138,7 @@ def run_campaign(
         raise UsageError(f"{campaign.name}: its submissions are too many for the memory; name a store by --store FILE")
     if resume and store is None:
         raise UsageError("--resume: goes on with a run of a store; name it by --store FILE")
+    check_apart(store, output, reports, watch.file)
     target.check_ready()
     progress = Progress(target.name, campaign.unit, options.limit_s)
     with contextlib.ExitStack() as stack:

@@ -16,7 +16,7 @@ from leakcheck.campaigns.compare import Comparison
 from leakcheck.campaigns.compare import lines as compared_lines
 from leakcheck.campaigns.render import lines
 from leakcheck.commands import EXIT_OF
-from leakcheck.deliver import deliver, notify, output_to, print_json
+from leakcheck.deliver import check_apart, deliver, notify, output_to, print_json
 from leakcheck.errors import UsageError
 from leakcheck.evidence import Run, Store, merge, verification
 from leakcheck.evidence.runs import VERIFY
@@ -95,6 +95,9 @@ def _show_finding(store: Store, name: str, form: Format) -> int:
     if not runs:
         raise UsageError(f"store {store.path}: has no run and no finding {name!r}; `leakcheck runs` lists the runs")
     results = [(run, result) for run in runs if (result := store.result(run)) is not None]
+    if not results:
+        ids = ", ".join(f"run {run.id}" for run in runs)
+        raise UsageError(f"store {store.path}: {ids} with {name} went on, and has no result yet; --resume it")
     last, result = results[-1]
     only = msgspec.structs.replace(result, findings=[one for one in result.findings if one.id == name])
     if form == "json":
@@ -122,6 +125,7 @@ def _kernel(run: Run) -> str:
 
 def compare(store: Path, before: int, after: int, output: Path | None, *, as_json: bool) -> int:
     """Compare two runs, as ``leakcheck diff`` compares their files; the exit code is 1 if the later one is worse."""
+    check_apart(store, output)
     with output_to(output) as place, Store(store, read_only=True) as opened:
         old, new = opened.run(before), opened.run(after)
         if (old.command == VERIFY) != (new.command == VERIFY):
@@ -141,6 +145,7 @@ def export(store: Path, number: int, output: Path | None, reports: Sequence[Path
 
     With reports alone, no JSON is printed.
     """
+    check_apart(store, output, reports)
     with output_to(output) as place, Reports(reports, github=False) as written, Store(store, read_only=True) as opened:
         run = opened.run(number)
         if run.command == VERIFY:
@@ -157,9 +162,13 @@ def export(store: Path, number: int, output: Path | None, reports: Sequence[Path
 
 
 def merge_stores(stores: Sequence[Path], into: Path) -> int:
-    """Copy the runs of `stores` to `into`, and put shards together; the exit code is that of the worst whole sweep."""
+    """Copy the runs of `stores` to `into`, and put shards together; the exit code is that of their worst sweep."""
+    for path in stores:
+        # Before anything is made.
+        with Store(path, read_only=True):
+            pass
     with Store(into, create=True) as opened:
-        whole = merge(stores, opened, notify)
-    if whole:
-        print_lines(_table(whole), Console())
-    return max((EXIT_OF[run.verdict or "unknown"] for run in whole), default=0, key=[0, 3, 1].index)
+        merged = merge(stores, opened, notify)
+    if merged.whole:
+        print_lines(_table(merged.whole), Console())
+    return EXIT_OF[merged.verdict]

@@ -13,7 +13,7 @@ from leakcheck.campaigns import CAMPAIGNS
 from leakcheck.commands import EXIT_OF, INTERRUPTED
 from leakcheck.commands.metered import UNWATCHED, Metered, Watch
 from leakcheck.commands.progress import Progress
-from leakcheck.deliver import deliver, notify, output_to, show_progress
+from leakcheck.deliver import check_apart, deliver, notify, output_to, show_progress
 from leakcheck.errors import UsageError
 from leakcheck.render import print_lines
 from leakcheck.report import Verdict
@@ -55,6 +55,7 @@ def run_verify(
     """
     if resume and store is None:
         raise UsageError("--resume: goes on with a run of a store; name it by --store FILE")
+    check_apart(store, output, reports, watch.file)
     targets = _targets(names, compare=compare)
     requirements = select(plan_of(profile), only, skip)
     with contextlib.ExitStack() as stack:

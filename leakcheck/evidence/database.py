@@ -11,6 +11,7 @@ from fcntl import fcntl
 from pathlib import Path
 from typing import Any
 
+from leakcheck.deliver import BESIDE
 from leakcheck.errors import UsageError
 from leakcheck.evidence.schema import APPLICATION, TABLES, VERSION
 
@@ -19,7 +20,6 @@ _WAIT_S = 5.0
 # fcntl.h of Linux: a lock of an open file description (fcntl_locking(2), Linux 3.15).
 _F_OFD_SETLK = 37
 _F_WRLCK = 1
-_BESIDE = ("-wal", "-shm", "-journal", "-lock")
 
 
 class Database:
@@ -110,13 +110,14 @@ class Database:
             return done.lastrowid or 0
 
     def replace(
-        self, statements: Sequence[tuple[str, Sequence[Any]]], text: str, rows: Iterable[Sequence[Any]]
+        self, statements: Sequence[tuple[str, Sequence[Any]]], *many: tuple[str, Iterable[Sequence[Any]]]
     ) -> None:
-        """Make these changes, and then `text` with each of `rows`: all or none."""
+        """Make these changes, and then each text of `many` with each of its rows: all or none."""
         with self._guard, self.naming(), self.transaction():
             for statement, values in statements:
                 self._connection.execute(statement, values)
-            self._connection.executemany(text, rows)
+            for text, rows in many:
+                self._connection.executemany(text, rows)
 
     @contextlib.contextmanager
     def transaction(self) -> Generator[None, None, None]:
@@ -213,7 +214,7 @@ def _check(path: Path, *, create: bool, read_only: bool) -> None:
     others = directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not directory.st_mode & stat.S_ISVTX
     if not read_only and (directory.st_uid not in mine or others):
         raise UsageError(f"store {path}: others can replace files in {parent}; name one in a directory of your own")
-    for name in (path.name, *(f"{path.name}{end}" for end in _BESIDE)):
+    for name in (path.name, *(f"{path.name}{end}" for end in BESIDE)):
         try:
             found = (parent / name).lstat()
         except OSError as error:

@@ -22,6 +22,15 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def _content(path: str) -> str:
+    """Return a digest of a program, which is the same on each machine; empty if it cannot be read."""
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
 def _cgroups() -> str:
     """Return ``v1``, ``v2``, ``hybrid`` or ``none`` (cgroups(7))."""
     kinds = set()
@@ -38,5 +47,6 @@ def tested_facts(target: Target) -> dict[str, Any]:
         "version": target.version(),
         "path": target.name if is_builtin(target) else str(Path(target.path).absolute()),
         "adapter": hashlib.sha256(Path(target.path).read_bytes()).hexdigest(),
+        "contents": {Path(path).name: content for path in target.programs() if (content := _content(path))},
         "programs": {path: [*identity] for path, identity in target.identities().items()},
     }

@@ -1,6 +1,7 @@
 """Puts the runs of several stores into one, and the shards of a sweep together."""
 
 from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ import msgspec
 
 from leakcheck.campaigns import CAMPAIGNS, Criterion, Result
 from leakcheck.campaigns.campaign import Made
+from leakcheck.campaigns.criteria import VERDICTS, worst_verdict
 from leakcheck.campaigns.engine import judged
 from leakcheck.campaigns.sweep import Sweep
 from leakcheck.errors import UsageError
@@ -16,33 +18,53 @@ from leakcheck.evidence.runs import Run
 from leakcheck.evidence.store import Store, StoreRecording
 from leakcheck.report import Verdict
 from leakcheck.targets import Target, load
+from leakcheck.trials.crash_points import Points
 
 if TYPE_CHECKING:
     from leakcheck.campaigns.result import Residue
 
+_TESTED = ("version", "leakcheck", "adapter", "contents")
+_MACHINE = ("kernel", "machine", "cgroups", "uid")
 _TABLES = ("trials", "findings", "samples")
 _FIXED = "uid, part, command, target, version, options, tested, began"
-_CHANGING = "ended, took, wanted, state, verdict, kept, result"
+_CHANGING = "ended, took, wanted, state, verdict, kept, settings, changed, result"
 
 
-def merge(stores: Sequence[Path], into: Store, log: Callable[[str], None]) -> list[Run]:
+class Merged(msgspec.Struct, frozen=True):
+    """What came of the sweeps of merged stores: runs of `whole` ones, and the shards that ended of all others."""
+
+    whole: list[Run]
+    parts: list[Run]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst verdict: a sweep that lacks shards is unknown at best."""
+        whole = [run.verdict or "unknown" for run in self.whole]
+        parts: list[Verdict] = ["leaked" if run.verdict == "leaked" else "unknown" for run in self.parts]
+        return worst_verdict([*whole, *parts])
+
+
+def merge(stores: Sequence[Path], into: Store, log: Callable[[str], None]) -> Merged:
     """Copy all runs of `stores` that `into` lacks; then add one run for each sweep of which all shards are there.
 
-    A run that was cut off is replaced by the same run of another store that went on. Returns the runs of whole sweeps.
+    A run that was cut off is replaced by the same run of another store that went on. Of a shard that was made several
+    times, one that leaked counts; else the last. Returns what came of the sweeps of which `stores` have a shard.
 
     Raises:
         UsageError: a store cannot be read, or shards of one sweep are of different targets or machines.
     """
+    named: set[str] = set()
     for path in stores:
         if path.resolve() == into.path.resolve():
             raise UsageError(f"merge {path}: is the store to merge into; name only the others")
         with Store(path, read_only=True) as source:
-            copied = _copy(source, into)
+            copied = _copy(source, into, log)
+            named |= {run.uid for run in source.runs()}
             log(f"{path}: {copied} of {len(source.runs())} runs copied")
-    return [*_whole_sweeps(into, log)]
+    return _whole_sweeps(into, named, log)
 
 
-def _copy(source: Store, into: Store) -> int:
+def _copy(source: Store, into: Store, log: Callable[[str], None]) -> int:
     copied = 0
     numbers: dict[int, int] = {}
     known = {run.uid: run for run in into.runs()}
@@ -51,13 +73,19 @@ def _copy(source: Store, into: Store) -> int:
         if old is not None and _progress(run) <= _progress(old):
             numbers[run.id] = old.id
             continue
+        if old is not None and not into.database.lock(old.id):
+            log(f"{into.path}: run {old.id} is still running, and stays as it is")
+            numbers[run.id] = old.id
+            continue
         numbers[run.id] = _copy_run(source, into, run, old, None if run.parent is None else numbers[run.parent])
         copied += 1
     return copied
 
 
-def _progress(run: Run) -> tuple[bool, int]:
-    return run.state == "ended", run.trials
+def _progress(run: Run) -> tuple[bool, int, int]:
+    """Return how much a run has, to compare copies that went on apart: of ended ones, the worse counts."""
+    ended = run.state == "ended"
+    return ended, VERDICTS.index(run.verdict or "unknown") if ended else 0, run.trials
 
 
 def _copy_run(source: Store, into: Store, run: Run, old: Run | None, parent: int | None) -> int:
@@ -66,66 +94,95 @@ def _copy_run(source: Store, into: Store, run: Run, old: Run | None, parent: int
     row = source.database.rows(f"SELECT {_FIXED}, {_CHANGING} FROM runs WHERE id = ?", [run.id])[0]
     fixed, changing = row[: _FIXED.count(",") + 1], row[_FIXED.count(",") + 1 :]
     if old is None:
-        number = into.database.change(
+        changes: list[tuple[str, Sequence[Any]]] = [
             ("INSERT OR IGNORE INTO machines (facts) VALUES (?)", [facts]),
             (
                 f"INSERT INTO runs ({_FIXED}, {_CHANGING}, parent, machine) VALUES ({_marks(row)}, ?,"
                 " (SELECT id FROM machines WHERE facts = ?))",
                 [*fixed, *changing, parent, facts],
             ),
-        )
+        ]
     else:
-        number = old.id
         columns = ", ".join(f"{name.strip()} = ?" for name in _CHANGING.split(","))
-        into.database.change(
-            (f"UPDATE runs SET {columns} WHERE id = ?", [*changing, number]),
-            *((f"DELETE FROM {table} WHERE run = ?", [number]) for table in _TABLES),
-        )
+        changes = [
+            (f"UPDATE runs SET {columns} WHERE id = ?", [*changing, old.id]),
+            *((f"DELETE FROM {table} WHERE run = ?", [old.id]) for table in _TABLES),
+        ]
+    added = []
     for table in _TABLES:
         if rows := source.database.rows(f"SELECT * FROM {table} WHERE run = ?", [run.id]):
-            added = f"INSERT INTO {table} VALUES ({_marks(rows[0])})"
-            into.database.replace([], added, [[number, *one[1:]] for one in rows])
-    return number
+            text = f"INSERT INTO {table} VALUES ((SELECT id FROM runs WHERE uid = ?), {_marks(rows[0][1:])})"
+            added.append((text, [[run.uid, *one[1:]] for one in rows]))
+    # At once: a run without some of its trials would be judged without them.
+    into.database.replace(changes, *added)
+    ((number,),) = into.database.rows("SELECT id FROM runs WHERE uid = ?", [run.uid])
+    return int(number)
 
 
 def _marks(row: Sequence[Any]) -> str:
     return ", ".join("?" * len(row))
 
 
-def _whole_sweeps(store: Store, log: Callable[[str], None]) -> Iterator[Run]:
-    """Add one run for each sweep of which all shards have ended, unless there is one, and yield it."""
-    sweeps: dict[tuple[str, str, str, int], dict[int, Run]] = {}
+def _whole_sweeps(store: Store, named: AbstractSet[str], log: Callable[[str], None]) -> Merged:
+    """Add one run for each sweep of which all shards have ended, unless there is one; of those with a `named` run."""
+    sweeps: dict[tuple[str, str, str, int], list[Run]] = {}
     for run in store.runs():
-        number, _, count = str(run.options.get("shard", "1/1")).partition("/")
-        if run.command in CAMPAIGNS and int(count) > 1 and run.state == "ended":
+        _, _, count = str(run.options.get("shard", "1/1")).partition("/")
+        if run.command in CAMPAIGNS and int(count) > 1:
             common = msgspec.json.encode(run.options | {"shard": "1/1"}, order="sorted").decode()
-            sweeps.setdefault((run.command, run.target, common, int(count)), {})[int(number)] = run
-    for (command, name, _, shard_count), shards in sweeps.items():
-        if len(shards) < shard_count:
-            missing = ", ".join(
-                f"{number}/{shard_count}" for number in range(1, shard_count + 1) if number not in shards
-            )
-            log(f"{command} {name}: shards {missing} are missing")
-            continue
-        runs = [shards[number] for number in sorted(shards)]
-        uid = sha256(" ".join(run.uid for run in runs).encode()).hexdigest()[:16]
-        if found := [run for run in store.runs() if run.uid == uid]:
-            yield found[0]
-            continue
-        _check_alike(store, runs)
-        yield _joined(store, runs, uid)
+            sweeps.setdefault((run.command, run.target, common, int(count)), []).append(run)
+    merged = Merged([], [])
+    for (command, name, _, of), alike in sweeps.items():
+        # A store may have sweeps of several versions.
+        groups = _by_identity(alike)
+        for group in groups:
+            if named.isdisjoint(run.uid for run in group):
+                continue
+            shards = _ended(group)
+            if len(shards) == of:
+                merged.whole.append(_joined(store, shards, log))
+                continue
+            if len(mixed := _ended(alike)) == of and all(len(_ended(one)) < of for one in groups):
+                _check_alike(store, mixed)
+            there = {_number(run) for run in shards}
+            missing = ", ".join(f"{number}/{of}" for number in range(1, of + 1) if number not in there)
+            log(f"{command} {name}: shards {missing} are missing, or have not ended")
+            merged.parts.extend(group)
+    return merged
+
+
+def _number(run: Run) -> int:
+    return int(str(run.options["shard"]).partition("/")[0])
+
+
+def _by_identity(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs by what was tested, and on what machine."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        facts = [[run.tested.get(what) for what in _TESTED], [run.machine.get(what) for what in _MACHINE]]
+        found.setdefault(msgspec.json.encode(facts, order="sorted").decode(), []).append(run)
+    return [*found.values()]
+
+
+def _ended(runs: Sequence[Run]) -> list[Run]:
+    """Return the run of each shard, if it has ended: of several, one that leaked, else the last that began."""
+    found: dict[int, Run] = {}
+    for run in sorted(runs, key=lambda run: run.began):
+        if not ((old := found.get(_number(run))) is not None and old.verdict == "leaked" != run.verdict):
+            found[_number(run)] = run
+    return [found[number] for number in sorted(found) if found[number].state == "ended"]
 
 
 def _check_alike(store: Store, runs: Sequence[Run]) -> None:
     first = runs[0]
     for run in runs[1:]:
-        for what in ("version", "leakcheck", "adapter"):
+        for what in _TESTED:
             if run.tested.get(what) != first.tested.get(what):
                 raise UsageError(
                     f"store {store.path}: the shards {first.id} and {run.id} are of different targets: {what} is "
                     f"{first.tested.get(what)!r} and {run.tested.get(what)!r}; merge only those of one"
                 )
-        for what in ("kernel", "machine", "cgroups", "uid"):
+        for what in _MACHINE:
             if run.machine.get(what) != first.machine.get(what):
                 raise UsageError(
                     f"store {store.path}: the shards {first.id} and {run.id} are of different machines: {what} is "
@@ -158,9 +215,15 @@ class _Machines:
         return msgspec.Raw(b"null")
 
 
-def _joined(store: Store, runs: Sequence[Run], uid: str) -> Run:
-    """Return a new run of the whole sweep, judged from the trials of all shards."""
+def _joined(store: Store, runs: Sequence[Run], log: Callable[[str], None]) -> Run:
+    """Return the run of the whole sweep, a new one unless there is one, judged from the trials of all shards."""
     first = runs[0]
+    # A shard that was replaced by its copy that went on makes another whole.
+    facts = [(run.uid, run.ended, run.trials, run.verdict) for run in runs]
+    uid = sha256(msgspec.json.encode(facts)).hexdigest()[:16]
+    old = next((run for run in store.runs() if run.uid == uid), None)
+    if old is not None and old.state == "ended":
+        return old
     campaign = CAMPAIGNS[first.command]
     if not isinstance(campaign, Sweep):
         raise UsageError(f"run {first.id}: {first.command} has no shards")
@@ -169,20 +232,38 @@ def _joined(store: Store, runs: Sequence[Run], uid: str) -> Run:
     results = [result for run in runs if (result := store.result(run)) is not None]
     trials = [trial for run in runs for trial in store.trials(run)]
     made: Made[Any, Any] = Made(target=target, options=options, trials=trials, facts=None, executor=None)
-    kept = store.text(first, "kept").encode()
-    campaign.go_on(made, kept)
+    recorded = [msgspec.json.decode(store.text(run, "kept"), type=Points) for run in runs]
+    made.facts = _all_points(recorded)
     made.wanted, made.took = len(trials), sum(run.took for run in runs)
     made.explanations = {
         one.plan: one.explanation for result in results for one in result.findings if one.explanation is not None
     }
     tried = {trial.case.plan for trial in trials}
-    if rest := [plan for plan in campaign.shard(options, made.facts.points) if plan not in tried]:
+    # Each shard has recorded its own points: what one of them knows may be another one's to try.
+    plans = dict.fromkeys(plan for one in recorded for plan in campaign.select(options, one.points))
+    rest = [plan for plan in plans if plan not in tried]
+    # With these options, no sweep tries all.
+    if rest and not (options.iterations or options.within or options.plan):
         made.coverage["points"] = f"{len(rest)} plans of the whole sweep are in no shard, such as {rest[0]}"
     names = {criterion.name for check in campaign.criteria(options) for criterion, _ in check(made)}
     result = judged(campaign, made, first.version, _Machines(results, names))
-    run = store.add(msgspec.structs.replace(first, uid=uid, options=msgspec.to_builtins(options)))
-    StoreRecording(store, run).end(trials, result, kept, made.took)
+    # Whatever the shards were judged by, together they are no better than one of them.
+    verdict = worst_verdict([result.verdict, *(one.verdict for one in results)])
+    result = msgspec.structs.replace(result, verdict=verdict)
+    # One that is not ended was cut off while it was added.
+    run = old or store.add(msgspec.structs.replace(first, uid=uid, options=msgspec.to_builtins(options)))
+    StoreRecording(store, run).end(trials, result, msgspec.json.encode(made.facts), made.took)
+    log(f"{first.command} {first.target}: {len(runs)} shards are run {run.id}")
     return store.run(run.id)
+
+
+def _all_points(recorded: Sequence[Points]) -> Points:
+    """Return the points of all recordings, each once; what is steady in one of them is not unsteady."""
+    points = {(one.point.stage, str(one.point)): one for each in reversed(recorded) for one in reversed(each.points)}
+    unsteady = {(one.point.stage, str(one.point)): one for each in recorded for one in each.unsteady}
+    rest = [one for name, one in unsteady.items() if name not in points]
+    notes = dict.fromkeys(note for each in recorded for note in each.notes)
+    return Points([*reversed(points.values())], rest, [*notes])
 
 
 def _target(run: Run) -> Target:

@@ -4,7 +4,7 @@ A run is one campaign for one target, or a run of ``verify``, whose parts are th
 text, so that the functions of SQLite read it. Times are seconds since 1970; `at_s` counts from the begin of its run.
 """
 
-VERSION = 1
+VERSION = 2
 """Of the tables (``PRAGMA user_version``)."""
 APPLICATION = 0x6C65616B
 """``leak``, for file(1) (``PRAGMA application_id``)."""
@@ -32,6 +32,8 @@ CREATE TABLE runs (
     state TEXT NOT NULL CHECK (state IN ('running', 'interrupted', 'ended')),
     verdict TEXT,
     kept TEXT NOT NULL DEFAULT '',
+    settings TEXT NOT NULL DEFAULT '',
+    changed TEXT NOT NULL DEFAULT '',
     result TEXT
 );
 CREATE TABLE trials (

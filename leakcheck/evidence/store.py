@@ -12,6 +12,7 @@ import psutil
 
 from leakcheck.campaigns import CAMPAIGNS, Campaign, Result
 from leakcheck.campaigns.campaign import Options
+from leakcheck.campaigns.machine import Machine
 from leakcheck.campaigns.recording import Recording
 from leakcheck.errors import UsageError
 from leakcheck.evidence.database import Database
@@ -141,7 +142,8 @@ class Store:
                 [*values.values(), facts],
             ),
         )
-        self.database.lock(number)
+        if not self.database.lock(number):
+            raise UsageError(f"store {self.path}: another process has taken run {number}; try again")
         return self.run(number)
 
     def _cut_off(self, command: str, target: Target, options: bytes, parent: int | None, part: str) -> Run | None:
@@ -154,9 +156,13 @@ class Store:
         if not found:
             return None
         run = _run(found[0])
-        if run.state != "ended" and not self.database.lock(run.id):
+        if run.state == "ended":
+            return run
+        if not self.database.lock(run.id):
             raise UsageError(f"store {self.path}: run {run.id} is still running in another process; wait for it")
-        return run
+        # It may have ended meanwhile.
+        run = self.run(run.id)
+        return run if run.state != "ended" or parent is not None else None
 
     def record(
         self,
@@ -174,7 +180,7 @@ class Store:
         run = self.begin(campaign.name, target, given, resume=resume, parent=parent, part=part, log=log)
         return StoreRecording(self, run)
 
-    def text(self, run: Run, column: Literal["kept", "result"]) -> str:
+    def text(self, run: Run, column: Literal["kept", "settings", "changed", "result"]) -> str:
         """Return what a campaign needs to go on, or its result as it is in the store; empty if there is none."""
         ((text,),) = self.database.rows(f"SELECT {column} FROM runs WHERE id = ?", [run.id])
         return text or ""
@@ -197,6 +203,8 @@ class StoreRecording(Recording):
         self._stored = StoredRecords(store.database, run.id, self._began) if streams else None
         self.trials = store.trials(run) if self._stored is None else self._stored
         self.kept = store.text(run, "kept").encode()
+        self.settings, self.changed = store.text(run, "settings"), store.text(run, "changed")
+        self._changed: Callable[[], str] = lambda: self.changed
         if run.state == "ended":
             self.result = store.result(run)
         self._next = len(self.trials)
@@ -211,13 +219,24 @@ class StoreRecording(Recording):
         if kind is not None and not self._next:
             self._store.database.change(("DELETE FROM runs WHERE id = ?", [self.run.id]))
 
-    def begin(self, wanted: int | None) -> None:
-        """Note how many trials there will be, and that it runs."""
+    def watch(self, machine: Machine) -> None:
+        """Note the settings of the machine, from which those at the end must not differ."""
+        self._changed = machine.changed
+        self._store.database.change(("UPDATE runs SET settings = ? WHERE id = ?", [machine.settings(), self.run.id]))
+
+    def begin(self, wanted: int | None, valid: Sequence[Any]) -> None:
+        """Note how many trials there will be, and that it runs; forget those that are not `valid` any more."""
         self._began = time.monotonic() - self.took
         if self._stored is not None:
             self._stored.began = self._began
         text = "UPDATE runs SET wanted = ?, state = 'running', result = NULL, verdict = NULL WHERE id = ?"
-        self._store.database.change((text, [wanted, self.run.id]))
+        begun = (text, [wanted, self.run.id])
+        # Otherwise the number of their round would be that of a later one, which is observed.
+        gone = []
+        if self._stored is None:
+            known = {one.id for one in valid if isinstance(one, Record)}
+            gone = [[self.run.id, one.id] for one in self.trials if isinstance(one, Record) and one.id not in known]
+        self._store.database.replace([begun], ("DELETE FROM trials WHERE run = ? AND number = ?", gone))
 
     def add(self, trial: Any, kept: Callable[[], bytes]) -> None:
         """Record a trial, and from time to time what the campaign needs to go on, and a sample of this process."""
@@ -227,7 +246,8 @@ class StoreRecording(Recording):
         self._next += 1
         changes: list[tuple[str, Sequence[Any]]] = [(_ADD_TRIAL, _row(self.run.id, number, at, trial))]
         if now >= self._due:
-            changes.append(("UPDATE runs SET took = ?, kept = ? WHERE id = ?", [at, kept().decode(), self.run.id]))
+            found = [at, kept().decode(), self._changed(), self.run.id]
+            changes.append(("UPDATE runs SET took = ?, kept = ?, changed = ? WHERE id = ?", found))
             after = time.monotonic()
             self._due = after + max(_LEAST_S, _COST * (after - now))
         if now >= self._sample_due:
@@ -255,13 +275,14 @@ class StoreRecording(Recording):
         ]
         state = "ended" if result.complete else "interrupted"
         closing = (
-            "UPDATE runs SET state = ?, verdict = ?, result = ?, kept = ?, ended = ?, took = ?, wanted = ?"
+            "UPDATE runs SET state = ?, verdict = ?, result = ?, kept = ?, changed = ?, ended = ?, took = ?, wanted = ?"
             " WHERE id = ?",
             [
                 state,
                 result.verdict,
                 bare.to_json(),
                 kept.decode(),
+                self._changed(),
                 time.time(),
                 round(took, 3),
                 result.wanted,
@@ -272,7 +293,7 @@ class StoreRecording(Recording):
             ("DELETE FROM trials WHERE run = ?", [self.run.id]),
             ("DELETE FROM findings WHERE run = ?", [self.run.id]),
         ]
-        self._store.database.replace([*clearing, *found, closing], _ADD_TRIAL, rows)
+        self._store.database.replace([*clearing, *found, closing], (_ADD_TRIAL, rows))
 
     def _times(self) -> list[tuple[int, float]]:
         rows = self._store.database.rows("SELECT number, at_s FROM trials WHERE run = ?", [self.run.id])

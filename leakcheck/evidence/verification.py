@@ -16,7 +16,7 @@ from leakcheck.evidence.store import Store
 from leakcheck.targets import Target
 from leakcheck.verify.plan import Profile, Requirement
 from leakcheck.verify.recording import VerifyRecording
-from leakcheck.verify.result import Verification
+from leakcheck.verify.result import Verification, without_pace
 
 
 class StoreVerifyRecording(VerifyRecording):
@@ -68,7 +68,9 @@ def verification(store: Store, run: Run) -> Verification:
         found = msgspec.json.decode(text, type=Verification)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise UsageError(f"store {store.path}: run {run.id} cannot be read: {error}") from error
-    results = {one.part: store.result(one) for one in store.parts(run)}
+    results = {one.part: result for one in store.parts(run) if (result := store.result(one)) is not None}
+    if found.profile == "quick":
+        results = {part: without_pace(result) for part, result in results.items()}
     return _each_part(found, lambda name, part: msgspec.structs.replace(part, result=results.get(name)))
 
 

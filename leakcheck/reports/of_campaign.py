@@ -41,20 +41,20 @@ def place_of(target: str) -> str:
     return f"sandboxes/{target}"
 
 
-def part_of(result: Result, name: str, status: Status, seconds: float) -> Part:
-    """Return the part of a report for a campaign's result."""
+def part_of(result: Result, name: str, status: Status, seconds: float, *, strict: bool = False) -> Part:
+    """Return the part of a report for a campaign's result; if `strict`, all that is not decided counts."""
     return Part(
         name=name,
         rule=result.campaign,
         status=status,
         seconds=seconds,
-        rows=decided(_rows(result), status, printable(result.unfinished) or result.verdict),
+        rows=decided(_rows(result, strict=strict), status, printable(result.unfinished) or result.verdict),
         failures=[_failure(one) for one in result.findings if one.outcome in FAILING],
         figures=figures_of(result),
     )
 
 
-def _rows(result: Result) -> Iterator[Row]:
+def _rows(result: Result, *, strict: bool) -> Iterator[Row]:
     """Yield the criteria that pass or fail, and why the campaign decides less than it was to."""
     for one in result.criteria:
         status = criterion_status(one, strict=CAMPAIGNS[result.campaign].strict)
@@ -66,7 +66,7 @@ def _rows(result: Result) -> Iterator[Row]:
                 measured=printable(measured(one)),
                 limit=limit,
                 # The verdict and the exit code do not count it either.
-                minor=one.passed is None and result.complete and result.verdict == "clean",
+                minor=not strict and one.passed is None and result.complete and result.verdict == "clean",
             )
     gaps = "; ".join(f"{kind}: {reason}" for kind, reason in result.coverage.items())
     for name, why in (("everything was seen", gaps), ("it ran to its end", result.error)):

@@ -37,6 +37,7 @@ def _group(requirement: RequirementResult) -> Group:
 def _part(requirement: RequirementResult, part: PartResult) -> Part:
     name = part.name_in(requirement.id)
     if part.result is not None:
-        return part_of(part.result, name, part.status, part.seconds)
+        # Without it, the requirement is inconclusive, and the verdict unknown.
+        return part_of(part.result, name, part.status, part.seconds, strict=True)
     row = Row(name=part.campaign, status=part.status, measured=printable(part.reason))
     return Part(name=name, rule=part.campaign, status=part.status, rows=[row], seconds=part.seconds)

@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import msgspec
-
 from leakcheck.campaigns import CAMPAIGNS, Campaign
 from leakcheck.campaigns.campaign import Options
 from leakcheck.campaigns.engine import run
@@ -19,12 +17,19 @@ from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import Stop, never
 from leakcheck.verify.plan import Part, Profile, Requirement
 from leakcheck.verify.recording import VerifyRecording
-from leakcheck.verify.result import PartResult, RequirementResult, Verification, judged, status_of, verdict_of
+from leakcheck.verify.result import (
+    PartResult,
+    RequirementResult,
+    Verification,
+    judged,
+    status_of,
+    verdict_of,
+    without_pace,
+)
 
 Record = Callable[[str, Campaign[Any, Any], Options], contextlib.AbstractContextManager[Recording]]
 """Returns the recording of the campaign of the part of this name, with these options."""
 _UNRECORDED = VerifyRecording()
-_PACE = ("slowdown", "submissions a minute")
 
 
 def verify(
@@ -109,9 +114,7 @@ def _run(
     except Exception as error:  # noqa: BLE001 - a campaign that crashes decides nothing, whatever the cause
         return _undone(part, f"internal error, {type(error).__name__}: {error}", time.monotonic() - began)
     if not slow:
-        # A few hundred submissions do not tell.
-        criteria = [one for one in result.criteria if not one.name.startswith(_PACE)]
-        result = msgspec.structs.replace(result, criteria=criteria)
+        result = without_pace(result)
     return PartResult(
         campaign=part.campaign,
         label=part.label,

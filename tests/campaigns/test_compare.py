@@ -15,7 +15,7 @@ from leakcheck.campaigns.compare import Comparison
 from leakcheck.campaigns.compare import lines as compared
 from leakcheck.campaigns.findings import fixed, trial_findings
 from leakcheck.campaigns.render import lines
-from leakcheck.campaigns.result import Finding, Result
+from leakcheck.campaigns.result import Criterion, Finding, Result
 from leakcheck.submissions import BUILTIN
 from leakcheck.targets import load
 from leakcheck.trials.case import Case
@@ -258,3 +258,19 @@ def test_a_comparison_names_the_versions() -> None:
     found = Comparison.of(result(version="1.0"), result(version="2.0"))
     assert (found.before, found.after) == ("leaks made (1.0), 2 trials", "leaks made (2.0), 2 trials")
     assert msgspec.json.decode(msgspec.json.encode(found), type=Comparison) == found
+
+
+def test_a_result_that_is_leaked_or_unknown_without_a_finding_is_not_just_as_good() -> None:
+    clean = msgspec.structs.replace(result(), verdict="clean")
+    changed = Criterion(name="settings of the machine that changed", passed=False, measured=1, limit=0)
+    leaked = msgspec.structs.replace(result(), criteria=[changed])
+    found = Comparison.of(clean, leaked)
+    assert found.verdict == "leaked"
+    assert found.warnings[0].endswith("leaked, the earlier one was not: settings of the machine that changed")
+    unreached = Criterion(name="plans that did not fire", passed=False, measured=1, limit=0)
+    unknown = msgspec.structs.replace(clean, verdict="unknown", criteria=[unreached])
+    for before in (clean, leaked):
+        found = Comparison.of(before, unknown)
+        assert (found.verdict, "plans that did not fire" in found.warnings[0]) == ("unknown", True)
+    assert Comparison.of(unknown, unknown).verdict == "clean"
+    assert Comparison.of(leaked, leaked).verdict == "clean"

@@ -169,6 +169,13 @@ def test_unknown_passes_only_if_that_is_asked_for(here: Path, path: Path) -> Non
     assert Runner(here, path, version="installed", command="true", allow_unknown="true").run() == 0
 
 
+def test_a_command_whose_own_code_is_that_of_unknown_does_not_pass(here: Path, path: Path) -> None:
+    (here / "leakcheck.toml").write_text("[guard]\nkinds = 'process'\nsettle = 0.05\n")
+    runner = Runner(here, path, version="installed", command="exit 3", allow_unknown="true")
+    assert runner.run() == 3, runner.printed
+    assert "::error::the command ended with exit 3" in runner.printed
+
+
 def test_wrong_inputs_are_told(here: Path, path: Path) -> None:
     both = Runner(here, path, version="installed", command="true", target="refbox")
     assert both.run() == 2

@@ -10,16 +10,19 @@ import pytest
 import typer
 from made import LEAKCHECK, target
 
-from leakcheck.campaigns import CAMPAIGNS, Leaks, LeaksOptions, Result, run
+from leakcheck.campaigns import CAMPAIGNS, Criterion, Leaks, LeaksOptions, Result, run
 from leakcheck.cli import app
-from leakcheck.report import Report
+from leakcheck.report import Report, Verdict
 from leakcheck.reports import junit, markdown, page, sarif
 from leakcheck.reports.files import Reports
 from leakcheck.reports.of_campaign import of_campaign
 from leakcheck.reports.of_guard import of_guard
 from leakcheck.reports.of_session import Guarded, Left, of_session
+from leakcheck.reports.of_verify import of_verify
 from leakcheck.reports.rows import Report as Rows
 from leakcheck.trials.executor import Ui
+from leakcheck.verify import Verification, Verifications, plan_of
+from leakcheck.verify.result import PartResult, judged, status_of, verdict_of
 
 SUFFIXES = (".html", ".xml", ".sarif", ".md")
 pytest_plugins = ["pytester"]
@@ -173,6 +176,58 @@ def test_what_too_few_submissions_decide_is_skipped_and_what_was_not_seen_is_an_
     assert counts() == ("0", "1")
     assert counts(verdict="unknown") == ("1", "0")
     assert counts(complete=False) == ("1", "0")
+
+
+def plain(*criteria: Criterion, verdict: Verdict) -> Result:
+    return Result(
+        campaign="stress",
+        target="made",
+        version="",
+        seed=0,
+        wanted=2,
+        trials=2,
+        verdict=verdict,
+        outcomes={},
+        criteria=[*criteria],
+        findings=[],
+        unit="submissions",
+    )
+
+
+def test_code_scanning_sees_what_leaked_without_a_finding_and_that_a_run_was_not_decided() -> None:
+    changed = Criterion(name="settings of the machine that changed", passed=False, measured=1, limit=0)
+    (run,) = json.loads(sarif(of_campaign(plain(changed, verdict="leaked"))))["runs"]
+    (result,) = run["results"]
+    assert (result["ruleId"], result["level"]) == ("criterion", "error")
+    assert "settings of the machine that changed: 1, limit 0" in result["message"]["text"]
+    assert "criterion" in {rule["id"] for rule in run["tool"]["driver"]["rules"]}
+    assert run["invocations"] == [{"executionSuccessful": True, "toolExecutionNotifications": []}]
+    unseen = Criterion(name="kinds not fully seen", passed=False, measured=1, limit=0)
+    (run,) = json.loads(sarif(of_campaign(plain(unseen, verdict="unknown"))))["runs"]
+    (invocation,) = run["invocations"]
+    assert (run["results"], invocation["executionSuccessful"]) == ([], False)
+    assert "kinds not fully seen" in invocation["toolExecutionNotifications"][0]["message"]["text"]
+
+
+def test_what_makes_a_requirement_inconclusive_is_an_error_and_not_skipped() -> None:
+    undecided = Criterion(name="slowdown, throughput", passed=None, measured={}, limit=1.2)
+    result = plain(undecided, verdict="clean")
+    part = PartResult(campaign="stress", status=status_of(result, strict=True), result=result)
+    requirement = judged(plan_of("full")[0], [part])
+    whole = Verification(
+        target="made",
+        version="",
+        profile="full",
+        seed=0,
+        requirements=[requirement],
+        verdict=verdict_of([requirement]),
+    )
+    assert whole.verdict == "unknown"
+    (suite,) = Xml.fromstring(junit(of_verify(Verifications(targets=[whole]))))
+    assert (suite.get("errors"), suite.get("skipped")) == ("1", "0")
+    # Alone, the campaign is clean, and exits 0.
+    (suite,) = Xml.fromstring(junit(of_campaign(result)))
+    assert (suite.get("errors"), suite.get("skipped")) == ("0", "1")
 
 
 def test_every_campaign_takes_reports() -> None:
