@@ -1,5 +1,7 @@
 """A sweep that is put together from shards is no better than one of them, nor than what nobody tried."""
 
+import sqlite3
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,7 @@ from zlib import crc32
 
 import msgspec
 import pytest
-from made import target
-from test_store import command, query_and_commit
+from made import LEAKCHECK, target
 
 from injectors.crash import Point
 from leakcheck.campaigns import Crash, CrashOptions
@@ -23,6 +24,24 @@ from leakcheck.trials.remnant import Remnant
 from leakcheck.trials.trial import Trial
 
 LITTER = Remnant("file", "orphaned", "file /var/lib/x", stage="run", place="/var/lib/x")
+
+
+def command(*words: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*LEAKCHECK, *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def query_and_commit(store: Path, text: str) -> None:
+    connection = sqlite3.connect(store)
+    connection.execute(text)
+    connection.commit()
+    connection.close()
 
 
 @pytest.fixture
