@@ -19,7 +19,8 @@ from leakcheck.commands import EXIT_OF
 from leakcheck.deliver import check_apart, deliver, notify, output_to, print_json
 from leakcheck.errors import UsageError
 from leakcheck.evidence import Run, Store, merge, verification
-from leakcheck.evidence.runs import VERIFY
+from leakcheck.evidence.resources import resource_curves
+from leakcheck.evidence.runs import VERIFY, with_records
 from leakcheck.render import VERDICT_STYLE, line, print_lines
 from leakcheck.reports import markdown
 from leakcheck.reports.files import Reports
@@ -153,7 +154,10 @@ def export(store: Path, number: int, output: Path | None, reports: Sequence[Path
             text, report = whole.to_json(), functools.partial(of_verify, whole)
         else:
             result = _result(opened, run)
-            text, report = result.to_json(), functools.partial(of_campaign, result, run.took)
+            # The submissions of a soak are in the store only.
+            shown = with_records(result, opened.trials(run)) if reports else result
+            more = [*resource_curves(opened.samples(run))]
+            text, report = result.to_json(), functools.partial(of_campaign, shown, run.took, more)
         if place is not None:
             place.save(text)
         elif not reports:

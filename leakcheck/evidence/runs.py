@@ -48,7 +48,5 @@ def kind_of(command: str) -> type[Any]:
 
 def with_records(result: Result, trials: list[Any]) -> Result:
     """Return `result` with the records of its submissions, which a store keeps once only."""
-    campaign = CAMPAIGNS[result.campaign]
-    if campaign.unit != "submissions" or campaign.streams:
-        return result
-    return msgspec.structs.replace(result, records=trials)
+    submitted = CAMPAIGNS[result.campaign].unit == "submissions"
+    return msgspec.structs.replace(result, records=trials) if submitted else result

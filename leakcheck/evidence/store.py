@@ -17,6 +17,7 @@ from leakcheck.campaigns.recording import Recording
 from leakcheck.errors import UsageError
 from leakcheck.evidence.database import Database
 from leakcheck.evidence.machine import machine_facts, tested_facts
+from leakcheck.evidence.resources import Sample
 from leakcheck.evidence.runs import VERIFY, Run, kind_of, with_records
 from leakcheck.evidence.stored import StoredRecords
 from leakcheck.targets import Target
@@ -72,12 +73,19 @@ class Store:
         rows = self.database.rows("SELECT trial FROM trials WHERE run = ? ORDER BY number", [run.id])
         return [self._decoded(text, kind) for (text,) in rows]
 
+    def samples(self, run: Run) -> list[Sample]:
+        """Return what leakcheck itself used meanwhile."""
+        query = "SELECT at_s, rss_kib, fds, cpu_s, load FROM samples WHERE run = ? ORDER BY at_s"
+        return [Sample(*row) for row in self.database.rows(query, [run.id])]
+
     def result(self, run: Run) -> Result | None:
         """Return its result; None if it was cut off before there was one."""
         text = self.text(run, "result")
         if not text or run.command == VERIFY:
             return None
-        return with_records(Result.from_json(text, f"{self.path}, run {run.id}"), self.trials(run))
+        result = Result.from_json(text, f"{self.path}, run {run.id}")
+        # Those of a soak are too many for a result.
+        return result if CAMPAIGNS[run.command].streams else with_records(result, self.trials(run))
 
     def with_finding(self, name: str) -> list[Run]:
         """Return the runs that have a finding of this id."""

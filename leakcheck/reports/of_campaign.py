@@ -1,6 +1,6 @@
 """The result of a campaign as a part of a report."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
@@ -9,6 +9,7 @@ from leakcheck.campaigns.render import finding_lines, measured
 from leakcheck.printable import printable
 from leakcheck.report import Status
 from leakcheck.reports.campaign_figures import figures_of
+from leakcheck.reports.figures import Figure
 from leakcheck.reports.rows import Failure, Group, Part, Report, Row, Subject, cut, decided, lines_of
 from leakcheck.trials.outcome import FAILING
 from leakcheck.verify.result import criterion_status, status_of
@@ -19,10 +20,11 @@ _EXAMPLES = 4
 _EVIDENCE = 3_000
 
 
-def of_campaign(result: Result, seconds: float = 0) -> Report:
-    """Return the report of one campaign, which took so many `seconds`."""
+def of_campaign(result: Result, seconds: float = 0, more: Iterable[Figure] = ()) -> Report:
+    """Return the report of one campaign, which took so many `seconds`, with `more` figures after its own."""
     status = status_of(result, strict=CAMPAIGNS[result.campaign].strict)
     part = part_of(result, result.campaign, status, seconds)
+    part = msgspec.structs.replace(part, figures=[*part.figures, *more])
     of = "" if result.trials == result.wanted else f" of {result.wanted:,}"
     unfinished = f", {result.unfinished}" if result.unfinished else ""
     subject = Subject(

@@ -20,6 +20,7 @@ from waiting import wait_until
 from leakcheck.campaigns import Leaks, LeaksOptions, Result, Stress, StressOptions, run
 from leakcheck.errors import UsageError
 from leakcheck.evidence import Store, database, merge
+from leakcheck.evidence.resources import resource_curves
 from leakcheck.submissions import parse_specs
 from leakcheck.targets import Target
 from leakcheck.trials.record import Record
@@ -262,6 +263,26 @@ def test_the_commands_list_show_compare_and_export_what_was_recorded(tmp_path: P
     ):
         wrong = command(*words, *at)
         assert (wrong.returncode, why in wrong.stderr) == (2, True), wrong.stderr
+
+
+def test_a_report_of_a_recorded_run_has_what_leakcheck_itself_used(tmp_path: Path) -> None:
+    path, made = tmp_path / "s.db", target(tmp_path, CLEAN)
+    options = StressOptions(submissions=20)
+    records = [record(number) for number in range(20)]
+    with Store(path, create=True) as opened, opened.record(Stress(), made, options, resume=False) as recording:
+        recording.end(records, result(made, records), b"{}", 40.0)
+        samples = [
+            (f"({recording.run.id}, {at}, {102_400 + at}, {9 + at % 2}, {at / 2}, 1.5)") for at in range(0, 60, 5)
+        ]
+        opened.database.change((f"INSERT INTO samples VALUES {', '.join(samples)}", []))
+        curves = {one.title: one.lines[0].points for one in resource_curves(opened.samples(recording.run))}
+    assert curves["Descriptors of leakcheck"][:2] == [(0.0, 9.0), (5.0, 10.0)]
+    assert curves["Memory of leakcheck"][0] == (0.0, 100.0)
+    assert curves["Processors that leakcheck used"][0] == (5.0, 0.5)
+    done = command("export", "1", "--store", path, "--report", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert all(title in page for title in curves)
 
 
 @as_root
