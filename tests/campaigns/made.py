@@ -11,7 +11,7 @@ from leakcheck.campaigns import Result
 from leakcheck.campaigns.recording import Recording
 from leakcheck.targets import Target, load
 
-__all__ = ["LEAKCHECK", "WATCHES", "Calls", "failed", "target"]
+__all__ = ["LEAKCHECK", "WATCHES", "Calls", "cut_off", "failed", "target"]
 
 LEAKCHECK = [shutil.which("setpriv") or "setpriv", "--pdeathsig", "KILL", "--", sys.executable, "-m", "leakcheck"]
 """The command. It ends with the thread that starts it: a killed suite leaves no campaign running (prctl(2))."""
@@ -32,6 +32,25 @@ class Calls(Recording):
     def add(self, trial: Any, kept: Callable[[], bytes]) -> None:
         kept()
         self._called(trial)
+
+
+class KilledError(Exception):
+    """Ends a campaign as a kill does, of which nothing is recorded any more."""
+
+
+def cut_off(recording: Recording, after: int) -> list[Any]:
+    """Let `recording` record no more than `after` trials, as after a kill; return the list of all that are made."""
+    keep, seen = recording.add, list[Any]()
+
+    def add(trial: Any, kept: Callable[[], bytes]) -> None:
+        seen.append(trial)
+        if len(seen) > after:
+            raise KilledError
+        keep(trial, kept)
+
+    recording.add = add  # type: ignore[method-assign]
+    recording.end = lambda *_: None  # type: ignore[method-assign]
+    return seen
 
 
 def target(

@@ -2,12 +2,11 @@
 
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made import LEAKCHECK, target
+from made import LEAKCHECK, cut_off, target
 
 from leakcheck.campaigns import Result, Soak, SoakOptions, run
 from leakcheck.campaigns.soak import seconds_of
@@ -16,7 +15,6 @@ from leakcheck.evidence import Store
 from leakcheck.stats.own_use import OwnUse
 from leakcheck.submissions import parse_specs
 from leakcheck.targets import Target
-from leakcheck.trials.record import Record
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
 LITTERS = 'mktemp /var/lib/kept-XXXXXX >/dev/null; exec "$@"'
@@ -98,16 +96,7 @@ def test_after_a_kill_it_goes_on_with_what_nobody_had_looked_at_and_keeps_what_w
     made, store = target(tmp_path, LITTERS), tmp_path / "s.db"
     options = SoakOptions(specs=HELLO, settle=0.1, duration=936, speed_up=1000, concurrency=2)
     with Store(store, create=True) as opened, opened.record(Soak(), made, options, resume=False) as first:
-        keep, seen = first.add, list[Record]()
-
-        def add(trial: Record, kept: Callable[[], bytes]) -> None:
-            seen.append(trial)
-            if len(seen) > 230:
-                raise KilledError
-            keep(trial, kept)
-
-        first.add = add  # type: ignore[method-assign]
-        first.end = lambda *_: None  # type: ignore[method-assign]
+        cut_off(first, 230)
         run(Soak(), made, options, recording=first)
         cut = opened.run(first.run.id)
         assert (cut.state, cut.trials) == ("running", 230)
@@ -118,10 +107,6 @@ def test_after_a_kill_it_goes_on_with_what_nobody_had_looked_at_and_keeps_what_w
         records = opened.trials(opened.run(cut.id))
     assert [one.id for one in records] == [*range(260)]
     assert all(one.left for one in records)
-
-
-class KilledError(Exception):
-    """Ends a campaign as a kill does, of which nothing is recorded any more."""
 
 
 @pytest.mark.parametrize(("last", "grown", "more"), [(100, 0, 0), (130, 30, 0), (100, 0, 3)])

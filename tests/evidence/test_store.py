@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from made import LEAKCHECK, target
+from made import LEAKCHECK, cut_off, target
 from waiting import wait_until
 
 from leakcheck.campaigns import Leaks, LeaksOptions, Result, Stress, StressOptions, run
@@ -116,16 +116,7 @@ def test_submissions_of_rounds_that_were_not_observed_are_made_again_and_what_ot
     made, store = target(tmp_path, LITTERS), tmp_path / "s.db"
     options = StressOptions(specs=parse_specs("python/hello"), submissions=260, concurrency=2, settle=0.1)
     with Store(store, create=True) as opened, opened.record(Stress(), made, options, resume=False) as first:
-        seen: list[Record] = []
-
-        def add(trial: Record, kept: Any, keep: Any = first.add) -> None:
-            seen.append(trial)
-            if len(seen) > 230:
-                raise KilledError
-            keep(trial, kept)
-
-        first.add = add  # type: ignore[method-assign]
-        first.end = lambda *_: None  # type: ignore[method-assign]
+        seen = cut_off(first, 230)
         run(Stress(), made, options, recording=first)
         cut = opened.run(first.run.id)
         assert (cut.state, cut.trials) == ("running", 230)
@@ -142,10 +133,6 @@ def test_submissions_of_rounds_that_were_not_observed_are_made_again_and_what_ot
         assert (result.trials, result.outcomes) == (260, {"leaked": 260})
         assert len({one.id for one in result.records}) == 260
         assert opened.result(opened.run(cut.id)) == result
-
-
-class KilledError(Exception):
-    """Ends a campaign as a kill does, of which nothing is recorded any more."""
 
 
 @as_root

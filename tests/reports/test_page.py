@@ -1,11 +1,11 @@
 """The page of HTML: what it draws, how large it gets, and that no name in it is read as markup."""
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser, browser
+from html_tags import read
 
 from leakcheck.reports import page
 from leakcheck.reports.figures import Cell, Curves, Line, Lives, Map, Mix, Share, Thing
@@ -58,27 +58,6 @@ def figures(text: str) -> list[Map | Lives | Curves | Mix]:
         ),
         Curves(title=text, unit=text, lines=[Line(name=text, points=[(0, 1), (5, 9), (9, 3)])]),
     ]
-
-
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: set[str] = set()
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def read(html: str) -> Tags:
-    seen = Tags()
-    seen.feed(html)
-    return seen
 
 
 def test_no_name_is_read_as_markup() -> None:

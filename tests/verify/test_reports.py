@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as Xml
 
 import pytest
+from html_tags import read
 from made import LEAKCHECK, WATCHES, target
 
 from leakcheck.errors import UsageError
@@ -72,24 +72,8 @@ def test_markdown_shows_names_as_they_are(found: Verifications) -> None:
     assert not any(line.startswith(("::", "##[")) for line in lines)
 
 
-class Tags(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: set[str] = set()
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes |= {name for name, _ in attrs}
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
 def test_the_page_has_all_criteria_and_failures_loads_nothing_and_reads_no_name_as_markup(found: Verifications) -> None:
-    seen = Tags()
-    seen.feed(html := page(of_verify(found)))
+    seen = read(html := page(of_verify(found)))
     assert {"a", "b", "script", "img", "link", "iframe"}.isdisjoint(seen.tags)
     assert seen.attributes <= {"lang", "charset", "name", "content", "http-equiv", "class", "open", "style"}
     assert "://" not in html.replace(found.targets[0].target, "")
@@ -115,8 +99,7 @@ def test_a_browser_shows_the_page_without_an_error(found: Verifications, tmp_pat
         check=True,
     )
     assert "CONSOLE" not in done.stderr, done.stderr
-    seen = Tags()
-    seen.feed(done.stdout)
+    seen = read(done.stdout)
     assert seen.tags.count("h3") == 3
     assert '<b a="1">]]>&amp;' in seen.text
 
