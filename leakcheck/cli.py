@@ -13,7 +13,7 @@ import typer.core
 
 from leakcheck import __version__
 from leakcheck.cli_evidence import register
-from leakcheck.cli_options import Json, MetricsAt, MetricsFile, MetricsPrefix, Output, Reports, Resume, Store
+from leakcheck.cli_options import Cluster, Json, MetricsAt, MetricsFile, MetricsPrefix, Output, Reports, Resume, Store
 from leakcheck.commands.defaults import Configured, configured, target_named, targets_named
 from leakcheck.commands.parsing import arena_of, observed, words_of
 from leakcheck.commands.process import run_and_exit
@@ -251,6 +251,7 @@ def reap(
 def _campaigns() -> dict[str, Any]:
     """Return the command of each campaign."""
     from leakcheck.campaigns import CAMPAIGNS
+    from leakcheck.campaigns.sweep import Sweep
     from leakcheck.commands.campaign import command_of
 
     group = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
@@ -259,7 +260,8 @@ def _campaigns() -> dict[str, Any]:
     common |= {"metrics": (MetricsAt, None), "metrics_file": (MetricsFile, None)}
     common |= {"metrics_prefix": (MetricsPrefix, "leakcheck")}
     for campaign in CAMPAIGNS.values():
-        group.command(campaign.name)(command_of(campaign, **common))
+        more = {"cluster": (Cluster, None)} if isinstance(campaign, Sweep) else {}
+        group.command(campaign.name)(command_of(campaign, **common, **more))
     return dict(typer.main.get_group(group).commands)
 
 

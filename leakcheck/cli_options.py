@@ -19,6 +19,13 @@ Store = Annotated[
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the same command of the store that was cut off, if there is one.")
 ]
+Cluster = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ADDRESS",
+        help="Divide the sweep among workers: local:N of this machine, or tcp://HOST:PORT of a Dask scheduler.",
+    ),
+]
 Reports = Annotated[
     list[Path] | None,
     typer.Option(

@@ -89,7 +89,7 @@ def run(
                     executor.fail(error)
         except Exception as error:  # noqa: BLE001 - a crashed check is unknown, whatever the cause
             executor.fail(error)
-        if not made.trials:
+        if not made.trials and (made.wanted != 0 or executor.failure):
             raise executor.failure or StoppedError(f"{target.name}: interrupted before the first {campaign.unit[:-1]}")
         made.took = max(executor.took, recording.took)
         keeper.offer(so_far, now=True)
@@ -190,7 +190,7 @@ def judged(
         coverage=gaps,
         untied=[*details.pop("untied", []), *(machine.untied if machine else [])],
         report=machine.report() if machine else msgspec.Raw(b"null"),
-        rate=round(len(made.trials) / made.took, 2),
+        rate=round(len(made.trials) / made.took, 2) if made.trials else 0,
         interrupted=interrupted,
         error="" if failure is None else str(failure) or type(failure).__name__,
         complete=not (machine is None or interrupted or failure),

@@ -81,12 +81,12 @@ class Sweep(TrialCampaign[_Options]):
         ui.log(f"{len(facts.points)} {self.points_name}, {len(facts.unsteady)} more in one of two runs only")
         if not facts.points:
             raise TargetError(f"{target.name} {self.without}")
-        if not self.shard(options, facts.points):
+        if not [*self.select(options, facts.points)]:
             phases = {phase for one in facts.points for phase in (one.phase, one.after)}
             there = ", ".join(phase for phase in PHASES if phase in phases)
             raise UsageError(
                 f"{target.name}: none of its {len(facts.points)} {self.points_name} is in this selection; "
-                f"its phases with --ending {options.ending}: {there or 'none'}; omit --phase or --shard"
+                f"its phases with --ending {options.ending}: {there or 'none'}; omit --phase"
             )
         return facts
 
@@ -145,6 +145,8 @@ class Sweep(TrialCampaign[_Options]):
             else:
                 log_near_points(made, made.options.plan, ui)
         super().finish(made, ui)
+        if not made.trials:
+            made.coverage["points"] = f"none of the plans is in shard {made.options.shard}"
         unasked = made.options.plan is None and self.again_of(made.options) > 0
         if unasked or made.options.explain is not None:
             what = self.submission(made.target, made.options)

@@ -86,6 +86,7 @@ def command_of(campaign: Campaign[Any, Any], **common: tuple[Any, Any]) -> Calla
             as_json=json,
             store=store,
             resume=resume,
+            cluster=given.get("cluster"),
         )
         raise typer.Exit(code)
 
@@ -127,24 +128,31 @@ def run_campaign(
     as_json: bool,
     store: Path | None = None,
     resume: bool = False,
+    cluster: str | None = None,
 ) -> int:
     """Run the campaign; the exit code is the verdict's, 1 if a `strict` campaign failed, 130 if interrupted.
 
     What was not fully seen is no failure. The result goes to `output`, and to each of the `reports`, in the format that
-    its suffix names. The campaign is recorded in `store`; if `resume`, one that was cut off there goes on.
+    its suffix names. The campaign is recorded in `store`; if `resume`, one that was cut off there goes on. With
+    `cluster`, its workers run it.
     """
     options.check()
     if campaign.streams and store is None:
         raise UsageError(f"{campaign.name}: its submissions are too many for the memory; name a store by --store FILE")
     if resume and store is None:
         raise UsageError("--resume: goes on with a run of a store; name it by --store FILE")
+    if cluster is not None and store is None:
+        raise UsageError("--cluster: the shards are kept in a store; name it by --store FILE")
     check_apart(store, output, reports, watch.file)
-    target.check_ready()
+    if cluster is None:
+        target.check_ready()
     progress = Progress(target.name, campaign.unit, options.limit_s)
     with contextlib.ExitStack() as stack:
         metered, place = stack.enter_context(watch.open()), stack.enter_context(output_to(output))
         written = stack.enter_context(Reports(reports))
-        recording = stack.enter_context(_recorded(campaign, target, options, store, resume=resume))
+        recording = None
+        if cluster is None:
+            recording = stack.enter_context(_recorded(campaign, target, options, store, resume=resume))
         interrupts = stack.enter_context(Interrupts())
         began = time.monotonic()
         try:
@@ -155,6 +163,13 @@ def run_campaign(
             work = functools.partial(
                 run, campaign, target, options, ui, stop=interrupts.seen, recording=recording, keep=keep
             )
+            if cluster is not None and store is not None:
+                # Imported here: Dask takes as long as all the rest.
+                from leakcheck.cluster import run_on_cluster
+
+                work = functools.partial(
+                    run_on_cluster, cluster, campaign, target, options, store, ui, stop=interrupts.seen, resume=resume
+                )
             result = in_background(work, interrupts, _PATIENCE)
             metered.result(target.name, campaign.name, result, final=True)
         except StoppedError as stopped:

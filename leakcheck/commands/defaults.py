@@ -17,7 +17,20 @@ if TYPE_CHECKING:
     from leakcheck.config import Config, Setting
 
 ONCE = frozenset(
-    {"output", "report", "json", "allow", "demo-leak", "keep", "plan", "explain", "format", "submission", "resume"}
+    {
+        "output",
+        "report",
+        "json",
+        "allow",
+        "demo-leak",
+        "keep",
+        "plan",
+        "explain",
+        "format",
+        "submission",
+        "resume",
+        "cluster",
+    }
 )
 """Options of one run, which only the command line sets."""
 

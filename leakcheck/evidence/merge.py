@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _TESTED = ("version", "leakcheck", "adapter", "contents")
 _MACHINE = ("kernel", "machine", "cgroups", "uid")
+IDENTITY = (*_TESTED, *_MACHINE)
+"""Facts of what was tested and of the machine: results of different ones are not put together."""
 _TABLES = ("trials", "findings", "samples")
 _FIXED = "uid, part, command, target, version, options, tested, began"
 _CHANGING = "ended, took, wanted, state, verdict, kept, settings, changed, result"
@@ -58,17 +60,20 @@ def merge(stores: Sequence[Path], into: Store, log: Callable[[str], None]) -> Me
         if path.resolve() == into.path.resolve():
             raise UsageError(f"merge {path}: is the store to merge into; name only the others")
         with Store(path, read_only=True) as source:
-            copied = _copy(source, into, log)
+            copied = copy_runs(source, into, log)
             named |= {run.uid for run in source.runs()}
             log(f"{path}: {copied} of {len(source.runs())} runs copied")
     return _whole_sweeps(into, named, log)
 
 
-def _copy(source: Store, into: Store, log: Callable[[str], None]) -> int:
+def copy_runs(source: Store, into: Store, log: Callable[[str], None], *, only: AbstractSet[str] | None = None) -> int:
+    """Copy all runs that `into` lacks or has less of, or `only` those of these uids; return how many."""
     copied = 0
     numbers: dict[int, int] = {}
     known = {run.uid: run for run in into.runs()}
     for run in source.runs():
+        if only is not None and run.uid not in only:
+            continue
         old = known.get(run.uid)
         if old is not None and _progress(run) <= _progress(old):
             numbers[run.id] = old.id
@@ -138,11 +143,11 @@ def _whole_sweeps(store: Store, named: AbstractSet[str], log: Callable[[str], No
         for group in groups:
             if named.isdisjoint(run.uid for run in group):
                 continue
-            shards = _ended(group)
+            shards = ended_shards(group)
             if len(shards) == of:
                 merged.whole.append(_joined(store, shards, log))
                 continue
-            if len(mixed := _ended(alike)) == of and all(len(_ended(one)) < of for one in groups):
+            if len(mixed := ended_shards(alike)) == of and all(len(ended_shards(one)) < of for one in groups):
                 _check_alike(store, mixed)
             there = {_number(run) for run in shards}
             missing = ", ".join(f"{number}/{of}" for number in range(1, of + 1) if number not in there)
@@ -164,7 +169,7 @@ def _by_identity(runs: Sequence[Run]) -> list[list[Run]]:
     return [*found.values()]
 
 
-def _ended(runs: Sequence[Run]) -> list[Run]:
+def ended_shards(runs: Sequence[Run]) -> list[Run]:
     """Return the run of each shard, if it has ended: of several, one that leaked, else the last that began."""
     found: dict[int, Run] = {}
     for run in sorted(runs, key=lambda run: run.began):
@@ -229,7 +234,7 @@ def _joined(store: Store, runs: Sequence[Run], log: Callable[[str], None]) -> Ru
         raise UsageError(f"run {first.id}: {first.command} has no shards")
     target = _target(first)
     options = msgspec.convert(first.options | {"shard": "1/1"}, type=campaign.options)
-    results = [result for run in runs if (result := store.result(run)) is not None]
+    results = [result for run in runs if (result := store.result(run)) is not None and result.trials]
     trials = [trial for run in runs for trial in store.trials(run)]
     made: Made[Any, Any] = Made(target=target, options=options, trials=trials, facts=None, executor=None)
     recorded = [msgspec.json.decode(store.text(run, "kept"), type=Points) for run in runs]

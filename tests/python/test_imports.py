@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = [
     ("leakcheck.__main__",),
     ("leakcheck.cli", "leakcheck.cli_evidence", "leakcheck.cli_options", "leakcheck.commands"),
+    ("leakcheck.cluster",),
     (
         "leakcheck.metrics",
         "leakcheck.reports.of_verify",
