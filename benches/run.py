@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import arenas
+import cluster
 import crash
 import peers
 import psutil
@@ -299,6 +300,7 @@ def main() -> int:
     rows += arenas.rows(options.rounds * 4, options.rounds * 6)
     rows += stress.rows(options.rounds * 3, options.rounds * 100)
     rows += crash.rows(options.rounds * 2, 0)
+    rows += cluster.rows(3)
     rows.append(endurance(options.snapshots))
     table = "\n".join(map(str, rows))
     page = PAGE_TEXT.format(rounds=options.rounds, machine=facts, load=described, rows=table)
