@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -15,8 +14,9 @@ from typing import Any, Self
 from zlib import crc32
 
 import distributed
-import psutil
 import pytest
+from offspring import Offspring
+from waiting import wait_until
 
 from leakcheck.evidence import Store
 
@@ -124,35 +124,6 @@ def line_with(process: "subprocess.Popen[str]", what: str) -> str:
     raise AssertionError(f"no line with {what!r}: {''.join(seen)}")
 
 
-class Made:
-    """What a process has made once it has an arena: all its descendants, and the cgroups of their arenas."""
-
-    def __init__(self, pid: int) -> None:
-        self._processes, self._arenas = list[psutil.Process](), set[str]()
-        until = time.monotonic() + 20
-        while not self._arenas and time.monotonic() < until:
-            self._processes = psutil.Process(pid).children(recursive=True)
-            for one in self._processes:
-                with contextlib.suppress(OSError):
-                    text = Path(f"/proc/{one.pid}/cgroup").read_text()
-                    self._arenas |= set(re.findall(r"leakcheck-arena-[0-9a-f]+", text))
-        assert self._arenas
-
-    def left(self) -> list[object]:
-        """Return what is there still, after the time that a warden has to remove it."""
-        left: list[object] = psutil.wait_procs(self._processes, timeout=20)[1]
-        found = [path for name in self._arenas for path in Path("/sys/fs/cgroup").glob(f"*/{name}")]
-        return left + [path for path in found if not gone(path)]
-
-
-def gone(path: Path) -> bool:
-    """Return whether a directory is removed within some seconds: a warden removes it as its last act."""
-    until = time.monotonic() + 20
-    while path.exists() and time.monotonic() < until:
-        time.sleep(0.02)  # no event tells of it
-    return not path.exists()
-
-
 def test_local_workers_try_the_plans_that_one_process_tries(tmp_path: Path) -> None:
     alone, divided = tmp_path / "alone.db", tmp_path / "divided.db"
     result = tmp_path / "result.json"
@@ -194,7 +165,8 @@ def test_the_shard_of_a_worker_that_is_killed_is_run_again(tmp_path: Path, clust
     with running(*MANY, "--store", store, "--cluster", cluster.address) as sweep:
         line_with(sweep, "begins on")
         line_with(sweep, "begins on")
-        made = Made(workers["one"].pid)
+        wait_until("an arena", lambda: bool(Offspring(workers["one"].pid).arenas))
+        made = Offspring(workers["one"].pid)
         ended(workers["one"])
         line_with(sweep, "begins again: its worker has gone")
         assert sweep.stderr is not None
@@ -204,7 +176,7 @@ def test_the_shard_of_a_worker_that_is_killed_is_run_again(tmp_path: Path, clust
     assert plans(store) == plans(tmp_path / "alone.db")
     with Store(store, read_only=True) as opened:
         assert [run.state for run in opened.runs()] == ["ended"] * 3
-    assert not made.left()
+    made.wait_until_gone()
 
 
 def test_an_interrupted_sweep_goes_on_with_the_shards_that_had_ended(tmp_path: Path, cluster: Cluster) -> None:
@@ -235,9 +207,10 @@ def test_a_killed_coordinator_leaves_no_worker_and_no_arena_behind(tmp_path: Pat
     with running(*MANY, "--store", store, "--cluster", "local:2") as sweep:
         line_with(sweep, "begins on")
         line_with(sweep, "begins on")
-        made = Made(sweep.pid)
+        wait_until("an arena", lambda: bool(Offspring(sweep.pid).arenas))
+        made = Offspring(sweep.pid)
         sweep.kill()
-    assert not made.left()
+    made.wait_until_gone()
     done = command(*MANY, "--store", store, "--cluster", "local:2", "--resume")
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "store.db-shards").exists()
