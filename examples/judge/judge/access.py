@@ -3,7 +3,7 @@
 import hmac
 from typing import Annotated, NewType
 
-from fastapi import Header, Request, Security
+from fastapi import Header, HTTPException, Request, Security
 from fastapi.security import APIKeyHeader
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -51,7 +51,7 @@ class SmallBodies:
             message = await receive()
             size += len(message.get("body", b""))
             if size > _MOST_JSON:
-                raise RefusedError(413, f"at most {_MOST_JSON} bytes")
+                raise HTTPException(413, f"at most {_MOST_JSON} bytes")
             return dict(message)
 
         await self._app(scope, counted, send)

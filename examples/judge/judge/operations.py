@@ -24,7 +24,7 @@ def verify_setup(settings: Settings) -> int:
         with recovery.own_slot(settings) as slot:
             box = sandbox.of(settings)
             box.empty(slot)
-            box.check(slot, settings.work / f"check-{slot}.{os.getpid()}")
+            box.check(slot, settings.workers / f"{slot}.check")
         told("sandbox", None, f"{box.refbox} runs a program")
     except UnusableError as error:
         told("sandbox", str(error))

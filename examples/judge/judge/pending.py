@@ -17,11 +17,7 @@ _log = logging.getLogger("judge")
 
 class Pending:
     def __init__(self, url: str) -> None:
-        self._redis = (
-            redis.Redis.from_url(url, decode_responses=True, socket_timeout=1, socket_connect_timeout=0.3)
-            if url
-            else None
-        )
+        self._redis = redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=0.3) if url else None
         self._again: list[str] = []
         self._retry = 0.0
         """When to ask a Redis again that did not answer: until then, nobody waits for it."""
@@ -44,7 +40,7 @@ class Pending:
             try:
                 found = queue.brpop([_KEY], timeout=wait)
                 if found:
-                    return str(found[1])
+                    return bytes(found[1]).decode(errors="replace")  # whatever anybody put there
                 return "" if planted("redis-drop") else None
             except redis.RedisError as error:
                 self._lost(error)

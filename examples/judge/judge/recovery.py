@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from judge.sandbox import Sandbox
 from judge.settings import Settings, UnusableError
 from judge.store import Store
 
+_log = logging.getLogger("judge")
 _MOST_SLOTS = 64
 
 
@@ -59,6 +61,8 @@ def sweep(store: Store, settings: Settings, sandbox: Sandbox, pending: Pending) 
         if (descriptor := _lock(settings, slot)) is not None:
             try:
                 recover_slot(store, sandbox, pending, slot)
+            except UnusableError as error:
+                _log.warning("box %d: %s; trying again", slot, error)
             finally:
                 os.close(descriptor)
     store.stall(settings.stall)

@@ -14,6 +14,7 @@ from typing import Any
 from judge.settings import Settings, UnusableError
 
 LANGUAGES = {"sh": "main.sh", "c": "main.c", "cpp": "main.cpp", "java": "Main.java", "python": "main.py"}
+_IN_USE = 3
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,18 +46,28 @@ class Sandbox:
         return Run(_spawn([str(part) for part in command], work / "messages"), work)
 
     def empty(self, box: int) -> bool:
-        """Remove what a killed refbox left in this box; return False while a refbox still uses it."""
+        """Remove what a killed refbox left in this box; return False while a refbox still uses it.
+
+        Raise `UnusableError` if the box cannot be emptied.
+        """
         done = subprocess.run(
             [self.refbox, "recover", "--state", self.state, "--box", str(box)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
             timeout=30,
         )
+        if done.returncode not in (0, _IN_USE):
+            why = done.stderr.strip() or f"recover exits with {done.returncode}"
+            raise UnusableError(f"refbox does not work here: {why}")
         return done.returncode == 0
 
     def check(self, box: int, work: Path) -> None:
-        """Run `true`, or raise `UnusableError`: a judge that cannot isolate does not run anything."""
+        """Run `true`, or raise `UnusableError`: a judge that cannot isolate does not run anything.
+
+        `work` belongs to whoever holds the slot's lock; a worker that was killed may have left it.
+        """
+        shutil.rmtree(work, ignore_errors=True)
         work.mkdir(mode=0o755)
         try:
             run = self.start(box, work, {"language": "sh", "source": "true"}, None)

@@ -109,7 +109,7 @@ def fetch(url: str, to: Path, most: int) -> None:
             parsed = _parsed(url)
             try:
                 with pool.stream("GET", str(parsed), extensions={"timeout": timeout}) as answer:
-                    target = dict(answer.headers).get(b"location")
+                    target = {name.lower(): value for name, value in answer.headers}.get(b"location")
                     if answer.status in (301, 302, 303, 307, 308) and target is not None:
                         url = str(parsed.join(target.decode("latin-1")))
                         continue

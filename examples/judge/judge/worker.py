@@ -38,7 +38,7 @@ class Worker:
             signal.signal(number, self._stop)
         with recovery.own_slot(self._settings) as slot:
             self._take_over(slot)
-            self._sandbox.check(slot, self._settings.work / f"check-{slot}.{os.getpid()}")
+            self._sandbox.check(slot, self._settings.workers / f"{slot}.check")
             recovery.remove_garbage(self._store, self._settings)
             _log.info("worker %d is ready", slot)
             self._loop(slot)
