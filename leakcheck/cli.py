@@ -364,6 +364,56 @@ def config(
 
 
 @app.command()
+def service(
+    action: Annotated[
+        Literal["init"] | None, typer.Argument(metavar="[init]", help="Write a contract to start from to stdout.")
+    ] = None,
+    contract: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The contract of the service. Default: that of examples/judge of a checkout."
+        ),
+    ] = None,
+    only: Annotated[str | None, typer.Option(metavar="S3,S1.5,…", help="Only these rows or groups of rows.")] = None,
+    profile: Annotated[
+        Literal["quick", "full"], typer.Option(help="How much of each scenario is tried, and whether slow ones are.")
+    ] = "quick",
+    seed: Annotated[int, typer.Option(metavar="S", help="Random seed.")] = 0,
+    settle: Annotated[float, typer.Option(metavar="SECONDS", help="Time allowed for asynchronous teardown.")] = 2.0,
+    history: Annotated[
+        str | None,
+        typer.Option(metavar="ACTIONS", help="Replay this history of actions in S3.11, as a finding has it."),
+    ] = None,
+    openapi: Annotated[
+        str | None, typer.Option(metavar="FILE|URL", help="With init: the OpenAPI document to read.")
+    ] = None,
+    json: Json = False,
+    output: Output = None,
+    report: Reports = None,
+) -> None:
+    """Test a job service by hostile but valid use, and what it leaves beneath (S1 to S3)."""
+    from leakcheck.commands.service import run_scenarios, write_contract
+
+    if action == "init":
+        raise typer.Exit(write_contract(openapi))
+    if openapi is not None:
+        raise UsageError("--openapi: use it as leakcheck service init --openapi FILE|URL")
+    chosen, actions = (words_of(only) if only is not None else []), (history or "").split()
+    code = run_scenarios(
+        contract,
+        chosen,
+        profile,
+        output,
+        report or [],
+        seed=seed,
+        settle=settle,
+        actions=actions,
+        as_json=json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def targets(context: typer.Context, json: Json = False) -> None:
     """List the sandboxes that have adapters, and test which of them can run here."""
     from leakcheck.commands.targets import targets as run_targets

@@ -40,9 +40,15 @@ __all__ = [
     "StateOptions",
     "Stress",
     "StressOptions",
+    "is_strict",
     "run",
 ]
 
 _ALL: tuple[Campaign[Any, Any], ...] = (Leaks(), Crash(), Faults(), Exhaust(), Locks(), State(), Stress(), Soak())
 CAMPAIGNS = {one.name: one for one in _ALL}
 """The campaigns by name; each is a command."""
+
+
+def is_strict(name: str) -> bool:
+    """Return whether any unmet criterion of the campaign means exit code 1; ``service`` is none of `CAMPAIGNS`."""
+    return name not in CAMPAIGNS or CAMPAIGNS[name].strict

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from leakcheck.campaigns import CAMPAIGNS, Finding, Result
+from leakcheck.campaigns import Finding, Result, is_strict
 from leakcheck.campaigns.render import finding_lines, measured
 from leakcheck.printable import printable
 from leakcheck.report import Status
@@ -22,7 +22,7 @@ _EVIDENCE = 3_000
 
 def of_campaign(result: Result, seconds: float = 0, more: Iterable[Figure] = ()) -> Report:
     """Return the report of one campaign, which took so many `seconds`, with `more` figures after its own."""
-    status = status_of(result, strict=CAMPAIGNS[result.campaign].strict)
+    status = status_of(result, strict=is_strict(result.campaign))
     part = part_of(result, result.campaign, status, seconds)
     part = msgspec.structs.replace(part, figures=[*part.figures, *more])
     of = "" if result.trials == result.wanted else f" of {result.wanted:,}"
@@ -59,7 +59,7 @@ def part_of(result: Result, name: str, status: Status, seconds: float, *, strict
 def _rows(result: Result, *, strict: bool) -> Iterator[Row]:
     """Yield the criteria that pass or fail, and why the campaign decides less than it was to."""
     for one in result.criteria:
-        status = criterion_status(one, strict=CAMPAIGNS[result.campaign].strict)
+        status = criterion_status(one, strict=is_strict(result.campaign))
         if status is not None:
             limit = "" if one.limit is None else f"{one.limit:g}"
             yield Row(

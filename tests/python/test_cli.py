@@ -459,7 +459,7 @@ class TestCompletion:
     @pytest.mark.parametrize(
         ("line", "offered"),
         [
-            ("leakcheck s", ["snapshot", "show", "state", "stress", "soak"]),
+            ("leakcheck s", ["snapshot", "service", "show", "state", "stress", "soak"]),
             ("leakcheck guard --ar", ["--arena"]),
             ("leakcheck leaks --en", ["--endings", "--enough"]),
             ("leakcheck leaks --target ru", ["runc", "runc-new", "runsc"]),

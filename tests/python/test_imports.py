@@ -24,6 +24,7 @@ LAYERS = [
     ),
     ("leakcheck.verify",),
     ("leakcheck.conformance",),
+    ("leakcheck.service",),
     ("leakcheck.campaigns", "leakcheck.strategies"),
     ("leakcheck.trials",),
     ("leakcheck.stats", "leakcheck.targets"),

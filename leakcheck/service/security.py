@@ -1,0 +1,156 @@
+"""Scenarios of input, ownership and signed URLs."""
+
+import statistics
+import time
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+from leakcheck.service.client import Answer, Client
+from leakcheck.service.scenario import Failed, NotApplicable, at, check, scenario
+from leakcheck.service.stage import Stage, answered
+
+__all__: list[str] = []
+
+_CLIENT_ERRORS = (400, 401, 403, 404, 405, 409, 413, 415, 422)
+
+
+@scenario(
+    "S3.1", "input contract: bad key, missing header, empty field, another user's name: refused, and nothing starts"
+)
+def input_contract(stage: Stage) -> Any:
+    """Send what must be refused, and what no server may fall over."""
+    client, refused = stage.client(), {}
+    before = _count(client)
+    for what, answer in _wrong(stage, client):
+        check(answer.status in _CLIENT_ERRORS, f"{what}: {answer}; expected to be refused by 4xx")
+        refused[what] = answer.status
+    check(_count(client) == before, "a refused request started a job")
+    answered(client.create("short")[0], stage.contract.jobs.create.status, "a right request after them")
+    return refused
+
+
+def _count(client: Client) -> int:
+    return len(client.list()) if client.contract.jobs.list is not None else 0
+
+
+def _wrong(stage: Stage, client: Client) -> Any:
+    create, right = stage.contract.jobs.create, client.payload("short")
+    for name, value in stage.contract.auth.headers.items():
+        rest = {key: text for key, text in client.headers.items() if key != name}
+        yield f"no {name}", client.call(create, json_body=right, auth=False, headers=rest)
+        if "{key}" in value:
+            wrong = rest | {name: "leakcheck-wrong-key"}
+            yield f"wrong {name}", client.call(create, json_body=right, auth=False, headers=wrong)
+    rules = stage.contract.input
+    if rules is not None and isinstance(right, dict):
+        for field in rules.required:
+            yield f"empty {field}", client.call(create, json_body=right | {field: ""})
+            yield f"no {field}", client.call(create, json_body={k: v for k, v in right.items() if k != field})
+        if rules.user_field:
+            mismatch = right | {rules.user_field: "leakcheck-somebody-else"}
+            yield f"another {rules.user_field}", client.call(create, json_body=mismatch)
+    as_json = {"Content-Type": "application/json"}
+    for what, body in (("no JSON", b"{"), ("a list", b"[]"), ("no UTF-8", b'"\xff"'), ("deep", b"[" * 50_000)):
+        yield what, client.request(create.method, create.path, body=body, headers=as_json)
+
+
+@scenario("S3.4", "ownership: another user's job is 404, and neither text nor time tells that it exists")
+def ownership(stage: Stage) -> Any:
+    """Ask for, cancel and list the job of another user."""
+    owner, other = stage.client(0), stage.client(1)
+    job = owner.created("short")
+    owner.wait(job)
+    absent = _like(job)
+    calls = [stage.contract.jobs.get] + ([stage.contract.jobs.cancel] if stage.contract.jobs.cancel else [])
+    for call in calls:
+        theirs, none = other.call(call, job=job), other.call(call, job=absent)
+        check(theirs.status == 404, f"{call.method} another user's job: {theirs}; expected 404")
+        same = theirs.body.replace(job.encode(), b"ID") == none.body.replace(absent.encode(), b"ID")
+        check(theirs.status == none.status and same, f"another user's job: {theirs}; one that does not exist: {none}")
+    if stage.contract.jobs.list is not None:
+        check(job not in {one.job for one in other.list()}, "another user's job is in the list")
+    check(owner.get(job).place == "succeeded", "another user's cancel changed the job")
+    rounds = 80 if stage.full else 40
+    times: dict[str, list[float]] = {job: [], absent: []}
+    for _ in range(rounds):
+        for one, seconds in times.items():
+            seconds.append(other.call(stage.contract.jobs.get, job=one).seconds)
+    theirs_ms, none_ms = (statistics.median(one) * 1000 for one in times.values())
+    noise = statistics.median([abs(one - statistics.median(times[absent])) for one in times[absent]]) * 1000
+    # A difference that a client could use stands out of the scatter.
+    telling = abs(theirs_ms - none_ms) > max(6 * noise, 2.0)
+    check(not telling, f"time tells: {theirs_ms:.1f} ms for another user's job, {none_ms:.1f} ms for none")
+    return {"another's ms": round(theirs_ms, 2), "none ms": round(none_ms, 2)}
+
+
+def _like(job: str) -> str:
+    """Return an id that looks like `job` and does not exist."""
+    swapped = [str((int(one) + 5) % 10) if one.isdigit() else one for one in job]
+    return "".join(swapped) if swapped != [*job] else job[::-1]
+
+
+@scenario("S3.10", "a job to its end: created, run, its result downloaded")
+def whole_job(stage: Stage) -> Any:
+    """Create a short job, wait for its end, and download its result if there is one."""
+    client, began = stage.client(), time.monotonic()
+    job = client.created("short")
+    end = client.wait(job)
+    check(end.place == "succeeded", f"a short job ended as {end.state}{client.reason(job)}")
+    took = {"ms": round((time.monotonic() - began) * 1000)}
+    if stage.contract.results is None:
+        return took
+    answer = client.request("GET", _url(client, job), auth=False)
+    answered(answer, (200,), "download the result")
+    return took | {"bytes": len(answer.body)}
+
+
+def _url(client: Client, job: str) -> str:
+    results = client.contract.results
+    if results is None:
+        raise NotApplicable("the contract has no results")
+    url = at(client.document(job), results.url)
+    if not isinstance(url, str) or not url:
+        raise Failed(f"job {job} has ended, and has no {results.url}")
+    return url
+
+
+@scenario("S3.5", "signed URL: issued anew on each GET; expired, tampered and another job's are refused")
+def signed_url(stage: Stage) -> Any:
+    """Download by a right URL, and by ones that are not."""
+    client = stage.client()
+    if (results := stage.contract.results) is None:
+        raise NotApplicable("the contract has no results")
+    jobs = [client.created("short"), client.created("short")]
+    for job in jobs:
+        client.wait(job)
+    first = _url(client, jobs[0])
+    # Some sign whole seconds.
+    time.sleep(1.1)
+    second = _url(client, jobs[0])
+    check(first != second, "the URL of a result is the same in two GETs")
+    for url in (first, second):
+        answered(client.request("GET", url, auth=False), (200,), "a right URL")
+    query = dict(parse_qsl(urlsplit(second).query))
+    if results.signature_query not in query:
+        raise Failed(f"the URL of a result has no {results.signature_query}: it is not signed")
+    wrong = {
+        "tampered": query | {results.signature_query: _changed(query[results.signature_query])},
+        "unsigned": {name: value for name, value in query.items() if name != results.signature_query},
+    }
+    if results.expires_query in query:
+        number = query[results.expires_query]
+        wrong["expired"] = query | {results.expires_query: "1"}
+        wrong["prolonged"] = query | {results.expires_query: f"{number}0"}
+    statuses = {}
+    other = urlsplit(_url(client, jobs[1]))
+    urls = {what: urlunsplit(urlsplit(second)._replace(query=urlencode(fields))) for what, fields in wrong.items()}
+    urls["another job's"] = urlunsplit(other._replace(query=urlsplit(second).query))
+    for what, url in urls.items():
+        answer: Answer = client.request("GET", url, auth=False)
+        check(answer.status in (400, 401, 403, 404, 410, 422), f"{what} URL: {answer}; expected to be refused")
+        statuses[what] = answer.status
+    return statuses
+
+
+def _changed(signature: str) -> str:
+    return ("0" if signature[:1] != "0" else "1") + signature[1:]

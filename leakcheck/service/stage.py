@@ -1,0 +1,193 @@
+"""A stage: one service in an arena of its own, with clients in its network, for one scenario."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Self, TypeVar
+
+from leakcheck.arena import Arena
+from leakcheck.errors import TargetError
+from leakcheck.report import Leak
+from leakcheck.service.client import Answer, Client
+from leakcheck.service.contract import Contract, Tenant
+from leakcheck.service.history import History
+from leakcheck.service.lifecycle import Processes
+from leakcheck.service.network import Network
+from leakcheck.service.residue import Baseline
+from leakcheck.service.scenario import Failed, NotApplicable, Profile
+from leakcheck.targets.executables import binds
+
+__all__ = ["Stage"]
+
+_T = TypeVar("_T")
+_NOBODY = Tenant(name="leakcheck")
+
+
+class Stage:
+    """The service of `contract` in a new arena, ready.
+
+    Args:
+        contract: the contract.
+        path: its file.
+        seed: of what is drawn.
+        profile: how much is tried.
+        settle: seconds that residue has to go away.
+        size: bytes that the service may write to each of its directories; None for no limit of ours.
+        stop: whether the user wants to end.
+        actions: the history to replay, for the scenario of histories.
+        prepare: changes the arena before its baseline; the `stack` of the stage ends what it begins.
+
+    Raises:
+        TargetError: the service does not start.
+        StoppedError: the user wants to end.
+        UnavailableError: this user cannot enter the arena's network.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        path: Path,
+        *,
+        seed: int,
+        profile: Profile,
+        settle: float,
+        size: int | None = None,
+        stop: Callable[[], bool],
+        actions: Sequence[str] = (),
+        prepare: Callable[["Stage"], None] | None = None,
+    ) -> None:
+        self._shape = prepare
+        self.contract, self.path, self.profile, self.actions = contract, path, profile, actions
+        self.random = Random(seed)  # noqa: S311 - of trials, not of secrets
+        self.seed = seed
+        self.stop = stop
+        self._settle = settle
+        values = contract.values(path)
+        needed = [
+            values["contract_dir"],
+            *(one for process in contract.processes.values() for one in process.start[:1]),
+        ]
+        needed = [one.replace("{python}", values["python"]) for one in needed]
+        shown = binds([one for one in needed if one.startswith("/")])
+        self.arena = Arena(hostname="service", size=size, network="own" if contract.local else "host", binds=shown)
+        self.history = History(contract.limits.active_per_user)
+        self._clients: dict[str, Client] = {}
+        self.stack = contextlib.ExitStack()
+        self.restarted: list[str] = []
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.arena)
+            self.network = stack.enter_context(Network(self.arena.init))
+            ask = self.client(0)
+            health = self.contract.health.path
+            self.processes = stack.enter_context(
+                Processes(
+                    self.contract,
+                    self.path,
+                    self.arena,
+                    self.network,
+                    lambda: ask.request("GET", health, auth=False, timeout=5),
+                    self.stop,
+                )
+            )
+            self.stack = stack
+            if self._shape is not None:
+                self._shape(self)
+            self._empty = Baseline(self.arena, self.contract.data.keeps, idle=False)
+            self.processes.start_all()
+            self._idle: Baseline | None = None
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # The file systems of an arena exist as long as a snapshot holds them.
+        self._idle = None
+        self.__dict__.pop("_empty", None)
+        self.stack.close()
+
+    def begin(self) -> None:
+        """Take the baseline of the idle service, once it has run a job: then all of it is there.
+
+        It raises `TargetError` if no job ends.
+        """
+        client = self.client()
+        try:
+            if "short" in self.contract.jobs.payload or self.contract.jobs.create.json is not None:
+                client.wait(client.created("short"), seconds=self.contract.health.timeout)
+        except Failed as failed:
+            why = f"its first job: {failed}{self.processes.last_words()}"
+            raise TargetError(f"{self.contract.name}: {why}") from failed
+        if ended := self.processes.ended():
+            raise TargetError(f"{self.contract.name}: {ended[0]}{self.processes.last_words()}")
+        self._idle = Baseline(self.arena, self.contract.data.keeps, idle=True)
+
+    @property
+    def full(self) -> bool:
+        """Whether much is tried."""
+        return self.profile == "full"
+
+    def client(self, number: int = 0) -> Client:
+        """Return a client of the user with this number; raise `NotApplicable` if the contract has not so many."""
+        tenants = self.contract.auth.tenants or [_NOBODY]
+        if number >= len(tenants):
+            raise NotApplicable(f"the contract names {len(tenants)} tenants; this needs {number + 1}")
+        tenant = tenants[number]
+        if tenant.name not in self._clients:
+            self._clients[tenant.name] = Client(self.contract, self.network, tenant, self.history)
+        return self._clients[tenant.name]
+
+    def restart(self, name: str, *, kill: bool = True, pause: float = 0.0) -> None:
+        """End a process of the service, by SIGKILL or SIGTERM, start it again, and wait until the service is ready."""
+        (self.processes.kill if kill else self.processes.stop)(name)
+        time.sleep(pause)
+        self.processes.start(name)
+        self.restarted.append(name)
+        self.processes.wait_ready(self.contract.limits.recovery)
+
+    def at_once(self, work: Sequence[Callable[[], _T]]) -> list[_T]:
+        """Do all at the same time, and return the results in order."""
+        from threading import Barrier
+
+        barrier = Barrier(len(work))
+
+        def one(function: Callable[[], _T]) -> _T:
+            barrier.wait(60)
+            return function()
+
+        with ThreadPoolExecutor(len(work)) as pool:
+            return list(pool.map(one, work))
+
+    def tidy(self) -> None:
+        """End all jobs: cancel those that have not ended, and wait until they have; raise `Failed` if one does not."""
+        for client in self._clients.values():
+            rest = [*client.unfinished()]
+            for job in rest:
+                if self.contract.jobs.cancel is not None:
+                    client.cancel(job)
+            for job in rest:
+                client.wait(job, seconds=self.contract.limits.terminal + self.contract.limits.recovery)
+
+    def residue(self) -> tuple[list[Leak], dict[str, str]]:
+        """Return what the jobs left while the service is idle again, and what could not be seen in full."""
+        assert self._idle is not None  # noqa: S101 - `begin` was called
+        return self._idle.left(self._settle, restarted=bool(self.restarted))
+
+    def residue_after_stop(self) -> tuple[list[Leak], dict[str, str], list[str]]:
+        """Stop the service; return what is left of it, what could not be seen in full, and what did not stop."""
+        late = self.processes.stop_all()
+        return *self._empty.left(self._settle), late
+
+    def problems(self) -> list[str]:
+        """Return what cannot be of all that clients saw, and which processes have ended by themselves."""
+        ended = self.processes.ended()
+        return [*self.history.problems(), *(f"{one}{self.processes.last_words()}" for one in ended)]
+
+
+def answered(answer: Answer, statuses: Sequence[int], what: str) -> None:
+    """Raise `Failed` unless the answer has one of these statuses."""
+    if answer.status not in statuses:
+        raise Failed(f"{what}: {answer}; expected {' or '.join(map(str, statuses))}")

@@ -1,0 +1,113 @@
+"""Who works on which job: the processes whose arguments have the word that marks it."""
+
+import contextlib
+import json
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Self
+
+from leakcheck.arena import Arena
+
+__all__ = ["Runs"]
+
+_PAUSE = 0.008
+
+
+class Runs:
+    """Watches the processes of an arena while it is entered.
+
+    A job whose creation has a ``{unique}`` word is at work while a process has that word in its arguments. A process
+    whose parent has it too belongs to the same run; so the number of those whose parent has not is the number of runs.
+    It looks every 8 ms, so a run that is shorter may not be seen.
+    """
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._marks: set[str] = set()
+        self._inner: set[tuple[int, str]] = set()
+        self._tops: dict[str, set[tuple[int, str]]] = defaultdict(set)
+        self._alive: dict[str, float] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="leakcheck-runs", daemon=True)
+        self.most = 0
+        """The most jobs that were at work at an instant."""
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def mark(self, payload: Any) -> str:
+        """Return the word that marks the job that `payload` creates, and watch for it; empty if there is none."""
+        text = json.dumps(payload)
+        start = text.find("leakcheck-job-")
+        if start < 0:
+            return ""
+        length = len("leakcheck-job-")
+        while text[start + length : start + length + 1].isdigit():
+            length += 1
+        word = text[start : start + length]
+        self._marks.add(word)
+        return word
+
+    def count(self, mark: str) -> int:
+        """Return how many runs of the job with this mark were seen."""
+        return len(self._tops[mark])
+
+    def last(self, mark: str) -> float | None:
+        """Return the time of the monotonic clock at which it was last seen at work; None if never."""
+        return self._alive.get(mark)
+
+    def is_at_work(self, mark: str) -> bool:
+        """Return whether a process works on the job with this mark now."""
+        return mark in self._look(time.monotonic())
+
+    @property
+    def twice(self) -> list[str]:
+        """The marks of jobs of which more than one run was seen."""
+        return [mark for mark in sorted(self._marks) if len(self._tops[mark]) > 1]
+
+    @property
+    def why(self) -> str:
+        """Why nothing is known of processes; empty if something is."""
+        return "" if self._alive else "no process had the word of a job in its arguments"
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_PAUSE):
+            now = time.monotonic()
+            at_work = self._look(now) if self._marks else set()
+            self.most = max(self.most, len(at_work))
+
+    def _look(self, now: float) -> set[str]:
+        found = {pid: one for pid in self._arena.pids() if (one := self._one(pid)) is not None}
+        at_work = set()
+        for pid, (mark, parent, start) in found.items():
+            at_work.add(mark)
+            self._alive[mark] = now
+            key = (pid, start)
+            if key in self._tops[mark]:
+                continue
+            if (above := found.get(parent)) is not None and above[0] == mark:
+                self._inner.add(key)
+            elif key not in self._inner:
+                self._tops[mark].add(key)
+        return at_work
+
+    def _one(self, pid: int) -> tuple[str, int, str] | None:
+        """Return mark, parent and start time of a process that has a mark."""
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"leakcheck-job-" not in words:
+                return None
+            text = words.decode(errors="replace")
+            # The longest first: one may begin another.
+            mark = next((one for one in sorted(self._marks, key=len, reverse=True) if one in text), None)
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if mark is not None and fields[0] not in "ZX":
+                return mark, int(fields[1]), fields[19]
+        return None

@@ -1,0 +1,100 @@
+"""Scenarios on a small service: what is right passes, and each planted defect is found by the scenario meant for it."""
+
+import os
+from pathlib import Path
+
+import pytest
+from services import STANDIN, contract, tried
+
+from leakcheck.errors import StoppedError, TargetError
+from leakcheck.service import ServiceOptions, load_contract, run_service
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: enters an arena's network")
+
+# Defect → the scenario meant for it, the outcome, and what is said of it.
+DEFECTS = {
+    "lost-cancel": ("S3.6", "wedged", "cancelled"),
+    "survivor": ("S3.6", "false-status", "still at work"),
+    "quota": ("S3.7", "false-status", "unfinished jobs at once, limit 5"),
+    "orphan": ("S3.10", "leaked", "process"),
+    "temp": ("S3.10", "leaked", "data/upload-"),
+    "fd": ("S3.12", "false-status", "descriptors grow"),
+    "drop": ("S2.1", "false-status", "lost"),
+    "stuck": ("S1.5", "wedged", "still running"),
+    "forgets": ("S1.5", "false-status", "not that any more"),
+    "others": ("S3.4", "false-status", "expected 404"),
+    "twice": ("S3.6", "false-status", "more than once"),
+}
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_is_found_by_the_scenario_meant_for_it(defect: str, tmp_path: Path) -> None:
+    row, outcome, words = DEFECTS[defect]
+    result = tried(contract(tmp_path, defect), row)
+    (criterion,) = result.criteria
+    assert criterion.passed is False, criterion
+    assert words in criterion.measured["why"]
+    (finding,) = result.findings
+    assert outcome in (finding.outcome, "wedged")
+    assert f"--only {row} --seed 0" in finding.replay
+    assert result.verdict == ("leaked" if outcome == "leaked" else "unknown")
+
+
+def test_what_is_right_passes_and_what_is_missing_is_not_applicable() -> None:
+    result = tried(STANDIN, "S1.2", "S1.3", "S1.5", "S1.6", "S2.1", "S2.11", "S3.4", "S3.10")
+    assert result.findings == []
+    assert (result.verdict, result.complete) == ("clean", True)
+    told = {one.name.split()[0]: (one.passed, one.measured) for one in result.criteria}
+    assert told.pop("S1.6") == (None, "not applicable: the contract has no process with the role frontend")
+    assert {passed for passed, _ in told.values()} == {True}
+
+
+def test_what_is_only_not_applicable_is_no_pass() -> None:
+    assert tried(STANDIN, "S1.6").verdict == "unknown"
+
+
+def test_a_service_that_does_not_start_is_told_with_its_last_words(tmp_path: Path) -> None:
+    path = contract(tmp_path, start=(r"start = .*", 'start = ["sh", "-c", "echo no such key >&2; exit 3"]'))
+    with pytest.raises(TargetError, match=r"standin: api ended with 3; it printed: no such key"):
+        tried(path, "S3.10")
+
+
+def test_a_health_that_answers_otherwise_is_told(tmp_path: Path) -> None:
+    path = contract(tmp_path, "html", health=(r'path = "/health"', 'path = "/health"\ntimeout = 0.5'))
+    with pytest.raises(TargetError, match=r'not ready after 0.5 s: health /health: 500: "no"'):
+        tried(path, "S3.10")
+
+
+def test_a_state_that_is_not_in_the_contract_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match="state 'weird', which is not in the contract"):
+        tried(contract(tmp_path, "state"), "S3.10")
+
+
+def test_a_port_in_use_is_told(tmp_path: Path) -> None:
+    first = (
+        f'[processes.api]\nstart = ["{{python}}", "{STANDIN.with_name("standin.py")}"]\nenv = {{ DATA = "{{data}}" }}'
+    )
+    path = contract(
+        tmp_path,
+        second=(r"\[processes.api\]", f"{first}\n[processes.second]"),
+        env=(r"\[processes.api.env\]", "[processes.second.env]"),
+    )
+    # It may end before the service is ready, or during the scenario.
+    try:
+        (criterion,) = tried(path, "S3.12").criteria
+        told = criterion.measured["why"]
+    except TargetError as error:
+        told = str(error)
+    assert "second ended with 1; it printed: " in told
+    assert "Address already in use" in told
+
+
+def test_a_program_that_is_missing_is_told(tmp_path: Path) -> None:
+    path = contract(tmp_path, needs=(r"programs = .*", 'programs = ["leakcheck-no-such"]'))
+    with pytest.raises(TargetError, match="leakcheck-no-such: not found"):
+        tried(path, "S3.10")
+
+
+def test_a_run_that_is_stopped_has_no_result() -> None:
+    with pytest.raises(StoppedError):
+        run_service(load_contract(STANDIN), STANDIN, ServiceOptions(), stop=lambda: True)
