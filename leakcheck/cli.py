@@ -12,6 +12,7 @@ import typer
 import typer.core
 
 from leakcheck import __version__
+from leakcheck.answers import answering
 from leakcheck.cli_evidence import register
 from leakcheck.cli_options import Cluster, Json, MetricsAt, MetricsFile, MetricsPrefix, Output, Reports, Resume, Store
 from leakcheck.commands.defaults import Configured, configured, target_named, targets_named
@@ -224,13 +225,59 @@ def guard(
 
 
 @app.command()
-def doctor(scope: Scope = "host", kinds: Kinds = None, roots: Roots = None, json: Json = False) -> None:
+def doctor(
+    scope: Scope = "host",
+    kinds: Kinds = None,
+    roots: Roots = None,
+    preflight: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECK,…",
+            help="Instead, check what jobs need: ffmpeg, gpu, cache, disk, redis.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
     """Show what this user can and cannot observe on this machine, and how to get more."""
+    if preflight is not None:
+        from leakcheck.commands.preflight import run_preflight
+
+        raise typer.Exit(run_preflight(words_of(preflight), as_json=json))
     from leakcheck.commands.doctor import doctor as run_doctor
 
     observe = observed(scope, kinds, roots, None)
     del observe["lock_files"]
     raise typer.Exit(run_doctor(observe, as_json=json))
+
+
+@app.command()
+def gate(
+    context: typer.Context,
+    only: Annotated[str | None, typer.Option(metavar="STEP,…", help="Only these steps.")] = None,
+    skip: Annotated[str | None, typer.Option(metavar="STEP,…", help="Not these steps.")] = None,
+    limit: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time of a step.", min=1)] = 3600,
+    output: Output = None,
+    json: Json = False,
+) -> None:
+    """Run everything of a project's configuration that this machine can run, and print one page."""
+    from leakcheck.commands.gate import gate as run_gate
+
+    chosen, left = (words_of(text) if text is not None else [] for text in (only, skip))
+    raise typer.Exit(run_gate(configured(context), chosen, left, limit, output, as_json=json))
+
+
+@app.command()
+def diagnostics(
+    context: typer.Context,
+    output: Output = None,
+    store: Annotated[
+        Path, typer.Option(metavar="FILE", help="A store whose runs are listed, if it exists.", parser=answering)
+    ] = Path("leakcheck.db"),
+) -> None:
+    """Save what a bug report needs in one file, leakcheck-diagnostics.json, without secrets."""
+    from leakcheck.commands.diagnostics import diagnostics as run_diagnostics
+
+    raise typer.Exit(run_diagnostics(lambda: configured(context), output, store))
 
 
 @app.command()

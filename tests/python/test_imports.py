@@ -47,8 +47,8 @@ LAYERS = [
     ("leakcheck.render", "leakcheck.stack", "leakcheck.subprocesses"),
     ("leakcheck.warden", "leakcheck.report", "leakcheck.allow"),
     ("leakcheck.atomic_write", "leakcheck.group", "leakcheck.renamed", "leakcheck.init", "leakcheck._bin"),
-    ("leakcheck.toml_lines",),
-    ("leakcheck.errors", "leakcheck.printable"),
+    ("leakcheck.toml_lines", "leakcheck.preflight"),
+    ("leakcheck.errors", "leakcheck.printable", "leakcheck.redact"),
     ("leakcheck._native",),
 ]
 FOR_INJECTORS = ("injectors", "leakcheck.warden", "leakcheck.errors", "leakcheck._native")
