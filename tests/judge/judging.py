@@ -50,11 +50,14 @@ class Judge:
             **environment,
         }
         self.log = data.with_name(f"{data.name}.log")
+        self.parts: dict[str, subprocess.Popen[bytes]] = {}
+        """The last one that was started of each part."""
         self._running: list[subprocess.Popen[bytes]] = []
         self.url = f"http://127.0.0.1:{self.port}"
 
-    def start(self, part: str, **environment: str) -> "subprocess.Popen[bytes]":
-        """Start a part; an API answers afterwards."""
+    def start(self, part: str, *, wait: bool = True, **environment: str) -> "subprocess.Popen[bytes]":
+        """Start a part, and wait until it is ready."""
+        ready = self._workers_ready()
         with self.log.open("ab") as log:
             started = subprocess.Popen(
                 [sys.executable, "-m", "judge", part],
@@ -64,11 +67,16 @@ class Judge:
                 stderr=log,
             )
         self._running.append(started)
+        self.parts[part] = started
         port = {"serve": self.port, "web": self.web_port}.get(part)
-        if port is not None:
-            wait_until(f"{part} answers", lambda: _answers(port) or started.poll() is not None)
+        if wait:
+            is_ready = (lambda: self._workers_ready() > ready) if port is None else (lambda: _answers(port))
+            wait_until(f"{part} is ready", lambda: is_ready() or started.poll() is not None)
             assert started.poll() is None, self.log.read_text()
         return started
+
+    def _workers_ready(self) -> int:
+        return self.log.read_text().count("is ready") if self.log.exists() else 0
 
     def run(self, part: str, **environment: str) -> str:
         """Run a command and return what it printed."""

@@ -93,7 +93,7 @@ def test_kills_at_random_instants_lose_double_and_block_nothing(tmp_path: Path, 
                 part, process = parts[at]
                 made.kill(process)
                 kills += 1
-                parts[at] = (part, made.start(part))
+                parts[at] = (part, made.start(part, wait=part == "serve"))
         finally:
             for tenant in tenants:
                 tenant.ended.set()

@@ -96,3 +96,25 @@ def test_an_id_that_comes_twice_or_names_nothing_runs_nothing(made: Judge, serve
         wait_until("no id is left in Redis", lambda: server.client.llen("judge:pending") == 0)
         assert alice.ends(alice.made())["state"] == "completed"
         assert alice.job(ended["id"]) | {"result_url": ""} == ended | {"result_url": ""}
+
+
+@pytest.mark.slow  # the campaign `service` finds them too
+@pytest.mark.parametrize("planted", ["redis-drop", "redis-double"])
+def test_a_planted_defect_of_the_queue_shows_after_redis_came_back(tmp_path: Path, server: Redis, planted: str) -> None:
+    url = f"redis://127.0.0.1:{server.port}/0"
+    with (
+        judge(tmp_path / "data", "serve", "worker", JUDGE_REDIS=url, JUDGE_DEFECT=planted) as made,
+        made.client() as alice,
+    ):
+        server.kill()
+        job = alice.made()
+        if planted == "redis-double":
+            before = alice.ends(job)
+        server.start()
+        time.sleep(1.5)  # until it is asked again
+        alice.ends(alice.made())
+        if planted == "redis-drop":
+            time.sleep(2)
+            assert alice.job(job)["state"] == "queued"
+        else:
+            wait_until("it runs again", lambda: alice.job(job)["started"] != before["started"])
