@@ -85,6 +85,8 @@ class Call(_Table, frozen=True):
 class Jobs(_Table, frozen=True):
     """How to handle jobs.
 
+    `idempotency` is the header by which a client that asks again gets the same job.
+
     `id`, `state` and `reason` are where they stand in the answer, dotted if deeper; `jobs` is where the list stands in
     the answer to `list`, empty if the answer is the list. `payload` has the JSON that creates each kind of job; that of
     a short one is the ``json`` of `create`.
@@ -98,6 +100,7 @@ class Jobs(_Table, frozen=True):
     state: str = "state"
     jobs: str = "jobs"
     reason: str = ""
+    idempotency: str = ""
     payload: dict[Kind, Any] = {}
 
 
@@ -154,11 +157,12 @@ class Input(_Table, frozen=True):
 
 
 class Operations(_Table, frozen=True):
-    """The commands of an operator."""
+    """The commands of an operator; `age` is the seconds after whose end a job is old, if that is short here."""
 
     verify_setup: list[str] = []
     fail_stale: list[str] = []
     clean_old: list[str] = []
+    age: float = 0
 
 
 class Web(_Table, frozen=True):
@@ -173,6 +177,13 @@ class OpenApi(_Table, frozen=True):
     """Where the OpenAPI document is."""
 
     path: str
+
+
+class Redis(_Table, frozen=True):
+    """A Redis that the service can use: the command that starts it, and what its processes are told by environment."""
+
+    start: list[str]
+    env: dict[str, str] = {}
 
 
 class Data(_Table, frozen=True):
@@ -201,6 +212,7 @@ class Contract(_Table, frozen=True):
     operations: Operations = Operations()
     web: Web | None = None
     openapi: OpenApi | None = None
+    redis: Redis | None = None
     data: Data = Data()
 
     @property
@@ -290,6 +302,7 @@ _OPTIONAL: dict[str, type[msgspec.Struct]] = {
     "input": Input,
     "web": Web,
     "openapi": OpenApi,
+    "redis": Redis,
 }
 """Tables that may be missing: their type is a union, in which not each fault is found."""
 
@@ -316,6 +329,7 @@ def _problems(contract: Contract) -> Iterator[tuple[str, str]]:
     for field, seconds in (
         ("health.timeout", contract.health.timeout),
         ("limits.terminal", contract.limits.terminal),
+        ("operations.age", contract.operations.age or 1),
         ("limits.recovery", contract.limits.recovery),
     ):
         if not 0 < seconds <= _MOST_SECONDS:
@@ -323,6 +337,8 @@ def _problems(contract: Contract) -> Iterator[tuple[str, str]]:
     for field in ("active_per_user", "concurrency", "upload_bytes"):
         if (limit := getattr(contract.limits, field)) is not None and limit < 1:
             yield f"limits.{field}", f"{limit}: give at least 1"
+    if contract.redis is not None and not contract.redis.start:
+        yield "redis.start", "is empty; give an argv"
     yield from _problems_of_jobs(contract)
     names = [tenant.name for tenant in contract.auth.tenants]
     if len({*names}) < len(names):

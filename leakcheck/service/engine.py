@@ -1,5 +1,6 @@
 """Runs scenarios on a service, each in an arena of its own, and judges what is beneath."""
 
+import contextlib
 import shlex
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from leakcheck.campaigns.findings import finding_id, residue
 from leakcheck.campaigns.result import Criterion, Finding, Residue, Result
 from leakcheck.errors import NativeError, StoppedError, TargetError, UsageError
 from leakcheck.report import Leak, Verdict
-from leakcheck.service import faults, jobs, races, security  # noqa: F401 - they register their scenarios
+from leakcheck.service import faults, histories, jobs, races, redis, security, ssrf, uploads  # noqa: F401 - they register their scenarios
 from leakcheck.service.contract import Contract
 from leakcheck.service.scenario import SCENARIOS, Failed, NotApplicable, Profile, Scenario
 from leakcheck.service.stage import Stage
@@ -133,7 +134,11 @@ def _tried(contract: Contract, path: Path, one: Scenario, options: ServiceOption
         prepare=one.prepare,
     )
     history = ""
-    with stage:
+    try:
+        entered = stage.__enter__()
+    except NotApplicable as why:
+        return Shown(one, "clean", reason=f"{NOT_APPLICABLE}{why}", seconds=time.monotonic() - began)
+    with contextlib.closing(entered):
         stage.begin()
         try:
             measured = one.run(stage)
@@ -144,6 +149,7 @@ def _tried(contract: Contract, path: Path, one: Scenario, options: ServiceOption
             measured, history = failed.evidence, failed.history
         except TargetError as error:
             problems.append(f"the service did not come back: {error}")
+        stage.undo()
         wedged = _ended(stage, problems)
         if not problems:
             leaks, gaps = stage.residue()

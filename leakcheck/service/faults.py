@@ -238,21 +238,31 @@ def operations(stage: Stage) -> Any:
     if not given:
         raise NotApplicable("the contract has neither operations.fail_stale nor operations.clean_old")
     client = stage.client()
-    client.wait(client.created("short"))
+    old = client.created("short")
+    client.wait(old)
     running = client.created("long")
     client.wait(running, AT_WORK)
-    codes = {}
+    waiting = client.created("short")
+    time.sleep(commands.age)
+    codes: dict[str, Any] = {}
     for name, argv in given.items():
         if name == "clean_old":
             stage.history.forget_ended()
         code, output = stage.processes.command(argv)
         check(code == 0, f"{name}: exit {code}: {' '.join(output.split())[-200:]}")
         codes[name] = code
-        seen = client.get(running)
-        check(seen.place in AT_WORK, f"{name}: the job that ran is {'lost' if seen.lost else seen.state}")
+        for what, job in (("ran", running), ("waited", waiting)):
+            seen = client.get(job)
+            check(not seen.ended and not seen.lost, f"{name}: the job that {what} is {seen.state or 'lost'}")
+    client.own = [running, waiting]
+    if commands.age and commands.clean_old:
+        there = client.call(stage.contract.jobs.get, job=old).status
+        check(there == 404, f"clean_old: a job that is older than {commands.age:g} s is still there: {there}")
+        codes["old job"] = there
     client.cancel(running)
     client.wait(running)
-    client.own = [running]
+    end = client.wait(waiting)
+    check(end.place == "succeeded", f"the job that waited ended as {end.state}")
     return codes
 
 

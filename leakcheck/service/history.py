@@ -63,6 +63,11 @@ class History:
             for job in [job for job, seen in self._seen.items() if any(one.ended for one in seen)]:
                 del self._seen[job]
 
+    def restart(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._seen.clear()
+
     @property
     def jobs(self) -> dict[str, list[Seen]]:
         """The observations of each job, in the order of their answers."""

@@ -1,5 +1,6 @@
 """Scenarios of jobs: many at once, clients that go, refreshing, two users, the end of a cancelled one."""
 
+import functools
 import socket
 import struct
 import time
@@ -10,7 +11,7 @@ from leakcheck.service.client import Client
 from leakcheck.service.history import AT_WORK, Seen, most_at_once, spans
 from leakcheck.service.scenario import Failed, NotApplicable, check, scenario
 from leakcheck.service.stage import Stage
-from leakcheck.service.work import Runs
+from leakcheck.service.work import WORK_ENDS, Runs
 
 __all__: list[str] = []
 
@@ -49,7 +50,19 @@ def client_gone(stage: Stage) -> Any:
     _abort(stage, client, short)
     client.cancel(job)
     client.wait(short)
-    return {"clients gone": 6}
+    return {"clients gone": 6} | _asked_again(stage, client)
+
+
+def _asked_again(stage: Stage, client: Client) -> dict[str, Any]:
+    """Create a job again and again, as a client does that had no answer, and expect one job."""
+    if not (header := stage.contract.jobs.idempotency):
+        return {}
+    payload, headers = client.payload("short"), {header: f"leakcheck-{stage.random.getrandbits(64):x}"}
+    create = functools.partial(client.create, "short", payload, headers=headers)
+    made = {job for _, job in [create(), *stage.at_once([create] * 4)] if job}
+    check(len(made) == 1, f"five requests with one {header} made {len(made)} jobs")
+    client.wait(made.pop())
+    return {"asked again": 5}
 
 
 def _abort(stage: Stage, client: Client, job: str) -> None:
@@ -90,6 +103,12 @@ def _refresh(stage: Stage, client: Client, job: str, place: str, times: int) -> 
     before = {one.job for one in client.list()} if stage.contract.jobs.list is not None else set()
     seen: list[Seen] = [client.get(job) for _ in range(times)]
     seen += stage.at_once([lambda: client.get(job)] * times)
+    web = stage.contract.web
+    if web is not None and web.job_path:
+        page = functools.partial(client.request, "GET", web.url + web.job_path.replace("{id}", job))
+        answers = [page() for _ in range(times)] + stage.at_once([page] * times)
+        wrong = [str(answer) for answer in answers if answer.status != 200]
+        check(not wrong, f"{len(wrong)} of {len(answers)} refreshes of the page failed: {'; '.join(wrong[:1])}")
     others = {one.place for one in seen} - {place, "stalled" if place == "running" else place}
     check(not others, f"refreshing a run that was {place} showed {', '.join(sorted(others)) or 'nothing'}")
     if stage.contract.jobs.list is not None:
@@ -116,22 +135,30 @@ def two_users(stage: Stage) -> Any:
 
 @scenario("S2.6", "cancel mid-run: the run ends, no work goes on, and the next one runs")
 def cancel_running(stage: Stage) -> Any:
-    """Cancel a running job."""
+    """Cancel a running job, look at its processes, cancel it again, and cancel one that has ended."""
     client = stage.client()
-    job = client.created("long")
-    client.wait(job, AT_WORK)
-    time.sleep(0.2)
-    began = time.monotonic()
-    answer = client.cancel(job)
-    check(200 <= answer.status < 300, f"cancel: {answer}")
-    end = client.wait(job, seconds=stage.contract.limits.terminal)
-    took = time.monotonic() - began
-    check(end.place == "cancelled", f"the cancelled run ended as {end.state}")
+    with Runs(stage.arena) as runs:
+        payload = client.payload("long")
+        job, mark = client.created("long", payload), runs.mark(payload)
+        client.wait(job, AT_WORK)
+        time.sleep(0.2)
+        began = time.monotonic()
+        answer = client.cancel(job)
+        check(200 <= answer.status < 300, f"cancel: {answer}")
+        end = client.wait(job, seconds=stage.contract.limits.terminal)
+        took = time.monotonic() - began
+        check(end.place == "cancelled", f"the cancelled run ended as {end.state}")
+        if mark:
+            runs.wait_idle(mark, WORK_ENDS)
+            check(not runs.is_at_work(mark), f"its processes still run {WORK_ENDS:g} s after it was cancelled")
     again = client.cancel(job)
-    check(again.status < 500, f"cancel again: {again}")
-    after = client.wait(client.created("short"), seconds=stage.contract.limits.terminal + 30)
-    check(after.place == "succeeded", f"the next run ended as {after.state}")
-    return {"ms to the end": round(took * 1000)}
+    check(0 < again.status < 500, f"cancel again: {again}")
+    ended = client.created("short")
+    client.wait(ended, seconds=stage.contract.limits.terminal + 30)
+    client.cancel(ended)
+    state = client.get(ended)
+    check(state.place == "succeeded", f"a cancel changed a job that had succeeded to {state.state}")
+    return {"ms to the end": round(took * 1000), "why": runs.why}
 
 
 @scenario("S2.11", "global cap: never more runs at work than it, with two users; the next starts when one has ended")

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+import msgspec
+
 from leakcheck.arena import Arena
 from leakcheck.arena import Process as Started
 from leakcheck.errors import StoppedError, TargetError
 from leakcheck.printable import printable
 from leakcheck.service.client import Answer
-from leakcheck.service.contract import DATA, Contract, Role, filled
+from leakcheck.service.contract import DATA, Contract, Process, Role, filled
 from leakcheck.service.network import Network
 from leakcheck.service.scenario import Failed, NotApplicable
 from leakcheck.trials.host import ENV as _ENV
@@ -49,6 +51,7 @@ class Processes:
         self._health, self._stop = health, stop
         self._values = contract.values(path)
         self.running: dict[str, Started] = {}
+        self._processes = dict(contract.processes)
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed on leaving
 
     def __enter__(self) -> Self:
@@ -66,17 +69,24 @@ class Processes:
         self.running = {}
         self._log.close()
 
+    def add(self, name: str, start: list[str], env: dict[str, str]) -> None:
+        """Add a process that starts before the others, all of which have `env` added."""
+        others = {
+            other: msgspec.structs.replace(process, env=process.env | env) for other, process in self._processes.items()
+        }
+        self._processes = {name: Process(start=start, role="other")} | others
+
     def start_all(self) -> None:
         """Start all, and wait until the service is ready; raise `TargetError` with its last words if it is not."""
         for url in {self._contract.base_url, self._contract.web.url if self._contract.web else self._contract.base_url}:
             self._check_free(url)
-        for name in self._contract.processes:
+        for name in self._processes:
             self.start(name)
         self.wait_ready()
 
     def start(self, name: str) -> None:
         """Start one process; raise `TargetError`."""
-        process = self._contract.processes[name]
+        process = self._processes[name]
         env = ENV | {key: str(filled(text, self._values)) for key, text in process.env.items()}
         argv, here = filled(process.start, self._values), self._values["contract_dir"]
         log = self._log.fileno()
@@ -85,8 +95,8 @@ class Processes:
     def command(self, argv: Sequence[str], *, timeout: float = 30) -> tuple[int, str]:
         """Run an operator's command, with the environment of the backend; return exit code and output."""
         env = dict(ENV)
-        for name in self.named("backend") or [*self._contract.processes][:1]:
-            env |= {key: str(filled(text, self._values)) for key, text in self._contract.processes[name].env.items()}
+        for name in self.named("backend") or [*self._processes][:1]:
+            env |= {key: str(filled(text, self._values)) for key, text in self._processes[name].env.items()}
         with tempfile.TemporaryFile() as output:
             to = output.fileno()
             try:
@@ -105,7 +115,7 @@ class Processes:
 
     def named(self, role: Role) -> list[str]:
         """Return the names of the processes with this role."""
-        return [name for name, process in self._contract.processes.items() if process.role == role]
+        return [name for name, process in self._processes.items() if process.role == role]
 
     def needed(self, role: Role) -> list[str]:
         """Return the names of the processes with this role; raise `NotApplicable` if there are none."""
@@ -157,12 +167,27 @@ class Processes:
                 if (code := process.poll()) is not None:
                     raise TargetError(f"{self._contract.name}: {name} ended with {code}{self.last_words()}")
             answer = self._health()
-            if answer.status == self._contract.health.status:
+            if answer.status == self._contract.health.status and self._web_listens():
                 return
             if time.monotonic() > until:
                 why = f"health {self._contract.health.path}: {answer}"
                 raise TargetError(f"{self._contract.name}: not ready after {limit:g} s: {why}{self.last_words()}")
             time.sleep(_POLL)
+
+    def _web_listens(self) -> bool:
+        web = self._contract.web
+        return (
+            web is None or not any(name in self.running for name in self.named("frontend")) or (self._listens(web.url))
+        )
+
+    def _listens(self, url: str) -> bool:
+        parts = urlsplit(url)
+        host = "127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""
+        try:
+            self._network.connect(host, parts.port or 80, 1).close()
+        except OSError:
+            return False
+        return True
 
     def ended(self) -> list[str]:
         """Return which of its processes have ended by themselves, with their exit codes."""
@@ -176,10 +201,5 @@ class Processes:
         return f"; it printed: {printable(' | '.join(lines[-4:]))}" if lines else "; it printed nothing"
 
     def _check_free(self, url: str) -> None:
-        parts = urlsplit(url)
-        host, port = ("127.0.0.1" if parts.hostname == "localhost" else parts.hostname or ""), parts.port or 80
-        try:
-            self._network.connect(host, port, 1).close()
-        except OSError:
-            return
-        raise TargetError(f"{self._contract.name}: {host}:{port} is in use before it was started")
+        if self._listens(url):
+            raise TargetError(f"{self._contract.name}: {url} is in use before it was started")

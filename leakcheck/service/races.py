@@ -9,15 +9,13 @@ from leakcheck.service.client import Client
 from leakcheck.service.history import AT_WORK, ENDS, most_active
 from leakcheck.service.scenario import Failed, NotApplicable, check, scenario
 from leakcheck.service.stage import Stage
-from leakcheck.service.work import Runs
+from leakcheck.service.work import WORK_ENDS, Runs
 
 __all__: list[str] = []
 
 _REFUSED = (409, 429)
 _LINGER = 0.5
 """Seconds for which an end must last: a worker that overwrites it does so soon."""
-_GRACE = 2.0
-"""Seconds that the processes of a job may take to end after its end."""
 
 
 @scenario(
@@ -87,11 +85,11 @@ def cancel_race(stage: Stage) -> Any:
             seen = client.get(job)
             ended[seen.place] += 1
             check(seen.place in ENDS, f"cancelled {delay * 1000:.1f} ms after its creation: {seen.state} again")
-        time.sleep(_GRACE)
+        time.sleep(WORK_ENDS)
         now = time.monotonic()
-        at_work = [job for job, mark, _ in jobs if (last := runs.last(mark)) is not None and now - last < _GRACE / 2]
+        at_work = [job for job, mark, _ in jobs if (last := runs.last(mark)) is not None and now - last < WORK_ENDS / 2]
         check(not runs.twice, f"{len(runs.twice)} jobs ran more than once")
-        check(not at_work, f"{len(at_work)} jobs are still at work {_GRACE:g} s after they were cancelled")
+        check(not at_work, f"{len(at_work)} jobs are still at work {WORK_ENDS:g} s after they were cancelled")
     ms = sorted(late.values())
     return {"cancels": len(jobs), "ms to running": round(started * 1000), "slowest end ms": round(ms[-1]), **ended}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from leakcheck.arena import Arena
 from leakcheck.errors import TargetError
@@ -20,9 +20,13 @@ from leakcheck.service.residue import Baseline
 from leakcheck.service.scenario import Failed, NotApplicable, Profile
 from leakcheck.targets.executables import binds
 
+if TYPE_CHECKING:
+    from leakcheck.service.canary import Listeners
+
 __all__ = ["Stage"]
 
 _T = TypeVar("_T")
+_START, _QUIET = 3.0, 0.15
 _NOBODY = Tenant(name="leakcheck")
 
 
@@ -77,6 +81,9 @@ class Stage:
         self._clients: dict[str, Client] = {}
         self.stack = contextlib.ExitStack()
         self.restarted: list[str] = []
+        self.listeners: Listeners | None = None
+        self.undo: Callable[[], None] = lambda: None
+        """Undoes what a scenario changed in the arena, before what is left is looked at."""
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
@@ -104,6 +111,10 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take it down."""
         # The file systems of an arena exist as long as a snapshot holds them.
         self._idle = None
         self.__dict__.pop("_empty", None)
@@ -121,9 +132,18 @@ class Stage:
         except Failed as failed:
             why = f"its first job: {failed}{self.processes.last_words()}"
             raise TargetError(f"{self.contract.name}: {why}") from failed
+        self._wait_quiet()
         if ended := self.processes.ended():
             raise TargetError(f"{self.contract.name}: {ended[0]}{self.processes.last_words()}")
         self._idle = Baseline(self.arena, self.contract.data.keeps, idle=True)
+
+    def _wait_quiet(self) -> None:
+        """Wait, at most some seconds, until no process has come or gone for a moment: some are ready later."""
+        until, before, since = time.monotonic() + _START, self.arena.pids(), time.monotonic()
+        while (now := time.monotonic()) < until and now - since < _QUIET:
+            time.sleep(_QUIET / 5)
+            if (pids := self.arena.pids()) != before:
+                before, since = pids, now
 
     @property
     def full(self) -> bool:

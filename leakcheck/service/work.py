@@ -10,9 +10,11 @@ from typing import Any, Self
 
 from leakcheck.arena import Arena
 
-__all__ = ["Runs"]
+__all__ = ["WORK_ENDS", "Runs"]
 
 _PAUSE = 0.008
+WORK_ENDS = 2.0
+"""Seconds that the processes of a job may take to end after its end."""
 
 
 class Runs:
@@ -66,6 +68,12 @@ class Runs:
     def is_at_work(self, mark: str) -> bool:
         """Return whether a process works on the job with this mark now."""
         return mark in self._look(time.monotonic())
+
+    def wait_idle(self, mark: str, seconds: float) -> None:
+        """Wait until no process works on the job with this mark, at most so many seconds."""
+        until = time.monotonic() + seconds
+        while self.is_at_work(mark) and time.monotonic() < until:
+            time.sleep(_PAUSE)
 
     @property
     def twice(self) -> list[str]:

@@ -1,0 +1,70 @@
+"""The scenario of a Redis that stops answering, dies and comes back."""
+
+import shutil
+import signal
+import time
+from typing import Any
+
+from leakcheck.service.client import Client
+from leakcheck.service.history import AT_WORK
+from leakcheck.service.scenario import NotApplicable, check, scenario
+from leakcheck.service.stage import Stage
+from leakcheck.service.work import Runs
+
+__all__: list[str] = []
+
+_NAME = "redis"
+
+
+def _prepare(stage: Stage) -> None:
+    """Start the Redis of the contract before the service."""
+    if (redis := stage.contract.redis) is None:
+        raise NotApplicable("the contract has no redis")
+    if shutil.which(redis.start[0]) is None:
+        raise NotApplicable(f"no {redis.start[0]} on this machine: apt-get install redis-server")
+    stage.processes.add(_NAME, redis.start, redis.env)
+
+
+@scenario("S2.8", "Redis hangs, dies, stays away and comes back: no job is lost, none runs twice", prepare=_prepare)
+def redis_away(stage: Stage) -> Any:
+    """Create jobs in each of these phases, and see all of them end."""
+    client = stage.client()
+    jobs: dict[str, list[tuple[str, str]]] = {}
+    with Runs(stage.arena) as runs:
+        jobs["up"] = _created(client, runs, 2)
+        server = stage.processes.running[_NAME]
+        # It keeps its connections and says nothing more, as one that swaps does.
+        server.send_signal(signal.SIGSTOP)
+        jobs["hanging"] = _created(client, runs, 2)
+        _ended(stage, client, jobs["hanging"], "while Redis hung")
+        server.send_signal(signal.SIGCONT)
+        blocker = client.created("long")
+        client.wait(blocker, AT_WORK, seconds=stage.contract.limits.recovery)
+        jobs["waiting"] = _created(client, runs, 2)
+        stage.processes.kill(_NAME)
+        jobs["away"] = _created(client, runs, 1)
+        client.cancel(blocker)
+        _ended(stage, client, [*jobs["waiting"], *jobs["away"]], "after Redis had died")
+        stage.processes.start(_NAME)
+        stage.restarted.append(_NAME)
+        time.sleep(0.5)
+        jobs["back"] = _created(client, runs, 3)
+        _ended(stage, client, [*jobs["up"], *jobs["back"]], "once Redis was back")
+        # What was queued a second time would run now.
+        time.sleep(1.5)
+        check(not runs.twice, f"{len(runs.twice)} jobs ran more than once")
+    return {f"jobs while {phase}": len(some) for phase, some in jobs.items()}
+
+
+def _created(client: Client, runs: Runs, count: int) -> list[tuple[str, str]]:
+    made = []
+    for _ in range(count):
+        payload = client.payload("short")
+        made.append((client.created("short", payload), runs.mark(payload)))
+    return made
+
+
+def _ended(stage: Stage, client: Client, jobs: list[tuple[str, str]], when: str) -> None:
+    for job, _ in jobs:
+        end = client.wait(job, seconds=stage.contract.limits.recovery)
+        check(end.place == "succeeded", f"a job ended {when} as {end.state}{client.reason(job)}")
