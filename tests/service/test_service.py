@@ -85,7 +85,7 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
         told = criterion.measured["why"]
     except TargetError as error:
         told = str(error)
-    assert "second ended with 1; it printed: " in told
+    assert " ended with 1; it printed: " in told
     assert "Address already in use" in told
 
 
