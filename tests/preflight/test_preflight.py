@@ -61,6 +61,7 @@ def test_an_ffmpeg_without_encoders_fails_with_a_fix(tmp_path: Path) -> None:
 
 
 @FFMPEG
+@pytest.mark.slow  # makes all samples each time
 @pytest.mark.parametrize(
     ("script", "step"),
     [

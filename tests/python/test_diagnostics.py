@@ -28,7 +28,13 @@ def test_the_file_has_all_parts_and_no_secret(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "leakcheck", "diagnostics", "-o", "told.json"],
         cwd=tmp_path,
-        env={**os.environ, **SECRETS, "HOME": str(home), "LEAKCHECK_NOTE": f"{home}/x?token=abcd1234"},
+        env={
+            **os.environ,
+            **SECRETS,
+            "HOME": str(home),
+            "PATH": "/usr/sbin",
+            "LEAKCHECK_NOTE": f"{home}/x?token=abcd1234",
+        },
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -50,7 +56,11 @@ def test_the_file_has_all_parts_and_no_secret(tmp_path: Path) -> None:
 
 def test_a_wrong_configuration_is_told_of_and_prevents_nothing(tmp_path: Path) -> None:
     (tmp_path / "leakcheck.toml").write_text("bogus = 1\n")
-    done = subprocess.run([sys.executable, "-m", "leakcheck", "diagnostics"], cwd=tmp_path, capture_output=True)
+    # Without ffmpeg it is sooner ready.
+    environment = {**os.environ, "PATH": "/usr/sbin"}
+    done = subprocess.run(
+        [sys.executable, "-m", "leakcheck", "diagnostics"], cwd=tmp_path, env=environment, capture_output=True
+    )
     assert done.returncode == 0
     told = json.loads((tmp_path / "leakcheck-diagnostics.json").read_text())
     assert "bogus" in told["configuration"]["error"] and told["doctor"]["kernel"]

@@ -33,6 +33,7 @@ def states(steps: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: its default target runs in arenas")
+@pytest.mark.slow  # the page gate.md shows nearly the same
 def test_without_a_configuration_the_default_target_is_tried(tmp_path: Path) -> None:
     code, steps, page = gate(tmp_path, "--limit", "200")
     assert states(steps) == {"configuration": "pass", "check refbox": "pass", "leaks": "pass"}, page
@@ -62,9 +63,6 @@ def test_a_gate_in_which_nothing_could_be_tried_does_not_pass(tmp_path: Path) ->
 def test_the_suite_of_a_project_is_a_step(tmp_path: Path) -> None:
     (tmp_path / "leakcheck.toml").write_text('[pytest]\nkinds = ["file"]\n')
     assert gate(tmp_path, "--only", "pytest")[:2][1]["pytest"]["state"] == "skip"
-    (tmp_path / "test_it.py").write_text("def test_it(): pass\n")
-    code, steps, page = gate(tmp_path, "--only", "pytest")
-    assert (code, states(steps)) == (0, {"pytest": "pass"}), page
     (tmp_path / "test_it.py").write_text("def test_it(): assert False\n")
     code, steps, page = gate(tmp_path, "--only", "pytest")
     assert (code, states(steps)) == (1, {"pytest": "fail"}) and "1 failed" in page

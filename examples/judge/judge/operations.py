@@ -2,7 +2,7 @@
 
 import os
 
-from judge import recovery, sandbox, uploads
+from judge import recovery, sandbox
 from judge.pending import Pending
 from judge.settings import Settings, UnusableError
 from judge.store import Store
@@ -49,7 +49,7 @@ def fail_stale(settings: Settings) -> int:
 def clean_old(settings: Settings) -> int:
     """Remove finished jobs that are older than JUDGE_KEEP, expired uploads, and files that no row names."""
     store = Store(settings.data)
-    jobs, ended = store.remove_old(settings.keep), uploads.remove_ended(store, settings)
+    jobs, ended = store.remove_old(settings.keep), recovery.remove_ended_uploads(store, settings)
     files = recovery.remove_garbage(store, settings)
     print(f"removed {jobs} jobs, {ended} uploads, {files} files without a job")
     return 0

@@ -6,8 +6,7 @@ that Redis lost is found in the database, and an id that comes twice is taken on
 
 import logging
 import time
-
-import redis
+from typing import Any
 
 from judge.defects import planted
 
@@ -17,7 +16,12 @@ _log = logging.getLogger("judge")
 
 class Pending:
     def __init__(self, url: str) -> None:
-        self._redis = redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=0.3) if url else None
+        self._redis: Any = None
+        if url:
+            import redis  # takes half of a worker's start
+
+            self._failed = redis.RedisError
+            self._redis = redis.Redis.from_url(url, socket_timeout=1, socket_connect_timeout=0.3)
         self._again: list[str] = []
         self._retry = 0.0
         """When to ask a Redis again that did not answer: until then, nobody waits for it."""
@@ -29,7 +33,7 @@ class Pending:
                 queue.lpush(_KEY, job_id, *self._again)
                 self._again.clear()
                 return
-            except redis.RedisError as error:
+            except self._failed as error:
                 self._lost(error)
         if planted("redis-double"):
             self._again.append(job_id)
@@ -42,7 +46,7 @@ class Pending:
                 if found:
                     return bytes(found[1]).decode(errors="replace")  # whatever anybody put there
                 return "" if planted("redis-drop") else None
-            except redis.RedisError as error:
+            except self._failed as error:
                 self._lost(error)
         time.sleep(wait)
         return "" if planted("redis-drop") and self._redis is not None else None
@@ -53,10 +57,10 @@ class Pending:
             return None
         try:
             return bool(self._redis.ping())
-        except redis.RedisError:
+        except self._failed:
             return False
 
-    def _reachable(self) -> "redis.Redis | None":
+    def _reachable(self) -> Any:
         return self._redis if time.monotonic() >= self._retry else None
 
     def _lost(self, error: Exception) -> None:

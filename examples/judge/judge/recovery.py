@@ -5,10 +5,10 @@ import fcntl
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from judge import uploads
 from judge.defects import planted
 from judge.pending import Pending
 from judge.sandbox import Sandbox
@@ -67,7 +67,23 @@ def sweep(store: Store, settings: Settings, sandbox: Sandbox, pending: Pending) 
                 os.close(descriptor)
     store.stall(settings.stall)
     store.fail_stalled(4 * settings.stall)
-    uploads.remove_ended(store, settings)
+    remove_ended_uploads(store, settings)
+
+
+def remove_ended_uploads(store: Store, settings: Settings) -> int:
+    """Remove uploads that expired or whose job has ended, and return how many."""
+    if planted("upload-left"):
+        return 0
+    with store.change() as db:
+        ended = db.execute(
+            "DELETE FROM uploads WHERE (job IS NULL AND expires < ?) OR (job IS NOT NULL AND NOT EXISTS ("
+            "SELECT 1 FROM jobs WHERE jobs.id = uploads.job"
+            " AND (worker IS NOT NULL OR state IN ('queued', 'running', 'stalled')))) RETURNING id",
+            (time.time(),),
+        ).fetchall()
+    for row in ended:
+        (settings.uploads / row[0]).unlink(missing_ok=True)
+    return len(ended)
 
 
 def remove_garbage(store: Store, settings: Settings) -> int:

@@ -95,7 +95,8 @@ class Store:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")  # an accepted job survives a power loss too
             self._local.db = db
-        return self._local.db
+        connection: sqlite3.Connection = self._local.db
+        return connection
 
     @contextlib.contextmanager
     def change(self) -> Iterator[sqlite3.Connection]:

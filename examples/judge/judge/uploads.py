@@ -101,22 +101,6 @@ def router(store: Store, settings: Settings) -> APIRouter:
     return routes
 
 
-def remove_ended(store: Store, settings: Settings) -> int:
-    """Remove uploads that expired or whose job has ended, and return how many."""
-    if planted("upload-left"):
-        return 0
-    with store.change() as db:
-        ended = db.execute(
-            "DELETE FROM uploads WHERE (job IS NULL AND expires < ?) OR (job IS NOT NULL AND NOT EXISTS ("
-            "SELECT 1 FROM jobs WHERE jobs.id = uploads.job"
-            " AND (worker IS NOT NULL OR state IN ('queued', 'running', 'stalled')))) RETURNING id",
-            (time.time(),),
-        ).fetchall()
-    for row in ended:
-        (settings.uploads / row[0]).unlink(missing_ok=True)
-    return len(ended)
-
-
 async def _patch(store: Store, settings: Settings, row: Any, request: Request) -> Response:
     at, checksum = _number(request, "Upload-Offset"), _checksum(request)
     if at != row["offset"] and not planted("chunk-twice"):

@@ -132,7 +132,7 @@ class Worker:
 
     def _input(self, job: Job, work: Path) -> Path | None:
         if (upload := job.spec.get("upload")) is not None:
-            return self._settings.uploads / upload
+            return self._settings.uploads / str(upload)
         if (url := job.spec.get("input_url")) is not None:
             urls.fetch(url, work / "input", self._settings.max_upload)
             return work / "input"
