@@ -1,6 +1,7 @@
 """Scenarios of jobs: many at once, clients that go, refreshing, two users, the end of a cancelled one."""
 
 import functools
+import signal
 import socket
 import struct
 import time
@@ -94,9 +95,33 @@ def refresh(stage: Stage) -> Any:
             client.wait(job)
     if not done:
         raise NotApplicable("the contract has neither jobs.payload.long nor jobs.payload.fails")
+    done += ["stalled"] if "long" in stage.contract.jobs.payload and _stalled(stage, client, times) else []
     if "failed" in done and (last := client.reason(job)) == "" and stage.contract.jobs.reason:
         raise Failed(f"job {job} failed without a reason{last}")
     return {"refreshes in each state": 2 * times, "why": ", ".join(done)}
+
+
+def _stalled(stage: Stage, client: Client, times: int) -> bool:
+    """Refresh a run whose workers are stopped, as on a machine that swaps; return whether it ever was stalled."""
+    workers = [stage.processes.running[name] for name in stage.processes.named("worker")]
+    if not workers or not stage.contract.states.stalled:
+        return False
+    job = client.created("long")
+    client.wait(job, AT_WORK)
+    try:
+        for worker in workers:
+            worker.send_signal(signal.SIGSTOP)
+        until = time.monotonic() + stage.contract.limits.terminal
+        while (stalled := client.get(job).place) in AT_WORK and stalled != "stalled" and time.monotonic() < until:
+            time.sleep(0.05)
+        if stalled == "stalled":
+            _refresh(stage, client, job, "stalled", times)
+    finally:
+        for worker in workers:
+            worker.send_signal(signal.SIGCONT)
+    client.cancel(job)
+    client.wait(job, seconds=stage.contract.limits.recovery)
+    return stalled == "stalled"
 
 
 def _refresh(stage: Stage, client: Client, job: str, place: str, times: int) -> None:
