@@ -15,7 +15,7 @@ from leakcheck.campaigns.findings import finding_id, residue
 from leakcheck.campaigns.result import Criterion, Finding, Residue, Result
 from leakcheck.errors import NativeError, StoppedError, TargetError, UsageError
 from leakcheck.report import Leak, Verdict
-from leakcheck.service import browser, faults, histories, jobs, races, redis, security, ssrf, uploads  # noqa: F401 - they register their scenarios
+from leakcheck.service import browser, faults, histories, jobs, openapi, races, redis, security, ssrf, uploads  # noqa: F401 - they register their scenarios
 from leakcheck.service.contract import Contract
 from leakcheck.service.scenario import SCENARIOS, Failed, NotApplicable, Profile, Scenario
 from leakcheck.service.stage import Stage

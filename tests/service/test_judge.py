@@ -1,6 +1,7 @@
 """The example judge passes every scenario, and each of its planted defects is found by the scenario meant for it."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -17,6 +18,12 @@ def test_each_defect_of_the_judge_has_its_scenario() -> None:
     from judge.defects import DEFECTS as PLANTED
 
     assert DEFECTS.keys() == {*PLANTED}
+
+
+def test_the_documentation_has_each_defect_with_its_scenario() -> None:
+    text = (JUDGE.parents[1] / "docs/how-to/service.md").read_text()
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \|[^|]*\| (S[\d.]+) \|$", text, re.MULTILINE))
+    assert rows == DEFECTS
 
 
 def test_a_job_of_the_judge_leaves_nothing() -> None:
@@ -42,6 +49,15 @@ def test_a_defect_of_the_judge_is_found_by_the_scenario_meant_for_it(defect: str
         pytest.skip("no redis-server")
     assert criterion.passed is False, criterion
     assert len(result.findings) == 1
+
+
+@pytest.mark.slow  # a minute: two browsers.
+def test_the_judge_passes_in_a_browser() -> None:
+    result = tried(JUDGE / "contract.toml", "S1.7", "S1.8")
+    told = {one.name.split()[0]: one.measured for one in result.criteria if one.passed is None}
+    if any("on this machine" in str(why) for why in told.values()):
+        pytest.skip(str(told))
+    assert (result.verdict, result.findings) == ("clean", [])
 
 
 @pytest.mark.slow  # ten races each.
