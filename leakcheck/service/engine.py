@@ -147,12 +147,17 @@ def _tried(contract: Contract, path: Path, one: Scenario, options: ServiceOption
         except Failed as failed:
             problems.append(str(failed))
             measured, history = failed.evidence, failed.history
+        except StoppedError:
+            raise
         except TargetError as error:
             problems.append(f"the service did not come back: {error}")
+        except Exception as error:  # noqa: BLE001 - a crashed check is unknown, never a pass
+            gaps["check"] = f"it failed: {type(error).__name__}: {error}"
         stage.undo()
         wedged = _ended(stage, problems)
         if not problems:
-            leaks, gaps = stage.residue()
+            leaks, unseen = stage.residue()
+            gaps |= unseen
         problems += stage.problems()
         if not problems and not leaks:
             leaks, more, late = stage.residue_after_stop()

@@ -279,12 +279,23 @@ def slope(stage: Stage) -> Any:
             if stage.contract.jobs.list is not None:
                 client.list()
             client.call(stage.contract.jobs.get, job="leakcheck-none")
+        _cancelled(stage, client)
         counts.append(_idle(stage))
     # The first batch warms up: pools, caches, lazily opened files.
     steps = [late - early for early, late in itertools.pairwise(counts[1:])]
     grows = all(step > 0 for step in steps)
     check(not grows, f"descriptors grow with each batch of {batch} jobs: {', '.join(map(str, counts))}")
     return {"descriptors": counts[-1], "batches": len(counts), "jobs each": batch}
+
+
+def _cancelled(stage: Stage, client: Client) -> None:
+    if stage.contract.jobs.cancel is None or "long" not in stage.contract.jobs.payload:
+        return
+    for _ in range(2):
+        job = client.created("long")
+        client.wait(job, AT_WORK)
+        client.cancel(job)
+        client.wait(job, seconds=stage.contract.limits.terminal)
 
 
 def _idle(stage: Stage) -> int:
