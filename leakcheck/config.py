@@ -17,7 +17,7 @@ from leakcheck.errors import UsageError
 from leakcheck.toml_lines import line_of, lines_of
 
 CAMPAIGNS = ("leaks", "crash", "faults", "exhaust", "locks", "state", "stress", "soak")
-COMMANDS = ("guard", "snapshot", "doctor", "verify", *CAMPAIGNS, "pytest")
+COMMANDS = ("guard", "snapshot", "doctor", "verify", *CAMPAIGNS, "service", "pytest")
 """Whose options the file may set: each has a table."""
 OWN, PYPROJECT = "leakcheck.toml", "pyproject.toml"
 _KEYS = ("target", "targets", "allow", "profiles", *COMMANDS)
@@ -110,7 +110,7 @@ class Config:
         return dataclasses.replace(self, profile=name)
 
     def beside(self, targets: Any) -> Any:
-        """Return a target, or several, with paths relative to the file instead of the working directory."""
+        """Return a path or several, as of a target, relative to the file instead of the working directory."""
         if isinstance(targets, list):
             return [self.beside(one) for one in targets]
         return str(self._base / targets) if "/" in targets or targets.endswith(".toml") else targets

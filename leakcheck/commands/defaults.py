@@ -28,6 +28,8 @@ ONCE = frozenset(
         "explain",
         "format",
         "submission",
+        "history",
+        "openapi",
         "resume",
         "cluster",
     }
@@ -128,7 +130,7 @@ def values(config: "Config", command: Any) -> dict[str, Any]:
             value = _value(known[key], setting)
         except (ValueError, typer.TyperException) as error:
             raise config.error_of(command.name, key, str(getattr(error, "message", error))) from error
-        found[known[key].name] = config.beside(value) if key == "target" else value
+        found[known[key].name] = config.beside(value) if key in ("target", "contract") else value
     return found
 
 

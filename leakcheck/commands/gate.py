@@ -22,6 +22,7 @@ from leakcheck.config import CAMPAIGNS, Config
 from leakcheck.deliver import deliver, notify, output_to, show_progress
 from leakcheck.errors import GivenUp, LeakcheckError, UsageError
 from leakcheck.render import line, print_lines
+from leakcheck.service.contract import load_contract
 from leakcheck.subprocesses import Interrupts
 from leakcheck.targets import load
 
@@ -83,8 +84,8 @@ def _steps(config: Config) -> Iterator[Step]:
     """Yield the steps.
 
     They are the check of the configuration; the preflight checks that ``[doctor]`` names; the conformance of each
-    target; each campaign and verify that has a table, or a few trials of `leaks` if none has; and the pytest suite if
-    there is a table ``[pytest]``.
+    target; each campaign and verify that has a table, or a few trials of `leaks` if none has; the job service
+    if there is a table ``[service]``; and the pytest suite if there is one ``[pytest]``.
     """
     above = [sys.executable, "-m", "leakcheck"]
     above += ["--config", str(config.path)] if config.path is not None else ["--no-config"]
@@ -105,6 +106,8 @@ def _steps(config: Config) -> Iterator[Step]:
         reasons = [missing.get(one) or _why_not(config, one) for one in targets or [chosen]]
         why = reasons[0] if all(reasons) else ""
         yield Step(name, [*above, name, *([] if tables else _FEW)], why)
+    if _has_table(config, "service"):
+        yield Step("service", [*above, "service"], _why_no_service(config))
     if "pytest" in config.table:
         yield Step("pytest", [sys.executable, "-m", "pytest", "-q", "--leakcheck="])
 
@@ -123,6 +126,17 @@ def _why_not(config: Config, name: str) -> str:
     if state.state == "ready":
         return ""
     return f"{state.reason}{f'; {state.hint}' if state.hint else ''}"
+
+
+def _why_no_service(config: Config) -> str:
+    setting = config.settings("service").get("contract")
+    if setting is None or not isinstance(setting.value, str):
+        return ""
+    try:
+        missing = load_contract(Path(config.beside(setting.value))).missing()
+    except LeakcheckError:
+        return ""
+    return f"the service needs {', '.join(missing)}" if missing else ""
 
 
 def _selected(steps: list[Step], only: Sequence[str], skip: Sequence[str]) -> list[Step]:

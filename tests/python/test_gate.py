@@ -77,6 +77,15 @@ def test_a_step_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert time.monotonic() - began < 40
 
 
+def test_a_service_that_lacks_a_program_is_skipped(tmp_path: Path) -> None:
+    example = Path(__file__).parents[2] / "examples/judge/contract.toml"
+    (tmp_path / "contract.toml").write_text(example.read_text().replace('["sh"', '["no-such-program"'))
+    (tmp_path / "leakcheck.toml").write_text('[service]\ncontract = "contract.toml"\nonly = "S1.2"\n')
+    code, steps, page = gate(tmp_path, "--only", "service,configuration")
+    assert (code, states(steps)) == (0, {"configuration": "pass", "service": "skip"}), page
+    assert "no-such-program" in steps["service"]["said"]
+
+
 def test_an_unknown_step_is_named(tmp_path: Path) -> None:
     code, steps, error = gate(tmp_path, "--only", "lekas")
     assert (code, steps) == (2, {}) and "lekas" in error and "configuration, check refbox, leaks" in error
