@@ -16,7 +16,7 @@ import httpx
 ROOT = Path(__file__).parents[2]
 JUDGE = ROOT / "examples/judge"
 TUS = {"Tus-Resumable": "1.0.0"}
-_PATIENCE = 60.0
+_PATIENCE = 120.0
 
 
 def wait_until(what: str, holds: Any) -> Any:
@@ -103,7 +103,7 @@ class Judge:
             process.terminate()
         for process in self._running:
             try:
-                process.wait(30)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

@@ -29,7 +29,7 @@ OTHERS = ["http://10.0.0.1/", "http://0.0.0.0/", "ftp://example.org/", "http://u
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Judge]:
     """A judge for the tests that leave it as it was; the mark of one test must not be that of all."""
     data = tmp_path_factory.mktemp("judge") / "data"
-    with judge(data, "serve", "worker", JUDGE_URL_LIFETIME="1", LEAKCHECK_OWN_TEST="module") as made:
+    with judge(data, "serve", "worker", JUDGE_WALL="60", LEAKCHECK_OWN_TEST="module") as made:
         yield made
 
 
@@ -43,22 +43,25 @@ def test_a_job_runs_and_its_result_is_behind_a_signed_url_that_is_new_each_time(
         assert len(urls) == 5 and job["result_url"] not in urls
 
 
-def test_a_result_is_not_given_for_an_expired_or_a_tampered_url(running: Judge) -> None:
+def test_a_result_is_not_given_for_a_tampered_url(running: Judge) -> None:
     with running.client() as alice:
         url = running.url + alice.ends(alice.made())["result_url"]
         assert httpx.get(url).status_code == 200
         later = httpx.URL(url).copy_set_param("expires", str(int(time.time()) + 1000))
         other = httpx.URL(url).copy_set_param("signature", "é" * 64)
         assert [httpx.get(tampered).status_code for tampered in (later, other)] == [403, 403]
-        wait_until("the URL has expired", lambda: httpx.get(url).status_code == 403)
 
 
 def test_a_failed_submission_has_its_reason(tmp_path: Path) -> None:
     wanted = {"exit 3": "RE: exit code 3", "sleep 9": "TLE: more than 1 s of wall-clock time"}
-    with judge(tmp_path / "data", "serve", "worker", JUDGE_WALL="1") as made, made.client() as alice:
+    short = {"JUDGE_WALL": "1", "JUDGE_URL_LIFETIME": "1"}
+    with judge(tmp_path / "data", "serve", "worker", **short) as made, made.client() as alice:
         ended = {source: alice.ends(alice.made(source)) for source in wanted}
         assert {source: job["reason"] for source, job in ended.items()} == wanted
         assert {job["state"] for job in ended.values()} == {"failed"}
+        url = ended["exit 3"]["result_url"]
+        wait_until("its URL has expired", lambda: "expired" in alice.get(url).text)
+        assert alice.get(url).status_code == 403
 
 
 def test_requests_without_a_right_key_tenant_or_body_are_refused(running: Judge) -> None:
@@ -112,7 +115,7 @@ def test_a_burst_of_a_tenant_gets_as_many_jobs_as_its_limit(tmp_path: Path) -> N
 @pytest.mark.parametrize("delay", [0, 0.05, 0.2])
 def test_a_cancelled_job_stays_cancelled_and_its_submission_ends(running: Judge, delay: float) -> None:
     with running.client() as alice:
-        job = alice.made("sleep 8")
+        job = alice.made("sleep 50")
         time.sleep(delay)
         cancelled = alice.delete(f"/v1/jobs/{job}").json()
         assert cancelled["state"] == "cancelled"
@@ -120,7 +123,7 @@ def test_a_cancelled_job_stays_cancelled_and_its_submission_ends(running: Judge,
         # The next job runs at once, so that the box is empty.
         began = time.monotonic()
         alice.ends(alice.made())
-        assert time.monotonic() - began < 6
+        assert time.monotonic() - began < 40
         assert (
             alice.job(job)
             == alice.delete(f"/v1/jobs/{job}").json()
@@ -217,7 +220,7 @@ def test_a_worker_that_is_killed_leaves_nothing_and_its_job_runs_again(tmp_path:
         made.kill(worker)
         waiting = alice.comes_to(job, "queued")
         assert waiting["reason"] == "recovered after restart"
-        psutil.wait_procs(below, timeout=20)
+        psutil.wait_procs(below, timeout=60)
         assert not [process for process in below if process.is_running()]
         made.start("worker")
         assert alice.ends(job)["state"] == "completed"
@@ -242,14 +245,14 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(tmp_path: Path) -> Non
         job = alice.made("sleep 9")
         alice.comes_to(job, "running")
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(20) == 0
+        assert worker.wait(60) == 0
         found = alice.job(job)
         assert (found["state"], found["reason"]) == ("queued", "its worker was stopped")
 
 
 @pytest.mark.slow  # waits for a stall and for its end
 def test_a_silent_worker_stalls_its_job_which_fails_and_does_not_come_back(tmp_path: Path) -> None:
-    with judge(tmp_path / "data", "serve", JUDGE_STALL="0.5") as made, made.client() as alice:
+    with judge(tmp_path / "data", "serve", JUDGE_STALL="1.5") as made, made.client() as alice:
         worker = made.start("worker")
         job = alice.made("sleep 9")
         alice.comes_to(job, "running")
@@ -264,7 +267,7 @@ def test_a_silent_worker_stalls_its_job_which_fails_and_does_not_come_back(tmp_p
 
 @pytest.mark.slow  # waits for a stall and for its end
 def test_a_stalled_job_goes_on_when_its_worker_does(tmp_path: Path) -> None:
-    with judge(tmp_path / "data", "serve", JUDGE_STALL="1") as made, made.client() as alice:
+    with judge(tmp_path / "data", "serve", JUDGE_STALL="3") as made, made.client() as alice:
         worker = made.start("worker")
         job = alice.made("sleep 3")
         alice.comes_to(job, "running")

@@ -64,7 +64,7 @@ def test_jobs_run_once_while_redis_is_killed_and_comes_back(made: Judge, server:
         server.kill()  # with the id of the second job
         began = time.monotonic()
         jobs += [alice.made() for _ in range(3)]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
         ended = [alice.ends(job) for job in jobs]
         server.start()
         jobs.append(alice.made())

@@ -70,11 +70,11 @@ def test_the_suite_of_a_project_is_a_step(tmp_path: Path) -> None:
 
 def test_a_step_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     (tmp_path / "leakcheck.toml").write_text("[pytest]\n")
-    (tmp_path / "test_it.py").write_text("import time\ndef test_it(): time.sleep(60)\n")
+    (tmp_path / "test_it.py").write_text("import time\ndef test_it(): time.sleep(300)\n")
     began = time.monotonic()
     code, steps, _ = gate(tmp_path, "--only", "pytest", "--limit", "2")
     assert (code, states(steps)) == (1, {"pytest": "fail"}) and "did not end in 2 s" in steps["pytest"]["said"]
-    assert time.monotonic() - began < 40
+    assert time.monotonic() - began < 200
 
 
 def test_a_service_that_lacks_a_program_is_skipped(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hmac
 import json
 import logging
+import math
 import os
 import secrets
 import sqlite3
@@ -75,7 +76,7 @@ class Signer:
         """Return an URL that nobody was given before."""
         if planted("url-reused") and job_id in self._made:
             return self._made[job_id]
-        expires, nonce = int(time.time() + self._lifetime), secrets.token_urlsafe(8)
+        expires, nonce = math.ceil(time.time() + self._lifetime), secrets.token_urlsafe(8)
         url = (
             f"/v1/results/{job_id}?expires={expires}&nonce={nonce}&signature={self._signature(job_id, expires, nonce)}"
         )
