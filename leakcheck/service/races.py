@@ -118,6 +118,9 @@ def _cancel(stage: Stage, client: Client, job: str) -> None:
 def _end(stage: Stage, client: Client, job: str, delay: float) -> float:
     began = time.monotonic()
     try:
+        client.get(job)
+        # One that was cancelled and runs again need not be waited for.
+        check(not (problems := stage.history.problems()), "; ".join(problems[:1]))
         client.wait(job, seconds=stage.contract.limits.terminal)
     except Failed as failed:
         raise Failed(f"cancelled {delay * 1000:.1f} ms after its creation: {failed}") from None
