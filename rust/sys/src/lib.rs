@@ -29,7 +29,7 @@ pub use locks::{set_lease, set_ofd_lock};
 pub use mapping::Mapping;
 pub use process::{
     Child, Ended, become_user, exec, exec_by_path, exit, exit_thread, fork, fork_sibling, fork_unwatched, open_pidfd,
-    overwrite_arguments, reap, run_last, unshare, wait,
+    overwrite_arguments, reap, run_as_usual, run_last, unshare, wait,
 };
 pub use shared::Shared;
 pub use signals::{

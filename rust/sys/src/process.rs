@@ -163,9 +163,18 @@ pub(crate) fn wait4(pid: i32, flags: i32) -> io::Result<Ended> {
 /// Lets a process, and what it creates, run only while no other of its control group or session needs the CPU (sched(7),
 /// `SCHED_IDLE`).
 pub fn run_last(pid: i32) -> io::Result<()> {
+    schedule(pid, libc::SCHED_IDLE)
+}
+
+/// Undoes `run_last`.
+pub fn run_as_usual(pid: i32) -> io::Result<()> {
+    schedule(pid, libc::SCHED_OTHER)
+}
+
+fn schedule(pid: i32, policy: i32) -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the kernel reads our own variable.
-    check(unsafe { libc::sched_setscheduler(pid, libc::SCHED_IDLE, &raw const parameters) }.into())
+    check(unsafe { libc::sched_setscheduler(pid, policy, &raw const parameters) }.into())
 }
 
 /// New namespaces for this process (unshare(2), `CLONE_NEW*`).

@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::time::Instant;
 
-use leakcheck_sys::open_pidfd;
 use leakcheck_sys::trace::Resume;
+use leakcheck_sys::{open_pidfd, run_as_usual};
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, pidfd_send_signal, setrlimit};
 
 use super::notify::{has_ended, threads};
@@ -27,7 +27,7 @@ pub(super) struct Held {
     pub(super) killed: Option<Killed>,
 }
 
-/// How long one process may take to stop.
+/// How long a process may take to stop that waits for its child's execve(2): it may never do so.
 const STOPPING: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// Processes that have got SIGKILL.
@@ -135,6 +135,10 @@ impl Tracer {
             // A creator first: if its children stop before, it gets SIGCHLD, which may end it (a notified call fails with EINTR
             // if the handler has no SA_RESTART), and what it has just created is nobody's.
             pidfds.sort_by_key(|(pid, _)| (began(*pid), *pid));
+            // Beside others that are busy, who runs last would not stop in any bounded time.
+            if run.listener.is_some() {
+                pidfds.iter().for_each(|(pid, _)| hurry(*pid));
+            }
             send(&pidfds, Signal::STOP);
             // Who is stopped creates nothing more, so this ends.
             add_descendants(&mut pidfds, Some(Signal::STOP));
@@ -155,9 +159,8 @@ fn add_descendants(known: &mut Killed, signal: Option<Signal>) {
     while at < known.len() && known.len() < MOST {
         let parent = known[at].0;
         at += 1;
-        // However many wait for their children's execve(2), the kill comes.
-        if signal.is_some() && began.elapsed() < PATIENCE {
-            wait_for_stop(parent);
+        if signal.is_some() {
+            wait_for_stop(parent, began + PATIENCE);
         }
         for thread in threads(parent) {
             let children =
@@ -165,6 +168,7 @@ fn add_descendants(known: &mut Killed, signal: Option<Signal>) {
             for child in children.split_ascii_whitespace().filter_map(|pid| pid.parse().ok()) {
                 let Some(pidfd) = seen.insert(child).then(|| open_pidfd(child).ok()).flatten() else { continue };
                 if let Some(signal) = signal {
+                    hurry(child);
                     let _ = pidfd_send_signal(&pidfd, signal);
                 }
                 known.push((child, pidfd));
@@ -173,12 +177,25 @@ fn add_descendants(known: &mut Killed, signal: Option<Signal>) {
     }
 }
 
-/// Waits until a process that got SIGSTOP is stopped: a fork(2) that has begun comes to its end before. One that waits for
-/// its child's execve(2) never is, and creates nothing. Only its parent gets an event of that, so its state is read.
-fn wait_for_stop(process: i32) {
+/// Waits, however many there are no longer than until `last`, until the threads of a process that got SIGSTOP are stopped: a
+/// fork(2) that has begun comes to its end before. One that waits for its child's execve(2) never is, and creates nothing.
+/// Only its parent gets an event of that, so its state is read.
+fn wait_for_stop(process: i32, last: Instant) {
     let began = Instant::now();
-    while activity(process).is_some_and(|activity| !activity.starts_with(['T', 't'])) && began.elapsed() < STOPPING {
+    while Instant::now() < last {
+        let states: Vec<String> = threads(process).into_iter().filter_map(activity).collect();
+        let waits = states.iter().any(|state| state.starts_with('D')) && began.elapsed() < STOPPING;
+        if !waits && states.iter().all(|state| state.starts_with(['T', 't', 'D'])) {
+            return;
+        }
         std::thread::sleep(std::time::Duration::from_micros(100));
+    }
+}
+
+/// Lets the threads of a process have the CPU as others have: it is about to be stopped.
+fn hurry(process: i32) {
+    for thread in threads(process) {
+        let _ = run_as_usual(thread);
     }
 }
 
