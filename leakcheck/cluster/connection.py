@@ -40,7 +40,9 @@ def connected(address: str, directory: Path) -> Generator[distributed.Client, No
         raise UsageError(f"--cluster {address}: give 1 to {_MOST} workers")
     with contextlib.ExitStack() as stack:
         # Dask reports each lost worker by itself, with tracebacks.
-        stack.enter_context(dask.config.set({"distributed.logging.distributed": "critical"}))
+        stack.enter_context(
+            dask.config.set({"distributed.logging.distributed": "critical", "temporary-directory": str(directory)})
+        )
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         try:
             if workers is not None:

@@ -328,6 +328,20 @@ def test_what_a_victim_creates_at_the_instant_of_the_kill_is_killed_too(
     assert kills == 12
 
 
+@pytest.mark.parametrize("traced", [True], indirect=True)
+@pytest.mark.parametrize("by_payload", [False, True])
+def test_of_a_notified_run_each_of_very_many_processes_is_killed_though_their_creator_has_ended(
+    traced: Traced, *, by_payload: bool
+) -> None:
+    # More than are held by descriptors; each has a life of its own once the shell has ended.
+    payload = ["/bin/sh", "-c", FORKS] if by_payload else ["sleep", "612"]
+    point = Point("launch", "0.2", "mkdir", "/tmp/at", 1)
+    plan = request(0, payload, point, "before", "freeze", quiesced=False)
+    code = traced.run(["/bin/sh", "-c", f"/bin/sh -c '{FORKS}'; mkdir /tmp/at; exit 0"], plan)
+    assert code == -9
+    wait_until("the end of all", lambda: not traced.arena.pids())
+
+
 @pytest.mark.parametrize("victim", ["freeze", "all"])
 def test_what_another_run_creates_at_the_instant_of_the_kill_runs_on(traced: Traced, victim: Victim) -> None:
     # It fails if one of its children is killed.

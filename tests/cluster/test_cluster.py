@@ -61,7 +61,7 @@ class Cluster:
 
     def __enter__(self) -> Self:
         port = self.address.rpartition(":")[2]
-        self._start("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard", "--no-show")
+        self._start("scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -84,7 +84,7 @@ class Cluster:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **(env or {})},
+            env={**os.environ, "DASK_TEMPORARY_DIRECTORY": str(self._directory), **(env or {})},
             start_new_session=True,
         )
         self._stack.callback(ended, started)

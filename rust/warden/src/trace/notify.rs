@@ -3,7 +3,8 @@
 //!
 //! Only the instants before calls are told, and neither creation nor end of a process is: a child has its role from its
 //! creator once it makes its first call, an exec is seen by the command line. Every process but the command itself is
-//! held by a pidfd, since it can end, and its number be given again, without notice.
+//! held by a pidfd, or if there are very many known by when it began, since it can end, and its number be given again,
+//! without notice.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,13 +16,15 @@ use leakcheck_sys::trace::{Call, Instruction};
 use leakcheck_sys::{open_pidfd, run_last, wait_until};
 
 use super::filter::is_for_tracer;
-use super::points::{Described, bytes_at, describe};
+use super::points::{Described, bytes_at, creates_or_ends, describe};
+use super::request::Victim;
+use super::status::{activity, began};
 use super::x86_64::{TRACES, WATCHES, added_filter, hides};
-use super::{MOST_ROLES, Phase, Role, Task, Tracer, record};
+use super::{MOST_ROLES, Phase, Role, Task, Tracer, kill, record};
 
 /// Reports that are handled before something else gets its turn.
 const AT_ONCE: usize = 256;
-/// Processes that are held; the calls of more are no points.
+/// Processes that are held by a pidfd: descriptors are limited.
 const MOST_HELD: usize = 256;
 /// More instructions of a filter are not looked at (`BPF_MAXINSNS`).
 const LONGEST: usize = 4096;
@@ -29,9 +32,34 @@ const LONGEST: usize = 4096;
 /// The processes of all reported runs.
 #[derive(Default)]
 pub(super) struct Reported {
-    held: HashMap<i32, OwnedFd>,
+    held: HashMap<i32, Identity>,
+    /// With how many of them those that have ended are forgotten.
+    most: usize,
     /// Threads that are about to create a process.
     creators: Vec<Creator>,
+}
+
+/// What tells a process from a later one of its number.
+enum Identity {
+    Pidfd(OwnedFd),
+    /// When it began (field 22 of proc_pid_stat(5)).
+    Began(u64),
+}
+
+impl Identity {
+    fn has_ended(&self, process: i32) -> bool {
+        match self {
+            Self::Pidfd(pidfd) => has_ended(pidfd.as_fd()),
+            Self::Began(_) => self.is_reaped(process) || activity(process).is_none(),
+        }
+    }
+
+    fn is_reaped(&self, process: i32) -> bool {
+        match self {
+            Self::Pidfd(pidfd) => is_reaped(pidfd.as_fd()),
+            Self::Began(time) => began(process) != Some(*time),
+        }
+    }
 }
 
 /// A thread that is about to create a process: its process, and the number of the recorded call.
@@ -45,12 +73,20 @@ impl Reported {
     /// Whether the number still belongs to the process that had it.
     fn is_alive(&self, process: i32) -> bool {
         // The command itself keeps its number until it is reaped.
-        self.held.get(&process).is_none_or(|pidfd| !has_ended(pidfd.as_fd()))
+        self.held.get(&process).is_none_or(|identity| !identity.has_ended(process))
     }
 
     /// A process that may be killed.
     pub(super) fn pidfd(&self, process: i32) -> io::Result<OwnedFd> {
-        self.held.get(&process).map_or_else(|| open_pidfd(process), OwnedFd::try_clone)
+        if let Some(Identity::Pidfd(pidfd)) = self.held.get(&process) {
+            return pidfd.try_clone();
+        }
+        let pidfd = open_pidfd(process)?;
+        // Now nothing else can get its number, if it still has it.
+        if self.held.get(&process).is_some_and(|identity| identity.is_reaped(process)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        Ok(pidfd)
     }
 }
 
@@ -84,7 +120,7 @@ impl Tracer {
 
     fn reported(&mut self, number: usize, report: &Notification) {
         self.follow(number);
-        let process = self.process_of(report.pid);
+        let Some(process) = self.known_or_ended(number, report.pid) else { return };
         let every = self.runs[number].request.every();
         // The payload's calls are no points.
         let watched = process.filter(|process| !self.roles[self.tasks[process].role].payload);
@@ -99,7 +135,11 @@ impl Tracer {
         self.runs[number].reporting = report.pid;
         if let Some(process) = process {
             self.note_what_is_hidden(process, &report.call, refused);
-            match point.as_ref().map(|point| point.operation) {
+            let operation = match watched {
+                Some(_) => point.as_ref().map(|point| point.operation),
+                None => creates_or_ends(report.pid, &report.call),
+            };
+            match operation {
                 Some("clone") => self.expect_child(report.pid, process),
                 Some("exit") => self.find_children(process),
                 _ => {}
@@ -180,6 +220,28 @@ impl Tracer {
         }
     }
 
+    /// The process of a thread that waits, if it is known; none at all if it belongs to those who were killed, and is
+    /// killed now. Who reports here is of this run, whoever created it.
+    fn known_or_ended(&mut self, number: usize, thread: i32) -> Option<Option<i32>> {
+        if let Some(process) = self.process_of(thread) {
+            return Some(Some(process));
+        }
+        let Some((process, _)) = family(thread) else { return Some(None) };
+        let run = &self.runs[number];
+        if let Some((Victim::Tree | Victim::Freeze, at)) = run.swept
+            && began(process).is_some_and(|time| time <= at)
+        {
+            kill::end(process);
+            return None;
+        }
+        // Its creator has ended before its first call, and was of the payload: of others, each creation is known.
+        let payload = run.payload.and_then(|payload| self.tasks.get(&payload)).map(|task| task.role);
+        if let Some(role) = payload {
+            self.enter(process, role);
+        }
+        Some(self.is_known(process).then_some(process))
+    }
+
     /// The known process of a thread that waits: none if its creator is not known.
     fn process_of(&mut self, thread: i32) -> Option<i32> {
         if self.is_known(thread) {
@@ -213,7 +275,7 @@ impl Tracer {
                 .reported
                 .held
                 .get(&process)
-                .is_none_or(|pidfd| !has_ended(pidfd.as_fd()) || !is_reaped(pidfd.as_fd()))
+                .is_none_or(|identity| !identity.has_ended(process) || !identity.is_reaped(process))
     }
 
     /// Finds what the threads of a process have created meanwhile.
@@ -266,7 +328,7 @@ impl Tracer {
     }
 
     fn enter_child(&mut self, process: i32, creator: usize, call: Option<u32>) {
-        if self.roles.len() >= MOST_ROLES {
+        if self.roles[creator].payload || self.roles.len() >= MOST_ROLES {
             return self.enter(process, creator);
         }
         let role = Role::of_child(&mut self.roles[creator]);
@@ -278,15 +340,20 @@ impl Tracer {
     }
 
     fn enter(&mut self, process: i32, role: usize) {
-        if self.reported.held.len() >= MOST_HELD {
-            for (process, _) in self.reported.held.extract_if(|_, pidfd| has_ended(pidfd.as_fd())) {
+        let held = &mut self.reported.held;
+        if held.len() >= self.reported.most.max(MOST_HELD) {
+            for (process, _) in held.extract_if(|process, identity| identity.has_ended(*process)) {
                 self.tasks.remove(&process);
             }
+            self.reported.most = 2 * held.len();
         }
-        if self.reported.held.len() < MOST_HELD
-            && let Ok(pidfd) = open_pidfd(process)
-        {
-            self.reported.held.insert(process, pidfd);
+        let identity = match open_pidfd(process) {
+            Ok(pidfd) if held.len() < MOST_HELD => Some(Identity::Pidfd(pidfd)),
+            Ok(_) => began(process).map(Identity::Began),
+            Err(_) => None,
+        };
+        if let Some(identity) = identity {
+            held.insert(process, identity);
             self.tasks.insert(process, Task::new(role, process));
         }
     }

@@ -116,6 +116,13 @@ pub(super) fn describe(pid: i32, process: i32, call: &Call, every: bool, leaving
     found
 }
 
+/// Whether a call creates a process or a thread, or ends one: its operation.
+pub(super) fn creates_or_ends(pid: i32, call: &Call) -> Option<&'static str> {
+    let call = &direct(call, |address| word_at(pid, address));
+    let row = rows(call, false).find(|row| row.when.holds(&call.arguments))?;
+    matches!(row.operation, "clone" | "exit").then_some(row.operation)
+}
+
 /// The point of a call that only faults are at. Programs and settings that are closed were only read.
 pub(super) fn describe_watched(pid: i32, call: &Call) -> Option<Point> {
     let row = watched(call)?;
