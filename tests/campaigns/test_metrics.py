@@ -312,7 +312,10 @@ class TestCampaign:
         assert end["rustbox_executions_total",] == end["rustbox_executions_by_status", "OK"] >= 3
         assert end["rustbox_trials_wanted",] == 100000
 
-    @pytest.mark.parametrize("name", ["stress", "verify"])
+    @pytest.mark.parametrize(
+        "name",
+        ["stress", pytest.param("verify", marks=pytest.mark.slow)],  # half a minute; it counts what campaigns count
+    )
     @pytest.mark.skipif(os.geteuid() != 0, reason="arenas of root; run as root")
     def test_what_submissions_leave_is_no_success_at_the_end(self, tmp_path: Path, name: str) -> None:
         file = tmp_path / "x.prom"
