@@ -1,5 +1,6 @@
 """The scenario of a Redis that stops answering, dies and comes back."""
 
+import itertools
 import shutil
 import signal
 import time
@@ -14,6 +15,7 @@ from leakcheck.service.work import Runs
 __all__: list[str] = []
 
 _NAME = "redis"
+_TIMES, _PAUSE, _LINGER = 5, 0.7, 2.0
 
 
 def _prepare(stage: Stage) -> None:
@@ -30,6 +32,9 @@ def redis_away(stage: Stage) -> Any:
     """Create jobs in each of these phases, and see all of them end."""
     client = stage.client()
     jobs: dict[str, list[tuple[str, str]]] = {}
+    # With one worker, each job that is queued twice runs twice: while another runs, a global cap hides it.
+    for name in stage.processes.named("worker")[1:]:
+        stage.processes.stop(name)
     with Runs(stage.arena) as runs:
         jobs["up"] = _created(client, runs, 2)
         server = stage.processes.running[_NAME]
@@ -47,11 +52,19 @@ def redis_away(stage: Stage) -> Any:
         _ended(stage, client, [*jobs["waiting"], *jobs["away"]], "after Redis had died")
         stage.processes.start(_NAME)
         stage.restarted.append(_NAME)
-        time.sleep(0.5)
-        jobs["back"] = _created(client, runs, 3)
+        # A service may try a Redis that was away only from time to time.
+        jobs["back"] = []
+        for _ in range(_TIMES):
+            time.sleep(_PAUSE)
+            jobs["back"] += _created(client, runs, 1)
         _ended(stage, client, [*jobs["up"], *jobs["back"]], "once Redis was back")
-        # What was queued a second time would run now.
-        time.sleep(1.5)
+        # What was queued a second time runs now, and its state may change.
+        until = time.monotonic() + _LINGER
+        while time.monotonic() < until:
+            for job, _ in itertools.chain(*jobs.values()):
+                client.get(job)
+            time.sleep(0.05)
+        check(not (problems := stage.history.problems()), "; ".join(problems[:2]))
         check(not runs.twice, f"{len(runs.twice)} jobs ran more than once")
     return {f"jobs while {phase}": len(some) for phase, some in jobs.items()}
 
