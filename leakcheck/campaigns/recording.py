@@ -48,5 +48,9 @@ class Recording:
     def add(self, trial: Any, kept: Callable[[], bytes]) -> None:
         """Keep a trial; `kept` returns what the campaign would need to go on after it."""
 
+    def samples(self) -> Sequence[Any]:
+        """Return samples of what leakcheck used: `leakcheck.evidence.resources.Sample`, none of this one."""
+        return ()
+
     def end(self, trials: Sequence[Any], result: Result, kept: bytes, took: float) -> None:
         """Keep the result, the trials as they were evaluated at the end, and what it takes to go on if not complete."""

@@ -27,6 +27,7 @@ from leakcheck.deliver import check_apart, deliver, notify, output_to, show_prog
 from leakcheck.errors import StoppedError, UsageError
 from leakcheck.renamed import notify_renamed
 from leakcheck.render import print_lines
+from leakcheck.reports.figures import Curves
 from leakcheck.reports.files import Reports
 from leakcheck.reports.of_campaign import of_campaign
 from leakcheck.subprocesses import Interrupts, in_background
@@ -150,9 +151,11 @@ def run_campaign(
     with contextlib.ExitStack() as stack:
         metered, place = stack.enter_context(watch.open()), stack.enter_context(output_to(output))
         written = stack.enter_context(Reports(reports))
-        recording = None
+        recording = Recording()
         if cluster is None:
-            recording = stack.enter_context(_recorded(campaign, target, options, store, resume=resume))
+            recording = stack.enter_context(
+                _recorded(campaign, target, options, store, resume=resume, sampled=bool(reports))
+            )
         interrupts = stack.enter_context(Interrupts())
         began = time.monotonic()
         try:
@@ -185,7 +188,7 @@ def run_campaign(
         shown = None if as_json else campaign.shown(options, result)
         code = deliver(code, result.to_json(), place, None if shown is None else functools.partial(_show, shown))
         took = time.monotonic() - began
-        code = written.write(code, lambda: of_campaign(result, took))
+        code = written.write(code, lambda: of_campaign(result, took, _curves(recording)))
         return INTERRUPTED if interrupts.seen() else code
 
 
@@ -200,19 +203,32 @@ def _counting(metered: Metered, target: Target, campaign: Campaign[Any, Any]) ->
 
 @contextlib.contextmanager
 def _recorded(
-    campaign: Campaign[Any, Any], target: Target, options: Options, path: Path | None, *, resume: bool
+    campaign: Campaign[Any, Any], target: Target, options: Options, path: Path | None, *, resume: bool, sampled: bool
 ) -> Generator[Recording, None, None]:
-    if path is None:
+    if path is None and not sampled:
         yield Recording()
         return
     # Imported here: most campaigns are not recorded.
     from leakcheck.evidence import Store
+    from leakcheck.evidence.resources import Sampled
+
+    if path is None:
+        yield Sampled()
+        return
 
     with (
         Store(path, create=True) as store,
         store.record(campaign, target, options, resume=resume, log=notify) as recording,
     ):
         yield recording
+
+
+def _curves(recording: Recording) -> Iterator[Curves]:
+    """Yield the curves of what leakcheck used, if it was sampled."""
+    if samples := recording.samples():
+        from leakcheck.evidence.resources import resource_curves
+
+        yield from resource_curves(samples)
 
 
 def _keeping(place: Output) -> Callable[[Result], None]:

@@ -1,13 +1,21 @@
-"""What leakcheck itself used while a run was recorded, and how busy the machine was, as curves."""
+"""What leakcheck itself used while a campaign ran, and how busy the machine was, as curves."""
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import msgspec
+import psutil
 
+from leakcheck.campaigns.recording import Recording
 from leakcheck.reports.figures import Curves, Line
 
 _STEPS = 120
+# Seconds between two samples that are kept in memory, at first; and how many are kept.
+_EVERY_S = 1.0
+_MOST = 1000
 
 
 class Sample(msgspec.Struct, frozen=True):
@@ -18,6 +26,41 @@ class Sample(msgspec.Struct, frozen=True):
     fds: int
     cpu_s: float
     load: float
+
+
+class Sampler:
+    """Takes samples of this process."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+
+    def sample(self, at_s: float) -> Sample:
+        """Return what it uses now, `at_s` seconds after the begin."""
+        with self._process.oneshot():
+            rss, times, fds = self._process.memory_info().rss >> 10, self._process.cpu_times(), self._process.num_fds()
+        return Sample(round(at_s, 3), rss, fds, times.user + times.system, os.getloadavg()[0])
+
+
+class Sampled(Recording):
+    """Keeps samples of what leakcheck uses, in memory: no more than a thousand, however long it runs."""
+
+    def __init__(self) -> None:
+        self._use, self._samples = Sampler(), list[Sample]()
+        self._began, self._every, self._due = time.monotonic(), _EVERY_S, 0.0
+
+    def add(self, trial: Any, kept: Callable[[], bytes]) -> None:
+        """Take a sample from time to time."""
+        del trial, kept
+        if (now := time.monotonic()) >= self._due:
+            self._samples.append(self._use.sample(now - self._began))
+            if len(self._samples) > _MOST:
+                del self._samples[::2]
+                self._every *= 2
+            self._due = now + self._every
+
+    def samples(self) -> Sequence[Sample]:
+        """Return them, in the order of their times."""
+        return self._samples
 
 
 def resource_curves(samples: Sequence[Sample]) -> Iterator[Curves]:

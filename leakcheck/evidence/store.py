@@ -1,6 +1,5 @@
 """The store: runs, their trials and findings, and the machines on which they were made."""
 
-import os
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +7,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import msgspec
-import psutil
 
 from leakcheck.campaigns import CAMPAIGNS, Campaign, Result
 from leakcheck.campaigns.campaign import Options
@@ -17,7 +15,7 @@ from leakcheck.campaigns.recording import Recording
 from leakcheck.errors import UsageError
 from leakcheck.evidence.database import Database
 from leakcheck.evidence.machine import machine_facts, tested_facts
-from leakcheck.evidence.resources import Sample
+from leakcheck.evidence.resources import Sample, Sampler
 from leakcheck.evidence.runs import VERIFY, Run, kind_of, with_records
 from leakcheck.evidence.stored import StoredRecords
 from leakcheck.targets import Target
@@ -217,7 +215,7 @@ class StoreRecording(Recording):
             self.result = store.result(run)
         self._next = len(self.trials)
         self._due = self._sample_due = 0.0
-        self._process = psutil.Process()
+        self._use = Sampler()
 
     def __enter__(self) -> Self:
         return self
@@ -259,7 +257,8 @@ class StoreRecording(Recording):
             after = time.monotonic()
             self._due = after + max(_LEAST_S, _COST * (after - now))
         if now >= self._sample_due:
-            changes.append(("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?)", self._sample(at)))
+            row = [self.run.id, *msgspec.structs.astuple(self._use.sample(at))]
+            changes.append(("INSERT OR REPLACE INTO samples VALUES (?, ?, ?, ?, ?, ?)", row))
             self._sample_due = now + _SAMPLE_S
         self._store.database.change(*changes)
 
@@ -307,10 +306,9 @@ class StoreRecording(Recording):
         rows = self._store.database.rows("SELECT number, at_s FROM trials WHERE run = ?", [self.run.id])
         return [(number, at) for number, at in rows]
 
-    def _sample(self, at: float) -> list[Any]:
-        with self._process.oneshot():
-            rss, times, fds = self._process.memory_info().rss >> 10, self._process.cpu_times(), self._process.num_fds()
-        return [self.run.id, at, rss, fds, times.user + times.system, os.getloadavg()[0]]
+    def samples(self) -> Sequence[Sample]:
+        """Return what leakcheck used so far."""
+        return self._store.samples(self.run)
 
 
 def _row(run: int, number: int, at: float, trial: Any) -> list[Any]:

@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from waiting import wait_until
 from leakcheck.campaigns import Leaks, LeaksOptions, Result, Stress, StressOptions, run
 from leakcheck.errors import UsageError
 from leakcheck.evidence import Store, database, merge
-from leakcheck.evidence.resources import resource_curves
+from leakcheck.evidence.resources import Sampled, resource_curves
 from leakcheck.submissions import parse_specs
 from leakcheck.targets import Target
 from leakcheck.trials.record import Record
@@ -270,6 +271,31 @@ def test_a_report_of_a_recorded_run_has_what_leakcheck_itself_used(tmp_path: Pat
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "page.html").read_text()
     assert all(title in page for title in curves)
+
+
+def test_samples_in_memory_are_no_more_however_long_it_runs_and_are_of_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    sampled = Sampled()
+    for now in map(float, range(20_000)):  # noqa: B007 - it is the clock
+        sampled.add(None, bytes)
+    times = [one.at_s for one in sampled.samples()]
+    assert 500 <= len(times) <= 1000
+    assert times == sorted(times)
+    assert times[-1] > 19_900
+    assert max(later - one for one, later in pairwise(times)) <= 64
+
+
+@as_root
+def test_a_report_of_a_campaign_without_a_store_has_what_leakcheck_itself_used(tmp_path: Path) -> None:
+    made = target(tmp_path, 'sleep 0.4; exec "$@"')
+    words = ["leaks", "--target", made.path, "--iterations", "12", "--jobs", "1", *NORMAL]
+    done = command(*words, "--report", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert all(title in page for title in ("Memory of leakcheck", "Descriptors of leakcheck", "Load average"))
 
 
 @as_root
