@@ -62,7 +62,7 @@ def run_verify(
         metered = stack.enter_context(watch.open())
         place = stack.enter_context(output_to(output))
         written = stack.enter_context(Reports(reports))
-        recorded = stack.enter_context(_recorder(store, profile, requirements, seed, resume=resume))
+        recorded = stack.enter_context(_recorder(store, targets, profile, requirements, seed, resume=resume))
         interrupts = stack.enter_context(Interrupts())
         found: list[Verification] = []
 
@@ -104,17 +104,26 @@ def run_verify(
 
 @contextlib.contextmanager
 def _recorder(
-    path: Path | None, profile: Profile, requirements: Sequence[Requirement], seed: int, *, resume: bool
+    path: Path | None,
+    targets: Sequence[Target],
+    profile: Profile,
+    requirements: Sequence[Requirement],
+    seed: int,
+    *,
+    resume: bool,
 ) -> Generator[Callable[[Target], contextlib.AbstractContextManager[VerifyRecording]], None, None]:
     """Yield what returns the recording of a target."""
     if path is None:
         yield lambda _: contextlib.nullcontext(VerifyRecording())
         return
     # Imported here: most are not recorded.
-    from leakcheck.evidence import Store, StoreVerifyRecording
+    from leakcheck.evidence import Store, verify_recordings
 
-    with Store(path, create=True) as store:
-        yield lambda target: StoreVerifyRecording(store, target, profile, requirements, seed, resume=resume, log=notify)
+    with (
+        Store(path, create=True) as store,
+        verify_recordings(store, targets, profile, requirements, seed, resume=resume, log=notify) as recorded,
+    ):
+        yield recorded
 
 
 def _targets(names: Sequence[str], *, compare: bool) -> list[Target]:

@@ -97,17 +97,20 @@ class Store:
         options: bytes,
         *,
         resume: bool,
+        ended: bool = False,
         parent: int | None = None,
         part: str = "",
         log: Callable[[str], None] = lambda _: None,
     ) -> Run:
         """Return a new run; if `resume`, the last one of this command that was cut off, if there is one.
 
+        With `ended`, one that has ended is as good: it is the last one all the same.
+
         Raises:
             UsageError: what was cut off was of another version of the target, of leakcheck or of the machine.
         """
         tested, machine = tested_facts(target), machine_facts()
-        if resume and (old := self._cut_off(command, target, options, parent, part)) is not None:
+        if resume and (old := self._last(command, target, options, parent, part, ended=ended)) is not None:
             for what, then, now in (("what is tested", old.tested, tested), ("the machine", old.machine, machine)):
                 if changed := [name for name in now if now[name] != then.get(name)]:
                     raise UsageError(
@@ -152,10 +155,22 @@ class Store:
             raise UsageError(f"store {self.path}: another process has taken run {number}; try again")
         return self.run(number)
 
-    def _cut_off(self, command: str, target: Target, options: bytes, parent: int | None, part: str) -> Run | None:
+    def is_cut_off(self, command: str, target: Target, options: bytes) -> bool:
+        """Return whether the last run of this command has not ended."""
+        query = "SELECT state FROM runs WHERE command = ? AND target = ? AND options = ? ORDER BY id DESC LIMIT 1"
+        return [*self.database.rows(query, [command, target.name, options.decode()])] not in ([], [("ended",)])
+
+    def forget(self, run: Run) -> None:
+        """Remove a run of which nothing was recorded."""
+        self.database.change(("DELETE FROM runs WHERE id = ?", [run.id]))
+
+    def _last(
+        self, command: str, target: Target, options: bytes, parent: int | None, part: str, *, ended: bool
+    ) -> Run | None:
+        ended = ended or parent is not None
         found = self.database.rows(
             f"{_RUN} WHERE command = ? AND target = ? AND options = ? AND parent IS ? AND part = ? "
-            + ("" if parent is not None else "AND state != 'ended' ")
+            + ("" if ended else "AND state != 'ended' ")
             + "ORDER BY runs.id DESC LIMIT 1",
             [command, target.name, options.decode(), parent, part],
         )
@@ -168,7 +183,7 @@ class Store:
             raise UsageError(f"store {self.path}: run {run.id} is still running in another process; wait for it")
         # It may have ended meanwhile.
         run = self.run(run.id)
-        return run if run.state != "ended" or parent is not None else None
+        return run if run.state != "ended" or ended else None
 
     def record(
         self,
@@ -223,7 +238,7 @@ class StoreRecording(Recording):
     def __exit__(self, kind: object, *_: object) -> None:
         """Forget a run that failed before its first trial."""
         if kind is not None and not self._next:
-            self._store.database.change(("DELETE FROM runs WHERE id = ?", [self.run.id]))
+            self._store.forget(self.run)
 
     def watch(self, machine: Machine) -> None:
         """Note the settings of the machine, from which those at the end must not differ."""

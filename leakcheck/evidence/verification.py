@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -19,23 +19,46 @@ from leakcheck.verify.recording import VerifyRecording
 from leakcheck.verify.result import Verification, without_pace
 
 
-class StoreVerifyRecording(VerifyRecording):
-    """Records one ``verify`` of `target`; if `resume`, one that was cut off, if there is one."""
+@contextlib.contextmanager
+def verify_recordings(
+    store: Store,
+    targets: Sequence[Target],
+    profile: Profile,
+    requirements: Sequence[Requirement],
+    seed: int,
+    *,
+    resume: bool,
+    log: Callable[[str], None],
+) -> Generator[Callable[[Target], "StoreVerifyRecording"], None, None]:
+    """Yield what returns the recording of one of `targets`; if `resume`, of a ``verify`` that was cut off.
 
-    def __init__(
-        self,
-        store: Store,
-        target: Target,
-        profile: Profile,
-        requirements: Sequence[Requirement],
-        seed: int,
-        *,
-        resume: bool,
-        log: Callable[[str], None],
-    ) -> None:
-        asked = {"profile": profile, "requirements": [one.id for one in requirements], "seed": seed}
-        self._store, self._target, self._resume = store, target, resume
-        self.run = store.begin(VERIFY, target, msgspec.json.encode(asked), resume=resume, log=log)
+    All of them begin now: those that had ended when another one was cut off are not made again.
+    """
+    asked: dict[str, Any] = {"profile": profile, "requirements": [one.id for one in requirements], "seed": seed}
+    if len(targets) > 1:
+        asked["targets"] = [target.name for target in targets]
+    options = msgspec.json.encode(asked)
+    goes_on = resume and any(store.is_cut_off(VERIFY, target, options) for target in targets)
+    if resume and not goes_on:
+        log(f"nothing to resume in {store.path}: begins anew")
+    runs = [store.begin(VERIFY, target, options, resume=goes_on, ended=True) for target in targets]
+    made = {
+        target.name: StoreVerifyRecording(store, target, run, resume=goes_on)
+        for target, run in zip(targets, runs, strict=True)
+    }
+    try:
+        yield lambda target: made[target.name]
+    finally:
+        for run in runs:
+            if store.run(run.id).state == "running" and not store.parts(run):
+                store.forget(run)
+
+
+class StoreVerifyRecording(VerifyRecording):
+    """Records the ``verify`` of one target in `run`."""
+
+    def __init__(self, store: Store, target: Target, run: Run, *, resume: bool) -> None:
+        self._store, self._target, self.run, self._resume = store, target, run, resume
 
     def record(
         self, part: str, campaign: Campaign[Any, Any], options: Options

@@ -320,6 +320,36 @@ def test_a_verify_goes_on_with_the_campaign_in_which_it_was_killed(tmp_path: Pat
 
 
 @as_root
+def test_a_verify_of_two_targets_goes_on_with_the_second_and_keeps_the_first(tmp_path: Path) -> None:
+    one, two = (target(tmp_path, CLEAN, name=name) for name in ("one", "two"))
+    store = tmp_path / "s.db"
+    words = ["verify", "--target", one.path, "--target", two.path, "--only", "R6", "--store", store, "--resume"]
+    ended = "SELECT count(*) FROM runs WHERE state = 'ended' AND parent IS NULL"
+    process = subprocess.Popen(
+        [*LEAKCHECK, *map(str, words)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_until("the end of the first", lambda: made_trials(store) and query(store, ended) == [(1,)])
+    process.kill()
+    process.wait()
+    before = query(store, "SELECT id, began, ended FROM runs WHERE target = 'one' AND parent IS NOT NULL")
+    done = command(*words, "--json", timeout=300)
+    # On a busy machine a killed payload may outlive the settle time.
+    assert done.returncode in (0, 1), done.stderr
+    assert [found["target"] for found in json.loads(done.stdout)["targets"]] == ["one", "two"]
+    assert query(store, "SELECT id, began, ended FROM runs WHERE target = 'one' AND parent IS NOT NULL") == before
+    assert query(store, "SELECT target, state FROM runs WHERE parent IS NULL ORDER BY id") == [
+        ("one", "ended"),
+        ("two", "ended"),
+    ]
+    again = command(*words, "--json", timeout=300)
+    assert "nothing to resume" in again.stderr
+    assert query(store, "SELECT count(*) FROM runs WHERE parent IS NULL") == [(4,)]
+
+
+@as_root
 def test_a_full_disk_stops_the_campaign_with_what_it_has(tmp_path: Path) -> None:
     made = target(tmp_path, CLEAN)
     full = tmp_path / "full"
