@@ -84,16 +84,21 @@ def leak_rate(bad: Callable[[Any], int] = lambda made: count(made, "leaked")) ->
 
 
 def no_slower(
-    samples: Callable[[Any], list[Sample]], load: Callable[[Any], HostLoad], seed: int, limit: float = LIMIT
+    samples: Callable[[Any], list[Sample]],
+    load: Callable[[Any], HostLoad],
+    seed: int,
+    limit: float = LIMIT,
+    *,
+    scheduled: bool = False,
 ) -> Check:
     """Require that neither throughput nor times of the `samples` get worse from the first third to the last.
 
-    Late over early may be `limit`.
+    Late over early may be `limit`; `scheduled` is as in `leakcheck.stats.degradation.changes`.
     """
 
     def check(made: Made[Any, Any]) -> Iterator[Judged]:
         ordered = sorted(samples(made), key=lambda sample: sample.ended)
-        for name, seen in changes(ordered, seed, limit).items():
+        for name, seen in changes(ordered, seed, limit, scheduled=scheduled).items():
             change = load(made).discount(seen, ordered)
             measured = {"late/early": change.ratio, "from": change.low, "to": change.high, "why": change.why or None}
             numbers = {key: value for key, value in measured.items() if value is not None}

@@ -171,7 +171,11 @@ class Stress(Campaign[_Options, Record]):
             at_most("deadlocks and hangs", lambda made: len(made.executor.stalls), 0, "unknown"),
             *([pace] if self.paced() else []),
             no_slower(
-                lambda made: made.facts.samples, lambda made: made.executor.host_load, options.seed, self.slowest()
+                lambda made: made.facts.samples,
+                lambda made: made.executor.host_load,
+                options.seed,
+                self.slowest(),
+                scheduled=not self.paced(),
             ),
             *counted,
         ]

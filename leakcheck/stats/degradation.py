@@ -51,11 +51,14 @@ class Change(msgspec.Struct, frozen=True):
     why: str = ""
 
 
-def changes(samples: Sequence[Sample], seed: int = 0, limit: float = LIMIT) -> dict[str, Change]:
+def changes(
+    samples: Sequence[Sample], seed: int = 0, limit: float = LIMIT, *, scheduled: bool = False
+) -> dict[str, Change]:
     """Return how ``throughput``, ``p50`` and ``p95`` of the last third of a run compare with those of its first.
 
     Late over early may be `limit`. A submission's time is relative to its group's median, so that the random order of
-    the mix is not a degradation.
+    the mix is not a degradation. If they are `scheduled`, they come at their times, however much work each is: only
+    their number counts for the throughput.
     """
     ordered = sorted(samples, key=lambda one: one.ended)
     third = len(ordered) // 3
@@ -66,7 +69,8 @@ def changes(samples: Sequence[Sample], seed: int = 0, limit: float = LIMIT) -> d
     for one in ordered:
         groups[one.group].append(one.took)
     usual = {group: max(statistics.median(took), 1e-6) for group, took in groups.items()}
-    early, late = (_stretches(part, usual) for part in (ordered[: third + 1], ordered[-third - 1 :]))
+    work = dict.fromkeys(usual, 1.0) if scheduled else usual
+    early, late = (_stretches(part, usual, work) for part in (ordered[: third + 1], ordered[-third - 1 :]))
     generator = random.Random(seed)  # noqa: S311 - a repeatable draw, no secret
     drawn = [
         _ratios(generator.choices(early, k=len(early)), generator.choices(late, k=len(late))) for _ in range(_DRAWS)
@@ -83,7 +87,7 @@ class _Stretch(msgspec.Struct, frozen=True):
     times: list[float]
 
 
-def _stretches(part: Sequence[Sample], usual: dict[str, float]) -> list[_Stretch]:
+def _stretches(part: Sequence[Sample], usual: dict[str, float], work: dict[str, float]) -> list[_Stretch]:
     """Cut `part` into intervals; its first sample only marks the start of the first interval."""
     found = []
     size = (len(part) - 1) / _STRETCHES
@@ -93,7 +97,7 @@ def _stretches(part: Sequence[Sample], usual: dict[str, float]) -> list[_Stretch
         found.append(
             _Stretch(
                 seconds=part[end - 1].ended - part[begin - 1].ended,
-                work=sum(usual[one.group] for one in ended),
+                work=sum(work[one.group] for one in ended),
                 times=[one.took / usual[one.group] for one in ended if one.timed],
             )
         )

@@ -82,3 +82,25 @@ def test_a_slowdown_that_came_with_others_load_is_inconclusive(monkeypatch: pyte
         assert (change.passed is None) == excused, change
         assert ("other programs used" in change.why) == excused
     assert HostLoad().discount(Change(1.0, 0.9, 1.05, passed=True), samples).passed
+
+
+def scheduled(number: int, later: float = 1) -> list[Sample]:
+    """Make a run at a steady rate whose jobs become smaller; the last third comes `later` times as slowly."""
+    generator, now, samples = random.Random(2), 0.0, []
+    for position in range(number):
+        group = generator.choices(list(BASE), weights=(1 + 3 * position / number, 1, 3 - 3 * position / number))[0]
+        now += 0.1 * (later if position > 2 * number / 3 else 1)
+        samples.append(Sample(ended=now + generator.uniform(0, 0.05), took=BASE[group], group=group))
+    return samples
+
+
+def test_submissions_that_come_at_their_times_are_counted_whatever_work_each_is() -> None:
+    made = scheduled(6000)
+    assert changes(made, limit=1.01)["throughput"].passed is False
+    found = changes(made, limit=1.01, scheduled=True)["throughput"]
+    assert (found.ratio, found.passed) == (1.0, True)
+
+
+def test_a_scheduled_run_that_falls_behind_at_its_end_fails() -> None:
+    found = changes(scheduled(6000, 1.05), limit=1.01, scheduled=True)["throughput"]
+    assert (found.ratio, found.passed) == (1.05, False)
