@@ -5,7 +5,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -67,6 +67,9 @@ class Client:
         self._lock = threading.Lock()
         self.own: list[str] = []
         """The jobs that it created."""
+        self.unanswered = 0
+        """Requests to create one that had no answer: the service may have done them."""
+        self._made: set[str] = set()
 
     @property
     def headers(self) -> dict[str, str]:
@@ -83,8 +86,12 @@ class Client:
         headers: Mapping[str, str] | None = None,
         auth: bool = True,
         timeout: float = _TIMEOUT,
+        gate: Callable[[], None] | None = None,
     ) -> Answer:
-        """Send a request to `url`, or to that path of the service; never raise for what the service does."""
+        """Send a request to `url`, or to that path of the service; never raise for what the service does.
+
+        `gate` is called once there is a connection: the request is sent when it returns.
+        """
         parts, base = urlsplit(url), urlsplit(self.contract.base_url)
         if parts.hostname and (parts.hostname, parts.port) != (base.hostname, base.port):
             web = urlsplit(self.contract.web.url) if self.contract.web is not None else None
@@ -95,6 +102,10 @@ class Client:
         sent = time.monotonic()
         connection = _Connection(self._network, base.hostname or "", base.port or 80, timeout)
         try:
+            if gate is not None:
+                connection.connect()
+                gate()
+                sent = time.monotonic()
             connection.request(method, target or "/", body, {**(self.headers if auth else {}), **(headers or {})})
             got = connection.getresponse()
             data, now = got.read(), time.monotonic()
@@ -125,6 +136,7 @@ class Client:
         """Create a job; return the answer, and the job's id, empty if it was not accepted."""
         body = self.payload(kind) if json_body is None else json_body
         answer = self.call(self.contract.jobs.create, json_body=body, **options)
+        self.unanswered += not answer.status
         if answer.status not in self.contract.jobs.create.status:
             return answer, ""
         job = at(answer.json, self.contract.jobs.id)
@@ -132,6 +144,7 @@ class Client:
             raise Failed(f"create: the answer has no {self.contract.jobs.id!r}: {answer}")
         self._note(answer, str(job), answer.json, accepted=True)
         with self._lock:
+            self._made.add(str(job))
             if str(job) not in self.own:
                 self.own.append(str(job))
         return answer, str(job)
@@ -200,6 +213,12 @@ class Client:
         where = self.contract.jobs.reason
         found = at(self.document(job), where) if where else None
         return f" ({found})" if found else ""
+
+    @property
+    def made(self) -> frozenset[str]:
+        """All jobs that it ever created."""
+        with self._lock:
+            return frozenset(self._made)
 
     def unfinished(self) -> Iterator[str]:
         """Yield its jobs that have not ended."""

@@ -31,6 +31,8 @@ Kind: TypeAlias = Literal["short", "long", "fails", "fills-disk", "leaves-proces
 _LOOPBACK = ("localhost", "ip6-localhost")
 _PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
 _MOST_SECONDS = 600
+_MOST = {"active_per_user": 1000, "concurrency": 100, "upload_bytes": 1 << 30}
+"""What scenarios can reach: so many jobs and bytes are sent."""
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -325,6 +327,16 @@ def _problems(contract: Contract) -> Iterator[tuple[str, str]]:
     for name, process in contract.processes.items():
         if not process.start or not process.start[0]:
             yield f"processes.{name}.start", "is empty; give an argv"
+    yield from _problems_of_numbers(contract)
+    if contract.redis is not None and not contract.redis.start:
+        yield "redis.start", "is empty; give an argv"
+    yield from _problems_of_jobs(contract)
+    names = [tenant.name for tenant in contract.auth.tenants]
+    if len({*names}) < len(names):
+        yield "auth.tenants", "two have the same name"
+
+
+def _problems_of_numbers(contract: Contract) -> Iterator[tuple[str, str]]:
     # Any of them may be nan.
     for field, seconds in (
         ("health.timeout", contract.health.timeout),
@@ -334,15 +346,14 @@ def _problems(contract: Contract) -> Iterator[tuple[str, str]]:
     ):
         if not 0 < seconds <= _MOST_SECONDS:
             yield field, f"{seconds}: give seconds above 0, at most {_MOST_SECONDS}"
-    for field in ("active_per_user", "concurrency", "upload_bytes"):
-        if (limit := getattr(contract.limits, field)) is not None and limit < 1:
-            yield f"limits.{field}", f"{limit}: give at least 1"
-    if contract.redis is not None and not contract.redis.start:
-        yield "redis.start", "is empty; give an argv"
-    yield from _problems_of_jobs(contract)
-    names = [tenant.name for tenant in contract.auth.tenants]
-    if len({*names}) < len(names):
-        yield "auth.tenants", "two have the same name"
+    for field in _MOST:
+        if (limit := getattr(contract.limits, field)) is not None and not 1 <= limit <= _MOST[field]:
+            yield (
+                f"limits.{field}",
+                f"{limit}: give at least 1" if limit < 1 else f"{limit}: give at most {_MOST[field]}",
+            )
+    if not 100 <= contract.health.status <= 599:
+        yield "health.status", f"{contract.health.status}: no status of HTTP"
 
 
 def _problems_of_jobs(contract: Contract) -> Iterator[tuple[str, str]]:
@@ -363,6 +374,8 @@ def _problems_of_jobs(contract: Contract) -> Iterator[tuple[str, str]]:
         call = getattr(contract.jobs, name)
         if call is not None and not call.path.startswith("/"):
             yield f"jobs.{name}.path", f"{call.path!r}: start it with /"
+        if call is not None and (not call.status or not all(200 <= status < 400 for status in call.status)):
+            yield f"jobs.{name}.status", f"{call.status}: give statuses of success, from 200 to 399"
 
 
 def _problems_of_url(url: str, allowed: list[str]) -> Iterator[str]:

@@ -157,7 +157,8 @@ def _tried(contract: Contract, path: Path, one: Scenario, options: ServiceOption
         wedged = _ended(stage, problems)
         if not problems:
             leaks, unseen = stage.residue()
-            gaps |= unseen
+            gaps |= unseen | stage.unseen
+            problems += _seen_again(stage)
         problems += stage.problems()
         if not problems and not leaks:
             leaks, more, late = stage.residue_after_stop()
@@ -177,6 +178,14 @@ def _ended(stage: Stage, problems: list[str]) -> bool:
         problems.append(str(failed))
         return True
     return False
+
+
+def _seen_again(stage: Stage) -> list[str]:
+    try:
+        stage.look_again()
+    except Failed as failed:
+        return [str(failed)]
+    return []
 
 
 def _outcome(problems: Sequence[str], leaks: Sequence[Leak], gaps: dict[str, str], *, wedged: bool) -> Outcome:
@@ -243,7 +252,8 @@ def _criterion(one: Shown) -> Criterion:
     if one.reason:
         return Criterion(name=name, passed=None, measured=one.reason, limit=None)
     left = "; ".join(leak.label for leak in one.leaks[:3])
-    why = "; ".join([*one.problems[:3], *([f"left {len(one.leaks)}: {left}"] if left else [])])
+    unseen = one.gaps.values() if one.outcome == "unknown" else ()
+    why = "; ".join([*one.problems[:3], *([f"left {len(one.leaks)}: {left}"] if left else []), *unseen])
     measured = {key: value for key, value in (one.measured or {}).items() if value is not None and value != ""}
     if why:
         measured["why"] = why

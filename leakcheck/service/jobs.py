@@ -1,6 +1,7 @@
 """Scenarios of jobs: many at once, clients that go, refreshing, two users, the end of a cancelled one."""
 
 import functools
+import json
 import signal
 import socket
 import struct
@@ -51,7 +52,10 @@ def client_gone(stage: Stage) -> Any:
     _abort(stage, client, short)
     client.cancel(job)
     client.wait(short)
-    return {"clients gone": 6} | _asked_again(stage, client)
+    create, body = stage.contract.jobs.create, json.dumps(client.payload("short")).encode()
+    for _ in range(3):
+        stage.break_off(client, create.method, create.path, body, {"Content-Type": "application/json"})
+    return {"clients gone": 9} | _asked_again(stage, client)
 
 
 def _asked_again(stage: Stage, client: Client) -> dict[str, Any]:
@@ -192,10 +196,15 @@ def global_cap(stage: Stage) -> Any:
     if (cap := stage.contract.limits.concurrency) is None:
         raise NotApplicable("the contract has no limits.concurrency")
     clients = [stage.client(0), stage.client(1)]
+    each = min(cap + 1, stage.contract.limits.active_per_user or cap + 1)
+    if 2 * each <= cap:
+        raise NotApplicable(
+            f"limits.active_per_user lets two users have no more than {2 * each} jobs, and {cap} may run"
+        )
     jobs = []
     with Runs(stage.arena) as runs:
         for client in clients:
-            payloads = [client.payload("long") for _ in range(cap + 1)]
+            payloads = [client.payload("long") for _ in range(each)]
             made = stage.at_once([lambda one=one, client=client: client.created("long", one) for one in payloads])  # type: ignore[misc]
             jobs += [(client, job, runs.mark(one)) for job, one in zip(made, payloads, strict=True)]
         until = time.monotonic() + (4 if stage.full else 1.5)

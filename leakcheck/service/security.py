@@ -6,12 +6,16 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from leakcheck.service.client import Answer, Client
+from leakcheck.service.history import AT_WORK
 from leakcheck.service.scenario import Failed, NotApplicable, at, check, scenario
 from leakcheck.service.stage import Stage, answered
 
 __all__ = ["url_of"]
 
 _SOON = 15.0
+_LASTS = 2.0
+"""Seconds for which a job that has ended is watched."""
+_REFUSED = (400, 401, 403, 404, 410, 422)
 _CLIENT_ERRORS = (400, 401, 403, 404, 405, 409, 413, 415, 422)
 
 
@@ -71,6 +75,8 @@ def ownership(stage: Stage) -> Any:
     if stage.contract.jobs.list is not None:
         check(job not in {one.job for one in other.list()}, "another user's job is in the list")
     check(owner.get(job).place == "succeeded", "another user's cancel changed the job")
+    _running(stage, owner, other)
+    _result(owner, other, job)
     rounds = 80 if stage.full else 40
     times: dict[str, list[float]] = {job: [], absent: []}
     for _ in range(rounds):
@@ -82,6 +88,33 @@ def ownership(stage: Stage) -> Any:
     telling = abs(theirs_ms - none_ms) > max(6 * noise, 2.0)
     check(not telling, f"time tells: {theirs_ms:.1f} ms for another user's job, {none_ms:.1f} ms for none")
     return {"another's ms": round(theirs_ms, 2), "none ms": round(none_ms, 2)}
+
+
+def _running(stage: Stage, owner: Client, other: Client) -> None:
+    """Let another user cancel a job that runs, and one that waits behind it."""
+    if (call := stage.contract.jobs.cancel) is None or "long" not in stage.contract.jobs.payload:
+        return
+    running = owner.created("long")
+    owner.wait(running, AT_WORK)
+    waiting = owner.created("long") if stage.contract.limits.active_per_user != 1 else running
+    for job in (running, waiting):
+        theirs = other.call(call, job=job)
+        check(theirs.status == 404, f"{call.method} another user's unfinished job: {theirs}; expected 404")
+    time.sleep(0.2)
+    for job in (running, waiting):
+        seen = owner.get(job)
+        check(not seen.ended and not seen.lost, f"another user's cancel: the job is {seen.state or 'lost'}")
+        owner.cancel(job)
+    owner.wait(running, seconds=stage.contract.limits.terminal)
+
+
+def _result(owner: Client, other: Client, job: str) -> None:
+    """Ask for the result of another user's job without its signature, by one's own key."""
+    if owner.contract.results is None:
+        return
+    plain = urlunsplit(urlsplit(url_of(owner, job))._replace(query=""))
+    answer = other.request("GET", plain)
+    check(answer.status in _REFUSED, f"the result of another user's job, unsigned: {answer}; expected to be refused")
 
 
 def _like(job: str) -> str:
@@ -98,6 +131,10 @@ def whole_job(stage: Stage) -> Any:
     end = client.wait(job)
     check(end.place == "succeeded", f"a short job ended as {end.state}{client.reason(job)}")
     took = {"ms": round((time.monotonic() - began) * 1000)}
+    while time.monotonic() - began < took["ms"] / 1000 + _LASTS:
+        # An end is for good; the history tells.
+        client.get(job)
+        time.sleep(0.02)
     if stage.contract.results is None:
         return took
     answer = client.request("GET", url_of(client, job), auth=False)
@@ -126,12 +163,12 @@ def signed_url(stage: Stage) -> Any:
     for job in jobs:
         client.wait(job)
     first = url_of(client, jobs[0])
+    answered(client.request("GET", first, auth=False), (200,), "a right URL")
     # Some sign whole seconds.
     time.sleep(1.1)
     second = url_of(client, jobs[0])
     check(first != second, "the URL of a result is the same in two GETs")
-    for url in (first, second):
-        answered(client.request("GET", url, auth=False), (200,), "a right URL")
+    answered(client.request("GET", second, auth=False), (200,), "a right URL")
     query = dict(parse_qsl(urlsplit(second).query))
     if results.signature_query not in query:
         raise Failed(f"the URL of a result has no {results.signature_query}: it is not signed")
@@ -139,29 +176,30 @@ def signed_url(stage: Stage) -> Any:
         "tampered": query | {results.signature_query: _changed(query[results.signature_query])},
         "unsigned": {name: value for name, value in query.items() if name != results.signature_query},
     }
-    if results.expires_query in query:
-        number = query[results.expires_query]
-        wrong["made expired"] = query | {results.expires_query: "1"}
-        wrong["prolonged"] = query | {results.expires_query: f"{number}0"}
+    check(results.expires_query in query, f"the URL of a result has no {results.expires_query}: it never expires")
+    number = query[results.expires_query]
+    wrong["made expired"] = query | {results.expires_query: "1"}
+    wrong["prolonged"] = query | {results.expires_query: f"{number}0"}
     statuses = {}
     other = urlsplit(url_of(client, jobs[1]))
     urls = {what: urlunsplit(urlsplit(second)._replace(query=urlencode(fields))) for what, fields in wrong.items()}
     urls["another job's"] = urlunsplit(other._replace(query=urlsplit(second).query))
     for what, url in urls.items():
         answer: Answer = client.request("GET", url, auth=False)
-        check(answer.status in (400, 401, 403, 404, 410, 422), f"{what} URL: {answer}; expected to be refused")
+        check(answer.status in _REFUSED, f"{what} URL: {answer}; expected to be refused")
         statuses[what] = answer.status
-    return statuses | _expired(client, second, query.get(results.expires_query, ""))
+    return statuses | _expired(stage, client, second, number)
 
 
-def _expired(client: Client, url: str, expires: str) -> dict[str, Any]:
+def _expired(stage: Stage, client: Client, url: str, expires: str) -> dict[str, Any]:
     """Wait until a right URL has expired, if that is soon, and use it."""
     left = float(expires) - time.time() if expires.isdigit() else float("inf")
     if left > _SOON:
-        return {"why": f"no URL expires within {_SOON:g} s: an expired one was not tried"}
+        stage.unseen["expired URL"] = f"no URL expires within {_SOON:g} s: an expired one was not tried"
+        return {}
     time.sleep(max(0.0, left) + 1.1)
     answer = client.request("GET", url, auth=False)
-    check(answer.status in (400, 401, 403, 404, 410, 422), f"expired URL: {answer}; expected to be refused")
+    check(answer.status in _REFUSED, f"expired URL: {answer}; expected to be refused")
     return {"expired": answer.status}
 
 

@@ -2,11 +2,12 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Self, TypeVar
+from urllib.parse import urlsplit
 
 from leakcheck.arena import Arena
 from leakcheck.errors import TargetError
@@ -79,8 +80,11 @@ class Stage:
         self.arena = Arena(hostname="service", size=size, network="own" if contract.local else "host", binds=shown)
         self.history = History(contract.limits.active_per_user)
         self._clients: dict[str, Client] = {}
+        self._there: set[str] = set()
         self.stack = contextlib.ExitStack()
         self.restarted: list[str] = []
+        self.unseen: dict[str, str] = {}
+        """What a scenario claims and could not try or see, with the reason: such a row is unknown, and no pass."""
         self.listeners: Listeners | None = None
         self.undo: Callable[[], None] = lambda: None
         """Undoes what a scenario changed in the arena, before what is left is looked at."""
@@ -132,6 +136,7 @@ class Stage:
         except Failed as failed:
             why = f"its first job: {failed}{self.processes.last_words()}"
             raise TargetError(f"{self.contract.name}: {why}") from failed
+        self._there = self._listed()
         self._wait_quiet()
         if ended := self.processes.ended():
             raise TargetError(f"{self.contract.name}: {ended[0]}{self.processes.last_words()}")
@@ -168,6 +173,15 @@ class Stage:
         self.restarted.append(name)
         self.processes.wait_ready(self.contract.limits.recovery)
 
+    def break_off(self, client: Client, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> None:
+        """Send the head of a request and half of its body, and let the connection go."""
+        base = urlsplit(self.contract.base_url)
+        told = {"Host": base.netloc, **client.headers, **headers, "Content-Length": str(len(body))}
+        head = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+        host = "127.0.0.1" if base.hostname == "localhost" else base.hostname or ""
+        with self.network.connect(host, base.port or 80, 10) as connection:
+            connection.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body[: len(body) // 2])
+
     def at_once(self, work: Sequence[Callable[[], _T]]) -> list[_T]:
         """Do all at the same time, and return the results in order."""
         from threading import Barrier
@@ -190,6 +204,24 @@ class Stage:
                     client.cancel(job)
             for job in rest:
                 client.wait(job, seconds=self.contract.limits.terminal + self.contract.limits.recovery)
+
+    def look_again(self) -> None:
+        """Ask once more for all jobs, each noted in the history; raise `Failed` if there are jobs that nobody made."""
+        for client in [*self._clients.values()]:
+            for job in client.own:
+                client.get(job)
+        clients = self._clients.values()
+        known = self._there.union(*((*client.own, *client.made) for client in clients))
+        strange = self._listed() - known
+        # A request without an answer may have been done.
+        if self.contract.local and len(strange) > sum(client.unanswered for client in clients):
+            raise Failed(f"{len(strange)} jobs are in the list whose creation was refused, or that no client asked for")
+
+    def _listed(self) -> set[str]:
+        if self.contract.jobs.list is None:
+            return set()
+        clients = [self.client(number) for number in range(len(self.contract.auth.tenants) or 1)]
+        return {one.job for client in clients for one in client.list()}
 
     def residue(self) -> tuple[list[Leak], dict[str, str]]:
         """Return what the jobs left while the service is idle again, and what could not be seen in full."""

@@ -118,6 +118,7 @@ def maximal(stage: Stage) -> Any:
 
     found.update(stage.at_once([one] * _AT_ONCE))
     found.update(one() for _ in range(_AT_ONCE))
+    _gone(stage, client, path, data)
     check(found["accepted"], "no upload of maximal size was accepted")
     wrong = {word for word in found if word not in ("accepted", "busy")}
     check(not wrong, f"an upload of maximal size: {', '.join(sorted(wrong))}")
@@ -130,6 +131,17 @@ def _word(answer: Answer) -> str:
     if answer.status in (200, 201, 204):
         return "accepted"
     return "busy" if answer.status in _BUSY else str(answer)
+
+
+def _gone(stage: Stage, client: Client, path: str, data: bytes) -> None:
+    """Begin uploads whose client goes in the middle."""
+    uploads = client.contract.uploads
+    for _ in range(3):
+        if uploads is not None and uploads.protocol == "plain":
+            stage.break_off(client, "POST", path, data, {})
+        elif (upload := _Upload(client, data)).path:
+            stage.break_off(client, "PATCH", upload.path, data[:_BLOCK], {**_CHUNK, "Upload-Offset": "0"})
+            upload.end(client)
 
 
 def _too_large(client: Client, path: str, data: bytes) -> Answer:
@@ -162,12 +174,8 @@ def resumed(stage: Stage) -> Any:
 
 def _broken(stage: Stage, client: Client, upload: _Upload, begin: int) -> None:
     """Send the head of a chunk and half of it, and let the connection go."""
-    base = urlsplit(stage.contract.base_url)
     chunk = upload.data[begin : begin + _BLOCK]
-    headers = {**client.headers, **_CHUNK, "Upload-Offset": str(begin), "Content-Length": str(len(chunk)), "Host": "x"}
-    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    with stage.network.connect(base.hostname or "", base.port or 80, 10) as connection:
-        connection.sendall(f"PATCH {upload.path} HTTP/1.1\r\n{head}\r\n".encode() + chunk[: len(chunk) // 2])
+    stage.break_off(client, "PATCH", upload.path, chunk, {**_CHUNK, "Upload-Offset": str(begin)})
 
 
 def _whole(client: Client, upload: _Upload) -> None:

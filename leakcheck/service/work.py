@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,8 @@ from leakcheck.arena import Arena
 __all__ = ["WORK_ENDS", "Runs"]
 
 _PAUSE = 0.008
+_TOGETHER = 0.3
+"""Seconds; processes that are killed take a moment to go."""
 WORK_ENDS = 2.0
 """Seconds that the processes of a job may take to end after its end."""
 
@@ -28,9 +30,12 @@ class Runs:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
         self._marks: set[str] = set()
-        self._inner: set[tuple[int, str]] = set()
-        self._tops: dict[str, set[tuple[int, str]]] = defaultdict(set)
+        self._known: dict[tuple[int, str, str], int] = {}
+        self._together: dict[str, float] = defaultdict(float)
+        self._before = 0.0
+        self._runs: Counter[str] = Counter()
         self._alive: dict[str, float] = {}
+        self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="leakcheck-runs", daemon=True)
         self.most = 0
@@ -59,7 +64,7 @@ class Runs:
 
     def count(self, mark: str) -> int:
         """Return how many runs of the job with this mark were seen."""
-        return len(self._tops[mark])
+        return self._runs[mark]
 
     def last(self, mark: str) -> float | None:
         """Return the time of the monotonic clock at which it was last seen at work; None if never."""
@@ -78,7 +83,12 @@ class Runs:
     @property
     def twice(self) -> list[str]:
         """The marks of jobs of which more than one run was seen."""
-        return [mark for mark in sorted(self._marks) if len(self._tops[mark]) > 1]
+        return [mark for mark in sorted(self._marks) if self._runs[mark] > 1]
+
+    @property
+    def at_once(self) -> list[str]:
+        """The marks of jobs of which two runs were at work at the same time, for longer than a run takes to end."""
+        return sorted(mark for mark, seconds in self._together.items() if seconds > _TOGETHER)
 
     @property
     def why(self) -> str:
@@ -93,18 +103,30 @@ class Runs:
 
     def _look(self, now: float) -> set[str]:
         found = {pid: one for pid in self._arena.pids() if (one := self._one(pid)) is not None}
-        at_work = set()
-        for pid, (mark, parent, start) in found.items():
-            at_work.add(mark)
-            self._alive[mark] = now
-            key = (pid, start)
-            if key in self._tops[mark]:
-                continue
-            if (above := found.get(parent)) is not None and above[0] == mark:
-                self._inner.add(key)
-            elif key not in self._inner:
-                self._tops[mark].add(key)
-        return at_work
+        with self._lock:
+            at_work: dict[str, set[int]] = defaultdict(set)
+            # A process belongs for good to the run in which it was first seen.
+            for pid in found:
+                at_work[found[pid][0]].add(self._run_of(pid, found))
+            for mark, runs in at_work.items():
+                self._alive[mark] = now
+                if len(runs) > 1:
+                    # Whoever looks seldom, on a busy machine, has seen little.
+                    self._together[mark] += min(max(0.0, now - self._before), 5 * _PAUSE)
+            self._before = now
+            return {*at_work}
+
+    def _run_of(self, pid: int, found: dict[int, tuple[str, int, str]]) -> int:
+        mark, parent, start = found[pid]
+        key = (pid, start, mark)
+        if key not in self._known:
+            above = found.get(parent)
+            if above is not None and above[0] == mark and parent != pid:
+                self._known[key] = self._run_of(parent, found)
+            else:
+                self._runs[mark] += 1
+                self._known[key] = self._runs[mark]
+        return self._known[key]
 
     def _one(self, pid: int) -> tuple[str, int, str] | None:
         """Return mark, parent and start time of a process that has a mark."""

@@ -211,6 +211,20 @@ def test_what_arrived_of_a_broken_connection_counts(running: Judge) -> None:
         alice.delete(path, headers=TUS)
 
 
+def test_an_upload_that_is_ended_while_a_chunk_of_it_arrives_leaves_no_file(running: Judge) -> None:
+    with running.client() as alice, running.client() as other:
+        path = alice.upload(b"", 1_000)
+
+        def ended() -> Iterator[bytes]:
+            yield b"x" * 100
+            time.sleep(0.2)
+            assert other.delete(path, headers=TUS).status_code == 204
+            yield b"x" * 100
+
+        assert alice.chunk(path, 0, ended()).status_code == 404  # type: ignore[arg-type]
+        assert not running.files("uploads")
+
+
 def test_a_worker_that_is_killed_leaves_nothing_and_its_job_runs_again(tmp_path: Path) -> None:
     with judge(tmp_path / "data", "serve") as made, made.client() as alice:
         worker = made.start("worker")

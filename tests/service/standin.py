@@ -1,5 +1,6 @@
 """A small job service, for tests of the engine: threads, a dictionary, and `sleep` as work. DEFECT plants a fault."""
 
+import hmac
 import json
 import os
 import signal
@@ -10,16 +11,21 @@ import time
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 DEFECT = os.environ.get("DEFECT", "")
 DATA = Path(os.environ["DATA"])
 LIMIT = 5
+LARGEST = 100_000
 KEYS = {"ka": "alice", "kb": "bob"}
 lock = threading.RLock()
 wake = threading.Condition(lock)
 jobs: dict[str, dict] = {}
 procs: dict[str, subprocess.Popen] = {}
 kept: list = []
+twins: dict[str, subprocess.Popen] = {}
+recent: list[float] = []
+listing = 0
 ACTIVE = ("queued", "running")
 
 
@@ -51,6 +57,8 @@ def worker() -> None:
             if job["state"] == "running":
                 job["state"] = "completed" if process.returncode == 0 else "failed"
                 job["reason"] = f"exit {process.returncode}"
+                if DEFECT == "flips":
+                    threading.Timer(0.6, job.update, [{"state": "running"}]).start()
             save()
 
 
@@ -62,6 +70,8 @@ def start(job: dict) -> None:
     procs[job["id"]] = subprocess.Popen(argv, start_new_session=True)
     if DEFECT == "twice":
         subprocess.Popen(argv)
+    if job.get("again"):
+        twins[job["id"]] = subprocess.Popen(argv, start_new_session=True)
     if DEFECT == "orphan":
         subprocess.Popen(["sleep", "60"], start_new_session=True)
     save()
@@ -91,7 +101,45 @@ class Handler(BaseHTTPRequestHandler):
             return user
         return None
 
+    def url(self, job: str) -> str:
+        until = time.time() + (3600 if DEFECT == "long-url" else 2)
+        name = "until" if DEFECT == "no-expiry" else "expires"
+        return f"/results/{job}?{name}={until:.0f}&signature={signature(job, f'{until:.0f}')}&n={time.monotonic()}"
+
+    def result(self) -> None:
+        parts = urlsplit(self.path)
+        query, job = dict(parse_qsl(parts.query)), parts.path.rpartition("/")[2]
+        until = query.get("expires") or query.get("until") or "0"
+        right = query.get("signature") == signature(job, until) and int(until) >= time.time()
+        if right or (DEFECT == "result-of-others" and self.headers.get("X-API-Key") in KEYS):
+            return self.say(200, {"job": job})
+        return self.say(403, {"error": "signature"})
+
+    def upload(self) -> None:
+        rest = int(self.headers.get("Content-Length", 0))
+        if rest > LARGEST:
+            return self.say(413, {"error": "size"})
+        path = DATA / f"part-{uuid.uuid4().hex}"
+        path.touch()
+        while rest and (block := self.rfile.read1(rest)):
+            rest -= len(block)
+        if rest == 0 or DEFECT != "upload-gone":
+            path.unlink()
+        return self.say(201, {}) if rest == 0 else None
+
+    def list(self, mine: list[dict]) -> None:
+        global listing
+        with lock:
+            listing += 1
+        time.sleep(0.02)
+        busy = DEFECT == "list-busy" and listing > 10
+        with lock:
+            listing -= 1
+        self.say(200, {"error": "busy"} if busy else {"jobs": mine})
+
     def do_GET(self) -> None:
+        if self.path.startswith("/results/"):
+            return self.result()
         if self.path == "/health":
             if DEFECT == "html":
                 return self.say(500, "no")
@@ -100,8 +148,10 @@ class Handler(BaseHTTPRequestHandler):
             return None
         with lock:
             mine = [dict(job) for job in jobs.values() if job["user"] == user or DEFECT == "others"]
+        for job in mine:
+            job["url"] = self.url(job["id"])
         if self.path == "/jobs":
-            return self.say(200, {"jobs": mine})
+            return self.list(mine)
         job = next((job for job in mine if job["id"] == self.path.rpartition("/")[2]), None)
         return self.say(404, {"error": "no such job"}) if job is None else self.say(200, job)
 
@@ -110,21 +160,42 @@ class Handler(BaseHTTPRequestHandler):
             return None
         with lock:
             job = jobs.get(self.path.rpartition("/")[2])
-            if job is None or job["user"] != user:
+            lets = DEFECT == "cancel-of-others" and job is not None and job["state"] in ACTIVE
+            if job is None or (job["user"] != user and not lets):
                 return self.say(404, {"error": "no such job"})
             if job["state"] in ACTIVE:
                 job["state"] = "cancelled"
                 process = procs.get(job["id"])
+                if twin := twins.pop(job["id"], None):
+                    twin.kill()
+                    twin.wait()
                 if process is not None and DEFECT != "survivor":
                     os.killpg(process.pid, signal.SIGKILL)
             save()
             return self.say(200, job)
 
+    def body(self, length: int) -> bytes:
+        text = self.rfile.read(length)
+        if DEFECT == "body-gone" and len(text) < length:
+            (DATA / f"body-{uuid.uuid4().hex}").write_bytes(text)
+        return text
+
+    def is_refused(self, job: dict) -> bool:
+        active = sum(one["user"] == job["user"] and one["state"] in ACTIVE for one in jobs.values())
+        recent[:] = [one for one in [*recent, time.monotonic()] if one > time.monotonic() - 1]
+        if active < LIMIT or DEFECT == "quota" or (DEFECT == "quota-of-many" and len(recent) > 50):
+            return False
+        if DEFECT == "ghost":
+            jobs[job["id"]] = job
+        return True
+
     def do_POST(self) -> None:
         if (user := self.user()) is None:
             return None
+        if self.path == "/uploads":
+            return self.upload()
         try:
-            body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            body = json.loads(self.body(int(self.headers.get("Content-Length", 0))))
             wrong = not body.get("workflow")
         except (ValueError, AttributeError, RecursionError):
             wrong = True
@@ -143,14 +214,17 @@ class Handler(BaseHTTPRequestHandler):
                 return self.say(429, {"error": "limit"})
             time.sleep(0.05)
         with wake:
-            active = sum(one["user"] == user and one["state"] in ACTIVE for one in jobs.values())
-            if active >= LIMIT and DEFECT != "quota":
+            if self.is_refused(job):
                 return self.say(429, {"error": "limit"})
             if DEFECT != "drop" or len(jobs) % 3 != 2:
                 jobs[job["id"]] = job
             save()
             wake.notify()
         return self.say(201, job)
+
+
+def signature(job: str, until: str) -> str:
+    return hmac.digest(b"key", f"{job} {until}".encode(), "sha256").hex()
 
 
 class Server(ThreadingHTTPServer):
@@ -165,6 +239,8 @@ def main() -> None:
         for job in jobs.values():
             if job["state"] == "running" and DEFECT != "stuck":
                 job["state"], job["reason"] = "failed", "the service was restarted"
+                if DEFECT == "both":
+                    job["state"], job["again"] = "queued", True
     server = Server(("127.0.0.1", 8901), Handler)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if DEFECT == "leaves" else stop())
     threading.Thread(target=worker, daemon=True).start()

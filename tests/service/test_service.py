@@ -25,9 +25,19 @@ DEFECTS = {
     "forgets": ("S1.5", "false-status", "not that any more"),
     "others": ("S3.4", "false-status", "expected 404"),
     "twice": ("S3.6", "false-status", "more than once"),
+    "flips": ("S3.10", "false-status", "completed, and later running"),
+    "ghost": ("S1.2", "false-status", "creation was refused"),
+    "quota-of-many": ("S3.7", "false-status", "unfinished jobs at once, limit 5"),
+    "list-busy": ("S3.8", "false-status", "busy"),
+    "upload-gone": ("S1.1", "leaked", "data/part-"),
+    "body-gone": ("S1.3", "leaked", "data/body-"),
+    "no-expiry": ("S3.5", "false-status", "it never expires"),
+    "result-of-others": ("S3.4", "false-status", "the result of another user's job"),
+    "cancel-of-others": ("S3.4", "false-status", "another user's unfinished job: 200"),
+    "both": ("S1.5", "false-status", "twice at the same time"),
 }
 
-LONG = ("survivor", "twice", "stuck")
+LONG = ("survivor", "twice", "stuck", "both")
 
 
 def _marked(defect: str) -> Any:
@@ -55,6 +65,34 @@ def test_what_is_right_passes_and_what_is_missing_is_not_applicable() -> None:
     told = {one.name.split()[0]: (one.passed, one.measured) for one in result.criteria}
     assert told.pop("S1.6") == (None, "not applicable: the contract has no process with the role frontend")
     assert {passed for passed, _ in told.values()} == {True}
+
+
+def test_what_is_claimed_and_was_not_tried_is_unknown(tmp_path: Path) -> None:
+    result = tried(contract(tmp_path, "long-url"), "S3.5")
+    (criterion,) = result.criteria
+    assert (criterion.passed, result.verdict) == (None, "unknown")
+    assert "no URL expires within 15 s" in criterion.measured["why"]
+    assert result.findings == []
+
+
+def test_a_quota_that_no_burst_can_exceed_is_not_applicable(tmp_path: Path) -> None:
+    path = contract(tmp_path, limit=("active_per_user = 5", "active_per_user = 200"))
+    (criterion,) = tried(path, "S3.7").criteria
+    assert criterion.passed is None
+    assert "a burst of 200 cannot exceed it" in criterion.measured
+
+
+def test_jobs_that_end_before_they_are_counted_are_no_proof_of_a_quota(tmp_path: Path) -> None:
+    short = contract(tmp_path, "quota", long=(r"seconds = 30, ", "seconds = 0, "))
+    (criterion,) = tried(short, "S3.7").criteria
+    assert criterion.passed is not True
+
+
+def test_work_that_nothing_shows_is_unknown_after_a_cancel(tmp_path: Path) -> None:
+    path = contract(tmp_path, long=(r'(long = .*), mark = "\{unique\}"', r"\1"))
+    (criterion,) = tried(path, "S3.6").criteria
+    assert criterion.passed is None
+    assert "whether work goes on after a cancel" in criterion.measured["why"]
 
 
 def test_what_is_only_not_applicable_is_no_pass() -> None:

@@ -117,7 +117,11 @@ def _append(store: Store, settings: Settings, row: Any, at: int, chunk: IO[bytes
     """Put the chunk to its place and count it, if it is still the one that is expected."""
     with (settings.uploads / row["id"]).open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
-        offset = _row(store, row["id"], row["tenant"])["offset"]
+        try:
+            offset = _row(store, row["id"], row["tenant"])["offset"]
+        except RefusedError:  # it was ended meanwhile: the file is new, and nobody's
+            (settings.uploads / row["id"]).unlink(missing_ok=True)
+            raise
         if at != offset:
             if not planted("chunk-twice"):
                 return _wrong_offset(offset)
