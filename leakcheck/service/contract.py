@@ -331,6 +331,13 @@ def _problems(contract: Contract) -> Iterator[tuple[str, str]]:
     if contract.redis is not None and not contract.redis.start:
         yield "redis.start", "is empty; give an argv"
     yield from _problems_of_jobs(contract)
+    for field, path in _paths(contract):
+        # What is no path of the service may lead to another one.
+        if not re.fullmatch(r"/(?!/)[!-~]*", path):
+            yield field, f"{path!r}: start it with one /, and escape what is not printable"
+    for name, value in contract.auth.headers.items():
+        if not re.fullmatch(r"[!-9;-~]+", name) or not value.isprintable():
+            yield "auth.headers", f"{name!r}: {value!r} cannot be a header"
     names = [tenant.name for tenant in contract.auth.tenants]
     if len({*names}) < len(names):
         yield "auth.tenants", "two have the same name"
@@ -356,6 +363,18 @@ def _problems_of_numbers(contract: Contract) -> Iterator[tuple[str, str]]:
         yield "health.status", f"{contract.health.status}: no status of HTTP"
 
 
+def _paths(contract: Contract) -> Iterator[tuple[str, str]]:
+    yield "health.path", contract.health.path
+    for name in ("create", "get", "list", "cancel"):
+        if (call := getattr(contract.jobs, name)) is not None:
+            yield f"jobs.{name}.path", call.path
+    for name in ("uploads", "openapi"):
+        if (table := getattr(contract, name)) is not None:
+            yield f"{name}.path", table.path
+    if contract.web is not None and contract.web.job_path:
+        yield "web.job_path", contract.web.job_path
+
+
 def _problems_of_jobs(contract: Contract) -> Iterator[tuple[str, str]]:
     seen: dict[str, str] = {}
     for field in States.__struct_fields__:
@@ -372,8 +391,8 @@ def _problems_of_jobs(contract: Contract) -> Iterator[tuple[str, str]]:
             yield f"jobs.{name}.path", f"{call.path!r} has no {{id}}"
     for name in ("create", "get", "list", "cancel"):
         call = getattr(contract.jobs, name)
-        if call is not None and not call.path.startswith("/"):
-            yield f"jobs.{name}.path", f"{call.path!r}: start it with /"
+        if call is not None and not re.fullmatch(r"[A-Z]+", call.method):
+            yield f"jobs.{name}.method", f"{call.method!r}: give one such as POST"
         if call is not None and (not call.status or not all(200 <= status < 400 for status in call.status)):
             yield f"jobs.{name}.status", f"{call.status}: give statuses of success, from 200 to 399"
 
@@ -385,8 +404,8 @@ def _problems_of_url(url: str, allowed: list[str]) -> Iterator[str]:
     except ValueError as error:
         yield f"{url!r}: {error}"
         return
-    if parts.scheme != "http" or not host or port is None:
-        yield f"{url!r}: give http://HOST:PORT"
+    if parts.scheme != "http" or not host or not port or url != f"http://{parts.netloc}" or "@" in parts.netloc:
+        yield f"{url!r}: give http://HOST:PORT, and no more"
     elif not _is_loopback(host) and host not in allowed:
         yield f"{host} is outside of loopback: load goes to no stranger's address; allow_hosts may name it"
 

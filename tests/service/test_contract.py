@@ -44,6 +44,18 @@ def test_each_fault_has_its_field_and_line() -> None:
         ('name = "standin"', 'name = "Stand In"', "line 1: name: 'Stand In' must be lower-case"),
         ('"bob"', '"alice"', "auth.tenants: two have the same name"),
         ('succeeded = ["completed"]', "succeeded = []", "states.succeeded: is empty"),
+        (":8901", ":8901/api", "'http://127.0.0.1:8901/api': give http://HOST:PORT, and no more"),
+        (":8901", ":0", "'http://127.0.0.1:0': give http://HOST:PORT"),
+        ("127.0.0.1:8901", "me@127.0.0.1:8901", "give http://HOST:PORT, and no more"),
+        ('path = "/health"', 'path = "health"', "health.path: 'health': start it with one /"),
+        ('path = "/uploads"', 'path = "//example.org/"', "uploads.path: '//example.org/': start it with one /"),
+        (
+            "[limits]",
+            '[openapi]\npath = "@example.org/"\n[limits]',
+            "openapi.path: '@example.org/': start it with one /",
+        ),
+        ('"DELETE"', '"DELETE /"', "jobs.cancel.method: 'DELETE /': give one such as POST"),
+        ('"{key}"', '"{key}\\n"', "auth.headers: 'X-API-Key': '{key}\\n' cannot be a header"),
         ("name = ", "name == ", "contract.toml"),
     ],
 )
