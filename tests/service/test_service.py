@@ -37,7 +37,8 @@ DEFECTS = {
     "both": ("S1.5", "false-status", "twice at the same time"),
 }
 
-LONG = ("survivor", "twice", "stuck", "both")
+# Each waits for seconds, or another test shows the same: temp that of the command, quota-of-many that of quota.
+LONG = ("survivor", "twice", "stuck", "both", "fd", "temp", "quota-of-many")
 
 
 def _marked(defect: str) -> Any:
