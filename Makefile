@@ -1,7 +1,7 @@
 # Two commands do everything, on a fresh machine too: `make demo` and `make test`.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-full targets targets-agents demo test test-full lint lint-python bench detection findings man wheel clean
+.PHONY: help setup setup-full targets targets-agents targets-services demo test test-full lint lint-python bench detection findings man wheel clean
 # Cargo may be a rustup's that no profile script has put on PATH; runc and ip are in sbin.
 cargo_home := $(or $(CARGO_HOME),$(HOME)/.cargo)
 export PATH := $(PATH):/usr/sbin:/sbin:$(cargo_home)/bin
@@ -25,6 +25,9 @@ targets: ## install the sandboxes that others wrote into .targets and as Debian 
 
 targets-agents: ## install what AI agents run their commands in, from PyPI into .targets (1.4 GB); two minutes at first
 	@scripts/targets agents
+
+targets-services: ## install the job services of examples/services from PyPI into .targets; half a minute at first
+	@scripts/targets services
 
 demo: setup ## the main job: guard around bubblewrap and a killed runc, the whole plan on refbox, and a finding of runc
 	$(in_venv) scripts/mounted-root examples/demo

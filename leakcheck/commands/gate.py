@@ -133,7 +133,8 @@ def _why_no_service(config: Config) -> str:
     if setting is None or not isinstance(setting.value, str):
         return ""
     try:
-        missing = load_contract(Path(config.beside(setting.value))).missing()
+        path = Path(config.beside(setting.value))
+        missing = load_contract(path).missing(path)
     except LeakcheckError:
         return ""
     return f"the service needs {', '.join(missing)}" if missing else ""

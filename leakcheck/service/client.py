@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from leakcheck.service.contract import Call, Contract, Kind, Tenant, filled
-from leakcheck.service.history import ENDS, History, Seen
+from leakcheck.service.history import AT_WORK, ENDS, History, Seen
 from leakcheck.service.network import Network
 from leakcheck.service.scenario import Failed, NotApplicable, at
 
@@ -20,6 +20,7 @@ __all__ = ["Answer", "Client"]
 
 _TIMEOUT = 20.0
 _POLL = 0.03
+_NO_LONGER = "gone"
 _uniques = itertools.count(1)
 
 
@@ -70,6 +71,8 @@ class Client:
         self.unanswered = 0
         """Requests to create one that had no answer: the service may have done them."""
         self._made: set[str] = set()
+        self._gone: dict[str, str] = {}
+        """Jobs that may be no longer there, and the place of the end that this is."""
 
     @property
     def headers(self) -> dict[str, str]:
@@ -160,7 +163,7 @@ class Client:
         """Return what the service says of a job; raise `Failed` if it has no answer."""
         answer = self.call(self.contract.jobs.get, job=job)
         if answer.status == 404:
-            return self._note(answer, job, None, lost=True)
+            return self._note(answer, job, None, lost=job not in self._gone)
         if answer.status not in self.contract.jobs.get.status:
             raise Failed(f"get job {job}: {answer}")
         return self._note(answer, job, answer.json)
@@ -187,10 +190,34 @@ class Client:
         """Cancel a job, and note what the answer says of it."""
         if (call := self.contract.jobs.cancel) is None:
             raise NotApplicable("the contract has no jobs.cancel")
+        if self.contract.jobs.gone:
+            self._gone[job] = "cancelled"
         answer = self.call(call, job=job)
         if answer.status in call.status and at(answer.json, self.contract.jobs.state) is not None:
             self._note(answer, job, answer.json)
         return answer
+
+    def has(self, kind: Kind) -> bool:
+        """Return whether the contract has jobs of this kind."""
+        jobs = self.contract.jobs
+        return kind in jobs.payload or (kind == "short" and jobs.create.json is not None)
+
+    def whole(self, seconds: float = 30) -> Seen:
+        """Create a job, and see it end as it must; raise `Failed`.
+
+        It is a short one, or if the contract has none, a long one that is cancelled once it runs.
+        """
+        if self.has("short"):
+            return self.wait(self.created("short"), ("succeeded",), seconds)
+        job = self.created("long")
+        self.wait(job, AT_WORK, seconds)
+        self.cancel(job)
+        return self.wait(job, ("cancelled",), self.contract.limits.terminal)
+
+    def backend_ended(self) -> None:
+        """Take it as right that its jobs are no longer there, if they end with the backend."""
+        if self.contract.jobs.volatile:
+            self._gone = dict.fromkeys(self.own, "failed") | self._gone
 
     def wait(self, job: str, places: Sequence[str] = ENDS, seconds: float = 30) -> Seen:
         """Poll a job until its state is in one of `places`; raise `Failed` after so many seconds, or at another end."""
@@ -211,6 +238,8 @@ class Client:
     def reason(self, job: str) -> str:
         """Return the reason that a job has, in brackets; empty if it has none."""
         where = self.contract.jobs.reason
+        if where and job in self._gone and self.get(job).state == _NO_LONGER:
+            return f" ({_NO_LONGER})"
         found = at(self.document(job), where) if where else None
         return f" ({found})" if found else ""
 
@@ -228,8 +257,11 @@ class Client:
                 yield job
 
     def _note(self, answer: Answer, job: str, document: Any, *, accepted: bool = False, lost: bool = False) -> Seen:
-        state = "" if lost else str(at(document, self.contract.jobs.state))
-        place = self._places.get(state, "")
+        if document is None and answer.status == 404 and job in self._gone:
+            state, place = _NO_LONGER, self._gone[job]
+        else:
+            state = "" if lost else str(at(document, self.contract.jobs.state))
+            place = self._places.get(state, "")
         seen = Seen(job, self.tenant.name, state, place, answer.sent, answer.answered, accepted, lost)
         self._history.add(seen)
         return seen

@@ -1,9 +1,9 @@
 """A contract: the description of a job service, as a TOML file (`Contract`).
 
 Strings may hold placeholders: ``{data}`` (a fresh directory), ``{python}`` (our interpreter) and ``{contract_dir}``
-(the directory of the file) in processes and operations; ``{key}`` and ``{tenant}`` in headers; ``{tenant}`` and
-``{unique}`` (a word that no other job has) in what creates a job; ``{upload}`` in the one that takes an upload;
-``{id}`` in paths.
+(the directory of the file) in processes, operations and needed programs; ``{key}`` and ``{tenant}`` in headers;
+``{tenant}`` and ``{unique}`` (a word that no other job has) in what creates a job; ``{upload}`` in the one that takes
+an upload; ``{id}`` in paths.
 """
 
 import ipaddress
@@ -92,6 +92,9 @@ class Jobs(_Table, frozen=True):
     `id`, `state` and `reason` are where they stand in the answer, dotted if deeper; `jobs` is where the list stands in
     the answer to `list`, empty if the answer is the list. `payload` has the JSON that creates each kind of job; that of
     a short one is the ``json`` of `create`.
+
+    `gone` is whether a cancelled job is no longer there, and `volatile` whether jobs end with the backend; then a 404
+    is their end. `id_in_arguments` is whether the process that does the work has the job's id in its arguments.
     """
 
     create: Call
@@ -103,6 +106,9 @@ class Jobs(_Table, frozen=True):
     jobs: str = "jobs"
     reason: str = ""
     idempotency: str = ""
+    gone: bool = False
+    volatile: bool = False
+    id_in_arguments: bool = False
     payload: dict[Kind, Any] = {}
 
 
@@ -120,7 +126,8 @@ class States(_Table, frozen=True):
 class Limits(_Table, frozen=True):
     """What the service grants: unfinished jobs of a user, jobs at work at a time, bytes of an upload; seconds to react.
 
-    `terminal` is how soon a cancelled job must have ended, and `recovery` how soon all is well again after a restart.
+    `terminal` is how soon a cancelled job must have ended, `recovery` how soon all is well again after a restart, and
+    `stop` how long a process of the service may take to end after SIGTERM.
     """
 
     active_per_user: int | None = None
@@ -128,6 +135,7 @@ class Limits(_Table, frozen=True):
     upload_bytes: int | None = None
     terminal: float = 10
     recovery: float = 30
+    stop: float = 10
 
 
 class Uploads(_Table, frozen=True):
@@ -233,9 +241,10 @@ class Contract(_Table, frozen=True):
 
         return {"data": DATA, "python": sys.executable, "contract_dir": str(path.absolute().parent)}
 
-    def missing(self) -> list[str]:
-        """Return the programs that the service needs and this machine lacks."""
-        return [name for name in self.needs.programs if shutil.which(name, path=_search()) is None]
+    def missing(self, path: Path) -> list[str]:
+        """Return the programs that the service needs and this machine lacks, for the contract in the file at `path`."""
+        programs: list[str] = filled(self.needs.programs, self.values(path))
+        return [name for name in programs if shutil.which(name, path=_search()) is None]
 
 
 def _search() -> str:
@@ -350,6 +359,7 @@ def _problems_of_numbers(contract: Contract) -> Iterator[tuple[str, str]]:
         ("limits.terminal", contract.limits.terminal),
         ("operations.age", contract.operations.age or 1),
         ("limits.recovery", contract.limits.recovery),
+        ("limits.stop", contract.limits.stop),
     ):
         if not 0 < seconds <= _MOST_SECONDS:
             yield field, f"{seconds}: give seconds above 0, at most {_MOST_SECONDS}"
@@ -382,7 +392,8 @@ def _problems_of_jobs(contract: Contract) -> Iterator[tuple[str, str]]:
             if state in seen:
                 yield f"states.{field}", f"{state!r} is also in {seen[state]}"
             seen[state] = field
-    for field in ("running", "succeeded"):
+    # A job that cannot end by itself is cancelled, and then gone.
+    for field in ("running", *(() if contract.jobs.gone else ("succeeded",))):
         if not getattr(contract.states, field):
             yield f"states.{field}", "is empty; without it no job is known to run or to end"
     for name in ("get", "cancel"):

@@ -90,7 +90,7 @@ def run_service(
     """
     ui = ui or Ui()
     chosen = select(options.only, options.profile)
-    if missing := contract.missing():
+    if missing := contract.missing(path):
         raise TargetError(f"{contract.name}: {', '.join(missing)}: not found; the contract needs it")
     ui.expect(len(chosen))
     made: list[Shown] = []

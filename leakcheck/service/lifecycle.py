@@ -25,7 +25,7 @@ from leakcheck.trials.rootfs import make_directory
 __all__ = ["Processes"]
 
 _STOP = 10.0
-"""Seconds that a process has to end after SIGTERM."""
+"""Seconds that a process has to end after SIGKILL."""
 # Code that Python compiles is nothing that a job leaves.
 ENV = _ENV | {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
 _LOG = 4000
@@ -35,7 +35,8 @@ _POLL = 0.03
 class Processes:
     """The processes of `contract`, of the file at `path`, in `arena`. Leaving kills what is still there.
 
-    `health` asks whether the service is ready; `stop` is whether the user wants to end.
+    `health` asks whether the service is ready; `stop` is whether the user wants to end; `backend_ended` is called when
+    a backend is killed or stopped.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Processes:
         network: Network,
         health: Callable[[], Answer],
         stop: Callable[[], bool],
+        backend_ended: Callable[[], object],
     ) -> None:
         self._contract, self._path, self._arena, self._network = contract, path, arena, network
-        self._health, self._stop = health, stop
+        self._health, self._stop, self._backend_ended = health, stop, backend_ended
         self._values = contract.values(path)
         self.running: dict[str, Started] = {}
         self._processes = dict(contract.processes)
@@ -125,7 +127,7 @@ class Processes:
 
     def kill(self, name: str) -> None:
         """Kill one process, as a crash does, and wait until it is gone."""
-        process = self.running.pop(name)
+        process = self._taken(name)
         process.kill()
         try:
             process.wait(_STOP)
@@ -136,15 +138,21 @@ class Processes:
 
     def stop(self, name: str) -> None:
         """Stop one process by SIGTERM; raise `Failed` if it has not ended some seconds later."""
-        process = self.running.pop(name)
+        process, limit = self._taken(name), self._contract.limits.stop
         try:
             process.send_signal(15)
-            process.wait(_STOP)
+            process.wait(limit)
         except subprocess.TimeoutExpired:
             process.kill()
-            raise Failed(f"{name}: still runs {_STOP:g} s after SIGTERM") from None
+            raise Failed(f"{name}: still runs {limit:g} s after SIGTERM") from None
         finally:
             process.close()
+
+    def _taken(self, name: str) -> Started:
+        """Return one process, which is about to end, and is not one that runs any more."""
+        if self._processes[name].role == "backend":
+            self._backend_ended()
+        return self.running.pop(name)
 
     def stop_all(self) -> list[str]:
         """Stop all, the last started first; return what did not stop."""

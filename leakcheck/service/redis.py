@@ -35,7 +35,7 @@ def redis_away(stage: Stage) -> Any:
     # With one worker, each job that is queued twice runs twice: while another runs, a global cap hides it.
     for name in stage.processes.named("worker")[1:]:
         stage.processes.stop(name)
-    with Runs(stage.arena) as runs:
+    with stage.runs() as runs:
         jobs["up"] = _created(client, runs, 2)
         server = stage.processes.running[_NAME]
         # It keeps its connections and says nothing more, as one that swaps does.
@@ -51,7 +51,6 @@ def redis_away(stage: Stage) -> Any:
         client.cancel(blocker)
         _ended(stage, client, [*jobs["waiting"], *jobs["away"]], "after Redis had died")
         stage.processes.start(_NAME)
-        stage.restarted.append(_NAME)
         # A service may try a Redis that was away only from time to time.
         jobs["back"] = []
         for _ in range(_TIMES):
@@ -73,7 +72,8 @@ def _created(client: Client, runs: Runs, count: int) -> list[tuple[str, str]]:
     made = []
     for _ in range(count):
         payload = client.payload("short")
-        made.append((client.created("short", payload), runs.mark(payload)))
+        job = client.created("short", payload)
+        made.append((job, runs.mark(payload, job)))
     return made
 
 

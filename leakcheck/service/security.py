@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from leakcheck.service.client import Answer, Client
+from leakcheck.service.contract import Kind
 from leakcheck.service.history import AT_WORK
 from leakcheck.service.scenario import Failed, NotApplicable, at, check, scenario
 from leakcheck.service.stage import Stage, answered
@@ -30,8 +31,12 @@ def input_contract(stage: Stage) -> Any:
         check(answer.status in _CLIENT_ERRORS, f"{what}: {answer}; expected to be refused by 4xx")
         refused[what] = answer.status
     check(_count(client) == before, "a refused request started a job")
-    answered(client.create("short")[0], stage.contract.jobs.create.status, "a right request after them")
+    answered(client.create(_kind(client))[0], stage.contract.jobs.create.status, "a right request after them")
     return refused
+
+
+def _kind(client: Client) -> Kind:
+    return "short" if client.has("short") else "long"
 
 
 def _count(client: Client) -> int:
@@ -39,7 +44,7 @@ def _count(client: Client) -> int:
 
 
 def _wrong(stage: Stage, client: Client) -> Any:
-    create, right = stage.contract.jobs.create, client.payload("short")
+    create, right = stage.contract.jobs.create, client.payload(_kind(client))
     for name, value in stage.contract.auth.headers.items():
         rest = {key: text for key, text in client.headers.items() if key != name}
         yield f"no {name}", client.call(create, json_body=right, auth=False, headers=rest)

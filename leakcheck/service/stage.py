@@ -19,6 +19,7 @@ from leakcheck.service.lifecycle import Processes
 from leakcheck.service.network import Network
 from leakcheck.service.residue import Baseline
 from leakcheck.service.scenario import Failed, NotApplicable, Profile
+from leakcheck.service.work import Runs
 from leakcheck.targets.executables import binds
 
 if TYPE_CHECKING:
@@ -82,7 +83,6 @@ class Stage:
         self._clients: dict[str, Client] = {}
         self._there: set[str] = set()
         self.stack = contextlib.ExitStack()
-        self.restarted: list[str] = []
         self.unseen: dict[str, str] = {}
         """What a scenario claims and could not try or see, with the reason: such a row is unknown, and no pass."""
         self.listeners: Listeners | None = None
@@ -103,6 +103,7 @@ class Stage:
                     self.network,
                     lambda: ask.request("GET", health, auth=False, timeout=5),
                     self.stop,
+                    self._backend_ended,
                 )
             )
             self.stack = stack
@@ -131,8 +132,8 @@ class Stage:
         """
         client = self.client()
         try:
-            if "short" in self.contract.jobs.payload or self.contract.jobs.create.json is not None:
-                client.wait(client.created("short"), seconds=self.contract.health.timeout)
+            if client.has("short") or client.has("long"):
+                client.whole(self.contract.health.timeout)
         except Failed as failed:
             why = f"its first job: {failed}{self.processes.last_words()}"
             raise TargetError(f"{self.contract.name}: {why}") from failed
@@ -165,12 +166,15 @@ class Stage:
             self._clients[tenant.name] = Client(self.contract, self.network, tenant, self.history)
         return self._clients[tenant.name]
 
+    def runs(self) -> Runs:
+        """Return what sees which jobs are at work, to enter."""
+        return Runs(self.arena, by_id=self.contract.jobs.id_in_arguments)
+
     def restart(self, name: str, *, kill: bool = True, pause: float = 0.0) -> None:
         """End a process of the service, by SIGKILL or SIGTERM, start it again, and wait until the service is ready."""
         (self.processes.kill if kill else self.processes.stop)(name)
         time.sleep(pause)
         self.processes.start(name)
-        self.restarted.append(name)
         self.processes.wait_ready(self.contract.limits.recovery)
 
     def break_off(self, client: Client, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> None:
@@ -181,6 +185,10 @@ class Stage:
         host = "127.0.0.1" if base.hostname == "localhost" else base.hostname or ""
         with self.network.connect(host, base.port or 80, 10) as connection:
             connection.sendall(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body[: len(body) // 2])
+
+    def _backend_ended(self) -> None:
+        for client in self._clients.values():
+            client.backend_ended()
 
     def at_once(self, work: Sequence[Callable[[], _T]]) -> list[_T]:
         """Do all at the same time, and return the results in order."""
@@ -226,7 +234,7 @@ class Stage:
     def residue(self) -> tuple[list[Leak], dict[str, str]]:
         """Return what the jobs left while the service is idle again, and what could not be seen in full."""
         assert self._idle is not None  # noqa: S101 - `begin` was called
-        return self._idle.left(self._settle, restarted=bool(self.restarted))
+        return self._idle.left(self._settle)
 
     def residue_after_stop(self) -> tuple[list[Leak], dict[str, str], list[str]]:
         """Stop the service; return what is left of it, what could not be seen in full, and what did not stop."""

@@ -24,11 +24,11 @@ class Runs:
 
     A job whose creation has a ``{unique}`` word is at work while a process has that word in its arguments. A process
     whose parent has it too belongs to the same run; so the number of those whose parent has not is the number of runs.
-    It looks every 8 ms, so a run that is shorter may not be seen.
+    It looks every 8 ms, so a run that is shorter may not be seen. `by_id` is whether the id of a job is such a word.
     """
 
-    def __init__(self, arena: Arena) -> None:
-        self._arena = arena
+    def __init__(self, arena: Arena, *, by_id: bool = False) -> None:
+        self._arena, self._by_id = arena, by_id
         self._marks: set[str] = set()
         self._known: dict[tuple[int, str, str], int] = {}
         self._together: dict[str, float] = defaultdict(float)
@@ -49,8 +49,11 @@ class Runs:
         self._ended.set()
         self._thread.join()
 
-    def mark(self, payload: Any) -> str:
-        """Return the word that marks the job that `payload` creates, and watch for it; empty if there is none."""
+    def mark(self, payload: Any, job: str = "") -> str:
+        """Return the word that marks the `job` that `payload` creates, and watch for it; empty if there is none."""
+        if self._by_id and job:
+            self._marks.add(job)
+            return job
         text = json.dumps(payload)
         start = text.find("leakcheck-job-")
         if start < 0:
@@ -132,7 +135,7 @@ class Runs:
         """Return mark, parent and start time of a process that has a mark."""
         with contextlib.suppress(OSError, IndexError, ValueError):
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
-            if b"leakcheck-job-" not in words:
+            if not self._by_id and b"leakcheck-job-" not in words:
                 return None
             text = words.decode(errors="replace")
             # The longest first: one may begin another.

@@ -10,7 +10,7 @@ HERE = Path(__file__).parent
 STANDIN = HERE / "standin.toml"
 
 
-def contract(directory: Path, defect: str = "", **changes: str) -> Path:
+def contract(directory: Path, defect: str = "", **changes: tuple[str, str]) -> Path:
     """Write the stand-in's contract; `changes` are regular expressions → what replaces them once."""
     text = STANDIN.read_text().replace("{contract_dir}", str(HERE))
     text = text.replace('DATA = "{data}"\n', f'DATA = "{{data}}"\nDEFECT = "{defect}"\n')
@@ -20,6 +20,21 @@ def contract(directory: Path, defect: str = "", **changes: str) -> Path:
     path = directory / "contract.toml"
     path.write_text(text)
     return path
+
+
+def kernels(directory: Path, defect: str = "", **changes: tuple[str, str]) -> Path:
+    """Write the contract of a stand-in whose jobs are like kernels: they only end by being deleted, or with it."""
+    kernel = {
+        "env": (r'(DATA = "\{data\}"\n)', r'\1KERNELS = "1"\n'),
+        "create": (r", json = \{ workflow.*?\} \}", " }"),
+        "cancel": (
+            r"(cancel = .*?) \}",
+            r'\1, status = [204] }\njobs = ""\ngone = true\nvolatile = true\nid_in_arguments = true',
+        ),
+        "fails": (r"fails = .*\n", ""),
+        "succeeded": (r"succeeded = .*\n", ""),
+    }
+    return contract(directory, defect, **kernel | changes)
 
 
 def tried(path: Path, *rows: str, **options: object) -> Result:

@@ -1,4 +1,7 @@
-"""A small job service, for tests of the engine: threads, a dictionary, and `sleep` as work. DEFECT plants a fault."""
+"""A small job service, for tests of the engine: threads, a dictionary, and `sleep` as work. DEFECT plants a fault.
+
+With KERNELS its jobs are like the kernels of a notebook server: cancelled ones are gone, and all of them with it.
+"""
 
 import hmac
 import json
@@ -14,6 +17,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 DEFECT = os.environ.get("DEFECT", "")
+KERNELS = "KERNELS" in os.environ
 DATA = Path(os.environ["DATA"])
 LIMIT = 5
 LARGEST = 100_000
@@ -66,7 +70,10 @@ def start(job: dict) -> None:
     job["state"] = "running"
     # It dies with the service.
     argv = ["setpriv", "--pdeathsig", "KILL", "bash", "-c"]
-    argv += [f'exec -a "$0" sleep {job["seconds"]}' if not job["code"] else f"exit {job['code']}", job["mark"] or "job"]
+    argv += [
+        f'exec -a "$0" sleep {job["seconds"]}' if not job["code"] else f"exit {job['code']}",
+        job["id"] if KERNELS else job["mark"] or "job",
+    ]
     procs[job["id"]] = subprocess.Popen(argv, start_new_session=True)
     if DEFECT == "twice":
         subprocess.Popen(argv)
@@ -135,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         busy = DEFECT == "list-busy" and listing > 10
         with lock:
             listing -= 1
-        self.say(200, {"error": "busy"} if busy else {"jobs": mine})
+        self.say(200, {"error": "busy"} if busy else mine if KERNELS else {"jobs": mine})
 
     def do_GET(self) -> None:
         if self.path.startswith("/results/"):
@@ -171,6 +178,10 @@ class Handler(BaseHTTPRequestHandler):
                     twin.wait()
                 if process is not None and DEFECT != "survivor":
                     os.killpg(process.pid, signal.SIGKILL)
+            if KERNELS:
+                jobs.pop(job["id"])
+                self.send_response(204)
+                return self.end_headers()
             save()
             return self.say(200, job)
 
@@ -234,7 +245,7 @@ class Server(ThreadingHTTPServer):
 
 def main() -> None:
     DATA.mkdir(exist_ok=True)
-    if (DATA / "jobs.json").exists() and DEFECT != "forgets":
+    if (DATA / "jobs.json").exists() and DEFECT != "forgets" and not KERNELS:
         jobs.update(json.loads((DATA / "jobs.json").read_text()))
         for job in jobs.values():
             if job["state"] == "running" and DEFECT != "stuck":

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from services import STANDIN, contract, tried
+from services import STANDIN, contract, kernels, tried
 
 from leakcheck.errors import StoppedError, TargetError
 from leakcheck.service import ServiceOptions, load_contract, run_service
@@ -96,6 +96,42 @@ def test_work_that_nothing_shows_is_unknown_after_a_cancel(tmp_path: Path) -> No
     assert "whether work goes on after a cancel" in criterion.measured["why"]
 
 
+def test_jobs_that_only_end_by_being_deleted_or_with_the_service_pass(tmp_path: Path) -> None:
+    result = tried(kernels(tmp_path), "S1.3", "S1.4", "S1.5", "S2.6", "S3.8", "S3.10")
+    assert result.findings == []
+    told = {one.name.split()[0]: (one.passed, one.measured) for one in result.criteria}
+    assert told.pop("S3.10") == (None, "not applicable: the contract has no jobs.payload.short")
+    assert {passed for passed, _ in told.values()} == {True}
+    assert told["S1.5"][1]["why"] == "the run was gone"
+
+
+# What is taken as right for such jobs hides neither a job that is lost nor work that goes on.
+@pytest.mark.parametrize(
+    ("defect", "changes", "row", "words"),
+    [
+        pytest.param("survivor", {}, "S2.6", "its processes still run", marks=pytest.mark.slow),  # it runs 30 s
+        ("orphan", {}, "S2.6", "process"),
+        ("", {"volatile": ("volatile = true", "")}, "S1.5", "lost by the restart"),
+        (
+            "",
+            {"gone": ("gone = true", ""), "done": ("cancelled = ", 'succeeded = ["done"]\ncancelled = ')},
+            "S2.6",
+            "lost",
+        ),
+    ],
+)
+def test_jobs_that_may_be_gone_are_missed_otherwise(
+    defect: str, changes: dict[str, tuple[str, str]], row: str, words: str, tmp_path: Path
+) -> None:
+    try:
+        (criterion,) = tried(kernels(tmp_path, defect, **changes), row).criteria
+        told = criterion.measured["why"]
+    except TargetError as error:
+        # Its first job tells already.
+        told = str(error)
+    assert words in told
+
+
 def test_what_is_only_not_applicable_is_no_pass() -> None:
     assert tried(STANDIN, "S1.6").verdict == "unknown"
 
@@ -139,6 +175,12 @@ def test_a_port_in_use_is_told(tmp_path: Path) -> None:
 def test_a_program_that_is_missing_is_told(tmp_path: Path) -> None:
     path = contract(tmp_path, needs=(r"programs = .*", 'programs = ["leakcheck-no-such"]'))
     with pytest.raises(TargetError, match="leakcheck-no-such: not found"):
+        tried(path, "S3.10")
+
+
+def test_a_program_that_is_missing_beside_the_contract_is_told(tmp_path: Path) -> None:
+    path = contract(tmp_path, needs=(r"programs = .*", 'programs = ["{contract_dir}/leakcheck-no-such"]'))
+    with pytest.raises(TargetError, match=f"{tmp_path}/leakcheck-no-such: not found"):
         tried(path, "S3.10")
 
 
