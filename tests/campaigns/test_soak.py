@@ -101,7 +101,10 @@ def test_after_a_kill_it_goes_on_with_what_nobody_had_looked_at_and_keeps_what_w
         cut = opened.run(first.run.id)
         assert (cut.state, cut.trials) == ("running", 230)
     result, _ = soaked(made, store, resume=True, duration=936, speed_up=1000, concurrency=2)
-    assert (result.trials, result.wanted, result.outcomes) == (260, 260, {"leaked": 260})
+    assert (result.trials, result.wanted, result.outcomes) == (260, 260, {"leaked": 260}), (
+        result.coverage,
+        result.error,
+    )
     with Store(store) as opened:
         assert [run.id for run in opened.runs()] == [cut.id]
         records = opened.trials(opened.run(cut.id))
