@@ -68,10 +68,12 @@ def worker() -> None:
 
 def start(job: dict) -> None:
     job["state"] = "running"
-    # It dies with the service.
+    # It dies with the service, which may have ended before setpriv was there.
     argv = ["setpriv", "--pdeathsig", "KILL", "bash", "-c"]
     argv += [
-        f'exec -a "$0" sleep {job["seconds"]}' if not job["code"] else f"exit {job['code']}",
+        f'[ $PPID = {os.getpid()} ] || exit 9; exec -a "$0" sleep {job["seconds"]}'
+        if not job["code"]
+        else f"exit {job['code']}",
         job["id"] if KERNELS else job["mark"] or "job",
     ]
     procs[job["id"]] = subprocess.Popen(argv, start_new_session=True)
