@@ -77,10 +77,11 @@ def test_root_gets_exactly_the_packages_that_are_missing(machine: Machine) -> No
     assert machine.installed() == ["bubblewrap", "util-linux-extra"]
 
 
-def test_the_virtual_machine_is_installed_for_the_full_suite_alone(machine: Machine) -> None:
+def test_the_virtual_machine_and_the_browser_are_installed_for_the_full_suite_alone(machine: Machine) -> None:
     machine.setup("full")
-    assert machine.installed() == ["qemu-system-x86"]
-    machine.fake("qemu-system-x86_64", "exit 0")
+    assert machine.installed() == ["qemu-system-x86", "chromium", "ffmpeg"]
+    for program in ("qemu-system-x86_64", "chromium", "ffmpeg"):
+        machine.fake(program, "exit 0")
     machine.log.write_text("")
     machine.setup("full")
     assert machine.installed() == []
