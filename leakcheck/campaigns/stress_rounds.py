@@ -43,8 +43,9 @@ def seen_so_far(made: Made[Any, Record]) -> Rounds:
         # The observation at the end has a number of its own, which no later round is to have.
         begun=max([executor.rounds, *observed]),
         observed=observed,
-        # With runs whose records are still under way.
-        left=[*before.left, *(one for arena in arenas for one in arena.judged())],
+        # With runs whose records are still under way. What an observation has shown counts once it is over: if the
+        # campaign is cut off before, the submissions of its round are made again.
+        left=[*before.left, *(one for arena in arenas for one in arena.judged() if one.round in observed)],
         first_run=[
             *before.first_run,
             *(leak for leak in [*executor.first_run] if (leak.kind, leak.label) not in known),

@@ -20,7 +20,9 @@ from leakcheck.campaigns.further import extend
 from leakcheck.campaigns.machine import Machine
 from leakcheck.campaigns.stress_rounds import Rounds, seen_so_far
 from leakcheck.evidence import Store
+from leakcheck.report import Leak
 from leakcheck.submissions import BUILTIN
+from leakcheck.trials.attribution import SharedRemnant
 from leakcheck.trials.case import Case
 from leakcheck.trials.crash_points import Points
 from leakcheck.trials.record import Record
@@ -173,3 +175,17 @@ def test_a_campaign_that_goes_on_wants_all_that_is_left_whatever_it_has(tmp_path
     normal = next(Leaks().cases(made.target, options, facts))
     made = msgspec.structs.replace(made, trials=[Trial(case=normal)])
     assert Leaks().wanted_in_all(made) == 4
+
+
+def test_what_an_observation_has_shown_before_its_end_is_not_kept() -> None:
+    # Its submissions are made again, and leave the same once more.
+    leak = msgspec.convert({"kind": "file", "class": "orphaned", "label": "file /var/lib/x"}, type=Leak)
+    both = [SharedRemnant(leak, number, [number], "round") for number in (1, 2)]
+    arena = SimpleNamespace(observed=[1], judged=lambda: both, settled_ms={}, gaps={}, untied={})
+    executor = SimpleNamespace(
+        arenas=[arena], rounds=2, first_run=[], sick=[], cleanup_failures=[], stalls=[], deepest=0
+    )
+    made: Any = SimpleNamespace(facts=SimpleNamespace(before=Rounds()), executor=executor, trials=[])
+    assert [one.round for one in seen_so_far(made).left] == [1]
+    arena.observed.append(2)
+    assert [one.round for one in seen_so_far(made).left] == [1, 2]
