@@ -19,8 +19,9 @@ from leakcheck.cluster.connection import connected, directory_beside
 from leakcheck.cluster.shard import Shard, facts_of, run_shard
 from leakcheck.errors import LeakcheckError, StoppedError, TargetError, UsageError
 from leakcheck.evidence import Run, Store
+from leakcheck.evidence.machine import loaded_by
 from leakcheck.evidence.merge import IDENTITY, copy_runs, ended_shards, merge
-from leakcheck.targets import Target, is_builtin
+from leakcheck.targets import Target
 from leakcheck.trials.executor import Ui
 from leakcheck.trials.runner import Stop
 
@@ -90,7 +91,7 @@ def run_on_cluster(
 def _alike(client: distributed.Client, target: Target) -> dict[str, Mapping[str, Any]]:
     """Return what each worker would test, and on what machine; raise `UsageError` if they differ."""
     try:
-        found: dict[str, Mapping[str, Any]] = client.run(facts_of, _name(target))
+        found: dict[str, Mapping[str, Any]] = client.run(facts_of, loaded_by(target))
     except LeakcheckError as error:
         raise TargetError(f"--cluster: a worker cannot run {target.name}: {error}") from error
     except ImportError as error:
@@ -104,10 +105,6 @@ def _alike(client: distributed.Client, target: Target) -> dict[str, Mapping[str,
                     "use workers of one kind"
                 )
     return found
-
-
-def _name(target: Target) -> str:
-    return target.name if is_builtin(target) else str(Path(target.path).absolute())
 
 
 def _kept(
@@ -143,7 +140,7 @@ def _made(
         options = msgspec.json.encode(msgspec.structs.replace(whole, shard=name))
         local = client.cluster is not None
         cpus = _share(number % len(workers), len(workers)) if local else ()
-        shard = Shard(campaign.name, _name(target), options, topic, cpus)
+        shard = Shard(campaign.name, loaded_by(target), options, topic, cpus)
         key = f"leakcheck-{topic}-{name}"
         future = client.submit(run_shard, shard, key=key, workers=[worker], allow_other_workers=True, pure=False)
         future.add_done_callback(lambda _: ended.set())

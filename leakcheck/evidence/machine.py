@@ -40,12 +40,17 @@ def _cgroups() -> str:
     return "hybrid" if first and second else "v1" if first else "v2" if second else "none"
 
 
+def loaded_by(target: Target) -> str:
+    """Return what loads it again, in another process too: its name, or the path of its adapter."""
+    return target.name if is_builtin(target) else str(Path(target.path).absolute())
+
+
 def tested_facts(target: Target) -> dict[str, Any]:
     """Return what is tested: the target's version, adapter and programs, and which leakcheck does it."""
     return {
         "leakcheck": __version__,
         "version": target.version(),
-        "path": target.name if is_builtin(target) else str(Path(target.path).absolute()),
+        "path": loaded_by(target),
         "adapter": hashlib.sha256(Path(target.path).read_bytes()).hexdigest(),
         "contents": {Path(path).name: content for path in target.programs() if (content := _content(path))},
         "programs": {path: [*identity] for path, identity in target.identities().items()},
